@@ -1,0 +1,148 @@
+"""Every error that Minions raises on purpose: one hierarchy, one text.
+
+A `MinionError` says what was wrong, where, and what to do now. The command line prints it, HTTP sends it as
+problem details (RFC 9457), and a task's record keeps it: the same words in all three.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class MinionError(Exception):
+    """The root of all expected errors.
+
+    Attributes:
+        code: stable machine-readable name, the last part of the problem's `type`.
+        status: the HTTP status that reports it.
+        exit_code: the exit status of the `minion` command (sysexits.h numbers where one fits).
+        message: what was wrong and what to do now, for people.
+        detail: JSON-serialisable facts, for programs.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 70
+
+    def __init__(self, message: str, **detail: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error as it is stored in a task's record: `{"type", "message", **detail}`."""
+        return {"type": self.code, "message": self.message, **self.detail}
+
+
+class InvalidInput(MinionError):
+    """The input breaks a rule: not strict JSON, or not what the agent's schema allows."""
+
+    code, status, exit_code = "invalid_input", 422, 65
+
+
+class InvalidOutput(MinionError):
+    """An agent, a tool or a function returned something its output schema does not allow."""
+
+    code, status, exit_code = "invalid_output", 500, 65
+
+
+class InvalidDefinition(MinionError):
+    """An agent, tool or function definition is wrong; the message names the place."""
+
+    code, status, exit_code = "invalid_definition", 422, 65
+
+
+class TooLarge(MinionError):
+    """More bytes than a limit allows."""
+
+    code, status, exit_code = "too_large", 413, 65
+
+
+class Unauthorized(MinionError):
+    """No API key, or a wrong one."""
+
+    code, status, exit_code = "unauthorized", 401, 77
+
+
+class NotFound(MinionError):
+    """There is no such thing."""
+
+    code, status, exit_code = "not_found", 404, 66
+
+
+class UnknownAgent(NotFound):
+    """No agent of that name accepts work."""
+
+    code = "unknown_agent"
+
+
+class UnknownCapability(NotFound):
+    """No agent offers that capability."""
+
+    code = "unknown_capability"
+
+
+class AmbiguousRoute(MinionError):
+    """Several agents fit equally well, or none does; the message lists the candidates."""
+
+    code, status, exit_code = "ambiguous_route", 422, 65
+
+
+class Conflict(MinionError):
+    """The request contradicts something that is already stored."""
+
+    code, status, exit_code = "conflict", 409, 65
+
+
+class IdempotencyConflict(Conflict):
+    """The idempotency key was used before with another payload."""
+
+    code = "idempotency_conflict"
+
+
+class FunctionError(MinionError):
+    """A sandboxed function raised, was refused, or went over a limit."""
+
+    code = "function_error"
+
+
+class ToolError(MinionError):
+    """A tool could not do what it was asked."""
+
+    code = "tool_error"
+
+
+class ModelError(MinionError):
+    """The model's API refused a request or could not be reached."""
+
+    code, status = "model_error", 502
+
+
+class HistoryDiverged(MinionError):
+    """A task that ran again asked for something else than its journal holds."""
+
+    code = "history_diverged"
+
+
+class Unavailable(MinionError):
+    """The database, the broker or the API cannot be reached."""
+
+    code, status, exit_code = "unavailable", 503, 69
+
+
+class TaskFailed(MinionError):
+    """A task that somebody waited for did not succeed; `detail["error"]` holds its recorded error."""
+
+    code, exit_code = "task_failed", 1
+
+
+class WaitTimeout(MinionError):
+    """A task that somebody waited for has not finished yet. It goes on."""
+
+    code, status, exit_code = "wait_timeout", 504, 75
+
+
+class NotConfigured(MinionError):
+    """A setting is missing or wrong; the message names it."""
+
+    code, status, exit_code = "not_configured", 500, 78

@@ -1,0 +1,154 @@
+"""Twelve-factor configuration: everything comes from the environment, and every value has a type.
+
+`DATABASE_URL` and `REDIS_URL` are the whole difference between a laptop and production. Where they are not
+set, the servers that `minion up` started for this installation are used (see `shared.embedded`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.errors import NotConfigured
+
+RUN_FILE = "run.json"
+
+
+def installation_root() -> Path:
+    """The checkout this code runs from, or the Python environment it is installed in."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path(sys.prefix).resolve()
+
+
+def default_data_dir() -> Path:
+    """Where this installation keeps its private servers, keys and reports.
+
+    One folder per installation, so that two copies on one machine never meet. As root it lies below
+    `/var/lib`, because PostgreSQL runs as another user, who can enter no 0700 home.
+    """
+    name = hashlib.sha256(str(installation_root()).encode()).hexdigest()[:16]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/var/lib/minions") / name
+    state_home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(state_home) / "minions" / name
+
+
+class Settings(BaseSettings):
+    """All settings. Names are the environment's: `MINION_` and the field, but for the well-known ones."""
+
+    model_config = SettingsConfigDict(env_prefix="MINION_", extra="ignore", frozen=True, populate_by_name=True)
+
+    database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
+    redis_url: SecretStr | None = Field(None, validation_alias="REDIS_URL")
+    sentry_dsn: SecretStr | None = Field(None, validation_alias="SENTRY_DSN")
+    anthropic_api_key: SecretStr | None = Field(None, validation_alias="ANTHROPIC_API_KEY")
+    anthropic_base_url: str | None = Field(None, validation_alias="ANTHROPIC_BASE_URL")
+
+    data_dir: Path = Field(default_factory=default_data_dir)
+    environment: str = "development"
+    log_level: str = "INFO"
+    log_format: str = Field("auto", pattern="^(auto|json|console)$")
+
+    api_host: str = "127.0.0.1"
+    api_port: int = Field(8700, ge=0, le=65535)
+    api_key: SecretStr | None = None
+    api_url: str | None = None
+
+    default_model: str = "claude-sonnet-4-5"
+    max_input_bytes: int = Field(1 << 20, ge=1024)
+    max_output_bytes: int = Field(4 << 20, ge=1024)
+    max_body_bytes: int = Field(64 << 20, ge=1024)
+
+    heartbeat_seconds: float = Field(3.0, gt=0)
+    lease_seconds: float = Field(10.0, gt=0)
+    lost_message_seconds: float = Field(5.0, gt=0)
+    dispatch_window: int = Field(64, ge=1)
+    connect_attempts: int = Field(10, ge=1)
+
+    def require_database_url(self) -> str:
+        """The database's address as SQLAlchemy wants it (`postgresql+psycopg://…`).
+
+        Raises:
+            NotConfigured: neither `DATABASE_URL` nor a running `minion up` names one.
+        """
+        url = self.database_url.get_secret_value() if self.database_url else self._running("database_url")
+        if not url:
+            raise NotConfigured(
+                "No database: set DATABASE_URL, or start the private servers of this machine with `minion up`."
+            )
+        for prefix in ("postgres://", "postgresql://"):
+            if url.startswith(prefix):
+                return "postgresql+psycopg://" + url.removeprefix(prefix)
+        return url
+
+    def require_redis_url(self) -> str:
+        """The broker's address as redis-py wants it (`redis://`, `rediss://` or `unix://`).
+
+        Raises:
+            NotConfigured: neither `REDIS_URL` nor a running `minion up` names one.
+        """
+        url = self.redis_url.get_secret_value() if self.redis_url else self._running("redis_url")
+        if not url:
+            raise NotConfigured(
+                "No broker: set REDIS_URL, or start the private servers of this machine with `minion up`."
+            )
+        return url.replace("redis+socket://", "unix://", 1)
+
+    def require_broker_url(self) -> str:
+        """The broker's address as Celery wants it: a socket is `redis+socket://` there."""
+        return self.require_redis_url().replace("unix://", "redis+socket://", 1)
+
+    def require_api_url(self) -> str:
+        """Where the API answers: `MINION_API_URL`, the running `minion up`, or the configured host and port."""
+        return self.api_url or self._running("api_url") or f"http://{self.api_host}:{self.api_port}"
+
+    def require_api_key(self) -> str:
+        """The bearer key of the API: `MINION_API_KEY`, or the one `minion up` keeps in the data folder.
+
+        Raises:
+            NotConfigured: there is neither.
+        """
+        if self.api_key:
+            return self.api_key.get_secret_value()
+        try:
+            return (self.data_dir / "api_key").read_text().strip()
+        except OSError:
+            raise NotConfigured(
+                f"No API key: set MINION_API_KEY, or let `minion up` make one in {self.data_dir}."
+            ) from None
+
+    def _running(self, name: str) -> str | None:
+        """A fact about the running `minion up` of this installation, if there is one."""
+        try:
+            facts: dict[str, Any] = json.loads((self.data_dir / RUN_FILE).read_text())
+        except (OSError, ValueError):
+            return None
+        value = facts.get(name)
+        return value if isinstance(value, str) else None
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings, read once.
+
+    Raises:
+        NotConfigured: a variable has a value of the wrong kind; the message names it.
+    """
+    try:
+        return Settings()  # type: ignore[call-arg]
+    except ValidationError as error:
+        faults = "; ".join(f"{_variable(fault['loc'])}: {fault['msg']}" for fault in error.errors())
+        raise NotConfigured(f"The environment has settings that cannot be used: {faults}.") from None
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    name = str(location[0])
+    return name if name.isupper() else f"MINION_{name.upper()}"
