@@ -1,1 +1,1 @@
-"""."""
+"""The database schema's history (alembic), shipped inside the wheel."""

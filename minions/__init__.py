@@ -1,1 +1,1 @@
-"""."""
+"""The light client of Minions: `from minions import Client`."""

@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = None
     api_url: str | None = None
 
-    default_model: str = "claude-sonnet-4-5"
+    default_model: str = "claude-sonnet-5-5"
     max_input_bytes: int = Field(1 << 20, ge=1024)
     max_output_bytes: int = Field(4 << 20, ge=1024)
     max_body_bytes: int = Field(64 << 20, ge=1024)

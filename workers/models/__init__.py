@@ -1,1 +1,1 @@
-"""."""
+"""Model clients: one module per provider."""

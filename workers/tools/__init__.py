@@ -1,1 +1,1 @@
-"""."""
+"""Tools: one module per kind."""

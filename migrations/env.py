@@ -1,0 +1,25 @@
+"""Alembic's entry point. The connection comes from `shared.init_db`, or from the settings on the command line."""
+
+from __future__ import annotations
+
+from alembic import context
+from sqlalchemy import Connection
+
+from shared.database import make_engine
+from shared.models import Base
+from shared.settings import get_settings
+
+
+def run(connection: Connection) -> None:
+    """Runs the migrations in one transaction on the given connection."""
+    context.configure(connection=connection, target_metadata=Base.metadata, compare_server_default=True)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+given: Connection | None = context.config.attributes.get("connection")
+if given is not None:
+    run(given)
+else:
+    with make_engine(get_settings()).connect() as own:
+        run(own)

@@ -1,0 +1,25 @@
+-- Functions that the tables' defaults and generated columns need.
+
+-- UUIDv7 (RFC 9562, method 3): milliseconds, then the fraction of a millisecond in 12 bits, then random bits.
+-- PostgreSQL 18 has one of its own; the migration uses it there.
+CREATE FUNCTION minion_uuidv7() RETURNS uuid LANGUAGE plpgsql VOLATILE PARALLEL SAFE AS $$
+DECLARE
+    micros bigint := floor(extract(epoch FROM clock_timestamp()) * 1000000);
+    fraction integer := ((micros % 1000) * 4096 / 1000)::integer;
+    bytes bytea := uuid_send(gen_random_uuid());
+BEGIN
+    bytes := overlay(bytes PLACING substring(int8send(micros / 1000) FROM 3) FROM 1 FOR 6);
+    bytes := set_byte(bytes, 6, 112 | (fraction >> 8));   -- 0x70: version 7
+    bytes := set_byte(bytes, 7, fraction & 255);
+    RETURN encode(bytes, 'hex')::uuid;
+END $$;
+
+-- What routing by message searches: "SearchAgent" is also found as "search agent".
+CREATE FUNCTION minion_search_text(name text, description text, capabilities text[]) RETURNS tsvector
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT setweight(to_tsvector('english'::regconfig, translate(
+               regexp_replace(name, '([a-z0-9])([A-Z])', '\1 \2', 'g'), '_.-', '   ')), 'A')
+        || setweight(to_tsvector('english'::regconfig, translate(
+               array_to_string(capabilities, ' '), '_.-', '   ')), 'B')
+        || setweight(to_tsvector('english'::regconfig, description), 'C')
+$$;

@@ -1,0 +1,178 @@
+"""Connections to PostgreSQL: one engine a process, time-outs shorter than the lease, errors that teach.
+
+Database code is written once, synchronous (psycopg under SQLAlchemy).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.orm import Session
+
+from shared import errors
+from shared.settings import Settings, get_settings
+
+log = structlog.get_logger(__name__)
+
+Result = TypeVar("Result")
+
+# What the functions in migrations/sql/ raise on purpose.
+EXPECTED: dict[str, type[errors.MinionError]] = {
+    "MN001": errors.UnknownAgent,
+    "MN002": errors.UnknownCapability,
+    "MN003": errors.AmbiguousRoute,
+    "MN004": errors.Conflict,
+    "MN005": errors.IdempotencyConflict,
+    "MN006": errors.TooLarge,
+    "MN007": errors.InvalidInput,
+    "MN008": errors.NotFound,
+}
+# Connection lost, server shutting down, too many connections, disk full: waits may help.
+TRANSIENT_CLASSES = ("08", "53", "57")
+
+
+def make_engine(settings: Settings, *, pool_size: int = 5) -> Engine:
+    """An engine whose connections give up sooner than a lease runs out.
+
+    Args:
+        settings: `DATABASE_URL` and the lease in seconds.
+        pool_size: connections kept open; as many again may be opened for a moment.
+
+    Raises:
+        NotConfigured: there is no database address.
+    """
+    lease_ms = int(settings.lease_seconds * 1000)
+    engine = create_engine(
+        settings.require_database_url(),
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=30,
+        pool_pre_ping=True,
+        json_serializer=_dump,
+        connect_args={
+            "connect_timeout": 5,
+            "application_name": "minions",
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 2,
+            "tcp_user_timeout": lease_ms,
+            "options": f"-c timezone=UTC -c idle_in_transaction_session_timeout={lease_ms}"
+            f" -c minion.max_input_bytes={settings.max_input_bytes}",
+        },
+    )
+
+    @event.listens_for(engine, "handle_error")
+    def _translate(context: Any) -> None:
+        translated = expected_error(context.original_exception)
+        if translated is not None:
+            raise translated from None
+
+    return engine
+
+
+@lru_cache(maxsize=1)
+def get_engine() -> Engine:
+    """The process's engine. After a fork the child must call `forget_engine` first."""
+    return make_engine(get_settings())
+
+
+def forget_engine() -> None:
+    """In a forked child: drops the parent's connections without closing them under its feet."""
+    if get_engine.cache_info().currsize:
+        get_engine().dispose(close=False)
+        get_engine.cache_clear()
+
+
+@contextmanager
+def session_scope() -> Iterator[Session]:
+    """A session on the process's engine; committed if the block ends well, else rolled back."""
+    with Session(get_engine()) as session, session.begin():
+        yield session
+
+
+@contextmanager
+def transaction() -> Iterator[Connection]:
+    """A connection with a transaction; committed if the block ends well, else rolled back."""
+    with get_engine().begin() as connection:
+        yield connection
+
+
+def expected_error(error: BaseException | None) -> errors.MinionError | None:
+    """The MinionError behind a database error that our own functions raised, if it is one."""
+    state = getattr(error, "sqlstate", None)
+    kind = EXPECTED.get(state or "")
+    return kind(error.diag.message_primary or str(error)) if kind and error is not None else None  # type: ignore[attr-defined]
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the database is away, full or busy for the moment, so that trying again makes sense."""
+    if isinstance(error, OperationalError | InterfaceError):
+        state = getattr(error.orig, "sqlstate", None)
+        return state is None or state.startswith(TRANSIENT_CLASSES) or state in ("40001", "40P01", "55P03")
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def reason(error: BaseException) -> str:
+    """A database error in one line, without the statement and its parameters."""
+    original = getattr(error, "orig", None) or error
+    return " ".join(str(original).split())[:300]
+
+
+def unavailable(error: BaseException) -> errors.Unavailable:
+    """The error for people when the database cannot be reached."""
+    return errors.Unavailable(f"The database cannot be reached: {reason(error)}. It is tried again; nothing is lost.")
+
+
+def wait_for(probe: Callable[[], Result], *, what: str, attempts: int) -> Result:
+    """Calls `probe` until it works, with growing pauses of at most 5 s.
+
+    Raises:
+        Unavailable: it failed `attempts` times; the message holds the last reason.
+    """
+    pause = 0.2
+    for attempt in range(1, attempts + 1):
+        try:
+            return probe()
+        except errors.MinionError:
+            raise
+        except Exception as error:
+            if attempt == attempts:
+                raise errors.Unavailable(
+                    f"{what} cannot be reached after {attempts} attempts: {reason(error)}. "
+                    "Check its address and that it runs."
+                ) from None
+            log.warning("unreachable", what=what, attempt=attempt, attempts=attempts, reason=reason(error))
+            time.sleep(pause)
+            pause = min(5.0, pause * 2)
+    raise AssertionError("unreachable")
+
+
+def wait_for_database(settings: Settings) -> None:
+    """Waits until the database answers and its schema is there.
+
+    Raises:
+        Unavailable: it does not answer.
+        NotConfigured: it has no schema, or one that is older than this release.
+    """
+
+    def probe() -> None:
+        with get_engine().connect() as connection:
+            connection.execute(text("SELECT 1"))
+
+    wait_for(probe, what="The database", attempts=settings.connect_attempts)
+    from shared.init_db import check_schema_is_current
+
+    with get_engine().connect() as connection:
+        check_schema_is_current(connection)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=str)

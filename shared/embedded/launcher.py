@@ -1,0 +1,107 @@
+"""Starting a child that becomes another user, and that does not outlive us."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import lru_cache
+from queue import SimpleQueue
+from typing import IO
+
+from shared.embedded.system_user import SystemUser
+
+# Runs as the child's first program and becomes the server. It starts as we are and changes the user itself:
+# another user may not reach this interpreter, which is why `subprocess`'s own `user=` does not do. The death
+# signal comes after that change, because the change clears it; `execv` keeps it.
+_LAUNCHER = """\
+import os, sys
+owner, death_signal, uid, gid = map(int, sys.argv[1:5])
+if sys.platform == "linux":
+    import ctypes
+    libc = ctypes.CDLL(None)
+os.umask(0o077)
+if uid >= 0:
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
+if sys.platform == "linux":
+    PR_SET_PDEATHSIG = 1
+    if libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(death_signal), *[ctypes.c_ulong(0)] * 3):
+        sys.exit("cannot ask for a signal at the owner's death")
+if os.getppid() != owner:
+    sys.exit("the owner is gone already")
+os.execv(sys.argv[5], sys.argv[5:])
+"""
+
+
+def launch(
+    command: list[str],
+    user: SystemUser | None,
+    death_signal: signal.Signals,
+    log: IO[bytes],
+    lock: int,
+) -> subprocess.Popen[bytes]:
+    """Start `command` as `user`, in a session of its own: the terminal's Ctrl-C is for us, who stop it in order.
+
+    Args:
+        command: an absolute path and arguments.
+        user: None stays who we are.
+        death_signal: what the child gets when we die, on Linux. Elsewhere it lives on.
+        log: takes its output.
+        lock: a descriptor that it and all its children hold open.
+    """
+    identity = (os.getpid(), death_signal.value, user.uid if user else -1, user.gid if user else -1)
+    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *map(str, identity), *command]
+    return _in_lasting_thread(
+        lambda: subprocess.Popen(
+            launcher,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd="/",
+            env=_environment(),
+            pass_fds=(lock,),
+            start_new_session=True,
+        )
+    )
+
+
+def _in_lasting_thread(popen: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+    """Start a child in a thread that lives as long as the process.
+
+    Linux sends the death signal when the *thread* that started a child ends. A caller's thread may be short.
+    """
+    future: Future[subprocess.Popen[bytes]] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(popen())
+        except BaseException as error:
+            future.set_exception(error)
+
+    _lasting_thread(os.getpid()).put(work)
+    return future.result()
+
+
+@lru_cache(maxsize=1)
+def _lasting_thread(pid: int) -> SimpleQueue[Callable[[], None]]:
+    """The queue of this process's lasting thread; a forked child (another pid) has none and gets its own."""
+    calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+
+    def serve() -> None:
+        while True:
+            calls.get()()
+
+    threading.Thread(target=serve, name=f"embedded-servers-{pid}", daemon=True).start()
+    return calls
+
+
+def _environment() -> dict[str, str]:
+    """Next to nothing: no secrets of ours, no PG* variables. An interpreter may need its library path."""
+    library_paths = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", **library_paths}

@@ -1,0 +1,101 @@
+"""A private Valkey server (it speaks Redis' protocol) in one data folder."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from urllib.parse import quote
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from shared.embedded.binaries import Binaries
+from shared.embedded.server import Server
+from shared.embedded.system_user import SystemUser, give, write_private
+from shared.embedded.traces import Traces
+
+SOCKET = "valkey.sock"
+CONFIGURATION = "valkey.conf"
+
+
+def traces(data_dir: Path) -> Traces:
+    """Where a Valkey of this data folder shows whether it runs."""
+    return Traces(
+        lock=data_dir / "valkey.lock",
+        pid_file=data_dir / "valkey" / "valkey.pid",
+        marker=f"/valkey-server {data_dir / CONFIGURATION}",
+        stop_signal=signal.SIGTERM,
+    )
+
+
+class Valkey(Server):
+    """Valkey with an append-only file (written to disk every second) when durable, else in memory only."""
+
+    name = "Valkey"
+    death_signal = signal.SIGTERM
+    stop_signals = ((signal.SIGTERM, 20.0), (signal.SIGKILL, 5.0))
+
+    def __init__(
+        self,
+        data_dir: Path,
+        binaries: Binaries,
+        user: SystemUser | None,
+        socket_dir: Path,
+        password_file: Path,
+        durable: bool,
+    ) -> None:
+        super().__init__(traces(data_dir), data_dir / "logs" / "valkey.log", user)
+        self.folder = data_dir / "valkey"
+        self.configuration = data_dir / CONFIGURATION
+        self.program = binaries.valkey
+        self.socket = socket_dir / SOCKET
+        self.password_file = password_file
+        self.durable = durable
+
+    @property
+    def url(self) -> str:
+        """The address for redis-py."""
+        return f"unix://:{self.password_file.read_text()}@{quote(str(self.socket))}?db=0"
+
+    def prepare(self, lock: int) -> None:
+        self.folder.mkdir(exist_ok=True)
+        give(self.folder, self.user, 0o700)
+        write_private(self.configuration, self._configuration(), self.user)
+
+    def command(self) -> list[str]:
+        return [str(self.program), str(self.configuration)]
+
+    def probe(self) -> str | None:
+        client = redis.Redis.from_url(self.url, socket_timeout=5, retry=Retry(NoBackoff(), 0))
+        try:
+            client.ping()
+        except (redis.ConnectionError, redis.TimeoutError) as error:  # loading its file is one of them
+            return str(error)
+        finally:
+            client.close()
+        return None
+
+    def _configuration(self) -> str:
+        """A file and not arguments: everybody on the machine can read a command line."""
+        settings = {
+            "port": "0",
+            "unixsocket": _quoted(self.socket),
+            "unixsocketperm": "700",
+            "requirepass": self.password_file.read_text(),
+            "dir": _quoted(self.folder),
+            "pidfile": _quoted(self.traces.pid_file),
+            "set-proc-title": "no",  # the command line is how we recognise it
+            "logfile": '""',
+            "loglevel": "notice",
+            "save": '""',
+            "appendonly": "yes" if self.durable else "no",
+            "appendfsync": "everysec",
+            "maxmemory-policy": "noeviction",  # a broker forgets nothing on its own
+        }
+        return "".join(f"{name} {value}\n" for name, value in settings.items())
+
+
+def _quoted(path: Path) -> str:
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -1,0 +1,65 @@
+"""Schema creation and the default agents. Both are idempotent, and safe when two processes run them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, text
+
+from shared.errors import NotConfigured
+
+# One number for everything that changes the schema or the definitions: who comes second waits.
+SCHEMA_LOCK = 0x4D494E494F4E5301
+
+
+@contextmanager
+def alembic_config() -> Iterator[Config]:
+    """Alembic's configuration for the migrations of this installation, wherever it is installed."""
+    with as_file(files("migrations")) as folder:
+        config = Config()
+        # configparser reads % as the start of a variable.
+        config.set_main_option("script_location", str(Path(folder)).replace("%", "%%"))
+        yield config
+
+
+def migrate(engine: Engine) -> tuple[str | None, str | None]:
+    """Brings the schema to this release's revision.
+
+    Returns:
+        the revision before and the revision after.
+    """
+    with alembic_config() as config, engine.connect() as connection:
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": SCHEMA_LOCK})
+        connection.commit()
+        try:
+            before = MigrationContext.configure(connection).get_current_revision()
+            connection.rollback()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            connection.commit()
+            after = MigrationContext.configure(connection).get_current_revision()
+            connection.rollback()
+        finally:
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": SCHEMA_LOCK})
+            connection.commit()
+    return before, after
+
+
+def check_schema_is_current(connection: Connection) -> None:
+    """Raises NotConfigured where the schema is missing or older than this release; a newer one is fine."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    with alembic_config() as config:
+        script = ScriptDirectory.from_config(config)
+        known = {revision.revision for revision in script.walk_revisions()}
+        head = script.get_current_head()
+    if current is None:
+        raise NotConfigured("The database has no schema yet. Run `minion migrate`.")
+    if current in known and current != head:
+        raise NotConfigured(f"The database's schema is at {current}, this release needs {head}. Run `minion migrate`.")

@@ -1,0 +1,145 @@
+"""Strict JSON: what PostgreSQL, every client and the sandbox can all hold, and nothing else.
+
+Python's parser accepts more than JSON (NaN, Infinity, 1e999, lone surrogates, duplicate keys) and PostgreSQL's
+`jsonb` accepts less (no U+0000). A value that passed here passes everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from shared.errors import InvalidInput, TooLarge
+
+MAX_DEPTH = 100
+MAX_DIGITS = 300
+
+JsonValue = Any
+
+
+def parse(text: bytes | str, *, what: str = "The body", limit: int | None = None) -> JsonValue:
+    """Parses strict JSON.
+
+    Args:
+        text: the document, UTF-8 if bytes.
+        what: how the error message calls it.
+        limit: the largest size in bytes.
+
+    Raises:
+        TooLarge: the document is larger than `limit`.
+        InvalidInput: it is not strict JSON, or nested deeper than `MAX_DEPTH`.
+    """
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if limit is not None and len(raw) > limit:
+        raise too_large(what, len(raw), limit)
+    try:
+        decoded = raw.decode("utf-8")
+        value = json.loads(decoded, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{what} is not UTF-8: byte {error.start} cannot be decoded.") from None
+    except json.JSONDecodeError as error:
+        raise InvalidInput(
+            f"{what} is not valid JSON: {error.msg} at line {error.lineno} column {error.colno}."
+        ) from None
+    except RecursionError:
+        raise InvalidInput(f"{what} is nested deeper than {MAX_DEPTH} levels.") from None
+    except ValueError as error:
+        raise InvalidInput(f"{what} is not valid JSON: {error}") from None
+    check(value, what=what)
+    return value
+
+
+def check(value: JsonValue, *, what: str = "The value", limit: int | None = None) -> None:
+    """Checks that a Python value is strict JSON that the database can hold.
+
+    Raises:
+        TooLarge: its JSON text is larger than `limit` bytes.
+        InvalidInput: the message names the place and the rule.
+    """
+    for path, fault in _faults(value):
+        raise InvalidInput(f"{what} cannot be stored: {fault} at {path}.", path=path)
+    if limit is not None:
+        size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
+        if size > limit:
+            raise too_large(what, size, limit)
+
+
+def canonical(value: JsonValue) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, no NaN. Equal values have equal texts."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: JsonValue) -> str:
+    """The SHA-256 of the canonical text, in hexadecimal."""
+    return hashlib.sha256(canonical(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def too_large(what: str, size: int, limit: int) -> TooLarge:
+    """The error for a document of `size` bytes where `limit` are allowed."""
+    return TooLarge(
+        f"{what} is {size:,} bytes large; at most {limit:,} are accepted. "
+        "Store large data elsewhere and pass a reference to it.",
+        size=size,
+        limit=limit,
+    )
+
+
+def _faults(root: JsonValue) -> Iterator[tuple[str, str]]:
+    """Yields (path, fault) without recursion, so that no nesting can exhaust the stack."""
+    stack: list[tuple[JsonValue, str, int]] = [(root, "$", 0)]
+    while stack:
+        value, path, depth = stack.pop()
+        if depth > MAX_DEPTH:
+            yield path[:80] + "…", f"nesting deeper than {MAX_DEPTH} levels"
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    yield path, f"a key that is not text ({type(key).__name__})"
+                elif fault := _text_fault(key):
+                    yield path, f"a key with {fault}"
+                else:
+                    stack.append((item, f"{path}.{key}", depth + 1))
+        elif isinstance(value, list | tuple):
+            stack.extend((item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value))
+        elif fault := _scalar_fault(value):
+            yield path, fault
+
+
+def _scalar_fault(value: JsonValue) -> str | None:
+    if value is None or isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        return _text_fault(value)
+    if isinstance(value, float):
+        return None if math.isfinite(value) else f"{value} is not a JSON number"
+    if isinstance(value, int):
+        return None if abs(value) < 10**MAX_DIGITS else f"a number of more than {MAX_DIGITS} digits"
+    return f"a {type(value).__name__} is not a JSON value"
+
+
+def _text_fault(text: str) -> str | None:
+    if "\x00" in text:
+        return "the character U+0000, which PostgreSQL cannot store,"
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "a lone surrogate, which is not Unicode text,"
+    return None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number.")
+
+
+def _unique_keys(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"the key {twice!r} stands twice in one object.")
+    return result

@@ -1,0 +1,514 @@
+"""The data model. Decisions behind it:
+
+- Ids are UUIDv7, so tables can be range-partitioned on them and sorted by age.
+- What changes often (`task_status`) is a narrow row apart from what never changes (`tasks`) and from the
+  outcome (`task_outcomes`).
+- Definitions are heads (`agents`, `tools`, `functions`) with immutable versions; triggers refuse to change one.
+- Money is integer micro-dollars. Large outputs are content-addressed rows (`contents`).
+
+The functions and triggers that keep the invariants are in `migrations/sql/`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Computed,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    SmallInteger,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
+from sqlalchemy.dialects.postgresql import UUID as PgUUID
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+from shared.schemas import AgentDefinition
+from shared.states import FINAL, State
+
+STATES = ", ".join(f"'{state}'" for state in State)
+FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))
+NOW = text("now()")
+NEW_ID = text("minion_uuidv7()")
+EMPTY_OBJECT = text("'{}'::jsonb")
+
+
+class Base(DeclarativeBase):
+    """All tables, with names for every constraint so that migrations can speak of them."""
+
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it as declared here
+        UUID: PgUUID(as_uuid=True),
+        datetime: DateTime(timezone=True),
+        str: Text,
+        dict[str, Any]: JSONB,
+        list[str]: ARRAY(Text),
+    }
+
+
+Base.metadata.naming_convention = {
+    "pk": "%(table_name)s_pkey",
+    "ix": "%(table_name)s_%(column_0_name)s_idx",
+    "uq": "%(table_name)s_%(column_0_N_name)s_key",
+    "fk": "%(table_name)s_%(column_0_name)s_fkey",
+    "ck": "%(table_name)s_%(constraint_name)s_check",
+}
+
+
+def _id() -> Mapped[UUID]:
+    return mapped_column(primary_key=True, server_default=NEW_ID)
+
+
+def _created() -> Mapped[datetime]:
+    return mapped_column(server_default=NOW)
+
+
+def _namespace() -> Mapped[str]:
+    return mapped_column(server_default="default")
+
+
+class Agent(Base):
+    """A named agent with a lifecycle; what it is stands in its versions.
+
+    Made by users as `Agent(name=…, description=…, system_prompt=…, input_schema=…, config_data={…}, …)`: the
+    arguments are those of `shared.schemas.AgentDefinition` (with `config_data` for its `config`) and stand in
+    `definition` until `AgentRegistry.register_agent` stores them as a version.
+    """
+
+    __tablename__ = "agents"
+    __table_args__ = (
+        UniqueConstraint("namespace", "name"),
+        CheckConstraint("status IN ('active', 'deprecated', 'disabled', 'rolled_back')", name="status"),
+    )
+
+    id: Mapped[UUID] = _id()
+    namespace: Mapped[str] = _namespace()
+    name: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default="active")
+    status_reason: Mapped[str | None]
+    active_version_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("agent_versions.id", use_alter=True, name="agents_active_version_id_fkey")
+    )
+    created_at: Mapped[datetime] = _created()
+
+    active_version: Mapped[AgentVersion | None] = relationship(foreign_keys=[active_version_id], post_update=True)
+
+    def __init__(self, *, name: str, config_data: dict[str, Any] | None = None, **definition: Any) -> None:
+        """Raises InvalidDefinition where an argument is wrong; the message names it."""
+        super().__init__()
+        self.name = name
+        self._draft = AgentDefinition.from_arguments(name=name, config_data=config_data, **definition)
+
+    @property
+    def definition(self) -> AgentDefinition:
+        """What the agent is: as given until it is stored, then its active version."""
+        if self.active_version is not None:
+            return AgentDefinition.model_validate({"name": self.name, **self.active_version.definition})
+        return self._draft
+
+
+class AgentVersion(Base):
+    """What an agent is: immutable. It pins the tool and function versions that it uses."""
+
+    __tablename__ = "agent_versions"
+    __table_args__ = (
+        UniqueConstraint("agent_id", "number"),
+        UniqueConstraint("agent_id", "checksum"),
+        CheckConstraint("type IN ('agent', 'function')", name="type"),
+        Index("agent_versions_search_idx", "search", postgresql_using="gin"),
+        Index("agent_versions_capabilities_idx", "capabilities", postgresql_using="gin"),
+    )
+
+    id: Mapped[UUID] = _id()
+    agent_id: Mapped[UUID] = mapped_column(ForeignKey("agents.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    checksum: Mapped[str]
+    type: Mapped[str]
+    name: Mapped[str]
+    description: Mapped[str]
+    capabilities: Mapped[list[str]]
+    capability: Mapped[str]
+    input_schema: Mapped[dict[str, Any] | None]
+    definition: Mapped[dict[str, Any]]
+    function_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("function_versions.id"))
+    tool_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("tool_versions.id"))
+    soft_time_limit: Mapped[int]
+    time_limit: Mapped[int]
+    max_attempts: Mapped[int]
+    search: Mapped[str] = mapped_column(
+        TSVECTOR, Computed("minion_search_text(name, description, capabilities)", persisted=True)
+    )
+    created_at: Mapped[datetime] = _created()
+
+
+class AgentVersionTool(Base):
+    """A tool that a model may call in this agent version, pinned."""
+
+    __tablename__ = "agent_version_tools"
+
+    agent_version_id: Mapped[UUID] = mapped_column(
+        ForeignKey("agent_versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    tool_version_id: Mapped[UUID] = mapped_column(ForeignKey("tool_versions.id"))
+
+
+class Relation(Base):
+    """An agent that this agent version hands work to, by name: each sub-task pins its own version."""
+
+    __tablename__ = "relations"
+
+    agent_version_id: Mapped[UUID] = mapped_column(
+        ForeignKey("agent_versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    agent_name: Mapped[str]
+    for_each: Mapped[str | None]
+
+
+class Tool(Base):
+    """A named tool; what it is stands in its versions."""
+
+    __tablename__ = "tools"
+    __table_args__ = (UniqueConstraint("namespace", "name"),)
+
+    id: Mapped[UUID] = _id()
+    namespace: Mapped[str] = _namespace()
+    name: Mapped[str]
+    active_version_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("tool_versions.id", use_alter=True, name="tools_active_version_id_fkey")
+    )
+    created_at: Mapped[datetime] = _created()
+
+
+class ToolVersion(Base):
+    """What a tool is: immutable."""
+
+    __tablename__ = "tool_versions"
+    __table_args__ = (
+        UniqueConstraint("tool_id", "number"),
+        UniqueConstraint("tool_id", "checksum"),
+        CheckConstraint("type IN ('function', 'http', 'mcp', 'agent', 'builtin')", name="type"),
+        CheckConstraint("effect IN ('pure', 'idempotent', 'unsafe')", name="effect"),
+    )
+
+    id: Mapped[UUID] = _id()
+    tool_id: Mapped[UUID] = mapped_column(ForeignKey("tools.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    checksum: Mapped[str]
+    type: Mapped[str]
+    effect: Mapped[str]
+    name: Mapped[str]
+    description: Mapped[str]
+    definition: Mapped[dict[str, Any]]
+    function_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("function_versions.id"))
+    created_at: Mapped[datetime] = _created()
+
+
+class Function(Base):
+    """A named function; its code stands in its versions."""
+
+    __tablename__ = "functions"
+    __table_args__ = (UniqueConstraint("namespace", "name"),)
+
+    id: Mapped[UUID] = _id()
+    namespace: Mapped[str] = _namespace()
+    name: Mapped[str]
+    active_version_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("function_versions.id", use_alter=True, name="functions_active_version_id_fkey")
+    )
+    created_at: Mapped[datetime] = _created()
+
+
+class FunctionVersion(Base):
+    """Python source and its contract: immutable but for `status`, and named by its SHA-256."""
+
+    __tablename__ = "function_versions"
+    __table_args__ = (
+        UniqueConstraint("function_id", "number"),
+        UniqueConstraint("function_id", "checksum"),
+        CheckConstraint("status IN ('active', 'deprecated', 'quarantined')", name="status"),
+    )
+
+    id: Mapped[UUID] = _id()
+    function_id: Mapped[UUID] = mapped_column(ForeignKey("functions.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    checksum: Mapped[str]
+    name: Mapped[str]
+    description: Mapped[str]
+    definition: Mapped[dict[str, Any]]
+    status: Mapped[str] = mapped_column(server_default="active")
+    status_reason: Mapped[str | None]
+    created_at: Mapped[datetime] = _created()
+
+
+class Conversation(Base):
+    """The messages that tasks with the same `conversation_id` share."""
+
+    __tablename__ = "conversations"
+
+    namespace: Mapped[str] = mapped_column(primary_key=True, server_default="default")
+    id: Mapped[str] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime] = _created()
+
+
+class Message(Base):
+    """One message of a conversation; ids sort by age."""
+
+    __tablename__ = "messages"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["namespace", "conversation_id"],
+            ["conversations.namespace", "conversations.id"],
+            ondelete="CASCADE",
+            name="messages_conversation_fkey",
+        ),
+        CheckConstraint("role IN ('user', 'assistant', 'system', 'tool')", name="role"),
+        Index("messages_conversation_idx", "namespace", "conversation_id", "id"),
+    )
+
+    id: Mapped[UUID] = _id()
+    namespace: Mapped[str] = _namespace()
+    conversation_id: Mapped[str]
+    task_id: Mapped[UUID | None] = mapped_column(ForeignKey("tasks.id", ondelete="SET NULL"), index=True)
+    role: Mapped[str]
+    content: Mapped[Any] = mapped_column(JSONB)
+    created_at: Mapped[datetime] = _created()
+
+
+class Task(Base):
+    """One piece of work: what was asked for. Never changes, but for the routing that pins its agent version."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (
+        CheckConstraint("depth >= 0", name="depth"),
+        CheckConstraint("(parent_id IS NULL) = (parent_step IS NULL)", name="parent"),
+        CheckConstraint("(agent_version_id IS NULL) OR (agent_name IS NOT NULL)", name="pinned"),
+        Index("tasks_agent_idx", "namespace", "agent_name", "id"),
+        Index("tasks_parent_idx", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+        Index("tasks_root_idx", "root_id"),
+        Index("tasks_replay_idx", "replay_of", postgresql_where=text("replay_of IS NOT NULL")),
+        Index(
+            "tasks_conversation_idx",
+            "namespace",
+            "conversation_id",
+            "id",
+            postgresql_where=text("conversation_id IS NOT NULL"),
+        ),
+    )
+
+    id: Mapped[UUID] = _id()
+    namespace: Mapped[str] = _namespace()
+    agent_name: Mapped[str | None]
+    agent_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("agent_versions.id"))
+    capability: Mapped[str | None]
+    input: Mapped[Any | None] = mapped_column(JSONB(none_as_null=True))
+    messages: Mapped[Any | None] = mapped_column(JSONB(none_as_null=True))
+    parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
+    parent_step: Mapped[int | None]
+    root_id: Mapped[UUID]
+    depth: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    replay_of: Mapped[UUID | None] = mapped_column(ForeignKey("tasks.id", ondelete="SET NULL"))
+    origin_id: Mapped[UUID]
+    conversation_id: Mapped[str | None]
+    key: Mapped[str | None]
+    labels: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
+    submitted_by: Mapped[str | None]
+    traceparent: Mapped[str | None]
+    journal_format: Mapped[int] = mapped_column(SmallInteger, server_default="1")
+    deadline: Mapped[datetime | None]
+    created_at: Mapped[datetime] = _created()
+
+
+class TaskStatus(Base):
+    """Where a task is: the narrow row that changes. Written only by the functions in `migrations/sql/`."""
+
+    __tablename__ = "task_status"
+    __table_args__ = (
+        CheckConstraint(f"state IN ({STATES})", name="state"),
+        CheckConstraint("(state = 'running') = (worker_id IS NOT NULL)", name="running_has_worker"),
+        CheckConstraint("(state = 'waiting') = (wait_reason IS NOT NULL)", name="waiting_has_reason"),
+        CheckConstraint("claim >= 0 AND attempts >= 0 AND losses >= 0", name="counters"),
+        CheckConstraint("open_waits >= 0", name="open_waits"),
+        Index("task_status_state_idx", "state", "task_id"),
+        Index(
+            "task_status_pending_idx",
+            "capability",
+            text("priority DESC"),
+            "task_id",
+            postgresql_where=text("state = 'pending'"),
+        ),
+        Index("task_status_queued_idx", "capability", "queued_at", postgresql_where=text("state = 'queued'")),
+        Index("task_status_running_idx", "worker_id", postgresql_where=text("state = 'running'")),
+        Index(
+            "task_status_due_idx",
+            "due_at",
+            postgresql_where=text("due_at IS NOT NULL AND state IN ('scheduled', 'waiting')"),
+        ),
+        Index(
+            "task_status_deadline_idx",
+            "deadline",
+            postgresql_where=text(f"deadline IS NOT NULL AND state NOT IN ({FINAL_STATES})"),
+        ),
+        {"postgresql_with": {"fillfactor": "80"}},
+    )
+
+    task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
+    state: Mapped[str]
+    capability: Mapped[str | None]
+    priority: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    claim: Mapped[int] = mapped_column(server_default="0")
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    losses: Mapped[int] = mapped_column(server_default="0")
+    worker_id: Mapped[UUID | None] = mapped_column(ForeignKey("workers.id"))
+    queued_at: Mapped[datetime | None]
+    published: Mapped[int] = mapped_column(SmallInteger, server_default="0")
+    published_at: Mapped[datetime | None]
+    open_waits: Mapped[int] = mapped_column(server_default="0")
+    wait_reason: Mapped[str | None]
+    due_at: Mapped[datetime | None]
+    deadline: Mapped[datetime | None]
+    cancel_requested: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
+class Content(Base):
+    """A large JSON value, stored once and named by the SHA-256 of its text."""
+
+    __tablename__ = "contents"
+
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[Any] = mapped_column(JSONB)
+    created_at: Mapped[datetime] = _created()
+
+
+class TaskOutcome(Base):
+    """How a task ended. One row, written once."""
+
+    __tablename__ = "task_outcomes"
+    __table_args__ = (
+        CheckConstraint(f"state IN ({FINAL_STATES})", name="state"),
+        CheckConstraint("(state = 'failed') <= (error IS NOT NULL)", name="failed_has_error"),
+        CheckConstraint("output IS NULL OR output_sha256 IS NULL", name="one_output"),
+        Index("task_outcomes_fingerprint_idx", "error_fingerprint", postgresql_where=text("state = 'failed'")),
+    )
+
+    task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
+    state: Mapped[str]
+    output: Mapped[Any | None] = mapped_column(JSONB)
+    output_sha256: Mapped[str | None] = mapped_column(ForeignKey("contents.sha256"))
+    error: Mapped[dict[str, Any] | None]
+    error_fingerprint: Mapped[str | None]
+    finished_at: Mapped[datetime] = _created()
+
+
+class Execution(Base):
+    """One claim of a task by one minion."""
+
+    __tablename__ = "executions"
+    __table_args__ = (
+        CheckConstraint(
+            "outcome IN ('running', 'succeeded', 'failed', 'retried', 'suspended', 'handed_back', 'lost', "
+            "'cancelled', 'expired')",
+            name="outcome",
+        ),
+        Index(
+            "executions_one_success_idx",
+            "task_id",
+            unique=True,
+            postgresql_where=text("outcome = 'succeeded'"),
+        ),
+    )
+
+    task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
+    claim: Mapped[int] = mapped_column(primary_key=True)
+    worker_id: Mapped[UUID] = mapped_column(ForeignKey("workers.id"))
+    outcome: Mapped[str] = mapped_column(server_default="running")
+    error: Mapped[dict[str, Any] | None]
+    cpu_seconds: Mapped[float | None]
+    peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    input_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    output_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    cost_microdollars: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    started_at: Mapped[datetime] = _created()
+    finished_at: Mapped[datetime | None]
+
+
+class Step(Base):
+    """One journaled effect inside a task: a model call, tool call, function call, sub-task or wait."""
+
+    __tablename__ = "steps"
+    __table_args__ = (
+        CheckConstraint("number > 0", name="number"),
+        CheckConstraint("kind IN ('model_call', 'tool_call', 'function_call', 'subtask', 'wait')", name="kind"),
+        CheckConstraint("status IN ('started', 'finished', 'failed')", name="status"),
+        CheckConstraint("child_id IS NULL OR kind = 'subtask'", name="only_subtasks_have_children"),
+    )
+
+    task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    kind: Mapped[str]
+    name: Mapped[str]
+    status: Mapped[str]
+    effect: Mapped[str] = mapped_column(server_default="pure")
+    request_hash: Mapped[str]
+    claim: Mapped[int]
+    input: Mapped[Any | None] = mapped_column(JSONB)
+    output: Mapped[Any | None] = mapped_column(JSONB)
+    error: Mapped[dict[str, Any] | None]
+    stdout: Mapped[str | None]
+    usage: Mapped[dict[str, Any] | None]
+    cost_microdollars: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    child_id: Mapped[UUID | None] = mapped_column(ForeignKey("tasks.id", ondelete="SET NULL"))
+    function_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("function_versions.id"))
+    started_at: Mapped[datetime] = _created()
+    finished_at: Mapped[datetime | None]
+
+
+class IdempotencyKey(Base):
+    """A key that a submitter chose: the same key and payload give the same task."""
+
+    __tablename__ = "idempotency_keys"
+
+    namespace: Mapped[str] = mapped_column(primary_key=True, server_default="default")
+    key: Mapped[str] = mapped_column(primary_key=True)
+    task_id: Mapped[UUID] = mapped_column(
+        ForeignKey("tasks.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"), index=True
+    )
+    request: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = _created()
+
+
+class Worker(Base):
+    """A minion's main process: its capabilities, its slots, and the heartbeat that its leases live by."""
+
+    __tablename__ = "workers"
+    __table_args__ = (
+        CheckConstraint("status IN ('online', 'stopped', 'lost')", name="status"),
+        Index("workers_online_idx", "last_seen", postgresql_where=text("status = 'online'")),
+    )
+
+    id: Mapped[UUID] = _id()
+    name: Mapped[str]
+    capabilities: Mapped[list[str]]
+    slots: Mapped[int]
+    busy: Mapped[int] = mapped_column(server_default="0")
+    idle_since: Mapped[datetime | None]
+    active: Mapped[list[str]] = mapped_column(server_default=text("'{}'::text[]"))
+    status: Mapped[str] = mapped_column(server_default="online")
+    pool: Mapped[str]
+    host: Mapped[str]
+    pid: Mapped[int]
+    version: Mapped[str]
+    started_at: Mapped[datetime] = _created()
+    last_seen: Mapped[datetime] = mapped_column(server_default=NOW)

@@ -1,0 +1,366 @@
+"""What crosses a border, typed: definitions of agents, tools and functions, messages, tasks and responses."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from shared import sampling
+from shared.errors import InvalidDefinition
+from shared.json_schema import check_schema
+from shared.json_values import check, digest
+from shared.states import State
+
+NAME = r"^[A-Za-z][A-Za-z0-9_.-]{0,99}$"
+CAPABILITY = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
+RESERVED_QUEUES = frozenset({"celery", "minion.submit"})
+DEFAULT_CAPABILITY = "default"
+DEFAULT_ALLOWED_IMPORTS = ["json", "datetime", "math", "re", "collections", "itertools", "functools"]
+
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+Capability = Annotated[str, StringConstraints(pattern=CAPABILITY)]
+ToolReference = Annotated[str, StringConstraints(pattern=NAME[:-1] + r"(@[0-9]+)?$")]
+JsonSchema = dict[str, Any]
+
+
+class Strict(BaseModel):
+    """A definition: unknown fields are refused, not ignored."""
+
+    model_config = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False, validate_default=True)
+
+
+class AgentConfig(Strict):
+    """How an agent runs. Times are seconds."""
+
+    capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
+    max_chain_depth: int = Field(5, ge=1, le=50)
+    chain_strategy: Literal["sequential", "parallel", "fallback", "router"] = "sequential"
+    on_child_failure: Literal["fail", "collect"] = "fail"
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    max_tokens: int = Field(4096, ge=1, le=1_000_000)
+    max_turns: int = Field(20, ge=1, le=1000)
+    soft_time_limit: int = Field(300, ge=1, le=86_400)
+    time_limit: int = Field(330, ge=1, le=90_000)
+    max_attempts: int = Field(3, ge=1, le=100)
+    retry_backoff: float = Field(2.0, ge=0, le=3600)
+    retry_backoff_max: float = Field(300.0, ge=0, le=86_400)
+
+    @field_validator("capabilities")
+    @classmethod
+    def _no_reserved_queue(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name in RESERVED_QUEUES:
+                raise ValueError(f"{name!r} is a queue of the system's own; choose another name")
+        if len(set(names)) != len(names):
+            raise ValueError("a capability stands twice")
+        return names
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hard_limit_follows(cls, data: Any) -> Any:
+        """Where only the soft limit is given, the hard one is 10 % later, 5 s at least."""
+        if isinstance(data, dict) and "soft_time_limit" in data and "time_limit" not in data:
+            soft = data["soft_time_limit"]
+            if isinstance(soft, int):
+                return {**data, "time_limit": soft + max(5, soft // 10)}
+        return data
+
+    @model_validator(mode="after")
+    def _limits_are_ordered(self) -> Self:
+        if self.time_limit <= self.soft_time_limit:
+            raise ValueError("time_limit (hard) must be later than soft_time_limit")
+        return self
+
+    def sampling(self) -> dict[str, float | None]:
+        """The sampling settings by name."""
+        return {name: getattr(self, name) for name in sampling.NEUTRAL}
+
+
+class RelationDefinition(Strict):
+    """An agent that this one hands work to."""
+
+    agent: Name
+    for_each: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="The field of the input that holds a list: one sub-task for each element of it.",
+    )
+
+
+class Definition(Strict):
+    """What agents, tools and functions have in common."""
+
+    name: Name
+    description: str = Field("", max_length=10_000)
+
+    @model_validator(mode="after")
+    def _can_be_stored(self) -> Self:
+        check(self.model_dump(mode="json"), what=f"The definition {self.name!r}")
+        for field in ("input_schema", "output_schema"):
+            if (schema := getattr(self, field, None)) is not None:
+                check_schema(schema, where=f"{self.name!r}, {field}")
+        return self
+
+    def content(self) -> dict[str, Any]:
+        """The definition as JSON, without `kind` and name: what the checksum covers and a version stores."""
+        return self.model_dump(mode="json", exclude={"kind", "name"})
+
+    def checksum(self, **resolved: Any) -> str:
+        """The SHA-256 of the content and of the versions that its references resolved to."""
+        return digest({"name": self.name, "content": self.content(), "resolved": resolved})
+
+
+class AgentDefinition(Definition):
+    """An agent: a model with a prompt and tools (type `agent`), or one function, tool or chain (type `function`)."""
+
+    kind: Literal["agent"] = "agent"
+    type: Literal["agent", "function"] = "agent"
+    model: str | None = Field(None, max_length=200)
+    system_prompt: str = Field("", max_length=1_000_000)
+    input_schema: JsonSchema | None = None
+    output_schema: JsonSchema | None = None
+    tools: list[ToolReference] = Field(default_factory=list, max_length=128)
+    function: ToolReference | None = None
+    tool: ToolReference | None = None
+    relations: list[RelationDefinition] = Field(default_factory=list, max_length=100)
+    config: AgentConfig = Field(default_factory=AgentConfig)
+
+    @model_validator(mode="after")
+    def _type_fits(self) -> Self:
+        (self._check_model_agent if self.type == "agent" else self._check_function_agent)()
+        return self
+
+    def _check_model_agent(self) -> None:
+        self.model = self.model or sampling.AUTO
+        if self.function or self.tool:
+            raise ValueError(
+                "an agent with a model lists what it may call under `tools`; "
+                "`function` and `tool` are for type: function"
+            )
+        sampling.check(self.model, self.config.sampling(), where=f"agent {self.name!r}")
+
+    def _check_function_agent(self) -> None:
+        chosen = [name for name in ("function", "tool", "relations") if getattr(self, name)]
+        if len(chosen) != 1:
+            raise ValueError(
+                "type: function runs exactly one of `function`, `tool` or `relations`"
+                + (f", not {' and '.join(chosen)}" if chosen else "")
+            )
+        if self.model or self.tools:
+            raise ValueError("type: function has no `model` and no `tools`")
+        sent = sampling.settings_to_send(self.config.sampling())
+        if sent:
+            raise ValueError(f"type: function has no model that could honour {', '.join(sent)}")
+
+    @classmethod
+    def from_arguments(cls, **arguments: Any) -> AgentDefinition:
+        """Builds a definition from keyword arguments, where `config_data` and top-level settings form the config.
+
+        Raises:
+            InvalidDefinition: names each wrong argument.
+        """
+        config = dict(arguments.pop("config_data", None) or {})
+        for name in AgentConfig.model_fields:
+            if arguments.get(name) is not None:
+                config[name] = arguments.pop(name)
+            else:
+                arguments.pop(name, None)
+        for name in ("type", "model"):
+            if name in config:
+                arguments.setdefault(name, config.pop(name))
+        given = {name: value for name, value in arguments.items() if value is not None}
+        return parse_definition({"kind": "agent", **given, "config": config})  # type: ignore[return-value]
+
+
+class ToolDefinition(Definition):
+    """Something a model may call, or a `type: function` agent runs."""
+
+    kind: Literal["tool"] = "tool"
+    type: Literal["function", "agent", "builtin"]
+    effect: Literal["pure", "idempotent", "unsafe"] | None = None
+    input_schema: JsonSchema | None = None
+    output_schema: JsonSchema | None = None
+    function: ToolReference | None = None
+    agent: Name | None = None
+    builtin: str | None = Field(None, max_length=200)
+    timeout: float = Field(60.0, gt=0, le=86_400)
+
+    @model_validator(mode="after")
+    def _target_fits(self) -> Self:
+        targets = [name for name in ("function", "agent", "builtin") if getattr(self, name)]
+        if targets != [self.type]:
+            raise ValueError(
+                f"type: {self.type} needs `{self.type}:` with the name of what it calls, and no other target"
+            )
+        if self.type == "function":
+            if self.effect not in (None, "pure"):
+                raise ValueError("a sandboxed function has no effect on the world: effect is pure")
+            self.effect = "pure"
+        # What nobody declared harmless is treated as harmful.
+        self.effect = self.effect or "unsafe"
+        return self
+
+
+class FunctionConfig(Strict):
+    """How a function runs. Memory is MB, times are seconds."""
+
+    version: str | None = Field(None, max_length=100)
+    is_async: bool = False
+    requires_context: bool = False
+    memory_limit: int = Field(128, ge=8, le=16_384)
+    timeout: float = Field(30.0, gt=0, le=3600)
+    safe_mode: bool = True
+    allowed_imports: list[str] = Field(default_factory=lambda: list(DEFAULT_ALLOWED_IMPORTS), max_length=200)
+
+    @field_validator("allowed_imports")
+    @classmethod
+    def _module_names(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", name):
+                raise ValueError(f"{name!r} is not a module's name")
+        return names
+
+
+class FunctionDefinition(Definition):
+    """A sandboxed Python function: its source, its entry point (by default the function's name), its contract."""
+
+    kind: Literal["function"] = "function"
+    code: str = Field(max_length=1_000_000)
+    entrypoint: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    input_schema: JsonSchema | None = None
+    output_schema: JsonSchema | None = None
+    config: FunctionConfig = Field(default_factory=FunctionConfig)
+
+    @model_validator(mode="after")
+    def _entrypoint_is_a_name(self) -> Self:
+        if self.entrypoint is None:
+            if not self.name.isidentifier():
+                raise ValueError(f"{self.name!r} is no Python name: say `entrypoint:`")
+            self.entrypoint = self.name
+        return self
+
+
+AnyDefinition = AgentDefinition | ToolDefinition | FunctionDefinition
+KINDS: dict[str, type[AgentDefinition] | type[ToolDefinition] | type[FunctionDefinition]] = {
+    "agent": AgentDefinition,
+    "tool": ToolDefinition,
+    "function": FunctionDefinition,
+}
+
+
+def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
+    """A definition from plain data, such as a YAML document.
+
+    Args:
+        data: an object with `kind` and the fields of that kind.
+        where: the file, for the message.
+
+    Raises:
+        InvalidDefinition: names the file, the definition and every fault with its path.
+    """
+    place = f"{where}: " if where else ""
+    if not isinstance(data, dict):
+        raise InvalidDefinition(f"{place}a definition is an object with `kind`, not {type(data).__name__}.")
+    kind = data.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise InvalidDefinition(f"{place}`kind` must be agent, tool or function, not {kind!r}.")
+    try:
+        return KINDS[kind].model_validate(data)
+    except ValidationError as error:
+        faults = [_fault(fault) for fault in error.errors(include_url=False)]
+        name = data.get("name")
+        raise InvalidDefinition(
+            f"{place}{kind} {str(name)[:100]!r} is not valid: " + "; ".join(faults) + ".", faults=faults
+        ) from None
+    except InvalidDefinition as error:
+        raise InvalidDefinition(f"{place}{error.message}", **error.detail) from None
+    except RecursionError:
+        raise InvalidDefinition(f"{place}the definition is nested too deeply.") from None
+
+
+def _fault(fault: Any) -> str:
+    path = ".".join(str(part) for part in fault["loc"])
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{path}: {message}" if path else message
+
+
+class Message(BaseModel):
+    """One message of a conversation: a role and text."""
+
+    model_config = ConfigDict(frozen=True)
+
+    role: Literal["user", "assistant", "system", "tool"]
+    content: str
+
+    @classmethod
+    def of(cls, message: Any) -> Message:
+        """A message from ours, from a `{"role", "content"}` mapping, or from an object of LangChain's shape.
+
+        Raises:
+            InvalidInput: the object has no text content or no known type.
+        """
+        from shared.messages import coerce
+
+        return coerce(message)
+
+
+class HumanMessage(Message):
+    """What a person says: `HumanMessage(content="Search for…")`."""
+
+    role: Literal["user"] = "user"
+
+
+class AIMessage(Message):
+    """What an agent answered."""
+
+    role: Literal["assistant"] = "assistant"
+
+
+class SystemMessage(Message):
+    """An instruction to the agent."""
+
+    role: Literal["system"] = "system"
+
+
+class Usage(BaseModel):
+    """What a task used: tokens, and micro-dollars where the price is known."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microdollars: int = 0
+
+
+class AgentResponse(BaseModel):
+    """The standard response of every agent.
+
+    `output` is the JSON that matches the agent's output schema; `content` is the same as text.
+    """
+
+    task_id: UUID
+    agent: str
+    state: State
+    content: str
+    output: Any = None
+    conversation_id: str | None = None
+    usage: Usage = Field(default_factory=Usage)
+    finished_at: datetime | None = None
+
+    @property
+    def messages(self) -> list[Message]:
+        """The response as messages, for a caller that keeps a history."""
+        return [AIMessage(content=self.content)]
