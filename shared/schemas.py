@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import (
+    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,7 +19,7 @@ from pydantic import (
 )
 
 from shared import sampling
-from shared.errors import InvalidDefinition
+from shared.errors import InvalidDefinition, InvalidInput
 from shared.json_schema import check_schema
 from shared.json_values import check, digest
 from shared.states import State
@@ -307,17 +308,6 @@ class Message(BaseModel):
     role: Literal["user", "assistant", "system", "tool"]
     content: str
 
-    @classmethod
-    def of(cls, message: Any) -> Message:
-        """A message from ours, from a `{"role", "content"}` mapping, or from an object of LangChain's shape.
-
-        Raises:
-            InvalidInput: the object has no text content or no known type.
-        """
-        from shared.messages import coerce
-
-        return coerce(message)
-
 
 class HumanMessage(Message):
     """What a person says: `HumanMessage(content="Search for…")`."""
@@ -335,6 +325,40 @@ class SystemMessage(Message):
     """An instruction to the agent."""
 
     role: Literal["system"] = "system"
+
+
+class TaskRequest(Strict):
+    """What a submitter asks for: an agent, a capability, or messages to be routed by, and the input.
+
+    Times are absolute, with a time zone. `key` names the tenant. A higher `priority` runs sooner.
+    """
+
+    agent: str | None = Field(None, max_length=200)
+    capability: str | None = Field(None, max_length=200)
+    input: Any = None
+    messages: list[Any] | None = Field(None, max_length=1000)
+    idempotency_key: str | None = Field(None, min_length=1, max_length=255)
+    conversation_id: str | None = Field(None, min_length=1, max_length=255)
+    key: str | None = Field(None, min_length=1, max_length=255)
+    labels: dict[str, str] | None = Field(None, max_length=64)
+    priority: int | None = Field(None, ge=-100, le=100)
+    run_at: AwareDatetime | None = None
+    deadline: AwareDatetime | None = None
+    traceparent: str | None = Field(None, pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
+    namespace: str = Field("default", min_length=1, max_length=100)
+
+    @classmethod
+    def parse(cls, data: Any) -> TaskRequest:
+        """A request from plain data.
+
+        Raises:
+            InvalidInput: names each wrong field.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            faults = [_fault(fault) for fault in error.errors(include_url=False)]
+            raise InvalidInput("The request is not valid: " + "; ".join(faults) + ".", faults=faults) from None
 
 
 class Usage(BaseModel):

@@ -143,7 +143,7 @@ def get_settings() -> Settings:
         NotConfigured: a variable has a value of the wrong kind; the message names it.
     """
     try:
-        return Settings()  # type: ignore[call-arg]
+        return Settings()
     except ValidationError as error:
         faults = "; ".join(f"{_variable(fault['loc'])}: {fault['msg']}" for fault in error.errors())
         raise NotConfigured(f"The environment has settings that cannot be used: {faults}.") from None

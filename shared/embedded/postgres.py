@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import psycopg
@@ -127,12 +129,13 @@ class Postgres(Server):
         give(draft, self.user, 0o700)
         process = self.launch(self._initdb(draft), lock)
         try:
-            status = process.wait(START_SECONDS * 2)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(START_SECONDS * 2)
         finally:
             process.kill()
             process.wait()
-        if status != 0:
-            raise self.failed(f"could not make its data folder (initdb ended with {status})")
+        if process.returncode != 0:
+            raise self.failed(f"could not make its data folder (initdb ended with {process.returncode})")
         draft.rename(self.cluster)
 
     def _initdb(self, folder: Path) -> list[str]:

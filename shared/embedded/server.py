@@ -77,7 +77,8 @@ class Server(ABC):
             self._process.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(patience)
-        os.close(self.traces.take_over())
+        with suppress(FileNotFoundError):  # somebody removed the data folder
+            os.close(self.traces.take_over())
         self._process = None
 
     def kill(self) -> None:

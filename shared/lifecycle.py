@@ -1,0 +1,177 @@
+"""How a task changes: one Python name for each function in `migrations/sql/`, one round trip each.
+
+Nothing else writes `task_status`. A write by a minion is fenced by its claim number: `None` means that the claim
+is lost and the minion must stop without another word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from shared.states import State
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatched:
+    """A task whose message goes to the broker. Limits are seconds."""
+
+    task_id: UUID
+    claim: int
+    queue: str
+    agent_name: str
+    soft_time_limit: int
+    time_limit: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A task that was accepted; `created` is False where its idempotency key had been used before."""
+
+    task_id: UUID
+    created: bool
+
+
+ACCEPT = text(
+    "SELECT a.task_id, a.created FROM jsonb_array_elements(:requests) WITH ORDINALITY AS r (request, n), "
+    "LATERAL minion_accept(r.request) AS a ORDER BY r.n"
+).bindparams(bindparam("requests", type_=JSONB))
+ROUTE = text("SELECT minion_route(:task, :version, :queue)")
+REJECT = text("SELECT minion_reject(:task, :error)").bindparams(bindparam("error", type_=JSONB))
+DISPATCH = text("SELECT * FROM minion_dispatch(:lease, :window)")
+REPUBLISH = text("SELECT * FROM minion_republish(:lease, :patience, :most)")
+WAKE_DUE = text("SELECT minion_wake_due(:most)")
+CLAIM = text("SELECT minion_claim(:task, :claim, :worker)")
+WRITE_STEPS = text("SELECT minion_write_steps(:task, :claim, :steps)").bindparams(bindparam("steps", type_=JSONB))
+FINISH = text("SELECT minion_finish(:task, :claim, :state, :result)").bindparams(bindparam("result", type_=JSONB))
+RELEASE = text("SELECT minion_release(:task, :claim, :how, :charged, :delay, :result)").bindparams(
+    bindparam("result", type_=JSONB)
+)
+SUSPEND = text("SELECT minion_suspend(:task, :claim, :result, :children)").bindparams(
+    bindparam("result", type_=JSONB), bindparam("children", type_=JSONB)
+)
+END_TREE = text("SELECT minion_end_tree(:task, :state, :error)").bindparams(bindparam("error", type_=JSONB))
+
+
+def accept(connection: Connection, requests: Sequence[dict[str, Any]]) -> list[Accepted]:
+    """Inserts tasks, all or none, in the caller's transaction.
+
+    Args:
+        requests: each as `minion_accept` describes it.
+
+    Raises:
+        MinionError: the first request that is refused, and why.
+    """
+    return [Accepted(*row) for row in connection.execute(ACCEPT, {"requests": list(requests)})]
+
+
+def route(connection: Connection, task: UUID, version: UUID, queue: str) -> bool:
+    """Pins the agent version of a pending task and names its queue; False if it is not pending any more."""
+    return bool(connection.scalar(ROUTE, {"task": task, "version": version, "queue": queue}))
+
+
+def reject(connection: Connection, task: UUID, error: dict[str, Any]) -> bool:
+    """Fails a pending task before it ever ran; False if it is not pending any more."""
+    return bool(connection.scalar(REJECT, {"task": task, "error": error}))
+
+
+def dispatch(connection: Connection, *, lease: float, window: int) -> list[Dispatched]:
+    """Takes pending tasks into the queued state, as far as each capability's window has room."""
+    rows = connection.execute(DISPATCH, {"lease": timedelta(seconds=lease), "window": window})
+    return [Dispatched(*row) for row in rows]
+
+
+def republish(connection: Connection, *, lease: float, patience: float, most: int = 1000) -> list[Dispatched]:
+    """Queued tasks whose messages are presumed lost, to be published again under the same claim."""
+    limits = {"lease": timedelta(seconds=lease), "patience": timedelta(seconds=patience), "most": most}
+    return [Dispatched(*row) for row in connection.execute(REPUBLISH, limits)]
+
+
+def wake_due(connection: Connection, *, most: int = 1000) -> int:
+    """Makes scheduled and waiting tasks pending whose time has come; returns how many."""
+    return int(connection.scalar(WAKE_DUE, {"most": most}) or 0)
+
+
+def claim(connection: Connection, task: UUID, expected: int, worker: UUID) -> dict[str, Any] | None:
+    """Takes a queued task. Returns its row with `claim`, `attempts`, `queue` and `steps`, or None."""
+    found: dict[str, Any] | None = connection.scalar(CLAIM, {"task": task, "claim": expected, "worker": worker})
+    return found
+
+
+def write_steps(connection: Connection, task: UUID, claim: int, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Commits journal steps under the fence. Returns the flags the minion must obey, or None."""
+    flags: dict[str, Any] | None = connection.scalar(WRITE_STEPS, {"task": task, "claim": claim, "steps": steps})
+    return flags
+
+
+def finish(connection: Connection, task: UUID, claim: int, state: State, result: dict[str, Any]) -> State | None:
+    """Ends a running task under the fence. Returns the state it ended in (a cancel that came first wins), or None."""
+    ended = connection.scalar(FINISH, {"task": task, "claim": claim, "state": state, "result": result})
+    return State(ended) if ended else None
+
+
+def release(
+    connection: Connection,
+    task: UUID,
+    claim: int,
+    *,
+    how: str,
+    charged: bool,
+    delay: float = 0.0,
+    result: dict[str, Any] | None = None,
+) -> State | None:
+    """Gives a running task back to run again after `delay` seconds, or fails it where its attempts are used up.
+
+    Args:
+        how: the execution's outcome: `retried`, `handed_back` or `lost`.
+        charged: whether this counts as an attempt.
+        result: as for `finish`; its `error` is why.
+
+    Returns:
+        the state the task is in now, or None where the claim was lost.
+    """
+    values = {
+        "task": task,
+        "claim": claim,
+        "how": how,
+        "charged": charged,
+        "delay": timedelta(seconds=delay),
+        "result": result or {},
+    }
+    state = connection.scalar(RELEASE, values)
+    return State(state) if state else None
+
+
+def suspend(
+    connection: Connection, task: UUID, claim: int, result: dict[str, Any], children: list[dict[str, Any]]
+) -> State | None:
+    """Creates sub-tasks and suspends their parent, in one transaction. None where the claim was lost."""
+    values = {"task": task, "claim": claim, "result": result, "children": children}
+    state = connection.scalar(SUSPEND, values)
+    return State(state) if state else None
+
+
+def cancel(connection: Connection, task: UUID, *, reason: str) -> State:
+    """Cancels a task and everything below it; a running one is asked to stop.
+
+    Raises:
+        NotFound: there is no such task.
+    """
+    return _end_tree(connection, task, State.CANCELLED, {"type": "cancelled", "message": reason})
+
+
+def expire(connection: Connection, task: UUID) -> State:
+    """Ends a task whose deadline has passed, and cancels what is below it."""
+    error = {"type": "expired", "message": "The task's deadline passed before it was done."}
+    return _end_tree(connection, task, State.EXPIRED, error)
+
+
+def _end_tree(connection: Connection, task: UUID, state: State, error: dict[str, Any]) -> State:
+    return State(connection.scalar(END_TREE, {"task": task, "state": state, "error": error}))

@@ -1,0 +1,103 @@
+"""Accepting tasks: strict JSON and the agent's schema are checked here, everything else by the one insert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from shared import lifecycle
+from shared.errors import InvalidInput, MinionError
+from shared.json_schema import Schema
+from shared.json_values import check
+from shared.lifecycle import Accepted
+from shared.messages import checked_input, coerce
+from shared.schemas import TaskRequest
+from shared.settings import get_settings
+
+RESOLVE = text("SELECT version_id, agent_name, input_schema FROM minion_resolve(:request)").bindparams(
+    bindparam("request", type_=JSONB)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The agent version that will run a task. None for all where the orchestrator routes it by its message."""
+
+    version_id: UUID | None
+    agent: str | None
+    input_schema: Schema | None
+
+
+def submit(connection: Connection, request: TaskRequest, *, submitted_by: str) -> Accepted:
+    """Accepts one task in the caller's transaction.
+
+    Raises:
+        MinionError: why it is refused.
+    """
+    return submit_many(connection, [request], submitted_by=submitted_by)[0]
+
+
+def submit_many(connection: Connection, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[Accepted]:
+    """Accepts all tasks or none, in the caller's transaction.
+
+    Args:
+        submitted_by: who asks, for the record.
+
+    Raises:
+        MinionError: the first that is refused; `detail["index"]` says which, where there are several.
+    """
+    targets: dict[tuple[str | None, str | None], Target] = {}
+    prepared = []
+    for index, request in enumerate(requests):
+        try:
+            prepared.append(_prepare(connection, request, targets, submitted_by))
+        except MinionError as error:
+            if len(requests) > 1:
+                raise type(error)(
+                    f"Task {index} of {len(requests)}: {error.message}", **error.detail, index=index
+                ) from None
+            raise
+    return lifecycle.accept(connection, prepared)
+
+
+def _prepare(
+    connection: Connection,
+    request: TaskRequest,
+    targets: dict[tuple[str | None, str | None], Target],
+    submitted_by: str,
+) -> dict[str, Any]:
+    """The request as the insert takes it, checked."""
+    plain = request.model_dump(mode="json", exclude_none=True)
+    if "input" in request.model_fields_set:
+        plain["input"] = request.input
+    check(plain, what="The request")
+    check(request.input, what="The input", limit=get_settings().max_input_bytes)
+    if request.messages is not None:
+        plain["messages"] = [coerce(message).model_dump() for message in request.messages]
+        if not plain["messages"]:
+            raise InvalidInput("`messages` is an empty list; send at least one message.")
+    elif "input" not in plain:
+        plain["input"] = {}
+    key = (request.agent, request.capability)
+    if key not in targets:
+        targets[key] = resolve(connection, plain)
+    target = targets[key]
+    if target.version_id is not None:
+        checked_input(target.input_schema, plain.get("input"), plain.get("messages"), agent=str(target.agent))
+        plain["validated"] = str(target.version_id)
+    return {**plain, "submitted_by": submitted_by}
+
+
+def resolve(connection: Connection, request: dict[str, Any]) -> Target:
+    """Which agent version a request names.
+
+    Raises:
+        UnknownAgent, UnknownCapability, AmbiguousRoute, Conflict: it names none that accepts work.
+    """
+    named = {name: request.get(name) for name in ("agent", "capability", "namespace", "agent_version_id", "messages")}
+    return Target(*connection.execute(RESOLVE, {"request": named}).one())
