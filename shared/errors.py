@@ -16,6 +16,7 @@ class MinionError(Exception):
         code: stable machine-readable name, the last part of the problem's `type`.
         status: the HTTP status that reports it.
         exit_code: the exit status of the `minion` command (sysexits.h numbers where one fits).
+        retryable: whether a task that failed with it may run again by itself.
         message: what was wrong and what to do now, for people.
         detail: JSON-serialisable facts, for programs.
     """
@@ -23,6 +24,7 @@ class MinionError(Exception):
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 70
+    retryable: bool = False
 
     def __init__(self, message: str, **detail: Any) -> None:
         super().__init__(message)
@@ -110,6 +112,13 @@ class ToolError(MinionError):
     """A tool could not do what it was asked."""
 
     code = "tool_error"
+    retryable = True
+
+
+class SubtaskFailed(MinionError):
+    """A sub-task did not succeed; `detail["cause"]` is the first cause, however deep it lies."""
+
+    code = "subtask_failed"
 
 
 class ModelError(MinionError):
@@ -128,6 +137,20 @@ class Unavailable(MinionError):
     """The database, the broker or the API cannot be reached."""
 
     code, status, exit_code = "unavailable", 503, 69
+    retryable = True
+
+
+class TimeLimitExceeded(MinionError):
+    """A task ran longer than its agent's time limit allows."""
+
+    code = "time_limit_exceeded"
+    retryable = True
+
+
+class Cancelled(MinionError):
+    """Somebody cancelled the task while it ran."""
+
+    code, status = "cancelled", 409
 
 
 class TaskFailed(MinionError):

@@ -16,6 +16,7 @@ from shared.errors import InvalidInput, TooLarge
 
 MAX_DEPTH = 100
 MAX_DIGITS = 300
+LARGEST = 10**MAX_DIGITS
 
 JsonValue = Any
 
@@ -73,8 +74,21 @@ def canonical(value: JsonValue) -> str:
 
 
 def digest(value: JsonValue) -> str:
-    """The SHA-256 of the canonical text, in hexadecimal."""
-    return hashlib.sha256(canonical(value).encode("utf-8", "surrogatepass")).hexdigest()
+    """The SHA-256 of the canonical text, in hexadecimal.
+
+    A whole number counts the same as float and as integer: PostgreSQL gives 1e16 back as 10000000000000000.
+    """
+    return hashlib.sha256(canonical(_whole_numbers(value)).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _whole_numbers(value: JsonValue) -> JsonValue:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _whole_numbers(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_whole_numbers(item) for item in value]
+    return value
 
 
 def too_large(what: str, size: int, limit: int) -> TooLarge:
@@ -114,9 +128,11 @@ def _scalar_fault(value: JsonValue) -> str | None:
     if isinstance(value, str):
         return _text_fault(value)
     if isinstance(value, float):
-        return None if math.isfinite(value) else f"{value} is not a JSON number"
+        if not math.isfinite(value):
+            return f"{value} is not a JSON number"
+        return None if abs(value) < LARGEST else f"a number of more than {MAX_DIGITS} digits"
     if isinstance(value, int):
-        return None if abs(value) < 10**MAX_DIGITS else f"a number of more than {MAX_DIGITS} digits"
+        return None if abs(value) < LARGEST else f"a number of more than {MAX_DIGITS} digits"
     return f"a {type(value).__name__} is not a JSON value"
 
 

@@ -201,6 +201,14 @@ class ToolDefinition(Definition):
     builtin: str | None = Field(None, max_length=200)
     timeout: float = Field(60.0, gt=0, le=86_400)
 
+    @field_validator("name")
+    @classmethod
+    def _name_suits_models(cls, name: str) -> str:
+        # What the Messages API takes as a tool's name.
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+            raise ValueError("a tool's name has letters, digits, _ and - only, 64 at most: models call it by that name")
+        return name
+
     @model_validator(mode="after")
     def _target_fits(self) -> Self:
         targets = [name for name in ("function", "agent", "builtin") if getattr(self, name)]

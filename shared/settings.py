@@ -70,6 +70,7 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(3.0, gt=0)
     lease_seconds: float = Field(10.0, gt=0)
     lost_message_seconds: float = Field(5.0, gt=0)
+    sandbox_preload: list[str] = Field(default_factory=list)
     dispatch_window: int = Field(64, ge=1)
     connect_attempts: int = Field(10, ge=1)
 

@@ -1,20 +1,105 @@
-"""Reading tasks: what is stored, as JSON-ready dictionaries."""
+"""Reading tasks: what is stored, as JSON-ready dictionaries. Lists are keyset pages: their cost does not grow with
+how far one has read, and no row is skipped or shown twice when others are added meanwhile."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
+from sqlalchemy.dialects.postgresql import UUID as PgUUID
 
 from shared.errors import NotFound
 from shared.schemas import AgentResponse, Usage
+from shared.states import FINAL, State
+
+MAX_PAGE = 1000
+UNROUTED = "(unrouted)"  # in counts: tasks whose message has not been routed to an agent yet
+
+# The tasks of a page: without input, messages and output, which may be megabytes each.
+SUMMARIES = (
+    "SELECT id, namespace, agent, agent_version, state, capability, priority, error, error_fingerprint, "
+    "conversation_id, key, labels, parent_id, root_id, depth, replay_of, submitted_by, claim, attempts, losses, "
+    "worker_id, open_waits, wait_reason, due_at, cancel_requested, deadline, created_at, queued_at, updated_at, "
+    "finished_at FROM task_overview WHERE id IN (SELECT id FROM page)"
+)
+# One condition for each field of TaskFilter. Times are compared with the time inside the id, which is indexed.
+CONDITIONS = {
+    "namespace": "t.namespace = :namespace",
+    "state": "s.state = :state",
+    "states": "s.state = ANY(:states)",
+    "agent": "t.agent_name = :agent",
+    "capability": "COALESCE(s.capability, t.capability) = :capability",
+    "key": "t.key = :key",
+    "labels": "t.labels @> :labels",
+    "root_id": "t.root_id = :root_id",
+    "parent_id": "t.parent_id = :parent_id",
+    "replay_of": "t.replay_of = :replay_of",
+    "conversation_id": "t.conversation_id = :conversation_id",
+    "created_after": "t.id >= :created_after",
+    "created_before": "t.id < :created_before",
+}
+TYPES: dict[str, Any] = {"states": ARRAY(TEXT), "labels": JSONB, "created_after": PgUUID, "created_before": PgUUID}
 
 OVERVIEW = text("SELECT * FROM task_overview WHERE id = :task")
 USAGE = text(
     "SELECT COALESCE(sum(input_tokens), 0), COALESCE(sum(output_tokens), 0), COALESCE(sum(cost_microdollars), 0) "
     "FROM executions WHERE task_id = :task"
 )
+EXISTS = text("SELECT EXISTS (SELECT 1 FROM tasks WHERE id = :task)")
+TREE = text(
+    "WITH RECURSIVE tree AS ("  # noqa: S608 - only fragments of this module, here and below
+    "SELECT id FROM tasks WHERE id = :task UNION ALL SELECT c.id FROM tasks c JOIN tree ON c.parent_id = tree.id"
+    "), page AS MATERIALIZED ("
+    "SELECT id FROM tree WHERE CAST(:after AS uuid) IS NULL OR id > :after ORDER BY id LIMIT :most) "
+    f"{SUMMARIES} ORDER BY id"
+)
+STEPS = text(
+    "SELECT number, kind, name, status, effect, request_hash, claim, input, output, error, stdout, usage, "
+    "cost_microdollars, child_id, function_version_id, started_at, finished_at "
+    "FROM steps WHERE task_id = :task AND number > :after ORDER BY number LIMIT :most"
+)
+EXECUTIONS = text(
+    "SELECT e.claim, e.worker_id, w.name AS worker, e.outcome, e.error, e.cpu_seconds, e.peak_memory_bytes, "
+    "e.input_tokens, e.output_tokens, e.cost_microdollars, e.started_at, e.finished_at "
+    "FROM executions e JOIN workers w ON w.id = e.worker_id "
+    "WHERE e.task_id = :task AND e.claim > :after ORDER BY e.claim LIMIT :most"
+)
+ENDED = text(
+    "SELECT w.id FROM unnest(:tasks) AS w (id) LEFT JOIN task_status s ON s.task_id = w.id "
+    "WHERE s.task_id IS NULL OR s.state = ANY(:final)"
+).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)), bindparam("final", type_=ARRAY(TEXT)))
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some rows of a list; `next` is where the following page begins, None on the last."""
+
+    items: list[dict[str, Any]]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFilter:
+    """Which tasks; a field that is not set allows all. `labels` must all be there; `created_before` is exclusive."""
+
+    namespace: str | None = "default"
+    states: tuple[State, ...] = ()
+    agent: str | None = None
+    capability: str | None = None
+    key: str | None = None
+    labels: Mapping[str, str] | None = None
+    root_id: UUID | None = None
+    parent_id: UUID | None = None
+    replay_of: UUID | None = None
+    conversation_id: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
 
 
 def get_task(connection: Connection, task: UUID) -> dict[str, Any]:
@@ -25,8 +110,74 @@ def get_task(connection: Connection, task: UUID) -> dict[str, Any]:
     """
     row = connection.execute(OVERVIEW, {"task": task}).mappings().one_or_none()
     if row is None:
-        raise NotFound(f"There is no task {task}.")
+        raise no_such_task(task)
     return dict(row)
+
+
+def list_tasks(connection: Connection, chosen: TaskFilter, *, limit: int, before: UUID | None = None) -> Page:
+    """The newest tasks first, without input, messages and output.
+
+    Args:
+        limit: how many at most.
+        before: the `next` of the page before this one.
+    """
+    conditions, values = _conditions(chosen)
+    if before is not None:
+        conditions, values = [*conditions, "t.id < :before"], {**values, "before": before}
+    statement = _typed(
+        "WITH page AS MATERIALIZED (SELECT t.id FROM tasks t JOIN task_status s ON s.task_id = t.id WHERE "  # noqa: S608
+        f"{' AND '.join(conditions)} ORDER BY t.id DESC LIMIT :most) {SUMMARIES} ORDER BY id DESC",
+        values,
+    )
+    rows = connection.execute(statement, {**values, "most": limit + 1}).mappings().all()
+    return _page(rows, limit, "id")
+
+
+def count_tasks(connection: Connection, chosen: TaskFilter) -> dict[str, dict[str, int]]:
+    """How many tasks stand where: `{capability: {state: number}}`, without zeros."""
+    conditions, values = _conditions(chosen)
+    statement = _typed(
+        f"SELECT COALESCE(s.capability, t.capability, '{UNROUTED}') AS capability, s.state, count(*) "  # noqa: S608
+        "FROM tasks t JOIN task_status s ON s.task_id = t.id "
+        f"WHERE {' AND '.join(conditions)} GROUP BY 1, 2 ORDER BY 1, 2",
+        values,
+    )
+    counts: dict[str, dict[str, int]] = {}
+    for capability, state, number in connection.execute(statement, values):
+        counts.setdefault(capability, {})[state] = number
+    return counts
+
+
+def list_tree(connection: Connection, task: UUID, *, limit: int, after: UUID | None = None) -> Page:
+    """A task and everything below it, the oldest first, without input, messages and output.
+
+    Raises:
+        NotFound: there is no such task.
+    """
+    return _of_task(connection, TREE, task, limit, after, "id")
+
+
+def list_steps(connection: Connection, task: UUID, *, limit: int, after: int = 0) -> Page:
+    """A task's journal, in the order of the steps' numbers.
+
+    Raises:
+        NotFound: there is no such task.
+    """
+    return _of_task(connection, STEPS, task, limit, after, "number")
+
+
+def list_executions(connection: Connection, task: UUID, *, limit: int, after: int = 0) -> Page:
+    """A task's claims, the first one first.
+
+    Raises:
+        NotFound: there is no such task.
+    """
+    return _of_task(connection, EXECUTIONS, task, limit, after, "claim")
+
+
+def ended(connection: Connection, tasks: Collection[UUID]) -> set[UUID]:
+    """Those of the tasks that nobody needs to wait for any more: they have ended, or were deleted."""
+    return set(connection.scalars(ENDED, {"tasks": list(tasks), "final": sorted(FINAL)}))
 
 
 def response_of(connection: Connection, task: dict[str, Any]) -> AgentResponse:
@@ -46,10 +197,48 @@ def response_of(connection: Connection, task: dict[str, Any]) -> AgentResponse:
 
 def content_of(output: Any) -> str:
     """An output as text: the text itself, its `content` field, or its JSON."""
-    import json
-
     if isinstance(output, str):
         return output
     if isinstance(output, dict) and isinstance(output.get("content"), str):
         return str(output["content"])
     return "" if output is None else json.dumps(output, ensure_ascii=False)
+
+
+def no_such_task(task: UUID) -> NotFound:
+    """The error for an id that names no task."""
+    return NotFound(f"There is no task {task}.")
+
+
+def first_id_at(moment: datetime) -> UUID:
+    """The smallest UUIDv7 of a moment (whole milliseconds)."""
+    milliseconds = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+    return UUID(int=min(max(milliseconds, 0), 2**48 - 1) << 80)
+
+
+def _of_task(connection: Connection, statement: TextClause, task: UUID, limit: int, after: Any, cursor: str) -> Page:
+    rows = connection.execute(statement, {"task": task, "after": after, "most": limit + 1}).mappings().all()
+    if not rows and not connection.scalar(EXISTS, {"task": task}):
+        raise no_such_task(task)
+    return _page(rows, limit, cursor)
+
+
+def _page(rows: Any, limit: int, cursor: str) -> Page:
+    """A page of `limit` rows out of one row more, which says whether there is another page."""
+    items = [dict(row) for row in rows[:limit]]
+    return Page(items, str(items[-1][cursor]) if len(rows) > limit else None)
+
+
+def _conditions(chosen: TaskFilter) -> tuple[list[str], dict[str, Any]]:
+    """The SQL conditions of a filter, and the values of their parameters."""
+    given = {field.name: getattr(chosen, field.name) for field in fields(chosen)}
+    values = {name: value for name, value in given.items() if value not in (None, (), {})}
+    for name in ("created_after", "created_before"):
+        if name in values:
+            values[name] = first_id_at(values[name])
+    if len(chosen.states) == 1:  # an equality lets the index (state, task_id) give the order too
+        values["state"] = values.pop("states")[0]
+    return [CONDITIONS[name] for name in values] or ["true"], values
+
+
+def _typed(statement: str, values: Mapping[str, Any]) -> TextClause:
+    return text(statement).bindparams(*(bindparam(name, type_=TYPES[name]) for name in values if name in TYPES))

@@ -407,7 +407,7 @@ CREATE FUNCTION minion_put_steps(t uuid, c integer, journal jsonb) RETURNS void 
         status = EXCLUDED.status, output = EXCLUDED.output, error = EXCLUDED.error, stdout = EXCLUDED.stdout,
         usage = EXCLUDED.usage, cost_microdollars = EXCLUDED.cost_microdollars, claim = EXCLUDED.claim,
         finished_at = EXCLUDED.finished_at
-        WHERE steps.status = 'started'
+        WHERE steps.status IN ('started', 'failed')
 $$;
 
 -- Commits steps under the fence. NULL: the fence is lost, stop; else the flags that the minion must obey.

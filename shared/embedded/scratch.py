@@ -35,13 +35,14 @@ def scratch_dir() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _remove(folder)
+        with _alone_in(base):
+            _remove(folder)
         disown(lock)
 
 
 @contextmanager
 def _alone_in(base: Path) -> Iterator[None]:
-    """Between making a folder and locking it, nobody may take it for an abandoned one."""
+    """While a folder is made or removed it holds no lock yet or no more, and would look abandoned to others."""
     with (base / _LOCK).open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         yield

@@ -45,13 +45,14 @@ class Traces:
             Conflict: a process of the server lives on, and is not to be recognised or not to be ended.
         """
         start = time.monotonic()
-        plan = [(0.0, self.stop_signal), (_PATIENCE_SECONDS, signal.SIGKILL)]
+        asked = False
         while (descriptor := try_lock(self.lock)) is None:
             waited = time.monotonic() - start
             if waited > _DEADLINE_SECONDS:
                 raise self._still_running()
-            if plan and waited >= plan[0][0] and self._signal_main_process(plan[0][1]):
-                plan.pop(0)
+            if waited > _PATIENCE_SECONDS:
+                self._kill()
+            asked = asked or self._signal_main_process(self.stop_signal)
             time.sleep(_POLL_SECONDS)
         return descriptor
 
@@ -63,6 +64,13 @@ class Traces:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
         return True
+
+    def _kill(self) -> None:
+        """SIGKILL the main process, and the children that it left behind: a busy one may not notice for long."""
+        self._signal_main_process(signal.SIGKILL)
+        for pid in holders(self.lock):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def main_pid(self) -> int | None:
         """The pid in the pid file, which may be stale."""
@@ -89,3 +97,13 @@ def command_line(pid: int) -> str:
             return ""
     listing = ["ps", "-ww", "-o", "command=", "-p", str(pid)]
     return subprocess.run(listing, capture_output=True, text=True, check=False).stdout
+
+
+def holders(path: Path) -> list[int]:
+    """The other processes that hold a file open. Linux only, and only those that we may look into."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if os.readlink(link) == str(path):
+                found.add(int(link.parts[2]))
+    return sorted(found - {os.getpid()})

@@ -1,0 +1,130 @@
+"""The demo's builtin tools: what is installed here, and the files of a report.
+
+Each is a plain function of its arguments, already checked against the tool's input schema, and of a context.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from minions.demo import distributions, report
+
+
+class Context(Protocol):
+    """What the demo's tools read from the context that a minion passes to a builtin tool."""
+
+    @property
+    def root_id(self) -> str:
+        """The id of the root task."""
+
+    @property
+    def data_dir(self) -> Path:
+        """The data folder of this installation."""
+
+
+def list_distributions(arguments: dict[str, Any], context: Context) -> dict[str, Any]:
+    """The installed distributions, sorted by name.
+
+    Args:
+        arguments: `{"only": [names]}`, or nothing for all of them.
+        context: not used.
+
+    Returns:
+        `{"distributions": [{"name", "version"}, …]}`.
+
+    Raises:
+        LookupError: a name of `only` is not installed.
+    """
+    installed = distributions.installed()
+    if "only" in arguments:
+        installed = [distributions.find(name) for name in arguments["only"]]
+    found = {found.key: {"name": found.name, "version": found.version} for found in installed}
+    return {"distributions": [found[key] for key in sorted(found)]}
+
+
+def inspect_distribution(arguments: dict[str, Any], context: Context) -> dict[str, Any]:
+    """What one installed distribution says about itself and what it holds.
+
+    Args:
+        arguments: `{"name", "version"?}`.
+        context: not used.
+
+    Raises:
+        LookupError: it is not installed, or in another version than the one given.
+    """
+    found = distributions.find(arguments["name"])
+    expected = arguments.get("version") or found.version
+    if expected != found.version:
+        raise LookupError(
+            f"{found.name} {expected} is not installed here; {found.version or 'an unknown version'} is. "
+            "Have the minions of one capability the same environment?"
+        )
+    return found.inspect()
+
+
+def save_audit_data(arguments: dict[str, Any], context: Context) -> dict[str, Any]:
+    """Stores a summarised audit as JSON in the data folder, under a name that a retry finds again.
+
+    Args:
+        arguments: `{"title", "headline", "findings", "rows"}`, from the stored function `summarise_audit`.
+        context: gives the data folder and the root task's id.
+
+    Returns:
+        `{"report", "headline", "findings"}`: without the rows, which a model has no use for.
+    """
+    name = report.name_of(context.root_id)
+    audit = {
+        **arguments,
+        "report": name,
+        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "environment": f"{platform.python_implementation()} {platform.python_version()} on {platform.platform()}",
+    }
+    _write(report.folder(context.data_dir, name) / report.DATA, json.dumps(audit, indent=1, ensure_ascii=False))
+    return {"report": name, "headline": arguments["headline"], "findings": arguments["findings"]}
+
+
+def write_audit_report(arguments: dict[str, Any], context: Context) -> dict[str, Any]:
+    """Writes a saved audit as `report.md` and `report.html`.
+
+    Args:
+        arguments: `{"report", "commentary"?}`.
+        context: gives the data folder.
+
+    Returns:
+        `{"report", "markdown", "html", "commentary"}`: the two files relative to the data folder, and whether they
+        hold a commentary.
+
+    Raises:
+        LookupError: no audit of that name was saved.
+    """
+    folder = report.folder(context.data_dir, arguments["report"])
+    commentary = arguments.get("commentary", "").strip()
+    try:
+        audit = json.loads((folder / report.DATA).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LookupError(
+            f"No saved audit is called {arguments['report']!r}. Pass `report` exactly as the task's input gives it."
+        ) from None
+    _write(folder / report.MARKDOWN, report.markdown(audit, commentary))
+    _write(folder / report.HTML, report.html(audit, commentary))
+    place = folder.relative_to(context.data_dir)
+    return {
+        "report": arguments["report"],
+        "markdown": str(place / report.MARKDOWN),
+        "html": str(place / report.HTML),
+        "commentary": bool(commentary),
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file at once, so that a reader or a second attempt never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)

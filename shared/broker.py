@@ -1,0 +1,102 @@
+"""The Celery application and its messages, as both sides know them.
+
+A message is `{v, task_id, claim}` and nothing more: Redis may lose, repeat or keep it, and the claim in PostgreSQL
+decides whether it still means anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from celery import Celery
+
+from shared.lifecycle import Dispatched
+from shared.settings import Settings
+
+RUN_TASK = "minion.run"
+SUBMIT_TASK = "minion.submit"
+SUBMIT_QUEUE = "minion.submit"
+MESSAGE_VERSION = 1
+
+# Longer than the longest hard time limit (AgentConfig allows 90,000 s): Redis must not deliver a running task
+# again. Should it do so all the same, the claim refuses the second message.
+VISIBILITY_TIMEOUT = 100_000
+
+
+def make_app(settings: Settings) -> Celery:
+    """The Celery application for this broker.
+
+    Raises:
+        NotConfigured: there is no broker address.
+    """
+    app = Celery("minions", broker=settings.require_broker_url(), set_as_current=True)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_acks_late=True,
+        task_acks_on_failure_or_timeout=True,
+        task_reject_on_worker_lost=False,
+        task_default_queue="minion.default",
+        task_send_sent_event=False,
+        worker_send_task_events=True,
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_soft_shutdown_timeout=10.0,
+        worker_enable_soft_shutdown_on_idle=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_consumer="workers.consumer:Consumer",
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_pool_acquire_timeout=10.0,
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY_TIMEOUT,
+            "unacked_restore_interval": 10,
+            "socket_timeout": 10.0,
+            "socket_connect_timeout": 5.0,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            "retry_on_timeout": True,
+        },
+    )
+    return app
+
+
+def publish(app: Celery, tasks: Iterable[Dispatched]) -> None:
+    """Sends one message for each task to its capability's queue, all of them together.
+
+    Raises:
+        kombu.exceptions.OperationalError or BatchPublishError: the broker is away. The tasks stay queued in
+            PostgreSQL and are published again.
+    """
+    with app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(max_size=500):
+        for task in tasks:
+            message = _message(app, task)
+            producer.publish(
+                message.body,
+                # The default exchange: its routing key is the queue itself. No binding has to exist in Redis,
+                # so nothing is lost after a FLUSHALL.
+                exchange="",
+                routing_key=task.queue,
+                serializer="json",
+                headers=message.headers,
+                **message.properties,
+            )
+
+
+def _message(app: Celery, task: Dispatched) -> Any:
+    return app.amqp.as_task_v2(
+        f"{task.task_id}.{task.claim + 1}",
+        RUN_TASK,
+        kwargs={"v": MESSAGE_VERSION, "task_id": str(task.task_id), "claim": task.claim},
+        time_limit=task.time_limit,
+        soft_time_limit=task.soft_time_limit,
+        # What Flower and Celery's events show.
+        shadow=task.agent_name,
+        argsrepr="",
+        kwargsrepr=f"task_id={task.task_id} claim={task.claim}",
+        ignore_result=True,
+    )

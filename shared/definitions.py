@@ -1,0 +1,319 @@
+"""Storing definitions: new immutable versions where something changed, all or nothing.
+
+References are by name (`normalise_licence`, always the active version) or pinned (`normalise_licence@2`). A version
+holds the versions that its references resolved to; so when a function changes, the tools and agents that follow it
+by name get a new version too, with the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import func, insert, select, text
+from sqlalchemy.orm import Session
+
+from shared.errors import InvalidDefinition
+from shared.init_db import SCHEMA_LOCK
+from shared.models import (
+    Agent,
+    AgentVersion,
+    AgentVersionTool,
+    Function,
+    FunctionVersion,
+    Relation,
+    Tool,
+    ToolVersion,
+)
+from shared.schemas import KINDS, AgentDefinition, AnyDefinition, FunctionDefinition, ToolDefinition
+
+Action = Literal["created", "changed", "unchanged"]
+Head = Agent | Tool | Function
+Version = AgentVersion | ToolVersion | FunctionVersion
+
+HEADS: dict[str, tuple[Any, Any, str]] = {
+    "agent": (Agent, AgentVersion, "agent_id"),
+    "tool": (Tool, ToolVersion, "tool_id"),
+    "function": (Function, FunctionVersion, "function_id"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What `apply` did with one definition."""
+
+    kind: str
+    name: str
+    action: Action
+    version: int
+    because: str | None = None
+
+
+@dataclass
+class DefinitionStore:
+    """Definitions of one namespace, in the caller's transaction.
+
+    Attributes:
+        validate_code: checks a function's source before it is stored, and raises InvalidDefinition.
+    """
+
+    session: Session
+    validate_code: Callable[[FunctionDefinition], None]
+    namespace: str = "default"
+    changes: list[Change] = field(default_factory=list)
+
+    def apply(self, definitions: Sequence[AnyDefinition]) -> list[Change]:
+        """Stores what differs from what is stored, and what follows from that.
+
+        Returns:
+            one change for each definition, and one for each agent or tool that follows a changed one by name.
+
+        Raises:
+            InvalidDefinition: the first fault; the caller rolls back.
+        """
+        _refuse_twice(definitions)
+        self.session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
+        self.changes = []
+        for definition in _of(definitions, FunctionDefinition):
+            self._store_function(definition)
+        given_tools = _of(definitions, ToolDefinition)
+        for tool, because in self._with_followers(given_tools, "tool", self._changed("function")):
+            self._store_tool(tool, because)
+        given_agents = _of(definitions, AgentDefinition)
+        moved = self._changed("function") | self._changed("tool")
+        for agent, because in self._with_followers(given_agents, "agent", moved):
+            self._store_agent(agent, because)
+        self.session.flush()
+        self._check_relations(given_agents)
+        return self.changes
+
+    def export(self) -> list[AnyDefinition]:
+        """The active version of every definition: functions first, then tools, then agents."""
+        return [definition for kind in ("function", "tool", "agent") for definition in self._active(kind)]
+
+    def _store_function(self, definition: FunctionDefinition) -> None:
+        checksum = definition.checksum()
+        if self._find(Function, FunctionVersion, "function_id", definition.name, checksum) is None:
+            self.validate_code(definition)
+        self._store(definition, checksum, None, {})
+
+    def _store_tool(self, definition: ToolDefinition, because: str | None) -> None:
+        values: dict[str, Any] = {"type": definition.type, "effect": definition.effect}
+        resolved: dict[str, Any] = {}
+        if definition.function:
+            version = self._resolve("function", definition.function, where=f"tool {definition.name!r}, function")
+            values["function_version_id"] = version.id
+            resolved["function"] = str(version.id)
+        self._store(definition, definition.checksum(**resolved), because, values)
+
+    def _store_agent(self, definition: AgentDefinition, because: str | None) -> None:
+        place = f"agent {definition.name!r}"
+        values = _agent_columns(definition)
+        for kind in ("function", "tool"):
+            if reference := getattr(definition, kind):
+                values[f"{kind}_version_id"] = self._resolve(kind, reference, where=f"{place}, {kind}").id
+        tools = [
+            self._resolve("tool", reference, where=f"{place}, tools.{position}")
+            for position, reference in enumerate(definition.tools)
+        ]
+        resolved: dict[str, Any] = {
+            name: str(values[name]) for name in ("function_version_id", "tool_version_id") if values.get(name)
+        }
+        resolved["tools"] = [str(tool.id) for tool in tools]
+        version = self._store(definition, definition.checksum(**resolved), because, values)
+        if version is not None:
+            self._link(version, definition, [tool.id for tool in tools])
+
+    def _link(self, version: Any, definition: AgentDefinition, tools: Sequence[UUID]) -> None:
+        self.session.flush()
+        for position, tool_id in enumerate(tools):
+            self.session.add(AgentVersionTool(agent_version_id=version.id, position=position, tool_version_id=tool_id))
+        for position, relation in enumerate(definition.relations):
+            self.session.add(
+                Relation(
+                    agent_version_id=version.id,
+                    position=position,
+                    agent_name=relation.agent,
+                    for_each=relation.for_each,
+                )
+            )
+
+    def _store(
+        self, definition: AnyDefinition, checksum: str, because: str | None, values: dict[str, Any]
+    ) -> Any | None:
+        """Makes the version with this checksum the active one. Returns it if it is new."""
+        head_class, version_class, owner = HEADS[definition.kind]
+        head = self._head(head_class, definition.name)
+        known = self._find(head_class, version_class, owner, definition.name, checksum)
+        if known is not None:
+            self._reuse(head, known, definition, because)
+            return None
+        action: Action = "created" if head is None else "changed"
+        if head is None:
+            new = insert(head_class).values(namespace=self.namespace, name=definition.name).returning(head_class)
+            head = self.session.scalars(new).one()
+        version = version_class(
+            **{owner: head.id},
+            number=self._newest(version_class, owner, head.id) + 1,
+            checksum=checksum,
+            name=definition.name,
+            description=definition.description,
+            definition=definition.content(),
+            **values,
+        )
+        self.session.add(version)
+        self.session.flush()
+        self._activate(head, version)
+        self.changes.append(Change(definition.kind, definition.name, action, version.number, because))
+        return version
+
+    def _reuse(self, head: Any, known: Any, definition: AnyDefinition, because: str | None) -> None:
+        """The content was stored before: unchanged, or back to an older text.
+
+        An agent that was rolled back stays so when the newest text is applied again, or every deployment would
+        undo the rollback.
+        """
+        _, version_class, owner = HEADS[definition.kind]
+        is_newest = known.number == self._newest(version_class, owner, head.id)
+        held = getattr(head, "status", None) == "rolled_back" and is_newest
+        if head.active_version_id == known.id or held:
+            if because is None:
+                self.changes.append(Change(definition.kind, definition.name, "unchanged", known.number))
+            return
+        self._activate(head, known)
+        self.changes.append(Change(definition.kind, definition.name, "changed", known.number, because))
+
+    def _activate(self, head: Any, version: Any) -> None:
+        head.active_version_id = version.id
+        if getattr(head, "status", None) == "rolled_back":
+            head.status, head.status_reason = "active", None
+        self.session.flush()
+
+    def _head(self, head_class: Any, name: str) -> Any | None:
+        return self.session.scalar(select(head_class).filter_by(namespace=self.namespace, name=name))
+
+    def _find(self, head_class: Any, version_class: Any, owner: str, name: str, checksum: str) -> Any | None:
+        head = self._head(head_class, name)
+        if head is None:
+            return None
+        return self.session.scalar(select(version_class).filter_by(**{owner: head.id}, checksum=checksum))
+
+    def _newest(self, version_class: Any, owner: str, head_id: UUID) -> int:
+        return self.session.scalar(select(func.max(version_class.number)).filter_by(**{owner: head_id})) or 0
+
+    def _resolve(self, kind: str, reference: str, *, where: str) -> Any:
+        """The version that `name` or `name@number` means now."""
+        head_class, version_class, owner = HEADS[kind]
+        name, _, number = reference.partition("@")
+        head = self._head(head_class, name)
+        if head is None:
+            raise InvalidDefinition(f"{where}: there is no {kind} named {name!r}.")
+        if not number:
+            return self.session.get_one(version_class, head.active_version_id)
+        version = self.session.scalar(select(version_class).filter_by(**{owner: head.id}, number=int(number)))
+        if version is None:
+            raise InvalidDefinition(f"{where}: the {kind} {name!r} has no version {number}.")
+        return version
+
+    def _changed(self, kind: str) -> set[tuple[str, str]]:
+        return {(kind, change.name) for change in self.changes if change.kind == kind and change.action != "unchanged"}
+
+    def _with_followers(
+        self, given: Iterable[Any], kind: str, moved: set[tuple[str, str]]
+    ) -> list[tuple[Any, str | None]]:
+        """The given definitions, then the stored ones that follow something in `moved` by name, and why."""
+        found: list[tuple[Any, str | None]] = [(definition, None) for definition in given]
+        names = {definition.name for definition, _ in found}
+        for definition in self._active(kind) if moved else []:
+            followed = _references(definition) & moved
+            if definition.name not in names and followed:
+                found.append((definition, ", ".join(f"{kind} {name}" for kind, name in sorted(followed))))
+        return found
+
+    def _active(self, kind: str) -> list[Any]:
+        head_class, version_class, _ = HEADS[kind]
+        rows = self.session.execute(
+            select(head_class.name, version_class.definition)
+            .join(version_class, version_class.id == head_class.active_version_id)
+            .where(head_class.namespace == self.namespace)
+            .order_by(head_class.name)
+        )
+        return [KINDS[kind].model_validate({"name": name, **definition}) for name, definition in rows]
+
+    def _check_relations(self, given: Sequence[AgentDefinition]) -> None:
+        """Every agent that is handed work exists, and no agent hands work to itself through others."""
+        calls = self._calls()
+        for definition in given:
+            for place, name in _called_agents(definition):
+                if name not in calls:
+                    raise InvalidDefinition(f"agent {definition.name!r}, {place}: there is no agent named {name!r}.")
+        for tool in self._active("tool"):
+            if tool.agent and tool.agent not in calls:
+                raise InvalidDefinition(f"tool {tool.name!r}, agent: there is no agent named {tool.agent!r}.")
+        for name in sorted(calls):
+            if circle := _find_circle(name, calls):
+                raise InvalidDefinition(f"agent {name!r}: its relations form a circle: {' -> '.join(circle)}.")
+
+    def _calls(self) -> dict[str, list[str]]:
+        """For each agent the agents it may call: by relation, or by a tool of kind agent."""
+        tools = {tool.name: tool.agent for tool in self._active("tool") if tool.agent}
+        return {
+            agent.name: [relation.agent for relation in agent.relations]
+            + [tools[name] for reference in agent.tools if (name := reference.partition("@")[0]) in tools]
+            for agent in self._active("agent")
+        }
+
+
+def _of(definitions: Sequence[AnyDefinition], kind: type[Any]) -> list[Any]:
+    return [definition for definition in definitions if isinstance(definition, kind)]
+
+
+def _refuse_twice(definitions: Sequence[AnyDefinition]) -> None:
+    seen: set[tuple[str, str]] = set()
+    for definition in definitions:
+        key = (definition.kind, definition.name)
+        if key in seen:
+            raise InvalidDefinition(f"The {definition.kind} {definition.name!r} is defined twice.")
+        seen.add(key)
+
+
+def _agent_columns(definition: AgentDefinition) -> dict[str, Any]:
+    config = definition.config
+    return {
+        "type": definition.type,
+        "capabilities": config.capabilities,
+        "capability": config.capabilities[0],
+        "input_schema": definition.input_schema,
+        "soft_time_limit": config.soft_time_limit,
+        "time_limit": config.time_limit,
+        "max_attempts": config.max_attempts,
+    }
+
+
+def _references(definition: AgentDefinition | ToolDefinition) -> set[tuple[str, str]]:
+    """What a definition follows by name; pinned references follow nothing."""
+    named = [("function", definition.function)]
+    if isinstance(definition, AgentDefinition):
+        named += [("tool", definition.tool), *(("tool", reference) for reference in definition.tools)]
+    return {(kind, name) for kind, name in named if name and "@" not in name}
+
+
+def _called_agents(definition: AgentDefinition) -> list[tuple[str, str]]:
+    return [(f"relations.{position}", relation.agent) for position, relation in enumerate(definition.relations)]
+
+
+def _find_circle(start: str, calls: dict[str, list[str]]) -> list[str] | None:
+    """A path from an agent back to itself, if there is one (depth first, without recursion)."""
+    stack = [(start, [start])]
+    seen: set[str] = set()
+    while stack:
+        name, path = stack.pop()
+        for called in calls.get(name, []):
+            if called == start:
+                return [*path, start]
+            if called not in seen:
+                seen.add(called)
+                stack.append((called, [*path, called]))
+    return None

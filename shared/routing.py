@@ -1,0 +1,78 @@
+"""Ranking agents by the words of a message: PostgreSQL full-text search over name, capabilities, description."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from shared.errors import AmbiguousRoute
+
+MOST_LISTED = 10
+
+# Any word may match (websearch syntax would ask for all); the weights put the name before the description.
+RANK = text(
+    """
+    WITH query AS (
+        SELECT to_tsquery('english', string_agg(quote_literal(lexeme), ' | ')) AS words
+            FROM unnest(to_tsvector('english', :message))
+    )
+    SELECT a.name, v.id, v.capability, ts_rank('{0.1, 0.4, 0.7, 1.0}', v.search, query.words) AS score
+        FROM agents a JOIN agent_versions v ON v.id = a.active_version_id, query
+        WHERE a.namespace = :namespace AND a.status <> 'disabled' AND v.search @@ query.words
+          AND (CAST(:among AS text[]) IS NULL OR a.name = ANY (CAST(:among AS text[])))
+        ORDER BY score DESC, a.name LIMIT 10
+    """
+)
+NAMES = text(
+    "SELECT name FROM agents WHERE namespace = :namespace AND status <> 'disabled' AND active_version_id IS NOT NULL "
+    "AND (CAST(:among AS text[]) IS NULL OR name = ANY (CAST(:among AS text[]))) ORDER BY name LIMIT 11"
+)
+
+
+@dataclass(frozen=True)
+class Route:
+    """The agent that a message goes to, and how the others fared."""
+
+    agent: str
+    version_id: UUID
+    capability: str
+    scores: dict[str, float]
+
+    def as_json(self) -> dict[str, Any]:
+        """For the record."""
+        return {"agent": self.agent, "scores": self.scores}
+
+
+def choose(
+    connection: Connection, message: str, *, namespace: str = "default", among: Sequence[str] | None = None
+) -> Route:
+    """The agent whose name, capabilities and description fit the message best.
+
+    Args:
+        among: the names to choose from; None for all.
+
+    Raises:
+        AmbiguousRoute: none fits, or the best ones fit equally well; the message lists the candidates.
+    """
+    values = {"message": message[:10_000], "namespace": namespace, "among": list(among) if among else None}
+    rows = connection.execute(RANK, values).all()
+    if not rows:
+        names = list(connection.scalars(NAMES, values))
+        listed = ", ".join(names[:MOST_LISTED]) + (", …" if len(names) > MOST_LISTED else "")
+        raise AmbiguousRoute(
+            f"No agent fits the message. Name one of: {listed}."
+            if names
+            else "There is no agent to send the message to.",
+            candidates=names[:MOST_LISTED],
+        )
+    best = rows[0]
+    tied = [row.name for row in rows if abs(row.score - best.score) < 1e-6]
+    if len(tied) > 1:
+        raise AmbiguousRoute(
+            f"Several agents fit the message equally well: {', '.join(tied)}. Name one of them.", candidates=tied
+        )
+    return Route(best.name, best.id, best.capability, {row.name: round(row.score, 6) for row in rows})

@@ -1,0 +1,95 @@
+"""Structured logs and error reports.
+
+Every line of a log is an event with fields; while a minion works on a task, each line carries `task`, `claim`,
+`agent` and `capability`. Inputs, outputs and prompts are never logged, nor sent to Sentry.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import sys
+from typing import Any
+
+import sentry_sdk
+import structlog
+
+from shared.settings import Settings
+
+QUIET = ("httpx2", "httpcore2", "alembic", "amqp", "kombu", "celery.redirected", "uvicorn.access")
+
+
+def configure(settings: Settings, *, component: str) -> None:
+    """Sends structlog's and the standard library's records to standard error, and errors to Sentry if it is on.
+
+    Args:
+        component: which process speaks: `orchestrator`, `worker` or `cli`.
+    """
+    _configure_logs(settings, component)
+    _configure_sentry(settings, component)
+
+
+def _configure_logs(settings: Settings, component: str) -> None:
+    console = settings.log_format == "console" or (settings.log_format == "auto" and sys.stderr.isatty())
+    common: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(default=str)
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *common],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *common,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(component=component)
+
+
+def _configure_sentry(settings: Settings, component: str) -> None:
+    if settings.sentry_dsn is None:
+        return
+    from shared import __version__
+
+    sentry_sdk.init(
+        dsn=settings.sentry_dsn.get_secret_value(),
+        environment=settings.environment,
+        release=f"minions@{__version__}",
+        send_default_pii=False,
+        # Local variables hold prompts, inputs and keys.
+        include_local_variables=False,
+        include_source_context=False,
+        max_request_body_size="never",
+        before_send=_scrub,
+        before_breadcrumb=lambda crumb, hint: None,
+    )
+    sentry_sdk.set_tag("component", component)
+
+
+def _scrub(event: Any, hint: dict[str, Any]) -> Any:
+    """Leaves what an operator needs: the kind of error, where in the code, and our own tags."""
+    for name in ("request", "extra", "breadcrumbs", "user", "server_name"):
+        event.pop(name, None)
+    event["contexts"] = {name: event.get("contexts", {}).get(name) for name in ("runtime", "trace")}
+    for exception in event.get("exception", {}).get("values", []):
+        exception["value"] = "(left out: a message may quote data)"
+    if "logentry" in event:
+        event["logentry"] = {"message": str(event["logentry"].get("message", ""))[:100]}
+    return event

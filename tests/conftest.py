@@ -1,0 +1,103 @@
+"""Real servers for the tests: one private PostgreSQL and Valkey a session, emptied for each test that asks.
+
+    servers     the running EmbeddedServers (fault tests kill and start its `.postgres` and `.valkey`)
+    settings    the process's settings, which name those servers; child processes inherit the same environment
+    database    the process's engine on a migrated schema without a row, and a broker without a key
+    define      stores definitions: `define({"kind": "agent", …}, …)`, without checking functions' code
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
+
+from shared.database import forget_engine, get_engine
+from shared.definitions import Change, DefinitionStore
+from shared.embedded import EmbeddedServers, scratch_dir
+from shared.hints import forget_publisher, make_redis
+from shared.init_db import migrate
+from shared.models import Base
+from shared.schemas import parse_definition
+from shared.settings import Settings, get_settings
+
+Define = Callable[..., list[Change]]
+
+TRUNCATE = text(f"TRUNCATE {', '.join(Base.metadata.tables)} CASCADE")
+END_OTHERS = text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+)
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[EmbeddedServers]:
+    """The session's private servers; their addresses and an API key are in the environment."""
+    with scratch_dir() as folder, EmbeddedServers(folder, durable=False) as running, pytest.MonkeyPatch.context() as env:
+        addresses = running.start()
+        env.setenv("DATABASE_URL", addresses.database_url)
+        env.setenv("REDIS_URL", addresses.redis_url)
+        env.setenv("MINION_API_KEY", secrets.token_urlsafe(16))
+        env.setenv("MINION_DATA_DIR", str(folder / "minion"))
+        for name in ("MINION_API_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "SENTRY_DSN"):
+            env.delenv(name, raising=False)
+        forget_process_state()
+        migrate(get_engine())
+        yield running
+        forget_process_state()
+    get_settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def settings(servers: EmbeddedServers) -> Settings:
+    """The settings of the session's servers."""
+    return get_settings()
+
+
+@pytest.fixture
+def database(settings: Settings) -> Engine:
+    """The process's engine on empty tables, and an empty broker."""
+    engine = get_engine()
+    try:
+        empty(engine, wait="2s")
+    except OperationalError:
+        # Somebody whom an earlier test left behind holds a lock; he must not hold up this one.
+        with engine.begin() as connection:
+            connection.execute(END_OTHERS)
+        empty(engine, wait="20s")
+    with make_redis() as broker:
+        broker.flushall()
+    return engine
+
+
+@pytest.fixture
+def define(database: Engine) -> Define:
+    """Stores definitions, each a dictionary with `kind`."""
+
+    def store(*definitions: dict[str, Any]) -> list[Change]:
+        parsed = [parse_definition(definition) for definition in definitions]
+        with Session(database) as session, session.begin():
+            return DefinitionStore(session, validate_code=lambda function: None).apply(parsed)
+
+    return store
+
+
+def empty(engine: Engine, *, wait: str) -> None:
+    """Deletes every row."""
+    with engine.begin() as connection:
+        connection.execute(text(f"SET LOCAL lock_timeout = '{wait}'"))
+        connection.execute(TRUNCATE)
+
+
+def forget_process_state() -> None:
+    """Settings, connections and the like are made anew at the next use."""
+    if get_engine.cache_info().currsize:
+        get_engine().dispose()
+    forget_engine()
+    forget_publisher()
+    get_settings.cache_clear()

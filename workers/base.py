@@ -1,0 +1,67 @@
+"""What every agent is to the minion: input in, outcome out, both checked against their schemas."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from shared.errors import InvalidOutput
+from shared.json_schema import validate
+from shared.json_values import JsonValue, check
+from shared.messages import checked_input, coerce
+from shared.schemas import AgentDefinition, AIMessage, Message
+from shared.settings import get_settings
+from shared.tasks import content_of
+from workers.journal import Journal
+from workers.outcomes import Outcome, Succeeded
+from workers.task import ClaimedTask
+
+
+class BaseAgent(ABC):
+    """An agent at work on one task."""
+
+    def __init__(self, definition: AgentDefinition, task: ClaimedTask, journal: Journal) -> None:
+        self.definition = definition
+        self.task = task
+        self.journal = journal
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    def run(self) -> Outcome:
+        """Works on the task until it is done or has to wait.
+
+        Raises:
+            MinionError: why it could not be done.
+        """
+        outcome = self.work(self.input())
+        if isinstance(outcome, Succeeded):
+            self.check_output(outcome.output)
+        return outcome
+
+    @abstractmethod
+    def work(self, value: JsonValue) -> Outcome:
+        """Does what this kind of agent does, with an input that matches the input schema."""
+
+    def input(self) -> JsonValue:
+        """The task's input, or the one that its messages make, checked.
+
+        Raises:
+            InvalidInput: with every violation and its path.
+        """
+        return checked_input(self.definition.input_schema, self.task.input, self.task.messages, agent=self.name)
+
+    def check_output(self, output: JsonValue) -> None:
+        """Raises InvalidOutput with every violation, or TooLarge."""
+        what = f"The output of {self.name!r}"
+        check(output, what=what, limit=get_settings().max_output_bytes)
+        validate(self.definition.output_schema, output, what=what, error=InvalidOutput)
+
+    def succeeded(self, output: JsonValue) -> Succeeded:
+        """The outcome with what it adds to the conversation: what was said, and the answer."""
+        said = [coerce(message) for message in self.task.messages or []]
+        return Succeeded(output, [*said, AIMessage(content=content_of(output))])
+
+    def messages(self) -> list[Message]:
+        """The task's messages."""
+        return [coerce(message) for message in self.task.messages or []]

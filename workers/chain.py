@@ -1,0 +1,123 @@
+"""An agent that hands its work to others: sequential, parallel, fallback or router.
+
+Sub-agents are tasks on their own capability's queue. The parent waits for them without a slot, and reads their
+outcomes from its journal when it runs again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.database import get_engine
+from shared.errors import InvalidInput, MinionError, SubtaskFailed
+from shared.json_values import JsonValue
+from shared.routing import choose
+from shared.schemas import RelationDefinition
+from shared.tasks import content_of
+from workers.base import BaseAgent
+from workers.journal import StepResult
+from workers.outcomes import ChildOutcome, Failed, Outcome, Suspended
+
+
+class ChainAgent(BaseAgent):
+    """Runs an agent's relations by its `chain_strategy`."""
+
+    def work(self, value: JsonValue) -> Outcome:
+        """Goes as far as the sub-tasks that have ended allow."""
+        strategy = self.definition.config.chain_strategy
+        return {
+            "sequential": self._sequential,
+            "parallel": self._parallel,
+            "fallback": self._fallback,
+            "router": self._router,
+        }[strategy](value)
+
+    def _sequential(self, value: JsonValue) -> Outcome:
+        """The output of one is the input of the next; the last output is the chain's."""
+        for relation in self.definition.relations:
+            outcomes = self.journal.children(self._requests(relation, value))
+            if isinstance(outcomes, Suspended):
+                return outcomes
+            joined = self._joined(outcomes) if relation.for_each else self._single(outcomes[0])
+            if isinstance(joined, Failed):
+                return joined
+            value = joined
+        return self.succeeded(value)
+
+    def _parallel(self, value: JsonValue) -> Outcome:
+        """All at once, from the same input; the output lists theirs in order."""
+        requests = [request for relation in self.definition.relations for request in self._requests(relation, value)]
+        outcomes = self.journal.children(requests)
+        if isinstance(outcomes, Suspended):
+            return outcomes
+        joined = self._joined(outcomes)
+        return joined if isinstance(joined, Failed) else self.succeeded(joined)
+
+    def _fallback(self, value: JsonValue) -> Outcome:
+        """The first that succeeds."""
+        failure: Failed | None = None
+        for relation in self.definition.relations:
+            outcomes = self.journal.children(self._requests(relation, value))
+            if isinstance(outcomes, Suspended):
+                return outcomes
+            result = self._joined(outcomes) if relation.for_each else self._single(outcomes[0])
+            if not isinstance(result, Failed):
+                return self.succeeded(result)
+            failure = result
+        assert failure is not None
+        return failure
+
+    def _router(self, value: JsonValue) -> Outcome:
+        """One of them, chosen by the words of the input; the choice is a step of its own."""
+        names = [relation.agent for relation in self.definition.relations]
+
+        def perform(step: int) -> StepResult:
+            with get_engine().connect() as connection:
+                route = choose(connection, content_of(value), namespace=self.task.namespace, among=names)
+            return StepResult(route.as_json())
+
+        chosen = self.journal.call("tool_call", "router", {"among": names}, perform, effect="idempotent")
+        outcomes = self.journal.children([(chosen["agent"], value)])
+        if isinstance(outcomes, Suspended):
+            return outcomes
+        result = self._single(outcomes[0])
+        return result if isinstance(result, Failed) else self.succeeded(result)
+
+    def _requests(self, relation: RelationDefinition, value: JsonValue) -> list[tuple[str, JsonValue]]:
+        if relation.for_each is None:
+            return [(relation.agent, value)]
+        items = value.get(relation.for_each) if isinstance(value, dict) else None
+        if not isinstance(items, list):
+            raise InvalidInput(
+                f"{self.name!r} runs {relation.agent!r} for each element of {relation.for_each!r}, "
+                "and its input has no list of that name."
+            )
+        return [(relation.agent, item) for item in items]
+
+    def _single(self, child: ChildOutcome) -> JsonValue | Failed:
+        if child.succeeded:
+            return child.output
+        if self.definition.config.on_child_failure == "collect":
+            return _collected(child)
+        return Failed(failure_of(child))
+
+    def _joined(self, children: list[ChildOutcome]) -> JsonValue | Failed:
+        failed = [child for child in children if not child.succeeded]
+        if failed and self.definition.config.on_child_failure == "fail":
+            return Failed(failure_of(failed[0], others=len(failed) - 1))
+        return {"results": [_collected(child) for child in children]}
+
+
+def failure_of(child: ChildOutcome, others: int = 0) -> MinionError:
+    """The parent's error: the first cause, however deep it lies."""
+    error = child.error or {"type": child.state, "message": f"it ended as {child.state}"}
+    cause: dict[str, Any] = error.get("cause") or {"task_id": str(child.task_id), "agent": child.agent, "error": error}
+    more = f" (and {others} more)" if others else ""
+    return SubtaskFailed(f"Sub-task {cause['agent']!r} failed{more}: {cause['error'].get('message')}", cause=cause)
+
+
+def _collected(child: ChildOutcome) -> dict[str, Any]:
+    entry: dict[str, Any] = {"task_id": str(child.task_id), "agent": child.agent, "state": child.state}
+    if child.succeeded:
+        return {**entry, "output": child.output}
+    return {**entry, "input": child.input, "error": child.error}

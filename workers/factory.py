@@ -1,0 +1,93 @@
+"""From an agent's definition in the database to a running agent.
+
+Versions are immutable, so what was read once is kept for ever.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from shared.database import get_engine
+from shared.errors import NotFound
+from shared.function_store import StoredFunction
+from shared.models import AgentVersion, AgentVersionTool, FunctionVersion, ToolVersion
+from shared.schemas import AgentDefinition, ToolDefinition
+from workers.base import BaseAgent
+from workers.chain import ChainAgent
+from workers.function_agent import FunctionAgent
+from workers.journal import Journal
+from workers.model_agent import ModelAgent
+from workers.task import ClaimedTask
+from workers.tools.base import Tool
+from workers.tools.builtin import BuiltinTool
+from workers.tools.delegation import AgentTool
+from workers.tools.function import FunctionTool
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """An agent version with everything that it pins."""
+
+    definition: AgentDefinition
+    version_id: UUID
+    target: Tool | None
+    tools: tuple[Tool, ...]
+
+
+def build_agent(task: ClaimedTask, journal: Journal) -> BaseAgent:
+    """The agent that this task's pinned version describes, ready to run.
+
+    Raises:
+        NotFound: the version does not exist.
+        FunctionError: a function that it pins does not match its stored hash.
+    """
+    blueprint = load_blueprint(task.agent_version_id)
+    if blueprint.definition.type == "agent":
+        return ModelAgent(blueprint.definition, task, journal, blueprint.tools)
+    if blueprint.target is not None:
+        return FunctionAgent(blueprint.definition, task, journal, blueprint.target)
+    return ChainAgent(blueprint.definition, task, journal)
+
+
+@lru_cache(maxsize=1024)
+def load_blueprint(version_id: UUID) -> Blueprint:
+    """Reads an agent version and what it pins."""
+    with Session(get_engine()) as session:
+        row = session.get(AgentVersion, version_id)
+        if row is None:
+            raise NotFound(f"There is no agent version {version_id}.")
+        definition = AgentDefinition.model_validate({"name": row.name, **row.definition})
+        return Blueprint(definition, version_id, _target(session, row), _tools(session, version_id))
+
+
+def _target(session: Session, row: AgentVersion) -> Tool | None:
+    if row.function_version_id is not None:
+        return FunctionTool.for_function(StoredFunction.of(session.get_one(FunctionVersion, row.function_version_id)))
+    if row.tool_version_id is not None:
+        return _tool(session, session.get_one(ToolVersion, row.tool_version_id))
+    return None
+
+
+def _tools(session: Session, version_id: UUID) -> tuple[Tool, ...]:
+    rows = session.scalars(
+        select(ToolVersion)
+        .join(AgentVersionTool, AgentVersionTool.tool_version_id == ToolVersion.id)
+        .where(AgentVersionTool.agent_version_id == version_id)
+        .order_by(AgentVersionTool.position)
+    )
+    return tuple(_tool(session, row) for row in rows)
+
+
+def _tool(session: Session, row: ToolVersion) -> Tool:
+    definition = ToolDefinition.model_validate({"name": row.name, **row.definition})
+    if definition.type == "builtin":
+        return BuiltinTool(definition)
+    if definition.type == "agent":
+        return AgentTool(definition)
+    function = session.get_one(FunctionVersion, row.function_version_id)
+    return FunctionTool(definition, StoredFunction.of(function))

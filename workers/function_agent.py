@@ -1,0 +1,24 @@
+"""An agent without a model: one function or tool, its input the task's, its output the task's."""
+
+from __future__ import annotations
+
+from shared.json_values import JsonValue
+from shared.schemas import AgentDefinition
+from workers.base import BaseAgent
+from workers.journal import Journal
+from workers.outcomes import Outcome, Suspended
+from workers.task import ClaimedTask
+from workers.tools.base import Tool
+
+
+class FunctionAgent(BaseAgent):
+    """Runs one sandboxed function or one tool."""
+
+    def __init__(self, definition: AgentDefinition, task: ClaimedTask, journal: Journal, target: Tool) -> None:
+        super().__init__(definition, task, journal)
+        self.target = target
+
+    def work(self, value: JsonValue) -> Outcome:
+        """One step."""
+        output = self.target.call(value, self.task, self.journal)
+        return output if isinstance(output, Suspended) else self.succeeded(output)

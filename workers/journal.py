@@ -1,0 +1,209 @@
+"""The journal: every effect of a task is a step, and a step that is finished is never made again.
+
+A task that runs again asks for the same steps in the same order; finished ones are read back. A step that is not
+pure is committed as started before it is made, and as finished before anything uses its result. Pure steps ride
+along with the next write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+from uuid import UUID
+
+import structlog
+
+from shared import lifecycle
+from shared.database import transaction
+from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError
+from shared.json_values import JsonValue, digest
+from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Suspended
+
+log = structlog.get_logger(__name__)
+
+Kind = Literal["model_call", "tool_call", "function_call"]
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What a step produced. Tokens and micro-dollars are for model calls, CPU seconds for sandboxed functions."""
+
+    output: JsonValue
+    stdout: str | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microdollars: int = 0
+    cpu_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    function_version_id: UUID | None = None
+
+
+@dataclass
+class Journal:
+    """The steps of one task, read back or run and recorded.
+
+    Attributes:
+        known: steps of earlier executions, by number, as `minion_journal` gives them.
+        unwritten: pure steps that ride along with the next write.
+    """
+
+    task_id: UUID
+    claim: int
+    known: dict[int, dict[str, Any]]
+    next_number: int = 1
+    unwritten: list[dict[str, Any]] = field(default_factory=list)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microdollars: int = 0
+    cpu_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+    def call(
+        self,
+        kind: Kind,
+        name: str,
+        request: JsonValue,
+        perform: Callable[[int], StepResult],
+        *,
+        effect: str,
+    ) -> JsonValue:
+        """Makes a step, or reads it back.
+
+        Args:
+            request: what is asked; its canonical hash must be the same when the task runs again.
+            perform: makes the effect; receives the step's number.
+            effect: `pure`, `idempotent` or `unsafe`.
+
+        Raises:
+            HistoryDiverged: the journal holds another request at this place.
+            ToolError: an unsafe step was interrupted; whether it happened is not known.
+            Cancelled: the task was cancelled meanwhile.
+            ClaimLost: stop, without writing anything.
+            MinionError: what `perform` raised; it is recorded.
+        """
+        number, request_hash = self._take(), digest([kind, name, request])
+        known = self._matching(number, kind, name, request_hash)
+        if known is not None and known["status"] == "finished":
+            return known["output"]
+        if known is not None and known["status"] == "started" and effect == "unsafe":
+            raise _interrupted(number, name)
+        step = {
+            "number": number,
+            "kind": kind,
+            "name": name,
+            "effect": effect,
+            "request_hash": request_hash,
+            "input": request,
+            "started_at": _now(),
+        }
+        if effect != "pure":
+            self._write({**step, "status": "started"})
+        return self._perform(step, perform)
+
+    def children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:
+        """The outcomes of sub-tasks, or the suspension that creates them.
+
+        Args:
+            requests: for each sub-task the agent's name and its input.
+
+        Raises:
+            HistoryDiverged: the journal holds other sub-tasks at this place.
+        """
+        wanted = [
+            ChildRequest(self._take(), agent, digest(["subtask", agent, value]), value) for agent, value in requests
+        ]
+        known = [self._matching(child.step, "subtask", child.agent, child.request_hash) for child in wanted]
+        if wanted and known[0] is None:
+            return Suspended(wanted)
+        return [_child_outcome(child, step) for child, step in zip(wanted, known, strict=True) if step is not None]
+
+    def take_unwritten(self) -> list[dict[str, Any]]:
+        """The steps that ride along with the write that the caller is about to make."""
+        steps, self.unwritten = self.unwritten, []
+        return steps
+
+    def _perform(self, step: dict[str, Any], perform: Callable[[int], StepResult]) -> JsonValue:
+        try:
+            result = perform(step["number"])
+        except MinionError as error:
+            self.unwritten.append({**step, "status": "failed", "error": error.as_dict(), "finished_at": _now()})
+            raise
+        self._count(result)
+        finished = {
+            **step,
+            "status": "finished",
+            "output": result.output,
+            "stdout": result.stdout,
+            "usage": {"input_tokens": result.input_tokens, "output_tokens": result.output_tokens},
+            "cost_microdollars": result.cost_microdollars,
+            "function_version_id": str(result.function_version_id) if result.function_version_id else None,
+            "finished_at": _now(),
+        }
+        if step["effect"] == "pure":
+            self.unwritten.append(finished)
+        else:
+            self._write(finished)
+        return result.output
+
+    def _count(self, result: StepResult) -> None:
+        self.input_tokens += result.input_tokens
+        self.output_tokens += result.output_tokens
+        self.cost_microdollars += result.cost_microdollars
+        self.cpu_seconds += result.cpu_seconds
+        self.peak_memory_bytes = max(self.peak_memory_bytes, result.peak_memory_bytes)
+
+    def _write(self, step: dict[str, Any]) -> None:
+        with transaction() as connection:
+            flags = lifecycle.write_steps(connection, self.task_id, self.claim, [*self.unwritten, step])
+        if flags is None:
+            raise ClaimLost
+        self.unwritten = []
+        if flags["cancel"]:
+            raise Cancelled("Cancelled while it ran.")
+
+    def _take(self) -> int:
+        number, self.next_number = self.next_number, self.next_number + 1
+        return number
+
+    def _matching(self, number: int, kind: str, name: str, request_hash: str) -> dict[str, Any] | None:
+        known = self.known.get(number)
+        if known is None or known["request_hash"] == request_hash:
+            return known
+        if known["status"] == "failed" and known["kind"] != "subtask":
+            # What failed is not history that anything was built on.
+            return None
+        raise HistoryDiverged(
+            f"History diverged at step {number}: the journal holds {known['kind']} {known['name']!r}, and this run "
+            f"asks for {kind} {name!r}{' with another input' if known['name'] == name else ''}. "
+            "Replay the task to run it from its beginning.",
+            step=number,
+        )
+
+
+def _child_outcome(child: ChildRequest, step: dict[str, Any]) -> ChildOutcome:
+    ended = step.get("outcome") or {}
+    return ChildOutcome(
+        task_id=UUID(step["child_id"]),
+        agent=child.agent,
+        input=child.input,
+        state=ended.get("state", "cancelled"),
+        output=ended.get("output"),
+        error=ended.get("error"),
+    )
+
+
+def _interrupted(number: int, name: str) -> ToolError:
+    error = ToolError(
+        f"Step {number} ({name}) was interrupted, and it is unsafe to repeat: whether it happened is not known. "
+        "Find out, then replay the task to make it again.",
+        step=number,
+    )
+    error.retryable = False
+    return error
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

@@ -1,0 +1,75 @@
+"""How one execution of a task can end. Expected outcomes are values, not exceptions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from shared.errors import MinionError
+from shared.json_values import JsonValue
+from shared.schemas import Message
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The task is done. `messages` are what it adds to its conversation."""
+
+    output: JsonValue
+    messages: list[Message] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The task could not be done this time; `error.retryable` says whether it may run again by itself."""
+
+    error: MinionError
+
+
+@dataclass(frozen=True, slots=True)
+class ChildRequest:
+    """A sub-task to be created: its place in the parent's journal, and what is asked of whom."""
+
+    step: int
+    agent: str
+    request_hash: str
+    input: JsonValue
+
+    def as_json(self) -> dict[str, Any]:
+        """As `minion_suspend` takes it."""
+        return {
+            "step": self.step,
+            "name": self.agent,
+            "request_hash": self.request_hash,
+            "request": {"agent": self.agent, "input": self.input},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """The task waits for sub-tasks, without a worker's slot, and runs again when all have ended."""
+
+    children: list[ChildRequest]
+
+
+Outcome = Succeeded | Failed | Suspended
+
+
+@dataclass(frozen=True, slots=True)
+class ChildOutcome:
+    """How a sub-task ended."""
+
+    task_id: UUID
+    agent: str
+    input: JsonValue
+    state: str
+    output: JsonValue
+    error: dict[str, Any] | None
+
+    @property
+    def succeeded(self) -> bool:
+        return self.state == "succeeded"
+
+
+class ClaimLost(Exception):
+    """The fence is lost: another claim holds the task, or it has ended. Nothing may be written any more."""

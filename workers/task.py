@@ -1,0 +1,58 @@
+"""A task as the minion that claimed it sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from shared.json_values import JsonValue
+
+
+@dataclass(frozen=True)
+class ClaimedTask:
+    """What `minion_claim` gave: the task, pinned, and the journal of its earlier executions.
+
+    Attributes:
+        claim: the fencing token of this execution.
+        attempts: charged failures so far.
+    """
+
+    id: UUID
+    root_id: UUID
+    origin_id: UUID
+    claim: int
+    attempts: int
+    agent_version_id: UUID
+    agent_name: str
+    queue: str
+    namespace: str
+    depth: int
+    journal_format: int
+    input: JsonValue = None
+    messages: list[Any] | None = None
+    conversation_id: str | None = None
+    deadline: datetime | None = None
+    created_at: datetime | None = None
+    steps: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> ClaimedTask:
+        """From the row that `shared.lifecycle.claim` returned."""
+        ids = ("id", "root_id", "origin_id", "agent_version_id")
+        times = ("deadline", "created_at")
+        values = {name: row[name] for name in cls.__dataclass_fields__}
+        values |= {name: UUID(row[name]) for name in ids}
+        values |= {name: datetime.fromisoformat(row[name]) if row[name] else None for name in times}
+        return cls(**values)
+
+    def context(self) -> dict[str, Any]:
+        """What a function that `requires_context` is told."""
+        return {
+            "task_id": str(self.id),
+            "attempt": self.attempts + 1,
+            "conversation_id": self.conversation_id,
+            "agent": self.agent_name,
+            "deadline": self.deadline.isoformat() if self.deadline else None,
+        }

@@ -1,0 +1,25 @@
+"""What a tool is to an agent: arguments in, JSON out, one or more journal steps."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from shared.json_values import JsonValue
+from workers.journal import Journal
+from workers.outcomes import Suspended
+from workers.task import ClaimedTask
+
+
+class Tool(Protocol):
+    """A tool, pinned. It has no state of its own: the same object serves every task of a process."""
+
+    name: str
+    description: str
+    input_schema: dict[str, Any] | None
+
+    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue | Suspended:
+        """Makes the call as a journal step, or reads it back.
+
+        Raises:
+            MinionError: it could not be done.
+        """

@@ -1,0 +1,125 @@
+"""Tools of kind `builtin`: trusted Python from installed packages, found by entry point.
+
+A package offers one in its `pyproject.toml`:
+
+    [project.entry-points."minions.tools"]
+    send-mail = "our_package.tools:send_mail"
+
+and defines `def send_mail(arguments: dict, context: ToolContext) -> JSON value` (or `async def`). It runs inside the
+minion with the minion's rights: code of unknown origin belongs in the function store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from celery.exceptions import SoftTimeLimitExceeded
+
+from shared.errors import InvalidInput, InvalidOutput, MinionError, NotFound, ToolError
+from shared.json_schema import validate
+from shared.json_values import JsonValue, check, digest
+from shared.schemas import ToolDefinition
+from shared.settings import get_settings
+from workers.journal import Journal, StepResult
+from workers.task import ClaimedTask
+
+GROUP = "minions.tools"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolContext:
+    """What a builtin tool is told about its call.
+
+    Attributes:
+        attempt: 1 for the first.
+        idempotency_key: the same whenever this very call is made again, after a crash or in a replay.
+        data_dir: the installation's data folder.
+    """
+
+    task_id: str
+    root_id: str
+    agent: str
+    attempt: int
+    conversation_id: str | None
+    idempotency_key: str
+    data_dir: Path
+
+
+class BuiltinTool:
+    """A function of an installed package."""
+
+    def __init__(self, definition: ToolDefinition) -> None:
+        self.definition = definition
+        self.name = definition.name
+        self.description = definition.description
+        self.input_schema: dict[str, Any] | None = definition.input_schema
+
+    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue:
+        """One step with the tool's declared effect."""
+        definition = self.definition
+        request = {"tool": definition.builtin, "arguments": arguments}
+
+        def perform(step: int) -> StepResult:
+            validate(self.input_schema, arguments, what=f"The input of tool {self.name!r}", error=InvalidInput)
+            output = _call(load(str(definition.builtin)), arguments, _context(task, step, request), self.name)
+            what = f"The output of tool {self.name!r}"
+            check(output, what=what, limit=get_settings().max_output_bytes)
+            validate(definition.output_schema, output, what=what, error=InvalidOutput)
+            return StepResult(output)
+
+        return journal.call("tool_call", self.name, request, perform, effect=str(definition.effect))
+
+
+@lru_cache(maxsize=256)
+def load(name: str) -> Callable[..., Any]:
+    """The function behind an entry point.
+
+    Raises:
+        NotFound: no installed package offers it.
+        ToolError: it cannot be imported.
+    """
+    found = entry_points(group=GROUP, name=name)
+    if not found:
+        offered = sorted({entry.name for entry in entry_points(group=GROUP)})
+        raise NotFound(
+            f"No package installed beside this minion offers the builtin tool {name!r} (entry-point group {GROUP}). "
+            f"Offered: {', '.join(offered)}."
+        )
+    try:
+        function: Callable[..., Any] = next(iter(found)).load()
+    except Exception as error:
+        raise ToolError(f"The builtin tool {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+    return function
+
+
+def _call(function: Callable[..., Any], arguments: JsonValue, context: ToolContext, name: str) -> JsonValue:
+    try:
+        result = function(arguments, context)
+        return asyncio.run(_await(result)) if inspect.isawaitable(result) else result
+    except (MinionError, SoftTimeLimitExceeded):
+        raise
+    except Exception as error:
+        raise ToolError(f"The tool {name!r} raised {type(error).__name__}: {error}"[:2000]) from error
+
+
+async def _await(result: Any) -> Any:
+    return await result
+
+
+def _context(task: ClaimedTask, step: int, request: JsonValue) -> ToolContext:
+    return ToolContext(
+        task_id=str(task.id),
+        root_id=str(task.root_id),
+        agent=task.agent_name,
+        attempt=task.attempts + 1,
+        conversation_id=task.conversation_id,
+        idempotency_key=digest([str(task.origin_id), step, digest(request)]),
+        data_dir=get_settings().data_dir,
+    )

@@ -1,0 +1,37 @@
+"""Tools of kind `agent`: another agent's work, as a sub-task on its own capability's queue."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.errors import InvalidInput, ToolError
+from shared.json_schema import validate
+from shared.json_values import JsonValue
+from shared.schemas import ToolDefinition
+from workers.journal import Journal
+from workers.outcomes import Suspended
+from workers.task import ClaimedTask
+
+
+class AgentTool:
+    """Delegates to an agent; the caller is suspended meanwhile."""
+
+    def __init__(self, definition: ToolDefinition) -> None:
+        self.agent = str(definition.agent)
+        self.name = definition.name
+        self.description = definition.description
+        self.input_schema: dict[str, Any] | None = definition.input_schema
+
+    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue | Suspended:
+        """One sub-task."""
+        validate(self.input_schema, arguments, what=f"The input of tool {self.name!r}", error=InvalidInput)
+        outcomes = journal.children([(self.agent, arguments)])
+        if isinstance(outcomes, Suspended):
+            return outcomes
+        child = outcomes[0]
+        if child.succeeded:
+            return child.output
+        message = (child.error or {}).get("message") or f"it ended as {child.state}"
+        error = ToolError(f"The agent {self.agent!r} failed: {message}", task_id=str(child.task_id))
+        error.retryable = False
+        raise error

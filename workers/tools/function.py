@@ -1,0 +1,42 @@
+"""Tools of kind `function`: a stored function, run in the sandbox."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.function_store import StoredFunction, run_function
+from shared.json_values import JsonValue
+from shared.schemas import ToolDefinition
+from workers.journal import Journal, StepResult
+from workers.task import ClaimedTask
+
+
+class FunctionTool:
+    """A pinned function version. It has no effect on the world, so its step is pure."""
+
+    def __init__(self, definition: ToolDefinition, function: StoredFunction) -> None:
+        self.name = definition.name
+        self.description = definition.description or function.definition.description
+        self.input_schema: dict[str, Any] | None = definition.input_schema or function.definition.input_schema
+        self.function = function
+
+    @classmethod
+    def for_function(cls, function: StoredFunction) -> FunctionTool:
+        """A function that an agent runs without a tool's definition around it."""
+        return cls(ToolDefinition(name="function", type="function", function=function.name), function)
+
+    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue:
+        """One pure step."""
+
+        def perform(step: int) -> StepResult:
+            value, outcome = run_function(self.function, arguments, task.context())
+            return StepResult(
+                value,
+                stdout=outcome.stdout or None,
+                cpu_seconds=outcome.cpu_time,
+                peak_memory_bytes=outcome.peak_memory,
+                function_version_id=self.function.version_id,
+            )
+
+        request = {"function": str(self.function.version_id), "arguments": arguments}
+        return journal.call("function_call", self.function.name, request, perform, effect="pure")
