@@ -1,0 +1,23 @@
+"""Runs Python functions of unknown origin, contained by the kernel.
+
+    with Sandbox() as sandbox:
+        outcome = sandbox.call("def double(x): return 2 * x", "double", {"x": 21})
+        assert outcome.value == 42
+
+`docs/sandbox.md` explains the layers, the levels and what the sandbox does not promise.
+"""
+
+from shared.sandbox.confined.modules import DEFAULT_IMPORTS, SAFE_IMPORTS
+from shared.sandbox.host import Sandbox
+from shared.sandbox.outcome import Limits, Outcome, Problem, SandboxFault, SandboxRefused
+
+__all__ = [
+    "DEFAULT_IMPORTS",
+    "SAFE_IMPORTS",
+    "Limits",
+    "Outcome",
+    "Problem",
+    "Sandbox",
+    "SandboxFault",
+    "SandboxRefused",
+]

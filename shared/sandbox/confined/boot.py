@@ -1,0 +1,155 @@
+"""From a fresh interpreter to a zygote: load everything, check, confine, serve.
+
+    python -I -S -c "…; from confined import boot; boot.main()" CONTROL_DESCRIPTOR
+
+The settings arrive on the control socket as JSON: `path`, `preload`, `without`, `host` (a pid).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import warnings
+from typing import Any
+
+from . import child, confinement, event_loop, limits, modules, wire
+from .seccomp import CHILD_RULES, ZYGOTE_RULES, Filter
+from .syscalls import Architecture, this_architecture
+from .zygote import Zygote
+
+
+class CannotServe(Exception):
+    """The zygote must not serve; the text says why and what to do."""
+
+
+def main() -> None:
+    """Become the zygote. Returns when the host has gone."""
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=int(sys.argv[1]))
+    try:
+        settings = json.loads(control.recv(wire.MAX_CONTROL))
+        architecture = _architecture()
+        _prepare_interpreter(settings)
+        layers = confinement.Layers(frozenset(settings["without"]))
+        host = os.pidfd_open(settings["host"])
+        _split(layers)
+        facts = _facts()
+        child.warm_up()
+        _seal(layers, architecture)
+    except CannotServe as refusal:
+        _tell(control, wire.FAILED, {"reason": str(refusal)})
+        return
+    except Exception as error:
+        _tell(control, wire.FAILED, {"reason": f"{type(error).__name__}: {error}"})
+        return
+    strict = Filter(CHILD_RULES, architecture) if layers.wanted("seccomp") else None
+    with_rlimits = layers.wanted("rlimits")
+    layers.active += ["seccomp"] * bool(strict) + ["rlimits"] * with_rlimits
+    zygote = Zygote(control, host, strict, with_rlimits)
+    gc.collect()
+    gc.freeze()
+    _tell(control, wire.HELLO, {"layers": layers.active, "notes": layers.notes, **facts})
+    zygote.serve()
+
+
+def _tell(control: socket.socket, kind: bytes, facts: dict[str, Any]) -> None:
+    control.send(wire.NOTICE.pack(kind, 0, 0) + json.dumps(facts).encode())
+
+
+def _architecture() -> Architecture:
+    architecture = this_architecture()
+    if architecture is None:
+        raise CannotServe(f"no system-call table for this machine ({os.uname().machine})")
+    return architecture
+
+
+def _prepare_interpreter(settings: dict[str, Any]) -> None:
+    """Load all that a function may ever import, then take the ways to load more away."""
+    warnings.simplefilter("ignore")
+    child.forget_terminal()
+    _leave_openssl_out()
+    for name in sorted(modules.SAFE_IMPORTS) + sorted(modules.HIDDEN):
+        importlib.import_module(name)
+    _preload(settings["path"], settings["preload"])
+    _load_zones()
+    asyncio.set_event_loop_policy(event_loop.SleepingPolicy())
+    if threading.active_count() > 1:
+        raise CannotServe("a preloaded module started a thread; a process with threads cannot be forked safely")
+    sys.path.clear()
+    sys.path_hooks.clear()
+    sys.path_importer_cache.clear()
+    sys.meta_path[:] = [finder for finder in sys.meta_path if finder.__name__ in _FINDERS]  # type: ignore[attr-defined]
+
+
+_FINDERS = ("BuiltinImporter", "FrozenImporter")
+_OWN_DIGESTS = ("_md5", "_sha1", "_blake2", "_sha3")
+
+
+def _leave_openssl_out() -> None:
+    """Python's own digests do; a megabyte of libcrypto would be one more thing to copy and to attack."""
+    if all(importlib.util.find_spec(name) for name in _OWN_DIGESTS):
+        sys.modules["_hashlib"] = sys.modules["ssl"] = sys.modules["_ssl"] = None  # type: ignore[assignment]
+
+
+def _preload(path: list[str], names: list[str]) -> None:
+    if not names:
+        return
+    sys.path += [entry for entry in path if entry not in sys.path]
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise CannotServe(f"cannot preload {name!r}: {type(error).__name__}: {error}") from None
+
+
+def _load_zones() -> None:
+    """Keep the common time zones in zoneinfo's own cache: there will be no zone files to read."""
+    import zoneinfo  # noqa: PLC0415
+
+    for name in _ZONES:
+        try:
+            zoneinfo.ZoneInfo(name)
+        except (zoneinfo.ZoneInfoNotFoundError, OSError):
+            return
+
+
+_ZONES = ("UTC",)
+
+
+def _split(layers: confinement.Layers) -> None:
+    """Enter the namespaces, and be the first process of the new pid namespace."""
+    own_proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)
+    if confinement.enter_namespaces(layers, own_proc):
+        pid = os.fork()
+        if pid:
+            _wait_for(pid)
+    os.close(own_proc)
+
+
+def _wait_for(pid: int) -> None:
+    """What is left outside the pid namespace: it only waits."""
+    os.closerange(0, 1 << 10)
+    os.waitpid(pid, 0)
+    os._exit(0)
+
+
+def _facts() -> dict[str, int]:
+    with open("/proc/self/statm") as statm:
+        pages = int(statm.read().split()[0])
+    return {"address_space": pages * os.sysconf("SC_PAGE_SIZE")}
+
+
+def _seal(layers: confinement.Layers, architecture: Architecture) -> None:
+    """The last steps, after which nothing more can be opened."""
+    limits.limit_zygote()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    confinement.confine(layers, os.open("/proc/self", os.O_PATH | os.O_DIRECTORY))
+    if layers.wanted("zygote_seccomp"):
+        layers.add("zygote_seccomp", Filter(ZYGOTE_RULES, architecture).install)

@@ -1,0 +1,40 @@
+"""What a function prints."""
+
+from __future__ import annotations
+
+import io
+
+
+class StdoutTooLarge(BaseException):
+    """More was printed than is kept; not an `Exception`, so that honest handlers let it pass."""
+
+
+class Capture(io.StringIO):
+    """Stands in for stdout and stderr, and stops a function that floods it.
+
+    Args:
+        limit: characters that are kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+        self.written = 0
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether more was printed than is kept."""
+        return self.written > self.limit
+
+    def write(self, text: str) -> int:
+        """Keep what fits.
+
+        Raises:
+            StdoutTooLarge: it did not all fit.
+        """
+        room = self.limit - self.written
+        self.written += len(text)
+        super().write(text[: max(room, 0)])
+        if self.overflowed:
+            raise StdoutTooLarge
+        return len(text)

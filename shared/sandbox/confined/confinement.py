@@ -1,0 +1,82 @@
+"""Puts the layers on, one after the other, and keeps a record of which held.
+
+What cannot be had (a container without namespaces, a kernel without Landlock) is noted and left out; whether
+the rest suffices is for the host to judge, after its canaries have tried.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+
+from . import landlock, namespaces, privileges
+
+
+class Layers:
+    """The record of layers.
+
+    Attributes:
+        active: names of the layers that are on, in the order in which they were put on.
+        notes: why others are not.
+    """
+
+    def __init__(self, without: frozenset[str]) -> None:
+        self.active: list[str] = []
+        self.notes: list[str] = []
+        self._without = without
+
+    def add(self, name: str, action: Callable[[], object]) -> bool:
+        """Put one layer on; returns whether it is."""
+        if name in self._without:
+            self.notes.append(f"{name}: left out on request")
+            return False
+        try:
+            action()
+        except OSError as error:
+            self.notes.append(f"{name}: {error}")
+            return False
+        self.active.append(name)
+        return True
+
+    def wanted(self, name: str) -> bool:
+        """Whether a layer that somebody else puts on is wanted."""
+        return name not in self._without
+
+
+def enter_namespaces(layers: Layers, own_proc: int) -> bool:
+    """Leave the host's namespaces; returns whether the next child begins a new pid namespace."""
+    if os.geteuid() != 0:
+        layers.add("user_namespace", lambda: namespaces.enter_user_namespace(own_proc))
+    for name in namespaces.NAMESPACES:
+        if name != "user":
+            layers.add(f"{name}_namespace", lambda name=name: namespaces.enter(name))  # type: ignore[misc]
+    return "pid_namespace" in layers.active
+
+
+def confine(layers: Layers, own_proc: int) -> None:
+    """All layers that are inherited by the children: root, uid, capabilities, privileges, Landlock."""
+    root = os.geteuid() == 0
+    in_namespace = "mount_namespace" in layers.active
+    if not (in_namespace and layers.add("empty_root", namespaces.enter_empty_root)) and root:
+        layers.add("chroot", _enter_temporary_folder)
+    if root:
+        _leave_root(layers, own_proc)
+    elif layers.wanted("unprivileged_uid"):
+        layers.active.append("unprivileged_uid")
+    os.close(own_proc)
+    layers.add("no_capabilities", privileges.drop_capabilities)
+    layers.add("no_new_privs", privileges.forbid_new_privileges)
+    layers.add("landlock", landlock.deny_everything)
+    layers.add("not_dumpable", privileges.hide_memory)
+
+
+def _enter_temporary_folder() -> None:
+    namespaces.enter_empty_folder(tempfile.mkdtemp())
+
+
+def _leave_root(layers: Layers, own_proc: int) -> None:
+    """Become nobody, and then nobody in a user namespace that owns none of the others."""
+    if layers.add("unprivileged_uid", privileges.become_nobody):
+        privileges.show_memory()
+        layers.add("user_namespace", lambda: namespaces.enter_user_namespace(own_proc))

@@ -1,0 +1,71 @@
+"""The few C functions that Python does not offer, called through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from .syscalls import this_architecture
+
+_library = ctypes.CDLL(None, use_errno=True)
+_library.syscall.restype = ctypes.c_long
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAPBSET_DROP = 24
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+Argument = int | bytes | None | ctypes.Array[ctypes.c_uint32] | ctypes.Array[ctypes.c_uint64]
+
+
+def _checked(result: int, what: str) -> int:
+    if result == -1:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def syscall(name: str, *arguments: object) -> int:
+    """Make a system call by its name.
+
+    Raises:
+        OSError: it failed, or this architecture's table does not have it.
+    """
+    architecture = this_architecture()
+    if architecture is None or name not in architecture.numbers:
+        raise OSError(38, f"no such system call here: {name}")
+    return raw_syscall(architecture.numbers[name], *arguments, what=name)
+
+
+def raw_syscall(number: int, *arguments: object, what: str = "syscall") -> int:
+    """Make a system call by its number.
+
+    Plain integers are widened to the size of a register: ctypes would pass them as 32 bits.
+    """
+    widened = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
+    return _checked(_library.syscall(ctypes.c_long(number), *widened), what)
+
+
+def prctl(option: int, value: int = 0) -> int:
+    """`prctl(2)` with one argument; the other three are zero, as newer options demand."""
+    arguments = [ctypes.c_ulong(word) for word in (value, 0, 0, 0)]
+    return _checked(_library.prctl(ctypes.c_int(option), *arguments), f"prctl({option})")
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces that `flags` name."""
+    _checked(_library.unshare(flags), f"unshare({flags:#x})")
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    """`mount(2)`."""
+    texts = [text.encode() if text is not None else None for text in (source, target, kind, options)]
+    _checked(_library.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]), f"mount {target}")
+
+
+def detach(target: str) -> None:
+    """Lazily unmount what lies at `target`."""
+    mnt_detach = 2
+    _checked(_library.umount2(target.encode(), mnt_detach), f"umount {target}")

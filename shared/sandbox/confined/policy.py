@@ -1,0 +1,101 @@
+"""The Python-level policy: imports, builtins and names that no honest function needs.
+
+It exists for early, readable errors. It is not the boundary: the kernel layers hold without it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import CodeType, ModuleType
+from typing import Any
+
+from .modules import is_allowed
+
+FORBIDDEN_BUILTINS = frozenset({"__import__", "breakpoint", "compile", "eval", "exec", "input", "open"})
+ABSENT_BUILTINS = FORBIDDEN_BUILTINS - {"__import__"}
+
+FORBIDDEN_NAMES = frozenset({
+    # from an object to all classes
+    "__base__", "__bases__", "__mro__", "__objclass__", "__subclasses__",
+    # from a function to its module, and from there to everything
+    "__builtins__", "__closure__", "__code__", "__globals__", "__loader__", "__spec__",
+    # frames
+    "ag_code", "ag_frame", "cr_code", "cr_frame", "f_back", "f_builtins", "f_code", "f_globals", "f_locals",
+    "gi_code", "gi_frame", "tb_frame", "tb_next",
+    # pickling hooks call any function
+    "__reduce__", "__reduce_ex__",
+})  # fmt: skip
+"""Attributes and names that a source may not mention."""
+
+_IN_FORMAT = re.compile(r"\{[^{}]*[.\[](" + "|".join(sorted(FORBIDDEN_NAMES)) + r")\b")
+
+
+class ImportDenied(ImportError):
+    """The module is not on the function's list."""
+
+
+def forbidden_text(text: str) -> str | None:
+    """The forbidden name that a string constant is, or that its format fields reach for."""
+    if text in FORBIDDEN_NAMES:
+        return text
+    match = _IN_FORMAT.search(text) if "{" in text else None
+    return match.group(1) if match else None
+
+
+def forbidden_in_code(code: CodeType) -> str | None:
+    """A forbidden name that compiled code mentions: a cheap search over its tables of names and constants."""
+    for name in code.co_names:
+        if name in FORBIDDEN_NAMES:
+            return name
+    for constant in _constants(code.co_consts):
+        if isinstance(constant, CodeType):
+            found = forbidden_in_code(constant)
+        else:
+            found = forbidden_text(constant)
+        if found:
+            return found
+    return None
+
+
+def _constants(values: Sequence[object] | frozenset[object]) -> Iterator[CodeType | str]:
+    for value in values:
+        if isinstance(value, CodeType | str):
+            yield value
+        elif isinstance(value, tuple | frozenset):
+            yield from _constants(value)
+
+
+def import_problem(name: str, fromlist: Sequence[str], level: int, allowed: frozenset[str]) -> str | None:
+    """Why an import is refused, or None."""
+    if level:
+        return "relative imports are not possible: a function is one module"
+    if name == "__future__" or is_allowed(name, allowed):
+        return None
+    if fromlist and all(f"{name}.{part}" in allowed for part in fromlist):
+        return None
+    return f"the module {name!r} is not among the allowed imports"
+
+
+def restricted_builtins(allowed: frozenset[str]) -> dict[str, Any]:
+    """The builtins that a checked function sees."""
+    namespace = {name: value for name, value in vars(builtins).items() if name not in ABSENT_BUILTINS}
+    namespace["__import__"] = _import_hook(builtins.__import__, allowed)
+    return namespace
+
+
+def _import_hook(real: Callable[..., ModuleType], allowed: frozenset[str]) -> Callable[..., ModuleType]:
+    def __import__(
+        name: str,
+        globals: Mapping[str, object] | None = None,
+        locals: Mapping[str, object] | None = None,
+        fromlist: Sequence[str] | None = (),
+        level: int = 0,
+    ) -> ModuleType:
+        problem = import_problem(name, fromlist or (), level, allowed)
+        if problem:
+            raise ImportDenied(problem, name=name)
+        return real(name, globals, locals, fromlist, level)
+
+    return __import__

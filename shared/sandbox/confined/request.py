@@ -1,0 +1,58 @@
+"""One call, as the child reads it from its channel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .wire import REQUEST
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the child is asked to do.
+
+    Attributes:
+        operation: "call", "validate", or the name of a canary.
+        entrypoint: the function to call.
+        allowed: modules that the source may import.
+        check: whether the Python-level policy is on.
+        address_space: bytes of address space in all; 0 leaves it unlimited.
+        cpu_seconds: CPU time after which the kernel kills.
+        max_output: bytes of JSON that the value may take.
+        max_stdout: bytes of captured output.
+        source: the function's source.
+        arguments: JSON object of keyword arguments; for "validate" the input schema or `null`.
+        context: JSON object for the keyword `context`, or `null`.
+    """
+
+    operation: str
+    entrypoint: str
+    allowed: frozenset[str]
+    check: bool
+    address_space: int
+    cpu_seconds: float
+    max_output: int
+    max_stdout: int
+    source: str = ""
+    arguments: bytes = b"{}"
+    context: bytes = b"null"
+
+
+def encode(
+    settings: dict[str, Any], source: bytes = b"", arguments: bytes = b"{}", context: bytes = b"null"
+) -> bytes:
+    """The request's bytes; `settings` holds the other fields of `Request`, `allowed` as a list."""
+    parts = (json.dumps(settings).encode(), source, arguments, context)
+    return b"".join((REQUEST.pack(*map(len, parts)), *parts))
+
+
+def read(read_exactly: Callable[[int], bytes]) -> Request:
+    """Read one request with a function that returns exactly so many bytes."""
+    lengths = REQUEST.unpack(read_exactly(REQUEST.size))
+    settings, source, arguments, context = (read_exactly(length) for length in lengths)
+    fields = json.loads(settings)
+    fields["allowed"] = frozenset(fields["allowed"])
+    return Request(source=source.decode(), arguments=arguments, context=context, **fields)

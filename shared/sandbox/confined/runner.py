@@ -1,0 +1,212 @@
+"""Runs one function: compile, execute its module, call the entry point, encode what it returned.
+
+Nothing here is trusted by the host. It is written so that an honest function gets a clear answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import json
+import linecache
+import sys
+import traceback
+from collections.abc import Callable
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from . import event_loop, policy, validator, wire
+from .capture import Capture, StdoutTooLarge
+from .request import Request
+
+MODULE_NAME = "function"
+MAX_MESSAGE = 2_000
+MAX_TRACEBACK = 8_000
+
+
+class Fault(Exception):
+    """An expected end that is not a value; `facts` is what the host is told."""
+
+    def __init__(self, kind: str, message: str, **facts: Any) -> None:
+        super().__init__(message)
+        self.facts = {"type": kind, "message": message, **facts}
+
+
+def serve(request: Request) -> bytes:
+    """Do what a request asks and return the reply's bytes."""
+    if request.operation == "validate":
+        return _reply(wire.PROBLEMS, _validate(request))
+    capture = Capture(request.max_stdout)
+    sys.stdout = sys.stderr = capture
+    kind, body = _guarded(request, capture)
+    printed = capture.getvalue().encode("utf-8", "backslashreplace")
+    return _reply(kind, body, printed[: request.max_stdout])
+
+
+def _reply(kind: bytes, body: bytes, printed: bytes = b"") -> bytes:
+    return b"".join((wire.REPLY.pack(kind, len(body), len(printed)), body, printed))
+
+
+def _validate(request: Request) -> bytes:
+    schema = json.loads(request.arguments)
+    findings = validator.find_problems(request.source, request.entrypoint, request.allowed, schema)
+    return json.dumps([finding.as_list() for finding in findings]).encode()
+
+
+def _guarded(request: Request, capture: Capture) -> tuple[bytes, bytes]:
+    """Turn whatever happens into a kind and a body."""
+    try:
+        body = _call(request)
+        if capture.overflowed:
+            raise StdoutTooLarge
+    except BaseException as error:
+        return wire.FAULT, _fault_body(_describe(error, request, capture))
+    return wire.VALUE, body
+
+
+def _fault_body(facts: dict[str, Any]) -> bytes:
+    body = json.dumps(facts).encode()
+    if len(body) > wire.MAX_REPORT:
+        body = json.dumps({**facts, "traceback": None}).encode()
+    return body
+
+
+def _call(request: Request) -> bytes:
+    arguments = json.loads(request.arguments)
+    context = json.loads(request.context)
+    if context is not None:
+        arguments["context"] = _read_only(context)
+    module = _load(request)
+    function = getattr(module, request.entrypoint, None)
+    if not callable(function):
+        raise Fault("no_entrypoint", f"the source defines no function {request.entrypoint!r}")
+    value = function(**arguments)
+    if inspect.isawaitable(value):
+        value = event_loop.run(value)
+    return _encode(value, request.max_output)
+
+
+def _load(request: Request) -> ModuleType:
+    """The function's module. It stands in `sys.modules`, as dataclasses and pickling of classes expect."""
+    module = ModuleType(MODULE_NAME)
+    sys.modules[MODULE_NAME] = module
+    code = _compile(request)
+    if request.check:
+        module.__dict__["__builtins__"] = policy.restricted_builtins(request.allowed)
+    exec(code, module.__dict__)  # noqa: S102 the purpose of this package
+    return module
+
+
+def _compile(request: Request) -> Any:
+    lines = request.source.splitlines(keepends=True)
+    linecache.cache[validator.FILENAME] = (len(request.source), None, lines, validator.FILENAME)
+    try:
+        code = validator.compile_source(request.source)
+    except SyntaxError as error:
+        facts = {"line": error.lineno, "column": error.offset}
+        raise Fault("syntax_error", f"syntax error: {error.msg} (line {error.lineno})", **facts) from None
+    except ValueError as error:
+        raise Fault("syntax_error", f"the source cannot be compiled: {error}") from None
+    except (RecursionError, MemoryError):
+        raise Fault("recursion", "the source is nested too deeply to be compiled") from None
+    if request.check and (name := policy.forbidden_in_code(code)):
+        raise _forbidden(request, name)
+    return code
+
+
+def _forbidden(request: Request, name: str) -> Fault:
+    """The refusal, with the place if the source's tree shows it."""
+    finding = validator.first_forbidden(request.source, request.allowed)
+    if finding is None:
+        return Fault("forbidden_name", f"the name {name!r} is not allowed")
+    place = f"line {finding.line}, column {finding.column}"
+    return Fault("forbidden_name", f"{finding.message} ({place})", line=finding.line, column=finding.column)
+
+
+def _read_only(value: Any) -> Any:
+    if isinstance(value, dict):
+        return MappingProxyType({key: _read_only(item) for key, item in value.items()})
+    if isinstance(value, list):
+        return tuple(_read_only(item) for item in value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """A context, or a part of it, may be returned; nothing else that JSON does not know."""
+    if isinstance(value, MappingProxyType):
+        return dict(value)
+    raise TypeError(f"a {type(value).__name__} is not a JSON value")
+
+
+def _encode(value: Any, limit: int) -> bytes:
+    try:
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=_plain)
+        body = text.encode()
+    except RecursionError:
+        message = f"the returned value is nested more than {wire.MAX_DEPTH} levels deep"
+        raise Fault("invalid_output", message, limit=wire.MAX_DEPTH) from None
+    except UnicodeEncodeError:
+        raise Fault("invalid_output", "a returned string holds half of a surrogate pair") from None
+    except (TypeError, ValueError) as error:
+        raise Fault("invalid_output", f"the returned value is not JSON: {error}"[:MAX_MESSAGE]) from None
+    if len(body) > limit:
+        raise _too_large("output_too_large", "the returned value", limit, len(body))
+    return body
+
+
+def _too_large(kind: str, what: str, limit: int, observed: int) -> Fault:
+    return Fault(kind, f"{what} has {observed} bytes, the limit is {limit}", limit=limit, observed=observed)
+
+
+def _describe(error: BaseException, request: Request, capture: Capture) -> dict[str, Any]:
+    """The facts of whatever ended the call."""
+    if isinstance(error, Fault):
+        return error.facts
+    if isinstance(error, StdoutTooLarge) or capture.overflowed:
+        written = capture.written
+        return _too_large("stdout_too_large", "the printed text", request.max_stdout, written).facts
+    if isinstance(error, event_loop.Deadlock):
+        return {"type": "timeout", "message": f"the function {wire.DEADLOCK}"}
+    if isinstance(error, MemoryError):
+        # What the function held is freed with its frames: there is room again to say so.
+        error.__traceback__ = None
+        return {"type": "memory_limit", "message": "the function ran out of memory"}
+    try:
+        return _describe_exception(error)
+    except BaseException:
+        return {"type": "exception", "message": "an exception that cannot be shown"}
+
+
+def _describe_exception(error: BaseException) -> dict[str, Any]:
+    kind = next((kind for test, kind in _KINDS if test(error)), "exception")
+    message = f"{type(error).__name__}: {error}"[:MAX_MESSAGE]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == validator.FILENAME]
+    own = [frame for frame in frames if not frame.filename.startswith(_OWN_FOLDER)]
+    text = "".join(traceback.format_list(own))[-MAX_TRACEBACK:]
+    facts: dict[str, Any] = {"type": kind, "message": message, "traceback": text}
+    if lines:
+        facts["line"] = lines[-1]
+    if kind == "recursion":
+        facts["limit"] = facts["observed"] = sys.getrecursionlimit()
+    return facts
+
+
+def _is_refused_call(error: BaseException) -> bool:
+    return isinstance(error, PermissionError) and error.errno == errno.EPERM
+
+
+def _is_missing_builtin(error: BaseException) -> bool:
+    return (
+        isinstance(error, NameError)
+        and getattr(error, "name", None) in policy.ABSENT_BUILTINS
+    )
+
+
+_OWN_FOLDER = __file__.rpartition("/")[0]
+_KINDS: tuple[tuple[Callable[[BaseException], bool], str], ...] = (
+    (lambda error: isinstance(error, policy.ImportDenied), "import_denied"),
+    (lambda error: isinstance(error, RecursionError), "recursion"),
+    (_is_missing_builtin, "forbidden_name"),
+    (_is_refused_call, "security"),
+)

@@ -1,0 +1,138 @@
+"""What is wrong with a source, with line and column, before it is ever run."""
+
+from __future__ import annotations
+
+import __future__
+import ast
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from .policy import FORBIDDEN_BUILTINS, FORBIDDEN_NAMES, forbidden_text, import_problem
+
+FILENAME = "<function>"
+MAX_PROBLEMS = 50
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault: what, where (line from 1, column from 1, or None for the source as a whole), and its type."""
+
+    message: str
+    line: int | None
+    column: int | None
+    code: str
+
+    def as_list(self) -> list[Any]:
+        """The form in which it travels."""
+        return list(astuple(self))
+
+
+def compile_source(tree_or_source: ast.Module | str) -> Any:
+    """Compile with postponed annotations, so that none is ever evaluated."""
+    flags = __future__.annotations.compiler_flag
+    return compile(tree_or_source, FILENAME, "exec", flags=flags, dont_inherit=True, optimize=0)
+
+
+def find_problems(
+    source: str, entrypoint: str, allowed: frozenset[str], schema: dict[str, Any] | None
+) -> list[Finding]:
+    """All problems, in the order of the source; none means that the function may be stored."""
+    try:
+        tree = ast.parse(source, FILENAME)
+        compile_source(tree)
+    except SyntaxError as error:
+        return [Finding(f"syntax error: {error.msg}", error.lineno, error.offset, "syntax_error")]
+    except (ValueError, RecursionError, MemoryError) as error:
+        reason = str(error) or "it is nested too deeply"
+        return [Finding(f"the source cannot be compiled: {reason}", None, None, "syntax_error")]
+    found = [*_forbidden(tree, allowed), *_entrypoint(tree, entrypoint, schema)]
+    return sorted(found, key=lambda finding: (finding.line or 0, finding.column or 0))[:MAX_PROBLEMS]
+
+
+def first_forbidden(source: str, allowed: frozenset[str]) -> Finding | None:
+    """The first forbidden name of a source that compiles."""
+    names = (finding for finding in _forbidden(ast.parse(source), allowed) if finding.code == "forbidden_name")
+    return next(names, None)
+
+
+def _forbidden(tree: ast.Module, allowed: frozenset[str]) -> Iterator[Finding]:
+    """Imports, names, attributes and constants that the policy refuses."""
+    bound = {name for node in ast.walk(tree) for name in _bound_names(node)}
+    builtins = FORBIDDEN_BUILTINS - bound
+    for node in ast.walk(tree):
+        for message, code in _node_problems(node, builtins, allowed):
+            yield Finding(message, node.lineno, node.col_offset + 1, code)  # type: ignore[attr-defined]
+
+
+def _bound_names(node: ast.AST) -> Iterator[str]:
+    """Names that a node gives a value of the function's own: they are not the builtins of that name."""
+    match node:
+        case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+            yield name
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            yield from (alias.asname or alias.name for alias in names)
+
+
+def _node_problems(node: ast.AST, builtins: frozenset[str], allowed: frozenset[str]) -> Iterator[tuple[str, str]]:
+    match node:
+        case ast.Import(names=names):
+            problems = (import_problem(alias.name, (), 0, allowed) for alias in names)
+            yield from ((problem, "import_denied") for problem in problems if problem)
+        case ast.ImportFrom(module=module, names=names, level=level):
+            problem = import_problem(module or "", [alias.name for alias in names], level, allowed)
+            if problem:
+                yield problem, "import_denied"
+        case ast.Name(id=name, ctx=ast.Load()) if name in builtins:
+            yield f"the builtin {name!r} is not available in the sandbox", "forbidden_name"
+        case ast.Name(id=name) | ast.Attribute(attr=name) if name in FORBIDDEN_NAMES:
+            yield f"the name {name!r} is not allowed", "forbidden_name"
+        case ast.Constant(value=str(text)) if name := forbidden_text(text):
+            yield f"the name {name!r} is not allowed, not even in a string", "forbidden_name"
+
+
+def _entrypoint(tree: ast.Module, entrypoint: str, schema: dict[str, Any] | None) -> Iterator[Finding]:
+    """The entry point exists, and takes what the schema promises."""
+    functions = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == entrypoint
+    ]
+    if not functions:
+        message = f"the source defines no function {entrypoint!r} at its top level"
+        yield Finding(message, None, None, "no_entrypoint")
+    elif schema is not None:
+        yield from _signature(functions[-1], schema)
+
+
+def _signature(function: ast.FunctionDef | ast.AsyncFunctionDef, schema: dict[str, Any]) -> Iterator[Finding]:
+    arguments = function.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    with_default = {arg.arg for arg in positional[len(positional) - len(arguments.defaults) :]}
+    with_default |= {arg.arg for arg, default in _keyword_only(function) if default is not None}
+    accepted = {arg.arg for arg in (*arguments.args, *arguments.kwonlyargs)}
+    properties = schema.get("properties")
+    known = set(properties) if isinstance(properties, dict) else set()
+    required = schema.get("required")
+    needed = set(required) if isinstance(required, list) else set()
+
+    def finding(message: str, node: ast.AST) -> Finding:
+        line, column = node.lineno, node.col_offset + 1  # type: ignore[attr-defined]
+        return Finding(message, line, column, "signature")
+
+    for arg in arguments.posonlyargs:
+        yield finding(f"the parameter {arg.arg!r} is positional-only, but arguments come by name", arg)
+    if arguments.kwarg is None:
+        for name in sorted((known | needed) - accepted):
+            yield finding(f"the input schema has {name!r}, but {function.name!r} takes no such argument", function)
+    for arg in (*arguments.args, *arguments.kwonlyargs):
+        if arg.arg not in with_default | needed | {"context"}:
+            yield finding(
+                f"the parameter {arg.arg!r} has no default, but the input schema does not require it", arg
+            )
+
+
+def _keyword_only(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[tuple[ast.arg, ast.expr | None]]:
+    return list(zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True))

@@ -1,0 +1,68 @@
+"""The bytes between the host, the zygote and its children.
+
+Two connections exist. The *control* socket (SOCK_SEQPACKET) joins the host and the zygote; both are trusted.
+The *channel* (SOCK_STREAM) joins the host and one child: one request goes in, one reply comes out, and
+nothing that arrives from it is believed before `shared.sandbox.replies` has checked it.
+"""
+
+from __future__ import annotations
+
+import struct
+
+# --- channel: host to child -------------------------------------------------------------------------------
+REQUEST = struct.Struct("!4I")
+"""Lengths of the four parts that follow: JSON settings, source, JSON arguments, JSON context."""
+
+# --- channel: child to host -------------------------------------------------------------------------------
+REPLY = struct.Struct("!cII")
+"""Kind, length of the body, length of the captured output; then both."""
+
+VALUE = b"V"
+"""The body is the returned value as JSON."""
+FAULT = b"F"
+"""The body is a JSON object with `type`, `message` and further facts."""
+PROBLEMS = b"P"
+"""The body is a JSON list of `[message, line, column, code]`."""
+
+MAX_REPORT = 64 << 10
+"""A fault or a list of problems is never longer than this many bytes."""
+
+# --- control ----------------------------------------------------------------------------------------------
+ORDER = struct.Struct("!cQd")
+"""Host to zygote: what to do, the child's number, seconds."""
+
+TAKEN = b"T"
+"""The child serves a call for at most so many seconds; park another one."""
+MORE = b"M"
+"""Park one more child."""
+KILL = b"K"
+"""Kill the child."""
+STATUS = b"S"
+"""Tell how the child ended, as soon as it has."""
+
+NOTICE = struct.Struct("!cQi")
+"""Zygote to host: what happened, the child's number, a number."""
+
+PARKED = b"P"
+"""A child waits; its channel and its pidfd come along."""
+ENDED = b"E"
+"""The child has ended; the number is its wait status."""
+HELLO = b"H"
+"""The zygote is ready; its facts follow the notice as JSON."""
+FAILED = b"F"
+"""The zygote cannot serve; the reason follows the notice as JSON."""
+
+MAX_CONTROL = 64 << 10
+
+# --- ways to end ------------------------------------------------------------------------------------------
+FAULT_TYPES = frozenset({
+    "cpu_limit", "crashed", "exception", "forbidden_name", "import_denied", "input_too_large", "invalid_input",
+    "invalid_output", "memory_limit", "no_entrypoint", "output_too_large", "recursion", "security",
+    "source_too_large", "stdout_too_large", "syntax_error", "timeout", "unavailable",
+})  # fmt: skip
+CHILD_FAULT_TYPES = FAULT_TYPES - {"cpu_limit", "crashed", "unavailable", "input_too_large"}
+"""What a child may report about itself. The others are the host's to say."""
+
+DEADLOCK = "waits for something that can never happen"
+MAX_DEPTH = 100
+"""Levels of nesting that a value may have, in either direction."""

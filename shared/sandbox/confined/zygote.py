@@ -1,0 +1,135 @@
+"""The fork server: keeps confined children parked and tells the host about them.
+
+It runs no code of unknown origin, holds no secret, and can itself open no file and start no program. Each
+child inherits the layers, adds the strict filter, and serves one call.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from . import child, wire
+from .seccomp import Filter
+
+MAX_REMEMBERED = 1_024
+"""Ends of children that nobody has asked about are forgotten beyond this number."""
+
+OVERTIME = 1.0
+"""Seconds that the host has to end an overdue child before the zygote does it."""
+
+
+@dataclass
+class _Child:
+    number: int
+    pid: int
+    pidfd: int
+    deadline: float | None = None
+
+
+class Zygote:
+    """Obeys the orders on the control socket until the host is gone.
+
+    Args:
+        control: the SOCK_SEQPACKET connection to the host.
+        host: a pidfd of the host; readable when it has ended.
+        strict: the filter of the children, or None where a test leaves it out.
+        with_rlimits: whether children are put under resource limits.
+    """
+
+    def __init__(self, control: socket.socket, host: int, strict: Filter | None, with_rlimits: bool) -> None:
+        self._control = control
+        self._host = host
+        self._strict = strict
+        self._with_rlimits = with_rlimits
+        self._children: dict[int, _Child] = {}
+        self._by_pidfd: dict[int, _Child] = {}
+        self._ended: OrderedDict[int, int] = OrderedDict()
+        self._asked: set[int] = set()
+        self._next = 1
+        self._poll = select.poll()
+        for descriptor in (control.fileno(), host):
+            self._poll.register(descriptor, select.POLLIN)
+
+    def serve(self) -> None:
+        """Run until the host closes the control socket or ends."""
+        while True:
+            for descriptor, _ in self._poll.poll(self._patience()):
+                if descriptor == self._host:
+                    return
+                if descriptor == self._control.fileno():
+                    order = self._control.recv(wire.MAX_CONTROL)
+                    if not order:
+                        return
+                    self._obey(*wire.ORDER.unpack(order))
+                else:
+                    self._reap(self._by_pidfd[descriptor])
+            self._end_overdue()
+
+    def _obey(self, order: bytes, number: int, seconds: float) -> None:
+        if order == wire.TAKEN:
+            if number in self._children:
+                self._children[number].deadline = time.monotonic() + seconds + OVERTIME
+            self._park()
+        elif order == wire.MORE:
+            self._park()
+        elif order == wire.KILL:
+            self._kill(number)
+        elif order == wire.STATUS:
+            self._asked.add(number)
+            self._answer(number)
+
+    def _park(self) -> None:
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                child.live(theirs.fileno(), self._strict, self._with_rlimits)
+            finally:
+                os._exit(1)
+        theirs.close()
+        born = _Child(self._next, pid, os.pidfd_open(pid))
+        self._next += 1
+        self._children[born.number] = self._by_pidfd[born.pidfd] = born
+        self._poll.register(born.pidfd, select.POLLIN)
+        notice = wire.NOTICE.pack(wire.PARKED, born.number, pid)
+        socket.send_fds(self._control, [notice], [ours.fileno(), born.pidfd])
+        ours.close()
+
+    def _reap(self, dead: _Child) -> None:
+        self._poll.unregister(dead.pidfd)
+        os.close(dead.pidfd)
+        del self._children[dead.number], self._by_pidfd[dead.pidfd]
+        _, self._ended[dead.number] = os.waitpid(dead.pid, 0)
+        if len(self._ended) > MAX_REMEMBERED:
+            self._ended.popitem(last=False)
+        self._answer(dead.number)
+
+    def _answer(self, number: int) -> None:
+        """Tell the host how a child ended, if it has asked and the child has."""
+        if number in self._asked and number not in self._children:
+            self._asked.discard(number)
+            status = self._ended.pop(number, 0)
+            self._control.send(wire.NOTICE.pack(wire.ENDED, number, status))
+
+    def _kill(self, number: int) -> None:
+        # The child has not been reaped, so that its pid cannot belong to another process.
+        if number in self._children:
+            os.kill(self._children[number].pid, signal.SIGKILL)
+
+    def _patience(self) -> float | None:
+        """Milliseconds until the next overdue child."""
+        deadlines = [each.deadline for each in self._children.values() if each.deadline is not None]
+        return max(0.0, min(deadlines) - time.monotonic()) * 1000 + 1 if deadlines else None
+
+    def _end_overdue(self) -> None:
+        now = time.monotonic()
+        for each in self._children.values():
+            if each.deadline is not None and each.deadline < now:
+                os.kill(each.pid, signal.SIGKILL)
+                each.deadline = None

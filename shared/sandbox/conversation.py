@@ -1,0 +1,109 @@
+"""One call on one child: send the request, watch the limits, collect the reply."""
+
+from __future__ import annotations
+
+import select
+import time
+from dataclasses import dataclass
+
+from shared.sandbox.outcome import Limits
+from shared.sandbox.parked import ParkedChild, Usage
+from shared.sandbox.replies import Inbox, Reply
+
+CHUNK = 1 << 16
+DEATH_PATIENCE = 5.0
+"""Seconds in which a killed process must be gone: the kernel may still free its memory."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a conversation ended.
+
+    Attributes:
+        reply: what the child said; None if a limit of time ended it.
+        limit: "timeout" or "cpu_limit" if one did.
+        duration: seconds of wall time.
+        usage: the kernel's counters.
+    """
+
+    reply: Reply | None
+    limit: str | None
+    duration: float
+    usage: Usage
+
+
+class ChildGone(Exception):
+    """The child ended before it took the whole request, so that the call has not begun."""
+
+
+class Conversation:
+    """Talks to one child until it replied or a limit was reached.
+
+    Args:
+        child: a child that nobody else uses.
+        timeout: seconds of wall time.
+        cpu_limit: seconds of CPU time.
+        limits: bounds of the reply.
+    """
+
+    def __init__(self, child: ParkedChild, timeout: float, cpu_limit: float, limits: Limits) -> None:
+        self._child = child
+        self._cpu_limit = cpu_limit
+        self._inbox = Inbox(limits)
+        self._started = time.monotonic()
+        self._deadline = self._started + timeout
+        self._poll = select.poll()
+
+    def hold(self, request: bytes) -> Ended:
+        """Send the request and wait for the end.
+
+        Raises:
+            ChildGone: the child was dead already.
+        """
+        limit = self._send(request) or self._receive()
+        usage = self._child.usage()
+        duration = time.monotonic() - self._started
+        if limit is not None and self._child.kill():
+            self._child.has_ended(DEATH_PATIENCE)
+        return Ended(None if limit else self._inbox.reply(), limit, duration, usage)
+
+    def _send(self, request: bytes) -> str | None:
+        self._poll.register(self._child.channel, select.POLLOUT)
+        rest = memoryview(request)
+        while rest:
+            try:
+                rest = rest[self._child.channel.send(rest) :]
+            except BlockingIOError:
+                if limit := self._wait():
+                    return limit
+            except OSError:
+                raise ChildGone from None
+        return None
+
+    def _receive(self) -> str | None:
+        self._poll.modify(self._child.channel, select.POLLIN)
+        while True:
+            if limit := self._wait():
+                return limit
+            try:
+                data = self._child.channel.recv(CHUNK)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return None
+            if not data or self._inbox.add(data):
+                return None
+
+    def _wait(self) -> str | None:
+        """Wait until the channel is ready; returns the limit that was reached instead."""
+        while True:
+            now = time.monotonic()
+            # One thread uses at most one second of CPU a second: looking earlier would be in vain.
+            spare = self._cpu_limit - self._child.cpu_time() if self._cpu_limit < self._deadline - now else None
+            if spare is not None and spare <= 0:
+                return "cpu_limit"
+            patience = self._deadline - now if spare is None else min(self._deadline - now, spare)
+            if patience <= 0:
+                return "timeout"
+            if self._poll.poll(patience * 1000 + 0.5):
+                return None

@@ -1,0 +1,223 @@
+"""The host's side of the zygote: starts it, takes parked children from it, asks how they ended.
+
+Any thread may call. Whoever needs something that has not arrived yet reads the control socket for everybody;
+the others wait for that thread. So there is no background thread, and the zygote belongs to the process, not
+to the thread that happened to start it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shared.sandbox.confined import wire
+from shared.sandbox.parked import ParkedChild
+
+START_PATIENCE = 30.0
+"""Seconds in which a zygote must have loaded and confined itself."""
+
+_BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from confined import boot; boot.main()"
+_EXPECTED_DESCRIPTORS = 2
+
+
+class ZygoteLost(Exception):
+    """The zygote ended, or does not answer."""
+
+
+class ZygoteRefused(Exception):
+    """The zygote started and will not serve; the text says why."""
+
+
+class ForkServer:
+    """One running zygote.
+
+    Args:
+        preload: modules to import before confinement.
+        without: layers to leave out (tests of single layers only).
+        pool: children to keep parked.
+
+    Raises:
+        ZygoteLost: it could not be started.
+        ZygoteRefused: it will not serve.
+    """
+
+    def __init__(self, preload: tuple[str, ...], without: frozenset[str], pool: int) -> None:
+        self._condition = threading.Condition()
+        self._reading = False
+        self._parked: deque[ParkedChild] = deque()
+        self._ended: dict[int, int] = {}
+        self._lost = False
+        self._ready = False
+        self._address_space = 0
+        self.layers: tuple[str, ...] = ()
+        self.notes: tuple[str, ...] = ()
+        self._start(preload, without)
+        for _ in range(pool):
+            self._order(wire.MORE)
+
+    def _start(self, preload: tuple[str, ...], without: frozenset[str]) -> None:
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-I", "-S", "-c", _BOOT, str(theirs.fileno()), str(Path(__file__).parent)]
+        null = subprocess.DEVNULL
+        try:
+            self._process = subprocess.Popen(
+                command, stdin=null, stdout=null, stderr=null, env={}, cwd="/", close_fds=True,
+                pass_fds=[theirs.fileno()], start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            self._control.close()
+            raise ZygoteLost(f"the zygote cannot be started: {error}") from None
+        finally:
+            theirs.close()
+        self.pid = self._process.pid
+        path = [os.path.abspath(entry) for entry in sys.path]
+        settings = {"path": path, "preload": list(preload), "without": sorted(without), "host": os.getpid()}
+        try:
+            self._control.send(json.dumps(settings).encode())
+            self._wait_until(lambda: self._ready, time.monotonic() + START_PATIENCE)
+        except (OSError, ZygoteLost, ZygoteRefused):
+            self.close()
+            raise
+
+    # --- what callers need --------------------------------------------------------------------------------
+
+    def take(self, seconds: float, deadline: float) -> ParkedChild:
+        """A parked child for one call of at most `seconds`, available before the monotonic `deadline`.
+
+        Raises:
+            ZygoteLost: there is none.
+        """
+        with self._condition:
+            self._drain()
+        taken: list[ParkedChild] = []
+
+        def grab() -> bool:
+            if self._parked:
+                taken.append(self._parked.popleft())
+            return bool(taken)
+
+        self._wait_until(grab, deadline)
+        self._order(wire.TAKEN, taken[0].number, seconds)
+        return taken[0]
+
+    def end(self, child: ParkedChild) -> None:
+        """Kill the child, if it still lives, and let go of it."""
+        if not child.kill():
+            with contextlib.suppress(ZygoteLost):
+                self._order(wire.KILL, child.number)
+        child.close()
+
+    def status(self, child: ParkedChild, deadline: float) -> int:
+        """The wait status with which a child ended.
+
+        Raises:
+            ZygoteLost: it has not ended in time, or nobody can tell.
+        """
+        self._order(wire.STATUS, child.number)
+        self._wait_until(lambda: child.number in self._ended, deadline)
+        with self._condition:
+            return self._ended.pop(child.number)
+
+    def close(self) -> None:
+        """End the zygote and all its children, and wait until it is gone."""
+        self.abandon()
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def abandon(self) -> None:
+        """Let go of all descriptors: in the zygote's owner this ends it, in a fork of the owner it does not."""
+        self._lost = True
+        self._control.close()
+        while self._parked:
+            self._parked.pop().close()
+
+    def disown(self) -> None:
+        """In a fork of the owner: forget the process, which is not ours to wait for."""
+        self._process.returncode = 0
+        self.abandon()
+
+    # --- the control socket -------------------------------------------------------------------------------
+
+    def _order(self, order: bytes, number: int = 0, seconds: float = 0.0) -> None:
+        try:
+            self._control.send(wire.ORDER.pack(order, number, seconds))
+        except OSError as error:
+            self._lost = True
+            raise ZygoteLost(f"the zygote is gone: {error}") from None
+
+    def _wait_until(self, happened: Callable[[], bool], deadline: float) -> None:
+        """Read notices, or let another thread read them, until `happened`."""
+        while True:
+            with self._condition:
+                while not happened() and self._reading:
+                    if not self._condition.wait(deadline - time.monotonic()):
+                        raise ZygoteLost("the zygote does not answer")
+                if happened():
+                    return
+                if self._lost:
+                    raise ZygoteLost("the zygote is gone")
+                self._reading = True
+            try:
+                self._read(deadline)
+            finally:
+                with self._condition:
+                    self._reading = False
+                    self._condition.notify_all()
+
+    def _read(self, deadline: float) -> None:
+        """Wait for one notice and act on it."""
+        poll = select.poll()
+        try:
+            poll.register(self._control, select.POLLIN)
+            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            if not ready:
+                raise ZygoteLost("the zygote does not answer")
+            self._receive()
+        except (OSError, ValueError) as error:
+            self._lost = True
+            raise ZygoteLost(f"the zygote is gone: {error}") from None
+
+    def _drain(self) -> None:
+        """Act on the notices that have arrived already, unless another thread is reading."""
+        poll = select.poll()
+        if self._reading or self._lost:
+            return
+        poll.register(self._control, select.POLLIN)
+        while poll.poll(0) and not self._lost:
+            self._receive()
+
+    def _receive(self) -> None:
+        data, descriptors, _, _ = socket.recv_fds(self._control, wire.MAX_CONTROL, _EXPECTED_DESCRIPTORS)
+        if not data:
+            self._lost = True
+            raise ZygoteLost("the zygote ended")
+        kind, number, value = wire.NOTICE.unpack_from(data)
+        if kind == wire.PARKED:
+            channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=descriptors[0])
+            channel.setblocking(False)
+            self._parked.append(ParkedChild(number, channel, descriptors[1], self._address_space))
+        elif kind == wire.ENDED:
+            self._ended[number] = value
+        else:
+            self._learn(kind, json.loads(data[wire.NOTICE.size :]))
+
+    def _learn(self, kind: bytes, facts: dict[str, Any]) -> None:
+        if kind == wire.FAILED:
+            raise ZygoteRefused(facts["reason"])
+        self.layers, self.notes = tuple(facts["layers"]), tuple(facts["notes"])
+        self._address_space = facts["address_space"]
+        self._ready = True

@@ -1,0 +1,411 @@
+"""`Sandbox`: the one way to run a function of unknown origin."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+from shared.sandbox import levels, selftest
+from shared.sandbox.confined import request as requests
+from shared.sandbox.confined import wire
+from shared.sandbox.confined.modules import SAFE_IMPORTS
+from shared.sandbox.conversation import ChildGone, Conversation, Ended
+from shared.sandbox.fork_server import ForkServer, ZygoteLost, ZygoteRefused
+from shared.sandbox.outcome import Limits, Outcome, Problem, SandboxFault, SandboxRefused
+
+MEGABYTE = 1 << 20
+QUEUE_PATIENCE = 30.0
+"""Seconds that a call waits for a free child before it is refused."""
+ATTEMPTS = 3
+VALIDATION_MEMORY = 256
+VALIDATION_TIMEOUT = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class Sandbox:
+    """Runs functions in single-use processes that the kernel confines.
+
+    Starts at its first use. Safe to share between threads; a fork of its owner gets a zygote of its own.
+
+    Args:
+        preload: modules to import before confinement, besides the safe set. They are trusted code: they run
+            unconfined once, when the zygote starts.
+        limits: bounds of sizes.
+        pool: children to keep parked.
+    """
+
+    def __init__(
+        self,
+        preload: Iterable[str] = (),
+        *,
+        limits: Limits | None = None,
+        pool: int = 3,
+        _without: frozenset[str] = frozenset(),
+    ) -> None:
+        self._preload = tuple(preload)
+        self._limits = limits or Limits()
+        self._pool = pool
+        self._without = _without
+        self._importable = SAFE_IMPORTS | set(self._preload)
+        self._lock = threading.Lock()
+        self._server: ForkServer | None = None
+        self._level: str | None = None
+        _all.add(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the zygote and its children. A later call starts a new one."""
+        with self._lock:
+            server, self._server = self._server, None
+        if server is not None:
+            server.close()
+
+    @property
+    def level(self) -> str:
+        """ "full", "strong" or "insecure": how well functions are confined on this machine.
+
+        Raises:
+            SandboxRefused: they cannot be confined.
+        """
+        self._running()
+        assert self._level is not None
+        return self._level
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers that confine every call.
+
+        Raises:
+            SandboxRefused: functions cannot be confined on this machine.
+        """
+        return self._running().layers
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why other layers are missing, for people.
+
+        Raises:
+            SandboxRefused: functions cannot be confined on this machine.
+        """
+        return self._running().notes
+
+    def call(
+        self,
+        source: str,
+        entrypoint: str,
+        arguments: Mapping[str, Any],
+        *,
+        allowed_imports: Iterable[str] = SAFE_IMPORTS,
+        memory_limit: int = 128,
+        timeout: float = 5.0,
+        cpu_limit: float | None = None,
+        check: bool = True,
+        context: Mapping[str, Any] | None = None,
+    ) -> Outcome:
+        """Run one function once.
+
+        Args:
+            source: Python source.
+            entrypoint: name of the function in it, plain or async.
+            arguments: JSON values, passed by name.
+            allowed_imports: modules that the source may import, of those that are safe or preloaded.
+            memory_limit: megabytes that the call may add to the interpreter.
+            timeout: seconds of wall time.
+            cpu_limit: seconds of CPU time; None leaves it to `timeout`.
+            check: False switches the Python-level policy off and leaves the kernel's.
+            context: if given, passed as the read-only mapping `context`.
+
+        Returns:
+            The outcome, whatever the function did.
+
+        Raises:
+            SandboxRefused: this machine cannot confine functions.
+            TypeError, ValueError: an argument of this method has the wrong kind.
+        """
+        _check_numbers(memory_limit, timeout, cpu_limit)
+        try:
+            parts = self._parts(source, arguments, context)
+        except _Refused as refusal:
+            return self._outcome(refusal.fault)
+        settings = self._settings("call", entrypoint, allowed_imports, check)
+        cpu = cpu_limit if cpu_limit is not None else math.inf
+        return self._attempt(settings, parts, memory_limit, timeout, cpu)
+
+    def validate(
+        self,
+        source: str,
+        entrypoint: str,
+        *,
+        allowed_imports: Iterable[str] = SAFE_IMPORTS,
+        input_schema: Mapping[str, Any] | None = None,
+    ) -> list[Problem]:
+        """Look for reasons not to store a source. It is parsed in a sandboxed child and never run.
+
+        Args:
+            source: Python source.
+            entrypoint: the function that must be there.
+            allowed_imports: modules that it may import.
+            input_schema: JSON Schema of the arguments, to compare the signature with.
+
+        Returns:
+            The problems in the order of the source; empty if there is none.
+
+        Raises:
+            SandboxRefused: this machine cannot confine the check.
+        """
+        settings = self._settings("validate", entrypoint, allowed_imports, True)
+        try:
+            parts = self._parts(source, input_schema, None)
+        except _Refused as refusal:
+            return [_as_problem(refusal.fault)]
+        ended = self._converse(settings, parts, VALIDATION_MEMORY, VALIDATION_TIMEOUT, math.inf)
+        if isinstance(ended, SandboxFault):
+            return [_as_problem(ended)]
+        reply, fault = ended
+        if fault is not None:
+            return [_as_problem(fault)]
+        return list(reply.reply.problems) if reply.reply else []
+
+    # --- one call -----------------------------------------------------------------------------------------
+
+    def _settings(self, operation: str, entrypoint: str, allowed: Iterable[str], check: bool) -> dict[str, Any]:
+        permitted = allowed if allowed is SAFE_IMPORTS else [name for name in allowed if self._is_loaded(name)]
+        return {
+            "operation": operation,
+            "entrypoint": entrypoint,
+            "allowed": list(permitted),
+            "check": check,
+            "max_output": self._limits.output,
+            "max_stdout": self._limits.stdout,
+        }
+
+    def _is_loaded(self, name: str) -> bool:
+        return name in self._importable or any(name.startswith(f"{root}.") for root in self._importable)
+
+    def _parts(self, source: str, arguments: object, context: object) -> tuple[bytes, bytes, bytes]:
+        return (
+            _source_bytes(source, self._limits.source),
+            _json_bytes("the arguments", arguments, self._limits.arguments),
+            _json_bytes("the context", context, self._limits.arguments),
+        )
+
+    def _attempt(
+        self,
+        settings: dict[str, Any],
+        parts: tuple[bytes, bytes, bytes],
+        memory_limit: int,
+        timeout: float,
+        cpu_limit: float,
+    ) -> Outcome:
+        ended = self._converse(settings, parts, memory_limit, timeout, cpu_limit)
+        if isinstance(ended, SandboxFault):
+            return self._outcome(ended)
+        conversation, fault = ended
+        return self._outcome(fault, conversation)
+
+    def _converse(
+        self,
+        settings: dict[str, Any],
+        parts: tuple[bytes, bytes, bytes],
+        memory_limit: int,
+        timeout: float,
+        cpu_limit: float,
+    ) -> tuple[Ended, SandboxFault | None] | SandboxFault:
+        """Hold the conversation on a child that takes the request; a fault if none could be had."""
+        reason = "no child was free in time"
+        for _ in range(ATTEMPTS):
+            server = self._running()
+            try:
+                child = server.take(timeout, time.monotonic() + QUEUE_PATIENCE)
+            except ZygoteLost as error:
+                reason = str(error)
+                self._discard(server)
+                continue
+            try:
+                child.begin()
+                settings["address_space"] = child.address_space + memory_limit * MEGABYTE
+                settings["cpu_seconds"] = min(cpu_limit, timeout)
+                ended = Conversation(child, timeout, cpu_limit, self._limits).hold(requests.encode(settings, *parts))
+                fault = _judge(ended, server, child, memory_limit, timeout, cpu_limit)
+                return ended, fault
+            except ChildGone:
+                reason = "the parked child was gone"
+            finally:
+                server.end(child)
+        return SandboxFault("unavailable", f"the sandbox cannot run functions at the moment: {reason}")
+
+    def _outcome(self, fault: SandboxFault | None, ended: Ended | None = None) -> Outcome:
+        reply = ended.reply if ended else None
+        stdout = reply.stdout if reply else ""
+        if fault is not None and fault.type == "stdout_too_large":
+            stdout += f"\n… [cut after {self._limits.stdout} bytes]"
+        return Outcome(
+            ok=fault is None,
+            value=reply.value if reply and fault is None else None,
+            error=fault,
+            stdout=stdout,
+            duration=ended.duration if ended else 0.0,
+            cpu_time=ended.usage.cpu_time if ended else 0.0,
+            peak_memory=ended.usage.peak_memory if ended else 0,
+            layers=self._server.layers if self._server else (),
+        )
+
+    # --- the zygote ---------------------------------------------------------------------------------------
+
+    def _running(self) -> ForkServer:
+        """The zygote, started and tested if there is none."""
+        server = self._server
+        if server is not None:
+            return server
+        with self._lock:
+            if self._server is None:
+                self._server = self._start()
+            return self._server
+
+    def _start(self) -> ForkServer:
+        try:
+            server = ForkServer(self._preload, self._without, self._pool)
+        except ZygoteRefused as error:
+            raise SandboxRefused(f"The sandbox cannot confine functions here: {error}.") from None
+        except ZygoteLost as error:
+            raise SandboxRefused(f"The sandbox did not start: {error}.") from None
+        failures = [] if self._without else selftest.failures(server, self._limits)
+        self._level = levels.level_of(server.layers)
+        if failures or (self._level is None and not self._without):
+            server.close()
+            raise SandboxRefused(levels.explain(server.layers, server.notes, failures))
+        logger.info("sandbox started: level %s, layers %s", self._level, ", ".join(server.layers))
+        return server
+
+    def _discard(self, server: ForkServer) -> None:
+        """Stop using a zygote that is lost; the next call starts another."""
+        with self._lock:
+            if self._server is server:
+                self._server = None
+        server.close()
+
+    def _forget(self) -> None:
+        """In a fork of the owner: the zygote is the parent's. Locks may be held by threads that are not here."""
+        server, self._server = self._server, None
+        self._lock = threading.Lock()
+        if server is not None:
+            server.disown()
+
+
+class _Refused(Exception):
+    def __init__(self, fault: SandboxFault) -> None:
+        self.fault = fault
+
+
+def _check_numbers(memory_limit: int, timeout: float, cpu_limit: float | None) -> None:
+    for name, value in (("memory_limit", memory_limit), ("timeout", timeout), ("cpu_limit", cpu_limit)):
+        if value is not None and not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"{name} must be a positive number, not {value!r}")
+
+
+def _source_bytes(source: str, limit: int) -> bytes:
+    try:
+        encoded = source.encode()
+    except UnicodeEncodeError:
+        raise _Refused(SandboxFault("syntax_error", "the source holds half of a surrogate pair")) from None
+    if len(encoded) > limit:
+        raise _Refused(_too_large("source_too_large", "the source", limit, len(encoded)))
+    return encoded
+
+
+def _json_bytes(what: str, value: object, limit: int) -> bytes:
+    """JSON of what the caller passes on; it may come from far away, so that its faults are values.
+
+    Raises:
+        TypeError: it is not made of JSON's types: the caller's mistake.
+    """
+    plain = dict(value) if isinstance(value, Mapping) else value
+    try:
+        encoded = json.dumps(plain, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise _Refused(SandboxFault("invalid_input", f"{what} cannot be passed on: {reason[:200]}")) from None
+    if len(encoded) > limit:
+        raise _Refused(_too_large("input_too_large", what, limit, len(encoded)))
+    return encoded
+
+
+def _too_large(kind: str, what: str, limit: int, observed: int) -> SandboxFault:
+    message = f"{what} may have {limit} bytes and has {observed}"
+    return SandboxFault(kind, message, limit=limit, observed=observed)
+
+
+def _as_problem(fault: SandboxFault) -> Problem:
+    return Problem(fault.message, fault.line, fault.column, fault.type)
+
+
+def _judge(
+    ended: Ended, server: ForkServer, child: Any, memory_limit: int, timeout: float, cpu_limit: float
+) -> SandboxFault | None:
+    """The fault of a conversation: the host's own finding, or what the child reported about itself."""
+    if ended.limit == "timeout":
+        return _over("timeout", "still running after", timeout, ended.duration)
+    if ended.limit == "cpu_limit":
+        return _over("cpu_limit", "used more CPU time than", cpu_limit, ended.usage.cpu_time)
+    assert ended.reply is not None
+    fault = ended.reply.fault
+    if fault is None:
+        return None
+    if fault.type == "timeout":
+        return SandboxFault("timeout", fault.message, limit=timeout, observed=round(ended.duration, 3))
+    if fault.type == "memory_limit":
+        return _out_of_memory(memory_limit, ended)
+    if fault.type == "crashed":
+        return _post_mortem(server, child, fault, memory_limit, ended)
+    return fault
+
+
+def _over(kind: str, what: str, limit: float, observed: float) -> SandboxFault:
+    return SandboxFault(kind, f"the function {what} {limit:g} s", limit=limit, observed=round(observed, 3))
+
+
+def _out_of_memory(limit: int, ended: Ended) -> SandboxFault:
+    observed = round(max(ended.usage.peak_memory, ended.usage.peak_reserved) / MEGABYTE, 1)
+    message = f"the function needs more memory than its limit of {limit} MB"
+    return SandboxFault("memory_limit", message, limit=limit, observed=observed)
+
+
+def _post_mortem(
+    server: ForkServer, child: Any, fault: SandboxFault, memory_limit: int, ended: Ended
+) -> SandboxFault:
+    """Why a child ended without a reply: the signal tells."""
+    try:
+        status = server.status(child, time.monotonic() + QUEUE_PATIENCE)
+    except ZygoteLost:
+        return fault
+    if not os.WIFSIGNALED(status):
+        return SandboxFault("crashed", f"the function's process exited with status {os.WEXITSTATUS(status)}")
+    number = os.WTERMSIG(status)
+    if number == signal.SIGSYS:
+        return SandboxFault("security", "the function's process was killed for a forbidden system call")
+    return SandboxFault("crashed", f"the function's process was killed by {signal.Signals(number).name}")
+
+
+_all: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for sandbox in list(_all):
+        sandbox._forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,132 @@
+"""The host's hold on one child: its channel, a handle on its process, and the kernel's word on what it used."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import time
+from dataclasses import dataclass
+
+_KB = 1024
+_PEAK_SIZE = re.compile(rb"VmPeak:\s+(\d+) kB")
+_PEAK_RESIDENT = re.compile(rb"VmHWM:\s+(\d+) kB")
+_SIZE = re.compile(rb"VmSize:\s+(\d+) kB")
+_RESIDENT = re.compile(rb"VmRSS:\s+(\d+) kB")
+_PID = re.compile(r"^Pid:\s+(\d+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """CPU seconds since the call began, and bytes added to the child at its peak (resident, and reserved)."""
+
+    cpu_time: float = 0.0
+    peak_memory: int = 0
+    peak_reserved: int = 0
+
+
+class ParkedChild:
+    """One child, from its parking to its end.
+
+    The pid is found through the pidfd, and the status file is opened, while the child is parked: both go on
+    meaning this process and no other, whatever happens to its number later.
+
+    Args:
+        number: the zygote's name for it.
+        channel: the connection to it.
+        pidfd: a handle on its process.
+        fallback_size: bytes of address space to assume where `/proc` does not tell.
+    """
+
+    def __init__(self, number: int, channel: socket.socket, pidfd: int, fallback_size: int) -> None:
+        self.number = number
+        self.channel = channel
+        self.pidfd = pidfd
+        self.address_space = fallback_size
+        self._status: int | None = None
+        self._clock: int | None = None
+        self._resident = 0
+        self._cpu_at_start = 0.0
+        self._open_status()
+
+    def _open_status(self) -> None:
+        try:
+            with open(f"/proc/self/fdinfo/{self.pidfd}") as facts:
+                match = _PID.search(facts.read())
+            if match is None:
+                return
+            self._status = os.open(f"/proc/{match.group(1)}/status", os.O_RDONLY | os.O_CLOEXEC)
+            self._clock = (~int(match.group(1)) << 3) | 2  # the kernel's number for a process's CPU clock
+        except OSError:
+            self._status = None
+
+    def begin(self) -> None:
+        """Note where the counters stand before the call."""
+        status = self._read_status()
+        self.address_space = _kilobytes(_SIZE, status) or self.address_space
+        self._resident = _kilobytes(_RESIDENT, status)
+        self._cpu_at_start = self._cpu()
+
+    def usage(self) -> Usage:
+        """What the call has used so far; zeros where the kernel does not tell, or not any more."""
+        status = self._read_status()
+        resident = _kilobytes(_PEAK_RESIDENT, status)
+        reserved = _kilobytes(_PEAK_SIZE, status)
+        return Usage(
+            cpu_time=max(0.0, self._cpu() - self._cpu_at_start),
+            peak_memory=max(0, resident - self._resident) if resident else 0,
+            peak_reserved=max(0, reserved - self.address_space) if reserved else 0,
+        )
+
+    def cpu_time(self) -> float:
+        """CPU seconds since `begin`."""
+        return max(0.0, self._cpu() - self._cpu_at_start)
+
+    def _cpu(self) -> float:
+        if self._clock is None:
+            return 0.0
+        try:
+            seconds = time.clock_gettime(self._clock)
+        except OSError:
+            return 0.0
+        # A dead child's number may be another process's by now.
+        return 0.0 if self.has_ended(0) else seconds
+
+    def _read_status(self) -> bytes:
+        if self._status is None:
+            return b""
+        try:
+            return os.pread(self._status, 4096, 0)
+        except OSError:
+            return b""
+
+    def has_ended(self, patience: float) -> bool:
+        """Whether the process is gone, waiting for at most so many seconds."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(patience * 1000))
+
+    def kill(self) -> bool:
+        """End the process now; returns whether this process may."""
+        try:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go of all descriptors."""
+        self.channel.close()
+        os.close(self.pidfd)
+        if self._status is not None:
+            os.close(self._status)
+            self._status = None
+
+
+def _kilobytes(pattern: re.Pattern[bytes], status: bytes) -> int:
+    match = pattern.search(status)
+    return int(match.group(1)) * _KB if match else 0

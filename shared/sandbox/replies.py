@@ -1,0 +1,132 @@
+"""Makes sense of what a child sent, believing none of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from shared.sandbox import strict_json
+from shared.sandbox.confined import wire
+from shared.sandbox.outcome import Limits, Problem, SandboxFault
+
+MAX_TEXT = 10_000
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A checked reply: a value, a fault or problems, and the printed text."""
+
+    value: Any = None
+    fault: SandboxFault | None = None
+    stdout: str = ""
+    problems: tuple[Problem, ...] = ()
+
+
+class Inbox:
+    """Collects the bytes of one reply, and no more than a reply may have.
+
+    Args:
+        limits: how long the body and the printed text may be.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._bytes = bytearray()
+        self._wanted: int | None = None
+
+    def add(self, data: bytes) -> bool:
+        """Take bytes; returns whether there is nothing more to wait for, good or bad."""
+        self._bytes += data
+        if self._wanted is None and len(self._bytes) >= wire.REPLY.size:
+            kind, body, printed = wire.REPLY.unpack_from(self._bytes)
+            most = self._limits.output if kind == wire.VALUE else wire.MAX_REPORT
+            if body > most or printed > self._limits.stdout:
+                self._wanted = 0
+            else:
+                self._wanted = wire.REPLY.size + body + printed
+        return self._wanted is not None and len(self._bytes) >= self._wanted
+
+    def reply(self) -> Reply:
+        """The reply, whatever arrived."""
+        if len(self._bytes) < wire.REPLY.size:
+            return _distrust("ended without a reply" if not self._bytes else "broke off within its reply")
+        kind, body_length, printed_length = wire.REPLY.unpack_from(self._bytes)
+        if self._wanted == 0:
+            return self._too_large(kind, body_length)
+        if self._wanted != len(self._bytes):
+            return _distrust("broke off within its reply", security=len(self._bytes) > (self._wanted or 0))
+        body = bytes(self._bytes[wire.REPLY.size : wire.REPLY.size + body_length])
+        stdout = _clean(self._bytes[wire.REPLY.size + body_length :].decode("utf-8", "replace"))
+        return _READERS.get(kind, _unknown)(body, stdout)
+
+    def _too_large(self, kind: bytes, length: int) -> Reply:
+        limit = self._limits.output
+        if kind == wire.VALUE and length > limit:
+            message = f"the returned value has {length} bytes, the limit is {limit}"
+            return Reply(fault=SandboxFault("output_too_large", message, limit=limit, observed=length))
+        return _distrust("announced a reply of an impossible length", security=True)
+
+
+def _distrust(what: str, security: bool = False) -> Reply:
+    return Reply(fault=SandboxFault("security" if security else "crashed", f"the function's process {what}"))
+
+
+def _clean(text: str) -> str:
+    """Text that a database can hold."""
+    return text.replace("\0", "\ufffd")
+
+
+def _read_value(body: bytes, stdout: str) -> Reply:
+    try:
+        return Reply(value=strict_json.parse(body, wire.MAX_DEPTH), stdout=stdout)
+    except strict_json.NotStrict as error:
+        message = f"the returned value cannot be accepted: {error}"
+        return Reply(fault=SandboxFault("invalid_output", message), stdout=stdout)
+
+
+def _read_fault(body: bytes, stdout: str) -> Reply:
+    try:
+        facts = strict_json.parse(body, 4)
+    except strict_json.NotStrict:
+        facts = None
+    if not isinstance(facts, dict) or facts.get("type") not in wire.CHILD_FAULT_TYPES:
+        return _distrust("sent a fault that makes no sense", security=True)
+    fault = SandboxFault(
+        type=str(facts["type"]),
+        message=_text(facts.get("message")) or "no reason given",
+        line=_whole(facts.get("line")),
+        column=_whole(facts.get("column")),
+        traceback=_text(facts.get("traceback")),
+        limit=_whole(facts.get("limit")),
+        observed=_whole(facts.get("observed")),
+    )
+    return Reply(fault=fault, stdout=stdout)
+
+
+def _read_problems(body: bytes, stdout: str) -> Reply:
+    try:
+        rows = strict_json.parse(body, 4)
+        problems = tuple(_problem(*row) for row in rows)
+    except (strict_json.NotStrict, TypeError):
+        return _distrust("sent findings that make no sense", security=True)
+    return Reply(problems=problems, stdout=stdout)
+
+
+def _problem(message: object, line: object, column: object, code: object) -> Problem:
+    return Problem(_text(message) or "unknown", _whole(line), _whole(column), _text(code) or "unknown")
+
+
+def _unknown(body: bytes, stdout: str) -> Reply:
+    return _distrust("sent something that is no reply", security=True)
+
+
+def _text(value: object) -> str | None:
+    return value[:MAX_TEXT] if isinstance(value, str) else None
+
+
+def _whole(value: object) -> int | None:
+    fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
+    return value if fits else None  # type: ignore[return-value]
+
+
+_READERS = {wire.VALUE: _read_value, wire.FAULT: _read_fault, wire.PROBLEMS: _read_problems}

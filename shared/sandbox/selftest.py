@@ -1,0 +1,60 @@
+"""Canaries: at every start, confined children try to get out. The sandbox serves only if all of them fail."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import time
+from typing import Any
+
+from shared.sandbox.confined import canary
+from shared.sandbox.confined import request as requests
+from shared.sandbox.conversation import ChildGone, Conversation, Ended
+from shared.sandbox.fork_server import ForkServer, ZygoteLost
+from shared.sandbox.outcome import Limits
+
+PATIENCE = 10.0
+CANARY_MEMORY = 64 << 20
+
+
+def failures(server: ForkServer, limits: Limits) -> list[str]:
+    """The attempts that the confinement did not stop; "no answer" if a canary could not be asked."""
+    try:
+        found = _polite(server, limits)
+        for name in canary.FATAL:
+            if not _is_fatal(server, limits, name):
+                found.append(name)
+    except (ZygoteLost, ChildGone):
+        return ["no answer"]
+    return found
+
+
+def _polite(server: ForkServer, limits: Limits) -> list[str]:
+    ended, status = _send(server, limits, "canary")
+    if ended.reply is None or not isinstance(ended.reply.value, list):
+        return [f"no answer (status {status})"]
+    return [str(name) for name in ended.reply.value]
+
+
+def _is_fatal(server: ForkServer, limits: Limits, name: str) -> bool:
+    _, status = _send(server, limits, name)
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSYS
+
+
+def _send(server: ForkServer, limits: Limits, operation: str) -> tuple[Ended, int]:
+    """Let one canary try; returns what it said, and how it ended if it said nothing."""
+    child = server.take(PATIENCE, time.monotonic() + PATIENCE)
+    try:
+        child.begin()
+        settings: dict[str, Any] = {
+            "operation": operation, "entrypoint": "", "allowed": [], "check": False,
+            "address_space": child.address_space + CANARY_MEMORY, "cpu_seconds": PATIENCE,
+            "max_output": limits.output, "max_stdout": limits.stdout,
+        }  # fmt: skip
+        ended = Conversation(child, PATIENCE, math.inf, limits).hold(requests.encode(settings))
+        if ended.reply is not None and ended.reply.fault is None:
+            return ended, 0
+        return ended, server.status(child, time.monotonic() + PATIENCE)
+    finally:
+        server.end(child)

@@ -1,0 +1,81 @@
+"""Reads JSON from a hostile writer: no NaN, no infinity, no NUL, no half surrogates, bounded depth.
+
+Every test that walks the text does so in a loop; the recursive parser only sees what is known to be shallow.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, NoReturn
+
+MAX_DIGITS = 4_300
+"""Digits of an integer: Python's own default bound, kept even where a process has lifted it."""
+
+# An unterminated string is matched to the end: otherwise each of its quotes would begin a scan of the rest.
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
+_BRACKETS = re.compile(rb"[\[\]{}]")
+_SURROGATE_OR_NUL = re.compile("[\0\ud800-\udfff]")
+
+
+class NotStrict(ValueError):
+    """The bytes are not strict JSON; the text says why."""
+
+
+def parse(body: bytes, max_depth: int) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        NotStrict: it is not strict JSON, or nested deeper than `max_depth`.
+    """
+    if _depth_exceeds(body, max_depth):
+        raise NotStrict(f"nested more than {max_depth} levels deep")
+    if _LONG_NUMBER.search(_STRING.sub(b"", body)):
+        raise NotStrict(f"a number has more than {MAX_DIGITS} digits")
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
+    except NotStrict:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise NotStrict(f"not JSON: {error}"[:200]) from None
+    if b"\\u" in body:
+        _check_text(value)
+    return value
+
+
+def _depth_exceeds(body: bytes, limit: int) -> bool:
+    if body.count(b"[") + body.count(b"{") <= limit:
+        return False
+    depth = 0
+    for match in _BRACKETS.finditer(_STRING.sub(b"", body)):
+        depth += 1 if match.group() in b"[{" else -1
+        if depth > limit:
+            return True
+    return False
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise NotStrict(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise NotStrict("a number is too large")
+    return number
+
+
+def _check_text(value: Any) -> None:
+    """Refuse strings that neither UTF-8 nor a database can hold."""
+    rest = [value]
+    while rest:
+        item = rest.pop()
+        if isinstance(item, dict):
+            rest += item.keys()
+            rest += item.values()
+        elif isinstance(item, list):
+            rest += item
+        elif isinstance(item, str) and _SURROGATE_OR_NUL.search(item):
+            raise NotStrict("a string holds a NUL or half of a surrogate pair")
