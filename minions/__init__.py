@@ -1,1 +1,7 @@
 """The light client of Minions: `from minions import Client`."""
+
+from minions import errors
+from minions.client import Client
+from minions.task import Task, TaskSummary
+
+__all__ = ["Client", "Task", "TaskSummary", "errors"]

@@ -23,6 +23,7 @@ from shared.settings import Settings, get_settings
 log = structlog.get_logger(__name__)
 
 Result = TypeVar("Result")
+LONGEST_PAUSE = 5.0
 
 # What the functions in migrations/sql/ raise on purpose.
 EXPECTED: dict[str, type[errors.MinionError]] = {
@@ -151,8 +152,25 @@ def wait_for(probe: Callable[[], Result], *, what: str, attempts: int) -> Result
                 ) from None
             log.warning("unreachable", what=what, attempt=attempt, attempts=attempts, reason=reason(error))
             time.sleep(pause)
-            pause = min(5.0, pause * 2)
+            pause = min(LONGEST_PAUSE, pause * 2)
     raise AssertionError("unreachable")
+
+
+def persist(write: Callable[[], Result]) -> Result:
+    """Makes a write, and makes it again for as long as the database is away: work that is done is not thrown away.
+
+    For fenced or idempotent writes only. A minion's time limits end the repetition.
+    """
+    pause = 0.1
+    while True:
+        try:
+            return write()
+        except DBAPIError as error:
+            if not is_transient(error):
+                raise
+            log.warning("database_away", reason=reason(error), again_in=pause)
+            time.sleep(pause)
+            pause = min(LONGEST_PAUSE, pause * 2)
 
 
 def wait_for_database(settings: Settings) -> None:

@@ -6,14 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, select, text
+from sqlalchemy.orm import Session
 
 from shared.errors import NotConfigured
+from shared.models import Agent, Tool
+
+if TYPE_CHECKING:
+    from shared.definitions import Change
 
 # One number for everything that changes the schema or the definitions: who comes second waits.
 SCHEMA_LOCK = 0x4D494E494F4E5301
@@ -63,3 +69,20 @@ def check_schema_is_current(connection: Connection) -> None:
         raise NotConfigured("The database has no schema yet. Run `minion migrate`.")
     if current in known and current != head:
         raise NotConfigured(f"The database's schema is at {current}, this release needs {head}. Run `minion migrate`.")
+
+
+def init(engine: Engine) -> list[Change]:
+    """Stores the default agents where they are missing; a default agent that somebody changed is left alone.
+
+    Returns:
+        what was created; empty the second time.
+    """
+    from shared.definition_files import load
+    from shared.function_store import store_definitions
+
+    with as_file(files("shared") / "default_agents") as folder, Session(engine) as session:
+        session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
+        present = {("agent", name) for name in session.scalars(select(Agent.name))}
+        present |= {("tool", name) for name in session.scalars(select(Tool.name))}
+        missing = [definition for definition in load(folder) if (definition.kind, definition.name) not in present]
+        return store_definitions(session, missing)

@@ -46,7 +46,11 @@ ACCEPT = text(
 ROUTE = text("SELECT minion_route(:task, :version, :queue)")
 REJECT = text("SELECT minion_reject(:task, :error)").bindparams(bindparam("error", type_=JSONB))
 DISPATCH = text("SELECT * FROM minion_dispatch(:lease, :window)")
-REPUBLISH = text("SELECT * FROM minion_republish(:lease, :patience, :most)")
+REPUBLISH = text("SELECT * FROM minion_republish(:lease, :patience, :empty, :most)")
+QUEUES_IN_USE = text(
+    "SELECT DISTINCT capability FROM task_status "
+    "WHERE state = 'queued' AND published_at < now() - CAST(:patience AS interval)"
+)
 WAKE_DUE = text("SELECT minion_wake_due(:most)")
 CLAIM = text("SELECT minion_claim(:task, :claim, :worker)")
 WRITE_STEPS = text("SELECT minion_write_steps(:task, :claim, :steps)").bindparams(bindparam("steps", type_=JSONB))
@@ -88,9 +92,25 @@ def dispatch(connection: Connection, *, lease: float, window: int) -> list[Dispa
     return [Dispatched(*row) for row in rows]
 
 
-def republish(connection: Connection, *, lease: float, patience: float, most: int = 1000) -> list[Dispatched]:
-    """Queued tasks whose messages are presumed lost, to be published again under the same claim."""
-    limits = {"lease": timedelta(seconds=lease), "patience": timedelta(seconds=patience), "most": most}
+def stalled_queues(connection: Connection, *, patience: float) -> list[str]:
+    """Capabilities with tasks that were published more than `patience` seconds ago and are still queued."""
+    return list(connection.scalars(QUEUES_IN_USE, {"patience": timedelta(seconds=patience)}))
+
+
+def republish(
+    connection: Connection, *, lease: float, patience: float, empty_queues: list[str], most: int = 1000
+) -> list[Dispatched]:
+    """Queued tasks whose messages are presumed lost, to be published again under the same claim.
+
+    Args:
+        empty_queues: the queues that hold no message in the broker.
+    """
+    limits = {
+        "lease": timedelta(seconds=lease),
+        "patience": timedelta(seconds=patience),
+        "empty": empty_queues,
+        "most": most,
+    }
     return [Dispatched(*row) for row in connection.execute(REPUBLISH, limits)]
 
 

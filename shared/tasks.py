@@ -4,13 +4,13 @@ how far one has read, and no row is skipped or shown twice when others are added
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, TextClause, bindparam, text
+from sqlalchemy import Connection, RowMapping, TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
 
@@ -130,7 +130,7 @@ def list_tasks(connection: Connection, chosen: TaskFilter, *, limit: int, before
         values,
     )
     rows = connection.execute(statement, {**values, "most": limit + 1}).mappings().all()
-    return _page(rows, limit, "id")
+    return page_of(rows, limit, "id")
 
 
 def count_tasks(connection: Connection, chosen: TaskFilter) -> dict[str, dict[str, int]]:
@@ -219,11 +219,11 @@ def _of_task(connection: Connection, statement: TextClause, task: UUID, limit: i
     rows = connection.execute(statement, {"task": task, "after": after, "most": limit + 1}).mappings().all()
     if not rows and not connection.scalar(EXISTS, {"task": task}):
         raise no_such_task(task)
-    return _page(rows, limit, cursor)
+    return page_of(rows, limit, cursor)
 
 
-def _page(rows: Any, limit: int, cursor: str) -> Page:
-    """A page of `limit` rows out of one row more, which says whether there is another page."""
+def page_of(rows: Sequence[RowMapping], limit: int, cursor: str) -> Page:
+    """A page of `limit` rows, out of one row more if there is another page; `cursor` names the column that sorts."""
     items = [dict(row) for row in rows[:limit]]
     return Page(items, str(items[-1][cursor]) if len(rows) > limit else None)
 

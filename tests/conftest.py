@@ -1,9 +1,9 @@
 """Real servers for the tests: one private PostgreSQL and Valkey a session, emptied for each test that asks.
 
-    servers     the running EmbeddedServers (fault tests kill and start its `.postgres` and `.valkey`)
-    settings    the process's settings, which name those servers; child processes inherit the same environment
-    database    the process's engine on a migrated schema without a row, and a broker without a key
-    define      stores definitions: `define({"kind": "agent", …}, …)`, without checking functions' code
+servers     the running EmbeddedServers (fault tests kill and start its `.postgres` and `.valkey`)
+settings    the process's settings, which name those servers; child processes inherit the same environment
+database    the process's engine on a migrated schema without a row, and a broker without a key
+define      stores definitions: `define({"kind": "agent", …}, …)`, without checking functions' code
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ END_OTHERS = text(
 @pytest.fixture(scope="session")
 def servers() -> Iterator[EmbeddedServers]:
     """The session's private servers; their addresses and an API key are in the environment."""
-    with scratch_dir() as folder, EmbeddedServers(folder, durable=False) as running, pytest.MonkeyPatch.context() as env:
+    with (
+        scratch_dir() as folder,
+        EmbeddedServers(folder, durable=False) as running,
+        pytest.MonkeyPatch.context() as env,
+    ):
         addresses = running.start()
         env.setenv("DATABASE_URL", addresses.database_url)
         env.setenv("REDIS_URL", addresses.redis_url)

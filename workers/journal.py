@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 
 from shared import lifecycle
-from shared.database import transaction
+from shared.database import persist, transaction
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError
 from shared.json_values import JsonValue, digest
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Suspended
@@ -88,6 +88,8 @@ class Journal:
         known = self._matching(number, kind, name, request_hash)
         if known is not None and known["status"] == "finished":
             return known["output"]
+        if known is not None and known["status"] == "failed" and not known["error"].get("retryable"):
+            raise _recorded(known["error"])
         if known is not None and known["status"] == "started" and effect == "unsafe":
             raise _interrupted(number, name)
         step = {
@@ -129,7 +131,8 @@ class Journal:
         try:
             result = perform(step["number"])
         except MinionError as error:
-            self.unwritten.append({**step, "status": "failed", "error": error.as_dict(), "finished_at": _now()})
+            failure = {**error.as_dict(), "retryable": error.retryable}
+            self.unwritten.append({**step, "status": "failed", "error": failure, "finished_at": _now()})
             raise
         self._count(result)
         finished = {
@@ -156,13 +159,16 @@ class Journal:
         self.peak_memory_bytes = max(self.peak_memory_bytes, result.peak_memory_bytes)
 
     def _write(self, step: dict[str, Any]) -> None:
-        with transaction() as connection:
-            flags = lifecycle.write_steps(connection, self.task_id, self.claim, [*self.unwritten, step])
+        flags = persist(lambda: self._commit(step))
         if flags is None:
             raise ClaimLost
         self.unwritten = []
         if flags["cancel"]:
             raise Cancelled("Cancelled while it ran.")
+
+    def _commit(self, step: dict[str, Any]) -> dict[str, Any] | None:
+        with transaction() as connection:
+            return lifecycle.write_steps(connection, self.task_id, self.claim, [*self.unwritten, step])
 
     def _take(self) -> int:
         number, self.next_number = self.next_number, self.next_number + 1
@@ -172,9 +178,6 @@ class Journal:
         known = self.known.get(number)
         if known is None or known["request_hash"] == request_hash:
             return known
-        if known["status"] == "failed" and known["kind"] != "subtask":
-            # What failed is not history that anything was built on.
-            return None
         raise HistoryDiverged(
             f"History diverged at step {number}: the journal holds {known['kind']} {known['name']!r}, and this run "
             f"asks for {kind} {name!r}{' with another input' if known['name'] == name else ''}. "
@@ -193,6 +196,15 @@ def _child_outcome(child: ChildRequest, step: dict[str, Any]) -> ChildOutcome:
         output=ended.get("output"),
         error=ended.get("error"),
     )
+
+
+def _recorded(error: dict[str, Any]) -> ToolError:
+    """An error that an earlier execution got and went on from."""
+    again = ToolError(
+        error["message"], **{name: value for name, value in error.items() if name not in ("type", "message")}
+    )
+    again.retryable = False
+    return again
 
 
 def _interrupted(number: int, name: str) -> ToolError:

@@ -312,12 +312,13 @@ $$;
 
 -- Messages presumed lost: queued although a live worker of the capability has had a free slot for `patience`.
 -- They are published again under the same claim, each time after twice the patience.
-CREATE FUNCTION minion_republish(lease interval, patience interval, most integer)
+-- `empty` names the queues that hold no message: where one does, its worker will come to it.
+CREATE FUNCTION minion_republish(lease interval, patience interval, empty text[], most integer)
 RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer,
                time_limit integer, priority smallint) LANGUAGE sql AS $$
     WITH stalled AS (
         SELECT s.task_id FROM task_status s
-            WHERE s.state = 'queued' AND s.published_at < now() - patience * power(2, LEAST(s.published, 7) - 1)
+            WHERE s.state = 'queued' AND s.capability = ANY (empty) AND s.published_at < now() - patience * power(2, LEAST(s.published, 7) - 1)
               AND EXISTS (
                 SELECT 1 FROM workers w WHERE w.status = 'online' AND w.last_seen > now() - lease
                     AND s.capability = ANY (w.capabilities) AND w.idle_since < now() - patience)
@@ -593,6 +594,25 @@ BEGIN
     END IF;
     PERFORM minion_settle(t, 'failed', jsonb_build_object('error', failure));
     RETURN true;
+END $$;
+
+-- Stores a submission that was refused where nobody waits for the answer, as a failed task. The same key gives the
+-- same task.
+CREATE FUNCTION minion_refuse(agent text, idempotency text, failure jsonb, submitter text) RETURNS uuid
+LANGUAGE plpgsql AS $$
+DECLARE
+    t uuid := minion_uuidv7();
+BEGIN
+    INSERT INTO idempotency_keys (namespace, key, task_id, request) VALUES ('default', idempotency, t, failure)
+        ON CONFLICT DO NOTHING;
+    IF NOT FOUND THEN
+        RETURN (SELECT task_id FROM idempotency_keys WHERE namespace = 'default' AND key = idempotency);
+    END IF;
+    INSERT INTO tasks (id, agent_name, root_id, origin_id, labels, submitted_by)
+        VALUES (t, agent, t, t, jsonb_build_object('celery_id', idempotency), submitter);
+    INSERT INTO task_status (task_id, state) VALUES (t, 'pending');
+    PERFORM minion_settle(t, 'failed', jsonb_build_object('error', failure));
+    RETURN t;
 END $$;
 
 -- Ends a task and everything below it. The task itself becomes `final` ('cancelled' or 'expired'); what is below

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,7 +96,7 @@ def write_audit_report(arguments: dict[str, Any], context: Context) -> dict[str,
         context: gives the data folder.
 
     Returns:
-        `{"report", "markdown", "html", "commentary"}`: the two files relative to the data folder, and whether they
+        `{"report", "markdown", "html", "has_commentary"}`: the two files relative to the data folder, and whether they
         hold a commentary.
 
     Raises:
@@ -118,13 +117,13 @@ def write_audit_report(arguments: dict[str, Any], context: Context) -> dict[str,
         "report": arguments["report"],
         "markdown": str(place / report.MARKDOWN),
         "html": str(place / report.HTML),
-        "commentary": bool(commentary),
+        "has_commentary": bool(commentary),
     }
 
 
 def _write(path: Path, text: str) -> None:
     """Writes a file at once, so that a reader or a second attempt never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)

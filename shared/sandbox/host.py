@@ -384,9 +384,7 @@ def _out_of_memory(limit: int, ended: Ended) -> SandboxFault:
     return SandboxFault("memory_limit", message, limit=limit, observed=observed)
 
 
-def _post_mortem(
-    server: ForkServer, child: Any, fault: SandboxFault, memory_limit: int, ended: Ended
-) -> SandboxFault:
+def _post_mortem(server: ForkServer, child: Any, fault: SandboxFault, memory_limit: int, ended: Ended) -> SandboxFault:
     """Why a child ended without a reply: the signal tells."""
     try:
         status = server.status(child, time.monotonic() + QUEUE_PATIENCE)

@@ -1,1 +1,22 @@
 """Model clients: one module per provider."""
+
+from __future__ import annotations
+
+from shared.sampling import AUTO, OFFLINE
+from shared.settings import get_settings
+from workers.models.anthropic import AnthropicClient
+from workers.models.base import ModelClient
+from workers.models.offline import OfflinePlanner
+
+
+def resolve(model: str) -> str:
+    """The model that `auto` means here: the configured one where there is a key, else the offline planner."""
+    if model != AUTO:
+        return model
+    settings = get_settings()
+    return settings.default_model if settings.anthropic_api_key else OFFLINE
+
+
+def client_for(model: str) -> ModelClient:
+    """The client that serves a model."""
+    return OfflinePlanner() if model == OFFLINE else AnthropicClient()

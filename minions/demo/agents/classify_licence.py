@@ -7,7 +7,7 @@ import re
 
 RANKS = ["permissive", "weak-copyleft", "strong-copyleft", "other"]
 
-PERMISSIVE = re.findall(
+PERMISSIVE: list[str] = re.findall(
     r"\S+",
     """
 0BSD AAL AFL-3.0 Apache-1.1 Apache-2.0 Artistic-2.0 Beerware BlueOak-1.0.0 BSD-1-Clause BSD-2-Clause
@@ -24,7 +24,7 @@ STRONG = ("AGPL-", "CECILL-2", "EUPL-", "GPL-", "OSL-", "QPL-", "Sleepycat")
 LINKING_EXCEPTIONS = ("Classpath-exception-2.0", "GCC-exception-3.1", "LGPL-3.0-linking-exception")
 
 CONFLICTS = {
-    "weak-copyleft": "changes to its own files have to be published under the same licence",
+    "weak-copyleft": "changes to it have to be published under the same licence",
     "strong-copyleft": "a work that contains it has to be published under the same licence",
     "other": "it is not on the list of licences with known terms; somebody has to read it",
 }

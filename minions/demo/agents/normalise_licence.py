@@ -5,7 +5,7 @@ It runs in the sandbox: pure Python, no files, no imports but the allowed ones.
 
 import re
 
-LICENCES = re.findall(
+LICENCES: list[str] = re.findall(
     r"\S+",
     """
 0BSD AAL AFL-3.0 AGPL-3.0-only AGPL-3.0-or-later Apache-1.1 Apache-2.0 APSL-2.0 Artistic-1.0 Artistic-2.0 Beerware
@@ -23,7 +23,7 @@ zlib-acknowledgement ZPL-2.0 ZPL-2.1
 )
 SPDX_IDS = {licence.lower(): licence for licence in LICENCES}
 
-EXCEPTIONS = re.findall(
+EXCEPTIONS: list[str] = re.findall(
     r"\S+",
     """
 Autoconf-exception-3.0 Bison-exception-2.2 Bootloader-exception Classpath-exception-2.0 Font-exception-2.0

@@ -59,7 +59,6 @@ def judged_row(output: object) -> dict[str, object]:
 def failed_row(entry: object) -> dict[str, object]:
     """The row of a distribution without a verdict."""
     asked = part(entry, "input")
-    message = text(part(entry, "error"), "message") or text(entry, "state")
     return {
         "name": text(asked, "name") or "?",
         "version": text(asked, "version"),
@@ -67,8 +66,14 @@ def failed_row(entry: object) -> dict[str, object]:
         "category": "failed",
         "bytes": 0,
         "native": 0,
-        "note": shortened(message, NOTE_LENGTH),
+        "note": shortened(reason(part(entry, "error")) or text(entry, "state"), NOTE_LENGTH),
     }
+
+
+def reason(error: dict[str, object]) -> str:
+    """The message of the first cause, without what raised it."""
+    cause = part(part(error, "cause"), "error") or error
+    return text(cause, "message").split("ValueError: ")[-1]
 
 
 def headline(rows: list[dict[str, object]], judged: list[object]) -> dict[str, object]:

@@ -8,7 +8,7 @@ It runs in the sandbox: pure Python, no files, no imports but the allowed ones.
 
 import re
 
-LICENCES = re.findall(
+LICENCES: list[str] = re.findall(
     r"\S+",
     """
 0BSD AAL AFL-3.0 AGPL-3.0-only AGPL-3.0-or-later Apache-1.1 Apache-2.0 APSL-2.0 Artistic-1.0 Artistic-2.0 Beerware
@@ -26,7 +26,7 @@ zlib-acknowledgement ZPL-2.0 ZPL-2.1
 )
 SPDX_IDS = {licence.lower(): licence for licence in LICENCES}
 
-EXCEPTIONS = re.findall(
+EXCEPTIONS: list[str] = re.findall(
     r"\S+",
     """
 Autoconf-exception-3.0 Bison-exception-2.2 Bootloader-exception Classpath-exception-2.0 Font-exception-2.0
@@ -195,8 +195,7 @@ def read_texts(texts: list[str], dual: bool) -> str:
 def other_text(spdx: str, source: str, texts: list[str]) -> str:
     """What the licence files hold, in a sentence, if it is none of what the expression says; else empty."""
     read = read_texts(texts, dual=False)
-    known = re.split(r" AND | OR ", spdx)
-    if not read or any(licence.strip("()") in read.split(" AND ") for licence in known):
+    if not read or set(read.split(" AND ")) & set(re.findall(r"[^\s()]+", spdx)):
         return ""
     return f"{source} says {spdx}, the licence files read like {read}."
 

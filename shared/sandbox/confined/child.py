@@ -9,7 +9,7 @@ import sys
 from . import canary, limits, privileges, request, runner
 from .seccomp import CHANNEL, Filter
 
-_WARM_UP = '''
+_WARM_UP = """
 import asyncio, json
 async def part(number):
     await asyncio.sleep(0)
@@ -17,7 +17,7 @@ async def part(number):
 async def main(numbers):
     print(end="")
     return {"parts": await asyncio.gather(*[part(number) for number in numbers])}
-'''
+"""
 
 
 def live(channel: int, strict: Filter | None, with_rlimits: bool) -> None:
@@ -42,7 +42,9 @@ def warm_up() -> None:
     """Run a small function: it touches the pages and fills the caches that the real one will need."""
     settings = {"allowed": frozenset({"asyncio", "json"}), "check": True, "address_space": 0, "cpu_seconds": 1.0}
     limits_of_output = {"max_output": 1 << 10, "max_stdout": 1 << 10}
-    rehearsal = request.Request("call", "main", source=_WARM_UP, arguments=b'{"numbers": [1]}', **settings, **limits_of_output)
+    rehearsal = request.Request(
+        "call", "main", source=_WARM_UP, arguments=b'{"numbers": [1]}', **settings, **limits_of_output
+    )
     runner.serve(rehearsal)
 
 

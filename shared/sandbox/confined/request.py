@@ -41,9 +41,7 @@ class Request:
     context: bytes = b"null"
 
 
-def encode(
-    settings: dict[str, Any], source: bytes = b"", arguments: bytes = b"{}", context: bytes = b"null"
-) -> bytes:
+def encode(settings: dict[str, Any], source: bytes = b"", arguments: bytes = b"{}", context: bytes = b"null") -> bytes:
     """The request's bytes; `settings` holds the other fields of `Request`, `allowed` as a list."""
     parts = (json.dumps(settings).encode(), source, arguments, context)
     return b"".join((REQUEST.pack(*map(len, parts)), *parts))

@@ -129,9 +129,7 @@ def _signature(function: ast.FunctionDef | ast.AsyncFunctionDef, schema: dict[st
             yield finding(f"the input schema has {name!r}, but {function.name!r} takes no such argument", function)
     for arg in (*arguments.args, *arguments.kwonlyargs):
         if arg.arg not in with_default | needed | {"context"}:
-            yield finding(
-                f"the parameter {arg.arg!r} has no default, but the input schema does not require it", arg
-            )
+            yield finding(f"the parameter {arg.arg!r} has no default, but the input schema does not require it", arg)
 
 
 def _keyword_only(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[tuple[ast.arg, ast.expr | None]]:

@@ -1,0 +1,356 @@
+"""The client: submit tasks over HTTP and read everything about them.
+
+    from minions import Client
+
+    with Client() as client:
+        task = client.submit("Classifier", {"text": "…"})
+        print(client.wait(task.id).result())
+
+It needs `MINION_API_URL` and `MINION_API_KEY`, or the same as arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import quote
+from uuid import UUID, uuid4
+
+from minions.errors import InvalidInput, NotConfigured, WaitTimeout
+from minions.task import Task, TaskSummary
+from minions.transport import Transport, to_json
+
+BULK_TASKS = 10_000
+BULK_BYTES = 16 << 20
+LONGEST_POLL = 30.0
+PAGE = 200
+
+TaskId = str | UUID
+
+
+class _NotGiven:
+    """What `None` cannot say: the argument was left out."""
+
+
+NOT_GIVEN: Final = _NotGiven()
+
+
+class Client:
+    """Talks to the API. Threads may share one; close it, or use it as a context manager.
+
+    Requests are tried again when the API or its database cannot be reached and trying again is safe: all that only
+    read, `cancel`, and `submit` and `submit_many`, which always send an idempotency key.
+    """
+
+    def __init__(
+        self, url: str | None = None, api_key: str | None = None, *, timeout: float = 30.0, retries: int = 4
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            url: the API's address; by default MINION_API_URL.
+            api_key: its key; by default MINION_API_KEY.
+            timeout: seconds until a request is given up.
+            retries: how often a request is tried again.
+
+        Raises:
+            NotConfigured: there is no address or no key.
+        """
+        address = url or _from_environment("MINION_API_URL", "the API's address, such as http://127.0.0.1:8700")
+        key = api_key or _from_environment("MINION_API_KEY", "the API's key")
+        self._transport = Transport(address, key, timeout=timeout, retries=retries)
+
+    def submit(
+        self,
+        agent: str | None = None,
+        input: Any = NOT_GIVEN,
+        *,
+        messages: Sequence[Any] | None = None,
+        capability: str | None = None,
+        idempotency_key: str | None = None,
+        key: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        priority: int | None = None,
+        run_at: datetime | str | None = None,
+        deadline: datetime | str | None = None,
+        conversation_id: str | None = None,
+        traceparent: str | None = None,
+        namespace: str | None = None,
+    ) -> Task:
+        """Submits one task.
+
+        Args:
+            agent: its name; or else name a `capability` that one agent offers, or send `messages` to be routed by.
+            input: JSON that matches the agent's input schema.
+            messages: `{"role", "content"}` objects, or text.
+            idempotency_key: the same key and payload give the same task, however often it is submitted.
+            key: the tenant.
+            priority: from -100 to 100; more urgent tasks run sooner.
+            run_at: not before this time, with a time zone.
+            deadline: the task expires if it is not done by then.
+
+        Raises:
+            UnknownAgent, UnknownCapability, InvalidInput, IdempotencyConflict, TooLarge: it is refused.
+            Unauthorized, Unavailable: it did not come that far.
+        """
+        request = _request(
+            agent=agent,
+            messages=None if messages is None else list(messages),
+            capability=capability,
+            idempotency_key=idempotency_key or str(uuid4()),
+            key=key,
+            labels=labels,
+            priority=priority,
+            run_at=run_at,
+            deadline=deadline,
+            conversation_id=conversation_id,
+            traceparent=traceparent,
+            namespace=namespace,
+        )
+        if not isinstance(input, _NotGiven):
+            request["input"] = input
+        return Task.of(self._transport.post("/v1/tasks", to_json(request, what="The task"), safe=True))
+
+    def submit_many(self, tasks: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Submits tasks, each a mapping with the arguments of `submit`; returns their ids in order.
+
+        Up to 10,000 tasks (and 16 MB) are one request and accepted all or none; more are several requests. When a
+        later one is refused, the error's `detail["submitted"]` holds the ids that were accepted before it.
+
+        Raises:
+            InvalidInput and the others of `submit`; `detail["index"]` counts within the refused request.
+        """
+        ids: list[str] = []
+        for batch in _batches(tasks):
+            try:
+                answer = self._transport.post("/v1/tasks/bulk", '{"tasks":[' + ",".join(batch) + "]}", safe=True)
+            except Exception as error:
+                if hasattr(error, "detail"):
+                    error.detail["submitted"] = ids
+                raise
+            ids += [task["id"] for task in answer["tasks"]]
+        return ids
+
+    def get(self, task: TaskId) -> Task:
+        """One task.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        return Task.of(self._transport.get(_task_path(task)))
+
+    def wait(self, task: TaskId, timeout: float | None = None) -> Task:
+        """Waits until a task has ended, however it ended: see `Task.succeeded` and `Task.result()`.
+
+        Args:
+            timeout: seconds; None waits for ever.
+
+        Raises:
+            WaitTimeout: the time is up; the task goes on.
+            NotFound: there is none of that id.
+        """
+        ends = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = LONGEST_POLL if ends is None else max(0.0, min(LONGEST_POLL, ends - time.monotonic()))
+            found = Task.of(self._transport.get(_task_path(task), params={"wait": round(left, 3)}, extra_time=left))
+            if found.final:
+                return found
+            if ends is not None and time.monotonic() >= ends:
+                raise WaitTimeout(f"Task {task} is still {found.state} after {timeout:g} s. It goes on.", task=found)
+
+    def tasks(
+        self,
+        *,
+        state: str | Iterable[str] | None = None,
+        agent: str | None = None,
+        capability: str | None = None,
+        key: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        root_id: TaskId | None = None,
+        parent_id: TaskId | None = None,
+        replay_of: TaskId | None = None,
+        conversation_id: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        namespace: str | None = None,
+        page: int = PAGE,
+    ) -> Iterator[TaskSummary]:
+        """All tasks that match, the newest first, page by page as they are read."""
+        filters = _filters(
+            state=state,
+            agent=agent,
+            capability=capability,
+            key=key,
+            labels=labels,
+            root_id=root_id,
+            parent_id=parent_id,
+            replay_of=replay_of,
+            conversation_id=conversation_id,
+            created_after=created_after,
+            created_before=created_before,
+            namespace=namespace,
+        )
+        return (TaskSummary.of(item) for item in self._pages("/v1/tasks", {**filters, "limit": page}))
+
+    def tree(self, task: TaskId) -> Iterator[TaskSummary]:
+        """The task and everything below it, the oldest first."""
+        return (TaskSummary.of(item) for item in self._pages(_task_path(task, "tree"), {"limit": PAGE}))
+
+    def counts(self, root_id: TaskId | None = None, **filters: Any) -> dict[str, Any]:
+        """How many tasks stand where: `{"by_state": {state: n}, "by_capability": {name: {state: n}}}`.
+
+        Args:
+            filters: those of `tasks`.
+        """
+        counts: dict[str, Any] = self._transport.get("/v1/tasks/counts", params=_filters(root_id=root_id, **filters))
+        return counts
+
+    def steps(self, task: TaskId) -> Iterator[dict[str, Any]]:
+        """The task's journal, in order."""
+        return self._pages(_task_path(task, "steps"), {})
+
+    def executions(self, task: TaskId) -> Iterator[dict[str, Any]]:
+        """Every claim of the task by a minion, in order."""
+        return self._pages(_task_path(task, "executions"), {})
+
+    def cancel(self, task: TaskId, reason: str | None = None) -> Task:
+        """Cancels a task and everything below it; a running one is asked to stop, one that has ended stays."""
+        body = to_json(_request(reason=reason), what="The reason")
+        return Task.of(self._transport.post(_task_path(task, "cancel"), body, safe=True))
+
+    def replay(self, task: TaskId, pinned: bool = False) -> Task:
+        """Submits a task that has ended again, as a new task.
+
+        Args:
+            pinned: run the agent version that ran then, not the one that is active now.
+
+        Raises:
+            Conflict: it has not ended yet.
+        """
+        body = to_json({"pinned": pinned}, what="The request")
+        return Task.of(self._transport.post(_task_path(task, "replay"), body, safe=False))
+
+    def agents(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
+        """All agents, by name."""
+        return self._pages("/v1/agents", {"namespace": namespace, "limit": PAGE})
+
+    def agent(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """One agent: its definition and its versions.
+
+        Raises:
+            UnknownAgent: there is none of that name.
+        """
+        found: dict[str, Any] = self._transport.get(
+            f"/v1/agents/{quote(name, safe='')}", params={"namespace": namespace}
+        )
+        return found
+
+    def functions(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
+        """All functions of the function store, by name."""
+        return self._pages("/v1/functions", {"namespace": namespace, "limit": PAGE})
+
+    def function(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """One function: its code, contract and versions.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        path = f"/v1/functions/{quote(name, safe='')}"
+        found: dict[str, Any] = self._transport.get(path, params={"namespace": namespace})
+        return found
+
+    def capabilities(self) -> list[dict[str, Any]]:
+        """Every capability: who offers it, who serves it, and how much work waits."""
+        items: list[dict[str, Any]] = self._transport.get("/v1/capabilities")["items"]
+        return items
+
+    def workers(self, status: str | None = None) -> Iterator[dict[str, Any]]:
+        """The minions, the latest started first.
+
+        Args:
+            status: `online`, `stopped` or `lost`; None for all.
+        """
+        return self._pages("/v1/workers", {"status": status, "limit": PAGE})
+
+    def ready(self) -> bool:
+        """Whether the API answers and has all that it needs. Tried once."""
+        return self._transport.status_of("/readyz") == 200
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _pages(self, path: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        cursor = None
+        while True:
+            page = self._transport.get(path, params={**params, "cursor": cursor})
+            yield from page["items"]
+            cursor = page["next"]
+            if cursor is None:
+                return
+
+
+def _from_environment(name: str, what: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise NotConfigured(f"{name} is not set: give the client {what}, as an argument or in the environment.")
+    return value
+
+
+def _task_path(task: TaskId, part: str | None = None) -> str:
+    path = f"/v1/tasks/{quote(str(task), safe='')}"
+    return f"{path}/{part}" if part else path
+
+
+def _request(**members: Any) -> dict[str, Any]:
+    """The members that were given, times as text."""
+    given = {name: value for name, value in members.items() if value is not None}
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in given.items()}
+
+
+def _filters(
+    *, state: str | Iterable[str] | None = None, labels: Mapping[str, str] | None = None, **others: Any
+) -> dict[str, Any]:
+    """Filters as query parameters."""
+    filters = {name: str(value) if isinstance(value, UUID) else value for name, value in _request(**others).items()}
+    if state is not None:
+        filters["state"] = [state] if isinstance(state, str) else [str(one) for one in state]
+    if labels:
+        filters["label"] = [f"{name}:{value}" for name, value in labels.items()]
+    return filters
+
+
+def _batches(tasks: Iterable[Mapping[str, Any]]) -> Iterator[list[str]]:
+    """The tasks as JSON texts, in batches that one request can hold."""
+    batch: list[str] = []
+    size = 0
+    for index, task in enumerate(tasks):
+        text = _task_text(index, task)
+        if batch and (len(batch) == BULK_TASKS or size + len(text) > BULK_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield batch
+
+
+def _task_text(index: int, task: Mapping[str, Any]) -> str:
+    if not isinstance(task, Mapping):
+        raise InvalidInput(f"Task {index} is {type(task).__name__}: a task is a mapping with the arguments of submit.")
+    request = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in task.items()}
+    if request.get("idempotency_key") is None:
+        request["idempotency_key"] = str(uuid4())
+    return to_json(request, what=f"Task {index}")

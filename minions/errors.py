@@ -1,0 +1,150 @@
+"""What can go wrong between a caller and the API: one class for each kind, the API's own words as the text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class MinionsError(Exception):
+    """The root of all errors that the client raises.
+
+    Attributes:
+        code: stable machine-readable name, such as `unknown_agent`.
+        message: what was wrong and what to do now, for people.
+        status: the HTTP status, None where no answer came.
+        detail: further facts, such as `violations`, `faults` or `index`.
+    """
+
+    code: str = "error"
+
+    def __init__(self, message: str, *, code: str | None = None, status: int | None = None, **detail: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.code
+        self.status = status
+        self.detail = detail
+
+
+class InvalidInput(MinionsError):
+    """The request breaks a rule: not strict JSON, an unknown field, or not what the agent's schema allows."""
+
+    code = "invalid_input"
+
+    @property
+    def violations(self) -> list[dict[str, str]]:
+        """Where the input does not match the agent's schema: each `{"path", "message"}`."""
+        found: list[dict[str, str]] = self.detail.get("violations", [])
+        return found
+
+
+class AmbiguousRoute(InvalidInput):
+    """Several agents fit equally well, or none does; the message lists the candidates."""
+
+    code = "ambiguous_route"
+
+
+class TooLarge(MinionsError):
+    """More bytes than a limit allows."""
+
+    code = "too_large"
+
+
+class Unauthorized(MinionsError):
+    """No API key, or a wrong one."""
+
+    code = "unauthorized"
+
+
+class NotFound(MinionsError):
+    """There is no such thing."""
+
+    code = "not_found"
+
+
+class UnknownAgent(NotFound):
+    """No agent of that name accepts work."""
+
+    code = "unknown_agent"
+
+
+class UnknownCapability(NotFound):
+    """No agent offers that capability."""
+
+    code = "unknown_capability"
+
+
+class Conflict(MinionsError):
+    """The request contradicts something that is already stored."""
+
+    code = "conflict"
+
+
+class IdempotencyConflict(Conflict):
+    """The idempotency key was used before with another payload."""
+
+    code = "idempotency_conflict"
+
+
+class Unavailable(MinionsError):
+    """The API or its database cannot be reached, also after the retries."""
+
+    code = "unavailable"
+
+
+class ServerError(MinionsError):
+    """The API failed in a way that nobody planned for, or answered something that is not its language."""
+
+    code = "internal_error"
+
+
+class NotConfigured(MinionsError):
+    """An address or a key is missing; the message names it."""
+
+    code = "not_configured"
+
+
+class WaitTimeout(MinionsError):
+    """The time is up and the task has not ended. It goes on; `detail["task"]` is how it stands."""
+
+    code = "wait_timeout"
+
+
+class TaskFailed(MinionsError):
+    """The task ended without success; `detail["task"]` holds it."""
+
+    code = "task_failed"
+
+
+BY_CODE: Mapping[str, type[MinionsError]] = {
+    kind.code: kind
+    for kind in (
+        *(InvalidInput, AmbiguousRoute, TooLarge, Unauthorized, NotFound, UnknownAgent, UnknownCapability),
+        *(Conflict, IdempotencyConflict, Unavailable, ServerError),
+    )
+}
+BY_STATUS: Mapping[int, type[MinionsError]] = {
+    400: InvalidInput,
+    401: Unauthorized,
+    403: Unauthorized,
+    404: NotFound,
+    409: Conflict,
+    413: TooLarge,
+    415: InvalidInput,
+    422: InvalidInput,
+    429: Unavailable,
+    502: Unavailable,
+    503: Unavailable,
+    504: Unavailable,
+}
+STANDARD = ("type", "title", "status", "detail", "code")
+
+
+def from_problem(status: int, problem: Mapping[str, Any]) -> MinionsError:
+    """The error that a problem document (RFC 9457) describes."""
+    code = str(problem.get("code") or "")
+    kind = BY_CODE.get(code) or BY_STATUS.get(status) or (ServerError if status >= 500 else MinionsError)
+    text = str(problem.get("detail") or problem.get("title") or f"The API answered with status {status}.")
+    error = kind(text, code=code, status=status)
+    error.detail = {name: value for name, value in problem.items() if name not in STANDARD}
+    return error

@@ -1,0 +1,162 @@
+"""HTTP to the API: one connection pool, retries where they are safe, problems as errors."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import httpx2
+
+from minions.errors import InvalidInput, MinionsError, ServerError, Unavailable, from_problem
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+RETRIED_STATUS = frozenset({429, 502, 503, 504})
+LONGEST_PAUSE = 5.0
+# No byte of the request has left, so it cannot have had an effect.
+NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
+
+
+class Transport:
+    """Sends requests with the key. Threads may share it."""
+
+    def __init__(self, url: str, api_key: str, *, timeout: float, retries: int) -> None:
+        """Nothing is sent yet.
+
+        Raises:
+            InvalidInput: `url` is no address.
+        """
+        self.url = url
+        self.timeout = timeout
+        self.retries = retries
+        try:
+            address = httpx2.URL(url)
+            self._http = httpx2.Client(
+                base_url=address,
+                headers={"Authorization": f"Bearer {api_key}", "Accept": "application/json"},
+                timeout=timeout,
+                # A proxy from the environment cannot reach this machine's own addresses.
+                trust_env=address.host not in LOOPBACK,
+            )
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise InvalidInput(f"{url!r} cannot be used as the API's address: {error}.") from None
+
+    def get(self, path: str, *, params: Mapping[str, Any] | None = None, extra_time: float = 0.0) -> Any:
+        """The JSON at a path; tried again where the API cannot be reached.
+
+        Args:
+            extra_time: seconds that the API may think before it answers, on top of the time-out.
+        """
+        return self._call("GET", path, safe=True, params=_present(params or {}), extra_time=extra_time)
+
+    def post(self, path: str, body: str, *, safe: bool) -> Any:
+        """Sends JSON text.
+
+        Args:
+            safe: whether sending it twice does what sending it once does; if not, it is tried again only where it
+                cannot have arrived.
+        """
+        return self._call("POST", path, safe=safe, body=body)
+
+    def status_of(self, path: str) -> int | None:
+        """The status of a GET, tried once; None where nobody answers."""
+        try:
+            return self._http.get(path).status_code
+        except httpx2.TransportError:
+            return None
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def _call(self, method: str, path: str, *, safe: bool, **options: Any) -> Any:
+        attempt = 0
+        while True:
+            try:
+                return self._once(method, path, **options)
+            except _Again as again:
+                attempt += 1
+                if attempt > self.retries or not (safe or again.not_sent):
+                    raise again.error from None
+                time.sleep(again.pause or _pause(attempt))
+
+    def _once(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        body: str | None = None,
+        extra_time: float = 0.0,
+    ) -> Any:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        timeout = httpx2.Timeout(self.timeout, read=self.timeout + extra_time)
+        try:
+            response = self._http.request(method, path, params=params, content=body, headers=headers, timeout=timeout)
+        except httpx2.TransportError as error:
+            raise _Again(self._unreachable(error), not_sent=isinstance(error, NOT_SENT)) from None
+        if response.status_code in RETRIED_STATUS:
+            raise _Again(_error_of(response), pause=_retry_after(response))
+        if not response.is_success:
+            raise _error_of(response)
+        return _json(response)
+
+    def _unreachable(self, error: Exception) -> Unavailable:
+        why = str(error) or type(error).__name__
+        return Unavailable(f"The API at {self.url} cannot be reached: {why}. Check MINION_API_URL and that it runs.")
+
+
+class _Again(Exception):
+    """A request that may be worth another attempt."""
+
+    def __init__(self, error: MinionsError, *, not_sent: bool = False, pause: float | None = None) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.not_sent = not_sent
+        self.pause = pause
+
+
+def to_json(value: Any, *, what: str) -> str:
+    """Strict JSON text.
+
+    Raises:
+        InvalidInput: `value` holds something that JSON cannot.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{what} is not JSON: {error}.") from None
+
+
+def _present(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}
+
+
+def _pause(attempt: int) -> float:
+    """0.2, 0.4, 0.8 … seconds, with jitter, so that callers do not come back all at once."""
+    return min(LONGEST_PAUSE, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
+    given = response.headers.get("Retry-After", "")
+    return min(LONGEST_PAUSE, float(given)) if given.isdecimal() else None
+
+
+def _error_of(response: httpx2.Response) -> MinionsError:
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = None
+    return from_problem(response.status_code, problem if isinstance(problem, dict) else {})
+
+
+def _json(response: httpx2.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        raise ServerError(
+            f"{response.url} answered with something that is not JSON. Is it the address of the API?",
+            status=response.status_code,
+        ) from None

@@ -1,0 +1,99 @@
+"""The HTTP application: `uvicorn` serves what `create_app` returns.
+
+Endpoints are plain functions in a thread pool on synchronous SQLAlchemy; only waiting is asynchronous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI
+from sqlalchemy import Engine, event
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from orchestrator.api import agents, capabilities, functions, health, problems, tasks, workers
+from orchestrator.api.auth import read_key, require_key
+from orchestrator.api.finish_watch import FinishWatch
+from shared import __version__
+from shared.database import make_engine
+from shared.settings import Settings
+
+DESCRIPTION = """
+Hand in tasks for agents, look at them, wait for them, cancel and replay them.
+
+Errors are problem details (RFC 9457): `detail` says what was wrong and what to do, `code` is for programs.
+Lists are pages: pass `next` as `cursor` to get the following one. Request bodies are strict JSON: no NaN, no U+0000,
+no duplicate keys, at most 100 levels.
+"""
+POOL_SIZE = 10
+STATEMENT_TIMEOUT = "30s"
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application for these settings. Its lifespan holds the connections.
+
+    `app.state.finish_watch.release()` ends all waiting requests; call it when the server begins to shut down, which
+    otherwise takes as long as the longest wait.
+
+    Raises:
+        NotConfigured: there is no database, broker or API key in the settings.
+    """
+    app = FastAPI(
+        title="Minions", version=__version__, description=DESCRIPTION, lifespan=_lifespan, redirect_slashes=False
+    )
+    settings.require_redis_url()
+    app.state.settings = settings
+    app.state.api_key = read_key(settings)
+    app.state.engine = _make_engine(settings)
+    app.state.finish_watch = FinishWatch(settings)
+    app.include_router(health.router)
+    for module in (tasks, agents, functions, capabilities, workers):
+        guard(app, module.router)
+    app.add_middleware(HeadAsGet)
+    problems.handle(app)
+    app.openapi = _with_problems(app.openapi)  # type: ignore[method-assign]
+    return app
+
+
+def guard(app: FastAPI, router: APIRouter) -> None:
+    """Adds routes that need the API key."""
+    app.include_router(router, dependencies=[Depends(require_key)], responses=problems.documented(401, 422, 503))
+
+
+class HeadAsGet:
+    """Answers HEAD like GET; the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self.app(scope, receive, send)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    watch: FinishWatch = app.state.finish_watch
+    async with watch.running():
+        yield
+    app.state.engine.dispose()
+
+
+def _make_engine(settings: Settings) -> Engine:
+    """An engine of the API's own: no reader may hold a connection for long."""
+    engine = make_engine(settings, pool_size=POOL_SIZE)
+
+    @event.listens_for(engine, "connect")
+    def _limit(connection: Any, record: Any) -> None:
+        connection.execute(f"SET statement_timeout = '{STATEMENT_TIMEOUT}'")
+        connection.commit()
+
+    return engine
+
+
+def _with_problems(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    return lambda: problems.add_schema(openapi())

@@ -1,0 +1,41 @@
+"""The bearer key that guards every route below /v1."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from shared.errors import NotConfigured, Unauthorized
+from shared.settings import Settings
+
+Credentials = Annotated[
+    HTTPAuthorizationCredentials | None,
+    Depends(HTTPBearer(auto_error=False, description="The API key: MINION_API_KEY, or the file `api_key`.")),
+]
+
+
+def read_key(settings: Settings) -> bytes:
+    """The key that callers must show.
+
+    Raises:
+        NotConfigured: there is none, or an empty one, which would let everybody in.
+    """
+    key = settings.require_api_key()
+    if not key:
+        raise NotConfigured(f"The API key in {settings.data_dir} is empty: set MINION_API_KEY, or write one there.")
+    return key.encode()
+
+
+async def require_key(request: Request, credentials: Credentials) -> None:
+    """Lets a request with the right key pass.
+
+    Raises:
+        Unauthorized: no key, or a wrong one; the message does not say more.
+    """
+    # Headers are bytes; Starlette hands them out as Latin-1.
+    shown = credentials.credentials.encode("latin-1", "replace") if credentials else b""
+    if not hmac.compare_digest(shown, request.app.state.api_key):
+        raise Unauthorized("No API key, or a wrong one: send `Authorization: Bearer KEY`.")

@@ -1,0 +1,60 @@
+"""What requests have in common: the database, pages, and text that PostgreSQL can hold."""
+
+from __future__ import annotations
+
+from typing import Annotated, Generic, TypeVar
+
+from fastapi import Depends, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from sqlalchemy import Engine
+
+from shared.tasks import MAX_PAGE
+
+Item = TypeVar("Item")
+
+# PostgreSQL cannot hold U+0000, not even in a comparison.
+Text = Annotated[str, StringConstraints(max_length=255, pattern=r"^[^\x00]*$")]
+
+
+async def _engine(request: Request) -> Engine:
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+Database = Annotated[Engine, Depends(_engine)]
+
+
+class StrictQuery(BaseModel):
+    """Query parameters: an unknown one is refused, because a misspelt filter would show everything."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PageQuery(StrictQuery):
+    """Where a page begins and how long it is."""
+
+    limit: int = Field(50, ge=1, le=MAX_PAGE, description="How many items at most.")
+
+
+class NumberedPageQuery(PageQuery):
+    """A page of things that are numbered from 1."""
+
+    cursor: int = Field(0, ge=0, le=2**31 - 1, description="The `next` of the page before.")
+
+
+class NamedPageQuery(PageQuery):
+    """A page of things that are sorted by name."""
+
+    namespace: Text = "default"
+    cursor: Text = Field("", description="The `next` of the page before.")
+
+
+NamedPage = Annotated[NamedPageQuery, Query()]
+NumberedPage = Annotated[NumberedPageQuery, Query()]
+
+
+class ItemPage(BaseModel, Generic[Item]):
+    """Some items of a list; `next` is the `cursor` of the following page, null on the last."""
+
+    items: list[Item]
+    next: str | None

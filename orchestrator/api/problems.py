@@ -1,0 +1,142 @@
+"""Errors as problem details (RFC 9457): the same words as on the command line and in a task's record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from shared.database import is_transient, reason
+from shared.errors import InvalidInput, MinionError, Unauthorized, Unavailable
+
+log = structlog.get_logger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = "2"
+STATEMENT_TIMEOUT = "57014"
+Handler = Callable[[Request, Any], Awaitable[Response]]
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457). Some problems carry more members, such as `violations`, `faults` or `index`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(examples=["/problems/unknown_agent"])
+    title: str = Field(examples=["No agent of that name accepts work"])
+    status: int = Field(examples=[404])
+    detail: str = Field(description="What was wrong and what to do now.")
+    code: str = Field(description="The last part of `type`, for programs.", examples=["unknown_agent"])
+
+
+class ProblemResponse(JSONResponse):
+    """A problem as JSON. In ASCII, so that no text that a caller sent can make it fail."""
+
+    media_type = MEDIA_TYPE
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(content, allow_nan=False, default=str).encode()
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of problems with these statuses; the schema comes from `add_schema`."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def add_schema(document: dict[str, Any]) -> dict[str, Any]:
+    """Adds the problem's schema to an OpenAPI document."""
+    document.setdefault("components", {}).setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+    return document
+
+
+def handle(app: FastAPI) -> None:
+    """Makes every error of the app a problem."""
+    handlers: dict[Any, Handler] = {
+        MinionError: _expected,
+        RequestValidationError: _wrong_parameters,
+        HTTPException: _http,
+        SQLAlchemyError: _database,
+        ClientDisconnect: _gone,
+        Exception: _unexpected,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+def of(error: MinionError) -> ProblemResponse:
+    """An expected error as a response."""
+    headers = {}
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = RETRY_AFTER_SECONDS
+    title = (type(error).__doc__ or "").partition("\n")[0].rstrip(".")
+    return _problem(error.code, title, error.status, error.message, error.detail, headers)
+
+
+def _problem(
+    code: str, title: str, status: int, detail: str, members: Mapping[str, Any], headers: Mapping[str, str] | None
+) -> ProblemResponse:
+    standard = {"type": f"/problems/{code}", "title": title, "status": status, "detail": detail, "code": code}
+    return ProblemResponse({**members, **standard}, status, dict(headers or {}))
+
+
+async def _expected(request: Request, error: MinionError) -> Response:
+    return of(error)
+
+
+async def _wrong_parameters(request: Request, error: RequestValidationError) -> Response:
+    """Faults in the path and the query: a body's are found in `body.py` and `shared.schemas`."""
+    faults = [{"path": ".".join(map(str, fault["loc"])), "message": fault["msg"]} for fault in error.errors()]
+    listed = "; ".join(f"{fault['path']}: {fault['message']}" for fault in faults)
+    return of(InvalidInput(f"The request is not valid: {listed}.", faults=faults))
+
+
+async def _http(request: Request, error: HTTPException) -> Response:
+    """What the framework refuses: no such route, a method that it has not."""
+    phrase = HTTPStatus(error.status_code).phrase
+    texts = {
+        404: f"There is nothing at {request.url.path}. /docs describes what there is.",
+        405: f"{request.url.path} does not take {request.method}. /docs describes what it takes.",
+    }
+    detail = texts.get(error.status_code, str(error.detail)) if error.detail == phrase else str(error.detail)
+    return _problem(phrase.lower().replace(" ", "_"), phrase, error.status_code, detail, {}, error.headers)
+
+
+async def _database(request: Request, error: SQLAlchemyError) -> Response:
+    """A database that is away or too busy: try again. Anything else is nobody's plan."""
+    if not isinstance(error, PoolTimeout) and not is_transient(error):
+        return await _unexpected(request, error)
+    log.warning("database_unavailable", method=request.method, path=request.url.path, reason=reason(error))
+    if isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == STATEMENT_TIMEOUT:
+        return of(Unavailable("The database took too long to answer. Ask for less: filter by agent, state or root_id."))
+    return of(
+        Unavailable(
+            "The database cannot be reached at the moment. Try again; "
+            "submitting again under the same idempotency key is safe."
+        )
+    )
+
+
+async def _gone(request: Request, error: ClientDisconnect) -> Response:
+    """Nobody reads this: the caller hung up before the body's end."""
+    return Response(status_code=400)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("request_failed", method=request.method, path=request.url.path, exc_info=error)
+    text = "Something went wrong that nobody planned for. It is in the log of the API's process."
+    return _problem("internal_error", "Internal error", 500, text, {}, None)

@@ -1,0 +1,134 @@
+"""Tasks, steps and executions as the API shows them. Times are ISO 8601 in UTC, money is micro-dollars."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.states import State
+
+BULK_LIMIT = 10_000
+
+
+class TaskSummary(BaseModel):
+    """A task in a list: everything but what may be large."""
+
+    id: UUID
+    namespace: str
+    agent: str | None = Field(description="Null until a task that was sent as messages only has been routed.")
+    agent_version: int | None
+    state: State
+    capability: str | None = Field(description="What serves it, also the name of its queue.")
+    priority: int
+    error: dict[str, Any] | None = Field(description="Why it failed: `type`, `message` and further facts.")
+    error_fingerprint: str | None = Field(description="Equal for failures of the same kind.")
+    conversation_id: str | None
+    key: str | None
+    labels: dict[str, Any]
+    parent_id: UUID | None
+    root_id: UUID
+    depth: int
+    replay_of: UUID | None
+    submitted_by: str | None
+    claim: int = Field(description="How often a minion has taken it.")
+    attempts: int = Field(description="How many failures were charged to it.")
+    losses: int = Field(description="How many workers were lost while they ran it.")
+    worker_id: UUID | None
+    open_waits: int = Field(description="Sub-tasks that it waits for.")
+    wait_reason: str | None
+    due_at: datetime | None = Field(description="When a scheduled or waiting task goes on.")
+    cancel_requested: bool
+    deadline: datetime | None
+    created_at: datetime
+    queued_at: datetime | None
+    updated_at: datetime
+    finished_at: datetime | None
+
+
+class Task(TaskSummary):
+    """A task with everything that is known about it."""
+
+    input: Any = None
+    messages: list[Any] | None
+    output: Any = None
+    origin_id: UUID = Field(description="The first task of its chain of replays; its own id if it is none.")
+    agent_version_id: UUID | None
+    traceparent: str | None
+
+
+class Step(BaseModel):
+    """One journaled effect inside a task."""
+
+    number: int
+    kind: str
+    name: str
+    status: str
+    effect: str
+    request_hash: str
+    claim: int
+    input: Any = None
+    output: Any = None
+    error: dict[str, Any] | None
+    stdout: str | None
+    usage: dict[str, Any] | None
+    cost_microdollars: int
+    child_id: UUID | None
+    function_version_id: UUID | None
+    started_at: datetime
+    finished_at: datetime | None
+
+
+class Execution(BaseModel):
+    """One claim of a task by one minion."""
+
+    claim: int
+    worker_id: UUID
+    worker: str
+    outcome: str
+    error: dict[str, Any] | None
+    cpu_seconds: float | None
+    peak_memory_bytes: int | None
+    input_tokens: int
+    output_tokens: int
+    cost_microdollars: int
+    started_at: datetime
+    finished_at: datetime | None
+
+
+class Counts(BaseModel):
+    """How many tasks stand in which state. States without a task are left out."""
+
+    by_state: dict[State, int]
+    by_capability: dict[str, dict[State, int]]
+
+
+class BulkItem(BaseModel):
+    """One task of a bulk request; `created` is false where its idempotency key had been used before."""
+
+    id: UUID
+    created: bool
+
+
+class BulkResult(BaseModel):
+    """The accepted tasks, in the order of the request."""
+
+    tasks: list[BulkItem]
+
+
+class CancelRequest(BaseModel):
+    """Why a task is cancelled."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field("Cancelled over the API.", min_length=1, max_length=500)
+
+
+class ReplayRequest(BaseModel):
+    """How a task is replayed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    pinned: bool = Field(False, description="Run the agent version that ran then, not the one that is active now.")

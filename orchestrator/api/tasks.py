@@ -1,0 +1,219 @@
+"""Tasks over HTTP: submit, look, wait, cancel, replay."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from pydantic import BaseModel, ValidationError
+from sqlalchemy import Connection, Engine
+from starlette.concurrency import run_in_threadpool
+
+from orchestrator.api import body, problems
+from orchestrator.api.finish_watch import FinishWatch
+from orchestrator.api.parameters import Database, ItemPage, NumberedPage, StrictQuery
+from orchestrator.api.task_filters import TaskPage, Tasks, TreePage
+from orchestrator.api.task_models import (
+    BULK_LIMIT,
+    BulkResult,
+    CancelRequest,
+    Counts,
+    Execution,
+    ReplayRequest,
+    Step,
+    Task,
+    TaskSummary,
+)
+from orchestrator.replay import replay
+from shared import lifecycle, submission, tasks
+from shared.errors import InvalidInput, MinionError
+from shared.lifecycle import Accepted
+from shared.schemas import TaskRequest
+from shared.states import State
+from shared.tasks import Page
+
+LONGEST_WAIT = 60
+SUBMITTED_BY = "api"
+REQUEST_SCHEMA = TaskRequest.model_json_schema()
+BULK_SCHEMA = {
+    "type": "object",
+    "required": ["tasks"],
+    "additionalProperties": False,
+    "properties": {"tasks": {"type": "array", "maxItems": BULK_LIMIT, "items": REQUEST_SCHEMA}},
+}
+
+Model = TypeVar("Model", bound=BaseModel)
+IdempotencyKey = Annotated[str | None, Header(description="The same as the member `idempotency_key` of the body.")]
+
+router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
+
+
+class WaitQuery(StrictQuery):
+    """How long to wait."""
+
+    wait: float = Query(0, ge=0, le=LONGEST_WAIT, description="Seconds to wait for the task to end.")
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=Task,
+    responses={200: {"model": Task, "description": "Submitted before"}, **problems.documented(404, 409, 413, 415)},
+    openapi_extra=body.documented(REQUEST_SCHEMA),
+)
+def submit_task(
+    sent: body.TaskBody, database: Database, response: Response, idempotency_key: IdempotencyKey = None
+) -> dict[str, Any]:
+    """Accepts one task. With an idempotency key the call may be repeated: the first call makes the task (201), the
+    others show it (200), and another payload under the same key is refused (409)."""
+    request = TaskRequest.parse(_with_key(body.parse_object(sent), idempotency_key))
+    with database.begin() as connection:
+        accepted = submission.submit(connection, request, submitted_by=SUBMITTED_BY)
+        return _show(connection, accepted, response)
+
+
+@router.post(
+    "/bulk",
+    status_code=201,
+    response_model=BulkResult,
+    responses=problems.documented(404, 409, 413, 415),
+    openapi_extra=body.documented(BULK_SCHEMA),
+)
+def submit_tasks(sent: body.BulkBody, database: Database) -> dict[str, Any]:
+    """Accepts up to 10,000 tasks, all or none. A refusal names the first task that is wrong as `index`."""
+    requests = _parse_many(body.parse_object(sent))
+    with database.begin() as connection:
+        accepted = submission.submit_many(connection, requests, submitted_by=SUBMITTED_BY)
+    return {"tasks": [{"id": task.task_id, "created": task.created} for task in accepted]}
+
+
+@router.get("", response_model=ItemPage[TaskSummary])
+def list_tasks(query: TaskPage, database: Database) -> Page:
+    """Tasks, the newest first."""
+    with database.connect() as connection:
+        return tasks.list_tasks(connection, query.chosen(), limit=query.limit, before=query.cursor)
+
+
+@router.get("/counts", response_model=Counts)
+def count_tasks(query: Tasks, database: Database) -> dict[str, Any]:
+    """How many tasks stand in which state, in all and for each capability."""
+    with database.connect() as connection:
+        by_capability = tasks.count_tasks(connection, query.chosen())
+    by_state: dict[str, int] = {}
+    for counts in by_capability.values():
+        for state, number in counts.items():
+            by_state[state] = by_state.get(state, 0) + number
+    return {"by_state": by_state, "by_capability": by_capability}
+
+
+@router.get("/{task_id}", response_model=Task, responses=problems.documented(404))
+async def get_task(
+    task_id: UUID, query: Annotated[WaitQuery, Query()], request: Request, database: Database
+) -> dict[str, Any]:
+    """One task. With `wait` the answer comes when the task has ended, or when the time is up: look at `state`."""
+    if not query.wait:
+        return await run_in_threadpool(_load, database, task_id)
+    watch: FinishWatch = request.app.state.finish_watch
+    with watch.expecting(task_id) as expectation:
+        task = await run_in_threadpool(_load, database, task_id)
+        if State(task["state"]).final:
+            return task
+        await expectation.within(query.wait)
+    return await run_in_threadpool(_load, database, task_id)
+
+
+@router.get("/{task_id}/steps", response_model=ItemPage[Step], responses=problems.documented(404))
+def list_steps(task_id: UUID, query: NumberedPage, database: Database) -> Page:
+    """The task's journal: every model call, tool call, function call, sub-task and wait."""
+    with database.connect() as connection:
+        return tasks.list_steps(connection, task_id, limit=query.limit, after=query.cursor)
+
+
+@router.get("/{task_id}/executions", response_model=ItemPage[Execution], responses=problems.documented(404))
+def list_executions(task_id: UUID, query: NumberedPage, database: Database) -> Page:
+    """Every claim of the task by a minion: who, when, how it ended, what it used."""
+    with database.connect() as connection:
+        return tasks.list_executions(connection, task_id, limit=query.limit, after=query.cursor)
+
+
+@router.get("/{task_id}/tree", response_model=ItemPage[TaskSummary], responses=problems.documented(404))
+def list_tree(task_id: UUID, query: TreePage, database: Database) -> Page:
+    """The task and everything below it, the oldest first; `parent_id` and `depth` say how they belong together."""
+    with database.connect() as connection:
+        return tasks.list_tree(connection, task_id, limit=query.limit, after=query.cursor)
+
+
+@router.post(
+    "/{task_id}/cancel",
+    response_model=Task,
+    responses=problems.documented(404, 413, 415),
+    openapi_extra=body.documented(CancelRequest.model_json_schema(), required=False),
+)
+def cancel_task(task_id: UUID, sent: body.TaskBody, database: Database) -> dict[str, Any]:
+    """Cancels a task and everything below it. A running one is asked to stop (`cancel_requested`); one that has
+    ended stays as it is. May be repeated."""
+    asked = _parse(CancelRequest, sent)
+    with database.begin() as connection:
+        lifecycle.cancel(connection, task_id, reason=asked.reason)
+        return tasks.get_task(connection, task_id)
+
+
+@router.post(
+    "/{task_id}/replay",
+    status_code=201,
+    response_model=Task,
+    responses=problems.documented(404, 409, 413, 415),
+    openapi_extra=body.documented(ReplayRequest.model_json_schema(), required=False),
+)
+def replay_task(task_id: UUID, sent: body.TaskBody, database: Database, response: Response) -> dict[str, Any]:
+    """Submits a task that has ended again, as a new task; the old one stays as it was."""
+    asked = _parse(ReplayRequest, sent)
+    with database.begin() as connection:
+        accepted = replay(connection, task_id, pinned=asked.pinned, submitted_by=SUBMITTED_BY)
+        return _show(connection, accepted, response)
+
+
+def _load(database: Engine, task_id: UUID) -> dict[str, Any]:
+    with database.connect() as connection:
+        return tasks.get_task(connection, task_id)
+
+
+def _show(connection: Connection, accepted: Accepted, response: Response) -> dict[str, Any]:
+    response.status_code = 201 if accepted.created else 200
+    response.headers["Location"] = f"/v1/tasks/{accepted.task_id}"
+    return tasks.get_task(connection, accepted.task_id)
+
+
+def _with_key(data: dict[str, Any], header: str | None) -> dict[str, Any]:
+    """The request with the key of its header, which may stand in the body too."""
+    if header is None:
+        return data
+    if data.get("idempotency_key", header) != header:
+        raise InvalidInput("The header Idempotency-Key and `idempotency_key` in the body differ: send one of them.")
+    return {**data, "idempotency_key": header}
+
+
+def _parse_many(data: dict[str, Any]) -> list[TaskRequest]:
+    given = data.get("tasks")
+    if not isinstance(given, list) or len(data) > 1:
+        raise InvalidInput('A bulk request is {"tasks": [{"agent": "NAME", "input": {}}, …]} and nothing else.')
+    if len(given) > BULK_LIMIT:
+        raise InvalidInput(f"{len(given):,} tasks in one request; at most {BULK_LIMIT:,} are accepted. Send several.")
+    return [_parse_one(index, item, len(given)) for index, item in enumerate(given)]
+
+
+def _parse_one(index: int, item: Any, total: int) -> TaskRequest:
+    try:
+        return TaskRequest.parse(item)
+    except MinionError as error:
+        raise type(error)(f"Task {index} of {total}: {error.message}", **error.detail, index=index) from None
+
+
+def _parse(model: type[Model], sent: bytes) -> Model:
+    """The optional body of an action."""
+    try:
+        return model.model_validate(body.parse_object(sent, required=False))
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_url=False)]
+        raise InvalidInput("The request is not valid: " + "; ".join(faults) + ".", faults=faults) from None

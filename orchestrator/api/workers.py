@@ -1,0 +1,59 @@
+"""The minions: who serves what, and who has not been heard of."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Annotated, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
+from sqlalchemy import text
+
+from orchestrator.api.parameters import Database, ItemPage, PageQuery
+from shared.tasks import Page, page_of
+
+WORKERS = text("""
+    SELECT id, name, capabilities, slots, busy, status,
+           status = 'online' AND last_seen > now() - CAST(:lease AS interval) AS live,
+           pool, host, pid, version, started_at, last_seen
+        FROM workers
+        WHERE (CAST(:status AS text) IS NULL OR status = :status) AND (CAST(:before AS uuid) IS NULL OR id < :before)
+        ORDER BY id DESC LIMIT :most
+""")
+
+router = APIRouter(prefix="/v1/workers", tags=["workers"])
+
+
+class Worker(BaseModel):
+    """A minion's main process."""
+
+    id: UUID
+    name: str
+    capabilities: list[str]
+    slots: int = Field(description="How many tasks it runs at once.")
+    busy: int = Field(description="How many it runs now.")
+    status: str = Field(description="online, stopped or lost.")
+    live: bool = Field(description="Whether it is online and was heard of within a lease.")
+    pool: str
+    host: str
+    pid: int
+    version: str
+    started_at: datetime
+    last_seen: datetime
+
+
+class WorkerPageQuery(PageQuery):
+    """Which workers."""
+
+    status: Literal["online", "stopped", "lost"] | None = None
+    cursor: UUID | None = Field(None, description="The `next` of the page before.")
+
+
+@router.get("", response_model=ItemPage[Worker])
+def list_workers(query: Annotated[WorkerPageQuery, Query()], request: Request, database: Database) -> Page:
+    """Workers, the latest started first."""
+    lease = timedelta(seconds=request.app.state.settings.lease_seconds)
+    values = {"lease": lease, "status": query.status, "before": query.cursor, "most": query.limit + 1}
+    with database.connect() as connection:
+        return page_of(connection.execute(WORKERS, values).mappings().all(), query.limit, "id")

@@ -1,0 +1,92 @@
+"""Pending tasks become Celery messages, as far as each capability's window in the broker has room.
+
+Woken by `NOTIFY minion_pending`; while there is a backlog it looks again every 20 ms, for room comes with every task
+that finishes. Several orchestrators may run: `SKIP LOCKED` shares the work among them.
+"""
+
+from __future__ import annotations
+
+import psycopg
+import structlog
+from celery import Celery
+from sqlalchemy import Engine, make_url, text
+
+from orchestrator.loop import Loop
+from orchestrator.routing import prepare_pending
+from shared import lifecycle
+from shared.broker import publish
+from shared.lifecycle import Dispatched
+from shared.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+IDLE_SECONDS = 1.0
+BACKLOG_SECONDS = 0.02
+BACKLOG = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE state = 'pending' AND capability = ANY (:served))")
+SERVED = text(
+    "SELECT DISTINCT unnest(capabilities) FROM workers "
+    "WHERE status = 'online' AND last_seen > now() - :lease * interval '1 s'"
+)
+
+
+class Dispatcher(Loop):
+    """pending -> queued -> message."""
+
+    name = "dispatcher"
+
+    def __init__(self, settings: Settings, engine: Engine, app: Celery) -> None:
+        super().__init__()
+        self.settings = settings
+        self.engine = engine
+        self.app = app
+        self._listener: psycopg.Connection | None = None
+
+    def round(self) -> float:
+        """Prepares, dispatches and publishes one batch."""
+        self._listen()
+        with self.engine.begin() as connection:
+            prepare_pending(connection)
+        with self.engine.begin() as connection:
+            batch = lifecycle.dispatch(
+                connection, lease=self.settings.lease_seconds, window=self.settings.dispatch_window
+            )
+        if batch:
+            self._publish(batch)
+            return 0.0
+        return BACKLOG_SECONDS if self._has_backlog() else IDLE_SECONDS
+
+    def wait(self, seconds: float) -> None:
+        """Waits for a notification, or until the time is up."""
+        if seconds >= IDLE_SECONDS and self._listener is not None:
+            for _ in self._listener.notifies(timeout=seconds, stop_after=1):
+                pass
+        else:
+            super().wait(seconds)
+
+    def close(self) -> None:
+        """Closes the listening connection."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    def _publish(self, batch: list[Dispatched]) -> None:
+        """Tasks whose messages could not be sent stay queued; the rescuer publishes them again."""
+        try:
+            publish(self.app, batch)
+        except Exception as error:
+            log.warning("broker_away", reason=str(error)[:300], tasks=len(batch))
+            self.stopping.wait(1.0)
+        else:
+            log.debug("dispatched", tasks=len(batch))
+
+    def _has_backlog(self) -> bool:
+        with self.engine.begin() as connection:
+            served = list(connection.scalars(SERVED, {"lease": self.settings.lease_seconds}))
+            return bool(served and connection.scalar(BACKLOG, {"served": served}))
+
+    def _listen(self) -> None:
+        if self._listener is not None and not self._listener.closed:
+            return
+        url = make_url(self.settings.require_database_url()).set(drivername="postgresql")
+        self._listener = psycopg.connect(url.render_as_string(hide_password=False), autocommit=True, connect_timeout=5)
+        self._listener.execute("LISTEN minion_pending")

@@ -1,0 +1,76 @@
+"""A loop of the orchestrator: a thread that does its round again and again, whatever goes wrong in one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+
+import sentry_sdk
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from shared.database import is_transient, reason
+
+log = structlog.get_logger(__name__)
+
+LONGEST_PAUSE = 5.0
+
+
+class Loop(ABC):
+    """One duty of the orchestrator.
+
+    Attributes:
+        name: for the log and the thread.
+        steady_since: monotonic seconds since when every round has worked; None after one that failed.
+    """
+
+    name: str
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self.steady_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+
+    @abstractmethod
+    def round(self) -> float:
+        """Does what there is to do; returns the seconds until the next round."""
+
+    def start(self) -> None:
+        """Begins the rounds."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Asks the loop to end, and waits for its round."""
+        self.stopping.set()
+        self._thread.join(timeout=LONGEST_PAUSE)
+        self.close()
+
+    def close(self) -> None:  # noqa: B027 - most loops hold nothing
+        """Releases what the loop holds."""
+
+    def wait(self, seconds: float) -> None:
+        """Waits between rounds."""
+        self.stopping.wait(seconds)
+
+    def _run(self) -> None:
+        pause = 0.1
+        while not self.stopping.is_set():
+            try:
+                due = self.round()
+            except Exception as error:
+                self.steady_since = None
+                self._tell(error)
+                self.stopping.wait(pause)
+                pause = min(LONGEST_PAUSE, pause * 2)
+                continue
+            self.steady_since = self.steady_since or time.monotonic()
+            pause = 0.1
+            self.wait(due)
+
+    def _tell(self, error: Exception) -> None:
+        if (isinstance(error, DBAPIError) and is_transient(error)) or isinstance(error, OSError):
+            log.warning("round_failed", loop=self.name, reason=reason(error))
+            return
+        log.warning("round_failed", loop=self.name, reason=reason(error), kind=type(error).__name__, exc_info=True)
+        sentry_sdk.capture_exception(error)

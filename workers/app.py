@@ -1,0 +1,75 @@
+"""The Celery application of the minions, and their one task.
+
+Start one with `minion worker CAPABILITY -c N`, or as plain Celery: `celery -A workers.app worker -Q CAPABILITY -c N`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import structlog
+from celery import Celery, signals
+
+from shared.broker import MESSAGE_VERSION, RUN_TASK, make_app
+from shared.database import forget_engine, wait_for_database
+from shared.hints import forget_publisher
+from shared.settings import get_settings
+from shared.telemetry import configure
+from workers import minion
+from workers.heartbeat import WORKER_ID, Heartbeat
+
+log = structlog.get_logger(__name__)
+
+app: Celery = make_app(get_settings())
+_heartbeats: list[Heartbeat] = []
+
+
+@app.task(name=RUN_TASK, Request="workers.request:Request")
+def run(v: int, task_id: str, claim: int) -> str:
+    """A message of the orchestrator: `{v, task_id, claim}`."""
+    if v > MESSAGE_VERSION:
+        # It stays queued in PostgreSQL and is published again; a newer minion will take it.
+        log.warning("message_of_a_later_release", v=v, task=task_id)
+        return "skipped"
+    return minion.run(UUID(task_id), claim, WORKER_ID)
+
+
+@signals.setup_logging.connect
+def _set_up_logging(**_: Any) -> None:
+    configure(get_settings(), component="worker")
+
+
+@signals.worker_init.connect
+def _check_database(**_: Any) -> None:
+    """Fails at the start, with a clear message, where the database is not there."""
+    wait_for_database(get_settings())
+    forget_engine()
+
+
+@signals.worker_process_init.connect
+def _after_fork(**_: Any) -> None:
+    forget_engine()
+    forget_publisher()
+    minion.warm_up()
+
+
+@signals.worker_ready.connect
+def _begin_to_beat(sender: Any, **_: Any) -> None:
+    worker = sender.controller
+    if "prefork" not in str(worker.pool_cls):
+        log.warning(
+            "time_limits_not_enforced",
+            pool=str(worker.pool_cls),
+            why="Celery's soft and hard limits hold on the prefork pool only; here the limits of model calls and of "
+            "the sandbox must do",
+        )
+    heartbeat = Heartbeat(get_settings(), worker)
+    _heartbeats.append(heartbeat)
+    heartbeat.start()
+
+
+@signals.worker_shutdown.connect
+def _hand_back(**_: Any) -> None:
+    while _heartbeats:
+        _heartbeats.pop().stop()

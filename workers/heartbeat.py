@@ -1,0 +1,145 @@
+"""The heartbeat of a worker's main process. Every lease that its children hold lives by it.
+
+It registers the worker, beats, reports children that died, and when the worker stops it hands back, uncharged, what
+they still held. If it stops beating for the length of a lease, the orchestrator's rescuer takes the tasks away.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import structlog
+from celery.worker import state as celery_state
+from sqlalchemy import Engine, text
+
+from shared import __version__, lifecycle
+from shared.database import make_engine, reason
+from shared.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# Known before the pool forks, so that children and main process speak of the same row.
+WORKER_ID: UUID = uuid4()
+
+REGISTER = text(
+    """
+    INSERT INTO workers (id, name, capabilities, slots, pool, host, pid, version, idle_since)
+    VALUES (:id, :name, :capabilities, :slots, :pool, :host, :pid, :version, now())
+    ON CONFLICT (id) DO UPDATE SET status = 'online', last_seen = now()
+    """
+)
+BEAT = text(
+    "UPDATE workers SET last_seen = now(), busy = :busy, slots = :slots, active = :active, idle_since = "
+    "CASE WHEN :idle THEN COALESCE(idle_since, now()) END, status = 'online' WHERE id = :id RETURNING 1"
+)
+STOPPED = text("UPDATE workers SET status = 'stopped', busy = 0, active = '{}', idle_since = NULL WHERE id = :id")
+HELD = text("SELECT task_id, claim FROM task_status WHERE worker_id = :id AND state = 'running'")
+
+_lost_children: queue.SimpleQueue[tuple[UUID, int, str]] = queue.SimpleQueue()
+
+
+def report_lost_child(message: dict[str, Any], why: str) -> None:
+    """Notes that nobody works on this message's task any more. Returns at once; the next beat writes it."""
+    try:
+        _lost_children.put((UUID(message["task_id"]), int(message["claim"]) + 1, why))
+    except (KeyError, TypeError, ValueError):
+        log.warning("malformed_message", message=repr(message)[:200])
+
+
+class Heartbeat:
+    """A thread of the main process with a connection of its own."""
+
+    def __init__(self, settings: Settings, worker: Any) -> None:
+        self.settings = settings
+        self.worker = worker
+        self.engine: Engine = make_engine(settings, pool_size=1)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Registers the worker and begins to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stops beating and hands back what is still held; call it when no child runs any more."""
+        self._stopping.set()
+        self._thread.join(timeout=self.settings.heartbeat_seconds)
+        try:
+            self._report()
+            self._hand_back()
+        except Exception as error:
+            log.warning("hand_back_failed", reason=reason(error), why="the rescuer takes over after the lease")
+        self.engine.dispose()
+
+    def _run(self) -> None:
+        registered = False
+        while True:
+            try:
+                if not registered:
+                    self._register()
+                    registered = True
+                self._report()
+                registered = self._beat()
+            except Exception as error:
+                log.warning("heartbeat_failed", reason=reason(error))
+            if self._stopping.wait(self.settings.heartbeat_seconds if _lost_children.empty() else 0.2):
+                return
+
+    def _register(self) -> None:
+        worker = self.worker
+        values = {
+            "id": WORKER_ID,
+            "name": str(worker.hostname),
+            "capabilities": sorted(worker.app.amqp.queues.consume_from),
+            "slots": self._slots(),
+            "pool": str(worker.pool_cls.__module__.rpartition(".")[2]),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": __version__,
+        }
+        with self.engine.begin() as connection:
+            connection.execute(REGISTER, values)
+        log.info("registered", worker=str(WORKER_ID), capabilities=values["capabilities"], slots=values["slots"])
+
+    def _beat(self) -> bool:
+        """One beat. False where the row is gone, so that the worker registers again."""
+        active = [str(request.kwargs.get("task_id")) for request in tuple(celery_state.active_requests)]
+        slots = self._slots()
+        values = {"id": WORKER_ID, "busy": len(active), "slots": slots, "active": active, "idle": len(active) < slots}
+        with self.engine.begin() as connection:
+            return connection.scalar(BEAT, values) is not None
+
+    def _slots(self) -> int:
+        return int(self.worker.concurrency)
+
+    def _report(self) -> None:
+        """Gives back the tasks of children that died. What cannot be written now is written at the next beat."""
+        while not _lost_children.empty():
+            task_id, claim, why = _lost_children.get()
+            try:
+                self._give_back(task_id, claim, why)
+            except Exception:
+                _lost_children.put((task_id, claim, why))
+                raise
+
+    def _give_back(self, task_id: UUID, claim: int, why: str) -> None:
+        error = {"type": "child_lost", "message": why, "at": datetime.now(UTC).isoformat()}
+        with self.engine.begin() as connection:
+            state = lifecycle.release(
+                connection, task_id, claim, how="lost", charged=True, delay=1.0, result={"error": error}
+            )
+        log.warning("child_lost", task=str(task_id), claim=claim, why=why, state=state and str(state))
+
+    def _hand_back(self) -> None:
+        with self.engine.begin() as connection:
+            held = connection.execute(HELD, {"id": WORKER_ID}).all()
+            for task_id, claim in held:
+                lifecycle.release(connection, task_id, claim, how="handed_back", charged=False)
+                log.info("handed_back", task=str(task_id), claim=claim)
+            connection.execute(STOPPED, {"id": WORKER_ID})

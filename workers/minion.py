@@ -1,0 +1,171 @@
+"""The minion: claims a task, runs its agent, writes the record.
+
+Read it top to bottom: `run` is claim, perform, record.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+import sentry_sdk
+import structlog
+from celery.exceptions import SoftTimeLimitExceeded
+from sqlalchemy.exc import DBAPIError
+
+from shared import lifecycle
+from shared.database import get_engine, is_transient, persist, reason, transaction
+from shared.errors import Cancelled, MinionError, TimeLimitExceeded
+from shared.hints import publish_finished
+from shared.states import State
+from workers import journal as journals
+from workers.factory import build_agent, load_blueprint
+from workers.journal import Journal
+from workers.meter import Meter
+from workers.outcomes import ClaimLost, Failed, Outcome, Succeeded, Suspended
+from workers.task import ClaimedTask
+
+log = structlog.get_logger(__name__)
+
+
+class UnexpectedError(MinionError):
+    """A fault of ours or of an installed tool; the log has the traceback."""
+
+    code = "unexpected_error"
+    retryable = True
+
+
+def run(task_id: UUID, claim: int, worker_id: UUID) -> str:
+    """Does one message's work.
+
+    Args:
+        claim: the claim number that the message was sent under.
+        worker_id: this worker's row, whose heartbeat the lease lives by.
+
+    Returns:
+        what became of it, for Celery's log: a state, or `skipped` where there was nothing to claim.
+    """
+    with structlog.contextvars.bound_contextvars(task=str(task_id), claim=claim + 1):
+        task = persist(lambda: _claim(task_id, claim, worker_id))
+        if task is None:
+            log.info("skipped", why="already claimed, ended, or the worker is not registered")
+            return "skipped"
+        with structlog.contextvars.bound_contextvars(agent=task.agent_name, capability=task.queue):
+            return _work(task)
+
+
+def _work(task: ClaimedTask) -> str:
+    if task.journal_format != journals.FORMAT:
+        return _hand_back(task)
+    meter, journal = Meter(), Journal(task.id, task.claim, {step["number"]: step for step in task.steps})
+    log.info("started", attempt=task.attempts + 1)
+    try:
+        outcome = perform(task, journal)
+        state = persist(lambda: record(task, journal, outcome, meter))
+    except ClaimLost:
+        state = None
+    if state is None:
+        log.warning("claim_lost", why="another claim holds the task, or it has ended; nothing is written")
+        return "claim_lost"
+    log.info("recorded", state=str(state), cpu_seconds=round(meter.cpu_seconds(), 4))
+    if state.final:
+        publish_finished(task.id)
+    return str(state)
+
+
+def perform(task: ClaimedTask, journal: Journal) -> Outcome:
+    """Runs the agent. Whatever goes wrong becomes a value.
+
+    Raises:
+        ClaimLost: stop, without writing anything.
+    """
+    try:
+        return build_agent(task, journal).run()
+    except MinionError as error:
+        return Failed(error)
+    except SoftTimeLimitExceeded:
+        # It may have struck inside a statement: the connection cannot be trusted any more.
+        get_engine().dispose()
+        limit = load_blueprint(task.agent_version_id).definition.config.soft_time_limit
+        return Failed(TimeLimitExceeded(f"The task ran longer than its soft_time_limit of {limit} s.", limit=limit))
+    except DBAPIError as error:
+        if not is_transient(error):
+            log.exception("failed_unexpectedly")
+        return Failed(UnexpectedError(f"The database failed during the task: {reason(error)}."))
+    except ClaimLost:
+        raise
+    except Exception as error:
+        log.exception("failed_unexpectedly")
+        sentry_sdk.capture_exception(error)
+        return Failed(UnexpectedError(f"{type(error).__name__} in the minion; its log has the details."))
+
+
+def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) -> State | None:
+    """Writes the outcome under the fence, in one transaction. None: the claim is lost."""
+    result: dict[str, Any] = {
+        "steps": list(journal.unwritten),
+        "cpu_seconds": meter.cpu_seconds() + journal.cpu_seconds,
+        "peak_memory_bytes": max(meter.peak_memory_bytes(), journal.peak_memory_bytes),
+        "input_tokens": journal.input_tokens,
+        "output_tokens": journal.output_tokens,
+        "cost_microdollars": journal.cost_microdollars,
+    }
+    with transaction() as connection:
+        if isinstance(outcome, Suspended):
+            return _suspend(connection, task, result, outcome)
+        if isinstance(outcome, Succeeded):
+            result |= {"output": outcome.output, "messages": [message.model_dump() for message in outcome.messages]}
+            return lifecycle.finish(connection, task.id, task.claim, State.SUCCEEDED, result)
+        return _fail(connection, task, result, outcome.error)
+
+
+def _claim(task_id: UUID, claim: int, worker_id: UUID) -> ClaimedTask | None:
+    with transaction() as connection:
+        row = lifecycle.claim(connection, task_id, claim, worker_id)
+    return ClaimedTask.of(row) if row else None
+
+
+def _suspend(connection: Any, task: ClaimedTask, result: dict[str, Any], outcome: Suspended) -> State | None:
+    children = [child.as_json() for child in outcome.children]
+    try:
+        with connection.begin_nested():
+            return lifecycle.suspend(connection, task.id, task.claim, result, children)
+    except MinionError as error:
+        return _fail(connection, task, result, error)
+
+
+def _fail(connection: Any, task: ClaimedTask, result: dict[str, Any], error: MinionError) -> State | None:
+    result = {**result, "error": error.as_dict()}
+    if isinstance(error, Cancelled):
+        return lifecycle.finish(connection, task.id, task.claim, State.CANCELLED, result)
+    if not error.retryable:
+        log.info("failed", error=error.code)
+        return lifecycle.finish(connection, task.id, task.claim, State.FAILED, result)
+    log.info("failed_for_now", error=error.code)
+    return lifecycle.release(
+        connection, task.id, task.claim, how="retried", charged=True, delay=_backoff(task), result=result
+    )
+
+
+def _backoff(task: ClaimedTask) -> float:
+    """Seconds until the next attempt: doubling, with full jitter over the upper half."""
+    config = load_blueprint(task.agent_version_id).definition.config
+    longest = min(config.retry_backoff_max, config.retry_backoff * 2**task.attempts)
+    return random.uniform(longest / 2, longest)  # noqa: S311 - jitter, not a secret
+
+
+def _hand_back(task: ClaimedTask) -> str:
+    """A journal of a later release: a newer minion must run it."""
+    log.warning("handed_back", why="unknown journal format", journal_format=task.journal_format)
+    with transaction() as connection:
+        state = lifecycle.release(connection, task.id, task.claim, how="handed_back", charged=False, delay=10.0)
+    return str(state)
+
+
+@lru_cache(maxsize=1)
+def warm_up() -> None:
+    """Opens this process's first connection before the first task needs it."""
+    with get_engine().connect():
+        pass

@@ -1,0 +1,197 @@
+"""An agent with a model: turns and tool calls until the model has an answer."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import text
+
+from shared.database import get_engine
+from shared.errors import FunctionError, InvalidInput, InvalidOutput, ModelError, ToolError
+from shared.json_schema import violations
+from shared.json_values import JsonValue
+from shared.sampling import settings_to_send
+from shared.schemas import AgentDefinition, AIMessage, Message
+from shared.tasks import content_of
+from workers.base import BaseAgent
+from workers.journal import Journal, StepResult
+from workers.models import client_for, resolve
+from workers.models.base import ModelReply, ModelRequest, ToolSpec
+from workers.outcomes import Outcome, Succeeded, Suspended
+from workers.task import ClaimedTask
+from workers.tools.base import Tool
+
+MAX_REPAIRS = 2
+MAX_HISTORY = 100
+MAX_TOOL_RESULT = 200_000
+
+HISTORY = text(
+    "SELECT role, content FROM (SELECT id, role, content FROM messages WHERE namespace = :namespace "
+    "AND conversation_id = :conversation AND created_at <= :before AND role IN ('user', 'assistant') "
+    "ORDER BY id DESC LIMIT :most) latest ORDER BY id"
+)
+
+
+class ModelAgent(BaseAgent):
+    """Runs model turns and the tools that they call."""
+
+    def __init__(
+        self, definition: AgentDefinition, task: ClaimedTask, journal: Journal, tools: tuple[Tool, ...]
+    ) -> None:
+        super().__init__(definition, task, journal)
+        self.tools = {tool.name: tool for tool in tools}
+        self.specs = tuple(
+            ToolSpec(tool.name, tool.description, tool.input_schema or {"type": "object"}) for tool in tools
+        )
+
+    def input(self) -> JsonValue:
+        """Messages are what a model reads; only a task that came with an input is held to the input schema."""
+        return None if self.task.messages is not None else super().input()
+
+    def work(self, value: JsonValue) -> Outcome:
+        """Turns until the model stops calling tools."""
+        model = self._model()
+        new = [message.model_dump() for message in self._said(value)]
+        messages = [*self._history(), *new]
+        repairs = 0
+        for _ in range(self.definition.config.max_turns):
+            reply = self._turn(model, messages, new, value)
+            messages.append({"role": "assistant", "content": reply["content"]})
+            calls = [block for block in reply["content"] if block["type"] == "tool_use"]
+            if calls:
+                results = self._call_tools(calls)
+                if isinstance(results, Suspended):
+                    return results
+                new = [{"role": "user", "content": results}]
+            elif fault := self._fault(reply):
+                repairs += 1
+                if repairs > MAX_REPAIRS:
+                    raise InvalidOutput(f"The output of {self.name!r} does not match its schema: {fault}")
+                new = [{"role": "user", "content": f"Your answer cannot be used: {fault}. Answer with the JSON only."}]
+            else:
+                return self._answer(reply, value)
+            messages += new
+        raise ModelError(
+            f"{self.name!r} did not come to an answer in {self.definition.config.max_turns} turns (max_turns)."
+        )
+
+    def _model(self) -> str:
+        """The model of this task: chosen once, and kept when the task runs again."""
+        first = self.journal.known.get(1)
+        return str(first["name"]) if first and first["kind"] == "model_call" else resolve(str(self.definition.model))
+
+    def _said(self, value: JsonValue) -> list[Message]:
+        if self.task.messages is not None:
+            said = [message for message in self.messages() if message.role in ("user", "assistant")]
+            if not said:
+                raise InvalidInput(f"The messages for {self.name!r} hold nothing that a person said.")
+            return said
+        return [
+            Message(role="user", content=value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        ]
+
+    def _history(self) -> list[dict[str, Any]]:
+        """What the conversation held when the task was accepted."""
+        if self.task.conversation_id is None:
+            return []
+        values = {
+            "namespace": self.task.namespace,
+            "conversation": self.task.conversation_id,
+            "before": self.task.created_at or datetime.max,
+            "most": MAX_HISTORY,
+        }
+        with get_engine().connect() as connection:
+            return [{"role": row.role, "content": row.content} for row in connection.execute(HISTORY, values)]
+
+    def _turn(
+        self, model: str, messages: list[dict[str, Any]], new: list[dict[str, Any]], value: JsonValue
+    ) -> dict[str, Any]:
+        """One model call: paid, so it is committed before its answer is used. The journal keeps what is new."""
+        request = ModelRequest(
+            model=model,
+            system=self._system(),
+            messages=messages,
+            tools=self.specs,
+            max_tokens=self.definition.config.max_tokens,
+            input=value,
+            output_schema=self.definition.output_schema,
+            sampling=settings_to_send(self.definition.config.sampling()),
+        )
+
+        def perform(step: int) -> StepResult:
+            reply = client_for(model).complete(request)
+            _refuse_unfinished(reply)
+            return StepResult(reply.as_json(), input_tokens=reply.input_tokens, output_tokens=reply.output_tokens)
+
+        reply: dict[str, Any] = self.journal.call("model_call", model, {"messages": new}, perform, effect="idempotent")
+        return reply
+
+    def _system(self) -> str:
+        told = [self.definition.system_prompt, *(m.content for m in self.messages() if m.role == "system")]
+        if self.definition.output_schema is not None:
+            schema = json.dumps(self.definition.output_schema, ensure_ascii=False)
+            told.append(f"Give your final answer as JSON that matches this JSON Schema, and nothing else: {schema}")
+        return "\n\n".join(part for part in told if part)
+
+    def _call_tools(self, calls: list[dict[str, Any]]) -> list[dict[str, Any]] | Suspended:
+        """The results of all calls of one turn, in order. What a tool refuses goes back to the model to mend."""
+        results: list[dict[str, Any]] = []
+        for call in calls:
+            result: dict[str, Any] = {"type": "tool_result", "tool_use_id": call["id"]}
+            try:
+                output = self._call_tool(call)
+            except (InvalidInput, InvalidOutput, ToolError, FunctionError) as error:
+                if error.retryable:
+                    raise
+                results.append({**result, "content": error.message, "is_error": True})
+                continue
+            if isinstance(output, Suspended):
+                return output
+            results.append({**result, "content": json.dumps(output, ensure_ascii=False)[:MAX_TOOL_RESULT]})
+        return results
+
+    def _call_tool(self, call: dict[str, Any]) -> JsonValue | Suspended:
+        tool = self.tools.get(call["name"])
+        if tool is None:
+            raise InvalidInput(f"There is no tool named {call['name']!r}; there are: {', '.join(self.tools)}.")
+        if faults := violations(tool.input_schema or {}, call["input"]):
+            listed = "; ".join(f"{fault['path']}: {fault['message']}" for fault in faults)
+            raise InvalidInput(f"The input of tool {tool.name!r} does not match its schema: {listed}.")
+        return tool.call(call["input"], self.task, self.journal)
+
+    def _fault(self, reply: dict[str, Any]) -> str | None:
+        """What is wrong with a final answer, if the agent has an output schema."""
+        schema = self.definition.output_schema
+        if schema is None:
+            return None
+        try:
+            faults = violations(schema, json.loads(_json_text(_text(reply))))
+        except ValueError as error:
+            return f"it is not JSON ({error})"
+        return "; ".join(f"{fault['path']}: {fault['message']}" for fault in faults) or None
+
+    def _answer(self, reply: dict[str, Any], value: JsonValue) -> Succeeded:
+        answer = _text(reply)
+        output = {"content": answer} if self.definition.output_schema is None else json.loads(_json_text(answer))
+        return Succeeded(output, [*self._said(value), AIMessage(content=content_of(output))])
+
+
+def _refuse_unfinished(reply: ModelReply) -> None:
+    """A reply that was cut off or refused is no answer."""
+    if reply.stop_reason == "max_tokens":
+        raise ModelError("The model's answer was cut off at max_tokens; raise `max_tokens` in the agent's config.")
+    if reply.stop_reason == "refusal":
+        raise ModelError("The model refused to answer.")
+
+
+def _text(reply: dict[str, Any]) -> str:
+    return "".join(block["text"] for block in reply["content"] if block["type"] == "text").strip()
+
+
+def _json_text(answer: str) -> str:
+    """The JSON in an answer that wraps it in a code fence."""
+    if answer.startswith("```") and answer.endswith("```"):
+        return answer.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    return answer

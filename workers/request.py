@@ -1,0 +1,33 @@
+"""A Celery request that tells the worker's main process about children that died or were killed.
+
+A child that is gone cannot write its record, so the main process does: see `workers.heartbeat`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.worker.request import Request as CeleryRequest
+
+from workers.heartbeat import report_lost_child
+
+
+class Request(CeleryRequest):
+    """Kept tiny: these run in the main process's event loop, and must not wait for anything."""
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """A hard limit killed the child."""
+        super().on_timeout(soft, timeout)
+        if not soft:
+            report_lost_child(
+                self.kwargs, f"The task ran longer than its hard time_limit of {timeout:g} s and was killed."
+            )
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """The child died: out of memory, a crash in native code, kill -9."""
+        if isinstance(exc_info.exception, WorkerLostError | Terminated):
+            report_lost_child(self.kwargs, f"The process that ran the task died: {exc_info.exception}")
+        elif not isinstance(exc_info.exception, TimeLimitExceeded):
+            report_lost_child(self.kwargs, f"The minion failed outside the task: {exc_info.exception!r}"[:500])
+        return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
