@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
-from minions.errors import InvalidInput, NotConfigured, WaitTimeout
+from minions.errors import InvalidInput, MinionsError, NotConfigured, WaitTimeout
 from minions.task import Task, TaskSummary
 from minions.transport import Transport, to_json
 
@@ -128,9 +128,8 @@ class Client:
         for batch in _batches(tasks):
             try:
                 answer = self._transport.post("/v1/tasks/bulk", '{"tasks":[' + ",".join(batch) + "]}", safe=True)
-            except Exception as error:
-                if hasattr(error, "detail"):
-                    error.detail["submitted"] = ids
+            except MinionsError as error:
+                error.detail["submitted"] = ids
                 raise
             ids += [task["id"] for task in answer["tasks"]]
         return ids

@@ -136,7 +136,8 @@ def _present(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pause(attempt: int) -> float:
     """0.2, 0.4, 0.8 … seconds, with jitter, so that callers do not come back all at once."""
-    return min(LONGEST_PAUSE, 0.1 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
+    longest = min(LONGEST_PAUSE, 0.1 * 2.0**attempt)
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
 
 
 def _retry_after(response: httpx2.Response) -> float | None:

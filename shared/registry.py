@@ -146,7 +146,7 @@ class AgentRegistry:
         task = await self._wait(task_id, timeout)
         if task["state"] != State.SUCCEEDED:
             raise _failure_of(task)
-        return await asyncio.to_thread(lambda: response_of(self.session.connection(), task))
+        return await asyncio.to_thread(self._response, task)
 
     def _submit(self, request: TaskRequest) -> UUID:
         try:
@@ -173,10 +173,13 @@ class AgentRegistry:
             pause = min(LONGEST_PAUSE, pause * 1.5)
 
     def _look(self, task_id: UUID) -> dict[str, Any]:
-        task = get_task(self.session.connection(), task_id)
-        # No transaction stays open while we wait.
-        self.session.rollback()
-        return task
+        # Not on the caller's session: no transaction of his stays open while we wait.
+        with self.session.get_bind().engine.connect() as connection:
+            return get_task(connection, task_id)
+
+    def _response(self, task: dict[str, Any]) -> AgentResponse:
+        with self.session.get_bind().engine.connect() as connection:
+            return response_of(connection, task)
 
     def _head(self, name: str) -> Agent:
         row = self.session.scalar(select(Agent).filter_by(namespace=self.namespace, name=name))

@@ -213,11 +213,11 @@ BEGIN
     checked := target.version_id IS NOT NULL
         AND (target.input_schema IS NULL OR request->>'validated' = target.version_id::text);
 
-    IF request->>'parent_id' IS NOT NULL THEN
-        SELECT t.id, t.root_id, t.namespace, t.key, t.labels, t.submitted_by, t.traceparent, t.deadline,
-               t.replay_of IS NOT NULL AS replayed, s.priority
-            INTO parent FROM tasks t JOIN task_status s ON s.task_id = t.id
-            WHERE t.id = (request->>'parent_id')::uuid;
+    -- Without a parent the record is all NULL.
+    SELECT t.id, t.root_id, t.key, t.labels, t.submitted_by, t.traceparent, t.deadline, s.priority
+        INTO parent FROM tasks t JOIN task_status s ON s.task_id = t.id
+        WHERE t.id = (request->>'parent_id')::uuid;
+    IF parent.id IS NOT NULL THEN
         child_depth := minion_check_depth(parent.id);
         ends := LEAST(ends, parent.deadline);
     END IF;

@@ -6,59 +6,27 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from minions.client import Client
 from minions.demo import AGENTS, UPGRADE, report
+from minions.errors import WaitTimeout
+from minions.task import FINAL, Task, TaskSummary
 
-FINAL = frozenset({"succeeded", "failed", "cancelled", "expired"})
 POLL = 0.3  # seconds
 
 # audit-distribution, inspect-distribution, classify-licence, normalise-licence, judge-licence
 TASKS_EACH = 5
-# list-distributions, audit-all, audit-report, summarise-audit, save-audit-data, write-audit-report
-TASKS_BESIDES = 6
-
-
-class Task(Protocol):
-    """What the demo reads of a task."""
-
-    @property
-    def id(self) -> Any: ...
-    @property
-    def agent(self) -> str | None: ...
-    @property
-    def capability(self) -> str | None: ...
-    @property
-    def state(self) -> str: ...
-    @property
-    def input(self) -> Any: ...
-    @property
-    def output(self) -> Any: ...
-    @property
-    def error(self) -> dict[str, Any] | None: ...
-    @property
-    def created_at(self) -> Any: ...
-    @property
-    def finished_at(self) -> Any: ...
-
-
-class Client(Protocol):
-    """What the demo asks of a client, which `minions.Client` offers."""
-
-    def submit(self, agent: str, *, input: Any) -> Task: ...
-    def get(self, task_id: Any, /) -> Task: ...
-    def tasks(self, *, root_id: Any, agent: str | None = None) -> Iterable[Task]: ...
-    def counts(self, *, root_id: Any) -> Mapping[str, Any]: ...
-    def replay(self, task_id: Any, /, *, latest: bool) -> Task: ...
+# audit, list-distributions, audit-all, audit-report, summarise-audit, save-audit-data, write-audit-report
+TASKS_BESIDES = 7
 
 
 @dataclass
@@ -84,10 +52,10 @@ class Demo:
             what happened, as JSON: `{"ok", "tasks", "latency", "findings", "failed", "report", …}`.
 
         Raises:
-            TimeoutError: the tasks did not end in time; they go on.
+            WaitTimeout: the tasks did not end in time; they go on.
         """
         self.apply(AGENTS)
-        root = self.watch(self.client.submit("audit", input={}))
+        root = self.watch(self.client.submit("audit", {}))
         result = self.looked_at(root)
         failed = self.failed_distributions(root)
         if root.state == "succeeded" and failed:
@@ -98,19 +66,31 @@ class Demo:
     def watch(self, root: Task) -> Task:
         """Shows a progress bar until the task has ended."""
         columns = (TextColumn("Auditing"), BarColumn(), MofNCompleteColumn(), TextColumn("tasks"), TimeElapsedColumn())
+        deadline = time.monotonic() + self.timeout
+        total = None
         with Progress(*columns, console=self.console) as progress:
             bar = progress.add_task("audit", total=None)
-            for _ in self.polls(f"task {root.id}"):
-                done = _final(self.client.counts(root_id=root.id)["by_state"])
-                progress.update(bar, completed=done, total=self.expected(root))
+            while not root.final:
+                if time.monotonic() > deadline:
+                    raise WaitTimeout(
+                        f"The audit is still {root.state} after {self.timeout:g} s; it goes on as task {root.id}. "
+                        "Is a minion running for each of inspect, classify and report?",
+                        task=root,
+                    )
+                time.sleep(POLL)
+                total = total or self.expected(root)
+                progress.update(bar, completed=self.done(root), total=total)
                 root = self.client.get(root.id)
-                if root.state in FINAL:
-                    progress.update(bar, completed=done, total=done)
-                    break
+            progress.update(bar, completed=self.done(root), total=self.done(root))
         return root
 
+    def done(self, root: Task) -> int:
+        """How many tasks have ended, the root included."""
+        by_state = self.client.counts(root_id=root.id)["by_state"]
+        return sum(number for state, number in by_state.items() if state in FINAL)
+
     def expected(self, root: Task) -> int | None:
-        """How many tasks there will be below the root, once it is known how many distributions there are."""
+        """How many tasks there will be, once it is known how many distributions there are."""
         listed = self.only(root, "list-distributions")
         if listed is None or listed.state != "succeeded":
             return None
@@ -122,7 +102,7 @@ class Demo:
         saved = self.only(root, "save-audit-data")
         result = {
             "ok": root.state == "succeeded",
-            "root_id": str(root.id),
+            "root_id": root.id,
             "tasks": _by_capability(tasks),
             "latency": _latency(tasks),
             "findings": saved.output["findings"] if saved and saved.output else [],
@@ -136,9 +116,9 @@ class Demo:
         return result
 
     def failed_distributions(self, root: Task) -> list[Task]:
-        """The tasks of the distributions that could not be judged."""
+        """The tasks of the distributions that could not be judged, with their input, which lists leave out."""
         tasks = self.client.tasks(root_id=root.id, agent="audit-distribution")
-        return [task for task in tasks if task.state != "succeeded"]
+        return [self.client.get(task.id) for task in tasks if task.state != "succeeded"]
 
     def improved(self, root: Task, failed: list[Task]) -> dict[str, Any]:
         """Explains the failures, applies version 2 of the function, replays them and reports again.
@@ -149,9 +129,10 @@ class Demo:
         self.console.print(_reasons_table(reasons))
         self.console.print("Version 2 of normalise_licence also reads licence texts. Applying it, replaying these.")
         self.apply(UPGRADE)
-        replays = {str(task.id): self.client.replay(task.id, latest=True) for task in failed}
-        ended = {task_id: self.ended(replay) for task_id, replay in replays.items()}
-        again = self.ended(self.client.submit("audit-report", input={"results": self.merged(root, ended)}))
+        replays = {task.id: self.client.replay(task.id) for task in failed}
+        ended = {task_id: self.client.wait(replay.id, self.timeout) for task_id, replay in replays.items()}
+        again = self.client.submit("audit-report", {"results": self.merged(root, ended)})
+        again = self.client.wait(again.id, self.timeout)
         saved = self.only(again, "save-audit-data")
         findings = saved.output["findings"] if saved and saved.output else []
         cured = sum(task.state == "succeeded" for task in ended.values())
@@ -173,26 +154,6 @@ class Demo:
         everything = self.only(root, "audit-all")
         results = everything.output["results"] if everything else []
         return [_entry(ended[entry["task_id"]]) if entry["task_id"] in ended else entry for entry in results]
-
-    def ended(self, task: Task) -> Task:
-        """The task when it has ended, in whatever way.
-
-        Raises:
-            TimeoutError: it did not end in time; it goes on.
-        """
-        for _ in self.polls(f"task {task.id}"):
-            task = self.client.get(task.id)
-            if task.state in FINAL:
-                break
-        return task
-
-    def polls(self, what: str) -> Iterator[None]:
-        """Comes round every `POLL` seconds, until it has taken too long."""
-        deadline = time.monotonic() + self.timeout
-        while time.monotonic() < deadline:
-            yield
-            time.sleep(POLL)
-        raise TimeoutError(f"Waited {self.timeout:.0f} s for {what}. Is a minion running for each capability?")
 
     def only(self, root: Task, agent: str) -> Task | None:
         """The one task of an agent below a root, with its output; None if there is none yet."""
@@ -246,7 +207,7 @@ def run(
         the exit code: 0 if the audit and its report are done, else 1.
 
     Raises:
-        TimeoutError: the tasks did not end in time; they go on.
+        WaitTimeout: the tasks did not end in time; they go on.
     """
     shown = Console(quiet=True) if as_json else console
     result = Demo(client, shown, data_dir, apply, places or {}, timeout).run()
@@ -256,11 +217,7 @@ def run(
     return 0 if result["ok"] else 1
 
 
-def _final(by_state: Mapping[str, int]) -> int:
-    return sum(number for state, number in by_state.items() if state in FINAL)
-
-
-def _by_capability(tasks: Iterable[Task]) -> dict[str, dict[str, int]]:
+def _by_capability(tasks: Iterable[TaskSummary]) -> dict[str, dict[str, int]]:
     """How many tasks stand where: `{capability: {state: number}}`."""
     counts: dict[str, Counter[str]] = {}
     for task in tasks:
@@ -268,22 +225,18 @@ def _by_capability(tasks: Iterable[Task]) -> dict[str, dict[str, int]]:
     return {capability: dict(counts[capability]) for capability in sorted(counts)}
 
 
-def _latency(tasks: Iterable[Task]) -> dict[str, dict[str, float]]:
+def _latency(tasks: Iterable[TaskSummary]) -> dict[str, dict[str, float]]:
     """Median and p95 from created to finished by capability, in seconds. Tasks that wait for others include that."""
     seconds: dict[str, list[float]] = {}
     for task in tasks:
         if task.finished_at is not None:
-            taken = (_moment(task.finished_at) - _moment(task.created_at)).total_seconds()
+            taken = (task.finished_at - task.created_at).total_seconds()
             seconds.setdefault(task.capability or "-", []).append(taken)
     return {name: {"median": statistics.median(taken), "p95": _p95(taken)} for name, taken in sorted(seconds.items())}
 
 
 def _p95(values: list[float]) -> float:
     return sorted(values)[max(0, -(-len(values) * 95 // 100) - 1)]
-
-
-def _moment(value: Any) -> datetime:
-    return value if isinstance(value, datetime) else datetime.fromisoformat(value)
 
 
 def _tasks_table(tasks: Mapping[str, Mapping[str, int]], latency: Mapping[str, Mapping[str, float]]) -> Table:
@@ -303,12 +256,12 @@ def _reasons(failed: Iterable[Task]) -> dict[str, list[str]]:
     reasons: dict[str, list[str]] = {}
     for task in failed:
         reason, _, _ = _message(task.error).partition(". ")
-        reasons.setdefault(reason.rstrip("."), []).append(str(_name(task)))
+        reasons.setdefault(reason.rstrip("."), []).append(_name(task))
     return dict(sorted(reasons.items(), key=lambda group: -len(group[1])))
 
 
-def _name(task: Task) -> Any:
-    return task.input.get("name") if isinstance(task.input, dict) else task.id
+def _name(task: Task) -> str:
+    return str(task.input.get("name")) if isinstance(task.input, dict) else task.id
 
 
 def _reasons_table(reasons: Mapping[str, list[str]]) -> Table:
@@ -326,7 +279,7 @@ def _message(error: dict[str, Any] | None) -> str:
 
 def _entry(task: Task) -> dict[str, Any]:
     """A task as a parallel chain collects it."""
-    entry = {"task_id": str(task.id), "agent": task.agent, "state": task.state}
+    entry = {"task_id": task.id, "agent": task.agent, "state": task.state}
     if task.state == "succeeded":
         return {**entry, "output": task.output}
     return {**entry, "input": task.input, "error": task.error or {"message": task.state}}
