@@ -90,9 +90,16 @@ class Conversation:
             except BlockingIOError:
                 continue
             except OSError:
+                data = b""
+            if not data:
+                return self._await_death()
+            if self._inbox.add(data):
                 return None
-            if not data or self._inbox.add(data):
-                return None
+
+    def _await_death(self) -> str | None:
+        """The channel is closed: either the process ended, or it goes on in silence until its time is up."""
+        remaining = max(0.0, self._deadline - time.monotonic())
+        return None if self._child.has_ended(remaining) else "timeout"
 
     def _wait(self) -> str | None:
         """Wait until the channel is ready; returns the limit that was reached instead."""
