@@ -16,7 +16,18 @@ import structlog
 
 from shared.settings import Settings
 
-QUIET = ("httpx2", "httpcore2", "alembic", "amqp", "kombu", "celery.redirected", "uvicorn.access")
+# Celery tells again what the minion tells with more fields.
+QUIET = (
+    "celery.app.trace",
+    "celery.worker.strategy",
+    "httpx2",
+    "httpcore2",
+    "alembic",
+    "amqp",
+    "kombu",
+    "celery.redirected",
+    "uvicorn.access",
+)
 
 
 def configure(settings: Settings, *, component: str) -> None:

@@ -8,9 +8,11 @@ The settings arrive on the control socket as JSON: `path`, `preload`, `without`,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -18,6 +20,9 @@ import socket
 import sys
 import threading
 import warnings
+import zlib
+import zoneinfo
+from collections.abc import Callable
 from typing import Any
 
 from . import child, confinement, event_loop, limits, modules, wire
@@ -36,12 +41,12 @@ def main() -> None:
     try:
         settings = json.loads(control.recv(wire.MAX_CONTROL))
         architecture = _architecture()
-        _prepare_interpreter(settings)
+        hooks = _prepare_interpreter(settings)
         layers = confinement.Layers(frozenset(settings["without"]))
         host = os.pidfd_open(settings["host"])
         _split(layers)
         facts = _facts()
-        child.warm_up()
+        child.rehearse()
         _seal(layers, architecture)
     except CannotServe as refusal:
         _tell(control, wire.FAILED, {"reason": str(refusal)})
@@ -49,10 +54,7 @@ def main() -> None:
     except Exception as error:
         _tell(control, wire.FAILED, {"reason": f"{type(error).__name__}: {error}"})
         return
-    strict = Filter(CHILD_RULES, architecture) if layers.wanted("seccomp") else None
-    with_rlimits = layers.wanted("rlimits")
-    layers.active += ["seccomp"] * bool(strict) + ["rlimits"] * with_rlimits
-    zygote = Zygote(control, host, strict, with_rlimits)
+    zygote = Zygote(control, host, _equipment(layers, architecture, hooks))
     gc.collect()
     gc.freeze()
     _tell(control, wire.HELLO, {"layers": layers.active, "notes": layers.notes, **facts})
@@ -63,6 +65,17 @@ def _tell(control: socket.socket, kind: bytes, facts: dict[str, Any]) -> None:
     control.send(wire.NOTICE.pack(kind, 0, 0) + json.dumps(facts).encode())
 
 
+def _equipment(
+    layers: confinement.Layers, architecture: Architecture, hooks: list[Callable[[], object]]
+) -> child.Equipment:
+    strict = Filter(CHILD_RULES, architecture) if layers.wanted("seccomp") else None
+    with_rlimits = layers.wanted("rlimits")
+    layers.active += ["seccomp"] * bool(strict) + ["rlimits"] * with_rlimits
+    # The end of a pid namespace's first process is the end of all others.
+    orphans_live = "pid_namespace" not in layers.active
+    return child.Equipment(strict, with_rlimits, orphans_live, tuple(hooks))
+
+
 def _architecture() -> Architecture:
     architecture = this_architecture()
     if architecture is None:
@@ -70,15 +83,19 @@ def _architecture() -> Architecture:
     return architecture
 
 
-def _prepare_interpreter(settings: dict[str, Any]) -> None:
-    """Load all that a function may ever import, then take the ways to load more away."""
+def _prepare_interpreter(settings: dict[str, Any]) -> list[Callable[[], object]]:
+    """Load all that a function may ever import, then take the ways to load more away.
+
+    Returns:
+        What preloaded modules want to be called after a fork in the child.
+    """
     warnings.simplefilter("ignore")
     child.forget_terminal()
     _leave_openssl_out()
     for name in sorted(modules.SAFE_IMPORTS) + sorted(modules.HIDDEN):
         importlib.import_module(name)
-    _preload(settings["path"], settings["preload"])
     _load_zones()
+    hooks = _preload(settings["path"], settings["preload"])
     asyncio.set_event_loop_policy(event_loop.SleepingPolicy())
     if threading.active_count() > 1:
         raise CannotServe("a preloaded module started a thread; a process with threads cannot be forked safely")
@@ -86,6 +103,7 @@ def _prepare_interpreter(settings: dict[str, Any]) -> None:
     sys.path_hooks.clear()
     sys.path_importer_cache.clear()
     sys.meta_path[:] = [finder for finder in sys.meta_path if finder.__name__ in _FINDERS]  # type: ignore[attr-defined]
+    return hooks
 
 
 _FINDERS = ("BuiltinImporter", "FrozenImporter")
@@ -98,29 +116,40 @@ def _leave_openssl_out() -> None:
         sys.modules["_hashlib"] = sys.modules["ssl"] = sys.modules["_ssl"] = None  # type: ignore[assignment]
 
 
-def _preload(path: list[str], names: list[str]) -> None:
-    if not names:
-        return
+def _preload(path: list[str], names: list[str]) -> list[Callable[[], object]]:
+    """Import the modules of the host's choice, and note their at-fork hooks: `libc.fork` runs none."""
+    hooks: list[Callable[[], object]] = []
+    register = os.register_at_fork
+    os.register_at_fork = lambda **wishes: hooks.append(wishes.get("after_in_child", int))
     sys.path += [entry for entry in path if entry not in sys.path]
     for name in names:
         try:
             importlib.import_module(name)
         except Exception as error:
             raise CannotServe(f"cannot preload {name!r}: {type(error).__name__}: {error}") from None
+    os.register_at_fork = register
+    return hooks
 
 
 def _load_zones() -> None:
-    """Keep the common time zones in zoneinfo's own cache: there will be no zone files to read."""
-    import zoneinfo  # noqa: PLC0415
+    """Keep the data of all time zones: there will be no files to read it from."""
+    data: dict[str, bytes] = {}
+    for name in zoneinfo.available_timezones():
+        with contextlib.suppress(OSError, zoneinfo.ZoneInfoNotFoundError), _open_zone(name) as file:
+            data[name] = zlib.compress(file.read())
 
-    for name in _ZONES:
-        try:
-            zoneinfo.ZoneInfo(name)
-        except (zoneinfo.ZoneInfoNotFoundError, OSError):
-            return
+    def load(key: str) -> io.BytesIO:
+        if key not in data:
+            raise zoneinfo.ZoneInfoNotFoundError(f"no time zone found with key {key}")
+        return io.BytesIO(zlib.decompress(data[key]))
+
+    zoneinfo.reset_tzpath(to=())
+    zoneinfo._common.load_tzdata = load  # type: ignore[attr-defined]
 
 
-_ZONES = ("UTC",)
+def _open_zone(name: str) -> Any:
+    path = zoneinfo._tzpath.find_tzfile(name)  # type: ignore[attr-defined]
+    return open(path, "rb") if path else zoneinfo._common.load_tzdata(name)  # type: ignore[attr-defined]
 
 
 def _split(layers: confinement.Layers) -> None:

@@ -2,50 +2,104 @@
 
 from __future__ import annotations
 
+import io
 import os
+import random
+import select
 import signal
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from . import canary, limits, privileges, request, runner
 from .seccomp import CHANNEL, Filter
 
-_WARM_UP = """
-import asyncio, json
+_HIGHEST_DESCRIPTOR = 1 << 20
+_SHORT_IDLE = 2
+"""Milliseconds without a request after which a child expects to stay parked for a while."""
+_REHEARSALS = 5
+
+_PLAIN = """
+def main(numbers):
+    print(end="")
+    return {"parts": [f"{number}" for number in numbers]}
+"""
+_ASYNC = """
+import asyncio
 async def part(number):
     await asyncio.sleep(0)
-    return f"{number}"
+    return number
 async def main(numbers):
-    print(end="")
-    return {"parts": await asyncio.gather(*[part(number) for number in numbers])}
+    return await asyncio.gather(*[part(number) for number in numbers])
 """
 
 
-def live(channel: int, strict: Filter | None, with_rlimits: bool) -> None:
+@dataclass(frozen=True)
+class Equipment:
+    """What each child of a zygote gets.
+
+    Attributes:
+        strict: the system-call filter, or None where a test leaves it out.
+        with_rlimits: whether resource limits are set.
+        orphans_live: whether a child would outlive its zygote by itself.
+        hooks: called first in each child; preloaded modules asked for it.
+    """
+
+    strict: Filter | None
+    with_rlimits: bool
+    orphans_live: bool
+    hooks: tuple[Callable[[], object], ...]
+
+
+def live(channel: int, equipment: Equipment) -> None:
     """Everything that a child ever does; it ends with the process."""
     os.dup2(channel, CHANNEL)
-    os.closerange(CHANNEL + 1, 1 << 16)
-    privileges.die_with_parent()
-    if with_rlimits:
+    os.closerange(CHANNEL + 1, _HIGHEST_DESCRIPTOR)
+    if equipment.orphans_live:
+        privileges.die_with_parent()
+    random.seed()
+    for hook in equipment.hooks:
+        hook()
+    if equipment.with_rlimits:
         limits.limit_child()
-    if strict:
-        strict.install()
-    warm_up()
-    order = request.read(_read_exactly)
-    if order.address_space:
-        limits.limit_call(order.address_space, order.cpu_seconds)
-    _write(_serve(order))
+    if equipment.strict:
+        equipment.strict.install()
+    _warm_up()
+    _write(_serve(_read_exactly))
     # The host reads this process's CPU time and memory, then ends it. It must not vanish before.
     os.read(CHANNEL, 1)
 
 
-def warm_up() -> None:
-    """Run a small function: it touches the pages and fills the caches that the real one will need."""
-    settings = {"allowed": frozenset({"asyncio", "json"}), "check": True, "address_space": 0, "cpu_seconds": 1.0}
-    limits_of_output = {"max_output": 1 << 10, "max_stdout": 1 << 10}
-    rehearsal = request.Request(
-        "call", "main", source=_WARM_UP, arguments=b'{"numbers": [1]}', **settings, **limits_of_output
-    )
-    runner.serve(rehearsal)
+def rehearse() -> None:
+    """In the zygote: run small functions until the interpreter has specialised and cached what they need."""
+    for _ in range(_REHEARSALS):
+        _serve(io.BytesIO(_PLAIN_REQUEST).read)
+        _serve(io.BytesIO(_ASYNC_REQUEST).read)
+
+
+def _warm_up() -> None:
+    """Touch the pages that a function will write to, for as long as there is nothing better to do."""
+    if not _channel.poll(0):
+        _serve(io.BytesIO(_PLAIN_REQUEST).read)
+        if not _channel.poll(_SHORT_IDLE):
+            _serve(io.BytesIO(_ASYNC_REQUEST).read)
+
+
+_channel = select.poll()
+_channel.register(CHANNEL, select.POLLIN)
+
+
+def _rehearsal(source: str) -> bytes:
+    """A request that changes nothing: its limits are the highest that there are."""
+    settings = {
+        "operation": "call", "entrypoint": "main", "allowed": None, "check": True,
+        "address_space": limits.HIGHEST, "cpu_seconds": limits.HIGHEST, "max_output": 1 << 10, "max_stdout": 1 << 10,
+    }  # fmt: skip
+    return request.encode(settings, source.encode(), b'{"numbers": [1]}')
+
+
+_PLAIN_REQUEST = _rehearsal(_PLAIN)
+_ASYNC_REQUEST = _rehearsal(_ASYNC)
 
 
 def forget_terminal() -> None:
@@ -54,7 +108,10 @@ def forget_terminal() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _serve(order: request.Request) -> bytes:
+def _serve(read: Callable[[int], bytes]) -> bytes:
+    """Read a request, put its limits on, and do what it asks; returns the reply."""
+    order = request.read(read)
+    limits.limit_call(order.address_space, order.cpu_seconds)
     if order.operation in ("call", "validate"):
         return runner.serve(order)
     return canary.attempt(order)

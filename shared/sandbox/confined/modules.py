@@ -39,12 +39,10 @@ HIDDEN = (
     "encodings.utf_8_sig",
     "html.entities",
     "html.parser",
-    "importlib.resources",
     "inspect",
     "json.decoder",
     "linecache",
     "traceback",
-    "_pydecimal",
 )
 """Modules that the ones above import late, or that the child itself needs."""
 

@@ -6,13 +6,12 @@ Nothing here is trusted by the host. It is written so that an honest function ge
 from __future__ import annotations
 
 import errno
-import inspect
 import json
 import linecache
 import sys
 import traceback
 from collections.abc import Callable
-from types import MappingProxyType, ModuleType
+from types import CoroutineType, MappingProxyType, ModuleType
 from typing import Any
 
 from . import event_loop, policy, validator, wire
@@ -81,7 +80,7 @@ def _call(request: Request) -> bytes:
     if not callable(function):
         raise Fault("no_entrypoint", f"the source defines no function {request.entrypoint!r}")
     value = function(**arguments)
-    if inspect.isawaitable(value):
+    if isinstance(value, CoroutineType) or hasattr(value, "__await__"):
         value = event_loop.run(value)
     return _encode(value, request.max_output)
 
@@ -170,11 +169,16 @@ def _describe(error: BaseException, request: Request, capture: Capture) -> dict[
     if isinstance(error, MemoryError):
         # What the function held is freed with its frames: there is room again to say so.
         error.__traceback__ = None
-        return {"type": "memory_limit", "message": "the function ran out of memory"}
+        return _OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return _OUT_OF_MEMORY
     try:
         return _describe_exception(error)
     except BaseException:
         return {"type": "exception", "message": "an exception that cannot be shown"}
+
+
+_OUT_OF_MEMORY = {"type": "memory_limit", "message": "the function ran out of memory"}
 
 
 def _describe_exception(error: BaseException) -> dict[str, Any]:
@@ -197,7 +201,10 @@ def _is_refused_call(error: BaseException) -> bool:
 
 
 def _is_missing_builtin(error: BaseException) -> bool:
-    return isinstance(error, NameError) and getattr(error, "name", None) in policy.ABSENT_BUILTINS
+    return (
+        isinstance(error, NameError)
+        and getattr(error, "name", None) in policy.ABSENT_BUILTINS
+    )
 
 
 _OWN_FOLDER = __file__.rpartition("/")[0]

@@ -123,6 +123,8 @@ CHILD_RULES = (
     _channel_only("read", "the request"),
     _channel_only("write", "the reply"),
     Rule("close", "the channel, when the reply is out"),
+    Rule("poll", "waiting for the request while warming up (x86_64 only)"),
+    Rule("ppoll", "waiting for the request while warming up"),
     *REFUSED,
     # A thread is refused politely (Python raises "can't start new thread"); a fork is an attempt to get away.
     Rule("clone", "one process, one thread a call", Test(0, "clear", (CLONE_THREAD,)), KILL),

@@ -127,9 +127,11 @@ def _signature(function: ast.FunctionDef | ast.AsyncFunctionDef, schema: dict[st
     if arguments.kwarg is None:
         for name in sorted((known | needed) - accepted):
             yield finding(f"the input schema has {name!r}, but {function.name!r} takes no such argument", function)
+    # A schema that is open may let any argument through; only a closed one rules a parameter out.
+    closed = schema.get("additionalProperties") is False
     for arg in (*arguments.args, *arguments.kwonlyargs):
-        if arg.arg not in with_default | needed | {"context"}:
-            yield finding(f"the parameter {arg.arg!r} has no default, but the input schema does not require it", arg)
+        if closed and arg.arg not in with_default | known | {"context"}:
+            yield finding(f"the parameter {arg.arg!r} has no default, but the input schema never lets it in", arg)
 
 
 def _keyword_only(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[tuple[ast.arg, ast.expr | None]]:

@@ -14,8 +14,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from . import child, wire
-from .seccomp import Filter
+from . import child, libc, wire
 
 MAX_REMEMBERED = 1_024
 """Ends of children that nobody has asked about are forgotten beyond this number."""
@@ -38,15 +37,13 @@ class Zygote:
     Args:
         control: the SOCK_SEQPACKET connection to the host.
         host: a pidfd of the host; readable when it has ended.
-        strict: the filter of the children, or None where a test leaves it out.
-        with_rlimits: whether children are put under resource limits.
+        equipment: what each child gets.
     """
 
-    def __init__(self, control: socket.socket, host: int, strict: Filter | None, with_rlimits: bool) -> None:
+    def __init__(self, control: socket.socket, host: int, equipment: child.Equipment) -> None:
         self._control = control
         self._host = host
-        self._strict = strict
-        self._with_rlimits = with_rlimits
+        self._equipment = equipment
         self._children: dict[int, _Child] = {}
         self._by_pidfd: dict[int, _Child] = {}
         self._ended: OrderedDict[int, int] = OrderedDict()
@@ -72,10 +69,9 @@ class Zygote:
             self._end_overdue()
 
     def _obey(self, order: bytes, number: int, seconds: float) -> None:
-        if order == wire.TAKEN:
+        if order == wire.WATCH:
             if number in self._children:
                 self._children[number].deadline = time.monotonic() + seconds + OVERTIME
-            self._park()
         elif order == wire.MORE:
             self._park()
         elif order == wire.KILL:
@@ -86,10 +82,10 @@ class Zygote:
 
     def _park(self) -> None:
         ours, theirs = socket.socketpair()
-        pid = os.fork()
+        pid = libc.fork()
         if pid == 0:
             try:
-                child.live(theirs.fileno(), self._strict, self._with_rlimits)
+                child.live(theirs.fileno(), self._equipment)
             finally:
                 os._exit(1)
         theirs.close()

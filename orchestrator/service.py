@@ -1,0 +1,108 @@
+"""The orchestrator's process: starts the loops and the API, and stops them gracefully."""
+
+from __future__ import annotations
+
+import socket
+from types import FrameType
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+
+from orchestrator.api.app import create_app
+from orchestrator.dispatcher import Dispatcher
+from orchestrator.ingress import Ingress
+from orchestrator.loop import Loop
+from orchestrator.rescuer import Rescuer
+from orchestrator.scheduler import Scheduler
+from shared.broker import make_app
+from shared.database import get_engine, wait_for, wait_for_database
+from shared.errors import Unavailable
+from shared.hints import make_redis
+from shared.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+def serve(settings: Settings) -> None:
+    """Runs the orchestrator until SIGTERM or SIGINT.
+
+    Raises:
+        Unavailable: the database or the broker cannot be reached at the start, or the API's port is taken.
+        NotConfigured: a setting is missing, or the schema is older than this release.
+    """
+    wait_for_database(settings)
+    wait_for_broker(settings)
+    listener = _listen(settings)
+    loops = make_loops(settings)
+    for loop in loops:
+        loop.start()
+    try:
+        _serve_api(settings, listener)
+    finally:
+        log.info("stopping")
+        for loop in loops:
+            loop.stop()
+
+
+def make_loops(settings: Settings) -> list[Loop]:
+    """The orchestrator's duties, not started yet."""
+    engine, app = get_engine(), make_app(settings)
+    return [
+        Dispatcher(settings, engine, app),
+        Scheduler(engine),
+        Rescuer(settings, engine, app),
+        Ingress(settings, engine, app),
+    ]
+
+
+def wait_for_broker(settings: Settings) -> None:
+    """Waits until the broker answers.
+
+    Raises:
+        Unavailable: it does not.
+    """
+
+    def probe() -> None:
+        with make_redis() as broker:
+            broker.ping()
+
+    wait_for(probe, what="The broker", attempts=settings.connect_attempts)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The API's socket, bound before anything starts, so that a taken port is found at once."""
+    family = socket.AF_INET6 if ":" in settings.api_host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.api_host, settings.api_port))
+    except OSError as error:
+        raise Unavailable(
+            f"The API cannot listen on {settings.api_host} port {settings.api_port}: {error.strerror}. "
+            "Set MINION_API_HOST and MINION_API_PORT, or stop what uses the port."
+        ) from None
+    return listener
+
+
+def _serve_api(settings: Settings, listener: socket.socket) -> None:
+    app = create_app(settings)
+    server = _Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="on"), app)
+    log.info("api_listening", address=f"http://{settings.api_host}:{listener.getsockname()[1]}")
+    server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, but for two things: waiting requests end when it is asked to stop, and the signal that asked is not
+    raised again afterwards, for the loops are still to be stopped.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM or SIGINT."""
+        self._app.state.finish_watch.release()
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()
