@@ -26,6 +26,7 @@ from minions.transport import Transport, to_json
 
 BULK_TASKS = 10_000
 BULK_BYTES = 16 << 20
+BULK_SECONDS = 120.0  # the API checks every input against its schema
 LONGEST_POLL = 30.0
 PAGE = 200
 
@@ -127,7 +128,8 @@ class Client:
         ids: list[str] = []
         for batch in _batches(tasks):
             try:
-                answer = self._transport.post("/v1/tasks/bulk", '{"tasks":[' + ",".join(batch) + "]}", safe=True)
+                body = '{"tasks":[' + ",".join(batch) + "]}"
+                answer = self._transport.post("/v1/tasks/bulk", body, safe=True, extra_time=BULK_SECONDS)
             except MinionsError as error:
                 error.detail["submitted"] = ids
                 raise

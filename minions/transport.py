@@ -51,14 +51,15 @@ class Transport:
         """
         return self._call("GET", path, safe=True, params=_present(params or {}), extra_time=extra_time)
 
-    def post(self, path: str, body: str, *, safe: bool) -> Any:
+    def post(self, path: str, body: str, *, safe: bool, extra_time: float = 0.0) -> Any:
         """Sends JSON text.
 
         Args:
+            extra_time: as for `get`.
             safe: whether sending it twice does what sending it once does; if not, it is tried again only where it
                 cannot have arrived.
         """
-        return self._call("POST", path, safe=safe, body=body)
+        return self._call("POST", path, safe=safe, body=body, extra_time=extra_time)
 
     def status_of(self, path: str) -> int | None:
         """The status of a GET, tried once; None where nobody answers."""

@@ -51,7 +51,19 @@ def submit_many(connection: Connection, requests: Sequence[TaskRequest], *, subm
     Raises:
         MinionError: the first that is refused; `detail["index"]` says which, where there are several.
     """
-    targets: dict[tuple[str | None, str | None], Target] = {}
+    return lifecycle.accept(connection, prepare(connection, requests, submitted_by=submitted_by))
+
+
+def prepare(connection: Connection, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[dict[str, Any]]:
+    """Checks tasks and makes what `lifecycle.accept` takes.
+
+    Ten thousand inputs with a deep schema take half a minute. So that no transaction stays open that long, a caller
+    with many tasks passes a connection in autocommit mode here, and another one to `lifecycle.accept`.
+
+    Raises:
+        MinionError: the first that is refused; `detail["index"]` says which, where there are several.
+    """
+    targets: dict[tuple[str | None, str | None, str], Target] = {}
     prepared = []
     for index, request in enumerate(requests):
         try:
@@ -62,13 +74,13 @@ def submit_many(connection: Connection, requests: Sequence[TaskRequest], *, subm
                     f"Task {index} of {len(requests)}: {error.message}", **error.detail, index=index
                 ) from None
             raise
-    return lifecycle.accept(connection, prepared)
+    return prepared
 
 
 def _prepare(
     connection: Connection,
     request: TaskRequest,
-    targets: dict[tuple[str | None, str | None], Target],
+    targets: dict[tuple[str | None, str | None, str], Target],
     submitted_by: str,
 ) -> dict[str, Any]:
     """The request as the insert takes it, checked."""
@@ -83,7 +95,7 @@ def _prepare(
             raise InvalidInput("`messages` is an empty list; send at least one message.")
     elif "input" not in plain:
         plain["input"] = {}
-    key = (request.agent, request.capability)
+    key = (request.agent, request.capability, request.namespace)
     if key not in targets:
         targets[key] = resolve(connection, plain)
     target = targets[key]

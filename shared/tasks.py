@@ -28,13 +28,16 @@ SUMMARIES = (
     "worker_id, open_waits, wait_reason, due_at, cancel_requested, deadline, created_at, queued_at, updated_at, "
     "finished_at FROM task_overview WHERE id IN (SELECT id FROM page)"
 )
+# A task whose input has not been checked yet has no queue; it will be the one of its agent version.
+CAPABILITY = "COALESCE(s.capability, t.capability, v.capability)"
+JOINED = "tasks t JOIN task_status s ON s.task_id = t.id LEFT JOIN agent_versions v ON v.id = t.agent_version_id "
 # One condition for each field of TaskFilter. Times are compared with the time inside the id, which is indexed.
 CONDITIONS = {
     "namespace": "t.namespace = :namespace",
     "state": "s.state = :state",
     "states": "s.state = ANY(:states)",
     "agent": "t.agent_name = :agent",
-    "capability": "COALESCE(s.capability, t.capability) = :capability",
+    "capability": f"{CAPABILITY} = :capability",
     "key": "t.key = :key",
     "labels": "t.labels @> :labels",
     "root_id": "t.root_id = :root_id",
@@ -125,7 +128,7 @@ def list_tasks(connection: Connection, chosen: TaskFilter, *, limit: int, before
     if before is not None:
         conditions, values = [*conditions, "t.id < :before"], {**values, "before": before}
     statement = _typed(
-        "WITH page AS MATERIALIZED (SELECT t.id FROM tasks t JOIN task_status s ON s.task_id = t.id WHERE "  # noqa: S608
+        f"WITH page AS MATERIALIZED (SELECT t.id FROM {JOINED} WHERE "  # noqa: S608
         f"{' AND '.join(conditions)} ORDER BY t.id DESC LIMIT :most) {SUMMARIES} ORDER BY id DESC",
         values,
     )
@@ -137,8 +140,7 @@ def count_tasks(connection: Connection, chosen: TaskFilter) -> dict[str, dict[st
     """How many tasks stand where: `{capability: {state: number}}`, without zeros."""
     conditions, values = _conditions(chosen)
     statement = _typed(
-        f"SELECT COALESCE(s.capability, t.capability, '{UNROUTED}') AS capability, s.state, count(*) "  # noqa: S608
-        "FROM tasks t JOIN task_status s ON s.task_id = t.id "
+        f"SELECT COALESCE({CAPABILITY}, '{UNROUTED}'), s.state, count(*) FROM {JOINED} "  # noqa: S608
         f"WHERE {' AND '.join(conditions)} GROUP BY 1, 2 ORDER BY 1, 2",
         values,
     )

@@ -94,6 +94,7 @@ $$;
 -- The agent version that a request names, and the queue that serves it. No row: to be routed by message.
 CREATE FUNCTION minion_resolve(request jsonb, OUT version_id uuid, OUT agent_name text, OUT queue text,
                                OUT input_schema jsonb) LANGUAGE plpgsql AS $$
+#variable_conflict use_variable
 DECLARE
     ns text := COALESCE(request->>'namespace', 'default');
     wanted text := request->>'agent';

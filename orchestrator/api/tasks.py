@@ -83,8 +83,10 @@ def submit_task(
 def submit_tasks(sent: body.BulkBody, database: Database) -> dict[str, Any]:
     """Accepts up to 10,000 tasks, all or none. A refusal names the first task that is wrong as `index`."""
     requests = _parse_many(body.parse_object(sent))
+    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        prepared = submission.prepare(connection, requests, submitted_by=SUBMITTED_BY)
     with database.begin() as connection:
-        accepted = submission.submit_many(connection, requests, submitted_by=SUBMITTED_BY)
+        accepted = lifecycle.accept(connection, prepared)
     return {"tasks": [{"id": task.task_id, "created": task.created} for task in accepted]}
 
 

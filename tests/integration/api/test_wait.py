@@ -1,0 +1,185 @@
+"""Waiting for a task's end: woken by a hint, right without one, cheap for many."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import pytest
+from sqlalchemy import Engine, text
+
+from orchestrator.api.app import create_app
+from orchestrator.api.finish_watch import POLL_SECONDS
+from shared import lifecycle
+from shared.embedded import EmbeddedServers
+from shared.hints import FINISHED, make_redis, publish_finished
+
+from .conftest import Api, serving
+
+pytestmark = pytest.mark.usefixtures("agents")
+
+
+def submit(http: httpx2.Client) -> str:
+    return str(http.post("/v1/tasks", json={"agent": "Echo"}).json()["id"])
+
+
+@contextmanager
+def later(seconds: float, action: Any) -> Iterator[None]:
+    """Does something after a while, beside the block."""
+    timer = threading.Timer(seconds, action)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+def end(database: Engine, *tasks: str, hint: bool) -> None:
+    with database.begin() as connection:
+        for task in tasks:
+            lifecycle.cancel(connection, UUID(task), reason="Enough.")
+    for task in tasks if hint else ():
+        publish_finished(UUID(task))
+
+
+def timed_wait(http: httpx2.Client, task: str, seconds: float) -> tuple[str, float]:
+    began = time.monotonic()
+    response = http.get(f"/v1/tasks/{task}", params={"wait": seconds})
+    assert response.status_code == 200, response.text
+    return str(response.json()["state"]), time.monotonic() - began
+
+
+def test_a_task_that_has_ended_answers_at_once(http: httpx2.Client, database: Engine) -> None:
+    task = submit(http)
+    end(database, task, hint=False)
+    state, seconds = timed_wait(http, task, 30)
+    assert state == "cancelled"
+    assert seconds < 0.5
+
+
+def test_the_time_is_up(http: httpx2.Client) -> None:
+    state, seconds = timed_wait(http, submit(http), 0.3)
+    assert state == "pending"
+    assert 0.3 <= seconds < 1.5
+
+
+def test_a_hint_wakes_at_once(http: httpx2.Client, database: Engine) -> None:
+    first, task = submit(http), submit(http)
+    timed_wait(http, first, 1.2)  # the subscription stands now
+    with later(0.3, lambda: end(database, task, hint=True)):
+        state, seconds = timed_wait(http, task, 30)
+    assert state == "cancelled"
+    assert seconds < 0.3 + POLL_SECONDS / 2
+
+
+def test_without_a_hint_it_takes_a_second(http: httpx2.Client, database: Engine) -> None:
+    task = submit(http)
+    with later(0.3, lambda: end(database, task, hint=False)):
+        state, seconds = timed_wait(http, task, 30)
+    assert state == "cancelled"
+    assert seconds < 0.3 + 2 * POLL_SECONDS
+
+
+def test_a_task_that_is_deleted_meanwhile_is_not_found(http: httpx2.Client, database: Engine) -> None:
+    task = submit(http)
+
+    def delete() -> None:
+        with database.begin() as connection:
+            connection.execute(text("DELETE FROM tasks"))
+
+    with later(0.2, delete):
+        assert http.get(f"/v1/tasks/{task}", params={"wait": 30}).status_code == 404
+
+
+@pytest.mark.parametrize("wait", ["-1", "61", "nan", "inf", "soon", ""])
+def test_a_wrong_wait_is_refused(http: httpx2.Client, wait: str) -> None:
+    assert http.get(f"/v1/tasks/{submit(http)}", params={"wait": wait}).status_code == 422
+
+
+def test_rubbish_among_the_hints_does_no_harm(http: httpx2.Client, database: Engine) -> None:
+    task = submit(http)
+    timed_wait(http, task, 1.2)
+    with make_redis() as broker:
+        for rubbish in (b"", b"\xff", b"task", b"0" * 1000):
+            broker.publish(FINISHED, rubbish)
+    with later(0.2, lambda: end(database, task, hint=True)):
+        assert timed_wait(http, task, 30)[0] == "cancelled"
+
+
+def test_hundreds_wait_on_one_subscription_and_one_connection(api: Api, http: httpx2.Client, database: Engine) -> None:
+    tasks = [
+        task["id"] for task in http.post("/v1/tasks/bulk", json={"tasks": [{"agent": "Echo"}] * 300}).json()["tasks"]
+    ]
+
+    async def wait_for_all() -> list[str]:
+        limits = httpx2.Limits(max_connections=None)
+        headers = {"Authorization": f"Bearer {api.key}"}
+        async with httpx2.AsyncClient(
+            base_url=api.url, headers=headers, limits=limits, timeout=60, trust_env=False
+        ) as web:
+            answers = [asyncio.create_task(web.get(f"/v1/tasks/{task}", params={"wait": 30})) for task in tasks]
+            await asyncio.sleep(3)
+            assert subscribers() == 1
+            # The others wait without a connection of their own: this one is answered at once.
+            began = time.monotonic()
+            assert (await web.get("/v1/tasks", params={"limit": 1})).status_code == 200
+            assert time.monotonic() - began < 1
+            await asyncio.to_thread(end, database, *tasks, hint=False)
+            return [answer.json()["state"] for answer in await asyncio.gather(*answers)]
+
+    began = time.monotonic()
+    assert asyncio.run(wait_for_all()) == ["cancelled"] * 300
+    assert time.monotonic() - began < 15
+    assert not api.app.state.finish_watch._expected
+
+
+def subscribers() -> int:
+    with make_redis() as broker:
+        [(_, number)] = broker.pubsub_numsub(FINISHED)
+        return int(number)
+
+
+def test_it_works_while_redis_is_away(http: httpx2.Client, database: Engine, servers: EmbeddedServers) -> None:
+    task = submit(http)
+    timed_wait(http, task, 0.2)
+    servers.valkey.kill()
+    try:
+        assert http.get("/readyz").json()["broker"] == "unavailable"
+        with later(0.3, lambda: end(database, task, hint=False)):
+            state, seconds = timed_wait(http, task, 30)
+        assert state == "cancelled"
+        assert seconds < 0.3 + 2 * POLL_SECONDS
+    finally:
+        servers.valkey.start()
+    assert http.get("/readyz").status_code == 200
+
+
+def test_hints_work_again_after_redis_was_away(http: httpx2.Client, database: Engine, servers: EmbeddedServers) -> None:
+    servers.valkey.kill()
+    servers.valkey.start()
+    task = submit(http)
+    timed_wait(http, task, 2.5)
+    assert subscribers() == 1
+
+
+def test_a_server_that_stops_does_not_wait_for_those_who_wait(settings: Any, database: Engine) -> None:
+    app = create_app(settings)
+    answers: list[int] = []
+    with serving(app) as port:
+        headers = {"Authorization": f"Bearer {settings.require_api_key()}"}
+        url = f"http://127.0.0.1:{port}/v1/tasks"
+        task = httpx2.post(url, json={"agent": "Echo"}, headers=headers, trust_env=False).json()["id"]
+        wait = {"url": f"{url}/{task}?wait=60", "headers": headers, "trust_env": False, "timeout": 70}
+        thread = threading.Thread(target=lambda: answers.append(httpx2.get(**wait).status_code))
+        thread.start()
+        time.sleep(0.5)
+        began = time.monotonic()
+    thread.join()
+    assert time.monotonic() - began < 3
+    assert answers == [200]
