@@ -48,7 +48,7 @@ class Client:
     """
 
     def __init__(
-        self, url: str | None = None, api_key: str | None = None, *, timeout: float = 30.0, retries: int = 4
+        self, url: str | None = None, api_key: str | None = None, *, timeout: float = 30.0, retries: int = 5
     ) -> None:
         """Nothing is sent yet.
 

@@ -65,7 +65,7 @@ class Transport:
         """The status of a GET, tried once; None where nobody answers."""
         try:
             return self._http.get(path).status_code
-        except httpx2.TransportError:
+        except httpx2.RequestError:
             return None
 
     def close(self) -> None:
@@ -96,7 +96,7 @@ class Transport:
         timeout = httpx2.Timeout(self.timeout, read=self.timeout + extra_time)
         try:
             response = self._http.request(method, path, params=params, content=body, headers=headers, timeout=timeout)
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise _Again(self._unreachable(error), not_sent=isinstance(error, NOT_SENT)) from None
         if response.status_code in RETRIED_STATUS:
             raise _Again(_error_of(response), pause=_retry_after(response))

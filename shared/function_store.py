@@ -22,7 +22,7 @@ from shared.json_schema import validate
 from shared.json_values import JsonValue, check
 from shared.models import Function, FunctionVersion
 from shared.sandbox import SAFE_IMPORTS, Outcome, Sandbox
-from shared.schemas import FunctionDefinition, parse_definition
+from shared.schemas import AnyDefinition, FunctionDefinition, parse_definition
 from shared.settings import get_settings
 
 
@@ -233,6 +233,11 @@ def store_definitions(
         raise
     session.rollback()
     return changes
+
+
+def export_definitions(session: Session, *, namespace: str = "default") -> list[AnyDefinition]:
+    """The active version of every definition."""
+    return DefinitionStore(session, validate_code, namespace).export()
 
 
 def _error_of(function: StoredFunction, outcome: Outcome) -> FunctionError:

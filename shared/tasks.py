@@ -31,7 +31,8 @@ SUMMARIES = (
 # A task whose input has not been checked yet has no queue; it will be the one of its agent version.
 CAPABILITY = "COALESCE(s.capability, t.capability, v.capability)"
 JOINED = "tasks t JOIN task_status s ON s.task_id = t.id LEFT JOIN agent_versions v ON v.id = t.agent_version_id "
-# One condition for each field of TaskFilter. Times are compared with the time inside the id, which is indexed.
+# One condition for each field of TaskFilter. Times are compared with the time inside the id, which is indexed; both
+# tables' ids are bounded, because the planner does not conclude the one bound from the other.
 CONDITIONS = {
     "namespace": "t.namespace = :namespace",
     "state": "s.state = :state",
@@ -44,8 +45,9 @@ CONDITIONS = {
     "parent_id": "t.parent_id = :parent_id",
     "replay_of": "t.replay_of = :replay_of",
     "conversation_id": "t.conversation_id = :conversation_id",
-    "created_after": "t.id >= :created_after",
-    "created_before": "t.id < :created_before",
+    "created_after": "t.id >= :created_after AND s.task_id >= :created_after",
+    "created_before": "t.id < :created_before AND s.task_id < :created_before",
+    "before": "t.id < :before AND s.task_id < :before",
 }
 TYPES: dict[str, Any] = {"states": ARRAY(TEXT), "labels": JSONB, "created_after": PgUUID, "created_before": PgUUID}
 
@@ -126,7 +128,7 @@ def list_tasks(connection: Connection, chosen: TaskFilter, *, limit: int, before
     """
     conditions, values = _conditions(chosen)
     if before is not None:
-        conditions, values = [*conditions, "t.id < :before"], {**values, "before": before}
+        conditions, values = [*conditions, CONDITIONS["before"]], {**values, "before": before}
     statement = _typed(
         f"WITH page AS MATERIALIZED (SELECT t.id FROM {JOINED} WHERE "  # noqa: S608
         f"{' AND '.join(conditions)} ORDER BY t.id DESC LIMIT :most) {SUMMARIES} ORDER BY id DESC",

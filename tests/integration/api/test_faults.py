@@ -20,7 +20,7 @@ from shared.embedded import EmbeddedServers
 from shared.errors import NotConfigured
 from shared.settings import Settings
 
-from .conftest import Api
+from .conftest import Api, serving
 
 pytestmark = pytest.mark.usefixtures("agents")
 
@@ -120,6 +120,18 @@ def test_a_statement_that_takes_too_long_is_ended(api: Api, http: httpx2.Client,
     response = http.get("/slow")
     assert response.status_code == 503
     assert "too long" in response.json()["detail"]
+
+
+def test_checking_many_inputs_holds_no_transaction_open(settings: Settings, define: Any, database: Engine) -> None:
+    items = {"type": "array", "items": {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0}}}}
+    schema = {"type": "object", "properties": {"items": items}}
+    define({"kind": "agent", "name": "Slow", "type": "function", "tool": "noop", "input_schema": schema})
+    app = create_app(settings.model_copy(update={"lease_seconds": 0.3}))
+    with serving(app) as port, Client(f"http://127.0.0.1:{port}", settings.require_api_key(), retries=0) as client:
+        task = {"agent": "Slow", "input": {"items": [{"a": 1}] * 1000}}
+        began = time.monotonic()
+        assert len(client.submit_many([task] * 100)) == 100
+        assert time.monotonic() - began > 0.6, "too quick to show anything"
 
 
 @pytest.mark.parametrize("missing", ["DATABASE_URL", "REDIS_URL", "MINION_API_KEY"])

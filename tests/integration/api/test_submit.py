@@ -238,3 +238,22 @@ def test_ten_thousand_tasks_take_seconds(http: httpx2.Client, database: Engine) 
     assert count(database) == 10_000
     print(f"10,000 tasks in {seconds:.1f} s")
     assert seconds < 15
+
+
+def test_a_capability_of_several_agents_needs_a_name(http: httpx2.Client, define: Any) -> None:
+    define({"kind": "agent", "name": "Other", "type": "function", "tool": "noop", "config": {"capabilities": ["echo"]}})
+    problem = refused(http.post("/v1/tasks", json={"capability": "echo"}), 422, "ambiguous_route")
+    assert "Echo, Other" in problem["detail"]
+
+
+def test_a_disabled_agent_accepts_nothing(http: httpx2.Client, database: Engine) -> None:
+    with database.begin() as connection:
+        connection.execute(text("UPDATE agents SET status = 'disabled' WHERE name = 'Echo'"))
+    refused(http.post("/v1/tasks", json={"agent": "Echo"}), 409, "conflict")
+
+
+def test_bulk_looks_in_each_tasks_own_namespace(http: httpx2.Client, database: Engine) -> None:
+    requests = [{"agent": "Echo"}, {"agent": "Echo", "namespace": "elsewhere"}]
+    problem = refused(http.post("/v1/tasks/bulk", json={"tasks": requests}), 404, "unknown_agent")
+    assert problem["index"] == 1
+    assert count(database) == 0

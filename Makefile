@@ -1,0 +1,57 @@
+# The everyday commands; `make` alone lists them. Needs Python 3.11 or later, make and pip.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+INSTALLED := $(VENV)/.installed
+PIP_FLAGS := --disable-pip-version-check --no-input --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test lint format bench lock clean
+
+help:  ## List the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
+	    while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+install: $(INSTALLED)  ## Install into .venv, from the lock file with hashes
+
+# The stamp is the last step: an installation that was interrupted begins anew.
+$(INSTALLED): requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Minions needs Python 3.11 or later, and " + \
+	    sys.executable + " is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	@echo "Installing into $(VENV) (this takes about a minute) ..."
+	@$(RUN) pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(RUN) pip install $(PIP_FLAGS) --require-hashes -r requirements-dev.lock
+	@$(RUN) pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: install  ## Run everything once: audit the installed Python packages, report, stop
+	@$(RUN) orchestrator.cli demo
+
+up: install  ## Run everything on this machine until Ctrl-C: servers, orchestrator, workers, Flower
+	@$(RUN) orchestrator.cli up
+
+test: install  ## Run the tests, against real servers that they start themselves
+	@$(RUN) pytest
+
+lint: install  ## Check style, types and the layers' import contracts
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .
+	@$(RUN) mypy
+	@$(VENV)/bin/lint-imports
+
+format: install  ## Format the code
+	@$(RUN) ruff check --fix-only --quiet .
+	@$(RUN) ruff format .
+
+bench: install  ## Measure no-op tasks beside bare Celery, on the same servers in the same run
+	@$(RUN) benchmarks.noop
+
+lock: install  ## Renew the lock files (needs uv: pip install uv)
+	@for target in "requirements.lock" "requirements-dev.lock --extra dev"; do \
+	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	        --no-annotate --upgrade pyproject.toml --output-file $$target; \
+	done
+
+clean:  ## Remove what was installed and built (the data folder stays)
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

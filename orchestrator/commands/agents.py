@@ -1,0 +1,85 @@
+"""`minion agents`: list, show, and the lifecycle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from orchestrator.commands.client import connect
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from shared.settings import get_settings
+
+app = typer.Typer(help="Agents: list, show, activate, deprecate, disable, roll back.", invoke_without_command=True)
+REASON = typer.Option(None, "--reason", help="Why, for the record.")
+
+
+@app.callback()
+def _default(context: typer.Context, as_json: bool = AS_JSON) -> None:
+    if context.invoked_subcommand is None:
+        list_agents(as_json=as_json)
+
+
+@app.command("list")
+def list_agents(as_json: bool = AS_JSON) -> None:
+    """List agents."""
+    with connect() as client:
+        found = list(client.agents())
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("agent", "status", "version", "type", "capabilities", "description"),
+        (
+            (a["name"], a["status"], a["version"], a["type"], ", ".join(a["capabilities"]), a["description"][:60])
+            for a in found
+        ),
+        empty="No agents. `minion apply PATH` stores some.",
+    )
+
+
+@app.command()
+def show(name: str) -> None:
+    """Show an agent's definition and versions as JSON."""
+    with connect() as client:
+        print_json(client.agent(name))
+
+
+@app.command()
+def activate(name: str, reason: str | None = REASON) -> None:
+    """Let an agent accept tasks again."""
+    _change(lambda registry: registry.set_status(name, "active", reason))
+
+
+@app.command()
+def deprecate(name: str, reason: str | None = REASON) -> None:
+    """Mark an agent as one to move away from; it still accepts tasks."""
+    _change(lambda registry: registry.set_status(name, "deprecated", reason))
+
+
+@app.command()
+def disable(name: str, reason: str | None = REASON) -> None:
+    """Refuse new tasks for an agent; what was accepted still runs."""
+    _change(lambda registry: registry.set_status(name, "disabled", reason))
+
+
+@app.command()
+def rollback(
+    name: str, to: int = typer.Option(..., "--to", help="The version to go back to."), reason: str | None = REASON
+) -> None:
+    """Make an earlier version the active one, until a new text is applied."""
+    _change(lambda registry: registry.roll_back(name, to, reason))
+
+
+def _change(action: Callable[[Any], Any]) -> None:
+    # The database layer is imported where it is needed: lists go over HTTP.
+    from sqlalchemy.orm import Session
+
+    from shared.database import get_engine, wait_for_database
+    from shared.registry import AgentRegistry
+
+    wait_for_database(get_settings())
+    with Session(get_engine()) as session:
+        agent = action(AgentRegistry(session))
+    console.print(f"{agent.name} is {agent.status}, version {agent.version}.")

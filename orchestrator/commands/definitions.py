@@ -1,0 +1,96 @@
+"""Commands about the schema and definitions: migrate, init, apply, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from rich.text import Text
+
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from shared.settings import get_settings
+
+STYLES = {"created": "green", "changed": "yellow", "unchanged": "dim"}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    for command in (migrate, init, apply, export):
+        app.command()(command)
+
+
+def migrate() -> None:
+    """Bring the database's schema to this release. Safe to run twice, or twice at once."""
+    # The database layer is imported where it is needed: `minion submit` starts faster without it.
+    from shared import init_db
+    from shared.database import get_engine, wait_for
+
+    settings = get_settings()
+    before, after = wait_for(
+        lambda: init_db.migrate(get_engine()), what="The database", attempts=settings.connect_attempts
+    )
+    console.print(
+        f"The schema is at {after}" + (" (unchanged)." if before == after else f" (was {before or 'empty'}).")
+    )
+
+
+def init() -> None:
+    """Store the default agents where they are missing. Safe to run twice, or twice at once."""
+    from shared import init_db
+    from shared.database import get_engine, wait_for_database
+
+    wait_for_database(get_settings())
+    created = init_db.init(get_engine())
+    names = ", ".join(f"{change.kind} {change.name}" for change in created)
+    console.print(f"Created {names}." if created else "The default agents are there already.")
+
+
+def apply(
+    path: Path = typer.Argument(help="A YAML or JSON file, or a folder of them."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would change."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Store definitions of agents, tools and functions: a new version where something changed, all or nothing."""
+    from sqlalchemy.orm import Session
+
+    from shared.database import get_engine, wait_for_database
+    from shared.definition_files import load
+    from shared.function_store import store_definitions
+
+    definitions = load(path)
+    wait_for_database(get_settings())
+    with Session(get_engine()) as session:
+        changes = store_definitions(session, definitions, dry_run=dry_run)
+    if as_json:
+        fields = ("kind", "name", "action", "version", "because")
+        print_json([{name: getattr(change, name) for name in fields} for change in changes])
+        return
+    for change in changes:
+        because = f" (follows {change.because})" if change.because else ""
+        line = Text.assemble((f"{change.action:10}", STYLES[change.action]), f"{change.kind} {change.name}")
+        console.print(line.append(f" version {change.version}{because}"))
+    if dry_run:
+        console.print("Nothing was stored (--dry-run).")
+
+
+def export(
+    folder: Path | None = typer.Argument(None, help="Write one file a definition there; left out, print them."),
+    kind: str | None = typer.Option(None, help="Only agent, tool or function."),
+) -> None:
+    """Give the active definitions as YAML that applies again unchanged."""
+    from sqlalchemy.orm import Session
+
+    from shared.database import get_engine, wait_for_database
+    from shared.definition_files import dump
+    from shared.function_store import export_definitions
+
+    wait_for_database(get_settings())
+    with Session(get_engine()) as session:
+        found = [definition for definition in export_definitions(session) if kind in (None, definition.kind)]
+    if folder is None:
+        typer.echo("---\n".join(dump(definition) for definition in found), nl=False)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    for definition in found:
+        (folder / f"{definition.kind}-{definition.name}.yaml").write_text(dump(definition), encoding="utf-8")
+    print_table(("written to", "files"), [(folder, len(found))], empty="")

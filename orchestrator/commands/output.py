@@ -1,0 +1,83 @@
+"""What commands print: tables for people, JSON for programs, one line for an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from minions.errors import MinionsError
+from shared import errors
+from shared.errors import MinionError
+
+STATE_STYLES = {
+    "succeeded": "green",
+    "failed": "red",
+    "expired": "red",
+    "cancelled": "yellow",
+    "running": "cyan",
+    "waiting": "magenta",
+}
+AS_JSON = typer.Option(False, "--json", help="Print JSON instead of a table.")
+
+console = Console(highlight=False, soft_wrap=True)
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document, indented."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
+    """A table, or the line `empty` where there are no rows."""
+    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    if table.row_count:
+        console.print(table)
+    else:
+        stderr.print(empty)
+
+
+def _cell(value: Any) -> Text:
+    if isinstance(value, datetime):
+        return Text(value.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
+    text = "" if value is None else str(value)
+    return Text(text, style=STATE_STYLES.get(text, ""))
+
+
+def fail(error: MinionError | MinionsError) -> int:
+    """Prints an error to standard error, as JSON where --json was given. Returns the exit code."""
+    if "--json" in sys.argv:
+        typer.echo(
+            json.dumps({"error": {"type": error.code, "message": error.message, **error.detail}}, default=str), err=True
+        )
+    else:
+        stderr.print(Text.assemble(("Error: ", "bold red"), error.message))
+    return exit_code(error)
+
+
+def exit_code(error: MinionError | MinionsError) -> int:
+    """The exit status that an error stands for; the client's errors have the codes of ours."""
+    if isinstance(error, MinionError):
+        return error.exit_code
+    known = {kind.code: kind.exit_code for kind in _kinds(MinionError)}
+    return known.get(error.code, known[errors.MinionError.code])
+
+
+def _kinds(root: type[MinionError]) -> list[type[MinionError]]:
+    return [root, *(kind for child in root.__subclasses__() for kind in _kinds(child))]
+
+
+def interactive() -> bool:
+    """Whether a person watches."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,129 @@
+"""Commands that start processes: orchestrator, worker, flower, up, demo."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from orchestrator.commands.client import connect
+from orchestrator.commands.definitions import apply
+from orchestrator.commands.output import AS_JSON, console
+from shared.settings import get_settings
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    for command in (demo, up, orchestrator, worker, flower):
+        app.command()(command)
+
+
+def orchestrator() -> None:
+    """Run an orchestrator: the API, dispatch, rescue, schedule. More than one may run."""
+    from orchestrator.service import serve
+    from shared.telemetry import configure
+
+    settings = get_settings()
+    configure(settings, component="orchestrator")
+    serve(settings)
+
+
+def worker(
+    capabilities: str = typer.Argument(help="The capabilities it serves, separated by commas."),
+    concurrency: int = typer.Option(2, "--concurrency", "-c", min=1, help="How many tasks at once."),
+    name: str | None = typer.Option(None, "--name", "-n", help="The node's name, as Celery's -n."),
+    pool: str = typer.Option("prefork", "--pool", "-P", help="Celery's pool. Time limits hold on prefork only."),
+) -> None:
+    """Run a pool of minions. The same as `celery -A workers.app worker -Q CAPABILITY -c N`."""
+    from shared.database import wait_for_database
+    from shared.telemetry import configure
+
+    settings = get_settings()
+    configure(settings, component="worker")
+    wait_for_database(settings)
+    node = name or f"{capabilities.replace(',', '+')}-{os.getpid()}@%h"
+    _celery(
+        "worker",
+        "-Q",
+        capabilities,
+        "-c",
+        str(concurrency),
+        "-P",
+        pool,
+        "-n",
+        node,
+        "--without-mingle",
+        "--without-gossip",
+    )
+
+
+def flower(
+    port: int = typer.Option(5555, help="The port it listens on."),
+    address: str = typer.Option("127.0.0.1", help="The address it listens on."),
+) -> None:
+    """Run Flower. Its user is `minions`, its password the API key."""
+    os.environ.setdefault("FLOWER_BASIC_AUTH", f"minions:{get_settings().require_api_key()}")
+    _celery("flower", f"--address={address}", f"--port={port}", "--enable-events", "--max-tasks=20000")
+
+
+def up(
+    pool: list[str] = typer.Option(
+        [], "--pool", "-p", metavar="CAPABILITIES[=N]", help="A worker pool; by default one of 2 for each capability."
+    ),
+    with_flower: bool = typer.Option(True, "--flower/--no-flower", help="Start Flower too."),
+) -> None:
+    """Run everything on this machine: private servers, orchestrator, a pool for each capability, Flower."""
+    from orchestrator.local.system import LocalSystem, parse_pool
+
+    with LocalSystem(
+        get_settings(), [parse_pool(text) for text in pool], flower=with_flower, say=console.print
+    ) as system:
+        for name, url in system.places().items():
+            console.print(f"{name:8} {url}")
+        console.print("Everything runs. Stop it with Ctrl-C.")
+        system.supervise()
+
+
+def demo(as_json: bool = AS_JSON) -> None:
+    """Run the demo: audit every Python distribution that is installed here."""
+    from orchestrator.local.system import LocalSystem, Pool, running_system
+
+    settings = get_settings()
+    quiet = console.print if not as_json else _say_nothing
+    places = running_system(settings)
+    if places is not None:
+        sys.exit(_demo(as_json, places))
+    pools = [Pool("inspect", 2), Pool("classify", 2), Pool("report,default", 1)]
+    with LocalSystem(settings, pools, flower=True, say=quiet) as system:
+        code = _demo(as_json, system.places())
+    quiet("Everything is stopped. `make up` (or `minion up`) keeps it running.")
+    sys.exit(code)
+
+
+def _demo(as_json: bool, places: dict[str, str]) -> int:
+    from minions.demo.run import run
+
+    settings = get_settings()
+    with connect() as client:
+        return run(
+            client,
+            console=console,
+            data_dir=settings.data_dir,
+            apply=lambda path: apply(path, dry_run=False, as_json=False),
+            places=places,
+            as_json=as_json,
+        )
+
+
+def _say_nothing(*_: object) -> None:
+    """With --json only the result is printed."""
+
+
+def _celery(*arguments: str) -> None:
+    """Runs Celery's own command line in this process."""
+    from celery.__main__ import main
+
+    # Found by name when Celery loads it: the orchestrator imports nothing of the workers.
+    sys.argv = ["celery", "-A", "workers.app", *arguments]
+    main()

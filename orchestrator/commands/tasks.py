@@ -1,0 +1,256 @@
+"""Commands about tasks: submit, tasks, show, cancel, replay, capabilities, workers."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.text import Text
+
+from minions import Task
+from orchestrator.commands.client import connect
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table, stderr
+from shared.errors import InvalidInput
+from shared.json_values import parse
+
+COLUMNS = ("id", "agent", "state", "capability", "attempts", "created", "finished")
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    for command in (submit, tasks, show, cancel, replay, capabilities, workers):
+        app.command()(command)
+
+
+def submit(
+    agent: str = typer.Argument(help="The agent's name; - routes by --message or --capability."),
+    input: str = typer.Argument("{}", help="The input as JSON; @FILE reads a file, - standard input."),
+    message: list[str] = typer.Option([], "--message", "-m", help="Text for the agent, instead of an input."),
+    capability: str | None = typer.Option(None, help="Run on this capability's queue."),
+    wait: bool = typer.Option(False, "--wait", "-w", help="Wait for the outcome and print the output."),
+    timeout: float | None = typer.Option(None, help="Seconds to wait at most."),
+    idempotency_key: str | None = typer.Option(None, help="The same key and payload give the same task."),
+    key: str | None = typer.Option(None, help="The tenant."),
+    label: list[str] = typer.Option([], "--label", "-l", metavar="NAME=VALUE", help="A label; may be repeated."),
+    priority: int | None = typer.Option(None, min=-100, max=100, help="Higher runs sooner."),
+    run_at: datetime | None = typer.Option(None, help="Not before this local time."),
+    conversation_id: str | None = typer.Option(None, help="The conversation that the messages belong to."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Hand in a task."""
+    options: dict[str, Any] = {
+        "capability": capability,
+        "idempotency_key": idempotency_key,
+        "key": key,
+        "labels": _labels(label) or None,
+        "priority": priority,
+        "run_at": run_at.astimezone() if run_at else None,
+        "conversation_id": conversation_id,
+    }
+    if message:
+        options["messages"] = [{"role": "user", "content": text} for text in message]
+    else:
+        options["input"] = _read_input(input)
+    given = {name: value for name, value in options.items() if value is not None or name == "input"}
+    with connect() as client:
+        task = client.submit(None if agent == "-" else agent, **given)
+        if wait:
+            task = client.wait(task.id, timeout=timeout)
+    _print_submitted(task, wait=wait, as_json=as_json)
+
+
+def tasks(
+    state: str | None = typer.Option(None, "--state", "-s", help="Only in this state."),
+    agent: str | None = typer.Option(None, "--agent", "-a", help="Only of this agent."),
+    capability: str | None = typer.Option(None, help="Only on this capability's queue."),
+    root: str | None = typer.Option(None, "--root", help="Only this task and what is below it."),
+    limit: int = typer.Option(20, "--limit", "-n", min=1, max=100_000, help="How many, the newest first."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """List tasks, the newest first."""
+    with connect() as client:
+        found = []
+        for task in client.tasks(state=state, agent=agent, capability=capability, root_id=root):
+            found.append(task)
+            if len(found) == limit:
+                break
+    if as_json:
+        print_json([_plain(task) for task in found])
+    else:
+        print_table(COLUMNS, (_row(task) for task in found), empty="No tasks.")
+
+
+def show(task_id: str = typer.Argument(help="The task's id."), as_json: bool = AS_JSON) -> None:
+    """Show a task with its steps and executions."""
+    with connect() as client:
+        task, steps, executions = client.get(task_id), list(client.steps(task_id)), list(client.executions(task_id))
+    if as_json:
+        print_json({**_plain(task), "steps": steps, "executions": executions})
+        return
+    for name, value in _plain(task).items():
+        if value not in (None, {}, 0, False) or name in ("input", "output"):
+            console.print(Text.assemble((f"{name:18}", "bold"), _short(value)))
+    console.print()
+    print_table(
+        ("step", "kind", "name", "status", "output"),
+        ((s["number"], s["kind"], s["name"], s["status"], _short(s.get("output"), 60)) for s in steps),
+        empty="No steps.",
+    )
+    console.print()
+    print_table(
+        ("claim", "outcome", "worker", "started", "finished", "cpu s", "error"),
+        (
+            (
+                e["claim"],
+                e["outcome"],
+                e["worker_id"],
+                e["started_at"],
+                e["finished_at"],
+                e["cpu_seconds"],
+                _message(e["error"]),
+            )
+            for e in executions
+        ),
+        empty="No executions.",
+    )
+
+
+def cancel(task_ids: list[str] = typer.Argument(help="The tasks' ids."), as_json: bool = AS_JSON) -> None:
+    """Cancel tasks and everything below them."""
+    with connect() as client:
+        ended = [client.cancel(task_id) for task_id in task_ids]
+    if as_json:
+        print_json([_plain(task) for task in ended])
+        return
+    for task in ended:
+        console.print(f"{task.id} {task.state}" + (" (asked to stop)" if task.cancel_requested else ""))
+
+
+def replay(
+    task_ids: list[str] = typer.Argument(None, help="The tasks' ids."),
+    failed: bool = typer.Option(False, "--failed", help="All failed tasks (narrow it with --agent)."),
+    agent: str | None = typer.Option(None, "--agent", "-a", help="With --failed: only of this agent."),
+    pinned: bool = typer.Option(False, "--pinned/--latest", help="Run the agent version that ran then, or today's."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be replayed."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Submit ended tasks again. The old task stays as it was."""
+    if bool(task_ids) == failed:
+        raise typer.BadParameter("give task ids, or --failed")
+    with connect() as client:
+        chosen = task_ids or _failed_without_replay(client, agent)
+        new = [] if dry_run else [client.replay(task_id, pinned=pinned) for task_id in chosen]
+    if as_json:
+        print_json({"replayed": chosen, "tasks": [_plain(task) for task in new]})
+    elif dry_run:
+        print_table(("would replay",), ((task_id,) for task_id in chosen), empty="Nothing to replay.")
+    else:
+        rows = ((old, task.id, task.agent, task.state) for old, task in zip(chosen, new, strict=True))
+        print_table(("task", "replayed as", "agent", "state"), rows, empty="Nothing to replay.")
+
+
+def capabilities(as_json: bool = AS_JSON) -> None:
+    """List capabilities: who offers them, who serves them, what waits."""
+    with connect() as client:
+        found = client.capabilities()
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("capability", "served", "agents", "slots", "busy", "pending", "queued", "running"),
+        (
+            (
+                c["name"],
+                "yes" if c["served"] else "NOBODY",
+                ", ".join(c["agents"]),
+                c["slots"],
+                c["busy"],
+                c["pending"],
+                c["queued"],
+                c["running"],
+            )
+            for c in found
+        ),
+        empty="No capabilities.",
+    )
+
+
+def workers(as_json: bool = AS_JSON) -> None:
+    """List workers and their heartbeats."""
+    with connect() as client:
+        found = list(client.workers())
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("worker", "status", "capabilities", "slots", "busy", "last seen"),
+        ((w["name"], w["status"], ", ".join(w["capabilities"]), w["slots"], w["busy"], w["last_seen"]) for w in found),
+        empty="No workers.",
+    )
+
+
+def _read_input(argument: str) -> Any:
+    try:
+        if argument == "-":
+            return parse(sys.stdin.buffer.read(), what="The input")
+        if argument.startswith("@"):
+            return parse(Path(argument[1:]).read_bytes(), what=f"The file {argument[1:]}")
+    except OSError as error:
+        raise InvalidInput(f"The input cannot be read: {error}.") from None
+    return parse(argument, what="The input")
+
+
+def _labels(pairs: list[str]) -> dict[str, str]:
+    if wrong := [pair for pair in pairs if "=" not in pair]:
+        raise typer.BadParameter(f"a label is NAME=VALUE, not {wrong[0]!r}")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _print_submitted(task: Task, *, wait: bool, as_json: bool) -> None:
+    if as_json:
+        print_json(_plain(task))
+    elif not wait:
+        console.print(f"{task.id} {task.state}")
+    elif task.succeeded:
+        print_json(task.output)
+    else:
+        stderr.print(Text.assemble((f"Task {task.id} {task.state}: ", "bold red"), _message(task.error)))
+    if wait and not task.succeeded:
+        raise typer.Exit(1)
+
+
+def _failed_without_replay(client: Any, agent: str | None) -> list[str]:
+    """Failed tasks that nobody replayed yet, but for those that failed because of a task below them."""
+    replayed = {task.replay_of for task in client.tasks() if task.replay_of}
+    failed = [task for task in client.tasks(state="failed", agent=agent) if task.id not in replayed]
+    if agent is None:
+        failed = [task for task in failed if (task.error or {}).get("type") != "subtask_failed"]
+    return [task.id for task in reversed(failed)]
+
+
+def _plain(task: Any) -> dict[str, Any]:
+    return {name: getattr(task, name) for name in _fields(task)}
+
+
+def _fields(task: Any) -> list[str]:
+    from dataclasses import fields
+
+    return [field.name for field in fields(task)]
+
+
+def _row(task: Any) -> tuple[Any, ...]:
+    return (task.id, task.agent, task.state, task.capability, task.attempts, task.created_at, task.finished_at)
+
+
+def _message(error: dict[str, Any] | None) -> str:
+    return str((error or {}).get("message") or "")
+
+
+def _short(value: Any, most: int = 2000) -> str:
+    import json
+
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= most else text[: most - 1] + "…"

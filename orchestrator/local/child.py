@@ -1,0 +1,98 @@
+"""One child process of `minion up`: started, watched, started again when it dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+import structlog
+
+from orchestrator.local.parent import follow_environment
+
+log = structlog.get_logger(__name__)
+
+LONGEST_PAUSE = 30.0
+STEADY_SECONDS = 60.0
+
+
+class Child:
+    """A `minion` subcommand as a process with a log file.
+
+    Attributes:
+        orphaned: the signal that it gets when this process is killed.
+    """
+
+    def __init__(
+        self, name: str, arguments: list[str], environment: dict[str, str], logs: Path, *, orphaned: signal.Signals
+    ) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.environment = environment
+        self.log_file = logs / f"{name}.log"
+        self.orphaned = orphaned
+        self.process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._pause = 1.0
+        self._not_before = 0.0
+
+    def start(self) -> None:
+        """Starts the process. Call it from the main thread: Linux tells the child when its starter thread ends."""
+        environment = {**os.environ, **self.environment, **follow_environment(self.orphaned)}
+        with self._open_log() as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "orchestrator.cli", *self.arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C in the terminal goes to `minion up` alone, which stops its children in order.
+                start_new_session=True,
+            )
+        self._started = time.monotonic()
+
+    @property
+    def running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def revive(self) -> None:
+        """Starts it again if it died, after a pause that grows while it keeps dying."""
+        if self.running or time.monotonic() < self._not_before:
+            return
+        code = self.process.returncode if self.process else None
+        steady = time.monotonic() - self._started > STEADY_SECONDS
+        self._pause = 1.0 if steady else min(LONGEST_PAUSE, self._pause * 2)
+        self._not_before = time.monotonic() + self._pause
+        log.warning("child_died", child=self.name, exit_code=code, log=str(self.log_file))
+        self.start()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends a signal if it still runs."""
+        if self.running and self.process is not None:
+            self.process.send_signal(number)
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended within that time."""
+        if self.process is None:
+            return True
+        try:
+            self.process.wait(timeout=max(0.0, seconds))
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def last_words(self, lines: int = 15) -> str:
+        """The end of its log."""
+        try:
+            return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
+        except OSError:
+            return ""
+
+    def _open_log(self) -> IO[bytes]:
+        if self.log_file.exists() and self.log_file.stat().st_size > 10 << 20:
+            self.log_file.replace(self.log_file.with_suffix(".log.1"))
+        return os.fdopen(os.open(self.log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb")

@@ -1,0 +1,301 @@
+"""The whole system on one machine, on the same real servers as in production.
+
+Everything lives in the installation's data folder: the servers' files, logs, reports, the API key, and `run.json`,
+which tells the other commands where things are while it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import structlog
+
+from minions import Client
+from minions.errors import MinionsError
+from orchestrator.local.child import Child
+from shared.database import get_engine
+from shared.embedded import EmbeddedServers
+from shared.errors import InvalidInput, Unavailable
+from shared.init_db import init, migrate
+from shared.settings import RUN_FILE, Settings, get_settings
+
+log = structlog.get_logger(__name__)
+
+START_SECONDS = 90.0
+STOP_SECONDS = 12.0
+LOOK_SECONDS = 1.0
+DEFAULT_CONCURRENCY = 2
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A worker pool: capabilities separated by commas, and how many tasks at once."""
+
+    capabilities: str
+    concurrency: int = DEFAULT_CONCURRENCY
+
+    @property
+    def name(self) -> str:
+        return "worker-" + self.capabilities.replace(",", "+")
+
+
+def parse_pool(text: str) -> Pool:
+    """`inspect,classify=4` as a pool.
+
+    Raises:
+        InvalidInput: it is not of that form.
+    """
+    capabilities, _, number = text.partition("=")
+    if not capabilities or (number and not number.isdigit()) or number == "0":
+        raise InvalidInput(f"A pool is CAPABILITIES=N, such as inspect,classify=4, not {text!r}.")
+    return Pool(capabilities, int(number) if number else DEFAULT_CONCURRENCY)
+
+
+def running_system(settings: Settings) -> dict[str, str] | None:
+    """The places of the `minion up` that runs for this installation, if there is one that answers."""
+    try:
+        facts = json.loads((settings.data_dir / RUN_FILE).read_text())
+        with Client(facts["api_url"], settings.require_api_key(), timeout=5.0, retries=0) as client:
+            return dict(facts["places"]) if client.ready() else None
+    except (OSError, ValueError, KeyError, MinionsError):
+        return None
+
+
+class LocalSystem:
+    """Starts everything, keeps it running, stops everything."""
+
+    def __init__(self, settings: Settings, pools: list[Pool], *, flower: bool, say: Callable[[str], object]) -> None:
+        """Nothing is started before the `with` block.
+
+        Args:
+            pools: worker pools; empty for one of each capability that an agent offers, also of agents stored later.
+            say: tells the person at the terminal what goes on.
+        """
+        self.settings = settings
+        self.pools = pools
+        self.automatic = not pools
+        self.flower = flower
+        self.say = say
+        self.logs = settings.data_dir / "logs"
+        self.servers: EmbeddedServers | None = None
+        self.children: list[Child] = []
+        self.facts: dict[str, Any] = {}
+        self._stopping = threading.Event()
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def places(self) -> dict[str, str]:
+        """Where to look, by name."""
+        return dict(self.facts["places"])
+
+    def supervise(self) -> None:
+        """Keeps everything running until SIGTERM or SIGINT."""
+        while not self._stopping.wait(LOOK_SECONDS):
+            self._keep_servers()
+            for child in self.children:
+                child.revive()
+            if self.automatic:
+                self._add_pools()
+
+    def stop(self) -> None:
+        """Stops the children in order, then the servers; idempotent."""
+        (self.settings.data_dir / RUN_FILE).unlink(missing_ok=True)
+        self._stop_children()
+        if get_engine.cache_info().currsize:
+            get_engine().dispose()
+            get_engine.cache_clear()
+        if self.servers is not None:
+            self.servers.stop()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _start(self) -> None:
+        began = time.monotonic()
+        self._catch_signals()
+        self._start_servers()
+        self._prepare_database()
+        self._choose_places()
+        self._start_child("orchestrator", ["orchestrator"], signal.SIGTERM)
+        self._wait_for_api()
+        self._write_facts()
+        for pool in self.pools:
+            self._start_pool(pool)
+        if self.automatic:
+            self._add_pools()
+        if self.flower:
+            port = str(self.facts["flower_port"])
+            self._start_child("flower", ["flower", "--port", port], signal.SIGTERM)
+        self._wait_for_workers()
+        self.say(f"Started in {time.monotonic() - began:.1f} s; logs in {self.logs}")
+
+    def _catch_signals(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self._stopping.is_set() or not self.facts.get("started"):
+            raise KeyboardInterrupt
+        self._stopping.set()
+
+    def _start_servers(self) -> None:
+        """The private servers, where the environment names none."""
+        environment: dict[str, str] = {}
+        if self.settings.database_url is None or self.settings.redis_url is None:
+            self.servers = EmbeddedServers(self.settings.data_dir)
+            addresses = self.servers.start()
+            environment = {"DATABASE_URL": addresses.database_url, "REDIS_URL": addresses.redis_url}
+        for name, value in environment.items():
+            os.environ.setdefault(name, value)
+        self.settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self.logs.mkdir(exist_ok=True)
+        os.environ["MINION_DATA_DIR"] = str(self.settings.data_dir)
+        os.environ.setdefault("MINION_API_KEY", self._api_key())
+        get_settings.cache_clear()
+
+    def _api_key(self) -> str:
+        """The key in the data folder, made at the first start; only its owner may read it."""
+        file = self.settings.data_dir / "api_key"
+        try:
+            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new:
+                new.write(secrets.token_urlsafe(32) + "\n")
+        except FileExistsError:
+            pass
+        return file.read_text().strip()
+
+    def _prepare_database(self) -> None:
+        migrate(get_engine())
+        init(get_engine())
+
+    def _choose_places(self) -> None:
+        api = _free_port(self.settings.api_port)
+        flower = _free_port(5555)
+        url = f"http://127.0.0.1:{api}"
+        places = {"API": f"{url}/docs"} | ({"Flower": f"http://127.0.0.1:{flower}"} if self.flower else {})
+        self.facts = {"api_url": url, "api_port": api, "flower_port": flower, "places": places}
+
+    def _write_facts(self) -> None:
+        """`run.json`: it holds the servers' passwords, so only its owner may read it."""
+        facts = {
+            **self.facts,
+            "pid": os.getpid(),
+            "database_url": os.environ["DATABASE_URL"],
+            "redis_url": os.environ["REDIS_URL"],
+        }
+        target = self.settings.data_dir / RUN_FILE
+        fresh = target.with_suffix(".new")
+        fresh.unlink(missing_ok=True)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(facts, file)
+        fresh.replace(target)
+        os.environ["MINION_API_URL"] = self.facts["api_url"]
+        get_settings.cache_clear()
+        self.facts["started"] = True
+
+    def _start_child(self, name: str, arguments: list[str], orphaned: signal.Signals) -> Child:
+        environment = {"MINION_API_PORT": str(self.facts["api_port"]), "MINION_API_HOST": "127.0.0.1"}
+        child = Child(name, arguments, environment, self.logs, orphaned=orphaned)
+        child.start()
+        self.children.append(child)
+        return child
+
+    def _start_pool(self, pool: Pool) -> None:
+        # A worker that is orphaned shuts down within its soft time: SIGTERM would wait for its tasks.
+        arguments = ["worker", pool.capabilities, "-c", str(pool.concurrency)]
+        self._start_child(pool.name, arguments, signal.SIGQUIT)
+
+    def _add_pools(self) -> None:
+        """A pool for each capability that an agent offers and no pool serves."""
+        served = {name for pool in self.pools for name in pool.capabilities.split(",")}
+        for name in sorted(self._offered() - served):
+            pool = Pool(name)
+            self.pools.append(pool)
+            self._start_pool(pool)
+            log.info("pool_started", capability=name)
+
+    def _offered(self) -> set[str]:
+        try:
+            with self._client() as client:
+                return {entry["name"] for entry in client.capabilities() if entry["agents"]}
+        except MinionsError:
+            return set()
+
+    def _client(self) -> Client:
+        return Client(self.facts["api_url"], os.environ["MINION_API_KEY"], timeout=5.0, retries=1)
+
+    def _wait_for_api(self) -> None:
+        with self._client() as client:
+            self._wait("the orchestrator", client.ready)
+
+    def _wait_for_workers(self) -> None:
+        wanted = {name for pool in self.pools for name in pool.capabilities.split(",")}
+
+        def served() -> bool:
+            with self._client() as client:
+                return wanted <= {entry["name"] for entry in client.capabilities() if entry["served"]}
+
+        self._wait("the workers", served)
+
+    def _wait(self, what: str, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            for child in self.children:
+                if not child.running:
+                    raise Unavailable(f"{child.name} did not start. The end of {child.log_file}:\n{child.last_words()}")
+            try:
+                if ready():
+                    return
+            except MinionsError as error:
+                log.debug("not_ready", what=what, reason=error.message)
+            if time.monotonic() > deadline:
+                raise Unavailable(f"{what} did not become ready within {START_SECONDS:.0f} s; see {self.logs}.")
+            time.sleep(0.05)
+
+    def _keep_servers(self) -> None:
+        if self.servers is not None:
+            self.servers.start()
+
+    def _stop_children(self) -> None:
+        """Asks first, then insists: SIGTERM, for workers SIGQUIT, at last SIGKILL."""
+        for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGQUIT, STOP_SECONDS), (signal.SIGKILL, 5.0)):
+            for child in self.children:
+                child.signal(number)
+            deadline = time.monotonic() + seconds
+            ended = [child.wait(deadline - time.monotonic()) for child in self.children]
+            if all(ended):
+                break
+        self.children = []
+
+
+def _free_port(preferred: int) -> int:
+    """The preferred port if it is free on the loopback interface, else any that is."""
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise Unavailable("There is no free port on 127.0.0.1.")

@@ -1,0 +1,109 @@
+"""Lists stay cheap on a large table: what the planner does with 50,000 tasks."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Connection, Engine, event, text
+
+from shared import tasks
+from shared.states import State
+from shared.tasks import TaskFilter
+
+TASKS = 50_000
+SOME = UUID("01900000-0000-7000-8000-000000000001")
+
+FILL = [
+    "SET LOCAL session_replication_role = replica",  # rows in any state, as if they had got there
+    f"""
+    WITH made AS (
+        INSERT INTO tasks (id, agent_name, agent_version_id, input, root_id, origin_id, labels)
+        SELECT i.id, v.name, v.id, '{{}}', i.id, i.id, '{{}}'
+            FROM (SELECT n, minion_uuidv7() AS id FROM generate_series(1, {TASKS}) n) i
+            JOIN agent_versions v ON v.name = CASE WHEN i.n % 1000 = 0 THEN 'Search' ELSE 'Echo' END
+        RETURNING id
+    )
+    INSERT INTO task_status (task_id, state, capability)
+        SELECT id, CASE WHEN right(id::text, 2) = '00' THEN 'failed' ELSE 'succeeded' END, 'echo' FROM made
+    """,
+]
+
+
+@pytest.fixture
+def large(database: Engine, agents: None) -> Engine:
+    with database.begin() as connection:
+        for statement in FILL:
+            connection.execute(text(statement))
+    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("ANALYZE tasks, task_status"))
+    return database
+
+
+def rows_read(connection: Connection, call: Any) -> int:
+    """How many rows the plan of the first statement of `call` touches, by EXPLAIN ANALYZE."""
+    seen: list[tuple[str, Any]] = []
+
+    def remember(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+        seen.append((statement, parameters))
+
+    event.listen(connection, "before_cursor_execute", remember)
+    call()
+    event.remove(connection, "before_cursor_execute", remember)
+    statement, parameters = seen[0]
+    explained = connection.exec_driver_sql(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters).scalar()
+    return _read([explained[0]["Plan"]])
+
+
+def _read(plans: list[dict[str, Any]]) -> int:
+    return sum(
+        (plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)) * plan["Actual Loops"]
+        + _read(plan.get("Plans", []))
+        for plan in plans
+    )
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        TaskFilter(),
+        TaskFilter(states=(State.FAILED,)),
+        TaskFilter(states=(State.CANCELLED,)),
+        TaskFilter(agent="Search"),
+        TaskFilter(agent="Nobody"),
+        TaskFilter(root_id=SOME),
+        TaskFilter(parent_id=SOME),
+        TaskFilter(replay_of=SOME),
+        TaskFilter(conversation_id="c"),
+        TaskFilter(created_after=datetime(2100, 1, 1, tzinfo=UTC)),
+        TaskFilter(created_before=datetime(2000, 1, 1, tzinfo=UTC)),
+    ],
+    ids=str,
+)
+def test_a_page_reads_about_a_page(large: Engine, chosen: TaskFilter) -> None:
+    with large.connect() as connection:
+        read = rows_read(connection, lambda: tasks.list_tasks(connection, chosen, limit=20))
+    assert read < 2000
+
+
+def test_a_page_far_down_costs_the_same(large: Engine) -> None:
+    with large.connect() as connection:
+        middle = connection.scalar(text(f"SELECT id FROM tasks ORDER BY id OFFSET {TASKS // 2} LIMIT 1"))
+        read = rows_read(connection, lambda: tasks.list_tasks(connection, TaskFilter(), limit=20, before=middle))
+    assert read < 2000
+
+
+def test_a_tree_reads_the_tree(large: Engine) -> None:
+    with large.connect() as connection:
+        root = connection.scalar(text("SELECT max(id::text)::uuid FROM tasks"))
+        assert rows_read(connection, lambda: tasks.list_tree(connection, root, limit=20)) < 100
+        counting = rows_read(connection, lambda: tasks.count_tasks(connection, TaskFilter(root_id=root)))
+    assert counting < 100
+
+
+def test_asking_who_has_ended_reads_those(large: Engine) -> None:
+    with large.connect() as connection:
+        some = list(connection.scalars(text("SELECT id FROM tasks ORDER BY id LIMIT 50")))
+        assert rows_read(connection, lambda: tasks.ended(connection, some)) < 1000

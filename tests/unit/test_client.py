@@ -1,0 +1,150 @@
+"""When the client tries again, and when it must not: against a server that fails to order."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from minions import Client, errors
+
+TASK = {
+    "id": str(uuid4()),
+    "agent": "Echo",
+    "state": "pending",
+    "created_at": "2026-01-01T00:00:00Z",
+    "labels": {},
+    "root_id": str(uuid4()),
+    "invented_later": True,
+}
+PROBLEM = {"type": "/problems/unavailable", "title": "t", "status": 503, "detail": "Not now.", "code": "unavailable"}
+DROP = "drop"  # the request arrives, the connection breaks before the answer
+
+Answer = tuple[int, Any] | str
+
+
+class Server(ThreadingHTTPServer):
+    """Answers from a list, and remembers what was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[Answer] = []
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.headers: dict[str, str] = {}
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.asked.append((self.path, json.loads(body or b"{}")))
+        answer = self.server.answers.pop(0)
+        if isinstance(answer, str):
+            self.close_connection = True
+            return
+        status, content = answer
+        text = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(text)), **self.server.headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_POST = do_GET
+
+    def log_message(self, *arguments: Any) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with Client(f"http://127.0.0.1:{server.server_port}", "key", retries=2) as client:
+        yield client
+
+
+@pytest.mark.parametrize("fault", [(503, PROBLEM), (502, b"<html>"), (504, b""), (429, {}), DROP])
+def test_submit_tries_again_under_the_same_key(server: Server, client: Client, fault: Answer) -> None:
+    server.answers = [fault, fault, (201, TASK)]
+    assert client.submit("Echo", {"n": 1}).id == TASK["id"]
+    assert len(server.asked) == 3
+    assert len({request["idempotency_key"] for _, request in server.asked}) == 1
+
+
+def test_the_callers_key_is_kept(server: Server, client: Client) -> None:
+    server.answers = [(201, TASK)]
+    client.submit("Echo", idempotency_key="mine")
+    assert server.asked == [("/v1/tasks", {"agent": "Echo", "idempotency_key": "mine"})]
+
+
+def test_bulk_tries_again_under_the_same_keys(server: Server, client: Client) -> None:
+    server.answers = [DROP, (201, {"tasks": [{"id": "a"}, {"id": "b"}]})]
+    assert client.submit_many([{"agent": "Echo"}, {"agent": "Echo", "idempotency_key": "mine"}]) == ["a", "b"]
+    first, second = (request for _, request in server.asked)
+    assert first == second
+    assert first["tasks"][1]["idempotency_key"] == "mine"
+
+
+@pytest.mark.parametrize("fault", [(503, PROBLEM), DROP])
+def test_a_replay_is_not_sent_twice(server: Server, client: Client, fault: Answer) -> None:
+    server.answers = [fault]
+    with pytest.raises(errors.Unavailable):
+        client.replay(uuid4())
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 409, 422, 500])
+def test_what_will_not_change_is_not_tried_again(server: Server, client: Client, status: int) -> None:
+    server.answers = [(status, {"detail": "No."})]
+    with pytest.raises(errors.MinionsError, match=r"No\.") as caught:
+        client.get(uuid4())
+    assert caught.value.status == status
+    assert len(server.asked) == 1
+
+
+def test_it_gives_up_with_the_last_reason(server: Server, client: Client) -> None:
+    server.answers = [DROP, DROP, (503, PROBLEM)]
+    with pytest.raises(errors.Unavailable, match=r"Not now\."):
+        client.get(uuid4())
+
+
+def test_it_comes_back_when_it_was_told_to(server: Server, client: Client) -> None:
+    server.headers = {"Retry-After": "1"}
+    server.answers = [(503, PROBLEM), (200, TASK)]
+    began = time.monotonic()
+    client.get(uuid4())
+    assert time.monotonic() - began >= 1
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"", b"\xff"])
+def test_an_answer_that_is_not_json_is_an_error(server: Server, client: Client, body: bytes) -> None:
+    server.answers = [(200, body)]
+    with pytest.raises(errors.ServerError, match="not JSON"):
+        client.get(uuid4())
+
+
+def test_members_of_a_later_release_are_left_out(server: Server, client: Client) -> None:
+    server.answers = [(200, TASK)]
+    assert not hasattr(client.get(uuid4()), "invented_later")
+
+
+def test_an_unknown_problem_keeps_its_code() -> None:
+    error = errors.from_problem(418, {"code": "teapot", "detail": "Short and stout.", "spout": 1})
+    assert (type(error), error.code, error.detail) == (errors.MinionsError, "teapot", {"spout": 1})
