@@ -1,0 +1,234 @@
+"""5,000 no-op tasks, from the first submit to the last recorded result, with two worker processes.
+
+    python -m benchmarks.noop [--tasks N] [--rounds N] [--json]
+
+Ours (a builtin tool; a sandboxed function) beside bare Celery with Redis results and Celery with its PostgreSQL result
+backend, all on one private PostgreSQL and Valkey with durable settings, in alternating rounds. Ours keeps more: the
+task, its input, an execution and a step survive the loss of the broker, and none is finished twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from shared.database import get_engine
+from shared.embedded import Addresses, EmbeddedServers, scratch_dir
+from shared.function_store import store_definitions
+from shared.init_db import migrate
+from shared.schemas import TaskRequest, parse_definition
+from shared.settings import get_settings
+from shared.submission import submit_many
+
+PROCESSES = 2
+ROUND_SECONDS = 300.0
+DEFINITIONS = (
+    {"kind": "tool", "name": "echo", "type": "builtin", "builtin": "echo", "effect": "pure"},
+    {"kind": "function", "name": "noop", "code": "def noop(value):\n    return value\n"},
+    {"kind": "agent", "name": "bench-tool", "type": "function", "tool": "echo", "config": {"capabilities": ["bench"]}},
+    {
+        "kind": "agent",
+        "name": "bench-function",
+        "type": "function",
+        "function": "noop",
+        "config": {"capabilities": ["bench"]},
+    },
+)
+
+
+@dataclass(frozen=True)
+class System:
+    """One system under test: how a round of n tasks is run, and how many of them are recorded."""
+
+    name: str
+    submit: Callable[[int], None]
+    recorded: Callable[[], int]
+
+
+def main() -> None:
+    """Runs the benchmark and prints its table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tasks", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with running_systems() as systems:
+        for system in systems:
+            measure(system, max(50, options.tasks // 20))  # warm up
+        rates: dict[str, list[float]] = {system.name: [] for system in systems}
+        for _ in range(options.rounds):
+            for system in systems:
+                rates[system.name].append(measure(system, options.tasks))
+    report(rates, options.tasks, as_json=options.json)
+
+
+def measure(system: System, tasks: int) -> float:
+    """Tasks per second of one round.
+
+    Raises:
+        TimeoutError: the round did not end.
+    """
+    before, began = system.recorded(), time.perf_counter()
+    system.submit(tasks)
+    while system.recorded() - before < tasks:
+        if time.perf_counter() - began > ROUND_SECONDS:
+            raise TimeoutError(f"{system.name}: {system.recorded() - before} of {tasks} tasks after {ROUND_SECONDS} s")
+        time.sleep(0.02)
+    return tasks / (time.perf_counter() - began)
+
+
+def report(rates: dict[str, list[float]], tasks: int, *, as_json: bool) -> None:
+    """Medians, spread, and the ratio to bare Celery with Redis results."""
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    base = medians["celery, redis results"]
+    rows = [
+        {
+            "system": name,
+            "median_per_second": round(medians[name], 1),
+            "lowest": round(min(values), 1),
+            "highest": round(max(values), 1),
+            "ratio": round(medians[name] / base, 2),
+        }
+        for name, values in rates.items()
+    ]
+    if as_json:
+        print(json.dumps({"tasks": tasks, "processes": PROCESSES, "rows": rows}, indent=2))
+        return
+    print(f"{tasks} no-op tasks, {PROCESSES} worker processes, {len(next(iter(rates.values())))} alternating rounds")
+    print(f"{'system':30} {'tasks/s':>9} {'lowest':>9} {'highest':>9} {'ratio':>6}")
+    for row in rows:
+        print("{system:30} {median_per_second:9} {lowest:9} {highest:9} {ratio:6}".format(**row))
+
+
+@contextmanager
+def running_systems() -> Iterator[list[System]]:
+    """Servers, workers and an orchestrator; stopped and removed afterwards."""
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch_dir())
+        addresses = stack.enter_context(EmbeddedServers(folder)).start()
+        configure(addresses, folder)
+        migrate(get_engine())
+        with Session(get_engine()) as session:
+            store_definitions(session, [parse_definition(definition) for definition in DEFINITIONS])
+        logs = folder / "processes.log"
+        stack.enter_context(process(["-m", "orchestrator.cli", "orchestrator"], {}, logs))
+        stack.enter_context(process(["-m", "orchestrator.cli", "worker", "bench", "-c", str(PROCESSES)], {}, logs))
+        yield [
+            ours("minions, builtin tool", "bench-tool"),
+            ours("minions, sandboxed function", "bench-function"),
+            plain(stack, "celery, redis results", addresses, 1, socket_url(addresses, 1), logs),
+            plain(stack, "celery, postgres results", addresses, 2, "db+" + addresses.database_url, logs),
+        ]
+
+
+def configure(addresses: Addresses, folder: Path) -> None:
+    """This process's settings and its children's."""
+    os.environ |= {
+        "DATABASE_URL": addresses.database_url,
+        "REDIS_URL": addresses.redis_url,
+        "MINION_API_KEY": "benchmark",
+        "MINION_API_PORT": "0",
+        "MINION_DATA_DIR": str(folder / "data"),
+        "MINION_LOG_LEVEL": "WARNING",
+    }
+    get_settings.cache_clear()
+
+
+def ours(name: str, agent: str) -> System:
+    """This project, tasks handed in by one call."""
+    finished = text(
+        "SELECT count(*) FROM task_status s JOIN tasks t ON t.id = s.task_id "
+        "WHERE t.agent_name = :agent AND s.state = 'succeeded'"
+    )
+
+    def submit(tasks: int) -> None:
+        requests = [TaskRequest(agent=agent, input={"value": number}) for number in range(tasks)]
+        with get_engine().begin() as connection:
+            submit_many(connection, requests, submitted_by="benchmark")
+
+    def recorded() -> int:
+        with get_engine().connect() as connection:
+            return int(connection.scalar(finished, {"agent": agent}) or 0)
+
+    return System(name, submit, recorded)
+
+
+def plain(stack: ExitStack, name: str, addresses: Addresses, number: int, backend: str, logs: Path) -> System:
+    """Bare Celery with a Redis database of its own and the given result backend."""
+    environment = {"PLAIN_BROKER": socket_url(addresses, number), "PLAIN_BACKEND": backend}
+    arguments = ["-m", "celery", "-A", "benchmarks.plain_celery", "worker", "-c", str(PROCESSES), "-l", "WARNING"]
+    stack.enter_context(process([*arguments, "-n", f"plain{number}@%h"], environment, logs))
+    from celery import Celery
+
+    app = Celery("submitter", broker=environment["PLAIN_BROKER"], backend=backend)
+
+    def submit(tasks: int) -> None:
+        with app.producer_pool.acquire(block=True) as producer:
+            for value in range(tasks):
+                app.send_task("plain.noop", (value,), producer=producer)
+
+    counter = redis_results(addresses, number) if backend.startswith("redis") else postgres_results
+    return System(name, submit, counter)
+
+
+def redis_results(addresses: Addresses, number: int) -> Callable[[], int]:
+    """Counts the keys in a Redis database: every result is one, beside a few of the broker's."""
+    client = redis.Redis.from_url(addresses.redis_url.replace("db=0", f"db={number}"))
+    broker_keys = ("celery", "unacked", "unacked_index", "unacked_mutex", "_kombu.binding.celery",
+                   "_kombu.binding.celery.pidbox", "_kombu.binding.celeryev")  # fmt: skip
+
+    def count() -> int:
+        size: Any = client.dbsize()
+        return int(size) - int(client.exists(*broker_keys))  # type: ignore[arg-type]
+
+    return count
+
+
+def postgres_results() -> int:
+    """Counts the rows of Celery's result table; it makes the table with its first result."""
+    with get_engine().connect() as connection:
+        if connection.scalar(text("SELECT to_regclass('celery_taskmeta')")) is None:
+            return 0
+        return int(connection.scalar(text("SELECT count(*) FROM celery_taskmeta WHERE status = 'SUCCESS'")) or 0)
+
+
+def socket_url(addresses: Addresses, number: int) -> str:
+    """A Redis database for Celery, over the private server's socket."""
+    path = addresses.redis_url.removeprefix("unix://").partition("?")[0]
+    return f"redis+socket://{path}?virtual_host={number}"
+
+
+@contextmanager
+def process(arguments: list[str], environment: dict[str, str], logs: Path) -> Iterator[None]:
+    """A child process for as long as the block runs."""
+    with logs.open("ab") as output:
+        child = subprocess.Popen(
+            [sys.executable, *arguments], env={**os.environ, **environment}, stdout=output, stderr=output
+        )
+    try:
+        yield
+    finally:
+        child.terminate()
+        try:
+            child.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""Bare Celery, as its documentation starts it: defaults, JSON, and a result backend."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import Celery
+
+app = Celery("plain", broker=os.environ["PLAIN_BROKER"], backend=os.environ["PLAIN_BACKEND"])
+
+
+@app.task(name="plain.noop")
+def noop(value: Any) -> Any:
+    """Nothing."""
+    return value

@@ -1,0 +1,184 @@
+"""The whole system for a test: the orchestrator's loops, a worker process, and tasks to hand in.
+
+offered       a folder that offers the builtin tool `act` (see tests/offered) to this process and to its children
+loops         the orchestrator's loops, in this process, with short leases (one set a module)
+worker        a Celery worker with two slots that serves `work` and `other` (one a module)
+tasks         hands in tasks, waits for them and reads their records
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import invalidate_caches
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from orchestrator.service import make_loops
+from shared import lifecycle
+from shared.database import transaction
+from shared.schemas import TaskRequest
+from shared.settings import Settings
+from shared.states import FINAL
+from shared.submission import submit_many
+from shared.tasks import get_task, list_executions, list_steps
+from tests.conftest import Define
+from tests.processes import ROOT, SHORT_LEASES, Process, ended_at_last, start_worker, wait_online, wait_until
+
+ACT = {"kind": "tool", "name": "act", "type": "builtin", "builtin": "act", "effect": "idempotent"}
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks of the default namespace."""
+
+    engine: Engine
+
+    def submit(self, agent: str | None, value: Any = None, **fields: Any) -> UUID:
+        """Hands in one task."""
+        given = {} if value is None else {"input": value}
+        return self.submit_all([TaskRequest(agent=agent, **given, **fields)])[0]
+
+    def submit_all(self, requests: list[TaskRequest]) -> list[UUID]:
+        """Hands in many, all or none."""
+        with transaction() as connection:
+            return [accepted.task_id for accepted in submit_many(connection, requests, submitted_by="test")]
+
+    def get(self, task: UUID) -> dict[str, Any]:
+        """A task as it stands."""
+        with self.engine.connect() as connection:
+            return get_task(connection, task)
+
+    def wait(self, task: UUID, timeout: float = 30.0) -> dict[str, Any]:
+        """A task when it has ended."""
+        return self.wait_for(task, *FINAL, timeout=timeout)
+
+    def wait_for(self, task: UUID, *states: str, timeout: float = 30.0) -> dict[str, Any]:
+        """A task when it is in one of the states."""
+
+        def look() -> dict[str, Any] | None:
+            with suppress(DBAPIError):
+                found = self.get(task)
+                return found if found["state"] in states else None
+            return None
+
+        return wait_until(look, f"task {task} {' or '.join(sorted(states))}", timeout)
+
+    def run(self, agent: str | None, value: Any = None, **fields: Any) -> dict[str, Any]:
+        """Hands in a task and waits for its end."""
+        return self.wait(self.submit(agent, value, **fields))
+
+    def executions(self, task: UUID) -> list[dict[str, Any]]:
+        """The task's executions, the first one first."""
+        with self.engine.connect() as connection:
+            return list_executions(connection, task, limit=100).items
+
+    def steps(self, task: UUID) -> list[dict[str, Any]]:
+        """The task's journal."""
+        with self.engine.connect() as connection:
+            return list_steps(connection, task, limit=1000).items
+
+    def children(self, task: UUID) -> list[dict[str, Any]]:
+        """The task's sub-tasks in the order of their making."""
+        return [self.get(step["child_id"]) for step in self.steps(task) if step["kind"] == "subtask"]
+
+    def count(self) -> dict[str, int]:
+        """How many tasks there are in each state."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(text("SELECT state, count(*) FROM task_status GROUP BY state"))
+            return {state: number for state, number in rows}
+
+    def cancel(self, task: UUID) -> str:
+        """Cancels a task."""
+        with transaction() as connection:
+            return lifecycle.cancel(connection, task, reason="Cancelled by the test.")
+
+
+@pytest.fixture(scope="session")
+def offered(servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An installed package that offers the tool `act`."""
+    folder = tmp_path_factory.mktemp("offered")
+    about = folder / "minion_test_tools-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: minion-test-tools\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[minions.tools]\nact = minion_test_tools:act\n")
+    (folder / "minion_test_tools.py").write_text((ROOT / "tests/offered/minion_test_tools.py").read_text())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
+        patch.syspath_prepend(folder)
+        invalidate_caches()
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def short_leases(servers: Any) -> Settings:
+    """The session's settings with the leases that the worker processes of the tests have."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SHORT_LEASES.items():
+            patch.setenv(name, value)
+        return Settings()
+
+
+@pytest.fixture(scope="module")
+def loops(short_leases: Settings) -> Iterator[None]:
+    """The orchestrator's loops."""
+    running = make_loops(short_leases)
+    for loop in running:
+        loop.start()
+    yield
+    for loop in running:
+        loop.stopping.set()
+    for loop in running:
+        loop.stop()
+
+
+@pytest.fixture(scope="module")
+def worker_process(offered: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """The module's worker."""
+    process = start_worker(tmp_path_factory.mktemp("worker"), "work,other", 2)
+    with ended_at_last(process):
+        yield process
+        process.stop()
+
+
+@pytest.fixture
+def worker(worker_process: Process, database: Engine, request: pytest.FixtureRequest) -> Iterator[Process]:
+    """The module's worker, registered on the empty tables."""
+    written = len(worker_process.output())
+    wait_online(database, worker_process)
+    yield worker_process
+    print(f"--- {worker_process.log.name}\n{worker_process.output()[written:][-6000:]}")
+
+
+@pytest.fixture
+def tasks(database: Engine) -> Tasks:
+    """Tasks on empty tables."""
+    return Tasks(database)
+
+
+@pytest.fixture
+def act(define: Define) -> Any:
+    """Defines agents that run the tool `act`: `act("Name", config={…}, **agent_fields)`."""
+
+    def make(name: str = "Act", *, effect: str = "idempotent", config: dict[str, Any] | None = None, **fields: Any) -> str:
+        define(
+            {**ACT, "effect": effect},
+            {
+                "kind": "agent",
+                "name": name,
+                "type": "function",
+                "tool": "act",
+                "config": {"capabilities": ["work"], "retry_backoff": 0.1, "retry_backoff_max": 0.2, **(config or {})},
+                **fields,
+            },
+        )
+        return name
+
+    return make

@@ -1,0 +1,67 @@
+"""Builtin tools for the tests, offered to workers through an entry point in a folder on PYTHONPATH."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from shared.errors import ToolError
+
+
+def act(arguments: dict[str, Any], context: Any) -> Any:
+    """Does what `do` says, after noting the call in the file `log`."""
+    log = Path(arguments.get("log", os.devnull))
+    with log.open("a") as file:
+        file.write(f"{context.task_id} {context.attempt} {context.idempotency_key}\n")
+    return DEEDS[arguments.get("do", "answer")](arguments, context)
+
+
+def _answer(arguments: dict[str, Any], context: Any) -> Any:
+    return arguments.get("answer", {"attempt": context.attempt})
+
+
+def _sleep(arguments: dict[str, Any], context: Any) -> Any:
+    time.sleep(arguments["seconds"])
+    return {"slept": arguments["seconds"]}
+
+
+def _hang(arguments: dict[str, Any], context: Any) -> Any:
+    """Hears no soft limit."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    time.sleep(600)
+
+
+def _die(arguments: dict[str, Any], context: Any) -> Any:
+    if context.attempt <= arguments.get("times", 100):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"attempt": context.attempt}
+
+
+def _fail(arguments: dict[str, Any], context: Any) -> Any:
+    if context.attempt <= arguments.get("times", 100):
+        raise RuntimeError(f"attempt {context.attempt} fails")
+    return {"attempt": context.attempt}
+
+
+def _refuse(arguments: dict[str, Any], context: Any) -> Any:
+    error = ToolError("No, and asking again will not help.")
+    error.retryable = False
+    raise error
+
+
+def _eat(arguments: dict[str, Any], context: Any) -> Any:
+    return {"eaten": len(bytearray(os.urandom(1) * (arguments["megabytes"] << 20)))}
+
+
+DEEDS = {
+    "answer": _answer,
+    "sleep": _sleep,
+    "hang": _hang,
+    "die": _die,
+    "fail": _fail,
+    "refuse": _refuse,
+    "eat": _eat,
+}

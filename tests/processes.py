@@ -1,0 +1,138 @@
+"""Real processes for the tests: workers and orchestrators that are waited for, killed and shown when a test fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+
+ROOT = Path(__file__).resolve().parent.parent
+# Short leases, so that nobody waits ten seconds for a lost worker.
+SHORT_LEASES = {
+    "MINION_HEARTBEAT_SECONDS": "0.2",
+    "MINION_LEASE_SECONDS": "3",
+    "MINION_LOST_MESSAGE_SECONDS": "0.5",
+}
+ONLINE = text("SELECT 1 FROM workers WHERE pid = :pid AND status = 'online'")
+SERVE = "from shared.settings import get_settings; from orchestrator.service import serve; serve(get_settings())"
+Result = TypeVar("Result")
+
+
+def wait_until(condition: Callable[[], Result], what: str, timeout: float = 30.0) -> Result:
+    """Waits for the condition to hold, and returns its value."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        time.sleep(0.02)
+    return value
+
+
+class Process:
+    """A child process in a group of its own, with its output in a file."""
+
+    def __init__(self, command: list[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self.popen = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONWARNINGS": "default", **(env or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
+    def running(self) -> bool:
+        return self.popen.poll() is None
+
+    def output(self) -> str:
+        """All it has written so far."""
+        return self.log.read_text(errors="replace")
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the process itself, not to its children."""
+        self.popen.send_signal(number)
+
+    def wait(self, timeout: float = 30.0) -> int:
+        """Its exit status."""
+        return self.popen.wait(timeout)
+
+    def stop(self, timeout: float = 20.0) -> int:
+        """Asks it to end, and ends it if it does not."""
+        if self.running:
+            self.signal(signal.SIGTERM)
+        try:
+            return self.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"process did not stop within {timeout:g} s:\n{self.output()[-4000:]}") from None
+
+    def kill(self) -> None:
+        """kill -9 of the whole group."""
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.popen.wait(10)
+
+
+def start_worker(
+    folder: Path, capabilities: str, slots: int = 1, *, env: Mapping[str, str] | None = None, options: Any = ()
+) -> Process:
+    """A Celery worker, started as plain Celery."""
+    number = len(list(folder.glob("worker-*.log")))
+    command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-Q", capabilities, "-c", str(slots)]
+    name = f"test{os.getpid()}.{number}@%h"
+    return Process([*command, "-n", name, *options], folder / f"worker-{number}.log", {**SHORT_LEASES, **(env or {})})
+
+
+def start_orchestrator(folder: Path, *, env: Mapping[str, str] | None = None) -> Process:
+    """The orchestrator with its API on a free port."""
+    number = len(list(folder.glob("orchestrator-*.log")))
+    variables = {**SHORT_LEASES, "MINION_API_PORT": "0", **(env or {})}
+    return Process([sys.executable, "-c", SERVE], folder / f"orchestrator-{number}.log", variables)
+
+
+def online(process: Process, engine: Engine) -> bool:
+    """Whether a worker's row says that it is at work."""
+    assert process.running, f"the worker ended:\n{process.output()[-4000:]}"
+    try:
+        with engine.connect() as connection:
+            return connection.scalar(ONLINE, {"pid": process.pid}) is not None
+    except DBAPIError:
+        return False
+
+
+def wait_online(engine: Engine, *processes: Process) -> None:
+    """Waits until workers have registered."""
+    for process in processes:
+        wait_until(lambda process=process: online(process, engine), f"worker online:\n{process.output()[-4000:]}")
+
+
+@contextmanager
+def ended_at_last(*processes: Process) -> Iterator[None]:
+    """Kills what is left of the processes, and shows their logs if the block fails."""
+    try:
+        yield
+    except BaseException:
+        for process in processes:
+            print(f"--- {process.log.name}\n{process.output()[-6000:]}")
+        raise
+    finally:
+        for process in processes:
+            process.kill()
