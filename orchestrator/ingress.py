@@ -8,7 +8,6 @@ find it by its label `celery_id`.
 from __future__ import annotations
 
 from typing import Any
-from uuid import UUID
 
 import structlog
 from celery import Celery
@@ -16,14 +15,14 @@ from kombu.connection import Connection as BrokerConnection
 from kombu.entity import Queue
 from kombu.message import Message
 from kombu.messaging import Consumer
-from sqlalchemy import Connection, Engine, bindparam, text
+from sqlalchemy import Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.loop import Loop
 from shared.broker import SUBMIT_QUEUE, SUBMIT_TASK
 from shared.database import is_transient
-from shared.errors import IdempotencyConflict, InvalidInput, MinionError
+from shared.errors import InvalidInput, MinionError
 from shared.json_values import parse
 from shared.schemas import TaskRequest
 from shared.settings import Settings
@@ -56,7 +55,14 @@ class Ingress(Loop):
         queue = Queue(SUBMIT_QUEUE, routing_key=SUBMIT_QUEUE)
         with (
             connection.channel() as channel,
-            Consumer(channel, [queue], on_message=self._on_message, accept=["json"], prefetch_count=50),
+            Consumer(
+                channel,
+                [queue],
+                on_message=self._on_message,
+                on_decode_error=self._on_unreadable,
+                accept=["json"],
+                prefetch_count=50,
+            ),
         ):
             while not self.stopping.is_set():
                 try:
@@ -65,59 +71,74 @@ class Ingress(Loop):
                     continue
 
     def _on_message(self, message: Message) -> None:
-        """Accepts or refuses one message. While the database is away it stays in the broker."""
+        """Accepts or refuses one message. While the database is away it stays in the broker; nothing else may keep
+        it there, or it would come again and again.
+        """
         try:
             self._accept(message)
-        except DBAPIError as error:
-            if is_transient(error):
+        except Exception as error:
+            if isinstance(error, DBAPIError) and is_transient(error):
                 message.requeue()
                 raise
-            self._refuse(message, InvalidInput("The message holds something that cannot be stored."))
+            log.exception("cannot_be_accepted", celery_id=_celery_id(message))
+            self._refuse(message, InvalidInput("The message holds something that cannot be read or stored."))
+        message.ack()
+
+    def _on_unreadable(self, message: Message, error: Exception) -> None:
+        """A body that cannot be unpacked."""
+        self._refuse(message, InvalidInput(f"The message cannot be unpacked: {type(error).__name__}."))
         message.ack()
 
     def _accept(self, message: Message) -> None:
         try:
             request = self._request(message)
             with self.engine.begin() as connection:
-                accepted = submit(connection, request, submitted_by=f"celery:{_origin(message)}"[:200])
+                accepted = submit(connection, request, submitted_by=_submitter(message))
         except MinionError as error:
             self._refuse(message, error)
         else:
             log.info("accepted", task=str(accepted.task_id), created=accepted.created)
 
     def _request(self, message: Message) -> TaskRequest:
-        body = parse(message.body, what="The message", limit=self.settings.max_body_bytes)
-        if message.headers.get("task") != SUBMIT_TASK:
+        if message.content_type != "application/json":
+            raise InvalidInput(f"{SUBMIT_TASK} takes JSON only, not {str(message.content_type)[:100]!r}.")
+        if _headers(message).get("task") != SUBMIT_TASK:
             raise InvalidInput(f"The queue {SUBMIT_QUEUE!r} takes the task {SUBMIT_TASK!r} only.")
-        if not isinstance(body, list) or len(body) != 3 or not isinstance(body[0], list) or body[0]:
+        body = parse(message.body, what="The message", limit=self.settings.max_body_bytes)
+        if not isinstance(body, list) or len(body) != 3 or body[0] != [] or not isinstance(body[1], dict):
             raise InvalidInput(f"{SUBMIT_TASK} takes keyword arguments only (message protocol 2).")
-        fields: Any = body[1] if isinstance(body[1], dict) else {}
+        fields: dict[str, Any] = body[1]
         celery_id = _celery_id(message)
-        return TaskRequest.parse({"idempotency_key": celery_id, "labels": {"celery_id": celery_id}, **fields})
+        if isinstance(labels := fields.get("labels") or {}, dict):
+            fields["labels"] = {**labels, "celery_id": celery_id}
+        return TaskRequest.parse({"idempotency_key": celery_id, **fields})
 
     def _refuse(self, message: Message, error: MinionError) -> None:
         log.warning("refused", celery_id=_celery_id(message), error=error.code)
-        if isinstance(error, IdempotencyConflict):
-            return
+        values = {
+            "agent": None,
+            "key": _celery_id(message),
+            "error": error.as_dict(),
+            "submitted_by": _submitter(message),
+        }
         with self.engine.begin() as connection:
-            task_id = _store_refusal(connection, message, error)
+            task_id = connection.scalar(REFUSED, values)
         log.info("refusal_stored", task=str(task_id))
 
 
-def _store_refusal(connection: Connection, message: Message, error: MinionError) -> UUID | None:
-    values = {
-        "agent": None,
-        "key": _celery_id(message),
-        "error": error.as_dict(),
-        "submitted_by": f"celery:{_origin(message)}"[:200],
-    }
-    stored: UUID | None = connection.scalar(REFUSED, values)
-    return stored
+def _headers(message: Message) -> dict[str, Any]:
+    return message.headers if isinstance(message.headers, dict) else {}
 
 
 def _celery_id(message: Message) -> str:
-    return str(message.headers.get("id") or message.properties.get("correlation_id") or message.delivery_tag)[:255]
+    found = _headers(message).get("id") or message.properties.get("correlation_id") or message.delivery_tag
+    return _storable(found)[:255]
 
 
-def _origin(message: Message) -> str:
-    return str(message.headers.get("origin") or "unknown").replace("\x00", "")
+def _submitter(message: Message) -> str:
+    return f"celery:{_storable(_headers(message).get('origin') or 'unknown')}"[:200]
+
+
+def _storable(value: object) -> str:
+    """Text that PostgreSQL can hold, whatever came over the wire."""
+    return str(value).replace("\x00", "").encode("utf-8", "replace").decode()

@@ -6,15 +6,19 @@ import threading
 import time
 from abc import ABC, abstractmethod
 
+import psycopg
+import redis
 import sentry_sdk
 import structlog
-from sqlalchemy.exc import DBAPIError
+from kombu.exceptions import OperationalError as BrokerError
 
 from shared.database import is_transient, reason
 
 log = structlog.get_logger(__name__)
 
 LONGEST_PAUSE = 5.0
+# What the broker's and the listener's connections raise when the other side is gone.
+AWAY = (OSError, psycopg.OperationalError, redis.RedisError, BrokerError)
 
 
 class Loop(ABC):
@@ -58,18 +62,17 @@ class Loop(ABC):
         while not self.stopping.is_set():
             try:
                 due = self.round()
+                self.steady_since = self.steady_since or time.monotonic()
+                self.wait(due)
+                pause = 0.1
             except Exception as error:
                 self.steady_since = None
                 self._tell(error)
                 self.stopping.wait(pause)
                 pause = min(LONGEST_PAUSE, pause * 2)
-                continue
-            self.steady_since = self.steady_since or time.monotonic()
-            pause = 0.1
-            self.wait(due)
 
     def _tell(self, error: Exception) -> None:
-        if (isinstance(error, DBAPIError) and is_transient(error)) or isinstance(error, OSError):
+        if is_transient(error) or isinstance(error, AWAY):
             log.warning("round_failed", loop=self.name, reason=reason(error))
             return
         log.warning("round_failed", loop=self.name, reason=reason(error), kind=type(error).__name__, exc_info=True)

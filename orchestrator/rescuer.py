@@ -11,8 +11,10 @@ from __future__ import annotations
 import time
 from uuid import UUID
 
+import redis
 import structlog
 from celery import Celery
+from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy import Connection, Engine, text
 
 from orchestrator.loop import Loop
@@ -22,6 +24,8 @@ from shared.hints import make_redis
 from shared.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+BROKER_AWAY = (redis.RedisError, BrokerError, OSError)
 
 LOSE_WORKERS = text(
     "UPDATE workers SET status = 'lost', busy = 0, active = '{}', idle_since = NULL "
@@ -97,11 +101,15 @@ class Rescuer(Loop):
             return list(connection.scalars(OVERDUE))
 
     def _republish(self) -> None:
-        with self.engine.begin() as connection:
-            again = self._presumed_lost(connection)
-        if again:
-            publish(self.app, again)
-            log.warning("published_again", tasks=len(again))
+        """While the broker is away there is nothing to publish, and everything else is still to be looked at."""
+        try:
+            with self.engine.begin() as connection:
+                again = self._presumed_lost(connection)
+            if again:
+                publish(self.app, again)
+                log.warning("published_again", tasks=len(again))
+        except BROKER_AWAY as error:
+            log.warning("broker_away", reason=str(error)[:300])
 
     def _presumed_lost(self, connection: Connection) -> list[lifecycle.Dispatched]:
         patience = self.settings.lost_message_seconds

@@ -9,11 +9,14 @@ from uuid import UUID
 
 import structlog
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from shared import lifecycle
+from shared.database import is_transient
 from shared.errors import InvalidInput, MinionError
 from shared.messages import checked_input, coerce, last_text
 from shared.routing import choose
+from shared.schemas import Message
 from shared.states import State
 
 log = structlog.get_logger(__name__)
@@ -40,24 +43,38 @@ def prepare_pending(connection: Connection) -> int:
         except MinionError as error:
             log.info("rejected", task=str(row["id"]), error=error.code)
             lifecycle.reject(connection, row["id"], error.as_dict())
+        except Exception as error:
+            if isinstance(error, DBAPIError) and is_transient(error):
+                raise
+            # One task that nobody foresaw must not hold up all others.
+            log.exception("cannot_be_prepared", task=str(row["id"]))
+            unreadable = InvalidInput("The task's input or messages cannot be read; the orchestrator's log says why.")
+            lifecycle.reject(connection, row["id"], unreadable.as_dict())
     return len(rows)
 
 
 def _prepare(connection: Connection, task: dict[str, Any]) -> None:
+    said = _said(task["messages"])
     version_id: UUID | None = task["agent_version_id"]
     if version_id is None:
-        version_id = _routed(connection, task)
+        version_id = _routed(connection, task, said or [])
         task |= connection.execute(VERSION, {"version": version_id}).mappings().one()
     # What a model reads as messages is not held to the input schema.
-    if not (task["type"] == "agent" and task["messages"] is not None):
-        checked_input(task["input_schema"], task["input"], task["messages"], agent=task["name"])
+    if not (task["type"] == "agent" and said is not None):
+        checked_input(task["input_schema"], task["input"], said, agent=task["name"])
     lifecycle.route(connection, task["id"], version_id, task["wanted"] or task["capability"])
 
 
-def _routed(connection: Connection, task: dict[str, Any]) -> UUID:
-    messages = task["messages"]
-    if not isinstance(messages, list):
-        raise InvalidInput("`messages` must be a list of messages.")
-    route = choose(connection, last_text([coerce(message) for message in messages]), namespace=task["namespace"])
+def _said(messages: Any) -> list[Message] | None:
+    """The task's messages, if it has any; from SQL anything may come."""
+    if messages is None:
+        return None
+    if not isinstance(messages, list) or not messages:
+        raise InvalidInput("`messages` must be a list of at least one message.")
+    return [coerce(message) for message in messages]
+
+
+def _routed(connection: Connection, task: dict[str, Any], said: list[Message]) -> UUID:
+    route = choose(connection, last_text(said), namespace=task["namespace"])
     log.info("routed", task=str(task["id"]), agent=route.agent, scores=route.scores, state=State.PENDING)
     return route.version_id

@@ -16,9 +16,9 @@ from orchestrator.loop import Loop
 from orchestrator.rescuer import Rescuer
 from orchestrator.scheduler import Scheduler
 from shared.broker import make_app
-from shared.database import get_engine, wait_for, wait_for_database
+from shared.database import get_engine, wait_for_database
 from shared.errors import Unavailable
-from shared.hints import make_redis
+from shared.hints import wait_for_broker
 from shared.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -54,20 +54,6 @@ def make_loops(settings: Settings) -> list[Loop]:
         Rescuer(settings, engine, app),
         Ingress(settings, engine, app),
     ]
-
-
-def wait_for_broker(settings: Settings) -> None:
-    """Waits until the broker answers.
-
-    Raises:
-        Unavailable: it does not.
-    """
-
-    def probe() -> None:
-        with make_redis() as broker:
-            broker.ping()
-
-    wait_for(probe, what="The broker", attempts=settings.connect_attempts)
 
 
 def _listen(settings: Settings) -> socket.socket:

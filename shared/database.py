@@ -40,12 +40,14 @@ EXPECTED: dict[str, type[errors.MinionError]] = {
 TRANSIENT_CLASSES = ("08", "53", "57")
 
 
-def make_engine(settings: Settings, *, pool_size: int = 5) -> Engine:
+def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = False) -> Engine:
     """An engine whose connections give up sooner than a lease runs out.
 
     Args:
         settings: `DATABASE_URL` and the lease in seconds.
         pool_size: connections kept open; as many again may be opened for a moment.
+        pre_ping: asks each connection whether it still lives before it is used, which costs a round trip; for
+            callers that do not try again.
 
     Raises:
         NotConfigured: there is no database address.
@@ -56,7 +58,7 @@ def make_engine(settings: Settings, *, pool_size: int = 5) -> Engine:
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=30,
-        pool_pre_ping=True,
+        pool_pre_ping=pre_ping,
         json_serializer=_dump,
         connect_args={
             "connect_timeout": 5,
@@ -85,11 +87,26 @@ def get_engine() -> Engine:
     return make_engine(get_settings())
 
 
+@lru_cache(maxsize=1)
+def _autocommit_engine() -> Engine:
+    """The same engine and pool, without transactions around statements."""
+    return get_engine().execution_options(isolation_level="AUTOCOMMIT")
+
+
 def forget_engine() -> None:
     """In a forked child: drops the parent's connections without closing them under its feet."""
     if get_engine.cache_info().currsize:
         get_engine().dispose(close=False)
         get_engine.cache_clear()
+        _autocommit_engine.cache_clear()
+
+
+def close_engine() -> None:
+    """Closes the process's connections; the next use makes new ones."""
+    if get_engine.cache_info().currsize:
+        get_engine().dispose()
+        get_engine.cache_clear()
+        _autocommit_engine.cache_clear()
 
 
 @contextmanager
@@ -103,6 +120,13 @@ def session_scope() -> Iterator[Session]:
 def transaction() -> Iterator[Connection]:
     """A connection with a transaction; committed if the block ends well, else rolled back."""
     with get_engine().begin() as connection:
+        yield connection
+
+
+@contextmanager
+def statement() -> Iterator[Connection]:
+    """A connection on which each statement is a transaction of its own: one round trip instead of three."""
+    with _autocommit_engine().connect() as connection:
         yield connection
 
 

@@ -11,8 +11,11 @@ from uuid import UUID
 
 import redis
 import structlog
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from shared.settings import get_settings
+from shared.database import wait_for
+from shared.settings import Settings, get_settings
 
 log = structlog.get_logger(__name__)
 
@@ -22,8 +25,28 @@ FINISHED = "minion.finished"
 def make_redis(*, timeout: float | None = 2.0) -> redis.Redis:
     """A Redis client that gives up after `timeout` seconds (None: waits, for a subscriber)."""
     return redis.Redis.from_url(
-        get_settings().require_redis_url(), socket_timeout=timeout, socket_connect_timeout=2.0, health_check_interval=30
+        get_settings().require_redis_url(),
+        socket_timeout=timeout,
+        socket_connect_timeout=2.0,
+        health_check_interval=30,
+        # Ten attempts are redis-py's default: a broker that is away would hold up every task for seconds.
+        retry=Retry(NoBackoff(), 1),
     )
+
+
+def wait_for_broker(settings: Settings) -> None:
+    """Waits until the broker answers.
+
+    Raises:
+        Unavailable: it does not.
+        NotConfigured: its address is missing.
+    """
+
+    def probe() -> None:
+        with make_redis() as broker:
+            broker.ping()
+
+    wait_for(probe, what="The broker", attempts=settings.connect_attempts)
 
 
 @lru_cache(maxsize=1)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 from shared.errors import InvalidInput, TooLarge
@@ -78,16 +79,18 @@ def digest(value: JsonValue) -> str:
 
     A whole number counts the same as float and as integer: PostgreSQL gives 1e16 back as 10000000000000000.
     """
-    return hashlib.sha256(canonical(_whole_numbers(value)).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(canonical(stable(value)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _whole_numbers(value: JsonValue) -> JsonValue:
+def stable(value: JsonValue) -> JsonValue:
+    """The value as it looks before and after PostgreSQL held it: keys sorted, whole numbers as integers."""
     if isinstance(value, float) and value.is_integer():
-        return int(value)
+        # By way of its digits, as PostgreSQL reads it: 1e23 is 10**23, and int(1e23) is not.
+        return int(value) if abs(value) < 2**53 else int(Decimal(repr(value)))
     if isinstance(value, dict):
-        return {key: _whole_numbers(item) for key, item in value.items()}
+        return {key: stable(value[key]) for key in sorted(value)}
     if isinstance(value, list | tuple):
-        return [_whole_numbers(item) for item in value]
+        return [stable(item) for item in value]
     return value
 
 

@@ -12,8 +12,9 @@ import structlog
 from celery import Celery, signals
 
 from shared.broker import MESSAGE_VERSION, RUN_TASK, make_app
-from shared.database import forget_engine, wait_for_database
-from shared.hints import forget_publisher
+from shared.database import close_engine, forget_engine, wait_for_database
+from shared.errors import MinionError
+from shared.hints import forget_publisher, wait_for_broker
 from shared.settings import get_settings
 from shared.telemetry import configure
 from workers import minion
@@ -41,10 +42,18 @@ def _set_up_logging(**_: Any) -> None:
 
 
 @signals.worker_init.connect
-def _check_database(**_: Any) -> None:
-    """Fails at the start, with a clear message, where the database is not there."""
-    wait_for_database(get_settings())
-    forget_engine()
+def _check_servers(**_: Any) -> None:
+    """Ends the worker at its start, with a clear message, where the database or the broker is not there."""
+    settings = get_settings()
+    try:
+        wait_for_database(settings)
+        wait_for_broker(settings)
+    except MinionError as error:
+        # Not an exception: Celery logs those of signal handlers, and goes on.
+        log.critical("cannot_start", reason=error.message)
+        raise SystemExit(error.exit_code) from None
+    finally:
+        close_engine()
 
 
 @signals.worker_process_init.connect

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.database import get_engine
+from shared.database import get_engine, persist
 from shared.errors import InvalidInput, MinionError, SubtaskFailed
 from shared.json_values import JsonValue
-from shared.routing import choose
+from shared.routing import Route, choose
 from shared.schemas import RelationDefinition
 from shared.tasks import content_of
 from workers.base import BaseAgent
@@ -54,27 +54,28 @@ class ChainAgent(BaseAgent):
         return joined if isinstance(joined, Failed) else self.succeeded(joined)
 
     def _fallback(self, value: JsonValue) -> Outcome:
-        """The first that succeeds."""
-        failure: Failed | None = None
+        """The first that succeeds; where none does, all failures are the chain's."""
+        tried: list[ChildOutcome] = []
         for relation in self.definition.relations:
             outcomes = self.journal.children(self._requests(relation, value))
             if isinstance(outcomes, Suspended):
                 return outcomes
-            result = self._joined(outcomes) if relation.for_each else self._single(outcomes[0])
-            if not isinstance(result, Failed):
-                return self.succeeded(result)
-            failure = result
-        assert failure is not None
-        return failure
+            if all(child.succeeded for child in outcomes):
+                return self.succeeded(self._joined(outcomes) if relation.for_each else outcomes[0].output)
+            tried += outcomes
+        joined = self._joined(tried)
+        return joined if isinstance(joined, Failed) else self.succeeded(joined)
 
     def _router(self, value: JsonValue) -> Outcome:
         """One of them, chosen by the words of the input; the choice is a step of its own."""
         names = [relation.agent for relation in self.definition.relations]
 
-        def perform(step: int) -> StepResult:
+        def rank() -> Route:
             with get_engine().connect() as connection:
-                route = choose(connection, content_of(value), namespace=self.task.namespace, among=names)
-            return StepResult(route.as_json())
+                return choose(connection, content_of(value), namespace=self.task.namespace, among=names)
+
+        def perform(step: int) -> StepResult:
+            return StepResult(persist(rank).as_json())
 
         chosen = self.journal.call("tool_call", "router", {"among": names}, perform, effect="idempotent")
         outcomes = self.journal.children([(chosen["agent"], value)])

@@ -59,11 +59,16 @@ class Heartbeat:
         self.settings = settings
         self.worker = worker
         self.engine: Engine = make_engine(settings, pool_size=1)
+        self._registered = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Registers the worker and begins to beat."""
+        """Registers the worker and begins to beat.
+
+        Registered before the first message is taken: the claims of an unknown worker are refused.
+        """
+        self._registered = self._beat_once()
         self._thread.start()
 
     def stop(self) -> None:
@@ -78,18 +83,20 @@ class Heartbeat:
         self.engine.dispose()
 
     def _run(self) -> None:
-        registered = False
-        while True:
-            try:
-                if not registered:
-                    self._register()
-                    registered = True
-                self._report()
-                registered = self._beat()
-            except Exception as error:
-                log.warning("heartbeat_failed", reason=reason(error))
-            if self._stopping.wait(self.settings.heartbeat_seconds if _lost_children.empty() else 0.2):
-                return
+        while not self._stopping.wait(self.settings.heartbeat_seconds if _lost_children.empty() else 0.2):
+            self._registered = self._beat_once()
+
+    def _beat_once(self) -> bool:
+        """Beats, and then tells of children that died. False where the worker has to register first."""
+        registered = self._registered
+        try:
+            if not registered:
+                self._register()
+            registered = self._beat()
+            self._report()
+        except Exception as error:
+            log.warning("heartbeat_failed", reason=reason(error))
+        return registered
 
     def _register(self) -> None:
         worker = self.worker

@@ -16,7 +16,7 @@ from uuid import UUID
 import structlog
 
 from shared import lifecycle
-from shared.database import persist, transaction
+from shared.database import persist, statement
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError
 from shared.json_values import JsonValue, digest
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Suspended
@@ -167,7 +167,7 @@ class Journal:
             raise Cancelled("Cancelled while it ran.")
 
     def _commit(self, step: dict[str, Any]) -> dict[str, Any] | None:
-        with transaction() as connection:
+        with statement() as connection:
             return lifecycle.write_steps(connection, self.task_id, self.claim, [*self.unwritten, step])
 
     def _take(self) -> int:

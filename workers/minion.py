@@ -16,7 +16,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.exc import DBAPIError
 
 from shared import lifecycle
-from shared.database import get_engine, is_transient, persist, reason, transaction
+from shared.database import get_engine, is_transient, persist, reason, statement
 from shared.errors import Cancelled, MinionError, TimeLimitExceeded
 from shared.hints import publish_finished
 from shared.states import State
@@ -82,7 +82,7 @@ def perform(task: ClaimedTask, journal: Journal) -> Outcome:
         ClaimLost: stop, without writing anything.
     """
     try:
-        return build_agent(task, journal).run()
+        return persist(lambda: build_agent(task, journal)).run()
     except MinionError as error:
         return Failed(error)
     except SoftTimeLimitExceeded:
@@ -103,7 +103,7 @@ def perform(task: ClaimedTask, journal: Journal) -> Outcome:
 
 
 def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) -> State | None:
-    """Writes the outcome under the fence, in one transaction. None: the claim is lost."""
+    """Writes the outcome under the fence: one statement, one transaction. None: the claim is lost."""
     result: dict[str, Any] = {
         "steps": list(journal.unwritten),
         "cpu_seconds": meter.cpu_seconds() + journal.cpu_seconds,
@@ -112,7 +112,7 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) 
         "output_tokens": journal.output_tokens,
         "cost_microdollars": journal.cost_microdollars,
     }
-    with transaction() as connection:
+    with statement() as connection:
         if isinstance(outcome, Suspended):
             return _suspend(connection, task, result, outcome)
         if isinstance(outcome, Succeeded):
@@ -122,7 +122,7 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) 
 
 
 def _claim(task_id: UUID, claim: int, worker_id: UUID) -> ClaimedTask | None:
-    with transaction() as connection:
+    with statement() as connection:
         row = lifecycle.claim(connection, task_id, claim, worker_id)
     return ClaimedTask.of(row) if row else None
 
@@ -130,8 +130,7 @@ def _claim(task_id: UUID, claim: int, worker_id: UUID) -> ClaimedTask | None:
 def _suspend(connection: Any, task: ClaimedTask, result: dict[str, Any], outcome: Suspended) -> State | None:
     children = [child.as_json() for child in outcome.children]
     try:
-        with connection.begin_nested():
-            return lifecycle.suspend(connection, task.id, task.claim, result, children)
+        return lifecycle.suspend(connection, task.id, task.claim, result, children)
     except MinionError as error:
         return _fail(connection, task, result, error)
 
@@ -159,7 +158,7 @@ def _backoff(task: ClaimedTask) -> float:
 def _hand_back(task: ClaimedTask) -> str:
     """A journal of a later release: a newer minion must run it."""
     log.warning("handed_back", why="unknown journal format", journal_format=task.journal_format)
-    with transaction() as connection:
+    with statement() as connection:
         state = lifecycle.release(connection, task.id, task.claim, how="handed_back", charged=False, delay=10.0)
     return str(state)
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
+from itertools import dropwhile
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import Row, text
 
-from shared.database import get_engine
+from shared.database import get_engine, persist
 from shared.errors import FunctionError, InvalidInput, InvalidOutput, ModelError, ToolError
 from shared.json_schema import violations
-from shared.json_values import JsonValue
+from shared.json_values import JsonValue, stable
 from shared.sampling import settings_to_send
 from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.tasks import content_of
 from workers.base import BaseAgent
 from workers.journal import Journal, StepResult
 from workers.models import client_for, resolve
-from workers.models.base import ModelReply, ModelRequest, ToolSpec
+from workers.models.base import ModelRequest, ToolSpec
 from workers.outcomes import Outcome, Succeeded, Suspended
 from workers.task import ClaimedTask
 from workers.tools.base import Tool
@@ -58,7 +60,8 @@ class ModelAgent(BaseAgent):
         repairs = 0
         for _ in range(self.definition.config.max_turns):
             reply = self._turn(model, messages, new, value)
-            messages.append({"role": "assistant", "content": reply["content"]})
+            if reply["content"]:
+                messages.append({"role": "assistant", "content": reply["content"]})
             calls = [block for block in reply["content"] if block["type"] == "tool_use"]
             if calls:
                 results = self._call_tools(calls)
@@ -102,8 +105,10 @@ class ModelAgent(BaseAgent):
             "before": self.task.created_at or datetime.max,
             "most": MAX_HISTORY,
         }
-        with get_engine().connect() as connection:
-            return [{"role": row.role, "content": row.content} for row in connection.execute(HISTORY, values)]
+        said = [{"role": row.role, "content": row.content} for row in persist(lambda: _read(values))]
+        # The Messages API wants a conversation that a person begins, and refuses blank text.
+        said = [message for message in said if not isinstance(message["content"], str) or message["content"].strip()]
+        return list(dropwhile(lambda message: message["role"] != "user", said))
 
     def _turn(
         self, model: str, messages: list[dict[str, Any]], new: list[dict[str, Any]], value: JsonValue
@@ -122,11 +127,12 @@ class ModelAgent(BaseAgent):
 
         def perform(step: int) -> StepResult:
             reply = client_for(model).complete(request)
-            _refuse_unfinished(reply)
             return StepResult(reply.as_json(), input_tokens=reply.input_tokens, output_tokens=reply.output_tokens)
 
         reply: dict[str, Any] = self.journal.call("model_call", model, {"messages": new}, perform, effect="idempotent")
-        return reply
+        _refuse_unfinished(reply)
+        # Read back from the journal, keys come in another order; what follows must not depend on it.
+        return {**reply, "content": stable(reply["content"])}
 
     def _system(self) -> str:
         told = [self.definition.system_prompt, *(m.content for m in self.messages() if m.role == "system")]
@@ -149,7 +155,7 @@ class ModelAgent(BaseAgent):
                 continue
             if isinstance(output, Suspended):
                 return output
-            results.append({**result, "content": json.dumps(output, ensure_ascii=False)[:MAX_TOOL_RESULT]})
+            results.append({**result, "content": json.dumps(stable(output), ensure_ascii=False)[:MAX_TOOL_RESULT]})
         return results
 
     def _call_tool(self, call: dict[str, Any]) -> JsonValue | Suspended:
@@ -178,11 +184,19 @@ class ModelAgent(BaseAgent):
         return Succeeded(output, [*self._said(value), AIMessage(content=content_of(output))])
 
 
-def _refuse_unfinished(reply: ModelReply) -> None:
+def _read(values: dict[str, Any]) -> Sequence[Row[Any]]:
+    with get_engine().connect() as connection:
+        return connection.execute(HISTORY, values).all()
+
+
+def _refuse_unfinished(reply: dict[str, Any]) -> None:
     """A reply that was cut off or refused is no answer."""
-    if reply.stop_reason == "max_tokens":
+    stopped = reply["stop_reason"]
+    if stopped == "max_tokens":
         raise ModelError("The model's answer was cut off at max_tokens; raise `max_tokens` in the agent's config.")
-    if reply.stop_reason == "refusal":
+    if stopped == "model_context_window_exceeded":
+        raise ModelError("The conversation and the answer do not fit into the model's context window.")
+    if stopped == "refusal":
         raise ModelError("The model refused to answer.")
 
 

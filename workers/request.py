@@ -26,8 +26,10 @@ class Request(CeleryRequest):
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """The child died: out of memory, a crash in native code, kill -9."""
-        if isinstance(exc_info.exception, WorkerLostError | Terminated):
-            report_lost_child(self.kwargs, f"The process that ran the task died: {exc_info.exception}")
-        elif not isinstance(exc_info.exception, TimeLimitExceeded):
-            report_lost_child(self.kwargs, f"The minion failed outside the task: {exc_info.exception!r}"[:500])
+        # billiard wraps what it raised itself.
+        exception = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(exception, WorkerLostError | Terminated):
+            report_lost_child(self.kwargs, f"The process that ran the task died: {exception}")
+        elif not isinstance(exception, TimeLimitExceeded):  # `on_timeout` has told that
+            report_lost_child(self.kwargs, f"The minion failed outside the task: {exception!r}"[:500])
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)

@@ -565,10 +565,17 @@ DECLARE
     child_task uuid;
     ns text := (SELECT namespace FROM tasks WHERE id = t);
 BEGIN
+    PERFORM minion_lock_parent(t);
     IF NOT minion_fence(t, c) THEN
         RETURN NULL;
     END IF;
     PERFORM minion_put_steps(t, c, COALESCE(result->'steps', '[]'::jsonb));
+    IF (SELECT cancel_requested FROM task_status WHERE task_id = t) THEN
+        PERFORM minion_close_execution(t, c, 'cancelled', result);
+        PERFORM minion_settle(t, 'cancelled',
+            '{"error": {"type": "cancelled", "message": "Cancelled while it ran."}}'::jsonb);
+        RETURN 'cancelled';
+    END IF;
     FOR child IN SELECT * FROM jsonb_to_recordset(children)
             AS x (step integer, name text, request_hash text, request jsonb) LOOP
         SELECT task_id INTO child_task FROM minion_accept(child.request || jsonb_build_object(
@@ -621,7 +628,8 @@ END $$;
 -- Returns the state the task is in now.
 CREATE FUNCTION minion_end_tree(t uuid, final text, failure jsonb) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
-    member record;
+    generation uuid[] := ARRAY[t];
+    member uuid;
     state_now text;
     ended text;
 BEGIN
@@ -629,24 +637,22 @@ BEGIN
         RAISE EXCEPTION 'There is no task %.', t USING ERRCODE = 'MN008';
     END IF;
     PERFORM minion_lock_parent(t);
-    FOR member IN
-        WITH RECURSIVE tree AS (
-            SELECT id, depth FROM tasks WHERE id = t
-            UNION ALL
-            SELECT c.id, c.depth FROM tasks c JOIN tree ON c.parent_id = tree.id
-        ) SELECT id FROM tree ORDER BY depth, id
-    LOOP
-        SELECT state INTO state_now FROM task_status WHERE task_id = member.id FOR NO KEY UPDATE;
-        ended := CASE WHEN member.id = t THEN final ELSE 'cancelled' END;
-        IF state_now IN ('succeeded', 'failed', 'cancelled', 'expired') THEN
-            CONTINUE;
-        ELSIF state_now = 'running' AND ended = 'cancelled' THEN
-            UPDATE task_status SET cancel_requested = true WHERE task_id = member.id;
-        ELSE
-            UPDATE executions SET outcome = ended, finished_at = now(), error = failure
-                WHERE task_id = member.id AND outcome = 'running';
-            PERFORM minion_settle(member.id, ended, jsonb_build_object('error', failure));
-        END IF;
+    -- One generation after the other: whoever is locked makes no more children, so the next look finds them all.
+    WHILE generation IS NOT NULL LOOP
+        FOREACH member IN ARRAY generation LOOP
+            SELECT state INTO state_now FROM task_status WHERE task_id = member FOR NO KEY UPDATE;
+            ended := CASE WHEN member = t THEN final ELSE 'cancelled' END;
+            IF state_now IN ('succeeded', 'failed', 'cancelled', 'expired') THEN
+                CONTINUE;
+            ELSIF state_now = 'running' AND ended = 'cancelled' THEN
+                UPDATE task_status SET cancel_requested = true WHERE task_id = member;
+            ELSE
+                UPDATE executions SET outcome = ended, finished_at = now(), error = failure
+                    WHERE task_id = member AND outcome = 'running';
+                PERFORM minion_settle(member, ended, jsonb_build_object('error', failure));
+            END IF;
+        END LOOP;
+        SELECT array_agg(id ORDER BY id) INTO generation FROM tasks WHERE parent_id = ANY (generation);
     END LOOP;
     RETURN (SELECT state FROM task_status WHERE task_id = t);
 END $$;

@@ -167,7 +167,9 @@ def tasks(database: Engine) -> Tasks:
 def act(define: Define) -> Any:
     """Defines agents that run the tool `act`: `act("Name", config={…}, **agent_fields)`."""
 
-    def make(name: str = "Act", *, effect: str = "idempotent", config: dict[str, Any] | None = None, **fields: Any) -> str:
+    def make(
+        name: str = "Act", *, effect: str = "idempotent", config: dict[str, Any] | None = None, **fields: Any
+    ) -> str:
         define(
             {**ACT, "effect": effect},
             {

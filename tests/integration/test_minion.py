@@ -24,7 +24,12 @@ def test_an_execution_records_where_and_what_it_cost(tasks: Tasks, act: Any, wor
     assert execution["started_at"] <= execution["finished_at"]
     assert execution["error"] is None
     [step] = tasks.steps(task["id"])
-    assert (step["kind"], step["name"], step["status"], step["effect"]) == ("tool_call", "act", "finished", "idempotent")
+    assert (step["kind"], step["name"], step["status"], step["effect"]) == (
+        "tool_call",
+        "act",
+        "finished",
+        "idempotent",
+    )
 
 
 def test_a_retryable_error_runs_again_after_a_pause(tasks: Tasks, act: Any) -> None:
@@ -40,7 +45,13 @@ def test_a_retryable_error_runs_again_after_a_pause(tasks: Tasks, act: Any) -> N
 def test_attempts_are_used_up(tasks: Tasks, act: Any) -> None:
     task = tasks.run(act(config={"max_attempts": 2}), {"do": "fail"})
     assert (task["state"], task["attempts"]) == ("failed", 2)
-    assert task["error"] | {"message": ""} == {"type": "tool_error", "message": "", "attempts": 2, "losses": 0, "max_attempts": 2}
+    assert task["error"] | {"message": ""} == {
+        "type": "tool_error",
+        "message": "",
+        "attempts": 2,
+        "losses": 0,
+        "max_attempts": 2,
+    }
     assert "RuntimeError: attempt 2 fails" in task["error"]["message"]
     assert [execution["outcome"] for execution in tasks.executions(task["id"])] == ["retried", "failed"]
 

@@ -29,7 +29,18 @@ def _client() -> anthropic.Anthropic:
         base_url=settings.anthropic_base_url,
         max_retries=RETRIES,
         timeout=TIMEOUT_SECONDS,
+        middleware=[_let_the_soft_limit_pass],
     )
+
+
+def _let_the_soft_limit_pass(request: Any, call_next: Any) -> Any:
+    """The SDK takes whatever strikes during a request for a lost connection, and would make the paid call again."""
+    try:
+        return call_next(request)
+    except anthropic.APIConnectionError as error:
+        if isinstance(error.__cause__, SoftTimeLimitExceeded):
+            raise error.__cause__ from None
+        raise
 
 
 class AnthropicClient:
@@ -39,8 +50,6 @@ class AnthropicClient:
         """One turn. See `ModelClient`."""
         try:
             message = _client().messages.create(**_arguments(request))
-        except SoftTimeLimitExceeded:
-            raise
         except anthropic.APIError as error:
             raise _model_error(error, request.model) from None
         return ModelReply(
