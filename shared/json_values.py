@@ -20,6 +20,9 @@ MAX_DIGITS = 300
 LARGEST = 10**MAX_DIGITS
 
 JsonValue = Any
+# Where a value stands: its parent's place, and its key or index there. None is the root. A path as text would cost
+# the length of every key above it for each value: a large key over a large list would fill the memory.
+Place = tuple[Any, "str | int"] | None
 
 
 def parse(text: bytes | str, *, what: str = "The body", limit: int | None = None) -> JsonValue:
@@ -49,7 +52,9 @@ def parse(text: bytes | str, *, what: str = "The body", limit: int | None = None
     except RecursionError:
         raise InvalidInput(f"{what} is nested deeper than {MAX_DEPTH} levels.") from None
     except ValueError as error:
-        raise InvalidInput(f"{what} is not valid JSON: {error}") from None
+        # Python reads no integer of more than 4,300 digits.
+        fault = f"a number of more than {MAX_DIGITS} digits." if "int_max_str_digits" in str(error) else error
+        raise InvalidInput(f"{what} is not valid JSON: {fault}") from None
     check(value, what=what)
     return value
 
@@ -61,7 +66,8 @@ def check(value: JsonValue, *, what: str = "The value", limit: int | None = None
         TooLarge: its JSON text is larger than `limit` bytes.
         InvalidInput: the message names the place and the rule.
     """
-    for path, fault in _faults(value):
+    for place, fault in _faults(value):
+        path = _path(place)
         raise InvalidInput(f"{what} cannot be stored: {fault} at {path}.", path=path)
     if limit is not None:
         size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
@@ -104,25 +110,35 @@ def too_large(what: str, size: int, limit: int) -> TooLarge:
     )
 
 
-def _faults(root: JsonValue) -> Iterator[tuple[str, str]]:
-    """Yields (path, fault) without recursion, so that no nesting can exhaust the stack."""
-    stack: list[tuple[JsonValue, str, int]] = [(root, "$", 0)]
+def _faults(root: JsonValue) -> Iterator[tuple[Place, str]]:
+    """Yields (place, fault) without recursion, so that no nesting can exhaust the stack."""
+    stack: list[tuple[JsonValue, Place, int]] = [(root, None, 0)]
     while stack:
-        value, path, depth = stack.pop()
+        value, place, depth = stack.pop()
         if depth > MAX_DEPTH:
-            yield path[:80] + "…", f"nesting deeper than {MAX_DEPTH} levels"
+            yield place, f"nesting deeper than {MAX_DEPTH} levels"
         elif isinstance(value, dict):
             for key, item in value.items():
                 if not isinstance(key, str):
-                    yield path, f"a key that is not text ({type(key).__name__})"
+                    yield place, f"a key that is not text ({type(key).__name__})"
                 elif fault := _text_fault(key):
-                    yield path, f"a key with {fault}"
+                    yield place, f"a key with {fault}"
                 else:
-                    stack.append((item, f"{path}.{key}", depth + 1))
+                    stack.append((item, (place, key), depth + 1))
         elif isinstance(value, list | tuple):
-            stack.extend((item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value))
+            stack.extend((item, (place, index), depth + 1) for index, item in enumerate(value))
         elif fault := _scalar_fault(value):
-            yield path, fault
+            yield place, fault
+
+
+def _path(place: Place) -> str:
+    """`$.orders[3].name`, the end of it where it is long."""
+    parts: list[str] = []
+    while place is not None:
+        place, key = place
+        parts.append(f"[{key}]" if isinstance(key, int) else f".{key[:50]}")
+    shown = "".join(reversed(parts[:10]))
+    return f"${shown}" if len(parts) <= 10 else f"$…{shown}"
 
 
 def _scalar_fault(value: JsonValue) -> str | None:
@@ -160,5 +176,5 @@ def _unique_keys(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r} stands twice in one object.")
+        raise ValueError(f"the key {twice[:50]!r} stands twice in one object.")
     return result

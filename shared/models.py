@@ -292,6 +292,7 @@ class Task(Base):
     __tablename__ = "tasks"
     __table_args__ = (
         CheckConstraint("depth >= 0", name="depth"),
+        CheckConstraint("jsonb_typeof(labels) = 'object'", name="labels"),
         CheckConstraint("(parent_id IS NULL) = (parent_step IS NULL)", name="parent"),
         CheckConstraint("(agent_version_id IS NULL) OR (agent_name IS NOT NULL)", name="pinned"),
         Index("tasks_agent_idx", "namespace", "agent_name", "id"),
@@ -339,7 +340,16 @@ class TaskStatus(Base):
         CheckConstraint("(state = 'running') = (worker_id IS NOT NULL)", name="running_has_worker"),
         CheckConstraint("(state = 'waiting') = (wait_reason IS NOT NULL)", name="waiting_has_reason"),
         CheckConstraint("claim >= 0 AND attempts >= 0 AND losses >= 0", name="counters"),
-        CheckConstraint("open_waits >= 0", name="open_waits"),
+        CheckConstraint("open_waits >= 0 AND (open_waits = 0 OR state = 'waiting')", name="open_waits"),
+        CheckConstraint("priority BETWEEN -100 AND 100", name="priority"),
+        CheckConstraint("capability IS NOT NULL OR state NOT IN ('queued', 'running', 'waiting')", name="routed"),
+        CheckConstraint(
+            "CASE state WHEN 'scheduled' THEN due_at IS NOT NULL WHEN 'waiting' THEN true ELSE due_at IS NULL END",
+            name="due",
+        ),
+        CheckConstraint(
+            f"NOT cancel_requested OR state IN ('running', {FINAL_STATES})", name="cancel_reaches_only_the_running"
+        ),
         Index("task_status_state_idx", "state", "task_id"),
         Index(
             "task_status_pending_idx",

@@ -3,9 +3,9 @@
 A neutral value (temperature 1, top_p 1, penalties 0) is accepted everywhere and never sent. Any other value that
 the model cannot honour is refused when the agent is stored, never dropped in silence.
 
-Claude models take `temperature` or `top_p` (not both) up to Opus 4.6, Sonnet 4.6 and Haiku 4.5; later ones refuse
-both ("`temperature` is deprecated for this model", HTTP 400), and no Claude model knows the penalties. A model
-whose name is not known is treated like the latest.
+Claude models take `temperature` (1 at most) or `top_p` (not both) up to Opus 4.6, Sonnet 4.6 and Haiku 4.5; later
+ones refuse both ("`temperature` is deprecated for this model", HTTP 400), and no Claude model knows the penalties.
+A model whose name is not known is treated like the latest.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _honours(model: str, name: str, value: float) -> bool:
         return False
     if model == OFFLINE:
         return name == "temperature" and value == 0
-    return _takes_sampling(model)
+    return _takes_sampling(model) and value <= 1
 
 
 def _takes_sampling(model: str) -> bool:

@@ -23,7 +23,6 @@ SHORT_LEASES = {
     "MINION_LOST_MESSAGE_SECONDS": "0.5",
 }
 ONLINE = text("SELECT 1 FROM workers WHERE pid = :pid AND status = 'online'")
-SERVE = "from shared.settings import get_settings; from orchestrator.service import serve; serve(get_settings())"
 Result = TypeVar("Result")
 
 
@@ -105,7 +104,14 @@ def start_orchestrator(folder: Path, *, env: Mapping[str, str] | None = None) ->
     """The orchestrator with its API on a free port."""
     number = len(list(folder.glob("orchestrator-*.log")))
     variables = {**SHORT_LEASES, "MINION_API_PORT": "0", **(env or {})}
-    return Process([sys.executable, "-c", SERVE], folder / f"orchestrator-{number}.log", variables)
+    command = [sys.executable, "-m", "orchestrator.cli", "orchestrator"]
+    return Process(command, folder / f"orchestrator-{number}.log", variables)
+
+
+def ready(process: Process) -> bool:
+    """Whether an orchestrator has come as far as its API."""
+    assert process.running, f"the orchestrator ended:\n{process.output()[-4000:]}"
+    return "api_listening" in process.output()
 
 
 def online(process: Process, engine: Engine) -> bool:

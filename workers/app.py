@@ -5,6 +5,7 @@ Start one with `minion worker CAPABILITY -c N`, or as plain Celery: `celery -A w
 
 from __future__ import annotations
 
+import atexit
 from typing import Any
 from uuid import UUID
 
@@ -82,3 +83,7 @@ def _begin_to_beat(sender: Any, **_: Any) -> None:
 def _hand_back(**_: Any) -> None:
     while _heartbeats:
         _heartbeats.pop().stop()
+
+
+# After a cold shutdown there is no such signal. (Children of the pool end without their exit handlers.)
+atexit.register(_hand_back)

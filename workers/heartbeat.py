@@ -10,6 +10,7 @@ import os
 import queue
 import socket
 import threading
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -41,15 +42,29 @@ BEAT = text(
 STOPPED = text("UPDATE workers SET status = 'stopped', busy = 0, active = '{}', idle_since = NULL WHERE id = :id")
 HELD = text("SELECT task_id, claim FROM task_status WHERE worker_id = :id AND state = 'running'")
 
-_lost_children: queue.SimpleQueue[tuple[UUID, int, str]] = queue.SimpleQueue()
+
+@dataclass(frozen=True, slots=True)
+class LostChild:
+    """A task that nobody works on any more, under which claim, and why."""
+
+    task_id: UUID
+    claim: int
+    why: str
+    charged: bool
 
 
-def report_lost_child(message: dict[str, Any], why: str) -> None:
-    """Notes that nobody works on this message's task any more. Returns at once; the next beat writes it."""
+_lost_children: queue.SimpleQueue[LostChild] = queue.SimpleQueue()
+_news = threading.Event()
+
+
+def report_lost_child(message: dict[str, Any], why: str, *, charged: bool = True) -> None:
+    """Notes that nobody works on this message's task any more. Returns at once; the heartbeat's thread writes it."""
     try:
-        _lost_children.put((UUID(message["task_id"]), int(message["claim"]) + 1, why))
+        _lost_children.put(LostChild(UUID(message["task_id"]), int(message["claim"]) + 1, why, charged))
     except (KeyError, TypeError, ValueError):
         log.warning("malformed_message", message=repr(message)[:200])
+    else:
+        _news.set()
 
 
 class Heartbeat:
@@ -74,6 +89,7 @@ class Heartbeat:
     def stop(self) -> None:
         """Stops beating and hands back what is still held; call it when no child runs any more."""
         self._stopping.set()
+        _news.set()
         self._thread.join(timeout=self.settings.heartbeat_seconds)
         try:
             self._report()
@@ -83,7 +99,11 @@ class Heartbeat:
         self.engine.dispose()
 
     def _run(self) -> None:
-        while not self._stopping.wait(self.settings.heartbeat_seconds if _lost_children.empty() else 0.2):
+        while True:
+            _news.wait(self.settings.heartbeat_seconds)
+            _news.clear()
+            if self._stopping.is_set():
+                return
             self._registered = self._beat_once()
 
     def _beat_once(self) -> bool:
@@ -128,20 +148,27 @@ class Heartbeat:
     def _report(self) -> None:
         """Gives back the tasks of children that died. What cannot be written now is written at the next beat."""
         while not _lost_children.empty():
-            task_id, claim, why = _lost_children.get()
+            child = _lost_children.get()
             try:
-                self._give_back(task_id, claim, why)
+                self._give_back(child)
             except Exception:
-                _lost_children.put((task_id, claim, why))
+                _lost_children.put(child)
                 raise
 
-    def _give_back(self, task_id: UUID, claim: int, why: str) -> None:
-        error = {"type": "child_lost", "message": why, "at": datetime.now(UTC).isoformat()}
+    def _give_back(self, child: LostChild) -> None:
+        error = {"type": "child_lost", "message": child.why, "at": datetime.now(UTC).isoformat()}
+        how, delay = ("lost", 1.0) if child.charged else ("handed_back", 0.0)
         with self.engine.begin() as connection:
             state = lifecycle.release(
-                connection, task_id, claim, how="lost", charged=True, delay=1.0, result={"error": error}
+                connection,
+                child.task_id,
+                child.claim,
+                how=how,
+                charged=child.charged,
+                delay=delay,
+                result={"error": error},
             )
-        log.warning("child_lost", task=str(task_id), claim=claim, why=why, state=state and str(state))
+        log.warning("child_lost", task=str(child.task_id), claim=child.claim, why=child.why, state=state and str(state))
 
     def _hand_back(self) -> None:
         with self.engine.begin() as connection:

@@ -25,10 +25,12 @@ class Request(CeleryRequest):
             )
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
-        """The child died: out of memory, a crash in native code, kill -9."""
+        """The child died: out of memory, a crash in native code, kill -9; or it was told to end."""
         # billiard wraps what it raised itself.
         exception = getattr(exc_info.exception, "exc", exc_info.exception)
-        if isinstance(exception, WorkerLostError | Terminated):
+        if isinstance(exception, Terminated) or self._already_cancelled:
+            report_lost_child(self.kwargs, "The worker was told to stop, and ended the task.", charged=False)
+        elif isinstance(exception, WorkerLostError):
             report_lost_child(self.kwargs, f"The process that ran the task died: {exception}")
         elif not isinstance(exception, TimeLimitExceeded):  # `on_timeout` has told that
             report_lost_child(self.kwargs, f"The minion failed outside the task: {exception!r}"[:500])

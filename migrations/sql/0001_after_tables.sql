@@ -53,6 +53,13 @@ CREATE TRIGGER function_versions_immutable BEFORE UPDATE ON function_versions
     FOR EACH ROW WHEN (to_jsonb(OLD) - '{status,status_reason}'::text[]
                        IS DISTINCT FROM to_jsonb(NEW) - '{status,status_reason}'::text[])
     EXECUTE FUNCTION minion_refuse_change();
+-- What an agent version pins and whom it calls is part of it.
+CREATE TRIGGER agent_version_tools_immutable BEFORE UPDATE ON agent_version_tools
+    FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
+CREATE TRIGGER relations_immutable BEFORE UPDATE ON relations
+    FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
+CREATE TRIGGER contents_immutable BEFORE UPDATE ON contents
+    FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
 CREATE TRIGGER task_outcomes_immutable BEFORE UPDATE ON task_outcomes
     FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
 CREATE TRIGGER tasks_immutable BEFORE UPDATE ON tasks
@@ -62,7 +69,12 @@ CREATE TRIGGER tasks_immutable BEFORE UPDATE ON tasks
         OR (OLD.id, OLD.namespace, OLD.root_id, OLD.origin_id, OLD.depth, OLD.created_at)
             IS DISTINCT FROM (NEW.id, NEW.namespace, NEW.root_id, NEW.origin_id, NEW.depth, NEW.created_at)
         OR (OLD.input, OLD.messages, OLD.parent_id, OLD.parent_step, OLD.conversation_id)
-            IS DISTINCT FROM (NEW.input, NEW.messages, NEW.parent_id, NEW.parent_step, NEW.conversation_id))
+            IS DISTINCT FROM (NEW.input, NEW.messages, NEW.parent_id, NEW.parent_step, NEW.conversation_id)
+        OR (OLD.capability, OLD.key, OLD.labels, OLD.submitted_by, OLD.traceparent, OLD.journal_format, OLD.deadline)
+            IS DISTINCT FROM (NEW.capability, NEW.key, NEW.labels, NEW.submitted_by, NEW.traceparent,
+                              NEW.journal_format, NEW.deadline)
+        -- The task that was replayed may be deleted.
+        OR (NEW.replay_of IS NOT NULL AND NEW.replay_of IS DISTINCT FROM OLD.replay_of))
     EXECUTE FUNCTION minion_refuse_change();
 
 -- ---------------------------------------------------------------------------------------------- accepting
@@ -84,6 +96,52 @@ BEGIN
     IF body ~ '[0-9]{150}' AND jsonb_path_exists(
             value, '$.** ? (@.type() == "number" && (@ >= 1e300 || @ <= -1e300))') THEN
         RAISE EXCEPTION '% holds a number of more than 300 digits.', what USING ERRCODE = 'MN007';
+    END IF;
+END $$;
+
+CREATE FUNCTION minion_are_messages(candidates jsonb) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN jsonb_typeof(candidates) = 'array' THEN
+        jsonb_array_length(candidates) BETWEEN 1 AND 1000 AND NOT EXISTS (
+            SELECT FROM jsonb_array_elements(candidates) AS c (message)
+                WHERE (jsonb_typeof(message) = 'object' AND jsonb_typeof(message->'content') = 'string'
+                       AND message->>'role' IN ('user', 'assistant', 'system', 'tool')) IS NOT TRUE)
+        ELSE false END
+$$;
+
+-- Refuses what must not be stored, whichever way it came in: the Python ways have checked most of it before.
+-- (Python can read no time after the year 9999, and no index holds a key of several kilobytes.)
+CREATE FUNCTION minion_check_request(request jsonb) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    fault record;
+    labels jsonb := NULLIF(request->'labels', 'null'::jsonb);
+    messages jsonb := NULLIF(request->'messages', 'null'::jsonb);
+BEGIN
+    SELECT f.name, char_length(request->>f.name) AS size, f.most INTO fault
+        FROM (VALUES ('agent', 0, 200), ('capability', 0, 200), ('idempotency_key', 1, 255), ('key', 1, 255),
+                     ('conversation_id', 1, 255), ('namespace', 1, 100)) AS f (name, least, most)
+        WHERE char_length(request->>f.name) NOT BETWEEN f.least AND f.most LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION '% has % characters; 1 to % are accepted.', fault.name, fault.size, fault.most
+            USING ERRCODE = 'MN007';
+    ELSIF request->>'traceparent' !~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$' THEN
+        RAISE EXCEPTION 'traceparent is not one of W3C Trace Context.' USING ERRCODE = 'MN007';
+    ELSIF (request->>'priority')::numeric NOT BETWEEN -100 AND 100 THEN
+        RAISE EXCEPTION 'priority is %; -100 to 100 are accepted.', request->>'priority' USING ERRCODE = 'MN007';
+    END IF;
+    SELECT t.name INTO fault FROM (VALUES ('run_at'), ('deadline')) AS t (name)
+        WHERE (request->>t.name)::timestamptz NOT BETWEEN '1970-01-01 00:00:00+00' AND '9999-01-01 00:00:00+00' LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION '% is not a time between the years 1970 and 9999.', fault.name USING ERRCODE = 'MN007';
+    END IF;
+    IF labels IS NOT NULL THEN
+        IF jsonb_typeof(labels) <> 'object' OR octet_length(labels::text) > 65536
+                OR jsonb_path_exists(labels, 'strict $.* ? (@.type() != "string")') THEN
+            RAISE EXCEPTION 'labels are an object whose values are text, 64 KB at most.' USING ERRCODE = 'MN007';
+        END IF;
+    END IF;
+    IF messages IS NOT NULL AND NOT minion_are_messages(messages) THEN
+        RAISE EXCEPTION 'messages are a list of 1 to 1000 objects, each with `role` (user, assistant, system or tool) '
+            'and `content` (text).' USING ERRCODE = 'MN007';
     END IF;
 END $$;
 
@@ -184,12 +242,15 @@ DECLARE
     parent record;
     origin uuid;
     child_depth integer := 0;
-    begins timestamptz := (request->>'run_at')::timestamptz;
-    ends timestamptz := (request->>'deadline')::timestamptz;
+    begins timestamptz;
+    ends timestamptz;
     checked boolean;
 BEGIN
+    PERFORM minion_check_request(request);
     PERFORM minion_check_json(request->'input', 'The input');
     PERFORM minion_check_json(request->'messages', 'The list of messages');
+    begins := request->>'run_at';
+    ends := request->>'deadline';
     task_id := minion_uuidv7();
     created := true;
 
@@ -246,10 +307,11 @@ BEGIN
     PERFORM minion_notify_pending();
 END $$;
 
--- For SQL callers: the task exists if and only if their transaction commits.
+-- For SQL callers, whatever their search_path: the task exists if and only if their transaction commits.
+-- Without input and messages the input is {}.
 CREATE FUNCTION minion_submit(
     agent text,
-    input jsonb DEFAULT '{}'::jsonb,
+    input jsonb DEFAULT NULL,
     capability text DEFAULT NULL,
     messages jsonb DEFAULT NULL,
     idempotency_key text DEFAULT NULL,
@@ -261,12 +323,14 @@ CREATE FUNCTION minion_submit(
     conversation_id text DEFAULT NULL,
     namespace text DEFAULT 'default',
     traceparent text DEFAULT NULL
-) RETURNS uuid LANGUAGE sql AS $$
+) RETURNS uuid LANGUAGE sql SET search_path FROM CURRENT AS $$
     SELECT task_id FROM minion_accept(jsonb_build_object(
-        'agent', agent, 'input', input, 'capability', capability, 'messages', messages,
+        'agent', agent, 'capability', capability, 'messages', messages,
         'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,
         'run_at', run_at, 'deadline', deadline, 'conversation_id', conversation_id,
-        'namespace', namespace, 'traceparent', traceparent, 'submitted_by', 'sql:' || session_user))
+        'namespace', namespace, 'traceparent', traceparent, 'submitted_by', 'sql:' || session_user)
+        || CASE WHEN input IS NOT NULL OR messages IS NULL
+                THEN jsonb_build_object('input', COALESCE(input, '{}'::jsonb)) ELSE '{}'::jsonb END)
 $$;
 
 -- ---------------------------------------------------------------------------------------------- dispatching
@@ -443,8 +507,8 @@ $$;
 
 -- What people group failures by: the kind of error and its text without numbers, ids and quoted values.
 CREATE FUNCTION minion_fingerprint(error jsonb) RETURNS text LANGUAGE sql IMMUTABLE AS $$
-    SELECT left(encode(sha256(convert_to(COALESCE(error->>'type', '') || ':' || regexp_replace(left(
-        COALESCE(error->>'message', ''), 500), '''[^'']*''|"[^"]*"|[0-9a-f]{8}-[0-9a-f-]{27}|[0-9]+', '#', 'g'),
+    SELECT left(encode(sha256(convert_to(COALESCE(error->>'type', '') || ':' || left(regexp_replace(left(
+        COALESCE(error->>'message', ''), 10000), '''[^'']*''|"[^"]*"|[0-9a-f]{8}-[0-9a-f-]{27}|[0-9]+', '#', 'g'), 500),
         'UTF8')), 'hex'), 16)
 $$;
 
@@ -611,6 +675,8 @@ LANGUAGE plpgsql AS $$
 DECLARE
     t uuid := minion_uuidv7();
 BEGIN
+    agent := left(agent, 200);
+    idempotency := left(idempotency, 255);
     INSERT INTO idempotency_keys (namespace, key, task_id, request) VALUES ('default', idempotency, t, failure)
         ON CONFLICT DO NOTHING;
     IF NOT FOUND THEN

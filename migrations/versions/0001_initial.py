@@ -261,6 +261,7 @@ def create_tables() -> None:
         sa.CheckConstraint("(agent_version_id IS NULL) OR (agent_name IS NOT NULL)", name="tasks_pinned_check"),
         sa.CheckConstraint("(parent_id IS NULL) = (parent_step IS NULL)", name="tasks_parent_check"),
         sa.CheckConstraint("depth >= 0", name="tasks_depth_check"),
+        sa.CheckConstraint("jsonb_typeof(labels) = 'object'", name="tasks_labels_check"),
         sa.ForeignKeyConstraint(["agent_version_id"], ["agent_versions.id"], name="tasks_agent_version_id_fkey"),
         sa.ForeignKeyConstraint(["parent_id"], ["tasks.id"], name="tasks_parent_id_fkey", ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["replay_of"], ["tasks.id"], name="tasks_replay_of_fkey", ondelete="SET NULL"),
@@ -437,7 +438,21 @@ def create_tables() -> None:
             name="task_status_state_check",
         ),
         sa.CheckConstraint("claim >= 0 AND attempts >= 0 AND losses >= 0", name="task_status_counters_check"),
-        sa.CheckConstraint("open_waits >= 0", name="task_status_open_waits_check"),
+        sa.CheckConstraint(
+            "open_waits >= 0 AND (open_waits = 0 OR state = 'waiting')", name="task_status_open_waits_check"
+        ),
+        sa.CheckConstraint("priority BETWEEN -100 AND 100", name="task_status_priority_check"),
+        sa.CheckConstraint(
+            "capability IS NOT NULL OR state NOT IN ('queued', 'running', 'waiting')", name="task_status_routed_check"
+        ),
+        sa.CheckConstraint(
+            "CASE state WHEN 'scheduled' THEN due_at IS NOT NULL WHEN 'waiting' THEN true ELSE due_at IS NULL END",
+            name="task_status_due_check",
+        ),
+        sa.CheckConstraint(
+            "NOT cancel_requested OR state IN ('running', 'cancelled', 'expired', 'failed', 'succeeded')",
+            name="task_status_cancel_reaches_only_the_running_check",
+        ),
         sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name="task_status_task_id_fkey", ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name="task_status_worker_id_fkey"),
         sa.PrimaryKeyConstraint("task_id", name="task_status_pkey"),

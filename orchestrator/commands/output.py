@@ -26,9 +26,11 @@ STATE_STYLES = {
     "running": "cyan",
     "waiting": "magenta",
 }
+IDS = frozenset({"id", "task", "replayed as", "would replay"})
 AS_JSON = typer.Option(False, "--json", help="Print JSON instead of a table.")
 
-console = Console(highlight=False, soft_wrap=True)
+# Wide enough for ids where nobody's terminal sets the width.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -39,7 +41,10 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
     """A table, or the line `empty` where there are no rows."""
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        # Ids are there to be copied.
+        table.add_column(column, no_wrap=column in IDS, min_width=36 if column in IDS else None)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     if table.row_count:

@@ -23,7 +23,7 @@ import structlog
 from minions import Client
 from minions.errors import MinionsError
 from orchestrator.local.child import Child
-from shared.database import get_engine
+from shared.database import close_engine, get_engine
 from shared.embedded import EmbeddedServers
 from shared.errors import InvalidInput, Unavailable
 from shared.init_db import init, migrate
@@ -123,9 +123,7 @@ class LocalSystem:
         """Stops the children in order, then the servers; idempotent."""
         (self.settings.data_dir / RUN_FILE).unlink(missing_ok=True)
         self._stop_children()
-        if get_engine.cache_info().currsize:
-            get_engine().dispose()
-            get_engine.cache_clear()
+        close_engine()
         if self.servers is not None:
             self.servers.stop()
         for number, handler in self._handlers.items():

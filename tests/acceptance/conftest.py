@@ -1,0 +1,124 @@
+"""The whole system as its users start it: the `minion` command in processes, in a data folder of its own.
+
+minion    runs the command: `minion("submit", "echo", "{}")` gives the finished process
+up        `minion up` in the background, stopped afterwards; see `System`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.embedded import scratch_dir
+
+START_SECONDS = 120
+OWN = ("DATABASE_URL", "REDIS_URL", "MINION_API_KEY", "MINION_API_URL", "MINION_DATA_DIR", "ANTHROPIC_API_KEY")
+
+
+@dataclass
+class System:
+    """A running `minion up`."""
+
+    process: subprocess.Popen[str]
+    environment: dict[str, str]
+    folder: Path
+
+    def run(self, *arguments: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs the `minion` command against it."""
+        return run_minion(self.environment, *arguments, input=input)
+
+    def json(self, *arguments: str) -> Any:
+        """The JSON that a command prints."""
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def processes(self) -> set[int]:
+        """Processes that have this data folder in their environment or on their command line (Linux)."""
+        return {pid for pid in all_pids() if str(self.folder).encode() in described(pid)}
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[dict[str, str]]:
+    """An environment that names a data folder of its own and nothing else."""
+    with scratch_dir() as folder:
+        yield clean_environment(folder / "data")
+
+
+@pytest.fixture(scope="module")
+def up(environment: dict[str, str]) -> Iterator[System]:
+    """A running system, shared by a module's tests."""
+    system = start_up(environment)
+    yield system
+    stop(system)
+
+
+def clean_environment(folder: Path) -> dict[str, str]:
+    """This process's environment without what would lead to other servers."""
+    kept = {name: value for name, value in os.environ.items() if name not in OWN and not name.startswith("PYTEST")}
+    return {**kept, "MINION_DATA_DIR": str(folder), "PYTHONUNBUFFERED": "1"}
+
+
+def run_minion(
+    environment: dict[str, str], *arguments: str, input: str | None = None, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command to its end."""
+    command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+    return subprocess.run(command, env=environment, input=input, capture_output=True, text=True, timeout=timeout)
+
+
+def start_up(environment: dict[str, str], *arguments: str) -> System:
+    """Starts `minion up` and waits until it says that everything runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "orchestrator.cli", "up", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    said: list[str] = []
+    assert process.stdout is not None
+    for line in process.stdout:
+        said.append(line)
+        if "Everything runs" in line:
+            return System(process, environment, Path(environment["MINION_DATA_DIR"]))
+    raise AssertionError(f"minion up ended with {process.wait()}:\n{''.join(said)}")
+
+
+def stop(system: System) -> None:
+    """Ends it as Ctrl-C does."""
+    if system.process.poll() is None:
+        system.process.send_signal(signal.SIGINT)
+        system.process.wait(timeout=60)
+    assert system.process.stdout is not None
+    system.process.stdout.close()
+
+
+def wait_until(done: Callable[[], bool], *, seconds: float, what: str) -> None:
+    """Looks until it is so."""
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.1)
+
+
+def all_pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def described(pid: int) -> bytes:
+    """A process's command line and environment, or nothing where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""

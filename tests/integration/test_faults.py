@@ -1,0 +1,204 @@
+"""Servers and processes that go away in the middle: nothing is lost, and nothing is done twice."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from shared.embedded import EmbeddedServers
+from shared.hints import make_redis
+from shared.schemas import TaskRequest
+from tests.integration.conftest import Tasks
+from tests.processes import (
+    Process,
+    ended_at_last,
+    ready,
+    start_orchestrator,
+    start_worker,
+    wait_online,
+    wait_until,
+)
+
+EXECUTED = text("SELECT task_id, count(*) FROM executions WHERE outcome = 'succeeded' GROUP BY task_id")
+
+
+@pytest.fixture
+def crowd(offered: Path, tmp_path: Path, database: Engine) -> Iterator[Any]:
+    """Starts workers for `work`, and kills what is left of them."""
+    with ExitStack() as stack:
+
+        def start(slots: int = 1, **options: Any) -> Process:
+            process = start_worker(tmp_path, "work", slots, **options)
+            stack.enter_context(ended_at_last(process))
+            return process
+
+        yield start
+
+
+def submit_many(tasks: Tasks, number: int, agent: str, value: Any) -> None:
+    tasks.submit_all([TaskRequest(agent=agent, input=value) for _ in range(number)])
+
+
+def succeeded(tasks: Tasks) -> int:
+    """How many have succeeded so far; none while nobody can say."""
+    try:
+        return tasks.count().get("succeeded", 0)
+    except DBAPIError:
+        return 0
+
+
+def wait_for_all(tasks: Tasks, number: int, timeout: float = 60.0) -> None:
+    wait_until(lambda: succeeded(tasks) == number, f"{number} tasks succeeded", timeout)
+    with tasks.engine.connect() as connection:
+        executed = {task: executions for task, executions in connection.execute(EXECUTED)}
+    assert len(executed) == number
+    assert set(executed.values()) == {1}
+
+
+@contextmanager
+def without(server: Any) -> Iterator[None]:
+    """Kills a server, and starts it again after the block."""
+    server.kill()
+    try:
+        yield
+    finally:
+        server.start()
+
+
+@pytest.mark.usefixtures("loops")
+def test_500_tasks_survive_a_flushed_broker_and_a_killed_worker(
+    tasks: Tasks, act: Any, crowd: Any, database: Engine
+) -> None:
+    doomed, survivor = crowd(), crowd()
+    wait_online(database, doomed, survivor)
+    submit_many(tasks, 500, act(), {"do": "sleep", "seconds": 0.01})
+    wait_until(lambda: succeeded(tasks) > 100, "100 done")
+    doomed.kill()
+    wait_until(lambda: succeeded(tasks) > 200, "200 done")
+    with make_redis() as broker:
+        broker.flushall()
+    wait_for_all(tasks, 500)
+
+
+@pytest.mark.usefixtures("loops")
+def test_a_broker_that_restarts_costs_nothing(
+    tasks: Tasks, act: Any, worker: Process, servers: EmbeddedServers
+) -> None:
+    long = tasks.submit(act("Long"), {"do": "sleep", "seconds": 5})
+    tasks.wait_for(long, "running")
+    submit_many(tasks, 100, act(), {"do": "sleep", "seconds": 0.01})
+    wait_until(lambda: succeeded(tasks) > 10, "10 done")
+    with without(servers.valkey):
+        wait_until(lambda: "Connection to broker lost" in worker.output(), "the worker notices")
+        unserved = tasks.submit(act(), {})
+    wait_for_all(tasks, 102)
+    assert worker.running
+    assert len(tasks.executions(long)) == 1
+    assert tasks.get(unserved)["state"] == "succeeded"
+
+
+@pytest.mark.usefixtures("loops")
+def test_time_limits_hold_when_the_broker_restarts(
+    tasks: Tasks, act: Any, worker: Process, servers: EmbeddedServers
+) -> None:
+    config = {"soft_time_limit": 2, "time_limit": 4, "max_attempts": 1}
+    hard = tasks.submit(act("Hard", config=config), {"do": "hang"})
+    soft = tasks.submit(act("Soft", config=config), {"do": "sleep", "seconds": 60})
+    tasks.wait_for(hard, "running")
+    tasks.wait_for(soft, "running")
+    with without(servers.valkey):
+        pass
+    assert "soft_time_limit" in tasks.wait(soft, timeout=20)["error"]["message"]
+    assert "hard time_limit" in tasks.wait(hard, timeout=20)["error"]["message"]
+    assert tasks.run(act(), {})["state"] == "succeeded"
+
+
+@pytest.mark.usefixtures("loops")
+def test_a_database_that_restarts_is_waited_for(
+    tasks: Tasks, act: Any, worker: Process, servers: EmbeddedServers
+) -> None:
+    submit_many(tasks, 200, act(config={"max_attempts": 1}), {"do": "sleep", "seconds": 0.01})
+    wait_until(lambda: succeeded(tasks) > 20, "20 done")
+    with without(servers.postgres):
+        wait_until(lambda: "database_away" in worker.output(), "the worker notices")
+    wait_for_all(tasks, 200)
+    assert worker.running
+
+
+@pytest.mark.usefixtures("loops")
+def test_a_task_that_runs_while_the_database_restarts_is_recorded(
+    tasks: Tasks, act: Any, worker: Process, servers: EmbeddedServers
+) -> None:
+    task = tasks.submit(act(), {"do": "sleep", "seconds": 2})
+    tasks.wait_for(task, "running")
+    with without(servers.postgres):
+        pass
+    assert tasks.wait(task)["state"] == "succeeded"
+    assert len(tasks.executions(task)) == 1
+
+
+def test_an_orchestrator_that_is_killed_is_replaced(tasks: Tasks, act: Any, worker: Process, tmp_path: Path) -> None:
+    first = start_orchestrator(tmp_path)
+    with ended_at_last(first):
+        submit_many(tasks, 300, act(), {"do": "sleep", "seconds": 0.01})
+        wait_until(lambda: succeeded(tasks) > 20, "20 done")
+        first.kill()
+    second = start_orchestrator(tmp_path)
+    with ended_at_last(second):
+        wait_for_all(tasks, 300)
+        assert second.stop() == 0
+
+
+def test_two_orchestrators_share_the_work(tasks: Tasks, act: Any, worker: Process, tmp_path: Path) -> None:
+    pair = [start_orchestrator(tmp_path), start_orchestrator(tmp_path)]
+    with ended_at_last(*pair):
+        for process in pair:
+            wait_until(lambda process=process: ready(process), "orchestrator ready")
+        submit_many(tasks, 200, act(), {})
+        wait_for_all(tasks, 200)
+        with tasks.engine.connect() as connection:
+            assert connection.scalar(text("SELECT max(claim) FROM task_status")) == 1
+
+
+@pytest.mark.parametrize(("missing", "what"), [("DATABASE_URL", "The database"), ("REDIS_URL", "The broker")])
+@pytest.mark.parametrize("start", [start_orchestrator, lambda folder, env: start_worker(folder, "work", env=env)])
+def test_a_server_that_is_down_at_the_start(tmp_path: Path, settings: Any, start: Any, missing: str, what: str) -> None:
+    nowhere = {"DATABASE_URL": f"postgresql:///x?host={tmp_path}", "REDIS_URL": f"unix://{tmp_path}/none.sock"}
+    process = start(tmp_path, env={missing: nowhere[missing], "MINION_CONNECT_ATTEMPTS": "2"})
+    with ended_at_last(process):
+        assert process.wait() == 69
+        assert f"{what} cannot be reached after 2 attempts" in process.output()
+        assert "Traceback" not in process.output()
+
+
+def test_a_worker_that_is_asked_to_stop_finishes_its_task(
+    tasks: Tasks, act: Any, crowd: Any, database: Engine, loops: None
+) -> None:
+    leaving = crowd()
+    wait_online(database, leaving)
+    task = tasks.submit(act(), {"do": "sleep", "seconds": 1})
+    tasks.wait_for(task, "running")
+    assert leaving.stop() == 0
+    assert tasks.get(task)["state"] == "succeeded"
+
+
+def test_a_worker_in_a_hurry_hands_back_uncharged(
+    tasks: Tasks, act: Any, crowd: Any, database: Engine, loops: None
+) -> None:
+    leaving = crowd(options=["--", "worker.soft_shutdown_timeout=0.5"])
+    wait_online(database, leaving)
+    task = tasks.submit(act(), {"do": "sleep", "seconds": 4})
+    tasks.wait_for(task, "running")
+    leaving.signal(signal.SIGQUIT)
+    leaving.wait()
+    assert tasks.get(task)["attempts"] == 0
+    assert tasks.executions(task)[0]["outcome"] == "handed_back"
+    wait_online(database, crowd())
+    assert tasks.wait(task)["state"] == "succeeded"
