@@ -36,6 +36,7 @@ from shared.submission import submit_many
 
 PROCESSES = 2
 ROUND_SECONDS = 300.0
+POLL_SECONDS = 0.05
 DEFINITIONS = (
     {"kind": "tool", "name": "echo", "type": "builtin", "builtin": "echo", "effect": "pure"},
     {"kind": "function", "name": "noop", "code": "def noop(value):\n    return value\n"},
@@ -48,15 +49,17 @@ DEFINITIONS = (
         "config": {"capabilities": ["bench"]},
     },
 )
+LIVE = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE state IN ('pending', 'queued', 'running', 'waiting'))")
 
 
 @dataclass(frozen=True)
 class System:
-    """One system under test: how a round of n tasks is run, and how many of them are recorded."""
+    """One system under test: how n tasks are handed in, and whether that many more than `before` are recorded."""
 
     name: str
     submit: Callable[[int], None]
     recorded: Callable[[], int]
+    finished: Callable[[int], bool]
 
 
 def main() -> None:
@@ -84,11 +87,14 @@ def measure(system: System, tasks: int) -> float:
     """
     before, began = system.recorded(), time.perf_counter()
     system.submit(tasks)
-    while system.recorded() - before < tasks:
+    while not system.finished(before + tasks):
         if time.perf_counter() - began > ROUND_SECONDS:
             raise TimeoutError(f"{system.name}: {system.recorded() - before} of {tasks} tasks after {ROUND_SECONDS} s")
-        time.sleep(0.02)
-    return tasks / (time.perf_counter() - began)
+        time.sleep(POLL_SECONDS)
+    seconds = time.perf_counter() - began
+    if system.recorded() - before != tasks:
+        raise AssertionError(f"{system.name}: {system.recorded() - before} of {tasks} tasks succeeded")
+    return tasks / seconds
 
 
 def report(rates: dict[str, list[float]], tasks: int, *, as_json: bool) -> None:
@@ -150,7 +156,7 @@ def configure(addresses: Addresses, folder: Path) -> None:
 
 def ours(name: str, agent: str) -> System:
     """This project, tasks handed in by one call."""
-    finished = text(
+    succeeded = text(
         "SELECT count(*) FROM task_status s JOIN tasks t ON t.id = s.task_id "
         "WHERE t.agent_name = :agent AND s.state = 'succeeded'"
     )
@@ -162,9 +168,13 @@ def ours(name: str, agent: str) -> System:
 
     def recorded() -> int:
         with get_engine().connect() as connection:
-            return int(connection.scalar(finished, {"agent": agent}) or 0)
+            return int(connection.scalar(succeeded, {"agent": agent}) or 0)
 
-    return System(name, submit, recorded)
+    def finished(goal: int) -> bool:
+        with get_engine().connect() as connection:
+            return not connection.scalar(LIVE)
+
+    return System(name, submit, recorded, finished)
 
 
 def plain(stack: ExitStack, name: str, addresses: Addresses, number: int, backend: str, logs: Path) -> System:
@@ -182,7 +192,7 @@ def plain(stack: ExitStack, name: str, addresses: Addresses, number: int, backen
                 app.send_task("plain.noop", (value,), producer=producer)
 
     counter = redis_results(addresses, number) if backend.startswith("redis") else postgres_results
-    return System(name, submit, counter)
+    return System(name, submit, counter, lambda goal: counter() >= goal)
 
 
 def redis_results(addresses: Addresses, number: int) -> Callable[[], int]:

@@ -1,6 +1,6 @@
 """Pending tasks become Celery messages, as far as each capability's window in the broker has room.
 
-Woken by `NOTIFY minion_pending`; while there is a backlog it looks again every 20 ms, for room comes with every task
+Woken by `NOTIFY minion_pending`; while there is a backlog it looks again every 50 ms, for room comes with every task
 that finishes. Several orchestrators may run: `SKIP LOCKED` shares the work among them.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import psycopg
 import structlog
 from celery import Celery
-from sqlalchemy import Engine, make_url, text
+from sqlalchemy import Connection, Engine, make_url, text
 
 from orchestrator.loop import Loop
 from orchestrator.routing import prepare_pending
@@ -21,7 +21,9 @@ from shared.settings import Settings
 log = structlog.get_logger(__name__)
 
 IDLE_SECONDS = 1.0
-BACKLOG_SECONDS = 0.02
+# Seldom enough for batches of a good size, often enough not to let the smallest window run dry.
+BACKLOG_SECONDS = 0.05
+UNPREPARED = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE state = 'pending' AND capability IS NULL)")
 BACKLOG = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE state = 'pending' AND capability = ANY (:served))")
 SERVED = text(
     "SELECT DISTINCT unnest(capabilities) FROM workers "
@@ -38,22 +40,27 @@ class Dispatcher(Loop):
         super().__init__()
         self.settings = settings
         self.engine = engine
+        # Each statement a transaction of its own: a round is three round trips.
+        self.statements = engine.execution_options(isolation_level="AUTOCOMMIT")
         self.app = app
         self._listener: psycopg.Connection | None = None
 
     def round(self) -> float:
         """Prepares, dispatches and publishes one batch."""
         self._listen()
-        with self.engine.begin() as connection:
-            prepare_pending(connection)
-        with self.engine.begin() as connection:
+        with self.statements.connect() as connection:
+            if connection.scalar(UNPREPARED):
+                self._prepare()
             batch = lifecycle.dispatch(
                 connection, lease=self.settings.lease_seconds, window=self.settings.dispatch_window
             )
-        if batch:
-            self._publish(batch)
-            return 0.0
-        return BACKLOG_SECONDS if self._has_backlog() else IDLE_SECONDS
+            if batch:
+                self._publish(batch)
+            return BACKLOG_SECONDS if self._has_backlog(connection) else IDLE_SECONDS
+
+    def _prepare(self) -> None:
+        with self.engine.begin() as connection:
+            prepare_pending(connection)
 
     def wait(self, seconds: float) -> None:
         """Waits for a notification, or until the time is up."""
@@ -79,10 +86,9 @@ class Dispatcher(Loop):
         else:
             log.debug("dispatched", tasks=len(batch))
 
-    def _has_backlog(self) -> bool:
-        with self.engine.begin() as connection:
-            served = list(connection.scalars(SERVED, {"lease": self.settings.lease_seconds}))
-            return bool(served and connection.scalar(BACKLOG, {"served": served}))
+    def _has_backlog(self, connection: Connection) -> bool:
+        served = list(connection.scalars(SERVED, {"lease": self.settings.lease_seconds}))
+        return bool(served and connection.scalar(BACKLOG, {"served": served}))
 
     def _listen(self) -> None:
         if self._listener is not None and not self._listener.closed:

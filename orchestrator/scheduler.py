@@ -21,11 +21,11 @@ class Scheduler(Loop):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
-        self.engine = engine
+        self.statements = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def round(self) -> float:
         """Wakes one batch."""
-        with self.engine.begin() as connection:
+        with self.statements.connect() as connection:
             woken = lifecycle.wake_due(connection, most=BATCH)
         if woken:
             log.debug("woken", tasks=woken)

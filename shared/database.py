@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import structlog
+from psycopg import DataError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.orm import Session
@@ -60,6 +61,8 @@ def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = Fals
         pool_timeout=30,
         pool_pre_ping=pre_ping,
         json_serializer=_dump,
+        # Errors and their tracebacks go to the log; inputs and prompts do not.
+        hide_parameters=True,
         connect_args={
             "connect_timeout": 5,
             "application_name": "minions",
@@ -131,7 +134,10 @@ def statement() -> Iterator[Connection]:
 
 
 def expected_error(error: BaseException | None) -> errors.MinionError | None:
-    """The MinionError behind a database error that our own functions raised, if it is one."""
+    """The MinionError behind a database error that our own functions raised, if it is one, or behind a text that
+    PostgreSQL cannot hold: whoever looks up a name with U+0000 in it made a mistake, not we."""
+    if isinstance(error, UnicodeEncodeError) or (isinstance(error, DataError) and "NUL" in str(error)):
+        return errors.InvalidInput("Text with the character U+0000 or with a lone surrogate cannot be stored.")
     state = getattr(error, "sqlstate", None)
     kind = EXPECTED.get(state or "")
     return kind(error.diag.message_primary or str(error)) if kind and error is not None else None  # type: ignore[attr-defined]
@@ -148,7 +154,9 @@ def is_transient(error: BaseException) -> bool:
 def reason(error: BaseException) -> str:
     """A database error in one line, without the statement and its parameters."""
     original = getattr(error, "orig", None) or error
-    return " ".join(str(original).split())[:300]
+    # Not its DETAIL, which quotes the row.
+    primary = getattr(getattr(original, "diag", None), "message_primary", None)
+    return " ".join((primary or str(original)).split())[:300]
 
 
 def unavailable(error: BaseException) -> errors.Unavailable:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from shared.errors import InvalidDefinition
+from shared.errors import InvalidDefinition, InvalidInput
+from shared.json_values import parse
 from shared.schemas import AnyDefinition, parse_definition
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -31,6 +33,9 @@ def load(path: Path) -> list[AnyDefinition]:
 def dump(definition: AnyDefinition) -> str:
     """A definition as a YAML document that loads again unchanged; what has its default value is left out."""
     plain = definition.model_dump(mode="json", exclude_defaults=True)
+    if "soft_time_limit" in plain.get("config", {}):
+        # Without it, it would follow the soft limit.
+        plain["config"]["time_limit"] = definition.model_dump()["config"]["time_limit"]
     document = {"kind": definition.kind, "name": definition.name, **plain}
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
@@ -48,20 +53,34 @@ def _files(path: Path) -> list[Path]:
 
 def _documents(file: Path) -> Iterator[Any]:
     try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise InvalidDefinition(f"{file}: larger than {MAX_FILE_BYTES:,} bytes.")
-        text = file.read_text(encoding="utf-8")
-        for document in yaml.load_all(text, Loader=_Loader):
+        text = _text(file)
+        documents = [parse(text, what="The file")] if file.suffix == ".json" else yaml.load_all(text, Loader=_Loader)
+        for document in documents:
             if document is not None:
                 yield from document if isinstance(document, list) else [document]
+    except InvalidInput as error:
+        raise InvalidDefinition(f"{file}: {error.message}") from None
+    except yaml.YAMLError as error:
+        raise InvalidDefinition(f"{file}: is not valid YAML: {' '.join(str(error).split())}.") from None
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        # What PyYAML raises where an explicit tag and its value do not fit, such as `!!bool maybe`.
+        raise InvalidDefinition(f"{file}: holds a value that cannot be read: {str(error)[:200]}.") from None
+    except RecursionError:
+        raise InvalidDefinition(f"{file}: is nested too deeply.") from None
+
+
+def _text(file: Path) -> str:
+    """A file's text, without the mark that some editors put before it."""
+    try:
+        if not file.is_file():
+            raise InvalidDefinition(f"{file}: there is no such file.")
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise InvalidDefinition(f"{file}: larger than {MAX_FILE_BYTES:,} bytes.")
+        return file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InvalidDefinition(f"{file}: cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise InvalidDefinition(f"{file}: is not UTF-8 (byte {error.start}).") from None
-    except yaml.YAMLError as error:
-        raise InvalidDefinition(f"{file}: is not valid YAML: {' '.join(str(error).split())}.") from None
-    except RecursionError:
-        raise InvalidDefinition(f"{file}: is nested too deeply.") from None
 
 
 def _with_code(document: Any, file: Path) -> Any:
@@ -70,12 +89,32 @@ def _with_code(document: Any, file: Path) -> Any:
         return document
     if "code" in document:
         raise InvalidDefinition(f"{file}: {document.get('name')!r} has both `code` and `code_file`.")
-    source = file.parent / str(document["code_file"])
+    name = document["code_file"]
+    if not isinstance(name, str) or "\x00" in name:
+        raise InvalidDefinition(f"{file}: code_file is the path of a file, not {name!r}.")
     try:
-        code = source.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidDefinition(f"{file}: code_file {document['code_file']!r} cannot be read: {error}.") from None
-    return {**{name: value for name, value in document.items() if name != "code_file"}, "code": code}
+        code = _text(file.parent / name)
+    except InvalidDefinition as error:
+        raise InvalidDefinition(f"{file}: code_file {error.message}") from None
+    return {**{field: value for field, value in document.items() if field != "code_file"}, "code": code}
+
+
+# What a plain word means: YAML 1.2's core schema, which is JSON's. In YAML 1.1, PyYAML's own, `no` is false, `1:30`
+# is 90 and 2026-11-22 is a date.
+PLAIN_WORDS = [
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", r"~|null|Null|NULL|", "~nN\0"),
+    ("int", r"[-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(?i:inf)|\.(?i:nan)", "-+0123456789."),
+    ("merge", r"<<", "<"),
+]
+
+
+def _speak_yaml_1_2(speaker: Any) -> None:
+    speaker.yaml_implicit_resolvers = {}
+    for kind, pattern, first in PLAIN_WORDS:
+        words = re.compile(f"(?:{pattern})\\Z")
+        speaker.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", words, ["" if c == "\0" else c for c in first])
 
 
 class _Loader(yaml.SafeLoader):
@@ -92,7 +131,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+            if isinstance(key.value, str) and key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
             if isinstance(key.value, str):
                 seen.add(key.value)
@@ -107,8 +146,17 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = "|" if "\n" in text else None
+    # PyYAML writes these so that it reads them as something else, unless they are escaped.
+    odd = any(character in text for character in "\r\x85\u2028\u2029\ufeff")
+    style = '"' if odd else "|" if "\n" in text else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
+def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(loader.construct_scalar(node))  # PyYAML's would read 010 as 8
+
+
+_speak_yaml_1_2(_Loader)
+_speak_yaml_1_2(_Dumper)
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Dumper.add_representer(str, _represent_text)

@@ -2,7 +2,8 @@
 
 References are by name (`normalise_licence`, always the active version) or pinned (`normalise_licence@2`). A version
 holds the versions that its references resolved to; so when a function changes, the tools and agents that follow it
-by name get a new version too, with the same text.
+by name get a new version too, with the same text. An agent that was rolled back stays exactly where it is, until a
+new text of it is applied.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import InvalidDefinition
 from shared.init_db import SCHEMA_LOCK
+from shared.json_values import digest
 from shared.models import (
     Agent,
     AgentVersion,
@@ -28,6 +30,22 @@ from shared.models import (
     ToolVersion,
 )
 from shared.schemas import KINDS, AgentDefinition, AnyDefinition, FunctionDefinition, ToolDefinition
+
+# Every agent, once alone and once with each agent that its active version may call.
+CALLS = text(
+    """
+    WITH active AS (
+        SELECT a.name, v.id, v.tool_version_id FROM agents a JOIN agent_versions v ON v.id = a.active_version_id
+            WHERE a.namespace = :namespace
+    )
+    SELECT name, NULL FROM active
+    UNION SELECT v.name, r.agent_name FROM active v JOIN relations r ON r.agent_version_id = v.id
+    UNION SELECT v.name, t.definition->>'agent' FROM active v
+        JOIN agent_version_tools l ON l.agent_version_id = v.id JOIN tool_versions t ON t.id = l.tool_version_id
+    UNION SELECT v.name, t.definition->>'agent' FROM active v JOIN tool_versions t ON t.id = v.tool_version_id
+    ORDER BY 1, 2
+    """
+)
 
 Action = Literal["created", "changed", "unchanged"]
 Head = Agent | Tool | Function
@@ -146,6 +164,9 @@ class DefinitionStore:
         """Makes the version with this checksum the active one. Returns it if it is new."""
         head_class, version_class, owner = HEADS[definition.kind]
         head = self._head(head_class, definition.name)
+        if head is not None and (held := self._held(head, definition)):
+            self.changes.append(Change(definition.kind, definition.name, "unchanged", held.number))
+            return None
         known = self._find(head_class, version_class, owner, definition.name, checksum)
         if known is not None:
             self._reuse(head, known, definition, because)
@@ -170,20 +191,26 @@ class DefinitionStore:
         return version
 
     def _reuse(self, head: Any, known: Any, definition: AnyDefinition, because: str | None) -> None:
-        """The content was stored before: unchanged, or back to an older text.
-
-        An agent that was rolled back stays so when the newest text is applied again, or every deployment would
-        undo the rollback.
-        """
-        _, version_class, owner = HEADS[definition.kind]
-        is_newest = known.number == self._newest(version_class, owner, head.id)
-        held = getattr(head, "status", None) == "rolled_back" and is_newest
-        if head.active_version_id == known.id or held:
+        """The content was stored before: unchanged, or back to an older text."""
+        if head.active_version_id == known.id:
             if because is None:
                 self.changes.append(Change(definition.kind, definition.name, "unchanged", known.number))
             return
         self._activate(head, known)
         self.changes.append(Change(definition.kind, definition.name, "changed", known.number, because))
+
+    def _held(self, head: Any, definition: AnyDefinition) -> Any | None:
+        """The newest version of an agent that was rolled back, where this is its text.
+
+        Such an agent stays where it is, also when a function or tool that it uses has changed, or every deployment
+        would undo the rollback.
+        """
+        if getattr(head, "status", None) != "rolled_back":
+            return None
+        newest = self.session.scalars(
+            select(AgentVersion).filter_by(agent_id=head.id).order_by(AgentVersion.number.desc()).limit(1)
+        ).one()
+        return newest if digest(newest.definition) == digest(definition.content()) else None
 
     def _activate(self, head: Any, version: Any) -> None:
         head.active_version_id = version.id
@@ -226,20 +253,23 @@ class DefinitionStore:
         """The given definitions, then the stored ones that follow something in `moved` by name, and why."""
         found: list[tuple[Any, str | None]] = [(definition, None) for definition in given]
         names = {definition.name for definition, _ in found}
-        for definition in self._active(kind) if moved else []:
+        for definition in self._active(kind, but_rolled_back=True) if moved else []:
             followed = _references(definition) & moved
             if definition.name not in names and followed:
                 found.append((definition, ", ".join(f"{kind} {name}" for kind, name in sorted(followed))))
         return found
 
-    def _active(self, kind: str) -> list[Any]:
+    def _active(self, kind: str, *, but_rolled_back: bool = False) -> list[Any]:
         head_class, version_class, _ = HEADS[kind]
-        rows = self.session.execute(
+        query = (
             select(head_class.name, version_class.definition)
             .join(version_class, version_class.id == head_class.active_version_id)
             .where(head_class.namespace == self.namespace)
             .order_by(head_class.name)
         )
+        if but_rolled_back and kind == "agent":
+            query = query.where(Agent.status != "rolled_back")
+        rows = self.session.execute(query)
         return [KINDS[kind].model_validate({"name": name, **definition}) for name, definition in rows]
 
     def _check_relations(self, given: Sequence[AgentDefinition]) -> None:
@@ -252,18 +282,23 @@ class DefinitionStore:
         for tool in self._active("tool"):
             if tool.agent and tool.agent not in calls:
                 raise InvalidDefinition(f"tool {tool.name!r}, agent: there is no agent named {tool.agent!r}.")
+        self._refuse_circles(calls)
+
+    def check_circles(self) -> None:
+        """Raises InvalidDefinition where active agents hand work to each other in a circle."""
+        self._refuse_circles(self._calls())
+
+    def _refuse_circles(self, calls: dict[str, list[str]]) -> None:
         for name in sorted(calls):
             if circle := _find_circle(name, calls):
                 raise InvalidDefinition(f"agent {name!r}: its relations form a circle: {' -> '.join(circle)}.")
 
     def _calls(self) -> dict[str, list[str]]:
-        """For each agent the agents it may call: by relation, or by a tool of kind agent."""
-        tools = {tool.name: tool.agent for tool in self._active("tool") if tool.agent}
-        return {
-            agent.name: [relation.agent for relation in agent.relations]
-            + [tools[name] for reference in agent.tools if (name := reference.partition("@")[0]) in tools]
-            for agent in self._active("agent")
-        }
+        """For each agent the agents that its active version may call: by relation, or by a tool of kind agent."""
+        calls: dict[str, list[str]] = {}
+        for caller, called in self.session.execute(CALLS, {"namespace": self.namespace}):
+            calls.setdefault(caller, []).extend([called] if called else [])
+        return calls
 
 
 def _of(definitions: Sequence[AnyDefinition], kind: type[Any]) -> list[Any]:

@@ -13,11 +13,12 @@ from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
+from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from shared.definitions import Change, DefinitionStore
-from shared.errors import FunctionError, InvalidDefinition, InvalidInput, InvalidOutput, NotFound
+from shared.errors import FunctionError, InvalidDefinition, InvalidInput, InvalidOutput, MinionError, NotFound
 from shared.json_schema import validate
 from shared.json_values import JsonValue, check
 from shared.models import Function, FunctionVersion
@@ -52,14 +53,23 @@ class StoredFunction:
         Raises:
             FunctionError: the stored code is not what was hashed when it was stored.
         """
-        definition = FunctionDefinition.model_validate({"name": row.name, **row.definition})
-        if definition.checksum() != row.checksum:
+        definition = _intact(row)
+        if definition is None:
             raise FunctionError(
                 f"Function {row.name!r} (version {row.number}) does not match its stored SHA-256 and is not run. "
                 "Somebody changed the row; store the function again.",
                 reason="hash_mismatch",
             )
         return cls(row.id, row.number, row.checksum, row.status, definition)
+
+
+def _intact(row: FunctionVersion) -> FunctionDefinition | None:
+    """A row's definition, if it is what was stored."""
+    try:
+        definition = FunctionDefinition.model_validate({"name": row.name, **row.definition})
+    except (ValidationError, MinionError, TypeError):
+        return None
+    return definition if definition.checksum() == row.checksum else None
 
 
 @lru_cache(maxsize=1)
@@ -141,10 +151,14 @@ def validate_code(definition: FunctionDefinition) -> None:
 
 
 class FunctionStore:
-    """Functions of one namespace, on the caller's session."""
+    """Functions of one namespace, in the database of the caller's session.
+
+    Each call has a short transaction of its own: nothing that the caller has not committed is touched or seen, no
+    transaction stays open while a function runs, and calls may run at the same time.
+    """
 
     def __init__(self, session: Session, namespace: str = "default") -> None:
-        self.session = session
+        self.engine = session.get_bind().engine
         self.namespace = namespace
 
     async def store_function(
@@ -176,10 +190,10 @@ class FunctionStore:
                 "input_schema": input_schema,
                 "output_schema": output_schema,
                 "entrypoint": entrypoint,
-                "config": {**(config or {}), **settings},
+                "config": {**config, **settings} if isinstance(config, dict) else config or settings,
             }
         )
-        return await asyncio.to_thread(self._store, definition)
+        return await asyncio.to_thread(self._store, definition)  # type: ignore[arg-type]  # `kind` makes it a function
 
     async def execute_function(
         self, name: str, arguments: dict[str, Any], *, version: int | None = None, context: dict[str, Any] | None = None
@@ -201,18 +215,25 @@ class FunctionStore:
         Raises:
             NotFound: there is no such function or version.
         """
-        head = self.session.scalar(select(Function).filter_by(namespace=self.namespace, name=name))
-        if head is None:
-            raise NotFound(f"There is no function named {name!r}. `minion functions list` lists them.")
-        wanted = {"id": head.active_version_id} if version is None else {"function_id": head.id, "number": version}
-        row = self.session.scalar(select(FunctionVersion).filter_by(**wanted))
-        if row is None:
-            raise NotFound(f"The function {name!r} has no version {version}.")
-        return StoredFunction.of(row)
+        with Session(self.engine) as session:
+            head = session.scalar(select(Function).filter_by(namespace=self.namespace, name=name))
+            if head is None:
+                raise NotFound(f"There is no function named {str(name)[:100]!r}. `minion functions list` lists them.")
+            wanted = {"id": head.active_version_id} if version is None else {"function_id": head.id, "number": version}
+            row = session.scalar(select(FunctionVersion).filter_by(**wanted)) if is_number(version) else None
+            if row is None:
+                raise NotFound(f"The function {name!r} has no version {str(version)[:20]}.")
+            return StoredFunction.of(row)
 
-    def _store(self, definition: Any) -> StoredFunction:
-        store_definitions(self.session, [definition], namespace=self.namespace)
+    def _store(self, definition: FunctionDefinition) -> StoredFunction:
+        with Session(self.engine) as session:
+            store_definitions(session, [definition], namespace=self.namespace)
         return self.get(definition.name)
+
+
+def is_number(version: Any) -> bool:
+    """Whether a version's number can be looked up at all; None stands for the active one."""
+    return version is None or (type(version) is int and 0 < version < 1 << 31)
 
 
 def store_definitions(

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.orm import Session
 
 from shared.errors import NotConfigured
-from shared.models import Agent, Tool
+from shared.models import Agent, Function, Tool
 
 if TYPE_CHECKING:
     from shared.definitions import Change
@@ -39,32 +39,42 @@ def migrate(engine: Engine) -> tuple[str | None, str | None]:
     """Brings the schema to this release's revision.
 
     Returns:
-        the revision before and the revision after.
+        the revision before and the revision after; the same where nothing was to be done, or where a later release
+        has brought it further.
     """
     with alembic_config() as config, engine.connect() as connection:
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": SCHEMA_LOCK})
         connection.commit()
         try:
-            before = MigrationContext.configure(connection).get_current_revision()
-            connection.rollback()
+            before = _revision(connection)
+            if before is not None and before not in _known_revisions(config):
+                return before, before
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             connection.commit()
-            after = MigrationContext.configure(connection).get_current_revision()
-            connection.rollback()
+            return before, _revision(connection)
         finally:
+            connection.rollback()
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": SCHEMA_LOCK})
             connection.commit()
-    return before, after
+
+
+def _revision(connection: Connection) -> str | None:
+    revision = MigrationContext.configure(connection).get_current_revision()
+    connection.rollback()
+    return revision
+
+
+def _known_revisions(config: Config) -> set[str]:
+    return {revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()}
 
 
 def check_schema_is_current(connection: Connection) -> None:
     """Raises NotConfigured where the schema is missing or older than this release; a newer one is fine."""
     current = MigrationContext.configure(connection).get_current_revision()
     with alembic_config() as config:
-        script = ScriptDirectory.from_config(config)
-        known = {revision.revision for revision in script.walk_revisions()}
-        head = script.get_current_head()
+        known = _known_revisions(config)
+        head = ScriptDirectory.from_config(config).get_current_head()
     if current is None:
         raise NotConfigured("The database has no schema yet. Run `minion migrate`.")
     if current in known and current != head:
@@ -82,7 +92,10 @@ def init(engine: Engine) -> list[Change]:
 
     with as_file(files("shared") / "default_agents") as folder, Session(engine) as session:
         session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
-        present = {("agent", name) for name in session.scalars(select(Agent.name))}
-        present |= {("tool", name) for name in session.scalars(select(Tool.name))}
+        present = {
+            (kind, name)
+            for kind, head in (("agent", Agent), ("tool", Tool), ("function", Function))
+            for name in session.scalars(select(head.name).filter_by(namespace="default"))
+        }
         missing = [definition for definition in load(folder) if (definition.kind, definition.name) not in present]
         return store_definitions(session, missing)

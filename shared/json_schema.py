@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from jsonschema import Draft202012Validator, FormatChecker
-from jsonschema.exceptions import SchemaError, ValidationError
+from jsonschema.exceptions import FormatError, SchemaError, ValidationError
 from jsonschema.validators import extend
 from pydantic_core import SchemaError as PatternError
 from pydantic_core import SchemaValidator, core_schema
@@ -28,6 +28,7 @@ from shared.json_values import JsonValue, canonical, digest
 MAX_VIOLATIONS = 50
 MAX_EXAMINED = 1000
 MAX_MESSAGE = 300
+MAX_FORMATTED = 2048  # some formats are parsed by grammars that take minutes for a megabyte
 DIALECT = Draft202012Validator.META_SCHEMA["$id"]
 
 # Where a schema holds other schemas (2020-12, and `definitions` of older drafts).
@@ -37,6 +38,10 @@ HOLD_ONE = frozenset(
 )
 HOLD_LIST = frozenset("allOf anyOf oneOf prefixItems".split())
 HOLD_MAP = frozenset("$defs definitions dependentSchemas patternProperties properties".split())
+
+# One value of each kind: a schema that loops does so with one of them.
+SAMPLES: tuple[JsonValue, ...] = (None, 0, "", [], {})
+ENDLESS = [{"path": "$", "message": "the schema refers to itself without end"}]
 
 Schema = dict[str, Any]
 
@@ -57,6 +62,8 @@ def check_schema(schema: JsonValue, *, where: str) -> None:
     for path, part in _subschemas(schema, "$"):
         for at, fault in _faults(schema, part):
             raise InvalidDefinition(f"{where}: {_cut(path + at)}: {fault}.", path=path + at)
+    if any(violations(schema, sample) == ENDLESS for sample in SAMPLES):
+        raise InvalidDefinition(f"{where}: {ENDLESS[0]['message']}.", path="$")
 
 
 def violations(schema: Schema, value: JsonValue) -> list[dict[str, str]]:
@@ -67,7 +74,7 @@ def violations(schema: Schema, value: JsonValue) -> list[dict[str, str]]:
     except Unresolvable as error:
         return [{"path": "$", "message": f"the schema refers to something it does not contain: {error.ref}"}]
     except RecursionError:
-        return [{"path": "$", "message": "the schema refers to itself without end"}]
+        return ENDLESS
     return sorted(found, key=lambda fault: fault["path"])[:MAX_VIOLATIONS]
 
 
@@ -153,8 +160,7 @@ def _pattern_fault(pattern: str) -> str | None:
     try:
         _matcher(pattern)
     except PatternError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = next((line for line in reversed(lines) if line.startswith("error:")), lines[-1]).removeprefix("error: ")
+        reason = str(error).strip().splitlines()[-1].removeprefix("error: ").removeprefix("SchemaError: ").rstrip(".")
         return f"the regular expression {_cut(pattern)!r} is not supported: {_cut(reason)}"
     return None
 
@@ -199,6 +205,18 @@ def _additional_properties(
         yield ValidationError(f"Additional properties are not allowed ({listed} {verb} unexpected)")
 
 
+def _format(validator: Any, name: str, value: JsonValue, schema: Schema) -> Iterator[ValidationError]:
+    if not validator.is_type(value, "string"):
+        return
+    if len(value) > MAX_FORMATTED:
+        yield ValidationError(f"{_cut(value)!r} is longer than {MAX_FORMATTED:,} characters and is not a {name!r}")
+        return
+    try:
+        validator.format_checker.check(value, name)
+    except FormatError:
+        yield ValidationError(f"{value!r} is not a {name!r}")
+
+
 def _unique_items(validator: Any, unique: bool, value: JsonValue, schema: Schema) -> Iterator[ValidationError]:
     if unique and validator.is_type(value, "array") and len({digest(item) for item in value}) < len(value):
         yield ValidationError(f"{_cut(repr(value))} has non-unique elements")
@@ -211,6 +229,7 @@ Validator: Any = extend(
         "patternProperties": _pattern_properties,
         "additionalProperties": _additional_properties,
         "uniqueItems": _unique_items,
+        "format": _format,
     },
 )
 
@@ -222,7 +241,7 @@ def _validator(schema: str) -> Any:
 
 
 def _anonymous(schema: Schema) -> Schema:
-    """The schema without what would let the library put a validator of its own, or another base, in the place of ours."""
+    """The schema without what makes the library put a validator of its own, or another base, in the place of ours."""
     return {key: value for key, value in schema.items() if key not in ("$schema", "$id")}
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, MinionError
 from shared.json_schema import Schema, validate, violations
-from shared.json_values import JsonValue
+from shared.json_values import JsonValue, parse
 from shared.schemas import Message
 
 # LangChain calls the roles `human` and `ai`; objects carry them as `type`.
@@ -97,11 +97,13 @@ class _Attributes:
 
 def _candidates(schema: Schema, text: str) -> list[JsonValue]:
     properties = schema.get("properties", {})
-    texts = [name for name in schema.get("required", []) if properties.get(name, {}).get("type") == "string"]
+    # A property's schema may also be `true`.
+    of_text = {name for name, part in properties.items() if isinstance(part, dict) and part.get("type") == "string"}
+    texts = [name for name in schema.get("required", []) if name in of_text]
     names = texts if len(texts) == 1 else list(properties) if len(properties) == 1 else []
     found: list[JsonValue] = [{name: text} for name in names]
-    with suppress(ValueError, RecursionError):
-        found.append(json.loads(text))
+    with suppress(MinionError):
+        found.append(parse(text))
     return found
 
 

@@ -13,11 +13,22 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
-from shared.errors import MinionError, NotFound, TaskFailed, UnknownAgent, WaitTimeout
-from shared.function_store import store_definitions
+from shared.definitions import DefinitionStore
+from shared.errors import (
+    InvalidDefinition,
+    InvalidInput,
+    MinionError,
+    NotFound,
+    TaskFailed,
+    UnknownAgent,
+    WaitTimeout,
+)
+from shared.function_store import is_number, store_definitions, validate_code
+from shared.init_db import SCHEMA_LOCK
+from shared.json_values import check
 from shared.models import Agent, AgentVersion
 from shared.schemas import AgentDefinition, AgentResponse, TaskRequest
 from shared.states import State
@@ -25,6 +36,8 @@ from shared.submission import submit
 from shared.tasks import get_task, response_of
 
 LONGEST_PAUSE = 0.5
+SETTABLE = ("active", "deprecated", "disabled")
+MAX_REASON_BYTES = 10_000
 
 
 @dataclass(frozen=True)
@@ -61,10 +74,14 @@ class RegisteredAgent:
 
 
 class AgentRegistry:
-    """Agents of one namespace, on the caller's session."""
+    """Agents of one namespace, in the database of the caller's session.
+
+    Each call has a short transaction of its own: nothing that the caller has not committed is touched or seen, no
+    transaction stays open while he waits, and calls may run at the same time.
+    """
 
     def __init__(self, session: Session, namespace: str = "default") -> None:
-        self.session = session
+        self.engine = session.get_bind().engine
         self.namespace = namespace
 
     def register_agent(self, agent: Agent | AgentDefinition) -> RegisteredAgent:
@@ -74,7 +91,10 @@ class AgentRegistry:
             InvalidDefinition: names what is wrong with it.
         """
         definition = agent.definition if isinstance(agent, Agent) else agent
-        store_definitions(self.session, [definition], namespace=self.namespace)
+        if not isinstance(definition, AgentDefinition):
+            raise InvalidDefinition(f"register_agent takes an Agent, not a {type(agent).__name__}.")
+        with Session(self.engine) as session:
+            store_definitions(session, [definition], namespace=self.namespace)
         return self.get_agent(definition.name)
 
     def get_agent(self, name: str) -> RegisteredAgent:
@@ -83,40 +103,48 @@ class AgentRegistry:
         Raises:
             UnknownAgent: there is none.
         """
-        row = self._head(name)
-        version = self.session.get_one(AgentVersion, row.active_version_id)
-        definition = AgentDefinition.model_validate({"name": name, **version.definition})
-        return RegisteredAgent(self, row.id, version.id, version.number, row.status, definition)
+        with Session(self.engine) as session:
+            row = self._head(session, name)
+            version = session.get_one(AgentVersion, row.active_version_id)
+            definition = AgentDefinition.model_validate({"name": name, **version.definition})
+            return RegisteredAgent(self, row.id, version.id, version.number, row.status, definition)
 
     def list_agents(self) -> list[RegisteredAgent]:
         """All agents, by name."""
         query = select(Agent.name).filter_by(namespace=self.namespace).order_by(Agent.name)
-        return [self.get_agent(name) for name in self.session.scalars(query)]
+        with Session(self.engine) as session:
+            names = list(session.scalars(query))
+        return [self.get_agent(name) for name in names]
 
     def set_status(self, name: str, status: str, reason: str | None = None) -> RegisteredAgent:
         """Makes an agent `active`, `deprecated` (still accepts tasks) or `disabled` (does not), and commits.
 
         Raises:
             UnknownAgent: there is none of that name.
+            InvalidInput: there is no such status, or the reason cannot be stored.
         """
-        row = self._head(name)
-        self.session.execute(update(Agent).where(Agent.id == row.id).values(status=status, status_reason=reason))
-        self.session.commit()
+        if status not in SETTABLE:
+            raise InvalidInput(f"An agent can be made {', '.join(SETTABLE)}, not {str(status)[:50]!r}.")
+        self._change(name, {"status": status}, reason)
         return self.get_agent(name)
 
     def roll_back(self, name: str, version: int, reason: str | None = None) -> RegisteredAgent:
         """Makes an earlier version the active one, until a new text is applied, and commits.
 
+        Going to the newest version ends a rollback: the agent is `active`.
+
         Raises:
             UnknownAgent, NotFound: there is no such agent or version.
+            InvalidDefinition: the version calls agents that call it by now.
         """
-        row = self._head(name)
-        target = self.session.scalar(select(AgentVersion).filter_by(agent_id=row.id, number=version))
-        if target is None:
-            raise NotFound(f"The agent {name!r} has no version {version}.")
-        values = {"active_version_id": target.id, "status": "rolled_back", "status_reason": reason}
-        self.session.execute(update(Agent).where(Agent.id == row.id).values(**values))
-        self.session.commit()
+        with Session(self.engine) as session:
+            row = self._head(session, name)
+            query = select(AgentVersion.number, AgentVersion.id).filter_by(agent_id=row.id)
+            versions = dict(session.execute(query).tuples().all())
+        if not is_number(version) or version not in versions:
+            raise NotFound(f"The agent {name!r} has no version {str(version)[:20]}.")
+        status = "active" if version == max(versions) else "rolled_back"
+        self._change(name, {"active_version_id": versions[version], "status": status}, reason)
         return self.get_agent(name)
 
     async def process(
@@ -139,8 +167,13 @@ class AgentRegistry:
             WaitTimeout: it goes on, but the time is up.
             MinionError: it was not accepted.
         """
-        request = TaskRequest(
-            agent=agent, messages=list(messages), conversation_id=conversation_id, namespace=self.namespace
+        request = TaskRequest.parse(
+            {
+                "agent": agent,
+                "messages": list(messages),
+                "conversation_id": conversation_id,
+                "namespace": self.namespace,
+            }
         )
         task_id = await asyncio.to_thread(self._submit, request)
         task = await self._wait(task_id, timeout)
@@ -149,13 +182,8 @@ class AgentRegistry:
         return await asyncio.to_thread(self._response, task)
 
     def _submit(self, request: TaskRequest) -> UUID:
-        try:
-            accepted = submit(self.session.connection(), request, submitted_by="registry")
-            self.session.commit()
-        except BaseException:
-            self.session.rollback()
-            raise
-        return accepted.task_id
+        with self.engine.begin() as connection:
+            return submit(connection, request, submitted_by="registry").task_id
 
     async def _wait(self, task_id: UUID, timeout: float | None) -> dict[str, Any]:
         ends = time.monotonic() + timeout if timeout is not None else None
@@ -173,18 +201,28 @@ class AgentRegistry:
             pause = min(LONGEST_PAUSE, pause * 1.5)
 
     def _look(self, task_id: UUID) -> dict[str, Any]:
-        # Not on the caller's session: no transaction of his stays open while we wait.
-        with self.session.get_bind().engine.connect() as connection:
+        with self.engine.connect() as connection:
             return get_task(connection, task_id)
 
     def _response(self, task: dict[str, Any]) -> AgentResponse:
-        with self.session.get_bind().engine.connect() as connection:
+        with self.engine.connect() as connection:
             return response_of(connection, task)
 
-    def _head(self, name: str) -> Agent:
-        row = self.session.scalar(select(Agent).filter_by(namespace=self.namespace, name=name))
+    def _change(self, name: str, values: dict[str, Any], reason: str | None) -> None:
+        """Changes an agent's row; whoever applies definitions at the same time waits."""
+        check(reason, what="The reason", limit=MAX_REASON_BYTES)
+        with Session(self.engine) as session, session.begin():
+            row = self._head(session, name, lock=True)
+            session.execute(update(Agent).where(Agent.id == row.id).values(**values, status_reason=reason))
+            if "active_version_id" in values:
+                DefinitionStore(session, validate_code, self.namespace).check_circles()
+
+    def _head(self, session: Session, name: str, *, lock: bool = False) -> Agent:
+        if lock:
+            session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
+        row = session.scalar(select(Agent).filter_by(namespace=self.namespace, name=name))
         if row is None or row.active_version_id is None:
-            raise UnknownAgent(f"There is no agent named {name!r}. `minion agents` lists them.")
+            raise UnknownAgent(f"There is no agent named {str(name)[:100]!r}. `minion agents` lists them.")
         return row
 
 

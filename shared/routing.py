@@ -15,9 +15,10 @@ MOST_LISTED = 10
 
 # Any word may match (websearch syntax would ask for all); the weights put the name before the description.
 RANK = text(
-    """
+    r"""
     WITH query AS (
-        SELECT to_tsquery('english', string_agg(quote_literal(lexeme), ' | ')) AS words
+        SELECT CAST(string_agg(
+            '''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''', ' | ') AS tsquery) AS words
             FROM unnest(to_tsvector('english', :message))
     )
     SELECT a.name, v.id, v.capability, ts_rank('{0.1, 0.4, 0.7, 1.0}', v.search, query.words) AS score

@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import (
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -19,7 +20,7 @@ from pydantic import (
 )
 
 from shared import sampling
-from shared.errors import InvalidDefinition, InvalidInput
+from shared.errors import InvalidDefinition, InvalidInput, MinionError
 from shared.json_schema import check_schema
 from shared.json_values import check, digest
 from shared.states import State
@@ -32,14 +33,27 @@ DEFAULT_ALLOWED_IMPORTS = ["json", "datetime", "math", "re", "collections", "ite
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 Capability = Annotated[str, StringConstraints(pattern=CAPABILITY)]
-ToolReference = Annotated[str, StringConstraints(pattern=NAME[:-1] + r"(@[0-9]+)?$")]
+ToolReference = Annotated[str, StringConstraints(pattern=NAME[:-1] + r"(@[1-9][0-9]{0,8})?$")]
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+LabelValue = Annotated[str, StringConstraints(max_length=255)]
 JsonSchema = dict[str, Any]
+MAX_FAULTS = 20
+
+
+def _moment(value: Any) -> Any:
+    """Pydantic would also read a number, as seconds since 1970."""
+    if isinstance(value, datetime) or (isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\d[T ]", value)):
+        return value
+    raise ValueError("a time is written like 2026-11-22T18:00:00Z")
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_moment, json_schema_input_type=datetime)]
 
 
 class Strict(BaseModel):
-    """A definition: unknown fields are refused, not ignored."""
+    """What is checked to the letter: unknown fields are refused, not ignored, and nothing is converted."""
 
-    model_config = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
 class AgentConfig(Strict):
@@ -77,7 +91,7 @@ class AgentConfig(Strict):
         """Where only the soft limit is given, the hard one is 10 % later, 5 s at least."""
         if isinstance(data, dict) and "soft_time_limit" in data and "time_limit" not in data:
             soft = data["soft_time_limit"]
-            if isinstance(soft, int):
+            if isinstance(soft, int) and not isinstance(soft, bool):
                 return {**data, "time_limit": soft + max(5, soft // 10)}
         return data
 
@@ -111,7 +125,7 @@ class Definition(Strict):
 
     @model_validator(mode="after")
     def _can_be_stored(self) -> Self:
-        check(self.model_dump(mode="json"), what=f"The definition {self.name!r}")
+        check(self.model_dump(), what=f"The definition {self.name!r}")
         for field in ("input_schema", "output_schema"):
             if (schema := getattr(self, field, None)) is not None:
                 check_schema(schema, where=f"{self.name!r}, {field}")
@@ -140,6 +154,14 @@ class AgentDefinition(Definition):
     tool: ToolReference | None = None
     relations: list[RelationDefinition] = Field(default_factory=list, max_length=100)
     config: AgentConfig = Field(default_factory=AgentConfig)
+
+    @field_validator("tools")
+    @classmethod
+    def _each_tool_once(cls, references: list[str]) -> list[str]:
+        names = [reference.partition("@")[0] for reference in references]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"the tool {min(twice)!r} stands twice; a model knows a tool by its name")
+        return references
 
     @model_validator(mode="after")
     def _type_fits(self) -> Self:
@@ -175,7 +197,10 @@ class AgentDefinition(Definition):
         Raises:
             InvalidDefinition: names each wrong argument.
         """
-        config = dict(arguments.pop("config_data", None) or {})
+        config = arguments.pop("config_data", None) or {}
+        if not isinstance(config, dict):
+            raise InvalidDefinition(f"config_data is a dictionary, not {type(config).__name__}.")
+        config = dict(config)
         for name in AgentConfig.model_fields:
             if arguments.get(name) is not None:
                 config[name] = arguments.pop(name)
@@ -287,25 +312,37 @@ def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
         raise InvalidDefinition(f"{place}a definition is an object with `kind`, not {type(data).__name__}.")
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise InvalidDefinition(f"{place}`kind` must be agent, tool or function, not {kind!r}.")
+        raise InvalidDefinition(f"{place}`kind` must be agent, tool or function, not {repr(kind)[:100]}.")
     try:
         return KINDS[kind].model_validate(data)
     except ValidationError as error:
-        faults = [_fault(fault) for fault in error.errors(include_url=False)]
+        faults = _faults(error)
         name = data.get("name")
         raise InvalidDefinition(
             f"{place}{kind} {str(name)[:100]!r} is not valid: " + "; ".join(faults) + ".", faults=faults
         ) from None
-    except InvalidDefinition as error:
+    except MinionError as error:
         raise InvalidDefinition(f"{place}{error.message}", **error.detail) from None
     except RecursionError:
         raise InvalidDefinition(f"{place}the definition is nested too deeply.") from None
 
 
+def _faults(error: ValidationError) -> list[str]:
+    """Each fault with its path; a hostile document could have a million of them, with names of a megabyte."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    more = [f"and {len(found) - MAX_FAULTS} more"] if len(found) > MAX_FAULTS else []
+    return [_fault(fault) for fault in found[:MAX_FAULTS]] + more
+
+
 def _fault(fault: Any) -> str:
-    path = ".".join(str(part) for part in fault["loc"])
+    path = ".".join(_printable(str(part)[:100]) for part in fault["loc"])
     message = fault["msg"].removeprefix("Value error, ")
     return f"{path}: {message}" if path else message
+
+
+def _printable(text: str) -> str:
+    """The text with everything escaped that a terminal or the database would trip over."""
+    return text if text.isprintable() else repr(text)[1:-1]
 
 
 class Message(BaseModel):
@@ -348,10 +385,10 @@ class TaskRequest(Strict):
     idempotency_key: str | None = Field(None, min_length=1, max_length=255)
     conversation_id: str | None = Field(None, min_length=1, max_length=255)
     key: str | None = Field(None, min_length=1, max_length=255)
-    labels: dict[str, str] | None = Field(None, max_length=64)
+    labels: dict[LabelName, LabelValue] | None = Field(None, max_length=64)
     priority: int | None = Field(None, ge=-100, le=100)
-    run_at: AwareDatetime | None = None
-    deadline: AwareDatetime | None = None
+    run_at: Moment | None = Field(None, strict=False)
+    deadline: Moment | None = Field(None, strict=False)
     traceparent: str | None = Field(None, pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
     namespace: str = Field("default", min_length=1, max_length=100)
 
@@ -365,7 +402,7 @@ class TaskRequest(Strict):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            faults = [_fault(fault) for fault in error.errors(include_url=False)]
+            faults = _faults(error)
             raise InvalidInput("The request is not valid: " + "; ".join(faults) + ".", faults=faults) from None
 
 

@@ -12,10 +12,11 @@ import os
 import sys
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import NotConfigured
 
@@ -37,14 +38,23 @@ def default_data_dir() -> Path:
     name = hashlib.sha256(str(installation_root()).encode()).hexdigest()[:16]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         return Path("/var/lib/minions") / name
-    state_home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    state_home = os.environ.get("XDG_STATE_HOME") or str(_home() / ".local" / "state")
     return Path(state_home) / "minions" / name
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise NotConfigured("This user has no home folder: say where data may be kept with MINION_DATA_DIR.") from None
 
 
 class Settings(BaseSettings):
     """All settings. Names are the environment's: `MINION_` and the field, but for the well-known ones."""
 
-    model_config = SettingsConfigDict(env_prefix="MINION_", extra="ignore", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="MINION_", extra="ignore", frozen=True, populate_by_name=True, allow_inf_nan=False
+    )
 
     database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
     redis_url: SecretStr | None = Field(None, validation_alias="REDIS_URL")
@@ -54,7 +64,7 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default_factory=default_data_dir)
     environment: str = "development"
-    log_level: str = "INFO"
+    log_level: str = Field("INFO", pattern="^(?i:debug|info|warning|error|critical)$")
     log_format: str = Field("auto", pattern="^(auto|json|console)$")
 
     api_host: str = "127.0.0.1"
@@ -63,16 +73,30 @@ class Settings(BaseSettings):
     api_url: str | None = None
 
     default_model: str = "claude-sonnet-5-5"
-    max_input_bytes: int = Field(1 << 20, ge=1024)
-    max_output_bytes: int = Field(4 << 20, ge=1024)
-    max_body_bytes: int = Field(64 << 20, ge=1024)
+    # PostgreSQL holds no JSON value of more than 256 MB.
+    max_input_bytes: int = Field(1 << 20, ge=1024, le=128 << 20)
+    max_output_bytes: int = Field(4 << 20, ge=1024, le=128 << 20)
+    max_body_bytes: int = Field(64 << 20, ge=1024, le=1 << 30)
 
-    heartbeat_seconds: float = Field(3.0, gt=0)
-    lease_seconds: float = Field(10.0, gt=0)
-    lost_message_seconds: float = Field(5.0, gt=0)
-    sandbox_preload: list[str] = Field(default_factory=list)
-    dispatch_window: int = Field(64, ge=1)
+    heartbeat_seconds: float = Field(3.0, gt=0, le=3600)
+    lease_seconds: float = Field(10.0, ge=0.1, le=86_400)
+    lost_message_seconds: float = Field(5.0, gt=0, le=86_400)
+    sandbox_preload: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    dispatch_window: int = Field(64, ge=1, le=1_000_000)
     connect_attempts: int = Field(10, ge=1)
+
+    @field_validator("sandbox_preload", mode="before")
+    @classmethod
+    def _split(cls, given: Any) -> Any:
+        """`MINION_SANDBOX_PRELOAD=numpy,pandas`."""
+        return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
+
+    @field_validator("lease_seconds")
+    @classmethod
+    def _lease_outlives_a_beat(cls, lease: float, others: ValidationInfo) -> float:
+        if lease < 2 * others.data.get("heartbeat_seconds", 0.0):
+            raise ValueError("a lease lasts two heartbeats (MINION_HEARTBEAT_SECONDS) at least, or no worker keeps its")
+        return lease
 
     def require_database_url(self) -> str:
         """The database's address as SQLAlchemy wants it (`postgresql+psycopg://…`).
@@ -87,7 +111,9 @@ class Settings(BaseSettings):
             )
         for prefix in ("postgres://", "postgresql://"):
             if url.startswith(prefix):
-                return "postgresql+psycopg://" + url.removeprefix(prefix)
+                url = "postgresql+psycopg://" + url.removeprefix(prefix)
+        if not _is_url(url, "postgresql+psycopg"):
+            raise NotConfigured("DATABASE_URL is no address like postgresql://user:password@host:5432/database.")
         return url
 
     def require_redis_url(self) -> str:
@@ -101,7 +127,10 @@ class Settings(BaseSettings):
             raise NotConfigured(
                 "No broker: set REDIS_URL, or start the private servers of this machine with `minion up`."
             )
-        return url.replace("redis+socket://", "unix://", 1)
+        url = url.replace("redis+socket://", "unix://", 1)
+        if not _is_url(url, "redis", "rediss", "unix"):
+            raise NotConfigured("REDIS_URL is no address like redis://host:6379/0, rediss://… or unix:///path.")
+        return url
 
     def require_broker_url(self) -> str:
         """The broker's address as Celery wants it: a socket is `redis+socket://` there."""
@@ -120,19 +149,20 @@ class Settings(BaseSettings):
         if self.api_key:
             return self.api_key.get_secret_value()
         try:
-            return (self.data_dir / "api_key").read_text().strip()
-        except OSError:
-            raise NotConfigured(
-                f"No API key: set MINION_API_KEY, or let `minion up` make one in {self.data_dir}."
-            ) from None
+            key = (self.data_dir / "api_key").read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            key = ""
+        if not key:
+            raise NotConfigured(f"No API key: set MINION_API_KEY, or let `minion up` make one in {self.data_dir}.")
+        return key
 
     def _running(self, name: str) -> str | None:
         """A fact about the running `minion up` of this installation, if there is one."""
         try:
-            facts: dict[str, Any] = json.loads((self.data_dir / RUN_FILE).read_text())
+            facts: Any = json.loads((self.data_dir / RUN_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        value = facts.get(name)
+        value = facts.get(name) if isinstance(facts, dict) else None
         return value if isinstance(value, str) else None
 
 
@@ -146,8 +176,19 @@ def get_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        faults = "; ".join(f"{_variable(fault['loc'])}: {fault['msg']}" for fault in error.errors())
+        faults = "; ".join(
+            f"{_variable(fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}" for fault in error.errors()
+        )
         raise NotConfigured(f"The environment has settings that cannot be used: {faults}.") from None
+
+
+def _is_url(url: str, *schemes: str) -> bool:
+    """Whether the clients' own parsers will take an address; theirs raise whatever comes up."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in schemes and "://" in url and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

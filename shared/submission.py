@@ -84,16 +84,18 @@ def _prepare(
     submitted_by: str,
 ) -> dict[str, Any]:
     """The request as the insert takes it, checked."""
-    plain = request.model_dump(mode="json", exclude_none=True)
+    plain = request.model_dump(mode="json", exclude_none=True, exclude={"input", "messages"})
     if "input" in request.model_fields_set:
         plain["input"] = request.input
-    check(plain, what="The request")
-    check(request.input, what="The input", limit=get_settings().max_input_bytes)
     if request.messages is not None:
         plain["messages"] = [coerce(message).model_dump() for message in request.messages]
         if not plain["messages"]:
             raise InvalidInput("`messages` is an empty list; send at least one message.")
-    elif "input" not in plain:
+    limit = get_settings().max_input_bytes
+    check(request.input, what="The input", limit=limit)
+    check(plain.get("messages"), what="The list of messages", limit=limit)
+    check(plain, what="The request")
+    if "input" not in plain and "messages" not in plain:
         plain["input"] = {}
     key = (request.agent, request.capability, request.namespace)
     if key not in targets:

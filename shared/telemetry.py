@@ -13,7 +13,9 @@ from typing import Any
 
 import sentry_sdk
 import structlog
+from sentry_sdk.utils import BadDsn
 
+from shared.errors import NotConfigured
 from shared.settings import Settings
 
 # Celery tells again what the minion tells with more fields.
@@ -28,6 +30,13 @@ QUIET = (
     "celery.redirected",
     "uvicorn.access",
 )
+
+
+LEFT_OUT = "(left out: a message may quote data)"
+# What of an error report is sent. `transaction` would be the path of a request, with whatever stands in it.
+KEPT = (
+    "event_id timestamp level platform environment release sdk dist logger exception threads tags type modules"
+).split()
 
 
 def configure(settings: Settings, *, component: str) -> None:
@@ -79,28 +88,49 @@ def _configure_sentry(settings: Settings, component: str) -> None:
         return
     from shared import __version__
 
-    sentry_sdk.init(
-        dsn=settings.sentry_dsn.get_secret_value(),
-        environment=settings.environment,
-        release=f"minions@{__version__}",
-        send_default_pii=False,
-        # Local variables hold prompts, inputs and keys.
-        include_local_variables=False,
-        include_source_context=False,
-        max_request_body_size="never",
-        before_send=_scrub,
-        before_breadcrumb=lambda crumb, hint: None,
-    )
+    try:
+        sentry_sdk.init(
+            dsn=settings.sentry_dsn.get_secret_value(),
+            environment=settings.environment,
+            release=f"minions@{__version__}",
+            send_default_pii=False,
+            # Local variables hold prompts, inputs and keys.
+            include_local_variables=False,
+            include_source_context=False,
+            max_request_body_size="never",
+            before_send=_scrub,
+            before_send_transaction=lambda event, hint: None,
+            before_breadcrumb=lambda crumb, hint: None,
+        )
+    except BadDsn:
+        raise NotConfigured("SENTRY_DSN is no address like https://key@host/project.") from None
     sentry_sdk.set_tag("component", component)
 
 
 def _scrub(event: Any, hint: dict[str, Any]) -> Any:
     """Leaves what an operator needs: the kind of error, where in the code, and our own tags."""
-    for name in ("request", "extra", "breadcrumbs", "user", "server_name"):
-        event.pop(name, None)
-    event["contexts"] = {name: event.get("contexts", {}).get(name) for name in ("runtime", "trace")}
-    for exception in event.get("exception", {}).get("values", []):
-        exception["value"] = "(left out: a message may quote data)"
-    if "logentry" in event:
-        event["logentry"] = {"message": str(event["logentry"].get("message", ""))[:100]}
-    return event
+    kept = {name: event[name] for name in KEPT if event.get(name) is not None}
+    contexts = event.get("contexts") or {}
+    trace = contexts.get("trace") or {}
+    kept["contexts"] = {
+        "runtime": contexts.get("runtime"),
+        "trace": {name: trace.get(name) for name in ("trace_id", "span_id", "parent_span_id")},
+    }
+    for exception in (kept.get("exception") or {}).get("values") or []:
+        exception["value"] = LEFT_OUT
+        exception["mechanism"] = {
+            name: value for name, value in (exception.get("mechanism") or {}).items() if name in ("type", "handled")
+        }
+    if "logentry" in event or "message" in event:
+        kept["logentry"] = {"message": _template(hint.get("log_record"))}
+    return kept
+
+
+def _template(record: logging.LogRecord | None) -> str:
+    """What a log line says without its values: our events' names, and others' text where the values stand apart."""
+    if record is None:
+        return LEFT_OUT
+    if isinstance(record.msg, dict):
+        name = str(record.msg.get("event"))
+        return name if name.isidentifier() else LEFT_OUT
+    return str(record.msg)[:200] if record.args else f"{LEFT_OUT} {record.name}"

@@ -13,7 +13,7 @@ from sqlalchemy import Row, text
 from shared.database import get_engine, persist
 from shared.errors import FunctionError, InvalidInput, InvalidOutput, ModelError, ToolError
 from shared.json_schema import violations
-from shared.json_values import JsonValue, stable
+from shared.json_values import JsonValue, parse, stable
 from shared.sampling import settings_to_send
 from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.tasks import content_of
@@ -173,9 +173,9 @@ class ModelAgent(BaseAgent):
         if schema is None:
             return None
         try:
-            faults = violations(schema, json.loads(_json_text(_text(reply))))
-        except ValueError as error:
-            return f"it is not JSON ({error})"
+            faults = violations(schema, parse(_json_text(_text(reply)), what="the answer"))
+        except InvalidInput as error:
+            return error.message
         return "; ".join(f"{fault['path']}: {fault['message']}" for fault in faults) or None
 
     def _answer(self, reply: dict[str, Any], value: JsonValue) -> Succeeded:

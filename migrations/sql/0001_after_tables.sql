@@ -723,6 +723,23 @@ BEGIN
     RETURN (SELECT state FROM task_status WHERE task_id = t);
 END $$;
 
+-- ---------------------------------------------------------------------------------------------- plans
+
+-- Plans inside functions are kept for a session's life. One that was made while the tables were nearly empty scans
+-- them from end to end, and goes on to when they have grown; so sequential scans are out of the question here.
+DO $$
+DECLARE
+    hot regprocedure;
+BEGIN
+    FOR hot IN SELECT oid::regprocedure FROM pg_proc WHERE proname IN (
+            'minion_accept', 'minion_route', 'minion_dispatch', 'minion_republish', 'minion_wake_due',
+            'minion_claim', 'minion_write_steps', 'minion_finish', 'minion_release', 'minion_suspend',
+            'minion_reject', 'minion_end_tree') LOOP
+        EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off', hot);
+        EXECUTE format('ALTER FUNCTION %s SET jit = off', hot);
+    END LOOP;
+END $$;
+
 -- ---------------------------------------------------------------------------------------------- reading
 
 -- A task as people see it.

@@ -35,8 +35,8 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document, indented."""
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+    """One JSON document, indented. Times are ISO 8601, as in the API."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=_plain))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
@@ -51,6 +51,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty:
         console.print(table)
     else:
         stderr.print(empty)
+
+
+def local_time(text: str | None) -> datetime | None:
+    """A time of the API, for a table."""
+    return datetime.fromisoformat(text) if text else None
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def _cell(value: Any) -> Text:

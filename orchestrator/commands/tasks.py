@@ -12,7 +12,7 @@ from rich.text import Text
 
 from minions import Task
 from orchestrator.commands.client import connect
-from orchestrator.commands.output import AS_JSON, console, print_json, print_table, stderr
+from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table, stderr
 from shared.errors import InvalidInput
 from shared.json_values import parse
 
@@ -106,10 +106,10 @@ def show(task_id: str = typer.Argument(help="The task's id."), as_json: bool = A
             (
                 e["claim"],
                 e["outcome"],
-                e["worker_id"],
-                e["started_at"],
-                e["finished_at"],
-                e["cpu_seconds"],
+                e["worker"],
+                local_time(e["started_at"]),
+                local_time(e["finished_at"]),
+                None if e["cpu_seconds"] is None else round(e["cpu_seconds"], 3),
                 _message(e["error"]),
             )
             for e in executions
@@ -187,7 +187,10 @@ def workers(as_json: bool = AS_JSON) -> None:
         return
     print_table(
         ("worker", "status", "capabilities", "slots", "busy", "last seen"),
-        ((w["name"], w["status"], ", ".join(w["capabilities"]), w["slots"], w["busy"], w["last_seen"]) for w in found),
+        (
+            (w["name"], w["status"], ", ".join(w["capabilities"]), w["slots"], w["busy"], local_time(w["last_seen"]))
+            for w in found
+        ),
         empty="No workers.",
     )
 
@@ -252,5 +255,7 @@ def _message(error: dict[str, Any] | None) -> str:
 def _short(value: Any, most: int = 2000) -> str:
     import json
 
+    if isinstance(value, datetime):
+        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= most else text[: most - 1] + "…"

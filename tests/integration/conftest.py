@@ -3,6 +3,7 @@
 offered       a folder that offers the builtin tool `act` (see tests/offered) to this process and to its children
 loops         the orchestrator's loops, in this process, with short leases (one set a module)
 worker        a Celery worker with two slots that serves `work` and `other` (one a module)
+here          a minion in this process, without broker and processes, for what does not need them
 tasks         hands in tasks, waits for them and reads their records
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import invalidate_caches
 from pathlib import Path
@@ -21,9 +22,11 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
+from orchestrator.routing import prepare_pending
 from orchestrator.service import make_loops
 from shared import lifecycle
 from shared.database import transaction
+from shared.lifecycle import Dispatched
 from shared.schemas import TaskRequest
 from shared.settings import Settings
 from shared.states import FINAL
@@ -31,7 +34,13 @@ from shared.submission import submit_many
 from shared.tasks import get_task, list_executions, list_steps
 from tests.conftest import Define
 from tests.processes import ROOT, SHORT_LEASES, Process, ended_at_last, start_worker, wait_online, wait_until
+from workers import minion
 
+LEFT = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE NOT state = ANY (:final))")
+HERE = text(
+    "INSERT INTO workers (name, capabilities, slots, pool, host, pid, version, last_seen) "
+    "VALUES ('here', '{work,other}', 1, 'solo', 'here', 1, '0', now() + interval '1 day') RETURNING id"
+)
 ACT = {"kind": "tool", "name": "act", "type": "builtin", "builtin": "act", "effect": "idempotent"}
 
 
@@ -93,12 +102,44 @@ class Tasks:
         """How many tasks there are in each state."""
         with self.engine.connect() as connection:
             rows = connection.execute(text("SELECT state, count(*) FROM task_status GROUP BY state"))
-            return {state: number for state, number in rows}
+            return dict(rows.all())
 
     def cancel(self, task: UUID) -> str:
         """Cancels a task."""
         with transaction() as connection:
             return lifecycle.cancel(connection, task, reason="Cancelled by the test.")
+
+
+@dataclass
+class Minion:
+    """A worker with one slot and its orchestrator, in this thread: runs what is due, one task after the other."""
+
+    engine: Engine
+    id: UUID
+
+    def dispatch(self) -> list[Dispatched]:
+        """What the orchestrator would send to the broker now."""
+        with transaction() as connection:
+            prepare_pending(connection)
+            lifecycle.wake_due(connection)
+            return lifecycle.dispatch(connection, lease=3600, window=1000)
+
+    def run_all(self, timeout: float = 30.0) -> None:
+        """Runs tasks until all have ended."""
+        wait_until(self._round, "all tasks ended", timeout)
+
+    def _round(self) -> bool:
+        for message in self.dispatch():
+            minion.run(message.task_id, message.claim, self.id)
+        with self.engine.connect() as connection:
+            return not connection.scalar(LEFT, {"final": sorted(FINAL)})
+
+
+@pytest.fixture
+def here(database: Engine, offered: Path) -> Minion:
+    """A minion in this process that serves `work` and `other`."""
+    with database.begin() as connection:
+        return Minion(database, connection.scalar(HERE))
 
 
 @pytest.fixture(scope="session")
@@ -126,17 +167,26 @@ def short_leases(servers: Any) -> Settings:
         return Settings()
 
 
+@contextmanager
+def orchestrating(settings: Settings) -> Iterator[None]:
+    """The orchestrator's loops run."""
+    running = make_loops(settings)
+    for loop in running:
+        loop.start()
+    try:
+        yield
+    finally:
+        for loop in running:
+            loop.stopping.set()
+        for loop in running:
+            loop.stop()
+
+
 @pytest.fixture(scope="module")
 def loops(short_leases: Settings) -> Iterator[None]:
     """The orchestrator's loops."""
-    running = make_loops(short_leases)
-    for loop in running:
-        loop.start()
-    yield
-    for loop in running:
-        loop.stopping.set()
-    for loop in running:
-        loop.stop()
+    with orchestrating(short_leases):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def succeeded(tasks: Tasks) -> int:
 def wait_for_all(tasks: Tasks, number: int, timeout: float = 60.0) -> None:
     wait_until(lambda: succeeded(tasks) == number, f"{number} tasks succeeded", timeout)
     with tasks.engine.connect() as connection:
-        executed = {task: executions for task, executions in connection.execute(EXECUTED)}
+        executed = dict(connection.execute(EXECUTED).all())
     assert len(executed) == number
     assert set(executed.values()) == {1}
 

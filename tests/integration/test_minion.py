@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def test_a_retryable_error_runs_again_after_a_pause(tasks: Tasks, act: Any) -> N
     executions = tasks.executions(task["id"])
     assert [execution["outcome"] for execution in executions] == ["retried", "retried", "succeeded"]
     assert "attempt 1 fails" in executions[0]["error"]["message"]
-    pauses = [(b["started_at"] - a["finished_at"]).total_seconds() for a, b in zip(executions, executions[1:])]
+    pauses = [(b["started_at"] - a["finished_at"]).total_seconds() for a, b in itertools.pairwise(executions)]
     assert all(pause > 0.05 for pause in pauses)
 
 

@@ -1,0 +1,53 @@
+# One image for everything: `minion orchestrator`, `minion worker CAPABILITY`, `minion flower`, `minion migrate`.
+# It needs no BuildKit. Another base works too, if it has Python 3.11 or later with venv and pip:
+#   docker build --build-arg BASE=registry.example/python:3.12 -t minions .
+ARG BASE=python:3.11-slim
+
+FROM ${BASE} AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
+WORKDIR /src
+
+# The dependencies come first: this layer is built again only when the lock changes.
+COPY requirements.lock ./
+RUN python3 -m venv /opt/minions \
+    && /opt/minions/bin/pip install --require-hashes -r requirements.lock
+
+# What builds the wheel is locked too, and stays out of the result.
+COPY requirements-dev.lock ./
+RUN awk '/^(hatchling|packaging|pathspec|pluggy|trove-classifiers)==/ {on = 1} on {print} !/\\$/ {on = 0}' \
+        requirements-dev.lock > build.lock \
+    && python3 -m venv /opt/build \
+    && /opt/build/bin/pip install --require-hashes --no-deps -r build.lock
+
+COPY pyproject.toml README.md LICENSE ./
+COPY migrations migrations
+COPY minions minions
+COPY orchestrator orchestrator
+COPY shared shared
+COPY workers workers
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+    && /opt/minions/bin/pip install --no-deps /wheels/minions-*.whl
+
+FROM ${BASE}
+LABEL org.opencontainers.image.title="minions" \
+      org.opencontainers.image.description="Task queue and workers for AI agents, on Celery, Redis and PostgreSQL" \
+      org.opencontainers.image.licenses="MIT"
+RUN groupadd --gid 10001 minion \
+    && useradd --uid 10001 --gid minion --no-create-home --home-dir /var/lib/minions --shell /usr/sbin/nologin minion \
+    && install -d -o minion -g minion -m 0750 /var/lib/minions
+COPY --from=build /opt/minions /opt/minions
+ENV PATH=/opt/minions/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    MINION_DATA_DIR=/var/lib/minions \
+    MINION_API_HOST=0.0.0.0 \
+    MINION_LOG_FORMAT=json
+WORKDIR /var/lib/minions
+USER minion
+VOLUME /var/lib/minions
+EXPOSE 8700
+# For an orchestrator. Workers and Flower have checks of their own: see docker-compose.yml.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30s \
+    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8700/readyz', timeout=4)"]
+ENTRYPOINT ["minion"]
+CMD ["--help"]

@@ -1,0 +1,45 @@
+"""A newcomer's way: a fresh clone, the README's commands, nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from shared.embedded import scratch_dir
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NESTED = "MINION_TEST_NESTED"
+
+
+def commands_of_the_quickstart() -> list[str]:
+    """The commands in the README's first `sh` block."""
+    block = re.search(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert block is not None
+    return [line for line in block.group(1).splitlines() if line and not line.startswith("#")]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+@pytest.mark.skipif(NESTED in os.environ, reason="this is the clone's own run")
+def test_the_quickstart_works_in_a_fresh_clone_whose_path_holds_a_space(tmp_path):
+    clone = tmp_path / "a fresh clone"
+    subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone)], check=True)
+    kept = ("PATH", "HOME", "LANG", "TMPDIR", "PIP_", "SSL_", "REQUESTS_CA_BUNDLE")
+    with scratch_dir() as folder:
+        environment = {name: value for name, value in os.environ.items() if name.startswith(kept)}
+        environment |= {
+            NESTED: "1",
+            "MINION_DATA_DIR": str(folder / "data"),
+            # The clone's tests that need no other clone, no browser and no long wait: the rest runs in this session.
+            "PYTEST_ADDOPTS": "-q tests/unit/test_states.py tests/acceptance/test_demo.py",
+        }
+        assert commands_of_the_quickstart() == ["make demo", "make test"]
+        for command in commands_of_the_quickstart():
+            done = subprocess.run(command.split(), cwd=clone, env=environment, capture_output=True, text=True)
+            assert done.returncode == 0, f"{command}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    shutil.rmtree(clone)

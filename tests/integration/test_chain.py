@@ -1,0 +1,211 @@
+"""Agents that hand their work to others: strategies, failures, cancellation, depth."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from shared import lifecycle
+from shared.database import transaction
+from tests.conftest import Define
+from tests.integration.conftest import Minion, Tasks
+
+pytestmark = pytest.mark.usefixtures("steps")
+
+ECHO = {"kind": "tool", "name": "echo", "type": "builtin", "builtin": "echo", "effect": "pure"}
+
+
+@pytest.fixture
+def steps(act: Any) -> None:
+    """`Echo` returns its input, `Act` does what its input says, `Refuse` fails for good."""
+    act("Act", config={"max_attempts": 1})
+
+
+@pytest.fixture
+def chain(define: Define) -> Any:
+    """Defines a chain: `chain("Name", "Act", {"agent": "Act", "for_each": "items"}, strategy=…, **config)`."""
+
+    def make(name: str, *relations: Any, strategy: str = "sequential", **config: Any) -> str:
+        define(
+            {
+                "kind": "agent",
+                "name": name,
+                "type": "function",
+                "description": f"The chain {name}",
+                "relations": [{"agent": r} if isinstance(r, str) else r for r in relations],
+                "config": {"capabilities": ["work"], "chain_strategy": strategy, **config},
+            }
+        )
+        return name
+
+    return make
+
+
+@pytest.fixture
+def ended(tasks: Tasks, here: Minion) -> Any:
+    """Runs a task and everything below it: `ended("Agent", input)` is the task."""
+
+    def run(agent: str, value: Any) -> dict[str, Any]:
+        task = tasks.submit(agent, value)
+        here.run_all()
+        return tasks.get(task)
+
+    return run
+
+
+def answer(value: Any) -> dict[str, Any]:
+    return {"answer": value}
+
+
+def test_sequential_passes_each_output_on(chain: Any, ended: Any, tasks: Tasks) -> None:
+    task = ended(chain("Line", "Act", "Act", "Act"), answer(answer(answer("end"))))
+    assert (task["state"], task["output"]) == ("succeeded", "end")
+    assert [e["outcome"] for e in tasks.executions(task["id"])] == ["suspended"] * 3 + ["succeeded"]
+    assert [child["depth"] for child in tasks.children(task["id"])] == [1, 1, 1]
+    assert {child["root_id"] for child in tasks.children(task["id"])} == {task["id"]}
+
+
+def test_parallel_gives_all_the_same_input(chain: Any, ended: Any, tasks: Tasks) -> None:
+    task = ended(chain("Both", "Act", "Act", strategy="parallel"), answer(5))
+    assert [result["output"] for result in task["output"]["results"]] == [5, 5]
+    assert [e["outcome"] for e in tasks.executions(task["id"])] == ["suspended", "succeeded"]
+
+
+def test_for_each_makes_one_sub_task_for_each_element(chain: Any, ended: Any) -> None:
+    each = {"agent": "Act", "for_each": "items"}
+    task = ended(chain("Each", each), {"items": [answer(n) for n in range(30)]})
+    assert [result["output"] for result in task["output"]["results"]] == list(range(30))
+
+
+def test_for_each_of_nothing_is_done_at_once(chain: Any, ended: Any) -> None:
+    assert ended(chain("Each", {"agent": "Act", "for_each": "items"}), {"items": []})["output"] == {"results": []}
+
+
+@pytest.mark.parametrize("value", [{}, {"items": 5}, [], "text"])
+def test_for_each_wants_a_list(chain: Any, ended: Any, value: Any) -> None:
+    task = ended(chain("Each", {"agent": "Act", "for_each": "items"}), value)
+    assert task["error"]["type"] == "invalid_input"
+    assert "its input has no list of that name" in task["error"]["message"]
+
+
+@pytest.mark.parametrize("failures", ["fail", "collect"])
+def test_fallback_takes_the_first_that_succeeds(chain: Any, ended: Any, act: Any, failures: str) -> None:
+    act("Strict", config={"max_attempts": 1}, input_schema={"type": "object", "required": ["never"]})
+    task = ended(chain("Any", "Strict", "Act", "Act", strategy="fallback", on_child_failure=failures), answer("second"))
+    assert (task["state"], task["output"]) == ("succeeded", "second")
+
+
+def test_fallback_that_runs_out_fails_with_the_first_cause(chain: Any, ended: Any, tasks: Tasks) -> None:
+    task = ended(chain("Any", "Act", "Act", strategy="fallback"), {"do": "fail"})
+    assert task["state"] == "failed"
+    assert "(and 1 more)" in task["error"]["message"]
+    assert task["error"]["cause"]["task_id"] == str(tasks.children(task["id"])[0]["id"])
+
+
+def test_router_chooses_by_the_words_of_the_input(chain: Any, ended: Any, act: Any, tasks: Tasks) -> None:
+    act("Boats", description="Knows everything about boats and ships")
+    act("Trains", description="Knows everything about trains and railways")
+    task = ended(chain("Router", "Boats", "Trains", strategy="router"), {"answer": "which railways are old?"})
+    assert [child["agent"] for child in tasks.children(task["id"])] == ["Trains"]
+
+
+def test_router_that_cannot_choose_says_so(chain: Any, ended: Any, act: Any) -> None:
+    act("Boats", description="boats")
+    task = ended(chain("Router", "Act", "Boats", strategy="router"), {"answer": "xyzzy"})
+    assert task["error"]["type"] == "ambiguous_route"
+    assert set(task["error"]["candidates"]) == {"Act", "Boats"}
+
+
+def test_one_failure_fails_the_chain_with_its_cause(chain: Any, ended: Any, tasks: Tasks) -> None:
+    each = {"agent": "Act", "for_each": "items"}
+    task = ended(chain("Each", each), {"items": [answer(1), {"do": "fail"}, {"do": "refuse"}]})
+    assert task["state"] == "failed"
+    assert task["error"]["type"] == "subtask_failed"
+    assert "attempt 1 fails" in task["error"]["message"]
+    assert task["error"]["cause"]["agent"] == "Act"
+    assert [child["state"] for child in tasks.children(task["id"])] == ["succeeded", "failed", "failed"]
+
+
+def test_collect_lists_what_failed_beside_what_succeeded(chain: Any, ended: Any) -> None:
+    each = {"agent": "Act", "for_each": "items"}
+    task = ended(chain("Each", each, on_child_failure="collect"), {"items": [answer(1), {"do": "fail"}]})
+    first, second = task["output"]["results"]
+    assert (first["state"], first["output"]) == ("succeeded", 1)
+    assert (second["state"], second["input"], second["error"]["type"]) == ("failed", {"do": "fail"}, "tool_error")
+
+
+def test_the_cause_comes_up_from_the_depth(chain: Any, ended: Any) -> None:
+    task = ended(chain("Top", chain("Middle", chain("Bottom", "Act"))), {"do": "fail"})
+    assert task["error"]["cause"]["agent"] == "Act"
+    assert task["error"]["cause"]["error"]["type"] == "tool_error"
+
+
+def test_nested_chains_need_one_slot(chain: Any, ended: Any) -> None:
+    bottom = chain("Bottom", "Act", "Act")
+    middle = chain("Middle", {"agent": bottom, "for_each": "items"}, {"agent": "Act"}, on_child_failure="collect")
+    value = {"items": [answer(answer(n)) for n in range(5)]}
+    task = ended(chain("Top", middle, middle, strategy="parallel"), value)
+    assert task["state"] == "succeeded"
+
+
+def test_a_chain_may_not_be_deeper_than_its_limit(chain: Any, ended: Any) -> None:
+    task = ended(chain("Top", chain("Middle", chain("Bottom", "Act")), max_chain_depth=2), answer(1))
+    assert task["state"] == "failed"
+    assert "The chain below the agent 'Top' would be deeper than its max_chain_depth of 2" in task["error"]["message"]
+
+
+def test_an_agent_that_was_disabled_meanwhile_fails_the_chain(chain: Any, ended: Any, database: Any) -> None:
+    chain("Line", "Act")
+    with database.begin() as connection:
+        connection.exec_driver_sql("UPDATE agents SET status = 'disabled' WHERE name = 'Act'")
+    assert "'Act' is disabled" in ended("Line", answer(1))["error"]["message"]
+
+
+def test_a_child_that_is_cancelled_fails_the_parent(chain: Any, tasks: Tasks, here: Minion) -> None:
+    task = waiting(tasks, here, chain("Line", "Act"))
+    [child] = tasks.children(task)
+    assert tasks.cancel(child["id"]) == "cancelled"
+    here.run_all()
+    parent = tasks.get(task)
+    assert parent["state"] == "failed"
+    assert parent["error"]["cause"]["error"]["message"] == "Cancelled by the test."
+
+
+def test_cancelling_the_parent_cancels_what_is_below(chain: Any, tasks: Tasks, here: Minion) -> None:
+    task = waiting(tasks, here, chain("Both", "Act", "Act", strategy="parallel"))
+    assert tasks.cancel(task) == "cancelled"
+    assert {child["state"] for child in tasks.children(task)} == {"cancelled"}
+    here.run_all()
+
+
+def test_a_parent_that_is_cancelled_while_it_runs_makes_no_children(chain: Any, tasks: Tasks, here: Minion) -> None:
+    task = tasks.submit(chain("Line", "Act"), answer(1))
+    [message] = here.dispatch()
+    with transaction() as connection:
+        row = lifecycle.claim(connection, task, message.claim, here.id)
+    assert row is not None
+    assert tasks.cancel(task) == "running"
+    child = {"step": 1, "name": "Act", "request_hash": "x", "request": {"agent": "Act", "input": {}}}
+    with transaction() as connection:
+        assert lifecycle.suspend(connection, task, row["claim"], {}, [child]) == "cancelled"
+    assert tasks.count() == {"cancelled": 1}
+
+
+def test_a_child_of_a_cancelled_parent_gets_no_claim(chain: Any, tasks: Tasks, here: Minion) -> None:
+    task = waiting(tasks, here, chain("Line", "Act"))
+    [message] = here.dispatch()
+    tasks.cancel(task)
+    with transaction() as connection:
+        assert lifecycle.claim(connection, message.task_id, message.claim, here.id) is None
+
+
+def waiting(tasks: Tasks, here: Minion, agent: str) -> UUID:
+    """A task that waits for its sub-tasks, none of which has begun."""
+    from workers import minion
+
+    task = tasks.submit(agent, answer(1))
+    [message] = here.dispatch()
+    assert minion.run(task, message.claim, here.id) == "waiting"
+    return task

@@ -1,0 +1,181 @@
+"""Which pending tasks become messages, in what order, how many; and those that never can."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from kombu.exceptions import OperationalError as BrokerError
+from sqlalchemy import Engine, text
+
+from orchestrator.dispatcher import Dispatcher
+from orchestrator.routing import prepare_pending
+from shared import lifecycle
+from shared.broker import make_app
+from shared.database import transaction
+from shared.embedded import EmbeddedServers
+from shared.hints import make_redis
+from shared.settings import Settings
+from tests.integration.conftest import Minion, Tasks, orchestrating
+from tests.processes import wait_until
+
+SUBMIT = (
+    "SELECT minion_submit(CAST(:agent AS text), input => CAST(:input AS jsonb), messages => CAST(:messages AS jsonb))"
+)
+
+
+@pytest.fixture
+def dispatched(here: Minion, act: Any) -> Any:
+    """Dispatches once: `dispatched(window=…)` are the tasks of the batch, in order."""
+    act()
+
+    def run(window: int = 1000, lease: float = 10) -> list[Any]:
+        with transaction() as connection:
+            prepare_pending(connection)
+            return [task.task_id for task in lifecycle.dispatch(connection, lease=lease, window=window)]
+
+    return run
+
+
+def submit_sql(engine: Engine, **values: Any) -> Any:
+    with engine.begin() as connection:
+        return connection.scalar(text(SUBMIT), {"agent": "Act", "input": "{}", "messages": None, **values})
+
+
+def test_urgent_first_then_the_oldest(tasks: Tasks, dispatched: Any) -> None:
+    low, first, second, high = (tasks.submit("Act", {}, priority=priority) for priority in (-5, 0, 0, 5))
+    assert dispatched() == [high, first, second, low]
+
+
+def test_the_window_bounds_what_waits_in_the_broker(tasks: Tasks, dispatched: Any) -> None:
+    for _ in range(10):
+        tasks.submit("Act", {})
+    assert len(dispatched(window=4)) == 4
+    assert dispatched(window=4) == []
+    assert len(dispatched(window=6)) == 2
+
+
+def test_a_capability_that_nobody_serves_stays_pending(tasks: Tasks, dispatched: Any, act: Any) -> None:
+    task = tasks.submit(act("Lonely", config={"capabilities": ["nobody"]}), {})
+    assert dispatched() == []
+    assert tasks.get(task)["state"] == "pending"
+
+
+def test_a_worker_that_does_not_beat_serves_nothing(tasks: Tasks, dispatched: Any, database: Engine) -> None:
+    tasks.submit("Act", {})
+    with database.begin() as connection:
+        connection.execute(text("UPDATE workers SET last_seen = now() - interval '11 s'"))
+    assert dispatched() == []
+
+
+def test_input_from_sql_is_checked_before_it_is_queued(
+    tasks: Tasks, dispatched: Any, act: Any, database: Engine
+) -> None:
+    act("Strict", input_schema={"type": "object", "required": ["n"]})
+    good, bad = (submit_sql(database, agent="Strict", input=value) for value in ('{"n": 1}', '{"m": 1}'))
+    assert dispatched() == [good]
+    error = tasks.get(bad)["error"]
+    assert (error["type"], error["violations"][0]["path"]) == ("invalid_input", "$")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        "5",
+        '"text"',
+        "[]",
+        "{}",
+        "[5]",
+        "[null]",
+        '[{"role": "user"}]',
+        '[{"role": ["user"], "content": "x"}]',
+        '[{"role": "user", "content": [{"text": 5}]}]',
+        '[{"role": "user", "content": [5]}]',
+        '[{"role": "user", "content": {"a": 1}}]',
+    ],
+)
+@pytest.mark.parametrize("agent", ["Act", "Model", None])
+def test_no_message_from_sql_holds_up_the_others(
+    tasks: Tasks, dispatched: Any, define: Any, database: Engine, messages: str, agent: str | None
+) -> None:
+    define({"kind": "agent", "name": "Model", "model": "offline", "config": {"capabilities": ["work"]}})
+    if agent is None and not messages.startswith("["):
+        pytest.skip("refused when it is handed in")
+    bad = submit_sql(database, agent=agent, input=None, messages=messages)
+    good = tasks.submit("Act", {})
+    assert dispatched() == [good]
+    assert tasks.get(bad)["error"]["type"] in ("invalid_input", "ambiguous_route")
+
+
+@pytest.mark.parametrize(
+    "said", ["it's", "a\\b c:\\d\\e", "a & b | !c", "'; --", "<->", "", "\t", "x:*", "日本語", "http://a/b\\c'"]
+)
+def test_any_text_can_be_routed_by(tasks: Tasks, dispatched: Any, act: Any, said: str) -> None:
+    act("Boats", description="boats")
+    lost = tasks.submit(None, messages=[f"{said} zzz"])
+    found = tasks.submit(None, messages=[f"{said} boats"])
+    assert dispatched() == [found]
+    assert tasks.get(lost)["error"]["type"] == "ambiguous_route"
+    assert tasks.get(found)["agent"] == "Boats"
+
+
+def test_an_unforeseen_fault_fails_one_task_only(
+    tasks: Tasks, dispatched: Any, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = submit_sql(database)
+    good = tasks.submit("Act", {})
+
+    def burst(*_: Any, **__: Any) -> None:
+        raise RuntimeError("nobody thought of this")
+
+    monkeypatch.setattr("orchestrator.routing.checked_input", burst)
+    assert dispatched() == [good]
+    assert "cannot be read" in tasks.get(bad)["error"]["message"]
+
+
+def test_a_task_stays_queued_when_the_broker_is_away(
+    tasks: Tasks, here: Minion, act: Any, short_leases: Settings, servers: EmbeddedServers, monkeypatch: Any
+) -> None:
+    task = tasks.submit(act(), {})
+    dispatcher = Dispatcher(short_leases, here.engine, make_app(short_leases))
+
+    def away(*_: Any) -> None:
+        raise BrokerError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.dispatcher.publish", away)
+        dispatcher.stopping.set()
+        dispatcher.round()
+    dispatcher.close()
+    assert tasks.get(task)["state"] == "queued"
+
+
+def test_it_wakes_at_once_for_a_new_task(tasks: Tasks, here: Minion, act: Any, short_leases: Settings) -> None:
+    act()
+    with orchestrating(short_leases), make_redis() as broker:
+        for _ in range(3):
+            task = tasks.submit("Act", {})
+            tasks.wait_for(task, "queued", timeout=5)
+        wait_until(lambda: broker.llen("work") == 3, "three messages")
+
+
+def test_it_listens_again_after_the_database_restarts(
+    tasks: Tasks, here: Minion, act: Any, short_leases: Settings, servers: EmbeddedServers
+) -> None:
+    act()
+    with orchestrating(short_leases):
+        tasks.wait_for(tasks.submit("Act", {}), "queued")
+        for _ in range(2):
+            servers.postgres.kill()
+            servers.postgres.start()
+            here.engine.dispose()
+            tasks.wait_for(tasks.submit("Act", {}), "queued")
+
+
+def test_a_worker_without_slots_to_offer_is_ignored(tasks: Tasks, dispatched: Any, database: Engine) -> None:
+    with database.begin() as connection:
+        connection.execute(text("UPDATE workers SET status = 'stopped'"))
+    tasks.submit("Act", {})
+    assert dispatched() == []
+    assert uuid4() not in dispatched()

@@ -1,0 +1,381 @@
+"""Agents with a model, against a local server that speaks the Messages API: what goes over the wire and comes back."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine, text
+
+from shared.settings import Settings, get_settings
+from tests import messages_api
+from tests.conftest import Define
+from tests.integration.conftest import ACT, Minion, Tasks, orchestrating
+from tests.messages_api import KEY, MessagesApi, error, tool_use
+from tests.processes import ended_at_last, start_worker, wait_online
+from workers import minion
+from workers.models import anthropic
+
+ANSWER = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[MessagesApi]:
+    """The server, which this process's minion and new workers talk to."""
+    with messages_api.serving() as server:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
+        monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        forget()
+        yield server
+        if anthropic._client.cache_info().currsize:
+            anthropic._client().close()
+        monkeypatch.undo()
+        forget()
+
+
+def forget() -> None:
+    get_settings.cache_clear()
+    anthropic._client.cache_clear()
+
+
+@pytest.fixture
+def agent(define: Define) -> Any:
+    """Defines `Agent` with the tools `act` and `echo`: `agent(output_schema=…, config={…})`."""
+
+    def make(tools: Any = ("act", "echo"), config: Any = None, effect: str = "idempotent", **fields: Any) -> None:
+        values = {"capabilities": ["work"], "retry_backoff": 0.01, "retry_backoff_max": 0.02, **(config or {})}
+        define(
+            {**ACT, "effect": effect, "description": "Acts", "input_schema": {"type": "object"}},
+            {"kind": "tool", "name": "echo", "type": "builtin", "builtin": "echo", "effect": "pure"},
+            {
+                "kind": "agent",
+                "name": "Agent",
+                "model": "claude-sonnet-5-5",
+                "system_prompt": "Be brief.",
+                "tools": list(tools),
+                "config": values,
+                **fields,
+            },
+        )
+
+    return make
+
+
+@pytest.fixture
+def ask(tasks: Tasks, here: Minion, api: MessagesApi) -> Any:
+    """Runs a task of `Agent` with a script of replies: `ask([reply, …], input)` is the task."""
+
+    def run(script: list[dict[str, Any]], value: Any = "Hello", **fields: Any) -> dict[str, Any]:
+        api.script = script
+        task = tasks.submit("Agent", None if "messages" in fields else value, **fields)
+        here.run_all()
+        return tasks.get(task)
+
+    return run
+
+
+def test_an_answer_and_what_it_used(ask: Any, agent: Any, tasks: Tasks, api: MessagesApi) -> None:
+    agent()
+    task = ask([messages_api.text("Hi.")])
+    assert (task["state"], task["output"]) == ("succeeded", {"content": "Hi."})
+    [execution] = tasks.executions(task["id"])
+    assert (execution["input_tokens"], execution["output_tokens"]) == (110, 5)
+    [step] = tasks.steps(task["id"])
+    assert (step["kind"], step["name"], step["effect"]) == ("model_call", "claude-sonnet-5-5", "idempotent")
+    assert step["input"] == {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+def test_the_request_on_the_wire(ask: Any, agent: Any, api: MessagesApi) -> None:
+    agent(
+        config={"temperature": 1.0, "top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "max_tokens": 99}
+    )
+    ask([messages_api.text("Hi.")], {"question": "é?"})
+    [request] = api.requests
+    assert request == {
+        "model": "claude-sonnet-5-5",
+        "max_tokens": 99,
+        "system": "Be brief.",
+        "messages": [{"role": "user", "content": '{"question": "é?"}'}],
+        "tools": [
+            {"name": "act", "description": "Acts", "input_schema": {"type": "object"}},
+            {"name": "echo", "description": "", "input_schema": {"type": "object"}},
+        ],
+    }
+
+
+def test_sampling_goes_to_models_that_take_it(ask: Any, agent: Any, api: MessagesApi) -> None:
+    agent(tools=(), model="claude-sonnet-4-6", config={"temperature": 0.2})
+    ask([messages_api.text("Hi.")])
+    assert api.requests[0]["temperature"] == 0.2
+    assert api.requests[0].keys() == {"model", "max_tokens", "system", "messages", "temperature"}
+
+
+def test_results_follow_their_calls_in_one_message(ask: Any, agent: Any, api: MessagesApi) -> None:
+    agent()
+    calls = tool_use(("echo", {"b": 1, "a": [2.5]}), ("act", {"do": "refuse"}), ("nothing", {}), said="Let me see.")
+    task = ask([calls, messages_api.text("Done.")])
+    assert task["output"] == {"content": "Done."}
+    first, said, results = api.requests[1]["messages"]
+    assert first == {"role": "user", "content": "Hello"}
+    assert said["role"] == "assistant"
+    assert [block["type"] for block in said["content"]] == ["text", "tool_use", "tool_use", "tool_use"]
+    assert results["role"] == "user"
+    assert [block["type"] for block in results["content"]] == ["tool_result"] * 3
+    assert [block["tool_use_id"] for block in results["content"]] == ["toolu_1", "toolu_2", "toolu_3"]
+    assert results["content"][0]["content"] == '{"a": [2.5], "b": 1}'
+    assert [block.get("is_error", False) for block in results["content"]] == [False, True, True]
+    assert results["content"][1]["content"] == "No, and asking again will not help."
+    assert "There is no tool named 'nothing'; there are: act, echo" in results["content"][2]["content"]
+
+
+def test_arguments_that_break_a_tools_schema_go_back_to_the_model(ask: Any, agent: Any, api: MessagesApi) -> None:
+    agent()
+    task = ask([tool_use(("act", {"do": "refuse"})), tool_use(("act", {"answer": 1})), messages_api.text("Done.")])
+    assert task["state"] == "succeeded"
+    assert api.requests[1]["messages"][-1]["content"][0]["is_error"] is True
+    assert api.requests[2]["messages"][-1]["content"][0]["content"] == "1"
+
+
+def test_a_task_that_runs_again_pays_for_no_turn_twice(
+    ask: Any, agent: Any, tasks: Tasks, api: MessagesApi, tmp_path: Path
+) -> None:
+    agent()
+    log = tmp_path / "log"
+    first = tool_use(("echo", {"zz": 1, "b": 2.0, "a": 1e23}), ("act", {"do": "fail", "times": 1, "log": str(log)}))
+    task = ask([first, messages_api.text("Done.")])
+    assert (task["state"], task["attempts"], task["error"]) == ("succeeded", 1, None)
+    assert len(api.requests) == 2
+    assert len(log.read_text().splitlines()) == 2
+
+
+def test_a_delegation_in_the_middle_of_a_turn(
+    ask: Any, agent: Any, define: Define, tasks: Tasks, api: MessagesApi
+) -> None:
+    define(
+        ACT,
+        {"kind": "agent", "name": "Helper", "type": "function", "tool": "act", "config": {"capabilities": ["other"]}},
+        {"kind": "tool", "name": "help", "type": "agent", "agent": "Helper", "input_schema": {"type": "object"}},
+    )
+    agent(tools=("act", "help"))
+    answer = {"answer": {"zz": 1, "b": [2.0, 1e22]}}
+    calls = tool_use(("act", answer), ("help", answer), ("help", {"do": "refuse"}), ("act", answer))
+    task = ask([calls, messages_api.text("Done.")])
+    assert (task["state"], task["error"]) == ("succeeded", None)
+    results = api.requests[1]["messages"][-1]["content"]
+    assert [result.get("is_error", False) for result in results] == [False, False, True, False]
+    assert results[0]["content"] == results[1]["content"] == results[3]["content"]
+    assert "The agent 'Helper' failed: No, and asking again" in results[2]["content"]
+    assert [child["depth"] for child in tasks.children(task["id"])] == [1, 1]
+    assert len(api.requests) == 2
+
+
+def test_an_interrupted_unsafe_tool_is_told_to_the_model(
+    agent: Any, tasks: Tasks, here: Minion, api: MessagesApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent(effect="unsafe")
+    api.script = [tool_use(("act", {"answer": 1})), messages_api.text("I do not know whether it was done.")]
+    task = tasks.submit("Agent", "Hello")
+    [message] = here.dispatch()
+
+    def die(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.tools.builtin._call", die)
+        with pytest.raises(KeyboardInterrupt):
+            minion.run(task, message.claim, here.id)
+    with here.engine.begin() as connection:
+        connection.execute(text("SELECT minion_release(:t, 1, 'lost', false, '0', '{}')"), {"t": task})
+    here.run_all()
+    assert tasks.get(task)["state"] == "succeeded"
+    [result] = api.requests[1]["messages"][-1]["content"]
+    assert result["is_error"]
+    assert "whether it happened is not known" in result["content"]
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "calls"),
+    [
+        (401, "The Anthropic API refused the key: check ANTHROPIC_API_KEY.", 1),
+        (403, "The Anthropic API refused the key: check ANTHROPIC_API_KEY.", 1),
+        (404, "The Anthropic API knows no model 'claude-sonnet-5-5'.", 1),
+        (400, "The Anthropic API answered 400: scripted", 1),
+        (413, "The Anthropic API answered 413: scripted", 1),
+        (429, "The Anthropic API answered 429: scripted", 6),
+        (500, "The Anthropic API answered 500: scripted", 6),
+        (529, "The Anthropic API answered 529: scripted", 6),
+    ],
+)
+def test_an_error_of_the_api_is_one_sentence(
+    ask: Any, agent: Any, api: MessagesApi, status: int, message: str, calls: int
+) -> None:
+    agent(config={"max_attempts": 2})
+    task = ask([error(status)])
+    assert (task["state"], task["error"]["type"]) == ("failed", "model_error")
+    assert task["error"]["message"] == message
+    assert task["error"]["http_status"] == status
+    assert len(api.requests) == calls
+
+
+def test_a_busy_api_is_asked_again(ask: Any, agent: Any, api: MessagesApi) -> None:
+    agent()
+    assert ask([error(529), error(429), messages_api.text("Hi.")])["output"] == {"content": "Hi."}
+
+
+def test_a_wrong_key(ask: Any, agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent()
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-wrong")
+    forget()
+    assert "refused the key" in ask([messages_api.text("Hi.")])["error"]["message"]
+
+
+def test_no_key(ask: Any, agent: Any, monkeypatch: pytest.MonkeyPatch, api: MessagesApi) -> None:
+    agent()
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    forget()
+    assert "set ANTHROPIC_API_KEY for the workers" in ask([messages_api.text("Hi.")])["error"]["message"]
+    assert api.requests == []
+
+
+def test_no_network(ask: Any, agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent(config={"max_attempts": 1})
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        forget()
+        task = ask([messages_api.text("Hi.")])
+    assert task["error"]["message"].startswith("The Anthropic API cannot be reached:")
+
+
+@pytest.mark.parametrize(
+    ("stop_reason", "message"),
+    [
+        ("max_tokens", "cut off at max_tokens"),
+        ("refusal", "refused to answer"),
+        ("model_context_window_exceeded", "context window"),
+    ],
+)
+def test_a_reply_that_is_no_answer_fails_and_is_paid_for(
+    ask: Any, agent: Any, tasks: Tasks, stop_reason: str, message: str
+) -> None:
+    agent()
+    task = ask([messages_api.text("Half an", stop_reason)])
+    assert (task["state"], task["error"]["type"]) == ("failed", "model_error")
+    assert message in task["error"]["message"]
+    assert tasks.executions(task["id"])[0]["output_tokens"] == 5
+
+
+def test_structured_output_is_repaired(ask: Any, agent: Any, api: MessagesApi) -> None:
+    agent(output_schema=ANSWER)
+    task = ask(
+        [messages_api.text("One."), messages_api.text('{"n": "1"}'), messages_api.text('```json\n{"n": 1}\n```')]
+    )
+    assert task["output"] == {"n": 1}
+    assert "matches this JSON Schema" in api.requests[0]["system"]
+    assert "the answer is not valid JSON" in api.requests[1]["messages"][-1]["content"]
+    assert "$.n: '1' is not of type 'integer'" in api.requests[2]["messages"][-1]["content"]
+
+
+def test_structured_output_that_cannot_be_repaired(ask: Any, agent: Any, api: MessagesApi) -> None:
+    agent(output_schema=ANSWER)
+    task = ask([messages_api.text("One.")])
+    assert task["error"]["type"] == "invalid_output"
+    assert len(api.requests) == 3
+
+
+@pytest.mark.parametrize("said", ["NaN", '{"n": 1e999}', "[" * 100_000, '{"n": "\\u0000"}', '{"n": "\\ud800"}'])
+def test_an_answer_that_is_not_strict_json_is_repaired(ask: Any, agent: Any, said: str) -> None:
+    agent(output_schema={})
+    assert ask([messages_api.text(said), messages_api.text("1")])["output"] == 1
+
+
+def test_text_that_cannot_be_stored(ask: Any, agent: Any) -> None:
+    agent()
+    task = ask([messages_api.text("a\x00b\ud800c")])
+    assert (task["state"], task["error"]["type"], task["attempts"]) == ("failed", "invalid_input", 0)
+
+
+def test_an_empty_answer(ask: Any, agent: Any, api: MessagesApi) -> None:
+    agent(output_schema=ANSWER)
+    nothing = {"content": [], "stop_reason": "end_turn"}
+    assert ask([nothing, messages_api.text('{"n": 2}')])["output"] == {"n": 2}
+    assert all(message["content"] for request in api.requests for message in request["messages"])
+
+
+def test_turns_are_limited(ask: Any, agent: Any) -> None:
+    agent(config={"max_turns": 3})
+    assert "in 3 turns (max_turns)" in ask([tool_use(("echo", {}))])["error"]["message"]
+
+
+def test_a_conversation_is_remembered(ask: Any, agent: Any, api: MessagesApi) -> None:
+    agent()
+    ask([messages_api.text("Hello Ada.")], messages=[{"role": "user", "content": "I am Ada."}], conversation_id="c")
+    ask([messages_api.text("Elsewhere.")], messages=["What?"], conversation_id="other")
+    again = ask([messages_api.text("Ada.")], messages=["Who am I?"], conversation_id="c")
+    assert again["state"] == "succeeded"
+    assert api.requests[-1]["messages"] == [
+        {"role": "user", "content": "I am Ada."},
+        {"role": "assistant", "content": "Hello Ada."},
+        {"role": "user", "content": "Who am I?"},
+    ]
+    assert len(api.requests[1]["messages"]) == 1
+
+
+def test_a_long_conversation_begins_with_a_person(ask: Any, agent: Any, api: MessagesApi, database: Engine) -> None:
+    agent()
+    with database.begin() as connection:
+        connection.execute(text("INSERT INTO conversations (id) VALUES ('c')"))
+        for number in range(101):
+            said = {"role": "assistant" if number % 2 else "user", "content": '"x"' if number else '" "'}
+            connection.execute(
+                text("INSERT INTO messages (conversation_id, role, content) VALUES ('c', :role, :content)"), said
+            )
+    ask([messages_api.text("Hi.")], messages=["Hello"], conversation_id="c")
+    said = api.requests[0]["messages"]
+    assert said[0]["role"] == "user"
+    assert all(message["content"].strip() for message in said)
+    assert 95 < len(said) <= 101
+
+
+def test_system_messages_belong_to_the_system_prompt(ask: Any, agent: Any, api: MessagesApi) -> None:
+    agent()
+    ask(
+        [messages_api.text("Hi.")],
+        messages=[{"role": "system", "content": "In French."}, {"type": "human", "content": "Hi"}],
+    )
+    assert api.requests[0]["system"] == "Be brief.\n\nIn French."
+    assert api.requests[0]["messages"] == [{"role": "user", "content": "Hi"}]
+
+
+def test_messages_without_a_word_are_refused(ask: Any, agent: Any, api: MessagesApi) -> None:
+    agent()
+    task = ask([messages_api.text("Hi.")], messages=[{"role": "system", "content": "In French."}])
+    assert task["error"]["type"] == "invalid_input"
+    assert api.requests == []
+
+
+def test_the_soft_limit_ends_a_model_call(
+    tasks: Tasks, agent: Any, api: MessagesApi, offered: Path, tmp_path: Path, short_leases: Settings
+) -> None:
+    agent(config={"soft_time_limit": 1, "time_limit": 30, "max_attempts": 1})
+    api.script, api.seconds = [messages_api.text("Late.")], 5
+    worker = start_worker(tmp_path, "work")
+    with ended_at_last(worker), orchestrating(short_leases):
+        wait_online(tasks.engine, worker)
+        task = tasks.run("Agent", "Hello")
+    assert task["error"]["type"] == "time_limit_exceeded"
+    assert len(api.requests) == 1
+
+
+def test_auto_means_offline_without_a_key(
+    tasks: Tasks, here: Minion, agent: Any, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent(model="auto")
+    task: UUID = tasks.submit("Agent", "Echo this")
+    here.run_all()
+    assert "not a language model" in tasks.get(task)["output"]["content"]

@@ -1,0 +1,138 @@
+"""What was lost on the way comes back: workers, messages, time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from shared import lifecycle
+from shared.database import transaction
+from shared.hints import make_redis
+from tests.integration.conftest import Minion, Tasks
+from tests.processes import Process, ended_at_last, start_worker, wait_online, wait_until
+
+pytestmark = pytest.mark.usefixtures("loops")
+
+
+@pytest.fixture
+def doomed(offered: Path, tmp_path: Path, database: Engine) -> Iterator[Process]:
+    """A worker for `work` that is going to die."""
+    process = start_worker(tmp_path, "work")
+    with ended_at_last(process):
+        wait_online(database, process)
+        yield process
+
+
+def status_of(engine: Engine, process: Process) -> str:
+    with engine.connect() as connection:
+        return str(connection.scalar(text("SELECT status FROM workers WHERE pid = :pid"), {"pid": process.pid}))
+
+
+def test_the_tasks_of_a_killed_worker_run_again(tasks: Tasks, act: Any, doomed: Process, worker: Process) -> None:
+    worker.signal(19)  # SIGSTOP: the other one takes the task
+    task = tasks.submit(act(), {"do": "sleep", "seconds": 1})
+    tasks.wait_for(task, "running")
+    doomed.kill()
+    worker.signal(18)
+    ended = tasks.wait(task)
+    assert (ended["state"], ended["attempts"], ended["losses"], ended["claim"]) == ("succeeded", 0, 1, 2)
+    lost, _ = tasks.executions(task)
+    assert lost["outcome"] == "lost"
+    assert "was lost while it ran the task" in lost["error"]["message"]
+    assert status_of(tasks.engine, doomed) == "lost"
+
+
+def test_a_task_that_its_worker_does_not_know_of_comes_back(tasks: Tasks, act: Any, worker: Process) -> None:
+    task = tasks.submit(act(config={"capabilities": ["nobody"]}), {})
+    with tasks.engine.begin() as connection:
+        # As if the child's claim had been committed, and its answer lost.
+        connection.execute(
+            text("UPDATE task_status SET state = 'queued', capability = 'work' WHERE task_id = :t"), {"t": task}
+        )
+        holder = connection.scalar(text("SELECT id FROM workers WHERE pid = :pid"), {"pid": worker.pid})
+        lifecycle.claim(connection, task, 0, holder)
+    ended = tasks.wait(task)
+    assert (ended["state"], ended["losses"], ended["claim"]) == ("succeeded", 1, 2)
+
+
+def test_a_task_that_loses_its_workers_again_and_again_is_stopped(tasks: Tasks, here: Minion, act: Any) -> None:
+    task = tasks.submit(act(config={"capabilities": ["nobody"], "max_attempts": 1}), {})
+    for _ in range(3):
+        tasks.wait_for(task, "pending")
+        claim = tasks.get(task)["claim"]
+        with transaction() as connection:
+            connection.execute(text("UPDATE task_status SET state = 'queued' WHERE task_id = :t"), {"t": task})
+            lifecycle.claim(connection, task, claim, here.id)
+            connection.execute(text("UPDATE task_status SET updated_at = now() - interval '2 days'"))
+    ended = tasks.wait(task)
+    assert (ended["state"], ended["losses"], ended["attempts"]) == ("failed", 3, 0)
+    assert ended["error"]["type"] == "worker_lost"
+
+
+def test_a_lost_message_is_sent_again_under_the_same_claim(tasks: Tasks, act: Any, worker: Process) -> None:
+    act()
+    with tasks.engine.begin() as connection:
+        # Queued, and no message in the broker.
+        connection.execute(text("SELECT minion_submit('Act')"))
+        task = connection.scalar(
+            text(
+                "UPDATE task_status SET state = 'queued', capability = 'work', published = 1, published_at = now() RETURNING task_id"
+            )
+        )
+    ended = tasks.wait(task)
+    assert (ended["state"], ended["claim"]) == ("succeeded", 1)
+
+
+def test_messages_that_come_twice_run_once(tasks: Tasks, act: Any, worker: Process, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    task = tasks.submit(act(), {"log": str(log)})
+    tasks.wait(task)
+    with make_redis() as broker:
+        assert broker.llen("work") == 0
+    from shared.broker import make_app, publish
+    from shared.lifecycle import Dispatched
+    from shared.settings import get_settings
+
+    message = Dispatched(task, 0, "work", "Act", 10, 20, 0)
+    with make_app(get_settings()) as app:
+        publish(app, [message] * 5)
+    wait_until(lambda: worker.output().count('"skipped"') >= 5, "five duplicates refused")
+    assert len(log.read_text().splitlines()) == 1
+    assert len(tasks.executions(task)) == 1
+
+
+def test_a_deadline_ends_a_pending_task(tasks: Tasks, act: Any) -> None:
+    act(config={"capabilities": ["nobody"]})
+    task = tasks.submit("Act", {}, deadline=datetime.now(UTC) + timedelta(seconds=0.5))
+    ended = tasks.wait(task)
+    assert (ended["state"], ended["error"]["type"]) == ("expired", "expired")
+
+
+def test_a_deadline_takes_a_running_task_away(tasks: Tasks, act: Any, worker: Process) -> None:
+    act()
+    task = tasks.submit("Act", {"do": "sleep", "seconds": 3}, deadline=datetime.now(UTC) + timedelta(seconds=1.5))
+    tasks.wait_for(task, "running")
+    ended = tasks.wait(task)
+    assert ended["state"] == "expired"
+    wait_until(lambda: "claim_lost" in worker.output(), "the minion is told")
+    assert [execution["outcome"] for execution in tasks.executions(task)] == ["expired"]
+
+
+def test_a_worker_whose_row_is_gone_registers_again(tasks: Tasks, act: Any, worker: Process) -> None:
+    with tasks.engine.begin() as connection:
+        connection.execute(text("DELETE FROM workers"))
+    wait_online(tasks.engine, worker)
+    assert tasks.run(act(), {})["state"] == "succeeded"
+
+
+def test_a_worker_that_stood_still_goes_on(tasks: Tasks, act: Any, worker: Process) -> None:
+    worker.signal(19)  # SIGSTOP
+    wait_until(lambda: status_of(tasks.engine, worker) == "lost", "the worker is lost")
+    worker.signal(18)  # SIGCONT
+    wait_online(tasks.engine, worker)
+    assert tasks.run(act(), {})["state"] == "succeeded"
