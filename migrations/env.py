@@ -21,5 +21,7 @@ given: Connection | None = context.config.attributes.get("connection")
 if given is not None:
     run(given)
 else:
-    with make_engine(get_settings()).connect() as own:
+    engine = make_engine(get_settings())
+    with engine.connect() as own:
         run(own)
+    engine.dispose()

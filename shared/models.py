@@ -463,6 +463,7 @@ class Step(Base):
         CheckConstraint("kind IN ('model_call', 'tool_call', 'function_call', 'subtask', 'wait')", name="kind"),
         CheckConstraint("status IN ('started', 'finished', 'failed')", name="status"),
         CheckConstraint("child_id IS NULL OR kind = 'subtask'", name="only_subtasks_have_children"),
+        Index("steps_child_idx", "child_id", postgresql_where=text("child_id IS NOT NULL")),
     )
 
     task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)

@@ -64,7 +64,9 @@ def create_tables() -> None:
         sa.Column("status_reason", sa.Text(), nullable=True),
         sa.Column("active_version_id", sa.UUID(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("status IN ('active', 'deprecated', 'disabled', 'rolled_back')", name="agents_status_check"),
+        sa.CheckConstraint(
+            "status IN ('active', 'deprecated', 'disabled', 'rolled_back')", name=op.f("agents_status_check")
+        ),
         sa.PrimaryKeyConstraint("id", name="agents_pkey"),
         sa.UniqueConstraint("namespace", "name", name="agents_namespace_name_key"),
     )
@@ -118,7 +120,7 @@ def create_tables() -> None:
         sa.Column("version", sa.Text(), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("last_seen", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("status IN ('online', 'stopped', 'lost')", name="workers_status_check"),
+        sa.CheckConstraint("status IN ('online', 'stopped', 'lost')", name=op.f("workers_status_check")),
         sa.PrimaryKeyConstraint("id", name="workers_pkey"),
     )
     op.create_index(
@@ -136,7 +138,9 @@ def create_tables() -> None:
         sa.Column("status", sa.Text(), server_default="active", nullable=False),
         sa.Column("status_reason", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("status IN ('active', 'deprecated', 'quarantined')", name="function_versions_status_check"),
+        sa.CheckConstraint(
+            "status IN ('active', 'deprecated', 'quarantined')", name=op.f("function_versions_status_check")
+        ),
         sa.ForeignKeyConstraint(
             ["function_id"], ["functions.id"], name="function_versions_function_id_fkey", ondelete="CASCADE"
         ),
@@ -157,8 +161,10 @@ def create_tables() -> None:
         sa.Column("definition", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("function_version_id", sa.UUID(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("effect IN ('pure', 'idempotent', 'unsafe')", name="tool_versions_effect_check"),
-        sa.CheckConstraint("type IN ('function', 'http', 'mcp', 'agent', 'builtin')", name="tool_versions_type_check"),
+        sa.CheckConstraint("effect IN ('pure', 'idempotent', 'unsafe')", name=op.f("tool_versions_effect_check")),
+        sa.CheckConstraint(
+            "type IN ('function', 'http', 'mcp', 'agent', 'builtin')", name=op.f("tool_versions_type_check")
+        ),
         sa.ForeignKeyConstraint(
             ["function_version_id"], ["function_versions.id"], name="tool_versions_function_version_id_fkey"
         ),
@@ -192,7 +198,7 @@ def create_tables() -> None:
             nullable=False,
         ),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("type IN ('agent', 'function')", name="agent_versions_type_check"),
+        sa.CheckConstraint("type IN ('agent', 'function')", name=op.f("agent_versions_type_check")),
         sa.ForeignKeyConstraint(["agent_id"], ["agents.id"], name="agent_versions_agent_id_fkey", ondelete="CASCADE"),
         sa.ForeignKeyConstraint(
             ["function_version_id"], ["function_versions.id"], name="agent_versions_function_version_id_fkey"
@@ -258,10 +264,10 @@ def create_tables() -> None:
         sa.Column("journal_format", sa.SmallInteger(), server_default="1", nullable=False),
         sa.Column("deadline", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("(agent_version_id IS NULL) OR (agent_name IS NOT NULL)", name="tasks_pinned_check"),
-        sa.CheckConstraint("(parent_id IS NULL) = (parent_step IS NULL)", name="tasks_parent_check"),
-        sa.CheckConstraint("depth >= 0", name="tasks_depth_check"),
-        sa.CheckConstraint("jsonb_typeof(labels) = 'object'", name="tasks_labels_check"),
+        sa.CheckConstraint("(agent_version_id IS NULL) OR (agent_name IS NOT NULL)", name=op.f("tasks_pinned_check")),
+        sa.CheckConstraint("(parent_id IS NULL) = (parent_step IS NULL)", name=op.f("tasks_parent_check")),
+        sa.CheckConstraint("depth >= 0", name=op.f("tasks_depth_check")),
+        sa.CheckConstraint("jsonb_typeof(labels) = 'object'", name=op.f("tasks_labels_check")),
         sa.ForeignKeyConstraint(["agent_version_id"], ["agent_versions.id"], name="tasks_agent_version_id_fkey"),
         sa.ForeignKeyConstraint(["parent_id"], ["tasks.id"], name="tasks_parent_id_fkey", ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["replay_of"], ["tasks.id"], name="tasks_replay_of_fkey", ondelete="SET NULL"),
@@ -298,7 +304,7 @@ def create_tables() -> None:
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
             "outcome IN ('running', 'succeeded', 'failed', 'retried', 'suspended', 'handed_back', 'lost', 'cancelled', 'expired')",
-            name="executions_outcome_check",
+            name=op.f("executions_outcome_check"),
         ),
         sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name="executions_task_id_fkey", ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name="executions_worker_id_fkey"),
@@ -338,7 +344,7 @@ def create_tables() -> None:
         sa.Column("role", sa.Text(), nullable=False),
         sa.Column("content", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("role IN ('user', 'assistant', 'system', 'tool')", name="messages_role_check"),
+        sa.CheckConstraint("role IN ('user', 'assistant', 'system', 'tool')", name=op.f("messages_role_check")),
         sa.ForeignKeyConstraint(
             ["namespace", "conversation_id"],
             ["conversations.namespace", "conversations.id"],
@@ -370,18 +376,23 @@ def create_tables() -> None:
         sa.Column("function_version_id", sa.UUID(), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("child_id IS NULL OR kind = 'subtask'", name="steps_only_subtasks_have_children_check"),
         sa.CheckConstraint(
-            "kind IN ('model_call', 'tool_call', 'function_call', 'subtask', 'wait')", name="steps_kind_check"
+            "child_id IS NULL OR kind = 'subtask'", name=op.f("steps_only_subtasks_have_children_check")
         ),
-        sa.CheckConstraint("status IN ('started', 'finished', 'failed')", name="steps_status_check"),
-        sa.CheckConstraint("number > 0", name="steps_number_check"),
+        sa.CheckConstraint(
+            "kind IN ('model_call', 'tool_call', 'function_call', 'subtask', 'wait')", name=op.f("steps_kind_check")
+        ),
+        sa.CheckConstraint("status IN ('started', 'finished', 'failed')", name=op.f("steps_status_check")),
+        sa.CheckConstraint("number > 0", name=op.f("steps_number_check")),
         sa.ForeignKeyConstraint(["child_id"], ["tasks.id"], name="steps_child_id_fkey", ondelete="SET NULL"),
         sa.ForeignKeyConstraint(
             ["function_version_id"], ["function_versions.id"], name="steps_function_version_id_fkey"
         ),
         sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name="steps_task_id_fkey", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("task_id", "number", name="steps_pkey"),
+    )
+    op.create_index(
+        "steps_child_idx", "steps", ["child_id"], unique=False, postgresql_where=sa.text("child_id IS NOT NULL")
     )
     op.create_table(
         "task_outcomes",
@@ -392,11 +403,13 @@ def create_tables() -> None:
         sa.Column("error", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("error_fingerprint", sa.Text(), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("(state = 'failed') <= (error IS NOT NULL)", name="task_outcomes_failed_has_error_check"),
         sa.CheckConstraint(
-            "state IN ('cancelled', 'expired', 'failed', 'succeeded')", name="task_outcomes_state_check"
+            "(state = 'failed') <= (error IS NOT NULL)", name=op.f("task_outcomes_failed_has_error_check")
         ),
-        sa.CheckConstraint("output IS NULL OR output_sha256 IS NULL", name="task_outcomes_one_output_check"),
+        sa.CheckConstraint(
+            "state IN ('cancelled', 'expired', 'failed', 'succeeded')", name=op.f("task_outcomes_state_check")
+        ),
+        sa.CheckConstraint("output IS NULL OR output_sha256 IS NULL", name=op.f("task_outcomes_one_output_check")),
         sa.ForeignKeyConstraint(["output_sha256"], ["contents.sha256"], name="task_outcomes_output_sha256_fkey"),
         sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name="task_outcomes_task_id_fkey", ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("task_id", name="task_outcomes_pkey"),
@@ -428,30 +441,31 @@ def create_tables() -> None:
         sa.Column("cancel_requested", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint(
-            "(state = 'running') = (worker_id IS NOT NULL)", name="task_status_running_has_worker_check"
+            "(state = 'running') = (worker_id IS NOT NULL)", name=op.f("task_status_running_has_worker_check")
         ),
         sa.CheckConstraint(
-            "(state = 'waiting') = (wait_reason IS NOT NULL)", name="task_status_waiting_has_reason_check"
+            "(state = 'waiting') = (wait_reason IS NOT NULL)", name=op.f("task_status_waiting_has_reason_check")
         ),
         sa.CheckConstraint(
             "state IN ('scheduled', 'pending', 'queued', 'running', 'waiting', 'succeeded', 'failed', 'cancelled', 'expired')",
-            name="task_status_state_check",
+            name=op.f("task_status_state_check"),
         ),
-        sa.CheckConstraint("claim >= 0 AND attempts >= 0 AND losses >= 0", name="task_status_counters_check"),
+        sa.CheckConstraint("claim >= 0 AND attempts >= 0 AND losses >= 0", name=op.f("task_status_counters_check")),
         sa.CheckConstraint(
-            "open_waits >= 0 AND (open_waits = 0 OR state = 'waiting')", name="task_status_open_waits_check"
+            "open_waits >= 0 AND (open_waits = 0 OR state = 'waiting')", name=op.f("task_status_open_waits_check")
         ),
-        sa.CheckConstraint("priority BETWEEN -100 AND 100", name="task_status_priority_check"),
+        sa.CheckConstraint("priority BETWEEN -100 AND 100", name=op.f("task_status_priority_check")),
         sa.CheckConstraint(
-            "capability IS NOT NULL OR state NOT IN ('queued', 'running', 'waiting')", name="task_status_routed_check"
+            "capability IS NOT NULL OR state NOT IN ('queued', 'running', 'waiting')",
+            name=op.f("task_status_routed_check"),
         ),
         sa.CheckConstraint(
             "CASE state WHEN 'scheduled' THEN due_at IS NOT NULL WHEN 'waiting' THEN true ELSE due_at IS NULL END",
-            name="task_status_due_check",
+            name=op.f("task_status_due_check"),
         ),
         sa.CheckConstraint(
             "NOT cancel_requested OR state IN ('running', 'cancelled', 'expired', 'failed', 'succeeded')",
-            name="task_status_cancel_reaches_only_the_running_check",
+            name=op.f("task_status_cancel_reaches_only_the_running_check"),
         ),
         sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name="task_status_task_id_fkey", ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["worker_id"], ["workers.id"], name="task_status_worker_id_fkey"),

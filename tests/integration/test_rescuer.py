@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,10 +12,19 @@ import pytest
 from sqlalchemy import Engine, text
 
 from shared import lifecycle
+from shared.broker import make_app, publish
 from shared.database import transaction
 from shared.hints import make_redis
+from shared.lifecycle import Dispatched
+from shared.settings import Settings
 from tests.integration.conftest import Minion, Tasks
 from tests.processes import Process, ended_at_last, start_worker, wait_online, wait_until
+
+# As if the dispatcher had sent a message.
+QUEUE = text(
+    "UPDATE task_status SET state = 'queued', capability = 'work', published = 1, published_at = now() "
+    "RETURNING task_id"
+)
 
 pytestmark = pytest.mark.usefixtures("loops")
 
@@ -34,11 +44,11 @@ def status_of(engine: Engine, process: Process) -> str:
 
 
 def test_the_tasks_of_a_killed_worker_run_again(tasks: Tasks, act: Any, doomed: Process, worker: Process) -> None:
-    worker.signal(19)  # SIGSTOP: the other one takes the task
+    worker.signal(signal.SIGSTOP)  # the other one takes the task
     task = tasks.submit(act(), {"do": "sleep", "seconds": 1})
     tasks.wait_for(task, "running")
     doomed.kill()
-    worker.signal(18)
+    worker.signal(signal.SIGCONT)
     ended = tasks.wait(task)
     assert (ended["state"], ended["attempts"], ended["losses"], ended["claim"]) == ("succeeded", 0, 1, 2)
     lost, _ = tasks.executions(task)
@@ -66,7 +76,7 @@ def test_a_task_that_loses_its_workers_again_and_again_is_stopped(tasks: Tasks, 
         tasks.wait_for(task, "pending")
         claim = tasks.get(task)["claim"]
         with transaction() as connection:
-            connection.execute(text("UPDATE task_status SET state = 'queued' WHERE task_id = :t"), {"t": task})
+            connection.execute(QUEUE)
             lifecycle.claim(connection, task, claim, here.id)
             connection.execute(text("UPDATE task_status SET updated_at = now() - interval '2 days'"))
     ended = tasks.wait(task)
@@ -88,18 +98,16 @@ def test_a_lost_message_is_sent_again_under_the_same_claim(tasks: Tasks, act: An
     assert (ended["state"], ended["claim"]) == ("succeeded", 1)
 
 
-def test_messages_that_come_twice_run_once(tasks: Tasks, act: Any, worker: Process, tmp_path: Path) -> None:
+def test_messages_that_come_twice_run_once(
+    tasks: Tasks, act: Any, worker: Process, tmp_path: Path, settings: Settings
+) -> None:
     log = tmp_path / "log"
     task = tasks.submit(act(), {"log": str(log)})
     tasks.wait(task)
     with make_redis() as broker:
         assert broker.llen("work") == 0
-    from shared.broker import make_app, publish
-    from shared.lifecycle import Dispatched
-    from shared.settings import get_settings
-
     message = Dispatched(task, 0, "work", "Act", 10, 20, 0)
-    with make_app(get_settings()) as app:
+    with make_app(settings) as app:
         publish(app, [message] * 5)
     wait_until(lambda: worker.output().count('"skipped"') >= 5, "five duplicates refused")
     assert len(log.read_text().splitlines()) == 1
@@ -131,8 +139,8 @@ def test_a_worker_whose_row_is_gone_registers_again(tasks: Tasks, act: Any, work
 
 
 def test_a_worker_that_stood_still_goes_on(tasks: Tasks, act: Any, worker: Process) -> None:
-    worker.signal(19)  # SIGSTOP
+    worker.signal(signal.SIGSTOP)
     wait_until(lambda: status_of(tasks.engine, worker) == "lost", "the worker is lost")
-    worker.signal(18)  # SIGCONT
+    worker.signal(signal.SIGCONT)
     wait_online(tasks.engine, worker)
     assert tasks.run(act(), {})["state"] == "succeeded"

@@ -1,0 +1,415 @@
+"""The schema: models and migrations agree, the database keeps the invariants, and nobody can create it twice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from typing import Any
+from uuid import UUID
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.exc import IntegrityError, InternalError, ProgrammingError
+from sqlalchemy.orm import Session
+
+from shared import init_db
+from shared.errors import NotConfigured
+from shared.models import Agent, Base
+from shared.registry import AgentRegistry
+from shared.settings import Settings
+from shared.states import INITIAL, TRANSITIONS, State
+from tests.by_hand import NOOP, ByHand, agent, function
+from tests.conftest import Define
+from tests.processes import ROOT
+
+Facts = list[tuple[Any, ...]]
+
+BEFORE_18 = (ROOT / "migrations/sql/0001_before_tables.sql").read_text()
+
+
+@pytest.fixture
+def empty_database(database: Engine) -> Iterator[Engine]:
+    """Another database on the same server, without a schema."""
+    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("DROP DATABASE IF EXISTS empty_one WITH (FORCE)"))
+        connection.execute(text("CREATE DATABASE empty_one"))
+        other = create_engine(make_url(database.url).set(database="empty_one"))
+        try:
+            yield other
+        finally:
+            other.dispose()
+            connection.execute(text("DROP DATABASE empty_one WITH (FORCE)"))
+
+
+def refused(engine: Engine, statement: str, **values: Any) -> str:
+    """The constraint or message with which the database refuses a statement."""
+    with pytest.raises(IntegrityError) as caught, engine.begin() as connection:
+        connection.execute(text(statement), values)
+    return str(caught.value.orig)
+
+
+# ------------------------------------------------------------------------------------ models and migrations
+
+
+def test_models_and_migrations_agree(database: Engine) -> None:
+    with database.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True, "target_metadata": Base.metadata}
+        )
+        assert compare_metadata(context, Base.metadata) == []
+
+
+CONSTRAINTS = text(
+    "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint "
+    "WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'alembic_version' ORDER BY 1, 2"
+)
+INDEXES = text(
+    "SELECT tablename, indexname, indexdef FROM pg_indexes "
+    "WHERE schemaname = 'public' AND tablename <> 'alembic_version' ORDER BY 1, 2"
+)
+
+
+def test_constraints_and_indexes_agree_too(database: Engine, empty_database: Engine) -> None:
+    """Alembic compares no check constraints, no partial indexes and no names."""
+    with empty_database.begin() as connection:
+        connection.exec_driver_sql(BEFORE_18.replace("%", "%%"))
+        Base.metadata.create_all(connection)
+
+    def facts(engine: Engine) -> tuple[Facts, Facts]:
+        with engine.connect() as connection:
+            return [tuple(r) for r in connection.execute(CONSTRAINTS)], [tuple(r) for r in connection.execute(INDEXES)]
+
+    assert facts(database) == facts(empty_database)
+
+
+def test_no_foreign_key_is_without_an_index_where_rows_are_deleted(database: Engine) -> None:
+    """Deleting a task looks for the rows that hang on it."""
+    unindexed = text(
+        """
+        SELECT c.conrelid::regclass::text || '.' || a.attname FROM pg_constraint c
+            JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
+            WHERE c.contype = 'f' AND c.confrelid = 'tasks'::regclass AND NOT EXISTS (
+                SELECT FROM pg_index i WHERE i.indrelid = c.conrelid AND i.indkey[0] = c.conkey[1]) ORDER BY 1
+        """
+    )
+    with database.connect() as connection:
+        assert list(connection.scalars(unindexed)) == []
+
+
+# ------------------------------------------------------------------------------------------ migrate and init
+
+MIGRATE = "from shared.database import get_engine; from shared.init_db import migrate; print(*migrate(get_engine()))"
+INIT = "from shared.database import get_engine; from shared.init_db import init; print(len(init(get_engine())))"
+
+
+def in_processes(engine: Engine, code: str, number: int) -> list[str]:
+    """Runs Python code in so many processes at once, on this database; what each printed."""
+    env = {**os.environ, "DATABASE_URL": engine.url.render_as_string(hide_password=False)}
+
+    def run(_: int) -> str:
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    with ThreadPoolExecutor(number) as threads:
+        return list(threads.map(run, range(number)))
+
+
+def test_processes_that_migrate_and_init_at_once_do_it_once(empty_database: Engine) -> None:
+    assert sorted(in_processes(empty_database, MIGRATE, 3)) == ["0001 0001", "0001 0001", "None 0001"]
+    assert sorted(in_processes(empty_database, INIT, 3)) == ["0", "0", "3"]
+    with empty_database.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM agent_versions")) == 2
+        assert connection.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")) == 0
+
+
+def test_migrating_and_creating_again_changes_nothing(database: Engine) -> None:
+    assert init_db.migrate(database) == ("0001", "0001")
+    assert [(c.kind, c.name, c.action) for c in init_db.init(database)] == [
+        ("tool", "echo", "created"),
+        ("agent", "assistant", "created"),
+        ("agent", "echo", "created"),
+    ]
+    assert init_db.init(database) == []
+
+
+def test_init_leaves_changed_defaults_alone(database: Engine) -> None:
+    init_db.init(database)
+    with Session(database) as session:
+        AgentRegistry(session).register_agent(Agent(name="assistant", description="Mine"))
+        assert init_db.init(database) == []
+        assert AgentRegistry(session).get_agent("assistant").description == "Mine"
+
+
+def test_init_is_not_misled_by_other_namespaces(database: Engine) -> None:
+    with Session(database) as session:
+        AgentRegistry(session, "other").register_agent(Agent(name="assistant", description="Theirs"))
+    assert ("agent", "assistant") in {(change.kind, change.name) for change in init_db.init(database)}
+
+
+def test_a_migration_that_fails_says_why_and_lets_go(empty_database: Engine) -> None:
+    with empty_database.begin() as connection:
+        connection.execute(text("CREATE TABLE workers (id int)"))
+    with pytest.raises(ProgrammingError, match='relation "workers" already exists'):
+        init_db.migrate(empty_database)
+    with empty_database.begin() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")) == 0
+        assert connection.scalar(text("SELECT to_regclass('tasks')")) is None
+        connection.execute(text("DROP TABLE workers"))
+    assert init_db.migrate(empty_database) == (None, "0001")
+
+
+def test_a_schema_that_is_missing_or_old_is_named_and_a_newer_one_is_left_alone(empty_database: Engine) -> None:
+    with empty_database.connect() as connection, pytest.raises(NotConfigured, match="has no schema yet"):
+        init_db.check_schema_is_current(connection)
+    init_db.migrate(empty_database)
+    with empty_database.begin() as connection:
+        init_db.check_schema_is_current(connection)
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        init_db.check_schema_is_current(connection)
+    assert init_db.migrate(empty_database) == ("9999", "9999")
+
+
+def test_alembics_own_command_line_finds_the_database(database: Engine, settings: Settings) -> None:
+    with init_db.alembic_config() as config:
+        command.upgrade(config, "head")
+
+
+# -------------------------------------------------------------------------------------------------- ids
+
+
+@pytest.fixture
+def older_server(empty_database: Engine) -> Engine:
+    """A database with the `minion_uuidv7` of servers before PostgreSQL 18."""
+    with empty_database.begin() as connection:
+        connection.exec_driver_sql(BEFORE_18.replace("%", "%%"))
+    return empty_database
+
+
+def test_ids_of_older_servers_are_version_7_and_sort_by_time(older_server: Engine) -> None:
+    make = text("SELECT minion_uuidv7() FROM generate_series(1, 20)")
+    with older_server.connect() as connection:
+        before = connection.scalar(text("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)"))
+        batches = [list(connection.scalars(make)) for _ in range(50)]
+        after = connection.scalar(text("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)"))
+    ids: list[UUID] = [made for batch in batches for made in batch]
+    assert {(made.version, made.variant) for made in ids} == {(7, "specified in RFC 4122")}
+    assert len(set(ids)) == len(ids)
+    assert all(before <= made.int >> 80 <= after for made in ids)
+    for earlier, later in zip(batches, batches[1:], strict=False):
+        assert max(earlier).int >> 64 <= min(later).int >> 64
+
+
+def test_ids_of_this_server_are_version_7(database: Engine) -> None:
+    with database.connect() as connection:
+        assert connection.scalar(text("SELECT minion_uuidv7()")).version == 7
+
+
+# ------------------------------------------------------------------------------------------- transitions
+
+
+@pytest.mark.parametrize(("before", "after"), list(product(State, State)))
+def test_the_database_allows_the_transitions_of_the_table(database: Engine, before: State, after: State) -> None:
+    with database.connect() as connection:
+        allowed = connection.scalar(text(f"SELECT minion_transition_allowed('{before}', '{after}')"))
+    assert allowed is ((before, after) in TRANSITIONS)
+
+
+def test_there_are_81_pairs() -> None:
+    assert len(list(product(State, State))) == 81
+
+
+@pytest.fixture
+def hand(database: Engine, define: Define) -> ByHand:
+    define(NOOP, agent("A"), agent("B"))
+    return ByHand(database)
+
+
+# What else a row in each state must say.
+FITTING = {
+    "scheduled": "due_at = now()",
+    "running": "worker_id = (SELECT id FROM workers LIMIT 1), capability = 'work'",
+    "waiting": "wait_reason = 'backoff', capability = 'work'",
+    "queued": "capability = 'work'",
+}
+
+
+@pytest.mark.parametrize("before", State)
+def test_the_trigger_refuses_forbidden_transitions(hand: ByHand, before: State) -> None:
+    task = hand.submit()
+    hand.sql("ALTER TABLE task_status DISABLE TRIGGER task_status_transition")
+    hand.sql(f"UPDATE task_status SET state = '{before}', {FITTING.get(before, 'due_at = NULL')}")
+    hand.sql("ALTER TABLE task_status ENABLE TRIGGER task_status_transition")
+    clear = "worker_id = NULL, wait_reason = NULL, due_at = NULL"
+    for after in State:
+        if after == before or (before, after) in TRANSITIONS:
+            continue
+        fitting = FITTING.get(after, "claim = claim")
+        kept = ", ".join(part for part in clear.split(", ") if part.split(" ")[0] not in fitting)
+        message = refused(
+            hand.engine, f"UPDATE task_status SET state = '{after}', {kept}, {fitting} WHERE task_id = :task", task=task
+        )
+        assert f"a task cannot go from {before} to {after}" in message
+
+
+@pytest.mark.parametrize("state", sorted(frozenset(State) - INITIAL))
+def test_a_task_begins_as_scheduled_or_pending(hand: ByHand, state: State) -> None:
+    task = hand.submit()
+    hand.sql("DELETE FROM task_status")
+    assert f"a task cannot begin as {state}" in refused(
+        hand.engine, f"INSERT INTO task_status (task_id, state) VALUES (:task, '{state}')", task=task
+    )
+
+
+# -------------------------------------------------------------------------------------------- invariants
+
+
+@pytest.mark.parametrize(
+    ("change", "constraint"),
+    [
+        ("claim = -1", "never goes back"),
+        ("claim = 0", "never goes back"),
+        ("attempts = -1", "counters"),
+        ("open_waits = -1", "open_waits"),
+        ("open_waits = 1", "open_waits"),
+        ("worker_id = NULL", "running_has_worker"),
+        ("capability = NULL", "routed"),
+        ("due_at = now()", "due"),
+        ("wait_reason = 'x'", "waiting_has_reason"),
+        ("priority = 101", "priority"),
+        ("state = 'waiting'", "waiting_has_reason"),
+        ("state = 'pending', worker_id = NULL, cancel_requested = true", "cancel_reaches_only_the_running"),
+    ],
+)
+def test_a_status_row_is_never_at_odds_with_itself(hand: ByHand, change: str, constraint: str) -> None:
+    hand.run()
+    assert constraint in refused(hand.engine, f"UPDATE task_status SET {change}")
+
+
+IMMUTABLE = {
+    "agent_versions": [
+        "checksum = 'x'",
+        "definition = '{}'",
+        "time_limit = 1",
+        "function_version_id = NULL, number = 9",
+    ],
+    "tool_versions": ["definition = '{}'", "effect = 'unsafe'"],
+    "function_versions": ["definition = '{}'", "checksum = 'x'", "number = 9"],
+    "agent_version_tools": ["position = 9"],
+    "relations": ["agent_name = 'B'", "for_each = 'x'"],
+    "contents": ["value = '1'"],
+    "task_outcomes": ["output = '1'", "state = 'failed', error = '{}'", "error_fingerprint = 'x'"],
+    "tasks": [
+        "input = '1'",
+        "agent_name = 'B'",
+        "agent_version_id = NULL",
+        'labels = \'{"a": "b"}\'',
+        "key = 'x'",
+        "namespace = 'x'",
+        "deadline = now()",
+        "replay_of = id",
+        "origin_id = minion_uuidv7()",
+        "journal_format = 2",
+        "submitted_by = 'x'",
+        "conversation_id = 'x'",
+        "messages = '[]'",
+        "capability = 'x'",
+    ],
+}
+
+
+@pytest.mark.parametrize(("table", "change"), [(t, change) for t, changes in IMMUTABLE.items() for change in changes])
+def test_rows_that_others_rely_on_never_change(hand: ByHand, define: Define, table: str, change: str) -> None:
+    define(
+        function(),
+        {"kind": "tool", "name": "twice", "type": "function", "function": "double"},
+        {"kind": "agent", "name": "Model", "tools": ["twice"]},
+        {"kind": "agent", "name": "Chain", "type": "function", "relations": [{"agent": "A"}]},
+    )
+    hand.finish(hand.run(), output="x" * 70_000)
+    assert f"a row of {table} never changes" in refused(hand.engine, f"UPDATE {table} SET {change}")
+
+
+def test_a_functions_status_may_change(hand: ByHand, define: Define) -> None:
+    define(function())
+    hand.sql("UPDATE function_versions SET status = 'quarantined', status_reason = 'It is evil.'")
+    assert "status" in refused(hand.engine, "UPDATE function_versions SET status = 'bogus'")
+
+
+@pytest.mark.parametrize(
+    ("statement", "constraint"),
+    [
+        ("UPDATE agents SET status = 'bogus'", "agents_status_check"),
+        ("UPDATE agents SET active_version_id = minion_uuidv7()", "agents_active_version_id_fkey"),
+        ("INSERT INTO agents (name) VALUES ('A')", "agents_namespace_name_key"),
+        ("INSERT INTO tasks (root_id, origin_id, labels) VALUES (minion_uuidv7(), minion_uuidv7(), '[]')", "labels"),
+        ("INSERT INTO tasks (root_id, origin_id, depth) VALUES (minion_uuidv7(), minion_uuidv7(), -1)", "depth"),
+        (
+            "INSERT INTO tasks (root_id, origin_id, parent_id) SELECT id, id, id FROM tasks LIMIT 1",
+            "tasks_parent_check",
+        ),
+        (
+            "INSERT INTO steps (task_id, number, kind, name, status, request_hash, claim) "
+            "SELECT id, 0, 'wait', 'x', 'started', 'h', 1 FROM tasks",
+            "steps_number_check",
+        ),
+        ("DELETE FROM agent_versions", "fkey"),
+        ("DELETE FROM workers", "fkey"),
+    ],
+)
+def test_constraints_hold(hand: ByHand, statement: str, constraint: str) -> None:
+    hand.run()
+    assert constraint in refused(hand.engine, statement)
+
+
+def test_a_task_succeeds_in_one_execution_only(hand: ByHand) -> None:
+    task = hand.run()
+    hand.finish(task)
+    assert "executions_one_success_idx" in refused(
+        hand.engine,
+        "INSERT INTO executions (task_id, claim, worker_id, outcome) VALUES (:task, 2, :worker, 'succeeded')",
+        task=task,
+        worker=hand.worker,
+    )
+
+
+def test_deleting_a_task_takes_everything_of_it_along(hand: ByHand) -> None:
+    parent = hand.run(idempotency_key="k", conversation_id="c")
+    [child] = hand.suspend(parent, children=["B"])
+    hand.again(child)
+    hand.finish(child)
+    hand.finish(parent, hand.again(parent), messages=[{"role": "user", "content": "hello"}])
+    hand.sql("DELETE FROM tasks WHERE id = :parent", parent=parent)
+    for table in ("tasks", "task_status", "task_outcomes", "executions", "steps", "idempotency_keys"):
+        assert hand.sql(f"SELECT count(*) FROM {table}") == 0
+    assert hand.sql("SELECT count(*) FROM messages") == 1
+
+
+def test_a_replayed_task_may_be_deleted(hand: ByHand) -> None:
+    first = hand.run()
+    hand.finish(first)
+    again = hand.sql(
+        "SELECT task_id FROM minion_accept(jsonb_build_object('agent', 'A', 'input', 1, 'replay_of', :t))", t=str(first)
+    )
+    hand.sql("DELETE FROM tasks WHERE id = :first", first=first)
+    row = hand.row(again)
+    assert (row["replay_of"], row["origin_id"]) == (None, first)
+
+
+def test_going_back_before_the_first_schema_is_refused(database: Engine) -> None:
+    with (
+        init_db.alembic_config() as config,
+        database.connect() as connection,
+        pytest.raises((NotImplementedError, InternalError), match="drop the database instead"),
+    ):
+        config.attributes["connection"] = connection
+        command.downgrade(config, "base")
