@@ -6,6 +6,7 @@ import select
 import time
 from dataclasses import dataclass
 
+from shared.sandbox.fork_server import ForkServer
 from shared.sandbox.outcome import Limits
 from shared.sandbox.parked import ParkedChild, Usage
 from shared.sandbox.replies import Inbox, Reply
@@ -13,6 +14,9 @@ from shared.sandbox.replies import Inbox, Reply
 CHUNK = 1 << 16
 DEATH_PATIENCE = 5.0
 """Seconds in which a killed process must be gone: the kernel may still free its memory."""
+
+SHORT_CALL = 0.02
+"""Seconds after which the zygote is asked to watch the clock too; most calls end before."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,15 @@ class Conversation:
         self._deadline = self._started + timeout
         self._poll = select.poll()
 
-    def hold(self, request: bytes) -> Ended:
+    def hold(self, request: bytes, server: ForkServer) -> Ended:
         """Send the request and wait for the end.
 
         Raises:
             ChildGone: the child was dead already.
         """
-        limit = self._send(request) or self._receive()
+        limit = self._send(request)
+        server.welcome()
+        limit = limit or self._receive(server)
         usage = self._child.usage()
         duration = time.monotonic() - self._started
         if limit is not None and self._child.kill():
@@ -80,8 +86,10 @@ class Conversation:
                 raise ChildGone from None
         return None
 
-    def _receive(self) -> str | None:
+    def _receive(self, server: ForkServer) -> str | None:
         self._poll.modify(self._child.channel, select.POLLIN)
+        if not self._poll.poll(min(SHORT_CALL, self._deadline - time.monotonic()) * 1000):
+            server.watch(self._child, self._deadline - time.monotonic())
         while True:
             if limit := self._wait():
                 return limit

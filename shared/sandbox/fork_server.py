@@ -92,31 +92,41 @@ class ForkServer:
 
     # --- what callers need --------------------------------------------------------------------------------
 
-    def take(self, seconds: float, deadline: float) -> ParkedChild:
-        """A parked child for one call of at most `seconds`, available before the monotonic `deadline`.
+    def take(self, deadline: float) -> ParkedChild:
+        """A parked child for one call, available before the monotonic `deadline`.
 
         Raises:
             ZygoteLost: there is none.
         """
-        with self._condition:
-            self._drain()
         taken: list[ParkedChild] = []
 
         def grab() -> bool:
-            if self._parked:
+            if not taken and self._parked:
                 taken.append(self._parked.popleft())
             return bool(taken)
 
         self._wait_until(grab, deadline)
-        self._order(wire.TAKEN, taken[0].number, seconds)
         return taken[0]
 
+    def welcome(self) -> None:
+        """Get ready for later calls: what this costs, it costs while a child works on this one."""
+        with contextlib.suppress(ZygoteLost), self._condition:
+            self._drain()
+
+    def watch(self, child: ParkedChild, seconds: float) -> None:
+        """Have the zygote kill the child if it is still there when `seconds` have passed."""
+        with contextlib.suppress(ZygoteLost):
+            self._order(wire.WATCH, child.number, seconds)
+
     def end(self, child: ParkedChild) -> None:
-        """Kill the child, if it still lives, and let go of it."""
-        if not child.kill():
-            with contextlib.suppress(ZygoteLost):
-                self._order(wire.KILL, child.number)
+        """Kill the child, if it still lives, let go of it, and order another."""
+        killed = child.kill()
         child.close()
+        with contextlib.suppress(ZygoteLost):
+            if not killed:
+                self._order(wire.KILL, child.number)
+            # Not earlier: the fork would take the processor that the child needs.
+            self._order(wire.MORE)
 
     def status(self, child: ParkedChild, deadline: float) -> int:
         """The wait status with which a child ended.

@@ -28,6 +28,8 @@ ATTEMPTS = 3
 VALIDATION_MEMORY = 256
 VALIDATION_TIMEOUT = 5.0
 
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
+
 logger = logging.getLogger(__name__)
 
 
@@ -183,11 +185,11 @@ class Sandbox:
     # --- one call -----------------------------------------------------------------------------------------
 
     def _settings(self, operation: str, entrypoint: str, allowed: Iterable[str], check: bool) -> dict[str, Any]:
-        permitted = allowed if allowed is SAFE_IMPORTS else [name for name in allowed if self._is_loaded(name)]
+        default = allowed is SAFE_IMPORTS
         return {
             "operation": operation,
             "entrypoint": entrypoint,
-            "allowed": list(permitted),
+            "allowed": None if default else [name for name in allowed if self._is_loaded(name)],
             "check": check,
             "max_output": self._limits.output,
             "max_stdout": self._limits.stdout,
@@ -230,7 +232,7 @@ class Sandbox:
         for _ in range(ATTEMPTS):
             server = self._running()
             try:
-                child = server.take(timeout, time.monotonic() + QUEUE_PATIENCE)
+                child = server.take(time.monotonic() + QUEUE_PATIENCE)
             except ZygoteLost as error:
                 reason = str(error)
                 self._discard(server)
@@ -238,10 +240,11 @@ class Sandbox:
             try:
                 child.begin()
                 settings["address_space"] = child.address_space + memory_limit * MEGABYTE
-                settings["cpu_seconds"] = min(cpu_limit, timeout)
-                ended = Conversation(child, timeout, cpu_limit, self._limits).hold(requests.encode(settings, *parts))
-                fault = _judge(ended, server, child, memory_limit, timeout, cpu_limit)
-                return ended, fault
+                settings["cpu_seconds"] = math.ceil(min(cpu_limit, timeout)) + 1
+                conversation = Conversation(child, timeout, cpu_limit, self._limits)
+                request = requests.encode(settings, *parts)
+                ended = conversation.hold(request, server)
+                return ended, _judge(ended, server, child, memory_limit, timeout, cpu_limit)
             except ChildGone:
                 reason = "the parked child was gone"
             finally:
@@ -335,7 +338,7 @@ def _json_bytes(what: str, value: object, limit: int) -> bytes:
     """
     plain = dict(value) if isinstance(value, Mapping) else value
     try:
-        encoded = json.dumps(plain, allow_nan=False, ensure_ascii=False).encode()
+        encoded = _ENCODER.encode(plain).encode()
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise _Refused(SandboxFault("invalid_input", f"{what} cannot be passed on: {reason[:200]}")) from None

@@ -44,15 +44,16 @@ def _is_fatal(server: ForkServer, limits: Limits, name: str) -> bool:
 
 def _send(server: ForkServer, limits: Limits, operation: str) -> tuple[Ended, int]:
     """Let one canary try; returns what it said, and how it ended if it said nothing."""
-    child = server.take(PATIENCE, time.monotonic() + PATIENCE)
+    child = server.take(time.monotonic() + PATIENCE)
     try:
         child.begin()
         settings: dict[str, Any] = {
             "operation": operation, "entrypoint": "", "allowed": [], "check": False,
-            "address_space": child.address_space + CANARY_MEMORY, "cpu_seconds": PATIENCE,
+            "address_space": child.address_space + CANARY_MEMORY, "cpu_seconds": int(PATIENCE),
             "max_output": limits.output, "max_stdout": limits.stdout,
         }  # fmt: skip
-        ended = Conversation(child, PATIENCE, math.inf, limits).hold(requests.encode(settings))
+        conversation = Conversation(child, PATIENCE, math.inf, limits)
+        ended = conversation.hold(requests.encode(settings), server)
         if ended.reply is not None and ended.reply.fault is None:
             return ended, 0
         return ended, server.status(child, time.monotonic() + PATIENCE)

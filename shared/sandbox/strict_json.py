@@ -32,10 +32,10 @@ def parse(body: bytes, max_depth: int) -> Any:
     """
     if _depth_exceeds(body, max_depth):
         raise NotStrict(f"nested more than {max_depth} levels deep")
-    if _LONG_NUMBER.search(_STRING.sub(b"", body)):
+    if len(body) > MAX_DIGITS and _LONG_NUMBER.search(_STRING.sub(b"", body)):
         raise NotStrict(f"a number has more than {MAX_DIGITS} digits")
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_constant, parse_float=_finite)
+        value = _DECODER.decode(body.decode("utf-8"))
     except NotStrict:
         raise
     except (ValueError, RecursionError) as error:
@@ -65,6 +65,9 @@ def _finite(text: str) -> float:
     if not math.isfinite(number):
         raise NotStrict("a number is too large")
     return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 
 def _check_text(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import select
@@ -64,10 +65,7 @@ def live(channel: int, equipment: Equipment) -> None:
     if equipment.strict:
         equipment.strict.install()
     _warm_up()
-    order = request.read(_read_exactly)
-    if order.address_space:
-        limits.limit_call(order.address_space, order.cpu_seconds)
-    _write(_serve(order))
+    _write(_serve(_read_exactly))
     # The host reads this process's CPU time and memory, then ends it. It must not vanish before.
     os.read(CHANNEL, 1)
 
@@ -75,35 +73,33 @@ def live(channel: int, equipment: Equipment) -> None:
 def rehearse() -> None:
     """In the zygote: run small functions until the interpreter has specialised and cached what they need."""
     for _ in range(_REHEARSALS):
-        runner.serve(_rehearsal(_PLAIN))
-        runner.serve(_rehearsal(_ASYNC))
+        _serve(io.BytesIO(_PLAIN_REQUEST).read)
+        _serve(io.BytesIO(_ASYNC_REQUEST).read)
 
 
 def _warm_up() -> None:
     """Touch the pages that a function will write to, for as long as there is nothing better to do."""
     if not _channel.poll(0):
-        runner.serve(_rehearsal(_PLAIN))
+        _serve(io.BytesIO(_PLAIN_REQUEST).read)
         if not _channel.poll(_SHORT_IDLE):
-            runner.serve(_rehearsal(_ASYNC))
+            _serve(io.BytesIO(_ASYNC_REQUEST).read)
 
 
 _channel = select.poll()
 _channel.register(CHANNEL, select.POLLIN)
 
 
-def _rehearsal(source: str) -> request.Request:
-    return request.Request(
-        operation="call",
-        entrypoint="main",
-        allowed=frozenset({"asyncio"}),
-        check=True,
-        address_space=0,
-        cpu_seconds=1.0,
-        max_output=1 << 10,
-        max_stdout=1 << 10,
-        source=source,
-        arguments=b'{"numbers": [1]}',
-    )
+def _rehearsal(source: str) -> bytes:
+    """A request that changes nothing: its limits are the highest that there are."""
+    settings = {
+        "operation": "call", "entrypoint": "main", "allowed": None, "check": True,
+        "address_space": limits.HIGHEST, "cpu_seconds": limits.HIGHEST, "max_output": 1 << 10, "max_stdout": 1 << 10,
+    }  # fmt: skip
+    return request.encode(settings, source.encode(), b'{"numbers": [1]}')
+
+
+_PLAIN_REQUEST = _rehearsal(_PLAIN)
+_ASYNC_REQUEST = _rehearsal(_ASYNC)
 
 
 def forget_terminal() -> None:
@@ -112,7 +108,10 @@ def forget_terminal() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _serve(order: request.Request) -> bytes:
+def _serve(read: Callable[[int], bytes]) -> bytes:
+    """Read a request, put its limits on, and do what it asks; returns the reply."""
+    order = request.read(read)
+    limits.limit_call(order.address_space, order.cpu_seconds)
     if order.operation in ("call", "validate"):
         return runner.serve(order)
     return canary.attempt(order)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import resource
 
 ONE_DESCRIPTOR = 1
+HIGHEST = resource.RLIM_INFINITY
 STACK = 8 << 20
 NEVER = ("FSIZE", "CORE", "MEMLOCK", "MSGQUEUE", "SIGPENDING", "NPROC", "RTPRIO", "NICE")
 
@@ -30,17 +30,14 @@ def limit_child() -> None:
     _tighten("NOFILE", ONE_DESCRIPTOR)
 
 
-def limit_call(address_space: int, cpu_seconds: float) -> None:
-    """The limits of one call.
+def limit_call(address_space: int, cpu_seconds: int) -> None:
+    """The limits of one call, or as much of them as the process is allowed anyway.
 
     Args:
         address_space: bytes in all, the interpreter's own included.
-        cpu_seconds: rounded up to whole seconds, plus one; the host's watch is the precise one.
+        cpu_seconds: after which the kernel kills; the host's watch is the precise one.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if hard != resource.RLIM_INFINITY:
-        address_space = min(address_space, hard)
-    _tighten("AS", address_space)
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    seconds = math.ceil(cpu_seconds) + 1
-    _tighten("CPU", seconds if hard == resource.RLIM_INFINITY else min(seconds, hard))
+    for number, value in ((resource.RLIMIT_AS, address_space), (resource.RLIMIT_CPU, cpu_seconds)):
+        _, hard = resource.getrlimit(number)
+        lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(number, (lowest, lowest))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .modules import SAFE_IMPORTS
 from .wire import REQUEST
 
 
@@ -19,8 +20,8 @@ class Request:
         entrypoint: the function to call.
         allowed: modules that the source may import.
         check: whether the Python-level policy is on.
-        address_space: bytes of address space in all; 0 leaves it unlimited.
-        cpu_seconds: CPU time after which the kernel kills.
+        address_space: bytes of address space in all.
+        cpu_seconds: whole seconds of CPU time after which the kernel kills.
         max_output: bytes of JSON that the value may take.
         max_stdout: bytes of captured output.
         source: the function's source.
@@ -33,7 +34,7 @@ class Request:
     allowed: frozenset[str]
     check: bool
     address_space: int
-    cpu_seconds: float
+    cpu_seconds: int
     max_output: int
     max_stdout: int
     source: str = ""
@@ -44,7 +45,7 @@ class Request:
 def encode(
     settings: dict[str, Any], source: bytes = b"", arguments: bytes = b"{}", context: bytes = b"null"
 ) -> bytes:
-    """The request's bytes; `settings` holds the other fields of `Request`, `allowed` as a list."""
+    """The request's bytes; `settings` holds the other fields of `Request`, `allowed` as a list, or None for the safe set."""
     parts = (json.dumps(settings).encode(), source, arguments, context)
     return b"".join((REQUEST.pack(*map(len, parts)), *parts))
 
@@ -54,5 +55,5 @@ def read(read_exactly: Callable[[int], bytes]) -> Request:
     lengths = REQUEST.unpack(read_exactly(REQUEST.size))
     settings, source, arguments, context = (read_exactly(length) for length in lengths)
     fields = json.loads(settings)
-    fields["allowed"] = frozenset(fields["allowed"])
+    fields["allowed"] = SAFE_IMPORTS if fields["allowed"] is None else frozenset(fields["allowed"])
     return Request(source=source.decode(), arguments=arguments, context=context, **fields)

@@ -31,8 +31,8 @@ MAX_REPORT = 64 << 10
 ORDER = struct.Struct("!cQd")
 """Host to zygote: what to do, the child's number, seconds."""
 
-TAKEN = b"T"
-"""The child serves a call for at most so many seconds; park another one."""
+WATCH = b"W"
+"""Kill the child if it is still there after so many seconds."""
 MORE = b"M"
 """Park one more child."""
 KILL = b"K"

@@ -69,10 +69,9 @@ class Zygote:
             self._end_overdue()
 
     def _obey(self, order: bytes, number: int, seconds: float) -> None:
-        if order == wire.TAKEN:
+        if order == wire.WATCH:
             if number in self._children:
                 self._children[number].deadline = time.monotonic() + seconds + OVERTIME
-            self._park()
         elif order == wire.MORE:
             self._park()
         elif order == wire.KILL:
