@@ -1,4 +1,4 @@
-"""The host's hold on one child: its channel, a handle on its process, and the kernel's word on what it used."""
+"""The host's hold on one child: its channel, a handle on its process, the kernel's word on what it used."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Inbox:
         """The reply, whatever arrived."""
         if len(self._bytes) < wire.REPLY.size:
             return _distrust("ended without a reply" if not self._bytes else "broke off within its reply")
-        kind, body_length, printed_length = wire.REPLY.unpack_from(self._bytes)
+        kind, body_length, _ = wire.REPLY.unpack_from(self._bytes)
         if self._wanted == 0:
             return self._too_large(kind, body_length)
         if self._wanted != len(self._bytes):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import resource
 
 ONE_DESCRIPTOR = 1
-HIGHEST = resource.RLIM_INFINITY
+HIGHEST = (1 << 63) - 1
+"""As good as no limit, on every system."""
 STACK = 8 << 20
 NEVER = ("FSIZE", "CORE", "MEMLOCK", "MSGQUEUE", "SIGPENDING", "NPROC", "RTPRIO", "NICE")
 
@@ -30,6 +31,12 @@ def limit_child() -> None:
     _tighten("NOFILE", ONE_DESCRIPTOR)
 
 
+def limit_development() -> None:
+    """The part of `limit_child` that leaves a fresh interpreter able to import."""
+    for name in ("FSIZE", "CORE", "NPROC"):
+        _tighten(name, 0)
+
+
 def limit_call(address_space: int, cpu_seconds: int) -> None:
     """The limits of one call, or as much of them as the process is allowed anyway.
 
@@ -40,4 +47,7 @@ def limit_call(address_space: int, cpu_seconds: int) -> None:
     for number, value in ((resource.RLIMIT_AS, address_space), (resource.RLIMIT_CPU, cpu_seconds)):
         _, hard = resource.getrlimit(number)
         lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(number, (lowest, lowest))
+        if lowest < HIGHEST:
+            resource.setrlimit(number, (lowest, lowest))
+        else:
+            resource.setrlimit(number, (hard, hard))

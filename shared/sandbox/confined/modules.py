@@ -11,12 +11,13 @@ DEFAULT_IMPORTS = frozenset({"json", "datetime", "math", "re", "collections", "i
 
 SAFE_IMPORTS = DEFAULT_IMPORTS | {
     # language support
-    "__future__", "abc", "contextlib", "copy", "dataclasses", "enum", "numbers", "operator", "types", "typing",
+    "__future__", "abc", "contextlib", "copy", "dataclasses", "enum", "numbers", "operator", "types",
+    "typing",
     # numbers and chance
     "bisect", "cmath", "decimal", "fractions", "heapq", "random", "secrets", "statistics",
     # text
-    "base64", "binascii", "csv", "difflib", "html", "io", "pprint", "shlex", "string", "textwrap", "unicodedata",
-    "urllib.parse",
+    "base64", "binascii", "csv", "difflib", "html", "io", "pprint", "shlex", "string", "textwrap",
+    "unicodedata", "urllib.parse",
     # time
     "calendar", "time", "zoneinfo",
     # digests, packing, identifiers

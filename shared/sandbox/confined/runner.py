@@ -201,10 +201,7 @@ def _is_refused_call(error: BaseException) -> bool:
 
 
 def _is_missing_builtin(error: BaseException) -> bool:
-    return (
-        isinstance(error, NameError)
-        and getattr(error, "name", None) in policy.ABSENT_BUILTINS
-    )
+    return isinstance(error, NameError) and getattr(error, "name", None) in policy.ABSENT_BUILTINS
 
 
 _OWN_FOLDER = __file__.rpartition("/")[0]
