@@ -235,7 +235,8 @@ class Sandbox:
     ) -> tuple[Ended, SandboxFault | None] | SandboxFault:
         """Hold the conversation on a child that takes the request; a fault if none could be had."""
         reason = "no child was free in time"
-        for _ in range(ATTEMPTS):
+        # A zygote that died has left so many dead children behind.
+        for _ in range(ATTEMPTS + self._pool):
             try:
                 server, child = self._take()
             except ZygoteLost as error:

@@ -14,7 +14,7 @@ import os
 import sys
 
 sys.path.insert(0, sys.argv[1])
-from confined import libc, seccomp, syscalls  # type: ignore[import-not-found]  # noqa: E402
+from confined import libc, seccomp, syscalls  # type: ignore[import-not-found]
 
 DEFAULT_CAPABILITIES = (0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31)
 NEW_NAMESPACE = 0x7E020000
@@ -38,7 +38,9 @@ def main() -> None:
     rules.append(seccomp.Rule("clone3", "so that clone is used", verdict=seccomp.refuse(errno.ENOSYS)))
     rules.append(seccomp.Rule("clone", "no new namespace", seccomp.Test(0, "clear", (NEW_NAMESPACE,))))
     numbers = {**syscalls.X86_64, **DENIED}
-    seccomp.Filter(rules, syscalls.Architecture(0xC000003E, numbers, 0x40000000), default=seccomp.ALLOW).install()
+    seccomp.Filter(
+        rules, syscalls.Architecture(0xC000003E, numbers, 0x40000000), default=seccomp.ALLOW
+    ).install()
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     mask = sum(1 << capability for capability in DEFAULT_CAPABILITIES)
     low, high = mask & 0xFFFFFFFF, mask >> 32
