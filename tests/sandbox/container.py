@@ -2,8 +2,8 @@
 
     python container.py PATH_OF_shared_sandbox UID COMMAND…
 
-Only calls that matter to the sandbox are in the filter; the list follows moby's `profiles/seccomp/default.json`
-for a container without `CAP_SYS_ADMIN`.
+Only calls that matter to the sandbox are in the filter; the list follows moby's
+`profiles/seccomp/default.json` for a container without `CAP_SYS_ADMIN`.
 """
 
 from __future__ import annotations

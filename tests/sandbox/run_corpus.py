@@ -19,10 +19,11 @@ from shared.sandbox import Outcome, Sandbox
 
 # What the attacks import. With the policy switched off they get it; the kernel layers must hold alone.
 DANGEROUS = (
-    "_io", "_posixsubprocess", "builtins", "concurrent.futures.process", "concurrent.futures.thread", "ctypes",
-    "faulthandler", "fcntl", "gc", "glob", "linecache", "logging", "marshal", "mmap",
-    "multiprocessing.shared_memory", "os", "pickle", "posix", "resource", "select", "selectors", "shutil",
-    "signal", "socket", "subprocess", "sys", "tempfile", "threading", "traceback", "urllib.request",
+    "_io", "_posixsubprocess", "builtins", "concurrent.futures.process",
+    "concurrent.futures.thread", "ctypes", "faulthandler", "fcntl", "gc", "glob", "linecache",
+    "logging", "marshal", "mmap", "multiprocessing.shared_memory", "os", "pickle", "posix",
+    "resource", "select", "selectors", "shutil", "signal", "socket", "subprocess", "sys",
+    "tempfile", "threading", "traceback", "urllib.request",
 )  # fmt: skip
 ENDED_BY_A_LIMIT = {"timeout", "cpu_limit", "memory_limit", "stdout_too_large", "output_too_large"}
 REFUSED_BEFOREHAND = {"import_denied", "forbidden_name"}

@@ -72,7 +72,8 @@ def test_local_time_is_utc(sandbox: Sandbox) -> None:
 
 
 def test_every_child_has_randomness_of_its_own(sandbox: Sandbox) -> None:
-    source = "import random, secrets, uuid\ndef f(): return [random.random(), secrets.token_hex(8), uuid.uuid4().hex]"
+    returned = "[random.random(), secrets.token_hex(), uuid.uuid4().hex]"
+    source = f"import random, secrets, uuid\ndef f(): return {returned}"
     values = [sandbox.call(source, "f", {}).value for _ in range(8)]
     assert all(len(set(column)) == 8 for column in zip(*values, strict=True))
 

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.skipif(
 )
 
 LAYERS = frozenset({
-    "cgroup_namespace", "chroot", "empty_root", "ipc_namespace", "landlock", "mount_namespace", "net_namespace",
-    "no_capabilities", "no_new_privs", "not_dumpable", "pid_namespace", "rlimits", "seccomp", "unprivileged_uid",
-    "user_namespace", "uts_namespace", "zygote_seccomp",
+    "cgroup_namespace", "chroot", "empty_root", "ipc_namespace", "landlock", "mount_namespace",
+    "net_namespace", "no_capabilities", "no_new_privs", "not_dumpable", "pid_namespace", "rlimits",
+    "seccomp", "unprivileged_uid", "user_namespace", "uts_namespace", "zygote_seccomp",
 })  # fmt: skip
 
 OPEN = "def f(): return open('/etc/hostname').read() and 'through'"

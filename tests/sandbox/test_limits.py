@@ -43,7 +43,7 @@ def test_memory_that_is_never_touched_counts(sandbox: Sandbox) -> None:
 
 
 def test_memory_error_that_is_swallowed_does_no_harm(sandbox: Sandbox) -> None:
-    source = "def f():\n    while True:\n        try: x = bytearray(1 << 40)\n        except MemoryError: return 'ok'"
+    source = "def f():\n    try: x = bytearray(1 << 40)\n    except MemoryError: return 'ok'"
     assert sandbox.call(source, "f", {}).value == "ok"
 
 

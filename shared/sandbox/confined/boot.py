@@ -1,4 +1,4 @@
-"""From a fresh interpreter to a zygote: load everything, check, confine, serve.
+"""From a fresh interpreter to a zygote: enter namespaces, load everything, check, confine, serve.
 
     python -I -S -c "…; from confined import boot; boot.main()" CONTROL_DESCRIPTOR
 
@@ -41,10 +41,10 @@ def main() -> None:
     try:
         settings = json.loads(control.recv(wire.MAX_CONTROL))
         architecture = _architecture()
-        hooks = _prepare_interpreter(settings)
         layers = confinement.Layers(frozenset(settings["without"]))
         host = os.pidfd_open(settings["host"])
         _split(layers)
+        hooks = _prepare_interpreter(settings)
         facts = _facts()
         child.rehearse()
         _seal(layers, architecture)
@@ -193,8 +193,10 @@ def _facts() -> dict[str, int]:
 
 def _seal(layers: confinement.Layers, architecture: Architecture) -> None:
     """The last steps, after which nothing more can be opened."""
-    limits.limit_zygote()
+    limits.limit_stack()
     _volunteer()
+    if layers.wanted("rlimits"):
+        limits.limit_zygote()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     confinement.confine(layers, os.open("/proc/self", os.O_PATH | os.O_DIRECTORY))
     if layers.wanted("zygote_seccomp"):

@@ -15,7 +15,7 @@ from . import canary, limits, privileges, request, runner
 from .seccomp import CHANNEL, Filter
 
 _HIGHEST_DESCRIPTOR = 1 << 20
-_SHORT_IDLE = 2
+_SHORT_IDLE = 10
 """Milliseconds without a request after which a child expects to stay parked for a while."""
 _REHEARSALS = 5
 

@@ -8,7 +8,7 @@ ONE_DESCRIPTOR = 1
 HIGHEST = (1 << 63) - 1
 """As good as no limit, on every system."""
 STACK = 8 << 20
-NEVER = ("FSIZE", "CORE", "MEMLOCK", "MSGQUEUE", "SIGPENDING", "NPROC", "RTPRIO", "NICE")
+NEVER = ("FSIZE", "CORE", "MEMLOCK", "MSGQUEUE", "SIGPENDING", "RTPRIO", "NICE")
 
 
 def _tighten(name: str, value: int) -> None:
@@ -17,18 +17,23 @@ def _tighten(name: str, value: int) -> None:
         resource.setrlimit(number, (value, value))
 
 
-def limit_zygote() -> None:
+def limit_stack() -> None:
     """A known stack, whatever the host's is: the C stack decides where deep recursion ends."""
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     soft = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 
 
-def limit_child() -> None:
-    """What no function needs: files, processes, locked memory, queues, and any descriptor but its channel."""
+def limit_zygote() -> None:
+    """What neither a zygote nor a function needs: files, locked memory, queues, priorities."""
     for name in NEVER:
         _tighten(name, 0)
-    _tighten("NOFILE", ONE_DESCRIPTOR)
+
+
+def limit_child() -> None:
+    """What a zygote needs and a function does not: processes, and any descriptor but its channel."""
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (ONE_DESCRIPTOR, ONE_DESCRIPTOR))
 
 
 def limit_development() -> None:

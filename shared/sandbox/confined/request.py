@@ -11,7 +11,7 @@ from .modules import SAFE_IMPORTS
 from .wire import REQUEST
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Request:
     """What the child is asked to do.
 

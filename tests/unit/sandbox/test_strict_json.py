@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from typing import Any
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 
 from shared.sandbox.strict_json import NotStrict, TooDeep, parse
 
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), inner),
-)  # fmt: skip
+    st.none() | st.booleans() | NUMBERS | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+)
 
 
 def depth(value: Any) -> int:
@@ -40,10 +42,8 @@ def test_depth_is_what_it_says(value: Any, limit: int) -> None:
 
 @given(st.binary())
 def test_any_bytes_are_a_value_or_not_strict(body: bytes) -> None:
-    try:
+    with contextlib.suppress(NotStrict):
         parse(body, 100)
-    except NotStrict:
-        pass
 
 
 @given(st.text('[]{}"\\,:u0d8 1e.-'))
@@ -58,8 +58,9 @@ def test_json_like_text_is_a_value_or_not_strict(text: str) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"NaN", b"-Infinity", b"1e999", b"[1e999]", b'"\\ud800"', b'{"\\udfff": 1}', b'"\\u0000"', b'"\0"', b"\xff",
-        b'"\xed\xa0\x80"', b"1" * 4301, b"[" * 101 + b"]" * 101, b"[" * 1_000_000, b'{"a":' * 200, b"", b"[1,]", b"01",
+        b"NaN", b"-Infinity", b"1e999", b"[1e999]", b'"\\ud800"', b'{"\\udfff": 1}', b'"\\u0000"',
+        b'"\0"', b"\xff", b'"\xed\xa0\x80"', b"1" * 4301, b"[" * 101 + b"]" * 101, b"[" * 1_000_000,
+        b'{"a":' * 200, b"", b"[1,]", b"01",
     ],
     ids=range(17),
 )  # fmt: skip

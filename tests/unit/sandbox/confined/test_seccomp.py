@@ -1,4 +1,4 @@
-"""Runs the assembled filters in an interpreter of classic BPF: what each rule means, on both machine types."""
+"""Runs the assembled filters in an interpreter of classic BPF: what each rule means, on both machines."""
 
 from __future__ import annotations
 
