@@ -27,8 +27,21 @@ def run(command: list[str], folder: Path, **options: Any) -> dict[str, Any]:
     return result
 
 
-def assert_holds(result: dict[str, Any], level: str) -> None:
+ALWAYS = {
+    "unprivileged_uid",
+    "no_capabilities",
+    "no_new_privs",
+    "not_dumpable",
+    "zygote_seccomp",
+    "seccomp",
+    "rlimits",
+}
+NAMESPACES = {f"{name}_namespace" for name in ("user", "pid", "net", "mount", "ipc", "uts", "cgroup")}
+
+
+def assert_holds(result: dict[str, Any], level: str, layers: set[str]) -> None:
     assert result["level"] == level
+    assert set(result["layers"]) - {"landlock"} == ALWAYS | layers
     assert result["attacks with policy"] == []
     assert result["attacks on the kernel layers alone"] == []
     assert result["honest functions"] == []
@@ -37,18 +50,18 @@ def assert_holds(result: dict[str, Any], level: str) -> None:
 
 @as_root
 def test_root(public_copy: Path) -> None:
-    assert_holds(run([sys.executable], public_copy), "full")
+    assert_holds(run([sys.executable], public_copy), "full", {"empty_root"} | NAMESPACES)
 
 
 @as_root
 def test_nobody_with_user_namespaces(public_copy: Path, python_for_nobody: str) -> None:
     result = run([python_for_nobody], public_copy, user=65534, group=65534, extra_groups=[])
-    assert_holds(result, "full")
+    assert_holds(result, "full", {"empty_root"} | NAMESPACES)
 
 
 @as_user
 def test_own_user(public_copy: Path) -> None:
-    assert_holds(run([sys.executable], public_copy), "full")
+    assert_holds(run([sys.executable], public_copy), "full", {"empty_root"} | NAMESPACES)
 
 
 @as_root
@@ -56,4 +69,4 @@ def test_own_user(public_copy: Path) -> None:
 def test_default_container(public_copy: Path, python_for_nobody: str, uid: int) -> None:
     container = [str(public_copy / "sandbox" / "container.py"), str(public_copy / "shared" / "sandbox")]
     command = [python_for_nobody, *container, str(uid), python_for_nobody]
-    assert_holds(run(command, public_copy), "strong")
+    assert_holds(run(command, public_copy), "strong", set() if uid else {"chroot"})

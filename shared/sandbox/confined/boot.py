@@ -195,9 +195,9 @@ def _seal(layers: confinement.Layers, architecture: Architecture) -> None:
     """The last steps, after which nothing more can be opened."""
     limits.limit_stack()
     _volunteer()
-    if layers.wanted("rlimits"):
-        limits.limit_zygote()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     confinement.confine(layers, os.open("/proc/self", os.O_PATH | os.O_DIRECTORY))
+    if layers.wanted("rlimits"):
+        limits.limit_zygote()
     if layers.wanted("zygote_seccomp"):
         layers.add("zygote_seccomp", Filter(ZYGOTE_RULES, architecture).install)
