@@ -90,6 +90,7 @@ class ForkServer:
         finally:
             theirs.close()
         self.pid = self._process.pid
+        self._owner = os.getpid()
         path = [os.path.abspath(entry) for entry in sys.path]
         settings = {"path": path, "preload": list(preload), "without": sorted(without), "host": os.getpid()}
         try:
@@ -163,6 +164,9 @@ class ForkServer:
 
     def close(self) -> None:
         """End the zygote and all its children, and wait until it is gone."""
+        if os.getpid() != self._owner:
+            self.disown()
+            return
         self._lost = True
         with contextlib.suppress(OSError):
             # Wakes the thread that reads, if there is one: the descriptor must not be closed under it.
@@ -237,8 +241,11 @@ class ForkServer:
         return bool(poll.poll(patience * 1000))
 
     def _receive(self) -> None:
+        flags = socket.MSG_CMSG_CLOEXEC  # programs that the host starts must not inherit a channel
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._control, wire.MAX_CONTROL, _EXPECTED_DESCRIPTORS)
+            data, descriptors, _, _ = socket.recv_fds(
+                self._control, wire.MAX_CONTROL, _EXPECTED_DESCRIPTORS, flags
+            )
         except OSError as error:
             self._lost = True
             raise ZygoteLost(f"the zygote is gone: {error}") from None
@@ -250,6 +257,8 @@ class ForkServer:
             if len(descriptors) != _EXPECTED_DESCRIPTORS:
                 for descriptor in descriptors:
                     os.close(descriptor)
+                self._coming -= 1
+                self._order(wire.KILL, number)
                 raise ZygoteLost("this process has no descriptors left")
             channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=descriptors[0])
             channel.setblocking(False)

@@ -25,6 +25,8 @@ MEGABYTE = 1 << 20
 QUEUE_PATIENCE = 30.0
 """Seconds that a call waits for a free child before it is refused."""
 ATTEMPTS = 3
+MOST_MEMORY = 1 << 20
+LONGEST = 86_400
 VALIDATION_MEMORY = 256
 VALIDATION_TIMEOUT = 5.0
 
@@ -361,9 +363,10 @@ class _Refused(Exception):
 
 
 def _check_numbers(memory_limit: int, timeout: float, cpu_limit: float | None) -> None:
+    highest = {"memory_limit": MOST_MEMORY, "timeout": LONGEST, "cpu_limit": LONGEST}
     for name, value in (("memory_limit", memory_limit), ("timeout", timeout), ("cpu_limit", cpu_limit)):
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be a positive number, not {value!r}")
+        if value is not None and not 0 < value <= highest[name]:
+            raise ValueError(f"{name} must be a positive number of at most {highest[name]}, not {value!r}")
 
 
 def _source_bytes(source: str, limit: int) -> bytes:

@@ -25,7 +25,7 @@ DANGEROUS = (
     "resource", "select", "selectors", "shutil", "signal", "socket", "subprocess", "sys",
     "tempfile", "threading", "traceback", "urllib.request",
 )  # fmt: skip
-ENDED_BY_A_LIMIT = {"timeout", "cpu_limit", "memory_limit", "stdout_too_large", "output_too_large"}
+ENDED = {"timeout", "cpu_limit", "memory_limit", "stdout_too_large", "output_too_large", "crashed"}
 REFUSED_BEFOREHAND = {"import_denied", "forbidden_name"}
 
 
@@ -45,7 +45,7 @@ def _holds_once(attack: dict[str, Any], outcome: Outcome, check: bool) -> bool:
     if attack["expect"] == "no_proof":
         return not outcome.ok or not outcome.value
     if attack["expect"] == "terminated":
-        return kind in ENDED_BY_A_LIMIT or (check and kind in REFUSED_BEFOREHAND)
+        return kind in ENDED or (check and kind in REFUSED_BEFOREHAND)
     return outcome.value != "execd" and not (attack.get("must_fail") and outcome.ok)
 
 
