@@ -7,6 +7,7 @@ to the thread that happened to start it.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import json
 import os
@@ -27,7 +28,8 @@ from shared.sandbox.parked import ParkedChild
 START_PATIENCE = 30.0
 """Seconds in which a zygote must have loaded and confined itself."""
 
-_BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from confined import boot; boot.main()"
+# The path is for `confined` alone: what is preloaded must not find this package's modules by short names.
+_BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from confined import boot; del sys.path[0]; boot.main()"
 _EXPECTED_DESCRIPTORS = 2
 CLOSE_PATIENCE = 5.0
 
@@ -44,6 +46,17 @@ def _environment() -> dict[str, str]:
     """Nothing of the host's but what the dynamic loader may need. Local time is UTC, which needs no file."""
     names = [name for name in ("LD_LIBRARY_PATH",) if name in os.environ]
     return {"TZ": "UTC0", **{name: os.environ[name] for name in names}}
+
+
+def _receive_with_descriptors(control: socket.socket) -> tuple[bytes, list[int]]:
+    """One message. `socket.recv_fds` would let programs that the host starts inherit the descriptors."""
+    descriptors = array.array("i")
+    room = socket.CMSG_SPACE(_EXPECTED_DESCRIPTORS * descriptors.itemsize)
+    data, ancillary, _, _ = control.recvmsg(wire.MAX_CONTROL, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+    return data, list(descriptors)
 
 
 class ForkServer:
@@ -118,7 +131,13 @@ class ForkServer:
         grabbed: list[ParkedChild] = []
         # The last one that is parked is replaced at once, so that long calls never keep others waiting.
         self._refill(2)
-        self._wait_until(grab, deadline)
+        try:
+            self._wait_until(grab, deadline)
+        except BaseException:
+            # A time limit of the caller may strike anywhere, also just after the child was found.
+            for child in grabbed:
+                self.end(child)
+            raise
         self._taken.add(grabbed[0])
         return grabbed[0]
 
@@ -241,11 +260,8 @@ class ForkServer:
         return bool(poll.poll(patience * 1000))
 
     def _receive(self) -> None:
-        flags = socket.MSG_CMSG_CLOEXEC  # programs that the host starts must not inherit a channel
         try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self._control, wire.MAX_CONTROL, _EXPECTED_DESCRIPTORS, flags
-            )
+            data, descriptors = _receive_with_descriptors(self._control)
         except OSError as error:
             self._lost = True
             raise ZygoteLost(f"the zygote is gone: {error}") from None

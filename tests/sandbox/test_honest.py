@@ -103,6 +103,14 @@ def test_preloaded_packages_come_from_the_running_environment(
         assert sandbox.call(source, "f", {}, allowed_imports=["json"]).ok is False
 
 
+def test_preloaded_modules_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "host.py").write_text("NAME = 'theirs'")
+    monkeypatch.syspath_prepend(tmp_path)
+    with Sandbox(preload=["host"]) as sandbox:
+        source = "import host\ndef f(): return host.NAME"
+        assert sandbox.call(source, "f", {}, allowed_imports=["host"]).value == "theirs"
+
+
 def test_hooks_of_preloaded_modules_run_in_every_child(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -317,3 +317,34 @@ def test_insecure_development_needs_permission(
         assert greedy.error.type == "memory_limit"
         assert sandbox.validate("def g(): pass", "f")[0].code == "no_entrypoint"
         assert sandbox.call("import os\ndef f(): os._exit(3)", "f", {}, check=False).error is not None
+
+
+def test_a_time_limit_of_the_caller_leaves_a_working_sandbox() -> None:
+    class SoftLimit(Exception):
+        pass
+
+    def strike(*_: object) -> None:
+        raise SoftLimit
+
+    with Sandbox() as sandbox:
+        assert works(sandbox)
+        previous = signal.signal(signal.SIGALRM, strike)
+        try:
+            for delay in (0.001, 0.01, 0.1):
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                with pytest.raises(SoftLimit):
+                    sandbox.call("import time\ndef f(): time.sleep(30)", "f", {}, timeout=30)
+                assert works(sandbox)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+
+
+def test_programs_of_the_host_inherit_no_channel() -> None:
+    with Sandbox() as sandbox:
+        assert works(sandbox)
+        assert isinstance(sandbox._server, ForkServer)
+        children = list(sandbox._server._parked)
+        assert children
+        assert not any(os.get_inheritable(child.pidfd) for child in children)
+        assert not any(child.channel.get_inheritable() for child in children)
