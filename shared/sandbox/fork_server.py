@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +78,7 @@ class ForkServer:
         self._reading = False
         self._parked: deque[ParkedChild] = deque()
         self._ended: dict[int, int] = {}
-        self._taken: set[ParkedChild] = set()
+        self._taken: weakref.WeakSet[ParkedChild] = weakref.WeakSet()
         self._pool = pool
         self._coming = 0
         self._lost = False
@@ -203,7 +204,7 @@ class ForkServer:
         """In a fork of the owner: let go of everything without disturbing the owner's zygote."""
         self._lost = True
         self._process.returncode = 0
-        for child in self._taken:
+        for child in list(self._taken):
             child.close()
         self._let_go()
 

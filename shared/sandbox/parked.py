@@ -44,6 +44,8 @@ class ParkedChild:
         self.number = number
         self.channel = channel
         self.pidfd = pidfd
+        self._owner = os.getpid()
+        self._closed = False
         self.address_space = fallback_size
         self._status: int | None = None
         self._clock: int | None = None
@@ -119,12 +121,22 @@ class ParkedChild:
         return True
 
     def close(self) -> None:
-        """Let go of all descriptors."""
+        """Let go of all descriptors. May be repeated."""
+        if self._closed:
+            return
+        self._closed = True
         self.channel.close()
         os.close(self.pidfd)
         if self._status is not None:
             os.close(self._status)
             self._status = None
+
+    def __del__(self) -> None:
+        """A time limit of the caller may strike between any two steps; no child is forgotten over it."""
+        if not self._closed:
+            if os.getpid() == self._owner:
+                self.kill()
+            self.close()
 
 
 def _kilobytes(pattern: re.Pattern[bytes], status: bytes) -> int:
