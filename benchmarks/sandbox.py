@@ -183,9 +183,10 @@ def measure(quick: bool) -> dict[str, dict[str, float]]:
     rounds, seconds = (10, 1.0) if quick else (50, 4.0)
     with Sandbox() as sandbox:
         boot = timed(lambda: sandbox.level)
+        time.sleep(1)  # until the canaries are gone and the parked children have warmed up
+        sizes = memory(sandbox)
         samples = latencies(sandbox, rounds)
         rates = {f"{callers} callers": throughput(sandbox, callers, seconds) for callers in (1, 2, 4)}
-        sizes = memory(sandbox)
         missed = precision(sandbox, 3 if quick else 10)
     base = statistics.median(samples["python -I -S -c pass"])
     return {

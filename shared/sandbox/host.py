@@ -385,6 +385,8 @@ def _json_bytes(what: str, value: object, limit: int) -> bytes:
     Raises:
         TypeError: it is not made of JSON's types: the caller's mistake.
     """
+    if value is None:
+        return b"null"
     plain = dict(value) if isinstance(value, Mapping) else value
     try:
         encoded = _ENCODER.encode(plain).encode()

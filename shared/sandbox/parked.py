@@ -69,7 +69,7 @@ class ParkedChild:
         status = self._read_status()
         self.address_space = _kilobytes(_SIZE, status) or self.address_space
         self._resident = _kilobytes(_RESIDENT, status)
-        self._cpu_at_start = self._cpu()
+        self._cpu_at_start = self._clock_time()
 
     def usage(self) -> Usage:
         """What the call has used so far; zeros where the kernel does not tell, or not any more."""
@@ -87,14 +87,17 @@ class ParkedChild:
         return max(0.0, self._cpu() - self._cpu_at_start)
 
     def _cpu(self) -> float:
+        seconds = self._clock_time()
+        # A dead child's number may be another process's by now.
+        return 0.0 if self.has_ended(0) else seconds
+
+    def _clock_time(self) -> float:
         if self._clock is None:
             return 0.0
         try:
-            seconds = time.clock_gettime(self._clock)
+            return time.clock_gettime(self._clock)
         except OSError:
             return 0.0
-        # A dead child's number may be another process's by now.
-        return 0.0 if self.has_ended(0) else seconds
 
     def _read_status(self) -> bytes:
         if self._status is None:
