@@ -7,6 +7,7 @@ to the thread that happened to start it.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import json
 import os
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +29,10 @@ from shared.sandbox.parked import ParkedChild
 START_PATIENCE = 30.0
 """Seconds in which a zygote must have loaded and confined itself."""
 
-_BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from confined import boot; boot.main()"
+# The path is for `confined` alone: what is preloaded must not find this package's modules by short names.
+_BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from confined import boot; del sys.path[0]; boot.main()"
 _EXPECTED_DESCRIPTORS = 2
+CLOSE_PATIENCE = 5.0
 
 
 class ZygoteLost(Exception):
@@ -37,6 +41,23 @@ class ZygoteLost(Exception):
 
 class ZygoteRefused(Exception):
     """The zygote started and will not serve; the text says why."""
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of the host's but what the dynamic loader may need. Local time is UTC, which needs no file."""
+    names = [name for name in ("LD_LIBRARY_PATH",) if name in os.environ]
+    return {"TZ": "UTC0", **{name: os.environ[name] for name in names}}
+
+
+def _receive_with_descriptors(control: socket.socket) -> tuple[bytes, list[int]]:
+    """One message. `socket.recv_fds` would let programs that the host starts inherit the descriptors."""
+    descriptors = array.array("i")
+    room = socket.CMSG_SPACE(_EXPECTED_DESCRIPTORS * descriptors.itemsize)
+    data, ancillary, _, _ = control.recvmsg(wire.MAX_CONTROL, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+    return data, list(descriptors)
 
 
 class ForkServer:
@@ -57,14 +78,16 @@ class ForkServer:
         self._reading = False
         self._parked: deque[ParkedChild] = deque()
         self._ended: dict[int, int] = {}
+        self._taken: weakref.WeakSet[ParkedChild] = weakref.WeakSet()
+        self._pool = pool
+        self._coming = 0
         self._lost = False
         self._ready = False
         self._address_space = 0
         self.layers: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
         self._start(preload, without)
-        for _ in range(pool):
-            self._order(wire.MORE)
+        self._refill(pool)
 
     def _start(self, preload: tuple[str, ...], without: frozenset[str]) -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -72,7 +95,7 @@ class ForkServer:
         null = subprocess.DEVNULL
         try:
             self._process = subprocess.Popen(
-                command, stdin=null, stdout=null, stderr=null, env={}, cwd="/", close_fds=True,
+                command, stdin=null, stdout=null, stderr=null, env=_environment(), cwd="/", close_fds=True,
                 pass_fds=[theirs.fileno()], start_new_session=True,
             )  # fmt: skip
         except OSError as error:
@@ -81,6 +104,7 @@ class ForkServer:
         finally:
             theirs.close()
         self.pid = self._process.pid
+        self._owner = os.getpid()
         path = [os.path.abspath(entry) for entry in sys.path]
         settings = {"path": path, "preload": list(preload), "without": sorted(without), "host": os.getpid()}
         try:
@@ -98,15 +122,33 @@ class ForkServer:
         Raises:
             ZygoteLost: there is none.
         """
-        taken: list[ParkedChild] = []
 
         def grab() -> bool:
-            if not taken and self._parked:
-                taken.append(self._parked.popleft())
-            return bool(taken)
+            if not grabbed and self._parked:
+                grabbed.append(self._parked.popleft())
+                self._coming -= 1
+            return bool(grabbed)
 
-        self._wait_until(grab, deadline)
-        return taken[0]
+        grabbed: list[ParkedChild] = []
+        # The last one that is parked is replaced at once, so that long calls never keep others waiting.
+        self._refill(2)
+        try:
+            self._wait_until(grab, deadline)
+        except BaseException:
+            # A time limit of the caller may strike anywhere, also just after the child was found.
+            for child in grabbed:
+                self.end(child)
+            raise
+        self._taken.add(grabbed[0])
+        return grabbed[0]
+
+    def _refill(self, enough: int) -> None:
+        """Order children until so many are parked or on their way."""
+        with self._condition:
+            missing = max(0, enough - self._coming)
+            self._coming += missing
+        for _ in range(missing):
+            self._order(wire.MORE)
 
     def welcome(self) -> None:
         """Get ready for later calls: what this costs, it costs while a child works on this one."""
@@ -122,11 +164,12 @@ class ForkServer:
         """Kill the child, if it still lives, let go of it, and order another."""
         killed = child.kill()
         child.close()
+        self._taken.discard(child)
         with contextlib.suppress(ZygoteLost):
             if not killed:
                 self._order(wire.KILL, child.number)
             # Not earlier: the fork would take the processor that the child needs.
-            self._order(wire.MORE)
+            self._refill(self._pool)
 
     def status(self, child: ParkedChild, deadline: float) -> int:
         """The wait status with which a child ended.
@@ -141,24 +184,34 @@ class ForkServer:
 
     def close(self) -> None:
         """End the zygote and all its children, and wait until it is gone."""
-        self.abandon()
+        if os.getpid() != self._owner:
+            self.disown()
+            return
+        self._lost = True
+        with contextlib.suppress(OSError):
+            # Wakes the thread that reads, if there is one: the descriptor must not be closed under it.
+            self._control.shutdown(socket.SHUT_RDWR)
+        with self._condition:
+            self._condition.wait_for(lambda: not self._reading, CLOSE_PATIENCE)
+            self._let_go()
         try:
-            self._process.wait(5)
+            self._process.wait(CLOSE_PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
-    def abandon(self) -> None:
-        """Let go of all descriptors: in the zygote's owner this ends it, in a fork of the owner it does not."""
+    def disown(self) -> None:
+        """In a fork of the owner: let go of everything without disturbing the owner's zygote."""
         self._lost = True
+        self._process.returncode = 0
+        for child in list(self._taken):
+            child.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._control.close()
         while self._parked:
             self._parked.pop().close()
-
-    def disown(self) -> None:
-        """In a fork of the owner: forget the process, which is not ours to wait for."""
-        self._process.returncode = 0
-        self.abandon()
 
     # --- the control socket -------------------------------------------------------------------------------
 
@@ -190,33 +243,40 @@ class ForkServer:
 
     def _read(self, deadline: float) -> None:
         """Wait for one notice and act on it."""
-        poll = select.poll()
-        try:
-            poll.register(self._control, select.POLLIN)
-            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            if not ready:
-                raise ZygoteLost("the zygote does not answer")
-            self._receive()
-        except (OSError, ValueError) as error:
-            self._lost = True
-            raise ZygoteLost(f"the zygote is gone: {error}") from None
+        if not self._is_readable(max(0.0, deadline - time.monotonic())):
+            raise ZygoteLost("the zygote does not answer")
+        self._receive()
 
     def _drain(self) -> None:
         """Act on the notices that have arrived already, unless another thread is reading."""
-        poll = select.poll()
-        if self._reading or self._lost:
-            return
-        poll.register(self._control, select.POLLIN)
-        while poll.poll(0) and not self._lost:
+        while not self._reading and not self._lost and self._is_readable(0):
             self._receive()
 
+    def _is_readable(self, patience: float) -> bool:
+        poll = select.poll()
+        try:
+            poll.register(self._control, select.POLLIN)
+        except ValueError:
+            raise ZygoteLost("the zygote was closed") from None
+        return bool(poll.poll(patience * 1000))
+
     def _receive(self) -> None:
-        data, descriptors, _, _ = socket.recv_fds(self._control, wire.MAX_CONTROL, _EXPECTED_DESCRIPTORS)
+        try:
+            data, descriptors = _receive_with_descriptors(self._control)
+        except OSError as error:
+            self._lost = True
+            raise ZygoteLost(f"the zygote is gone: {error}") from None
         if not data:
             self._lost = True
             raise ZygoteLost("the zygote ended")
         kind, number, value = wire.NOTICE.unpack_from(data)
         if kind == wire.PARKED:
+            if len(descriptors) != _EXPECTED_DESCRIPTORS:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                self._coming -= 1
+                self._order(wire.KILL, number)
+                raise ZygoteLost("this process has no descriptors left")
             channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=descriptors[0])
             channel.setblocking(False)
             self._parked.append(ParkedChild(number, channel, descriptors[1], self._address_space))

@@ -13,9 +13,9 @@ import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from shared.sandbox import levels, selftest
+from shared.errors import Unavailable
+from shared.sandbox import insecure, levels, selftest
 from shared.sandbox.confined import request as requests
-from shared.sandbox.confined import wire
 from shared.sandbox.confined.modules import SAFE_IMPORTS
 from shared.sandbox.conversation import ChildGone, Conversation, Ended
 from shared.sandbox.fork_server import ForkServer, ZygoteLost, ZygoteRefused
@@ -25,10 +25,14 @@ MEGABYTE = 1 << 20
 QUEUE_PATIENCE = 30.0
 """Seconds that a call waits for a free child before it is refused."""
 ATTEMPTS = 3
+MOST_MEMORY = 1 << 20
+LONGEST = 86_400
 VALIDATION_MEMORY = 256
 VALIDATION_TIMEOUT = 5.0
 
 _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
+
+Server = ForkServer | insecure.InsecureServer
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +63,7 @@ class Sandbox:
         self._without = _without
         self._importable = SAFE_IMPORTS | set(self._preload)
         self._lock = threading.Lock()
-        self._server: ForkServer | None = None
+        self._server: Server | None = None
         self._level: str | None = None
         _all.add(self)
 
@@ -82,10 +86,10 @@ class Sandbox:
 
         Raises:
             SandboxRefused: they cannot be confined.
+            Unavailable: the zygote did not start this time.
         """
-        self._running()
-        assert self._level is not None
-        return self._level
+        self._answering()
+        return self._level or "insecure"
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -94,7 +98,7 @@ class Sandbox:
         Raises:
             SandboxRefused: functions cannot be confined on this machine.
         """
-        return self._running().layers
+        return self._answering().layers
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -103,7 +107,7 @@ class Sandbox:
         Raises:
             SandboxRefused: functions cannot be confined on this machine.
         """
-        return self._running().notes
+        return self._answering().notes
 
     def call(
         self,
@@ -184,7 +188,11 @@ class Sandbox:
 
     # --- one call -----------------------------------------------------------------------------------------
 
-    def _settings(self, operation: str, entrypoint: str, allowed: Iterable[str], check: bool) -> dict[str, Any]:
+    def _settings(
+        self, operation: str, entrypoint: str, allowed: Iterable[str], check: bool
+    ) -> dict[str, Any]:
+        if isinstance(allowed, str):
+            raise TypeError("allowed_imports must be a collection of module names, not a string")
         default = allowed is SAFE_IMPORTS
         return {
             "operation": operation,
@@ -229,13 +237,12 @@ class Sandbox:
     ) -> tuple[Ended, SandboxFault | None] | SandboxFault:
         """Hold the conversation on a child that takes the request; a fault if none could be had."""
         reason = "no child was free in time"
-        for _ in range(ATTEMPTS):
-            server = self._running()
+        # A zygote that died has left so many dead children behind.
+        for _ in range(ATTEMPTS + self._pool):
             try:
-                child = server.take(time.monotonic() + QUEUE_PATIENCE)
+                server, child = self._take()
             except ZygoteLost as error:
                 reason = str(error)
-                self._discard(server)
                 continue
             try:
                 child.begin()
@@ -250,6 +257,19 @@ class Sandbox:
             finally:
                 server.end(child)
         return SandboxFault("unavailable", f"the sandbox cannot run functions at the moment: {reason}")
+
+    def _take(self) -> tuple[Any, Any]:
+        """A running zygote and a child of it.
+
+        Raises:
+            ZygoteLost: there is none; the next attempt starts a new zygote.
+        """
+        server = self._running()
+        try:
+            return server, server.take(time.monotonic() + QUEUE_PATIENCE)
+        except ZygoteLost:
+            self._discard(server)
+            raise
 
     def _outcome(self, fault: SandboxFault | None, ended: Ended | None = None) -> Outcome:
         reply = ended.reply if ended else None
@@ -269,8 +289,13 @@ class Sandbox:
 
     # --- the zygote ---------------------------------------------------------------------------------------
 
-    def _running(self) -> ForkServer:
-        """The zygote, started and tested if there is none."""
+    def _running(self) -> Server:
+        """The zygote, started and tested if there is none.
+
+        Raises:
+            SandboxRefused: functions cannot be confined on this machine.
+            ZygoteLost: it did not start this time.
+        """
         server = self._server
         if server is not None:
             return server
@@ -279,22 +304,45 @@ class Sandbox:
                 self._server = self._start()
             return self._server
 
-    def _start(self) -> ForkServer:
+    def _answering(self) -> Server:
+        """The same for those who only ask."""
         try:
-            server = ForkServer(self._preload, self._without, self._pool)
-        except ZygoteRefused as error:
-            raise SandboxRefused(f"The sandbox cannot confine functions here: {error}.") from None
+            return self._running()
         except ZygoteLost as error:
-            raise SandboxRefused(f"The sandbox did not start: {error}.") from None
-        failures = [] if self._without else selftest.failures(server, self._limits)
-        self._level = levels.level_of(server.layers)
-        if failures or (self._level is None and not self._without):
-            server.close()
-            raise SandboxRefused(levels.explain(server.layers, server.notes, failures))
+            raise Unavailable(f"The sandbox did not start: {error}. Try again.") from None
+
+    def _start(self) -> Server:
+        try:
+            server = self._start_confined()
+        except SandboxRefused as refusal:
+            if not insecure.is_permitted():
+                raise
+            logger.warning(
+                "FUNCTIONS RUN UNCONFINED: %s=%s. %s", insecure.PERMISSION, insecure.PERMITTED, refusal
+            )
+            self._level = "insecure"
+            return insecure.InsecureServer()
         logger.info("sandbox started: level %s, layers %s", self._level, ", ".join(server.layers))
         return server
 
-    def _discard(self, server: ForkServer) -> None:
+    def _start_confined(self) -> ForkServer:
+        if reason := levels.unsupported():
+            raise SandboxRefused(levels.explain(reason))
+        try:
+            server = ForkServer(self._preload, self._without, self._pool)
+        except ZygoteRefused as error:
+            raise SandboxRefused(levels.explain(str(error))) from None
+        if self._without:
+            self._level = levels.level_of(server.layers) or "insecure"
+            return server
+        self._level = levels.level_of(server.layers)
+        failures = selftest.failures(server, self._limits)
+        if failures or self._level is None:
+            server.close()
+            raise SandboxRefused(levels.explain_layers(server.layers, server.notes, failures))
+        return server
+
+    def _discard(self, server: Server) -> None:
         """Stop using a zygote that is lost; the next call starts another."""
         with self._lock:
             if self._server is server:
@@ -302,7 +350,7 @@ class Sandbox:
         server.close()
 
     def _forget(self) -> None:
-        """In a fork of the owner: the zygote is the parent's. Locks may be held by threads that are not here."""
+        """In a fork of the owner: the zygote is the parent's, and a lock may be held by a thread not here."""
         server, self._server = self._server, None
         self._lock = threading.Lock()
         if server is not None:
@@ -315,9 +363,10 @@ class _Refused(Exception):
 
 
 def _check_numbers(memory_limit: int, timeout: float, cpu_limit: float | None) -> None:
+    highest = {"memory_limit": MOST_MEMORY, "timeout": LONGEST, "cpu_limit": LONGEST}
     for name, value in (("memory_limit", memory_limit), ("timeout", timeout), ("cpu_limit", cpu_limit)):
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name} must be a positive number, not {value!r}")
+        if value is not None and not 0 < value <= highest[name]:
+            raise ValueError(f"{name} must be a positive number of at most {highest[name]}, not {value!r}")
 
 
 def _source_bytes(source: str, limit: int) -> bytes:
@@ -336,6 +385,8 @@ def _json_bytes(what: str, value: object, limit: int) -> bytes:
     Raises:
         TypeError: it is not made of JSON's types: the caller's mistake.
     """
+    if value is None:
+        return b"null"
     plain = dict(value) if isinstance(value, Mapping) else value
     try:
         encoded = _ENCODER.encode(plain).encode()
@@ -357,7 +408,7 @@ def _as_problem(fault: SandboxFault) -> Problem:
 
 
 def _judge(
-    ended: Ended, server: ForkServer, child: Any, memory_limit: int, timeout: float, cpu_limit: float
+    ended: Ended, server: Server, child: Any, memory_limit: int, timeout: float, cpu_limit: float
 ) -> SandboxFault | None:
     """The fault of a conversation: the host's own finding, or what the child reported about itself."""
     if ended.limit == "timeout":
@@ -388,7 +439,7 @@ def _out_of_memory(limit: int, ended: Ended) -> SandboxFault:
 
 
 def _post_mortem(
-    server: ForkServer, child: Any, fault: SandboxFault, memory_limit: int, ended: Ended
+    server: Server, child: Any, fault: SandboxFault, memory_limit: int, ended: Ended
 ) -> SandboxFault:
     """Why a child ended without a reply: the signal tells."""
     try:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Collection, Sequence
+
+from shared.sandbox.confined.syscalls import this_architecture
 
 ESSENTIAL = frozenset({"seccomp", "rlimits", "no_new_privs", "no_capabilities", "unprivileged_uid"})
 ISOLATING = frozenset({"pid_namespace", "net_namespace", "mount_namespace", "ipc_namespace", "empty_root"})
@@ -16,15 +20,28 @@ def level_of(layers: Collection[str]) -> str | None:
     return "full" if active >= ISOLATING else "strong"
 
 
-def explain(layers: Collection[str], notes: Sequence[str], failures: Sequence[str]) -> str:
-    """The text of a refusal: what is missing, what the canaries could do, what helps."""
+def unsupported() -> str | None:
+    """Why this machine cannot confine anything at all, or None."""
+    if sys.platform != "linux":
+        return f"no confinement is known for {sys.platform}"
+    if this_architecture() is None:
+        return f"no system-call table is known for {platform.machine()}"
+    return None
+
+
+def explain(reason: str) -> str:
+    """The text of a refusal: what is wrong and what helps."""
+    return (
+        f"The sandbox refuses to run functions on this machine: {reason}. It needs Linux 5.9 or newer with "
+        "seccomp, on x86_64 or aarch64. For development elsewhere, MINION_SANDBOX=insecure-development runs "
+        "functions unconfined."
+    )
+
+
+def explain_layers(layers: Collection[str], notes: Sequence[str], failures: Sequence[str]) -> str:
+    """The text of a refusal by what is missing and what the canaries could do."""
     missing = sorted(ESSENTIAL - set(layers))
-    parts = ["The sandbox refuses to run functions on this machine."]
-    if missing:
-        parts.append(f"Missing layers: {', '.join(missing)}.")
+    parts = [f"missing layers: {', '.join(missing)}"] if missing else []
     if failures:
-        parts.append(f"Attempts that should have failed and did not: {', '.join(failures)}.")
-    if notes:
-        parts.append(f"Notes: {'; '.join(notes)}.")
-    parts.append("It needs Linux 5.3 or newer with seccomp, on x86_64 or aarch64.")
-    return " ".join(parts)
+        parts.append(f"canaries were not stopped: {', '.join(failures)}")
+    return explain("; ".join([*parts, *notes]))

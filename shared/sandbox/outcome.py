@@ -9,7 +9,7 @@ from shared.errors import NotConfigured
 
 
 class SandboxRefused(NotConfigured):
-    """This machine cannot confine a function, and nothing else was permitted; the message says what is missing."""
+    """This machine cannot confine functions, and nothing else was permitted; the message says why."""
 
     code = "sandbox_refused"
 

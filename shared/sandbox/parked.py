@@ -1,4 +1,4 @@
-"""The host's hold on one child: its channel, a handle on its process, and the kernel's word on what it used."""
+"""The host's hold on one child: its channel, a handle on its process, the kernel's word on what it used."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ class ParkedChild:
         self.number = number
         self.channel = channel
         self.pidfd = pidfd
+        self._owner = os.getpid()
+        self._closed = False
         self.address_space = fallback_size
         self._status: int | None = None
         self._clock: int | None = None
@@ -67,7 +69,7 @@ class ParkedChild:
         status = self._read_status()
         self.address_space = _kilobytes(_SIZE, status) or self.address_space
         self._resident = _kilobytes(_RESIDENT, status)
-        self._cpu_at_start = self._cpu()
+        self._cpu_at_start = self._clock_time()
 
     def usage(self) -> Usage:
         """What the call has used so far; zeros where the kernel does not tell, or not any more."""
@@ -85,14 +87,17 @@ class ParkedChild:
         return max(0.0, self._cpu() - self._cpu_at_start)
 
     def _cpu(self) -> float:
+        seconds = self._clock_time()
+        # A dead child's number may be another process's by now.
+        return 0.0 if self.has_ended(0) else seconds
+
+    def _clock_time(self) -> float:
         if self._clock is None:
             return 0.0
         try:
-            seconds = time.clock_gettime(self._clock)
+            return time.clock_gettime(self._clock)
         except OSError:
             return 0.0
-        # A dead child's number may be another process's by now.
-        return 0.0 if self.has_ended(0) else seconds
 
     def _read_status(self) -> bytes:
         if self._status is None:
@@ -119,12 +124,22 @@ class ParkedChild:
         return True
 
     def close(self) -> None:
-        """Let go of all descriptors."""
+        """Let go of all descriptors. May be repeated."""
+        if self._closed:
+            return
+        self._closed = True
         self.channel.close()
         os.close(self.pidfd)
         if self._status is not None:
             os.close(self._status)
             self._status = None
+
+    def __del__(self) -> None:
+        """A time limit of the caller may strike between any two steps; no child is forgotten over it."""
+        if not self._closed:
+            if os.getpid() == self._owner:
+                self.kill()
+            self.close()
 
 
 def _kilobytes(pattern: re.Pattern[bytes], status: bytes) -> int:

@@ -50,7 +50,7 @@ class Inbox:
         """The reply, whatever arrived."""
         if len(self._bytes) < wire.REPLY.size:
             return _distrust("ended without a reply" if not self._bytes else "broke off within its reply")
-        kind, body_length, printed_length = wire.REPLY.unpack_from(self._bytes)
+        kind, body_length, _ = wire.REPLY.unpack_from(self._bytes)
         if self._wanted == 0:
             return self._too_large(kind, body_length)
         if self._wanted != len(self._bytes):
@@ -81,7 +81,8 @@ def _read_value(body: bytes, stdout: str) -> Reply:
         return Reply(value=strict_json.parse(body, wire.MAX_DEPTH), stdout=stdout)
     except strict_json.NotStrict as error:
         message = f"the returned value cannot be accepted: {error}"
-        return Reply(fault=SandboxFault("invalid_output", message), stdout=stdout)
+        limit = wire.MAX_DEPTH if isinstance(error, strict_json.TooDeep) else None
+        return Reply(fault=SandboxFault("invalid_output", message, limit=limit), stdout=stdout)
 
 
 def _read_fault(body: bytes, stdout: str) -> Reply:
@@ -89,10 +90,11 @@ def _read_fault(body: bytes, stdout: str) -> Reply:
         facts = strict_json.parse(body, 4)
     except strict_json.NotStrict:
         facts = None
-    if not isinstance(facts, dict) or facts.get("type") not in wire.CHILD_FAULT_TYPES:
+    kind = facts.get("type") if isinstance(facts, dict) else None
+    if not isinstance(facts, dict) or not isinstance(kind, str) or kind not in wire.CHILD_FAULT_TYPES:
         return _distrust("sent a fault that makes no sense", security=True)
     fault = SandboxFault(
-        type=str(facts["type"]),
+        type=kind,
         message=_text(facts.get("message")) or "no reason given",
         line=_whole(facts.get("line")),
         column=_whole(facts.get("column")),

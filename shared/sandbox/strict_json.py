@@ -24,6 +24,10 @@ class NotStrict(ValueError):
     """The bytes are not strict JSON; the text says why."""
 
 
+class TooDeep(NotStrict):
+    """The value is nested deeper than it may be."""
+
+
 def parse(body: bytes, max_depth: int) -> Any:
     """The value of a JSON text.
 
@@ -31,7 +35,7 @@ def parse(body: bytes, max_depth: int) -> Any:
         NotStrict: it is not strict JSON, or nested deeper than `max_depth`.
     """
     if _depth_exceeds(body, max_depth):
-        raise NotStrict(f"nested more than {max_depth} levels deep")
+        raise TooDeep(f"nested more than {max_depth} levels deep")
     if len(body) > MAX_DIGITS and _LONG_NUMBER.search(_STRING.sub(b"", body)):
         raise NotStrict(f"a number has more than {MAX_DIGITS} digits")
     try:

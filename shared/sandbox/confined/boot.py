@@ -1,4 +1,4 @@
-"""From a fresh interpreter to a zygote: load everything, check, confine, serve.
+"""From a fresh interpreter to a zygote: enter namespaces, load everything, check, confine, serve.
 
     python -I -S -c "…; from confined import boot; boot.main()" CONTROL_DESCRIPTOR
 
@@ -41,10 +41,10 @@ def main() -> None:
     try:
         settings = json.loads(control.recv(wire.MAX_CONTROL))
         architecture = _architecture()
-        hooks = _prepare_interpreter(settings)
         layers = confinement.Layers(frozenset(settings["without"]))
         host = os.pidfd_open(settings["host"])
         _split(layers)
+        hooks = _prepare_interpreter(settings)
         facts = _facts()
         child.rehearse()
         _seal(layers, architecture)
@@ -90,6 +90,7 @@ def _prepare_interpreter(settings: dict[str, Any]) -> list[Callable[[], object]]
         What preloaded modules want to be called after a fork in the child.
     """
     warnings.simplefilter("ignore")
+    os.environ.clear()
     child.forget_terminal()
     _leave_openssl_out()
     for name in sorted(modules.SAFE_IMPORTS) + sorted(modules.HIDDEN):
@@ -98,7 +99,11 @@ def _prepare_interpreter(settings: dict[str, Any]) -> list[Callable[[], object]]
     hooks = _preload(settings["path"], settings["preload"])
     asyncio.set_event_loop_policy(event_loop.SleepingPolicy())
     if threading.active_count() > 1:
-        raise CannotServe("a preloaded module started a thread; a process with threads cannot be forked safely")
+        raise CannotServe(
+            "a preloaded module started a thread; a process with threads cannot be forked safely"
+        )
+    if _has_shared_memory():
+        raise CannotServe("a preloaded module shares writable memory, through which calls could meet")
     sys.path.clear()
     sys.path_hooks.clear()
     sys.path_importer_cache.clear()
@@ -144,12 +149,12 @@ def _load_zones() -> None:
         return io.BytesIO(zlib.decompress(data[key]))
 
     zoneinfo.reset_tzpath(to=())
-    zoneinfo._common.load_tzdata = load  # type: ignore[attr-defined]
+    zoneinfo._common.load_tzdata = load  # type: ignore[assignment]
 
 
 def _open_zone(name: str) -> Any:
-    path = zoneinfo._tzpath.find_tzfile(name)  # type: ignore[attr-defined]
-    return open(path, "rb") if path else zoneinfo._common.load_tzdata(name)  # type: ignore[attr-defined]
+    path = zoneinfo._tzpath.find_tzfile(name)
+    return open(path, "rb") if path else zoneinfo._common.load_tzdata(name)
 
 
 def _split(layers: confinement.Layers) -> None:
@@ -169,6 +174,17 @@ def _wait_for(pid: int) -> None:
     os._exit(0)
 
 
+def _has_shared_memory() -> bool:
+    with open("/proc/self/maps") as maps:
+        return any(line.split()[1].startswith("rw") and "s" in line.split()[1] for line in maps)
+
+
+def _volunteer() -> None:
+    """Be the first to go when memory runs out on the whole machine."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
+
+
 def _facts() -> dict[str, int]:
     with open("/proc/self/statm") as statm:
         pages = int(statm.read().split()[0])
@@ -177,8 +193,11 @@ def _facts() -> dict[str, int]:
 
 def _seal(layers: confinement.Layers, architecture: Architecture) -> None:
     """The last steps, after which nothing more can be opened."""
-    limits.limit_zygote()
+    limits.limit_stack()
+    _volunteer()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     confinement.confine(layers, os.open("/proc/self", os.O_PATH | os.O_DIRECTORY))
+    if layers.wanted("rlimits"):
+        limits.limit_zygote()
     if layers.wanted("zygote_seccomp"):
         layers.add("zygote_seccomp", Filter(ZYGOTE_RULES, architecture).install)

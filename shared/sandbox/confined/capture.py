@@ -13,7 +13,7 @@ class Capture(io.StringIO):
     """Stands in for stdout and stderr, and stops a function that floods it.
 
     Args:
-        limit: characters that are kept.
+        limit: bytes of UTF-8 that are kept.
     """
 
     def __init__(self, limit: int) -> None:
@@ -33,7 +33,7 @@ class Capture(io.StringIO):
             StdoutTooLarge: it did not all fit.
         """
         room = self.limit - self.written
-        self.written += len(text)
+        self.written += len(text) if text.isascii() else len(text.encode("utf-8", "backslashreplace"))
         super().write(text[: max(room, 0)])
         if self.overflowed:
             raise StdoutTooLarge

@@ -15,7 +15,7 @@ from . import canary, limits, privileges, request, runner
 from .seccomp import CHANNEL, Filter
 
 _HIGHEST_DESCRIPTOR = 1 << 20
-_SHORT_IDLE = 2
+_SHORT_IDLE = 10
 """Milliseconds without a request after which a child expects to stay parked for a while."""
 _REHEARSALS = 5
 
@@ -70,6 +70,13 @@ def live(channel: int, equipment: Equipment) -> None:
     os.read(CHANNEL, 1)
 
 
+def live_unconfined(own_size: int) -> None:
+    """Serve one request in a fresh interpreter, with resource limits and nothing else."""
+    forget_terminal()
+    limits.limit_development()
+    _write(_serve(_read_exactly, own_size))
+
+
 def rehearse() -> None:
     """In the zygote: run small functions until the interpreter has specialised and cached what they need."""
     for _ in range(_REHEARSALS):
@@ -93,7 +100,8 @@ def _rehearsal(source: str) -> bytes:
     """A request that changes nothing: its limits are the highest that there are."""
     settings = {
         "operation": "call", "entrypoint": "main", "allowed": None, "check": True,
-        "address_space": limits.HIGHEST, "cpu_seconds": limits.HIGHEST, "max_output": 1 << 10, "max_stdout": 1 << 10,
+        "address_space": limits.HIGHEST, "cpu_seconds": limits.HIGHEST,
+        "max_output": 1 << 10, "max_stdout": 1 << 10,
     }  # fmt: skip
     return request.encode(settings, source.encode(), b'{"numbers": [1]}')
 
@@ -108,10 +116,15 @@ def forget_terminal() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _serve(read: Callable[[int], bytes]) -> bytes:
-    """Read a request, put its limits on, and do what it asks; returns the reply."""
+def _serve(read: Callable[[int], bytes], own_size: int = 0) -> bytes:
+    """Read a request, put its limits on, and do what it asks; returns the reply.
+
+    Args:
+        read: returns exactly so many bytes.
+        own_size: bytes of address space that the host could not know of.
+    """
     order = request.read(read)
-    limits.limit_call(order.address_space, order.cpu_seconds)
+    limits.limit_call(min(order.address_space + own_size, limits.HIGHEST), order.cpu_seconds)
     if order.operation in ("call", "validate"):
         return runner.serve(order)
     return canary.attempt(order)

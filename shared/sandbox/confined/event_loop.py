@@ -68,4 +68,7 @@ def run(awaitable: Any) -> Any:
 
     loop = SleepingEventLoop()
     asyncio.set_event_loop(loop)
-    return loop.run_until_complete(wait())
+    try:
+        return loop.run_until_complete(wait())
+    finally:
+        loop.close()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import resource
 
 ONE_DESCRIPTOR = 1
-HIGHEST = resource.RLIM_INFINITY
+HIGHEST = (1 << 63) - 1
+"""As good as no limit, on every system."""
 STACK = 8 << 20
-NEVER = ("FSIZE", "CORE", "MEMLOCK", "MSGQUEUE", "SIGPENDING", "NPROC", "RTPRIO", "NICE")
+NEVER = ("FSIZE", "CORE", "MEMLOCK", "MSGQUEUE", "SIGPENDING", "RTPRIO", "NICE")
 
 
 def _tighten(name: str, value: int) -> None:
@@ -16,18 +17,29 @@ def _tighten(name: str, value: int) -> None:
         resource.setrlimit(number, (value, value))
 
 
-def limit_zygote() -> None:
+def limit_stack() -> None:
     """A known stack, whatever the host's is: the C stack decides where deep recursion ends."""
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     soft = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
     resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 
 
-def limit_child() -> None:
-    """What no function needs: files, processes, locked memory, queues, and any descriptor but its channel."""
+def limit_zygote() -> None:
+    """What neither a zygote nor a function needs: files, locked memory, queues, priorities."""
     for name in NEVER:
         _tighten(name, 0)
-    _tighten("NOFILE", ONE_DESCRIPTOR)
+
+
+def limit_child() -> None:
+    """What a zygote needs and a function does not: processes, and any descriptor but its channel."""
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (ONE_DESCRIPTOR, ONE_DESCRIPTOR))
+
+
+def limit_development() -> None:
+    """The part of `limit_child` that leaves a fresh interpreter able to import."""
+    for name in ("FSIZE", "CORE", "NPROC"):
+        _tighten(name, 0)
 
 
 def limit_call(address_space: int, cpu_seconds: int) -> None:
@@ -40,4 +52,7 @@ def limit_call(address_space: int, cpu_seconds: int) -> None:
     for number, value in ((resource.RLIMIT_AS, address_space), (resource.RLIMIT_CPU, cpu_seconds)):
         _, hard = resource.getrlimit(number)
         lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(number, (lowest, lowest))
+        if lowest < HIGHEST:
+            resource.setrlimit(number, (lowest, lowest))
+        else:
+            resource.setrlimit(number, (hard, hard))

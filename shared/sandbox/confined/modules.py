@@ -11,12 +11,13 @@ DEFAULT_IMPORTS = frozenset({"json", "datetime", "math", "re", "collections", "i
 
 SAFE_IMPORTS = DEFAULT_IMPORTS | {
     # language support
-    "__future__", "abc", "contextlib", "copy", "dataclasses", "enum", "numbers", "operator", "types", "typing",
+    "__future__", "abc", "contextlib", "copy", "dataclasses", "enum", "numbers", "operator", "types",
+    "typing",
     # numbers and chance
     "bisect", "cmath", "decimal", "fractions", "heapq", "random", "secrets", "statistics",
     # text
-    "base64", "binascii", "csv", "difflib", "html", "io", "pprint", "shlex", "string", "textwrap", "unicodedata",
-    "urllib.parse",
+    "base64", "binascii", "csv", "difflib", "html", "io", "pprint", "shlex", "string", "textwrap",
+    "unicodedata", "urllib.parse",
     # time
     "calendar", "time", "zoneinfo",
     # digests, packing, identifiers
@@ -30,12 +31,25 @@ HIDDEN = (
     "_strptime",
     "collections.abc",
     "encodings.ascii",
+    "encodings.cp1250",
+    "encodings.cp1251",
     "encodings.cp1252",
+    "encodings.cp437",
     "encodings.idna",
+    "encodings.iso8859_1",
+    "encodings.iso8859_15",
+    "encodings.iso8859_2",
     "encodings.latin_1",
     "encodings.punycode",
+    "encodings.raw_unicode_escape",
     "encodings.unicode_escape",
     "encodings.utf_16",
+    "encodings.utf_16_be",
+    "encodings.utf_16_le",
+    "encodings.utf_32",
+    "encodings.utf_32_be",
+    "encodings.utf_32_le",
+    "encodings.utf_7",
     "encodings.utf_8_sig",
     "html.entities",
     "html.parser",

@@ -51,10 +51,7 @@ def forbidden_in_code(code: CodeType) -> str | None:
         if name in FORBIDDEN_NAMES:
             return name
     for constant in _constants(code.co_consts):
-        if isinstance(constant, CodeType):
-            found = forbidden_in_code(constant)
-        else:
-            found = forbidden_text(constant)
+        found = forbidden_in_code(constant) if isinstance(constant, CodeType) else forbidden_text(constant)
         if found:
             return found
     return None

@@ -11,7 +11,7 @@ from .modules import SAFE_IMPORTS
 from .wire import REQUEST
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Request:
     """What the child is asked to do.
 
@@ -45,7 +45,14 @@ class Request:
 def encode(
     settings: dict[str, Any], source: bytes = b"", arguments: bytes = b"{}", context: bytes = b"null"
 ) -> bytes:
-    """The request's bytes; `settings` holds the other fields of `Request`, `allowed` as a list, or None for the safe set."""
+    """The request's bytes.
+
+    Args:
+        settings: the other fields of `Request`; `allowed` is a list, or None for the safe set.
+        source: Python source.
+        arguments: JSON.
+        context: JSON.
+    """
     parts = (json.dumps(settings).encode(), source, arguments, context)
     return b"".join((REQUEST.pack(*map(len, parts)), *parts))
 

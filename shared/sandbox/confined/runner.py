@@ -97,8 +97,6 @@ def _load(request: Request) -> ModuleType:
 
 
 def _compile(request: Request) -> Any:
-    lines = request.source.splitlines(keepends=True)
-    linecache.cache[validator.FILENAME] = (len(request.source), None, lines, validator.FILENAME)
     try:
         code = validator.compile_source(request.source)
     except SyntaxError as error:
@@ -137,10 +135,12 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} is not a JSON value")
 
 
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, default=_plain)
+
+
 def _encode(value: Any, limit: int) -> bytes:
     try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False, default=_plain)
-        body = text.encode()
+        body = _ENCODER.encode(value).encode()
     except RecursionError:
         message = f"the returned value is nested more than {wire.MAX_DEPTH} levels deep"
         raise Fault("invalid_output", message, limit=wire.MAX_DEPTH) from None
@@ -173,6 +173,8 @@ def _describe(error: BaseException, request: Request, capture: Capture) -> dict[
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return _OUT_OF_MEMORY
     try:
+        lines = request.source.splitlines(keepends=True)
+        linecache.cache[validator.FILENAME] = (len(request.source), None, lines, validator.FILENAME)
         return _describe_exception(error)
     except BaseException:
         return {"type": "exception", "message": "an exception that cannot be shown"}
@@ -201,10 +203,7 @@ def _is_refused_call(error: BaseException) -> bool:
 
 
 def _is_missing_builtin(error: BaseException) -> bool:
-    return (
-        isinstance(error, NameError)
-        and getattr(error, "name", None) in policy.ABSENT_BUILTINS
-    )
+    return isinstance(error, NameError) and getattr(error, "name", None) in policy.ABSENT_BUILTINS
 
 
 _OWN_FOLDER = __file__.rpartition("/")[0]

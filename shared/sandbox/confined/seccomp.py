@@ -38,6 +38,9 @@ def refuse(number: int) -> int:
     return 0x00050000 | number
 
 
+REFUSE = refuse(errno.EPERM)
+
+
 @dataclass(frozen=True)
 class Test:
     """A condition on one argument.
@@ -63,7 +66,7 @@ class Rule:
     reason: str
     test: Test | None = None
     verdict: int = ALLOW
-    otherwise: int = refuse(errno.EPERM)
+    otherwise: int = REFUSE
 
 
 def _no_exec(call: str, reason: str) -> Rule:
@@ -192,8 +195,8 @@ def _rule_block(rule: Rule, number: int) -> list[bytes]:
     return [_instruction(_EQUAL, number, 0, len(block)), *block]
 
 
-def assemble(rules: Iterable[Rule], architecture: Architecture) -> bytes:
-    """The filter program for the rules that this architecture has calls for."""
+def assemble(rules: Iterable[Rule], architecture: Architecture, default: int = REFUSE) -> bytes:
+    """The filter program for the rules that this architecture has calls for; other calls get the default."""
     program = [
         _instruction(_LOAD, _OFFSET_ARCHITECTURE),
         _instruction(_EQUAL, architecture.audit, 1, 0),
@@ -206,7 +209,7 @@ def assemble(rules: Iterable[Rule], architecture: Architecture) -> bytes:
         number = architecture.numbers.get(rule.call)
         if number is not None:
             program += _rule_block(rule, number)
-    program.append(_instruction(_RETURN, refuse(errno.EPERM)))
+    program.append(_instruction(_RETURN, default))
     return b"".join(program)
 
 
@@ -217,8 +220,8 @@ class _Program(ctypes.Structure):
 class Filter:
     """An assembled filter, ready to be installed any number of times."""
 
-    def __init__(self, rules: Iterable[Rule], architecture: Architecture) -> None:
-        code = assemble(rules, architecture)
+    def __init__(self, rules: Iterable[Rule], architecture: Architecture, default: int = REFUSE) -> None:
+        code = assemble(rules, architecture, default)
         self._code = ctypes.create_string_buffer(code, len(code))
         self._program = _Program(len(code) // 8, ctypes.cast(self._code, ctypes.c_void_p))
         self._number = architecture.numbers["seccomp"]

@@ -1,8 +1,8 @@
 """What is wrong with a source, with line and column, before it is ever run."""
 
 from __future__ import annotations
-
 import __future__
+
 import ast
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
@@ -16,7 +16,7 @@ MAX_PROBLEMS = 50
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault: what, where (line from 1, column from 1, or None for the source as a whole), and its type."""
+    """One fault: what, where (line and column from 1, None for the source as a whole), and its type."""
 
     message: str
     line: int | None
@@ -28,10 +28,10 @@ class Finding:
         return list(astuple(self))
 
 
-def compile_source(tree_or_source: ast.Module | str) -> Any:
+def compile_source(source: str) -> Any:
     """Compile with postponed annotations, so that none is ever evaluated."""
     flags = __future__.annotations.compiler_flag
-    return compile(tree_or_source, FILENAME, "exec", flags=flags, dont_inherit=True, optimize=0)
+    return compile(source, FILENAME, "exec", flags=flags, dont_inherit=True, optimize=0)
 
 
 def find_problems(
@@ -40,7 +40,7 @@ def find_problems(
     """All problems, in the order of the source; none means that the function may be stored."""
     try:
         tree = ast.parse(source, FILENAME)
-        compile_source(tree)
+        compile_source(source)
     except SyntaxError as error:
         return [Finding(f"syntax error: {error.msg}", error.lineno, error.offset, "syntax_error")]
     except (ValueError, RecursionError, MemoryError) as error:
@@ -52,7 +52,9 @@ def find_problems(
 
 def first_forbidden(source: str, allowed: frozenset[str]) -> Finding | None:
     """The first forbidden name of a source that compiles."""
-    names = (finding for finding in _forbidden(ast.parse(source), allowed) if finding.code == "forbidden_name")
+    names = (
+        finding for finding in _forbidden(ast.parse(source), allowed) if finding.code == "forbidden_name"
+    )
     return next(names, None)
 
 
@@ -76,21 +78,23 @@ def _bound_names(node: ast.AST) -> Iterator[str]:
             yield from (alias.asname or alias.name for alias in names)
 
 
-def _node_problems(node: ast.AST, builtins: frozenset[str], allowed: frozenset[str]) -> Iterator[tuple[str, str]]:
+def _node_problems(
+    node: ast.AST, builtins: frozenset[str], allowed: frozenset[str]
+) -> Iterator[tuple[str, str]]:
     match node:
         case ast.Import(names=names):
             problems = (import_problem(alias.name, (), 0, allowed) for alias in names)
             yield from ((problem, "import_denied") for problem in problems if problem)
         case ast.ImportFrom(module=module, names=names, level=level):
-            problem = import_problem(module or "", [alias.name for alias in names], level, allowed)
-            if problem:
-                yield problem, "import_denied"
+            refusal = import_problem(module or "", [alias.name for alias in names], level, allowed)
+            if refusal:
+                yield refusal, "import_denied"
         case ast.Name(id=name, ctx=ast.Load()) if name in builtins:
             yield f"the builtin {name!r} is not available in the sandbox", "forbidden_name"
         case ast.Name(id=name) | ast.Attribute(attr=name) if name in FORBIDDEN_NAMES:
             yield f"the name {name!r} is not allowed", "forbidden_name"
-        case ast.Constant(value=str(text)) if name := forbidden_text(text):
-            yield f"the name {name!r} is not allowed, not even in a string", "forbidden_name"
+        case ast.Constant(value=str(text)) if hidden := forbidden_text(text):
+            yield f"the name {hidden!r} is not allowed, not even in a string", "forbidden_name"
 
 
 def _entrypoint(tree: ast.Module, entrypoint: str, schema: dict[str, Any] | None) -> Iterator[Finding]:
@@ -126,9 +130,15 @@ def _signature(function: ast.FunctionDef | ast.AsyncFunctionDef, schema: dict[st
         yield finding(f"the parameter {arg.arg!r} is positional-only, but arguments come by name", arg)
     if arguments.kwarg is None:
         for name in sorted((known | needed) - accepted):
+<<<<<<< HEAD
             yield finding(f"the input schema has {name!r}, but {function.name!r} takes no such argument", function)
     # A schema that is open may let any argument through; only a closed one rules a parameter out.
     closed = schema.get("additionalProperties") is False
+=======
+            yield finding(
+                f"the input schema has {name!r}, but {function.name!r} takes no such argument", function
+            )
+>>>>>>> sandbox
     for arg in (*arguments.args, *arguments.kwonlyargs):
         if closed and arg.arg not in with_default | known | {"context"}:
             yield finding(f"the parameter {arg.arg!r} has no default, but the input schema never lets it in", arg)

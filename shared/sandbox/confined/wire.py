@@ -56,9 +56,9 @@ MAX_CONTROL = 64 << 10
 
 # --- ways to end ------------------------------------------------------------------------------------------
 FAULT_TYPES = frozenset({
-    "cpu_limit", "crashed", "exception", "forbidden_name", "import_denied", "input_too_large", "invalid_input",
-    "invalid_output", "memory_limit", "no_entrypoint", "output_too_large", "recursion", "security",
-    "source_too_large", "stdout_too_large", "syntax_error", "timeout", "unavailable",
+    "cpu_limit", "crashed", "exception", "forbidden_name", "import_denied", "input_too_large",
+    "invalid_input", "invalid_output", "memory_limit", "no_entrypoint", "output_too_large", "recursion",
+    "security", "source_too_large", "stdout_too_large", "syntax_error", "timeout", "unavailable",
 })  # fmt: skip
 CHILD_FAULT_TYPES = FAULT_TYPES - {"cpu_limit", "crashed", "unavailable", "input_too_large"}
 """What a child may report about itself. The others are the host's to say."""

@@ -1,0 +1,221 @@
+"""What one sandboxed call costs, beside the cost of starting an interpreter on the same machine.
+
+    python benchmarks/sandbox.py [--quick] [--json]
+
+Everything is measured in one run, in alternating rounds, because machines are noisy: compare the ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from shared.sandbox import Sandbox
+from shared.sandbox.fork_server import ForkServer
+
+PLAIN = "def f(x): return {'x': x * 2}"
+ASYNC = """
+import asyncio
+async def f(x):
+    return await asyncio.gather(*[asyncio.sleep(0, i) for i in range(x)])
+"""
+IDLE = 0.025
+"""Seconds between two calls that find a rested child."""
+
+BUBBLEWRAP = ("bwrap", "--unshare-all", "--ro-bind", "/", "/", "--die-with-parent")
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Milliseconds that the action takes."""
+    started = time.perf_counter()
+    action()
+    return (time.perf_counter() - started) * 1000
+
+
+def start(*command: str) -> Callable[[], object]:
+    """Runs a program to its end."""
+    return lambda: subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+
+
+def latencies(sandbox: Sandbox, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each way to run one function in a fresh process, measured in turn."""
+
+    def call(source: str) -> Callable[[], object]:
+        return lambda: sandbox.call(source, "f", {"x": 3})
+
+    ways: dict[str, Callable[[], object]] = {
+        "python -I -S -c pass": start(sys.executable, "-I", "-S", "-c", "pass"),
+        "python -c pass": start(sys.executable, "-c", "pass"),
+    }
+    if shutil.which("bwrap"):
+        ways["bubblewrap + python -I -S"] = start(*BUBBLEWRAP, sys.executable, "-I", "-S", "-c", "pass")
+    samples: dict[str, list[float]] = {
+        name: [] for name in (*ways, "parked call", "back-to-back call", "async call", "policy off")
+    }
+    for _ in range(rounds):
+        for name, action in ways.items():
+            samples[name].append(timed(action))
+        for name, source in (("parked call", PLAIN), ("async call", ASYNC)):
+            for _ in range(4):
+                time.sleep(IDLE)
+                samples[name].append(timed(call(source)))
+        time.sleep(IDLE)
+        samples["policy off"].append(timed(lambda: sandbox.call(PLAIN, "f", {"x": 3}, check=False)))
+        samples["back-to-back call"] += [timed(call(PLAIN)) for _ in range(20)]
+    return samples
+
+
+def throughput(sandbox: Sandbox, callers: int, seconds: float) -> float:
+    """Calls a second of so many threads."""
+    counts = [0] * callers
+    end = time.monotonic() + seconds
+
+    def work(index: int) -> None:
+        while time.monotonic() < end:
+            assert sandbox.call(PLAIN, "f", {"x": 3}).ok
+            counts[index] += 1
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / seconds
+
+
+def processor_time(calls: int) -> dict[str, float]:
+    """Milliseconds of processor time a call: in the host, and in the zygote with all its children."""
+
+    def spent(who: int) -> float:
+        usage = resource.getrusage(who)
+        return usage.ru_utime + usage.ru_stime
+
+    def run(number: int) -> tuple[float, float]:
+        before = spent(resource.RUSAGE_SELF), spent(resource.RUSAGE_CHILDREN)
+        with Sandbox() as sandbox:
+            for _ in range(number):
+                sandbox.call(PLAIN, "f", {"x": 3})
+        return spent(resource.RUSAGE_SELF) - before[0], spent(resource.RUSAGE_CHILDREN) - before[1]
+
+    idle, busy = run(1), run(calls)
+    return {
+        "host": (busy[0] - idle[0]) / calls * 1000,
+        "zygote and children": (busy[1] - idle[1]) / calls * 1000,
+    }
+
+
+def memory(sandbox: Sandbox) -> dict[str, float]:
+    """Megabytes of memory in proportion (PSS), of the zygote and of one parked child."""
+    assert isinstance(sandbox._server, ForkServer)
+    outer = sandbox._server.pid
+    inner = _children(outer)[0]
+    parked = _children(inner)
+    sizes = {"process outside the pid namespace": _pss(outer), "zygote": _pss(inner)}
+    return sizes | {"parked child": statistics.mean(map(_pss, parked))}
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _pss(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def precision(sandbox: Sandbox, rounds: int) -> dict[str, list[float]]:
+    """How far each limit is missed: milliseconds for time, megabytes for memory, bytes for sizes."""
+    greedy = (
+        "def f():\n    kept = []\n    try:\n        while True: kept.append(bytearray((1 << 18) - 4096))\n"
+        "    except MemoryError:\n        return len(kept) / 4"
+    )
+    missed: dict[str, list[float]] = {
+        "wall time, ms": [],
+        "CPU time, ms": [],
+        "output, bytes": [],
+        "stdout, bytes": [],
+    }
+    for _ in range(rounds):
+        took = timed(lambda: sandbox.call("import time\ndef f(): time.sleep(9)", "f", {}, timeout=0.1))
+        missed["wall time, ms"].append(took - 100)
+        spinning = sandbox.call("def f():\n    while True: pass", "f", {}, cpu_limit=0.1, timeout=9)
+        missed["CPU time, ms"].append((spinning.cpu_time - 0.1) * 1000)
+        for limit in (16, 64, 256):
+            value = sandbox.call(greedy, "f", {}, memory_limit=limit).value
+            missed.setdefault(f"memory of {limit} MB, MB", []).append(value - limit)
+    for name, source in (
+        ("output, bytes", "def f(n): return 'x' * (n - 2)"),
+        ("stdout, bytes", "def f(n): print('x' * (n - 1))"),
+    ):
+        limit = 4 << 20 if name.startswith("output") else 64 << 10
+        accepted = sandbox.call(source, "f", {"n": limit}).ok
+        refused = not sandbox.call(source, "f", {"n": limit + 1}).ok
+        missed[name].append(0.0 if accepted and refused else 1.0)
+    return missed
+
+
+def report(result: dict[str, dict[str, float]]) -> None:
+    """Print the tables."""
+    for title, rows in result.items():
+        print(f"\n{title}")
+        for name, value in rows.items():
+            print(f"  {name:<44} {value:>10.2f}")
+
+
+def percentile(samples: list[float], share: float) -> float:
+    """The value below which the share of the samples lies."""
+    ordered = sorted(samples)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def measure(quick: bool) -> dict[str, dict[str, float]]:
+    """All figures, by table."""
+    rounds, seconds = (10, 1.0) if quick else (50, 4.0)
+    with Sandbox() as sandbox:
+        boot = timed(lambda: sandbox.level)
+        time.sleep(1)  # until the canaries are gone and the parked children have warmed up
+        sizes = memory(sandbox)
+        samples = latencies(sandbox, rounds)
+        rates = {f"{callers} callers": throughput(sandbox, callers, seconds) for callers in (1, 2, 4)}
+        missed = precision(sandbox, 3 if quick else 10)
+    base = statistics.median(samples["python -I -S -c pass"])
+    return {
+        "start of the sandbox with its self-test, ms": {"once": boot},
+        "median, ms": {name: statistics.median(values) for name, values in samples.items()},
+        "99th percentile, ms": {name: percentile(values, 0.99) for name, values in samples.items()},
+        "python -I -S -c pass, divided by it": {
+            **{name: base / statistics.median(values) for name, values in samples.items()},
+            "parked call, 99th percentile": base / percentile(samples["parked call"], 0.99),
+        },
+        "isolated calls a second": rates,
+        "processor time a call, ms": processor_time(100 if quick else 500),
+        "memory (PSS), MB": sizes,
+        "largest miss of a limit": {name: max(values, key=abs) for name, values in missed.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    options = parser.parse_args()
+    result = measure(options.quick)
+    if options.json:
+        print(json.dumps(result))
+        return
+    print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.2f}, Python {sys.version.split()[0]}")
+    report(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Runs the corpora in one setting and prints what happened as JSON.
+
+    python run_corpus.py FOLDER_WITH_shared DATA_FOLDER
+
+A script of its own, because most settings are another user's: started by `test_settings.py` as root, as
+nobody, or inside `container.py`. It imports nothing but the standard library and `shared.sandbox`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, sys.argv[1])
+from shared.sandbox import Outcome, Sandbox
+
+# What the attacks import. With the policy switched off they get it; the kernel layers must hold alone.
+DANGEROUS = (
+    "_io", "_posixsubprocess", "builtins", "concurrent.futures.process",
+    "concurrent.futures.thread", "ctypes", "faulthandler", "fcntl", "gc", "glob", "linecache",
+    "logging", "marshal", "mmap", "multiprocessing.shared_memory", "os", "pickle", "posix",
+    "resource", "select", "selectors", "shutil", "signal", "socket", "subprocess", "sys",
+    "tempfile", "threading", "traceback", "urllib.request",
+)  # fmt: skip
+ENDED = {"timeout", "cpu_limit", "memory_limit", "stdout_too_large", "output_too_large", "crashed"}
+REFUSED_BEFOREHAND = {"import_denied", "forbidden_name"}
+
+
+def holds(attack: dict[str, Any], outcomes: list[Outcome], check: bool) -> bool:
+    """Whether every outcome is what the attack's `expect` demands."""
+    if attack["must_hold"].startswith("policy") and not check:
+        return True
+    if attack["expect"] == "distinct":
+        return len({str(outcome.value) for outcome in outcomes}) == len(outcomes)
+    return all(_holds_once(attack, outcome, check) for outcome in outcomes)
+
+
+def _holds_once(attack: dict[str, Any], outcome: Outcome, check: bool) -> bool:
+    kind = outcome.error.type if outcome.error else None
+    if kind in ("unavailable", "invalid_input"):
+        return False
+    if attack["expect"] == "no_proof":
+        return not outcome.ok or not outcome.value
+    if attack["expect"] == "terminated":
+        return kind in ENDED or (check and kind in REFUSED_BEFOREHAND)
+    return outcome.value != "execd" and not (attack.get("must_fail") and outcome.ok)
+
+
+def attack_all(sandbox: Sandbox, attacks: list[dict[str, Any]], check: bool) -> list[str]:
+    """Names and outcomes of the attacks that did something they must not."""
+
+    def attack_one(attack: dict[str, Any]) -> str | None:
+        memory, timeout = attack.get("mem", 128), 0.7 if attack["expect"] == "terminated" else 5.0
+        outcomes = [
+            sandbox.call(attack["code"], "f", {}, memory_limit=memory, timeout=timeout, check=check)
+            for _ in range(attack.get("repeat", 1))
+        ]
+        return None if holds(attack, outcomes, check) else f"{attack['name']}: {outcomes[-1]}"
+
+    with ThreadPoolExecutor(4) as pool:
+        return [failure for failure in pool.map(attack_one, attacks) if failure]
+
+
+def honest_all(sandbox: Sandbox, functions: list[dict[str, Any]]) -> list[str]:
+    """Names and outcomes of the honest functions that did not work."""
+    failures = []
+    for function in functions:
+        name, code, imports = function["name"], function["code"], function["imports"]
+        outcome = sandbox.call(code, "f", function["input"], allowed_imports=imports)
+        if not outcome.ok or outcome.value != function["expected"]:
+            failures.append(f"{name}: {outcome}")
+        failures += [f"{name}: {problem}" for problem in sandbox.validate(code, "f", allowed_imports=imports)]
+    return failures
+
+
+def main() -> None:
+    data = Path(sys.argv[2])
+    attacks = json.loads((data / "attacks.json").read_text(encoding="utf-8"))
+    honest = json.loads((data / "honest.json").read_text(encoding="utf-8"))
+    with Sandbox() as checked, Sandbox(preload=DANGEROUS) as unchecked:
+        result = {
+            "level": checked.level,
+            "layers": checked.layers,
+            "attacks with policy": attack_all(checked, attacks, True),
+            "attacks on the kernel layers alone": attack_all(unchecked, attacks, False),
+            "honest functions": honest_all(checked, honest),
+            "tried": [len(attacks), len(honest)],
+        }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,350 @@
+"""The zygote under real conditions: threads, forks, crashes, signals, exhaustion, many calls."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from shared.sandbox import Sandbox, SandboxRefused
+from shared.sandbox.fork_server import ForkServer
+
+DOUBLE = "def f(x): return 2 * x"
+ROOT = str(Path(__file__).resolve().parents[2])
+
+
+def works(sandbox: Sandbox) -> bool:
+    outcome = sandbox.call(DOUBLE, "f", {"x": 21})
+    return bool(outcome.value == 42)
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes below one."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found |= {child} | descendants(child)
+    return found
+
+
+def await_end(pid: int) -> None:
+    """Wait until a process, ours or not, has ended."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([pidfd], [], [], 20)[0], f"process {pid} lives on"
+    finally:
+        os.close(pidfd)
+
+
+def test_nothing_starts_before_the_first_call() -> None:
+    before = descendants(os.getpid())
+    with Sandbox():
+        assert descendants(os.getpid()) == before
+
+
+def test_close_ends_all_processes_and_may_be_repeated() -> None:
+    before = descendants(os.getpid())
+    sandbox = Sandbox()
+    assert works(sandbox)
+    started = descendants(os.getpid()) - before
+    assert started
+    sandbox.close()
+    sandbox.close()
+    for pid in started:
+        await_end(pid)
+    assert works(sandbox)
+    sandbox.close()
+
+
+def test_the_zygote_survives_the_thread_that_started_it() -> None:
+    with Sandbox() as sandbox:
+        thread = threading.Thread(target=works, args=(sandbox,))
+        thread.start()
+        thread.join()
+        server = sandbox._server
+        assert works(sandbox)
+        assert sandbox._server is server
+
+
+def test_many_threads_share_one_zygote() -> None:
+    with Sandbox() as sandbox, ThreadPoolExecutor(16) as pool:
+        outcomes = pool.map(lambda x: sandbox.call(DOUBLE, "f", {"x": x}).value, range(150))
+        assert list(outcomes) == [2 * x for x in range(150)]
+
+
+def test_long_calls_do_not_keep_others_waiting() -> None:
+    gate, release = threading.Barrier(9), "import time\ndef f(): time.sleep(30)"
+    with Sandbox(pool=2) as sandbox:
+
+        def hold() -> None:
+            gate.wait()
+            sandbox.call(release, "f", {}, timeout=2)
+
+        holders = [threading.Thread(target=hold) for _ in range(8)]
+        for holder in holders:
+            holder.start()
+        gate.wait()
+        outcome = sandbox.call(DOUBLE, "f", {"x": 1}, timeout=1)
+        assert outcome.value == 2
+        assert any(holder.is_alive() for holder in holders)
+        for holder in holders:
+            holder.join()
+
+
+def test_a_fork_of_the_owner_has_a_zygote_of_its_own() -> None:
+    with Sandbox() as sandbox:
+        assert works(sandbox)
+        server = sandbox._server
+        assert server is not None
+        pid = os.fork()
+        if pid == 0:
+            fine = sandbox._server is None and works(sandbox) and sandbox._server is not server
+            sandbox.close()
+            os._exit(0 if fine else 1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert works(sandbox)
+        assert sandbox._server is server
+
+
+def test_a_killed_zygote_is_replaced() -> None:
+    with Sandbox() as sandbox:
+        assert works(sandbox)
+        server = sandbox._server
+        assert isinstance(server, ForkServer)
+        below = descendants(server.pid)
+        pid = min(below, default=server.pid)
+        os.kill(pid, signal.SIGKILL)
+        await_end(pid)
+        assert works(sandbox)
+        assert sandbox._server is not server
+        for child in below:
+            await_end(child)
+
+
+def test_killed_parked_children_are_replaced() -> None:
+    with Sandbox(pool=2) as sandbox:
+        assert works(sandbox)
+        assert isinstance(sandbox._server, ForkServer)
+        zygotes = descendants(sandbox._server.pid)
+        children = {pid for pid in zygotes if not descendants(pid)}
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            await_end(pid)
+        assert works(sandbox)
+
+
+OWNER = """
+import sys, os
+sys.path.insert(0, sys.argv[1])
+from shared.sandbox import Sandbox
+sandbox = Sandbox()
+assert sandbox.call("def f(): return 1", "f", {}).value == 1
+print(sandbox._server.pid, flush=True)
+%s
+"""
+
+
+def zygote_of_owner(last_words: str) -> tuple[subprocess.Popen[str], set[int]]:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER % last_words, ROOT],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+    )
+    assert owner.stdout is not None
+    outer = int(owner.stdout.readline())
+    return owner, {outer, *descendants(outer)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_its_owner(number: signal.Signals) -> None:
+    owner, processes = zygote_of_owner("sys.stdin.read()")
+    with owner:
+        owner.send_signal(number)
+    for pid in processes:
+        await_end(pid)
+
+
+def test_no_process_outlives_a_script_that_forgets_to_close() -> None:
+    owner, processes = zygote_of_owner("")
+    with owner:
+        assert owner.wait() == 0
+    for pid in processes:
+        await_end(pid)
+
+
+def test_no_process_outlives_an_owner_whose_fork_lives_on() -> None:
+    owner, processes = zygote_of_owner("if os.fork() == 0: sys.stdin.read()\nos._exit(0)")
+    with owner:
+        owner.wait()
+        for pid in processes:
+            await_end(pid)
+
+
+def test_descriptor_exhaustion_is_an_outcome_and_passes() -> None:
+    with Sandbox() as sandbox:
+        assert works(sandbox)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        hoard: list[socket.socket] = []
+        try:
+            while True:
+                hoard.append(socket.socket())
+        except OSError:
+            parked = [sandbox.call(DOUBLE, "f", {"x": 1}) for _ in range(6)]
+            with Sandbox() as late:
+                fresh = late.call(DOUBLE, "f", {"x": 1})
+        finally:
+            for each in hoard:
+                each.close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert {outcome.error.type for outcome in parked if outcome.error} <= {"unavailable"}
+        assert fresh.error is not None
+        assert fresh.error.type == "unavailable"
+        assert works(sandbox)
+
+
+def calls_leak_nothing(sandbox: Sandbox, calls: int) -> None:
+    def state() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), len(descendants(os.getpid()))
+
+    sources = [
+        DOUBLE,
+        "def f(x): raise ValueError(x)",
+        "import os\ndef f(x): os._exit(3)",
+        "def f(x): return [x] * 1000",
+    ]
+    for x in range(40):
+        sandbox.call(sources[x % 4], "f", {"x": x}, check=False)
+    before = state()
+    for x in range(calls):
+        sandbox.call(sources[x % 4], "f", {"x": x}, check=False)
+    assert works(sandbox)
+    after = state()
+    assert after[0] <= before[0] + 9
+    assert after[1] <= before[1] + 4
+
+
+def zygote_memory(sandbox: Sandbox) -> int:
+    """Kilobytes of private memory of the zygote itself."""
+    assert isinstance(sandbox._server, ForkServer)
+    pid = min(descendants(sandbox._server.pid), default=sandbox._server.pid)
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+def test_hundreds_of_calls_leak_nothing() -> None:
+    with Sandbox(preload=("os",)) as sandbox:
+        calls_leak_nothing(sandbox, 400)
+
+
+@pytest.mark.soak
+def test_ten_thousand_calls_leak_nothing() -> None:
+    with Sandbox(preload=("os",)) as sandbox:
+        calls_leak_nothing(sandbox, 100)
+        before = zygote_memory(sandbox)
+        calls_leak_nothing(sandbox, 10_000)
+        assert zygote_memory(sandbox) <= before + 2_000
+
+
+def test_a_preload_that_cannot_be_imported_is_refused() -> None:
+    with (
+        Sandbox(preload=("no_such_module",)) as sandbox,
+        pytest.raises(SandboxRefused, match="no_such_module"),
+    ):
+        sandbox.call(DOUBLE, "f", {"x": 1})
+
+
+def test_a_preload_that_starts_a_thread_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "threaded.py").write_text(
+        "import threading\nthreading.Thread(target=threading.Event().wait).start()"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with Sandbox(preload=("threaded",)) as sandbox, pytest.raises(SandboxRefused, match="thread"):
+        sandbox.call(DOUBLE, "f", {"x": 1})
+
+
+def test_a_preload_that_shares_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sharing.py").write_text("import mmap\nkept = mmap.mmap(-1, 4096)")
+    monkeypatch.syspath_prepend(tmp_path)
+    with (
+        Sandbox(preload=("sharing",)) as sandbox,
+        pytest.raises(SandboxRefused, match="shares writable memory"),
+    ):
+        sandbox.call(DOUBLE, "f", {"x": 1})
+
+
+def test_missing_layers_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.sandbox.levels.ESSENTIAL", frozenset({"seccomp", "a layer of tomorrow"}))
+    with Sandbox() as sandbox, pytest.raises(SandboxRefused, match="a layer of tomorrow"):
+        sandbox.call(DOUBLE, "f", {"x": 1})
+
+
+def test_a_canary_that_gets_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.sandbox.selftest.failures", lambda *_: ["socket"])
+    with Sandbox() as sandbox, pytest.raises(SandboxRefused, match="not stopped: socket"):
+        sandbox.call(DOUBLE, "f", {"x": 1})
+
+
+def test_insecure_development_needs_permission(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("shared.sandbox.levels.unsupported", lambda: "no confinement is known for plan9")
+    with Sandbox() as sandbox:
+        with pytest.raises(SandboxRefused, match="plan9"):
+            sandbox.call(DOUBLE, "f", {"x": 1})
+        monkeypatch.setenv("MINION_SANDBOX", "insecure-development")
+        assert works(sandbox)
+        assert sandbox.level == "insecure"
+        assert "FUNCTIONS RUN UNCONFINED" in caplog.text
+        slow = sandbox.call("def f():\n    while True: pass", "f", {}, timeout=0.5)
+        assert slow.error is not None
+        assert slow.error.type == "timeout"
+        greedy = sandbox.call("def f(): return len(bytearray(10**9))", "f", {})
+        assert greedy.error is not None
+        assert greedy.error.type == "memory_limit"
+        assert sandbox.validate("def g(): pass", "f")[0].code == "no_entrypoint"
+        assert sandbox.call("import os\ndef f(): os._exit(3)", "f", {}, check=False).error is not None
+
+
+def test_a_time_limit_of_the_caller_leaves_a_working_sandbox() -> None:
+    class SoftLimit(Exception):
+        pass
+
+    def strike(*_: object) -> None:
+        raise SoftLimit
+
+    with Sandbox() as sandbox:
+        assert works(sandbox)
+        previous = signal.signal(signal.SIGALRM, strike)
+        try:
+            for delay in (0.001, 0.01, 0.1):
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                with pytest.raises(SoftLimit):
+                    sandbox.call("import time\ndef f(): time.sleep(30)", "f", {}, timeout=30)
+                assert works(sandbox)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+
+
+def test_programs_of_the_host_inherit_no_channel() -> None:
+    with Sandbox() as sandbox:
+        assert works(sandbox)
+        assert isinstance(sandbox._server, ForkServer)
+        children = list(sandbox._server._parked)
+        assert children
+        assert not any(os.get_inheritable(child.pidfd) for child in children)
+        assert not any(child.channel.get_inheritable() for child in children)

@@ -1,0 +1,183 @@
+"""Every limit has an error of its own, with the limit and what was observed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shared.sandbox import Limits, Sandbox, SandboxFault
+
+
+def fault(sandbox: Sandbox, source: str, **options: Any) -> SandboxFault:
+    """The fault of calling `f` in the source; there must be one."""
+    outcome = sandbox.call(source, "f", options.pop("arguments", {}), **options)
+    assert outcome.value is None
+    assert outcome.error is not None, outcome
+    return outcome.error
+
+
+def test_memory(sandbox: Sandbox) -> None:
+    error = fault(
+        sandbox, "def f():\n    x = []\n    while True: x.append(bytearray(100_000))", memory_limit=32
+    )
+    assert (error.type, error.limit) == ("memory_limit", 32)
+    assert error.observed == pytest.approx(32, abs=2)
+
+
+@pytest.mark.parametrize("limit", [16, 64, 200])
+def test_memory_is_precise(sandbox: Sandbox, limit: int) -> None:
+    source = """
+def f():
+    kept = []
+    try:
+        while True: kept.append(bytearray((1 << 20) - 4096))
+    except MemoryError:
+        return len(kept)
+"""
+    assert sandbox.call(source, "f", {}, memory_limit=limit).value == pytest.approx(limit, abs=2)
+
+
+def test_memory_that_is_never_touched_counts(sandbox: Sandbox) -> None:
+    assert fault(sandbox, "def f(): return len([None] * 10**9)").type == "memory_limit"
+
+
+def test_memory_error_that_is_swallowed_does_no_harm(sandbox: Sandbox) -> None:
+    source = "def f():\n    try: x = bytearray(1 << 40)\n    except MemoryError: return 'ok'"
+    assert sandbox.call(source, "f", {}).value == "ok"
+
+
+def test_wall_time(sandbox: Sandbox) -> None:
+    error = fault(sandbox, "import time\ndef f(): time.sleep(60)", timeout=0.2)
+    assert (error.type, error.limit) == ("timeout", 0.2)
+    assert error.observed is not None
+    assert error.observed >= 0.2
+
+
+def test_a_wait_that_cannot_end_is_told_at_once(sandbox: Sandbox) -> None:
+    source = "import asyncio\nasync def f(): await asyncio.Event().wait()"
+    error = fault(sandbox, source, timeout=60)
+    assert (error.type, error.limit) == ("timeout", 60)
+    assert "never happen" in error.message
+
+
+def test_cpu_time(sandbox: Sandbox) -> None:
+    error = fault(sandbox, "def f():\n    while True: pass", cpu_limit=0.2, timeout=30)
+    assert (error.type, error.limit) == ("cpu_limit", 0.2)
+    assert error.observed is not None
+    assert error.observed >= 0.2
+
+
+def test_sleeping_uses_no_cpu_time(sandbox: Sandbox) -> None:
+    source = "import time\ndef f():\n    time.sleep(0.3)\n    return 1"
+    assert sandbox.call(source, "f", {}, cpu_limit=0.2).value == 1
+
+
+def test_output(sandbox: Sandbox) -> None:
+    error = fault(sandbox, "def f(): return 'x' * 5_000_000")
+    assert (error.type, error.limit, error.observed) == ("output_too_large", 4 << 20, 5_000_002)
+
+
+def test_largest_output_is_accepted() -> None:
+    with Sandbox(limits=Limits(output=1000)) as sandbox:
+        assert sandbox.call("def f(): return 'x' * 998", "f", {}).ok
+        assert fault(sandbox, "def f(): return 'x' * 999").type == "output_too_large"
+
+
+def test_stdout(sandbox: Sandbox) -> None:
+    outcome = sandbox.call("def f():\n    while True: print('x' * 1000)", "f", {})
+    assert outcome.error is not None
+    assert (outcome.error.type, outcome.error.limit) == ("stdout_too_large", 64 << 10)
+    assert outcome.error.observed is not None
+    assert outcome.error.observed > 64 << 10
+    assert outcome.stdout.endswith("[cut after 65536 bytes]")
+
+
+def test_stdout_that_swallows_its_limit(sandbox: Sandbox) -> None:
+    source = "def f():\n    try: print('x' * 100_000)\n    except BaseException: pass\n    return 1"
+    assert fault(sandbox, source).type == "stdout_too_large"
+
+
+def test_stdout_of_wide_characters(sandbox: Sandbox) -> None:
+    outcome = sandbox.call("def f(): print('日' * 40_000)", "f", {})
+    assert outcome.error is not None
+    assert outcome.error.type == "stdout_too_large"
+
+
+def test_recursion(sandbox: Sandbox) -> None:
+    error = fault(sandbox, "def f(): return f()")
+    assert (error.type, error.limit) == ("recursion", 1000)
+
+
+def test_depth_of_output(sandbox: Sandbox) -> None:
+    nested = "def f(n):\n    x = 1\n    for _ in range(n): x = [x]\n    return x"
+    assert sandbox.call(nested, "f", {"n": 100}).ok
+    error = fault(sandbox, nested, arguments={"n": 101})
+    assert (error.type, error.limit) == ("invalid_output", 100)
+
+
+def test_depth_of_input(sandbox: Sandbox) -> None:
+    value: list[Any] = []
+    for _ in range(100_000):
+        value = [value]
+    assert fault(sandbox, "def f(x): return 1", arguments={"x": value}).type == "invalid_input"
+
+
+def test_source_size(sandbox: Sandbox) -> None:
+    error = fault(sandbox, "#" * (256 << 10) + "\ndef f(): return 1")
+    assert (error.type, error.limit) == ("source_too_large", 256 << 10)
+
+
+def test_input_size(sandbox: Sandbox) -> None:
+    error = fault(sandbox, "def f(x): return 1", arguments={"x": "y" * (5 << 20)})
+    assert (error.type, error.limit) == ("input_too_large", 4 << 20)
+
+
+@pytest.mark.parametrize(
+    ("source", "type_"),
+    [
+        ("def f(: pass", "syntax_error"),
+        ("def f(): return '\0'", "syntax_error"),
+        ("def f(): return '\ud800'", "syntax_error"),
+        ("def g(): pass", "no_entrypoint"),
+        ("f = 3", "no_entrypoint"),
+        ("import os\ndef f(): pass", "import_denied"),
+        ("from . import x\ndef f(): pass", "import_denied"),
+        ("def f(): return open('/etc/passwd')", "forbidden_name"),
+        ("def f(): return f.__globals__", "forbidden_name"),
+        ("def f(): raise ValueError('x')", "exception"),
+        ("def f(): raise SystemExit", "exception"),
+        ("def f(x): pass", "exception"),
+        ("def f(): return {1, 2}", "invalid_output"),
+        ("def f(): return float('nan')", "invalid_output"),
+        ("def f(): return '\\ud800'", "invalid_output"),
+        ("def f(): return 'a\\0b'", "invalid_output"),
+        ("def f(): return 10 ** 5000", "invalid_output"),
+        ("def f(): return (x for x in 'ab')", "invalid_output"),
+        ("def f():\n    x = []\n    x.append(x)\n    return x", "invalid_output"),
+        ("def f(): return " + "(" * 250 + ")" * 250, "syntax_error"),
+        ("def f(): return " + "-" * 50_000 + "1", "recursion"),
+    ],
+)
+def test_types_of_faults(sandbox: Sandbox, source: str, type_: str) -> None:
+    assert fault(sandbox, source).type == type_
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"])
+def test_arguments_that_are_not_strict_json(sandbox: Sandbox, value: object) -> None:
+    assert fault(sandbox, "def f(x): return 1", arguments={"x": value}).type == "invalid_input"
+
+
+@pytest.mark.parametrize(
+    "options", [{"timeout": 0}, {"timeout": 1e9}, {"memory_limit": -1}, {"cpu_limit": float("nan")}]
+)
+def test_mistakes_of_the_caller_are_raised(sandbox: Sandbox, options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be a positive number"):
+        sandbox.call("def f(): return 1", "f", {}, **options)
+
+
+def test_arguments_of_other_types_are_a_mistake_of_the_caller(sandbox: Sandbox) -> None:
+    with pytest.raises(TypeError):
+        sandbox.call("def f(x): return 1", "f", {"x": object()})
+    with pytest.raises(TypeError, match="not a string"):
+        sandbox.call("def f(x): return 1", "f", {}, allowed_imports="json")

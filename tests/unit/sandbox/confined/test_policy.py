@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+
+from shared.sandbox.confined import policy
+from shared.sandbox.confined.modules import SAFE_IMPORTS
+from shared.sandbox.confined.validator import compile_source
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("x.__globals__", "__globals__"),
+        ("def f():\n    class A:\n        def g(self): return self.__subclasses__()", "__subclasses__"),
+        ("getattr(x, '__code__')", "__code__"),
+        ("y = ('a', ('__mro__',))", "__mro__"),
+        ("x in {'f_back'}", "f_back"),
+        ("'{x.__class__.__bases__}'.format(x=1)", "__bases__"),
+        ("'{0[__globals__]}'", "__globals__"),
+        ("x.__ｇlobals__", "__globals__"),
+        ("self.__class__.__name__", None),
+        ("'{x.__class__}'", None),
+        ("'mentions __globals__ in prose'", None),
+        ("x.__dict__", None),
+    ],
+)
+def test_forbidden_in_code(source: str, found: str | None) -> None:
+    assert policy.forbidden_in_code(compile_source(source)) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "fromlist", "level", "allowed", "refused"),
+    [
+        ("json", (), 0, {"json"}, False),
+        ("json.decoder", (), 0, {"json"}, False),
+        ("collections.abc", ("Mapping",), 0, {"collections"}, False),
+        ("urllib.parse", (), 0, {"urllib.parse"}, False),
+        ("urllib", ("parse",), 0, {"urllib.parse"}, False),
+        ("urllib", ("parse", "request"), 0, {"urllib.parse"}, True),
+        ("urllib", (), 0, {"urllib.parse"}, True),
+        ("urllib.request", (), 0, {"urllib.parse"}, True),
+        ("jsonx", (), 0, {"json"}, True),
+        ("__future__", ("annotations",), 0, set(), False),
+        ("json", (), 1, {"json"}, True),
+    ],
+)
+def test_import_problem(
+    name: str, fromlist: tuple[str, ...], level: int, allowed: set[str], refused: bool
+) -> None:
+    assert bool(policy.import_problem(name, fromlist, level, frozenset(allowed))) == refused
+
+
+def test_imports_by_c_code_reach_harmless_modules_only() -> None:
+    hook = policy.restricted_builtins(frozenset())["__import__"]
+    assert hook("_strptime", {}, {}, ["__doc__"], 0)
+    for fromlist in ((), ["__doc__"]):
+        with pytest.raises(policy.ImportDenied):
+            hook("os", {}, {}, fromlist, 0)
+    with pytest.raises(policy.ImportDenied):
+        hook("_strptime", {}, {}, None, 0)
+
+
+def test_restricted_builtins() -> None:
+    table = policy.restricted_builtins(SAFE_IMPORTS)
+    assert not table.keys() & policy.ABSENT_BUILTINS
+    assert {"len", "print", "vars", "type", "super", "__build_class__", "ExceptionGroup"} <= table.keys()

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from shared.sandbox import levels
+
+STRONG = {*levels.ESSENTIAL, "landlock"}
+
+
+def test_full_needs_the_namespaces() -> None:
+    assert levels.level_of(STRONG | levels.ISOLATING) == "full"
+    assert levels.level_of(STRONG | levels.ISOLATING - {"net_namespace"}) == "strong"
+
+
+@pytest.mark.parametrize("missing", sorted(levels.ESSENTIAL))
+def test_nothing_essential_may_be_missing(missing: str) -> None:
+    assert levels.level_of(STRONG | levels.ISOLATING - {missing}) is not None
+    assert levels.level_of((STRONG | levels.ISOLATING) - {missing}) is None
+
+
+def test_a_refusal_says_what_is_missing_and_what_helps() -> None:
+    text = levels.explain_layers({"rlimits"}, ["seccomp: no such thing"], ["socket"])
+    for part in (
+        "seccomp, unprivileged_uid",
+        "not stopped: socket",
+        "seccomp: no such thing",
+        "MINION_SANDBOX",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(("system", "machine"), [("darwin", "arm64"), ("linux", "riscv64")])
+def test_unknown_machines_are_refused(monkeypatch: pytest.MonkeyPatch, system: str, machine: str) -> None:
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert levels.unsupported()

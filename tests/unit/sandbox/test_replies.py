@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.sandbox.confined import wire
+from shared.sandbox.outcome import Limits, SandboxFault
+from shared.sandbox.replies import Inbox, Reply
+
+LIMITS = Limits(output=1000, stdout=100)
+
+
+def receive(*chunks: bytes) -> Reply:
+    inbox = Inbox(LIMITS)
+    for chunk in chunks:
+        if inbox.add(chunk):
+            break
+    return inbox.reply()
+
+
+def framed(kind: bytes, body: bytes, printed: bytes = b"") -> bytes:
+    return wire.REPLY.pack(kind, len(body), len(printed)) + body + printed
+
+
+def check(reply: Reply) -> None:
+    """What the host relies on, whatever arrived."""
+    assert isinstance(reply.stdout, str)
+    json.dumps(reply.value, allow_nan=False).encode()
+    if reply.fault is not None:
+        assert isinstance(reply.fault, SandboxFault)
+        assert reply.fault.type in wire.FAULT_TYPES
+        assert reply.value is None
+        json.dumps(reply.fault.as_dict(), allow_nan=False)
+
+
+@given(st.lists(st.binary(), max_size=5))
+def test_any_bytes_give_a_reply(chunks: list[bytes]) -> None:
+    check(receive(*chunks))
+
+
+@given(
+    st.sampled_from([b"V", b"F", b"P", b"X"]), st.binary(max_size=300), st.binary(max_size=150), st.binary()
+)
+def test_any_frame_gives_a_reply(kind: bytes, body: bytes, printed: bytes, extra: bytes) -> None:
+    check(receive(framed(kind, body, printed) + extra))
+
+
+@given(st.binary(min_size=1, max_size=1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.binary())
+def test_any_lengths_give_a_reply(kind: bytes, body: int, printed: int, rest: bytes) -> None:
+    check(receive(struct.pack("!cII", kind, body, printed) + rest))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+NAMES = st.sampled_from(["type", "message", "line", "column", "traceback", "limit", "observed", "other"])
+
+
+@given(st.dictionaries(NAMES, JSON | st.sampled_from(sorted(wire.FAULT_TYPES))))
+def test_any_fault_gives_a_reply(facts: dict[str, object]) -> None:
+    check(receive(framed(wire.FAULT, json.dumps(facts).encode())))
+
+
+@given(st.lists(JSON | st.lists(JSON, min_size=4, max_size=4)))
+def test_any_findings_give_a_reply(rows: list[object]) -> None:
+    reply = receive(framed(wire.PROBLEMS, json.dumps(rows).encode()))
+    check(reply)
+    assert all(isinstance(problem.message, str) for problem in reply.problems)
+
+
+@given(JSON, st.integers(1, 40))
+def test_a_reply_may_arrive_in_any_pieces(value: object, size: int) -> None:
+    data = framed(wire.VALUE, json.dumps(value).encode(), b"out")
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    assert receive(*pieces) == receive(data)
+
+
+def test_a_value() -> None:
+    assert receive(framed(wire.VALUE, b'{"a": [1]}', "ü".encode())) == Reply(value={"a": [1]}, stdout="ü")
+
+
+@pytest.mark.parametrize(
+    ("data", "type_"),
+    [
+        (b"", "crashed"),
+        (b"V", "crashed"),
+        (framed(b"V", b"[1]")[:-1], "crashed"),
+        (framed(b"V", b"[1]") + b"!", "security"),
+        (framed(b"V", b"1" * 1001), "output_too_large"),
+        (framed(b"V", b"1", b"x" * 101), "security"),
+        (framed(b"F", b'{"type": "crashed"}'), "security"),
+        (framed(b"F", b'{"type": "exception"}'), "exception"),
+        (framed(b"Q", b""), "security"),
+    ],
+    ids=range(9),
+)
+def test_faults(data: bytes, type_: str) -> None:
+    fault = receive(data).fault
+    assert fault is not None
+    assert fault.type == type_
+
+
+def test_nul_in_printed_text_is_replaced() -> None:
+    assert receive(framed(wire.VALUE, b"1", b"a\0b\xff")).stdout == "a\ufffdb\ufffd"

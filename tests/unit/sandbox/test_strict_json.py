@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.sandbox.strict_json import NotStrict, TooDeep, parse
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+)
+
+
+def depth(value: Any) -> int:
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
+
+
+@given(VALUES, st.booleans())
+def test_what_json_writes_is_read_back(value: Any, ascii_only: bool) -> None:
+    assert parse(json.dumps(value, ensure_ascii=ascii_only).encode(), 100) == value
+
+
+@given(VALUES, st.integers(0, 5))
+def test_depth_is_what_it_says(value: Any, limit: int) -> None:
+    body = json.dumps(value).encode()
+    if depth(value) > limit:
+        with pytest.raises(TooDeep):
+            parse(body, limit)
+    else:
+        assert parse(body, limit) == value
+
+
+@given(st.binary())
+def test_any_bytes_are_a_value_or_not_strict(body: bytes) -> None:
+    with contextlib.suppress(NotStrict):
+        parse(body, 100)
+
+
+@given(st.text('[]{}"\\,:u0d8 1e.-'))
+def test_json_like_text_is_a_value_or_not_strict(text: str) -> None:
+    try:
+        value = parse(text.encode(), 5)
+    except NotStrict:
+        return
+    assert not isinstance(value, float) or math.isfinite(value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"NaN", b"-Infinity", b"1e999", b"[1e999]", b'"\\ud800"', b'{"\\udfff": 1}', b'"\\u0000"',
+        b'"\0"', b"\xff", b'"\xed\xa0\x80"', b"1" * 4301, b"[" * 101 + b"]" * 101, b"[" * 1_000_000,
+        b'{"a":' * 200, b"", b"[1,]", b"01",
+    ],
+    ids=range(17),
+)  # fmt: skip
+def test_refused(body: bytes) -> None:
+    with pytest.raises(NotStrict):
+        parse(body, 100)
+
+
+def test_brackets_and_digits_inside_strings_do_not_count() -> None:
+    text = '[{"' * 300 + "1" * 5000
+    assert parse(json.dumps([text, text]).encode(), 3) == [text, text]
+
+
+def test_unterminated_strings_take_linear_time() -> None:
+    with pytest.raises(NotStrict):
+        parse(b"[" * 101 + b'"' + b'\\"' * 1_000_000, 100)
