@@ -462,8 +462,8 @@ END $$;
 CREATE FUNCTION minion_put_steps(t uuid, c integer, journal jsonb) RETURNS void LANGUAGE sql AS $$
     INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, output, error,
                        stdout, usage, cost_microdollars, function_version_id, started_at, finished_at)
-    SELECT t, s.number, s.kind, s.name, s.status, COALESCE(s.effect, 'pure'), s.request_hash, c, s.input, s.output, s.error, s.stdout,
-           s.usage, COALESCE(s.cost_microdollars, 0), s.function_version_id, COALESCE(s.started_at, now()),
+    SELECT t, s.number, s.kind, s.name, s.status, COALESCE(s.effect, 'pure'), s.request_hash, c, s.input, s.output,
+           s.error, s.stdout, s.usage, COALESCE(s.cost_microdollars, 0), s.function_version_id, COALESCE(s.started_at, now()),
            s.finished_at
         FROM jsonb_to_recordset(journal) AS s (
             number integer, kind text, name text, status text, effect text, request_hash text, input jsonb,

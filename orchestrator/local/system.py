@@ -64,7 +64,7 @@ def parse_pool(text: str) -> Pool:
 def running_system(settings: Settings) -> dict[str, str] | None:
     """The places of the system that MINION_API_URL names, or of this installation's `minion up`, if it answers."""
     try:
-        facts = (
+        facts: dict[str, Any] = (
             {"api_url": settings.api_url, "places": {"API": f"{settings.api_url}/docs"}}
             if settings.api_url
             else json.loads((settings.data_dir / RUN_FILE).read_text())

@@ -114,9 +114,7 @@ class Conversation:
         while True:
             now = time.monotonic()
             # One thread uses at most one second of CPU a second: looking earlier would be in vain.
-            spare = (
-                self._cpu_limit - self._child.cpu_time() if self._cpu_limit < self._deadline - now else None
-            )
+            spare = self._cpu_limit - self._child.cpu_time() if self._cpu_limit < self._deadline - now else None
             if spare is not None and spare <= 0:
                 return "cpu_limit"
             patience = self._deadline - now if spare is None else min(self._deadline - now, spare)

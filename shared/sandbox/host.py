@@ -188,9 +188,7 @@ class Sandbox:
 
     # --- one call -----------------------------------------------------------------------------------------
 
-    def _settings(
-        self, operation: str, entrypoint: str, allowed: Iterable[str], check: bool
-    ) -> dict[str, Any]:
+    def _settings(self, operation: str, entrypoint: str, allowed: Iterable[str], check: bool) -> dict[str, Any]:
         if isinstance(allowed, str):
             raise TypeError("allowed_imports must be a collection of module names, not a string")
         default = allowed is SAFE_IMPORTS
@@ -317,9 +315,7 @@ class Sandbox:
         except SandboxRefused as refusal:
             if not insecure.is_permitted():
                 raise
-            logger.warning(
-                "FUNCTIONS RUN UNCONFINED: %s=%s. %s", insecure.PERMISSION, insecure.PERMITTED, refusal
-            )
+            logger.warning("FUNCTIONS RUN UNCONFINED: %s=%s. %s", insecure.PERMISSION, insecure.PERMITTED, refusal)
             self._level = "insecure"
             return insecure.InsecureServer()
         logger.info("sandbox started: level %s, layers %s", self._level, ", ".join(server.layers))
@@ -438,9 +434,7 @@ def _out_of_memory(limit: int, ended: Ended) -> SandboxFault:
     return SandboxFault("memory_limit", message, limit=limit, observed=observed)
 
 
-def _post_mortem(
-    server: Server, child: Any, fault: SandboxFault, memory_limit: int, ended: Ended
-) -> SandboxFault:
+def _post_mortem(server: Server, child: Any, fault: SandboxFault, memory_limit: int, ended: Ended) -> SandboxFault:
     """Why a child ended without a reply: the signal tells."""
     try:
         status = server.status(child, time.monotonic() + QUEUE_PATIENCE)

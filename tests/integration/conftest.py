@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError
 from orchestrator.routing import prepare_pending
 from orchestrator.service import make_loops
 from shared import lifecycle
-from shared.database import transaction
+from shared.database import persist, transaction
 from shared.lifecycle import Dispatched
 from shared.schemas import TaskRequest
 from shared.settings import Settings
@@ -57,8 +57,12 @@ class Tasks:
 
     def submit_all(self, requests: list[TaskRequest]) -> list[UUID]:
         """Hands in many, all or none."""
-        with transaction() as connection:
-            return [accepted.task_id for accepted in submit_many(connection, requests, submitted_by="test")]
+
+        def accept() -> list[UUID]:
+            with transaction() as connection:
+                return [accepted.task_id for accepted in submit_many(connection, requests, submitted_by="test")]
+
+        return persist(accept)
 
     def get(self, task: UUID) -> dict[str, Any]:
         """A task as it stands."""

@@ -137,7 +137,6 @@ def test_it_listens_again_after_the_database_restarts(
         for _ in range(2):
             servers.postgres.kill()
             servers.postgres.start()
-            here.engine.dispose()
             tasks.wait_for(tasks.submit("Act", {}), "queued")
 
 

@@ -19,6 +19,7 @@ from shared.database import transaction
 from shared.errors import Cancelled, HistoryDiverged, ToolError
 from shared.json_values import digest, stable
 from tests.integration.conftest import Minion, Tasks
+from workers import minion
 from workers.journal import Journal, StepResult
 from workers.outcomes import ClaimLost
 from workers.task import ClaimedTask
@@ -194,3 +195,13 @@ def test_a_task_goes_on_after_the_step_that_killed_it(tasks: Tasks, here: Minion
     assert (first[1], second[1]) == ("1", "2")
     assert first[2] == second[2]
     assert [step["status"] for step in tasks.steps(task)] == ["finished"]
+
+
+def test_a_journal_of_a_later_release_is_left_to_a_newer_minion(tasks: Tasks, here: Minion, act: Any) -> None:
+    task = tasks.submit(act(), {})
+    with here.engine.begin() as connection:
+        connection.execute(text("UPDATE tasks SET journal_format = 99"))
+    [message] = here.dispatch()
+    assert minion.run(task, message.claim, here.id) == "waiting"
+    assert tasks.get(task)["attempts"] == 0
+    assert tasks.executions(task)[0]["outcome"] == "handed_back"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import Define
 from tests.integration.conftest import Tasks
 from tests.processes import Process
 
@@ -122,9 +123,42 @@ def test_an_output_that_breaks_the_schema_fails_with_every_path(tasks: Tasks, ac
     assert len(task["error"]["violations"]) == 3
 
 
-@pytest.mark.parametrize("value", [float("nan"), "\x00", 1e308 * 10])
-def test_what_cannot_be_stored_fails_the_task(tasks: Tasks, act: Any, tmp_path: Path, value: Any) -> None:
-    pytest.skip("needs a tool that returns it")
+@pytest.mark.parametrize("what", ["nan", "nul", "surrogate", "set", "deep", "huge"])
+def test_an_output_that_cannot_be_stored_fails_the_task_at_once(tasks: Tasks, act: Any, what: str) -> None:
+    task = tasks.run(act(), {"do": "strange", "what": what})
+    assert (task["state"], task["attempts"]) == ("failed", 0)
+    assert task["error"]["message"].startswith("The output of tool 'act'")
+
+
+def test_a_tool_that_is_not_installed_is_named(tasks: Tasks, define: Define) -> None:
+    define(
+        {"kind": "tool", "name": "gone", "type": "builtin", "builtin": "gone"},
+        {"kind": "agent", "name": "A", "type": "function", "tool": "gone", "config": {"capabilities": ["work"]}},
+    )
+    task = tasks.run("A", {})
+    assert (task["state"], task["attempts"]) == ("failed", 0)
+    assert "'gone'" in task["error"]["message"]
+    assert "act" in task["error"]["message"]
+
+
+def test_the_soft_limit_ends_a_sandboxed_function_too(tasks: Tasks, define: Define) -> None:
+    code = "def spin(forever: bool):\n    while forever:\n        pass\n    return 'done'\n"
+    define(
+        {"kind": "function", "name": "spin", "code": code},
+        {
+            "kind": "agent",
+            "name": "Spin",
+            "type": "function",
+            "function": "spin",
+            "config": {"capabilities": ["work"], "soft_time_limit": 2, "max_attempts": 1},
+        },
+    )
+    stuck, *others = [tasks.submit("Spin", {"forever": forever}) for forever in (True, False, False, False, False)]
+    assert tasks.wait(stuck)["error"]["type"] == "time_limit_exceeded"
+    others += [tasks.submit("Spin", {"forever": False}) for _ in range(4)]
+    assert [tasks.wait(task)["output"] for task in others] == ["done"] * 8
+    [execution] = tasks.executions(others[0])
+    assert execution["peak_memory_bytes"] > 1 << 20
 
 
 def test_a_running_task_that_is_cancelled_stops_at_its_next_step(tasks: Tasks, act: Any) -> None:

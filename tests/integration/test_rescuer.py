@@ -61,9 +61,7 @@ def test_a_task_that_its_worker_does_not_know_of_comes_back(tasks: Tasks, act: A
     task = tasks.submit(act(config={"capabilities": ["nobody"]}), {})
     with tasks.engine.begin() as connection:
         # As if the child's claim had been committed, and its answer lost.
-        connection.execute(
-            text("UPDATE task_status SET state = 'queued', capability = 'work' WHERE task_id = :t"), {"t": task}
-        )
+        connection.execute(QUEUE)
         holder = connection.scalar(text("SELECT id FROM workers WHERE pid = :pid"), {"pid": worker.pid})
         lifecycle.claim(connection, task, 0, holder)
     ended = tasks.wait(task)
@@ -76,7 +74,7 @@ def test_a_task_that_loses_its_workers_again_and_again_is_stopped(tasks: Tasks, 
         tasks.wait_for(task, "pending")
         claim = tasks.get(task)["claim"]
         with transaction() as connection:
-            connection.execute(QUEUE)
+            connection.execute(text("UPDATE task_status SET state = 'queued'"))
             lifecycle.claim(connection, task, claim, here.id)
             connection.execute(text("UPDATE task_status SET updated_at = now() - interval '2 days'"))
     ended = tasks.wait(task)
@@ -89,11 +87,7 @@ def test_a_lost_message_is_sent_again_under_the_same_claim(tasks: Tasks, act: An
     with tasks.engine.begin() as connection:
         # Queued, and no message in the broker.
         connection.execute(text("SELECT minion_submit('Act')"))
-        task = connection.scalar(
-            text(
-                "UPDATE task_status SET state = 'queued', capability = 'work', published = 1, published_at = now() RETURNING task_id"
-            )
-        )
+        task = connection.scalar(QUEUE)
     ended = tasks.wait(task)
     assert (ended["state"], ended["claim"]) == ("succeeded", 1)
 

@@ -56,6 +56,22 @@ def _eat(arguments: dict[str, Any], context: Any) -> Any:
     return {"eaten": len(bytearray(os.urandom(1) * (arguments["megabytes"] << 20)))}
 
 
+def _strange(arguments: dict[str, Any], context: Any) -> Any:
+    """What JSON or PostgreSQL cannot hold."""
+    deep: Any = 1
+    for _ in range(200):
+        deep = [deep]
+    values = {
+        "nan": float("nan"),
+        "nul": "\x00",
+        "surrogate": "\ud800",
+        "set": {1},
+        "deep": deep,
+        "huge": "x" * (5 << 20),
+    }
+    return values[arguments["what"]]
+
+
 DEEDS = {
     "answer": _answer,
     "sleep": _sleep,
@@ -64,4 +80,5 @@ DEEDS = {
     "fail": _fail,
     "refuse": _refuse,
     "eat": _eat,
+    "strange": _strange,
 }

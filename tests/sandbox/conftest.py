@@ -35,9 +35,7 @@ def bare_sandbox() -> Iterator[Sandbox]:
 def public_copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder that every user can read, with `shared` and this folder in it; its path holds a space."""
     folder = Path("/var/tmp") / f"sandbox tests {os.getpid()}"
-    shutil.copytree(
-        Path(shared.__file__).parent, folder / "shared", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(Path(shared.__file__).parent, folder / "shared", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(HERE, folder / "sandbox", ignore=shutil.ignore_patterns("__pycache__"))
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)

@@ -38,9 +38,7 @@ def main() -> None:
     rules.append(seccomp.Rule("clone3", "so that clone is used", verdict=seccomp.refuse(errno.ENOSYS)))
     rules.append(seccomp.Rule("clone", "no new namespace", seccomp.Test(0, "clear", (NEW_NAMESPACE,))))
     numbers = {**syscalls.X86_64, **DENIED}
-    seccomp.Filter(
-        rules, syscalls.Architecture(0xC000003E, numbers, 0x40000000), default=seccomp.ALLOW
-    ).install()
+    seccomp.Filter(rules, syscalls.Architecture(0xC000003E, numbers, 0x40000000), default=seccomp.ALLOW).install()
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     mask = sum(1 << capability for capability in DEFAULT_CAPABILITIES)
     low, high = mask & 0xFFFFFFFF, mask >> 32

@@ -89,9 +89,7 @@ def test_a_refused_import_can_be_caught(sandbox: Sandbox) -> None:
     assert sandbox.call(source, "f", {}).value is True
 
 
-def test_preloaded_packages_come_from_the_running_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_preloaded_packages_come_from_the_running_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "with space" / "acme"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("from acme.rates import RATE")
@@ -111,12 +109,8 @@ def test_preloaded_modules_may_have_any_name(tmp_path: Path, monkeypatch: pytest
         assert sandbox.call(source, "f", {}, allowed_imports=["host"]).value == "theirs"
 
 
-def test_hooks_of_preloaded_modules_run_in_every_child(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "hooked.py").write_text(
-        "import os\nn = []\nos.register_at_fork(after_in_child=lambda: n.append(1))"
-    )
+def test_hooks_of_preloaded_modules_run_in_every_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hooked.py").write_text("import os\nn = []\nos.register_at_fork(after_in_child=lambda: n.append(1))")
     monkeypatch.syspath_prepend(tmp_path)
     with Sandbox(preload=["hooked"]) as sandbox:
         source = "import hooked\ndef f(): return hooked.n"

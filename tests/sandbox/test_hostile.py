@@ -85,9 +85,7 @@ def test_closing_the_channel_and_going_on(bare_sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGALRM", "SIGXCPU", "SIGINT", "SIGSEGV"])
 def test_ignored_signals_do_not_help(bare_sandbox: Sandbox, signal: str) -> None:
-    source = (
-        f"import signal\ndef f():\n    signal.signal(signal.{signal}, signal.SIG_IGN)\n    while True: pass"
-    )
+    source = f"import signal\ndef f():\n    signal.signal(signal.{signal}, signal.SIG_IGN)\n    while True: pass"
     outcome = attack(bare_sandbox, source, timeout=0.2)
     assert outcome.error is not None
     assert outcome.error.type == "timeout"

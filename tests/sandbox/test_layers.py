@@ -15,9 +15,7 @@ import pytest
 from shared.sandbox import Sandbox
 from shared.sandbox.confined.landlock import abi
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0, reason="needs root: the probes begin with all of its rights"
-)
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the probes begin with all of its rights")
 
 LAYERS = frozenset({
     "cgroup_namespace", "chroot", "empty_root", "ipc_namespace", "landlock", "mount_namespace",
@@ -29,9 +27,7 @@ OPEN = "def f(): return open('/etc/hostname').read() and 'through'"
 CONNECT = "def f(port):\n    socket.create_connection(('127.0.0.1', port)).close()\n    return 'through'"
 SIGNAL = "def f(pid):\n    os.kill(pid, 0)\n    return 'through'"
 CHROOT = "def f():\n    os.chroot('/')\n    return 'through'"
-FORK = (
-    "def f():\n    pid = os.fork()\n    if not pid: os._exit(0)\n    os.waitpid(pid, 0)\n    return 'through'"
-)
+FORK = "def f():\n    pid = os.fork()\n    if not pid: os._exit(0)\n    os.waitpid(pid, 0)\n    return 'through'"
 EXECUTE = "def f(): return os.spawnv(os.P_WAIT, '/bin/true', ['true']) == 0 and 'through'"
 SOCKETPAIR = "def f():\n    socket.socketpair()\n    return 'through'"
 DUPLICATE = "def f(): return os.dup(0) and 'through'"

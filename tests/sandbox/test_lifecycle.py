@@ -268,9 +268,7 @@ def test_a_preload_that_cannot_be_imported_is_refused() -> None:
 
 
 def test_a_preload_that_starts_a_thread_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "threaded.py").write_text(
-        "import threading\nthreading.Thread(target=threading.Event().wait).start()"
-    )
+    (tmp_path / "threaded.py").write_text("import threading\nthreading.Thread(target=threading.Event().wait).start()")
     monkeypatch.syspath_prepend(tmp_path)
     with Sandbox(preload=("threaded",)) as sandbox, pytest.raises(SandboxRefused, match="thread"):
         sandbox.call(DOUBLE, "f", {"x": 1})

@@ -18,9 +18,7 @@ def fault(sandbox: Sandbox, source: str, **options: Any) -> SandboxFault:
 
 
 def test_memory(sandbox: Sandbox) -> None:
-    error = fault(
-        sandbox, "def f():\n    x = []\n    while True: x.append(bytearray(100_000))", memory_limit=32
-    )
+    error = fault(sandbox, "def f():\n    x = []\n    while True: x.append(bytearray(100_000))", memory_limit=32)
     assert (error.type, error.limit) == ("memory_limit", 32)
     assert error.observed == pytest.approx(32, abs=2)
 

@@ -99,9 +99,7 @@ def _prepare_interpreter(settings: dict[str, Any]) -> list[Callable[[], object]]
     hooks = _preload(settings["path"], settings["preload"])
     asyncio.set_event_loop_policy(event_loop.SleepingPolicy())
     if threading.active_count() > 1:
-        raise CannotServe(
-            "a preloaded module started a thread; a process with threads cannot be forked safely"
-        )
+        raise CannotServe("a preloaded module started a thread; a process with threads cannot be forked safely")
     if _has_shared_memory():
         raise CannotServe("a preloaded module shares writable memory, through which calls could meet")
     sys.path.clear()

@@ -42,9 +42,7 @@ class Request:
     context: bytes = b"null"
 
 
-def encode(
-    settings: dict[str, Any], source: bytes = b"", arguments: bytes = b"{}", context: bytes = b"null"
-) -> bytes:
+def encode(settings: dict[str, Any], source: bytes = b"", arguments: bytes = b"{}", context: bytes = b"null") -> bytes:
     """The request's bytes.
 
     Args:

@@ -52,9 +52,7 @@ def find_problems(
 
 def first_forbidden(source: str, allowed: frozenset[str]) -> Finding | None:
     """The first forbidden name of a source that compiles."""
-    names = (
-        finding for finding in _forbidden(ast.parse(source), allowed) if finding.code == "forbidden_name"
-    )
+    names = (finding for finding in _forbidden(ast.parse(source), allowed) if finding.code == "forbidden_name")
     return next(names, None)
 
 
@@ -78,9 +76,7 @@ def _bound_names(node: ast.AST) -> Iterator[str]:
             yield from (alias.asname or alias.name for alias in names)
 
 
-def _node_problems(
-    node: ast.AST, builtins: frozenset[str], allowed: frozenset[str]
-) -> Iterator[tuple[str, str]]:
+def _node_problems(node: ast.AST, builtins: frozenset[str], allowed: frozenset[str]) -> Iterator[tuple[str, str]]:
     match node:
         case ast.Import(names=names):
             problems = (import_problem(alias.name, (), 0, allowed) for alias in names)
@@ -130,18 +126,15 @@ def _signature(function: ast.FunctionDef | ast.AsyncFunctionDef, schema: dict[st
         yield finding(f"the parameter {arg.arg!r} is positional-only, but arguments come by name", arg)
     if arguments.kwarg is None:
         for name in sorted((known | needed) - accepted):
-<<<<<<< HEAD
             yield finding(f"the input schema has {name!r}, but {function.name!r} takes no such argument", function)
-    # A schema that is open may let any argument through; only a closed one rules a parameter out.
+    # A schema without `required`, or one that is open, does not say which arguments will come.
+    optional = known - needed if isinstance(required, list) else set()
     closed = schema.get("additionalProperties") is False
-=======
-            yield finding(
-                f"the input schema has {name!r}, but {function.name!r} takes no such argument", function
-            )
->>>>>>> sandbox
     for arg in (*arguments.args, *arguments.kwonlyargs):
-        if closed and arg.arg not in with_default | known | {"context"}:
-            yield finding(f"the parameter {arg.arg!r} has no default, but the input schema never lets it in", arg)
+        if arg.arg in with_default | needed | {"context"}:
+            continue
+        if arg.arg in optional or (closed and arg.arg not in known):
+            yield finding(f"the parameter {arg.arg!r} has no default, but the input schema does not require it", arg)
 
 
 def _keyword_only(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[tuple[ast.arg, ast.expr | None]]:

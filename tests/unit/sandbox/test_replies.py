@@ -42,9 +42,7 @@ def test_any_bytes_give_a_reply(chunks: list[bytes]) -> None:
     check(receive(*chunks))
 
 
-@given(
-    st.sampled_from([b"V", b"F", b"P", b"X"]), st.binary(max_size=300), st.binary(max_size=150), st.binary()
-)
+@given(st.sampled_from([b"V", b"F", b"P", b"X"]), st.binary(max_size=300), st.binary(max_size=150), st.binary())
 def test_any_frame_gives_a_reply(kind: bytes, body: bytes, printed: bytes, extra: bytes) -> None:
     check(receive(framed(kind, body, printed) + extra))
 

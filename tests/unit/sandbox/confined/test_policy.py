@@ -44,9 +44,7 @@ def test_forbidden_in_code(source: str, found: str | None) -> None:
         ("json", (), 1, {"json"}, True),
     ],
 )
-def test_import_problem(
-    name: str, fromlist: tuple[str, ...], level: int, allowed: set[str], refused: bool
-) -> None:
+def test_import_problem(name: str, fromlist: tuple[str, ...], level: int, allowed: set[str], refused: bool) -> None:
     assert bool(policy.import_problem(name, fromlist, level, frozenset(allowed))) == refused
 
 

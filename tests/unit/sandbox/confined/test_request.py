@@ -10,9 +10,7 @@ from shared.sandbox.confined.modules import SAFE_IMPORTS
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])), st.binary(), st.lists(st.text()) | st.none())
-def test_what_the_host_writes_the_child_reads(
-    source: str, arguments: bytes, allowed: list[str] | None
-) -> None:
+def test_what_the_host_writes_the_child_reads(source: str, arguments: bytes, allowed: list[str] | None) -> None:
     settings = {
         "operation": "call", "entrypoint": "f", "allowed": allowed, "check": True, "address_space": 1,
         "cpu_seconds": 2, "max_output": 3, "max_stdout": 4,

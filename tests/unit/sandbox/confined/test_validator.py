@@ -37,7 +37,7 @@ def test_findings(source: str, problems: list[tuple[str, int | None, int | None]
     assert found(source) == problems
 
 
-SCHEMA = {"properties": {"a": {}, "b": {}}, "required": ["a"]}
+SCHEMA = {"additionalProperties": False, "properties": {"a": {}, "b": {}}, "required": ["a"]}
 
 
 @pytest.mark.parametrize(
