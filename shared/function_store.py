@@ -1,125 +1,29 @@
-"""The function store: Python functions as immutable versions, run in the sandbox and nowhere else.
-
-`run_function` is the one place that executes a stored function: for `FunctionStore.execute_function` and for
-minions alike.
-"""
+"""The function store: Python functions as immutable versions, run in the sandbox and nowhere else."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-from dataclasses import dataclass
-from functools import lru_cache
+from difflib import unified_diff
 from typing import Any
-from uuid import UUID
 
-from pydantic import ValidationError
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from shared import security_events
+from shared.definition_files import dump
 from shared.definitions import Change, DefinitionStore
-from shared.errors import FunctionError, InvalidDefinition, InvalidInput, InvalidOutput, MinionError, NotFound
-from shared.json_schema import validate
+from shared.errors import InvalidDefinition, InvalidInput, NotFound
+from shared.function_runner import StoredFunction, get_sandbox, run_function, verified
 from shared.json_values import JsonValue, check
-from shared.models import Function, FunctionVersion
-from shared.sandbox import SAFE_IMPORTS, Outcome, Sandbox
+from shared.models import Function, FunctionVersion, SecurityEvent
+from shared.sandbox import SAFE_IMPORTS
 from shared.schemas import AnyDefinition, FunctionDefinition, parse_definition
 from shared.settings import get_settings
 
-
-@dataclass(frozen=True)
-class StoredFunction:
-    """A function version, verified: what is needed to run it."""
-
-    version_id: UUID
-    number: int
-    checksum: str
-    status: str
-    definition: FunctionDefinition
-
-    @property
-    def name(self) -> str:
-        return self.definition.name
-
-    @property
-    def label(self) -> str:
-        """How messages call it: `'search_docs' (version 2)`."""
-        return f"{self.name!r} (version {self.number})"
-
-    @classmethod
-    def of(cls, row: FunctionVersion) -> StoredFunction:
-        """Verifies a stored row against its hash.
-
-        Raises:
-            FunctionError: the stored code is not what was hashed when it was stored.
-        """
-        definition = _intact(row)
-        if definition is None:
-            raise FunctionError(
-                f"Function {row.name!r} (version {row.number}) does not match its stored SHA-256 and is not run. "
-                "Somebody changed the row; store the function again.",
-                reason="hash_mismatch",
-            )
-        return cls(row.id, row.number, row.checksum, row.status, definition)
-
-
-def _intact(row: FunctionVersion) -> FunctionDefinition | None:
-    """A row's definition, if it is what was stored."""
-    try:
-        definition = FunctionDefinition.model_validate({"name": row.name, **row.definition})
-    except (ValidationError, MinionError, TypeError):
-        return None
-    return definition if definition.checksum() == row.checksum else None
-
-
-@lru_cache(maxsize=1)
-def _sandbox_of(pid: int) -> Sandbox:
-    return Sandbox(preload=tuple(get_settings().sandbox_preload))
-
-
-def get_sandbox() -> Sandbox:
-    """The process's sandbox, made at its first use; a forked child makes its own."""
-    return _sandbox_of(os.getpid())
-
-
-def run_function(
-    function: StoredFunction, arguments: JsonValue, context: dict[str, Any] | None = None
-) -> tuple[JsonValue, Outcome]:
-    """Runs a stored function in the sandbox.
-
-    Args:
-        arguments: the input object; its properties become keyword arguments.
-        context: given to the function as `context`, read-only, where it `requires_context`.
-
-    Returns:
-        the value, which matches the output schema, and how the call went.
-
-    Raises:
-        InvalidInput, InvalidOutput: a schema is not matched; all violations are in the message.
-        FunctionError: the function raised, was refused, or went over a limit.
-    """
-    definition, config = function.definition, function.definition.config
-    if function.status == "quarantined":
-        raise FunctionError(f"Function {function.label} is quarantined and is not run.", reason="quarantined")
-    if not isinstance(arguments, dict):
-        raise InvalidInput(f"The input of function {function.label} is an object, not {type(arguments).__name__}.")
-    validate(definition.input_schema, arguments, what=f"The input of function {function.label}", error=InvalidInput)
-    outcome = get_sandbox().call(
-        definition.code,
-        str(definition.entrypoint),
-        arguments,
-        allowed_imports=config.allowed_imports,
-        memory_limit=config.memory_limit,
-        timeout=config.timeout,
-        context=(context or {}) if config.requires_context else None,
-    )
-    if not outcome.ok:
-        raise _error_of(function, outcome)
-    check(outcome.value, what=f"The output of function {function.label}", limit=get_settings().max_output_bytes)
-    validate(
-        definition.output_schema, outcome.value, what=f"The output of function {function.label}", error=InvalidOutput
-    )
-    return outcome.value, outcome
+# What the Python-level policy says, which functions without safe_mode are not held to.
+POLICY = frozenset({"import_denied", "forbidden_name"})
+STATUSES = ("active", "deprecated", "quarantined")
+MAX_REASON_BYTES = 10_000
 
 
 def validate_code(definition: FunctionDefinition) -> None:
@@ -131,7 +35,8 @@ def validate_code(definition: FunctionDefinition) -> None:
     config = definition.config
     place = f"function {definition.name!r}"
     known = set(SAFE_IMPORTS) | set(get_settings().sandbox_preload)
-    if unknown := [name for name in config.allowed_imports if name not in known]:
+    unknown = [name for name in config.allowed_imports if name not in known]
+    if unknown and config.safe_mode:
         raise InvalidDefinition(
             f"{place}, config.allowed_imports: {', '.join(unknown)} cannot be imported in the sandbox. "
             f"Safe modules are: {', '.join(sorted(SAFE_IMPORTS))}."
@@ -142,8 +47,12 @@ def validate_code(definition: FunctionDefinition) -> None:
         allowed_imports=config.allowed_imports,
         input_schema=definition.input_schema,
     )
+    if not config.safe_mode:
+        problems = [problem for problem in problems if problem.code not in POLICY]
     if problems:
-        listed = "; ".join(f"line {p.line}, column {p.column}: {p.message}" for p in problems[:20])
+        listed = "; ".join(
+            p.message if p.line is None else f"line {p.line}, column {p.column}: {p.message}" for p in problems[:20]
+        )
         raise InvalidDefinition(
             f"{place} cannot be stored: {listed}.",
             problems=[{"line": p.line, "column": p.column, "message": p.message} for p in problems[:20]],
@@ -206,8 +115,74 @@ class FunctionStore:
         """
         check(arguments, what=f"The input of function {name!r}", limit=get_settings().max_input_bytes)
         function = self.get(name, version)
-        value, _ = await asyncio.to_thread(run_function, function, arguments, context)
+        value, _ = await asyncio.to_thread(run_function, function, arguments, context, engine=self.engine)
         return value
+
+    def versions(self, name: str) -> list[FunctionVersion]:
+        """All versions of a function, the newest first.
+
+        Raises:
+            NotFound: there is no such function.
+        """
+        with Session(self.engine, expire_on_commit=False) as session:
+            head = self._head(session, name)
+            query = select(FunctionVersion).filter_by(function_id=head.id).order_by(FunctionVersion.number.desc())
+            return list(session.scalars(query))
+
+    def diff(self, name: str, before: int, after: int) -> str:
+        """What changed between two versions, as a unified diff of their YAML.
+
+        Raises:
+            NotFound: there is no such function or version.
+        """
+        old, new = self.get(name, before), self.get(name, after)
+        lines = unified_diff(
+            dump(old.definition).splitlines(),
+            dump(new.definition).splitlines(),
+            f"{name}@{before}",
+            f"{name}@{after}",
+            lineterm="",
+        )
+        return "\n".join(lines)
+
+    def set_status(
+        self, name: str, status: str, *, version: int | None = None, reason: str | None = None
+    ) -> StoredFunction:
+        """Makes a version `active`, `deprecated` (still runs) or `quarantined` (does not).
+
+        Making one active again releases it: security events count anew from now.
+
+        Raises:
+            NotFound: there is no such function or version.
+            InvalidInput: there is no such status, or the reason cannot be stored.
+        """
+        if status not in STATUSES:
+            raise InvalidInput(f"A function can be made {', '.join(STATUSES)}, not {str(status)[:50]!r}.")
+        check(reason, what="The reason", limit=MAX_REASON_BYTES)
+        function = self.get(name, version)
+        values: dict[str, Any] = {"status": status, "status_reason": reason}
+        if status == "active":
+            values["released_at"] = func.now()
+        with Session(self.engine) as session, session.begin():
+            session.execute(update(FunctionVersion).where(FunctionVersion.id == function.version_id).values(**values))
+        security_events.forget(function.version_id)
+        return self.get(name, function.number)
+
+    def events(self, name: str, *, most: int = 50) -> list[SecurityEvent]:
+        """The latest security events of all versions of a function, the newest first.
+
+        Raises:
+            NotFound: there is no such function.
+        """
+        with Session(self.engine, expire_on_commit=False) as session:
+            query = (
+                select(SecurityEvent)
+                .join(FunctionVersion, FunctionVersion.id == SecurityEvent.function_version_id)
+                .where(FunctionVersion.function_id == self._head(session, name).id)
+                .order_by(SecurityEvent.id.desc())
+                .limit(most)
+            )
+            return list(session.scalars(query))
 
     def get(self, name: str, version: int | None = None) -> StoredFunction:
         """A function's active version, or the given one.
@@ -215,15 +190,19 @@ class FunctionStore:
         Raises:
             NotFound: there is no such function or version.
         """
-        with Session(self.engine) as session:
-            head = session.scalar(select(Function).filter_by(namespace=self.namespace, name=name))
-            if head is None:
-                raise NotFound(f"There is no function named {str(name)[:100]!r}. `minion functions list` lists them.")
+        with Session(self.engine, expire_on_commit=False) as session:
+            head = self._head(session, name)
             wanted = {"id": head.active_version_id} if version is None else {"function_id": head.id, "number": version}
             row = session.scalar(select(FunctionVersion).filter_by(**wanted)) if is_number(version) else None
             if row is None:
                 raise NotFound(f"The function {name!r} has no version {str(version)[:20]}.")
-            return StoredFunction.of(row)
+        return verified(row, self.engine)
+
+    def _head(self, session: Session, name: str) -> Function:
+        head = session.scalar(select(Function).filter_by(namespace=self.namespace, name=name))
+        if head is None:
+            raise NotFound(f"There is no function named {str(name)[:100]!r}. `minion functions list` lists them.")
+        return head
 
     def _store(self, definition: FunctionDefinition) -> StoredFunction:
         with Session(self.engine) as session:
@@ -259,17 +238,3 @@ def store_definitions(
 def export_definitions(session: Session, *, namespace: str = "default") -> list[AnyDefinition]:
     """The active version of every definition."""
     return DefinitionStore(session, validate_code, namespace).export()
-
-
-def _error_of(function: StoredFunction, outcome: Outcome) -> FunctionError:
-    fault = outcome.error
-    assert fault is not None
-    error = FunctionError(
-        f"Function {function.label}: {fault.message}",
-        reason=fault.type,
-        function=function.name,
-        version=function.number,
-    )
-    # The code will do the same again; only the sandbox itself may do better next time.
-    error.retryable = fault.type == "unavailable"
-    return error

@@ -249,6 +249,21 @@ class FunctionVersion(Base):
     definition: Mapped[dict[str, Any]]
     status: Mapped[str] = mapped_column(server_default="active")
     status_reason: Mapped[str | None]
+    released_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = _created()
+
+
+class SecurityEvent(Base):
+    """Something that a function version was denied, or killed for, or a hash that did not match."""
+
+    __tablename__ = "security_events"
+    __table_args__ = (Index("security_events_version_idx", "function_version_id", "id"),)
+
+    id: Mapped[UUID] = _id()
+    function_version_id: Mapped[UUID] = mapped_column(ForeignKey("function_versions.id", ondelete="CASCADE"))
+    task_id: Mapped[UUID | None] = mapped_column(ForeignKey("tasks.id", ondelete="SET NULL"), index=True)
+    kind: Mapped[str]
+    detail: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = _created()
 
 

@@ -140,7 +140,7 @@ class AgentRegistry:
         with Session(self.engine) as session:
             row = self._head(session, name)
             query = select(AgentVersion.number, AgentVersion.id).filter_by(agent_id=row.id)
-            versions = dict(session.execute(query).tuples().all())
+            versions = {row.number: row.id for row in session.execute(query)}
         if not is_number(version) or version not in versions:
             raise NotFound(f"The agent {name!r} has no version {str(version)[:20]}.")
         status = "active" if version == max(versions) else "rolled_back"

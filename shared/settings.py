@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(10.0, ge=0.1, le=86_400)
     lost_message_seconds: float = Field(5.0, gt=0, le=86_400)
     sandbox_preload: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    quarantine_after: int = Field(10, ge=0, le=1_000_000)
     dispatch_window: int = Field(64, ge=1, le=1_000_000)
     connect_attempts: int = Field(10, ge=1)
 

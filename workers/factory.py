@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from shared.database import get_engine
 from shared.errors import NotFound
-from shared.function_store import StoredFunction
+from shared.function_runner import verified
 from shared.models import AgentVersion, AgentVersionTool, FunctionVersion, ToolVersion
 from shared.schemas import AgentDefinition, ToolDefinition
 from workers.base import BaseAgent
@@ -67,7 +67,9 @@ def load_blueprint(version_id: UUID) -> Blueprint:
 
 def _target(session: Session, row: AgentVersion) -> Tool | None:
     if row.function_version_id is not None:
-        return FunctionTool.for_function(StoredFunction.of(session.get_one(FunctionVersion, row.function_version_id)))
+        return FunctionTool.for_function(
+            verified(session.get_one(FunctionVersion, row.function_version_id), get_engine())
+        )
     if row.tool_version_id is not None:
         return _tool(session, session.get_one(ToolVersion, row.tool_version_id))
     return None
@@ -90,4 +92,4 @@ def _tool(session: Session, row: ToolVersion) -> Tool:
     if definition.type == "agent":
         return AgentTool(definition)
     function = session.get_one(FunctionVersion, row.function_version_id)
-    return FunctionTool(definition, StoredFunction.of(function))
+    return FunctionTool(definition, verified(function, get_engine()))

@@ -50,8 +50,8 @@ CREATE TRIGGER agent_versions_immutable BEFORE UPDATE ON agent_versions
 CREATE TRIGGER tool_versions_immutable BEFORE UPDATE ON tool_versions
     FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
 CREATE TRIGGER function_versions_immutable BEFORE UPDATE ON function_versions
-    FOR EACH ROW WHEN (to_jsonb(OLD) - '{status,status_reason}'::text[]
-                       IS DISTINCT FROM to_jsonb(NEW) - '{status,status_reason}'::text[])
+    FOR EACH ROW WHEN (to_jsonb(OLD) - '{status,status_reason,released_at}'::text[]
+                       IS DISTINCT FROM to_jsonb(NEW) - '{status,status_reason,released_at}'::text[])
     EXECUTE FUNCTION minion_refuse_change();
 -- What an agent version pins and whom it calls is part of it.
 CREATE TRIGGER agent_version_tools_immutable BEFORE UPDATE ON agent_version_tools
@@ -721,6 +721,31 @@ BEGIN
         SELECT array_agg(id ORDER BY id) INTO generation FROM tasks WHERE parent_id = ANY (generation);
     END LOOP;
     RETURN (SELECT state FROM task_status WHERE task_id = t);
+END $$;
+
+-- ---------------------------------------------------------------------------------------------- quarantine
+
+-- Stores a security event of a function version, and quarantines the version at the `threshold`-th since it was
+-- stored or last released (0: never). Returns the version's status now.
+CREATE FUNCTION minion_security_event(version uuid, task uuid, what text, facts jsonb, threshold integer)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    head function_versions;
+    seen integer;
+BEGIN
+    SELECT * INTO head FROM function_versions WHERE id = version FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN 'unknown';
+    END IF;
+    INSERT INTO security_events (function_version_id, task_id, kind, detail) VALUES (version, task, what, facts);
+    SELECT count(*) INTO seen FROM security_events
+        WHERE function_version_id = version AND created_at >= COALESCE(head.released_at, head.created_at);
+    IF threshold > 0 AND seen >= threshold AND head.status <> 'quarantined' THEN
+        UPDATE function_versions SET status = 'quarantined',
+                status_reason = format('%s security events, the last one %s', seen, what)
+            WHERE id = version RETURNING * INTO head;
+    END IF;
+    RETURN head.status;
 END $$;
 
 -- ---------------------------------------------------------------------------------------------- plans

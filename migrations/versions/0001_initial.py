@@ -137,6 +137,7 @@ def create_tables() -> None:
         sa.Column("definition", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("status", sa.Text(), server_default="active", nullable=False),
         sa.Column("status_reason", sa.Text(), nullable=True),
+        sa.Column("released_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.CheckConstraint(
             "status IN ('active', 'deprecated', 'quarantined')", name=op.f("function_versions_status_check")
@@ -510,6 +511,25 @@ def create_tables() -> None:
         postgresql_where=sa.text("state = 'running'"),
     )
     op.create_index("task_status_state_idx", "task_status", ["state", "task_id"], unique=False)
+    op.create_table(
+        "security_events",
+        sa.Column("id", sa.UUID(), server_default=sa.text("minion_uuidv7()"), nullable=False),
+        sa.Column("function_version_id", sa.UUID(), nullable=False),
+        sa.Column("task_id", sa.UUID(), nullable=True),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("detail", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["function_version_id"],
+            ["function_versions.id"],
+            name="security_events_function_version_id_fkey",
+            ondelete="CASCADE",
+        ),
+        sa.ForeignKeyConstraint(["task_id"], ["tasks.id"], name="security_events_task_id_fkey", ondelete="SET NULL"),
+        sa.PrimaryKeyConstraint("id", name="security_events_pkey"),
+    )
+    op.create_index("security_events_version_idx", "security_events", ["function_version_id", "id"])
+    op.create_index("security_events_task_id_idx", "security_events", ["task_id"])
     op.create_foreign_key("agents_active_version_id_fkey", "agents", "agent_versions", ["active_version_id"], ["id"])
     op.create_foreign_key(
         "functions_active_version_id_fkey", "functions", "function_versions", ["active_version_id"], ["id"]

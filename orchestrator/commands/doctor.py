@@ -100,7 +100,7 @@ def _api(settings: Settings) -> Iterator[Finding]:
 
 
 def _sandbox(settings: Settings) -> Iterator[Finding]:
-    from shared.function_store import get_sandbox
+    from shared.function_runner import get_sandbox
 
     level = get_sandbox().level
     advice = "" if level == "full" else "see docs/sandbox.md for what this machine lacks"

@@ -1,9 +1,12 @@
-"""`minion functions`: list, show, run, put."""
+"""`minion functions`: list, show, put, run, diff, and the lifecycle of versions."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,7 +16,14 @@ from shared.errors import InvalidDefinition
 from shared.json_values import parse
 from shared.settings import get_settings
 
-app = typer.Typer(help="Functions: list, show, put, run.", invoke_without_command=True)
+if TYPE_CHECKING:
+    from shared.function_store import FunctionStore
+
+app = typer.Typer(
+    help="Functions: list, show, put, run, diff, deprecate, quarantine, release.", invoke_without_command=True
+)
+VERSION = typer.Option(None, "--version", help="This version instead of the active one.")
+REASON = typer.Option(None, "--reason", help="Why, for the record.")
 
 
 @app.callback()
@@ -53,11 +63,6 @@ def put(
     output_schema: str | None = typer.Option(None, help="JSON Schema of its value."),
 ) -> None:
     """Store a Python file as a function; a new version if something changed."""
-    from sqlalchemy.orm import Session
-
-    from shared.database import get_engine, wait_for_database
-    from shared.function_store import FunctionStore
-
     try:
         code = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -66,9 +71,8 @@ def put(
         "input_schema": parse(input_schema, what="--input-schema") if input_schema else None,
         "output_schema": parse(output_schema, what="--output-schema") if output_schema else None,
     }
-    wait_for_database(get_settings())
-    with Session(get_engine()) as session:
-        stored = asyncio.run(FunctionStore(session).store_function(name or file.stem, code, description, **schemas))
+    with _store() as store:
+        stored = asyncio.run(store.store_function(name or file.stem, code, description, **schemas))
     console.print(f"{stored.name} version {stored.number}, sha256 {stored.checksum}")
 
 
@@ -76,15 +80,69 @@ def put(
 def run(
     name: str,
     arguments: str = typer.Argument("{}", help="The arguments as a JSON object."),
-    version: int | None = typer.Option(None, help="This version instead of the active one."),
+    version: int | None = VERSION,
 ) -> None:
     """Run a function in this machine's sandbox and print its value as JSON."""
+    values = parse(arguments, what="The arguments")
+    with _store() as store:
+        print_json(asyncio.run(store.execute_function(name, values, version=version)))
+
+
+@app.command()
+def diff(name: str, before: int = typer.Argument(), after: int = typer.Argument()) -> None:
+    """Show what changed between two versions."""
+    with _store() as store:
+        typer.echo(store.diff(name, before, after))
+
+
+@app.command()
+def events(name: str, as_json: bool = AS_JSON) -> None:
+    """List a function's latest security events: denials, limit kills, hash mismatches."""
+    with _store() as store:
+        found = [
+            {"at": e.created_at, "kind": e.kind, "version_id": e.function_version_id, "task_id": e.task_id, **e.detail}
+            for e in store.events(name)
+        ]
+    if as_json:
+        print_json(found)
+        return
+    rows = ((event["at"], event["kind"], event["task_id"], event.get("message")) for event in found)
+    print_table(("at", "kind", "task", "message"), rows, empty="No security events.")
+
+
+@app.command()
+def deprecate(name: str, version: int | None = VERSION, reason: str | None = REASON) -> None:
+    """Mark a version as one to move away from; it still runs."""
+    _change(name, "deprecated", version, reason)
+
+
+@app.command()
+def quarantine(name: str, version: int | None = VERSION, reason: str | None = REASON) -> None:
+    """Refuse to run a version, everywhere, within a second."""
+    _change(name, "quarantined", version, reason)
+
+
+@app.command()
+def release(name: str, version: int | None = VERSION, reason: str | None = REASON) -> None:
+    """Let a quarantined or deprecated version run again; its security events count anew."""
+    _change(name, "active", version, reason)
+
+
+def _change(name: str, status: str, version: int | None, reason: str | None) -> None:
+    with _store() as store:
+        changed = store.set_status(name, status, version=version, reason=reason)
+    console.print(f"{changed.name} version {changed.number} is {changed.status}.")
+
+
+@contextmanager
+def _store() -> Iterator[FunctionStore]:
+    """The function store on the configured database."""
+    # The database layer is imported where it is needed: lists go over HTTP.
     from sqlalchemy.orm import Session
 
     from shared.database import get_engine, wait_for_database
     from shared.function_store import FunctionStore
 
-    values = parse(arguments, what="The arguments")
     wait_for_database(get_settings())
     with Session(get_engine()) as session:
-        print_json(asyncio.run(FunctionStore(session).execute_function(name, values, version=version)))
+        yield FunctionStore(session)

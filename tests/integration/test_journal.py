@@ -197,10 +197,11 @@ def test_a_task_goes_on_after_the_step_that_killed_it(tasks: Tasks, here: Minion
     assert [step["status"] for step in tasks.steps(task)] == ["finished"]
 
 
-def test_a_journal_of_a_later_release_is_left_to_a_newer_minion(tasks: Tasks, here: Minion, act: Any) -> None:
+def test_a_journal_of_another_release_is_left_to_its_minions(
+    tasks: Tasks, here: Minion, act: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.journal.FORMAT", 99)
     task = tasks.submit(act(), {})
-    with here.engine.begin() as connection:
-        connection.execute(text("UPDATE tasks SET journal_format = 99"))
     [message] = here.dispatch()
     assert minion.run(task, message.claim, here.id) == "waiting"
     assert tasks.get(task)["attempts"] == 0

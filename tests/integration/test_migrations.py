@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 from uuid import UUID
 
@@ -16,7 +16,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, make_url, text
-from sqlalchemy.exc import IntegrityError, InternalError, ProgrammingError
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
 
 from shared import init_db, lifecycle
@@ -205,7 +205,7 @@ def test_ids_of_older_servers_are_version_7_and_sort_by_time(older_server: Engin
     assert {(made.version, made.variant) for made in ids} == {(7, "specified in RFC 4122")}
     assert len(set(ids)) == len(ids)
     assert all(before <= made.int >> 80 <= after for made in ids)
-    for earlier, later in zip(batches, batches[1:], strict=False):
+    for earlier, later in pairwise(batches):
         assert max(earlier).int >> 64 <= min(later).int >> 64
 
 
@@ -406,10 +406,7 @@ def test_a_replayed_task_may_be_deleted(hand: ByHand) -> None:
 
 
 def test_going_back_before_the_first_schema_is_refused(database: Engine) -> None:
-    with (
-        init_db.alembic_config() as config,
-        database.connect() as connection,
-        pytest.raises((NotImplementedError, InternalError), match="drop the database instead"),
-    ):
+    with init_db.alembic_config() as config, database.connect() as connection:
         config.attributes["connection"] = connection
-        command.downgrade(config, "base")
+        with pytest.raises(NotImplementedError, match="drop the database instead"):
+            command.downgrade(config, "base")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.function_store import StoredFunction, run_function
+from shared.database import get_engine
+from shared.function_runner import StoredFunction, run_function
 from shared.json_values import JsonValue
 from shared.schemas import ToolDefinition
 from workers.journal import Journal, StepResult
@@ -29,7 +30,9 @@ class FunctionTool:
         """One pure step."""
 
         def perform(step: int) -> StepResult:
-            value, outcome = run_function(self.function, arguments, task.context())
+            value, outcome = run_function(
+                self.function, arguments, task.context(), engine=get_engine(), task_id=task.id
+            )
             return StepResult(
                 value,
                 stdout=outcome.stdout or None,

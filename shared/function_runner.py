@@ -1,0 +1,178 @@
+"""Running stored functions: verified, in the sandbox, with their limits; denials and kills are recorded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from pydantic import ValidationError
+from sqlalchemy import Engine
+
+from shared import security_events
+from shared.database import get_engine
+from shared.errors import FunctionError, InvalidInput, InvalidOutput, MinionError
+from shared.json_schema import validate
+from shared.json_values import JsonValue, check
+from shared.models import FunctionVersion
+from shared.sandbox import Outcome, Sandbox, SandboxFault
+from shared.schemas import FunctionDefinition
+from shared.settings import get_settings
+
+
+@dataclass(frozen=True)
+class StoredFunction:
+    """A function version, verified: what is needed to run it."""
+
+    version_id: UUID
+    number: int
+    checksum: str
+    status: str
+    definition: FunctionDefinition
+
+    @property
+    def name(self) -> str:
+        return self.definition.name
+
+    @property
+    def label(self) -> str:
+        """How messages call it: `'search_docs' (version 2)`."""
+        return f"{self.name!r} (version {self.number})"
+
+    @classmethod
+    def of(cls, row: FunctionVersion) -> StoredFunction:
+        """Verifies a stored row against its hash.
+
+        Raises:
+            FunctionError: the stored code is not what was hashed when it was stored.
+        """
+        definition = _intact(row)
+        if definition is None:
+            raise FunctionError(
+                f"Function {row.name!r} (version {row.number}) does not match its stored SHA-256 and is not run. "
+                "Somebody changed the row; store the function again.",
+                reason="hash_mismatch",
+            )
+        return cls(row.id, row.number, row.checksum, row.status, definition)
+
+
+def _intact(row: FunctionVersion) -> FunctionDefinition | None:
+    """A row's definition, if it is what was stored."""
+    try:
+        definition = FunctionDefinition.model_validate({"name": row.name, **row.definition})
+    except (ValidationError, MinionError, TypeError):
+        return None
+    return definition if definition.checksum() == row.checksum else None
+
+
+def verified(row: FunctionVersion, engine: Engine) -> StoredFunction:
+    """A stored row, verified against its hash; a mismatch is a security event.
+
+    Raises:
+        FunctionError: the stored code is not what was hashed when it was stored.
+    """
+    try:
+        return StoredFunction.of(row)
+    except FunctionError as error:
+        security_events.record(engine, row.id, "hash_mismatch", {"message": error.message})
+        raise
+
+
+@lru_cache(maxsize=1)
+def _sandbox_of(pid: int) -> Sandbox:
+    return Sandbox(preload=tuple(get_settings().sandbox_preload))
+
+
+def get_sandbox() -> Sandbox:
+    """The process's sandbox, made at its first use; a forked child makes its own."""
+    return _sandbox_of(os.getpid())
+
+
+def run_function(
+    function: StoredFunction,
+    arguments: JsonValue,
+    context: dict[str, Any] | None = None,
+    *,
+    engine: Engine | None = None,
+    task_id: UUID | None = None,
+) -> tuple[JsonValue, Outcome]:
+    """Runs a stored function in the sandbox. The one place that does.
+
+    Args:
+        arguments: the input object; its properties become keyword arguments.
+        context: given to the function as `context`, read-only, where it `requires_context`.
+        engine: where its status is looked up, and security events are stored; the process's own by default.
+        task_id: the task that it runs for, for the record of events.
+
+    Returns:
+        the value, which matches the output schema, and how the call went.
+
+    Raises:
+        InvalidInput, InvalidOutput: a schema is not matched; all violations are in the message.
+        FunctionError: the function is quarantined, raised, was refused, or went over a limit.
+    """
+    engine = engine or get_engine()
+    _refuse_quarantined(function, engine)
+    if not isinstance(arguments, dict):
+        raise InvalidInput(f"The input of function {function.label} is an object, not {type(arguments).__name__}.")
+    definition = function.definition
+    validate(definition.input_schema, arguments, what=f"The input of function {function.label}", error=InvalidInput)
+    outcome = _call(function, arguments, context)
+    if outcome.error is not None:
+        raise _error_of(function, outcome.error, engine, task_id)
+    what = f"The output of function {function.label}"
+    check(outcome.value, what=what, limit=get_settings().max_output_bytes)
+    validate(definition.output_schema, outcome.value, what=what, error=InvalidOutput)
+    return outcome.value, outcome
+
+
+def _call(function: StoredFunction, arguments: dict[str, Any], context: dict[str, Any] | None) -> Outcome:
+    definition, config, sandbox = function.definition, function.definition.config, get_sandbox()
+    if config.safe_mode and sandbox.level == "insecure":
+        raise FunctionError(
+            f"Function {function.label} has safe_mode and is not run: this machine's sandbox is at level insecure. "
+            "`minion doctor` says what is missing.",
+            reason="insecure_sandbox",
+        )
+    return sandbox.call(
+        definition.code,
+        str(definition.entrypoint),
+        arguments,
+        allowed_imports=config.allowed_imports,
+        memory_limit=config.memory_limit,
+        timeout=config.timeout,
+        # Without safe_mode only the kernel holds the function.
+        check=config.safe_mode,
+        context=(context or {}) if config.requires_context else None,
+    )
+
+
+def _refuse_quarantined(function: StoredFunction, engine: Engine) -> None:
+    why = security_events.quarantined(engine, function.version_id)
+    if why is not None:
+        raise FunctionError(
+            f"Function {function.label} is quarantined and is not run: {why}. "
+            f"`minion functions events {function.name}` tells more; "
+            "release it with `minion functions release`, or store a better version.",
+            reason="quarantined",
+            function=function.name,
+            version=function.number,
+        )
+
+
+def _error_of(function: StoredFunction, fault: SandboxFault, engine: Engine, task_id: UUID | None) -> FunctionError:
+    """The error for a fault; a security event is stored, and may be one too many."""
+    message = f"Function {function.label}: {fault.message}"
+    if fault.type in security_events.KINDS:
+        detail = security_events.detail_of(fault)
+        status = security_events.record(engine, function.version_id, fault.type, detail, task_id=task_id)
+        if status == "quarantined":
+            message += " It has tripped too many security events and is quarantined now."
+    known = {"line": fault.line, "limit": fault.limit, "observed": fault.observed}
+    facts = {name: value for name, value in known.items() if value is not None}
+    error = FunctionError(message, reason=fault.type, function=function.name, version=function.number, **facts)
+    # The code will do the same again; only the sandbox itself may do better next time.
+    error.retryable = fault.type == "unavailable"
+    return error

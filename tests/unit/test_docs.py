@@ -1,0 +1,247 @@
+"""The documentation agrees with the code: tables, diagram, commands, examples and links."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from pydantic import BaseModel
+
+from minions.errors import BY_CODE
+from orchestrator.cli import app
+from shared import errors, states
+from shared.definition_files import load
+from shared.sandbox import SAFE_IMPORTS
+from shared.sandbox.confined.wire import FAULT_TYPES
+from shared.schemas import (
+    AgentConfig,
+    AgentDefinition,
+    FunctionConfig,
+    FunctionDefinition,
+    RelationDefinition,
+    TaskRequest,
+    ToolDefinition,
+    parse_definition,
+)
+from shared.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+NO_FIELDS = {"kind"}
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text(encoding="utf-8")
+
+
+def section(text: str, heading: str) -> str:
+    """What stands below a heading, up to the next one."""
+    found = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found, f"no section {heading!r}"
+    return found.group(1)
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of the tables in a text, without heads and code marks."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    ruled = {index for index, row in enumerate(cells) if set("".join(row)) <= set("-: ")}
+    return [row for index, row in enumerate(cells) if index not in ruled and index + 1 not in ruled]
+
+
+def codes(text: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", text)
+
+
+def blocks(*languages: str) -> list[Any]:
+    return [
+        pytest.param(body, id=f"{file.name}-{number}")
+        for file in PAGES
+        for number, (language, body) in enumerate(BLOCK.findall(file.read_text(encoding="utf-8")))
+        if language in languages
+    ]
+
+
+def test_the_quickstart_is_two_commands():
+    language, body = BLOCK.findall((ROOT / "README.md").read_text())[0]
+    assert (language, body.split("\n")) == ("sh", ["make demo", "make test", ""])
+
+
+def test_the_state_diagram_is_that_of_the_transition_table():
+    diagrams = [body for language, body in BLOCK.findall(page("concepts.md")) if language == "mermaid"]
+    assert diagrams == [states.diagram() + "\n"]
+
+
+def test_every_setting_is_documented_with_its_default():
+    documented = {codes(row[0])[0]: row[1].strip("`") for row in rows(section(page("production.md"), "Settings"))}
+    fields = {
+        str(field.validation_alias or f"MINION_{name.upper()}"): field for name, field in Settings.model_fields.items()
+    }
+    assert documented.keys() == fields.keys()
+    plain = {name: field.default for name, field in fields.items() if isinstance(field.default, str | int | float)}
+    assert {name: documented[name] for name in plain} == {name: str(value) for name, value in plain.items()}
+
+
+@pytest.mark.parametrize(
+    ("heading", "model"),
+    [
+        ("Agent", AgentDefinition),
+        ("Relations", RelationDefinition),
+        ("Config of an agent", AgentConfig),
+        ("Tool", ToolDefinition),
+        ("Function", FunctionDefinition),
+        ("Config of a function", FunctionConfig),
+    ],
+)
+def test_every_field_of_a_definition_is_documented_with_its_default(heading: str, model: type[BaseModel]):
+    documented = {codes(row[0])[0]: row[1] for row in rows(section(page("definitions.md"), heading))}
+    fields = {name: field for name, field in model.model_fields.items() if name not in NO_FIELDS}
+    assert documented.keys() == fields.keys()
+    for name, field in fields.items():
+        if field.is_required():
+            assert documented[name] == "required", name
+        elif isinstance(field.default, str | int | float):
+            expected = json.dumps(field.default) if field.default in ("", True, False) else str(field.default)
+            assert documented[name] == f"`{expected}`", name
+
+
+def test_every_field_of_a_task_is_documented():
+    documented = {codes(row[0])[0] for row in rows(section(page("enqueueing.md"), "Fields of a task"))}
+    assert documented == set(TaskRequest.model_fields)
+
+
+def _commands() -> dict[str, Any]:
+    group: Any = typer.main.get_command(app)
+    return dict(group.commands)
+
+
+def test_every_command_is_documented():
+    documented = {codes(row[0])[0].removeprefix("minion ") for row in rows(page("cli.md")) if "minion " in row[0]}
+    assert documented == set(_commands())
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
+def test_commands_and_options_in_the_text_exist(file: Path):
+    known = _commands()
+    for name, rest in re.findall(r"\bminion ([a-z]+)([^`\n|]*)", "\n".join(_code(file.read_text(encoding="utf-8")))):
+        assert name in known, f"minion {name}"
+        command = known[name]
+        words = rest.split("#")[0].split()
+        if hasattr(command, "commands") and words and words[0].isalpha():
+            assert words[0] in command.commands, f"minion {name} {words[0]}"
+            command = command.commands[words[0]]
+        options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        used = {word.partition("=")[0] for word in words if re.match(r"--[a-z]", word)}
+        assert used <= options | {"--help", "--json"}, f"minion {name} {rest}"
+
+
+def _code(text: str) -> list[str]:
+    """Shell blocks and code in the text."""
+    shell = [body for language, body in BLOCK.findall(text) if language in ("sh", "bash")]
+    return shell + codes(BLOCK.sub("", text))
+
+
+def test_make_targets_in_the_text_exist():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for file in PAGES:
+        for target in re.findall(r"\bmake ([a-z]+)\b", "\n".join(_code(file.read_text(encoding="utf-8")))):
+            assert target in targets, f"{file.name}: make {target}"
+
+
+def _kinds(root: type[errors.MinionError]) -> list[type[errors.MinionError]]:
+    return [root, *(kind for child in root.__subclasses__() for kind in _kinds(child))]
+
+
+def test_every_exit_code_is_documented():
+    documented = {int(row[0]) for row in rows(section(page("cli.md"), "Exit codes"))}
+    assert documented == {kind.exit_code for kind in _kinds(errors.MinionError)} | {0, 2, 130}
+
+
+def test_every_problem_code_that_the_client_knows_is_documented_with_its_status():
+    documented = {}
+    for cells in rows(section(page("http-api.md"), "Errors")):
+        documented |= {code: int(cells[1][:3]) for code in codes(cells[0])}
+    ours = {kind.code: kind.status for kind in _kinds(errors.MinionError)}
+    assert {code: ours[code] for code in BY_CODE} == {code: documented[code] for code in BY_CODE}
+
+
+def test_every_route_is_documented():
+    from orchestrator.api import agents, capabilities, functions, health, tasks, workers
+
+    routers = [module.router for module in (agents, capabilities, functions, health, tasks, workers)]
+    routes = {(method, route.path) for router in routers for route in router.routes for method in route.methods}
+    documented = {(codes(row[0])[0], codes(row[1])[0]) for row in rows(page("http-api.md")) if "`/" in row[1]}
+    assert documented == routes
+
+
+def test_the_safe_imports_and_the_faults_of_the_sandbox_are_documented():
+    listed = " ".join(codes(section(page("sandbox.md"), "What a function may import"))).split()
+    assert set(listed) >= SAFE_IMPORTS
+    assert set(codes(section(page("sandbox.md"), "Limits and errors"))) >= FAULT_TYPES
+
+
+@pytest.mark.parametrize("body", blocks("yaml"))
+def test_definitions_in_the_text_are_valid(body: str):
+    for document in yaml.safe_load_all(body):
+        parse_definition(document)
+
+
+@pytest.mark.parametrize("folder", ["support", "builtin_tool"])
+def test_example_definitions_are_valid(folder: str):
+    assert load(ROOT / "examples" / folder)
+
+
+@pytest.mark.parametrize("body", blocks("json"))
+def test_json_in_the_text_is_json(body: str):
+    json.loads(body)
+
+
+@pytest.mark.parametrize("body", blocks("python", "sql"))
+def test_code_in_the_text_compiles_and_is_that_of_the_examples(body: str):
+    examples = {file.read_text(encoding="utf-8") for file in (ROOT / "examples").rglob("*.*") if file.is_file()}
+    if body.startswith('"""') or body.startswith("BEGIN"):
+        assert body in examples
+    if not body.startswith("BEGIN"):
+        compile(body, "documentation", "exec")
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
+def test_links_lead_somewhere(file: Path):
+    text = file.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (file.parent / path) if path else file
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^a-z0-9 -]", "", one.lower()).replace(" ", "-") for one in headings}, target
+
+
+def test_no_line_of_the_text_is_too_long_to_read_in_a_diff():
+    for file in PAGES:
+        long = [line for line in file.read_text(encoding="utf-8").splitlines() if len(line) > 130 and line[0] != "|"]
+        assert not long, (file.name, long)
+
+
+def test_the_compose_file_has_no_default_password_and_publishes_on_loopback_only():
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    secrets = re.findall(r"\$\{(\w*(?:PASSWORD|API_KEY)\w*)([^}]*)\}", (ROOT / "docker-compose.yml").read_text())
+    assert {name for name, _ in secrets} == {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "MINION_API_KEY"}
+    assert all(rest.startswith(":?") for _, rest in secrets)
+    for name, service in compose["services"].items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+
+
+def test_the_compose_file_serves_every_capability_of_the_demo_and_of_the_default_agents():
+    definitions = [*load(ROOT / "minions" / "demo" / "agents"), *load(ROOT / "shared" / "default_agents")]
+    wanted = {d.config.capabilities[0] for d in definitions if isinstance(d, AgentDefinition)}
+    for file, pattern in (("docker-compose.yml", r'"worker", "(\w+)"'), ("Procfile", r"minion worker (\w+)")):
+        assert set(re.findall(pattern, (ROOT / file).read_text())) == wanted, file
