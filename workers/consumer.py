@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from celery.worker.consumer import Consumer as CeleryConsumer
+
+EVENTS_SECONDS = 0.2
 
 
 class Consumer(CeleryConsumer):
@@ -13,12 +16,21 @@ class Consumer(CeleryConsumer):
     collector instead; the restart makes a new one.
     """
 
+    _events_leave_at = 0.0
+
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """Reconnects; running tasks go on, for their records go to PostgreSQL."""
         connection = self.connection
         if connection is not None:
             connection.close = connection.release = _do_nothing
         super().on_connection_error_after_connected(exc)
+
+    def on_send_event_buffered(self) -> None:
+        """Events for Flower leave together. One by one they were a third of this process's work."""
+        now = time.monotonic()
+        if self.hub and now >= self._events_leave_at:
+            self._events_leave_at = now + EVENTS_SECONDS
+            self.hub.call_later(EVENTS_SECONDS, self._flush_events)
 
 
 def _do_nothing(*args: Any, **kwargs: Any) -> None:

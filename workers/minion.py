@@ -60,7 +60,7 @@ def _work(task: ClaimedTask) -> str:
     if task.journal_format != journals.FORMAT:
         return _hand_back(task)
     meter, journal = Meter(), Journal(task.id, task.claim, {step["number"]: step for step in task.steps})
-    log.info("started", attempt=task.attempts + 1)
+    log.debug("started", attempt=task.attempts + 1)
     try:
         outcome = perform(task, journal)
         state = persist(lambda: record(task, journal, outcome, meter))
@@ -69,7 +69,7 @@ def _work(task: ClaimedTask) -> str:
     if state is None:
         log.warning("claim_lost", why="another claim holds the task, or it has ended; nothing is written")
         return "claim_lost"
-    log.info("recorded", state=str(state), cpu_seconds=round(meter.cpu_seconds(), 4))
+    log.info("recorded", state=str(state), attempt=task.attempts + 1, cpu_seconds=round(meter.cpu_seconds(), 4))
     if state.final:
         publish_finished(task.id)
     return str(state)
