@@ -66,6 +66,7 @@ def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = Fals
         connect_args={
             "connect_timeout": 5,
             "application_name": "minions",
+            "client_encoding": "utf8",
             "keepalives_idle": 5,
             "keepalives_interval": 2,
             "keepalives_count": 2,

@@ -41,8 +41,12 @@ def migrate(engine: Engine) -> tuple[str | None, str | None]:
     Returns:
         the revision before and the revision after; the same where nothing was to be done, or where a later release
         has brought it further.
+
+    Raises:
+        NotConfigured: the database cannot hold every text.
     """
     with alembic_config() as config, engine.connect() as connection:
+        _refuse_other_encodings(connection)
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": SCHEMA_LOCK})
         connection.commit()
         try:
@@ -57,6 +61,12 @@ def migrate(engine: Engine) -> tuple[str | None, str | None]:
             connection.rollback()
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": SCHEMA_LOCK})
             connection.commit()
+
+
+def _refuse_other_encodings(connection: Connection) -> None:
+    encoding = connection.scalar(text("SHOW server_encoding"))
+    if encoding != "UTF8":
+        raise NotConfigured(f"The database's encoding is {encoding}. Make it anew with ENCODING 'UTF8'.")
 
 
 def _revision(connection: Connection) -> str | None:

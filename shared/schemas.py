@@ -224,7 +224,6 @@ class ToolDefinition(Definition):
     function: ToolReference | None = None
     agent: Name | None = None
     builtin: str | None = Field(None, max_length=200)
-    timeout: float = Field(60.0, gt=0, le=86_400)
 
     @field_validator("name")
     @classmethod

@@ -163,8 +163,21 @@ class Settings(BaseSettings):
             facts: Any = json.loads((self.data_dir / RUN_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        value = facts.get(name) if isinstance(facts, dict) else None
+        if not isinstance(facts, dict) or not _is_alive(facts.get("pid")):
+            return None
+        value = facts.get(name)
         return value if isinstance(value, str) else None
+
+
+def _is_alive(pid: Any) -> bool:
+    """Whether a process of that number runs; after a `kill -9` the file outlives it."""
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, TypeError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @lru_cache(maxsize=1)

@@ -85,6 +85,7 @@ def _prepare(
 ) -> dict[str, Any]:
     """The request as the insert takes it, checked."""
     plain = request.model_dump(mode="json", exclude_none=True, exclude={"input", "messages"})
+    check(plain, what="The request")
     if "input" in request.model_fields_set:
         plain["input"] = request.input
     if request.messages is not None:
@@ -94,7 +95,6 @@ def _prepare(
     limit = get_settings().max_input_bytes
     check(request.input, what="The input", limit=limit)
     check(plain.get("messages"), what="The list of messages", limit=limit)
-    check(plain, what="The request")
     if "input" not in plain and "messages" not in plain:
         plain["input"] = {}
     key = (request.agent, request.capability, request.namespace)

@@ -1,4 +1,4 @@
-"""A Celery consumer that lives through the loss of the broker."""
+"""A Celery consumer that lives through the loss of the broker, and sends its events in bundles."""
 
 from __future__ import annotations
 

@@ -43,6 +43,8 @@ def upgrade() -> None:
         )
     create_tables()
     pairs = ", ".join(f"('{before}', '{after}')" for before, after in TRANSITIONS)
+    # What `SET search_path FROM CURRENT` takes: our schema, and a caller's temporary tables only after it.
+    connection.exec_driver_sql("SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true)")
     run_file(connection, "0001_after_tables.sql", transitions=pairs)
 
 

@@ -69,6 +69,9 @@ def _database(settings: Settings) -> Iterator[Finding]:
         yield Finding(
             "database", "ok" if recent else "failed", f"PostgreSQL {version}", "" if recent else "needs 15 or later"
         )
+        encoding = str(connection.scalar(text("SHOW server_encoding")))
+        if encoding != "UTF8":
+            yield Finding("encoding", "failed", encoding, "make the database anew with ENCODING 'UTF8'")
         check_schema_is_current(connection)
         yield Finding("schema", "ok", "current")
 
@@ -102,8 +105,9 @@ def _api(settings: Settings) -> Iterator[Finding]:
 def _sandbox(settings: Settings) -> Iterator[Finding]:
     from shared.function_runner import get_sandbox
 
-    level = get_sandbox().level
-    advice = "" if level == "full" else "see docs/sandbox.md for what this machine lacks"
+    sandbox = get_sandbox()
+    level = sandbox.level
+    advice = "" if level == "full" else "; ".join(sandbox.notes) + " (docs/sandbox.md)"
     yield Finding("sandbox", "ok" if level != "insecure" else "failed", f"level {level}", advice)
 
 

@@ -167,15 +167,20 @@ def test_two_orchestrators_share_the_work(tasks: Tasks, act: Any, worker: Proces
             assert connection.scalar(text("SELECT max(claim) FROM task_status")) == 1
 
 
-@pytest.mark.parametrize(("missing", "what"), [("DATABASE_URL", "The database"), ("REDIS_URL", "The broker")])
-@pytest.mark.parametrize("start", [start_orchestrator, lambda folder, env: start_worker(folder, "work", env=env)])
-def test_a_server_that_is_down_at_the_start(tmp_path: Path, settings: Any, start: Any, missing: str, what: str) -> None:
-    nowhere = {"DATABASE_URL": f"postgresql:///x?host={tmp_path}", "REDIS_URL": f"unix://{tmp_path}/none.sock"}
-    process = start(tmp_path, env={missing: nowhere[missing], "MINION_CONNECT_ATTEMPTS": "2"})
-    with ended_at_last(process):
-        assert process.wait() == 69
-        assert f"{what} cannot be reached after 2 attempts" in process.output()
-        assert "Traceback" not in process.output()
+def test_a_server_that_is_down_at_the_start(tmp_path: Path, settings: Any) -> None:
+    nowhere = {
+        "DATABASE_URL": ("The database", f"postgresql:///x?host={tmp_path}"),
+        "REDIS_URL": ("The broker", f"unix://{tmp_path}/none.sock"),
+    }
+    started = []
+    for missing, (what, address) in nowhere.items():
+        env = {missing: address, "MINION_CONNECT_ATTEMPTS": "2"}
+        started += [(start_orchestrator(tmp_path, env=env), what), (start_worker(tmp_path, "work", env=env), what)]
+    with ended_at_last(*(process for process, _ in started)):
+        for process, what in started:
+            assert process.wait() == 69
+            assert f"{what} cannot be reached after 2 attempts" in process.output()
+            assert "Traceback" not in process.output()
 
 
 def test_a_worker_that_is_asked_to_stop_finishes_its_task(

@@ -410,3 +410,17 @@ def test_going_back_before_the_first_schema_is_refused(database: Engine) -> None
         config.attributes["connection"] = connection
         with pytest.raises(NotImplementedError, match="drop the database instead"):
             command.downgrade(config, "base")
+
+
+def test_a_database_that_cannot_hold_every_text_is_refused(database: Engine) -> None:
+    outside = database.execution_options(isolation_level="AUTOCOMMIT")
+    with outside.connect() as connection:
+        connection.execute(text("CREATE DATABASE ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0"))
+    engine = create_engine(database.url.set(database="ascii"), connect_args={"client_encoding": "utf8"})
+    try:
+        with pytest.raises(NotConfigured, match="ENCODING 'UTF8'"):
+            init_db.migrate(engine)
+    finally:
+        engine.dispose()
+        with outside.connect() as connection:
+            connection.execute(text("DROP DATABASE ascii"))

@@ -81,34 +81,27 @@ def test_the_hard_limit_kills_the_child_and_charges_an_attempt(tasks: Tasks, act
     assert tasks.run(act("Next"), {})["state"] == "succeeded"
 
 
-def test_a_child_that_is_killed_is_charged_and_replaced(tasks: Tasks, act: Any) -> None:
-    task = tasks.run(act(), {"do": "die", "times": 1})
+def test_a_child_that_is_killed_is_charged_and_replaced(tasks: Tasks, act: Any, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    task = tasks.run(act(), {"do": "die", "times": 1, "log": str(log)})
     assert (task["state"], task["output"], task["attempts"]) == ("succeeded", {"attempt": 2}, 1)
     first, _ = tasks.executions(task["id"])
     assert first["outcome"] == "lost"
     assert "SIGKILL" in first["error"]["message"]
+    first_call, second_call = (line.split() for line in log.read_text().splitlines())
+    assert first_call[2] == second_call[2], "the idempotency key stays the same"
 
 
-def test_a_task_that_always_kills_its_child_fails(tasks: Tasks, act: Any) -> None:
-    task = tasks.run(act(config={"max_attempts": 2}), {"do": "die"})
-    assert (task["state"], task["attempts"]) == ("failed", 2)
-    assert task["error"]["type"] == "child_lost"
-
-
-def test_an_unsafe_step_that_was_interrupted_is_not_repeated(tasks: Tasks, act: Any, tmp_path: Path) -> None:
+def test_what_always_kills_its_child_fails_and_what_is_unsafe_is_not_repeated(
+    tasks: Tasks, act: Any, tmp_path: Path
+) -> None:
     log = tmp_path / "log"
-    task = tasks.run(act(effect="unsafe"), {"do": "die", "times": 1, "log": str(log)})
-    assert task["state"] == "failed"
-    assert "unsafe to repeat" in task["error"]["message"]
+    unsafe = tasks.submit(act("Unsafe", effect="unsafe"), {"do": "die", "times": 1, "log": str(log)})
+    deadly = tasks.submit(act("Deadly", config={"max_attempts": 2}), {"do": "die"})
+    assert "unsafe to repeat" in tasks.wait(unsafe)["error"]["message"]
     assert len(log.read_text().splitlines()) == 1
-
-
-def test_an_idempotent_step_is_repeated_under_the_same_key(tasks: Tasks, act: Any, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    task = tasks.run(act(), {"do": "die", "times": 1, "log": str(log)})
-    assert task["state"] == "succeeded"
-    first, second = (line.split() for line in log.read_text().splitlines())
-    assert first[2] == second[2]
+    task = tasks.wait(deadly)
+    assert (task["state"], task["attempts"], task["error"]["type"]) == ("failed", 2, "child_lost")
 
 
 def test_a_large_output_comes_back_whole(tasks: Tasks, act: Any) -> None:

@@ -151,7 +151,7 @@ json_values = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-(10**40), 10**40)
-    | st.floats(allow_nan=False, allow_infinity=False, min_value=-1e299, max_value=1e299)
+    | st.floats(allow_nan=False, allow_infinity=False, min_value=-1e15, max_value=1e15)
     | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")),
     lambda inner: (
         st.lists(inner, max_size=4)
@@ -242,7 +242,7 @@ def test_a_wrong_type_is_refused(hand: ByHand, value: Any) -> None:
         ({"priority": 5.5}, "priority: Input should be a valid integer"),
         ({"priority": -101}, "priority: Input should be greater than or equal to -100"),
         ({"priority": 10**30}, "priority: Input should be less than or equal to 100"),
-        ({"run_at": datetime(2030, 1, 1)}, "run_at: Input should have timezone info"),  # noqa: DTZ001
+        ({"run_at": datetime(2030, 1, 1)}, "run_at: Input should have timezone info"),
         ({"run_at": "2030-01-01T00:00:00"}, "run_at: Input should have timezone info"),
         ({"run_at": "tomorrow"}, "run_at: a time is written like"),
         ({"run_at": 1893456000}, "run_at: a time is written like"),

@@ -185,7 +185,7 @@ def test_a_committed_task_tells_the_dispatcher(hand: ByHand, connect: Connect) -
         ({"agent": None, "messages": "5"}, InvalidInput, "messages are a list"),
         ({"agent": "Open", "input": "9" * 400}, InvalidInput, "a number of more than 300 digits"),
         ({"agent": "Open", "input": '{"a": [-1e301]}'}, InvalidInput, "a number of more than 300 digits"),
-        ({"agent": "Open", "input": "[" * 101 + "]" * 101}, InvalidInput, "nested deeper than 100 levels"),
+        ({"agent": "Open", "input": "[" * 102 + "]" * 102}, InvalidInput, "nested deeper than 100 levels"),
         ({"agent": "Open", "input": '{"a":' * 101 + "1" + "}" * 101}, InvalidInput, "nested deeper than 100 levels"),
         ({"agent": "Open", "input": json.dumps("x" * (20 << 20))}, TooLarge, "at most 1048576 are accepted"),
         ({"agent": "Open", "messages": [{"role": "user", "content": "x" * (2 << 20)}]}, TooLarge, "at most 1048576"),
@@ -206,7 +206,7 @@ def test_postgres_itself_refuses_what_is_not_json(hand: ByHand, connect: Connect
 
 @pytest.mark.parametrize(
     "value",
-    ["null", "0", "false", '""', "[]", "[" * 100 + "]" * 100, "9" * 300, "1" + "0" * 299, "1e-400", "0." + "3" * 400],
+    ["null", "0", "false", '""', "[]", "[" * 101 + "]" * 101, "9" * 300, "1" + "0" * 299, "1e-400", "0." + "3" * 400],
 )
 def test_what_is_accepted_can_be_read(hand: ByHand, connect: Connect, value: str) -> None:
     task = submitted(connect, agent="Open", input=value)

@@ -22,7 +22,7 @@ from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 
-from shared.errors import InvalidInput, InvalidOutput, MinionError, NotFound, ToolError
+from shared.errors import InvalidInput, InvalidOutput, MinionError, ToolError
 from shared.json_schema import validate
 from shared.json_values import JsonValue, check, digest
 from shared.schemas import ToolDefinition
@@ -82,13 +82,12 @@ def load(name: str) -> Callable[..., Any]:
     """The function behind an entry point.
 
     Raises:
-        NotFound: no installed package offers it.
-        ToolError: it cannot be imported.
+        ToolError: no installed package offers it, or it cannot be imported; another minion may do better.
     """
     found = entry_points(group=GROUP, name=name)
     if not found:
         offered = sorted({entry.name for entry in entry_points(group=GROUP)})
-        raise NotFound(
+        raise ToolError(
             f"No package installed beside this minion offers the builtin tool {name!r} (entry-point group {GROUP}). "
             f"Offered: {', '.join(offered)}."
         )
