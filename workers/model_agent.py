@@ -127,7 +127,12 @@ class ModelAgent(BaseAgent):
 
         def perform(step: int) -> StepResult:
             reply = client_for(model).complete(request)
-            return StepResult(reply.as_json(), input_tokens=reply.input_tokens, output_tokens=reply.output_tokens)
+            return StepResult(
+                reply.as_json(),
+                input_tokens=reply.input_tokens,
+                output_tokens=reply.output_tokens,
+                cost_microdollars=reply.cost_microdollars,
+            )
 
         reply: dict[str, Any] = self.journal.call("model_call", model, {"messages": new}, perform, effect="idempotent")
         _refuse_unfinished(reply)

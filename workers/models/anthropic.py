@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
 import anthropic
 from celery.exceptions import SoftTimeLimitExceeded
+from genai_prices import Usage, calc_price
 
 from shared.errors import ModelError
 from shared.settings import get_settings
@@ -58,6 +60,7 @@ class AnthropicClient:
             model=message.model,
             input_tokens=_input_tokens(message.usage),
             output_tokens=message.usage.output_tokens,
+            cost_microdollars=_cost(message),
         )
 
 
@@ -83,6 +86,22 @@ def _arguments(request: ModelRequest) -> dict[str, Any]:
 def _block(block: Any) -> dict[str, Any]:
     plain: dict[str, Any] = block.model_dump(mode="json", exclude_none=True)
     return plain
+
+
+def _cost(message: Any) -> int:
+    """Micro-dollars by the list prices in genai-prices, rounded up; 0 for a model that it does not know."""
+    usage = message.usage
+    used = Usage(
+        input_tokens=_input_tokens(usage),
+        output_tokens=usage.output_tokens,
+        cache_write_tokens=usage.cache_creation_input_tokens or 0,
+        cache_read_tokens=usage.cache_read_input_tokens or 0,
+    )
+    try:
+        price = calc_price(used, model_ref=message.model, provider_id="anthropic").total_price
+    except LookupError:
+        return 0
+    return math.ceil(price * 1_000_000)
 
 
 def _input_tokens(usage: Any) -> int:

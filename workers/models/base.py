@@ -41,13 +41,14 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True)
 class ModelReply:
-    """What the model answered: blocks, why it stopped, and what it used."""
+    """What the model answered: blocks, why it stopped, and what it used. A cost of 0 means that no price is known."""
 
     content: list[Block]
     stop_reason: str
     model: str
     input_tokens: int = 0
     output_tokens: int = 0
+    cost_microdollars: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """For the journal."""

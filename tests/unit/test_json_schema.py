@@ -1,0 +1,223 @@
+"""JSON Schema: what may be stored, what is violated, and that nobody can hang us with either."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from shared.errors import InvalidDefinition, InvalidInput
+from shared.json_schema import check_schema, validate, violations
+
+
+def quickly(call: Callable[[], Any]) -> Any:
+    """The value of a call that takes less than three seconds."""
+    began = time.monotonic()
+    value = call()
+    assert time.monotonic() - began < 3
+    return value
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "object", "properties": {"a": True, "b": {"type": ["string", "null"]}}},
+        {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "https://example.com/x", "type": "array"},
+        {"$defs": {"a b": {"type": "string"}}, "properties": {"x": {"$ref": "#/$defs/a%20b"}}},
+        {"properties": {"child": {"$ref": "#"}}},
+        {"$dynamicAnchor": "node", "items": {"$dynamicRef": "#node"}},
+        {"$anchor": "me", "properties": {"x": {"$ref": "#me"}}},
+        {"properties": {"$ref": {"type": "string"}, "pattern": {}, "default": {}, "$id": {}, "enum": {}}},
+        {"const": {"$ref": "https://example.com"}, "enum": [{"pattern": "("}], "default": {"type": "nonsense"}},
+        {"pattern": r"^[\w.+-]+@\p{L}+\.[a-z]{2,}$", "patternProperties": {"^x-": {}}},
+        {"format": "no such format", "x-own": {"pattern": "("}},
+    ],
+)
+def test_what_may_be_stored(schema: Any) -> None:
+    check_schema(schema, where="x")
+
+
+@pytest.mark.parametrize(
+    ("schema", "path", "words"),
+    [
+        (True, None, "a schema is an object, not bool"),
+        ([], None, "a schema is an object, not list"),
+        ("string", None, "a schema is an object, not str"),
+        (None, None, "a schema is an object, not NoneType"),
+        ({"type": "strin"}, "$.type", "'strin' is not valid"),
+        ({"properties": {"a": {"type": 5}}}, "$.properties.a.type", "5 is not valid"),
+        ({"properties": {"a": []}}, "$.properties.a", "is not of type 'object', 'boolean'"),
+        ({"required": "a"}, "$.required", "is not of type 'array'"),
+        ({"minLength": -1}, "$.minLength", "less than the minimum"),
+        ({"multipleOf": 0}, "$.multipleOf", "less than or equal to the minimum"),
+        ({"allOf": []}, "$.allOf", "non-empty"),
+        ({"pattern": 5}, "$.pattern", "is not of type 'string'"),
+        ({"pattern": "("}, "$.pattern", "unclosed group"),
+        ({"pattern": "[a"}, "$.pattern", "unclosed character class"),
+        ({"items": [{"type": "string"}]}, "$.items", "is not of type 'object', 'boolean'"),
+        ({"anyOf": [{}, {"pattern": "(?=x)"}]}, "$.anyOf[1].pattern", "look-around"),
+        ({"not": {"pattern": r"(a)\1"}}, "$.not.pattern", "backreferences"),
+        ({"pattern": "(a{1000}){1000}{1000}"}, "$.pattern", "size limit"),
+        ({"patternProperties": {"(": {}}}, "$.patternProperties.(", "unclosed group"),
+        (
+            {"properties": {"a": {"$ref": "https://example.com/x.json"}}},
+            "$.properties.a.$ref",
+            "points at nothing inside",
+        ),
+        ({"$ref": "file:///etc/passwd"}, "$.$ref", "points at nothing inside"),
+        ({"$ref": "https://json-schema.org/draft/2020-12/schema"}, "$.$ref", "points at nothing inside"),
+        ({"$ref": "#/$defs/nothing"}, "$.$ref", "points at nothing inside"),
+        ({"$ref": "http://["}, "$.$ref", "points at nothing inside"),
+        ({"$dynamicRef": "#nothing"}, "$.$dynamicRef", "points at nothing inside"),
+        ({"properties": {"default": {"$ref": "#/x"}}}, "$.properties.default.$ref", "points at nothing inside"),
+        ({"$defs": {"a": {"type": "string"}}, "$ref": "#/$defs/a/type"}, "$.$ref", "points at nothing inside"),
+        ({"examples": [{"type": 5}], "$ref": "#/examples/0"}, "$.$ref", "points at nothing inside"),
+        ({"properties": {"a": {"$id": "https://example.com"}}}, "$.properties.a.$id", "only the whole schema"),
+        ({"$schema": "http://json-schema.org/draft-07/schema#"}, "$.$schema", "only draft 2020-12"),
+        ({"not": {"$schema": "http://json-schema.org/draft-04/schema#"}}, "$.not.$schema", "only draft 2020-12"),
+        ({"patternProperties": {"a": {}}, "unevaluatedProperties": False}, "$.patternProperties", "cannot have"),
+        ({"$ref": "#"}, "$", "refers to itself without end"),
+        ({"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#"}}}, "$", "refers to itself without end"),
+        ({"not": {"items": {"items": {"$ref": "#/not"}}, "allOf": [{"$ref": "#/not"}]}}, "$", "without end"),
+    ],
+)
+def test_what_may_not_be_stored(schema: Any, path: str | None, words: str) -> None:
+    with pytest.raises(InvalidDefinition) as caught:
+        check_schema(schema, where="agent A, input_schema")
+    assert caught.value.message.startswith("agent A, input_schema")
+    assert words in caught.value.message
+    assert caught.value.detail.get("path") == path
+    assert path is None or path in caught.value.message
+
+
+def test_no_address_is_ever_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*_: Any) -> None:
+        raise AssertionError("somebody opens a connection")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    schema = {"$ref": "https://example.com/x.json"}
+    with pytest.raises(InvalidDefinition):
+        check_schema(schema, where="x")
+    assert violations(schema, 1) == [
+        {"path": "$", "message": "the schema refers to something it does not contain: https://example.com/x.json"}
+    ]
+
+
+def paths(schema: dict[str, Any], value: Any) -> list[str]:
+    return [fault["path"] for fault in violations(schema, value)]
+
+
+def test_every_violation_is_named_with_its_path() -> None:
+    schema = {
+        "required": ["a", "b"],
+        "properties": {"a": {"type": "string"}, "list": {"items": {"minimum": 3}}},
+        "additionalProperties": False,
+    }
+    value = {"a": 1, "list": [5, 2, 1], "c": 0}
+    assert paths(schema, value) == ["$", "$", "$.a", "$.list[1]", "$.list[2]"]
+    with pytest.raises(
+        InvalidInput, match=r"The input does not match its schema: \$: .*\$.list\[2\]: 1 is less"
+    ) as caught:
+        validate(schema, value, what="The input", error=InvalidInput)
+    assert len(caught.value.detail["violations"]) == 5
+
+
+def test_a_thousand_violations_are_fifty_in_the_record_and_ten_in_the_text() -> None:
+    with pytest.raises(InvalidInput, match="and 40 more") as caught:
+        validate({"items": {"type": "string"}}, list(range(100_000)), what="It", error=InvalidInput)
+    assert len(caught.value.detail["violations"]) == 50
+
+
+def test_large_values_are_not_quoted_at_length() -> None:
+    value = {"k" * 100_000: "v" * 1_000_000}
+    faults = violations({"additionalProperties": {"type": "integer"}, "maxProperties": 0}, value)
+    assert len(faults) == 2
+    assert all(len(fault["path"]) <= 300 and len(fault["message"]) <= 300 for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        ({"pattern": "^a+$"}, ["a", 5, None], ["b", "a\n", ""]),
+        ({"pattern": "b"}, ["abc"], ["ac"]),
+        ({"patternProperties": {"^x": {"type": "integer"}}}, [{"x": 1, "y": "z"}, 5], [{"xy": "z"}]),
+        (
+            {"properties": {"a": {}}, "patternProperties": {"^x": {}}, "additionalProperties": False},
+            [{"a": 1, "x": 2}, [1]],
+            [{"b": 1}, {"ax": 1}],
+        ),
+        ({"additionalProperties": {"type": "integer"}}, [{"a": 1}], [{"a": "b"}]),
+        ({"uniqueItems": True}, [[1, True, "1", None], [{"a": 1}, {"a": 2}], {}], [[1, 1.0], [{"a": [1]}, {"a": [1]}]]),
+        ({"uniqueItems": False}, [[1, 1]], []),
+        ({"format": "date-time"}, ["2026-11-22T18:00:00Z", 5], ["2026-11-22", "x" * 5000]),
+        ({"format": "email"}, ["a@b"], ["a"]),
+        ({"format": "uuid"}, ["01a20424-7654-711f-9557-1afafc8484f7"], ["01a2"]),
+        ({"format": "ipv4"}, ["10.0.0.1"], ["10.0.0.256"]),
+        ({"format": "no such format"}, ["x"], []),
+        ({"unevaluatedProperties": False, "properties": {"a": {}}}, [{"a": 1}], [{"b": 1}]),
+        ({"type": "integer"}, [1, 1.0], [True, 1.5, "1"]),
+        ({"$schema": "https://json-schema.org/draft/2020-12/schema", "items": {"pattern": "^a"}}, [["a"]], [["b"]]),
+    ],
+)
+def test_values_match_or_not(schema: dict[str, Any], good: list[Any], bad: list[Any]) -> None:
+    check_schema(schema, where="x")
+    assert [value for value in good if violations(schema, value)] == []
+    assert [value for value in bad if not violations(schema, value)] == []
+
+
+def test_a_recursive_schema_is_followed_as_deep_as_the_value() -> None:
+    schema = {"properties": {"child": {"$ref": "#"}, "name": {"type": "string"}}, "additionalProperties": False}
+    value: dict[str, Any] = {"name": 5}
+    for _ in range(95):
+        value = {"child": value}
+    assert len(violations(schema, value)) == 1
+
+
+# ------------------------------------------------------------------------------------------------- hostility
+
+EVIL_TEXT = "a" * 100_000 + "!"
+
+
+@pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|a)*$", "^(a|aa)+$", "(.*a){20}$", r"^(\w+\s?)*$"])
+def test_no_pattern_takes_long(pattern: str) -> None:
+    quickly(lambda: violations({"pattern": pattern}, EVIL_TEXT))
+    quickly(lambda: violations({"patternProperties": {pattern: {}}, "additionalProperties": False}, {EVIL_TEXT: 1}))
+
+
+def test_unique_items_of_a_large_list_take_no_long_time() -> None:
+    assert quickly(lambda: violations({"uniqueItems": True}, [{"a": n} for n in range(50_000)])) == []
+
+
+FORMATS = (
+    "date-time date time duration email idn-email hostname idn-hostname ipv4 ipv6 uri uri-reference iri iri-reference "
+    "uuid uri-template json-pointer relative-json-pointer regex color"
+).split()
+EVIL = [
+    "",
+    "\0",
+    "(((((",
+    "http://[",
+    "http://[::1]:99999999",
+    "9999-99-99",
+    "٣٠٢٦-01-01",
+    "10:00:60Z",
+    "P" + "9" * 400 + "D",
+    "a{1,99999999}",
+    *(part * 1000 for part in ("a", "a.", "%41", "(", "{", "/~", "é", "xn--", "::", "1", "-", "P1Y", "a@", "\u3002")),
+    "http://" + "a." * 500_000,
+]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_no_format_takes_long_or_breaks(name: str) -> None:
+    for text in EVIL:
+        quickly(lambda text=text: violations({"format": name}, text))
+
+
+@pytest.mark.parametrize("number", [10**299, 1e299, 5e-324, -0.0, 0.1])
+@pytest.mark.parametrize("schema", [{"multipleOf": m} for m in (0.01, 5e-324, 1e299, 10**200)] + [{"maximum": 10**299}])
+def test_no_number_breaks_the_arithmetic(schema: dict[str, Any], number: float) -> None:
+    violations(schema, number)

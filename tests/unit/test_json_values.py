@@ -1,0 +1,145 @@
+"""Strict JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import InvalidInput, TooLarge
+from shared.json_values import canonical, check, digest, parse, stable
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is not valid JSON: Expecting value at line 1 column 1"),
+        ("{", "at line 1 column 2"),
+        ('{"a": 1,}', "is not valid JSON"),
+        ("{'a': 1}", "is not valid JSON"),
+        ("[1] 2", "Extra data at line 1 column 5"),
+        ("NaN", "NaN is not a JSON number"),
+        ("[Infinity]", "Infinity is not a JSON number"),
+        ("-Infinity", "-Infinity is not a JSON number"),
+        ("1e999", "inf is not a JSON number"),
+        ("-1e999", "-inf is not a JSON number"),
+        ("1" * 301, "a number of more than 300 digits"),
+        ("1" * 5000, "a number of more than 300 digits"),
+        ("1e300", "a number of more than 300 digits"),
+        (r'"\u0000"', "U+0000"),
+        (r'{"\u0000": 1}', "a key with the character U+0000"),
+        (r'"\ud800"', "lone surrogate"),
+        ('"\ud800"', "is not UTF-8"),
+        (b'"\xff"', "is not UTF-8: byte 1"),
+        (b"\xff\xfe[\x001\x00]\x00", "is not UTF-8"),
+        (b"\xef\xbb\xbf{}", "BOM"),
+        ('{"a": 1, "a": 2}', "the key 'a' stands twice"),
+        ('[{"b": {"a": 1, "c": 2, "a": 1}}]', "the key 'a' stands twice"),
+        ("[" * 102 + "]" * 102, "nesting deeper than 100 levels"),
+        ("[" * 200_000, "nested deeper than 100 levels"),
+        ('{"a":' * 200_000, "nested deeper than 100 levels"),
+        ("\t\x0b1", "is not valid JSON"),
+        ('"a\nb"', "Invalid control character"),
+    ],
+)
+def test_what_is_not_strict_json_is_refused(text: str | bytes, words: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse(text, what="The thing")
+    assert "The thing" in caught.value.message
+    assert words in caught.value.message
+    assert len(caught.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    "text", ["null", "0", "-0", "1e-999", r'"\ud83d\ude42"', '"ü"', " [ ] ", "1" * 300, '{"": ""}']
+)
+def test_strict_json_is_accepted(text: str) -> None:
+    assert parse(text) == parse(text.encode()) == json.loads(text)
+
+
+def test_a_document_has_a_size() -> None:
+    assert parse('"üü"', limit=6) == "üü"
+    with pytest.raises(TooLarge, match="is 6 bytes large; at most 5 are accepted") as caught:
+        parse('"üü"', limit=5)
+    assert caught.value.detail == {"size": 6, "limit": 5}
+
+
+def test_a_value_has_a_size() -> None:
+    check({"a": "üü"}, limit=12)
+    with pytest.raises(TooLarge):
+        check({"a": "üü"}, limit=11)
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ({"a": [1, {"b": math.nan}]}, "$.a[1].b"),
+        (math.inf, "$"),
+        ({"x" * 1000: "\0"}, "$." + "x" * 50),
+        ([[[[[[[[[[[[math.nan]]]]]]]]]]]], "$…" + "[0]" * 10),
+    ],
+)
+def test_a_fault_has_a_path(value: Any, path: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check(value)
+    assert caught.value.detail["path"] == path
+
+
+def test_a_large_key_over_a_large_list_does_not_fill_the_memory() -> None:
+    value = parse(json.dumps({"k" * 400_000: [0] * 100_000}))
+    tracemalloc.start()
+    try:
+        check(value)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 50 << 20
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+        (1, 1.0),
+        (1e16, 10**16),
+        (1e23, 10**23),
+        (-0.0, 0),
+        ([1.0, {"a": 2.0}], [1, {"a": 2}]),
+    ],
+)
+def test_equal_values_have_equal_digests(one: Any, other: Any) -> None:
+    assert digest(one) == digest(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(1, True), (0, False), ("1", 1), (None, "null"), ([], {}), ([[1], 2], [1, [2]]), ("a", "á"), (0.1, 0.2)],
+)
+def test_different_values_have_different_digests(one: Any, other: Any) -> None:
+    assert digest(one) != digest(other)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(json_values)
+def test_the_digest_is_of_the_value_not_of_its_history(value: Any) -> None:
+    assert digest(json.loads(json.dumps(value))) == digest(value) == digest(stable(value))
+
+
+@given(json_values)
+def test_what_passes_the_check_can_be_written_and_read(value: Any) -> None:
+    try:
+        check(value)
+    except InvalidInput:
+        return
+    assert parse(canonical(value)) == value
