@@ -63,7 +63,7 @@ def check_schema(schema: JsonValue, *, where: str) -> None:
         for at, fault in _faults(schema, part):
             raise InvalidDefinition(f"{where}: {_cut(path + at)}: {fault}.", path=path + at)
     if any(violations(schema, sample) == ENDLESS for sample in SAMPLES):
-        raise InvalidDefinition(f"{where}: {ENDLESS[0]['message']}.", path="$")
+        raise InvalidDefinition(f"{where}: $: {ENDLESS[0]['message']}.", path="$")
 
 
 def violations(schema: Schema, value: JsonValue) -> list[dict[str, str]]:

@@ -84,7 +84,7 @@ def _configure_logs(settings: Settings, component: str) -> None:
 
 
 def _configure_sentry(settings: Settings, component: str) -> None:
-    if settings.sentry_dsn is None:
+    if not settings.sentry_dsn:
         return
     from shared import __version__
 

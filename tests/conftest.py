@@ -74,6 +74,7 @@ def database(settings: Settings) -> Engine:
         # Somebody whom an earlier test left behind holds a lock; he must not hold up this one.
         with engine.begin() as connection:
             connection.execute(END_OTHERS)
+        engine.dispose()  # our own idle connections were among them
         empty(engine, wait="20s")
     with make_redis() as broker:
         broker.flushall()

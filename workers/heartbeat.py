@@ -91,11 +91,11 @@ class Heartbeat:
         self._stopping.set()
         _news.set()
         self._thread.join(timeout=self.settings.heartbeat_seconds)
-        try:
-            self._report()
-            self._hand_back()
-        except Exception as error:
-            log.warning("hand_back_failed", reason=reason(error), why="the rescuer takes over after the lease")
+        for duty in (self._report, self._hand_back):
+            try:
+                duty()
+            except Exception as error:
+                log.warning("hand_back_failed", reason=reason(error), why="the rescuer takes over after the lease")
         self.engine.dispose()
 
     def _run(self) -> None:

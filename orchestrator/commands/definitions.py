@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.text import Text
 
 from orchestrator.commands.output import AS_JSON, console, print_json, print_table
 from shared.settings import get_settings
+
+if TYPE_CHECKING:
+    from shared.definitions import Change
 
 STYLES = {"created": "green", "changed": "yellow", "unchanged": "dim"}
 
@@ -51,6 +55,22 @@ def apply(
     as_json: bool = AS_JSON,
 ) -> None:
     """Store definitions of agents, tools and functions: a new version where something changed, all or nothing."""
+    changes = store(path, dry_run=dry_run)
+    if as_json:
+        fields = ("kind", "name", "action", "version", "because")
+        print_json([{name: getattr(change, name) for name in fields} for change in changes])
+    else:
+        tell(changes)
+    if dry_run and not as_json:
+        console.print("Nothing was stored (--dry-run).")
+
+
+def store(path: Path, *, dry_run: bool = False) -> list[Change]:
+    """Applies the definitions in a file or folder.
+
+    Raises:
+        InvalidDefinition: the first fault; nothing is stored.
+    """
     from sqlalchemy.orm import Session
 
     from shared.database import get_engine, wait_for_database
@@ -60,17 +80,15 @@ def apply(
     definitions = load(path)
     wait_for_database(get_settings())
     with Session(get_engine()) as session:
-        changes = store_definitions(session, definitions, dry_run=dry_run)
-    if as_json:
-        fields = ("kind", "name", "action", "version", "because")
-        print_json([{name: getattr(change, name) for name in fields} for change in changes])
-        return
+        return store_definitions(session, definitions, dry_run=dry_run)
+
+
+def tell(changes: list[Change]) -> None:
+    """One line for each change."""
     for change in changes:
         because = f" (follows {change.because})" if change.because else ""
         line = Text.assemble((f"{change.action:10}", STYLES[change.action]), f"{change.kind} {change.name}")
         console.print(line.append(f" version {change.version}{because}"))
-    if dry_run:
-        console.print("Nothing was stored (--dry-run).")
 
 
 def export(

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from orchestrator.commands.client import connect
-from orchestrator.commands.definitions import apply
+from orchestrator.commands.definitions import store, tell
 from orchestrator.commands.output import AS_JSON, console
 from shared.settings import get_settings
 
@@ -95,9 +95,10 @@ def demo(as_json: bool = AS_JSON) -> None:
     if places is not None:
         sys.exit(_demo(as_json, places))
     pools = [Pool("inspect", 2), Pool("classify", 2), Pool("report,default", 1)]
-    with LocalSystem(settings, pools, flower=True, say=quiet) as system:
-        code = _demo(as_json, system.places())
-    quiet("Everything is stopped. `make up` (or `minion up`) keeps it running.")
+    with LocalSystem(settings, pools, flower=True, say=quiet):
+        # The API and Flower are gone when somebody reads where they were.
+        code = _demo(as_json, {})
+    quiet("Everything is stopped. `make up` (or `minion up`) keeps it running, with the API's pages and Flower.")
     sys.exit(code)
 
 
@@ -110,7 +111,7 @@ def _demo(as_json: bool, places: dict[str, str]) -> int:
             client,
             console=console,
             data_dir=settings.data_dir,
-            apply=lambda path: apply(path, dry_run=False, as_json=False),
+            apply=lambda path: _say_nothing(store(path)) if as_json else tell(store(path)),
             places=places,
             as_json=as_json,
         )

@@ -304,7 +304,7 @@ EVERYTHING: list[dict[str, Any]] = [
     function("code", f'def code(x):\n\tif x:\n\t\treturn """{"  " * 3}\n\n"""\n    \n\n\n# {ODD!r}\n'),
     function("no_newline", "def no_newline(): return 'ü'", entrypoint="no_newline", config={"version": "1.0"}),
     NOOP,
-    {**NOOP, "name": "odd", "effect": "unsafe", "timeout": 0.5, "description": "  leading and trailing  \n"},
+    {**NOOP, "name": "odd", "effect": "unsafe", "description": "  leading and trailing  \n"},
     {**NOOP, "name": "yes", "description": "null"},
     TWICE,
     {**TWICE, "name": "pinned", "function": "double@1", "output_schema": {"$ref": "#/$defs/a", "$defs": {"a": {}}}},

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, text
@@ -28,14 +29,16 @@ from tests.processes import (
 
 EXECUTED = text("SELECT task_id, count(*) FROM executions WHERE outcome = 'succeeded' GROUP BY task_id")
 
+KNOWN = text("SELECT EXISTS (SELECT 1 FROM workers WHERE :task = ANY (active))")
+
 
 @pytest.fixture
 def crowd(offered: Path, tmp_path: Path, database: Engine) -> Iterator[Any]:
-    """Starts workers for `work`, and kills what is left of them."""
+    """Starts workers with one slot, and kills what is left of them."""
     with ExitStack() as stack:
 
-        def start(slots: int = 1, **options: Any) -> Process:
-            process = start_worker(tmp_path, "work", slots, **options)
+        def start(capability: str = "work", **options: Any) -> Process:
+            process = start_worker(tmp_path, capability, **options)
             stack.enter_context(ended_at_last(process))
             return process
 
@@ -60,6 +63,11 @@ def wait_for_all(tasks: Tasks, number: int, timeout: float = 60.0) -> None:
         executed = dict(connection.execute(EXECUTED).all())
     assert len(executed) == number
     assert set(executed.values()) == {1}
+
+
+def known_to_run(engine: Engine, task: UUID) -> bool:
+    with engine.connect() as connection:
+        return bool(connection.scalar(KNOWN, {"task": str(task)}))
 
 
 @contextmanager
@@ -186,9 +194,9 @@ def test_a_server_that_is_down_at_the_start(tmp_path: Path, settings: Any) -> No
 def test_a_worker_that_is_asked_to_stop_finishes_its_task(
     tasks: Tasks, act: Any, crowd: Any, database: Engine, loops: None
 ) -> None:
-    leaving = crowd()
+    leaving = crowd("alone")
     wait_online(database, leaving)
-    task = tasks.submit(act(), {"do": "sleep", "seconds": 1})
+    task = tasks.submit(act(config={"capabilities": ["alone"]}), {"do": "sleep", "seconds": 1})
     tasks.wait_for(task, "running")
     assert leaving.stop() == 0
     assert tasks.get(task)["state"] == "succeeded"
@@ -197,13 +205,13 @@ def test_a_worker_that_is_asked_to_stop_finishes_its_task(
 def test_a_worker_in_a_hurry_hands_back_uncharged(
     tasks: Tasks, act: Any, crowd: Any, database: Engine, loops: None
 ) -> None:
-    leaving = crowd(options=["--", "worker.soft_shutdown_timeout=0.5"])
+    leaving = crowd("alone", options=["--", "worker.soft_shutdown_timeout=0.5"])
     wait_online(database, leaving)
-    task = tasks.submit(act(), {"do": "sleep", "seconds": 4})
-    tasks.wait_for(task, "running")
+    task = tasks.submit(act(config={"capabilities": ["alone"]}), {"do": "sleep", "seconds": 4})
+    wait_until(lambda: known_to_run(database, task), "the worker's main process knows of the task")
     leaving.signal(signal.SIGQUIT)
     leaving.wait()
     assert tasks.get(task)["attempts"] == 0
     assert tasks.executions(task)[0]["outcome"] == "handed_back"
-    wait_online(database, crowd())
+    wait_online(database, crowd("alone"))
     assert tasks.wait(task)["state"] == "succeeded"

@@ -1,0 +1,196 @@
+"""Settings: what the environment may say, and what is said about the rest."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from shared.errors import NotConfigured
+from shared.settings import RUN_FILE, Settings, default_data_dir, get_settings
+
+NAMES = ("DATABASE_URL", "REDIS_URL", "SENTRY_DSN", "ANTHROPIC_API_KEY")
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in [*NAMES, *(name for name in os.environ if name.startswith("MINION_"))]:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MINION_DATA_DIR", str(tmp_path))
+
+
+def test_nothing_has_to_be_set() -> None:
+    settings = Settings()
+    assert (settings.lease_seconds, settings.max_input_bytes, settings.database_url) == (10.0, 1 << 20, None)
+
+
+@pytest.mark.parametrize("ask", ["require_database_url", "require_redis_url", "require_broker_url", "require_api_key"])
+def test_what_is_missing_is_named_with_what_to_do(ask: str) -> None:
+    with pytest.raises(NotConfigured, match="minion up"):
+        getattr(Settings(), ask)()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("MINION_LEASE_SECONDS", "ten", "MINION_LEASE_SECONDS: Input should be a valid number"),
+        ("MINION_LEASE_SECONDS", "5", "MINION_LEASE_SECONDS: a lease lasts two heartbeats"),
+        ("MINION_LEASE_SECONDS", "inf", "MINION_LEASE_SECONDS"),
+        ("MINION_LEASE_SECONDS", "nan", "MINION_LEASE_SECONDS"),
+        ("MINION_HEARTBEAT_SECONDS", "0", "MINION_HEARTBEAT_SECONDS: Input should be greater than 0"),
+        ("MINION_MAX_INPUT_BYTES", "1e6", "MINION_MAX_INPUT_BYTES"),
+        ("MINION_MAX_INPUT_BYTES", str(1 << 40), "MINION_MAX_INPUT_BYTES: Input should be less than"),
+        ("MINION_API_PORT", "70000", "MINION_API_PORT"),
+        ("MINION_LOG_LEVEL", "LOUD", "MINION_LOG_LEVEL"),
+        ("MINION_LOG_FORMAT", "xml", "MINION_LOG_FORMAT"),
+        ("MINION_DISPATCH_WINDOW", "0", "MINION_DISPATCH_WINDOW"),
+        ("MINION_DISPATCH_WINDOW", str(1 << 40), "MINION_DISPATCH_WINDOW"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(NotConfigured) as caught:
+        get_settings.__wrapped__()
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("postgres://u:p@h/d", "postgresql+psycopg://u:p@h/d"),
+        ("postgresql://h/d", "postgresql+psycopg://h/d"),
+        (
+            "postgresql+psycopg://u:p%40@[::1]:5433/d?sslmode=require",
+            "postgresql+psycopg://u:p%40@[::1]:5433/d?sslmode=require",
+        ),
+        ("postgresql://u@/d?host=/tmp/x", "postgresql+psycopg://u@/d?host=/tmp/x"),
+    ],
+)
+def test_addresses_of_databases(monkeypatch: pytest.MonkeyPatch, given: str, url: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", given)
+    assert Settings().require_database_url() == url
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "x",
+        "mysql://u:s3cret@h/d",
+        "sqlite:///x.db",
+        "postgresql://u:s3cret@h:port/d",
+        "postgresql:/h/d",
+        "postgresql://[",
+    ],
+)
+def test_what_is_no_address_of_a_database_is_refused_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", given)
+    with pytest.raises(NotConfigured, match="DATABASE_URL is no address like") as caught:
+        Settings().require_database_url()
+    assert "s3cret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("given", "redis", "celery"),
+    [
+        ("redis://h:6379/0", "redis://h:6379/0", "redis://h:6379/0"),
+        ("rediss://:p@h", "rediss://:p@h", "rediss://:p@h"),
+        ("unix:///tmp/x.sock", "unix:///tmp/x.sock", "redis+socket:///tmp/x.sock"),
+        ("redis+socket:///tmp/x.sock", "unix:///tmp/x.sock", "redis+socket:///tmp/x.sock"),
+    ],
+)
+def test_addresses_of_brokers(monkeypatch: pytest.MonkeyPatch, given: str, redis: str, celery: str) -> None:
+    monkeypatch.setenv("REDIS_URL", given)
+    settings = Settings()
+    assert (settings.require_redis_url(), settings.require_broker_url()) == (redis, celery)
+
+
+@pytest.mark.parametrize("given", ["x", "amqp://h", "redis://h:port", "h:6379"])
+def test_what_is_no_address_of_a_broker_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("REDIS_URL", given)
+    with pytest.raises(NotConfigured, match="REDIS_URL is no address like"):
+        Settings().require_redis_url()
+
+
+def test_the_running_servers_are_used_where_nothing_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {
+        "pid": os.getpid(),
+        "database_url": "postgresql://h/d",
+        "redis_url": "unix:///x",
+        "api_url": "http://127.0.0.1:1",
+    }
+    (tmp_path / RUN_FILE).write_text(json.dumps(facts))
+    (tmp_path / "api_key").write_text("k3y\n")
+    settings = Settings()
+    assert settings.require_database_url() == "postgresql+psycopg://h/d"
+    assert (settings.require_redis_url(), settings.require_api_url()) == ("unix:///x", "http://127.0.0.1:1")
+    assert settings.require_api_key() == "k3y"
+    monkeypatch.setenv("DATABASE_URL", "postgresql://other/d")
+    monkeypatch.setenv("MINION_API_KEY", "another")
+    assert Settings().require_database_url() == "postgresql+psycopg://other/d"
+    assert Settings().require_api_key() == "another"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"5",
+        b"{",
+        b"\xff",
+        b'{"pid": 1, "database_url": 5}',
+        b'{"pid": "x", "database_url": "postgresql://h/d"}',
+        b'{"pid": 4194305, "database_url": "postgresql://h/d"}',
+        b'{"database_url": "postgresql://h/d"}',
+    ],
+)
+def test_a_broken_record_of_the_running_servers_is_as_good_as_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / RUN_FILE).write_bytes(content)
+    with pytest.raises(NotConfigured, match="No database"):
+        Settings().require_database_url()
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"\xff"])
+def test_an_empty_key_is_no_key(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "api_key").write_bytes(content)
+    with pytest.raises(NotConfigured, match="No API key"):
+        Settings().require_api_key()
+
+
+def test_modules_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINION_SANDBOX_PRELOAD", "numpy, pandas,")
+    assert Settings().sandbox_preload == ["numpy", "pandas"]
+    monkeypatch.setenv("MINION_SANDBOX_PRELOAD", "")
+    assert Settings().sandbox_preload == []
+
+
+def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*NAMES, "MINION_API_KEY"):
+        monkeypatch.setenv(name, "s3cret")
+    assert "s3cret" not in repr(Settings())
+    assert "s3cret" not in Settings().model_dump_json()
+
+
+def test_two_installations_keep_their_data_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = set()
+    for root in ("/a", "/a b", "/ü"):
+        monkeypatch.setattr("shared.settings.installation_root", lambda root=root: Path(root))
+        folders.add(default_data_dir())
+    assert len(folders) == 3
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(NotConfigured, match="MINION_DATA_DIR"):
+        default_data_dir()
