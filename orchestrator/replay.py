@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from shared import lifecycle
 from shared.errors import Conflict
@@ -13,7 +13,8 @@ from shared.lifecycle import Accepted
 from shared.states import FINAL
 from shared.tasks import get_task
 
-CARRIED = ("namespace", "conversation_id", "key", "labels", "priority", "traceparent")
+CARRIED = ("namespace", "capability", "conversation_id", "key", "labels", "priority", "traceparent")
+ASKED_FOR = text("SELECT capability FROM tasks WHERE id = :task")
 
 
 def replay(connection: Connection, task_id: UUID, *, pinned: bool, submitted_by: str) -> Accepted:
@@ -28,6 +29,8 @@ def replay(connection: Connection, task_id: UUID, *, pinned: bool, submitted_by:
         MinionError: the agent does not accept it any more.
     """
     task = get_task(connection, task_id)
+    # The queue that was asked for, not the one that the agent's version of then chose.
+    task["capability"] = connection.scalar(ASKED_FOR, {"task": task_id})
     if task["state"] not in FINAL:
         raise Conflict(f"Task {task_id} is {task['state']}; only a task that has ended can be replayed.")
     return lifecycle.accept(connection, [_request(task, pinned, submitted_by)])[0]

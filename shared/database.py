@@ -16,7 +16,6 @@ import structlog
 from psycopg import DataError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
-from sqlalchemy.orm import Session
 
 from shared import errors
 from shared.settings import Settings, get_settings
@@ -41,14 +40,14 @@ EXPECTED: dict[str, type[errors.MinionError]] = {
 TRANSIENT_CLASSES = ("08", "53", "57")
 
 
-def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = False) -> Engine:
+def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True) -> Engine:
     """An engine whose connections give up sooner than a lease runs out.
 
     Args:
         settings: `DATABASE_URL` and the lease in seconds.
         pool_size: connections kept open; as many again may be opened for a moment.
-        pre_ping: asks each connection whether it still lives before it is used, which costs a round trip; for
-            callers that do not try again.
+        pre_ping: asks each connection whether it still lives before it is used, which costs a round trip; False for
+            callers that try again.
 
     Raises:
         NotConfigured: there is no database address.
@@ -92,32 +91,26 @@ def get_engine() -> Engine:
 
 
 @lru_cache(maxsize=1)
-def _autocommit_engine() -> Engine:
-    """The same engine and pool, without transactions around statements."""
-    return get_engine().execution_options(isolation_level="AUTOCOMMIT")
+def _statement_engine() -> Engine:
+    """One connection for the hot path, whose callers try again by themselves."""
+    return make_engine(get_settings(), pool_size=1, pre_ping=False).execution_options(isolation_level="AUTOCOMMIT")
 
 
 def forget_engine() -> None:
     """In a forked child: drops the parent's connections without closing them under its feet."""
-    if get_engine.cache_info().currsize:
-        get_engine().dispose(close=False)
-        get_engine.cache_clear()
-        _autocommit_engine.cache_clear()
+    _drop(close=False)
 
 
 def close_engine() -> None:
     """Closes the process's connections; the next use makes new ones."""
-    if get_engine.cache_info().currsize:
-        get_engine().dispose()
-        get_engine.cache_clear()
-        _autocommit_engine.cache_clear()
+    _drop(close=True)
 
 
-@contextmanager
-def session_scope() -> Iterator[Session]:
-    """A session on the process's engine; committed if the block ends well, else rolled back."""
-    with Session(get_engine()) as session, session.begin():
-        yield session
+def _drop(*, close: bool) -> None:
+    for made in (get_engine, _statement_engine):
+        if made.cache_info().currsize:
+            made().dispose(close=close)
+            made.cache_clear()
 
 
 @contextmanager
@@ -130,7 +123,7 @@ def transaction() -> Iterator[Connection]:
 @contextmanager
 def statement() -> Iterator[Connection]:
     """A connection on which each statement is a transaction of its own: one round trip instead of three."""
-    with _autocommit_engine().connect() as connection:
+    with _statement_engine().connect() as connection:
         yield connection
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -82,7 +83,9 @@ def verified(row: FunctionVersion, engine: Engine) -> StoredFunction:
 
 @lru_cache(maxsize=1)
 def _sandbox_of(pid: int) -> Sandbox:
-    return Sandbox(preload=tuple(get_settings().sandbox_preload))
+    sandbox = Sandbox(preload=tuple(get_settings().sandbox_preload))
+    atexit.register(sandbox.close)
+    return sandbox
 
 
 def get_sandbox() -> Sandbox:

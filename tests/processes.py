@@ -95,7 +95,11 @@ def start_worker(
     number = len(list(folder.glob("worker-*.log")))
     command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-Q", capabilities, "-c", str(slots)]
     name = f"test{os.getpid()}.{number}@%h"
-    return Process([*command, "-n", name, *options], folder / f"worker-{number}.log", {**SHORT_LEASES, **(env or {})})
+    return Process(
+        [*command, "-n", name, "--without-mingle", *options],
+        folder / f"worker-{number}.log",
+        {**SHORT_LEASES, **(env or {})},
+    )
 
 
 def start_orchestrator(folder: Path, *, env: Mapping[str, str] | None = None) -> Process:

@@ -16,7 +16,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.exc import DBAPIError
 
 from shared import lifecycle
-from shared.database import get_engine, is_transient, persist, reason, statement
+from shared.database import close_engine, is_transient, persist, reason, statement
 from shared.errors import Cancelled, MinionError, TimeLimitExceeded
 from shared.hints import publish_finished
 from shared.states import State
@@ -87,7 +87,7 @@ def perform(task: ClaimedTask, journal: Journal) -> Outcome:
         return Failed(error)
     except SoftTimeLimitExceeded:
         # It may have struck inside a statement: the connection cannot be trusted any more.
-        get_engine().dispose()
+        close_engine()
         limit = load_blueprint(task.agent_version_id).definition.config.soft_time_limit
         return Failed(TimeLimitExceeded(f"The task ran longer than its soft_time_limit of {limit} s.", limit=limit))
     except DBAPIError as error:
@@ -166,5 +166,5 @@ def _hand_back(task: ClaimedTask) -> str:
 @lru_cache(maxsize=1)
 def warm_up() -> None:
     """Opens this process's first connection before the first task needs it."""
-    with get_engine().connect():
+    with statement():
         pass

@@ -85,7 +85,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _make_engine(settings: Settings) -> Engine:
     """An engine of the API's own: no reader may hold a connection for long."""
-    engine = make_engine(settings, pool_size=POOL_SIZE, pre_ping=True)
+    engine = make_engine(settings, pool_size=POOL_SIZE)
 
     @event.listens_for(engine, "connect")
     def _limit(connection: Any, record: Any) -> None:

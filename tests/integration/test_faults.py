@@ -207,7 +207,7 @@ def test_a_worker_in_a_hurry_hands_back_uncharged(
 ) -> None:
     leaving = crowd("alone", options=["--", "worker.soft_shutdown_timeout=0.5"])
     wait_online(database, leaving)
-    task = tasks.submit(act(config={"capabilities": ["alone"]}), {"do": "sleep", "seconds": 4})
+    task = tasks.submit(act(config={"capabilities": ["alone"]}), {"do": "sleep", "seconds": 2})
     wait_until(lambda: known_to_run(database, task), "the worker's main process knows of the task")
     leaving.signal(signal.SIGQUIT)
     leaving.wait()
