@@ -32,7 +32,7 @@ up: install  ## Run everything on this machine until Ctrl-C: servers, orchestrat
 	@$(RUN) orchestrator.cli up
 
 test: install  ## Run the tests, against real servers that they start themselves
-	@$(RUN) pytest
+	@$(RUN) pytest --numprocesses 2 --dist loadfile
 
 lint: install  ## Check style, types and the layers' import contracts
 	@$(RUN) ruff check .
