@@ -94,5 +94,10 @@ class Dispatcher(Loop):
         if self._listener is not None and not self._listener.closed:
             return
         url = make_url(self.settings.require_database_url()).set(drivername="postgresql")
-        self._listener = psycopg.connect(url.render_as_string(hide_password=False), autocommit=True, connect_timeout=5)
-        self._listener.execute("LISTEN minion_pending")
+        listener = psycopg.connect(url.render_as_string(hide_password=False), autocommit=True, connect_timeout=5)
+        try:
+            listener.execute("LISTEN minion_pending")
+        except psycopg.Error:
+            listener.close()
+            raise
+        self._listener = listener

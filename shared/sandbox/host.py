@@ -332,7 +332,11 @@ class Sandbox:
             self._level = levels.level_of(server.layers) or "insecure"
             return server
         self._level = levels.level_of(server.layers)
-        failures = selftest.failures(server, self._limits)
+        try:
+            failures = selftest.failures(server, self._limits)
+        except ZygoteLost:
+            server.close()
+            raise
         if failures or self._level is None:
             server.close()
             raise SandboxRefused(levels.explain_layers(server.layers, server.notes, failures))

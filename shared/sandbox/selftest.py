@@ -19,14 +19,19 @@ CANARY_MEMORY = 64 << 20
 
 
 def failures(server: ForkServer, limits: Limits) -> list[str]:
-    """The attempts that the confinement did not stop; "no answer" if a canary could not be asked."""
+    """The attempts that the confinement did not stop.
+
+    Raises:
+        ZygoteLost: a canary could not be asked, which says nothing about the confinement: descriptors or processes
+            may have run out for the moment.
+    """
     try:
         found = _polite(server, limits)
         for name in canary.FATAL:
             if not _is_fatal(server, limits, name):
                 found.append(name)
     except (ZygoteLost, ChildGone):
-        return ["no answer"]
+        raise ZygoteLost("a canary of the self-test could not be asked") from None
     return found
 
 

@@ -22,7 +22,8 @@ import pytest
 from shared.embedded import scratch_dir
 
 START_SECONDS = 120
-OWN = ("DATABASE_URL", "REDIS_URL", "MINION_API_KEY", "MINION_API_URL", "MINION_DATA_DIR", "ANTHROPIC_API_KEY")
+# What other tests of this process may have set.
+OWN = ("DATABASE_URL", "REDIS_URL", "ANTHROPIC_", "SENTRY_DSN", "MINION_", "PYTEST", "PYTHONPATH")
 
 
 @dataclass
@@ -65,7 +66,7 @@ def up(environment: dict[str, str]) -> Iterator[System]:
 
 def clean_environment(folder: Path) -> dict[str, str]:
     """This process's environment without what would lead to other servers."""
-    kept = {name: value for name, value in os.environ.items() if name not in OWN and not name.startswith("PYTEST")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OWN)}
     return {**kept, "MINION_DATA_DIR": str(folder), "PYTHONUNBUFFERED": "1"}
 
 

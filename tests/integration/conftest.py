@@ -152,7 +152,9 @@ def offered(servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder = tmp_path_factory.mktemp("offered")
     about = folder / "minion_test_tools-1.0.dist-info"
     about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: minion-test-tools\nVersion: 1.0\n")
+    (about / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: minion-test-tools\nVersion: 1.0\nLicense-Expression: MIT\n"
+    )
     (about / "entry_points.txt").write_text("[minions.tools]\nact = minion_test_tools:act\n")
     (folder / "minion_test_tools.py").write_text((ROOT / "tests/offered/minion_test_tools.py").read_text())
     with pytest.MonkeyPatch.context() as patch:
