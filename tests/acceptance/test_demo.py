@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tests.acceptance.conftest import all_pids, described, run_minion
 
-
 COUNT = "import importlib.metadata as m; print(len({d.name.lower().replace('_', '-') for d in m.distributions()}))"
 
 
