@@ -17,7 +17,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from shared.database import forget_engine, get_engine
+from shared.database import close_engine, get_engine
 from shared.definitions import Change, DefinitionStore
 from shared.embedded import EmbeddedServers, scratch_dir
 from shared.hints import forget_publisher, make_redis
@@ -109,8 +109,6 @@ def _survive_kills(engine: Engine) -> None:
 
 def forget_process_state() -> None:
     """Settings, connections and the like are made anew at the next use."""
-    if get_engine.cache_info().currsize:
-        get_engine().dispose()
-    forget_engine()
+    close_engine()
     forget_publisher()
     get_settings.cache_clear()
