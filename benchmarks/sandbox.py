@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shared.sandbox import Sandbox
+from shared.sandbox.confined.modules import SAFE_IMPORTS
 from shared.sandbox.fork_server import ForkServer
 
 PLAIN = "def f(x): return {'x': x * 2}"
@@ -94,24 +95,36 @@ def throughput(sandbox: Sandbox, callers: int, seconds: float) -> float:
 
 
 def processor_time(calls: int) -> dict[str, float]:
-    """Milliseconds of processor time a call: in the host, and in the zygote with all its children."""
+    """Milliseconds of processor time a call, in the host and in the zygote with all its children, beside the floor:
+    forking a process as large that touches as many pages and does nothing else."""
 
-    def spent(who: int) -> float:
-        usage = resource.getrusage(who)
-        return usage.ru_utime + usage.ru_stime
+    def spent() -> tuple[float, ...]:
+        host, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+        return host.ru_utime + host.ru_stime, others.ru_utime + others.ru_stime, others.ru_minflt
 
-    def run(number: int) -> tuple[float, float]:
-        before = spent(resource.RUSAGE_SELF), spent(resource.RUSAGE_CHILDREN)
+    def run(number: int) -> list[float]:
+        before = spent()
         with Sandbox() as sandbox:
             for _ in range(number):
                 sandbox.call(PLAIN, "f", {"x": 3})
-        return spent(resource.RUSAGE_SELF) - before[0], spent(resource.RUSAGE_CHILDREN) - before[1]
+        return [after - earlier for earlier, after in zip(before, spent(), strict=True)]
 
-    idle, busy = run(1), run(calls)
+    host, others, faults = ((busy - idle) / calls for idle, busy in zip(run(1), run(calls), strict=True))
+    floor = fork_floor(calls, round(faults))
     return {
-        "host": (busy[0] - idle[0]) / calls * 1000,
-        "zygote and children": (busy[1] - idle[1]) / calls * 1000,
+        "host": host * 1000,
+        "zygote and children": others * 1000,
+        "page faults of zygote and children": faults,
+        "floor: fork, so many faults, exit": floor,
+        "zygote and children above the floor, %": (others * 1000 / floor - 1) * 100,
     }
+
+
+def fork_floor(forks: int, faults: int) -> float:
+    """Milliseconds of processor time to fork a process as large as a zygote, with so many page faults, and end it."""
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("fork_floor.py")), str(forks), str(faults)]
+    names = " ".join(sorted(SAFE_IMPORTS))
+    return float(subprocess.run([*command, names], check=True, capture_output=True, text=True).stdout)
 
 
 def memory(sandbox: Sandbox) -> dict[str, float]:

@@ -46,6 +46,7 @@ def validate_code(definition: FunctionDefinition) -> None:
         str(definition.entrypoint),
         allowed_imports=config.allowed_imports,
         input_schema=definition.input_schema,
+        with_context=config.requires_context,
     )
     if not config.safe_mode:
         problems = [problem for problem in problems if problem.code not in POLICY]

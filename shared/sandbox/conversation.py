@@ -65,7 +65,6 @@ class Conversation:
             ChildGone: the child was dead already.
         """
         limit = self._send(request)
-        server.welcome()
         limit = limit or self._receive(server)
         usage = self._child.usage()
         duration = time.monotonic() - self._started

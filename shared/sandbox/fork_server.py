@@ -1,8 +1,7 @@
 """The host's side of the zygote: starts it, takes parked children from it, asks how they ended.
 
-Any thread may call. Whoever needs something that has not arrived yet reads the control socket for everybody;
-the others wait for that thread. So there is no background thread, and the zygote belongs to the process, not
-to the thread that happened to start it.
+Any thread may call. A thread of its own reads what the zygote says, so that a new child is made ready between two
+calls and not in the middle of one.
 """
 
 from __future__ import annotations
@@ -75,13 +74,12 @@ class ForkServer:
 
     def __init__(self, preload: tuple[str, ...], without: frozenset[str], pool: int) -> None:
         self._condition = threading.Condition()
-        self._reading = False
+        self._trouble: ZygoteLost | ZygoteRefused | None = None
         self._parked: deque[ParkedChild] = deque()
         self._ended: dict[int, int] = {}
         self._taken: weakref.WeakSet[ParkedChild] = weakref.WeakSet()
         self._pool = pool
         self._coming = 0
-        self._lost = False
         self._ready = False
         self._address_space = 0
         self.layers: tuple[str, ...] = ()
@@ -107,10 +105,16 @@ class ForkServer:
         self._owner = os.getpid()
         path = [os.path.abspath(entry) for entry in sys.path]
         settings = {"path": path, "preload": list(preload), "without": sorted(without), "host": os.getpid()}
+        arguments = (weakref.ref(self), self._control)
+        self._reader = threading.Thread(target=_read_notices, args=arguments, name="sandbox", daemon=True)
         try:
+            self._reader.start()
             self._control.send(json.dumps(settings).encode())
             self._wait_until(lambda: self._ready, time.monotonic() + START_PATIENCE)
-        except (OSError, ZygoteLost, ZygoteRefused):
+        except (RuntimeError, OSError) as error:
+            self.close()
+            raise ZygoteLost(f"the zygote cannot be started: {error}") from None
+        except (ZygoteLost, ZygoteRefused):
             self.close()
             raise
 
@@ -150,11 +154,6 @@ class ForkServer:
         for _ in range(missing):
             self._order(wire.MORE)
 
-    def welcome(self) -> None:
-        """Get ready for later calls: what this costs, it costs while a child works on this one."""
-        with contextlib.suppress(ZygoteLost), self._condition:
-            self._drain()
-
     def watch(self, child: ParkedChild, seconds: float) -> None:
         """Have the zygote kill the child if it is still there when `seconds` have passed."""
         with contextlib.suppress(ZygoteLost):
@@ -187,13 +186,11 @@ class ForkServer:
         if os.getpid() != self._owner:
             self.disown()
             return
-        self._lost = True
-        with contextlib.suppress(OSError):
-            # Wakes the thread that reads, if there is one: the descriptor must not be closed under it.
-            self._control.shutdown(socket.SHUT_RDWR)
-        with self._condition:
-            self._condition.wait_for(lambda: not self._reading, CLOSE_PATIENCE)
-            self._let_go()
+        self._fail(ZygoteLost("the zygote was closed"))
+        self._wake_reader()
+        if self._reader.ident is not None and self._reader is not threading.current_thread():
+            self._reader.join(CLOSE_PATIENCE)
+        self._let_go()
         try:
             self._process.wait(CLOSE_PATIENCE)
         except subprocess.TimeoutExpired:
@@ -202,11 +199,21 @@ class ForkServer:
 
     def disown(self) -> None:
         """In a fork of the owner: let go of everything without disturbing the owner's zygote."""
-        self._lost = True
+        self._trouble = ZygoteLost("the zygote belongs to another process")
         self._process.returncode = 0
         for child in list(self._taken):
             child.close()
         self._let_go()
+
+    def __del__(self) -> None:
+        # The connection is shared with a fork of the owner, which must not end it.
+        if getattr(self, "_owner", None) == os.getpid():
+            self._wake_reader()
+
+    def _wake_reader(self) -> None:
+        """Have the reader find the end of the connection: the descriptor must not be closed under it."""
+        with contextlib.suppress(OSError, AttributeError):
+            self._control.shutdown(socket.SHUT_RDWR)
 
     def _let_go(self) -> None:
         self._control.close()
@@ -219,75 +226,73 @@ class ForkServer:
         try:
             self._control.send(wire.ORDER.pack(order, number, seconds))
         except OSError as error:
-            self._lost = True
-            raise ZygoteLost(f"the zygote is gone: {error}") from None
+            lost = ZygoteLost(f"the zygote is gone: {error}")
+            self._fail(lost)
+            raise lost from None
+
+    def _fail(self, trouble: ZygoteLost | ZygoteRefused) -> None:
+        """Tell all who wait that it is in vain."""
+        with self._condition:
+            self._trouble = self._trouble or trouble
+            self._condition.notify_all()
 
     def _wait_until(self, happened: Callable[[], bool], deadline: float) -> None:
-        """Read notices, or let another thread read them, until `happened`."""
-        while True:
-            with self._condition:
-                while not happened() and self._reading:
-                    if not self._condition.wait(deadline - time.monotonic()):
-                        raise ZygoteLost("the zygote does not answer")
-                if happened():
-                    return
-                if self._lost:
-                    raise ZygoteLost("the zygote is gone")
-                self._reading = True
-            try:
-                self._read(deadline)
-            finally:
-                with self._condition:
-                    self._reading = False
-                    self._condition.notify_all()
+        with self._condition:
+            while not happened():
+                if self._trouble is not None:
+                    raise type(self._trouble)(*self._trouble.args)
+                if not self._condition.wait(deadline - time.monotonic()):
+                    raise ZygoteLost("the zygote does not answer")
 
-    def _read(self, deadline: float) -> None:
-        """Wait for one notice and act on it."""
-        if not self._is_readable(max(0.0, deadline - time.monotonic())):
-            raise ZygoteLost("the zygote does not answer")
-        self._receive()
-
-    def _drain(self) -> None:
-        """Act on the notices that have arrived already, unless another thread is reading."""
-        while not self._reading and not self._lost and self._is_readable(0):
-            self._receive()
-
-    def _is_readable(self, patience: float) -> bool:
-        poll = select.poll()
-        try:
-            poll.register(self._control, select.POLLIN)
-        except ValueError:
-            raise ZygoteLost("the zygote was closed") from None
-        return bool(poll.poll(patience * 1000))
-
-    def _receive(self) -> None:
+    def read_notice(self) -> bool:
+        """Act on one notice; returns whether there may be more. For the reader alone."""
         try:
             data, descriptors = _receive_with_descriptors(self._control)
         except OSError as error:
-            self._lost = True
-            raise ZygoteLost(f"the zygote is gone: {error}") from None
+            self._fail(ZygoteLost(f"the zygote is gone: {error}"))
+            return False
         if not data:
-            self._lost = True
-            raise ZygoteLost("the zygote ended")
+            self._fail(ZygoteLost("the zygote ended"))
+            return False
         kind, number, value = wire.NOTICE.unpack_from(data)
         if kind == wire.PARKED:
-            if len(descriptors) != _EXPECTED_DESCRIPTORS:
-                for descriptor in descriptors:
-                    os.close(descriptor)
-                self._coming -= 1
-                self._order(wire.KILL, number)
-                raise ZygoteLost("this process has no descriptors left")
-            channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=descriptors[0])
-            channel.setblocking(False)
-            self._parked.append(ParkedChild(number, channel, descriptors[1], self._address_space))
-        elif kind == wire.ENDED:
-            self._ended[number] = value
+            self._welcome(number, descriptors)
+        elif kind == wire.FAILED:
+            self._fail(ZygoteRefused(json.loads(data[wire.NOTICE.size :])["reason"]))
         else:
-            self._learn(kind, json.loads(data[wire.NOTICE.size :]))
+            with self._condition:
+                if kind == wire.ENDED:
+                    self._ended[number] = value
+                else:
+                    self._learn(json.loads(data[wire.NOTICE.size :]))
+                self._condition.notify_all()
+        return True
 
-    def _learn(self, kind: bytes, facts: dict[str, Any]) -> None:
-        if kind == wire.FAILED:
-            raise ZygoteRefused(facts["reason"])
+    def _welcome(self, number: int, descriptors: list[int]) -> None:
+        if len(descriptors) != _EXPECTED_DESCRIPTORS:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._fail(ZygoteLost("this process has no descriptors left"))
+            return
+        channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=descriptors[0])
+        channel.setblocking(False)
+        child = ParkedChild(number, channel, descriptors[1], self._address_space)
+        with self._condition:
+            self._parked.append(child)
+            self._condition.notify_all()
+
+    def _learn(self, facts: dict[str, Any]) -> None:
         self.layers, self.notes = tuple(facts["layers"]), tuple(facts["notes"])
         self._address_space = facts["address_space"]
         self._ready = True
+
+
+def _read_notices(server: weakref.ref[ForkServer], control: socket.socket) -> None:
+    """The reader's life. It keeps nothing alive but the socket."""
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    while poll.poll():
+        living = server()
+        if living is None or not living.read_notice():
+            return
+        del living

@@ -15,8 +15,9 @@ from typing import Any, Self
 
 from shared.errors import Unavailable
 from shared.sandbox import insecure, levels, selftest
-from shared.sandbox.confined import request as requests
+from shared.sandbox.code_cache import CodeCache
 from shared.sandbox.confined.modules import SAFE_IMPORTS
+from shared.sandbox.confined.request import Request
 from shared.sandbox.conversation import ChildGone, Conversation, Ended
 from shared.sandbox.fork_server import ForkServer, ZygoteLost, ZygoteRefused
 from shared.sandbox.outcome import Limits, Outcome, Problem, SandboxFault, SandboxRefused
@@ -63,6 +64,7 @@ class Sandbox:
         self._without = _without
         self._importable = SAFE_IMPORTS | set(self._preload)
         self._lock = threading.Lock()
+        self._codes = CodeCache()
         self._server: Server | None = None
         self._level: str | None = None
         _all.add(self)
@@ -143,13 +145,14 @@ class Sandbox:
             TypeError, ValueError: an argument of this method has the wrong kind.
         """
         _check_numbers(memory_limit, timeout, cpu_limit)
+        request = self._request("call", entrypoint, allowed_imports, check)
         try:
-            parts = self._parts(source, arguments, context)
+            self._fill(request, source, arguments, context)
         except _Refused as refusal:
             return self._outcome(refusal.fault)
-        settings = self._settings("call", entrypoint, allowed_imports, check)
+        request.code = self._codes.get(request.source, lambda: self._compile(request.source))
         cpu = cpu_limit if cpu_limit is not None else math.inf
-        return self._attempt(settings, parts, memory_limit, timeout, cpu)
+        return self._attempt(request, memory_limit, timeout, cpu)
 
     def validate(
         self,
@@ -158,6 +161,7 @@ class Sandbox:
         *,
         allowed_imports: Iterable[str] = SAFE_IMPORTS,
         input_schema: Mapping[str, Any] | None = None,
+        with_context: bool = False,
     ) -> list[Problem]:
         """Look for reasons not to store a source. It is parsed in a sandboxed child and never run.
 
@@ -166,6 +170,7 @@ class Sandbox:
             entrypoint: the function that must be there.
             allowed_imports: modules that it may import.
             input_schema: JSON Schema of the arguments, to compare the signature with.
+            with_context: whether calls will pass a `context`.
 
         Returns:
             The problems in the order of the source; empty if there is none.
@@ -173,12 +178,12 @@ class Sandbox:
         Raises:
             SandboxRefused: this machine cannot confine the check.
         """
-        settings = self._settings("validate", entrypoint, allowed_imports, True)
+        request = self._request("validate", entrypoint, allowed_imports, True)
         try:
-            parts = self._parts(source, input_schema, None)
+            self._fill(request, source, input_schema, {} if with_context else None)
         except _Refused as refusal:
             return [_as_problem(refusal.fault)]
-        ended = self._converse(settings, parts, VALIDATION_MEMORY, VALIDATION_TIMEOUT, math.inf)
+        ended = self._converse(request, VALIDATION_MEMORY, VALIDATION_TIMEOUT, math.inf)
         if isinstance(ended, SandboxFault):
             return [_as_problem(ended)]
         reply, fault = ended
@@ -188,50 +193,40 @@ class Sandbox:
 
     # --- one call -----------------------------------------------------------------------------------------
 
-    def _settings(self, operation: str, entrypoint: str, allowed: Iterable[str], check: bool) -> dict[str, Any]:
+    def _request(self, operation: str, entrypoint: str, allowed: Iterable[str], check: bool) -> Request:
         if isinstance(allowed, str):
             raise TypeError("allowed_imports must be a collection of module names, not a string")
-        default = allowed is SAFE_IMPORTS
-        return {
-            "operation": operation,
-            "entrypoint": entrypoint,
-            "allowed": None if default else [name for name in allowed if self._is_loaded(name)],
-            "check": check,
-            "max_output": self._limits.output,
-            "max_stdout": self._limits.stdout,
-        }
+        if allowed is not SAFE_IMPORTS:
+            allowed = frozenset(name for name in allowed if self._is_loaded(name))
+        return Request(operation, entrypoint, allowed, check, self._limits.output, self._limits.stdout)
 
     def _is_loaded(self, name: str) -> bool:
+        if not all(part.isidentifier() for part in name.split(".")):
+            return False
         return name in self._importable or any(name.startswith(f"{root}.") for root in self._importable)
 
-    def _parts(self, source: str, arguments: object, context: object) -> tuple[bytes, bytes, bytes]:
-        return (
-            _source_bytes(source, self._limits.source),
-            _json_bytes("the arguments", arguments, self._limits.arguments),
-            _json_bytes("the context", context, self._limits.arguments),
-        )
+    def _fill(self, request: Request, source: str, arguments: object, context: object) -> None:
+        request.source = _source_bytes(source, self._limits.source)
+        request.arguments = _json_bytes("the arguments", arguments, self._limits.arguments)
+        request.context = _json_bytes("the context", context, self._limits.arguments)
 
-    def _attempt(
-        self,
-        settings: dict[str, Any],
-        parts: tuple[bytes, bytes, bytes],
-        memory_limit: int,
-        timeout: float,
-        cpu_limit: float,
-    ) -> Outcome:
-        ended = self._converse(settings, parts, memory_limit, timeout, cpu_limit)
+    def _compile(self, source: bytes) -> bytes | None:
+        request = self._request("compile", "", SAFE_IMPORTS, False)
+        request.source = source
+        ended = self._converse(request, VALIDATION_MEMORY, VALIDATION_TIMEOUT, math.inf)
+        if isinstance(ended, SandboxFault) or ended[0].reply is None:
+            return None
+        return ended[0].reply.code
+
+    def _attempt(self, request: Request, memory_limit: int, timeout: float, cpu_limit: float) -> Outcome:
+        ended = self._converse(request, memory_limit, timeout, cpu_limit)
         if isinstance(ended, SandboxFault):
             return self._outcome(ended)
         conversation, fault = ended
         return self._outcome(fault, conversation)
 
     def _converse(
-        self,
-        settings: dict[str, Any],
-        parts: tuple[bytes, bytes, bytes],
-        memory_limit: int,
-        timeout: float,
-        cpu_limit: float,
+        self, request: Request, memory_limit: int, timeout: float, cpu_limit: float
     ) -> tuple[Ended, SandboxFault | None] | SandboxFault:
         """Hold the conversation on a child that takes the request; a fault if none could be had."""
         reason = "no child was free in time"
@@ -244,11 +239,10 @@ class Sandbox:
                 continue
             try:
                 child.begin()
-                settings["address_space"] = child.address_space + memory_limit * MEGABYTE
-                settings["cpu_seconds"] = math.ceil(min(cpu_limit, timeout)) + 1
+                request.address_space = child.address_space + memory_limit * MEGABYTE
+                request.cpu_seconds = math.ceil(min(cpu_limit, timeout)) + 1
                 conversation = Conversation(child, timeout, cpu_limit, self._limits)
-                request = requests.encode(settings, *parts)
-                ended = conversation.hold(request, server)
+                ended = conversation.hold(request.encode(), server)
                 return ended, _judge(ended, server, child, memory_limit, timeout, cpu_limit)
             except ChildGone:
                 reason = "the parked child was gone"

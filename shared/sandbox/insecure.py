@@ -96,9 +96,6 @@ class InsecureServer:
         """A fresh interpreter."""
         return InsecureChild()
 
-    def welcome(self) -> None:
-        """There is no pool."""
-
     def watch(self, child: InsecureChild, seconds: float) -> None:
         """There is no second watch."""
 

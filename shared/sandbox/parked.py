@@ -11,10 +11,9 @@ import time
 from dataclasses import dataclass
 
 _KB = 1024
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _PEAK_SIZE = re.compile(rb"VmPeak:\s+(\d+) kB")
 _PEAK_RESIDENT = re.compile(rb"VmHWM:\s+(\d+) kB")
-_SIZE = re.compile(rb"VmSize:\s+(\d+) kB")
-_RESIDENT = re.compile(rb"VmRSS:\s+(\d+) kB")
 _PID = re.compile(r"^Pid:\s+(\d+)$", re.MULTILINE)
 
 
@@ -48,6 +47,7 @@ class ParkedChild:
         self._closed = False
         self.address_space = fallback_size
         self._status: int | None = None
+        self._statm: int | None = None
         self._clock: int | None = None
         self._resident = 0
         self._cpu_at_start = 0.0
@@ -59,16 +59,15 @@ class ParkedChild:
                 match = _PID.search(facts.read())
             if match is None:
                 return
+            self._statm = os.open(f"/proc/{match.group(1)}/statm", os.O_RDONLY | os.O_CLOEXEC)
             self._status = os.open(f"/proc/{match.group(1)}/status", os.O_RDONLY | os.O_CLOEXEC)
             self._clock = (~int(match.group(1)) << 3) | 2  # the kernel's number for a process's CPU clock
         except OSError:
-            self._status = None
+            self._close_files()
 
     def begin(self) -> None:
         """Note where the counters stand before the call."""
-        status = self._read_status()
-        self.address_space = _kilobytes(_SIZE, status) or self.address_space
-        self._resident = _kilobytes(_RESIDENT, status)
+        self.address_space, self._resident = self._sizes() or (self.address_space, 0)
         self._cpu_at_start = self._clock_time()
 
     def usage(self) -> Usage:
@@ -98,6 +97,16 @@ class ParkedChild:
             return time.clock_gettime(self._clock)
         except OSError:
             return 0.0
+
+    def _sizes(self) -> tuple[int, int] | None:
+        """Bytes of address space and of resident memory; None where the kernel does not tell."""
+        if self._statm is None:
+            return None
+        try:
+            size, resident, *_ = os.pread(self._statm, 128, 0).split()
+        except (OSError, ValueError):
+            return None
+        return int(size) * _PAGE, int(resident) * _PAGE
 
     def _read_status(self) -> bytes:
         if self._status is None:
@@ -130,9 +139,13 @@ class ParkedChild:
         self._closed = True
         self.channel.close()
         os.close(self.pidfd)
-        if self._status is not None:
-            os.close(self._status)
-            self._status = None
+        self._close_files()
+
+    def _close_files(self) -> None:
+        for descriptor in (self._status, self._statm):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._status = self._statm = None
 
     def __del__(self) -> None:
         """A time limit of the caller may strike between any two steps; no child is forgotten over it."""

@@ -14,12 +14,13 @@ MAX_TEXT = 10_000
 
 @dataclass(frozen=True)
 class Reply:
-    """A checked reply: a value, a fault or problems, and the printed text."""
+    """A checked reply: a value, a fault, problems or code, and the printed text."""
 
     value: Any = None
     fault: SandboxFault | None = None
     stdout: str = ""
     problems: tuple[Problem, ...] = ()
+    code: bytes | None = None
 
 
 class Inbox:
@@ -39,7 +40,7 @@ class Inbox:
         self._bytes += data
         if self._wanted is None and len(self._bytes) >= wire.REPLY.size:
             kind, body, printed = wire.REPLY.unpack_from(self._bytes)
-            most = self._limits.output if kind == wire.VALUE else wire.MAX_REPORT
+            most = self._limits.output if kind in (wire.VALUE, wire.CODE) else wire.MAX_REPORT
             if body > most or printed > self._limits.stdout:
                 self._wanted = 0
             else:
@@ -118,6 +119,10 @@ def _problem(message: object, line: object, column: object, code: object) -> Pro
     return Problem(_text(message) or "unknown", _whole(line), _whole(column), _text(code) or "unknown")
 
 
+def _read_code(body: bytes, stdout: str) -> Reply:
+    return Reply(code=body)
+
+
 def _unknown(body: bytes, stdout: str) -> Reply:
     return _distrust("sent something that is no reply", security=True)
 
@@ -131,4 +136,9 @@ def _whole(value: object) -> int | None:
     return value if fits else None  # type: ignore[return-value]
 
 
-_READERS = {wire.VALUE: _read_value, wire.FAULT: _read_fault, wire.PROBLEMS: _read_problems}
+_READERS = {
+    wire.VALUE: _read_value,
+    wire.FAULT: _read_fault,
+    wire.PROBLEMS: _read_problems,
+    wire.CODE: _read_code,
+}

@@ -6,10 +6,9 @@ import math
 import os
 import signal
 import time
-from typing import Any
 
 from shared.sandbox.confined import canary
-from shared.sandbox.confined import request as requests
+from shared.sandbox.confined.request import Request
 from shared.sandbox.conversation import ChildGone, Conversation, Ended
 from shared.sandbox.fork_server import ForkServer, ZygoteLost
 from shared.sandbox.outcome import Limits
@@ -52,13 +51,18 @@ def _send(server: ForkServer, limits: Limits, operation: str) -> tuple[Ended, in
     child = server.take(time.monotonic() + PATIENCE)
     try:
         child.begin()
-        settings: dict[str, Any] = {
-            "operation": operation, "entrypoint": "", "allowed": [], "check": False,
-            "address_space": child.address_space + CANARY_MEMORY, "cpu_seconds": int(PATIENCE),
-            "max_output": limits.output, "max_stdout": limits.stdout,
-        }  # fmt: skip
+        request = Request(
+            operation=operation,
+            entrypoint="",
+            allowed=frozenset(),
+            check=False,
+            max_output=limits.output,
+            max_stdout=limits.stdout,
+            address_space=child.address_space + CANARY_MEMORY,
+            cpu_seconds=int(PATIENCE),
+        )
         conversation = Conversation(child, PATIENCE, math.inf, limits)
-        ended = conversation.hold(requests.encode(settings), server)
+        ended = conversation.hold(request.encode(), server)
         if ended.reply is not None and ended.reply.fault is None:
             return ended, 0
         return ended, server.status(child, time.monotonic() + PATIENCE)

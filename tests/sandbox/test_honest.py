@@ -15,9 +15,10 @@ HONEST = json.loads((Path(__file__).parent / "data" / "honest.json").read_text(e
 
 @pytest.mark.parametrize("function", HONEST, ids=lambda function: function["name"])
 def test_corpus(sandbox: Sandbox, function: dict[str, Any]) -> None:
-    outcome = sandbox.call(function["code"], "f", function["input"], allowed_imports=function["imports"])
-    assert outcome.error is None
-    assert outcome.value == function["expected"]
+    for _ in range(2):  # the second call has its code compiled apart
+        outcome = sandbox.call(function["code"], "f", function["input"], allowed_imports=function["imports"])
+        assert outcome.error is None
+        assert outcome.value == function["expected"]
 
 
 def test_every_safe_module_can_be_imported(sandbox: Sandbox) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import marshal
 import os
 import random
 import select
@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import canary, limits, privileges, request, runner
+from . import canary, limits, modules, privileges, request, runner, validator
 from .seccomp import CHANNEL, Filter
 
 _HIGHEST_DESCRIPTOR = 1 << 20
+_CHUNK = 1 << 16
 _SHORT_IDLE = 10
 """Milliseconds without a request after which a child expects to stay parked for a while."""
 _REHEARSALS = 5
@@ -65,7 +66,7 @@ def live(channel: int, equipment: Equipment) -> None:
     if equipment.strict:
         equipment.strict.install()
     _warm_up()
-    _write(_serve(_read_exactly))
+    _write(_serve(_receive))
     # The host reads this process's CPU time and memory, then ends it. It must not vanish before.
     os.read(CHANNEL, 1)
 
@@ -74,22 +75,22 @@ def live_unconfined(own_size: int) -> None:
     """Serve one request in a fresh interpreter, with resource limits and nothing else."""
     forget_terminal()
     limits.limit_development()
-    _write(_serve(_read_exactly, own_size))
+    _write(_serve(_receive, own_size))
 
 
 def rehearse() -> None:
     """In the zygote: run small functions until the interpreter has specialised and cached what they need."""
     for _ in range(_REHEARSALS):
-        _serve(io.BytesIO(_PLAIN_REQUEST).read)
-        _serve(io.BytesIO(_ASYNC_REQUEST).read)
+        _serve(lambda: _PLAIN_REQUEST)
+        _serve(lambda: _ASYNC_REQUEST)
 
 
 def _warm_up() -> None:
     """Touch the pages that a function will write to, for as long as there is nothing better to do."""
     if not _channel.poll(0):
-        _serve(io.BytesIO(_PLAIN_REQUEST).read)
+        _serve(lambda: _PLAIN_REQUEST)
         if not _channel.poll(_SHORT_IDLE):
-            _serve(io.BytesIO(_ASYNC_REQUEST).read)
+            _serve(lambda: _ASYNC_REQUEST)
 
 
 _channel = select.poll()
@@ -98,12 +99,19 @@ _channel.register(CHANNEL, select.POLLIN)
 
 def _rehearsal(source: str) -> bytes:
     """A request that changes nothing: its limits are the highest that there are."""
-    settings = {
-        "operation": "call", "entrypoint": "main", "allowed": None, "check": True,
-        "address_space": limits.HIGHEST, "cpu_seconds": limits.HIGHEST,
-        "max_output": 1 << 10, "max_stdout": 1 << 10,
-    }  # fmt: skip
-    return request.encode(settings, source.encode(), b'{"numbers": [1]}')
+    return request.Request(
+        operation="call",
+        entrypoint="main",
+        allowed=modules.SAFE_IMPORTS,
+        check=True,
+        max_output=1 << 10,
+        max_stdout=1 << 10,
+        address_space=limits.HIGHEST,
+        cpu_seconds=limits.HIGHEST,
+        source=source.encode(),
+        code=marshal.dumps(validator.compile_source(source)),
+        arguments=b'{"numbers": [1]}',
+    ).encode()
 
 
 _PLAIN_REQUEST = _rehearsal(_PLAIN)
@@ -116,28 +124,25 @@ def forget_terminal() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _serve(read: Callable[[int], bytes], own_size: int = 0) -> bytes:
+def _serve(receive: Callable[[], bytes], own_size: int = 0) -> bytes:
     """Read a request, put its limits on, and do what it asks; returns the reply.
 
     Args:
-        read: returns exactly so many bytes.
+        receive: returns the next bytes of the request.
         own_size: bytes of address space that the host could not know of.
     """
-    order = request.read(read)
+    order = request.read(receive)
     limits.limit_call(min(order.address_space + own_size, limits.HIGHEST), order.cpu_seconds)
-    if order.operation in ("call", "validate"):
+    if order.operation in runner.OPERATIONS:
         return runner.serve(order)
     return canary.attempt(order)
 
 
-def _read_exactly(length: int) -> bytes:
-    parts = bytearray()
-    while len(parts) < length:
-        part = os.read(CHANNEL, length - len(parts))
-        if not part:
-            os._exit(0)
-        parts += part
-    return bytes(parts)
+def _receive() -> bytes:
+    part = os.read(CHANNEL, _CHUNK)
+    if not part:
+        os._exit(0)
+    return part
 
 
 def _write(reply: bytes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import linecache
+import marshal
 import sys
 import traceback
 from collections.abc import Callable
@@ -31,10 +32,15 @@ class Fault(Exception):
         self.facts = {"type": kind, "message": message, **facts}
 
 
+OPERATIONS = ("call", "compile", "validate")
+
+
 def serve(request: Request) -> bytes:
     """Do what a request asks and return the reply's bytes."""
     if request.operation == "validate":
         return _reply(wire.PROBLEMS, _validate(request))
+    if request.operation == "compile":
+        return _reply(wire.CODE, marshal.dumps(validator.compile_source(_text(request))))
     capture = Capture(request.max_stdout)
     sys.stdout = sys.stderr = capture
     kind, body = _guarded(request, capture)
@@ -46,9 +52,15 @@ def _reply(kind: bytes, body: bytes, printed: bytes = b"") -> bytes:
     return b"".join((wire.REPLY.pack(kind, len(body), len(printed)), body, printed))
 
 
+def _text(request: Request) -> str:
+    return request.source.decode()
+
+
 def _validate(request: Request) -> bytes:
     schema = json.loads(request.arguments)
-    findings = validator.find_problems(request.source, request.entrypoint, request.allowed, schema)
+    findings = validator.find_problems(
+        _text(request), request.entrypoint, request.allowed, schema, json.loads(request.context) is not None
+    )
     return json.dumps([finding.as_list() for finding in findings]).encode()
 
 
@@ -96,9 +108,15 @@ def _load(request: Request) -> ModuleType:
     return module
 
 
+def _code(request: Request) -> Any:
+    if request.code:
+        return marshal.loads(request.code)  # noqa: S302 made by a child like this one, for this source
+    return validator.compile_source(_text(request))
+
+
 def _compile(request: Request) -> Any:
     try:
-        code = validator.compile_source(request.source)
+        code = _code(request)
     except SyntaxError as error:
         facts = {"line": error.lineno, "column": error.offset}
         raise Fault("syntax_error", f"syntax error: {error.msg} (line {error.lineno})", **facts) from None
@@ -113,7 +131,7 @@ def _compile(request: Request) -> Any:
 
 def _forbidden(request: Request, name: str) -> Fault:
     """The refusal, with the place if the source's tree shows it."""
-    finding = validator.first_forbidden(request.source, request.allowed)
+    finding = validator.first_forbidden(_text(request), request.allowed)
     if finding is None:
         return Fault("forbidden_name", f"the name {name!r} is not allowed")
     place = f"line {finding.line}, column {finding.column}"
@@ -173,8 +191,9 @@ def _describe(error: BaseException, request: Request, capture: Capture) -> dict[
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return _OUT_OF_MEMORY
     try:
-        lines = request.source.splitlines(keepends=True)
-        linecache.cache[validator.FILENAME] = (len(request.source), None, lines, validator.FILENAME)
+        source = _text(request)
+        lines = source.splitlines(keepends=True)
+        linecache.cache[validator.FILENAME] = (len(source), None, lines, validator.FILENAME)
         return _describe_exception(error)
     except BaseException:
         return {"type": "exception", "message": "an exception that cannot be shown"}

@@ -35,7 +35,7 @@ def compile_source(source: str) -> Any:
 
 
 def find_problems(
-    source: str, entrypoint: str, allowed: frozenset[str], schema: dict[str, Any] | None
+    source: str, entrypoint: str, allowed: frozenset[str], schema: dict[str, Any] | None, with_context: bool = False
 ) -> list[Finding]:
     """All problems, in the order of the source; none means that the function may be stored."""
     try:
@@ -46,7 +46,7 @@ def find_problems(
     except (ValueError, RecursionError, MemoryError) as error:
         reason = str(error) or "it is nested too deeply"
         return [Finding(f"the source cannot be compiled: {reason}", None, None, "syntax_error")]
-    found = [*_forbidden(tree, allowed), *_entrypoint(tree, entrypoint, schema)]
+    found = [*_forbidden(tree, allowed), *_entrypoint(tree, entrypoint, schema, with_context)]
     return sorted(found, key=lambda finding: (finding.line or 0, finding.column or 0))[:MAX_PROBLEMS]
 
 
@@ -93,7 +93,9 @@ def _node_problems(node: ast.AST, builtins: frozenset[str], allowed: frozenset[s
             yield f"the name {hidden!r} is not allowed, not even in a string", "forbidden_name"
 
 
-def _entrypoint(tree: ast.Module, entrypoint: str, schema: dict[str, Any] | None) -> Iterator[Finding]:
+def _entrypoint(
+    tree: ast.Module, entrypoint: str, schema: dict[str, Any] | None, with_context: bool
+) -> Iterator[Finding]:
     """The entry point exists, and takes what the schema promises."""
     functions = [
         node
@@ -104,10 +106,12 @@ def _entrypoint(tree: ast.Module, entrypoint: str, schema: dict[str, Any] | None
         message = f"the source defines no function {entrypoint!r} at its top level"
         yield Finding(message, None, None, "no_entrypoint")
     elif schema is not None:
-        yield from _signature(functions[-1], schema)
+        yield from _signature(functions[-1], schema, with_context)
 
 
-def _signature(function: ast.FunctionDef | ast.AsyncFunctionDef, schema: dict[str, Any]) -> Iterator[Finding]:
+def _signature(
+    function: ast.FunctionDef | ast.AsyncFunctionDef, schema: dict[str, Any], with_context: bool
+) -> Iterator[Finding]:
     arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args]
     with_default = {arg.arg for arg in positional[len(positional) - len(arguments.defaults) :]}
@@ -127,13 +131,18 @@ def _signature(function: ast.FunctionDef | ast.AsyncFunctionDef, schema: dict[st
     if arguments.kwarg is None:
         for name in sorted((known | needed) - accepted):
             yield finding(f"the input schema has {name!r}, but {function.name!r} takes no such argument", function)
+        if with_context and "context" not in accepted:
+            yield finding(f"the context is required, but {function.name!r} takes no argument 'context'", function)
     # A schema without `required`, or one that is open, does not say which arguments will come.
     optional = known - needed if isinstance(required, list) else set()
     closed = schema.get("additionalProperties") is False
     for arg in (*arguments.args, *arguments.kwonlyargs):
-        if arg.arg in with_default | needed | {"context"}:
+        if arg.arg in with_default | needed:
             continue
-        if arg.arg in optional or (closed and arg.arg not in known):
+        if arg.arg == "context" and arg.arg not in known:
+            if not with_context:
+                yield finding("the parameter 'context' is filled only where `requires_context` is true", arg)
+        elif arg.arg in optional or (closed and arg.arg not in known):
             yield finding(f"the parameter {arg.arg!r} has no default, but the input schema does not require it", arg)
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import struct
 
 # --- channel: host to child -------------------------------------------------------------------------------
-REQUEST = struct.Struct("!4I")
-"""Lengths of the four parts that follow: JSON settings, source, JSON arguments, JSON context."""
+REQUEST = struct.Struct("!?QQII7I")
+"""Policy on, address space, CPU seconds, bounds of the value and of the printed text; then the lengths of the parts
+that follow: operation, entry point, allowed imports (a line each), source, compiled code, JSON arguments, JSON
+context."""
 
 # --- channel: child to host -------------------------------------------------------------------------------
 REPLY = struct.Struct("!cII")
@@ -23,6 +25,8 @@ FAULT = b"F"
 """The body is a JSON object with `type`, `message` and further facts."""
 PROBLEMS = b"P"
 """The body is a JSON list of `[message, line, column, code]`."""
+CODE = b"C"
+"""The body is compiled code, which nobody but another child may read."""
 
 MAX_REPORT = 64 << 10
 """A fault or a list of problems is never longer than this many bytes."""

@@ -47,7 +47,7 @@ SCHEMA = {"additionalProperties": False, "properties": {"a": {}, "b": {}}, "requ
         ("a, *, b=1", 0),
         ("a, b=1, c=2", 0),
         ("a, b=1, context=None", 0),
-        ("a, b=1, *, context", 0),
+        ("a, b=1, *, context", 1),
         ("**anything", 0),
         ("a, **rest", 0),
         ("a", 1),
@@ -61,6 +61,12 @@ def test_signature(signature: str, count: int) -> None:
     problems = found(f"def f({signature}): pass", SCHEMA)
     assert [code for code, _, _ in problems] == ["signature"] * count
     assert all(line == 1 for _, line, _ in problems)
+
+
+@pytest.mark.parametrize(("signature", "count"), [("a, b=1, *, context", 0), ("a, b=1", 1), ("a, **rest", 0)])
+def test_a_context_has_a_place_to_go(signature: str, count: int) -> None:
+    source = f"def f({signature}): pass"
+    assert len(find_problems(source, "f", SAFE_IMPORTS, SCHEMA, with_context=True)) == count
 
 
 @pytest.mark.parametrize("schema", [{"properties": 3, "required": "x"}, {"required": ["a"]}, {}])

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from shared.sandbox import code_cache
+from shared.sandbox.code_cache import CodeCache
+
+
+def test_a_source_is_compiled_when_it_comes_back() -> None:
+    compiled: list[bytes] = []
+
+    def compile_source() -> bytes:
+        compiled.append(b"code")
+        return b"code"
+
+    cache = CodeCache()
+    assert [cache.get(b"source", compile_source) for _ in range(4)] == [b"", b"code", b"code", b"code"]
+    assert len(compiled) == 1
+
+
+def test_what_cannot_be_compiled_is_left_to_the_call() -> None:
+    cache = CodeCache()
+    assert [cache.get(b"def", lambda: None) for _ in range(3)] == [b"", b"", b""]
+
+
+def test_the_least_recently_used_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code_cache, "MAX_BYTES", 10)
+    cache = CodeCache()
+    for source in (b"aaa", b"bbb"):
+        cache.get(source, lambda: None)
+        cache.get(source, lambda: b"12")
+    cache.get(b"aaa", lambda: None)
+    cache.get(b"ccc", lambda: None)
+    assert cache.get(b"aaa", lambda: None) == b"12"
+    assert cache.get(b"bbb", lambda: b"never: it was forgotten, so that this is its first time") == b""
