@@ -35,6 +35,7 @@ EXPECTED: dict[str, type[errors.MinionError]] = {
     "MN006": errors.TooLarge,
     "MN007": errors.InvalidInput,
     "MN008": errors.NotFound,
+    "MN009": errors.Conflict,
 }
 # Connection lost, server shutting down, too many connections, disk full: waits may help.
 TRANSIENT_CLASSES = ("08", "53", "57")

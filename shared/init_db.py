@@ -15,7 +15,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.orm import Session
 
-from shared.errors import NotConfigured
+from shared import __version__
+from shared.errors import Conflict, NotConfigured
 from shared.models import Agent, Function, Tool
 
 if TYPE_CHECKING:
@@ -35,8 +36,15 @@ def alembic_config() -> Iterator[Config]:
         yield config
 
 
-def migrate(engine: Engine) -> tuple[str | None, str | None]:
+def migrate(engine: Engine, *, after: bool = False) -> tuple[str | None, str | None]:
     """Brings the schema to this release's revision.
+
+    Each revision belongs to a phase. Those of "before" run before the new release starts, and leave a schema that the
+    previous release goes on working on. Those of "after" take away what only the previous release used.
+
+    Args:
+        engine: the database.
+        after: run the "after" revisions too. An empty database gets them at once.
 
     Returns:
         the revision before and the revision after; the same where nothing was to be done, or where a later release
@@ -44,6 +52,7 @@ def migrate(engine: Engine) -> tuple[str | None, str | None]:
 
     Raises:
         NotConfigured: the database cannot hold every text.
+        Conflict: workers of an earlier release are still online, and `after` would break them.
     """
     with alembic_config() as config, engine.connect() as connection:
         _refuse_other_encodings(connection)
@@ -54,7 +63,9 @@ def migrate(engine: Engine) -> tuple[str | None, str | None]:
             if before is not None and before not in _known_revisions(config):
                 return before, before
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            if after and before is not None:
+                _refuse_old_workers(connection)
+            command.upgrade(config, "head" if after or before is None else _last_before(config, before))
             connection.commit()
             return before, _revision(connection)
         finally:
@@ -75,8 +86,29 @@ def _revision(connection: Connection) -> str | None:
     return revision
 
 
-def _known_revisions(config: Config) -> set[str]:
-    return {revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()}
+def _refuse_old_workers(connection: Connection) -> None:
+    online = connection.execute(
+        text("SELECT name, version FROM workers WHERE status = 'online' AND version <> :version ORDER BY name"),
+        {"version": __version__},
+    ).all()
+    connection.rollback()
+    if online:
+        names = ", ".join(f"{worker.name} ({worker.version})" for worker in online[:10])
+        raise Conflict(
+            f"{len(online)} workers of another release are online: {names}. Replace them with release {__version__}, "
+            "then run `minion migrate --after` again."
+        )
+
+
+def _known_revisions(config: Config) -> list[str]:
+    """From the newest to the oldest."""
+    return [revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()]
+
+
+def _last_before(config: Config, current: str | None = None) -> str:
+    """The last revision of phase "before", or the current one if the schema has come further."""
+    revisions = list(ScriptDirectory.from_config(config).walk_revisions())
+    return next(r.revision for r in revisions if r.module.PHASE == "before" or r.revision == current)
 
 
 def check_schema_is_current(connection: Connection) -> None:
@@ -84,11 +116,13 @@ def check_schema_is_current(connection: Connection) -> None:
     current = MigrationContext.configure(connection).get_current_revision()
     with alembic_config() as config:
         known = _known_revisions(config)
-        head = ScriptDirectory.from_config(config).get_current_head()
+        needed = _last_before(config)
     if current is None:
         raise NotConfigured("The database has no schema yet. Run `minion migrate`.")
-    if current in known and current != head:
-        raise NotConfigured(f"The database's schema is at {current}, this release needs {head}. Run `minion migrate`.")
+    if current in known and known.index(current) > known.index(needed):
+        raise NotConfigured(
+            f"The database's schema is at {current}, this release needs {needed}. Run `minion migrate`."
+        )
 
 
 def init(engine: Engine) -> list[Change]:

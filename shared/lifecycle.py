@@ -52,15 +52,21 @@ QUEUES_IN_USE = text(
     "WHERE state = 'queued' AND published_at < now() - CAST(:patience AS interval)"
 )
 WAKE_DUE = text("SELECT minion_wake_due(:most)")
-CLAIM = text("SELECT minion_claim(:task, :claim, :worker)")
+CLAIM = text("SELECT minion_claim(:task, :claim, :worker, :granted)")
+HOLD = text("SELECT minion_hold(:task, :claim, :scope, :name, :delay)")
 WRITE_STEPS = text("SELECT minion_write_steps(:task, :claim, :steps)").bindparams(bindparam("steps", type_=JSONB))
 FINISH = text("SELECT minion_finish(:task, :claim, :state, :result)").bindparams(bindparam("result", type_=JSONB))
 RELEASE = text("SELECT minion_release(:task, :claim, :how, :charged, :delay, :result)").bindparams(
     bindparam("result", type_=JSONB)
 )
-SUSPEND = text("SELECT minion_suspend(:task, :claim, :result, :children)").bindparams(
-    bindparam("result", type_=JSONB), bindparam("children", type_=JSONB)
+SUSPEND = text("SELECT minion_suspend(:task, :claim, :result, :children, :waits)").bindparams(
+    bindparam("result", type_=JSONB), bindparam("children", type_=JSONB), bindparam("waits", type_=JSONB)
 )
+SNOOZE = text("SELECT minion_snooze(:task, :claim, :result, :delay, :reason)").bindparams(
+    bindparam("result", type_=JSONB)
+)
+SIGNAL = text("SELECT minion_signal(:task, :name, :payload)").bindparams(bindparam("payload", type_=JSONB))
+HEAL_WAITS = text("SELECT minion_heal_waits(:most)")
 END_TREE = text("SELECT minion_end_tree(:task, :state, :error)").bindparams(bindparam("error", type_=JSONB))
 
 
@@ -119,10 +125,33 @@ def wake_due(connection: Connection, *, most: int = 1000) -> int:
     return int(connection.scalar(WAKE_DUE, {"most": most}) or 0)
 
 
-def claim(connection: Connection, task: UUID, expected: int, worker: UUID) -> dict[str, Any] | None:
-    """Takes a queued task. Returns its row with `claim`, `attempts`, `queue` and `steps`, or None."""
-    found: dict[str, Any] | None = connection.scalar(CLAIM, {"task": task, "claim": expected, "worker": worker})
+def heal_waits(connection: Connection, *, most: int = 1000) -> int:
+    """Wakes waiting tasks that have nothing left to wait for; returns how many."""
+    return int(connection.scalar(HEAL_WAITS, {"most": most}) or 0)
+
+
+def claim(
+    connection: Connection, task: UUID, expected: int, worker: UUID, *, granted: bool = False
+) -> dict[str, Any] | None:
+    """Takes a queued task.
+
+    Args:
+        granted: the limiter has permitted it to start.
+
+    Returns:
+        its row with `claim`, `attempts`, `queue` and `steps`; `{"refused": obstacle}` where a pause or a limit keeps
+        it from starting, and where the obstacle's kind is `rate` the limiter is to be asked; None where it cannot be
+        had.
+    """
+    values = {"task": task, "claim": expected, "worker": worker, "granted": granted}
+    found: dict[str, Any] | None = connection.scalar(CLAIM, values)
     return found
+
+
+def hold(connection: Connection, task: UUID, expected: int, *, scope: str, name: str, delay: float) -> None:
+    """Puts a queued task back in line, and nothing of that scope leaves it before `delay` seconds have passed."""
+    values = {"task": task, "claim": expected, "scope": scope, "name": name, "delay": timedelta(seconds=delay)}
+    connection.execute(HOLD, values)
 
 
 def write_steps(connection: Connection, task: UUID, claim: int, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -170,12 +199,41 @@ def release(
 
 
 def suspend(
-    connection: Connection, task: UUID, claim: int, result: dict[str, Any], children: list[dict[str, Any]]
+    connection: Connection,
+    task: UUID,
+    claim: int,
+    result: dict[str, Any],
+    children: list[dict[str, Any]],
+    waits: Sequence[dict[str, Any]] = (),
 ) -> State | None:
-    """Creates sub-tasks and suspends their parent, in one transaction. None where the claim was lost."""
-    values = {"task": task, "claim": claim, "result": result, "children": children}
+    """Creates sub-tasks and waits and suspends their task, in one transaction.
+
+    Returns:
+        the state the task is in now (pending where the signals had arrived already), or None where the claim was lost.
+    """
+    values = {"task": task, "claim": claim, "result": result, "children": children, "waits": list(waits)}
     state = connection.scalar(SUSPEND, values)
     return State(state) if state else None
+
+
+def snooze(
+    connection: Connection, task: UUID, claim: int, result: dict[str, Any], *, delay: float, reason: str
+) -> State | None:
+    """Lets a running task go, uncharged, to run again after `delay` seconds. None where the claim was lost."""
+    values = {"task": task, "claim": claim, "result": result, "delay": timedelta(seconds=delay), "reason": reason}
+    state = connection.scalar(SNOOZE, values)
+    return State(state) if state else None
+
+
+def signal(connection: Connection, task: UUID, name: str, payload: Any) -> State:
+    """Sends a signal to a task; it is kept until the task waits for it. Returns the state the task is in now.
+
+    Raises:
+        NotFound: there is no such task.
+        Conflict: the task has ended.
+        TooLarge, InvalidInput: the payload cannot be stored.
+    """
+    return State(connection.scalar(SIGNAL, {"task": task, "name": name, "payload": payload}))
 
 
 def cancel(connection: Connection, task: UUID, *, reason: str) -> State:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
+
+from migrations.sql import run_file
 
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
-
-SQL = Path(__file__).resolve().parent.parent / "sql"
+PHASE = "before"
 
 # Frozen here: a later change of `shared.states` comes with a migration of its own.
 LIVE = ("scheduled", "pending", "queued", "running", "waiting")
@@ -46,14 +45,6 @@ def upgrade() -> None:
     # What `SET search_path FROM CURRENT` takes: our schema, and a caller's temporary tables only after it.
     connection.exec_driver_sql("SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true)")
     run_file(connection, "0001_after_tables.sql", transitions=pairs)
-
-
-def run_file(connection: sa.Connection, name: str, **values: str) -> None:
-    statements = (SQL / name).read_text(encoding="utf-8")
-    for key, value in values.items():
-        statements = statements.replace("{" + key + "}", value)
-    # psycopg reads a single % as the start of a parameter.
-    connection.exec_driver_sql(statements.replace("%", "%%"))
 
 
 def create_tables() -> None:

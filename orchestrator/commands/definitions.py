@@ -23,19 +23,21 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def migrate() -> None:
+def migrate(
+    after: bool = typer.Option(
+        False, "--after", help="Also take away what the previous release used, when none of its processes is left."
+    ),
+) -> None:
     """Bring the database's schema to this release. Safe to run twice, or twice at once."""
     # The database layer is imported where it is needed: `minion submit` starts faster without it.
     from shared import init_db
     from shared.database import get_engine, wait_for
 
     settings = get_settings()
-    before, after = wait_for(
-        lambda: init_db.migrate(get_engine()), what="The database", attempts=settings.connect_attempts
+    old, new = wait_for(
+        lambda: init_db.migrate(get_engine(), after=after), what="The database", attempts=settings.connect_attempts
     )
-    console.print(
-        f"The schema is at {after}" + (" (unchanged)." if before == after else f" (was {before or 'empty'}).")
-    )
+    console.print(f"The schema is at {new}" + (" (unchanged)." if old == new else f" (was {old or 'empty'})."))
 
 
 def init() -> None:

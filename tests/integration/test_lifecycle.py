@@ -194,10 +194,9 @@ def test_a_parent_waits_for_the_last_child(hand: ByHand) -> None:
     assert hand.state(parent) == "pending"
 
 
-def test_a_suspension_without_children_is_woken_by_the_next_look(hand: ByHand) -> None:
+def test_a_suspension_without_anything_to_wait_for_is_pending_at_once(hand: ByHand) -> None:
     parent = hand.run()
     hand.suspend(parent)
-    assert hand.call(lifecycle.wake_due) == 1
     assert hand.state(parent) == "pending"
 
 

@@ -125,7 +125,7 @@ def in_processes(engine: Engine, code: str, number: int) -> list[str]:
 
 
 def test_processes_that_migrate_and_init_at_once_do_it_once(empty_database: Engine) -> None:
-    assert sorted(in_processes(empty_database, MIGRATE, 3)) == ["0001 0001", "0001 0001", "None 0001"]
+    assert sorted(in_processes(empty_database, MIGRATE, 3)) == ["0003 0003", "0003 0003", "None 0003"]
     assert sorted(in_processes(empty_database, INIT, 3)) == ["0", "0", "3"]
     with empty_database.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM agent_versions")) == 2
@@ -133,7 +133,7 @@ def test_processes_that_migrate_and_init_at_once_do_it_once(empty_database: Engi
 
 
 def test_migrating_and_creating_again_changes_nothing(database: Engine) -> None:
-    assert init_db.migrate(database) == ("0001", "0001")
+    assert init_db.migrate(database) == ("0003", "0003")
     assert [(c.kind, c.name, c.action) for c in init_db.init(database)] == [
         ("tool", "echo", "created"),
         ("agent", "assistant", "created"),
@@ -165,7 +165,7 @@ def test_a_migration_that_fails_says_why_and_lets_go(empty_database: Engine) -> 
         assert connection.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")) == 0
         assert connection.scalar(text("SELECT to_regclass('tasks')")) is None
         connection.execute(text("DROP TABLE workers"))
-    assert init_db.migrate(empty_database) == (None, "0001")
+    assert init_db.migrate(empty_database) == (None, "0003")
 
 
 def test_a_schema_that_is_missing_or_old_is_named_and_a_newer_one_is_left_alone(empty_database: Engine) -> None:
@@ -408,7 +408,7 @@ def test_a_replayed_task_may_be_deleted(hand: ByHand) -> None:
 def test_going_back_before_the_first_schema_is_refused(database: Engine) -> None:
     with init_db.alembic_config() as config, database.connect() as connection:
         config.attributes["connection"] = connection
-        with pytest.raises(NotImplementedError, match="drop the database instead"):
+        with pytest.raises(NotImplementedError, match="Restore a backup"):
             command.downgrade(config, "base")
 
 

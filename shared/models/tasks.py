@@ -1,12 +1,7 @@
-"""The data model. Decisions behind it:
+"""Tasks and what happened to them.
 
-- Ids are UUIDv7, so tables can be range-partitioned on them and sorted by age.
-- What changes often (`task_status`) is a narrow row apart from what never changes (`tasks`) and from the
-  outcome (`task_outcomes`).
-- Definitions are heads (`agents`, `tools`, `functions`) with immutable versions; triggers refuse to change one.
-- Money is integer micro-dollars. Large outputs are content-addressed rows (`contents`).
-
-The functions and triggers that keep the invariants are in `migrations/sql/`.
+What changes often (`task_status`) is a narrow row apart from what never changes (`tasks`) and from the outcome
+(`task_outcomes`). Large outputs are content-addressed rows (`contents`).
 """
 
 from __future__ import annotations
@@ -19,252 +14,17 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     CheckConstraint,
-    Computed,
-    DateTime,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
     Integer,
     SmallInteger,
-    Text,
-    UniqueConstraint,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TSVECTOR
-from sqlalchemy.dialects.postgresql import UUID as PgUUID
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
 
-from shared.schemas import AgentDefinition
-from shared.states import FINAL, State
-
-STATES = ", ".join(f"'{state}'" for state in State)
-FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))
-NOW = text("now()")
-NEW_ID = text("minion_uuidv7()")
-EMPTY_OBJECT = text("'{}'::jsonb")
-
-
-class Base(DeclarativeBase):
-    """All tables, with names for every constraint so that migrations can speak of them."""
-
-    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it as declared here
-        UUID: PgUUID(as_uuid=True),
-        datetime: DateTime(timezone=True),
-        str: Text,
-        dict[str, Any]: JSONB,
-        list[str]: ARRAY(Text),
-    }
-
-
-Base.metadata.naming_convention = {
-    "pk": "%(table_name)s_pkey",
-    "ix": "%(table_name)s_%(column_0_name)s_idx",
-    "uq": "%(table_name)s_%(column_0_N_name)s_key",
-    "fk": "%(table_name)s_%(column_0_name)s_fkey",
-    "ck": "%(table_name)s_%(constraint_name)s_check",
-}
-
-
-def _id() -> Mapped[UUID]:
-    return mapped_column(primary_key=True, server_default=NEW_ID)
-
-
-def _created() -> Mapped[datetime]:
-    return mapped_column(server_default=NOW)
-
-
-def _namespace() -> Mapped[str]:
-    return mapped_column(server_default="default")
-
-
-class Agent(Base):
-    """A named agent with a lifecycle; what it is stands in its versions.
-
-    Made by users as `Agent(name=…, description=…, system_prompt=…, input_schema=…, config_data={…}, …)`: the
-    arguments are those of `shared.schemas.AgentDefinition` (with `config_data` for its `config`) and stand in
-    `definition` until `AgentRegistry.register_agent` stores them as a version.
-    """
-
-    __tablename__ = "agents"
-    __table_args__ = (
-        UniqueConstraint("namespace", "name"),
-        CheckConstraint("status IN ('active', 'deprecated', 'disabled', 'rolled_back')", name="status"),
-    )
-
-    id: Mapped[UUID] = _id()
-    namespace: Mapped[str] = _namespace()
-    name: Mapped[str]
-    status: Mapped[str] = mapped_column(server_default="active")
-    status_reason: Mapped[str | None]
-    active_version_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("agent_versions.id", use_alter=True, name="agents_active_version_id_fkey")
-    )
-    created_at: Mapped[datetime] = _created()
-
-    active_version: Mapped[AgentVersion | None] = relationship(foreign_keys=[active_version_id], post_update=True)
-
-    def __init__(self, *, name: str, config_data: dict[str, Any] | None = None, **definition: Any) -> None:
-        """Raises InvalidDefinition where an argument is wrong; the message names it."""
-        super().__init__()
-        self.name = name
-        self._draft = AgentDefinition.from_arguments(name=name, config_data=config_data, **definition)
-
-    @property
-    def definition(self) -> AgentDefinition:
-        """What the agent is: as given until it is stored, then its active version."""
-        if self.active_version is not None:
-            return AgentDefinition.model_validate({"name": self.name, **self.active_version.definition})
-        return self._draft
-
-
-class AgentVersion(Base):
-    """What an agent is: immutable. It pins the tool and function versions that it uses."""
-
-    __tablename__ = "agent_versions"
-    __table_args__ = (
-        UniqueConstraint("agent_id", "number"),
-        UniqueConstraint("agent_id", "checksum"),
-        CheckConstraint("type IN ('agent', 'function')", name="type"),
-        Index("agent_versions_search_idx", "search", postgresql_using="gin"),
-        Index("agent_versions_capabilities_idx", "capabilities", postgresql_using="gin"),
-    )
-
-    id: Mapped[UUID] = _id()
-    agent_id: Mapped[UUID] = mapped_column(ForeignKey("agents.id", ondelete="CASCADE"))
-    number: Mapped[int]
-    checksum: Mapped[str]
-    type: Mapped[str]
-    name: Mapped[str]
-    description: Mapped[str]
-    capabilities: Mapped[list[str]]
-    capability: Mapped[str]
-    input_schema: Mapped[dict[str, Any] | None]
-    definition: Mapped[dict[str, Any]]
-    function_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("function_versions.id"))
-    tool_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("tool_versions.id"))
-    soft_time_limit: Mapped[int]
-    time_limit: Mapped[int]
-    max_attempts: Mapped[int]
-    search: Mapped[str] = mapped_column(
-        TSVECTOR, Computed("minion_search_text(name, description, capabilities)", persisted=True)
-    )
-    created_at: Mapped[datetime] = _created()
-
-
-class AgentVersionTool(Base):
-    """A tool that a model may call in this agent version, pinned."""
-
-    __tablename__ = "agent_version_tools"
-
-    agent_version_id: Mapped[UUID] = mapped_column(
-        ForeignKey("agent_versions.id", ondelete="CASCADE"), primary_key=True
-    )
-    position: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
-    tool_version_id: Mapped[UUID] = mapped_column(ForeignKey("tool_versions.id"))
-
-
-class Relation(Base):
-    """An agent that this agent version hands work to, by name: each sub-task pins its own version."""
-
-    __tablename__ = "relations"
-
-    agent_version_id: Mapped[UUID] = mapped_column(
-        ForeignKey("agent_versions.id", ondelete="CASCADE"), primary_key=True
-    )
-    position: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
-    agent_name: Mapped[str]
-    for_each: Mapped[str | None]
-
-
-class Tool(Base):
-    """A named tool; what it is stands in its versions."""
-
-    __tablename__ = "tools"
-    __table_args__ = (UniqueConstraint("namespace", "name"),)
-
-    id: Mapped[UUID] = _id()
-    namespace: Mapped[str] = _namespace()
-    name: Mapped[str]
-    active_version_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("tool_versions.id", use_alter=True, name="tools_active_version_id_fkey")
-    )
-    created_at: Mapped[datetime] = _created()
-
-
-class ToolVersion(Base):
-    """What a tool is: immutable."""
-
-    __tablename__ = "tool_versions"
-    __table_args__ = (
-        UniqueConstraint("tool_id", "number"),
-        UniqueConstraint("tool_id", "checksum"),
-        CheckConstraint("type IN ('function', 'http', 'mcp', 'agent', 'builtin')", name="type"),
-        CheckConstraint("effect IN ('pure', 'idempotent', 'unsafe')", name="effect"),
-    )
-
-    id: Mapped[UUID] = _id()
-    tool_id: Mapped[UUID] = mapped_column(ForeignKey("tools.id", ondelete="CASCADE"))
-    number: Mapped[int]
-    checksum: Mapped[str]
-    type: Mapped[str]
-    effect: Mapped[str]
-    name: Mapped[str]
-    description: Mapped[str]
-    definition: Mapped[dict[str, Any]]
-    function_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("function_versions.id"))
-    created_at: Mapped[datetime] = _created()
-
-
-class Function(Base):
-    """A named function; its code stands in its versions."""
-
-    __tablename__ = "functions"
-    __table_args__ = (UniqueConstraint("namespace", "name"),)
-
-    id: Mapped[UUID] = _id()
-    namespace: Mapped[str] = _namespace()
-    name: Mapped[str]
-    active_version_id: Mapped[UUID | None] = mapped_column(
-        ForeignKey("function_versions.id", use_alter=True, name="functions_active_version_id_fkey")
-    )
-    created_at: Mapped[datetime] = _created()
-
-
-class FunctionVersion(Base):
-    """Python source and its contract: immutable but for `status`, and named by its SHA-256."""
-
-    __tablename__ = "function_versions"
-    __table_args__ = (
-        UniqueConstraint("function_id", "number"),
-        UniqueConstraint("function_id", "checksum"),
-        CheckConstraint("status IN ('active', 'deprecated', 'quarantined')", name="status"),
-    )
-
-    id: Mapped[UUID] = _id()
-    function_id: Mapped[UUID] = mapped_column(ForeignKey("functions.id", ondelete="CASCADE"))
-    number: Mapped[int]
-    checksum: Mapped[str]
-    name: Mapped[str]
-    description: Mapped[str]
-    definition: Mapped[dict[str, Any]]
-    status: Mapped[str] = mapped_column(server_default="active")
-    status_reason: Mapped[str | None]
-    released_at: Mapped[datetime | None]
-    created_at: Mapped[datetime] = _created()
-
-
-class SecurityEvent(Base):
-    """Something that a function version was denied, or killed for, or a hash that did not match."""
-
-    __tablename__ = "security_events"
-    __table_args__ = (Index("security_events_version_idx", "function_version_id", "id"),)
-
-    id: Mapped[UUID] = _id()
-    function_version_id: Mapped[UUID] = mapped_column(ForeignKey("function_versions.id", ondelete="CASCADE"))
-    task_id: Mapped[UUID | None] = mapped_column(ForeignKey("tasks.id", ondelete="SET NULL"), index=True)
-    kind: Mapped[str]
-    detail: Mapped[dict[str, Any]]
-    created_at: Mapped[datetime] = _created()
+from shared.models.base import EMPTY_OBJECT, FINAL_STATES, NOW, STATES, Base, created, namespace_column, new_id
 
 
 class Conversation(Base):
@@ -274,7 +34,7 @@ class Conversation(Base):
 
     namespace: Mapped[str] = mapped_column(primary_key=True, server_default="default")
     id: Mapped[str] = mapped_column(primary_key=True)
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
 
 
 class Message(Base):
@@ -292,13 +52,13 @@ class Message(Base):
         Index("messages_conversation_idx", "namespace", "conversation_id", "id"),
     )
 
-    id: Mapped[UUID] = _id()
-    namespace: Mapped[str] = _namespace()
+    id: Mapped[UUID] = new_id()
+    namespace: Mapped[str] = namespace_column()
     conversation_id: Mapped[str]
     task_id: Mapped[UUID | None] = mapped_column(ForeignKey("tasks.id", ondelete="SET NULL"), index=True)
     role: Mapped[str]
     content: Mapped[Any] = mapped_column(JSONB)
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
 
 
 class Task(Base):
@@ -323,8 +83,8 @@ class Task(Base):
         ),
     )
 
-    id: Mapped[UUID] = _id()
-    namespace: Mapped[str] = _namespace()
+    id: Mapped[UUID] = new_id()
+    namespace: Mapped[str] = namespace_column()
     agent_name: Mapped[str | None]
     agent_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("agent_versions.id"))
     capability: Mapped[str | None]
@@ -343,7 +103,7 @@ class Task(Base):
     traceparent: Mapped[str | None]
     journal_format: Mapped[int] = mapped_column(SmallInteger, server_default="1")
     deadline: Mapped[datetime | None]
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
 
 
 class TaskStatus(Base):
@@ -367,11 +127,22 @@ class TaskStatus(Base):
         ),
         Index("task_status_state_idx", "state", "task_id"),
         Index(
-            "task_status_pending_idx",
+            "task_status_line_idx",
             "capability",
-            text("priority DESC"),
+            "namespace",
+            "key",
+            "agent_name",
+            "rank",
             "task_id",
             postgresql_where=text("state = 'pending'"),
+        ),
+        Index(
+            "task_status_in_flight_idx",
+            "capability",
+            "namespace",
+            "key",
+            "agent_name",
+            postgresql_where=text("state IN ('queued', 'running')"),
         ),
         Index("task_status_queued_idx", "capability", "queued_at", postgresql_where=text("state = 'queued'")),
         Index("task_status_running_idx", "worker_id", postgresql_where=text("state = 'running'")),
@@ -403,6 +174,10 @@ class TaskStatus(Base):
     wait_reason: Mapped[str | None]
     due_at: Mapped[datetime | None]
     deadline: Mapped[datetime | None]
+    namespace: Mapped[str] = namespace_column()
+    agent_name: Mapped[str] = mapped_column(server_default="")
+    key: Mapped[str] = mapped_column(server_default="")
+    rank: Mapped[int] = mapped_column(BigInteger, server_default="0")
     cancel_requested: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
 
@@ -414,7 +189,7 @@ class Content(Base):
 
     sha256: Mapped[str] = mapped_column(primary_key=True)
     value: Mapped[Any] = mapped_column(JSONB)
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
 
 
 class TaskOutcome(Base):
@@ -425,6 +200,7 @@ class TaskOutcome(Base):
         CheckConstraint(f"state IN ({FINAL_STATES})", name="state"),
         CheckConstraint("(state = 'failed') <= (error IS NOT NULL)", name="failed_has_error"),
         CheckConstraint("output IS NULL OR output_sha256 IS NULL", name="one_output"),
+        Index("task_outcomes_finished_idx", "finished_at", postgresql_using="brin"),
         Index("task_outcomes_fingerprint_idx", "error_fingerprint", postgresql_where=text("state = 'failed'")),
     )
 
@@ -434,7 +210,7 @@ class TaskOutcome(Base):
     output_sha256: Mapped[str | None] = mapped_column(ForeignKey("contents.sha256"))
     error: Mapped[dict[str, Any] | None]
     error_fingerprint: Mapped[str | None]
-    finished_at: Mapped[datetime] = _created()
+    finished_at: Mapped[datetime] = created()
 
 
 class Execution(Base):
@@ -465,7 +241,7 @@ class Execution(Base):
     input_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
     output_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
     cost_microdollars: Mapped[int] = mapped_column(BigInteger, server_default="0")
-    started_at: Mapped[datetime] = _created()
+    started_at: Mapped[datetime] = created()
     finished_at: Mapped[datetime | None]
 
 
@@ -479,6 +255,7 @@ class Step(Base):
         CheckConstraint("status IN ('started', 'finished', 'failed')", name="status"),
         CheckConstraint("child_id IS NULL OR kind = 'subtask'", name="only_subtasks_have_children"),
         Index("steps_child_idx", "child_id", postgresql_where=text("child_id IS NOT NULL")),
+        Index("steps_due_idx", "due_at", postgresql_where=text("due_at IS NOT NULL AND status = 'started'")),
     )
 
     task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
@@ -497,7 +274,8 @@ class Step(Base):
     cost_microdollars: Mapped[int] = mapped_column(BigInteger, server_default="0")
     child_id: Mapped[UUID | None] = mapped_column(ForeignKey("tasks.id", ondelete="SET NULL"))
     function_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("function_versions.id"))
-    started_at: Mapped[datetime] = _created()
+    due_at: Mapped[datetime | None]
+    started_at: Mapped[datetime] = created()
     finished_at: Mapped[datetime | None]
 
 
@@ -512,7 +290,7 @@ class IdempotencyKey(Base):
         ForeignKey("tasks.id", ondelete="CASCADE", deferrable=True, initially="DEFERRED"), index=True
     )
     request: Mapped[dict[str, Any]]
-    created_at: Mapped[datetime] = _created()
+    created_at: Mapped[datetime] = created()
 
 
 class Worker(Base):
@@ -524,7 +302,7 @@ class Worker(Base):
         Index("workers_online_idx", "last_seen", postgresql_where=text("status = 'online'")),
     )
 
-    id: Mapped[UUID] = _id()
+    id: Mapped[UUID] = new_id()
     name: Mapped[str]
     capabilities: Mapped[list[str]]
     slots: Mapped[int]
@@ -536,5 +314,5 @@ class Worker(Base):
     host: Mapped[str]
     pid: Mapped[int]
     version: Mapped[str]
-    started_at: Mapped[datetime] = _created()
+    started_at: Mapped[datetime] = created()
     last_seen: Mapped[datetime] = mapped_column(server_default=NOW)

@@ -1,0 +1,2 @@
+DROP FUNCTION minion_claim(uuid, integer, uuid);
+DROP FUNCTION minion_suspend(uuid, integer, jsonb, jsonb);

@@ -1,0 +1,67 @@
+"""The data model. Decisions behind it:
+
+- Ids are UUIDv7, so tables can be range-partitioned on them and sorted by age.
+- Definitions are heads with immutable versions (`definitions.py`).
+- What changes often is a narrow row apart from what never changes and from the outcome (`tasks.py`).
+- What people say about how tasks run are rows too (`operations.py`), so that it outlives every process.
+- Money is integer micro-dollars.
+
+The functions and triggers that keep the invariants are in `migrations/sql/`.
+"""
+
+from shared.models.base import Base
+from shared.models.definitions import (
+    Agent,
+    AgentVersion,
+    AgentVersionTool,
+    Function,
+    FunctionVersion,
+    Relation,
+    SecurityEvent,
+    Tool,
+    ToolVersion,
+)
+from shared.models.operations import Limit, Pause, RateHold, Schedule, Signal, UniqueTask, Webhook, WebhookDelivery
+from shared.models.tasks import (
+    Content,
+    Conversation,
+    Execution,
+    IdempotencyKey,
+    Message,
+    Step,
+    Task,
+    TaskOutcome,
+    TaskStatus,
+    Worker,
+)
+
+__all__ = [
+    "Agent",
+    "AgentVersion",
+    "AgentVersionTool",
+    "Base",
+    "Content",
+    "Conversation",
+    "Execution",
+    "Function",
+    "FunctionVersion",
+    "IdempotencyKey",
+    "Limit",
+    "Message",
+    "Pause",
+    "RateHold",
+    "Relation",
+    "Schedule",
+    "SecurityEvent",
+    "Signal",
+    "Step",
+    "Task",
+    "TaskOutcome",
+    "TaskStatus",
+    "Tool",
+    "ToolVersion",
+    "UniqueTask",
+    "Webhook",
+    "WebhookDelivery",
+    "Worker",
+]
