@@ -81,6 +81,7 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(3.0, gt=0, le=3600)
     lease_seconds: float = Field(10.0, ge=0.1, le=86_400)
     lost_message_seconds: float = Field(5.0, gt=0, le=86_400)
+    cancel_grace_seconds: float = Field(5.0, ge=0, le=86_400)
     sandbox_preload: Annotated[list[str], NoDecode] = Field(default_factory=list)
     quarantine_after: int = Field(10, ge=0, le=1_000_000)
     dispatch_window: int = Field(64, ge=1, le=1_000_000)

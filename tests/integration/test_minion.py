@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,42 @@ def test_a_running_task_that_is_cancelled_stops_at_its_next_step(tasks: Tasks, a
     assert tasks.cancel(task) == "running"
     assert tasks.wait(task)["state"] == "cancelled"
     assert [execution["outcome"] for execution in tasks.executions(task)] == ["cancelled"]
+
+
+def test_a_cancel_interrupts_a_call(tasks: Tasks, act: Any) -> None:
+    task = tasks.submit(act(), {"do": "sleep", "seconds": 60})
+    tasks.wait_for(task, "running")
+    tasks.cancel(task)
+    ended = tasks.wait(task, timeout=10)
+    assert (ended["state"], ended["attempts"]) == ("cancelled", 0)
+    assert [execution["outcome"] for execution in tasks.executions(task)] == ["cancelled"]
+
+
+def test_a_cancel_interrupts_a_sandboxed_function(tasks: Tasks, define: Define) -> None:
+    code = "import time\ndef nap():\n    time.sleep(60)"
+    config = {"capabilities": ["work"]}
+    define(
+        {"kind": "function", "name": "nap", "code": code, "config": {"timeout": 60}},
+        {"kind": "agent", "name": "Nap", "type": "function", "function": "nap", "config": config},
+    )
+    task = tasks.submit("Nap")
+    tasks.wait_for(task, "running")
+    tasks.cancel(task)
+    assert tasks.wait(task, timeout=10)["state"] == "cancelled"
+
+
+def test_who_does_not_hear_a_cancel_is_killed(tasks: Tasks, act: Any) -> None:
+    task = tasks.submit(act(), {"do": "hang"})
+    tasks.wait_for(task, "running")
+    tasks.cancel(task)
+    assert tasks.wait(task, timeout=15)["state"] == "cancelled"
+    after = tasks.run(act(), {"do": "answer", "answer": 1})
+    assert after["state"] == "succeeded"
+
+
+def test_a_task_that_expires_while_it_runs_frees_its_slot(tasks: Tasks, act: Any) -> None:
+    deadline = datetime.now(UTC) + timedelta(seconds=1)
+    late = [tasks.submit(act(), {"do": "sleep", "seconds": 60}, deadline=deadline) for _ in range(2)]
+    for task in late:
+        assert tasks.wait(task, timeout=10)["state"] == "expired"
+    assert tasks.run(act(), {"do": "answer", "answer": 1})["state"] == "succeeded"

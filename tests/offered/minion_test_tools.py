@@ -52,6 +52,12 @@ def _refuse(arguments: dict[str, Any], context: Any) -> Any:
     raise error
 
 
+def _later(arguments: dict[str, Any], context: Any) -> Any:
+    """A control value for the first so many calls."""
+    calls = Path(arguments["log"]).read_text().count(context.task_id)
+    return arguments["control"] if calls <= arguments.get("times", 1) else {"calls": calls}
+
+
 def _eat(arguments: dict[str, Any], context: Any) -> Any:
     return {"eaten": len(bytearray(os.urandom(1) * (arguments["megabytes"] << 20)))}
 
@@ -79,6 +85,7 @@ DEEDS = {
     "die": _die,
     "fail": _fail,
     "refuse": _refuse,
+    "later": _later,
     "eat": _eat,
     "strange": _strange,
 }
