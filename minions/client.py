@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Self
@@ -81,6 +81,8 @@ class Client:
         conversation_id: str | None = None,
         traceparent: str | None = None,
         namespace: str | None = None,
+        unique_key: str | None = None,
+        unique_while: str | None = None,
     ) -> Task:
         """Submits one task.
 
@@ -93,6 +95,8 @@ class Client:
             priority: from -100 to 100; more urgent tasks run sooner.
             run_at: not before this time, with a time zone.
             deadline: the task expires if it is not done by then.
+            unique_key: while a task holds it, this returns that task.
+            unique_while: until when it holds the key: `pending` (it first starts) or `running` (it ends; the default).
 
         Raises:
             UnknownAgent, UnknownCapability, InvalidInput, IdempotencyConflict, TooLarge: it is refused.
@@ -111,6 +115,8 @@ class Client:
             conversation_id=conversation_id,
             traceparent=traceparent,
             namespace=namespace,
+            unique_key=unique_key,
+            unique_while=unique_while,
         )
         if not isinstance(input, _NotGiven):
             request["input"] = input
@@ -235,6 +241,112 @@ class Client:
         body = to_json({"pinned": pinned}, what="The request")
         return Task.of(self._transport.post(_task_path(task, "replay"), body, safe=False))
 
+    def replay_many(
+        self,
+        *,
+        pinned: bool = False,
+        rate: float = 10.0,
+        dry_run: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+        **filters: Any,
+    ) -> Iterator[dict[str, Any]]:
+        """Submits ended tasks again, the newest first, spread over time; yields `{task_id, replayed_as, error}`.
+
+        Args:
+            pinned: run the agent versions that ran then, not those that are active now.
+            rate: how many of the new tasks may start in a second.
+            dry_run: only say which.
+            progress: called after each page with how many are done and how many there are.
+            filters: `states` (by default the failed ones), `agent`, `capability`, `key`, `error_fingerprint`,
+                `function` (`NAME@NUMBER`), `created_after`, `created_before`, `namespace`, `again`.
+        """
+        asked = {**_request(**filters), "pinned": pinned, "rate": rate, "dry_run": dry_run, "batch": str(uuid4())}
+        done, matched = 0, 0
+        while True:
+            page = self._transport.post("/v1/replays", to_json(asked, what="The request"), safe=True)
+            yield from page["items"]
+            done += len(page["items"])
+            matched = page["matched"] or matched
+            if progress is not None:
+                progress(done, max(matched, done))
+            if page["next"] is None:
+                return
+            asked |= {"cursor": page["next"], "start_at": page["start_at"]}
+
+    def dead_letters(self, agent: str | None = None, namespace: str | None = None) -> Iterator[dict[str, Any]]:
+        """Failed tasks that nobody has replayed, in groups of the same kind of error."""
+        return self._pages("/v1/dead-letters", {"agent": agent, "namespace": namespace, "limit": PAGE})
+
+    def why(self, task: TaskId) -> dict[str, Any]:
+        """Why a task is where it is: `sentence`, `reason`, `todo` and `facts`.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        found: dict[str, Any] = self._transport.get(_task_path(task, "why"))
+        return found
+
+    def signal(self, task: TaskId, name: str, payload: Any = None) -> Task:
+        """Sends a signal to a task. It is kept until the task waits for it.
+
+        Raises:
+            NotFound: there is none of that id.
+            Conflict: it has ended.
+        """
+        body = to_json({"payload": payload}, what="The payload")
+        return Task.of(self._transport.post(_task_path(task, f"signals/{quote(name, safe='')}"), body, safe=False))
+
+    def pause(self, scope: str, name: str, reason: str | None = None, namespace: str | None = None) -> dict[str, Any]:
+        """Keeps the tasks of a `capability`, an `agent` or a `key` from starting."""
+        body = to_json(_request(reason=reason), what="The reason")
+        paused: dict[str, Any] = self._transport.put(_rule_path("pauses", scope, name), body, {"namespace": namespace})
+        return paused
+
+    def resume(self, scope: str, name: str, namespace: str | None = None) -> None:
+        """Lets them start again.
+
+        Raises:
+            NotFound: it is not paused.
+        """
+        self._transport.delete(_rule_path("pauses", scope, name), {"namespace": namespace})
+
+    def pauses(self) -> list[dict[str, Any]]:
+        """All that is paused."""
+        items: list[dict[str, Any]] = self._transport.get("/v1/pauses")["items"]
+        return items
+
+    def set_limit(
+        self,
+        scope: str,
+        name: str,
+        *,
+        max_running: int | None = None,
+        rate: str | None = None,
+        namespace: str | None = None,
+    ) -> dict[str, Any]:
+        """Limits how many tasks of a `capability`, an `agent` or a `key` run at once or start in a period.
+
+        Args:
+            name: or `*`: each that has no limit of its own.
+            rate: such as `10/s` or `1000/h`.
+        """
+        body = to_json(_request(max_running=max_running, rate=rate), what="The limit")
+        limit: dict[str, Any] = self._transport.put(_rule_path("limits", scope, name), body, {"namespace": namespace})
+        return limit
+
+    def remove_limit(self, scope: str, name: str, namespace: str | None = None) -> None:
+        """Takes a limit away.
+
+        Raises:
+            NotFound: there is none.
+        """
+        self._transport.delete(_rule_path("limits", scope, name), {"namespace": namespace})
+
+    def limits(self) -> list[dict[str, Any]]:
+        """All limits."""
+        items: list[dict[str, Any]] = self._transport.get("/v1/limits")["items"]
+        return items
+
     def agents(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
         """All agents, by name."""
         return self._pages("/v1/agents", {"namespace": namespace, "limit": PAGE})
@@ -313,6 +425,10 @@ def _from_environment(name: str, what: str) -> str:
 def _task_path(task: TaskId, part: str | None = None) -> str:
     path = f"/v1/tasks/{quote(str(task), safe='')}"
     return f"{path}/{part}" if part else path
+
+
+def _rule_path(kind: str, scope: str, name: str) -> str:
+    return f"/v1/{kind}/{quote(scope, safe='')}/{quote(name, safe='')}"
 
 
 def _request(**members: Any) -> dict[str, Any]:

@@ -61,6 +61,14 @@ class Transport:
         """
         return self._call("POST", path, safe=safe, body=body, extra_time=extra_time)
 
+    def put(self, path: str, body: str, params: Mapping[str, Any] | None = None) -> Any:
+        """Puts JSON text, which may be repeated."""
+        return self._call("PUT", path, safe=True, body=body, params=_present(params or {}))
+
+    def delete(self, path: str, params: Mapping[str, Any] | None = None) -> None:
+        """Deletes what is at a path. What was deleted by an attempt whose answer got lost is not found by the next."""
+        self._call("DELETE", path, safe=False, params=_present(params or {}))
+
     def status_of(self, path: str) -> int | None:
         """The status of a GET, tried once; None where nobody answers."""
         try:
@@ -102,7 +110,7 @@ class Transport:
             raise _Again(_error_of(response), pause=_retry_after(response))
         if not response.is_success:
             raise _error_of(response)
-        return _json(response)
+        return _json(response) if response.content else None
 
     def _unreachable(self, error: Exception) -> Unavailable:
         why = str(error) or type(error).__name__

@@ -15,6 +15,7 @@ from orchestrator.loop import Loop
 from orchestrator.routing import prepare_pending
 from shared import lifecycle
 from shared.broker import publish
+from shared.explain import DISPATCHER
 from shared.lifecycle import Dispatched
 from shared.settings import Settings
 
@@ -94,7 +95,9 @@ class Dispatcher(Loop):
         if self._listener is not None and not self._listener.closed:
             return
         url = make_url(self.settings.require_database_url()).set(drivername="postgresql")
-        listener = psycopg.connect(url.render_as_string(hide_password=False), autocommit=True, connect_timeout=5)
+        listener = psycopg.connect(
+            url.render_as_string(hide_password=False), autocommit=True, connect_timeout=5, application_name=DISPATCHER
+        )
         try:
             listener.execute("LISTEN minion_pending")
         except psycopg.Error:

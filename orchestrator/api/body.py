@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, HTTPException, Request
+from pydantic import BaseModel, ValidationError
 
 from shared import json_values
 from shared.errors import InvalidInput, TooLarge
@@ -16,6 +17,7 @@ ESCAPED = 6
 ENVELOPE_BYTES = 64 * 1024
 EXAMPLE = 'send a JSON object, such as {"agent": "NAME", "input": {}}'
 
+Model = TypeVar("Model", bound=BaseModel)
 Reader = Callable[[Request], Awaitable[bytes]]
 
 
@@ -67,6 +69,19 @@ def parse_object(body: bytes, *, required: bool = True) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidInput(f"The body is not a JSON object: {EXAMPLE}.")
     return value
+
+
+def parse_model(model: type[Model], body: bytes, *, required: bool = True) -> Model:
+    """The body as a model.
+
+    Raises:
+        InvalidInput: names each wrong member.
+    """
+    try:
+        return model.model_validate(parse_object(body, required=required))
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_url=False)]
+        raise InvalidInput("The request is not valid: " + "; ".join(faults) + ".", faults=faults) from None
 
 
 def documented(schema: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
