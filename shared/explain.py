@@ -99,7 +99,7 @@ class _Case:
         self.lease = lease
         self.now: datetime = connection.execute(NOW).scalar_one()
 
-    def answer(self, reason: str, sentence: str, todo: str | None = None, **facts: Any) -> Explanation:
+    def answer(self, reason: str, sentence: str, todo: str | None = None, /, **facts: Any) -> Explanation:
         return Explanation(self.task["id"], self.task["state"], reason, sentence, todo, facts)
 
     def one(self, statement: Any, **values: Any) -> Any:

@@ -129,7 +129,9 @@ def test_every_command_is_documented():
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
 def test_commands_and_options_in_the_text_exist(file: Path):
     known = _commands()
-    for name, rest in re.findall(r"\bminion ([a-z][a-z-]*)([^`\n|]*)", "\n".join(_code(file.read_text(encoding="utf-8")))):
+    for name, rest in re.findall(
+        r"\bminion ([a-z][a-z-]*)([^`\n|]*)", "\n".join(_code(file.read_text(encoding="utf-8")))
+    ):
         assert name in known, f"minion {name}"
         command = known[name]
         words = rest.split("#")[0].split()
