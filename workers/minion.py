@@ -15,7 +15,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.exc import DBAPIError
 
 from shared import lifecycle
-from shared.database import close_engine, is_transient, persist, reason, statement
+from shared.database import behind_time_limit, close_engine, is_transient, persist, reason, statement
 from shared.errors import Cancelled, MinionError, TimeLimitExceeded
 from shared.hints import publish_finished
 from shared.states import State
@@ -92,6 +92,9 @@ def perform(task: ClaimedTask, journal: Journal, meter: Meter) -> Outcome | Snoo
         close_engine()
         return interrupted(task, meter)
     except DBAPIError as error:
+        if behind_time_limit(error):
+            close_engine()
+            return interrupted(task, meter)
         if not is_transient(error):
             log.exception("failed_unexpectedly")
         return Failed(UnexpectedError(f"The database failed during the task: {reason(error)}."))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,39 @@ def test_the_hard_limit_kills_the_child_and_charges_an_attempt(tasks: Tasks, act
     assert "hard time_limit of 2 s" in task["error"]["message"]
     assert [execution["outcome"] for execution in tasks.executions(task["id"])] == ["lost", "lost"]
     assert tasks.run(act("Next"), {})["state"] == "succeeded"
+
+
+def test_a_soft_limit_inside_a_statement_costs_the_connection_only(tasks: Tasks, act: Any) -> None:
+    config = {"soft_time_limit": 1, "time_limit": 20, "max_attempts": 1}
+    task = tasks.run(act("Query", config=config), {"do": "query", "seconds": 10})
+    assert (task["state"], task["error"]["type"]) == ("failed", "time_limit_exceeded")
+    assert all(tasks.run(act(), {})["state"] == "succeeded" for _ in range(3))
+
+
+def test_a_hard_limit_inside_a_statement_leaves_no_lock(tasks: Tasks, act: Any) -> None:
+    config = {"soft_time_limit": 1, "time_limit": 2, "max_attempts": 1}
+    task = tasks.run(act("Query", config=config), {"do": "query", "seconds": 10, "deaf": True})
+    assert (task["state"], task["error"]["type"]) == ("failed", "child_lost")
+    assert "hard time_limit of 2 s" in task["error"]["message"]
+
+
+def test_a_zygote_that_dies_costs_no_task(tasks: Tasks, define: Define, worker: Process) -> None:
+    config = {"capabilities": ["work"], "max_attempts": 1}
+    define(
+        {"kind": "function", "name": "double", "code": "def double(x):\n    return 2 * x"},
+        {"kind": "agent", "name": "Double", "type": "function", "function": "double", "config": config},
+    )
+    assert tasks.run("Double", {"x": 1})["output"] == 2
+    zygotes = [pid for child in children(worker.pid) for pid in children(child)]
+    assert zygotes
+    for pid in zygotes:
+        os.kill(pid, signal.SIGKILL)
+    assert [tasks.run("Double", {"x": x})["output"] for x in range(4)] == [0, 2, 4, 6]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that this one started, from its main thread or any other."""
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
 
 
 def test_a_child_that_is_killed_is_charged_and_replaced(tasks: Tasks, act: Any, tmp_path: Path) -> None:

@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import text
+
+from shared.database import statement
 from shared.errors import ToolError
 
 
@@ -32,6 +35,15 @@ def _hang(arguments: dict[str, Any], context: Any) -> Any:
     """Hears no soft limit."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     time.sleep(600)
+
+
+def _query(arguments: dict[str, Any], context: Any) -> Any:
+    """Is inside the driver, in the middle of a statement, when a limit strikes."""
+    if arguments.get("deaf"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    with statement() as connection:
+        connection.execute(text("SET statement_timeout = 0"))
+        connection.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": arguments["seconds"]})
 
 
 def _die(arguments: dict[str, Any], context: Any) -> Any:
@@ -82,6 +94,7 @@ DEEDS = {
     "answer": _answer,
     "sleep": _sleep,
     "hang": _hang,
+    "query": _query,
     "die": _die,
     "fail": _fail,
     "refuse": _refuse,

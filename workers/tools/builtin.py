@@ -24,6 +24,7 @@ from typing import Any
 from celery.exceptions import SoftTimeLimitExceeded
 
 from shared.control_values import control_of
+from shared.database import behind_time_limit
 from shared.errors import InvalidInput, InvalidOutput, MinionError, ToolError
 from shared.json_schema import validate
 from shared.json_values import JsonValue, check, digest
@@ -110,6 +111,8 @@ def _call(function: Callable[..., Any], arguments: JsonValue, context: ToolConte
     except (MinionError, SoftTimeLimitExceeded):
         raise
     except Exception as error:
+        if behind_time_limit(error):
+            raise SoftTimeLimitExceeded from error
         raise ToolError(f"The tool {name!r} raised {type(error).__name__}: {error}"[:2000]) from error
 
 
