@@ -242,8 +242,10 @@ END $$;
 -- keys take turns: who has the fewest tasks in flight comes first. What is paused, held or at its limit stays in line.
 CREATE FUNCTION minion_take(cap text, window_size integer, limited boolean)
 RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer,
-               time_limit integer, priority smallint) LANGUAGE sql AS $$
-    WITH RECURSIVE flight AS MATERIALIZED (
+               time_limit integer, priority smallint) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY WITH RECURSIVE flight AS MATERIALIZED (
         SELECT f.namespace, f.capability, f.key, f.agent_name, f.state, count(*)::integer AS n
             FROM task_status f WHERE f.state IN ('queued', 'running') GROUP BY 1, 2, 3, 4, 5
     ), room AS MATERIALIZED (
@@ -313,8 +315,8 @@ RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_ti
     )
     SELECT q.task_id, q.claim, q.capability, t.agent_name, v.soft_time_limit, v.time_limit, q.priority
         FROM queued q JOIN tasks t ON t.id = q.task_id JOIN agent_versions v ON v.id = t.agent_version_id
-        ORDER BY q.rank, q.task_id
-$$;
+        ORDER BY q.rank, q.task_id;
+END $$;
 
 -- Scheduled tasks that are due, and waiting ones whose timer ran out or that have nothing left to wait for. A wait
 -- that timed out is a finished step, which says so.
@@ -631,3 +633,6 @@ BEGIN
         EXECUTE format('ALTER FUNCTION %s SET jit = off', hot);
     END LOOP;
 END $$;
+
+-- Planning it takes longer than running it.
+ALTER FUNCTION minion_take SET plan_cache_mode = force_generic_plan;
