@@ -4,7 +4,7 @@
 - A running task that its live worker does not know of goes back too.
 - A queued task whose message is presumed lost is published again, under the same claim.
 - A task whose deadline has passed expires.
-- A waiting task that has nothing left to wait for goes on.
+- A waiting task that has nothing left to wait for goes on, and so does one whose turn in a conversation has come.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ class Rescuer(Loop):
         with self.engine.begin() as connection:
             if woken := lifecycle.heal_waits(connection):
                 log.warning("waits_healed", tasks=woken)
+            lifecycle.heal_turns(connection)
 
     def _overdue(self) -> list[UUID]:
         with self.engine.connect() as connection:

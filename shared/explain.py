@@ -20,6 +20,15 @@ DISPATCHER = "minion-dispatcher"
 """`application_name` of the connection with which an orchestrator listens for pending tasks."""
 
 NOW = text("SELECT now()")
+TURN = text(
+    """
+    SELECT e.id, e.agent_name AS agent, s.state, k.conversation_id AS conversation FROM tasks k
+        JOIN task_status p ON p.task_id = k.id AND p.rank = minion_parked(),
+        LATERAL minion_predecessor(k.id, k.namespace, k.conversation_id) AS first (id)
+        JOIN tasks e ON e.id = first.id JOIN task_status s ON s.task_id = e.id
+        WHERE k.id = :task
+    """
+)
 OBSTACLE = text(
     "SELECT minion_obstacle(s, true) FROM task_status s WHERE s.task_id = :task AND s.capability IS NOT NULL"
 )
@@ -150,7 +159,7 @@ def _pending(case: _Case) -> Explanation:
         return blocked
     if capability is None or case.task["agent_version_id"] is None:
         return case.answer("not_routed", "The orchestrator has not chosen its agent, or not checked its input, yet.")
-    for look in (_blocked_by_rule, _held_by_rate, _unserved):
+    for look in (_not_its_turn, _blocked_by_rule, _held_by_rate, _unserved):
         if (found := look(case)) is not None:
             return found
     ahead, queued = case.scalar(AHEAD, task=case.task["id"]), case.scalar(IN_FLIGHT, capability=capability)
@@ -172,6 +181,19 @@ def _no_orchestrator(case: _Case) -> Explanation | None:
         "no_orchestrator",
         "No orchestrator is connected, so nothing is dispatched.",
         "Start one: `minion orchestrator`.",
+    )
+
+
+def _not_its_turn(case: _Case) -> Explanation | None:
+    first = case.one(TURN, task=case.task["id"])
+    if first is None:
+        return None
+    return case.answer(
+        "turn",
+        f"The tasks of the conversation {first['conversation']!r} run one after the other, and task {first['id']} of "
+        f"{first['agent']} ({first['state']}) comes before it.",
+        f"`minion why {first['id']}` tells what that one waits for.",
+        **first,
     )
 
 

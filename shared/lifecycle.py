@@ -69,6 +69,7 @@ SIGNAL = text("SELECT minion_signal(:task, :name, :payload)").bindparams(bindpar
 IS_CANCELLED = text(
     "SELECT cancel_requested FROM task_status WHERE task_id = :task AND claim = :claim AND state = 'running'"
 )
+HEAL_TURNS = text("SELECT minion_heal_turns(:most)")
 HEAL_WAITS = text("SELECT minion_heal_waits(:most)")
 END_TREE = text("SELECT minion_end_tree(:task, :state, :error)").bindparams(bindparam("error", type_=JSONB))
 
@@ -131,6 +132,11 @@ def wake_due(connection: Connection, *, most: int = 1000) -> int:
 def heal_waits(connection: Connection, *, most: int = 1000) -> int:
     """Wakes waiting tasks that have nothing left to wait for; returns how many."""
     return int(connection.scalar(HEAL_WAITS, {"most": most}) or 0)
+
+
+def heal_turns(connection: Connection, *, most: int = 1000) -> int:
+    """Gives parked tasks whose turn in their conversation has come their place in line; returns how many."""
+    return int(connection.scalar(HEAL_TURNS, {"most": most}) or 0)
 
 
 def claim(

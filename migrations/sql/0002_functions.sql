@@ -4,6 +4,57 @@
 
 -- ---------------------------------------------------------------------------------------------- accepting
 
+-- The root tasks of one conversation run in the order of their ids: one that began before and has not ended comes
+-- first. NULL: none does.
+CREATE FUNCTION minion_predecessor(t uuid, ns text, conversation text) RETURNS uuid LANGUAGE sql STABLE AS $$
+    SELECT e.id FROM tasks e JOIN task_status s ON s.task_id = e.id
+        WHERE e.namespace = ns AND e.conversation_id = conversation AND e.id < t AND e.parent_id IS NULL
+          AND s.state IN ('pending', 'queued', 'running', 'waiting')
+        ORDER BY e.id LIMIT 1
+$$;
+
+-- A task's place in line from now on: parked while another of its conversation comes first.
+CREATE FUNCTION minion_place(t uuid, since timestamptz, priority integer) RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN k.conversation_id IS NOT NULL AND k.parent_id IS NULL
+                     AND minion_predecessor(t, k.namespace, k.conversation_id) IS NOT NULL
+                THEN minion_parked() ELSE minion_rank(since, priority) END
+        FROM tasks k WHERE k.id = t
+$$;
+
+-- Gives the next task of a conversation its place in line. What is locked by somebody else is found by the rescuer.
+CREATE FUNCTION minion_next_turn(ns text, conversation text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    successor task_status;
+BEGIN
+    SELECT s.* INTO successor FROM tasks k JOIN task_status s ON s.task_id = k.id
+        WHERE k.namespace = ns AND k.conversation_id = conversation AND k.parent_id IS NULL AND s.state = 'pending'
+          AND s.rank = minion_parked()
+        ORDER BY k.id LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED;
+    IF FOUND THEN
+        UPDATE task_status s SET rank = minion_place(s.task_id, k.created_at, s.priority)
+            FROM tasks k WHERE s.task_id = successor.task_id AND k.id = s.task_id;
+        PERFORM minion_notify_pending();
+    END IF;
+END $$;
+
+-- Parked tasks whose turn has come: a task that is accepted while the one before it ends may have missed that.
+CREATE FUNCTION minion_heal_turns(most integer) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    woken integer;
+BEGIN
+    UPDATE task_status s SET rank = minion_rank(k.created_at, s.priority)
+        FROM tasks k WHERE k.id = s.task_id AND s.task_id IN (
+            SELECT p.task_id FROM task_status p JOIN tasks q ON q.id = p.task_id
+                WHERE p.state = 'pending' AND p.rank = minion_parked()
+                  AND minion_predecessor(p.task_id, q.namespace, q.conversation_id) IS NULL
+                LIMIT most FOR NO KEY UPDATE OF p SKIP LOCKED);
+    GET DIAGNOSTICS woken = ROW_COUNT;
+    IF woken > 0 THEN
+        PERFORM minion_notify_pending();
+    END IF;
+    RETURN woken;
+END $$;
+
 -- Takes a unique key for a task, or tells who holds it.
 CREATE FUNCTION minion_hold_unique(ns text, k text, t uuid, held text) RETURNS uuid LANGUAGE plpgsql AS $$
 DECLARE
@@ -117,7 +168,9 @@ BEGIN
             CASE WHEN checked THEN target.queue END, urgency,
             CASE WHEN begins > now() THEN begins END, ends,
             ns, COALESCE(target.agent_name, ''), COALESCE(request->>'key', parent.key, ''),
-            minion_rank(GREATEST(begins, clock_timestamp()), urgency));
+            CASE WHEN request->>'conversation_id' IS NULL OR parent.id IS NOT NULL
+                 THEN minion_rank(GREATEST(begins, clock_timestamp()), urgency)
+                 ELSE minion_place(task_id, GREATEST(begins, clock_timestamp()), urgency) END);
     PERFORM minion_notify_pending();
 END $$;
 
@@ -290,7 +343,7 @@ BEGIN
             FROM rules u CROSS JOIN LATERAL (
                 SELECT p.task_id, p.rank FROM task_status p
                     WHERE p.state = 'pending' AND p.capability = cap AND p.namespace = u.namespace AND p.key = u.key
-                      AND p.agent_name = u.agent_name
+                      AND p.agent_name = u.agent_name AND p.rank < minion_parked()
                     ORDER BY p.rank, p.task_id
                     -- With more lines than room, one of each is enough to choose from.
                     LIMIT CASE WHEN (SELECT count(*) FROM rules) > (SELECT size FROM room) THEN 1
@@ -333,7 +386,8 @@ BEGIN
             ORDER BY due_at LIMIT most FOR NO KEY UPDATE SKIP LOCKED
     )
     UPDATE task_status s SET state = 'pending', due_at = NULL, wait_reason = NULL, updated_at = now(),
-                             rank = CASE WHEN s.state = 'scheduled' THEN minion_rank(s.due_at, s.priority) ELSE s.rank END
+                             rank = CASE WHEN s.state = 'scheduled' THEN minion_place(s.task_id, s.due_at, s.priority)
+                                         ELSE s.rank END
         FROM due WHERE s.task_id = due.task_id;
     GET DIAGNOSTICS woken = ROW_COUNT;
     FOR late IN
@@ -485,8 +539,11 @@ BEGIN
             failure, CASE WHEN failure IS NOT NULL THEN minion_fingerprint(failure) END);
     DELETE FROM unique_tasks WHERE task_id = t;
     PERFORM minion_owe_webhooks(t, final);
-    SELECT parent_id AS id, parent_step AS step INTO parent FROM tasks WHERE id = t;
+    SELECT parent_id AS id, parent_step AS step, namespace, conversation_id INTO parent FROM tasks WHERE id = t;
     IF parent.id IS NULL THEN
+        IF parent.conversation_id IS NOT NULL THEN
+            PERFORM minion_next_turn(parent.namespace, parent.conversation_id);
+        END IF;
         RETURN;
     END IF;
     UPDATE steps SET status = CASE WHEN final = 'succeeded' THEN 'finished' ELSE 'failed' END, finished_at = now()
@@ -627,7 +684,7 @@ DECLARE
     hot regprocedure;
 BEGIN
     FOR hot IN SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = current_schema()::regnamespace AND proname IN (
-            'minion_accept', 'minion_route', 'minion_dispatch', 'minion_take', 'minion_wake_due', 'minion_claim',
+            'minion_accept', 'minion_place', 'minion_next_turn', 'minion_heal_turns', 'minion_route', 'minion_dispatch', 'minion_take', 'minion_wake_due', 'minion_claim',
             'minion_suspend', 'minion_snooze', 'minion_signal', 'minion_hold') LOOP
         EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off', hot);
         EXECUTE format('ALTER FUNCTION %s SET jit = off', hot);

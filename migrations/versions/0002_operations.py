@@ -55,6 +55,12 @@ def create_indexes() -> None:
         ["capability", "namespace", "key", "agent_name"],
         postgresql_where=sa.text("state IN ('queued', 'running')"),
     )
+    op.create_index(
+        "task_status_parked_idx",
+        "task_status",
+        ["task_id"],
+        postgresql_where=sa.text("state = 'pending' AND rank = 9000000000000000000"),
+    )
     op.create_index("task_outcomes_finished_idx", "task_outcomes", ["finished_at"], postgresql_using="brin")
     op.create_index(
         "steps_due_idx",

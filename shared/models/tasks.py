@@ -144,6 +144,11 @@ class TaskStatus(Base):
             "agent_name",
             postgresql_where=text("state IN ('queued', 'running')"),
         ),
+        Index(
+            "task_status_parked_idx",
+            "task_id",
+            postgresql_where=text("state = 'pending' AND rank = 9000000000000000000"),
+        ),
         Index("task_status_queued_idx", "capability", "queued_at", postgresql_where=text("state = 'queued'")),
         Index("task_status_running_idx", "worker_id", postgresql_where=text("state = 'running'")),
         Index(

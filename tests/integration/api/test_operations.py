@@ -212,3 +212,14 @@ def test_unique_keys_over_http(client: Client, tasks: Tasks, act: Any, here: Min
     assert client.submit(act(), {}, unique_key="report").id != first.id
     with pytest.raises(errors.InvalidInput):
         client.submit(act(), {}, unique_key="report", unique_while="sometimes")
+
+
+@pytest.mark.usefixtures("dispatcher")
+def test_why_a_task_waits_for_its_turn(client: Client, tasks: Tasks, act: Any, here: Minion) -> None:
+    first = tasks.submit(act(), {}, conversation_id="c")
+    second = tasks.submit(act(), {}, conversation_id="c")
+    reason, said = why(client, second)
+    assert reason == "turn"
+    assert f"task {first} of Act (pending) comes before it" in said
+    here.run_all()
+    assert tasks.get(first)["finished_at"] < tasks.executions(second)[0]["started_at"]
