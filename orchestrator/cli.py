@@ -12,7 +12,7 @@ import sys
 import typer
 
 from minions.errors import MinionsError
-from orchestrator.commands import agents, definitions, doctor, functions, processes, schedules, tasks
+from orchestrator.commands import agents, definitions, doctor, functions, processes, prune, schedules, tasks
 from orchestrator.commands.output import fail
 from orchestrator.local.parent import FOLLOW, follow_parent
 from shared import __version__
@@ -26,7 +26,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (processes, definitions, tasks, doctor):
+for module in (processes, definitions, tasks, prune, doctor):
     module.register(app)
 app.add_typer(agents.app, name="agents")
 app.add_typer(functions.app, name="functions")

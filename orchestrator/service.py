@@ -13,6 +13,7 @@ from orchestrator.api.app import create_app
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.ingress import Ingress
 from orchestrator.loop import Loop
+from orchestrator.pruner import Pruner
 from orchestrator.rescuer import Rescuer
 from orchestrator.scheduler import Scheduler
 from orchestrator.waker import Waker
@@ -55,6 +56,7 @@ def make_loops(settings: Settings) -> list[Loop]:
         Scheduler(settings, engine),
         Rescuer(settings, engine, app),
         Ingress(settings, engine, app),
+        Pruner(settings, engine),
     ]
 
 
