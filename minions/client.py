@@ -299,7 +299,9 @@ class Client:
     def pause(self, scope: str, name: str, reason: str | None = None, namespace: str | None = None) -> dict[str, Any]:
         """Keeps the tasks of a `capability`, an `agent` or a `key` from starting."""
         body = to_json(_request(reason=reason), what="The reason")
-        paused: dict[str, Any] = self._transport.put(_rule_path("pauses", scope, name), body, {"namespace": namespace})
+        paused: dict[str, Any] = self._transport.put(
+            _rule_path("pauses", scope, name), body, params={"namespace": namespace}
+        )
         return paused
 
     def resume(self, scope: str, name: str, namespace: str | None = None) -> None:
@@ -308,7 +310,7 @@ class Client:
         Raises:
             NotFound: it is not paused.
         """
-        self._transport.delete(_rule_path("pauses", scope, name), {"namespace": namespace})
+        self._transport.delete(_rule_path("pauses", scope, name), params={"namespace": namespace})
 
     def pauses(self) -> list[dict[str, Any]]:
         """All that is paused."""
@@ -331,7 +333,9 @@ class Client:
             rate: such as `10/s` or `1000/h`.
         """
         body = to_json(_request(max_running=max_running, rate=rate), what="The limit")
-        limit: dict[str, Any] = self._transport.put(_rule_path("limits", scope, name), body, {"namespace": namespace})
+        limit: dict[str, Any] = self._transport.put(
+            _rule_path("limits", scope, name), body, params={"namespace": namespace}
+        )
         return limit
 
     def remove_limit(self, scope: str, name: str, namespace: str | None = None) -> None:
@@ -340,12 +344,91 @@ class Client:
         Raises:
             NotFound: there is none.
         """
-        self._transport.delete(_rule_path("limits", scope, name), {"namespace": namespace})
+        self._transport.delete(_rule_path("limits", scope, name), params={"namespace": namespace})
 
     def limits(self) -> list[dict[str, Any]]:
         """All limits."""
         items: list[dict[str, Any]] = self._transport.get("/v1/limits")["items"]
         return items
+
+    def schedules(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
+        """All schedules, by name."""
+        return self._pages("/v1/schedules", {"namespace": namespace, "limit": PAGE})
+
+    def schedule(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """One schedule.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        found: dict[str, Any] = self._transport.get(_schedule_path(name), params={"namespace": namespace})
+        return found
+
+    def put_schedule(
+        self,
+        name: str,
+        request: Mapping[str, Any],
+        *,
+        cron: str | None = None,
+        timezone: str | None = None,
+        interval_seconds: float | None = None,
+        missed: str | None = None,
+        enabled: bool | None = None,
+        namespace: str | None = None,
+    ) -> dict[str, Any]:
+        """Stores a schedule, new or in the place of the one of that name.
+
+        Args:
+            request: the task: a mapping with the arguments of `submit`, without key, times and namespace.
+            cron: minute, hour, day of month, month, day of week; or else give `interval_seconds`.
+            timezone: of `cron`; UTC by default.
+            missed: what becomes of runs that nobody started: `skip`, `once` (the default) or `all`.
+
+        Raises:
+            InvalidInput, UnknownAgent and the others of `submit`: its task would be refused today.
+        """
+        definition = _request(
+            request=dict(request),
+            cron=cron,
+            timezone=timezone,
+            interval_seconds=interval_seconds,
+            missed=missed,
+            enabled=enabled,
+        )
+        text = to_json(definition, what="The schedule")
+        stored: dict[str, Any] = self._transport.put(_schedule_path(name), text, params={"namespace": namespace})
+        return stored
+
+    def change_schedule(self, name: str, namespace: str | None = None, **changes: Any) -> dict[str, Any]:
+        """Changes some fields of a schedule, such as `enabled=False`; None takes one away.
+
+        Raises:
+            NotFound: there is none of that name.
+            InvalidInput: it cannot be what it would be then.
+        """
+        text = to_json(changes, what="The change")
+        changed: dict[str, Any] = self._transport.patch(_schedule_path(name), text, params={"namespace": namespace})
+        return changed
+
+    def delete_schedule(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """Deletes a schedule and returns what it was; its tasks stay.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        deleted: dict[str, Any] = self._transport.delete(_schedule_path(name), params={"namespace": namespace})
+        return deleted
+
+    def run_schedule(self, name: str, namespace: str | None = None) -> Task:
+        """Submits the task of a schedule once more, now.
+
+        Raises:
+            NotFound: there is none of that name.
+            InvalidInput and the others of `submit`: the task is refused.
+        """
+        text = to_json({"idempotency_key": str(uuid4())}, what="The run")
+        path = _schedule_path(name, "run")
+        return Task.of(self._transport.post(path, text, safe=True, params={"namespace": namespace}))
 
     def agents(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
         """All agents, by name."""
@@ -429,6 +512,11 @@ def _task_path(task: TaskId, part: str | None = None) -> str:
 
 def _rule_path(kind: str, scope: str, name: str) -> str:
     return f"/v1/{kind}/{quote(scope, safe='')}/{quote(name, safe='')}"
+
+
+def _schedule_path(name: str, part: str | None = None) -> str:
+    path = f"/v1/schedules/{quote(name, safe='')}"
+    return f"{path}/{part}" if part else path
 
 
 def _request(**members: Any) -> dict[str, Any]:

@@ -51,7 +51,9 @@ class Transport:
         """
         return self._call("GET", path, safe=True, params=_present(params or {}), extra_time=extra_time)
 
-    def post(self, path: str, body: str, *, safe: bool, extra_time: float = 0.0) -> Any:
+    def post(
+        self, path: str, body: str, *, safe: bool, params: Mapping[str, Any] | None = None, extra_time: float = 0.0
+    ) -> Any:
         """Sends JSON text.
 
         Args:
@@ -59,15 +61,19 @@ class Transport:
             safe: whether sending it twice does what sending it once does; if not, it is tried again only where it
                 cannot have arrived.
         """
-        return self._call("POST", path, safe=safe, body=body, extra_time=extra_time)
+        return self._call("POST", path, safe=safe, params=_present(params or {}), body=body, extra_time=extra_time)
 
-    def put(self, path: str, body: str, params: Mapping[str, Any] | None = None) -> Any:
-        """Puts JSON text, which may be repeated."""
-        return self._call("PUT", path, safe=True, body=body, params=_present(params or {}))
+    def put(self, path: str, body: str, *, params: Mapping[str, Any] | None = None) -> Any:
+        """Stores JSON text at a path, which may be done again."""
+        return self._call("PUT", path, safe=True, params=_present(params or {}), body=body)
 
-    def delete(self, path: str, params: Mapping[str, Any] | None = None) -> None:
-        """Deletes what is at a path. What was deleted by an attempt whose answer got lost is not found by the next."""
-        self._call("DELETE", path, safe=False, params=_present(params or {}))
+    def patch(self, path: str, body: str, *, params: Mapping[str, Any] | None = None) -> Any:
+        """Changes what is at a path to what the JSON text says, which may be done again."""
+        return self._call("PATCH", path, safe=True, params=_present(params or {}), body=body)
+
+    def delete(self, path: str, *, params: Mapping[str, Any] | None = None) -> Any:
+        """Deletes what is at a path; tried again only where it cannot have been done."""
+        return self._call("DELETE", path, safe=False, params=_present(params or {}))
 
     def status_of(self, path: str) -> int | None:
         """The status of a GET, tried once; None where nobody answers."""

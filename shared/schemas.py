@@ -336,7 +336,7 @@ def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
     try:
         return KINDS[kind].model_validate(data)
     except ValidationError as error:
-        faults = _faults(error)
+        faults = faults_of(error)
         name = data.get("name")
         raise InvalidDefinition(
             f"{place}{kind} {str(name)[:100]!r} is not valid: " + "; ".join(faults) + ".", faults=faults
@@ -347,7 +347,7 @@ def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
         raise InvalidDefinition(f"{place}the definition is nested too deeply.") from None
 
 
-def _faults(error: ValidationError) -> list[str]:
+def faults_of(error: ValidationError) -> list[str]:
     """Each fault with its path; a hostile document could have a million of them, with names of a megabyte."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     more = [f"and {len(found) - MAX_FAULTS} more"] if len(found) > MAX_FAULTS else []
@@ -426,7 +426,7 @@ class TaskRequest(Strict):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            faults = _faults(error)
+            faults = faults_of(error)
             raise InvalidInput("The request is not valid: " + "; ".join(faults) + ".", faults=faults) from None
 
 

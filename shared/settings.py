@@ -87,6 +87,13 @@ class Settings(BaseSettings):
     dispatch_window: int = Field(64, ge=1, le=1_000_000)
     connect_attempts: int = Field(10, ge=1)
 
+    # Days; 0 keeps for ever.
+    retention_succeeded: float = Field(30.0, ge=0, le=36_500)
+    retention_failed: float = Field(90.0, ge=0, le=36_500)
+    retention_cancelled: float = Field(30.0, ge=0, le=36_500)
+    retention_expired: float = Field(90.0, ge=0, le=36_500)
+    retention_export: Path | None = None
+
     @field_validator("sandbox_preload", mode="before")
     @classmethod
     def _split(cls, given: Any) -> Any:

@@ -523,6 +523,20 @@ BEGIN
     END IF;
 END $$;
 
+-- Stores a large value once. Who names it locks it, so that retention cannot delete it before the name is committed.
+CREATE OR REPLACE FUNCTION minion_store_content(value jsonb) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    hash text := encode(sha256(convert_to(value::text, 'UTF8')), 'hex');
+BEGIN
+    LOOP
+        PERFORM 1 FROM contents c WHERE c.sha256 = hash FOR KEY SHARE;
+        EXIT WHEN FOUND;
+        INSERT INTO contents (sha256, value) VALUES (hash, value) ON CONFLICT DO NOTHING;
+        EXIT WHEN FOUND;
+    END LOOP;
+    RETURN hash;
+END $$;
+
 -- Ends a task for good and tells its parent. The caller holds the locks: the parent's row, then the task's.
 CREATE OR REPLACE FUNCTION minion_settle(t uuid, final text, result jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE

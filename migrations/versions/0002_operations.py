@@ -62,6 +62,21 @@ def create_indexes() -> None:
         postgresql_where=sa.text("state = 'pending' AND rank = 9000000000000000000"),
     )
     op.create_index("task_outcomes_finished_idx", "task_outcomes", ["finished_at"], postgresql_using="brin")
+    # What retention deletes is looked for from these sides.
+    op.create_index(
+        "task_outcomes_content_idx",
+        "task_outcomes",
+        ["output_sha256"],
+        postgresql_where=sa.text("output_sha256 IS NOT NULL"),
+    )
+    op.create_index("executions_worker_idx", "executions", ["worker_id"])
+    op.drop_index("task_status_running_idx", "task_status")
+    op.create_index(
+        "task_status_worker_idx",
+        "task_status",
+        ["worker_id"],
+        postgresql_where=sa.text("worker_id IS NOT NULL"),
+    )
     op.create_index(
         "steps_due_idx",
         "steps",

@@ -47,7 +47,7 @@ def submit(
         "capability": capability,
         "idempotency_key": idempotency_key,
         "key": key,
-        "labels": _labels(label) or None,
+        "labels": labels_of(label) or None,
         "priority": priority,
         "run_at": run_at.astimezone() if run_at else None,
         "conversation_id": conversation_id,
@@ -57,7 +57,7 @@ def submit(
     if message:
         options["messages"] = [{"role": "user", "content": text} for text in message]
     else:
-        options["input"] = _read_input(input)
+        options["input"] = read_input(input)
     given = {name: value for name, value in options.items() if value is not None or name == "input"}
     with connect() as client:
         task = client.submit(None if agent == "-" else agent, **given)
@@ -153,7 +153,7 @@ def signal(
 ) -> None:
     """Send a signal to a task. It is kept until the task waits for it."""
     with connect() as client:
-        task = client.signal(task_id, name, _read_input(payload))
+        task = client.signal(task_id, name, read_input(payload))
     _print_submitted(task, wait=False, as_json=as_json)
 
 
@@ -200,7 +200,12 @@ def workers(as_json: bool = AS_JSON) -> None:
     )
 
 
-def _read_input(argument: str) -> Any:
+def read_input(argument: str) -> Any:
+    """The JSON that an argument holds: itself, `@FILE`, or - for standard input.
+
+    Raises:
+        InvalidInput: it cannot be read, or is no JSON.
+    """
     try:
         if argument == "-":
             return parse(sys.stdin.buffer.read(), what="The input")
@@ -211,7 +216,8 @@ def _read_input(argument: str) -> Any:
     return parse(argument, what="The input")
 
 
-def _labels(pairs: list[str]) -> dict[str, str]:
+def labels_of(pairs: list[str]) -> dict[str, str]:
+    """The labels that were given as NAME=VALUE."""
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise typer.BadParameter(f"a label is NAME=VALUE, not {wrong[0]!r}")
     return dict(pair.split("=", 1) for pair in pairs)

@@ -18,6 +18,7 @@ from shared import errors, states
 from shared.definition_files import load
 from shared.sandbox import SAFE_IMPORTS
 from shared.sandbox.confined.wire import FAULT_TYPES
+from shared.schedules import ScheduleDefinition
 from shared.schemas import (
     AgentConfig,
     AgentDefinition,
@@ -114,6 +115,11 @@ def test_every_field_of_a_definition_is_documented_with_its_default(heading: str
 def test_every_field_of_a_task_is_documented():
     documented = {codes(row[0])[0] for row in rows(section(page("enqueueing.md"), "Fields of a task"))}
     assert documented == set(TaskRequest.model_fields)
+
+
+def test_every_field_of_a_schedule_is_documented():
+    documented = {codes(row[0])[0] for row in rows(page("schedules.md").partition("## When")[0])}
+    assert documented == set(ScheduleDefinition.model_fields) - {"name"}
 
 
 def _commands() -> dict[str, Any]:
