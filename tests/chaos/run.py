@@ -1,0 +1,79 @@
+"""Plays the fault scenarios and prints what they showed.
+
+    python -m tests.chaos.run [--tasks N] [--seed S] [--lease SECONDS] [--only NAME …] [--json FILE]
+
+Exits with 1 where a promise does not hold. docs/chaos.md says what each column means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from tests.chaos.scenarios import BY_NAME, SCENARIOS, Result, play
+
+COLUMNS = (
+    "scenario",
+    "tasks",
+    "finished",
+    "finished twice",
+    "effects by fenced claims",
+    "effects missing / double",
+    "stuck",
+    "illegal transitions",
+    "recovery (s)",
+    "called more than once",
+)
+
+
+def main() -> None:
+    """Plays what the arguments name."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tasks", type=int, default=2000, help="tasks a scenario (2000)")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="repeats a run")
+    parser.add_argument("--lease", type=float, default=3.0, help="seconds until a silent worker is lost (3)")
+    parser.add_argument("--only", nargs="+", choices=BY_NAME, metavar="NAME", help=f"some of: {', '.join(BY_NAME)}")
+    parser.add_argument("--json", type=Path, help="also writes all figures to this file")
+    options = parser.parse_args()
+    chosen = [scenario for scenario in SCENARIOS if not options.only or scenario.name in options.only]
+    print(f"seed {options.seed}, {options.tasks} tasks a scenario, lease {options.lease:g} s\n")
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
+    results = []
+    for scenario in chosen:
+        result = play(scenario, options.tasks, options.seed, options.lease)
+        results.append(result)
+        print(row(result), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
+    print()
+    broken = [f"{result.name}: {promise}" for result in results for promise in result.broken()]
+    print("\n".join(broken) or "Every promise held.")
+    sys.exit(bool(broken))
+
+
+def row(result: Result) -> str:
+    """A result as a line of the table."""
+    found = result.findings
+    if found is None:
+        return f"| {result.name} | skipped: {result.skipped} {'|' * (len(COLUMNS) - 1)}"
+    cells = (
+        result.name,
+        result.submitted,
+        found.finished,
+        found.finished_twice,
+        found.fenced_effects,
+        f"{found.effects_missing} / {found.effects_double}",
+        found.stuck,
+        found.illegal_transitions,
+        "–" if result.recovery is None else f"{result.recovery:.1f}",
+        found.repeated_calls,
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+if __name__ == "__main__":
+    main()

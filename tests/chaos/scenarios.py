@@ -1,0 +1,270 @@
+"""The table of scenarios, and how one is played: load, faults in the middle of it, more load, and the questions.
+
+The tasks come in shares, one more than there are strikes. A strike falls at a random moment while a share is being
+submitted and worked on; the last share shows whether the system works as before.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from shared.embedded import scratch_dir
+from tests.chaos import audit, faults
+from tests.chaos.audit import Findings
+from tests.chaos.faults import Fault
+from tests.chaos.injected import COPIES
+from tests.chaos.system import Minions, System, Timing
+from tests.processes import wait_until
+
+BATCH = 25
+DISK_MEGABYTES = 400
+# Longer than the visibility timeout of the product, so that a wrong clock makes Redis repeat messages as well.
+WRONG_CLOCKS = (0.0, 110_000.0, -110_000.0)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One row of the table.
+
+    Attributes:
+        strike: the fault; None where `copies` is all there is.
+        strikes: how often it strikes.
+        copies: every message is delivered three times, the third time late.
+        visibility: seconds after which Redis delivers again what is not acknowledged, instead of the product's day.
+        wrong_clocks: every process has another clock.
+        small_disk: both servers' data lie on a small file system of their own.
+        comparable: plain Celery has what is struck.
+    """
+
+    name: str
+    strike: Fault | None
+    strikes: int = 1
+    workers: int = 2
+    orchestrators: int = 1
+    copies: bool = False
+    visibility: float | None = None
+    wrong_clocks: bool = False
+    small_disk: bool = False
+    comparable: bool = True
+
+    @property
+    def what(self) -> str:
+        """What happens, in a line."""
+        return ((self.strike and self.strike.__doc__) or "Every message is delivered three times.").splitlines()[0]
+
+
+SCENARIOS = (
+    Scenario("kill-child", faults.kill_child, strikes=4),
+    Scenario("kill-main-process", faults.kill_main_process, strikes=2),
+    Scenario("kill-worker", faults.kill_worker, strikes=3),
+    Scenario("kill-orchestrator", faults.kill_orchestrator, strikes=3, comparable=False),
+    Scenario("two-orchestrators", faults.kill_orchestrator, strikes=4, orchestrators=2, comparable=False),
+    Scenario("kill-everything", faults.kill_everything, strikes=2),
+    Scenario("redis-restart", faults.restart_redis, strikes=2),
+    Scenario("redis-restart-empty", faults.restart_redis_empty, strikes=2),
+    Scenario("redis-flushall", faults.flush_redis, strikes=4),
+    Scenario("messages-three-times", None, copies=True),
+    Scenario("messages-delayed", faults.freeze_worker, strikes=2, visibility=1.0),
+    Scenario("postgres-restart", faults.restart_postgres, strikes=2),
+    Scenario("postgres-connections", faults.cut_connections, strikes=3),
+    Scenario("freeze-child", faults.freeze_child),
+    Scenario("freeze-main-process", faults.freeze_main_process),
+    Scenario("freeze-worker", faults.freeze_worker),
+    Scenario("freeze-orchestrator", faults.freeze_orchestrator, comparable=False),
+    Scenario("freeze-redis", faults.freeze_redis),
+    Scenario("freeze-postgres", faults.freeze_postgres),
+    Scenario("wrong-clocks", faults.kill_worker, strikes=2, wrong_clocks=True),
+    Scenario("rolling-restart", faults.rolling_restart),
+    Scenario("disk-full", faults.fill_disk, small_disk=True),
+)
+BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
+
+
+@dataclass
+class Result:
+    """What a scenario showed.
+
+    Attributes:
+        submitted: tasks that were handed in, and accepted as the submitter saw it.
+        recovery: seconds from the end of a strike until the last task that was in flight when it began had ended; the
+            longest of all strikes. None: no strike.
+        unexpected: processes that ended although nobody ended them.
+        skipped: why the scenario did not take place.
+    """
+
+    name: str
+    submitted: int = 0
+    seconds: float = 0.0
+    findings: Findings | None = None
+    recovery: float | None = None
+    unexpected: list[str] = field(default_factory=list)
+    skipped: str = ""
+
+    def broken(self) -> list[str]:
+        """The promises that do not hold."""
+        if self.findings is None:
+            return [] if self.skipped else ["not examined"]
+        return self.findings.broken(self.submitted) + self.unexpected
+
+
+class Skipped(Exception):
+    """The machine does not permit the scenario; the text says why."""
+
+
+class Load(threading.Thread):
+    """Hands in tasks, in batches, as long as they are worked off; again and again where one is refused."""
+
+    def __init__(self, system: System, share: int) -> None:
+        super().__init__(name="load", daemon=True)
+        self.system = system
+        self.share = share
+        self.accepted = 0
+        self.granted = 0
+        self._more = threading.Condition()
+        self._stopping = threading.Event()
+
+    def grant(self, tasks: int) -> None:
+        """Lets it hand in more."""
+        with self._more:
+            self.granted += tasks
+            self._more.notify()
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            with self._more:
+                while self.accepted == self.granted and not self._stopping.is_set():
+                    self._more.wait(0.5)
+                batch = range(self.accepted, min(self.accepted + BATCH, self.granted))
+            finished = self.system.finished()
+            if finished is None or self.accepted - finished > self.share / 2:
+                self._stopping.wait(0.02)
+                continue
+            try:
+                self.system.submit(batch)
+            except Exception:
+                self._stopping.wait(0.1)
+            else:
+                self.accepted += len(batch)
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopping.set()
+        self.join()
+
+
+def play(scenario: Scenario, tasks: int, seed: int, lease: float) -> Result:
+    """Plays a scenario on fresh servers."""
+    result = Result(scenario.name)
+    began = time.monotonic()
+    try:
+        with folder_for(scenario) as folder:
+            timing = Timing.of_lease(lease)
+            seeded = f"{seed} {scenario.name}"
+            system = Minions(folder, timing, seeded, visibility=scenario.visibility, copies=scenario.copies)
+            with system:
+                strikes = attack(system, scenario, tasks)
+                result.submitted = tasks
+                with system.engine.connect() as connection:
+                    result.findings = audit.examine(connection)
+                    result.recovery = _recovery(connection, strikes)
+                result.unexpected = system.unexpected
+    except Skipped as reason:
+        result.skipped = str(reason)
+    result.seconds = time.monotonic() - began
+    return result
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A fault that was over at `ended` (seconds since 1970), and the tasks that were in flight when it began."""
+
+    ended: float
+    in_flight: list[str]
+
+
+def attack(system: System, scenario: Scenario, tasks: int) -> list[Strike]:
+    """Starts the processes, puts them under load, strikes, and waits for the end of all tasks."""
+    if scenario.wrong_clocks:
+        system.clock_shifts = WRONG_CLOCKS
+    for _ in range(scenario.workers):
+        system.start_worker()
+    for _ in range(scenario.orchestrators):
+        system.start_orchestrator()
+    for process in (*system.workers, *system.orchestrators):
+        system.wait_ready(process)
+    strikes, share = [], tasks // (scenario.strikes + 1)
+    load = Load(system, share)
+    with ExitStack() as stack:
+        stack.callback(load.stop)
+        if scenario.copies:
+            stack.enter_context(delivering_copies(system))
+        load.start()
+        for number in range(scenario.strikes if scenario.strike else 0):
+            load.grant(share)
+            system.wait_finished(number * share + int(share * system.random.uniform(0.1, 0.5)))
+            in_flight = system.in_flight()
+            assert scenario.strike is not None
+            scenario.strike(system)
+            strikes.append(Strike(time.time(), in_flight))
+        load.grant(tasks - load.granted)
+        system.wait_finished(tasks)
+        # What is still on its way could do harm yet.
+        with suppress(AssertionError):
+            wait_until(system.drained, "no messages left", system.patience)
+    return strikes
+
+
+def _recovery(connection: Connection, strikes: list[Strike]) -> float | None:
+    ends = [(strike.ended, audit.last_end(connection, strike.in_flight)) for strike in strikes]
+    return max((max(0.0, (last or ended) - ended) for ended, last in ends), default=None)
+
+
+@contextmanager
+def delivering_copies(system: System) -> Iterator[None]:
+    """Brings the third copy of every message to its queue, at random moments."""
+    stopping = threading.Event()
+
+    def deliver() -> None:
+        with system.broker() as broker:
+            while not stopping.wait(0.01) or broker.llen(COPIES):
+                if stopping.is_set() or system.random.random() < 0.1:
+                    for _ in range(BATCH):
+                        broker.lmove(COPIES, system.queue, "RIGHT", "LEFT")
+
+    thread = threading.Thread(target=deliver, name="copies", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join()
+
+
+@contextmanager
+def folder_for(scenario: Scenario) -> Iterator[Path]:
+    """A folder for one run; where the scenario wants it, with a small file system for the servers in it."""
+    with scratch_dir() as folder:
+        if not scenario.small_disk:
+            yield folder
+            return
+        disk = folder / "servers"
+        disk.mkdir()
+        options = f"size={DISK_MEGABYTES}m,mode=0711"
+        mount = ["mount", "-t", "tmpfs", "-o", options, "chaos", str(disk)]
+        try:
+            subprocess.run(mount, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            why = getattr(error, "stderr", "") or str(error)
+            raise Skipped(f"no small file system can be mounted here: {why.strip()}") from None
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
