@@ -81,8 +81,15 @@ LOG = text(
     "lag(claim) OVER of_task AS claim_before_that FROM chaos_log WINDOW of_task AS (PARTITION BY task_id ORDER BY tick)"
 )
 IN_FLIGHT = text("SELECT task_id FROM task_status WHERE state IN ('queued', 'running')")
-LAST_END = text(
-    "SELECT extract(epoch FROM max(finished_at)) FROM task_outcomes WHERE task_id = ANY (CAST(:tasks AS uuid[]))"
+# Greatest of: when the last of the tasks in flight ended, and when the first task ended after the fault.
+RECOVERED = text(
+    "SELECT extract(epoch FROM GREATEST("
+    "(SELECT max(finished_at) FROM task_outcomes WHERE task_id = ANY (CAST(:tasks AS uuid[]))), "
+    "(SELECT min(finished_at) FROM task_outcomes WHERE finished_at > to_timestamp(:ended))))"
+)
+LONGEST_PAUSE = text(
+    "SELECT extract(epoch FROM max(pause)) FROM ("
+    "SELECT finished_at - lag(finished_at) OVER (ORDER BY finished_at) AS pause FROM task_outcomes) AS pauses"
 )
 
 
@@ -149,10 +156,22 @@ def in_flight(connection: Connection) -> list[str]:
     return [str(task) for task in connection.scalars(IN_FLIGHT)]
 
 
-def last_end(connection: Connection, tasks: Sequence[str]) -> float | None:
-    """When the last of the tasks ended, in seconds since 1970; None if there is none."""
-    seconds = connection.scalar(LAST_END, {"tasks": list(tasks)})
-    return None if seconds is None else float(seconds)
+def recovery(connection: Connection, in_flight: Sequence[str], ended: float) -> float:
+    """Seconds from the end of a fault until the system was its old self.
+
+    That is when the last of the tasks had ended that were in flight when the fault began, and a task had ended after
+    it. 0 where the first was so before the fault was over.
+
+    Args:
+        ended: when the fault was over, in seconds since 1970.
+    """
+    recovered = connection.scalar(RECOVERED, {"tasks": list(in_flight), "ended": ended})
+    return max(0.0, float(recovered or ended) - ended)
+
+
+def longest_pause(connection: Connection) -> float:
+    """The longest time in which no task ended, between the first that did and the last; in seconds."""
+    return float(connection.scalar(LONGEST_PAUSE) or 0.0)
 
 
 def _legal(change: Row[Any]) -> bool:

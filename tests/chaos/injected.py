@@ -75,17 +75,17 @@ def copying(repeated: str) -> Iterator[None]:
     """Publishes every message of a queue three times, the last one into the list `COPIES`."""
     from kombu.transport.redis import Channel
 
-    put = Channel._put
+    put: Any = Channel._put
 
     def put_copies(self: Any, queue: str, message: Any, **options: Any) -> None:
         for name in (queue, queue, COPIES) if queue == repeated else (queue,):
             put(self, name, message, **options)
 
-    Channel._put = put_copies
+    Channel._put = put_copies  # type: ignore[method-assign]
     try:
         yield
     finally:
-        Channel._put = put
+        Channel._put = put  # type: ignore[method-assign]
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """Plays the fault scenarios and prints what they showed.
 
-    python -m tests.chaos.run [--tasks N] [--seed S] [--lease SECONDS] [--only NAME …] [--json FILE]
+    python -m tests.chaos.run [--tasks N] [--seed S] [--lease SECONDS] [--only NAME …] [--no-celery]
+                               [--json FILE]
 
 Exits with 1 where a promise does not hold. docs/chaos.md says what each column means.
 """
@@ -26,7 +27,10 @@ COLUMNS = (
     "stuck",
     "illegal transitions",
     "recovery (s)",
+    "longest pause (s)",
+    "messages refused",
     "called more than once",
+    "Celery: lost / doubled",
 )
 
 
@@ -37,6 +41,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="repeats a run")
     parser.add_argument("--lease", type=float, default=3.0, help="seconds until a silent worker is lost (3)")
     parser.add_argument("--only", nargs="+", choices=BY_NAME, metavar="NAME", help=f"some of: {', '.join(BY_NAME)}")
+    parser.add_argument("--celery", action=argparse.BooleanOptionalAction, default=True, help="plain Celery as well")
     parser.add_argument("--json", type=Path, help="also writes all figures to this file")
     options = parser.parse_args()
     chosen = [scenario for scenario in SCENARIOS if not options.only or scenario.name in options.only]
@@ -44,7 +49,7 @@ def main() -> None:
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     results = []
     for scenario in chosen:
-        result = play(scenario, options.tasks, options.seed, options.lease)
+        result = play(scenario, options.tasks, options.seed, options.lease, celery=options.celery)
         results.append(result)
         print(row(result), flush=True)
     if options.json:
@@ -70,7 +75,10 @@ def row(result: Result) -> str:
         found.stuck,
         found.illegal_transitions,
         "–" if result.recovery is None else f"{result.recovery:.1f}",
+        f"{result.pause:.1f}",
+        result.refused,
         found.repeated_calls,
+        f"{result.celery.lost} / {result.celery.doubled}" if result.celery else "–",
     )
     return f"| {' | '.join(map(str, cells))} |"
 

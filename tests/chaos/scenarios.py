@@ -14,17 +14,17 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sqlalchemy import Connection
-
 from shared.embedded import scratch_dir
 from tests.chaos import audit, faults
 from tests.chaos.audit import Findings
+from tests.chaos.celery_side import Comparison, PlainCelery
 from tests.chaos.faults import Fault
 from tests.chaos.injected import COPIES
 from tests.chaos.system import Minions, System, Timing
 from tests.processes import wait_until
 
 BATCH = 25
+STALLED_SECONDS = 1.0
 DISK_MEGABYTES = 400
 # Longer than the visibility timeout of the product, so that a wrong clock makes Redis repeat messages as well.
 WRONG_CLOCKS = (0.0, 110_000.0, -110_000.0)
@@ -94,17 +94,21 @@ class Result:
 
     Attributes:
         submitted: tasks that were handed in, and accepted as the submitter saw it.
-        recovery: seconds from the end of a strike until the last task that was in flight when it began had ended; the
-            longest of all strikes. None: no strike.
+        recovery: as in `audit.recovery`, the longest of all strikes. None: no strike.
+        pause: the longest time in which no task ended.
+        refused: messages that a worker took from the broker and put away: their task was claimed already, or had ended.
+        celery: what plain Celery made of it; None: not tried.
         unexpected: processes that ended although nobody ended them.
         skipped: why the scenario did not take place.
     """
 
     name: str
     submitted: int = 0
-    seconds: float = 0.0
     findings: Findings | None = None
     recovery: float | None = None
+    pause: float = 0.0
+    refused: int = 0
+    celery: Comparison | None = None
     unexpected: list[str] = field(default_factory=list)
     skipped: str = ""
 
@@ -120,7 +124,7 @@ class Skipped(Exception):
 
 
 class Load(threading.Thread):
-    """Hands in tasks, in batches, as long as they are worked off; again and again where one is refused."""
+    """Hands in tasks, in batches, as fast as they are worked off; a batch that is refused again and again."""
 
     def __init__(self, system: System, share: int) -> None:
         super().__init__(name="load", daemon=True)
@@ -128,31 +132,30 @@ class Load(threading.Thread):
         self.share = share
         self.accepted = 0
         self.granted = 0
-        self._more = threading.Condition()
+        self._finished = 0
+        self._since = time.monotonic()
         self._stopping = threading.Event()
 
     def grant(self, tasks: int) -> None:
         """Lets it hand in more."""
-        with self._more:
-            self.granted += tasks
-            self._more.notify()
+        self.granted += tasks
 
     def run(self) -> None:
-        while not self._stopping.is_set():
-            with self._more:
-                while self.accepted == self.granted and not self._stopping.is_set():
-                    self._more.wait(0.5)
-                batch = range(self.accepted, min(self.accepted + BATCH, self.granted))
-            finished = self.system.finished()
-            if finished is None or self.accepted - finished > self.share / 2:
-                self._stopping.wait(0.02)
-                continue
-            try:
-                self.system.submit(batch)
-            except Exception:
-                self._stopping.wait(0.1)
-            else:
-                self.accepted += len(batch)
+        while not self._stopping.wait(0.02):
+            batch = range(self.accepted, min(self.accepted + BATCH, self.granted))
+            if batch and self._is_due():
+                # Whatever is wrong, the caller of a queue tries again.
+                with suppress(Exception):
+                    self.system.submit(batch)
+                    self.accepted += len(batch)
+
+    def _is_due(self) -> bool:
+        """Not while half a share waits, but for every second in which nothing ended: the rest may be lost."""
+        if (finished := self.system.finished()) is None:
+            return True
+        if finished != self._finished:
+            self._finished, self._since = finished, time.monotonic()
+        return self.accepted - finished < self.share / 2 or time.monotonic() - self._since > STALLED_SECONDS
 
     def stop(self) -> None:
         """Ends the thread."""
@@ -160,25 +163,34 @@ class Load(threading.Thread):
         self.join()
 
 
-def play(scenario: Scenario, tasks: int, seed: int, lease: float) -> Result:
-    """Plays a scenario on fresh servers."""
-    result = Result(scenario.name)
-    began = time.monotonic()
+def play(scenario: Scenario, tasks: int, seed: int, lease: float, *, celery: bool = False) -> Result:
+    """Plays a scenario on fresh servers.
+
+    Args:
+        tasks: how many are handed in.
+        seed: of whatever is left to chance.
+        lease: seconds.
+        celery: also on plain Celery, where it has what is struck.
+    """
+    result, timing, seeded = Result(scenario.name, submitted=tasks), Timing.of_lease(lease), f"{seed} {scenario.name}"
     try:
         with folder_for(scenario) as folder:
-            timing = Timing.of_lease(lease)
-            seeded = f"{seed} {scenario.name}"
-            system = Minions(folder, timing, seeded, visibility=scenario.visibility, copies=scenario.copies)
-            with system:
-                strikes = attack(system, scenario, tasks)
-                result.submitted = tasks
-                with system.engine.connect() as connection:
+            minions = Minions(folder, timing, seeded, visibility=scenario.visibility, copies=scenario.copies)
+            with minions:
+                strikes = attack(minions, scenario, tasks)
+                with minions.engine.connect() as connection:
                     result.findings = audit.examine(connection)
-                    result.recovery = _recovery(connection, strikes)
-                result.unexpected = system.unexpected
+                    recoveries = [audit.recovery(connection, strike.in_flight, strike.ended) for strike in strikes]
+                    result.recovery = max(recoveries, default=None)
+                    result.pause = audit.longest_pause(connection)
+                result.refused = minions.refused_messages()
+                result.unexpected = minions.unexpected
+        if celery and scenario.comparable:
+            with folder_for(scenario) as folder, PlainCelery(folder, timing, seeded, copies=scenario.copies) as plain:
+                attack(plain, scenario, tasks)
+                result.celery = plain.examine(tasks)
     except Skipped as reason:
         result.skipped = str(reason)
-    result.seconds = time.monotonic() - began
     return result
 
 
@@ -207,24 +219,20 @@ def attack(system: System, scenario: Scenario, tasks: int) -> list[Strike]:
         if scenario.copies:
             stack.enter_context(delivering_copies(system))
         load.start()
-        for number in range(scenario.strikes if scenario.strike else 0):
+        for _ in range(scenario.strikes if scenario.strike else 0):
             load.grant(share)
-            system.wait_finished(number * share + int(share * system.random.uniform(0.1, 0.5)))
+            system.wait_finished((system.finished() or 0) + int(share * system.random.uniform(0.1, 0.5)))
             in_flight = system.in_flight()
             assert scenario.strike is not None
             scenario.strike(system)
             strikes.append(Strike(time.time(), in_flight))
         load.grant(tasks - load.granted)
+        wait_until(lambda: load.accepted == tasks, "all tasks handed in", 300)
         system.wait_finished(tasks)
         # What is still on its way could do harm yet.
         with suppress(AssertionError):
             wait_until(system.drained, "no messages left", system.patience)
     return strikes
-
-
-def _recovery(connection: Connection, strikes: list[Strike]) -> float | None:
-    ends = [(strike.ended, audit.last_end(connection, strike.in_flight)) for strike in strikes]
-    return max((max(0.0, (last or ended) - ended) for ended, last in ends), default=None)
 
 
 @contextmanager

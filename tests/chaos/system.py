@@ -48,6 +48,7 @@ DEFINITIONS = (
     },
 )
 FINISHED = text("SELECT count(*) FROM task_outcomes")
+REFUSED = '"event": "skipped"'
 BUSY = text("SELECT EXISTS (SELECT 1 FROM workers WHERE status = 'online' AND busy > 0)")
 
 
@@ -99,8 +100,8 @@ class System(ABC):
             addresses = self._stack.enter_context(self.servers).start()
             self.redis_url = addresses.redis_url
             self.settings = Settings(
-                DATABASE_URL=addresses.database_url,  # type: ignore[arg-type]
-                REDIS_URL=addresses.redis_url,  # type: ignore[arg-type]
+                DATABASE_URL=addresses.database_url,
+                REDIS_URL=addresses.redis_url,
                 lease_seconds=self.timing.lease,
                 heartbeat_seconds=self.timing.heartbeat,
             )
@@ -162,7 +163,7 @@ class System(ABC):
     def drained(self) -> bool:
         """Whether no message is left, and nobody is at work."""
         with self.broker() as broker:
-            return broker.llen(self.queue) + broker.llen(COPIES) == 0
+            return not broker.exists(self.queue, COPIES)
 
     def wait_finished(self, goal: int) -> None:
         """Waits until so many tasks have ended, or nothing has for as long as patience goes. Supervises meanwhile."""
@@ -213,7 +214,7 @@ class Minions(System):
             "MINION_API_KEY": "chaos",
             "MINION_API_PORT": "0",
             "MINION_DATA_DIR": str(folder / "data"),
-            "MINION_LOG_LEVEL": "INFO",
+            "MINION_LOG_FORMAT": "json",
             "MINION_LEASE_SECONDS": str(timing.lease),
             "MINION_HEARTBEAT_SECONDS": str(timing.heartbeat),
             "MINION_LOST_MESSAGE_SECONDS": str(timing.lost_message),
@@ -266,6 +267,11 @@ class Minions(System):
     def in_flight(self) -> list[str]:
         with self.engine.connect() as connection:
             return audit.in_flight(connection)
+
+    def refused_messages(self) -> int:
+        """How many messages found nothing to claim."""
+        logs = [process.output() for process in self._processes if process.log.name.startswith("worker")]
+        return sum(log.count(REFUSED) for log in logs)
 
     def drained(self) -> bool:
         with self.engine.connect() as connection:
