@@ -87,9 +87,11 @@ RECOVERED = text(
     "(SELECT max(finished_at) FROM task_outcomes WHERE task_id = ANY (CAST(:tasks AS uuid[]))), "
     "(SELECT min(finished_at) FROM task_outcomes WHERE finished_at > to_timestamp(:ended))))"
 )
+# A pause in which the task that ended it did not exist yet is not one.
 LONGEST_PAUSE = text(
-    "SELECT extract(epoch FROM max(pause)) FROM ("
-    "SELECT finished_at - lag(finished_at) OVER (ORDER BY finished_at) AS pause FROM task_outcomes) AS pauses"
+    "SELECT extract(epoch FROM max(finished_at - GREATEST(before, created_at))) FROM ("
+    "SELECT o.finished_at, t.created_at, lag(o.finished_at) OVER (ORDER BY o.finished_at) AS before "
+    "FROM task_outcomes o JOIN tasks t ON t.id = o.task_id) AS ends"
 )
 
 
@@ -170,7 +172,7 @@ def recovery(connection: Connection, in_flight: Sequence[str], ended: float) -> 
 
 
 def longest_pause(connection: Connection) -> float:
-    """The longest time in which no task ended, between the first that did and the last; in seconds."""
+    """The longest time in which no task ended although there were some, in seconds."""
     return float(connection.scalar(LONGEST_PAUSE) or 0.0)
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import make_url, text
 
 from tests.chaos.celery_app import make_app
-from tests.chaos.injected import copying
+from tests.chaos.injected import copy_messages
 from tests.chaos.system import SLOTS, System, Timing, seconds
-from tests.processes import Process, wait_until
+from tests.processes import Process
 
 TABLE = text("CREATE TABLE plain_effects (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, number integer NOT NULL)")
 DONE = text("SELECT count(DISTINCT number) FROM plain_effects")
@@ -57,6 +56,8 @@ class PlainCelery(System):
             "PLAIN_DATABASE": url.render_as_string(hide_password=False),
         }
         self.app = make_app(broker, self.visibility)
+        if self.copies:
+            self._stack.callback(copy_messages(self.queue))
 
     def start_worker(self) -> Process:
         name = f"plain{self._started}@%h"
@@ -68,12 +69,11 @@ class PlainCelery(System):
     def start_orchestrator(self) -> None:
         """There is none."""
 
-    def wait_ready(self, process: Process) -> None:
-        wait_until(lambda: " ready." in process.output(), f"{process.log.name} at work", 60)
+    def is_ready(self, process: Process) -> bool:
+        return " ready." in process.output()
 
     def submit(self, numbers: Iterable[int]) -> None:
-        published = copying(self.queue) if self.copies else nullcontext()
-        with published, self.app.producer_pool.acquire(block=True, timeout=10) as producer:
+        with self.app.producer_pool.acquire(block=True, timeout=10) as producer:
             for number in numbers:
                 if number not in self._handed_in:
                     self.app.send_task("plain.commit", (number, seconds(number)), producer=producer)

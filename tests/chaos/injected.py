@@ -17,8 +17,7 @@ import datetime
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 COPIES = "chaos.copies"
@@ -70,9 +69,12 @@ def shorten_visibility(seconds: float) -> None:
     broker.make_app = impatient
 
 
-@contextmanager
-def copying(repeated: str) -> Iterator[None]:
-    """Publishes every message of a queue three times, the last one into the list `COPIES`."""
+def copy_messages(repeated: str) -> Callable[[], None]:
+    """From now on every message of a queue is published three times, the last one into the list `COPIES`.
+
+    Returns:
+        what ends it.
+    """
     from kombu.transport.redis import Channel
 
     put: Any = Channel._put
@@ -82,10 +84,7 @@ def copying(repeated: str) -> Iterator[None]:
             put(self, name, message, **options)
 
     Channel._put = put_copies  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Channel._put = put  # type: ignore[method-assign]
+    return lambda: setattr(Channel, "_put", put)
 
 
 def main() -> None:
@@ -95,7 +94,7 @@ def main() -> None:
     if visibility := os.environ.get("CHAOS_VISIBILITY_TIMEOUT"):
         shorten_visibility(float(visibility))
     if repeated := os.environ.get("CHAOS_COPIES"):
-        copying(repeated).__enter__()
+        copy_messages(repeated)
     if sys.argv[1] == "orchestrator":
         from orchestrator.cli import main as orchestrate
 

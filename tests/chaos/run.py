@@ -1,7 +1,7 @@
 """Plays the fault scenarios and prints what they showed.
 
     python -m tests.chaos.run [--tasks N] [--seed S] [--lease SECONDS] [--only NAME …] [--no-celery]
-                               [--json FILE]
+                               [--json FILE] [--logs FOLDER]
 
 Exits with 1 where a promise does not hold. docs/chaos.md says what each column means.
 """
@@ -43,13 +43,16 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=BY_NAME, metavar="NAME", help=f"some of: {', '.join(BY_NAME)}")
     parser.add_argument("--celery", action=argparse.BooleanOptionalAction, default=True, help="plain Celery as well")
     parser.add_argument("--json", type=Path, help="also writes all figures to this file")
+    parser.add_argument("--logs", type=Path, help="also keeps in this folder what the processes wrote")
     options = parser.parse_args()
+    if options.logs:
+        options.logs.mkdir(parents=True, exist_ok=True)
     chosen = [scenario for scenario in SCENARIOS if not options.only or scenario.name in options.only]
     print(f"seed {options.seed}, {options.tasks} tasks a scenario, lease {options.lease:g} s\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     results = []
     for scenario in chosen:
-        result = play(scenario, options.tasks, options.seed, options.lease, celery=options.celery)
+        result = play(scenario, options.tasks, options.seed, options.lease, celery=options.celery, logs=options.logs)
         results.append(result)
         print(row(result), flush=True)
     if options.json:

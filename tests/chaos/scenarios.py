@@ -6,11 +6,12 @@ submitted and worked on; the last share shows whether the system works as before
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -163,7 +164,9 @@ class Load(threading.Thread):
         self.join()
 
 
-def play(scenario: Scenario, tasks: int, seed: int, lease: float, *, celery: bool = False) -> Result:
+def play(
+    scenario: Scenario, tasks: int, seed: int, lease: float, *, celery: bool = False, logs: Path | None = None
+) -> Result:
     """Plays a scenario on fresh servers.
 
     Args:
@@ -171,10 +174,11 @@ def play(scenario: Scenario, tasks: int, seed: int, lease: float, *, celery: boo
         seed: of whatever is left to chance.
         lease: seconds.
         celery: also on plain Celery, where it has what is struck.
+        logs: a folder for what the processes wrote.
     """
     result, timing, seeded = Result(scenario.name, submitted=tasks), Timing.of_lease(lease), f"{seed} {scenario.name}"
     try:
-        with folder_for(scenario) as folder:
+        with folder_for(scenario, logs) as folder:
             minions = Minions(folder, timing, seeded, visibility=scenario.visibility, copies=scenario.copies)
             with minions:
                 strikes = attack(minions, scenario, tasks)
@@ -186,7 +190,10 @@ def play(scenario: Scenario, tasks: int, seed: int, lease: float, *, celery: boo
                 result.refused = minions.refused_messages()
                 result.unexpected = minions.unexpected
         if celery and scenario.comparable:
-            with folder_for(scenario) as folder, PlainCelery(folder, timing, seeded, copies=scenario.copies) as plain:
+            with (
+                folder_for(scenario, logs) as folder,
+                PlainCelery(folder, timing, seeded, copies=scenario.copies) as plain,
+            ):
                 attack(plain, scenario, tasks)
                 result.celery = plain.examine(tasks)
     except Skipped as reason:
@@ -210,8 +217,6 @@ def attack(system: System, scenario: Scenario, tasks: int) -> list[Strike]:
         system.start_worker()
     for _ in range(scenario.orchestrators):
         system.start_orchestrator()
-    for process in (*system.workers, *system.orchestrators):
-        system.wait_ready(process)
     strikes, share = [], tasks // (scenario.strikes + 1)
     load = Load(system, share)
     with ExitStack() as stack:
@@ -220,12 +225,15 @@ def attack(system: System, scenario: Scenario, tasks: int) -> list[Strike]:
             stack.enter_context(delivering_copies(system))
         load.start()
         for _ in range(scenario.strikes if scenario.strike else 0):
+            # Each strike meets a whole system, or its figure would be about the start of processes.
+            system.wait_all_ready()
             load.grant(share)
             system.wait_finished((system.finished() or 0) + int(share * system.random.uniform(0.1, 0.5)))
             in_flight = system.in_flight()
             assert scenario.strike is not None
             scenario.strike(system)
             strikes.append(Strike(time.time(), in_flight))
+        system.wait_all_ready()
         load.grant(tasks - load.granted)
         wait_until(lambda: load.accepted == tasks, "all tasks handed in", 300)
         system.wait_finished(tasks)
@@ -257,22 +265,28 @@ def delivering_copies(system: System) -> Iterator[None]:
 
 
 @contextmanager
-def folder_for(scenario: Scenario) -> Iterator[Path]:
+def folder_for(scenario: Scenario, logs: Path | None) -> Iterator[Path]:
     """A folder for one run; where the scenario wants it, with a small file system for the servers in it."""
-    with scratch_dir() as folder:
-        if not scenario.small_disk:
-            yield folder
-            return
-        disk = folder / "servers"
-        disk.mkdir()
-        options = f"size={DISK_MEGABYTES}m,mode=0711"
-        mount = ["mount", "-t", "tmpfs", "-o", options, "chaos", str(disk)]
-        try:
-            subprocess.run(mount, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            why = getattr(error, "stderr", "") or str(error)
-            raise Skipped(f"no small file system can be mounted here: {why.strip()}") from None
+    with scratch_dir() as folder, _small_disk(folder / "servers") if scenario.small_disk else nullcontext():
         try:
             yield folder
         finally:
-            subprocess.run(["umount", str(disk)], check=True)
+            if logs:
+                for log in folder.glob("*.log"):
+                    shutil.copy(log, logs / f"{scenario.name}-{log.name}")
+
+
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[None]:
+    folder.mkdir()
+    options = f"size={DISK_MEGABYTES}m,mode=0711"
+    try:
+        mount = ["mount", "-t", "tmpfs", "-o", options, "chaos", str(folder)]
+        subprocess.run(mount, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = getattr(error, "stderr", "") or str(error)
+        raise Skipped(f"no small file system can be mounted here: {why.strip()}") from None
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)

@@ -130,8 +130,8 @@ class System(ABC):
         """Starts one more orchestrator, if the system has such a thing, and does not wait for it."""
 
     @abstractmethod
-    def wait_ready(self, process: Process) -> None:
-        """Waits until a process is at work."""
+    def is_ready(self, process: Process) -> bool:
+        """Whether a process that runs is at work."""
 
     @abstractmethod
     def submit(self, numbers: Iterable[int]) -> None:
@@ -164,6 +164,19 @@ class System(ABC):
         """Whether no message is left, and nobody is at work."""
         with self.broker() as broker:
             return not broker.exists(self.queue, COPIES)
+
+    def wait_ready(self, process: Process) -> None:
+        """Waits until a process is at work."""
+        wait_until(lambda: process.running and self.is_ready(process), f"{process.log.name} at work", 60)
+
+    def wait_all_ready(self) -> None:
+        """Waits until all are at work; who ended by himself is started again."""
+
+        def all_ready() -> bool:
+            self.supervise()
+            return all(process.running and self.is_ready(process) for process in (*self.workers, *self.orchestrators))
+
+        wait_until(all_ready, "all processes at work", 60)
 
     def wait_finished(self, goal: int) -> None:
         """Waits until so many tasks have ended, or nothing has for as long as patience goes. Supervises meanwhile."""
@@ -248,9 +261,8 @@ class Minions(System):
         self.orchestrators.append(process)
         return process
 
-    def wait_ready(self, process: Process) -> None:
-        is_ready = (lambda: ready(process)) if process in self.orchestrators else (lambda: online(process, self.engine))
-        wait_until(is_ready, f"{process.log.name} at work", 60)
+    def is_ready(self, process: Process) -> bool:
+        return ready(process) if process in self.orchestrators else online(process, self.engine)
 
     def submit(self, numbers: Iterable[int]) -> None:
         requests = [

@@ -144,8 +144,9 @@ def finish_twice(hand: ByHand) -> None:
 def skip_a_state(hand: ByHand) -> None:
     hand.sql("DROP TRIGGER task_status_transition ON task_status")
     task = hand.submit("chaos")
-    for state in ("waiting", "pending"):
-        hand.sql("UPDATE task_status SET state = :state WHERE task_id = :task", state=state, task=task)
+    for state, reason in (("waiting", "subtask"), ("pending", None)):
+        change = "UPDATE task_status SET state = :state, wait_reason = :reason WHERE task_id = :task"
+        hand.sql(change, state=state, reason=reason, task=task)
     hand.again(task)
     commit(hand, task, 1)
     hand.finish(task)
