@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -47,6 +48,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.logs:
         options.logs.mkdir(parents=True, exist_ok=True)
+    # Servers, mounts and folders are removed on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = [scenario for scenario in SCENARIOS if not options.only or scenario.name in options.only]
     print(f"seed {options.seed}, {options.tasks} tasks a scenario, lease {options.lease:g} s\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)

@@ -6,8 +6,10 @@ submitted and worked on; the last share shows whether the system works as before
 
 from __future__ import annotations
 
+import random
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -181,24 +183,31 @@ def play(
         with folder_for(scenario, logs) as folder:
             minions = Minions(folder, timing, seeded, visibility=scenario.visibility, copies=scenario.copies)
             with minions:
-                strikes = attack(minions, scenario, tasks)
-                with minions.engine.connect() as connection:
-                    result.findings = audit.examine(connection)
-                    recoveries = [audit.recovery(connection, strike.in_flight, strike.ended) for strike in strikes]
-                    result.recovery = max(recoveries, default=None)
-                    result.pause = audit.longest_pause(connection)
-                result.refused = minions.refused_messages()
-                result.unexpected = minions.unexpected
+                _examine(minions, scenario, result)
         if celery and scenario.comparable:
-            with (
-                folder_for(scenario, logs) as folder,
-                PlainCelery(folder, timing, seeded, copies=scenario.copies) as plain,
-            ):
-                attack(plain, scenario, tasks)
-                result.celery = plain.examine(tasks)
+            with folder_for(scenario, logs) as folder:
+                plain = PlainCelery(folder, timing, seeded, copies=scenario.copies)
+                with plain:
+                    attack(plain, scenario, tasks)
+                    result.celery = plain.examine(tasks)
     except Skipped as reason:
         result.skipped = str(reason)
     return result
+
+
+def _examine(system: Minions, scenario: Scenario, result: Result) -> None:
+    strikes: list[Strike] = []
+    try:
+        strikes = attack(system, scenario, result.submitted)
+    except AssertionError as error:
+        result.unexpected.append(f"waited in vain: {error}")
+    with system.engine.connect() as connection:
+        result.findings = audit.examine(connection)
+        recoveries = [audit.recovery(connection, strike.in_flight, strike.ended) for strike in strikes]
+        result.recovery = max(recoveries, default=None)
+        result.pause = audit.longest_pause(connection)
+    result.refused = system.refused_messages()
+    result.unexpected += system.unexpected
 
 
 @dataclass(frozen=True)
@@ -247,11 +256,12 @@ def attack(system: System, scenario: Scenario, tasks: int) -> list[Strike]:
 def delivering_copies(system: System) -> Iterator[None]:
     """Brings the third copy of every message to its queue, at random moments."""
     stopping = threading.Event()
+    chance = random.Random(system.random.random())  # a thread's own, or the order of draws would be anybody's
 
     def deliver() -> None:
         with system.broker() as broker:
             while not stopping.wait(0.01) or broker.llen(COPIES):
-                if stopping.is_set() or system.random.random() < 0.1:
+                if stopping.is_set() or chance.random() < 0.1:
                     for _ in range(BATCH):
                         broker.lmove(COPIES, system.queue, "RIGHT", "LEFT")
 
@@ -277,16 +287,20 @@ def folder_for(scenario: Scenario, logs: Path | None) -> Iterator[Path]:
 
 
 @contextmanager
-def _small_disk(folder: Path) -> Iterator[None]:
-    folder.mkdir()
-    options = f"size={DISK_MEGABYTES}m,mode=0711"
-    try:
-        mount = ["mount", "-t", "tmpfs", "-o", options, "chaos", str(folder)]
-        subprocess.run(mount, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        why = getattr(error, "stderr", "") or str(error)
-        raise Skipped(f"no small file system can be mounted here: {why.strip()}") from None
-    try:
+def _small_disk(link: Path) -> Iterator[None]:
+    """Mounts a small file system and makes `link` point there.
+
+    It lies in the temporary directory: should we be killed, nobody stumbles over the mount that is left.
+    """
+    mounted = Path(tempfile.mkdtemp(prefix="minions-chaos-"))
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m,mode=0711", "minions-chaos", str(mounted)]
+    with ExitStack() as stack:
+        stack.callback(mounted.rmdir)
+        try:
+            subprocess.run(command, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            why = getattr(error, "stderr", "") or str(error)
+            raise Skipped(f"no small file system can be mounted here: {why.strip()}") from None
+        stack.callback(subprocess.run, ["umount", str(mounted)], check=True)
+        link.symlink_to(mounted)
         yield
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
