@@ -66,8 +66,9 @@ COUNTS = text(
             SELECT l.after, l.claim FROM chaos_log l WHERE l.task_id = e.task_id AND l.tick < e.tick
                 ORDER BY l.tick DESC LIMIT 1) AS held ON true
             WHERE (held.after = 'running' AND held.claim = e.claim) IS NOT TRUE) AS fenced_effects,
-        (SELECT count(*) FROM task_status s WHERE s.state = 'succeeded'
-            AND NOT EXISTS (SELECT 1 FROM chaos_effects e WHERE e.task_id = s.task_id)) AS effects_missing,
+        (SELECT count(*) FROM task_status s JOIN tasks t ON t.id = s.task_id
+            WHERE s.state = 'succeeded' AND t.agent_name = 'chaos' AND NOT EXISTS (
+                SELECT 1 FROM chaos_effects e WHERE e.task_id = s.task_id)) AS effects_missing,
         (SELECT count(*) FROM (SELECT task_id FROM chaos_effects GROUP BY task_id HAVING count(*) > 1) AS more)
             AS effects_double,
         (SELECT count(*) FROM executions x JOIN task_status s USING (task_id)
@@ -106,7 +107,7 @@ class Findings:
         stuck: tasks that have not ended.
         finished_twice: tasks whose final state was written more than once.
         fenced_effects: effects that were committed when another claim, or none, held the task.
-        effects_missing: tasks that succeeded without their effect.
+        effects_missing: tasks that succeeded without their effect. (Chains have none, only their sub-tasks.)
         effects_double: tasks with more than one effect.
         left_open: executions that look as if they ran, of tasks that have ended.
         illegal_transitions: changes of state that the table of transitions does not have, that do not begin where the
@@ -126,11 +127,11 @@ class Findings:
     illegal_transitions: int
     repeated_calls: int
 
-    def broken(self, submitted: int) -> list[str]:
-        """The promises that do not hold, if `submitted` tasks were handed in."""
+    def broken(self, tasks: int) -> list[str]:
+        """The promises that do not hold, if there should be so many tasks."""
         wanted = {
-            "accepted": submitted,
-            "finished": submitted,
+            "accepted": tasks,
+            "finished": tasks,
             **dict.fromkeys(
                 "failed stuck finished_twice fenced_effects effects_missing effects_double left_open "
                 "illegal_transitions".split(),

@@ -73,7 +73,7 @@ def row(result: Result) -> str:
         return f"| {result.name} | skipped: {result.skipped} {'|' * (len(COLUMNS) - 1)}"
     cells = (
         result.name,
-        result.submitted,
+        result.tasks,
         found.finished,
         found.finished_twice,
         found.fenced_effects,

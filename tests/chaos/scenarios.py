@@ -23,7 +23,7 @@ from tests.chaos.audit import Findings
 from tests.chaos.celery_side import Comparison, PlainCelery
 from tests.chaos.faults import Fault
 from tests.chaos.injected import COPIES
-from tests.chaos.system import Minions, System, Timing
+from tests.chaos.system import Minions, System, Timing, with_sub_tasks
 from tests.processes import wait_until
 
 BATCH = 25
@@ -96,7 +96,7 @@ class Result:
     """What a scenario showed.
 
     Attributes:
-        submitted: tasks that were handed in, and accepted as the submitter saw it.
+        tasks: those that were handed in, and accepted as the submitter saw it, and their sub-tasks.
         recovery: as in `audit.recovery`, the longest of all strikes. None: no strike.
         pause: the longest time in which no task ended.
         refused: messages that a worker took from the broker and put away: their task was claimed already, or had ended.
@@ -106,7 +106,7 @@ class Result:
     """
 
     name: str
-    submitted: int = 0
+    tasks: int
     findings: Findings | None = None
     recovery: float | None = None
     pause: float = 0.0
@@ -119,7 +119,7 @@ class Result:
         """The promises that do not hold."""
         if self.findings is None:
             return [] if self.skipped else ["not examined"]
-        return self.findings.broken(self.submitted) + self.unexpected
+        return self.findings.broken(self.tasks) + self.unexpected
 
 
 class Skipped(Exception):
@@ -178,12 +178,13 @@ def play(
         celery: also on plain Celery, where it has what is struck.
         logs: a folder for what the processes wrote.
     """
-    result, timing, seeded = Result(scenario.name, submitted=tasks), Timing.of_lease(lease), f"{seed} {scenario.name}"
+    timing, seeded = Timing.of_lease(lease), f"{seed} {scenario.name}"
+    result = Result(scenario.name, with_sub_tasks(tasks))
     try:
         with folder_for(scenario, logs) as folder:
             minions = Minions(folder, timing, seeded, visibility=scenario.visibility, copies=scenario.copies)
             with minions:
-                _examine(minions, scenario, result)
+                _examine(minions, scenario, tasks, result)
         if celery and scenario.comparable:
             with folder_for(scenario, logs) as folder:
                 plain = PlainCelery(folder, timing, seeded, copies=scenario.copies)
@@ -195,10 +196,10 @@ def play(
     return result
 
 
-def _examine(system: Minions, scenario: Scenario, result: Result) -> None:
+def _examine(system: Minions, scenario: Scenario, tasks: int, result: Result) -> None:
     strikes: list[Strike] = []
     try:
-        strikes = attack(system, scenario, result.submitted)
+        strikes = attack(system, scenario, tasks)
     except AssertionError as error:
         result.unexpected.append(f"waited in vain: {error}")
     with system.engine.connect() as connection:

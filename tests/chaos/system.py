@@ -37,17 +37,22 @@ QUEUE = "chaos"
 SLOTS = 4
 # Faults are not the tasks' own: none may run out of attempts, or of workers that it may lose.
 ATTEMPTS = 100
+# Every so many tasks, one is a chain of two sub-tasks instead: it is suspended, and woken by its children.
+CHAIN_EVERY = 10
+CONFIG = {"capabilities": [QUEUE], "max_attempts": ATTEMPTS}
 DEFINITIONS = (
     {"kind": "tool", "name": "commit", "type": "builtin", "builtin": "chaos-commit", "effect": "idempotent"},
+    {"kind": "agent", "name": "chaos", "type": "function", "tool": "commit", "config": CONFIG},
     {
         "kind": "agent",
-        "name": "chaos",
+        "name": "chaos-chain",
         "type": "function",
-        "tool": "commit",
-        "config": {"capabilities": [QUEUE], "max_attempts": ATTEMPTS},
+        "description": "Two sub-tasks at once",
+        "relations": [{"agent": "chaos"}, {"agent": "chaos"}],
+        "config": {**CONFIG, "chain_strategy": "parallel"},
     },
 )
-FINISHED = text("SELECT count(*) FROM task_outcomes")
+FINISHED = text("SELECT count(*) FROM task_outcomes o JOIN tasks t ON t.id = o.task_id WHERE t.parent_id IS NULL")
 REFUSED = '"event": "skipped"'
 BUSY = text("SELECT EXISTS (SELECT 1 FROM workers WHERE status = 'online' AND busy > 0)")
 
@@ -143,10 +148,10 @@ class System(ABC):
 
     @abstractmethod
     def count_finished(self) -> int:
-        """How many tasks have ended."""
+        """How many of the tasks that were handed in have ended."""
 
     def finished(self) -> int | None:
-        """How many tasks have ended; None while nobody can say."""
+        """How many of the tasks that were handed in have ended; None while nobody can say."""
         try:
             return self.count_finished()
         except DBAPIError:
@@ -266,7 +271,7 @@ class Minions(System):
 
     def submit(self, numbers: Iterable[int]) -> None:
         requests = [
-            TaskRequest(agent="chaos", input={"seconds": seconds(number)}, idempotency_key=f"chaos-{number}")
+            TaskRequest(agent=agent(number), input={"seconds": seconds(number)}, idempotency_key=f"chaos-{number}")
             for number in numbers
         ]
         with self.engine.begin() as connection:
@@ -291,8 +296,18 @@ class Minions(System):
 
 
 def seconds(number: int) -> float:
-    """How long a task works: 0 to 20 ms, the same in every run."""
-    return random.Random(number).uniform(0, 0.02)
+    """How long a task works: 0 to 80 ms, the same in every run. Long enough for every slot to be busy."""
+    return random.Random(number).uniform(0, 0.08)
+
+
+def agent(number: int) -> str:
+    """Who does a task."""
+    return "chaos-chain" if number % CHAIN_EVERY == 0 else "chaos"
+
+
+def with_sub_tasks(tasks: int) -> int:
+    """How many tasks there are in the end when so many were handed in."""
+    return tasks + sum(2 for number in range(tasks) if agent(number) == "chaos-chain")
 
 
 def offer_tool(folder: Path) -> None:
