@@ -94,6 +94,14 @@ def flush_redis(system: System) -> None:
         broker.flushall()
 
 
+def refuse_writes(system: System) -> None:
+    """The broker answers every write with an error for twice the lease, as one does that has lost its replicas."""
+    with system.broker() as broker:
+        broker.config_set("min-replicas-to-write", 1)
+        time.sleep(2 * system.timing.lease)
+        broker.config_set("min-replicas-to-write", 0)
+
+
 # ---------------------------------------------------------------------------------------------- the database
 
 

@@ -74,6 +74,7 @@ SCENARIOS = (
     Scenario("redis-restart", faults.restart_redis, strikes=2),
     Scenario("redis-restart-empty", faults.restart_redis_empty, strikes=2),
     Scenario("redis-flushall", faults.flush_redis, strikes=4),
+    Scenario("redis-refuses-writes", faults.refuse_writes),
     Scenario("messages-three-times", None, copies=True),
     Scenario("messages-delayed", faults.freeze_worker, strikes=2, visibility=1.0),
     Scenario("postgres-restart", faults.restart_postgres, strikes=2),
