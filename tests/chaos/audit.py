@@ -82,7 +82,11 @@ LOG = text(
     "SELECT before, after, claim_before, claim, lag(after) OVER of_task AS before_that, "
     "lag(claim) OVER of_task AS claim_before_that FROM chaos_log WINDOW of_task AS (PARTITION BY task_id ORDER BY tick)"
 )
-IN_FLIGHT = text("SELECT task_id FROM task_status WHERE state IN ('queued', 'running')")
+# No chains: they wait for sub-tasks, and those for all that was there before them.
+IN_FLIGHT = text(
+    "SELECT s.task_id FROM task_status s JOIN tasks t ON t.id = s.task_id "
+    "WHERE s.state IN ('queued', 'running') AND t.agent_name = 'chaos'"
+)
 # Greatest of: when the last of the tasks in flight ended, and when the first task ended after the fault.
 RECOVERED = text(
     "SELECT extract(epoch FROM GREATEST("
@@ -156,7 +160,7 @@ def examine(connection: Connection) -> Findings:
 
 
 def in_flight(connection: Connection) -> list[str]:
-    """The tasks that are queued or running."""
+    """The tasks that are queued or running, chains aside."""
     return [str(task) for task in connection.scalars(IN_FLIGHT)]
 
 
