@@ -37,7 +37,7 @@ test: install  ## Run the tests, against real servers that they start themselves
 soak: install  ## Run the long tests that `make test` leaves out
 	@$(RUN) pytest -m soak
 
-chaos: install  ## Kill, freeze, fill and flush everything under load, beside plain Celery (20 minutes; CHAOS=--help)
+chaos: install  ## Kill, freeze, fill and flush everything under load, beside plain Celery (half an hour; CHAOS=--help)
 	@$(RUN) tests.chaos.run $(CHAOS)
 
 lint: install  ## Check style, types and the layers' import contracts

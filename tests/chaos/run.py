@@ -37,11 +37,15 @@ COLUMNS = (
 
 def main() -> None:
     """Plays what the arguments name."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog="\n".join(f"  {scenario.name:22} {scenario.what}" for scenario in SCENARIOS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--tasks", type=int, default=2000, help="tasks a scenario (2000)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="repeats a run")
     parser.add_argument("--lease", type=float, default=3.0, help="seconds until a silent worker is lost (3)")
-    parser.add_argument("--only", nargs="+", choices=BY_NAME, metavar="NAME", help=f"some of: {', '.join(BY_NAME)}")
+    parser.add_argument("--only", nargs="+", choices=BY_NAME, metavar="NAME", help="some of those below")
     parser.add_argument("--celery", action=argparse.BooleanOptionalAction, default=True, help="plain Celery as well")
     parser.add_argument("--json", type=Path, help="also writes all figures to this file")
     parser.add_argument("--logs", type=Path, help="also keeps in this folder what the processes wrote")

@@ -101,7 +101,6 @@ class System(ABC):
 
     def __enter__(self) -> Self:
         with self._stack:
-            self._stack.callback(self._end)
             addresses = self._stack.enter_context(self.servers).start()
             self.redis_url = addresses.redis_url
             self.settings = Settings(
