@@ -206,5 +206,5 @@ def test_private_addresses_are_networks_addresses_and_hosts(monkeypatch: pytest.
 def test_what_is_no_network_and_no_host_is_refused(monkeypatch: pytest.MonkeyPatch, entry: str) -> None:
     monkeypatch.setenv("MINION_ALLOW_PRIVATE_ADDRESSES", entry)
     get_settings.cache_clear()
-    with pytest.raises(NotConfigured, match="MINION_ALLOW_PRIVATE_ADDRESSES: .* is neither a network"):
+    with pytest.raises(NotConfigured, match=r"MINION_ALLOW_PRIVATE_ADDRESSES: .* is neither a network"):
         get_settings()
