@@ -277,6 +277,101 @@ class Client:
         """
         return self._pages("/v1/workers", {"status": status, "limit": PAGE})
 
+    def webhooks(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
+        """All webhooks, by name."""
+        return self._pages("/v1/webhooks", {"namespace": namespace, "limit": PAGE})
+
+    def webhook(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """One webhook.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        found: dict[str, Any] = self._transport.get(_webhook_path(name), params={"namespace": namespace})
+        return found
+
+    def add_webhook(self, name: str, url: str, **fields: Any) -> dict[str, Any]:
+        """Adds a webhook; the answer's `secret` is shown this once. `minions.webhooks.verify` needs it.
+
+        Args:
+            url: where messages go.
+            fields: `states`, `agents`, `labels`, `roots_only`, `secret`, `enabled`, `namespace`.
+
+        Raises:
+            Conflict: the name is taken.
+            ForbiddenAddress: the system must not reach that address.
+            InvalidInput: something else is wrong with it.
+        """
+        body = to_json(_request(name=name, url=url, **fields), what="The webhook")
+        added: dict[str, Any] = self._transport.post("/v1/webhooks", body, safe=False)
+        return added
+
+    def change_webhook(self, name: str, *, namespace: str | None = None, **fields: Any) -> dict[str, Any]:
+        """Changes a webhook.
+
+        Args:
+            fields: what is to change of `url`, `states`, `agents`, `labels`, `roots_only`, `enabled`.
+
+        Raises:
+            NotFound, ForbiddenAddress, InvalidInput: as for `add_webhook`.
+        """
+        body = to_json(_request(**fields), what="The change")
+        changed: dict[str, Any] = self._transport.patch(_webhook_path(name), body, params={"namespace": namespace})
+        return changed
+
+    def remove_webhook(self, name: str, namespace: str | None = None) -> None:
+        """Removes a webhook; what it is owed is dropped.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        self._transport.delete(_webhook_path(name), params={"namespace": namespace})
+
+    def rotate_webhook(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """Gives a webhook a new secret; the answer's `secret` is shown this once. The old one holds for a day more.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        path = _webhook_path(name, "rotate")
+        rotated: dict[str, Any] = self._transport.post(path, "{}", safe=False, params={"namespace": namespace})
+        return rotated
+
+    def test_webhook(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """Sends a test message now: `{"delivered", "status", "error", "seconds"}`.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        path = _webhook_path(name, "test")
+        answer: dict[str, Any] = self._transport.post(path, "{}", safe=False, params={"namespace": namespace})
+        return answer
+
+    def webhook_deliveries(
+        self, name: str, *, status: str | None = None, namespace: str | None = None, page: int = PAGE
+    ) -> Iterator[dict[str, Any]]:
+        """What a webhook was owed, the newest first.
+
+        Args:
+            status: `pending`, `delivered` or `failed`; None for all.
+
+        Raises:
+            NotFound: there is no webhook of that name.
+        """
+        params = {"status": status, "namespace": namespace, "limit": page}
+        return self._pages(_webhook_path(name, "deliveries"), params)
+
+    def retry_delivery(self, delivery: str | UUID) -> dict[str, Any]:
+        """Sends a webhook's message again, under the same id.
+
+        Raises:
+            NotFound: there is no such delivery.
+            Conflict: its webhook is disabled.
+        """
+        path = f"/v1/webhooks/deliveries/{quote(str(delivery), safe='')}/retry"
+        found: dict[str, Any] = self._transport.post(path, "{}", safe=True)
+        return found
+
     def ready(self) -> bool:
         """Whether the API answers and has all that it needs. Tried once."""
         return self._transport.status_of("/readyz") == 200
@@ -312,6 +407,11 @@ def _from_environment(name: str, what: str) -> str:
 
 def _task_path(task: TaskId, part: str | None = None) -> str:
     path = f"/v1/tasks/{quote(str(task), safe='')}"
+    return f"{path}/{part}" if part else path
+
+
+def _webhook_path(name: str, part: str | None = None) -> str:
+    path = f"/v1/webhooks/{quote(name, safe='')}"
     return f"{path}/{part}" if part else path
 
 

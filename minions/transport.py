@@ -14,6 +14,7 @@ from minions.errors import InvalidInput, MinionsError, ServerError, Unavailable,
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
+NO_CONTENT = 204
 LONGEST_PAUSE = 5.0
 # No byte of the request has left, so it cannot have had an effect.
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
@@ -51,7 +52,9 @@ class Transport:
         """
         return self._call("GET", path, safe=True, params=_present(params or {}), extra_time=extra_time)
 
-    def post(self, path: str, body: str, *, safe: bool, extra_time: float = 0.0) -> Any:
+    def post(
+        self, path: str, body: str, *, safe: bool, extra_time: float = 0.0, params: Mapping[str, Any] | None = None
+    ) -> Any:
         """Sends JSON text.
 
         Args:
@@ -59,7 +62,15 @@ class Transport:
             safe: whether sending it twice does what sending it once does; if not, it is tried again only where it
                 cannot have arrived.
         """
-        return self._call("POST", path, safe=safe, body=body, extra_time=extra_time)
+        return self._call("POST", path, safe=safe, body=body, params=_present(params or {}), extra_time=extra_time)
+
+    def patch(self, path: str, body: str, *, params: Mapping[str, Any] | None = None) -> Any:
+        """Changes what is at a path to what JSON text says; safe to repeat."""
+        return self._call("PATCH", path, safe=True, body=body, params=_present(params or {}))
+
+    def delete(self, path: str, *, params: Mapping[str, Any] | None = None) -> None:
+        """Removes what is at a path. Not tried again once it may have arrived: the second time there is nothing."""
+        self._call("DELETE", path, safe=False, params=_present(params or {}))
 
     def status_of(self, path: str) -> int | None:
         """The status of a GET, tried once; None where nobody answers."""
@@ -155,6 +166,8 @@ def _error_of(response: httpx2.Response) -> MinionsError:
 
 
 def _json(response: httpx2.Response) -> Any:
+    if response.status_code == NO_CONTENT:
+        return None
     try:
         return response.json()
     except ValueError:

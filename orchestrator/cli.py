@@ -12,7 +12,7 @@ import sys
 import typer
 
 from minions.errors import MinionsError
-from orchestrator.commands import agents, definitions, doctor, functions, processes, tasks
+from orchestrator.commands import agents, definitions, doctor, functions, processes, tasks, webhooks
 from orchestrator.commands.output import fail
 from orchestrator.local.parent import FOLLOW, follow_parent
 from shared import __version__
@@ -30,6 +30,7 @@ for module in (processes, definitions, tasks, doctor):
     module.register(app)
 app.add_typer(agents.app, name="agents")
 app.add_typer(functions.app, name="functions")
+app.add_typer(webhooks.app, name="webhooks")
 
 
 def _show_version(wanted: bool) -> None:

@@ -15,6 +15,7 @@ from orchestrator.ingress import Ingress
 from orchestrator.loop import Loop
 from orchestrator.rescuer import Rescuer
 from orchestrator.scheduler import Scheduler
+from orchestrator.webhooks import Webhooks
 from shared.broker import make_app
 from shared.database import get_engine, wait_for_database
 from shared.errors import Unavailable
@@ -53,6 +54,7 @@ def make_loops(settings: Settings) -> list[Loop]:
         Scheduler(engine),
         Rescuer(settings, engine, app),
         Ingress(settings, engine, app),
+        Webhooks(settings, engine),
     ]
 
 

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from sqlalchemy import Engine, event
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from orchestrator.api import agents, capabilities, functions, health, problems, tasks, workers
+from orchestrator.api import agents, capabilities, functions, health, problems, tasks, webhooks, workers
 from orchestrator.api.auth import read_key, require_key
 from orchestrator.api.finish_watch import FinishWatch
 from shared import __version__
@@ -49,7 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.engine = _make_engine(settings)
     app.state.finish_watch = FinishWatch(settings)
     app.include_router(health.router)
-    for module in (tasks, agents, functions, capabilities, workers):
+    for module in (tasks, agents, functions, capabilities, workers, webhooks):
         guard(app, module.router)
     app.add_middleware(HeadAsGet)
     problems.handle(app)

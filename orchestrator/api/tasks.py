@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import BaseModel, ValidationError
 from sqlalchemy import Connection, Engine
 from starlette.concurrency import run_in_threadpool
 
@@ -43,7 +42,6 @@ BULK_SCHEMA = {
     "properties": {"tasks": {"type": "array", "maxItems": BULK_LIMIT, "items": REQUEST_SCHEMA}},
 }
 
-Model = TypeVar("Model", bound=BaseModel)
 IdempotencyKey = Annotated[str | None, Header(description="The same as the member `idempotency_key` of the body.")]
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
@@ -155,7 +153,7 @@ def list_tree(task_id: UUID, query: TreePage, database: Database) -> Page:
 def cancel_task(task_id: UUID, sent: body.TaskBody, database: Database) -> dict[str, Any]:
     """Cancels a task and everything below it. A running one is asked to stop (`cancel_requested`); one that has
     ended stays as it is. May be repeated."""
-    asked = _parse(CancelRequest, sent)
+    asked = body.parse_model(CancelRequest, sent, required=False)
     with database.begin() as connection:
         lifecycle.cancel(connection, task_id, reason=asked.reason)
         return tasks.get_task(connection, task_id)
@@ -170,7 +168,7 @@ def cancel_task(task_id: UUID, sent: body.TaskBody, database: Database) -> dict[
 )
 def replay_task(task_id: UUID, sent: body.TaskBody, database: Database, response: Response) -> dict[str, Any]:
     """Submits a task that has ended again, as a new task; the old one stays as it was."""
-    asked = _parse(ReplayRequest, sent)
+    asked = body.parse_model(ReplayRequest, sent, required=False)
     with database.begin() as connection:
         accepted = replay(connection, task_id, pinned=asked.pinned, submitted_by=SUBMITTED_BY)
         return _show(connection, accepted, response)
@@ -210,12 +208,3 @@ def _parse_one(index: int, item: Any, total: int) -> TaskRequest:
         return TaskRequest.parse(item)
     except MinionError as error:
         raise type(error)(f"Task {index} of {total}: {error.message}", **error.detail, index=index) from None
-
-
-def _parse(model: type[Model], sent: bytes) -> Model:
-    """The optional body of an action."""
-    try:
-        return model.model_validate(body.parse_object(sent, required=False))
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_url=False)]
-        raise InvalidInput("The request is not valid: " + "; ".join(faults) + ".", faults=faults) from None

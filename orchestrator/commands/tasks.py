@@ -45,7 +45,7 @@ def submit(
         "capability": capability,
         "idempotency_key": idempotency_key,
         "key": key,
-        "labels": _labels(label) or None,
+        "labels": labels_of(label) or None,
         "priority": priority,
         "run_at": run_at.astimezone() if run_at else None,
         "conversation_id": conversation_id,
@@ -206,7 +206,8 @@ def _read_input(argument: str) -> Any:
     return parse(argument, what="The input")
 
 
-def _labels(pairs: list[str]) -> dict[str, str]:
+def labels_of(pairs: list[str]) -> dict[str, str]:
+    """The labels of options `NAME=VALUE`."""
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise typer.BadParameter(f"a label is NAME=VALUE, not {wrong[0]!r}")
     return dict(pair.split("=", 1) for pair in pairs)

@@ -172,9 +172,9 @@ def test_every_problem_code_that_the_client_knows_is_documented_with_its_status(
 
 
 def test_every_route_is_documented():
-    from orchestrator.api import agents, capabilities, functions, health, tasks, workers
+    from orchestrator.api import agents, capabilities, functions, health, tasks, webhooks, workers
 
-    routers = [module.router for module in (agents, capabilities, functions, health, tasks, workers)]
+    routers = [module.router for module in (agents, capabilities, functions, health, tasks, webhooks, workers)]
     routes = {(method, route.path) for router in routers for route in router.routes for method in route.methods}
     documented = {(codes(row[0])[0], codes(row[1])[0]) for row in rows(page("http-api.md")) if "`/" in row[1]}
     assert documented == routes
