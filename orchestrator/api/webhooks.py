@@ -45,7 +45,7 @@ TARGET = text("SELECT url, secret FROM webhooks WHERE namespace = :namespace AND
 TYPES = (
     bindparam("states", type_=ARRAY(TEXT)),
     bindparam("agents", type_=ARRAY(TEXT)),
-    bindparam("labels", type_=JSONB),
+    bindparam("labels", type_=JSONB(none_as_null=True)),
 )
 ADD = text(
     "INSERT INTO webhooks (namespace, name, url, secret, states, agents, labels, roots_only, enabled) "
@@ -252,7 +252,7 @@ def rotate_secret(name: Text, query: Namespace, database: Database) -> dict[str,
 
 
 @router.post("/{name}/test", response_model=WebhookTest, responses=problems.documented(404))
-def test_webhook(name: Text, query: Namespace, request: Request, database: Database) -> dict[str, Any]:
+def send_test(name: Text, query: Namespace, request: Request, database: Database) -> dict[str, Any]:
     """Sends a message of type `webhook.test` now, once, and says how the endpoint took it."""
     url, secret = _target(database, query.namespace, name)
     began = time.monotonic()

@@ -125,8 +125,8 @@ def rotate(name: str, as_json: bool = AS_JSON) -> None:
         _print_secret(client.rotate_webhook(name), as_json)
 
 
-@app.command()
-def test(name: str, as_json: bool = AS_JSON) -> None:
+@app.command("test")
+def send_test(name: str, as_json: bool = AS_JSON) -> None:
     """Send a test message now; exit code 1 if the endpoint does not take it."""
     with connect() as client:
         answer = client.test_webhook(name)
