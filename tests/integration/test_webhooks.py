@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,9 @@ def sending(settings: Settings, engine: Engine, **options: Any) -> Iterator[Webh
     try:
         yield loop
     finally:
+        loop.stopping.set()
+        with suppress(OperationalError), engine.begin() as connection:
+            connection.exec_driver_sql("NOTIFY minion_webhooks")  # it need not wait for its time to be up
         loop.stop()
 
 
