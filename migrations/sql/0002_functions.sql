@@ -512,6 +512,8 @@ BEGIN
             WHERE w.enabled AND w.namespace = k.namespace AND (w.states = '{}' OR final = ANY (w.states))
               AND (w.agents = '{}' OR k.agent_name = ANY (w.agents)) AND k.labels @> w.labels
               AND (k.parent_id IS NULL OR NOT w.roots_only)
+            -- One that is being removed is waited for and left out: its foreign key would fail the task's end.
+            FOR KEY SHARE OF w
         ON CONFLICT DO NOTHING;
     IF FOUND THEN
         PERFORM pg_notify('minion_webhooks', '');

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -235,6 +236,19 @@ def test_an_end_that_is_rolled_back_owes_nothing(hand: ByHand, endpoint: Receive
     [request] = endpoint.wait_for(1)
     assert request.verified()["data"]["output"] == 2
     assert len(settled(hand)) == 1
+
+
+def test_removing_a_webhook_does_not_disturb_the_end_of_a_task(hand: ByHand, endpoint: Receiver) -> None:
+    add(hand, endpoint.url)
+    task = hand.run()
+    with ThreadPoolExecutor(1) as threads:
+        with hand.engine.begin() as removing:
+            removing.exec_driver_sql("DELETE FROM webhooks")
+            finishing = threads.submit(hand.finish, task, output=1)
+            time.sleep(0.5)
+            assert not finishing.done()
+        assert finishing.result(10) == State.SUCCEEDED
+    assert deliveries(hand) == []
 
 
 def test_a_new_message_does_not_wait_for_the_next_look(hand: ByHand, endpoint: Receiver, loop: Webhooks) -> None:
