@@ -19,6 +19,7 @@ from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
 
+from minions.errors import MinionsError
 from minions.webhooks import ID, SIGNATURE, TIMESTAMP, sign
 from shared import __version__
 from shared.errors import MinionError
@@ -77,8 +78,23 @@ def post(settings: Settings, url: str, secrets: Sequence[str], id: str, body: by
         secrets: one signature for each, so that a receiver may know the old one or the new one.
         id: the same whenever this message is sent.
     """
+    try:
+        with (
+            guarded_client(settings, seconds=TIMEOUT_SECONDS) as client,
+            client.stream("POST", url, content=body, headers=_headers(secrets, id, body)) as response,
+        ):
+            return _judge(response)
+    except (MinionError, MinionsError) as error:  # an address that is refused, a secret that is none
+        return Answer(None, error.message)
+    except httpx2.TimeoutException:
+        return Answer(None, f"The endpoint did not answer within {TIMEOUT_SECONDS:g} s.")
+    except httpx2.RequestError as error:
+        return Answer(None, f"The endpoint cannot be reached: {_one_line(str(error) or type(error).__name__)}.")
+
+
+def _headers(secrets: Sequence[str], id: str, body: bytes) -> dict[str, str]:
     now = int(time.time())
-    headers = {
+    return {
         "Content-Type": "application/json",
         "Accept-Encoding": "identity",
         "User-Agent": f"Minions/{__version__}",
@@ -86,18 +102,6 @@ def post(settings: Settings, url: str, secrets: Sequence[str], id: str, body: by
         TIMESTAMP: str(now),
         SIGNATURE: " ".join(sign(secret, id, now, body) for secret in secrets),
     }
-    try:
-        with (
-            guarded_client(settings, seconds=TIMEOUT_SECONDS) as client,
-            client.stream("POST", url, content=body, headers=headers) as response,
-        ):
-            return _judge(response)
-    except MinionError as error:
-        return Answer(None, error.message)
-    except httpx2.TimeoutException:
-        return Answer(None, f"The endpoint did not answer within {TIMEOUT_SECONDS:g} s.")
-    except httpx2.RequestError as error:
-        return Answer(None, f"The endpoint cannot be reached: {_one_line(str(error) or type(error).__name__)}.")
 
 
 def _of_task(row: dict[str, Any]) -> bytes:
