@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Self
@@ -21,14 +21,14 @@ from urllib.parse import quote
 from uuid import UUID, uuid4
 
 from minions.errors import InvalidInput, MinionsError, NotConfigured, WaitTimeout
+from minions.operations import Operations
 from minions.task import Task, TaskSummary
-from minions.transport import Transport, to_json
+from minions.transport import PAGE, Transport, given, to_json
 
 BULK_TASKS = 10_000
 BULK_BYTES = 16 << 20
 BULK_SECONDS = 120.0  # the API checks every input against its schema
 LONGEST_POLL = 30.0
-PAGE = 200
 
 TaskId = str | UUID
 
@@ -40,7 +40,7 @@ class _NotGiven:
 NOT_GIVEN: Final = _NotGiven()
 
 
-class Client:
+class Client(Operations):
     """Talks to the API. Threads may share one; close it, or use it as a context manager.
 
     Requests are tried again when the API or its database cannot be reached and trying again is safe: all that only
@@ -102,7 +102,7 @@ class Client:
             UnknownAgent, UnknownCapability, InvalidInput, IdempotencyConflict, TooLarge: it is refused.
             Unauthorized, Unavailable: it did not come that far.
         """
-        request = _request(
+        request = given(
             agent=agent,
             messages=None if messages is None else list(messages),
             capability=capability,
@@ -201,11 +201,11 @@ class Client:
             created_before=created_before,
             namespace=namespace,
         )
-        return (TaskSummary.of(item) for item in self._pages("/v1/tasks", {**filters, "limit": page}))
+        return (TaskSummary.of(item) for item in self._transport.pages("/v1/tasks", {**filters, "limit": page}))
 
     def tree(self, task: TaskId) -> Iterator[TaskSummary]:
         """The task and everything below it, the oldest first."""
-        return (TaskSummary.of(item) for item in self._pages(_task_path(task, "tree"), {"limit": PAGE}))
+        return (TaskSummary.of(item) for item in self._transport.pages(_task_path(task, "tree"), {"limit": PAGE}))
 
     def counts(self, root_id: TaskId | None = None, **filters: Any) -> dict[str, Any]:
         """How many tasks stand where: `{"by_state": {state: n}, "by_capability": {name: {state: n}}}`.
@@ -218,15 +218,15 @@ class Client:
 
     def steps(self, task: TaskId) -> Iterator[dict[str, Any]]:
         """The task's journal, in order."""
-        return self._pages(_task_path(task, "steps"), {})
+        return self._transport.pages(_task_path(task, "steps"), {})
 
     def executions(self, task: TaskId) -> Iterator[dict[str, Any]]:
         """Every claim of the task by a minion, in order."""
-        return self._pages(_task_path(task, "executions"), {})
+        return self._transport.pages(_task_path(task, "executions"), {})
 
     def cancel(self, task: TaskId, reason: str | None = None) -> Task:
         """Cancels a task and everything below it; a running one is asked to stop, one that has ended stays."""
-        body = to_json(_request(reason=reason), what="The reason")
+        body = to_json(given(reason=reason), what="The reason")
         return Task.of(self._transport.post(_task_path(task, "cancel"), body, safe=True))
 
     def replay(self, task: TaskId, pinned: bool = False) -> Task:
@@ -240,42 +240,6 @@ class Client:
         """
         body = to_json({"pinned": pinned}, what="The request")
         return Task.of(self._transport.post(_task_path(task, "replay"), body, safe=False))
-
-    def replay_many(
-        self,
-        *,
-        pinned: bool = False,
-        rate: float = 10.0,
-        dry_run: bool = False,
-        progress: Callable[[int, int], None] | None = None,
-        **filters: Any,
-    ) -> Iterator[dict[str, Any]]:
-        """Submits ended tasks again, the newest first, spread over time; yields `{task_id, replayed_as, error}`.
-
-        Args:
-            pinned: run the agent versions that ran then, not those that are active now.
-            rate: how many of the new tasks may start in a second.
-            dry_run: only say which.
-            progress: called after each page with how many are done and how many there are.
-            filters: `states` (by default the failed ones), `agent`, `capability`, `key`, `error_fingerprint`,
-                `function` (`NAME@NUMBER`), `created_after`, `created_before`, `namespace`, `again`.
-        """
-        asked = {**_request(**filters), "pinned": pinned, "rate": rate, "dry_run": dry_run, "batch": str(uuid4())}
-        done, matched = 0, 0
-        while True:
-            page = self._transport.post("/v1/replays", to_json(asked, what="The request"), safe=True)
-            yield from page["items"]
-            done += len(page["items"])
-            matched = page["matched"] or matched
-            if progress is not None:
-                progress(done, max(matched, done))
-            if page["next"] is None:
-                return
-            asked |= {"cursor": page["next"], "start_at": page["start_at"]}
-
-    def dead_letters(self, agent: str | None = None, namespace: str | None = None) -> Iterator[dict[str, Any]]:
-        """Failed tasks that nobody has replayed, in groups of the same kind of error."""
-        return self._pages("/v1/dead-letters", {"agent": agent, "namespace": namespace, "limit": PAGE})
 
     def why(self, task: TaskId) -> dict[str, Any]:
         """Why a task is where it is: `sentence`, `reason`, `todo` and `facts`.
@@ -296,143 +260,9 @@ class Client:
         body = to_json({"payload": payload}, what="The payload")
         return Task.of(self._transport.post(_task_path(task, f"signals/{quote(name, safe='')}"), body, safe=False))
 
-    def pause(self, scope: str, name: str, reason: str | None = None, namespace: str | None = None) -> dict[str, Any]:
-        """Keeps the tasks of a `capability`, an `agent` or a `key` from starting."""
-        body = to_json(_request(reason=reason), what="The reason")
-        paused: dict[str, Any] = self._transport.put(
-            _rule_path("pauses", scope, name), body, params={"namespace": namespace}
-        )
-        return paused
-
-    def resume(self, scope: str, name: str, namespace: str | None = None) -> None:
-        """Lets them start again.
-
-        Raises:
-            NotFound: it is not paused.
-        """
-        self._transport.delete(_rule_path("pauses", scope, name), params={"namespace": namespace})
-
-    def pauses(self) -> list[dict[str, Any]]:
-        """All that is paused."""
-        items: list[dict[str, Any]] = self._transport.get("/v1/pauses")["items"]
-        return items
-
-    def set_limit(
-        self,
-        scope: str,
-        name: str,
-        *,
-        max_running: int | None = None,
-        rate: str | None = None,
-        namespace: str | None = None,
-    ) -> dict[str, Any]:
-        """Limits how many tasks of a `capability`, an `agent` or a `key` run at once or start in a period.
-
-        Args:
-            name: or `*`: each that has no limit of its own.
-            rate: such as `10/s` or `1000/h`.
-        """
-        body = to_json(_request(max_running=max_running, rate=rate), what="The limit")
-        limit: dict[str, Any] = self._transport.put(
-            _rule_path("limits", scope, name), body, params={"namespace": namespace}
-        )
-        return limit
-
-    def remove_limit(self, scope: str, name: str, namespace: str | None = None) -> None:
-        """Takes a limit away.
-
-        Raises:
-            NotFound: there is none.
-        """
-        self._transport.delete(_rule_path("limits", scope, name), params={"namespace": namespace})
-
-    def limits(self) -> list[dict[str, Any]]:
-        """All limits."""
-        items: list[dict[str, Any]] = self._transport.get("/v1/limits")["items"]
-        return items
-
-    def schedules(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
-        """All schedules, by name."""
-        return self._pages("/v1/schedules", {"namespace": namespace, "limit": PAGE})
-
-    def schedule(self, name: str, namespace: str | None = None) -> dict[str, Any]:
-        """One schedule.
-
-        Raises:
-            NotFound: there is none of that name.
-        """
-        found: dict[str, Any] = self._transport.get(_schedule_path(name), params={"namespace": namespace})
-        return found
-
-    def put_schedule(
-        self,
-        name: str,
-        request: Mapping[str, Any],
-        *,
-        cron: str | None = None,
-        timezone: str | None = None,
-        interval_seconds: float | None = None,
-        missed: str | None = None,
-        enabled: bool | None = None,
-        namespace: str | None = None,
-    ) -> dict[str, Any]:
-        """Stores a schedule, new or in the place of the one of that name.
-
-        Args:
-            request: the task: a mapping with the arguments of `submit`, without key, times and namespace.
-            cron: minute, hour, day of month, month, day of week; or else give `interval_seconds`.
-            timezone: of `cron`; UTC by default.
-            missed: what becomes of runs that nobody started: `skip`, `once` (the default) or `all`.
-
-        Raises:
-            InvalidInput, UnknownAgent and the others of `submit`: its task would be refused today.
-        """
-        definition = _request(
-            request=dict(request),
-            cron=cron,
-            timezone=timezone,
-            interval_seconds=interval_seconds,
-            missed=missed,
-            enabled=enabled,
-        )
-        text = to_json(definition, what="The schedule")
-        stored: dict[str, Any] = self._transport.put(_schedule_path(name), text, params={"namespace": namespace})
-        return stored
-
-    def change_schedule(self, name: str, namespace: str | None = None, **changes: Any) -> dict[str, Any]:
-        """Changes some fields of a schedule, such as `enabled=False`; None takes one away.
-
-        Raises:
-            NotFound: there is none of that name.
-            InvalidInput: it cannot be what it would be then.
-        """
-        text = to_json(changes, what="The change")
-        changed: dict[str, Any] = self._transport.patch(_schedule_path(name), text, params={"namespace": namespace})
-        return changed
-
-    def delete_schedule(self, name: str, namespace: str | None = None) -> dict[str, Any]:
-        """Deletes a schedule and returns what it was; its tasks stay.
-
-        Raises:
-            NotFound: there is none of that name.
-        """
-        deleted: dict[str, Any] = self._transport.delete(_schedule_path(name), params={"namespace": namespace})
-        return deleted
-
-    def run_schedule(self, name: str, namespace: str | None = None) -> Task:
-        """Submits the task of a schedule once more, now.
-
-        Raises:
-            NotFound: there is none of that name.
-            InvalidInput and the others of `submit`: the task is refused.
-        """
-        text = to_json({"idempotency_key": str(uuid4())}, what="The run")
-        path = _schedule_path(name, "run")
-        return Task.of(self._transport.post(path, text, safe=True, params={"namespace": namespace}))
-
     def agents(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
         """All agents, by name."""
-        return self._pages("/v1/agents", {"namespace": namespace, "limit": PAGE})
+        return self._transport.pages("/v1/agents", {"namespace": namespace, "limit": PAGE})
 
     def agent(self, name: str, namespace: str | None = None) -> dict[str, Any]:
         """One agent: its definition and its versions.
@@ -447,7 +277,7 @@ class Client:
 
     def functions(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
         """All functions of the function store, by name."""
-        return self._pages("/v1/functions", {"namespace": namespace, "limit": PAGE})
+        return self._transport.pages("/v1/functions", {"namespace": namespace, "limit": PAGE})
 
     def function(self, name: str, namespace: str | None = None) -> dict[str, Any]:
         """One function: its code, contract and versions.
@@ -470,7 +300,7 @@ class Client:
         Args:
             status: `online`, `stopped` or `lost`; None for all.
         """
-        return self._pages("/v1/workers", {"status": status, "limit": PAGE})
+        return self._transport.pages("/v1/workers", {"status": status, "limit": PAGE})
 
     def ready(self) -> bool:
         """Whether the API answers and has all that it needs. Tried once."""
@@ -488,15 +318,6 @@ class Client:
     ) -> None:
         self.close()
 
-    def _pages(self, path: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        cursor = None
-        while True:
-            page = self._transport.get(path, params={**params, "cursor": cursor})
-            yield from page["items"]
-            cursor = page["next"]
-            if cursor is None:
-                return
-
 
 def _from_environment(name: str, what: str) -> str:
     value = os.environ.get(name)
@@ -510,26 +331,11 @@ def _task_path(task: TaskId, part: str | None = None) -> str:
     return f"{path}/{part}" if part else path
 
 
-def _rule_path(kind: str, scope: str, name: str) -> str:
-    return f"/v1/{kind}/{quote(scope, safe='')}/{quote(name, safe='')}"
-
-
-def _schedule_path(name: str, part: str | None = None) -> str:
-    path = f"/v1/schedules/{quote(name, safe='')}"
-    return f"{path}/{part}" if part else path
-
-
-def _request(**members: Any) -> dict[str, Any]:
-    """The members that were given, times as text."""
-    given = {name: value for name, value in members.items() if value is not None}
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in given.items()}
-
-
 def _filters(
     *, state: str | Iterable[str] | None = None, labels: Mapping[str, str] | None = None, **others: Any
 ) -> dict[str, Any]:
     """Filters as query parameters."""
-    filters = {name: str(value) if isinstance(value, UUID) else value for name, value in _request(**others).items()}
+    filters = {name: str(value) if isinstance(value, UUID) else value for name, value in given(**others).items()}
     if state is not None:
         filters["state"] = [state] if isinstance(state, str) else [str(one) for one in state]
     if labels:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 import httpx2
@@ -14,6 +15,7 @@ from minions.errors import InvalidInput, MinionsError, ServerError, Unavailable,
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
+NO_CONTENT = 204
 LONGEST_PAUSE = 5.0
 # No byte of the request has left, so it cannot have had an effect.
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
@@ -75,6 +77,16 @@ class Transport:
         """Deletes what is at a path; tried again only where it cannot have been done."""
         return self._call("DELETE", path, safe=False, params=_present(params or {}))
 
+    def pages(self, path: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The items of a list, page by page as they are read."""
+        cursor = None
+        while True:
+            page = self.get(path, params={**params, "cursor": cursor})
+            yield from page["items"]
+            cursor = page["next"]
+            if cursor is None:
+                return
+
     def status_of(self, path: str) -> int | None:
         """The status of a GET, tried once; None where nobody answers."""
         try:
@@ -133,6 +145,12 @@ class _Again(Exception):
         self.pause = pause
 
 
+def given(**members: Any) -> dict[str, Any]:
+    """The members that were given, times as text."""
+    present = {name: value for name, value in members.items() if value is not None}
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in present.items()}
+
+
 def to_json(value: Any, *, what: str) -> str:
     """Strict JSON text.
 
@@ -169,6 +187,8 @@ def _error_of(response: httpx2.Response) -> MinionsError:
 
 
 def _json(response: httpx2.Response) -> Any:
+    if response.status_code == NO_CONTENT:
+        return None
     try:
         return response.json()
     except ValueError:

@@ -23,6 +23,7 @@ from orchestrator.commands import (
     rules,
     schedules,
     tasks,
+    webhooks,
 )
 from orchestrator.commands.output import fail
 from orchestrator.local.parent import FOLLOW, follow_parent
@@ -42,6 +43,7 @@ for module in (processes, definitions, tasks, replays, rules, prune, doctor):
 app.add_typer(agents.app, name="agents")
 app.add_typer(functions.app, name="functions")
 app.add_typer(schedules.app, name="schedules")
+app.add_typer(webhooks.app, name="webhooks")
 
 
 def _show_version(wanted: bool) -> None:

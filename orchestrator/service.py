@@ -17,6 +17,7 @@ from orchestrator.pruner import Pruner
 from orchestrator.rescuer import Rescuer
 from orchestrator.scheduler import Scheduler
 from orchestrator.waker import Waker
+from orchestrator.webhooks import Webhooks
 from shared.broker import make_app
 from shared.database import get_engine, wait_for_database
 from shared.errors import Unavailable
@@ -57,6 +58,7 @@ def make_loops(settings: Settings) -> list[Loop]:
         Rescuer(settings, engine, app),
         Ingress(settings, engine, app),
         Pruner(settings, engine),
+        Webhooks(settings, engine),
     ]
 
 

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 
 from shared.tasks import get_task
 
-DISPATCHER = "minion-dispatcher"
+DISPATCHER = "minions minion_pending"
 """`application_name` of the connection with which an orchestrator listens for pending tasks."""
 
 NOW = text("SELECT now()")

@@ -196,6 +196,57 @@ BEGIN
     RETURN t;
 END $$;
 
+-- For SQL callers, whatever their search_path: the task exists if and only if their transaction commits.
+-- Without input and messages the input is {}. While another task holds the unique key, the id is that one's.
+-- A function with other parameters is another function: the one of 0001 goes, and who may call it may call this.
+ALTER FUNCTION minion_submit RENAME TO minion_submit_of_0_1;
+
+CREATE FUNCTION minion_submit(
+    agent text,
+    input jsonb DEFAULT NULL,
+    capability text DEFAULT NULL,
+    messages jsonb DEFAULT NULL,
+    idempotency_key text DEFAULT NULL,
+    key text DEFAULT NULL,
+    labels jsonb DEFAULT NULL,
+    priority integer DEFAULT NULL,
+    run_at timestamptz DEFAULT NULL,
+    deadline timestamptz DEFAULT NULL,
+    conversation_id text DEFAULT NULL,
+    namespace text DEFAULT 'default',
+    traceparent text DEFAULT NULL,
+    unique_key text DEFAULT NULL,
+    unique_while text DEFAULT 'running'
+) RETURNS uuid LANGUAGE sql SET search_path FROM CURRENT AS $$
+    SELECT task_id FROM minion_accept(jsonb_build_object(
+        'agent', agent, 'capability', capability, 'messages', messages,
+        'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,
+        'run_at', run_at, 'deadline', deadline, 'conversation_id', conversation_id,
+        'namespace', namespace, 'traceparent', traceparent, 'submitted_by', 'sql:' || session_user,
+        'unique_key', unique_key, 'unique_while', unique_while)
+        || CASE WHEN input IS NOT NULL OR messages IS NULL
+                THEN jsonb_build_object('input', COALESCE(input, '{}'::jsonb)) ELSE '{}'::jsonb END)
+$$;
+
+DO $$
+DECLARE
+    before record;
+    permitted record;
+BEGIN
+    SELECT proacl, proowner INTO before FROM pg_proc WHERE oid = 'minion_submit_of_0_1'::regproc;
+    -- NULL: never changed, everybody may call it.
+    IF before.proacl IS NOT NULL THEN
+        REVOKE ALL ON FUNCTION minion_submit FROM PUBLIC;
+        FOR permitted IN SELECT * FROM aclexplode(before.proacl) WHERE grantee <> before.proowner LOOP
+            EXECUTE format('GRANT EXECUTE ON FUNCTION minion_submit TO %s%s',
+                           CASE permitted.grantee WHEN 0 THEN 'PUBLIC' ELSE permitted.grantee::regrole::text END,
+                           CASE WHEN permitted.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+        END LOOP;
+    END IF;
+END $$;
+
+DROP FUNCTION minion_submit_of_0_1;
+
 -- ---------------------------------------------------------------------------------------------- rules
 
 -- The limits that hold for a task, the narrowest name of each scope. `burst` is how many may start at once of those
@@ -517,6 +568,8 @@ BEGIN
             WHERE w.enabled AND w.namespace = k.namespace AND (w.states = '{}' OR final = ANY (w.states))
               AND (w.agents = '{}' OR k.agent_name = ANY (w.agents)) AND k.labels @> w.labels
               AND (k.parent_id IS NULL OR NOT w.roots_only)
+            -- One that is being removed is waited for and left out: its foreign key would fail the task's end.
+            FOR KEY SHARE OF w
         ON CONFLICT DO NOTHING;
     IF FOUND THEN
         PERFORM pg_notify('minion_webhooks', '');

@@ -181,6 +181,8 @@ def create_webhooks() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("url", sa.Text(), nullable=False),
         sa.Column("secret", sa.Text(), nullable=False),
+        sa.Column("previous_secret", sa.Text(), nullable=True),
+        sa.Column("rotated_at", TIMESTAMP, nullable=True),
         sa.Column("states", postgresql.ARRAY(sa.Text()), server_default=empty_list, nullable=False),
         sa.Column("agents", postgresql.ARRAY(sa.Text()), server_default=empty_list, nullable=False),
         sa.Column(
@@ -188,6 +190,7 @@ def create_webhooks() -> None:
         ),
         sa.Column("roots_only", sa.Boolean(), server_default=sa.text("true"), nullable=False),
         sa.Column("enabled", sa.Boolean(), server_default=sa.text("true"), nullable=False),
+        sa.Column("disabled_reason", sa.Text(), nullable=True),
         created(),
         sa.PrimaryKeyConstraint("id", name="webhooks_pkey"),
         sa.UniqueConstraint("namespace", "name", name="webhooks_namespace_name_key"),
@@ -221,9 +224,10 @@ def create_webhooks() -> None:
     op.create_index(
         "webhook_deliveries_next_idx",
         "webhook_deliveries",
-        ["next_at"],
+        ["webhook_id", "next_at"],
         postgresql_where=sa.text("status = 'pending'"),
     )
+    op.create_index("webhook_deliveries_webhook_id_idx", "webhook_deliveries", ["webhook_id", "id"])
     op.create_index("webhook_deliveries_task_id_idx", "webhook_deliveries", ["task_id"])
 
 

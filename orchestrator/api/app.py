@@ -23,6 +23,7 @@ from orchestrator.api import (
     rules,
     schedules,
     tasks,
+    webhooks,
     workers,
 )
 from orchestrator.api.auth import read_key, require_key
@@ -38,7 +39,7 @@ Errors are problem details (RFC 9457): `detail` says what was wrong and what to 
 Lists are pages: pass `next` as `cursor` to get the following one. Request bodies are strict JSON: no NaN, no U+0000,
 no duplicate keys, at most 100 levels.
 """
-GUARDED = (tasks, replays, rules, schedules, agents, functions, capabilities, workers)
+GUARDED = (tasks, replays, rules, schedules, webhooks, agents, functions, capabilities, workers)
 """The modules whose routes need the API key."""
 POOL_SIZE = 10
 STATEMENT_TIMEOUT = "30s"

@@ -17,13 +17,18 @@ ESCAPED = 6
 ENVELOPE_BYTES = 64 * 1024
 EXAMPLE = 'send a JSON object, such as {"agent": "NAME", "input": {}}'
 
-Model = TypeVar("Model", bound=BaseModel)
 Reader = Callable[[Request], Awaitable[bytes]]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def one_task(settings: Settings) -> int:
     """The most bytes that a request about one task may have."""
     return min(settings.max_body_bytes, ESCAPED * settings.max_input_bytes + ENVELOPE_BYTES)
+
+
+def small(settings: Settings) -> int:
+    """The most bytes that a request about anything else may have."""
+    return min(settings.max_body_bytes, ENVELOPE_BYTES)
 
 
 def many_tasks(settings: Settings) -> int:
@@ -53,6 +58,7 @@ def reader(limit_of: Callable[[Settings], int]) -> Reader:
 
 TaskBody = Annotated[bytes, Depends(reader(one_task))]
 BulkBody = Annotated[bytes, Depends(reader(many_tasks))]
+SmallBody = Annotated[bytes, Depends(reader(small))]
 
 
 def parse_object(body: bytes, *, required: bool = True) -> dict[str, Any]:
@@ -72,15 +78,16 @@ def parse_object(body: bytes, *, required: bool = True) -> dict[str, Any]:
 
 
 def parse_model(model: type[Model], body: bytes, *, required: bool = True) -> Model:
-    """The body as a model.
+    """The object in a body, checked.
 
     Raises:
-        InvalidInput: names each wrong member.
+        InvalidInput: names each wrong member, and repeats none: it may be a secret.
     """
     try:
         return model.model_validate(parse_object(body, required=required))
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_url=False)]
+        found = error.errors(include_url=False, include_input=False)
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in found]
         raise InvalidInput("The request is not valid: " + "; ".join(faults) + ".", faults=faults) from None
 
 
