@@ -17,6 +17,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
 NO_CONTENT = 204
 LONGEST_PAUSE = 5.0
+PAGE = 200
 # No byte of the request has left, so it cannot have had an effect.
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
