@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test soak lint format bench lock clean
+.PHONY: help install demo up test soak chaos lint format bench lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -36,6 +36,9 @@ test: install  ## Run the tests, against real servers that they start themselves
 
 soak: install  ## Run the long tests that `make test` leaves out
 	@$(RUN) pytest -m soak
+
+chaos: install  ## Kill, freeze, fill and flush everything under load, beside plain Celery (half an hour; CHAOS=--help)
+	@$(RUN) tests.chaos.run $(CHAOS)
 
 lint: install  ## Check style, types and the layers' import contracts
 	@$(RUN) ruff check .

@@ -21,14 +21,14 @@ from urllib.parse import quote
 from uuid import UUID, uuid4
 
 from minions.errors import InvalidInput, MinionsError, NotConfigured, WaitTimeout
+from minions.operations import Operations
 from minions.task import Task, TaskSummary
-from minions.transport import Transport, to_json
+from minions.transport import PAGE, Transport, given, to_json
 
 BULK_TASKS = 10_000
 BULK_BYTES = 16 << 20
 BULK_SECONDS = 120.0  # the API checks every input against its schema
 LONGEST_POLL = 30.0
-PAGE = 200
 
 TaskId = str | UUID
 
@@ -40,7 +40,7 @@ class _NotGiven:
 NOT_GIVEN: Final = _NotGiven()
 
 
-class Client:
+class Client(Operations):
     """Talks to the API. Threads may share one; close it, or use it as a context manager.
 
     Requests are tried again when the API or its database cannot be reached and trying again is safe: all that only
@@ -81,6 +81,8 @@ class Client:
         conversation_id: str | None = None,
         traceparent: str | None = None,
         namespace: str | None = None,
+        unique_key: str | None = None,
+        unique_while: str | None = None,
     ) -> Task:
         """Submits one task.
 
@@ -93,12 +95,14 @@ class Client:
             priority: from -100 to 100; more urgent tasks run sooner.
             run_at: not before this time, with a time zone.
             deadline: the task expires if it is not done by then.
+            unique_key: while a task holds it, this returns that task.
+            unique_while: until when it holds the key: `pending` (it first starts) or `running` (it ends; the default).
 
         Raises:
             UnknownAgent, UnknownCapability, InvalidInput, IdempotencyConflict, TooLarge: it is refused.
             Unauthorized, Unavailable: it did not come that far.
         """
-        request = _request(
+        request = given(
             agent=agent,
             messages=None if messages is None else list(messages),
             capability=capability,
@@ -111,6 +115,8 @@ class Client:
             conversation_id=conversation_id,
             traceparent=traceparent,
             namespace=namespace,
+            unique_key=unique_key,
+            unique_while=unique_while,
         )
         if not isinstance(input, _NotGiven):
             request["input"] = input
@@ -195,11 +201,11 @@ class Client:
             created_before=created_before,
             namespace=namespace,
         )
-        return (TaskSummary.of(item) for item in self._pages("/v1/tasks", {**filters, "limit": page}))
+        return (TaskSummary.of(item) for item in self._transport.pages("/v1/tasks", {**filters, "limit": page}))
 
     def tree(self, task: TaskId) -> Iterator[TaskSummary]:
         """The task and everything below it, the oldest first."""
-        return (TaskSummary.of(item) for item in self._pages(_task_path(task, "tree"), {"limit": PAGE}))
+        return (TaskSummary.of(item) for item in self._transport.pages(_task_path(task, "tree"), {"limit": PAGE}))
 
     def counts(self, root_id: TaskId | None = None, **filters: Any) -> dict[str, Any]:
         """How many tasks stand where: `{"by_state": {state: n}, "by_capability": {name: {state: n}}}`.
@@ -212,15 +218,15 @@ class Client:
 
     def steps(self, task: TaskId) -> Iterator[dict[str, Any]]:
         """The task's journal, in order."""
-        return self._pages(_task_path(task, "steps"), {})
+        return self._transport.pages(_task_path(task, "steps"), {})
 
     def executions(self, task: TaskId) -> Iterator[dict[str, Any]]:
         """Every claim of the task by a minion, in order."""
-        return self._pages(_task_path(task, "executions"), {})
+        return self._transport.pages(_task_path(task, "executions"), {})
 
     def cancel(self, task: TaskId, reason: str | None = None) -> Task:
         """Cancels a task and everything below it; a running one is asked to stop, one that has ended stays."""
-        body = to_json(_request(reason=reason), what="The reason")
+        body = to_json(given(reason=reason), what="The reason")
         return Task.of(self._transport.post(_task_path(task, "cancel"), body, safe=True))
 
     def replay(self, task: TaskId, pinned: bool = False) -> Task:
@@ -235,9 +241,28 @@ class Client:
         body = to_json({"pinned": pinned}, what="The request")
         return Task.of(self._transport.post(_task_path(task, "replay"), body, safe=False))
 
+    def why(self, task: TaskId) -> dict[str, Any]:
+        """Why a task is where it is: `sentence`, `reason`, `todo` and `facts`.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        found: dict[str, Any] = self._transport.get(_task_path(task, "why"))
+        return found
+
+    def signal(self, task: TaskId, name: str, payload: Any = None) -> Task:
+        """Sends a signal to a task. It is kept until the task waits for it.
+
+        Raises:
+            NotFound: there is none of that id.
+            Conflict: it has ended.
+        """
+        body = to_json({"payload": payload}, what="The payload")
+        return Task.of(self._transport.post(_task_path(task, f"signals/{quote(name, safe='')}"), body, safe=False))
+
     def agents(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
         """All agents, by name."""
-        return self._pages("/v1/agents", {"namespace": namespace, "limit": PAGE})
+        return self._transport.pages("/v1/agents", {"namespace": namespace, "limit": PAGE})
 
     def agent(self, name: str, namespace: str | None = None) -> dict[str, Any]:
         """One agent: its definition and its versions.
@@ -252,7 +277,7 @@ class Client:
 
     def functions(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
         """All functions of the function store, by name."""
-        return self._pages("/v1/functions", {"namespace": namespace, "limit": PAGE})
+        return self._transport.pages("/v1/functions", {"namespace": namespace, "limit": PAGE})
 
     def function(self, name: str, namespace: str | None = None) -> dict[str, Any]:
         """One function: its code, contract and versions.
@@ -275,7 +300,7 @@ class Client:
         Args:
             status: `online`, `stopped` or `lost`; None for all.
         """
-        return self._pages("/v1/workers", {"status": status, "limit": PAGE})
+        return self._transport.pages("/v1/workers", {"status": status, "limit": PAGE})
 
     def ready(self) -> bool:
         """Whether the API answers and has all that it needs. Tried once."""
@@ -293,15 +318,6 @@ class Client:
     ) -> None:
         self.close()
 
-    def _pages(self, path: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        cursor = None
-        while True:
-            page = self._transport.get(path, params={**params, "cursor": cursor})
-            yield from page["items"]
-            cursor = page["next"]
-            if cursor is None:
-                return
-
 
 def _from_environment(name: str, what: str) -> str:
     value = os.environ.get(name)
@@ -315,17 +331,11 @@ def _task_path(task: TaskId, part: str | None = None) -> str:
     return f"{path}/{part}" if part else path
 
 
-def _request(**members: Any) -> dict[str, Any]:
-    """The members that were given, times as text."""
-    given = {name: value for name, value in members.items() if value is not None}
-    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in given.items()}
-
-
 def _filters(
     *, state: str | Iterable[str] | None = None, labels: Mapping[str, str] | None = None, **others: Any
 ) -> dict[str, Any]:
     """Filters as query parameters."""
-    filters = {name: str(value) if isinstance(value, UUID) else value for name, value in _request(**others).items()}
+    filters = {name: str(value) if isinstance(value, UUID) else value for name, value in given(**others).items()}
     if state is not None:
         filters["state"] = [state] if isinstance(state, str) else [str(one) for one in state]
     if labels:

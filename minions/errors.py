@@ -44,6 +44,12 @@ class AmbiguousRoute(InvalidInput):
     code = "ambiguous_route"
 
 
+class ForbiddenAddress(InvalidInput):
+    """An address that the system must not reach: it is not public."""
+
+    code = "forbidden_address"
+
+
 class TooLarge(MinionsError):
     """More bytes than a limit allows."""
 
@@ -86,6 +92,12 @@ class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
 
 
+class InvalidSignature(MinionsError):
+    """A request that says it is a webhook, and is not from who has the secret, or not from now."""
+
+    code = "invalid_signature"
+
+
 class Unavailable(MinionsError):
     """The API or its database cannot be reached, also after the retries."""
 
@@ -119,7 +131,16 @@ class TaskFailed(MinionsError):
 BY_CODE: Mapping[str, type[MinionsError]] = {
     kind.code: kind
     for kind in (
-        *(InvalidInput, AmbiguousRoute, TooLarge, Unauthorized, NotFound, UnknownAgent, UnknownCapability),
+        *(
+            InvalidInput,
+            AmbiguousRoute,
+            ForbiddenAddress,
+            TooLarge,
+            Unauthorized,
+            NotFound,
+            UnknownAgent,
+            UnknownCapability,
+        ),
         *(Conflict, IdempotencyConflict, Unavailable, ServerError),
     )
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 import httpx2
@@ -14,7 +15,9 @@ from minions.errors import InvalidInput, MinionsError, ServerError, Unavailable,
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
+NO_CONTENT = 204
 LONGEST_PAUSE = 5.0
+PAGE = 200
 # No byte of the request has left, so it cannot have had an effect.
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
@@ -51,7 +54,9 @@ class Transport:
         """
         return self._call("GET", path, safe=True, params=_present(params or {}), extra_time=extra_time)
 
-    def post(self, path: str, body: str, *, safe: bool, extra_time: float = 0.0) -> Any:
+    def post(
+        self, path: str, body: str, *, safe: bool, params: Mapping[str, Any] | None = None, extra_time: float = 0.0
+    ) -> Any:
         """Sends JSON text.
 
         Args:
@@ -59,7 +64,29 @@ class Transport:
             safe: whether sending it twice does what sending it once does; if not, it is tried again only where it
                 cannot have arrived.
         """
-        return self._call("POST", path, safe=safe, body=body, extra_time=extra_time)
+        return self._call("POST", path, safe=safe, params=_present(params or {}), body=body, extra_time=extra_time)
+
+    def put(self, path: str, body: str, *, params: Mapping[str, Any] | None = None) -> Any:
+        """Stores JSON text at a path, which may be done again."""
+        return self._call("PUT", path, safe=True, params=_present(params or {}), body=body)
+
+    def patch(self, path: str, body: str, *, params: Mapping[str, Any] | None = None) -> Any:
+        """Changes what is at a path to what the JSON text says, which may be done again."""
+        return self._call("PATCH", path, safe=True, params=_present(params or {}), body=body)
+
+    def delete(self, path: str, *, params: Mapping[str, Any] | None = None) -> Any:
+        """Deletes what is at a path; tried again only where it cannot have been done."""
+        return self._call("DELETE", path, safe=False, params=_present(params or {}))
+
+    def pages(self, path: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The items of a list, page by page as they are read."""
+        cursor = None
+        while True:
+            page = self.get(path, params={**params, "cursor": cursor})
+            yield from page["items"]
+            cursor = page["next"]
+            if cursor is None:
+                return
 
     def status_of(self, path: str) -> int | None:
         """The status of a GET, tried once; None where nobody answers."""
@@ -102,7 +129,7 @@ class Transport:
             raise _Again(_error_of(response), pause=_retry_after(response))
         if not response.is_success:
             raise _error_of(response)
-        return _json(response)
+        return _json(response) if response.content else None
 
     def _unreachable(self, error: Exception) -> Unavailable:
         why = str(error) or type(error).__name__
@@ -117,6 +144,12 @@ class _Again(Exception):
         self.error = error
         self.not_sent = not_sent
         self.pause = pause
+
+
+def given(**members: Any) -> dict[str, Any]:
+    """The members that were given, times as text."""
+    present = {name: value for name, value in members.items() if value is not None}
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in present.items()}
 
 
 def to_json(value: Any, *, what: str) -> str:
@@ -155,6 +188,8 @@ def _error_of(response: httpx2.Response) -> MinionsError:
 
 
 def _json(response: httpx2.Response) -> Any:
+    if response.status_code == NO_CONTENT:
+        return None
     try:
         return response.json()
     except ValueError:

@@ -12,7 +12,19 @@ import sys
 import typer
 
 from minions.errors import MinionsError
-from orchestrator.commands import agents, definitions, doctor, functions, processes, tasks
+from orchestrator.commands import (
+    agents,
+    definitions,
+    doctor,
+    functions,
+    processes,
+    prune,
+    replays,
+    rules,
+    schedules,
+    tasks,
+    webhooks,
+)
 from orchestrator.commands.output import fail
 from orchestrator.local.parent import FOLLOW, follow_parent
 from shared import __version__
@@ -26,10 +38,12 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (processes, definitions, tasks, doctor):
+for module in (processes, definitions, tasks, replays, rules, prune, doctor):
     module.register(app)
 app.add_typer(agents.app, name="agents")
 app.add_typer(functions.app, name="functions")
+app.add_typer(schedules.app, name="schedules")
+app.add_typer(webhooks.app, name="webhooks")
 
 
 def _show_version(wanted: bool) -> None:

@@ -6,11 +6,11 @@ that finishes. Several orchestrators may run: `SKIP LOCKED` shares the work amon
 
 from __future__ import annotations
 
-import psycopg
 import structlog
 from celery import Celery
-from sqlalchemy import Connection, Engine, make_url, text
+from sqlalchemy import Connection, Engine, text
 
+from orchestrator.listener import Listener
 from orchestrator.loop import Loop
 from orchestrator.routing import prepare_pending
 from shared import lifecycle
@@ -43,11 +43,11 @@ class Dispatcher(Loop):
         # Each statement a transaction of its own: a round is three round trips.
         self.statements = engine.execution_options(isolation_level="AUTOCOMMIT")
         self.app = app
-        self._listener: psycopg.Connection | None = None
+        self._listener = Listener(settings, "minion_pending")
 
     def round(self) -> float:
         """Prepares, dispatches and publishes one batch."""
-        self._listen()
+        self._listener.open()
         with self.statements.connect() as connection:
             if connection.scalar(UNPREPARED):
                 self._prepare()
@@ -64,17 +64,14 @@ class Dispatcher(Loop):
 
     def wait(self, seconds: float) -> None:
         """Waits for a notification, or until the time is up."""
-        if seconds >= IDLE_SECONDS and self._listener is not None:
-            for _ in self._listener.notifies(timeout=seconds, stop_after=1):
-                pass
+        if seconds >= IDLE_SECONDS:
+            self._listener.wait(seconds)
         else:
             super().wait(seconds)
 
     def close(self) -> None:
         """Closes the listening connection."""
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        self._listener.close()
 
     def _publish(self, batch: list[Dispatched]) -> None:
         """Tasks whose messages could not be sent stay queued; the rescuer publishes them again."""
@@ -89,15 +86,3 @@ class Dispatcher(Loop):
     def _has_backlog(self, connection: Connection) -> bool:
         served = list(connection.scalars(SERVED, {"lease": self.settings.lease_seconds}))
         return bool(served and connection.scalar(BACKLOG, {"served": served}))
-
-    def _listen(self) -> None:
-        if self._listener is not None and not self._listener.closed:
-            return
-        url = make_url(self.settings.require_database_url()).set(drivername="postgresql")
-        listener = psycopg.connect(url.render_as_string(hide_password=False), autocommit=True, connect_timeout=5)
-        try:
-            listener.execute("LISTEN minion_pending")
-        except psycopg.Error:
-            listener.close()
-            raise
-        self._listener = listener

@@ -1,27 +1,34 @@
-"""Replaying a task that has ended: a new task with the same input, linked to the old one, which stays as it was."""
+"""Replaying tasks that have ended: new tasks with the same input, linked to the old ones, which stay as they were.
+
+Many at once are spread over time: each new task is scheduled at its moment, so that the rate holds whatever happens to
+this process, and live work is not drowned.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
 from shared import lifecycle
-from shared.errors import Conflict
+from shared.errors import Conflict, MinionError
 from shared.lifecycle import Accepted
 from shared.states import FINAL
-from shared.tasks import get_task
+from shared.tasks import TaskFilter, get_task, list_tasks
 
 CARRIED = ("namespace", "capability", "conversation_id", "key", "labels", "priority", "traceparent")
 ASKED_FOR = text("SELECT capability FROM tasks WHERE id = :task")
 
 
-def replay(connection: Connection, task_id: UUID, *, pinned: bool, submitted_by: str) -> Accepted:
+def replay(connection: Connection, task_id: UUID, *, pinned: bool, submitted_by: str, **extra: Any) -> Accepted:
     """Submits a finished task again.
 
     Args:
         pinned: run the agent version that ran then, not the one that is active now.
+        extra: members of the new request.
 
     Raises:
         NotFound: there is no such task.
@@ -33,7 +40,77 @@ def replay(connection: Connection, task_id: UUID, *, pinned: bool, submitted_by:
     task["capability"] = connection.scalar(ASKED_FOR, {"task": task_id})
     if task["state"] not in FINAL:
         raise Conflict(f"Task {task_id} is {task['state']}; only a task that has ended can be replayed.")
-    return lifecycle.accept(connection, [_request(task, pinned, submitted_by)])[0]
+    return lifecycle.accept(connection, [{**_request(task, pinned, submitted_by), **extra}])[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """One task of many: its replay, or why there is none."""
+
+    task_id: UUID
+    replayed_as: UUID | None
+    error: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayedPage:
+    """Some of many. `next` is the cursor of the following page, and `start_at` when its first task may start."""
+
+    items: list[Replayed]
+    next: str | None
+    start_at: datetime
+
+
+def replay_many(
+    connection: Connection,
+    chosen: TaskFilter,
+    *,
+    batch: UUID,
+    pinned: bool,
+    rate: float,
+    start_at: datetime | None,
+    limit: int,
+    before: UUID | None,
+    submitted_by: str,
+    dry_run: bool = False,
+) -> ReplayedPage:
+    """Submits a page of ended tasks again, the newest first. A task that is refused does not stop the others.
+
+    Args:
+        chosen: of which states; those that have not ended are left out.
+        batch: the same for all pages of one replay: a page that is asked for twice makes no task twice.
+        rate: new tasks that may start in a second.
+        start_at: when the first of the page may start; None: now.
+        limit: how many at most.
+        before: the `next` of the page before this one.
+        dry_run: only say which.
+    """
+    page = list_tasks(connection, chosen, limit=limit, before=before)
+    moment = max(start_at or datetime.now(UTC), datetime.now(UTC))
+    items = []
+    for row in page.items:
+        if row["state"] not in FINAL:
+            continue
+        if dry_run:
+            items.append(Replayed(row["id"], None))
+            continue
+        key = f"replay:{batch}:{row['id']}"
+        done = _try_one(
+            connection, row["id"], pinned, {"idempotency_key": key, "run_at": moment.isoformat()}, submitted_by
+        )
+        moment += timedelta(seconds=1 / rate) if done.replayed_as else timedelta(0)
+        items.append(done)
+    return ReplayedPage(items, page.next, moment)
+
+
+def _try_one(connection: Connection, task_id: UUID, pinned: bool, extra: dict[str, Any], submitted_by: str) -> Replayed:
+    try:
+        with connection.begin_nested():
+            return Replayed(
+                task_id, replay(connection, task_id, pinned=pinned, submitted_by=submitted_by, **extra).task_id
+            )
+    except MinionError as error:
+        return Replayed(task_id, None, error.as_dict())
 
 
 def _request(task: dict[str, Any], pinned: bool, submitted_by: str) -> dict[str, Any]:

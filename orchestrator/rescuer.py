@@ -4,6 +4,7 @@
 - A running task that its live worker does not know of goes back too.
 - A queued task whose message is presumed lost is published again, under the same claim.
 - A task whose deadline has passed expires.
+- A waiting task that has nothing left to wait for goes on, and so does one whose turn in a conversation has come.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Rescuer(Loop):
             self._lose_workers()
         self._give_back_orphans()
         self._expire_overdue()
+        self._heal_waits()
         self._republish()
         return min(1.0, self.settings.lease_seconds / 5)
 
@@ -95,6 +97,12 @@ class Rescuer(Loop):
             with self.engine.begin() as connection:
                 lifecycle.expire(connection, task_id)
             log.info("expired", task=str(task_id))
+
+    def _heal_waits(self) -> None:
+        with self.engine.begin() as connection:
+            if woken := lifecycle.heal_waits(connection):
+                log.warning("waits_healed", tasks=woken)
+            lifecycle.heal_turns(connection)
 
     def _overdue(self) -> list[UUID]:
         with self.engine.connect() as connection:

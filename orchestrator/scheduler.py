@@ -1,32 +1,145 @@
-"""The scheduler: tasks whose time has come become pending."""
+"""The scheduler: tasks that are submitted again and again, by cron expression or by interval.
+
+One orchestrator leads and the others wait for the lead, which saves work. That no run is submitted twice is kept by
+the rows: a run is one transaction that locks the schedule, submits the task under an idempotency key with the time of
+the run, and moves the schedule on.
+"""
 
 from __future__ import annotations
 
-import structlog
-from sqlalchemy import Engine
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
+import structlog
+from sqlalchemy import Connection, Engine, RowMapping, text
+from sqlalchemy.exc import DBAPIError
+
+from orchestrator.leadership import Leadership
 from orchestrator.loop import Loop
-from shared import lifecycle
+from shared import schedules, submission
+from shared.database import is_transient
+from shared.errors import MinionError
+from shared.settings import Settings
+from shared.timetable import due
 
 log = structlog.get_logger(__name__)
 
-BATCH = 1000
-EVERY_SECONDS = 0.25
+DUTY = "scheduler"
+LONGEST_WAIT = 1.0
+# A schedule that cannot be read (its time zone is unknown to this machine, say) is looked at again after so long.
+SET_ASIDE = timedelta(minutes=5)
+FAULT = "The schedule cannot be read; the orchestrator's log has the details. It is tried again in five minutes."
+
+# PostgreSQL's clock decides, so that the orchestrators need not agree on the time.
+DUE = text("SELECT id FROM schedules WHERE enabled AND next_at <= now() ORDER BY next_at LIMIT 1000")
+TAKE = text(
+    "SELECT id, namespace, name, cron, timezone, interval_seconds, missed, request, next_at, last_task_id, "
+    "now() AS now FROM schedules WHERE id = :id AND enabled AND next_at <= now() FOR UPDATE SKIP LOCKED"
+)
+MOVE_ON = text(
+    "UPDATE schedules SET next_at = :next_at, last_at = COALESCE(:last_at, last_at), "
+    "last_task_id = COALESCE(:last_task_id, last_task_id), "
+    "last_error = CASE WHEN CAST(:last_at AS timestamptz) IS NULL THEN last_error ELSE :last_error END WHERE id = :id"
+)
+SET_BACK = text(
+    "UPDATE schedules SET next_at = now() + :pause, last_error = :last_error WHERE id = :id AND next_at <= now()"
+)
+SECONDS_LEFT = text("SELECT extract(epoch FROM min(next_at) - clock_timestamp()) FROM schedules WHERE enabled")
 
 
 class Scheduler(Loop):
-    """Scheduled tasks that are due, back-offs that are over, waits with nothing left to wait for."""
+    """Submits what is due."""
 
     name = "scheduler"
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, settings: Settings, engine: Engine) -> None:
         super().__init__()
+        self.engine = engine
         self.statements = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self.leadership = Leadership(settings, DUTY)
 
     def round(self) -> float:
-        """Wakes one batch."""
+        """One look at every schedule that is due."""
+        if not self.leadership.held():
+            return LONGEST_WAIT
         with self.statements.connect() as connection:
-            woken = lifecycle.wake_due(connection, most=BATCH)
-        if woken:
-            log.debug("woken", tasks=woken)
-        return 0.0 if woken == BATCH else EVERY_SECONDS
+            ids = list(connection.scalars(DUE))
+        for id in ids:
+            if self.stopping.is_set() or not self.leadership.held():
+                break
+            self._run_due(id)
+        with self.statements.connect() as connection:
+            left = connection.scalar(SECONDS_LEFT)
+        return LONGEST_WAIT if left is None else max(0.0, min(LONGEST_WAIT, float(left)))
+
+    def close(self) -> None:
+        """Gives up the lead."""
+        self.leadership.release()
+
+    def _run_due(self, id: UUID) -> None:
+        """A schedule that nobody foresaw must not keep the others from running."""
+        try:
+            with self.engine.begin() as connection:
+                run_due(connection, id)
+        except Exception as error:
+            if isinstance(error, DBAPIError) and is_transient(error):
+                raise
+            log.exception("schedule_set_aside", schedule=str(id))
+            why = error.message if isinstance(error, MinionError) else FAULT
+            with self.engine.begin() as connection:
+                connection.execute(SET_BACK, {"id": id, "pause": SET_ASIDE, "last_error": why})
+
+
+def run_due(connection: Connection, id: UUID) -> list[UUID]:
+    """Submits the runs of a schedule that are due, and moves it on. Returns their tasks.
+
+    A refusal is kept in `last_error`; the runs that it concerns are not tried again.
+    """
+    schedule = connection.execute(TAKE, {"id": id}).mappings().one_or_none()
+    if schedule is None:
+        # Another orchestrator has it, or it was changed.
+        return []
+    timetable = schedules.timetable(
+        schedule["cron"], schedule["timezone"], schedule["interval_seconds"], anchor=schedule["next_at"]
+    )
+    now_due = due(timetable, schedule["next_at"], schedule["now"], schedule["missed"])
+    tasks, refusal = _submit(connection, schedule, now_due.runs)
+    values = {
+        "id": id,
+        "next_at": now_due.next_at,
+        "last_at": max(now_due.runs, default=None),
+        "last_task_id": tasks[-1] if tasks else None,
+        "last_error": refusal,
+    }
+    connection.execute(MOVE_ON, values)
+    _tell(schedule, tasks, refusal)
+    return tasks
+
+
+def _submit(connection: Connection, schedule: RowMapping, runs: list[datetime]) -> tuple[list[UUID], str | None]:
+    """The tasks, or why there are none."""
+    try:
+        requests = [
+            schedules.task_request(
+                schedule["name"],
+                schedule["request"],
+                namespace=schedule["namespace"],
+                idempotency_key=f"schedule:{schedule['id']}:{run.astimezone(UTC).isoformat()}",
+            )
+            for run in runs
+        ]
+        with connection.begin_nested():
+            accepted = submission.submit_many(connection, requests, submitted_by=schedules.submitter(schedule["name"]))
+    except MinionError as error:
+        return [], error.message
+    return [task.task_id for task in accepted], None
+
+
+def _tell(schedule: RowMapping, tasks: list[UUID], refusal: str | None) -> None:
+    about = {"schedule": schedule["name"], "namespace": schedule["namespace"]}
+    if refusal is not None:
+        log.warning("schedule_refused", **about, reason=refusal)
+    elif tasks:
+        log.info("scheduled", **about, tasks=len(tasks), last=str(tasks[-1]))
+    else:
+        log.info("runs_skipped", **about, since=schedule["next_at"].isoformat())

@@ -13,8 +13,11 @@ from orchestrator.api.app import create_app
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.ingress import Ingress
 from orchestrator.loop import Loop
+from orchestrator.pruner import Pruner
 from orchestrator.rescuer import Rescuer
 from orchestrator.scheduler import Scheduler
+from orchestrator.waker import Waker
+from orchestrator.webhooks import Webhooks
 from shared.broker import make_app
 from shared.database import get_engine, wait_for_database
 from shared.errors import Unavailable
@@ -50,9 +53,12 @@ def make_loops(settings: Settings) -> list[Loop]:
     engine, app = get_engine(), make_app(settings)
     return [
         Dispatcher(settings, engine, app),
-        Scheduler(engine),
+        Waker(engine),
+        Scheduler(settings, engine),
         Rescuer(settings, engine, app),
         Ingress(settings, engine, app),
+        Pruner(settings, engine),
+        Webhooks(settings, engine),
     ]
 
 

@@ -51,6 +51,8 @@ def make_app(settings: Settings) -> Celery:
         worker_consumer="workers.consumer:Consumer",
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # An error in Redis' answer (disk full, out of memory, read-only) does not end the worker: it comes back.
+        broker_channel_error_retry=True,
         broker_pool_acquire_timeout=10.0,
         broker_transport_options={
             "visibility_timeout": VISIBILITY_TIMEOUT,

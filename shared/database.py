@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import structlog
+from celery.exceptions import SoftTimeLimitExceeded
 from psycopg import DataError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -146,6 +147,22 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
+def behind_time_limit(error: BaseException | None) -> bool:
+    """Whether a soft time limit stands behind an error: one that strikes inside the driver leaves a connection that
+    cannot even roll back, and it is that failure which comes up.
+    """
+    seen: set[int] = set()
+    rest = [error]
+    while rest:
+        found = rest.pop()
+        if isinstance(found, SoftTimeLimitExceeded):
+            return True
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            rest += [found.__cause__, found.__context__]
+    return False
+
+
 def reason(error: BaseException) -> str:
     """A database error in one line, without the statement and its parameters."""
     original = getattr(error, "orig", None) or error
@@ -187,12 +204,17 @@ def persist(write: Callable[[], Result]) -> Result:
     """Makes a write, and makes it again for as long as the database is away: work that is done is not thrown away.
 
     For fenced or idempotent writes only. A minion's time limits end the repetition.
+
+    Raises:
+        SoftTimeLimitExceeded: it struck inside the driver.
     """
     pause = 0.1
     while True:
         try:
             return write()
         except DBAPIError as error:
+            if behind_time_limit(error):
+                raise SoftTimeLimitExceeded from error
             if not is_transient(error):
                 raise
             log.warning("database_away", reason=reason(error), again_in=pause)

@@ -42,6 +42,12 @@ class InvalidInput(MinionError):
     code, status, exit_code = "invalid_input", 422, 65
 
 
+class ForbiddenAddress(InvalidInput):
+    """An address that must not be reached from here: it is not public."""
+
+    code = "forbidden_address"
+
+
 class InvalidOutput(MinionError):
     """An agent, a tool or a function returned something its output schema does not allow."""
 

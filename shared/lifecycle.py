@@ -66,6 +66,10 @@ SNOOZE = text("SELECT minion_snooze(:task, :claim, :result, :delay, :reason)").b
     bindparam("result", type_=JSONB)
 )
 SIGNAL = text("SELECT minion_signal(:task, :name, :payload)").bindparams(bindparam("payload", type_=JSONB))
+IS_CANCELLED = text(
+    "SELECT cancel_requested FROM task_status WHERE task_id = :task AND claim = :claim AND state = 'running'"
+)
+HEAL_TURNS = text("SELECT minion_heal_turns(:most)")
 HEAL_WAITS = text("SELECT minion_heal_waits(:most)")
 END_TREE = text("SELECT minion_end_tree(:task, :state, :error)").bindparams(bindparam("error", type_=JSONB))
 
@@ -130,6 +134,11 @@ def heal_waits(connection: Connection, *, most: int = 1000) -> int:
     return int(connection.scalar(HEAL_WAITS, {"most": most}) or 0)
 
 
+def heal_turns(connection: Connection, *, most: int = 1000) -> int:
+    """Gives parked tasks whose turn in their conversation has come their place in line; returns how many."""
+    return int(connection.scalar(HEAL_TURNS, {"most": most}) or 0)
+
+
 def claim(
     connection: Connection, task: UUID, expected: int, worker: UUID, *, granted: bool = False
 ) -> dict[str, Any] | None:
@@ -152,6 +161,12 @@ def hold(connection: Connection, task: UUID, expected: int, *, scope: str, name:
     """Puts a queued task back in line, and nothing of that scope leaves it before `delay` seconds have passed."""
     values = {"task": task, "claim": expected, "scope": scope, "name": name, "delay": timedelta(seconds=delay)}
     connection.execute(HOLD, values)
+
+
+def is_cancelled(connection: Connection, task: UUID, claim: int) -> bool | None:
+    """Whether somebody has asked a running task to stop. None where the claim was lost."""
+    asked: bool | None = connection.scalar(IS_CANCELLED, {"task": task, "claim": claim})
+    return asked
 
 
 def write_steps(connection: Connection, task: UUID, claim: int, steps: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from uuid import UUID
 
 from pydantic import (
@@ -13,9 +13,11 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -57,7 +59,14 @@ class Strict(BaseModel):
 
 
 class AgentConfig(Strict):
-    """How an agent runs. Times are seconds."""
+    """How an agent runs. Times are seconds.
+
+    Attributes:
+        LATER: fields that the first release did not know. They are stored only where they differ from their defaults,
+            so that its minions can read the others, and checksums stay what they were.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = ("retry_curve", "retry_jitter", "retry_on", "no_retry_on")
 
     capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
     max_chain_depth: int = Field(5, ge=1, le=50)
@@ -74,6 +83,18 @@ class AgentConfig(Strict):
     max_attempts: int = Field(3, ge=1, le=100)
     retry_backoff: float = Field(2.0, ge=0, le=3600)
     retry_backoff_max: float = Field(300.0, ge=0, le=86_400)
+    retry_curve: Literal["exponential", "linear", "constant"] = "exponential"
+    retry_jitter: float = Field(0.5, ge=0, le=1)
+    retry_on: list[str] | None = Field(None, max_length=100)
+    no_retry_on: list[str] = Field(default_factory=list, max_length=100)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = serialize(self)
+        for name in self.LATER:
+            if fields.get(name) == type(self).model_fields[name].get_default(call_default_factory=True):
+                fields.pop(name, None)
+        return fields
 
     @field_validator("capabilities")
     @classmethod
@@ -315,7 +336,7 @@ def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
     try:
         return KINDS[kind].model_validate(data)
     except ValidationError as error:
-        faults = _faults(error)
+        faults = faults_of(error)
         name = data.get("name")
         raise InvalidDefinition(
             f"{place}{kind} {str(name)[:100]!r} is not valid: " + "; ".join(faults) + ".", faults=faults
@@ -326,7 +347,7 @@ def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
         raise InvalidDefinition(f"{place}the definition is nested too deeply.") from None
 
 
-def _faults(error: ValidationError) -> list[str]:
+def faults_of(error: ValidationError) -> list[str]:
     """Each fault with its path; a hostile document could have a million of them, with names of a megabyte."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     more = [f"and {len(found) - MAX_FAULTS} more"] if len(found) > MAX_FAULTS else []
@@ -374,7 +395,9 @@ class SystemMessage(Message):
 class TaskRequest(Strict):
     """What a submitter asks for: an agent, a capability, or messages to be routed by, and the input.
 
-    Times are absolute, with a time zone. `key` names the tenant. A higher `priority` runs sooner.
+    Times are absolute, with a time zone. `key` names the tenant. A higher `priority` runs sooner. While a task holds
+    the `unique_key` (until it first starts, or until it ends: `unique_while`, by default `running`), asking for another
+    one gives that task.
     """
 
     agent: str | None = Field(None, max_length=200)
@@ -390,6 +413,8 @@ class TaskRequest(Strict):
     deadline: Moment | None = Field(None, strict=False)
     traceparent: str | None = Field(None, pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
     namespace: str = Field("default", min_length=1, max_length=100)
+    unique_key: str | None = Field(None, min_length=1, max_length=255)
+    unique_while: Literal["pending", "running"] | None = None
 
     @classmethod
     def parse(cls, data: Any) -> TaskRequest:
@@ -401,7 +426,7 @@ class TaskRequest(Strict):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            faults = _faults(error)
+            faults = faults_of(error)
             raise InvalidInput("The request is not valid: " + "; ".join(faults) + ".", faults=faults) from None
 
 

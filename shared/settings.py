@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import sys
 from functools import lru_cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -21,6 +23,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from shared.errors import NotConfigured
 
 RUN_FILE = "run.json"
+# One letter at least: a mistyped network is no name.
+HOST_NAME = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z][A-Za-z0-9_.-]*")
 
 
 def installation_root() -> Path:
@@ -81,16 +85,33 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(3.0, gt=0, le=3600)
     lease_seconds: float = Field(10.0, ge=0.1, le=86_400)
     lost_message_seconds: float = Field(5.0, gt=0, le=86_400)
+    cancel_grace_seconds: float = Field(5.0, ge=0, le=86_400)
     sandbox_preload: Annotated[list[str], NoDecode] = Field(default_factory=list)
     quarantine_after: int = Field(10, ge=0, le=1_000_000)
     dispatch_window: int = Field(64, ge=1, le=1_000_000)
     connect_attempts: int = Field(10, ge=1)
+    allow_private_addresses: Annotated[list[str], NoDecode] = Field(default_factory=list)
 
-    @field_validator("sandbox_preload", mode="before")
+    # Days; 0 keeps for ever.
+    retention_succeeded: float = Field(30.0, ge=0, le=36_500)
+    retention_failed: float = Field(90.0, ge=0, le=36_500)
+    retention_cancelled: float = Field(30.0, ge=0, le=36_500)
+    retention_expired: float = Field(90.0, ge=0, le=36_500)
+    retention_export: Path | None = None
+
+    @field_validator("sandbox_preload", "allow_private_addresses", mode="before")
     @classmethod
     def _split(cls, given: Any) -> Any:
         """`MINION_SANDBOX_PRELOAD=numpy,pandas`."""
         return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
+
+    @field_validator("allow_private_addresses")
+    @classmethod
+    def _are_networks_or_hosts(cls, entries: list[str]) -> list[str]:
+        for entry in entries:
+            if not _is_network(entry) and not HOST_NAME.fullmatch(entry):
+                raise ValueError(f"{entry!r} is neither a network such as 10.1.0.0/16 nor an address nor a host's name")
+        return entries
 
     @field_validator("lease_seconds")
     @classmethod
@@ -203,6 +224,14 @@ def _is_url(url: str, *schemes: str) -> bool:
         return parts.scheme in schemes and "://" in url and (parts.port is None or parts.port > 0)
     except ValueError:
         return False
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

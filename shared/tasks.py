@@ -45,6 +45,16 @@ CONDITIONS = {
     "parent_id": "t.parent_id = :parent_id",
     "replay_of": "t.replay_of = :replay_of",
     "conversation_id": "t.conversation_id = :conversation_id",
+    "error_fingerprint": "t.id IN (SELECT o.task_id FROM task_outcomes o WHERE o.state = 'failed' "
+    "AND o.error_fingerprint = :error_fingerprint)",
+    "function_version_id": "t.agent_version_id IN (SELECT p.id FROM agent_versions p "
+    "LEFT JOIN tool_versions pt ON pt.id = p.tool_version_id "
+    "WHERE p.function_version_id = :function_version_id OR pt.function_version_id = :function_version_id "
+    "UNION SELECT at.agent_version_id FROM agent_version_tools at JOIN tool_versions tv ON tv.id = at.tool_version_id "
+    "WHERE tv.function_version_id = :function_version_id)",
+    "unreplayed": "NOT EXISTS (SELECT 1 FROM tasks r WHERE r.replay_of = t.id)",
+    "own_failure": "NOT EXISTS (SELECT 1 FROM task_outcomes o WHERE o.task_id = t.id "
+    "AND o.error->>'type' = 'subtask_failed')",
     "created_after": "t.id >= :created_after AND s.task_id >= :created_after",
     "created_before": "t.id < :created_before AND s.task_id < :created_before",
     "before": "t.id < :before AND s.task_id < :before",
@@ -91,7 +101,10 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFilter:
-    """Which tasks; a field that is not set allows all. `labels` must all be there; `created_before` is exclusive."""
+    """Which tasks; a field that is not set allows all. `labels` must all be there; `created_before` is exclusive.
+
+    `unreplayed`: no other task is their replay. `own_failure`: they did not fail because of a task below them.
+    """
 
     namespace: str | None = "default"
     states: tuple[State, ...] = ()
@@ -105,6 +118,10 @@ class TaskFilter:
     conversation_id: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+    error_fingerprint: str | None = None
+    function_version_id: UUID | None = None
+    unreplayed: bool | None = None
+    own_failure: bool | None = None
 
 
 def get_task(connection: Connection, task: UUID) -> dict[str, Any]:

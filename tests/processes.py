@@ -23,6 +23,7 @@ SHORT_LEASES = {
     "MINION_HEARTBEAT_SECONDS": "0.2",
     "MINION_LEASE_SECONDS": "3",
     "MINION_LOST_MESSAGE_SECONDS": "0.5",
+    "MINION_CANCEL_GRACE_SECONDS": "1",
 }
 ONLINE = text("SELECT 1 FROM workers WHERE pid = :pid AND status = 'online'")
 Result = TypeVar("Result")

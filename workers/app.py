@@ -19,6 +19,7 @@ from shared.hints import forget_publisher, wait_for_broker
 from shared.settings import get_settings
 from shared.telemetry import configure
 from workers import minion
+from workers.claiming import forget_limiter
 from workers.heartbeat import WORKER_ID, Heartbeat
 
 log = structlog.get_logger(__name__)
@@ -61,6 +62,7 @@ def _check_servers(**_: Any) -> None:
 def _after_fork(**_: Any) -> None:
     forget_engine()
     forget_publisher()
+    forget_limiter()
     minion.warm_up()
 
 

@@ -22,6 +22,7 @@ from sqlalchemy import Engine, text
 from shared import __version__, lifecycle
 from shared.database import make_engine, reason
 from shared.settings import Settings
+from workers.interrupter import Interrupter
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +75,7 @@ class Heartbeat:
         self.settings = settings
         self.worker = worker
         self.engine: Engine = make_engine(settings, pool_size=1)
+        self.interrupter = Interrupter(settings.cancel_grace_seconds) if "prefork" in str(worker.pool_cls) else None
         self._registered = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -114,6 +116,7 @@ class Heartbeat:
                 self._register()
             registered = self._beat()
             self._report()
+            self._interrupt()
         except Exception as error:
             log.warning("heartbeat_failed", reason=reason(error))
         return registered
@@ -141,6 +144,12 @@ class Heartbeat:
         values = {"id": WORKER_ID, "busy": len(active), "slots": slots, "active": active, "idle": len(active) < slots}
         with self.engine.begin() as connection:
             return connection.scalar(BEAT, values) is not None
+
+    def _interrupt(self) -> None:
+        """Stops what nobody wants any more."""
+        if self.interrupter is not None:
+            with self.engine.connect() as connection:
+                self.interrupter.look(connection, tuple(celery_state.active_requests))
 
     def _slots(self) -> int:
         return int(self.worker.concurrency)

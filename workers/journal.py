@@ -19,7 +19,7 @@ from shared import lifecycle
 from shared.database import persist, statement
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError
 from shared.json_values import JsonValue, digest
-from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Suspended
+from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Snoozed, Suspended, WaitRequest
 
 log = structlog.get_logger(__name__)
 
@@ -122,6 +122,19 @@ class Journal:
             return Suspended(wanted)
         return [_child_outcome(child, step) for child, step in zip(wanted, known, strict=True) if step is not None]
 
+    def wait(self, signal: str | None, seconds: float | None) -> JsonValue | Suspended:
+        """What a wait brought, or the suspension that begins it.
+
+        Raises:
+            HistoryDiverged: the journal holds something else at this place.
+        """
+        name = signal or "timer"
+        number, request_hash = self._take(), digest(["wait", signal, seconds])
+        known = self._matching(number, "wait", name, request_hash)
+        if known is not None and known["status"] == "finished":
+            return known["output"]
+        return Suspended(waits=[WaitRequest(number, signal, seconds, request_hash)])
+
     def take_unwritten(self) -> list[dict[str, Any]]:
         """The steps that ride along with the write that the caller is about to make."""
         steps, self.unwritten = self.unwritten, []
@@ -133,6 +146,10 @@ class Journal:
         except MinionError as error:
             failure = {**error.as_dict(), "retryable": error.retryable}
             self.unwritten.append({**step, "status": "failed", "error": failure, "finished_at": _now()})
+            raise
+        except Snoozed:
+            later = {"type": "snoozed", "message": "The call asked to be made again later.", "retryable": True}
+            self.unwritten.append({**step, "status": "failed", "error": later, "finished_at": _now()})
             raise
         self._count(result)
         finished = {

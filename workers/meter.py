@@ -20,6 +20,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._began = time.thread_time()
+        self._began_at = time.monotonic()
         try:
             CLEAR_REFS.write_text(RESET_PEAK)
             self._resettable = True
@@ -29,6 +30,10 @@ class Meter:
     def cpu_seconds(self) -> float:
         """CPU time of this thread since the meter was made."""
         return time.thread_time() - self._began
+
+    def wall_seconds(self) -> float:
+        """Time since the meter was made."""
+        return time.monotonic() - self._began_at
 
     def peak_memory_bytes(self) -> int:
         """The largest resident set of this process."""

@@ -5,7 +5,6 @@ Read it top to bottom: `run` is claim, perform, record.
 
 from __future__ import annotations
 
-import random
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -16,15 +15,17 @@ from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.exc import DBAPIError
 
 from shared import lifecycle
-from shared.database import close_engine, is_transient, persist, reason, statement
+from shared.database import behind_time_limit, close_engine, is_transient, persist, reason, statement
 from shared.errors import Cancelled, MinionError, TimeLimitExceeded
 from shared.hints import publish_finished
 from shared.states import State
 from workers import journal as journals
+from workers import retries
+from workers.claiming import claim_task
 from workers.factory import build_agent, load_blueprint
 from workers.journal import Journal
 from workers.meter import Meter
-from workers.outcomes import ClaimLost, Failed, Outcome, Succeeded, Suspended
+from workers.outcomes import ClaimLost, Failed, Outcome, Snoozed, Succeeded, Suspended
 from workers.task import ClaimedTask
 
 log = structlog.get_logger(__name__)
@@ -48,9 +49,8 @@ def run(task_id: UUID, claim: int, worker_id: UUID) -> str:
         what became of it, for Celery's log: a state, or `skipped` where there was nothing to claim.
     """
     with structlog.contextvars.bound_contextvars(task=str(task_id), claim=claim + 1):
-        task = persist(lambda: _claim(task_id, claim, worker_id))
+        task = claim_task(task_id, claim, worker_id)
         if task is None:
-            log.info("skipped", why="already claimed, ended, or the worker is not registered")
             return "skipped"
         with structlog.contextvars.bound_contextvars(agent=task.agent_name, capability=task.queue):
             return _work(task)
@@ -62,7 +62,7 @@ def _work(task: ClaimedTask) -> str:
     meter, journal = Meter(), Journal(task.id, task.claim, {step["number"]: step for step in task.steps})
     log.debug("started", attempt=task.attempts + 1)
     try:
-        outcome = perform(task, journal)
+        outcome = perform(task, journal, meter)
         state = persist(lambda: record(task, journal, outcome, meter))
     except ClaimLost:
         state = None
@@ -75,7 +75,7 @@ def _work(task: ClaimedTask) -> str:
     return str(state)
 
 
-def perform(task: ClaimedTask, journal: Journal) -> Outcome:
+def perform(task: ClaimedTask, journal: Journal, meter: Meter) -> Outcome | Snoozed:
     """Runs the agent. Whatever goes wrong becomes a value.
 
     Raises:
@@ -85,12 +85,16 @@ def perform(task: ClaimedTask, journal: Journal) -> Outcome:
         return persist(lambda: build_agent(task, journal)).run()
     except MinionError as error:
         return Failed(error)
+    except Snoozed as snoozed:
+        return snoozed
     except SoftTimeLimitExceeded:
         # It may have struck inside a statement: the connection cannot be trusted any more.
         close_engine()
-        limit = load_blueprint(task.agent_version_id).definition.config.soft_time_limit
-        return Failed(TimeLimitExceeded(f"The task ran longer than its soft_time_limit of {limit} s.", limit=limit))
+        return interrupted(task, meter)
     except DBAPIError as error:
+        if behind_time_limit(error):
+            close_engine()
+            return interrupted(task, meter)
         if not is_transient(error):
             log.exception("failed_unexpectedly")
         return Failed(UnexpectedError(f"The database failed during the task: {reason(error)}."))
@@ -102,7 +106,7 @@ def perform(task: ClaimedTask, journal: Journal) -> Outcome:
         return Failed(UnexpectedError(f"{type(error).__name__} in the minion; its log has the details."))
 
 
-def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) -> State | None:
+def record(task: ClaimedTask, journal: Journal, outcome: Outcome | Snoozed, meter: Meter) -> State | None:
     """Writes the outcome under the fence: one statement, one transaction. None: the claim is lost."""
     result: dict[str, Any] = {
         "steps": list(journal.unwritten),
@@ -113,6 +117,10 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) 
         "cost_microdollars": journal.cost_microdollars,
     }
     with statement() as connection:
+        if isinstance(outcome, Snoozed):
+            return lifecycle.snooze(
+                connection, task.id, task.claim, result, delay=outcome.seconds, reason=outcome.reason
+            )
         if isinstance(outcome, Suspended):
             return _suspend(connection, task, result, outcome)
         if isinstance(outcome, Succeeded):
@@ -121,16 +129,33 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) 
         return _fail(connection, task, result, outcome.error)
 
 
-def _claim(task_id: UUID, claim: int, worker_id: UUID) -> ClaimedTask | None:
+def interrupted(task: ClaimedTask, meter: Meter) -> Outcome | Snoozed:
+    """Why the task was interrupted from outside: a cancel, its soft time limit, or the one before it in this process.
+
+    Raises:
+        ClaimLost: it is not this claim's any more.
+    """
+    standing = persist(lambda: _standing(task))
+    if standing is None:
+        raise ClaimLost
+    if standing:
+        return Failed(Cancelled("Cancelled while it ran."))
+    limit = load_blueprint(task.agent_version_id).definition.config.soft_time_limit
+    if meter.wall_seconds() < limit - 1:
+        # Meant for the task that this process ran before: nobody is charged for it.
+        return Snoozed(0.0, "handed_back")
+    return Failed(TimeLimitExceeded(f"The task ran longer than its soft_time_limit of {limit} s.", limit=limit))
+
+
+def _standing(task: ClaimedTask) -> bool | None:
     with statement() as connection:
-        row = lifecycle.claim(connection, task_id, claim, worker_id)
-    return ClaimedTask.of(row) if row else None
+        return lifecycle.is_cancelled(connection, task.id, task.claim)
 
 
 def _suspend(connection: Any, task: ClaimedTask, result: dict[str, Any], outcome: Suspended) -> State | None:
-    children = [child.as_json() for child in outcome.children]
+    children, waits = ([each.as_json() for each in group] for group in (outcome.children, outcome.waits))
     try:
-        return lifecycle.suspend(connection, task.id, task.claim, result, children)
+        return lifecycle.suspend(connection, task.id, task.claim, result, children, waits)
     except MinionError as error:
         return _fail(connection, task, result, error)
 
@@ -139,20 +164,14 @@ def _fail(connection: Any, task: ClaimedTask, result: dict[str, Any], error: Min
     result = {**result, "error": error.as_dict()}
     if isinstance(error, Cancelled):
         return lifecycle.finish(connection, task.id, task.claim, State.CANCELLED, result)
-    if not error.retryable:
+    config = load_blueprint(task.agent_version_id).definition.config
+    if not retries.is_retried(error, config):
         log.info("failed", error=error.code)
         return lifecycle.finish(connection, task.id, task.claim, State.FAILED, result)
     log.info("failed_for_now", error=error.code)
-    return lifecycle.release(
-        connection, task.id, task.claim, how="retried", charged=True, delay=_backoff(task), result=result
-    )
-
-
-def _backoff(task: ClaimedTask) -> float:
-    """Seconds until the next attempt: doubling, with full jitter over the upper half."""
-    config = load_blueprint(task.agent_version_id).definition.config
-    longest = min(config.retry_backoff_max, config.retry_backoff * 2**task.attempts)
-    return random.uniform(longest / 2, longest)  # noqa: S311 - jitter, not a secret
+    result["steps"] = retries.make_again(result["steps"], error)
+    delay = retries.delay(error, config, task.attempts)
+    return lifecycle.release(connection, task.id, task.claim, how="retried", charged=True, delay=delay, result=result)
 
 
 def _hand_back(task: ClaimedTask) -> str:

@@ -46,10 +46,31 @@ class ChildRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Suspended:
-    """The task waits for sub-tasks, without a worker's slot, and runs again when all have ended."""
+class WaitRequest:
+    """A signal to wait for, for so many seconds at most; without a signal a timer."""
 
-    children: list[ChildRequest]
+    step: int
+    signal: str | None
+    seconds: float | None
+    request_hash: str
+
+    def as_json(self) -> dict[str, Any]:
+        """As `minion_suspend` takes it."""
+        return {
+            "step": self.step,
+            "name": self.signal or "timer",
+            "request_hash": self.request_hash,
+            "seconds": self.seconds,
+            "signal": self.signal is not None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """The task waits for sub-tasks, signals and timers, without a worker's slot, and runs again when all are over."""
+
+    children: list[ChildRequest] = field(default_factory=list)
+    waits: list[WaitRequest] = field(default_factory=list)
 
 
 Outcome = Succeeded | Failed | Suspended
@@ -69,6 +90,15 @@ class ChildOutcome:
     @property
     def succeeded(self) -> bool:
         return self.state == "succeeded"
+
+
+class Snoozed(Exception):
+    """The task is to run again after so many seconds, uncharged; `reason` is the one it waits for."""
+
+    def __init__(self, seconds: float, reason: str = "snooze") -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+        self.reason = reason
 
 
 class ClaimLost(Exception):

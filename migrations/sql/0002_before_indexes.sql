@@ -7,6 +7,11 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT (extract(epoch FROM since) * 1000000)::bigint - priority::bigint * 60000000
 $$;
 
+-- The rank of a task that has to wait for its turn in a conversation: at the end of every line, where nobody looks.
+CREATE FUNCTION minion_parked() RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT 9000000000000000000
+$$;
+
 UPDATE task_status s SET namespace = t.namespace, agent_name = COALESCE(t.agent_name, ''), key = COALESCE(t.key, ''),
                          rank = minion_rank(COALESCE(s.due_at, t.created_at), s.priority)
     FROM tasks t WHERE t.id = s.task_id AND s.state IN ('scheduled', 'pending', 'queued', 'running', 'waiting');

@@ -4,6 +4,57 @@
 
 -- ---------------------------------------------------------------------------------------------- accepting
 
+-- The root tasks of one conversation run in the order of their ids: one that began before and has not ended comes
+-- first. NULL: none does.
+CREATE FUNCTION minion_predecessor(t uuid, ns text, conversation text) RETURNS uuid LANGUAGE sql STABLE AS $$
+    SELECT e.id FROM tasks e JOIN task_status s ON s.task_id = e.id
+        WHERE e.namespace = ns AND e.conversation_id = conversation AND e.id < t AND e.parent_id IS NULL
+          AND s.state IN ('pending', 'queued', 'running', 'waiting')
+        ORDER BY e.id LIMIT 1
+$$;
+
+-- A task's place in line from now on: parked while another of its conversation comes first.
+CREATE FUNCTION minion_place(t uuid, since timestamptz, priority integer) RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN k.conversation_id IS NOT NULL AND k.parent_id IS NULL
+                     AND minion_predecessor(t, k.namespace, k.conversation_id) IS NOT NULL
+                THEN minion_parked() ELSE minion_rank(since, priority) END
+        FROM tasks k WHERE k.id = t
+$$;
+
+-- Gives the next task of a conversation its place in line. What is locked by somebody else is found by the rescuer.
+CREATE FUNCTION minion_next_turn(ns text, conversation text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    successor task_status;
+BEGIN
+    SELECT s.* INTO successor FROM tasks k JOIN task_status s ON s.task_id = k.id
+        WHERE k.namespace = ns AND k.conversation_id = conversation AND k.parent_id IS NULL AND s.state = 'pending'
+          AND s.rank = minion_parked()
+        ORDER BY k.id LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED;
+    IF FOUND THEN
+        UPDATE task_status s SET rank = minion_place(s.task_id, k.created_at, s.priority)
+            FROM tasks k WHERE s.task_id = successor.task_id AND k.id = s.task_id;
+        PERFORM minion_notify_pending();
+    END IF;
+END $$;
+
+-- Parked tasks whose turn has come: a task that is accepted while the one before it ends may have missed that.
+CREATE FUNCTION minion_heal_turns(most integer) RETURNS integer LANGUAGE plpgsql AS $$
+DECLARE
+    woken integer;
+BEGIN
+    UPDATE task_status s SET rank = minion_rank(k.created_at, s.priority)
+        FROM tasks k WHERE k.id = s.task_id AND s.task_id IN (
+            SELECT p.task_id FROM task_status p JOIN tasks q ON q.id = p.task_id
+                WHERE p.state = 'pending' AND p.rank = minion_parked()
+                  AND minion_predecessor(p.task_id, q.namespace, q.conversation_id) IS NULL
+                LIMIT most FOR NO KEY UPDATE OF p SKIP LOCKED);
+    GET DIAGNOSTICS woken = ROW_COUNT;
+    IF woken > 0 THEN
+        PERFORM minion_notify_pending();
+    END IF;
+    RETURN woken;
+END $$;
+
 -- Takes a unique key for a task, or tells who holds it.
 CREATE FUNCTION minion_hold_unique(ns text, k text, t uuid, held text) RETURNS uuid LANGUAGE plpgsql AS $$
 DECLARE
@@ -117,7 +168,9 @@ BEGIN
             CASE WHEN checked THEN target.queue END, urgency,
             CASE WHEN begins > now() THEN begins END, ends,
             ns, COALESCE(target.agent_name, ''), COALESCE(request->>'key', parent.key, ''),
-            minion_rank(GREATEST(begins, clock_timestamp()), urgency));
+            CASE WHEN request->>'conversation_id' IS NULL OR parent.id IS NOT NULL
+                 THEN minion_rank(GREATEST(begins, clock_timestamp()), urgency)
+                 ELSE minion_place(task_id, GREATEST(begins, clock_timestamp()), urgency) END);
     PERFORM minion_notify_pending();
 END $$;
 
@@ -142,6 +195,57 @@ BEGIN
     PERFORM minion_settle(t, 'failed', jsonb_build_object('error', failure));
     RETURN t;
 END $$;
+
+-- For SQL callers, whatever their search_path: the task exists if and only if their transaction commits.
+-- Without input and messages the input is {}. While another task holds the unique key, the id is that one's.
+-- A function with other parameters is another function: the one of 0001 goes, and who may call it may call this.
+ALTER FUNCTION minion_submit RENAME TO minion_submit_of_0_1;
+
+CREATE FUNCTION minion_submit(
+    agent text,
+    input jsonb DEFAULT NULL,
+    capability text DEFAULT NULL,
+    messages jsonb DEFAULT NULL,
+    idempotency_key text DEFAULT NULL,
+    key text DEFAULT NULL,
+    labels jsonb DEFAULT NULL,
+    priority integer DEFAULT NULL,
+    run_at timestamptz DEFAULT NULL,
+    deadline timestamptz DEFAULT NULL,
+    conversation_id text DEFAULT NULL,
+    namespace text DEFAULT 'default',
+    traceparent text DEFAULT NULL,
+    unique_key text DEFAULT NULL,
+    unique_while text DEFAULT 'running'
+) RETURNS uuid LANGUAGE sql SET search_path FROM CURRENT AS $$
+    SELECT task_id FROM minion_accept(jsonb_build_object(
+        'agent', agent, 'capability', capability, 'messages', messages,
+        'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,
+        'run_at', run_at, 'deadline', deadline, 'conversation_id', conversation_id,
+        'namespace', namespace, 'traceparent', traceparent, 'submitted_by', 'sql:' || session_user,
+        'unique_key', unique_key, 'unique_while', unique_while)
+        || CASE WHEN input IS NOT NULL OR messages IS NULL
+                THEN jsonb_build_object('input', COALESCE(input, '{}'::jsonb)) ELSE '{}'::jsonb END)
+$$;
+
+DO $$
+DECLARE
+    before record;
+    permitted record;
+BEGIN
+    SELECT proacl, proowner INTO before FROM pg_proc WHERE oid = 'minion_submit_of_0_1'::regproc;
+    -- NULL: never changed, everybody may call it.
+    IF before.proacl IS NOT NULL THEN
+        REVOKE ALL ON FUNCTION minion_submit FROM PUBLIC;
+        FOR permitted IN SELECT * FROM aclexplode(before.proacl) WHERE grantee <> before.proowner LOOP
+            EXECUTE format('GRANT EXECUTE ON FUNCTION minion_submit TO %s%s',
+                           CASE permitted.grantee WHEN 0 THEN 'PUBLIC' ELSE permitted.grantee::regrole::text END,
+                           CASE WHEN permitted.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+        END LOOP;
+    END IF;
+END $$;
+
+DROP FUNCTION minion_submit_of_0_1;
 
 -- ---------------------------------------------------------------------------------------------- rules
 
@@ -242,8 +346,10 @@ END $$;
 -- keys take turns: who has the fewest tasks in flight comes first. What is paused, held or at its limit stays in line.
 CREATE FUNCTION minion_take(cap text, window_size integer, limited boolean)
 RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer,
-               time_limit integer, priority smallint) LANGUAGE sql AS $$
-    WITH RECURSIVE flight AS MATERIALIZED (
+               time_limit integer, priority smallint) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY WITH RECURSIVE flight AS MATERIALIZED (
         SELECT f.namespace, f.capability, f.key, f.agent_name, f.state, count(*)::integer AS n
             FROM task_status f WHERE f.state IN ('queued', 'running') GROUP BY 1, 2, 3, 4, 5
     ), room AS MATERIALIZED (
@@ -288,7 +394,7 @@ RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_ti
             FROM rules u CROSS JOIN LATERAL (
                 SELECT p.task_id, p.rank FROM task_status p
                     WHERE p.state = 'pending' AND p.capability = cap AND p.namespace = u.namespace AND p.key = u.key
-                      AND p.agent_name = u.agent_name
+                      AND p.agent_name = u.agent_name AND p.rank < minion_parked()
                     ORDER BY p.rank, p.task_id
                     -- With more lines than room, one of each is enough to choose from.
                     LIMIT CASE WHEN (SELECT count(*) FROM rules) > (SELECT size FROM room) THEN 1
@@ -313,8 +419,8 @@ RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_ti
     )
     SELECT q.task_id, q.claim, q.capability, t.agent_name, v.soft_time_limit, v.time_limit, q.priority
         FROM queued q JOIN tasks t ON t.id = q.task_id JOIN agent_versions v ON v.id = t.agent_version_id
-        ORDER BY q.rank, q.task_id
-$$;
+        ORDER BY q.rank, q.task_id;
+END $$;
 
 -- Scheduled tasks that are due, and waiting ones whose timer ran out or that have nothing left to wait for. A wait
 -- that timed out is a finished step, which says so.
@@ -331,7 +437,8 @@ BEGIN
             ORDER BY due_at LIMIT most FOR NO KEY UPDATE SKIP LOCKED
     )
     UPDATE task_status s SET state = 'pending', due_at = NULL, wait_reason = NULL, updated_at = now(),
-                             rank = CASE WHEN s.state = 'scheduled' THEN minion_rank(s.due_at, s.priority) ELSE s.rank END
+                             rank = CASE WHEN s.state = 'scheduled' THEN minion_place(s.task_id, s.due_at, s.priority)
+                                         ELSE s.rank END
         FROM due WHERE s.task_id = due.task_id;
     GET DIAGNOSTICS woken = ROW_COUNT;
     FOR late IN
@@ -461,10 +568,26 @@ BEGIN
             WHERE w.enabled AND w.namespace = k.namespace AND (w.states = '{}' OR final = ANY (w.states))
               AND (w.agents = '{}' OR k.agent_name = ANY (w.agents)) AND k.labels @> w.labels
               AND (k.parent_id IS NULL OR NOT w.roots_only)
+            -- One that is being removed is waited for and left out: its foreign key would fail the task's end.
+            FOR KEY SHARE OF w
         ON CONFLICT DO NOTHING;
     IF FOUND THEN
         PERFORM pg_notify('minion_webhooks', '');
     END IF;
+END $$;
+
+-- Stores a large value once. Who names it locks it, so that retention cannot delete it before the name is committed.
+CREATE OR REPLACE FUNCTION minion_store_content(value jsonb) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    hash text := encode(sha256(convert_to(value::text, 'UTF8')), 'hex');
+BEGIN
+    LOOP
+        PERFORM 1 FROM contents c WHERE c.sha256 = hash FOR KEY SHARE;
+        EXIT WHEN FOUND;
+        INSERT INTO contents (sha256, value) VALUES (hash, value) ON CONFLICT DO NOTHING;
+        EXIT WHEN FOUND;
+    END LOOP;
+    RETURN hash;
 END $$;
 
 -- Ends a task for good and tells its parent. The caller holds the locks: the parent's row, then the task's.
@@ -483,8 +606,11 @@ BEGIN
             failure, CASE WHEN failure IS NOT NULL THEN minion_fingerprint(failure) END);
     DELETE FROM unique_tasks WHERE task_id = t;
     PERFORM minion_owe_webhooks(t, final);
-    SELECT parent_id AS id, parent_step AS step INTO parent FROM tasks WHERE id = t;
+    SELECT parent_id AS id, parent_step AS step, namespace, conversation_id INTO parent FROM tasks WHERE id = t;
     IF parent.id IS NULL THEN
+        IF parent.conversation_id IS NOT NULL THEN
+            PERFORM minion_next_turn(parent.namespace, parent.conversation_id);
+        END IF;
         RETURN;
     END IF;
     UPDATE steps SET status = CASE WHEN final = 'succeeded' THEN 'finished' ELSE 'failed' END, finished_at = now()
@@ -625,9 +751,12 @@ DECLARE
     hot regprocedure;
 BEGIN
     FOR hot IN SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = current_schema()::regnamespace AND proname IN (
-            'minion_accept', 'minion_route', 'minion_dispatch', 'minion_take', 'minion_wake_due', 'minion_claim',
+            'minion_accept', 'minion_place', 'minion_next_turn', 'minion_heal_turns', 'minion_route', 'minion_dispatch', 'minion_take', 'minion_wake_due', 'minion_claim',
             'minion_suspend', 'minion_snooze', 'minion_signal', 'minion_hold') LOOP
         EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off', hot);
         EXECUTE format('ALTER FUNCTION %s SET jit = off', hot);
     END LOOP;
 END $$;
+
+-- Planning it takes longer than running it.
+ALTER FUNCTION minion_take SET plan_cache_mode = force_generic_plan;

@@ -55,7 +55,28 @@ def create_indexes() -> None:
         ["capability", "namespace", "key", "agent_name"],
         postgresql_where=sa.text("state IN ('queued', 'running')"),
     )
+    op.create_index(
+        "task_status_parked_idx",
+        "task_status",
+        ["task_id"],
+        postgresql_where=sa.text("state = 'pending' AND rank = 9000000000000000000"),
+    )
     op.create_index("task_outcomes_finished_idx", "task_outcomes", ["finished_at"], postgresql_using="brin")
+    # What retention deletes is looked for from these sides.
+    op.create_index(
+        "task_outcomes_content_idx",
+        "task_outcomes",
+        ["output_sha256"],
+        postgresql_where=sa.text("output_sha256 IS NOT NULL"),
+    )
+    op.create_index("executions_worker_idx", "executions", ["worker_id"])
+    op.drop_index("task_status_running_idx", "task_status")
+    op.create_index(
+        "task_status_worker_idx",
+        "task_status",
+        ["worker_id"],
+        postgresql_where=sa.text("worker_id IS NOT NULL"),
+    )
     op.create_index(
         "steps_due_idx",
         "steps",
@@ -160,6 +181,8 @@ def create_webhooks() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("url", sa.Text(), nullable=False),
         sa.Column("secret", sa.Text(), nullable=False),
+        sa.Column("previous_secret", sa.Text(), nullable=True),
+        sa.Column("rotated_at", TIMESTAMP, nullable=True),
         sa.Column("states", postgresql.ARRAY(sa.Text()), server_default=empty_list, nullable=False),
         sa.Column("agents", postgresql.ARRAY(sa.Text()), server_default=empty_list, nullable=False),
         sa.Column(
@@ -167,6 +190,7 @@ def create_webhooks() -> None:
         ),
         sa.Column("roots_only", sa.Boolean(), server_default=sa.text("true"), nullable=False),
         sa.Column("enabled", sa.Boolean(), server_default=sa.text("true"), nullable=False),
+        sa.Column("disabled_reason", sa.Text(), nullable=True),
         created(),
         sa.PrimaryKeyConstraint("id", name="webhooks_pkey"),
         sa.UniqueConstraint("namespace", "name", name="webhooks_namespace_name_key"),
@@ -200,9 +224,10 @@ def create_webhooks() -> None:
     op.create_index(
         "webhook_deliveries_next_idx",
         "webhook_deliveries",
-        ["next_at"],
+        ["webhook_id", "next_at"],
         postgresql_where=sa.text("status = 'pending'"),
     )
+    op.create_index("webhook_deliveries_webhook_id_idx", "webhook_deliveries", ["webhook_id", "id"])
     op.create_index("webhook_deliveries_task_id_idx", "webhook_deliveries", ["task_id"])
 
 

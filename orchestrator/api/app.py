@@ -13,7 +13,19 @@ from fastapi import APIRouter, Depends, FastAPI
 from sqlalchemy import Engine, event
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from orchestrator.api import agents, capabilities, functions, health, problems, tasks, workers
+from orchestrator.api import (
+    agents,
+    capabilities,
+    functions,
+    health,
+    problems,
+    replays,
+    rules,
+    schedules,
+    tasks,
+    webhooks,
+    workers,
+)
 from orchestrator.api.auth import read_key, require_key
 from orchestrator.api.finish_watch import FinishWatch
 from shared import __version__
@@ -27,6 +39,8 @@ Errors are problem details (RFC 9457): `detail` says what was wrong and what to 
 Lists are pages: pass `next` as `cursor` to get the following one. Request bodies are strict JSON: no NaN, no U+0000,
 no duplicate keys, at most 100 levels.
 """
+GUARDED = (tasks, replays, rules, schedules, webhooks, agents, functions, capabilities, workers)
+"""The modules whose routes need the API key."""
 POOL_SIZE = 10
 STATEMENT_TIMEOUT = "30s"
 
@@ -49,7 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.engine = _make_engine(settings)
     app.state.finish_watch = FinishWatch(settings)
     app.include_router(health.router)
-    for module in (tasks, agents, functions, capabilities, workers):
+    for module in GUARDED:
         guard(app, module.router)
     app.add_middleware(HeadAsGet)
     problems.handle(app)

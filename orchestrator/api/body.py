@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, HTTPException, Request
+from pydantic import BaseModel, ValidationError
 
 from shared import json_values
 from shared.errors import InvalidInput, TooLarge
@@ -17,11 +18,17 @@ ENVELOPE_BYTES = 64 * 1024
 EXAMPLE = 'send a JSON object, such as {"agent": "NAME", "input": {}}'
 
 Reader = Callable[[Request], Awaitable[bytes]]
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def one_task(settings: Settings) -> int:
     """The most bytes that a request about one task may have."""
     return min(settings.max_body_bytes, ESCAPED * settings.max_input_bytes + ENVELOPE_BYTES)
+
+
+def small(settings: Settings) -> int:
+    """The most bytes that a request about anything else may have."""
+    return min(settings.max_body_bytes, ENVELOPE_BYTES)
 
 
 def many_tasks(settings: Settings) -> int:
@@ -51,6 +58,7 @@ def reader(limit_of: Callable[[Settings], int]) -> Reader:
 
 TaskBody = Annotated[bytes, Depends(reader(one_task))]
 BulkBody = Annotated[bytes, Depends(reader(many_tasks))]
+SmallBody = Annotated[bytes, Depends(reader(small))]
 
 
 def parse_object(body: bytes, *, required: bool = True) -> dict[str, Any]:
@@ -67,6 +75,20 @@ def parse_object(body: bytes, *, required: bool = True) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidInput(f"The body is not a JSON object: {EXAMPLE}.")
     return value
+
+
+def parse_model(model: type[Model], body: bytes, *, required: bool = True) -> Model:
+    """The object in a body, checked.
+
+    Raises:
+        InvalidInput: names each wrong member, and repeats none: it may be a secret.
+    """
+    try:
+        return model.model_validate(parse_object(body, required=required))
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in found]
+        raise InvalidInput("The request is not valid: " + "; ".join(faults) + ".", faults=faults) from None
 
 
 def documented(schema: dict[str, Any], *, required: bool = True) -> dict[str, Any]:

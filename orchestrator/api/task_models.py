@@ -132,3 +132,22 @@ class ReplayRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     pinned: bool = Field(False, description="Run the agent version that ran then, not the one that is active now.")
+
+
+class SignalRequest(BaseModel):
+    """What a signal carries."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    payload: Any = Field(None, description="JSON; the waiting step's output holds it.")
+
+
+class Why(BaseModel):
+    """Why a task is where it is."""
+
+    task_id: UUID
+    state: State
+    reason: str = Field(description="For programs: `paused`, `unserved`, `in_line`, `backoff`, …")
+    sentence: str = Field(description="For people.")
+    todo: str | None = Field(description="What would move it.")
+    facts: dict[str, Any]

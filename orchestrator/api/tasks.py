@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import BaseModel, ValidationError
+from pydantic import StringConstraints
 from sqlalchemy import Connection, Engine
 from starlette.concurrency import run_in_threadpool
 
@@ -21,15 +21,20 @@ from orchestrator.api.task_models import (
     Counts,
     Execution,
     ReplayRequest,
+    SignalRequest,
     Step,
     Task,
     TaskSummary,
+    Why,
 )
 from orchestrator.replay import replay
 from shared import lifecycle, submission, tasks
 from shared.errors import InvalidInput, MinionError
+from shared.explain import explain
+from shared.json_values import check
 from shared.lifecycle import Accepted
 from shared.schemas import TaskRequest
+from shared.settings import get_settings
 from shared.states import State
 from shared.tasks import Page
 
@@ -43,7 +48,7 @@ BULK_SCHEMA = {
     "properties": {"tasks": {"type": "array", "maxItems": BULK_LIMIT, "items": REQUEST_SCHEMA}},
 }
 
-Model = TypeVar("Model", bound=BaseModel)
+SignalName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 IdempotencyKey = Annotated[str | None, Header(description="The same as the member `idempotency_key` of the body.")]
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
@@ -155,7 +160,7 @@ def list_tree(task_id: UUID, query: TreePage, database: Database) -> Page:
 def cancel_task(task_id: UUID, sent: body.TaskBody, database: Database) -> dict[str, Any]:
     """Cancels a task and everything below it. A running one is asked to stop (`cancel_requested`); one that has
     ended stays as it is. May be repeated."""
-    asked = _parse(CancelRequest, sent)
+    asked = body.parse_model(CancelRequest, sent, required=False)
     with database.begin() as connection:
         lifecycle.cancel(connection, task_id, reason=asked.reason)
         return tasks.get_task(connection, task_id)
@@ -170,10 +175,36 @@ def cancel_task(task_id: UUID, sent: body.TaskBody, database: Database) -> dict[
 )
 def replay_task(task_id: UUID, sent: body.TaskBody, database: Database, response: Response) -> dict[str, Any]:
     """Submits a task that has ended again, as a new task; the old one stays as it was."""
-    asked = _parse(ReplayRequest, sent)
+    asked = body.parse_model(ReplayRequest, sent, required=False)
     with database.begin() as connection:
         accepted = replay(connection, task_id, pinned=asked.pinned, submitted_by=SUBMITTED_BY)
         return _show(connection, accepted, response)
+
+
+@router.get("/{task_id}/why", response_model=Why, responses=problems.documented(404))
+def why(task_id: UUID, request: Request, database: Database) -> dict[str, Any]:
+    """Why the task is where it is: one sentence, the facts, and what would move it."""
+    lease = request.app.state.settings.lease_seconds
+    with database.connect() as connection:
+        return explain(connection, task_id, lease=lease).as_dict()
+
+
+@router.post(
+    "/{task_id}/signals/{name}",
+    status_code=202,
+    response_model=Task,
+    responses=problems.documented(404, 409, 413, 415),
+    openapi_extra=body.documented(SignalRequest.model_json_schema(), required=False),
+)
+def signal_task(task_id: UUID, name: SignalName, sent: body.TaskBody, database: Database) -> dict[str, Any]:
+    """Sends a signal to a task. It is kept until the task waits for it; each wait takes one."""
+    payload = body.parse_object(sent, required=False)
+    if set(payload) - {"payload"}:
+        raise InvalidInput('The body of a signal is {"payload": JSON} and nothing else.')
+    check(payload.get("payload"), what="The payload", limit=get_settings().max_input_bytes)
+    with database.begin() as connection:
+        lifecycle.signal(connection, task_id, name, payload.get("payload"))
+        return tasks.get_task(connection, task_id)
 
 
 def _load(database: Engine, task_id: UUID) -> dict[str, Any]:
@@ -210,12 +241,3 @@ def _parse_one(index: int, item: Any, total: int) -> TaskRequest:
         return TaskRequest.parse(item)
     except MinionError as error:
         raise type(error)(f"Task {index} of {total}: {error.message}", **error.detail, index=index) from None
-
-
-def _parse(model: type[Model], sent: bytes) -> Model:
-    """The optional body of an action."""
-    try:
-        return model.model_validate(body.parse_object(sent, required=False))
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_url=False)]
-        raise InvalidInput("The request is not valid: " + "; ".join(faults) + ".", faults=faults) from None

@@ -1,4 +1,4 @@
-"""Commands about tasks: submit, tasks, show, cancel, replay, capabilities, workers."""
+"""Commands about tasks: submit, tasks, show, why, cancel, signal, capabilities, workers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS = ("id", "agent", "state", "capability", "attempts", "created", "finishe
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (submit, tasks, show, cancel, replay, capabilities, workers):
+    for command in (submit, tasks, show, why, cancel, signal, capabilities, workers):
         app.command()(command)
 
 
@@ -38,6 +38,8 @@ def submit(
     priority: int | None = typer.Option(None, min=-100, max=100, help="Higher runs sooner."),
     run_at: datetime | None = typer.Option(None, help="Not before this local time."),
     conversation_id: str | None = typer.Option(None, help="The conversation that the messages belong to."),
+    unique_key: str | None = typer.Option(None, help="While a task holds this key, that task is the answer."),
+    unique_while: str | None = typer.Option(None, help="Until when it holds it: pending, or running (the default)."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Hand in a task."""
@@ -45,15 +47,17 @@ def submit(
         "capability": capability,
         "idempotency_key": idempotency_key,
         "key": key,
-        "labels": _labels(label) or None,
+        "labels": labels_of(label) or None,
         "priority": priority,
         "run_at": run_at.astimezone() if run_at else None,
         "conversation_id": conversation_id,
+        "unique_key": unique_key,
+        "unique_while": unique_while,
     }
     if message:
         options["messages"] = [{"role": "user", "content": text} for text in message]
     else:
-        options["input"] = _read_input(input)
+        options["input"] = read_input(input)
     given = {name: value for name, value in options.items() if value is not None or name == "input"}
     with connect() as client:
         task = client.submit(None if agent == "-" else agent, **given)
@@ -129,27 +133,28 @@ def cancel(task_ids: list[str] = typer.Argument(help="The tasks' ids."), as_json
         console.print(f"{task.id} {task.state}" + (" (asked to stop)" if task.cancel_requested else ""))
 
 
-def replay(
-    task_ids: list[str] = typer.Argument(None, help="The tasks' ids."),
-    failed: bool = typer.Option(False, "--failed", help="All failed tasks (narrow it with --agent)."),
-    agent: str | None = typer.Option(None, "--agent", "-a", help="With --failed: only of this agent."),
-    pinned: bool = typer.Option(False, "--pinned/--latest", help="Run the agent version that ran then, or today's."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be replayed."),
+def why(task_id: str = typer.Argument(help="The task's id."), as_json: bool = AS_JSON) -> None:
+    """Tell why a task is where it is, and what would move it."""
+    with connect() as client:
+        found = client.why(task_id)
+    if as_json:
+        print_json(found)
+        return
+    console.print(Text.assemble((f"{found['state']}: ", "bold"), found["sentence"]))
+    if found["todo"]:
+        console.print(found["todo"], markup=False)
+
+
+def signal(
+    task_id: str = typer.Argument(help="The task's id."),
+    name: str = typer.Argument(help="The signal's name."),
+    payload: str = typer.Argument("null", help="JSON that it carries; @FILE reads a file, - standard input."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Submit ended tasks again. The old task stays as it was."""
-    if bool(task_ids) == failed:
-        raise typer.BadParameter("give task ids, or --failed")
+    """Send a signal to a task. It is kept until the task waits for it."""
     with connect() as client:
-        chosen = task_ids or _failed_without_replay(client, agent)
-        new = [] if dry_run else [client.replay(task_id, pinned=pinned) for task_id in chosen]
-    if as_json:
-        print_json({"replayed": chosen, "tasks": [_plain(task) for task in new]})
-    elif dry_run:
-        print_table(("would replay",), ((task_id,) for task_id in chosen), empty="Nothing to replay.")
-    else:
-        rows = ((old, task.id, task.agent, task.state) for old, task in zip(chosen, new, strict=True))
-        print_table(("task", "replayed as", "agent", "state"), rows, empty="Nothing to replay.")
+        task = client.signal(task_id, name, read_input(payload))
+    _print_submitted(task, wait=False, as_json=as_json)
 
 
 def capabilities(as_json: bool = AS_JSON) -> None:
@@ -195,7 +200,12 @@ def workers(as_json: bool = AS_JSON) -> None:
     )
 
 
-def _read_input(argument: str) -> Any:
+def read_input(argument: str) -> Any:
+    """The JSON that an argument holds: itself, `@FILE`, or - for standard input.
+
+    Raises:
+        InvalidInput: it cannot be read, or is no JSON.
+    """
     try:
         if argument == "-":
             return parse(sys.stdin.buffer.read(), what="The input")
@@ -206,7 +216,8 @@ def _read_input(argument: str) -> Any:
     return parse(argument, what="The input")
 
 
-def _labels(pairs: list[str]) -> dict[str, str]:
+def labels_of(pairs: list[str]) -> dict[str, str]:
+    """The labels that were given as NAME=VALUE."""
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise typer.BadParameter(f"a label is NAME=VALUE, not {wrong[0]!r}")
     return dict(pair.split("=", 1) for pair in pairs)
@@ -223,15 +234,6 @@ def _print_submitted(task: Task, *, wait: bool, as_json: bool) -> None:
         stderr.print(Text.assemble((f"Task {task.id} {task.state}: ", "bold red"), _message(task.error)))
     if wait and not task.succeeded:
         raise typer.Exit(1)
-
-
-def _failed_without_replay(client: Any, agent: str | None) -> list[str]:
-    """Failed tasks that nobody replayed yet, but for those that failed because of a task below them."""
-    replayed = {task.replay_of for task in client.tasks() if task.replay_of}
-    failed = [task for task in client.tasks(state="failed", agent=agent) if task.id not in replayed]
-    if agent is None:
-        failed = [task for task in failed if (task.error or {}).get("type") != "subtask_failed"]
-    return [task.id for task in reversed(failed)]
 
 
 def _plain(task: Any) -> dict[str, Any]:

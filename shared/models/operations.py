@@ -93,7 +93,10 @@ class Schedule(Base):
 
 
 class Webhook(Base):
-    """Where ended tasks are told of. Empty lists stand for all."""
+    """Where ended tasks are told of. Empty lists stand for all.
+
+    After a rotation messages are signed with both secrets for a while. `disabled_reason` says why it is not enabled.
+    """
 
     __tablename__ = "webhooks"
     __table_args__ = (UniqueConstraint("namespace", "name"),)
@@ -103,11 +106,14 @@ class Webhook(Base):
     name: Mapped[str]
     url: Mapped[str]
     secret: Mapped[str]
+    previous_secret: Mapped[str | None]
+    rotated_at: Mapped[datetime | None]
     states: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'::text[]"))
     agents: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'::text[]"))
     labels: Mapped[dict[str, Any]] = mapped_column(server_default=EMPTY_OBJECT)
     roots_only: Mapped[bool] = mapped_column(server_default=text("true"))
     enabled: Mapped[bool] = mapped_column(server_default=text("true"))
+    disabled_reason: Mapped[str | None]
     created_at: Mapped[datetime] = created()
 
 
@@ -119,7 +125,8 @@ class WebhookDelivery(Base):
         UniqueConstraint("webhook_id", "task_id"),
         CheckConstraint(f"state IN ({FINAL_STATES})", name="state"),
         CheckConstraint("status IN ('pending', 'delivered', 'failed')", name="status"),
-        Index("webhook_deliveries_next_idx", "next_at", postgresql_where=text("status = 'pending'")),
+        Index("webhook_deliveries_next_idx", "webhook_id", "next_at", postgresql_where=text("status = 'pending'")),
+        Index("webhook_deliveries_webhook_id_idx", "webhook_id", "id"),
         Index("webhook_deliveries_task_id_idx", "task_id"),
     )
 

@@ -144,8 +144,13 @@ class TaskStatus(Base):
             "agent_name",
             postgresql_where=text("state IN ('queued', 'running')"),
         ),
+        Index(
+            "task_status_parked_idx",
+            "task_id",
+            postgresql_where=text("state = 'pending' AND rank = 9000000000000000000"),
+        ),
         Index("task_status_queued_idx", "capability", "queued_at", postgresql_where=text("state = 'queued'")),
-        Index("task_status_running_idx", "worker_id", postgresql_where=text("state = 'running'")),
+        Index("task_status_worker_idx", "worker_id", postgresql_where=text("worker_id IS NOT NULL")),
         Index(
             "task_status_due_idx",
             "due_at",
@@ -200,6 +205,7 @@ class TaskOutcome(Base):
         CheckConstraint(f"state IN ({FINAL_STATES})", name="state"),
         CheckConstraint("(state = 'failed') <= (error IS NOT NULL)", name="failed_has_error"),
         CheckConstraint("output IS NULL OR output_sha256 IS NULL", name="one_output"),
+        Index("task_outcomes_content_idx", "output_sha256", postgresql_where=text("output_sha256 IS NOT NULL")),
         Index("task_outcomes_finished_idx", "finished_at", postgresql_using="brin"),
         Index("task_outcomes_fingerprint_idx", "error_fingerprint", postgresql_where=text("state = 'failed'")),
     )
@@ -229,6 +235,7 @@ class Execution(Base):
             unique=True,
             postgresql_where=text("outcome = 'succeeded'"),
         ),
+        Index("executions_worker_idx", "worker_id"),
     )
 
     task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)

@@ -209,3 +209,22 @@ def waiting(tasks: Tasks, here: Minion, agent: str) -> UUID:
     [message] = here.dispatch()
     assert minion.run(task, message.claim, here.id) == "waiting"
     return task
+
+
+def test_a_chain_of_depth_ten_needs_one_slot(chain: Any, ended: Any, tasks: Tasks) -> None:
+    below = "Act"
+    for depth in range(10):
+        below = chain(f"Level{depth}", below, max_chain_depth=20)
+    task = ended(below, answer("deep"))
+    assert (task["state"], task["output"]) == ("succeeded", "deep")
+    assert tasks.count() == {"succeeded": 11}
+
+
+def test_a_fan_out_of_a_thousand_needs_one_slot(chain: Any, tasks: Tasks, here: Minion) -> None:
+    name = chain("Fan", {"agent": "Act", "for_each": "items"})
+    task = tasks.submit(name, {"items": [answer(n) for n in range(1000)]})
+    here.run_all(timeout=120)
+    ended = tasks.get(task)
+    assert [result["output"] for result in ended["output"]["results"]] == list(range(1000))
+    assert (ended["claim"], ended["open_waits"]) == (2, 0)
+    assert tasks.count() == {"succeeded": 1001}

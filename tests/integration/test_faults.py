@@ -113,6 +113,22 @@ def test_a_broker_that_restarts_costs_nothing(
 
 
 @pytest.mark.usefixtures("loops")
+def test_a_broker_that_refuses_writes_does_not_end_the_worker(tasks: Tasks, act: Any, worker: Process) -> None:
+    before = len(worker.output())
+    task = tasks.submit(act("Long"), {"do": "sleep", "seconds": 3})
+    tasks.wait_for(task, "running")
+    with make_redis() as broker:
+        broker.config_set("min-replicas-to-write", 1)
+        try:
+            lost = "Connection to broker lost"
+            wait_until(lambda: not worker.running or lost in worker.output()[before:], "the worker is refused")
+        finally:
+            broker.config_set("min-replicas-to-write", 0)
+    assert tasks.wait(task)["state"] == "succeeded"
+    assert worker.running
+
+
+@pytest.mark.usefixtures("loops")
 def test_time_limits_hold_when_the_broker_restarts(
     tasks: Tasks, act: Any, worker: Process, servers: EmbeddedServers
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine
@@ -459,3 +459,53 @@ def test_a_message_is_not_lost_while_nobody_could_have_taken_it(hand: ByHand, gi
     hand.sql("UPDATE workers SET idle_since = now() - interval '1 min'")
     hand.sql(given)
     assert hand.call(lifecycle.republish, lease=10.0, patience=5.0, empty_queues=["work"]) == []
+
+
+# ------------------------------------------------------------------------------------------- conversations
+
+
+def dispatched(hand: ByHand) -> list[UUID]:
+    return [message.task_id for message in hand.dispatch()]
+
+
+def test_the_tasks_of_a_conversation_take_turns(hand: ByHand) -> None:
+    first, second, third = (hand.submit(conversation_id="c", priority=p) for p in (0, 50, 100))
+    other = hand.submit(conversation_id="d")
+    assert set(dispatched(hand)) == {first, other}
+    assert dispatched(hand) == []
+    hand.claim(first)
+    hand.finish(first)
+    assert dispatched(hand) == [second]
+    hand.call(lifecycle.cancel, second, reason="enough")
+    assert dispatched(hand) == [third]
+
+
+def test_a_task_that_waits_keeps_its_turn(hand: ByHand) -> None:
+    first = hand.run(conversation_id="c")
+    second = hand.submit(conversation_id="c")
+    [child] = hand.suspend(first, children=["B"])
+    assert dispatched(hand) == [child]
+    hand.claim(child)
+    hand.finish(child)
+    assert dispatched(hand) == [first]
+    hand.claim(first)
+    hand.finish(first, 2)
+    assert dispatched(hand) == [second]
+
+
+def test_a_turn_that_was_missed_is_found(hand: ByHand) -> None:
+    first, second = hand.submit(conversation_id="c"), hand.submit(conversation_id="c")
+    assert dispatched(hand) == [first]
+    hand.claim(first)
+    hand.finish(first)
+    hand.sql("UPDATE task_status SET rank = minion_parked() WHERE task_id = :t", t=second)
+    assert dispatched(hand) == []
+    assert hand.call(lifecycle.heal_turns) == 1
+    assert dispatched(hand) == [second]
+
+
+def test_a_scheduled_task_is_in_nobodys_way(hand: ByHand) -> None:
+    later = datetime.now(UTC) + timedelta(seconds=0.3)
+    hand.submit(conversation_id="c", run_at=later)
+    now = hand.submit(conversation_id="c")
+    assert dispatched(hand) == [now]

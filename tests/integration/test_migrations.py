@@ -168,6 +168,29 @@ def test_a_migration_that_fails_says_why_and_lets_go(empty_database: Engine) -> 
     assert init_db.migrate(empty_database) == (None, "0003")
 
 
+@pytest.mark.parametrize("public", [True, False])
+def test_who_may_submit_by_sql_may_still_do_so_after_the_migration(empty_database: Engine, public: bool) -> None:
+    may = "SELECT has_function_privilege('{}', oid, 'EXECUTE') FROM pg_proc WHERE proname = 'minion_submit'"
+    with init_db.alembic_config() as config, empty_database.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.commit()
+    with empty_database.begin() as connection:
+        connection.execute(text('DROP ROLE IF EXISTS "a clerk"'))
+        connection.execute(text("DROP ROLE IF EXISTS stranger"))
+        connection.execute(text('CREATE ROLE "a clerk"'))
+        connection.execute(text("CREATE ROLE stranger"))
+        if not public:
+            connection.execute(text("REVOKE ALL ON FUNCTION minion_submit FROM PUBLIC"))
+            connection.execute(text('GRANT EXECUTE ON FUNCTION minion_submit TO "a clerk"'))
+    init_db.migrate(empty_database)
+    with empty_database.begin() as connection:
+        assert list(connection.scalars(text(may.format("a clerk")))) == [True]
+        assert list(connection.scalars(text(may.format("stranger")))) == [public]
+        connection.execute(text('DROP OWNED BY "a clerk"'))
+        connection.execute(text('DROP ROLE "a clerk", stranger'))
+
+
 def test_a_schema_that_is_missing_or_old_is_named_and_a_newer_one_is_left_alone(empty_database: Engine) -> None:
     with empty_database.connect() as connection, pytest.raises(NotConfigured, match="has no schema yet"):
         init_db.check_schema_is_current(connection)

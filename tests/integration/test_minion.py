@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +82,39 @@ def test_the_hard_limit_kills_the_child_and_charges_an_attempt(tasks: Tasks, act
     assert "hard time_limit of 2 s" in task["error"]["message"]
     assert [execution["outcome"] for execution in tasks.executions(task["id"])] == ["lost", "lost"]
     assert tasks.run(act("Next"), {})["state"] == "succeeded"
+
+
+def test_a_soft_limit_inside_a_statement_costs_the_connection_only(tasks: Tasks, act: Any) -> None:
+    config = {"soft_time_limit": 1, "time_limit": 20, "max_attempts": 1}
+    task = tasks.run(act("Query", config=config), {"do": "query", "seconds": 10})
+    assert (task["state"], task["error"]["type"]) == ("failed", "time_limit_exceeded")
+    assert all(tasks.run(act(), {})["state"] == "succeeded" for _ in range(3))
+
+
+def test_a_hard_limit_inside_a_statement_leaves_no_lock(tasks: Tasks, act: Any) -> None:
+    config = {"soft_time_limit": 1, "time_limit": 2, "max_attempts": 1}
+    task = tasks.run(act("Query", config=config), {"do": "query", "seconds": 10, "deaf": True})
+    assert (task["state"], task["error"]["type"]) == ("failed", "child_lost")
+    assert "hard time_limit of 2 s" in task["error"]["message"]
+
+
+def test_a_zygote_that_dies_costs_no_task(tasks: Tasks, define: Define, worker: Process) -> None:
+    config = {"capabilities": ["work"], "max_attempts": 1}
+    define(
+        {"kind": "function", "name": "double", "code": "def double(x):\n    return 2 * x"},
+        {"kind": "agent", "name": "Double", "type": "function", "function": "double", "config": config},
+    )
+    assert tasks.run("Double", {"x": 1})["output"] == 2
+    zygotes = [pid for child in children(worker.pid) for pid in children(child)]
+    assert zygotes
+    for pid in zygotes:
+        os.kill(pid, signal.SIGKILL)
+    assert [tasks.run("Double", {"x": x})["output"] for x in range(4)] == [0, 2, 4, 6]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that this one started, from its main thread or any other."""
+    return [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
 
 
 def test_a_child_that_is_killed_is_charged_and_replaced(tasks: Tasks, act: Any, tmp_path: Path) -> None:
@@ -161,3 +197,42 @@ def test_a_running_task_that_is_cancelled_stops_at_its_next_step(tasks: Tasks, a
     assert tasks.cancel(task) == "running"
     assert tasks.wait(task)["state"] == "cancelled"
     assert [execution["outcome"] for execution in tasks.executions(task)] == ["cancelled"]
+
+
+def test_a_cancel_interrupts_a_call(tasks: Tasks, act: Any) -> None:
+    task = tasks.submit(act(), {"do": "sleep", "seconds": 60})
+    tasks.wait_for(task, "running")
+    tasks.cancel(task)
+    ended = tasks.wait(task, timeout=10)
+    assert (ended["state"], ended["attempts"]) == ("cancelled", 0)
+    assert [execution["outcome"] for execution in tasks.executions(task)] == ["cancelled"]
+
+
+def test_a_cancel_interrupts_a_sandboxed_function(tasks: Tasks, define: Define) -> None:
+    code = "import time\ndef nap():\n    time.sleep(60)"
+    config = {"capabilities": ["work"]}
+    define(
+        {"kind": "function", "name": "nap", "code": code, "config": {"timeout": 60}},
+        {"kind": "agent", "name": "Nap", "type": "function", "function": "nap", "config": config},
+    )
+    task = tasks.submit("Nap")
+    tasks.wait_for(task, "running")
+    tasks.cancel(task)
+    assert tasks.wait(task, timeout=10)["state"] == "cancelled"
+
+
+def test_who_does_not_hear_a_cancel_is_killed(tasks: Tasks, act: Any) -> None:
+    task = tasks.submit(act(), {"do": "hang"})
+    tasks.wait_for(task, "running")
+    tasks.cancel(task)
+    assert tasks.wait(task, timeout=15)["state"] == "cancelled"
+    after = tasks.run(act(), {"do": "answer", "answer": 1})
+    assert after["state"] == "succeeded"
+
+
+def test_a_task_that_expires_while_it_runs_frees_its_slot(tasks: Tasks, act: Any) -> None:
+    deadline = datetime.now(UTC) + timedelta(seconds=1)
+    late = [tasks.submit(act(), {"do": "sleep", "seconds": 60}, deadline=deadline) for _ in range(2)]
+    for task in late:
+        assert tasks.wait(task, timeout=10)["state"] == "expired"
+    assert tasks.run(act(), {"do": "answer", "answer": 1})["state"] == "succeeded"

@@ -142,6 +142,43 @@ def test_a_committed_task_tells_the_dispatcher(hand: ByHand, connect: Connect) -
         assert [notice.channel for notice in listening.notifies(timeout=5, stop_after=1)] == ["minion_pending"]
 
 
+def test_all_thirteen_parameters_of_release_0_1_may_be_given_by_place(hand: ByHand, connect: Connect) -> None:
+    with connect() as connection:
+        row = connection.execute(
+            "SELECT minion_submit('Open', '{\"x\": 1}', 'open', NULL, 'idempotency', 'tenant', '{\"a\": \"b\"}', 7, "
+            "now() + interval '1 hour', now() + interval '2 hours', 'talk', 'default', NULL)"
+        ).fetchone()
+    assert row is not None
+    task = hand.row(row[0])
+    assert (task["state"], task["key"], task["priority"], task["conversation_id"]) == ("scheduled", "tenant", 7, "talk")
+
+
+# ---------------------------------------------------------------------------------------------- unique tasks
+
+
+def test_a_unique_key_gives_the_task_that_holds_it(hand: ByHand, connect: Connect) -> None:
+    task = submitted(connect, agent="Open", unique_key="k")
+    assert submitted(connect, agent="Open", unique_key="k", input={"other": 1}) == task
+    hand.again(task)
+    assert submitted(connect, agent="Open", unique_key="k") == task
+    hand.finish(task)
+    assert submitted(connect, agent="Open", unique_key="k") != task
+
+
+def test_a_unique_key_may_be_held_until_the_task_starts(hand: ByHand, connect: Connect) -> None:
+    task = submitted(connect, agent="Open", unique_key="k", unique_while="pending")
+    assert submitted(connect, agent="Open", unique_key="k", unique_while="pending") == task
+    hand.again(task)
+    assert submitted(connect, agent="Open", unique_key="k", unique_while="pending") != task
+
+
+def test_a_unique_key_whose_transaction_is_rolled_back_is_free(hand: ByHand, connect: Connect) -> None:
+    with connect() as connection:
+        task = submit(connection, agent="Open", unique_key="k")
+        connection.rollback()
+    assert submitted(connect, agent="Open", unique_key="k") != task
+
+
 # ------------------------------------------------------------------------------------------------- refusals
 
 
@@ -168,6 +205,9 @@ def test_a_committed_task_tells_the_dispatcher(hand: ByHand, connect: Connect) -
         ({"agent": "Open", "run_at": "infinity"}, InvalidInput, "run_at is not a time"),
         ({"agent": "Open", "deadline": "-infinity"}, InvalidInput, "deadline is not a time"),
         ({"agent": "Open", "deadline": "20000-01-01"}, InvalidInput, "deadline is not a time"),
+        ({"agent": "Open", "unique_key": ""}, InvalidInput, "unique_key has 1 to 255 characters"),
+        ({"agent": "Open", "unique_key": "x" * 256}, InvalidInput, "unique_key has 1 to 255 characters"),
+        ({"agent": "Open", "unique_key": "k", "unique_while": "x"}, InvalidInput, "unique_while is pending or running"),
         ({"agent": "Open", "labels": [1]}, InvalidInput, "labels are an object"),
         ({"agent": "Open", "labels": "5"}, InvalidInput, "labels are an object"),
         ({"agent": "Open", "labels": {"a": 1}}, InvalidInput, "labels are an object"),

@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import text
+
+from shared.database import statement
 from shared.errors import ToolError
 
 
@@ -34,6 +37,15 @@ def _hang(arguments: dict[str, Any], context: Any) -> Any:
     time.sleep(600)
 
 
+def _query(arguments: dict[str, Any], context: Any) -> Any:
+    """Is inside the driver, in the middle of a statement, when a limit strikes."""
+    if arguments.get("deaf"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    with statement() as connection:
+        connection.execute(text("SET statement_timeout = 0"))
+        connection.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": arguments["seconds"]})
+
+
 def _die(arguments: dict[str, Any], context: Any) -> Any:
     if context.attempt <= arguments.get("times", 100):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -50,6 +62,12 @@ def _refuse(arguments: dict[str, Any], context: Any) -> Any:
     error = ToolError("No, and asking again will not help.")
     error.retryable = False
     raise error
+
+
+def _later(arguments: dict[str, Any], context: Any) -> Any:
+    """A control value for the first so many calls."""
+    calls = Path(arguments["log"]).read_text().count(context.task_id)
+    return arguments["control"] if calls <= arguments.get("times", 1) else {"calls": calls}
 
 
 def _eat(arguments: dict[str, Any], context: Any) -> Any:
@@ -76,9 +94,11 @@ DEEDS = {
     "answer": _answer,
     "sleep": _sleep,
     "hang": _hang,
+    "query": _query,
     "die": _die,
     "fail": _fail,
     "refuse": _refuse,
+    "later": _later,
     "eat": _eat,
     "strange": _strange,
 }

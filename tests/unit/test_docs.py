@@ -18,6 +18,7 @@ from shared import errors, states
 from shared.definition_files import load
 from shared.sandbox import SAFE_IMPORTS
 from shared.sandbox.confined.wire import FAULT_TYPES
+from shared.schedules import ScheduleDefinition
 from shared.schemas import (
     AgentConfig,
     AgentDefinition,
@@ -116,6 +117,11 @@ def test_every_field_of_a_task_is_documented():
     assert documented == set(TaskRequest.model_fields)
 
 
+def test_every_field_of_a_schedule_is_documented():
+    documented = {codes(row[0])[0] for row in rows(page("schedules.md").partition("## When")[0])}
+    assert documented == set(ScheduleDefinition.model_fields) - {"name"}
+
+
 def _commands() -> dict[str, Any]:
     group: Any = typer.main.get_command(app)
     return dict(group.commands)
@@ -129,7 +135,9 @@ def test_every_command_is_documented():
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
 def test_commands_and_options_in_the_text_exist(file: Path):
     known = _commands()
-    for name, rest in re.findall(r"\bminion ([a-z]+)([^`\n|]*)", "\n".join(_code(file.read_text(encoding="utf-8")))):
+    for name, rest in re.findall(
+        r"\bminion ([a-z][a-z-]*)([^`\n|]*)", "\n".join(_code(file.read_text(encoding="utf-8")))
+    ):
         assert name in known, f"minion {name}"
         command = known[name]
         words = rest.split("#")[0].split()
@@ -172,9 +180,10 @@ def test_every_problem_code_that_the_client_knows_is_documented_with_its_status(
 
 
 def test_every_route_is_documented():
-    from orchestrator.api import agents, capabilities, functions, health, tasks, workers
+    from orchestrator.api import health
+    from orchestrator.api.app import GUARDED
 
-    routers = [module.router for module in (agents, capabilities, functions, health, tasks, workers)]
+    routers = [module.router for module in (health, *GUARDED)]
     routes = {(method, route.path) for router in routers for route in router.routes for method in route.methods}
     documented = {(codes(row[0])[0], codes(row[1])[0]) for row in rows(page("http-api.md")) if "`/" in row[1]}
     assert documented == routes

@@ -194,3 +194,17 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Path, "home", no_home)
     with pytest.raises(NotConfigured, match="MINION_DATA_DIR"):
         default_data_dir()
+
+
+def test_private_addresses_are_networks_addresses_and_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().allow_private_addresses == []
+    monkeypatch.setenv("MINION_ALLOW_PRIVATE_ADDRESSES", "10.1.0.0/16, ::1,hooks.internal")
+    assert Settings().allow_private_addresses == ["10.1.0.0/16", "::1", "hooks.internal"]
+
+
+@pytest.mark.parametrize("entry", ["10.1.0.1/16", "10.1.0", "*", "http://hooks.internal", "a b"])
+def test_what_is_no_network_and_no_host_is_refused(monkeypatch: pytest.MonkeyPatch, entry: str) -> None:
+    monkeypatch.setenv("MINION_ALLOW_PRIVATE_ADDRESSES", entry)
+    get_settings.cache_clear()
+    with pytest.raises(NotConfigured, match=r"MINION_ALLOW_PRIVATE_ADDRESSES: .* is neither a network"):
+        get_settings()

@@ -5,7 +5,8 @@ A package offers one in its `pyproject.toml`:
     [project.entry-points."minions.tools"]
     send-mail = "our_package.tools:send_mail"
 
-and defines `def send_mail(arguments: dict, context: ToolContext) -> JSON value` (or `async def`). It runs inside the
+and defines `def send_mail(arguments: dict, context: ToolContext) -> JSON value` (or `async def`). What it may return to
+have its task wait is in `minions.results`. It runs inside the
 minion with the minion's rights: code of unknown origin belongs in the function store.
 """
 
@@ -22,13 +23,17 @@ from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 
+from shared.control_values import control_of
+from shared.database import behind_time_limit
 from shared.errors import InvalidInput, InvalidOutput, MinionError, ToolError
 from shared.json_schema import validate
 from shared.json_values import JsonValue, check, digest
 from shared.schemas import ToolDefinition
 from shared.settings import get_settings
 from workers.journal import Journal, StepResult
+from workers.outcomes import Suspended
 from workers.task import ClaimedTask
+from workers.tools.control import obeyed, waited
 
 GROUP = "minions.tools"
 
@@ -61,8 +66,8 @@ class BuiltinTool:
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema
 
-    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue:
-        """One step with the tool's declared effect."""
+    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue | Suspended:
+        """One step with the tool's declared effect, and a wait where the tool asks for one."""
         definition = self.definition
         request = {"tool": definition.builtin, "arguments": arguments}
 
@@ -71,10 +76,11 @@ class BuiltinTool:
             output = _call(load(str(definition.builtin)), arguments, _context(task, step, request), self.name)
             what = f"The output of tool {self.name!r}"
             check(output, what=what, limit=get_settings().max_output_bytes)
-            validate(definition.output_schema, output, what=what, error=InvalidOutput)
-            return StepResult(output)
+            if control_of(output) is None:
+                validate(definition.output_schema, output, what=what, error=InvalidOutput)
+            return StepResult(obeyed(output, self.name))
 
-        return journal.call("tool_call", self.name, request, perform, effect=str(definition.effect))
+        return waited(journal.call("tool_call", self.name, request, perform, effect=str(definition.effect)), journal)
 
 
 @lru_cache(maxsize=256)
@@ -105,6 +111,8 @@ def _call(function: Callable[..., Any], arguments: JsonValue, context: ToolConte
     except (MinionError, SoftTimeLimitExceeded):
         raise
     except Exception as error:
+        if behind_time_limit(error):
+            raise SoftTimeLimitExceeded from error
         raise ToolError(f"The tool {name!r} raised {type(error).__name__}: {error}"[:2000]) from error
 
 

@@ -9,7 +9,9 @@ from shared.function_runner import StoredFunction, run_function
 from shared.json_values import JsonValue
 from shared.schemas import ToolDefinition
 from workers.journal import Journal, StepResult
+from workers.outcomes import Suspended
 from workers.task import ClaimedTask
+from workers.tools.control import obeyed, waited
 
 
 class FunctionTool:
@@ -26,15 +28,15 @@ class FunctionTool:
         """A function that an agent runs without a tool's definition around it."""
         return cls(ToolDefinition(name="function", type="function", function=function.name), function)
 
-    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue:
-        """One pure step."""
+    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue | Suspended:
+        """One pure step, and a wait where the function asks for one."""
 
         def perform(step: int) -> StepResult:
             value, outcome = run_function(
                 self.function, arguments, task.context(), engine=get_engine(), task_id=task.id
             )
             return StepResult(
-                value,
+                obeyed(value, self.name),
                 stdout=outcome.stdout or None,
                 cpu_seconds=outcome.cpu_time,
                 peak_memory_bytes=outcome.peak_memory,
@@ -42,4 +44,5 @@ class FunctionTool:
             )
 
         request = {"function": str(self.function.version_id), "arguments": arguments}
-        return journal.call("function_call", self.function.name, request, perform, effect="pure")
+        output = journal.call("function_call", self.function.name, request, perform, effect="pure")
+        return waited(output, journal)

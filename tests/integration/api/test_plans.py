@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 from sqlalchemy import Connection, Engine, event, text
 
+from orchestrator.api.webhooks import DELIVERIES
+from orchestrator.webhooks import TAKE
 from shared import tasks
 from shared.states import State
 from shared.tasks import TaskFilter
@@ -107,3 +109,42 @@ def test_asking_who_has_ended_reads_those(large: Engine) -> None:
     with large.connect() as connection:
         some = list(connection.scalars(text("SELECT id FROM tasks ORDER BY id LIMIT 50")))
         assert rows_read(connection, lambda: tasks.ended(connection, some)) < 1000
+
+
+# ---------------------------------------------------------------------------------------------------- webhooks
+
+
+@pytest.fixture
+def owed(database: Engine) -> Engine:
+    """Three webhooks with 20,000 deliveries each: of a disabled one all are due, of the others three."""
+    fill = [
+        "SET LOCAL session_replication_role = replica",
+        "INSERT INTO webhooks (name, url, secret, enabled) SELECT n, 'http://x', 's', n <> 'off' "
+        "FROM unnest('{a,b,off}'::text[]) n",
+        "INSERT INTO webhook_deliveries (webhook_id, task_id, state, status, next_at) SELECT w.id, minion_uuidv7(), "
+        "'failed', CASE WHEN n % 2 = 0 AND n > 6 THEN 'delivered' ELSE 'pending' END, "
+        "CASE WHEN n <= 3 OR w.name = 'off' THEN now() - interval '1 s' ELSE now() + n * interval '1 s' END "
+        "FROM webhooks w, generate_series(1, 20000) n",
+    ]
+    with database.begin() as connection:
+        for statement in fill:
+            connection.execute(text(statement))
+    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("ANALYZE webhooks, webhook_deliveries"))
+    return database
+
+
+def test_taking_reads_only_what_is_due(owed: Engine) -> None:
+    values = {"busy": [], "counts": [], "per_webhook": 4, "most": 16, "lease": timedelta(seconds=60)}
+    with owed.begin() as connection:
+        read = rows_read(connection, lambda: connection.execute(TAKE, {**values, "most": 0}))
+        assert read < 200
+        assert connection.execute(TAKE, values).rowcount == 6
+
+
+@pytest.mark.parametrize("status", [None, "pending", "delivered"])
+def test_a_page_of_deliveries_reads_about_a_page(owed: Engine, status: str | None) -> None:
+    with owed.connect() as connection:
+        webhook = connection.scalar(text("SELECT id FROM webhooks WHERE name = 'a'"))
+        values = {"webhook": webhook, "status": status, "before": None, "most": 21}
+        assert rows_read(connection, lambda: connection.execute(DELIVERIES, values)) < 200

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
@@ -14,6 +17,7 @@ import httpx2
 import pytest
 from sqlalchemy import Engine, text
 
+from minions import Client
 from orchestrator.api.app import create_app
 from orchestrator.api.finish_watch import POLL_SECONDS
 from shared import lifecycle
@@ -158,6 +162,53 @@ def test_it_works_while_redis_is_away(http: httpx2.Client, database: Engine, ser
     finally:
         servers.valkey.start()
     assert http.get("/readyz").status_code == 200
+
+
+@contextmanager
+def killed(servers: EmbeddedServers) -> Iterator[None]:
+    """Redis dies under those who wait."""
+    servers.valkey.kill()
+    try:
+        yield
+    finally:
+        servers.valkey.start()
+
+
+@contextmanager
+def frozen(servers: EmbeddedServers) -> Iterator[None]:
+    """Redis keeps its connections and says nothing more."""
+    pid = servers.valkey.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def emptied(servers: EmbeddedServers) -> Iterator[None]:
+    """Redis forgets everything and ends every subscription."""
+    with make_redis() as broker:
+        broker.flushall()
+        broker.client_kill_filter(_type="pubsub")
+    yield
+
+
+@pytest.mark.parametrize("lost", [killed, frozen, emptied])
+def test_who_waits_is_answered_although_every_hint_is_lost(
+    http: httpx2.Client, client: Client, database: Engine, servers: EmbeddedServers, lost: Any
+) -> None:
+    first, task, another = submit(http), submit(http), submit(http)
+    timed_wait(http, first, 1.2)  # the subscription stands now
+    with ThreadPoolExecutor() as threads:
+        waiting = [threads.submit(timed_wait, http, task, 30), threads.submit(client.wait, another, 30)]
+        time.sleep(0.3)
+        with lost(servers):
+            end(database, task, another, hint=False)
+            ended = time.monotonic()
+            states = {waiting[0].result(15)[0], waiting[1].result(15).state}
+            assert time.monotonic() - ended < 2 * POLL_SECONDS + 1
+    assert states == {"cancelled"}
 
 
 def test_hints_work_again_after_redis_was_away(http: httpx2.Client, database: Engine, servers: EmbeddedServers) -> None:

@@ -1,0 +1,131 @@
+"""What a backlog costs: a million pending tasks of many tenants, beside five thousand.
+
+    python -m benchmarks.backlog [--tasks N] [--keys N] [--json]
+
+Rows are made by SQL, on a private PostgreSQL and Valkey. Measured is one round of the dispatcher (its statements and
+its messages) with both backlogs, and what stands in Valkey afterwards. Compare the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from benchmarks.noop import DEFINITIONS, configure
+from orchestrator.dispatcher import Dispatcher
+from shared.broker import make_app
+from shared.database import get_engine
+from shared.embedded import EmbeddedServers, scratch_dir
+from shared.function_store import store_definitions
+from shared.hints import make_redis
+from shared.init_db import migrate
+from shared.schemas import parse_definition
+from shared.settings import get_settings
+
+SMALL = 5_000
+ROUNDS = 30
+WORKER = text(
+    "INSERT INTO workers (name, capabilities, slots, pool, host, pid, version, last_seen) "
+    "VALUES ('bench', '{bench}', 16, 'prefork', 'bench', 1, '0', now() + interval '1 day')"
+)
+FILL = text("""
+    WITH made AS (
+        INSERT INTO tasks (id, agent_name, agent_version_id, input, root_id, origin_id, key)
+            SELECT i.id, 'bench-tool', a.active_version_id, '{}'::jsonb, i.id, i.id, 'tenant-' || (i.n % :keys)
+                FROM (SELECT n, minion_uuidv7() AS id FROM generate_series(1, :tasks) AS n) AS i, agents a
+                WHERE a.name = 'bench-tool' RETURNING id, key
+    )
+    INSERT INTO task_status (task_id, state, capability, agent_name, key, rank)
+        SELECT id, 'pending', 'bench', 'bench-tool', key, minion_rank(clock_timestamp(), 0) FROM made
+""")
+# As if workers had taken and finished what was sent.
+CONSUME = text("UPDATE task_status SET state = 'cancelled' WHERE state = 'queued'")
+
+
+def main() -> None:
+    """Runs the benchmark and prints its table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tasks", type=int, default=1_000_000)
+    parser.add_argument("--keys", type=int, default=200)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch_dir())
+        configure(stack.enter_context(EmbeddedServers(folder)).start(), folder)
+        migrate(get_engine())
+        with Session(get_engine()) as session:
+            store_definitions(session, [parse_definition(definition) for definition in DEFINITIONS])
+        rows = [measure(tasks, options.keys) for tasks in (SMALL, options.tasks)]
+    report(rows, as_json=options.json)
+
+
+def measure(tasks: int, keys: int) -> dict[str, Any]:
+    """One row of the table: the median round with so many pending tasks, and what Valkey holds."""
+    settings = get_settings()
+    dispatcher = Dispatcher(settings, get_engine(), make_app(settings))
+    prepare(tasks, keys)
+    rounds = [timed(dispatcher.round) for _ in range(ROUNDS) if consume() is None]
+    with make_redis() as broker:
+        memory = broker.info("memory")["used_memory"]
+        messages = broker.llen("bench")
+        broker.flushall()
+    dispatcher.close()
+    return {
+        "pending": tasks,
+        "keys": keys,
+        "round_ms": round(statistics.median(rounds), 2),
+        "slowest_ms": round(max(rounds), 2),
+        "messages": messages,
+        "valkey_megabytes": round(memory / 1e6, 2),
+    }
+
+
+def prepare(tasks: int, keys: int) -> None:
+    """Leaves so many pending tasks and nothing else."""
+    engine = get_engine()
+    with engine.begin() as connection:
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("TRUNCATE tasks, workers CASCADE"))
+        connection.execute(FILL, {"tasks": tasks, "keys": keys})
+        connection.execute(WORKER)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("SET statement_timeout = 0"))
+        connection.execute(text("VACUUM ANALYZE"))
+        connection.execute(text("RESET statement_timeout"))
+
+
+def consume() -> None:
+    """Makes room for the next round."""
+    with get_engine().begin() as connection:
+        connection.execute(CONSUME)
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Milliseconds that the action takes."""
+    began = time.perf_counter()
+    action()
+    return (time.perf_counter() - began) * 1000
+
+
+def report(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    """The table, and how much slower the large backlog is."""
+    ratio = round(rows[1]["round_ms"] / rows[0]["round_ms"], 2)
+    if as_json:
+        print(json.dumps({"rows": rows, "ratio": ratio}, indent=2))
+        return
+    print("  ".join(f"{name:>16}" for name in rows[0]))
+    for row in rows:
+        print("  ".join(f"{value:>16,}" for value in row.values()))
+    print(f"a round with {rows[1]['pending']:,} pending tasks takes {ratio} times as long as with {SMALL:,}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""What people do with many tasks, as methods of the client: replays, pauses, limits, schedules, webhooks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+from uuid import UUID, uuid4
+
+from minions.task import Task
+from minions.transport import PAGE, Transport, given, to_json
+
+
+class Operations:
+    """The part of `minions.Client` that is not about single tasks."""
+
+    _transport: Transport
+
+    def replay_many(
+        self,
+        *,
+        pinned: bool = False,
+        rate: float = 10.0,
+        dry_run: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+        **filters: Any,
+    ) -> Iterator[dict[str, Any]]:
+        """Submits ended tasks again, the newest first, spread over time; yields `{task_id, replayed_as, error}`.
+
+        Args:
+            pinned: run the agent versions that ran then, not those that are active now.
+            rate: how many of the new tasks may start in a second.
+            dry_run: only say which.
+            progress: called after each page with how many are done and how many there are.
+            filters: `states` (by default the failed ones), `agent`, `capability`, `key`, `error_fingerprint`,
+                `function` (`NAME@NUMBER`), `created_after`, `created_before`, `namespace`, `again`.
+        """
+        asked = {**given(**filters), "pinned": pinned, "rate": rate, "dry_run": dry_run, "batch": str(uuid4())}
+        done, matched = 0, 0
+        while True:
+            page = self._transport.post("/v1/replays", to_json(asked, what="The request"), safe=True)
+            yield from page["items"]
+            done += len(page["items"])
+            matched = page["matched"] or matched
+            if progress is not None:
+                progress(done, max(matched, done))
+            if page["next"] is None:
+                return
+            asked |= {"cursor": page["next"], "start_at": page["start_at"]}
+
+    def dead_letters(self, agent: str | None = None, namespace: str | None = None) -> Iterator[dict[str, Any]]:
+        """Failed tasks that nobody has replayed, in groups of the same kind of error."""
+        return self._transport.pages("/v1/dead-letters", {"agent": agent, "namespace": namespace, "limit": PAGE})
+
+    def pause(self, scope: str, name: str, reason: str | None = None, namespace: str | None = None) -> dict[str, Any]:
+        """Keeps the tasks of a `capability`, an `agent` or a `key` from starting."""
+        body = to_json(given(reason=reason), what="The reason")
+        paused: dict[str, Any] = self._transport.put(
+            _rule_path("pauses", scope, name), body, params={"namespace": namespace}
+        )
+        return paused
+
+    def resume(self, scope: str, name: str, namespace: str | None = None) -> None:
+        """Lets them start again.
+
+        Raises:
+            NotFound: it is not paused.
+        """
+        self._transport.delete(_rule_path("pauses", scope, name), params={"namespace": namespace})
+
+    def pauses(self) -> list[dict[str, Any]]:
+        """All that is paused."""
+        items: list[dict[str, Any]] = self._transport.get("/v1/pauses")["items"]
+        return items
+
+    def set_limit(
+        self,
+        scope: str,
+        name: str,
+        *,
+        max_running: int | None = None,
+        rate: str | None = None,
+        namespace: str | None = None,
+    ) -> dict[str, Any]:
+        """Limits how many tasks of a `capability`, an `agent` or a `key` run at once or start in a period.
+
+        Args:
+            name: or `*`: each that has no limit of its own.
+            rate: such as `10/s` or `1000/h`.
+        """
+        body = to_json(given(max_running=max_running, rate=rate), what="The limit")
+        limit: dict[str, Any] = self._transport.put(
+            _rule_path("limits", scope, name), body, params={"namespace": namespace}
+        )
+        return limit
+
+    def remove_limit(self, scope: str, name: str, namespace: str | None = None) -> None:
+        """Takes a limit away.
+
+        Raises:
+            NotFound: there is none.
+        """
+        self._transport.delete(_rule_path("limits", scope, name), params={"namespace": namespace})
+
+    def limits(self) -> list[dict[str, Any]]:
+        """All limits."""
+        items: list[dict[str, Any]] = self._transport.get("/v1/limits")["items"]
+        return items
+
+    def schedules(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
+        """All schedules, by name."""
+        return self._transport.pages("/v1/schedules", {"namespace": namespace, "limit": PAGE})
+
+    def schedule(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """One schedule.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        found: dict[str, Any] = self._transport.get(_schedule_path(name), params={"namespace": namespace})
+        return found
+
+    def put_schedule(
+        self,
+        name: str,
+        request: Mapping[str, Any],
+        *,
+        cron: str | None = None,
+        timezone: str | None = None,
+        interval_seconds: float | None = None,
+        missed: str | None = None,
+        enabled: bool | None = None,
+        namespace: str | None = None,
+    ) -> dict[str, Any]:
+        """Stores a schedule, new or in the place of the one of that name.
+
+        Args:
+            request: the task: a mapping with the arguments of `submit`, without key, times and namespace.
+            cron: minute, hour, day of month, month, day of week; or else give `interval_seconds`.
+            timezone: of `cron`; UTC by default.
+            missed: what becomes of runs that nobody started: `skip`, `once` (the default) or `all`.
+
+        Raises:
+            InvalidInput, UnknownAgent and the others of `submit`: its task would be refused today.
+        """
+        definition = given(
+            request=dict(request),
+            cron=cron,
+            timezone=timezone,
+            interval_seconds=interval_seconds,
+            missed=missed,
+            enabled=enabled,
+        )
+        text = to_json(definition, what="The schedule")
+        stored: dict[str, Any] = self._transport.put(_schedule_path(name), text, params={"namespace": namespace})
+        return stored
+
+    def change_schedule(self, name: str, namespace: str | None = None, **changes: Any) -> dict[str, Any]:
+        """Changes some fields of a schedule, such as `enabled=False`; None takes one away.
+
+        Raises:
+            NotFound: there is none of that name.
+            InvalidInput: it cannot be what it would be then.
+        """
+        text = to_json(changes, what="The change")
+        changed: dict[str, Any] = self._transport.patch(_schedule_path(name), text, params={"namespace": namespace})
+        return changed
+
+    def delete_schedule(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """Deletes a schedule and returns what it was; its tasks stay.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        deleted: dict[str, Any] = self._transport.delete(_schedule_path(name), params={"namespace": namespace})
+        return deleted
+
+    def run_schedule(self, name: str, namespace: str | None = None) -> Task:
+        """Submits the task of a schedule once more, now.
+
+        Raises:
+            NotFound: there is none of that name.
+            InvalidInput and the others of `submit`: the task is refused.
+        """
+        text = to_json({"idempotency_key": str(uuid4())}, what="The run")
+        path = _schedule_path(name, "run")
+        return Task.of(self._transport.post(path, text, safe=True, params={"namespace": namespace}))
+
+    def webhooks(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
+        """All webhooks, by name."""
+        return self._transport.pages("/v1/webhooks", {"namespace": namespace, "limit": PAGE})
+
+    def webhook(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """One webhook.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        found: dict[str, Any] = self._transport.get(_webhook_path(name), params={"namespace": namespace})
+        return found
+
+    def add_webhook(self, name: str, url: str, **fields: Any) -> dict[str, Any]:
+        """Adds a webhook; the answer's `secret` is shown this once. `minions.webhooks.verify` needs it.
+
+        Args:
+            url: where messages go.
+            fields: `states`, `agents`, `labels`, `roots_only`, `secret`, `enabled`, `namespace`.
+
+        Raises:
+            Conflict: the name is taken.
+            ForbiddenAddress: the system must not reach that address.
+            InvalidInput: something else is wrong with it.
+        """
+        body = to_json(given(name=name, url=url, **fields), what="The webhook")
+        added: dict[str, Any] = self._transport.post("/v1/webhooks", body, safe=False)
+        return added
+
+    def change_webhook(self, name: str, *, namespace: str | None = None, **fields: Any) -> dict[str, Any]:
+        """Changes a webhook.
+
+        Args:
+            fields: what is to change of `url`, `states`, `agents`, `labels`, `roots_only`, `enabled`.
+
+        Raises:
+            NotFound, ForbiddenAddress, InvalidInput: as for `add_webhook`.
+        """
+        body = to_json(given(**fields), what="The change")
+        changed: dict[str, Any] = self._transport.patch(_webhook_path(name), body, params={"namespace": namespace})
+        return changed
+
+    def remove_webhook(self, name: str, namespace: str | None = None) -> None:
+        """Removes a webhook; what it is owed is dropped.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        self._transport.delete(_webhook_path(name), params={"namespace": namespace})
+
+    def rotate_webhook(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """Gives a webhook a new secret; the answer's `secret` is shown this once. The old one holds for a day more.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        path = _webhook_path(name, "rotate")
+        rotated: dict[str, Any] = self._transport.post(path, "{}", safe=False, params={"namespace": namespace})
+        return rotated
+
+    def test_webhook(self, name: str, namespace: str | None = None) -> dict[str, Any]:
+        """Sends a test message now: `{"delivered", "status", "error", "seconds"}`.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        path = _webhook_path(name, "test")
+        answer: dict[str, Any] = self._transport.post(path, "{}", safe=False, params={"namespace": namespace})
+        return answer
+
+    def webhook_deliveries(
+        self, name: str, *, status: str | None = None, namespace: str | None = None, page: int = PAGE
+    ) -> Iterator[dict[str, Any]]:
+        """What a webhook was owed, the newest first.
+
+        Args:
+            status: `pending`, `delivered` or `failed`; None for all.
+
+        Raises:
+            NotFound: there is no webhook of that name.
+        """
+        params = {"status": status, "namespace": namespace, "limit": page}
+        return self._transport.pages(_webhook_path(name, "deliveries"), params)
+
+    def retry_delivery(self, delivery: str | UUID) -> dict[str, Any]:
+        """Sends a webhook's message again, under the same id.
+
+        Raises:
+            NotFound: there is no such delivery.
+            Conflict: its webhook is disabled.
+        """
+        path = f"/v1/webhooks/deliveries/{quote(str(delivery), safe='')}/retry"
+        found: dict[str, Any] = self._transport.post(path, "{}", safe=True)
+        return found
+
+
+def _rule_path(kind: str, scope: str, name: str) -> str:
+    return f"/v1/{kind}/{quote(scope, safe='')}/{quote(name, safe='')}"
+
+
+def _schedule_path(name: str, part: str | None = None) -> str:
+    path = f"/v1/schedules/{quote(name, safe='')}"
+    return f"{path}/{part}" if part else path
+
+
+def _webhook_path(name: str, part: str | None = None) -> str:
+    path = f"/v1/webhooks/{quote(name, safe='')}"
+    return f"{path}/{part}" if part else path

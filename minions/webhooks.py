@@ -1,0 +1,105 @@
+"""Webhooks, for who receives them: is a request from Minions, and what does it say?
+
+    from minions.webhooks import verify
+
+    message = verify(request.body, request.headers, secret)
+    if message["type"] == "task.succeeded":
+        ...
+
+Messages are signed as the Standard Webhooks specification says (https://www.standardwebhooks.com), so that its
+libraries can read them too. This module needs nothing but Python.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from minions.errors import InvalidSignature, NotConfigured
+
+PREFIX = "whsec_"
+VERSION = "v1"
+ID, TIMESTAMP, SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature"
+
+
+def verify(body: bytes, headers: Mapping[str, str], secret: str, tolerance: float = 300) -> dict[str, Any]:
+    """The message in a request, once it is certain who sent it.
+
+    A message may come more than once: drop those whose `webhook-id` you have seen.
+
+    Args:
+        body: the request's body as it came, byte for byte.
+        headers: the request's headers; case does not matter.
+        secret: the webhook's, `whsec_…`.
+        tolerance: seconds that the sender's clock may differ from ours; an older message may be somebody's recording.
+
+    Raises:
+        InvalidSignature: it is not from who has the secret, or not from now. Answer 401 and do nothing.
+        NotConfigured: the secret is none.
+    """
+    given = {name.lower(): value for name, value in headers.items()}
+    if missing := [name for name in (ID, TIMESTAMP, SIGNATURE) if not given.get(name)]:
+        raise InvalidSignature(f"The request has no header {' and no header '.join(missing)}: it is no webhook.")
+    timestamp = _checked_time(given[TIMESTAMP], tolerance)
+    expected = sign(secret, given[ID], timestamp, body)
+    # Several signatures, separated by spaces, while a secret is being replaced.
+    if not any(_same(one, expected) for one in given[SIGNATURE].split(" ")):
+        raise InvalidSignature(
+            "The signature does not fit. Is it this webhook's secret, and the body as it came, before it was parsed?"
+        )
+    return _parsed(body)
+
+
+def sign(secret: str, id: str, timestamp: int, body: bytes) -> str:
+    """One signature, as it stands in the header `webhook-signature`.
+
+    Args:
+        id: the message's, which stays the same when it is sent again.
+        timestamp: when it is sent, in seconds since 1970.
+
+    Raises:
+        NotConfigured: the secret is none.
+    """
+    signed = b".".join((id.encode(), str(timestamp).encode(), body))
+    digest = hmac.new(_key(secret), signed, hashlib.sha256).digest()
+    return f"{VERSION},{base64.b64encode(digest).decode()}"
+
+
+def _key(secret: str) -> bytes:
+    try:
+        key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        key = b""
+    if not key:
+        raise NotConfigured("The secret is none: it is `whsec_` and base64, as shown when the webhook was added.")
+    return key
+
+
+def _checked_time(given: str, tolerance: float) -> int:
+    if not (given.isascii() and given.isdecimal()) or len(given) > 15:
+        raise InvalidSignature(f"The header {TIMESTAMP} holds no time in seconds since 1970.")
+    age = time.time() - int(given)
+    if abs(age) > tolerance:
+        when = "ago" if age > 0 else "in the future"
+        raise InvalidSignature(f"The message was sent {abs(age):.0f} s {when}; {tolerance:g} s are tolerated.")
+    return int(given)
+
+
+def _same(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode())
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(body)
+    except ValueError:
+        message = None
+    if not isinstance(message, dict):
+        raise InvalidSignature("The signature fits, but the body is no JSON object: it is not a message of Minions.")
+    return message

@@ -1,0 +1,153 @@
+"""Dead letters, and replaying many tasks."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID, uuid4
+
+from fastapi import APIRouter, Query
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from sqlalchemy import Connection, text
+
+from orchestrator.api import body, problems
+from orchestrator.api.parameters import Database, ItemPage, PageQuery, Text
+from orchestrator.replay import replay_many
+from shared import tasks
+from shared.dead_letters import dead_letters
+from shared.errors import InvalidInput, NotFound
+from shared.states import FINAL, State
+from shared.tasks import Page, TaskFilter
+
+SUBMITTED_BY = "api:replay"
+MOST = 500
+FUNCTION_VERSION = text(
+    "SELECT v.id FROM function_versions v JOIN functions f ON f.id = v.function_id "
+    "WHERE f.namespace = :namespace AND f.name = :name AND v.number = :number"
+)
+
+router = APIRouter(prefix="/v1", tags=["replays"])
+
+
+class DeadLetterQuery(PageQuery):
+    """Whose failures."""
+
+    namespace: Text = "default"
+    agent: Text | None = None
+    cursor: Text = Field("", description="The `next` of the page before.")
+
+
+class DeadLetter(BaseModel):
+    """Failures of one kind that nobody has replayed."""
+
+    fingerprint: str
+    type: str | None
+    message: str | None = Field(description="Of the latest.")
+    tasks: int
+    exhausted: int = Field(description="How many of them used up their attempts; the others failed for good at once.")
+    agents: list[str | None]
+    first_at: datetime
+    last_at: datetime
+    example: UUID = Field(description="The latest of the tasks.")
+
+
+class ReplayRequest(BaseModel):
+    """Which tasks, and how. Filters that are given must all hold."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    namespace: Text = "default"
+    states: list[State] = Field([State.FAILED], min_length=1)
+    agent: Text | None = None
+    capability: Text | None = None
+    key: Text | None = None
+    error_fingerprint: Text | None = None
+    function: Text | None = Field(None, description="`NAME@NUMBER`: agents that pinned this function version.")
+    created_after: AwareDatetime | None = None
+    created_before: AwareDatetime | None = None
+    again: bool = Field(False, description="Also those that have been replayed before.")
+    pinned: bool = Field(False, description="Run the agent versions that ran then, not those that are active now.")
+    rate: float = Field(10.0, gt=0, le=100_000, description="How many of the new tasks may start in a second.")
+    dry_run: bool = Field(False, description="Only say which.")
+    limit: int = Field(100, ge=1, le=MOST)
+    cursor: UUID | None = Field(None, description="The `next` of the page before.")
+    batch: UUID | None = Field(None, description="The `batch` of the page before.")
+    start_at: AwareDatetime | None = Field(None, description="The `start_at` of the page before.")
+
+
+class Replayed(BaseModel):
+    """One task: its replay, or why there is none."""
+
+    task_id: UUID
+    replayed_as: UUID | None
+    error: dict[str, Any] | None
+
+
+class ReplayResult(BaseModel):
+    """A page. Ask for the next one with the same filters and its `next`, `batch` and `start_at`."""
+
+    items: list[Replayed]
+    next: str | None
+    batch: UUID
+    start_at: datetime
+    matched: int | None = Field(description="How many tasks there are in all; on the first page only.")
+
+
+@router.get("/dead-letters", response_model=ItemPage[DeadLetter])
+def list_dead_letters(query: Annotated[DeadLetterQuery, Query()], database: Database) -> Page:
+    """Failed tasks that nobody has replayed, in groups of the same kind of error."""
+    with database.connect() as connection:
+        return dead_letters(
+            connection, namespace=query.namespace, agent=query.agent, limit=query.limit, after=query.cursor
+        )
+
+
+@router.post(
+    "/replays",
+    response_model=ReplayResult,
+    responses=problems.documented(404, 413, 415),
+    openapi_extra=body.documented(ReplayRequest.model_json_schema()),
+)
+def replay_tasks(sent: body.TaskBody, database: Database) -> dict[str, Any]:
+    """Submits ended tasks again, a page at a time, spread over time at the asked rate."""
+    asked = body.parse_model(ReplayRequest, sent)
+    if living := set(asked.states) - FINAL:
+        raise InvalidInput(f"Only tasks that have ended can be replayed, not {', '.join(sorted(living))} ones.")
+    batch = asked.batch or uuid4()
+    with database.begin() as connection:
+        chosen = _filter(connection, asked)
+        matched = (
+            None
+            if asked.cursor
+            else sum(sum(states.values()) for states in tasks.count_tasks(connection, chosen).values())
+        )
+        page = replay_many(
+            connection, chosen, batch=batch, pinned=asked.pinned, rate=asked.rate, start_at=asked.start_at,
+            limit=asked.limit, before=asked.cursor, submitted_by=SUBMITTED_BY, dry_run=asked.dry_run,
+        )  # fmt: skip
+    return {"items": page.items, "next": page.next, "batch": batch, "start_at": page.start_at, "matched": matched}
+
+
+def _filter(connection: Connection, asked: ReplayRequest) -> TaskFilter:
+    plain = asked.model_dump(
+        include={"namespace", "agent", "capability", "key", "error_fingerprint", "created_after", "created_before"}
+    )
+    return TaskFilter(
+        **plain,
+        states=tuple(asked.states),
+        function_version_id=_function_version(connection, asked.namespace, asked.function) if asked.function else None,
+        unreplayed=None if asked.again else True,
+        # The parent of what failed runs again with it, unless somebody names its agent.
+        own_failure=None if asked.agent else True,
+    )
+
+
+def _function_version(connection: Connection, namespace: str, written: str) -> UUID:
+    name, _, number = written.partition("@")
+    if not number.isdecimal() or len(number) > 9:
+        raise InvalidInput(f"A function version is written NAME@NUMBER, not {written!r}.")
+    values = {"namespace": namespace, "name": name, "number": int(number)}
+    found: UUID | None = connection.scalar(FUNCTION_VERSION, values)
+    if found is None:
+        raise NotFound(f"There is no function version {written!r}. `minion functions show {name}` lists them.")
+    return found

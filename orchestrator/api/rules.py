@@ -1,0 +1,135 @@
+"""Pauses and limits over HTTP."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrator.api import body, problems
+from orchestrator.api.parameters import Database, StrictQuery, Text
+from shared import rules
+from shared.rules import Rate, Scope
+
+router = APIRouter(prefix="/v1", tags=["pauses and limits"])
+
+
+class NamespaceQuery(StrictQuery):
+    """Whose tasks."""
+
+    namespace: Text = "default"
+
+
+Namespace = Annotated[NamespaceQuery, Query()]
+
+
+class Pause(BaseModel):
+    """Tasks of this capability, agent or key do not start."""
+
+    namespace: str
+    scope: Scope
+    name: str
+    reason: str | None
+    created_at: datetime
+
+
+class Limit(BaseModel):
+    """How many tasks run at once, and how many start in a period. The name `*` stands for each without its own."""
+
+    namespace: str
+    scope: Scope
+    name: str
+    max_running: int | None
+    rate: int | None = Field(description="How many may start in `period_seconds`.")
+    period_seconds: float | None
+    created_at: datetime
+
+
+class Pauses(BaseModel):
+    """All pauses."""
+
+    items: list[Pause]
+
+
+class Limits(BaseModel):
+    """All limits."""
+
+    items: list[Limit]
+
+
+class PauseRequest(BaseModel):
+    """Why."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str | None = Field(None, min_length=1, max_length=500)
+
+
+class LimitRequest(BaseModel):
+    """The limit; at least one of the two."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    max_running: int | None = Field(None, ge=0, le=1_000_000, description="Tasks that run at once.")
+    rate: str | None = Field(None, max_length=50, description="Starts in a period: `10/s`, `100/5m`, `1000/h`.")
+
+
+@router.get("/pauses", response_model=Pauses)
+def list_pauses(database: Database) -> dict[str, Any]:
+    """What is paused, by scope and name."""
+    with database.connect() as connection:
+        return {"items": rules.list_pauses(connection)}
+
+
+@router.put(
+    "/pauses/{scope}/{name}",
+    response_model=Pause,
+    responses=problems.documented(413, 415),
+    openapi_extra=body.documented(PauseRequest.model_json_schema(), required=False),
+)
+def pause(scope: Scope, name: str, query: Namespace, sent: body.TaskBody, database: Database) -> dict[str, Any]:
+    """Pauses a capability, an agent or a key: what runs goes on, nothing of it starts. May be repeated."""
+    asked = body.parse_model(PauseRequest, sent, required=False)
+    with database.begin() as connection:
+        return rules.pause(connection, scope, name, reason=asked.reason, namespace=query.namespace)
+
+
+@router.delete("/pauses/{scope}/{name}", status_code=204, responses=problems.documented(404))
+def resume(scope: Scope, name: str, query: Namespace, database: Database) -> Response:
+    """Resumes it."""
+    with database.begin() as connection:
+        rules.resume(connection, scope, name, namespace=query.namespace)
+    return Response(status_code=204)
+
+
+@router.get("/limits", response_model=Limits)
+def list_limits(database: Database) -> dict[str, Any]:
+    """All limits, by scope and name."""
+    with database.connect() as connection:
+        return {"items": rules.list_limits(connection)}
+
+
+@router.put(
+    "/limits/{scope}/{name}",
+    response_model=Limit,
+    responses=problems.documented(413, 415),
+    openapi_extra=body.documented(LimitRequest.model_json_schema()),
+)
+def set_limit(scope: Scope, name: str, query: Namespace, sent: body.TaskBody, database: Database) -> dict[str, Any]:
+    """Limits a capability, an agent or a key (`*`: each that has no limit of its own). Replaces the limit there is."""
+    asked = body.parse_model(LimitRequest, sent)
+    rate = Rate.parse(asked.rate) if asked.rate else None
+    with database.begin() as connection:
+        return rules.set_limit(
+            connection, scope, name, max_running=asked.max_running, rate=rate, namespace=query.namespace
+        )
+
+
+@router.delete("/limits/{scope}/{name}", status_code=204, responses=problems.documented(404))
+def remove_limit(scope: Scope, name: str, query: Namespace, database: Database) -> Response:
+    """Takes a limit away."""
+    with database.begin() as connection:
+        rules.remove_limit(connection, scope, name, namespace=query.namespace)
+    return Response(status_code=204)

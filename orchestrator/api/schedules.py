@@ -1,0 +1,146 @@
+"""Schedules over HTTP: store, look, change, delete, run now."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, Field
+
+from orchestrator.api import body, problems
+from orchestrator.api.agents import Namespace
+from orchestrator.api.parameters import Database, ItemPage, NamedPage, Text
+from orchestrator.api.task_models import Task
+from shared import schedules, tasks
+from shared.errors import InvalidInput
+from shared.schedules import ScheduleDefinition
+from shared.tasks import Page
+
+DEFINITION = ScheduleDefinition.model_json_schema()
+NAMED = {**DEFINITION, "properties": {k: v for k, v in DEFINITION["properties"].items() if k != "name"}}
+PUT_SCHEMA = {**NAMED, "required": ["request"]}
+PATCH_SCHEMA = {**NAMED, "required": []}
+RUN_SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {"idempotency_key": {"type": "string", "minLength": 1, "maxLength": 255}},
+}
+
+router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
+
+
+class Schedule(BaseModel):
+    """Tasks that are submitted again and again."""
+
+    name: str
+    namespace: str
+    cron: str | None
+    timezone: str | None = Field(description="Of `cron`.")
+    interval_seconds: float | None
+    missed: Literal["skip", "once", "all"]
+    request: dict[str, Any]
+    enabled: bool
+    next_at: datetime | None = Field(description="Null while it is disabled.")
+    last_at: datetime | None = Field(description="The time of the last run, also of one that was refused.")
+    last_task_id: UUID | None
+    last_error: str | None = Field(description="Why the last run was refused; null where it was not.")
+    created_at: datetime
+
+
+@router.get("", response_model=ItemPage[Schedule])
+def list_schedules(query: NamedPage, database: Database) -> Page:
+    """All schedules, by name."""
+    with database.connect() as connection:
+        return schedules.list_schedules(connection, query.namespace, limit=query.limit, after=query.cursor)
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=Schedule,
+    responses=problems.documented(404, 409, 413, 415),
+    openapi_extra=body.documented(DEFINITION),
+)
+def create_schedule(sent: body.TaskBody, query: Namespace, database: Database, response: Response) -> dict[str, Any]:
+    """Stores a new schedule. What every run would be refused for is refused now."""
+    definition = ScheduleDefinition.parse(body.parse_object(sent))
+    with database.begin() as connection:
+        created = schedules.create(connection, query.namespace, definition)
+    response.headers["Location"] = f"/v1/schedules/{definition.name}"
+    return created
+
+
+@router.get("/{name}", response_model=Schedule, responses=problems.documented(404))
+def get_schedule(name: Text, query: Namespace, database: Database) -> dict[str, Any]:
+    """One schedule."""
+    with database.connect() as connection:
+        return schedules.get(connection, query.namespace, name)
+
+
+@router.put(
+    "/{name}",
+    response_model=Schedule,
+    responses={201: {"model": Schedule, "description": "Created"}, **problems.documented(404, 409, 413, 415)},
+    openapi_extra=body.documented(PUT_SCHEMA),
+)
+def put_schedule(
+    name: Text, sent: body.TaskBody, query: Namespace, database: Database, response: Response
+) -> dict[str, Any]:
+    """Stores a schedule: new (201), or in the place of the one of that name (200), which keeps its turn where its
+    times stay the same. May be repeated."""
+    definition = ScheduleDefinition.parse(_named(name, body.parse_object(sent)))
+    with database.begin() as connection:
+        stored, created = schedules.put(connection, query.namespace, definition)
+    response.status_code = 201 if created else 200
+    return stored
+
+
+@router.patch(
+    "/{name}",
+    response_model=Schedule,
+    responses=problems.documented(404, 409, 413, 415),
+    openapi_extra=body.documented(PATCH_SCHEMA),
+)
+def change_schedule(name: Text, sent: body.TaskBody, query: Namespace, database: Database) -> dict[str, Any]:
+    """Changes the fields that are sent; null takes one away. `{"enabled": false}` stops a schedule; runs that pass
+    meanwhile are not made up."""
+    changes = _named(name, body.parse_object(sent))
+    with database.begin() as connection:
+        return schedules.change(connection, query.namespace, name, changes)
+
+
+@router.delete("/{name}", response_model=Schedule, responses=problems.documented(404))
+def delete_schedule(name: Text, query: Namespace, database: Database) -> dict[str, Any]:
+    """Deletes a schedule and shows what it was. Its tasks stay."""
+    with database.begin() as connection:
+        return schedules.delete(connection, query.namespace, name)
+
+
+@router.post(
+    "/{name}/run",
+    status_code=201,
+    response_model=Task,
+    responses={200: {"model": Task, "description": "Submitted before"}, **problems.documented(404, 409, 413, 415)},
+    openapi_extra=body.documented(RUN_SCHEMA, required=False),
+)
+def run_schedule(
+    name: Text, sent: body.TaskBody, query: Namespace, database: Database, response: Response
+) -> dict[str, Any]:
+    """Submits the schedule's task once more, now. With an idempotency key the call may be repeated."""
+    asked = body.parse_object(sent, required=False)
+    if unknown := asked.keys() - {"idempotency_key"}:
+        raise InvalidInput(f"A run takes `idempotency_key` and nothing else, not {min(unknown)[:100]!r}.")
+    with database.begin() as connection:
+        accepted = schedules.run_now(connection, query.namespace, name, idempotency_key=asked.get("idempotency_key"))
+        response.status_code = 201 if accepted.created else 200
+        response.headers["Location"] = f"/v1/tasks/{accepted.task_id}"
+        return tasks.get_task(connection, accepted.task_id)
+
+
+def _named(name: str, data: dict[str, Any]) -> dict[str, Any]:
+    """The body with the name of the path, which may stand in the body too."""
+    if data.get("name", name) != name:
+        raise InvalidInput("The name in the path and `name` in the body differ: leave it out of the body.")
+    return {**data, "name": name}

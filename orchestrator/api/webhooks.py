@@ -1,0 +1,328 @@
+"""Webhooks over HTTP: who is told of ended tasks, and what became of each message."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import secrets
+import time
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID, uuid4
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field, StringConstraints, field_validator
+from sqlalchemy import Connection, Engine, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
+
+from minions.webhooks import PREFIX
+from orchestrator import webhook_messages
+from orchestrator.api import body, problems
+from orchestrator.api.agents import Namespace
+from orchestrator.api.parameters import Database, ItemPage, NamedPage, PageQuery, Text
+from shared.errors import Conflict, NotFound, Unavailable
+from shared.outbound import AddressGuard, checked_url
+from shared.schemas import LabelName, LabelValue, Name, Strict
+from shared.settings import Settings
+from shared.tasks import Page, page_of
+
+SECRET_BYTES = range(24, 65)
+FinalState = Literal["succeeded", "failed", "cancelled", "expired"]
+Url = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+AgentName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+
+COLUMNS = (
+    "w.id, w.namespace, w.name, w.url, w.states, w.agents, w.labels, w.roots_only, w.enabled, w.disabled_reason, "
+    "w.rotated_at, w.created_at, "
+    "(SELECT count(*) FROM webhook_deliveries d WHERE d.webhook_id = w.id AND d.status = 'pending') AS pending"
+)
+LIST = text(
+    f"SELECT {COLUMNS} FROM webhooks w WHERE w.namespace = :namespace AND w.name > :after "  # noqa: S608 - constants
+    "ORDER BY w.name LIMIT :most"
+)
+GET = text(f"SELECT {COLUMNS} FROM webhooks w WHERE w.namespace = :namespace AND w.name = :name")  # noqa: S608
+TARGET = text("SELECT url, secret FROM webhooks WHERE namespace = :namespace AND name = :name")
+TYPES = (
+    bindparam("states", type_=ARRAY(TEXT)),
+    bindparam("agents", type_=ARRAY(TEXT)),
+    bindparam("labels", type_=JSONB(none_as_null=True)),
+)
+ADD = text(
+    "INSERT INTO webhooks (namespace, name, url, secret, states, agents, labels, roots_only, enabled) "
+    "VALUES (:namespace, :name, :url, :secret, :states, :agents, :labels, :roots_only, :enabled) "
+    "ON CONFLICT (namespace, name) DO NOTHING RETURNING id"
+).bindparams(*TYPES)
+CHANGE = text(
+    "UPDATE webhooks SET url = COALESCE(:url, url), states = COALESCE(:states, states), "
+    "agents = COALESCE(:agents, agents), labels = COALESCE(:labels, labels), "
+    "roots_only = COALESCE(:roots_only, roots_only), enabled = COALESCE(:enabled, enabled), "
+    "disabled_reason = CASE WHEN CAST(:enabled AS boolean) IS NULL THEN disabled_reason END "
+    "WHERE namespace = :namespace AND name = :name RETURNING id"
+).bindparams(*TYPES)
+ROTATE = text(
+    "UPDATE webhooks SET previous_secret = secret, secret = :secret, rotated_at = now() "
+    "WHERE namespace = :namespace AND name = :name RETURNING id"
+)
+REMOVE = text("DELETE FROM webhooks WHERE namespace = :namespace AND name = :name RETURNING id")
+WAKE = text("SELECT pg_notify('minion_webhooks', '')")
+SHOWN = (
+    "d.id, d.task_id, d.state, d.status, d.attempts, CASE WHEN d.status = 'pending' THEN d.next_at END AS next_at, "
+    "d.last_status, d.last_error, d.created_at, d.finished_at"
+)
+DELIVERIES = text(
+    f"SELECT {SHOWN} FROM webhook_deliveries d WHERE d.webhook_id = :webhook "  # noqa: S608
+    "AND (CAST(:status AS text) IS NULL OR d.status = :status) "
+    "AND (CAST(:before AS uuid) IS NULL OR d.id < :before) ORDER BY d.id DESC LIMIT :most"
+)
+DELIVERY = text(
+    f"SELECT {SHOWN}, w.name, w.enabled FROM webhook_deliveries d "  # noqa: S608
+    "JOIN webhooks w ON w.id = d.webhook_id WHERE d.id = :id FOR NO KEY UPDATE OF d"
+)
+RETRY = text(
+    "UPDATE webhook_deliveries SET status = 'pending', attempts = 0, next_at = now(), finished_at = NULL WHERE id = :id"
+)
+
+router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+
+
+class Filters(Strict):
+    """Which ended tasks a webhook is told of. All that are given must hold; an empty list stands for all."""
+
+    states: list[FinalState] = Field([], max_length=4)
+    agents: list[AgentName] = Field([], max_length=100)
+    labels: dict[LabelName, LabelValue] = Field({}, max_length=64)
+    roots_only: bool = Field(True, description="Leave out the tasks that other tasks created.")
+
+
+class WebhookRequest(Filters):
+    """A new webhook."""
+
+    name: Name
+    namespace: str = Field("default", min_length=1, max_length=100, pattern=r"^[^\x00]*$")
+    url: Url = Field(description="http or https. Its addresses must be public, unless the operator allows them.")
+    secret: str | None = Field(None, description="`whsec_` and base64 of 24 to 64 bytes; made for you if left out.")
+    enabled: bool = True
+
+    @field_validator("secret")
+    @classmethod
+    def _is_a_secret(cls, secret: str | None) -> str | None:
+        if secret is not None and _bytes_of(secret) not in SECRET_BYTES:
+            raise ValueError("a secret is `whsec_` and the base64 of 24 to 64 random bytes; leave it out to get one")
+        return secret
+
+
+class WebhookChange(Strict):
+    """What is to change; the rest stays."""
+
+    url: Url | None = None
+    states: list[FinalState] | None = Field(None, max_length=4)
+    agents: list[AgentName] | None = Field(None, max_length=100)
+    labels: dict[LabelName, LabelValue] | None = Field(None, max_length=64)
+    roots_only: bool | None = None
+    enabled: bool | None = None
+
+
+class Webhook(BaseModel):
+    """A webhook, without its secret."""
+
+    name: str
+    namespace: str
+    url: str
+    states: list[str]
+    agents: list[str]
+    labels: dict[str, str]
+    roots_only: bool
+    enabled: bool
+    disabled_reason: str | None = Field(description="Why it was disabled, where its endpoint asked for it.")
+    pending: int = Field(description="Messages that are owed and have not been delivered yet.")
+    rotated_at: datetime | None = Field(description="For a day after it, messages have a signature by each secret.")
+    created_at: datetime
+
+
+class WebhookWithSecret(Webhook):
+    """A webhook and its secret, which is shown this once."""
+
+    secret: str
+
+
+class WebhookDelivery(BaseModel):
+    """One message about one task."""
+
+    id: UUID = Field(description="The header `webhook-id`, the same in each attempt.")
+    task_id: UUID
+    state: str = Field(description="How the task ended.")
+    status: str = Field(description="pending, delivered or failed.")
+    attempts: int
+    next_at: datetime | None = Field(description="When a pending one is tried next, or again if it is under way.")
+    last_status: int | None = Field(description="The HTTP status of the last attempt.")
+    last_error: str | None
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class WebhookTest(BaseModel):
+    """How the endpoint took a test message."""
+
+    delivered: bool
+    status: int | None
+    error: str | None
+    seconds: float
+
+
+class DeliveryPageQuery(PageQuery):
+    """Which deliveries."""
+
+    namespace: Text = "default"
+    status: Literal["pending", "delivered", "failed"] | None = None
+    cursor: UUID | None = Field(None, description="The `next` of the page before.")
+
+
+@router.get("", response_model=ItemPage[Webhook])
+def list_webhooks(query: NamedPage, database: Database) -> Page:
+    """All webhooks, by name."""
+    values = {"namespace": query.namespace, "after": query.cursor, "most": query.limit + 1}
+    with database.connect() as connection:
+        return page_of(connection.execute(LIST, values).mappings().all(), query.limit, "name")
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=WebhookWithSecret,
+    responses=problems.documented(409, 413, 415),
+    openapi_extra=body.documented(WebhookRequest.model_json_schema()),
+)
+def add_webhook(sent: body.SmallBody, request: Request, database: Database) -> dict[str, Any]:
+    """Adds a webhook. The answer holds its secret, and nothing shows it again."""
+    asked = body.parse_model(WebhookRequest, sent)
+    _check_address(asked.url, request.app.state.settings)
+    secret = asked.secret or _new_secret()
+    with database.begin() as connection:
+        if connection.scalar(ADD, {**asked.model_dump(), "secret": secret}) is None:
+            raise Conflict(f"There is a webhook named {asked.name!r} already. Change it, or choose another name.")
+        return {**_get(connection, asked.namespace, asked.name), "secret": secret}
+
+
+@router.get("/{name}", response_model=Webhook, responses=problems.documented(404))
+def get_webhook(name: Text, query: Namespace, database: Database) -> dict[str, Any]:
+    """One webhook."""
+    with database.connect() as connection:
+        return _get(connection, query.namespace, name)
+
+
+@router.patch(
+    "/{name}",
+    response_model=Webhook,
+    responses=problems.documented(404, 413, 415),
+    openapi_extra=body.documented(WebhookChange.model_json_schema()),
+)
+def change_webhook(
+    name: Text, sent: body.SmallBody, query: Namespace, request: Request, database: Database
+) -> dict[str, Any]:
+    """Changes what the body names. A disabled webhook is owed nothing new; what it is owed waits until it is enabled
+    again."""
+    asked = body.parse_model(WebhookChange, sent)
+    if asked.url is not None:
+        _check_address(asked.url, request.app.state.settings)
+    with database.begin() as connection:
+        values = {**asked.model_dump(), "namespace": query.namespace, "name": name}
+        if connection.scalar(CHANGE, values) is None:
+            raise _unknown(name)
+        connection.execute(WAKE)
+        return _get(connection, query.namespace, name)
+
+
+@router.delete("/{name}", status_code=204, response_class=Response, responses=problems.documented(404))
+def remove_webhook(name: Text, query: Namespace, database: Database) -> None:
+    """Removes a webhook and all that is known of its deliveries; what it is owed is dropped."""
+    with database.begin() as connection:
+        if connection.scalar(REMOVE, {"namespace": query.namespace, "name": name}) is None:
+            raise _unknown(name)
+
+
+@router.post("/{name}/rotate", response_model=WebhookWithSecret, responses=problems.documented(404))
+def rotate_secret(name: Text, query: Namespace, database: Database) -> dict[str, Any]:
+    """Gives a webhook a new secret and shows it this once. For a day messages are signed with the old one too, so
+    that a receiver may change it at leisure; a second rotation ends that."""
+    secret = _new_secret()
+    with database.begin() as connection:
+        if connection.scalar(ROTATE, {"namespace": query.namespace, "name": name, "secret": secret}) is None:
+            raise _unknown(name)
+        return {**_get(connection, query.namespace, name), "secret": secret}
+
+
+@router.post("/{name}/test", response_model=WebhookTest, responses=problems.documented(404))
+def send_test(name: Text, query: Namespace, request: Request, database: Database) -> dict[str, Any]:
+    """Sends a message of type `webhook.test` now, once, and says how the endpoint took it."""
+    url, secret = _target(database, query.namespace, name)
+    began = time.monotonic()
+    answer = webhook_messages.post(
+        request.app.state.settings, url, [secret], f"test_{uuid4()}", webhook_messages.of_test(name)
+    )
+    seconds = round(time.monotonic() - began, 3)
+    return {"delivered": answer.delivered, "status": answer.status, "error": answer.error, "seconds": seconds}
+
+
+@router.get("/{name}/deliveries", response_model=ItemPage[WebhookDelivery], responses=problems.documented(404))
+def list_deliveries(name: Text, query: Annotated[DeliveryPageQuery, Query()], database: Database) -> Page:
+    """What a webhook was owed, the newest first."""
+    with database.connect() as connection:
+        webhook = _get(connection, query.namespace, name)["id"]
+        values = {"webhook": webhook, "status": query.status, "before": query.cursor, "most": query.limit + 1}
+        return page_of(connection.execute(DELIVERIES, values).mappings().all(), query.limit, "id")
+
+
+@router.post("/deliveries/{delivery_id}/retry", response_model=WebhookDelivery, responses=problems.documented(404, 409))
+def retry_delivery(delivery_id: UUID, database: Database) -> dict[str, Any]:
+    """Sends a message again, under the same id, whatever became of it; its attempts count from the beginning."""
+    with database.begin() as connection:
+        found = connection.execute(DELIVERY, {"id": delivery_id}).mappings().one_or_none()
+        if found is None:
+            raise NotFound(f"There is no delivery {delivery_id}.")
+        if not found["enabled"]:
+            raise Conflict(f"The webhook {found['name']!r} is disabled. Enable it first; then it is sent.")
+        connection.execute(RETRY, {"id": delivery_id})
+        connection.execute(WAKE)
+        return dict(connection.execute(DELIVERY, {"id": delivery_id}).mappings().one())
+
+
+def _get(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
+    row = connection.execute(GET, {"namespace": namespace, "name": name}).mappings().one_or_none()
+    if row is None:
+        raise _unknown(name)
+    return dict(row)
+
+
+def _target(database: Engine, namespace: str, name: str) -> tuple[str, str]:
+    """The address and the secret, read before anything is sent: no connection waits for an endpoint."""
+    with database.connect() as connection:
+        row = connection.execute(TARGET, {"namespace": namespace, "name": name}).one_or_none()
+    if row is None:
+        raise _unknown(name)
+    return row.url, row.secret
+
+
+def _unknown(name: str) -> NotFound:
+    return NotFound(f"There is no webhook named {name!r}. `minion webhooks` lists them.")
+
+
+def _check_address(url: str, settings: Settings) -> None:
+    """Refuses at once what would be refused at every delivery. A name that does not resolve yet may do so later."""
+    parsed = checked_url(url)
+    guard = AddressGuard.allowing(settings.allow_private_addresses)
+    try:
+        guard.resolve(parsed.raw_host.decode("ascii"), parsed.port or 443)
+    except Unavailable:
+        return
+
+
+def _new_secret() -> str:
+    return PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def _bytes_of(secret: str) -> int:
+    """How many bytes a secret stands for; 0 if it is none."""
+    try:
+        return len(base64.b64decode(secret.removeprefix(PREFIX), validate=True)) if secret.startswith(PREFIX) else 0
+    except (binascii.Error, ValueError):
+        return 0

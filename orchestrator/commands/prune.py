@@ -1,0 +1,37 @@
+"""`minion prune`: delete what is older than its retention, now."""
+
+from __future__ import annotations
+
+import typer
+
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from shared.settings import get_settings
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(prune)
+
+
+def prune(
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be deleted."), as_json: bool = AS_JSON
+) -> None:
+    """Delete tasks that are older than the retention of their state, as the orchestrator does by itself."""
+    # The database layer is imported where it is needed: other commands start faster without it.
+    from orchestrator.retention import prune as batches
+    from orchestrator.retention import retentions
+    from shared.database import get_engine, wait_for_database
+
+    settings = get_settings()
+    wait_for_database(settings)
+    counts = {str(state): {"trees": 0, "tasks": 0} for state in retentions(settings)}
+    for batch in batches(get_engine(), settings, dry_run=dry_run):
+        counts[batch.state]["trees"] += batch.trees
+        counts[batch.state]["tasks"] += batch.tasks
+    if as_json:
+        print_json({"dry_run": dry_run, "deleted": counts})
+        return
+    rows = ((state, count["trees"], count["tasks"]) for state, count in counts.items())
+    print_table(("ended as", "trees", "tasks"), rows, empty="Everything is kept for ever: no retention is set.")
+    if dry_run:
+        console.print("Nothing was deleted (--dry-run).")

@@ -1,0 +1,109 @@
+"""Commands about what failed: replay, dead-letters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import typer
+from rich.progress import Progress
+
+from minions import Client
+from orchestrator.commands.client import connect
+from orchestrator.commands.output import AS_JSON, interactive, local_time, print_json, print_table, stderr
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(replay)
+    app.command("dead-letters")(dead_letters)
+
+
+def replay(
+    task_ids: list[str] = typer.Argument(None, help="The tasks' ids."),
+    failed: bool = typer.Option(False, "--failed", help="All failed tasks that have not been replayed."),
+    state: list[str] = typer.Option([], "--state", "-s", help="All tasks in this state; may be repeated."),
+    agent: str | None = typer.Option(None, "--agent", "-a", help="Only of this agent."),
+    capability: str | None = typer.Option(None, help="Only on this capability's queue."),
+    key: str | None = typer.Option(None, help="Only of this tenant."),
+    fingerprint: str | None = typer.Option(None, help="Only with this error: see `minion dead-letters`."),
+    function: str | None = typer.Option(None, metavar="NAME@NUMBER", help="Only what pinned this function version."),
+    since: datetime | None = typer.Option(None, help="Only those created at this local time or later."),
+    until: datetime | None = typer.Option(None, help="Only those created before this local time."),
+    again: bool = typer.Option(False, "--again", help="Also those that have been replayed before."),
+    pinned: bool = typer.Option(False, "--pinned/--latest", help="Run the agent version that ran then, or today's."),
+    rate: float = typer.Option(10.0, min=0.001, help="With filters: how many of the new tasks start in a second."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be replayed."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Submit ended tasks again. The old tasks stay as they were."""
+    filters = {
+        "states": state or None, "agent": agent, "capability": capability, "key": key, "function": function,
+        "error_fingerprint": fingerprint, "created_after": since.astimezone() if since else None,
+        "created_before": until.astimezone() if until else None, "again": again or None,
+    }  # fmt: skip
+    filtered = failed or any(filters.values())
+    if bool(task_ids) == filtered:
+        raise typer.BadParameter("give task ids, or --failed or another filter")
+    with connect() as client:
+        done = (
+            _replay_many(client, filters, pinned=pinned, rate=rate, dry_run=dry_run)
+            if filtered
+            else _replay_each(client, task_ids, pinned=pinned, dry_run=dry_run)
+        )
+    _print_replayed(done, dry_run=dry_run, as_json=as_json)
+
+
+def dead_letters(
+    agent: str | None = typer.Option(None, "--agent", "-a", help="Only of this agent."), as_json: bool = AS_JSON
+) -> None:
+    """List failed tasks that nobody has replayed, in groups of the same kind of error."""
+    with connect() as client:
+        found = sorted(client.dead_letters(agent), key=lambda group: -group["tasks"])
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("fingerprint", "tasks", "exhausted", "agents", "last", "error"),
+        (
+            (g["fingerprint"], g["tasks"], g["exhausted"], ", ".join(filter(None, g["agents"])),
+             local_time(g["last_at"]), (g["message"] or "")[:100])
+            for g in found
+        ),
+        empty="No dead letters.",
+    )  # fmt: skip
+
+
+def _replay_each(client: Client, task_ids: list[str], *, pinned: bool, dry_run: bool) -> list[dict[str, Any]]:
+    replayed = [(task_id, None if dry_run else client.replay(task_id, pinned=pinned)) for task_id in task_ids]
+    return [{"task_id": old, "replayed_as": new and new.id, "error": None} for old, new in replayed]
+
+
+def _replay_many(client: Client, filters: dict[str, Any], **how: Any) -> list[dict[str, Any]]:
+    with _progress() as progress:
+        return list(client.replay_many(progress=progress, **filters, **how))
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A progress bar, where somebody watches."""
+    if not interactive():
+        yield None
+        return
+    with Progress(console=stderr, transient=True) as bar:
+        task = bar.add_task("Replaying", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_replayed(done: list[dict[str, Any]], *, dry_run: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"replayed": done})
+    elif dry_run:
+        print_table(("would replay",), ((each["task_id"],) for each in done), empty="Nothing to replay.")
+    else:
+        rows = ((each["task_id"], each["replayed_as"], (each["error"] or {}).get("message", "")[:100]) for each in done)
+        print_table(("task", "replayed as", "refused"), rows, empty="Nothing to replay.")
+    if any(each["error"] for each in done):
+        raise typer.Exit(1)

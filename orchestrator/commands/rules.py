@@ -1,0 +1,98 @@
+"""Commands about when tasks may start: pause, resume, pauses, limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from orchestrator.commands.client import connect
+from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table
+
+SCOPE = typer.Argument(help="capability, agent or key.")
+NAME = typer.Argument(help="Its name.")
+EACH_NAME = typer.Argument(help="Its name; * stands for each that has no limit of its own.")
+
+limits_app = typer.Typer(
+    help="Limits: how many tasks run at once, and how many start in a period.", invoke_without_command=True
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    for command in (pause, resume, pauses):
+        app.command()(command)
+    app.add_typer(limits_app, name="limits")
+
+
+def pause(
+    scope: str = SCOPE,
+    name: str = NAME,
+    reason: str | None = typer.Option(None, "--reason", help="Why, for the record."),
+) -> None:
+    """Keep the tasks of a capability, an agent or a key from starting. What runs goes on."""
+    with connect() as client:
+        client.pause(scope, name, reason)
+    console.print(f"The {scope} {name} is paused; `minion resume {scope} {name}` lets it go on.")
+
+
+def resume(scope: str = SCOPE, name: str = NAME) -> None:
+    """Let them start again."""
+    with connect() as client:
+        client.resume(scope, name)
+    console.print(f"The {scope} {name} goes on.")
+
+
+def pauses(as_json: bool = AS_JSON) -> None:
+    """List what is paused."""
+    with connect() as client:
+        found = client.pauses()
+    if as_json:
+        print_json(found)
+        return
+    rows = ((p["scope"], p["name"], local_time(p["created_at"]), p["reason"]) for p in found)
+    print_table(("scope", "name", "since", "reason"), rows, empty="Nothing is paused.")
+
+
+@limits_app.callback()
+def _default(context: typer.Context, as_json: bool = AS_JSON) -> None:
+    if context.invoked_subcommand is None:
+        list_limits(as_json=as_json)
+
+
+@limits_app.command("list")
+def list_limits(as_json: bool = AS_JSON) -> None:
+    """List limits."""
+    with connect() as client:
+        found = client.limits()
+    if as_json:
+        print_json(found)
+        return
+    rows = ((r["scope"], r["name"], r["max_running"], _rate(r)) for r in found)
+    print_table(("scope", "name", "at once", "rate"), rows, empty="No limits.")
+
+
+@limits_app.command("set")
+def set_limit(
+    scope: str = SCOPE,
+    name: str = EACH_NAME,
+    max_running: int | None = typer.Option(None, "--max-running", min=0, help="How many run at once."),
+    rate: str | None = typer.Option(None, "--rate", help="How many start in a period: 10/s, 100/5m, 1000/h."),
+) -> None:
+    """Limit a capability, an agent or a key; replaces the limit there is."""
+    with connect() as client:
+        limit = client.set_limit(scope, name, max_running=max_running, rate=rate)
+    said = [f"{limit['max_running']} at once"] if limit["max_running"] is not None else []
+    console.print(f"The {scope} {name} is limited to {', '.join([*said, *filter(None, [_rate(limit)])])}.")
+
+
+@limits_app.command("remove")
+def remove_limit(scope: str = SCOPE, name: str = EACH_NAME) -> None:
+    """Take a limit away."""
+    with connect() as client:
+        client.remove_limit(scope, name)
+    console.print(f"The {scope} {name} has no limit any more.")
+
+
+def _rate(limit: dict[str, Any]) -> str | None:
+    return f"{limit['rate']} in {limit['period_seconds']:g} s" if limit["rate"] else None

@@ -1,0 +1,80 @@
+"""The export of deleted tasks: JSON Lines, one task a line, a file a day.
+
+A batch is on the disk before its delete is committed. So a crash may leave a task in two lines, and never in none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from shared.errors import NotConfigured
+
+BLOCK = 64 * 1024
+
+
+class TaskExport:
+    """Appends to `tasks-YYYY-MM-DD.jsonl` (UTC) in a folder. Processes may share the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises NotConfigured where the folder is not there: making one would hide a disk that is not mounted."""
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise NotConfigured(
+                f"MINION_RETENTION_EXPORT names {folder}, which is no folder that this process may write to. Make it."
+            )
+        self.folder = folder
+
+    def append(self, lines: Iterable[str]) -> None:
+        """Writes lines and returns when they are on the disk; writes none of them where that fails.
+
+        Raises:
+            OSError: the disk is full, or the folder has gone.
+        """
+        path = self.folder / f"tasks-{datetime.now(UTC):%Y-%m-%d}.jsonl"
+        # Inputs and outputs are nobody else's business.
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            whole = _end_of_last_line(file)
+            # What a killed process left of a line belongs to a task that was not deleted.
+            os.ftruncate(file, whole)
+            try:
+                for line in lines:
+                    _write(file, line.encode() + b"\n")
+                os.fsync(file)
+            except BaseException:
+                os.ftruncate(file, whole)
+                raise
+        finally:
+            os.close(file)
+        _sync_folder(self.folder)
+
+
+def _write(file: int, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(file, left) :]
+
+
+def _end_of_last_line(file: int) -> int:
+    """How many bytes the whole lines of a file have."""
+    end = os.fstat(file).st_size
+    while end:
+        begin = max(0, end - BLOCK)
+        found = os.pread(file, end - begin, begin).rfind(b"\n")
+        if found >= 0:
+            return begin + found + 1
+        end = begin
+    return 0
+
+
+def _sync_folder(folder: Path) -> None:
+    """The name of a new file reaches the disk too."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

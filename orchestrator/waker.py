@@ -1,0 +1,32 @@
+"""The waker: tasks whose time has come become pending."""
+
+from __future__ import annotations
+
+import structlog
+from sqlalchemy import Engine
+
+from orchestrator.loop import Loop
+from shared import lifecycle
+
+log = structlog.get_logger(__name__)
+
+BATCH = 1000
+EVERY_SECONDS = 0.25
+
+
+class Waker(Loop):
+    """Scheduled tasks that are due, back-offs that are over, waits with nothing left to wait for."""
+
+    name = "waker"
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__()
+        self.statements = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    def round(self) -> float:
+        """Wakes one batch."""
+        with self.statements.connect() as connection:
+            woken = lifecycle.wake_due(connection, most=BATCH)
+        if woken:
+            log.debug("woken", tasks=woken)
+        return 0.0 if woken == BATCH else EVERY_SECONDS

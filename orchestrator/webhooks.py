@@ -1,0 +1,223 @@
+"""Webhooks: who asked for it is told that a task has ended, at least once.
+
+What is owed was written in the transaction that ended the task. Here it is taken, posted and settled. Taking moves
+`next_at` forward by a lease, so that no transaction stays open while an endpoint thinks, several orchestrators share
+the work, and what a dying one had taken comes due again. A message keeps its id, by which receivers drop repeats.
+
+Each delivery has a thread; a webhook has a few at most, so that a slow endpoint delays the others little.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+import sentry_sdk
+import structlog
+from sqlalchemy import Engine, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY, INTEGER
+from sqlalchemy.dialects.postgresql import UUID as PgUUID
+from sqlalchemy.exc import DBAPIError
+
+from orchestrator import webhook_messages
+from orchestrator.listener import Listener
+from orchestrator.loop import Loop
+from orchestrator.webhook_messages import Answer
+from shared.database import reason
+from shared.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE = 16
+AT_ONCE_PER_WEBHOOK = 4
+IDLE_SECONDS = 1.0
+# While deliveries are under way, a look for others is due now and then, and whenever one has ended.
+BUSY_SECONDS = 0.25
+STOP_SECONDS = 3.0
+# Longer than a delivery and a slow resolver together.
+LEASE_SECONDS = 60.0
+# After the first attempt, the second, …: ten attempts within two days.
+MINUTE, HOUR = 60.0, 3600.0
+DELAYS = (5.0, 5 * MINUTE, 30 * MINUTE, 2 * HOUR, 5 * HOUR, *([10 * HOUR] * 4))
+LONGEST_DELAY = 10 * HOUR
+GONE = 410
+
+TAKE = text(
+    """
+    WITH due AS (
+        SELECT d.id FROM webhooks w
+            LEFT JOIN unnest(:busy, :counts) AS b (id, under_way) ON b.id = w.id
+            CROSS JOIN LATERAL (
+                SELECT o.id, o.next_at FROM webhook_deliveries o
+                    WHERE o.webhook_id = w.id AND o.status = 'pending' AND o.next_at <= now()
+                    ORDER BY o.next_at LIMIT GREATEST(0, :per_webhook - COALESCE(b.under_way, 0))
+                    FOR NO KEY UPDATE SKIP LOCKED) d
+            WHERE w.enabled ORDER BY d.next_at LIMIT :most
+    )
+    UPDATE webhook_deliveries d SET attempts = d.attempts + 1, next_at = now() + :lease
+        FROM due, webhooks w WHERE d.id = due.id AND w.id = d.webhook_id
+        RETURNING d.id, d.webhook_id, d.task_id, d.attempts, w.name, w.url, w.secret,
+                  CASE WHEN w.rotated_at > now() - interval '1 day' THEN w.previous_secret END AS previous_secret
+    """
+).bindparams(bindparam("busy", type_=ARRAY(PgUUID)), bindparam("counts", type_=ARRAY(INTEGER)))
+# A message that arrived has arrived, whoever took it since; anything else is for the latest attempt to say.
+SETTLE = text(
+    """
+    UPDATE webhook_deliveries SET status = :status, last_status = :last_status, last_error = :last_error,
+            next_at = CASE WHEN :status = 'pending' THEN now() + :delay ELSE next_at END,
+            finished_at = CASE WHEN :status <> 'pending' THEN now() END
+        WHERE id = :id AND status = 'pending' AND (attempts = :attempt OR :status = 'delivered')
+    """
+)
+DISABLE = text(
+    "UPDATE webhooks SET enabled = false, disabled_reason = :reason WHERE id = :webhook AND url = :url AND enabled"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message that was taken, to be posted."""
+
+    id: UUID
+    webhook_id: UUID
+    task_id: UUID
+    attempt: int
+    name: str
+    url: str
+    secret: str
+    previous_secret: str | None
+
+    @property
+    def secrets(self) -> list[str]:
+        """What it is signed with."""
+        return [secret for secret in (self.secret, self.previous_secret) if secret]
+
+
+class Webhooks(Loop):
+    """owed -> posted -> settled."""
+
+    name = "webhooks"
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        *,
+        delays: Sequence[float] = DELAYS,
+        lease: float = LEASE_SECONDS,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            delays: seconds after each failed attempt; when there is none left, the delivery has failed.
+            lease: seconds until a delivery that was taken and not settled comes due again.
+        """
+        super().__init__()
+        self.settings = settings
+        self.engine = engine
+        self.delays = delays
+        self.lease = lease
+        self._under_way: dict[threading.Thread, Delivery] = {}
+        self._ended = threading.Event()
+        self._listener = Listener(settings, "minion_webhooks")
+
+    def round(self) -> float:
+        """Takes what is due, as far as there are threads for it, and starts posting it."""
+        self._listener.open()
+        self._ended.clear()
+        for delivery, body in self._take():
+            self._start(delivery, body)
+        return BUSY_SECONDS if self._under_way else IDLE_SECONDS
+
+    def wait(self, seconds: float) -> None:
+        """Waits for a delivery's end while some are under way, else for a notification; or until the time is up."""
+        if self._under_way:
+            self._ended.wait(seconds)
+        else:
+            self._listener.wait(seconds)
+
+    def close(self) -> None:
+        """Gives what is under way a moment. What has not ended by then comes due again after its lease."""
+        ends = time.monotonic() + STOP_SECONDS
+        for thread in list(self._under_way):
+            thread.join(max(0.0, ends - time.monotonic()))
+        self._listener.close()
+
+    def _take(self) -> list[tuple[Delivery, bytes]]:
+        under_way = list(self._under_way.values())
+        busy = Counter(delivery.webhook_id for delivery in under_way)
+        values = {
+            "busy": list(busy.keys()),
+            "counts": list(busy.values()),
+            "per_webhook": AT_ONCE_PER_WEBHOOK,
+            "most": AT_ONCE - len(under_way),
+            "lease": timedelta(seconds=self.lease),
+        }
+        with self.engine.begin() as connection:
+            taken = [Delivery(*row) for row in connection.execute(TAKE, values)]
+            bodies = webhook_messages.of_tasks(connection, {one.task_id for one in taken}) if taken else {}
+        return [(one, bodies[one.task_id]) for one in taken if one.task_id in bodies]
+
+    def _start(self, delivery: Delivery, body: bytes) -> None:
+        thread = threading.Thread(
+            target=self._deliver, args=(delivery, body), name=f"webhook {delivery.name}", daemon=True
+        )
+        self._under_way[thread] = delivery
+        thread.start()
+
+    def _deliver(self, delivery: Delivery, body: bytes) -> None:
+        """Posts and settles. Where settling fails, the delivery comes due again after its lease."""
+        try:
+            answer = webhook_messages.post(self.settings, delivery.url, delivery.secrets, str(delivery.id), body)
+            self._settle(delivery, answer)
+        except DBAPIError as error:
+            log.warning("delivery_not_settled", delivery=str(delivery.id), reason=reason(error))
+        except Exception as error:
+            log.error("delivery_broke", delivery=str(delivery.id), webhook=delivery.name, exc_info=True)
+            sentry_sdk.capture_exception(error)
+        finally:
+            del self._under_way[threading.current_thread()]
+            self._ended.set()
+
+    def _settle(self, delivery: Delivery, answer: Answer) -> None:
+        status = self._verdict(delivery, answer)
+        values = {
+            "id": delivery.id,
+            "attempt": delivery.attempt,
+            "status": status,
+            "last_status": answer.status,
+            "last_error": answer.error,
+            "delay": timedelta(seconds=self._delay(delivery, answer) if status == "pending" else 0),
+        }
+        with self.engine.begin() as connection:
+            connection.execute(SETTLE, values)
+            if answer.status == GONE:
+                connection.execute(
+                    DISABLE, {"webhook": delivery.webhook_id, "url": delivery.url, "reason": answer.error}
+                )
+        tell = log.info if answer.delivered else log.warning
+        tell(
+            "webhook_posted",
+            webhook=delivery.name,
+            delivery=str(delivery.id),
+            task=str(delivery.task_id),
+            attempt=delivery.attempt,
+            answer=answer.status,
+            status=status,
+        )
+
+    def _verdict(self, delivery: Delivery, answer: Answer) -> str:
+        if answer.delivered:
+            return "delivered"
+        return "failed" if answer.status == GONE or delivery.attempt > len(self.delays) else "pending"
+
+    def _delay(self, delivery: Delivery, answer: Answer) -> float:
+        """Seconds until the next attempt: longer where the endpoint asks for it, and never the same for all."""
+        delay = max(self.delays[delivery.attempt - 1], answer.retry_after or 0.0)
+        return min(LONGEST_DELAY, delay) * random.uniform(1.0, 1.2)  # noqa: S311 - not a secret

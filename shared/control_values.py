@@ -1,0 +1,78 @@
+"""What a function or a tool may return instead of a result, to have its task wait.
+
+    {"$snooze": 60}                        run the task again in 60 s; no attempt is charged
+    {"$retry_after": 30, "reason": "…"}    this attempt failed; try again in 30 s, if attempts are left
+    {"$wait": {"seconds": 3600}}           a timer; when it is over the call's result is {"timed_out": true}
+    {"$wait": {"signal": "paid", "seconds": 86400}}
+                                           a named signal; the result is {"signal", "payload", "sent_at"}
+
+Such a value is not checked against an output schema.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.errors import InvalidOutput
+from shared.json_values import JsonValue
+
+LONGEST_SECONDS = 366 * 86_400
+MAX_NAME = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Snooze:
+    """Run the task again after so many seconds, uncharged."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAfter:
+    """The attempt failed; the next one begins after so many seconds."""
+
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait for a signal, for so many seconds at most; without a name only the time counts."""
+
+    signal: str | None
+    seconds: float | None
+
+
+Control = Snooze | RetryAfter | Wait
+
+
+def control_of(value: JsonValue) -> Control | None:
+    """What a returned value asks for, or None where it is a result.
+
+    Raises:
+        InvalidOutput: it asks for something impossible.
+    """
+    if not isinstance(value, dict) or not value or len(value) > 2:
+        return None
+    if set(value) == {"$snooze"}:
+        return Snooze(_seconds("$snooze", value["$snooze"]))
+    if "$retry_after" in value and set(value) <= {"$retry_after", "reason"}:
+        return RetryAfter(_seconds("$retry_after", value["$retry_after"]), str(value.get("reason") or "asked for it"))
+    if set(value) == {"$wait"}:
+        return _wait(value["$wait"])
+    return None
+
+
+def _wait(asked: JsonValue) -> Wait:
+    if not isinstance(asked, dict) or not asked or not set(asked) <= {"signal", "seconds"}:
+        raise InvalidOutput('$wait takes {"seconds": …}, {"signal": "name"}, or both.')
+    signal, seconds = asked.get("signal"), asked.get("seconds")
+    if signal is not None and not (isinstance(signal, str) and 0 < len(signal) <= MAX_NAME):
+        raise InvalidOutput(f"The signal of a $wait is a name of 1 to {MAX_NAME} characters.")
+    return Wait(signal, None if seconds is None else _seconds("$wait", seconds))
+
+
+def _seconds(key: str, value: JsonValue) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_SECONDS:
+        raise InvalidOutput(f"{key} takes 0 to {LONGEST_SECONDS} seconds, not {value!r}."[:300])
+    return float(value)

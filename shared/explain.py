@@ -1,0 +1,362 @@
+"""Why a task is where it is: one sentence for people, the facts for programs, and what to do.
+
+`explain` always has an answer. It reads what the dispatcher, the claim and the scheduler decide by, so that the answer
+is the reason and not a guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from shared.tasks import get_task
+
+DISPATCHER = "minions minion_pending"
+"""`application_name` of the connection with which an orchestrator listens for pending tasks."""
+
+NOW = text("SELECT now()")
+TURN = text(
+    """
+    SELECT e.id, e.agent_name AS agent, s.state, k.conversation_id AS conversation FROM tasks k
+        JOIN task_status p ON p.task_id = k.id AND p.rank = minion_parked(),
+        LATERAL minion_predecessor(k.id, k.namespace, k.conversation_id) AS first (id)
+        JOIN tasks e ON e.id = first.id JOIN task_status s ON s.task_id = e.id
+        WHERE k.id = :task
+    """
+)
+OBSTACLE = text(
+    "SELECT minion_obstacle(s, true) FROM task_status s WHERE s.task_id = :task AND s.capability IS NOT NULL"
+)
+HOLD = text(
+    """
+    SELECT h.scope, h.name, h.until_at FROM rate_holds h JOIN task_status s ON s.namespace = h.namespace
+        WHERE s.task_id = :task AND h.until_at > now()
+          AND (h.scope = 'capability' AND h.name = s.capability OR h.scope = 'agent' AND h.name = s.agent_name
+               OR h.scope = 'key' AND h.name = s.key)
+        ORDER BY h.until_at DESC LIMIT 1
+    """
+)
+SERVERS = text(
+    """
+    SELECT count(*) AS workers, COALESCE(sum(slots), 0) AS slots, COALESCE(sum(busy), 0) AS busy FROM workers
+        WHERE status = 'online' AND last_seen > now() - :lease * interval '1 s' AND :capability = ANY (capabilities)
+    """
+)
+LAST_SERVER = text(
+    "SELECT name, status, last_seen FROM workers WHERE :capability = ANY (capabilities) ORDER BY last_seen DESC LIMIT 1"
+)
+# Counting stops where nobody cares any more.
+AHEAD = text(
+    """
+    SELECT count(*) FROM (
+        SELECT 1 FROM task_status o JOIN task_status s ON s.task_id = :task
+            WHERE o.state = 'pending' AND o.capability = s.capability AND o.rank < s.rank LIMIT 10000) AS ahead
+    """
+)
+IN_FLIGHT = text("SELECT count(*) FROM task_status WHERE state = 'queued' AND capability = :capability")
+ORCHESTRATORS = text(
+    "SELECT count(*) FROM pg_stat_activity WHERE application_name = :name AND datname = current_database()"
+)
+WORKER = text("SELECT name, status, last_seen FROM workers WHERE id = :id")
+OPEN_STEPS = text(
+    """
+    SELECT w.number, w.kind, w.name, w.input, w.due_at, w.started_at, w.child_id, s.state AS child_state
+        FROM steps w LEFT JOIN task_status s ON s.task_id = w.child_id
+        WHERE w.task_id = :task AND w.status = 'started' ORDER BY w.number LIMIT 20
+    """
+)
+LAST_ERROR = text(
+    "SELECT error->>'message' FROM executions WHERE task_id = :task AND error IS NOT NULL ORDER BY claim DESC LIMIT 1"
+)
+MOST_ATTEMPTS = text("SELECT max_attempts FROM agent_versions WHERE id = :version")
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a task is where it is.
+
+    Attributes:
+        reason: for programs; one of the codes in `docs/why.md`.
+        sentence: for people.
+        todo: what would move it, where anything would.
+        facts: what the sentence is made of.
+    """
+
+    task_id: UUID
+    state: str
+    reason: str
+    sentence: str
+    todo: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the API shows it."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+class _Case:
+    """One task, and what is asked about it."""
+
+    def __init__(self, connection: Connection, task: dict[str, Any], lease: float) -> None:
+        self.connection = connection
+        self.task = task
+        self.lease = lease
+        self.now: datetime = connection.execute(NOW).scalar_one()
+
+    def answer(self, reason: str, sentence: str, todo: str | None = None, /, **facts: Any) -> Explanation:
+        return Explanation(self.task["id"], self.task["state"], reason, sentence, todo, facts)
+
+    def one(self, statement: Any, **values: Any) -> Any:
+        return self.connection.execute(statement, values).mappings().first()
+
+    def scalar(self, statement: Any, **values: Any) -> Any:
+        return self.connection.scalar(statement, values)
+
+    def ago(self, moment: datetime) -> str:
+        return duration((self.now - moment).total_seconds())
+
+    def until(self, moment: datetime) -> str:
+        return (
+            f"until {moment.isoformat(timespec='seconds')} ({duration((moment - self.now).total_seconds())} from now)"
+        )
+
+
+def explain(connection: Connection, task_id: UUID, *, lease: float) -> Explanation:
+    """Why the task is where it is now.
+
+    Args:
+        lease: seconds after which a worker that does not beat is lost.
+
+    Raises:
+        NotFound: there is no such task.
+    """
+    task = get_task(connection, task_id)
+    return _ANSWERS[task["state"]](_Case(connection, task, lease))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    seconds = max(0.0, seconds)
+    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def _scheduled(case: _Case) -> Explanation:
+    due = case.task["due_at"]
+    return case.answer("scheduled", f"It was asked to run later: it waits {case.until(due)}.", due_at=due)
+
+
+def _pending(case: _Case) -> Explanation:
+    capability = case.task["capability"]
+    if (blocked := _no_orchestrator(case)) is not None:
+        return blocked
+    if capability is None or case.task["agent_version_id"] is None:
+        return case.answer("not_routed", "The orchestrator has not chosen its agent, or not checked its input, yet.")
+    for look in (_not_its_turn, _blocked_by_rule, _held_by_rate, _unserved):
+        if (found := look(case)) is not None:
+            return found
+    ahead, queued = case.scalar(AHEAD, task=case.task["id"]), case.scalar(IN_FLIGHT, capability=capability)
+    servers = case.one(SERVERS, capability=capability, lease=case.lease)
+    facts = {"capability": capability, "ahead": ahead, "queued": queued, **servers}
+    return case.answer(
+        "in_line",
+        f"It is in line for {capability!r} behind {ahead}{' or more' if ahead == 10_000 else ''} tasks; "
+        f"{servers['busy']} of {servers['slots']} slots are busy, and {queued} tasks are on their way to them.",
+        "More workers, or a higher priority, would bring it forward." if ahead else None,
+        **facts,
+    )
+
+
+def _no_orchestrator(case: _Case) -> Explanation | None:
+    if case.scalar(ORCHESTRATORS, name=DISPATCHER):
+        return None
+    return case.answer(
+        "no_orchestrator",
+        "No orchestrator is connected, so nothing is dispatched.",
+        "Start one: `minion orchestrator`.",
+    )
+
+
+def _not_its_turn(case: _Case) -> Explanation | None:
+    first = case.one(TURN, task=case.task["id"])
+    if first is None:
+        return None
+    return case.answer(
+        "turn",
+        f"The tasks of the conversation {first['conversation']!r} run one after the other, and task {first['id']} of "
+        f"{first['agent']} ({first['state']}) comes before it.",
+        f"`minion why {first['id']}` tells what that one waits for.",
+        **first,
+    )
+
+
+def _blocked_by_rule(case: _Case) -> Explanation | None:
+    obstacle = case.scalar(OBSTACLE, task=case.task["id"])
+    if obstacle is None:
+        return None
+    what = f"The {obstacle['scope']} {obstacle['name']!r}"
+    if obstacle["kind"] == "paused":
+        because = f" ({obstacle['reason']})" if obstacle["reason"] else ""
+        return case.answer(
+            "paused",
+            f"{what} is paused since {obstacle['since']}{because}.",
+            f"`minion resume {obstacle['scope']} {obstacle['name']}` lets it go on.",
+            **obstacle,
+        )
+    return case.answer(
+        "limited",
+        f"{what} runs {obstacle['running']} tasks, and its limit is {obstacle['limit']} at once.",
+        f"It starts when one of them ends. `minion limits set {obstacle['scope']} {obstacle['name']}` changes that.",
+        **obstacle,
+    )
+
+
+def _held_by_rate(case: _Case) -> Explanation | None:
+    hold = case.one(HOLD, task=case.task["id"])
+    if hold is None:
+        return None
+    sentence = (
+        f"The {hold['scope']} {hold['name']!r} is at its rate: nothing of it starts {case.until(hold['until_at'])}."
+    )
+    return case.answer("rate_limited", sentence, None, **hold)
+
+
+def _unserved(case: _Case) -> Explanation | None:
+    capability = case.task["capability"]
+    if case.one(SERVERS, capability=capability, lease=case.lease)["workers"]:
+        return None
+    last = case.one(LAST_SERVER, capability=capability)
+    gone = (
+        f" The last one, {last['name']}, is {last['status']} and was seen {case.ago(last['last_seen'])} ago."
+        if last
+        else ""
+    )
+    return case.answer(
+        "unserved",
+        f"No worker that serves {capability!r} is online.{gone}",
+        f"Start one: `minion worker {capability}`.",
+        capability=capability,
+        last_worker=dict(last) if last else None,
+    )
+
+
+def _queued(case: _Case) -> Explanation:
+    if (unserved := _unserved(case)) is not None:
+        return unserved
+    capability, since = case.task["capability"], case.task["queued_at"]
+    servers = case.one(SERVERS, capability=capability, lease=case.lease)
+    facts = {"capability": capability, "queued_at": since, **servers}
+    if servers["busy"] < servers["slots"]:
+        return case.answer(
+            "on_its_way",
+            f"Its message was sent {case.ago(since)} ago and a slot for {capability!r} is free. "
+            "If the message was lost, it is sent again.",
+            "If this lasts, look whether the broker answers: `minion doctor`.",
+            **facts,
+        )
+    return case.answer(
+        "all_slots_busy",
+        f"It waits in the queue {capability!r} since {case.ago(since)}: all {servers['slots']} slots are busy.",
+        "It starts when one is free; more workers would help.",
+        **facts,
+    )
+
+
+def _running(case: _Case) -> Explanation:
+    task = case.task
+    worker = case.one(WORKER, id=task["worker_id"])
+    silent = (case.now - worker["last_seen"]).total_seconds()
+    step = case.one(OPEN_STEPS, task=task["id"])
+    doing = f", in step {step['number']} ({step['kind']} {step['name']})" if step else ""
+    facts = {"worker": worker["name"], "last_seen": worker["last_seen"], "claim": task["claim"]}
+    if task["cancel_requested"]:
+        return case.answer(
+            "stopping", f"Somebody cancelled it; {worker['name']} has been asked to stop.", None, **facts
+        )
+    if silent > case.lease / 2:
+        return case.answer(
+            "worker_silent",
+            f"It runs on {worker['name']}, which was last heard of {duration(silent)} ago; after a lease of "
+            f"{case.lease:g} s the worker counts as lost, and the task runs again elsewhere.",
+            None,
+            **facts,
+        )
+    sentence = f"It runs on {worker['name']} since {case.ago(task['updated_at'])}{doing}."
+    return case.answer("running", sentence, None, step=step["number"] if step else None, **facts)
+
+
+def _waiting(case: _Case) -> Explanation:
+    task = case.task
+    waits = case.connection.execute(OPEN_STEPS, {"task": task["id"]}).mappings().all()
+    if task["wait_reason"] in ("subtask", "signal", "timer"):
+        return _waiting_for_steps(case, [dict(wait) for wait in waits])
+    reason = "It asked to run again later"
+    if task["wait_reason"] == "backoff":
+        most = case.scalar(MOST_ATTEMPTS, version=task["agent_version_id"])
+        error = case.scalar(LAST_ERROR, task=task["id"]) or "it failed"
+        reason = f"Attempt {task['attempts']} of {most} failed ({error.rstrip('.')})"
+    elif task["wait_reason"] == "handed_back":
+        reason = "Its worker handed it back"
+    facts = {"due_at": task["due_at"], "attempts": task["attempts"]}
+    return case.answer(task["wait_reason"], f"{reason}: it waits {case.until(task['due_at'])}.", None, **facts)
+
+
+def _waiting_for_steps(case: _Case, waits: list[dict[str, Any]]) -> Explanation:
+    children = [wait for wait in waits if wait["kind"] == "subtask"]
+    signals = [wait for wait in waits if wait["kind"] == "wait" and (wait["input"] or {}).get("signal")]
+    timers = [wait for wait in waits if wait["kind"] == "wait" and wait not in signals]
+    parts = [f"sub-task {each['child_id']} of {each['name']} ({each['child_state']})" for each in children[:3]]
+    if len(children) > 3:
+        parts.append(f"{case.task['open_waits'] - 3} more")
+    parts += [
+        f"the signal {each['name']!r}" + (f" {case.until(each['due_at'])}" if each["due_at"] else "")
+        for each in signals
+    ]
+    parts += [f"a timer {case.until(each['due_at'])}" for each in timers]
+    todo = None
+    if signals:
+        todo = f"`minion signal {case.task['id']} {signals[0]['name']}` sends it."
+    elif children:
+        todo = f"`minion why {children[0]['child_id']}` tells what that one waits for."
+    facts = {"open_waits": case.task["open_waits"], "waits": [_plain(wait) for wait in waits]}
+    return case.answer(
+        case.task["wait_reason"], f"It waits for {', '.join(parts) or 'nothing any more'}.", todo, **facts
+    )
+
+
+def _plain(wait: dict[str, Any]) -> dict[str, Any]:
+    return {name: wait[name] for name in ("number", "kind", "name", "due_at", "child_id", "child_state")}
+
+
+def _ended(case: _Case) -> Explanation:
+    task, error = case.task, case.task["error"] or {}
+    when = f"{case.ago(task['finished_at'])} ago"
+    if task["state"] == "succeeded":
+        return case.answer("succeeded", f"It succeeded {when}, in claim {task['claim']}.", None)
+    facts = {"error": error, "finished_at": task["finished_at"]}
+    sentence = f"It {'failed' if task['state'] == 'failed' else 'was ' + task['state']} {when}: {error.get('message')}"
+    if task["state"] == "expired":
+        sentence = f"It expired {when}: {error.get('message')}"
+    if "attempts" in error:
+        sentence += f" (attempts used: {error['attempts']} of {error.get('max_attempts')})"
+    return case.answer(task["state"], sentence, f"`minion replay {task['id']}` runs it again.", **facts)
+
+
+_ANSWERS: dict[str, Callable[[_Case], Explanation]] = {
+    "scheduled": _scheduled,
+    "pending": _pending,
+    "queued": _queued,
+    "running": _running,
+    "waiting": _waiting,
+    "succeeded": _ended,
+    "failed": _ended,
+    "cancelled": _ended,
+    "expired": _ended,
+}

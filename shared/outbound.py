@@ -1,0 +1,310 @@
+"""HTTP to addresses that somebody else names: webhooks, and the tools that fetch.
+
+Who may name an address must not reach what only this machine can: its own ports, the private network, the cloud's
+metadata service. So a name is resolved here, every address that it has is checked, and the connection is made to an
+address that was checked: a name that resolves to something else a moment later gains nothing. Every request is
+checked anew, and so is every hop of a redirect that a client follows.
+
+    with guarded_client(settings, seconds=10) as client:
+        client.post("https://example.com/hook", json={})
+
+A time-out here bounds the whole exchange, so that nobody can hold a thread by sending a byte now and then. Only the
+resolver has limits of its own (`/etc/resolv.conf`).
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any
+
+import httpcore2
+import httpx2
+
+from shared.errors import ForbiddenAddress, InvalidInput, Unavailable
+from shared.settings import Settings
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+SCHEMES = ("http", "https")
+HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_.])?")
+# What releases of Python disagree about, and Azure's host agent, whose address looks public.
+NEVER_PUBLIC = tuple(ip_network(block) for block in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "3fff::/20"))
+GLOBAL_UNICAST = ip_network("2000::/3")
+NAT64 = ip_network("64:ff9b::/96")
+HTTPCORE_ERRORS = (
+    httpcore2.TimeoutException,
+    httpcore2.NetworkError,
+    httpcore2.ProtocolError,
+    httpcore2.UnsupportedProtocol,
+)
+
+
+def checked_url(url: str | httpx2.URL) -> httpx2.URL:
+    """An address that may be asked for by its form: http or https, a host, no credentials.
+
+    Raises:
+        InvalidInput: it is none; the message does not repeat it, for it may hold a password.
+    """
+    try:
+        parsed = httpx2.URL(url)
+    except (httpx2.InvalidURL, ValueError, TypeError) as error:
+        raise InvalidInput(f"The URL cannot be used: {error}.") from None
+    if parsed.scheme not in SCHEMES:
+        raise InvalidInput("The URL cannot be used: it begins with http:// or https://.")
+    if parsed.userinfo:
+        raise InvalidInput("The URL holds a user or a password, which logs would show: leave them out.")
+    if parsed.port is not None and not 0 < parsed.port < 65536:
+        raise InvalidInput(f"The URL cannot be used: {parsed.port} is no port.")
+    host = parsed.raw_host.decode("ascii")
+    if not HOST.fullmatch(host) and not _is_ipv6(host):
+        raise InvalidInput("The URL cannot be used: its host is neither a name nor an address.")
+    return parsed
+
+
+@dataclass(frozen=True, slots=True)
+class AddressGuard:
+    """Which addresses may be reached: public ones, and those that the operator allows.
+
+    Attributes:
+        networks: blocks that are allowed besides.
+        hosts: names that are allowed whatever they resolve to.
+    """
+
+    networks: tuple[Network, ...] = ()
+    hosts: frozenset[str] = frozenset()
+
+    @classmethod
+    def allowing(cls, entries: Iterable[str]) -> AddressGuard:
+        """A guard with exceptions: networks such as `10.1.0.0/16`, addresses, and names of hosts."""
+        networks, hosts = [], set()
+        for entry in entries:
+            try:
+                networks.append(ip_network(entry))
+            except ValueError:
+                hosts.add(_canonical(entry))
+        return cls(tuple(networks), frozenset(hosts))
+
+    def resolve(self, host: str, port: int) -> list[Address]:
+        """The addresses of a host, all of them checked. The resolver reads every spelling of a number itself.
+
+        Raises:
+            ForbiddenAddress: one of them must not be reached.
+            Unavailable: the name cannot be resolved.
+        """
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise Unavailable(f"The host {host!r} cannot be resolved: {reason}. Check how it is spelt.") from None
+        addresses = list(dict.fromkeys(ip_address(info[4][0]) for info in found))
+        if _canonical(host) not in self.hosts:
+            for address in addresses:
+                self._check(host, address)
+        return addresses
+
+    def _check(self, host: str, address: Address) -> None:
+        candidates = [address, *_inside(address)]
+        if all(_is_public(candidate) for candidate in candidates):
+            return
+        if any(candidate in network for candidate in candidates for network in self.networks):
+            return
+        what = host if host == str(address) else f"{host} ({address})"
+        raise ForbiddenAddress(
+            f"{what} is not a public address, and only those may be reached. "
+            "Where it is meant, the operator lists its network or host in MINION_ALLOW_PRIVATE_ADDRESSES."
+        )
+
+
+class GuardedTransport(httpx2.BaseTransport):
+    """A transport that reaches permitted addresses only. Each request has a connection of its own.
+
+    Requests raise, besides the client's own errors, `InvalidInput`, `ForbiddenAddress` and `Unavailable`.
+    """
+
+    def __init__(self, guard: AddressGuard, *, seconds: float) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            seconds: until a request and its response must be over, from connecting to the last byte.
+        """
+        self.guard = guard
+        self.seconds = seconds
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Sends a request."""
+        url = checked_url(request.url)
+        pool = httpcore2.ConnectionPool(
+            ssl_context=_tls(), network_backend=_GuardedBackend(self.guard, _Deadline(self.seconds))
+        )
+        plain = httpcore2.Request(
+            method=request.method,
+            url=httpcore2.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            headers=request.headers.raw,
+            content=request.stream,
+            extensions=request.extensions,
+        )
+        try:
+            with _httpx_errors():
+                response = pool.handle_request(plain)
+        except BaseException:
+            pool.close()
+            raise
+        return httpx2.Response(
+            response.status,
+            headers=response.headers,
+            stream=_Body(response.stream, pool),  # type: ignore[arg-type]  # of a synchronous pool
+            extensions=response.extensions,
+        )
+
+
+def guarded_client(settings: Settings, *, seconds: float, **options: Any) -> httpx2.Client:
+    """An HTTP client for addresses that others name. It follows no redirect and uses no proxy.
+
+    Args:
+        seconds: until a request and its response must be over.
+        options: more arguments of `httpx2.Client`.
+    """
+    guard = AddressGuard.allowing(settings.allow_private_addresses)
+    return httpx2.Client(
+        transport=GuardedTransport(guard, seconds=seconds), timeout=seconds, trust_env=False, **options
+    )
+
+
+class _Deadline:
+    """When an exchange must be over."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.ends = time.monotonic() + seconds
+
+    def bound(self, timeout: float | None) -> float:
+        """The seconds that one operation may take."""
+        left = self.ends - time.monotonic()
+        if left <= 0:
+            raise httpcore2.TimeoutException(f"not over within {self.seconds:g} s")
+        return left if timeout is None else min(timeout, left)
+
+
+class _GuardedBackend(httpcore2.NetworkBackend):
+    """Connects to the addresses that were checked, one after the other."""
+
+    def __init__(self, guard: AddressGuard, deadline: _Deadline) -> None:
+        self.guard = guard
+        self.deadline = deadline
+        self.plain = httpcore2.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Any = (),
+    ) -> httpcore2.NetworkStream:
+        *others, last = self.guard.resolve(host, port)
+        for address in others:
+            try:
+                return self._connect(address, port, timeout)
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                continue
+        return self._connect(last, port, timeout)
+
+    def _connect(self, address: Address, port: int, timeout: float | None) -> httpcore2.NetworkStream:
+        stream = self.plain.connect_tcp(str(address), port, self.deadline.bound(timeout), socket_options=())
+        return _BoundedStream(stream, self.deadline)
+
+
+class _BoundedStream(httpcore2.NetworkStream):
+    """A connection whose operations all end by the deadline."""
+
+    def __init__(self, stream: httpcore2.NetworkStream, deadline: _Deadline) -> None:
+        self.stream = stream
+        self.deadline = deadline
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self.stream.read(max_bytes, self.deadline.bound(timeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self.stream.write(buffer, self.deadline.bound(timeout))
+
+    def close(self) -> None:
+        self.stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
+        encrypted = self.stream.start_tls(ssl_context, server_hostname, self.deadline.bound(timeout))
+        return _BoundedStream(encrypted, self.deadline)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self.stream.get_extra_info(info)
+
+
+class _Body(httpx2.SyncByteStream):
+    """A response's body; its connection is closed with it."""
+
+    def __init__(self, chunks: Iterable[bytes], pool: httpcore2.ConnectionPool) -> None:
+        self.chunks = chunks
+        self.pool = pool
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _httpx_errors():
+            yield from self.chunks
+
+    def close(self) -> None:
+        getattr(self.chunks, "close", lambda: None)()
+        self.pool.close()
+
+
+@contextmanager
+def _httpx_errors() -> Iterator[None]:
+    """The errors of the lower library as the client's, which have the same names."""
+    try:
+        yield
+    except HTTPCORE_ERRORS as error:
+        kind = getattr(httpx2, type(error).__name__, httpx2.TransportError)
+        raise kind(str(error)) from error
+
+
+@lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    """Certificates are read once: it takes longer than a request."""
+    return httpx2.create_ssl_context()
+
+
+def _is_public(address: Address) -> bool:
+    if any(address in network for network in NEVER_PUBLIC):
+        return False
+    if isinstance(address, IPv4Address):
+        return address.is_global and not (address.is_multicast or address.is_reserved)
+    return (address in GLOBAL_UNICAST and address.is_global) or bool(_inside(address))
+
+
+def _inside(address: Address) -> list[IPv4Address]:
+    """The IPv4 address that an IPv6 address stands for, if it does (mapped, 6to4, NAT64); it is checked too."""
+    if isinstance(address, IPv4Address):
+        return []
+    if address in NAT64:
+        return [IPv4Address(int(address) & 0xFFFFFFFF)]
+    embedded = address.ipv4_mapped or address.sixtofour
+    return [embedded] if embedded else []
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return "%" not in host and isinstance(ip_address(host), IPv6Address)
+    except ValueError:
+        return False
+
+
+def _canonical(host: str) -> str:
+    return host.lower().rstrip(".")

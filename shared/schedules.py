@@ -1,0 +1,242 @@
+"""Schedules as they are stored: tasks that are submitted again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+from sqlalchemy import Connection, bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from shared import submission
+from shared.errors import Conflict, InvalidInput, NotFound
+from shared.lifecycle import Accepted
+from shared.schemas import Name, Strict, TaskRequest, faults_of
+from shared.tasks import Page, page_of
+from shared.timetable import Cron, Every, Missed, Timetable
+
+LABEL = "schedule"
+# What belongs to one run, and not to all of them.
+NOT_SCHEDULED = ("idempotency_key", "run_at", "deadline", "traceparent", "namespace")
+TEN_YEARS = 10 * 366 * 86_400
+
+COLUMNS = (
+    "name, namespace, cron, CASE WHEN cron IS NOT NULL THEN timezone END AS timezone, interval_seconds, missed, "
+    "request, enabled, CASE WHEN enabled THEN next_at END AS next_at, last_at, last_task_id, last_error, created_at"
+)
+LIST = text(
+    f"SELECT {COLUMNS} FROM schedules WHERE namespace = :namespace AND name > :after "  # noqa: S608
+    "ORDER BY name LIMIT :most"
+)
+GET = text(f"SELECT {COLUMNS} FROM schedules WHERE namespace = :namespace AND name = :name")  # noqa: S608
+LOCK = text("SELECT 1 FROM schedules WHERE namespace = :namespace AND name = :name FOR UPDATE")
+INSERT = (
+    "INSERT INTO schedules AS s (namespace, name, cron, timezone, interval_seconds, missed, request, enabled, next_at) "
+    "VALUES (:namespace, :name, :cron, :timezone, :interval_seconds, :missed, :request, :enabled, :next_at) "
+)
+CREATE = text(f"{INSERT} ON CONFLICT DO NOTHING RETURNING {COLUMNS}").bindparams(bindparam("request", type_=JSONB))
+# A schedule that is stored again with the same times keeps its turn: else a deployment every hour would put off for
+# ever what runs every two hours.
+PUT = text(
+    f"{INSERT} ON CONFLICT (namespace, name) DO UPDATE SET cron = EXCLUDED.cron, timezone = EXCLUDED.timezone, "
+    "interval_seconds = EXCLUDED.interval_seconds, missed = EXCLUDED.missed, request = EXCLUDED.request, "
+    "enabled = EXCLUDED.enabled, last_error = NULL, next_at = CASE WHEN s.enabled "
+    "AND (s.cron, s.timezone, s.interval_seconds) "
+    "IS NOT DISTINCT FROM (EXCLUDED.cron, EXCLUDED.timezone, EXCLUDED.interval_seconds) "
+    f"THEN s.next_at ELSE EXCLUDED.next_at END RETURNING {COLUMNS}, xmax = 0 AS created"
+).bindparams(bindparam("request", type_=JSONB))
+DELETE = text(
+    f"DELETE FROM schedules WHERE namespace = :namespace AND name = :name RETURNING {COLUMNS}"  # noqa: S608
+)
+
+
+class ScheduleDefinition(Strict):
+    """What a schedule is: `cron` with its time zone or `interval_seconds`, and the request for the task."""
+
+    name: Name
+    cron: str | None = None
+    timezone: str | None = Field(None, description="Of `cron`; UTC where it is left out.")
+    interval_seconds: float | None = Field(None, ge=1, le=TEN_YEARS)
+    missed: Missed = Field("once", description="What becomes of runs that nobody started: skip, once or all.")
+    enabled: bool = True
+    request: dict[str, Any] = Field(description="The task, as it would be submitted.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.cron is None) == (self.interval_seconds is None):
+            raise ValueError("a schedule has either `cron` or `interval_seconds`")
+        if self.interval_seconds is not None and self.timezone is not None:
+            raise ValueError("`timezone` belongs to `cron`; an interval has none")
+        return self
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> ScheduleDefinition:
+        """A definition from plain data, with a timetable and a task request that can be used.
+
+        Raises:
+            InvalidInput: names each wrong field.
+        """
+        try:
+            found = cls.model_validate(dict(data))
+        except ValidationError as error:
+            faults = faults_of(error)
+            raise InvalidInput("The schedule is not valid: " + "; ".join(faults) + ".", faults=faults) from None
+        found.timetable(anchor=datetime.now(UTC))
+        if given := [name for name in NOT_SCHEDULED if name in found.request]:
+            raise InvalidInput(f"The request of a schedule has no `{given[0]}`, which would be the same for each run.")
+        task_request(found.name, found.request)
+        return found
+
+    def timetable(self, *, anchor: datetime) -> Timetable:
+        """When it runs.
+
+        Args:
+            anchor: what an interval is counted from.
+
+        Raises:
+            InvalidInput: the expression or the time zone cannot be used.
+        """
+        return timetable(self.cron, self.timezone, self.interval_seconds, anchor=anchor)
+
+
+def timetable(cron: str | None, timezone: str | None, interval_seconds: float | None, *, anchor: datetime) -> Timetable:
+    """When a schedule runs, by its columns.
+
+    Raises:
+        InvalidInput: the expression or the time zone cannot be used.
+    """
+    if cron is not None:
+        return Cron(cron, timezone or "UTC")
+    return Every(timedelta(seconds=interval_seconds or 0), anchor)
+
+
+def task_request(name: str, request: Mapping[str, Any], **more: Any) -> TaskRequest:
+    """The request for one task of a schedule, labelled with its name.
+
+    Args:
+        more: fields of this run, such as its idempotency key.
+
+    Raises:
+        InvalidInput: names each wrong field.
+    """
+    checked = TaskRequest.parse({**request, **more})
+    return TaskRequest.parse({**request, **more, "labels": {**(checked.labels or {}), LABEL: name}})
+
+
+def submitter(name: str) -> str:
+    """Who submits the tasks of a schedule, for their record."""
+    return f"schedule:{name}"
+
+
+def list_schedules(connection: Connection, namespace: str, *, limit: int, after: str = "") -> Page:
+    """Schedules by name."""
+    values = {"namespace": namespace, "after": after, "most": limit + 1}
+    return page_of(connection.execute(LIST, values).mappings().all(), limit, "name")
+
+
+def get(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
+    """One schedule.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    row = connection.execute(GET, {"namespace": namespace, "name": name}).mappings().one_or_none()
+    if row is None:
+        raise no_such_schedule(name)
+    return dict(row)
+
+
+def create(connection: Connection, namespace: str, definition: ScheduleDefinition) -> dict[str, Any]:
+    """Stores a new schedule.
+
+    Raises:
+        Conflict: there is one of that name.
+        MinionError: its task would be refused today, and why.
+    """
+    _try_out(connection, namespace, definition)
+    row = connection.execute(CREATE, _values(namespace, definition)).mappings().one_or_none()
+    if row is None:
+        raise Conflict(f"There is a schedule named {definition.name!r} already. Replace it with PUT, or delete it.")
+    return dict(row)
+
+
+def put(connection: Connection, namespace: str, definition: ScheduleDefinition) -> tuple[dict[str, Any], bool]:
+    """Stores a schedule, new or in the place of the one of that name. Returns it, and whether it is new.
+
+    Raises:
+        MinionError: its task would be refused today, and why.
+    """
+    _try_out(connection, namespace, definition)
+    return _put(connection, namespace, definition)
+
+
+def change(connection: Connection, namespace: str, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes some fields of a schedule; null takes one away.
+
+    Raises:
+        NotFound: there is none of that name.
+        MinionError: it cannot be what it would be then.
+    """
+    connection.execute(LOCK, {"namespace": namespace, "name": name})
+    stored = get(connection, namespace, name)
+    kept = {field: stored[field] for field in ScheduleDefinition.model_fields if stored[field] is not None}
+    definition = ScheduleDefinition.parse(
+        {field: value for field, value in {**kept, **changes, "name": name}.items() if value is not None}
+    )
+    # Whoever stops a schedule must not be kept from it by an agent that has been disabled since.
+    if "request" in changes:
+        _try_out(connection, namespace, definition)
+    return _put(connection, namespace, definition)[0]
+
+
+def delete(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
+    """Deletes a schedule; its tasks stay. Returns what it was.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    row = connection.execute(DELETE, {"namespace": namespace, "name": name}).mappings().one_or_none()
+    if row is None:
+        raise no_such_schedule(name)
+    return dict(row)
+
+
+def run_now(connection: Connection, namespace: str, name: str, *, idempotency_key: str | None = None) -> Accepted:
+    """Submits the task of a schedule once more, now; its times stay what they are.
+
+    Raises:
+        NotFound: there is none of that name.
+        MinionError: the task is refused, and why.
+    """
+    more = {"namespace": namespace} | ({"idempotency_key": idempotency_key} if idempotency_key else {})
+    request = task_request(name, get(connection, namespace, name)["request"], **more)
+    return submission.submit(connection, request, submitted_by=submitter(name))
+
+
+def no_such_schedule(name: str) -> NotFound:
+    """The error for a name that no schedule has."""
+    return NotFound(f"There is no schedule named {name!r}. `minion schedules` lists them.")
+
+
+def _try_out(connection: Connection, namespace: str, definition: ScheduleDefinition) -> None:
+    """Refuses at once what every run would be refused for."""
+    request = task_request(definition.name, definition.request, namespace=namespace)
+    submission.prepare(connection, [request], submitted_by=submitter(definition.name))
+
+
+def _put(connection: Connection, namespace: str, definition: ScheduleDefinition) -> tuple[dict[str, Any], bool]:
+    row = dict(connection.execute(PUT, _values(namespace, definition)).mappings().one())
+    created: bool = row.pop("created")
+    return row, created
+
+
+def _values(namespace: str, definition: ScheduleDefinition) -> dict[str, Any]:
+    now = datetime.now(UTC)
+    return {
+        **definition.model_dump(),
+        "namespace": namespace,
+        "timezone": definition.timezone or "UTC",
+        "next_at": next(definition.timetable(anchor=now).after(now)),
+    }

@@ -1,0 +1,136 @@
+"""When a schedule runs: by a cron expression in a time zone, or every so many seconds.
+
+Nothing here knows the clock or the database: moments go in, moments come out, all in UTC.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import chain, islice, takewhile
+from typing import Literal, Protocol
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+from shared.errors import InvalidInput
+
+Missed = Literal["skip", "once", "all"]
+
+# A run that is this late was held up (a restart, another leader); one that is later was missed.
+GRACE = timedelta(seconds=60)
+# Runs that one look starts; what is left is for the next look.
+MOST_RUNS = 100
+LONGEST_EXPRESSION = 200
+
+
+class Timetable(Protocol):
+    """The moments at which a schedule runs."""
+
+    def after(self, moment: datetime) -> Iterator[datetime]:
+        """The moments later than this one, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cron:
+    """A cron expression: minute, hour, day of month, month, day of week; with six fields, seconds come first.
+
+    As Debian's cron has it: a fixed time of day that the clock skips runs at once after the gap, and one that comes
+    twice runs the first time; an expression with `*` in the minutes or hours follows the real time through both.
+    """
+
+    expression: str
+    timezone: str = "UTC"
+
+    def __post_init__(self) -> None:
+        """Raises InvalidInput where the expression or the time zone cannot be used."""
+        zone = self._zone()
+        if len(self.expression) > LONGEST_EXPRESSION:
+            raise InvalidInput(f"`cron` has {len(self.expression)} characters; {LONGEST_EXPRESSION} at most.")
+        try:
+            found = next(CronSim(self.expression, datetime.now(zone)), None)
+        except CronSimError as error:
+            raise InvalidInput(
+                f"The cron expression {self.expression!r} cannot be used: {str(error).lower()}. Write minute, hour, "
+                "day of month, month and day of week, such as '30 7 * * MON-FRI'."
+            ) from None
+        if found is None:
+            raise InvalidInput(f"The cron expression {self.expression!r} names no moment of the next 50 years.")
+
+    def after(self, moment: datetime) -> Iterator[datetime]:
+        """The moments later than this one, in order."""
+        latest = moment
+        for local in CronSim(self.expression, moment.astimezone(self._zone())):
+            found = local.astimezone(UTC)
+            # From within an hour that comes twice, the first answer may lie in the hour before.
+            if found > latest:
+                latest = found
+                yield found
+
+    def _zone(self) -> ZoneInfo:
+        # The name `localtime` would mean something else on each machine.
+        if re.fullmatch(r"[A-Za-z][A-Za-z0-9_+/-]{0,99}", self.timezone) and self.timezone != "localtime":
+            try:
+                return ZoneInfo(self.timezone)
+            except (KeyError, ValueError, OSError):
+                pass
+        raise InvalidInput(f"There is no time zone {self.timezone[:100]!r}. Name one like 'Europe/Berlin' or 'UTC'.")
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    """An interval, counted from an anchor: whenever a run really starts, the following ones do not shift."""
+
+    interval: timedelta
+    anchor: datetime
+
+    def after(self, moment: datetime) -> Iterator[datetime]:
+        """The moments later than this one, in order."""
+        found = self.anchor + ((moment - self.anchor) // self.interval + 1) * self.interval
+        while True:
+            yield found
+            found += self.interval
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Runs to be started now, and the moment of the first one that is not among them."""
+
+    runs: list[datetime]
+    next_at: datetime
+
+
+def due(timetable: Timetable, next_at: datetime, now: datetime, missed: Missed) -> Due:
+    """What is to be started, where `next_at` is the earliest run that was not started yet.
+
+    Args:
+        missed: what becomes of runs that nobody started in time, which is the case when the earliest is later than
+            `GRACE`: `skip` starts the newest one if that is still in time, and nothing else; `once` starts the newest
+            one; `all` starts each, `MOST_RUNS` at a time.
+    """
+    if next_at > now:
+        return Due([], next_at)
+    if missed == "all" or now - next_at <= GRACE:
+        all_due = takewhile(lambda run: run <= now, chain([next_at], timetable.after(next_at)))
+        runs = list(islice(all_due, MOST_RUNS))
+        return Due(runs, next(timetable.after(runs[-1])))
+    newest = _newest(timetable, next_at, now)
+    in_time = now - newest <= GRACE
+    return Due([newest] if missed == "once" or in_time else [], next(timetable.after(now)))
+
+
+def _newest(timetable: Timetable, next_at: datetime, now: datetime) -> datetime:
+    """The newest run up to now, looked for in a window that doubles: a schedule may have missed millions."""
+    window = GRACE
+    while now - window > next_at:
+        if found := _last(takewhile(lambda run: run <= now, timetable.after(now - window))):
+            return found
+        window *= 2
+    return _last(takewhile(lambda run: run <= now, timetable.after(next_at))) or next_at
+
+
+def _last(runs: Iterable[datetime]) -> datetime | None:
+    return next(iter(deque(runs, maxlen=1)), None)

@@ -1,0 +1,37 @@
+"""The builtin tool of the fault tests: an effect that is committed together with the fence check.
+
+Every call is counted first, fenced or not (`chaos_calls`): that much any worker can promise, at least once. The effect
+itself (`chaos_effects`) is one transaction that holds the task's fence and uses the idempotency key: exactly once.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from uuid import uuid4
+
+from celery import current_task
+from sqlalchemy import text
+
+from shared.database import persist, statement
+
+CALLED = text(
+    "INSERT INTO chaos_calls (id, task_id, claim) VALUES (:id, CAST(:task AS uuid), :claim) ON CONFLICT DO NOTHING"
+)
+COMMIT = text("SELECT chaos_commit(CAST(:task AS uuid), :claim, :key)")
+
+
+def commit(arguments: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Works for `seconds`, then commits its effect, if its claim still holds the task."""
+    # The message carries the claim number before the claim.
+    claim = int(current_task.request.kwargs["claim"]) + 1
+    call = {"id": uuid4(), "task": context.task_id, "claim": claim, "key": context.idempotency_key}
+    persist(lambda: _execute(CALLED, call))
+    time.sleep(arguments["seconds"])
+    return {"committed": persist(lambda: _execute(COMMIT, call))}
+
+
+def _execute(what: Any, values: dict[str, Any]) -> Any:
+    with statement() as connection:
+        result = connection.execute(what, values)
+        return result.scalar() if result.returns_rows else None

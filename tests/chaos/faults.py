@@ -1,0 +1,224 @@
+"""The faults: one function each. They strike a running system and return when the fault is over.
+
+What was killed is started again, as an init system would; whether that helps is for the system to show.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from shared.embedded.server import Server
+from tests.chaos.system import System, descendants
+from tests.processes import Process
+
+Fault = Callable[[System], None]
+
+END_SESSIONS = text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+)
+
+
+# ---------------------------------------------------------------------------------------------- kill -9
+
+
+def kill_child(system: System) -> None:
+    """A process of a worker's pool dies: out of memory, or a crash in native code."""
+    worker = system.random.choice(system.workers)
+    with suppress(ProcessLookupError):
+        os.kill(system.random.choice(descendants(worker.pid)), signal.SIGKILL)
+
+
+def kill_main_process(system: System) -> None:
+    """A worker's main process dies, and nobody tells the children of its pool."""
+    worker = _take(system, system.workers)
+    worker.signal(signal.SIGKILL)
+    worker.wait()
+    system.start_worker()
+
+
+def kill_worker(system: System) -> None:
+    """A worker dies with all its children, as with its machine."""
+    _take(system, system.workers).kill()
+    system.start_worker()
+
+
+def kill_orchestrator(system: System) -> None:
+    """An orchestrator dies; where there are two, the other one goes on at once."""
+    _take(system, system.orchestrators).kill()
+    system.start_orchestrator()
+
+
+def kill_everything(system: System) -> None:
+    """All processes and both servers die at the same moment: a power cut, but for what the kernel had yet to write."""
+    processes = [*system.workers, *system.orchestrators]
+    counts = len(system.workers), len(system.orchestrators)
+    for process in processes:
+        process.kill()
+    system.servers.valkey.kill()
+    system.servers.postgres.kill()
+    system.workers.clear()
+    system.orchestrators.clear()
+    system.servers.start()
+    for _ in range(counts[0]):
+        system.start_worker()
+    for _ in range(counts[1]):
+        system.start_orchestrator()
+
+
+# ---------------------------------------------------------------------------------------------- the broker
+
+
+def restart_redis(system: System) -> None:
+    """The broker is killed and comes back with what it had written to disk: all but the last second."""
+    _restart(system, system.servers.valkey)
+
+
+def restart_redis_empty(system: System) -> None:
+    """The broker is killed and comes back without a single key."""
+    valkey = system.servers.valkey
+    _restart(system, valkey, meanwhile=lambda: shutil.rmtree(valkey.folder / "appendonlydir"))
+
+
+def flush_redis(system: System) -> None:
+    """Somebody types FLUSHALL."""
+    with system.broker() as broker:
+        broker.flushall()
+
+
+def refuse_writes(system: System) -> None:
+    """The broker answers every write with an error for twice the lease, as one does that has lost its replicas."""
+    with system.broker() as broker:
+        broker.config_set("min-replicas-to-write", 1)
+        time.sleep(2 * system.timing.lease)
+        broker.config_set("min-replicas-to-write", 0)
+
+
+# ---------------------------------------------------------------------------------------------- the database
+
+
+def restart_postgres(system: System) -> None:
+    """The database is killed and comes back."""
+    _restart(system, system.servers.postgres)
+
+
+def cut_connections(system: System) -> None:
+    """Every connection to the database is ended by the server, several times within a lease."""
+    for _ in range(5):
+        with suppress(DBAPIError), system.engine.connect() as connection:
+            connection.execute(END_SESSIONS)
+        time.sleep(system.timing.lease / 5 * system.random.random())
+
+
+# ---------------------------------------------------------------------------------------------- frozen
+
+
+def freeze_child(system: System) -> None:
+    """One process of a pool stands still for twice the lease."""
+    _freeze(system, [system.random.choice(descendants(system.random.choice(system.workers).pid))])
+
+
+def freeze_main_process(system: System) -> None:
+    """A worker's main process stands still, and its heart with it; its children go on."""
+    _freeze(system, [system.random.choice(system.workers).pid])
+
+
+def freeze_worker(system: System) -> None:
+    """A whole worker stands still: a suspended virtual machine."""
+    worker = system.random.choice(system.workers).pid
+    _freeze(system, [worker, *descendants(worker)])
+
+
+def freeze_orchestrator(system: System) -> None:
+    """The orchestrator stands still."""
+    _freeze(system, [system.random.choice(system.orchestrators).pid])
+
+
+def freeze_redis(system: System) -> None:
+    """The broker stands still; connections stay open and nobody answers."""
+    _freeze(system, [_pid(system.servers.valkey)])
+
+
+def freeze_postgres(system: System) -> None:
+    """The database stands still with all its processes."""
+    main = _pid(system.servers.postgres)
+    _freeze(system, [main, *descendants(main)])
+
+
+# ---------------------------------------------------------------------------------------------- by hand
+
+
+def rolling_restart(system: System) -> None:
+    """Every process is replaced by a new one, one after the other, and asked to stop with SIGTERM."""
+    for group, start in (
+        (system.workers, system.start_worker),
+        (system.orchestrators, system.start_orchestrator),
+    ):
+        for old in tuple(group):
+            new = start()
+            assert new is not None
+            system.wait_ready(new)
+            group.remove(old)
+            old.stop(60)
+
+
+def fill_disk(system: System) -> None:
+    """The file system of both servers is full for twice the lease; whoever gave up by then is started again."""
+    ballast = system.servers.data_dir / "ballast"
+    block = bytes(1 << 20)
+    began = time.monotonic()
+    with ballast.open("wb", buffering=0) as file:
+        # The servers free and take space all the time: what they free is filled too.
+        while time.monotonic() - began < 2 * system.timing.lease:
+            with suppress(OSError):
+                file.write(block)
+                continue
+            time.sleep(0.01)
+    ballast.unlink()
+    system.servers.start()
+
+
+# ---------------------------------------------------------------------------------------------- the means
+
+
+def _take(system: System, group: list[Process]) -> Process:
+    """A victim, which from now on is not missed."""
+    victim = system.random.choice(group)
+    group.remove(victim)
+    return victim
+
+
+def _restart(system: System, server: Server, meanwhile: Callable[[], None] = lambda: None) -> None:
+    server.kill()
+    time.sleep(system.timing.lease * system.random.random())
+    meanwhile()
+    server.start()
+
+
+def _freeze(system: System, pids: Iterable[int]) -> None:
+    frozen = list(pids)
+    for pid in frozen:
+        _signal(pid, signal.SIGSTOP)
+    try:
+        time.sleep(2 * system.timing.lease)
+    finally:
+        for pid in reversed(frozen):
+            _signal(pid, signal.SIGCONT)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def _pid(server: Server) -> int:
+    assert server.pid is not None, f"{server.name} runs"
+    return server.pid

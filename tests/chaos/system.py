@@ -1,0 +1,329 @@
+"""The systems under attack: private servers, workers and orchestrators as real processes.
+
+`System` is what the faults see; `Minions` is this project, `tests.chaos.celery_side.PlainCelery` the other one.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
+
+import redis
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from shared.database import make_engine
+from shared.embedded import EmbeddedServers
+from shared.function_store import store_definitions
+from shared.init_db import migrate
+from shared.schemas import TaskRequest, parse_definition
+from shared.settings import Settings
+from shared.submission import submit_many
+from tests.chaos import audit
+from tests.chaos.injected import COPIES
+from tests.processes import Process, online, ready, wait_until
+
+QUEUE = "chaos"
+SLOTS = 4
+# Faults are not the tasks' own: none may run out of attempts, or of workers that it may lose.
+ATTEMPTS = 100
+# Every so many tasks, one is a chain of two sub-tasks instead: it is suspended, and woken by its children.
+CHAIN_EVERY = 10
+CONFIG = {"capabilities": [QUEUE], "max_attempts": ATTEMPTS}
+DEFINITIONS = (
+    {"kind": "tool", "name": "commit", "type": "builtin", "builtin": "chaos-commit", "effect": "idempotent"},
+    {"kind": "agent", "name": "chaos", "type": "function", "tool": "commit", "config": CONFIG},
+    {
+        "kind": "agent",
+        "name": "chaos-chain",
+        "type": "function",
+        "description": "Two sub-tasks at once",
+        "relations": [{"agent": "chaos"}, {"agent": "chaos"}],
+        "config": {**CONFIG, "chain_strategy": "parallel"},
+    },
+)
+FINISHED = text("SELECT count(*) FROM task_outcomes o JOIN tasks t ON t.id = o.task_id WHERE t.parent_id IS NULL")
+REFUSED = '"event": "skipped"'
+BUSY = text("SELECT EXISTS (SELECT 1 FROM workers WHERE status = 'online' AND busy > 0)")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How fast things are noticed, in seconds; the product's defaults are 10, 3 and 5."""
+
+    lease: float
+    heartbeat: float
+    lost_message: float
+
+    @classmethod
+    def of_lease(cls, lease: float) -> Timing:
+        """In the proportions of the defaults, but for a heartbeat that survives a busy machine."""
+        return cls(lease, lease / 5, lease / 2)
+
+
+class System(ABC):
+    """Servers, workers and, where there are any, orchestrators. Everything ends with the block.
+
+    Attributes:
+        random: for the faults: whom, when, how long.
+        queue: the list in Redis that holds the messages.
+        clock_shifts: seconds by which the clocks of processes are ahead; each new process takes the next.
+        patience: seconds without any progress after which what has not ended is taken for stuck.
+        unexpected: what ended although nobody ended it.
+    """
+
+    queue: ClassVar[str]
+
+    def __init__(self, folder: Path, timing: Timing, seed: str) -> None:
+        self.folder = folder
+        self.timing = timing
+        self.random = random.Random(seed)
+        self.clock_shifts: tuple[float, ...] = (0.0,)
+        self.patience = max(30.0, 10 * timing.lease)
+        self.servers = EmbeddedServers(folder / "servers")
+        self.workers: list[Process] = []
+        self.orchestrators: list[Process] = []
+        self.unexpected: list[str] = []
+        self.engine: Engine
+        self._started = 0
+        self._processes: list[Process] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with self._stack:
+            addresses = self._stack.enter_context(self.servers).start()
+            self.redis_url = addresses.redis_url
+            self.settings = Settings(
+                DATABASE_URL=addresses.database_url,
+                REDIS_URL=addresses.redis_url,
+                lease_seconds=self.timing.lease,
+                heartbeat_seconds=self.timing.heartbeat,
+            )
+            self.engine = make_engine(self.settings)
+            self._stack.callback(self.engine.dispose)
+            self._stack.callback(self._end)  # before its connections and servers go away
+            self.prepare()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Makes the tables, on fresh servers."""
+
+    @abstractmethod
+    def start_worker(self) -> Process:
+        """Starts one more worker and does not wait for it."""
+
+    @abstractmethod
+    def start_orchestrator(self) -> Process | None:
+        """Starts one more orchestrator, if the system has such a thing, and does not wait for it."""
+
+    @abstractmethod
+    def is_ready(self, process: Process) -> bool:
+        """Whether a process that runs is at work."""
+
+    @abstractmethod
+    def submit(self, numbers: Iterable[int]) -> None:
+        """Hands in tasks; to hand them in again after an error is harmless where the system permits it.
+
+        Raises:
+            Exception: none or only some were accepted; hand them in again.
+        """
+
+    @abstractmethod
+    def count_finished(self) -> int:
+        """How many of the tasks that were handed in have ended."""
+
+    def finished(self) -> int | None:
+        """How many of the tasks that were handed in have ended; None while nobody can say."""
+        try:
+            return self.count_finished()
+        except DBAPIError:
+            return None
+
+    def in_flight(self) -> list[str]:
+        """The tasks that are queued or running, where the system can tell."""
+        return []
+
+    def broker(self) -> redis.Redis:
+        """A client of the broker."""
+        return redis.Redis.from_url(self.redis_url, socket_timeout=5)
+
+    def drained(self) -> bool:
+        """Whether no message is left, and nobody is at work."""
+        with self.broker() as broker:
+            return not broker.exists(self.queue, COPIES)
+
+    def wait_ready(self, process: Process) -> None:
+        """Waits until a process is at work."""
+        wait_until(lambda: process.running and self.is_ready(process), f"{process.log.name} at work", 60)
+
+    def wait_all_ready(self) -> None:
+        """Waits until all are at work; who ended by himself is started again."""
+
+        def all_ready() -> bool:
+            self.supervise()
+            return all(process.running and self.is_ready(process) for process in (*self.workers, *self.orchestrators))
+
+        wait_until(all_ready, "all processes at work", 60)
+
+    def wait_finished(self, goal: int) -> None:
+        """Waits until so many tasks have ended, or nothing has for as long as patience goes. Supervises meanwhile."""
+        last, since = self.finished(), time.monotonic()
+        while last is None or last < goal:
+            if time.monotonic() - since > self.patience:
+                return
+            time.sleep(0.05)
+            self.supervise()
+            if (now := self.finished()) != last:
+                last, since = now, time.monotonic()
+
+    def supervise(self) -> None:
+        """Starts again what has ended though nobody ended it, as an init system would, and notes it."""
+        for group, start in ((self.workers, self.start_worker), (self.orchestrators, self.start_orchestrator)):
+            for process in [one for one in group if not one.running]:
+                group.remove(process)
+                self.unexpected.append(f"{process.log.name} ended by itself with {process.popen.returncode}")
+                start()
+
+    def launch(self, role: str, arguments: list[str], env: dict[str, str]) -> Process:
+        """Starts a Python process of this system, with the next clock."""
+        shift = self.clock_shifts[self._started % len(self.clock_shifts)]
+        self._started += 1
+        process = Process(
+            [sys.executable, *arguments],
+            self.folder / f"{role}-{self._started}.log",
+            env | {"CHAOS_CLOCK_SHIFT": str(shift), "PYTHONPATH": str(self.folder)},
+        )
+        self._processes.append(process)
+        return process
+
+    def _end(self) -> None:
+        for process in self._processes:
+            process.kill()
+
+
+class Minions(System):
+    """This project, as it is installed and started."""
+
+    queue = QUEUE
+
+    def __init__(
+        self, folder: Path, timing: Timing, seed: str, *, visibility: float | None = None, copies: bool = False
+    ) -> None:
+        super().__init__(folder, timing, seed)
+        self.env = {
+            "MINION_API_KEY": "chaos",
+            "MINION_API_PORT": "0",
+            "MINION_DATA_DIR": str(folder / "data"),
+            "MINION_LOG_FORMAT": "json",
+            "MINION_LEASE_SECONDS": str(timing.lease),
+            "MINION_HEARTBEAT_SECONDS": str(timing.heartbeat),
+            "MINION_LOST_MESSAGE_SECONDS": str(timing.lost_message),
+            # A supervisor starts them while the servers are still away.
+            "MINION_CONNECT_ATTEMPTS": "100",
+            "CHAOS_VISIBILITY_TIMEOUT": str(visibility or ""),
+            "CHAOS_COPIES": QUEUE if copies else "",
+        }
+
+    def prepare(self) -> None:
+        self.env |= {
+            "DATABASE_URL": self.settings.require_database_url(),
+            "REDIS_URL": self.settings.require_redis_url(),
+        }
+        offer_tool(self.folder)
+        migrate(self.engine)
+        with self.engine.begin() as connection:
+            audit.install(connection)
+        with Session(self.engine) as session:
+            store_definitions(session, [parse_definition(definition) for definition in DEFINITIONS])
+
+    def start_worker(self) -> Process:
+        name = f"chaos{self._started}@%h"
+        arguments = ["worker", "-A", "workers.app", "-Q", QUEUE, "-c", str(SLOTS), "-n", name, "--without-mingle"]
+        process = self.launch("worker", ["-m", "tests.chaos.injected", *arguments], self.env)
+        self.workers.append(process)
+        return process
+
+    def start_orchestrator(self) -> Process:
+        process = self.launch("orchestrator", ["-m", "tests.chaos.injected", "orchestrator"], self.env)
+        self.orchestrators.append(process)
+        return process
+
+    def is_ready(self, process: Process) -> bool:
+        return ready(process) if process in self.orchestrators else online(process, self.engine)
+
+    def submit(self, numbers: Iterable[int]) -> None:
+        requests = [
+            TaskRequest(agent=agent(number), input={"seconds": seconds(number)}, idempotency_key=f"chaos-{number}")
+            for number in numbers
+        ]
+        with self.engine.begin() as connection:
+            submit_many(connection, requests, submitted_by="chaos")
+
+    def count_finished(self) -> int:
+        with self.engine.connect() as connection:
+            return int(connection.scalar(FINISHED) or 0)
+
+    def in_flight(self) -> list[str]:
+        with self.engine.connect() as connection:
+            return audit.in_flight(connection)
+
+    def refused_messages(self) -> int:
+        """How many messages found nothing to claim."""
+        logs = [process.output() for process in self._processes if process.log.name.startswith("worker")]
+        return sum(log.count(REFUSED) for log in logs)
+
+    def drained(self) -> bool:
+        with self.engine.connect() as connection:
+            return super().drained() and not connection.scalar(BUSY)
+
+
+def seconds(number: int) -> float:
+    """How long a task works: 0 to 80 ms, the same in every run. Long enough for every slot to be busy."""
+    return random.Random(number).uniform(0, 0.08)
+
+
+def agent(number: int) -> str:
+    """Who does a task."""
+    return "chaos-chain" if number % CHAIN_EVERY == 0 else "chaos"
+
+
+def with_sub_tasks(tasks: int) -> int:
+    """How many tasks there are in the end when so many were handed in."""
+    return tasks + sum(2 for number in range(tasks) if agent(number) == "chaos-chain")
+
+
+def offer_tool(folder: Path) -> None:
+    """Makes the folder, on PYTHONPATH, an installed package that offers the test tool."""
+    about = folder / "minion_chaos_tools-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: minion-chaos-tools\nVersion: 1.0\nLicense-Expression: MIT\n"
+    )
+    (about / "entry_points.txt").write_text("[minions.tools]\nchaos-commit = tests.chaos.effects:commit\n")
+
+
+def descendants(pid: int) -> list[int]:
+    """A process's children, their children, and so on."""
+    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in (line.split() for line in listing.splitlines())}
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]

@@ -1,0 +1,179 @@
+"""The short version of the fault suite, and whether its audit sees what it is there to see.
+
+`make chaos` plays every scenario with thousands of tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.orm import Session
+
+from shared.database import make_engine
+from shared.embedded import EmbeddedServers, scratch_dir
+from shared.function_store import store_definitions
+from shared.init_db import migrate
+from shared.schemas import parse_definition
+from shared.settings import Settings
+from tests.by_hand import ByHand
+from tests.chaos import audit
+from tests.chaos.scenarios import BY_NAME, play
+from tests.chaos.system import DEFINITIONS, QUEUE
+
+SEED = 1
+TASKS = 80
+SHORT = (
+    "kill-worker",
+    "kill-everything",
+    "redis-restart-empty",
+    "messages-three-times",
+    "postgres-restart",
+    "freeze-worker",
+)
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_every_promise_holds(name: str) -> None:
+    result = play(replace(BY_NAME[name], strikes=1), TASKS, SEED, lease=1.0)
+    print(f"seed {SEED}: {result}")
+    assert result.broken() == []
+
+
+@pytest.fixture(scope="module")
+def template() -> Iterator[Settings]:
+    """A database with an audit, to make others from."""
+    with scratch_dir() as folder, EmbeddedServers(folder, durable=False) as servers:
+        addresses = servers.start()
+        settings = Settings(DATABASE_URL=addresses.database_url, REDIS_URL=addresses.redis_url)
+        engine = make_engine(settings)
+        migrate(engine)
+        with engine.begin() as connection:
+            audit.install(connection)
+        with Session(engine) as session:
+            store_definitions(session, [parse_definition(definition) for definition in DEFINITIONS])
+        engine.dispose()
+        yield settings
+
+
+@pytest.fixture
+def hand(template: Settings) -> Iterator[ByHand]:
+    """Tasks by hand, in a database of their own."""
+    address = make_url(template.require_database_url())
+    server = create_engine(address.set(database="postgres"), isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text("DROP DATABASE IF EXISTS broken WITH (FORCE)"))
+        connection.execute(text(f"CREATE DATABASE broken TEMPLATE {address.database}"))
+    server.dispose()
+    engine = create_engine(address.set(database="broken"))
+    yield ByHand(engine, QUEUE)
+    engine.dispose()
+
+
+def commit(hand: ByHand, task: object, claim: int) -> bool:
+    """The test tool's effect."""
+    return bool(hand.sql("SELECT chaos_commit(:task, :claim, CAST(:task AS text))", task=task, claim=claim))
+
+
+def broken(engine: Engine, submitted: int = 1) -> list[str]:
+    with engine.connect() as connection:
+        return [promise.partition(":")[0] for promise in audit.examine(connection).broken(submitted)]
+
+
+def remove_fence(hand: ByHand) -> None:
+    hand.sql("CREATE OR REPLACE FUNCTION minion_fence(t uuid, c integer) RETURNS boolean LANGUAGE sql AS 'SELECT true'")
+
+
+def test_a_task_with_a_lost_claim_breaks_no_promise(hand: ByHand) -> None:
+    task = hand.run("chaos")
+    hand.release(task, how="lost", charged=False)
+    assert hand.again(task) == 2
+    assert not commit(hand, task, 1)
+    assert commit(hand, task, 2)
+    hand.finish(task, 2)
+    assert broken(hand.engine) == []
+
+
+def lose_task(hand: ByHand) -> None:
+    task = hand.submit("chaos")
+    hand.sql("DELETE FROM tasks WHERE id = :task", task=task)
+
+
+def forget_message(hand: ByHand) -> None:
+    hand.submit("chaos")
+    hand.dispatch()
+
+
+def fail(hand: ByHand) -> None:
+    task = hand.run("chaos")
+    commit(hand, task, 1)
+    hand.release(task, charged=True, how="retried")
+    hand.sql("UPDATE task_status SET state = 'cancelled' WHERE task_id = :task", task=task)
+
+
+def finish_without_effect(hand: ByHand) -> None:
+    hand.finish(hand.run("chaos"))
+
+
+def commit_twice(hand: ByHand) -> None:
+    task = hand.run("chaos")
+    commit(hand, task, 1)
+    hand.sql("SELECT chaos_commit(:task, 1, 'another key')", task=task)
+    hand.finish(task)
+
+
+def commit_behind_the_fence(hand: ByHand) -> None:
+    remove_fence(hand)
+    task = hand.run("chaos")
+    hand.release(task, how="lost", charged=False)
+    hand.again(task)
+    commit(hand, task, 1)
+    hand.finish(task, 2)
+
+
+def finish_twice(hand: ByHand) -> None:
+    remove_fence(hand)
+    hand.sql("ALTER TABLE task_outcomes DROP CONSTRAINT task_outcomes_pkey CASCADE")
+    task = hand.run("chaos")
+    commit(hand, task, 1)
+    hand.finish(task)
+    hand.finish(task)
+
+
+def skip_a_state(hand: ByHand) -> None:
+    hand.sql("DROP TRIGGER task_status_transition ON task_status")
+    task = hand.submit("chaos")
+    for state, reason in (("waiting", "subtask"), ("pending", None)):
+        change = "UPDATE task_status SET state = :state, wait_reason = :reason WHERE task_id = :task"
+        hand.sql(change, state=state, reason=reason, task=task)
+    hand.again(task)
+    commit(hand, task, 1)
+    hand.finish(task)
+
+
+def leave_an_execution_open(hand: ByHand) -> None:
+    task = hand.run("chaos")
+    commit(hand, task, 1)
+    hand.finish(task)
+    hand.sql("UPDATE executions SET outcome = 'running', finished_at = NULL WHERE task_id = :task", task=task)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "seen"),
+    [
+        (lose_task, {"accepted", "finished"}),
+        (forget_message, {"finished", "stuck"}),
+        (fail, {"finished", "failed"}),
+        (finish_without_effect, {"effects_missing"}),
+        (commit_twice, {"effects_double"}),
+        (commit_behind_the_fence, {"fenced_effects"}),
+        (finish_twice, {"finished_twice", "illegal_transitions"}),
+        (skip_a_state, {"illegal_transitions"}),
+        (leave_an_execution_open, {"left_open"}),
+    ],
+)
+def test_the_audit_sees_a_broken_promise(hand: ByHand, break_it: Callable[[ByHand], None], seen: set[str]) -> None:
+    break_it(hand)
+    assert set(broken(hand.engine)) == seen

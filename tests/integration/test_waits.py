@@ -1,0 +1,135 @@
+"""Snoozes, timers and signals: a task that waits holds no worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine
+
+from shared import lifecycle
+from shared.database import transaction
+from shared.errors import Conflict, NotFound
+from tests.conftest import Define
+from tests.integration.conftest import Minion, Tasks
+
+WAIT = {"$wait": {"signal": "paid"}}
+
+
+def send(task: UUID, name: str, payload: Any = None) -> str:
+    with transaction() as connection:
+        return lifecycle.signal(connection, task, name, payload)
+
+
+def run_due(here: Minion, tasks: Tasks, task: UUID) -> dict[str, Any]:
+    """Runs what is due once, and tells how the task stands."""
+    here._round()
+    return tasks.get(task)
+
+
+def test_a_snooze_runs_again_uncharged(tasks: Tasks, act: Any, here: Minion, tmp_path: Path) -> None:
+    task = tasks.submit(
+        act(), {"do": "later", "control": {"$snooze": 0.05}, "times": 3, "log": str(tmp_path / "calls")}
+    )
+    here.run_all()
+    ended = tasks.get(task)
+    assert (ended["state"], ended["output"], ended["attempts"], ended["claim"]) == ("succeeded", {"calls": 4}, 0, 4)
+    assert [execution["outcome"] for execution in tasks.executions(task)] == ["suspended"] * 3 + ["succeeded"]
+
+
+def test_a_snoozed_task_says_what_it_waits_for(tasks: Tasks, act: Any, here: Minion) -> None:
+    task = tasks.submit(act(), {"do": "answer", "answer": {"$snooze": 3600}})
+    waiting = run_due(here, tasks, task)
+    assert (waiting["state"], waiting["wait_reason"]) == ("waiting", "snooze")
+    assert 3500 < (waiting["due_at"] - waiting["updated_at"]).total_seconds() <= 3600
+    assert tasks.cancel(task) == "cancelled"
+
+
+def test_retry_after_is_charged_and_sets_the_pause(tasks: Tasks, act: Any, here: Minion) -> None:
+    control = {"$retry_after": 3600, "reason": "the other side is busy"}
+    task = tasks.submit(act(), {"do": "answer", "answer": control})
+    waiting = run_due(here, tasks, task)
+    assert (waiting["state"], waiting["wait_reason"], waiting["attempts"]) == ("waiting", "backoff", 1)
+    assert 3500 < (waiting["due_at"] - waiting["updated_at"]).total_seconds() <= 3600
+    [execution] = tasks.executions(task)
+    assert "the other side is busy" in execution["error"]["message"]
+
+
+def test_a_timer_and_its_result(tasks: Tasks, act: Any, here: Minion) -> None:
+    task = tasks.submit(act(), {"do": "answer", "answer": {"$wait": {"seconds": 0.05}}})
+    here.run_all()
+    assert tasks.get(task)["output"] == {"timed_out": True}
+    assert [(step["kind"], step["status"]) for step in tasks.steps(task)] == [
+        ("tool_call", "finished"),
+        ("wait", "finished"),
+    ]
+
+
+def test_a_signal_wakes_its_task_with_the_payload(tasks: Tasks, act: Any, here: Minion, tmp_path: Path) -> None:
+    log = tmp_path / "calls"
+    task = tasks.submit(act(), {"do": "answer", "answer": WAIT, "log": str(log)})
+    waiting = run_due(here, tasks, task)
+    assert (waiting["state"], waiting["wait_reason"], waiting["open_waits"]) == ("waiting", "signal", 1)
+    assert send(task, "other", 1) == "waiting"
+    assert send(task, "paid", {"amount": 7}) == "pending"
+    here.run_all()
+    output = tasks.get(task)["output"]
+    assert (output["signal"], output["payload"]) == ("paid", {"amount": 7})
+    assert log.read_text().count("\n") == 1, "the call is not made again"
+
+
+def test_a_signal_may_come_before_its_task_waits(tasks: Tasks, act: Any, here: Minion) -> None:
+    task = tasks.submit(act(), {"do": "answer", "answer": WAIT})
+    send(task, "paid", "first")
+    send(task, "paid", "second")
+    here.run_all()
+    assert tasks.get(task)["output"]["payload"] == "first"
+
+
+def test_a_wait_for_a_signal_may_time_out(tasks: Tasks, act: Any, here: Minion) -> None:
+    task = tasks.submit(act(), {"do": "answer", "answer": {"$wait": {"signal": "paid", "seconds": 0.05}}})
+    here.run_all()
+    assert tasks.get(task)["output"] == {"timed_out": True}
+
+
+def test_signals_are_refused_where_nobody_will_take_them(tasks: Tasks, act: Any, here: Minion) -> None:
+    task = tasks.submit(act(), {})
+    here.run_all()
+    with pytest.raises(Conflict, match="takes no more signals"):
+        send(task, "paid")
+    with pytest.raises(NotFound, match="There is no task"):
+        send(UUID(int=7), "paid")
+
+
+def test_a_wait_that_makes_no_sense_is_told(tasks: Tasks, act: Any, here: Minion) -> None:
+    for control, told in (
+        ({"$wait": {"for": "ever"}}, "$wait takes"),
+        ({"$snooze": -1}, "$snooze takes 0 to"),
+        ({"$wait": {"signal": ""}}, "is a name of 1 to 200"),
+    ):
+        task = tasks.submit(act(), {"do": "answer", "answer": control})
+        here.run_all()
+        assert told in tasks.get(task)["error"]["message"]
+
+
+def test_sandboxed_functions_wait_too(tasks: Tasks, define: Define, here: Minion, database: Engine) -> None:
+    code = "def poll(after):\n    return {'$wait': {'seconds': after}}"
+    config = {"capabilities": ["work"]}
+    define(
+        {"kind": "function", "name": "poll", "code": code, "output_schema": {"type": "string"}},
+        {"kind": "agent", "name": "Poll", "type": "function", "function": "poll", "config": config},
+    )
+    task = tasks.submit("Poll", {"after": 0.01})
+    here.run_all()
+    assert tasks.get(task)["output"] == {"timed_out": True}
+
+
+def test_a_policy_may_retry_what_is_final_and_end_what_is_not(tasks: Tasks, act: Any, here: Minion) -> None:
+    config = {"retry_on": ["tool_error"], "max_attempts": 3, "retry_curve": "constant", "retry_jitter": 0.0}
+    again = tasks.submit(act("Again", config=config), {"do": "refuse"})
+    never = tasks.submit(act("Never", config={"no_retry_on": ["tool_error"]}), {"do": "fail"})
+    here.run_all()
+    assert (tasks.get(again)["state"], tasks.get(again)["attempts"]) == ("failed", 3)
+    assert (tasks.get(never)["state"], tasks.get(never)["attempts"]) == ("failed", 0)

@@ -1,0 +1,127 @@
+"""What a receiver believes: `minions.webhooks.verify`, against the test vector of the Standard Webhooks libraries."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from typing import Any
+
+import pytest
+
+from minions import webhooks
+from minions.errors import InvalidSignature, NotConfigured
+from minions.webhooks import sign, verify
+
+# From the tests of https://github.com/standard-webhooks/standard-webhooks
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+ID = "msg_p5jXN8AQM9LWM0D4loKWxJek"
+TIMESTAMP = 1614265330
+BODY = b'{"test": 2432232314}'
+SIGNATURE = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+@pytest.fixture
+def then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The moment of the test vector."""
+    monkeypatch.setattr(webhooks.time, "time", lambda: TIMESTAMP + 1.5)
+
+
+def headers(**changes: Any) -> dict[str, str]:
+    given = {"id": ID, "timestamp": str(TIMESTAMP), "signature": SIGNATURE, **changes}
+    return {f"webhook-{name}": value for name, value in given.items() if value is not None}
+
+
+def test_the_specifications_test_vector(then: None) -> None:
+    assert sign(SECRET, ID, TIMESTAMP, BODY) == SIGNATURE
+    assert sign(SECRET.removeprefix("whsec_"), ID, TIMESTAMP, BODY) == SIGNATURE
+    assert verify(BODY, headers(), SECRET) == {"test": 2432232314}
+
+
+@pytest.mark.parametrize("change", [str.upper, str.title])
+def test_the_case_of_headers_does_not_matter(then: None, change: Any) -> None:
+    assert verify(BODY, {change(name): value for name, value in headers().items()}, SECRET)
+
+
+@pytest.mark.parametrize(
+    "signature", [f"v1,{'A' * 43}= {SIGNATURE}", f"v1a,abc {SIGNATURE}", f"{SIGNATURE} v2,whatever", f" {SIGNATURE} "]
+)
+def test_one_signature_of_several_is_enough(then: None, signature: str) -> None:
+    assert verify(BODY, headers(signature=signature), SECRET)
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        "v1,",
+        "v1",
+        ",",
+        "v1,Ceo5qEr07ixe2NLpvHk3FH9bwy/WavXrAFQ/9tdO6mc=",
+        SIGNATURE.replace("v1,", "v2,"),
+        SIGNATURE[:-1],
+        SIGNATURE + "=",
+        SIGNATURE.lower(),
+        SIGNATURE.replace(",", " "),
+        "v1,ü",
+        "v1,\ud800",
+    ],
+)
+def test_a_wrong_signature(then: None, signature: str) -> None:
+    with pytest.raises(InvalidSignature, match="does not fit"):
+        verify(BODY, headers(signature=signature), SECRET)
+
+
+@pytest.mark.parametrize(
+    ("body", "changes", "secret"),
+    [
+        (BODY + b" ", {}, SECRET),
+        (b"", {}, SECRET),
+        (BODY, {"id": ID + "x"}, SECRET),
+        (BODY, {"timestamp": str(TIMESTAMP + 1)}, SECRET),
+        (BODY, {}, "whsec_" + base64.b64encode(b"another").decode()),
+    ],
+)
+def test_everything_is_signed(then: None, body: bytes, changes: dict[str, str], secret: str) -> None:
+    with pytest.raises(InvalidSignature, match="does not fit"):
+        verify(body, headers(**changes), secret)
+
+
+@pytest.mark.parametrize("name", ["id", "timestamp", "signature"])
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_missing_header_is_named(name: str, value: str | None) -> None:
+    with pytest.raises(InvalidSignature, match=f"no header webhook-{name}"):
+        verify(BODY, headers(**{name: value}), SECRET)
+
+
+@pytest.mark.parametrize("timestamp", ["soon", "-1", "1.5", "1e9", "١", "9" * 16, "0x10", " 1614265330"])
+def test_what_is_no_time(timestamp: str) -> None:
+    with pytest.raises(InvalidSignature, match="no time"):
+        verify(BODY, headers(timestamp=timestamp), SECRET)
+
+
+@pytest.mark.parametrize(("away", "words"), [(-400, "s ago; 300 s are tolerated"), (400, "s in the future")])
+def test_a_message_from_another_time_may_be_a_recording(away: int, words: str) -> None:
+    sent = int(time.time()) + away
+    signed = headers(timestamp=str(sent), signature=sign(SECRET, ID, sent, BODY))
+    with pytest.raises(InvalidSignature, match=words):
+        verify(BODY, signed, SECRET)
+    assert verify(BODY, signed, SECRET, tolerance=500)
+
+
+@pytest.mark.parametrize("secret", ["", "whsec_", "whsec_***", "whsec_ü", "whsec_YQ"])
+def test_a_secret_that_is_none(then: None, secret: str) -> None:
+    with pytest.raises(NotConfigured, match="whsec_"):
+        verify(BODY, headers(), secret)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b'"x"'])
+def test_a_signed_body_that_is_no_message(body: bytes) -> None:
+    now = int(time.time())
+    with pytest.raises(InvalidSignature, match="no JSON object"):
+        verify(body, headers(timestamp=str(now), signature=sign(SECRET, ID, now, body)), SECRET)
+
+
+def test_it_reads_what_was_signed() -> None:
+    now, body = int(time.time()), json.dumps({"type": "task.succeeded", "data": {"output": "é"}}).encode()
+    signed = headers(timestamp=str(now), signature=sign(SECRET, ID, now, body))
+    assert verify(body, signed, SECRET)["data"] == {"output": "é"}

@@ -1,0 +1,82 @@
+"""Claiming a task, under the pauses and limits that hold for it now."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from shared import lifecycle
+from shared.database import persist, statement
+from shared.errors import Unavailable
+from shared.hints import make_redis
+from shared.limiter import Bucket, Limiter, Verdict
+from workers.task import ClaimedTask
+
+log = structlog.get_logger(__name__)
+
+LIMITER_AWAY_SECONDS = 1.0
+
+
+def claim_task(task_id: UUID, claim: int, worker_id: UUID) -> ClaimedTask | None:
+    """Takes the task, if it can be had and may start now. A task that may not goes back in line.
+
+    Args:
+        claim: the claim number that the message was sent under.
+        worker_id: this worker's row.
+    """
+    row = persist(lambda: _claim(task_id, claim, worker_id, granted=False))
+    if row and row.get("refused", {}).get("kind") == "rate":
+        refused = row["refused"]
+        if not _permitted(refused, task_id, claim):
+            return None
+        row = persist(lambda: _claim(task_id, claim, worker_id, granted=True))
+    if row is None:
+        log.info("skipped", why="already claimed, ended, or the worker is not registered")
+        return None
+    if "refused" in row:
+        log.info("skipped", why="it may not start now", **{f"by_{name}": fact for name, fact in row["refused"].items()})
+        return None
+    return ClaimedTask.of(row)
+
+
+def _claim(task_id: UUID, claim: int, worker_id: UUID, *, granted: bool) -> dict[str, Any] | None:
+    with statement() as connection:
+        return lifecycle.claim(connection, task_id, claim, worker_id, granted=granted)
+
+
+def _permitted(refused: dict[str, Any], task_id: UUID, claim: int) -> bool:
+    """Asks the limiter; where it says no, nothing of the scope that is at its rate leaves the line before its time."""
+    scopes = {f"task:{refused['namespace']}:{rule['scope']}:{rule['name']}": rule for rule in refused["rates"]}
+    verdict = _ask([Bucket(name, rule["rate"], rule["period_seconds"]) for name, rule in scopes.items()])
+    if verdict.granted:
+        return True
+    rule = scopes.get(verdict.blocking or "", refused["rates"][0])
+    persist(lambda: _hold(task_id, claim, rule, verdict.wait))
+    log.info("held", scope=rule["scope"], name=rule["name"], seconds=round(verdict.wait, 3))
+    return False
+
+
+def _ask(buckets: list[Bucket]) -> Verdict:
+    try:
+        return _limiter().acquire(buckets)
+    except Unavailable as error:
+        log.warning("limiter_away", reason=error.message)
+        return Verdict(False, LIMITER_AWAY_SECONDS)
+
+
+def _hold(task_id: UUID, claim: int, rule: dict[str, Any], seconds: float) -> None:
+    with statement() as connection:
+        lifecycle.hold(connection, task_id, claim, scope=rule["scope"], name=rule["name"], delay=seconds)
+
+
+@lru_cache(maxsize=1)
+def _limiter() -> Limiter:
+    return Limiter(make_redis())
+
+
+def forget_limiter() -> None:
+    """In a forked child: the parent's connection is not ours."""
+    _limiter.cache_clear()

@@ -1,0 +1,32 @@
+"""Control values (`shared.control_values`), as the minion obeys them."""
+
+from __future__ import annotations
+
+from shared.control_values import RetryAfter, Snooze, Wait, control_of
+from shared.errors import ToolError
+from shared.json_values import JsonValue
+from workers.journal import Journal
+from workers.outcomes import Snoozed, Suspended
+
+
+def obeyed(value: JsonValue, tool: str) -> JsonValue:
+    """The value of a call that has been made; a wait is one, and comes after it.
+
+    Raises:
+        Snoozed: the task is to run again later; the call is made again then.
+        ToolError: the attempt failed, and says when the next one may begin.
+    """
+    match control_of(value):
+        case Snooze(seconds):
+            raise Snoozed(seconds)
+        case RetryAfter(seconds, reason):
+            raise ToolError(f"The tool {tool!r} asks to be called again later: {reason}"[:2000], retry_after=seconds)
+    return value
+
+
+def waited(output: JsonValue, journal: Journal) -> JsonValue | Suspended:
+    """A call's output; where it was a wait, what the wait brought."""
+    match control_of(output):
+        case Wait(signal, seconds):
+            return journal.wait(signal, seconds)
+    return output
