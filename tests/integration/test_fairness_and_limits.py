@@ -40,6 +40,7 @@ def hand(database: Engine, define: Define) -> ByHand:
 def fill(hand: ByHand, number: int, key: str, *, keys: int = 1, agent: str = "A") -> None:
     """Accepts so many tasks at once, for one key (named `key` + 0) or for several in turn."""
     with hand.engine.begin() as connection:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))  # no triggers: it is faster
         connection.execute(FILL, {"number": number, "key": key, "keys": keys, "agent": agent})
 
 
@@ -50,7 +51,7 @@ def narrow(hand: ByHand, slots: int) -> None:
 
 def dispatch(hand: ByHand, window: int = 1) -> list[UUID]:
     """One round, as far as the worker's window has room."""
-    return [message.task_id for message in hand.call(lifecycle.dispatch, lease=10.0, window=window)]
+    return [message.task_id for message in hand.call(lifecycle.dispatch, lease=600.0, window=window)]
 
 
 def work_off(hand: ByHand, rounds: int) -> list[str]:
@@ -99,7 +100,7 @@ def test_a_tenant_with_many_tasks_does_not_delay_one_with_few(hand: ByHand) -> N
     narrow(hand, 4)
     order = work_off(hand, rounds=4)
     assert order.count("few0") == 10
-    assert order[:20].count("few0") >= 9
+    assert order[:24].count("few0") == 10
 
 
 def test_what_is_in_flight_counts_for_the_next_turn(hand: ByHand) -> None:
@@ -398,10 +399,13 @@ ROWS_READ = text(
 )
 
 
+LOOKED_AT_IN_A_LINE = 20
+
+
 def rows_read(hand: ByHand, window: int) -> tuple[int, int]:
-    """How many tasks one round took, and how many rows it looked at."""
-    with hand.engine.begin() as connection:
-        taken = len(lifecycle.dispatch(connection, lease=10.0, window=window))
+    """How many tasks one round would take, and how many rows it looks at."""
+    with hand.engine.connect() as connection:
+        taken = len(lifecycle.dispatch(connection, lease=600.0, window=window))
         return taken, int(connection.scalar(ROWS_READ) or 0)
 
 
@@ -414,14 +418,12 @@ def long_line(hand: ByHand) -> ByHand:
     return hand
 
 
-@pytest.mark.parametrize("rules", ["none", "limits"])
-def test_a_round_looks_at_few_rows_however_long_the_line_is(long_line: ByHand, rules: str) -> None:
-    if rules == "limits":
+def test_a_round_looks_at_few_rows_however_long_the_line_is(long_line: ByHand) -> None:
+    narrow(long_line, 1)
+    for _ in range(2):
+        for window in (64, 300, 1000, 2000):
+            taken, read = rows_read(long_line, window)
+            assert taken == window
+            assert read < LOOKED_AT_IN_A_LINE * 500 + 10 * taken
         limit(long_line, "capability", "work", 5000)
         limit(long_line, "key", "*", 100)
-    narrow(long_line, 1)
-    for window in (64, 300, 1000, 2000):
-        taken, read = rows_read(long_line, window)
-        print(f"window {window}: {taken} taken, {read} read")
-        assert taken > 0
-        assert read < 10 * 500 + 20 * taken
