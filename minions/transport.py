@@ -129,7 +129,7 @@ class Transport:
             raise _Again(_error_of(response), pause=_retry_after(response))
         if not response.is_success:
             raise _error_of(response)
-        return _json(response) if response.content else None
+        return _json(response)
 
     def _unreachable(self, error: Exception) -> Unavailable:
         why = str(error) or type(error).__name__
