@@ -37,7 +37,8 @@ BEGIN
     END IF;
 END $$;
 
--- Parked tasks whose turn has come: a task that is accepted while the one before it ends may have missed that.
+-- Parked tasks whose turn has come: a task that is accepted while the one before it ends may have missed that. Holds
+-- that are over go too.
 CREATE FUNCTION minion_heal_turns(most integer) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     woken integer;
@@ -52,6 +53,7 @@ BEGIN
     IF woken > 0 THEN
         PERFORM minion_notify_pending();
     END IF;
+    DELETE FROM rate_holds WHERE until_at < now() - interval '1 minute';
     RETURN woken;
 END $$;
 
