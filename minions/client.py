@@ -260,6 +260,23 @@ class Client(Operations):
         body = to_json({"payload": payload}, what="The payload")
         return Task.of(self._transport.post(_task_path(task, f"signals/{quote(name, safe='')}"), body, safe=False))
 
+    def decide(
+        self, task: TaskId, verdict: str, value: Any = None, reason: str | None = None, step: int | None = None
+    ) -> Task:
+        """Decides about a step that waits for a person.
+
+        Args:
+            verdict: `approve` or `reject` a proposed call; `result`, `again` or `fail` for one that was interrupted.
+            value: for `approve` other arguments than proposed, for `result` what the call returned.
+            step: its number; by default the first that waits.
+
+        Raises:
+            NotFound: there is none of that id.
+            Conflict: it waits for no such decision.
+        """
+        body = to_json(given(verdict=verdict, value=value, reason=reason, step=step), what="The decision")
+        return Task.of(self._transport.post(_task_path(task, "decisions"), body, safe=False))
+
     def agents(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
         """All agents, by name."""
         return self._transport.pages("/v1/agents", {"namespace": namespace, "limit": PAGE})

@@ -6,6 +6,7 @@ is the reason and not a guess.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -295,6 +296,8 @@ def _running(case: _Case) -> Explanation:
 def _waiting(case: _Case) -> Explanation:
     task = case.task
     waits = case.connection.execute(OPEN_STEPS, {"task": task["id"]}).mappings().all()
+    if task["wait_reason"] in ("approval", "answer"):
+        return _waiting_for_a_person(case, [dict(wait) for wait in waits])
     if task["wait_reason"] in ("subtask", "signal", "timer"):
         return _waiting_for_steps(case, [dict(wait) for wait in waits])
     reason = "It asked to run again later"
@@ -306,6 +309,30 @@ def _waiting(case: _Case) -> Explanation:
         reason = "Its worker handed it back"
     facts = {"due_at": task["due_at"], "attempts": task["attempts"]}
     return case.answer(task["wait_reason"], f"{reason}: it waits {case.until(task['due_at'])}.", None, **facts)
+
+
+def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanation:
+    task = case.task
+    facts = {"waits": [_plain(wait) for wait in waits]}
+    if task["wait_reason"] == "answer":
+        step = next(wait for wait in waits if wait["kind"] != "wait")
+        return case.answer(
+            "answer",
+            f"Step {step['number']} ({step['name']}) was interrupted and is unsafe to repeat: "
+            "somebody has to say whether it happened.",
+            f"`minion answer {task['id']}` with --result JSON, --again or --fail.",
+            **facts,
+        )
+    step = next(wait for wait in waits if "approval" in (wait["input"] or {}))
+    proposed = json.dumps(step["input"]["approval"], ensure_ascii=False)
+    limit = f", {case.until(step['due_at'])}" if step["due_at"] else ""
+    return case.answer(
+        "approval",
+        f"Somebody has to approve {step['name']} with {proposed[:500]}{limit}.",
+        f"`minion approve {task['id']}` or `minion reject {task['id']} --reason TEXT`.",
+        **facts,
+        proposed=step["input"]["approval"],
+    )
 
 
 def _waiting_for_steps(case: _Case, waits: list[dict[str, Any]]) -> Explanation:

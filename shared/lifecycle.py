@@ -66,6 +66,10 @@ SNOOZE = text("SELECT minion_snooze(:task, :claim, :result, :delay, :reason)").b
     bindparam("result", type_=JSONB)
 )
 SIGNAL = text("SELECT minion_signal(:task, :name, :payload)").bindparams(bindparam("payload", type_=JSONB))
+ASK = text("SELECT minion_ask(:task, :claim, :result)").bindparams(bindparam("result", type_=JSONB))
+DECIDE = text("SELECT minion_decide(:task, :step, :verdict, :value, :reason, :who)").bindparams(
+    bindparam("value", type_=JSONB(none_as_null=True))
+)
 IS_CANCELLED = text(
     "SELECT cancel_requested FROM task_status WHERE task_id = :task AND claim = :claim AND state = 'running'"
 )
@@ -238,6 +242,39 @@ def snooze(
     values = {"task": task, "claim": claim, "result": result, "delay": timedelta(seconds=delay), "reason": reason}
     state = connection.scalar(SNOOZE, values)
     return State(state) if state else None
+
+
+def ask(connection: Connection, task: UUID, claim: int, result: dict[str, Any]) -> State | None:
+    """Suspends a task until somebody says what became of its interrupted step. None where the claim was lost."""
+    state = connection.scalar(ASK, {"task": task, "claim": claim, "result": result})
+    return State(state) if state else None
+
+
+def decide(
+    connection: Connection,
+    task: UUID,
+    verdict: str,
+    *,
+    who: str,
+    step: int | None = None,
+    value: Any = None,
+    reason: str | None = None,
+) -> State:
+    """Decides about a step that waits for a person. Returns the state the task is in now.
+
+    Args:
+        verdict: `approve` or `reject` a proposed call; `result`, `again` or `fail` for an interrupted one.
+        who: for the record.
+        step: its number; the first that waits, if there is none.
+        value: for `approve` the arguments in place of the proposed ones, for `result` what the call returned.
+
+    Raises:
+        NotFound: there is no such task.
+        Conflict: it waits for no such decision.
+        InvalidInput: the verdict does not fit the step.
+    """
+    values = {"task": task, "step": step, "verdict": verdict, "value": value, "reason": reason, "who": who}
+    return State(connection.scalar(DECIDE, values))
 
 
 def signal(connection: Connection, task: UUID, name: str, payload: Any) -> State:

@@ -58,6 +58,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
+def _without_defaults(model: BaseModel, fields: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """A serialised model without those of the named fields that say nothing."""
+    known = type(model).model_fields
+    silent = {name for name in names if fields.get(name) == known[name].get_default(call_default_factory=True)}
+    return {name: value for name, value in fields.items() if name not in silent}
+
+
 class AgentConfig(Strict):
     """How an agent runs. Times are seconds.
 
@@ -66,7 +73,7 @@ class AgentConfig(Strict):
             so that its minions can read the others, and checksums stay what they were.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("retry_curve", "retry_jitter", "retry_on", "no_retry_on")
+    LATER: ClassVar[tuple[str, ...]] = ("retry_curve", "retry_jitter", "retry_on", "no_retry_on", "approval")
 
     capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
     max_chain_depth: int = Field(5, ge=1, le=50)
@@ -87,14 +94,11 @@ class AgentConfig(Strict):
     retry_jitter: float = Field(0.5, ge=0, le=1)
     retry_on: list[str] | None = Field(None, max_length=100)
     no_retry_on: list[str] = Field(default_factory=list, max_length=100)
+    approval: bool = False
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = serialize(self)
-        for name in self.LATER:
-            if fields.get(name) == type(self).model_fields[name].get_default(call_default_factory=True):
-                fields.pop(name, None)
-        return fields
+        return _without_defaults(self, serialize(self), self.LATER)
 
     @field_validator("capabilities")
     @classmethod
@@ -245,6 +249,12 @@ class ToolDefinition(Definition):
     function: ToolReference | None = None
     agent: Name | None = None
     builtin: str | None = Field(None, max_length=200)
+    approval: bool = False
+    approval_timeout: float | None = Field(None, gt=0, le=31_622_400)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, serialize(self), ("approval", "approval_timeout"))
 
     @field_validator("name")
     @classmethod

@@ -12,7 +12,7 @@ from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.settings import get_settings
 from shared.tasks import content_of
 from workers.journal import Journal
-from workers.outcomes import Outcome, Succeeded
+from workers.outcomes import Outcome, Succeeded, Suspended
 from workers.task import ClaimedTask
 
 
@@ -34,7 +34,13 @@ class BaseAgent(ABC):
         Raises:
             MinionError: why it could not be done.
         """
-        outcome = self.work(self.input())
+        value = self.input()
+        if self.definition.config.approval:
+            approved = self.journal.approval(self.name, value)
+            if isinstance(approved, Suspended):
+                return approved
+            value = approved
+        outcome = self.work(value)
         if isinstance(outcome, Succeeded):
             self.check_output(outcome.output)
         return outcome

@@ -23,6 +23,7 @@ from workers.function_agent import FunctionAgent
 from workers.journal import Journal
 from workers.model_agent import ModelAgent
 from workers.task import ClaimedTask
+from workers.tools.approval import ApprovedTool
 from workers.tools.base import Tool
 from workers.tools.builtin import BuiltinTool
 from workers.tools.delegation import AgentTool
@@ -87,6 +88,11 @@ def _tools(session: Session, version_id: UUID) -> tuple[Tool, ...]:
 
 def _tool(session: Session, row: ToolVersion) -> Tool:
     definition = ToolDefinition.model_validate({"name": row.name, **row.definition})
+    tool = _plain_tool(session, row, definition)
+    return ApprovedTool(tool, definition.approval_timeout) if definition.approval else tool
+
+
+def _plain_tool(session: Session, row: ToolVersion, definition: ToolDefinition) -> Tool:
     if definition.type == "builtin":
         return BuiltinTool(definition)
     if definition.type == "agent":

@@ -19,7 +19,7 @@ from shared import lifecycle
 from shared.database import persist, statement
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError
 from shared.json_values import JsonValue, digest
-from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Snoozed, Suspended, WaitRequest
+from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Snoozed, Suspended, WaitRequest
 
 log = structlog.get_logger(__name__)
 
@@ -79,7 +79,7 @@ class Journal:
 
         Raises:
             HistoryDiverged: the journal holds another request at this place.
-            ToolError: an unsafe step was interrupted; whether it happened is not known.
+            Interrupted: the step is unsafe and was interrupted; whether it happened is not known.
             Cancelled: the task was cancelled meanwhile.
             ClaimLost: stop, without writing anything.
             MinionError: what `perform` raised; it is recorded.
@@ -91,7 +91,7 @@ class Journal:
         if known is not None and known["status"] == "failed" and not known["error"].get("retryable"):
             raise _recorded(known["error"])
         if known is not None and known["status"] == "started" and effect == "unsafe":
-            raise _interrupted(number, name)
+            raise Interrupted
         step = {
             "number": number,
             "kind": kind,
@@ -134,6 +134,27 @@ class Journal:
         if known is not None and known["status"] == "finished":
             return known["output"]
         return Suspended(waits=[WaitRequest(number, signal, seconds, request_hash)])
+
+    def approval(self, name: str, arguments: JsonValue, seconds: float | None = None) -> JsonValue | Suspended:
+        """The arguments that somebody has approved for a call, or the suspension that asks for it.
+
+        Args:
+            name: of the call.
+            seconds: until nobody need answer any more.
+
+        Raises:
+            HistoryDiverged: the journal holds something else at this place.
+            ToolError: somebody has rejected the call, or nobody has answered in time.
+        """
+        number, request_hash = self._take(), digest(["approval", name, arguments])
+        known = self._matching(number, "wait", name, request_hash)
+        if known is None or known["status"] == "started":
+            return Suspended(waits=[WaitRequest(number, None, seconds, request_hash, name, arguments)])
+        if known["status"] == "failed":
+            raise _recorded(known["error"])
+        if "arguments" not in known["output"]:
+            raise _final(ToolError(f"Nobody has approved {name!r} in time.", step=number))
+        return known["output"]["arguments"]
 
     def take_unwritten(self) -> list[dict[str, Any]]:
         """The steps that ride along with the write that the caller is about to make."""
@@ -224,12 +245,7 @@ def _recorded(error: dict[str, Any]) -> ToolError:
     return again
 
 
-def _interrupted(number: int, name: str) -> ToolError:
-    error = ToolError(
-        f"Step {number} ({name}) was interrupted, and it is unsafe to repeat: whether it happened is not known. "
-        "Find out, then replay the task to make it again.",
-        step=number,
-    )
+def _final(error: ToolError) -> ToolError:
     error.retryable = False
     return error
 

@@ -25,7 +25,7 @@ from workers.claiming import claim_task
 from workers.factory import build_agent, load_blueprint
 from workers.journal import Journal
 from workers.meter import Meter
-from workers.outcomes import ClaimLost, Failed, Outcome, Snoozed, Succeeded, Suspended
+from workers.outcomes import ClaimLost, Failed, Interrupted, Outcome, Snoozed, Succeeded, Suspended
 from workers.task import ClaimedTask
 
 log = structlog.get_logger(__name__)
@@ -87,6 +87,8 @@ def perform(task: ClaimedTask, journal: Journal, meter: Meter) -> Outcome | Snoo
         return Failed(error)
     except Snoozed as snoozed:
         return snoozed
+    except Interrupted:
+        return Suspended(asks=True)
     except SoftTimeLimitExceeded:
         # It may have struck inside a statement: the connection cannot be trusted any more.
         close_engine()
@@ -153,6 +155,8 @@ def _standing(task: ClaimedTask) -> bool | None:
 
 
 def _suspend(connection: Any, task: ClaimedTask, result: dict[str, Any], outcome: Suspended) -> State | None:
+    if outcome.asks:
+        return lifecycle.ask(connection, task.id, task.claim, result)
     children, waits = ([each.as_json() for each in group] for group in (outcome.children, outcome.waits))
     try:
         return lifecycle.suspend(connection, task.id, task.claim, result, children, waits)

@@ -47,30 +47,39 @@ class ChildRequest:
 
 @dataclass(frozen=True, slots=True)
 class WaitRequest:
-    """A signal to wait for, for so many seconds at most; without a signal a timer."""
+    """A signal to wait for, for so many seconds at most; without a signal a timer, or somebody's approval of the
+    arguments of the call `name`.
+    """
 
     step: int
     signal: str | None
     seconds: float | None
     request_hash: str
+    name: str = "timer"
+    approval: JsonValue = None
 
     def as_json(self) -> dict[str, Any]:
         """As `minion_suspend` takes it."""
         return {
             "step": self.step,
-            "name": self.signal or "timer",
+            "name": self.signal or self.name,
             "request_hash": self.request_hash,
             "seconds": self.seconds,
             "signal": self.signal is not None,
+            "approval": self.approval,
         }
 
 
 @dataclass(frozen=True, slots=True)
 class Suspended:
-    """The task waits for sub-tasks, signals and timers, without a worker's slot, and runs again when all are over."""
+    """The task waits for sub-tasks, signals and timers, without a worker's slot, and runs again when all are over.
+
+    `asks`: it waits until somebody says what became of a step that was interrupted.
+    """
 
     children: list[ChildRequest] = field(default_factory=list)
     waits: list[WaitRequest] = field(default_factory=list)
+    asks: bool = False
 
 
 Outcome = Succeeded | Failed | Suspended
@@ -99,6 +108,10 @@ class Snoozed(Exception):
         super().__init__(seconds)
         self.seconds = seconds
         self.reason = reason
+
+
+class Interrupted(Exception):
+    """An unsafe step was interrupted. Whether it happened is not known, so somebody has to say."""
 
 
 class ClaimLost(Exception):

@@ -37,7 +37,8 @@ BEGIN
     END IF;
 END $$;
 
--- Parked tasks whose turn has come: a task that is accepted while the one before it ends may have missed that.
+-- Parked tasks whose turn has come: a task that is accepted while the one before it ends may have missed that. Holds
+-- that are over go too.
 CREATE FUNCTION minion_heal_turns(most integer) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     woken integer;
@@ -52,6 +53,7 @@ BEGIN
     IF woken > 0 THEN
         PERFORM minion_notify_pending();
     END IF;
+    DELETE FROM rate_holds WHERE until_at < now() - interval '1 minute';
     RETURN woken;
 END $$;
 
@@ -492,6 +494,7 @@ BEGIN
     FOR stuck IN
         SELECT s.task_id, s.open_waits FROM task_status s
             WHERE s.state = 'waiting' AND s.open_waits > 0 AND s.updated_at < now() - interval '10 s'
+              AND s.wait_reason <> 'answer'
               AND NOT EXISTS (SELECT 1 FROM steps w WHERE w.task_id = s.task_id AND w.status = 'started'
                                 AND w.kind IN ('subtask', 'wait'))
             LIMIT most FOR NO KEY UPDATE OF s SKIP LOCKED
@@ -666,8 +669,8 @@ BEGIN
 END $$;
 
 -- Suspends a running task: creates its sub-tasks and its waits in one transaction.
--- `children`: [{step, name, request_hash, request}]. `waits`: [{step, name, request_hash, seconds, signal}]: a timer,
--- or a named signal with a time-out where there are seconds. NULL: the fence is lost. Else the state it is in now.
+-- `children`: [{step, name, request_hash, request}]. `waits`: [{step, name, request_hash, seconds, signal, approval}]: a
+-- timer, a named signal, or what somebody has to approve, with a time-out where there are seconds. NULL: the fence is lost. Else the state it is in now.
 CREATE FUNCTION minion_suspend(t uuid, c integer, result jsonb, children jsonb, waits jsonb)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -696,11 +699,16 @@ BEGIN
         VALUES (t, child.step, 'subtask', child.name, 'started', 'pure', child.request_hash, c, child_task);
     END LOOP;
     FOR wait IN SELECT * FROM jsonb_to_recordset(waits)
-            AS x (step integer, name text, request_hash text, seconds double precision, signal boolean) LOOP
+            AS x (step integer, name text, request_hash text, seconds double precision, signal boolean,
+                  approval jsonb) LOOP
         INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, due_at)
         VALUES (t, wait.step, 'wait', wait.name, 'started', 'pure', wait.request_hash, c,
-                jsonb_build_object('signal', CASE WHEN wait.signal THEN wait.name END, 'seconds', wait.seconds),
-                now() + wait.seconds * interval '1 s');
+                jsonb_build_object('signal', CASE WHEN wait.signal THEN wait.name END, 'seconds', wait.seconds)
+                    || CASE WHEN wait.approval IS NULL THEN '{}'::jsonb
+                            ELSE jsonb_build_object('approval', wait.approval) END,
+                now() + wait.seconds * interval '1 s')
+        -- A task that was woken by something else asks for the same again.
+        ON CONFLICT (task_id, number) DO NOTHING;
         IF wait.signal AND minion_take_signal(t, wait.step, wait.name) THEN
             still_open := still_open - 1;
         END IF;
@@ -713,11 +721,69 @@ BEGIN
     END IF;
     UPDATE task_status SET state = 'waiting', worker_id = NULL, open_waits = still_open, updated_at = now(),
             wait_reason = CASE WHEN jsonb_array_length(children) > 0 THEN 'subtask'
+                               WHEN jsonb_path_exists(waits, '$[*].approval ? (@ != null)') THEN 'approval'
                                WHEN waits @> '[{"signal": true}]' THEN 'signal' ELSE 'timer' END,
             due_at = (SELECT min(w.due_at) FROM steps w
                           WHERE w.task_id = t AND w.kind = 'wait' AND w.status = 'started')
         WHERE task_id = t;
     RETURN 'waiting';
+END $$;
+
+-- Suspends a running task until somebody says what became of an unsafe step that was interrupted. NULL: the fence is
+-- lost.
+CREATE FUNCTION minion_ask(t uuid, c integer, result jsonb) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    state_now text := minion_snooze(t, c, result, interval '0', 'answer');
+BEGIN
+    IF state_now = 'waiting' THEN
+        UPDATE task_status SET open_waits = 1, due_at = NULL WHERE task_id = t;
+    END IF;
+    RETURN state_now;
+END $$;
+
+-- What somebody decides about a step that waits for it: `approve` or `reject` what is proposed (`content`: other
+-- arguments than proposed), `result`, `again` or `fail` for one that was interrupted (`content`: its result). Returns
+-- the state the task is in now.
+CREATE FUNCTION minion_decide(t uuid, step_number integer, verdict text, content jsonb, reason text, who text)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    now_at task_status;
+    asked steps;
+    decided jsonb := jsonb_build_object('verdict', verdict, 'reason', reason, 'by', who, 'at', now());
+BEGIN
+    SELECT * INTO now_at FROM task_status WHERE task_id = t FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'There is no task %.', t USING ERRCODE = 'MN008';
+    END IF;
+    SELECT * INTO asked FROM steps s WHERE s.task_id = t AND s.status = 'started'
+        AND (step_number IS NULL OR s.number = step_number)
+        AND (s.input ? 'approval' AND s.kind = 'wait' OR now_at.wait_reason = 'answer' AND s.effect = 'unsafe')
+        ORDER BY s.number LIMIT 1;
+    IF asked.number IS NULL OR now_at.state <> 'waiting' OR now_at.wait_reason NOT IN ('approval', 'answer') THEN
+        RAISE EXCEPTION 'The task % (%) waits for no decision%. `minion why %` tells what it waits for.', t, now_at.state,
+            CASE WHEN step_number IS NULL THEN '' ELSE ' about step ' || step_number END, t USING ERRCODE = 'MN009';
+    ELSIF (asked.kind = 'wait') <> (verdict IN ('approve', 'reject')) THEN
+        RAISE EXCEPTION 'Step % waits for %.', asked.number,
+            CASE WHEN asked.kind = 'wait' THEN 'approve or reject' ELSE 'result, again or fail' END USING ERRCODE = 'MN007';
+    END IF;
+    PERFORM minion_check_json(content, 'The value');
+    UPDATE steps SET finished_at = now(),
+            status = CASE WHEN verdict IN ('approve', 'result') THEN 'finished' ELSE 'failed' END,
+            output = CASE verdict
+                WHEN 'approve' THEN decided || jsonb_build_object('arguments', COALESCE(content, asked.input->'approval'))
+                WHEN 'result' THEN content END,
+            usage = CASE WHEN asked.kind = 'wait' THEN usage ELSE jsonb_build_object('decision', decided) END,
+            error = CASE verdict
+                WHEN 'reject' THEN jsonb_build_object('type', 'rejected', 'message',
+                    format('%s was rejected%s.', asked.name, COALESCE(': ' || reason, '')), 'decision', decided)
+                WHEN 'fail' THEN jsonb_build_object('type', 'tool_error', 'message',
+                    format('Step %s (%s) was interrupted and did not happen%s.', asked.number, asked.name,
+                           COALESCE(': ' || reason, '')), 'decision', decided)
+                WHEN 'again' THEN jsonb_build_object('type', 'interrupted', 'message', 'It is made again.',
+                    'retryable', true, 'decision', decided) END
+        WHERE task_id = t AND number = asked.number;
+    PERFORM minion_count_down(t, 1);
+    RETURN (SELECT state FROM task_status WHERE task_id = t);
 END $$;
 
 -- For minions of release 0.1.
@@ -758,7 +824,7 @@ DECLARE
 BEGIN
     FOR hot IN SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = current_schema()::regnamespace AND proname IN (
             'minion_accept', 'minion_place', 'minion_next_turn', 'minion_heal_turns', 'minion_route', 'minion_dispatch', 'minion_take', 'minion_wake_due', 'minion_claim',
-            'minion_suspend', 'minion_snooze', 'minion_signal', 'minion_hold') LOOP
+            'minion_suspend', 'minion_snooze', 'minion_ask', 'minion_decide', 'minion_signal', 'minion_hold') LOOP
         EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off', hot);
         EXECUTE format('ALTER FUNCTION %s SET jit = off', hot);
     END LOOP;

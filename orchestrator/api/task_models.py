@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -140,6 +140,17 @@ class SignalRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     payload: Any = Field(None, description="JSON; the waiting step's output holds it.")
+
+
+class DecisionRequest(BaseModel):
+    """What somebody decides about a step that waits for a person."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    verdict: Literal["approve", "reject", "result", "again", "fail"]
+    value: Any = Field(None, description="`approve`: other arguments; `result`: what the call returned.")
+    reason: str | None = Field(None, min_length=1, max_length=1000)
+    step: int | None = Field(None, ge=1, description="The first that waits, if it is left out.")
 
 
 class Why(BaseModel):

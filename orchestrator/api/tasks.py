@@ -19,6 +19,7 @@ from orchestrator.api.task_models import (
     BulkResult,
     CancelRequest,
     Counts,
+    DecisionRequest,
     Execution,
     ReplayRequest,
     SignalRequest,
@@ -204,6 +205,21 @@ def signal_task(task_id: UUID, name: SignalName, sent: body.TaskBody, database: 
     check(payload.get("payload"), what="The payload", limit=get_settings().max_input_bytes)
     with database.begin() as connection:
         lifecycle.signal(connection, task_id, name, payload.get("payload"))
+        return tasks.get_task(connection, task_id)
+
+
+@router.post(
+    "/{task_id}/decisions",
+    response_model=Task,
+    responses=problems.documented(404, 409, 413, 415),
+    openapi_extra=body.documented(DecisionRequest.model_json_schema()),
+)
+def decide(task_id: UUID, sent: body.TaskBody, database: Database) -> dict[str, Any]:
+    """Decides about a step that waits for a person: approves or rejects a call, or says what became of one."""
+    asked = body.parse_model(DecisionRequest, sent)
+    check(asked.value, what="The value", limit=get_settings().max_input_bytes)
+    with database.begin() as connection:
+        lifecycle.decide(connection, task_id, who=SUBMITTED_BY, **asked.model_dump())
         return tasks.get_task(connection, task_id)
 
 

@@ -82,7 +82,7 @@ def tasks(
             if len(found) == limit:
                 break
     if as_json:
-        print_json([_plain(task) for task in found])
+        print_json([plain(task) for task in found])
     else:
         print_table(COLUMNS, (_row(task) for task in found), empty="No tasks.")
 
@@ -92,9 +92,9 @@ def show(task_id: str = typer.Argument(help="The task's id."), as_json: bool = A
     with connect() as client:
         task, steps, executions = client.get(task_id), list(client.steps(task_id)), list(client.executions(task_id))
     if as_json:
-        print_json({**_plain(task), "steps": steps, "executions": executions})
+        print_json({**plain(task), "steps": steps, "executions": executions})
         return
-    for name, value in _plain(task).items():
+    for name, value in plain(task).items():
         if value not in (None, {}, 0, False) or name in ("input", "output"):
             console.print(Text.assemble((f"{name:18}", "bold"), _short(value)))
     console.print()
@@ -127,7 +127,7 @@ def cancel(task_ids: list[str] = typer.Argument(help="The tasks' ids."), as_json
     with connect() as client:
         ended = [client.cancel(task_id) for task_id in task_ids]
     if as_json:
-        print_json([_plain(task) for task in ended])
+        print_json([plain(task) for task in ended])
         return
     for task in ended:
         console.print(f"{task.id} {task.state}" + (" (asked to stop)" if task.cancel_requested else ""))
@@ -225,7 +225,7 @@ def labels_of(pairs: list[str]) -> dict[str, str]:
 
 def _print_submitted(task: Task, *, wait: bool, as_json: bool) -> None:
     if as_json:
-        print_json(_plain(task))
+        print_json(plain(task))
     elif not wait:
         console.print(f"{task.id} {task.state}")
     elif task.succeeded:
@@ -236,7 +236,8 @@ def _print_submitted(task: Task, *, wait: bool, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _plain(task: Any) -> dict[str, Any]:
+def plain(task: Any) -> dict[str, Any]:
+    """A task as a dictionary."""
     return {name: getattr(task, name) for name in _fields(task)}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import Define
 from tests.integration.conftest import Tasks
-from tests.processes import Process
+from tests.processes import Process, wait_until
 
 pytestmark = pytest.mark.usefixtures("loops", "worker")
 
@@ -134,7 +134,8 @@ def test_what_always_kills_its_child_fails_and_what_is_unsafe_is_not_repeated(
     log = tmp_path / "log"
     unsafe = tasks.submit(act("Unsafe", effect="unsafe"), {"do": "die", "times": 1, "log": str(log)})
     deadly = tasks.submit(act("Deadly", config={"max_attempts": 2}), {"do": "die"})
-    assert "unsafe to repeat" in tasks.wait(unsafe)["error"]["message"]
+    assert tasks.wait_for(unsafe, "waiting")["wait_reason"] in ("backoff", "answer")
+    assert wait_until(lambda: tasks.get(unsafe)["wait_reason"] == "answer", "somebody is asked")
     assert len(log.read_text().splitlines()) == 1
     task = tasks.wait(deadly)
     assert (task["state"], task["attempts"], task["error"]["type"]) == ("failed", 2, "child_lost")

@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Engine, text
 
+from shared import lifecycle
 from shared.settings import Settings, get_settings
 from tests import messages_api
 from tests.conftest import Define
@@ -174,7 +175,7 @@ def test_a_delegation_in_the_middle_of_a_turn(
     assert len(api.requests) == 2
 
 
-def test_an_interrupted_unsafe_tool_is_told_to_the_model(
+def test_what_became_of_an_interrupted_unsafe_tool_is_told_to_the_model(
     agent: Any, tasks: Tasks, here: Minion, api: MessagesApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent(effect="unsafe")
@@ -191,11 +192,15 @@ def test_an_interrupted_unsafe_tool_is_told_to_the_model(
             minion.run(task, message.claim, here.id)
     with here.engine.begin() as connection:
         connection.execute(text("SELECT minion_release(:t, 1, 'lost', false, '0', '{}')"), {"t": task})
+    here._round()
+    assert tasks.get(task)["wait_reason"] == "answer"
+    with here.engine.begin() as connection:
+        lifecycle.decide(connection, task, "fail", who="test", reason="I looked")
     here.run_all()
     assert tasks.get(task)["state"] == "succeeded"
     [result] = api.requests[1]["messages"][-1]["content"]
     assert result["is_error"]
-    assert "whether it happened is not known" in result["content"]
+    assert "was interrupted and did not happen: I looked" in result["content"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,152 @@
+"""People in the loop: calls that somebody has to approve, and steps of which nobody knows whether they happened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from minions import Client, errors
+from tests.conftest import Define
+from tests.integration.conftest import ACT, Minion, Tasks
+
+
+@pytest.fixture
+def careful(define: Define) -> str:
+    """An agent whose tool needs approval."""
+    define(
+        {**ACT, "effect": "unsafe", "approval": True},
+        {"kind": "agent", "name": "Careful", "type": "function", "tool": "act", "config": {"capabilities": ["work"]}},
+    )
+    return "Careful"
+
+
+def test_an_approved_call_is_made_once(
+    client: Client, tasks: Tasks, careful: str, here: Minion, tmp_path: Path
+) -> None:
+    log = tmp_path / "calls"
+    log.touch()
+    task = tasks.submit(careful, {"do": "answer", "answer": 1, "log": str(log)})
+    here._round()
+    waiting = tasks.get(task)
+    assert (waiting["state"], waiting["wait_reason"], log.read_text()) == ("waiting", "approval", "")
+    why = client.why(task)
+    assert why["facts"]["proposed"]["answer"] == 1
+    assert "Somebody has to approve act with" in why["sentence"]
+    assert client.decide(task, "approve", reason="fine").state == "pending"
+    here.run_all()
+    assert tasks.get(task)["output"] == 1
+    assert log.read_text().count("\n") == 1
+    [decision, call] = tasks.steps(task)
+    assert (decision["output"]["verdict"], decision["output"]["by"], decision["output"]["reason"]) == (
+        "approve",
+        "api",
+        "fine",
+    )
+    assert call["kind"] == "tool_call"
+
+
+def test_other_arguments_than_proposed(client: Client, tasks: Tasks, careful: str, here: Minion) -> None:
+    task = tasks.submit(careful, {"do": "answer", "answer": "too much"})
+    here._round()
+    client.decide(task, "approve", value={"do": "answer", "answer": "less"})
+    here.run_all()
+    assert tasks.get(task)["output"] == "less"
+    assert tasks.steps(task)[1]["input"]["arguments"] == {"do": "answer", "answer": "less"}
+
+
+def test_a_rejected_call_is_not_made(client: Client, tasks: Tasks, careful: str, here: Minion) -> None:
+    task = tasks.submit(careful, {})
+    here._round()
+    client.decide(task, "reject", reason="not today")
+    here.run_all()
+    ended = tasks.get(task)
+    assert ended["state"] == "failed"
+    assert ended["error"]["message"] == "act was rejected: not today."
+    with pytest.raises(errors.Conflict, match="waits for no decision"):
+        client.decide(task, "approve")
+
+
+def test_nobody_answers_in_time(tasks: Tasks, define: Define, here: Minion) -> None:
+    config = {"capabilities": ["work"]}
+    define(
+        {**ACT, "approval": True, "approval_timeout": 0.05},
+        {"kind": "agent", "name": "Careful", "type": "function", "tool": "act", "config": config},
+    )
+    task = tasks.submit("Careful", {})
+    here.run_all()
+    assert tasks.get(task)["error"]["message"] == "Nobody has approved 'act' in time."
+
+
+def test_an_agent_whose_input_has_to_be_approved(client: Client, tasks: Tasks, act: Any, here: Minion) -> None:
+    task = tasks.submit(act(config={"approval": True}), {"do": "answer", "answer": 5})
+    here._round()
+    assert "Somebody has to approve Act with" in client.why(task)["sentence"]
+    client.decide(task, "approve")
+    here.run_all()
+    assert tasks.get(task)["output"] == 5
+
+
+@pytest.fixture
+def interrupted(tasks: Tasks, act: Any, here: Minion, database: Engine) -> Any:
+    """A task whose unsafe step was started, and whose worker died."""
+
+    def make(log: Path) -> Any:
+        task = tasks.submit(act("Unsafe", effect="unsafe"), {"do": "answer", "answer": "made", "log": str(log)})
+        here._round()
+        with database.begin() as connection:
+            # As if the worker had died between the effect and its record.
+            connection.execute(text("DELETE FROM task_outcomes WHERE task_id = :t"), {"t": task})
+            connection.execute(text("ALTER TABLE task_status DISABLE TRIGGER USER"))
+            connection.execute(text("UPDATE task_status SET state = 'pending' WHERE task_id = :t"), {"t": task})
+            connection.execute(text("ALTER TABLE task_status ENABLE TRIGGER USER"))
+            connection.execute(text("UPDATE executions SET outcome = 'lost' WHERE task_id = :t"), {"t": task})
+            connection.execute(
+                text("UPDATE steps SET status = 'started', output = NULL WHERE task_id = :t"), {"t": task}
+            )
+        here._round()
+        return task
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("verdict", "value", "state", "output", "calls"),
+    [
+        ("result", {"sent": True}, "succeeded", {"sent": True}, 1),
+        ("again", None, "succeeded", "made", 2),
+        ("fail", None, "failed", None, 1),
+    ],
+)
+def test_what_became_of_an_interrupted_step(
+    client: Client, tasks: Tasks, interrupted: Any, here: Minion, tmp_path: Path,
+    verdict: str, value: Any, state: str, output: Any, calls: int,
+) -> None:  # fmt: skip
+    log = tmp_path / "calls"
+    task = interrupted(log)
+    waiting = tasks.get(task)
+    assert (waiting["state"], waiting["wait_reason"]) == ("waiting", "answer")
+    assert "Step 1 (act) was interrupted and is unsafe to repeat" in client.why(task)["sentence"]
+    with pytest.raises(errors.InvalidInput, match="waits for result, again or fail"):
+        client.decide(task, "approve")
+    client.decide(task, verdict, value=value, reason="looked")
+    here.run_all()
+    ended = tasks.get(task)
+    assert (ended["state"], ended["output"]) == (state, output)
+    assert log.read_text().count("\n") == calls
+
+
+def test_decisions_that_nobody_waits_for(client: Client, tasks: Tasks, act: Any, careful: str, here: Minion) -> None:
+    task = tasks.submit(act("Plain"), {})
+    with pytest.raises(errors.Conflict, match="waits for no decision"):
+        client.decide(task, "again")
+    waiting = tasks.submit(careful, {})
+    here._round()
+    with pytest.raises(errors.Conflict, match="about step 7"):
+        client.decide(waiting, "approve", step=7)
+    with pytest.raises(errors.NotFound):
+        client.decide("01a2049b-33df-70a1-a1e5-1d41ec86be9b", "approve")
+    with pytest.raises(errors.InvalidInput):
+        client.decide(waiting, "perhaps")
