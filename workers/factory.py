@@ -16,6 +16,7 @@ from shared.database import get_engine
 from shared.errors import NotFound
 from shared.function_runner import verified
 from shared.models import AgentVersion, AgentVersionTool, FunctionVersion, ToolVersion
+from shared.models import Tool as ToolRow
 from shared.schemas import AgentDefinition, ToolDefinition
 from workers.base import BaseAgent
 from workers.chain import ChainAgent
@@ -28,6 +29,7 @@ from workers.tools.base import Tool
 from workers.tools.builtin import BuiltinTool
 from workers.tools.delegation import AgentTool
 from workers.tools.function import FunctionTool
+from workers.tools.http import HttpTool
 
 
 @dataclass(frozen=True)
@@ -97,5 +99,9 @@ def _plain_tool(session: Session, row: ToolVersion, definition: ToolDefinition) 
         return BuiltinTool(definition)
     if definition.type == "agent":
         return AgentTool(definition)
+    if definition.type == "http":
+        return HttpTool(
+            definition, session.scalar(select(ToolRow.namespace).where(ToolRow.id == row.tool_id)) or "default"
+        )
     function = session.get_one(FunctionVersion, row.function_version_id)
     return FunctionTool(definition, verified(function, get_engine()))
