@@ -41,12 +41,14 @@ def wait_until(condition: Callable[[], Result], what: str, timeout: float = 30.0
 class Process:
     """A child process in a group of its own, with its output in a file."""
 
-    def __init__(self, command: list[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, command: list[str], log: Path, env: Mapping[str, str] | None = None, *, cwd: Path = ROOT
+    ) -> None:
         self.log = log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=cwd,
                 env={**os.environ, "PYTHONWARNINGS": "default", **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -98,9 +100,15 @@ def _end_with_parent() -> None:
 
 
 def start_worker(
-    folder: Path, capabilities: str, slots: int = 1, *, env: Mapping[str, str] | None = None, options: Any = ()
+    folder: Path,
+    capabilities: str,
+    slots: int = 1,
+    *,
+    env: Mapping[str, str] | None = None,
+    options: Any = (),
+    cwd: Path = ROOT,
 ) -> Process:
-    """A Celery worker, started as plain Celery."""
+    """A Celery worker, started as plain Celery; of another release where its tree is the working directory."""
     number = len(list(folder.glob("worker-*.log")))
     command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-Q", capabilities, "-c", str(slots)]
     name = f"test{os.getpid()}.{number}@%h"
@@ -108,15 +116,16 @@ def start_worker(
         [*command, "-n", name, "--without-mingle", *options],
         folder / f"worker-{number}.log",
         {**SHORT_LEASES, **(env or {})},
+        cwd=cwd,
     )
 
 
-def start_orchestrator(folder: Path, *, env: Mapping[str, str] | None = None) -> Process:
+def start_orchestrator(folder: Path, *, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> Process:
     """The orchestrator with its API on a free port."""
     number = len(list(folder.glob("orchestrator-*.log")))
     variables = {**SHORT_LEASES, "MINION_API_PORT": "0", **(env or {})}
     command = [sys.executable, "-m", "orchestrator.cli", "orchestrator"]
-    return Process(command, folder / f"orchestrator-{number}.log", variables)
+    return Process(command, folder / f"orchestrator-{number}.log", variables, cwd=cwd)
 
 
 def ready(process: Process) -> bool:

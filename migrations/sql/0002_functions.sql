@@ -390,26 +390,32 @@ BEGIN
             GROUP BY 1, 2, 3
     ), first_ones AS (
         SELECT c.task_id, c.rank, u.*,
-               row_number() OVER (PARTITION BY u.namespace, u.key ORDER BY c.rank, c.task_id) AS nth_of_key,
-               row_number() OVER (PARTITION BY u.namespace, u.agent_name ORDER BY c.rank, c.task_id) AS nth_of_agent,
-               row_number() OVER (PARTITION BY u.namespace ORDER BY c.rank, c.task_id) AS nth
+               row_number() OVER (PARTITION BY u.namespace, u.key ORDER BY c.rank, c.task_id) AS nth_of_key
             FROM rules u CROSS JOIN LATERAL (
                 SELECT p.task_id, p.rank FROM task_status p
                     WHERE p.state = 'pending' AND p.capability = cap AND p.namespace = u.namespace AND p.key = u.key
                       AND p.agent_name = u.agent_name AND p.rank < minion_parked()
                     ORDER BY p.rank, p.task_id
-                    -- With more lines than room, one of each is enough to choose from.
-                    LIMIT CASE WHEN (SELECT count(*) FROM rules) > (SELECT size FROM room) THEN 1
-                               ELSE (SELECT size FROM room) END) c
+                    -- Four times its share: enough where others have less, and little where there are many lines. What
+                    -- stays empty is for the next round.
+                    LIMIT LEAST(u.free_capability, u.free_agent, u.free_key,
+                                ceil(4.0 * (SELECT size FROM room) / (SELECT count(*) FROM rules))::integer)) c
             WHERE LEAST(u.free_capability, u.free_agent, u.free_key, 1) > 0
-    ), chosen AS (
-        SELECT f.task_id FROM first_ones f
+    ), turns AS (
+        SELECT f.*, f.nth_of_key + COALESCE(busy.n, 0) AS turn FROM first_ones f
             LEFT JOIN (SELECT namespace, key, sum(n) AS n FROM flight WHERE capability = cap GROUP BY 1, 2) busy
                 ON busy.namespace = f.namespace AND busy.key = f.key
             WHERE f.nth_of_key <= COALESCE(f.free_key, f.nth_of_key)
-              AND f.nth_of_agent <= COALESCE(f.free_agent, f.nth_of_agent)
-              AND f.nth <= COALESCE(f.free_capability, f.nth)
-            ORDER BY f.nth_of_key + COALESCE(busy.n, 0), f.rank, f.task_id LIMIT (SELECT size FROM room)
+    ), within_agents AS (
+        -- The keys take turns in what an agent's limit leaves free, and so below in that of the capability.
+        SELECT t.*, row_number() OVER (PARTITION BY t.namespace, t.agent_name ORDER BY t.turn, t.rank, t.task_id)
+                    AS nth_of_agent FROM turns t
+    ), within_all AS (
+        SELECT a.*, row_number() OVER (PARTITION BY a.namespace ORDER BY a.turn, a.rank, a.task_id) AS nth
+            FROM within_agents a WHERE a.nth_of_agent <= COALESCE(a.free_agent, a.nth_of_agent)
+    ), chosen AS (
+        SELECT w.task_id FROM within_all w WHERE w.nth <= COALESCE(w.free_capability, w.nth)
+            ORDER BY w.turn, w.rank, w.task_id LIMIT (SELECT size FROM room)
     ), taken AS (
         SELECT s.task_id FROM task_status s JOIN chosen c ON c.task_id = s.task_id
             WHERE s.state = 'pending' ORDER BY s.task_id FOR NO KEY UPDATE OF s SKIP LOCKED

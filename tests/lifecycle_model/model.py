@@ -1,0 +1,426 @@
+"""What the database's functions should do to tasks, said a second time in plain Python.
+
+`Model` has one method for each function of `shared.lifecycle`: it changes the model and returns the answer that is
+expected. It knows no locks, no counters and no transactions: it counts what is open where the database keeps a count,
+and it is copied where the database rolls back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from shared.lifecycle import Accepted
+from shared.states import FINAL, State
+
+Answer = Any
+SCOPES = ("agent", "capability", "key")  # in the order in which the database asks them
+
+
+class Mismatch(AssertionError):
+    """The database did what the model does not permit."""
+
+
+@dataclass
+class Step:
+    """A journaled step. `due`: its time-out has passed; None: it has none. `output` as `plain_output` gives it."""
+
+    kind: str
+    status: str
+    name: str = ""
+    output: Any = None
+    due: bool | None = None
+
+
+@dataclass
+class Task:
+    """A task and all that hangs on it."""
+
+    id: UUID
+    agent: str
+    key: str
+    most_attempts: int
+    parent: Task | None = None
+    parent_step: int | None = None
+    state: State = State.PENDING
+    claim: int = 0
+    attempts: int = 0
+    losses: int = 0
+    cancel: bool = False
+    due: bool = False  # a scheduled task, a back-off, a snooze: its time has come
+    overdue: bool = False
+    steps: dict[int, Step] = field(default_factory=dict)
+    executions: dict[int, str] = field(default_factory=dict)
+    worker: UUID | None = None
+    signals: list[tuple[str, Any]] = field(default_factory=list)
+    unique_key: str | None = None
+    held_while: str = "running"
+
+    @property
+    def live(self) -> bool:
+        return self.state not in FINAL
+
+    @property
+    def open_steps(self) -> dict[int, Step]:
+        """The sub-tasks and waits that are not over."""
+        return {n: s for n, s in self.steps.items() if s.kind in ("subtask", "wait") and s.status == "started"}
+
+    @property
+    def next_step(self) -> int:
+        return max(self.steps, default=0) + 1
+
+    @property
+    def depth(self) -> int:
+        return self.parent.depth + 1 if self.parent else 0
+
+    @property
+    def root(self) -> Task:
+        return self.parent.root if self.parent else self
+
+    def names(self, scope: str) -> str:
+        """What the task is to a pause or a limit of this scope."""
+        return {"agent": self.agent, "capability": "work", "key": self.key}[scope]
+
+    def view(self) -> dict[str, Any]:
+        """What must be the same in the database."""
+        return {
+            "state": str(self.state),
+            "claim": self.claim,
+            "attempts": self.attempts,
+            "losses": self.losses,
+            "cancel": self.cancel,
+            "worker": self.worker,
+            "open_waits": len(self.open_steps) if self.state == State.WAITING else 0,
+            "steps": {n: (s.kind, s.status, s.output) for n, s in sorted(self.steps.items())},
+            "executions": dict(sorted(self.executions.items())),
+            "outcome": str(self.state) if not self.live else None,
+            "unique_key": self.unique_key,
+            "untaken": len(self.signals),
+        }
+
+
+class Model:
+    """All tasks, and what people said about them."""
+
+    def __init__(self, most_attempts: dict[str, int]) -> None:
+        self.most_attempts = most_attempts
+        self.tasks: dict[UUID, Task] = {}
+        self.idempotent: dict[str, tuple[UUID, tuple[str, str | None]]] = {}
+        self.workers: dict[UUID, bool] = {}
+        self.pauses: set[tuple[str, str]] = set()
+        self.holds: set[tuple[str, str]] = set()
+        self.limits: dict[tuple[str, str], int] = {}
+
+    def view(self) -> dict[UUID, dict[str, Any]]:
+        """What must be the same in the database."""
+        return {task.id: task.view() for task in self.tasks.values()}
+
+    def family(self, task: UUID) -> frozenset[UUID]:
+        """All tasks with the same root: whoever changes one of them may hold the rows of the others."""
+        root = self.tasks[task].root
+        return frozenset(other.id for other in self.tasks.values() if other.root is root)
+
+    # ------------------------------------------------------------------------------------------ what people ask
+
+    def accept(self, request: dict[str, Any], seen: Answer) -> Answer:
+        """Takes the id of a new task from what was seen."""
+        agent, key = request["agent"], request.get("key")
+        idempotency, unique = request.get("idempotency_key"), request.get("unique_key")
+        if idempotency in self.idempotent:
+            task, asked = self.idempotent[idempotency]
+            return Accepted(task, False) if asked == (agent, key) else "IdempotencyConflict"
+        holder = next((t.id for t in self.tasks.values() if unique and t.unique_key == unique), None)
+        if not isinstance(seen, Accepted) or (holder is None and seen.task_id in self.tasks):
+            raise Mismatch(f"a new task was expected, not {seen}")
+        if idempotency is not None:
+            self.idempotent[idempotency] = (holder or seen.task_id, (agent, key))
+        if holder is not None:
+            return Accepted(holder, False)
+        task = self._add(seen.task_id, agent, key)
+        task.state = State.SCHEDULED if "run_at" in request else State.PENDING
+        task.unique_key, task.held_while = unique, request.get("unique_while", "running")
+        return Accepted(task.id, True)
+
+    def _add(self, number: UUID, agent: str, key: str | None, parent: Task | None = None, step: int = 0) -> Task:
+        task = Task(number, agent, key or "", self.most_attempts[agent], parent, step or None)
+        self.tasks[number] = task
+        return task
+
+    def cancel(self, number: UUID) -> Answer:
+        """Ends what does not run; what runs is asked to stop."""
+        return self._end_tree(number, State.CANCELLED)
+
+    def expire(self, number: UUID) -> Answer:
+        """Ends the task, running or not, and cancels what is below it."""
+        return self._end_tree(number, State.EXPIRED)
+
+    def _end_tree(self, number: UUID, final: State) -> Answer:
+        for member in self._below(self.tasks[number]):
+            ended = final if member.id == number else State.CANCELLED
+            if not member.live:
+                continue
+            if member.state == State.RUNNING and ended == State.CANCELLED:
+                member.cancel = True
+            else:
+                self._close(member, str(ended))
+                self._settle(member, ended)
+        return self.tasks[number].state
+
+    def _below(self, task: Task) -> Iterator[Task]:
+        yield task
+        for child in [other for other in self.tasks.values() if other.parent is task]:
+            yield from self._below(child)
+
+    def signal(self, number: UUID, name: str, payload: Any) -> Answer:
+        """A signal goes to the first open wait of its name, or is kept."""
+        task = self.tasks[number]
+        if not task.live:
+            return "Conflict"
+        task.signals.append((name, payload))
+        if task.state == State.WAITING:
+            waits = [n for n, s in sorted(task.open_steps.items()) if s.kind == "wait" and s.name == name]
+            if waits and self._take_signal(task, waits[0]):
+                self._wake_if_free(task)
+        return task.state
+
+    def _take_signal(self, task: Task, number: int) -> bool:
+        step = task.steps[number]
+        for index, (name, payload) in enumerate(task.signals):
+            if name == step.name:
+                del task.signals[index]
+                step.status, step.output = "finished", payload
+                return True
+        return False
+
+    # --------------------------------------------------------------------------------------- the orchestrator
+
+    def free(self, task: Task) -> bool:
+        """Whether nothing keeps a pending task in line."""
+        flight = self.flight()
+        return (
+            task.state == State.PENDING
+            and any(self.workers.values())
+            and not any((scope, task.names(scope)) in self.pauses | self.holds for scope in SCOPES)
+            and all(flight.get(rule, 0) < most for rule, most in self.rules_of(task).items())
+        )
+
+    def rules_of(self, task: Task) -> dict[tuple[str, str], int]:
+        """The limits that hold for a task, each under its narrow name."""
+        rules = {}
+        for scope in SCOPES:
+            name = task.names(scope)
+            most = self.limits.get((scope, name), self.limits.get((scope, "*")))
+            if most is not None and name:
+                rules[scope, name] = most
+        return rules
+
+    def flight(self, *states: State) -> dict[tuple[str, str], int]:
+        """How many tasks are in these states (queued or running by default), by scope and name."""
+        counts: dict[tuple[str, str], int] = {}
+        for task in self.tasks.values():
+            if task.state in (states or (State.QUEUED, State.RUNNING)):
+                for scope in SCOPES:
+                    counts[scope, task.names(scope)] = counts.get((scope, task.names(scope)), 0) + 1
+        return counts
+
+    def dispatch(self, seen: list[tuple[UUID, int]], *, partial: bool = False) -> Answer:
+        """Which tasks go first is not asked here: what was seen must be permitted, and is then done.
+
+        Args:
+            partial: some rows may have been skipped, for somebody else held them.
+        """
+        free = {task.id for task in self.tasks.values() if self.free(task)}
+        taken = {task for task, _ in seen}
+        before = self.flight()
+        if not taken <= free:
+            raise Mismatch(f"dispatched although not free: {taken - free}")
+        for number in taken:
+            self.tasks[number].state = State.QUEUED
+        after = self.flight()
+        for task in self.tasks.values():
+            for rule, most in self.rules_of(task).items():
+                if after.get(rule, 0) > max(most, before.get(rule, 0)):
+                    raise Mismatch(f"{after[rule]} in flight, {most} permitted: {rule}")
+        if not partial and ((free and not taken) or (not self.limits and taken != free)):
+            raise Mismatch(f"left in line: {free - taken}")
+        return sorted((number, self.tasks[number].claim) for number in taken)
+
+    def wake_due(self, skip: frozenset[UUID] = frozenset()) -> Answer:
+        """Wakes whose time has come, but for those whose rows somebody else holds."""
+        woken = 0
+        for task in [task for task in self.tasks.values() if task.id not in skip]:
+            waits = task.open_steps
+            if task.state == State.SCHEDULED or (task.state == State.WAITING and not waits):
+                if task.due:
+                    self._wake(task)
+                    woken += 1
+            elif task.state == State.WAITING and any(step.due for step in waits.values()):
+                for step in waits.values():
+                    if step.due:
+                        step.status, step.output = "finished", "timed out"
+                woken += self._wake_if_free(task)
+        return woken
+
+    def time_passes(self, number: UUID) -> None:
+        """Everything that the task waits for by the clock is due."""
+        task = self.tasks[number]
+        task.due = task.state in (State.SCHEDULED, State.WAITING)
+        for step in task.open_steps.values():
+            step.due = None if step.due is None else True
+
+    def republish(self) -> Answer:
+        """Every queued task: in the model all messages are late and all workers idle."""
+        if not any(self.workers.values()):
+            return []
+        return sorted((task.id, task.claim) for task in self.tasks.values() if task.state == State.QUEUED)
+
+    def hold(self, number: UUID, expected: int, scope: str) -> Answer:
+        """Back in line, and the line is held."""
+        task = self.tasks[number]
+        if self.awaits_claim(number, expected):
+            task.state = State.PENDING
+            self.holds.add((scope, task.names(scope)))
+
+    # --------------------------------------------------------------------------------------------- the minion
+
+    def claim(self, number: UUID, expected: int, worker: UUID) -> Answer:
+        """None, `("refused", kind)`, or what the minion is told."""
+        task = self.tasks[number]
+        if not self.awaits_claim(number, expected) or task.overdue or not self.workers[worker]:
+            return None
+        obstacle = self._obstacle(task)
+        if obstacle is not None:
+            task.state = State.PENDING
+            return ("refused", obstacle)
+        task.state, task.worker = State.RUNNING, worker
+        task.claim += 1
+        task.executions[task.claim] = "running"
+        if task.held_while == "pending":
+            task.unique_key = None
+        steps = {n: (s.kind, s.status, s.output) for n, s in sorted(task.steps.items())} if task.claim > 1 else {}
+        return ("claimed", task.claim, task.attempts, steps)
+
+    def _obstacle(self, task: Task) -> str | None:
+        if any((scope, task.names(scope)) in self.pauses for scope in SCOPES):
+            return "paused"
+        running = self.flight(State.RUNNING)
+        full = any(running.get(rule, 0) >= most for rule, most in self.rules_of(task).items())
+        return "max_running" if full else None
+
+    def holds_claim(self, number: UUID, claim: int) -> bool:
+        """Whether a minion may still write under this claim."""
+        task = self.tasks[number]
+        return (task.state, task.claim) == (State.RUNNING, claim)
+
+    def awaits_claim(self, number: UUID, expected: int) -> bool:
+        """Whether this message can still be taken."""
+        task = self.tasks[number]
+        return (task.state, task.claim) == (State.QUEUED, expected)
+
+    def _fenced(self, number: UUID, claim: int) -> Task | None:
+        return self.tasks[number] if self.holds_claim(number, claim) else None
+
+    def write_steps(self, number: UUID, claim: int, steps: dict[int, Step]) -> Answer:
+        """Steps that are finished stay as they are."""
+        task = self._fenced(number, claim)
+        if task is None:
+            return None
+        self._put(task, steps)
+        return {"cancel": task.cancel}
+
+    def _put(self, task: Task, steps: dict[int, Step]) -> None:
+        for n, step in steps.items():
+            if n not in task.steps or task.steps[n].status in ("started", "failed"):
+                task.steps[n] = Step(step.kind, step.status, step.name, step.output)
+
+    def finish(self, number: UUID, claim: int, state: State) -> Answer:
+        """A cancel that came first wins."""
+        task = self._fenced(number, claim)
+        if task is None:
+            return None
+        final = State.CANCELLED if task.cancel else state
+        self._close(task, str(final))
+        self._settle(task, final)
+        return final
+
+    def release(self, number: UUID, claim: int, how: str, charged: bool, delay: float) -> Answer:
+        """Given back, or failed where the attempts or the workers are used up."""
+        task = self._fenced(number, claim)
+        if task is None:
+            return None
+        task.attempts += charged
+        task.losses += how == "lost"
+        lost_too_often = how == "lost" and task.losses >= max(task.most_attempts, 3)
+        if task.cancel:
+            self._close(task, "cancelled")
+            self._settle(task, State.CANCELLED)
+        elif (charged and task.attempts >= task.most_attempts) or lost_too_often:
+            self._close(task, "lost" if how == "lost" else "failed")
+            self._settle(task, State.FAILED)
+        else:
+            self._close(task, how)
+            self._leave(task, State.WAITING if delay else State.PENDING)
+        return task.state
+
+    def suspend(self, number: UUID, claim: int, children: list[str], waits: list[Step], seen: list[UUID]) -> Answer:
+        """The sub-tasks' ids are taken from what was seen."""
+        task = self._fenced(number, claim)
+        if task is None:
+            return None
+        if task.cancel:
+            self._close(task, "cancelled")
+            self._settle(task, State.CANCELLED)
+            return task.state
+        if len(seen) != len(children):
+            raise Mismatch(f"{len(children)} sub-tasks were expected, not {len(seen)}")
+        for agent, child in zip(children, seen, strict=True):
+            self._add(child, agent, task.key, task, task.next_step)
+            task.steps[task.next_step] = Step("subtask", "started", agent)
+        for wait in waits:
+            step = task.next_step
+            task.steps[step] = Step("wait", "started", wait.name, None, wait.due)
+            self._take_signal(task, step)
+        self._close(task, "suspended")
+        self._leave(task, State.WAITING if task.open_steps else State.PENDING)
+        return task.state
+
+    def snooze(self, number: UUID, claim: int) -> Answer:
+        """Let go, uncharged, for a while."""
+        task = self._fenced(number, claim)
+        if task is None:
+            return None
+        if task.cancel:
+            self._close(task, "cancelled")
+            self._settle(task, State.CANCELLED)
+        else:
+            self._close(task, "suspended")
+            self._leave(task, State.WAITING)
+        return task.state
+
+    # ------------------------------------------------------------------------------------------------ changes
+
+    def _close(self, task: Task, how: str) -> None:
+        if task.state == State.RUNNING:
+            task.executions[task.claim] = how
+
+    def _leave(self, task: Task, state: State) -> None:
+        task.state, task.worker, task.due = state, None, False
+
+    def _wake(self, task: Task) -> None:
+        self._leave(task, State.PENDING)
+
+    def _wake_if_free(self, task: Task) -> bool:
+        if task.state != State.WAITING or task.open_steps:
+            return False
+        self._wake(task)
+        return True
+
+    def _settle(self, task: Task, final: State) -> None:
+        self._leave(task, final)
+        task.unique_key = None
+        if task.parent is not None and task.parent_step is not None:
+            step = task.parent.steps[task.parent_step]
+            step.status = "finished" if final == State.SUCCEEDED else "failed"
+            self._wake_if_free(task.parent)
