@@ -368,6 +368,27 @@ KINDS: dict[str, type[AgentDefinition] | type[ToolDefinition] | type[FunctionDef
 }
 
 
+class UnreadableDefinition(InvalidDefinition):
+    """A stored definition has fields that this release does not know: a later one wrote it."""
+
+    code = "unreadable_definition"
+
+
+def stored_definition(kind: str, name: str, fields: dict[str, Any]) -> Any:
+    """A definition as a version stores it.
+
+    Raises:
+        UnreadableDefinition: another release wrote it.
+    """
+    try:
+        return KINDS[kind].model_validate({"name": name, **fields})
+    except ValidationError as error:
+        raise UnreadableDefinition(
+            f"The stored {kind} {name!r} cannot be read by this release: {'; '.join(faults_of(error))}. "
+            "Another release wrote it: use that one, or store the definition again."
+        ) from None
+
+
 def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
     """A definition from plain data, such as a YAML document.
 
