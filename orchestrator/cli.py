@@ -23,6 +23,7 @@ from orchestrator.commands import (
     replays,
     rules,
     schedules,
+    secrets,
     tasks,
     webhooks,
 )
@@ -44,6 +45,7 @@ for module in (processes, definitions, tasks, decisions, replays, rules, prune, 
 app.add_typer(agents.app, name="agents")
 app.add_typer(functions.app, name="functions")
 app.add_typer(schedules.app, name="schedules")
+app.add_typer(secrets.app, name="secrets")
 app.add_typer(webhooks.app, name="webhooks")
 
 

@@ -29,7 +29,13 @@ from shared.models import (
     Tool,
     ToolVersion,
 )
-from shared.schemas import KINDS, AgentDefinition, AnyDefinition, FunctionDefinition, ToolDefinition
+from shared.schemas import (
+    AgentDefinition,
+    AnyDefinition,
+    FunctionDefinition,
+    ToolDefinition,
+    stored_definition,
+)
 
 # Every agent, once alone and once with each agent that its active version may call.
 CALLS = text(
@@ -270,7 +276,7 @@ class DefinitionStore:
         if but_rolled_back and kind == "agent":
             query = query.where(Agent.status != "rolled_back")
         rows = self.session.execute(query)
-        return [KINDS[kind].model_validate({"name": name, **definition}) for name, definition in rows]
+        return [stored_definition(kind, name, definition) for name, definition in rows]
 
     def _check_relations(self, given: Sequence[AgentDefinition]) -> None:
         """Every agent that is handed work exists, and no agent hands work to itself through others."""

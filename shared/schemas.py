@@ -37,6 +37,8 @@ Name = Annotated[str, StringConstraints(pattern=NAME)]
 Capability = Annotated[str, StringConstraints(pattern=CAPABILITY)]
 ToolReference = Annotated[str, StringConstraints(pattern=NAME[:-1] + r"(@[1-9][0-9]{0,8})?$")]
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$")]
+HeaderValue = Annotated[str, StringConstraints(pattern=r"^[\x20-\x7e\t]*$", max_length=4000)]
 LabelValue = Annotated[str, StringConstraints(max_length=255)]
 JsonSchema = dict[str, Any]
 MAX_FAULTS = 20
@@ -238,23 +240,60 @@ class AgentDefinition(Definition):
         return parse_definition({"kind": "agent", **given, "config": config})  # type: ignore[return-value]
 
 
+class HttpCall(Strict):
+    """A request that a tool makes. Times are seconds.
+
+    Arguments that the address names in braces go into it; of the others, those in `query` go behind it, and the rest is
+    the JSON body (or, without one, goes behind it too). A header may hold `${secret:NAME}`.
+    """
+
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
+    url: str = Field(min_length=8, max_length=2000)
+    query: list[Name] = Field(default_factory=list, max_length=50)
+    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict, max_length=50)
+    result: str | None = Field(None, min_length=1, max_length=500)
+    timeout: float = Field(30.0, gt=0, le=300)
+    max_bytes: int = Field(1 << 20, ge=1, le=16 << 20)
+
+    @field_validator("url")
+    @classmethod
+    def _host_is_fixed(cls, url: str) -> str:
+        match = re.fullmatch(r"https?://([^/?#{}\s]+)([/?][^#\s]*)?", url)
+        if match is None or "@" in match[1]:
+            raise ValueError("a URL begins with http:// or https:// and a host, which no argument may choose")
+        if "${secret:" in url:
+            raise ValueError("secrets go into headers: logs show URLs")
+        return url
+
+    @property
+    def placeholders(self) -> list[str]:
+        """The arguments that the address names."""
+        return re.findall(r"\{([^{}]*)\}", self.url)
+
+    @property
+    def has_body(self) -> bool:
+        """Whether arguments are sent as a JSON body."""
+        return self.method in ("POST", "PUT", "PATCH")
+
+
 class ToolDefinition(Definition):
     """Something a model may call, or a `type: function` agent runs."""
 
     kind: Literal["tool"] = "tool"
-    type: Literal["function", "agent", "builtin"]
+    type: Literal["function", "agent", "builtin", "http"]
     effect: Literal["pure", "idempotent", "unsafe"] | None = None
     input_schema: JsonSchema | None = None
     output_schema: JsonSchema | None = None
     function: ToolReference | None = None
     agent: Name | None = None
     builtin: str | None = Field(None, max_length=200)
+    http: HttpCall | None = None
     approval: bool = False
     approval_timeout: float | None = Field(None, gt=0, le=31_622_400)
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(self, serialize(self), ("approval", "approval_timeout"))
+        return _without_defaults(self, serialize(self), ("http", "approval", "approval_timeout"))
 
     @field_validator("name")
     @classmethod
@@ -266,7 +305,7 @@ class ToolDefinition(Definition):
 
     @model_validator(mode="after")
     def _target_fits(self) -> Self:
-        targets = [name for name in ("function", "agent", "builtin") if getattr(self, name)]
+        targets = [name for name in ("function", "agent", "builtin", "http") if getattr(self, name)]
         if targets != [self.type]:
             raise ValueError(
                 f"type: {self.type} needs `{self.type}:` with the name of what it calls, and no other target"
@@ -275,6 +314,8 @@ class ToolDefinition(Definition):
             if self.effect not in (None, "pure"):
                 raise ValueError("a sandboxed function has no effect on the world: effect is pure")
             self.effect = "pure"
+        if self.http is not None and self.http.method == "GET":
+            self.effect = self.effect or "idempotent"
         # What nobody declared harmless is treated as harmful.
         self.effect = self.effect or "unsafe"
         return self
@@ -325,6 +366,27 @@ KINDS: dict[str, type[AgentDefinition] | type[ToolDefinition] | type[FunctionDef
     "tool": ToolDefinition,
     "function": FunctionDefinition,
 }
+
+
+class UnreadableDefinition(InvalidDefinition):
+    """A stored definition has fields that this release does not know: a later one wrote it."""
+
+    code = "unreadable_definition"
+
+
+def stored_definition(kind: str, name: str, fields: dict[str, Any]) -> Any:
+    """A definition as a version stores it.
+
+    Raises:
+        UnreadableDefinition: another release wrote it.
+    """
+    try:
+        return KINDS[kind].model_validate({"name": name, **fields})
+    except ValidationError as error:
+        raise UnreadableDefinition(
+            f"The stored {kind} {name!r} cannot be read by this release: {'; '.join(faults_of(error))}. "
+            "Another release wrote it: use that one, or store the definition again."
+        ) from None
 
 
 def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:

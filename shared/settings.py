@@ -74,6 +74,7 @@ class Settings(BaseSettings):
     api_host: str = "127.0.0.1"
     api_port: int = Field(8700, ge=0, le=65535)
     api_key: SecretStr | None = None
+    secret_key: SecretStr | None = None
     api_url: str | None = None
 
     default_model: str = "claude-sonnet-5-5"
@@ -161,6 +162,21 @@ class Settings(BaseSettings):
     def require_api_url(self) -> str:
         """Where the API answers: `MINION_API_URL`, the running `minion up`, or the configured host and port."""
         return self.api_url or self._running("api_url") or f"http://{self.api_host}:{self.api_port}"
+
+    def require_secret_key(self) -> str:
+        """The key that encrypts secrets: MINION_SECRET_KEY, or the one that `minion up` made in the data folder.
+
+        Raises:
+            NotConfigured: there is none.
+        """
+        if self.secret_key:
+            return self.secret_key.get_secret_value()
+        try:
+            return (self.data_dir / "secret_key").read_text(encoding="utf-8").strip()
+        except OSError:
+            raise NotConfigured(
+                "MINION_SECRET_KEY is not set, and secrets are encrypted with it. `minion secrets key` makes one."
+            ) from None
 
     def require_api_key(self) -> str:
         """The bearer key of the API: `MINION_API_KEY`, or the one `minion up` keeps in the data folder.

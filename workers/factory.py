@@ -16,7 +16,8 @@ from shared.database import get_engine
 from shared.errors import NotFound
 from shared.function_runner import verified
 from shared.models import AgentVersion, AgentVersionTool, FunctionVersion, ToolVersion
-from shared.schemas import AgentDefinition, ToolDefinition
+from shared.models import Tool as ToolRow
+from shared.schemas import AgentDefinition, ToolDefinition, stored_definition
 from workers.base import BaseAgent
 from workers.chain import ChainAgent
 from workers.function_agent import FunctionAgent
@@ -28,6 +29,7 @@ from workers.tools.base import Tool
 from workers.tools.builtin import BuiltinTool
 from workers.tools.delegation import AgentTool
 from workers.tools.function import FunctionTool
+from workers.tools.http import HttpTool
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def load_blueprint(version_id: UUID) -> Blueprint:
         row = session.get(AgentVersion, version_id)
         if row is None:
             raise NotFound(f"There is no agent version {version_id}.")
-        definition = AgentDefinition.model_validate({"name": row.name, **row.definition})
+        definition = stored_definition("agent", row.name, row.definition)
         return Blueprint(definition, version_id, _target(session, row), _tools(session, version_id))
 
 
@@ -87,7 +89,7 @@ def _tools(session: Session, version_id: UUID) -> tuple[Tool, ...]:
 
 
 def _tool(session: Session, row: ToolVersion) -> Tool:
-    definition = ToolDefinition.model_validate({"name": row.name, **row.definition})
+    definition = stored_definition("tool", row.name, row.definition)
     tool = _plain_tool(session, row, definition)
     return ApprovedTool(tool, definition.approval_timeout) if definition.approval else tool
 
@@ -97,5 +99,9 @@ def _plain_tool(session: Session, row: ToolVersion, definition: ToolDefinition) 
         return BuiltinTool(definition)
     if definition.type == "agent":
         return AgentTool(definition)
+    if definition.type == "http":
+        return HttpTool(
+            definition, session.scalar(select(ToolRow.namespace).where(ToolRow.id == row.tool_id)) or "default"
+        )
     function = session.get_one(FunctionVersion, row.function_version_id)
     return FunctionTool(definition, verified(function, get_engine()))

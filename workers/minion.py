@@ -18,6 +18,7 @@ from shared import lifecycle
 from shared.database import behind_time_limit, close_engine, is_transient, persist, reason, statement
 from shared.errors import Cancelled, MinionError, TimeLimitExceeded
 from shared.hints import publish_finished
+from shared.schemas import UnreadableDefinition
 from shared.states import State
 from workers import journal as journals
 from workers import retries
@@ -29,6 +30,10 @@ from workers.outcomes import ClaimLost, Failed, Interrupted, Outcome, Snoozed, S
 from workers.task import ClaimedTask
 
 log = structlog.get_logger(__name__)
+
+
+LATER_RELEASE_SECONDS = 10.0
+"""Until a task that this release cannot run is tried again: a minion of a later one may take it."""
 
 
 class UnexpectedError(MinionError):
@@ -83,6 +88,9 @@ def perform(task: ClaimedTask, journal: Journal, meter: Meter) -> Outcome | Snoo
     """
     try:
         return persist(lambda: build_agent(task, journal)).run()
+    except UnreadableDefinition as error:
+        log.warning("handed_back", why=error.message)
+        return Snoozed(LATER_RELEASE_SECONDS, "handed_back")
     except MinionError as error:
         return Failed(error)
     except Snoozed as snoozed:
@@ -182,7 +190,9 @@ def _hand_back(task: ClaimedTask) -> str:
     """A journal of a later release: a newer minion must run it."""
     log.warning("handed_back", why="unknown journal format", journal_format=task.journal_format)
     with statement() as connection:
-        state = lifecycle.release(connection, task.id, task.claim, how="handed_back", charged=False, delay=10.0)
+        state = lifecycle.release(
+            connection, task.id, task.claim, how="handed_back", charged=False, delay=LATER_RELEASE_SECONDS
+        )
     return str(state)
 
 

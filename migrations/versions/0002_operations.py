@@ -61,7 +61,6 @@ def create_indexes() -> None:
         ["task_id"],
         postgresql_where=sa.text("state = 'pending' AND rank = 9000000000000000000"),
     )
-    op.create_index("task_outcomes_finished_idx", "task_outcomes", ["finished_at"], postgresql_using="brin")
     # What retention deletes is looked for from these sides.
     op.create_index(
         "task_outcomes_content_idx",
@@ -232,6 +231,15 @@ def create_webhooks() -> None:
 
 
 def create_task_tables() -> None:
+    op.create_table(
+        "secrets",
+        namespace(),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("ciphertext", sa.Text(), nullable=False),
+        created(),
+        sa.Column("updated_at", TIMESTAMP, server_default=NOW, nullable=False),
+        sa.PrimaryKeyConstraint("namespace", "name", name="secrets_pkey"),
+    )
     op.create_table(
         "signals",
         new_id(),

@@ -96,7 +96,7 @@ def pause(scope: Scope, name: str, query: Namespace, sent: body.TaskBody, databa
         return rules.pause(connection, scope, name, reason=asked.reason, namespace=query.namespace)
 
 
-@router.delete("/pauses/{scope}/{name}", status_code=204, responses=problems.documented(404))
+@router.delete("/pauses/{scope}/{name}", status_code=204, response_class=Response, responses=problems.documented(404))
 def resume(scope: Scope, name: str, query: Namespace, database: Database) -> Response:
     """Resumes it."""
     with database.begin() as connection:
@@ -127,7 +127,7 @@ def set_limit(scope: Scope, name: str, query: Namespace, sent: body.TaskBody, da
         )
 
 
-@router.delete("/limits/{scope}/{name}", status_code=204, responses=problems.documented(404))
+@router.delete("/limits/{scope}/{name}", status_code=204, response_class=Response, responses=problems.documented(404))
 def remove_limit(scope: Scope, name: str, query: Namespace, database: Database) -> Response:
     """Takes a limit away."""
     with database.begin() as connection:

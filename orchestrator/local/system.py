@@ -27,6 +27,7 @@ from shared.database import close_engine, get_engine
 from shared.embedded import EmbeddedServers
 from shared.errors import InvalidInput, Unavailable
 from shared.init_db import init, migrate
+from shared.secret_store import new_key
 from shared.settings import RUN_FILE, Settings, get_settings
 
 log = structlog.get_logger(__name__)
@@ -174,15 +175,16 @@ class LocalSystem:
         self.settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.logs.mkdir(exist_ok=True)
         os.environ["MINION_DATA_DIR"] = str(self.settings.data_dir)
-        os.environ.setdefault("MINION_API_KEY", self._api_key())
+        os.environ.setdefault("MINION_API_KEY", self._key("api_key", secrets.token_urlsafe(32)))
+        os.environ.setdefault("MINION_SECRET_KEY", self._key("secret_key", new_key()))
         get_settings.cache_clear()
 
-    def _api_key(self) -> str:
-        """The key in the data folder, made at the first start; only its owner may read it."""
-        file = self.settings.data_dir / "api_key"
+    def _key(self, name: str, made: str) -> str:
+        """A key in the data folder, made at the first start; only its owner may read it."""
+        file = self.settings.data_dir / name
         try:
             with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new:
-                new.write(secrets.token_urlsafe(32) + "\n")
+                new.write(made + "\n")
         except FileExistsError:
             pass
         return file.read_text().strip()

@@ -21,7 +21,17 @@ from shared.models.definitions import (
     Tool,
     ToolVersion,
 )
-from shared.models.operations import Limit, Pause, RateHold, Schedule, Signal, UniqueTask, Webhook, WebhookDelivery
+from shared.models.operations import (
+    Limit,
+    Pause,
+    RateHold,
+    Schedule,
+    Secret,
+    Signal,
+    UniqueTask,
+    Webhook,
+    WebhookDelivery,
+)
 from shared.models.tasks import (
     Content,
     Conversation,
@@ -52,6 +62,7 @@ __all__ = [
     "RateHold",
     "Relation",
     "Schedule",
+    "Secret",
     "SecurityEvent",
     "Signal",
     "Step",

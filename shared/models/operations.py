@@ -143,6 +143,18 @@ class WebhookDelivery(Base):
     created_at: Mapped[datetime] = created()
 
 
+class Secret(Base):
+    """What tools need to know and nobody else: encrypted with a key that is not in the database."""
+
+    __tablename__ = "secrets"
+
+    namespace: Mapped[str] = mapped_column(primary_key=True, server_default="default")
+    name: Mapped[str] = mapped_column(primary_key=True)
+    ciphertext: Mapped[str]
+    created_at: Mapped[datetime] = created()
+    updated_at: Mapped[datetime] = mapped_column(server_default=NOW)
+
+
 class Signal(Base):
     """What was sent to a task by name; `step` is the wait that took it."""
 

@@ -206,7 +206,6 @@ class TaskOutcome(Base):
         CheckConstraint("(state = 'failed') <= (error IS NOT NULL)", name="failed_has_error"),
         CheckConstraint("output IS NULL OR output_sha256 IS NULL", name="one_output"),
         Index("task_outcomes_content_idx", "output_sha256", postgresql_where=text("output_sha256 IS NOT NULL")),
-        Index("task_outcomes_finished_idx", "finished_at", postgresql_using="brin"),
         Index("task_outcomes_fingerprint_idx", "error_fingerprint", postgresql_where=text("state = 'failed'")),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from shared import lifecycle
 from shared.database import transaction
@@ -133,3 +133,15 @@ def test_a_policy_may_retry_what_is_final_and_end_what_is_not(tasks: Tasks, act:
     here.run_all()
     assert (tasks.get(again)["state"], tasks.get(again)["attempts"]) == ("failed", 3)
     assert (tasks.get(never)["state"], tasks.get(never)["attempts"]) == ("failed", 0)
+
+
+def test_a_definition_of_a_later_release_waits_for_a_later_minion(
+    tasks: Tasks, act: Any, here: Minion, database: Engine
+) -> None:
+    task = tasks.submit(act(), {})
+    with database.begin() as connection:
+        connection.execute(text("ALTER TABLE agent_versions DISABLE TRIGGER USER"))
+        connection.execute(text("UPDATE agent_versions SET definition = definition || '{\"later\": 1}'"))
+        connection.execute(text("ALTER TABLE agent_versions ENABLE TRIGGER USER"))
+    waiting = run_due(here, tasks, task)
+    assert (waiting["state"], waiting["wait_reason"], waiting["attempts"]) == ("waiting", "handed_back", 0)

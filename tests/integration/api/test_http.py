@@ -60,9 +60,12 @@ def test_every_operation_describes_its_problems(http: httpx2.Client) -> None:
         assert operation["security"], (method, path)
         assert {"401", "422", "503"} <= set(operation["responses"]), (method, path)
         for status, response in operation["responses"].items():
+            if status == "204":
+                assert "content" not in response, (method, path)
+                continue
             expected = "application/json" if status.startswith("2") else "application/problem+json"
             assert list(response["content"]) == [expected], (method, path, status)
-        if method == "post":
+        if method == "post" and "requestBody" in operation:
             schema = operation["requestBody"]["content"]["application/json"]["schema"]
             Draft202012Validator.check_schema(schema)
 

@@ -1,0 +1,63 @@
+"""`minion secrets`: what tools need to know and nobody else."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from shared.settings import get_settings
+
+app = typer.Typer(help="Secrets that tools refer to by name: set, list, delete, key.", no_args_is_help=True)
+NAME = typer.Argument(help="The secret's name.")
+
+
+@app.command("set")
+def set_secret(name: str = NAME) -> None:
+    """Store a secret. Its value comes from standard input, or is asked for."""
+    from shared.database import transaction, wait_for_database
+    from shared.secret_store import SecretStore
+
+    store = SecretStore(get_settings())
+    value = typer.prompt("Value", hide_input=True) if sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
+    wait_for_database(get_settings())
+    with transaction() as connection:
+        store.set(connection, name, value)
+    console.print(f"The secret {name} is stored. A tool's header refers to it as ${{secret:{name}}}.", markup=False)
+
+
+@app.command("list")
+def list_secrets(as_json: bool = AS_JSON) -> None:
+    """List the names of secrets. Values are never shown."""
+    from shared import secret_store
+    from shared.database import transaction, wait_for_database
+
+    wait_for_database(get_settings())
+    with transaction() as connection:
+        found = secret_store.list_secrets(connection)
+    if as_json:
+        print_json(found)
+        return
+    rows = ((secret["name"], secret["created_at"], secret["updated_at"]) for secret in found)
+    print_table(("name", "created", "changed"), rows, empty="No secrets.")
+
+
+@app.command()
+def delete(name: str = NAME) -> None:
+    """Remove a secret."""
+    from shared import secret_store
+    from shared.database import transaction, wait_for_database
+
+    wait_for_database(get_settings())
+    with transaction() as connection:
+        secret_store.delete_secret(connection, name)
+    console.print(f"The secret {name} is gone.", markup=False)
+
+
+@app.command()
+def key() -> None:
+    """Print a new key for MINION_SECRET_KEY."""
+    from shared.secret_store import new_key
+
+    typer.echo(new_key())

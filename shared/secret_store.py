@@ -1,0 +1,121 @@
+"""Secrets that tools need: encrypted at rest, referenced by name, decrypted where a call is made and nowhere else.
+
+The key comes from the environment (`MINION_SECRET_KEY`), so that a copy of the database is worth nothing without it.
+Several keys, separated by commas, let one be replaced: the first encrypts, all decrypt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from sqlalchemy import Connection, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY, TEXT
+
+from shared.errors import InvalidInput, NotConfigured, NotFound
+from shared.settings import Settings
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
+REFERENCE = re.compile(r"\$\{secret:([^}]*)\}")
+MAX_BYTES = 64 << 10
+HIDDEN = "***"
+
+SET = text(
+    "INSERT INTO secrets (namespace, name, ciphertext) VALUES (:namespace, :name, :ciphertext) "
+    "ON CONFLICT (namespace, name) DO UPDATE SET ciphertext = EXCLUDED.ciphertext, updated_at = now()"
+)
+LIST = text("SELECT name, created_at, updated_at FROM secrets WHERE namespace = :namespace ORDER BY name")
+DELETE = text("DELETE FROM secrets WHERE namespace = :namespace AND name = :name RETURNING 1")
+READ = text("SELECT name, ciphertext FROM secrets WHERE namespace = :namespace AND name = ANY (:names)").bindparams(
+    bindparam("names", type_=ARRAY(TEXT))
+)
+
+
+class SecretStore:
+    """The secrets of one namespace.
+
+    Args:
+        settings: with the key.
+
+    Raises:
+        NotConfigured: there is no key, or it is none.
+    """
+
+    def __init__(self, settings: Settings, namespace: str = "default") -> None:
+        self.namespace = namespace
+        try:
+            self._box = MultiFernet([Fernet(key.strip()) for key in settings.require_secret_key().split(",")])
+        except ValueError:
+            raise NotConfigured(
+                "MINION_SECRET_KEY is not a key: 32 bytes in URL-safe Base64. `minion secrets key` makes one."
+            ) from None
+
+    def set(self, connection: Connection, name: str, value: str) -> None:
+        """Stores a secret, new or in the place of the one of that name.
+
+        Raises:
+            InvalidInput: its name or its size cannot be.
+        """
+        if not NAME.fullmatch(name):
+            raise InvalidInput(f"{name[:100]!r} is no name for a secret: a letter, then letters, digits, _ . and -.")
+        if not 0 < len(value.encode()) <= MAX_BYTES:
+            raise InvalidInput(f"A secret has 1 to {MAX_BYTES} bytes.")
+        ciphertext = self._box.encrypt(value.encode()).decode()
+        connection.execute(SET, {"namespace": self.namespace, "name": name, "ciphertext": ciphertext})
+
+    def reveal(self, connection: Connection, names: Collection[str]) -> dict[str, str]:
+        """The values of secrets, for the call that is about to be made.
+
+        Raises:
+            NotFound: there is none of that name.
+            NotConfigured: none of the keys fits.
+        """
+        rows = connection.execute(READ, {"namespace": self.namespace, "names": list(names)}).all()
+        try:
+            found = {row.name: self._box.decrypt(row.ciphertext).decode() for row in rows}
+        except InvalidToken:
+            raise NotConfigured(
+                "MINION_SECRET_KEY does not fit the stored secrets. Add the key of then to it."
+            ) from None
+        if missing := sorted(set(names) - set(found)):
+            raise NotFound(f"There is no secret {missing[0]!r}. `minion secrets set {missing[0]}` stores one.")
+        return found
+
+
+def list_secrets(connection: Connection, namespace: str = "default") -> list[dict[str, Any]]:
+    """Names and times, never values."""
+    return [dict(row) for row in connection.execute(LIST, {"namespace": namespace}).mappings()]
+
+
+def delete_secret(connection: Connection, name: str, namespace: str = "default") -> None:
+    """Removes a secret.
+
+    Raises:
+        NotFound: there is none of that name.
+    """
+    if connection.scalar(DELETE, {"namespace": namespace, "name": name}) is None:
+        raise NotFound(f"There is no secret {name!r}.")
+
+
+def new_key() -> str:
+    """A key for `MINION_SECRET_KEY`."""
+    return Fernet.generate_key().decode()
+
+
+def references(texts: Iterable[str]) -> set[str]:
+    """The names of the secrets that texts refer to as `${secret:NAME}`."""
+    return {name for given in texts for name in REFERENCE.findall(given)}
+
+
+def filled(given: str, values: dict[str, str]) -> str:
+    """A text with its references replaced."""
+    return REFERENCE.sub(lambda match: values[match[1]], given)
+
+
+def scrubbed(given: str, values: Iterable[str]) -> str:
+    """A text without the secrets that the other side may have repeated in it."""
+    for value in sorted(values, key=len, reverse=True):
+        given = given.replace(value, HIDDEN)
+    return given

@@ -1,0 +1,213 @@
+"""Tools that make a request: what is sent, what comes back, and what is never written down."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from sqlalchemy import Engine, text
+
+from shared.database import transaction
+from shared.errors import NotConfigured
+from shared.secret_store import SecretStore, delete_secret, list_secrets
+from shared.settings import Settings, get_settings
+from tests.conftest import Define
+from tests.integration.conftest import Minion, Tasks
+
+SECRET = "t0p-s3cret-value"
+
+
+class Server:
+    """A server that answers from a script and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, dict[str, str], bytes]] = []
+        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                outer.asked.append((self.command, self.path, dict(self.headers), self.rfile.read(length)))
+                status, headers, body = outer.answers.pop(0) if outer.answers else (200, {}, b'{"ok": true}')
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.http.shutdown()
+    running.http.server_close()
+
+
+@pytest.fixture
+def configured(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """This machine's own addresses are allowed, and there is a key for secrets."""
+    monkeypatch.setenv("MINION_ALLOW_PRIVATE_ADDRESSES", "127.0.0.1")
+    monkeypatch.setenv("MINION_SECRET_KEY", Fernet.generate_key().decode())
+    get_settings.cache_clear()
+    yield get_settings()
+    monkeypatch.undo()
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def fetch(define: Define, tasks: Tasks, here: Minion, configured: Settings) -> Any:
+    """Runs an agent with this request: `fetch(arguments, url=…, …)` is the ended task."""
+
+    def run(arguments: Any, *, effect: str | None = None, config: dict[str, Any] | None = None, **http: Any) -> Any:
+        tool = {"kind": "tool", "name": "fetch", "type": "http", "http": http}
+        define(
+            {**tool, **({"effect": effect} if effect else {})},
+            {
+                "kind": "agent",
+                "name": "Fetch",
+                "type": "function",
+                "tool": "fetch",
+                "config": {"capabilities": ["work"], "max_attempts": 2, "retry_backoff": 0.0, **(config or {})},
+            },
+        )
+        task = tasks.submit("Fetch", arguments)
+        here._round()
+        here._round()
+        return tasks.get(task)
+
+    return run
+
+
+def test_arguments_go_where_the_definition_says(fetch: Any, server: Server) -> None:
+    task = fetch({"city": "São Paulo/..", "units": "C", "n": 3}, url=server.url + "/v2/{city}/weather", query=["units"])
+    assert task["output"] == {"ok": True}
+    [(method, path, headers, body)] = server.asked
+    assert (method, path, body) == ("GET", "/v2/S%C3%A3o%20Paulo%2F../weather?n=3&units=C", b"")
+    assert len(headers["Idempotency-Key"]) == 64
+
+
+def test_a_body_and_a_part_of_the_response(fetch: Any, server: Server) -> None:
+    server.answers = [(201, {}, b'{"data": {"items": [{"id": 7}]}}')]
+    http = {"method": "POST", "url": server.url + "/orders", "query": ["dry"], "result": "data.items.0.id"}
+    assert fetch({"sum": 5, "dry": "yes"}, **http)["output"] == 7
+    [(method, path, headers, body)] = server.asked
+    assert (method, path, json.loads(body)) == ("POST", "/orders?dry=yes", {"sum": 5})
+    assert headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("answer", "calls", "said"),
+    [
+        ((404, {}, b"no such city"), 1, "HTTP 404: no such city"),
+        ((500, {}, b"sorry"), 2, "HTTP 500: sorry"),
+        ((429, {"Retry-After": "0"}, b"slow down"), 2, "HTTP 429: slow down"),
+        ((200, {}, b"x" * 2000), 1, "more than 1000 bytes"),
+        ((302, {"Location": "/again"}, b""), 6, "more than 5 redirects"),
+    ],
+)
+def test_answers_that_are_none(fetch: Any, server: Server, answer: Any, calls: int, said: str) -> None:
+    server.answers = [answer] * 6
+    task = fetch({}, url=server.url + "/x", max_bytes=1000)
+    assert task["state"] == "failed"
+    assert said in task["error"]["message"]
+    assert len(server.asked) == calls
+
+
+def test_addresses_that_are_not_public_are_refused(
+    fetch: Any, server: Server, monkeypatch: pytest.MonkeyPatch, configured: Settings
+) -> None:
+    server.answers = [(302, {"Location": "http://169.254.169.254/latest/meta-data"}, b"")]
+    task = fetch({}, url=server.url + "/x")
+    assert "169.254.169.254 is not a public address" in task["error"]["message"]
+    task = fetch({}, url=server.url.replace("127.0.0.1", "127.0.0.2") + "/x")
+    assert "is not a public address" in task["error"]["message"]
+
+
+def test_an_unsafe_request_without_an_answer_asks_a_person(fetch: Any, server: Server) -> None:
+    server.answers = [(200, {"Content-Length": "100"}, b"cut off")]
+    task = fetch({}, url=server.url + "/charge", method="POST")
+    assert (task["state"], task["wait_reason"]) == ("waiting", "answer")
+    assert len(server.asked) == 1
+
+
+def test_headers_stay_with_their_host(fetch: Any, server: Server, configured: Settings) -> None:
+    other = Server()
+    with transaction() as connection:
+        SecretStore(configured).set(connection, "api", SECRET)
+    server.answers = [(302, {"Location": other.url + "/elsewhere"}, b"")]
+    assert fetch({}, url=server.url + "/x", headers={"X-Api-Key": "${secret:api}"})["output"] == {"ok": True}
+    assert server.asked[0][2]["X-Api-Key"] == SECRET
+    assert SECRET not in str(other.asked)
+    other.http.shutdown()
+    other.http.server_close()
+
+
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_secret_is_written_nowhere(
+    fetch: Any, server: Server, configured: Settings, database: Engine, capsys: Any, status: int
+) -> None:
+    with transaction() as connection:
+        SecretStore(configured).set(connection, "api", SECRET)
+        assert [secret["name"] for secret in list_secrets(connection)] == ["api"]
+    server.answers = [(status, {}, json.dumps({"you said": f"Bearer {SECRET}"}).encode())]
+    task = fetch({}, url=server.url + "/x", headers={"Authorization": "Bearer ${secret:api}"})
+    assert server.asked[0][2]["Authorization"] == f"Bearer {SECRET}"
+    assert "***" in str(task["output"] or task["error"])
+    with database.connect() as connection:
+        tables = connection.scalars(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).all()
+        dump = "".join(str(connection.execute(text(f"SELECT t::text FROM {table} t")).all()) for table in tables)
+    assert "Fetch" in dump
+    assert SECRET not in dump
+    captured = capsys.readouterr()
+    assert SECRET not in captured.out + captured.err
+
+
+def test_secrets_that_are_not_there(fetch: Any, server: Server, configured: Settings) -> None:
+    task = fetch({}, url=server.url + "/x", headers={"A": "${secret:nobody}"})
+    assert "There is no secret 'nobody'. `minion secrets set nobody` stores one." in task["error"]["message"]
+    assert server.asked == []
+
+
+def test_a_key_can_be_replaced(database: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
+
+    def store(key: str) -> SecretStore:
+        monkeypatch.setenv("MINION_SECRET_KEY", key)
+        return SecretStore(Settings())
+
+    with transaction() as connection:
+        store(old).set(connection, "a", "value")
+        assert store(f"{new},{old}").reveal(connection, ["a"]) == {"a": "value"}
+        with pytest.raises(NotConfigured, match="does not fit"):
+            store(new).reveal(connection, ["a"])
+        with pytest.raises(NotConfigured, match="is not a key"):
+            store("short")
+        delete_secret(connection, "a")
+        assert list_secrets(connection) == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://a.example/x", "http://{host}/x", "https://u:p@a.example", "https://a.example/?k=${secret:a}", "http://"],
+)
+def test_addresses_that_no_tool_may_have(define: Define, url: str) -> None:
+    from shared.errors import InvalidDefinition
+
+    with pytest.raises(InvalidDefinition):
+        define({"kind": "tool", "name": "fetch", "type": "http", "http": {"url": url}})

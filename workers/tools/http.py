@@ -1,0 +1,176 @@
+"""Tools of kind `http`: one request to an address that the definition fixes, with arguments in the places it names."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import httpx2
+
+from shared.database import get_engine, persist
+from shared.errors import ForbiddenAddress, InvalidInput, InvalidOutput, MinionError, ToolError
+from shared.json_schema import validate
+from shared.json_values import JsonValue, digest, parse
+from shared.outbound import guarded_client
+from shared.schemas import HttpCall, ToolDefinition
+from shared.secret_store import SecretStore, filled, references, scrubbed
+from shared.settings import get_settings
+from workers.journal import Journal, StepResult
+from workers.outcomes import Interrupted
+from workers.task import ClaimedTask
+
+MAX_REDIRECTS = 5
+MAX_EXCERPT = 2_000
+RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+NOT_TAKEN = frozenset({429, 503})
+"""The server says that it has done nothing: even an unsafe request may be made again."""
+
+
+class HttpTool:
+    """A request, made as one journal step with the tool's declared effect."""
+
+    def __init__(self, definition: ToolDefinition, namespace: str) -> None:
+        assert definition.http is not None
+        self.definition = definition
+        self.http = definition.http
+        self.namespace = namespace
+        self.name = definition.name
+        self.description = definition.description
+        self.input_schema: dict[str, Any] | None = definition.input_schema
+
+    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue:
+        """One step."""
+        request = {"method": self.http.method, "url": self.http.url, "arguments": arguments}
+
+        def perform(step: int) -> StepResult:
+            what = f"The input of tool {self.name!r}"
+            validate(self.input_schema, arguments, what=what, error=InvalidInput)
+            key = digest([str(task.origin_id), step, digest(request)])
+            output = self._fetch(arguments, key)
+            validate(
+                self.definition.output_schema, output, what=f"The output of tool {self.name!r}", error=InvalidOutput
+            )
+            return StepResult(output)
+
+        return journal.call("tool_call", self.name, request, perform, effect=str(self.definition.effect))
+
+    def _fetch(self, arguments: JsonValue, key: str) -> JsonValue:
+        secrets = self._secrets()
+        request = _request(self.http, arguments, secrets, key)
+        try:
+            with guarded_client(get_settings(), seconds=self.http.timeout) as client:
+                status, headers, body = self._exchange(client, request)
+        except ForbiddenAddress as error:
+            raise self._failure(error.message, retryable=False) from None
+        except httpx2.TransportError as error:
+            raise self._lost(error) from None
+        except MinionError as error:
+            raise self._failure(error.message, retryable=error.retryable) from None
+        said = scrubbed(body.decode("utf-8", "replace"), secrets.values())
+        if status >= 400:
+            raise self._refused(status, headers, said)
+        return self._result(said)
+
+    def _secrets(self) -> dict[str, str]:
+        names = references(self.http.headers.values())
+        if not names:
+            return {}
+        store = SecretStore(get_settings(), self.namespace)
+
+        def read() -> dict[str, str]:
+            with get_engine().connect() as connection:
+                return store.reveal(connection, names)
+
+        return persist(read)
+
+    def _exchange(self, client: httpx2.Client, request: httpx2.Request) -> tuple[int, httpx2.Headers, bytes]:
+        """Sends the request, and a GET after it for each redirect; every hop is checked like the first."""
+        for _ in range(MAX_REDIRECTS + 1):
+            response = client.send(request, stream=True)
+            try:
+                following = response.next_request if response.is_redirect else None
+                if following is None:
+                    return response.status_code, response.headers, self._read(response)
+            finally:
+                response.close()
+            if request.method != "GET":
+                raise self._failure(
+                    f"it answers {response.status_code} and wants {request.method} somewhere else", False
+                )
+            if _origin(following.url) != _origin(request.url):
+                # What was meant for one host is no other one's business.
+                following = httpx2.Request("GET", following.url)
+            request = following
+        raise self._failure(f"more than {MAX_REDIRECTS} redirects", retryable=False)
+
+    def _read(self, response: httpx2.Response) -> bytes:
+        body = bytearray()
+        for chunk in response.iter_bytes():
+            body += chunk
+            if len(body) > self.http.max_bytes:
+                raise self._failure(f"the response has more than {self.http.max_bytes} bytes (max_bytes)", False)
+        return bytes(body)
+
+    def _result(self, said: str) -> JsonValue:
+        """The response as JSON, or as text if it is none; the part of it that `result` names."""
+        try:
+            value = parse(said, what="the response") if said.strip() else None
+        except InvalidInput:
+            value = said.replace("\0", "\ufffd")
+        for part in (self.http.result or "").split(".") if self.http.result else ():
+            value = _part(value, part)
+        return value
+
+    def _refused(self, status: int, headers: httpx2.Headers, said: str) -> ToolError:
+        again = status in NOT_TAKEN or (status in RETRIED and self.definition.effect != "unsafe")
+        error = self._failure(f"HTTP {status}: {said[:MAX_EXCERPT]}".replace("\0", " "), again)
+        after = headers.get("Retry-After", "")
+        if again and after.isdecimal():
+            error.detail["retry_after"] = min(float(after), 86_400.0)
+        error.detail["status"] = status
+        return error
+
+    def _lost(self, error: httpx2.TransportError) -> Exception:
+        """No answer. Whether an unsafe request was taken, nobody here can know."""
+        never_sent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.UnsupportedProtocol)
+        if self.definition.effect == "unsafe" and not never_sent:
+            return Interrupted()
+        return self._failure(f"no answer: {type(error).__name__}: {error}"[:500], retryable=True)
+
+    def _failure(self, why: str, retryable: bool) -> ToolError:
+        error = ToolError(f"The tool {self.name!r} ({self.http.method} {self.http.url}): {why}")
+        error.retryable = retryable
+        return error
+
+
+def _request(http: HttpCall, arguments: JsonValue, secrets: dict[str, str], key: str) -> httpx2.Request:
+    rest = dict(arguments) if isinstance(arguments, dict) else {}
+    if missing := [name for name in http.placeholders if name not in rest]:
+        raise InvalidInput(f"The address needs {missing[0]!r}, and the arguments have none.")
+    url = http.url
+    for name in http.placeholders:
+        url = url.replace("{" + name + "}", quote(_text(rest[name]), safe=""))
+    rest = {name: value for name, value in rest.items() if name not in http.placeholders}
+    behind = [name for name in rest if name in http.query or not http.has_body]
+    headers = {"Accept": "application/json", "Idempotency-Key": key}
+    headers |= {name: filled(value, secrets) for name, value in http.headers.items()}
+    address = httpx2.URL(url).copy_merge_params({name: _text(rest.pop(name)) for name in behind})
+    if not http.has_body:
+        return httpx2.Request(http.method, address, headers=headers)
+    headers.setdefault("Content-Type", "application/json")
+    return httpx2.Request(http.method, address, headers=headers, content=json.dumps(rest, ensure_ascii=False).encode())
+
+
+def _text(value: JsonValue) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _origin(url: httpx2.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def _part(value: JsonValue, name: str) -> JsonValue:
+    if isinstance(value, list) and name.isdecimal():
+        return value[int(name)] if int(name) < len(value) else None
+    return value.get(name) if isinstance(value, dict) else None
