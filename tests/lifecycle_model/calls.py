@@ -91,6 +91,7 @@ def dispatch() -> Call:
 
     def ask(connection: Connection) -> Answer:
         prepare_pending(connection)
+        lifecycle.heal_turns(connection)
         taken = lifecycle.dispatch(connection, lease=10.0, window=1000)
         return sorted((message.task_id, message.claim) for message in taken)
 

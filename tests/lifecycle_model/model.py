@@ -57,6 +57,7 @@ class Task:
     signals: list[tuple[str, Any]] = field(default_factory=list)
     unique_key: str | None = None
     held_while: str = "running"
+    conversation: str | None = None
 
     @property
     def live(self) -> bool:
@@ -141,7 +142,22 @@ class Model:
         task = self._add(seen.task_id, agent, key)
         task.state = State.SCHEDULED if "run_at" in request else State.PENDING
         task.unique_key, task.held_while = unique, request.get("unique_while", "running")
+        task.conversation = request.get("conversation_id")
         return Accepted(task.id, True)
+
+    def predecessor(self, task: Task) -> Task | None:
+        """The task of its conversation that goes before it: it has begun, or was accepted earlier."""
+        others = [other for other in self.tasks.values() if other.conversation and other is not task and other.live]
+        return next(
+            (
+                other
+                for other in others
+                if other.conversation == task.conversation
+                and other.state != State.SCHEDULED
+                and (other.claim > 0 or other.id < task.id)
+            ),
+            None,
+        )
 
     def _add(self, number: UUID, agent: str, key: str | None, parent: Task | None = None, step: int = 0) -> Task:
         task = Task(number, agent, key or "", self.most_attempts[agent], parent, step or None)
@@ -206,6 +222,10 @@ class Model:
             and all(flight.get(rule, 0) < most for rule, most in self.rules_of(task).items())
         )
 
+    def in_turn(self, task: Task) -> bool:
+        """Whether it is its turn in its conversation. A task that has begun keeps it."""
+        return task.claim > 0 or self.predecessor(task) is None
+
     def rules_of(self, task: Task) -> dict[tuple[str, str], int]:
         """The limits that hold for a task, each under its narrow name."""
         rules = {}
@@ -234,8 +254,10 @@ class Model:
         free = {task.id for task in self.tasks.values() if self.free(task)}
         taken = {task for task, _ in seen}
         before = self.flight()
+        # One that was accepted while another one got ahead of it may come too early: its claim tells it.
         if not taken <= free:
             raise Mismatch(f"dispatched although not free: {taken - free}")
+        free = {number for number in free if self.in_turn(self.tasks[number])}
         for number in taken:
             self.tasks[number].state = State.QUEUED
         after = self.flight()
@@ -243,7 +265,7 @@ class Model:
             for rule, most in self.rules_of(task).items():
                 if after.get(rule, 0) > max(most, before.get(rule, 0)):
                     raise Mismatch(f"{after[rule]} in flight, {most} permitted: {rule}")
-        if not partial and ((free and not taken) or (not self.limits and taken != free)):
+        if not partial and ((free and not taken) or (not self.limits and not free <= taken)):
             raise Mismatch(f"left in line: {free - taken}")
         return sorted((number, self.tasks[number].claim) for number in taken)
 
@@ -303,6 +325,8 @@ class Model:
         return ("claimed", task.claim, task.attempts, steps)
 
     def _obstacle(self, task: Task) -> str | None:
+        if not self.in_turn(task):
+            return "turn"
         if any((scope, task.names(scope)) in self.pauses for scope in SCOPES):
             return "paused"
         running = self.flight(State.RUNNING)

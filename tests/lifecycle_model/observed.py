@@ -101,6 +101,11 @@ BROKEN_PROMISES = text(
         FROM tasks t JOIN task_outcomes o ON o.task_id = t.id JOIN tasks p ON p.id = t.parent_id
         JOIN steps w ON w.task_id = p.id AND w.number = t.parent_step WHERE w.status = 'started'
     UNION ALL
+    SELECT 'two tasks of a conversation have begun', min(t.id::text)::uuid, t.conversation_id
+        FROM tasks t JOIN task_status s ON s.task_id = t.id
+        WHERE t.conversation_id IS NOT NULL AND s.claim > 0 AND s.state NOT IN ({_ENDED})
+        GROUP BY t.conversation_id HAVING count(*) > 1
+    UNION ALL
     SELECT 'a unique key is held by a task that has ended', u.task_id, u.key
         FROM unique_tasks u JOIN task_outcomes o ON o.task_id = u.task_id
     UNION ALL
