@@ -4,13 +4,13 @@
 
 -- ---------------------------------------------------------------------------------------------- accepting
 
--- The root tasks of one conversation run in the order of their ids: one that began before and has not ended comes
--- first. NULL: none does.
+-- The root tasks of one conversation run one after the other, in the order of their ids: one that was accepted before
+-- and has not ended comes first, and so does one that has begun, whatever its id. NULL: none does.
 CREATE FUNCTION minion_predecessor(t uuid, ns text, conversation text) RETURNS uuid LANGUAGE sql STABLE AS $$
     SELECT e.id FROM tasks e JOIN task_status s ON s.task_id = e.id
-        WHERE e.namespace = ns AND e.conversation_id = conversation AND e.id < t AND e.parent_id IS NULL
-          AND s.state IN ('pending', 'queued', 'running', 'waiting')
-        ORDER BY e.id LIMIT 1
+        WHERE e.namespace = ns AND e.conversation_id = conversation AND e.id <> t AND e.parent_id IS NULL
+          AND s.state IN ('pending', 'queued', 'running', 'waiting') AND (e.id < t OR s.claim > 0)
+        ORDER BY s.claim = 0, e.id LIMIT 1
 $$;
 
 -- A task's place in line from now on: parked while another of its conversation comes first.
@@ -263,15 +263,26 @@ RETURNS TABLE (scope text, name text, rule text, max_running integer, rate integ
         WHERE v.name <> '' ORDER BY l.scope, l.name = '*'
 $$;
 
--- Why a task may not start now: {kind: paused | max_running | rate, scope, name, …}; NULL: it may.
--- Claims of one limit wait for each other here, so that their count is right.
+-- Why a task may not start now: {kind: turn | paused | max_running | rate, scope, name, …}; NULL: it may.
+-- Claims of one conversation wait for each other here, and so do those of one limit, so that their count is right.
 CREATE FUNCTION minion_obstacle(s task_status, granted boolean) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     pause record;
     rule record;
     running_now integer;
     rates jsonb := '[]';
+    talk tasks;
+    first uuid;
 BEGIN
+    -- Who was accepted late, or scheduled, may have an earlier id than one that began meanwhile.
+    SELECT * INTO talk FROM tasks WHERE id = s.task_id;
+    IF s.claim = 0 AND talk.conversation_id IS NOT NULL AND talk.parent_id IS NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtext('minion_turn'), hashtext(talk.conversation_id));
+        first := minion_predecessor(s.task_id, talk.namespace, talk.conversation_id);
+        IF first IS NOT NULL THEN
+            RETURN jsonb_build_object('kind', 'turn', 'task', first);
+        END IF;
+    END IF;
     SELECT p.scope, p.name, p.reason, p.created_at INTO pause FROM pauses p
         WHERE p.namespace = s.namespace AND (p.scope = 'capability' AND p.name = s.capability
             OR p.scope = 'agent' AND p.name = s.agent_name OR p.scope = 'key' AND p.name = s.key)
@@ -519,6 +530,7 @@ BEGIN
         WHERE task_id = t AND state = 'queued' AND claim = expected AND (deadline IS NULL OR deadline > now())
           AND EXISTS (SELECT 1 FROM workers WHERE id = w AND status = 'online')
           AND NOT EXISTS (SELECT 1 FROM pauses) AND NOT EXISTS (SELECT 1 FROM limits)
+          AND NOT EXISTS (SELECT 1 FROM tasks k WHERE k.id = t AND k.conversation_id IS NOT NULL)
         RETURNING * INTO now_at;
     IF NOT FOUND THEN
         SELECT * INTO now_at FROM task_status
@@ -531,7 +543,9 @@ BEGIN
         obstacle := minion_obstacle(now_at, granted);
         IF obstacle IS NOT NULL THEN
             IF obstacle->>'kind' <> 'rate' THEN
-                UPDATE task_status SET state = 'pending', updated_at = now() WHERE task_id = t;
+                UPDATE task_status SET state = 'pending', updated_at = now(),
+                                       rank = CASE WHEN obstacle->>'kind' = 'turn' THEN minion_parked() ELSE rank END
+                    WHERE task_id = t;
             END IF;
             RETURN jsonb_build_object('refused', obstacle);
         END IF;

@@ -509,3 +509,46 @@ def test_a_scheduled_task_is_in_nobodys_way(hand: ByHand) -> None:
     hand.submit(conversation_id="c", run_at=later)
     now = hand.submit(conversation_id="c")
     assert dispatched(hand) == [now]
+
+
+def test_a_scheduled_task_that_is_due_does_not_break_in(hand: ByHand) -> None:
+    early = hand.submit(conversation_id="c", run_at=datetime.now(UTC) + timedelta(hours=1))
+    begun = hand.run(conversation_id="c")
+    hand.sql("UPDATE task_status SET due_at = now() WHERE state = 'scheduled'")
+    assert hand.call(lifecycle.wake_due) == 1
+    assert dispatched(hand) == []
+    hand.release(begun, charged=False)
+    assert dispatched(hand) == [begun]
+    hand.claim(begun)
+    hand.finish(begun, 2)
+    assert dispatched(hand) == [early]
+
+
+def test_a_task_that_is_committed_late_waits_for_the_one_that_has_begun(hand: ByHand) -> None:
+    with hand.engine.connect() as slow:
+        request = {"agent": "A", "input": {}, "conversation_id": "c"}
+        late = lifecycle.accept(slow, [request])[0].task_id
+        begun = hand.run(conversation_id="c")
+        slow.commit()
+    assert dispatched(hand) == [late], "nobody saw it when it was accepted"
+    claimed = hand.claim(late)
+    assert claimed is not None
+    assert claimed["refused"] == {"kind": "turn", "task": str(begun)}
+    assert dispatched(hand) == []
+    hand.finish(begun)
+    assert dispatched(hand) == [late]
+    assert hand.claim(late) is not None
+    assert hand.state(late) == "running"
+
+
+def test_two_tasks_of_a_conversation_never_run_at_once(hand: ByHand) -> None:
+    with hand.engine.connect() as slow:
+        request = {"agent": "A", "input": {}, "conversation_id": "c"}
+        late = lifecycle.accept(slow, [request])[0].task_id
+        other = hand.submit(conversation_id="c")
+        assert dispatched(hand) == [other]
+        slow.commit()
+    assert dispatched(hand) == [late]
+    claims = at_once(lambda: hand.claim(other), lambda: hand.claim(late))
+    assert sorted("refused" in claim for claim in claims if claim) == [False, True]
+    assert sorted([hand.state(other), hand.state(late)]) == ["pending", "running"]
