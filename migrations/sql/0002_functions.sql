@@ -141,7 +141,7 @@ BEGIN
         AND (target.input_schema IS NULL OR request->>'validated' = target.version_id::text);
 
     -- Without a parent the record is all NULL.
-    SELECT t.id, t.root_id, t.key, t.labels, t.submitted_by, t.traceparent, t.deadline, s.priority
+    SELECT t.id, t.root_id, t.key, t.labels, t.submitted_by, t.traceparent, t.deadline, s.priority, s.rank
         INTO parent FROM tasks t JOIN task_status s ON s.task_id = t.id
         WHERE t.id = (request->>'parent_id')::uuid;
     IF parent.id IS NOT NULL THEN
@@ -170,7 +170,10 @@ BEGIN
             CASE WHEN checked THEN target.queue END, urgency,
             CASE WHEN begins > now() THEN begins END, ends,
             ns, COALESCE(target.agent_name, ''), COALESCE(request->>'key', parent.key, ''),
-            CASE WHEN request->>'conversation_id' IS NULL OR parent.id IS NOT NULL
+            -- What was begun comes before what was not: a sub-task stands where its parent stood.
+            CASE WHEN parent.id IS NOT NULL AND begins IS NULL
+                 THEN parent.rank - (urgency - parent.priority)::bigint * 60000000
+                 WHEN request->>'conversation_id' IS NULL OR parent.id IS NOT NULL
                  THEN minion_rank(GREATEST(begins, clock_timestamp()), urgency)
                  ELSE minion_place(task_id, GREATEST(begins, clock_timestamp()), urgency) END);
     PERFORM minion_notify_pending();
@@ -440,6 +443,31 @@ BEGIN
         FROM queued q JOIN tasks t ON t.id = q.task_id JOIN agent_versions v ON v.id = t.agent_version_id
         ORDER BY q.rank, q.task_id;
 END $$;
+
+-- Messages presumed lost: a live worker of the capability has had a free slot for `patience` and its queue (one of
+-- `empty`) holds no message; or it has been overtaken, and queues are first in, first out. They are published again
+-- under the same claim, each time after twice the patience; a message too many finds nothing to claim.
+CREATE OR REPLACE FUNCTION minion_republish(lease interval, patience interval, empty text[], most integer)
+RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer,
+               time_limit integer, priority smallint) LANGUAGE sql AS $$
+    WITH stalled AS (
+        SELECT s.task_id FROM task_status s
+            WHERE s.state = 'queued' AND s.published_at < now() - patience * power(2, LEAST(s.published, 7) - 1)
+              AND (s.capability = ANY (empty) AND EXISTS (
+                    SELECT 1 FROM workers w WHERE w.status = 'online' AND w.last_seen > now() - lease
+                        AND s.capability = ANY (w.capabilities) AND w.idle_since < now() - patience)
+                OR EXISTS (
+                    SELECT 1 FROM task_status o WHERE o.state = 'running' AND o.capability = s.capability
+                        AND o.published_at > s.published_at + patience))
+            ORDER BY s.published_at LIMIT most FOR NO KEY UPDATE SKIP LOCKED
+    ), again AS (
+        UPDATE task_status s SET published = s.published + 1, published_at = now()
+            FROM stalled WHERE s.task_id = stalled.task_id
+            RETURNING s.task_id, s.claim, s.capability, s.priority
+    )
+    SELECT a.task_id, a.claim, a.capability, t.agent_name, v.soft_time_limit, v.time_limit, a.priority
+        FROM again a JOIN tasks t ON t.id = a.task_id JOIN agent_versions v ON v.id = t.agent_version_id
+$$;
 
 -- Scheduled tasks that are due, and waiting ones whose timer ran out or that have nothing left to wait for. A wait
 -- that timed out is a finished step, which says so.
@@ -837,7 +865,8 @@ DECLARE
     hot regprocedure;
 BEGIN
     FOR hot IN SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = current_schema()::regnamespace AND proname IN (
-            'minion_accept', 'minion_place', 'minion_next_turn', 'minion_heal_turns', 'minion_route', 'minion_dispatch', 'minion_take', 'minion_wake_due', 'minion_claim',
+            'minion_accept', 'minion_place', 'minion_next_turn', 'minion_heal_turns', 'minion_route',
+            'minion_republish', 'minion_dispatch', 'minion_take', 'minion_wake_due', 'minion_claim',
             'minion_suspend', 'minion_snooze', 'minion_ask', 'minion_decide', 'minion_signal', 'minion_hold') LOOP
         EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off', hot);
         EXECUTE format('ALTER FUNCTION %s SET jit = off', hot);

@@ -552,3 +552,30 @@ def test_two_tasks_of_a_conversation_never_run_at_once(hand: ByHand) -> None:
     claims = at_once(lambda: hand.claim(other), lambda: hand.claim(late))
     assert sorted("refused" in claim for claim in claims if claim) == [False, True]
     assert sorted([hand.state(other), hand.state(late)]) == ["pending", "running"]
+
+
+# -------------------------------------------------------------------------------------- overtaken messages
+
+
+def test_a_message_that_was_overtaken_is_sent_again_while_the_queue_is_full(hand: ByHand) -> None:
+    lost, later = hand.submit(), hand.submit()
+    hand.dispatch()
+
+    def republished() -> list[UUID]:
+        again = hand.call(lifecycle.republish, lease=10.0, patience=5.0, empty_queues=[])
+        return [message.task_id for message in again]
+
+    hand.sql("UPDATE task_status SET published_at = now() - interval '8 s' WHERE task_id = :t", t=lost)
+    assert republished() == []
+    hand.claim(later)
+    assert republished() == [lost]
+    assert republished() == [], "not before twice the patience"
+
+
+def test_a_sub_task_stands_where_its_parent_stood(hand: ByHand) -> None:
+    parent = hand.run()
+    hand.submit(priority=0)
+    [child] = hand.suspend(parent, children=["B"])
+    hand.sql("UPDATE workers SET slots = 1")
+    [first, *_] = dispatched(hand)
+    assert first == child

@@ -44,6 +44,7 @@ class ToolContext:
 
     Attributes:
         attempt: 1 for the first.
+        claim: the fencing token of this run: a tool that keeps its own record can refuse a smaller one.
         idempotency_key: the same whenever this very call is made again, after a crash or in a replay.
         data_dir: the installation's data folder.
     """
@@ -52,6 +53,7 @@ class ToolContext:
     root_id: str
     agent: str
     attempt: int
+    claim: int
     conversation_id: str | None
     idempotency_key: str
     data_dir: Path
@@ -126,6 +128,7 @@ def _context(task: ClaimedTask, step: int, request: JsonValue) -> ToolContext:
         root_id=str(task.root_id),
         agent=task.agent_name,
         attempt=task.attempts + 1,
+        claim=task.claim,
         conversation_id=task.conversation_id,
         idempotency_key=digest([str(task.origin_id), step, digest(request)]),
         data_dir=get_settings().data_dir,
