@@ -137,8 +137,11 @@ def test_a_failed_task_is_shown_and_replayed(up, tmp_path):
 
     assert (failed.returncode, "ValueError: on purpose" in failed.stderr) == (1, True)
     assert "function_error" in shown.stdout
-    assert replayed["tasks"][0]["replay_of"] == task["id"]
-    assert up.json("replay", "--failed", "--agent", "failing", "--dry-run")["replayed"] != [task["id"]]
+    [done] = replayed["replayed"]
+    assert done["task_id"] == task["id"]
+    assert up.json("show", done["replayed_as"])["replay_of"] == task["id"]
+    again = up.json("replay", "--failed", "--agent", "failing", "--dry-run")["replayed"]
+    assert task["id"] not in [each["task_id"] for each in again]
 
 
 def test_doctor_finds_everything_in_order(up):

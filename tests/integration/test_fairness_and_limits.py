@@ -399,7 +399,7 @@ ROWS_READ = text(
 )
 
 
-LOOKED_AT_IN_A_LINE = 20
+LOOKED_AT_IN_A_LINE = 40
 
 
 def rows_read(hand: ByHand, window: int) -> tuple[int, int]:
