@@ -392,38 +392,44 @@ def test_a_hold_under_an_old_claim_holds_nothing(hand: ByHand) -> None:
 
 # ------------------------------------------------------------------------------------------------- a long line
 
-# Index entries and rows that this transaction has read of the table of task states.
+# Index entries and rows that this connection has read of the table of task states.
 ROWS_READ = text(
     "SELECT sum(pg_stat_get_xact_tuples_returned(o)) FROM (SELECT 'task_status'::regclass::oid UNION ALL "
     "SELECT indexrelid FROM pg_index WHERE indrelid = 'task_status'::regclass) AS t (o)"
 )
 
 
-LOOKED_AT_IN_A_LINE = 40
+LOOKED_AT = 8  # for each line, and for each task that is taken: far less than there are
 
 
 def rows_read(hand: ByHand, window: int) -> tuple[int, int]:
     """How many tasks one round would take, and how many rows it looks at."""
+    tidy(hand)  # what was rolled back before is not to be counted
     with hand.engine.connect() as connection:
+        before = connection.scalar(ROWS_READ)
         taken = len(lifecycle.dispatch(connection, lease=600.0, window=window))
-        return taken, int(connection.scalar(ROWS_READ) or 0)
+        return taken, int(connection.scalar(ROWS_READ) - before)
 
 
 @pytest.fixture
 def long_line(hand: ByHand) -> ByHand:
     """200,000 pending tasks of 500 keys."""
     fill(hand, 200_000, "key", keys=500)
+    return hand
+
+
+def tidy(hand: ByHand) -> None:
+    """As autovacuum would leave it."""
     with hand.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE tasks, task_status"))
-    return hand
 
 
 def test_a_round_looks_at_few_rows_however_long_the_line_is(long_line: ByHand) -> None:
     narrow(long_line, 1)
     for _ in range(2):
-        for window in (64, 300, 1000, 2000):
+        for window in (64, 1000):
             taken, read = rows_read(long_line, window)
             assert taken == window
-            assert read < LOOKED_AT_IN_A_LINE * 500 + 10 * taken
+            assert read < LOOKED_AT * (500 + taken)
         limit(long_line, "capability", "work", 5000)
         limit(long_line, "key", "*", 100)
