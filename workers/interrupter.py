@@ -20,12 +20,14 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 log = structlog.get_logger(__name__)
 
+# What a child has recorded itself it works on no longer, even if the main process has not heard of it yet.
 UNWANTED = text(
     """
-    SELECT h.id, s.claim = h.claim AND s.state = 'running' AS asked_to_stop
+    SELECT h.id, s.claim = h.claim AND s.state = 'running' AS unrecorded
         FROM jsonb_to_recordset(:held) AS h (id text, task_id uuid, claim integer)
-        JOIN task_status s ON s.task_id = h.task_id AND s.claim >= h.claim
-        WHERE s.claim > h.claim OR s.state <> 'running' OR s.cancel_requested
+        JOIN task_status s ON s.task_id = h.task_id
+        JOIN executions e ON e.task_id = h.task_id AND e.claim = h.claim
+        WHERE s.claim = h.claim AND s.state = 'running' AND s.cancel_requested OR e.outcome IN ('lost', 'expired')
     """
 ).bindparams(bindparam("held", type_=JSONB))
 
@@ -40,7 +42,6 @@ class Interrupter:
     def __init__(self, grace: float) -> None:
         self.grace = grace
         self._asked: dict[str, float] = {}
-        self._ended: set[str] = set()
 
     def look(self, connection: Connection, requests: Sequence[Any]) -> None:
         """Interrupts those of the active requests that are unwanted."""
@@ -50,17 +51,20 @@ class Interrupter:
             for name, request in working.items()
         ]
         found = connection.execute(UNWANTED, {"held": held}).all() if held else []
-        unwanted: dict[str, bool] = {row.id: row.asked_to_stop for row in found}
-        # A child whose task has ended may be done, and not heard yet: only what is there at the next look still works.
-        due = {name for name, asked_to_stop in unwanted.items() if asked_to_stop or name in self._ended}
-        self._ended = {name for name, asked_to_stop in unwanted.items() if not asked_to_stop}
-        self._asked = {name: since for name, since in self._asked.items() if name in due}
-        for name in due:
-            self._interrupt(name, working[name])
+        unwanted: dict[str, bool] = {row.id: row.unrecorded for row in found}
+        self._asked = {name: since for name, since in self._asked.items() if name in unwanted}
+        for name, unrecorded in unwanted.items():
+            self._interrupt(name, working[name], unrecorded=unrecorded)
 
-    def _interrupt(self, name: str, request: Any) -> None:
-        asked = self._asked.setdefault(name, time.monotonic())
-        forced = time.monotonic() - asked >= self.grace
-        log.info("interrupting", task=request.kwargs["task_id"], forced=forced)
+    def _interrupt(self, name: str, request: Any, *, unrecorded: bool) -> None:
+        """Asks once; kills only who is sure to be still at it."""
+        if name not in self._asked:
+            self._asked[name] = time.monotonic()
+            self._send(request, signal.SIGUSR1)
+        elif unrecorded and time.monotonic() - self._asked[name] >= self.grace:
+            self._send(request, signal.SIGKILL)
+
+    def _send(self, request: Any, number: signal.Signals) -> None:
+        log.info("interrupting", task=request.kwargs["task_id"], signal=number.name)
         with suppress(ProcessLookupError):
-            os.kill(request.worker_pid, signal.SIGKILL if forced else signal.SIGUSR1)
+            os.kill(request.worker_pid, number)
