@@ -219,7 +219,7 @@ def test_a_cancel_interrupts_a_sandboxed_function(tasks: Tasks, define: Define) 
     task = tasks.submit("Nap")
     tasks.wait_for(task, "running")
     tasks.cancel(task)
-    assert tasks.wait(task, timeout=10)["state"] == "cancelled"
+    assert tasks.wait(task, timeout=25)["state"] == "cancelled"
 
 
 def test_who_does_not_hear_a_cancel_is_killed(tasks: Tasks, act: Any) -> None:
