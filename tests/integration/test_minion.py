@@ -213,13 +213,15 @@ def test_a_cancel_interrupts_a_sandboxed_function(tasks: Tasks, define: Define) 
     code = "import time\ndef nap():\n    time.sleep(60)"
     config = {"capabilities": ["work"]}
     define(
-        {"kind": "function", "name": "nap", "code": code, "config": {"timeout": 60}},
+        {"kind": "function", "name": "nap", "code": code, "config": {"timeout": 60, "allowed_imports": ["time"]}},
         {"kind": "agent", "name": "Nap", "type": "function", "function": "nap", "config": config},
     )
     task = tasks.submit("Nap")
     tasks.wait_for(task, "running")
     tasks.cancel(task)
-    assert tasks.wait(task, timeout=25)["state"] == "cancelled"
+    assert tasks.wait(task, timeout=10)["state"] == "cancelled"
+    [execution] = tasks.executions(task)
+    assert execution["cpu_seconds"] is not None, "the child has recorded it itself: it was not killed"
 
 
 def test_who_does_not_hear_a_cancel_is_killed(tasks: Tasks, act: Any) -> None:
