@@ -156,11 +156,6 @@ class Journal:
             raise _final(ToolError(f"Nobody has approved {name!r} in time.", step=number))
         return known["output"]["arguments"]
 
-    def take_unwritten(self) -> list[dict[str, Any]]:
-        """The steps that ride along with the write that the caller is about to make."""
-        steps, self.unwritten = self.unwritten, []
-        return steps
-
     def _perform(self, step: dict[str, Any], perform: Callable[[int], StepResult]) -> JsonValue:
         try:
             result = perform(step["number"])

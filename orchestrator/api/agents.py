@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from sqlalchemy import text
 
 from orchestrator.api import problems
-from orchestrator.api.parameters import Database, ItemPage, NamedPage, StrictQuery, Text
+from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Text
 from shared.errors import UnknownAgent
 from shared.tasks import Page, page_of
 
@@ -64,15 +64,6 @@ class Agent(AgentSummary):
 
     definition: dict[str, Any]
     versions: list[AgentVersionSummary]
-
-
-class NamespaceQuery(StrictQuery):
-    """Whose definitions."""
-
-    namespace: Text = "default"
-
-
-Namespace = Annotated[NamespaceQuery, Query()]
 
 
 @router.get("", response_model=ItemPage[AgentSummary])

@@ -11,8 +11,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import text
 
 from orchestrator.api import problems
-from orchestrator.api.agents import Namespace
-from orchestrator.api.parameters import Database, ItemPage, NamedPage, Text
+from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Text
 from shared.errors import NotFound
 from shared.tasks import Page, page_of
 

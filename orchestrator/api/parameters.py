@@ -49,6 +49,13 @@ class NamedPageQuery(PageQuery):
     cursor: Text = Field("", description="The `next` of the page before.")
 
 
+class NamespaceQuery(StrictQuery):
+    """Whose things."""
+
+    namespace: Text = "default"
+
+
+Namespace = Annotated[NamespaceQuery, Query()]
 NamedPage = Annotated[NamedPageQuery, Query()]
 NumberedPage = Annotated[NumberedPageQuery, Query()]
 

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.api import body, problems
-from orchestrator.api.parameters import Database, StrictQuery, Text
+from orchestrator.api.parameters import Database, Namespace
 from shared import rules
 from shared.rules import Rate, Scope
 
 router = APIRouter(prefix="/v1", tags=["pauses and limits"])
-
-
-class NamespaceQuery(StrictQuery):
-    """Whose tasks."""
-
-    namespace: Text = "default"
-
-
-Namespace = Annotated[NamespaceQuery, Query()]
 
 
 class Pause(BaseModel):

@@ -10,8 +10,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from orchestrator.api import body, problems
-from orchestrator.api.agents import Namespace
-from orchestrator.api.parameters import Database, ItemPage, NamedPage, Text
+from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Text
 from orchestrator.api.task_models import Task
 from shared import schedules, tasks
 from shared.errors import InvalidInput

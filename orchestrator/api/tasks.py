@@ -199,12 +199,10 @@ def why(task_id: UUID, request: Request, database: Database) -> dict[str, Any]:
 )
 def signal_task(task_id: UUID, name: SignalName, sent: body.TaskBody, database: Database) -> dict[str, Any]:
     """Sends a signal to a task. It is kept until the task waits for it; each wait takes one."""
-    payload = body.parse_object(sent, required=False)
-    if set(payload) - {"payload"}:
-        raise InvalidInput('The body of a signal is {"payload": JSON} and nothing else.')
-    check(payload.get("payload"), what="The payload", limit=get_settings().max_input_bytes)
+    payload = body.parse_model(SignalRequest, sent, required=False).payload
+    check(payload, what="The payload", limit=get_settings().max_input_bytes)
     with database.begin() as connection:
-        lifecycle.signal(connection, task_id, name, payload.get("payload"))
+        lifecycle.signal(connection, task_id, name, payload)
         return tasks.get_task(connection, task_id)
 
 

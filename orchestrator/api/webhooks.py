@@ -18,8 +18,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 from minions.webhooks import PREFIX
 from orchestrator import webhook_messages
 from orchestrator.api import body, problems
-from orchestrator.api.agents import Namespace
-from orchestrator.api.parameters import Database, ItemPage, NamedPage, PageQuery, Text
+from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, PageQuery, Text
 from shared.errors import Conflict, NotFound, Unavailable
 from shared.outbound import AddressGuard, checked_url
 from shared.schemas import LabelName, LabelValue, Name, Strict
