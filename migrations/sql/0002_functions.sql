@@ -710,28 +710,44 @@ BEGIN
     RETURN (SELECT state FROM task_status WHERE task_id = t);
 END $$;
 
--- Suspends a running task: creates its sub-tasks and its waits in one transaction.
--- `children`: [{step, name, request_hash, request}]. `waits`: [{step, name, request_hash, seconds, signal, approval}]: a
--- timer, a named signal, or what somebody has to approve, with a time-out where there are seconds. NULL: the fence is lost. Else the state it is in now.
-CREATE FUNCTION minion_suspend(t uuid, c integer, result jsonb, children jsonb, waits jsonb)
-RETURNS text LANGUAGE plpgsql AS $$
+-- The end of an execution whose task goes on later: locks, writes its steps, closes it. NULL: the fence is lost.
+-- 'cancelled': somebody wanted that first. 'running': the caller says what the task waits for.
+CREATE FUNCTION minion_stop_running(t uuid, c integer, result jsonb) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
-    child record;
-    child_task uuid;
-    wait record;
-    still_open integer := jsonb_array_length(children) + jsonb_array_length(waits);
-    ns text := (SELECT namespace FROM tasks WHERE id = t);
+    cancelled boolean;
 BEGIN
     PERFORM minion_lock_parent(t);
     IF NOT minion_fence(t, c) THEN
         RETURN NULL;
     END IF;
     PERFORM minion_put_steps(t, c, COALESCE(result->'steps', '[]'::jsonb));
-    IF (SELECT cancel_requested FROM task_status WHERE task_id = t) THEN
-        PERFORM minion_close_execution(t, c, 'cancelled', result);
+    SELECT cancel_requested INTO cancelled FROM task_status WHERE task_id = t;
+    PERFORM minion_close_execution(t, c, CASE WHEN cancelled THEN 'cancelled' ELSE 'suspended' END, result);
+    IF cancelled THEN
         PERFORM minion_settle(t, 'cancelled',
             '{"error": {"type": "cancelled", "message": "Cancelled while it ran."}}'::jsonb);
         RETURN 'cancelled';
+    END IF;
+    RETURN 'running';
+END $$;
+
+-- Suspends a running task: creates its sub-tasks and its waits in one transaction.
+-- `children`: [{step, name, request_hash, request}]. `waits`: [{step, name, request_hash, seconds, signal, approval}]: a
+-- timer, a named signal, or what somebody has to approve, with a time-out where there are seconds. NULL: the fence is
+-- lost. Else the state it is in now.
+CREATE FUNCTION minion_suspend(t uuid, c integer, result jsonb, children jsonb, waits jsonb)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    child record;
+    child_task uuid;
+    wait record;
+    state_now text;
+    still_open integer := jsonb_array_length(children) + jsonb_array_length(waits);
+    ns text := (SELECT namespace FROM tasks WHERE id = t);
+BEGIN
+    state_now := minion_stop_running(t, c, result);
+    IF state_now IS DISTINCT FROM 'running' THEN
+        RETURN state_now;
     END IF;
     FOR child IN SELECT * FROM jsonb_to_recordset(children)
             AS x (step integer, name text, request_hash text, request jsonb) LOOP
@@ -755,7 +771,6 @@ BEGIN
             still_open := still_open - 1;
         END IF;
     END LOOP;
-    PERFORM minion_close_execution(t, c, 'suspended', result);
     IF still_open = 0 THEN
         UPDATE task_status SET state = 'pending', worker_id = NULL, updated_at = now() WHERE task_id = t;
         PERFORM minion_notify_pending();
@@ -838,19 +853,13 @@ $$;
 -- lost. Else the state it is in now.
 CREATE FUNCTION minion_snooze(t uuid, c integer, result jsonb, delay interval, reason text) RETURNS text
 LANGUAGE plpgsql AS $$
+DECLARE
+    state_now text;
 BEGIN
-    PERFORM minion_lock_parent(t);
-    IF NOT minion_fence(t, c) THEN
-        RETURN NULL;
+    state_now := minion_stop_running(t, c, result);
+    IF state_now IS DISTINCT FROM 'running' THEN
+        RETURN state_now;
     END IF;
-    PERFORM minion_put_steps(t, c, COALESCE(result->'steps', '[]'::jsonb));
-    IF (SELECT cancel_requested FROM task_status WHERE task_id = t) THEN
-        PERFORM minion_close_execution(t, c, 'cancelled', result);
-        PERFORM minion_settle(t, 'cancelled',
-            '{"error": {"type": "cancelled", "message": "Cancelled while it ran."}}'::jsonb);
-        RETURN 'cancelled';
-    END IF;
-    PERFORM minion_close_execution(t, c, 'suspended', result);
     UPDATE task_status SET state = 'waiting', worker_id = NULL, wait_reason = reason, due_at = now() + delay,
                            updated_at = now()
         WHERE task_id = t;

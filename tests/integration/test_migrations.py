@@ -125,7 +125,7 @@ def in_processes(engine: Engine, code: str, number: int) -> list[str]:
 
 
 def test_processes_that_migrate_and_init_at_once_do_it_once(empty_database: Engine) -> None:
-    assert sorted(in_processes(empty_database, MIGRATE, 3)) == ["0003 0003", "0003 0003", "None 0003"]
+    assert sorted(in_processes(empty_database, MIGRATE, 3)) == ["0004 0004", "0004 0004", "None 0004"]
     assert sorted(in_processes(empty_database, INIT, 3)) == ["0", "0", "3"]
     with empty_database.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM agent_versions")) == 2
@@ -133,7 +133,7 @@ def test_processes_that_migrate_and_init_at_once_do_it_once(empty_database: Engi
 
 
 def test_migrating_and_creating_again_changes_nothing(database: Engine) -> None:
-    assert init_db.migrate(database) == ("0003", "0003")
+    assert init_db.migrate(database) == ("0004", "0004")
     assert [(c.kind, c.name, c.action) for c in init_db.init(database)] == [
         ("tool", "echo", "created"),
         ("agent", "assistant", "created"),
@@ -165,7 +165,7 @@ def test_a_migration_that_fails_says_why_and_lets_go(empty_database: Engine) -> 
         assert connection.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")) == 0
         assert connection.scalar(text("SELECT to_regclass('tasks')")) is None
         connection.execute(text("DROP TABLE workers"))
-    assert init_db.migrate(empty_database) == (None, "0003")
+    assert init_db.migrate(empty_database) == (None, "0004")
 
 
 @pytest.mark.parametrize("public", [True, False])

@@ -210,7 +210,7 @@ def test_the_previous_release_works_on_the_new_schema_beside_the_new_one(site: S
     old_worker.stop()
     new_worker.stop()
 
-    assert init_db.migrate(site.engine, after=True) == ("0002", "0003")
+    assert init_db.migrate(site.engine, after=True) == ("0003", "0004")
     site.start(ROOT)
     site.submit("Chain", 10, key="tenant")
     wait_until(site.all_done, "the new release alone", 60)

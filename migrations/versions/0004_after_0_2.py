@@ -6,15 +6,15 @@ from alembic import op
 
 from migrations.sql import run_file
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 PHASE = "after"
 
 
 def upgrade() -> None:
-    run_file(op.get_bind(), "0003_drop_what_0_1_called.sql")
+    run_file(op.get_bind(), "0004_drop_what_0_1_called.sql")
     op.drop_index("task_status_pending_idx", "task_status")
 
 
