@@ -18,6 +18,7 @@ import structlog
 from shared import lifecycle
 from shared.database import persist, statement
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError
+from shared.hints import publish_progress
 from shared.json_values import JsonValue, digest
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Snoozed, Suspended, WaitRequest
 
@@ -196,6 +197,7 @@ class Journal:
         if flags is None:
             raise ClaimLost
         self.unwritten = []
+        publish_progress(self.task_id)
         if flags["cancel"]:
             raise Cancelled("Cancelled while it ran.")
 
