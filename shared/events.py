@@ -46,7 +46,8 @@ EVENTS = text(
                               AND COALESCE(octet_length(COALESCE(s.output, c.output)::text), 0) <= :largest_step
                          THEN jsonb_build_object('output', COALESCE(s.output, c.output))
                          ELSE '{"output_omitted": true}' END || jsonb_strip_nulls(jsonb_build_object(
-                        'usage', s.usage, 'cost_microdollars', NULLIF(s.cost_microdollars, 0)))
+                        'usage', CASE WHEN s.kind = 'model_call' THEN s.usage END,
+                        'cost_microdollars', NULLIF(s.cost_microdollars, 0)))
                 WHEN v.type = 'step.failed' AND c.error IS NOT NULL THEN jsonb_build_object('error', jsonb_build_object(
                     'type', c.error->'type', 'message', left(c.error->>'message', 2000)))
                 WHEN x.error IS NOT NULL THEN jsonb_build_object('error', jsonb_build_object(
