@@ -12,7 +12,7 @@ from orchestrator.commands.following import show_events
 AT = "2026-01-01T10:00:00+00:00"
 
 
-def event(kind: str, **data: Any) -> TaskEvent:
+def event(kind: str, /, **data: Any) -> TaskEvent:
     return TaskEvent(id=1, type=kind, data={"at": AT, **data})
 
 
