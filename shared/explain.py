@@ -74,7 +74,9 @@ OPEN_STEPS = text(
 LAST_ERROR = text(
     "SELECT error->>'message' FROM executions WHERE task_id = :task AND error IS NOT NULL ORDER BY claim DESC LIMIT 1"
 )
-LAST_STEP_ERROR = text("SELECT error FROM steps WHERE task_id = :task AND status = 'failed' ORDER BY number DESC LIMIT 1")
+LAST_STEP_ERROR = text(
+    "SELECT error FROM steps WHERE task_id = :task AND status = 'failed' ORDER BY number DESC LIMIT 1"
+)
 MOST_ATTEMPTS = text("SELECT max_attempts FROM agent_versions WHERE id = :version")
 
 
