@@ -19,6 +19,7 @@ from shared import lifecycle
 from shared.database import persist, statement
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError
 from shared.json_values import JsonValue, digest
+from workers.budget import Reservation
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Snoozed, Suspended, WaitRequest
 
 log = structlog.get_logger(__name__)
@@ -69,6 +70,7 @@ class Journal:
         perform: Callable[[int], StepResult],
         *,
         effect: str,
+        reserve: Reservation | None = None,
     ) -> JsonValue:
         """Makes a step, or reads it back.
 
@@ -76,8 +78,10 @@ class Journal:
             request: what is asked; its canonical hash must be the same when the task runs again.
             perform: makes the effect; receives the step's number.
             effect: `pure`, `idempotent` or `unsafe`.
+            reserve: what it may cost at most; held of every budget above the task until the step is finished.
 
         Raises:
+            BudgetExceeded: a budget of the task, or of one above it, has no room for the step.
             HistoryDiverged: the journal holds another request at this place.
             Interrupted: the step is unsafe and was interrupted; whether it happened is not known.
             Cancelled: the task was cancelled meanwhile.
