@@ -8,14 +8,14 @@ along with the next write.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
 import structlog
 
-from shared import lifecycle
+from shared import budgets, lifecycle
 from shared.database import persist, statement
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError
 from shared.json_values import JsonValue, digest
@@ -48,12 +48,14 @@ class Journal:
 
     Attributes:
         known: steps of earlier executions, by number, as `minion_journal` gives them.
+        has_budget: a budget holds for the task, so that no step begins before it has been written down there.
         unwritten: pure steps that ride along with the next write.
     """
 
     task_id: UUID
     claim: int
     known: dict[int, dict[str, Any]]
+    has_budget: bool = False
     next_number: int = 1
     unwritten: list[dict[str, Any]] = field(default_factory=list)
     input_tokens: int = 0
@@ -105,9 +107,9 @@ class Journal:
             "input": request,
             "started_at": _now(),
         }
-        if effect != "pure":
-            self._write({**step, "status": "started"})
-        return self._perform(step, perform)
+        if effect != "pure" or self.has_budget:
+            self._write([{**step, "status": "started"}], reserve=_worst_case(number, reserve))
+        return self._perform(step, perform, reserve)
 
     def children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:
         """The outcomes of sub-tasks, or the suspension that creates them.
@@ -123,6 +125,7 @@ class Journal:
         ]
         known = [self._matching(child.step, "subtask", child.agent, child.request_hash) for child in wanted]
         if wanted and known[0] is None:
+            self._count_steps(wanted[0].step, len(wanted))
             return Suspended(wanted)
         return [_child_outcome(child, step) for child, step in zip(wanted, known, strict=True) if step is not None]
 
@@ -137,6 +140,8 @@ class Journal:
         known = self._matching(number, "wait", name, request_hash)
         if known is not None and known["status"] == "finished":
             return known["output"]
+        if known is None:
+            self._count_steps(number)
         return Suspended(waits=[WaitRequest(number, signal, seconds, request_hash)])
 
     def approval(self, name: str, arguments: JsonValue, seconds: float | None = None) -> JsonValue | Suspended:
@@ -152,6 +157,8 @@ class Journal:
         """
         number, request_hash = self._take(), digest(["approval", name, arguments])
         known = self._matching(number, "wait", name, request_hash)
+        if known is None:
+            self._count_steps(number)
         if known is None or known["status"] == "started":
             return Suspended(waits=[WaitRequest(number, None, seconds, request_hash, name, arguments)])
         if known["status"] == "failed":
@@ -160,16 +167,20 @@ class Journal:
             raise _final(ToolError(f"Nobody has approved {name!r} in time.", step=number))
         return known["output"]["arguments"]
 
-    def _perform(self, step: dict[str, Any], perform: Callable[[int], StepResult]) -> JsonValue:
+    def _perform(
+        self, step: dict[str, Any], perform: Callable[[int], StepResult], reserve: Reservation | None
+    ) -> JsonValue:
         try:
             result = perform(step["number"])
         except MinionError as error:
             failure = {**error.as_dict(), "retryable": error.retryable}
             self.unwritten.append({**step, "status": "failed", "error": failure, "finished_at": _now()})
+            self._release(step["number"], reserve, error.detail.get("cost_unknown", False))
             raise
-        except Snoozed:
+        except Snoozed as snoozed:
             later = {"type": "snoozed", "message": "The call asked to be made again later.", "retryable": True}
             self.unwritten.append({**step, "status": "failed", "error": later, "finished_at": _now()})
+            self._release(step["number"], reserve, snoozed.cost_unknown)
             raise
         self._count(result)
         finished = {
@@ -185,8 +196,21 @@ class Journal:
         if step["effect"] == "pure":
             self.unwritten.append(finished)
         else:
-            self._write(finished)
+            self._write([finished], used=_used(step["number"], reserve, result))
         return result.output
+
+    def _count_steps(self, number: int, how_many: int = 1) -> None:
+        """Sub-tasks and waits count as steps too, before the task is suspended for them."""
+        if self.has_budget:
+            self._write([], reserve={"step": number, "steps": how_many})
+
+    def _release(self, number: int, reserve: Reservation | None, unknown: bool) -> None:
+        """Gives back what a failed call had reserved: an API that refuses a call charges nothing for it. Where nobody
+        knows whether it was charged, what was reserved stays spent.
+        """
+        if self.has_budget and reserve is not None and not unknown:
+            # Without the failed step, which the retry policy has yet to look at.
+            persist(lambda: self._commit([], None, {"step": number, "tokens": 0, "microdollars": 0}))
 
     def _count(self, result: StepResult) -> None:
         self.input_tokens += result.input_tokens
@@ -195,17 +219,25 @@ class Journal:
         self.cpu_seconds += result.cpu_seconds
         self.peak_memory_bytes = max(self.peak_memory_bytes, result.peak_memory_bytes)
 
-    def _write(self, step: dict[str, Any]) -> None:
-        flags = persist(lambda: self._commit(step))
+    def _write(
+        self, steps: list[dict[str, Any]], *, reserve: dict[str, Any] | None = None, used: dict[str, Any] | None = None
+    ) -> None:
+        flags = persist(lambda: self._commit([*self.unwritten, *steps], reserve, used))
         if flags is None:
             raise ClaimLost
+        if flags.get("breach"):
+            raise budgets.exceeded(flags["breach"])
         self.unwritten = []
         if flags["cancel"]:
             raise Cancelled("Cancelled while it ran.")
 
-    def _commit(self, step: dict[str, Any]) -> dict[str, Any] | None:
+    def _commit(
+        self, steps: list[dict[str, Any]], reserve: dict[str, Any] | None, used: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
         with statement() as connection:
-            return lifecycle.write_steps(connection, self.task_id, self.claim, [*self.unwritten, step])
+            if self.has_budget:
+                return budgets.spend(connection, self.task_id, self.claim, steps, reserve=reserve, used=used)
+            return lifecycle.write_steps(connection, self.task_id, self.claim, steps)
 
     def _take(self) -> int:
         number, self.next_number = self.next_number, self.next_number + 1
@@ -221,6 +253,20 @@ class Journal:
             "Replay the task to run it from its beginning.",
             step=number,
         )
+
+
+def _worst_case(number: int, reserve: Reservation | None) -> dict[str, Any]:
+    """What a step takes of every budget before it begins."""
+    return {"step": number, "steps": 1, **(asdict(reserve) if reserve else {})}
+
+
+def _used(number: int, reserve: Reservation | None, result: StepResult) -> dict[str, Any] | None:
+    """What it has really used. A cost of 0 for tokens that were used means that nobody knows the price."""
+    if reserve is None:
+        return None
+    tokens = result.input_tokens + result.output_tokens
+    unknown = tokens > 0 and result.cost_microdollars == 0
+    return {"step": number, "tokens": tokens, "microdollars": None if unknown else result.cost_microdollars}
 
 
 def _child_outcome(child: ChildRequest, step: dict[str, Any]) -> ChildOutcome:

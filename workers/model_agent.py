@@ -18,6 +18,7 @@ from shared.sampling import settings_to_send
 from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.tasks import content_of
 from workers.base import BaseAgent
+from workers.budget import worst_case
 from workers.journal import Journal, StepResult
 from workers.models import client_for, resolve
 from workers.models.base import ModelRequest, ToolSpec
@@ -134,7 +135,11 @@ class ModelAgent(BaseAgent):
                 cost_microdollars=reply.cost_microdollars,
             )
 
-        reply: dict[str, Any] = self.journal.call("model_call", model, {"messages": new}, perform, effect="idempotent")
+        estimate = len(json.dumps([request.system, messages, [spec.input_schema for spec in self.specs]])) // 3
+        reserve = worst_case(model, estimate, request.max_tokens) if self.task.has_budget else None
+        reply: dict[str, Any] = self.journal.call(
+            "model_call", model, {"messages": new}, perform, effect="idempotent", reserve=reserve
+        )
         _refuse_unfinished(reply)
         # Read back from the journal, keys come in another order; what follows must not depend on it.
         return {**reply, "content": stable(reply["content"])}
