@@ -7,7 +7,10 @@ along with the next write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -26,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 Kind = Literal["model_call", "tool_call", "function_call"]
 FORMAT = 1
+ASKED_FOR_LATER = "The call asked to be made again later."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +40,31 @@ class StepResult:
     stdout: str | None = None
     input_tokens: int = 0
     output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
     cost_microdollars: int = 0
     cpu_seconds: float = 0.0
     peak_memory_bytes: int = 0
     function_version_id: UUID | None = None
+
+
+@dataclass
+class Used:
+    """What the steps of this execution used."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microdollars: int = 0
+    cpu_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+    def add(self, result: StepResult) -> None:
+        """Counts a step."""
+        self.input_tokens += result.input_tokens
+        self.output_tokens += result.output_tokens
+        self.cost_microdollars += result.cost_microdollars
+        self.cpu_seconds += result.cpu_seconds
+        self.peak_memory_bytes = max(self.peak_memory_bytes, result.peak_memory_bytes)
 
 
 @dataclass
@@ -50,19 +75,33 @@ class Journal:
         known: steps of earlier executions, by number, as `minion_journal` gives them.
         has_budget: a budget holds for the task, so that no step begins before it has been written down there.
         unwritten: pure steps that ride along with the next write.
+        numbers: those that the next steps get.
+        lock: of everything but the numbers: the parts of a journal (see `part`) work at the same time.
     """
 
     task_id: UUID
     claim: int
     known: dict[int, dict[str, Any]]
     has_budget: bool = False
-    next_number: int = 1
     unwritten: list[dict[str, Any]] = field(default_factory=list)
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_microdollars: int = 0
-    cpu_seconds: float = 0.0
-    peak_memory_bytes: int = 0
+    used: Used = field(default_factory=Used)
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    abandoned: threading.Event = field(default_factory=threading.Event)
+
+    def part(self, steps: int) -> Journal:
+        """The journal for one of several calls that are made at the same time.
+
+        Args:
+            steps: how many the call takes. Their numbers are taken now, so that they do not depend on who is faster.
+        """
+        part = copy.copy(self)
+        part.numbers = iter([self._take() for _ in range(steps)])
+        return part
+
+    def abandon(self) -> None:
+        """Nothing is written through this journal any more: calls that still run in other threads have lost it."""
+        self.abandoned.set()
 
     def call(
         self,
@@ -72,7 +111,7 @@ class Journal:
         perform: Callable[[int], StepResult],
         *,
         effect: str,
-        reserve: Reservation | None = None,
+        reserve: Callable[[], Reservation] | None = None,
     ) -> JsonValue:
         """Makes a step, or reads it back.
 
@@ -80,7 +119,8 @@ class Journal:
             request: what is asked; its canonical hash must be the same when the task runs again.
             perform: makes the effect; receives the step's number.
             effect: `pure`, `idempotent` or `unsafe`.
-            reserve: what it may cost at most; held of every budget above the task until the step is finished.
+            reserve: tells what it may cost at most; only asked where there is a budget, which holds that until the step
+                is over.
 
         Raises:
             BudgetExceeded: a budget of the task, or of one above it, has no room for the step.
@@ -107,9 +147,10 @@ class Journal:
             "input": request,
             "started_at": _now(),
         }
+        reserved = reserve() if reserve is not None and self.has_budget else None
         if effect != "pure" or self.has_budget:
-            self._write([{**step, "status": "started"}], reserve=_worst_case(number, reserve))
-        return self._perform(step, perform, reserve)
+            self._write([{**step, "status": "started"}], reserve=_worst_case(number, reserved))
+        return self._perform(step, perform, reserved)
 
     def children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:
         """The outcomes of sub-tasks, or the suspension that creates them.
@@ -168,35 +209,36 @@ class Journal:
         return known["output"]["arguments"]
 
     def _perform(
-        self, step: dict[str, Any], perform: Callable[[int], StepResult], reserve: Reservation | None
+        self, step: dict[str, Any], perform: Callable[[int], StepResult], reserved: Reservation | None
     ) -> JsonValue:
         try:
             result = perform(step["number"])
         except MinionError as error:
             failure = {**error.as_dict(), "retryable": error.retryable}
-            self.unwritten.append({**step, "status": "failed", "error": failure, "finished_at": _now()})
-            self._release(step["number"], reserve, error.detail.get("cost_unknown", False))
+            self._keep({**step, "status": "failed", "error": failure, "finished_at": _now()})
+            self._release(step["number"], reserved, error)
             raise
         except Snoozed as snoozed:
-            later = {"type": "snoozed", "message": "The call asked to be made again later.", "retryable": True}
-            self.unwritten.append({**step, "status": "failed", "error": later, "finished_at": _now()})
-            self._release(step["number"], reserve, snoozed.cost_unknown)
+            later = snoozed.error.as_dict() if snoozed.error else {"type": "snoozed", "message": ASKED_FOR_LATER}
+            self._keep({**step, "status": "failed", "error": {**later, "retryable": True}, "finished_at": _now()})
+            self._release(step["number"], reserved, snoozed.error)
             raise
-        self._count(result)
         finished = {
             **step,
             "status": "finished",
             "output": result.output,
             "stdout": result.stdout,
-            "usage": {"input_tokens": result.input_tokens, "output_tokens": result.output_tokens},
+            "usage": _usage(result),
             "cost_microdollars": result.cost_microdollars,
             "function_version_id": str(result.function_version_id) if result.function_version_id else None,
             "finished_at": _now(),
         }
+        with self.lock:
+            self.used.add(result)
         if step["effect"] == "pure":
-            self.unwritten.append(finished)
+            self._keep(finished)
         else:
-            self._write([finished], used=_used(step["number"], reserve, result))
+            self._write([finished], used=_used(step["number"], reserved, result))
         return result.output
 
     def _count_steps(self, number: int, how_many: int = 1) -> None:
@@ -204,44 +246,41 @@ class Journal:
         if self.has_budget:
             self._write([], reserve={"step": number, "steps": how_many})
 
-    def _release(self, number: int, reserve: Reservation | None, unknown: bool) -> None:
+    def _release(self, number: int, reserved: Reservation | None, error: MinionError | None) -> None:
         """Gives back what a failed call had reserved: an API that refuses a call charges nothing for it. Where nobody
         knows whether it was charged, what was reserved stays spent.
         """
-        if self.has_budget and reserve is not None and not unknown:
+        if reserved is not None and not (error and error.detail.get("cost_unknown")):
             # Without the failed step, which the retry policy has yet to look at.
-            persist(lambda: self._commit([], None, {"step": number, "tokens": 0, "microdollars": 0}))
+            persist(lambda: self._commit([], used={"step": number, "tokens": 0, "microdollars": 0}))
 
-    def _count(self, result: StepResult) -> None:
-        self.input_tokens += result.input_tokens
-        self.output_tokens += result.output_tokens
-        self.cost_microdollars += result.cost_microdollars
-        self.cpu_seconds += result.cpu_seconds
-        self.peak_memory_bytes = max(self.peak_memory_bytes, result.peak_memory_bytes)
+    def _keep(self, step: dict[str, Any]) -> None:
+        """For the next write."""
+        with self.lock:
+            self.unwritten.append(step)
 
-    def _write(
-        self, steps: list[dict[str, Any]], *, reserve: dict[str, Any] | None = None, used: dict[str, Any] | None = None
-    ) -> None:
-        flags = persist(lambda: self._commit([*self.unwritten, *steps], reserve, used))
-        if flags is None:
-            raise ClaimLost
-        if flags.get("breach"):
-            raise budgets.exceeded(flags["breach"])
-        self.unwritten = []
+    def _write(self, steps: list[dict[str, Any]], **money: dict[str, Any] | None) -> None:
+        """Commits steps, with what they reserve or have used of budgets: see `shared.budgets.spend`."""
+        with self.lock:
+            if self.abandoned.is_set():
+                raise ClaimLost
+            flags = persist(lambda: self._commit([*self.unwritten, *steps], **money))
+            if flags is None:
+                raise ClaimLost
+            if breach := flags.get("breach"):
+                raise budgets.exceeded(breach)
+            self.unwritten.clear()
         if flags["cancel"]:
             raise Cancelled("Cancelled while it ran.")
 
-    def _commit(
-        self, steps: list[dict[str, Any]], reserve: dict[str, Any] | None, used: dict[str, Any] | None
-    ) -> dict[str, Any] | None:
+    def _commit(self, steps: list[dict[str, Any]], **money: dict[str, Any] | None) -> dict[str, Any] | None:
         with statement() as connection:
             if self.has_budget:
-                return budgets.spend(connection, self.task_id, self.claim, steps, reserve=reserve, used=used)
+                return budgets.spend(connection, self.task_id, self.claim, steps, **money)
             return lifecycle.write_steps(connection, self.task_id, self.claim, steps)
 
     def _take(self) -> int:
-        number, self.next_number = self.next_number, self.next_number + 1
-        return number
+        return next(self.numbers)
 
     def _matching(self, number: int, kind: str, name: str, request_hash: str) -> dict[str, Any] | None:
         known = self.known.get(number)
@@ -255,14 +294,14 @@ class Journal:
         )
 
 
-def _worst_case(number: int, reserve: Reservation | None) -> dict[str, Any]:
+def _worst_case(number: int, reserved: Reservation | None) -> dict[str, Any]:
     """What a step takes of every budget before it begins."""
-    return {"step": number, "steps": 1, **(asdict(reserve) if reserve else {})}
+    return {"step": number, "steps": 1, **(asdict(reserved) if reserved else {})}
 
 
-def _used(number: int, reserve: Reservation | None, result: StepResult) -> dict[str, Any] | None:
+def _used(number: int, reserved: Reservation | None, result: StepResult) -> dict[str, Any] | None:
     """What it has really used. A cost of 0 for tokens that were used means that nobody knows the price."""
-    if reserve is None:
+    if reserved is None:
         return None
     tokens = result.input_tokens + result.output_tokens
     unknown = tokens > 0 and result.cost_microdollars == 0
@@ -293,6 +332,16 @@ def _recorded(error: dict[str, Any]) -> ToolError:
 def _final(error: ToolError) -> ToolError:
     error.retryable = False
     return error
+
+
+def _usage(result: StepResult) -> dict[str, int]:
+    """Token counts by the names of OpenTelemetry's GenAI conventions, as far as there are any."""
+    cached = {
+        "cache_read_input_tokens": result.cache_read_tokens,
+        "cache_creation_input_tokens": result.cache_write_tokens,
+    }
+    counted = {name: tokens for name, tokens in cached.items() if tokens}
+    return {"input_tokens": result.input_tokens, "output_tokens": result.output_tokens, **counted}
 
 
 def _now() -> str:

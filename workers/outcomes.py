@@ -104,16 +104,18 @@ class ChildOutcome:
 
 
 class Snoozed(Exception):
-    """The task is to run again after so many seconds, uncharged; `reason` is the one it waits for.
+    """The task is to run again after so many seconds, uncharged.
 
-    `cost_unknown`: the call that asks for it may have been charged.
+    Attributes:
+        reason: what it waits for, as `minion why` knows it.
+        error: what kept the step that is under way from being finished, for the journal.
     """
 
-    def __init__(self, seconds: float, reason: str = "snooze", *, cost_unknown: bool = False) -> None:
+    def __init__(self, seconds: float, reason: str = "snooze", error: MinionError | None = None) -> None:
         super().__init__(seconds)
         self.seconds = seconds
         self.reason = reason
-        self.cost_unknown = cost_unknown
+        self.error = error
 
 
 class Interrupted(Exception):

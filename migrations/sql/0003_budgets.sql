@@ -148,12 +148,15 @@ CREATE FUNCTION minion_reserve(t uuid, c integer, asked jsonb) RETURNS jsonb LAN
 DECLARE
     ids uuid[] := (SELECT budget_ids FROM tasks WHERE id = t);
     breach jsonb;
+    begun boolean := EXISTS (SELECT 1 FROM reservations WHERE task_id = t AND step = (asked->>'step')::integer);
     free boolean := COALESCE((asked->>'tokens')::bigint, 0) = 0 AND COALESCE((asked->>'microdollars')::bigint, 0) = 0;
 BEGIN
     PERFORM minion_lock_budgets(ids);
     IF EXISTS (SELECT 1 FROM reservations WHERE task_id = t AND step = (asked->>'step')::integer AND claim = c) THEN
         RETURN NULL;
     END IF;
+    -- A step counts once, however often it is begun. Its tokens and dollars count each time.
+    asked := asked || jsonb_build_object('steps', CASE WHEN begun THEN 0 ELSE (asked->>'steps')::integer END);
     breach := minion_breach(ids, asked);
     IF breach IS NOT NULL THEN
         RETURN breach;
