@@ -97,14 +97,15 @@ def described(breach: dict[str, Any]) -> str:
     whose = f"The budget of task {breach['budget']} ({breach['agent']})"
     if breach["asked"] is None:
         return f"{whose} is in dollars and cannot be kept: the price of the model that this step calls is not known."
-    spent = f"{_amount(breach['spent'], what)} of {_amount(breach['limit'], what)} are spent"
+    spent = f"{_amount(breach['spent'], what, unit=False)} of {_amount(breach['limit'], what)} are spent"
     held = f", running steps hold up to {_amount(breach['reserved'], what)}" if breach["reserved"] else ""
-    more = "" if what == "seconds" else f", and the step may take {_amount(breach['asked'], what)}"
+    more = "" if what in ("steps", "seconds") else f", and the step may take {_amount(breach['asked'], what)}"
     return f"{whose} has no room for the next step: {spent}{held}{more}."
 
 
-def _amount(number: float, what: str) -> str:
+def _amount(number: float, what: str, *, unit: bool = True) -> str:
     """As people write it."""
     if what == "dollars":
         return f"${number:,.6f}".rstrip("0").rstrip(".")
-    return f"{number:,.1f} s" if what == "seconds" else f"{number:,} {what}"
+    written = f"{number:,.1f}" if what == "seconds" else f"{number:,}"
+    return f"{written} {what}" if unit else written

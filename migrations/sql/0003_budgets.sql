@@ -101,10 +101,10 @@ END $$;
 -- only lacks what other running steps hold, and will give back in part.
 CREATE FUNCTION minion_breach(ids uuid[], asked jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
-    found record;
+    tight record;
     held numeric;
 BEGIN
-    SELECT b.task_id, k.agent_name, b.on_breach, f.* INTO found
+    SELECT b.task_id, k.agent_name, b.on_breach, f.* INTO tight
         FROM unnest(ids) WITH ORDINALITY AS u (id, n) JOIN budgets b ON b.task_id = u.id JOIN tasks k ON k.id = u.id
         LEFT JOIN executions e ON e.task_id = b.task_id AND e.claim = 1
         CROSS JOIN LATERAL (VALUES
@@ -113,23 +113,23 @@ BEGIN
                 CASE WHEN asked->'microdollars' = 'null' THEN NULL
                      ELSE COALESCE((asked->>'microdollars')::numeric / 1000000, 0) END),
             (3, 'steps', b.steps, b.spent_steps, COALESCE((asked->>'steps')::numeric, 0)),
-            (4, 'seconds', b.seconds, extract(epoch FROM clock_timestamp() - e.started_at), 0)
+            (4, 'seconds', b.seconds::numeric, extract(epoch FROM clock_timestamp() - e.started_at), 0)
         ) AS f (nth, what, most, spent, asked)
         WHERE f.spent + f.asked > f.most OR f.most IS NOT NULL AND f.asked IS NULL
         ORDER BY u.n, f.nth LIMIT 1;
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    SELECT COALESCE(sum(CASE found.what WHEN 'tokens' THEN r.tokens WHEN 'dollars' THEN r.microdollars / 1000000.0 END), 0)
+    SELECT COALESCE(sum(CASE tight.what WHEN 'tokens' THEN r.tokens WHEN 'dollars' THEN r.microdollars / 1000000.0 END), 0)
         INTO held FROM reservations r
         JOIN task_status s ON s.task_id = r.task_id AND s.state = 'running' AND s.claim = r.claim
-        WHERE r.budget_task_id = found.task_id AND r.settled_at IS NULL;
+        WHERE r.budget_task_id = tight.task_id AND r.settled_at IS NULL;
     RETURN jsonb_build_object(
-        'budget', found.task_id, 'agent', found.agent_name, 'what', found.what, 'limit', trim_scale(found.most),
-        'spent', trim_scale(round(found.spent - held, 6)), 'reserved', trim_scale(held),
-        'asked', trim_scale(found.asked), 'step', asked, 'at', clock_timestamp(),
-        'then', CASE WHEN found.asked IS NULL THEN 'fail'
-                     WHEN found.spent - held + found.asked <= found.most THEN 'wait' ELSE found.on_breach END);
+        'budget', tight.task_id, 'agent', tight.agent_name, 'what', tight.what, 'limit', trim_scale(tight.most),
+        'spent', trim_scale(round(tight.spent - held, 6)), 'reserved', trim_scale(held),
+        'asked', trim_scale(tight.asked), 'step', asked, 'at', clock_timestamp(),
+        'then', CASE WHEN tight.asked IS NULL THEN 'fail'
+                     WHEN tight.spent - held + tight.asked <= tight.most THEN 'wait' ELSE tight.on_breach END);
 END $$;
 
 CREATE FUNCTION minion_lock_budgets(ids uuid[]) RETURNS void LANGUAGE plpgsql AS $$
