@@ -119,6 +119,7 @@ class AgentConfig(Strict):
         "approval",
         "thinking",
         "effort",
+        "max_parallel",
         "budget",
     )
 
@@ -144,6 +145,7 @@ class AgentConfig(Strict):
     approval: bool = False
     thinking: Literal["adaptive", "disabled"] | Annotated[int, Field(ge=1024, le=1_000_000)] | None = None
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    max_parallel: int = Field(1000, ge=1, le=10_000)
     budget: Budget | None = None
 
     @model_serializer(mode="wrap")

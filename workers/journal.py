@@ -21,6 +21,7 @@ import structlog
 from shared import budgets, lifecycle
 from shared.database import persist, statement
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError
+from shared.hints import publish_progress
 from shared.json_values import JsonValue, digest
 from workers.budget import Reservation
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Snoozed, Suspended, WaitRequest
@@ -270,6 +271,7 @@ class Journal:
             if breach := flags.get("breach"):
                 raise budgets.exceeded(breach)
             self.unwritten.clear()
+        publish_progress(self.task_id)
         if flags["cancel"]:
             raise Cancelled("Cancelled while it ran.")
 
