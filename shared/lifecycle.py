@@ -236,10 +236,13 @@ def suspend(
 
 
 def snooze(
-    connection: Connection, task: UUID, claim: int, result: dict[str, Any], *, delay: float, reason: str
+    connection: Connection, task: UUID, claim: int, result: dict[str, Any], *, delay: float | None, reason: str
 ) -> State | None:
-    """Lets a running task go, uncharged, to run again after `delay` seconds. None where the claim was lost."""
-    values = {"task": task, "claim": claim, "result": result, "delay": timedelta(seconds=delay), "reason": reason}
+    """Lets a running task go, uncharged, to run again after `delay` seconds, or (None) when what it waits for wakes it.
+    None where the claim was lost.
+    """
+    pause = None if delay is None else timedelta(seconds=delay)
+    values = {"task": task, "claim": claim, "result": result, "delay": pause, "reason": reason}
     state = connection.scalar(SNOOZE, values)
     return State(state) if state else None
 

@@ -18,6 +18,7 @@ from shared.sampling import settings_to_send
 from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.tasks import content_of
 from workers.base import BaseAgent
+from workers.budget import worst_case
 from workers.follower import Follower
 from workers.journal import Journal, StepResult
 from workers.models import client_for, resolve
@@ -133,9 +134,11 @@ class ModelAgent(BaseAgent):
             effort=config.effort,
         )
 
+        client = client_for(model)
+
         def perform(step: int) -> StepResult:
             follower = Follower(self.task.id, step)
-            reply = complete(client_for(model), request, self.journal.known.get(step), follower)
+            reply = complete(client, request, self.journal.known.get(step), follower)
             return StepResult(
                 reply.as_json(),
                 input_tokens=reply.input_tokens,
@@ -145,7 +148,14 @@ class ModelAgent(BaseAgent):
                 cost_microdollars=reply.cost_microdollars,
             )
 
-        reply: dict[str, Any] = self.journal.call("model_call", model, {"messages": new}, perform, effect="idempotent")
+        reply: dict[str, Any] = self.journal.call(
+            "model_call",
+            model,
+            {"messages": new},
+            perform,
+            effect="idempotent",
+            reserve=lambda: worst_case(model, client.count_tokens(request), request.max_tokens),
+        )
         _refuse_unfinished(reply, config.max_tokens)
         # Read back from the journal, keys come in another order; what follows must not depend on it.
         return {**reply, "content": stable(reply["content"])}

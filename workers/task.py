@@ -17,6 +17,7 @@ class ClaimedTask:
     Attributes:
         claim: the fencing token of this execution.
         attempts: charged failures so far.
+        budget_ids: the tasks whose budgets hold for it, the root first.
     """
 
     id: UUID
@@ -35,6 +36,7 @@ class ClaimedTask:
     conversation_id: str | None = None
     deadline: datetime | None = None
     created_at: datetime | None = None
+    budget_ids: list[str] | None = None
     steps: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
@@ -46,6 +48,11 @@ class ClaimedTask:
         values |= {name: UUID(row[name]) for name in ids}
         values |= {name: datetime.fromisoformat(row[name]) if row[name] else None for name in times}
         return cls(**values)
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether a budget of its own, or of a task above it, holds for it."""
+        return bool(self.budget_ids)
 
     def context(self) -> dict[str, Any]:
         """What a function that `requires_context` is told."""

@@ -42,6 +42,7 @@ def submit(
     conversation_id: str | None = typer.Option(None, help="The conversation that the messages belong to."),
     unique_key: str | None = typer.Option(None, help="While a task holds this key, that task is the answer."),
     unique_while: str | None = typer.Option(None, help="Until when it holds it: pending, or running (the default)."),
+    budget: str | None = typer.Option(None, help="What it may use: JSON such as '{\"dollars\": 0.5}'."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Hand in a task."""
@@ -57,6 +58,7 @@ def submit(
         "conversation_id": conversation_id,
         "unique_key": unique_key,
         "unique_while": unique_while,
+        "budget": None if budget is None else read_input(budget),
     }
     if message:
         options["messages"] = [{"role": "user", "content": text} for text in message]

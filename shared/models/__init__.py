@@ -10,6 +10,7 @@ The functions and triggers that keep the invariants are in `migrations/sql/`.
 """
 
 from shared.models.base import Base
+from shared.models.budgets import Budget, Reservation
 from shared.models.definitions import (
     Agent,
     AgentVersion,
@@ -51,6 +52,7 @@ __all__ = [
     "AgentVersion",
     "AgentVersionTool",
     "Base",
+    "Budget",
     "Content",
     "Conversation",
     "Execution",
@@ -62,6 +64,7 @@ __all__ = [
     "Pause",
     "RateHold",
     "Relation",
+    "Reservation",
     "Schedule",
     "Secret",
     "SecurityEvent",
