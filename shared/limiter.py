@@ -100,8 +100,9 @@ end
 _LINE_UP = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local turn = math.max(now + ARGV[1], tonumber(redis.call('GET', KEYS[1])) or 0)
-turn = math.min(turn, now + math.max(ARGV[1], ARGV[3]))
+local wait, longest = tonumber(ARGV[1]), tonumber(ARGV[3])
+local turn = math.max(now + wait, tonumber(redis.call('GET', KEYS[1]) or 0))
+turn = math.min(turn, now + longest)
 redis.call('SET', KEYS[1], string.format('%.0f', turn + ARGV[2]), 'PX', math.ceil((turn - now) / 1000) + 1000)
 return string.format('%.0f', turn - now)
 """
@@ -161,7 +162,7 @@ class Flight:
 
     def arguments(self) -> list[str | float]:
         """For the scripts."""
-        return [self.call, self.seconds * 1e6, " ".join(f"{cost:g}" for cost in self.costs)]
+        return [self.call, self.seconds * 1e6, " ".join(f"{cost}" for cost in self.costs)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,7 @@ class Limiter:
         """Seconds until a caller should ask again who has to wait for a bucket.
 
         Those who wait would all come back at the same moment, and all but one in vain; in the line each comes `apart`
-        seconds after the one before, after `longest` at the latest.
+        seconds after the one before, or less where the bucket fills faster; after `longest` at the latest.
 
         Raises:
             Unavailable: Redis does not answer.
