@@ -131,6 +131,7 @@ class ModelAgent(BaseAgent):
             sampling=settings_to_send(config.sampling()),
             thinking=config.thinking,
             effort=config.effort,
+            namespace=self.task.namespace,
         )
 
         def perform(step: int) -> StepResult:

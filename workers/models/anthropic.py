@@ -21,6 +21,7 @@ from genai_prices import Usage, calc_price
 from shared.errors import ModelError, ModelUnavailable
 from shared.settings import get_settings
 from workers.models.base import ModelReply, ModelRequest
+from workers.models.limits import ModelLimits
 
 # Seconds without a byte. The API sends pings while a model thinks; a gateway that does not stream sends none.
 TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
@@ -54,8 +55,23 @@ def _client() -> anthropic.Anthropic:
         # Who asks again is `workers.models.patience`: it gives the worker's slot back meanwhile.
         max_retries=0,
         timeout=TIMEOUT,
-        middleware=[_let_the_soft_limit_pass],
+        middleware=[_let_the_soft_limit_pass, _learn],
     )
+
+
+@lru_cache(maxsize=1)
+def _limits() -> ModelLimits:
+    settings = get_settings()
+    key = settings.anthropic_api_key
+    return ModelLimits(key.get_secret_value() if key else "", settings.anthropic_base_url)
+
+
+def _learn(request: Any, call_next: Any) -> Any:
+    """What every response tells of the limits. (Counting tokens has limits of its own.)"""
+    response = call_next(request)
+    if request.url == "/v1/messages":
+        _limits().learn(request.json["model"], response.headers, response.status_code)
+    return response
 
 
 def _let_the_soft_limit_pass(request: Any, call_next: Any) -> Any:
@@ -73,8 +89,10 @@ class AnthropicClient:
 
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """One turn. See `ModelClient`."""
+        client = _client()
+        _limits().admit(request.model, request.estimated_tokens(), request.max_tokens, request.namespace)
         try:
-            with _client().messages.with_streaming_response.create(
+            with client.messages.with_streaming_response.create(
                 **_arguments(request), max_tokens=request.max_tokens, stream=True
             ) as response:
                 message = _received(response, on_text)
@@ -82,6 +100,7 @@ class AnthropicClient:
             raise _model_error(error, request.model) from None
         except httpx2.HTTPError as error:
             raise _lost(error) from None
+        _limits().settle(request.model, _counted_tokens(message.usage), message.usage.output_tokens)
         return _reply(message)
 
     def count_tokens(self, request: ModelRequest) -> int:
@@ -189,6 +208,11 @@ def _cost(message: Message) -> int:
     except LookupError:
         return 0
     return math.ceil(price * 1_000_000)
+
+
+def _counted_tokens(usage: Any) -> int:
+    """The input tokens that count for the API's limits: not those that were read from the prompt cache."""
+    return int(usage.input_tokens + (usage.cache_creation_input_tokens or 0))
 
 
 def _input_tokens(usage: Any) -> int:

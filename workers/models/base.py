@@ -35,6 +35,7 @@ class ModelRequest:
         sampling: only settings that differ from neutral.
         thinking: `adaptive`, `disabled`, or the most tokens to think with; None: as the model does by itself.
         effort: how much the model puts into its answer; None: as it does by itself.
+        namespace: of the task, whose limits hold.
     """
 
     model: str
@@ -47,6 +48,7 @@ class ModelRequest:
     sampling: dict[str, float] = field(default_factory=dict)
     thinking: str | int | None = None
     effort: str | None = None
+    namespace: str = "default"
 
     def estimated_tokens(self) -> int:
         """How many tokens the input may have, without asking anybody."""
@@ -91,6 +93,7 @@ class ModelClient(Protocol):
             on_text: is told the text as it comes.
 
         Raises:
+            Snoozed: the model's limits permit no call now.
             ModelUnavailable: the provider did not answer; the request may be made again.
             ModelError: the provider refused it.
         """

@@ -26,7 +26,7 @@ import structlog
 
 from shared import rules
 from shared.database import get_engine, persist
-from shared.errors import Unavailable
+from shared.errors import ModelUnavailable, Unavailable
 from shared.hints import make_redis
 from shared.limiter import PREFIX, Bucket, Correction, Flight, Limiter
 from workers.outcomes import Snoozed
@@ -50,8 +50,8 @@ IN_PLACE_SECONDS = 2.0
 APART_SECONDS = 0.1
 """Between two that wait, so that not all come back at the same moment."""
 
-LONGEST_WAIT_SECONDS = 300.0
-"""Then one asks again: the limit may have been changed."""
+LONGEST_WAIT_SECONDS = 60.0
+"""Then one asks again: calls that have ended may have given much back, and the limit may have been changed."""
 
 
 Costs = dict[str, float]
@@ -75,9 +75,24 @@ class _Limit:
     period: float
     of_api: bool = False
 
+    def __str__(self) -> str:
+        by = "as the API says" if self.of_api else "`minion limits`"
+        return f"{self.rate:g} {self.kind.replace('-', ' ')} in {self.period:g} s ({by})"
+
     def bucket(self, costs: Costs) -> Bucket:
         """For the limiter."""
         return Bucket(self.name, self.rate, self.period, costs[self.kind])
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Seconds to wait, and why; 0 where nothing is refused."""
+
+    wait: float
+    why: str
+
+
+GRANTED = _Refusal(0.0, "")
 
 
 @dataclass
@@ -139,10 +154,11 @@ class ModelLimits:
             Snoozed: the wait is longer: the task is to be suspended until then, uncharged.
         """
         patience = time.monotonic() + IN_PLACE_SECONDS
-        while (wait := self.reserve(model, input_tokens, output_tokens, namespace)) > 0:
-            if time.monotonic() + wait > patience:
-                raise Snoozed(wait, "model_limit")
-            time.sleep(wait)
+        while (refusal := self._reserve(model, input_tokens, output_tokens, namespace)).wait > 0:
+            if time.monotonic() + refusal.wait > patience:
+                log.info("model_limit", model=model, why=refusal.why, seconds=round(refusal.wait, 3))
+                raise Snoozed(refusal.wait, "model_limit", ModelUnavailable(refusal.why, model=model))
+            time.sleep(refusal.wait)
 
     def reserve(self, model: str, input_tokens: int, output_tokens: int, namespace: str = "default") -> float:
         """Reserves one request and its tokens, under all limits or none.
@@ -155,18 +171,21 @@ class ModelLimits:
         Returns:
             seconds to wait before asking again; 0: it is reserved, and the call may be made.
         """
+        return self._reserve(model, input_tokens, output_tokens, namespace).wait
+
+    def _reserve(self, model: str, input_tokens: int, output_tokens: int, namespace: str) -> _Refusal:
         call = _Call(model, input_tokens, output_tokens)
         call.take(_set_by_people(model, namespace))
         nothing_set = not call.taken
         try:
             held, learned = self._known(model)
             call.take(learned)
-            wait = held or self._acquire(call)
+            refusal = _Refusal(held, f"The API asked not to be asked for {model!r}") if held else self._acquire(call)
         except (Unavailable, redis.RedisError, OSError) as error:
             log.warning("limiter_away", model=model, reason=str(error))
-            return 0.0 if nothing_set else LIMITER_AWAY_SECONDS
-        self._thread.call = None if wait else call
-        return wait
+            return GRANTED if nothing_set else _Refusal(LIMITER_AWAY_SECONDS, "The limiter's Redis does not answer")
+        self._thread.call = None if refusal.wait else call
+        return refusal
 
     def learn(self, model: str, headers: Mapping[str, str], status: int) -> None:
         """Takes in what a response tells; called for each, errors too, in the thread that reserved the call.
@@ -227,15 +246,18 @@ class ModelLimits:
         if milliseconds > max(0, self._redis.pttl(key)):
             self._redis.set(key, "429", px=milliseconds)
 
-    def _acquire(self, call: _Call) -> float:
-        """Takes from all limits, and notes the call; else seconds to wait."""
+    def _acquire(self, call: _Call) -> _Refusal:
+        """Takes from all limits and notes the call, or from none."""
         flight = self._flight(call, call.costs())
         buckets = {limit.name: limit.bucket(call.costs()) for limit in call.taken.values()}
         verdict = self._limiter.acquire(list(buckets.values()), flight)
-        if verdict.wait < IN_PLACE_SECONDS:
-            return verdict.wait
-        bucket = buckets[str(verdict.blocking)]
-        return self._limiter.line_up(bucket, verdict.wait, apart=APART_SECONDS, longest=LONGEST_WAIT_SECONDS)
+        if verdict.blocking is None:
+            return GRANTED
+        wait, why = verdict.wait, f"The model {call.model!r} is at its limit of {call.taken[verdict.blocking]}"
+        if wait >= IN_PLACE_SECONDS:
+            bucket = buckets[verdict.blocking]
+            wait = self._limiter.line_up(bucket, wait, apart=APART_SECONDS, longest=LONGEST_WAIT_SECONDS)
+        return _Refusal(wait, why)
 
     def _correct(
         self, call: _Call, told: dict[str, _Told], *, flying: Costs | None = None, back: Costs | None = None
