@@ -46,8 +46,9 @@ forget_engine()
 limits, granted, end = ModelLimits("key"), {"set": [], "told": []}, time.time() + 2.5
 while time.time() < end:
     for model in granted:
+        asked = time.time()
         if limits.reserve(model, 5, 10) == 0:
-            granted[model].append(time.time())
+            granted[model].append((asked, time.time()))
             limits.learn(model, headers if model == "told" else {}, 200)
     time.sleep(0.02)
 os.write(1, (json.dumps(granted) + "\\n").encode())
@@ -91,12 +92,13 @@ def test_eight_processes_keep_the_limits(set_limit: Any, another: Any) -> None:
     ran = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, timeout=60, check=True)
     granted = [json.loads(line) for line in ran.stdout.splitlines()]
     assert len(granted) == 8
-    by_people, by_api = (sorted(moment for each in granted for moment in each[model]) for model in ("set", "told"))
-    for index, first in enumerate(by_people):
-        # What is measured is when the answer came back, so a call may seem some milliseconds nearer to the next.
-        assert sum(10 for moment in by_people[index:] if moment < first + 0.95) <= 300
-    assert len(by_people) > 40, "a limit is not a stop"
-    assert 30 <= len(by_api) <= 30 + 271 / 60 * (by_api[-1] - by_api[0]) + 1, "a tenth at once, the others evenly"
+    by_people, by_api = ([moments for each in granted for moments in each[model]] for model in ("set", "told"))
+    for begin, _ in by_people:
+        # Granted between asking and the answer: what lies within a second for certain.
+        assert sum(10 for asked, answered in by_people if begin <= asked and answered <= begin + 1) <= 300
+    assert len(by_people) > 20, "a limit is not a stop"
+    seconds = max(answered for _, answered in by_api) - min(asked for asked, _ in by_api)
+    assert 30 <= len(by_api) <= 30 + 271 / 60 * seconds + 1, "a tenth at once, the others evenly"
 
 
 def test_before_the_first_answer_calls_pass(another: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -13,8 +13,6 @@ from typing import Any
 
 import anthropic
 import httpx2
-from anthropic.lib.streaming import MessageStream
-from anthropic.types import Message
 from celery.exceptions import SoftTimeLimitExceeded
 from genai_prices import Usage, calc_price
 
@@ -22,6 +20,7 @@ from shared.errors import ModelError, ModelUnavailable
 from shared.settings import get_settings
 from workers.models.base import ModelReply, ModelRequest
 from workers.models.limits import ModelLimits
+from workers.models.stream import StreamError, assembled
 
 # Seconds without a byte. The API sends pings while a model thinks; a gateway that does not stream sends none.
 TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
@@ -95,13 +94,16 @@ class AnthropicClient:
             with client.messages.with_streaming_response.create(
                 **_arguments(request), max_tokens=request.max_tokens, stream=True
             ) as response:
-                message = _received(response, on_text)
+                message = _received(response.http_response, on_text)
         except anthropic.APIError as error:
             raise _model_error(error, request.model) from None
         except httpx2.HTTPError as error:
             raise _lost(error) from None
-        _limits().settle(request.model, _counted_tokens(message.usage), message.usage.output_tokens)
-        return _reply(message)
+        reply = _reply(message)
+        if message.get("usage"):
+            # What was read from the prompt cache does not count for the limits.
+            _limits().settle(request.model, reply.input_tokens - reply.cache_read_tokens, reply.output_tokens)
+        return reply
 
     def count_tokens(self, request: ModelRequest) -> int:
         """Asks the API, which does not charge for it. See `ModelClient`."""
@@ -149,103 +151,94 @@ def _with_cache_mark(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*before, {**last, "content": blocks}]
 
 
-def _received(response: Any, on_text: Callable[[str], None]) -> Message:
+def _received(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[str, Any]:
     """The whole message, once it is whole.
 
     Raises:
         ModelUnavailable: the stream ended before the message did.
+        ModelError: this is no message.
     """
-    if response.headers.get("content-type", "").startswith("application/json"):
+    if not response.headers.get("content-type", "").startswith("text/event-stream"):
         # A gateway that cannot stream answers at once.
         return _plain_message(response.read())
-    stream: MessageStream[None] = MessageStream(response.parse(), output_format=anthropic.NOT_GIVEN)
-    begun = False
-    for event in stream:
-        begun = begun or event.type == "message_start"
-        if event.type == "text":
-            on_text(event.text)
-    if not begun or stream.current_message_snapshot.stop_reason is None:
+    try:
+        message = assembled(_events(response), on_text)
+    except StreamError as error:
+        raise _refused(STATUS_OF.get(error.kind, 500), error.message, in_stream=True) from None
+    if message is None:
         raise _cut_off("the stream ended in the middle of the answer")
-    return stream.current_message_snapshot
+    return message
 
 
-def _plain_message(body: bytes) -> Message:
+def _events(response: httpx2.Response) -> Iterator[dict[str, Any]]:
+    for event in anthropic.Stream.raw_events(response):
+        if event.data:
+            yield event.json()
+
+
+def _plain_message(body: bytes) -> dict[str, Any]:
     with suppress(ValueError):
         message = json.loads(body)
         if isinstance(message, dict) and message.get("type") == "message":
-            whole: Message = Message.construct(**message)
-            return whole
+            return message
     raise ModelError(f"The Anthropic API's answer cannot be read: {body[:200]!r}")
 
 
-def _reply(message: Message) -> ModelReply:
-    usage = message.usage
+def _reply(message: dict[str, Any]) -> ModelReply:
+    used = _used(message)
     return ModelReply(
-        # As they came: thinking has a signature over its text, and unknown kinds of blocks go back unchanged too.
-        content=[block.to_dict() for block in message.content],
-        stop_reason=message.stop_reason or "end_turn",
-        model=message.model,
-        input_tokens=_input_tokens(usage),
-        output_tokens=usage.output_tokens,
-        cache_read_tokens=usage.cache_read_input_tokens or 0,
-        cache_write_tokens=usage.cache_creation_input_tokens or 0,
-        cost_microdollars=_cost(message),
-        stop_details=message.stop_details.to_dict() if message.stop_details else None,
+        content=message["content"],
+        stop_reason=message.get("stop_reason") or "end_turn",
+        model=message["model"],
+        cost_microdollars=_cost(message["model"], used),
+        stop_details=message.get("stop_details"),
+        **used,
     )
 
 
-def _cost(message: Message) -> int:
+def _used(message: dict[str, Any]) -> dict[str, int]:
+    """Input tokens are all of them here, those read from and written to the prompt cache included."""
+    told = {name: count for name, count in (message.get("usage") or {}).items() if isinstance(count, int)}
+    read, written = (told.get(f"cache_{what}_input_tokens", 0) for what in ("read", "creation"))
+    return {
+        "input_tokens": told.get("input_tokens", 0) + read + written,
+        "output_tokens": told.get("output_tokens", 0),
+        "cache_read_tokens": read,
+        "cache_write_tokens": written,
+    }
+
+
+def _cost(model: str, used: dict[str, int]) -> int:
     """Micro-dollars by the list prices in genai-prices, rounded up; 0 for a model that it does not know."""
-    usage = message.usage
-    used = Usage(
-        input_tokens=_input_tokens(usage),
-        output_tokens=usage.output_tokens,
-        cache_write_tokens=usage.cache_creation_input_tokens or 0,
-        cache_read_tokens=usage.cache_read_input_tokens or 0,
-    )
     try:
-        price = calc_price(used, model_ref=message.model, provider_id="anthropic").total_price
+        price = calc_price(Usage(**used), model_ref=model, provider_id="anthropic").total_price
     except LookupError:
         return 0
     return math.ceil(price * 1_000_000)
 
 
-def _counted_tokens(usage: Any) -> int:
-    """The input tokens that count for the API's limits: not those that were read from the prompt cache."""
-    return int(usage.input_tokens + (usage.cache_creation_input_tokens or 0))
-
-
-def _input_tokens(usage: Any) -> int:
-    """All input tokens, those read from and written to the prompt cache included."""
-    cached = (usage.cache_creation_input_tokens or 0) + (usage.cache_read_input_tokens or 0)
-    return int(usage.input_tokens + cached)
-
-
 def _model_error(error: anthropic.APIError, model: str) -> ModelError:
     """One clear sentence for each way in which a call can fail."""
+    if isinstance(error, anthropic.NotFoundError):
+        return ModelError(f"The Anthropic API knows no model {model!r}.", http_status=404)
     if isinstance(error, anthropic.APIStatusError):
-        return _refused(error, model)
+        failure = _refused(error.status_code, error.api_message or error.message)
+        if isinstance(failure, ModelUnavailable) and (seconds := _retry_after(error.response.headers)) is not None:
+            failure.detail["retry_after"] = seconds
+        return failure
     if isinstance(error, anthropic.APIConnectionError):
         return _lost(error.__cause__ or error)
     return ModelError(f"The Anthropic API's answer cannot be read: {error}")
 
 
-def _refused(error: anthropic.APIStatusError, model: str) -> ModelError:
-    in_stream = error.status_code < 400
-    status = STATUS_OF.get(str(error.type), 500) if in_stream else error.status_code
+def _refused(status: int, said: str, *, in_stream: bool = False) -> ModelError:
+    """What a status says; in the middle of a stream, part of the answer may have to be paid for."""
     if status in (401, 403):
         return ModelError("The Anthropic API refused the key: check ANTHROPIC_API_KEY.", http_status=status)
-    if status == 404:
-        return ModelError(f"The Anthropic API knows no model {model!r}.", http_status=status)
-    said = f"The Anthropic API answered {status}: {(error.api_message or error.message)[:1000]}"
+    sentence = f"The Anthropic API answered {status}: {said[:1000]}"
     if status not in WORTH_ASKING_AGAIN and status < 500:
-        return ModelError(said, http_status=status)
-    failure = ModelUnavailable(said, http_status=status)
-    if in_stream:
-        failure.detail["cost_unknown"] = True
-    if (seconds := _retry_after(error.response.headers)) is not None:
-        failure.detail["retry_after"] = seconds
-    return failure
+        return ModelError(sentence, http_status=status)
+    return ModelUnavailable(sentence, http_status=status, **({"cost_unknown": True} if in_stream else {}))
 
 
 def _lost(cause: BaseException) -> ModelUnavailable:
