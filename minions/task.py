@@ -78,6 +78,7 @@ class Task(TaskSummary):
     origin_id: str | None = None
     agent_version_id: str | None = None
     traceparent: str | None = None
+    routing: dict[str, Any] | None = None
 
     def result(self) -> Any:
         """The output of a task that succeeded.

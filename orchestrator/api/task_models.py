@@ -57,6 +57,9 @@ class Task(TaskSummary):
     origin_id: UUID = Field(description="The first task of its chain of replays; its own id if it is none.")
     agent_version_id: UUID | None
     traceparent: str | None
+    routing: dict[str, Any] | None = Field(
+        description="Of messages that named no agent: what has chosen it (`by`: `text` or `setting`), and the `scores`."
+    )
 
 
 class Step(BaseModel):

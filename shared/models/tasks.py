@@ -104,6 +104,7 @@ class Task(Base):
     journal_format: Mapped[int] = mapped_column(SmallInteger, server_default="1")
     deadline: Mapped[datetime | None]
     created_at: Mapped[datetime] = created()
+    routing: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
 
 
 class TaskStatus(Base):

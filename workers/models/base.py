@@ -83,6 +83,18 @@ class ModelReply:
         return {"content": self.content, "stop_reason": self.stop_reason, "model": self.model, **details}
 
 
+def text_in(reply: dict[str, Any]) -> str:
+    """What a reply says, as the journal keeps it."""
+    return "".join(block["text"] for block in reply["content"] if block["type"] == "text").strip()
+
+
+def json_in(answer: str) -> str:
+    """The JSON in an answer that wraps it in a code fence."""
+    if answer.startswith("```") and answer.endswith("```"):
+        return answer.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    return answer
+
+
 class ModelClient(Protocol):
     """A provider of models."""
 
