@@ -79,6 +79,7 @@ class Task(TaskSummary):
     agent_version_id: str | None = None
     traceparent: str | None = None
     budget: dict[str, Any] | None = None
+    routing: dict[str, Any] | None = None
 
     def result(self) -> Any:
         """The output of a task that succeeded.

@@ -321,6 +321,15 @@ def _waiting(case: _Case) -> Explanation:
     elif task["wait_reason"] == "model_unavailable":
         error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
         reason = f"{error.get('message', 'The model is away').rstrip('.')} (tried {error.get('tries', 1)} times)"
+    elif task["wait_reason"] == "model_limit":
+        error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
+        return case.answer(
+            "model_limit",
+            f"{error.get('message', 'Its model is at its limit')}: it waits {case.until(task['due_at'])}.",
+            "`minion limits` lists the limits; `minion limits set model NAME` changes one.",
+            model=error.get("model"),
+            due_at=task["due_at"],
+        )
     elif task["wait_reason"] == "handed_back":
         reason = "Its worker handed it back"
     facts = {"due_at": task["due_at"], "attempts": task["attempts"]}

@@ -43,7 +43,9 @@ ACCEPT = text(
     "SELECT a.task_id, a.created FROM jsonb_array_elements(:requests) WITH ORDINALITY AS r (request, n), "
     "LATERAL minion_accept(r.request) AS a ORDER BY r.n"
 ).bindparams(bindparam("requests", type_=JSONB))
-ROUTE = text("SELECT minion_route(:task, :version, :queue)")
+ROUTE = text("SELECT minion_route_by(:task, :version, :queue, :decision)").bindparams(
+    bindparam("decision", type_=JSONB(none_as_null=True))
+)
 REJECT = text("SELECT minion_reject(:task, :error)").bindparams(bindparam("error", type_=JSONB))
 DISPATCH = text("SELECT * FROM minion_dispatch(:lease, :window)")
 REPUBLISH = text("SELECT * FROM minion_republish(:lease, :patience, :empty, :most)")
@@ -90,9 +92,16 @@ def accept(connection: Connection, requests: Sequence[dict[str, Any]]) -> list[A
     return [Accepted(*row) for row in connection.execute(ACCEPT, {"requests": list(requests)})]
 
 
-def route(connection: Connection, task: UUID, version: UUID, queue: str) -> bool:
-    """Pins the agent version of a pending task and names its queue; False if it is not pending any more."""
-    return bool(connection.scalar(ROUTE, {"task": task, "version": version, "queue": queue}))
+def route(
+    connection: Connection, task: UUID, version: UUID, queue: str, decision: dict[str, Any] | None = None
+) -> bool:
+    """Pins the agent version of a pending task and names its queue; False if it is not pending any more.
+
+    Args:
+        decision: for the record of a message that named no agent: what has chosen this one, and by which scores.
+    """
+    values = {"task": task, "version": version, "queue": queue, "decision": decision}
+    return bool(connection.scalar(ROUTE, values))
 
 
 def reject(connection: Connection, task: UUID, error: dict[str, Any]) -> bool:

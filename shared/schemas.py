@@ -121,11 +121,13 @@ class AgentConfig(Strict):
         "effort",
         "max_parallel",
         "budget",
+        "router_model",
     )
 
     capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
     max_chain_depth: int = Field(5, ge=1, le=50)
     chain_strategy: Literal["sequential", "parallel", "fallback", "router"] = "sequential"
+    router_model: str | None = Field(None, min_length=1, max_length=200)
     on_child_failure: Literal["fail", "collect"] = "fail"
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -176,6 +178,12 @@ class AgentConfig(Strict):
     def _limits_are_ordered(self) -> Self:
         if self.time_limit <= self.soft_time_limit:
             raise ValueError("time_limit (hard) must be later than soft_time_limit")
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_router_asks(self) -> Self:
+        if self.router_model is not None and self.chain_strategy != "router":
+            raise ValueError("router_model is for chain_strategy: router")
         return self
 
     @model_validator(mode="after")

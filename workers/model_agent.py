@@ -22,7 +22,7 @@ from workers.budget import worst_case
 from workers.follower import Follower
 from workers.journal import Journal, StepResult
 from workers.models import client_for, resolve
-from workers.models.base import ModelRequest, ToolSpec
+from workers.models.base import ModelRequest, ToolSpec, json_in, text_in
 from workers.models.patience import complete
 from workers.outcomes import Outcome, Succeeded, Suspended
 from workers.task import ClaimedTask
@@ -132,6 +132,7 @@ class ModelAgent(BaseAgent):
             sampling=settings_to_send(config.sampling()),
             thinking=config.thinking,
             effort=config.effort,
+            namespace=self.task.namespace,
         )
 
         client = client_for(model)
@@ -173,14 +174,14 @@ class ModelAgent(BaseAgent):
         if schema is None:
             return None
         try:
-            faults = violations(schema, parse(_json_text(_text(reply)), what="the answer"))
+            faults = violations(schema, parse(json_in(text_in(reply)), what="the answer"))
         except InvalidInput as error:
             return error.message
         return "; ".join(f"{fault['path']}: {fault['message']}" for fault in faults) or None
 
     def _answer(self, reply: dict[str, Any], value: JsonValue) -> Succeeded:
-        answer = _text(reply)
-        output = {"content": answer} if self.definition.output_schema is None else json.loads(_json_text(answer))
+        answer = text_in(reply)
+        output = {"content": answer} if self.definition.output_schema is None else json.loads(json_in(answer))
         return Succeeded(output, [*self._said(value), AIMessage(content=content_of(output))])
 
 
@@ -200,14 +201,3 @@ def _refuse_unfinished(reply: dict[str, Any], max_tokens: int) -> None:
     }
     if stopped in faults:
         raise ModelError(faults[stopped], stop_reason=stopped)
-
-
-def _text(reply: dict[str, Any]) -> str:
-    return "".join(block["text"] for block in reply["content"] if block["type"] == "text").strip()
-
-
-def _json_text(answer: str) -> str:
-    """The JSON in an answer that wraps it in a code fence."""
-    if answer.startswith("```") and answer.endswith("```"):
-        return answer.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
-    return answer

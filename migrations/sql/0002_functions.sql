@@ -360,7 +360,7 @@ RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_ti
                time_limit integer, priority smallint) LANGUAGE plpgsql AS $$
 DECLARE
     served record;
-    limited boolean := EXISTS (SELECT 1 FROM limits);
+    limited boolean := EXISTS (SELECT 1 FROM limits WHERE scope <> 'model');
 BEGIN
     IF limited THEN
         -- What is in flight must not change between counting and taking.
@@ -576,7 +576,7 @@ BEGIN
     UPDATE task_status SET state = 'running', claim = claim + 1, worker_id = w, updated_at = now()
         WHERE task_id = t AND state = 'queued' AND claim = expected AND (deadline IS NULL OR deadline > now())
           AND EXISTS (SELECT 1 FROM workers WHERE id = w AND status = 'online')
-          AND NOT EXISTS (SELECT 1 FROM pauses) AND NOT EXISTS (SELECT 1 FROM limits)
+          AND NOT EXISTS (SELECT 1 FROM pauses) AND NOT EXISTS (SELECT 1 FROM limits WHERE scope <> 'model')
           AND NOT EXISTS (SELECT 1 FROM tasks k WHERE k.id = t AND k.conversation_id IS NOT NULL)
         RETURNING * INTO now_at;
     IF NOT FOUND THEN

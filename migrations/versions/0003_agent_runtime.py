@@ -1,4 +1,4 @@
-"""Events, budgets and replays from a step. Runs before the new release starts, like 0002."""
+"""Events, budgets, replays from a step, limits of models. Runs before the new release starts, like 0002."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def upgrade() -> None:
     run_file(connection, "0003_events.sql")
     run_file(connection, "0003_budgets.sql")
     run_file(connection, "0003_conversations.sql")
+    run_file(connection, "0003_limits.sql")
 
 
 def downgrade() -> None:

@@ -61,6 +61,9 @@ class Task(TaskSummary):
         description="Its own: `on_breach`, and `limit`, `spent` and `reserved` (by steps that run now) of `tokens`, "
         "`dollars`, `steps` and `seconds`. What is below it counts too."
     )
+    routing: dict[str, Any] | None = Field(
+        description="Of messages that named no agent: what has chosen it (`by`: `text` or `setting`), and the `scores`."
+    )
 
 
 class Step(BaseModel):

@@ -122,6 +122,9 @@ def show(task_id: str = typer.Argument(help="The task's id."), as_json: bool = A
         ((s["number"], s["kind"], s["name"], s["status"], _short(s.get("output"), 60)) for s in steps),
         empty="No steps.",
     )
+    for step in steps:
+        if step["name"] == "router" and isinstance(step.get("output"), dict):
+            console.print(f"Step {step['number']} chose {_decision(step['output'])}", markup=False, soft_wrap=True)
     console.print()
     print_table(
         ("claim", "outcome", "worker", "started", "finished", "cpu s", "error"),
@@ -278,6 +281,13 @@ def _fields(task: Any) -> list[str]:
 
 def _row(task: Any) -> tuple[Any, ...]:
     return (task.id, task.agent, task.state, task.capability, task.attempts, task.created_at, task.finished_at)
+
+
+def _decision(chosen: dict[str, Any]) -> str:
+    """A router's choice, what has decided, and how the others fared."""
+    scores = ", ".join(f"{name} {score:g}" for name, score in (chosen.get("scores") or {}).items())
+    why = chosen.get("reason") or chosen.get("not_by_model")
+    return f"{chosen.get('agent')}, by {chosen.get('by', 'text')}: {scores}" + (f" ({why})" if why else "")
 
 
 def _message(error: dict[str, Any] | None) -> str:

@@ -106,6 +106,7 @@ class Task(Base):
     deadline: Mapped[datetime | None]
     created_at: Mapped[datetime] = created()
     budget_ids: Mapped[list[UUID] | None] = mapped_column(ARRAY(PgUUID(as_uuid=True)))
+    routing: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
 
 
 class TaskStatus(Base):
