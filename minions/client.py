@@ -229,16 +229,24 @@ class Client(Operations):
         body = to_json(given(reason=reason), what="The reason")
         return Task.of(self._transport.post(_task_path(task, "cancel"), body, safe=True))
 
-    def replay(self, task: TaskId, pinned: bool = False) -> Task:
+    def replay(
+        self, task: TaskId, pinned: bool | None = None, *, from_step: int | None = None, edited_output: Any = NOT_GIVEN
+    ) -> Task:
         """Submits a task that has ended again, as a new task.
 
         Args:
-            pinned: run the agent version that ran then, not the one that is active now.
+            pinned: run the agent version that ran then, not the one that is active now (the default).
+            from_step: read the journal before this step back, and go on from there; always pinned.
+            edited_output: with `from_step`: that step is kept too, with this output in place of the recorded one.
 
         Raises:
-            Conflict: it has not ended yet.
+            Conflict: it has not ended yet, or a step before `from_step` cannot be read back.
+            InvalidInput: there is no such step, or it could not have returned this.
         """
-        body = to_json({"pinned": pinned}, what="The request")
+        request = given(pinned=pinned, from_step=from_step)
+        if not isinstance(edited_output, _NotGiven):
+            request["edited_output"] = edited_output
+        body = to_json(request, what="The request")
         return Task.of(self._transport.post(_task_path(task, "replay"), body, safe=False))
 
     def why(self, task: TaskId) -> dict[str, Any]:

@@ -75,7 +75,14 @@ class AgentConfig(Strict):
             so that its minions can read the others, and checksums stay what they were.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("retry_curve", "retry_jitter", "retry_on", "no_retry_on", "approval")
+    LATER: ClassVar[tuple[str, ...]] = (
+        "retry_curve",
+        "retry_jitter",
+        "retry_on",
+        "no_retry_on",
+        "approval",
+        "history_tokens",
+    )
 
     capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
     max_chain_depth: int = Field(5, ge=1, le=50)
@@ -97,6 +104,7 @@ class AgentConfig(Strict):
     retry_on: list[str] | None = Field(None, max_length=100)
     no_retry_on: list[str] = Field(default_factory=list, max_length=100)
     approval: bool = False
+    history_tokens: int = Field(50_000, ge=500, le=1_000_000)
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from datetime import datetime
-from itertools import dropwhile
 from typing import Any
 
-from sqlalchemy import Row, text
-
-from shared.database import get_engine, persist
 from shared.errors import FunctionError, InvalidInput, InvalidOutput, ModelError, ToolError
 from shared.json_schema import violations
 from shared.json_values import JsonValue, parse, stable
@@ -18,6 +12,7 @@ from shared.sampling import settings_to_send
 from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.tasks import content_of
 from workers.base import BaseAgent
+from workers.conversation import history
 from workers.journal import Journal, StepResult
 from workers.models import client_for, resolve
 from workers.models.base import ModelRequest, ToolSpec
@@ -26,14 +21,7 @@ from workers.task import ClaimedTask
 from workers.tools.base import Tool
 
 MAX_REPAIRS = 2
-MAX_HISTORY = 100
 MAX_TOOL_RESULT = 200_000
-
-HISTORY = text(
-    "SELECT role, content FROM (SELECT id, role, content FROM messages WHERE namespace = :namespace "
-    "AND conversation_id = :conversation AND created_at <= :before AND role IN ('user', 'assistant') "
-    "ORDER BY id DESC LIMIT :most) latest ORDER BY id"
-)
 
 
 class ModelAgent(BaseAgent):
@@ -56,7 +44,8 @@ class ModelAgent(BaseAgent):
         """Turns until the model stops calling tools."""
         model = self._model()
         new = [message.model_dump() for message in self._said(value)]
-        messages = [*self._history(), *new]
+        before = history(self.definition.config, self.task, self.journal, model, client_for(model).complete)
+        messages = [*before, *new]
         repairs = 0
         for _ in range(self.definition.config.max_turns):
             reply = self._turn(model, messages, new, value)
@@ -94,21 +83,6 @@ class ModelAgent(BaseAgent):
         return [
             Message(role="user", content=value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         ]
-
-    def _history(self) -> list[dict[str, Any]]:
-        """What the conversation held when the task was accepted."""
-        if self.task.conversation_id is None:
-            return []
-        values = {
-            "namespace": self.task.namespace,
-            "conversation": self.task.conversation_id,
-            "before": self.task.created_at or datetime.max,
-            "most": MAX_HISTORY,
-        }
-        said = [{"role": row.role, "content": row.content} for row in persist(lambda: _read(values))]
-        # The Messages API wants a conversation that a person begins, and refuses blank text.
-        said = [message for message in said if not isinstance(message["content"], str) or message["content"].strip()]
-        return list(dropwhile(lambda message: message["role"] != "user", said))
 
     def _turn(
         self, model: str, messages: list[dict[str, Any]], new: list[dict[str, Any]], value: JsonValue
@@ -187,11 +161,6 @@ class ModelAgent(BaseAgent):
         answer = _text(reply)
         output = {"content": answer} if self.definition.output_schema is None else json.loads(_json_text(answer))
         return Succeeded(output, [*self._said(value), AIMessage(content=content_of(output))])
-
-
-def _read(values: dict[str, Any]) -> Sequence[Row[Any]]:
-    with get_engine().connect() as connection:
-        return connection.execute(HISTORY, values).all()
 
 
 def _refuse_unfinished(reply: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ class ClaimedTask:
     Attributes:
         claim: the fencing token of this execution.
         attempts: charged failures so far.
+        history_before: what was said in its conversation from this time on is not for it.
     """
 
     id: UUID
@@ -35,13 +36,14 @@ class ClaimedTask:
     conversation_id: str | None = None
     deadline: datetime | None = None
     created_at: datetime | None = None
+    history_before: datetime | None = None
     steps: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> ClaimedTask:
         """From the row that `shared.lifecycle.claim` returned."""
         ids = ("id", "root_id", "origin_id", "agent_version_id")
-        times = ("deadline", "created_at")
+        times = ("deadline", "created_at", "history_before")
         values = {name: row[name] for name in cls.__dataclass_fields__}
         values |= {name: UUID(row[name]) for name in ids}
         values |= {name: datetime.fromisoformat(row[name]) if row[name] else None for name in times}

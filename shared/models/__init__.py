@@ -10,6 +10,7 @@ The functions and triggers that keep the invariants are in `migrations/sql/`.
 """
 
 from shared.models.base import Base
+from shared.models.conversations import ConversationSummary
 from shared.models.definitions import (
     Agent,
     AgentVersion,
@@ -52,6 +53,7 @@ __all__ = [
     "Base",
     "Content",
     "Conversation",
+    "ConversationSummary",
     "Execution",
     "Function",
     "FunctionVersion",

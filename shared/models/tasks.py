@@ -62,7 +62,10 @@ class Message(Base):
 
 
 class Task(Base):
-    """One piece of work: what was asked for. Never changes, but for the routing that pins its agent version."""
+    """One piece of work: what was asked for. Never changes, but for the routing that pins its agent version.
+
+    A replay from a step has `from_step`, and `history_before`: what was said later in its conversation is not for it.
+    """
 
     __tablename__ = "tasks"
     __table_args__ = (
@@ -104,6 +107,8 @@ class Task(Base):
     journal_format: Mapped[int] = mapped_column(SmallInteger, server_default="1")
     deadline: Mapped[datetime | None]
     created_at: Mapped[datetime] = created()
+    from_step: Mapped[int | None]
+    history_before: Mapped[datetime | None]
 
 
 class TaskStatus(Base):
@@ -252,7 +257,10 @@ class Execution(Base):
 
 
 class Step(Base):
-    """One journaled effect inside a task: a model call, tool call, function call, sub-task or wait."""
+    """One journaled effect inside a task: a model call, tool call, function call, sub-task or wait.
+
+    `copied_from`: the task that made it, where this one is a replay that goes on after it; it may be deleted meanwhile.
+    """
 
     __tablename__ = "steps"
     __table_args__ = (
@@ -283,6 +291,7 @@ class Step(Base):
     due_at: Mapped[datetime | None]
     started_at: Mapped[datetime] = created()
     finished_at: Mapped[datetime | None]
+    copied_from: Mapped[UUID | None]
 
 
 class IdempotencyKey(Base):
