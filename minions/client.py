@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
+from minions.comparison import Comparison, Record, compare
 from minions.errors import InvalidInput, MinionsError, NotConfigured, WaitTimeout
 from minions.operations import Operations
 from minions.task import Task, TaskSummary
@@ -248,6 +249,21 @@ class Client(Operations):
             request["edited_output"] = edited_output
         body = to_json(request, what="The request")
         return Task.of(self._transport.post(_task_path(task, "replay"), body, safe=False))
+
+    def diff(self, a: TaskId, b: TaskId) -> Comparison:
+        """What two tasks did, side by side: their steps, outputs and costs.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        return compare(self._record(a), self._record(b))
+
+    def _record(self, task: TaskId) -> Record:
+        found, steps = self.get(task), list(self.steps(task))
+        below = [str(step["child_id"]) for step in steps if step["child_id"] and not step.get("copied_from")]
+        ended = {child.id: child for child in map(self.get, below)}
+        outcomes = {name: {"output": child.output, "error": child.error} for name, child in ended.items()}
+        return Record(found, steps, list(self.executions(task)), outcomes)
 
     def why(self, task: TaskId) -> dict[str, Any]:
         """Why a task is where it is: `sentence`, `reason`, `todo` and `facts`.

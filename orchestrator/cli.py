@@ -16,6 +16,7 @@ from orchestrator.commands import (
     agents,
     decisions,
     definitions,
+    diff,
     doctor,
     functions,
     processes,
@@ -40,7 +41,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (processes, definitions, tasks, decisions, replays, rules, prune, doctor):
+for module in (processes, definitions, tasks, decisions, replays, diff, rules, prune, doctor):
     module.register(app)
 app.add_typer(agents.app, name="agents")
 app.add_typer(functions.app, name="functions")
