@@ -17,6 +17,7 @@ from orchestrator.commands import (
     budgets,
     decisions,
     definitions,
+    diff,
     doctor,
     functions,
     processes,
@@ -41,7 +42,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (processes, definitions, tasks, decisions, budgets, replays, rules, prune, doctor):
+for module in (processes, definitions, tasks, decisions, budgets, replays, diff, rules, prune, doctor):
     module.register(app)
 app.add_typer(agents.app, name="agents")
 app.add_typer(functions.app, name="functions")

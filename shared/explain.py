@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -85,6 +85,7 @@ BREACH = text(
         WHERE s.task_id = :task
     """
 )
+FROM_STEP = text("SELECT from_step FROM tasks WHERE id = :task AND from_step > 1")
 MOST_ATTEMPTS = text("SELECT max_attempts FROM agent_versions WHERE id = :version")
 
 
@@ -148,7 +149,18 @@ def explain(connection: Connection, task_id: UUID, *, lease: float) -> Explanati
         NotFound: there is no such task.
     """
     task = get_task(connection, task_id)
-    return _ANSWERS[task["state"]](_Case(connection, task, lease))
+    case = _Case(connection, task, lease)
+    return _with_origin(case, _ANSWERS[task["state"]](case))
+
+
+def _with_origin(case: _Case, answer: Explanation) -> Explanation:
+    """The answer; of a replay from a step it says that the steps before it are another task's."""
+    first = case.scalar(FROM_STEP, task=answer.task_id)
+    if first is None:
+        return answer
+    origin = {"replay_of": case.task["replay_of"], "from_step": first}
+    sentence = f"{answer.sentence} (It goes on from step {first}; those before it are copied from another task.)"
+    return replace(answer, sentence=sentence, facts={**answer.facts, **origin})
 
 
 def duration(seconds: float) -> str:

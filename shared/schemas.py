@@ -122,6 +122,7 @@ class AgentConfig(Strict):
         "max_parallel",
         "budget",
         "router_model",
+        "history_tokens",
     )
 
     capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
@@ -149,6 +150,7 @@ class AgentConfig(Strict):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     max_parallel: int = Field(1000, ge=1, le=10_000)
     budget: Budget | None = None
+    history_tokens: int = Field(50_000, ge=500, le=1_000_000)
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -79,7 +79,7 @@ TREE = text(
 )
 STEPS = text(
     "SELECT number, kind, name, status, effect, request_hash, claim, input, output, error, stdout, usage, "
-    "cost_microdollars, child_id, function_version_id, started_at, finished_at "
+    "cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at "
     "FROM steps WHERE task_id = :task AND number > :after ORDER BY number LIMIT :most"
 )
 EXECUTIONS = text(

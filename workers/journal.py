@@ -100,6 +100,12 @@ class Journal:
         part.numbers = iter([self._take() for _ in range(steps)])
         return part
 
+    def upcoming(self) -> dict[str, Any] | None:
+        """What an earlier execution recorded for the next step, if it did."""
+        number = self._take()
+        self.numbers = itertools.chain([number], self.numbers)
+        return self.known.get(number)
+
     def abandon(self) -> None:
         """Nothing is written through this journal any more: calls that still run in other threads have lost it."""
         self.abandoned.set()

@@ -18,6 +18,7 @@ class ClaimedTask:
         claim: the fencing token of this execution.
         attempts: charged failures so far.
         budget_ids: the tasks whose budgets hold for it, the root first.
+        history_before: what was said in its conversation from this time on is not for it.
     """
 
     id: UUID
@@ -37,13 +38,14 @@ class ClaimedTask:
     deadline: datetime | None = None
     created_at: datetime | None = None
     budget_ids: list[str] | None = None
+    history_before: datetime | None = None
     steps: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> ClaimedTask:
         """From the row that `shared.lifecycle.claim` returned."""
         ids = ("id", "root_id", "origin_id", "agent_version_id")
-        times = ("deadline", "created_at")
+        times = ("deadline", "created_at", "history_before")
         values = {name: row[name] for name in cls.__dataclass_fields__}
         values |= {name: UUID(row[name]) for name in ids}
         values |= {name: datetime.fromisoformat(row[name]) if row[name] else None for name in times}

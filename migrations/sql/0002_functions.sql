@@ -603,9 +603,11 @@ BEGIN
         DELETE FROM unique_tasks WHERE task_id = t AND held_while = 'pending';
     END IF;
     INSERT INTO executions (task_id, claim, worker_id) VALUES (t, now_at.claim, w);
-    RETURN (SELECT to_jsonb(tasks) FROM tasks WHERE id = t) || jsonb_build_object(
+    RETURN (SELECT to_jsonb(k) || jsonb_build_object(
         'claim', now_at.claim, 'attempts', now_at.attempts, 'queue', now_at.capability,
-        'steps', CASE WHEN now_at.claim > 1 THEN minion_journal(t) ELSE '[]'::jsonb END);
+        -- A replay from a step begins with what was copied.
+        'steps', CASE WHEN now_at.claim > 1 OR k.from_step IS NOT NULL THEN minion_journal(t) ELSE '[]'::jsonb END)
+        FROM tasks k WHERE k.id = t);
 END $$;
 
 -- For minions of release 0.1, which know nothing of limits.

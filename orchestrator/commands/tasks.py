@@ -119,7 +119,7 @@ def show(task_id: str = typer.Argument(help="The task's id."), as_json: bool = A
     console.print()
     print_table(
         ("step", "kind", "name", "status", "output"),
-        ((s["number"], s["kind"], s["name"], s["status"], _short(s.get("output"), 60)) for s in steps),
+        ((s["number"], s["kind"], s["name"], _status(s), _short(s.get("output"), 60)) for s in steps),
         empty="No steps.",
     )
     for step in steps:
@@ -277,6 +277,13 @@ def _fields(task: Any) -> list[str]:
     from dataclasses import fields
 
     return [field.name for field in fields(task)]
+
+
+def _status(step: dict[str, Any]) -> str:
+    if not step.get("copied_from"):
+        return str(step["status"])
+    edited = ", edited" if "edited" in (step["usage"] or {}) else ""
+    return f"{step['status']} (made by {step['copied_from']}{edited})"
 
 
 def _row(task: Any) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ The functions and triggers that keep the invariants are in `migrations/sql/`.
 
 from shared.models.base import Base
 from shared.models.budgets import Budget, Reservation
+from shared.models.conversations import ConversationSummary
 from shared.models.definitions import (
     Agent,
     AgentVersion,
@@ -55,6 +56,7 @@ __all__ = [
     "Budget",
     "Content",
     "Conversation",
+    "ConversationSummary",
     "Execution",
     "Function",
     "FunctionVersion",
