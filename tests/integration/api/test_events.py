@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import Engine, text
 from typer.testing import CliRunner
 
-from minions import Client, TaskEvent, errors
+from minions import Client, TaskEvent, errors, testing
 from orchestrator.api.app import create_app
 from orchestrator.api.watching import POLL_SECONDS
 from orchestrator.cli import app as command
@@ -27,11 +27,12 @@ from shared.embedded import EmbeddedServers
 from shared.errors import Conflict
 from shared.events import MOST_AT_ONCE
 from shared.hints import EVENTS, forget_publisher, make_redis, publish_event, publish_finished, publish_progress
-from shared.settings import Settings
+from shared.settings import Settings, get_settings
 from shared.states import State
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 from tests.processes import wait_until
+from workers.models import anthropic
 
 from .conftest import Api, serving
 
@@ -259,6 +260,42 @@ def test_text_is_streamed_between_the_steps(run: Any, following: Any) -> None:
         assert [event.data["text"] for event in follower.told if event.type == "step.text"] == ["Hel", "lo", "Hello"]
         assert follower.told[-2].data["output"] == {"text": "Hello"}
         assert follower.told[-2].data["usage"] == {"input_tokens": 3}
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch, database: Engine, define: Define) -> Iterator[testing.MessagesApi]:
+    """A local model, and the agent `Writer` that calls it."""
+    with testing.messages_api() as server:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
+        monkeypatch.setenv("ANTHROPIC_API_KEY", testing.KEY)
+        get_settings.cache_clear()
+        anthropic._client.cache_clear()
+        define({"kind": "agent", "name": "Writer", "model": "claude-sonnet-5-5", "config": {"capabilities": ["work"]}})
+        yield server
+        anthropic._client().close()
+        monkeypatch.undo()
+        get_settings.cache_clear()
+        anthropic._client.cache_clear()
+
+
+def test_what_a_model_writes_reaches_those_who_follow(
+    model: testing.MessagesApi, tasks: Tasks, here: Minion, following: Any
+) -> None:
+    said = "There are two fine boats in the harbour."
+    model.script = [testing.text(said, cut=4), testing.text(said, pause=0.06)]
+    task = tasks.submit("Writer", "What is in the harbour?")
+    follower = following(task)
+    wait_until(lambda: subscribers(task) == 1, "the subscription")
+    here.run_all()
+    types = [kind for _, kind in follower.all()]
+    assert types[:3] == ["task.accepted", "task.running", "step.started"]
+    assert types[-2:] == ["step.finished", "task.succeeded"]
+    again = types.index("step.restarted")
+    assert "step.text" in types[:again]
+    streamed = follower.told[again + 1 : -2]
+    assert "".join(event.data["text"] for event in streamed) == said
+    assert len(streamed) > 1
+    assert {event.data["step"] for event in streamed} == {1}
 
 
 def test_hints_are_prompt(run: Any, following: Any) -> None:
