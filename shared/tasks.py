@@ -61,7 +61,10 @@ CONDITIONS = {
 }
 TYPES: dict[str, Any] = {"states": ARRAY(TEXT), "labels": JSONB, "created_after": PgUUID, "created_before": PgUUID}
 
-OVERVIEW = text("SELECT *, minion_budget_of(id) AS budget FROM task_overview WHERE id = :task")
+OVERVIEW = text(
+    "SELECT *, (SELECT minion_budget_of(b.task_id) FROM budgets b WHERE b.task_id = :task) AS budget "
+    "FROM task_overview WHERE id = :task"
+)
 USAGE = text(
     "SELECT COALESCE(sum(input_tokens), 0), COALESCE(sum(output_tokens), 0), COALESCE(sum(cost_microdollars), 0) "
     "FROM executions WHERE task_id = :task"
