@@ -6,7 +6,7 @@ outcomes from its journal when it runs again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -41,7 +41,7 @@ class ChainAgent(BaseAgent):
     def _sequential(self, value: JsonValue) -> Outcome:
         """The output of one is the input of the next; the last output is the chain's."""
         for relation in self.definition.relations:
-            outcomes = self.journal.children(self._requests(relation, value))
+            outcomes = self._children(self._requests(relation, value))
             if isinstance(outcomes, Suspended):
                 return outcomes
             joined = self._joined(outcomes) if relation.for_each else self._single(outcomes[0])
@@ -53,7 +53,7 @@ class ChainAgent(BaseAgent):
     def _parallel(self, value: JsonValue) -> Outcome:
         """All at once, from the same input; the output lists theirs in order."""
         requests = [request for relation in self.definition.relations for request in self._requests(relation, value)]
-        outcomes = self.journal.children(requests)
+        outcomes = self._children(requests)
         if isinstance(outcomes, Suspended):
             return outcomes
         joined = self._joined(outcomes)
@@ -63,7 +63,7 @@ class ChainAgent(BaseAgent):
         """The first that succeeds; where none does, all failures are the chain's."""
         tried: list[ChildOutcome] = []
         for relation in self.definition.relations:
-            outcomes = self.journal.children(self._requests(relation, value))
+            outcomes = self._children(self._requests(relation, value))
             if isinstance(outcomes, Suspended):
                 return outcomes
             if all(child.succeeded for child in outcomes):
@@ -99,6 +99,16 @@ class ChainAgent(BaseAgent):
                 return choose(connection, content_of(value), namespace=self.task.namespace, among=names)
 
         return lambda step: StepResult({**persist(rank).as_json(), **why_not})
+
+    def _children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:
+        """Sub-tasks, `max_parallel` of them at a time."""
+        outcomes: list[ChildOutcome] = []
+        for begin in range(0, len(requests), self.definition.config.max_parallel):
+            more = self.journal.children(requests[begin : begin + self.definition.config.max_parallel])
+            if isinstance(more, Suspended):
+                return more
+            outcomes += more
+        return outcomes
 
     def _requests(self, relation: RelationDefinition, value: JsonValue) -> list[tuple[str, JsonValue]]:
         if relation.for_each is None:

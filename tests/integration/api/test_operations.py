@@ -144,6 +144,26 @@ def test_limits_are_listed_and_removed(client: Client) -> None:
         client.pause("planet", "earth")
 
 
+def test_limits_of_models(client: Client, act: Any, tasks: Tasks, here: Minion) -> None:
+    limit = client.set_limit("model", "*", rate="50/m", input_tokens="40000/m")
+    assert (limit["rate"], limit["input_tokens"], limit["input_tokens_seconds"]) == (50, 40_000, 60.0)
+    assert limit["output_tokens"] is None
+    task = tasks.submit(act(), {})
+    here.run_all()
+    assert tasks.get(task)["claim"] == 1, "it does not act where tasks start"
+    for scope, fields in (
+        ("model", {}),
+        ("model", {"max_running": 1}),
+        ("agent", {"rate": "1/s", "output_tokens": "1/s"}),
+    ):
+        with pytest.raises(errors.InvalidInput):
+            client.set_limit(scope, "x", **fields)
+    client.remove_limit("model", "*")
+    assert client.limits() == []
+    with pytest.raises(errors.InvalidInput):
+        client.pause("model", "x")
+
+
 def test_dead_letters_and_replay_by_what_went_wrong(
     client: Client, tasks: Tasks, act: Any, here: Minion, tmp_path: Path
 ) -> None:
