@@ -46,6 +46,9 @@ ACCEPT = text(
 ROUTE = text("SELECT minion_route_by(:task, :version, :queue, :decision)").bindparams(
     bindparam("decision", type_=JSONB(none_as_null=True))
 )
+REPLAY_FROM = text("SELECT minion_replay_from(:request, :source, :first, :edited, :who)").bindparams(
+    bindparam("request", type_=JSONB), bindparam("edited", type_=JSONB(none_as_null=True))
+)
 REJECT = text("SELECT minion_reject(:task, :error)").bindparams(bindparam("error", type_=JSONB))
 DISPATCH = text("SELECT * FROM minion_dispatch(:lease, :window)")
 REPUBLISH = text("SELECT * FROM minion_republish(:lease, :patience, :empty, :most)")
@@ -90,6 +93,32 @@ def accept(connection: Connection, requests: Sequence[dict[str, Any]]) -> list[A
         MinionError: the first request that is refused, and why.
     """
     return [Accepted(*row) for row in connection.execute(ACCEPT, {"requests": list(requests)})]
+
+
+def replay_from(
+    connection: Connection,
+    request: dict[str, Any],
+    source: UUID,
+    first: int,
+    edited: dict[str, Any] | None,
+    *,
+    who: str,
+) -> UUID:
+    """Inserts a task that goes on where an ended one was, with a copy of its journal. Returns the new task.
+
+    Args:
+        request: as `minion_accept` describes it; it pins the versions that ran then.
+        first: the step that is made first; those before it can all be read back.
+        edited: `{"output": …}` where step `first` is copied too, with this output.
+        who: for the record of an edit.
+
+    Raises:
+        NotFound: the task is gone.
+        Conflict: its journal has the format of another release.
+        MinionError: the agent does not accept it any more.
+    """
+    values = {"request": request, "source": source, "first": first, "edited": edited, "who": who}
+    return UUID(str(connection.scalar(REPLAY_FROM, values)))
 
 
 def route(
@@ -245,10 +274,13 @@ def suspend(
 
 
 def snooze(
-    connection: Connection, task: UUID, claim: int, result: dict[str, Any], *, delay: float, reason: str
+    connection: Connection, task: UUID, claim: int, result: dict[str, Any], *, delay: float | None, reason: str
 ) -> State | None:
-    """Lets a running task go, uncharged, to run again after `delay` seconds. None where the claim was lost."""
-    values = {"task": task, "claim": claim, "result": result, "delay": timedelta(seconds=delay), "reason": reason}
+    """Lets a running task go, uncharged, to run again after `delay` seconds, or (None) when what it waits for wakes it.
+    None where the claim was lost.
+    """
+    pause = None if delay is None else timedelta(seconds=delay)
+    values = {"task": task, "claim": claim, "result": result, "delay": pause, "reason": reason}
     state = connection.scalar(SNOOZE, values)
     return State(state) if state else None
 

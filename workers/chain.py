@@ -83,6 +83,16 @@ class ChainAgent(BaseAgent):
         result = self._single(outcomes[0])
         return result if isinstance(result, Failed) else self.succeeded(result)
 
+    def _children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:
+        """Sub-tasks, `max_parallel` of them at a time."""
+        outcomes: list[ChildOutcome] = []
+        for begin in range(0, len(requests), self.definition.config.max_parallel):
+            more = self.journal.children(requests[begin : begin + self.definition.config.max_parallel])
+            if isinstance(more, Suspended):
+                return more
+            outcomes += more
+        return outcomes
+
     def _decision(self, names: list[str], value: JsonValue) -> Callable[[int], StepResult]:
         """What decides, and says in the record which way it did."""
         why_not: dict[str, Any] = {}
@@ -99,16 +109,6 @@ class ChainAgent(BaseAgent):
                 return choose(connection, content_of(value), namespace=self.task.namespace, among=names)
 
         return lambda step: StepResult({**persist(rank).as_json(), **why_not})
-
-    def _children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:
-        """Sub-tasks, `max_parallel` of them at a time."""
-        outcomes: list[ChildOutcome] = []
-        for begin in range(0, len(requests), self.definition.config.max_parallel):
-            more = self.journal.children(requests[begin : begin + self.definition.config.max_parallel])
-            if isinstance(more, Suspended):
-                return more
-            outcomes += more
-        return outcomes
 
     def _requests(self, relation: RelationDefinition, value: JsonValue) -> list[tuple[str, JsonValue]]:
         if relation.for_each is None:

@@ -82,7 +82,7 @@ def _told(config: AgentConfig, task: ClaimedTask, journal: Journal, among: list[
 
 def _asked(journal: Journal, task: ClaimedTask, request: ModelRequest, new: list[dict[str, Any]]) -> str:
     try:
-        reply = call_model(journal, task, request, new)
+        reply = call_model(journal, task, request, {"messages": new})
     except (ModelError, ToolError) as error:
         # (Read back from the journal, the error is a ToolError.)
         if error.retryable:

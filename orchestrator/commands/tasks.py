@@ -42,6 +42,7 @@ def submit(
     conversation_id: str | None = typer.Option(None, help="The conversation that the messages belong to."),
     unique_key: str | None = typer.Option(None, help="While a task holds this key, that task is the answer."),
     unique_while: str | None = typer.Option(None, help="Until when it holds it: pending, or running (the default)."),
+    budget: str | None = typer.Option(None, help="What it may use: JSON such as '{\"dollars\": 0.5}'."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Hand in a task."""
@@ -57,6 +58,7 @@ def submit(
         "conversation_id": conversation_id,
         "unique_key": unique_key,
         "unique_while": unique_while,
+        "budget": None if budget is None else read_input(budget),
     }
     if message:
         options["messages"] = [{"role": "user", "content": text} for text in message]
@@ -117,7 +119,7 @@ def show(task_id: str = typer.Argument(help="The task's id."), as_json: bool = A
     console.print()
     print_table(
         ("step", "kind", "name", "status", "output"),
-        ((s["number"], s["kind"], s["name"], s["status"], _short(s.get("output"), 60)) for s in steps),
+        ((s["number"], s["kind"], s["name"], _status(s), _short(s.get("output"), 60)) for s in steps),
         empty="No steps.",
     )
     for step in steps:
@@ -275,6 +277,13 @@ def _fields(task: Any) -> list[str]:
     from dataclasses import fields
 
     return [field.name for field in fields(task)]
+
+
+def _status(step: dict[str, Any]) -> str:
+    if not step.get("copied_from"):
+        return str(step["status"])
+    edited = ", edited" if "edited" in (step["usage"] or {}) else ""
+    return f"{step['status']} (made by {step['copied_from']}{edited})"
 
 
 def _row(task: Any) -> tuple[Any, ...]:
