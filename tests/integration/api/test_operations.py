@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy import Engine, text
+from typer.testing import CliRunner
 
 from minions import Client, errors
+from orchestrator.cli import app as cli
 from shared.explain import DISPATCHER
 from shared.settings import Settings
+from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 
 
@@ -162,6 +166,22 @@ def test_limits_of_models(client: Client, act: Any, tasks: Tasks, here: Minion) 
     assert client.limits() == []
     with pytest.raises(errors.InvalidInput):
         client.pause("model", "x")
+
+
+def test_the_command_tells_who_was_chosen(
+    client: Client, act: Any, define: Define, here: Minion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda: nullcontext(client))
+    act("Trains", description="Knows everything about trains and railways")
+    config = {"capabilities": ["work"], "chain_strategy": "router"}
+    define({"kind": "agent", "name": "Any", "type": "function", "relations": [{"agent": "Trains"}], "config": config})
+    chain = client.submit("Any", "railways").id
+    free = client.submit(messages=["Tell me about railways"]).id
+    here.run_all()
+    shown = {task: CliRunner().invoke(cli, ["show", task], env={"COLUMNS": "300"}).output for task in (chain, free)}
+    assert "Step 1 chose Trains, by text: Trains 0." in shown[chain]
+    assert '"by": "text"' in shown[free]
+    assert '"scores": {"Trains": 0.' in shown[free]
 
 
 def test_dead_letters_and_replay_by_what_went_wrong(
