@@ -81,6 +81,9 @@ class AgentConfig(Strict):
         "retry_on",
         "no_retry_on",
         "approval",
+        "thinking",
+        "effort",
+        "max_parallel",
         "history_tokens",
     )
 
@@ -104,6 +107,9 @@ class AgentConfig(Strict):
     retry_on: list[str] | None = Field(None, max_length=100)
     no_retry_on: list[str] = Field(default_factory=list, max_length=100)
     approval: bool = False
+    thinking: Literal["adaptive", "disabled"] | Annotated[int, Field(ge=1024, le=1_000_000)] | None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    max_parallel: int = Field(1000, ge=1, le=10_000)
     history_tokens: int = Field(50_000, ge=500, le=1_000_000)
 
     @model_serializer(mode="wrap")
@@ -134,6 +140,14 @@ class AgentConfig(Strict):
     def _limits_are_ordered(self) -> Self:
         if self.time_limit <= self.soft_time_limit:
             raise ValueError("time_limit (hard) must be later than soft_time_limit")
+        return self
+
+    @model_validator(mode="after")
+    def _thinking_leaves_room(self) -> Self:
+        if isinstance(self.thinking, int) and self.thinking >= self.max_tokens:
+            raise ValueError("max_tokens holds the thinking too: it must be more than `thinking`")
+        if self.thinking not in (None, "disabled") and sampling.settings_to_send(self.sampling()):
+            raise ValueError("a model that thinks takes no temperature and no top_p")
         return self
 
     def sampling(self) -> dict[str, float | None]:
@@ -224,6 +238,8 @@ class AgentDefinition(Definition):
         sent = sampling.settings_to_send(self.config.sampling())
         if sent:
             raise ValueError(f"type: function has no model that could honour {', '.join(sent)}")
+        if self.config.thinking is not None or self.config.effort is not None:
+            raise ValueError("type: function has no model that could think")
 
     @classmethod
     def from_arguments(cls, **arguments: Any) -> AgentDefinition:

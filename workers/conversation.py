@@ -30,7 +30,10 @@ from workers.models.base import ModelReply, ModelRequest
 from workers.models.offline import NOTICE
 from workers.task import ClaimedTask
 
-Complete = Callable[[ModelRequest], ModelReply]
+Kept = Callable[[ModelReply], JsonValue]
+"""What the journal keeps of a model's reply."""
+Call = Callable[[ModelRequest, JsonValue, Kept], JsonValue]
+"""Makes a model call as a step with the given input, or reads it back."""
 
 BYTES_PER_TOKEN = 3.5
 MESSAGE_TOKENS = 4
@@ -86,16 +89,14 @@ class Summary:
     through: UUID | None = None
 
 
-def history(
-    config: AgentConfig, task: ClaimedTask, journal: Journal, model: str, complete: Complete
-) -> list[dict[str, Any]]:
+def history(config: AgentConfig, task: ClaimedTask, journal: Journal, model: str, call: Call) -> list[dict[str, Any]]:
     """The messages before those of the task, as the Messages API wants them: a person begins, roles take turns, none is
     blank. They are text; a tool call and its result stand in the task that made it.
 
     Args:
         journal: where a summary that is needed becomes the next step.
         model: makes the summary; the offline planner shortens instead.
-        complete: makes a model call.
+        call: makes the model call.
 
     Raises:
         ModelError: the summary could not be made.
@@ -108,7 +109,7 @@ def history(
         older = _older(summary, said, config.history_tokens)
         if not older or _went_on(journal):
             return _formatted(summary, said)
-        summary = _summed_up(summary, older, config.history_tokens, journal, model, complete)
+        summary = _summed_up(summary, older, config.history_tokens, journal, model, call)
 
 
 def tokens_in(content: str) -> int:
@@ -126,7 +127,7 @@ def _read_back(journal: Journal, model: str) -> Summary | None:
 
 
 def _recorded(journal: Journal) -> dict[str, Any] | None:
-    known = journal.known.get(journal.next_number) or {}
+    known = journal.upcoming() or {}
     output = known.get("output")
     is_summary = (
         known.get("status") == "finished" and isinstance(output, dict) and {"summary", "through"} <= set(output)
@@ -140,7 +141,7 @@ def _not_again(_: int) -> StepResult:
 
 def _went_on(journal: Journal) -> bool:
     """Whether an earlier execution went on without a summary: it counted otherwise, and is followed."""
-    return journal.known.get(journal.next_number, {}).get("status") == "finished"
+    return (journal.upcoming() or {}).get("status") == "finished"
 
 
 def _latest(task: ClaimedTask) -> Summary:
@@ -180,9 +181,7 @@ def _older(summary: Summary, said: list[Said], limit: int) -> list[Said]:
     return said[:cut]
 
 
-def _summed_up(
-    before: Summary, older: list[Said], limit: int, journal: Journal, model: str, complete: Complete
-) -> Summary:
+def _summed_up(before: Summary, older: list[Said], limit: int, journal: Journal, model: str, call: Call) -> Summary:
     """One step: what is asked is which messages, not their text, which the conversation keeps."""
     scope: dict[str, JsonValue] = {
         "after": None if before.through is None else str(before.through),
@@ -191,19 +190,17 @@ def _summed_up(
     }
     longest = min(LONGEST_SUMMARY, limit // 4)
 
-    def perform(_: int) -> StepResult:
-        if model == OFFLINE:
-            return StepResult({**scope, "summary": _shortened(before, older, longest), "model": model})
-        reply = complete(_request(before, older, limit, model, longest))
+    def kept(reply: ModelReply) -> JsonValue:
         said = "".join(block.get("text", "") for block in reply.content if block.get("type") == "text").strip()
-        return StepResult(
-            {**scope, "summary": _cut(said, longest) or _shortened(before, older, longest), "model": reply.model},
-            input_tokens=reply.input_tokens,
-            output_tokens=reply.output_tokens,
-            cost_microdollars=reply.cost_microdollars,
-        )
+        return {**scope, "summary": _cut(said, longest) or _shortened(before, older, longest), "model": reply.model}
 
-    output = journal.call("model_call", model, _question(scope), perform, effect="idempotent")
+    def shorten(_: int) -> StepResult:
+        return StepResult({**scope, "summary": _shortened(before, older, longest), "model": model})
+
+    if model == OFFLINE:
+        output = journal.call("model_call", model, _question(scope), shorten, effect="idempotent")
+    else:
+        output = call(_request(before, older, limit, model, longest), _question(scope), kept)
     return Summary(output["summary"], UUID(output["through"]))
 
 

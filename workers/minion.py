@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from shared import lifecycle
 from shared.database import behind_time_limit, close_engine, is_transient, persist, reason, statement
 from shared.errors import Cancelled, MinionError, TimeLimitExceeded
-from shared.hints import publish_finished
+from shared.hints import publish_finished, publish_progress
 from shared.schemas import UnreadableDefinition
 from shared.states import State
 from workers import journal as journals
@@ -75,8 +75,8 @@ def _work(task: ClaimedTask) -> str:
         log.warning("claim_lost", why="another claim holds the task, or it has ended; nothing is written")
         return "claim_lost"
     log.info("recorded", state=str(state), attempt=task.attempts + 1, cpu_seconds=round(meter.cpu_seconds(), 4))
-    if state.final:
-        publish_finished(task.id)
+    publish = publish_finished if state.final else publish_progress
+    publish(task.id)
     return str(state)
 
 
@@ -120,11 +120,11 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome | Snoozed, mete
     """Writes the outcome under the fence: one statement, one transaction. None: the claim is lost."""
     result: dict[str, Any] = {
         "steps": list(journal.unwritten),
-        "cpu_seconds": meter.cpu_seconds() + journal.cpu_seconds,
-        "peak_memory_bytes": max(meter.peak_memory_bytes(), journal.peak_memory_bytes),
-        "input_tokens": journal.input_tokens,
-        "output_tokens": journal.output_tokens,
-        "cost_microdollars": journal.cost_microdollars,
+        "cpu_seconds": meter.cpu_seconds() + journal.used.cpu_seconds,
+        "peak_memory_bytes": max(meter.peak_memory_bytes(), journal.used.peak_memory_bytes),
+        "input_tokens": journal.used.input_tokens,
+        "output_tokens": journal.used.output_tokens,
+        "cost_microdollars": journal.used.cost_microdollars,
     }
     with statement() as connection:
         if isinstance(outcome, Snoozed):
