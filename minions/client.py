@@ -85,6 +85,7 @@ class Client(Operations):
         namespace: str | None = None,
         unique_key: str | None = None,
         unique_while: str | None = None,
+        budget: Mapping[str, Any] | None = None,
     ) -> Task:
         """Submits one task.
 
@@ -99,6 +100,8 @@ class Client(Operations):
             deadline: the task expires if it is not done by then.
             unique_key: while a task holds it, this returns that task.
             unique_while: until when it holds the key: `pending` (it first starts) or `running` (it ends; the default).
+            budget: what it and everything below it may use: `{"dollars": 0.5, "tokens": …, "steps": …, "seconds": …,
+                "on_breach": "ask" or "fail"}`.
 
         Raises:
             UnknownAgent, UnknownCapability, InvalidInput, IdempotencyConflict, TooLarge: it is refused.
@@ -119,6 +122,7 @@ class Client(Operations):
             namespace=namespace,
             unique_key=unique_key,
             unique_while=unique_while,
+            budget=budget,
         )
         if not isinstance(input, _NotGiven):
             request["input"] = input
@@ -314,6 +318,39 @@ class Client(Operations):
         """
         body = to_json(given(verdict=verdict, value=value, reason=reason, step=step), what="The decision")
         return Task.of(self._transport.post(_task_path(task, "decisions"), body, safe=False))
+
+    def change_budget(
+        self,
+        task: TaskId,
+        *,
+        add_tokens: int | None = None,
+        add_dollars: float | None = None,
+        add_steps: int | None = None,
+        add_seconds: float | None = None,
+        stop: bool = False,
+    ) -> Task:
+        """Raises the budget that a task waits for, or else its own; all who have room in it now go on.
+
+        Args:
+            add_seconds: from now on, where the time is over.
+            stop: from now on the budget fails whoever finds no room in it.
+
+        Returns:
+            the task whose budget it is.
+
+        Raises:
+            NotFound: there is no such task.
+            Conflict: it has no budget, that has no such limit, or it has ended.
+        """
+        asked = given(
+            add_tokens=add_tokens,
+            add_dollars=add_dollars,
+            add_steps=add_steps,
+            add_seconds=add_seconds,
+            stop=stop or None,
+        )
+        body = to_json(asked, what="The change")
+        return Task.of(self._transport.post(_task_path(task, "budget"), body, safe=False))
 
     def agents(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
         """All agents, by name."""

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from shared.budgets import described
 from shared.tasks import get_task
 
 DISPATCHER = "minions minion_pending"
@@ -74,10 +75,17 @@ OPEN_STEPS = text(
 LAST_ERROR = text(
     "SELECT error->>'message' FROM executions WHERE task_id = :task AND error IS NOT NULL ORDER BY claim DESC LIMIT 1"
 )
-FROM_STEP = text("SELECT from_step FROM tasks WHERE id = :task AND from_step > 1")
 LAST_STEP_ERROR = text(
     "SELECT error FROM steps WHERE task_id = :task AND status = 'failed' ORDER BY number DESC LIMIT 1"
 )
+BREACH = text(
+    """
+    SELECT e.error, minion_breach(k.budget_ids, e.error->'step') AS breach FROM task_status s
+        JOIN tasks k ON k.id = s.task_id JOIN executions e ON e.task_id = s.task_id AND e.claim = s.claim
+        WHERE s.task_id = :task
+    """
+)
+FROM_STEP = text("SELECT from_step FROM tasks WHERE id = :task AND from_step > 1")
 MOST_ATTEMPTS = text("SELECT max_attempts FROM agent_versions WHERE id = :version")
 
 
@@ -315,6 +323,8 @@ def _waiting(case: _Case) -> Explanation:
         return _waiting_for_a_person(case, [dict(wait) for wait in waits])
     if task["wait_reason"] in ("subtask", "signal", "timer"):
         return _waiting_for_steps(case, [dict(wait) for wait in waits])
+    if task["wait_reason"] == "budget":
+        return _waiting_for_budget(case)
     reason = "It asked to run again later"
     if task["wait_reason"] == "backoff":
         most = case.scalar(MOST_ATTEMPTS, version=task["agent_version_id"])
@@ -323,10 +333,30 @@ def _waiting(case: _Case) -> Explanation:
     elif task["wait_reason"] == "model_unavailable":
         error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
         reason = f"{error.get('message', 'The model is away').rstrip('.')} (tried {error.get('tries', 1)} times)"
+    elif task["wait_reason"] == "model_limit":
+        error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
+        return case.answer(
+            "model_limit",
+            f"{error.get('message', 'Its model is at its limit')}: it waits {case.until(task['due_at'])}.",
+            "`minion limits` lists the limits; `minion limits set model NAME` changes one.",
+            model=error.get("model"),
+            due_at=task["due_at"],
+        )
     elif task["wait_reason"] == "handed_back":
         reason = "Its worker handed it back"
     facts = {"due_at": task["due_at"], "attempts": task["attempts"]}
     return case.answer(task["wait_reason"], f"{reason}: it waits {case.until(task['due_at'])}.", None, **facts)
+
+
+def _waiting_for_budget(case: _Case) -> Explanation:
+    breach = case.one(BREACH, task=case.task["id"])["breach"]
+    if breach is None:
+        return case.answer("budget", "Its budget has room for its next step again: it goes on in a moment.")
+    if breach["then"] == "wait":
+        sentence = f"{described(breach)} It goes on when they have ended and left room."
+        return case.answer("budget", sentence, None, **breach)
+    todo = f"`minion budget {breach['budget']} --add-{breach['what']} N` raises it; with --stop it fails."
+    return case.answer("budget", described(breach), todo, **breach)
 
 
 def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanation:

@@ -43,10 +43,12 @@ ACCEPT = text(
     "SELECT a.task_id, a.created FROM jsonb_array_elements(:requests) WITH ORDINALITY AS r (request, n), "
     "LATERAL minion_accept(r.request) AS a ORDER BY r.n"
 ).bindparams(bindparam("requests", type_=JSONB))
+ROUTE = text("SELECT minion_route_by(:task, :version, :queue, :decision)").bindparams(
+    bindparam("decision", type_=JSONB(none_as_null=True))
+)
 REPLAY_FROM = text("SELECT minion_replay_from(:request, :source, :first, :edited, :who)").bindparams(
     bindparam("request", type_=JSONB), bindparam("edited", type_=JSONB(none_as_null=True))
 )
-ROUTE = text("SELECT minion_route(:task, :version, :queue)")
 REJECT = text("SELECT minion_reject(:task, :error)").bindparams(bindparam("error", type_=JSONB))
 DISPATCH = text("SELECT * FROM minion_dispatch(:lease, :window)")
 REPUBLISH = text("SELECT * FROM minion_republish(:lease, :patience, :empty, :most)")
@@ -75,6 +77,11 @@ DECIDE = text("SELECT minion_decide(:task, :step, :verdict, :value, :reason, :wh
 )
 IS_CANCELLED = text(
     "SELECT cancel_requested FROM task_status WHERE task_id = :task AND claim = :claim AND state = 'running'"
+)
+STEP_INPUT = text(
+    "SELECT CASE WHEN s.kind = 'subtask' THEN (SELECT k.input FROM tasks k WHERE k.id = s.child_id) "
+    "WHEN s.input ? 'approval' THEN s.input->'approval' ELSE s.input END "
+    "FROM steps s WHERE s.task_id = :task AND s.number = :number"
 )
 HEAL_TURNS = text("SELECT minion_heal_turns(:most)")
 HEAL_WAITS = text("SELECT minion_heal_waits(:most)")
@@ -119,9 +126,16 @@ def replay_from(
     return UUID(str(connection.scalar(REPLAY_FROM, values)))
 
 
-def route(connection: Connection, task: UUID, version: UUID, queue: str) -> bool:
-    """Pins the agent version of a pending task and names its queue; False if it is not pending any more."""
-    return bool(connection.scalar(ROUTE, {"task": task, "version": version, "queue": queue}))
+def route(
+    connection: Connection, task: UUID, version: UUID, queue: str, decision: dict[str, Any] | None = None
+) -> bool:
+    """Pins the agent version of a pending task and names its queue; False if it is not pending any more.
+
+    Args:
+        decision: for the record of a message that named no agent: what has chosen this one, and by which scores.
+    """
+    values = {"task": task, "version": version, "queue": queue, "decision": decision}
+    return bool(connection.scalar(ROUTE, values))
 
 
 def reject(connection: Connection, task: UUID, error: dict[str, Any]) -> bool:
@@ -208,6 +222,11 @@ def write_steps(connection: Connection, task: UUID, claim: int, steps: list[dict
     return flags
 
 
+def step_input(connection: Connection, task: UUID, number: int) -> Any:
+    """What was asked for in a step: a call's request, a sub-task's input, proposed arguments."""
+    return connection.scalar(STEP_INPUT, {"task": task, "number": number})
+
+
 def finish(connection: Connection, task: UUID, claim: int, state: State, result: dict[str, Any]) -> State | None:
     """Ends a running task under the fence. Returns the state it ended in (a cancel that came first wins), or None."""
     ended = connection.scalar(FINISH, {"task": task, "claim": claim, "state": state, "result": result})
@@ -265,10 +284,13 @@ def suspend(
 
 
 def snooze(
-    connection: Connection, task: UUID, claim: int, result: dict[str, Any], *, delay: float, reason: str
+    connection: Connection, task: UUID, claim: int, result: dict[str, Any], *, delay: float | None, reason: str
 ) -> State | None:
-    """Lets a running task go, uncharged, to run again after `delay` seconds. None where the claim was lost."""
-    values = {"task": task, "claim": claim, "result": result, "delay": timedelta(seconds=delay), "reason": reason}
+    """Lets a running task go, uncharged, to run again after `delay` seconds, or (None) when what it waits for wakes it.
+    None where the claim was lost.
+    """
+    pause = None if delay is None else timedelta(seconds=delay)
+    values = {"task": task, "claim": claim, "result": result, "delay": pause, "reason": reason}
     state = connection.scalar(SNOOZE, values)
     return State(state) if state else None
 

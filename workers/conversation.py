@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import dropwhile
 from typing import Any
@@ -26,14 +26,10 @@ from shared.json_values import JsonValue
 from shared.sampling import OFFLINE
 from shared.schemas import AgentConfig
 from workers.journal import Journal, StepResult
+from workers.model_call import call_model
 from workers.models.base import ModelReply, ModelRequest
 from workers.models.offline import NOTICE
 from workers.task import ClaimedTask
-
-Kept = Callable[[ModelReply], JsonValue]
-"""What the journal keeps of a model's reply."""
-Call = Callable[[ModelRequest, JsonValue, Kept], JsonValue]
-"""Makes a model call as a step with the given input, or reads it back."""
 
 BYTES_PER_TOKEN = 3.5
 MESSAGE_TOKENS = 4
@@ -89,14 +85,13 @@ class Summary:
     through: UUID | None = None
 
 
-def history(config: AgentConfig, task: ClaimedTask, journal: Journal, model: str, call: Call) -> list[dict[str, Any]]:
+def history(config: AgentConfig, task: ClaimedTask, journal: Journal, model: str) -> list[dict[str, Any]]:
     """The messages before those of the task, as the Messages API wants them: a person begins, roles take turns, none is
     blank. They are text; a tool call and its result stand in the task that made it.
 
     Args:
         journal: where a summary that is needed becomes the next step.
         model: makes the summary; the offline planner shortens instead.
-        call: makes the model call.
 
     Raises:
         ModelError: the summary could not be made.
@@ -109,7 +104,7 @@ def history(config: AgentConfig, task: ClaimedTask, journal: Journal, model: str
         older = _older(summary, said, config.history_tokens)
         if not older or _went_on(journal):
             return _formatted(summary, said)
-        summary = _summed_up(summary, older, config.history_tokens, journal, model, call)
+        summary = _summed_up(summary, older, config.history_tokens, task, journal, model)
 
 
 def tokens_in(content: str) -> int:
@@ -181,7 +176,9 @@ def _older(summary: Summary, said: list[Said], limit: int) -> list[Said]:
     return said[:cut]
 
 
-def _summed_up(before: Summary, older: list[Said], limit: int, journal: Journal, model: str, call: Call) -> Summary:
+def _summed_up(
+    before: Summary, older: list[Said], limit: int, task: ClaimedTask, journal: Journal, model: str
+) -> Summary:
     """One step: what is asked is which messages, not their text, which the conversation keeps."""
     scope: dict[str, JsonValue] = {
         "after": None if before.through is None else str(before.through),
@@ -190,17 +187,18 @@ def _summed_up(before: Summary, older: list[Said], limit: int, journal: Journal,
     }
     longest = min(LONGEST_SUMMARY, limit // 4)
 
-    def kept(reply: ModelReply) -> JsonValue:
+    def shortened(_: int) -> StepResult:
+        return StepResult({**scope, "summary": _shortened(before, older, longest), "model": model})
+
+    def told(reply: ModelReply) -> JsonValue:
         said = "".join(block.get("text", "") for block in reply.content if block.get("type") == "text").strip()
         return {**scope, "summary": _cut(said, longest) or _shortened(before, older, longest), "model": reply.model}
 
-    def shorten(_: int) -> StepResult:
-        return StepResult({**scope, "summary": _shortened(before, older, longest), "model": model})
-
     if model == OFFLINE:
-        output = journal.call("model_call", model, _question(scope), shorten, effect="idempotent")
+        output = journal.call("model_call", model, _question(scope), shortened, effect="idempotent")
     else:
-        output = call(_request(before, older, limit, model, longest), _question(scope), kept)
+        request = _request(before, older, limit, model, longest, task.namespace)
+        output = call_model(journal, task, request, _question(scope), told)
     return Summary(output["summary"], UUID(output["through"]))
 
 
@@ -208,11 +206,11 @@ def _question(scope: dict[str, JsonValue]) -> JsonValue:
     return {"summarise": {name: scope[name] for name in ("after", "through", "messages")}}
 
 
-def _request(before: Summary, older: list[Said], limit: int, model: str, longest: int) -> ModelRequest:
+def _request(before: Summary, older: list[Said], limit: int, model: str, longest: int, namespace: str) -> ModelRequest:
     parts = [f"<summary>\n{before.text}\n</summary>"] if before.text else []
     parts += [f"<{message.role}>\n{_cut(message.content, limit // 4)}\n</{message.role}>" for message in older]
     content = "Sum up this conversation:\n\n" + "\n".join(parts)
-    return ModelRequest(model, INSTRUCTIONS, [{"role": "user", "content": content}], (), longest)
+    return ModelRequest(model, INSTRUCTIONS, [{"role": "user", "content": content}], (), longest, namespace=namespace)
 
 
 def _shortened(before: Summary, older: list[Said], longest: int) -> str:

@@ -12,12 +12,11 @@ from shared.sampling import settings_to_send
 from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.tasks import content_of
 from workers.base import BaseAgent
-from workers.conversation import Kept, history
-from workers.follower import Follower, Silence
-from workers.journal import Journal, StepResult
-from workers.models import client_for, resolve
-from workers.models.base import ModelReply, ModelRequest, ToolSpec
-from workers.models.patience import complete
+from workers.conversation import history
+from workers.journal import Journal
+from workers.model_call import call_model
+from workers.models import resolve
+from workers.models.base import ModelRequest, ToolSpec, json_in, text_in
 from workers.outcomes import Outcome, Succeeded, Suspended
 from workers.task import ClaimedTask
 from workers.tool_calls import ToolCalls
@@ -46,7 +45,7 @@ class ModelAgent(BaseAgent):
         """Turns until the model stops calling tools."""
         model = self._model()
         new = [message.model_dump() for message in self._said(value)]
-        before = history(self.definition.config, self.task, self.journal, model, self._summarise)
+        before = history(self.definition.config, self.task, self.journal, model)
         messages = [*before, *new]
         repairs = 0
         for _ in range(self.definition.config.max_turns):
@@ -92,7 +91,7 @@ class ModelAgent(BaseAgent):
     def _turn(
         self, model: str, messages: list[dict[str, Any]], new: list[dict[str, Any]], value: JsonValue
     ) -> dict[str, Any]:
-        """One model call of which the journal keeps what is new."""
+        """One model call. The journal keeps what is new."""
         config = self.definition.config
         request = ModelRequest(
             model=model,
@@ -105,38 +104,12 @@ class ModelAgent(BaseAgent):
             sampling=settings_to_send(config.sampling()),
             thinking=config.thinking,
             effort=config.effort,
+            namespace=self.task.namespace,
         )
-        reply: dict[str, Any] = self._call(request, {"messages": new}, ModelReply.as_json, Follower)
+        reply = call_model(self.journal, self.task, request, {"messages": new})
         _refuse_unfinished(reply, config.max_tokens)
         # Read back from the journal, keys come in another order; what follows must not depend on it.
         return {**reply, "content": stable(reply["content"])}
-
-    def _summarise(self, request: ModelRequest, asked: JsonValue, kept: Kept) -> JsonValue:
-        """One model call for the summary of the conversation, which is not for those who follow the task."""
-        return self._call(request, asked, kept, Silence)
-
-    def _call(self, request: ModelRequest, asked: JsonValue, kept: Kept, follower: type[Follower]) -> JsonValue:
-        """A model call is paid, so it is committed before anything uses it.
-
-        Args:
-            asked: the step's input.
-            kept: the step's output, of the reply.
-            follower: is told the text as it comes.
-        """
-
-        def perform(step: int) -> StepResult:
-            earlier = self.journal.known.get(step)
-            reply = complete(client_for(request.model), request, earlier, follower(self.task.id, step))
-            return StepResult(
-                kept(reply),
-                input_tokens=reply.input_tokens,
-                output_tokens=reply.output_tokens,
-                cache_read_tokens=reply.cache_read_tokens,
-                cache_write_tokens=reply.cache_write_tokens,
-                cost_microdollars=reply.cost_microdollars,
-            )
-
-        return self.journal.call("model_call", request.model, asked, perform, effect="idempotent")
 
     def _system(self) -> str:
         told = [self.definition.system_prompt, *(m.content for m in self.messages() if m.role == "system")]
@@ -151,14 +124,14 @@ class ModelAgent(BaseAgent):
         if schema is None:
             return None
         try:
-            faults = violations(schema, parse(_json_text(_text(reply)), what="the answer"))
+            faults = violations(schema, parse(json_in(text_in(reply)), what="the answer"))
         except InvalidInput as error:
             return error.message
         return "; ".join(f"{fault['path']}: {fault['message']}" for fault in faults) or None
 
     def _answer(self, reply: dict[str, Any], value: JsonValue) -> Succeeded:
-        answer = _text(reply)
-        output = {"content": answer} if self.definition.output_schema is None else json.loads(_json_text(answer))
+        answer = text_in(reply)
+        output = {"content": answer} if self.definition.output_schema is None else json.loads(json_in(answer))
         return Succeeded(output, [*self._said(value), AIMessage(content=content_of(output))])
 
 
@@ -173,14 +146,3 @@ def _refuse_unfinished(reply: dict[str, Any], max_tokens: int) -> None:
     }
     if stopped in faults:
         raise ModelError(faults[stopped], stop_reason=stopped)
-
-
-def _text(reply: dict[str, Any]) -> str:
-    return "".join(block["text"] for block in reply["content"] if block["type"] == "text").strip()
-
-
-def _json_text(answer: str) -> str:
-    """The JSON in an answer that wraps it in a code fence."""
-    if answer.startswith("```") and answer.endswith("```"):
-        return answer.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
-    return answer

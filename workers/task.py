@@ -17,6 +17,7 @@ class ClaimedTask:
     Attributes:
         claim: the fencing token of this execution.
         attempts: charged failures so far.
+        budget_ids: the tasks whose budgets hold for it, the root first.
         history_before: what was said in its conversation from this time on is not for it.
     """
 
@@ -36,6 +37,7 @@ class ClaimedTask:
     conversation_id: str | None = None
     deadline: datetime | None = None
     created_at: datetime | None = None
+    budget_ids: list[str] | None = None
     history_before: datetime | None = None
     steps: list[dict[str, Any]] = field(default_factory=list)
 
@@ -48,6 +50,11 @@ class ClaimedTask:
         values |= {name: UUID(row[name]) for name in ids}
         values |= {name: datetime.fromisoformat(row[name]) if row[name] else None for name in times}
         return cls(**values)
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether a budget of its own, or of a task above it, holds for it."""
+        return bool(self.budget_ids)
 
     def context(self) -> dict[str, Any]:
         """What a function that `requires_context` is told."""

@@ -1,4 +1,4 @@
-"""Events, budgets and replays from a step. Runs before the new release starts, like 0002."""
+"""Events, budgets, replays from a step, limits of models. Runs before the new release starts, like 0002."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def upgrade() -> None:
     add_replays_from_a_step()
     create_conversation_summaries()
     run_file(connection, "0003_conversations.sql")
+    run_file(connection, "0003_limits.sql")
 
 
 def add_replays_from_a_step() -> None:

@@ -57,6 +57,13 @@ class Task(TaskSummary):
     origin_id: UUID = Field(description="The first task of its chain of replays; its own id if it is none.")
     agent_version_id: UUID | None
     traceparent: str | None
+    budget: dict[str, Any] | None = Field(
+        description="Its own: `on_breach`, and `limit`, `spent` and `reserved` (by steps that run now) of `tokens`, "
+        "`dollars`, `steps` and `seconds`. What is below it counts too."
+    )
+    routing: dict[str, Any] | None = Field(
+        description="Of messages that named no agent: what has chosen it (`by`: `text` or `setting`), and the `scores`."
+    )
 
 
 class Step(BaseModel):

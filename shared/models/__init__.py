@@ -10,6 +10,7 @@ The functions and triggers that keep the invariants are in `migrations/sql/`.
 """
 
 from shared.models.base import Base
+from shared.models.budgets import Budget, Reservation
 from shared.models.conversations import ConversationSummary
 from shared.models.definitions import (
     Agent,
@@ -52,6 +53,7 @@ __all__ = [
     "AgentVersion",
     "AgentVersionTool",
     "Base",
+    "Budget",
     "Content",
     "Conversation",
     "ConversationSummary",
@@ -64,6 +66,7 @@ __all__ = [
     "Pause",
     "RateHold",
     "Relation",
+    "Reservation",
     "Schedule",
     "Secret",
     "SecurityEvent",

@@ -21,7 +21,8 @@ from sqlalchemy import (
     SmallInteger,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import UUID as PgUUID
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.models.base import EMPTY_OBJECT, FINAL_STATES, NOW, STATES, Base, created, namespace_column, new_id
@@ -107,6 +108,8 @@ class Task(Base):
     journal_format: Mapped[int] = mapped_column(SmallInteger, server_default="1")
     deadline: Mapped[datetime | None]
     created_at: Mapped[datetime] = created()
+    budget_ids: Mapped[list[UUID] | None] = mapped_column(ARRAY(PgUUID(as_uuid=True)))
+    routing: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     from_step: Mapped[int | None]
     history_before: Mapped[datetime | None]
 
@@ -166,6 +169,7 @@ class TaskStatus(Base):
             "deadline",
             postgresql_where=text(f"deadline IS NOT NULL AND state NOT IN ({FINAL_STATES})"),
         ),
+        Index("task_status_budget_idx", "task_id", postgresql_where=text("wait_reason = 'budget'")),
         {"postgresql_with": {"fillfactor": "80"}},
     )
 
