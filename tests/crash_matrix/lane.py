@@ -53,7 +53,8 @@ STEPS = text(
     "JOIN tasks t ON t.id = s.task_id WHERE t.root_id = :root ORDER BY t.id, s.number"
 )
 RUNNING = text(
-    "SELECT count(*) FROM executions e JOIN tasks t ON t.id = e.task_id WHERE t.root_id = :root AND e.outcome = 'running'"
+    "SELECT t.agent_name AS agent, e.claim FROM executions e JOIN tasks t ON t.id = e.task_id "
+    "WHERE t.root_id = :root AND e.outcome = 'running'"
 )
 CLAIMS = text(
     "SELECT t.agent_name AS agent, count(*) FROM executions e JOIN tasks t ON t.id = e.task_id "
@@ -87,14 +88,18 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What PostgreSQL held when somebody had been killed: steps as (agent, what), as in `Done`, by status, and how many
-    executions ran.
+    """What PostgreSQL held when somebody had been killed.
+
+    Attributes:
+        finished: steps as (agent, what), as in `Done`.
+        interrupted: unsafe steps that were started and not finished.
+        lost: executions as (agent, claim) that ended with the victim.
     """
 
     strike: Strike
     finished: frozenset[tuple[str, str]]
     interrupted: frozenset[tuple[str, str]]
-    running: int
+    lost: frozenset[tuple[str, int]]
 
 
 @dataclass
@@ -359,22 +364,25 @@ class Lane:
             # What the dead had sent arrives before it is asked what has arrived.
             time.sleep(QUIET_SECONDS)
             self._working = None
-        snapshot = self._snapshot(strike)
+        snapshot = self._snapshot(played, strike)
         self._read_record(played)
         with self._lock:
             played.snapshots.append(snapshot)
 
-    def _snapshot(self, strike: Strike) -> Snapshot:
+    def _snapshot(self, played: Played, strike: Strike) -> Snapshot:
         wait_until(self._is_quiet, "the statements of the dead are over", 5)
         with self.engine.connect() as connection:
             rows = connection.execute(STEPS, {"root": self._root}).mappings().all()
-            running = connection.scalar(RUNNING, {"root": self._root})
-        steps = [(what, row) for what, row in zip(named(rows), rows, strict=True)]
+            running = {(row.agent, row.claim) for row in connection.execute(RUNNING, {"root": self._root})}
+        if strike.victim == "orchestrator":
+            running = set()
+        lost_before = {one for snapshot in played.snapshots for one in snapshot.lost}
+        steps = list(zip(named(rows), rows, strict=True))
         return Snapshot(
             strike,
             frozenset(what for what, row in steps if row["status"] == "finished"),
             frozenset(what for what, row in steps if row["status"] == "started" and row["effect"] == "unsafe"),
-            int(running or 0),
+            frozenset(running - lost_before),
         )
 
     def _is_quiet(self) -> bool:
@@ -399,7 +407,7 @@ class Lane:
             played.tree = Counter((row.agent, row.state) for row in connection.execute(TREE, root))
             played.claims = {row.agent: row.count for row in connection.execute(CLAIMS, root)}
             played.steps = [dict(row) for row in connection.execute(STEPS, root).mappings()]
-            played.left_open = int(connection.scalar(RUNNING, root) or 0)
+            played.left_open = len(connection.execute(RUNNING, root).all())
 
     # ------------------------------------------------------------------------------------------ processes
 

@@ -25,7 +25,7 @@ def disturbed(played: Played) -> str | None:
     if len(played.snapshots) < len(played.cell.strikes):
         return "the point was not come to"
     claims = sum(played.claims.values())
-    wanted = sum(CLAIMS.values()) + played.answers + sum(_lost(snapshot) for snapshot in played.snapshots)
+    wanted = sum(CLAIMS.values()) + played.answers + sum(len(snapshot.lost) for snapshot in played.snapshots)
     return f"{claims} claims, not {wanted}" if claims != wanted else None
 
 
@@ -50,7 +50,7 @@ def _requests(played: Played) -> Iterator[str]:
         for turn in range(1, turns + 1):
             yield from _performed(played, agent, f"model {turn}", "model request")
     paid = sum(
-        snapshot.strike.point.where in PAID_FOR and snapshot.strike.point.step.startswith("model") and bool(_lost(snapshot))
+        snapshot.strike.point.where in PAID_FOR and snapshot.strike.point.step.startswith("model") and bool(snapshot.lost)
         for snapshot in played.snapshots
     )
     if requests_made(played) != NEEDED + paid:
@@ -79,20 +79,14 @@ def _performed(played: Played, agent: str, what: str, kind: str) -> Iterator[str
             yield f"{kind} {what} of {agent}: again, though it was finished"
         if times[phase] > 1:
             yield f"{kind} {what} of {agent}: {times[phase]} times without a cause"
-    losses = sum(bool(_lost(snapshot)) for snapshot in played.snapshots)
+    losses = sum(bool(snapshot.lost) for snapshot in played.snapshots)
     if sum(times.values()) > 1 + losses:
         yield f"{kind} {what} of {agent}: {sum(times.values())} times"
 
 
 def _people(played: Played) -> Iterator[str]:
     """Somebody is asked about an interrupted unsafe step, and about nothing else."""
-    interrupted = {what for snapshot in played.snapshots if _lost(snapshot) for what in snapshot.interrupted}
+    interrupted = {what for snapshot in played.snapshots if snapshot.lost for what in snapshot.interrupted}
     if played.answers != len(interrupted):
         yield f"{played.answers} questions were asked, not {len(interrupted)} ({', '.join(map(str, interrupted))})"
-
-
-def _lost(snapshot: Snapshot) -> int:
-    """How many executions the strike took away."""
-    return snapshot.running if snapshot.strike.victim != "orchestrator" else 0
-
 
