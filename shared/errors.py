@@ -133,6 +133,17 @@ class ModelError(MinionError):
     code, status = "model_error", 502
 
 
+class ModelUnavailable(ModelError):
+    """The model's API did not answer, or asked to be asked later; nothing is wrong with the request.
+
+    Its detail may hold `retry_after`, the seconds that the API asked for, and `cost_unknown`: whether the call was paid
+    for cannot be known, because the connection was lost after the request had been sent.
+    """
+
+    code, status = "model_unavailable", 503
+    retryable = True
+
+
 class HistoryDiverged(MinionError):
     """A task that ran again asked for something else than its journal holds."""
 

@@ -74,6 +74,9 @@ OPEN_STEPS = text(
 LAST_ERROR = text(
     "SELECT error->>'message' FROM executions WHERE task_id = :task AND error IS NOT NULL ORDER BY claim DESC LIMIT 1"
 )
+LAST_STEP_ERROR = text(
+    "SELECT error FROM steps WHERE task_id = :task AND status = 'failed' ORDER BY number DESC LIMIT 1"
+)
 MOST_ATTEMPTS = text("SELECT max_attempts FROM agent_versions WHERE id = :version")
 
 
@@ -305,6 +308,9 @@ def _waiting(case: _Case) -> Explanation:
         most = case.scalar(MOST_ATTEMPTS, version=task["agent_version_id"])
         error = case.scalar(LAST_ERROR, task=task["id"]) or "it failed"
         reason = f"Attempt {task['attempts']} of {most} failed ({error.rstrip('.')})"
+    elif task["wait_reason"] == "model_unavailable":
+        error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
+        reason = f"{error.get('message', 'The model is away').rstrip('.')} (tried {error.get('tries', 1)} times)"
     elif task["wait_reason"] == "handed_back":
         reason = "Its worker handed it back"
     facts = {"due_at": task["due_at"], "attempts": task["attempts"]}

@@ -1,12 +1,15 @@
-"""Hints that a task has finished, over Redis pub/sub.
+"""Hints over Redis pub/sub: that a task has finished, that it has new events, and the text that a model streams.
 
 A hint may be lost; whoever waits also looks once a second. So a hint only makes waiting shorter, and a broker
-that is away costs at most that second.
+that is away costs at most that second. Streamed text that is lost stands in the step when it is finished.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from functools import lru_cache
+from typing import Any
 from uuid import UUID
 
 import redis
@@ -20,6 +23,9 @@ from shared.settings import Settings, get_settings
 log = structlog.get_logger(__name__)
 
 FINISHED = "minion.finished"
+EVENTS = "minion.events:"  # and the task's id: a channel for each task, so that nobody hears what he does not follow
+SILENCE_SECONDS = 5.0
+"""After a failure, until the next event is tried: a model's stream must not stop for a broker's time-outs each time."""
 
 
 def make_redis(*, timeout: float | None = 2.0) -> redis.Redis:
@@ -49,6 +55,15 @@ def wait_for_broker(settings: Settings) -> None:
     wait_for(probe, what="The broker", attempts=settings.connect_attempts)
 
 
+class _Silence:
+    """Until when no events are tried, by the monotonic clock."""
+
+    until = 0.0
+
+
+_silent = _Silence()
+
+
 @lru_cache(maxsize=1)
 def _publisher() -> redis.Redis:
     return make_redis()
@@ -57,6 +72,7 @@ def _publisher() -> redis.Redis:
 def forget_publisher() -> None:
     """In a forked child: the parent's connection is not ours."""
     _publisher.cache_clear()
+    _silent.until = 0.0
 
 
 def publish_finished(task_id: UUID) -> None:
@@ -64,4 +80,30 @@ def publish_finished(task_id: UUID) -> None:
     try:
         _publisher().publish(FINISHED, str(task_id))
     except (redis.RedisError, OSError) as error:
+        log.debug("hint_lost", task_id=str(task_id), reason=str(error))
+
+
+def publish_event(task_id: UUID, type: str, data: dict[str, Any]) -> None:
+    """Shows something to those who follow the task now, and to nobody later; never raises.
+
+    Args:
+        type: `step.text` (data: `step`, a number, and `text`, what is new), or `step.restarted` (data: `step`): what
+            was streamed for that step so far is void.
+        data: JSON.
+    """
+    _tell_followers(task_id, json.dumps({"type": type, "data": data}, default=str))
+
+
+def publish_progress(task_id: UUID) -> None:
+    """Tells those who follow the task that it has new stored events; never raises."""
+    _tell_followers(task_id, "")
+
+
+def _tell_followers(task_id: UUID, message: str) -> None:
+    if time.monotonic() < _silent.until:
+        return
+    try:
+        _publisher().publish(f"{EVENTS}{task_id}", message)
+    except (redis.RedisError, OSError) as error:
+        _silent.until = time.monotonic() + SILENCE_SECONDS
         log.debug("hint_lost", task_id=str(task_id), reason=str(error))

@@ -75,7 +75,15 @@ class AgentConfig(Strict):
             so that its minions can read the others, and checksums stay what they were.
     """
 
-    LATER: ClassVar[tuple[str, ...]] = ("retry_curve", "retry_jitter", "retry_on", "no_retry_on", "approval")
+    LATER: ClassVar[tuple[str, ...]] = (
+        "retry_curve",
+        "retry_jitter",
+        "retry_on",
+        "no_retry_on",
+        "approval",
+        "thinking",
+        "effort",
+    )
 
     capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
     max_chain_depth: int = Field(5, ge=1, le=50)
@@ -97,6 +105,8 @@ class AgentConfig(Strict):
     retry_on: list[str] | None = Field(None, max_length=100)
     no_retry_on: list[str] = Field(default_factory=list, max_length=100)
     approval: bool = False
+    thinking: Literal["adaptive", "disabled"] | Annotated[int, Field(ge=1024, le=1_000_000)] | None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -126,6 +136,14 @@ class AgentConfig(Strict):
     def _limits_are_ordered(self) -> Self:
         if self.time_limit <= self.soft_time_limit:
             raise ValueError("time_limit (hard) must be later than soft_time_limit")
+        return self
+
+    @model_validator(mode="after")
+    def _thinking_leaves_room(self) -> Self:
+        if isinstance(self.thinking, int) and self.thinking >= self.max_tokens:
+            raise ValueError("max_tokens holds the thinking too: it must be more than `thinking`")
+        if self.thinking not in (None, "disabled") and sampling.settings_to_send(self.sampling()):
+            raise ValueError("a model that thinks takes no temperature and no top_p")
         return self
 
     def sampling(self) -> dict[str, float | None]:
@@ -216,6 +234,8 @@ class AgentDefinition(Definition):
         sent = sampling.settings_to_send(self.config.sampling())
         if sent:
             raise ValueError(f"type: function has no model that could honour {', '.join(sent)}")
+        if self.config.thinking is not None or self.config.effort is not None:
+            raise ValueError("type: function has no model that could think")
 
     @classmethod
     def from_arguments(cls, **arguments: Any) -> AgentDefinition:

@@ -9,6 +9,7 @@ from workers.journal import Journal
 from workers.outcomes import Outcome, Suspended
 from workers.task import ClaimedTask
 from workers.tools.base import Tool
+from workers.tools.control import waited
 
 
 class FunctionAgent(BaseAgent):
@@ -19,6 +20,6 @@ class FunctionAgent(BaseAgent):
         self.target = target
 
     def work(self, value: JsonValue) -> Outcome:
-        """One step."""
-        output = self.target.call(value, self.task, self.journal)
+        """One step, and a wait where it asks for one."""
+        output = waited(self.target.call(value, self.task, self.journal), self.journal)
         return output if isinstance(output, Suspended) else self.succeeded(output)

@@ -7,7 +7,10 @@ along with the next write.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -25,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 Kind = Literal["model_call", "tool_call", "function_call"]
 FORMAT = 1
+ASKED_FOR_LATER = "The call asked to be made again later."
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +39,31 @@ class StepResult:
     stdout: str | None = None
     input_tokens: int = 0
     output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
     cost_microdollars: int = 0
     cpu_seconds: float = 0.0
     peak_memory_bytes: int = 0
     function_version_id: UUID | None = None
+
+
+@dataclass
+class Used:
+    """What the steps of this execution used."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microdollars: int = 0
+    cpu_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+
+    def add(self, result: StepResult) -> None:
+        """Counts a step."""
+        self.input_tokens += result.input_tokens
+        self.output_tokens += result.output_tokens
+        self.cost_microdollars += result.cost_microdollars
+        self.cpu_seconds += result.cpu_seconds
+        self.peak_memory_bytes = max(self.peak_memory_bytes, result.peak_memory_bytes)
 
 
 @dataclass
@@ -48,18 +73,32 @@ class Journal:
     Attributes:
         known: steps of earlier executions, by number, as `minion_journal` gives them.
         unwritten: pure steps that ride along with the next write.
+        numbers: those that the next steps get.
+        lock: of everything but the numbers: the parts of a journal (see `part`) work at the same time.
     """
 
     task_id: UUID
     claim: int
     known: dict[int, dict[str, Any]]
-    next_number: int = 1
     unwritten: list[dict[str, Any]] = field(default_factory=list)
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_microdollars: int = 0
-    cpu_seconds: float = 0.0
-    peak_memory_bytes: int = 0
+    used: Used = field(default_factory=Used)
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    abandoned: threading.Event = field(default_factory=threading.Event)
+
+    def part(self, steps: int) -> Journal:
+        """The journal for one of several calls that are made at the same time.
+
+        Args:
+            steps: how many the call takes. Their numbers are taken now, so that they do not depend on who is faster.
+        """
+        part = copy.copy(self)
+        part.numbers = iter([self._take() for _ in range(steps)])
+        return part
+
+    def abandon(self) -> None:
+        """Nothing is written through this journal any more: calls that still run in other threads have lost it."""
+        self.abandoned.set()
 
     def call(
         self,
@@ -161,41 +200,43 @@ class Journal:
             result = perform(step["number"])
         except MinionError as error:
             failure = {**error.as_dict(), "retryable": error.retryable}
-            self.unwritten.append({**step, "status": "failed", "error": failure, "finished_at": _now()})
+            self._keep({**step, "status": "failed", "error": failure, "finished_at": _now()})
             raise
-        except Snoozed:
-            later = {"type": "snoozed", "message": "The call asked to be made again later.", "retryable": True}
-            self.unwritten.append({**step, "status": "failed", "error": later, "finished_at": _now()})
+        except Snoozed as snoozed:
+            later = snoozed.error.as_dict() if snoozed.error else {"type": "snoozed", "message": ASKED_FOR_LATER}
+            self._keep({**step, "status": "failed", "error": {**later, "retryable": True}, "finished_at": _now()})
             raise
-        self._count(result)
         finished = {
             **step,
             "status": "finished",
             "output": result.output,
             "stdout": result.stdout,
-            "usage": {"input_tokens": result.input_tokens, "output_tokens": result.output_tokens},
+            "usage": _usage(result),
             "cost_microdollars": result.cost_microdollars,
             "function_version_id": str(result.function_version_id) if result.function_version_id else None,
             "finished_at": _now(),
         }
+        with self.lock:
+            self.used.add(result)
         if step["effect"] == "pure":
-            self.unwritten.append(finished)
+            self._keep(finished)
         else:
             self._write(finished)
         return result.output
 
-    def _count(self, result: StepResult) -> None:
-        self.input_tokens += result.input_tokens
-        self.output_tokens += result.output_tokens
-        self.cost_microdollars += result.cost_microdollars
-        self.cpu_seconds += result.cpu_seconds
-        self.peak_memory_bytes = max(self.peak_memory_bytes, result.peak_memory_bytes)
+    def _keep(self, step: dict[str, Any]) -> None:
+        """For the next write."""
+        with self.lock:
+            self.unwritten.append(step)
 
     def _write(self, step: dict[str, Any]) -> None:
-        flags = persist(lambda: self._commit(step))
-        if flags is None:
-            raise ClaimLost
-        self.unwritten = []
+        with self.lock:
+            if self.abandoned.is_set():
+                raise ClaimLost
+            flags = persist(lambda: self._commit(step))
+            if flags is None:
+                raise ClaimLost
+            self.unwritten.clear()
         if flags["cancel"]:
             raise Cancelled("Cancelled while it ran.")
 
@@ -204,8 +245,7 @@ class Journal:
             return lifecycle.write_steps(connection, self.task_id, self.claim, [*self.unwritten, step])
 
     def _take(self) -> int:
-        number, self.next_number = self.next_number, self.next_number + 1
-        return number
+        return next(self.numbers)
 
     def _matching(self, number: int, kind: str, name: str, request_hash: str) -> dict[str, Any] | None:
         known = self.known.get(number)
@@ -243,6 +283,16 @@ def _recorded(error: dict[str, Any]) -> ToolError:
 def _final(error: ToolError) -> ToolError:
     error.retryable = False
     return error
+
+
+def _usage(result: StepResult) -> dict[str, int]:
+    """Token counts by the names of OpenTelemetry's GenAI conventions, as far as there are any."""
+    cached = {
+        "cache_read_input_tokens": result.cache_read_tokens,
+        "cache_creation_input_tokens": result.cache_write_tokens,
+    }
+    counted = {name: tokens for name, tokens in cached.items() if tokens}
+    return {"input_tokens": result.input_tokens, "output_tokens": result.output_tokens, **counted}
 
 
 def _now() -> str:

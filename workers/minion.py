@@ -120,11 +120,11 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome | Snoozed, mete
     """Writes the outcome under the fence: one statement, one transaction. None: the claim is lost."""
     result: dict[str, Any] = {
         "steps": list(journal.unwritten),
-        "cpu_seconds": meter.cpu_seconds() + journal.cpu_seconds,
-        "peak_memory_bytes": max(meter.peak_memory_bytes(), journal.peak_memory_bytes),
-        "input_tokens": journal.input_tokens,
-        "output_tokens": journal.output_tokens,
-        "cost_microdollars": journal.cost_microdollars,
+        "cpu_seconds": meter.cpu_seconds() + journal.used.cpu_seconds,
+        "peak_memory_bytes": max(meter.peak_memory_bytes(), journal.used.peak_memory_bytes),
+        "input_tokens": journal.used.input_tokens,
+        "output_tokens": journal.used.output_tokens,
+        "cost_microdollars": journal.used.cost_microdollars,
     }
     with statement() as connection:
         if isinstance(outcome, Snoozed):

@@ -11,23 +11,25 @@ from typing import Any
 from sqlalchemy import Row, text
 
 from shared.database import get_engine, persist
-from shared.errors import FunctionError, InvalidInput, InvalidOutput, ModelError, ToolError
+from shared.errors import InvalidInput, InvalidOutput, ModelError
 from shared.json_schema import violations
 from shared.json_values import JsonValue, parse, stable
 from shared.sampling import settings_to_send
 from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.tasks import content_of
 from workers.base import BaseAgent
+from workers.follower import Follower
 from workers.journal import Journal, StepResult
 from workers.models import client_for, resolve
 from workers.models.base import ModelRequest, ToolSpec
+from workers.models.patience import complete
 from workers.outcomes import Outcome, Succeeded, Suspended
 from workers.task import ClaimedTask
+from workers.tool_calls import ToolCalls
 from workers.tools.base import Tool
 
 MAX_REPAIRS = 2
 MAX_HISTORY = 100
-MAX_TOOL_RESULT = 200_000
 
 HISTORY = text(
     "SELECT role, content FROM (SELECT id, role, content FROM messages WHERE namespace = :namespace "
@@ -43,7 +45,7 @@ class ModelAgent(BaseAgent):
         self, definition: AgentDefinition, task: ClaimedTask, journal: Journal, tools: tuple[Tool, ...]
     ) -> None:
         super().__init__(definition, task, journal)
-        self.tools = {tool.name: tool for tool in tools}
+        self.calls = ToolCalls({tool.name: tool for tool in tools}, task, journal)
         self.specs = tuple(
             ToolSpec(tool.name, tool.description, tool.input_schema or {"type": "object"}) for tool in tools
         )
@@ -64,10 +66,13 @@ class ModelAgent(BaseAgent):
                 messages.append({"role": "assistant", "content": reply["content"]})
             calls = [block for block in reply["content"] if block["type"] == "tool_use"]
             if calls:
-                results = self._call_tools(calls)
+                results = self.calls.make(calls)
                 if isinstance(results, Suspended):
                     return results
                 new = [{"role": "user", "content": results}]
+            elif reply["stop_reason"] == "pause_turn":
+                # A long turn, which the model goes on with when it gets its own words back.
+                new = []
             elif fault := self._fault(reply):
                 repairs += 1
                 if repairs > MAX_REPAIRS:
@@ -114,28 +119,34 @@ class ModelAgent(BaseAgent):
         self, model: str, messages: list[dict[str, Any]], new: list[dict[str, Any]], value: JsonValue
     ) -> dict[str, Any]:
         """One model call: paid, so it is committed before its answer is used. The journal keeps what is new."""
+        config = self.definition.config
         request = ModelRequest(
             model=model,
             system=self._system(),
             messages=messages,
             tools=self.specs,
-            max_tokens=self.definition.config.max_tokens,
+            max_tokens=config.max_tokens,
             input=value,
             output_schema=self.definition.output_schema,
-            sampling=settings_to_send(self.definition.config.sampling()),
+            sampling=settings_to_send(config.sampling()),
+            thinking=config.thinking,
+            effort=config.effort,
         )
 
         def perform(step: int) -> StepResult:
-            reply = client_for(model).complete(request)
+            follower = Follower(self.task.id, step)
+            reply = complete(client_for(model), request, self.journal.known.get(step), follower)
             return StepResult(
                 reply.as_json(),
                 input_tokens=reply.input_tokens,
                 output_tokens=reply.output_tokens,
+                cache_read_tokens=reply.cache_read_tokens,
+                cache_write_tokens=reply.cache_write_tokens,
                 cost_microdollars=reply.cost_microdollars,
             )
 
         reply: dict[str, Any] = self.journal.call("model_call", model, {"messages": new}, perform, effect="idempotent")
-        _refuse_unfinished(reply)
+        _refuse_unfinished(reply, config.max_tokens)
         # Read back from the journal, keys come in another order; what follows must not depend on it.
         return {**reply, "content": stable(reply["content"])}
 
@@ -145,32 +156,6 @@ class ModelAgent(BaseAgent):
             schema = json.dumps(self.definition.output_schema, ensure_ascii=False)
             told.append(f"Give your final answer as JSON that matches this JSON Schema, and nothing else: {schema}")
         return "\n\n".join(part for part in told if part)
-
-    def _call_tools(self, calls: list[dict[str, Any]]) -> list[dict[str, Any]] | Suspended:
-        """The results of all calls of one turn, in order. What a tool refuses goes back to the model to mend."""
-        results: list[dict[str, Any]] = []
-        for call in calls:
-            result: dict[str, Any] = {"type": "tool_result", "tool_use_id": call["id"]}
-            try:
-                output = self._call_tool(call)
-            except (InvalidInput, InvalidOutput, ToolError, FunctionError) as error:
-                if error.retryable:
-                    raise
-                results.append({**result, "content": error.message, "is_error": True})
-                continue
-            if isinstance(output, Suspended):
-                return output
-            results.append({**result, "content": json.dumps(stable(output), ensure_ascii=False)[:MAX_TOOL_RESULT]})
-        return results
-
-    def _call_tool(self, call: dict[str, Any]) -> JsonValue | Suspended:
-        tool = self.tools.get(call["name"])
-        if tool is None:
-            raise InvalidInput(f"There is no tool named {call['name']!r}; there are: {', '.join(self.tools)}.")
-        if faults := violations(tool.input_schema or {}, call["input"]):
-            listed = "; ".join(f"{fault['path']}: {fault['message']}" for fault in faults)
-            raise InvalidInput(f"The input of tool {tool.name!r} does not match its schema: {listed}.")
-        return tool.call(call["input"], self.task, self.journal)
 
     def _fault(self, reply: dict[str, Any]) -> str | None:
         """What is wrong with a final answer, if the agent has an output schema."""
@@ -194,15 +179,17 @@ def _read(values: dict[str, Any]) -> Sequence[Row[Any]]:
         return connection.execute(HISTORY, values).all()
 
 
-def _refuse_unfinished(reply: dict[str, Any]) -> None:
-    """A reply that was cut off or refused is no answer."""
+def _refuse_unfinished(reply: dict[str, Any], max_tokens: int) -> None:
+    """A reply that was cut off or refused is no answer, and its tool calls are not to be trusted."""
     stopped = reply["stop_reason"]
-    if stopped == "max_tokens":
-        raise ModelError("The model's answer was cut off at max_tokens; raise `max_tokens` in the agent's config.")
-    if stopped == "model_context_window_exceeded":
-        raise ModelError("The conversation and the answer do not fit into the model's context window.")
-    if stopped == "refusal":
-        raise ModelError("The model refused to answer.")
+    details = reply.get("stop_details") or {}
+    faults = {
+        "max_tokens": f"The model's answer was cut off at max_tokens ({max_tokens}); raise it in the agent's config.",
+        "model_context_window_exceeded": "The conversation and the answer do not fit into the model's context window.",
+        "refusal": f"The model refused to answer. {details.get('explanation') or ''}".strip(),
+    }
+    if stopped in faults:
+        raise ModelError(faults[stopped], stop_reason=stopped)
 
 
 def _text(reply: dict[str, Any]) -> str:

@@ -102,12 +102,18 @@ class ChildOutcome:
 
 
 class Snoozed(Exception):
-    """The task is to run again after so many seconds, uncharged; `reason` is the one it waits for."""
+    """The task is to run again after so many seconds, uncharged.
 
-    def __init__(self, seconds: float, reason: str = "snooze") -> None:
+    Attributes:
+        reason: what it waits for, as `minion why` knows it.
+        error: what kept the step that is under way from being finished, for the journal.
+    """
+
+    def __init__(self, seconds: float, reason: str = "snooze", error: MinionError | None = None) -> None:
         super().__init__(seconds)
         self.seconds = seconds
         self.reason = reason
+        self.error = error
 
 
 class Interrupted(Exception):

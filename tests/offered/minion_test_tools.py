@@ -70,6 +70,16 @@ def _later(arguments: dict[str, Any], context: Any) -> Any:
     return arguments["control"] if calls <= arguments.get("times", 1) else {"calls": calls}
 
 
+def _meet(arguments: dict[str, Any], context: Any) -> Any:
+    """Comes back when so many calls are under way at once."""
+    log, deadline = Path(arguments["log"]), time.monotonic() + arguments.get("patience", 20)
+    while log.read_text().count(context.task_id) < arguments["calls"]:
+        if time.monotonic() > deadline:
+            raise ToolError("Nobody else came.")
+        time.sleep(0.01)
+    return arguments.get("answer")
+
+
 def _eat(arguments: dict[str, Any], context: Any) -> Any:
     return {"eaten": len(bytearray(os.urandom(1) * (arguments["megabytes"] << 20)))}
 
@@ -99,6 +109,7 @@ DEEDS = {
     "fail": _fail,
     "refuse": _refuse,
     "later": _later,
+    "meet": _meet,
     "eat": _eat,
     "strange": _strange,
 }

@@ -1,22 +1,43 @@
-"""Claude, through the installed Anthropic SDK."""
+"""Claude, through the installed Anthropic SDK. Every call is streamed, whether somebody follows it or not."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
 
 import anthropic
+import httpx2
 from celery.exceptions import SoftTimeLimitExceeded
 from genai_prices import Usage, calc_price
 
-from shared.errors import ModelError
+from shared.errors import ModelError, ModelUnavailable
 from shared.settings import get_settings
 from workers.models.base import ModelReply, ModelRequest
+from workers.models.stream import StreamError, assembled
 
-# The SDK retries connection errors, 408, 409, 429 and 5xx by itself, with back-off.
-RETRIES = 2
-TIMEOUT_SECONDS = 600.0
+# Seconds without a byte. The API sends pings while a model thinks; a gateway that does not stream sends none.
+TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
+CACHED = {"cache_control": {"type": "ephemeral"}}
+# What an error in the middle of a stream, whose status is 200, would have had for a status.
+STATUS_OF = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+WORTH_ASKING_AGAIN = frozenset({408, 409, 429})
 
 
 @lru_cache(maxsize=1)
@@ -29,14 +50,15 @@ def _client() -> anthropic.Anthropic:
     return anthropic.Anthropic(
         api_key=settings.anthropic_api_key.get_secret_value(),
         base_url=settings.anthropic_base_url,
-        max_retries=RETRIES,
-        timeout=TIMEOUT_SECONDS,
+        # Who asks again is `workers.models.patience`: it gives the worker's slot back meanwhile.
+        max_retries=0,
+        timeout=TIMEOUT,
         middleware=[_let_the_soft_limit_pass],
     )
 
 
 def _let_the_soft_limit_pass(request: Any, call_next: Any) -> Any:
-    """The SDK takes whatever strikes during a request for a lost connection, and would make the paid call again."""
+    """The SDK takes whatever strikes during a request for a lost connection."""
     try:
         return call_next(request)
     except anthropic.APIConnectionError as error:
@@ -48,90 +70,173 @@ def _let_the_soft_limit_pass(request: Any, call_next: Any) -> Any:
 class AnthropicClient:
     """Makes model turns with `messages.create`."""
 
-    def complete(self, request: ModelRequest) -> ModelReply:
+    def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """One turn. See `ModelClient`."""
         try:
-            message = _client().messages.create(**_arguments(request))
+            with _client().messages.with_streaming_response.create(
+                **_arguments(request), max_tokens=request.max_tokens, stream=True
+            ) as response:
+                message = _received(response.http_response, on_text)
         except anthropic.APIError as error:
             raise _model_error(error, request.model) from None
-        return ModelReply(
-            content=[_block(block) for block in message.content],
-            stop_reason=message.stop_reason or "end_turn",
-            model=message.model,
-            input_tokens=_input_tokens(message.usage),
-            output_tokens=message.usage.output_tokens,
-            cost_microdollars=_cost(message),
-        )
+        except httpx2.HTTPError as error:
+            raise _lost(error) from None
+        return _reply(message)
+
+    def count_tokens(self, request: ModelRequest) -> int:
+        """Asks the API, which does not charge for it. See `ModelClient`."""
+        arguments = _arguments(request)
+        arguments.pop("extra_body", None)
+        try:
+            return int(_client().messages.count_tokens(**arguments).input_tokens)
+        except anthropic.APIError:
+            # Gateways often lack it. If something is wrong with the request, the call itself will say so.
+            return request.estimated_tokens()
 
 
 def _arguments(request: ModelRequest) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
-        "model": request.model,
-        "max_tokens": request.max_tokens,
-        "messages": request.messages,
-    }
+    """What a call and a count have in common. The prompt up to here is cached, for the turns after this one."""
+    arguments: dict[str, Any] = {"model": request.model, "messages": _with_cache_mark(request.messages)}
     if request.system:
-        arguments["system"] = request.system
+        arguments["system"] = [{"type": "text", "text": request.system, **CACHED}]
     if request.tools:
         arguments["tools"] = [
             {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema}
             for tool in request.tools
         ]
+    if request.thinking is not None:
+        arguments["thinking"] = (
+            {"type": "enabled", "budget_tokens": request.thinking}
+            if isinstance(request.thinking, int)
+            else {"type": request.thinking}
+        )
+    if request.effort is not None:
+        arguments["output_config"] = {"effort": request.effort}
     if request.sampling:
         # Not arguments of `create` any more since SDK 2; the models that still take them read them from the body.
         arguments["extra_body"] = request.sampling
     return arguments
 
 
-def _block(block: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = block.model_dump(mode="json", exclude_none=True)
-    return plain
+def _with_cache_mark(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with a mark on the last block, if it is one that may bear it."""
+    *before, last = messages
+    content = last["content"]
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
+    if not blocks or blocks[-1]["type"] not in ("text", "tool_result", "tool_use"):
+        return messages
+    blocks[-1] = {**blocks[-1], **CACHED}
+    return [*before, {**last, "content": blocks}]
 
 
-def _cost(message: Any) -> int:
-    """Micro-dollars by the list prices in genai-prices, rounded up; 0 for a model that it does not know."""
-    usage = message.usage
-    used = Usage(
-        input_tokens=_input_tokens(usage),
-        output_tokens=usage.output_tokens,
-        cache_write_tokens=usage.cache_creation_input_tokens or 0,
-        cache_read_tokens=usage.cache_read_input_tokens or 0,
-    )
+def _received(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[str, Any]:
+    """The whole message, once it is whole.
+
+    Raises:
+        ModelUnavailable: the stream ended before the message did.
+        ModelError: this is no message.
+    """
+    if not response.headers.get("content-type", "").startswith("text/event-stream"):
+        # A gateway that cannot stream answers at once.
+        return _plain_message(response.read())
     try:
-        price = calc_price(used, model_ref=message.model, provider_id="anthropic").total_price
+        message = assembled(_events(response), on_text)
+    except StreamError as error:
+        raise _refused(STATUS_OF.get(error.kind, 500), error.message, in_stream=True) from None
+    if message is None:
+        raise _cut_off("the stream ended in the middle of the answer")
+    return message
+
+
+def _events(response: httpx2.Response) -> Iterator[dict[str, Any]]:
+    for event in anthropic.Stream.raw_events(response):
+        if event.data:
+            yield event.json()
+
+
+def _plain_message(body: bytes) -> dict[str, Any]:
+    with suppress(ValueError):
+        message = json.loads(body)
+        if isinstance(message, dict) and message.get("type") == "message":
+            return message
+    raise ModelError(f"The Anthropic API's answer cannot be read: {body[:200]!r}")
+
+
+def _reply(message: dict[str, Any]) -> ModelReply:
+    used = _used(message)
+    return ModelReply(
+        content=message["content"],
+        stop_reason=message.get("stop_reason") or "end_turn",
+        model=message["model"],
+        cost_microdollars=_cost(message["model"], used),
+        stop_details=message.get("stop_details"),
+        **used,
+    )
+
+
+def _used(message: dict[str, Any]) -> dict[str, int]:
+    """Input tokens are all of them here, those read from and written to the prompt cache included."""
+    told = {name: count for name, count in (message.get("usage") or {}).items() if isinstance(count, int)}
+    read, written = (told.get(f"cache_{what}_input_tokens", 0) for what in ("read", "creation"))
+    return {
+        "input_tokens": told.get("input_tokens", 0) + read + written,
+        "output_tokens": told.get("output_tokens", 0),
+        "cache_read_tokens": read,
+        "cache_write_tokens": written,
+    }
+
+
+def _cost(model: str, used: dict[str, int]) -> int:
+    """Micro-dollars by the list prices in genai-prices, rounded up; 0 for a model that it does not know."""
+    try:
+        price = calc_price(Usage(**used), model_ref=model, provider_id="anthropic").total_price
     except LookupError:
         return 0
     return math.ceil(price * 1_000_000)
 
 
-def _input_tokens(usage: Any) -> int:
-    """All input tokens, those read from and written to the prompt cache included."""
-    cached = (usage.cache_creation_input_tokens or 0) + (usage.cache_read_input_tokens or 0)
-    return int(usage.input_tokens + cached)
-
-
 def _model_error(error: anthropic.APIError, model: str) -> ModelError:
     """One clear sentence for each way in which a call can fail."""
-    if isinstance(error, anthropic.AuthenticationError | anthropic.PermissionDeniedError):
-        return ModelError("The Anthropic API refused the key: check ANTHROPIC_API_KEY.", http_status=error.status_code)
     if isinstance(error, anthropic.NotFoundError):
         return ModelError(f"The Anthropic API knows no model {model!r}.", http_status=404)
     if isinstance(error, anthropic.APIStatusError):
-        failure = ModelError(
-            f"The Anthropic API answered {error.status_code}: {_said(error)}", http_status=error.status_code
-        )
-        failure.retryable = error.status_code in (408, 409, 429) or error.status_code >= 500
+        failure = _refused(error.status_code, error.api_message or error.message)
+        if isinstance(failure, ModelUnavailable) and (seconds := _retry_after(error.response.headers)) is not None:
+            failure.detail["retry_after"] = seconds
         return failure
     if isinstance(error, anthropic.APIConnectionError):
-        failure = ModelError(f"The Anthropic API cannot be reached: {error}")
-        failure.retryable = True
-        return failure
+        return _lost(error.__cause__ or error)
     return ModelError(f"The Anthropic API's answer cannot be read: {error}")
 
 
-def _said(error: anthropic.APIStatusError) -> str:
-    """The API's own message."""
-    body = error.body
-    inner = body.get("error") if isinstance(body, dict) else None
-    message = inner.get("message") if isinstance(inner, dict) else None
-    return str(message or error.message)[:1000]
+def _refused(status: int, said: str, *, in_stream: bool = False) -> ModelError:
+    """What a status says; in the middle of a stream, part of the answer may have to be paid for."""
+    if status in (401, 403):
+        return ModelError("The Anthropic API refused the key: check ANTHROPIC_API_KEY.", http_status=status)
+    sentence = f"The Anthropic API answered {status}: {said[:1000]}"
+    if status not in WORTH_ASKING_AGAIN and status < 500:
+        return ModelError(sentence, http_status=status)
+    return ModelUnavailable(sentence, http_status=status, **({"cost_unknown": True} if in_stream else {}))
+
+
+def _lost(cause: BaseException) -> ModelUnavailable:
+    said = str(cause) or type(cause).__name__
+    if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError | httpx2.PoolTimeout):
+        return ModelUnavailable(f"The Anthropic API cannot be reached: {said}")
+    return _cut_off(said)
+
+
+def _cut_off(why: str) -> ModelUnavailable:
+    return ModelUnavailable(f"The connection to the Anthropic API was lost during the call: {why}", cost_unknown=True)
+
+
+def _retry_after(headers: httpx2.Headers) -> float | None:
+    """Seconds that the API wants to be left alone for; a header that cannot be read says nothing."""
+    with suppress(ValueError):
+        if "retry-after-ms" in headers:
+            return float(headers["retry-after-ms"]) / 1000
+        said = headers.get("retry-after", "")
+        if said and not said[0].isdigit():
+            return (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds()
+        return float(said)
+    return None

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from shared.json_values import JsonValue
 
 Block = dict[str, Any]
+
+# Short words and JSON; an estimate is to be too high rather than too low.
+CHARACTERS_A_TOKEN = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,8 @@ class ModelRequest:
         messages: `{"role": "user" | "assistant", "content": text or blocks}`, oldest first.
         input: the task's input as JSON, which the offline planner reads instead of understanding the text.
         sampling: only settings that differ from neutral.
+        thinking: `adaptive`, `disabled`, or the most tokens to think with; None: as the model does by itself.
+        effort: how much the model puts into its answer; None: as it does by itself.
     """
 
     model: str
@@ -37,30 +45,55 @@ class ModelRequest:
     input: JsonValue = None
     output_schema: dict[str, Any] | None = None
     sampling: dict[str, float] = field(default_factory=dict)
+    thinking: str | int | None = None
+    effort: str | None = None
+
+    def estimated_tokens(self) -> int:
+        """How many tokens the input may have, without asking anybody."""
+        tools = [[tool.name, tool.description, tool.input_schema] for tool in self.tools]
+        text = json.dumps([self.system, tools, self.messages], ensure_ascii=False)
+        return math.ceil(len(text) / CHARACTERS_A_TOKEN)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelReply:
-    """What the model answered: blocks, why it stopped, and what it used. A cost of 0 means that no price is known."""
+    """What the model answered: blocks, why it stopped, and what it used.
+
+    Attributes:
+        input_tokens: all, those that were read from the prompt cache or written to it included.
+        cost_microdollars: 0 where no price is known.
+        stop_details: what the API says about a refusal.
+    """
 
     content: list[Block]
     stop_reason: str
     model: str
     input_tokens: int = 0
     output_tokens: int = 0
+    cache_read_tokens: int = 0
+    cache_write_tokens: int = 0
     cost_microdollars: int = 0
+    stop_details: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For the journal."""
-        return {"content": self.content, "stop_reason": self.stop_reason, "model": self.model}
+        details = {"stop_details": self.stop_details} if self.stop_details else {}
+        return {"content": self.content, "stop_reason": self.stop_reason, "model": self.model, **details}
 
 
 class ModelClient(Protocol):
     """A provider of models."""
 
-    def complete(self, request: ModelRequest) -> ModelReply:
+    def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """Makes one model turn.
 
+        Args:
+            on_text: is told the text as it comes.
+
         Raises:
-            ModelError: the provider refused, or could not be reached; `retryable` says whether to try again.
+            ModelUnavailable: the provider did not answer; the request may be made again.
+            ModelError: the provider refused it.
         """
+
+    def count_tokens(self, request: ModelRequest) -> int:
+        """The tokens of a request's input; an estimate that is rather too high where the provider does not say."""

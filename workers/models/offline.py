@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from shared.errors import ModelError
@@ -31,14 +32,20 @@ STOP_WORDS = frozenset(
 class OfflinePlanner:
     """Plans by words. The same request always gives the same reply."""
 
-    def complete(self, request: ModelRequest) -> ModelReply:
+    def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """One turn: the next tool call of the plan, or the final report. See `ModelClient`."""
         results = _results(request.messages)
         facts = _merged(request.input, *results.values())
         call = _next_call(request, results, facts)
         if call is not None:
             return _reply([call], "tool_use")
-        return _reply([{"type": "text", "text": _report(request, results)}], "end_turn")
+        report = _report(request, results)
+        on_text(report)
+        return _reply([{"type": "text", "text": report}], "end_turn")
+
+    def count_tokens(self, request: ModelRequest) -> int:
+        """Words cost nothing here."""
+        return 0
 
 
 def _next_call(

@@ -23,6 +23,8 @@ class ApprovedTool:
         self.name = tool.name
         self.description = tool.description
         self.input_schema = tool.input_schema
+        self.effect = tool.effect
+        self.steps = 1 + tool.steps
 
     def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue | Suspended:
         """A step that waits for the decision, then the tool's own."""

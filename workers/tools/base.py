@@ -11,14 +11,21 @@ from workers.task import ClaimedTask
 
 
 class Tool(Protocol):
-    """A tool, pinned. It has no state of its own: the same object serves every task of a process."""
+    """A tool, pinned. It has no state of its own: the same object serves every task of a process.
+
+    Attributes:
+        effect: `pure`, `idempotent` or `unsafe`; calls of the first two may be made at the same time as others.
+        steps: how many journal steps a call takes.
+    """
 
     name: str
     description: str
     input_schema: dict[str, Any] | None
+    effect: str
+    steps: int
 
     def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue | Suspended:
-        """Makes the call as a journal step, or reads it back.
+        """Makes the call as a journal step, or reads it back. The result may ask for a wait: see `tools.control`.
 
         Raises:
             MinionError: it could not be done.

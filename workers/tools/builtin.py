@@ -31,9 +31,8 @@ from shared.json_values import JsonValue, check, digest
 from shared.schemas import ToolDefinition
 from shared.settings import get_settings
 from workers.journal import Journal, StepResult
-from workers.outcomes import Suspended
 from workers.task import ClaimedTask
-from workers.tools.control import obeyed, waited
+from workers.tools.control import obeyed
 
 GROUP = "minions.tools"
 
@@ -67,9 +66,11 @@ class BuiltinTool:
         self.name = definition.name
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema
+        self.effect = str(definition.effect)
+        self.steps = 1
 
-    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue | Suspended:
-        """One step with the tool's declared effect, and a wait where the tool asks for one."""
+    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue:
+        """One step with the tool's declared effect."""
         definition = self.definition
         request = {"tool": definition.builtin, "arguments": arguments}
 
@@ -82,7 +83,7 @@ class BuiltinTool:
                 validate(definition.output_schema, output, what=what, error=InvalidOutput)
             return StepResult(obeyed(output, self.name))
 
-        return waited(journal.call("tool_call", self.name, request, perform, effect=str(definition.effect)), journal)
+        return journal.call("tool_call", self.name, request, perform, effect=self.effect)
 
 
 @lru_cache(maxsize=256)

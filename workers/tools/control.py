@@ -24,8 +24,10 @@ def obeyed(value: JsonValue, tool: str) -> JsonValue:
     return value
 
 
-def waited(output: JsonValue, journal: Journal) -> JsonValue | Suspended:
+def waited(output: JsonValue | Suspended, journal: Journal) -> JsonValue | Suspended:
     """A call's output; where it was a wait, what the wait brought."""
+    if isinstance(output, Suspended):
+        return output
     match control_of(output):
         case Wait(signal, seconds):
             return journal.wait(signal, seconds)

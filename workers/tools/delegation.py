@@ -21,6 +21,9 @@ class AgentTool:
         self.name = definition.name
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema
+        # What the other agent does is journaled as its own.
+        self.effect = "pure"
+        self.steps = 1
 
     def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue | Suspended:
         """One sub-task."""

@@ -9,9 +9,8 @@ from shared.function_runner import StoredFunction, run_function
 from shared.json_values import JsonValue
 from shared.schemas import ToolDefinition
 from workers.journal import Journal, StepResult
-from workers.outcomes import Suspended
 from workers.task import ClaimedTask
-from workers.tools.control import obeyed, waited
+from workers.tools.control import obeyed
 
 
 class FunctionTool:
@@ -21,6 +20,8 @@ class FunctionTool:
         self.name = definition.name
         self.description = definition.description or function.definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema or function.definition.input_schema
+        self.effect = "pure"
+        self.steps = 1
         self.function = function
 
     @classmethod
@@ -28,8 +29,8 @@ class FunctionTool:
         """A function that an agent runs without a tool's definition around it."""
         return cls(ToolDefinition(name="function", type="function", function=function.name), function)
 
-    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue | Suspended:
-        """One pure step, and a wait where the function asks for one."""
+    def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue:
+        """One pure step."""
 
         def perform(step: int) -> StepResult:
             value, outcome = run_function(
@@ -44,5 +45,4 @@ class FunctionTool:
             )
 
         request = {"function": str(self.function.version_id), "arguments": arguments}
-        output = journal.call("function_call", self.function.name, request, perform, effect="pure")
-        return waited(output, journal)
+        return journal.call("function_call", self.function.name, request, perform, effect=self.effect)

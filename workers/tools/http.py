@@ -38,6 +38,8 @@ class HttpTool:
         self.name = definition.name
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema
+        self.effect = str(definition.effect)
+        self.steps = 1
 
     def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue:
         """One step."""
@@ -53,7 +55,7 @@ class HttpTool:
             )
             return StepResult(output)
 
-        return journal.call("tool_call", self.name, request, perform, effect=str(self.definition.effect))
+        return journal.call("tool_call", self.name, request, perform, effect=self.effect)
 
     def _fetch(self, arguments: JsonValue, key: str) -> JsonValue:
         secrets = self._secrets()

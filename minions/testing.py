@@ -1,0 +1,274 @@
+"""A local server that speaks Claude's Messages API, for tests of agents without a key, a bill or chance.
+
+    from minions import testing
+
+    def test_my_agent(monkeypatch):
+        with testing.messages_api() as api:
+            monkeypatch.setenv("ANTHROPIC_BASE_URL", api.url)   # for the workers that the test starts
+            monkeypatch.setenv("ANTHROPIC_API_KEY", testing.KEY)
+            api.script = [testing.tool_use(("search", {"q": "boats"})), testing.text("Two boats.")]
+            ...
+            assert len(api.requests) == 2
+
+Streams and plain replies alike, token counting, errors, streams that are slow or break off. From the command line:
+
+    python -m minions.testing replies.json --port 8787
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+KEY = "sk-test-key"
+USAGE = {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 100}
+# Texts and tool inputs come in pieces, so that a client that does not join them is found out.
+PIECES = 3
+
+Reply = dict[str, Any]
+
+
+def text(said: str, stop_reason: str = "end_turn", **more: Any) -> Reply:
+    """A reply of text. `more` is as for `MessagesApi.script`."""
+    return {"content": [{"type": "text", "text": said}], "stop_reason": stop_reason, **more}
+
+
+def tool_use(*calls: tuple[str, dict[str, Any]], said: str = "", **more: Any) -> Reply:
+    """A reply that calls tools: names and inputs."""
+    content: list[dict[str, Any]] = [{"type": "text", "text": said}] if said else []
+    for number, (name, arguments) in enumerate(calls, 1):
+        content.append({"type": "tool_use", "id": f"toolu_{number}", "name": name, "input": arguments})
+    return {"content": content, "stop_reason": "tool_use", **more}
+
+
+def error(status: int, kind: str = "api_error", message: str = "scripted", **more: Any) -> Reply:
+    """An error of the API."""
+    return {"status": status, "error": {"type": kind, "message": message}, **more}
+
+
+@dataclass
+class MessagesApi:
+    """The server's script and its record.
+
+    Attributes:
+        url: what `ANTHROPIC_BASE_URL` is to be.
+        script: replies, as `text`, `tool_use` and `error` make them, or whole messages that were recorded. Each request
+            takes the next; the last one is given again and again. A reply may also hold
+
+            - `if`: a text; only a request that holds it takes this reply
+            - `headers`: of the response
+            - `seconds`: to wait before the response, and `pause`: between two events of a stream
+            - `cut`: break the connection after so many events, and `end`: end the stream well after so many
+            - `error_after`: `[events, kind, message]`: an `error` event in the middle of a stream
+        requests: the bodies of all requests for messages, also of those that got an error.
+        headers: theirs, with names in lower case.
+        counted: the bodies of all requests to count tokens.
+        seconds: to wait before every reply.
+    """
+
+    url: str = ""
+    script: list[Reply] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    counted: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def answer(self, headers: dict[str, str], body: dict[str, Any]) -> tuple[int, Reply]:
+        """Status and reply for a request for a message. Override it for a server that thinks for itself."""
+        with self._lock:
+            self.requests.append(body)
+            self.headers.append(headers)
+            reply = self._next(body)
+        time.sleep(reply.get("seconds", self.seconds))
+        if "error" in reply:
+            return reply["status"], {**reply, "type": "error"}
+        return 200, self.message(body, reply)
+
+    def message(self, body: dict[str, Any], reply: Reply) -> Reply:
+        """A whole message out of a reply that says only what matters."""
+        return {
+            "id": f"msg_{len(self.requests)}",
+            "type": "message",
+            "role": "assistant",
+            "model": body["model"],
+            "stop_sequence": None,
+            "usage": USAGE,
+            **reply,
+        }
+
+    def count(self, body: dict[str, Any]) -> int:
+        """Tokens of a request: a quarter of its characters."""
+        self.counted.append(body)
+        return len(json.dumps([body.get("system"), body.get("tools"), body["messages"]])) // 4
+
+    def _next(self, body: dict[str, Any]) -> Reply:
+        if not self.script:
+            return error(500, message="the script is empty")
+        whole = json.dumps(body, ensure_ascii=False)
+        fitting = [reply for reply in self.script if reply.get("if", "") in whole]
+        if not fitting:
+            return error(500, message="no reply of the script fits this request")
+        if len(fitting) > 1:
+            self.script.remove(fitting[0])
+        return fitting[0]
+
+
+@contextmanager
+def messages_api(api: MessagesApi | None = None, port: int = 0) -> Iterator[MessagesApi]:
+    """Serves the API on a loopback port.
+
+    Args:
+        api: one with a mind of its own; by default a scripted one.
+        port: 0 for any that is free.
+    """
+    api = api or MessagesApi()
+    server = ThreadingHTTPServer(("127.0.0.1", port), _handler(api))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    api.url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield api
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def events_of(message: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A message as the events of a stream: names and data."""
+    usage = {**message["usage"], "output_tokens": 1}
+    begun = {name: value for name, value in message.items() if name in _MESSAGE_FIELDS}
+    yield "message_start", {"message": {**begun, "content": [], "stop_reason": None, "usage": usage}}
+    yield "ping", {}
+    for index, block in enumerate(message["content"]):
+        empty, deltas = _taken_apart(block)
+        yield "content_block_start", {"index": index, "content_block": empty}
+        for delta in deltas:
+            yield "content_block_delta", {"index": index, "delta": delta}
+        yield "content_block_stop", {"index": index}
+    ended = {name: message.get(name) for name in ("stop_reason", "stop_sequence", "stop_details")}
+    yield "message_delta", {"delta": ended, "usage": {"output_tokens": message["usage"]["output_tokens"]}}
+    yield "message_stop", {}
+
+
+_MESSAGE_FIELDS = frozenset({"id", "type", "role", "model", "stop_sequence"})
+
+
+def _taken_apart(block: dict[str, Any]) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
+    """A block as it begins, and the deltas that complete it."""
+    match block["type"]:
+        case "text":
+            return {**block, "text": ""}, [{"type": "text_delta", "text": part} for part in _pieces(block["text"])]
+        case "tool_use" | "server_tool_use":
+            parts = ["", *_pieces(json.dumps(block["input"]))] if block["input"] else [""]
+            return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": part} for part in parts]
+        case "thinking":
+            thought = [{"type": "thinking_delta", "thinking": part} for part in _pieces(block["thinking"])]
+            signed = {"type": "signature_delta", "signature": block.get("signature", "")}
+            return {**block, "thinking": "", "signature": ""}, [*thought, signed]
+    return block, []
+
+
+def _pieces(whole: str) -> list[str]:
+    size = max(1, -(-len(whole) // PIECES))
+    return [whole[start : start + size] for start in range(0, len(whole), size)]
+
+
+def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self._answer(headers, body)
+
+        def _answer(self, headers: dict[str, str], body: dict[str, Any]) -> None:
+            path = self.path.partition("?")[0]
+            if KEY not in (headers.get("x-api-key"), headers.get("authorization", "").removeprefix("Bearer ")):
+                api.requests.append(body)
+                self._send(401, error(401, "authentication_error", "invalid x-api-key"))
+            elif path == "/v1/messages/count_tokens":
+                self._send(200, {"input_tokens": api.count(body)})
+            elif path != "/v1/messages":
+                self._send(404, error(404, "not_found_error", self.path))
+            else:
+                status, reply = api.answer(headers, body)
+                if status == 200 and body.get("stream"):
+                    self._stream(reply)
+                else:
+                    self._send(status, reply)
+
+        def _send(self, status: int, reply: Reply) -> None:
+            if "error" in reply:
+                shown = {"type": "error", "error": reply["error"]}
+            else:
+                shown = {name: value for name, value in reply.items() if name not in _DIRECTIONS}
+            data = json.dumps(shown).encode()
+            self._begin(status, reply, {"content-type": "application/json", "content-length": str(len(data))})
+            self.wfile.write(data)
+
+        def _begin(self, status: int, reply: Reply, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in {**headers, **reply.get("headers", {})}.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def _stream(self, reply: Reply) -> None:
+            self._begin(200, reply, {"content-type": "text/event-stream", "transfer-encoding": "chunked"})
+            for number, (name, data) in enumerate(_directed(reply)):
+                if number == reply.get("cut"):
+                    self.close_connection = True
+                    return
+                time.sleep(reply.get("pause", 0.0))
+                event = f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode()
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event))
+                self.wfile.flush()
+            self.wfile.write(b"0\r\n\r\n")
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    return Handler
+
+
+_DIRECTIONS = frozenset({"if", "headers", "seconds", "pause", "cut", "end", "error_after"})
+
+
+def _directed(reply: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The events of a stream that goes as its reply directs."""
+    if "error_after" in reply:
+        number, kind, message = reply["error_after"]
+        yield from itertools.islice(events_of(reply), number)
+        yield "error", {"error": {"type": kind, "message": message}}
+    else:
+        yield from itertools.islice(events_of(reply), reply.get("end"))
+
+
+def main() -> None:
+    """Serves a script until Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m minions.testing", description="Serve scripted replies of Claude.")
+    parser.add_argument("script", type=Path, help="a JSON file with a list of replies")
+    parser.add_argument("--port", type=int, default=8787)
+    arguments = parser.parse_args()
+    scripted = MessagesApi(script=json.loads(arguments.script.read_text(encoding="utf-8")))
+    with messages_api(scripted, arguments.port) as api:
+        print(f"export ANTHROPIC_BASE_URL={api.url} ANTHROPIC_API_KEY={KEY}", flush=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

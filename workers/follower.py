@@ -1,0 +1,42 @@
+"""What those who follow a task are told of a step while it runs."""
+
+from __future__ import annotations
+
+import time
+from uuid import UUID
+
+from shared.hints import publish_event
+
+FLUSH_SECONDS = 0.05
+
+
+class Follower:
+    """One step's streamed text. It may be lost; the finished step holds the whole.
+
+    Args:
+        step: its number.
+    """
+
+    def __init__(self, task_id: UUID, step: int) -> None:
+        self.task_id = task_id
+        self.step = step
+        self._held: list[str] = []
+        self._sent_at = 0.0
+
+    def text(self, delta: str) -> None:
+        """More text; what comes within a twentieth of a second is sent together."""
+        self._held.append(delta)
+        if time.monotonic() - self._sent_at >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Sends what is held back."""
+        if self._held:
+            publish_event(self.task_id, "step.text", {"step": self.step, "text": "".join(self._held)})
+            self._held.clear()
+            self._sent_at = time.monotonic()
+
+    def restarted(self) -> None:
+        """What was streamed of the step so far is void: it begins anew."""
+        self._held.clear()
+        publish_event(self.task_id, "step.restarted", {"step": self.step})

@@ -1,0 +1,91 @@
+"""A model call that is made again when the provider is away, overloaded or asks to be left alone.
+
+Short waits happen in place. For longer ones the task is suspended: its slot is free meanwhile, and no attempt is
+charged. The delay grows with the number of tries, whatever a `retry-after` header says, and is never shorter than the
+header asks for.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from shared.errors import ModelError, ModelUnavailable
+from shared.settings import get_settings
+from workers.follower import Follower
+from workers.models.base import ModelClient, ModelReply, ModelRequest
+from workers.outcomes import Snoozed
+
+log = structlog.get_logger(__name__)
+
+IN_PLACE_SECONDS = 2.0
+FIRST_SECONDS = 0.5
+LONGEST_SECONDS = 300.0
+LONGEST_ASKED_SECONDS = 3600.0
+"""A `retry-after` of days is somebody's mistake; the API is asked again after an hour."""
+
+
+def complete(
+    client: ModelClient, request: ModelRequest, earlier: dict[str, Any] | None, follower: Follower
+) -> ModelReply:
+    """One turn, made again until it succeeds.
+
+    Args:
+        earlier: the step in the journal, where an earlier execution has begun it.
+        follower: of the step.
+
+    Raises:
+        Snoozed: the task is to wait; the journal keeps how often it was tried, and since when.
+        ModelError: the provider refused the request, or has been away for too long.
+    """
+    tries, since = _so_far(earlier)
+    if earlier is not None:
+        follower.restarted()
+    while True:
+        try:
+            reply = client.complete(request, follower.text)
+        except ModelUnavailable as error:
+            delay = delay_after(error, tries)
+            tries += 1
+            error.detail |= {"tries": tries, "since": since.isoformat()}
+            _give_up_if_late(error, since)
+            log.warning("model_unavailable", reason=error.message, tries=tries, seconds=round(delay, 2))
+            # Where a lost call may have been paid for, its budget's reservation stays, and the next try needs another.
+            if delay >= IN_PLACE_SECONDS or error.detail.get("cost_unknown"):
+                raise Snoozed(delay, "model_unavailable", error) from None
+            time.sleep(delay)
+            follower.restarted()
+        else:
+            follower.flush()
+            return reply
+
+
+def delay_after(error: ModelUnavailable, tries: int) -> float:
+    """Seconds until the next try; half of it is chance, so that not all come back at once.
+
+    Args:
+        tries: before the one that failed now.
+    """
+    longest = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(tries, 30))
+    asked = min(LONGEST_ASKED_SECONDS, float(error.detail.get("retry_after", 0.0)))
+    return max(asked, random.uniform(longest / 2, longest))  # noqa: S311 - jitter, not a secret
+
+
+def _so_far(earlier: dict[str, Any] | None) -> tuple[int, datetime]:
+    error = (earlier or {}).get("error") or {}
+    since = error.get("since")
+    return error.get("tries", 0), datetime.fromisoformat(since) if since else datetime.now(UTC)
+
+
+def _give_up_if_late(error: ModelUnavailable, since: datetime) -> None:
+    patience = get_settings().model_patience_seconds
+    if (datetime.now(UTC) - since).total_seconds() >= patience:
+        raise ModelError(
+            f"{error.message.rstrip('.')}. It was tried {error.detail['tries']} times in {patience:g} s "
+            "(MINION_MODEL_PATIENCE_SECONDS); replay the task when the API is back.",
+            **error.detail,
+        ) from None

@@ -1,0 +1,169 @@
+"""The tool calls of one model turn: at the same time where their effects allow, their results in order.
+
+The numbers of their journal steps are given in the order of the request before any of them starts, so that they are the
+same when the task runs again, whoever was faster.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from shared.errors import FunctionError, InvalidInput, InvalidOutput, MinionError, ModelError, ToolError
+from shared.json_schema import violations
+from shared.json_values import JsonValue, stable
+from workers.journal import Journal
+from workers.outcomes import Interrupted, Snoozed, Suspended
+from workers.task import ClaimedTask
+from workers.tools.base import Tool
+from workers.tools.control import waited
+
+MAX_RESULT = 200_000
+"""Characters of a result: some 60,000 tokens of a model's context."""
+MAX_AT_ONCE = 8
+MAX_FAULTY_TURNS = 3
+"""So many turns in a row a model may call nothing but tools that do not exist, or with inputs that do not fit."""
+
+# What goes back to the model, to be mended.
+MENDED = (InvalidInput, InvalidOutput, ToolError, FunctionError)
+Outcome = JsonValue | Suspended | BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call, ready to be made; or what is wrong with it."""
+
+    id: str
+    arguments: JsonValue
+    tool: Tool | None = None
+    journal: Journal | None = None
+    fault: InvalidInput | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether it waits for those before it, and those after it wait for it."""
+        return self.tool is not None and self.tool.effect == "unsafe"
+
+
+class ToolCalls:
+    """Makes a task's tool calls, turn by turn.
+
+    Args:
+        tools: those that the model knows, by name.
+    """
+
+    def __init__(self, tools: dict[str, Tool], task: ClaimedTask, journal: Journal) -> None:
+        self.tools = tools
+        self.task = task
+        self.journal = journal
+        self._faulty_turns = 0
+
+    def make(self, blocks: list[dict[str, Any]]) -> list[dict[str, Any]] | Suspended:
+        """The results of all calls of one turn, in order. What a tool refuses is a result too.
+
+        Args:
+            blocks: the model's `tool_use` blocks.
+
+        Raises:
+            MinionError: the task cannot go on, or has to make a call again.
+        """
+        calls = [self._prepared(block) for block in blocks]
+        self._refuse_endless_faults(calls)
+        outcomes = self._outcomes(calls)
+        suspended = [outcome for outcome in outcomes if isinstance(outcome, Suspended)]
+        if not suspended:
+            # Waits that results ask for get their numbers here, when it is known which there are.
+            outcomes = [self._waited(outcome) for outcome in outcomes]
+            suspended = [outcome for outcome in outcomes if isinstance(outcome, Suspended)]
+        if suspended:
+            return Suspended(
+                [child for each in suspended for child in each.children],
+                [wait for each in suspended for wait in each.waits],
+            )
+        return [_result(call, outcome) for call, outcome in zip(calls, outcomes, strict=True)]
+
+    def _prepared(self, block: dict[str, Any]) -> _Call:
+        tool, arguments = self.tools.get(block["name"]), block["input"]
+        if tool is None:
+            known = ", ".join(self.tools) or "none"
+            fault = InvalidInput(f"There is no tool named {block['name']!r}; there are: {known}.")
+        elif faults := violations(tool.input_schema or {}, arguments):
+            listed = "; ".join(f"{fault['path']}: {fault['message']}" for fault in faults)
+            fault = InvalidInput(f"The input of tool {tool.name!r} does not match its schema: {listed}.")
+        else:
+            return _Call(block["id"], arguments, tool, self.journal.part(tool.steps))
+        return _Call(block["id"], arguments, fault=fault)
+
+    def _refuse_endless_faults(self, calls: list[_Call]) -> None:
+        self._faulty_turns = self._faulty_turns + 1 if all(call.fault for call in calls) else 0
+        if self._faulty_turns > MAX_FAULTY_TURNS:
+            raise ModelError(
+                f"The model of {self.task.agent_name!r} called tools wrongly in {self._faulty_turns} turns in a row. "
+                f"The last time: {calls[0].fault}"
+            )
+
+    def _outcomes(self, calls: list[_Call]) -> list[Outcome]:
+        """What each call came to. After one that the task cannot go on from, none is begun any more."""
+        outcomes: list[Outcome] = []
+        for alone, group in groupby(calls, key=lambda call: call.alone):
+            together = list(group)
+            for batch in [[call] for call in together] if alone else [together]:
+                outcomes += self._made_at_once(batch)
+                for outcome in outcomes:
+                    if isinstance(outcome, BaseException) and not _is_for_the_model(outcome):
+                        raise outcome
+        return outcomes
+
+    def _made_at_once(self, calls: list[_Call]) -> list[Outcome]:
+        if len(calls) == 1:
+            return [self._outcome(calls[0])]
+        with self._threads(len(calls)) as threads:
+            begun: list[Future[Outcome]] = [threads.submit(copy_context().run, self._outcome, call) for call in calls]
+            return [each.result() for each in begun]
+
+    @contextmanager
+    def _threads(self, calls: int) -> Iterator[ThreadPoolExecutor]:
+        """Threads that nobody waits for once the task was interrupted: what they still do has lost its journal."""
+        threads = ThreadPoolExecutor(min(calls, MAX_AT_ONCE), thread_name_prefix="tool")
+        try:
+            yield threads
+        except BaseException:
+            self.journal.abandon()
+            raise
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def _outcome(self, call: _Call) -> Outcome:
+        """A call's result, or what it raised."""
+        if call.tool is None or call.journal is None:
+            assert call.fault is not None
+            return call.fault
+        try:
+            return call.tool.call(call.arguments, self.task, call.journal)
+        except (MinionError, Snoozed, Interrupted) as error:
+            return error
+
+    def _waited(self, outcome: Outcome) -> Outcome:
+        return outcome if isinstance(outcome, BaseException) else waited(outcome, self.journal)
+
+
+def _is_for_the_model(error: BaseException) -> bool:
+    return isinstance(error, MENDED) and not error.retryable
+
+
+def _result(call: _Call, outcome: Outcome) -> dict[str, Any]:
+    """The block that answers a call."""
+    result = {"type": "tool_result", "tool_use_id": call.id}
+    if isinstance(outcome, MinionError):
+        return {**result, "content": outcome.message, "is_error": True}
+    content = json.dumps(stable(outcome), ensure_ascii=False)
+    if len(content) > MAX_RESULT:
+        said = f"The result has {len(content):,} characters, and {MAX_RESULT:,} is the most. Ask for less of it."
+        return {**result, "content": said, "is_error": True}
+    return {**result, "content": content}
