@@ -61,7 +61,7 @@ class Cell:
     strikes: tuple[Strike, ...]
 
     def __str__(self) -> str:
-        return ", then ".join(f"{strike.victim} at {strike.point}" for strike in self.strikes)
+        return "undisturbed" if not self.strikes else ", then ".join(f"{strike.victim} at {strike.point}" for strike in self.strikes)
 
 
 def cells_of(trace: Iterable[Hit], before: tuple[Strike, ...] = ()) -> list[Cell]:

@@ -16,7 +16,7 @@ from shared.database import make_engine
 from shared.embedded import EmbeddedServers, scratch_dir
 from shared.init_db import migrate
 from shared.settings import Settings
-from tests.crash_matrix.cells import Cell, Hit, Point, Strike, cells_of, recovery
+from tests.crash_matrix.cells import Cell, Point, Strike, cells_of, recovery
 from tests.crash_matrix.lane import Lane, Played
 from tests.crash_matrix.process import Nursery
 from tests.crash_matrix.verdict import broken, disturbed
@@ -77,24 +77,20 @@ def _databases(database_url: str, redis_url: str, names: Sequence[str]) -> dict[
     return {name: url.set(database=name).render_as_string(hide_password=False) for name in names}
 
 
-def all_cells(lane: Lane) -> list[Cell]:
+def all_cells(opened: Sequence[Lane]) -> list[Cell]:
     """The cells of the whole matrix, from runs that are recorded now.
 
     Raises:
         AssertionError: a recorded run itself breaks a promise.
     """
-    cells = cells_of(record(lane, Cell(())))
-    for first in FIRST_STRIKES:
-        trace = record(lane, Cell((first,)))
+    recorded = play_all(opened, [Cell(()), *(Cell((first,)) for first in FIRST_STRIKES)])
+    for result in recorded:
+        assert not result.broken, f"{result.cell}: {result.broken}"
+    plain, *struck = [result.played.trace for result in recorded]
+    cells = cells_of(plain)
+    for first, trace in zip(FIRST_STRIKES, struck, strict=True):
         cells += cells_of(recovery(trace, first), (first,))
     return cells
-
-
-def record(lane: Lane, cell: Cell) -> list[Hit]:
-    """The points that a run comes to."""
-    result = play(lane, cell)
-    assert not result.broken, f"{cell or 'a run without a fault'}: {result.broken}"
-    return result.played.trace
 
 
 def play(lane: Lane, cell: Cell) -> Result:
@@ -108,7 +104,9 @@ def play(lane: Lane, cell: Cell) -> Result:
         again.append(why)
 
 
-def play_all(opened: Sequence[Lane], cells: Sequence[Cell], tell: Callable[[Result], None]) -> list[Result]:
+def play_all(
+    opened: Sequence[Lane], cells: Sequence[Cell], tell: Callable[[Result], None] = lambda result: None
+) -> list[Result]:
     """Plays cells on all lanes at once; the results come in the cells' order."""
     left: queue.SimpleQueue[int] = queue.SimpleQueue()
     for place in range(len(cells)):

@@ -63,6 +63,7 @@ class Nursery:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
+        self._ready = False
 
     def __enter__(self) -> Self:
         offer_tools(self.folder)
@@ -74,7 +75,6 @@ class Nursery:
             stdout=subprocess.PIPE,
             text=True,
         )
-        assert self._answer() == "ready"
         return self
 
     def __exit__(
@@ -87,6 +87,8 @@ class Nursery:
         """Starts a process and does not wait for it."""
         birth = json.dumps({"role": role, "argv": argv, "env": dict(env), "log": str(log)})
         with self._lock:
+            # It imports for seconds, in which nobody waits.
+            self._ready = self._ready or self._answer() == "ready"
             assert self._process.stdin is not None
             self._process.stdin.write(birth + "\n")
             self._process.stdin.flush()

@@ -36,7 +36,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begun = time.monotonic()
     with lanes(options.lanes, options.logs) as opened:
-        cells = [cell for cell in all_cells(opened[0]) if options.only in str(cell)]
+        cells = [cell for cell in all_cells(opened) if options.only in str(cell)]
         chosen = share_of(cells, options.share, options.seed) if options.share < 1 else cells
         if options.list:
             print("\n".join(map(str, chosen)))
