@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 
 from minions import testing
 from shared.database import make_engine
-from shared.function_store import store_definitions
+from shared.definitions import DefinitionStore
 from shared.schemas import TaskRequest, parse_definition
 from shared.settings import Settings
 from shared.states import FINAL
@@ -42,6 +42,7 @@ from tests.processes import ONLINE, wait_until
 PATIENCE = 30.0
 HEARTBEAT, LEASE, LOST_MESSAGE = 0.2, 1.0, 0.5
 QUIET_SECONDS = 0.05
+LOOK_SECONDS = 0.1
 LAST = ("lead", "finish", "after commit")
 API_KEY = "crash"
 
@@ -134,10 +135,7 @@ class Lane:
         self.nursery = nursery
         self.name = name
         self.record = folder / "record"
-        self.settings = Settings(
-            DATABASE_URL=database_url, REDIS_URL=redis_url, lease_seconds=LEASE, heartbeat_seconds=HEARTBEAT
-        )
-        self.engine: Engine = make_engine(self.settings)
+        self.engine: Engine = make_engine(Settings(DATABASE_URL=database_url, REDIS_URL=redis_url))
         self.env = {
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
@@ -163,6 +161,7 @@ class Lane:
         self._labels: dict[tuple[str, str], str] = {}
         self._working: tuple[int, str] | None = None
         self._striking = threading.Lock()
+        self._news = threading.Event()
         self._runs = 0
 
     def __enter__(self) -> Self:
@@ -175,8 +174,9 @@ class Lane:
             self._stack.enter_context(_listening(Path(self.env[points.ADDRESS]), self._came))
             with self.engine.begin() as connection:
                 audit.install(connection)
-            with Session(self.engine) as session:
-                store_definitions(session, [parse_definition(one) for one in definitions(self.name, service)])
+            with Session(self.engine) as session, session.begin():
+                offered = [parse_definition(one) for one in definitions(self.name, service)]
+                DefinitionStore(session, validate_code=lambda function: None).apply(offered)
             self._stack.callback(lambda: [process.kill() for process in (self.worker, self.orchestrator)])
             self.worker, self.orchestrator = self._start_worker(), self._start_orchestrator()
             self._stack = self._stack.pop_all()
@@ -228,7 +228,8 @@ class Lane:
         """Decides what a person has to, until the task has ended."""
         root, asked = self._root, False
         while time.monotonic() < deadline:
-            time.sleep(0.01)
+            self._news.wait(LOOK_SECONDS)
+            self._news.clear()
             with self.engine.connect() as connection:
                 state, reason = connection.execute(WAITING, {"task": root}).one()
             if state == "waiting" and reason == "approval":
@@ -318,6 +319,8 @@ class Lane:
             if where == "called" and step == "double":
                 played.done.append(Done(agent, step, len(played.snapshots)))
             played.trace.append(Hit(point, source, self._working is not None))
+            if step in ("ask", "finish") or step.startswith("suspend"):
+                self._news.set()
             strike = self._next_strike(played)
             if strike is None or strike.point != point:
                 return
@@ -414,10 +417,10 @@ class Lane:
     def _start_worker(self) -> Born:
         name = f"{self.name}-{time.monotonic_ns()}@%h"
         options = ["-Q", self.name, "-c", "1", "-n", name, "--without-mingle", "--without-gossip"]
-        return self._start("worker", ["celery", "-A", "workers.app", "worker", *options])
+        return self._start("worker", ["-A", "workers.app", "worker", *options])
 
     def _start_orchestrator(self) -> Born:
-        return self._start("orchestrator", ["minion", "orchestrator"])
+        return self._start("orchestrator", [])
 
     def _start(self, role: str, argv: list[str]) -> Born:
         return self.nursery.start(role, argv, self.env, self.folder / f"{role}-{time.monotonic_ns()}.log")

@@ -8,6 +8,7 @@ A matrix starts hundreds of workers and orchestrators, and most of a start is im
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -19,15 +20,27 @@ PR_SET_PDEATHSIG = 1
 # Not `workers.app` and `workers.heartbeat`: they make what is a worker's own when they are imported.
 IMPORTED = (
     "anthropic",
+    "anyio._core._sockets",
+    "anyio._core._streams",
+    "billiard.heap",
+    "billiard.popen_fork",
+    "billiard.sharedctypes",
+    "celery.app.routes",
     "celery.apps.worker",
     "celery.bin.celery",
     "celery.concurrency.prefork",
     "celery.worker.consumer",
+    "cffi.cparser",
+    "genai_prices.data",
+    "kombu.matcher",
+    "kombu.pidbox",
     "kombu.transport.redis",
+    "migrations.sql",
     "orchestrator.cli",
     "orchestrator.service",
     "psycopg",
     "shared.sandbox.host",
+    "shared.telemetry",
     "tests.crash_matrix.points",
     "uvicorn.loops.auto",
     "uvicorn.protocols.http.auto",
@@ -41,6 +54,9 @@ def main() -> None:
     """Forks a process for each line."""
     for name in IMPORTED:
         import_module(name)
+    # All forks share what is there by now, and no collection touches it any more.
+    gc.collect()
+    gc.freeze()
     # The kernel takes away those that end.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print("ready", flush=True)
@@ -61,7 +77,7 @@ def _live(birth: dict[str, Any]) -> None:
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     os.environ.update(birth["env"])
-    sys.argv = birth["argv"]
+    sys.argv = [sys.argv[0], *birth["argv"]]
     try:
         _begin(birth["role"])
     except SystemExit as ended:
@@ -82,9 +98,9 @@ def _begin(role: str) -> None:
 
         celery()
     else:
-        from orchestrator.cli import main as orchestrate
+        from orchestrator.commands.processes import orchestrator
 
-        orchestrate()
+        orchestrator()
 
 
 if __name__ == "__main__":
