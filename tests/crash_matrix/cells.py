@@ -61,7 +61,7 @@ class Cell:
     strikes: tuple[Strike, ...]
 
     def __str__(self) -> str:
-        return "undisturbed" if not self.strikes else ", then ".join(f"{strike.victim} at {strike.point}" for strike in self.strikes)
+        return ", then ".join(f"{strike.victim} at {strike.point}" for strike in self.strikes) or "undisturbed"
 
 
 def cells_of(trace: Iterable[Hit], before: tuple[Strike, ...] = ()) -> list[Cell]:
@@ -70,7 +70,8 @@ def cells_of(trace: Iterable[Hit], before: tuple[Strike, ...] = ()) -> list[Cell
     Args:
         before: what had been struck in that run before.
     """
-    return [Cell((*before, Strike(hit.point, victim))) for hit in trace for victim in VICTIMS if _makes_sense(hit, victim)]
+    strikes = [Strike(hit.point, victim) for hit in trace for victim in VICTIMS if _makes_sense(hit, victim)]
+    return [Cell((*before, strike)) for strike in strikes]
 
 
 def recovery(trace: Sequence[Hit], strike: Strike) -> list[Hit]:

@@ -49,12 +49,15 @@ def _requests(played: Played) -> Iterator[str]:
     for agent, turns in TURNS.items():
         for turn in range(1, turns + 1):
             yield from _performed(played, agent, f"model {turn}", "model request")
-    paid = sum(
-        snapshot.strike.point.where in PAID_FOR and snapshot.strike.point.step.startswith("model") and bool(snapshot.lost)
-        for snapshot in played.snapshots
-    )
+    paid = sum(_fell_in_between(snapshot) for snapshot in played.snapshots)
     if requests_made(played) != NEEDED + paid:
         yield f"{requests_made(played)} model requests, not {NEEDED + paid}"
+
+
+def _fell_in_between(snapshot: Snapshot) -> bool:
+    """Whether a request was lost that had been sent, and whose reply was not committed."""
+    point = snapshot.strike.point
+    return bool(snapshot.lost) and point.step.startswith("model") and point.where in PAID_FOR
 
 
 def _effects(played: Played) -> Iterator[str]:
@@ -89,4 +92,3 @@ def _people(played: Played) -> Iterator[str]:
     interrupted = {what for snapshot in played.snapshots if snapshot.lost for what in snapshot.interrupted}
     if played.answers != len(interrupted):
         yield f"{played.answers} questions were asked, not {len(interrupted)} ({', '.join(map(str, interrupted))})"
-
