@@ -58,7 +58,7 @@ RUNNING = text(
     "WHERE t.root_id = :root AND e.outcome = 'running'"
 )
 CLAIMS = text(
-    "SELECT t.agent_name AS agent, count(*) FROM executions e JOIN tasks t ON t.id = e.task_id "
+    "SELECT t.agent_name AS agent, count(*) AS claims FROM executions e JOIN tasks t ON t.id = e.task_id "
     "WHERE t.root_id = :root GROUP BY 1"
 )
 AT_WORK = text(
@@ -168,7 +168,7 @@ class Lane:
         with self._stack:
             self._stack.callback(self.engine.dispose)
             self.record.touch()
-            service = self._stack.enter_context(web_service(self._web_seen))
+            service = self._stack.enter_context(web_service(self._web_received, self._web_made))
             model = self._stack.enter_context(testing.messages_api(Model(self._model_seen)))
             self.env["ANTHROPIC_BASE_URL"] = model.url
             self._stack.enter_context(_listening(Path(self.env[points.ADDRESS]), self._came))
@@ -177,7 +177,7 @@ class Lane:
             with Session(self.engine) as session, session.begin():
                 offered = [parse_definition(one) for one in definitions(self.name, service)]
                 DefinitionStore(session, validate_code=lambda function: None).apply(offered)
-            self._stack.callback(lambda: [process.kill() for process in (self.worker, self.orchestrator)])
+            self._stack.callback(self._end)
             self.worker, self.orchestrator = self._start_worker(), self._start_orchestrator()
             self._stack = self._stack.pop_all()
         return self
@@ -293,14 +293,26 @@ class Lane:
         self._point(agent, step, where, source)
 
     def _model_seen(self, agent: str, turn: int, where: str) -> None:
-        if where == "request received":
-            self._note(agent, f"model {turn}")
+        with self._lock:
+            if self._played is not None and where == "request received":
+                self._played.done.append(Done(agent, f"model {turn}", len(self._played.snapshots)))
         self._point(agent, self._labels.get((agent, "model"), f"model {turn}"), where, "server")
 
-    def _web_seen(self, tool: str, key: str | None, where: str) -> None:
-        if where == "effect made":
-            self._note("lead", tool, key)
-        self._point("lead", tool, where, "server")
+    def _web_received(self, tool: str) -> int:
+        """A request of an HTTP tool; returns after how many strikes it came."""
+        phase = self._phase()
+        self._point("lead", tool, "request received", "server")
+        return phase
+
+    def _web_made(self, tool: str, key: str | None, phase: int) -> None:
+        with self._lock:
+            if self._played is not None:
+                self._played.done.append(Done("lead", tool, phase, key))
+        self._point("lead", tool, "effect made", "server")
+
+    def _phase(self) -> int:
+        with self._lock:
+            return len(self._played.snapshots) if self._played is not None else 0
 
     def _reached(self, step: str, where: str) -> None:
         """A point of the test's own."""
@@ -329,11 +341,6 @@ class Lane:
             self._strike(played, strike)
         finally:
             self._striking.release()
-
-    def _note(self, agent: str, what: str, key: str | None = None) -> None:
-        with self._lock:
-            if self._played is not None:
-                self._played.done.append(Done(agent, what, len(self._played.snapshots), key))
 
     def _agent_of(self, task: str) -> str | None:
         """The name of the agent whose task it is; None for a task of an earlier cell."""
@@ -390,7 +397,7 @@ class Lane:
 
     def _is_quiet(self) -> bool:
         with self.engine.connect() as connection:
-            return connection.scalar(AT_WORK) == 0
+            return bool(connection.scalar(AT_WORK) == 0)
 
     def _read_record(self, played: Played) -> None:
         """Adds what the builtin tools have written down since the last look."""
@@ -408,7 +415,7 @@ class Lane:
             task = get_task(connection, self._root)  # type: ignore[arg-type]
             played.state, played.output, played.error = task["state"], task["output"], task["error"]
             played.tree = Counter((row.agent, row.state) for row in connection.execute(TREE, root))
-            played.claims = {row.agent: row.count for row in connection.execute(CLAIMS, root)}
+            played.claims = {row.agent: row.claims for row in connection.execute(CLAIMS, root)}
             played.steps = [dict(row) for row in connection.execute(STEPS, root).mappings()]
             played.left_open = len(connection.execute(RUNNING, root).all())
 
@@ -424,6 +431,10 @@ class Lane:
 
     def _start(self, role: str, argv: list[str]) -> Born:
         return self.nursery.start(role, argv, self.env, self.folder / f"{role}-{time.monotonic_ns()}.log")
+
+    def _end(self) -> None:
+        self.worker.kill()
+        self.orchestrator.kill()
 
     def _wait_ready(self) -> None:
         wait_until(lambda: self.orchestrator.api_address() is not None, self.orchestrator.complaint(), 60)

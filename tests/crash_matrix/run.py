@@ -76,14 +76,14 @@ def table(results: Sequence[Result]) -> str:
     """The matrix: points down, victims across."""
     rows: dict[tuple[tuple[Strike, ...], str], dict[str, str]] = {}
     for result in results:
-        *before, last = result.cell.strikes
-        rows.setdefault((tuple(before), str(last.point)), {})[last.victim] = mark(result)
+        before, last = result.cell.strikes[:-1], result.cell.strikes[-1]
+        rows.setdefault((before, str(last.point)), {})[last.victim] = mark(result)
     lines: list[str] = []
     section: tuple[Strike, ...] | None = None
-    for (before, point), marks in rows.items():
-        if before != section:
-            section = before
-            lines += ["", f"After {Cell(before)}:"] if before else []
+    for (first, point), marks in rows.items():
+        if first != section:
+            section = first
+            lines += ["", f"After {Cell(first)}:"] if first else []
             lines += ["", f"| point | {' | '.join(VICTIMS)} |", f"|---|{'---|' * len(VICTIMS)}"]
         lines.append(f"| {point} | {' | '.join(marks.get(victim, '') for victim in VICTIMS)} |")
     return "\n".join(lines).strip()

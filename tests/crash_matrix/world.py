@@ -71,14 +71,14 @@ def definitions(queue: str, service: str) -> list[dict[str, Any]]:
         service: the web service's address.
     """
     effects = EFFECTS["lead"]
-    tools = [{"name": name, "type": "builtin", "builtin": f"crash-{name}", "effect": effects[name]} for name in BUILTIN]
+    tools: list[dict[str, Any]] = [
+        *({"name": name, "type": "builtin", "builtin": f"crash-{name}", "effect": effects[name]} for name in BUILTIN),
+        {"name": "double", "type": "function", "function": "double"},
+        {"name": "ask", "type": "agent", "agent": "helper"},
+    ]
     tools += [
         {"name": name, "type": "http", "http": {"method": method, "url": f"{service}/{name}"}, "effect": effects[name]}
         for name, method in HTTP.items()
-    ]
-    tools += [
-        {"name": "double", "type": "function", "function": "double"},
-        {"name": "ask", "type": "agent", "agent": "helper"},
     ]
     config = {"capabilities": [queue], "max_attempts": 10}
     agents = {"helper": ["charge"], "lead": [tool for turn in SCRIPT["lead"] for tool, _ in turn]}
@@ -164,8 +164,13 @@ def _text(content: Any) -> str:
 
 
 @contextmanager
-def web_service(seen: Callable[[str, str | None, str], None]) -> Iterator[str]:
-    """Serves the HTTP tools; `seen` is called with tool and idempotency key before the effect and after it."""
+def web_service(received: Callable[[str], int], made: Callable[[str, str | None, int], None]) -> Iterator[str]:
+    """Serves the HTTP tools.
+
+    Args:
+        received: called with the tool's name before the effect, which follows whatever becomes of the caller.
+        made: called after the effect with the tool's name, the idempotency key, and what `received` returned.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -173,8 +178,7 @@ def web_service(seen: Callable[[str, str | None, str], None]) -> Iterator[str]:
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("content-length", "0")))
             tool = self.path.strip("/").partition("?")[0]
-            for where in ("request received", "effect made"):
-                seen(tool, self.headers.get("idempotency-key"), where)
+            made(tool, self.headers.get("idempotency-key"), received(tool))
             data = json.dumps(RESULTS[tool]).encode()
             self.send_response(200)
             self.send_header("content-type", "application/json")
