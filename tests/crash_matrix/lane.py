@@ -43,6 +43,7 @@ PATIENCE = 30.0
 HEARTBEAT, LEASE, LOST_MESSAGE = 0.2, 1.0, 0.5
 QUIET_SECONDS = 0.05
 LOOK_SECONDS = 0.1
+ASKED = ("ask", "after commit")
 LAST = ("lead", "finish", "after commit")
 API_KEY = "crash"
 
@@ -111,7 +112,7 @@ class Played:
     trace: list[Hit] = field(default_factory=list)
     done: list[Done] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
-    answers: int = 0
+    questions: int = 0
     state: str = "not ended"
     output: Any = None
     error: Any = None
@@ -252,7 +253,7 @@ class Lane:
         self._read_record(played)
         happened = any((done.agent, done.what) == ("lead", tool) for done in played.done)
         answer = {"verdict": "result", "value": RESULTS[tool]} if happened else {"verdict": "again"}
-        played.answers += self._decide(answer)
+        self._decide(answer)
 
     def _decide(self, decision: dict[str, Any]) -> bool:
         """Asks the API; False where it is away, or the decision has been made already."""
@@ -410,6 +411,7 @@ class Lane:
 
     def _collect(self, played: Played) -> None:
         self._read_record(played)
+        played.questions = sum((hit.point.step, hit.point.where) == ASKED for hit in played.trace)
         root = {"root": self._root}
         with self.engine.connect() as connection:
             task = get_task(connection, self._root)  # type: ignore[arg-type]

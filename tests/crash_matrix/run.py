@@ -68,7 +68,7 @@ def mark(result: Result) -> str:
         return "**BROKEN**"
     extra = requests_made(result.played) - NEEDED
     notes = [f"+{extra} request"] if extra else []
-    notes += ["asked"] if result.played.answers else []
+    notes += ["asked"] if result.played.questions else []
     return ", ".join(["ok", *notes])
 
 
@@ -98,7 +98,7 @@ def as_json(result: Result) -> dict[str, object]:
         "again": result.again,
         "state": played.state,
         "requests": requests_made(played),
-        "answers": played.answers,
+        "questions": played.questions,
         "claims": played.claims,
         "done": [[done.agent, done.what, done.phase, done.key] for done in played.done],
         "seconds": round(played.seconds, 2),

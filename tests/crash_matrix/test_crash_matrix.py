@@ -44,7 +44,7 @@ def good(victim: Victim = "worker") -> Played:
     made = [(agent, f"model {turn}") for agent, turns in TURNS.items() for turn in range(1, turns + 1)]
     made += [(agent, tool) for agent, tools in EFFECTS.items() for tool in tools]
     played.done = [Done(*what, phase=int(what not in before), key="key") for what in made]
-    played.answers = len(lost)
+    played.questions = len(lost)
     played.tree = Counter({("lead", "succeeded"): 1, ("helper", "succeeded"): 1})
     played.claims = {"lead": CLAIMS["lead"] + 2 * len(lost), "helper": CLAIMS["helper"]}
     return played
@@ -77,7 +77,7 @@ def test_a_good_run_is_found_good(victim: Victim) -> None:
         (again(("lead", "order"), key="other"), "order of lead came with several idempotency keys"),
         (again(MAIL), "unsafe effect mail of lead: 2 times"),
         (lambda played: played.done.pop(), "charge of helper: never"),
-        (lambda played: setattr(played, "answers", 0), "0 questions were asked, not 1"),
+        (lambda played: setattr(played, "questions", 0), "0 questions were asked, not 1"),
     ],
 )
 def test_a_broken_promise_is_seen(break_it: Callable[[Played], object], seen: str) -> None:

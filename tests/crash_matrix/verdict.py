@@ -25,7 +25,7 @@ def disturbed(played: Played) -> str | None:
     if len(played.snapshots) < len(played.cell.strikes):
         return "the point was not come to"
     claims = sum(played.claims.values())
-    wanted = sum(CLAIMS.values()) + played.answers + sum(len(snapshot.lost) for snapshot in played.snapshots)
+    wanted = sum(CLAIMS.values()) + played.questions + sum(len(snapshot.lost) for snapshot in played.snapshots)
     return f"{claims} claims, not {wanted}" if claims != wanted else None
 
 
@@ -90,5 +90,5 @@ def _performed(played: Played, agent: str, what: str, kind: str) -> Iterator[str
 def _people(played: Played) -> Iterator[str]:
     """Somebody is asked about an interrupted unsafe step, and about nothing else."""
     interrupted = {what for snapshot in played.snapshots if snapshot.lost for what in snapshot.interrupted}
-    if played.answers != len(interrupted):
-        yield f"{played.answers} questions were asked, not {len(interrupted)} ({', '.join(map(str, interrupted))})"
+    if played.questions != len(interrupted):
+        yield f"{played.questions} questions were asked, not {len(interrupted)} ({', '.join(map(str, interrupted))})"
