@@ -2,6 +2,7 @@
 
 from minions import errors
 from minions.client import Client
+from minions.following import TaskEvent
 from minions.task import Task, TaskSummary
 
-__all__ = ["Client", "Task", "TaskSummary", "errors"]
+__all__ = ["Client", "Task", "TaskEvent", "TaskSummary", "errors"]

@@ -21,6 +21,7 @@ from urllib.parse import quote
 from uuid import UUID, uuid4
 
 from minions.errors import InvalidInput, MinionsError, NotConfigured, WaitTimeout
+from minions.following import TaskEvent, follow
 from minions.operations import Operations
 from minions.task import Task, TaskSummary
 from minions.transport import PAGE, Transport, given, to_json
@@ -168,6 +169,19 @@ class Client(Operations):
                 return found
             if ends is not None and time.monotonic() >= ends:
                 raise WaitTimeout(f"Task {task} is still {found.state} after {timeout:g} s. It goes on.", task=found)
+
+    def follow(self, task: TaskId, after: int = 0) -> Iterator[TaskEvent]:
+        """What happens to a task, as it happens, up to its end. Broken connections are made again where they broke off.
+
+        Args:
+            after: the id of the last event that was read; 0 begins at the beginning.
+
+        Raises:
+            NotFound: there is none of that id.
+            InvalidInput: it has had no event of the id `after` yet.
+            Unavailable: the API cannot be reached, also after the retries.
+        """
+        return follow(self._transport, _task_path(task, "events"), after)
 
     def tasks(
         self,

@@ -64,7 +64,7 @@ class MessagesApi:
         script: replies, as `text`, `tool_use` and `error` make them, or whole messages that were recorded. Each request
             takes the next; the last one is given again and again. A reply may also hold
 
-            - `if`: a text; only a request that holds it takes this reply
+            - `if`: a text. Every request that holds it gets this reply; the first that fits comes before all others
             - `headers`: of the response
             - `seconds`: to wait before the response, and `pause`: between two events of a stream
             - `cut`: break the connection after so many events, and `end`: end the stream well after so many
@@ -112,15 +112,14 @@ class MessagesApi:
         return len(json.dumps([body.get("system"), body.get("tools"), body["messages"]])) // 4
 
     def _next(self, body: dict[str, Any]) -> Reply:
-        if not self.script:
-            return error(500, message="the script is empty")
         whole = json.dumps(body, ensure_ascii=False)
-        fitting = [reply for reply in self.script if reply.get("if", "") in whole]
-        if not fitting:
-            return error(500, message="no reply of the script fits this request")
-        if len(fitting) > 1:
-            self.script.remove(fitting[0])
-        return fitting[0]
+        for reply in self.script:
+            if "if" in reply and reply["if"] in whole:
+                return reply
+        in_order = [reply for reply in self.script if "if" not in reply]
+        if len(in_order) > 1:
+            self.script.remove(in_order[0])
+        return in_order[0] if in_order else error(500, message="the script has no reply to this request")
 
 
 @contextmanager

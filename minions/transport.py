@@ -17,6 +17,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
 NO_CONTENT = 204
 LONGEST_PAUSE = 5.0
+LONGEST_SILENCE = 40.0  # of a stream of events: the API says something every 15 s
 PAGE = 200
 # No byte of the request has left, so it cannot have had an effect.
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
@@ -88,6 +89,28 @@ class Transport:
             if cursor is None:
                 return
 
+    def events(self, path: str, *, last_id: int) -> Iterator[httpx2.ServerSentEvent | None]:
+        """The server-sent events at a path, after the one with that id, until the connection ends. None: there are no
+        more, and never will be.
+
+        Raises:
+            Again: it broke, or was refused for the moment.
+            MinionsError: it was refused.
+        """
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(last_id)}
+        timeout = httpx2.Timeout(self.timeout, read=LONGEST_SILENCE)
+        try:
+            with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+                if response.status_code == NO_CONTENT:
+                    yield None
+                    return
+                if not response.is_success:
+                    response.read()
+                    self._check(response)
+                yield from httpx2.EventSource(response, max_event_size=None)
+        except httpx2.RequestError as error:
+            raise Again(self._unreachable(error), not_sent=isinstance(error, NOT_SENT)) from None
+
     def status_of(self, path: str) -> int | None:
         """The status of a GET, tried once; None where nobody answers."""
         try:
@@ -104,11 +127,11 @@ class Transport:
         while True:
             try:
                 return self._once(method, path, **options)
-            except _Again as again:
+            except Again as again:
                 attempt += 1
                 if attempt > self.retries or not (safe or again.not_sent):
                     raise again.error from None
-                time.sleep(again.pause or _pause(attempt))
+                time.sleep(again.pause or pause_before(attempt))
 
     def _once(
         self,
@@ -124,19 +147,22 @@ class Transport:
         try:
             response = self._http.request(method, path, params=params, content=body, headers=headers, timeout=timeout)
         except httpx2.RequestError as error:
-            raise _Again(self._unreachable(error), not_sent=isinstance(error, NOT_SENT)) from None
+            raise Again(self._unreachable(error), not_sent=isinstance(error, NOT_SENT)) from None
+        self._check(response)
+        return _json(response)
+
+    def _check(self, response: httpx2.Response) -> None:
         if response.status_code in RETRIED_STATUS:
-            raise _Again(_error_of(response), pause=_retry_after(response))
+            raise Again(_error_of(response), pause=_retry_after(response))
         if not response.is_success:
             raise _error_of(response)
-        return _json(response)
 
     def _unreachable(self, error: Exception) -> Unavailable:
         why = str(error) or type(error).__name__
         return Unavailable(f"The API at {self.url} cannot be reached: {why}. Check MINION_API_URL and that it runs.")
 
 
-class _Again(Exception):
+class Again(Exception):
     """A request that may be worth another attempt."""
 
     def __init__(self, error: MinionsError, *, not_sent: bool = False, pause: float | None = None) -> None:
@@ -168,7 +194,7 @@ def _present(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if value is not None}
 
 
-def _pause(attempt: int) -> float:
+def pause_before(attempt: int) -> float:
     """0.2, 0.4, 0.8 … seconds, with jitter, so that callers do not come back all at once."""
     longest = min(LONGEST_PAUSE, 0.1 * 2.0**attempt)
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret

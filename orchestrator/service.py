@@ -9,7 +9,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from orchestrator.api.app import create_app
+from orchestrator.api.app import create_app, release
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.ingress import Ingress
 from orchestrator.loop import Loop
@@ -95,6 +95,6 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM or SIGINT."""
-        self._app.state.finish_watch.release()
+        release(self._app)
         super().handle_exit(sig, frame)
         self._captured_signals.clear()

@@ -29,6 +29,7 @@ from shared.models import (
     Tool,
     ToolVersion,
 )
+from shared.schema_fit import chain_misfits
 from shared.schemas import (
     AgentDefinition,
     AnyDefinition,
@@ -289,6 +290,15 @@ class DefinitionStore:
             if tool.agent and tool.agent not in calls:
                 raise InvalidDefinition(f"tool {tool.name!r}, agent: there is no agent named {tool.agent!r}.")
         self._refuse_circles(calls)
+        self._refuse_misfits({definition.name for definition in given})
+
+    def _refuse_misfits(self, changed: set[str]) -> None:
+        """What one agent of a chain returns may be what the next one takes, where something of the chain changed."""
+        agents = {agent.name: agent for agent in self._active("agent")}
+        for chain in agents.values():
+            if changed & {chain.name, *(relation.agent for relation in chain.relations)}:
+                for place, fault in chain_misfits(chain, agents):
+                    raise InvalidDefinition(f"agent {chain.name!r}, {place}: {fault}.")
 
     def check_circles(self) -> None:
         """Raises InvalidDefinition where active agents hand work to each other in a circle."""

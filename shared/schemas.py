@@ -83,6 +83,7 @@ class AgentConfig(Strict):
         "approval",
         "thinking",
         "effort",
+        "max_parallel",
     )
 
     capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
@@ -107,6 +108,7 @@ class AgentConfig(Strict):
     approval: bool = False
     thinking: Literal["adaptive", "disabled"] | Annotated[int, Field(ge=1024, le=1_000_000)] | None = None
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    max_parallel: int = Field(1000, ge=1, le=10_000)
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:

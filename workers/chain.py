@@ -6,6 +6,7 @@ outcomes from its journal when it runs again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from shared.database import get_engine, persist
@@ -35,7 +36,7 @@ class ChainAgent(BaseAgent):
     def _sequential(self, value: JsonValue) -> Outcome:
         """The output of one is the input of the next; the last output is the chain's."""
         for relation in self.definition.relations:
-            outcomes = self.journal.children(self._requests(relation, value))
+            outcomes = self._children(self._requests(relation, value))
             if isinstance(outcomes, Suspended):
                 return outcomes
             joined = self._joined(outcomes) if relation.for_each else self._single(outcomes[0])
@@ -47,7 +48,7 @@ class ChainAgent(BaseAgent):
     def _parallel(self, value: JsonValue) -> Outcome:
         """All at once, from the same input; the output lists theirs in order."""
         requests = [request for relation in self.definition.relations for request in self._requests(relation, value)]
-        outcomes = self.journal.children(requests)
+        outcomes = self._children(requests)
         if isinstance(outcomes, Suspended):
             return outcomes
         joined = self._joined(outcomes)
@@ -57,7 +58,7 @@ class ChainAgent(BaseAgent):
         """The first that succeeds; where none does, all failures are the chain's."""
         tried: list[ChildOutcome] = []
         for relation in self.definition.relations:
-            outcomes = self.journal.children(self._requests(relation, value))
+            outcomes = self._children(self._requests(relation, value))
             if isinstance(outcomes, Suspended):
                 return outcomes
             if all(child.succeeded for child in outcomes):
@@ -83,6 +84,16 @@ class ChainAgent(BaseAgent):
             return outcomes
         result = self._single(outcomes[0])
         return result if isinstance(result, Failed) else self.succeeded(result)
+
+    def _children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:
+        """Sub-tasks, `max_parallel` of them at a time."""
+        outcomes: list[ChildOutcome] = []
+        for begin in range(0, len(requests), self.definition.config.max_parallel):
+            more = self.journal.children(requests[begin : begin + self.definition.config.max_parallel])
+            if isinstance(more, Suspended):
+                return more
+            outcomes += more
+        return outcomes
 
     def _requests(self, relation: RelationDefinition, value: JsonValue) -> list[tuple[str, JsonValue]]:
         if relation.for_each is None:

@@ -21,6 +21,7 @@ import structlog
 from shared import lifecycle
 from shared.database import persist, statement
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError
+from shared.hints import publish_progress
 from shared.json_values import JsonValue, digest
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Snoozed, Suspended, WaitRequest
 
@@ -237,6 +238,7 @@ class Journal:
             if flags is None:
                 raise ClaimLost
             self.unwritten.clear()
+        publish_progress(self.task_id)
         if flags["cancel"]:
             raise Cancelled("Cancelled while it ran.")
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from shared import lifecycle
 from shared.database import behind_time_limit, close_engine, is_transient, persist, reason, statement
 from shared.errors import Cancelled, MinionError, TimeLimitExceeded
-from shared.hints import publish_finished
+from shared.hints import publish_finished, publish_progress
 from shared.schemas import UnreadableDefinition
 from shared.states import State
 from workers import journal as journals
@@ -75,8 +75,8 @@ def _work(task: ClaimedTask) -> str:
         log.warning("claim_lost", why="another claim holds the task, or it has ended; nothing is written")
         return "claim_lost"
     log.info("recorded", state=str(state), attempt=task.attempts + 1, cpu_seconds=round(meter.cpu_seconds(), 4))
-    if state.final:
-        publish_finished(task.id)
+    publish = publish_finished if state.final else publish_progress
+    publish(task.id)
     return str(state)
 
 

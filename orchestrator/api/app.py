@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from orchestrator.api import (
     agents,
     capabilities,
+    events,
     functions,
     health,
     problems,
@@ -27,7 +28,9 @@ from orchestrator.api import (
     workers,
 )
 from orchestrator.api.auth import read_key, require_key
+from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
+from orchestrator.api.watching import Watching
 from shared import __version__
 from shared.database import make_engine
 from shared.settings import Settings
@@ -39,7 +42,7 @@ Errors are problem details (RFC 9457): `detail` says what was wrong and what to 
 Lists are pages: pass `next` as `cursor` to get the following one. Request bodies are strict JSON: no NaN, no U+0000,
 no duplicate keys, at most 100 levels.
 """
-GUARDED = (tasks, replays, rules, schedules, webhooks, agents, functions, capabilities, workers)
+GUARDED = (tasks, events, replays, rules, schedules, webhooks, agents, functions, capabilities, workers)
 """The modules whose routes need the API key."""
 POOL_SIZE = 10
 STATEMENT_TIMEOUT = "30s"
@@ -48,8 +51,8 @@ STATEMENT_TIMEOUT = "30s"
 def create_app(settings: Settings) -> FastAPI:
     """The application for these settings. Its lifespan holds the connections.
 
-    `app.state.finish_watch.release()` ends all waiting requests; call it when the server begins to shut down, which
-    otherwise takes as long as the longest wait.
+    `release(app)` ends all waiting requests; call it when the server begins to shut down, which otherwise takes as
+    long as the longest wait.
 
     Raises:
         NotConfigured: there is no database, broker or API key in the settings.
@@ -61,7 +64,9 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.api_key = read_key(settings)
     app.state.engine = _make_engine(settings)
-    app.state.finish_watch = FinishWatch(settings)
+    app.state.watching = Watching(settings)
+    app.state.finish_watch = FinishWatch(app.state.watching)
+    app.state.event_watch = EventWatch(app.state.watching)
     app.include_router(health.router)
     for module in GUARDED:
         guard(app, module.router)
@@ -69,6 +74,12 @@ def create_app(settings: Settings) -> FastAPI:
     problems.handle(app)
     app.openapi = _with_problems(app.openapi)  # type: ignore[method-assign]
     return app
+
+
+def release(app: FastAPI) -> None:
+    """Ends all requests that wait for something or follow it, now and from now on. Any thread may call."""
+    app.state.finish_watch.release()
+    app.state.event_watch.release()
 
 
 def guard(app: FastAPI, router: APIRouter) -> None:
@@ -91,8 +102,8 @@ class HeadAsGet:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    watch: FinishWatch = app.state.finish_watch
-    async with watch.running():
+    state = app.state
+    async with state.watching.running(), state.finish_watch.running(), state.event_watch.running():
         yield
     app.state.engine.dispose()
 

@@ -1,30 +1,24 @@
-"""Waiting for tasks to finish: one subscription and one database connection for all who wait in this process.
+"""Waiting for tasks to finish.
 
-A hint over Redis wakes them at once. Hints may be lost and Redis may be away: once a second one query asks the
-database about all tasks that somebody waits for.
+A hint over Redis wakes those who wait at once. Hints may be lost and Redis may be away: once a second one query asks
+the database about all tasks that somebody waits for.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from uuid import UUID
 
-import redis.asyncio
 import structlog
-from redis.exceptions import RedisError
 
-from shared.database import make_engine, reason
+from orchestrator.api.watching import POLL_SECONDS, Watching
+from shared.database import reason
 from shared.hints import FINISHED
-from shared.settings import Settings
 from shared.tasks import ended
 
 log = structlog.get_logger(__name__)
-
-POLL_SECONDS = 1.0
-LINGER_SECONDS = 30.0
 
 
 class Expectation:
@@ -43,11 +37,10 @@ class Expectation:
 class FinishWatch:
     """Tells callers on the event loop that a task has ended."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, watching: Watching) -> None:
+        self._watching = watching
         self._expected: dict[UUID, set[Expectation]] = {}
         self._somebody = asyncio.Event()
-        self._last_needed = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._released = False
 
@@ -55,17 +48,12 @@ class FinishWatch:
     async def running(self) -> AsyncIterator[None]:
         """Watches while the block runs."""
         self._loop = asyncio.get_running_loop()
-        self._engine = make_engine(self._settings, pool_size=1)
-        self._thread = ThreadPoolExecutor(1, "finish-watch")
-        watchers = [asyncio.create_task(self._poll()), asyncio.create_task(self._listen())]
+        polling = asyncio.create_task(self._poll())
         try:
             yield
         finally:
-            for watcher in watchers:
-                watcher.cancel()
-            await asyncio.gather(*watchers, return_exceptions=True)
-            self._thread.shutdown()
-            self._engine.dispose()
+            polling.cancel()
+            await asyncio.gather(polling, return_exceptions=True)
 
     @contextmanager
     def expecting(self, task: UUID) -> Iterator[Expectation]:
@@ -76,7 +64,8 @@ class FinishWatch:
         self._expected.setdefault(task, set()).add(expectation)
         self._somebody.set()
         try:
-            yield expectation
+            with self._watching.hearing(FINISHED, self._hear):
+                yield expectation
         finally:
             self._forget(task, expectation)
 
@@ -102,44 +91,16 @@ class FinishWatch:
         while True:
             await self._somebody.wait()
             try:
-                asking = asyncio.get_running_loop().run_in_executor(self._thread, self._ask, list(self._expected))
-                self._announce(await asking)
+                self._announce(await self._watching.ask(ended, list(self._expected)))
             except Exception as error:  # whatever it is, those who wait must be asked for again
                 log.warning("finish_poll_failed", reason=reason(error))
             await asyncio.sleep(POLL_SECONDS)
 
-    def _ask(self, tasks: list[UUID]) -> set[UUID]:
-        with self._engine.connect() as connection:
-            return ended(connection, tasks)
-
-    async def _listen(self) -> None:
-        while True:
-            await self._somebody.wait()
-            try:
-                await self._subscribe()
-            except (RedisError, OSError) as error:
-                log.info("finish_hints_away", reason=str(error))
-                await asyncio.sleep(POLL_SECONDS)
-
-    async def _subscribe(self) -> None:
-        """Passes hints on while somebody waits, and for a while after: a connection for each wait would be dear."""
-        url = self._settings.require_redis_url()
-        client = redis.asyncio.Redis.from_url(url, socket_connect_timeout=2.0, retry=None, health_check_interval=10)
-        async with client, client.pubsub(ignore_subscribe_messages=True) as channel:
-            await channel.subscribe(FINISHED)
-            while self._needed():
-                message = await channel.get_message(timeout=POLL_SECONDS)
-                if message is not None:
-                    self._announce(_named_in(message["data"]))
-
-    def _needed(self) -> bool:
-        now = asyncio.get_running_loop().time()
-        if self._expected:
-            self._last_needed = now
-        return now - self._last_needed < LINGER_SECONDS
+    def _hear(self, channel: str, hint: bytes) -> None:
+        self._announce(named_in(hint))
 
 
-def _named_in(hint: bytes) -> list[UUID]:
+def named_in(hint: bytes) -> list[UUID]:
     """The task that a hint names; anybody may publish anything."""
     with suppress(ValueError):
         return [UUID(hint.decode())]

@@ -1,4 +1,4 @@
-"""Commands about tasks: submit, tasks, show, why, cancel, signal, capabilities, workers."""
+"""Commands about tasks: submit, follow, tasks, show, why, cancel, signal, capabilities, workers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Any
 import typer
 from rich.text import Text
 
-from minions import Task
+from minions import Client, Task
 from orchestrator.commands.client import connect
+from orchestrator.commands.following import print_lines, show_events
 from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table, stderr
 from shared.errors import InvalidInput
 from shared.json_values import parse
@@ -21,7 +22,7 @@ COLUMNS = ("id", "agent", "state", "capability", "attempts", "created", "finishe
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (submit, tasks, show, why, cancel, signal, capabilities, workers):
+    for command in (submit, follow, tasks, show, why, cancel, signal, capabilities, workers):
         app.command()(command)
 
 
@@ -32,6 +33,7 @@ def submit(
     capability: str | None = typer.Option(None, help="Run on this capability's queue."),
     wait: bool = typer.Option(False, "--wait", "-w", help="Wait for the outcome and print the output."),
     timeout: float | None = typer.Option(None, help="Seconds to wait at most."),
+    following: bool = typer.Option(False, "--follow", "-f", help="Show what happens, then as --wait."),
     idempotency_key: str | None = typer.Option(None, help="The same key and payload give the same task."),
     key: str | None = typer.Option(None, help="The tenant."),
     label: list[str] = typer.Option([], "--label", "-l", metavar="NAME=VALUE", help="A label; may be repeated."),
@@ -43,6 +45,8 @@ def submit(
     as_json: bool = AS_JSON,
 ) -> None:
     """Hand in a task."""
+    if following and timeout is not None:
+        raise typer.BadParameter("--timeout goes with --wait")
     options: dict[str, Any] = {
         "capability": capability,
         "idempotency_key": idempotency_key,
@@ -61,9 +65,22 @@ def submit(
     given = {name: value for name, value in options.items() if value is not None or name == "input"}
     with connect() as client:
         task = client.submit(None if agent == "-" else agent, **given)
+        if following:
+            _follow(client, task.id, as_json)
+            return
         if wait:
             task = client.wait(task.id, timeout=timeout)
     _print_submitted(task, wait=wait, as_json=as_json)
+
+
+def follow(
+    task_id: str = typer.Argument(help="The task's id."),
+    after: int = typer.Option(0, min=0, help="The id of the last event that was seen."),
+    as_json: bool = typer.Option(False, "--json", help="Print each event as a line of JSON."),
+) -> None:
+    """Show what happens to a task, as it happens, up to its end."""
+    with connect() as client:
+        _follow(client, task_id, as_json, after)
 
 
 def tasks(
@@ -221,6 +238,16 @@ def labels_of(pairs: list[str]) -> dict[str, str]:
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise typer.BadParameter(f"a label is NAME=VALUE, not {wrong[0]!r}")
     return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _follow(client: Client, task_id: str, as_json: bool, after: int = 0) -> None:
+    show = print_lines if as_json else show_events
+    show(task_id, client.follow(task_id, after))
+    ended = client.get(task_id)
+    if not as_json:
+        _print_submitted(ended, wait=True, as_json=False)
+    elif not ended.succeeded:
+        raise typer.Exit(1)
 
 
 def _print_submitted(task: Task, *, wait: bool, as_json: bool) -> None:

@@ -21,6 +21,7 @@ from shared.models.definitions import (
     Tool,
     ToolVersion,
 )
+from shared.models.events import TaskEvent
 from shared.models.operations import (
     Limit,
     Pause,
@@ -67,6 +68,7 @@ __all__ = [
     "Signal",
     "Step",
     "Task",
+    "TaskEvent",
     "TaskOutcome",
     "TaskStatus",
     "Tool",

@@ -9,6 +9,7 @@ import pytest
 
 from shared import lifecycle
 from shared.database import transaction
+from shared.errors import InvalidDefinition
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 
@@ -228,3 +229,58 @@ def test_a_fan_out_of_a_thousand_needs_one_slot(chain: Any, tasks: Tasks, here: 
     assert [result["output"] for result in ended["output"]["results"]] == list(range(1000))
     assert (ended["claim"], ended["open_waits"]) == (2, 0)
     assert tasks.count() == {"succeeded": 1001}
+
+
+def test_a_chain_has_so_many_sub_tasks_under_way_at_once(chain: Any, tasks: Tasks, here: Minion) -> None:
+    chain("Many", {"agent": "Act", "for_each": "items"}, max_parallel=2)
+    task = tasks.submit("Many", {"items": [answer(number) for number in range(5)]})
+    most = 0
+    while not tasks.get(task)["output"]:
+        here._round()
+        states = [child["state"] for child in tasks.children(task)]
+        most = max(most, len(states) - states.count("succeeded"))
+    assert most == 2
+    assert [entry["output"] for entry in tasks.get(task)["output"]["results"]] == [0, 1, 2, 3, 4]
+
+
+NUMBER = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+TEXT = {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "relations", "input_schema", "output_schema", "fault"),
+    [
+        ("sequential", ["Counts", "Reads"], None, None, r"relations\.1: what 'Counts' returns never fits 'Reads'"),
+        ("sequential", ["Writes", "Reads"], None, None, r"relations\.1: what 'Writes' returns never fits 'Reads'"),
+        ("sequential", ["Reads"], NUMBER, None, r"relations\.0: what it is given never fits 'Reads'"),
+        ("parallel", ["Counts", "Reads"], NUMBER, None, r"relations\.1: what it is given never fits 'Reads'"),
+        ("sequential", ["Counts"], None, TEXT, r"output_schema: what 'Counts' returns never fits it"),
+        ("sequential", [("Counts", "texts")], {"properties": {"texts": {"items": TEXT}}}, None, r"relations\.0: what"),
+        ("sequential", ["Counts", "Counts"], NUMBER, NUMBER, None),
+        ("parallel", ["Counts", "Reads"], None, None, None),
+    ],
+)
+def test_a_chain_that_can_never_work_is_refused(
+    define: Define, strategy: str, relations: list[Any], input_schema: Any, output_schema: Any, fault: str | None
+) -> None:
+    function = {"kind": "agent", "type": "function", "tool": "act"}
+    given = [{"agent": r} if isinstance(r, str) else {"agent": r[0], "for_each": r[1]} for r in relations]
+    documents = (
+        {**function, "name": "Counts", "input_schema": NUMBER, "output_schema": NUMBER},
+        {**function, "name": "Reads", "input_schema": TEXT},
+        {"kind": "agent", "name": "Writes", "model": "offline"},
+        {
+            "kind": "agent",
+            "name": "Chain",
+            "type": "function",
+            "relations": given,
+            "input_schema": input_schema,
+            "output_schema": output_schema,
+            "config": {"chain_strategy": strategy},
+        },
+    )
+    if fault is None:
+        define(*documents)
+    else:
+        with pytest.raises(InvalidDefinition, match=fault):
+            define(*documents)

@@ -371,17 +371,17 @@ def test_messages_without_a_word_are_refused(ask: Any, agent: Any, api: Messages
     assert api.requests == []
 
 
-def test_the_soft_limit_ends_a_model_call(
+def test_the_soft_limit_ends_a_model_call_before_and_in_its_stream(
     tasks: Tasks, agent: Any, api: MessagesApi, offered: Path, tmp_path: Path, short_leases: Settings
 ) -> None:
     agent(config={"soft_time_limit": 1, "time_limit": 30, "max_attempts": 1})
-    api.script, api.seconds = [messages_api.text("Late.")], 5
+    api.script = [messages_api.text("Late.", seconds=5), messages_api.text("Slow.", pause=5)]
     worker = start_worker(tmp_path, "work")
     with ended_at_last(worker), orchestrating(short_leases):
         wait_online(tasks.engine, worker)
-        task = tasks.run("Agent", "Hello")
-    assert task["error"]["type"] == "time_limit_exceeded"
-    assert len(api.requests) == 1
+        late, slow = (tasks.run("Agent", "Hello") for _ in range(2))
+    assert [task["error"]["type"] for task in (late, slow)] == ["time_limit_exceeded"] * 2
+    assert len(api.requests) == 2
 
 
 def test_auto_means_offline_without_a_key(

@@ -36,6 +36,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.answers: list[Answer] = []
         self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.last_ids: list[str | None] = []
         self.headers: dict[str, str] = {}
 
 
@@ -46,6 +47,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.asked.append((self.path, json.loads(body or b"{}")))
+        self.server.last_ids.append(self.headers["Last-Event-ID"])
         answer = self.server.answers.pop(0)
         if isinstance(answer, str):
             self.close_connection = True
@@ -131,6 +133,38 @@ def test_it_comes_back_when_it_was_told_to(server: Server, client: Client) -> No
     began = time.monotonic()
     client.get(uuid4())
     assert time.monotonic() - began >= 1
+
+
+def test_a_stream_that_breaks_goes_on_where_it_broke_off(server: Server, client: Client) -> None:
+    server.headers = {"Content-Type": "text/event-stream", "Content-Length": "100000", "Connection": "close"}
+    begun = b'retry: 1\n\nid: 1\nevent: task.accepted\ndata: {}\n\nevent: step.text\ndata: {"text": "a"}\n\n'
+    server.answers = [
+        (200, begun + b"id: 2\nevent: task.running\ndata: {}\n"),  # not yet at its end
+        DROP,
+        (200, b"retry: 1\n\n: nothing new\n\n"),
+        DROP,
+        (200, b"id: 2\nevent: task.running\ndata: {}\n\nid: 3\nevent: task.failed\ndata: {}\n\n"),
+    ]
+    told = [(event.id, event.type, event.final) for event in client.follow("x")]
+    assert told == [
+        (1, "task.accepted", False),
+        (None, "step.text", False),
+        (2, "task.running", False),
+        (3, "task.failed", True),
+    ]
+    assert server.last_ids == ["0", "1", "1", "1", "1"]
+
+
+@pytest.mark.parametrize("status", [401, 404, 422])
+def test_a_stream_that_is_refused_is_an_error(server: Server, client: Client, status: int) -> None:
+    server.answers = [(status, {"detail": "No."})]
+    with pytest.raises(errors.MinionsError, match=r"No\."):
+        list(client.follow("x"))
+
+
+def test_a_stream_of_which_all_was_read_is_empty(server: Server, client: Client) -> None:
+    server.answers = [(204, b"")]
+    assert list(client.follow("x", after=3)) == []
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"", b"\xff"])

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from sqlalchemy import Engine
 
 from minions import Client
-from orchestrator.api.app import create_app
+from orchestrator.api.app import create_app, release
 from shared.settings import Settings
 
 SEARCH_INPUT = {
@@ -58,7 +58,7 @@ def serving(app: FastAPI) -> Iterator[int]:
         try:
             yield listener.getsockname()[1]
         finally:
-            app.state.finish_watch.release()
+            release(app)
             server.should_exit = True
             thread.join(20)
             assert not thread.is_alive(), "the server does not stop"

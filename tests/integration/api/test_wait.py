@@ -19,7 +19,7 @@ from sqlalchemy import Engine, text
 
 from minions import Client
 from orchestrator.api.app import create_app
-from orchestrator.api.finish_watch import POLL_SECONDS
+from orchestrator.api.watching import POLL_SECONDS
 from shared import lifecycle
 from shared.embedded import EmbeddedServers
 from shared.hints import FINISHED, make_redis, publish_finished

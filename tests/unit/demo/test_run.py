@@ -135,7 +135,7 @@ class LocalClient:
         messages: list[dict[str, Any]] = [{"role": "user", "content": json.dumps(value)}]
         while True:
             request = ModelRequest("offline", definition.system_prompt, messages, specs, 1000, input=value)
-            (block,) = OfflinePlanner().complete(request).content
+            (block,) = OfflinePlanner().complete(request, print).content
             if block["type"] == "text":
                 return block["text"]
             result = json.dumps(self.tool(block["name"], block["input"], root_id))

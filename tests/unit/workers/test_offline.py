@@ -40,7 +40,7 @@ def request(said: str, *tools: ToolSpec, messages: Any = (), **fields: Any) -> M
 
 
 def plan(*args: Any, **fields: Any) -> ModelReply:
-    return OfflinePlanner().complete(request(*args, **fields))
+    return OfflinePlanner().complete(request(*args, **fields), print)
 
 
 def after(reply: ModelReply, *results: Any) -> list[dict[str, Any]]:

@@ -1,0 +1,84 @@
+"""Following a task: its events as they happen, over as many connections as it takes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from minions.task import FINAL
+from minions.transport import Again, Transport, pause_before
+
+ENDINGS = frozenset(f"task.{state}" for state in FINAL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEvent:
+    """Something that happened to a task.
+
+    Attributes:
+        id: counts from 1 within the task; None for streamed text, which is not stored.
+        type: `task.accepted`, `task.running`, `task.waiting`, `task.pending`, at last `task.succeeded`, `task.failed`,
+            `task.cancelled` or `task.expired`; `step.started`, `step.finished`, `step.failed`; `step.text` (what is
+            new in `data["text"]`) and `step.restarted` (what was streamed for `data["step"]` so far is void).
+        data: what the API's page on events describes.
+    """
+
+    id: int | None
+    type: str
+    data: dict[str, Any]
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing comes after it."""
+        return self.type in ENDINGS
+
+
+def follow(transport: Transport, path: str, after: int) -> Iterator[TaskEvent]:
+    """The events after a certain one. A connection that breaks is made again where it broke off.
+
+    Raises:
+        Unavailable: the API cannot be reached, also after the retries.
+        MinionsError: it refuses.
+    """
+    failures = 0
+    while True:
+        try:
+            for event in _connection(transport, path, after):
+                failures = 0
+                if event is None:
+                    continue
+                after = event.id or after
+                yield event
+                if event.final:
+                    return
+            # Nothing more, although the task goes on: the server stops.
+            failures += 1
+            time.sleep(pause_before(failures))
+        except _AllRead:
+            return
+        except Again as again:
+            failures += 1
+            if failures > transport.retries:
+                raise again.error from None
+            time.sleep(again.pause or pause_before(failures))
+
+
+class _AllRead(Exception):
+    """The task has ended and there is no event left."""
+
+
+def _connection(transport: Transport, path: str, after: int) -> Iterator[TaskEvent | None]:
+    """The events of one connection; None when the API shows that it is there."""
+    for message in transport.events(path, last_id=after):
+        if message is None:
+            raise _AllRead
+        # An id stands for all that follows until the next one.
+        number = int(message.id or 0)
+        if number > after:
+            after = number
+            yield TaskEvent(id=number, type=message.event, data=json.loads(message.data))
+        else:
+            yield TaskEvent(id=None, type=message.event, data=json.loads(message.data)) if message.data else None

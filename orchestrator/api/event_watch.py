@@ -1,0 +1,229 @@
+"""Following tasks: what happens to them reaches everybody who follows them in this process.
+
+What is stored is read from the database, by one statement for all followers: when a hint says so, and once a second.
+Streamed text comes over Redis only, and to those who listen at that moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from orchestrator.api.finish_watch import named_in
+from orchestrator.api.watching import POLL_SECONDS, Watching
+from shared.database import reason
+from shared.events import STREAMED, News, TaskEvent, read_news
+from shared.hints import EVENTS, FINISHED
+
+log = structlog.get_logger(__name__)
+
+FOLLOWERS_AT_ONCE = 50
+LARGEST_BACKLOG = 1 << 20
+"""Characters of streamed text: whoever reads more slowly than that is cut off, and may come back."""
+
+
+class Follower:
+    """One caller who follows one task: what he has still to be told.
+
+    Attributes:
+        after: the number of the last stored event that was read for him.
+        behind: there is more to read for him, when he has been told what is here.
+    """
+
+    def __init__(self, task: UUID, after: int, look: Callable[[UUID], None]) -> None:
+        """`look` has the task looked at soon."""
+        self.task = task
+        self.after = after
+        self.behind = False
+        self._look = look
+        self._waiting: deque[TaskEvent] = deque()
+        self._early: list[TaskEvent] = []
+        self._begun: set[Any] = set()
+        self._backlog = 0
+        self._over = False
+        self._wake = asyncio.Event()
+
+    @property
+    def hungry(self) -> bool:
+        """Whether he has been told all that is stored, as far as it was read."""
+        return not self._over and all(event.number is None for event in self._waiting)
+
+    async def events(self, heartbeat: float) -> AsyncIterator[TaskEvent | None]:
+        """What happens, until nothing more can, or the watch was released; None each `heartbeat` seconds of silence."""
+        while self._waiting or not self._over:
+            if self._waiting:
+                event = self._waiting.popleft()
+                self._backlog -= _length(event)
+                yield event
+                continue
+            if self.behind:
+                self._look(self.task)
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(self._wake.wait(), heartbeat)
+            except TimeoutError:
+                yield None
+
+    def tell(self, news: News) -> None:
+        """Adds what is stored, and then what was streamed before it was read."""
+        for event in news.events:
+            self.after = event.number or self.after
+            if event.type == "step.started":
+                self._begun.add(event.data["step"])
+            elif event.type in ("step.finished", "step.failed"):
+                self._begun.discard(event.data["step"])
+            self._waiting.append(event)
+        early, self._early = self._early, []
+        for event in early:
+            self._add(event)
+        self._over |= news.over
+        self.behind = not news.complete
+        self._wake.set()
+
+    def stream(self, event: TaskEvent) -> bool:
+        """Adds what is not stored. False: its step is not known to have begun, so it stands back for one look."""
+        if event.data.get("step") in self._begun:
+            self._add(event)
+            self._wake.set()
+            return True
+        self._early.append(event)
+        return False
+
+    def stop(self) -> None:
+        """Ends `events` after what is there."""
+        self._over = True
+        self._wake.set()
+
+    def _add(self, event: TaskEvent) -> None:
+        self._begun.add(event.data.get("step"))
+        self._waiting.append(event)
+        self._backlog += _length(event)
+        if self._backlog > LARGEST_BACKLOG:
+            self.stop()
+
+
+class EventWatch:
+    """Tells callers on the event loop what happens to the tasks that they follow."""
+
+    def __init__(self, watching: Watching) -> None:
+        self._watching = watching
+        self._followers: dict[UUID, set[Follower]] = {}
+        self._hinted: set[UUID] = set()
+        self._hint = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._released = False
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Watches while the block runs."""
+        self._loop = asyncio.get_running_loop()
+        looking = asyncio.create_task(self._look())
+        try:
+            yield
+        finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+
+    @contextmanager
+    def following(self, task: UUID, after: int) -> Iterator[Follower]:
+        """Begins to follow a task, after the event of that number."""
+        follower = Follower(task, after, self._look_at)
+        with ExitStack() as hearing:
+            hearing.enter_context(self._watching.hearing(FINISHED, self._hear_end))
+            hearing.enter_context(self._watching.hearing(f"{EVENTS}{task}", self._hear))
+            self._followers.setdefault(task, set()).add(follower)
+            self._look_at(task)
+            if self._released:
+                follower.stop()
+            try:
+                yield follower
+            finally:
+                self._forget(follower)
+
+    def release(self) -> None:
+        """Ends all streams, now and from now on: a server that shuts down is not held up. Any thread may call."""
+        self._released = True
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stop_all)
+
+    def _stop_all(self) -> None:
+        for follower in self._all():
+            follower.stop()
+
+    def _all(self) -> list[Follower]:
+        return [follower for group in self._followers.values() for follower in group]
+
+    def _forget(self, follower: Follower) -> None:
+        group = self._followers[follower.task]
+        group.discard(follower)
+        if not group:
+            del self._followers[follower.task]
+
+    def _hear_end(self, channel: str, hint: bytes) -> None:
+        for task in named_in(hint):
+            self._look_at(task)
+
+    def _hear(self, channel: str, message: bytes) -> None:
+        """A hint that something is stored, or what is not stored."""
+        task = UUID(channel.removeprefix(EVENTS))
+        event = _streamed(message)
+        known = [event is not None and follower.stream(event) for follower in self._followers.get(task, ())]
+        if not all(known):
+            self._look_at(task)
+
+    def _look_at(self, task: UUID) -> None:
+        if task in self._followers:
+            self._hinted.add(task)
+            self._hint.set()
+
+    async def _look(self) -> None:
+        """Looks at what was hinted at, and once a second at everything."""
+        loop = asyncio.get_running_loop()
+        everything_at = loop.time()
+        while True:
+            if not self._followers:
+                await self._hint.wait()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hint.wait(), max(0.0, everything_at - loop.time()))
+            self._hint.clear()
+            hinted, self._hinted = self._hinted, set()
+            if loop.time() >= everything_at:
+                hinted, everything_at = set(self._followers), loop.time() + POLL_SECONDS
+            try:
+                await self._tell([one for one in self._all() if one.task in hinted])
+            except Exception as error:  # whatever it is, those who follow must be told later
+                log.warning("event_poll_failed", reason=reason(error))
+
+    async def _tell(self, followers: Sequence[Follower]) -> None:
+        for follower in followers:
+            follower.behind = True
+        hungry = [follower for follower in followers if follower.hungry]
+        for start in range(0, len(hungry), FOLLOWERS_AT_ONCE):
+            group = hungry[start : start + FOLLOWERS_AT_ONCE]
+            asked = [(follower.task, follower.after) for follower in group]
+            for follower, news in zip(group, await self._watching.ask(read_news, asked), strict=True):
+                follower.tell(news)
+
+
+def _streamed(message: bytes) -> TaskEvent | None:
+    """What a message shows; anybody may publish anything, and a hint shows nothing."""
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        shown = json.loads(message, parse_constant=_refuse)
+        if shown["type"] in STREAMED and isinstance(shown["data"]["step"], int):
+            return TaskEvent(None, shown["type"], shown["data"])
+    return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _length(event: TaskEvent) -> int:
+    return len(str(event.data.get("text", ""))) + 100 if event.number is None else 0

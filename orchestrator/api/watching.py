@@ -1,0 +1,131 @@
+"""What all who wait in this process share: one subscription for hints, and one database connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, TypeVar
+
+import redis.asyncio
+import structlog
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+from sqlalchemy import Connection
+
+from shared.database import make_engine
+from shared.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 1.0
+"""Hints may be lost and Redis may be away: so often the database is asked anyway."""
+LINGER_SECONDS = 30.0
+"""So long a channel is listened to after the last one who wanted it: a subscription for each wait would be dear."""
+
+Hear = Callable[[str, bytes], None]
+Question = TypeVar("Question")
+Answer = TypeVar("Answer")
+
+
+class Watching:
+    """Hears hints and asks the database, on behalf of those who wait on the event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._hearers: dict[str, Counter[Hear]] = {}
+        self._lingering: dict[str, float] = {}
+        self._changed = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Listens while the block runs."""
+        self._engine = make_engine(self._settings, pool_size=1)
+        self._thread = ThreadPoolExecutor(1, "watching")
+        listening = asyncio.create_task(self._listen())
+        try:
+            yield
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+            self._thread.shutdown()
+            self._engine.dispose()
+
+    async def ask(self, query: Callable[[Connection, Question], Answer], question: Question) -> Answer:
+        """Asks the database, one question after the other."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, query, question)
+
+    @contextmanager
+    def hearing(self, channel: str, hear: Hear) -> Iterator[None]:
+        """Calls `hear` with the channel and each message, once for each message however often it is given."""
+        if channel not in self._hearers:
+            self._hearers[channel] = Counter()
+            self._changed.set()
+        self._lingering.pop(channel, None)
+        hearers = self._hearers[channel]
+        hearers[hear] += 1
+        try:
+            yield
+        finally:
+            hearers[hear] -= 1
+            if not +hearers:
+                self._lingering[channel] = asyncio.get_running_loop().time() + LINGER_SECONDS
+
+    def _ask(self, query: Callable[[Connection, Question], Answer], question: Question) -> Answer:
+        with self._engine.connect() as connection:
+            return query(connection, question)
+
+    async def _listen(self) -> None:
+        while True:
+            if not self._hearers:
+                await self._changed.wait()
+            self._changed.clear()
+            try:
+                await self._subscribe()
+            except (RedisError, OSError) as error:
+                log.info("hints_away", reason=str(error))
+                await asyncio.sleep(POLL_SECONDS)
+                self._forget_unwanted()
+
+    async def _subscribe(self) -> None:
+        """Passes hints on until no channel is wanted any more."""
+        url = self._settings.require_redis_url()
+        client = redis.asyncio.Redis.from_url(url, socket_connect_timeout=2.0, retry=None, health_check_interval=10)
+        async with client, client.pubsub(ignore_subscribe_messages=True) as subscription:
+            await subscription.subscribe(*self._hearers)
+            adding = asyncio.create_task(self._add_channels(subscription))
+            try:
+                while self._hearers and not adding.done():
+                    message = await subscription.get_message(timeout=POLL_SECONDS)
+                    if message is not None:
+                        self._pass_on(message)
+                    for channel in self._forget_unwanted():
+                        await subscription.unsubscribe(channel)
+                if adding.done():
+                    adding.result()
+            finally:
+                adding.cancel()
+                with suppress(asyncio.CancelledError, RedisError, OSError):
+                    await adding
+
+    async def _add_channels(self, subscription: PubSub) -> None:
+        """Beside the reading, which may have nothing to read for a second."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await subscription.subscribe(*self._hearers)
+
+    def _forget_unwanted(self) -> list[str]:
+        """The channels that nobody has wanted for a while."""
+        now = asyncio.get_running_loop().time()
+        unwanted = [channel for channel, until in self._lingering.items() if until < now]
+        for channel in unwanted:
+            del self._lingering[channel], self._hearers[channel]
+        return unwanted
+
+    def _pass_on(self, message: dict[str, Any]) -> None:
+        channel = message["channel"].decode()
+        for hear in list(+self._hearers.get(channel, Counter())):
+            hear(channel, message["data"])

@@ -1,0 +1,72 @@
+"""Showing a task's events as they come: for people on standard error, for programs as JSON lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import typer
+from rich.text import Text
+
+from minions import TaskEvent
+from orchestrator.commands.output import STATE_STYLES, stderr
+
+
+def print_lines(task_id: str, events: Iterable[TaskEvent]) -> None:
+    """Each event as a JSON object in a line of its own, at once."""
+    for event in events:
+        line = {"task_id": task_id, "id": event.id, "type": event.type, "data": event.data}
+        typer.echo(json.dumps(line, ensure_ascii=False))
+
+
+def show_events(task_id: str, events: Iterable[TaskEvent]) -> None:
+    """The task's id, streamed text as it comes, steps and states in a short line each."""
+    stderr.print(Text(f"task {task_id}", style="bold"))
+    in_text = False
+    for event in events:
+        if event.type == "step.text":
+            stderr.print(Text(str(event.data.get("text", ""))), end="")
+            in_text = True
+            continue
+        if in_text:
+            stderr.print()
+        in_text = False
+        stderr.print(Text.assemble((f"{_time(event)} ", "dim"), _line(event)))
+
+
+def _line(event: TaskEvent) -> Text:
+    subject, _, what = event.type.partition(".")
+    told = _step(what, event.data) if subject == "step" else _state(what, event.data)
+    return Text.assemble((told[0], STATE_STYLES.get(what, "")), told[1])
+
+
+def _state(state: str, data: dict[str, Any]) -> tuple[str, str]:
+    facts = {
+        "accepted": data.get("agent"),
+        "running": f"claim {data.get('claim')}",
+        "waiting": " until ".join(filter(None, (data.get("reason"), _local(data.get("due_at"))))),
+    }
+    return state, _details(facts.get(state), data)
+
+
+def _step(what: str, data: dict[str, Any]) -> tuple[str, str]:
+    names = " ".join(str(data[name]) for name in ("kind", "name") if name in data)
+    if what == "restarted":
+        return f"step {data['step']} restarted", ": what was streamed is void"
+    child = f"task {data['child_id']}" if "child_id" in data else None
+    return f"step {data['step']} {what}", f" {names}{_details(child, data)}"
+
+
+def _details(fact: str | None, data: dict[str, Any]) -> str:
+    error = (data.get("error") or {}).get("message")
+    return (f" ({fact})" if fact else "") + (f": {error}" if error else "")
+
+
+def _time(event: TaskEvent) -> str:
+    return _local(event.data.get("at")) or datetime.now().astimezone().strftime("%H:%M:%S")
+
+
+def _local(moment: str | None) -> str | None:
+    return datetime.fromisoformat(moment).astimezone().strftime("%H:%M:%S") if moment else None

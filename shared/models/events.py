@@ -1,0 +1,27 @@
+"""What happened to a task, for those who follow it. Only the triggers in `migrations/sql/0003_events.sql` write it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ForeignKey
+from sqlalchemy.orm import Mapped, mapped_column
+
+from shared.models.base import Base, created
+
+
+class TaskEvent(Base):
+    """A change of a task's state, or of one of its steps; numbered within the task, without gaps.
+
+    `data` holds what may be different later; `shared.events` adds what never changes when it is read.
+    """
+
+    __tablename__ = "task_events"
+
+    task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    type: Mapped[str]
+    data: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = created()

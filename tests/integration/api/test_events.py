@@ -1,0 +1,468 @@
+"""Following a task: every event once and in order, whatever breaks in between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import httpx2
+import pytest
+from sqlalchemy import Engine, text
+from typer.testing import CliRunner
+
+from minions import Client, TaskEvent, errors
+from orchestrator.api.app import create_app
+from orchestrator.api.watching import POLL_SECONDS
+from orchestrator.cli import app as command
+from shared import lifecycle
+from shared.database import transaction
+from shared.embedded import EmbeddedServers
+from shared.errors import Conflict
+from shared.events import MOST_AT_ONCE
+from shared.hints import EVENTS, forget_publisher, make_redis, publish_event, publish_finished, publish_progress
+from shared.settings import Settings
+from shared.states import State
+from tests.conftest import Define
+from tests.integration.conftest import Minion, Tasks
+from tests.processes import wait_until
+
+from .conftest import Api, serving
+
+PAID = {"do": "answer", "answer": {"$wait": {"signal": "paid"}}}
+LARGE = "x" * 100_000
+TEXT = "One line\n\nand \u2028 \U0001f600 another"
+
+
+@pytest.fixture
+def parent(act: Any, define: Define) -> str:
+    """A chain of one sub-task, which does what the input says."""
+    act("Act", config={"max_attempts": 2})
+    define(
+        {
+            "kind": "agent",
+            "name": "Parent",
+            "type": "function",
+            "description": "Hands its work on",
+            "relations": [{"agent": "Act"}],
+            "config": {"capabilities": ["work"], "chain_strategy": "sequential"},
+        }
+    )
+    return "Parent"
+
+
+@dataclass
+class Following:
+    """A client that follows a task in a thread of its own."""
+
+    told: list[TaskEvent] = field(default_factory=list)
+    ended: Future[None] = field(default_factory=Future)
+
+    def types(self) -> list[str]:
+        """What it was told so far."""
+        return [event.type for event in self.told]
+
+    def until(self, kind: str, seconds: float = 10.0) -> TaskEvent:
+        """The first event of that type, when it is there."""
+        wait_until(lambda: kind in self.types(), f"{kind} is told", seconds)
+        return next(event for event in self.told if event.type == kind)
+
+    def all(self) -> list[tuple[int | None, str]]:
+        """Ids and types, up to the end."""
+        self.ended.result(10)
+        return [(event.id, event.type) for event in self.told]
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads that are done when the test is."""
+    with ThreadPoolExecutor() as threads:
+        yield threads
+
+
+@pytest.fixture
+def following(client: Client, threads: ThreadPoolExecutor) -> Any:
+    """Follows a task beside the test."""
+
+    def begin(task: UUID, after: int = 0) -> Following:
+        one = Following()
+
+        def read() -> None:
+            for event in client.follow(task, after):
+                one.told.append(event)
+
+        one.ended = threads.submit(read)
+        return one
+
+    return begin
+
+
+@dataclass
+class Run:
+    """A task that this test runs itself, one write after the other."""
+
+    task: UUID
+    claim: int
+
+    def write(self, number: int, status: str, **fields: Any) -> None:
+        """Commits a step as a minion does."""
+        step = {"number": number, "kind": "model_call", "name": "m", "status": status, "request_hash": "h", **fields}
+        with transaction() as connection:
+            assert lifecycle.write_steps(connection, self.task, self.claim, [{"effect": "idempotent", **step}])
+        publish_progress(self.task)
+
+    def finish(self, output: Any = None) -> None:
+        """Ends the task."""
+        with transaction() as connection:
+            lifecycle.finish(connection, self.task, self.claim, State.SUCCEEDED, {"output": output})
+        publish_finished(self.task)
+
+
+@pytest.fixture
+def run(act: Any, tasks: Tasks, here: Minion) -> Any:
+    """A task that has been claimed."""
+
+    def begin() -> Run:
+        task = tasks.submit(act(), {})
+        [message] = here.dispatch()
+        with transaction() as connection:
+            claimed = lifecycle.claim(connection, task, message.claim, here.id)
+        assert claimed is not None
+        return Run(task, claimed["claim"])
+
+    return begin
+
+
+def types_of(client: Client, task: Any, after: int = 0) -> list[tuple[int | None, str]]:
+    return [(event.id, event.type) for event in client.follow(task, after)]
+
+
+def frames(body: str) -> list[dict[str, Any]]:
+    """The events of a stream, as they stand in it."""
+    found = []
+    for frame in body.split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in frame.splitlines() if not line.startswith(":"))
+        if "data" in lines:
+            found.append({**lines, "data": json.loads(lines["data"])})
+    return found
+
+
+def test_the_story_of_a_task_its_sub_task_and_its_wait(
+    client: Client, http: httpx2.Client, tasks: Tasks, parent: str, here: Minion
+) -> None:
+    task = tasks.submit(parent, PAID)
+    for _ in range(2):
+        here._round()
+    [child] = [child["id"] for child in tasks.children(task)]
+    with transaction() as connection:
+        lifecycle.signal(connection, child, "paid", 5)
+    here.run_all()
+
+    told = list(client.follow(task))
+    assert [(event.id, event.type) for event in told] == [
+        (1, "task.accepted"),
+        (2, "task.running"),
+        (3, "step.started"),
+        (4, "task.waiting"),
+        (5, "step.finished"),
+        (6, "task.pending"),
+        (7, "task.running"),
+        (8, "task.succeeded"),
+    ]
+    begun, waiting, finished, last = told[2].data, told[3].data, told[4].data, told[7].data
+    assert begun["child_id"] == str(child)
+    assert (begun["step"], begun["kind"], begun["name"], begun["claim"]) == (1, "subtask", "Act", 1)
+    assert waiting["reason"] == "subtask"
+    assert finished["output"] == last["output"] == tasks.get(task)["output"]
+
+    story = list(client.follow(child))
+    assert [event.type for event in story] == [
+        "task.accepted",
+        *("task.running", "step.started", "step.finished", "step.started", "task.waiting"),
+        *("step.finished", "task.pending", "task.running", "task.succeeded"),
+    ]
+    assert story[0].data["parent_id"] == str(task)
+    assert story[4].data["input"] == {"signal": "paid", "seconds": None}
+    assert story[6].data["output"]["payload"] == 5
+
+    for read in range(8):
+        assert types_of(client, task, read) == [(event.id, event.type) for event in told[read:]]
+        by_header = http.get(f"/v1/tasks/{task}/events?after=8", headers={"Last-Event-ID": str(read)})
+        assert [int(frame["id"]) for frame in frames(by_header.text)] == list(range(read + 1, 9))
+    assert http.get(f"/v1/tasks/{task}/events?after=8").status_code == 204
+
+
+def test_what_it_looks_like_on_the_wire(http: httpx2.Client, run: Any) -> None:
+    running = run()
+    running.finish({"text": TEXT})
+    response = http.get(f"/v1/tasks/{running.task}/events?after=2")
+    assert response.headers["Content-Type"].startswith("text/event-stream")
+    assert (response.headers["Cache-Control"], response.headers["X-Accel-Buffering"]) == ("no-store", "no")
+    retry, last, rest = response.text.split("\n\n")
+    assert (retry, rest) == ("retry: 1000", "")
+    assert last.splitlines()[:2] == ["id: 3", "event: task.succeeded"]
+    [frame] = frames(response.text)
+    assert frame["data"]["output"]["text"] == TEXT
+
+
+@pytest.mark.parametrize("wrong", ["x", "-1", "1.5", "99999999999", "3"])
+def test_a_wrong_last_event_is_refused(http: httpx2.Client, run: Any, wrong: str) -> None:
+    task = run().task  # it has had two events
+    for asked in ({"params": {"after": wrong}}, {"headers": {"Last-Event-ID": wrong}}):
+        refused = http.get(f"/v1/tasks/{task}/events", **asked)
+        assert refused.status_code == 422
+        assert refused.headers["Content-Type"] == "application/problem+json"
+
+
+def test_who_may_follow_what(api: Api, http: httpx2.Client, client: Client, run: Any) -> None:
+    unknown = UUID(int=7)
+    with pytest.raises(errors.NotFound, match=str(unknown)):
+        list(client.follow(unknown))
+    assert httpx2.get(f"{api.url}/v1/tasks/{run().task}/events", trust_env=False).status_code == 401
+
+
+def test_text_is_streamed_between_the_steps(run: Any, following: Any) -> None:
+    running = run()
+    one, other = following(running.task), following(running.task)
+    for follower in (one, other):
+        follower.until("task.running")
+    wait_until(lambda: subscribers(running.task) == 1, "one subscription for both")
+    running.write(1, "started")
+    for part in ("Hel", "lo"):
+        publish_event(running.task, "step.text", {"step": 1, "text": part})
+    publish_event(running.task, "step.restarted", {"step": 1})
+    publish_event(running.task, "step.text", {"step": 1, "text": "Hello"})
+    for rubbish in (b"", b"\xff", b"[]", b'{"type": "task.failed", "data": {}}', b'{"type": "step.text", "data": {}}'):
+        with make_redis() as broker:
+            broker.publish(f"{EVENTS}{running.task}", rubbish)
+    one.until("step.restarted"), other.until("step.restarted")
+    running.write(1, "finished", output={"text": "Hello"}, usage={"input_tokens": 3})
+    running.finish("done")
+    for follower in (one, other):
+        assert follower.all() == [
+            (1, "task.accepted"),
+            (2, "task.running"),
+            (3, "step.started"),
+            (None, "step.text"),
+            (None, "step.text"),
+            (None, "step.restarted"),
+            (None, "step.text"),
+            (4, "step.finished"),
+            (5, "task.succeeded"),
+        ]
+        assert [event.data["text"] for event in follower.told if event.type == "step.text"] == ["Hel", "lo", "Hello"]
+        assert follower.told[-2].data["output"] == {"text": "Hello"}
+        assert follower.told[-2].data["usage"] == {"input_tokens": 3}
+
+
+def test_hints_are_prompt(run: Any, following: Any) -> None:
+    running = run()
+    follower = following(running.task)
+    follower.until("task.running")
+    wait_until(lambda: subscribers(running.task) == 1, "the subscription")
+    began = time.monotonic()
+    for number in range(1, 4):
+        running.write(number, "started")
+        wait_until(lambda: len(follower.told) == 2 + number, "the step is told")  # noqa: B023
+    running.finish()
+    follower.all()
+    assert time.monotonic() - began < POLL_SECONDS
+
+
+def test_while_redis_is_away_it_only_takes_longer(run: Any, following: Any, servers: EmbeddedServers) -> None:
+    running = run()
+    follower = following(running.task)
+    follower.until("task.running")
+    servers.valkey.kill()
+    try:
+        began = time.monotonic()
+        running.write(1, "started")
+        publish_event(running.task, "step.text", {"step": 1, "text": "nobody hears it"})
+        running.write(1, "finished", output="whole")
+        running.finish()
+        assert time.monotonic() - began < 1, "who writes is not held up"
+        assert follower.all()[2:] == [(3, "step.started"), (4, "step.finished"), (5, "task.succeeded")]
+        assert time.monotonic() - began < 2 * POLL_SECONDS + 1
+    finally:
+        servers.valkey.start()
+        forget_publisher()
+
+
+def test_twenty_follow_on_one_connection_and_one_who_leaves_leaves_nothing(
+    api: Api, run: Any, database: Engine
+) -> None:
+    running = run()
+    for number in range(1, MOST_AT_ONCE + 5):
+        running.write(number, "finished", output=number)
+    watch = api.app.state.event_watch
+
+    async def read(web: httpx2.AsyncClient, most: int) -> list[int]:
+        """The ids up to a number of them; then the connection is closed."""
+        ids: list[int] = []
+        async with web.stream("GET", f"/v1/tasks/{running.task}/events") as response:
+            async for line in response.aiter_lines():
+                if line.startswith("id: "):
+                    ids.append(int(line[4:]))
+                if len(ids) == most:
+                    break
+        return ids
+
+    async def follow() -> list[list[int]]:
+        headers = {"Authorization": f"Bearer {api.key}"}
+        limits = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(
+            base_url=api.url, headers=headers, limits=limits, timeout=30, trust_env=False
+        ) as web:
+            readers = [asyncio.create_task(read(web, 1000)) for _ in range(20)]
+            await asyncio.to_thread(wait_until, lambda: len(watch._all()) == 20, "twenty follow")
+            assert await asyncio.gather(*(read(web, 1) for _ in range(5))) == [[1]] * 5
+            await asyncio.to_thread(wait_until, lambda: len(watch._all()) == 20, "who left is forgotten")
+            assert (await web.get("/v1/tasks", params={"limit": 1}, timeout=2)).status_code == 200
+            assert await asyncio.to_thread(subscribers, running.task) == 1
+            await asyncio.to_thread(running.finish)
+            return await asyncio.gather(*readers)
+
+    began = time.monotonic()
+    assert asyncio.run(follow()) == [list(range(1, MOST_AT_ONCE + 8))] * 20
+    assert time.monotonic() - began < 5
+    wait_until(lambda: not watch._followers, "nobody follows")
+
+
+def test_large_outputs_are_left_out(client: Client, tasks: Tasks, act: Any, here: Minion) -> None:
+    task = tasks.submit(act(), {"do": "answer", "answer": LARGE})
+    here.run_all()
+    told = list(client.follow(task))
+    assert [event.type for event in told if event.data.get("output_omitted")] == ["step.finished", "task.succeeded"]
+    assert max(len(str(event.data)) for event in told) < 1000
+
+
+def test_a_failure_that_is_tried_again(client: Client, tasks: Tasks, parent: str, here: Minion) -> None:
+    task = tasks.submit("Act", {"do": "fail"})
+    here.run_all()
+    told = list(client.follow(task))
+    assert [event.type.partition(".")[2] for event in told] == [
+        *("accepted", "running", "started", "failed", "waiting", "pending"),
+        *("running", "started", "failed", "failed"),
+    ]
+    assert "attempt 1 fails" in told[3].data["error"]["message"]
+    assert (told[4].data["reason"], told[4].data["error"]["type"]) == ("backoff", told[-1].data["error"]["type"])
+    assert "attempt 2 fails" in told[8].data["error"]["message"]
+
+
+def test_a_parent_that_is_cancelled_has_nothing_more_to_tell(
+    client: Client, tasks: Tasks, parent: str, here: Minion, following: Any
+) -> None:
+    task = tasks.submit(parent, PAID)
+    for _ in range(2):
+        here._round()
+    follower = following(task)
+    follower.until("task.waiting")
+    tasks.cancel(task)
+    assert follower.all()[3:] == [(4, "task.waiting"), (5, "task.cancelled")]
+    [child] = tasks.children(task)
+    assert (child["state"], types_of(client, task, 4)) == ("cancelled", [(5, "task.cancelled")])
+
+
+def test_a_task_of_a_release_without_events_has_its_beginning_and_its_end(
+    client: Client, tasks: Tasks, act: Any, here: Minion, database: Engine
+) -> None:
+    task = tasks.submit(act(), {})
+    here.run_all()
+    with database.begin() as connection:
+        connection.execute(text("TRUNCATE task_events"))
+    assert types_of(client, task) == [(1, "task.accepted"), (2, "task.succeeded")]
+
+
+def test_a_task_that_is_deleted_takes_its_events_along(run: Any, following: Any, database: Engine) -> None:
+    running = run()
+    follower = following(running.task)
+    follower.until("task.running")
+    with database.begin() as connection:
+        connection.execute(text("DELETE FROM tasks"))
+        assert connection.scalar(text("SELECT count(*) FROM task_events")) == 0
+    with pytest.raises(errors.NotFound):
+        follower.ended.result(10)
+
+
+def test_many_who_write_at_once_never_collide(
+    run: Any, threads: ThreadPoolExecutor, client: Client, database: Engine
+) -> None:
+    running = run()
+
+    def write(first: int) -> None:
+        for number in range(first, first + 10):
+            running.write(number, "started")
+            running.write(number, "finished")
+
+    def disturb() -> None:
+        with suppress(Conflict):
+            for _ in range(20):
+                with transaction() as connection:
+                    lifecycle.signal(connection, running.task, "s", None)
+        with transaction() as connection:
+            lifecycle.cancel(connection, running.task, reason="Enough.")
+
+    writers = [threads.submit(write, first) for first in (1, 11, 21, 31)] + [threads.submit(disturb)]
+    for writer in writers:
+        writer.result(30)
+    running.finish()
+    assert [number for number, _ in types_of(client, running.task)] == list(range(1, 84))
+
+
+def test_a_server_that_stops_ends_its_streams(settings: Settings, run: Any, threads: ThreadPoolExecutor) -> None:
+    running = run()
+    lines: list[str] = []
+
+    def read(url: str) -> None:
+        headers = {"Authorization": f"Bearer {settings.require_api_key()}"}
+        with httpx2.stream("GET", url, headers=headers, timeout=30, trust_env=False) as response:
+            lines.extend(line for line in response.iter_lines() if line.startswith("id"))
+
+    with serving(create_app(settings)) as port:
+        reading = threads.submit(read, f"http://127.0.0.1:{port}/v1/tasks/{running.task}/events")
+        wait_until(lambda: subscribers(running.task), "it is followed")
+        began = time.monotonic()
+    reading.result(5)
+    assert time.monotonic() - began < 3
+    assert "id: 3" not in lines
+
+
+def test_the_commands(
+    api: Api, tasks: Tasks, act: Any, here: Minion, monkeypatch: pytest.MonkeyPatch, threads: ThreadPoolExecutor
+) -> None:
+    monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda: Client(api.url, api.key, retries=1))
+    done, failed = tasks.submit(act(), {"answer": {"n": 1}}), tasks.submit(act(), {"do": "refuse"})
+    here.run_all()
+    shown = CliRunner().invoke(command, ["follow", str(done)])
+    assert (shown.exit_code, json.loads(shown.stdout)) == (0, {"n": 1})
+    assert [line.split(" ", 1)[1].strip() for line in shown.stderr.splitlines()] == [
+        str(done),
+        "accepted (Act)",
+        "running (claim 1)",
+        "step 1 started tool_call act",
+        "step 1 finished tool_call act",
+        "succeeded",
+    ]
+    lines = CliRunner().invoke(command, ["follow", str(failed), "--after", "3", "--json"])
+    told = [json.loads(line) for line in lines.stdout.splitlines()]
+    assert (lines.exit_code, [line["type"] for line in told]) == (1, ["step.failed", "task.failed"])
+    assert (told[0]["task_id"], told[0]["id"]) == (str(failed), 4)
+
+    submitting = threads.submit(CliRunner().invoke, command, ["submit", "Act", '{"answer": 2}', "--follow"])
+    wait_until(lambda: "pending" in tasks.count(), "the task is submitted")
+    here.run_all()
+    submitted = submitting.result(10)
+    # The minion's log, in the same process, is in it too.
+    assert (submitted.exit_code, submitted.stdout.splitlines()[-1]) == (0, "2")
+
+
+def subscribers(task: UUID) -> int:
+    with make_redis() as broker:
+        [(_, number)] = broker.pubsub_numsub(f"{EVENTS}{task}")
+        return int(number)
