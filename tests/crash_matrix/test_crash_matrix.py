@@ -35,15 +35,15 @@ MAIL = ("lead", "mail")
 
 
 def good(victim: Victim = "worker") -> Played:
-    """A run whose worker was killed when the mail had gone out and nobody knew; the first turn was committed."""
+    """A run whose worker was killed when the mail had gone out and nobody knew; what was before that was committed."""
     strike = Strike(Point("lead", "mail", "effect made"), victim)
     lost = frozenset({("lead", 1)}) if victim != "orchestrator" else frozenset()
-    snapshot = Snapshot(strike, frozenset({("lead", "model 1"), ("lead", "charge")}), frozenset({MAIL}), lost)
+    finished = {("lead", what) for what in ("model 1", "model 2", "double", "peek", "charge", "order")}
+    snapshot = Snapshot(strike, frozenset(finished), frozenset({MAIL}), lost)
     played = Played(Cell((strike,)), snapshots=[snapshot], state="succeeded", output=ANSWER)
-    before = {("lead", "model 1"), ("lead", "charge"), MAIL}
     made = [(agent, f"model {turn}") for agent, turns in TURNS.items() for turn in range(1, turns + 1)]
     made += [(agent, tool) for agent, tools in EFFECTS.items() for tool in tools]
-    played.done = [Done(*what, phase=int(what not in before), key="key") for what in made]
+    played.done = [Done(*what, phase=int(what not in {*finished, MAIL}), key="key") for what in made]
     played.questions = len(lost)
     played.tree = Counter({("lead", "succeeded"): 1, ("helper", "succeeded"): 1})
     played.claims = {"lead": CLAIMS["lead"] + 2 * len(lost), "helper": CLAIMS["helper"]}
@@ -71,9 +71,9 @@ def test_a_good_run_is_found_good(victim: Victim) -> None:
         (lambda played: played.steps.append({"name": "peek", "status": "started"}), "not finished: ['peek']"),
         (lambda played: setattr(played, "left_open", 1), "look as if they ran"),
         (again(("lead", "model 1")), "model request model 1 of lead: again, though it was finished"),
-        (again(("lead", "model 2")), "8 model requests, not 7"),
+        (again(("lead", "model 3")), "8 model requests, not 7"),
         (again(("lead", "charge")), "idempotent effect charge of lead: again, though it was finished"),
-        (again(("lead", "peek")), "pure effect peek of lead: 2 times without a cause"),
+        (again(("lead", "price")), "pure effect price of lead: 2 times without a cause"),
         (again(("lead", "order"), key="other"), "order of lead came with several idempotency keys"),
         (again(MAIL), "unsafe effect mail of lead: 2 times"),
         (lambda played: played.done.pop(), "charge of helper: never"),

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from tests.crash_matrix.lane import Played, Snapshot
+from tests.crash_matrix.lane import Played
 from tests.crash_matrix.world import ANSWER, CLAIMS, EFFECTS, TURNS
 
-PAID_FOR = ("request received", "half of the reply sent", "finished: before commit")
-"""Where a model has been asked, and its reply is not committed."""
 NEEDED = sum(TURNS.values())
 
 
@@ -49,15 +47,16 @@ def _requests(played: Played) -> Iterator[str]:
     for agent, turns in TURNS.items():
         for turn in range(1, turns + 1):
             yield from _performed(played, agent, f"model {turn}", "model request")
-    paid = sum(_fell_in_between(snapshot) for snapshot in played.snapshots)
-    if requests_made(played) != NEEDED + paid:
-        yield f"{requests_made(played)} model requests, not {NEEDED + paid}"
+    in_between = sum(len(_in_between(played, phase)) for phase in range(len(played.snapshots)))
+    if requests_made(played) != NEEDED + in_between:
+        yield f"{requests_made(played)} model requests, not {NEEDED + in_between}"
 
 
-def _fell_in_between(snapshot: Snapshot) -> bool:
-    """Whether a request was lost that had been sent, and whose reply was not committed."""
-    point = snapshot.strike.point
-    return bool(snapshot.lost) and point.step.startswith("model") and point.where in PAID_FOR
+def _in_between(played: Played, phase: int) -> set[tuple[str, str]]:
+    """The requests that had come in when somebody was killed who waited for the reply, which was not committed."""
+    snapshot = played.snapshots[phase]
+    asked = {(done.agent, done.what) for done in played.done if done.what.startswith("model ") and done.phase <= phase}
+    return asked - snapshot.finished if snapshot.lost else set()
 
 
 def _effects(played: Played) -> Iterator[str]:
