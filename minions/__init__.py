@@ -2,7 +2,8 @@
 
 from minions import errors
 from minions.client import Client
+from minions.comparison import Comparison
 from minions.following import TaskEvent
 from minions.task import Task, TaskSummary
 
-__all__ = ["Client", "Task", "TaskEvent", "TaskSummary", "errors"]
+__all__ = ["Client", "Comparison", "Task", "TaskEvent", "TaskSummary", "errors"]

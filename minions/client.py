@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
+from minions.comparison import Comparison, Record, compare
 from minions.errors import InvalidInput, MinionsError, NotConfigured, WaitTimeout
 from minions.following import TaskEvent, follow
 from minions.operations import Operations
@@ -84,6 +85,7 @@ class Client(Operations):
         namespace: str | None = None,
         unique_key: str | None = None,
         unique_while: str | None = None,
+        budget: Mapping[str, Any] | None = None,
     ) -> Task:
         """Submits one task.
 
@@ -98,6 +100,8 @@ class Client(Operations):
             deadline: the task expires if it is not done by then.
             unique_key: while a task holds it, this returns that task.
             unique_while: until when it holds the key: `pending` (it first starts) or `running` (it ends; the default).
+            budget: what it and everything below it may use: `{"dollars": 0.5, "tokens": …, "steps": …, "seconds": …,
+                "on_breach": "ask" or "fail"}`.
 
         Raises:
             UnknownAgent, UnknownCapability, InvalidInput, IdempotencyConflict, TooLarge: it is refused.
@@ -118,6 +122,7 @@ class Client(Operations):
             namespace=namespace,
             unique_key=unique_key,
             unique_while=unique_while,
+            budget=budget,
         )
         if not isinstance(input, _NotGiven):
             request["input"] = input
@@ -243,17 +248,40 @@ class Client(Operations):
         body = to_json(given(reason=reason), what="The reason")
         return Task.of(self._transport.post(_task_path(task, "cancel"), body, safe=True))
 
-    def replay(self, task: TaskId, pinned: bool = False) -> Task:
+    def replay(
+        self, task: TaskId, pinned: bool | None = None, *, from_step: int | None = None, edited_output: Any = NOT_GIVEN
+    ) -> Task:
         """Submits a task that has ended again, as a new task.
 
         Args:
-            pinned: run the agent version that ran then, not the one that is active now.
+            pinned: run the agent version that ran then, not the one that is active now (the default).
+            from_step: read the journal before this step back, and go on from there; always pinned.
+            edited_output: with `from_step`: that step is kept too, with this output in place of the recorded one.
 
         Raises:
-            Conflict: it has not ended yet.
+            Conflict: it has not ended yet, or a step before `from_step` cannot be read back.
+            InvalidInput: there is no such step, or it could not have returned this.
         """
-        body = to_json({"pinned": pinned}, what="The request")
+        request = given(pinned=pinned, from_step=from_step)
+        if not isinstance(edited_output, _NotGiven):
+            request["edited_output"] = edited_output
+        body = to_json(request, what="The request")
         return Task.of(self._transport.post(_task_path(task, "replay"), body, safe=False))
+
+    def diff(self, a: TaskId, b: TaskId) -> Comparison:
+        """What two tasks did, side by side: their steps, outputs and costs.
+
+        Raises:
+            NotFound: there is none of that id.
+        """
+        return compare(self._record(a), self._record(b))
+
+    def _record(self, task: TaskId) -> Record:
+        found, steps = self.get(task), list(self.steps(task))
+        below = [str(step["child_id"]) for step in steps if step["child_id"] and not step.get("copied_from")]
+        ended = {child.id: child for child in map(self.get, below)}
+        outcomes = {name: {"output": child.output, "error": child.error} for name, child in ended.items()}
+        return Record(found, steps, list(self.executions(task)), outcomes)
 
     def why(self, task: TaskId) -> dict[str, Any]:
         """Why a task is where it is: `sentence`, `reason`, `todo` and `facts`.
@@ -290,6 +318,39 @@ class Client(Operations):
         """
         body = to_json(given(verdict=verdict, value=value, reason=reason, step=step), what="The decision")
         return Task.of(self._transport.post(_task_path(task, "decisions"), body, safe=False))
+
+    def change_budget(
+        self,
+        task: TaskId,
+        *,
+        add_tokens: int | None = None,
+        add_dollars: float | None = None,
+        add_steps: int | None = None,
+        add_seconds: float | None = None,
+        stop: bool = False,
+    ) -> Task:
+        """Raises the budget that a task waits for, or else its own; all who have room in it now go on.
+
+        Args:
+            add_seconds: from now on, where the time is over.
+            stop: from now on the budget fails whoever finds no room in it.
+
+        Returns:
+            the task whose budget it is.
+
+        Raises:
+            NotFound: there is no such task.
+            Conflict: it has no budget, that has no such limit, or it has ended.
+        """
+        asked = given(
+            add_tokens=add_tokens,
+            add_dollars=add_dollars,
+            add_steps=add_steps,
+            add_seconds=add_seconds,
+            stop=stop or None,
+        )
+        body = to_json(asked, what="The change")
+        return Task.of(self._transport.post(_task_path(task, "budget"), body, safe=False))
 
     def agents(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
         """All agents, by name."""

@@ -80,15 +80,21 @@ class Operations:
         *,
         max_running: int | None = None,
         rate: str | None = None,
+        input_tokens: str | None = None,
+        output_tokens: str | None = None,
         namespace: str | None = None,
     ) -> dict[str, Any]:
-        """Limits how many tasks of a `capability`, an `agent` or a `key` run at once or start in a period.
+        """Limits how many tasks of a `capability`, an `agent` or a `key` run at once or start in a period, or how many
+        requests and tokens a `model` is asked for in a period.
 
         Args:
             name: or `*`: each that has no limit of its own.
-            rate: such as `10/s` or `1000/h`.
+            rate: such as `10/s` or `1000/h`; of a model, requests.
+            input_tokens: of a model, such as `40000/m`.
+            output_tokens: of a model.
         """
-        body = to_json(given(max_running=max_running, rate=rate), what="The limit")
+        rates = given(max_running=max_running, rate=rate, input_tokens=input_tokens, output_tokens=output_tokens)
+        body = to_json(rates, what="The limit")
         limit: dict[str, Any] = self._transport.put(
             _rule_path("limits", scope, name), body, params={"namespace": namespace}
         )

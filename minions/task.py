@@ -78,6 +78,8 @@ class Task(TaskSummary):
     origin_id: str | None = None
     agent_version_id: str | None = None
     traceparent: str | None = None
+    budget: dict[str, Any] | None = None
+    routing: dict[str, Any] | None = None
 
     def result(self) -> Any:
         """The output of a task that succeeded.

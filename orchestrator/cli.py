@@ -14,8 +14,10 @@ import typer
 from minions.errors import MinionsError
 from orchestrator.commands import (
     agents,
+    budgets,
     decisions,
     definitions,
+    diff,
     doctor,
     functions,
     processes,
@@ -40,7 +42,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (processes, definitions, tasks, decisions, replays, rules, prune, doctor):
+for module in (processes, definitions, tasks, decisions, budgets, replays, diff, rules, prune, doctor):
     module.register(app)
 app.add_typer(agents.app, name="agents")
 app.add_typer(functions.app, name="functions")

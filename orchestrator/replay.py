@@ -35,12 +35,23 @@ def replay(connection: Connection, task_id: UUID, *, pinned: bool, submitted_by:
         Conflict: it has not ended yet.
         MinionError: the agent does not accept it any more.
     """
+    task = get_ended(connection, task_id)
+    return lifecycle.accept(connection, [{**request_of(task, pinned, submitted_by), **extra}])[0]
+
+
+def get_ended(connection: Connection, task_id: UUID) -> dict[str, Any]:
+    """A task that can be replayed.
+
+    Raises:
+        NotFound: there is no such task.
+        Conflict: it has not ended yet.
+    """
     task = get_task(connection, task_id)
     # The queue that was asked for, not the one that the agent's version of then chose.
     task["capability"] = connection.scalar(ASKED_FOR, {"task": task_id})
     if task["state"] not in FINAL:
         raise Conflict(f"Task {task_id} is {task['state']}; only a task that has ended can be replayed.")
-    return lifecycle.accept(connection, [{**_request(task, pinned, submitted_by), **extra}])[0]
+    return task
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +124,8 @@ def _try_one(connection: Connection, task_id: UUID, pinned: bool, extra: dict[st
         return Replayed(task_id, None, error.as_dict())
 
 
-def _request(task: dict[str, Any], pinned: bool, submitted_by: str) -> dict[str, Any]:
+def request_of(task: dict[str, Any], pinned: bool, submitted_by: str) -> dict[str, Any]:
+    """The request that makes a task's replay."""
     request: dict[str, Any] = {name: task[name] for name in CARRIED if task[name] is not None}
     request |= {"replay_of": str(task["id"]), "submitted_by": submitted_by}
     if task["messages"] is not None:

@@ -4,6 +4,7 @@
 - A running task that its live worker does not know of goes back too.
 - A queued task whose message is presumed lost is published again, under the same claim.
 - A task whose deadline has passed expires.
+- A task whose budget of seconds is over fails, and one that waits for a budget which has room again goes on.
 - A waiting task that has nothing left to wait for goes on, and so does one whose turn in a conversation has come.
 """
 
@@ -19,7 +20,7 @@ from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy import Connection, Engine, text
 
 from orchestrator.loop import Loop
-from shared import lifecycle
+from shared import budgets, lifecycle
 from shared.broker import publish
 from shared.hints import make_redis
 from shared.settings import Settings
@@ -64,6 +65,7 @@ class Rescuer(Loop):
             self._lose_workers()
         self._give_back_orphans()
         self._expire_overdue()
+        self._keep_budgets()
         self._heal_waits()
         self._republish()
         return min(1.0, self.settings.lease_seconds / 5)
@@ -97,6 +99,16 @@ class Rescuer(Loop):
             with self.engine.begin() as connection:
                 lifecycle.expire(connection, task_id)
             log.info("expired", task=str(task_id))
+
+    def _keep_budgets(self) -> None:
+        with self.engine.connect() as connection:
+            late = budgets.overtime(connection)
+        for task_id, error in late:
+            with self.engine.begin() as connection:
+                if budgets.fail_overtime(connection, task_id, error):
+                    log.info("budget_of_seconds_over", task=str(task_id))
+        with self.engine.begin() as connection:
+            budgets.wake_funded(connection)
 
     def _heal_waits(self) -> None:
         with self.engine.begin() as connection:

@@ -15,8 +15,9 @@ from shared import lifecycle
 from shared.database import is_transient
 from shared.errors import InvalidInput, MinionError
 from shared.messages import checked_input, coerce, last_text
-from shared.routing import choose
+from shared.routing import Route, by_setting, choose
 from shared.schemas import Message
+from shared.settings import get_settings
 from shared.states import State
 
 log = structlog.get_logger(__name__)
@@ -56,13 +57,15 @@ def prepare_pending(connection: Connection) -> int:
 def _prepare(connection: Connection, task: dict[str, Any]) -> None:
     said = _said(task["messages"])
     version_id: UUID | None = task["agent_version_id"]
+    decision = None
     if version_id is None:
-        version_id = _routed(connection, task, said or [])
+        route = _routed(connection, task, said or [])
+        version_id, decision = route.version_id, route.as_json()
         task |= connection.execute(VERSION, {"version": version_id}).mappings().one()
     # What a model reads as messages is not held to the input schema.
     if not (task["type"] == "agent" and said is not None):
         checked_input(task["input_schema"], task["input"], said, agent=task["name"])
-    lifecycle.route(connection, task["id"], version_id, task["wanted"] or task["capability"])
+    lifecycle.route(connection, task["id"], version_id, task["wanted"] or task["capability"], decision)
 
 
 def _said(messages: Any) -> list[Message] | None:
@@ -74,7 +77,10 @@ def _said(messages: Any) -> list[Message] | None:
     return [coerce(message) for message in messages]
 
 
-def _routed(connection: Connection, task: dict[str, Any], said: list[Message]) -> UUID:
-    route = choose(connection, last_text(said), namespace=task["namespace"])
-    log.info("routed", task=str(task["id"]), agent=route.agent, scores=route.scores, state=State.PENDING)
-    return route.version_id
+def _routed(connection: Connection, task: dict[str, Any], said: list[Message]) -> Route:
+    """By MINION_ROUTING_AGENT, where the namespace has such an agent, else by the words of the last message."""
+    name = get_settings().routing_agent
+    route = by_setting(connection, name, namespace=task["namespace"]) if name else None
+    route = route or choose(connection, last_text(said), namespace=task["namespace"])
+    log.info("routed", task=str(task["id"]), **route.as_json(), state=State.PENDING)
+    return route

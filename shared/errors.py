@@ -144,6 +144,12 @@ class ModelUnavailable(ModelError):
     retryable = True
 
 
+class BudgetExceeded(MinionError):
+    """A budget of the task, or of one above it, has no room for the next step; `detail` has the figures."""
+
+    code = "budget_exceeded"
+
+
 class HistoryDiverged(MinionError):
     """A task that ran again asked for something else than its journal holds."""
 

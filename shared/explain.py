@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from shared.budgets import described
 from shared.tasks import get_task
 
 DISPATCHER = "minions minion_pending"
@@ -77,6 +78,14 @@ LAST_ERROR = text(
 LAST_STEP_ERROR = text(
     "SELECT error FROM steps WHERE task_id = :task AND status = 'failed' ORDER BY number DESC LIMIT 1"
 )
+BREACH = text(
+    """
+    SELECT e.error, minion_breach(k.budget_ids, e.error->'step') AS breach FROM task_status s
+        JOIN tasks k ON k.id = s.task_id JOIN executions e ON e.task_id = s.task_id AND e.claim = s.claim
+        WHERE s.task_id = :task
+    """
+)
+FROM_STEP = text("SELECT from_step FROM tasks WHERE id = :task AND from_step > 1")
 MOST_ATTEMPTS = text("SELECT max_attempts FROM agent_versions WHERE id = :version")
 
 
@@ -140,7 +149,18 @@ def explain(connection: Connection, task_id: UUID, *, lease: float) -> Explanati
         NotFound: there is no such task.
     """
     task = get_task(connection, task_id)
-    return _ANSWERS[task["state"]](_Case(connection, task, lease))
+    case = _Case(connection, task, lease)
+    return _with_origin(case, _ANSWERS[task["state"]](case))
+
+
+def _with_origin(case: _Case, answer: Explanation) -> Explanation:
+    """The answer; of a replay from a step it says that the steps before it are another task's."""
+    first = case.scalar(FROM_STEP, task=answer.task_id)
+    if first is None:
+        return answer
+    origin = {"replay_of": case.task["replay_of"], "from_step": first}
+    sentence = f"{answer.sentence} (It goes on from step {first}; those before it are copied from another task.)"
+    return replace(answer, sentence=sentence, facts={**answer.facts, **origin})
 
 
 def duration(seconds: float) -> str:
@@ -303,6 +323,8 @@ def _waiting(case: _Case) -> Explanation:
         return _waiting_for_a_person(case, [dict(wait) for wait in waits])
     if task["wait_reason"] in ("subtask", "signal", "timer"):
         return _waiting_for_steps(case, [dict(wait) for wait in waits])
+    if task["wait_reason"] == "budget":
+        return _waiting_for_budget(case)
     reason = "It asked to run again later"
     if task["wait_reason"] == "backoff":
         most = case.scalar(MOST_ATTEMPTS, version=task["agent_version_id"])
@@ -311,10 +333,30 @@ def _waiting(case: _Case) -> Explanation:
     elif task["wait_reason"] == "model_unavailable":
         error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
         reason = f"{error.get('message', 'The model is away').rstrip('.')} (tried {error.get('tries', 1)} times)"
+    elif task["wait_reason"] == "model_limit":
+        error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
+        return case.answer(
+            "model_limit",
+            f"{error.get('message', 'Its model is at its limit')}: it waits {case.until(task['due_at'])}.",
+            "`minion limits` lists the limits; `minion limits set model NAME` changes one.",
+            model=error.get("model"),
+            due_at=task["due_at"],
+        )
     elif task["wait_reason"] == "handed_back":
         reason = "Its worker handed it back"
     facts = {"due_at": task["due_at"], "attempts": task["attempts"]}
     return case.answer(task["wait_reason"], f"{reason}: it waits {case.until(task['due_at'])}.", None, **facts)
+
+
+def _waiting_for_budget(case: _Case) -> Explanation:
+    breach = case.one(BREACH, task=case.task["id"])["breach"]
+    if breach is None:
+        return case.answer("budget", "Its budget has room for its next step again: it goes on in a moment.")
+    if breach["then"] == "wait":
+        sentence = f"{described(breach)} It goes on when they have ended and left room."
+        return case.answer("budget", sentence, None, **breach)
+    todo = f"`minion budget {breach['budget']} --add-{breach['what']} N` raises it; with --stop it fails."
+    return case.answer("budget", described(breach), todo, **breach)
 
 
 def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanation:

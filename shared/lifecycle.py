@@ -43,7 +43,12 @@ ACCEPT = text(
     "SELECT a.task_id, a.created FROM jsonb_array_elements(:requests) WITH ORDINALITY AS r (request, n), "
     "LATERAL minion_accept(r.request) AS a ORDER BY r.n"
 ).bindparams(bindparam("requests", type_=JSONB))
-ROUTE = text("SELECT minion_route(:task, :version, :queue)")
+ROUTE = text("SELECT minion_route_by(:task, :version, :queue, :decision)").bindparams(
+    bindparam("decision", type_=JSONB(none_as_null=True))
+)
+REPLAY_FROM = text("SELECT minion_replay_from(:request, :source, :first, :edited, :who)").bindparams(
+    bindparam("request", type_=JSONB), bindparam("edited", type_=JSONB(none_as_null=True))
+)
 REJECT = text("SELECT minion_reject(:task, :error)").bindparams(bindparam("error", type_=JSONB))
 DISPATCH = text("SELECT * FROM minion_dispatch(:lease, :window)")
 REPUBLISH = text("SELECT * FROM minion_republish(:lease, :patience, :empty, :most)")
@@ -90,9 +95,42 @@ def accept(connection: Connection, requests: Sequence[dict[str, Any]]) -> list[A
     return [Accepted(*row) for row in connection.execute(ACCEPT, {"requests": list(requests)})]
 
 
-def route(connection: Connection, task: UUID, version: UUID, queue: str) -> bool:
-    """Pins the agent version of a pending task and names its queue; False if it is not pending any more."""
-    return bool(connection.scalar(ROUTE, {"task": task, "version": version, "queue": queue}))
+def replay_from(
+    connection: Connection,
+    request: dict[str, Any],
+    source: UUID,
+    first: int,
+    edited: dict[str, Any] | None,
+    *,
+    who: str,
+) -> UUID:
+    """Inserts a task that goes on where an ended one was, with a copy of its journal. Returns the new task.
+
+    Args:
+        request: as `minion_accept` describes it; it pins the versions that ran then.
+        first: the step that is made first; those before it can all be read back.
+        edited: `{"output": …}` where step `first` is copied too, with this output.
+        who: for the record of an edit.
+
+    Raises:
+        NotFound: the task is gone.
+        Conflict: its journal has the format of another release.
+        MinionError: the agent does not accept it any more.
+    """
+    values = {"request": request, "source": source, "first": first, "edited": edited, "who": who}
+    return UUID(str(connection.scalar(REPLAY_FROM, values)))
+
+
+def route(
+    connection: Connection, task: UUID, version: UUID, queue: str, decision: dict[str, Any] | None = None
+) -> bool:
+    """Pins the agent version of a pending task and names its queue; False if it is not pending any more.
+
+    Args:
+        decision: for the record of a message that named no agent: what has chosen this one, and by which scores.
+    """
+    values = {"task": task, "version": version, "queue": queue, "decision": decision}
+    return bool(connection.scalar(ROUTE, values))
 
 
 def reject(connection: Connection, task: UUID, error: dict[str, Any]) -> bool:
@@ -236,10 +274,13 @@ def suspend(
 
 
 def snooze(
-    connection: Connection, task: UUID, claim: int, result: dict[str, Any], *, delay: float, reason: str
+    connection: Connection, task: UUID, claim: int, result: dict[str, Any], *, delay: float | None, reason: str
 ) -> State | None:
-    """Lets a running task go, uncharged, to run again after `delay` seconds. None where the claim was lost."""
-    values = {"task": task, "claim": claim, "result": result, "delay": timedelta(seconds=delay), "reason": reason}
+    """Lets a running task go, uncharged, to run again after `delay` seconds, or (None) when what it waits for wakes it.
+    None where the claim was lost.
+    """
+    pause = None if delay is None else timedelta(seconds=delay)
+    values = {"task": task, "claim": claim, "result": result, "delay": pause, "reason": reason}
     state = connection.scalar(SNOOZE, values)
     return State(state) if state else None
 

@@ -1,53 +1,110 @@
 """The one limiter: how many calls of something may begin in a period, over all processes.
 
-A token bucket for each limit, in Redis, in one script, by Redis' own clock. Of `rate` calls a period, a tenth may begin
-at once (one at least) and the others follow evenly, so that no window of a period's length ever holds more than `rate`.
-Where Redis was lost, a missing bucket starts with room for one call: the limit is not exceeded then either, it is only
-slow to begin with.
+A token bucket for each limit, in Redis, by Redis' own clock. Of `rate` calls a period, a tenth may begin at once (one
+at least) and the others follow evenly, so that no window of a period's length ever holds more than `rate`. A call that
+costs more than this tenth begins when the bucket is full, and what follows waits until it is paid for: a window may
+hold more than `rate` by what one such call takes beyond the tenth. Where Redis was lost, a missing bucket starts with
+room for one call: the limit is not exceeded then either, it is only slow to begin with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import redis
+from redis.commands.core import Script
 
 from shared.errors import Unavailable
 
 PREFIX = "minion:{limits}:"
 """The braces keep all buckets on one node of a Redis Cluster, where one script may touch only one."""
 
-# KEYS: a bucket each. ARGV: for each bucket burst, calls a second, cost.
-# Returns {0, ""} when all are granted, else {microseconds to wait, the bucket to wait for}; then none is taken from.
-# A cost above the burst is granted by a full bucket, which then owes the rest.
-_ACQUIRE = """
+_FUNCTIONS = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local wait, blocking, left = 0, '', {}
-for i, key in ipairs(KEYS) do
-    local burst, speed, cost = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
+local function level(key, burst, speed)
     local state = redis.call('HMGET', key, 'tokens', 'at')
     local tokens, at = tonumber(state[1]), tonumber(state[2])
-    if tokens == nil then
-        tokens = math.min(1, burst)
-    else
-        tokens = math.min(burst, tokens + math.max(0, now - at) * speed / 1000000)
-    end
+    return tokens and math.min(burst, tokens + math.max(0, now - at) * speed / 1000000)
+end
+local function keep(key, tokens, burst, speed)
+    redis.call('HSET', key, 'tokens', string.format('%.17g', tokens), 'at', string.format('%.0f', now))
+    redis.call('EXPIRE', key, math.max(60, math.ceil((2 * burst - tokens) / speed) * 10))
+end
+local function note(key, call, microseconds, costs)
+    redis.call('HSET', key, call, string.format('%.0f', now + microseconds) .. ' ' .. costs)
+    redis.call('PEXPIRE', key, math.ceil(microseconds / 1000))
+end
+"""
+
+# KEYS: where calls in flight are noted, then a bucket each. ARGV: the call, microseconds until it is forgotten, its
+# costs ('': it is not noted); then for each bucket burst, calls a second, cost.
+# Returns {0, ""} when all are granted, else {microseconds to wait, the bucket to wait for}; then none is taken from.
+# A cost above the burst is granted by a full bucket, which then owes the rest.
+_ACQUIRE = (
+    _FUNCTIONS
+    + """
+local wait, blocking, left = 0, '', {}
+for i = 2, #KEYS do
+    local burst, speed, cost = tonumber(ARGV[3 * i - 2]), tonumber(ARGV[3 * i - 1]), tonumber(ARGV[3 * i])
     local needed = math.min(cost, burst)
+    local tokens = level(KEYS[i], burst, speed) or needed
     if tokens + 1e-9 < needed then
         local missing = math.ceil((needed - tokens) * 1000000 / speed)
-        if missing > wait then wait, blocking = missing, key end
+        if missing > wait then wait, blocking = missing, KEYS[i] end
     end
-    left[i] = {tokens, cost, math.max(60, math.ceil((burst + cost) / speed) * 10)}
+    left[i] = {tokens, cost, burst, speed}
 end
-for i, key in ipairs(KEYS) do
-    local tokens = left[i][1]
-    if wait == 0 then tokens = tokens - left[i][2] end
-    redis.call('HSET', key, 'tokens', string.format('%.17g', tokens), 'at', string.format('%.0f', now))
-    redis.call('EXPIRE', key, left[i][3])
+for i = 2, #KEYS do
+    local tokens, cost, burst, speed = unpack(left[i])
+    if wait == 0 then tokens = tokens - cost end
+    keep(KEYS[i], tokens, burst, speed)
 end
+if wait == 0 and ARGV[3] ~= '' then note(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) end
 return {string.format('%.0f', wait), blocking}
+"""
+)
+
+# KEYS and ARGV as above, but for each bucket burst, calls a second, what comes back to it, and the most that it may
+# hold before the calls in flight are counted off ('': no matter), and which of their costs that is.
+_CORRECT = (
+    _FUNCTIONS
+    + """
+redis.call('HDEL', KEYS[1], ARGV[1])
+if ARGV[3] ~= '' then note(KEYS[1], ARGV[1], ARGV[2], ARGV[3]) end
+local flying, calls = {}, redis.call('HGETALL', KEYS[1])
+for c = 1, #calls, 2 do
+    local numbers = {}
+    for number in string.gmatch(calls[c + 1], '%S+') do numbers[#numbers + 1] = tonumber(number) end
+    if numbers[1] < now then redis.call('HDEL', KEYS[1], calls[c]) else
+        for n = 2, #numbers do flying[n - 1] = (flying[n - 1] or 0) + numbers[n] end
+    end
+end
+for i = 2, #KEYS do
+    local at = 5 * i - 6
+    local burst, speed, back, most = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), ARGV[at + 3]
+    local tokens = level(KEYS[i], burst, speed)
+    if tokens then tokens = math.min(burst, tokens + back) end
+    if most ~= '' then
+        tokens = math.min(tokens or burst, tonumber(most) - (flying[tonumber(ARGV[at + 4])] or 0))
+    end
+    if tokens then keep(KEYS[i], tokens, burst, speed) end
+end
+"""
+)
+
+# KEYS: a bucket's line. ARGV: microseconds to wait for the bucket, between two in the line, and until its end at most.
+# Returns the microseconds until the turn of the one who has lined up.
+_LINE_UP = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local wait, longest = tonumber(ARGV[1]), tonumber(ARGV[3])
+local turn = math.max(now + wait, tonumber(redis.call('GET', KEYS[1]) or 0))
+turn = math.min(turn, now + longest)
+redis.call('SET', KEYS[1], string.format('%.0f', turn + ARGV[2]), 'PX', math.ceil((turn - now) / 1000) + 1000)
+return string.format('%.0f', turn - now)
 """
 
 
@@ -87,6 +144,46 @@ class Verdict:
     blocking: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A call that was granted and of whose end nobody has heard: what it may still take of what others count.
+
+    Attributes:
+        name: of the calls that are counted together.
+        call: this one.
+        costs: by kind; nothing where it is over.
+        seconds: until it is forgotten, if its end is never told.
+    """
+
+    name: str
+    call: str
+    costs: tuple[float, ...] = ()
+    seconds: float = 600.0
+
+    def arguments(self) -> list[str | float]:
+        """For the scripts."""
+        return [self.call, self.seconds * 1e6, " ".join(f"{cost}" for cost in self.costs)]
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What is known of a bucket since a call came back.
+
+    Attributes:
+        back: the call had taken so much too much (below 0: too little).
+        most: so much room is left, the calls in flight not counted; None: not known.
+        kind: which of their costs is counted off, from 0.
+    """
+
+    bucket: Bucket
+    back: float = 0.0
+    most: float | None = None
+    kind: int = 0
+
+
+ALONE = Flight("calls", "")
+
+
 class Limiter:
     """Asks for room in buckets.
 
@@ -95,19 +192,56 @@ class Limiter:
     """
 
     def __init__(self, client: redis.Redis) -> None:
-        self._script = client.register_script(_ACQUIRE)
+        self._acquire, self._correct, self._line_up = (
+            client.register_script(script) for script in (_ACQUIRE, _CORRECT, _LINE_UP)
+        )
 
-    def acquire(self, buckets: Sequence[Bucket]) -> Verdict:
+    def acquire(self, buckets: Sequence[Bucket], flight: Flight = ALONE) -> Verdict:
         """Room in all buckets, or in none.
+
+        Args:
+            flight: noted when the call is granted, if it has costs.
 
         Raises:
             Unavailable: Redis does not answer, and without it nobody knows whether a limit would be exceeded.
         """
         arguments = [number for bucket in buckets for number in (bucket.burst, bucket.speed, bucket.cost)]
-        try:
-            wait, blocking = self._script(keys=[PREFIX + bucket.name for bucket in buckets], args=arguments)
-        except (redis.RedisError, OSError) as error:
-            raise Unavailable(f"The limiter's Redis does not answer ({error}); no call begins until it does.") from None
+        wait, blocking = self._run(self._acquire, flight, buckets, arguments)
         if int(wait) == 0:
             return Verdict(True)
         return Verdict(False, int(wait) / 1e6, blocking.decode().removeprefix(PREFIX))
+
+    def correct(self, flight: Flight, corrections: Sequence[Correction]) -> None:
+        """Notes what a call may still take, and what has become known of the buckets.
+
+        Raises:
+            Unavailable: Redis does not answer.
+        """
+        arguments: list[str | float] = []
+        for known in corrections:
+            most = "" if known.most is None else known.most
+            arguments += [known.bucket.burst, known.bucket.speed, known.back, most, known.kind + 1]
+        self._run(self._correct, flight, [known.bucket for known in corrections], arguments)
+
+    def line_up(self, bucket: Bucket, wait: float, *, apart: float, longest: float) -> float:
+        """Seconds until a caller should ask again who has to wait for a bucket.
+
+        Those who wait would all come back at the same moment, and all but one in vain; in the line each comes `apart`
+        seconds after the one before, or less where the bucket fills faster; after `longest` at the latest.
+
+        Raises:
+            Unavailable: Redis does not answer.
+        """
+        microseconds = [wait * 1e6, min(apart, bucket.cost / bucket.speed) * 1e6, longest * 1e6]
+        return int(_answer(self._line_up, [f"{PREFIX}line:{bucket.name}"], microseconds)) / 1e6
+
+    def _run(self, script: Script, flight: Flight, buckets: Sequence[Bucket], arguments: Sequence[str | float]) -> Any:
+        keys = [f"{PREFIX}flight:{flight.name}", *(PREFIX + bucket.name for bucket in buckets)]
+        return _answer(script, keys, [*flight.arguments(), *arguments])
+
+
+def _answer(script: Script, keys: list[str], arguments: Sequence[str | float]) -> Any:
+    try:
+        return script(keys=keys, args=arguments)
+    except (redis.RedisError, OSError) as error:
+        raise Unavailable(f"The limiter's Redis does not answer ({error}); no call begins until it does.") from None

@@ -34,18 +34,34 @@ NAMES = text(
 )
 
 
+VERSION_OF = text(
+    "SELECT v.id, v.capability FROM agents a JOIN agent_versions v ON v.id = a.active_version_id "
+    "WHERE a.namespace = :namespace AND a.status <> 'disabled' AND a.name = :name"
+)
+CANDIDATES = text(
+    "SELECT a.name, v.description, v.capabilities FROM agents a JOIN agent_versions v ON v.id = a.active_version_id "
+    "WHERE a.namespace = :namespace AND a.status <> 'disabled' AND a.name = ANY (CAST(:among AS text[])) "
+    "ORDER BY a.name"
+)
+
+
 @dataclass(frozen=True)
 class Route:
-    """The agent that a message goes to, and how the others fared."""
+    """The agent that a message goes to, and how the others fared.
+
+    Attributes:
+        by: what has decided: the words of the message (`text`), or `MINION_ROUTING_AGENT` (`setting`).
+    """
 
     agent: str
     version_id: UUID
     capability: str
     scores: dict[str, float]
+    by: str = "text"
 
     def as_json(self) -> dict[str, Any]:
         """For the record."""
-        return {"agent": self.agent, "scores": self.scores}
+        return {"by": self.by, "agent": self.agent, "scores": self.scores}
 
 
 def choose(
@@ -77,3 +93,16 @@ def choose(
             f"Several agents fit the message equally well: {', '.join(tied)}. Name one of them.", candidates=tied
         )
     return Route(best.name, best.id, best.capability, {row.name: round(row.score, 6) for row in rows})
+
+
+def by_setting(connection: Connection, name: str, *, namespace: str = "default") -> Route | None:
+    """The agent that all messages of an installation go to; None where the namespace has none of that name."""
+    row = connection.execute(VERSION_OF, {"namespace": namespace, "name": name}).one_or_none()
+    return Route(name, row.id, row.capability, {name: 1.0}, by="setting") if row else None
+
+
+def candidates(connection: Connection, among: Sequence[str], *, namespace: str = "default") -> list[dict[str, Any]]:
+    """Name, description and capabilities of those of the agents that may be chosen."""
+    return [
+        dict(row) for row in connection.execute(CANDIDATES, {"namespace": namespace, "among": list(among)}).mappings()
+    ]

@@ -1,4 +1,6 @@
-"""Pauses and limits: what people say about when tasks may start. Rows, so that they outlive every process."""
+"""Pauses and limits: what people say about when tasks may start and models be asked. Rows, so that they outlive all
+processes.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ from shared.errors import InvalidInput, NotFound
 
 Scope = Literal["capability", "agent", "key"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
+LimitScope = Literal["capability", "agent", "key", "model"]
+LIMIT_SCOPES: tuple[LimitScope, ...] = get_args(LimitScope)
 EACH = "*"
 MAX_NAME = 255
 
@@ -26,16 +30,21 @@ PAUSE = text(
 RESUME = text("DELETE FROM pauses WHERE namespace = :namespace AND scope = :scope AND name = :name RETURNING 1")
 PAUSES = text("SELECT namespace, scope, name, reason, created_at FROM pauses ORDER BY namespace, scope, name")
 SET_LIMIT = text(
-    "INSERT INTO limits (namespace, scope, name, max_running, rate, period_seconds) "
-    "VALUES (:namespace, :scope, :name, :max_running, :rate, :period_seconds) "
+    "INSERT INTO limits (namespace, scope, name, max_running, rate, period_seconds, input_tokens, "
+    "input_tokens_seconds, output_tokens, output_tokens_seconds) "
+    "VALUES (:namespace, :scope, :name, :max_running, :rate, :period_seconds, :input_tokens, :input_tokens_seconds, "
+    ":output_tokens, :output_tokens_seconds) "
     "ON CONFLICT (namespace, scope, name) DO UPDATE SET max_running = EXCLUDED.max_running, rate = EXCLUDED.rate, "
-    "period_seconds = EXCLUDED.period_seconds "
-    "RETURNING namespace, scope, name, max_running, rate, period_seconds, created_at"
+    "period_seconds = EXCLUDED.period_seconds, input_tokens = EXCLUDED.input_tokens, "
+    "input_tokens_seconds = EXCLUDED.input_tokens_seconds, output_tokens = EXCLUDED.output_tokens, "
+    "output_tokens_seconds = EXCLUDED.output_tokens_seconds RETURNING *"
 )
 REMOVE_LIMIT = text("DELETE FROM limits WHERE namespace = :namespace AND scope = :scope AND name = :name RETURNING 1")
-LIMITS = text(
-    "SELECT namespace, scope, name, max_running, rate, period_seconds, created_at FROM limits "
-    "ORDER BY namespace, scope, name"
+LIMITS = text("SELECT * FROM limits ORDER BY namespace, scope, name")
+MODEL_RATES = text(
+    "SELECT rate, period_seconds, input_tokens, input_tokens_seconds, output_tokens, output_tokens_seconds "
+    "FROM limits WHERE namespace = :namespace AND scope = 'model' AND name IN (:model, '*') "
+    "ORDER BY name = '*' LIMIT 1"
 )
 # What waited may start now.
 LET_GO = text(
@@ -91,44 +100,47 @@ def list_pauses(connection: Connection) -> list[dict[str, Any]]:
 
 def set_limit(
     connection: Connection,
-    scope: Scope,
+    scope: LimitScope,
     name: str,
     *,
     max_running: int | None = None,
     rate: Rate | None = None,
+    input_tokens: Rate | None = None,
+    output_tokens: Rate | None = None,
     namespace: str = "default",
 ) -> dict[str, Any]:
-    """Limits how many tasks of a capability, an agent or a key run at once, or start in a period; replaces a limit
-    that is there.
+    """Limits how many tasks of a capability, an agent or a key run at once, or start in a period; or how many requests
+    and tokens a model is asked for in a period. Replaces a limit that is there.
 
     Args:
         name: or `*`, for each that has no limit of its own.
+        rate: of starts; for a model of requests.
+        input_tokens: only for a model.
+        output_tokens: only for a model.
 
     Raises:
-        InvalidInput: neither is given, or a number makes no sense.
+        InvalidInput: nothing is given, or something that makes no sense for this scope.
     """
-    if max_running is None and rate is None:
-        raise InvalidInput("A limit says how many tasks may run at once, at what rate they may start, or both.")
-    if max_running is not None and not 0 <= max_running <= 1_000_000:
-        raise InvalidInput("At least 0 and at most 1,000,000 tasks may run at once.")
+    _check_limit(scope, max_running, rate, input_tokens, output_tokens)
     values = {
-        **_target(scope, name, namespace),
+        **_target(scope, name, namespace, LIMIT_SCOPES),
         "max_running": max_running,
-        "rate": rate.count if rate else None,
-        "period_seconds": rate.seconds if rate else None,
+        **_columns(rate, "rate", "period_seconds"),
+        **_columns(input_tokens, "input_tokens", "input_tokens_seconds"),
+        **_columns(output_tokens, "output_tokens", "output_tokens_seconds"),
     }
     row = dict(connection.execute(SET_LIMIT, values).mappings().one())
     connection.execute(LET_GO, values)
     return row
 
 
-def remove_limit(connection: Connection, scope: Scope, name: str, *, namespace: str = "default") -> None:
+def remove_limit(connection: Connection, scope: LimitScope, name: str, *, namespace: str = "default") -> None:
     """Takes a limit away.
 
     Raises:
         NotFound: there is none.
     """
-    values = _target(scope, name, namespace)
+    values = _target(scope, name, namespace, LIMIT_SCOPES)
     if connection.scalar(REMOVE_LIMIT, values) is None:
         raise NotFound(f"There is no limit for the {scope} {name!r}.")
     connection.execute(LET_GO, values)
@@ -139,9 +151,41 @@ def list_limits(connection: Connection) -> list[dict[str, Any]]:
     return [dict(row) for row in connection.execute(LIMITS).mappings()]
 
 
-def _target(scope: str, name: str, namespace: str) -> dict[str, Any]:
-    if scope not in SCOPES:
-        raise InvalidInput(f"One pauses and limits a {', a '.join(SCOPES)}, not a {scope[:50]!r}.")
+def model_rates(connection: Connection, model: str, *, namespace: str = "default") -> list[tuple[str, int, float]]:
+    """What people have set for a model: kind (`requests`, `input-tokens`, `output-tokens`), how many, in how many
+    seconds.
+    """
+    row = connection.execute(MODEL_RATES, {"model": model, "namespace": namespace}).one_or_none()
+    kinds = ("requests", "input-tokens", "output-tokens")
+    pairs = zip(kinds, row[::2], row[1::2], strict=True) if row else ()
+    return [(kind, count, seconds) for kind, count, seconds in pairs if count is not None]
+
+
+def _check_limit(
+    scope: str, max_running: int | None, rate: Rate | None, input_tokens: Rate | None, output_tokens: Rate | None
+) -> None:
+    if scope == "model":
+        if max_running is not None:
+            raise InvalidInput("A model has no limit of how many run at once: give it rates.")
+        if rate is None and input_tokens is None and output_tokens is None:
+            raise InvalidInput("A model's limit says at what rate requests, input tokens or output tokens may be used.")
+        return
+    if input_tokens is not None or output_tokens is not None:
+        raise InvalidInput(f"Only a model has limits of tokens, not a {scope[:50]}.")
+    if max_running is None and rate is None:
+        raise InvalidInput("A limit says how many tasks may run at once, at what rate they may start, or both.")
+    if max_running is not None and not 0 <= max_running <= 1_000_000:
+        raise InvalidInput("At least 0 and at most 1,000,000 tasks may run at once.")
+
+
+def _columns(rate: Rate | None, count: str, seconds: str) -> dict[str, Any]:
+    return {count: rate.count if rate else None, seconds: rate.seconds if rate else None}
+
+
+def _target(scope: str, name: str, namespace: str, scopes: tuple[str, ...] = SCOPES) -> dict[str, Any]:
+    if scope not in scopes:
+        does = "pauses" if scopes == SCOPES else "limits"
+        raise InvalidInput(f"One {does} a {', a '.join(scopes)}, not a {scope[:50]!r}.")
     if not 0 < len(name) <= MAX_NAME or "\0" in name:
         raise InvalidInput(f"The name of a {scope} has 1 to {MAX_NAME} characters.")
     return {"scope": scope, "name": name, "namespace": namespace}

@@ -67,6 +67,42 @@ def _without_defaults(model: BaseModel, fields: dict[str, Any], names: tuple[str
     return {name: value for name, value in fields.items() if name not in silent}
 
 
+class Budget(Strict):
+    """What a task and everything below it may use: tokens of models, dollars, steps, seconds since it first ran.
+
+    `on_breach`: whether a step that does not fit any more has its task wait for somebody's answer, or fails it.
+    """
+
+    tokens: int | None = Field(None, ge=1, le=1_000_000_000_000)
+    dollars: float | None = Field(None, ge=0.000001, le=1_000_000_000)
+    steps: int | None = Field(None, ge=1, le=1_000_000_000)
+    seconds: float | None = Field(None, ge=0.000001, le=1_000_000_000)
+    on_breach: Literal["ask", "fail"] = "ask"
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.tokens is self.dollars is self.steps is self.seconds is None:
+            raise ValueError("a budget limits something: tokens, dollars, steps or seconds")
+        return self
+
+
+class BudgetChange(Strict):
+    """What is added to a budget's limits; or `stop`: from now on it fails whoever finds no room in it."""
+
+    add_tokens: int | None = Field(None, ge=1, le=1_000_000_000_000)
+    add_dollars: float | None = Field(None, ge=0.000001, le=1_000_000_000)
+    add_steps: int | None = Field(None, ge=1, le=1_000_000_000)
+    add_seconds: float | None = Field(None, ge=0.000001, le=1_000_000_000)
+    stop: bool = False
+
+    @model_validator(mode="after")
+    def _one_or_the_other(self) -> Self:
+        adds = any(getattr(self, f"add_{what}") is not None for what in ("tokens", "dollars", "steps", "seconds"))
+        if adds == self.stop:
+            raise ValueError("give add_tokens, add_dollars, add_steps or add_seconds, or else `stop`")
+        return self
+
+
 class AgentConfig(Strict):
     """How an agent runs. Times are seconds.
 
@@ -84,11 +120,15 @@ class AgentConfig(Strict):
         "thinking",
         "effort",
         "max_parallel",
+        "budget",
+        "router_model",
+        "history_tokens",
     )
 
     capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
     max_chain_depth: int = Field(5, ge=1, le=50)
     chain_strategy: Literal["sequential", "parallel", "fallback", "router"] = "sequential"
+    router_model: str | None = Field(None, min_length=1, max_length=200)
     on_child_failure: Literal["fail", "collect"] = "fail"
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -109,6 +149,8 @@ class AgentConfig(Strict):
     thinking: Literal["adaptive", "disabled"] | Annotated[int, Field(ge=1024, le=1_000_000)] | None = None
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     max_parallel: int = Field(1000, ge=1, le=10_000)
+    budget: Budget | None = None
+    history_tokens: int = Field(50_000, ge=500, le=1_000_000)
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -138,6 +180,12 @@ class AgentConfig(Strict):
     def _limits_are_ordered(self) -> Self:
         if self.time_limit <= self.soft_time_limit:
             raise ValueError("time_limit (hard) must be later than soft_time_limit")
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_router_asks(self) -> Self:
+        if self.router_model is not None and self.chain_strategy != "router":
+            raise ValueError("router_model is for chain_strategy: router")
         return self
 
     @model_validator(mode="after")
@@ -509,6 +557,7 @@ class TaskRequest(Strict):
     namespace: str = Field("default", min_length=1, max_length=100)
     unique_key: str | None = Field(None, min_length=1, max_length=255)
     unique_while: Literal["pending", "running"] | None = None
+    budget: Budget | None = None
 
     @classmethod
     def parse(cls, data: Any) -> TaskRequest:

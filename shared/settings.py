@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     api_url: str | None = None
 
     default_model: str = "claude-sonnet-5-5"
+    routing_agent: str | None = None
     model_patience_seconds: float = Field(21_600.0, ge=0, le=31_622_400)
     # PostgreSQL holds no JSON value of more than 256 MB.
     max_input_bytes: int = Field(1 << 20, ge=1024, le=128 << 20)

@@ -61,7 +61,10 @@ CONDITIONS = {
 }
 TYPES: dict[str, Any] = {"states": ARRAY(TEXT), "labels": JSONB, "created_after": PgUUID, "created_before": PgUUID}
 
-OVERVIEW = text("SELECT * FROM task_overview WHERE id = :task")
+OVERVIEW = text(
+    "SELECT o.*, t.routing, minion_budget_of(t.id) AS budget "
+    "FROM task_overview o JOIN tasks t ON t.id = o.id WHERE o.id = :task"
+)
 USAGE = text(
     "SELECT COALESCE(sum(input_tokens), 0), COALESCE(sum(output_tokens), 0), COALESCE(sum(cost_microdollars), 0) "
     "FROM executions WHERE task_id = :task"
@@ -76,7 +79,7 @@ TREE = text(
 )
 STEPS = text(
     "SELECT number, kind, name, status, effect, request_hash, claim, input, output, error, stdout, usage, "
-    "cost_microdollars, child_id, function_version_id, started_at, finished_at "
+    "cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at "
     "FROM steps WHERE task_id = :task AND number > :after ORDER BY number LIMIT :most"
 )
 EXECUTIONS = text(
@@ -125,7 +128,7 @@ class TaskFilter:
 
 
 def get_task(connection: Connection, task: UUID) -> dict[str, Any]:
-    """A task's row of `task_overview`.
+    """A task's row of `task_overview`, its budget, and what has chosen its agent, where it named none.
 
     Raises:
         NotFound: there is no such task.

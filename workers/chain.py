@@ -6,8 +6,10 @@ outcomes from its journal when it runs again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import structlog
 
 from shared.database import get_engine, persist
 from shared.errors import InvalidInput, MinionError, SubtaskFailed
@@ -17,7 +19,10 @@ from shared.schemas import RelationDefinition
 from shared.tasks import content_of
 from workers.base import BaseAgent
 from workers.journal import StepResult
+from workers.model_router import Undecided, choose_by_model
 from workers.outcomes import ChildOutcome, Failed, Outcome, Suspended
+
+log = structlog.get_logger(__name__)
 
 
 class ChainAgent(BaseAgent):
@@ -68,17 +73,10 @@ class ChainAgent(BaseAgent):
         return joined if isinstance(joined, Failed) else self.succeeded(joined)
 
     def _router(self, value: JsonValue) -> Outcome:
-        """One of them, chosen by the words of the input; the choice is a step of its own."""
+        """One of them, chosen by a model or by the words of the input; the choice is a step of its own."""
         names = [relation.agent for relation in self.definition.relations]
-
-        def rank() -> Route:
-            with get_engine().connect() as connection:
-                return choose(connection, content_of(value), namespace=self.task.namespace, among=names)
-
-        def perform(step: int) -> StepResult:
-            return StepResult(persist(rank).as_json())
-
-        chosen = self.journal.call("tool_call", "router", {"among": names}, perform, effect="idempotent")
+        decide = self._decision(names, value)
+        chosen = self.journal.call("tool_call", "router", {"among": names}, decide, effect="idempotent")
         outcomes = self.journal.children([(chosen["agent"], value)])
         if isinstance(outcomes, Suspended):
             return outcomes
@@ -94,6 +92,23 @@ class ChainAgent(BaseAgent):
                 return more
             outcomes += more
         return outcomes
+
+    def _decision(self, names: list[str], value: JsonValue) -> Callable[[int], StepResult]:
+        """What decides, and says in the record which way it did."""
+        why_not: dict[str, Any] = {}
+        if self.definition.config.router_model is not None:
+            try:
+                chosen = choose_by_model(self.definition.config, self.task, self.journal, names, value)
+                return lambda step: StepResult({"by": "model", **chosen})
+            except Undecided as undecided:
+                log.warning("routed_by_text", why=str(undecided))
+                why_not = {"not_by_model": str(undecided)}
+
+        def rank() -> Route:
+            with get_engine().connect() as connection:
+                return choose(connection, content_of(value), namespace=self.task.namespace, among=names)
+
+        return lambda step: StepResult({**persist(rank).as_json(), **why_not})
 
     def _requests(self, relation: RelationDefinition, value: JsonValue) -> list[tuple[str, JsonValue]]:
         if relation.for_each is None:

@@ -11,18 +11,19 @@ import copy
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
 
 import structlog
 
-from shared import lifecycle
+from shared import budgets, lifecycle
 from shared.database import persist, statement
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError
 from shared.hints import publish_progress
 from shared.json_values import JsonValue, digest
+from workers.budget import Reservation
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Snoozed, Suspended, WaitRequest
 
 log = structlog.get_logger(__name__)
@@ -73,6 +74,7 @@ class Journal:
 
     Attributes:
         known: steps of earlier executions, by number, as `minion_journal` gives them.
+        has_budget: a budget holds for the task, so that no step begins before it has been written down there.
         unwritten: pure steps that ride along with the next write.
         numbers: those that the next steps get.
         lock: of everything but the numbers: the parts of a journal (see `part`) work at the same time.
@@ -81,6 +83,7 @@ class Journal:
     task_id: UUID
     claim: int
     known: dict[int, dict[str, Any]]
+    has_budget: bool = False
     unwritten: list[dict[str, Any]] = field(default_factory=list)
     used: Used = field(default_factory=Used)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -97,6 +100,12 @@ class Journal:
         part.numbers = iter([self._take() for _ in range(steps)])
         return part
 
+    def upcoming(self) -> dict[str, Any] | None:
+        """What an earlier execution recorded for the next step, if it did."""
+        number = self._take()
+        self.numbers = itertools.chain([number], self.numbers)
+        return self.known.get(number)
+
     def abandon(self) -> None:
         """Nothing is written through this journal any more: calls that still run in other threads have lost it."""
         self.abandoned.set()
@@ -109,6 +118,7 @@ class Journal:
         perform: Callable[[int], StepResult],
         *,
         effect: str,
+        reserve: Callable[[], Reservation] | None = None,
     ) -> JsonValue:
         """Makes a step, or reads it back.
 
@@ -116,8 +126,11 @@ class Journal:
             request: what is asked; its canonical hash must be the same when the task runs again.
             perform: makes the effect; receives the step's number.
             effect: `pure`, `idempotent` or `unsafe`.
+            reserve: tells what it may cost at most; only asked where there is a budget, which holds that until the step
+                is over.
 
         Raises:
+            BudgetExceeded: a budget of the task, or of one above it, has no room for the step.
             HistoryDiverged: the journal holds another request at this place.
             Interrupted: the step is unsafe and was interrupted; whether it happened is not known.
             Cancelled: the task was cancelled meanwhile.
@@ -141,9 +154,10 @@ class Journal:
             "input": request,
             "started_at": _now(),
         }
-        if effect != "pure":
-            self._write({**step, "status": "started"})
-        return self._perform(step, perform)
+        reserved = reserve() if reserve is not None and self.has_budget else None
+        if effect != "pure" or self.has_budget:
+            self._write([{**step, "status": "started"}], reserve=_worst_case(number, reserved))
+        return self._perform(step, perform, reserved)
 
     def children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:
         """The outcomes of sub-tasks, or the suspension that creates them.
@@ -159,6 +173,7 @@ class Journal:
         ]
         known = [self._matching(child.step, "subtask", child.agent, child.request_hash) for child in wanted]
         if wanted and known[0] is None:
+            self._count_steps(wanted[0].step, len(wanted))
             return Suspended(wanted)
         return [_child_outcome(child, step) for child, step in zip(wanted, known, strict=True) if step is not None]
 
@@ -173,6 +188,8 @@ class Journal:
         known = self._matching(number, "wait", name, request_hash)
         if known is not None and known["status"] == "finished":
             return known["output"]
+        if known is None:
+            self._count_steps(number)
         return Suspended(waits=[WaitRequest(number, signal, seconds, request_hash)])
 
     def approval(self, name: str, arguments: JsonValue, seconds: float | None = None) -> JsonValue | Suspended:
@@ -188,6 +205,8 @@ class Journal:
         """
         number, request_hash = self._take(), digest(["approval", name, arguments])
         known = self._matching(number, "wait", name, request_hash)
+        if known is None:
+            self._count_steps(number)
         if known is None or known["status"] == "started":
             return Suspended(waits=[WaitRequest(number, None, seconds, request_hash, name, arguments)])
         if known["status"] == "failed":
@@ -196,16 +215,20 @@ class Journal:
             raise _final(ToolError(f"Nobody has approved {name!r} in time.", step=number))
         return known["output"]["arguments"]
 
-    def _perform(self, step: dict[str, Any], perform: Callable[[int], StepResult]) -> JsonValue:
+    def _perform(
+        self, step: dict[str, Any], perform: Callable[[int], StepResult], reserved: Reservation | None
+    ) -> JsonValue:
         try:
             result = perform(step["number"])
         except MinionError as error:
             failure = {**error.as_dict(), "retryable": error.retryable}
             self._keep({**step, "status": "failed", "error": failure, "finished_at": _now()})
+            self._release(step["number"], reserved, error)
             raise
         except Snoozed as snoozed:
             later = snoozed.error.as_dict() if snoozed.error else {"type": "snoozed", "message": ASKED_FOR_LATER}
             self._keep({**step, "status": "failed", "error": {**later, "retryable": True}, "finished_at": _now()})
+            self._release(step["number"], reserved, snoozed.error)
             raise
         finished = {
             **step,
@@ -222,29 +245,47 @@ class Journal:
         if step["effect"] == "pure":
             self._keep(finished)
         else:
-            self._write(finished)
+            self._write([finished], used=_used(step["number"], reserved, result))
         return result.output
+
+    def _count_steps(self, number: int, how_many: int = 1) -> None:
+        """Sub-tasks and waits count as steps too, before the task is suspended for them."""
+        if self.has_budget:
+            self._write([], reserve={"step": number, "steps": how_many})
+
+    def _release(self, number: int, reserved: Reservation | None, error: MinionError | None) -> None:
+        """Gives back what a failed call had reserved: an API that refuses a call charges nothing for it. Where nobody
+        knows whether it was charged, what was reserved stays spent.
+        """
+        if reserved is not None and not (error and error.detail.get("cost_unknown")):
+            # Without the failed step, which the retry policy has yet to look at.
+            persist(lambda: self._commit([], used={"step": number, "tokens": 0, "microdollars": 0}))
 
     def _keep(self, step: dict[str, Any]) -> None:
         """For the next write."""
         with self.lock:
             self.unwritten.append(step)
 
-    def _write(self, step: dict[str, Any]) -> None:
+    def _write(self, steps: list[dict[str, Any]], **money: dict[str, Any] | None) -> None:
+        """Commits steps, with what they reserve or have used of budgets: see `shared.budgets.spend`."""
         with self.lock:
             if self.abandoned.is_set():
                 raise ClaimLost
-            flags = persist(lambda: self._commit(step))
+            flags = persist(lambda: self._commit([*self.unwritten, *steps], **money))
             if flags is None:
                 raise ClaimLost
+            if breach := flags.get("breach"):
+                raise budgets.exceeded(breach)
             self.unwritten.clear()
         publish_progress(self.task_id)
         if flags["cancel"]:
             raise Cancelled("Cancelled while it ran.")
 
-    def _commit(self, step: dict[str, Any]) -> dict[str, Any] | None:
+    def _commit(self, steps: list[dict[str, Any]], **money: dict[str, Any] | None) -> dict[str, Any] | None:
         with statement() as connection:
-            return lifecycle.write_steps(connection, self.task_id, self.claim, [*self.unwritten, step])
+            if self.has_budget:
+                return budgets.spend(connection, self.task_id, self.claim, steps, **money)
+            return lifecycle.write_steps(connection, self.task_id, self.claim, steps)
 
     def _take(self) -> int:
         return next(self.numbers)
@@ -259,6 +300,20 @@ class Journal:
             "Replay the task to run it from its beginning.",
             step=number,
         )
+
+
+def _worst_case(number: int, reserved: Reservation | None) -> dict[str, Any]:
+    """What a step takes of every budget before it begins."""
+    return {"step": number, "steps": 1, **(asdict(reserved) if reserved else {})}
+
+
+def _used(number: int, reserved: Reservation | None, result: StepResult) -> dict[str, Any] | None:
+    """What it has really used. A cost of 0 for tokens that were used means that nobody knows the price."""
+    if reserved is None:
+        return None
+    tokens = result.input_tokens + result.output_tokens
+    unknown = tokens > 0 and result.cost_microdollars == 0
+    return {"step": number, "tokens": tokens, "microdollars": None if unknown else result.cost_microdollars}
 
 
 def _child_outcome(child: ChildRequest, step: dict[str, Any]) -> ChildOutcome:

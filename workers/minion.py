@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from shared import lifecycle
 from shared.database import behind_time_limit, close_engine, is_transient, persist, reason, statement
-from shared.errors import Cancelled, MinionError, TimeLimitExceeded
+from shared.errors import BudgetExceeded, Cancelled, MinionError, TimeLimitExceeded
 from shared.hints import publish_finished, publish_progress
 from shared.schemas import UnreadableDefinition
 from shared.states import State
@@ -64,7 +64,7 @@ def run(task_id: UUID, claim: int, worker_id: UUID) -> str:
 def _work(task: ClaimedTask) -> str:
     if task.journal_format != journals.FORMAT:
         return _hand_back(task)
-    meter, journal = Meter(), Journal(task.id, task.claim, {step["number"]: step for step in task.steps})
+    meter, journal = Meter(), _journal(task)
     log.debug("started", attempt=task.attempts + 1)
     try:
         outcome = perform(task, journal, meter)
@@ -80,6 +80,11 @@ def _work(task: ClaimedTask) -> str:
     return str(state)
 
 
+def _journal(task: ClaimedTask) -> Journal:
+    known = {step["number"]: step for step in task.steps}
+    return Journal(task.id, task.claim, known, has_budget=task.has_budget)
+
+
 def perform(task: ClaimedTask, journal: Journal, meter: Meter) -> Outcome | Snoozed:
     """Runs the agent. Whatever goes wrong becomes a value.
 
@@ -91,6 +96,8 @@ def perform(task: ClaimedTask, journal: Journal, meter: Meter) -> Outcome | Snoo
     except UnreadableDefinition as error:
         log.warning("handed_back", why=error.message)
         return Snoozed(LATER_RELEASE_SECONDS, "handed_back")
+    except BudgetExceeded as error:
+        return Failed(error) if error.detail["then"] == "fail" else Suspended(over=error)
     except MinionError as error:
         return Failed(error)
     except Snoozed as snoozed:
@@ -165,6 +172,9 @@ def _standing(task: ClaimedTask) -> bool | None:
 def _suspend(connection: Any, task: ClaimedTask, result: dict[str, Any], outcome: Suspended) -> State | None:
     if outcome.asks:
         return lifecycle.ask(connection, task.id, task.claim, result)
+    if outcome.over is not None:
+        result = {**result, "error": outcome.over.as_dict()}
+        return lifecycle.snooze(connection, task.id, task.claim, result, delay=None, reason="budget")
     children, waits = ([each.as_json() for each in group] for group in (outcome.children, outcome.waits))
     try:
         return lifecycle.suspend(connection, task.id, task.claim, result, children, waits)

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from datetime import datetime
-from itertools import dropwhile
 from typing import Any
 
-from sqlalchemy import Row, text
-
-from shared.database import get_engine, persist
 from shared.errors import InvalidInput, InvalidOutput, ModelError
 from shared.json_schema import violations
 from shared.json_values import JsonValue, parse, stable
@@ -18,24 +12,17 @@ from shared.sampling import settings_to_send
 from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.tasks import content_of
 from workers.base import BaseAgent
-from workers.follower import Follower
-from workers.journal import Journal, StepResult
-from workers.models import client_for, resolve
-from workers.models.base import ModelRequest, ToolSpec
-from workers.models.patience import complete
+from workers.conversation import history
+from workers.journal import Journal
+from workers.model_call import call_model
+from workers.models import resolve
+from workers.models.base import ModelRequest, ToolSpec, json_in, text_in
 from workers.outcomes import Outcome, Succeeded, Suspended
 from workers.task import ClaimedTask
 from workers.tool_calls import ToolCalls
 from workers.tools.base import Tool
 
 MAX_REPAIRS = 2
-MAX_HISTORY = 100
-
-HISTORY = text(
-    "SELECT role, content FROM (SELECT id, role, content FROM messages WHERE namespace = :namespace "
-    "AND conversation_id = :conversation AND created_at <= :before AND role IN ('user', 'assistant') "
-    "ORDER BY id DESC LIMIT :most) latest ORDER BY id"
-)
 
 
 class ModelAgent(BaseAgent):
@@ -58,7 +45,8 @@ class ModelAgent(BaseAgent):
         """Turns until the model stops calling tools."""
         model = self._model()
         new = [message.model_dump() for message in self._said(value)]
-        messages = [*self._history(), *new]
+        before = history(self.definition.config, self.task, self.journal, model)
+        messages = [*before, *new]
         repairs = 0
         for _ in range(self.definition.config.max_turns):
             reply = self._turn(model, messages, new, value)
@@ -100,25 +88,10 @@ class ModelAgent(BaseAgent):
             Message(role="user", content=value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
         ]
 
-    def _history(self) -> list[dict[str, Any]]:
-        """What the conversation held when the task was accepted."""
-        if self.task.conversation_id is None:
-            return []
-        values = {
-            "namespace": self.task.namespace,
-            "conversation": self.task.conversation_id,
-            "before": self.task.created_at or datetime.max,
-            "most": MAX_HISTORY,
-        }
-        said = [{"role": row.role, "content": row.content} for row in persist(lambda: _read(values))]
-        # The Messages API wants a conversation that a person begins, and refuses blank text.
-        said = [message for message in said if not isinstance(message["content"], str) or message["content"].strip()]
-        return list(dropwhile(lambda message: message["role"] != "user", said))
-
     def _turn(
         self, model: str, messages: list[dict[str, Any]], new: list[dict[str, Any]], value: JsonValue
     ) -> dict[str, Any]:
-        """One model call: paid, so it is committed before its answer is used. The journal keeps what is new."""
+        """One model call. The journal keeps what is new."""
         config = self.definition.config
         request = ModelRequest(
             model=model,
@@ -131,21 +104,9 @@ class ModelAgent(BaseAgent):
             sampling=settings_to_send(config.sampling()),
             thinking=config.thinking,
             effort=config.effort,
+            namespace=self.task.namespace,
         )
-
-        def perform(step: int) -> StepResult:
-            follower = Follower(self.task.id, step)
-            reply = complete(client_for(model), request, self.journal.known.get(step), follower)
-            return StepResult(
-                reply.as_json(),
-                input_tokens=reply.input_tokens,
-                output_tokens=reply.output_tokens,
-                cache_read_tokens=reply.cache_read_tokens,
-                cache_write_tokens=reply.cache_write_tokens,
-                cost_microdollars=reply.cost_microdollars,
-            )
-
-        reply: dict[str, Any] = self.journal.call("model_call", model, {"messages": new}, perform, effect="idempotent")
+        reply = call_model(self.journal, self.task, request, {"messages": new})
         _refuse_unfinished(reply, config.max_tokens)
         # Read back from the journal, keys come in another order; what follows must not depend on it.
         return {**reply, "content": stable(reply["content"])}
@@ -163,20 +124,15 @@ class ModelAgent(BaseAgent):
         if schema is None:
             return None
         try:
-            faults = violations(schema, parse(_json_text(_text(reply)), what="the answer"))
+            faults = violations(schema, parse(json_in(text_in(reply)), what="the answer"))
         except InvalidInput as error:
             return error.message
         return "; ".join(f"{fault['path']}: {fault['message']}" for fault in faults) or None
 
     def _answer(self, reply: dict[str, Any], value: JsonValue) -> Succeeded:
-        answer = _text(reply)
-        output = {"content": answer} if self.definition.output_schema is None else json.loads(_json_text(answer))
+        answer = text_in(reply)
+        output = {"content": answer} if self.definition.output_schema is None else json.loads(json_in(answer))
         return Succeeded(output, [*self._said(value), AIMessage(content=content_of(output))])
-
-
-def _read(values: dict[str, Any]) -> Sequence[Row[Any]]:
-    with get_engine().connect() as connection:
-        return connection.execute(HISTORY, values).all()
 
 
 def _refuse_unfinished(reply: dict[str, Any], max_tokens: int) -> None:
@@ -190,14 +146,3 @@ def _refuse_unfinished(reply: dict[str, Any], max_tokens: int) -> None:
     }
     if stopped in faults:
         raise ModelError(faults[stopped], stop_reason=stopped)
-
-
-def _text(reply: dict[str, Any]) -> str:
-    return "".join(block["text"] for block in reply["content"] if block["type"] == "text").strip()
-
-
-def _json_text(answer: str) -> str:
-    """The JSON in an answer that wraps it in a code fence."""
-    if answer.startswith("```") and answer.endswith("```"):
-        return answer.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
-    return answer

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from shared.errors import MinionError
+from shared.errors import BudgetExceeded, MinionError
 from shared.json_values import JsonValue
 from shared.schemas import Message
 
@@ -74,12 +74,14 @@ class WaitRequest:
 class Suspended:
     """The task waits for sub-tasks, signals and timers, without a worker's slot, and runs again when all are over.
 
-    `asks`: it waits until somebody says what became of a step that was interrupted.
+    `asks`: it waits until somebody says what became of a step that was interrupted. `over`: it waits until the budget
+    that has no room for its next step has.
     """
 
     children: list[ChildRequest] = field(default_factory=list)
     waits: list[WaitRequest] = field(default_factory=list)
     asks: bool = False
+    over: BudgetExceeded | None = None
 
 
 Outcome = Succeeded | Failed | Suspended

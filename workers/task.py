@@ -17,6 +17,8 @@ class ClaimedTask:
     Attributes:
         claim: the fencing token of this execution.
         attempts: charged failures so far.
+        budget_ids: the tasks whose budgets hold for it, the root first.
+        history_before: what was said in its conversation from this time on is not for it.
     """
 
     id: UUID
@@ -35,17 +37,24 @@ class ClaimedTask:
     conversation_id: str | None = None
     deadline: datetime | None = None
     created_at: datetime | None = None
+    budget_ids: list[str] | None = None
+    history_before: datetime | None = None
     steps: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> ClaimedTask:
         """From the row that `shared.lifecycle.claim` returned."""
         ids = ("id", "root_id", "origin_id", "agent_version_id")
-        times = ("deadline", "created_at")
+        times = ("deadline", "created_at", "history_before")
         values = {name: row[name] for name in cls.__dataclass_fields__}
         values |= {name: UUID(row[name]) for name in ids}
         values |= {name: datetime.fromisoformat(row[name]) if row[name] else None for name in times}
         return cls(**values)
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether a budget of its own, or of a task above it, holds for it."""
+        return bool(self.budget_ids)
 
     def context(self) -> dict[str, Any]:
         """What a function that `requires_context` is told."""

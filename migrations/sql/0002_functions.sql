@@ -79,8 +79,9 @@ END $$;
 
 -- The one insert behind every way in. `request` holds agent | capability | messages, input, and optionally
 -- namespace, idempotency_key, key, labels, priority, run_at, deadline, conversation_id, parent_id, parent_step,
--- replay_of, agent_version_id, traceparent, submitted_by, unique_key, unique_while, and `validated`: the id of the
--- agent version whose input schema the caller has already checked the input against.
+-- replay_of, agent_version_id, traceparent, submitted_by, unique_key, unique_while, budget ({tokens, dollars, steps,
+-- seconds, on_breach}), and `validated`: the id of the agent version whose input schema the caller has already checked
+-- the input against.
 CREATE OR REPLACE FUNCTION minion_accept(request jsonb, OUT task_id uuid, OUT created boolean) LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
 DECLARE
@@ -100,6 +101,7 @@ DECLARE
     unique_key text := request->>'unique_key';
     holder uuid;
     urgency smallint;
+    budget jsonb;
 BEGIN
     PERFORM minion_check_request(request);
     PERFORM minion_check_json(request->'input', 'The input');
@@ -141,7 +143,8 @@ BEGIN
         AND (target.input_schema IS NULL OR request->>'validated' = target.version_id::text);
 
     -- Without a parent the record is all NULL.
-    SELECT t.id, t.root_id, t.key, t.labels, t.submitted_by, t.traceparent, t.deadline, s.priority, s.rank
+    SELECT t.id, t.root_id, t.key, t.labels, t.submitted_by, t.traceparent, t.deadline, s.priority, s.rank,
+           t.budget_ids
         INTO parent FROM tasks t JOIN task_status s ON s.task_id = t.id
         WHERE t.id = (request->>'parent_id')::uuid;
     IF parent.id IS NOT NULL THEN
@@ -151,10 +154,11 @@ BEGIN
     IF request->>'replay_of' IS NOT NULL THEN
         SELECT origin_id INTO origin FROM tasks WHERE id = (request->>'replay_of')::uuid;
     END IF;
+    budget := minion_budget_for(request, target.version_id);
 
     INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, messages, parent_id,
                        parent_step, root_id, depth, replay_of, origin_id, conversation_id, key, labels,
-                       submitted_by, traceparent, deadline)
+                       submitted_by, traceparent, deadline, budget_ids)
     VALUES (task_id, ns, target.agent_name, target.version_id, request->>'capability',
             CASE WHEN request ? 'input' THEN request->'input' END,
             NULLIF(request->'messages', 'null'::jsonb),
@@ -163,7 +167,11 @@ BEGIN
             COALESCE(request->>'key', parent.key),
             COALESCE(NULLIF(request->'labels', 'null'::jsonb), parent.labels, '{}'::jsonb),
             COALESCE(request->>'submitted_by', parent.submitted_by),
-            COALESCE(request->>'traceparent', parent.traceparent), ends);
+            COALESCE(request->>'traceparent', parent.traceparent), ends,
+            CASE WHEN budget IS NULL THEN parent.budget_ids ELSE parent.budget_ids || task_id END);
+    IF budget IS NOT NULL THEN
+        PERFORM minion_open_budget(task_id, budget);
+    END IF;
     urgency := COALESCE((request->>'priority')::smallint, parent.priority, 0);
     INSERT INTO task_status (task_id, state, capability, priority, due_at, deadline, namespace, agent_name, key, rank)
     VALUES (task_id, CASE WHEN begins > now() THEN 'scheduled' ELSE 'pending' END,
@@ -221,14 +229,15 @@ CREATE FUNCTION minion_submit(
     namespace text DEFAULT 'default',
     traceparent text DEFAULT NULL,
     unique_key text DEFAULT NULL,
-    unique_while text DEFAULT 'running'
+    unique_while text DEFAULT 'running',
+    budget jsonb DEFAULT NULL
 ) RETURNS uuid LANGUAGE sql SET search_path FROM CURRENT AS $$
     SELECT task_id FROM minion_accept(jsonb_build_object(
         'agent', agent, 'capability', capability, 'messages', messages,
         'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,
         'run_at', run_at, 'deadline', deadline, 'conversation_id', conversation_id,
         'namespace', namespace, 'traceparent', traceparent, 'submitted_by', 'sql:' || session_user,
-        'unique_key', unique_key, 'unique_while', unique_while)
+        'unique_key', unique_key, 'unique_while', unique_while, 'budget', budget)
         || CASE WHEN input IS NOT NULL OR messages IS NULL
                 THEN jsonb_build_object('input', COALESCE(input, '{}'::jsonb)) ELSE '{}'::jsonb END)
 $$;
@@ -322,6 +331,8 @@ END $$;
 
 -- Pins the agent version of a task that was routed by message, or releases one whose input has been checked.
 CREATE OR REPLACE FUNCTION minion_route(t uuid, version uuid, queue text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    budget jsonb;
 BEGIN
     UPDATE task_status SET capability = queue, updated_at = now(),
                            agent_name = (SELECT name FROM agent_versions WHERE id = version)
@@ -331,6 +342,14 @@ BEGIN
     END IF;
     UPDATE tasks SET agent_version_id = version, agent_name = (SELECT name FROM agent_versions WHERE id = version)
         WHERE id = t AND agent_version_id IS NULL;
+    -- The agent may bring a budget; a task that came with its own keeps that.
+    IF FOUND AND NOT EXISTS (SELECT 1 FROM budgets WHERE task_id = t) THEN
+        budget := minion_budget_for('{}', version);
+        IF budget IS NOT NULL THEN
+            PERFORM minion_open_budget(t, budget);
+            UPDATE tasks SET budget_ids = budget_ids || t WHERE id = t;
+        END IF;
+    END IF;
     RETURN true;
 END $$;
 
@@ -341,7 +360,7 @@ RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_ti
                time_limit integer, priority smallint) LANGUAGE plpgsql AS $$
 DECLARE
     served record;
-    limited boolean := EXISTS (SELECT 1 FROM limits);
+    limited boolean := EXISTS (SELECT 1 FROM limits WHERE scope <> 'model');
 BEGIN
     IF limited THEN
         -- What is in flight must not change between counting and taking.
@@ -557,7 +576,7 @@ BEGIN
     UPDATE task_status SET state = 'running', claim = claim + 1, worker_id = w, updated_at = now()
         WHERE task_id = t AND state = 'queued' AND claim = expected AND (deadline IS NULL OR deadline > now())
           AND EXISTS (SELECT 1 FROM workers WHERE id = w AND status = 'online')
-          AND NOT EXISTS (SELECT 1 FROM pauses) AND NOT EXISTS (SELECT 1 FROM limits)
+          AND NOT EXISTS (SELECT 1 FROM pauses) AND NOT EXISTS (SELECT 1 FROM limits WHERE scope <> 'model')
           AND NOT EXISTS (SELECT 1 FROM tasks k WHERE k.id = t AND k.conversation_id IS NOT NULL)
         RETURNING * INTO now_at;
     IF NOT FOUND THEN
@@ -584,9 +603,11 @@ BEGIN
         DELETE FROM unique_tasks WHERE task_id = t AND held_while = 'pending';
     END IF;
     INSERT INTO executions (task_id, claim, worker_id) VALUES (t, now_at.claim, w);
-    RETURN (SELECT to_jsonb(tasks) FROM tasks WHERE id = t) || jsonb_build_object(
+    RETURN (SELECT to_jsonb(k) || jsonb_build_object(
         'claim', now_at.claim, 'attempts', now_at.attempts, 'queue', now_at.capability,
-        'steps', CASE WHEN now_at.claim > 1 THEN minion_journal(t) ELSE '[]'::jsonb END);
+        -- A replay from a step begins with what was copied.
+        'steps', CASE WHEN now_at.claim > 1 OR k.from_step IS NOT NULL THEN minion_journal(t) ELSE '[]'::jsonb END)
+        FROM tasks k WHERE k.id = t);
 END $$;
 
 -- For minions of release 0.1, which know nothing of limits.

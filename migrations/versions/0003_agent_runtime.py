@@ -1,7 +1,8 @@
-"""Events, budgets and replays from a step. Runs before the new release starts, like 0002."""
+"""Events, budgets, replays from a step, limits of models. Runs before the new release starts, like 0002."""
 
 from __future__ import annotations
 
+import sqlalchemy as sa
 from alembic import op
 
 from migrations.sql import run_file
@@ -18,7 +19,40 @@ def upgrade() -> None:
     connection.exec_driver_sql("SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true)")
     run_file(connection, "0003_events.sql")
     run_file(connection, "0003_budgets.sql")
+    add_replays_from_a_step()
+    create_conversation_summaries()
     run_file(connection, "0003_conversations.sql")
+    run_file(connection, "0003_limits.sql")
+
+
+def add_replays_from_a_step() -> None:
+    """All without a rewrite of the table."""
+    op.add_column("tasks", sa.Column("from_step", sa.Integer(), nullable=True))
+    op.add_column("tasks", sa.Column("history_before", sa.DateTime(timezone=True), nullable=True))
+    op.add_column("steps", sa.Column("copied_from", sa.UUID(), nullable=True))
+
+
+def create_conversation_summaries() -> None:
+    op.create_table(
+        "conversation_summaries",
+        sa.Column("namespace", sa.Text(), server_default="default", nullable=False),
+        sa.Column("conversation_id", sa.Text(), nullable=False),
+        sa.Column("through", sa.UUID(), nullable=False),
+        sa.Column("summary", sa.Text(), nullable=False),
+        sa.Column("task_id", sa.UUID(), nullable=True),
+        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["namespace", "conversation_id"],
+            ["conversations.namespace", "conversations.id"],
+            name="conversation_summaries_conversation_fkey",
+            ondelete="CASCADE",
+        ),
+        sa.ForeignKeyConstraint(
+            ["task_id"], ["tasks.id"], name="conversation_summaries_task_id_fkey", ondelete="SET NULL"
+        ),
+        sa.PrimaryKeyConstraint("namespace", "conversation_id", "through", name="conversation_summaries_pkey"),
+    )
+    op.create_index("conversation_summaries_task_id_idx", "conversation_summaries", ["task_id"])
 
 
 def downgrade() -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from orchestrator.api import body, problems
 from orchestrator.api.parameters import Database, Namespace
 from shared import rules
-from shared.rules import Rate, Scope
+from shared.rules import LimitScope, Rate, Scope
 
 router = APIRouter(prefix="/v1", tags=["pauses and limits"])
 
@@ -27,14 +27,20 @@ class Pause(BaseModel):
 
 
 class Limit(BaseModel):
-    """How many tasks run at once, and how many start in a period. The name `*` stands for each without its own."""
+    """How many tasks run at once, and how many start in a period; of a model, how many requests and tokens it is asked
+    for in a period. The name `*` stands for each without its own.
+    """
 
     namespace: str
-    scope: Scope
+    scope: LimitScope
     name: str
     max_running: int | None
-    rate: int | None = Field(description="How many may start in `period_seconds`.")
+    rate: int | None = Field(description="How many may start in `period_seconds`; of a model, requests.")
     period_seconds: float | None
+    input_tokens: int | None = Field(description="Of a model, in `input_tokens_seconds`.")
+    input_tokens_seconds: float | None
+    output_tokens: int | None = Field(description="Of a model, in `output_tokens_seconds`.")
+    output_tokens_seconds: float | None
     created_at: datetime
 
 
@@ -59,12 +65,16 @@ class PauseRequest(BaseModel):
 
 
 class LimitRequest(BaseModel):
-    """The limit; at least one of the two."""
+    """The limit: `max_running`, `rate` or both; for a model `rate`, `input_tokens`, `output_tokens` or several."""
 
     model_config = ConfigDict(extra="forbid")
 
     max_running: int | None = Field(None, ge=0, le=1_000_000, description="Tasks that run at once.")
-    rate: str | None = Field(None, max_length=50, description="Starts in a period: `10/s`, `100/5m`, `1000/h`.")
+    rate: str | None = Field(
+        None, max_length=50, description="Starts in a period: `10/s`, `100/5m`, `1000/h`; of a model, requests."
+    )
+    input_tokens: str | None = Field(None, max_length=50, description="Of a model, in a period: `40000/m`.")
+    output_tokens: str | None = Field(None, max_length=50, description="Of a model, in a period: `8000/m`.")
 
 
 @router.get("/pauses", response_model=Pauses)
@@ -108,19 +118,33 @@ def list_limits(database: Database) -> dict[str, Any]:
     responses=problems.documented(413, 415),
     openapi_extra=body.documented(LimitRequest.model_json_schema()),
 )
-def set_limit(scope: Scope, name: str, query: Namespace, sent: body.TaskBody, database: Database) -> dict[str, Any]:
-    """Limits a capability, an agent or a key (`*`: each that has no limit of its own). Replaces the limit there is."""
+def set_limit(
+    scope: LimitScope, name: str, query: Namespace, sent: body.TaskBody, database: Database
+) -> dict[str, Any]:
+    """Limits a capability, an agent, a key or a model (`*`: each that has no limit of its own). Replaces the limit
+    there is.
+    """
     asked = body.parse_model(LimitRequest, sent)
-    rate = Rate.parse(asked.rate) if asked.rate else None
     with database.begin() as connection:
         return rules.set_limit(
-            connection, scope, name, max_running=asked.max_running, rate=rate, namespace=query.namespace
+            connection,
+            scope,
+            name,
+            max_running=asked.max_running,
+            rate=_rate(asked.rate),
+            input_tokens=_rate(asked.input_tokens),
+            output_tokens=_rate(asked.output_tokens),
+            namespace=query.namespace,
         )
 
 
 @router.delete("/limits/{scope}/{name}", status_code=204, response_class=Response, responses=problems.documented(404))
-def remove_limit(scope: Scope, name: str, query: Namespace, database: Database) -> Response:
+def remove_limit(scope: LimitScope, name: str, query: Namespace, database: Database) -> Response:
     """Takes a limit away."""
     with database.begin() as connection:
         rules.remove_limit(connection, scope, name, namespace=query.namespace)
     return Response(status_code=204)
+
+
+def _rate(written: str | None) -> Rate | None:
+    return Rate.parse(written) if written else None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shared.states import State
 
@@ -57,6 +57,13 @@ class Task(TaskSummary):
     origin_id: UUID = Field(description="The first task of its chain of replays; its own id if it is none.")
     agent_version_id: UUID | None
     traceparent: str | None
+    budget: dict[str, Any] | None = Field(
+        description="Its own: `on_breach`, and `limit`, `spent` and `reserved` (by steps that run now) of `tokens`, "
+        "`dollars`, `steps` and `seconds`. What is below it counts too."
+    )
+    routing: dict[str, Any] | None = Field(
+        description="Of messages that named no agent: what has chosen it (`by`: `text` or `setting`), and the `scores`."
+    )
 
 
 class Step(BaseModel):
@@ -77,6 +84,7 @@ class Step(BaseModel):
     cost_microdollars: int
     child_id: UUID | None
     function_version_id: UUID | None
+    copied_from: UUID | None = Field(description="The task that made it, where this one is a replay from a later step.")
     started_at: datetime
     finished_at: datetime | None
 
@@ -131,7 +139,19 @@ class ReplayRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    pinned: bool = Field(False, description="Run the agent version that ran then, not the one that is active now.")
+    pinned: bool | None = Field(
+        None, description="Run the agent version that ran then, not the one that is active now. From a step: always."
+    )
+    from_step: int | None = Field(None, description="Read the journal before this step back, and go on from there.")
+    edited_output: Any = Field(None, description="With `from_step`: that step is kept too, with this output.")
+
+    @model_validator(mode="after")
+    def _journal_fits(self) -> Self:
+        if self.from_step is None and "edited_output" in self.model_fields_set:
+            raise ValueError("edited_output needs from_step: the step whose output it is")
+        if self.from_step is not None and self.pinned is False:
+            raise ValueError("a journal fits only the versions that wrote it: a replay from a step is always pinned")
+        return self
 
 
 class SignalRequest(BaseModel):

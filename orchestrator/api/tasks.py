@@ -29,12 +29,13 @@ from orchestrator.api.task_models import (
     Why,
 )
 from orchestrator.replay import replay
-from shared import lifecycle, submission, tasks
+from orchestrator.replay_from import Edit, replay_from
+from shared import budgets, lifecycle, submission, tasks
 from shared.errors import InvalidInput, MinionError
 from shared.explain import explain
 from shared.json_values import check
 from shared.lifecycle import Accepted
-from shared.schemas import TaskRequest
+from shared.schemas import BudgetChange, TaskRequest
 from shared.settings import get_settings
 from shared.states import State
 from shared.tasks import Page
@@ -178,8 +179,7 @@ def replay_task(task_id: UUID, sent: body.TaskBody, database: Database, response
     """Submits a task that has ended again, as a new task; the old one stays as it was."""
     asked = body.parse_model(ReplayRequest, sent, required=False)
     with database.begin() as connection:
-        accepted = replay(connection, task_id, pinned=asked.pinned, submitted_by=SUBMITTED_BY)
-        return _show(connection, accepted, response)
+        return _show(connection, _replayed(connection, task_id, asked), response)
 
 
 @router.get("/{task_id}/why", response_model=Why, responses=problems.documented(404))
@@ -219,6 +219,28 @@ def decide(task_id: UUID, sent: body.TaskBody, database: Database) -> dict[str, 
     with database.begin() as connection:
         lifecycle.decide(connection, task_id, who=SUBMITTED_BY, **asked.model_dump())
         return tasks.get_task(connection, task_id)
+
+
+@router.post(
+    "/{task_id}/budget",
+    response_model=Task,
+    responses=problems.documented(404, 409, 413, 415),
+    openapi_extra=body.documented(BudgetChange.model_json_schema()),
+)
+def change_budget(task_id: UUID, sent: body.TaskBody, database: Database) -> dict[str, Any]:
+    """Raises the budget that the task waits for, or else its own, and wakes all who have room in it now. With `stop` it
+    fails those who have none. Shows the task whose budget it is."""
+    asked = body.parse_model(BudgetChange, sent)
+    with database.begin() as connection:
+        owner = budgets.change(connection, task_id, asked)
+        return tasks.get_task(connection, owner)
+
+
+def _replayed(connection: Connection, task_id: UUID, asked: ReplayRequest) -> Accepted:
+    if asked.from_step is None:
+        return replay(connection, task_id, pinned=bool(asked.pinned), submitted_by=SUBMITTED_BY)
+    edit = Edit(asked.edited_output) if "edited_output" in asked.model_fields_set else None
+    return Accepted(replay_from(connection, task_id, asked.from_step, edit=edit, submitted_by=SUBMITTED_BY), True)
 
 
 def _load(database: Engine, task_id: UUID) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from rich.progress import Progress
 from minions import Client
 from orchestrator.commands.client import connect
 from orchestrator.commands.output import AS_JSON, interactive, local_time, print_json, print_table, stderr
+from orchestrator.commands.tasks import read_input
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +34,11 @@ def replay(
     since: datetime | None = typer.Option(None, help="Only those created at this local time or later."),
     until: datetime | None = typer.Option(None, help="Only those created before this local time."),
     again: bool = typer.Option(False, "--again", help="Also those that have been replayed before."),
-    pinned: bool = typer.Option(False, "--pinned/--latest", help="Run the agent version that ran then, or today's."),
+    pinned: bool | None = typer.Option(None, "--pinned/--latest", help="Run the version that ran then, or today's."),
+    from_step: int | None = typer.Option(None, metavar="N", help="Read the steps before N back, and go on from there."),
+    edit_output: str | None = typer.Option(
+        None, metavar="FILE", help="With --from-step: keep step N too, with the JSON of this file (- standard input)."
+    ),
     rate: float = typer.Option(10.0, min=0.001, help="With filters: how many of the new tasks start in a second."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be replayed."),
     as_json: bool = AS_JSON,
@@ -47,11 +52,18 @@ def replay(
     filtered = failed or any(filters.values())
     if bool(task_ids) == filtered:
         raise typer.BadParameter("give task ids, or --failed or another filter")
+    if edit_output is not None and from_step is None:
+        raise typer.BadParameter("--edit-output needs --from-step: the step whose output it is")
+    if from_step is not None and (len(task_ids or []) != 1 or dry_run):
+        raise typer.BadParameter("--from-step is for one task, without --dry-run")
+    how: dict[str, Any] = {"pinned": pinned, "from_step": from_step}
+    if edit_output is not None:
+        how["edited_output"] = read_input(edit_output if edit_output == "-" else f"@{edit_output}")
     with connect() as client:
         done = (
-            _replay_many(client, filters, pinned=pinned, rate=rate, dry_run=dry_run)
+            _replay_many(client, filters, pinned=bool(pinned), rate=rate, dry_run=dry_run)
             if filtered
-            else _replay_each(client, task_ids, pinned=pinned, dry_run=dry_run)
+            else _replay_each(client, task_ids, how, dry_run=dry_run)
         )
     _print_replayed(done, dry_run=dry_run, as_json=as_json)
 
@@ -76,8 +88,8 @@ def dead_letters(
     )  # fmt: skip
 
 
-def _replay_each(client: Client, task_ids: list[str], *, pinned: bool, dry_run: bool) -> list[dict[str, Any]]:
-    replayed = [(task_id, None if dry_run else client.replay(task_id, pinned=pinned)) for task_id in task_ids]
+def _replay_each(client: Client, task_ids: list[str], how: dict[str, Any], *, dry_run: bool) -> list[dict[str, Any]]:
+    replayed = [(task_id, None if dry_run else client.replay(task_id, **how)) for task_id in task_ids]
     return [{"task_id": old, "replayed_as": new and new.id, "error": None} for old, new in replayed]
 
 

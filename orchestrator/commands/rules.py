@@ -10,11 +10,13 @@ from orchestrator.commands.client import connect
 from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table
 
 SCOPE = typer.Argument(help="capability, agent or key.")
+LIMIT_SCOPE = typer.Argument(help="capability, agent, key or model.")
 NAME = typer.Argument(help="Its name.")
 EACH_NAME = typer.Argument(help="Its name; * stands for each that has no limit of its own.")
 
 limits_app = typer.Typer(
-    help="Limits: how many tasks run at once, and how many start in a period.", invoke_without_command=True
+    help="Limits: how many tasks run at once or start in a period, and how much models are asked for.",
+    invoke_without_command=True,
 )
 
 
@@ -68,31 +70,42 @@ def list_limits(as_json: bool = AS_JSON) -> None:
     if as_json:
         print_json(found)
         return
-    rows = ((r["scope"], r["name"], r["max_running"], _rate(r)) for r in found)
+    rows = ((r["scope"], r["name"], r["max_running"], ", ".join(_rates(r))) for r in found)
     print_table(("scope", "name", "at once", "rate"), rows, empty="No limits.")
 
 
 @limits_app.command("set")
 def set_limit(
-    scope: str = SCOPE,
+    scope: str = LIMIT_SCOPE,
     name: str = EACH_NAME,
     max_running: int | None = typer.Option(None, "--max-running", min=0, help="How many run at once."),
-    rate: str | None = typer.Option(None, "--rate", help="How many start in a period: 10/s, 100/5m, 1000/h."),
+    rate: str | None = typer.Option(
+        None, "--rate", help="How many start in a period: 10/s, 100/5m, 1000/h. Of a model: requests."
+    ),
+    input_tokens: str | None = typer.Option(None, "--input-tokens", help="Of a model, in a period: 40000/m."),
+    output_tokens: str | None = typer.Option(None, "--output-tokens", help="Of a model, in a period: 8000/m."),
 ) -> None:
-    """Limit a capability, an agent or a key; replaces the limit there is."""
+    """Limit a capability, an agent, a key or a model; replaces the limit there is."""
     with connect() as client:
-        limit = client.set_limit(scope, name, max_running=max_running, rate=rate)
+        limit = client.set_limit(
+            scope, name, max_running=max_running, rate=rate, input_tokens=input_tokens, output_tokens=output_tokens
+        )
     said = [f"{limit['max_running']} at once"] if limit["max_running"] is not None else []
-    console.print(f"The {scope} {name} is limited to {', '.join([*said, *filter(None, [_rate(limit)])])}.")
+    console.print(f"The {scope} {name} is limited to {', '.join([*said, *_rates(limit)])}.")
 
 
 @limits_app.command("remove")
-def remove_limit(scope: str = SCOPE, name: str = EACH_NAME) -> None:
+def remove_limit(scope: str = LIMIT_SCOPE, name: str = EACH_NAME) -> None:
     """Take a limit away."""
     with connect() as client:
         client.remove_limit(scope, name)
     console.print(f"The {scope} {name} has no limit any more.")
 
 
-def _rate(limit: dict[str, Any]) -> str | None:
-    return f"{limit['rate']} in {limit['period_seconds']:g} s" if limit["rate"] else None
+def _rates(limit: dict[str, Any]) -> list[str]:
+    rates = (
+        (limit["rate"], " requests" if limit["scope"] == "model" else "", limit["period_seconds"]),
+        (limit["input_tokens"], " input tokens", limit["input_tokens_seconds"]),
+        (limit["output_tokens"], " output tokens", limit["output_tokens_seconds"]),
+    )
+    return [f"{count}{unit} in {seconds:g} s" for count, unit, seconds in rates if count]

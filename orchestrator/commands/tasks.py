@@ -42,6 +42,7 @@ def submit(
     conversation_id: str | None = typer.Option(None, help="The conversation that the messages belong to."),
     unique_key: str | None = typer.Option(None, help="While a task holds this key, that task is the answer."),
     unique_while: str | None = typer.Option(None, help="Until when it holds it: pending, or running (the default)."),
+    budget: str | None = typer.Option(None, help="What it may use: JSON such as '{\"dollars\": 0.5}'."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Hand in a task."""
@@ -57,6 +58,7 @@ def submit(
         "conversation_id": conversation_id,
         "unique_key": unique_key,
         "unique_while": unique_while,
+        "budget": None if budget is None else read_input(budget),
     }
     if message:
         options["messages"] = [{"role": "user", "content": text} for text in message]
@@ -117,9 +119,12 @@ def show(task_id: str = typer.Argument(help="The task's id."), as_json: bool = A
     console.print()
     print_table(
         ("step", "kind", "name", "status", "output"),
-        ((s["number"], s["kind"], s["name"], s["status"], _short(s.get("output"), 60)) for s in steps),
+        ((s["number"], s["kind"], s["name"], _status(s), _short(s.get("output"), 60)) for s in steps),
         empty="No steps.",
     )
+    for step in steps:
+        if step["name"] == "router" and isinstance(step.get("output"), dict):
+            console.print(f"Step {step['number']} chose {_decision(step['output'])}", markup=False, soft_wrap=True)
     console.print()
     print_table(
         ("claim", "outcome", "worker", "started", "finished", "cpu s", "error"),
@@ -274,8 +279,22 @@ def _fields(task: Any) -> list[str]:
     return [field.name for field in fields(task)]
 
 
+def _status(step: dict[str, Any]) -> str:
+    if not step.get("copied_from"):
+        return str(step["status"])
+    edited = ", edited" if "edited" in (step["usage"] or {}) else ""
+    return f"{step['status']} (made by {step['copied_from']}{edited})"
+
+
 def _row(task: Any) -> tuple[Any, ...]:
     return (task.id, task.agent, task.state, task.capability, task.attempts, task.created_at, task.finished_at)
+
+
+def _decision(chosen: dict[str, Any]) -> str:
+    """A router's choice, what has decided, and how the others fared."""
+    scores = ", ".join(f"{name} {score:g}" for name, score in (chosen.get("scores") or {}).items())
+    why = chosen.get("reason") or chosen.get("not_by_model")
+    return f"{chosen.get('agent')}, by {chosen.get('by', 'text')}: {scores}" + (f" ({why})" if why else "")
 
 
 def _message(error: dict[str, Any] | None) -> str:

@@ -10,6 +10,8 @@ The functions and triggers that keep the invariants are in `migrations/sql/`.
 """
 
 from shared.models.base import Base
+from shared.models.budgets import Budget, Reservation
+from shared.models.conversations import ConversationSummary
 from shared.models.definitions import (
     Agent,
     AgentVersion,
@@ -51,8 +53,10 @@ __all__ = [
     "AgentVersion",
     "AgentVersionTool",
     "Base",
+    "Budget",
     "Content",
     "Conversation",
+    "ConversationSummary",
     "Execution",
     "Function",
     "FunctionVersion",
@@ -62,6 +66,7 @@ __all__ = [
     "Pause",
     "RateHold",
     "Relation",
+    "Reservation",
     "Schedule",
     "Secret",
     "SecurityEvent",

@@ -30,17 +30,31 @@ class Pause(Base):
 
 
 class Limit(Base):
-    """How many tasks of a capability, an agent or a key may run at once, and how many may start in a period.
+    """How many tasks of a capability, an agent or a key may run at once, and how many may start in a period; or how
+    many requests and tokens a model may be asked for in a period.
 
     The name `*` stands for each one that has no limit of its own.
     """
 
     __tablename__ = "limits"
     __table_args__ = (
-        CheckConstraint(f"scope IN ({SCOPES})", name="scope"),
+        CheckConstraint(f"scope IN ({SCOPES}, 'model')", name="scope"),
         CheckConstraint("max_running >= 0", name="max_running"),
         CheckConstraint("(rate IS NULL) = (period_seconds IS NULL) AND rate > 0 AND period_seconds > 0", name="rate"),
-        CheckConstraint("max_running IS NOT NULL OR rate IS NOT NULL", name="something"),
+        CheckConstraint("num_nonnulls(max_running, rate, input_tokens, output_tokens) > 0", name="something"),
+        CheckConstraint(
+            "CASE scope WHEN 'model' THEN max_running IS NULL ELSE num_nonnulls(input_tokens, output_tokens) = 0 END",
+            name="model",
+        ),
+        CheckConstraint(
+            "(input_tokens IS NULL) = (input_tokens_seconds IS NULL) AND input_tokens > 0 AND input_tokens_seconds > 0",
+            name="input_tokens",
+        ),
+        CheckConstraint(
+            "(output_tokens IS NULL) = (output_tokens_seconds IS NULL) AND output_tokens > 0 "
+            "AND output_tokens_seconds > 0",
+            name="output_tokens",
+        ),
     )
 
     namespace: Mapped[str] = mapped_column(primary_key=True, server_default="default")
@@ -50,6 +64,10 @@ class Limit(Base):
     rate: Mapped[int | None]
     period_seconds: Mapped[float | None]
     created_at: Mapped[datetime] = created()
+    input_tokens: Mapped[int | None]
+    input_tokens_seconds: Mapped[float | None]
+    output_tokens: Mapped[int | None]
+    output_tokens_seconds: Mapped[float | None]
 
 
 class RateHold(Base):

@@ -21,7 +21,8 @@ from sqlalchemy import (
     SmallInteger,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import UUID as PgUUID
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.models.base import EMPTY_OBJECT, FINAL_STATES, NOW, STATES, Base, created, namespace_column, new_id
@@ -62,7 +63,10 @@ class Message(Base):
 
 
 class Task(Base):
-    """One piece of work: what was asked for. Never changes, but for the routing that pins its agent version."""
+    """One piece of work: what was asked for. Never changes, but for the routing that pins its agent version.
+
+    A replay from a step has `from_step`, and `history_before`: what was said later in its conversation is not for it.
+    """
 
     __tablename__ = "tasks"
     __table_args__ = (
@@ -104,6 +108,10 @@ class Task(Base):
     journal_format: Mapped[int] = mapped_column(SmallInteger, server_default="1")
     deadline: Mapped[datetime | None]
     created_at: Mapped[datetime] = created()
+    budget_ids: Mapped[list[UUID] | None] = mapped_column(ARRAY(PgUUID(as_uuid=True)))
+    routing: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    from_step: Mapped[int | None]
+    history_before: Mapped[datetime | None]
 
 
 class TaskStatus(Base):
@@ -161,6 +169,7 @@ class TaskStatus(Base):
             "deadline",
             postgresql_where=text(f"deadline IS NOT NULL AND state NOT IN ({FINAL_STATES})"),
         ),
+        Index("task_status_budget_idx", "task_id", postgresql_where=text("wait_reason = 'budget'")),
         {"postgresql_with": {"fillfactor": "80"}},
     )
 
@@ -252,7 +261,10 @@ class Execution(Base):
 
 
 class Step(Base):
-    """One journaled effect inside a task: a model call, tool call, function call, sub-task or wait."""
+    """One journaled effect inside a task: a model call, tool call, function call, sub-task or wait.
+
+    `copied_from`: the task that made it, where this one is a replay that goes on after it; it may be deleted meanwhile.
+    """
 
     __tablename__ = "steps"
     __table_args__ = (
@@ -283,6 +295,7 @@ class Step(Base):
     due_at: Mapped[datetime | None]
     started_at: Mapped[datetime] = created()
     finished_at: Mapped[datetime | None]
+    copied_from: Mapped[UUID | None]
 
 
 class IdempotencyKey(Base):

@@ -12,10 +12,12 @@ from uuid import uuid4
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from shared.errors import Unavailable
 from shared.hints import make_redis
-from shared.limiter import Bucket, Limiter
+from shared.limiter import Bucket, Correction, Flight, Limiter
 from tests.processes import ROOT
 
 HAMMER = """
@@ -79,7 +81,19 @@ def test_a_cost_above_the_burst_is_paid_back(limiter: Limiter) -> None:
     assert 4 < limiter.acquire([tokens]).wait <= 5
 
 
+def test_a_call_whose_end_is_never_told_is_forgotten(limiter: Limiter) -> None:
+    """A process that was killed in the middle of a call does not hold its room for ever."""
+    bucket, calls = Bucket(str(uuid4()), 100, 60.0), str(uuid4())
+    limiter.acquire([], Flight(calls, "killed", (10.0,), seconds=0.01))
+    limiter.acquire([], Flight(calls, "alive", (10.0,)))
+    time.sleep(0.02)
+    limiter.correct(Flight(calls, ""), [Correction(bucket, most=12.0)])
+    assert limiter.acquire([bucket]).granted
+    assert limiter.acquire([bucket]).granted
+    assert not limiter.acquire([bucket]).granted
+
+
 def test_without_redis_nothing_begins() -> None:
-    away = Limiter(redis.Redis(port=1, socket_connect_timeout=0.2))
+    away = Limiter(redis.Redis(port=1, retry=Retry(NoBackoff(), 0)))
     with pytest.raises(Unavailable, match="no call begins"):
         away.acquire([Bucket("x", 1, 1.0)])

@@ -42,6 +42,7 @@ def api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[MessagesA
 def forget() -> None:
     get_settings.cache_clear()
     anthropic._client.cache_clear()
+    anthropic._limits.cache_clear()
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from genai_prices import Usage, calc_price
 from shared.errors import ModelError, ModelUnavailable
 from shared.settings import get_settings
 from workers.models.base import ModelReply, ModelRequest
+from workers.models.limits import ModelLimits
 from workers.models.stream import StreamError, assembled
 
 # Seconds without a byte. The API sends pings while a model thinks; a gateway that does not stream sends none.
@@ -53,8 +54,23 @@ def _client() -> anthropic.Anthropic:
         # Who asks again is `workers.models.patience`: it gives the worker's slot back meanwhile.
         max_retries=0,
         timeout=TIMEOUT,
-        middleware=[_let_the_soft_limit_pass],
+        middleware=[_let_the_soft_limit_pass, _learn],
     )
+
+
+@lru_cache(maxsize=1)
+def _limits() -> ModelLimits:
+    settings = get_settings()
+    key = settings.anthropic_api_key
+    return ModelLimits(key.get_secret_value() if key else "", settings.anthropic_base_url)
+
+
+def _learn(request: Any, call_next: Any) -> Any:
+    """What every response tells of the limits. (Counting tokens has limits of its own.)"""
+    response = call_next(request)
+    if request.url == "/v1/messages":
+        _limits().learn(request.json["model"], response.headers, response.status_code)
+    return response
 
 
 def _let_the_soft_limit_pass(request: Any, call_next: Any) -> Any:
@@ -72,8 +88,10 @@ class AnthropicClient:
 
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """One turn. See `ModelClient`."""
+        client = _client()
+        _limits().admit(request.model, request.estimated_tokens(), request.max_tokens, request.namespace)
         try:
-            with _client().messages.with_streaming_response.create(
+            with client.messages.with_streaming_response.create(
                 **_arguments(request), max_tokens=request.max_tokens, stream=True
             ) as response:
                 message = _received(response.http_response, on_text)
@@ -81,7 +99,11 @@ class AnthropicClient:
             raise _model_error(error, request.model) from None
         except httpx2.HTTPError as error:
             raise _lost(error) from None
-        return _reply(message)
+        reply = _reply(message)
+        if message.get("usage"):
+            # What was read from the prompt cache does not count for the limits.
+            _limits().settle(request.model, reply.input_tokens - reply.cache_read_tokens, reply.output_tokens)
+        return reply
 
     def count_tokens(self, request: ModelRequest) -> int:
         """Asks the API, which does not charge for it. See `ModelClient`."""

@@ -35,6 +35,7 @@ class ModelRequest:
         sampling: only settings that differ from neutral.
         thinking: `adaptive`, `disabled`, or the most tokens to think with; None: as the model does by itself.
         effort: how much the model puts into its answer; None: as it does by itself.
+        namespace: of the task, whose limits hold.
     """
 
     model: str
@@ -47,6 +48,7 @@ class ModelRequest:
     sampling: dict[str, float] = field(default_factory=dict)
     thinking: str | int | None = None
     effort: str | None = None
+    namespace: str = "default"
 
     def estimated_tokens(self) -> int:
         """How many tokens the input may have, without asking anybody."""
@@ -81,6 +83,18 @@ class ModelReply:
         return {"content": self.content, "stop_reason": self.stop_reason, "model": self.model, **details}
 
 
+def text_in(reply: dict[str, Any]) -> str:
+    """What a reply says, as the journal keeps it."""
+    return "".join(block["text"] for block in reply["content"] if block["type"] == "text").strip()
+
+
+def json_in(answer: str) -> str:
+    """The JSON in an answer that wraps it in a code fence."""
+    if answer.startswith("```") and answer.endswith("```"):
+        return answer.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    return answer
+
+
 class ModelClient(Protocol):
     """A provider of models."""
 
@@ -91,6 +105,7 @@ class ModelClient(Protocol):
             on_text: is told the text as it comes.
 
         Raises:
+            Snoozed: the model's limits permit no call now.
             ModelUnavailable: the provider did not answer; the request may be made again.
             ModelError: the provider refused it.
         """

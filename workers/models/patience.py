@@ -48,6 +48,11 @@ def complete(
     while True:
         try:
             reply = client.complete(request, follower.text)
+        except Snoozed as snoozed:
+            # By the model's limits. How often it was tried is not forgotten over that.
+            if snoozed.error and tries:
+                snoozed.error.detail |= {"tries": tries, "since": since.isoformat()}
+            raise
         except ModelUnavailable as error:
             delay = delay_after(error, tries)
             tries += 1

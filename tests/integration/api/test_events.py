@@ -275,6 +275,19 @@ def test_hints_are_prompt(run: Any, following: Any) -> None:
     assert time.monotonic() - began < POLL_SECONDS
 
 
+def test_a_minion_gives_a_hint_with_each_write(tasks: Tasks, act: Any, here: Minion) -> None:
+    task = tasks.submit(act(), PAID)
+    with make_redis(timeout=None) as broker, broker.pubsub(ignore_subscribe_messages=True) as ear:
+        ear.subscribe(f"{EVENTS}{task}")
+        here._round()
+        publish_event(task, "step.restarted", {"step": 0})
+        heard = []
+        while not heard or not heard[-1]:
+            message = ear.get_message(timeout=5)
+            heard += [message["data"]] if message else []
+    assert heard[:-1] == [b""] * 3  # the step is started, it is finished, the task waits
+
+
 def test_while_redis_is_away_it_only_takes_longer(run: Any, following: Any, servers: EmbeddedServers) -> None:
     running = run()
     follower = following(running.task)
@@ -412,7 +425,9 @@ def test_many_who_write_at_once_never_collide(
     for writer in writers:
         writer.result(30)
     running.finish()
+    began = time.monotonic()
     assert [number for number, _ in types_of(client, running.task)] == list(range(1, 84))
+    assert time.monotonic() - began < 2 * POLL_SECONDS, "what is more than one look reads is read at once"
 
 
 def test_a_server_that_stops_ends_its_streams(settings: Settings, run: Any, threads: ThreadPoolExecutor) -> None:

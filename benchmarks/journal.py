@@ -1,0 +1,159 @@
+"""What a turn of an agent takes in the journal, in short conversations and in long ones.
+
+    python -m benchmarks.journal [--turns 10 50 200] [--json]
+
+An agent makes so many tool turns against a local server that speaks the Messages API, on a private PostgreSQL. Each
+turn is a model call and a tool call with new text of about a kilobyte. A journal that kept the conversation in each of
+its steps would grow with the square of the turns; compare the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import string
+import time
+from contextlib import ExitStack
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.orm import Session
+
+from benchmarks.noop import configure
+from orchestrator.routing import prepare_pending
+from shared import lifecycle
+from shared.database import get_engine, transaction
+from shared.embedded import EmbeddedServers, scratch_dir
+from shared.function_store import store_definitions
+from shared.init_db import migrate
+from shared.schemas import TaskRequest, parse_definition
+from shared.settings import get_settings
+from shared.states import State
+from shared.submission import submit_many
+from shared.tasks import get_task
+from tests import messages_api
+from workers import minion
+
+DEFINITIONS: list[dict[str, Any]] = [
+    {
+        "kind": "tool",
+        "name": "echo",
+        "type": "builtin",
+        "builtin": "echo",
+        "effect": "idempotent",
+        "input_schema": {"type": "object"},
+    },
+    {
+        "kind": "agent",
+        "name": "talker",
+        "model": "claude-sonnet-5-5",
+        "tools": ["echo"],
+        "config": {"capabilities": ["bench"], "max_turns": 1000},
+    },
+]
+WORKER = text(
+    "INSERT INTO workers (name, capabilities, slots, pool, host, pid, version, last_seen) "
+    "VALUES ('bench', '{bench}', 1, 'solo', 'bench', 1, '0', now() + interval '1 day') RETURNING id"
+)
+# What the columns take where they stand, compressed and out of line as they may be; 24 bytes of head for each row.
+BYTES = text(
+    "SELECT sum(24 + COALESCE(pg_column_size(input), 0) + COALESCE(pg_column_size(output), 0) "
+    "+ COALESCE(pg_column_size(error), 0) + COALESCE(pg_column_size(usage), 0) + pg_column_size(name) "
+    "+ pg_column_size(request_hash)) FROM steps WHERE task_id = :task"
+)
+TABLE = text("SELECT pg_table_size('steps')")
+
+
+def main() -> None:
+    """Runs the benchmark and prints its table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--turns", type=int, nargs="+", default=[10, 50, 200])
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch_dir())
+        configure(stack.enter_context(EmbeddedServers(folder)).start(), folder)
+        api = stack.enter_context(messages_api.serving())
+        os.environ |= {"ANTHROPIC_BASE_URL": api.url, "ANTHROPIC_API_KEY": messages_api.KEY, "NO_PROXY": "127.0.0.1"}
+        get_settings.cache_clear()
+        migrate(get_engine())
+        with Session(get_engine()) as session:
+            store_definitions(session, [parse_definition(definition) for definition in DEFINITIONS])
+        rows = [measure(api, turns) for turns in options.turns]
+    report(rows, as_json=options.json)
+
+
+def script(turns: int) -> list[dict[str, Any]]:
+    """So many tool turns with text that does not compress, then an answer."""
+    source = random.Random(turns)
+
+    def words(characters: int) -> str:
+        return "".join(source.choices(string.ascii_letters + " ", k=characters))
+
+    calls = [messages_api.tool_use(("echo", {"text": words(300)}), said=words(200)) for _ in range(turns)]
+    return [*calls, messages_api.text("Done.")]
+
+
+def measure(api: messages_api.MessagesApi, turns: int) -> dict[str, Any]:
+    """One row of the table."""
+    with get_engine().begin() as connection:
+        connection.execute(text("TRUNCATE tasks, workers CASCADE"))
+        worker: UUID = connection.execute(WORKER).scalar_one()
+    empty = table_size()
+    api.script = script(turns)
+    began = time.perf_counter()
+    task = run(worker)
+    seconds = time.perf_counter() - began
+    with get_engine().connect() as connection:
+        columns = int(connection.execute(BYTES, {"task": task}).scalar_one())
+    return {
+        "turns": turns,
+        "bytes_per_turn": round(columns / turns),
+        "table_bytes_per_turn": round((table_size() - empty) / turns),
+        "seconds": round(seconds, 2),
+    }
+
+
+def run(worker: UUID) -> UUID:
+    """One task of the agent, in this process.
+
+    Raises:
+        RuntimeError: it did not succeed.
+    """
+    with transaction() as connection:
+        request = TaskRequest(agent="talker", input="Talk")
+        task = submit_many(connection, [request], submitted_by="bench")[0].task_id
+    with transaction() as connection:
+        prepare_pending(connection)
+        [message] = lifecycle.dispatch(connection, lease=3600, window=1)
+    if minion.run(message.task_id, message.claim, worker) != State.SUCCEEDED:
+        with get_engine().connect() as connection:
+            raise RuntimeError(f"The task did not succeed: {get_task(connection, task)['error']}")
+    return task
+
+
+def table_size() -> int:
+    """Bytes of the table with what is stored out of line, without dead rows."""
+    with get_engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM (FULL) steps"))
+        return int(connection.execute(TABLE).scalar_one())
+
+
+def report(rows: list[dict[str, Any]], *, as_json: bool) -> None:
+    """The table, each row's bytes beside those of the first."""
+    for row in rows:
+        row["ratio"] = round(row["bytes_per_turn"] / rows[0]["bytes_per_turn"], 2)
+        row["table_ratio"] = round(row["table_bytes_per_turn"] / rows[0]["table_bytes_per_turn"], 2)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    print("  ".join(f"{name:>20}" for name in rows[0]))
+    for row in rows:
+        print("  ".join(f"{value:>20,}" for value in row.values()))
+
+
+if __name__ == "__main__":
+    main()

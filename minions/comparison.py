@@ -1,0 +1,155 @@
+"""Two tasks side by side: what they were given, what they did step by step, what came of it, what it cost.
+
+Ids that every run gives anew (of sub-tasks, of a model's tool calls) are compared by their place, and times and names
+of people who decided something not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+from minions.task import Task
+
+NOTED = frozenset({"sent_at", "at", "by"})
+COSTS = ("input_tokens", "output_tokens", "cost_microdollars", "cpu_seconds")
+OF_A_STEP = ("kind", "name", "input", "status", "output", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A task with its journal. `outcomes`: how its sub-tasks ended, by their ids."""
+
+    task: Task
+    steps: list[dict[str, Any]]
+    executions: list[dict[str, Any]]
+    outcomes: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+
+    def cost(self) -> dict[str, Any]:
+        """What it used, all executions together. Steps that were copied cost nothing."""
+        used = {name: sum(run[name] or 0 for run in self.executions) for name in COSTS}
+        copied = sum(step.get("copied_from") is not None for step in self.steps)
+        return {**used, "executions": len(self.executions), "steps": len(self.steps), "copied_steps": copied}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What is not the same: of the task (`step` None) or of a step; `what` is `step` where only one of them has it."""
+
+    step: int | None
+    what: str
+    a: Any
+    b: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two tasks, and all in which they differ. Costs, times and versions are shown, and are no differences."""
+
+    a: Record
+    b: Record
+    differences: list[Difference]
+
+    @property
+    def equal(self) -> bool:
+        """Whether they were given the same, did the same, and ended the same."""
+        return not self.differences
+
+    def of_step(self, number: int) -> list[str]:
+        """In what the step of that number differs."""
+        return [difference.what for difference in self.differences if difference.step == number]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "equal": self.equal,
+            "tasks": [
+                {
+                    "id": record.task.id,
+                    "agent": record.task.agent,
+                    "agent_version": record.task.agent_version,
+                    "state": record.task.state,
+                    "cost": record.cost(),
+                }
+                for record in (self.a, self.b)
+            ],
+            "differences": [
+                {"step": each.step, "what": each.what, "a": each.a, "b": each.b} for each in self.differences
+            ],
+        }
+
+
+def compare(a: Record, b: Record) -> Comparison:
+    """Compares two tasks."""
+    ours, theirs = _task(a), _task(b)
+    differences = [Difference(None, name, ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]]
+    mine, other = _steps(a), _steps(b)
+    for number in sorted(mine.keys() | other.keys()):
+        differences += _of_step(number, mine.get(number), other.get(number))
+    return Comparison(a, b, differences)
+
+
+def _of_step(number: int, a: dict[str, Any] | None, b: dict[str, Any] | None) -> list[Difference]:
+    if a is None or b is None:
+        return [Difference(number, "step", a, b)]
+    return [Difference(number, name, a[name], b[name]) for name in OF_A_STEP if a[name] != b[name]]
+
+
+def _task(record: Record) -> dict[str, Any]:
+    task, names = record.task, _names(record)
+    given = task.messages if task.messages is not None else task.input
+    facts = {"agent": task.agent, "input": given, "state": task.state, "output": task.output, "error": task.error}
+    return {name: _renamed(value, names) for name, value in facts.items()}
+
+
+def _steps(record: Record) -> dict[int, dict[str, Any]]:
+    names = _names(record)
+    return {step["number"]: _renamed(_plain(step, record.outcomes), names) for step in record.steps}
+
+
+def _plain(step: dict[str, Any], outcomes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """A step as it is compared."""
+    plain = {name: step.get(name) for name in OF_A_STEP}
+    if step["kind"] == "subtask":
+        # Its input is the sub-task's; the hash is of that.
+        plain["input"] = step["request_hash"]
+        ended = step["output"] if step.get("copied_from") else outcomes.get(str(step["child_id"]))
+        plain["output"] = (ended or {}).get("output")
+        plain["error"] = (ended or {}).get("error")
+    elif step["kind"] == "wait" and isinstance(plain["output"], dict):
+        plain["output"] = {name: value for name, value in plain["output"].items() if name not in NOTED}
+    if plain["error"]:
+        plain["error"] = {name: value for name, value in plain["error"].items() if name != "decision"}
+    return plain
+
+
+def _names(record: Record) -> dict[str, str]:
+    """Names by place for the ids that every run gives anew."""
+    names = {record.task.id: "(this task)"}
+    numbers = count(1)
+    for step in record.steps:
+        if step["kind"] == "subtask":
+            copied = (step["output"] or {}).get("task_id") if step.get("copied_from") else None
+            names[str(copied or step["child_id"])] = f"(sub-task of step {step['number']})"
+        for block in _blocks(step):
+            if isinstance(block, dict) and block.get("type") == "tool_use":
+                names.setdefault(str(block.get("id")), f"(tool call {next(numbers)})")
+    return names
+
+
+def _blocks(step: dict[str, Any]) -> list[Any]:
+    output = step.get("output")
+    content = output.get("content") if step["kind"] == "model_call" and isinstance(output, dict) else None
+    return content if isinstance(content, list) else []
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return names.get(value, value)
+    if isinstance(value, list):
+        return [_renamed(item, names) for item in value]
+    if isinstance(value, dict):
+        return {name: _renamed(item, names) for name, item in value.items()}
+    return value

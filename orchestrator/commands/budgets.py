@@ -1,0 +1,56 @@
+"""The command about budgets."""
+
+from __future__ import annotations
+
+import typer
+
+from minions import Task
+from orchestrator.commands.client import connect
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command()(budget)
+
+
+def budget(
+    task_id: str = typer.Argument(help="The id of a task that has a budget, or waits for one."),
+    add_tokens: int | None = typer.Option(None, min=1, help="Raise its tokens by so many."),
+    add_dollars: float | None = typer.Option(None, help="Raise its dollars by so many."),
+    add_steps: int | None = typer.Option(None, min=1, help="Raise its steps by so many."),
+    add_seconds: float | None = typer.Option(None, help="Let it go on for so many seconds more."),
+    stop: bool = typer.Option(False, "--stop", help="Fail who waits for it, and whoever finds no room from now on."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Show a task's budget; raise or stop the one that it waits for."""
+    asked = (add_tokens, add_dollars, add_steps, add_seconds)
+    with connect() as client:
+        if stop or any(value is not None for value in asked):
+            task = client.change_budget(
+                task_id,
+                add_tokens=add_tokens,
+                add_dollars=add_dollars,
+                add_steps=add_steps,
+                add_seconds=add_seconds,
+                stop=stop,
+            )
+        else:
+            task = client.get(task_id)
+    if as_json:
+        print_json({"task_id": task.id, "budget": task.budget})
+    else:
+        _print(task)
+
+
+def _print(task: Task) -> None:
+    if task.budget is None:
+        console.print(f"{task.id} has no budget of its own.")
+        return
+    console.print(f"{task.id} {task.state}; on breach: {task.budget['on_breach']}")
+    limits = [(what, task.budget[what]) for what in ("tokens", "dollars", "steps", "seconds")]
+    print_table(
+        ("budget", "limit", "spent", "reserved"),
+        ((what, each["limit"], each["spent"], each.get("reserved")) for what, each in limits),
+        empty="",
+    )

@@ -1,0 +1,132 @@
+"""Replaying a task from a step: a new task that reads the journal before it back, and goes on after that.
+
+The versions are those that ran then: a journal fits no others. What stands in the journal before the step is not made
+again and not paid for again; the output of the step itself may be replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, text
+
+from orchestrator.replay import get_ended, request_of
+from shared import lifecycle
+from shared.errors import Conflict, InvalidInput
+from shared.json_values import JsonValue, check
+from shared.settings import get_settings
+
+STEPS = text(
+    """
+    SELECT number, kind, name, status, (error->>'retryable')::boolean IS TRUE AS again, input ? 'approval' AS approval,
+           CASE WHEN kind = 'model_call' AND jsonb_typeof(output) = 'object'
+                THEN ARRAY(SELECT jsonb_object_keys(output)) END AS members
+        FROM steps WHERE task_id = :task ORDER BY number
+    """
+)
+REPLY = ("content", "stop_reason", "model")
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What a step is to have returned, in place of what it did."""
+
+    output: JsonValue
+
+
+def replay_from(
+    connection: Connection, task_id: UUID, step: int, *, edit: Edit | None = None, submitted_by: str
+) -> UUID:
+    """Submits an ended task again, to go on from a step; returns the new task.
+
+    Args:
+        step: the first that is made again; with an edit, the one whose output is replaced.
+
+    Raises:
+        NotFound: there is no such task.
+        Conflict: it has not ended yet, or its journal cannot be read back up to there.
+        InvalidInput: there is no such step, or the edit is nothing that it could have returned.
+        TooLarge: the edit is larger than an output may be.
+    """
+    task = get_ended(connection, task_id)
+    steps = connection.execute(STEPS, {"task": task_id}).all()
+    _check_step(task_id, step, steps, edit)
+    _check_prefix(task_id, step, steps)
+    if edit is not None:
+        check(edit.output, what="The edited output", limit=get_settings().max_output_bytes)
+        _check_edit(next(each for each in steps if each.number == step), edit.output)
+    request = request_of(task, True, submitted_by)
+    edited = None if edit is None else {"output": edit.output}
+    return lifecycle.replay_from(connection, request, task_id, step, edited, who=submitted_by)
+
+
+def _check_step(task_id: UUID, step: int, steps: Sequence[Row[Any]], edit: Edit | None) -> None:
+    last = steps[-1].number if steps else 0
+    if edit is not None and not any(each.number == step for each in steps):
+        raise InvalidInput(f"Task {task_id} has no step {step} whose output could be edited: {_there_are(last)}.")
+    if not 1 <= step <= last + 1:
+        raise InvalidInput(
+            f"Task {task_id} cannot be replayed from step {step}: {_there_are(last)}. "
+            f"1 begins at the beginning, {last + 1} goes on after the last one."
+        )
+
+
+def _there_are(last: int) -> str:
+    return f"its steps are 1 to {last}" if last else "it has no steps"
+
+
+def _check_prefix(task_id: UUID, step: int, steps: Sequence[Row[Any]]) -> None:
+    """Every step before it was finished, or failed in a way that the task went on from."""
+    kept = {each.number: each for each in steps}
+    for number in range(1, step):
+        found = kept.get(number)
+        why = _why_not(found)
+        if why is not None:
+            raise Conflict(
+                f"Task {task_id} cannot be replayed from step {step}: step {number}"
+                f"{f' ({found.name})' if found else ''} {why}. `--from-step {number}` makes it again"
+                + (f", `--from-step {number} --edit-output FILE` says what it returned." if found else "."),
+                step=number,
+            )
+
+
+def _why_not(step: Row[Any] | None) -> str | None:
+    if step is None:
+        return "was interrupted before it was recorded"
+    if step.status == "started":
+        return "was interrupted, and what came of it is not known"
+    if step.status == "failed" and step.again:
+        return "failed and was to be made again"
+    return None
+
+
+def _check_edit(step: Row[Any], output: JsonValue) -> None:
+    """What reads the step back must find what it looks for."""
+    if step.kind == "model_call":
+        wanted = tuple(step.members or REPLY)
+    elif step.approval:
+        wanted = ("arguments",)
+    else:
+        return
+    missing = [name for name in wanted if not isinstance(output, dict) or name not in output]
+    if missing:
+        kind = "a model call" if step.kind == "model_call" else "an approval"
+        raise InvalidInput(
+            f"Step {step.number} ({step.name}) is {kind}: its output is an object with {', '.join(wanted)}; "
+            f"the edited one lacks {', '.join(missing)}. "
+            "`minion show TASK --json` has the recorded one."
+        )
+    if step.kind == "model_call" and "content" in wanted and not _are_blocks(output["content"]):
+        raise InvalidInput(
+            f"Step {step.number} ({step.name}) is a model call: `content` is a list of blocks, "
+            'such as [{"type": "text", "text": "…"}].'
+        )
+
+
+def _are_blocks(content: JsonValue) -> bool:
+    return isinstance(content, list) and all(
+        isinstance(block, dict) and isinstance(block.get("type"), str) for block in content
+    )

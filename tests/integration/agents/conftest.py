@@ -1,0 +1,62 @@
+"""Agents with a scripted model: a local server that speaks the Messages API, and tools of every effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from shared.settings import get_settings
+from tests import messages_api
+from tests.conftest import Define
+from tests.integration.conftest import ACT
+from tests.messages_api import KEY, MessagesApi
+from workers.models import anthropic
+
+ANYTHING = {"type": "object"}
+TOOLS = [
+    {"kind": "tool", "name": "echo", "type": "builtin", "builtin": "echo", "effect": "pure"},
+    {**ACT, "input_schema": ANYTHING},
+    {**ACT, "name": "careful", "effect": "unsafe", "input_schema": ANYTHING, "approval": True},
+    {"kind": "agent", "name": "Helper", "type": "function", "tool": "act", "config": {"capabilities": ["other"]}},
+    {"kind": "tool", "name": "help", "type": "agent", "agent": "Helper", "input_schema": ANYTHING},
+]
+
+DefineAgent = Callable[..., None]
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[MessagesApi]:
+    """The server, which this process's minion talks to."""
+    with messages_api.serving() as server:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
+        monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        forget()
+        yield server
+        if anthropic._client.cache_info().currsize:
+            anthropic._client().close()
+        monkeypatch.undo()
+        forget()
+
+
+def forget() -> None:
+    get_settings.cache_clear()
+    anthropic._client.cache_clear()
+
+
+@pytest.fixture
+def agent(define: Define) -> DefineAgent:
+    """Defines `Agent` with the tools echo (pure), act (idempotent), careful (unsafe, to be approved) and help (a
+    sub-agent): `agent(config={…})`.
+    """
+
+    def make(config: dict[str, Any] | None = None, **fields: Any) -> None:
+        values = {"capabilities": ["work"], "retry_backoff": 0.01, "retry_backoff_max": 0.02, **(config or {})}
+        names = ["echo", "act", "careful", "help"]
+        given = {"name": "Agent", "model": "claude-sonnet-5-5", "tools": names, **fields}
+        define(*TOOLS, {"kind": "agent", "config": values, **given})
+
+    return make

@@ -1,0 +1,259 @@
+"""A long conversation: the latest messages word for word, those before them as a summary that is paid for once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine, bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from orchestrator.replay_from import replay_from
+from shared import lifecycle
+from tests import messages_api
+from tests.integration.agents.conftest import DefineAgent
+from tests.integration.conftest import Minion, Tasks
+from tests.messages_api import MessagesApi
+from workers import minion
+from workers.conversation import HEAD, Said, Summary, _cut, _formatted, _older, _shortened, tokens_in
+
+LIMIT = 500
+WORDS = "wörter " * 20
+TURNS = 5  # of 54 tokens each side: more than fits
+SAY = text(
+    "WITH c AS (INSERT INTO conversations (id) VALUES ('c') ON CONFLICT DO NOTHING) "
+    "INSERT INTO messages (conversation_id, role, content) VALUES ('c', :role, :content)"
+).bindparams(bindparam("content", type_=JSONB))
+SUMMARIES = text("SELECT summary, task_id FROM conversation_summaries ORDER BY through")
+SUMMARY = messages_api.text("Ada asked for words.")
+ANSWER = messages_api.text("Hi.")
+RELEASE = text("SELECT minion_release(:task, claim, 'lost', false, '0', '{}') FROM task_status WHERE task_id = :task")
+
+Ask = Callable[..., UUID]
+
+
+@pytest.fixture
+def ask(tasks: Tasks, here: Minion, api: MessagesApi, agent: DefineAgent, database: Engine) -> Ask:
+    """Runs a task of a conversation of `TURNS` turns before it: `ask([reply, …])` is the task."""
+    agent({"history_tokens": LIMIT}, tools=[])
+    talk(database, TURNS)
+
+    def run(script: list[dict[str, Any]], model_of: str = "Agent") -> UUID:
+        api.script = script
+        task = tasks.submit(model_of, messages=["And now?"], conversation_id="c")
+        here.run_all()
+        assert tasks.get(task)["error"] is None
+        return task
+
+    return run
+
+
+def talk(database: Engine, turns: int, first: int = 0) -> None:
+    with database.begin() as connection:
+        for turn in range(first, first + turns):
+            connection.execute(SAY, {"role": "user", "content": f"Question {turn}. {WORDS}"})
+            connection.execute(SAY, {"role": "assistant", "content": f"Answer {turn}. {WORDS}"})
+
+
+def summaries(database: Engine) -> list[tuple[str, UUID | None]]:
+    with database.connect() as connection:
+        return [tuple(row) for row in connection.execute(SUMMARIES)]
+
+
+def kinds(tasks: Tasks, task: UUID) -> list[str]:
+    return ["summary" if "summarise" in (step["input"] or {}) else step["kind"] for step in tasks.steps(task)]
+
+
+def alternates(messages: list[dict[str, Any]]) -> bool:
+    roles = [message["role"] for message in messages]
+    blank = any(not str(message["content"]).strip() for message in messages)
+    return not blank and roles == [("user", "assistant")[index % 2] for index in range(len(roles))]
+
+
+def test_what_is_too_long_is_summed_up_once(ask: Ask, tasks: Tasks, api: MessagesApi, database: Engine) -> None:
+    first = ask([SUMMARY, ANSWER])
+    assert kinds(tasks, first) == ["summary", "model_call"]
+    assert summaries(database) == [("Ada asked for words.", first)]
+    asked, told = api.requests
+    assert "tools" not in asked
+    assert "<user>\nQuestion 0." in asked["messages"][0]["content"]
+    assert "Question 4." not in asked["messages"][0]["content"]
+    assert told["messages"][0]["content"].startswith(f"{HEAD}\nAda asked for words.\n\nQuestion ")
+    assert told["messages"][-2]["content"].startswith("Answer 4.")
+    assert told["messages"][-1] == {"role": "user", "content": "And now?"}
+    assert alternates(told["messages"])
+    second = ask([ANSWER])
+    assert kinds(tasks, second) == ["model_call"]
+    assert api.requests[-1]["messages"][: len(told["messages"])] == told["messages"]
+    assert sum(step["cost_microdollars"] > 0 for step in tasks.steps(first)) == 2
+
+
+def test_the_next_summary_goes_on_from_the_last_one(ask: Ask, tasks: Tasks, api: MessagesApi, database: Engine) -> None:
+    ask([SUMMARY, ANSWER])
+    talk(database, 4, first=TURNS)
+    task = ask([messages_api.text("More words."), ANSWER])
+    assert [summary for summary, _ in summaries(database)] == ["Ada asked for words.", "More words."]
+    asked = api.requests[2]["messages"][0]["content"]
+    assert "<summary>\nAda asked for words.\n</summary>" in asked
+    assert "Question 0." not in asked
+    [step, _] = tasks.steps(task)
+    assert step["input"]["summarise"]["after"] == tasks.steps(tasks.get(task)["id"])[0]["output"]["after"] is not None
+
+
+def test_a_conversation_that_is_far_too_long_is_summed_up_in_parts(
+    ask: Ask, tasks: Tasks, api: MessagesApi, database: Engine
+) -> None:
+    talk(database, 40, first=TURNS)
+    task = ask([SUMMARY])
+    parts = kinds(tasks, task).count("summary")
+    assert parts == len(summaries(database)) > 5
+    assert all(tokens_in(request["messages"][0]["content"]) < 2 * LIMIT for request in api.requests)
+    told = " ".join(request["messages"][0]["content"] for request in api.requests[:-1])
+    final = " ".join(message["content"] for message in api.requests[-1]["messages"])
+    assert all(f"Question {turn}." in told + final for turn in range(TURNS + 40))
+
+
+@pytest.mark.parametrize(("write", "paid"), [(0, 1), (1, 2), (2, 1), (3, 1)])
+def test_a_task_that_is_interrupted_pays_for_its_summary_once_and_reads_the_same(
+    write: int,
+    paid: int,
+    tasks: Tasks,
+    here: Minion,
+    api: MessagesApi,
+    agent: DefineAgent,
+    database: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The writes are: the summary begins, is made; the answer begins, is made. Whoever dies between paying and writing
+    pays again.
+    """
+    agent({"history_tokens": LIMIT}, tools=[])
+    talk(database, TURNS)
+    api.script = [*[SUMMARY] * paid, ANSWER]
+    task = tasks.submit("Agent", messages=["And now?"], conversation_id="c")
+    [message] = here.dispatch()
+    with monkeypatch.context() as patch:
+        patch.setattr(lifecycle, "write_steps", dying_after(write))
+        with pytest.raises(KeyboardInterrupt):
+            minion.run(task, message.claim, here.id)
+    with database.begin() as connection:
+        connection.execute(RELEASE, {"task": task})
+    here.run_all()
+    assert tasks.get(task)["output"] == {"content": "Hi."}
+    assert kinds(tasks, task) == ["summary", "model_call"]
+    assert summaries(database) == [("Ada asked for words.", task)]
+    assert sum("Sum up" in request["messages"][0]["content"] for request in api.requests) == paid
+    assert api.requests[-1]["messages"][0]["content"].startswith(HEAD)
+    assert len(api.requests) == paid + 1
+
+
+def dying_after(writes: int) -> Callable[..., Any]:
+    """`write_steps` that dies in place of its `writes + 1`st call, right after it where that one is the answer."""
+    real, calls = lifecycle.write_steps, [0]
+
+    def write(*arguments: Any) -> Any:
+        calls[0] += 1
+        done = real(*arguments) if calls[0] <= writes or writes == 3 else None
+        if calls[0] > writes:
+            raise KeyboardInterrupt
+        return done
+
+    return write
+
+
+def test_a_replay_from_a_step_reads_the_history_that_its_original_read(
+    ask: Ask, tasks: Tasks, here: Minion, api: MessagesApi, database: Engine
+) -> None:
+    first = ask([SUMMARY, ANSWER])
+    read = api.requests[-1]["messages"]
+    talk(database, TURNS, first=TURNS)
+    ask([messages_api.text("Later."), ANSWER])
+    for step, calls in ((3, 0), (2, 1), (1, 1)):
+        api.requests.clear()
+        with database.begin() as connection:
+            again = replay_from(connection, first, step, submitted_by="test")
+        here.run_all()
+        assert tasks.get(again)["output"] == tasks.get(first)["output"], step
+        assert [request["messages"] for request in api.requests] == [read] * calls
+    assert len(summaries(database)) == 2
+
+
+def test_the_offline_planner_shortens_and_says_so(
+    tasks: Tasks, here: Minion, agent: DefineAgent, database: Engine
+) -> None:
+    agent({"history_tokens": LIMIT}, model="offline")
+    talk(database, TURNS)
+    task = tasks.submit("Agent", messages=["Echo this"], conversation_id="c")
+    here.run_all()
+    assert tasks.get(task)["state"] == "succeeded"
+    [(summary, _)] = summaries(database)
+    assert summary.startswith("[offline planner, not a language model]")
+    assert "user: Question 2." in summary
+
+
+def test_a_task_reads_what_was_said_while_it_waited_for_its_turn(
+    tasks: Tasks, here: Minion, api: MessagesApi, agent: DefineAgent
+) -> None:
+    agent(tools=[])
+    api.script = [messages_api.text("Hello Ada."), messages_api.text("Ada.")]
+    for said in ("I am Ada.", "Who am I?"):
+        tasks.submit("Agent", messages=[said], conversation_id="c")
+    here.run_all()
+    assert [message["content"] for message in api.requests[1]["messages"]] == ["I am Ada.", "Hello Ada.", "Who am I?"]
+
+
+def test_a_summary_outlives_its_task_and_goes_with_the_conversation(ask: Ask, database: Engine) -> None:
+    task = ask([SUMMARY, ANSWER])
+    with database.begin() as connection:
+        connection.execute(text("DELETE FROM tasks WHERE id = :task"), {"task": task})
+    assert summaries(database) == [("Ada asked for words.", None)]
+    with database.begin() as connection:
+        connection.execute(text("DELETE FROM conversations"))
+    assert summaries(database) == []
+
+
+# --------------------------------------------------------------------------------------------- what goes where
+
+
+def conversation(*sizes: tuple[str, int]) -> list[Said]:
+    return [Said(UUID(int=index), role, "x" * size) for index, (role, size) in enumerate(sizes, 1)]
+
+
+def test_what_is_kept_begins_with_a_person() -> None:
+    said = conversation(*[("user", 140), ("assistant", 140)] * 10)
+    older = _older(Summary(), said, 500)
+    assert len(older) == 16
+    assert said[len(older)].role == "user"
+    assert _older(Summary(), said, 880) == []
+    assert len(_older(Summary("x" * 35), said, 880)) == 10
+
+
+def test_a_message_that_is_too_long_by_itself_is_summed_up_too() -> None:
+    said = conversation(("user", 100), ("assistant", 5000))
+    assert _older(Summary(), said, 500) == said
+    assert _older(Summary(), conversation(("assistant", 5000), ("assistant", 10)), 500) != []
+
+
+def test_roles_take_turns_whatever_was_said() -> None:
+    roles = ["assistant", "user", "user", "assistant", "assistant", "user"]
+    said = conversation(*((role, 1) for role in roles))
+    assert alternates(_formatted(Summary(), said))
+    assert alternates(_formatted(Summary("Before."), said))
+    assert _formatted(Summary(), said[:1]) == []
+    assert _formatted(Summary("Before."), []) == [{"role": "user", "content": f"{HEAD}\nBefore."}]
+
+
+@pytest.mark.parametrize("content", ["x" * 1000, "漢" * 1000, "é" * 1000, "😀" * 1000])
+def test_a_text_is_cut_to_its_tokens(content: str) -> None:
+    for tokens in (1, 2, 10, 100):
+        assert tokens_in(_cut(content, tokens)) <= tokens + 1
+    assert _cut(content, 100).endswith("[…]")
+    assert _cut("short", 10) == "short"
+
+
+def test_shortening_stays_within_its_length() -> None:
+    said = conversation(*[("user", 400), ("assistant", 400)] * 100)
+    assert tokens_in(_shortened(Summary("y" * 10_000), said, 125)) <= 125
+    assert "y" in _shortened(Summary("y" * 10), said[:2], 125)

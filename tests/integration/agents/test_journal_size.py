@@ -1,0 +1,28 @@
+"""A journal grows with its turns, not with their square."""
+
+from __future__ import annotations
+
+from sqlalchemy import text
+
+from benchmarks.journal import BYTES, DEFINITIONS, script
+from tests.conftest import Define
+from tests.integration.conftest import Minion, Tasks
+from tests.messages_api import MessagesApi
+
+SERVE = text("UPDATE workers SET capabilities = '{bench}'")
+
+
+def test_a_turn_takes_as_much_room_late_as_early(tasks: Tasks, here: Minion, api: MessagesApi, define: Define) -> None:
+    define(*DEFINITIONS)
+    with tasks.engine.begin() as connection:
+        connection.execute(SERVE)
+
+    def bytes_per_turn(turns: int) -> float:
+        api.script = script(turns)
+        task = tasks.submit("talker", "Talk")
+        here.run_all()
+        assert tasks.get(task)["state"] == "succeeded"
+        with tasks.engine.connect() as connection:
+            return int(connection.execute(BYTES, {"task": task}).scalar_one()) / turns
+
+    assert bytes_per_turn(40) <= 1.3 * bytes_per_turn(10)

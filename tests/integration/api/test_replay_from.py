@@ -1,0 +1,123 @@
+"""Replaying from a step and comparing tasks: over HTTP, with the Python client, on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx2
+import pytest
+from typer.testing import CliRunner, Result
+
+from minions import Client, errors
+from orchestrator.cli import app
+from tests.conftest import Define
+from tests.integration.api.conftest import Api
+from tests.integration.conftest import ACT, Minion, Tasks
+
+CHAIN = {
+    "kind": "agent",
+    "name": "Chain",
+    "type": "function",
+    "relations": [{"agent": "First"}, {"agent": "Second"}],
+    "config": {"capabilities": ["work"]},
+}
+
+
+@pytest.fixture
+def first(define: Define, tasks: Tasks, here: Minion) -> str:
+    """A chain of two sub-tasks that has ended: the first one's output is the input of the second."""
+    helper = {"kind": "agent", "type": "function", "tool": "act", "config": {"capabilities": ["other"]}}
+    define(ACT, {**helper, "name": "First"}, {**helper, "name": "Second"}, CHAIN)
+    task = tasks.submit("Chain", {"answer": {"answer": "deep"}})
+    here.run_all()
+    assert tasks.get(task)["output"] == "deep"
+    return str(task)
+
+
+@pytest.fixture
+def minion(api: Api, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the command line: `minion("diff", …)`."""
+    for module in ("replays", "diff", "tasks"):
+        monkeypatch.setattr(f"orchestrator.commands.{module}.connect", lambda: Client(api.url, api.key, retries=1))
+
+    def run(*words: str, input: str | None = None) -> Result:
+        return CliRunner().invoke(app, words, input=input)
+
+    return run
+
+
+def test_over_the_client(client: Client, here: Minion, first: str) -> None:
+    same = client.replay(first, from_step=2)
+    other = client.replay(first, from_step=1, edited_output={"answer": None})
+    here.run_all()
+    assert client.get(same.id).output == "deep"
+    assert client.get(other.id).output is None
+    assert [step["copied_from"] for step in client.steps(same.id)] == [first, None]
+    assert client.diff(first, same.id).equal
+    found = client.diff(first, other.id)
+    assert {(each.step, each.what) for each in found.differences} == {
+        (None, "output"),
+        (1, "output"),
+        (2, "input"),
+        (2, "output"),
+    }
+    with pytest.raises(errors.InvalidInput, match="from step 4: its steps are 1 to 2"):
+        client.replay(first, from_step=4)
+    with pytest.raises(errors.NotFound):
+        client.diff(first, uuid4())
+
+
+def test_what_http_refuses(http: httpx2.Client, first: str) -> None:
+    for body, says in (
+        ({"edited_output": None}, "edited_output needs from_step"),
+        ({"from_step": 1, "pinned": False}, "fits only the versions that wrote it"),
+        ({"from_step": "1"}, "from_step"),
+        ({"from_step": 0}, "from step 0"),
+    ):
+        answer = http.post(f"/v1/tasks/{first}/replay", json=body)
+        assert answer.status_code == 422
+        assert says in answer.json()["detail"]
+
+
+def test_json_null_is_an_edit(http: httpx2.Client, first: str) -> None:
+    made = http.post(f"/v1/tasks/{first}/replay", json={"from_step": 2, "edited_output": None})
+    assert made.status_code == 201
+    steps = http.get(f"/v1/tasks/{made.json()['id']}/steps").json()["items"]
+    assert (steps[1]["output"]["output"], steps[1]["usage"]["edited"]["by"]) == (None, "api")
+
+
+def test_on_the_command_line(minion: Any, here: Minion, first: str, tmp_path: Path) -> None:
+    file = tmp_path / "output.json"
+    file.write_text('{"answer": "edited"}')
+    done = minion("replay", first, "--from-step", "1", "--edit-output", str(file), "--json")
+    [made] = json.loads(done.stdout)["replayed"]
+    here.run_all()
+    assert "goes on from step 2" in minion("why", made["replayed_as"]).stdout
+    shown = minion("show", made["replayed_as"])
+    assert f"finished (made by {first}, edited)" in shown.stdout.replace("\n", " ")
+    different = minion("diff", first, made["replayed_as"])
+    assert different.exit_code == 1
+    assert '-"deep"' in different.stdout
+    assert '+"edited"' in different.stdout
+    assert "2 (1 copied)" in different.stdout
+    again = minion("replay", first, "--from-step", "2", "--json")
+    here.run_all()
+    same = minion("diff", first, json.loads(again.stdout)["replayed"][0]["replayed_as"], "--json")
+    assert (same.exit_code, json.loads(same.stdout)["equal"]) == (0, True)
+
+
+def test_what_the_command_line_refuses(minion: Any, first: str) -> None:
+    for words, says in (
+        (["--edit-output", "x.json"], "--edit-output needs --from-step"),
+        (["--from-step", "1", "--dry-run"], "--from-step is for one task"),
+        (["--from-step", "1", "other"], "--from-step is for one task"),
+        (["--from-step", "1", "--edit-output", "nowhere.json"], "cannot be read"),
+        (["--from-step", "1", "--edit-output", "-"], "is not valid JSON"),
+        (["--from-step", "1", "--latest"], "always pinned"),
+    ):
+        done = minion("replay", first, *words, input="{")
+        assert done.exit_code != 0
+        assert says in " ".join((done.stderr + str(done.exception)).replace("│", "").split())

@@ -1,0 +1,171 @@
+"""Who gets a message that names no agent: by its words, by a model, or by the setting; and what the record says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from shared.settings import get_settings
+from tests import messages_api
+from tests.conftest import Define
+from tests.integration.conftest import Minion, Tasks
+from tests.messages_api import KEY, MessagesApi, error
+from workers import minion
+from workers.models import anthropic
+
+QUESTION = "Which railways are old?"
+CHOICE = {"agent": "Boats", "scores": {"Boats": 0.9, "Trains": 0.2}, "reason": "They said so."}
+
+
+@pytest.fixture(autouse=True)
+def agents(act: Any) -> None:
+    """By the words, `QUESTION` is one for `Trains`."""
+    act("Boats", description="Knows everything about boats and ships")
+    act("Trains", description="Knows everything about trains and railways")
+
+
+@pytest.fixture
+def router(define: Define) -> Any:
+    """Defines the chain `Router`, which asks a model: `router("auto")`."""
+
+    def make(model: str | None = "claude-sonnet-5-5") -> None:
+        config = {"capabilities": ["work"], "chain_strategy": "router", "router_model": model}
+        relations = [{"agent": "Boats"}, {"agent": "Trains"}]
+        define({"kind": "agent", "name": "Router", "type": "function", "relations": relations, "config": config})
+
+    return make
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[MessagesApi]:
+    """The server, which this process's minion talks to."""
+    with messages_api.serving() as server:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
+        monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        forget()
+        yield server
+        if anthropic._client.cache_info().currsize:
+            anthropic._client().close()
+        monkeypatch.undo()
+        forget()
+
+
+def forget() -> None:
+    for cached in (get_settings, anthropic._client, anthropic._limits):
+        cached.cache_clear()
+
+
+@pytest.fixture
+def routed(tasks: Tasks, here: Minion) -> Any:
+    """Asks `Router`, and tells the agent that got the question and the decision in the record."""
+
+    def run() -> tuple[str, dict[str, Any]]:
+        task = tasks.submit("Router", {"answer": QUESTION})
+        here.run_all()
+        [decision] = [step["output"] for step in tasks.steps(task) if step["name"] == "router"]
+        [child] = tasks.children(task)
+        assert tasks.get(task)["state"] == "succeeded"
+        return child["agent"], decision
+
+    return run
+
+
+def test_a_model_chooses(router: Any, api: MessagesApi, routed: Any) -> None:
+    router()
+    api.script = [messages_api.text(json.dumps(CHOICE))]
+    assert routed() == ("Boats", {"by": "model", **CHOICE})
+    [request] = api.requests
+    asked = request["messages"][0]["content"][0]["text"]
+    assert "Knows everything about boats and ships" in asked
+    assert QUESTION in asked
+
+
+def test_an_answer_that_cannot_be_used_is_mended(router: Any, api: MessagesApi, routed: Any) -> None:
+    router()
+    wrong = {**CHOICE, "agent": "Planes"}
+    api.script = [messages_api.text(json.dumps(wrong)), messages_api.text(f"```json\n{json.dumps(CHOICE)}\n```")]
+    assert routed() == ("Boats", {"by": "model", **CHOICE})
+    assert "cannot be used: $.agent" in api.requests[1]["messages"][-1]["content"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "requests", "why"),
+    [
+        (messages_api.text("Boats, I think"), 3, "answer could not be used"),
+        (messages_api.text(json.dumps({**CHOICE, "scores": {"Boats": 7}})), 3, "scores"),
+        (error(400, "invalid_request_error", "no"), 1, "The model did not answer: The Anthropic API answered 400"),
+    ],
+)
+def test_where_the_model_has_no_answer_the_words_decide(
+    router: Any, api: MessagesApi, routed: Any, answer: Any, requests: int, why: str
+) -> None:
+    router()
+    api.script = [answer]
+    agent, decision = routed()
+    assert (agent, decision["by"], list(decision["scores"])) == ("Trains", "text", ["Trains"])
+    assert why in decision["not_by_model"]
+    assert len(api.requests) == requests
+
+
+def test_without_a_key_the_words_decide(router: Any, routed: Any) -> None:
+    router("auto")
+    agent, decision = routed()
+    assert (agent, decision["by"]) == ("Trains", "text")
+
+
+def test_a_choice_is_paid_for_once(router: Any, api: MessagesApi, tasks: Tasks, here: Minion, act: Any) -> None:
+    """The chain runs again when its sub-task has ended, also where the agents' descriptions have changed meanwhile."""
+    router()
+    api.script = [messages_api.text(json.dumps(CHOICE))]
+    task = tasks.submit("Router", {"answer": QUESTION})
+    for message in here.dispatch():
+        minion.run(message.task_id, message.claim, here.id)
+    assert tasks.get(task)["state"] == "waiting"
+    act("Boats", description="Knows nothing")
+    here.run_all()
+    assert tasks.get(task)["state"] == "succeeded"
+    assert len(api.requests) == 1
+
+
+def test_only_a_router_asks_a_model(define: Define) -> None:
+    config = {"capabilities": ["work"], "router_model": "auto"}
+    with pytest.raises(Exception, match="router_model is for chain_strategy: router"):
+        define({"kind": "agent", "name": "X", "type": "function", "relations": [{"agent": "Boats"}], "config": config})
+
+
+def test_a_message_is_routed_by_its_words_and_the_record_says_so(tasks: Tasks, here: Minion) -> None:
+    task = tasks.submit(None, messages=[QUESTION])
+    here.run_all()
+    routing = tasks.get(task)["routing"]
+    assert (routing["by"], routing["agent"], list(routing["scores"])) == ("text", "Trains", ["Trains"])
+    assert tasks.get(tasks.submit("Boats", {}))["routing"] is None
+
+
+def test_all_messages_go_to_the_routing_agent(monkeypatch: pytest.MonkeyPatch, tasks: Tasks, here: Minion) -> None:
+    monkeypatch.setenv("MINION_ROUTING_AGENT", "Boats")
+    get_settings.cache_clear()
+    task = tasks.submit(None, messages=[QUESTION])
+    here.dispatch()
+    monkeypatch.undo()
+    get_settings.cache_clear()
+    found = tasks.get(task)
+    assert (found["agent"], found["routing"]) == ("Boats", {"by": "setting", "agent": "Boats", "scores": {"Boats": 1}})
+
+
+def test_where_there_is_no_routing_agent_the_words_decide(
+    monkeypatch: pytest.MonkeyPatch, tasks: Tasks, here: Minion, database: Engine
+) -> None:
+    monkeypatch.setenv("MINION_ROUTING_AGENT", "Boats")
+    get_settings.cache_clear()
+    with database.begin() as connection:
+        connection.execute(text("UPDATE agents SET status = 'disabled', status_reason = 'off' WHERE name = 'Boats'"))
+    task = tasks.submit(None, messages=[QUESTION])
+    here.dispatch()
+    monkeypatch.undo()
+    get_settings.cache_clear()
+    assert (tasks.get(task)["agent"], tasks.get(task)["routing"]["by"]) == ("Trains", "text")

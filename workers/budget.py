@@ -1,0 +1,44 @@
+"""What a model call may cost at most: what is reserved of the budgets above a task before the call is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+
+from genai_prices import Usage, calc_price
+
+from shared.sampling import OFFLINE
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What a step may use at most. `microdollars` None: nobody knows its price."""
+
+    tokens: int
+    microdollars: int | None
+
+
+def worst_case(model: str, input_tokens: int, max_tokens: int) -> Reservation:
+    """What a model call may use at most: all of its input written to the prompt cache, and its answer cut off at its
+    limit.
+
+    Args:
+        input_tokens: counted, or estimated too high rather than too low.
+        max_tokens: of the answer.
+    """
+    tokens = input_tokens + max_tokens
+    if model == OFFLINE:
+        return Reservation(tokens, 0)
+    try:
+        price = max(
+            _price(model, Usage(input_tokens=input_tokens, output_tokens=max_tokens, cache_write_tokens=written))
+            for written in (0, input_tokens)
+        )
+    except LookupError:
+        return Reservation(tokens, None)
+    return Reservation(tokens, math.ceil(price * 1_000_000))
+
+
+def _price(model: str, usage: Usage) -> Decimal:
+    return calc_price(usage, model_ref=model, provider_id="anthropic").total_price

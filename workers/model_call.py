@@ -1,0 +1,57 @@
+"""A model call as a step of the journal: paid, so it is committed before its answer is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from shared.json_values import JsonValue
+from workers.budget import worst_case
+from workers.follower import Follower
+from workers.journal import Journal, StepResult
+from workers.models import client_for
+from workers.models.base import ModelReply, ModelRequest
+from workers.models.patience import complete
+from workers.task import ClaimedTask
+
+
+def call_model(
+    journal: Journal,
+    task: ClaimedTask,
+    request: ModelRequest,
+    asked: JsonValue,
+    output: Callable[[ModelReply], JsonValue] = ModelReply.as_json,
+) -> dict[str, Any]:
+    """A model's reply, made or read back.
+
+    Args:
+        asked: what the journal keeps of the request: what the calls before it did not have.
+        output: what the journal keeps of the reply.
+
+    Raises:
+        Snoozed: the task is to wait.
+        ModelError: the provider refused the request, or has been away for too long.
+        MinionError: as for every step.
+    """
+    client = client_for(request.model)
+
+    def perform(step: int) -> StepResult:
+        reply = complete(client, request, journal.known.get(step), Follower(task.id, step))
+        return StepResult(
+            output(reply),
+            input_tokens=reply.input_tokens,
+            output_tokens=reply.output_tokens,
+            cache_read_tokens=reply.cache_read_tokens,
+            cache_write_tokens=reply.cache_write_tokens,
+            cost_microdollars=reply.cost_microdollars,
+        )
+
+    kept: dict[str, Any] = journal.call(
+        "model_call",
+        request.model,
+        asked,
+        perform,
+        effect="idempotent",
+        reserve=lambda: worst_case(request.model, client.count_tokens(request), request.max_tokens),
+    )
+    return kept
