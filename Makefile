@@ -7,11 +7,11 @@ INSTALLED := $(VENV)/.installed
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test soak chaos lint format bench lock clean
+.PHONY: help install demo up test soak chaos crash-matrix lint format bench lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
-	    while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	    while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 install: $(INSTALLED)  ## Install into .venv, from the lock file with hashes
 
@@ -39,6 +39,9 @@ soak: install  ## Run the long tests that `make test` leaves out
 
 chaos: install  ## Kill, freeze, fill and flush everything under load, beside plain Celery (half an hour; CHAOS=--help)
 	@$(RUN) tests.chaos.run $(CHAOS)
+
+crash-matrix: install  ## kill -9 at every boundary of every step of an agent, and inside (ten minutes; CRASH=--help)
+	@$(RUN) tests.crash_matrix.run $(CRASH)
 
 lint: install  ## Check style, types and the layers' import contracts
 	@$(RUN) ruff check .

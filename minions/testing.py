@@ -188,8 +188,16 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # the caller is gone
+                super().handle()
+
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            size = int(self.headers["content-length"])
+            sent = self.rfile.read(size)
+            if len(sent) < size:
+                return
+            body = json.loads(sent)
             headers = {name.lower(): value for name, value in self.headers.items()}
             with suppress(BrokenPipeError, ConnectionResetError):
                 self._answer(headers, body)

@@ -1,4 +1,6 @@
-"""A Celery consumer that lives through the loss of the broker, and sends its events in bundles."""
+"""A Celery consumer that lives through the loss of the broker, soon sees that a child has died, and sends its events in
+bundles.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from typing import Any
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 EVENTS_SECONDS = 0.2
+CHILDREN_SECONDS = 0.25
 
 
 class Consumer(CeleryConsumer):
@@ -24,6 +27,14 @@ class Consumer(CeleryConsumer):
         if connection is not None:
             connection.close = connection.release = _do_nothing
         super().on_connection_error_after_connected(exc)
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Looks after the pool's children often. Celery hears of a child's death when its pipe is closed, which is a
+        moment before the kernel says that it has ended, and looks again 5 s later: so long its task would lie there.
+        """
+        super().register_with_event_loop(hub)
+        if hasattr(self.pool, "maintain_pool"):
+            hub.call_repeatedly(CHILDREN_SECONDS, self.pool.maintain_pool)
 
     def on_send_event_buffered(self) -> None:
         """Events for Flower leave together. One by one they were a third of this process's work."""

@@ -1,0 +1,488 @@
+"""One system of the matrix: a database, a worker, an orchestrator, a model and a web service, and cells played on it.
+
+Lanes share the two servers and nothing else, so that several can play at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socketserver
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+import httpx2
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from minions import testing
+from shared.database import make_engine
+from shared.definitions import DefinitionStore
+from shared.schemas import TaskRequest, parse_definition
+from shared.settings import Settings
+from shared.states import FINAL
+from shared.submission import submit_many
+from shared.tasks import get_task
+from tests.chaos import audit
+from tests.crash_matrix import points, tools
+from tests.crash_matrix.cells import Cell, Hit, Point, Strike
+from tests.crash_matrix.process import Born, Nursery
+from tests.crash_matrix.world import BUILTIN, RESULTS, Model, definitions, web_service
+from tests.processes import ONLINE, wait_until
+
+PATIENCE = 30.0
+HEARTBEAT, LEASE, LOST_MESSAGE = 0.2, 1.0, 0.5
+QUIET_SECONDS = 0.05
+LOOK_SECONDS = 0.1
+ASKED = ("ask", "after commit")
+LAST = ("lead", "finish", "after commit")
+API_KEY = "crash"
+
+TREE = text(
+    "SELECT t.agent_name AS agent, s.state FROM tasks t JOIN task_status s ON s.task_id = t.id WHERE t.root_id = :root"
+)
+STEPS = text(
+    "SELECT t.agent_name AS agent, s.number, s.kind, s.name, s.status, s.effect FROM steps s "
+    "JOIN tasks t ON t.id = s.task_id WHERE t.root_id = :root ORDER BY t.id, s.number"
+)
+RUNNING = text(
+    "SELECT t.agent_name AS agent, e.claim FROM executions e JOIN tasks t ON t.id = e.task_id "
+    "WHERE t.root_id = :root AND e.outcome = 'running'"
+)
+CLAIMS = text(
+    "SELECT t.agent_name AS agent, count(*) AS claims FROM executions e JOIN tasks t ON t.id = e.task_id "
+    "WHERE t.root_id = :root GROUP BY 1"
+)
+AT_WORK = text(
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' "
+    "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+)
+WAITING = text("SELECT state, wait_reason FROM task_status WHERE task_id = :task")
+INTERRUPTED = text(
+    "SELECT name FROM steps WHERE task_id = :task AND status = 'started' AND effect = 'unsafe' ORDER BY number LIMIT 1"
+)
+WHOSE = text("SELECT agent_name, root_id FROM tasks WHERE id = :task")
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Something that happened outside: a model request (`model 3`: the third turn), or a tool's effect.
+
+    Attributes:
+        phase: after how many strikes.
+        key: the idempotency key, where one was sent.
+    """
+
+    agent: str
+    what: str
+    phase: int
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What PostgreSQL held when somebody had been killed.
+
+    Attributes:
+        finished: steps as (agent, what), as in `Done`.
+        interrupted: unsafe steps that were started and not finished.
+        lost: executions as (agent, claim) that ended with the victim.
+    """
+
+    strike: Strike
+    finished: frozenset[tuple[str, str]]
+    interrupted: frozenset[tuple[str, str]]
+    lost: frozenset[tuple[str, int]]
+
+
+@dataclass
+class Played:
+    """A run and all that is known of it."""
+
+    cell: Cell
+    trace: list[Hit] = field(default_factory=list)
+    done: list[Done] = field(default_factory=list)
+    snapshots: list[Snapshot] = field(default_factory=list)
+    questions: int = 0
+    state: str = "not ended"
+    output: Any = None
+    error: Any = None
+    tree: Counter[tuple[str, str]] = field(default_factory=Counter)
+    claims: dict[str, int] = field(default_factory=dict)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    left_open: int = 0
+    seconds: float = 0.0
+
+
+class Lane:
+    """Everything that a cell needs. Ends with the block.
+
+    Args:
+        folder: for logs, sockets and records.
+        database_url: an empty database with the schema.
+    """
+
+    def __init__(self, folder: Path, nursery: Nursery, name: str, database_url: str, redis_url: str) -> None:
+        self.folder = folder
+        self.nursery = nursery
+        self.name = name
+        self.record = folder / "record"
+        self.engine: Engine = make_engine(Settings(DATABASE_URL=database_url, REDIS_URL=redis_url))
+        self.env = {
+            "DATABASE_URL": database_url,
+            "REDIS_URL": redis_url,
+            "MINION_API_KEY": API_KEY,
+            "MINION_API_PORT": "0",
+            "MINION_DATA_DIR": str(folder / "data"),
+            "MINION_LOG_FORMAT": "json",
+            "MINION_LEASE_SECONDS": str(LEASE),
+            "MINION_HEARTBEAT_SECONDS": str(HEARTBEAT),
+            "MINION_LOST_MESSAGE_SECONDS": str(LOST_MESSAGE),
+            "MINION_ALLOW_PRIVATE_ADDRESSES": "127.0.0.0/8",
+            "ANTHROPIC_API_KEY": testing.KEY,
+            "NO_PROXY": "127.0.0.1",
+            points.ADDRESS: str(folder / "points"),
+            tools.RECORD: str(self.record),
+        }
+        self._stack = ExitStack()
+        self._lock = threading.Lock()
+        self._played: Played | None = None
+        self._root: UUID | None = None
+        self._whose: dict[str, str | None] = {}
+        self._counts: Counter[tuple[str, str, str]] = Counter()
+        self._labels: dict[tuple[str, str], str] = {}
+        self._working: tuple[int, str] | None = None
+        self._striking = threading.Lock()
+        self._news = threading.Event()
+        self._runs = 0
+
+    def __enter__(self) -> Self:
+        with self._stack:
+            self._stack.callback(self.engine.dispose)
+            self.record.touch()
+            service = self._stack.enter_context(web_service(self._web_received, self._web_made))
+            model = self._stack.enter_context(testing.messages_api(Model(self._model_seen)))
+            self.env["ANTHROPIC_BASE_URL"] = model.url
+            self._stack.enter_context(_listening(Path(self.env[points.ADDRESS]), self._came))
+            with self.engine.begin() as connection:
+                audit.install(connection)
+            with Session(self.engine) as session, session.begin():
+                offered = [parse_definition(one) for one in definitions(self.name, service)]
+                DefinitionStore(session, validate_code=lambda function: None).apply(offered)
+            self._stack.callback(self._end)
+            self.worker, self.orchestrator = self._start_worker(), self._start_orchestrator()
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    # ------------------------------------------------------------------------------------------ a cell
+
+    def play(self, cell: Cell) -> Played:
+        """Runs one task and strikes where the cell says. What it showed is for `verdict` to judge."""
+        self._wait_ready()
+        begun = time.monotonic()
+        played = self._begin(cell)
+        try:
+            self._follow(played, begun + PATIENCE)
+        finally:
+            with self._striking, self._lock:
+                self._played = None
+        self._collect(played)
+        played.seconds = time.monotonic() - begun
+        return played
+
+    def findings(self) -> list[str]:
+        """What the independent record of all transitions says against the lane's tasks."""
+        with self.engine.connect() as connection:
+            return audit.examine(connection).broken(2 * self._runs)
+
+    def _begin(self, cell: Cell) -> Played:
+        self._runs += 1
+        self.record.write_bytes(b"")
+        self._counts.clear()
+        self._labels.clear()
+        self._whose.clear()
+        self._working = None
+        request = TaskRequest(agent="lead", input={"n": self._runs})
+        with self._lock:
+            played = self._played = Played(cell)
+            # The first points wait at the lock until it is known whose they are.
+            with self.engine.begin() as connection:
+                [accepted] = submit_many(connection, [request], submitted_by="crash-matrix")
+            self._root = accepted.task_id
+        return played
+
+    def _follow(self, played: Played, deadline: float) -> None:
+        """Decides what a person has to, until the task has ended."""
+        root, asked = self._root, False
+        while time.monotonic() < deadline:
+            self._news.wait(LOOK_SECONDS)
+            self._news.clear()
+            with self.engine.connect() as connection:
+                state, reason = connection.execute(WAITING, {"task": root}).one()
+            if state == "waiting" and reason == "approval":
+                if not asked:
+                    self._reached("refund", "somebody is asked")
+                asked = True
+                if self._decide({"verdict": "approve"}):
+                    self._reached("refund", "approved")
+            elif state == "waiting" and reason == "answer":
+                self._answer(played)
+            elif state in FINAL:
+                with suppress(AssertionError):
+                    wait_until(lambda: self._is_over(played), "the last point", 2)
+                return
+
+    def _answer(self, played: Played) -> None:
+        """A person looks whether an unsafe effect has happened, and says so."""
+        with self.engine.connect() as connection:
+            tool = connection.scalar(INTERRUPTED, {"task": self._root})
+        self._read_record(played)
+        happened = any((done.agent, done.what) == ("lead", tool) for done in played.done)
+        answer = {"verdict": "result", "value": RESULTS[tool]} if happened else {"verdict": "again"}
+        self._decide(answer)
+
+    def _decide(self, decision: dict[str, Any]) -> bool:
+        """Asks the API; False where it is away, or the decision has been made already."""
+        address = self.orchestrator.api_address()
+        if address is None:
+            return False
+        try:
+            response = httpx2.post(
+                f"{address}/v1/tasks/{self._root}/decisions",
+                json=decision,
+                headers={"Authorization": f"Bearer {API_KEY}"},
+                timeout=5,
+            )
+        except httpx2.TransportError:
+            return False
+        assert response.status_code in (200, 409), response.text
+        return response.status_code == 200
+
+    @staticmethod
+    def _is_over(played: Played) -> bool:
+        """Whether who ended the task has said so."""
+        return any((hit.point.agent, hit.point.step, hit.point.where) == LAST for hit in tuple(played.trace))
+
+    # ------------------------------------------------------------------------------------------ points
+
+    def _came(self, step: str, where: str, task: str | None, pid: int) -> None:
+        """A process of the product has come to a point; returns when it may go on."""
+        agent = self._agent_of(task) if task else ""
+        if agent is None:
+            return
+        source = "child"
+        if pid == self.orchestrator.pid:
+            source = "orchestrator"
+        elif pid == self.worker.pid:
+            source = "main"
+        if source == "child":
+            self._working = (pid, agent)
+        self._point(agent, step, where, source)
+
+    def _model_seen(self, agent: str, turn: int, where: str) -> None:
+        with self._lock:
+            if self._played is not None and where == "request received":
+                self._played.done.append(Done(agent, f"model {turn}", len(self._played.snapshots)))
+        self._point(agent, self._labels.get((agent, "model"), f"model {turn}"), where, "server")
+
+    def _web_received(self, tool: str) -> int:
+        """A request of an HTTP tool; returns after how many strikes it came."""
+        phase = self._phase()
+        self._point("lead", tool, "request received", "server")
+        return phase
+
+    def _web_made(self, tool: str, key: str | None, phase: int) -> None:
+        with self._lock:
+            if self._played is not None:
+                self._played.done.append(Done("lead", tool, phase, key))
+        self._point("lead", tool, "effect made", "server")
+
+    def _phase(self) -> int:
+        with self._lock:
+            return len(self._played.snapshots) if self._played is not None else 0
+
+    def _reached(self, step: str, where: str) -> None:
+        """A point of the test's own."""
+        self._point("lead", step, where, "test")
+
+    def _point(self, agent: str, step: str, where: str, source: str) -> None:
+        """Notes that the run has come to a point; strikes, if it is the one."""
+        with self._lock:
+            played = self._played
+            if played is None:
+                return
+            self._counts[agent, step, where] += 1
+            point = Point(agent, step, where, self._counts[agent, step, where])
+            if step.startswith("model, "):
+                self._labels[agent, "model"] = step
+            if where == "called" and step == "double":
+                played.done.append(Done(agent, step, len(played.snapshots)))
+            played.trace.append(Hit(point, source, self._working is not None))
+            if step in ("ask", "finish") or step.startswith("suspend"):
+                self._news.set()
+            strike = self._next_strike(played)
+            if strike is None or strike.point != point:
+                return
+            self._striking.acquire()
+        try:
+            self._strike(played, strike)
+        finally:
+            self._striking.release()
+
+    def _agent_of(self, task: str) -> str | None:
+        """The name of the agent whose task it is; None for a task of an earlier cell."""
+        with self._lock:
+            root = self._root
+        if task not in self._whose:
+            with self.engine.connect() as connection:
+                row = connection.execute(WHOSE, {"task": task}).one_or_none()
+            self._whose[task] = row.agent_name if row and row.root_id == root else None
+        return self._whose[task]
+
+    @staticmethod
+    def _next_strike(played: Played) -> Strike | None:
+        done = len(played.snapshots)
+        return played.cell.strikes[done] if done < len(played.cell.strikes) else None
+
+    # ------------------------------------------------------------------------------------------ striking
+
+    def _strike(self, played: Played, strike: Strike) -> None:
+        """Kills, and starts another one in place of the victim. Who came to the point waits for that."""
+        if strike.victim == "orchestrator":
+            self.orchestrator.kill()
+            self.orchestrator = self._start_orchestrator()
+        elif strike.victim == "worker":
+            self.worker.kill()
+            self.worker = self._start_worker()
+        elif self._working is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._working[0], signal.SIGKILL)
+        if strike.victim != "orchestrator":
+            # What the dead had sent arrives before it is asked what has arrived.
+            time.sleep(QUIET_SECONDS)
+            self._working = None
+        snapshot = self._snapshot(played, strike)
+        self._read_record(played)
+        with self._lock:
+            played.snapshots.append(snapshot)
+
+    def _snapshot(self, played: Played, strike: Strike) -> Snapshot:
+        wait_until(self._is_quiet, "the statements of the dead are over", 5)
+        with self.engine.connect() as connection:
+            rows = connection.execute(STEPS, {"root": self._root}).mappings().all()
+            running = {(row.agent, row.claim) for row in connection.execute(RUNNING, {"root": self._root})}
+        if strike.victim == "orchestrator":
+            running = set()
+        lost_before = {one for snapshot in played.snapshots for one in snapshot.lost}
+        steps = list(zip(named(rows), rows, strict=True))
+        return Snapshot(
+            strike,
+            frozenset(what for what, row in steps if row["status"] == "finished"),
+            frozenset(what for what, row in steps if row["status"] == "started" and row["effect"] == "unsafe"),
+            frozenset(running - lost_before),
+        )
+
+    def _is_quiet(self) -> bool:
+        with self.engine.connect() as connection:
+            return bool(connection.scalar(AT_WORK) == 0)
+
+    def _read_record(self, played: Played) -> None:
+        """Adds what the builtin tools have written down since the last look."""
+        lines = self.record.read_text().splitlines()
+        with self._lock:
+            known = sum(done.what in BUILTIN for done in played.done)
+            for line in lines[known:]:
+                wrote = json.loads(line)
+                played.done.append(Done(wrote["agent"], wrote["tool"], len(played.snapshots), wrote["key"]))
+
+    def _collect(self, played: Played) -> None:
+        self._read_record(played)
+        played.questions = sum((hit.point.step, hit.point.where) == ASKED for hit in played.trace)
+        root = {"root": self._root}
+        with self.engine.connect() as connection:
+            task = get_task(connection, self._root)  # type: ignore[arg-type]
+            played.state, played.output, played.error = task["state"], task["output"], task["error"]
+            played.tree = Counter((row.agent, row.state) for row in connection.execute(TREE, root))
+            played.claims = {row.agent: row.claims for row in connection.execute(CLAIMS, root)}
+            played.steps = [dict(row) for row in connection.execute(STEPS, root).mappings()]
+            played.left_open = len(connection.execute(RUNNING, root).all())
+
+    # ------------------------------------------------------------------------------------------ processes
+
+    def _start_worker(self) -> Born:
+        name = f"{self.name}-{time.monotonic_ns()}@%h"
+        options = ["-Q", self.name, "-c", "1", "-n", name, "--without-mingle", "--without-gossip"]
+        return self._start("worker", ["-A", "workers.app", "worker", *options])
+
+    def _start_orchestrator(self) -> Born:
+        return self._start("orchestrator", [])
+
+    def _start(self, role: str, argv: list[str]) -> Born:
+        return self.nursery.start(role, argv, self.env, self.folder / f"{role}-{time.monotonic_ns()}.log")
+
+    def _end(self) -> None:
+        self.worker.kill()
+        self.orchestrator.kill()
+
+    def _wait_ready(self) -> None:
+        wait_until(lambda: self.orchestrator.api_address() is not None, self.orchestrator.complaint(), 60)
+        wait_until(self._is_online, self.worker.complaint(), 60)
+
+    def _is_online(self) -> bool:
+        with suppress(DBAPIError), self.engine.connect() as connection:
+            return connection.scalar(ONLINE, {"pid": self.worker.pid}) is not None
+        return False
+
+
+def named(rows: Any) -> list[tuple[str, str]]:
+    """Steps as (agent, what): `model 3` for the third model call of an agent, a tool by its name."""
+    turns: Counter[str] = Counter()
+    names = []
+    for row in rows:
+        turns[row["agent"]] += row["kind"] == "model_call"
+        what = f"model {turns[row['agent']]}" if row["kind"] == "model_call" else row["name"]
+        # The approval of a call is a step of its own.
+        names.append((row["agent"], f"approval of {what}" if row["kind"] == "wait" else what))
+    return names
+
+
+class _listening:
+    """The socket at which processes tell that they have come to a point."""
+
+    def __init__(self, address: Path, came: Any) -> None:
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                with suppress(OSError):
+                    if line := self.rfile.readline():
+                        hit = json.loads(line)
+                        came(hit["step"], hit["where"], hit["task"], hit["pid"])
+                        self.wfile.write(b".")
+
+        class Server(socketserver.ThreadingUnixStreamServer):
+            daemon_threads = True
+            request_queue_size = 64
+
+        self.server = Server(str(address), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()

@@ -1,0 +1,107 @@
+"""Processes of the product that start at once: forks of one that has imported everything, and begun nothing.
+
+    python -m tests.crash_matrix.nursery        (a line of JSON each on standard input; answers with pids)
+
+A matrix starts hundreds of workers and orchestrators, and most of a start is imports.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import Any
+
+PR_SET_PDEATHSIG = 1
+# Not `workers.app` and `workers.heartbeat`: they make what is a worker's own when they are imported.
+IMPORTED = (
+    "anthropic",
+    "anyio._core._sockets",
+    "anyio._core._streams",
+    "billiard.heap",
+    "billiard.popen_fork",
+    "billiard.sharedctypes",
+    "celery.app.routes",
+    "celery.apps.worker",
+    "celery.bin.celery",
+    "celery.concurrency.prefork",
+    "celery.worker.consumer",
+    "cffi.cparser",
+    "genai_prices.data",
+    "kombu.matcher",
+    "kombu.pidbox",
+    "kombu.transport.redis",
+    "migrations.sql",
+    "orchestrator.cli",
+    "orchestrator.service",
+    "psycopg",
+    "shared.sandbox.host",
+    "shared.telemetry",
+    "tests.crash_matrix.points",
+    "uvicorn.loops.auto",
+    "uvicorn.protocols.http.auto",
+    "workers.factory",
+    "workers.minion",
+    "workers.models.anthropic",
+)
+
+
+def main() -> None:
+    """Forks a process for each line."""
+    for name in IMPORTED:
+        import_module(name)
+    # All forks share what is there by now, and no collection touches it any more.
+    gc.collect()
+    gc.freeze()
+    # The kernel takes away those that end.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        birth = json.loads(line)
+        if (pid := os.fork()) == 0:
+            _live(birth)
+        print(pid, flush=True)
+
+
+def _live(birth: dict[str, Any]) -> None:
+    """In the child: becomes the process that is wanted, and never returns."""
+    os.setsid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    log = os.open(birth["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.environ.update(birth["env"])
+    sys.argv = [sys.argv[0], *birth["argv"]]
+    try:
+        _begin(birth["role"])
+    except SystemExit as ended:
+        os._exit(ended.code if isinstance(ended.code, int) else 1)
+    finally:
+        sys.stderr.flush()
+    os._exit(0)
+
+
+def _begin(role: str) -> None:
+    from shared.settings import get_settings
+    from tests.crash_matrix.points import watch
+
+    get_settings.cache_clear()
+    watch(role)
+    if role == "worker":
+        from celery.bin.celery import main as celery
+
+        celery()
+    else:
+        from orchestrator.commands.processes import orchestrator
+
+        orchestrator()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Fault points inside the processes of the product, put there from outside: nothing of the product knows of them.
+
+Wherever a task changes there is one: before the statement and after its commit, at every function of
+`shared.lifecycle`. So there is one where a step begins and ends, wherever steps come to be made. A process that comes
+to a point tells the test, and goes on when the test answers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+ADDRESS = "CRASH_POINTS"
+# They change nothing, or are asked all the time.
+LEFT_OUT = frozenset({"is_cancelled"})
+_here = threading.local()
+
+
+def at(step: str, where: str, task: object = None) -> None:
+    """Tells the test where this process is, and waits for leave to go on.
+
+    Args:
+        step: what is being done: a tool's name, `model`, `claim`, …
+        where: how far it is.
+        task: whose step it is, where one is known.
+    """
+    hit = {"step": step, "where": where, "task": task and str(task), "pid": os.getpid()}
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as line:
+        line.connect(os.environ[ADDRESS])
+        line.sendall(json.dumps(hit).encode() + b"\n")
+        line.recv(1)
+
+
+def watch(role: str) -> None:
+    """Puts the points into this process: `worker` or `orchestrator`."""
+    _watch_lifecycle()
+    _watch_commits()
+    if role == "worker":
+        _watch_functions()
+    else:
+        _watch_messages()
+
+
+def label(step: dict[str, Any]) -> str:
+    """A journal step's name in the table: tools are called once each, a model again and again."""
+    return f"model, step {step['number']}" if step["kind"] == "model_call" else str(step["name"])
+
+
+def _watch_lifecycle() -> None:
+    from shared import lifecycle
+
+    for name, function in inspect.getmembers(lifecycle, inspect.isfunction):
+        parameters = list(inspect.signature(function).parameters)
+        if not name.startswith("_") and name not in LEFT_OUT and parameters[:2] == ["connection", "task"]:
+            setattr(lifecycle, name, _watched(name, function))
+    wake_due = lifecycle.wake_due
+
+    def woken(connection: Any, **options: Any) -> int:
+        number = wake_due(connection, **options)
+        if number:
+            at("wake", "after commit")
+        return number
+
+    lifecycle.wake_due = woken
+
+
+def _watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(connection: Any, task: object, *arguments: Any, **options: Any) -> Any:
+        step, stage = _what(name, arguments, options)
+        at(step, f"{stage}before commit", task)
+        result = function(connection, task, *arguments, **options)
+        if result is None or (isinstance(result, dict) and "refused" in result):
+            return result
+        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+            at(step, f"{stage}after commit", task)
+        else:
+            _uncommitted().append((step, f"{stage}after commit", task))
+        return result
+
+    return call
+
+
+def _what(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[str, str]:
+    """The step that a lifecycle function is about, and how far that is."""
+    match name:
+        case "write_steps":
+            written = arguments[1][-1]
+            return label(written), f"{written['status']}: "
+        case "suspend":
+            _, _, children, waits = arguments
+            return f"suspend for {'sub-task' if children else waits[0]['name']}", ""
+        case "release":
+            return f"give back ({options['how']})", ""
+        case "decide":
+            return f"decide ({options.get('verdict') or arguments[0]})", ""
+    return name, ""
+
+
+def _watch_commits() -> None:
+    """For the functions that are called inside a transaction."""
+    from sqlalchemy.engine.default import DefaultDialect
+
+    commit = DefaultDialect.do_commit
+
+    def committed(self: Any, connection: Any) -> None:
+        commit(self, connection)
+        while waiting := _uncommitted():
+            at(*waiting.pop(0))
+
+    DefaultDialect.do_commit = committed  # type: ignore[method-assign]
+
+
+def _uncommitted() -> list[tuple[str, str, object]]:
+    if not hasattr(_here, "uncommitted"):
+        _here.uncommitted = []
+    found: list[tuple[str, str, object]] = _here.uncommitted
+    return found
+
+
+def _watch_functions() -> None:
+    """The sandboxed call: before, while the function runs, after."""
+    from shared.sandbox.conversation import Conversation
+    from shared.sandbox.host import Sandbox
+    from workers.tools import function as tool
+
+    run, attempt, send = tool.run_function, Sandbox._attempt, Conversation._send
+
+    def ran(function: Any, *arguments: Any, **options: Any) -> Any:
+        _here.function = function.name, options.get("task_id")
+        at(function.name, "called", options.get("task_id"))
+        result = run(function, *arguments, **options)
+        at(function.name, "returned", options.get("task_id"))
+        return result
+
+    def attempted(self: Any, *arguments: Any) -> Any:
+        _here.running = True
+        return attempt(self, *arguments)
+
+    def sent(self: Any, request: bytes) -> Any:
+        limit = send(self, request)
+        if getattr(_here, "running", False):
+            _here.running = False
+            at(_here.function[0], "runs in the sandbox", _here.function[1])
+        return limit
+
+    tool.run_function = ran  # type: ignore[assignment]
+    Sandbox._attempt = attempted  # type: ignore[method-assign]
+    Conversation._send = sent  # type: ignore[method-assign]
+
+
+def _watch_messages() -> None:
+    """Between the commit that queues a task and its message, and after the message."""
+    from orchestrator import dispatcher, rescuer
+
+    publish = dispatcher.publish
+
+    def published(app: Any, batch: Any) -> None:
+        tasks = list(batch)
+        at("dispatch", "committed, not published", tasks[0].task_id)
+        publish(app, tasks)
+        at("dispatch", "published", tasks[0].task_id)
+
+    dispatcher.publish = published
+    rescuer.publish = published

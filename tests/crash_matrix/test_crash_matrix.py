@@ -1,0 +1,94 @@
+"""A seeded tenth of the crash matrix, and whether its verdict sees what it is there to see.
+
+`make crash-matrix` plays all of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from tests.crash_matrix.cells import VICTIMS, Cell, Point, Strike, Victim, share_of
+from tests.crash_matrix.lane import Done, Played, Snapshot
+from tests.crash_matrix.matrix import all_cells, lanes, play_all
+from tests.crash_matrix.verdict import broken, disturbed
+from tests.crash_matrix.world import ANSWER, CLAIMS, EFFECTS, TURNS
+
+SEED = 1
+SHARE = 0.1
+LANES = 3
+
+
+def test_a_tenth_of_the_matrix() -> None:
+    with lanes(LANES) as opened:
+        chosen = share_of(all_cells(opened), SHARE, SEED)
+        assert {cell.strikes[-1].victim for cell in chosen} == set(VICTIMS)
+        results = play_all(opened, chosen, lambda result: print(result.cell, result.broken or "ok", result.again))
+        assert [lane.findings() for lane in opened] == [[]] * LANES
+    assert {str(result.cell): result.broken for result in results if result.broken} == {}
+
+
+MAIL = ("lead", "mail")
+
+
+def good(victim: Victim = "worker") -> Played:
+    """A run whose worker was killed when the mail had gone out and nobody knew; what was before that was committed."""
+    strike = Strike(Point("lead", "mail", "effect made"), victim)
+    lost = frozenset({("lead", 1)}) if victim != "orchestrator" else frozenset()
+    finished = {("lead", what) for what in ("model 1", "model 2", "double", "peek", "charge", "order")}
+    snapshot = Snapshot(strike, frozenset(finished), frozenset({MAIL}), lost)
+    played = Played(Cell((strike,)), snapshots=[snapshot], state="succeeded", output=ANSWER)
+    made = [(agent, f"model {turn}") for agent, turns in TURNS.items() for turn in range(1, turns + 1)]
+    made += [(agent, tool) for agent, tools in EFFECTS.items() for tool in tools]
+    played.done = [Done(*what, phase=int(what not in {*finished, MAIL}), key="key") for what in made]
+    played.questions = len(lost)
+    played.tree = Counter({("lead", "succeeded"): 1, ("helper", "succeeded"): 1})
+    played.claims = {"lead": CLAIMS["lead"] + 2 * len(lost), "helper": CLAIMS["helper"]}
+    return played
+
+
+def again(what: tuple[str, str], **changes: str) -> Callable[[Played], object]:
+    """Something is done once more, after the strike."""
+    return lambda played: played.done.append(
+        replace(next(done for done in played.done if (done.agent, done.what) == what), phase=1, **changes)
+    )
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_good_run_is_found_good(victim: Victim) -> None:
+    assert (broken(good(victim)), disturbed(good(victim))) == ([], None)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "seen"),
+    [
+        (lambda played: setattr(played, "output", {}), "the task is succeeded with"),
+        (lambda played: setattr(played, "state", "running"), "the task is running"),
+        (lambda played: played.tree.update([("helper", "succeeded")]), "the tree is"),
+        (lambda played: played.steps.append({"name": "peek", "status": "started"}), "not finished: ['peek']"),
+        (lambda played: setattr(played, "left_open", 1), "look as if they ran"),
+        (again(("lead", "model 1")), "model request model 1 of lead: again, though it was finished"),
+        (again(("lead", "model 3")), "8 model requests, not 7"),
+        (again(("lead", "charge")), "idempotent effect charge of lead: again, though it was finished"),
+        (again(("lead", "price")), "pure effect price of lead: 2 times without a cause"),
+        (again(("lead", "order"), key="other"), "order of lead came with several idempotency keys"),
+        (again(MAIL), "unsafe effect mail of lead: 2 times"),
+        (lambda played: played.done.pop(), "charge of helper: never"),
+        (lambda played: setattr(played, "questions", 0), "0 questions were asked, not 1"),
+    ],
+)
+def test_a_broken_promise_is_seen(break_it: Callable[[Played], object], seen: str) -> None:
+    played = good()
+    break_it(played)
+    assert any(seen in promise for promise in broken(played)), broken(played)
+
+
+def test_a_run_that_says_nothing_is_known() -> None:
+    slow = good()
+    slow.claims["helper"] += 1
+    assert disturbed(slow) == "7 claims, not 6"
+    missed = replace(good(), snapshots=[])
+    assert disturbed(missed) == "the point was not come to"

@@ -1,0 +1,41 @@
+"""The builtin tools of the crash matrix: each writes down what it did, in a file that nothing else writes to."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from tests.crash_matrix.points import at
+
+RECORD = "CRASH_RECORD"
+
+
+def peek(arguments: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Looks something up."""
+    return _done("peek", {"peeked": arguments["n"] + 1}, context)
+
+
+def charge(arguments: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Charges a card; the other side knows the idempotency key."""
+    return _done("charge", {"charged": arguments["n"]}, context)
+
+
+def mail(arguments: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Sends a mail, which nobody can take back."""
+    return _done("mail", {"mailed": arguments["n"]}, context)
+
+
+def refund(arguments: dict[str, Any], context: Any) -> dict[str, Any]:
+    """Pays back, which a person has to approve."""
+    return _done("refund", {"refunded": arguments["n"]}, context)
+
+
+def _done(tool: str, result: dict[str, Any], context: Any) -> dict[str, Any]:
+    at(tool, "called", context.task_id)
+    effect = {"agent": context.agent, "task": context.task_id, "tool": tool, "key": context.idempotency_key}
+    record = os.open(os.environ[RECORD], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(record, json.dumps({**effect, "result": result}).encode() + b"\n")
+    os.close(record)
+    at(tool, "effect made", context.task_id)
+    return result

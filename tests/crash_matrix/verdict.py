@@ -1,0 +1,93 @@
+"""Whether a run kept every promise."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from tests.crash_matrix.lane import Played
+from tests.crash_matrix.world import ANSWER, CLAIMS, EFFECTS, TURNS
+
+NEEDED = sum(TURNS.values())
+
+
+def broken(played: Played) -> list[str]:
+    """The promises that do not hold; empty where all do."""
+    return [*_end(played), *_requests(played), *_effects(played), *_people(played)]
+
+
+def disturbed(played: Played) -> str | None:
+    """Why a run says nothing: its point was not come to, or the machine was so slow that a living worker missed its
+    lease of a second.
+    """
+    if len(played.snapshots) < len(played.cell.strikes):
+        return "the point was not come to"
+    claims = sum(played.claims.values())
+    wanted = sum(CLAIMS.values()) + played.questions + sum(len(snapshot.lost) for snapshot in played.snapshots)
+    return f"{claims} claims, not {wanted}" if claims != wanted else None
+
+
+def requests_made(played: Played) -> int:
+    """How often the model was asked."""
+    return sum(done.what.startswith("model ") for done in played.done)
+
+
+def _end(played: Played) -> Iterator[str]:
+    if (played.state, played.output) != ("succeeded", ANSWER):
+        yield f"the task is {played.state} with {played.output or played.error}"
+    if played.tree != Counter({("lead", "succeeded"): 1, ("helper", "succeeded"): 1}):
+        yield f"the tree is {dict(played.tree)}"
+    if played.left_open:
+        yield f"{played.left_open} executions look as if they ran"
+    if unfinished := [step["name"] for step in played.steps if step["status"] != "finished"]:
+        yield f"steps that are not finished: {unfinished}"
+
+
+def _requests(played: Played) -> Iterator[str]:
+    for agent, turns in TURNS.items():
+        for turn in range(1, turns + 1):
+            yield from _performed(played, agent, f"model {turn}", "model request")
+    in_between = sum(len(_in_between(played, phase)) for phase in range(len(played.snapshots)))
+    if requests_made(played) != NEEDED + in_between:
+        yield f"{requests_made(played)} model requests, not {NEEDED + in_between}"
+
+
+def _in_between(played: Played, phase: int) -> set[tuple[str, str]]:
+    """The requests that had come in when somebody was killed who waited for the reply, which was not committed."""
+    snapshot = played.snapshots[phase]
+    asked = {(done.agent, done.what) for done in played.done if done.what.startswith("model ") and done.phase <= phase}
+    return asked - snapshot.finished if snapshot.lost else set()
+
+
+def _effects(played: Played) -> Iterator[str]:
+    for agent, tools in EFFECTS.items():
+        for tool, effect in tools.items():
+            yield from _performed(played, agent, tool, f"{effect} effect")
+            made = [done for done in played.done if (done.agent, done.what) == (agent, tool)]
+            if effect == "unsafe" and len(made) != 1:
+                yield f"unsafe effect {tool} of {agent}: {len(made)} times"
+            if len({done.key for done in made}) > 1:
+                yield f"{tool} of {agent} came with several idempotency keys"
+
+
+def _performed(played: Played, agent: str, what: str, kind: str) -> Iterator[str]:
+    """At least once; again only after a strike that found it unfinished, and once for each of those."""
+    times = Counter(done.phase for done in played.done if (done.agent, done.what) == (agent, what))
+    if not times:
+        yield f"{kind} {what} of {agent}: never"
+    for phase in range(len(played.snapshots) + 1):
+        done_before = [snapshot for snapshot in played.snapshots[:phase] if (agent, what) in snapshot.finished]
+        if done_before and times[phase]:
+            yield f"{kind} {what} of {agent}: again, though it was finished"
+        if times[phase] > 1:
+            yield f"{kind} {what} of {agent}: {times[phase]} times without a cause"
+    losses = sum(bool(snapshot.lost) for snapshot in played.snapshots)
+    if sum(times.values()) > 1 + losses:
+        yield f"{kind} {what} of {agent}: {sum(times.values())} times"
+
+
+def _people(played: Played) -> Iterator[str]:
+    """Somebody is asked about an interrupted unsafe step, and about nothing else."""
+    interrupted = {what for snapshot in played.snapshots if snapshot.lost for what in snapshot.interrupted}
+    if played.questions != len(interrupted):
+        yield f"{played.questions} questions were asked, not {len(interrupted)} ({', '.join(map(str, interrupted))})"

@@ -1,0 +1,207 @@
+"""What the tasks of the matrix do, and whom they meet: agents and tools, a model and a web service that both see and
+count what is asked of them.
+
+The agent `lead` takes five model turns: a function, two builtin tools and an HTTP tool at once; two unsafe tools and a
+pure one; a sub-agent (`helper`, two turns and a tool); a tool that a person has to approve; the answer. The model
+decides by what the conversation holds, never by how often it was asked: a repeated request gets the same reply.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+from minions import testing
+
+NUMBER = 20
+# What each agent's model asks for, turn by turn; the turn after them is the answer.
+SCRIPT: dict[str, list[list[tuple[str, dict[str, Any]]]]] = {
+    "lead": [
+        [("double", {"n": NUMBER}), ("peek", {"n": NUMBER}), ("charge", {"n": NUMBER}), ("order", {"n": NUMBER})],
+        [("mail", {"n": NUMBER}), ("ship", {"n": NUMBER}), ("price", {"n": NUMBER})],
+        [("ask", {"n": NUMBER})],
+        [("refund", {"n": NUMBER})],
+    ],
+    "helper": [[("charge", {"n": NUMBER + 1})]],
+}
+TURNS = {agent: len(turns) + 1 for agent, turns in SCRIPT.items()}
+EFFECTS = {
+    "lead": {
+        "double": "pure",
+        "peek": "pure",
+        "charge": "idempotent",
+        "order": "idempotent",
+        "mail": "unsafe",
+        "ship": "unsafe",
+        "price": "pure",
+        "refund": "unsafe",
+    },
+    "helper": {"charge": "idempotent"},
+}
+HELPED = {"charge": {"charged": NUMBER + 1}}
+RESULTS = {
+    "double": 2 * NUMBER,
+    "peek": {"peeked": NUMBER + 1},
+    "charge": {"charged": NUMBER},
+    "order": {"ordered": NUMBER},
+    "mail": {"mailed": NUMBER},
+    "ship": {"shipped": NUMBER},
+    "price": {"priced": NUMBER},
+    "ask": {"content": json.dumps(HELPED)},
+    "refund": {"refunded": NUMBER},
+}
+ANSWER = {"content": json.dumps(RESULTS)}
+CLAIMS = {"lead": 3, "helper": 1}
+"""Claims of an undisturbed run: the start, after the sub-agent, after the approval."""
+
+INPUT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+BUILTIN = ("peek", "charge", "mail", "refund")
+HTTP = {"order": "PUT", "ship": "POST", "price": "GET"}
+
+
+def definitions(queue: str, service: str) -> list[dict[str, Any]]:
+    """Agents and tools.
+
+    Args:
+        queue: the capability that serves both agents.
+        service: the web service's address.
+    """
+    effects = EFFECTS["lead"]
+    tools: list[dict[str, Any]] = [
+        *({"name": name, "type": "builtin", "builtin": f"crash-{name}", "effect": effects[name]} for name in BUILTIN),
+        {"name": "double", "type": "function", "function": "double"},
+        {"name": "ask", "type": "agent", "agent": "helper"},
+    ]
+    tools += [
+        {"name": name, "type": "http", "http": {"method": method, "url": f"{service}/{name}"}, "effect": effects[name]}
+        for name, method in HTTP.items()
+    ]
+    config = {"capabilities": [queue], "max_attempts": 10}
+    agents = {"helper": ["charge"], "lead": [tool for turn in SCRIPT["lead"] for tool, _ in turn]}
+    return [
+        {"kind": "function", "name": "double", "code": "def double(n: int) -> int:\n    return 2 * n\n"},
+        *(
+            {"kind": "tool", "description": name, "input_schema": INPUT, "approval": name == "refund", **tool}
+            for tool in tools
+            for name in [tool["name"]]
+        ),
+        *(
+            {
+                "kind": "agent",
+                "name": name,
+                "model": "claude-sonnet-5-5",
+                "system_prompt": name,
+                "tools": tools,
+                "config": config,
+            }
+            for name, tools in agents.items()
+        ),
+    ]
+
+
+class Model(testing.MessagesApi):
+    """The model's API. `seen` is called when a request has come in, and when half of a streamed reply is out."""
+
+    def __init__(self, seen: Callable[[str, int, str], None]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def answer(self, headers: dict[str, str], body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """What the agent's script has for this turn of the conversation."""
+        agent = _agent(body["system"])
+        turn = sum(message["role"] == "assistant" for message in body["messages"]) + 1
+        self.seen(agent, turn, "request received")
+        reply = _reply(agent, turn, body["messages"])
+        reply["content"] = _Halved(reply["content"], lambda: self.seen(agent, turn, "half of the reply sent"))
+        return 200, self.message(body, reply)
+
+
+class _Halved(list[Any]):
+    """The blocks of a reply, with a call before the last one: only streams take them one after the other."""
+
+    def __init__(self, blocks: list[Any], half: Callable[[], None]) -> None:
+        super().__init__(blocks)
+        self.half = half
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self[:-1]
+        self.half()
+        yield self[-1]
+
+
+def _agent(system: Any) -> str:
+    """The agent behind a system prompt, which may come as text or as blocks."""
+    return str(system if isinstance(system, str) else system[0]["text"]).split()[0]
+
+
+def _reply(agent: str, turn: int, messages: list[dict[str, Any]]) -> dict[str, Any]:
+    script = SCRIPT[agent]
+    if turn > len(script):
+        return testing.text(json.dumps(_results(messages)))
+    reply = testing.tool_use(*script[turn - 1], said="Let me see.")
+    for block in reply["content"]:
+        if block["type"] == "tool_use":
+            block["id"] = f"toolu_{turn}_{block['name']}"
+    return reply
+
+
+def _results(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the tools returned, by their names."""
+    blocks = [block for message in messages if isinstance(message["content"], list) for block in message["content"]]
+    return {
+        block["tool_use_id"].rpartition("_")[2]: json.loads(_text(block["content"]))
+        for block in blocks
+        if block["type"] == "tool_result"
+    }
+
+
+def _text(content: Any) -> str:
+    return content if isinstance(content, str) else "".join(block["text"] for block in content)
+
+
+@contextmanager
+def web_service(received: Callable[[str], int], made: Callable[[str, str | None, int], None]) -> Iterator[str]:
+    """Serves the HTTP tools.
+
+    Args:
+        received: called with the tool's name before the effect, which follows whatever becomes of the caller.
+        made: called after the effect with the tool's name, the idempotency key, and what `received` returned.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("content-length", "0")))
+            tool = self.path.strip("/").partition("?")[0]
+            made(tool, self.headers.get("idempotency-key"), received(tool))
+            data = json.dumps(RESULTS[tool]).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_PUT = do_POST = do_GET
+
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # the caller was killed
+                super().handle()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
