@@ -182,7 +182,8 @@ def _plain_message(body: bytes) -> dict[str, Any]:
         message = json.loads(body)
         if isinstance(message, dict) and message.get("type") == "message":
             return message
-    raise ModelError(f"The Anthropic API's answer cannot be read: {_without_key(repr(body[:200]))}")
+    said = _without_key(repr(body[:200]))
+    raise ModelError(f"The Anthropic API's answer cannot be read: {said}", cost_unknown=True)
 
 
 def _reply(message: dict[str, Any]) -> ModelReply:
