@@ -106,7 +106,8 @@ def _why_not(step: Row[Any] | None) -> str | None:
 def _check_edit(step: Row[Any], output: JsonValue) -> None:
     """What reads the step back must find what it looks for."""
     if step.kind == "model_call":
-        wanted = tuple(step.members or REPLY)
+        # One that sums up a conversation keeps something else.
+        wanted = tuple(step.members) if "summary" in (step.members or ()) else REPLY
     elif step.approval:
         wanted = ("arguments",)
     else:

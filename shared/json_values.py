@@ -18,6 +18,7 @@ from shared.errors import InvalidInput, TooLarge
 MAX_DEPTH = 100
 MAX_DIGITS = 300
 LARGEST = 10**MAX_DIGITS
+ABSENT = "absent"
 
 JsonValue = Any
 # Where a value stands: its parent's place, and its key or index there. None is the root. A path as text would cost
@@ -98,6 +99,24 @@ def stable(value: JsonValue) -> JsonValue:
     if isinstance(value, list | tuple):
         return [stable(item) for item in value]
     return value
+
+
+def first_difference(before: JsonValue, now: JsonValue, path: str = "$") -> str | None:
+    """Where two values first differ, and how, in a few words; None where they are equal."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        places = [(f"{path}.{key}", before.get(key, ABSENT), now.get(key, ABSENT)) for key in sorted({*before, *now})]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        places = [(f"{path}[{index}]", *pair) for index, pair in enumerate(zip(before, now, strict=True))]
+    elif canonical(stable(before)) == canonical(stable(now)):
+        return None
+    else:
+        return f"{path} was {_short(before)} and is {_short(now)}"
+    return next((found for at, old, new in places if (found := first_difference(old, new, at))), None)
+
+
+def _short(value: JsonValue) -> str:
+    text = value if value is ABSENT else canonical(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def too_large(what: str, size: int, limit: int) -> TooLarge:

@@ -78,6 +78,11 @@ DECIDE = text("SELECT minion_decide(:task, :step, :verdict, :value, :reason, :wh
 IS_CANCELLED = text(
     "SELECT cancel_requested FROM task_status WHERE task_id = :task AND claim = :claim AND state = 'running'"
 )
+STEP_INPUT = text(
+    "SELECT CASE WHEN s.kind = 'subtask' THEN (SELECT k.input FROM tasks k WHERE k.id = s.child_id) "
+    "WHEN s.input ? 'approval' THEN s.input->'approval' ELSE s.input END "
+    "FROM steps s WHERE s.task_id = :task AND s.number = :number"
+)
 HEAL_TURNS = text("SELECT minion_heal_turns(:most)")
 HEAL_WAITS = text("SELECT minion_heal_waits(:most)")
 END_TREE = text("SELECT minion_end_tree(:task, :state, :error)").bindparams(bindparam("error", type_=JSONB))
@@ -215,6 +220,11 @@ def write_steps(connection: Connection, task: UUID, claim: int, steps: list[dict
     """Commits journal steps under the fence. Returns the flags the minion must obey, or None."""
     flags: dict[str, Any] | None = connection.scalar(WRITE_STEPS, {"task": task, "claim": claim, "steps": steps})
     return flags
+
+
+def step_input(connection: Connection, task: UUID, number: int) -> Any:
+    """What was asked for in a step: a call's request, a sub-task's input, proposed arguments."""
+    return connection.scalar(STEP_INPUT, {"task": task, "number": number})
 
 
 def finish(connection: Connection, task: UUID, claim: int, state: State, result: dict[str, Any]) -> State | None:

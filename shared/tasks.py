@@ -62,7 +62,7 @@ CONDITIONS = {
 TYPES: dict[str, Any] = {"states": ARRAY(TEXT), "labels": JSONB, "created_after": PgUUID, "created_before": PgUUID}
 
 OVERVIEW = text(
-    "SELECT o.*, t.routing, minion_budget_of(t.id) AS budget "
+    "SELECT o.*, t.routing, (SELECT minion_budget_of(b.task_id) FROM budgets b WHERE b.task_id = t.id) AS budget "
     "FROM task_overview o JOIN tasks t ON t.id = o.id WHERE o.id = :task"
 )
 USAGE = text(

@@ -25,6 +25,7 @@ from shared.database import get_engine, persist
 from shared.json_values import JsonValue
 from shared.sampling import OFFLINE
 from shared.schemas import AgentConfig
+from workers.follower import Silence
 from workers.journal import Journal, StepResult
 from workers.model_call import call_model
 from workers.models.base import ModelReply, ModelRequest
@@ -198,7 +199,7 @@ def _summed_up(
         output = journal.call("model_call", model, _question(scope), shortened, effect="idempotent")
     else:
         request = _request(before, older, limit, model, longest, task.namespace)
-        output = call_model(journal, task, request, _question(scope), told)
+        output = call_model(journal, task, request, _question(scope), told, Silence)
     return Summary(output["summary"], UUID(output["through"]))
 
 

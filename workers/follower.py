@@ -40,3 +40,13 @@ class Follower:
         """What was streamed of the step so far is void: it begins anew."""
         self._held.clear()
         publish_event(self.task_id, "step.restarted", {"step": self.step})
+
+
+class Silence(Follower):
+    """Of a step whose text is no answer to anybody."""
+
+    def text(self, delta: str) -> None:
+        """Tells nobody."""
+
+    def restarted(self) -> None:
+        """Tells nobody."""

@@ -22,7 +22,7 @@ from shared import budgets, lifecycle
 from shared.database import persist, statement
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError
 from shared.hints import publish_progress
-from shared.json_values import JsonValue, digest
+from shared.json_values import JsonValue, digest, first_difference
 from workers.budget import Reservation
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Snoozed, Suspended, WaitRequest
 
@@ -138,7 +138,7 @@ class Journal:
             MinionError: what `perform` raised; it is recorded.
         """
         number, request_hash = self._take(), digest([kind, name, request])
-        known = self._matching(number, kind, name, request_hash)
+        known = self._matching(number, kind, name, request_hash, request)
         if known is not None and known["status"] == "finished":
             return known["output"]
         if known is not None and known["status"] == "failed" and not known["error"].get("retryable"):
@@ -171,7 +171,9 @@ class Journal:
         wanted = [
             ChildRequest(self._take(), agent, digest(["subtask", agent, value]), value) for agent, value in requests
         ]
-        known = [self._matching(child.step, "subtask", child.agent, child.request_hash) for child in wanted]
+        known = [
+            self._matching(child.step, "subtask", child.agent, child.request_hash, child.input) for child in wanted
+        ]
         if wanted and known[0] is None:
             self._count_steps(wanted[0].step, len(wanted))
             return Suspended(wanted)
@@ -185,7 +187,7 @@ class Journal:
         """
         name = signal or "timer"
         number, request_hash = self._take(), digest(["wait", signal, seconds])
-        known = self._matching(number, "wait", name, request_hash)
+        known = self._matching(number, "wait", name, request_hash, {"signal": signal, "seconds": seconds})
         if known is not None and known["status"] == "finished":
             return known["output"]
         if known is None:
@@ -204,7 +206,7 @@ class Journal:
             ToolError: somebody has rejected the call, or nobody has answered in time.
         """
         number, request_hash = self._take(), digest(["approval", name, arguments])
-        known = self._matching(number, "wait", name, request_hash)
+        known = self._matching(number, "wait", name, request_hash, arguments)
         if known is None:
             self._count_steps(number)
         if known is None or known["status"] == "started":
@@ -290,16 +292,27 @@ class Journal:
     def _take(self) -> int:
         return next(self.numbers)
 
-    def _matching(self, number: int, kind: str, name: str, request_hash: str) -> dict[str, Any] | None:
+    def _matching(
+        self, number: int, kind: str, name: str, request_hash: str, request: JsonValue
+    ) -> dict[str, Any] | None:
         known = self.known.get(number)
         if known is None or known["request_hash"] == request_hash:
             return known
+        how = ""
+        if (known["kind"], known["name"]) == (kind, name):
+            how = f" with another input ({first_difference(self._recorded_input(number), request) or 'unknown how'})"
         raise HistoryDiverged(
             f"History diverged at step {number}: the journal holds {known['kind']} {known['name']!r}, and this run "
-            f"asks for {kind} {name!r}{' with another input' if known['name'] == name else ''}. "
-            "Replay the task to run it from its beginning.",
+            f"asks for {kind} {name!r}{how}. Replay the task to run it from its beginning, or from a step before.",
             step=number,
         )
+
+    def _recorded_input(self, number: int) -> JsonValue:
+        def read() -> JsonValue:
+            with statement() as connection:
+                return lifecycle.step_input(connection, self.task_id, number)
+
+        return persist(read)
 
 
 def _worst_case(number: int, reserved: Reservation | None) -> dict[str, Any]:

@@ -21,12 +21,14 @@ def call_model(
     request: ModelRequest,
     asked: JsonValue,
     output: Callable[[ModelReply], JsonValue] = ModelReply.as_json,
+    follower: type[Follower] = Follower,
 ) -> dict[str, Any]:
     """A model's reply, made or read back.
 
     Args:
         asked: what the journal keeps of the request: what the calls before it did not have.
         output: what the journal keeps of the reply.
+        follower: is told the text as it comes.
 
     Raises:
         Snoozed: the task is to wait.
@@ -36,7 +38,7 @@ def call_model(
     client = client_for(request.model)
 
     def perform(step: int) -> StepResult:
-        reply = complete(client, request, journal.known.get(step), Follower(task.id, step))
+        reply = complete(client, request, journal.known.get(step), follower(task.id, step))
         return StepResult(
             output(reply),
             input_tokens=reply.input_tokens,

@@ -347,10 +347,12 @@ CREATE FUNCTION minion_budget_of(t uuid) RETURNS jsonb LANGUAGE sql STABLE AS $$
         WHERE b.task_id = t
 $$;
 
--- For minions of release 0.1, which know nothing of limits and budgets: what has one is left to a later release.
+-- For minions of release 0.1, which know nothing of limits, budgets, waits and summaries: what has one is left to a later
+-- release.
 CREATE OR REPLACE FUNCTION minion_claim(t uuid, expected integer, w uuid) RETURNS jsonb LANGUAGE sql AS $$
     SELECT CASE WHEN NOT c ? 'refused' THEN c END FROM tasks k, minion_claim(k.id, expected, w, false) AS c
-        WHERE k.id = t AND k.budget_ids IS NULL
+        WHERE k.id = t AND k.budget_ids IS NULL AND NOT EXISTS (
+            SELECT 1 FROM steps s WHERE s.task_id = t AND (s.kind = 'wait' OR s.input ? 'summarise'))
 $$;
 
 -- Plans inside functions are kept for a session's life: see 0001.

@@ -3,6 +3,9 @@
 -- Triggers write it, so that no function can forget it. Numbers have no gaps and no doubles, because whoever changes a
 -- task's state or its steps holds the lock of its status row (or has just made the task). Two events are not stored:
 -- number 1, that the task was accepted, is its row; the last one, how it ended, is its outcome.
+--
+-- The triggers' plans are kept for a session's life, and every function that fires them has enable_seqscan off: to set it
+-- here too would cost as much as the rest.
 
 CREATE TABLE task_events (
     task_id uuid NOT NULL CONSTRAINT task_events_task_id_fkey REFERENCES tasks (id) ON DELETE CASCADE,
@@ -55,7 +58,3 @@ CREATE TRIGGER steps_begin_event AFTER INSERT ON steps
 CREATE TRIGGER steps_change_event AFTER UPDATE OF status ON steps
     FOR EACH ROW WHEN ((OLD.status, OLD.claim) IS DISTINCT FROM (NEW.status, NEW.claim))
     EXECUTE FUNCTION minion_record_step();
-
--- As in 0002: a plan that was made while the table was nearly empty is kept for the session's life.
-ALTER FUNCTION minion_record_state SET enable_seqscan = off;
-ALTER FUNCTION minion_record_step SET enable_seqscan = off;

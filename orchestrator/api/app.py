@@ -88,7 +88,7 @@ def guard(app: FastAPI, router: APIRouter) -> None:
 
 
 class HeadAsGet:
-    """Answers HEAD like GET; the server leaves the body out."""
+    """Answers HEAD like GET; the server leaves the body out. A stream must not begin, for it may not end for long."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -96,7 +96,7 @@ class HeadAsGet:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on."""
         if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}
+            scope = {**scope, "method": "GET", "asked_for_head": True}
         await self.app(scope, receive, send)
 
 

@@ -64,6 +64,8 @@ async def follow_task(
         raise InvalidInput(f"The task {task_id} has had {last} events: there is none with the id {after} yet.")
     if ended and after == last:
         return Response(status_code=204)
+    if request.scope.get("asked_for_head"):
+        return Response(headers=HEADERS, media_type=MEDIA_TYPE)
     return StreamingResponse(_stream(request.app.state.event_watch, task_id, after), 200, HEADERS, MEDIA_TYPE)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -14,12 +15,17 @@ from sqlalchemy import Engine, text
 
 from shared.database import transaction
 from shared.errors import NotConfigured
+from shared.hints import make_redis
 from shared.secret_store import SecretStore, delete_secret, list_secrets
 from shared.settings import Settings, get_settings
+from tests import messages_api
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
+from tests.messages_api import KEY, MessagesApi
+from workers.models import anthropic
 
 SECRET = "t0p-s3cret-value"
+MODEL = "claude-sonnet-5-5"
 
 
 class Server:
@@ -169,13 +175,77 @@ def test_a_secret_is_written_nowhere(
     task = fetch({}, url=server.url + "/x", headers={"Authorization": "Bearer ${secret:api}"})
     assert server.asked[0][2]["Authorization"] == f"Bearer {SECRET}"
     assert "***" in str(task["output"] or task["error"])
+    written = everything_written(database, capsys)
+    assert "Fetch" in written
+    assert SECRET not in written
+
+
+def test_neither_a_secret_nor_the_key_of_the_api_is_written_by_an_agent_with_a_model(
+    define: Define,
+    tasks: Tasks,
+    here: Minion,
+    server: Server,
+    configured: Settings,
+    database: Engine,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not in prompts either. Server and gateway are careless: they repeat what they were sent."""
+    with transaction() as connection:
+        SecretStore(configured).set(connection, "api", SECRET)
+    http = {"url": server.url + "/x", "headers": {"Authorization": "Bearer ${secret:api}"}}
+    server.answers = [(200, {}, json.dumps({"you said": f"Bearer {SECRET}"}).encode()), (400, {}, SECRET.encode())]
+    define(
+        {"kind": "tool", "name": "fetch", "type": "http", "http": http},
+        {"kind": "agent", "name": "Reader", "model": MODEL, "tools": ["fetch"], "config": {"capabilities": ["work"]}},
+    )
+    limited = {"anthropic-ratelimit-requests-limit": "50", "anthropic-ratelimit-requests-remaining": "49"}
+    with talking_to_a_model(monkeypatch) as api:
+        api.script = [
+            messages_api.tool_use(("fetch", {}), headers=limited),
+            messages_api.tool_use(("fetch", {})),
+            messages_api.error(400, "invalid_request_error", f"the key {KEY} may not do this"),
+        ]
+        task = tasks.submit("Reader", "Go on")
+        here.run_all()
+    assert len(api.requests) == 3
+    assert len(server.asked) == 2
+    assert "the key *** may not do this" in tasks.get(task)["error"]["message"]
+    written = everything_written(database, capsys)
+    assert MODEL in written
+    assert SECRET not in written + json.dumps(api.requests)
+    assert KEY not in written + json.dumps(api.requests)
+
+
+def everything_written(database: Engine, capsys: Any) -> str:
+    """All rows of the database, all keys and values in Redis, and what went to the log."""
     with database.connect() as connection:
         tables = connection.scalars(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).all()
-        dump = "".join(str(connection.execute(text(f"SELECT t::text FROM {table} t")).all()) for table in tables)
-    assert "Fetch" in dump
-    assert SECRET not in dump
+        rows = [str(connection.execute(text(f"SELECT t::text FROM {table} t")).all()) for table in tables]
+    with make_redis() as broker:
+        read = {b"string": broker.get, b"hash": broker.hgetall, b"set": broker.smembers}
+        kept = [f"{key} {read[broker.type(key)](key)}" for key in broker.scan_iter()]
     captured = capsys.readouterr()
-    assert SECRET not in captured.out + captured.err
+    return "\n".join([*rows, *kept, captured.out, captured.err])
+
+
+@contextmanager
+def talking_to_a_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[MessagesApi]:
+    with messages_api.serving() as api:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", api.url)
+        monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        forget()
+        yield api
+        anthropic._client().close()
+        for name in ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"):
+            monkeypatch.delenv(name)
+        forget()
+
+
+def forget() -> None:
+    for cached in (get_settings, anthropic._client, anthropic._limits):
+        cached.cache_clear()
 
 
 def test_secrets_that_are_not_there(fetch: Any, server: Server, configured: Settings) -> None:

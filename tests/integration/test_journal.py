@@ -127,7 +127,7 @@ def test_an_error_that_was_gone_on_from_is_read_back(claim: Any) -> None:
 def test_another_request_is_a_diverged_history(claim: Any) -> None:
     first = claim()
     call(first, Effect(), {"n": 1})
-    with pytest.raises(HistoryDiverged, match=r"step 1: the journal holds tool_call 'tool'.*with another input"):
+    with pytest.raises(HistoryDiverged, match=r"step 1: the journal holds tool_call 'tool'.* \(\$\.n was 1 and is 2\)"):
         call(claim(first.task_id), Effect(), {"n": 2})
     with pytest.raises(HistoryDiverged, match="asks for tool_call 'other'"):
         call(claim(first.task_id), Effect(), {"n": 1}, name="other")

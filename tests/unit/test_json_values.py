@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import InvalidInput, TooLarge
-from shared.json_values import canonical, check, digest, parse, stable
+from shared.json_values import canonical, check, digest, first_difference, parse, stable
 
 
 @pytest.mark.parametrize(
@@ -143,3 +143,17 @@ def test_what_passes_the_check_can_be_written_and_read(value: Any) -> None:
     except InvalidInput:
         return
     assert parse(canonical(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "difference"),
+    [
+        ({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}]}, "$.a[1].b was 2 and is 3"),
+        ({"a": 1}, {"a": 1, "b": None}, "$.b was absent and is null"),
+        ([1, 2], [1], "$ was [1,2] and is [1]"),
+        ("x" * 100, 1, f'$ was "{"x" * 59}… and is 1'),
+        ({"a": 1.0, "b": []}, {"b": [], "a": 1}, None),
+    ],
+)
+def test_the_first_difference(before: Any, now: Any, difference: str | None) -> None:
+    assert first_difference(before, now) == difference

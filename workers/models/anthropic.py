@@ -17,6 +17,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from genai_prices import Usage, calc_price
 
 from shared.errors import ModelError, ModelUnavailable
+from shared.secret_store import HIDDEN
 from shared.settings import get_settings
 from workers.models.base import ModelReply, ModelRequest
 from workers.models.limits import ModelLimits
@@ -181,7 +182,8 @@ def _plain_message(body: bytes) -> dict[str, Any]:
         message = json.loads(body)
         if isinstance(message, dict) and message.get("type") == "message":
             return message
-    raise ModelError(f"The Anthropic API's answer cannot be read: {body[:200]!r}")
+    said = _without_key(repr(body[:200]))
+    raise ModelError(f"The Anthropic API's answer cannot be read: {said}", cost_unknown=True)
 
 
 def _reply(message: dict[str, Any]) -> ModelReply:
@@ -235,10 +237,16 @@ def _refused(status: int, said: str, *, in_stream: bool = False) -> ModelError:
     """What a status says; in the middle of a stream, part of the answer may have to be paid for."""
     if status in (401, 403):
         return ModelError("The Anthropic API refused the key: check ANTHROPIC_API_KEY.", http_status=status)
-    sentence = f"The Anthropic API answered {status}: {said[:1000]}"
+    sentence = f"The Anthropic API answered {status}: {_without_key(said)[:1000]}"
     if status not in WORTH_ASKING_AGAIN and status < 500:
         return ModelError(sentence, http_status=status)
     return ModelUnavailable(sentence, http_status=status, **({"cost_unknown": True} if in_stream else {}))
+
+
+def _without_key(said: str) -> str:
+    """What was said, without the key: a gateway may repeat what it was sent."""
+    key = get_settings().anthropic_api_key
+    return said.replace(key.get_secret_value(), HIDDEN) if key else said
 
 
 def _lost(cause: BaseException) -> ModelUnavailable:

@@ -27,6 +27,20 @@ TOOLS = [
 DefineAgent = Callable[..., None]
 
 
+def plain(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages of a request without marks for the prompt cache; text as text."""
+    return [{"role": message["role"], "content": _plain(message["content"])} for message in request["messages"]]
+
+
+def _plain(content: Any) -> Any:
+    if isinstance(content, str):
+        return content
+    blocks = [{name: value for name, value in block.items() if name != "cache_control"} for block in content]
+    if [block["type"] for block in blocks] == ["text"]:
+        return blocks[0]["text"]
+    return blocks
+
+
 @pytest.fixture
 def api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[MessagesApi]:
     """The server, which this process's minion talks to."""

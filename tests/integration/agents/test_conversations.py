@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from orchestrator.replay_from import replay_from
 from shared import lifecycle
 from tests import messages_api
-from tests.integration.agents.conftest import DefineAgent
+from tests.integration.agents.conftest import DefineAgent, plain
 from tests.integration.conftest import Minion, Tasks
 from tests.messages_api import MessagesApi
 from workers import minion
@@ -76,17 +76,17 @@ def test_what_is_too_long_is_summed_up_once(ask: Ask, tasks: Tasks, api: Message
     first = ask([SUMMARY, ANSWER])
     assert kinds(tasks, first) == ["summary", "model_call"]
     assert summaries(database) == [("Ada asked for words.", first)]
-    asked, told = api.requests
-    assert "tools" not in asked
-    assert "<user>\nQuestion 0." in asked["messages"][0]["content"]
-    assert "Question 4." not in asked["messages"][0]["content"]
-    assert told["messages"][0]["content"].startswith(f"{HEAD}\nAda asked for words.\n\nQuestion ")
-    assert told["messages"][-2]["content"].startswith("Answer 4.")
-    assert told["messages"][-1] == {"role": "user", "content": "And now?"}
-    assert alternates(told["messages"])
+    asked, told = map(plain, api.requests)
+    assert "tools" not in api.requests[0]
+    assert "<user>\nQuestion 0." in asked[0]["content"]
+    assert "Question 4." not in asked[0]["content"]
+    assert told[0]["content"].startswith(f"{HEAD}\nAda asked for words.\n\nQuestion ")
+    assert told[-2]["content"].startswith("Answer 4.")
+    assert told[-1] == {"role": "user", "content": "And now?"}
+    assert alternates(told)
     second = ask([ANSWER])
     assert kinds(tasks, second) == ["model_call"]
-    assert api.requests[-1]["messages"][: len(told["messages"])] == told["messages"]
+    assert plain(api.requests[-1])[: len(told)] == told
     assert sum(step["cost_microdollars"] > 0 for step in tasks.steps(first)) == 2
 
 
@@ -95,7 +95,7 @@ def test_the_next_summary_goes_on_from_the_last_one(ask: Ask, tasks: Tasks, api:
     talk(database, 4, first=TURNS)
     task = ask([messages_api.text("More words."), ANSWER])
     assert [summary for summary, _ in summaries(database)] == ["Ada asked for words.", "More words."]
-    asked = api.requests[2]["messages"][0]["content"]
+    asked = plain(api.requests[2])[0]["content"]
     assert "<summary>\nAda asked for words.\n</summary>" in asked
     assert "Question 0." not in asked
     [step, _] = tasks.steps(task)
@@ -109,9 +109,9 @@ def test_a_conversation_that_is_far_too_long_is_summed_up_in_parts(
     task = ask([SUMMARY])
     parts = kinds(tasks, task).count("summary")
     assert parts == len(summaries(database)) > 5
-    assert all(tokens_in(request["messages"][0]["content"]) < 2 * LIMIT for request in api.requests)
-    told = " ".join(request["messages"][0]["content"] for request in api.requests[:-1])
-    final = " ".join(message["content"] for message in api.requests[-1]["messages"])
+    assert all(tokens_in(plain(request)[0]["content"]) < 2 * LIMIT for request in api.requests)
+    told = " ".join(plain(request)[0]["content"] for request in api.requests[:-1])
+    final = " ".join(message["content"] for message in plain(api.requests[-1]))
     assert all(f"Question {turn}." in told + final for turn in range(TURNS + 40))
 
 
@@ -144,8 +144,8 @@ def test_a_task_that_is_interrupted_pays_for_its_summary_once_and_reads_the_same
     assert tasks.get(task)["output"] == {"content": "Hi."}
     assert kinds(tasks, task) == ["summary", "model_call"]
     assert summaries(database) == [("Ada asked for words.", task)]
-    assert sum("Sum up" in request["messages"][0]["content"] for request in api.requests) == paid
-    assert api.requests[-1]["messages"][0]["content"].startswith(HEAD)
+    assert sum("Sum up" in plain(request)[0]["content"] for request in api.requests) == paid
+    assert plain(api.requests[-1])[0]["content"].startswith(HEAD)
     assert len(api.requests) == paid + 1
 
 
@@ -167,7 +167,7 @@ def test_a_replay_from_a_step_reads_the_history_that_its_original_read(
     ask: Ask, tasks: Tasks, here: Minion, api: MessagesApi, database: Engine
 ) -> None:
     first = ask([SUMMARY, ANSWER])
-    read = api.requests[-1]["messages"]
+    read = plain(api.requests[-1])
     talk(database, TURNS, first=TURNS)
     ask([messages_api.text("Later."), ANSWER])
     for step, calls in ((3, 0), (2, 1), (1, 1)):
@@ -176,7 +176,7 @@ def test_a_replay_from_a_step_reads_the_history_that_its_original_read(
             again = replay_from(connection, first, step, submitted_by="test")
         here.run_all()
         assert tasks.get(again)["output"] == tasks.get(first)["output"], step
-        assert [request["messages"] for request in api.requests] == [read] * calls
+        assert [plain(request) for request in api.requests] == [read] * calls
     assert len(summaries(database)) == 2
 
 
@@ -201,7 +201,7 @@ def test_a_task_reads_what_was_said_while_it_waited_for_its_turn(
     for said in ("I am Ada.", "Who am I?"):
         tasks.submit("Agent", messages=[said], conversation_id="c")
     here.run_all()
-    assert [message["content"] for message in api.requests[1]["messages"]] == ["I am Ada.", "Hello Ada.", "Who am I?"]
+    assert [message["content"] for message in plain(api.requests[1])] == ["I am Ada.", "Hello Ada.", "Who am I?"]
 
 
 def test_a_summary_outlives_its_task_and_goes_with_the_conversation(ask: Ask, database: Engine) -> None:

@@ -139,7 +139,7 @@ def test_whoever_is_interrupted_anywhere_reads_the_same_and_makes_nothing_twice(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @hypothesis_settings(
-        max_examples=15, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+        max_examples=12, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
     )
     @example([[("unsafe", "answer")]], 4, True)  # the call was made, and that it was is lost
     @example([[("idempotent", "refuse"), ("pure", "fail")]], 4, True)

@@ -63,7 +63,8 @@ def test_every_operation_describes_its_problems(http: httpx2.Client) -> None:
             if status == "204":
                 assert "content" not in response, (method, path)
                 continue
-            expected = "application/json" if status.startswith("2") else "application/problem+json"
+            shown = "text/event-stream" if path.endswith("/events") else "application/json"
+            expected = shown if status.startswith("2") else "application/problem+json"
             assert list(response["content"]) == [expected], (method, path, status)
         if method == "post" and "requestBody" in operation:
             schema = operation["requestBody"]["content"]["application/json"]["schema"]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from sqlalchemy import Engine, text
+from typer.testing import CliRunner
 
 from minions import Client, errors
+from orchestrator.cli import app as cli
 from shared.explain import DISPATCHER
 from shared.settings import Settings
+from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 
 
@@ -142,6 +146,42 @@ def test_limits_are_listed_and_removed(client: Client) -> None:
         client.set_limit("capability", "work")
     with pytest.raises(errors.InvalidInput):
         client.pause("planet", "earth")
+
+
+def test_limits_of_models(client: Client, act: Any, tasks: Tasks, here: Minion) -> None:
+    limit = client.set_limit("model", "*", rate="50/m", input_tokens="40000/m")
+    assert (limit["rate"], limit["input_tokens"], limit["input_tokens_seconds"]) == (50, 40_000, 60.0)
+    assert limit["output_tokens"] is None
+    task = tasks.submit(act(), {})
+    here.run_all()
+    assert tasks.get(task)["claim"] == 1, "it does not act where tasks start"
+    for scope, fields in (
+        ("model", {}),
+        ("model", {"max_running": 1}),
+        ("agent", {"rate": "1/s", "output_tokens": "1/s"}),
+    ):
+        with pytest.raises(errors.InvalidInput):
+            client.set_limit(scope, "x", **fields)
+    client.remove_limit("model", "*")
+    assert client.limits() == []
+    with pytest.raises(errors.InvalidInput):
+        client.pause("model", "x")
+
+
+def test_the_command_tells_who_was_chosen(
+    client: Client, act: Any, define: Define, here: Minion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda: nullcontext(client))
+    act("Trains", description="Knows everything about trains and railways")
+    config = {"capabilities": ["work"], "chain_strategy": "router"}
+    define({"kind": "agent", "name": "Any", "type": "function", "relations": [{"agent": "Trains"}], "config": config})
+    chain = client.submit("Any", "railways").id
+    free = client.submit(messages=["Tell me about railways"]).id
+    here.run_all()
+    shown = {task: CliRunner().invoke(cli, ["show", task], env={"COLUMNS": "300"}).output for task in (chain, free)}
+    assert "Step 1 chose Trains, by text: Trains 0." in shown[chain]
+    assert '"by": "text"' in shown[free]
+    assert '"scores": {"Trains": 0.' in shown[free]
 
 
 def test_dead_letters_and_replay_by_what_went_wrong(
