@@ -23,6 +23,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from benchmarks.noop import configure
+from minions import testing
 from orchestrator.routing import prepare_pending
 from shared import lifecycle
 from shared.database import get_engine, transaction
@@ -34,7 +35,6 @@ from shared.settings import get_settings
 from shared.states import State
 from shared.submission import submit_many
 from shared.tasks import get_task
-from tests import messages_api
 from workers import minion
 
 DEFINITIONS: list[dict[str, Any]] = [
@@ -76,8 +76,8 @@ def main() -> None:
     with ExitStack() as stack:
         folder = stack.enter_context(scratch_dir())
         configure(stack.enter_context(EmbeddedServers(folder)).start(), folder)
-        api = stack.enter_context(messages_api.serving())
-        os.environ |= {"ANTHROPIC_BASE_URL": api.url, "ANTHROPIC_API_KEY": messages_api.KEY, "NO_PROXY": "127.0.0.1"}
+        api = stack.enter_context(testing.messages_api())
+        os.environ |= {"ANTHROPIC_BASE_URL": api.url, "ANTHROPIC_API_KEY": testing.KEY, "NO_PROXY": "127.0.0.1"}
         get_settings.cache_clear()
         migrate(get_engine())
         with Session(get_engine()) as session:
@@ -93,11 +93,11 @@ def script(turns: int) -> list[dict[str, Any]]:
     def words(characters: int) -> str:
         return "".join(source.choices(string.ascii_letters + " ", k=characters))
 
-    calls = [messages_api.tool_use(("echo", {"text": words(300)}), said=words(200)) for _ in range(turns)]
-    return [*calls, messages_api.text("Done.")]
+    calls = [testing.tool_use(("echo", {"text": words(300)}), said=words(200)) for _ in range(turns)]
+    return [*calls, testing.text("Done.")]
 
 
-def measure(api: messages_api.MessagesApi, turns: int) -> dict[str, Any]:
+def measure(api: testing.MessagesApi, turns: int) -> dict[str, Any]:
     """One row of the table."""
     with get_engine().begin() as connection:
         connection.execute(text("TRUNCATE tasks, workers CASCADE"))

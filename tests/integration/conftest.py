@@ -5,6 +5,7 @@ loops         the orchestrator's loops, in this process, with short leases (one 
 worker        a Celery worker with two slots that serves `work` and `other` (one a module)
 here          a minion in this process, without broker and processes, for what does not need them
 tasks         hands in tasks, waits for them and reads their records
+api           a local server of the Messages API, which this process's minion and new workers talk to
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
+from minions.testing import MessagesApi
 from orchestrator.routing import prepare_pending
 from orchestrator.service import make_loops
 from shared import lifecycle
@@ -33,6 +35,7 @@ from shared.states import FINAL
 from shared.submission import submit_many
 from shared.tasks import get_task, list_executions, list_steps
 from tests.conftest import Define
+from tests.model import talking_to
 from tests.processes import ROOT, SHORT_LEASES, Process, ended_at_last, start_worker, wait_online, wait_until
 from workers import minion
 
@@ -217,6 +220,15 @@ def worker(worker_process: Process, database: Engine, request: pytest.FixtureReq
 def tasks(database: Engine) -> Tasks:
     """Tasks on empty tables."""
     return Tasks(database)
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[MessagesApi]:
+    """The server; it has no script yet."""
+    with talking_to(MessagesApi(), monkeypatch) as server:
+        yield server
+        # What the test itself has changed goes first.
+        monkeypatch.undo()
 
 
 @pytest.fixture

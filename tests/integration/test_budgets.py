@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
@@ -11,6 +10,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Engine, text
 
+from minions import testing
+from minions.testing import MessagesApi
 from orchestrator.rescuer import Rescuer
 from shared import budgets, lifecycle
 from shared.broker import make_app
@@ -19,7 +20,6 @@ from shared.errors import BudgetExceeded, Conflict, InvalidInput, ModelError, Mo
 from shared.explain import explain
 from shared.schemas import Budget, BudgetChange
 from shared.settings import Settings
-from tests import messages_api
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 from workers import minion
@@ -437,25 +437,10 @@ def test_twenty_children_at_the_same_time_never_use_more_than_there_is(
         assert tuple(connection.execute(WRITTEN, {"task": parent.task_id}).one()) == (tokens, dollars, steps)
 
 
-@pytest.fixture
-def claude(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[messages_api.MessagesApi]:
-    """The Messages API's server."""
-    from tests.integration.test_model_agent import forget
-
-    with messages_api.serving() as server:
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
-        monkeypatch.setenv("ANTHROPIC_API_KEY", messages_api.KEY)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        forget()
-        yield server
-        monkeypatch.undo()
-        forget()
-
-
 def test_twenty_agents_with_a_model_stop_where_the_budget_of_their_root_does(
-    tasks: Tasks, here: Minion, define: Define, claude: messages_api.MessagesApi
+    tasks: Tasks, here: Minion, define: Define, api: MessagesApi
 ) -> None:
-    claude.script = [messages_api.text("Yes.", usage={"input_tokens": 20, "output_tokens": 80})]
+    api.script = [testing.text("Yes.", usage={"input_tokens": 20, "output_tokens": 80})]
     config = {"capabilities": ["work"], "max_tokens": 100}
     relations = [{"agent": "Model", "for_each": "n"}]
     define(
@@ -483,7 +468,7 @@ def test_twenty_agents_with_a_model_stop_where_the_budget_of_their_root_does(
     ended = tasks.get(root)
     assert (ended["state"], ended["budget"]["tokens"]["reserved"]) == ("succeeded", 0)
     # A call uses 100 and reserves a few more for its input: the ninth fits, and the tenth does not.
-    assert len(claude.requests) == 9
+    assert len(api.requests) == 9
     assert ended["budget"]["tokens"]["spent"] == 900
     assert [child["state"] for child in ended["output"]["results"]].count("succeeded") == 9
 

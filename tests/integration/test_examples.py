@@ -11,17 +11,15 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from minions import testing
-from minions.testing import KEY, MessagesApi
+from minions.testing import MessagesApi
 from shared import budgets, lifecycle
 from shared.database import transaction
 from shared.definition_files import load
 from shared.function_store import store_definitions
 from shared.schemas import BudgetChange
-from shared.settings import get_settings
 from tests.integration.conftest import Minion, Tasks
+from tests.model import talking_to
 from tests.processes import ROOT, wait_until
-from workers.models import anthropic
 
 FOLDER = ROOT / "examples" / "refunds"
 COMPLAINT = {"order": "A-17", "complaint": "It arrived broken"}
@@ -36,15 +34,8 @@ def api(monkeypatch: pytest.MonkeyPatch, database: Engine, here: Minion) -> Iter
     with transaction() as connection:
         connection.execute(text("UPDATE workers SET capabilities = capabilities || '{refunds}'"))
     script = json.loads((FOLDER / "replies.json").read_text())
-    with testing.messages_api(MessagesApi(script=script)) as server:
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
-        monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-        get_settings.cache_clear()
-        anthropic._client.cache_clear()
+    with talking_to(MessagesApi(script=script), monkeypatch) as server:
         yield server
-        anthropic._client().close()
-        anthropic._client.cache_clear()
-    get_settings.cache_clear()
 
 
 def until_it_waits(tasks: Tasks, here: Minion, task: UUID, reason: str) -> dict[str, Any]:

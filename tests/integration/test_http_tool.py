@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -13,16 +12,15 @@ import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import Engine, text
 
+from minions import testing
+from minions.testing import KEY, MessagesApi
 from shared.database import transaction
-from shared.errors import NotConfigured
 from shared.hints import make_redis
-from shared.secret_store import SecretStore, delete_secret, list_secrets
+from shared.secret_store import SecretStore, list_secrets
 from shared.settings import Settings, get_settings
-from tests import messages_api
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
-from tests.messages_api import KEY, MessagesApi
-from workers.models import anthropic
+from tests.model import talking_to
 
 SECRET = "t0p-s3cret-value"
 MODEL = "claude-sonnet-5-5"
@@ -200,11 +198,11 @@ def test_neither_a_secret_nor_the_key_of_the_api_is_written_by_an_agent_with_a_m
         {"kind": "agent", "name": "Reader", "model": MODEL, "tools": ["fetch"], "config": {"capabilities": ["work"]}},
     )
     limited = {"anthropic-ratelimit-requests-limit": "50", "anthropic-ratelimit-requests-remaining": "49"}
-    with talking_to_a_model(monkeypatch) as api:
+    with talking_to(MessagesApi(), monkeypatch) as api:
         api.script = [
-            messages_api.tool_use(("fetch", {}), headers=limited),
-            messages_api.tool_use(("fetch", {})),
-            messages_api.error(400, "invalid_request_error", f"the key {KEY} may not do this"),
+            testing.tool_use(("fetch", {}), headers=limited),
+            testing.tool_use(("fetch", {})),
+            testing.error(400, "invalid_request_error", f"the key {KEY} may not do this"),
         ]
         task = tasks.submit("Reader", "Go on")
         here.run_all()
@@ -227,57 +225,3 @@ def everything_written(database: Engine, capsys: Any) -> str:
         kept = [f"{key} {read[broker.type(key)](key)}" for key in broker.scan_iter()]
     captured = capsys.readouterr()
     return "\n".join([*rows, *kept, captured.out, captured.err])
-
-
-@contextmanager
-def talking_to_a_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[MessagesApi]:
-    with messages_api.serving() as api:
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", api.url)
-        monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        forget()
-        yield api
-        anthropic._client().close()
-        for name in ("ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"):
-            monkeypatch.delenv(name)
-        forget()
-
-
-def forget() -> None:
-    for cached in (get_settings, anthropic._client, anthropic._limits):
-        cached.cache_clear()
-
-
-def test_secrets_that_are_not_there(fetch: Any, server: Server, configured: Settings) -> None:
-    task = fetch({}, url=server.url + "/x", headers={"A": "${secret:nobody}"})
-    assert "There is no secret 'nobody'. `minion secrets set nobody` stores one." in task["error"]["message"]
-    assert server.asked == []
-
-
-def test_a_key_can_be_replaced(database: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    old, new = Fernet.generate_key().decode(), Fernet.generate_key().decode()
-
-    def store(key: str) -> SecretStore:
-        monkeypatch.setenv("MINION_SECRET_KEY", key)
-        return SecretStore(Settings())
-
-    with transaction() as connection:
-        store(old).set(connection, "a", "value")
-        assert store(f"{new},{old}").reveal(connection, ["a"]) == {"a": "value"}
-        with pytest.raises(NotConfigured, match="does not fit"):
-            store(new).reveal(connection, ["a"])
-        with pytest.raises(NotConfigured, match="is not a key"):
-            store("short")
-        delete_secret(connection, "a")
-        assert list_secrets(connection) == []
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["ftp://a.example/x", "http://{host}/x", "https://u:p@a.example", "https://a.example/?k=${secret:a}", "http://"],
-)
-def test_addresses_that_no_tool_may_have(define: Define, url: str) -> None:
-    from shared.errors import InvalidDefinition
-
-    with pytest.raises(InvalidDefinition):
-        define({"kind": "tool", "name": "fetch", "type": "http", "http": {"url": url}})

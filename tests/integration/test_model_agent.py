@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -11,38 +10,17 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Engine, text
 
+from minions import testing
+from minions.testing import MessagesApi, error, tool_use
 from shared import lifecycle
-from shared.settings import Settings, get_settings
-from tests import messages_api
+from shared.settings import Settings
 from tests.conftest import Define
 from tests.integration.conftest import ACT, Minion, Tasks, orchestrating
-from tests.messages_api import KEY, MessagesApi, error, tool_use
+from tests.model import forget_client
 from tests.processes import ended_at_last, start_worker, wait_online
 from workers import minion
-from workers.models import anthropic
 
 ANSWER = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
-
-
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[MessagesApi]:
-    """The server, which this process's minion and new workers talk to."""
-    with messages_api.serving() as server:
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
-        monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        forget()
-        yield server
-        if anthropic._client.cache_info().currsize:
-            anthropic._client().close()
-        monkeypatch.undo()
-        forget()
-
-
-def forget() -> None:
-    get_settings.cache_clear()
-    anthropic._client.cache_clear()
-    anthropic._limits.cache_clear()
 
 
 @pytest.fixture
@@ -96,7 +74,7 @@ def last_said(request: dict[str, Any]) -> Any:
 
 def test_an_answer_and_what_it_used(ask: Any, agent: Any, tasks: Tasks, api: MessagesApi) -> None:
     agent()
-    task = ask([messages_api.text("Hi.")])
+    task = ask([testing.text("Hi.")])
     assert (task["state"], task["output"]) == ("succeeded", {"content": "Hi."})
     [execution] = tasks.executions(task["id"])
     assert (execution["input_tokens"], execution["output_tokens"]) == (110, 5)
@@ -109,7 +87,7 @@ def test_the_request_on_the_wire(ask: Any, agent: Any, api: MessagesApi) -> None
     agent(
         config={"temperature": 1.0, "top_p": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "max_tokens": 99}
     )
-    ask([messages_api.text("Hi.")], {"question": "é?"})
+    ask([testing.text("Hi.")], {"question": "é?"})
     [request] = api.requests
     cached = {"cache_control": {"type": "ephemeral"}}
     assert request == {
@@ -127,7 +105,7 @@ def test_the_request_on_the_wire(ask: Any, agent: Any, api: MessagesApi) -> None
 
 def test_sampling_goes_to_models_that_take_it(ask: Any, agent: Any, api: MessagesApi) -> None:
     agent(tools=(), model="claude-sonnet-4-6", config={"temperature": 0.2})
-    ask([messages_api.text("Hi.")])
+    ask([testing.text("Hi.")])
     assert api.requests[0]["temperature"] == 0.2
     assert api.requests[0].keys() == {"model", "max_tokens", "stream", "system", "messages", "temperature"}
 
@@ -135,7 +113,7 @@ def test_sampling_goes_to_models_that_take_it(ask: Any, agent: Any, api: Message
 def test_results_follow_their_calls_in_one_message(ask: Any, agent: Any, api: MessagesApi) -> None:
     agent()
     calls = tool_use(("echo", {"b": 1, "a": [2.5]}), ("act", {"do": "refuse"}), ("nothing", {}), said="Let me see.")
-    task = ask([calls, messages_api.text("Done.")])
+    task = ask([calls, testing.text("Done.")])
     assert task["output"] == {"content": "Done."}
     first, said, results = api.requests[1]["messages"]
     assert first == {"role": "user", "content": "Hello"}
@@ -152,7 +130,7 @@ def test_results_follow_their_calls_in_one_message(ask: Any, agent: Any, api: Me
 
 def test_arguments_that_break_a_tools_schema_go_back_to_the_model(ask: Any, agent: Any, api: MessagesApi) -> None:
     agent()
-    task = ask([tool_use(("act", {"do": "refuse"})), tool_use(("act", {"answer": 1})), messages_api.text("Done.")])
+    task = ask([tool_use(("act", {"do": "refuse"})), tool_use(("act", {"answer": 1})), testing.text("Done.")])
     assert task["state"] == "succeeded"
     assert api.requests[1]["messages"][-1]["content"][0]["is_error"] is True
     assert api.requests[2]["messages"][-1]["content"][0]["content"] == "1"
@@ -164,7 +142,7 @@ def test_a_task_that_runs_again_pays_for_no_turn_twice(
     agent()
     log = tmp_path / "log"
     first = tool_use(("echo", {"zz": 1, "b": 2.0, "a": 1e23}), ("act", {"do": "fail", "times": 1, "log": str(log)}))
-    task = ask([first, messages_api.text("Done.")])
+    task = ask([first, testing.text("Done.")])
     assert (task["state"], task["attempts"], task["error"]) == ("succeeded", 1, None)
     assert len(api.requests) == 2
     assert len(log.read_text().splitlines()) == 2
@@ -181,7 +159,7 @@ def test_a_delegation_in_the_middle_of_a_turn(
     agent(tools=("act", "help"))
     answer = {"answer": {"zz": 1, "b": [2.0, 1e22]}}
     calls = tool_use(("act", answer), ("help", answer), ("help", {"do": "refuse"}), ("act", answer))
-    task = ask([calls, messages_api.text("Done.")])
+    task = ask([calls, testing.text("Done.")])
     assert (task["state"], task["error"]) == ("succeeded", None)
     results = api.requests[1]["messages"][-1]["content"]
     assert [result.get("is_error", False) for result in results] == [False, False, True, False]
@@ -195,7 +173,7 @@ def test_what_became_of_an_interrupted_unsafe_tool_is_told_to_the_model(
     agent: Any, tasks: Tasks, here: Minion, api: MessagesApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent(effect="unsafe")
-    api.script = [tool_use(("act", {"answer": 1})), messages_api.text("I do not know whether it was done.")]
+    api.script = [tool_use(("act", {"answer": 1})), testing.text("I do not know whether it was done.")]
     task = tasks.submit("Agent", "Hello")
     [message] = here.dispatch()
 
@@ -242,15 +220,15 @@ def test_an_error_of_the_api_is_one_sentence(ask: Any, agent: Any, api: Messages
 def test_a_wrong_key(ask: Any, agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     agent()
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-wrong")
-    forget()
-    assert "refused the key" in ask([messages_api.text("Hi.")])["error"]["message"]
+    forget_client()
+    assert "refused the key" in ask([testing.text("Hi.")])["error"]["message"]
 
 
 def test_no_key(ask: Any, agent: Any, monkeypatch: pytest.MonkeyPatch, api: MessagesApi) -> None:
     agent()
     monkeypatch.delenv("ANTHROPIC_API_KEY")
-    forget()
-    assert "set ANTHROPIC_API_KEY for the workers" in ask([messages_api.text("Hi.")])["error"]["message"]
+    forget_client()
+    assert "set ANTHROPIC_API_KEY for the workers" in ask([testing.text("Hi.")])["error"]["message"]
     assert api.requests == []
 
 
@@ -260,8 +238,8 @@ def test_no_network(ask: Any, agent: Any, monkeypatch: pytest.MonkeyPatch) -> No
         listener.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MINION_MODEL_PATIENCE_SECONDS", "0")
         monkeypatch.setenv("ANTHROPIC_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
-        forget()
-        task = ask([messages_api.text("Hi.")])
+        forget_client()
+        task = ask([testing.text("Hi.")])
     assert task["error"]["message"].startswith("The Anthropic API cannot be reached:")
 
 
@@ -277,7 +255,7 @@ def test_a_reply_that_is_no_answer_fails_and_is_paid_for(
     ask: Any, agent: Any, tasks: Tasks, stop_reason: str, message: str
 ) -> None:
     agent()
-    task = ask([messages_api.text("Half an", stop_reason)])
+    task = ask([testing.text("Half an", stop_reason)])
     assert (task["state"], task["error"]["type"]) == ("failed", "model_error")
     assert message in task["error"]["message"]
     assert tasks.executions(task["id"])[0]["output_tokens"] == 5
@@ -285,9 +263,7 @@ def test_a_reply_that_is_no_answer_fails_and_is_paid_for(
 
 def test_structured_output_is_repaired(ask: Any, agent: Any, api: MessagesApi) -> None:
     agent(output_schema=ANSWER)
-    task = ask(
-        [messages_api.text("One."), messages_api.text('{"n": "1"}'), messages_api.text('```json\n{"n": 1}\n```')]
-    )
+    task = ask([testing.text("One."), testing.text('{"n": "1"}'), testing.text('```json\n{"n": 1}\n```')])
     assert task["output"] == {"n": 1}
     assert "matches this JSON Schema" in api.requests[0]["system"][0]["text"]
     assert "the answer is not valid JSON" in last_said(api.requests[1])
@@ -296,7 +272,7 @@ def test_structured_output_is_repaired(ask: Any, agent: Any, api: MessagesApi) -
 
 def test_structured_output_that_cannot_be_repaired(ask: Any, agent: Any, api: MessagesApi) -> None:
     agent(output_schema=ANSWER)
-    task = ask([messages_api.text("One.")])
+    task = ask([testing.text("One.")])
     assert task["error"]["type"] == "invalid_output"
     assert len(api.requests) == 3
 
@@ -304,19 +280,19 @@ def test_structured_output_that_cannot_be_repaired(ask: Any, agent: Any, api: Me
 @pytest.mark.parametrize("said", ["NaN", '{"n": 1e999}', "[" * 100_000, '{"n": "\\u0000"}', '{"n": "\\ud800"}'])
 def test_an_answer_that_is_not_strict_json_is_repaired(ask: Any, agent: Any, said: str) -> None:
     agent(output_schema={})
-    assert ask([messages_api.text(said), messages_api.text("1")])["output"] == 1
+    assert ask([testing.text(said), testing.text("1")])["output"] == 1
 
 
 def test_text_that_cannot_be_stored(ask: Any, agent: Any) -> None:
     agent()
-    task = ask([messages_api.text("a\x00b\ud800c")])
+    task = ask([testing.text("a\x00b\ud800c")])
     assert (task["state"], task["error"]["type"], task["attempts"]) == ("failed", "invalid_input", 0)
 
 
 def test_an_empty_answer(ask: Any, agent: Any, api: MessagesApi) -> None:
     agent(output_schema=ANSWER)
     nothing = {"content": [], "stop_reason": "end_turn"}
-    assert ask([nothing, messages_api.text('{"n": 2}')])["output"] == {"n": 2}
+    assert ask([nothing, testing.text('{"n": 2}')])["output"] == {"n": 2}
     assert all(message["content"] for request in api.requests for message in request["messages"])
 
 
@@ -327,9 +303,9 @@ def test_turns_are_limited(ask: Any, agent: Any) -> None:
 
 def test_a_conversation_is_remembered(ask: Any, agent: Any, api: MessagesApi) -> None:
     agent()
-    ask([messages_api.text("Hello Ada.")], messages=[{"role": "user", "content": "I am Ada."}], conversation_id="c")
-    ask([messages_api.text("Elsewhere.")], messages=["What?"], conversation_id="other")
-    again = ask([messages_api.text("Ada.")], messages=["Who am I?"], conversation_id="c")
+    ask([testing.text("Hello Ada.")], messages=[{"role": "user", "content": "I am Ada."}], conversation_id="c")
+    ask([testing.text("Elsewhere.")], messages=["What?"], conversation_id="other")
+    again = ask([testing.text("Ada.")], messages=["Who am I?"], conversation_id="c")
     assert again["state"] == "succeeded"
     assert unmarked(api.requests[-1]) == [
         {"role": "user", "content": "I am Ada."},
@@ -348,7 +324,7 @@ def test_a_long_conversation_begins_with_a_person(ask: Any, agent: Any, api: Mes
             connection.execute(
                 text("INSERT INTO messages (conversation_id, role, content) VALUES ('c', :role, :content)"), said
             )
-    ask([messages_api.text("Hi.")], messages=["Hello"], conversation_id="c")
+    ask([testing.text("Hi.")], messages=["Hello"], conversation_id="c")
     said = unmarked(api.requests[0])
     assert said[0]["role"] == "user"
     assert all(message["content"].strip() for message in said)
@@ -358,7 +334,7 @@ def test_a_long_conversation_begins_with_a_person(ask: Any, agent: Any, api: Mes
 def test_system_messages_belong_to_the_system_prompt(ask: Any, agent: Any, api: MessagesApi) -> None:
     agent()
     ask(
-        [messages_api.text("Hi.")],
+        [testing.text("Hi.")],
         messages=[{"role": "system", "content": "In French."}, {"type": "human", "content": "Hi"}],
     )
     assert api.requests[0]["system"][0]["text"] == "Be brief.\n\nIn French."
@@ -367,7 +343,7 @@ def test_system_messages_belong_to_the_system_prompt(ask: Any, agent: Any, api: 
 
 def test_messages_without_a_word_are_refused(ask: Any, agent: Any, api: MessagesApi) -> None:
     agent()
-    task = ask([messages_api.text("Hi.")], messages=[{"role": "system", "content": "In French."}])
+    task = ask([testing.text("Hi.")], messages=[{"role": "system", "content": "In French."}])
     assert task["error"]["type"] == "invalid_input"
     assert api.requests == []
 
@@ -376,7 +352,7 @@ def test_the_soft_limit_ends_a_model_call_before_and_in_its_stream(
     tasks: Tasks, agent: Any, api: MessagesApi, offered: Path, tmp_path: Path, short_leases: Settings
 ) -> None:
     agent(config={"soft_time_limit": 1, "time_limit": 30, "max_attempts": 1})
-    api.script = [messages_api.text("Late.", seconds=5), messages_api.text("Slow.", pause=5)]
+    api.script = [testing.text("Late.", seconds=5), testing.text("Slow.", pause=5)]
     worker = start_worker(tmp_path, "work")
     with ended_at_last(worker), orchestrating(short_leases):
         wait_online(tasks.engine, worker)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -11,50 +10,20 @@ import pytest
 from sqlalchemy import Engine, text
 
 from minions import testing
-from minions.testing import KEY, MessagesApi, error, tool_use
+from minions.testing import MessagesApi, error, tool_use
 from shared.database import transaction
 from shared.errors import InvalidDefinition, ModelUnavailable
 from shared.explain import explain
 from shared.settings import get_settings
 from tests.conftest import Define
 from tests.integration.conftest import ACT, Minion, Tasks
+from tests.model import talking_to
 from workers.models import anthropic, patience
 
 HI = testing.text("Hi.")
 THOUGHT = {"type": "thinking", "thinking": "Let me see …", "signature": "c2lnbmVk=="}
 HIDDEN = {"type": "redacted_thinking", "data": "ZW5jcnlwdGVk"}
 NEW_KIND = {"type": "of_next_year", "inside": {"a": [None, 1]}}
-
-
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[MessagesApi]:
-    """The server, which this process's minion talks to."""
-    with talking_to(MessagesApi(), monkeypatch) as server:
-        yield server
-
-
-def talking_to(api: MessagesApi, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """This process's model client talks to that server while the block runs."""
-    from contextlib import contextmanager
-
-    @contextmanager
-    def block() -> Iterator[MessagesApi]:
-        with testing.messages_api(api) as server, monkeypatch.context() as patch:
-            patch.setenv("ANTHROPIC_BASE_URL", server.url)
-            patch.setenv("ANTHROPIC_API_KEY", KEY)
-            patch.setenv("NO_PROXY", "127.0.0.1")
-            forget()
-            yield server
-            if anthropic._client.cache_info().currsize:
-                anthropic._client().close()
-        forget()
-
-    return block()
-
-
-def forget() -> None:
-    get_settings.cache_clear()
-    anthropic._client.cache_clear()
 
 
 @pytest.fixture
@@ -200,13 +169,13 @@ def test_a_long_wait_holds_no_worker_and_no_attempt(
     begin: Any, agent: Any, tasks: Tasks, here: Minion, api: MessagesApi, database: Engine
 ) -> None:
     agent()
-    task = begin(error(429, message="slow down", headers={"retry-after": "30"}), HI)
+    task = begin(error(529, message="slow down", headers={"retry-after": "30"}), HI)
     assert (task["state"], task["wait_reason"], task["attempts"]) == ("waiting", "model_unavailable", 0)
     with database.connect() as connection:
         why = explain(connection, task["id"], lease=10)
         seconds = connection.scalar(text("SELECT extract(epoch FROM due_at - now()) FROM task_status"))
     assert 20 < seconds <= 30
-    assert "The Anthropic API answered 429: slow down (tried 1 times)" in why.sentence
+    assert "The Anthropic API answered 529: slow down (tried 1 times)" in why.sentence
     [step] = tasks.steps(task["id"])
     assert (step["status"], step["error"]["tries"], "cost_unknown" in step["error"]) == ("failed", 1, False)
     wake(task)

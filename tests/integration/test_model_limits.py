@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,18 +15,16 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from sqlalchemy import Engine, text
 
+from minions import testing
+from minions.testing import MessagesApi, error
 from shared import rules
 from shared.explain import explain
 from shared.hints import make_redis
 from shared.rules import Rate
-from shared.settings import get_settings
-from tests import messages_api
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
-from tests.messages_api import KEY, MessagesApi, error
 from tests.processes import ROOT
 from workers import minion
-from workers.models import anthropic
 from workers.models.limits import ModelLimits
 
 MODEL = "claude-sonnet-5-5"
@@ -188,25 +185,6 @@ def test_without_redis_only_what_people_have_set_holds(set_limit: Any, database:
 
 
 @pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[MessagesApi]:
-    """The server, which this process's minion talks to."""
-    with messages_api.serving() as server:
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
-        monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        forget()
-        yield server
-        anthropic._client().close()
-        monkeypatch.undo()
-        forget()
-
-
-def forget() -> None:
-    for cached in (get_settings, anthropic._client, anthropic._limits):
-        cached.cache_clear()
-
-
-@pytest.fixture
 def agent(define: Define) -> str:
     config = {"capabilities": ["work"], "max_tokens": 400}
     define({"kind": "agent", "name": "Agent", "model": MODEL, "system_prompt": "Be brief.", "config": config})
@@ -227,7 +205,7 @@ def test_a_task_waits_for_its_model_without_a_slot(
     database: Engine, api: MessagesApi, agent: str, tasks: Tasks, here: Minion, set_limit: Any
 ) -> None:
     set_limit("*", rate="1/m")
-    api.script = [messages_api.text("Hi.")]
+    api.script = [testing.text("Hi.")]
     first, second = tasks.submit(agent, "Hello"), tasks.submit(agent, "Hello")
     for message in here.dispatch():
         minion.run(message.task_id, message.claim, here.id)
@@ -262,7 +240,7 @@ def test_what_a_call_was_granted_and_did_not_use_comes_back(
     database: Engine, api: MessagesApi, agent: str, tasks: Tasks, here: Minion, set_limit: Any
 ) -> None:
     set_limit(output_tokens="4000/m")
-    api.script = [messages_api.text("Hi.")]
+    api.script = [testing.text("Hi.")]
     ids = [tasks.submit(agent, "Hello") for _ in range(3)]
     here.run_all()
     assert {tasks.get(task)["claim"] for task in ids} == {1}, "400 are reserved for each, and 5 are used"

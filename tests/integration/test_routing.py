@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
 
+from minions import testing
+from minions.testing import MessagesApi, error
 from shared.settings import get_settings
-from tests import messages_api
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
-from tests.messages_api import KEY, MessagesApi, error
 from workers import minion
-from workers.models import anthropic
 
 QUESTION = "Which railways are old?"
 CHOICE = {"agent": "Boats", "scores": {"Boats": 0.9, "Trains": 0.2}, "reason": "They said so."}
@@ -41,26 +39,6 @@ def router(define: Define) -> Any:
 
 
 @pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[MessagesApi]:
-    """The server, which this process's minion talks to."""
-    with messages_api.serving() as server:
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
-        monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        forget()
-        yield server
-        if anthropic._client.cache_info().currsize:
-            anthropic._client().close()
-        monkeypatch.undo()
-        forget()
-
-
-def forget() -> None:
-    for cached in (get_settings, anthropic._client, anthropic._limits):
-        cached.cache_clear()
-
-
-@pytest.fixture
 def routed(tasks: Tasks, here: Minion) -> Any:
     """Asks `Router`, and tells the agent that got the question and the decision in the record."""
 
@@ -77,7 +55,7 @@ def routed(tasks: Tasks, here: Minion) -> Any:
 
 def test_a_model_chooses(router: Any, api: MessagesApi, routed: Any) -> None:
     router()
-    api.script = [messages_api.text(json.dumps(CHOICE))]
+    api.script = [testing.text(json.dumps(CHOICE))]
     assert routed() == ("Boats", {"by": "model", **CHOICE})
     [request] = api.requests
     asked = request["messages"][0]["content"][0]["text"]
@@ -88,7 +66,7 @@ def test_a_model_chooses(router: Any, api: MessagesApi, routed: Any) -> None:
 def test_an_answer_that_cannot_be_used_is_mended(router: Any, api: MessagesApi, routed: Any) -> None:
     router()
     wrong = {**CHOICE, "agent": "Planes"}
-    api.script = [messages_api.text(json.dumps(wrong)), messages_api.text(f"```json\n{json.dumps(CHOICE)}\n```")]
+    api.script = [testing.text(json.dumps(wrong)), testing.text(f"```json\n{json.dumps(CHOICE)}\n```")]
     assert routed() == ("Boats", {"by": "model", **CHOICE})
     assert "cannot be used: $.agent" in api.requests[1]["messages"][-1]["content"][0]["text"]
 
@@ -96,8 +74,8 @@ def test_an_answer_that_cannot_be_used_is_mended(router: Any, api: MessagesApi, 
 @pytest.mark.parametrize(
     ("answer", "requests", "why"),
     [
-        (messages_api.text("Boats, I think"), 3, "answer could not be used"),
-        (messages_api.text(json.dumps({**CHOICE, "scores": {"Boats": 7}})), 3, "scores"),
+        (testing.text("Boats, I think"), 3, "answer could not be used"),
+        (testing.text(json.dumps({**CHOICE, "scores": {"Boats": 7}})), 3, "scores"),
         (error(400, "invalid_request_error", "no"), 1, "The model did not answer: The Anthropic API answered 400"),
     ],
 )
@@ -121,7 +99,7 @@ def test_without_a_key_the_words_decide(router: Any, routed: Any) -> None:
 def test_a_choice_is_paid_for_once(router: Any, api: MessagesApi, tasks: Tasks, here: Minion, act: Any) -> None:
     """The chain runs again when its sub-task has ended, also where the agents' descriptions have changed meanwhile."""
     router()
-    api.script = [messages_api.text(json.dumps(CHOICE))]
+    api.script = [testing.text(json.dumps(CHOICE))]
     task = tasks.submit("Router", {"answer": QUESTION})
     for message in here.dispatch():
         minion.run(message.task_id, message.claim, here.id)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
 
-from shared.settings import get_settings
-from tests import messages_api
 from tests.conftest import Define
 from tests.integration.conftest import ACT
-from tests.messages_api import KEY, MessagesApi
-from workers.models import anthropic
 
 ANYTHING = {"type": "object"}
 TOOLS = [
@@ -39,26 +34,6 @@ def _plain(content: Any) -> Any:
     if [block["type"] for block in blocks] == ["text"]:
         return blocks[0]["text"]
     return blocks
-
-
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[MessagesApi]:
-    """The server, which this process's minion talks to."""
-    with messages_api.serving() as server:
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
-        monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        forget()
-        yield server
-        if anthropic._client.cache_info().currsize:
-            anthropic._client().close()
-        monkeypatch.undo()
-        forget()
-
-
-def forget() -> None:
-    get_settings.cache_clear()
-    anthropic._client.cache_clear()
 
 
 @pytest.fixture

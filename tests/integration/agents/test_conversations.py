@@ -10,12 +10,12 @@ import pytest
 from sqlalchemy import Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
+from minions import testing
+from minions.testing import MessagesApi
 from orchestrator.replay_from import replay_from
 from shared import lifecycle
-from tests import messages_api
 from tests.integration.agents.conftest import DefineAgent, plain
 from tests.integration.conftest import Minion, Tasks
-from tests.messages_api import MessagesApi
 from workers import minion
 from workers.conversation import HEAD, Said, Summary, _cut, _formatted, _older, _shortened, tokens_in
 
@@ -27,8 +27,8 @@ SAY = text(
     "INSERT INTO messages (conversation_id, role, content) VALUES ('c', :role, :content)"
 ).bindparams(bindparam("content", type_=JSONB))
 SUMMARIES = text("SELECT summary, task_id FROM conversation_summaries ORDER BY through")
-SUMMARY = messages_api.text("Ada asked for words.")
-ANSWER = messages_api.text("Hi.")
+SUMMARY = testing.text("Ada asked for words.")
+ANSWER = testing.text("Hi.")
 RELEASE = text("SELECT minion_release(:task, claim, 'lost', false, '0', '{}') FROM task_status WHERE task_id = :task")
 
 Ask = Callable[..., UUID]
@@ -93,7 +93,7 @@ def test_what_is_too_long_is_summed_up_once(ask: Ask, tasks: Tasks, api: Message
 def test_the_next_summary_goes_on_from_the_last_one(ask: Ask, tasks: Tasks, api: MessagesApi, database: Engine) -> None:
     ask([SUMMARY, ANSWER])
     talk(database, 4, first=TURNS)
-    task = ask([messages_api.text("More words."), ANSWER])
+    task = ask([testing.text("More words."), ANSWER])
     assert [summary for summary, _ in summaries(database)] == ["Ada asked for words.", "More words."]
     asked = plain(api.requests[2])[0]["content"]
     assert "<summary>\nAda asked for words.\n</summary>" in asked
@@ -169,7 +169,7 @@ def test_a_replay_from_a_step_reads_the_history_that_its_original_read(
     first = ask([SUMMARY, ANSWER])
     read = plain(api.requests[-1])
     talk(database, TURNS, first=TURNS)
-    ask([messages_api.text("Later."), ANSWER])
+    ask([testing.text("Later."), ANSWER])
     for step, calls in ((3, 0), (2, 1), (1, 1)):
         api.requests.clear()
         with database.begin() as connection:
@@ -197,7 +197,7 @@ def test_a_task_reads_what_was_said_while_it_waited_for_its_turn(
     tasks: Tasks, here: Minion, api: MessagesApi, agent: DefineAgent
 ) -> None:
     agent(tools=[])
-    api.script = [messages_api.text("Hello Ada."), messages_api.text("Ada.")]
+    api.script = [testing.text("Hello Ada."), testing.text("Ada.")]
     for said in ("I am Ada.", "Who am I?"):
         tasks.submit("Agent", messages=[said], conversation_id="c")
     here.run_all()

@@ -14,13 +14,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
+from minions import testing
+from minions.testing import MessagesApi, tool_use
 from shared import lifecycle
 from shared.states import FINAL
-from tests import messages_api
 from tests.conftest import Define
 from tests.integration.agents.conftest import ANYTHING
 from tests.integration.conftest import ACT, Minion, Tasks
-from tests.messages_api import MessagesApi, tool_use
 from workers import minion
 
 COMMITS = ("write_steps", "finish", "release")
@@ -74,7 +74,7 @@ class Case:
             tool_use(*((effect, self.arguments(deed, next(numbers))) for effect, deed in turn)) for turn in turns
         ]
         # The reply depends on how far the conversation is, not on how often it was asked for.
-        self.api.script.append(messages_api.text("Done."))
+        self.api.script.append(testing.text("Done."))
         self.replies = list(self.api.script)
         self.task = self.tasks.submit("Agent", "Hello")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from sqlalchemy import text
 
 from benchmarks.journal import BYTES, DEFINITIONS, script
+from minions.testing import MessagesApi
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
-from tests.messages_api import MessagesApi
 
 SERVE = text("UPDATE workers SET capabilities = '{bench}'")
 

@@ -8,20 +8,20 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Engine, text
 
+from minions import testing
+from minions.testing import MessagesApi, tool_use
 from orchestrator.replay_from import Edit, replay_from
 from shared import lifecycle
 from shared.errors import Conflict, InvalidInput, NotFound, TooLarge
 from shared.settings import Settings
-from tests import messages_api
 from tests.conftest import Define
 from tests.integration.agents.conftest import DefineAgent, plain
 from tests.integration.conftest import ACT, Minion, Tasks
-from tests.messages_api import MessagesApi, tool_use
 
 SCRIPT = [
     tool_use(("echo", {"n": 1}), ("act", {"answer": [2.0]}), ("act", {"do": "refuse"}), ("help", {"answer": "helped"})),
     tool_use(("careful", {"answer": "as proposed"})),
-    messages_api.text("Done."),
+    testing.text("Done."),
 ]
 KINDS = [
     "model_call",
@@ -203,9 +203,9 @@ def test_a_task_that_was_cancelled_goes_on_where_it_stopped(replays: Replays, ta
 
 
 def test_a_replay_reads_the_conversation_as_it_was(replays: Replays) -> None:
-    replays.submit([messages_api.text("Hello Ada.")], messages=["I am Ada."], conversation_id="c")
+    replays.submit([testing.text("Hello Ada.")], messages=["I am Ada."], conversation_id="c")
     first = replays.submit(SCRIPT, messages=["Who am I?"], conversation_id="c")
-    replays.submit([messages_api.text("Bye.")], messages=["Bye."], conversation_id="c")
+    replays.submit([testing.text("Bye.")], messages=["Bye."], conversation_id="c")
     replays.replay(first["id"], 6)
     said = [message["content"] for message in plain(replays.api.requests[0])[:3]]
     assert said[::2] == ["I am Ada.", "Who am I?"]

@@ -26,12 +26,12 @@ from shared.embedded import EmbeddedServers
 from shared.errors import Conflict
 from shared.events import MOST_AT_ONCE
 from shared.hints import EVENTS, forget_publisher, make_redis, publish_event, publish_finished, publish_progress
-from shared.settings import Settings, get_settings
+from shared.settings import Settings
 from shared.states import State
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
+from tests.model import talking_to
 from tests.processes import wait_until
-from workers.models import anthropic
 
 from .conftest import Api, serving
 
@@ -266,17 +266,9 @@ def test_text_is_streamed_between_the_steps(run: Any, following: Any) -> None:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch, database: Engine, define: Define) -> Iterator[testing.MessagesApi]:
     """A local model, and the agent `Writer` that calls it."""
-    with testing.messages_api() as server:
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
-        monkeypatch.setenv("ANTHROPIC_API_KEY", testing.KEY)
-        get_settings.cache_clear()
-        anthropic._client.cache_clear()
-        define({"kind": "agent", "name": "Writer", "model": "claude-sonnet-5-5", "config": {"capabilities": ["work"]}})
+    define({"kind": "agent", "name": "Writer", "model": "claude-sonnet-5-5", "config": {"capabilities": ["work"]}})
+    with talking_to(testing.MessagesApi(), monkeypatch) as server:
         yield server
-        anthropic._client().close()
-        monkeypatch.undo()
-        get_settings.cache_clear()
-        anthropic._client.cache_clear()
 
 
 def test_what_a_model_writes_reaches_those_who_follow(
