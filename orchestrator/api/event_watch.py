@@ -110,9 +110,14 @@ class Follower:
 
 
 class EventWatch:
-    """Tells callers on the event loop what happens to the tasks that they follow."""
+    """Tells callers on the event loop what happens to the tasks that they follow.
+
+    Attributes:
+        poll_seconds: so often it looks without a hint.
+    """
 
     def __init__(self, watching: Watching) -> None:
+        self.poll_seconds = POLL_SECONDS
         self._watching = watching
         self._followers: dict[UUID, set[Follower]] = {}
         self._hinted: set[UUID] = set()
@@ -195,7 +200,7 @@ class EventWatch:
             self._hint.clear()
             hinted, self._hinted = self._hinted, set()
             if loop.time() >= everything_at:
-                hinted, everything_at = set(self._followers), loop.time() + POLL_SECONDS
+                hinted, everything_at = set(self._followers), loop.time() + self.poll_seconds
             try:
                 await self._tell([one for one in self._all() if one.task in hinted])
             except Exception as error:  # whatever it is, those who follow must be told later
