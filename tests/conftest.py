@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
@@ -25,6 +27,10 @@ from shared.init_db import migrate
 from shared.models import Base
 from shared.schemas import parse_definition
 from shared.settings import Settings, get_settings
+
+# How fast a machine is, is not what these tests find out.
+hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("any machine")
 
 Define = Callable[..., list[Change]]
 

@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -95,6 +96,7 @@ class LocalSystem:
         self.servers: EmbeddedServers | None = None
         self.children: list[Child] = []
         self.facts: dict[str, Any] = {}
+        self._claims: list[socket.socket] = []
         self._stopping = threading.Event()
         self._handlers: dict[signal.Signals, Any] = {}
 
@@ -131,6 +133,8 @@ class LocalSystem:
         close_engine()
         if self.servers is not None:
             self.servers.stop()
+        while self._claims:
+            self._claims.pop().close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
@@ -194,11 +198,20 @@ class LocalSystem:
         init(get_engine())
 
     def _choose_places(self) -> None:
-        api = _free_port(self.settings.api_port)
-        flower = _free_port(5555)
+        api, flower = self._take_port(self.settings.api_port), self._take_port(5555)
         url = f"http://127.0.0.1:{api}"
         places = {"API": f"{url}/docs"} | ({"Flower": f"http://127.0.0.1:{flower}"} if self.flower else {})
         self.facts = {"api_url": url, "api_port": api, "flower_port": flower, "places": places}
+
+    def _take_port(self, preferred: int) -> int:
+        """The preferred port if it is free, else any that is; nobody else who starts a system now gets it."""
+        for wanted in (preferred, 0):
+            port = _free_port(wanted)
+            claim = _claimed(port) if port else None
+            if port and claim:
+                self._claims.append(claim)
+                return port
+        raise Unavailable("There is no free port on 127.0.0.1.")
 
     def _write_facts(self) -> None:
         """`run.json`: it holds the servers' passwords, so only its owner may read it."""
@@ -293,13 +306,25 @@ class LocalSystem:
         self.children = []
 
 
-def _free_port(preferred: int) -> int:
-    """The preferred port if it is free on the loopback interface, else any that is."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise Unavailable("There is no free port on 127.0.0.1.")
+def _free_port(wanted: int) -> int | None:
+    """The wanted port (0: any) if it is free on the loopback interface."""
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            return None
+        return int(probe.getsockname()[1])
+
+
+def _claimed(port: int) -> socket.socket | None:
+    """A claim on a port that its user binds only later: a name that the kernel gives to one process at a time (Linux).
+    None: another system that starts just now has it.
+    """
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        if sys.platform == "linux":
+            claim.bind(f"\0minions-port-{port}")
+    except OSError:
+        claim.close()
+        return None
+    return claim
