@@ -23,6 +23,11 @@ def commands_of_the_quickstart() -> list[str]:
     return [line for line in block.group(1).splitlines() if line and not line.startswith("#")]
 
 
+def test_the_quickstart_is_two_commands():
+    assert commands_of_the_quickstart() == ["make demo", "make test"]
+
+
+@pytest.mark.soak  # it installs everything once more; `.ci/run` in a fresh clone does so too
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 @pytest.mark.skipif(NESTED in os.environ, reason="this is the clone's own run")
@@ -38,7 +43,6 @@ def test_the_quickstart_works_in_a_fresh_clone_whose_path_holds_a_space(tmp_path
             # The clone's tests that need no other clone, no browser and no long wait: the rest runs in this session.
             "PYTEST_ADDOPTS": "-q tests/unit/test_states.py tests/acceptance/test_demo.py",
         }
-        assert commands_of_the_quickstart() == ["make demo", "make test"]
         for command in commands_of_the_quickstart():
             done = subprocess.run(command.split(), cwd=clone, env=environment, capture_output=True, text=True)
             assert done.returncode == 0, f"{command}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
