@@ -10,7 +10,6 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -24,6 +23,7 @@ from minions.webhooks import ID, SIGNATURE, TIMESTAMP, sign
 from shared import __version__
 from shared.errors import MinionError
 from shared.outbound import guarded_client
+from shared.retry_after import retry_after
 from shared.settings import Settings
 
 TIMEOUT_SECONDS = 10.0
@@ -125,7 +125,7 @@ def _judge(response: httpx2.Response) -> Answer:
     if response.status_code in REDIRECTS:
         return Answer(response.status_code, f"{said}. Redirects are not followed: give the webhook its final address.")
     excerpt = _excerpt(response)
-    return Answer(response.status_code, f"{said}{': ' if excerpt else '.'}{excerpt}", _retry_after(response))
+    return Answer(response.status_code, f"{said}{': ' if excerpt else '.'}{excerpt}", retry_after(response.headers))
 
 
 def _excerpt(response: httpx2.Response) -> str:
@@ -144,15 +144,3 @@ def _excerpt(response: httpx2.Response) -> str:
 def _one_line(text: str) -> str:
     printable = "".join(character if character.isprintable() else " " for character in text)
     return " ".join(printable.split())[:EXCERPT_CHARACTERS]
-
-
-def _retry_after(response: httpx2.Response) -> float | None:
-    """The header of that name: seconds, or a date."""
-    given = response.headers.get("retry-after", "").strip()
-    if given.isascii() and given.isdecimal():
-        return float(given[:9])
-    try:
-        moment = parsedate_to_datetime(given)
-    except ValueError:
-        return None
-    return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

@@ -103,6 +103,10 @@ class ChildOutcome:
         return self.state == "succeeded"
 
 
+IN_PLACE_SECONDS = 2.0
+"""Who has to wait less does so in place; for longer the task is suspended, and its slot is free."""
+
+
 class Snoozed(Exception):
     """The task is to run again after so many seconds, uncharged.
 

@@ -27,7 +27,6 @@ def test_the_quickstart_is_two_commands():
     assert commands_of_the_quickstart() == ["make demo", "make test"]
 
 
-@pytest.mark.soak  # it installs everything once more; `.ci/run` in a fresh clone does so too
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 @pytest.mark.skipif(NESTED in os.environ, reason="this is the clone's own run")

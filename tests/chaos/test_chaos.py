@@ -26,9 +26,11 @@ from tests.chaos.system import DEFINITIONS, QUEUE
 SEED = 1
 TASKS = 80
 SHORT = (
+    "kill-worker",
     "kill-everything",
     "redis-restart-empty",
     "messages-three-times",
+    "postgres-restart",
     "freeze-worker",
 )
 

@@ -18,7 +18,7 @@ from shared.settings import get_settings
 from tests.conftest import Define
 from tests.integration.conftest import ACT, Minion, Tasks
 from tests.model import talking_to
-from workers.models import anthropic, patience
+from workers.models import patience
 
 HI = testing.text("Hi.")
 THOUGHT = {"type": "thinking", "thinking": "Let me see …", "signature": "c2lnbmVk=="}
@@ -48,27 +48,26 @@ def agent(define: Define) -> Any:
 
 
 @pytest.fixture
-def ask(tasks: Tasks, here: Minion, api: MessagesApi) -> Any:
-    """Runs a task of `Agent` with a script of replies until it ends."""
-
-    def run(*script: dict[str, Any]) -> dict[str, Any]:
-        api.script = list(script)
-        task = tasks.submit("Agent", "Hello")
-        here.run_all()
-        return tasks.get(task)
-
-    return run
-
-
-@pytest.fixture
 def begin(tasks: Tasks, here: Minion, api: MessagesApi) -> Any:
-    """Runs a task of `Agent` once."""
+    """Runs a task of `Agent` with a script of replies once."""
 
     def run(*script: dict[str, Any]) -> dict[str, Any]:
         api.script = list(script)
         task = tasks.submit("Agent", "Hello")
         here._round()
         return tasks.get(task)
+
+    return run
+
+
+@pytest.fixture
+def ask(begin: Any, tasks: Tasks, here: Minion) -> Any:
+    """Runs it until it ends."""
+
+    def run(*script: dict[str, Any]) -> dict[str, Any]:
+        task = begin(*script)
+        here.run_all()
+        return tasks.get(task["id"])
 
     return run
 
@@ -241,22 +240,6 @@ def test_patience_ends(begin: Any, agent: Any, tasks: Tasks, here: Minion, monke
 def test_the_delay_grows_whatever_the_header_says(tries: int, asked: float | None, least: float, most: float) -> None:
     failure = ModelUnavailable("Away.", **({} if asked is None else {"retry_after": asked}))
     assert all(least <= patience.delay_after(failure, tries) <= most for _ in range(50))
-
-
-@pytest.mark.parametrize(
-    ("headers", "seconds"),
-    [
-        ({"retry-after": "7"}, 7),
-        ({"retry-after-ms": "1500", "retry-after": "7"}, 1.5),
-        ({"retry-after": "soon"}, None),
-        ({}, None),
-    ],
-)
-def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
-    assert anthropic._retry_after(headers) == seconds  # type: ignore[arg-type]
-    later = anthropic._retry_after({"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"})  # type: ignore[arg-type]
-    assert later is not None
-    assert later > 1e9
 
 
 def test_a_paused_turn_goes_on(ask: Any, agent: Any, api: MessagesApi) -> None:

@@ -6,8 +6,6 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
 
@@ -17,6 +15,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from genai_prices import Usage, calc_price
 
 from shared.errors import ModelError, ModelUnavailable
+from shared.retry_after import retry_after
 from shared.secret_store import HIDDEN
 from shared.settings import get_settings
 from workers.models.base import ModelReply, ModelRequest
@@ -225,7 +224,7 @@ def _model_error(error: anthropic.APIError, model: str) -> ModelError:
         return ModelError(f"The Anthropic API knows no model {model!r}.", http_status=404)
     if isinstance(error, anthropic.APIStatusError):
         failure = _refused(error.status_code, error.api_message or error.message)
-        if isinstance(failure, ModelUnavailable) and (seconds := _retry_after(error.response.headers)) is not None:
+        if isinstance(failure, ModelUnavailable) and (seconds := retry_after(error.response.headers)) is not None:
             failure.detail["retry_after"] = seconds
         return failure
     if isinstance(error, anthropic.APIConnectionError):
@@ -258,15 +257,3 @@ def _lost(cause: BaseException) -> ModelUnavailable:
 
 def _cut_off(why: str) -> ModelUnavailable:
     return ModelUnavailable(f"The connection to the Anthropic API was lost during the call: {why}", cost_unknown=True)
-
-
-def _retry_after(headers: httpx2.Headers) -> float | None:
-    """Seconds that the API wants to be left alone for; a header that cannot be read says nothing."""
-    with suppress(ValueError):
-        if "retry-after-ms" in headers:
-            return float(headers["retry-after-ms"]) / 1000
-        said = headers.get("retry-after", "")
-        if said and not said[0].isdigit():
-            return (parsedate_to_datetime(said) - datetime.now(UTC)).total_seconds()
-        return float(said)
-    return None

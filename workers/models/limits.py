@@ -29,7 +29,8 @@ from shared.database import get_engine, persist
 from shared.errors import ModelUnavailable, Unavailable
 from shared.hints import make_redis
 from shared.limiter import PREFIX, Bucket, Correction, Flight, Limiter
-from workers.outcomes import Snoozed
+from shared.retry_after import retry_after
+from workers.outcomes import IN_PLACE_SECONDS, Snoozed
 
 log = structlog.get_logger(__name__)
 
@@ -44,9 +45,6 @@ FLIGHT_SECONDS = 900.0
 """Longer than a call lasts: who has not told its end by then was killed."""
 
 LIMITER_AWAY_SECONDS = 1.0
-IN_PLACE_SECONDS = 2.0
-"""Who has to wait longer is suspended."""
-
 APART_SECONDS = 0.1
 """Between two that wait, so that not all come back at the same moment."""
 
@@ -202,7 +200,7 @@ class ModelLimits:
         with _redis_may_be_away(model):
             self._remember(model, learned)
             if status == 429:
-                self._hold(model, _seconds(headers.get("retry-after")))
+                self._hold(model, retry_after(headers) or 0.0)
             if status < 400:
                 self._correct(call, told, flying=output)
             else:
@@ -338,12 +336,3 @@ def _moment(written: str | None) -> datetime | None:
         except ValueError:
             continue
     return None
-
-
-def _seconds(retry_after: str | None) -> float:
-    """From a number of seconds or a moment; 0 where it says neither."""
-    try:
-        return max(0.0, float(retry_after or "0"))
-    except ValueError:
-        until = _moment(retry_after)
-        return max(0.0, (until - datetime.now(UTC)).total_seconds()) if until else 0.0

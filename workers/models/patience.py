@@ -18,11 +18,10 @@ from shared.errors import ModelError, ModelUnavailable
 from shared.settings import get_settings
 from workers.follower import Follower
 from workers.models.base import ModelClient, ModelReply, ModelRequest
-from workers.outcomes import Snoozed
+from workers.outcomes import IN_PLACE_SECONDS, Snoozed
 
 log = structlog.get_logger(__name__)
 
-IN_PLACE_SECONDS = 2.0
 FIRST_SECONDS = 0.5
 LONGEST_SECONDS = 300.0
 LONGEST_ASKED_SECONDS = 3600.0

@@ -13,6 +13,7 @@ from shared.errors import ForbiddenAddress, InvalidInput, InvalidOutput, MinionE
 from shared.json_schema import validate
 from shared.json_values import JsonValue, digest, parse
 from shared.outbound import guarded_client
+from shared.retry_after import retry_after
 from shared.schemas import HttpCall, ToolDefinition
 from shared.secret_store import SecretStore, filled, references, scrubbed
 from shared.settings import get_settings
@@ -127,9 +128,8 @@ class HttpTool:
     def _refused(self, status: int, headers: httpx2.Headers, said: str) -> ToolError:
         again = status in NOT_TAKEN or (status in RETRIED and self.definition.effect != "unsafe")
         error = self._failure(f"HTTP {status}: {said[:MAX_EXCERPT]}".replace("\0", " "), again)
-        after = headers.get("Retry-After", "")
-        if again and after.isdecimal():
-            error.detail["retry_after"] = min(float(after), 86_400.0)
+        if again and (seconds := retry_after(headers)) is not None:
+            error.detail["retry_after"] = min(seconds, 86_400.0)
         error.detail["status"] = status
         return error
 

@@ -1,0 +1,34 @@
+"""What a `Retry-After` header says, however it is written."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.retry_after import retry_after
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": " 0.5 "}, 0.5),
+        ({"retry-after-ms": "1500", "retry-after": "7"}, 1.5),
+        ({"retry-after": "-3"}, 0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 -0000"}, 0),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after-ms": "inf", "retry-after": "1e999"}, None),
+        ({"retry-after": ""}, None),
+        ({}, None),
+    ],
+)
+def test_seconds_and_moments(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers) == seconds
+
+
+def test_moments_to_come() -> None:
+    for written in ("Wed, 21 Oct 2099 07:28:00 GMT", "2099-10-21T07:28:00Z"):
+        seconds = retry_after({"retry-after": written})
+        assert seconds is not None
+        assert seconds > 1e9
