@@ -128,7 +128,8 @@ class LocalSystem:
 
     def stop(self) -> None:
         """Stops the children in order, then the servers; idempotent."""
-        (self.settings.data_dir / RUN_FILE).unlink(missing_ok=True)
+        if self.facts.get("started"):  # else the file is of the system that runs in this folder already
+            (self.settings.data_dir / RUN_FILE).unlink(missing_ok=True)
         self._stop_children()
         close_engine()
         if self.servers is not None:

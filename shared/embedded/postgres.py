@@ -36,7 +36,12 @@ _SETTINGS = {
     "log_timezone": "UTC",
     "logging_collector": "off",  # standard error is the log file
 }
-_FORGETFUL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_FORGETFUL = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "checkpoint_timeout": "30s",  # costs next to nothing without fsync, and a killed server is soon back
+}
 
 
 def traces(data_dir: Path) -> Traces:
@@ -110,6 +115,9 @@ class Postgres(Server):
             return str(error)
         return None
 
+    def recovers(self, reason: str) -> bool:
+        return "the database system is" in reason  # … starting up, in recovery mode, not yet accepting connections
+
     def _connect(self) -> psycopg.Connection[tuple[object, ...]]:
         return psycopg.connect(
             host=str(self.socket_dir),
@@ -130,7 +138,7 @@ class Postgres(Server):
         process = self.launch(self._initdb(draft), lock)
         try:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(START_SECONDS * 2)
+                process.wait(START_SECONDS * 4)
         finally:
             process.kill()
             process.wait()

@@ -18,7 +18,9 @@ from shared.embedded.traces import Traces
 from shared.errors import Unavailable
 
 START_SECONDS = 30.0
-_POLL_SECONDS = 0.01
+# A server that was killed reads its log or its file first: a laptop's disk may take minutes over the largest.
+RECOVERY_SECONDS = 600.0
+_POLL_SECONDS = 0.02
 _LOG_BYTES = 10 << 20
 _LOG_TAIL_BYTES = 2000
 
@@ -50,7 +52,8 @@ class Server(ABC):
         """Start the server and wait until it answers. Does nothing when it runs.
 
         Raises:
-            Unavailable: it ended at once or did not answer in `START_SECONDS`; the end of its log is included.
+            Unavailable: it ended at once, or did not answer in `START_SECONDS` (`RECOVERY_SECONDS` where it says
+                that it is still reading its files); the end of its log is included.
             Conflict: a server from an earlier run cannot be ended.
         """
         if self.running:
@@ -99,18 +102,23 @@ class Server(ABC):
     def probe(self) -> str | None:
         """None when the server is ready for clients, else what it said."""
 
+    @abstractmethod
+    def recovers(self, reason: str) -> bool:
+        """Whether these words of `probe` say that it is reading its files and will be ready in time."""
+
     def launch(self, command: list[str], lock: int) -> subprocess.Popen[bytes]:
         """Start a program as the servers' user, bound to our life, writing to the log."""
         with open_log(self.log) as log:
             return launch(command, self.user, self.death_signal, log, lock)
 
     def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
+        began = time.monotonic()
         while (reason := self.probe()) is not None:
             if not self.running:
                 raise self.failed("ended right after its start")
-            if time.monotonic() > deadline:
-                raise self.failed(f"did not answer within {START_SECONDS:.0f} s ({reason})")
+            patience = RECOVERY_SECONDS if self.recovers(reason) else START_SECONDS
+            if time.monotonic() - began > patience:
+                raise self.failed(f"did not answer within {patience:.0f} s ({reason})")
             time.sleep(_POLL_SECONDS)
 
     def failed(self, what: str) -> Unavailable:

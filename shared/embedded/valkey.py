@@ -76,6 +76,9 @@ class Valkey(Server):
             client.close()
         return None
 
+    def recovers(self, reason: str) -> bool:
+        return "loading" in reason
+
     def _configuration(self) -> str:
         """A file and not arguments: everybody on the machine can read a command line."""
         settings = {
