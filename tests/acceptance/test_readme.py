@@ -39,8 +39,8 @@ def test_the_quickstart_works_in_a_fresh_clone_whose_path_holds_a_space(tmp_path
         environment |= {
             NESTED: "1",
             "MINION_DATA_DIR": str(folder / "data"),
-            # The clone's tests that need no other clone, no browser and no long wait: the rest runs in this session.
-            "PYTEST_ADDOPTS": "-q tests/unit/test_states.py tests/integration/test_hints.py",
+            # The clone's tests that need no other clone and no long wait: the rest runs in this session.
+            "PYTEST_ADDOPTS": "-q tests/unit/test_states.py tests/integration/test_registry.py",
         }
         for command in commands_of_the_quickstart():
             done = subprocess.run(command.split(), cwd=clone, env=environment, capture_output=True, text=True)
