@@ -12,6 +12,8 @@ from .policy import FORBIDDEN_BUILTINS, FORBIDDEN_NAMES, forbidden_text, import_
 
 FILENAME = "<function>"
 MAX_PROBLEMS = 50
+MAX_MESSAGE = 250
+"""Characters of one problem: all together they fit into a report, however long the source's names are."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Finding:
 
     def as_list(self) -> list[Any]:
         """The form in which it travels."""
-        return list(astuple(self))
+        return [self.message[:MAX_MESSAGE], *astuple(self)[1:]]
 
 
 def compile_source(source: str) -> Any:
@@ -74,6 +76,10 @@ def _bound_names(node: ast.AST) -> Iterator[str]:
             yield name
         case ast.Import(names=names) | ast.ImportFrom(names=names):
             yield from (alias.asname or alias.name for alias in names)
+        case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+            yield name
+        case ast.MatchMapping(rest=str(name)):
+            yield name
 
 
 def _node_problems(node: ast.AST, builtins: frozenset[str], allowed: frozenset[str]) -> Iterator[tuple[str, str]]:
