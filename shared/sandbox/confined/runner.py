@@ -77,6 +77,8 @@ def _guarded(request: Request, capture: Capture) -> tuple[bytes, bytes]:
 
 
 def _fault_body(facts: dict[str, Any]) -> bytes:
+    # An honest exception may quote what strict JSON cannot hold.
+    facts["message"] = facts["message"].encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
     body = json.dumps(facts).encode()
     if len(body) > wire.MAX_REPORT:
         body = json.dumps({**facts, "traceback": None}).encode()
