@@ -88,7 +88,10 @@ class ForkServer:
         self._refill(pool)
 
     def _start(self, preload: tuple[str, ...], without: frozenset[str]) -> None:
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise ZygoteLost(f"the zygote cannot be started: {error}") from None
         command = [sys.executable, "-I", "-S", "-c", _BOOT, str(theirs.fileno()), str(Path(__file__).parent)]
         null = subprocess.DEVNULL
         try:

@@ -248,7 +248,7 @@ class Sandbox:
                 reason = "the parked child was gone"
             finally:
                 server.end(child)
-        return SandboxFault("unavailable", f"the sandbox cannot run functions at the moment: {reason}")
+        return _unavailable(reason)
 
     def _take(self) -> tuple[Any, Any]:
         """A running zygote and a child of it.
@@ -344,11 +344,16 @@ class Sandbox:
         server.close()
 
     def _forget(self) -> None:
-        """In a fork of the owner: the zygote is the parent's, and a lock may be held by a thread not here."""
+        """In a fork of the owner: the zygote is the parent's, and locks may be held by threads that are not here."""
         server, self._server = self._server, None
         self._lock = threading.Lock()
+        self._codes = CodeCache()
         if server is not None:
             server.disown()
+
+
+def _unavailable(reason: str) -> SandboxFault:
+    return SandboxFault("unavailable", f"the sandbox cannot run functions at the moment: {reason}")
 
 
 class _Refused(Exception):
@@ -406,19 +411,20 @@ def _judge(
 ) -> SandboxFault | None:
     """The fault of a conversation: the host's own finding, or what the child reported about itself."""
     if ended.limit == "timeout":
-        return _over("timeout", "still running after", timeout, ended.duration)
+        return _over("timeout", "is still running after", timeout, ended.duration)
     if ended.limit == "cpu_limit":
         return _over("cpu_limit", "used more CPU time than", cpu_limit, ended.usage.cpu_time)
     assert ended.reply is not None
     fault = ended.reply.fault
     if fault is None:
-        return None
+        # An honest child waits for its end, so that its counters can be read.
+        return None if ended.usage.alive else _post_mortem(server, child)
     if fault.type == "timeout":
         return SandboxFault("timeout", fault.message, limit=timeout, observed=round(ended.duration, 3))
     if fault.type == "memory_limit":
         return _out_of_memory(memory_limit, ended)
     if fault.type == "crashed":
-        return _post_mortem(server, child, fault, memory_limit, ended)
+        return _post_mortem(server, child)
     return fault
 
 
@@ -432,18 +438,18 @@ def _out_of_memory(limit: int, ended: Ended) -> SandboxFault:
     return SandboxFault("memory_limit", message, limit=limit, observed=observed)
 
 
-def _post_mortem(server: Server, child: Any, fault: SandboxFault, memory_limit: int, ended: Ended) -> SandboxFault:
-    """Why a child ended without a reply: the signal tells."""
+def _post_mortem(server: Server, child: Any) -> SandboxFault:
+    """Why a child ended by itself: the signal tells, or the zygote's end, which is no fault of the function."""
     try:
         status = server.status(child, time.monotonic() + QUEUE_PATIENCE)
-    except ZygoteLost:
-        return fault
+    except ZygoteLost as error:
+        return _unavailable(f"the function was ended with its sandbox: {error}")
     if not os.WIFSIGNALED(status):
         return SandboxFault("crashed", f"the function's process exited with status {os.WEXITSTATUS(status)}")
     number = os.WTERMSIG(status)
     if number == signal.SIGSYS:
         return SandboxFault("security", "the function's process was killed for a forbidden system call")
-    return SandboxFault("crashed", f"the function's process was killed by {signal.Signals(number).name}")
+    return SandboxFault("crashed", f"the function's process was killed by signal {number} ({signal.strsignal(number)})")
 
 
 _all: weakref.WeakSet[Sandbox] = weakref.WeakSet()

@@ -19,11 +19,19 @@ _PID = re.compile(r"^Pid:\s+(\d+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU seconds since the call began, and bytes added to the child at its peak (resident, and reserved)."""
+    """What a call has used.
+
+    Attributes:
+        cpu_time: CPU seconds since it began.
+        peak_memory: resident bytes added to the child at its peak.
+        peak_reserved: the same of address space.
+        alive: whether the child was still there afterwards; the counters of one that is not are worth nothing.
+    """
 
     cpu_time: float = 0.0
     peak_memory: int = 0
     peak_reserved: int = 0
+    alive: bool = True
 
 
 class ParkedChild:
@@ -79,6 +87,8 @@ class ParkedChild:
             cpu_time=max(0.0, self._cpu() - self._cpu_at_start),
             peak_memory=max(0, resident - self._resident) if resident else 0,
             peak_reserved=max(0, reserved - self.address_space) if reserved else 0,
+            # A process that is ending loses its memory first: its status tells no size any more.
+            alive=(resident > 0 or self._status is None) and not self.has_ended(0),
         )
 
     def cpu_time(self) -> float:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from array import array
+from itertools import accumulate
 from typing import Any, NoReturn
 
 MAX_DIGITS = 4_300
@@ -15,8 +17,10 @@ MAX_DIGITS = 4_300
 
 # An unterminated string is matched to the end: otherwise each of its quotes would begin a scan of the rest.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
-_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % (MAX_DIGITS + 1))
-_BRACKETS = re.compile(rb"[\[\]{}]")
+# Only from its first digit: a search from each of them would take hours for numbers that are just short enough.
+_LONG_NUMBER = re.compile(rb"(?<![0-9])[0-9]{%d}" % (MAX_DIGITS + 1))
+_STEPS = bytes.maketrans(b"[{]}", bytes(array("b", [1, 1, -1, -1])))
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 _SURROGATE_OR_NUL = re.compile("[\0\ud800-\udfff]")
 
 
@@ -52,12 +56,8 @@ def parse(body: bytes, max_depth: int) -> Any:
 def _depth_exceeds(body: bytes, limit: int) -> bool:
     if body.count(b"[") + body.count(b"{") <= limit:
         return False
-    depth = 0
-    for match in _BRACKETS.finditer(_STRING.sub(b"", body)):
-        depth += 1 if match.group() in b"[{" else -1
-        if depth > limit:
-            return True
-    return False
+    steps = array("b", _STRING.sub(b"", body).translate(_STEPS, _NO_BRACKETS))
+    return max(accumulate(steps), default=0) > limit
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -66,14 +66,16 @@ def attack_all(sandbox: Sandbox, attacks: list[dict[str, Any]], check: bool) -> 
 
 def honest_all(sandbox: Sandbox, functions: list[dict[str, Any]]) -> list[str]:
     """Names and outcomes of the honest functions that did not work."""
-    failures = []
-    for function in functions:
+
+    def try_one(function: dict[str, Any]) -> list[str]:
         name, code, imports = function["name"], function["code"], function["imports"]
         outcome = sandbox.call(code, "f", function["input"], allowed_imports=imports)
-        if not outcome.ok or outcome.value != function["expected"]:
-            failures.append(f"{name}: {outcome}")
-        failures += [f"{name}: {problem}" for problem in sandbox.validate(code, "f", allowed_imports=imports)]
-    return failures
+        works = outcome.ok and outcome.value == function["expected"]
+        problems = sandbox.validate(code, "f", allowed_imports=imports)
+        return [f"{name}: {fault}" for fault in ([] if works else [outcome]) + problems]
+
+    with ThreadPoolExecutor(4) as pool:
+        return [failure for failures in pool.map(try_one, functions) for failure in failures]
 
 
 def main() -> None:

@@ -77,6 +77,37 @@ def test_dripping_bytes_does_not_buy_time(bare_sandbox: Sandbox) -> None:
     assert outcome.error.type in ("timeout", "security")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f():\n    for byte in reply: os.write(0, bytes([byte])); time.sleep(0.01)",
+        "def f():\n    x = 7 ** 3_000_000\n    while True: x = divmod(x * x, 3)[0] % (x + 2)",
+        "class D:\n    def __del__(self):\n        while True: pass\n"
+        "async def g():\n    d = D()\n    while True: yield 1\n"
+        "async def f():\n    async for _ in g(): break",
+    ],
+    ids=["a reply in drops", "C code that looks up for nothing", "a generator that does not close"],
+)
+def test_refusing_to_end(bare_sandbox: Sandbox, source: str) -> None:
+    head = f"import os, time\nreply = {reply(b'V', b'[' + b' ' * 9_999 + b']')!r}\n"
+    outcome = attack(bare_sandbox, head + source, timeout=0.3)
+    assert outcome.error is not None
+    assert outcome.error.type == "timeout"
+
+
+def test_counters_cannot_be_escaped_by_leaving_early(bare_sandbox: Sandbox) -> None:
+    source = f"""
+import ctypes
+def f():
+    sum(range(1_000_000))
+    libc, answer = ctypes.CDLL(None), {reply(b"V", b"7")!r}
+    write, leave = libc.write, libc._exit
+    write(0, answer, len(answer)); leave(0)
+"""
+    outcomes = [attack(bare_sandbox, source) for _ in range(20)]
+    assert all(outcome.error.type == "crashed" if outcome.error else outcome.cpu_time > 0 for outcome in outcomes)
+
+
 def test_closing_the_channel_and_going_on(bare_sandbox: Sandbox) -> None:
     outcome = attack(bare_sandbox, "import os\ndef f():\n    os.close(0)\n    while True: pass", timeout=0.3)
     assert outcome.error is not None

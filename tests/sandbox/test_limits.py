@@ -145,6 +145,7 @@ def test_input_size(sandbox: Sandbox) -> None:
         ("def f(): return f.__globals__", "forbidden_name"),
         ("def f(): raise ValueError('x')", "exception"),
         ("def f(): raise SystemExit", "exception"),
+        ("def f(): raise ValueError('a\\0b\\ud800')", "exception"),
         ("def f(x): pass", "exception"),
         ("def f(): return {1, 2}", "invalid_output"),
         ("def f(): return float('nan')", "invalid_output"),
@@ -155,6 +156,8 @@ def test_input_size(sandbox: Sandbox) -> None:
         ("def f():\n    x = []\n    x.append(x)\n    return x", "invalid_output"),
         ("def f(): return " + "(" * 250 + ")" * 250, "syntax_error"),
         ("def f(): return " + "-" * 50_000 + "1", "recursion"),
+        (f"def f({'x' * 70_000}):\n    global {'x' * 70_000}", "syntax_error"),
+        (f"import {'x' * 70_000}\ndef f(): pass", "import_denied"),
     ],
 )
 def test_types_of_faults(sandbox: Sandbox, source: str, type_: str) -> None:
@@ -179,3 +182,15 @@ def test_arguments_of_other_types_are_a_mistake_of_the_caller(sandbox: Sandbox) 
         sandbox.call("def f(x): return 1", "f", {"x": object()})
     with pytest.raises(TypeError, match="not a string"):
         sandbox.call("def f(x): return 1", "f", {}, allowed_imports="json")
+
+
+def test_findings_of_long_names(sandbox: Sandbox) -> None:
+    source = "".join(f"import {'é' * 3_000}{number}\n" for number in range(20)) + "def f(): pass"
+    assert {problem.code for problem in sandbox.validate(source, "f")} == {"import_denied"}
+
+
+def test_values_that_are_no_json_are_named(sandbox: Sandbox) -> None:
+    error = fault(sandbox, "from decimal import Decimal\ndef f(): return [Decimal(1)]")
+    assert error.type == "invalid_output"
+    assert "of type Decimal" in error.message
+    assert "convert" in error.message

@@ -15,6 +15,7 @@ import importlib.util
 import io
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -25,7 +26,7 @@ import zoneinfo
 from collections.abc import Callable
 from typing import Any
 
-from . import child, confinement, event_loop, limits, modules, wire
+from . import child, confinement, event_loop, limits, modules, privileges, wire
 from .seccomp import CHILD_RULES, ZYGOTE_RULES, Filter
 from .syscalls import Architecture, this_architecture
 from .zygote import Zygote
@@ -43,7 +44,7 @@ def main() -> None:
         architecture = _architecture()
         layers = confinement.Layers(frozenset(settings["without"]))
         host = os.pidfd_open(settings["host"])
-        _split(layers)
+        _split(layers, host)
         hooks = _prepare_interpreter(settings)
         facts = _facts()
         child.rehearse()
@@ -147,6 +148,7 @@ def _load_zones() -> None:
         return io.BytesIO(zlib.decompress(data[key]))
 
     zoneinfo.reset_tzpath(to=())
+    zoneinfo.available_timezones = lambda: set(data)
     zoneinfo._common.load_tzdata = load  # type: ignore[assignment]
 
 
@@ -155,20 +157,24 @@ def _open_zone(name: str) -> Any:
     return open(path, "rb") if path else zoneinfo._common.load_tzdata(name)
 
 
-def _split(layers: confinement.Layers) -> None:
+def _split(layers: confinement.Layers, host: int) -> None:
     """Enter the namespaces, and be the first process of the new pid namespace."""
     own_proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)
     if confinement.enter_namespaces(layers, own_proc):
         pid = os.fork()
         if pid:
-            _wait_for(pid)
+            _wait_for(pid, host)
     os.close(own_proc)
 
 
-def _wait_for(pid: int) -> None:
-    """What is left outside the pid namespace: it only waits."""
-    os.closerange(0, 1 << 10)
-    os.waitpid(pid, 0)
+def _wait_for(pid: int, host: int) -> None:
+    """What is left outside the pid namespace: it waits for the end of either side, and the zygote ends with it."""
+    zygote = os.pidfd_open(pid)
+    low, high = sorted((zygote, host))
+    for begin, end in ((0, low), (low + 1, high), (high + 1, 1 << 10)):
+        os.closerange(begin, end)
+    select.select([zygote, host], [], [])
+    os.waitpid(pid, os.WNOHANG)
     os._exit(0)
 
 
@@ -195,6 +201,9 @@ def _seal(layers: confinement.Layers, architecture: Architecture) -> None:
     _volunteer()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     confinement.confine(layers, os.open("/proc/self", os.O_PATH | os.O_DIRECTORY))
+    if "pid_namespace" in layers.active:
+        # One that is stopped notices nothing. Its parent has one thread, whose end is the end of the process.
+        privileges.die_with_parent()
     if layers.wanted("rlimits"):
         limits.limit_zygote()
     if layers.wanted("zygote_seccomp"):

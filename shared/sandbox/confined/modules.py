@@ -27,30 +27,23 @@ SAFE_IMPORTS = DEFAULT_IMPORTS | {
 }  # fmt: skip
 """Modules that compute and do nothing else: the default of `Sandbox.call`."""
 
+ENCODINGS = (
+    "ascii", "idna", "latin_1", "punycode", "raw_unicode_escape", "unicode_escape",
+    "utf_16", "utf_16_be", "utf_16_le", "utf_32", "utf_32_be", "utf_32_le", "utf_7", "utf_8_sig",
+    # files of Windows, DOS, Unix and the Macintosh
+    "cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258",
+    "cp437", "cp850", "cp852", "cp866", "cp874", "koi8_r", "koi8_u", "mac_roman",
+    "iso8859_1", "iso8859_2", "iso8859_3", "iso8859_4", "iso8859_5", "iso8859_6", "iso8859_7", "iso8859_8",
+    "iso8859_9", "iso8859_10", "iso8859_11", "iso8859_13", "iso8859_14", "iso8859_15", "iso8859_16",
+    # East Asia
+    "big5", "cp932", "cp949", "cp950", "euc_jp", "euc_kr", "gb18030", "gb2312", "gbk", "iso2022_jp", "shift_jis",
+)  # fmt: skip
+"""What text may be encoded in, besides UTF-8."""
+
 HIDDEN = (
     "_strptime",
     "collections.abc",
-    "encodings.ascii",
-    "encodings.cp1250",
-    "encodings.cp1251",
-    "encodings.cp1252",
-    "encodings.cp437",
-    "encodings.idna",
-    "encodings.iso8859_1",
-    "encodings.iso8859_15",
-    "encodings.iso8859_2",
-    "encodings.latin_1",
-    "encodings.punycode",
-    "encodings.raw_unicode_escape",
-    "encodings.unicode_escape",
-    "encodings.utf_16",
-    "encodings.utf_16_be",
-    "encodings.utf_16_le",
-    "encodings.utf_32",
-    "encodings.utf_32_be",
-    "encodings.utf_32_le",
-    "encodings.utf_7",
-    "encodings.utf_8_sig",
+    *(f"encodings.{name}" for name in ENCODINGS),
     "html.entities",
     "html.parser",
     "inspect",

@@ -73,7 +73,8 @@ def import_problem(name: str, fromlist: Sequence[str], level: int, allowed: froz
         return None
     if fromlist and all(f"{name}.{part}" in allowed for part in fromlist):
         return None
-    return f"the module {name!r} is not among the allowed imports"
+    hint = ": add it to `allowed_imports`" if is_allowed(name, SAFE_IMPORTS) else ""
+    return f"the module {name!r} is not among the allowed imports{hint}"
 
 
 def restricted_builtins(allowed: frozenset[str]) -> dict[str, Any]:

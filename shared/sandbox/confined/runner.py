@@ -29,7 +29,7 @@ class Fault(Exception):
 
     def __init__(self, kind: str, message: str, **facts: Any) -> None:
         super().__init__(message)
-        self.facts = {"type": kind, "message": message, **facts}
+        self.facts = {"type": kind, "message": message[:MAX_MESSAGE], **facts}
 
 
 OPERATIONS = ("call", "compile", "validate")
@@ -53,7 +53,8 @@ def _reply(kind: bytes, body: bytes, printed: bytes = b"") -> bytes:
 
 
 def _text(request: Request) -> str:
-    return request.source.decode()
+    """The source, without the mark that some editors put at the beginning of a file."""
+    return request.source.decode("utf-8-sig")
 
 
 def _validate(request: Request) -> bytes:
@@ -61,7 +62,7 @@ def _validate(request: Request) -> bytes:
     findings = validator.find_problems(
         _text(request), request.entrypoint, request.allowed, schema, json.loads(request.context) is not None
     )
-    return json.dumps([finding.as_list() for finding in findings]).encode()
+    return json.dumps([finding.as_list() for finding in findings], ensure_ascii=False).encode()
 
 
 def _guarded(request: Request, capture: Capture) -> tuple[bytes, bytes]:
@@ -76,6 +77,8 @@ def _guarded(request: Request, capture: Capture) -> tuple[bytes, bytes]:
 
 
 def _fault_body(facts: dict[str, Any]) -> bytes:
+    # An honest exception may quote what strict JSON cannot hold.
+    facts["message"] = facts["message"].encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
     body = json.dumps(facts).encode()
     if len(body) > wire.MAX_REPORT:
         body = json.dumps({**facts, "traceback": None}).encode()
@@ -150,7 +153,10 @@ def _plain(value: Any) -> Any:
     """A context, or a part of it, may be returned; nothing else that JSON does not know."""
     if isinstance(value, MappingProxyType):
         return dict(value)
-    raise TypeError(f"a {type(value).__name__} is not a JSON value")
+    raise TypeError(
+        f"it holds a value of type {type(value).__name__}. Return dictionaries, lists, strings, numbers, booleans and "
+        "None, and convert anything else first"
+    )
 
 
 _ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, default=_plain)
@@ -165,7 +171,7 @@ def _encode(value: Any, limit: int) -> bytes:
     except UnicodeEncodeError:
         raise Fault("invalid_output", "a returned string holds half of a surrogate pair") from None
     except (TypeError, ValueError) as error:
-        raise Fault("invalid_output", f"the returned value is not JSON: {error}"[:MAX_MESSAGE]) from None
+        raise Fault("invalid_output", f"the returned value is not JSON: {error}") from None
     if len(body) > limit:
         raise _too_large("output_too_large", "the returned value", limit, len(body))
     return body

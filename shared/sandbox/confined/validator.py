@@ -10,8 +10,12 @@ from typing import Any
 
 from .policy import FORBIDDEN_BUILTINS, FORBIDDEN_NAMES, forbidden_text, import_problem
 
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
 FILENAME = "<function>"
 MAX_PROBLEMS = 50
+MAX_MESSAGE = 250
+"""Characters of one problem: all together they fit into a report, however long the source's names are."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Finding:
 
     def as_list(self) -> list[Any]:
         """The form in which it travels."""
-        return list(astuple(self))
+        return [self.message[:MAX_MESSAGE], *astuple(self)[1:]]
 
 
 def compile_source(source: str) -> Any:
@@ -74,6 +78,10 @@ def _bound_names(node: ast.AST) -> Iterator[str]:
             yield name
         case ast.Import(names=names) | ast.ImportFrom(names=names):
             yield from (alias.asname or alias.name for alias in names)
+        case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+            yield name
+        case ast.MatchMapping(rest=str(name)):
+            yield name
 
 
 def _node_problems(node: ast.AST, builtins: frozenset[str], allowed: frozenset[str]) -> Iterator[tuple[str, str]]:
@@ -97,21 +105,31 @@ def _entrypoint(
     tree: ast.Module, entrypoint: str, schema: dict[str, Any] | None, with_context: bool
 ) -> Iterator[Finding]:
     """The entry point exists, and takes what the schema promises."""
-    functions = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == entrypoint
-    ]
+    functions = [node for node in tree.body if isinstance(node, _Function) and node.name == entrypoint]
     if not functions:
-        message = f"the source defines no function {entrypoint!r} at its top level"
+        message = f"the source defines no function {entrypoint!r} at its top level with `def` or `async def`"
         yield Finding(message, None, None, "no_entrypoint")
-    elif schema is not None:
+        return
+    yield from _calling(functions[-1], with_context)
+    if schema is not None:
         yield from _signature(functions[-1], schema, with_context)
 
 
-def _signature(
-    function: ast.FunctionDef | ast.AsyncFunctionDef, schema: dict[str, Any], with_context: bool
-) -> Iterator[Finding]:
+def _calling(function: _Function, with_context: bool) -> Iterator[Finding]:
+    """Arguments come by name, whatever the schema, and the context is one of them."""
+    arguments = function.args
+    for arg in arguments.posonlyargs:
+        yield _misfit(f"the parameter {arg.arg!r} is positional-only, but arguments come by name", arg)
+    named = {arg.arg for arg in (*arguments.args, *arguments.kwonlyargs)}
+    if with_context and arguments.kwarg is None and "context" not in named:
+        yield _misfit(f"the context is required, but {function.name!r} takes no argument 'context'", function)
+
+
+def _misfit(message: str, node: ast.arg | _Function) -> Finding:
+    return Finding(message, node.lineno, node.col_offset + 1, "signature")
+
+
+def _signature(function: _Function, schema: dict[str, Any], with_context: bool) -> Iterator[Finding]:
     arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args]
     with_default = {arg.arg for arg in positional[len(positional) - len(arguments.defaults) :]}
@@ -121,18 +139,9 @@ def _signature(
     known = set(properties) if isinstance(properties, dict) else set()
     required = schema.get("required")
     needed = set(required) if isinstance(required, list) else set()
-
-    def finding(message: str, node: ast.AST) -> Finding:
-        line, column = node.lineno, node.col_offset + 1  # type: ignore[attr-defined]
-        return Finding(message, line, column, "signature")
-
-    for arg in arguments.posonlyargs:
-        yield finding(f"the parameter {arg.arg!r} is positional-only, but arguments come by name", arg)
     if arguments.kwarg is None:
         for name in sorted((known | needed) - accepted):
-            yield finding(f"the input schema has {name!r}, but {function.name!r} takes no such argument", function)
-        if with_context and "context" not in accepted:
-            yield finding(f"the context is required, but {function.name!r} takes no argument 'context'", function)
+            yield _misfit(f"the input schema has {name!r}, but {function.name!r} takes no such argument", function)
     # A schema without `required`, or one that is open, does not say which arguments will come.
     optional = known - needed if isinstance(required, list) else set()
     closed = schema.get("additionalProperties") is False
@@ -141,10 +150,10 @@ def _signature(
             continue
         if arg.arg == "context" and arg.arg not in known:
             if not with_context:
-                yield finding("the parameter 'context' is filled only where `requires_context` is true", arg)
+                yield _misfit("the parameter 'context' is filled only where `requires_context` is true", arg)
         elif arg.arg in optional or (closed and arg.arg not in known):
-            yield finding(f"the parameter {arg.arg!r} has no default, but the input schema does not require it", arg)
+            yield _misfit(f"the parameter {arg.arg!r} has no default, but the input schema does not require it", arg)
 
 
-def _keyword_only(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[tuple[ast.arg, ast.expr | None]]:
+def _keyword_only(function: _Function) -> list[tuple[ast.arg, ast.expr | None]]:
     return list(zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True))

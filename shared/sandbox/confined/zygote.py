@@ -6,6 +6,7 @@ child inherits the layers, adds the strict filter, and serves one call.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -21,6 +22,9 @@ MAX_REMEMBERED = 1_024
 
 OVERTIME = 1.0
 """Seconds that the host has to end an overdue child before the zygote does it."""
+
+RETRY = 0.05
+"""Seconds after which a child that could not be made is tried again."""
 
 
 @dataclass
@@ -49,6 +53,7 @@ class Zygote:
         self._ended: OrderedDict[int, int] = OrderedDict()
         self._asked: set[int] = set()
         self._next = 1
+        self._owed = 0
         self._poll = select.poll()
         for descriptor in (control.fileno(), host):
             self._poll.register(descriptor, select.POLLIN)
@@ -67,35 +72,43 @@ class Zygote:
                 else:
                     self._reap(self._by_pidfd[descriptor])
             self._end_overdue()
+            self._park_owed()
 
     def _obey(self, order: bytes, number: int, seconds: float) -> None:
         if order == wire.WATCH:
             if number in self._children:
                 self._children[number].deadline = time.monotonic() + seconds + OVERTIME
         elif order == wire.MORE:
-            self._park()
+            self._owed += 1
         elif order == wire.KILL:
             self._kill(number)
         elif order == wire.STATUS:
             self._asked.add(number)
             self._answer(number)
 
+    def _park_owed(self) -> None:
+        """Make the children that were ordered. Where processes or descriptors have run out, the rest has to wait:
+        the calls under way must not end over it."""
+        with contextlib.suppress(OSError):
+            while self._owed:
+                self._park()
+                self._owed -= 1
+
     def _park(self) -> None:
         ours, theirs = socket.socketpair()
-        pid = libc.fork()
-        if pid == 0:
-            try:
-                child.live(theirs.fileno(), self._equipment)
-            finally:
-                os._exit(1)
-        theirs.close()
-        born = _Child(self._next, pid, os.pidfd_open(pid))
-        self._next += 1
-        self._children[born.number] = self._by_pidfd[born.pidfd] = born
-        self._poll.register(born.pidfd, select.POLLIN)
-        notice = wire.NOTICE.pack(wire.PARKED, born.number, pid)
-        socket.send_fds(self._control, [notice], [ours.fileno(), born.pidfd])
-        ours.close()
+        with ours, theirs:
+            pid = libc.fork()
+            if pid == 0:
+                try:
+                    child.live(theirs.fileno(), self._equipment)
+                finally:
+                    os._exit(1)
+            born = _Child(self._next, pid, _handle_on(pid))
+            self._next += 1
+            self._children[born.number] = self._by_pidfd[born.pidfd] = born
+            self._poll.register(born.pidfd, select.POLLIN)
+            notice = wire.NOTICE.pack(wire.PARKED, born.number, pid)
+            socket.send_fds(self._control, [notice], [ours.fileno(), born.pidfd])
 
     def _reap(self, dead: _Child) -> None:
         self._poll.unregister(dead.pidfd)
@@ -119,9 +132,12 @@ class Zygote:
             os.kill(self._children[number].pid, signal.SIGKILL)
 
     def _patience(self) -> float | None:
-        """Milliseconds until the next overdue child."""
+        """Milliseconds until the next overdue child, or the next attempt to make one."""
+        now = time.monotonic()
         deadlines = [each.deadline for each in self._children.values() if each.deadline is not None]
-        return max(0.0, min(deadlines) - time.monotonic()) * 1000 + 1 if deadlines else None
+        if self._owed:
+            deadlines.append(now + RETRY)
+        return max(0.0, min(deadlines) - now) * 1000 + 1 if deadlines else None
 
     def _end_overdue(self) -> None:
         now = time.monotonic()
@@ -129,3 +145,17 @@ class Zygote:
             if each.deadline is not None and each.deadline < now:
                 os.kill(each.pid, signal.SIGKILL)
                 each.deadline = None
+
+
+def _handle_on(pid: int) -> int:
+    """A pidfd of a child that was just made; without one, the child must not stay.
+
+    Raises:
+        OSError: there are no descriptors left.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise

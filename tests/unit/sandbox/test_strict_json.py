@@ -30,6 +30,12 @@ def test_what_json_writes_is_read_back(value: Any, ascii_only: bool) -> None:
     assert parse(json.dumps(value, ensure_ascii=ascii_only).encode(), 100) == value
 
 
+@pytest.mark.timeout(60)
+def test_long_numbers_side_by_side_are_searched_once() -> None:
+    numbers = parse(b"[" + b",".join([b"1" * 4_300] * 8_000) + b"]", 100)
+    assert len(numbers) == 8_000
+
+
 @given(VALUES, st.integers(0, 5))
 def test_depth_is_what_it_says(value: Any, limit: int) -> None:
     body = json.dumps(value).encode()

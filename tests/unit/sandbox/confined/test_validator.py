@@ -82,3 +82,21 @@ def test_first_forbidden_has_the_place() -> None:
     finding = first_forbidden("x = 1\ny = x.__code__", SAFE_IMPORTS)
     assert finding is not None
     assert (finding.line, finding.column) == (2, 5)
+
+
+@pytest.mark.parametrize(("signature", "count"), [("a, /", 2), ("a", 1), ("a, *, context", 0), ("**rest", 0)])
+def test_arguments_come_by_name_also_without_a_schema(signature: str, count: int) -> None:
+    source = f"def f({signature}): pass"
+    assert len(find_problems(source, "f", SAFE_IMPORTS, None, with_context=True)) == count
+
+
+def test_names_that_patterns_and_handlers_bind_are_no_builtins() -> None:
+    source = """
+def f(x):
+    match x:
+        case {"input": input, **compile}: return input, compile
+        case [open, *exec]: return open, exec
+    try: pass
+    except ValueError as eval: return eval
+"""
+    assert find_problems(source, "f", SAFE_IMPORTS, None) == []
