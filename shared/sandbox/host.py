@@ -28,6 +28,10 @@ QUEUE_PATIENCE = 30.0
 ATTEMPTS = 3
 MOST_MEMORY = 1 << 20
 LONGEST = 86_400
+KILLED = (
+    "the function's process was killed from outside; if nobody did it, memory ran out on this machine or in its "
+    "container: what runs at once, each call up to its memory_limit, must fit"
+)
 VALIDATION_MEMORY = 256
 VALIDATION_TIMEOUT = 5.0
 
@@ -418,7 +422,7 @@ def _judge(
     if fault.type == "memory_limit":
         return _out_of_memory(memory_limit, ended)
     if fault.type == "crashed":
-        return _post_mortem(server, child, fault, memory_limit, ended)
+        return _post_mortem(server, child, timeout, ended)
     return fault
 
 
@@ -432,17 +436,22 @@ def _out_of_memory(limit: int, ended: Ended) -> SandboxFault:
     return SandboxFault("memory_limit", message, limit=limit, observed=observed)
 
 
-def _post_mortem(server: Server, child: Any, fault: SandboxFault, memory_limit: int, ended: Ended) -> SandboxFault:
-    """Why a child ended without a reply: the signal tells."""
+def _post_mortem(server: Server, child: Any, timeout: float, ended: Ended) -> SandboxFault:
+    """Why a child ended without a reply: the signal tells. What was done to the child is no fault of the function."""
     try:
         status = server.status(child, time.monotonic() + QUEUE_PATIENCE)
-    except ZygoteLost:
-        return fault
+    except ZygoteLost as error:
+        return SandboxFault("unavailable", f"the sandbox ended in the middle of the call: {error}")
     if not os.WIFSIGNALED(status):
         return SandboxFault("crashed", f"the function's process exited with status {os.WEXITSTATUS(status)}")
     number = os.WTERMSIG(status)
     if number == signal.SIGSYS:
         return SandboxFault("security", "the function's process was killed for a forbidden system call")
+    if number == signal.SIGKILL:
+        # The hard edge of time, where this process was too slow itself to see it.
+        if ended.duration >= timeout:
+            return _over("timeout", "still running after", timeout, ended.duration)
+        return SandboxFault("unavailable", KILLED)
     return SandboxFault("crashed", f"the function's process was killed by {signal.Signals(number).name}")
 
 

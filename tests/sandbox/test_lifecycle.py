@@ -10,14 +10,16 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from shared.sandbox import Sandbox, SandboxRefused
+from shared.sandbox import Sandbox, SandboxFault, SandboxRefused
 from shared.sandbox.fork_server import ForkServer
+from tests.processes import wait_until
 
 DOUBLE = "def f(x): return 2 * x"
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -136,6 +138,71 @@ def test_a_killed_zygote_is_replaced() -> None:
         assert sandbox._server is not server
         for child in below:
             await_end(child)
+
+
+SPIN = "def f():\n    while True: pass"
+"""Keeps its process running, so that it can be told from the parked ones."""
+
+
+def of_a_call(sandbox: Sandbox, kill: Callable[[ForkServer], None]) -> SandboxFault:
+    """How a call ends in whose middle something is killed."""
+    with ThreadPoolExecutor(1) as pool:
+        assert works(sandbox)
+        server = sandbox._server
+        assert isinstance(server, ForkServer)
+        call = pool.submit(sandbox.call, SPIN, "f", {}, timeout=60)
+        wait_until(lambda: any(child.cpu_time() > 0.1 for child in list(server._taken)), "a call that runs")
+        kill(server)
+        fault = call.result().error
+        assert fault is not None
+        return fault
+
+
+def test_a_child_that_is_killed_from_outside_is_no_fault_of_its_function() -> None:
+    def kill(server: ForkServer) -> None:
+        for child in list(server._taken):
+            child.kill()
+
+    with Sandbox() as sandbox:
+        fault = of_a_call(sandbox, kill)
+        assert fault.type == "unavailable"
+        assert "memory ran out" in fault.message
+        assert works(sandbox)
+
+
+def test_a_zygote_that_is_killed_is_no_fault_of_a_function_that_runs() -> None:
+    with Sandbox() as sandbox:
+        fault = of_a_call(sandbox, lambda server: os.kill(min(descendants(server.pid), default=server.pid), 9))
+        assert fault.type == "unavailable"
+        assert "the zygote was killed" in fault.message
+        assert works(sandbox)
+
+
+CROWDED = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from shared.sandbox import Sandbox
+hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+for limit in range(1, 6):
+    resource.setrlimit(resource.RLIMIT_NPROC, (limit, hard))
+    with Sandbox() as sandbox:
+        error = sandbox.call("def f(): pass", "f", {}).error
+        print(error.type, error.message)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be a user with no other process")
+def test_a_limit_of_processes_is_named_wherever_it_strikes(public_copy: Path, python_for_nobody: str) -> None:
+    alone = 59_999
+    done = subprocess.run(
+        [python_for_nobody, "-B", "-c", CROWDED, str(public_copy)],
+        capture_output=True, text=True, env={}, cwd="/", user=alone, group=alone, extra_groups=[], check=False,
+    )  # fmt: skip
+    faults = done.stdout.splitlines()
+    assert len(faults) == 5, done.stderr
+    for fault in faults:
+        assert fault.startswith("unavailable")
+        assert "`ulimit -u`" in fault
 
 
 def test_killed_parked_children_are_replaced() -> None:
