@@ -44,6 +44,9 @@ def serve(settings: Settings) -> None:
         _serve_api(settings, listener)
     finally:
         log.info("stopping")
+        # All are told before one is waited for: their last rounds end side by side.
+        for loop in loops:
+            loop.stopping.set()
         for loop in loops:
             loop.stop()
 

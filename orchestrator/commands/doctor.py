@@ -104,10 +104,11 @@ def _api(settings: Settings) -> Iterator[Finding]:
 
 def _sandbox(settings: Settings) -> Iterator[Finding]:
     from shared.function_runner import get_sandbox
+    from shared.sandbox import levels
 
     sandbox = get_sandbox()
     level = sandbox.level
-    advice = "" if level == "full" else "; ".join(sandbox.notes) + " (docs/sandbox.md)"
+    advice = levels.explain_strong(sandbox.notes) if level == "strong" else "; ".join(sandbox.notes)
     yield Finding("sandbox", "ok" if level != "insecure" else "failed", f"level {level}", advice)
 
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shared.sandbox.confined import wire
+from shared.sandbox.confined import shortage, wire
 from shared.sandbox.parked import ParkedChild
 
 START_PATIENCE = 30.0
@@ -101,7 +101,7 @@ class ForkServer:
             )  # fmt: skip
         except OSError as error:
             self._control.close()
-            raise ZygoteLost(f"the zygote cannot be started: {error}") from None
+            raise ZygoteLost(f"the zygote cannot be started: {shortage.of(error) or error}") from None
         finally:
             theirs.close()
         self.pid = self._process.pid
@@ -116,7 +116,7 @@ class ForkServer:
             self._wait_until(lambda: self._ready, time.monotonic() + START_PATIENCE)
         except (RuntimeError, OSError) as error:
             self.close()
-            raise ZygoteLost(f"the zygote cannot be started: {error}") from None
+            raise ZygoteLost(f"the zygote cannot be started: {shortage.of(error) or error}") from None
         except (ZygoteLost, ZygoteRefused):
             self.close()
             raise
@@ -228,10 +228,9 @@ class ForkServer:
     def _order(self, order: bytes, number: int = 0, seconds: float = 0.0) -> None:
         try:
             self._control.send(wire.ORDER.pack(order, number, seconds))
-        except OSError as error:
-            lost = ZygoteLost(f"the zygote is gone: {error}")
-            self._fail(lost)
-            raise lost from None
+        except OSError:
+            # Why stands on the same connection, where the reader finds it.
+            self._wait_until(lambda: False, time.monotonic() + CLOSE_PATIENCE)
 
     def _fail(self, trouble: ZygoteLost | ZygoteRefused) -> None:
         """Tell all who wait that it is in vain."""
@@ -251,17 +250,22 @@ class ForkServer:
         """Act on one notice; returns whether there may be more. For the reader alone."""
         try:
             data, descriptors = _receive_with_descriptors(self._control)
+        except ConnectionResetError:
+            # It ended with orders unread. What it said before comes next.
+            return True
         except OSError as error:
             self._fail(ZygoteLost(f"the zygote is gone: {error}"))
             return False
         if not data:
-            self._fail(ZygoteLost("the zygote ended"))
+            self._fail(ZygoteLost("the zygote was killed, perhaps because memory ran out"))
             return False
         kind, number, value = wire.NOTICE.unpack_from(data)
         if kind == wire.PARKED:
             self._welcome(number, descriptors)
         elif kind == wire.FAILED:
             self._fail(ZygoteRefused(json.loads(data[wire.NOTICE.size :])["reason"]))
+        elif kind == wire.LOST:
+            self._fail(ZygoteLost(json.loads(data[wire.NOTICE.size :])["reason"]))
         else:
             with self._condition:
                 if kind == wire.ENDED:

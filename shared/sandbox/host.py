@@ -28,6 +28,10 @@ QUEUE_PATIENCE = 30.0
 ATTEMPTS = 3
 MOST_MEMORY = 1 << 20
 LONGEST = 86_400
+KILLED = (
+    "the function's process was killed from outside; if nobody did it, memory ran out on this machine or in its "
+    "container: what runs at once, each call up to its memory_limit, must fit"
+)
 VALIDATION_MEMORY = 256
 VALIDATION_TIMEOUT = 5.0
 
@@ -418,13 +422,13 @@ def _judge(
     fault = ended.reply.fault
     if fault is None:
         # An honest child waits for its end, so that its counters can be read.
-        return None if ended.usage.alive else _post_mortem(server, child)
+        return None if ended.usage.alive else _post_mortem(server, child, timeout, ended)
     if fault.type == "timeout":
         return SandboxFault("timeout", fault.message, limit=timeout, observed=round(ended.duration, 3))
     if fault.type == "memory_limit":
         return _out_of_memory(memory_limit, ended)
     if fault.type == "crashed":
-        return _post_mortem(server, child)
+        return _post_mortem(server, child, timeout, ended)
     return fault
 
 
@@ -438,8 +442,8 @@ def _out_of_memory(limit: int, ended: Ended) -> SandboxFault:
     return SandboxFault("memory_limit", message, limit=limit, observed=observed)
 
 
-def _post_mortem(server: Server, child: Any) -> SandboxFault:
-    """Why a child ended by itself: the signal tells, or the zygote's end, which is no fault of the function."""
+def _post_mortem(server: Server, child: Any, timeout: float, ended: Ended) -> SandboxFault:
+    """Why a child ended by itself: the signal tells. What was done to it or its zygote is no fault of the function."""
     try:
         status = server.status(child, time.monotonic() + QUEUE_PATIENCE)
     except ZygoteLost as error:
@@ -449,6 +453,11 @@ def _post_mortem(server: Server, child: Any) -> SandboxFault:
     number = os.WTERMSIG(status)
     if number == signal.SIGSYS:
         return SandboxFault("security", "the function's process was killed for a forbidden system call")
+    if number == signal.SIGKILL:
+        # The hard edge of time, where this process was too slow itself to see it.
+        if ended.duration >= timeout:
+            return _over("timeout", "is still running after", timeout, ended.duration)
+        return SandboxFault("unavailable", KILLED)
     return SandboxFault("crashed", f"the function's process was killed by signal {number} ({signal.strsignal(number)})")
 
 

@@ -38,10 +38,27 @@ def explain(reason: str) -> str:
     )
 
 
+_HELP = {
+    "unprivileged_uid": "root needs the capabilities SETUID and SETGID to become nobody: grant them, or run as another "
+    "user than root (in Minions' own image: without `--user`)",
+}
+
+
+def explain_strong(notes: Sequence[str]) -> str:
+    """Advice at level "strong": how to get "full", and what is missing."""
+    missing = ", ".join(note.split(":")[0] for note in notes)
+    return (
+        f"nothing has to be done. Without: {missing}. Level full needs new namespaces: in a container, "
+        "`--security-opt seccomp=unconfined` (with AppArmor also `apparmor=unconfined`) and a user other than root; "
+        "elsewhere, `sysctl user.max_user_namespaces` above 0. docs/production.md weighs it"
+    )
+
+
 def explain_layers(layers: Collection[str], notes: Sequence[str], failures: Sequence[str]) -> str:
     """The text of a refusal by what is missing and what the canaries could do."""
     missing = sorted(ESSENTIAL - set(layers))
     parts = [f"missing layers: {', '.join(missing)}"] if missing else []
+    parts += [_HELP[name] for name in missing if name in _HELP]
     if failures:
         parts.append(f"canaries were not stopped: {', '.join(failures)}")
-    return explain("; ".join([*parts, *notes]))
+    return explain("; ".join([*parts, *(note for note in notes if note.split(":")[0] in missing)]))

@@ -29,8 +29,9 @@ def failures(server: ForkServer, limits: Limits) -> list[str]:
         for name in canary.FATAL:
             if not _is_fatal(server, limits, name):
                 found.append(name)
-    except (ZygoteLost, ChildGone):
-        raise ZygoteLost("a canary of the self-test could not be asked") from None
+    except (ZygoteLost, ChildGone) as error:
+        reason = str(error) or "it was gone"
+        raise ZygoteLost(f"a canary of the self-test could not be asked: {reason}") from None
     return found
 
 

@@ -167,6 +167,22 @@ def test_a_call_that_ends_with_its_zygote_may_be_made_again() -> None:
         thread.join()
         assert outcomes[0].error is not None
         assert outcomes[0].error.type == "unavailable"
+        assert "the zygote was killed" in outcomes[0].error.message
+        assert works(sandbox)
+
+
+def test_a_child_that_is_killed_from_outside_is_no_fault_of_its_function() -> None:
+    with Sandbox() as sandbox:
+        assert works(sandbox)
+        thread, outcomes = in_thread(sandbox, SLEEP)
+        assert isinstance(sandbox._server, ForkServer)
+        (child,) = sandbox._server._taken
+        child.kill()
+        thread.join()
+        assert outcomes[0].error is not None
+        assert outcomes[0].error.type == "unavailable"
+        assert "memory ran out" in outcomes[0].error.message
+        assert works(sandbox)
 
 
 def test_zygotes_that_die_under_many_calls_leave_nothing_behind() -> None:
@@ -244,6 +260,33 @@ def test_a_fork_while_another_thread_looks_for_code() -> None:
                 sandbox.close()
                 os._exit(0 if fine else 1)
         assert os.waitpid(pid, 0)[1] == 0
+
+
+CROWDED = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from shared.sandbox import Sandbox
+hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+for limit in range(1, 6):
+    resource.setrlimit(resource.RLIMIT_NPROC, (limit, hard))
+    with Sandbox() as sandbox:
+        error = sandbox.call("def f(): pass", "f", {}).error
+        print(error.type, error.message)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be a user with no other process")
+def test_a_limit_of_processes_is_named_wherever_it_strikes(public_copy: Path, python_for_nobody: str) -> None:
+    alone = 59_999
+    done = subprocess.run(
+        [python_for_nobody, "-B", "-c", CROWDED, str(public_copy)],
+        capture_output=True, text=True, env={}, cwd="/", user=alone, group=alone, extra_groups=[], check=False,
+    )  # fmt: skip
+    faults = done.stdout.splitlines()
+    assert len(faults) == 5, done.stderr
+    for fault in faults:
+        assert fault.startswith("unavailable")
+        assert "`ulimit -u`" in fault
 
 
 def test_killed_parked_children_are_replaced() -> None:

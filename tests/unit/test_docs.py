@@ -249,6 +249,23 @@ def test_the_compose_file_has_no_default_password_and_publishes_on_loopback_only
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
 
 
+def test_the_compose_file_stops_servers_after_what_uses_them_and_ends_its_own_checks():
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    services = {name: one for name, one in compose["services"].items() if one["image"].startswith("minions:")}
+    for name, service in services.items():
+        if name != "migrate":
+            assert service["depends_on"].keys() >= {"postgres", "redis"}, name
+        if name.startswith("worker-"):
+            check = service["healthcheck"]
+            bound = re.search(r"\btimeout (\d+) celery inspect", check["test"][1])
+            assert bound, name
+            assert int(bound[1]) < int(check["timeout"].removesuffix("s")), name
+
+
+def test_git_ignores_the_passwords_of_the_compose_file():
+    assert "/.env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
 def test_the_compose_file_serves_every_capability_of_the_demo_and_of_the_default_agents():
     definitions = [*load(ROOT / "minions" / "demo" / "agents"), *load(ROOT / "shared" / "default_agents")]
     wanted = {d.config.capabilities[0] for d in definitions if isinstance(d, AgentDefinition)}

@@ -26,7 +26,7 @@ import zoneinfo
 from collections.abc import Callable
 from typing import Any
 
-from . import child, confinement, event_loop, limits, modules, privileges, wire
+from . import child, confinement, event_loop, limits, modules, privileges, shortage, wire
 from .seccomp import CHILD_RULES, ZYGOTE_RULES, Filter
 from .syscalls import Architecture, this_architecture
 from .zygote import Zygote
@@ -53,13 +53,20 @@ def main() -> None:
         _tell(control, wire.FAILED, {"reason": str(refusal)})
         return
     except Exception as error:
-        _tell(control, wire.FAILED, {"reason": f"{type(error).__name__}: {error}"})
+        scarce = shortage.of(error)
+        reason = scarce or f"{type(error).__name__}: {error}"
+        _tell(control, wire.LOST if scarce else wire.FAILED, {"reason": reason})
         return
     zygote = Zygote(control, host, _equipment(layers, architecture, hooks))
     gc.collect()
     gc.freeze()
     _tell(control, wire.HELLO, {"layers": layers.active, "notes": layers.notes, **facts})
-    zygote.serve()
+    try:
+        zygote.serve()
+    except OSError as error:
+        # Where the host is gone, nobody listens.
+        with contextlib.suppress(OSError):
+            _tell(control, wire.LOST, {"reason": shortage.of(error) or f"the zygote ended: {error}"})
 
 
 def _tell(control: socket.socket, kind: bytes, facts: dict[str, Any]) -> None:

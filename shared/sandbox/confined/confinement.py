@@ -72,7 +72,12 @@ def confine(layers: Layers, own_proc: int) -> None:
 
 
 def _enter_temporary_folder() -> None:
-    namespaces.enter_empty_folder(tempfile.mkdtemp())
+    folder = tempfile.mkdtemp()
+    try:
+        namespaces.enter_empty_folder(folder)
+    except OSError:
+        os.rmdir(folder)
+        raise
 
 
 def _leave_root(layers: Layers, own_proc: int) -> None:

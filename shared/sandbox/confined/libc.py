@@ -9,7 +9,7 @@ from .syscalls import this_architecture
 
 _library = ctypes.CDLL(None, use_errno=True)
 _library.syscall.restype = ctypes.c_long
-_library_under_gil = ctypes.PyDLL(None)
+_library_under_gil = ctypes.PyDLL(None, use_errno=True)
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4

@@ -55,6 +55,8 @@ HELLO = b"H"
 """The zygote is ready; its facts follow the notice as JSON."""
 FAILED = b"F"
 """The zygote cannot serve; the reason follows the notice as JSON."""
+LOST = b"L"
+"""The zygote cannot go on now, and another one may; the reason follows the notice as JSON."""
 
 MAX_CONTROL = 64 << 10
 

@@ -19,12 +19,26 @@ def test_nothing_essential_may_be_missing(missing: str) -> None:
 
 
 def test_a_refusal_says_what_is_missing_and_what_helps() -> None:
-    text = levels.explain_layers({"rlimits"}, ["seccomp: no such thing"], ["socket"])
+    notes = ["mount_namespace: not permitted", "seccomp: no such thing"]
+    text = levels.explain_layers({"rlimits"}, notes, ["socket"])
+    assert "mount_namespace" not in text
     for part in (
         "seccomp, unprivileged_uid",
+        "run as another user than root",
         "not stopped: socket",
         "seccomp: no such thing",
         "MINION_SANDBOX",
+    ):
+        assert part in text
+
+
+def test_strong_comes_with_the_way_to_full() -> None:
+    text = levels.explain_strong(["pid_namespace: [Errno 1] not permitted", "landlock: no such call"])
+    for part in (
+        "nothing has to be done",
+        "Without: pid_namespace, landlock.",
+        "seccomp=unconfined",
+        "docs/production.md",
     ):
         assert part in text
 
