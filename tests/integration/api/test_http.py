@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -66,9 +67,17 @@ def test_every_operation_describes_its_problems(http: httpx2.Client) -> None:
             shown = "text/event-stream" if path.endswith("/events") else "application/json"
             expected = shown if status.startswith("2") else "application/problem+json"
             assert list(response["content"]) == [expected], (method, path, status)
-        if method == "post" and "requestBody" in operation:
+        if "requestBody" in operation:
             schema = operation["requestBody"]["content"]["application/json"]["schema"]
             Draft202012Validator.check_schema(schema)
+            assert "$ref" not in json.dumps(schema), (method, path)  # it would count from the document's root
+
+
+def test_a_refused_method_is_told_all_that_there_are(http: httpx2.Client) -> None:
+    refused = http.request("OPTIONS", "/v1/schedules/x")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "DELETE, GET, PATCH, PUT")
+    refused = http.request("PUT", "/v1/tasks/counts")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET")
 
 
 def test_the_docs_are_open(http: httpx2.Client) -> None:
