@@ -35,7 +35,7 @@ def operations(http: httpx2.Client) -> list[tuple[str, str, dict[str, Any]]]:
     ],
 )
 def test_every_route_below_v1_needs_the_key(api: Any, database: Any, header: str | None) -> None:
-    with httpx2.Client(base_url=api.url, trust_env=False) as http:
+    with httpx2.Client(base_url=api.url, trust_env=False, timeout=60) as http:
         guarded = [(path, method) for path, method, _ in operations(http) if path not in PUBLIC]
         assert len(guarded) >= 15
         headers = {} if header is None else {"Authorization": header.format(key=api.key).encode("latin-1")}
@@ -48,7 +48,7 @@ def test_every_route_below_v1_needs_the_key(api: Any, database: Any, header: str
 
 
 def test_the_scheme_is_written_in_any_case(api: Any, database: Any) -> None:
-    with httpx2.Client(base_url=api.url, trust_env=False) as http:
+    with httpx2.Client(base_url=api.url, trust_env=False, timeout=60) as http:
         assert http.get("/v1/tasks", headers={"Authorization": f"bEARER {api.key}"}).status_code == 200
 
 
