@@ -120,3 +120,19 @@ def test_an_unplanned_error_shows_nothing_of_the_inside(http: httpx2.Client, api
     assert response.status_code == 500
     assert response.json()["code"] == "internal_error"
     assert "hunter2" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "member"),
+    [
+        ("POST", "/v1/replays", {"dry_run": "no"}, "dry_run"),
+        ("POST", "/v1/replays", {"again": 1}, "again"),
+        ("POST", "/v1/replays", {"limit": "5"}, "limit"),
+        ("PUT", "/v1/limits/key/x", {"max_running": True}, "max_running"),
+        ("PUT", "/v1/limits/key/x", {"max_running": "5"}, "max_running"),
+    ],
+)
+def test_nothing_is_converted(http: httpx2.Client, method: str, path: str, body: Any, member: str) -> None:
+    refused = http.request(method, path, json=body)
+    assert refused.status_code == 422
+    assert member in refused.json()["detail"]
