@@ -119,7 +119,9 @@ class MessagesApi:
         in_order = [reply for reply in self.script if "if" not in reply]
         if len(in_order) > 1:
             self.script.remove(in_order[0])
-        return in_order[0] if in_order else error(500, message="the script has no reply to this request")
+        return (
+            in_order[0] if in_order else error(400, "invalid_request_error", "the script has no reply to this request")
+        )
 
 
 @contextmanager
@@ -270,11 +272,19 @@ def main() -> None:
     parser.add_argument("script", type=Path, help="a JSON file with a list of replies")
     parser.add_argument("--port", type=int, default=8787)
     arguments = parser.parse_args()
-    scripted = MessagesApi(script=json.loads(arguments.script.read_text(encoding="utf-8")))
-    with messages_api(scripted, arguments.port) as api:
-        print(f"export ANTHROPIC_BASE_URL={api.url} ANTHROPIC_API_KEY={KEY}", flush=True)
-        with suppress(KeyboardInterrupt):
-            threading.Event().wait()
+    try:
+        script = json.loads(arguments.script.read_text(encoding="utf-8"))
+        if not isinstance(script, list) or not all(isinstance(reply, dict) for reply in script):
+            raise ValueError("a script is a list of replies, each an object")
+    except (OSError, ValueError) as error:
+        parser.error(f"{arguments.script} cannot be used: {error}")
+    try:
+        with messages_api(MessagesApi(script=script), arguments.port) as api:
+            print(f"export ANTHROPIC_BASE_URL={api.url} ANTHROPIC_API_KEY={KEY}", flush=True)
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
+    except OSError as error:
+        parser.error(f"port {arguments.port} cannot be used: {error.strerror}. Choose another one with --port")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,9 @@ def _documents(file: Path) -> Iterator[Any]:
     except InvalidInput as error:
         raise InvalidDefinition(f"{file}: {error.message}") from None
     except yaml.YAMLError as error:
-        raise InvalidDefinition(f"{file}: is not valid YAML: {' '.join(str(error).split())}.") from None
+        # PyYAML calls what it reads "<unicode string>".
+        fault = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
+        raise InvalidDefinition(f"{file}: is not valid YAML: {fault}.") from None
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         # What PyYAML raises where an explicit tag and its value do not fit, such as `!!bool maybe`.
         raise InvalidDefinition(f"{file}: holds a value that cannot be read: {str(error)[:200]}.") from None
@@ -125,7 +127,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not supported", problem_mark=mark)
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) are not supported: write out what it stands for", problem_mark=mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

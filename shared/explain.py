@@ -257,11 +257,11 @@ def _unserved(case: _Case) -> Explanation | None:
     if case.one(SERVERS, capability=capability, lease=case.lease)["workers"]:
         return None
     last = case.one(LAST_SERVER, capability=capability)
-    gone = (
-        f" The last one, {last['name']}, is {last['status']} and was seen {case.ago(last['last_seen'])} ago."
-        if last
-        else ""
-    )
+    gone = ""
+    if last:
+        # One whose lease has run out counts as online until the rescuer has looked.
+        status = "silent" if last["status"] == "online" else last["status"]
+        gone = f" The last one, {last['name']}, is {status} and was seen {case.ago(last['last_seen'])} ago."
     return case.answer(
         "unserved",
         f"No worker that serves {capability!r} is online.{gone}",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 from typing import Any
@@ -39,6 +40,14 @@ HOLD_ONE = frozenset(
 HOLD_LIST = frozenset("allOf anyOf oneOf prefixItems".split())
 HOLD_MAP = frozenset("$defs definitions dependentSchemas patternProperties properties".split())
 
+# What other drafts and OpenAPI 3.0 say, and 2020-12 passes over in silence.
+RENAMED = {
+    "additionalItems": "`items`, beside `prefixItems`",
+    "dependencies": "`dependentRequired` or `dependentSchemas`",
+    "nullable": '`"type": ["string", "null"]`, with its own type',
+    "$recursiveRef": "`$ref` or `$dynamicRef`",
+}
+
 # One value of each kind: a schema that loops does so with one of them.
 SAMPLES: tuple[JsonValue, ...] = (None, 0, "", [], {})
 ENDLESS = [{"path": "$", "message": "the schema refers to itself without end"}]
@@ -64,6 +73,24 @@ def check_schema(schema: JsonValue, *, where: str) -> None:
             raise InvalidDefinition(f"{where}: {_cut(path + at)}: {fault}.", path=path + at)
     if any(violations(schema, sample) == ENDLESS for sample in SAMPLES):
         raise InvalidDefinition(f"{where}: $: {ENDLESS[0]['message']}.", path="$")
+
+
+def check_dialect(schema: Schema, *, where: str) -> None:
+    """Refuses what other drafts say by a keyword that 2020-12 passes over in silence.
+
+    For schemas that come in: earlier releases have stored such keywords, and those definitions still run.
+
+    Raises:
+        InvalidDefinition: the message names the path, and what to write instead.
+    """
+    for path, part in _subschemas(schema, "$"):
+        for keyword in RENAMED.keys() & part.keys():
+            if part[keyword]:
+                raise InvalidDefinition(
+                    f"{where}: {_cut(path)}.{keyword}: draft 2020-12 does not know it, so nothing would hold to it. "
+                    f"Write {RENAMED[keyword]}.",
+                    path=f"{path}.{keyword}",
+                )
 
 
 def violations(schema: Schema, value: JsonValue) -> list[dict[str, str]]:
@@ -123,8 +150,12 @@ def _subschemas(schema: JsonValue, path: str) -> Iterator[tuple[str, Schema]]:
 
 def _faults(root: Schema, part: Schema) -> Iterator[tuple[str, str]]:
     """What the metaschema lets through in one schema, and we cannot hold to or do not want."""
-    if part.get("$schema", DIALECT) != DIALECT:
-        yield ".$schema", f"only draft 2020-12 is supported, not {part['$schema']!r}"
+    if str(part.get("$schema", DIALECT)).removesuffix("#") != DIALECT:
+        yield (
+            ".$schema",
+            f"only draft 2020-12 is supported, not {part['$schema']!r}. Leave `$schema` out: most schemas mean the "
+            "same there, and what has another name since is refused with it",
+        )
     if "$id" in part and part is not root:
         yield ".$id", "only the whole schema may have an `$id`; name a part with `$anchor` or put it under `$defs`"
     for name in ("$ref", "$dynamicRef"):
@@ -217,6 +248,12 @@ def _format(validator: Any, name: str, value: JsonValue, schema: Schema) -> Iter
         yield ValidationError(f"{value!r} is not a {name!r}")
 
 
+def _multiple_of(validator: Any, factor: float, value: JsonValue, schema: Schema) -> Iterator[ValidationError]:
+    """By the digits as they are written: as binary fractions, 19.99 is no multiple of 0.01."""
+    if validator.is_type(value, "number") and Fraction(repr(value)) % Fraction(repr(factor)):
+        yield ValidationError(f"{value!r} is not a multiple of {factor!r}")
+
+
 def _unique_items(validator: Any, unique: bool, value: JsonValue, schema: Schema) -> Iterator[ValidationError]:
     if unique and validator.is_type(value, "array") and len({digest(item) for item in value}) < len(value):
         yield ValidationError(f"{_cut(repr(value))} has non-unique elements")
@@ -230,6 +267,7 @@ Validator: Any = extend(
         "additionalProperties": _additional_properties,
         "uniqueItems": _unique_items,
         "format": _format,
+        "multipleOf": _multiple_of,
     },
 )
 

@@ -37,9 +37,10 @@ def coerce(message: Any) -> Message:
     called = str(fields.get("role") or fields.get("type") or "")
     role, content = ROLES.get(called), _text(fields.get("content"))
     if role is None or content is None:
+        has = f"has the role {called[:50]!r}" if role is None else "has no text as its content"
         raise InvalidInput(
             f"A message needs a role ({', '.join(sorted(set(ROLES)))}) and text content; "
-            f"this {type(message).__name__} has the role {called[:50]!r}."
+            f"this {type(message).__name__} {has}."
         )
     return Message.model_validate({"role": role, "content": content})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 from uuid import UUID
@@ -23,11 +24,12 @@ from pydantic import (
 
 from shared import sampling
 from shared.errors import InvalidDefinition, InvalidInput, MinionError
-from shared.json_schema import check_schema
+from shared.json_schema import check_dialect, check_schema
 from shared.json_values import check, digest
 from shared.states import State
 
 NAME = r"^[A-Za-z][A-Za-z0-9_.-]{0,99}$"
+HEADER_VALUE = r"^[\x20-\x7e\t]*$"
 CAPABILITY = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 RESERVED_QUEUES = frozenset({"celery", "minion.submit"})
 DEFAULT_CAPABILITY = "default"
@@ -38,7 +40,7 @@ Capability = Annotated[str, StringConstraints(pattern=CAPABILITY)]
 ToolReference = Annotated[str, StringConstraints(pattern=NAME[:-1] + r"(@[1-9][0-9]{0,8})?$")]
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$")]
-HeaderValue = Annotated[str, StringConstraints(pattern=r"^[\x20-\x7e\t]*$", max_length=4000)]
+HeaderValue = Annotated[str, StringConstraints(pattern=HEADER_VALUE, max_length=4000)]
 LabelValue = Annotated[str, StringConstraints(max_length=255)]
 JsonSchema = dict[str, Any]
 MAX_FAULTS = 20
@@ -221,10 +223,24 @@ class Definition(Strict):
     @model_validator(mode="after")
     def _can_be_stored(self) -> Self:
         check(self.model_dump(), what=f"The definition {self.name!r}")
+        for where, schema in self._schemas():
+            check_schema(schema, where=where)
+        return self
+
+    def check_dialect(self) -> None:
+        """Refuses schemas with keywords of another draft. `parse_definition` calls it, for what comes in.
+
+        Raises:
+            InvalidDefinition: there is one.
+        """
+        for where, schema in self._schemas():
+            check_dialect(schema, where=where)
+
+    def _schemas(self) -> Iterator[tuple[str, JsonSchema]]:
+        """The schemas that it has, and what messages call them."""
         for field in ("input_schema", "output_schema"):
             if (schema := getattr(self, field, None)) is not None:
-                check_schema(schema, where=f"{self.name!r}, {field}")
-        return self
+                yield f"{self.name!r}, {field}", schema
 
     def content(self) -> dict[str, Any]:
         """The definition as JSON, without `kind` and name: what the checksum covers and a version stores."""
@@ -476,7 +492,9 @@ def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
     if not isinstance(kind, str) or kind not in KINDS:
         raise InvalidDefinition(f"{place}`kind` must be agent, tool or function, not {repr(kind)[:100]}.")
     try:
-        return KINDS[kind].model_validate(data)
+        definition = KINDS[kind].model_validate(data)
+        definition.check_dialect()
+        return definition
     except ValidationError as error:
         faults = faults_of(error)
         name = data.get("name")

@@ -115,7 +115,15 @@ def filled(given: str, values: dict[str, str]) -> str:
 
 
 def scrubbed(given: str, values: Iterable[str]) -> str:
-    """A text without the secrets that the other side may have repeated in it."""
+    """A text without the secrets that the other side may have repeated in it, also with the escapes of JSON."""
     for value in sorted(values, key=len, reverse=True):
         given = given.replace(value, HIDDEN)
+        if "\\" in given:
+            given = re.sub("".join(map(_escaped, value)), HIDDEN, given)
     return given
+
+
+def _escaped(character: str) -> str:
+    """A pattern for a character in JSON's text: some libraries write `/`, `+` or `<` with an escape, others do not."""
+    plain = re.escape(character)
+    return rf"(?:{plain}|\\{plain}|\\u(?i:{ord(character):04x}))"

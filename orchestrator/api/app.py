@@ -68,6 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.finish_watch = FinishWatch(app.state.watching)
     app.state.event_watch = EventWatch(app.state.watching)
     app.include_router(health.router)
+    app.state.routes = [route for module in (health, *GUARDED) for route in module.router.routes]
     for module in GUARDED:
         guard(app, module.router)
     app.add_middleware(HeadAsGet)

@@ -93,7 +93,20 @@ def parse_model(model: type[Model], body: bytes, *, required: bool = True) -> Mo
 
 def documented(schema: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
     """The OpenAPI description of a body, which the framework does not see because it does not parse it."""
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": _complete(schema, {})}}}}
+
+
+def _complete(schema: Any, parts: dict[str, Any]) -> Any:
+    """The schema with its `$defs` in their places: a reference counts from the root of the whole OpenAPI document."""
+    if isinstance(schema, list):
+        return [_complete(item, parts) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    parts = parts | schema.get("$defs", {})
+    rest = {key: _complete(value, parts) for key, value in schema.items() if key not in ("$defs", "$ref")}
+    if "$ref" not in schema:
+        return rest
+    return _complete(parts[schema["$ref"].removeprefix("#/$defs/")], parts) | rest
 
 
 def _check_announced(request: Request, limit: int) -> None:

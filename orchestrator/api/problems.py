@@ -16,6 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 
 from shared.database import is_transient, reason
 from shared.errors import InvalidInput, MinionError, Unauthorized, Unavailable
@@ -113,7 +114,15 @@ async def _http(request: Request, error: HTTPException) -> Response:
         405: f"{request.url.path} does not take {request.method}. /docs describes what it takes.",
     }
     detail = texts.get(error.status_code, str(error.detail)) if error.detail == phrase else str(error.detail)
-    return _problem(phrase.lower().replace(" ", "_"), phrase, error.status_code, detail, {}, error.headers)
+    headers = _allow(request) or error.headers if error.status_code == 405 else error.headers
+    return _problem(phrase.lower().replace(" ", "_"), phrase, error.status_code, detail, {}, headers)
+
+
+def _allow(request: Request) -> dict[str, str]:
+    """The methods of all routes of this path; the framework names those of the first one only."""
+    matching = [route for route in request.app.state.routes if route.matches(request.scope)[0] is not Match.NONE]
+    methods = {method for route in matching for method in route.methods}
+    return {"Allow": ", ".join(sorted(methods))} if methods else {}
 
 
 async def _database(request: Request, error: SQLAlchemyError) -> Response:

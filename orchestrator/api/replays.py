@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, text
 
 from orchestrator.api import body, problems
@@ -16,6 +16,7 @@ from orchestrator.replay import replay_many
 from shared import tasks
 from shared.dead_letters import dead_letters
 from shared.errors import InvalidInput, NotFound
+from shared.schemas import Moment
 from shared.states import FINAL, State
 from shared.tasks import Page, TaskFilter
 
@@ -63,16 +64,20 @@ class ReplayRequest(BaseModel):
     key: Text | None = None
     error_fingerprint: Text | None = None
     function: Text | None = Field(None, description="`NAME@NUMBER`: agents that pinned this function version.")
-    created_after: AwareDatetime | None = None
-    created_before: AwareDatetime | None = None
-    again: bool = Field(False, description="Also those that have been replayed before.")
-    pinned: bool = Field(False, description="Run the agent versions that ran then, not those that are active now.")
-    rate: float = Field(10.0, gt=0, le=100_000, description="How many of the new tasks may start in a second.")
-    dry_run: bool = Field(False, description="Only say which.")
-    limit: int = Field(100, ge=1, le=MOST)
+    created_after: Moment | None = None
+    created_before: Moment | None = None
+    again: bool = Field(False, strict=True, description="Also those that have been replayed before.")
+    pinned: bool = Field(
+        False, strict=True, description="Run the agent versions that ran then, not those that are active now."
+    )
+    rate: float = Field(
+        10.0, strict=True, gt=0, le=100_000, description="How many of the new tasks may start in a second."
+    )
+    dry_run: bool = Field(False, strict=True, description="Only say which.")
+    limit: int = Field(100, strict=True, ge=1, le=MOST)
     cursor: UUID | None = Field(None, description="The `next` of the page before.")
     batch: UUID | None = Field(None, description="The `batch` of the page before.")
-    start_at: AwareDatetime | None = Field(None, description="The `start_at` of the page before.")
+    start_at: Moment | None = Field(None, description="The `start_at` of the page before.")
 
 
 class Replayed(BaseModel):

@@ -67,7 +67,7 @@ class PauseRequest(BaseModel):
 class LimitRequest(BaseModel):
     """The limit: `max_running`, `rate` or both; for a model `rate`, `input_tokens`, `output_tokens` or several."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     max_running: int | None = Field(None, ge=0, le=1_000_000, description="Tasks that run at once.")
     rate: str | None = Field(

@@ -6,9 +6,10 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import Query
-from pydantic import AwareDatetime, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from orchestrator.api.parameters import PageQuery, StrictQuery, Text
+from shared.schemas import Moment
 from shared.states import State
 from shared.tasks import TaskFilter
 
@@ -28,8 +29,8 @@ class TaskQuery(StrictQuery):
     parent_id: UUID | None = None
     replay_of: UUID | None = None
     conversation_id: Text | None = None
-    created_after: AwareDatetime | None = Field(None, description="Inclusive, with a time zone.")
-    created_before: AwareDatetime | None = Field(None, description="Exclusive, with a time zone.")
+    created_after: Moment | None = Field(None, description="Inclusive, with a time zone.")
+    created_before: Moment | None = Field(None, description="Exclusive, with a time zone.")
 
     def chosen(self) -> TaskFilter:
         """The filter for `shared.tasks`."""

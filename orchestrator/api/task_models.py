@@ -170,7 +170,7 @@ class DecisionRequest(BaseModel):
     verdict: Literal["approve", "reject", "result", "again", "fail"]
     value: Any = Field(None, description="`approve`: other arguments; `result`: what the call returned.")
     reason: str | None = Field(None, min_length=1, max_length=1000)
-    step: int | None = Field(None, ge=1, description="The first that waits, if it is left out.")
+    step: int | None = Field(None, ge=1, le=2**31 - 1, description="The first that waits, if it is left out.")
 
 
 class Why(BaseModel):

@@ -115,7 +115,24 @@ def _sandbox(settings: Settings) -> Iterator[Finding]:
 def _integrations(settings: Settings) -> Iterator[Finding]:
     key = "set" if settings.anthropic_api_key else "not set: `model: auto` means the offline planner"
     yield Finding("anthropic key", "ok", key)
-    yield Finding("sentry", "ok", "on" if settings.sentry_dsn else "off (SENTRY_DSN is not set)")
+    yield _sentry(settings)
+
+
+def _sentry(settings: Settings) -> Finding:
+    from sentry_sdk.utils import BadDsn, Dsn
+
+    if not settings.sentry_dsn:
+        return Finding("sentry", "ok", "off (SENTRY_DSN is not set)")
+    try:
+        Dsn(settings.sentry_dsn.get_secret_value())
+    except BadDsn:
+        return Finding(
+            "sentry",
+            "failed",
+            "SENTRY_DSN is no address like https://key@host/project",
+            "set it right or leave it out: no process starts with it",
+        )
+    return Finding("sentry", "ok", "on")
 
 
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (

@@ -121,7 +121,8 @@ def test_a_body_and_a_part_of_the_response(fetch: Any, server: Server) -> None:
         ((404, {}, b"no such city"), 1, "HTTP 404: no such city"),
         ((500, {}, b"sorry"), 2, "HTTP 500: sorry"),
         ((429, {"Retry-After": "0"}, b"slow down"), 2, "HTTP 429: slow down"),
-        ((200, {}, b"x" * 2000), 1, "more than 1000 bytes"),
+        ((200, {}, b"x" * 2000), 1, "/x): the response has more than 1000 bytes"),
+        ((200, {"Content-Encoding": "gzip"}, b"plain"), 2, "no answer: DecodingError"),
         ((302, {"Location": "/again"}, b""), 6, "more than 5 redirects"),
     ],
 )
@@ -130,6 +131,7 @@ def test_answers_that_are_none(fetch: Any, server: Server, answer: Any, calls: i
     task = fetch({}, url=server.url + "/x", max_bytes=1000)
     assert task["state"] == "failed"
     assert said in task["error"]["message"]
+    assert task["error"]["message"].count("The tool") == 1
     assert len(server.asked) == calls
 
 
@@ -176,6 +178,35 @@ def test_a_secret_is_written_nowhere(
     written = everything_written(database, capsys)
     assert "Fetch" in written
     assert SECRET not in written
+
+
+# As PHP, .NET and Go write JSON.
+@pytest.mark.parametrize("echo", [r"t0p\/s3cr\"t+", r"t0p/s3cr\u0022t\u002B", r"t\u0030p\/s3cr\"t\u002b"])
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_secret_that_comes_back_with_escapes_is_blotted_out(
+    fetch: Any, server: Server, configured: Settings, echo: str, status: int
+) -> None:
+    with transaction() as connection:
+        SecretStore(configured).set(connection, "api", 't0p/s3cr"t+')
+    server.answers = [(status, {}, b'{"you said": "' + echo.encode() + rb'", "path": "a\\b"}')]
+    task = fetch({}, url=server.url + "/x", headers={"X-Api-Key": "${secret:api}"})
+    if status == 200:
+        assert task["output"] == {"you said": "***", "path": "a\\b"}
+    else:
+        assert '"you said": "***"' in task["error"]["message"]
+
+
+@pytest.mark.parametrize("secret", [f"{SECRET}\nline two", f"{SECRET}-ключ", f"{SECRET}\r"])
+def test_a_secret_that_no_header_can_hold_is_not_quoted(
+    fetch: Any, server: Server, configured: Settings, database: Engine, capsys: Any, secret: str
+) -> None:
+    with transaction() as connection:
+        SecretStore(configured).set(connection, "api", secret)
+    task = fetch({}, url=server.url + "/x", headers={"X-Api-Key": "Bearer ${secret:api}"})
+    assert (task["state"], task["claim"]) == ("failed", 1)
+    assert "its header X-Api-Key cannot hold" in task["error"]["message"]
+    assert server.asked == []
+    assert SECRET not in everything_written(database, capsys)
 
 
 def test_neither_a_secret_nor_the_key_of_the_api_is_written_by_an_agent_with_a_model(

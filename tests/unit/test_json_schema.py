@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shared.errors import InvalidDefinition, InvalidInput
-from shared.json_schema import check_schema, validate, violations
+from shared.json_schema import check_dialect, check_schema, validate, violations
 
 
 def quickly(call: Callable[[], Any]) -> Any:
@@ -26,6 +26,7 @@ def quickly(call: Callable[[], Any]) -> Any:
         {},
         {"type": "object", "properties": {"a": True, "b": {"type": ["string", "null"]}}},
         {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "https://example.com/x", "type": "array"},
+        {"$schema": "https://json-schema.org/draft/2020-12/schema#"},
         {"$defs": {"a b": {"type": "string"}}, "properties": {"x": {"$ref": "#/$defs/a%20b"}}},
         {"properties": {"child": {"$ref": "#"}}},
         {"$dynamicAnchor": "node", "items": {"$dynamicRef": "#node"}},
@@ -221,3 +222,45 @@ def test_no_format_takes_long_or_breaks(name: str) -> None:
 @pytest.mark.parametrize("schema", [{"multipleOf": m} for m in (0.01, 5e-324, 1e299, 10**200)] + [{"maximum": 10**299}])
 def test_no_number_breaks_the_arithmetic(schema: dict[str, Any], number: float) -> None:
     violations(schema, number)
+
+
+@pytest.mark.parametrize(
+    ("factor", "value", "fits"),
+    [
+        (0.01, 19.99, True),
+        (0.01, 4.35, True),
+        (0.01, 19.999, False),
+        (0.1, 1.1, True),
+        (1e-6, 0.000003, True),
+        (2, 3, False),
+        (2, 4.0, True),
+        (2, 10**299 + 1, False),
+        (2, "3", True),
+        (2, True, True),
+    ],
+)
+def test_a_multiple_is_one_by_its_digits(factor: float, value: Any, fits: bool) -> None:
+    assert (violations({"multipleOf": factor}, value) == []) is fits
+
+
+@pytest.mark.parametrize(
+    ("schema", "path", "instead"),
+    [
+        ({"dependencies": {"a": ["b"]}}, "$.dependencies", "dependentRequired"),
+        ({"properties": {"a": {"type": "string", "nullable": True}}}, "$.properties.a.nullable", '"null"'),
+        ({"items": {"additionalItems": {"type": "string"}}}, "$.items.additionalItems", "prefixItems"),
+        ({"properties": {"a": {"$recursiveRef": "#"}}}, "$.properties.a.$recursiveRef", "`$ref`"),
+    ],
+)
+def test_what_nothing_would_hold_to_is_refused(schema: Any, path: str, instead: str) -> None:
+    with pytest.raises(InvalidDefinition) as caught:
+        check_dialect(schema, where="agent A, input_schema")
+    assert caught.value.detail["path"] == path
+    assert instead in caught.value.message
+    check_schema(schema, where="x")  # what was stored before is still read
+
+
+def test_names_of_properties_are_no_keywords() -> None:
+    check_dialect(
+        {"properties": {"nullable": {"nullable": False}, "dependencies": {}}, "default": {"nullable": 1}}, where="x"
+    )

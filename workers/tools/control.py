@@ -9,7 +9,7 @@ from workers.journal import Journal
 from workers.outcomes import Snoozed, Suspended
 
 
-def obeyed(value: JsonValue, tool: str) -> JsonValue:
+def obeyed(value: JsonValue, called: str) -> JsonValue:
     """The value of a call that has been made; a wait is one, and comes after it.
 
     Raises:
@@ -20,7 +20,7 @@ def obeyed(value: JsonValue, tool: str) -> JsonValue:
         case Snooze(seconds):
             raise Snoozed(seconds)
         case RetryAfter(seconds, reason):
-            raise ToolError(f"The tool {tool!r} asks to be called again later: {reason}"[:2000], retry_after=seconds)
+            raise ToolError(f"{called!r} asks to be called again later: {reason}"[:2000], retry_after=seconds)
     return value
 
 

@@ -37,7 +37,7 @@ class FunctionTool:
                 self.function, arguments, task.context(), engine=get_engine(), task_id=task.id
             )
             return StepResult(
-                obeyed(value, self.name),
+                obeyed(value, self.function.name),
                 stdout=outcome.stdout or None,
                 cpu_seconds=outcome.cpu_time,
                 peak_memory_bytes=outcome.peak_memory,

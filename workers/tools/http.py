@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 from urllib.parse import quote
 
@@ -14,13 +15,14 @@ from shared.json_schema import validate
 from shared.json_values import JsonValue, digest, parse
 from shared.outbound import guarded_client
 from shared.retry_after import retry_after
-from shared.schemas import HttpCall, ToolDefinition
+from shared.schemas import HEADER_VALUE, HttpCall, ToolDefinition
 from shared.secret_store import SecretStore, filled, references, scrubbed
 from shared.settings import get_settings
 from workers.journal import Journal, StepResult
 from workers.outcomes import Interrupted
 from workers.task import ClaimedTask
 
+HEADER_TEXT = re.compile(HEADER_VALUE)
 MAX_REDIRECTS = 5
 MAX_EXCERPT = 2_000
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -60,20 +62,33 @@ class HttpTool:
 
     def _fetch(self, arguments: JsonValue, key: str) -> JsonValue:
         secrets = self._secrets()
-        request = _request(self.http, arguments, secrets, key)
+        headers = {name: self._header(name, filled(given, secrets)) for name, given in self.http.headers.items()}
+        request = _request(self.http, arguments, headers, key)
         try:
             with guarded_client(get_settings(), seconds=self.http.timeout) as client:
-                status, headers, body = self._exchange(client, request)
+                status, answered, body = self._exchange(client, request)
         except ForbiddenAddress as error:
             raise self._failure(error.message, retryable=False) from None
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise self._lost(error) from None
+        except ToolError:
+            raise
         except MinionError as error:
             raise self._failure(error.message, retryable=error.retryable) from None
         said = scrubbed(body.decode("utf-8", "replace"), secrets.values())
         if status >= 400:
-            raise self._refused(status, headers, said)
+            raise self._refused(status, answered, said)
         return self._result(said)
+
+    def _header(self, name: str, value: str) -> str:
+        """The value, if a header can hold it. The library's own error would quote it, and the secret with it."""
+        if not HEADER_TEXT.fullmatch(value):
+            raise self._failure(
+                f"its header {name} cannot hold what its secret is: headers take printable ASCII on one line. "
+                "`minion secrets set NAME` stores another one",
+                retryable=False,
+            )
+        return value
 
     def _secrets(self) -> dict[str, str]:
         names = references(self.http.headers.values())
@@ -133,8 +148,8 @@ class HttpTool:
         error.detail["status"] = status
         return error
 
-    def _lost(self, error: httpx2.TransportError) -> Exception:
-        """No answer. Whether an unsafe request was taken, nobody here can know."""
+    def _lost(self, error: httpx2.RequestError) -> Exception:
+        """No answer, or none that can be read. Whether an unsafe request was taken, nobody here can know."""
         never_sent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.UnsupportedProtocol)
         if self.definition.effect == "unsafe" and not never_sent:
             return Interrupted()
@@ -146,7 +161,7 @@ class HttpTool:
         return error
 
 
-def _request(http: HttpCall, arguments: JsonValue, secrets: dict[str, str], key: str) -> httpx2.Request:
+def _request(http: HttpCall, arguments: JsonValue, given: dict[str, str], key: str) -> httpx2.Request:
     rest = dict(arguments) if isinstance(arguments, dict) else {}
     if missing := [name for name in http.placeholders if name not in rest]:
         raise InvalidInput(f"The address needs {missing[0]!r}, and the arguments have none.")
@@ -155,8 +170,7 @@ def _request(http: HttpCall, arguments: JsonValue, secrets: dict[str, str], key:
         url = url.replace("{" + name + "}", quote(_text(rest[name]), safe=""))
     rest = {name: value for name, value in rest.items() if name not in http.placeholders}
     behind = [name for name in rest if name in http.query or not http.has_body]
-    headers = {"Accept": "application/json", "Idempotency-Key": key}
-    headers |= {name: filled(value, secrets) for name, value in http.headers.items()}
+    headers = {"Accept": "application/json", "Idempotency-Key": key, **given}
     address = httpx2.URL(url).copy_merge_params({name: _text(rest.pop(name)) for name in behind})
     if not http.has_body:
         return httpx2.Request(http.method, address, headers=headers)

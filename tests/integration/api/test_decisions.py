@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import httpx2
 import pytest
 from sqlalchemy import Engine, text
 
@@ -150,3 +152,10 @@ def test_decisions_that_nobody_waits_for(client: Client, tasks: Tasks, act: Any,
         client.decide("01a2049b-33df-70a1-a1e5-1d41ec86be9b", "approve")
     with pytest.raises(errors.InvalidInput):
         client.decide(waiting, "perhaps")
+
+
+@pytest.mark.parametrize("step", [0, 2**31, 10**19])
+def test_a_step_of_a_number_that_none_can_have_is_refused(http: httpx2.Client, step: int) -> None:
+    refused = http.post(f"/v1/tasks/{uuid4()}/decisions", json={"verdict": "fail", "step": step})
+    assert refused.status_code == 422, refused.text
+    assert "step" in refused.json()["detail"]

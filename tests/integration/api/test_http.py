@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -34,7 +35,7 @@ def operations(http: httpx2.Client) -> list[tuple[str, str, dict[str, Any]]]:
     ],
 )
 def test_every_route_below_v1_needs_the_key(api: Any, database: Any, header: str | None) -> None:
-    with httpx2.Client(base_url=api.url, trust_env=False) as http:
+    with httpx2.Client(base_url=api.url, trust_env=False, timeout=60) as http:
         guarded = [(path, method) for path, method, _ in operations(http) if path not in PUBLIC]
         assert len(guarded) >= 15
         headers = {} if header is None else {"Authorization": header.format(key=api.key).encode("latin-1")}
@@ -47,7 +48,7 @@ def test_every_route_below_v1_needs_the_key(api: Any, database: Any, header: str
 
 
 def test_the_scheme_is_written_in_any_case(api: Any, database: Any) -> None:
-    with httpx2.Client(base_url=api.url, trust_env=False) as http:
+    with httpx2.Client(base_url=api.url, trust_env=False, timeout=60) as http:
         assert http.get("/v1/tasks", headers={"Authorization": f"bEARER {api.key}"}).status_code == 200
 
 
@@ -66,9 +67,17 @@ def test_every_operation_describes_its_problems(http: httpx2.Client) -> None:
             shown = "text/event-stream" if path.endswith("/events") else "application/json"
             expected = shown if status.startswith("2") else "application/problem+json"
             assert list(response["content"]) == [expected], (method, path, status)
-        if method == "post" and "requestBody" in operation:
+        if "requestBody" in operation:
             schema = operation["requestBody"]["content"]["application/json"]["schema"]
             Draft202012Validator.check_schema(schema)
+            assert "$ref" not in json.dumps(schema), (method, path)  # it would count from the document's root
+
+
+def test_a_refused_method_is_told_all_that_there_are(http: httpx2.Client) -> None:
+    refused = http.request("OPTIONS", "/v1/schedules/x")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "DELETE, GET, PATCH, PUT")
+    refused = http.request("PUT", "/v1/tasks/counts")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET")
 
 
 def test_the_docs_are_open(http: httpx2.Client) -> None:
@@ -111,3 +120,19 @@ def test_an_unplanned_error_shows_nothing_of_the_inside(http: httpx2.Client, api
     assert response.status_code == 500
     assert response.json()["code"] == "internal_error"
     assert "hunter2" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "member"),
+    [
+        ("POST", "/v1/replays", {"dry_run": "no"}, "dry_run"),
+        ("POST", "/v1/replays", {"again": 1}, "again"),
+        ("POST", "/v1/replays", {"limit": "5"}, "limit"),
+        ("PUT", "/v1/limits/key/x", {"max_running": True}, "max_running"),
+        ("PUT", "/v1/limits/key/x", {"max_running": "5"}, "max_running"),
+    ],
+)
+def test_nothing_is_converted(http: httpx2.Client, method: str, path: str, body: Any, member: str) -> None:
+    refused = http.request(method, path, json=body)
+    assert refused.status_code == 422
+    assert member in refused.json()["detail"]

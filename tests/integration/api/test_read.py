@@ -146,6 +146,8 @@ def test_times_split_the_tasks_where_they_were_made(http: httpx2.Client, submit:
         {"label": "a:\x00"},
         {"created_after": "yesterday"},
         {"created_after": "2020-01-01T00:00:00"},
+        {"created_before": "0.5"},
+        {"created_before": "1893456000"},
     ],
 )
 def test_wrong_parameters_are_refused(http: httpx2.Client, params: dict[str, Any]) -> None:
