@@ -88,6 +88,11 @@ class ModelReply:
         return {"content": self.content, "stop_reason": self.stop_reason, "model": self.model, **details}
 
 
+def joined(text: str) -> str:
+    """A text whose surrogate pairs were cut apart, as some gateways cut it, is whole again."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
 def text_in(reply: dict[str, Any]) -> str:
     """What a reply says, as the journal keeps it."""
     return "".join(block["text"] for block in reply["content"] if block["type"] == "text").strip()

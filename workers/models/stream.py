@@ -11,7 +11,7 @@ from typing import Any
 
 from shared.errors import MinionError
 from shared.json_values import parse
-from workers.models.base import INVALID_JSON
+from workers.models.base import INVALID_JSON, joined
 
 Event = dict[str, Any]
 
@@ -126,7 +126,7 @@ class _Block:
 
     def whole(self) -> dict[str, Any]:
         """The block; an input that is no JSON becomes one that no tool takes, so that the model is told."""
-        fields = {name: _joined(value) for name, value in self.fields.items()}
+        fields = {name: joined(value) if isinstance(value, str) else value for name, value in self.fields.items()}
         if not self.input:
             return fields
         try:
@@ -137,10 +137,3 @@ class _Block:
 
 def _told(fields: dict[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (fields or {}).items() if value is not None}
-
-
-def _joined(value: Any) -> Any:
-    """A text whose surrogate pairs were cut apart between two deltas is whole again."""
-    if not isinstance(value, str) or value.isascii():
-        return value
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
