@@ -17,7 +17,7 @@ from shared.schemas import Budget
 from tests.conftest import Define
 from tests.integration.conftest import ACT, Minion, Tasks
 from tests.model import pointed_at
-from tests.replay import JSON, Recorded, Replay, begun, block, call, ended, plain, replaying, stream, text
+from tests.replay import JSON, STREAM, Recorded, Replay, begun, block, call, ended, plain, replaying, stream, text
 
 HI = stream(begun(), *text(0, "Hi."), *ended())
 DONE = stream(begun(), *text(0, "Done."), *ended())
@@ -721,7 +721,10 @@ AGAIN = {
     "a stream that ends in a block": (stream(begun(), *text(0, "Hi.")), "the stream ended in the middle"),
     "a stream that only stops": (stream(begun(), *text(0, "Hi."), {"type": "message_stop"}), "ended in the middle"),
     "a stream that ends in an event": (Recorded(stream(*WORLD[:-2]).body + b'data: {"type": "mess'), "ended in the"),
-    "a stream that is cut": (stream(begun(), *text(0, "Hi."), cut=True), "was lost during the call"),
+    "a stream that is cut": (
+        stream(begun(), *text(0, "Hi."), cut=True, headers={**STREAM, "request-id": REQUEST}),
+        f'(request "{REQUEST}")',
+    ),
     "nothing": (stream(), "the stream ended in the middle"),
     "a stop reason at the beginning": (stream(begun(stop_reason="end_turn"), *text(0, "Hi.")), "ended in the middle"),
 }

@@ -96,8 +96,6 @@ class AnthropicClient:
                 message = _received(response.http_response, on_text)
         except anthropic.APIError as error:
             raise _model_error(error, request.model) from None
-        except httpx2.HTTPError as error:
-            raise _lost(error) from None
         reply = _reply(message, request.model)
         if message.get("usage"):
             # What was read from the prompt cache does not count for the limits.
@@ -158,18 +156,21 @@ def _received(response: httpx2.Response, on_text: Callable[[str], None]) -> dict
         ModelUnavailable: the stream ended before the message did.
         ModelError: this is no message.
     """
+    request_id = response.headers.get("request-id")
     try:
         message = _streamed(response, on_text) if _is_stream(response) else _plain_message(response.read())
         if message is not None:
             return {**message, "content": [_sound(block) for block in message.get("content") or []]}
     except StreamError as error:
         # The status was 200: part of the answer may have to be paid for.
-        request_id = error.request_id or response.headers.get("request-id")
         status = STATUS_OF.get(error.kind, 500)
-        raise _refused(status, error.message, request_id, again=_is_worth_it(status), cost_unknown=True) from None
+        again = _is_worth_it(status)
+        raise _refused(status, error.message, error.request_id or request_id, again=again, cost_unknown=True) from None
+    except httpx2.HTTPError as error:
+        raise _lost(error, request_id) from None
     except (Unreadable, ValueError, TypeError, AttributeError) as error:
-        raise _unreadable(error) from None
-    raise _cut_off("the stream ended in the middle of the answer")
+        raise _unreadable(error, request_id) from None
+    raise _cut_off("the stream ended in the middle of the answer", request_id)
 
 
 def _is_stream(response: httpx2.Response) -> bool:
@@ -266,35 +267,35 @@ def _is_worth_it(status: int, headers: Mapping[str, str] | None = None) -> bool:
 
 
 def _refused(
-    status: int,
-    said: str,
-    request_id: str | None,
-    *,
-    again: bool,
-    model: str = "",
-    cost_unknown: bool = False,
+    status: int, said: str, request_id: str | None, *, again: bool, model: str = "", cost_unknown: bool = False
 ) -> ModelError:
-    """What a status says, in the API's own words, with the request's id for Anthropic's support. The id is quoted:
-    errors of a kind are put together by their words, without what is quoted.
-    """
-    detail: dict[str, Any] = {"http_status": status}
-    if request_id:
-        detail["request_id"] = request_id
-    if cost_unknown:
-        detail["cost_unknown"] = True
-    said = f"{status}: {_without_key(said)[:1000]}" + (f' (request "{request_id}")' if request_id else "")
+    """What a status says, in the API's own words."""
+    detail: dict[str, Any] = {"http_status": status, **({"cost_unknown": True} if cost_unknown else {})}
+    said = f"{status}: {_without_key(said)[:1000]}"
     if again:
-        return ModelUnavailable(f"The Anthropic API answered {said}", **detail)
+        return _failed(ModelUnavailable, f"The Anthropic API answered {said}", request_id, **detail)
     if status in (401, 403):
-        return ModelError(f"The Anthropic API refused the key: check ANTHROPIC_API_KEY. It answered {said}", **detail)
-    if status == 404 and model:
-        return ModelError(f"The Anthropic API knows no model {model!r}. It answered {said}", **detail)
-    return ModelError(f"The Anthropic API answered {said}", **detail)
+        said = f"The Anthropic API refused the key: check ANTHROPIC_API_KEY. It answered {said}"
+    elif status == 404 and model:
+        said = f"The Anthropic API knows no model {model!r}. It answered {said}"
+    else:
+        said = f"The Anthropic API answered {said}"
+    return _failed(ModelError, said, request_id, **detail)
 
 
-def _unreadable(why: object) -> ModelError:
+def _unreadable(why: object, request_id: str | None = None) -> ModelError:
     said = _without_key(str(why) or type(why).__name__)[:1000]
-    return ModelError(f"The Anthropic API's answer cannot be read: {said}", cost_unknown=True)
+    said = f"The Anthropic API's answer cannot be read: {said}"
+    return _failed(ModelError, said, request_id, cost_unknown=True)
+
+
+def _failed(kind: type[ModelError], said: str, request_id: str | None, **detail: Any) -> ModelError:
+    """An error with the request's id, for Anthropic's support. It is quoted: errors of a kind are put together by their
+    words, without what is quoted.
+    """
+    if request_id:
+        return kind(f'{said} (request "{request_id}")', **detail, request_id=request_id)
+    return kind(said, **detail)
 
 
 def _without_key(said: str) -> str:
@@ -303,12 +304,13 @@ def _without_key(said: str) -> str:
     return said.replace(key.get_secret_value(), HIDDEN) if key else said
 
 
-def _lost(cause: BaseException) -> ModelUnavailable:
+def _lost(cause: BaseException, request_id: str | None = None) -> ModelError:
     said = str(cause) or type(cause).__name__
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError | httpx2.PoolTimeout):
         return ModelUnavailable(f"The Anthropic API cannot be reached: {said}")
-    return _cut_off(said)
+    return _cut_off(said, request_id)
 
 
-def _cut_off(why: str) -> ModelUnavailable:
-    return ModelUnavailable(f"The connection to the Anthropic API was lost during the call: {why}", cost_unknown=True)
+def _cut_off(why: str, request_id: str | None) -> ModelError:
+    said = f"The connection to the Anthropic API was lost during the call: {why}"
+    return _failed(ModelUnavailable, said, request_id, cost_unknown=True)
