@@ -148,9 +148,12 @@ def messages_api(api: MessagesApi | None = None, port: int = 0) -> Iterator[Mess
 
 def events_of(message: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
     """A message as the events of a stream: names and data."""
-    usage = {**message["usage"], "output_tokens": 1}
-    begun = {name: value for name, value in message.items() if name in _MESSAGE_FIELDS}
-    yield "message_start", {"message": {**begun, "content": [], "stop_reason": None, "usage": usage}}
+    used = message.get("usage")
+    begun = {name: value for name, value in message.items() if name not in _DIRECTIONS}
+    ended = {name: begun.pop(name, None) for name in ("stop_reason", "stop_sequence", "stop_details")}
+    usage = used and {**used, "output_tokens": 1}
+    nothing_yet: Reply = {"content": [], "stop_reason": None, "stop_sequence": None, "usage": usage}
+    yield "message_start", {"message": {**begun, **nothing_yet}}
     yield "ping", {}
     for index, block in enumerate(message["content"]):
         empty, deltas = _taken_apart(block)
@@ -158,12 +161,8 @@ def events_of(message: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
         for delta in deltas:
             yield "content_block_delta", {"index": index, "delta": delta}
         yield "content_block_stop", {"index": index}
-    ended = {name: message.get(name) for name in ("stop_reason", "stop_sequence", "stop_details")}
-    yield "message_delta", {"delta": ended, "usage": {"output_tokens": message["usage"]["output_tokens"]}}
+    yield "message_delta", {"delta": ended, "usage": used and {"output_tokens": used.get("output_tokens", 0)}}
     yield "message_stop", {}
-
-
-_MESSAGE_FIELDS = frozenset({"id", "type", "role", "model", "stop_sequence"})
 
 
 def _taken_apart(block: dict[str, Any]) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:

@@ -15,12 +15,19 @@ from workers.models import anthropic
 @contextmanager
 def talking_to(api: MessagesApi, monkeypatch: pytest.MonkeyPatch) -> Iterator[MessagesApi]:
     """Workers that are started, and this process's minion, talk to that server while the block runs."""
-    with messages_api(api) as server, monkeypatch.context() as patch:
-        patch.setenv("ANTHROPIC_BASE_URL", server.url)
+    with messages_api(api) as server, pointed_at(server.url, monkeypatch):
+        yield server
+
+
+@contextmanager
+def pointed_at(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As above, with a server that runs already."""
+    with monkeypatch.context() as patch:
+        patch.setenv("ANTHROPIC_BASE_URL", url)
         patch.setenv("ANTHROPIC_API_KEY", KEY)
         patch.setenv("NO_PROXY", "127.0.0.1")
         forget_client()
-        yield server
+        yield
         if anthropic._client.cache_info().currsize:
             anthropic._client().close()
     forget_client()

@@ -6,6 +6,7 @@ import time
 from uuid import UUID
 
 from shared.hints import publish_event
+from workers.models.base import joined
 
 FLUSH_SECONDS = 0.05
 
@@ -30,10 +31,12 @@ class Follower:
             self.flush()
 
     def flush(self) -> None:
-        """Sends what is held back."""
-        if self._held:
-            publish_event(self.task_id, "step.text", {"step": self.step, "text": "".join(self._held)})
-            self._held.clear()
+        """Sends what is held back, but for half a character."""
+        said = joined("".join(self._held))
+        rest = said[-1:] if "\ud800" <= said[-1:] <= "\udbff" else ""
+        self._held = [rest] if rest else []
+        if told := said.removesuffix(rest):
+            publish_event(self.task_id, "step.text", {"step": self.step, "text": told})
             self._sent_at = time.monotonic()
 
     def restarted(self) -> None:

@@ -35,7 +35,11 @@ ASKED_FOR_LATER = "The call asked to be made again later."
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step produced. Tokens and micro-dollars are for model calls, CPU seconds for sandboxed functions."""
+    """What a step produced. Tokens and micro-dollars are for model calls, CPU seconds for sandboxed functions.
+
+    Attributes:
+        cost_microdollars: None where nobody knows.
+    """
 
     output: JsonValue
     stdout: str | None = None
@@ -43,7 +47,8 @@ class StepResult:
     output_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
-    cost_microdollars: int = 0
+    used_besides: dict[str, int] = field(default_factory=dict)
+    cost_microdollars: int | None = 0
     cpu_seconds: float = 0.0
     peak_memory_bytes: int = 0
     function_version_id: UUID | None = None
@@ -63,7 +68,7 @@ class Used:
         """Counts a step."""
         self.input_tokens += result.input_tokens
         self.output_tokens += result.output_tokens
-        self.cost_microdollars += result.cost_microdollars
+        self.cost_microdollars += result.cost_microdollars or 0
         self.cpu_seconds += result.cpu_seconds
         self.peak_memory_bytes = max(self.peak_memory_bytes, result.peak_memory_bytes)
 
@@ -238,7 +243,7 @@ class Journal:
             "output": result.output,
             "stdout": result.stdout,
             "usage": _usage(result),
-            "cost_microdollars": result.cost_microdollars,
+            "cost_microdollars": result.cost_microdollars or 0,
             "function_version_id": str(result.function_version_id) if result.function_version_id else None,
             "finished_at": _now(),
         }
@@ -321,12 +326,12 @@ def _worst_case(number: int, reserved: Reservation | None) -> dict[str, Any]:
 
 
 def _used(number: int, reserved: Reservation | None, result: StepResult) -> dict[str, Any] | None:
-    """What it has really used. A cost of 0 for tokens that were used means that nobody knows the price."""
+    """What it has really used; where nobody knows, what was reserved stays spent."""
     if reserved is None:
         return None
     tokens = result.input_tokens + result.output_tokens
-    unknown = tokens > 0 and result.cost_microdollars == 0
-    return {"step": number, "tokens": tokens, "microdollars": None if unknown else result.cost_microdollars}
+    untold = tokens == 0 and result.cost_microdollars is None
+    return {"step": number, "tokens": None if untold else tokens, "microdollars": result.cost_microdollars}
 
 
 def _child_outcome(child: ChildRequest, step: dict[str, Any]) -> ChildOutcome:
@@ -362,7 +367,8 @@ def _usage(result: StepResult) -> dict[str, int]:
         "cache_creation_input_tokens": result.cache_write_tokens,
     }
     counted = {name: tokens for name, tokens in cached.items() if tokens}
-    return {"input_tokens": result.input_tokens, "output_tokens": result.output_tokens, **counted}
+    tokens = {"input_tokens": result.input_tokens, "output_tokens": result.output_tokens}
+    return {**tokens, **counted, **result.used_besides}
 
 
 def _now() -> str:

@@ -23,6 +23,9 @@ from workers.tool_calls import ToolCalls
 from workers.tools.base import Tool
 
 MAX_REPAIRS = 2
+# A long turn, and one that the API has shortened the conversation in.
+PAUSES = frozenset({"pause_turn", "compaction"})
+THOUGHTS = frozenset({"thinking", "redacted_thinking"})
 
 
 class ModelAgent(BaseAgent):
@@ -50,16 +53,15 @@ class ModelAgent(BaseAgent):
         repairs = 0
         for _ in range(self.definition.config.max_turns):
             reply = self._turn(model, messages, new, value)
-            if reply["content"]:
-                messages.append({"role": "assistant", "content": reply["content"]})
+            messages += _as_said(reply)
             calls = [block for block in reply["content"] if block["type"] == "tool_use"]
             if calls:
                 results = self.calls.make(calls)
                 if isinstance(results, Suspended):
                     return results
                 new = [{"role": "user", "content": results}]
-            elif reply["stop_reason"] == "pause_turn":
-                # A long turn, which the model goes on with when it gets its own words back.
+            elif reply["stop_reason"] in PAUSES:
+                # The model goes on when it gets its own words back.
                 new = []
             elif fault := self._fault(reply):
                 repairs += 1
@@ -135,14 +137,25 @@ class ModelAgent(BaseAgent):
         return Succeeded(output, [*self._said(value), AIMessage(content=content_of(output))])
 
 
+def _as_said(reply: dict[str, Any]) -> list[dict[str, Any]]:
+    """The reply as a message, as the API takes it back: it refuses blank texts, which it may send, and a message of
+    nothing but thoughts.
+    """
+    blocks = [block for block in reply["content"] if block["type"] != "text" or block["text"].strip()]
+    if all(block["type"] in THOUGHTS for block in blocks):
+        return []
+    return [{"role": "assistant", "content": blocks}]
+
+
 def _refuse_unfinished(reply: dict[str, Any], max_tokens: int) -> None:
     """A reply that was cut off or refused is no answer, and its tool calls are not to be trusted."""
     stopped = reply["stop_reason"]
     details = reply.get("stop_details") or {}
+    category = f" ({details['category']})" if details.get("category") else ""
     faults = {
         "max_tokens": f"The model's answer was cut off at max_tokens ({max_tokens}); raise it in the agent's config.",
         "model_context_window_exceeded": "The conversation and the answer do not fit into the model's context window.",
-        "refusal": f"The model refused to answer. {details.get('explanation') or ''}".strip(),
+        "refusal": f"The model refused to answer{category}. {details.get('explanation') or ''}".strip(),
     }
     if stopped in faults:
         raise ModelError(faults[stopped], stop_reason=stopped)

@@ -45,6 +45,7 @@ def call_model(
             output_tokens=reply.output_tokens,
             cache_read_tokens=reply.cache_read_tokens,
             cache_write_tokens=reply.cache_write_tokens,
+            used_besides=reply.used_besides,
             cost_microdollars=reply.cost_microdollars,
         )
 

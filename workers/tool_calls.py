@@ -19,6 +19,7 @@ from shared.errors import FunctionError, InvalidInput, InvalidOutput, MinionErro
 from shared.json_schema import violations
 from shared.json_values import JsonValue, stable
 from workers.journal import Journal
+from workers.models.base import INVALID_JSON
 from workers.outcomes import Interrupted, Snoozed, Suspended
 from workers.task import ClaimedTask
 from workers.tools.base import Tool
@@ -93,6 +94,8 @@ class ToolCalls:
         if tool is None:
             known = ", ".join(self.tools) or "none"
             fault = InvalidInput(f"There is no tool named {block['name']!r}; there are: {known}.")
+        elif [*arguments] == [INVALID_JSON]:
+            fault = InvalidInput(f"The input of tool {tool.name!r} is not valid JSON.")
         elif faults := violations(tool.input_schema or {}, arguments):
             listed = "; ".join(f"{fault['path']}: {fault['message']}" for fault in faults)
             fault = InvalidInput(f"The input of tool {tool.name!r} does not match its schema: {listed}.")

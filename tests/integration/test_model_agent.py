@@ -200,15 +200,17 @@ def test_what_became_of_an_interrupted_unsafe_tool_is_told_to_the_model(
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (401, "The Anthropic API refused the key: check ANTHROPIC_API_KEY."),
-        (403, "The Anthropic API refused the key: check ANTHROPIC_API_KEY."),
-        (404, "The Anthropic API knows no model 'claude-sonnet-5-5'."),
+        (401, "The Anthropic API refused the key: check ANTHROPIC_API_KEY. It answered 401: scripted"),
+        (403, "The Anthropic API refused the key: check ANTHROPIC_API_KEY. It answered 403: scripted"),
+        (404, "The Anthropic API knows no model 'claude-sonnet-5-5'. It answered 404: scripted"),
         (400, "The Anthropic API answered 400: scripted"),
         (402, "The Anthropic API answered 402: scripted"),
         (413, "The Anthropic API answered 413: scripted"),
     ],
 )
-def test_an_error_of_the_api_is_one_sentence(ask: Any, agent: Any, api: MessagesApi, status: int, message: str) -> None:
+def test_an_error_of_the_api_says_what_it_said(
+    ask: Any, agent: Any, api: MessagesApi, status: int, message: str
+) -> None:
     agent(config={"max_attempts": 2})
     task = ask([error(status)])
     assert (task["state"], task["error"]["type"]) == ("failed", "model_error")

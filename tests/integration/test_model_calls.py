@@ -253,7 +253,7 @@ def test_a_refusal_says_why(ask: Any, agent: Any) -> None:
     agent()
     details = {"type": "refusal", "category": "cyber", "explanation": "That could do harm."}
     task = ask(testing.text("", "refusal", stop_details=details))
-    assert task["error"]["message"] == "The model refused to answer. That could do harm."
+    assert task["error"]["message"] == "The model refused to answer (cyber). That could do harm."
     assert task["error"]["stop_reason"] == "refusal"
 
 

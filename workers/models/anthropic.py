@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -12,15 +11,15 @@ from typing import Any
 import anthropic
 import httpx2
 from celery.exceptions import SoftTimeLimitExceeded
-from genai_prices import Usage, calc_price
 
 from shared.errors import ModelError, ModelUnavailable
 from shared.retry_after import retry_after
 from shared.secret_store import HIDDEN
 from shared.settings import get_settings
-from workers.models.base import ModelReply, ModelRequest
+from workers.models.base import INVALID_JSON, Block, ModelReply, ModelRequest
 from workers.models.limits import ModelLimits
-from workers.models.stream import StreamError, assembled
+from workers.models.stream import StreamError, Unreadable, assembled, error_in
+from workers.models.usage import spent
 
 # Seconds without a byte. The API sends pings while a model thinks; a gateway that does not stream sends none.
 TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
@@ -97,9 +96,7 @@ class AnthropicClient:
                 message = _received(response.http_response, on_text)
         except anthropic.APIError as error:
             raise _model_error(error, request.model) from None
-        except httpx2.HTTPError as error:
-            raise _lost(error) from None
-        reply = _reply(message)
+        reply = _reply(message, request.model)
         if message.get("usage"):
             # What was read from the prompt cache does not count for the limits.
             _limits().settle(request.model, reply.input_tokens - reply.cache_read_tokens, reply.output_tokens)
@@ -109,11 +106,12 @@ class AnthropicClient:
         """Asks the API, which does not charge for it. See `ModelClient`."""
         arguments = _arguments(request)
         arguments.pop("extra_body", None)
-        try:
-            return int(_client().messages.count_tokens(**arguments).input_tokens)
-        except anthropic.APIError:
-            # Gateways often lack it. If something is wrong with the request, the call itself will say so.
-            return request.estimated_tokens()
+        with suppress(anthropic.APIError):
+            counted = getattr(_client().messages.count_tokens(**arguments), "input_tokens", None)
+            if isinstance(counted, int):
+                return counted
+        # Gateways often lack it. If something is wrong with the request, the call itself will say so.
+        return request.estimated_tokens()
 
 
 def _arguments(request: ModelRequest) -> dict[str, Any]:
@@ -158,88 +156,146 @@ def _received(response: httpx2.Response, on_text: Callable[[str], None]) -> dict
         ModelUnavailable: the stream ended before the message did.
         ModelError: this is no message.
     """
-    if not response.headers.get("content-type", "").startswith("text/event-stream"):
-        # A gateway that cannot stream answers at once.
-        return _plain_message(response.read())
+    request_id = response.headers.get("request-id")
     try:
-        message = assembled(_events(response), on_text)
+        message = _streamed(response, on_text) if _is_stream(response) else _plain_message(response.read())
+        if message is not None:
+            return {**message, "content": [_sound(block) for block in message.get("content") or []]}
     except StreamError as error:
-        raise _refused(STATUS_OF.get(error.kind, 500), error.message, in_stream=True) from None
-    if message is None:
-        raise _cut_off("the stream ended in the middle of the answer")
+        # The status was 200: part of the answer may have to be paid for.
+        status = STATUS_OF.get(error.kind, 500)
+        again = _is_worth_it(status)
+        raise _refused(status, error.message, error.request_id or request_id, again=again, cost_unknown=True) from None
+    except httpx2.HTTPError as error:
+        raise _lost(error, request_id) from None
+    except (Unreadable, ValueError, TypeError, AttributeError) as error:
+        raise _unreadable(error, request_id) from None
+    raise _cut_off("the stream ended in the middle of the answer", request_id)
+
+
+def _is_stream(response: httpx2.Response) -> bool:
+    """What it is, whatever a gateway calls it."""
+    if response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+        return True
+    return response.read().lstrip().startswith((b"event:", b"data:", b":"))
+
+
+def _streamed(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[str, Any] | None:
+    received = anthropic.Stream.raw_events(response)
+    message = assembled(_events(received), on_text)
+    # It is whole. What comes after it is read for the connection's sake, which is used again then.
+    with suppress(httpx2.HTTPError, ValueError):
+        for _ in received:
+            pass
     return message
 
 
-def _events(response: httpx2.Response) -> Iterator[dict[str, Any]]:
-    for event in anthropic.Stream.raw_events(response):
+def _events(received: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    for event in received:
         if event.data:
-            yield event.json()
+            yield {"type": event.event, **event.json()}
 
 
 def _plain_message(body: bytes) -> dict[str, Any]:
+    """What a gateway that cannot stream answers at once."""
     with suppress(ValueError):
         message = json.loads(body)
         if isinstance(message, dict) and message.get("type") == "message":
             return message
-    said = _without_key(repr(body[:200]))
-    raise ModelError(f"The Anthropic API's answer cannot be read: {said}", cost_unknown=True)
+        if isinstance(message, dict) and message.get("type") == "error":
+            raise error_in(message)
+    raise Unreadable(repr(body[:200]))
 
 
-def _reply(message: dict[str, Any]) -> ModelReply:
-    used = _used(message)
+def _sound(block: Block) -> Block:
+    """A block that has what its kind must have, whatever a gateway left out."""
+    match block.get("type"):
+        case "text":
+            return {**block, "text": block.get("text") or ""}
+        case "thinking":
+            return {**block, "thinking": block.get("thinking") or ""}
+        case "tool_use" if not (block.get("id") and block.get("name")):
+            raise Unreadable(f"a tool call without id or name: {json.dumps(block)[:200]}")
+        case "tool_use":
+            given = block.get("input")
+            return {**block, "input": given if isinstance(given, dict) else _input_of(given)}
+        case str():
+            return block
+    raise Unreadable(f"a block of no type: {json.dumps(block)[:200]}")
+
+
+def _input_of(given: Any) -> dict[str, Any]:
+    """The API takes back only objects."""
+    return {} if given is None else {INVALID_JSON: given if isinstance(given, str) else json.dumps(given)}
+
+
+def _reply(message: dict[str, Any], asked: str) -> ModelReply:
+    model = str(message.get("model") or asked)
     return ModelReply(
         content=message["content"],
         stop_reason=message.get("stop_reason") or "end_turn",
-        model=message["model"],
-        cost_microdollars=_cost(message["model"], used),
+        model=model,
         stop_details=message.get("stop_details"),
-        **used,
+        **spent(message, model),
     )
-
-
-def _used(message: dict[str, Any]) -> dict[str, int]:
-    """Input tokens are all of them here, those read from and written to the prompt cache included."""
-    told = {name: count for name, count in (message.get("usage") or {}).items() if isinstance(count, int)}
-    read, written = (told.get(f"cache_{what}_input_tokens", 0) for what in ("read", "creation"))
-    return {
-        "input_tokens": told.get("input_tokens", 0) + read + written,
-        "output_tokens": told.get("output_tokens", 0),
-        "cache_read_tokens": read,
-        "cache_write_tokens": written,
-    }
-
-
-def _cost(model: str, used: dict[str, int]) -> int:
-    """Micro-dollars by the list prices in genai-prices, rounded up; 0 for a model that it does not know."""
-    try:
-        price = calc_price(Usage(**used), model_ref=model, provider_id="anthropic").total_price
-    except LookupError:
-        return 0
-    return math.ceil(price * 1_000_000)
 
 
 def _model_error(error: anthropic.APIError, model: str) -> ModelError:
     """One clear sentence for each way in which a call can fail."""
-    if isinstance(error, anthropic.NotFoundError):
-        return ModelError(f"The Anthropic API knows no model {model!r}.", http_status=404)
     if isinstance(error, anthropic.APIStatusError):
-        failure = _refused(error.status_code, error.api_message or error.message)
-        if isinstance(failure, ModelUnavailable) and (seconds := retry_after(error.response.headers)) is not None:
+        headers = error.response.headers
+        said = str(error.api_message or error.message)
+        again = _is_worth_it(error.status_code, headers)
+        failure = _refused(error.status_code, said, _request_id(error), again=again, model=model)
+        if isinstance(failure, ModelUnavailable) and (seconds := retry_after(headers)) is not None:
             failure.detail["retry_after"] = seconds
         return failure
     if isinstance(error, anthropic.APIConnectionError):
         return _lost(error.__cause__ or error)
-    return ModelError(f"The Anthropic API's answer cannot be read: {error}")
+    return _unreadable(error)
 
 
-def _refused(status: int, said: str, *, in_stream: bool = False) -> ModelError:
-    """What a status says; in the middle of a stream, part of the answer may have to be paid for."""
+def _request_id(error: anthropic.APIStatusError) -> str | None:
+    body = error.body if isinstance(error.body, dict) else {}
+    return error.request_id or body.get("request_id")
+
+
+def _is_worth_it(status: int, headers: Mapping[str, str] | None = None) -> bool:
+    """Whether to ask again: as the API says, else by the status."""
+    told = (headers or {}).get("x-should-retry")
+    return told == "true" if told in ("true", "false") else status in WORTH_ASKING_AGAIN or status >= 500
+
+
+def _refused(
+    status: int, said: str, request_id: str | None, *, again: bool, model: str = "", cost_unknown: bool = False
+) -> ModelError:
+    """What a status says, in the API's own words."""
+    detail: dict[str, Any] = {"http_status": status, **({"cost_unknown": True} if cost_unknown else {})}
+    said = f"{status}: {_without_key(said)[:1000]}"
+    if again:
+        return _failed(ModelUnavailable, f"The Anthropic API answered {said}", request_id, **detail)
     if status in (401, 403):
-        return ModelError("The Anthropic API refused the key: check ANTHROPIC_API_KEY.", http_status=status)
-    sentence = f"The Anthropic API answered {status}: {_without_key(said)[:1000]}"
-    if status not in WORTH_ASKING_AGAIN and status < 500:
-        return ModelError(sentence, http_status=status)
-    return ModelUnavailable(sentence, http_status=status, **({"cost_unknown": True} if in_stream else {}))
+        said = f"The Anthropic API refused the key: check ANTHROPIC_API_KEY. It answered {said}"
+    elif status == 404 and model:
+        said = f"The Anthropic API knows no model {model!r}. It answered {said}"
+    else:
+        said = f"The Anthropic API answered {said}"
+    return _failed(ModelError, said, request_id, **detail)
+
+
+def _unreadable(why: object, request_id: str | None = None) -> ModelError:
+    said = _without_key(str(why) or type(why).__name__)[:1000]
+    said = f"The Anthropic API's answer cannot be read: {said}"
+    return _failed(ModelError, said, request_id, cost_unknown=True)
+
+
+def _failed(kind: type[ModelError], said: str, request_id: str | None, **detail: Any) -> ModelError:
+    """An error with the request's id, for Anthropic's support. It is quoted: errors of a kind are put together by their
+    words, without what is quoted.
+    """
+    if request_id:
+        return kind(f'{said} (request "{request_id}")', **detail, request_id=request_id)
+    return kind(said, **detail)
 
 
 def _without_key(said: str) -> str:
@@ -248,12 +304,13 @@ def _without_key(said: str) -> str:
     return said.replace(key.get_secret_value(), HIDDEN) if key else said
 
 
-def _lost(cause: BaseException) -> ModelUnavailable:
+def _lost(cause: BaseException, request_id: str | None = None) -> ModelError:
     said = str(cause) or type(cause).__name__
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError | httpx2.PoolTimeout):
         return ModelUnavailable(f"The Anthropic API cannot be reached: {said}")
-    return _cut_off(said)
+    return _cut_off(said, request_id)
 
 
-def _cut_off(why: str) -> ModelUnavailable:
-    return ModelUnavailable(f"The connection to the Anthropic API was lost during the call: {why}", cost_unknown=True)
+def _cut_off(why: str, request_id: str | None) -> ModelError:
+    said = f"The connection to the Anthropic API was lost during the call: {why}"
+    return _failed(ModelUnavailable, said, request_id, cost_unknown=True)

@@ -12,6 +12,9 @@ from shared.json_values import JsonValue
 
 Block = dict[str, Any]
 
+INVALID_JSON = "INVALID_JSON"
+"""The only name in a tool's input that could not be read; its value is what the model wrote."""
+
 # Short words and JSON; an estimate is to be too high rather than too low.
 CHARACTERS_A_TOKEN = 3.0
 
@@ -63,7 +66,8 @@ class ModelReply:
 
     Attributes:
         input_tokens: all, those that were read from the prompt cache or written to it included.
-        cost_microdollars: 0 where no price is known.
+        used_besides: what else explains the cost, such as searches on the web; no zeros.
+        cost_microdollars: None where nobody knows: the model has no price here, or the API did not say what was used.
         stop_details: what the API says about a refusal.
     """
 
@@ -74,13 +78,19 @@ class ModelReply:
     output_tokens: int = 0
     cache_read_tokens: int = 0
     cache_write_tokens: int = 0
-    cost_microdollars: int = 0
+    used_besides: dict[str, int] = field(default_factory=dict)
+    cost_microdollars: int | None = 0
     stop_details: dict[str, Any] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For the journal."""
         details = {"stop_details": self.stop_details} if self.stop_details else {}
         return {"content": self.content, "stop_reason": self.stop_reason, "model": self.model, **details}
+
+
+def joined(text: str) -> str:
+    """A text whose surrogate pairs were cut apart, as some gateways cut it, is whole again."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
 def text_in(reply: dict[str, Any]) -> str:

@@ -11,17 +11,32 @@ from typing import Any
 
 from shared.errors import MinionError
 from shared.json_values import parse
+from workers.models.base import INVALID_JSON, joined
 
 Event = dict[str, Any]
+
+# The one field of a known kind of delta that belongs to its block; others are notes for whoever watches.
+FIELDS = {
+    "text_delta": "text",
+    "thinking_delta": "thinking",
+    "signature_delta": "signature",
+    "input_json_delta": "partial_json",
+    "citations_delta": "citation",
+}
 
 
 class StreamError(Exception):
     """An `error` event: `kind` is its type, such as `overloaded_error`."""
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, request_id: str | None = None) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
+        self.request_id = request_id
+
+
+class Unreadable(Exception):
+    """What came is no message of the Messages API; the text says why."""
 
 
 def assembled(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[str, Any] | None:
@@ -32,28 +47,54 @@ def assembled(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[s
 
     Raises:
         StreamError: the API gave up in the middle.
+        Unreadable: the events do not fit together.
     """
     message: dict[str, Any] = {}
     blocks: dict[int, _Block] = {}
+    ended = False
     for event in events:
         match event.get("type"):
             case "message_start":
-                message = dict(event["message"])
+                message = dict(event.get("message") or {})
+                # After a tool call that code on the API's side made, the message begins with blocks.
+                blocks = {index: _Block(block) for index, block in enumerate(message.get("content") or [])}
             case "content_block_start":
-                blocks[event["index"]] = _Block(event["content_block"])
+                begun = event.get("content_block") or {}
+                blocks[event.get("index", len(blocks))] = _Block(begun)
+                if begun.get("type") == "fallback":
+                    # As in a message that is sent at once, the model is the one that has answered in the end.
+                    message["model"] = (begun.get("to") or {}).get("model") or message.get("model")
+                if begun.get("type") == "text" and begun.get("text"):
+                    on_text(begun["text"])
             case "content_block_delta":
-                blocks[event["index"]].add(event["delta"])
-                if event["delta"].get("type") == "text_delta":
-                    on_text(event["delta"].get("text") or "")
+                delta = event.get("delta") or {}
+                block = blocks.get(event.get("index", len(blocks) - 1))
+                if block is None:
+                    raise Unreadable(f"block {event.get('index')} goes on, and has never begun")
+                block.add(delta)
+                if delta.get("type") == "text_delta" and delta.get("text"):
+                    on_text(delta["text"])
             case "message_delta":
-                message |= _told(event["delta"])
-                message["usage"] = message.get("usage", {}) | _told(event.get("usage") or {})
+                message |= _told(event.get("delta"))
+                message["usage"] = _told(message.get("usage")) | _told(event.get("usage"))
+                ended = bool(message.get("stop_reason"))
+            case "message_stop":
+                ended = bool(message.get("stop_reason"))
+                break
             case "error":
-                error = event.get("error") or {}
-                raise StreamError(str(error.get("type")), str(error.get("message")))
-    if not message.get("stop_reason"):
+                raise error_in(event)
+    if not ended:
         return None
     return {**message, "content": [blocks[index].whole() for index in sorted(blocks)]}
+
+
+def error_in(event: Event) -> StreamError:
+    """The error that an event, or a body, tells of."""
+    error = event.get("error") or event
+    if not isinstance(error, dict):
+        error = {"message": error}
+    kind, said = error.get("type"), error.get("message")
+    return StreamError(str(kind or "api_error"), str(said or kind or event), event.get("request_id"))
 
 
 class _Block:
@@ -62,14 +103,20 @@ class _Block:
     def __init__(self, begun: dict[str, Any]) -> None:
         self.fields = dict(begun)
         self.input = ""
+        # Some gateways tell the signature at the beginning, and once more at the end.
+        self.signature = ""
 
     def add(self, delta: dict[str, Any]) -> None:
         """Text is appended to the field of that name; a citation is one more in a list; a tool's input is JSON text."""
-        for name, value in delta.items():
-            if name == "type":
+        known = FIELDS.get(delta.get("type", ""))
+        for name, value in _told(delta).items():
+            if name == "type" or (known and name != known):
                 continue
             if name == "partial_json":
                 self.input += value
+            elif name == "signature":
+                self.signature += value
+                self.fields["signature"] = self.signature
             elif name == "citation":
                 self.fields["citations"] = [*(self.fields.get("citations") or []), value]
             elif isinstance(value, str):
@@ -79,13 +126,14 @@ class _Block:
 
     def whole(self) -> dict[str, Any]:
         """The block; an input that is no JSON becomes one that no tool takes, so that the model is told."""
+        fields = {name: joined(value) if isinstance(value, str) else value for name, value in self.fields.items()}
         if not self.input:
-            return self.fields
+            return fields
         try:
-            return {**self.fields, "input": parse(self.input, what="The input")}
+            return {**fields, "input": parse(self.input, what="The input")}
         except MinionError:
-            return {**self.fields, "input": {"INVALID_JSON": self.input}}
+            return {**fields, "input": {INVALID_JSON: self.input}}
 
 
-def _told(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if value is not None}
+def _told(fields: dict[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (fields or {}).items() if value is not None}

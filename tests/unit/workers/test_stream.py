@@ -114,3 +114,23 @@ def test_an_error_in_the_middle() -> None:
     with pytest.raises(StreamError, match="Overloaded") as caught:
         blocks({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})
     assert caught.value.kind == "overloaded_error"
+
+
+def test_a_recorded_message_goes_out_and_comes_in_as_it_was() -> None:
+    recorded = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "m",
+        "content": [],
+        "stop_reason": "end_turn",
+        "stop_sequence": None,
+        "container": {"id": "c"},
+        "usage": {"input_tokens": 1, "output_tokens": 9, "iterations": [{"type": "message"}]},
+    }
+    for message in (recorded, {**recorded, "usage": {}}):
+        assert assembled([{"type": name, **data} for name, data in events_of(message)], print) == message
+    assert assembled([{"type": name, **data} for name, data in events_of({**recorded, "usage": None})], print) == {
+        **recorded,
+        "usage": {},
+    }

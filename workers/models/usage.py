@@ -1,0 +1,113 @@
+"""What a call of the Messages API has used and what it costs, by the `usage` in its answer.
+
+The costs are the list prices in genai-prices. Its own reading of `usage` leaves out the iterations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any
+
+from genai_prices import Usage, calc_price
+
+Told = dict[str, Any]
+
+# Claude Opus 4.6 and later, where a workspace has its inference in the US alone.
+IN_THE_US = Decimal("1.1")
+
+
+def spent(message: dict[str, Any], model: str) -> dict[str, Any]:
+    """The fields of a `ModelReply` that tell what was used.
+
+    Args:
+        message: as the API answered.
+        model: that has answered.
+    """
+    usage = message.get("usage")
+    if not isinstance(usage, dict) or not usage:
+        return {"cost_microdollars": None}
+    charged = [(model, usage), *((str(each.get("model") or model), each) for each in _apart(usage))]
+    refused = message.get("stop_reason") == "refusal" and not message.get("content")
+    return {
+        **_sum(_tokens(each) for _, each in charged),
+        "used_besides": _besides(usage),
+        "cost_microdollars": 0 if refused else _cost(charged, str(usage.get("inference_geo"))),
+    }
+
+
+def _apart(usage: Told) -> list[Told]:
+    """The iterations that are not part of the usage around them: the summary of a compaction, an advisor's advice, and
+    what a model said before it refused and another one answered. One that refuses at once charges nothing.
+    """
+    iterations = [each for each in usage.get("iterations") or [] if isinstance(each, dict)]
+    served = next((each.get("model") for each in iterations if each.get("type") == "fallback_message"), None)
+
+    def refused(each: Told) -> bool:
+        return bool(served and each.get("type") == "message" and each.get("model") not in (None, served))
+
+    return [
+        each
+        for each in iterations
+        if each.get("type") in ("compaction", "advisor_message") or (refused(each) and _count(each, "output_tokens"))
+    ]
+
+
+def _tokens(usage: Told) -> dict[str, int]:
+    """Input tokens are all of them here, those read from and written to the prompt cache included."""
+    read, written = (_count(usage, f"cache_{what}_input_tokens") for what in ("read", "creation"))
+    return {
+        "input_tokens": _count(usage, "input_tokens") + read + written,
+        "output_tokens": _count(usage, "output_tokens"),
+        "cache_read_tokens": read,
+        "cache_write_tokens": written,
+    }
+
+
+def _besides(usage: Told) -> dict[str, int]:
+    """What else explains the cost."""
+    told = {
+        "cache_creation_1h_input_tokens": _for_an_hour(usage),
+        "thinking_tokens": _count(usage, "output_tokens_details", "thinking_tokens"),
+        "web_search_requests": _count(usage, "server_tool_use", "web_search_requests"),
+        "web_fetch_requests": _count(usage, "server_tool_use", "web_fetch_requests"),
+    }
+    return {name: count for name, count in told.items() if count}
+
+
+def _cost(charged: list[tuple[str, Told]], place: str) -> int | None:
+    """Micro-dollars, rounded up; None where a model has no price."""
+    try:
+        tokens = sum(
+            (_price(model, **_tokens(each), cache_write_1h_tokens=_for_an_hour(each)) for model, each in charged)
+        )
+        searches = sum(
+            _price(model, web_searches=_besides(each).get("web_search_requests", 0)) for model, each in charged
+        )
+    except LookupError:
+        return None
+    return math.ceil(((IN_THE_US if place == "us" else 1) * tokens + searches) * 1_000_000)
+
+
+def _price(model: str, **used: int) -> Decimal:
+    return calc_price(Usage(**used), model_ref=model, provider_id="anthropic").total_price
+
+
+def _for_an_hour(usage: Told) -> int:
+    """Written to the prompt cache, which costs more than for five minutes."""
+    return min(
+        _count(usage, "cache_creation", "ephemeral_1h_input_tokens"), _count(usage, "cache_creation_input_tokens")
+    )
+
+
+def _count(told: Any, *path: str) -> int:
+    """A number in what was told; 0 where there is none."""
+    for name in path:
+        told = told.get(name) if isinstance(told, dict) else None
+    return max(0, told) if isinstance(told, int) else 0
+
+
+def _sum(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    first, *others = counts
+    return {name: count + sum(other[name] for other in others) for name, count in first.items()}
