@@ -193,6 +193,7 @@ def test_every_statement(
                 break
             if faults:
                 wrong[nth, " ".join(strikes.struck.split())[:80]] = faults
+    print('statements', nth)
     assert nth > 30
     assert wrong == {}
 
