@@ -147,7 +147,7 @@ class Lane:
         self.name = name
         self.record = folder / "record"
         self.engine: Engine = make_engine(Settings(DATABASE_URL=database_url, REDIS_URL=redis_url))
-        event.listen(self.engine, "connect", lambda connection, _: connection.execute(NAMED))
+        event.listen(self.engine, "connect", _name)
         self.env = {
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
@@ -338,7 +338,7 @@ class Lane:
         self._point("lead", step, where, "test")
 
     def _point(self, agent: str, step: str, where: str, source: str) -> bool:
-        """Notes that the run has come to a point; strikes, if it is the one. Returns whether an answer is to be lost."""
+        """Notes that the run has come to a point; strikes, if it is the one. True where an answer is to be lost."""
         with self._lock:
             played = self._played
             if played is None:
@@ -507,6 +507,12 @@ class Lane:
         with suppress(DBAPIError), self.engine.connect() as connection:
             return connection.scalar(ONLINE, {"pid": self.worker.pid}) is not None
         return False
+
+
+def _name(connection: Any, _: object) -> None:
+    """So that the test's own connections are told apart from the product's."""
+    connection.execute(NAMED)
+    connection.commit()
 
 
 def _loses_answer(strike: Strike) -> bool:

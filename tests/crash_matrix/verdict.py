@@ -62,7 +62,8 @@ def _in_between(played: Played, phase: int) -> set[tuple[str, str]]:
 def _thawed_requests(played: Played) -> int:
     """Those that one who stood still may send when it goes on: a step of its own had begun, and not been asked for."""
     return sum(
-        what.startswith("model ") and not any((done.agent, done.what, done.phase) == (agent, what, 0) for done in played.done)
+        what.startswith("model ")
+        and not any((done.agent, done.what, done.phase) == (agent, what, 0) for done in played.done)
         for snapshot in played.snapshots
         if snapshot.strike.victim == "frozen" and snapshot.lost
         for agent, what in snapshot.begun

@@ -16,7 +16,7 @@ from tests.processes import wait_until
 
 
 def test_nobody_is_lost_while_the_database_stood_still(here: Minion, short_leases: Settings) -> None:
-    """The rescuer's statement is answered before the heartbeats that wait as well, and finds no worker that has beaten."""
+    """The rescuer is answered before the heartbeats that wait as well, and finds no worker that has beaten."""
     engine = make_engine(short_leases)
     rescuer = Rescuer(short_leases, engine, make_app(short_leases))
     pauses: list[float] = []
