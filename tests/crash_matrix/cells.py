@@ -12,7 +12,7 @@ from tests.crash_matrix.world import EFFECTS
 
 Victim = Literal["child", "worker", "orchestrator", "frozen", "connection"]
 KILLED: tuple[Victim, ...] = ("child", "worker", "orchestrator")
-"""The others live on: who came to the point stands still for longer than a lease, or PostgreSQL's connections are cut."""
+"""The others live on: who came to the point stands still for longer than a lease, or connections are cut."""
 VICTIMS: tuple[Victim, ...] = (*KILLED, "frozen", "connection")
 
 

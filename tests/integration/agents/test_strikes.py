@@ -35,7 +35,7 @@ from tests.model import talking_to
 from workers import minion
 
 Kind = Literal["cut", "killed"]
-EVERY = 13
+EVERY = 29
 """Statements from one strike to the next: 1 strikes at each, and takes minutes."""
 EFFECTS = ("act", "help", "careful")
 REQUESTS = {"summary": 1, **{f"{task} {turn}": 1 for task in ("One", "Two") for turn in range(3)}}
