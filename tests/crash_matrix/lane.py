@@ -387,14 +387,20 @@ class Lane:
             frozen = self._freeze(source) if strike.victim == "frozen" else []
             snapshot = self._snapshot(played, strike, source)
             if strike.victim == "frozen":
+                self._note(played, snapshot)
                 self._replace(snapshot, source)
                 thaw(frozen)
-            elif not _loses_answer(strike):
+                return
+            if not _loses_answer(strike):
                 with self.engine.connect() as connection:
                     connection.execute(CUT, {"ours": OUR_NAME})
         else:
             self._kill(strike)
             snapshot = self._snapshot(played, strike, source)
+        self._note(played, snapshot)
+
+    def _note(self, played: Played, snapshot: Snapshot) -> None:
+        """What happens from here on happens after the strike."""
         self._read_record(played)
         with self._lock:
             played.snapshots.append(snapshot)
@@ -429,12 +435,15 @@ class Lane:
             time.sleep(LEASE)
         else:
             self.worker = self._start_worker()
-            wait_until(lambda: self._is_lost(victim, snapshot), "the frozen worker's tasks are taken away", 20)
+            wait_until(lambda: self._is_lost(victim, snapshot), "the frozen worker's task has been claimed again", 20)
 
     def _is_lost(self, worker: Born, snapshot: Snapshot) -> bool:
         with self.engine.connect() as connection:
             running = {(row.agent, row.claim) for row in connection.execute(RUNNING, {"root": self._root})}
-            return connection.scalar(LOST_WORKER, {"pid": worker.pid}) is not None and not running & snapshot.lost
+            claims = {row.agent: row.claims for row in connection.execute(CLAIMS, {"root": self._root})}
+            claimed = all(claims[agent] > claim for agent, claim in snapshot.lost)
+            lost = connection.scalar(LOST_WORKER, {"pid": worker.pid}) is not None
+        return lost and claimed and not running & snapshot.lost
 
     def _snapshot(self, played: Played, strike: Strike, source: str) -> Snapshot:
         wait_until(self._is_quiet, "the statements of the dead are over", 5)
