@@ -22,7 +22,8 @@ class TaskEvent:
         id: counts from 1 within the task; None for streamed text, which is not stored.
         type: `task.accepted`, `task.running`, `task.waiting`, `task.pending`, at last `task.succeeded`, `task.failed`,
             `task.cancelled` or `task.expired`; `step.started`, `step.finished`, `step.failed`; `step.text` (what is
-            new in `data["text"]`) and `step.restarted` (what was streamed for `data["step"]` so far is void).
+            new in `data["text"]`, after `data["from"]` characters, some of which may have been missed) and
+            `step.restarted` (what was streamed for `data["step"]` so far is void).
         data: what the API's page on events describes.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from abc import ABC, abstractmethod
 
 import psycopg
@@ -26,14 +25,12 @@ class Loop(ABC):
 
     Attributes:
         name: for the log and the thread.
-        steady_since: monotonic seconds since when every round has worked; None after one that failed.
     """
 
     name: str
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
-        self.steady_since: float | None = None
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
 
     @abstractmethod
@@ -62,11 +59,9 @@ class Loop(ABC):
         while not self.stopping.is_set():
             try:
                 due = self.round()
-                self.steady_since = self.steady_since or time.monotonic()
                 self.wait(due)
                 pause = 0.1
             except Exception as error:
-                self.steady_since = None
                 self._tell(error)
                 self.stopping.wait(pause)
                 pause = min(LONGEST_PAUSE, pause * 2)

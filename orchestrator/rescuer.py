@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-import time
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import redis
@@ -29,6 +29,7 @@ log = structlog.get_logger(__name__)
 
 BROKER_AWAY = (redis.RedisError, BrokerError, OSError)
 
+NOW = text("SELECT now()")
 LOSE_WORKERS = text(
     "UPDATE workers SET status = 'lost', busy = 0, active = '{}', idle_since = NULL "
     "WHERE status = 'online' AND last_seen < now() - :lease * interval '1 s' RETURNING id, name, last_seen"
@@ -58,11 +59,12 @@ class Rescuer(Loop):
         self.settings = settings
         self.engine = engine
         self.app = app
+        self._looked_at: datetime | None = None
+        self._steady_since = datetime.max.replace(tzinfo=UTC)
 
     def round(self) -> float:
         """One look at everything."""
-        if self._may_judge():
-            self._lose_workers()
+        self._lose_workers()
         self._give_back_orphans()
         self._expire_overdue()
         self._keep_budgets()
@@ -70,12 +72,23 @@ class Rescuer(Loop):
         self._republish()
         return min(1.0, self.settings.lease_seconds / 5)
 
-    def _may_judge(self) -> bool:
-        """Not before the database has answered for a whole lease: while it was away nobody could beat."""
-        return self.steady_since is not None and time.monotonic() - self.steady_since > self.settings.lease_seconds
+    def _may_judge(self, now: datetime) -> bool:
+        """Not before the database has answered, without a gap, for a whole lease of its own clock: while it was away or
+        stood still nobody could beat. What it is asked meanwhile may be answered before the beats that wait as well.
+
+        Args:
+            now: when the transaction that is going to judge began.
+        """
+        lease = timedelta(seconds=self.settings.lease_seconds)
+        if self._looked_at is None or not timedelta() <= now - self._looked_at <= lease / 2:
+            self._steady_since = now
+        self._looked_at = now
+        return now - self._steady_since > lease
 
     def _lose_workers(self) -> None:
         with self.engine.begin() as connection:
+            if not self._may_judge(connection.execute(NOW).scalar_one()):
+                return
             for worker in connection.execute(LOSE_WORKERS, {"lease": self.settings.lease_seconds}):
                 log.warning("worker_lost", worker=str(worker.id), name=worker.name, last_seen=str(worker.last_seen))
 

@@ -87,8 +87,9 @@ def publish_event(task_id: UUID, type: str, data: dict[str, Any]) -> None:
     """Shows something to those who follow the task now, and to nobody later; never raises.
 
     Args:
-        type: `step.text` (data: `step`, a number, and `text`, what is new), or `step.restarted` (data: `step`): what
-            was streamed for that step so far is void.
+        type: `step.text` (data: `step` and `claim`, numbers, `text`, what is new, and `from`, how many characters of
+            the step's text came before it), or `step.restarted` (data: `step`, `claim`): what was streamed for that
+            step so far is void.
         data: JSON.
     """
     _tell_followers(task_id, json.dumps({"type": type, "data": data}, default=str))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Any
 
-from shared.errors import InvalidOutput
+from shared.errors import InvalidInput, InvalidOutput
 from shared.json_schema import validate
 from shared.json_values import JsonValue, check
 from shared.messages import checked_input, coerce
@@ -36,10 +38,15 @@ class BaseAgent(ABC):
         """
         value = self.input()
         if self.definition.config.approval:
-            approved = self.journal.approval(self.name, value)
+            # Messages that make no input are themselves what somebody approves.
+            of_messages = value is None and self.task.messages is not None
+            approved = self.journal.approval(self.name, self.task.messages if of_messages else value)
             if isinstance(approved, Suspended):
                 return approved
-            value = approved
+            if of_messages:
+                self.task = replace(self.task, messages=_checked(approved))
+            else:
+                value = approved
         outcome = self.work(value)
         if isinstance(outcome, Succeeded):
             self.check_output(outcome.output)
@@ -71,3 +78,10 @@ class BaseAgent(ABC):
     def messages(self) -> list[Message]:
         """The task's messages."""
         return [coerce(message) for message in self.task.messages or []]
+
+
+def _checked(approved: JsonValue) -> list[Any]:
+    """Messages as somebody has approved them, and perhaps changed."""
+    if not isinstance(approved, list) or not approved:
+        raise InvalidInput("What was approved in place of the task's messages is no list of messages.")
+    return [coerce(message).model_dump() for message in approved]

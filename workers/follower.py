@@ -12,15 +12,17 @@ FLUSH_SECONDS = 0.05
 
 
 class Follower:
-    """One step's streamed text. It may be lost; the finished step holds the whole.
+    """One step's streamed text. It may be lost, and whoever counts sees that; the finished step holds the whole.
 
     Args:
+        claim: under which the step is made; what one says whose claim was taken away is not shown.
         step: its number.
     """
 
-    def __init__(self, task_id: UUID, step: int) -> None:
+    def __init__(self, task_id: UUID, claim: int, step: int) -> None:
         self.task_id = task_id
-        self.step = step
+        self.about = {"step": step, "claim": claim}
+        self._from = 0
         self._held: list[str] = []
         self._sent_at = 0.0
 
@@ -35,14 +37,16 @@ class Follower:
         said = joined("".join(self._held))
         rest = said[-1:] if "\ud800" <= said[-1:] <= "\udbff" else ""
         self._held = [rest] if rest else []
-        if told := said.removesuffix(rest):
-            publish_event(self.task_id, "step.text", {"step": self.step, "text": told})
+        if text := said.removesuffix(rest):
+            publish_event(self.task_id, "step.text", {**self.about, "from": self._from, "text": text})
+            self._from += len(text)
             self._sent_at = time.monotonic()
 
     def restarted(self) -> None:
         """What was streamed of the step so far is void: it begins anew."""
         self._held.clear()
-        publish_event(self.task_id, "step.restarted", {"step": self.step})
+        self._from = 0
+        publish_event(self.task_id, "step.restarted", self.about)
 
 
 class Silence(Follower):

@@ -215,7 +215,7 @@ class Journal:
         if known is None:
             self._count_steps(number)
         if known is None or known["status"] == "started":
-            return Suspended(waits=[WaitRequest(number, None, seconds, request_hash, name, arguments)])
+            return Suspended(waits=[WaitRequest(number, None, seconds, request_hash, name, [arguments])])
         if known["status"] == "failed":
             raise _recorded(known["error"])
         if "arguments" not in known["output"]:

@@ -48,7 +48,7 @@ class ChildRequest:
 @dataclass(frozen=True, slots=True)
 class WaitRequest:
     """A signal to wait for, for so many seconds at most; without a signal a timer, or somebody's approval of the
-    arguments of the call `name`.
+    arguments of the call `name`: a list of one, for they may be null.
     """
 
     step: int
@@ -56,7 +56,7 @@ class WaitRequest:
     seconds: float | None
     request_hash: str
     name: str = "timer"
-    approval: JsonValue = None
+    approval: list[JsonValue] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """As `minion_suspend` takes it."""

@@ -522,6 +522,13 @@ BEGIN
     RETURN woken;
 END $$;
 
+-- What a task's open steps wait for; a person comes first, who would not know otherwise that he is asked.
+CREATE FUNCTION minion_waits_for(t uuid) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN bool_or(s.input ? 'approval') THEN 'approval' WHEN bool_or(s.kind = 'subtask') THEN 'subtask'
+                WHEN bool_or(s.input->>'signal' IS NOT NULL) THEN 'signal' ELSE 'timer' END
+        FROM steps s WHERE s.task_id = t AND s.kind IN ('subtask', 'wait') AND s.status = 'started'
+$$;
+
 -- So many waits of a waiting task are over: it is woken at zero, once. The caller holds its lock.
 CREATE FUNCTION minion_count_down(t uuid, over integer) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
@@ -530,7 +537,7 @@ BEGIN
     UPDATE task_status SET
             open_waits = GREATEST(0, open_waits - over),
             state = CASE WHEN open_waits <= over THEN 'pending' ELSE state END,
-            wait_reason = CASE WHEN open_waits > over THEN wait_reason END,
+            wait_reason = CASE WHEN open_waits > over THEN minion_waits_for(t) END,
             due_at = CASE WHEN open_waits > over THEN (
                 SELECT min(w.due_at) FROM steps w WHERE w.task_id = t AND w.kind = 'wait' AND w.status = 'started') END,
             updated_at = now()
@@ -754,8 +761,8 @@ END $$;
 
 -- Suspends a running task: creates its sub-tasks and its waits in one transaction.
 -- `children`: [{step, name, request_hash, request}]. `waits`: [{step, name, request_hash, seconds, signal, approval}]: a
--- timer, a named signal, or what somebody has to approve, with a time-out where there are seconds. NULL: the fence is
--- lost. Else the state it is in now.
+-- timer, a named signal, or what somebody has to approve (a list of one), with a time-out where there are seconds. NULL:
+-- the fence is lost. Else the state it is in now.
 CREATE FUNCTION minion_suspend(t uuid, c integer, result jsonb, children jsonb, waits jsonb)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -784,7 +791,7 @@ BEGIN
         VALUES (t, wait.step, 'wait', wait.name, 'started', 'pure', wait.request_hash, c,
                 jsonb_build_object('signal', CASE WHEN wait.signal THEN wait.name END, 'seconds', wait.seconds)
                     || CASE WHEN wait.approval IS NULL THEN '{}'::jsonb
-                            ELSE jsonb_build_object('approval', wait.approval) END,
+                            ELSE jsonb_build_object('approval', wait.approval->0) END,
                 now() + wait.seconds * interval '1 s')
         -- A task that was woken by something else asks for the same again.
         ON CONFLICT (task_id, number) DO NOTHING;
@@ -798,9 +805,7 @@ BEGIN
         RETURN 'pending';
     END IF;
     UPDATE task_status SET state = 'waiting', worker_id = NULL, open_waits = still_open, updated_at = now(),
-            wait_reason = CASE WHEN jsonb_array_length(children) > 0 THEN 'subtask'
-                               WHEN jsonb_path_exists(waits, '$[*].approval ? (@ != null)') THEN 'approval'
-                               WHEN waits @> '[{"signal": true}]' THEN 'signal' ELSE 'timer' END,
+            wait_reason = minion_waits_for(t),
             due_at = (SELECT min(w.due_at) FROM steps w
                           WHERE w.task_id = t AND w.kind = 'wait' AND w.status = 'started')
         WHERE task_id = t;
@@ -837,7 +842,7 @@ BEGIN
         AND (step_number IS NULL OR s.number = step_number)
         AND (s.input ? 'approval' AND s.kind = 'wait' OR now_at.wait_reason = 'answer' AND s.effect = 'unsafe')
         ORDER BY s.number LIMIT 1;
-    IF asked.number IS NULL OR now_at.state <> 'waiting' OR now_at.wait_reason NOT IN ('approval', 'answer') THEN
+    IF asked.number IS NULL OR now_at.state <> 'waiting' THEN
         RAISE EXCEPTION 'The task % (%) waits for no decision%. `minion why %` tells what it waits for.', t, now_at.state,
             CASE WHEN step_number IS NULL THEN '' ELSE ' about step ' || step_number END, t USING ERRCODE = 'MN009';
     ELSIF (asked.kind = 'wait') <> (verdict IN ('approve', 'reject')) THEN

@@ -11,7 +11,6 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from typing import Any
 from uuid import UUID
 
 import structlog
@@ -45,7 +44,8 @@ class Follower:
         self._look = look
         self._waiting: deque[TaskEvent] = deque()
         self._early: list[TaskEvent] = []
-        self._begun: set[Any] = set()
+        self._begun: set[tuple[int, int]] = set()
+        self._first_claim: dict[int, int] = {}
         self._backlog = 0
         self._over = False
         self._wake = asyncio.Event()
@@ -76,9 +76,11 @@ class Follower:
         for event in news.events:
             self.after = event.number or self.after
             if event.type == "step.started":
-                self._begun.add(event.data["step"])
+                self._begun.add(_said_by(event))
+                self._first_claim[event.data["step"]] = event.data["claim"]
             elif event.type in ("step.finished", "step.failed"):
-                self._begun.discard(event.data["step"])
+                self._begun.discard(_said_by(event))
+                self._first_claim[event.data["step"]] = event.data["claim"] + 1
             self._waiting.append(event)
         early, self._early = self._early, []
         for event in early:
@@ -88,8 +90,10 @@ class Follower:
         self._wake.set()
 
     def stream(self, event: TaskEvent) -> bool:
-        """Adds what is not stored. False: its step is not known to have begun, so it stands back for one look."""
-        if event.data.get("step") in self._begun:
+        """Adds what is not stored. False: its step is not known to have begun under that claim, so it stands back for
+        one look.
+        """
+        if _said_by(event) in self._begun:
             self._add(event)
             self._wake.set()
             return True
@@ -102,7 +106,11 @@ class Follower:
         self._wake.set()
 
     def _add(self, event: TaskEvent) -> None:
-        self._begun.add(event.data.get("step"))
+        """Adds streamed text, unless it comes from one whose claim was taken away, and who does not know it yet."""
+        step, claim = _said_by(event)
+        if claim < self._first_claim.get(step, 0):
+            return
+        self._begun.add((step, claim))
         self._waiting.append(event)
         self._backlog += _length(event)
         if self._backlog > LARGEST_BACKLOG:
@@ -217,11 +225,16 @@ class EventWatch:
                 follower.tell(news)
 
 
+def _said_by(event: TaskEvent) -> tuple[int, int]:
+    """The step that an event is about, and the claim under which it is made."""
+    return event.data["step"], event.data["claim"]
+
+
 def _streamed(message: bytes) -> TaskEvent | None:
     """What a message shows; anybody may publish anything, and a hint shows nothing."""
     with suppress(ValueError, TypeError, KeyError, RecursionError):
         shown = json.loads(message, parse_constant=_refuse)
-        if shown["type"] in STREAMED and isinstance(shown["data"]["step"], int):
+        if shown["type"] in STREAMED and all(isinstance(shown["data"][name], int) for name in ("step", "claim")):
             return TaskEvent(None, shown["type"], shown["data"])
     return None
 

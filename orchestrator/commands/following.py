@@ -13,6 +13,8 @@ from rich.text import Text
 from minions import TaskEvent
 from orchestrator.commands.output import STATE_STYLES, stderr
 
+MISSED = "[…]"
+
 
 def print_lines(task_id: str, events: Iterable[TaskEvent]) -> None:
     """Each event as a JSON object in a line of its own, at once."""
@@ -25,15 +27,26 @@ def show_events(task_id: str, events: Iterable[TaskEvent]) -> None:
     """The task's id, streamed text as it comes, steps and states in a short line each."""
     stderr.print(Text(f"task {task_id}", style="bold"))
     in_text = False
+    heard: dict[int, int] = {}
     for event in events:
         if event.type == "step.text":
-            stderr.print(Text(str(event.data.get("text", ""))), end="")
+            stderr.print(Text(_missed(event, heard) + event.data["text"]), end="")
             in_text = True
             continue
         if in_text:
             stderr.print()
         in_text = False
+        if event.type == "step.restarted":
+            heard.pop(event.data["step"], None)
         stderr.print(Text.assemble((f"{_time(event)} ", "dim"), _line(event)))
+
+
+def _missed(event: TaskEvent, heard: dict[int, int]) -> str:
+    """A mark where text was lost before this: so many characters of each step have been `heard`."""
+    step, begins = event.data["step"], event.data["from"]
+    missed = begins > heard.get(step, 0)
+    heard[step] = begins + len(event.data["text"])
+    return MISSED if missed else ""
 
 
 def _line(event: TaskEvent) -> Text:

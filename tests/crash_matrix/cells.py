@@ -10,8 +10,10 @@ from typing import Literal
 
 from tests.crash_matrix.world import EFFECTS
 
-Victim = Literal["child", "worker", "orchestrator"]
-VICTIMS: tuple[Victim, ...] = ("child", "worker", "orchestrator")
+Victim = Literal["child", "worker", "orchestrator", "frozen", "connection"]
+KILLED: tuple[Victim, ...] = ("child", "worker", "orchestrator")
+"""The others live on: who came to the point stands still for longer than a lease, or connections are cut."""
+VICTIMS: tuple[Victim, ...] = (*KILLED, "frozen", "connection")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """Somebody to be killed at a point."""
+    """Somebody to be killed at a point, or frozen there, or a connection to be cut."""
 
     point: Point
     victim: Victim
@@ -70,7 +72,8 @@ def cells_of(trace: Iterable[Hit], before: tuple[Strike, ...] = ()) -> list[Cell
     Args:
         before: what had been struck in that run before.
     """
-    strikes = [Strike(hit.point, victim) for hit in trace for victim in VICTIMS if _makes_sense(hit, victim)]
+    victims = KILLED if before else VICTIMS
+    strikes = [Strike(hit.point, victim) for hit in trace for victim in victims if _makes_sense(hit, victim)]
     return [Cell((*before, strike)) for strike in strikes]
 
 
@@ -91,8 +94,16 @@ def share_of(cells: Sequence[Cell], share: float, seed: int) -> list[Cell]:
 
 
 def _makes_sense(hit: Hit, victim: Victim) -> bool:
-    """A child that has nothing to do is nobody's loss."""
-    return victim != "child" or hit.source == "child" or (hit.source == "server" and hit.working)
+    """A child that has nothing to do is nobody's loss, and what the test does itself needs nobody else."""
+    by_child = hit.source == "child" or (hit.source == "server" and hit.working)
+    match victim:
+        case "child":
+            return by_child
+        case "frozen":
+            return by_child or hit.source == "orchestrator"
+        case "connection":
+            return hit.source != "test"
+    return True
 
 
 def _is_other_step(point: Point, struck: Point) -> bool:

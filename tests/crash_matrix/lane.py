@@ -20,7 +20,7 @@ from typing import Any, Self
 from uuid import UUID
 
 import httpx2
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -35,7 +35,7 @@ from shared.tasks import get_task
 from tests.chaos import audit
 from tests.crash_matrix import points, tools
 from tests.crash_matrix.cells import Cell, Hit, Point, Strike
-from tests.crash_matrix.process import Born, Nursery
+from tests.crash_matrix.process import Born, Nursery, thaw
 from tests.crash_matrix.world import BUILTIN, RESULTS, Model, definitions, web_service
 from tests.processes import ONLINE, wait_until
 
@@ -46,6 +46,7 @@ LOOK_SECONDS = 0.1
 ASKED = ("ask", "after commit")
 LAST = ("lead", "finish", "after commit")
 API_KEY = "crash"
+CLAIM_LOST = '"event": "claim_lost"'
 
 TREE = text(
     "SELECT t.agent_name AS agent, s.state FROM tasks t JOIN task_status s ON s.task_id = t.id WHERE t.root_id = :root"
@@ -62,6 +63,13 @@ CLAIMS = text(
     "SELECT t.agent_name AS agent, count(*) AS claims FROM executions e JOIN tasks t ON t.id = e.task_id "
     "WHERE t.root_id = :root GROUP BY 1"
 )
+OUR_NAME = "crash matrix"
+NAMED = f"SET application_name = '{OUR_NAME}'"
+CUT = text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+    "AND application_name <> :ours AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
+)
+LOST_WORKER = text("SELECT 1 FROM workers WHERE pid = :pid AND status = 'lost'")
 AT_WORK = text(
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' "
     "AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
@@ -90,18 +98,20 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What PostgreSQL held when somebody had been killed.
+    """What PostgreSQL held when somebody had been struck.
 
     Attributes:
         finished: steps as (agent, what), as in `Done`.
+        begun: steps that were started and not finished.
         interrupted: unsafe steps that were started and not finished.
-        lost: executions as (agent, claim) that ended with the victim.
+        lost: executions as (agent, claim) that ended with the victim, or were taken from it.
     """
 
     strike: Strike
     finished: frozenset[tuple[str, str]]
     interrupted: frozenset[tuple[str, str]]
     lost: frozenset[tuple[str, int]]
+    begun: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass
@@ -137,6 +147,7 @@ class Lane:
         self.name = name
         self.record = folder / "record"
         self.engine: Engine = make_engine(Settings(DATABASE_URL=database_url, REDIS_URL=redis_url))
+        event.listen(self.engine, "connect", _name)
         self.env = {
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
@@ -162,6 +173,7 @@ class Lane:
         self._labels: dict[tuple[str, str], str] = {}
         self._working: tuple[int, str] | None = None
         self._striking = threading.Lock()
+        self._thawed: list[Born] = []
         self._news = threading.Event()
         self._runs = 0
 
@@ -201,6 +213,8 @@ class Lane:
             with self._striking, self._lock:
                 self._played = None
         self._collect(played)
+        while self._thawed:
+            self._thawed.pop().kill()
         played.seconds = time.monotonic() - begun
         return played
 
@@ -247,7 +261,10 @@ class Lane:
                 return
 
     def _answer(self, played: Played) -> None:
-        """A person looks whether an unsafe effect has happened, and says so."""
+        """A person looks whether an unsafe effect has happened, and says so: when nobody is left who could make it."""
+        if self._thawed and any(snapshot.lost for snapshot in played.snapshots):
+            thawed = self._thawed[-1]
+            wait_until(lambda: CLAIM_LOST in thawed.output(), "the thawed one knows that it is fenced")
         with self.engine.connect() as connection:
             tool = connection.scalar(INTERRUPTED, {"task": self._root})
         self._read_record(played)
@@ -269,7 +286,8 @@ class Lane:
             )
         except httpx2.TransportError:
             return False
-        assert response.status_code in (200, 409), response.text
+        # 503: the API's own connection was cut.
+        assert response.status_code in (200, 409, 503), response.text
         return response.status_code == 200
 
     @staticmethod
@@ -279,11 +297,11 @@ class Lane:
 
     # ------------------------------------------------------------------------------------------ points
 
-    def _came(self, step: str, where: str, task: str | None, pid: int) -> None:
-        """A process of the product has come to a point; returns when it may go on."""
+    def _came(self, step: str, where: str, task: str | None, pid: int) -> bool:
+        """A process of the product has come to a point; returns when it may go on, and whether it loses an answer."""
         agent = self._agent_of(task) if task else ""
         if agent is None:
-            return
+            return False
         source = "child"
         if pid == self.orchestrator.pid:
             source = "orchestrator"
@@ -291,7 +309,7 @@ class Lane:
             source = "main"
         if source == "child":
             self._working = (pid, agent)
-        self._point(agent, step, where, source)
+        return self._point(agent, step, where, source)
 
     def _model_seen(self, agent: str, turn: int, where: str) -> None:
         with self._lock:
@@ -319,12 +337,12 @@ class Lane:
         """A point of the test's own."""
         self._point("lead", step, where, "test")
 
-    def _point(self, agent: str, step: str, where: str, source: str) -> None:
-        """Notes that the run has come to a point; strikes, if it is the one."""
+    def _point(self, agent: str, step: str, where: str, source: str) -> bool:
+        """Notes that the run has come to a point; strikes, if it is the one. True where an answer is to be lost."""
         with self._lock:
             played = self._played
             if played is None:
-                return
+                return False
             self._counts[agent, step, where] += 1
             point = Point(agent, step, where, self._counts[agent, step, where])
             if step.startswith("model, "):
@@ -336,12 +354,13 @@ class Lane:
                 self._news.set()
             strike = self._next_strike(played)
             if strike is None or strike.point != point:
-                return
+                return False
             self._striking.acquire()
         try:
-            self._strike(played, strike)
+            self._strike(played, strike, source)
         finally:
             self._striking.release()
+        return _loses_answer(strike)
 
     def _agent_of(self, task: str) -> str | None:
         """The name of the agent whose task it is; None for a task of an earlier cell."""
@@ -360,8 +379,33 @@ class Lane:
 
     # ------------------------------------------------------------------------------------------ striking
 
-    def _strike(self, played: Played, strike: Strike) -> None:
-        """Kills, and starts another one in place of the victim. Who came to the point waits for that."""
+    def _strike(self, played: Played, strike: Strike, source: str) -> None:
+        """Kills, and starts another one in place of the victim; or freezes, or cuts. Who came to the point waits for
+        that.
+        """
+        if strike.victim in ("frozen", "connection"):
+            frozen = self._freeze(source) if strike.victim == "frozen" else []
+            snapshot = self._snapshot(played, strike, source)
+            if strike.victim == "frozen":
+                self._note(played, snapshot)
+                self._replace(snapshot, source)
+                thaw(frozen)
+                return
+            if not _loses_answer(strike):
+                with self.engine.connect() as connection:
+                    connection.execute(CUT, {"ours": OUR_NAME})
+        else:
+            self._kill(strike)
+            snapshot = self._snapshot(played, strike, source)
+        self._note(played, snapshot)
+
+    def _note(self, played: Played, snapshot: Snapshot) -> None:
+        """What happens from here on happens after the strike."""
+        self._read_record(played)
+        with self._lock:
+            played.snapshots.append(snapshot)
+
+    def _kill(self, strike: Strike) -> None:
         if strike.victim == "orchestrator":
             self.orchestrator.kill()
             self.orchestrator = self._start_orchestrator()
@@ -375,25 +419,51 @@ class Lane:
             # What the dead had sent arrives before it is asked what has arrived.
             time.sleep(QUIET_SECONDS)
             self._working = None
-        snapshot = self._snapshot(played, strike)
-        self._read_record(played)
-        with self._lock:
-            played.snapshots.append(snapshot)
 
-    def _snapshot(self, played: Played, strike: Strike) -> Snapshot:
+    def _freeze(self, source: str) -> list[int]:
+        """Freezes who came to the point, or the worker that waits for a reply; returns all its processes."""
+        victim = self.orchestrator if source == "orchestrator" else self.worker
+        self._thawed.append(victim)
+        return victim.freeze()
+
+    def _replace(self, snapshot: Snapshot, source: str) -> None:
+        """Waits until somebody else has taken over from the frozen one."""
+        victim = self._thawed[-1]
+        if source == "orchestrator":
+            self.orchestrator = self._start_orchestrator()
+            wait_until(lambda: self.orchestrator.api_address() is not None, self.orchestrator.complaint(), 60)
+            time.sleep(LEASE)
+        else:
+            self.worker = self._start_worker()
+            wait_until(lambda: self._is_lost(victim, snapshot), "the frozen worker's task has been claimed again", 20)
+
+    def _is_lost(self, worker: Born, snapshot: Snapshot) -> bool:
+        with self.engine.connect() as connection:
+            running = {(row.agent, row.claim) for row in connection.execute(RUNNING, {"root": self._root})}
+            claims = {row.agent: row.claims for row in connection.execute(CLAIMS, {"root": self._root})}
+            claimed = all(claims[agent] > claim for agent, claim in snapshot.lost)
+            lost = connection.scalar(LOST_WORKER, {"pid": worker.pid}) is not None
+        return lost and claimed and not running & snapshot.lost
+
+    def _snapshot(self, played: Played, strike: Strike, source: str) -> Snapshot:
         wait_until(self._is_quiet, "the statements of the dead are over", 5)
         with self.engine.connect() as connection:
             rows = connection.execute(STEPS, {"root": self._root}).mappings().all()
             running = {(row.agent, row.claim) for row in connection.execute(RUNNING, {"root": self._root})}
-        if strike.victim == "orchestrator":
+        # A claim of which nobody hears is lost too: its worker does not know that it holds the task.
+        unheard = _loses_answer(strike) and strike.point.step == "claim"
+        stays = strike.victim in ("orchestrator", "connection") and not unheard
+        if stays or (strike.victim == "frozen" and source == "orchestrator"):
             running = set()
         lost_before = {one for snapshot in played.snapshots for one in snapshot.lost}
         steps = list(zip(named(rows), rows, strict=True))
+        begun = [(what, row) for what, row in steps if row["status"] == "started"]
         return Snapshot(
             strike,
             frozenset(what for what, row in steps if row["status"] == "finished"),
-            frozenset(what for what, row in steps if row["status"] == "started" and row["effect"] == "unsafe"),
+            frozenset(what for what, row in begun if row["effect"] == "unsafe"),
             frozenset(running - lost_before),
+            frozenset(what for what, _ in begun),
         )
 
     def _is_quiet(self) -> bool:
@@ -448,6 +518,18 @@ class Lane:
         return False
 
 
+def _name(connection: Any, _: object) -> None:
+    """So that the test's own connections are told apart from the product's."""
+    connection.execute(NAMED)
+    connection.commit()
+
+
+def _loses_answer(strike: Strike) -> bool:
+    """Whether the statement has been committed, and nobody is told. (The waker's has no task, and hears it.)"""
+    committed = strike.point.where.endswith("after commit") and strike.point.step != "wake"
+    return strike.victim == "connection" and committed
+
+
 def named(rows: Any) -> list[tuple[str, str]]:
     """Steps as (agent, what): `model 3` for the third model call of an agent, a tool by its name."""
     turns: Counter[str] = Counter()
@@ -469,8 +551,8 @@ class _listening:
                 with suppress(OSError):
                     if line := self.rfile.readline():
                         hit = json.loads(line)
-                        came(hit["step"], hit["where"], hit["task"], hit["pid"])
-                        self.wfile.write(b".")
+                        lost = came(hit["step"], hit["where"], hit["task"], hit["pid"])
+                        self.wfile.write(points.LOST if lost else b".")
 
         class Server(socketserver.ThreadingUnixStreamServer):
             daemon_threads = True

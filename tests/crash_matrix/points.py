@@ -16,25 +16,33 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import psycopg
+from sqlalchemy.exc import OperationalError
+
 ADDRESS = "CRASH_POINTS"
+LOST = b"!"
 # They change nothing, or are asked all the time.
 LEFT_OUT = frozenset({"is_cancelled"})
 _here = threading.local()
 
 
-def at(step: str, where: str, task: object = None) -> None:
+def at(step: str, where: str, task: object = None) -> bool:
     """Tells the test where this process is, and waits for leave to go on.
 
     Args:
         step: what is being done: a tool's name, `model`, `claim`, …
         where: how far it is.
         task: whose step it is, where one is known.
+
+    Returns:
+        whether the answer of the statement that was committed here is to be lost.
     """
     hit = {"step": step, "where": where, "task": task and str(task), "pid": os.getpid()}
     with suppress(OSError), socket.socket(socket.AF_UNIX) as line:
         line.connect(os.environ[ADDRESS])
         line.sendall(json.dumps(hit).encode() + b"\n")
-        line.recv(1)
+        return line.recv(1) == LOST
+    return False
 
 
 def watch(role: str) -> None:
@@ -78,7 +86,9 @@ def _watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if result is None or (isinstance(result, dict) and "refused" in result):
             return result
         if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
-            at(step, f"{stage}after commit", task)
+            if at(step, f"{stage}after commit", task):
+                connection.invalidate()
+                raise OperationalError(None, None, _answer_lost())
         else:
             _uncommitted().append((step, f"{stage}after commit", task))
         return result
@@ -111,9 +121,18 @@ def _watch_commits() -> None:
     def committed(self: Any, connection: Any) -> None:
         commit(self, connection)
         while waiting := _uncommitted():
-            at(*waiting.pop(0))
+            if at(*waiting.pop(0)):
+                waiting.clear()
+                # Not the pool's cover of it, which would be empty then.
+                connection.dbapi_connection.close()
+                raise _answer_lost()
 
     DefaultDialect.do_commit = committed  # type: ignore[method-assign]
+
+
+def _answer_lost() -> psycopg.OperationalError:
+    """What a driver says when the server has committed and the connection is cut before it has said so."""
+    return psycopg.OperationalError("the connection was cut after the commit")
 
 
 def _uncommitted() -> list[tuple[str, str, object]]:

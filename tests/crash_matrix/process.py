@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,14 @@ class Born:
                 os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not self.running, f"{self.log.name} is gone", 10)
 
+    def freeze(self) -> list[int]:
+        """Stops the process and all that it has started; returns them."""
+        frozen = [self.pid, *descendants(self.pid)]
+        for pid in frozen:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        return frozen
+
     def api_address(self) -> str | None:
         """Where an orchestrator's API listens; None before it does."""
         found = LISTENING.search(self.output())
@@ -55,6 +63,13 @@ class Born:
     def complaint(self) -> str:
         """For the message when it is waited for in vain."""
         return f"{self.log.name} at work:\n{self.output()[-3000:]}"
+
+
+def thaw(pids: Iterable[int]) -> None:
+    """Lets frozen processes go on."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 class Nursery:

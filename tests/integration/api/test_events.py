@@ -242,9 +242,9 @@ def test_text_is_streamed_between_the_steps(run: Any, following: Any) -> None:
     wait_until(lambda: subscribers(running.task) == 1, "one subscription for both")
     running.write(1, "started")
     for part in ("Hel", "lo"):
-        publish_event(running.task, "step.text", {"step": 1, "text": part})
-    publish_event(running.task, "step.restarted", {"step": 1})
-    publish_event(running.task, "step.text", {"step": 1, "text": "Hello"})
+        publish_event(running.task, "step.text", {"step": 1, "claim": 1, "text": part})
+    publish_event(running.task, "step.restarted", {"step": 1, "claim": 1})
+    publish_event(running.task, "step.text", {"step": 1, "claim": 1, "text": "Hello"})
     for rubbish in (b"", b"\xff", b"[]", b'{"type": "task.failed", "data": {}}', b'{"type": "step.text", "data": {}}'):
         with make_redis() as broker:
             broker.publish(f"{EVENTS}{running.task}", rubbish)
@@ -292,8 +292,42 @@ def test_what_a_model_writes_reaches_those_who_follow(
     assert "step.text" in types[:again]
     streamed = follower.told[again + 1 : -2]
     assert "".join(event.data["text"] for event in streamed) == said
+    assert [event.data["from"] for event in streamed] == [
+        sum(len(earlier.data["text"]) for earlier in streamed[:number]) for number in range(len(streamed))
+    ]
     assert len(streamed) > 1
     assert {event.data["step"] for event in streamed} == {1}
+
+
+def test_text_of_one_whose_claim_was_taken_away_is_not_shown(run: Any, following: Any, here: Minion) -> None:
+    running = run()
+    follower = following(running.task)
+    follower.until("task.running")
+    wait_until(lambda: subscribers(running.task) == 1, "the subscription")
+
+    def say(claim: int, said: str) -> None:
+        publish_event(running.task, "step.text", {"step": 1, "claim": claim, "from": 0, "text": said})
+
+    running.write(1, "started")
+    say(1, "Hel")
+    follower.until("step.text")
+    with transaction() as connection:
+        lifecycle.release(connection, running.task, 1, how="lost", charged=False)
+    [message] = here.dispatch()
+    with transaction() as connection:
+        lifecycle.claim(connection, running.task, message.claim, here.id)
+    running.claim = 2
+    running.write(1, "started")
+    wait_until(lambda: follower.types().count("step.started") == 2, "it is begun again")
+    say(1, "stood still")
+    say(2, "Hello")
+    wait_until(lambda: follower.types().count("step.text") == 2, "what the new one says")
+    say(1, "and went on")
+    running.write(1, "finished", output="Hello")
+    say(1, "for long")
+    running.finish("done")
+    follower.all()
+    assert [event.data["text"] for event in follower.told if event.type == "step.text"] == ["Hel", "Hello"]
 
 
 def test_hints_are_enough(settings: Settings, run: Any, following: Any) -> None:
@@ -319,7 +353,7 @@ def test_a_minion_gives_a_hint_with_each_write(tasks: Tasks, act: Any, here: Min
     with make_redis(timeout=None) as broker, broker.pubsub(ignore_subscribe_messages=True) as ear:
         ear.subscribe(f"{EVENTS}{task}")
         here._round()
-        publish_event(task, "step.restarted", {"step": 0})
+        publish_event(task, "step.restarted", {"step": 0, "claim": 1})
         heard = []
         while not heard or not heard[-1]:
             message = ear.get_message(timeout=5)
@@ -334,7 +368,7 @@ def test_while_redis_is_away_it_only_takes_longer(run: Any, following: Any, serv
     servers.valkey.kill()
     try:
         running.write(1, "started")
-        publish_event(running.task, "step.text", {"step": 1, "text": "nobody hears it"})
+        publish_event(running.task, "step.text", {"step": 1, "claim": 1, "text": "nobody hears it"})
         running.write(1, "finished", output="whole")
         running.finish()
         assert follower.all()[2:] == [(3, "step.started"), (4, "step.finished"), (5, "task.succeeded")]
