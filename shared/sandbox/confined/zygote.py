@@ -6,7 +6,6 @@ child inherits the layers, adds the strict filter, and serves one call.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -88,11 +87,18 @@ class Zygote:
 
     def _park_owed(self) -> None:
         """Make the children that were ordered. Where processes or descriptors have run out, the rest has to wait:
-        the calls under way must not end over it."""
-        with contextlib.suppress(OSError):
+        the calls under way must not end over it.
+
+        Raises:
+            OSError: there is not room for one, and no child whose end would make it.
+        """
+        try:
             while self._owed:
                 self._park()
                 self._owed -= 1
+        except OSError:
+            if not self._children:
+                raise
 
     def _park(self) -> None:
         ours, theirs = socket.socketpair()

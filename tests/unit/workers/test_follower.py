@@ -14,7 +14,7 @@ def test_half_a_character_waits_for_its_other_half(monkeypatch: pytest.MonkeyPat
     told: list[str] = []
     monkeypatch.setattr(follower, "publish_event", lambda task, kind, data: told.append(data["text"]))
     monkeypatch.setattr(follower, "FLUSH_SECONDS", 0.0)
-    following = Follower(uuid4(), 1)
+    following = Follower(uuid4(), 1, 1)
     for delta in ("", "a", "ä\ud83d", "\ude00", "b"):
         following.text(delta)
     following.flush()
