@@ -18,7 +18,7 @@ from tests.crash_matrix.verdict import broken, disturbed
 from tests.crash_matrix.world import ANSWER, CLAIMS, EFFECTS, TURNS
 
 SEED = 1
-SHARE = 0.05
+SHARE = 0.1
 LANES = 3
 
 
