@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from minions import Client
 from orchestrator.commands.client import connect
 from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table
 
@@ -35,7 +36,8 @@ def pause(
     """Keep the tasks of a capability, an agent or a key from starting. What runs goes on."""
     with connect() as client:
         client.pause(scope, name, reason)
-    console.print(f"The {scope} {name} is paused; `minion resume {scope} {name}` lets it go on.")
+        console.print(f"The {scope} {name} is paused; `minion resume {scope} {name}` lets it go on.")
+        _tell_if_nobody_has(client, scope, name)
 
 
 def resume(scope: str = SCOPE, name: str = NAME) -> None:
@@ -90,8 +92,9 @@ def set_limit(
         limit = client.set_limit(
             scope, name, max_running=max_running, rate=rate, input_tokens=input_tokens, output_tokens=output_tokens
         )
-    said = [f"{limit['max_running']} at once"] if limit["max_running"] is not None else []
-    console.print(f"The {scope} {name} is limited to {', '.join([*said, *_rates(limit)])}.")
+        said = [f"{limit['max_running']} at once"] if limit["max_running"] is not None else []
+        console.print(f"The {scope} {name} is limited to {', '.join([*said, *_rates(limit)])}.")
+        _tell_if_nobody_has(client, scope, name)
 
 
 @limits_app.command("remove")
@@ -100,6 +103,16 @@ def remove_limit(scope: str = LIMIT_SCOPE, name: str = EACH_NAME) -> None:
     with connect() as client:
         client.remove_limit(scope, name)
     console.print(f"The {scope} {name} has no limit any more.")
+
+
+def _tell_if_nobody_has(client: Client, scope: str, name: str) -> None:
+    """A rule may come before what it is for. It may also be misspelt."""
+    names = {
+        "capability": lambda: {each["name"] for each in client.capabilities()},
+        "agent": lambda: {each["name"] for each in client.agents()},
+    }
+    if name != "*" and scope in names and name not in (known := names[scope]()):
+        console.print(f"There is no {scope} of that name yet; there are: {', '.join(sorted(known)) or 'none'}.")
 
 
 def _rates(limit: dict[str, Any]) -> list[str]:

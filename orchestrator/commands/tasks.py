@@ -144,10 +144,14 @@ def show(task_id: str = typer.Argument(help="The task's id."), as_json: bool = A
     )
 
 
-def cancel(task_ids: list[str] = typer.Argument(help="The tasks' ids."), as_json: bool = AS_JSON) -> None:
+def cancel(
+    task_ids: list[str] = typer.Argument(help="The tasks' ids."),
+    reason: str | None = typer.Option(None, help="Why; it stands in the tasks' record."),
+    as_json: bool = AS_JSON,
+) -> None:
     """Cancel tasks and everything below them."""
     with connect() as client:
-        ended = [client.cancel(task_id) for task_id in task_ids]
+        ended = [client.cancel(task_id, reason) for task_id in task_ids]
     if as_json:
         print_json([plain(task) for task in ended])
         return
