@@ -702,7 +702,7 @@ MISTAKES = {
     ],
     "woken twice, and before its time": [
         ("minion_count_down", "CASE WHEN open_waits <= over THEN 'pending' ELSE state END", "'pending'"),
-        ("minion_count_down", "CASE WHEN open_waits > over THEN wait_reason END", "NULL"),
+        ("minion_count_down", "CASE WHEN open_waits > over THEN minion_waits_for(t) END", "NULL"),
         ("minion_count_down", "GREATEST(0, open_waits - over)", "0"),
         ("minion_count_down", "state = 'waiting' AND open_waits > 0", "state IN ('waiting', 'queued', 'running')"),
     ],
