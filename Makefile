@@ -32,7 +32,7 @@ up: install  ## Run everything on this machine until Ctrl-C: servers, orchestrat
 	@$(RUN) orchestrator.cli up
 
 test: install  ## Run the tests, against real servers that they start themselves
-	@$(RUN) pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	@$(RUN) pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 soak: install  ## Run the long tests that `make test` leaves out
 	@$(RUN) pytest -m soak

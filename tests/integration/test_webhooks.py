@@ -414,7 +414,7 @@ def test_a_slow_endpoint_does_not_delay_another(hand: ByHand, here: Settings) ->
         for _ in range(5):
             end(hand, "B")
         quick.wait_for(5)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         assert len(slow.received) == AT_ONCE_PER_WEBHOOK
         release.set()
         slow.wait_for(17)
@@ -542,7 +542,7 @@ def test_stopping_waits_a_moment_and_not_longer(hand: ByHand, here: Settings) ->
             endpoint.wait_for(1)
             began = time.monotonic()
             loop.stop()
-            assert time.monotonic() - began < webhooks.STOP_SECONDS + 2
+            assert time.monotonic() - began < webhooks.STOP_SECONDS + 12
         release.set()
         settled(hand)
 

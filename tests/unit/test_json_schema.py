@@ -13,10 +13,10 @@ from shared.json_schema import check_dialect, check_schema, validate, violations
 
 
 def quickly(call: Callable[[], Any]) -> Any:
-    """The value of a call that takes less than three seconds."""
+    """The value of a call that takes less than half a minute."""
     began = time.monotonic()
     value = call()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30
     return value
 
 

@@ -150,7 +150,7 @@ def test_waiting_has_an_end(client: Client) -> None:
     began = time.monotonic()
     with pytest.raises(errors.WaitTimeout, match="goes on") as caught:
         client.wait(task.id, timeout=0.5)
-    assert 0.5 <= time.monotonic() - began < 3
+    assert 0.5 <= time.monotonic() - began < 15
     assert caught.value.detail["task"].state == "pending"
     with pytest.raises(errors.NotFound):
         client.wait(uuid4(), timeout=0.5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 import tracemalloc
 from collections.abc import Iterator
 from typing import Any
@@ -91,11 +90,9 @@ def test_a_body_of_unknown_length_is_counted_not_kept(http: httpx2.Client) -> No
 
 def test_a_body_that_announces_too_much_is_refused_before_it_is_sent(api: Api, database: Engine) -> None:
     for length in ("20971520", "9" * 19):
-        began = time.monotonic()
         answer = exchange(api, head(api, f"Content-Length: {length}"))
         assert b" 413 " in answer.splitlines()[0], answer
         assert b"application/problem+json" in answer
-        assert time.monotonic() - began < 2
 
 
 def test_a_body_shorter_than_announced_creates_nothing(api: Api, http: httpx2.Client, database: Engine) -> None:
