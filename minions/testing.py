@@ -135,7 +135,7 @@ def messages_api(api: MessagesApi | None = None, port: int = 0) -> Iterator[Mess
     api = api or MessagesApi()
     server = ThreadingHTTPServer(("127.0.0.1", port), _handler(api))
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     api.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:

@@ -91,7 +91,7 @@ def replaying() -> Iterator[Replay]:
     replay = Replay()
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(replay))
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     replay.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:

@@ -212,7 +212,7 @@ LINES = {
 def sent() -> dict[str, dict[str, Any]]:
     """The event of each case, out of one process; no byte of what was sent quotes anybody."""
     with Receiver() as receiver:
-        thread = threading.Thread(target=receiver.serve_forever)
+        thread = threading.Thread(target=receiver.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         tagged = (
             f"sentry_sdk.set_tag('case', {name!r})\n{code}"
