@@ -6,10 +6,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from minions.webhooks import verify
+from tests.http_server import answering
 from tests.processes import wait_until
 
 SECRET = "whsec_" + "c2VjcmV0" * 4
@@ -81,14 +82,5 @@ def receiving(*answers: int | tuple[int, dict[str, str]] | Callable[[], int]) ->
             with suppress(ConnectionError):  # the sender gave up
                 super().handle()
 
-    server = ThreadingHTTPServer(("127.0.0.1", receiver.port), Handler)
-    server.daemon_threads = True
-    receiver.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with answering(Handler, receiver.port) as receiver.port:
         yield receiver
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

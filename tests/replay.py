@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.http_server import answering
 
 JSON = {"content-type": "application/json"}
 STREAM = {"content-type": "text/event-stream; charset=utf-8"}
@@ -89,17 +90,9 @@ class Replay:
 def replaying() -> Iterator[Replay]:
     """The server, on a loopback port."""
     replay = Replay()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(replay))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    replay.url = f"http://127.0.0.1:{server.server_address[1]}"
-    try:
+    with answering(_handler(replay)) as port:
+        replay.url = f"http://127.0.0.1:{port}"
         yield replay
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 def _handler(replay: Replay) -> type[BaseHTTPRequestHandler]:

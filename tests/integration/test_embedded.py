@@ -70,6 +70,29 @@ def broker(addresses: Addresses) -> Iterator[redis.Redis]:
         yield client
 
 
+PATIENT = [
+    ("postgres", "FATAL:  the database system is starting up"),
+    ("postgres", "FATAL:  the database system is in recovery mode"),
+    ("postgres", "FATAL:  the database system is not yet accepting connections"),
+    ("valkey", "Redis is loading the dataset in memory"),
+]
+
+
+@pytest.mark.parametrize(("name", "said"), PATIENT)
+def test_one_that_reads_its_files_is_given_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    with running(folder) as (servers, _):
+        server = getattr(servers, name)
+        monkeypatch.setattr("shared.embedded.server.START_SECONDS", 0.0)
+        answers = iter([said, said, None])
+        monkeypatch.setattr(server, "probe", lambda: next(answers))
+        server._wait_until_ready()
+        monkeypatch.setattr(server, "probe", lambda: "No such file or directory")
+        with pytest.raises(Unavailable, match="did not answer within 0 s"):
+            server._wait_until_ready()
+
+
 def remember(addresses: Addresses) -> None:
     query(addresses, "CREATE TABLE kept AS SELECT 'word' AS value")
     with broker(addresses) as client:

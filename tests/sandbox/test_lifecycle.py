@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import resource
 import select
 import signal
@@ -10,15 +11,16 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from shared.sandbox import Outcome, Sandbox, SandboxRefused
 from shared.sandbox.fork_server import ForkServer
+from shared.sandbox.parked import ParkedChild
 
 DOUBLE = "def f(x): return 2 * x"
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -145,24 +147,33 @@ def zygote_of(sandbox: Sandbox) -> int:
     return min(descendants(sandbox._server.pid), default=sandbox._server.pid)
 
 
-def in_thread(sandbox: Sandbox, source: str) -> tuple[threading.Thread, list[Outcome]]:
-    """Make a call in a thread, and return once it is under way."""
+SLEEP = "import time\ndef f(seconds): time.sleep(seconds)"
+
+
+def in_thread(sandbox: Sandbox) -> tuple[ParkedChild, threading.Thread, list[Outcome]]:
+    """Make a long call in a thread, and return its child once that has the whole request."""
     outcomes: list[Outcome] = []
-    thread = threading.Thread(target=lambda: outcomes.append(sandbox.call(source, "f", {}, timeout=30)))
-    thread.start()
-    assert isinstance(sandbox._server, ForkServer)
-    while not sandbox._server._taken:
-        time.sleep(0.01)
-    return thread, outcomes
+    under_way: queue.SimpleQueue[ParkedChild] = queue.SimpleQueue()
 
+    def watch(child: ParkedChild, seconds: float) -> None:
+        ForkServer.watch(server, child, seconds)
+        under_way.put(child)
 
-SLEEP = "import time\ndef f(): time.sleep(30)"
+    # The first call has the source compiled, in a child of its own.
+    assert sandbox.call(SLEEP, "f", {"seconds": 0}).ok
+    server = sandbox._server
+    assert isinstance(server, ForkServer)
+    thread = threading.Thread(target=lambda: outcomes.append(sandbox.call(SLEEP, "f", {"seconds": 30}, timeout=60)))
+    with patch.object(server, "watch", watch):
+        thread.start()
+        child = under_way.get()
+    return child, thread, outcomes
 
 
 def test_a_call_that_ends_with_its_zygote_may_be_made_again() -> None:
     with Sandbox() as sandbox:
         assert works(sandbox)
-        thread, outcomes = in_thread(sandbox, SLEEP)
+        _, thread, outcomes = in_thread(sandbox)
         os.kill(zygote_of(sandbox), signal.SIGKILL)
         thread.join()
         assert outcomes[0].error is not None
@@ -174,9 +185,7 @@ def test_a_call_that_ends_with_its_zygote_may_be_made_again() -> None:
 def test_a_child_that_is_killed_from_outside_is_no_fault_of_its_function() -> None:
     with Sandbox() as sandbox:
         assert works(sandbox)
-        thread, outcomes = in_thread(sandbox, SLEEP)
-        assert isinstance(sandbox._server, ForkServer)
-        (child,) = sandbox._server._taken
+        child, thread, outcomes = in_thread(sandbox)
         child.kill()
         thread.join()
         assert outcomes[0].error is not None
@@ -240,9 +249,7 @@ def test_a_zygote_without_descriptors_left_goes_on() -> None:
 def test_a_child_may_die_of_any_signal() -> None:
     with Sandbox() as sandbox:
         assert works(sandbox)
-        thread, outcomes = in_thread(sandbox, SLEEP)
-        assert isinstance(sandbox._server, ForkServer)
-        (child,) = sandbox._server._taken
+        child, thread, outcomes = in_thread(sandbox)
         signal.pidfd_send_signal(child.pidfd, signal.SIGRTMIN + 6)
         thread.join()
         assert outcomes[0].error is not None
