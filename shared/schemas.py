@@ -577,6 +577,18 @@ class TaskRequest(Strict):
     unique_while: Literal["pending", "running"] | None = None
     budget: Budget | None = None
 
+    @model_validator(mode="after")
+    def _has_time_to_run(self) -> TaskRequest:
+        if self.run_at and self.deadline and self.run_at >= self.deadline:
+            raise ValueError("run_at must be before deadline: the task could never run")
+        return self
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> TaskRequest:
+        if self.unique_while and not self.unique_key:
+            raise ValueError("unique_while says how long unique_key is held, and there is none")
+        return self
+
     @classmethod
     def parse(cls, data: Any) -> TaskRequest:
         """A request from plain data.

@@ -77,6 +77,22 @@ BEGIN
     RETURN holder;
 END $$;
 
+-- Takes an idempotency key for a task, or tells whose it is and what was asked for then.
+CREATE FUNCTION minion_hold_idempotency(ns text, k text, t uuid, asked jsonb, OUT task_id uuid, OUT request jsonb)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    LOOP
+        INSERT INTO idempotency_keys AS held (namespace, key, task_id, request) VALUES (ns, k, t, asked)
+            ON CONFLICT DO NOTHING RETURNING held.task_id, held.request INTO task_id, request;
+        EXIT WHEN FOUND;
+        -- It may go, with its task, between the two statements.
+        SELECT held.task_id, held.request INTO task_id, request FROM idempotency_keys held
+            WHERE held.namespace = ns AND held.key = k;
+        EXIT WHEN FOUND;
+    END LOOP;
+END $$;
+
 -- The one insert behind every way in. `request` holds agent | capability | messages, input, and optionally
 -- namespace, idempotency_key, key, labels, priority, run_at, deadline, conversation_id, parent_id, parent_step,
 -- replay_of, agent_version_id, traceparent, submitted_by, unique_key, unique_while, budget ({tokens, dollars, steps,
@@ -108,15 +124,15 @@ BEGIN
     PERFORM minion_check_json(request->'messages', 'The list of messages');
     begins := request->>'run_at';
     ends := request->>'deadline';
+    IF ends <= begins THEN
+        RAISE EXCEPTION 'run_at is not before deadline: the task could never run.' USING ERRCODE = 'MN007';
+    END IF;
     task_id := minion_uuidv7();
     created := true;
 
     IF idempotency IS NOT NULL THEN
-        INSERT INTO idempotency_keys (namespace, key, task_id, request) VALUES (ns, idempotency, task_id, asked)
-            ON CONFLICT DO NOTHING;
-        IF NOT FOUND THEN
-            SELECT k.task_id, k.request INTO earlier FROM idempotency_keys k
-                WHERE k.namespace = ns AND k.key = idempotency;
+        SELECT * INTO earlier FROM minion_hold_idempotency(ns, idempotency, task_id, asked);
+        IF earlier.task_id <> task_id THEN
             IF earlier.request <> asked THEN
                 RAISE EXCEPTION 'The idempotency key % was used before with another payload (task %). '
                     'Use a new key for a new payload.', quote_literal(left(idempotency, 200)), earlier.task_id
@@ -193,13 +209,13 @@ CREATE OR REPLACE FUNCTION minion_refuse(agent text, idempotency text, failure j
 LANGUAGE plpgsql AS $$
 DECLARE
     t uuid := minion_uuidv7();
+    holder uuid;
 BEGIN
     agent := left(agent, 200);
     idempotency := left(idempotency, 255);
-    INSERT INTO idempotency_keys (namespace, key, task_id, request) VALUES ('default', idempotency, t, failure)
-        ON CONFLICT DO NOTHING;
-    IF NOT FOUND THEN
-        RETURN (SELECT task_id FROM idempotency_keys WHERE namespace = 'default' AND key = idempotency);
+    holder := (minion_hold_idempotency('default', idempotency, t, failure)).task_id;
+    IF holder <> t THEN
+        RETURN holder;
     END IF;
     INSERT INTO tasks (id, agent_name, root_id, origin_id, labels, submitted_by)
         VALUES (t, agent, t, t, jsonb_build_object('celery_id', idempotency), submitter);

@@ -205,6 +205,7 @@ def test_a_unique_key_whose_transaction_is_rolled_back_is_free(hand: ByHand, con
         ({"agent": "Open", "run_at": "infinity"}, InvalidInput, "run_at is not a time"),
         ({"agent": "Open", "deadline": "-infinity"}, InvalidInput, "deadline is not a time"),
         ({"agent": "Open", "deadline": "20000-01-01"}, InvalidInput, "deadline is not a time"),
+        ({"agent": "Open", "run_at": "2031-01-01", "deadline": "2030-01-01"}, InvalidInput, "run_at is not before"),
         ({"agent": "Open", "unique_key": ""}, InvalidInput, "unique_key has 1 to 255 characters"),
         ({"agent": "Open", "unique_key": "x" * 256}, InvalidInput, "unique_key has 1 to 255 characters"),
         ({"agent": "Open", "unique_key": "k", "unique_while": "x"}, InvalidInput, "unique_while is pending or running"),
@@ -328,6 +329,24 @@ def test_a_key_whose_transaction_is_rolled_back_is_free(hand: ByHand, connect: C
         submit(connection, agent="Open", input={"a": 1}, idempotency_key="k")
         connection.rollback()
     assert submitted(connect, agent="Open", input={"a": 2}, idempotency_key="k")
+
+
+KEY_GOES_MEANWHILE = """
+    CREATE FUNCTION pg_temp.forget() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN DELETE FROM idempotency_keys WHERE task_id = '{task}'; RETURN NULL; END $$;
+    CREATE TRIGGER forget AFTER INSERT ON idempotency_keys FOR EACH STATEMENT EXECUTE FUNCTION pg_temp.forget()
+"""
+
+
+def test_a_key_may_go_while_somebody_takes_it(hand: ByHand, connect: Connect) -> None:
+    task = submitted(connect, agent="Open", idempotency_key="k")
+    with connect() as connection:
+        # The statement that meets the key is followed by its end, as when retention deletes the task just then.
+        connection.execute(KEY_GOES_MEANWHILE.format(task=task))
+        later = submit(connection, agent="Open", idempotency_key="k")
+        assert later not in (None, task)
+        connection.execute("DROP TRIGGER forget ON idempotency_keys")
+    assert hand.state(later) == "pending"
 
 
 def test_python_and_sql_share_their_keys(hand: ByHand, connect: Connect) -> None:

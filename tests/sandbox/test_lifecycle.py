@@ -147,7 +147,7 @@ def zygote_of(sandbox: Sandbox) -> int:
     return min(descendants(sandbox._server.pid), default=sandbox._server.pid)
 
 
-SLEEP = "import time\ndef f(seconds): time.sleep(seconds)"
+SLEEP = "import time\ndef f(): time.sleep(30)"
 
 
 def in_thread(sandbox: Sandbox) -> tuple[ParkedChild, threading.Thread, list[Outcome]]:
@@ -159,11 +159,9 @@ def in_thread(sandbox: Sandbox) -> tuple[ParkedChild, threading.Thread, list[Out
         ForkServer.watch(server, child, seconds)
         under_way.put(child)
 
-    # The first call has the source compiled, in a child of its own.
-    assert sandbox.call(SLEEP, "f", {"seconds": 0}).ok
     server = sandbox._server
     assert isinstance(server, ForkServer)
-    thread = threading.Thread(target=lambda: outcomes.append(sandbox.call(SLEEP, "f", {"seconds": 30}, timeout=60)))
+    thread = threading.Thread(target=lambda: outcomes.append(sandbox.call(SLEEP, "f", {}, timeout=60)))
     with patch.object(server, "watch", watch):
         thread.start()
         child = under_way.get()
