@@ -30,7 +30,8 @@ class CodeCache:
 
         Args:
             source: Python source.
-            compile_source: returns its code, or None if that failed: the call will say why.
+            compile_source: returns its code; nothing if it has none, which the call will explain; None if it could not
+                be tried.
         """
         with self._lock:
             seen = source in self._codes

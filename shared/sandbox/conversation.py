@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from shared.sandbox.fork_server import ForkServer
@@ -57,6 +58,7 @@ class Conversation:
         self._started = time.monotonic()
         self._deadline = self._started + timeout
         self._poll = select.poll()
+        self._in_time = True
 
     def hold(self, request: bytes, server: ForkServer) -> Ended:
         """Send the request and wait for the end.
@@ -79,7 +81,7 @@ class Conversation:
             try:
                 rest = rest[self._child.channel.send(rest) :]
             except BlockingIOError:
-                if limit := self._wait():
+                if limit := self._wait(self._is_ready):
                     return limit
             except OSError:
                 raise ChildGone from None
@@ -87,10 +89,11 @@ class Conversation:
 
     def _receive(self, server: ForkServer) -> str | None:
         self._poll.modify(self._child.channel, select.POLLIN)
-        if not self._poll.poll(min(SHORT_CALL, self._deadline - time.monotonic()) * 1000):
+        # A negative time would be for ever.
+        if not self._poll.poll(max(0.0, min(SHORT_CALL, self._deadline - time.monotonic())) * 1000):
             server.watch(self._child, self._deadline - time.monotonic())
         while True:
-            if limit := self._wait():
+            if limit := self._wait(self._is_ready):
                 return limit
             try:
                 data = self._child.channel.recv(CHUNK)
@@ -99,17 +102,16 @@ class Conversation:
             except OSError:
                 data = b""
             if not data:
-                return self._await_death()
+                # Either the process ended, or it goes on in silence until its time is up.
+                return self._wait(self._child.has_ended)
             if self._inbox.add(data):
                 return None
 
-    def _await_death(self) -> str | None:
-        """The channel is closed: either the process ended, or it goes on in silence until its time is up."""
-        remaining = max(0.0, self._deadline - time.monotonic())
-        return None if self._child.has_ended(remaining) else "timeout"
+    def _is_ready(self, patience: float) -> bool:
+        return bool(self._poll.poll(patience * 1000 + 0.5))
 
-    def _wait(self) -> str | None:
-        """Wait until the channel is ready; returns the limit that was reached instead."""
+    def _wait(self, happened: Callable[[float], bool]) -> str | None:
+        """Wait until `happened`, which waits for so many seconds; returns the limit that was reached instead."""
         while True:
             now = time.monotonic()
             # One thread uses at most one second of CPU a second: looking earlier would be in vain.
@@ -118,6 +120,8 @@ class Conversation:
                 return "cpu_limit"
             patience = self._deadline - now if spare is None else min(self._deadline - now, spare)
             if patience <= 0:
-                return "timeout"
-            if self._poll.poll(patience * 1000 + 0.5):
+                # Where this process stood still itself, what came meanwhile came in time.
+                in_time, self._in_time = self._in_time and happened(0), False
+                return None if in_time else "timeout"
+            if happened(patience):
                 return None

@@ -218,9 +218,10 @@ class Sandbox:
         request = self._request("compile", "", SAFE_IMPORTS, False)
         request.source = source
         ended = self._converse(request, VALIDATION_MEMORY, VALIDATION_TIMEOUT, math.inf)
-        if isinstance(ended, SandboxFault) or ended[0].reply is None:
+        if isinstance(ended, SandboxFault):
             return None
-        return ended[0].reply.code
+        reply = ended[0].reply
+        return (reply.code if reply else None) or b""
 
     def _attempt(self, request: Request, memory_limit: int, timeout: float, cpu_limit: float) -> Outcome:
         ended = self._converse(request, memory_limit, timeout, cpu_limit)

@@ -36,7 +36,7 @@ def main() -> None:
     refuse = seccomp.refuse(errno.EPERM)
     rules = [seccomp.Rule(name, "denied by the default profile", verdict=refuse) for name in DENIED]
     rules.append(seccomp.Rule("clone3", "so that clone is used", verdict=seccomp.refuse(errno.ENOSYS)))
-    rules.append(seccomp.Rule("clone", "no new namespace", seccomp.Test(0, "clear", (NEW_NAMESPACE,))))
+    rules.append(seccomp.Rule("clone", "no new namespace", (seccomp.Test(0, "clear", (NEW_NAMESPACE,)),)))
     numbers = {**syscalls.X86_64, **DENIED}
     seccomp.Filter(rules, syscalls.Architecture(0xC000003E, numbers, 0x40000000), default=seccomp.ALLOW).install()
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -64,6 +66,23 @@ def test_cpu_time(sandbox: Sandbox) -> None:
     assert (error.type, error.limit) == ("cpu_limit", 0.2)
     assert error.observed is not None
     assert error.observed >= 0.2
+
+
+def test_cpu_time_in_silence(bare_sandbox: Sandbox) -> None:
+    source = "import os\ndef f():\n    os.close(0)\n    while True: pass"
+    error = fault(bare_sandbox, source, check=False, cpu_limit=0.2, timeout=20)
+    assert (error.type, error.limit) == ("cpu_limit", 0.2)
+
+
+def test_a_deadline_that_passes_before_the_first_look(sandbox: Sandbox) -> None:
+    assert fault(sandbox, "import time\ndef f(): time.sleep(60)", timeout=1e-5).type == "timeout"
+
+
+def test_an_answer_is_in_time_when_it_was_its_reader_that_stood_still(sandbox: Sandbox) -> None:
+    assert sandbox.call("def f(): return 1", "f", {}).ok
+    with patch.object(sandbox._server, "watch", lambda child, seconds: time.sleep(1)):
+        outcome = sandbox.call("import time\ndef f():\n    time.sleep(0.1)\n    return 1", "f", {}, timeout=0.5)
+    assert outcome.value == 1
 
 
 def test_sleeping_uses_no_cpu_time(sandbox: Sandbox) -> None:

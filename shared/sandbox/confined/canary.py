@@ -19,7 +19,8 @@ OVER_ALLOCATION = 1 << 30
 
 _AT_FDCWD = -100
 _AF_INET, _SOCK_STREAM = 2, 1
-_READ_WRITE_EXEC, _PRIVATE_ANONYMOUS = 7, 0x22
+_READ_WRITE, _READ_WRITE_EXEC = 3, 7
+_SHARED_ANONYMOUS, _PRIVATE_ANONYMOUS = 0x21, 0x22
 
 
 def _open() -> None:
@@ -36,6 +37,10 @@ def _kill() -> None:
 
 def _map_executable() -> None:
     libc.syscall("mmap", None, 4096, _READ_WRITE_EXEC, _PRIVATE_ANONYMOUS, -1, 0)
+
+
+def _map_shared() -> None:
+    libc.syscall("mmap", None, 4096, _READ_WRITE, _SHARED_ANONYMOUS, -1, 0)
 
 
 def _over_allocate() -> None:
@@ -65,6 +70,7 @@ POLITE: dict[str, Callable[[], None]] = {
     "socket": _socket,
     "kill": _kill,
     "executable mmap": _map_executable,
+    "shared mmap": _map_shared,
     "over-allocation": _over_allocate,
 }
 """Attempts that must fail with an error."""

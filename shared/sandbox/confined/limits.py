@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
+
+from . import libc
 
 ONE_DESCRIPTOR = 1
 HIGHEST = (1 << 63) - 1
@@ -25,9 +28,14 @@ def limit_stack() -> None:
 
 
 def limit_zygote() -> None:
-    """What neither a zygote nor a function needs: files, locked memory, queues, priorities."""
+    """What neither a zygote nor a function needs: files, locked memory, queues, priorities, huge pages.
+
+    Of a huge page a function can give back all but a corner: that counts as the corner and stays as the whole.
+    """
     for name in NEVER:
         _tighten(name, 0)
+    with contextlib.suppress(OSError):
+        libc.prctl(libc.PR_SET_THP_DISABLE, 1)
 
 
 def limit_child() -> None:

@@ -20,6 +20,11 @@ from .syscalls import Architecture
 KILL = 0x80000000
 ALLOW = 0x7FFF0000
 PROT_EXEC = 0x4
+MAP_PRIVATE = 0x02
+MAP_KINDS = 0x0F | 0x40000
+"""The bits of mmap's flags that tell whose the memory is, and MAP_HUGETLB."""
+
+MADV_DONTNEED, MADV_FREE = 4, 8
 CHANNEL = 0
 """The descriptor of a child's channel: the only one that it has."""
 
@@ -27,8 +32,9 @@ CLONE_THREAD = 0x10000
 CLONE_FORK_ONLY = 0x01200000 | 0xFF
 """What glibc's fork passes: CLONE_CHILD_SETTID, CLONE_CHILD_CLEARTID and the signal of the parent."""
 HIGHEST_STATIC_CLOCK = 11
-FUTEX_COMMAND = 0x7F
-FUTEX_COMMANDS = (0, 1, 9, 10)  # WAIT, WAKE, WAIT_BITSET, WAKE_BITSET
+FUTEX_COMMAND = 0xFF
+FUTEX_PRIVATE = 0x80
+FUTEX_COMMANDS = tuple(FUTEX_PRIVATE | command for command in (0, 1, 9, 10))  # WAIT, WAKE, WAIT_BITSET, WAKE_BITSET
 SIGKILL = 9
 AF_UNIX = 1
 
@@ -60,34 +66,36 @@ class Test:
 
 @dataclass(frozen=True)
 class Rule:
-    """One system call, why it is named here, and the verdict if the test holds and if it does not."""
+    """One system call, why it is named here, and the verdict if all tests hold and if one does not."""
 
     call: str
     reason: str
-    test: Test | None = None
+    tests: tuple[Test, ...] = ()
     verdict: int = ALLOW
     otherwise: int = REFUSE
 
 
-def _no_exec(call: str, reason: str) -> Rule:
-    return Rule(call, reason, Test(2, "clear", (PROT_EXEC,)))
+NO_EXEC = Test(2, "clear", (PROT_EXEC,))
+OWN_MEMORY = Test(3, "equal", (MAP_PRIVATE,), MAP_KINDS)
+"""Shared memory belongs to a file of the kernel's: unmapped, it stays, and no limit of the process counts it."""
 
 
 def _channel_only(call: str, reason: str) -> Rule:
-    return Rule(call, reason, Test(0, "equal", (CHANNEL,)), otherwise=refuse(errno.EBADF))
+    return Rule(call, reason, (Test(0, "equal", (CHANNEL,)),), otherwise=refuse(errno.EBADF))
 
 
 def _static_clock(call: str, reason: str) -> Rule:
     test = Test(0, "at_most", (HIGHEST_STATIC_CLOCK,))
-    return Rule(call, reason + "; numbers above name another process's clock", test)
+    return Rule(call, reason + "; numbers above name another process's clock", (test,))
 
 
 COMPUTE = (
-    _no_exec("mmap", "memory for objects; never executable"),
-    _no_exec("mprotect", "the allocator grows its heaps; never executable"),
+    Rule("mmap", "memory for objects; never executable, never shared", (NO_EXEC, OWN_MEMORY)),
+    Rule("mprotect", "the allocator grows its heaps; never executable", (NO_EXEC,)),
     Rule("munmap", "memory given back"),
     Rule("mremap", "large blocks grow in place; keeps its protection"),
-    Rule("madvise", "the allocator returns pages"),
+    Rule("madvise", "the allocator returns pages; no huge ones, of which a part keeps the whole",
+         (Test(2, "equal", (MADV_DONTNEED, MADV_FREE)),)),
     Rule("brk", "small blocks of the C allocator"),
     Rule("rt_sigaction", "asyncio.run looks at SIGINT; handlers stay inside the process"),
     Rule("rt_sigprocmask", "the interpreter's shutdown and abort paths"),
@@ -100,12 +108,12 @@ COMPUTE = (
     Rule("nanosleep", "the C library's sleep"),
     Rule("gettimeofday", "time where the vDSO cannot answer"),
     Rule("time", "time where the vDSO cannot answer (x86_64 only)"),
-    Rule("futex", "locks, without priority inheritance or requeueing",
-         Test(1, "equal", FUTEX_COMMANDS, FUTEX_COMMAND)),
+    Rule("futex", "locks, without priority inheritance or requeueing; private: others wake who waits in a shared file",
+         (Test(1, "equal", FUTEX_COMMANDS, FUTEX_COMMAND),)),
     Rule("getrandom", "uuid4, secrets, random seeds"),
     Rule("getrusage", "time.process_time on some builds; the child's own numbers"),
     Rule("prlimit64", "a child lowers its own limits when it learns the call's; of itself only",
-         Test(0, "equal", (0,))),
+         (Test(0, "equal", (0,)),)),
     Rule("restart_syscall", "the kernel resumes an interrupted sleep"),
     Rule("exit", "end of the process"),
     Rule("exit_group", "end of the process"),
@@ -130,7 +138,7 @@ CHILD_RULES = (
     Rule("ppoll", "waiting for the request while warming up"),
     *REFUSED,
     # A thread is refused politely (Python raises "can't start new thread"); a fork is an attempt to get away.
-    Rule("clone", "one process, one thread a call", Test(0, "clear", (CLONE_THREAD,)), KILL),
+    Rule("clone", "one process, one thread a call", (Test(0, "clear", (CLONE_THREAD,)),), KILL),
 )
 
 ZYGOTE_RULES = (
@@ -142,17 +150,17 @@ ZYGOTE_RULES = (
     Rule("dup2", "a fresh child puts its channel in place (x86_64 only)"),
     Rule("dup3", "a fresh child puts its channel in place"),
     Rule("fcntl", "flags of those descriptors"),
-    Rule("socketpair", "a child's channel: local, never a network", Test(0, "equal", (AF_UNIX,))),
+    Rule("socketpair", "a child's channel: local, never a network", (Test(0, "equal", (AF_UNIX,)),)),
     Rule("sendmsg", "notices to the host, with descriptors"),
     Rule("sendto", "notices to the host"),
     Rule("recvfrom", "orders of the host"),
     Rule("poll", "waiting for orders and ends (x86_64 only)"),
     Rule("ppoll", "waiting for orders and ends"),
     Rule("clone", "a new child; no new namespace, no shared memory, no thread",
-         Test(0, "clear", (~CLONE_FORK_ONLY & 0xFFFFFFFF,))),
+         (Test(0, "clear", (~CLONE_FORK_ONLY & 0xFFFFFFFF,)),)),
     Rule("wait4", "children that ended"),
     Rule("pidfd_open", "a handle on a child that no other process can take over"),
-    Rule("kill", "ending a child; no other signal", Test(1, "equal", (SIGKILL,))),
+    Rule("kill", "ending a child; no other signal", (Test(1, "equal", (SIGKILL,)),)),
     Rule("setrlimit", "limits of a fresh child (some C libraries)"),
     Rule("prctl", "parent-death signal of a fresh child"),
     Rule("seccomp", "a fresh child adds the strict filter above this one"),
@@ -171,27 +179,23 @@ def _instruction(code: int, operand: int, if_true: int = 0, if_false: int = 0) -
     return struct.pack("=HBBI", code, if_true, if_false, operand & 0xFFFFFFFF)
 
 
-def _test_block(rule: Rule, test: Test) -> list[bytes]:
-    """Load and compare one argument; the last two instructions are the two verdicts."""
+def _test_block(test: Test, otherwise: int) -> list[bytes]:
+    """Load and compare one argument: on to the next instruction where the test holds, the verdict where it does not."""
     block = [_instruction(_LOAD, _OFFSET_ARGUMENTS + 8 * test.argument)]
     if test.mask != 0xFFFFFFFF:
         block.append(_instruction(_AND, test.mask))
     if test.kind == "equal":
-        last = len(test.values) - 1
-        for index, value in enumerate(test.values):
-            # A hit jumps over the remaining comparisons to the first verdict, the last miss over that one.
-            block.append(_instruction(_EQUAL, value, last - index, 1 if index == last else 0))
-    elif test.kind == "at_most":
-        block.append(_instruction(_GREATER, test.values[0], 1, 0))
+        # A hit jumps over the remaining comparisons and the verdict.
+        rest = range(len(test.values), 0, -1)
+        block += [_instruction(_EQUAL, value, jump, 0) for value, jump in zip(test.values, rest, strict=True)]
     else:
-        block.append(_instruction(_BITS, test.values[0], 1, 0))
-    return [*block, _instruction(_RETURN, rule.verdict), _instruction(_RETURN, rule.otherwise)]
+        block.append(_instruction(_GREATER if test.kind == "at_most" else _BITS, test.values[0], 0, 1))
+    return [*block, _instruction(_RETURN, otherwise)]
 
 
 def _rule_block(rule: Rule, number: int) -> list[bytes]:
-    if rule.test is None:
-        return [_instruction(_EQUAL, number, 0, 1), _instruction(_RETURN, rule.verdict)]
-    block = _test_block(rule, rule.test)
+    block = [instruction for test in rule.tests for instruction in _test_block(test, rule.otherwise)]
+    block.append(_instruction(_RETURN, rule.verdict))
     return [_instruction(_EQUAL, number, 0, len(block)), *block]
 
 

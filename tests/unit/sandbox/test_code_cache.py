@@ -23,6 +23,18 @@ def test_what_cannot_be_compiled_is_left_to_the_call() -> None:
     assert [cache.get(b"def", lambda: None) for _ in range(3)] == [b"", b"", b""]
 
 
+def test_what_has_no_code_is_compiled_once() -> None:
+    tried: list[bytes] = []
+
+    def compile_source() -> bytes:
+        tried.append(b"")
+        return b""
+
+    cache = CodeCache()
+    assert [cache.get(b"def", compile_source) for _ in range(4)] == [b"", b"", b"", b""]
+    assert len(tried) == 1
+
+
 def test_the_least_recently_used_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code_cache, "MAX_BYTES", 10)
     cache = CodeCache()
