@@ -391,7 +391,7 @@ def test_who_has_ended_or_is_in_the_queue_is_not_in_the_way_of_who_runs_over_its
         call(each, 0)
     with transaction() as connection:
         lifecycle.finish(connection, ended.task_id, ended.claim, State.SUCCEEDED, {})
-        lifecycle.release(connection, queued.task_id, queued.claim, how="released", charged=False)
+        lifecycle.release(connection, queued.task_id, queued.claim, how="handed_back", charged=False)
         lifecycle.dispatch(connection, lease=3600, window=1000)
         connection.execute(text("UPDATE budgets SET due_at = due_at - interval '61 s'"))
         connection.execute(text("UPDATE executions SET started_at = started_at - interval '61 s'"))

@@ -21,7 +21,7 @@ MANY = 2000
 READ = text(
     """
     SELECT sum(pg_stat_get_xact_tuples_returned(c.oid)) FROM pg_class c LEFT JOIN pg_index i ON i.indexrelid = c.oid
-        WHERE c.relkind IN ('r', 'i') AND COALESCE(i.indrelid, c.oid)::regclass::text IN ('tasks', 'task_status', 'steps')
+        WHERE COALESCE(i.indrelid, c.oid) IN ('tasks'::regclass, 'task_status'::regclass, 'steps'::regclass)
     """
 )
 
