@@ -307,7 +307,8 @@ BEGIN
 END $$;
 
 -- Tasks whose time is over and that shall fail then, the oldest first, each with its breach. What has ended is due no more:
--- all of it at once, so that it is in nobody's way. What is in the queue will find out itself.
+-- all of it at once, so that it is in nobody's way, and without a wait for locks. (Not where tasks are settled: that would
+-- lock the budget of a tree before its sub-tasks.) What is in the queue will find out itself.
 CREATE FUNCTION minion_overtime(most integer) RETURNS TABLE (task_id uuid, breach jsonb) LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 BEGIN
