@@ -1,7 +1,5 @@
 """The rescuer: what was lost on the way comes back.
 
-- A worker that has not beaten for a lease is lost; its tasks go back to pending.
-- A running task that its live worker does not know of goes back too.
 - A queued task whose message is presumed lost is published again, under the same claim.
 - A task whose deadline has passed expires.
 - A task whose budget of seconds is over fails, and one that waits for a budget which has room again goes on.
@@ -10,7 +8,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import redis
@@ -29,20 +26,6 @@ log = structlog.get_logger(__name__)
 
 BROKER_AWAY = (redis.RedisError, BrokerError, OSError)
 
-NOW = text("SELECT now()")
-LOSE_WORKERS = text(
-    "UPDATE workers SET status = 'lost', busy = 0, active = '{}', idle_since = NULL "
-    "WHERE status = 'online' AND last_seen < now() - :lease * interval '1 s' RETURNING id, name, last_seen"
-)
-ORPHANED = text(
-    """
-    SELECT s.task_id, s.claim, w.name, w.status, w.last_seen FROM task_status s JOIN workers w ON w.id = s.worker_id
-        WHERE s.state = 'running'
-          AND (w.status <> 'online' OR (s.updated_at < w.last_seen - :lease * interval '1 s'
-                                        AND NOT s.task_id::text = ANY (w.active)))
-        ORDER BY s.task_id LIMIT 1000
-    """
-)
 OVERDUE = text(
     "SELECT task_id FROM task_status WHERE deadline < now() "
     "AND state NOT IN ('succeeded', 'failed', 'cancelled', 'expired') ORDER BY task_id LIMIT 1000"
@@ -50,7 +33,7 @@ OVERDUE = text(
 
 
 class Rescuer(Loop):
-    """Looks for what was lost, several times within a lease."""
+    """Looks for what was lost."""
 
     name = "rescuer"
 
@@ -59,53 +42,15 @@ class Rescuer(Loop):
         self.settings = settings
         self.engine = engine
         self.app = app
-        self._looked_at: datetime | None = None
-        self._steady_since = datetime.max.replace(tzinfo=UTC)
+        self._waits_looked_at: UUID | None = None
 
     def round(self) -> float:
         """One look at everything."""
-        self._lose_workers()
-        self._give_back_orphans()
         self._expire_overdue()
         self._keep_budgets()
         self._heal_waits()
         self._republish()
         return min(1.0, self.settings.lease_seconds / 5)
-
-    def _may_judge(self, now: datetime) -> bool:
-        """Not before the database has answered, without a gap, for a whole lease of its own clock: while it was away or
-        stood still nobody could beat. What it is asked meanwhile may be answered before the beats that wait as well.
-
-        Args:
-            now: when the transaction that is going to judge began.
-        """
-        lease = timedelta(seconds=self.settings.lease_seconds)
-        if self._looked_at is None or not timedelta() <= now - self._looked_at <= lease / 2:
-            self._steady_since = now
-        self._looked_at = now
-        return now - self._steady_since > lease
-
-    def _lose_workers(self) -> None:
-        with self.engine.begin() as connection:
-            if not self._may_judge(connection.execute(NOW).scalar_one()):
-                return
-            for worker in connection.execute(LOSE_WORKERS, {"lease": self.settings.lease_seconds}):
-                log.warning("worker_lost", worker=str(worker.id), name=worker.name, last_seen=str(worker.last_seen))
-
-    def _give_back_orphans(self) -> None:
-        with self.engine.connect() as connection:
-            orphans = connection.execute(ORPHANED, {"lease": self.settings.lease_seconds}).all()
-        for orphan in orphans:
-            error = {
-                "type": "worker_lost",
-                "message": f"The worker {orphan.name} was lost while it ran the task "
-                f"(last heartbeat {orphan.last_seen.isoformat(timespec='seconds')}).",
-            }
-            with self.engine.begin() as connection:
-                state = lifecycle.release(
-                    connection, orphan.task_id, orphan.claim, how="lost", charged=False, result={"error": error}
-                )
-            log.warning("orphan_given_back", task=str(orphan.task_id), claim=orphan.claim, state=state and str(state))
 
     def _expire_overdue(self) -> None:
         for task_id in self._overdue():
@@ -114,7 +59,7 @@ class Rescuer(Loop):
             log.info("expired", task=str(task_id))
 
     def _keep_budgets(self) -> None:
-        with self.engine.connect() as connection:
+        with self.engine.begin() as connection:
             late = budgets.overtime(connection)
         for task_id, error in late:
             with self.engine.begin() as connection:
@@ -125,7 +70,8 @@ class Rescuer(Loop):
 
     def _heal_waits(self) -> None:
         with self.engine.begin() as connection:
-            if woken := lifecycle.heal_waits(connection):
+            woken, self._waits_looked_at = lifecycle.heal_waits(connection, after=self._waits_looked_at)
+            if woken:
                 log.warning("waits_healed", tasks=woken)
             lifecycle.heal_turns(connection)
 

@@ -13,6 +13,7 @@ from orchestrator.api.app import create_app, release
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.ingress import Ingress
 from orchestrator.loop import Loop
+from orchestrator.lost_workers import LostWorkers
 from orchestrator.pruner import Pruner
 from orchestrator.rescuer import Rescuer
 from orchestrator.scheduler import Scheduler
@@ -58,6 +59,7 @@ def make_loops(settings: Settings) -> list[Loop]:
         Dispatcher(settings, engine, app),
         Waker(engine),
         Scheduler(settings, engine),
+        LostWorkers(settings, engine),
         Rescuer(settings, engine, app),
         Ingress(settings, engine, app),
         Pruner(settings, engine),

@@ -17,10 +17,7 @@ SPEND = text("SELECT minion_spend(:task, :claim, :steps, :reserve, :used)").bind
 )
 CHANGE = text("SELECT minion_change_budget(:task, :extra, :stop)").bindparams(bindparam("extra", type_=PLAIN))
 WAKE = text("SELECT minion_wake_funded(:most)")
-OVERTIME = text(
-    "SELECT task_id, minion_breach(ARRAY[task_id], '{}') FROM budgets WHERE due_at < now() AND on_breach = 'fail' "
-    "ORDER BY due_at LIMIT 1000"
-)
+OVERTIME = text("SELECT task_id, breach FROM minion_overtime(:most)")
 FAIL_OVERTIME = text("SELECT minion_fail_overtime(:task, :error)").bindparams(bindparam("error", type_=PLAIN))
 
 
@@ -70,9 +67,9 @@ def wake_funded(connection: Connection, *, most: int = 1000) -> int:
     return int(connection.scalar(WAKE, {"most": most}) or 0)
 
 
-def overtime(connection: Connection) -> list[tuple[UUID, BudgetExceeded]]:
+def overtime(connection: Connection, *, most: int = 1000) -> list[tuple[UUID, BudgetExceeded]]:
     """Tasks whose budget of seconds is over and that shall fail then, with their error."""
-    return [(task, exceeded(breach)) for task, breach in connection.execute(OVERTIME) if breach]
+    return [(task, exceeded(breach)) for task, breach in connection.execute(OVERTIME, {"most": most}) if breach]
 
 
 def fail_overtime(connection: Connection, task: UUID, error: BudgetExceeded) -> bool:

@@ -84,7 +84,7 @@ STEP_INPUT = text(
     "FROM steps s WHERE s.task_id = :task AND s.number = :number"
 )
 HEAL_TURNS = text("SELECT minion_heal_turns(:most)")
-HEAL_WAITS = text("SELECT minion_heal_waits(:most)")
+HEAL_WAITS = text("SELECT woken, last FROM minion_heal_waits(:after, :most)")
 END_TREE = text("SELECT minion_end_tree(:task, :state, :error)").bindparams(bindparam("error", type_=JSONB))
 
 
@@ -176,9 +176,18 @@ def wake_due(connection: Connection, *, most: int = 1000) -> int:
     return int(connection.scalar(WAKE_DUE, {"most": most}) or 0)
 
 
-def heal_waits(connection: Connection, *, most: int = 1000) -> int:
-    """Wakes waiting tasks that have nothing left to wait for; returns how many."""
-    return int(connection.scalar(HEAL_WAITS, {"most": most}) or 0)
+def heal_waits(connection: Connection, *, after: UUID | None = None, most: int = 1000) -> tuple[int, UUID | None]:
+    """Wakes waiting tasks that have nothing left to wait for.
+
+    Args:
+        after: the task where the last look ended; None: looks at the first ones.
+        most: how many waiting tasks are looked at.
+
+    Returns:
+        how many were woken, and where the look ended; None where there are no more.
+    """
+    woken, last = connection.execute(HEAL_WAITS, {"after": after, "most": most}).one()
+    return woken, last
 
 
 def heal_turns(connection: Connection, *, most: int = 1000) -> int:

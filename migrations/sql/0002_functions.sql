@@ -6,19 +6,20 @@
 
 -- The root tasks of one conversation run one after the other, in the order of their ids: one that was accepted before
 -- and has not ended comes first, and so does one that has begun, whatever its id. NULL: none does.
+-- The first entry of an index, however many tasks of the conversation wait or have ended. (Only root tasks have a
+-- conversation in `task_status`.)
 CREATE FUNCTION minion_predecessor(t uuid, ns text, conversation text) RETURNS uuid LANGUAGE sql STABLE AS $$
-    SELECT e.id FROM tasks e JOIN task_status s ON s.task_id = e.id
-        WHERE e.namespace = ns AND e.conversation_id = conversation AND e.id <> t AND e.parent_id IS NULL
-          AND s.state IN ('pending', 'queued', 'running', 'waiting') AND (e.id < t OR s.claim > 0)
-        ORDER BY s.claim = 0, e.id LIMIT 1
+    SELECT e.task_id FROM task_status e
+        WHERE e.namespace = ns AND e.conversation_id = conversation AND e.task_id <> t
+          AND e.state IN ('pending', 'queued', 'running', 'waiting') AND (e.claim = 0, e.task_id) < (true, t)
+        ORDER BY e.claim = 0, e.task_id LIMIT 1
 $$;
 
 -- A task's place in line from now on: parked while another of its conversation comes first.
-CREATE FUNCTION minion_place(t uuid, since timestamptz, priority integer) RETURNS bigint LANGUAGE sql STABLE AS $$
-    SELECT CASE WHEN k.conversation_id IS NOT NULL AND k.parent_id IS NULL
-                     AND minion_predecessor(t, k.namespace, k.conversation_id) IS NOT NULL
+CREATE FUNCTION minion_place(t uuid, ns text, conversation text, since timestamptz, priority integer) RETURNS bigint
+LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN conversation IS NOT NULL AND minion_predecessor(t, ns, conversation) IS NOT NULL
                 THEN minion_parked() ELSE minion_rank(since, priority) END
-        FROM tasks k WHERE k.id = t
 $$;
 
 -- Gives the next task of a conversation its place in line. What is locked by somebody else is found by the rescuer.
@@ -26,28 +27,30 @@ CREATE FUNCTION minion_next_turn(ns text, conversation text) RETURNS void LANGUA
 DECLARE
     successor task_status;
 BEGIN
-    SELECT s.* INTO successor FROM tasks k JOIN task_status s ON s.task_id = k.id
-        WHERE k.namespace = ns AND k.conversation_id = conversation AND k.parent_id IS NULL AND s.state = 'pending'
-          AND s.rank = minion_parked()
-        ORDER BY k.id LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED;
+    SELECT s.* INTO successor FROM task_status s
+        WHERE s.namespace = ns AND s.conversation_id = conversation AND s.state = 'pending' AND s.rank = minion_parked()
+        ORDER BY s.task_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
     IF FOUND THEN
-        UPDATE task_status s SET rank = minion_place(s.task_id, k.created_at, s.priority)
+        UPDATE task_status s SET rank = minion_place(s.task_id, ns, conversation, k.created_at, s.priority)
             FROM tasks k WHERE s.task_id = successor.task_id AND k.id = s.task_id;
         PERFORM minion_notify_pending();
     END IF;
 END $$;
 
--- Parked tasks whose turn has come: a task that is accepted while the one before it ends may have missed that. Holds
--- that are over go too.
+-- Parked tasks whose turn has come: a task that is accepted while the one before it ends may have missed that. It can
+-- only be the turn of a conversation's first. Holds that are over go too.
 CREATE FUNCTION minion_heal_turns(most integer) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     woken integer;
 BEGIN
     UPDATE task_status s SET rank = minion_rank(k.created_at, s.priority)
         FROM tasks k WHERE k.id = s.task_id AND s.task_id IN (
-            SELECT p.task_id FROM task_status p JOIN tasks q ON q.id = p.task_id
+            SELECT p.task_id FROM task_status p JOIN (
+                    SELECT DISTINCT ON (f.namespace, f.conversation_id) f.task_id, f.namespace, f.conversation_id
+                        FROM task_status f WHERE f.state = 'pending' AND f.rank = minion_parked()
+                        ORDER BY f.namespace, f.conversation_id, f.task_id) AS first ON first.task_id = p.task_id
                 WHERE p.state = 'pending' AND p.rank = minion_parked()
-                  AND minion_predecessor(p.task_id, q.namespace, q.conversation_id) IS NULL
+                  AND minion_predecessor(first.task_id, first.namespace, first.conversation_id) IS NULL
                 LIMIT most FOR NO KEY UPDATE OF p SKIP LOCKED);
     GET DIAGNOSTICS woken = ROW_COUNT;
     IF woken > 0 THEN
@@ -118,6 +121,7 @@ DECLARE
     holder uuid;
     urgency smallint;
     budget jsonb;
+    talk text;
 BEGIN
     PERFORM minion_check_request(request);
     PERFORM minion_check_json(request->'input', 'The input');
@@ -189,17 +193,18 @@ BEGIN
         PERFORM minion_open_budget(task_id, budget);
     END IF;
     urgency := COALESCE((request->>'priority')::smallint, parent.priority, 0);
-    INSERT INTO task_status (task_id, state, capability, priority, due_at, deadline, namespace, agent_name, key, rank)
+    -- Sub-tasks take no turns.
+    talk := CASE WHEN parent.id IS NULL THEN request->>'conversation_id' END;
+    INSERT INTO task_status (task_id, state, capability, priority, due_at, deadline, namespace, agent_name, key,
+                             conversation_id, rank)
     VALUES (task_id, CASE WHEN begins > now() THEN 'scheduled' ELSE 'pending' END,
             CASE WHEN checked THEN target.queue END, urgency,
             CASE WHEN begins > now() THEN begins END, ends,
-            ns, COALESCE(target.agent_name, ''), COALESCE(request->>'key', parent.key, ''),
+            ns, COALESCE(target.agent_name, ''), COALESCE(request->>'key', parent.key, ''), talk,
             -- What was begun comes before what was not: a sub-task stands where its parent stood.
             CASE WHEN parent.id IS NOT NULL AND begins IS NULL
                  THEN parent.rank - (urgency - parent.priority)::bigint * 60000000
-                 WHEN request->>'conversation_id' IS NULL OR parent.id IS NOT NULL
-                 THEN minion_rank(GREATEST(begins, clock_timestamp()), urgency)
-                 ELSE minion_place(task_id, GREATEST(begins, clock_timestamp()), urgency) END);
+                 ELSE minion_place(task_id, ns, talk, GREATEST(begins, clock_timestamp()), urgency) END);
     PERFORM minion_notify_pending();
 END $$;
 
@@ -299,14 +304,12 @@ DECLARE
     rule record;
     running_now integer;
     rates jsonb := '[]';
-    talk tasks;
     first uuid;
 BEGIN
     -- Who was accepted late, or scheduled, may have an earlier id than one that began meanwhile.
-    SELECT * INTO talk FROM tasks WHERE id = s.task_id;
-    IF s.claim = 0 AND talk.conversation_id IS NOT NULL AND talk.parent_id IS NULL THEN
-        PERFORM pg_advisory_xact_lock(hashtext('minion_turn'), hashtext(talk.conversation_id));
-        first := minion_predecessor(s.task_id, talk.namespace, talk.conversation_id);
+    IF s.claim = 0 AND s.conversation_id IS NOT NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtext('minion_turn'), hashtext(s.conversation_id));
+        first := minion_predecessor(s.task_id, s.namespace, s.conversation_id);
         IF first IS NOT NULL THEN
             RETURN jsonb_build_object('kind', 'turn', 'task', first);
         END IF;
@@ -485,16 +488,16 @@ END $$;
 CREATE OR REPLACE FUNCTION minion_republish(lease interval, patience interval, empty text[], most integer)
 RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer,
                time_limit integer, priority smallint) LANGUAGE sql AS $$
-    WITH stalled AS (
-        SELECT s.task_id FROM task_status s
+    WITH overtaking AS MATERIALIZED (
+        SELECT r.capability, max(r.published_at) AS latest FROM task_status r WHERE r.state = 'running' GROUP BY 1
+    ), stalled AS (
+        SELECT s.task_id FROM task_status s LEFT JOIN overtaking o ON o.capability = s.capability
             WHERE s.state = 'queued' AND s.published_at < now() - patience * power(2, LEAST(s.published, 7) - 1)
-              AND (s.capability = ANY (empty) AND EXISTS (
-                    SELECT 1 FROM workers w WHERE w.status = 'online' AND w.last_seen > now() - lease
-                        AND s.capability = ANY (w.capabilities) AND w.idle_since < now() - patience)
-                OR EXISTS (
-                    SELECT 1 FROM task_status o WHERE o.state = 'running' AND o.capability = s.capability
-                        AND o.published_at > s.published_at + patience))
-            ORDER BY s.published_at LIMIT most FOR NO KEY UPDATE SKIP LOCKED
+              AND (s.capability = ANY (empty) AND s.capability IN (
+                    SELECT unnest(w.capabilities) FROM workers w WHERE w.status = 'online'
+                        AND w.last_seen > now() - lease AND w.idle_since < now() - patience)
+                OR o.latest > s.published_at + patience)
+            ORDER BY s.published_at LIMIT most FOR NO KEY UPDATE OF s SKIP LOCKED
     ), again AS (
         UPDATE task_status s SET published = s.published + 1, published_at = now()
             FROM stalled WHERE s.task_id = stalled.task_id
@@ -504,8 +507,8 @@ RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_ti
         FROM again a JOIN tasks t ON t.id = a.task_id JOIN agent_versions v ON v.id = t.agent_version_id
 $$;
 
--- Scheduled tasks that are due, and waiting ones whose timer ran out or that have nothing left to wait for. A wait
--- that timed out is a finished step, which says so.
+-- Scheduled tasks that are due, and waiting ones whose time ran out. A wait that timed out is a finished step, which says
+-- so.
 CREATE OR REPLACE FUNCTION minion_wake_due(most integer) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     woken integer;
@@ -514,12 +517,12 @@ DECLARE
 BEGIN
     WITH due AS (
         SELECT task_id FROM task_status
-            WHERE (state IN ('scheduled', 'waiting') AND due_at <= now() AND open_waits = 0)
-               OR (state = 'waiting' AND wait_reason = 'subtask' AND open_waits = 0)
+            WHERE state IN ('scheduled', 'waiting') AND due_at <= now() AND open_waits = 0
             ORDER BY due_at LIMIT most FOR NO KEY UPDATE SKIP LOCKED
     )
     UPDATE task_status s SET state = 'pending', due_at = NULL, wait_reason = NULL, updated_at = now(),
-                             rank = CASE WHEN s.state = 'scheduled' THEN minion_place(s.task_id, s.due_at, s.priority)
+                             rank = CASE WHEN s.state = 'scheduled' THEN minion_place(
+                                             s.task_id, s.namespace, s.conversation_id, s.due_at, s.priority)
                                          ELSE s.rank END
         FROM due WHERE s.task_id = due.task_id;
     GET DIAGNOSTICS woken = ROW_COUNT;
@@ -565,24 +568,29 @@ BEGIN
     RETURN COALESCE(now_at = 'pending', false);
 END $$;
 
--- Waiting tasks whose count says that something is open, although no step of theirs is: belt and braces, for the
--- count is kept in the transactions that end what is waited for. Returns how many were woken.
-CREATE FUNCTION minion_heal_waits(most integer) RETURNS integer LANGUAGE plpgsql AS $$
+-- Waiting tasks that no step of theirs keeps, whatever their count says: belt and braces, for the count is kept in the
+-- transactions that end what is waited for. So it looks at `most` waiting tasks at a time, those after the task `after`.
+-- Returns how many were woken, and the last that it looked at; NULL: there are no more.
+CREATE FUNCTION minion_heal_waits(after uuid, most integer, OUT woken integer, OUT last uuid) LANGUAGE plpgsql AS $$
 DECLARE
-    stuck record;
-    woken integer := 0;
+    looked_at uuid[] := ARRAY(
+        SELECT s.task_id FROM task_status s
+            WHERE s.state = 'waiting' AND s.task_id > COALESCE(after, '00000000-0000-0000-0000-000000000000')
+            ORDER BY s.task_id LIMIT most);
 BEGIN
-    FOR stuck IN
-        SELECT s.task_id, s.open_waits FROM task_status s
-            WHERE s.state = 'waiting' AND s.open_waits > 0 AND s.updated_at < now() - interval '10 s'
-              AND s.wait_reason <> 'answer'
-              AND NOT EXISTS (SELECT 1 FROM steps w WHERE w.task_id = s.task_id AND w.status = 'started'
-                                AND w.kind IN ('subtask', 'wait'))
-            LIMIT most FOR NO KEY UPDATE OF s SKIP LOCKED
-    LOOP
-        woken := woken + minion_count_down(stuck.task_id, stuck.open_waits)::integer;
-    END LOOP;
-    RETURN woken;
+    last := looked_at[most];
+    UPDATE task_status SET state = 'pending', wait_reason = NULL, open_waits = 0, due_at = NULL, updated_at = now()
+        WHERE task_id IN (
+            SELECT s.task_id FROM task_status s
+                WHERE s.task_id = ANY (looked_at) AND s.state = 'waiting' AND s.updated_at < now() - interval '10 s'
+                  AND s.wait_reason IN ('subtask', 'signal', 'timer', 'approval')
+                  AND NOT EXISTS (SELECT 1 FROM steps w WHERE w.task_id = s.task_id AND w.status = 'started'
+                                    AND w.kind IN ('subtask', 'wait'))
+                FOR NO KEY UPDATE OF s SKIP LOCKED);
+    GET DIAGNOSTICS woken = ROW_COUNT;
+    IF woken > 0 THEN
+        PERFORM minion_notify_pending();
+    END IF;
 END $$;
 
 -- ---------------------------------------------------------------------------------------------- running
@@ -600,7 +608,7 @@ BEGIN
         WHERE task_id = t AND state = 'queued' AND claim = expected AND (deadline IS NULL OR deadline > now())
           AND EXISTS (SELECT 1 FROM workers WHERE id = w AND status = 'online')
           AND NOT EXISTS (SELECT 1 FROM pauses) AND NOT EXISTS (SELECT 1 FROM limits WHERE scope <> 'model')
-          AND NOT EXISTS (SELECT 1 FROM tasks k WHERE k.id = t AND k.conversation_id IS NOT NULL)
+          AND conversation_id IS NULL
         RETURNING * INTO now_at;
     IF NOT FOUND THEN
         SELECT * INTO now_at FROM task_status
@@ -916,7 +924,7 @@ DECLARE
     hot regprocedure;
 BEGIN
     FOR hot IN SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = current_schema()::regnamespace AND proname IN (
-            'minion_accept', 'minion_place', 'minion_next_turn', 'minion_heal_turns', 'minion_route',
+            'minion_accept', 'minion_next_turn', 'minion_heal_turns', 'minion_route',
             'minion_republish', 'minion_dispatch', 'minion_take', 'minion_wake_due', 'minion_claim',
             'minion_suspend', 'minion_snooze', 'minion_ask', 'minion_decide', 'minion_signal', 'minion_hold',
             'minion_heal_waits') LOOP

@@ -306,6 +306,21 @@ BEGIN
     RETURN owner;
 END $$;
 
+-- Tasks whose time is over and that shall fail then, the oldest first, each with its breach. What has ended is due no more:
+-- all of it at once, so that it is in nobody's way, and without a wait for locks. (Not where tasks are settled: that would
+-- lock the budget of a tree before its sub-tasks.) What is in the queue will find out itself.
+CREATE FUNCTION minion_overtime(most integer) RETURNS TABLE (task_id uuid, breach jsonb) LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE budgets SET due_at = NULL WHERE task_id IN (
+        SELECT b.task_id FROM budgets b JOIN task_outcomes o ON o.task_id = b.task_id
+            WHERE b.due_at < now() AND b.on_breach = 'fail'
+            ORDER BY b.due_at LIMIT 10 * most FOR NO KEY UPDATE OF b SKIP LOCKED);
+    RETURN QUERY SELECT b.task_id, minion_breach(ARRAY[b.task_id], '{}') FROM budgets b
+        JOIN task_status s ON s.task_id = b.task_id AND s.state IN ('pending', 'running', 'waiting')
+        WHERE b.due_at < now() AND b.on_breach = 'fail' ORDER BY b.due_at LIMIT most;
+END $$;
+
 -- Fails a task whose time is over, and cancels what is below it. Its execution counts as expired: that is what a worker
 -- stops its processes by. False: it has ended, or is in the queue and will find out itself.
 CREATE FUNCTION minion_fail_overtime(t uuid, failure jsonb) RETURNS boolean LANGUAGE plpgsql AS $$
@@ -362,7 +377,7 @@ DECLARE
 BEGIN
     FOR hot IN SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = current_schema()::regnamespace AND proname IN (
             'minion_budget_for', 'minion_spend', 'minion_wake_funded', 'minion_change_budget', 'minion_fail_overtime',
-            'minion_claim') LOOP
+            'minion_overtime', 'minion_claim') LOOP
         EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off', hot);
         EXECUTE format('ALTER FUNCTION %s SET jit = off', hot);
     END LOOP;

@@ -39,6 +39,7 @@ def add_columns() -> None:
     op.add_column("task_status", sa.Column("agent_name", sa.Text(), server_default="", nullable=False))
     op.add_column("task_status", sa.Column("key", sa.Text(), server_default="", nullable=False))
     op.add_column("task_status", sa.Column("rank", sa.BigInteger(), server_default="0", nullable=False))
+    op.add_column("task_status", sa.Column("conversation_id", sa.Text(), nullable=True))
     op.add_column("steps", sa.Column("due_at", TIMESTAMP, nullable=True))
 
 
@@ -58,8 +59,17 @@ def create_indexes() -> None:
     op.create_index(
         "task_status_parked_idx",
         "task_status",
-        ["task_id"],
+        ["namespace", "conversation_id", "task_id"],
         postgresql_where=sa.text("state = 'pending' AND rank = 9000000000000000000"),
+    )
+    # The order of the turns in a conversation: who has begun, then by id.
+    op.create_index(
+        "task_status_turn_idx",
+        "task_status",
+        ["namespace", "conversation_id", sa.text("(claim = 0)"), "task_id"],
+        postgresql_where=sa.text(
+            "conversation_id IS NOT NULL AND state IN ('pending', 'queued', 'running', 'waiting')"
+        ),
     )
     # What retention deletes is looked for from these sides.
     op.create_index(

@@ -154,8 +154,20 @@ class TaskStatus(Base):
         ),
         Index(
             "task_status_parked_idx",
+            "namespace",
+            "conversation_id",
             "task_id",
             postgresql_where=text("state = 'pending' AND rank = 9000000000000000000"),
+        ),
+        Index(
+            "task_status_turn_idx",
+            "namespace",
+            "conversation_id",
+            text("(claim = 0)"),
+            "task_id",
+            postgresql_where=text(
+                "conversation_id IS NOT NULL AND state IN ('pending', 'queued', 'running', 'waiting')"
+            ),
         ),
         Index("task_status_queued_idx", "capability", "queued_at", postgresql_where=text("state = 'queued'")),
         Index("task_status_worker_idx", "worker_id", postgresql_where=text("worker_id IS NOT NULL")),
@@ -191,6 +203,7 @@ class TaskStatus(Base):
     namespace: Mapped[str] = namespace_column()
     agent_name: Mapped[str] = mapped_column(server_default="")
     key: Mapped[str] = mapped_column(server_default="")
+    conversation_id: Mapped[str | None]
     rank: Mapped[int] = mapped_column(BigInteger, server_default="0")
     cancel_requested: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     updated_at: Mapped[datetime] = mapped_column(server_default=NOW)

@@ -20,6 +20,7 @@ from shared.errors import BudgetExceeded, Conflict, InvalidInput, ModelError, Mo
 from shared.explain import explain
 from shared.schemas import Budget, BudgetChange
 from shared.settings import Settings
+from shared.states import State
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 from workers import minion
@@ -380,6 +381,24 @@ def test_the_rescuer_ends_what_runs_over_its_time_and_wakes_who_has_room(
     # By this the worker's main process knows whom to interrupt.
     assert tasks.executions(late.task_id)[0]["outcome"] == "expired"
     assert tasks.get(poor.task_id)["state"] == "pending"
+
+
+def test_who_has_ended_or_is_in_the_queue_is_not_in_the_way_of_who_runs_over_its_time(
+    claim: Any, tasks: Tasks, database: Engine
+) -> None:
+    ended, queued, late = (claim(seconds=60, on_breach="fail") for _ in range(3))
+    for each in (ended, queued, late):
+        call(each, 0)
+    with transaction() as connection:
+        lifecycle.finish(connection, ended.task_id, ended.claim, State.SUCCEEDED, {})
+        lifecycle.release(connection, queued.task_id, queued.claim, how="handed_back", charged=False)
+        lifecycle.dispatch(connection, lease=3600, window=1000)
+        connection.execute(text("UPDATE budgets SET due_at = due_at - interval '61 s'"))
+        connection.execute(text("UPDATE executions SET started_at = started_at - interval '61 s'"))
+        [(task, error)] = budgets.overtime(connection, most=1)
+        assert (task, error.detail["what"]) == (late.task_id, "seconds")
+        due = set(connection.scalars(text("SELECT task_id FROM budgets WHERE due_at IS NOT NULL")))
+    assert due == {queued.task_id, late.task_id}
 
 
 def test_a_task_that_is_routed_by_its_message_gets_its_agent_s_budget(

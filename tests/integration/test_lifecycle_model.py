@@ -27,7 +27,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from orchestrator.rescuer import ORPHANED, OVERDUE
+from orchestrator.lost_workers import ORPHANED
+from orchestrator.rescuer import OVERDUE
 from shared.states import State
 from tests.by_hand import NOOP, agent
 from tests.conftest import Define
@@ -558,7 +559,7 @@ class Lifecycle(RuleBasedStateMachine):
     @act(2, lambda run: any(not run.model.workers[task.worker] for task in run.tasks(State.RUNNING)))
     def rescue(self, draw: Draw) -> None:
         """As the rescuer does it."""
-        for orphan in self.world.observer.execute(ORPHANED, {"lease": 10.0}).all():
+        for orphan in self.world.observer.execute(ORPHANED, {"lease": 10.0, "most": 1000}).all():
             self.perform(calls.release(self.model, orphan.task_id, orphan.claim, "lost"), self.fault(draw))
 
     # --------------------------------------------------------------------------------------------- two at once
@@ -630,7 +631,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.world.sql(
             "DELETE FROM pauses; DELETE FROM limits; DELETE FROM rate_holds; UPDATE workers SET status = 'lost'"
         )
-        for orphan in self.world.observer.execute(ORPHANED, {"lease": 10.0}).all():
+        for orphan in self.world.observer.execute(ORPHANED, {"lease": 10.0, "most": 1000}).all():
             self.perform(calls.release(self.model, orphan.task_id, orphan.claim, "lost"))
         self.minions = [self.new_minion(), self.new_minion()]
 
@@ -723,10 +724,12 @@ MISTAKES = {
     "a claim that keeps its number": [("minion_claim", "claim = claim + 1", "claim = GREATEST(claim, 1)")],
     "an old message that is taken": [("minion_claim", "claim = expected", "claim >= expected")],
     "a release that forgets the cancel": [("minion_release", "IF now_at.cancel_requested", "IF false")],
-    "a time-out that ends the wait for children too": [("minion_wake_due", " AND open_waits = 0)\n", ")\n")],
+    "a time-out that ends the wait for children too": [("minion_wake_due", " AND open_waits = 0\n", "\n")],
     "a signal that is not taken": [("minion_suspend", "AND minion_take_signal", "AND false AND minion_take_signal")],
     "claims that count at the same time": [("minion_obstacle", "FOR NO KEY UPDATE", "")],
-    "a task that breaks into a conversation": [("minion_predecessor", "e.id < t OR s.claim > 0", "e.id < t")],
+    "a task that breaks into a conversation": [
+        ("minion_predecessor", "(e.claim = 0, e.task_id) < (true, t)", "e.task_id < t")
+    ],
     "a unique key that outlives its task": [("minion_settle", "DELETE FROM unique_tasks WHERE task_id = t;", "")],
 }
 # What is rare among everything is soon found among the acts that lead there.

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any
 
+import pytest
 from sqlalchemy import event, text
 
-from orchestrator.rescuer import Rescuer
-from shared.broker import make_app
-from shared.database import make_engine
+from orchestrator.lost_workers import LostWorkers
+from shared import lifecycle
+from shared.database import make_engine, transaction
 from shared.settings import Settings
-from tests.integration.conftest import Minion
+from tests.integration.conftest import Minion, Tasks, orchestrating
 from tests.processes import wait_until
 
 
 def test_nobody_is_lost_while_the_database_stood_still(here: Minion, short_leases: Settings) -> None:
-    """The rescuer is answered before the heartbeats that wait as well, and finds no worker that has beaten."""
+    """The loop is answered before the heartbeats that wait as well, and finds no worker that has beaten."""
     engine = make_engine(short_leases)
-    rescuer = Rescuer(short_leases, engine, make_app(short_leases))
+    loop = LostWorkers(short_leases, engine)
     pauses: list[float] = []
 
     @event.listens_for(engine, "before_execute")
@@ -27,7 +29,7 @@ def test_nobody_is_lost_while_the_database_stood_still(here: Minion, short_lease
             time.sleep(pauses.pop())
 
     def look() -> str:
-        rescuer._lose_workers()
+        loop._lose_workers()
         with here.engine.connect() as connection:
             return str(connection.scalar(text("SELECT status FROM workers WHERE id = :id"), {"id": here.id}))
 
@@ -44,3 +46,20 @@ def test_nobody_is_lost_while_the_database_stood_still(here: Minion, short_lease
     assert look() == "online"
     wait_until(lambda: look() == "lost", "who never beats again is lost")
     engine.dispose()
+
+
+def test_tasks_come_back_however_long_the_rescuer_is_at_something_else(
+    tasks: Tasks, act: Any, here: Minion, short_leases: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tasks.submit(act(), {})
+    [message] = here.dispatch()
+    over = threading.Event()
+    monkeypatch.setattr(lifecycle, "heal_turns", lambda *_: over.wait(60))
+    with transaction() as connection:
+        lifecycle.claim(connection, task, message.claim, here.id)
+        connection.execute(text("UPDATE workers SET last_seen = now()"))
+    with orchestrating(short_leases):
+        try:
+            assert tasks.wait_for(task, "pending")["losses"] == 1
+        finally:
+            over.set()

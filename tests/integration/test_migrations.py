@@ -15,7 +15,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, Uuid, bindparam, create_engine, make_url, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
 
@@ -189,6 +189,31 @@ def test_who_may_submit_by_sql_may_still_do_so_after_the_migration(empty_databas
         assert list(connection.scalars(text(may.format("stranger")))) == [public]
         connection.execute(text('DROP OWNED BY "a clerk"'))
         connection.execute(text('DROP ROLE "a clerk", stranger'))
+
+
+def test_tasks_of_the_previous_release_take_turns_in_their_conversations(empty_database: Engine) -> None:
+    insert = text(
+        """
+        WITH made AS (SELECT minion_uuidv7() AS id), task AS (
+            INSERT INTO tasks (id, origin_id, root_id, parent_id, parent_step, depth, conversation_id)
+                SELECT id, id, COALESCE(:parent, id), :parent, CASE WHEN :parent IS NOT NULL THEN 1 END,
+                       CASE WHEN :parent IS NULL THEN 0 ELSE 1 END, 'c'
+                    FROM made)
+        INSERT INTO task_status (task_id, state) SELECT id, 'pending' FROM made RETURNING task_id
+        """
+    ).bindparams(bindparam("parent", type_=Uuid()))
+    with init_db.alembic_config() as config, empty_database.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        first = connection.scalar(insert, {"parent": None})
+        child = connection.scalar(insert, {"parent": first})
+        second = connection.scalar(insert, {"parent": None})
+        connection.commit()
+    init_db.migrate(empty_database)
+    predecessors = text("SELECT task_id, minion_predecessor(task_id, namespace, conversation_id) FROM task_status")
+    with empty_database.connect() as connection:
+        found = {row.task_id: row.minion_predecessor for row in connection.execute(predecessors)}
+    assert found == {first: None, child: None, second: first}
 
 
 def test_a_schema_that_is_missing_or_old_is_named_and_a_newer_one_is_left_alone(empty_database: Engine) -> None:

@@ -128,7 +128,7 @@ def heal_waits() -> Call:
 
     def ask(connection: Connection) -> Answer:
         connection.execute(text("UPDATE task_status SET updated_at = now() - interval '1 h' WHERE state = 'waiting'"))
-        return lifecycle.heal_waits(connection)
+        return lifecycle.heal_waits(connection)[0]
 
     return Call("heal_waits", ask, lambda model, seen: 0)
 

@@ -1,0 +1,92 @@
+"""Workers that have not beaten for a lease are lost; their tasks go back to pending.
+
+So does a running task that its live worker does not know of. A loop of its own, for whether the database stood still
+tells the time between two looks: nothing that may take long stands between them.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from sqlalchemy import Engine, text
+
+from orchestrator.loop import Loop
+from shared import lifecycle
+from shared.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+# Few enough to be handed back well within half a lease.
+BATCH = 100
+
+NOW = text("SELECT now()")
+LOSE_WORKERS = text(
+    "UPDATE workers SET status = 'lost', busy = 0, active = '{}', idle_since = NULL "
+    "WHERE status = 'online' AND last_seen < now() - :lease * interval '1 s' RETURNING id, name, last_seen"
+)
+ORPHANED = text(
+    """
+    SELECT s.task_id, s.claim, w.name, w.status, w.last_seen FROM task_status s JOIN workers w ON w.id = s.worker_id
+        WHERE s.state = 'running'
+          AND (w.status <> 'online' OR (s.updated_at < w.last_seen - :lease * interval '1 s'
+                                        AND NOT s.task_id::text = ANY (w.active)))
+        ORDER BY s.task_id LIMIT :most
+    """
+)
+
+
+class LostWorkers(Loop):
+    """Looks for workers that do not beat, several times within a lease."""
+
+    name = "lost_workers"
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        super().__init__()
+        self.settings = settings
+        self.engine = engine
+        self._looked_at: datetime | None = None
+        self._steady_since = datetime.max.replace(tzinfo=UTC)
+
+    def round(self) -> float:
+        """One look, and one batch of tasks handed back."""
+        self._lose_workers()
+        if self._give_back_orphans() == BATCH:
+            return 0.0
+        return min(1.0, self.settings.lease_seconds / 5)
+
+    def _may_judge(self, now: datetime) -> bool:
+        """Not before the database has answered, without a gap, for a whole lease of its own clock: while it was away or
+        stood still nobody could beat. What it is asked meanwhile may be answered before the beats that wait as well.
+
+        Args:
+            now: when the transaction that is going to judge began.
+        """
+        lease = timedelta(seconds=self.settings.lease_seconds)
+        if self._looked_at is None or not timedelta() <= now - self._looked_at <= lease / 2:
+            self._steady_since = now
+        self._looked_at = now
+        return now - self._steady_since > lease
+
+    def _lose_workers(self) -> None:
+        with self.engine.begin() as connection:
+            if not self._may_judge(connection.execute(NOW).scalar_one()):
+                return
+            for worker in connection.execute(LOSE_WORKERS, {"lease": self.settings.lease_seconds}):
+                log.warning("worker_lost", worker=str(worker.id), name=worker.name, last_seen=str(worker.last_seen))
+
+    def _give_back_orphans(self) -> int:
+        with self.engine.connect() as connection:
+            orphans = connection.execute(ORPHANED, {"lease": self.settings.lease_seconds, "most": BATCH}).all()
+        for orphan in orphans:
+            error = {
+                "type": "worker_lost",
+                "message": f"The worker {orphan.name} was lost while it ran the task "
+                f"(last heartbeat {orphan.last_seen.isoformat(timespec='seconds')}).",
+            }
+            with self.engine.begin() as connection:
+                state = lifecycle.release(
+                    connection, orphan.task_id, orphan.claim, how="lost", charged=False, result={"error": error}
+                )
+            log.warning("orphan_given_back", task=str(orphan.task_id), claim=orphan.claim, state=state and str(state))
+        return len(orphans)
