@@ -15,7 +15,7 @@ from shared.json_schema import validate
 from shared.json_values import JsonValue, digest, parse
 from shared.outbound import guarded_client
 from shared.retry_after import retry_after
-from shared.schemas import HEADER_VALUE, HttpCall, ToolDefinition
+from shared.schemas import HEADER_VALUE, PLACEHOLDER, HttpCall, ToolDefinition
 from shared.secret_store import SecretStore, filled, references, scrubbed
 from shared.settings import get_settings
 from workers.journal import Journal, StepResult
@@ -84,8 +84,8 @@ class HttpTool:
         """The value, if a header can hold it. The library's own error would quote it, and the secret with it."""
         if not HEADER_TEXT.fullmatch(value):
             raise self._failure(
-                f"its header {name} cannot hold what its secret is: headers take printable ASCII on one line. "
-                "`minion secrets set NAME` stores another one",
+                f"its header {name} cannot hold what its secret is: headers take printable ASCII on one line, "
+                "without spaces around it. `minion secrets set NAME` stores another one",
                 retryable=False,
             )
         return value
@@ -165,17 +165,37 @@ def _request(http: HttpCall, arguments: JsonValue, given: dict[str, str], key: s
     rest = dict(arguments) if isinstance(arguments, dict) else {}
     if missing := [name for name in http.placeholders if name not in rest]:
         raise InvalidInput(f"The address needs {missing[0]!r}, and the arguments have none.")
-    url = http.url
-    for name in http.placeholders:
-        url = url.replace("{" + name + "}", quote(_text(rest[name]), safe=""))
+    url = _url(http, rest)
     rest = {name: value for name, value in rest.items() if name not in http.placeholders}
     behind = [name for name in rest if name in http.query or not http.has_body]
     headers = {"Accept": "application/json", "Idempotency-Key": key, **given}
-    address = httpx2.URL(url).copy_merge_params({name: _text(rest.pop(name)) for name in behind})
+    try:
+        address = httpx2.URL(url).copy_merge_params({name: _text(rest.pop(name)) for name in behind})
+    except httpx2.InvalidURL as error:
+        raise InvalidInput(f"The address cannot be made of these arguments: {error}.") from None
     if not http.has_body:
         return httpx2.Request(http.method, address, headers=headers)
     headers.setdefault("Content-Type", "application/json")
     return httpx2.Request(http.method, address, headers=headers, content=json.dumps(rest, ensure_ascii=False).encode())
+
+
+def _url(http: HttpCall, arguments: dict[str, JsonValue]) -> str:
+    """The address with its arguments. One never leaves the segment of the path that it stands in: a segment that is
+    empty, `.` or `..` would be another path, to which the headers' secrets would go too.
+    """
+
+    def put_in(part: str) -> str:
+        return PLACEHOLDER.sub(lambda match: quote(_text(arguments[match[1]]), safe=""), part)
+
+    path, mark, query = http.url.partition("?")
+    segments = path.split("/")
+    for number, segment in enumerate(segments):
+        segments[number] = put_in(segment)
+        if segments[number] != segment and segments[number] in ("", ".", ".."):
+            raise InvalidInput(
+                f"{segment} stands for a part of the address's path, which cannot be empty, `.` or `..`."
+            )
+    return "/".join(segments) + mark + put_in(query)
 
 
 def _text(value: JsonValue) -> str:
