@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from minions import testing
 from minions.testing import KEY, MessagesApi
 from shared.database import transaction
-from shared.hints import make_redis
 from shared.secret_store import SecretStore, list_secrets
 from shared.settings import Settings, get_settings
 from tests.conftest import Define
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import Minion, Tasks, everything_written
 from tests.model import talking_to
 
 SECRET = "t0p-s3cret-value"
@@ -197,6 +196,12 @@ def test_an_unsafe_request_without_an_answer_asks_a_person(fetch: Any, server: S
     assert len(server.asked) == 1
 
 
+def test_an_unsafe_request_that_could_not_be_sent_asks_nobody(fetch: Any, server: Server) -> None:
+    task = fetch({}, url=server.url + "/charge", method="POST", headers={"Transfer-Encoding": "gzip"})
+    assert (task["state"], server.asked) == ("failed", [])
+    assert "no answer: LocalProtocolError" in task["error"]["message"]
+
+
 def test_headers_stay_with_their_host(fetch: Any, server: Server, configured: Settings) -> None:
     other = Server()
     with transaction() as connection:
@@ -289,15 +294,3 @@ def test_neither_a_secret_nor_the_key_of_the_api_is_written_by_an_agent_with_a_m
     assert MODEL in written
     assert SECRET not in written + json.dumps(api.requests)
     assert KEY not in written + json.dumps(api.requests)
-
-
-def everything_written(database: Engine, capsys: Any) -> str:
-    """All rows of the database, all keys and values in Redis, and what went to the log."""
-    with database.connect() as connection:
-        tables = connection.scalars(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).all()
-        rows = [str(connection.execute(text(f"SELECT t::text FROM {table} t")).all()) for table in tables]
-    with make_redis() as broker:
-        read = {b"string": broker.get, b"hash": broker.hgetall, b"set": broker.smembers}
-        kept = [f"{key} {read[broker.type(key)](key)}" for key in broker.scan_iter()]
-    captured = capsys.readouterr()
-    return "\n".join([*rows, *kept, captured.out, captured.err])

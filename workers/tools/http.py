@@ -26,6 +26,7 @@ HEADER_TEXT = re.compile(HEADER_VALUE)
 MAX_REDIRECTS = 5
 MAX_EXCERPT = 2_000
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
 NOT_TAKEN = frozenset({429, 503})
 """The server says that it has done nothing: even an unsafe request may be made again."""
 
@@ -142,7 +143,7 @@ class HttpTool:
 
     def _refused(self, status: int, headers: httpx2.Headers, said: str) -> ToolError:
         again = status in NOT_TAKEN or (status in RETRIED and self.definition.effect != "unsafe")
-        error = self._failure(f"HTTP {status}: {said[:MAX_EXCERPT]}".replace("\0", " "), again)
+        error = self._failure(f"HTTP {status}: {said[:MAX_EXCERPT]}", again)
         if again and (seconds := retry_after(headers)) is not None:
             error.detail["retry_after"] = min(seconds, 86_400.0)
         error.detail["status"] = status
@@ -150,7 +151,7 @@ class HttpTool:
 
     def _lost(self, error: httpx2.RequestError) -> Exception:
         """No answer, or none that can be read. Whether an unsafe request was taken, nobody here can know."""
-        never_sent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.UnsupportedProtocol)
+        never_sent = isinstance(error, NEVER_SENT)
         if self.definition.effect == "unsafe" and not never_sent:
             return Interrupted()
         return self._failure(f"no answer: {type(error).__name__}: {error}"[:500], retryable=True)
