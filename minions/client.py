@@ -61,7 +61,7 @@ class Client(Operations):
             retries: how often a request is tried again.
 
         Raises:
-            NotConfigured: there is no address or no key.
+            NotConfigured: there is no address or no key, or none that can be sent.
         """
         address = url or _from_environment("MINION_API_URL", "the API's address, such as http://127.0.0.1:8700")
         key = api_key or _from_environment("MINION_API_KEY", "the API's key")

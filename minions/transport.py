@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -11,7 +12,7 @@ from typing import Any
 
 import httpx2
 
-from minions.errors import InvalidInput, MinionsError, ServerError, Unavailable, from_problem
+from minions.errors import InvalidInput, MinionsError, NotConfigured, ServerError, Unavailable, from_problem
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
@@ -19,6 +20,8 @@ NO_CONTENT = 204
 LONGEST_PAUSE = 5.0
 LONGEST_SILENCE = 40.0  # of a stream of events: the API says something every 15 s
 PAGE = 200
+# At the end of a header.
+KEY = re.compile(r"[\x20-\x7e\t]*[\x21-\x7e]")
 # No byte of the request has left, so it cannot have had an effect.
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 
@@ -31,7 +34,13 @@ class Transport:
 
         Raises:
             InvalidInput: `url` is no address.
+            NotConfigured: no header can hold the key; the message does not quote it, as the library's own would.
         """
+        if not KEY.fullmatch(api_key):
+            raise NotConfigured(
+                "The API's key cannot be sent: it is printable ASCII on one line, and ends with no space. "
+                "Check MINION_API_KEY."
+            )
         self.url = url
         self.timeout = timeout
         self.retries = retries

@@ -38,6 +38,8 @@ EXPECTED: dict[str, type[errors.MinionError]] = {
     "MN008": errors.NotFound,
     "MN009": errors.Conflict,
 }
+# U+0000 inside of JSON, where it is written as an escape that the driver lets pass.
+NO_TEXT_IN_JSON = "22P05"
 # Connection lost, server shutting down, too many connections, disk full: waits may help.
 TRANSIENT_CLASSES = ("08", "53", "57")
 
@@ -132,9 +134,10 @@ def statement() -> Iterator[Connection]:
 def expected_error(error: BaseException | None) -> errors.MinionError | None:
     """The MinionError behind a database error that our own functions raised, if it is one, or behind a text that
     PostgreSQL cannot hold: whoever looks up a name with U+0000 in it made a mistake, not we."""
-    if isinstance(error, UnicodeEncodeError) or (isinstance(error, DataError) and "NUL" in str(error)):
-        return errors.InvalidInput("Text with the character U+0000 or with a lone surrogate cannot be stored.")
     state = getattr(error, "sqlstate", None)
+    no_text = isinstance(error, UnicodeEncodeError) or (isinstance(error, DataError) and "NUL" in str(error))
+    if no_text or state == NO_TEXT_IN_JSON:
+        return errors.InvalidInput("Text with the character U+0000 or with a lone surrogate cannot be stored.")
     kind = EXPECTED.get(state or "")
     return kind(error.diag.message_primary or str(error)) if kind and error is not None else None  # type: ignore[attr-defined]
 

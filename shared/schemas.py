@@ -26,10 +26,12 @@ from shared import sampling
 from shared.errors import InvalidDefinition, InvalidInput, MinionError
 from shared.json_schema import check_dialect, check_schema
 from shared.json_values import check, digest
+from shared.outbound import checked_url
 from shared.states import State
 
 NAME = r"^[A-Za-z][A-Za-z0-9_.-]{0,99}$"
-HEADER_VALUE = r"^[\x20-\x7e\t]*$"
+HEADER_VALUE = r"^([\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?)?$"
+PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 CAPABILITY = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 RESERVED_QUEUES = frozenset({"celery", "minion.submit"})
 DEFAULT_CAPABILITY = "default"
@@ -349,12 +351,16 @@ class HttpCall(Strict):
             raise ValueError("a URL begins with http:// or https:// and a host, which no argument may choose")
         if "${secret:" in url:
             raise ValueError("secrets go into headers: logs show URLs")
+        try:
+            checked_url(PLACEHOLDER.sub("x", url))
+        except InvalidInput as error:
+            raise ValueError(error.message) from None
         return url
 
     @property
     def placeholders(self) -> list[str]:
         """The arguments that the address names."""
-        return re.findall(r"\{([^{}]*)\}", self.url)
+        return PLACEHOLDER.findall(self.url)
 
     @property
     def has_body(self) -> bool:

@@ -28,6 +28,7 @@ from orchestrator.routing import prepare_pending
 from orchestrator.service import make_loops
 from shared import lifecycle
 from shared.database import persist, transaction
+from shared.hints import make_redis
 from shared.lifecycle import Dispatched
 from shared.schemas import TaskRequest
 from shared.settings import Settings
@@ -252,3 +253,15 @@ def act(define: Define) -> Any:
         return name
 
     return make
+
+
+def everything_written(database: Engine, capsys: Any) -> str:
+    """All rows of the database, all keys and values in Redis, and what went to the log."""
+    with database.connect() as connection:
+        tables = connection.scalars(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).all()
+        rows = [str(connection.execute(text(f"SELECT t::text FROM {table} t")).all()) for table in tables]
+    with make_redis() as broker:
+        read = {b"string": broker.get, b"hash": broker.hgetall, b"set": broker.smembers}
+        kept = [f"{key} {read[broker.type(key)](key)}" for key in broker.scan_iter()]
+    captured = capsys.readouterr()
+    return "\n".join([*rows, *kept, captured.out, captured.err])

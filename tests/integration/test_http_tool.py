@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from minions import testing
 from minions.testing import KEY, MessagesApi
 from shared.database import transaction
-from shared.hints import make_redis
 from shared.secret_store import SecretStore, list_secrets
 from shared.settings import Settings, get_settings
 from tests.conftest import Define
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import Minion, Tasks, everything_written
 from tests.model import talking_to
 
 SECRET = "t0p-s3cret-value"
@@ -106,6 +105,51 @@ def test_arguments_go_where_the_definition_says(fetch: Any, server: Server) -> N
     assert len(headers["Idempotency-Key"]) == 64
 
 
+@pytest.mark.parametrize(
+    ("path", "arguments"),
+    [
+        ("/v2/{a}/weather", {"a": ".."}),
+        ("/v2/{a}/weather", {"a": "."}),
+        ("/v2/{a}/weather", {"a": ""}),
+        ("/v2/weather/{a}", {"a": ".."}),
+        ("/v2/.{a}?q={b}", {"a": ".", "b": 1}),
+        ("/v2/{a}{b}/weather", {"a": ".", "b": "."}),
+        ("/v2/{a}{b}/weather", {"a": "", "b": ""}),
+    ],
+)
+def test_no_argument_moves_the_path(fetch: Any, server: Server, path: str, arguments: Any) -> None:
+    task = fetch(arguments, url=server.url + path, method="POST", headers={"X-Api-Key": "known"})
+    assert (task["state"], task["claim"], task["error"]["type"]) == ("failed", 1, "invalid_input")
+    assert "cannot be empty, `.` or `..`" in task["error"]["message"]
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "asked"),
+    [
+        ("/v2/{a}", {"a": "..."}, "/v2/..."),
+        ("/v2/{a}", {"a": "%2e%2e"}, "/v2/%252e%252e"),
+        ("/v2/{a}/x", {"a": "../b"}, "/v2/..%2Fb/x"),
+        ("/v2/x{a}.json", {"a": ""}, "/v2/x.json"),
+        ("/v2/{a}/{a}", {"a": "{b}"}, "/v2/%7Bb%7D/%7Bb%7D"),
+        ("/v2/x?a={a}&b={b}", {"a": "", "b": ".."}, "/v2/x?a=&b=.."),
+        ("/v2//x/{a}", {"a": 1}, "/v2//x/1"),
+    ],
+)
+def test_an_argument_fills_one_segment(fetch: Any, server: Server, path: str, arguments: Any, asked: str) -> None:
+    assert fetch(arguments, url=server.url + path)["output"] == {"ok": True}
+    assert [path for _, path, _, _ in server.asked] == [asked]
+
+
+@pytest.mark.parametrize("path", ["/{long}", "/x?long={long}", "/x"])
+def test_an_address_that_is_too_long_is_an_error_of_the_arguments(fetch: Any, server: Server, path: str) -> None:
+    http = {"url": server.url + path, "method": "POST", "query": ["long"]}
+    task = fetch({"long": "a" * 70_000}, effect="unsafe", **http)
+    assert (task["state"], task["claim"], task["error"]["type"]) == ("failed", 1, "invalid_input")
+    assert "The address cannot be made of these arguments: URL" in task["error"]["message"]
+    assert server.asked == []
+
+
 def test_a_body_and_a_part_of_the_response(fetch: Any, server: Server) -> None:
     server.answers = [(201, {}, b'{"data": {"items": [{"id": 7}]}}')]
     http = {"method": "POST", "url": server.url + "/orders", "query": ["dry"], "result": "data.items.0.id"}
@@ -152,6 +196,12 @@ def test_an_unsafe_request_without_an_answer_asks_a_person(fetch: Any, server: S
     assert len(server.asked) == 1
 
 
+def test_an_unsafe_request_that_could_not_be_sent_asks_nobody(fetch: Any, server: Server) -> None:
+    task = fetch({}, url=server.url + "/charge", method="POST", headers={"Transfer-Encoding": "gzip"})
+    assert (task["state"], server.asked) == ("failed", [])
+    assert "no answer: LocalProtocolError" in task["error"]["message"]
+
+
 def test_headers_stay_with_their_host(fetch: Any, server: Server, configured: Settings) -> None:
     other = Server()
     with transaction() as connection:
@@ -196,7 +246,7 @@ def test_a_secret_that_comes_back_with_escapes_is_blotted_out(
         assert '"you said": "***"' in task["error"]["message"]
 
 
-@pytest.mark.parametrize("secret", [f"{SECRET}\nline two", f"{SECRET}-ключ", f"{SECRET}\r"])
+@pytest.mark.parametrize("secret", [f"{SECRET}\nline two", f"{SECRET}-ключ", f"{SECRET}\r", f"{SECRET} "])
 def test_a_secret_that_no_header_can_hold_is_not_quoted(
     fetch: Any, server: Server, configured: Settings, database: Engine, capsys: Any, secret: str
 ) -> None:
@@ -244,15 +294,3 @@ def test_neither_a_secret_nor_the_key_of_the_api_is_written_by_an_agent_with_a_m
     assert MODEL in written
     assert SECRET not in written + json.dumps(api.requests)
     assert KEY not in written + json.dumps(api.requests)
-
-
-def everything_written(database: Engine, capsys: Any) -> str:
-    """All rows of the database, all keys and values in Redis, and what went to the log."""
-    with database.connect() as connection:
-        tables = connection.scalars(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).all()
-        rows = [str(connection.execute(text(f"SELECT t::text FROM {table} t")).all()) for table in tables]
-    with make_redis() as broker:
-        read = {b"string": broker.get, b"hash": broker.hgetall, b"set": broker.smembers}
-        kept = [f"{key} {read[broker.type(key)](key)}" for key in broker.scan_iter()]
-    captured = capsys.readouterr()
-    return "\n".join([*rows, *kept, captured.out, captured.err])

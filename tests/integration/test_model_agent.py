@@ -11,11 +11,12 @@ import pytest
 from sqlalchemy import Engine, text
 
 from minions import testing
-from minions.testing import MessagesApi, error, tool_use
+from minions.testing import KEY, MessagesApi, error, tool_use
 from shared import lifecycle
+from shared.schemas import Budget
 from shared.settings import Settings
 from tests.conftest import Define
-from tests.integration.conftest import ACT, Minion, Tasks, orchestrating
+from tests.integration.conftest import ACT, Minion, Tasks, everything_written, orchestrating
 from tests.model import forget_client
 from tests.processes import ended_at_last, start_worker, wait_online
 from workers import minion
@@ -226,12 +227,61 @@ def test_a_wrong_key(ask: Any, agent: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert "refused the key" in ask([testing.text("Hi.")])["error"]["message"]
 
 
-def test_no_key(ask: Any, agent: Any, monkeypatch: pytest.MonkeyPatch, api: MessagesApi) -> None:
+@pytest.mark.parametrize("key", [None, ""])
+def test_no_key(ask: Any, agent: Any, monkeypatch: pytest.MonkeyPatch, api: MessagesApi, key: str | None) -> None:
     agent()
-    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    if key is None:
+        monkeypatch.delenv("ANTHROPIC_API_KEY")
+    else:
+        monkeypatch.setenv("ANTHROPIC_API_KEY", key)
     forget_client()
     assert "set ANTHROPIC_API_KEY for the workers" in ask([testing.text("Hi.")])["error"]["message"]
     assert api.requests == []
+
+
+@pytest.mark.parametrize("key", [f"{KEY}\n", f" {KEY}", f"{KEY} x", f"{KEY}é", f"{KEY}\x7f", " "])
+def test_a_key_that_cannot_be_sent(
+    ask: Any, agent: Any, monkeypatch: pytest.MonkeyPatch, api: MessagesApi, database: Engine, capsys: Any, key: str
+) -> None:
+    agent()
+    monkeypatch.setenv("ANTHROPIC_API_KEY", key)
+    forget_client()
+    task = ask([testing.text("Hi.")], budget=Budget(tokens=100_000))
+    assert (task["state"], task["claim"], task["error"]["type"]) == ("failed", 1, "model_error")
+    assert task["error"]["message"].startswith("ANTHROPIC_API_KEY cannot be sent")
+    assert task["budget"]["tokens"]["spent"] == 0
+    assert api.requests == []
+    assert KEY not in everything_written(database, capsys)
+
+
+@pytest.mark.parametrize("url", ["localhost:8787", "/v1", "", "ftp://127.0.0.1", "http://[::x]", "http://127.0.0.1:x"])
+def test_an_address_that_cannot_be_used(ask: Any, agent: Any, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    agent()
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", url)
+    forget_client()
+    task = ask([testing.text("Hi.")], budget=Budget(tokens=100_000))
+    assert (task["state"], task["claim"], task["error"]["type"]) == ("failed", 1, "model_error")
+    assert "ANTHROPIC_BASE_URL" in task["error"]["message"]
+    assert task["budget"]["tokens"]["spent"] == 0
+
+
+def test_a_header_that_cannot_be_sent(
+    ask: Any, agent: Any, monkeypatch: pytest.MonkeyPatch, database: Engine, capsys: Any
+) -> None:
+    """One that the SDK reads from the environment itself."""
+    agent()
+    monkeypatch.setenv("ANTHROPIC_CUSTOM_HEADERS", "X-Gateway-Key: t0p-s3cret\x0b.")
+    forget_client()
+    task = ask([testing.text("Hi.")])
+    assert (task["state"], task["claim"], task["error"]["type"]) == ("failed", 1, "model_error")
+    assert "cannot be sent" in task["error"]["message"]
+    assert "t0p-s3cret" not in everything_written(database, capsys)
+
+
+def test_text_that_cannot_be_stored_in_an_error(ask: Any, agent: Any) -> None:
+    agent()
+    task = ask([error(400, message="a\x00b\ud800c")])
+    assert (task["state"], task["error"]["type"]) == ("failed", "model_error")
 
 
 def test_no_network(ask: Any, agent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,10 +335,13 @@ def test_an_answer_that_is_not_strict_json_is_repaired(ask: Any, agent: Any, sai
     assert ask([testing.text(said), testing.text("1")])["output"] == 1
 
 
-def test_text_that_cannot_be_stored(ask: Any, agent: Any) -> None:
+@pytest.mark.parametrize("said", ["a\x00b", "a\ud800b", "a\x00b\ud800c"])
+def test_text_that_cannot_be_stored(ask: Any, agent: Any, api: MessagesApi, tasks: Tasks, said: str) -> None:
     agent()
-    task = ask([testing.text("a\x00b\ud800c")])
+    task = ask([testing.text(said)])
     assert (task["state"], task["error"]["type"], task["attempts"]) == ("failed", "invalid_input", 0)
+    assert len(api.requests) == 1
+    assert tasks.executions(task["id"])[0]["output_tokens"] == 5
 
 
 def test_an_empty_answer(ask: Any, agent: Any, api: MessagesApi) -> None:

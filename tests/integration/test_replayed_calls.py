@@ -692,6 +692,17 @@ def test_an_error_that_is_final(run: Any, replay: Replay, name: str) -> None:
     assert len(replay.requests) == 1
 
 
+@pytest.mark.parametrize("counted", [False, True])
+def test_what_is_refused_costs_nothing_even_if_the_words_are_lost(run: Any, replay: Replay, counted: bool) -> None:
+    lost = Recorded(b'{"type": "err', 400, {**JSON, "request-id": REQUEST}, cut=True)
+    replay.counts = [plain({"input_tokens": 7}) if counted else lost]
+    task = run(lost, budget=Budget(tokens=100_000))
+    assert (task["state"], task["claim"], task["error"]["http_status"]) == ("failed", 1, 400)
+    assert task["error"]["message"].endswith(f'(request "{REQUEST}")')
+    assert task["budget"]["tokens"]["spent"] == 0
+    assert len(replay.requests) == 1
+
+
 def test_errors_of_one_kind_have_one_fingerprint(run: Any, database: Engine) -> None:
     for number in range(2):
         error = api_error("invalid_request_error", "This can't be", request_id=f"req_{'ab'[number]}Q1x")
@@ -707,6 +718,9 @@ AGAIN = {
     "500": (plain(api_error("api_error", "Internal server error"), 500, request_id=REQUEST), "500: Internal"),
     "502 of a proxy": (Recorded(b"<html>502</html>", 502, {"content-type": "text/html"}), "502: <html>502</html>"),
     "503, empty": (Recorded(b"", 503, {}), "503: "),
+    "502, cut off": (Recorded(b"<html>50", 502, {"content-type": "text/html"}, cut=True), "502: "),
+    "529, cut off": (Recorded(b'{"type": "err', 529, JSON, cut=True), "529: "),
+    "503, zipped wrongly": (Recorded(b"no gzip", 503, {**JSON, "content-encoding": "gzip"}), "503: "),
     "529": (plain(api_error("overloaded_error", "Overloaded"), 529, x_should_retry="true"), "529: Overloaded"),
     "400 that may be asked again": (plain(api_error("x", "later"), 400, x_should_retry="true"), "400: later"),
     "overloaded in the stream": (

@@ -182,3 +182,10 @@ def test_members_of_a_later_release_are_left_out(server: Server, client: Client)
 def test_an_unknown_problem_keeps_its_code() -> None:
     error = errors.from_problem(418, {"code": "teapot", "detail": "Short and stout.", "spout": 1})
     assert (type(error), error.code, error.detail) == (errors.MinionsError, "teapot", {"spout": 1})
+
+
+@pytest.mark.parametrize("key", ["a-secret-key\n", "a-secret-key ", "a-secret-\rkey", "a-secret-ключ", " "])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_quoted(key: str) -> None:
+    with pytest.raises(errors.NotConfigured, match="MINION_API_KEY") as caught:
+        Client("http://127.0.0.1:1", key)
+    assert "a-secret" not in str(caught.value)

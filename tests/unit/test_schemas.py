@@ -100,6 +100,26 @@ def test_what_is_no_definition_is_refused(data: Any) -> None:
         parse_definition(data, where="file.yaml")
 
 
+@pytest.mark.parametrize(
+    ("http", "words"),
+    [
+        ({"url": "https://api.example.com:x/s"}, "http.url: The URL cannot be used: Invalid port: 'x'"),
+        ({"url": "https://api.example.com:70000/{a}"}, "http.url: The URL cannot be used: 70000 is no port"),
+        ({"url": "https://1.2.3.444/{a}"}, "http.url: The URL cannot be used: Invalid IPv4 address"),
+        ({"url": "https://[::x]/"}, "http.url: The URL cannot be used: Invalid IPv6 address"),
+        ({"url": "https://a..%/"}, "http.url: The URL cannot be used: its host is neither"),
+        ({"url": "https://{host}/"}, "http.url: a URL begins with"),
+        ({"url": "https://me:secret@example.com/"}, "http.url: a URL begins with"),
+        ({"url": "https://example.com/", "headers": {"X": " around "}}, "http.headers.X: String should match"),
+        ({"url": "https://example.com/", "headers": {"X": "a\nb"}}, "http.headers.X: String should match"),
+    ],
+)
+def test_a_request_that_could_never_be_sent_is_refused(http: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidDefinition) as caught:
+        parse_definition({"kind": "tool", "name": "fetch", "type": "http", "http": http})
+    assert words in caught.value.message
+
+
 def test_the_hard_limit_follows_the_soft_one() -> None:
     def limits(**config: int) -> tuple[int, int]:
         made = AgentDefinition.from_arguments(name="A", **config).config

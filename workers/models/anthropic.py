@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -38,30 +39,43 @@ STATUS_OF = {
     "overloaded_error": 529,
 }
 WORTH_ASKING_AGAIN = frozenset({408, 409, 429})
+KEY = re.compile(r"[\x21-\x7e]+")
+MAX_MESSAGE = 1_100
 
 
 @lru_cache(maxsize=1)
 def _client() -> anthropic.Anthropic:
-    settings = get_settings()
-    if settings.anthropic_api_key is None:
+    try:
+        return anthropic.Anthropic(
+            api_key=_key(),
+            base_url=get_settings().anthropic_base_url,
+            # Who asks again is `workers.models.patience`: it gives the worker's slot back meanwhile.
+            max_retries=0,
+            timeout=TIMEOUT,
+            middleware=[_let_the_soft_limit_pass, _read_what_is_refused, _learn],
+        )
+    except httpx2.InvalidURL as error:
+        raise ModelError(f"ANTHROPIC_BASE_URL cannot be used: {error}.") from None
+
+
+def _key() -> str:
+    """The key, if a header can hold it. The library's own error would quote it."""
+    given = get_settings().anthropic_api_key
+    if not given:
         raise ModelError(
             "There is no key for Claude: set ANTHROPIC_API_KEY for the workers, or give the agent `model: offline`."
         )
-    return anthropic.Anthropic(
-        api_key=settings.anthropic_api_key.get_secret_value(),
-        base_url=settings.anthropic_base_url,
-        # Who asks again is `workers.models.patience`: it gives the worker's slot back meanwhile.
-        max_retries=0,
-        timeout=TIMEOUT,
-        middleware=[_let_the_soft_limit_pass, _learn],
-    )
+    if not KEY.fullmatch(given.get_secret_value()):
+        raise ModelError(
+            "ANTHROPIC_API_KEY cannot be sent: a key is printable ASCII without spaces and line breaks. "
+            "Set it anew for the workers."
+        )
+    return given.get_secret_value()
 
 
 @lru_cache(maxsize=1)
 def _limits() -> ModelLimits:
-    settings = get_settings()
-    key = settings.anthropic_api_key
-    return ModelLimits(key.get_secret_value() if key else "", settings.anthropic_base_url)
+    return ModelLimits(_key(), get_settings().anthropic_base_url)
 
 
 def _learn(request: Any, call_next: Any) -> Any:
@@ -69,6 +83,20 @@ def _learn(request: Any, call_next: Any) -> Any:
     response = call_next(request)
     if request.url == "/v1/messages":
         _limits().learn(request.json["model"], response.headers, response.status_code)
+    return response
+
+
+def _read_what_is_refused(request: Any, call_next: Any) -> Any:
+    """What the status says holds even if the words after it are lost: the SDK would read them unguarded."""
+    response = call_next(request)
+    if response.status_code >= 400:
+        refused = response.http_response
+        try:
+            refused.read()
+        except httpx2.HTTPError as error:
+            refused.close()
+            why = f"the rest of the answer was lost: {error}"
+            raise anthropic.APIStatusError(why, response=refused, body=None) from None
     return response
 
 
@@ -271,7 +299,7 @@ def _refused(
 ) -> ModelError:
     """What a status says, in the API's own words."""
     detail: dict[str, Any] = {"http_status": status, **({"cost_unknown": True} if cost_unknown else {})}
-    said = f"{status}: {_without_key(said)[:1000]}"
+    said = f"{status}: {said}"
     if again:
         return _failed(ModelUnavailable, f"The Anthropic API answered {said}", request_id, **detail)
     if status in (401, 403):
@@ -284,8 +312,7 @@ def _refused(
 
 
 def _unreadable(why: object, request_id: str | None = None) -> ModelError:
-    said = _without_key(str(why) or type(why).__name__)[:1000]
-    said = f"The Anthropic API's answer cannot be read: {said}"
+    said = f"The Anthropic API's answer cannot be read: {str(why) or type(why).__name__}"
     return _failed(ModelError, said, request_id, cost_unknown=True)
 
 
@@ -293,6 +320,7 @@ def _failed(kind: type[ModelError], said: str, request_id: str | None, **detail:
     """An error with the request's id, for Anthropic's support. It is quoted: errors of a kind are put together by their
     words, without what is quoted.
     """
+    said = _without_key(said)[:MAX_MESSAGE]
     if request_id:
         return kind(f'{said} (request "{request_id}")', **detail, request_id=request_id)
     return kind(said, **detail)
@@ -305,9 +333,14 @@ def _without_key(said: str) -> str:
 
 
 def _lost(cause: BaseException, request_id: str | None = None) -> ModelError:
+    if isinstance(cause, httpx2.UnsupportedProtocol):
+        return ModelError("ANTHROPIC_BASE_URL cannot be used: it begins with http:// or https://.")
+    if isinstance(cause, httpx2.LocalProtocolError):
+        # Its words quote the header, and what is secret in it.
+        return ModelError("The request to the Anthropic API cannot be sent: check ANTHROPIC_CUSTOM_HEADERS.")
     said = str(cause) or type(cause).__name__
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError | httpx2.PoolTimeout):
-        return ModelUnavailable(f"The Anthropic API cannot be reached: {said}")
+        return _failed(ModelUnavailable, f"The Anthropic API cannot be reached: {said}", request_id)
     return _cut_off(said, request_id)
 
 

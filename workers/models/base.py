@@ -15,8 +15,9 @@ Block = dict[str, Any]
 INVALID_JSON = "INVALID_JSON"
 """The only name in a tool's input that could not be read; its value is what the model wrote."""
 
-# Short words and JSON; an estimate is to be too high rather than too low.
-CHARACTERS_A_TOKEN = 3.0
+# Short words and JSON; an estimate is to be too high rather than too low. Bytes of UTF-8: where a character may be a
+# token of its own, as in Chinese, it has three.
+BYTES_A_TOKEN = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class ModelRequest:
         """How many tokens the input may have, without asking anybody."""
         tools = [[tool.name, tool.description, tool.input_schema] for tool in self.tools]
         text = json.dumps([self.system, tools, self.messages], ensure_ascii=False)
-        return math.ceil(len(text) / CHARACTERS_A_TOKEN)
+        return math.ceil(len(text.encode("utf-8", "surrogatepass")) / BYTES_A_TOKEN)
 
 
 @dataclass(frozen=True, slots=True)

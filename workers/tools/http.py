@@ -15,7 +15,7 @@ from shared.json_schema import validate
 from shared.json_values import JsonValue, digest, parse
 from shared.outbound import guarded_client
 from shared.retry_after import retry_after
-from shared.schemas import HEADER_VALUE, HttpCall, ToolDefinition
+from shared.schemas import HEADER_VALUE, PLACEHOLDER, HttpCall, ToolDefinition
 from shared.secret_store import SecretStore, filled, references, scrubbed
 from shared.settings import get_settings
 from workers.journal import Journal, StepResult
@@ -26,6 +26,7 @@ HEADER_TEXT = re.compile(HEADER_VALUE)
 MAX_REDIRECTS = 5
 MAX_EXCERPT = 2_000
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
+NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
 NOT_TAKEN = frozenset({429, 503})
 """The server says that it has done nothing: even an unsafe request may be made again."""
 
@@ -84,8 +85,8 @@ class HttpTool:
         """The value, if a header can hold it. The library's own error would quote it, and the secret with it."""
         if not HEADER_TEXT.fullmatch(value):
             raise self._failure(
-                f"its header {name} cannot hold what its secret is: headers take printable ASCII on one line. "
-                "`minion secrets set NAME` stores another one",
+                f"its header {name} cannot hold what its secret is: headers take printable ASCII on one line, "
+                "without spaces around it. `minion secrets set NAME` stores another one",
                 retryable=False,
             )
         return value
@@ -142,7 +143,7 @@ class HttpTool:
 
     def _refused(self, status: int, headers: httpx2.Headers, said: str) -> ToolError:
         again = status in NOT_TAKEN or (status in RETRIED and self.definition.effect != "unsafe")
-        error = self._failure(f"HTTP {status}: {said[:MAX_EXCERPT]}".replace("\0", " "), again)
+        error = self._failure(f"HTTP {status}: {said[:MAX_EXCERPT]}", again)
         if again and (seconds := retry_after(headers)) is not None:
             error.detail["retry_after"] = min(seconds, 86_400.0)
         error.detail["status"] = status
@@ -150,7 +151,7 @@ class HttpTool:
 
     def _lost(self, error: httpx2.RequestError) -> Exception:
         """No answer, or none that can be read. Whether an unsafe request was taken, nobody here can know."""
-        never_sent = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.UnsupportedProtocol)
+        never_sent = isinstance(error, NEVER_SENT)
         if self.definition.effect == "unsafe" and not never_sent:
             return Interrupted()
         return self._failure(f"no answer: {type(error).__name__}: {error}"[:500], retryable=True)
@@ -165,17 +166,37 @@ def _request(http: HttpCall, arguments: JsonValue, given: dict[str, str], key: s
     rest = dict(arguments) if isinstance(arguments, dict) else {}
     if missing := [name for name in http.placeholders if name not in rest]:
         raise InvalidInput(f"The address needs {missing[0]!r}, and the arguments have none.")
-    url = http.url
-    for name in http.placeholders:
-        url = url.replace("{" + name + "}", quote(_text(rest[name]), safe=""))
+    url = _url(http, rest)
     rest = {name: value for name, value in rest.items() if name not in http.placeholders}
     behind = [name for name in rest if name in http.query or not http.has_body]
     headers = {"Accept": "application/json", "Idempotency-Key": key, **given}
-    address = httpx2.URL(url).copy_merge_params({name: _text(rest.pop(name)) for name in behind})
+    try:
+        address = httpx2.URL(url).copy_merge_params({name: _text(rest.pop(name)) for name in behind})
+    except httpx2.InvalidURL as error:
+        raise InvalidInput(f"The address cannot be made of these arguments: {error}.") from None
     if not http.has_body:
         return httpx2.Request(http.method, address, headers=headers)
     headers.setdefault("Content-Type", "application/json")
     return httpx2.Request(http.method, address, headers=headers, content=json.dumps(rest, ensure_ascii=False).encode())
+
+
+def _url(http: HttpCall, arguments: dict[str, JsonValue]) -> str:
+    """The address with its arguments. One never leaves the segment of the path that it stands in: a segment that is
+    empty, `.` or `..` would be another path, to which the headers' secrets would go too.
+    """
+
+    def put_in(part: str) -> str:
+        return PLACEHOLDER.sub(lambda match: quote(_text(arguments[match[1]]), safe=""), part)
+
+    path, mark, query = http.url.partition("?")
+    segments = path.split("/")
+    for number, segment in enumerate(segments):
+        segments[number] = put_in(segment)
+        if segments[number] != segment and segments[number] in ("", ".", ".."):
+            raise InvalidInput(
+                f"{segment} stands for a part of the address's path, which cannot be empty, `.` or `..`."
+            )
+    return "/".join(segments) + mark + put_in(query)
 
 
 def _text(value: JsonValue) -> str:
