@@ -37,7 +37,9 @@ class ModelAgent(BaseAgent):
         super().__init__(definition, task, journal)
         self.calls = ToolCalls({tool.name: tool for tool in tools}, task, journal)
         self.specs = tuple(
-            ToolSpec(tool.name, tool.description, tool.input_schema or {"type": "object"}) for tool in tools
+            # The API asks for the type that a model's input has anyway.
+            ToolSpec(tool.name, tool.description, {"type": "object", **(tool.input_schema or {})})
+            for tool in tools
         )
 
     def input(self) -> JsonValue:

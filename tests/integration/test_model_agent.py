@@ -104,6 +104,13 @@ def test_the_request_on_the_wire(ask: Any, agent: Any, api: MessagesApi) -> None
     }
 
 
+def test_a_tools_schema_is_that_of_an_object(ask: Any, define: Define, agent: Any, api: MessagesApi) -> None:
+    agent()
+    define({**ACT, "description": "Acts", "input_schema": {"properties": {"answer": {}}}})
+    assert ask([testing.text("Hi.")])["state"] == "succeeded"
+    assert api.requests[0]["tools"][0]["input_schema"] == {"type": "object", "properties": {"answer": {}}}
+
+
 def test_sampling_goes_to_models_that_take_it(ask: Any, agent: Any, api: MessagesApi) -> None:
     agent(tools=(), model="claude-sonnet-4-6", config={"temperature": 0.2})
     ask([testing.text("Hi.")])
