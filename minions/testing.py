@@ -10,7 +10,8 @@
             ...
             assert len(api.requests) == 2
 
-Streams and plain replies alike, token counting, errors, streams that are slow or break off. From the command line:
+Streams and plain replies alike, token counting, errors, streams that are slow or break off. What the API itself refuses
+(blank texts, tools whose schema is not that of an object) gets a 400. From the command line:
 
     python -m minions.testing replies.json --port 8787
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -33,6 +35,7 @@ KEY = "sk-test-key"
 USAGE = {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 100}
 # Texts and tool inputs come in pieces, so that a client that does not join them is found out.
 PIECES = 3
+PROPERTY = r"[a-zA-Z0-9_.-]{1,64}"
 
 Reply = dict[str, Any]
 
@@ -85,14 +88,19 @@ class MessagesApi:
 
     def answer(self, headers: dict[str, str], body: dict[str, Any]) -> tuple[int, Reply]:
         """Status and reply for a request for a message. Override it for a server that thinks for itself."""
+        self.note(headers, body)
         with self._lock:
-            self.requests.append(body)
-            self.headers.append(headers)
             reply = self._next(body)
         time.sleep(reply.get("seconds", self.seconds))
         if "error" in reply:
             return reply["status"], {**reply, "type": "error"}
         return 200, self.message(body, reply)
+
+    def note(self, headers: dict[str, str], body: dict[str, Any]) -> None:
+        """Keeps what was asked."""
+        with self._lock:
+            self.requests.append(body)
+            self.headers.append(headers)
 
     def message(self, body: dict[str, Any], reply: Reply) -> Reply:
         """A whole message out of a reply that says only what matters."""
@@ -206,12 +214,15 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
         def _answer(self, headers: dict[str, str], body: dict[str, Any]) -> None:
             path = self.path.partition("?")[0]
             if KEY not in (headers.get("x-api-key"), headers.get("authorization", "").removeprefix("Bearer ")):
-                api.requests.append(body)
+                api.note(headers, body)
                 self._send(401, error(401, "authentication_error", "invalid x-api-key"))
             elif path == "/v1/messages/count_tokens":
                 self._send(200, {"input_tokens": api.count(body)})
             elif path != "/v1/messages":
                 self._send(404, error(404, "not_found_error", self.path))
+            elif fault := _fault(body):
+                api.note(headers, body)
+                self._send(400, error(400, "invalid_request_error", fault))
             else:
                 status, reply = api.answer(headers, body)
                 if status == 200 and body.get("stream"):
@@ -250,6 +261,40 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
             pass
 
     return Handler
+
+
+def _fault(body: dict[str, Any]) -> str | None:
+    """What the API finds wrong with a request before any model sees it, in its own words, as far as agents meet it."""
+    for number, tool in enumerate(body.get("tools", ())):
+        # (Tools of the API's own have no schema.)
+        if "input_schema" in tool and (fault := _schema_fault(tool["input_schema"])):
+            return f"tools.{number}.custom.input_schema{fault}"
+    for number, message in enumerate(body["messages"]):
+        if not message["content"]:
+            return f"messages.{number}: all messages must have non-empty content"
+    said = {"system": [body.get("system", ())], "messages": [message["content"] for message in body["messages"]]}
+    for place, contents in said.items():
+        for spoken in itertools.chain.from_iterable(map(_texts, contents)):
+            if not spoken.strip():
+                rule = "contain non-whitespace text" if spoken else "be non-empty"
+                return f"{place}: text content blocks must {rule}"
+    return None
+
+
+def _schema_fault(schema: dict[str, Any]) -> str | None:
+    if "type" not in schema:
+        return ".type: Field required"
+    if schema["type"] != "object":
+        return ".type: Input should be 'object'"
+    if schema.keys() & {"oneOf", "allOf", "anyOf"}:
+        return ": input_schema does not support oneOf, allOf, or anyOf at the top level"
+    if not all(re.fullmatch(PROPERTY, name) for name in schema.get("properties", ())):
+        return f".properties: Property keys should match pattern '^{PROPERTY}$'"
+    return None
+
+
+def _texts(content: str | list[dict[str, Any]]) -> list[str]:
+    return [content] if isinstance(content, str) else [block["text"] for block in content if block["type"] == "text"]
 
 
 _DIRECTIONS = frozenset({"if", "headers", "seconds", "pause", "cut", "end", "error_after"})

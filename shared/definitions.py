@@ -29,7 +29,7 @@ from shared.models import (
     Tool,
     ToolVersion,
 )
-from shared.schema_fit import chain_misfits
+from shared.schema_fit import chain_misfits, model_misfit
 from shared.schemas import (
     AgentDefinition,
     AnyDefinition,
@@ -149,7 +149,20 @@ class DefinitionStore:
         resolved["tools"] = [str(tool.id) for tool in tools]
         version = self._store(definition, definition.checksum(**resolved), because, values)
         if version is not None:
+            if definition.type == "agent":
+                self._refuse_what_no_model_takes(place, tools)
             self._link(version, definition, [tool.id for tool in tools])
+
+    def _refuse_what_no_model_takes(self, place: str, tools: Sequence[ToolVersion]) -> None:
+        for position, tool in enumerate(tools):
+            schema = tool.definition.get("input_schema")
+            if not schema and tool.function_version_id:
+                schema = self.session.get_one(FunctionVersion, tool.function_version_id).definition.get("input_schema")
+            if fault := model_misfit(schema):
+                raise InvalidDefinition(
+                    f"{place}, tools.{position}: no model can be given the tool {tool.name!r} with its input schema: "
+                    f"{fault}."
+                )
 
     def _link(self, version: Any, definition: AgentDefinition, tools: Sequence[UUID]) -> None:
         self.session.flush()

@@ -67,7 +67,7 @@ ORCHESTRATORS = text(
 WORKER = text("SELECT name, status, last_seen FROM workers WHERE id = :id")
 OPEN_STEPS = text(
     """
-    SELECT w.number, w.kind, w.name, w.input, w.due_at, w.started_at, w.child_id, s.state AS child_state
+    SELECT w.number, w.kind, w.name, w.input, w.due_at, w.started_at, w.error, w.child_id, s.state AS child_state
         FROM steps w LEFT JOIN task_status s ON s.task_id = w.child_id
         WHERE w.task_id = :task AND w.status = 'started' ORDER BY w.number LIMIT 20
     """
@@ -364,9 +364,10 @@ def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanati
     facts = {"waits": [_plain(wait) for wait in waits]}
     if task["wait_reason"] == "answer":
         step = next(wait for wait in waits if wait["kind"] != "wait")
+        how = f" ({step['error']['message'].rstrip('.')})" if step["error"] else ""
         return case.answer(
             "answer",
-            f"Step {step['number']} ({step['name']}) was interrupted and is unsafe to repeat: "
+            f"Step {step['number']} ({step['name']}) was interrupted{how} and is unsafe to repeat: "
             "somebody has to say whether it happened.",
             f"`minion answer {task['id']}` with --result JSON, --again or --fail.",
             **facts,

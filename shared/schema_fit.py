@@ -1,4 +1,5 @@
-"""Whether what one agent returns can be what the next one takes, as far as their schemas tell.
+"""Whether what one agent returns can be what the next one takes, and what a model gives what a tool takes, as far as
+their schemas tell.
 
 JSON Schema cannot be compared in general. This finds what is certainly wrong, and says nothing where it is not sure:
 each keyword only narrows a schema, so what two of them exclude stays excluded whatever the others say.
@@ -6,6 +7,8 @@ each keyword only narrows a schema, so what two of them exclude stays excluded w
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +18,9 @@ from shared.schemas import AgentDefinition
 Schema = dict[str, Any] | bool
 
 KINDS = frozenset({"null", "boolean", "number", "string", "array", "object"})
+# What the Messages API takes for a tool.
+NOT_AT_THE_TOP = ("$ref", "oneOf", "anyOf", "allOf")
+PROPERTY = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 ANSWER = {
     "type": "object",
     "properties": {"content": {"type": "string"}},
@@ -36,6 +42,24 @@ def misfit(given: Schema | None, wanted: Schema | None, path: str = "$") -> str 
             return f"{path}: {', '.join(map(repr, values))[:200]} comes, which is not taken"
         return None
     return _object_misfit(given, wanted, path) if here & there == {"object"} else None
+
+
+def model_misfit(wanted: Schema | None) -> str | None:
+    """Why the Messages API refuses every request with a tool of this input schema; None where it takes it.
+
+    (It asks for a `type` too, which is supplied where there is none.)
+    """
+    if wanted is None or isinstance(wanted, bool):
+        return None
+    if (said := wanted.get("type", "object")) != "object":
+        return f'its `type` is {json.dumps(said)}, and what a model gives is an "object"'
+    for keyword in NOT_AT_THE_TOP:
+        if keyword in wanted:
+            return f"it has `{keyword}` at its top, and the Messages API takes that inside of `properties` only"
+    for name in wanted.get("properties", {}):
+        if not PROPERTY.fullmatch(name):
+            return f"its property {name[:100]!r} is no name of 1 to 64 letters, digits, dots, _ and -"
+    return None
 
 
 def chain_misfits(chain: AgentDefinition, agents: Mapping[str, AgentDefinition]) -> Iterator[tuple[str, str]]:

@@ -237,6 +237,11 @@ class Journal:
             self._keep({**step, "status": "failed", "error": {**later, "retryable": True}, "finished_at": _now()})
             self._release(step["number"], reserved, snoozed.error)
             raise
+        except Interrupted as interrupted:
+            if interrupted.error is not None:
+                # For whoever is asked; the step stays as it is, started.
+                self._keep({**step, "status": "started", "error": interrupted.error.as_dict()})
+            raise
         finished = {
             **step,
             "status": "finished",

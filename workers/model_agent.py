@@ -37,7 +37,9 @@ class ModelAgent(BaseAgent):
         super().__init__(definition, task, journal)
         self.calls = ToolCalls({tool.name: tool for tool in tools}, task, journal)
         self.specs = tuple(
-            ToolSpec(tool.name, tool.description, tool.input_schema or {"type": "object"}) for tool in tools
+            # The API asks for the type that a model's input has anyway.
+            ToolSpec(tool.name, tool.description, {"type": "object", **(tool.input_schema or {})})
+            for tool in tools
         )
 
     def input(self) -> JsonValue:
@@ -77,18 +79,24 @@ class ModelAgent(BaseAgent):
 
     def _model(self) -> str:
         """The model of this task: chosen once, and kept when the task runs again."""
-        first = self.journal.known.get(1)
-        return str(first["name"]) if first and first["kind"] == "model_call" else resolve(str(self.definition.model))
+        # An approval may come before the first call.
+        called = (str(step["name"]) for step in self.journal.known.values() if step["kind"] == "model_call")
+        return next(called, None) or resolve(str(self.definition.model))
 
     def _said(self, value: JsonValue) -> list[Message]:
+        """What was said to the agent, without blank texts: the API refuses them."""
         if self.task.messages is not None:
-            said = [message for message in self.messages() if message.role in ("user", "assistant")]
-            if not said:
-                raise InvalidInput(f"The messages for {self.name!r} hold nothing that a person said.")
-            return said
-        return [
-            Message(role="user", content=value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-        ]
+            given = [message for message in self.messages() if message.role in ("user", "assistant")]
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            given = [Message(role="user", content=text)]
+        said = [message for message in given if message.content.strip()]
+        if not said:
+            raise InvalidInput(
+                f"What {self.name!r} was given holds nothing that a person said: its `input`, or one of its `messages` "
+                "from the user, has to have text that is not blank."
+            )
+        return said
 
     def _turn(
         self, model: str, messages: list[dict[str, Any]], new: list[dict[str, Any]], value: JsonValue
@@ -118,7 +126,7 @@ class ModelAgent(BaseAgent):
         if self.definition.output_schema is not None:
             schema = json.dumps(self.definition.output_schema, ensure_ascii=False)
             told.append(f"Give your final answer as JSON that matches this JSON Schema, and nothing else: {schema}")
-        return "\n\n".join(part for part in told if part)
+        return "\n\n".join(part for part in told if part.strip())
 
     def _fault(self, reply: dict[str, Any]) -> str | None:
         """What is wrong with a final answer, if the agent has an output schema."""

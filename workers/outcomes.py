@@ -123,7 +123,15 @@ class Snoozed(Exception):
 
 
 class Interrupted(Exception):
-    """An unsafe step was interrupted. Whether it happened is not known, so somebody has to say."""
+    """An unsafe step was interrupted. Whether it happened is not known, so somebody has to say.
+
+    Attributes:
+        error: what interrupted it, if it was no crash, for the journal.
+    """
+
+    def __init__(self, error: MinionError | None = None) -> None:
+        super().__init__()
+        self.error = error
 
 
 class ClaimLost(Exception):

@@ -77,12 +77,7 @@ class ToolCalls:
         calls = [self._prepared(block) for block in blocks]
         self._refuse_endless_faults(calls)
         outcomes = self._outcomes(calls)
-        suspended = [outcome for outcome in outcomes if isinstance(outcome, Suspended)]
-        if not suspended:
-            # Waits that results ask for get their numbers here, when it is known which there are.
-            outcomes = [self._waited(outcome) for outcome in outcomes]
-            suspended = [outcome for outcome in outcomes if isinstance(outcome, Suspended)]
-        if suspended:
+        if suspended := [outcome for outcome in outcomes if isinstance(outcome, Suspended)]:
             return Suspended(
                 [child for each in suspended for child in each.children],
                 [wait for each in suspended for wait in each.waits],
@@ -112,15 +107,19 @@ class ToolCalls:
             )
 
     def _outcomes(self, calls: list[_Call]) -> list[Outcome]:
-        """What each call came to. After one that the task cannot go on from, none is begun any more."""
+        """What each call came to. After one that the task has to wait for, or cannot go on from, no batch is begun."""
         outcomes: list[Outcome] = []
-        for alone, group in groupby(calls, key=lambda call: call.alone):
-            together = list(group)
-            for batch in [[call] for call in together] if alone else [together]:
-                outcomes += self._made_at_once(batch)
-                for outcome in outcomes:
-                    if isinstance(outcome, BaseException) and not _is_for_the_model(outcome):
-                        raise outcome
+        for batch in _batches(calls):
+            made = self._made_at_once(batch)
+            for outcome in made:
+                if isinstance(outcome, BaseException) and not _is_for_the_model(outcome):
+                    raise outcome
+            if not _has_to_wait(made):
+                # Waits that results ask for get their numbers here, when it is known which there are.
+                made = [self._waited(outcome) for outcome in made]
+            outcomes += made
+            if _has_to_wait(made):
+                break
         return outcomes
 
     def _made_at_once(self, calls: list[_Call]) -> list[Outcome]:
@@ -154,6 +153,17 @@ class ToolCalls:
 
     def _waited(self, outcome: Outcome) -> Outcome:
         return outcome if isinstance(outcome, BaseException) else waited(outcome, self.journal)
+
+
+def _batches(calls: list[_Call]) -> Iterator[list[_Call]]:
+    """The calls that are made at the same time; each batch waits for the one before it."""
+    for alone, group in groupby(calls, key=lambda call: call.alone):
+        together = list(group)
+        yield from [[call] for call in together] if alone else [together]
+
+
+def _has_to_wait(outcomes: list[Outcome]) -> bool:
+    return any(isinstance(outcome, Suspended) for outcome in outcomes)
 
 
 def _is_for_the_model(error: BaseException) -> bool:

@@ -173,6 +173,35 @@ def test_an_agent_and_a_tool_may_share_a_name(define: Define) -> None:
     assert len(define(NOOP, agent("noop"))) == 2
 
 
+NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"type": "string"}, 'its `type` is "string"'),
+        ({"type": ["object", "null"]}, 'its `type` is ["object", "null"]'),
+        ({"$ref": "#/$defs/node", "$defs": {"node": NODE}}, "it has `$ref` at its top"),
+        ({"type": "object", "oneOf": [{"required": ["a"]}]}, "it has `oneOf` at its top"),
+        ({"anyOf": [{"required": ["a"]}]}, "it has `anyOf` at its top"),
+        ({"type": "object", "allOf": [{}]}, "it has `allOf` at its top"),
+        ({"properties": {"first name": {}}}, "its property 'first name'"),
+    ],
+)
+def test_tools_that_no_model_can_be_given_are_refused(define: Define, schema: dict[str, Any], why: str) -> None:
+    """The API refuses every turn of an agent with such a tool; an agent that runs the tool by itself is free to."""
+    tool, stored = {**NOOP, "input_schema": schema}, function(input_schema=schema)
+    alone = {"kind": "agent", "name": "Alone", "type": "function", "tool": "noop"}
+    define(tool, alone, stored, TWICE)
+    for name in ("noop", "twice"):
+        with pytest.raises(InvalidDefinition, match=r"agent 'Asker', tools.0: ") as refused:
+            define({**ASKER, "tools": [name]})
+        assert why in refused.value.message
+    define(function(), {**NOOP, "input_schema": {"properties": {"a": {}}}}, ASKER)
+    with pytest.raises(InvalidDefinition, match=r"agent 'Asker', tools.0: "):
+        define(stored)
+
+
 def test_two_applies_at_once_make_each_version_once(database: Engine) -> None:
     rounds = at_once(*[lambda: apply(database, function(), TWICE, DOUBLER)] * 4)
     assert sum(line.startswith("created") for lines in rounds for line in lines) == 3

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, text
 from minions import testing
 from minions.testing import KEY, MessagesApi, error, tool_use
 from shared import lifecycle
+from shared.database import transaction
 from shared.schemas import Budget
 from shared.settings import Settings
 from tests.conftest import Define
@@ -104,6 +105,13 @@ def test_the_request_on_the_wire(ask: Any, agent: Any, api: MessagesApi) -> None
     }
 
 
+def test_a_tools_schema_is_that_of_an_object(ask: Any, define: Define, agent: Any, api: MessagesApi) -> None:
+    agent()
+    define({**ACT, "description": "Acts", "input_schema": {"properties": {"answer": {}}}})
+    assert ask([testing.text("Hi.")])["state"] == "succeeded"
+    assert api.requests[0]["tools"][0]["input_schema"] == {"type": "object", "properties": {"answer": {}}}
+
+
 def test_sampling_goes_to_models_that_take_it(ask: Any, agent: Any, api: MessagesApi) -> None:
     agent(tools=(), model="claude-sonnet-4-6", config={"temperature": 0.2})
     ask([testing.text("Hi.")])
@@ -182,7 +190,7 @@ def test_what_became_of_an_interrupted_unsafe_tool_is_told_to_the_model(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("workers.tools.builtin._call", die)
+        patch.setattr("workers.tools.builtin.BuiltinTool._made", die)
         with pytest.raises(KeyboardInterrupt):
             minion.run(task, message.claim, here.id)
     with here.engine.begin() as connection:
@@ -403,6 +411,33 @@ def test_messages_without_a_word_are_refused(ask: Any, agent: Any, api: Messages
     assert api.requests == []
 
 
+def test_blank_messages_stay_behind(ask: Any, agent: Any, api: MessagesApi) -> None:
+    """As they come with a history of LangChain: a turn that only called tools has no text."""
+    agent(system_prompt=" ")
+    calls = [{"name": "echo", "args": {}, "id": "1"}]
+    said = [
+        {"type": "human", "content": "Hello"},
+        {"type": "ai", "content": "", "tool_calls": calls},
+        {"type": "human", "content": " \n"},
+        {"type": "system", "content": "\t"},
+    ]
+    task = ask([testing.text("Hi.")], messages=said)
+    assert (task["state"], task["error"]) == ("succeeded", None)
+    assert unmarked(api.requests[0]) == [{"role": "user", "content": "Hello"}]
+    assert "system" not in api.requests[0]
+
+
+@pytest.mark.parametrize(
+    "given", [{"value": ""}, {"value": " \n"}, {"messages": [" "]}, {"messages": [{"role": "ai", "content": ""}]}]
+)
+def test_nothing_but_blanks_is_refused(ask: Any, agent: Any, api: MessagesApi, given: dict[str, Any]) -> None:
+    agent()
+    task = ask([testing.text("Hi.")], **given)
+    assert (task["state"], task["error"]["type"]) == ("failed", "invalid_input")
+    assert "nothing that a person said" in task["error"]["message"]
+    assert api.requests == []
+
+
 def test_the_soft_limit_ends_a_model_call_before_and_in_its_stream(
     tasks: Tasks, agent: Any, api: MessagesApi, offered: Path, tmp_path: Path, short_leases: Settings
 ) -> None:
@@ -423,3 +458,26 @@ def test_auto_means_offline_without_a_key(
     task: UUID = tasks.submit("Agent", "Echo this")
     here.run_all()
     assert "not a language model" in tasks.get(task)["output"]["content"]
+
+
+@pytest.mark.parametrize("approval", [False, True])
+def test_a_task_keeps_the_model_that_auto_meant(
+    tasks: Tasks, here: Minion, agent: Any, api: MessagesApi, monkeypatch: pytest.MonkeyPatch, approval: bool
+) -> None:
+    """Also where its journal begins with an approval, and a deployment chooses another model meanwhile."""
+    agent(model="auto", config={"approval": approval})
+    api.script = [tool_use(("act", {"answer": {"$wait": {"signal": "go"}}})), testing.text("Done.")]
+    task = tasks.submit("Agent", "Hello")
+    here._round()
+    if approval:
+        with transaction() as connection:
+            lifecycle.decide(connection, task, "approve", who="test")
+        here._round()
+    assert tasks.get(task)["wait_reason"] == "signal"
+    monkeypatch.setenv("MINION_DEFAULT_MODEL", "claude-opus-4-8")
+    forget_client()
+    with transaction() as connection:
+        lifecycle.signal(connection, task, "go", None)
+    here.run_all()
+    assert (tasks.get(task)["state"], tasks.get(task)["error"]) == ("succeeded", None)
+    assert len({request["model"] for request in api.requests}) == 1

@@ -58,6 +58,13 @@ def _fail(arguments: dict[str, Any], context: Any) -> Any:
     return {"attempt": context.attempt}
 
 
+def _time_out(arguments: dict[str, Any], context: Any) -> Any:
+    """For the first so many calls; `context.attempt` counts charged failures only."""
+    if Path(arguments["log"]).read_text().count(context.task_id) <= arguments["times"]:
+        raise TimeoutError("no answer")
+    return {}
+
+
 def _refuse(arguments: dict[str, Any], context: Any) -> Any:
     error = ToolError("No, and asking again will not help.")
     error.retryable = False
@@ -107,6 +114,7 @@ DEEDS = {
     "query": _query,
     "die": _die,
     "fail": _fail,
+    "time out": _time_out,
     "refuse": _refuse,
     "later": _later,
     "meet": _meet,

@@ -6,11 +6,24 @@ import json
 import socket
 import urllib.request
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 
 import pytest
 
 from minions import testing
+
+
+def post(api: testing.MessagesApi, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    """Status and answer of a request for a message."""
+    data = json.dumps({"model": "m", **body}).encode()
+    request = urllib.request.Request(f"{api.url}/v1/messages", data, {"x-api-key": testing.KEY})
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, json.load(answer)
+    except HTTPError as refused:
+        with refused:
+            return refused.code, json.load(refused)
 
 
 @pytest.mark.parametrize(
@@ -46,9 +59,45 @@ def test_what_the_script_does_not_know_is_refused_for_good() -> None:
     """Not with an error that is tried again: the task would wait for hours for a script that is complete."""
     with testing.messages_api() as api:
         api.script = [{"if": "boats", **testing.text("Two.")}]
-        body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "ships"}]}).encode()
-        request = urllib.request.Request(f"{api.url}/v1/messages", body, {"x-api-key": testing.KEY})
-        with pytest.raises(HTTPError, match="400") as refused:
-            urllib.request.urlopen(request)
-        with refused.value as answer:
-            assert "no reply to this request" in answer.read().decode()
+        status, answer = post(api, {"messages": [{"role": "user", "content": "ships"}]})
+        assert status == 400
+        assert "no reply to this request" in answer["error"]["message"]
+
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"tools": [{}]}, "tools.0.custom.input_schema.type: Field required"),
+        ({"tools": [{"$ref": "#/$defs/a"}]}, "tools.0.custom.input_schema.type: Field required"),
+        (
+            {"tools": [{"type": "object"}, {"type": "string"}]},
+            "tools.1.custom.input_schema.type: Input should be 'object'",
+        ),
+        ({"tools": [{"type": ["object", "null"]}]}, "tools.0.custom.input_schema.type: Input should be 'object'"),
+        ({"tools": [{"type": "object", "anyOf": []}]}, "does not support oneOf, allOf, or anyOf at the top level"),
+        ({"tools": [{"type": "object", "properties": {"a b": {}}}]}, "Property keys should match pattern"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": ""}, *HELLO]}, "messages.1: "),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}]}, "must be non-empty"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\n"}]}]}, "non-whitespace text"),
+        ({"system": [{"type": "text", "text": " "}]}, "system: text content blocks must contain non-whitespace text"),
+    ],
+)
+def test_what_the_api_refuses_is_refused(wrong: dict[str, Any], said: str) -> None:
+    if "tools" in wrong:
+        wrong = {"tools": [{"name": "act", "input_schema": schema} for schema in wrong["tools"]]}
+    with testing.messages_api() as api:
+        api.script = [testing.text("Hi.")]
+        status, answer = post(api, {"messages": HELLO, **wrong})
+        assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+        assert said in answer["error"]["message"]
+        assert len(api.requests) == len(api.headers) == 1
+        tools = [
+            {"name": "act", "input_schema": {"type": "object"}},
+            {"type": "web_search_20260209", "name": "web_search"},
+        ]
+        called = [{"type": "tool_use", "id": "1", "name": "act", "input": {}}]
+        messages = [*HELLO, {"role": "assistant", "content": called}]
+        assert post(api, {"system": "Be brief.", "messages": messages, "tools": tools})[0] == 200

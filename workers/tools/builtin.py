@@ -31,6 +31,7 @@ from shared.json_values import JsonValue, check, digest
 from shared.schemas import ToolDefinition
 from shared.settings import get_settings
 from workers.journal import Journal, StepResult
+from workers.outcomes import Interrupted
 from workers.task import ClaimedTask
 from workers.tools.control import obeyed
 
@@ -76,7 +77,7 @@ class BuiltinTool:
 
         def perform(step: int) -> StepResult:
             validate(self.input_schema, arguments, what=f"The input of tool {self.name!r}", error=InvalidInput)
-            output = _call(load(str(definition.builtin)), arguments, _context(task, step, request), self.name)
+            output = self._made(load(str(definition.builtin)), arguments, _context(task, step, request))
             what = f"The output of tool {self.name!r}"
             check(output, what=what, limit=get_settings().max_output_bytes)
             if control_of(output) is None:
@@ -84,6 +85,19 @@ class BuiltinTool:
             return StepResult(obeyed(output, self.name))
 
         return journal.call("tool_call", self.name, request, perform, effect=self.effect)
+
+    def _made(self, function: Callable[..., Any], arguments: JsonValue, context: ToolContext) -> JsonValue:
+        try:
+            result = function(arguments, context)
+            return asyncio.run(_await(result)) if inspect.isawaitable(result) else result
+        except (MinionError, SoftTimeLimitExceeded):
+            raise
+        except Exception as error:
+            if behind_time_limit(error):
+                raise SoftTimeLimitExceeded from error
+            failure = ToolError(f"The tool {self.name!r} raised {type(error).__name__}: {error}"[:2000])
+            # Whatever it raised, it may have had its effect before: a time-out after the card was charged.
+            raise (Interrupted(failure) if self.effect == "unsafe" else failure) from error
 
 
 @lru_cache(maxsize=256)
@@ -105,18 +119,6 @@ def load(name: str) -> Callable[..., Any]:
     except Exception as error:
         raise ToolError(f"The builtin tool {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     return function
-
-
-def _call(function: Callable[..., Any], arguments: JsonValue, context: ToolContext, name: str) -> JsonValue:
-    try:
-        result = function(arguments, context)
-        return asyncio.run(_await(result)) if inspect.isawaitable(result) else result
-    except (MinionError, SoftTimeLimitExceeded):
-        raise
-    except Exception as error:
-        if behind_time_limit(error):
-            raise SoftTimeLimitExceeded from error
-        raise ToolError(f"The tool {name!r} raised {type(error).__name__}: {error}"[:2000]) from error
 
 
 async def _await(result: Any) -> Any:

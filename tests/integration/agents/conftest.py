@@ -15,6 +15,8 @@ TOOLS = [
     {"kind": "tool", "name": "echo", "type": "builtin", "builtin": "echo", "effect": "pure"},
     {**ACT, "input_schema": ANYTHING},
     {**ACT, "name": "careful", "effect": "unsafe", "input_schema": ANYTHING, "approval": True},
+    {**ACT, "name": "checked", "input_schema": ANYTHING, "approval": True},
+    {**ACT, "name": "send", "effect": "unsafe", "input_schema": ANYTHING},
     {"kind": "agent", "name": "Helper", "type": "function", "tool": "act", "config": {"capabilities": ["other"]}},
     {"kind": "tool", "name": "help", "type": "agent", "agent": "Helper", "input_schema": ANYTHING},
 ]
@@ -39,7 +41,7 @@ def _plain(content: Any) -> Any:
 @pytest.fixture
 def agent(define: Define) -> DefineAgent:
     """Defines `Agent` with the tools echo (pure), act (idempotent), careful (unsafe, to be approved) and help (a
-    sub-agent): `agent(config={…})`.
+    sub-agent): `agent(config={…})`. There are also checked (idempotent, to be approved) and send (unsafe).
     """
 
     def make(config: dict[str, Any] | None = None, **fields: Any) -> None:

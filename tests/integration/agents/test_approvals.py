@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from minions.results import wait_for_signal
 from minions.testing import MessagesApi, text, tool_use
 from shared import lifecycle
 from shared.database import transaction
 from shared.schemas import TaskRequest
 from tests.integration.agents.conftest import DefineAgent
+from tests.integration.agents.test_determinism import RELEASE
 from tests.integration.conftest import Minion, Tasks
+from workers import minion
 
 
 def decide(task: UUID, verdict: str, value: Any = None) -> str:
@@ -24,9 +28,9 @@ def decide(task: UUID, verdict: str, value: Any = None) -> str:
 def test_a_sub_agent_and_a_person(
     tasks: Tasks, agent: DefineAgent, api: MessagesApi, here: Minion, approved_first: bool
 ) -> None:
-    agent()
+    agent(tools=["help", "checked"])
     api.script = [
-        tool_use(("help", {"do": "answer", "answer": 1}), ("careful", {"do": "answer", "answer": 2})),
+        tool_use(("help", {"do": "answer", "answer": 1}), ("checked", {"do": "answer", "answer": 2})),
         text("done"),
     ]
     task = tasks.submit("Agent", "go")
@@ -63,3 +67,74 @@ def test_an_input_of_null_that_somebody_has_to_approve(tasks: Tasks, act: Any, h
     here._round()
     assert (tasks.get(task)["wait_reason"], tasks.steps(task)[0]["input"]["approval"]) == ("approval", None)
     assert decide(task, "reject") == "pending"
+
+
+def run(task: UUID, here: Minion) -> None:
+    """One execution."""
+    [message] = [message for message in here.dispatch() if message.task_id == task]
+    minion.run(task, message.claim, here.id)
+
+
+def die_while_it_runs(task: UUID, here: Minion, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One execution whose process dies at a place, and is found to be gone."""
+
+    def die(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, die)
+        with pytest.raises(KeyboardInterrupt):
+            run(task, here)
+    with transaction() as connection:
+        connection.execute(RELEASE, {"task": task})
+
+
+@pytest.mark.parametrize("first", ["careful", "help", "act"])
+def test_an_unsafe_call_waits_for_what_the_calls_before_it_wait_for(
+    tasks: Tasks, agent: DefineAgent, api: MessagesApi, here: Minion, first: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The contract is not sent before the approval, the sub-agent's answer or the signal has come, and then once,
+    though the minion dies before and after it.
+    """
+    agent(tools=["act", "careful", "help", "send"])
+    before: dict[str, Any] = {"do": "answer", "answer": 1}
+    if first == "act":
+        before = {"do": "answer", "answer": wait_for_signal("legal")}
+    log = tmp_path / "sent"
+    send = ("send", {"log": str(log), "answer": 2})
+    api.script = [tool_use((first, before), send, send, ("act", {"answer": 3})), text("done")]
+    task = tasks.submit("Agent", "go")
+    run(task, here)
+    assert (tasks.get(task)["state"], tasks.get(task)["open_waits"], log.exists()) == ("waiting", 1, False)
+    if first == "careful":
+        decide(task, "approve")
+    elif first == "act":
+        with transaction() as connection:
+            lifecycle.signal(connection, task, "legal", "yes")
+    else:
+        [child] = tasks.children(task)
+        run(child["id"], here)
+    die_while_it_runs(task, here, "workers.model_agent.ToolCalls.make", monkeypatch)
+    assert not log.exists()
+    die_while_it_runs(task, here, "workers.tool_calls._result", monkeypatch)
+    here.run_all()
+    assert (tasks.get(task)["output"], log.read_text().count("\n")) == ({"content": "done"}, 2)
+    assert [step["number"] for step in tasks.steps(task)] == list(range(1, len(tasks.steps(task)) + 1))
+
+
+def test_approvals_of_unsafe_calls_are_asked_for_one_after_the_other(
+    tasks: Tasks, agent: DefineAgent, api: MessagesApi, here: Minion, tmp_path: Path
+) -> None:
+    agent()
+    log = tmp_path / "log"
+    calls = [("careful", {"log": str(log), "answer": answer}) for answer in (1, 2)]
+    api.script = [tool_use(*calls), text("done")]
+    task = tasks.submit("Agent", "go")
+    for made in (0, 1):
+        here._round()
+        assert tasks.get(task)["open_waits"] == 1
+        assert (log.read_text().count("\n") if log.exists() else 0) == made
+        decide(task, "approve")
+    here.run_all()
+    assert (tasks.get(task)["state"], log.read_text().count("\n")) == ("succeeded", 2)

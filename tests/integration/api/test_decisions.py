@@ -140,6 +140,43 @@ def test_what_became_of_an_interrupted_step(
     assert log.read_text().count("\n") == calls
 
 
+@pytest.mark.parametrize(
+    ("verdict", "value", "state", "calls"), [("result", 1, "succeeded", 1), ("again", None, "succeeded", 2)]
+)
+def test_an_unsafe_tool_that_raises_is_not_called_again_by_itself(
+    client: Client, tasks: Tasks, act: Any, here: Minion, tmp_path: Path,
+    verdict: str, value: Any, state: str, calls: int,
+) -> None:  # fmt: skip
+    """What it raised may have come after the effect, as a time-out does. The person is told what it was."""
+    log = tmp_path / "calls"
+    task = tasks.submit(act(effect="unsafe"), {"do": "time out", "times": 1, "log": str(log)})
+    here._round()
+    here._round()
+    assert (tasks.get(task)["wait_reason"], log.read_text().count("\n")) == ("answer", 1)
+    told = "Step 1 (act) was interrupted (The tool 'act' raised TimeoutError: no answer) and is unsafe to repeat"
+    assert told in client.why(task)["sentence"]
+    [step] = tasks.steps(task)
+    assert (step["status"], step["error"]["type"]) == ("started", "tool_error")
+    client.decide(task, verdict, value=value)
+    here.run_all()
+    assert (tasks.get(task)["state"], tasks.get(task)["attempts"], tasks.steps(task)[0]["error"]) == (state, 0, None)
+    assert log.read_text().count("\n") == calls
+
+
+def test_an_unsafe_tool_that_knows_that_nothing_happened_says_so(
+    tasks: Tasks, act: Any, here: Minion, tmp_path: Path
+) -> None:
+    """With an error of ours: one that may be tried again, or one that may not."""
+    act(effect="unsafe")
+    logs = [tmp_path / "meet", tmp_path / "refuse"]
+    meeting = {"do": "meet", "calls": 2, "patience": 0, "log": str(logs[0])}
+    again, never = (tasks.submit("Act", {"do": "refuse", "log": str(logs[1])} if n else meeting) for n in range(2))
+    here.run_all()
+    assert (tasks.get(again)["state"], tasks.get(again)["attempts"]) == ("succeeded", 1)
+    assert (tasks.get(never)["state"], tasks.get(never)["error"]["type"]) == ("failed", "tool_error")
+    assert [log.read_text().count("\n") for log in logs] == [2, 1]
+
+
 def test_decisions_that_nobody_waits_for(client: Client, tasks: Tasks, act: Any, careful: str, here: Minion) -> None:
     task = tasks.submit(act("Plain"), {})
     with pytest.raises(errors.Conflict, match="waits for no decision"):
