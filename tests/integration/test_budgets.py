@@ -355,7 +355,7 @@ def blocked(engine: Engine, what: str) -> bool:
 
 
 def test_a_raise_that_meets_a_refusal_wakes_who_was_refused(claim: Any, tasks: Tasks, database: Engine) -> None:
-    """The raise waits for the lock while the task is refused, and has looked for whom to wake before it is suspended."""
+    """The raise waits for the lock meanwhile, and has looked for whom to wake before the task is suspended."""
     journal = claim(tokens=10)
     with ThreadPoolExecutor(1) as threads:
         with database.begin() as refused:
