@@ -39,7 +39,7 @@ class Request(CeleryRequest):
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
     def _report(self, why: str, *, charged: bool = True) -> None:
-        # A message may come twice, and the claim be held by the other child. Where it was held by the one that died, the
+        # A message may come twice, and then the other child may hold the claim. Where it was the one that died, the
         # rescuer finds a task that its worker does not know of.
         if any(other.id == self.id and other is not self for other in tuple(active_requests)):
             log.warning("duplicate_lost", message=self.id, why=why)
