@@ -928,8 +928,8 @@ BEGIN
     FOR hot IN SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = current_schema()::regnamespace AND proname IN (
             'minion_accept', 'minion_place', 'minion_next_turn', 'minion_heal_turns', 'minion_route',
             'minion_republish', 'minion_dispatch', 'minion_take', 'minion_wake_due', 'minion_claim',
-            'minion_release', 'minion_suspend', 'minion_snooze', 'minion_ask', 'minion_decide', 'minion_signal', 'minion_hold',
-            'minion_heal_waits') LOOP
+            'minion_release', 'minion_suspend', 'minion_snooze', 'minion_ask', 'minion_decide', 'minion_signal',
+            'minion_hold', 'minion_heal_waits') LOOP
         EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off', hot);
         EXECUTE format('ALTER FUNCTION %s SET jit = off', hot);
     END LOOP;
