@@ -126,8 +126,8 @@ def run(worker: UUID) -> UUID:
     with transaction() as connection:
         request = TaskRequest(agent="talker", input="Talk")
         task = submit_many(connection, [request], submitted_by="bench")[0].task_id
+    prepare_pending(get_engine())
     with transaction() as connection:
-        prepare_pending(connection)
         [message] = lifecycle.dispatch(connection, lease=3600, window=1)
     if minion.run(message.task_id, message.claim, worker) != State.SUCCEEDED:
         with get_engine().connect() as connection:

@@ -50,17 +50,13 @@ class Dispatcher(Loop):
         self._listener.open()
         with self.statements.connect() as connection:
             if connection.scalar(UNPREPARED):
-                self._prepare()
+                prepare_pending(self.engine)
             batch = lifecycle.dispatch(
                 connection, lease=self.settings.lease_seconds, window=self.settings.dispatch_window
             )
             if batch:
                 self._publish(batch)
             return BACKLOG_SECONDS if self._has_backlog(connection) else IDLE_SECONDS
-
-    def _prepare(self) -> None:
-        with self.engine.begin() as connection:
-            prepare_pending(connection)
 
     def wait(self, seconds: float) -> None:
         """Waits for a notification, or until the time is up."""

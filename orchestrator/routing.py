@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import structlog
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from shared import lifecycle
@@ -29,29 +29,44 @@ UNPREPARED = text(
            v.input_schema, v.type
         FROM task_status s JOIN tasks t ON t.id = s.task_id LEFT JOIN agent_versions v ON v.id = t.agent_version_id
         WHERE s.state = 'pending' AND s.capability IS NULL ORDER BY s.task_id LIMIT :most
+        -- All at once and without waiting: who locks a tree takes its tasks in another order.
+        FOR NO KEY UPDATE OF s SKIP LOCKED
     """
 )
 VERSION = text("SELECT name, capability, input_schema, type FROM agent_versions WHERE id = :version")
 
 
-def prepare_pending(connection: Connection) -> int:
-    """Routes and checks tasks; those that cannot run fail with the reason. Returns how many it looked at."""
-    rows = connection.execute(UNPREPARED, {"most": MOST}).mappings().all()
-    for row in rows:
+def prepare_pending(engine: Engine) -> None:
+    """Routes and checks tasks; those that cannot run fail with the reason.
+
+    Each of those in a transaction of its own: its parent is locked before the task, so not while other tasks are.
+    One that is not reached is found again.
+    """
+    with engine.begin() as connection:
+        rejected = release_checked(connection)
+    for task, error in rejected:
+        with engine.begin() as connection:
+            lifecycle.reject(connection, task, error.as_dict())
+
+
+def release_checked(connection: Connection) -> list[tuple[UUID, MinionError]]:
+    """Routes and checks tasks, and releases them for their queues. Returns those that cannot run, and why."""
+    rejected: list[tuple[UUID, MinionError]] = []
+    for row in connection.execute(UNPREPARED, {"most": MOST}).mappings().all():
         try:
             with connection.begin_nested():
                 _prepare(connection, dict(row))
         except MinionError as error:
             log.info("rejected", task=str(row["id"]), error=error.code)
-            lifecycle.reject(connection, row["id"], error.as_dict())
+            rejected.append((row["id"], error))
         except Exception as error:
             if isinstance(error, DBAPIError) and is_transient(error):
                 raise
             # One task that nobody foresaw must not hold up all others.
             log.exception("cannot_be_prepared", task=str(row["id"]))
             unreadable = InvalidInput("The task's input or messages cannot be read; the orchestrator's log says why.")
-            lifecycle.reject(connection, row["id"], unreadable.as_dict())
-    return len(rows)
+            rejected.append((row["id"], unreadable))
+    return rejected
 
 
 def _prepare(connection: Connection, task: dict[str, Any]) -> None:

@@ -74,7 +74,9 @@ def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True
             "keepalives_interval": 2,
             "keepalives_count": 2,
             "tcp_user_timeout": lease_ms,
-            "options": f"-c timezone=UTC -c idle_in_transaction_session_timeout={lease_ms}"
+            # The functions count and look again after they have locked, which only READ COMMITTED lets them.
+            "options": r"-c timezone=UTC -c default_transaction_isolation=read\ committed"
+            f" -c idle_in_transaction_session_timeout={lease_ms}"
             f" -c minion.max_input_bytes={settings.max_input_bytes}",
         },
     )

@@ -61,7 +61,7 @@ CLAIM = text("SELECT minion_claim(:task, :claim, :worker, :granted)")
 HOLD = text("SELECT minion_hold(:task, :claim, :scope, :name, :delay)")
 WRITE_STEPS = text("SELECT minion_write_steps(:task, :claim, :steps)").bindparams(bindparam("steps", type_=JSONB))
 FINISH = text("SELECT minion_finish(:task, :claim, :state, :result)").bindparams(bindparam("result", type_=JSONB))
-RELEASE = text("SELECT minion_release(:task, :claim, :how, :charged, :delay, :result)").bindparams(
+RELEASE = text("SELECT minion_release(:task, :claim, :how, :charged, :delay, :result, :worker)").bindparams(
     bindparam("result", type_=JSONB)
 )
 SUSPEND = text("SELECT minion_suspend(:task, :claim, :result, :children, :waits)").bindparams(
@@ -251,6 +251,7 @@ def release(
     charged: bool,
     delay: float = 0.0,
     result: dict[str, Any] | None = None,
+    worker: UUID | None = None,
 ) -> State | None:
     """Gives a running task back to run again after `delay` seconds, or fails it where its attempts are used up.
 
@@ -258,6 +259,7 @@ def release(
         how: the execution's outcome: `retried`, `handed_back` or `lost`.
         charged: whether this counts as an attempt.
         result: as for `finish`; its `error` is why.
+        worker: who must hold the claim, where the caller has not read that from the record.
 
     Returns:
         the state the task is in now, or None where the claim was lost.
@@ -269,6 +271,7 @@ def release(
         "charged": charged,
         "delay": timedelta(seconds=delay),
         "result": result or {},
+        "worker": worker,
     }
     state = connection.scalar(RELEASE, values)
     return State(state) if state else None

@@ -69,7 +69,7 @@ class ByHand:
 
     def dispatch(self) -> list[Dispatched]:
         """One round of the dispatcher, without a broker."""
-        self.call(prepare_pending)
+        prepare_pending(self.engine)
         # Nobody beats here, and a slow machine is no lost worker.
         return self.call(lifecycle.dispatch, lease=3600.0, window=1000)
 

@@ -176,6 +176,8 @@ class Heartbeat:
                 charged=child.charged,
                 delay=delay,
                 result={"error": error},
+                # The child may have died before it had the claim, and another worker's has it.
+                worker=WORKER_ID,
             )
         log.warning("child_lost", task=str(child.task_id), claim=child.claim, why=child.why, state=state and str(state))
 

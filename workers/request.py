@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request as CeleryRequest
+from celery.worker.state import active_requests
 
 from workers.heartbeat import report_lost_child
+
+log = structlog.get_logger(__name__)
 
 
 class Request(CeleryRequest):
@@ -20,18 +24,24 @@ class Request(CeleryRequest):
         """A hard limit killed the child."""
         super().on_timeout(soft, timeout)
         if not soft:
-            report_lost_child(
-                self.kwargs, f"The task ran longer than its hard time_limit of {timeout:g} s and was killed."
-            )
+            self._report(f"The task ran longer than its hard time_limit of {timeout:g} s and was killed.")
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """The child died: out of memory, a crash in native code, kill -9; or it was told to end."""
         # billiard wraps what it raised itself.
         exception = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(exception, Terminated) or self._already_cancelled:
-            report_lost_child(self.kwargs, "The worker was told to stop, and ended the task.", charged=False)
+            self._report("The worker was told to stop, and ended the task.", charged=False)
         elif isinstance(exception, WorkerLostError):
-            report_lost_child(self.kwargs, f"The process that ran the task died: {exception}")
+            self._report(f"The process that ran the task died: {exception}")
         elif not isinstance(exception, TimeLimitExceeded):  # `on_timeout` has told that
-            report_lost_child(self.kwargs, f"The minion failed outside the task: {exception!r}"[:500])
+            self._report(f"The minion failed outside the task: {exception!r}"[:500])
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def _report(self, why: str, *, charged: bool = True) -> None:
+        # A message may come twice, and then the other child may hold the claim. Where it was the one that died, the
+        # rescuer finds a task that its worker does not know of.
+        if any(other.id == self.id and other is not self for other in tuple(active_requests)):
+            log.warning("duplicate_lost", message=self.id, why=why)
+        else:
+            report_lost_child(self.kwargs, why, charged=charged)

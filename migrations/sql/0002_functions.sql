@@ -641,6 +641,16 @@ BEGIN
         FROM tasks k WHERE k.id = t);
 END $$;
 
+-- `minion_release`, where this worker (NULL: whoever) holds the claim: who only had the message for it may not have got
+-- it.
+CREATE FUNCTION minion_release(t uuid, c integer, how text, charged boolean, delay interval, result jsonb, w uuid)
+RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM minion_lock_parent(t);
+    PERFORM 1 FROM task_status WHERE task_id = t AND (w IS NULL OR worker_id = w) FOR NO KEY UPDATE;
+    RETURN CASE WHEN FOUND THEN minion_release(t, c, how, charged, delay, result) END;
+END $$;
+
 -- For minions of release 0.1, which know nothing of limits.
 CREATE OR REPLACE FUNCTION minion_claim(t uuid, expected integer, w uuid) RETURNS jsonb LANGUAGE sql AS $$
     SELECT CASE WHEN NOT c ? 'refused' THEN c END FROM minion_claim(t, expected, w, false) AS c
@@ -926,8 +936,8 @@ BEGIN
     FOR hot IN SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = current_schema()::regnamespace AND proname IN (
             'minion_accept', 'minion_next_turn', 'minion_heal_turns', 'minion_route',
             'minion_republish', 'minion_dispatch', 'minion_take', 'minion_wake_due', 'minion_claim',
-            'minion_suspend', 'minion_snooze', 'minion_ask', 'minion_decide', 'minion_signal', 'minion_hold',
-            'minion_heal_waits') LOOP
+            'minion_release', 'minion_suspend', 'minion_snooze', 'minion_ask', 'minion_decide', 'minion_signal',
+            'minion_hold', 'minion_heal_waits') LOOP
         EXECUTE format('ALTER FUNCTION %s SET enable_seqscan = off', hot);
         EXECUTE format('ALTER FUNCTION %s SET jit = off', hot);
     END LOOP;

@@ -98,13 +98,14 @@ END $$;
 
 -- The first budget that has no room for what is asked ({tokens, microdollars, steps}; `microdollars` null: nobody knows
 -- the price). NULL: all have. `then`: what happens now. `fail` and `ask` are what the budget says; `wait` means that it
--- only lacks what other running steps hold, and will give back in part.
+-- only lacks what other running steps hold, and will give back in part. `at`: the budget as it was found, by its
+-- `changed_at`. Until that is another one, it has no more room than now.
 CREATE FUNCTION minion_breach(ids uuid[], asked jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     tight record;
     held numeric;
 BEGIN
-    SELECT b.task_id, k.agent_name, b.on_breach, f.* INTO tight
+    SELECT b.task_id, k.agent_name, b.on_breach, b.changed_at, f.* INTO tight
         FROM unnest(ids) WITH ORDINALITY AS u (id, n) JOIN budgets b ON b.task_id = u.id JOIN tasks k ON k.id = u.id
         LEFT JOIN executions e ON e.task_id = b.task_id AND e.claim = 1
         CROSS JOIN LATERAL (VALUES
@@ -127,7 +128,7 @@ BEGIN
     RETURN jsonb_build_object(
         'budget', tight.task_id, 'agent', tight.agent_name, 'what', tight.what, 'limit', trim_scale(tight.most),
         'spent', trim_scale(round(tight.spent - held, 6)), 'reserved', trim_scale(held),
-        'asked', trim_scale(tight.asked), 'step', asked, 'at', clock_timestamp(),
+        'asked', trim_scale(tight.asked), 'step', asked, 'at', tight.changed_at,
         'then', CASE WHEN tight.asked IS NULL THEN 'fail'
                      WHEN tight.spent - held + tight.asked <= tight.most THEN 'wait' ELSE tight.on_breach END);
 END $$;
@@ -218,40 +219,52 @@ END $$;
 
 -- ---------------------------------------------------------------------------------------------- waiting
 
--- Wakes tasks that wait for a budget which has room for them now, and those that it is to fail. Returns how many.
--- What a waiting task asked for stands in the error of its last execution.
-CREATE FUNCTION minion_wake_funded(most integer) RETURNS integer LANGUAGE plpgsql AS $$
+-- Wakes tasks that wait for a budget (for `owner`'s, if one is named) which has room for them now, and those that it is
+-- to fail. Returns how many. What a waiting task asked for, and which budget had no room for it, stands in the error of
+-- its last execution.
+CREATE FUNCTION minion_wake_funded(most integer, owner uuid DEFAULT NULL) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     waiter record;
     breach jsonb;
+    together jsonb;
     root uuid;
     tokens bigint;
     microdollars bigint;
     woken integer := 0;
 BEGIN
     FOR waiter IN
-        SELECT s.task_id, k.root_id, k.budget_ids, e.error->'step' AS asked
-            FROM task_status s JOIN tasks k ON k.id = s.task_id
-            JOIN executions e ON e.task_id = s.task_id AND e.claim = s.claim
-            WHERE s.state = 'waiting' AND s.wait_reason = 'budget'
-              -- Nothing has changed for the others. (A budget that fails has waiters only while running steps hold
-              -- what they lack; those may die without a change.)
-              AND EXISTS (SELECT 1 FROM budgets b WHERE b.task_id = ANY (k.budget_ids)
-                              AND (b.on_breach = 'fail' OR b.changed_at > (e.error->>'at')::timestamptz))
-            ORDER BY k.root_id, s.rank, s.task_id LIMIT most FOR NO KEY UPDATE OF s SKIP LOCKED
+        SELECT * FROM (
+            SELECT s.task_id, s.claim, s.rank, k.root_id, k.budget_ids, e.error->'step' AS asked
+                FROM task_status s JOIN tasks k ON k.id = s.task_id
+                JOIN executions e ON e.task_id = s.task_id AND e.claim = s.claim
+                JOIN budgets b ON b.task_id = (e.error->>'budget')::uuid
+                WHERE s.state = 'waiting' AND s.wait_reason = 'budget' AND (owner IS NULL OR b.task_id = owner)
+                  -- Nothing has changed for the others. (A budget that fails has waiters only while running steps hold
+                  -- what they lack; those may die without a change.)
+                  AND (b.on_breach = 'fail' OR b.changed_at <> (e.error->>'at')::timestamptz)
+                -- Where they are too many for one look nobody is always among those left out.
+                ORDER BY random() LIMIT most FOR NO KEY UPDATE OF s SKIP LOCKED) w
+            ORDER BY w.root_id, w.rank, w.task_id
     LOOP
         IF waiter.root_id IS DISTINCT FROM root THEN
             root := waiter.root_id;
             tokens := 0;
             microdollars := 0;
         END IF;
-        breach := minion_breach(waiter.budget_ids, waiter.asked || jsonb_build_object(
-            'tokens', COALESCE((waiter.asked->>'tokens')::bigint, 0) + tokens,
-            'microdollars', COALESCE((waiter.asked->>'microdollars')::bigint, 0) + microdollars));
-        CONTINUE WHEN breach->>'then' <> 'fail';
-        IF breach IS NULL THEN
-            tokens := tokens + COALESCE((waiter.asked->>'tokens')::bigint, 0);
-            microdollars := microdollars + COALESCE((waiter.asked->>'microdollars')::bigint, 0);
+        breach := minion_breach(waiter.budget_ids, waiter.asked);
+        IF breach->>'then' <> 'fail' THEN
+            -- It waits for the next change of what it lacks now.
+            UPDATE executions SET error = error || jsonb_build_object('budget', breach->'budget', 'at', breach->'at')
+                WHERE task_id = waiter.task_id AND claim = waiter.claim;
+            CONTINUE;
+        ELSIF breach IS NULL THEN
+            together := waiter.asked || jsonb_build_object(
+                'tokens', tokens + COALESCE((waiter.asked->>'tokens')::bigint, 0),
+                'microdollars', microdollars + COALESCE((waiter.asked->>'microdollars')::bigint, 0));
+            -- There is room, but those before it may take it. It is looked at again, for they may leave it too.
+            CONTINUE WHEN minion_breach(waiter.budget_ids, together) IS NOT NULL;
+            tokens := together->>'tokens';
+            microdollars := together->>'microdollars';
         END IF;
         UPDATE task_status SET state = 'pending', wait_reason = NULL, updated_at = now() WHERE task_id = waiter.task_id;
         woken := woken + 1;
@@ -289,6 +302,8 @@ BEGIN
         RAISE EXCEPTION 'The budget of task % has no limit in %, so there is nothing to raise.', owner, missing
             USING ERRCODE = 'MN009';
     END IF;
+    -- Not in the statement that changes it: what that has computed before it waits for a lock would be kept.
+    PERFORM minion_lock_budgets(ARRAY[owner]);
     UPDATE budgets b SET
             tokens = b.tokens + COALESCE((extra->>'tokens')::bigint, 0),
             microdollars = b.microdollars + COALESCE((extra->>'microdollars')::bigint, 0),
@@ -302,7 +317,7 @@ BEGIN
                           + (extra->>'seconds')::double precision END AS seconds
                   FROM budgets o LEFT JOIN executions e ON e.task_id = o.task_id AND e.claim = 1) AS n
         WHERE b.task_id = owner AND n.task_id = owner;
-    PERFORM minion_wake_funded(1000);
+    PERFORM minion_wake_funded(1000, owner);
     RETURN owner;
 END $$;
 

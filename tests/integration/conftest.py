@@ -127,8 +127,8 @@ class Minion:
 
     def dispatch(self) -> list[Dispatched]:
         """What the orchestrator would send to the broker now."""
+        prepare_pending(self.engine)
         with transaction() as connection:
-            prepare_pending(connection)
             lifecycle.wake_due(connection)
             return lifecycle.dispatch(connection, lease=3600, window=1000)
 

@@ -23,6 +23,7 @@ from shared.settings import Settings
 from shared.states import State
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
+from tests.processes import wait_until
 from workers import minion
 from workers.budget import Reservation, worst_case
 from workers.journal import Journal, StepResult
@@ -32,6 +33,7 @@ from workers.task import ClaimedTask
 BELOW = text("SELECT id FROM tasks WHERE parent_id = :parent ORDER BY id")
 WRITTEN = text("SELECT sum(tokens), sum(microdollars), sum(steps) FROM reservations WHERE budget_task_id = :task")
 SUBMIT = text("SELECT minion_submit('Act', budget => CAST(:given AS jsonb))")
+BLOCKED = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE :what")
 SPENT = text("SELECT spent_tokens, spent_microdollars, spent_steps FROM budgets WHERE task_id = :task")
 
 
@@ -345,6 +347,82 @@ def test_a_waiter_fails_when_who_held_the_rest_has_died(claim: Any, tasks: Tasks
 def claimed_again(here: Minion, task: UUID) -> Journal:
     [row] = claimed(here, task)
     return minion._journal(ClaimedTask.of(row))
+
+
+def blocked(engine: Engine, what: str) -> bool:
+    """Whether a statement waits for a lock."""
+    with engine.connect() as connection:
+        return bool(connection.scalar(BLOCKED, {"what": f"%{what}%"}))
+
+
+def test_a_raise_that_meets_a_refusal_wakes_who_was_refused(claim: Any, tasks: Tasks, database: Engine) -> None:
+    """The raise waits for the lock meanwhile, and has looked for whom to wake before the task is suspended."""
+    journal = claim(tokens=10)
+    with ThreadPoolExecutor(1) as threads:
+        with database.begin() as refused:
+            refused.execute(text("SELECT minion_lock_budgets(ARRAY[CAST(:task AS uuid)])"), {"task": journal.task_id})
+            raised = threads.submit(change, journal.task_id, add_tokens=20)
+            wait_until(lambda: blocked(database, "minion_change_budget"), "the raise waits")
+            asked = {"step": 1, "steps": 1, "tokens": 30, "microdollars": 0}
+            flags = budgets.spend(refused, journal.task_id, journal.claim, [], reserve=asked)
+        raised.result()
+    assert flags is not None
+    with transaction() as connection:
+        error = {"error": budgets.exceeded(flags["breach"]).as_dict()}
+        lifecycle.snooze(connection, journal.task_id, journal.claim, error, delay=None, reason="budget")
+        assert budgets.wake_funded(connection) == 1
+    assert tasks.get(journal.task_id)["state"] == "pending"
+
+
+def test_two_raises_at_once_both_count(claim: Any, tasks: Tasks, database: Engine) -> None:
+    journal = claim(seconds=60)
+    with ThreadPoolExecutor(1) as threads:
+        with database.begin() as first:
+            budgets.change(first, journal.task_id, BudgetChange(add_seconds=60))
+            second = threads.submit(change, journal.task_id, add_seconds=60)
+            wait_until(lambda: blocked(database, "minion_change_budget"), "the second raise waits")
+        second.result()
+    assert tasks.get(journal.task_id)["budget"]["seconds"]["limit"] == 180
+
+
+def test_waiters_that_do_not_fit_are_in_nobody_s_way(claim: Any, tasks: Tasks, database: Engine) -> None:
+    large, small = claim(tokens=10), claim(tokens=10)
+    wait_for_budget(large, 500)
+    wait_for_budget(small, 20)
+    with transaction() as connection:
+        connection.execute(text("UPDATE budgets SET tokens = 20, changed_at = clock_timestamp()"))
+        assert sum(budgets.wake_funded(connection, most=1) for _ in range(2)) == 1
+    assert tasks.get(small.task_id)["state"] == "pending"
+    with transaction() as connection:
+        connection.execute(text("UPDATE budgets SET tokens = 500, changed_at = clock_timestamp()"))
+        assert budgets.wake_funded(connection) == 1
+
+
+def test_what_one_waiter_leaves_the_next_one_gets(claim: Any, tasks: Tasks, here: Minion) -> None:
+    """There is room for one of two. The one that is woken ends without a step, so nothing changes for the other."""
+    parent = claim(tokens=100)
+    one, two, little = below(parent, "Act", 3)
+    journals = [minion._journal(ClaimedTask.of(row)) for row in claimed(here, one, two, little)]
+    for journal, tokens in zip(journals, (160, 160, 140), strict=True):
+        wait_for_budget(journal, tokens)
+    change(parent.task_id, add_tokens=200)
+    assert [tasks.get(each)["state"] for each in (one, two, little)] == ["pending", "waiting", "pending"]
+    tasks.cancel(one)
+    tasks.cancel(little)
+    with transaction() as connection:
+        assert budgets.wake_funded(connection) == 1
+    assert tasks.get(two)["state"] == "pending"
+
+
+def test_who_has_room_in_one_budget_waits_for_the_next(claim: Any, tasks: Tasks, act: Any) -> None:
+    act("Narrow", config={"budget": {"tokens": 10}})
+    parent = claim(tokens=15)
+    child = below(parent, "Narrow")
+    wait_for_budget(claim(child), 20)
+    assert change(child, add_tokens=5) == parent.task_id
+    assert tasks.get(child)["state"] == "waiting"
+    assert change(child, add_tokens=10) == child
+    assert tasks.get(child)["state"] == "pending"
 
 
 def test_a_replay_gets_the_same_budget_anew(chain: str, tasks: Tasks, here: Minion) -> None:

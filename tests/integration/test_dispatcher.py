@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -15,10 +16,14 @@ from shared.broker import make_app
 from shared.database import transaction
 from shared.embedded import EmbeddedServers
 from shared.hints import make_redis
+from shared.messages import checked_input
 from shared.settings import Settings
 from tests.integration.conftest import Minion, Tasks, orchestrating
 from tests.processes import wait_until
 
+CANCEL_WAITS = text(
+    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%minion_end_tree%'"
+)
 SUBMIT = text("SELECT minion_submit(:agent, CAST(:input AS jsonb))")
 
 
@@ -28,8 +33,8 @@ def dispatched(here: Minion, act: Any) -> Any:
     act()
 
     def run(window: int = 1000, lease: float = 10) -> list[Any]:
+        prepare_pending(here.engine)
         with transaction() as connection:
-            prepare_pending(connection)
             return [task.task_id for task in lifecycle.dispatch(connection, lease=lease, window=window)]
 
     return run
@@ -100,6 +105,59 @@ def test_an_unforeseen_fault_fails_one_task_only(
     monkeypatch.setattr("orchestrator.routing.checked_input", burst)
     assert dispatched() == [good]
     assert "cannot be read" in tasks.get(bad)["error"]["message"]
+
+
+def test_a_task_that_is_rejected_while_its_tree_is_cancelled_locks_nobody_out(
+    tasks: Tasks, here: Minion, act: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The canceller holds the parent, and waits for the child that has just been checked; the next one is refused."""
+    act("Strict", input_schema={"type": "object", "required": ["n"]})
+    parent = tasks.submit(act(), {})
+    [message] = here.dispatch()
+    children = [
+        {"step": 1 + n, "name": "S", "request_hash": "h", "request": {"agent": "Strict", "input": value}}
+        for n, value in enumerate(({"n": 1}, {"m": 1}))
+    ]
+    with transaction() as connection:
+        lifecycle.claim(connection, parent, message.claim, here.id)
+        lifecycle.suspend(connection, parent, 1, {}, children)
+
+    def check(schema: Any, value: Any, *others: Any, **options: Any) -> None:
+        if "m" in value:
+            cancelled.append(threads.submit(tasks.cancel, parent))
+            wait_until(lambda: waits(here.engine), "the cancel waits")
+        checked_input(schema, value, *others, **options)
+
+    cancelled: list[Future[str]] = []
+    monkeypatch.setattr("orchestrator.routing.checked_input", check)
+    with ThreadPoolExecutor(1) as threads:
+        prepare_pending(here.engine)
+    assert cancelled[0].result() == "cancelled"
+    assert [child["state"] for child in tasks.children(parent)] == ["cancelled", "cancelled"]
+
+
+def waits(engine: Engine) -> bool:
+    """Whether a cancel waits for a lock."""
+    with engine.connect() as connection:
+        return bool(connection.scalar(CANCEL_WAITS))
+
+
+def test_a_rejection_that_is_not_reached_is_made_in_the_next_round(
+    tasks: Tasks, dispatched: Any, act: Any, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act("Strict", input_schema={"type": "object", "required": ["n"]})
+    bad, good = (submit_sql(database, agent="Strict", input=value) for value in ('{"m": 1}', '{"n": 1}'))
+
+    def die(*_: Any) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.routing.lifecycle.reject", die)
+        with pytest.raises(SystemExit):
+            dispatched()
+    assert (tasks.get(bad)["state"], tasks.get(good)["state"]) == ("pending", "pending")
+    assert dispatched() == [good]
+    assert tasks.get(bad)["state"] == "failed"
 
 
 def test_a_task_stays_queued_when_the_broker_is_away(

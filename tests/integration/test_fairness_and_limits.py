@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
@@ -10,9 +12,12 @@ import pytest
 from sqlalchemy import Engine, text
 
 from shared import lifecycle
+from shared.database import make_engine
+from shared.settings import Settings
 from shared.states import State
 from tests.by_hand import NOOP, ByHand, agent, at_once
 from tests.conftest import Define
+from tests.processes import wait_until
 
 FILL = text(
     """
@@ -323,6 +328,35 @@ def test_claims_at_once_keep_a_limit_that_was_lowered_after_the_dispatch(hand: B
     assert {(o["scope"], o["limit"], o["running"]) for o in refused} <= {("capability", 4, 4), ("key", 2, 2)}
     assert max(keys(hand, [t for t in tasks if hand.state(t) == "running"]).values()) <= 2
     assert hand.sql("SELECT count(*) FROM task_status WHERE state = 'pending'") == 8
+
+
+@pytest.fixture
+def strict_database(database: Engine) -> Iterator[None]:
+    """A database whose owner has set another isolation level for all who connect."""
+    with database.begin() as connection:
+        name = connection.scalar(text("SELECT current_database()"))
+        connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'"))
+    yield
+    with database.begin() as connection:
+        connection.execute(text(f"ALTER DATABASE {name} RESET default_transaction_isolation"))
+
+
+@pytest.mark.usefixtures("strict_database")
+def test_a_limit_holds_whatever_the_database_s_isolation_level_is(hand: ByHand, settings: Settings) -> None:
+    first, second = hand.submit(), hand.submit()
+    hand.dispatch()
+    limit(hand, "capability", "work", 1)
+    blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%_claim%'"
+    connected_now = make_engine(settings)
+    with ThreadPoolExecutor(1) as threads:
+        with connected_now.begin() as earlier:
+            lifecycle.claim(earlier, first, 0, hand.worker)
+            later = threads.submit(ByHand(connected_now).claim, second, 0, hand.worker)
+            wait_until(lambda: hand.sql(blocked), "the second claim waits for the first")
+        claimed = later.result()
+    connected_now.dispose()
+    assert claimed is not None
+    assert (claimed["refused"]["kind"], hand.sql(RUNNING)) == ("max_running", 1)
 
 
 # ---------------------------------------------------------------------------------------------------------- rates

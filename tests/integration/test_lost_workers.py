@@ -1,9 +1,10 @@
-"""Who is taken for lost, and when nobody may be."""
+"""Who is taken for lost, when nobody may be, and what is given back for it."""
 
 from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,12 @@ from shared.database import make_engine, transaction
 from shared.settings import Settings
 from tests.integration.conftest import Minion, Tasks, orchestrating
 from tests.processes import wait_until
+from workers.heartbeat import WORKER_ID, Heartbeat, report_lost_child
+
+KNOWN = text(
+    "INSERT INTO workers (id, name, capabilities, slots, pool, host, pid, version) "
+    "VALUES (:id, 'late', '{work}', 1, 'solo', 'here', 1, '0')"
+)
 
 
 def test_nobody_is_lost_while_the_database_stood_still(here: Minion, short_leases: Settings) -> None:
@@ -63,3 +70,27 @@ def test_tasks_come_back_however_long_the_rescuer_is_at_something_else(
             assert tasks.wait_for(task, "pending")["losses"] == 1
         finally:
             over.set()
+
+
+def test_a_lost_child_gives_back_what_its_own_worker_holds(
+    here: Minion, tasks: Tasks, act: Any, short_leases: Settings
+) -> None:
+    """Two workers have the message, and a child of the one that did not get the claim dies."""
+    task = tasks.submit(act(), {})
+    [message] = here.dispatch()
+    late = Heartbeat(short_leases, SimpleNamespace(pool_cls="solo"))
+
+    def lose_child() -> str:
+        report_lost_child({"task_id": str(task), "claim": message.claim}, "It was killed.")
+        late._report()
+        return str(tasks.get(task)["state"])
+
+    with here.engine.begin() as connection:
+        lifecycle.claim(connection, task, message.claim, here.id)
+    assert lose_child() == "running"
+    with here.engine.begin() as connection:
+        connection.execute(KNOWN, {"id": WORKER_ID})
+        connection.execute(text("UPDATE task_status SET worker_id = :id"), {"id": WORKER_ID})
+    assert lose_child() == "waiting"
+    assert tasks.get(task)["wait_reason"] == "backoff"
+    late.engine.dispose()

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine, text
 
+from shared.broker import make_app, publish
+from shared.lifecycle import Dispatched
+from shared.settings import Settings
 from tests.conftest import Define
 from tests.integration.conftest import Tasks
 from tests.processes import Process, wait_until
 
 pytestmark = pytest.mark.usefixtures("loops", "worker")
+
+CLAIMING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%minion_claim%'"
 
 
 def test_an_execution_records_where_and_what_it_cost(tasks: Tasks, act: Any, worker: Process) -> None:
@@ -133,6 +140,33 @@ def test_a_child_that_dies_is_missed_at_once(tasks: Tasks, act: Any) -> None:
     # The second one, which comes soon after Celery's own look every 5 s has found the first.
     lost = tasks.executions(task["id"])[1]
     assert (lost["finished_at"] - lost["started_at"]).total_seconds() < 3
+
+
+def test_a_child_that_dies_before_it_has_the_claim_costs_nobody_else_s(
+    tasks: Tasks, act: Any, worker: Process, database: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    """The message comes twice, and the second child dies while it waits for the database."""
+    log = tmp_path / "log"
+    task = tasks.submit(act(), {"do": "meet", "calls": 2, "patience": 60, "log": str(log)})
+    tasks.wait_for(task, "running")
+    holder = int(wait_until(lambda: log.exists() and log.read_text(), "the call is under way").split()[3])
+    [other] = set(children(worker.pid)) - {holder}
+    written = len(worker.output())
+
+    def look(statement: str) -> Any:
+        with database.connect() as connection:
+            return connection.scalar(text(statement))
+
+    with database.begin() as standstill:
+        standstill.execute(text("LOCK TABLE pauses"))
+        publish(make_app(settings), [Dispatched(task, 0, "work", "Act", 60, 120, 0)])
+        wait_until(lambda: look(CLAIMING), "the second child claims the task")
+        os.kill(other, signal.SIGKILL)
+        wait_until(lambda: re.search('"(child|duplicate)_lost"', worker.output()[written:]), "it is missed")
+    with log.open("a") as file:
+        file.write(str(task))
+    assert tasks.wait(task)["state"] == "succeeded"
+    assert [execution["outcome"] for execution in tasks.executions(task)] == ["succeeded"]
 
 
 def test_what_always_kills_its_child_fails_and_what_is_unsafe_is_not_repeated(

@@ -278,7 +278,7 @@ def crowd(define: Define, database: Engine) -> ByHand:
 )
 def test_a_message_goes_to_the_agent_that_fits(crowd: ByHand, message: str, name: str) -> None:
     task = crowd.submit(None, messages=[message])
-    crowd.call(prepare_pending)
+    prepare_pending(crowd.engine)
     row = crowd.row(task)
     assert (row["agent"], row["state"], row["error"]) == (name, "pending", None)
 
@@ -303,7 +303,7 @@ def test_a_choice_may_be_limited(crowd: ByHand) -> None:
 
 def test_a_routed_task_keeps_its_agent_when_definitions_change(crowd: ByHand, define: Define) -> None:
     task = crowd.submit(None, messages=["search"])
-    crowd.call(prepare_pending)
+    prepare_pending(crowd.engine)
     define(agent("SearchAgent", "search", description="changed"))
-    crowd.call(prepare_pending)
+    prepare_pending(crowd.engine)
     assert crowd.row(task)["agent_version"] == 1

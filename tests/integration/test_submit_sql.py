@@ -262,7 +262,7 @@ def test_what_is_accepted_can_be_read(hand: ByHand, connect: Connect, value: str
 def test_a_violation_ends_the_task_with_all_faults(hand: ByHand, connect: Connect) -> None:
     task = submitted(connect, agent="Search", input={"query": "x", "limit": 0})
     assert hand.state(task) == "pending"
-    hand.call(prepare_pending)
+    prepare_pending(hand.engine)
     row = hand.row(task)
     assert (row["state"], row["error"]["type"], row["claim"]) == ("failed", "invalid_input", 0)
     assert [fault["path"] for fault in row["error"]["violations"]] == ["$.limit", "$.query"]
@@ -282,7 +282,7 @@ def test_messages_without_an_input_are_the_input(hand: ByHand, connect: Connect)
 def test_messages_without_an_agent_are_routed(hand: ByHand, connect: Connect) -> None:
     task = submitted(connect, agent=None, messages=[{"role": "user", "content": "search for boats"}])
     assert hand.row(task)["agent"] is None
-    hand.call(prepare_pending)
+    prepare_pending(hand.engine)
     row = hand.row(task)
     assert (row["agent"], row["agent_version"], row["capability"], row["state"]) == ("Search", 1, "search", "pending")
 
@@ -294,7 +294,7 @@ def test_a_message_that_fits_nobody_is_refused_with_the_candidates(
     hand: ByHand, connect: Connect, content: str
 ) -> None:
     task = submitted(connect, agent=None, messages=[{"role": "user", "content": content}])
-    hand.call(prepare_pending)
+    prepare_pending(hand.engine)
     error = hand.row(task)["error"]
     assert error["type"] == "ambiguous_route"
     assert error["candidates"] == ["Open", "Other", "Search"]

@@ -18,7 +18,7 @@ def act(arguments: dict[str, Any], context: Any) -> Any:
     """Does what `do` says, after noting the call in the file `log`."""
     log = Path(arguments.get("log", os.devnull))
     with log.open("a") as file:
-        file.write(f"{context.task_id} {context.attempt} {context.idempotency_key}\n")
+        file.write(f"{context.task_id} {context.attempt} {context.idempotency_key} {os.getpid()}\n")
     return DEEDS[arguments.get("do", "answer")](arguments, context)
 
 
