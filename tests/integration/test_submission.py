@@ -26,7 +26,7 @@ from shared.errors import (
 )
 from shared.json_values import MAX_DEPTH
 from shared.schemas import TaskRequest
-from shared.submission import submit, submit_many
+from shared.submission import prepare, submit, submit_many
 from tests.by_hand import NOOP, ByHand, agent, at_once
 from tests.conftest import Define
 
@@ -433,10 +433,7 @@ def test_an_agent_that_is_disabled_later_still_runs_what_it_accepted(hand: ByHan
 
 def test_a_schema_that_changed_in_between_is_checked_again(hand: ByHand, database: Engine, define: Define) -> None:
     """Prepared against one version, accepted under the next: the dispatcher checks it before it runs."""
-    from shared.submission import prepare
-
-    with database.begin() as connection:
-        prepared = prepare(connection, [TaskRequest(agent="Open", input={})], submitted_by="test")
+    prepared = prepare(database, [TaskRequest(agent="Open", input={})], submitted_by="test")
     define(agent("Open", "open", input_schema=SEARCH))
     task = hand.call(lifecycle.accept, prepared)[0].task_id
     hand.dispatch()
