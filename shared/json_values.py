@@ -76,11 +76,6 @@ def check(value: JsonValue, *, what: str = "The value", limit: int | None = None
             raise too_large(what, size, limit)
 
 
-def is_storable(text: str) -> bool:
-    """Whether PostgreSQL can hold a text."""
-    return _text_fault(text) is None
-
-
 def canonical(value: JsonValue) -> str:
     """The one JSON text of a value: sorted keys, no spaces, no NaN. Equal values have equal texts."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

@@ -148,7 +148,7 @@ def get(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
 
 
 def try_out(engine: Engine, namespace: str, name: str, request: Mapping[str, Any]) -> None:
-    """Refuses at once what every run would be refused for.
+    """Refuses at once what every run would be refused for; called before a schedule is stored.
 
     Raises:
         MinionError: the task would be refused today, and why.

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from shared import lifecycle
 from shared.errors import InvalidInput, MinionError
 from shared.json_schema import Schema
-from shared.json_values import check, is_storable
+from shared.json_values import check
 from shared.lifecycle import Accepted
 from shared.messages import checked_input, coerce
 from shared.schemas import TaskRequest
@@ -94,8 +94,8 @@ def _prepare_all(connection: Connection, requests: Sequence[TaskRequest], submit
 def _keys_in_use(connection: Connection, requests: Sequence[TaskRequest]) -> set[tuple[str, str | None]]:
     """The idempotency keys, with their namespaces, under which something was accepted before."""
     pairs = ((request.namespace, request.idempotency_key) for request in requests if request.idempotency_key)
-    # What cannot be stored is refused where its request is checked.
-    asked = [pair for pair in pairs if is_storable("".join(pair))]
+    # U+0000 cannot be asked for; it is refused where its request is checked.
+    asked = [pair for pair in pairs if "\x00" not in "".join(pair)]
     if not asked:
         return set()
     namespaces, keys = (list(column) for column in zip(*asked, strict=True))
