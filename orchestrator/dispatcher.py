@@ -1,7 +1,7 @@
 """Pending tasks become Celery messages, as far as each capability's window in the broker has room.
 
-Woken by `NOTIFY minion_pending`; while there is a backlog it looks again every 50 ms, for room comes with every task
-that finishes. Several orchestrators may run: `SKIP LOCKED` shares the work among them.
+Woken by `NOTIFY minion_pending`; while a backlog waits for room it looks again every 50 ms, for room comes with every
+task that finishes. Several orchestrators may run: `SKIP LOCKED` shares the work among them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,16 @@ log = structlog.get_logger(__name__)
 IDLE_SECONDS = 1.0
 # Seldom enough for batches of a good size, often enough not to let the smallest window run dry.
 BACKLOG_SECONDS = 0.05
-UNPREPARED = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE state = 'pending' AND capability IS NULL)")
-BACKLOG = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE state = 'pending' AND capability = ANY (:served))")
+LOOK = text(
+    "SELECT EXISTS (SELECT 1 FROM task_status WHERE state = 'pending' AND capability IS NULL) AS unprepared, "
+    "EXISTS (SELECT 1 FROM task_status WHERE state IN ('queued', 'running')) AS in_flight"
+)
+# A parked task waits for its turn in its conversation; whoever gives it that notifies.
+BACKLOG = text(
+    "SELECT EXISTS (SELECT 1 FROM task_status "
+    "WHERE state = 'pending' AND capability = ANY (:served) AND rank < minion_parked())"
+)
+NEXT_HOLD = text("SELECT extract(epoch FROM min(until_at) - now()) FROM rate_holds WHERE until_at > now()")
 SERVED = text(
     "SELECT DISTINCT unnest(capabilities) FROM workers "
     "WHERE status = 'online' AND last_seen > now() - :lease * interval '1 s'"
@@ -40,7 +48,7 @@ class Dispatcher(Loop):
         super().__init__()
         self.settings = settings
         self.engine = engine
-        # Each statement a transaction of its own: a round is three round trips.
+        # Each statement a transaction of its own: a round is a few round trips.
         self.statements = engine.execution_options(isolation_level="AUTOCOMMIT")
         self.app = app
         self._listener = Listener(settings, "minion_pending")
@@ -49,21 +57,37 @@ class Dispatcher(Loop):
         """Prepares, dispatches and publishes one batch."""
         self._listener.open()
         with self.statements.connect() as connection:
-            if connection.scalar(UNPREPARED):
-                prepare_pending(self.engine)
+            found = connection.execute(LOOK).one()
+            if found.unprepared:
+                self._prepare()
             batch = lifecycle.dispatch(
                 connection, lease=self.settings.lease_seconds, window=self.settings.dispatch_window
             )
             if batch:
                 self._publish(batch)
-            return BACKLOG_SECONDS if self._has_backlog(connection) else IDLE_SECONDS
+            if not self._has_backlog(connection):
+                return IDLE_SECONDS
+            # What was in flight before the batch was chosen may have ended since, and made room.
+            if batch or found.in_flight:
+                return BACKLOG_SECONDS
+            # All are paused or held: whoever lifts a pause or a limit notifies, a hold runs out.
+            hold = connection.scalar(NEXT_HOLD)
+            return IDLE_SECONDS if hold is None else max(BACKLOG_SECONDS, min(IDLE_SECONDS, float(hold)))
+
+    def _prepare(self) -> None:
+        """What cannot be prepared now must not keep the others from being dispatched."""
+        try:
+            prepare_pending(self.engine)
+        except Exception as error:
+            self._tell(error)
 
     def wait(self, seconds: float) -> None:
-        """Waits for a notification, or until the time is up."""
-        if seconds >= IDLE_SECONDS:
+        """Waits for a notification, or until the time is up; with a backlog, until the time is up."""
+        if seconds > BACKLOG_SECONDS:
             self._listener.wait(seconds)
         else:
             super().wait(seconds)
+            self._listener.drain()
 
     def close(self) -> None:
         """Closes the listening connection."""

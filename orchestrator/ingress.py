@@ -20,13 +20,14 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.loop import Loop
+from shared import lifecycle
 from shared.broker import SUBMIT_QUEUE, SUBMIT_TASK
 from shared.database import is_transient
 from shared.errors import InvalidInput, MinionError
 from shared.json_values import parse
 from shared.schemas import TaskRequest
 from shared.settings import Settings
-from shared.submission import submit
+from shared.submission import prepare
 
 log = structlog.get_logger(__name__)
 
@@ -92,8 +93,9 @@ class Ingress(Loop):
     def _accept(self, message: Message) -> None:
         try:
             request = self._request(message)
+            prepared = prepare(self.engine, [request], submitted_by=_submitter(message))
             with self.engine.begin() as connection:
-                accepted = submit(connection, request, submitted_by=_submitter(message))
+                [accepted] = lifecycle.accept(connection, prepared)
         except MinionError as error:
             self._refuse(message, error)
         else:
@@ -111,7 +113,9 @@ class Ingress(Loop):
         celery_id = _celery_id(message)
         if isinstance(labels := fields.get("labels") or {}, dict):
             fields["labels"] = {**labels, "celery_id": celery_id}
-        return TaskRequest.parse({"idempotency_key": celery_id, **fields})
+        if fields.get("idempotency_key") is None:
+            fields["idempotency_key"] = celery_id
+        return TaskRequest.parse(fields)
 
     def _refuse(self, message: Message, error: MinionError) -> None:
         log.warning("refused", celery_id=_celery_id(message), error=error.code)

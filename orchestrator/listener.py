@@ -43,6 +43,19 @@ class Listener:
         assert self._connection is not None
         for _ in self._connection.notifies(timeout=seconds, stop_after=1):
             pass
+        # One look answers all that have come meanwhile.
+        self.drain()
+
+    def drain(self) -> None:
+        """Takes what has come, without waiting. It must be open.
+
+        For whoever waits otherwise for long: what is never read fills the server's queue of notifications, and then
+        no transaction that notifies can commit.
+        """
+        assert self._connection is not None
+        # Each call yields what one read has brought.
+        while list(self._connection.notifies(timeout=0)):
+            pass
 
     def close(self) -> None:
         """Closes the connection."""

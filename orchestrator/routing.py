@@ -4,6 +4,8 @@ whose input nobody has checked against the agent's schema.
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -22,18 +24,40 @@ from shared.states import State
 
 log = structlog.get_logger(__name__)
 
-MOST = 500
+MOST = 100
+CHECK_SECONDS = 1.0
+"""Then what has been checked is released before the rest is checked: a long input with a deep schema takes as long."""
+
 UNPREPARED = text(
     """
     SELECT t.id, t.namespace, t.agent_version_id, t.capability AS wanted, t.input, t.messages, v.name, v.capability,
            v.input_schema, v.type
         FROM task_status s JOIN tasks t ON t.id = s.task_id LEFT JOIN agent_versions v ON v.id = t.agent_version_id
         WHERE s.state = 'pending' AND s.capability IS NULL ORDER BY s.task_id LIMIT :most
-        -- All at once and without waiting: who locks a tree takes its tasks in another order.
-        FOR NO KEY UPDATE OF s SKIP LOCKED
     """
 )
 VERSION = text("SELECT name, capability, input_schema, type FROM agent_versions WHERE id = :version")
+STILL_UNPREPARED = text(
+    """
+    SELECT task_id FROM task_status
+        WHERE task_id = ANY (:tasks) AND state = 'pending' AND capability IS NULL
+        -- All at once and without waiting: who locks a tree takes its tasks in another order.
+        FOR NO KEY UPDATE SKIP LOCKED
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What was found for tasks: for which queue, or why they cannot run.
+
+    Attributes:
+        released: arguments of `lifecycle.route` after the task.
+        rejected: errors.
+    """
+
+    released: dict[UUID, tuple[UUID, str, dict[str, Any] | None]] = field(default_factory=dict)
+    rejected: dict[UUID, MinionError] = field(default_factory=dict)
 
 
 def prepare_pending(engine: Engine) -> None:
@@ -42,34 +66,49 @@ def prepare_pending(engine: Engine) -> None:
     Each of those in a transaction of its own: its parent is locked before the task, so not while other tasks are.
     One that is not reached is found again.
     """
+    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+        checked = check_pending(connection)
     with engine.begin() as connection:
-        rejected = release_checked(connection)
-    for task, error in rejected:
+        release_checked(connection, checked)
+    for task, error in checked.rejected.items():
         with engine.begin() as connection:
             lifecycle.reject(connection, task, error.as_dict())
 
 
-def release_checked(connection: Connection) -> list[tuple[UUID, MinionError]]:
-    """Routes and checks tasks, and releases them for their queues. Returns those that cannot run, and why."""
-    rejected: list[tuple[UUID, MinionError]] = []
+def check_pending(connection: Connection) -> Checked:
+    """Routes and checks the oldest tasks, and changes nothing.
+
+    Args:
+        connection: in autocommit mode, for PostgreSQL ends a transaction that stands idle for the time of a slow check.
+    """
+    checked = Checked()
+    enough = time.monotonic() + CHECK_SECONDS
     for row in connection.execute(UNPREPARED, {"most": MOST}).mappings().all():
+        task = row["id"]
         try:
-            with connection.begin_nested():
-                _prepare(connection, dict(row))
+            checked.released[task] = _check(connection, dict(row))
         except MinionError as error:
-            log.info("rejected", task=str(row["id"]), error=error.code)
-            rejected.append((row["id"], error))
+            log.info("rejected", task=str(task), error=error.code)
+            checked.rejected[task] = error
         except Exception as error:
             if isinstance(error, DBAPIError) and is_transient(error):
                 raise
             # One task that nobody foresaw must not hold up all others.
-            log.exception("cannot_be_prepared", task=str(row["id"]))
-            unreadable = InvalidInput("The task's input or messages cannot be read; the orchestrator's log says why.")
-            rejected.append((row["id"], unreadable))
-    return rejected
+            log.exception("cannot_be_prepared", task=str(task))
+            reason = "The task's input or messages cannot be read; the orchestrator's log says why."
+            checked.rejected[task] = InvalidInput(reason)
+        if time.monotonic() > enough:
+            break
+    return checked
 
 
-def _prepare(connection: Connection, task: dict[str, Any]) -> None:
+def release_checked(connection: Connection, checked: Checked) -> None:
+    """Releases tasks for their queues, but for those that somebody else has changed, or is changing."""
+    for task in connection.scalars(STILL_UNPREPARED, {"tasks": list(checked.released)}).all():
+        lifecycle.route(connection, task, *checked.released[task])
+
+
+def _check(connection: Connection, task: dict[str, Any]) -> tuple[UUID, str, dict[str, Any] | None]:
     said = _said(task["messages"])
     version_id: UUID | None = task["agent_version_id"]
     decision = None
@@ -80,7 +119,7 @@ def _prepare(connection: Connection, task: dict[str, Any]) -> None:
     # What a model reads as messages is not held to the input schema.
     if not (task["type"] == "agent" and said is not None):
         checked_input(task["input_schema"], task["input"], said, agent=task["name"])
-    lifecycle.route(connection, task["id"], version_id, task["wanted"] or task["capability"], decision)
+    return version_id, task["wanted"] or task["capability"], decision
 
 
 def _said(messages: Any) -> list[Message] | None:

@@ -139,6 +139,7 @@ class Webhooks(Loop):
         """Waits for a delivery's end while some are under way, else for a notification; or until the time is up."""
         if self._under_way:
             self._ended.wait(seconds)
+            self._listener.drain()
         else:
             self._listener.wait(seconds)
 

@@ -16,6 +16,7 @@ from uuid import UUID
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
+from shared import lifecycle
 from shared.definitions import DefinitionStore
 from shared.errors import (
     InvalidDefinition,
@@ -32,7 +33,7 @@ from shared.json_values import check
 from shared.models import Agent, AgentVersion
 from shared.schemas import AgentDefinition, AgentResponse, TaskRequest
 from shared.states import State
-from shared.submission import submit
+from shared.submission import prepare
 from shared.tasks import get_task, response_of
 
 LONGEST_PAUSE = 0.5
@@ -182,8 +183,9 @@ class AgentRegistry:
         return await asyncio.to_thread(self._response, task)
 
     def _submit(self, request: TaskRequest) -> UUID:
+        prepared = prepare(self.engine, [request], submitted_by="registry")
         with self.engine.begin() as connection:
-            return submit(connection, request, submitted_by="registry").task_id
+            return lifecycle.accept(connection, prepared)[0].task_id
 
     async def _wait(self, task_id: UUID, timeout: float | None) -> dict[str, Any]:
         ends = time.monotonic() + timeout if timeout is not None else None

@@ -7,12 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import Connection, Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared import submission
 from shared.errors import Conflict, InvalidInput, NotFound
-from shared.lifecycle import Accepted
 from shared.schemas import Name, Strict, TaskRequest, faults_of
 from shared.tasks import Page, page_of
 from shared.timetable import Cron, Every, Missed, Timetable
@@ -148,14 +147,21 @@ def get(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
     return dict(row)
 
 
+def try_out(engine: Engine, namespace: str, name: str, request: Mapping[str, Any]) -> None:
+    """Refuses at once what every run would be refused for; called before a schedule is stored.
+
+    Raises:
+        MinionError: the task would be refused today, and why.
+    """
+    submission.prepare(engine, [task_request(name, request, namespace=namespace)], submitted_by=submitter(name))
+
+
 def create(connection: Connection, namespace: str, definition: ScheduleDefinition) -> dict[str, Any]:
     """Stores a new schedule.
 
     Raises:
         Conflict: there is one of that name.
-        MinionError: its task would be refused today, and why.
     """
-    _try_out(connection, namespace, definition)
     row = connection.execute(CREATE, _values(namespace, definition)).mappings().one_or_none()
     if row is None:
         raise Conflict(f"There is a schedule named {definition.name!r} already. Replace it with PUT, or delete it.")
@@ -163,13 +169,10 @@ def create(connection: Connection, namespace: str, definition: ScheduleDefinitio
 
 
 def put(connection: Connection, namespace: str, definition: ScheduleDefinition) -> tuple[dict[str, Any], bool]:
-    """Stores a schedule, new or in the place of the one of that name. Returns it, and whether it is new.
-
-    Raises:
-        MinionError: its task would be refused today, and why.
-    """
-    _try_out(connection, namespace, definition)
-    return _put(connection, namespace, definition)
+    """Stores a schedule, new or in the place of the one of that name. Returns it, and whether it is new."""
+    row = dict(connection.execute(PUT, _values(namespace, definition)).mappings().one())
+    created: bool = row.pop("created")
+    return row, created
 
 
 def change(connection: Connection, namespace: str, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,10 +188,7 @@ def change(connection: Connection, namespace: str, name: str, changes: Mapping[s
     definition = ScheduleDefinition.parse(
         {field: value for field, value in {**kept, **changes, "name": name}.items() if value is not None}
     )
-    # Whoever stops a schedule must not be kept from it by an agent that has been disabled since.
-    if "request" in changes:
-        _try_out(connection, namespace, definition)
-    return _put(connection, namespace, definition)[0]
+    return put(connection, namespace, definition)[0]
 
 
 def delete(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
@@ -203,33 +203,24 @@ def delete(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
     return dict(row)
 
 
-def run_now(connection: Connection, namespace: str, name: str, *, idempotency_key: str | None = None) -> Accepted:
-    """Submits the task of a schedule once more, now; its times stay what they are.
+def prepare_run(
+    engine: Engine, namespace: str, name: str, *, idempotency_key: str | None = None
+) -> list[dict[str, Any]]:
+    """What `lifecycle.accept` takes to submit the task of a schedule once more, now; its times stay what they are.
 
     Raises:
         NotFound: there is none of that name.
         MinionError: the task is refused, and why.
     """
+    with engine.connect() as connection:
+        stored = get(connection, namespace, name)
     more = {"namespace": namespace} | ({"idempotency_key": idempotency_key} if idempotency_key else {})
-    request = task_request(name, get(connection, namespace, name)["request"], **more)
-    return submission.submit(connection, request, submitted_by=submitter(name))
+    return submission.prepare(engine, [task_request(name, stored["request"], **more)], submitted_by=submitter(name))
 
 
 def no_such_schedule(name: str) -> NotFound:
     """The error for a name that no schedule has."""
     return NotFound(f"There is no schedule named {name!r}. `minion schedules` lists them.")
-
-
-def _try_out(connection: Connection, namespace: str, definition: ScheduleDefinition) -> None:
-    """Refuses at once what every run would be refused for."""
-    request = task_request(definition.name, definition.request, namespace=namespace)
-    submission.prepare(connection, [request], submitted_by=submitter(definition.name))
-
-
-def _put(connection: Connection, namespace: str, definition: ScheduleDefinition) -> tuple[dict[str, Any], bool]:
-    row = dict(connection.execute(PUT, _values(namespace, definition)).mappings().one())
-    created: bool = row.pop("created")
-    return row, created
 
 
 def _values(namespace: str, definition: ScheduleDefinition) -> dict[str, Any]:

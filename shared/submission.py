@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import Connection, Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared import lifecycle
@@ -22,6 +22,10 @@ from shared.settings import get_settings
 RESOLVE = text("SELECT version_id, agent_name, input_schema FROM minion_resolve(:request)").bindparams(
     bindparam("request", type_=JSONB)
 )
+KEYS_IN_USE = text(
+    "SELECT k.namespace, k.key FROM idempotency_keys k "
+    "JOIN unnest(CAST(:namespaces AS text[]), CAST(:keys AS text[])) AS asked (namespace, key) USING (namespace, key)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,7 @@ class Target:
 
 
 def submit(connection: Connection, request: TaskRequest, *, submitted_by: str) -> Accepted:
-    """Accepts one task in the caller's transaction.
+    """Accepts one task in the caller's transaction; who needs no transaction of his own calls `prepare`.
 
     Raises:
         MinionError: why it is refused.
@@ -51,23 +55,33 @@ def submit_many(connection: Connection, requests: Sequence[TaskRequest], *, subm
     Raises:
         MinionError: the first that is refused; `detail["index"]` says which, where there are several.
     """
-    return lifecycle.accept(connection, prepare(connection, requests, submitted_by=submitted_by))
+    return lifecycle.accept(connection, _prepare_all(connection, requests, submitted_by))
 
 
-def prepare(connection: Connection, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[dict[str, Any]]:
+def prepare(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[dict[str, Any]]:
     """Checks tasks and makes what `lifecycle.accept` takes.
 
-    Ten thousand inputs with a deep schema take half a minute. So that no transaction stays open that long, a caller
-    with many tasks passes a connection in autocommit mode here, and another one to `lifecycle.accept`.
+    Holding one large input to its schema may take longer than PostgreSQL lets a transaction idle (a lease): no
+    transaction is open meanwhile.
 
     Raises:
         MinionError: the first that is refused; `detail["index"]` says which, where there are several.
     """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        return _prepare_all(connection, requests, submitted_by)
+
+
+def _prepare_all(connection: Connection, requests: Sequence[TaskRequest], submitted_by: str) -> list[dict[str, Any]]:
     targets: dict[tuple[str | None, str | None, str], Target] = {}
+    in_use = _keys_in_use(connection, requests)
     prepared = []
     for index, request in enumerate(requests):
         try:
-            prepared.append(_prepare(connection, request, targets, submitted_by))
+            plain = _plain(request)
+            # What was accepted once is answered by the insert, whatever has become of its agent since.
+            if (request.namespace, request.idempotency_key) not in in_use:
+                _check_target(connection, request, plain, targets)
+            prepared.append({**plain, "submitted_by": submitted_by})
         except MinionError as error:
             if len(requests) > 1:
                 raise type(error)(
@@ -77,13 +91,21 @@ def prepare(connection: Connection, requests: Sequence[TaskRequest], *, submitte
     return prepared
 
 
-def _prepare(
-    connection: Connection,
-    request: TaskRequest,
-    targets: dict[tuple[str | None, str | None, str], Target],
-    submitted_by: str,
-) -> dict[str, Any]:
-    """The request as the insert takes it, checked."""
+def _keys_in_use(connection: Connection, requests: Sequence[TaskRequest]) -> set[tuple[str, str | None]]:
+    """The idempotency keys, with their namespaces, under which something was accepted before."""
+    pairs = ((request.namespace, request.idempotency_key) for request in requests if request.idempotency_key)
+    # U+0000 cannot be asked for; it is refused where its request is checked.
+    asked = [pair for pair in pairs if "\x00" not in "".join(pair)]
+    if not asked:
+        return set()
+    namespaces, keys = (list(column) for column in zip(*asked, strict=True))
+    return {
+        (row.namespace, row.key) for row in connection.execute(KEYS_IN_USE, {"namespaces": namespaces, "keys": keys})
+    }
+
+
+def _plain(request: TaskRequest) -> dict[str, Any]:
+    """The request as the insert takes it: strict JSON within the limits."""
     plain = request.model_dump(mode="json", exclude_none=True, exclude={"input", "messages"})
     check(plain, what="The request")
     if "input" in request.model_fields_set:
@@ -97,6 +119,16 @@ def _prepare(
     check(plain.get("messages"), what="The list of messages", limit=limit)
     if "input" not in plain and "messages" not in plain:
         plain["input"] = {}
+    return plain
+
+
+def _check_target(
+    connection: Connection,
+    request: TaskRequest,
+    plain: dict[str, Any],
+    targets: dict[tuple[str | None, str | None, str], Target],
+) -> None:
+    """Holds the input to the schema of the agent that will run it, and notes that in the request."""
     key = (request.agent, request.capability, request.namespace)
     if key not in targets:
         targets[key] = resolve(connection, plain)
@@ -104,7 +136,6 @@ def _prepare(
     if target.version_id is not None:
         checked_input(target.input_schema, plain.get("input"), plain.get("messages"), agent=str(target.agent))
         plain["validated"] = str(target.version_id)
-    return {**plain, "submitted_by": submitted_by}
 
 
 def resolve(connection: Connection, request: dict[str, Any]) -> Target:

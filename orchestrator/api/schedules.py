@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from orchestrator.api import body, problems
 from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Text
 from orchestrator.api.task_models import Task
-from shared import schedules, tasks
+from shared import lifecycle, schedules, tasks
 from shared.errors import InvalidInput
 from shared.schedules import ScheduleDefinition
 from shared.tasks import Page
@@ -65,6 +65,7 @@ def list_schedules(query: NamedPage, database: Database) -> Page:
 def create_schedule(sent: body.TaskBody, query: Namespace, database: Database, response: Response) -> dict[str, Any]:
     """Stores a new schedule. What every run would be refused for is refused now."""
     definition = ScheduleDefinition.parse(body.parse_object(sent))
+    schedules.try_out(database, query.namespace, definition.name, definition.request)
     with database.begin() as connection:
         created = schedules.create(connection, query.namespace, definition)
     response.headers["Location"] = f"/v1/schedules/{definition.name}"
@@ -90,6 +91,7 @@ def put_schedule(
     """Stores a schedule: new (201), or in the place of the one of that name (200), which keeps its turn where its
     times stay the same. May be repeated."""
     definition = ScheduleDefinition.parse(_named(name, body.parse_object(sent)))
+    schedules.try_out(database, query.namespace, name, definition.request)
     with database.begin() as connection:
         stored, created = schedules.put(connection, query.namespace, definition)
     response.status_code = 201 if created else 200
@@ -106,6 +108,9 @@ def change_schedule(name: Text, sent: body.TaskBody, query: Namespace, database:
     """Changes the fields that are sent; null takes one away. `{"enabled": false}` stops a schedule; runs that pass
     meanwhile are not made up."""
     changes = _named(name, body.parse_object(sent))
+    # Only what is new: whoever stops a schedule must not be kept from it by an agent that has been disabled since.
+    if isinstance(request := changes.get("request"), dict):
+        schedules.try_out(database, query.namespace, name, request)
     with database.begin() as connection:
         return schedules.change(connection, query.namespace, name, changes)
 
@@ -131,8 +136,9 @@ def run_schedule(
     asked = body.parse_object(sent, required=False)
     if unknown := asked.keys() - {"idempotency_key"}:
         raise InvalidInput(f"A run takes `idempotency_key` and nothing else, not {min(unknown)[:100]!r}.")
+    prepared = schedules.prepare_run(database, query.namespace, name, idempotency_key=asked.get("idempotency_key"))
     with database.begin() as connection:
-        accepted = schedules.run_now(connection, query.namespace, name, idempotency_key=asked.get("idempotency_key"))
+        [accepted] = lifecycle.accept(connection, prepared)
         response.status_code = 201 if accepted.created else 200
         response.headers["Location"] = f"/v1/tasks/{accepted.task_id}"
         return tasks.get_task(connection, accepted.task_id)

@@ -75,9 +75,9 @@ def submit_task(
     """Accepts one task. With an idempotency key the call may be repeated: the first call makes the task (201), the
     others show it (200), and another payload under the same key is refused (409)."""
     request = TaskRequest.parse(_with_key(body.parse_object(sent), idempotency_key))
+    prepared = submission.prepare(database, [request], submitted_by=SUBMITTED_BY)
     with database.begin() as connection:
-        accepted = submission.submit(connection, request, submitted_by=SUBMITTED_BY)
-        return _show(connection, accepted, response)
+        return _show(connection, lifecycle.accept(connection, prepared)[0], response)
 
 
 @router.post(
@@ -90,8 +90,7 @@ def submit_task(
 def submit_tasks(sent: body.BulkBody, database: Database) -> dict[str, Any]:
     """Accepts up to 10,000 tasks, all or none. A refusal names the first task that is wrong as `index`."""
     requests = _parse_many(body.parse_object(sent))
-    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        prepared = submission.prepare(connection, requests, submitted_by=SUBMITTED_BY)
+    prepared = submission.prepare(database, requests, submitted_by=SUBMITTED_BY)
     with database.begin() as connection:
         accepted = lifecycle.accept(connection, prepared)
     return {"tasks": [{"id": task.task_id, "created": task.created} for task in accepted]}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from kombu.exceptions import OperationalError as BrokerError
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
-from orchestrator.dispatcher import Dispatcher
+from orchestrator.dispatcher import BACKLOG_SECONDS, IDLE_SECONDS, Dispatcher
 from orchestrator.routing import prepare_pending
-from shared import lifecycle
+from shared import lifecycle, rules
 from shared.broker import make_app
 from shared.database import transaction
 from shared.embedded import EmbeddedServers
@@ -19,12 +20,11 @@ from shared.hints import make_redis
 from shared.messages import checked_input
 from shared.settings import Settings
 from tests.integration.conftest import Minion, Tasks, orchestrating
+from tests.notifications import all_read, flood
 from tests.processes import wait_until
 
-CANCEL_WAITS = text(
-    "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%minion_end_tree%'"
-)
 SUBMIT = text("SELECT minion_submit(:agent, CAST(:input AS jsonb))")
+HELD = text("INSERT INTO rate_holds (scope, name, until_at) VALUES ('capability', 'work', now() + :until)")
 
 
 @pytest.fixture
@@ -38,6 +38,15 @@ def dispatched(here: Minion, act: Any) -> Any:
             return [task.task_id for task in lifecycle.dispatch(connection, lease=lease, window=window)]
 
     return run
+
+
+@pytest.fixture
+def dispatcher(here: Minion, act: Any, short_leases: Settings) -> Iterator[Dispatcher]:
+    """A dispatcher that is not started: its rounds are made by hand."""
+    act()
+    made = Dispatcher(short_leases, here.engine, make_app(short_leases))
+    yield made
+    made.close()
 
 
 def submit_sql(engine: Engine, **values: Any) -> Any:
@@ -110,7 +119,7 @@ def test_an_unforeseen_fault_fails_one_task_only(
 def test_a_task_that_is_rejected_while_its_tree_is_cancelled_locks_nobody_out(
     tasks: Tasks, here: Minion, act: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The canceller holds the parent, and waits for the child that has just been checked; the next one is refused."""
+    """One of two children has been checked, and the next one is refused."""
     act("Strict", input_schema={"type": "object", "required": ["n"]})
     parent = tasks.submit(act(), {})
     [message] = here.dispatch()
@@ -124,22 +133,14 @@ def test_a_task_that_is_rejected_while_its_tree_is_cancelled_locks_nobody_out(
 
     def check(schema: Any, value: Any, *others: Any, **options: Any) -> None:
         if "m" in value:
-            cancelled.append(threads.submit(tasks.cancel, parent))
-            wait_until(lambda: waits(here.engine), "the cancel waits")
+            cancelled.append(tasks.cancel(parent))
         checked_input(schema, value, *others, **options)
 
-    cancelled: list[Future[str]] = []
+    cancelled: list[str] = []
     monkeypatch.setattr("orchestrator.routing.checked_input", check)
-    with ThreadPoolExecutor(1) as threads:
-        prepare_pending(here.engine)
-    assert cancelled[0].result() == "cancelled"
+    prepare_pending(here.engine)
+    assert cancelled == ["cancelled"]
     assert [child["state"] for child in tasks.children(parent)] == ["cancelled", "cancelled"]
-
-
-def waits(engine: Engine) -> bool:
-    """Whether a cancel waits for a lock."""
-    with engine.connect() as connection:
-        return bool(connection.scalar(CANCEL_WAITS))
 
 
 def test_a_rejection_that_is_not_reached_is_made_in_the_next_round(
@@ -203,3 +204,89 @@ def test_a_worker_without_slots_to_offer_is_ignored(tasks: Tasks, dispatched: An
         connection.execute(text("UPDATE workers SET status = 'stopped'"))
     tasks.submit("Act", {})
     assert dispatched() == []
+
+
+def test_what_cannot_be_prepared_does_not_keep_the_others_waiting(
+    tasks: Tasks, dispatcher: Dispatcher, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unprepared, good = submit_sql(database), tasks.submit("Act", {})
+
+    def lost(connection: Connection) -> None:
+        connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.dispatcher.prepare_pending", lost)
+        dispatcher.round()
+    assert (tasks.get(unprepared)["state"], tasks.get(good)["state"]) == ("pending", "queued")
+    dispatcher.round()
+    assert tasks.get(unprepared)["state"] == "queued"
+
+
+# ------------------------------------------------------------------------------------------------- between rounds
+
+
+@pytest.mark.parametrize("pending", [False, True])
+def test_notifications_are_read_with_and_without_a_backlog(
+    tasks: Tasks, dispatcher: Dispatcher, database: Engine, pending: bool
+) -> None:
+    """A queue of notifications that fills up would end every commit that notifies."""
+    dispatcher.settings = dispatcher.settings.model_copy(update={"dispatch_window": 1})
+    for _ in range(5 if pending else 0):
+        tasks.submit("Act", {})
+    dispatcher.round()
+    flood(database, "minion_pending")
+
+    def read() -> bool:
+        dispatcher.wait(dispatcher.round())
+        return all_read(database, "minion_pending")
+
+    wait_until(read, "the notifications are read")
+
+
+def test_a_backlog_that_waits_for_room_is_looked_at_soon(tasks: Tasks, dispatcher: Dispatcher, here: Minion) -> None:
+    with transaction() as connection:
+        rules.set_limit(connection, "agent", "Act", max_running=1)
+    tasks.submit("Act", {})
+    assert dispatcher.round() == IDLE_SECONDS
+    tasks.submit("Act", {})
+    assert dispatcher.round() == BACKLOG_SECONDS
+
+
+@pytest.mark.parametrize("by", ["pause", "hold", "turn"])
+def test_what_may_not_start_is_not_polled(tasks: Tasks, dispatcher: Dispatcher, database: Engine, by: str) -> None:
+    with database.begin() as connection:
+        if by == "pause":
+            rules.pause(connection, "agent", "Act")
+        if by == "hold":
+            connection.execute(HELD, {"until": timedelta(hours=1)})
+    if by == "turn":
+        tasks.submit("Act", {}, conversation_id="c")
+        dispatcher.round()
+    tasks.submit("Act", {}, conversation_id="c")
+    assert dispatcher.round() == IDLE_SECONDS
+
+
+def test_a_hold_that_runs_out_is_not_overslept(
+    tasks: Tasks, dispatcher: Dispatcher, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.dispatcher.IDLE_SECONDS", 7200.0)
+    with database.begin() as connection:
+        connection.execute(HELD, {"until": timedelta(hours=1)})
+    tasks.submit("Act", {})
+    assert BACKLOG_SECONDS < dispatcher.round() <= 3600
+
+
+def test_a_pause_that_is_lifted_is_noticed_at_once(
+    tasks: Tasks, dispatcher: Dispatcher, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with database.begin() as connection:
+        rules.pause(connection, "agent", "Act")
+    task = tasks.submit("Act", {})
+    dispatcher.wait(dispatcher.round())
+    dispatcher.round()
+    with database.begin() as connection:
+        rules.resume(connection, "agent", "Act")
+    # It would wait for ever without a notification.
+    dispatcher.wait(1000)
+    dispatcher.round()
+    assert tasks.get(task)["state"] == "queued"

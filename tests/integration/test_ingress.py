@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import time
 import zlib
 from base64 import b64encode
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from celery import Celery
 from kombu import Producer
 from sqlalchemy import Engine, text
 
+from shared import submission
 from shared.embedded import EmbeddedServers
 from shared.hints import make_redis
+from shared.messages import checked_input
 from shared.settings import Settings
 from tests.integration.conftest import Tasks
 from tests.processes import wait_until
@@ -113,6 +116,25 @@ def test_a_used_idempotency_key_is_a_recorded_refusal(send: Any, tasks: Tasks) -
     assert tasks.count() == {"pending": 1, "failed": 1}
 
 
+def test_no_key_of_its_own_leaves_the_celery_id(send: Any, tasks: Tasks) -> None:
+    first, again = (send("the-id", agent="Act", input={"query": "x"}, idempotency_key=None) for _ in range(2))
+    wait_until(drained, "both are acknowledged")
+    assert first["id"] == again["id"]
+    assert tasks.count() == {"pending": 1}
+
+
+def test_an_input_that_takes_longer_than_a_lease_to_check_is_accepted(
+    send: Any, short_leases: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_slowly(*arguments: Any, **named: Any) -> None:
+        time.sleep(short_leases.lease_seconds + 0.5)
+        checked_input(*arguments, **named)
+
+    monkeypatch.setattr(submission, "checked_input", check_slowly)
+    assert send(agent="Act", input={"query": "x"})["state"] == "pending"
+    wait_until(drained, "the message is acknowledged")
+
+
 def nested(depth: int) -> Any:
     value: Any = 1
     for _ in range(depth):
@@ -132,6 +154,7 @@ def nested(depth: int) -> Any:
         ({"agent": "Act", "input": {"query": "x" * 20_000_000}}, "too_large", "20,000,0.. bytes large"),
         ({"agent": "Act", "input": {"query": "a\x00b"}}, "invalid_input", r"U\+0000.* at \$.*query"),
         ({"agent": "A\x00ct"}, "invalid_input", r"U\+0000"),
+        ({"agent": "Act", "idempotency_key": ""}, "invalid_input", "idempotency_key: String should have at least 1"),
         ({"agent": "Act", "input": {"query": "\ud800"}}, "invalid_input", "surrogate"),
         ({"agent": "Act", "input": {"query": float("nan")}}, "invalid_input", "NaN is not a JSON number"),
         ({"agent": "Act", "input": nested(200)}, "invalid_input", "nest"),

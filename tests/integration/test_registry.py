@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from orchestrator.routing import prepare_pending
+from shared import submission
+from shared.database import make_engine
 from shared.errors import (
     AmbiguousRoute,
     Conflict,
@@ -21,10 +24,12 @@ from shared.errors import (
     WaitTimeout,
 )
 from shared.lifecycle import cancel
+from shared.messages import checked_input
 from shared.models import Agent
 from shared.registry import AgentRegistry
 from shared.routing import choose
 from shared.schemas import AgentDefinition, HumanMessage
+from shared.settings import Settings
 from tests.by_hand import NOOP, ByHand, agent
 from tests.conftest import Define
 from tests.processes import wait_until
@@ -209,6 +214,23 @@ def test_a_message_of_any_shape_is_submitted(registry: AgentRegistry, database: 
     with database.connect() as connection:
         row = connection.execute(text("SELECT messages, submitted_by FROM tasks")).one()
     assert tuple(row) == ([{"role": "user", "content": "red boats"}], "registry")
+
+
+def test_checking_a_message_holds_no_transaction_open(
+    database: Engine, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_slowly(*arguments: Any, **named: Any) -> None:
+        time.sleep(1.5)
+        checked_input(*arguments, **named)
+
+    monkeypatch.setattr(submission, "checked_input", check_slowly)
+    engine = make_engine(settings.model_copy(update={"lease_seconds": 1.0}))
+    with Session(engine) as session:
+        registry = AgentRegistry(session)
+        registry.register_agent(search_agent())
+        with pytest.raises(WaitTimeout):
+            asyncio.run(registry.process(["red boats"], agent="SearchAgent", timeout=0))
+    engine.dispose()
 
 
 @pytest.mark.parametrize(

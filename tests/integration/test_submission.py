@@ -26,7 +26,7 @@ from shared.errors import (
 )
 from shared.json_values import MAX_DEPTH
 from shared.schemas import TaskRequest
-from shared.submission import submit, submit_many
+from shared.submission import prepare, submit, submit_many
 from tests.by_hand import NOOP, ByHand, agent, at_once
 from tests.conftest import Define
 
@@ -362,6 +362,28 @@ def test_another_payload_under_the_same_key_is_refused(hand: ByHand, other: dict
     assert hand.sql("SELECT count(*) FROM tasks") == 1
 
 
+@pytest.mark.parametrize("since", ["disabled", "removed", "another schema", "another capability"])
+def test_a_key_gives_its_task_whatever_has_become_of_the_agent(hand: ByHand, define: Define, since: str) -> None:
+    """The answer was lost, and the caller asks again."""
+    asked = {"agent": "Open", "capability": "open", "input": {"a": 1}, "idempotency_key": "k"}
+    first = accept(**asked)
+    if since == "disabled":
+        hand.sql("UPDATE agents SET status = 'disabled' WHERE name = 'Open'")
+    elif since == "removed":
+        hand.sql("UPDATE agents SET name = 'Closed' WHERE name = 'Open'")
+    else:
+        define(agent("Open", *(["open"] if since == "another schema" else ["closed"]), input_schema=SEARCH))
+    again = accept(**asked)
+    assert (again.task_id, again.created) == (first.task_id, False)
+    with pytest.raises(IdempotencyConflict):
+        accept(**{**asked, "input": {"a": 2}})
+    with pytest.raises(MinionError) as caught:
+        accept(**{**asked, "idempotency_key": "other"})
+    assert not isinstance(caught.value, IdempotencyConflict)
+    with pytest.raises(UnknownAgent):
+        accept(**{**asked, "namespace": "other"})
+
+
 def test_a_key_belongs_to_its_namespace(hand: ByHand, database: Engine) -> None:
     accept(agent="Open", idempotency_key="k")
     with pytest.raises(UnknownAgent):
@@ -414,6 +436,27 @@ def test_one_wrong_request_is_named_by_its_index(hand: ByHand, database: Engine,
     assert hand.sql("SELECT count(*) FROM tasks") == 0
 
 
+def test_of_many_those_that_were_accepted_are_not_held_to_what_the_agent_asks_now(
+    hand: ByHand, database: Engine, define: Define
+) -> None:
+    requests = [TaskRequest(agent="Open", input={"n": n}, idempotency_key=f"k{n}") for n in range(3)]
+    with database.begin() as connection:
+        first = submit_many(connection, requests, submitted_by="test")
+    define(agent("Open", "open", input_schema=SEARCH))
+    with database.begin() as connection:
+        again = submit_many(connection, requests, submitted_by="test")
+    assert [task.task_id for task in again] == [task.task_id for task in first]
+    new = TaskRequest(agent="Open", input={"n": 3}, idempotency_key="k3")
+    with pytest.raises(InvalidInput, match="Task 3 of 4: "):
+        prepare(database, [*requests, new], submitted_by="test")
+
+
+def test_of_many_a_key_that_cannot_be_stored_is_named_by_its_index(hand: ByHand, database: Engine) -> None:
+    requests = [TaskRequest(agent="Open", idempotency_key=key) for key in ("a", "b\0", "c")]
+    with pytest.raises(InvalidInput, match=r"Task 1 of 3: .*U\+0000"):
+        prepare(database, requests, submitted_by="test")
+
+
 def test_nothing_of_a_transaction_that_is_rolled_back(hand: ByHand, database: Engine) -> None:
     with database.connect() as connection:
         submit(connection, TaskRequest(agent="Open", idempotency_key="k"), submitted_by="test")
@@ -433,10 +476,7 @@ def test_an_agent_that_is_disabled_later_still_runs_what_it_accepted(hand: ByHan
 
 def test_a_schema_that_changed_in_between_is_checked_again(hand: ByHand, database: Engine, define: Define) -> None:
     """Prepared against one version, accepted under the next: the dispatcher checks it before it runs."""
-    from shared.submission import prepare
-
-    with database.begin() as connection:
-        prepared = prepare(connection, [TaskRequest(agent="Open", input={})], submitted_by="test")
+    prepared = prepare(database, [TaskRequest(agent="Open", input={})], submitted_by="test")
     define(agent("Open", "open", input_schema=SEARCH))
     task = hand.call(lifecycle.accept, prepared)[0].task_id
     hand.dispatch()

@@ -27,6 +27,7 @@ from shared.settings import Settings
 from shared.states import State
 from tests.by_hand import NOOP, ByHand, agent
 from tests.conftest import Define
+from tests.notifications import all_read, flood
 from tests.processes import ended_at_last, ready, start_orchestrator, wait_until
 from tests.receiver import SECRET, Receiver, receiving
 
@@ -420,6 +421,24 @@ def test_a_slow_endpoint_does_not_delay_another(hand: ByHand, here: Settings) ->
         slow.wait_for(17)
         assert {one["status"] for one in settled(hand, 22)} == {"delivered"}
         assert len(slow.ids()) == 17
+
+
+def test_notifications_are_read_while_an_endpoint_thinks(hand: ByHand, here: Settings) -> None:
+    """A queue of notifications that fills up would end every commit that notifies."""
+    release = threading.Event()
+
+    def slowly() -> int:
+        release.wait(60)
+        return 204
+
+    with receiving(slowly) as endpoint, sending(here, hand.engine):
+        add(hand, endpoint.url)
+        end(hand)
+        endpoint.wait_for(1)
+        flood(hand.engine, "minion_webhooks")
+        wait_until(lambda: all_read(hand.engine, "minion_webhooks"), "the notifications are read")
+        release.set()
+        settled(hand)
 
 
 def test_several_orchestrators_share_the_work(hand: ByHand, here: Settings, endpoint: Receiver) -> None:

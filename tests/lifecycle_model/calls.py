@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from orchestrator.routing import release_checked
+from orchestrator.routing import check_pending, release_checked
 from shared import lifecycle
 from shared.errors import MinionError
 from shared.states import State
@@ -90,7 +90,7 @@ def dispatch() -> Call:
     """One round of the dispatcher."""
 
     def ask(connection: Connection) -> Answer:
-        release_checked(connection)
+        release_checked(connection, check_pending(connection))
         lifecycle.heal_turns(connection)
         taken = lifecycle.dispatch(connection, lease=10.0, window=1000)
         return sorted((message.task_id, message.claim) for message in taken)

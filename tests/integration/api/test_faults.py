@@ -135,6 +135,21 @@ def test_checking_many_inputs_holds_no_transaction_open(settings: Settings, monk
         assert len(client.submit_many([{"agent": "Echo"}] * 100)) == 100
 
 
+def test_checking_one_input_holds_no_transaction_open(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_slowly(*arguments: Any, **named: Any) -> None:
+        time.sleep(1.5)
+        checked_input(*arguments, **named)
+
+    monkeypatch.setattr(submission, "checked_input", check_slowly)
+    app = create_app(settings.model_copy(update={"lease_seconds": 1.0}))
+    with serving(app) as port, Client(f"http://127.0.0.1:{port}", settings.require_api_key(), retries=0) as client:
+        assert client.submit("Echo").state == "pending"
+        request = {"agent": "Echo", "input": 1}
+        client.put_schedule("often", interval_seconds=3600, request=request)
+        client.change_schedule("often", request=request)
+        assert client.run_schedule("often").state == "pending"
+
+
 @pytest.mark.parametrize("missing", ["DATABASE_URL", "REDIS_URL", "MINION_API_KEY"])
 def test_it_does_not_start_without_its_settings(settings: Settings, monkeypatch: Any, missing: str) -> None:
     monkeypatch.delenv(missing)

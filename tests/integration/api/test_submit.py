@@ -73,6 +73,18 @@ def test_another_payload_under_the_same_key_is_refused(http: httpx2.Client, data
     assert count(database) == 1
 
 
+def test_the_same_key_gives_the_task_though_its_agent_was_disabled(http: httpx2.Client, database: Engine) -> None:
+    asked = {"agent": "Echo", "input": 1, "idempotency_key": "k"}
+    task = http.post("/v1/tasks", json=asked).json()["id"]
+    with database.begin() as connection:
+        connection.execute(text("UPDATE agents SET status = 'disabled'"))
+    again = http.post("/v1/tasks", json=asked)
+    assert (again.status_code, again.json()["id"]) == (200, task)
+    many = http.post("/v1/tasks/bulk", json={"tasks": [asked, asked]}).json()["tasks"]
+    assert many == [{"id": task, "created": False}] * 2
+    refused(http.post("/v1/tasks", json={**asked, "idempotency_key": "other"}), 409, "conflict")
+
+
 def test_two_different_idempotency_keys_are_refused(http: httpx2.Client) -> None:
     request = {"agent": "Echo", "idempotency_key": "a"}
     refused(http.post("/v1/tasks", json=request, headers={"Idempotency-Key": "b"}), 422, "invalid_input")
