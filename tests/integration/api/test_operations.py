@@ -130,7 +130,7 @@ def test_a_rate_spreads_starts(client: Client, tasks: Tasks, act: Any, here: Min
     assert all(tasks.get(task)["attempts"] == 0 and tasks.get(task)["claim"] == 1 for task in ids)
 
 
-@pytest.mark.parametrize("rate", ["10", "0/s", "10/0s", "x/s", "10/week", "-1/s"])
+@pytest.mark.parametrize("rate", ["10", "0/s", "10/0s", "10/000s", "x/s", "10/week", "-1/s", "1/367d"])
 def test_rates_that_make_no_sense_are_refused(client: Client, rate: str) -> None:
     with pytest.raises(errors.InvalidInput, match="A rate is written like"):
         client.set_limit("key", "a", rate=rate)
