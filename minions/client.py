@@ -61,10 +61,10 @@ class Client(Operations):
             retries: how often a request is tried again.
 
         Raises:
-            NotConfigured: there is no address or no key.
+            NotConfigured: there is no address, or no key that a header can carry.
         """
         address = url or _from_environment("MINION_API_URL", "the API's address, such as http://127.0.0.1:8700")
-        key = api_key or _from_environment("MINION_API_KEY", "the API's key")
+        key = _usable(api_key or _from_environment("MINION_API_KEY", "the API's key"))
         self._transport = Transport(address, key, timeout=timeout, retries=retries)
 
     def submit(
@@ -416,6 +416,17 @@ def _from_environment(name: str, what: str) -> str:
     if not value:
         raise NotConfigured(f"{name} is not set: give the client {what}, as an argument or in the environment.")
     return value
+
+
+def _usable(key: str) -> str:
+    """The key without the line's end that a file may have put behind it."""
+    key = key.strip()
+    if not key or not (key.isascii() and key.isprintable()):
+        raise NotConfigured(
+            "The API's key (MINION_API_KEY, or `api_key`) is empty or not printable ASCII on one line, and no header "
+            "can carry that. Look how it was written down."
+        )
+    return key
 
 
 def _task_path(task: TaskId, part: str | None = None) -> str:

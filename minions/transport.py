@@ -158,7 +158,9 @@ class Transport:
             raise _error_of(response)
 
     def _unreachable(self, error: Exception) -> Unavailable:
-        why = str(error) or type(error).__name__
+        # What the library refuses to send it quotes, and that may be the key.
+        said = "" if isinstance(error, httpx2.LocalProtocolError) else str(error)
+        why = said or type(error).__name__
         return Unavailable(f"The API at {self.url} cannot be reached: {why}. Check MINION_API_URL and that it runs.")
 
 

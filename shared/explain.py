@@ -1,7 +1,7 @@
 """Why a task is where it is: one sentence for people, the facts for programs, and what to do.
 
 `explain` always has an answer. It reads what the dispatcher, the claim and the scheduler decide by, so that the answer
-is the reason and not a guess. It reads piece by piece; what a task waited for may be over before the next piece is read.
+is the reason and not a guess. It reads piece by piece, and what a task waited for may be over before the next piece.
 """
 
 from __future__ import annotations

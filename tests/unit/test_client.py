@@ -13,6 +13,7 @@ from uuid import uuid4
 import pytest
 
 from minions import Client, errors
+from minions.transport import Transport
 
 TASK = {
     "id": str(uuid4()),
@@ -37,6 +38,7 @@ class Server(ThreadingHTTPServer):
         self.answers: list[Answer] = []
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.last_ids: list[str | None] = []
+        self.keys: list[str | None] = []
         self.headers: dict[str, str] = {}
 
 
@@ -48,6 +50,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.asked.append((self.path, json.loads(body or b"{}")))
         self.server.last_ids.append(self.headers["Last-Event-ID"])
+        self.server.keys.append(self.headers["Authorization"])
         answer = self.server.answers.pop(0)
         if isinstance(answer, str):
             self.close_connection = True
@@ -88,6 +91,28 @@ def test_submit_tries_again_under_the_same_key(server: Server, client: Client, f
     assert client.submit("Echo", {"n": 1}).id == TASK["id"]
     assert len(server.asked) == 3
     assert len({request["idempotency_key"] for _, request in server.asked}) == 1
+
+
+def test_the_end_of_a_line_is_no_part_of_the_key(server: Server) -> None:
+    server.answers = [(200, TASK)]
+    with Client(f"http://127.0.0.1:{server.server_port}", "s3cret\n") as client:
+        client.get(uuid4())
+    assert server.keys == ["Bearer s3cret"]
+
+
+@pytest.mark.parametrize("key", ["s3c\nret", "s3cr\u00e9t", "\n"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_quoted(key: str) -> None:
+    with pytest.raises(errors.NotConfigured, match="printable ASCII") as refused:
+        Client("http://127.0.0.1:1", key)
+    assert "s3c" not in refused.value.message
+
+
+def test_what_the_library_refuses_to_send_is_not_quoted(server: Server) -> None:
+    transport = Transport(f"http://127.0.0.1:{server.server_port}", "s3c\nret", timeout=5, retries=0)
+    with pytest.raises(errors.Unavailable, match="LocalProtocolError") as refused:
+        transport.get("/v1/tasks")
+    assert "s3c" not in refused.value.message
+    transport.close()
 
 
 def test_the_callers_key_is_kept(server: Server, client: Client) -> None:
