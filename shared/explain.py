@@ -390,7 +390,7 @@ def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanati
 
 
 def _is_interrupted(step: dict[str, Any]) -> bool:
-    return step["effect"] == "unsafe"
+    return bool(step["effect"] == "unsafe")
 
 
 def _is_proposed(step: dict[str, Any]) -> bool:
