@@ -61,10 +61,11 @@ class Client(Operations):
             retries: how often a request is tried again.
 
         Raises:
-            NotConfigured: there is no address or no key, or none that can be sent.
+            NotConfigured: there is no address, or no key that a header can carry.
         """
         address = url or _from_environment("MINION_API_URL", "the API's address, such as http://127.0.0.1:8700")
-        key = api_key or _from_environment("MINION_API_KEY", "the API's key")
+        # A key that was made from a file ends as files do.
+        key = (api_key or _from_environment("MINION_API_KEY", "the API's key")).strip()
         self._transport = Transport(address, key, timeout=timeout, retries=retries)
 
     def submit(

@@ -1,7 +1,8 @@
 """The `minion` command.
 
 Exit codes: 0 done; 1 a task failed; 2 wrong usage; else those of sysexits.h: 65 input refused, 66 not found,
-69 something cannot be reached, 70 a fault of ours, 75 not finished yet, 77 no permission, 78 not configured.
+69 something cannot be reached, 70 a fault of ours, 74 a file cannot be read or written, 75 not finished yet, 77 no
+permission, 78 not configured.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from orchestrator.commands import (
 from orchestrator.commands.output import fail
 from orchestrator.local.parent import FOLLOW, follow_parent
 from shared import __version__
-from shared.errors import MinionError
+from shared.errors import FileFault, InvalidInput, MinionError, Unavailable
 
 app = typer.Typer(
     name="minion",
@@ -68,16 +69,48 @@ def main() -> None:
     """Runs the command; expected errors become one line and an exit code, never a traceback."""
     if FOLLOW in os.environ:
         follow_parent(os.environ.pop(FOLLOW))
+    _open_what_is_closed()
     try:
         app()
-    except (MinionError, MinionsError) as error:
-        sys.exit(fail(error))
     except BrokenPipeError:
         # The reader of our output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        known = _expected(error)
+        if known is None:
+            raise
+        sys.exit(fail(known))
+
+
+def _open_what_is_closed() -> None:
+    """Where standard input or output is closed (`minion cancel TASK >&-`), nothing is read or written."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
+
+
+def _expected(error: Exception) -> MinionError | MinionsError | None:
+    """The error as people are told of it; None: nobody planned for it."""
+    if isinstance(error, MinionError | MinionsError):
+        return error
+    if isinstance(error, UnicodeError):
+        return InvalidInput(f"Arguments, files and the terminal have to be UTF-8: {error}.")
+    if isinstance(error, OSError):
+        return FileFault(f"A file cannot be read or written: {error}.")
+    if "sqlalchemy" not in sys.modules:  # commands that need no database start faster without it
+        return None
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from shared.database import is_transient, reason
+
+    if not isinstance(error, SQLAlchemyError):
+        return None
+    if is_transient(error):
+        return Unavailable(f"The database went away: {reason(error)}. Look whether it runs, and try again.")
+    return MinionError(f"The database refused what it was asked, a fault of ours: {reason(error)}. Please report it.")
 
 
 if __name__ == "__main__":

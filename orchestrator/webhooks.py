@@ -23,7 +23,7 @@ import structlog
 from sqlalchemy import Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, INTEGER
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator import webhook_messages
 from orchestrator.listener import Listener
@@ -170,21 +170,31 @@ class Webhooks(Loop):
             target=self._deliver, args=(delivery, body), name=f"webhook {delivery.name}", daemon=True
         )
         self._under_way[thread] = delivery
-        thread.start()
+        try:
+            thread.start()
+        except Exception:
+            # The machine has no thread to spare: the delivery comes due again after its lease.
+            del self._under_way[thread]
+            raise
 
     def _deliver(self, delivery: Delivery, body: bytes) -> None:
         """Posts and settles. Where settling fails, the delivery comes due again after its lease."""
         try:
-            answer = webhook_messages.post(self.settings, delivery.url, delivery.secrets, str(delivery.id), body)
-            self._settle(delivery, answer)
-        except DBAPIError as error:
+            self._settle(delivery, self._post(delivery, body))
+        except SQLAlchemyError as error:
             log.warning("delivery_not_settled", delivery=str(delivery.id), reason=reason(error))
-        except Exception as error:
-            log.error("delivery_broke", delivery=str(delivery.id), webhook=delivery.name, exc_info=True)
-            sentry_sdk.capture_exception(error)
         finally:
             del self._under_way[threading.current_thread()]
             self._ended.set()
+
+    def _post(self, delivery: Delivery, body: bytes) -> Answer:
+        """Posts once. A fault of ours is an attempt that failed, too: one that lasts must end some day."""
+        try:
+            return webhook_messages.post(self.settings, delivery.url, delivery.secrets, str(delivery.id), body)
+        except Exception as error:
+            log.error("delivery_broke", delivery=str(delivery.id), webhook=delivery.name, exc_info=True)
+            sentry_sdk.capture_exception(error)
+            return Answer(None, "Posting it failed for a fault of ours. It is in the log of the orchestrator.")
 
     def _settle(self, delivery: Delivery, answer: Answer) -> None:
         status = self._verdict(delivery, answer)

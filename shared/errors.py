@@ -180,6 +180,12 @@ class Unavailable(MinionError):
     retryable = True
 
 
+class FileFault(MinionError):
+    """A file or a folder cannot be read or written."""
+
+    code, exit_code = "file_fault", 74
+
+
 class TimeLimitExceeded(MinionError):
     """A task ran longer than its agent's time limit allows."""
 

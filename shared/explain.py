@@ -1,7 +1,7 @@
 """Why a task is where it is: one sentence for people, the facts for programs, and what to do.
 
 `explain` always has an answer. It reads what the dispatcher, the claim and the scheduler decide by, so that the answer
-is the reason and not a guess.
+is the reason and not a guess. It reads piece by piece, and what a task waited for may be over before the next piece.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ DISPATCHER = "minions minion_pending"
 """`application_name` of the connection with which an orchestrator listens for pending tasks."""
 
 NOW = text("SELECT now()")
+# Who has not begun is asked for its turn when it is claimed, too: one that comes before it may have come due since.
 TURN = text(
     """
     SELECT e.id, e.agent_name AS agent, s.state, k.conversation_id AS conversation FROM tasks k
-        JOIN task_status p ON p.task_id = k.id AND p.rank = minion_parked(),
+        JOIN task_status p ON p.task_id = k.id AND (p.rank = minion_parked() OR p.claim = 0),
         LATERAL minion_predecessor(k.id, k.namespace, k.conversation_id) AS first (id)
         JOIN tasks e ON e.id = first.id JOIN task_status s ON s.task_id = e.id
-        WHERE k.id = :task
+        WHERE k.id = :task AND k.parent_id IS NULL
     """
 )
 OBSTACLE = text(
@@ -65,11 +66,13 @@ ORCHESTRATORS = text(
     "SELECT count(*) FROM pg_stat_activity WHERE application_name = :name AND datname = current_database()"
 )
 WORKER = text("SELECT name, status, last_seen FROM workers WHERE id = :id")
+# What a person has to decide comes first, however many others there are.
 OPEN_STEPS = text(
     """
-    SELECT w.number, w.kind, w.name, w.input, w.due_at, w.started_at, w.error, w.child_id, s.state AS child_state
+    SELECT w.number, w.kind, w.name, w.effect, w.input, w.due_at, w.error, w.child_id, s.state AS child_state
         FROM steps w LEFT JOIN task_status s ON s.task_id = w.child_id
-        WHERE w.task_id = :task AND w.status = 'started' ORDER BY w.number LIMIT 20
+        WHERE w.task_id = :task AND w.status = 'started'
+        ORDER BY w.effect <> 'unsafe', NOT COALESCE(w.kind = 'wait' AND w.input ? 'approval', false), w.number LIMIT 20
     """
 )
 LAST_ERROR = text(
@@ -80,7 +83,7 @@ LAST_STEP_ERROR = text(
 )
 BREACH = text(
     """
-    SELECT e.error, minion_breach(k.budget_ids, e.error->'step') AS breach FROM task_status s
+    SELECT minion_breach(k.budget_ids, e.error->'step') FROM task_status s
         JOIN tasks k ON k.id = s.task_id JOIN executions e ON e.task_id = s.task_id AND e.claim = s.claim
         WHERE s.task_id = :task
     """
@@ -225,6 +228,8 @@ def _blocked_by_rule(case: _Case) -> Explanation | None:
     obstacle = case.scalar(OBSTACLE, task=case.task["id"])
     if obstacle is None:
         return None
+    if obstacle["kind"] == "turn":
+        return _not_its_turn(case)
     what = f"The {obstacle['scope']} {obstacle['name']!r}"
     if obstacle["kind"] == "paused":
         because = f" ({obstacle['reason']})" if obstacle["reason"] else ""
@@ -349,7 +354,7 @@ def _waiting(case: _Case) -> Explanation:
 
 
 def _waiting_for_budget(case: _Case) -> Explanation:
-    breach = case.one(BREACH, task=case.task["id"])["breach"]
+    breach = case.scalar(BREACH, task=case.task["id"])
     if breach is None:
         return case.answer("budget", "Its budget has room for its next step again: it goes on in a moment.")
     if breach["then"] == "wait":
@@ -360,10 +365,12 @@ def _waiting_for_budget(case: _Case) -> Explanation:
 
 
 def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanation:
-    task = case.task
+    task, reason = case.task, case.task["wait_reason"]
+    step = next(filter(_is_interrupted if reason == "answer" else _is_proposed, waits), None)
+    if step is None:
+        return case.answer(reason, "Somebody has just decided what it waited for: it goes on in a moment.")
     facts = {"waits": [_plain(wait) for wait in waits]}
-    if task["wait_reason"] == "answer":
-        step = next(wait for wait in waits if wait["kind"] != "wait")
+    if reason == "answer":
         how = f" ({step['error']['message'].rstrip('.')})" if step["error"] else ""
         return case.answer(
             "answer",
@@ -372,7 +379,6 @@ def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanati
             f"`minion answer {task['id']}` with --result JSON, --again or --fail.",
             **facts,
         )
-    step = next(wait for wait in waits if "approval" in (wait["input"] or {}))
     proposed = json.dumps(step["input"]["approval"], ensure_ascii=False)
     limit = f", {case.until(step['due_at'])}" if step["due_at"] else ""
     return case.answer(
@@ -384,10 +390,18 @@ def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanati
     )
 
 
+def _is_interrupted(step: dict[str, Any]) -> bool:
+    return bool(step["effect"] == "unsafe")
+
+
+def _is_proposed(step: dict[str, Any]) -> bool:
+    return step["kind"] == "wait" and "approval" in step["input"]
+
+
 def _waiting_for_steps(case: _Case, waits: list[dict[str, Any]]) -> Explanation:
     children = [wait for wait in waits if wait["kind"] == "subtask"]
     signals = [wait for wait in waits if wait["kind"] == "wait" and (wait["input"] or {}).get("signal")]
-    timers = [wait for wait in waits if wait["kind"] == "wait" and wait not in signals]
+    timers = [wait for wait in waits if wait["kind"] == "wait" and wait["due_at"] and wait not in signals]
     parts = [f"sub-task {each['child_id']} of {each['name']} ({each['child_state']})" for each in children[:3]]
     if len(children) > 3:
         parts.append(f"{case.task['open_waits'] - 3} more")

@@ -36,7 +36,8 @@ def _until(said: str) -> float | None:
     for parse in (parsedate_to_datetime, datetime.fromisoformat):
         try:
             moment = parse(said)
-        except ValueError:
+        # What cannot be a number of C overflows.
+        except (ValueError, OverflowError):
             continue
         return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
     return None

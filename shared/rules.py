@@ -20,6 +20,7 @@ EACH = "*"
 MAX_NAME = 255
 
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0}
+_LONGEST_PERIOD = 366 * _UNITS["d"]
 _RATE = re.compile(r"^(\d{1,9})/(\d{0,9})(s|m|min|h|d)$")
 
 PAUSE = text(
@@ -68,9 +69,12 @@ class Rate:
             InvalidInput: it is not written like that.
         """
         match = _RATE.match(written.strip())
-        if match is None or int(match[1]) == 0 or match[2] in ("0", "00"):
-            raise InvalidInput(f"A rate is written like 10/s, 100/5m or 1000/h, not {written[:50]!r}.")
-        return cls(int(match[1]), int(match[2] or 1) * _UNITS[match[3]])
+        count, seconds = (int(match[1]), int(match[2] or 1) * _UNITS[match[3]]) if match else (0, 0.0)
+        if count == 0 or not 0 < seconds <= _LONGEST_PERIOD:
+            raise InvalidInput(
+                f"A rate is written like 10/s, 100/5m or 1000/h, for 366 days at most, not {written[:50]!r}."
+            )
+        return cls(count, seconds)
 
 
 def pause(

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from ipaddress import ip_network
 from pathlib import Path
@@ -184,16 +185,18 @@ class Settings(BaseSettings):
         """The bearer key of the API: `MINION_API_KEY`, or the one `minion up` keeps in the data folder.
 
         Raises:
-            NotConfigured: there is neither.
+            NotConfigured: there is neither, or no header can carry it.
         """
-        if self.api_key:
-            return self.api_key.get_secret_value()
-        try:
-            key = (self.data_dir / "api_key").read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            key = ""
+        key = self.api_key.get_secret_value().strip() if self.api_key else ""
+        with suppress(OSError, UnicodeDecodeError):
+            key = key or (self.data_dir / "api_key").read_text(encoding="utf-8").strip()
         if not key:
             raise NotConfigured(f"No API key: set MINION_API_KEY, or let `minion up` make one in {self.data_dir}.")
+        if not (key.isascii() and key.isprintable()):
+            raise NotConfigured(
+                f"The API key (MINION_API_KEY, or `api_key` in {self.data_dir}) is not printable ASCII on one line, "
+                "and no header can carry it. Make another one, with `openssl rand -hex 24`."
+            )
         return key
 
     def _running(self, name: str) -> str | None:

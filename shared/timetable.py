@@ -62,13 +62,25 @@ class Cron:
 
     def after(self, moment: datetime) -> Iterator[datetime]:
         """The moments later than this one, in order."""
+        seconds, minutes = self._split()
         latest = moment
-        for local in CronSim(self.expression, moment.astimezone(self._zone())):
-            found = local.astimezone(UTC)
-            # From within an hour that comes twice, the first answer may lie in the hour before.
-            if found > latest:
-                latest = found
-                yield found
+        start = moment.astimezone(UTC).replace(second=0, microsecond=0) - timedelta(seconds=1)
+        for minute in CronSim(minutes, start.astimezone(self._zone())):
+            for second in seconds:
+                found = minute.astimezone(UTC) + second
+                # What the clocks skip may come together with what follows; and from within an hour that comes twice,
+                # the first answer may lie in the hour before.
+                if found > latest:
+                    latest = found
+                    yield found
+
+    def _split(self) -> tuple[list[timedelta], str]:
+        """The seconds of a minute, and the five fields: only with these does the library keep the clock's rules."""
+        *first, minute, hour, day, month, weekday = self.expression.split()
+        start = datetime(2000, 1, 1, tzinfo=UTC)
+        sim = CronSim(f"{first[0] if first else 0} * * * * *", start - timedelta(seconds=1))
+        seconds = [run - start for run in takewhile(lambda run: run < start + timedelta(minutes=1), sim)]
+        return seconds, f"{minute} {hour} {day} {month} {weekday}"
 
     def _zone(self) -> ZoneInfo:
         # The name `localtime` would mean something else on each machine.

@@ -71,7 +71,7 @@ class ReplayRequest(BaseModel):
         False, strict=True, description="Run the agent versions that ran then, not those that are active now."
     )
     rate: float = Field(
-        10.0, strict=True, gt=0, le=100_000, description="How many of the new tasks may start in a second."
+        10.0, strict=True, ge=0.001, le=100_000, description="How many of the new tasks may start in a second."
     )
     dry_run: bool = Field(False, strict=True, description="Only say which.")
     limit: int = Field(100, strict=True, ge=1, le=MOST)

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from shared.errors import FileFault
 from shared.settings import get_settings
 
 if TYPE_CHECKING:
@@ -110,7 +111,10 @@ def export(
     if folder is None:
         typer.echo("---\n".join(dump(definition) for definition in found), nl=False)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    for definition in found:
-        (folder / f"{definition.kind}-{definition.name}.yaml").write_text(dump(definition), encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for definition in found:
+            (folder / f"{definition.kind}-{definition.name}.yaml").write_text(dump(definition), encoding="utf-8")
+    except OSError as error:
+        raise FileFault(f"The definitions cannot be written to {folder}: {error}. Name another folder.") from None
     print_table(("written to", "files"), [(folder, len(found))], empty="")

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from minions.errors import MinionsError
 from shared import errors
-from shared.errors import MinionError
+from shared.errors import InvalidInput, MinionError
 
 STATE_STYLES = {
     "succeeded": "green",
@@ -29,8 +29,14 @@ STATE_STYLES = {
 IDS = frozenset({"id", "task", "replayed as", "would replay"})
 AS_JSON = typer.Option(False, "--json", help="Print JSON instead of a table.")
 
+
+def _on_a_terminal() -> bool:
+    # There is none where it is closed (`minion tasks >&-`).
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 # Wide enough for ids where nobody's terminal sets the width.
-console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 240)
+console = Console(highlight=False, soft_wrap=True, width=None if _on_a_terminal() else 240)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -56,6 +62,18 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty:
 def local_time(text: str | None) -> datetime | None:
     """A time of the API, for a table."""
     return datetime.fromisoformat(text) if text else None
+
+
+def zoned(given: datetime | None) -> datetime | None:
+    """A local time that was given, with its time zone.
+
+    Raises:
+        InvalidInput: it lies where the calendar ends.
+    """
+    try:
+        return given.astimezone() if given else None
+    except (ValueError, OverflowError):
+        raise InvalidInput(f"{given} is too early or too late for a time: give one from 1970 to 9998.") from None
 
 
 def _plain(value: Any) -> str:
@@ -94,4 +112,4 @@ def _kinds(root: type[MinionError]) -> list[type[MinionError]]:
 
 def interactive() -> bool:
     """Whether a person watches."""
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return _on_a_terminal() and os.environ.get("TERM") != "dumb"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from shared.errors import FileFault
 from shared.settings import get_settings
 
 
@@ -25,9 +26,15 @@ def prune(
     settings = get_settings()
     wait_for_database(settings)
     counts = {str(state): {"trees": 0, "tasks": 0} for state in retentions(settings)}
-    for batch in batches(get_engine(), settings, dry_run=dry_run):
-        counts[batch.state]["trees"] += batch.trees
-        counts[batch.state]["tasks"] += batch.tasks
+    try:
+        for batch in batches(get_engine(), settings, dry_run=dry_run):
+            counts[batch.state]["trees"] += batch.trees
+            counts[batch.state]["tasks"] += batch.tasks
+    except OSError as error:
+        raise FileFault(
+            f"The export in {settings.retention_export} cannot be written: {error}. What it does not hold is not "
+            "deleted: make room there, and prune again."
+        ) from None
     if as_json:
         print_json({"dry_run": dry_run, "deleted": counts})
         return

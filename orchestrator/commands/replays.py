@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from minions import Client
 from orchestrator.commands.client import connect
-from orchestrator.commands.output import AS_JSON, interactive, local_time, print_json, print_table, stderr
+from orchestrator.commands.output import AS_JSON, interactive, local_time, print_json, print_table, stderr, zoned
 from orchestrator.commands.tasks import read_input
 
 
@@ -46,8 +46,8 @@ def replay(
     """Submit ended tasks again. The old tasks stay as they were."""
     filters = {
         "states": state or None, "agent": agent, "capability": capability, "key": key, "function": function,
-        "error_fingerprint": fingerprint, "created_after": since.astimezone() if since else None,
-        "created_before": until.astimezone() if until else None, "again": again or None,
+        "error_fingerprint": fingerprint, "created_after": zoned(since),
+        "created_before": zoned(until), "again": again or None,
     }  # fmt: skip
     filtered = failed or any(filters.values())
     if bool(task_ids) == filtered:

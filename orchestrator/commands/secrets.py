@@ -7,6 +7,7 @@ import sys
 import typer
 
 from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from shared.errors import InvalidInput
 from shared.settings import get_settings
 
 app = typer.Typer(help="Secrets that tools refer to by name: set, list, delete, key.", no_args_is_help=True)
@@ -20,11 +21,20 @@ def set_secret(name: str = NAME) -> None:
     from shared.secret_store import SecretStore
 
     store = SecretStore(get_settings())
-    value = typer.prompt("Value", hide_input=True) if sys.stdin.isatty() else sys.stdin.read().removesuffix("\n")
+    value = typer.prompt("Value", hide_input=True) if sys.stdin.isatty() else _piped()
     wait_for_database(get_settings())
     with transaction() as connection:
         store.set(connection, name, value)
     console.print(f"The secret {name} is stored. A tool's header refers to it as ${{secret:{name}}}.", markup=False)
+
+
+def _piped() -> str:
+    try:
+        return sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"The secret on standard input is no UTF-8 text (byte {error.start}). Encode it, such as with `base64`."
+        ) from None
 
 
 @app.command("list")

@@ -13,7 +13,7 @@ from rich.text import Text
 from minions import Client, Task
 from orchestrator.commands.client import connect
 from orchestrator.commands.following import print_lines, show_events
-from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table, stderr
+from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table, stderr, zoned
 from shared.errors import InvalidInput
 from shared.json_values import parse
 
@@ -54,7 +54,7 @@ def submit(
         "key": key,
         "labels": labels_of(label) or None,
         "priority": priority,
-        "run_at": run_at.astimezone() if run_at else None,
+        "run_at": zoned(run_at),
         "conversation_id": conversation_id,
         "unique_key": unique_key,
         "unique_while": unique_while,

@@ -13,10 +13,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
+from typer.testing import CliRunner
 
+from orchestrator.cli import app
 from shared.definition_files import dump, load
 from shared.definitions import Change, DefinitionStore
-from shared.errors import InvalidDefinition, NotFound
+from shared.errors import FileFault, InvalidDefinition, NotFound
 from shared.function_store import FunctionStore, export_definitions, store_definitions
 from shared.registry import AgentRegistry
 from shared.schemas import AgentDefinition, FunctionDefinition, ToolDefinition, parse_definition
@@ -355,6 +357,17 @@ def test_an_export_applies_again_unchanged(define: Define, database: Engine, tmp
         again = load(tmp_path)
         assert sorted(again, key=repr) == sorted(exported, key=repr)
         assert {change.action for change in DefinitionStore(session, lambda f: None).apply(again)} == {"unchanged"}
+
+
+@pytest.mark.parametrize("folder", ["taken", "taken/below"])
+def test_an_export_that_cannot_be_written_is_refused(
+    define: Define, database: Engine, tmp_path: Path, folder: str
+) -> None:
+    define(*EVERYTHING)
+    (tmp_path / "taken").touch()
+    done = CliRunner().invoke(app, ["export", str(tmp_path / folder)])
+    assert isinstance(done.exception, FileFault)
+    assert f"cannot be written to {tmp_path / folder}" in done.exception.message
 
 
 def test_an_export_in_one_stream_is_the_same(define: Define, database: Engine, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from orchestrator.cli import app
 from orchestrator.pruner import EVERY_SECONDS, Pruner
 from orchestrator.retention import prune
 from orchestrator.task_export import TaskExport
-from shared.errors import NotConfigured
+from shared.errors import FileFault, NotConfigured
 from shared.settings import Settings, get_settings
 from shared.states import State
 from shared.tasks import first_id_at
@@ -453,6 +454,26 @@ def test_the_command(database: Engine, ended: Ended, monkeypatch: pytest.MonkeyP
     assert done.exit_code == 0
     assert "failed" not in done.stdout
     assert left(database) == {kept}
+
+
+def test_the_command_says_where_the_disk_is_full(
+    database: Engine, ended: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    root = ended()
+    monkeypatch.setattr(TaskExport, "append", full)
+    monkeypatch.setenv("MINION_RETENTION_EXPORT", str(tmp_path))
+    get_settings.cache_clear()
+    try:
+        done = CliRunner().invoke(app, ["prune"])
+    finally:
+        monkeypatch.undo()
+        get_settings.cache_clear()
+    assert isinstance(done.exception, FileFault)
+    assert f"The export in {tmp_path} cannot be written: [Errno 28]" in done.exception.message
+    assert left(database) == {root}
 
 
 def test_a_worker_that_is_referred_to_cannot_be_deleted(database: Engine, here: Minion, ended: Ended) -> None:

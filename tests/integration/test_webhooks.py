@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 
 from minions.errors import InvalidSignature
 from orchestrator import webhooks
-from orchestrator.webhooks import AT_ONCE_PER_WEBHOOK, Webhooks
+from orchestrator.webhooks import AT_ONCE, AT_ONCE_PER_WEBHOOK, Webhooks
 from shared import lifecycle
 from shared.embedded import EmbeddedServers
 from shared.settings import Settings
@@ -302,6 +302,49 @@ def test_in_the_end_it_has_failed_and_says_why(hand: ByHand, here: Settings) -> 
         assert (delivery["status"], delivery["attempts"], delivery["last_status"]) == ("failed", len(SOON) + 1, 503)
         assert len(endpoint.received) == len(SOON) + 1
         assert delivery["finished_at"]
+
+
+def test_an_unreadable_wish_to_be_left_alone_is_no_fault(hand: ByHand, here: Settings) -> None:
+    wish = {"Retry-After": "Mon, 1 Jan 99999999999999999999 00:00:00 GMT"}
+    with receiving((503, wish)) as endpoint, sending(here, hand.engine):
+        add(hand, endpoint.url)
+        end(hand)
+        [delivery] = settled(hand)
+        assert (delivery["status"], delivery["attempts"]) == ("delivered", 2)
+
+
+def test_a_fault_of_ours_ends_after_as_many_attempts(
+    hand: ByHand, here: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def post(*_: Any) -> None:
+        raise LookupError("never seen before")
+
+    monkeypatch.setattr(webhooks.webhook_messages, "post", post)
+    with sending(here, hand.engine):
+        add(hand, "http://127.0.0.1:1/")
+        end(hand)
+        [delivery] = settled(hand)
+        assert (delivery["status"], delivery["attempts"]) == ("failed", len(SOON) + 1)
+        assert "a fault of ours" in delivery["last_error"]
+
+
+def test_it_goes_on_when_the_machine_has_threads_again(
+    hand: ByHand, here: Settings, endpoint: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    add(hand, endpoint.url)
+    end(hand)
+    loop = Webhooks(here, hand.engine, lease=0)
+    with monkeypatch.context() as scarce:
+        scarce.setattr(threading.Thread, "start", start)
+        for _ in range(AT_ONCE):
+            with pytest.raises(RuntimeError, match="new thread"):
+                loop.round()
+    loop.round()
+    endpoint.wait_for(1)
+    loop.close()
 
 
 def test_nobody_listens_and_then_somebody_does(hand: ByHand, here: Settings) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.retry_after import retry_after
 
@@ -20,6 +22,8 @@ from shared.retry_after import retry_after
         ({"retry-after": "nan"}, None),
         ({"retry-after-ms": "inf", "retry-after": "1e999"}, None),
         ({"retry-after": ""}, None),
+        ({"retry-after": "Mon, 1 Jan 99999999999999999999 00:00:00 GMT"}, None),
+        ({"retry-after": "Mon, 1 Jan 2024 00:00:00 +99999999999999"}, None),
         ({}, None),
     ],
 )
@@ -32,3 +36,11 @@ def test_moments_to_come() -> None:
         seconds = retry_after({"retry-after": written})
         assert seconds is not None
         assert seconds > 1e9
+
+
+DATES = st.text(st.sampled_from("0123456789,:+-. TZMonJanGMT"), max_size=60)
+
+
+@given(st.one_of(st.text(), DATES, DATES.map(lambda text: f"Mon, 1 Jan {text}")))
+def test_whatever_it_says(written: str) -> None:
+    assert (retry_after({"retry-after": written, "retry-after-ms": written}) or 0.0) >= 0

@@ -163,6 +163,22 @@ def test_an_empty_key_is_no_key(tmp_path: Path, content: bytes) -> None:
         Settings().require_api_key()
 
 
+def test_a_key_from_a_file_ends_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINION_API_KEY", " s3cret\r\n")
+    assert Settings().require_api_key() == "s3cret"
+    monkeypatch.setenv("MINION_API_KEY", "\n")
+    with pytest.raises(NotConfigured, match="No API key"):
+        Settings().require_api_key()
+
+
+@pytest.mark.parametrize("key", ["s3c\nret", "s3cr\u00e9t", "s3c\x7fret"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_quoted(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("MINION_API_KEY", key)
+    with pytest.raises(NotConfigured, match="printable ASCII") as refused:
+        Settings().require_api_key()
+    assert "s3c" not in refused.value.message
+
+
 def test_modules_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINION_SANDBOX_PRELOAD", "numpy, pandas,")
     assert Settings().sandbox_preload == ["numpy", "pandas"]

@@ -16,11 +16,17 @@ from shared.timetable import GRACE, MOST_RUNS, Cron, Every, Timetable, due
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "Africa/Casablanca"]
 MOMENTS = st.datetimes(datetime(2020, 1, 1), datetime(2035, 1, 1), timezones=st.just(UTC))
 MISSED = st.sampled_from(["skip", "once", "all"])
+SECONDS = st.sampled_from(["", "", "0 ", "59 ", "*/20 ", "5,6 "])
 MINUTES = st.sampled_from(["*", "*/15", "0", "30", "5,50", "59"])
 HOURS = st.sampled_from(["*", "*/2", "0", "1", "2", "3", "1-3", "23"])
 DAYS = st.sampled_from(["* * *", "* * SUN", "1 * *", "L * *", "29 2 *", "* 3,10 0L"])
 CRONS = st.builds(
-    lambda minute, hour, days, zone: Cron(f"{minute} {hour} {days}", zone), MINUTES, HOURS, DAYS, st.sampled_from(ZONES)
+    lambda second, minute, hour, days, zone: Cron(f"{second}{minute} {hour} {days}", zone),
+    SECONDS,
+    MINUTES,
+    HOURS,
+    DAYS,
+    st.sampled_from(ZONES),
 )
 INTERVALS = st.builds(
     lambda seconds, anchor: Every(timedelta(seconds=seconds), anchor), st.floats(1, 1_000_000), MOMENTS
@@ -62,6 +68,13 @@ def local(timetable: Cron, after: str, number: int) -> list[str]:
         ("0 0 L 2 *", "UTC", "2027-02-27T01:00", ["02-28 00:00 +0000", "02-29 00:00 +0000"]),
         # Six fields begin with seconds.
         ("*/20 * * * * *", "UTC", "2026-01-01", ["01-01 00:00 +0000"] * 2 + ["01-01 00:01 +0000"]),
+        ("0 0 2 * * *", "Europe/Berlin", "2026-10-24T03:00", ["10-25 02:00 +0200", "10-26 02:00 +0100"]),
+        ("0 0 2 * * *", "Europe/Berlin", "2026-03-28T03:00", ["03-29 03:00 +0200", "03-30 02:00 +0200"]),
+        ("9 15 2 * * *", "Australia/Lord_Howe", "2026-10-03T03:00", ["10-04 02:30 +1100", "10-05 02:15 +1100"]),
+        ("0 0 2 * * *", "Australia/Lord_Howe", "2026-04-04T03:00", ["04-05 02:00 +1030", "04-06 02:00 +1030"]),
+        ("0 45 1 * * *", "Australia/Lord_Howe", "2026-04-04T03:00", ["04-05 01:45 +1100", "04-06 01:45 +1030"]),
+        ("0 30 1,2 * * *", "Australia/Lord_Howe", "2026-04-05T01:00", ["04-05 01:30 +1100", "04-05 02:30 +1030"]),
+        ("0 0 * * * *", "Europe/Berlin", "2026-10-25T01:30", ["10-25 02:00 +0200", "10-25 02:00 +0100"]),
     ],
 )  # fmt: skip
 def test_cron_follows_the_clocks_of_its_zone(expression: str, zone: str, after: str, expected: list[str]) -> None:
@@ -71,6 +84,13 @@ def test_cron_follows_the_clocks_of_its_zone(expression: str, zone: str, after: 
 def test_a_time_that_comes_twice_is_not_found_again_from_within_the_second_hour() -> None:
     # 01:15 UTC is the second 02:15 of that night; the run at the first 02:30 lies behind it.
     assert next(Cron("30 2 * * *", "Europe/Berlin").after(utc("2026-10-25T01:15"))) == utc("2026-10-26T01:30")
+
+
+def test_seconds_of_a_time_that_the_clocks_skip() -> None:
+    runs = [utc(f"2026-03-29T01:00:{second}") for second in ("10", "40")]
+    twice_a_minute = Cron("10,40 0,30 2 * * *", "Europe/Berlin")
+    assert list(islice(twice_a_minute.after(utc("2026-03-29T00:00")), 3)) == [*runs, utc("2026-03-30T00:00:10")]
+    assert next(twice_a_minute.after(runs[0])) == runs[1]
 
 
 @given(CRONS, MOMENTS)

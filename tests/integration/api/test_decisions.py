@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from minions import Client, errors
+from shared.explain import explain
 from tests.conftest import Define
 from tests.integration.conftest import ACT, Minion, Tasks
 
@@ -196,3 +197,33 @@ def test_a_step_of_a_number_that_none_can_have_is_refused(http: httpx2.Client, s
     refused = http.post(f"/v1/tasks/{uuid4()}/decisions", json={"verdict": "fail", "step": step})
     assert refused.status_code == 422, refused.text
     assert "step" in refused.json()["detail"]
+
+
+def test_why_finds_the_proposal_behind_many_other_waits(
+    client: Client, tasks: Tasks, careful: str, here: Minion, database: Engine
+) -> None:
+    task = tasks.submit(careful, {})
+    here._round()
+    with database.begin() as connection:
+        connection.execute(text("UPDATE steps SET number = 30 WHERE task_id = :t"), {"t": task})
+        connection.execute(
+            text(
+                "INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input) "
+                "SELECT :t, n, 'wait', 'paid', 'started', 'pure', '', 1, '{\"signal\": \"paid\"}' "
+                "FROM generate_series(1, 25) AS n"
+            ),
+            {"t": task},
+        )
+    assert "Somebody has to approve act with" in client.why(task)["sentence"]
+
+
+@pytest.mark.parametrize("reason", ["approval", "answer", "budget", "subtask"])
+def test_why_has_an_answer_when_the_task_moves_on_meanwhile(
+    tasks: Tasks, act: Any, database: Engine, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    task = tasks.submit(act(), {})
+    before = {**tasks.get(task), "state": "waiting", "wait_reason": reason}
+    monkeypatch.setattr("shared.explain.get_task", lambda *_: before)
+    with database.connect() as connection:
+        found = explain(connection, task, lease=10)
+    assert found.reason == reason

@@ -130,7 +130,7 @@ def test_a_rate_spreads_starts(client: Client, tasks: Tasks, act: Any, here: Min
     assert all(tasks.get(task)["attempts"] == 0 and tasks.get(task)["claim"] == 1 for task in ids)
 
 
-@pytest.mark.parametrize("rate", ["10", "0/s", "10/0s", "x/s", "10/week", "-1/s"])
+@pytest.mark.parametrize("rate", ["10", "0/s", "10/0s", "10/000s", "x/s", "10/week", "-1/s", "1/367d"])
 def test_rates_that_make_no_sense_are_refused(client: Client, rate: str) -> None:
     with pytest.raises(errors.InvalidInput, match="A rate is written like"):
         client.set_limit("key", "a", rate=rate)
@@ -285,3 +285,19 @@ def test_why_a_task_waits_for_its_turn(client: Client, tasks: Tasks, act: Any, h
     assert f"task {first} of Act (pending) comes before it" in said
     here.run_all()
     assert tasks.get(first)["finished_at"] < tasks.executions(second)[0]["started_at"]
+
+
+@pytest.mark.usefixtures("dispatcher")
+def test_why_a_task_waits_for_one_that_came_due_later(
+    client: Client, tasks: Tasks, act: Any, here: Minion, database: Engine
+) -> None:
+    first = tasks.submit(act(), {}, conversation_id="c", run_at="2100-01-01T00:00:00Z")
+    second = tasks.submit(act(), {}, conversation_id="c")
+    client.pause("agent", "Act")
+    assert why(client, second)[0] == "paused"
+    with database.begin() as connection:
+        connection.execute(text("UPDATE task_status SET due_at = now() WHERE task_id = :t"), {"t": first})
+    assert here.dispatch() == []
+    reason, said = why(client, second)
+    assert reason == "turn"
+    assert f"task {first} of Act (pending) comes before it" in said

@@ -269,6 +269,18 @@ def test_replay(http: httpx2.Client, submit: Submit) -> None:
         assert http.post(f"/v1/tasks/{id}/replay", json=wrong).status_code == 422
 
 
+def test_a_replay_that_no_calendar_holds_is_refused(http: httpx2.Client, submit: Submit) -> None:
+    http.post(f"/v1/tasks/{submit()}/cancel")
+    chosen = {"states": ["cancelled"]}
+    for rate in (1e-300, 1e-11, 0.0):
+        refused = http.post("/v1/replays", json={**chosen, "rate": rate})
+        assert (refused.status_code, "rate" in refused.json()["detail"]) == (422, True)
+    late = http.post("/v1/replays", json={**chosen, "rate": 0.001, "start_at": "9998-12-31T23:59:59Z"}).json()
+    assert [item["error"] for item in late["items"]] == [None]
+    later = http.post("/v1/replays", json={**chosen, "start_at": late["start_at"], "again": True}).json()
+    assert "run_at is not a time between" in later["items"][0]["error"]["message"]
+
+
 def test_agents(http: httpx2.Client, define: Any) -> None:
     define({"kind": "agent", "name": "Echo", "type": "function", "tool": "noop", "description": "New"})
     assert [agent["name"] for agent in http.get("/v1/agents").json()["items"]] == ["Echo", "Search"]

@@ -1,0 +1,97 @@
+"""The `minion` command: whatever it meets, one line and an exit code, and never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import psycopg
+import pytest
+from sqlalchemy.exc import OperationalError, ProgrammingError
+
+from orchestrator import cli
+from shared.secret_store import new_key
+
+NOWHERE = {
+    "MINION_API_URL": "http://127.0.0.1:1",
+    "MINION_API_KEY": "key",
+    "MINION_SECRET_KEY": new_key(),
+    "TZ": "Asia/Tokyo",  # the first of January of the year 1 lies before the calendar there
+}
+
+
+def minion(*words: str | bytes, stdin: bytes = b"", closed: int | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Runs the command with a descriptor closed, and no API to speak to."""
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", *words],
+        input=None if closed == 0 else stdin,
+        capture_output=True,
+        env={**os.environ, **NOWHERE},
+        timeout=60,
+        preexec_fn=None if closed is None else lambda: os.close(closed),
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "said"),
+    [
+        (("show", b"\xff"), b"", b"UTF-8"),
+        (("why", b"\xff"), b"", b"UTF-8"),
+        (("pause", "agent", b"\xff"), b"", b"UTF-8"),
+        (("tasks", "--agent", b"\xff"), b"", b"UTF-8"),
+        (("submit", "X", "--run-at", "0001-01-01"), b"", b"too early"),
+        (("replay", "--since", "0001-01-01"), b"", b"too early"),
+        (("secrets", "set", "X"), b"\xff", b"base64"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(words: tuple[str | bytes, ...], stdin: bytes, said: bytes) -> None:
+    done = minion(*words, stdin=stdin)
+    assert (done.returncode, done.stdout) == (65, b"")
+    assert said in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_descriptor_is_no_fault(closed: int) -> None:
+    done = minion("secrets", "key", closed=closed)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (
+            OperationalError("SELECT 1", {}, psycopg.OperationalError("the server closed the connection")),
+            69,
+            "The database went away: the server closed",
+        ),
+        (ProgrammingError("SELECT 1", {}, psycopg.errors.UndefinedColumn("no such column")), 70, "no such column"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.jsonl"), 74, "No space left on device: 'x.jsonl'"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 65, "invalid start byte"),
+    ],
+)
+def test_every_fault_has_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int, said: str
+) -> None:
+    monkeypatch.setattr(cli, "app", _raising(error))
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    assert said in capsys.readouterr().err
+
+
+def test_what_nobody_planned_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "app", _raising(LookupError("a bug")))
+    with pytest.raises(LookupError):
+        cli.main()
+
+
+def _raising(error: Exception) -> Callable[[], None]:
+    def run() -> None:
+        raise error
+
+    return run
