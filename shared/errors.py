@@ -6,7 +6,11 @@ problem details (RFC 9457), and a task's record keeps it: the same words in all 
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
+
+# What PostgreSQL holds in no text. An exception of a tool may quote it.
+UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class MinionError(Exception):
@@ -33,7 +37,7 @@ class MinionError(Exception):
 
     def as_dict(self) -> dict[str, Any]:
         """The error as it is stored in a task's record: `{"type", "message", **detail}`."""
-        return {"type": self.code, "message": self.message, **self.detail}
+        return {"type": self.code, "message": UNSTORABLE.sub("\ufffd", self.message), **self.detail}
 
 
 class InvalidInput(MinionError):
