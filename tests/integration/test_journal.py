@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -205,3 +206,17 @@ def test_a_journal_of_another_release_is_left_to_its_minions(
     assert minion.run(task, message.claim, here.id) == "waiting"
     assert tasks.get(task)["attempts"] == 0
     assert tasks.executions(task)[0]["outcome"] == "handed_back"
+
+
+@pytest.mark.parametrize(("effect", "state"), [("idempotent", "failed"), ("unsafe", "waiting")])
+def test_an_error_whose_text_cannot_be_stored_is_stored_all_the_same(
+    tasks: Tasks, act: Any, here: Minion, monkeypatch: pytest.MonkeyPatch, effect: str, state: str
+) -> None:
+    def spoilt(*_: Any) -> Any:
+        raise TimeoutError("a\x00b\ud800c")
+
+    monkeypatch.setitem(import_module("minion_test_tools").DEEDS, "spoilt", spoilt)
+    task = tasks.submit(act(effect=effect, config={"max_attempts": 1}), {"do": "spoilt"})
+    here._round()
+    assert tasks.get(task)["state"] == state
+    assert tasks.steps(task)[0]["error"]["message"] == "The tool 'act' raised TimeoutError: a\ufffdb\ufffdc"
