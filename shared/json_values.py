@@ -25,6 +25,7 @@ JsonValue = Any
 # What parsers make of JSON. Subclasses and tuples are taken too, but looked at one by one.
 NOT_CONSTANT = frozenset({dict, list, str, int, float})
 PLAIN = NOT_CONSTANT | {bool, type(None)}
+END: tuple[Any, JsonValue] = (None, None)
 
 
 def parse(text: bytes | str, *, what: str = "The body", limit: int | None = None) -> JsonValue:
@@ -146,7 +147,7 @@ def _first_fault(root: JsonValue) -> tuple[str, str] | None:
         elif isinstance(value, list | tuple):
             entered.append(iter(enumerate(value)))
             way.append(0)
-        while entered and (following := next(entered[-1], None)) is None:
+        while entered and (following := next(entered[-1], END)) is END:
             entered.pop()
             way.pop()
         if not entered:
@@ -161,7 +162,9 @@ def _is_sound(root: JsonValue) -> bool:
         kinds = set(map(type, level))
         if not kinds <= PLAIN:
             return False
-        held = {kind: [value for value in level if type(value) is kind] for kind in kinds & NOT_CONSTANT}
+        held: dict[type, list[Any]] = {
+            kind: [value for value in level if type(value) is kind] for kind in kinds & NOT_CONSTANT
+        }
         keys = [*chain.from_iterable(held.get(dict, []))]
         numbers = chain(held.get(int, []), held.get(float, []))
         if not (
