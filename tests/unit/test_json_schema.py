@@ -207,8 +207,8 @@ NULLS = [{"type": "null"}] * 200
         {"anyOf": [False] * 200},
         {"not": {"not": {"not": {}}}},
         {"if": {"anyOf": NULLS}, "else": False},
-        {"contains": {"anyOf": NULLS}, "maxItems": 1, "uniqueItems": True, "enum": [0], "const": 0},
-        {"dependentSchemas": {"0": {"anyOf": NULLS}}, "unevaluatedItems": {"anyOf": NULLS}},
+        {"contains": {"type": "null"}, "maxItems": 1, "uniqueItems": True, "enum": [0], "const": 0},
+        {"dependentSchemas": {"0": {"anyOf": NULLS}}, "unevaluatedItems": False},
         {"items": False},
     ],
 )
