@@ -2,34 +2,34 @@
 
 A schema comes from whoever may store definitions, a value from whoever may submit a task: neither may hang the
 process that compares them. So regular expressions are those of Rust's `regex` (no look-around, no back-references:
-matching takes linear time), `uniqueItems` compares digests instead of pairs, and references stay inside the schema.
+matching takes linear time), references stay inside the schema, values are quoted by their beginning, and a comparison
+that takes `MAX_SECONDS` is given up.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from fractions import Fraction
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import islice
 from typing import Any
 
 from jsonschema import Draft202012Validator, FormatChecker
-from jsonschema.exceptions import FormatError, SchemaError, ValidationError
-from jsonschema.validators import extend
+from jsonschema.exceptions import SchemaError
 from pydantic_core import SchemaError as PatternError
-from pydantic_core import SchemaValidator, core_schema
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
 from shared.errors import InvalidDefinition, MinionError
-from shared.json_values import JsonValue, canonical, digest
+from shared.json_values import JsonValue, canonical
+from shared.schema_keywords import MAX_SECONDS, Comparison, TakesTooLong, matcher
+
+Schema = dict[str, Any]
 
 MAX_VIOLATIONS = 50
 MAX_EXAMINED = 1000
 MAX_MESSAGE = 300
-MAX_FORMATTED = 2048  # some formats are parsed by grammars that take minutes for a megabyte
 DIALECT = Draft202012Validator.META_SCHEMA["$id"]
 
 # Where a schema holds other schemas (2020-12, and `definitions` of older drafts).
@@ -51,8 +51,13 @@ RENAMED = {
 # One value of each kind: a schema that loops does so with one of them.
 SAMPLES: tuple[JsonValue, ...] = (None, 0, "", [], {})
 ENDLESS = [{"path": "$", "message": "the schema refers to itself without end"}]
-
-Schema = dict[str, Any]
+TOO_LONG = [
+    {
+        "path": "$",
+        "message": f"comparing it with its schema takes more than {MAX_SECONDS:g} s of processor time; "
+        "a smaller value or a simpler schema is needed",
+    }
+]
 
 
 def check_schema(schema: JsonValue, *, where: str) -> None:
@@ -68,11 +73,14 @@ def check_schema(schema: JsonValue, *, where: str) -> None:
     if not isinstance(schema, dict):
         raise InvalidDefinition(f"{where}: a schema is an object, not {type(schema).__name__}.")
     _check_meta(schema, where)
-    for path, part in _subschemas(schema, "$"):
-        for at, fault in _faults(schema, part):
+    parts = _Parts(schema)
+    for path, part in parts:
+        for at, fault in _faults(parts, path, part):
             raise InvalidDefinition(f"{where}: {_cut(path + at)}: {fault}.", path=path + at)
-    if any(violations(schema, sample) == ENDLESS for sample in SAMPLES):
-        raise InvalidDefinition(f"{where}: $: {ENDLESS[0]['message']}.", path="$")
+    for sample in SAMPLES:
+        found = violations(schema, sample)
+        if found in (ENDLESS, TOO_LONG):
+            raise InvalidDefinition(f"{where}: $: {found[0]['message']}.", path="$")
 
 
 def check_dialect(schema: Schema, *, where: str) -> None:
@@ -95,9 +103,12 @@ def check_dialect(schema: Schema, *, where: str) -> None:
 
 def violations(schema: Schema, value: JsonValue) -> list[dict[str, str]]:
     """All violations of a schema, each `{"path", "message"}`, in the order of their paths (50 at most)."""
+    document, resolve = _read(canonical(schema))
     try:
-        errors = islice(_validator(canonical(schema)).iter_errors(value), MAX_EXAMINED)
+        errors = islice(Comparison(resolve).descend(value, document), MAX_EXAMINED)
         found = [{"path": _cut(error.json_path), "message": _cut(error.message)} for error in errors]
+    except TakesTooLong:
+        return TOO_LONG
     except Unresolvable as error:
         return [{"path": "$", "message": f"the schema refers to something it does not contain: {error.ref}"}]
     except RecursionError:
@@ -139,6 +150,8 @@ def _subschemas(schema: JsonValue, path: str) -> Iterator[tuple[str, Schema]]:
         if not isinstance(schema, dict):
             continue
         yield path, schema
+        # A long key above many schemas would be in the path of each.
+        path = _cut(path)
         for keyword, value in schema.items():
             if keyword in HOLD_ONE:
                 stack.append((f"{path}.{keyword}", value))
@@ -148,7 +161,37 @@ def _subschemas(schema: JsonValue, path: str) -> Iterator[tuple[str, Schema]]:
                 stack.extend((f"{path}.{keyword}.{name}", part) for name, part in value.items())
 
 
-def _faults(root: Schema, part: Schema) -> Iterator[tuple[str, str]]:
+class _Parts:
+    """A schema and all schemas inside it, with their paths: each once, also where only a reference leads to it."""
+
+    def __init__(self, root: Schema):
+        self.root = root
+        self._resolve = _resolver(_anonymous(root))
+        self._listed: list[tuple[str, Schema]] = []
+        self._known: set[int] = set()
+        self._add(root, "$")
+
+    def __iter__(self) -> Iterator[tuple[str, Schema]]:
+        return iter(self._listed)  # grows while it is read
+
+    def refers_inside(self, reference: str, path: str) -> bool:
+        """Whether a reference leads to a valid schema in the same document."""
+        try:
+            target = self._resolve(reference)
+            if isinstance(target, dict) and id(target) not in self._known:
+                _check_meta(target, reference)
+                self._add(target, path)
+        except (Unresolvable, ValueError, AttributeError, TypeError, InvalidDefinition):
+            return False
+        return isinstance(target, dict | bool)
+
+    def _add(self, schema: Schema, path: str) -> None:
+        found = [(at, part) for at, part in _subschemas(schema, path) if id(part) not in self._known]
+        self._listed += found
+        self._known |= {id(part) for _, part in found}
+
+
+def _faults(parts: _Parts, path: str, part: Schema) -> Iterator[tuple[str, str]]:
     """What the metaschema lets through in one schema, and we cannot hold to or do not want."""
     if str(part.get("$schema", DIALECT)).removesuffix("#") != DIALECT:
         yield (
@@ -156,28 +199,14 @@ def _faults(root: Schema, part: Schema) -> Iterator[tuple[str, str]]:
             f"only draft 2020-12 is supported, not {part['$schema']!r}. Leave `$schema` out: most schemas mean the "
             "same there, and what has another name since is refused with it",
         )
-    if "$id" in part and part is not root:
+    if "$id" in part and part is not parts.root:
         yield ".$id", "only the whole schema may have an `$id`; name a part with `$anchor` or put it under `$defs`"
     for name in ("$ref", "$dynamicRef"):
-        if name in part and not _refers_inside(root, part[name]):
+        if name in part and not parts.refers_inside(part[name], f"{path}.{name}"):
             yield f".{name}", f"the reference {part[name]!r} points at nothing inside the schema"
     for at, pattern in _patterns(part):
         if fault := _pattern_fault(pattern):
             yield at, fault
-    if "patternProperties" in part and any("unevaluatedProperties" in other for _, other in _subschemas(root, "$")):
-        yield ".patternProperties", "a schema with `unevaluatedProperties` cannot have `patternProperties`"
-
-
-def _refers_inside(root: Schema, reference: str) -> bool:
-    """Whether a reference leads to a valid schema in the same document."""
-    resolver = Registry().with_resource("", DRAFT202012.create_resource(_anonymous(root))).resolver()
-    try:
-        target = resolver.lookup(reference).contents
-        if not isinstance(target, bool):
-            _check_meta(target, reference)
-    except (Unresolvable, ValueError, AttributeError, TypeError, InvalidDefinition):
-        return False
-    return isinstance(target, dict | bool)
 
 
 def _patterns(part: Schema) -> Iterator[tuple[str, str]]:
@@ -189,7 +218,7 @@ def _patterns(part: Schema) -> Iterator[tuple[str, str]]:
 
 def _pattern_fault(pattern: str) -> str | None:
     try:
-        _matcher(pattern)
+        matcher(pattern)
     except PatternError as error:
         reason = str(error).strip().splitlines()[-1].removeprefix("error: ").removeprefix("SchemaError: ").rstrip(".")
         return f"the regular expression {_cut(pattern)!r} is not supported: {_cut(reason)}"
@@ -197,85 +226,15 @@ def _pattern_fault(pattern: str) -> str | None:
 
 
 @lru_cache(maxsize=1024)
-def _matcher(pattern: str) -> SchemaValidator:
-    return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex", strict=True))
+def _read(schema: str) -> tuple[Schema, Callable[[str], Schema | bool]]:
+    """A schema from its text, and what its references lead to. Nothing is ever fetched."""
+    document = _anonymous(json.loads(schema))
+    return document, _resolver(document)
 
 
-def _matches(pattern: str, text: str) -> bool:
-    """Whether the pattern is found in the text."""
-    return _matcher(pattern).isinstance_python(text)
-
-
-def _pattern(validator: Any, pattern: str, value: JsonValue, schema: Schema) -> Iterator[ValidationError]:
-    if validator.is_type(value, "string") and not _matches(pattern, value):
-        yield ValidationError(f"{value!r} does not match {pattern!r}")
-
-
-def _pattern_properties(
-    validator: Any, patterns: dict[str, Any], value: JsonValue, schema: Schema
-) -> Iterator[ValidationError]:
-    if validator.is_type(value, "object"):
-        for pattern, part in patterns.items():
-            for name in value:
-                if _matches(pattern, name):
-                    yield from validator.descend(value[name], part, path=name, schema_path=pattern)
-
-
-def _additional_properties(
-    validator: Any, allowed: JsonValue, value: JsonValue, schema: Schema
-) -> Iterator[ValidationError]:
-    if not validator.is_type(value, "object"):
-        return
-    known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
-    extras = [name for name in value if name not in known and not any(_matches(p, name) for p in patterns)]
-    if validator.is_type(allowed, "object"):
-        for name in extras:
-            yield from validator.descend(value[name], allowed, path=name)
-    elif extras and not allowed:
-        listed, verb = ", ".join(map(repr, sorted(extras)[:20])), "was" if len(extras) == 1 else "were"
-        yield ValidationError(f"Additional properties are not allowed ({listed} {verb} unexpected)")
-
-
-def _format(validator: Any, name: str, value: JsonValue, schema: Schema) -> Iterator[ValidationError]:
-    if not validator.is_type(value, "string"):
-        return
-    if len(value) > MAX_FORMATTED:
-        yield ValidationError(f"{_cut(value)!r} is longer than {MAX_FORMATTED:,} characters and is not a {name!r}")
-        return
-    try:
-        validator.format_checker.check(value, name)
-    except FormatError:
-        yield ValidationError(f"{value!r} is not a {name!r}")
-
-
-def _multiple_of(validator: Any, factor: float, value: JsonValue, schema: Schema) -> Iterator[ValidationError]:
-    """By the digits as they are written: as binary fractions, 19.99 is no multiple of 0.01."""
-    if validator.is_type(value, "number") and Fraction(repr(value)) % Fraction(repr(factor)):
-        yield ValidationError(f"{value!r} is not a multiple of {factor!r}")
-
-
-def _unique_items(validator: Any, unique: bool, value: JsonValue, schema: Schema) -> Iterator[ValidationError]:
-    if unique and validator.is_type(value, "array") and len({digest(item) for item in value}) < len(value):
-        yield ValidationError(f"{_cut(repr(value))} has non-unique elements")
-
-
-Validator: Any = extend(
-    Draft202012Validator,
-    {
-        "pattern": _pattern,
-        "patternProperties": _pattern_properties,
-        "additionalProperties": _additional_properties,
-        "uniqueItems": _unique_items,
-        "format": _format,
-        "multipleOf": _multiple_of,
-    },
-)
-
-
-@lru_cache(maxsize=1024)
-def _validator(schema: str) -> Any:
-    # An empty registry: a `$ref` to an address is never fetched.
-    return Validator(_anonymous(json.loads(schema)), registry=Registry(), format_checker=FormatChecker())
+def _resolver(document: Schema) -> Callable[[str], Schema | bool]:
+    resolver = Registry().with_resource("", DRAFT202012.create_resource(document)).resolver()
+    return lambda reference: resolver.lookup(reference).contents
 
 
 def _anonymous(schema: Schema) -> Schema:
@@ -284,5 +243,5 @@ def _anonymous(schema: Schema) -> Schema:
 
 
 def _cut(text: str) -> str:
-    """jsonschema quotes whole values in its messages; a record needs only the beginning."""
+    """A record needs only the ends of a long path or message."""
     return text if len(text) <= MAX_MESSAGE else text[:200] + " … " + text[-80:]

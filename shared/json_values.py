@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 
 from shared.errors import InvalidInput, TooLarge
@@ -21,9 +22,10 @@ LARGEST = 10**MAX_DIGITS
 ABSENT = "absent"
 
 JsonValue = Any
-# Where a value stands: its parent's place, and its key or index there. None is the root. A path as text would cost
-# the length of every key above it for each value: a large key over a large list would fill the memory.
-Place = tuple[Any, "str | int"] | None
+# What parsers make of JSON. Subclasses and tuples are taken too, but looked at one by one.
+NOT_CONSTANT = frozenset({dict, list, str, int, float})
+PLAIN = NOT_CONSTANT | {bool, type(None)}
+END: tuple[Any, JsonValue] = (None, None)
 
 
 def parse(text: bytes | str, *, what: str = "The body", limit: int | None = None) -> JsonValue:
@@ -67,8 +69,8 @@ def check(value: JsonValue, *, what: str = "The value", limit: int | None = None
         TooLarge: its JSON text is larger than `limit` bytes.
         InvalidInput: the message names the place and the rule.
     """
-    for place, fault in _faults(value):
-        path = _path(place)
+    if found := _first_fault(value):
+        path, fault = found
         raise InvalidInput(f"{what} cannot be stored: {fault} at {path}.", path=path)
     if limit is not None:
         size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
@@ -129,35 +131,75 @@ def too_large(what: str, size: int, limit: int) -> TooLarge:
     )
 
 
-def _faults(root: JsonValue) -> Iterator[tuple[Place, str]]:
-    """Yields (place, fault) without recursion, so that no nesting can exhaust the stack."""
-    stack: list[tuple[JsonValue, Place, int]] = [(root, None, 0)]
-    while stack:
-        value, place, depth = stack.pop()
-        if depth > MAX_DEPTH:
-            yield place, f"nesting deeper than {MAX_DEPTH} levels"
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                if not isinstance(key, str):
-                    yield place, f"a key that is not text ({type(key).__name__})"
-                elif fault := _text_fault(key):
-                    yield place, f"a key with {fault}"
-                else:
-                    stack.append((item, (place, key), depth + 1))
+def _first_fault(root: JsonValue) -> tuple[str, str] | None:
+    """The path of the first fault, and what it is. No nesting exhausts the stack, no value of many parts the memory."""
+    if _is_sound(root):
+        return None
+    way: list[str | int] = []
+    entered: list[Iterator[tuple[Any, JsonValue]]] = []
+    value = root
+    while True:
+        if fault := _fault_of(value, depth=len(way)):
+            return _path(way), fault
+        if isinstance(value, dict):
+            entered.append(iter(value.items()))
+            way.append("")
         elif isinstance(value, list | tuple):
-            stack.extend((item, (place, index), depth + 1) for index, item in enumerate(value))
-        elif fault := _scalar_fault(value):
-            yield place, fault
+            entered.append(iter(enumerate(value)))
+            way.append(0)
+        while entered and (following := next(entered[-1], END)) is END:
+            entered.pop()
+            way.pop()
+        if not entered:
+            return None
+        way[-1], value = following
 
 
-def _path(place: Place) -> str:
+def _is_sound(root: JsonValue) -> bool:
+    """Whether a value is surely free of faults, told about as fast as it was parsed: a level at a time, mostly in C."""
+    level = [root]
+    for _ in range(MAX_DEPTH + 1):
+        kinds = set(map(type, level))
+        if not kinds <= PLAIN:
+            return False
+        held: dict[type, list[Any]] = {
+            kind: [value for value in level if type(value) is kind] for kind in kinds & NOT_CONSTANT
+        }
+        keys = [*chain.from_iterable(held.get(dict, []))]
+        numbers = chain(held.get(int, []), held.get(float, []))
+        if not (
+            set(map(type, keys)) <= {str}
+            and _text_fault("".join(chain(keys, held.get(str, [])))) is None
+            and all(-LARGEST < number < LARGEST for number in numbers)
+        ):
+            return False
+        objects = (value.values() for value in held.get(dict, []))
+        level = [*chain.from_iterable(held.get(list, [])), *chain.from_iterable(objects)]
+        if not level:
+            return True
+    return False
+
+
+def _path(way: list[str | int]) -> str:
     """`$.orders[3].name`, the end of it where it is long."""
-    parts: list[str] = []
-    while place is not None:
-        place, key = place
-        parts.append(f"[{key}]" if isinstance(key, int) else f".{key[:50]}")
-    shown = "".join(reversed(parts[:10]))
-    return f"${shown}" if len(parts) <= 10 else f"$…{shown}"
+    shown = "".join(f"[{key}]" if isinstance(key, int) else f".{key[:50]}" for key in way[-10:])
+    return f"${shown}" if len(way) <= 10 else f"$…{shown}"
+
+
+def _fault_of(value: JsonValue, *, depth: int) -> str | None:
+    """What is wrong with a value, apart from what is in it."""
+    if depth > MAX_DEPTH:
+        return f"nesting deeper than {MAX_DEPTH} levels"
+    if isinstance(value, dict):
+        return next((fault for key in value if (fault := _key_fault(key))), None)
+    return None if isinstance(value, list | tuple) else _scalar_fault(value)
+
+
+def _key_fault(key: Any) -> str | None:
+    if not isinstance(key, str):
+        return f"a key that is not text ({type(key).__name__})"
+    fault = _text_fault(key)
+    return f"a key with {fault}" if fault else None
 
 
 def _scalar_fault(value: JsonValue) -> str | None:

@@ -1,7 +1,8 @@
 """Security events of functions: what was denied, killed or tampered with, and the quarantine that follows.
 
 A function version that trips `MINION_QUARANTINE_AFTER` events since it was stored, or last released, is quarantined:
-it is not run any more, and whoever calls it is told so.
+it is not run any more, and whoever calls it is told so. Of limits and crashes, which an input may cause, one for each
+task within an hour counts; `minion_security_event` in the database does the counting.
 """
 
 from __future__ import annotations

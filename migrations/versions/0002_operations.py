@@ -79,6 +79,13 @@ def create_indexes() -> None:
         postgresql_where=sa.text("output_sha256 IS NOT NULL"),
     )
     op.create_index("executions_worker_idx", "executions", ["worker_id"])
+    op.create_index("security_events_time_idx", "security_events", ["function_version_id", "created_at"])
+    op.create_index(
+        "security_events_denied_idx",
+        "security_events",
+        ["function_version_id", "created_at"],
+        postgresql_where=sa.text("kind IN ('forbidden_name', 'hash_mismatch', 'import_denied', 'security')"),
+    )
     op.drop_index("task_status_running_idx", "task_status")
     op.create_index(
         "task_status_worker_idx",

@@ -13,6 +13,7 @@ from sqlalchemy import (
     Index,
     SmallInteger,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column, relationship
@@ -201,7 +202,16 @@ class SecurityEvent(Base):
     """Something that a function version was denied, or killed for, or a hash that did not match."""
 
     __tablename__ = "security_events"
-    __table_args__ = (Index("security_events_version_idx", "function_version_id", "id"),)
+    __table_args__ = (
+        Index("security_events_version_idx", "function_version_id", "id"),
+        Index("security_events_time_idx", "function_version_id", "created_at"),
+        Index(
+            "security_events_denied_idx",
+            "function_version_id",
+            "created_at",
+            postgresql_where=text("kind IN ('forbidden_name', 'hash_mismatch', 'import_denied', 'security')"),
+        ),
+    )
 
     id: Mapped[UUID] = new_id()
     function_version_id: Mapped[UUID] = mapped_column(ForeignKey("function_versions.id", ondelete="CASCADE"))

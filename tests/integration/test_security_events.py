@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, text
@@ -13,6 +14,8 @@ from shared import security_events
 from shared.errors import FunctionError
 from shared.function_store import FunctionStore
 from shared.settings import get_settings
+from tests.by_hand import NOOP, ByHand, agent
+from tests.conftest import Define
 
 SPIN = "def spin(on):\n    while on:\n        pass\n    return 1\n"
 
@@ -21,6 +24,12 @@ SPIN = "def spin(on):\n    while on:\n        pass\n    return 1\n"
 def store(database: Engine) -> FunctionStore:
     with Session(database) as session:
         return FunctionStore(session)
+
+
+@pytest.fixture
+def hand(database: Engine, define: Define) -> ByHand:
+    define(NOOP, agent("A"))
+    return ByHand(database)
 
 
 @pytest.fixture
@@ -90,6 +99,42 @@ def test_release_lets_it_run_and_counts_anew(store, quarantine_after_two):
     with pytest.raises(FunctionError) as again:
         run(store, "spin", on=True)
     assert "quarantined" not in again.value.message
+
+
+def stored(store: FunctionStore, name: str) -> UUID:
+    put(store, name, f"def {name}():\n    return 1\n")
+    return store.versions(name)[0].id
+
+
+def test_a_limit_counts_for_an_hour(store, database, quarantine_after_two):
+    version = stored(store, "f")
+    assert security_events.record(database, version, "timeout", {}) == "active"
+    with database.begin() as connection:
+        connection.execute(text("UPDATE security_events SET created_at = now() - interval '61 minutes'"))
+        connection.execute(text("UPDATE function_versions SET released_at = now() - interval '1 year'"))
+
+    assert security_events.record(database, version, "memory_limit", {}) == "active"
+    assert security_events.record(database, version, "crashed", {}) == "quarantined"
+
+
+def test_a_task_that_meets_limits_again_and_again_counts_once(store, database, hand, quarantine_after_two):
+    version = stored(store, "f")
+    one, other = hand.submit(), hand.submit()
+    for kind in ("timeout", "memory_limit", "timeout"):
+        assert security_events.record(database, version, kind, {}, task_id=one) == "active"
+
+    assert security_events.record(database, version, "timeout", {}, task_id=other) == "quarantined"
+    assert len(kinds(store, "f")) == 4
+
+
+def test_what_was_denied_counts_each_time_and_for_good(store, database, hand, quarantine_after_two):
+    version, task = stored(store, "f"), hand.submit()
+    assert security_events.record(database, version, "security", {}, task_id=task) == "active"
+    with database.begin() as connection:
+        connection.execute(text("UPDATE security_events SET created_at = now() - interval '1 month'"))
+        connection.execute(text("UPDATE function_versions SET released_at = now() - interval '1 year'"))
+
+    assert security_events.record(database, version, "import_denied", {}, task_id=task) == "quarantined"
 
 
 def test_quarantine_by_hand_holds_for_that_version_only(store):

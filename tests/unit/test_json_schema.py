@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_what_may_be_stored(schema: Any) -> None:
         ({"properties": {"a": {"$id": "https://example.com"}}}, "$.properties.a.$id", "only the whole schema"),
         ({"$schema": "http://json-schema.org/draft-07/schema#"}, "$.$schema", "only draft 2020-12"),
         ({"not": {"$schema": "http://json-schema.org/draft-04/schema#"}}, "$.not.$schema", "only draft 2020-12"),
-        ({"patternProperties": {"a": {}}, "unevaluatedProperties": False}, "$.patternProperties", "cannot have"),
+        ({"x-own": {"a": {"items": {"pattern": "("}}}, "$ref": "#/x-own/a"}, "$.$ref.items.pattern", "unclosed group"),
         ({"$ref": "#"}, "$", "refers to itself without end"),
         ({"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#"}}}, "$", "refers to itself without end"),
         ({"not": {"items": {"items": {"$ref": "#/not"}}, "allOf": [{"$ref": "#/not"}]}}, "$", "without end"),
@@ -159,6 +160,7 @@ def test_large_values_are_not_quoted_at_length() -> None:
         ({"format": "ipv4"}, ["10.0.0.1"], ["10.0.0.256"]),
         ({"format": "no such format"}, ["x"], []),
         ({"unevaluatedProperties": False, "properties": {"a": {}}}, [{"a": 1}], [{"b": 1}]),
+        ({"unevaluatedProperties": False, "patternProperties": {"^a": {}}}, [{"ab": 1}], [{"b": 1}]),
         ({"type": "integer"}, [1, 1.0], [True, 1.5, "1"]),
         ({"$schema": "https://json-schema.org/draft/2020-12/schema", "items": {"pattern": "^a"}}, [["a"]], [["b"]]),
     ],
@@ -190,6 +192,89 @@ def test_no_pattern_takes_long(pattern: str) -> None:
 
 def test_unique_items_of_a_large_list_take_no_long_time() -> None:
     assert quickly(lambda: violations({"uniqueItems": True}, [{"a": n} for n in range(50_000)])) == []
+
+
+NULLS = [{"type": "null"}] * 200
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"anyOf": NULLS},
+        {"oneOf": NULLS},
+        {"oneOf": [{}] * 200},
+        {"anyOf": [{"items": {"type": "null"}}] * 200},
+        {"anyOf": [False] * 200},
+        {"not": {"not": {"not": {}}}},
+        {"if": {"anyOf": NULLS}, "else": False},
+        {"contains": {"type": "null"}, "maxItems": 1, "uniqueItems": True, "enum": [0], "const": 0},
+        {"dependentSchemas": {"0": {"anyOf": NULLS}}, "unevaluatedItems": False},
+        {"items": False},
+    ],
+)
+def test_no_schema_fills_the_memory_with_what_it_finds(schema: dict[str, Any]) -> None:
+    value: list[Any] = [[] for _ in range(5_000)]
+    violations(schema, value)  # reads the schema
+    tracemalloc.start()
+    try:
+        violations(schema, value)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 << 20
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"allOf": [{"items": {"type": "array"}}] * 2000}, [[]] * 50_000),
+        ({"patternProperties": {f"^x{n}": {} for n in range(500)}}, {str(n): 0 for n in range(10_000)}),
+        ({"allOf": [{"uniqueItems": True}] * 1000}, [[0] * 50_000, [1]]),
+    ],
+)
+def test_a_comparison_that_takes_too_long_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, schema: dict[str, Any], value: Any
+) -> None:
+    monkeypatch.setattr("shared.schema_keywords.MAX_SECONDS", 0.05)
+    (fault,) = violations(schema, value)
+    assert "of processor time; a smaller value or a simpler schema is needed" in fault["message"]
+
+
+def test_a_schema_that_takes_too_long_for_anything_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.schema_keywords.MAX_SECONDS", 0.05)
+    doubling: dict[str, Any] = {str(n): {"allOf": [{"$ref": f"#/$defs/{n + 1}"}] * 2} for n in range(40)}
+    with pytest.raises(InvalidDefinition, match="of processor time"):
+        check_schema({"$ref": "#/$defs/0", "$defs": {**doubling, "40": {}}}, where="x")
+
+
+def test_many_references_to_a_large_part_are_checked_once() -> None:
+    large = {"properties": {str(n): {} for n in range(500)}}
+    schema = {"x-own": large, "properties": {str(n): {"$ref": "#/x-own"} for n in range(500)}}
+    quickly(lambda: check_schema(schema, where="x"))
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "message"),
+    [
+        ({"type": ["string", "null"]}, [1, {"a": "b"}], "[1, {'a': 'b'}] is not of type 'string', 'null'"),
+        ({"anyOf": [{"type": "null"}, False]}, (), "[] is not valid under any of the given schemas"),
+        ({"oneOf": [{}, True]}, 1, "1 is valid under each of {}, True"),
+        ({"not": {}}, {}, "{} should not be valid under {}"),
+        ({"properties": {"a": False}}, {"a": 5}, "False schema does not allow 5"),
+        ({"prefixItems": [True], "items": False}, [1, 2, 3], "Expected at most 1 item but found 2 extra: [2, 3]"),
+        ({"contains": {"type": "null"}}, [1], "[1] does not contain items matching the given schema"),
+        ({"minLength": 3}, "ab", "'ab' is too short"),
+        ({"minItems": 1}, [], "[] should be non-empty"),
+        ({"maxProperties": 0}, {"a": None}, "{'a': None} is expected to be empty"),
+        ({"unevaluatedProperties": False}, {"a": 1, "b": 2}, "not allowed ('a', 'b' were unexpected)"),
+        ({"enum": [1, "a"]}, True, "True is not one of [1, 'a']"),
+        ({"type": "null"}, ["x" * 1000], "['" + "x" * 198 + " … is not of type 'null'"),
+        ({"type": "null"}, [0] * 1000, "[" + "0, " * 66 + "0 … is not of type 'null'"),
+    ],
+)
+def test_a_fault_quotes_the_beginning_of_the_value(schema: dict[str, Any], value: Any, message: str) -> None:
+    (fault,) = violations(schema, value)
+    assert fault["message"].endswith(message)
 
 
 FORMATS = (

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import tracemalloc
+from collections import OrderedDict
+from contextlib import nullcontext
+from enum import IntEnum
 from typing import Any
 
 import pytest
@@ -90,15 +93,39 @@ def test_a_fault_has_a_path(value: Any, path: str) -> None:
     assert caught.value.detail["path"] == path
 
 
-def test_a_large_key_over_a_large_list_does_not_fill_the_memory() -> None:
-    value = parse(json.dumps({"k" * 400_000: [0] * 100_000}))
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ({"k" * 400_000: [0] * 100_000}, None),
+        ([[]] * 350_000, None),
+        ([*([[]] * 350_000), math.nan], r"\$\[350000\]"),
+    ],
+)
+def test_many_parts_do_not_fill_the_memory(value: Any, fault: str | None) -> None:
     tracemalloc.start()
     try:
-        check(value)
+        with pytest.raises(InvalidInput, match=fault) if fault else nullcontext():
+            check(value)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 50 << 20
+    assert peak < 10 << 20
+
+
+FAULTY = [math.nan, -math.inf, 10**300, -(10**300), "\0", "\ud800", b"", object()]
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_a_fault_is_found_wherever_it_is(fault: Any) -> None:
+    for around in (lambda x: [0, x], lambda x: (x, 0), lambda x: {"a": "b", "c": x}, lambda x: [[{}], {"a": [x, []]}]):
+        with pytest.raises(InvalidInput):
+            check(around(fault))
+    with pytest.raises(InvalidInput, match=r"key .* at \$\[1\]"):
+        check([{}, {fault: 1}])
+
+
+def test_subclasses_of_the_types_of_json_are_taken() -> None:
+    check({"a": (OrderedDict(b=IntEnum("Number", "one")(1)), "c")})
 
 
 @pytest.mark.parametrize(
