@@ -19,7 +19,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from minions.errors import InvalidSignature
-from orchestrator import webhooks
+from orchestrator import webhook_messages, webhooks
 from orchestrator.webhooks import AT_ONCE, AT_ONCE_PER_WEBHOOK, Webhooks
 from shared import lifecycle
 from shared.embedded import EmbeddedServers
@@ -466,18 +466,23 @@ def test_a_slow_endpoint_does_not_delay_another(hand: ByHand, here: Settings) ->
         assert len(slow.ids()) == 17
 
 
-def test_notifications_are_read_while_an_endpoint_thinks(hand: ByHand, here: Settings) -> None:
+def test_notifications_are_read_while_a_message_is_under_way(
+    hand: ByHand, here: Settings, endpoint: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A queue of notifications that fills up would end every commit that notifies."""
-    release = threading.Event()
+    begun, release = threading.Event(), threading.Event()
+    post = webhook_messages.post
 
-    def slowly() -> int:
+    def slowly(*arguments: Any) -> Any:
+        begun.set()
         release.wait(60)
-        return 204
+        return post(*arguments)
 
-    with receiving(slowly) as endpoint, sending(here, hand.engine):
-        add(hand, endpoint.url)
+    monkeypatch.setattr(webhook_messages, "post", slowly)
+    add(hand, endpoint.url)
+    with sending(here, hand.engine):
         end(hand)
-        endpoint.wait_for(1)
+        assert begun.wait(20)
         flood(hand.engine, "minion_webhooks")
         wait_until(lambda: all_read(hand.engine, "minion_webhooks"), "the notifications are read")
         release.set()

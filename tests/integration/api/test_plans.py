@@ -13,6 +13,7 @@ from orchestrator.api.webhooks import DELIVERIES
 from orchestrator.webhooks import TAKE
 from shared import tasks
 from shared.states import State
+from shared.submission import KEYS_IN_USE
 from shared.tasks import TaskFilter
 
 TASKS = 50_000
@@ -109,6 +110,22 @@ def test_asking_who_has_ended_reads_those(large: Engine) -> None:
     with large.connect() as connection:
         some = list(connection.scalars(text("SELECT id FROM tasks ORDER BY id LIMIT 50")))
         assert rows_read(connection, lambda: tasks.ended(connection, some)) < 1000
+
+
+def test_asking_for_used_keys_reads_those(database: Engine) -> None:
+    with database.begin() as connection:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        connection.execute(
+            text(
+                "INSERT INTO idempotency_keys (namespace, key, task_id, request) "
+                f"SELECT 'default', 'k' || n, gen_random_uuid(), '{{}}' FROM generate_series(1, {TASKS}) n"
+            )
+        )
+    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("ANALYZE idempotency_keys"))
+    asking = {"namespaces": ["default"] * 50, "keys": [f"k{n}" for n in range(50)]}
+    with database.connect() as connection:
+        assert rows_read(connection, lambda: connection.execute(KEYS_IN_USE, asking)) < 500
 
 
 # ---------------------------------------------------------------------------------------------------- webhooks
