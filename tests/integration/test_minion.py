@@ -222,7 +222,7 @@ def test_the_soft_limit_ends_a_sandboxed_function_too(tasks: Tasks, define: Defi
             "name": "Spin",
             "type": "function",
             "function": "spin",
-            "config": {"capabilities": ["work"], "soft_time_limit": 2, "max_attempts": 1},
+            "config": {"capabilities": ["work"], "soft_time_limit": 4, "max_attempts": 1},
         },
     )
     stuck, *others = [tasks.submit("Spin", {"forever": forever}) for forever in (True, False, False, False, False)]
