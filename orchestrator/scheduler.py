@@ -36,6 +36,8 @@ TAKE = text(
     "SELECT id, namespace, name, cron, timezone, interval_seconds, missed, request, next_at, last_task_id, "
     "now() AS now FROM schedules WHERE id = :id AND enabled AND next_at <= now() FOR UPDATE SKIP LOCKED"
 )
+# Checking inputs may take longer than a transaction may else stand idle. The lock is on this schedule alone.
+TAKE_TIME = text("SET LOCAL idle_in_transaction_session_timeout = '60s'")
 MOVE_ON = text(
     "UPDATE schedules SET next_at = :next_at, last_at = COALESCE(:last_at, last_at), "
     "last_task_id = COALESCE(:last_task_id, last_task_id), "
@@ -95,6 +97,7 @@ def run_due(connection: Connection, id: UUID) -> list[UUID]:
 
     A refusal is kept in `last_error`; the runs that it concerns are not tried again.
     """
+    connection.execute(TAKE_TIME)
     schedule = connection.execute(TAKE, {"id": id}).mappings().one_or_none()
     if schedule is None:
         # Another orchestrator has it, or it was changed.

@@ -1,7 +1,7 @@
 """The heartbeat of a worker's main process. Every lease that its children hold lives by it.
 
 It registers the worker, beats, reports children that died, and when the worker stops it hands back, uncharged, what
-they still held. If it stops beating for the length of a lease, the orchestrator's rescuer takes the tasks away.
+they still held. If it stops beating for the length of a lease, the orchestrator takes the tasks away.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Heartbeat:
             try:
                 duty()
             except Exception as error:
-                log.warning("hand_back_failed", reason=reason(error), why="the rescuer takes over after the lease")
+                log.warning("hand_back_failed", reason=reason(error), why="the orchestrator takes the tasks away after the lease")
         self.engine.dispose()
 
     def _run(self) -> None:

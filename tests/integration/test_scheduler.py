@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,7 +15,8 @@ from sqlalchemy import Engine, text
 from orchestrator.leadership import Leadership
 from orchestrator.scheduler import Scheduler, run_due
 from shared import schedules
-from shared.database import transaction
+from shared.database import make_engine, transaction
+from shared.messages import checked_input
 from shared.schedules import ScheduleDefinition
 from shared.settings import Settings
 from shared.timetable import MOST_RUNS
@@ -80,6 +82,21 @@ def test_a_run_is_a_task_like_any_other(put: Put, scheduler: Scheduler, tasks: T
     assert (found["last_at"], found["last_error"]) == (due_at, None)
     assert found["next_at"] > datetime.now(UTC)
     assert runs(tasks.engine) == [f"schedule:{id}:{due_at.isoformat()}"]
+
+
+def test_a_check_may_take_longer_than_a_transaction_may_stand_idle(
+    put: Put, tasks: Tasks, short_leases: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check_slowly(*arguments: Any, **named: Any) -> None:
+        time.sleep(1)
+        checked_input(*arguments, **named)
+
+    id = put()
+    monkeypatch.setattr("shared.submission.checked_input", check_slowly)
+    engine = make_engine(short_leases.model_copy(update={"lease_seconds": 0.5}))
+    with engine.begin() as connection:
+        assert len(run_due(connection, id)) == 1
+    engine.dispose()
 
 
 @pytest.mark.parametrize(("missed", "expected"), [("skip", 0), ("once", 1), ("all", 6)])
