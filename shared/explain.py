@@ -264,7 +264,7 @@ def _unserved(case: _Case) -> Explanation | None:
     last = case.one(LAST_SERVER, capability=capability)
     gone = ""
     if last:
-        # One whose lease has run out counts as online until the rescuer has looked.
+        # One whose lease has run out counts as online until the orchestrator has looked.
         status = "silent" if last["status"] == "online" else last["status"]
         gone = f" The last one, {last['name']}, is {status} and was seen {case.ago(last['last_seen'])} ago."
     return case.answer(

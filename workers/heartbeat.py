@@ -97,7 +97,11 @@ class Heartbeat:
             try:
                 duty()
             except Exception as error:
-                log.warning("hand_back_failed", reason=reason(error), why="the orchestrator takes the tasks away after the lease")
+                log.warning(
+                    "hand_back_failed",
+                    reason=reason(error),
+                    why="the orchestrator takes the tasks away after the lease",
+                )
         self.engine.dispose()
 
     def _run(self) -> None:
