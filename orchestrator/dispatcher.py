@@ -58,13 +58,14 @@ class Dispatcher(Loop):
         self._listener.open()
         with self.statements.connect() as connection:
             found = connection.execute(LOOK).one()
-            if found.unprepared:
-                self._prepare()
+            more = found.unprepared and self._prepare()
             batch = lifecycle.dispatch(
                 connection, lease=self.settings.lease_seconds, window=self.settings.dispatch_window
             )
             if batch:
                 self._publish(batch)
+            if more:
+                return BACKLOG_SECONDS
             if not self._has_backlog(connection):
                 return IDLE_SECONDS
             # What was in flight before the batch was chosen may have ended since, and made room.
@@ -74,12 +75,13 @@ class Dispatcher(Loop):
             hold = connection.scalar(NEXT_HOLD)
             return IDLE_SECONDS if hold is None else max(BACKLOG_SECONDS, min(IDLE_SECONDS, float(hold)))
 
-    def _prepare(self) -> None:
-        """What cannot be prepared now must not keep the others from being dispatched."""
+    def _prepare(self) -> bool:
+        """What cannot be prepared now must not keep the others from being dispatched. Whether there may be more."""
         try:
-            prepare_pending(self.engine)
+            return prepare_pending(self.engine)
         except Exception as error:
             self._tell(error)
+            return False
 
     def wait(self, seconds: float) -> None:
         """Waits for a notification, or until the time is up; with a backlog, until the time is up."""

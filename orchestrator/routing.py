@@ -24,7 +24,7 @@ from shared.states import State
 
 log = structlog.get_logger(__name__)
 
-MOST = 100
+MOST = 500
 CHECK_SECONDS = 1.0
 """Then what has been checked is released before the rest is checked: a long input with a deep schema takes as long."""
 
@@ -47,21 +47,23 @@ STILL_UNPREPARED = text(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Checked:
     """What was found for tasks: for which queue, or why they cannot run.
 
     Attributes:
         released: arguments of `lifecycle.route` after the task.
         rejected: errors.
+        more: whether there may be others.
     """
 
     released: dict[UUID, tuple[UUID, str, dict[str, Any] | None]] = field(default_factory=dict)
     rejected: dict[UUID, MinionError] = field(default_factory=dict)
+    more: bool = False
 
 
-def prepare_pending(engine: Engine) -> None:
-    """Routes and checks tasks; those that cannot run fail with the reason.
+def prepare_pending(engine: Engine) -> bool:
+    """Routes and checks tasks; those that cannot run fail with the reason. Returns whether there may be more.
 
     Each of those in a transaction of its own: its parent is locked before the task, so not while other tasks are.
     One that is not reached is found again.
@@ -73,6 +75,7 @@ def prepare_pending(engine: Engine) -> None:
     for task, error in checked.rejected.items():
         with engine.begin() as connection:
             lifecycle.reject(connection, task, error.as_dict())
+    return checked.more
 
 
 def check_pending(connection: Connection) -> Checked:
@@ -83,7 +86,9 @@ def check_pending(connection: Connection) -> Checked:
     """
     checked = Checked()
     enough = time.monotonic() + CHECK_SECONDS
-    for row in connection.execute(UNPREPARED, {"most": MOST}).mappings().all():
+    rows = connection.execute(UNPREPARED, {"most": MOST}).mappings().all()
+    checked.more = len(rows) == MOST
+    for row in rows:
         task = row["id"]
         try:
             checked.released[task] = _check(connection, dict(row))
@@ -98,6 +103,7 @@ def check_pending(connection: Connection) -> Checked:
             reason = "The task's input or messages cannot be read; the orchestrator's log says why."
             checked.rejected[task] = InvalidInput(reason)
         if time.monotonic() > enough:
+            checked.more = True
             break
     return checked
 

@@ -172,6 +172,7 @@ def test_a_second_up_in_the_same_folder_is_refused(up):
     assert (up.folder / "run.json").exists()  # by which the other commands find the first
 
 
+@pytest.mark.soak
 def test_a_second_system_runs_beside_the_first(up):
     with scratch_dir() as folder:
         other = start_up(clean_environment(folder / "with a space"), "--no-flower")

@@ -26,7 +26,6 @@ from tests.chaos.system import DEFINITIONS, QUEUE
 SEED = 1
 TASKS = 80
 SHORT = (
-    "kill-worker",
     "kill-everything",
     "redis-restart-empty",
     "messages-three-times",

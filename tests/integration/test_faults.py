@@ -81,6 +81,7 @@ def without(server: Any) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("loops")
+@pytest.mark.soak
 def test_500_tasks_survive_a_flushed_broker_and_a_killed_worker(
     tasks: Tasks, act: Any, crowd: Any, database: Engine
 ) -> None:

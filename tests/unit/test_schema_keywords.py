@@ -54,7 +54,7 @@ DEFINITIONS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(keywords(SCHEMAS), DEFINITIONS, st.lists(VALUES, min_size=1, max_size=5))
 def test_the_library_decides_the_same(schema: dict[str, Any], definitions: Any, values: list[Any]) -> None:
     schema = {**schema, "$defs": definitions}
