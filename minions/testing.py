@@ -117,7 +117,7 @@ class MessagesApi:
     def count(self, body: dict[str, Any]) -> int:
         """Tokens of a request: a quarter of its characters."""
         self.counted.append(body)
-        return len(json.dumps([body.get("system"), body.get("tools"), body["messages"]])) // 4
+        return len(json.dumps([body.get("system"), body.get("tools"), body.get("messages")])) // 4
 
     def _next(self, body: dict[str, Any]) -> Reply:
         whole = json.dumps(body, ensure_ascii=False)
@@ -269,8 +269,10 @@ def _fault(body: dict[str, Any]) -> str | None:
         # (Tools of the API's own have no schema.)
         if "input_schema" in tool and (fault := _schema_fault(tool["input_schema"])):
             return f"tools.{number}.custom.input_schema{fault}"
+    if "messages" not in body:
+        return "messages: Field required"
     for number, message in enumerate(body["messages"]):
-        if not message["content"]:
+        if not message.get("content"):
             return f"messages.{number}: all messages must have non-empty content"
     said = {"system": [body.get("system", ())], "messages": [message["content"] for message in body["messages"]]}
     for place, contents in said.items():
@@ -294,7 +296,7 @@ def _schema_fault(schema: dict[str, Any]) -> str | None:
 
 
 def _texts(content: str | list[dict[str, Any]]) -> list[str]:
-    return [content] if isinstance(content, str) else [block["text"] for block in content if block["type"] == "text"]
+    return [content] if isinstance(content, str) else [block["text"] for block in content if "text" in block]
 
 
 _DIRECTIONS = frozenset({"if", "headers", "seconds", "pause", "cut", "end", "error_after"})

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import TEXT
 from sqlalchemy.exc import IntegrityError
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from orchestrator import retention
 from orchestrator.cli import app
@@ -437,6 +437,16 @@ def test_the_pruner_prunes(database: Engine, ended: Ended, settings: Settings) -
     assert left(database) == set()
 
 
+def pruned(changed: pytest.MonkeyPatch) -> Result:
+    """Runs the command with an environment that was changed, and is as before afterwards."""
+    get_settings.cache_clear()
+    try:
+        return CliRunner().invoke(app, ["prune"])
+    finally:
+        changed.undo()
+        get_settings.cache_clear()
+
+
 def test_the_command(database: Engine, ended: Ended, monkeypatch: pytest.MonkeyPatch) -> None:
     root = ended()
     ended(parent=root)
@@ -445,12 +455,7 @@ def test_the_command(database: Engine, ended: Ended, monkeypatch: pytest.MonkeyP
     assert json.loads(dry.stdout)["deleted"]["succeeded"] == {"trees": 1, "tasks": 2}
     assert len(left(database)) == 3
     monkeypatch.setenv("MINION_RETENTION_FAILED", "0")
-    get_settings.cache_clear()
-    try:
-        done = CliRunner().invoke(app, ["prune"])
-    finally:
-        monkeypatch.undo()
-        get_settings.cache_clear()
+    done = pruned(monkeypatch)
     assert done.exit_code == 0
     assert "failed" not in done.stdout
     assert left(database) == {kept}
@@ -465,12 +470,7 @@ def test_the_command_says_where_the_disk_is_full(
     root = ended()
     monkeypatch.setattr(TaskExport, "append", full)
     monkeypatch.setenv("MINION_RETENTION_EXPORT", str(tmp_path))
-    get_settings.cache_clear()
-    try:
-        done = CliRunner().invoke(app, ["prune"])
-    finally:
-        monkeypatch.undo()
-        get_settings.cache_clear()
+    done = pruned(monkeypatch)
     assert isinstance(done.exception, FileFault)
     assert f"The export in {tmp_path} cannot be written: [Errno 28]" in done.exception.message
     assert left(database) == {root}

@@ -64,6 +64,12 @@ def test_what_the_script_does_not_know_is_refused_for_good() -> None:
         assert "no reply to this request" in answer["error"]["message"]
 
 
+def test_a_request_without_messages_is_refused() -> None:
+    with testing.messages_api() as api:
+        status, answer = post(api, {"max_tokens": 10})
+        assert (status, answer["error"]["message"]) == (400, "messages: Field required")
+
+
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -80,6 +86,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
         ({"tools": [{"type": "object", "anyOf": []}]}, "does not support oneOf, allOf, or anyOf at the top level"),
         ({"tools": [{"type": "object", "properties": {"a b": {}}}]}, "Property keys should match pattern"),
         ({"messages": [*HELLO, {"role": "assistant", "content": ""}, *HELLO]}, "messages.1: "),
+        ({"messages": [{"role": "user"}]}, "messages.0: "),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}]}, "must be non-empty"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\n"}]}]}, "non-whitespace text"),
         ({"system": [{"type": "text", "text": " "}]}, "system: text content blocks must contain non-whitespace text"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 from uuid import uuid4
 
 import httpx2
@@ -124,25 +125,30 @@ def test_a_statement_that_takes_too_long_is_ended(api: Api, http: httpx2.Client,
     assert "too long" in response.json()["detail"]
 
 
-def test_checking_many_inputs_holds_no_transaction_open(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def checking_slowly(settings: Settings, seconds: float) -> Iterator[Client]:
+    """A client of an API that takes so long to check an input, and may hold a transaction open for a second."""
+
     def check_slowly(*arguments: Any, **named: Any) -> None:
-        time.sleep(0.02)
+        time.sleep(seconds)
         checked_input(*arguments, **named)
 
-    monkeypatch.setattr(submission, "checked_input", check_slowly)
     app = create_app(settings.model_copy(update={"lease_seconds": 1.0}))
-    with serving(app) as port, Client(f"http://127.0.0.1:{port}", settings.require_api_key(), retries=0) as client:
+    with (
+        patch.object(submission, "checked_input", check_slowly),
+        serving(app) as port,
+        Client(f"http://127.0.0.1:{port}", settings.require_api_key(), retries=0) as client,
+    ):
+        yield client
+
+
+def test_checking_many_inputs_holds_no_transaction_open(settings: Settings) -> None:
+    with checking_slowly(settings, 0.02) as client:
         assert len(client.submit_many([{"agent": "Echo"}] * 100)) == 100
 
 
-def test_checking_one_input_holds_no_transaction_open(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    def check_slowly(*arguments: Any, **named: Any) -> None:
-        time.sleep(1.5)
-        checked_input(*arguments, **named)
-
-    monkeypatch.setattr(submission, "checked_input", check_slowly)
-    app = create_app(settings.model_copy(update={"lease_seconds": 1.0}))
-    with serving(app) as port, Client(f"http://127.0.0.1:{port}", settings.require_api_key(), retries=0) as client:
+def test_checking_one_input_holds_no_transaction_open(settings: Settings) -> None:
+    with checking_slowly(settings, 1.5) as client:
         assert client.submit("Echo").state == "pending"
         request = {"agent": "Echo", "input": 1}
         client.put_schedule("often", interval_seconds=3600, request=request)
