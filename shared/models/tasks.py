@@ -115,7 +115,7 @@ class Task(Base):
 
 
 class TaskStatus(Base):
-    """Where a task is: the narrow row that changes. Written only by the functions in `migrations/sql/`."""
+    """Where a task is: the narrow row that changes. Written only by the functions in `shared/sql/`."""
 
     __tablename__ = "task_status"
     __table_args__ = (
