@@ -182,9 +182,16 @@ BEGIN
     END LOOP;
 END $$;
 
+-- The origin from which a sub-task's idempotency keys are made: that of its parent and the step that asked for it, so
+-- that a replay of the tree shows outside systems the same keys.
+CREATE OR REPLACE FUNCTION minion_effect_origin(parent uuid, step integer) RETURNS uuid
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT encode(substring(sha256(convert_to(parent::text || '/' || step::text, 'UTF8')) FOR 16), 'hex')::uuid
+$$;
+
 -- The one insert behind every way in. `request` holds agent | capability | messages, input, and optionally
 -- namespace, idempotency_key, key, labels, priority, run_at, deadline, conversation_id, parent_id, parent_step,
--- replay_of, agent_version_id, traceparent, submitted_by, unique_key, unique_while, budget ({tokens, dollars, steps,
+-- replay_of, new_keys (a replay whose calls get new idempotency keys), agent_version_id, traceparent, submitted_by, unique_key, unique_while, budget ({tokens, dollars, steps,
 -- seconds, on_breach}), and `validated`: the id of the agent version whose input schema the caller has already checked
 -- the input against.
 CREATE OR REPLACE FUNCTION minion_accept(request jsonb, OUT task_id uuid, OUT created boolean) LANGUAGE plpgsql
@@ -200,6 +207,7 @@ DECLARE
     target record;
     parent record;
     origin uuid;
+    effects uuid;
     child_depth integer := 0;
     begins timestamptz;
     ends timestamptz;
@@ -251,26 +259,31 @@ BEGIN
 
     -- Without a parent the record is all NULL.
     SELECT t.id, t.root_id, t.key, t.labels, t.submitted_by, t.traceparent, t.deadline, s.priority, s.rank,
-           t.budget_ids
+           t.budget_ids, COALESCE(t.effect_origin, t.origin_id) AS effect_origin
         INTO parent FROM tasks t JOIN task_status s ON s.task_id = t.id
         WHERE t.id = (request->>'parent_id')::uuid;
     IF parent.id IS NOT NULL THEN
         child_depth := minion_check_depth(parent.id);
         ends := LEAST(ends, parent.deadline);
+        effects := minion_effect_origin(parent.effect_origin, (request->>'parent_step')::integer);
     END IF;
     IF request->>'replay_of' IS NOT NULL THEN
-        SELECT origin_id INTO origin FROM tasks WHERE id = (request->>'replay_of')::uuid;
+        SELECT origin_id, effect_origin INTO origin, effects FROM tasks WHERE id = (request->>'replay_of')::uuid;
+        IF request->'new_keys' = 'true' THEN
+            effects := task_id;
+        END IF;
     END IF;
     budget := minion_budget_for(request, target.version_id);
 
     INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, messages, parent_id,
-                       parent_step, root_id, depth, replay_of, origin_id, conversation_id, key, labels,
+                       parent_step, root_id, depth, replay_of, origin_id, effect_origin, conversation_id, key,
+                       labels,
                        submitted_by, traceparent, deadline, budget_ids)
     VALUES (task_id, ns, target.agent_name, target.version_id, request->>'capability',
             CASE WHEN request ? 'input' THEN request->'input' END,
             NULLIF(request->'messages', 'null'::jsonb),
             parent.id, (request->>'parent_step')::integer, COALESCE(parent.root_id, task_id), child_depth,
-            (request->>'replay_of')::uuid, COALESCE(origin, task_id), request->>'conversation_id',
+            (request->>'replay_of')::uuid, COALESCE(origin, task_id), effects, request->>'conversation_id',
             COALESCE(request->>'key', parent.key),
             COALESCE(NULLIF(request->'labels', 'null'::jsonb), parent.labels, '{}'::jsonb),
             COALESCE(request->>'submitted_by', parent.submitted_by),

@@ -42,6 +42,8 @@ BEGIN
     INSERT INTO executions (task_id, claim, worker_id) VALUES (t, now_at.claim, w);
     RETURN (SELECT to_jsonb(k) || jsonb_build_object(
         'claim', now_at.claim, 'attempts', now_at.attempts, 'queue', now_at.capability,
+        -- Minions make idempotency keys from it.
+        'origin_id', COALESCE(k.effect_origin, k.origin_id),
         -- A replay from a step begins with what was copied.
         'steps', CASE WHEN now_at.claim > 1 OR k.from_step IS NOT NULL THEN minion_journal(t) ELSE '[]'::jsonb END)
         FROM tasks k WHERE k.id = t);

@@ -25,10 +25,14 @@ BEGIN
     RETURN hash;
 END $$;
 
--- What people group failures by: the kind of error and its text without numbers, ids and quoted values.
+-- Groups failures: the kind of error, and its text without quoted values, URLs, paths, ids and numbers.
 CREATE OR REPLACE FUNCTION minion_fingerprint(error jsonb) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT left(encode(sha256(convert_to(COALESCE(error->>'type', '') || ':' || left(regexp_replace(left(
-        COALESCE(error->>'message', ''), 10000), '''[^'']*''|"[^"]*"|[0-9a-f]{8}-[0-9a-f-]{27}|[0-9]+', '#', 'g'), 500),
+        COALESCE(error->>'message', ''), 10000),
+        '''[^'']*''|"[^"]*"|`[^`]*`|“[^”]*”|‘[^’]*’|„[^“”]*[“”]|«[^»]*»'
+        -- A URL, a path, and a word with a digit in it.
+        '|[a-z][a-z0-9+.-]*://\S*[\w/]|(?<!\w)(?:~|\.{1,2})?(?:/[\w.@%+~-]+)+/?|(?<!\w)[a-z]:\\\S*\w'
+        '|[\w-]*\d(?:[\w.,:-]*\w)?', '#', 'gi'), 500),
         'UTF8')), 'hex'), 16)
 $$;
 
@@ -85,21 +89,29 @@ $$;
 
 -- A minion ends its task under the fence: last steps, execution, messages and outcome in one transaction.
 -- `result`: {output, error, steps, messages, cpu_seconds, peak_memory_bytes, input_tokens, output_tokens,
--- cost_microdollars}. NULL: the fence is lost. Else the state it ended in: a cancel that came first wins.
+-- cost_microdollars}. NULL: the fence is lost. Else the state it ended in: a cancel or a deadline that came first wins.
 CREATE OR REPLACE FUNCTION minion_finish(t uuid, c integer, final text, result jsonb) RETURNS text LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
+    now_at record;
+    late jsonb;
     owner record;
 BEGIN
     PERFORM minion_lock_parent(t);
     IF NOT minion_fence(t, c) THEN
         RETURN NULL;
     END IF;
-    IF (SELECT cancel_requested FROM task_status WHERE task_id = t) THEN
+    SELECT cancel_requested, deadline INTO now_at FROM task_status WHERE task_id = t;
+    PERFORM minion_put_steps(t, c, COALESCE(result->'steps', '[]'::jsonb));
+    IF now_at.cancel_requested THEN
         final := 'cancelled';
         result := result || '{"output": null, "error": {"type": "cancelled", "message": "Cancelled while it ran."}}';
+    ELSIF now_at.deadline <= clock_timestamp() THEN
+        late := jsonb_strip_nulls(jsonb_build_object('type', 'expired', 'cause', result->'error',
+            'message', 'The task''s deadline passed before it was done.'));
+        PERFORM minion_close_execution(t, c, 'expired', result || jsonb_build_object('error', late));
+        RETURN minion_end_tree(t, 'expired', late);
     END IF;
-    PERFORM minion_put_steps(t, c, COALESCE(result->'steps', '[]'::jsonb));
     PERFORM minion_close_execution(t, c, final, result);
     PERFORM minion_settle(t, final, result);
     SELECT namespace, conversation_id INTO owner FROM tasks WHERE id = t;

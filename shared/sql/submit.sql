@@ -1,4 +1,6 @@
 -- For SQL callers, whatever their search_path: the task exists if and only if their transaction commits.
+-- EXECUTE on it is the only right that they need, and lets them read nothing: it runs with its owner's rights. The
+-- search_path and the limit of the input's size are therefore not theirs to choose.
 -- Without input and messages the input is {}. While another task holds the unique key, the id is that one's.
 CREATE OR REPLACE FUNCTION minion_submit(
     agent text,
@@ -17,7 +19,8 @@ CREATE OR REPLACE FUNCTION minion_submit(
     unique_key text DEFAULT NULL,
     unique_while text DEFAULT 'running',
     budget jsonb DEFAULT NULL
-) RETURNS uuid LANGUAGE sql SET search_path FROM CURRENT AS $$
+) RETURNS uuid LANGUAGE sql SECURITY DEFINER
+SET search_path FROM CURRENT SET minion.max_input_bytes = '' AS $$
     SELECT task_id FROM minion_accept(jsonb_build_object(
         'agent', agent, 'capability', capability, 'messages', messages,
         'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,

@@ -175,6 +175,30 @@ SUBMIT_OF_0_1 = (
 
 
 @pytest.mark.parametrize("public", [True, False])
+def test_roles_that_could_submit_by_sql_may_still_do_so(empty_database: Engine, public: bool) -> None:
+    with init_db.alembic_config() as config, empty_database.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0004")
+        connection.commit()
+    with empty_database.begin() as connection:
+        for role in ("a_writer", "granted", "stranger"):
+            connection.execute(text(f"DROP ROLE IF EXISTS {role}"))
+            connection.execute(text(f"CREATE ROLE {role}"))
+        connection.execute(text("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO a_writer"))
+        if not public:
+            connection.execute(text("REVOKE ALL ON FUNCTION minion_submit FROM PUBLIC"))
+            connection.execute(text("GRANT EXECUTE ON FUNCTION minion_submit TO granted"))
+    init_db.migrate(empty_database)
+    may = text("SELECT has_function_privilege(:role, oid, 'EXECUTE') FROM pg_proc WHERE proname = 'minion_submit'")
+    with empty_database.begin() as connection:
+        found = {role: connection.scalars(may, {"role": role}).one() for role in ("a_writer", "granted", "stranger")}
+        assert found == {"a_writer": public, "granted": not public, "stranger": False}
+        for role in found:
+            connection.execute(text(f"DROP OWNED BY {role}"))
+            connection.execute(text(f"DROP ROLE {role}"))
+
+
+@pytest.mark.parametrize("public", [True, False])
 def test_who_may_submit_by_sql_may_still_do_so_after_the_migration(empty_database: Engine, public: bool) -> None:
     may = "SELECT has_function_privilege('{}', oid, 'EXECUTE') FROM pg_proc WHERE proname = 'minion_submit'"
     with init_db.alembic_config() as config, empty_database.connect() as connection:
@@ -192,8 +216,9 @@ def test_who_may_submit_by_sql_may_still_do_so_after_the_migration(empty_databas
             connection.execute(text('GRANT EXECUTE ON FUNCTION minion_submit TO "a clerk"'))
     init_db.migrate(empty_database)
     with empty_database.begin() as connection:
-        assert list(connection.scalars(text(may.format("a clerk")))) == [True]
-        assert list(connection.scalars(text(may.format("stranger")))) == [public]
+        assert list(connection.scalars(text(may.format("a clerk")))) == [not public]
+        # No role that has no rights on the tables could submit: the function now runs with its owner's.
+        assert list(connection.scalars(text(may.format("stranger")))) == [False]
         connection.execute(text('DROP OWNED BY "a clerk"'))
         connection.execute(text('DROP ROLE "a clerk", stranger'))
 
