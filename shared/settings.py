@@ -15,11 +15,12 @@ from contextlib import suppress
 from functools import lru_cache
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.errors import NotConfigured
 
@@ -54,12 +55,45 @@ def _home() -> Path:
         raise NotConfigured("This user has no home folder: say where data may be kept with MINION_DATA_DIR.") from None
 
 
+class SecretFiles(PydanticBaseSettingsSource):
+    """Secrets from files: `DATABASE_URL_FILE` names the file that holds `DATABASE_URL`, as platforms mount secrets."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """The secret of a field, or None.
+
+        Raises:
+            NotConfigured: the file cannot be read, or the variable itself is set too.
+        """
+        variable = str(field.validation_alias or f"MINION_{field_name.upper()}")
+        path = os.environ.get(f"{variable}_FILE")
+        if SecretStr not in get_args(field.annotation) or not path:
+            return None, field_name, False
+        if os.environ.get(variable):
+            raise NotConfigured(f"{variable} and {variable}_FILE are both set: set one of them.")
+        try:
+            return Path(path).read_text(encoding="utf-8").strip(), field_name, False
+        except (OSError, ValueError) as error:
+            raise NotConfigured(f"{variable}_FILE: the file {path} cannot be read: {error}.") from None
+
+    def __call__(self) -> dict[str, Any]:
+        """All secrets that come from files, by field."""
+        found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
 class Settings(BaseSettings):
     """All settings. Names are the environment's: `MINION_` and the field, but for the well-known ones."""
 
     model_config = SettingsConfigDict(
         env_prefix="MINION_", extra="ignore", frozen=True, populate_by_name=True, allow_inf_nan=False
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **more: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Where values come from: the constructor, the environment, and for secrets files."""
+        return more["init_settings"], more["env_settings"], SecretFiles(settings_cls)
 
     database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
     redis_url: SecretStr | None = Field(None, validation_alias="REDIS_URL")

@@ -16,7 +16,11 @@ NAMES = ("DATABASE_URL", "REDIS_URL", "SENTRY_DSN", "ANTHROPIC_API_KEY")
 
 @pytest.fixture(autouse=True)
 def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in [*NAMES, *(name for name in os.environ if name.startswith("MINION_"))]:
+    for name in [
+        *NAMES,
+        *(f"{name}_FILE" for name in NAMES),
+        *(name for name in os.environ if name.startswith("MINION_")),
+    ]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MINION_DATA_DIR", str(tmp_path))
 
@@ -224,3 +228,46 @@ def test_what_is_no_network_and_no_host_is_refused(monkeypatch: pytest.MonkeyPat
     get_settings.cache_clear()
     with pytest.raises(NotConfigured, match=r"MINION_ALLOW_PRIVATE_ADDRESSES: .* is neither a network"):
         get_settings()
+
+
+# ----------------------------------------------------------------------------------------- secrets from files
+
+SECRETS = ("DATABASE_URL", "REDIS_URL", "SENTRY_DSN", "ANTHROPIC_API_KEY", "MINION_API_KEY", "MINION_SECRET_KEY")
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_may_be_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text("the value\n")
+    monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
+    value = getattr(get_settings.__wrapped__(), name.lower().removeprefix("minion_"))
+    assert value.get_secret_value() == "the value"
+
+
+def test_every_secret_may_be_a_file() -> None:
+    secrets = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
+    assert secrets == {name.lower().removeprefix("minion_") for name in SECRETS}
+
+
+def test_what_is_no_secret_has_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "port").write_text("1")
+    monkeypatch.setenv("MINION_API_PORT_FILE", str(tmp_path / "port"))
+    assert get_settings.__wrapped__().api_port == 8700
+
+
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_a_file_that_cannot_be_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "secret").write_bytes(content)
+    monkeypatch.setenv("MINION_API_KEY_FILE", str(tmp_path / "secret"))
+    with pytest.raises(NotConfigured, match=r"MINION_API_KEY_FILE: the file .*secret cannot be read"):
+        get_settings.__wrapped__()
+
+
+def test_a_secret_that_is_set_twice_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("one")
+    monkeypatch.setenv("REDIS_URL_FILE", str(tmp_path / "secret"))
+    monkeypatch.setenv("REDIS_URL", "redis://other")
+    with pytest.raises(NotConfigured, match="REDIS_URL and REDIS_URL_FILE are both set"):
+        get_settings.__wrapped__()
