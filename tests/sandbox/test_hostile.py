@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from shared.sandbox import Outcome, Sandbox
+from shared.sandbox.replies import Inbox
 
 
 def attack(sandbox: Sandbox, source: str, **options: float) -> Outcome:
@@ -49,6 +50,26 @@ def test_forged_replies(bare_sandbox: Sandbox, forged: bytes, type_: str) -> Non
     outcome = attack(bare_sandbox, writes(forged))
     assert outcome.error is not None
     assert outcome.error.type == type_
+
+
+@pytest.mark.parametrize("dense", [b"[],", b"{},", b'{"":0},', b"0,", b'"",', b'"', b"[", b"]"])
+def test_dense_replies(bare_sandbox: Sandbox, dense: bytes) -> None:
+    body = f"(b'[' + {dense!r} * 4_000_000)[:4_000_000]"
+    source = f"import os, struct, time\ndef f():\n    body = {body}\n    reply = {reply(b'V', b'', length=4_000_000)!r} + body\n"
+    outcome = attack(bare_sandbox, f"{source}    while reply: reply = reply[os.write(0, reply):]\n    time.sleep(60)")
+    assert outcome.error is not None
+    assert outcome.error.type == ("invalid_output" if dense == b"]" else "output_too_large")
+
+
+def test_replies_in_single_bytes_are_read_in_pieces(bare_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    added = []
+    add = Inbox.add
+    monkeypatch.setattr(Inbox, "add", lambda self, data: added.append(len(data)) or add(self, data))
+    body = b"[" + b" " * 20_000 + b"]"
+    source = f"import os, time\ndef f():\n    for byte in {reply(b'V', body)!r}: os.write(0, bytes([byte]))\n"
+    assert attack(bare_sandbox, f"{source}    time.sleep(60)", timeout=60.0).value == []
+    assert sum(added) == len(reply(b"V", body))
+    assert len(added) < 10_000
 
 
 def test_a_forged_reply_is_the_functions_own_value_at_best(bare_sandbox: Sandbox) -> None:
@@ -130,6 +151,14 @@ def test_ignored_signals_do_not_help(bare_sandbox: Sandbox, signal: str) -> None
         "ctypes.CDLL(None).syscall(59, b'/bin/sh', None, None)",  # execve
         "ctypes.CDLL(None).syscall(322, 0, b'', None, None, 0x1000)",  # execveat
         "ctypes.CDLL(None).syscall(101, 0, 0, 0, 0)",  # ptrace
+        "ctypes.CDLL(None).syscall(165, b'x', b'/', b'tmpfs', 0, None)",  # mount
+        "ctypes.CDLL(None).syscall(248, b'user', b'x', b'x', 1, -3)",  # add_key
+        "ctypes.CDLL(None).syscall(249, b'user', b'x', None, 0)",  # request_key
+        "ctypes.CDLL(None).syscall(250, 0, -3, 0)",  # keyctl
+        "ctypes.CDLL(None).syscall(298, None, 0, -1, -1, 0)",  # perf_event_open
+        "ctypes.CDLL(None).syscall(321, 0, None, 0)",  # bpf
+        "ctypes.CDLL(None).syscall(323, 1)",  # userfaultfd
+        "ctypes.CDLL(None).syscall(425, 4, (ctypes.c_char * 120)())",  # io_uring_setup
     ],
 )
 def test_forbidden_system_calls(bare_sandbox: Sandbox, call: str) -> None:
@@ -166,11 +195,6 @@ REFUSED = {
     "setpriority": (141, 0, 0, 19),
     "unshare": (272, 0x10000000),
     "setns": (308, 0, 0),
-    "mount": (165, "b'x'", "b'/'", "b'tmpfs'", 0, "None"),
-    "io_uring_setup": (425, 4, "(ctypes.c_char * 120)()"),
-    "userfaultfd": (323, 1),
-    "bpf": (321, 0, "None", 0),
-    "keyctl": (250, 0, -3, 0),
     "personality": (135, 0x0400000),
     "modify_ldt": (154, 0, "None", 0),
     "arch_prctl": (158, 0x1002, 0),
@@ -221,7 +245,7 @@ import resource
 def f():
     raised = []
     for name in dir(resource):
-        if name.startswith("RLIMIT_") and name != "RLIMIT_STACK":
+        if name.startswith("RLIMIT_"):
             number = getattr(resource, name)
             soft, hard = resource.getrlimit(number)
             try:
@@ -245,6 +269,49 @@ def f():
     return n >> 4
 """
     assert attack(bare_sandbox, source, memory_limit=64).value <= 66
+
+
+FILL = """
+import ctypes
+def f(flags, protection):
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    word = ctypes.c_uint64
+    class Map(ctypes.Structure): pass
+    Map._fields_ = [("at", word), ("name", ctypes.c_char_p), ("_", word), ("next", ctypes.POINTER(Map))]
+    item, room, filled, step = ctypes.cast(libc._handle, ctypes.POINTER(Map)), 0, 0, 1 << 18
+    while item:
+        library, item = item.contents, item.contents.next
+        if any(part in (library.name or b"") for part in (b"_codecs_", b"unicodedata", b"_decimal", b"crypto")):
+            start, = word.from_address(library.at + 32),
+            headers = [library.at + start.value + 56 * n for n in range(ctypes.c_uint16.from_address(library.at + 56).value)]
+            loaded = [at for at in headers if ctypes.c_uint32.from_address(at).value == 1]
+            end = max(word.from_address(at + 16).value + word.from_address(at + 40).value for at in loaded)
+            size = (end + 4095) & ~4095
+            if libc.munmap(library.at, size) == 0: room += size
+    while (at := libc.mmap(None, step, 3, flags, -1, 0)) not in (None, 2**64 - 1):
+        libc.memset(at, 1, step)
+        libc.mprotect(at, step, protection)
+        filled += step
+    return [room >> 20, filled >> 20]
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "protection"),
+    [(0x22, 3), (0x22, 1), (0x22, 0), (0x122, 3)],
+    ids=["plain", "then only readable", "then not even that", "as a stack"],
+)
+def test_room_of_unmapped_libraries_cannot_be_filled(bare_sandbox: Sandbox, flags: int, protection: int) -> None:
+    arguments = {"flags": flags, "protection": protection}
+    outcome = bare_sandbox.call(FILL, "f", arguments, check=False, memory_limit=32)
+    room, filled = outcome.value
+    assert room >= 2
+    assert filled <= 32
 
 
 def test_no_state_reaches_the_next_call(bare_sandbox: Sandbox) -> None:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from unittest.mock import patch
 import pytest
 
 from shared.sandbox import Outcome, Sandbox, SandboxRefused
-from shared.sandbox.fork_server import ForkServer
+from shared.sandbox.fork_server import ForkServer, ZygoteLost
 from shared.sandbox.parked import ParkedChild
 
 DOUBLE = "def f(x): return 2 * x"
@@ -31,13 +32,20 @@ def works(sandbox: Sandbox) -> bool:
     return bool(outcome.value == 42)
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that still exist; none if it has ended itself."""
+    found: list[int] = []
+    # Any of them may end between two reads.
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+    return found
+
+
 def descendants(pid: int) -> set[int]:
     """All processes below one."""
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found |= {child} | descendants(child)
-    return found
+    below = children(pid)
+    return set(below).union(*map(descendants, below))
 
 
 def await_end(pid: int) -> None:
@@ -132,13 +140,25 @@ def test_a_killed_zygote_is_replaced() -> None:
         server = sandbox._server
         assert isinstance(server, ForkServer)
         below = descendants(server.pid)
-        pid = min(below, default=server.pid)
+        pid = zygote_below(server)
         os.kill(pid, signal.SIGKILL)
         await_end(pid)
         assert works(sandbox)
         assert sandbox._server is not server
         for child in below:
             await_end(child)
+
+
+def test_a_dead_zygote_hands_out_no_children() -> None:
+    with Sandbox() as sandbox:
+        assert works(sandbox)
+        server = sandbox._server
+        assert isinstance(server, ForkServer)
+        pid = zygote_below(server)
+        os.kill(pid, signal.SIGKILL)
+        await_end(pid)
+        with pytest.raises(ZygoteLost, match="the zygote was killed"):
+            server.take(time.monotonic() + 20)
 
 
 def zygote_of(sandbox: Sandbox) -> int:
@@ -148,7 +168,7 @@ def zygote_of(sandbox: Sandbox) -> int:
 
 def zygote_below(server: ForkServer) -> int:
     """The zygote's own pid: below the process that waits outside its pid namespace, where there is one."""
-    return min(descendants(server.pid), default=server.pid)
+    return children(server.pid)[0] if "pid_namespace" in server.layers else server.pid
 
 
 SLEEP = "import time\ndef f(): time.sleep(30)"
@@ -212,7 +232,7 @@ def test_zygotes_that_die_under_many_calls_leave_nothing_behind() -> None:
             calls[0].result()
             # Whoever found the last one dead may be about to start another.
             if isinstance(server := sandbox._server, ForkServer):
-                with suppress(ProcessLookupError):
+                with suppress(ProcessLookupError, IndexError):
                     os.kill(zygote_below(server), signal.SIGKILL)
             for each in calls:
                 each.result()
@@ -430,9 +450,7 @@ def calls_leak_nothing(sandbox: Sandbox, calls: int) -> None:
 
 def zygote_memory(sandbox: Sandbox) -> int:
     """Kilobytes of private memory of the zygote itself."""
-    assert isinstance(sandbox._server, ForkServer)
-    pid = min(descendants(sandbox._server.pid), default=sandbox._server.pid)
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    lines = Path(f"/proc/{zygote_of(sandbox)}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 

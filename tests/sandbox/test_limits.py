@@ -38,6 +38,19 @@ def f():
     assert sandbox.call(source, "f", {}, memory_limit=limit).value == pytest.approx(limit, abs=2)
 
 
+def test_pages_of_the_interpreters_own_files_do_not_count(sandbox: Sandbox) -> None:
+    source = "import unicodedata\ndef f():\n    for n in range(0x110000): unicodedata.name(chr(n), '')"
+    assert sandbox.call(source, "f", {}).peak_memory < 300_000
+
+
+def test_memory_of_the_compiler_counts_every_time(sandbox: Sandbox) -> None:
+    source = "def f(): return 1\n" + "".join(f"def g{n}(a, b): return [a, b, a + b * {n}]\n" for n in range(5_000))
+    for _ in range(3):
+        error = fault(sandbox, source, memory_limit=16)
+        assert (error.type, error.limit) == ("memory_limit", 16)
+    assert sandbox.call(source, "f", {}).value == 1
+
+
 def test_memory_that_is_never_touched_counts(sandbox: Sandbox) -> None:
     assert fault(sandbox, "def f(): return len([None] * 10**9)").type == "memory_limit"
 
@@ -99,6 +112,14 @@ def test_largest_output_is_accepted() -> None:
     with Sandbox(limits=Limits(output=1000)) as sandbox:
         assert sandbox.call("def f(): return 'x' * 998", "f", {}).ok
         assert fault(sandbox, "def f(): return 'x' * 999").type == "output_too_large"
+
+
+def test_number_of_values(sandbox: Sandbox) -> None:
+    source = "def f(n): return [[0] * n, {'a': 1}]"
+    assert sandbox.call(source, "f", {"n": 249_995}).ok
+    error = fault(sandbox, source, arguments={"n": 249_996})
+    assert (error.type, error.limit) == ("output_too_large", 250_000)
+    assert "more than 250000 values" in error.message
 
 
 def test_stdout(sandbox: Sandbox) -> None:
@@ -175,6 +196,7 @@ def test_input_size(sandbox: Sandbox) -> None:
         ("def f():\n    x = []\n    x.append(x)\n    return x", "invalid_output"),
         ("def f(): return " + "(" * 250 + ")" * 250, "syntax_error"),
         ("def f(): return " + "-" * 50_000 + "1", "recursion"),
+        ("def f(x=0):\n    if x: return 0\n" + "    elif x: return 1\n" * 9_000, "recursion"),
         (f"def f({'x' * 70_000}):\n    global {'x' * 70_000}", "syntax_error"),
         (f"import {'x' * 70_000}\ndef f(): pass", "import_denied"),
     ],
