@@ -14,9 +14,9 @@ from shared.sandbox.replies import Inbox, Reply
 
 CHUNK = 1 << 16
 SMALL_PIECE = 512
-BREATH = 0.002
-"""Seconds that the rest of a reply gets after a piece of fewer bytes than `SMALL_PIECE`. Honest children write large ones;
-those of single bytes would cost this process more than the child."""
+"""Bytes. An honest child writes its reply in larger pieces."""
+PAUSE = 0.01
+"""Seconds without reading after a small piece: each single byte would cost this process as much as the child."""
 DEATH_PATIENCE = 5.0
 """Seconds in which a killed process must be gone: the kernel may still free its memory."""
 
@@ -111,7 +111,7 @@ class Conversation:
             if self._inbox.add(data):
                 return None
             if len(data) < SMALL_PIECE:
-                time.sleep(BREATH)
+                time.sleep(PAUSE)
 
     def _is_ready(self, patience: float) -> bool:
         return bool(self._poll.poll(patience * 1000 + 0.5))
