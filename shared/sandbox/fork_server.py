@@ -154,7 +154,7 @@ class ForkServer:
         return grabbed[0]
 
     def _check_zygote(self) -> None:
-        """Refuse the children of a zygote that has ended: they are dead, or about to be killed with it.
+        """Refuse to use a zygote that has ended: its parked children are dead or about to be killed.
 
         Raises:
             ZygoteLost: it has ended.
@@ -245,7 +245,7 @@ class ForkServer:
             self._await_trouble()
 
     def _await_trouble(self) -> None:
-        """Wait for the reason of a broken connection: the reader finds it on that same connection.
+        """Wait for the reader to find the reason of a broken connection, which the zygote may have sent on it.
 
         Raises:
             ZygoteLost, ZygoteRefused: with the reason.

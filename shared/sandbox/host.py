@@ -28,7 +28,7 @@ QUEUE_PATIENCE = 30.0
 ATTEMPTS = 3
 MOST_MEMORY = 1 << 20
 PRECISION = 2 * MEGABYTE
-"""What the kernel's counters of memory may be wrong by: each processor keeps a part of them for itself."""
+"""Bytes by which the kernel's counters of memory may be wrong: each processor updates its own part of them."""
 LONGEST = 86_400
 KILLED = (
     "the function's process was killed from outside; if nobody did it, memory ran out on this machine or in its "
@@ -217,7 +217,7 @@ class Sandbox:
         request.context = _json_bytes("the context", context, self._limits.arguments)
 
     def _compile(self, source: bytes, memory_limit: int) -> bytes | None:
-        """The code of a source, made within the memory of its call: what is too large for one is so every time."""
+        """Compile a source within the memory limit of its call, so that every call has the same outcome."""
         request = self._request("compile", "", SAFE_IMPORTS, False)
         request.source = source
         ended = self._converse(request, min(memory_limit, VALIDATION_MEMORY), VALIDATION_TIMEOUT, math.inf)
@@ -450,7 +450,7 @@ def _out_of_memory(limit: int, ended: Ended) -> SandboxFault:
 
 
 def _is_too_large_to_compile(fault: SandboxFault, limit: int, ended: Ended) -> bool:
-    """Whether the source was not nested too deeply, as the child says: then it would have taken little memory."""
+    """Whether compiling took much memory: a source that is nested too deeply, as the child says, takes little."""
     while_compiling = fault.type == "recursion" and fault.observed is None
     return while_compiling and ended.usage.peak_reserved > limit * MEGABYTE / 2
 

@@ -25,8 +25,8 @@ class Usage:
 
     Attributes:
         cpu_time: CPU seconds since it began.
-        peak_memory: bytes of private memory added to the child at its peak. Pages of the interpreter's files belong to
-            all processes, and are in memory or not without the function's doing.
+        peak_memory: bytes of private memory added to the child at its peak. Pages of the interpreter's files do not
+            count: all processes share them.
         peak_reserved: the same of address space.
         alive: whether the child was still there afterwards; the counters of one that is not are worth nothing.
     """
@@ -89,8 +89,8 @@ class ParkedChild:
         status = self._read_status()
         resident = _kilobytes(_PEAK_RESIDENT, status)
         reserved = max(0, _kilobytes(_PEAK_SIZE, status) - self.address_space)
-        # Of private memory the kernel keeps no peak. What is resident includes files that came in meanwhile, and they have
-        # been reserved before: only who unmaps some has more private memory than it reserved.
+        # The kernel keeps no peak of private memory. Resident memory includes files that came in during the call, but
+        # these were reserved before it. Only a function that unmaps files adds more private memory than it reserves.
         private = max(_kilobytes(_PRIVATE, status), resident - _kilobytes(_FILES, status)) - self._private
         return Usage(
             cpu_time=max(0.0, self._cpu() - self._cpu_at_start),
@@ -118,15 +118,15 @@ class ParkedChild:
             return 0.0
 
     def _sizes(self) -> tuple[int, int, int, int] | None:
-        """Bytes of address space, of resident memory, of files in it, and of data with the stack: private and writable.
-        None where the kernel does not tell."""
+        """Bytes of address space, resident memory, files in it, and writable private memory; None if unknown."""
         if self._statm is None:
             return None
         try:
-            size, resident, files, _, _, data, _ = (int(pages) * _PAGE for pages in os.pread(self._statm, 128, 0).split())
+            pages = [int(number) for number in os.pread(self._statm, 128, 0).split()]
+            size, resident, files, _, _, data, _ = pages
         except (OSError, ValueError):
             return None
-        return size, resident, files, data
+        return size * _PAGE, resident * _PAGE, files * _PAGE, data * _PAGE
 
     def _read_status(self) -> bytes:
         if self._status is None:

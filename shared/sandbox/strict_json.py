@@ -1,4 +1,4 @@
-"""Reads JSON from a hostile writer: no NaN, no infinity, no NUL, no half surrogates, bounded depth and number of values.
+"""Reads JSON from a hostile writer: no NaN, no infinity, no NUL, no half surrogates; bounded depth, bounded length.
 
 Every test that walks the text does so in a loop; the recursive parser only sees what is known to be shallow.
 """
@@ -42,8 +42,8 @@ def parse(body: bytes, max_depth: int, max_values: int) -> Any:
     Args:
         body: the text in UTF-8.
         max_depth: levels of nesting.
-        max_values: values and keys together: each costs its reader ten to a hundred times its bytes. An empty list or
-            object counts twice.
+        max_values: number of values and keys; each takes up to a hundred bytes of memory, however short it is. An empty
+            list or object counts twice.
 
     Raises:
         NotStrict: it is not strict JSON, or goes beyond `max_depth` or `max_values`.
@@ -73,7 +73,7 @@ def _check_shape(body: bytes, max_depth: int, max_values: int) -> None:
 
 
 def _outside_strings(body: bytes, max_strings: int) -> bytes:
-    """The text without its strings. They are counted first: leaving them out takes a hundred bytes for each."""
+    """The text without its strings. They are counted first, because removing one takes a hundred bytes of memory."""
     if sum(1 for _ in islice(_STRING.finditer(body), max_strings + 1)) > max_strings:
         raise TooMany(f"more than {max_strings} values")
     return _STRING.sub(b"", body)
@@ -84,7 +84,7 @@ def _brackets(text: bytes) -> int:
 
 
 def _values(text: bytes) -> int:
-    """Values and keys of a text without strings; of one with strings, not less than that."""
+    """Number of values and keys in a text without strings; in a text with strings, an upper bound."""
     return 1 + _brackets(text) + text.count(b",") + text.count(b":")
 
 

@@ -13,7 +13,7 @@ from shared.sandbox.replies import Inbox
 
 def attack(sandbox: Sandbox, source: str, **options: float) -> Outcome:
     """Run `f` with all of Python at hand."""
-    return sandbox.call(source, "f", {}, check=False, **{"timeout": 2.0, **options})  # type: ignore[arg-type]
+    return sandbox.call(source, "f", {}, check=False, **{"timeout": 10.0, **options})  # type: ignore[arg-type]
 
 
 def writes(*parts: bytes) -> str:
@@ -55,9 +55,15 @@ def test_forged_replies(bare_sandbox: Sandbox, forged: bytes, type_: str) -> Non
 
 @pytest.mark.parametrize("dense", [b"[],", b"{},", b'{"":0},', b"0,", b'"",', b'"', b"[", b"]"])
 def test_dense_replies(bare_sandbox: Sandbox, dense: bytes) -> None:
-    body = f"(b'[' + {dense!r} * 4_000_000)[:4_000_000]"
-    source = f"import os, struct, time\ndef f():\n    body = {body}\n    reply = {reply(b'V', b'', length=4_000_000)!r} + body\n"
-    outcome = attack(bare_sandbox, f"{source}    while reply: reply = reply[os.write(0, reply):]\n    time.sleep(60)")
+    head = reply(b"V", b"[", length=4_000_000)
+    source = f"""
+import os, time
+def f():
+    reply = ({head!r} + {dense!r} * 4_000_000)[:{len(head) + 3_999_999}]
+    while reply: reply = reply[os.write(0, reply):]
+    time.sleep(60)
+"""
+    outcome = attack(bare_sandbox, source, timeout=20.0)
     assert outcome.error is not None
     assert outcome.error.type == ("invalid_output" if dense == b"]" else "output_too_large")
 
@@ -279,49 +285,6 @@ def f():
     assert attack(bare_sandbox, source, memory_limit=64).value <= 66
 
 
-FILL = """
-import ctypes
-def f(flags, protection):
-    libc = ctypes.CDLL(None)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] + [ctypes.c_int] * 3 + [ctypes.c_long]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-    word = ctypes.c_uint64
-    class Map(ctypes.Structure): pass
-    Map._fields_ = [("at", word), ("name", ctypes.c_char_p), ("_", word), ("next", ctypes.POINTER(Map))]
-    item, room, filled, step = ctypes.cast(libc._handle, ctypes.POINTER(Map)), 0, 0, 1 << 18
-    while item:
-        library, item = item.contents, item.contents.next
-        if any(part in (library.name or b"") for part in (b"_codecs_", b"unicodedata", b"_decimal", b"crypto")):
-            start, = word.from_address(library.at + 32),
-            headers = [library.at + start.value + 56 * n for n in range(ctypes.c_uint16.from_address(library.at + 56).value)]
-            loaded = [at for at in headers if ctypes.c_uint32.from_address(at).value == 1]
-            end = max(word.from_address(at + 16).value + word.from_address(at + 40).value for at in loaded)
-            size = (end + 4095) & ~4095
-            if libc.munmap(library.at, size) == 0: room += size
-    while (at := libc.mmap(None, step, 3, flags, -1, 0)) not in (None, 2**64 - 1):
-        libc.memset(at, 1, step)
-        libc.mprotect(at, step, protection)
-        filled += step
-    return [room >> 20, filled >> 20]
-"""
-
-
-@pytest.mark.parametrize(
-    ("flags", "protection"),
-    [(0x22, 3), (0x22, 1), (0x22, 0), (0x122, 3)],
-    ids=["plain", "then only readable", "then not even that", "as a stack"],
-)
-def test_room_of_unmapped_libraries_cannot_be_filled(bare_sandbox: Sandbox, flags: int, protection: int) -> None:
-    arguments = {"flags": flags, "protection": protection}
-    outcome = bare_sandbox.call(FILL, "f", arguments, check=False, memory_limit=32)
-    room, filled = outcome.value
-    assert room >= 2
-    assert filled <= 32
-
-
 def test_no_state_reaches_the_next_call(bare_sandbox: Sandbox) -> None:
     source = """
 import builtins, sys, json
@@ -377,7 +340,7 @@ def f():
     ],
 )
 def test_odd_functions_end_tidily(bare_sandbox: Sandbox, source: str) -> None:
-    outcome = attack(bare_sandbox, source)
+    outcome = attack(bare_sandbox, source, timeout=2.0)
     assert isinstance(outcome, Outcome)
     assert outcome.error is None or outcome.error.type != "unavailable"
     assert bare_sandbox.call("def f(): return 'fine'", "f", {}).value == "fine"

@@ -24,6 +24,7 @@ from shared.sandbox.fork_server import ForkServer, ZygoteLost
 from shared.sandbox.parked import ParkedChild
 
 DOUBLE = "def f(x): return 2 * x"
+SLEEP = "import time\ndef f(): time.sleep(30)"
 ROOT = str(Path(__file__).resolve().parents[2])
 
 
@@ -100,25 +101,6 @@ def test_many_threads_share_one_zygote() -> None:
         assert list(outcomes) == [2 * x for x in range(150)]
 
 
-def test_long_calls_do_not_keep_others_waiting() -> None:
-    gate, release = threading.Barrier(9), "import time\ndef f(): time.sleep(30)"
-    with Sandbox(pool=2) as sandbox:
-
-        def hold() -> None:
-            gate.wait()
-            sandbox.call(release, "f", {}, timeout=2)
-
-        holders = [threading.Thread(target=hold) for _ in range(8)]
-        for holder in holders:
-            holder.start()
-        gate.wait()
-        outcome = sandbox.call(DOUBLE, "f", {"x": 1}, timeout=1)
-        assert outcome.value == 2
-        assert any(holder.is_alive() for holder in holders)
-        for holder in holders:
-            holder.join()
-
-
 def test_a_fork_of_the_owner_has_a_zygote_of_its_own() -> None:
     with Sandbox() as sandbox:
         assert works(sandbox)
@@ -171,9 +153,6 @@ def zygote_below(server: ForkServer) -> int:
     return children(server.pid)[0] if "pid_namespace" in server.layers else server.pid
 
 
-SLEEP = "import time\ndef f(): time.sleep(30)"
-
-
 def in_thread(sandbox: Sandbox) -> tuple[ParkedChild, threading.Thread, list[Outcome]]:
     """Make a long call in a thread, and return its child once that has the whole request."""
     outcomes: list[Outcome] = []
@@ -190,6 +169,17 @@ def in_thread(sandbox: Sandbox) -> tuple[ParkedChild, threading.Thread, list[Out
         thread.start()
         child = under_way.get()
     return child, thread, outcomes
+
+
+def test_long_calls_do_not_keep_others_waiting() -> None:
+    with Sandbox(pool=2) as sandbox:
+        assert works(sandbox)
+        holders = [in_thread(sandbox)[1] for _ in range(8)]
+        assert works(sandbox)
+        assert all(holder.is_alive() for holder in holders)
+        sandbox.close()
+        for holder in holders:
+            holder.join()
 
 
 def test_a_call_that_ends_with_its_zygote_may_be_made_again() -> None:
@@ -217,13 +207,14 @@ def test_a_child_that_is_killed_from_outside_is_no_fault_of_its_function() -> No
 
 
 def test_zygotes_that_die_under_many_calls_leave_nothing_behind() -> None:
+    source = "import time\ndef f(x):\n    time.sleep(0.1)\n    return x"
     with Sandbox() as sandbox, ThreadPoolExecutor(20) as pool:
         assert works(sandbox)
         descriptors = len(os.listdir("/proc/self/fd"))
         ended: list[str] = []
 
         def call(x: int) -> None:
-            outcome = sandbox.call("import time\ndef f(x):\n    time.sleep(0.1)\n    return x", "f", {"x": x})
+            outcome = sandbox.call(source, "f", {"x": x}, timeout=60)
             assert outcome.value == x if outcome.ok else outcome.error is not None
             ended.append(outcome.error.type if outcome.error else "ok")
 
@@ -265,7 +256,7 @@ def test_a_zygote_without_descriptors_left_goes_on() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         server = sandbox._server
         # The zygote has inherited the limit, and keeps a descriptor of each child.
-        outcomes = pool.map(lambda x: sandbox.call(source, "f", {"x": x}).value, range(few))
+        outcomes = pool.map(lambda x: sandbox.call(source, "f", {"x": x}, timeout=60).value, range(few))
         assert list(outcomes) == list(range(few))
         assert sandbox._server is server
 

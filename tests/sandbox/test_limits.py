@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import time
 from typing import Any
 from unittest.mock import patch
@@ -9,6 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from shared.sandbox import Limits, Sandbox, SandboxFault
+from shared.sandbox.parked import ParkedChild
 
 
 def fault(sandbox: Sandbox, source: str, **options: Any) -> SandboxFault:
@@ -93,7 +95,12 @@ def test_a_deadline_that_passes_before_the_first_look(sandbox: Sandbox) -> None:
 
 def test_an_answer_is_in_time_when_it_was_its_reader_that_stood_still(sandbox: Sandbox) -> None:
     assert sandbox.call("def f(): return 1", "f", {}).ok
-    with patch.object(sandbox._server, "watch", lambda child, seconds: time.sleep(1)):
+
+    def stand_still(child: ParkedChild, seconds: float) -> None:
+        select.select([child.channel], [], [])
+        time.sleep(seconds)
+
+    with patch.object(sandbox._server, "watch", stand_still):
         outcome = sandbox.call("import time\ndef f():\n    time.sleep(0.1)\n    return 1", "f", {}, timeout=0.5)
     assert outcome.value == 1
 

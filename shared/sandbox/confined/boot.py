@@ -119,6 +119,8 @@ def _prepare_interpreter(settings: dict[str, Any]) -> list[Callable[[], object]]
 
 
 _FINDERS = ("BuiltinImporter", "FrozenImporter")
+
+
 def _preload(path: list[str], names: list[str]) -> list[Callable[[], object]]:
     """Import the modules of the host's choice, and note their at-fork hooks: `libc.fork` runs none."""
     hooks: list[Callable[[], object]] = []
@@ -210,12 +212,12 @@ def _seal(layers: confinement.Layers, architecture: Architecture) -> None:
 
 
 def _withhold(standard_library: bool) -> None:
-    """Keep out of the reach of functions what the zygote loaded for itself, and the finders that would load it again.
+    """Remove from `sys.modules` what the zygote loaded for itself, and the finders that would load it again.
 
-    The modules stay in memory: others refer to them.
+    The modules stay in memory, because other modules refer to them.
 
     Args:
-        standard_library: whether its modules are withheld too. Preloaded packages may import them late.
+        standard_library: whether its modules are withheld too. Preloaded packages may still have to import them.
     """
     for name in list(sys.modules):
         if modules.is_own(name) or (standard_library and modules.is_withheld(name)):

@@ -133,8 +133,8 @@ def _serve(receive: Callable[[], bytes], own_size: int = 0) -> bytes:
         own_size: bytes of address space that the host could not know of.
     """
     order = request.read(receive)
-    sizes = (min(size + own_size, limits.HIGHEST) for size in (order.address_space, order.data))
-    limits.limit_call(*sizes, order.cpu_seconds)
+    address_space, data = (min(size + own_size, limits.HIGHEST) for size in (order.address_space, order.data))
+    limits.limit_call(address_space, data, order.cpu_seconds)
     if order.operation in runner.OPERATIONS:
         return runner.serve(order)
     return canary.attempt(order)

@@ -21,8 +21,8 @@ def _tighten(name: str, value: int) -> None:
 
 
 def limit_stack() -> None:
-    """A known stack, whatever the host's is: the C stack decides where deep recursion ends. It counts as address space
-    and not as data, so that no function may raise it."""
+    """A known stack, whatever the host's is: the C stack decides where deep recursion ends. A function must not raise
+    its limit: a stack is not data."""
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     _tighten("STACK", STACK if hard == resource.RLIM_INFINITY else min(STACK, hard))
 
@@ -55,8 +55,8 @@ def limit_call(address_space: int, data: int, cpu_seconds: int) -> None:
 
     Args:
         address_space: bytes in all, the interpreter's own included.
-        data: bytes of private writable memory, the interpreter's own included. A function that unmaps the libraries
-            of the interpreter has address space to spare, and may not fill it.
+        data: bytes of private writable memory, the interpreter's own included. A function that unmaps the interpreter's
+            libraries gains address space, but no memory.
         cpu_seconds: after which the kernel kills; the host's watch is the precise one.
     """
     limits = (

@@ -62,7 +62,7 @@ WITHHELD = frozenset({
     # ways to load more
     "_frozen_importlib", "_frozen_importlib_external", "_imp", "importlib", "marshal", "zipimport",
 })  # fmt: skip
-"""Modules that the zygote loads for itself, or that safe ones are built on, and that no function has to import."""
+"""Modules that the zygote or a safe module has loaded, and that functions do not import."""
 
 _OWN = ("__main__", __package__)
 

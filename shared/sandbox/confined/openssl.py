@@ -1,4 +1,4 @@
-"""Keeps OpenSSL out of the zygote. It must be called before anything imports `asyncio` or `hashlib`, which load it."""
+"""Keeps OpenSSL out of the zygote. `leave_out` must run before the first import of `asyncio` or `hashlib`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ _OWN_DIGESTS = ("_md5", "_sha1", "_blake2", "_sha3")
 
 
 def leave_out() -> None:
-    """Python's own digests do; five megabytes of libcrypto and libssl would be more to copy and to attack."""
+    """Python's own digests suffice; libcrypto and libssl would be five megabytes more to copy and to attack."""
     if all(importlib.util.find_spec(name) for name in _OWN_DIGESTS):
         sys.modules["_hashlib"] = sys.modules["ssl"] = sys.modules["_ssl"] = None  # type: ignore[assignment]

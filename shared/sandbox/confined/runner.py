@@ -126,7 +126,7 @@ def _compile(request: Request) -> Any:
     except ValueError as error:
         raise Fault("syntax_error", f"the source cannot be compiled: {error}") from None
     except (RecursionError, MemoryError):
-        # The parser calls it a lack of memory too. The host, which knows how much was taken, tells one from the other.
+        # Python's parser reports deep nesting as a lack of memory. The host tells the two apart by the memory used.
         raise Fault("recursion", "the source is nested too deeply to be compiled") from None
     if request.check and (name := policy.forbidden_in_code(code)):
         raise _forbidden(request, name)

@@ -78,8 +78,8 @@ class Rule:
 
 NO_EXEC = Test(2, "clear", (PROT_EXEC,))
 OWN_MEMORY = Test(3, "equal", (MAP_PRIVATE,), MAP_KINDS)
-"""Shared memory belongs to a file of the kernel's: unmapped, it stays, and no limit of the process counts it. What grows
-downwards counts as a stack, and not as data."""
+"""Shared memory belongs to a file of the kernel's: unmapped, it stays, and no limit of the process counts it. Memory
+that grows downwards counts as a stack, not as data."""
 
 
 def _channel_only(call: str, reason: str) -> Rule:
@@ -93,7 +93,7 @@ def _static_clock(call: str, reason: str) -> Rule:
 
 COMPUTE = (
     Rule("mmap", "memory for objects; never executable, never shared", (NO_EXEC, OWN_MEMORY)),
-    Rule("mprotect", "the allocator grows its heaps; never to less, which stays in memory and is no data any more",
+    Rule("mprotect", "the allocator grows its heaps; never less, which would stay in memory and not count as data",
          (Test(2, "equal", (PROT_READ_WRITE,)),)),
     Rule("munmap", "memory given back"),
     Rule("mremap", "large blocks grow in place; keeps its protection"),
@@ -126,9 +126,11 @@ REFUSED = (
     Rule("execve", "no program is ever started", verdict=KILL),
     Rule("execveat", "no program is ever started", verdict=KILL),
     Rule("ptrace", "no process is ever looked into", verdict=KILL),
-    *(Rule(call, "no library calls it by accident: it is how holes in the kernel are used", verdict=KILL) for call in (
-        "add_key", "bpf", "io_uring_setup", "keyctl", "mount", "perf_event_open", "request_key", "userfaultfd",
-    )),
+    *(
+        Rule(call, "no library calls it by accident, and exploits of the kernel do", verdict=KILL)
+        for call in ("add_key", "bpf", "io_uring_setup", "keyctl", "mount", "perf_event_open", "request_key",
+                     "userfaultfd")
+    ),
     Rule("fork", "one process a call (x86_64 only)", verdict=KILL),
     Rule("vfork", "one process a call (x86_64 only)", verdict=KILL),
     Rule("clone3", "the C library falls back to clone, whose arguments a filter can read",
