@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 from shared.errors import Unavailable
@@ -19,7 +20,7 @@ from shared.sandbox.code_cache import CodeCache
 from shared.sandbox.confined.modules import SAFE_IMPORTS
 from shared.sandbox.confined.request import Request
 from shared.sandbox.conversation import ChildGone, Conversation, Ended
-from shared.sandbox.fork_server import ForkServer, ZygoteLost, ZygoteRefused
+from shared.sandbox.fork_server import ForkServer, PackageRefused, ZygoteLost, ZygoteRefused
 from shared.sandbox.outcome import Limits, Outcome, Problem, SandboxFault, SandboxRefused
 
 MEGABYTE = 1 << 20
@@ -48,8 +49,8 @@ class Sandbox:
     Starts at its first use. Safe to share between threads; a fork of its owner gets a zygote of its own.
 
     Args:
-        preload: modules to import before confinement, besides the safe set. They are trusted code: they run
-            unconfined once, when the zygote starts.
+        preload: packages to import before confinement, with all of their submodules, besides the safe set. They are
+            trusted code: they run unconfined once, when the zygote starts. Functions have to do without one that fails.
         limits: bounds of sizes.
         pool: children to keep parked.
     """
@@ -62,7 +63,8 @@ class Sandbox:
         pool: int = 3,
         _without: frozenset[str] = frozenset(),
     ) -> None:
-        self._preload = tuple(preload)
+        self._preload = tuple(dict.fromkeys(preload))
+        self._failed: dict[str, str] = {}
         self._limits = limits or Limits()
         self._pool = pool
         self._without = _without
@@ -114,6 +116,28 @@ class Sandbox:
             SandboxRefused: functions cannot be confined on this machine.
         """
         return self._answering().notes
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The preloaded packages that functions may import.
+
+        Raises:
+            SandboxRefused: functions cannot be confined on this machine.
+            Unavailable: the zygote did not start this time.
+        """
+        self._answering()
+        return tuple(name for name in self._preload if name not in self._failed)
+
+    @property
+    def failed_packages(self) -> Mapping[str, str]:
+        """The preloaded packages that functions have to do without, and why.
+
+        Raises:
+            SandboxRefused: functions cannot be confined on this machine.
+            Unavailable: the zygote did not start this time.
+        """
+        self._answering()
+        return MappingProxyType(self._failed)
 
     def call(
         self,
@@ -324,7 +348,7 @@ class Sandbox:
         if reason := levels.unsupported():
             raise SandboxRefused(levels.explain(reason))
         try:
-            server = ForkServer(self._preload, self._without, self._pool)
+            server = self._start_with_packages()
         except ZygoteRefused as error:
             raise SandboxRefused(levels.explain(str(error))) from None
         if self._without:
@@ -340,6 +364,17 @@ class Sandbox:
             server.close()
             raise SandboxRefused(levels.explain_layers(server.layers, server.notes, failures))
         return server
+
+    def _start_with_packages(self) -> ForkServer:
+        """A zygote with all packages that can be had."""
+        self._failed = {}
+        while True:
+            preload = tuple(name for name in self._preload if name not in self._failed)
+            try:
+                return ForkServer(preload, self._failed, self._without, self._pool)
+            except PackageRefused as refusal:
+                logger.warning("functions have to do without the package %s: %s", refusal.name, refusal.reason)
+                self._failed[refusal.name] = refusal.reason
 
     def _discard(self, server: Server) -> None:
         """Stop using a zygote that is lost; the next call starts another."""
