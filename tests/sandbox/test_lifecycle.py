@@ -450,31 +450,6 @@ def test_ten_thousand_calls_leak_nothing() -> None:
         assert zygote_memory(sandbox) <= before + 2_000
 
 
-def test_a_preload_that_cannot_be_imported_is_refused() -> None:
-    with (
-        Sandbox(preload=("no_such_module",)) as sandbox,
-        pytest.raises(SandboxRefused, match="no_such_module"),
-    ):
-        sandbox.call(DOUBLE, "f", {"x": 1})
-
-
-def test_a_preload_that_starts_a_thread_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "threaded.py").write_text("import threading\nthreading.Thread(target=threading.Event().wait).start()")
-    monkeypatch.syspath_prepend(tmp_path)
-    with Sandbox(preload=("threaded",)) as sandbox, pytest.raises(SandboxRefused, match="thread"):
-        sandbox.call(DOUBLE, "f", {"x": 1})
-
-
-def test_a_preload_that_shares_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sharing.py").write_text("import mmap\nkept = mmap.mmap(-1, 4096)")
-    monkeypatch.syspath_prepend(tmp_path)
-    with (
-        Sandbox(preload=("sharing",)) as sandbox,
-        pytest.raises(SandboxRefused, match="shares writable memory"),
-    ):
-        sandbox.call(DOUBLE, "f", {"x": 1})
-
-
 def test_missing_layers_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.sandbox.levels.ESSENTIAL", frozenset({"seccomp", "a layer of tomorrow"}))
     with Sandbox() as sandbox, pytest.raises(SandboxRefused, match="a layer of tomorrow"):

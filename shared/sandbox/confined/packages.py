@@ -7,7 +7,6 @@ shared memory, system calls in a hook of `fork`) is found out here, before it ta
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import os
 import pkgutil
 import re
@@ -16,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from importlib import metadata
 from types import ModuleType
 
 from . import child, libc, privileges, shortage
@@ -88,7 +86,7 @@ def _load_one(name: str, hooks: list[child.Hook], architecture: Architecture) ->
 def _import_with_submodules(name: str) -> None:
     package = importlib.import_module(name)
     guard = _NothingElse(name.partition(".")[0])
-    sys.meta_path.insert(0, guard)
+    sys.meta_path.insert(0, guard)  # type: ignore[arg-type]
     try:
         for submodule in _submodules(package):
             _import_if_possible(submodule)
@@ -115,7 +113,7 @@ def _import_if_possible(name: str) -> None:
             raise
 
 
-class _NothingElse(importlib.abc.MetaPathFinder):
+class _NothingElse:
     """Keeps the submodules of a package from bringing more along than it requires.
 
     Other packages (a test runner, the frameworks that it has integrations for) would cost each child memory and time.
@@ -133,23 +131,25 @@ class _NothingElse(importlib.abc.MetaPathFinder):
     @cached_property
     def _required(self) -> set[str]:
         """Top-level modules of the distributions that the package's own one depends on, however far away."""
+        # Where nothing is preloaded, it would be half a megabyte for nothing.
+        from importlib import metadata
+
+        def requirements(distribution: str) -> set[str]:
+            try:
+                lines = metadata.requires(distribution) or ()
+            except metadata.PackageNotFoundError:
+                return set()
+            names = (_NAME.match(line) for line in lines if not _OPTIONAL.search(line))
+            return {_normalised(name.group()) for name in names if name}
+
         providers = metadata.packages_distributions()
         wanted: set[str] = set()
         missing = {_normalised(distribution) for distribution in providers.get(self._package, ())}
         while missing:
             name = missing.pop()
             wanted.add(name)
-            missing |= _requirements(name) - wanted
+            missing |= requirements(name) - wanted
         return {module for module, names in providers.items() if wanted & set(map(_normalised, names))}
-
-
-def _requirements(distribution: str) -> set[str]:
-    try:
-        lines = metadata.requires(distribution) or ()
-    except metadata.PackageNotFoundError:
-        return set()
-    names = (_NAME.match(line) for line in lines if not _OPTIONAL.search(line))
-    return {_normalised(name.group()) for name in names if name}
 
 
 def _normalised(distribution: str) -> str:
@@ -191,7 +191,7 @@ def _trial(hooks: list[child.Hook], architecture: Architecture) -> str | None:
             os._exit(_end_of(grandchild))
         finally:
             os._exit(_FAILED)
-    return _COMPLAINTS.get(end := _end_of(pid), f"a new process is killed by signal {end}, wherever it is loaded")
+    return _COMPLAINTS.get(end := _end_of(pid), f"every new process in which it is loaded is killed by signal {end}")
 
 
 def _end_of(pid: int) -> int:
