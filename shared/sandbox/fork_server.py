@@ -82,9 +82,7 @@ class ForkServer:
         PackageRefused: it may serve without one of the modules.
     """
 
-    def __init__(
-        self, preload: tuple[str, ...], failed: Mapping[str, str], without: frozenset[str], pool: int
-    ) -> None:
+    def __init__(self, preload: tuple[str, ...], failed: Mapping[str, str], without: frozenset[str], pool: int) -> None:
         self._condition = threading.Condition()
         self._trouble: ZygoteLost | ZygoteRefused | PackageRefused | None = None
         self._loading: str | None = None

@@ -75,9 +75,7 @@ def _tell(control: socket.socket, kind: bytes, facts: dict[str, Any]) -> None:
     control.send(wire.NOTICE.pack(kind, 0, 0) + json.dumps(facts).encode())
 
 
-def _equipment(
-    layers: confinement.Layers, architecture: Architecture, hooks: list[child.Hook]
-) -> child.Equipment:
+def _equipment(layers: confinement.Layers, architecture: Architecture, hooks: list[child.Hook]) -> child.Equipment:
     strict = Filter(CHILD_RULES, architecture) if layers.wanted("seccomp") else None
     with_rlimits = layers.wanted("rlimits")
     layers.active += ["seccomp"] * bool(strict) + ["rlimits"] * with_rlimits

@@ -29,10 +29,10 @@ class _Facade(ModuleType):
     """The names of a module that are shown; its submodules are found when they are asked for."""
 
     def __getattr__(self, name: str) -> Any:
-        submodule = sys.modules.get(f"{self.__name__}.{name}")
-        if submodule is not None and (_has_facade(submodule) or is_allowed(submodule.__name__, preloaded)):
+        submodule = _submodule(self.__name__, name)
+        if submodule is not None:
             return of(submodule)
-        if name in _hidden[self.__name__]:
+        if name in _hidden.get(self.__name__, ()):
             raise AttributeError(_explain(self.__name__, name))
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
@@ -86,7 +86,15 @@ def hidden_name(module: str, names: Sequence[str]) -> str | None:
     if real is None or not _has_facade(real):
         return None
     of(real)
-    return next((_explain(module, name) for name in names if name in _hidden[module]), None)
+    hidden = (name for name in names if name in _hidden[module] and _submodule(module, name) is None)
+    return next((_explain(module, name) for name in hidden), None)
+
+
+def _submodule(module: str, name: str) -> ModuleType | None:
+    """A module below another one, if it is loaded and functions may see it."""
+    found = sys.modules.get(f"{module}.{name}")
+    seen = found is not None and (_has_facade(found) or is_allowed(found.__name__, preloaded))
+    return found if seen else None
 
 
 def _has_facade(module: ModuleType) -> bool:

@@ -3,6 +3,7 @@ refused with a clear error instead of by the kernel."""
 
 from __future__ import annotations
 
+import email.utils
 import gzip
 import logging
 import os
@@ -34,7 +35,7 @@ class GzipFile(gzip.GzipFile):
     ) -> None:
         if fileobj is None:
             raise ValueError(NO_FILES)
-        super().__init__(filename, mode, compresslevel, fileobj, mtime)  # type: ignore[call-overload]
+        super().__init__(filename, mode, compresslevel, fileobj, mtime)
 
 
 def open_gzip(filename: Any, *arguments: Any, **options: Any) -> Any:
@@ -90,7 +91,7 @@ def parse_xml(source: Any, parser: Any = None) -> ElementTree:
 def iterparse(source: Any, *arguments: Any, **options: Any) -> Any:
     """`ElementTree.iterparse` for a file object."""
     _refuse_path(source)
-    return ET.iterparse(source, *arguments, **options)
+    return ET.iterparse(source, *arguments, **options)  # noqa: S314 that is what a confined process is for
 
 
 def canonicalize(xml_data: Any = None, *, out: Any = None, from_file: Any = None, **options: Any) -> Any:
@@ -106,12 +107,18 @@ def configure_logging(**options: Any) -> None:
     logging.basicConfig(**options)
 
 
+def make_msgid(idstring: str | None = None, domain: str = "localhost") -> str:
+    """`email.utils.make_msgid` without the name of this machine."""
+    return email.utils.make_msgid(idstring, domain)
+
+
 def limit_recursion(limit: int) -> None:
     """`sys.setrecursionlimit`, as far as the stack allows."""
     sys.setrecursionlimit(min(limit, MOST_FRAMES))
 
 
 REPLACED: dict[str, dict[str, Any]] = {
+    "email.utils": {"make_msgid": make_msgid},
     "gzip": {"GzipFile": GzipFile, "open": open_gzip},
     "logging": {"basicConfig": configure_logging},
     "sys": {"setrecursionlimit": limit_recursion},

@@ -21,14 +21,12 @@ from . import child, libc, privileges, shortage
 from .seccomp import ZYGOTE_RULES, Filter
 from .syscalls import Architecture
 
-ONE_THREAD = {
-    name: "1"
-    for name in (
-        "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS",
-        "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS",
-        "TBB_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
-    )
-}  # fmt: skip
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS",
+    "TBB_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+)  # fmt: skip
+ONE_THREAD = dict.fromkeys(_THREAD_VARIABLES, "1")
 """What numerical libraries read when they are loaded: a process with threads cannot be forked."""
 
 NOT_FOR_FUNCTIONS = frozenset({"__main__", "conftest", "test", "tests"})
@@ -55,8 +53,8 @@ def load(names: list[str], architecture: Architecture, announce: Callable[[str |
         announce: called with each name before its import, which may end this process, and with None after the last one.
 
     Returns:
-        What has to be called in each child: the packages' own hooks of `fork`, which `libc.fork` does not run, and fresh
-        seeds.
+        What has to be called in each child: the packages' own hooks of `fork`, which `libc.fork` does not run, and the
+        seeding of generators.
 
     Raises:
         PackageRefused: one of them cannot be had. It may have left anything behind: this process must not serve.
@@ -86,7 +84,7 @@ def _load_one(name: str, hooks: list[child.Hook], architecture: Architecture) ->
 def _import_with_submodules(name: str) -> None:
     package = importlib.import_module(name)
     guard = _NothingElse(name.partition(".")[0])
-    sys.meta_path.insert(0, guard)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, guard)
     try:
         for submodule in _submodules(package):
             _import_if_possible(submodule)

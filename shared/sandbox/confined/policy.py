@@ -88,7 +88,9 @@ def _way_out(name: str) -> str:
     if root in _NETWORK:
         return "functions have no network; call an HTTP tool instead"
     if root in sys.stdlib_module_names:
-        return "functions have no files, processes or environment; pass what they need as input, and keys in the secret of a tool"
+        return (
+            "functions have no files, processes or environment; pass what they need as input, keys as a tool's secret"
+        )
     return "preload the package in the workers (MINION_SANDBOX_PRELOAD), and add it to `allowed_imports`"
 
 
