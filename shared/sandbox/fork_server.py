@@ -26,7 +26,9 @@ from shared.sandbox.confined import shortage, wire
 from shared.sandbox.parked import ParkedChild
 
 START_PATIENCE = 30.0
-"""Seconds in which a zygote must have loaded and confined itself; each preloaded package has as many."""
+"""Seconds in which a zygote must have loaded and confined itself, besides the packages."""
+PACKAGE_PATIENCE = 120.0
+"""Seconds in which a package must have been imported. The largest take 20 on a busy machine."""
 
 # The path is for `confined` alone: what is preloaded must not find this package's modules by short names.
 _BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from confined import boot; del sys.path[0]; boot.main()"
@@ -138,12 +140,13 @@ class ForkServer:
             self._wait_for_news(self._loading)
 
     def _wait_for_news(self, package: str | None) -> None:
+        patience = START_PATIENCE if package is None else PACKAGE_PATIENCE
         try:
-            self._wait_until(lambda: self._ready or self._loading != package, time.monotonic() + START_PATIENCE)
+            self._wait_until(lambda: self._ready or self._loading != package, time.monotonic() + patience)
         except ZygoteLost:
             if package is None:
                 raise
-            raise PackageRefused(package, f"its import did not end within {START_PATIENCE:g} s") from None
+            raise PackageRefused(package, f"its import did not end within {patience:g} s") from None
 
     # --- what callers need --------------------------------------------------------------------------------
 

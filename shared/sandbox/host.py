@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -17,7 +18,7 @@ from typing import Any, Self
 from shared.errors import Unavailable
 from shared.sandbox import insecure, levels, selftest
 from shared.sandbox.code_cache import CodeCache
-from shared.sandbox.confined.modules import SAFE_IMPORTS
+from shared.sandbox.confined.modules import SAFE_IMPORTS, is_allowed
 from shared.sandbox.confined.request import Request
 from shared.sandbox.conversation import ChildGone, Conversation, Ended
 from shared.sandbox.fork_server import ForkServer, PackageRefused, ZygoteLost, ZygoteRefused
@@ -196,7 +197,7 @@ class Sandbox:
         Args:
             source: Python source.
             entrypoint: the function that must be there.
-            allowed_imports: modules that it may import.
+            allowed_imports: modules that it may import, whether this sandbox has loaded them or not.
             input_schema: JSON Schema of the arguments, to compare the signature with.
             with_context: whether calls will pass a `context`.
 
@@ -225,13 +226,15 @@ class Sandbox:
         if isinstance(allowed, str):
             raise TypeError("allowed_imports must be a collection of module names, not a string")
         if allowed is not SAFE_IMPORTS:
-            allowed = frozenset(name for name in allowed if self._is_loaded(name))
+            # Where a source is validated, nothing runs: it may be meant for workers that preload something else.
+            filtered = _is_dotted_name if operation == "validate" else self._may_be_imported
+            allowed = frozenset(filter(filtered, allowed))
         return Request(operation, entrypoint, allowed, check, self._limits.output, self._limits.stdout)
 
-    def _is_loaded(self, name: str) -> bool:
-        if not all(part.isidentifier() for part in name.split(".")):
-            return False
-        return name in self._importable or any(name.startswith(f"{root}.") for root in self._importable)
+    def _may_be_imported(self, name: str) -> bool:
+        """Whether a name may be on a function's list: of the standard library, only what is safe or preloaded."""
+        foreign = name.partition(".")[0] not in sys.stdlib_module_names
+        return _is_dotted_name(name) and (foreign or is_allowed(name, self._importable))
 
     def _fill(self, request: Request, source: str, arguments: object, context: object) -> None:
         request.source = _source_bytes(source, self._limits.source)
@@ -340,6 +343,7 @@ class Sandbox:
                 raise
             logger.warning("FUNCTIONS RUN UNCONFINED: %s=%s. %s", insecure.PERMISSION, insecure.PERMITTED, refusal)
             self._level = "insecure"
+            self._failed = dict.fromkeys(self._preload, "nothing is preloaded where functions run unconfined")
             return insecure.InsecureServer()
         logger.info("sandbox started: level %s, layers %s", self._level, ", ".join(server.layers))
         return server
@@ -390,6 +394,10 @@ class Sandbox:
         self._codes = CodeCache()
         if server is not None:
             server.disown()
+
+
+def _is_dotted_name(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
 
 
 def _unavailable(reason: str) -> SandboxFault:

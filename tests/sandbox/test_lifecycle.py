@@ -466,12 +466,13 @@ def test_insecure_development_needs_permission(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("shared.sandbox.levels.unsupported", lambda: "no confinement is known for plan9")
-    with Sandbox() as sandbox:
+    with Sandbox(preload=["acme"]) as sandbox:
         with pytest.raises(SandboxRefused, match="plan9"):
             sandbox.call(DOUBLE, "f", {"x": 1})
         monkeypatch.setenv("MINION_SANDBOX", "insecure-development")
         assert works(sandbox)
         assert sandbox.level == "insecure"
+        assert "acme" in sandbox.failed_packages
         assert "FUNCTIONS RUN UNCONFINED" in caplog.text
         slow = sandbox.call("def f():\n    while True: pass", "f", {}, timeout=0.5)
         assert slow.error is not None

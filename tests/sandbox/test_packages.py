@@ -83,6 +83,24 @@ def test_function_can_go_on_without_a_package_that_failed(write: Write) -> None:
         assert run(sandbox, source, "raising").value is True
 
 
+def test_package_that_is_not_preloaded_is_no_fault_of_the_function(sandbox: Sandbox) -> None:
+    error = run(sandbox, "import numpy\ndef f(): return 1", "numpy").error
+    assert error is not None
+    assert error.type == "exception"
+    assert "must be named in MINION_SANDBOX_PRELOAD" in error.message
+    assert sandbox.validate("import numpy\ndef f(): return 1", "f", allowed_imports=["numpy"]) == []
+
+
+def test_what_a_package_brings_along_has_to_be_named_too(write: Write) -> None:
+    write({"acme": "import acme_core", "acme_core": ""})
+    with Sandbox(preload=["acme"]) as sandbox:
+        error = run(sandbox, "import acme_core\ndef f(): return 1", "acme", "acme_core", "confined").error
+        assert error is not None
+        assert "this worker does not preload the package of 'acme_core'" in error.message
+        own = run(sandbox, "import confined.boot\ndef f(): return 1", "confined")
+        assert own.ok is False
+
+
 def test_package_whose_import_does_not_end_is_left_out(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     wait = ForkServer._wait_until
 

@@ -20,7 +20,7 @@ preloaded: set[str] = set()
 """Packages that the operator has chosen to show as they are. Set once, in the zygote."""
 
 _IMPORT_SYSTEM = frozenset({"__builtins__", "__cached__", "__file__", "__loader__", "__path__", "__spec__"})
-_PARENTS = frozenset({"urllib", "xml", "xml.etree"})
+_PARENTS = frozenset(".".join(parts[:-1]) for name in SAFE_IMPORTS if len(parts := name.split(".")) > 1) | {"xml"}
 _facades: dict[str, ModuleType] = {}
 _hidden: dict[str, frozenset[str]] = {}
 
@@ -95,6 +95,11 @@ def _submodule(module: str, name: str) -> ModuleType | None:
     found = sys.modules.get(f"{module}.{name}")
     seen = found is not None and (_has_facade(found) or is_allowed(found.__name__, preloaded))
     return found if seen else None
+
+
+def is_parent(name: str) -> bool:
+    """Whether this is a package above a module that functions may import."""
+    return name in _PARENTS or any(package.startswith(f"{name}.") for package in preloaded)
 
 
 def _has_facade(module: ModuleType) -> bool:

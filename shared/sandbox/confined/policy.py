@@ -101,8 +101,13 @@ _NETWORK = frozenset({
 
 
 def missing_package(name: str) -> str | None:
-    """Why a module is not there although the function may import it: its package could not be preloaded."""
-    return next((reason for package, reason in failed_packages.items() if is_allowed(name, {package})), None)
+    """Why a module is not there although the function may import it; None if it is there. No fault of the function."""
+    for package, reason in failed_packages.items():
+        if is_allowed(name, {package}):
+            return f"the package of {name!r} could not be preloaded by this worker: {reason}"
+    if is_allowed(name, IMPLICIT_IMPORTS) or is_allowed(name, facades.preloaded) or facades.is_parent(name):
+        return None
+    return f"this worker does not preload the package of {name!r}: it must be named in MINION_SANDBOX_PRELOAD"
 
 
 def restricted_builtins(allowed: frozenset[str]) -> dict[str, Any]:
@@ -133,7 +138,7 @@ def _import_hook(real: Callable[..., ModuleType], allowed: frozenset[str]) -> Ca
         if problem := import_problem(name, fromlist or (), level, allowed):
             raise ImportDenied(problem, name=name)
         if reason := missing_package(name):
-            raise ImportError(f"the package of {name!r} could not be preloaded by this worker: {reason}", name=name)
+            raise ImportError(reason, name=name)
         return facades.of(real(name, globals, locals, fromlist, level))
 
     return __import__
