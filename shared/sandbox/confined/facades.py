@@ -10,7 +10,7 @@ import mimetypes
 import pathlib
 import sys
 from collections.abc import Sequence
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, TextIO
 
 from .in_memory import REPLACED
@@ -74,10 +74,18 @@ def prepare() -> None:
     for module in list(sys.modules.values()):
         if module is not None:
             of(module)
+    _show_flavours()
+
+
+def _show_flavours() -> None:
+    """From Python 3.12 on, a kind of path names the module that computes it, which knows `os`."""
+    copies: dict[str, ModuleType] = {}
     for kind in (pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath):
         for attribute in ("_flavour", "parser"):
             if isinstance(flavour := vars(kind).get(attribute), ModuleType):
-                setattr(kind, attribute, SimpleNamespace(**_plain(flavour)))
+                copy = copies.setdefault(flavour.__name__, ModuleType(flavour.__name__))
+                vars(copy).update(_plain(flavour))
+                setattr(kind, attribute, copy)
 
 
 def hidden_name(module: str, names: Sequence[str]) -> str | None:
