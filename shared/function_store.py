@@ -17,6 +17,7 @@ from shared.function_runner import StoredFunction, get_sandbox, run_function, ve
 from shared.json_values import JsonValue, check
 from shared.models import Function, FunctionVersion, SecurityEvent
 from shared.sandbox import SAFE_IMPORTS
+from shared.sandbox.confined.modules import is_allowed
 from shared.schemas import AnyDefinition, FunctionDefinition, parse_definition
 from shared.settings import get_settings
 
@@ -34,12 +35,12 @@ def validate_code(definition: FunctionDefinition) -> None:
     """
     config = definition.config
     place = f"function {definition.name!r}"
-    known = set(SAFE_IMPORTS) | set(get_settings().sandbox_preload)
-    unknown = [name for name in config.allowed_imports if name not in known]
+    known = SAFE_IMPORTS | set(get_settings().sandbox_preload)
+    unknown = [name for name in config.allowed_imports if not is_allowed(name, known)]
     if unknown and config.safe_mode:
         raise InvalidDefinition(
             f"{place}, config.allowed_imports: {', '.join(unknown)} cannot be imported in the sandbox. "
-            f"Safe modules are: {', '.join(sorted(SAFE_IMPORTS))}."
+            f"Safe modules are: {', '.join(sorted(SAFE_IMPORTS))}. Packages must be preloaded (MINION_SANDBOX_PRELOAD)."
         )
     problems = get_sandbox().validate(
         definition.code,

@@ -110,6 +110,10 @@ def _sandbox(settings: Settings) -> Iterator[Finding]:
     level = sandbox.level
     advice = levels.explain_strong(sandbox.notes) if level == "strong" else "; ".join(sandbox.notes)
     yield Finding("sandbox", "ok" if level != "insecure" else "failed", f"level {level}", advice)
+    for name in sandbox.packages:
+        yield Finding(f"package {name}", "ok", "preloaded")
+    for name, why in sandbox.failed_packages.items():
+        yield Finding(f"package {name}", "failed", why, "mend it, or take it out of MINION_SANDBOX_PRELOAD")
 
 
 def _integrations(settings: Settings) -> Iterator[Finding]:

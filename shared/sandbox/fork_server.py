@@ -18,7 +18,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from shared.sandbox.confined import shortage, wire
 from shared.sandbox.parked import ParkedChild
 
 START_PATIENCE = 30.0
-"""Seconds in which a zygote must have loaded and confined itself."""
+"""Seconds in which a zygote must have loaded and confined itself, besides the packages."""
+PACKAGE_PATIENCE = 120.0
+"""Seconds in which a package must have been imported. The largest take 20 on a busy machine."""
 
 # The path is for `confined` alone: what is preloaded must not find this package's modules by short names.
 _BOOT = (
@@ -43,6 +45,14 @@ class ZygoteLost(Exception):
 
 class ZygoteRefused(Exception):
     """The zygote started and will not serve; the text says why."""
+
+
+class PackageRefused(Exception):
+    """The zygote cannot serve with a package; `name` and `reason` say which, and why. Without it, another one may."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
 
 
 def _environment() -> dict[str, str]:
@@ -67,17 +77,20 @@ class ForkServer:
 
     Args:
         preload: modules to import before confinement.
+        failed: others that functions have to do without, and why.
         without: layers to leave out (tests of single layers only).
         pool: children to keep parked.
 
     Raises:
         ZygoteLost: it could not be started.
         ZygoteRefused: it will not serve.
+        PackageRefused: it may serve without one of the modules.
     """
 
-    def __init__(self, preload: tuple[str, ...], without: frozenset[str], pool: int) -> None:
+    def __init__(self, preload: tuple[str, ...], failed: Mapping[str, str], without: frozenset[str], pool: int) -> None:
         self._condition = threading.Condition()
-        self._trouble: ZygoteLost | ZygoteRefused | None = None
+        self._trouble: ZygoteLost | ZygoteRefused | PackageRefused | None = None
+        self._loading: str | None = None
         self._parked: deque[ParkedChild] = deque()
         self._ended: dict[int, int] = {}
         self._taken: weakref.WeakSet[ParkedChild] = weakref.WeakSet()
@@ -87,10 +100,10 @@ class ForkServer:
         self._address_space = 0
         self.layers: tuple[str, ...] = ()
         self.notes: tuple[str, ...] = ()
-        self._start(preload, without)
+        self._start({"preload": list(preload), "failed": dict(failed), "without": sorted(without)})
         self._refill(pool)
 
-    def _start(self, preload: tuple[str, ...], without: frozenset[str]) -> None:
+    def _start(self, settings: dict[str, Any]) -> None:
         try:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
@@ -110,19 +123,33 @@ class ForkServer:
         self.pid = self._process.pid
         self._owner = os.getpid()
         path = [os.path.abspath(entry) for entry in sys.path]
-        settings = {"path": path, "preload": list(preload), "without": sorted(without), "host": os.getpid()}
+        settings = {"path": path, "host": os.getpid(), **settings}
         arguments = (weakref.ref(self), self._control)
         self._reader = threading.Thread(target=_read_notices, args=arguments, name="sandbox", daemon=True)
         try:
             self._reader.start()
             self._control.send(json.dumps(settings).encode())
-            self._wait_until(lambda: self._ready, time.monotonic() + START_PATIENCE)
+            self._wait_until_ready()
         except (RuntimeError, OSError) as error:
             self.close()
             raise ZygoteLost(f"the zygote cannot be started: {shortage.of(error) or error}") from None
-        except (ZygoteLost, ZygoteRefused):
+        except (ZygoteLost, ZygoteRefused, PackageRefused):
             self.close()
             raise
+
+    def _wait_until_ready(self) -> None:
+        """Wait for the zygote, and for each of its packages in turn."""
+        while not self._ready:
+            self._wait_for_news(self._loading)
+
+    def _wait_for_news(self, package: str | None) -> None:
+        patience = START_PATIENCE if package is None else PACKAGE_PATIENCE
+        try:
+            self._wait_until(lambda: self._ready or self._loading != package, time.monotonic() + patience)
+        except ZygoteLost:
+            if package is None:
+                raise
+            raise PackageRefused(package, f"its import did not end within {patience:g} s") from None
 
     # --- what callers need --------------------------------------------------------------------------------
 
@@ -252,7 +279,7 @@ class ForkServer:
         """
         self._wait_until(lambda: False, time.monotonic() + CLOSE_PATIENCE)
 
-    def _fail(self, trouble: ZygoteLost | ZygoteRefused) -> None:
+    def _fail(self, trouble: ZygoteLost | ZygoteRefused | PackageRefused) -> None:
         """Tell all who wait that it is in vain."""
         with self._condition:
             self._trouble = self._trouble or trouble
@@ -277,23 +304,32 @@ class ForkServer:
             self._fail(ZygoteLost(f"the zygote is gone: {error}"))
             return False
         if not data:
-            self._fail(ZygoteLost("the zygote was killed, perhaps because memory ran out"))
+            self._fail(self._reason_of_death())
             return False
         kind, number, value = wire.NOTICE.unpack_from(data)
         if kind == wire.PARKED:
             self._welcome(number, descriptors)
         elif kind == wire.FAILED:
             self._fail(ZygoteRefused(json.loads(data[wire.NOTICE.size :])["reason"]))
+        elif kind == wire.REFUSED:
+            self._fail(PackageRefused(**json.loads(data[wire.NOTICE.size :])))
         elif kind == wire.LOST:
             self._fail(ZygoteLost(json.loads(data[wire.NOTICE.size :])["reason"]))
         else:
             with self._condition:
                 if kind == wire.ENDED:
                     self._ended[number] = value
+                elif kind == wire.LOADING:
+                    self._loading = json.loads(data[wire.NOTICE.size :])["name"]
                 else:
                     self._learn(json.loads(data[wire.NOTICE.size :]))
                 self._condition.notify_all()
         return True
+
+    def _reason_of_death(self) -> ZygoteLost | PackageRefused:
+        if self._loading is not None:
+            return PackageRefused(self._loading, "the process that imported it ended; it crashes, or memory ran out")
+        return ZygoteLost("the zygote was killed, perhaps because memory ran out")
 
     def _welcome(self, number: int, descriptors: list[int]) -> None:
         if len(descriptors) != _EXPECTED_DESCRIPTORS:

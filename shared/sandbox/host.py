@@ -7,19 +7,21 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 from shared.errors import Unavailable
 from shared.sandbox import insecure, levels, selftest
 from shared.sandbox.code_cache import CodeCache
-from shared.sandbox.confined.modules import SAFE_IMPORTS
+from shared.sandbox.confined.modules import SAFE_IMPORTS, is_allowed
 from shared.sandbox.confined.request import Request
 from shared.sandbox.conversation import ChildGone, Conversation, Ended
-from shared.sandbox.fork_server import ForkServer, ZygoteLost, ZygoteRefused
+from shared.sandbox.fork_server import ForkServer, PackageRefused, ZygoteLost, ZygoteRefused
 from shared.sandbox.outcome import Limits, Outcome, Problem, SandboxFault, SandboxRefused
 
 MEGABYTE = 1 << 20
@@ -50,8 +52,8 @@ class Sandbox:
     Starts at its first use. Safe to share between threads; a fork of its owner gets a zygote of its own.
 
     Args:
-        preload: modules to import before confinement, besides the safe set. They are trusted code: they run
-            unconfined once, when the zygote starts.
+        preload: packages to import before confinement, with all of their submodules, besides the safe set. They are
+            trusted code: they run unconfined once, when the zygote starts. Functions have to do without one that fails.
         limits: bounds of sizes.
         pool: children to keep parked.
     """
@@ -64,7 +66,8 @@ class Sandbox:
         pool: int = 3,
         _without: frozenset[str] = frozenset(),
     ) -> None:
-        self._preload = tuple(preload)
+        self._preload = tuple(dict.fromkeys(preload))
+        self._failed: dict[str, str] = {}
         self._limits = limits or Limits()
         self._pool = pool
         self._without = _without
@@ -116,6 +119,28 @@ class Sandbox:
             SandboxRefused: functions cannot be confined on this machine.
         """
         return self._answering().notes
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The preloaded packages that functions may import.
+
+        Raises:
+            SandboxRefused: functions cannot be confined on this machine.
+            Unavailable: the zygote did not start this time.
+        """
+        self._answering()
+        return tuple(name for name in self._preload if name not in self._failed)
+
+    @property
+    def failed_packages(self) -> Mapping[str, str]:
+        """The preloaded packages that functions have to do without, and why.
+
+        Raises:
+            SandboxRefused: functions cannot be confined on this machine.
+            Unavailable: the zygote did not start this time.
+        """
+        self._answering()
+        return MappingProxyType(self._failed)
 
     def call(
         self,
@@ -174,7 +199,7 @@ class Sandbox:
         Args:
             source: Python source.
             entrypoint: the function that must be there.
-            allowed_imports: modules that it may import.
+            allowed_imports: modules that it may import, whether this sandbox has loaded them or not.
             input_schema: JSON Schema of the arguments, to compare the signature with.
             with_context: whether calls will pass a `context`.
 
@@ -203,13 +228,15 @@ class Sandbox:
         if isinstance(allowed, str):
             raise TypeError("allowed_imports must be a collection of module names, not a string")
         if allowed is not SAFE_IMPORTS:
-            allowed = frozenset(name for name in allowed if self._is_loaded(name))
+            # Where a source is validated, nothing runs: it may be meant for workers that preload something else.
+            filtered = _is_dotted_name if operation == "validate" else self._may_be_imported
+            allowed = frozenset(filter(filtered, allowed))
         return Request(operation, entrypoint, allowed, check, self._limits.output, self._limits.stdout)
 
-    def _is_loaded(self, name: str) -> bool:
-        if not all(part.isidentifier() for part in name.split(".")):
-            return False
-        return name in self._importable or any(name.startswith(f"{root}.") for root in self._importable)
+    def _may_be_imported(self, name: str) -> bool:
+        """Whether a name may be on a function's list: of the standard library, only what is safe or preloaded."""
+        foreign = name.partition(".")[0] not in sys.stdlib_module_names
+        return _is_dotted_name(name) and (foreign or is_allowed(name, self._importable))
 
     def _fill(self, request: Request, source: str, arguments: object, context: object) -> None:
         request.source = _source_bytes(source, self._limits.source)
@@ -320,6 +347,7 @@ class Sandbox:
                 raise
             logger.warning("FUNCTIONS RUN UNCONFINED: %s=%s. %s", insecure.PERMISSION, insecure.PERMITTED, refusal)
             self._level = "insecure"
+            self._failed = dict.fromkeys(self._preload, "nothing is preloaded where functions run unconfined")
             return insecure.InsecureServer()
         logger.info("sandbox started: level %s, layers %s", self._level, ", ".join(server.layers))
         return server
@@ -328,7 +356,7 @@ class Sandbox:
         if reason := levels.unsupported():
             raise SandboxRefused(levels.explain(reason))
         try:
-            server = ForkServer(self._preload, self._without, self._pool)
+            server = self._start_with_packages()
         except ZygoteRefused as error:
             raise SandboxRefused(levels.explain(str(error))) from None
         if self._without:
@@ -345,6 +373,17 @@ class Sandbox:
             raise SandboxRefused(levels.explain_layers(server.layers, server.notes, failures))
         return server
 
+    def _start_with_packages(self) -> ForkServer:
+        """A zygote with all packages that can be had."""
+        self._failed = {}
+        while True:
+            preload = tuple(name for name in self._preload if name not in self._failed)
+            try:
+                return ForkServer(preload, self._failed, self._without, self._pool)
+            except PackageRefused as refusal:
+                logger.warning("functions have to do without the package %s: %s", refusal.name, refusal.reason)
+                self._failed[refusal.name] = refusal.reason
+
     def _discard(self, server: Server) -> None:
         """Stop using a zygote that is lost; the next call starts another."""
         with self._lock:
@@ -359,6 +398,10 @@ class Sandbox:
         self._codes = CodeCache()
         if server is not None:
             server.disown()
+
+
+def _is_dotted_name(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
 
 
 def _unavailable(reason: str) -> SandboxFault:

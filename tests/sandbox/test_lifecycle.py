@@ -459,31 +459,6 @@ def test_ten_thousand_calls_leak_nothing() -> None:
         assert zygote_memory(sandbox) <= before + 2_000
 
 
-def test_a_preload_that_cannot_be_imported_is_refused() -> None:
-    with (
-        Sandbox(preload=("no_such_module",)) as sandbox,
-        pytest.raises(SandboxRefused, match="no_such_module"),
-    ):
-        sandbox.call(DOUBLE, "f", {"x": 1})
-
-
-def test_a_preload_that_starts_a_thread_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "threaded.py").write_text("import threading\nthreading.Thread(target=threading.Event().wait).start()")
-    monkeypatch.syspath_prepend(tmp_path)
-    with Sandbox(preload=("threaded",)) as sandbox, pytest.raises(SandboxRefused, match="thread"):
-        sandbox.call(DOUBLE, "f", {"x": 1})
-
-
-def test_a_preload_that_shares_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sharing.py").write_text("import mmap\nkept = mmap.mmap(-1, 4096)")
-    monkeypatch.syspath_prepend(tmp_path)
-    with (
-        Sandbox(preload=("sharing",)) as sandbox,
-        pytest.raises(SandboxRefused, match="shares writable memory"),
-    ):
-        sandbox.call(DOUBLE, "f", {"x": 1})
-
-
 def test_missing_layers_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.sandbox.levels.ESSENTIAL", frozenset({"seccomp", "a layer of tomorrow"}))
     with Sandbox() as sandbox, pytest.raises(SandboxRefused, match="a layer of tomorrow"):
@@ -500,12 +475,13 @@ def test_insecure_development_needs_permission(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("shared.sandbox.levels.unsupported", lambda: "no confinement is known for plan9")
-    with Sandbox() as sandbox:
+    with Sandbox(preload=["acme"]) as sandbox:
         with pytest.raises(SandboxRefused, match="plan9"):
             sandbox.call(DOUBLE, "f", {"x": 1})
         monkeypatch.setenv("MINION_SANDBOX", "insecure-development")
         assert works(sandbox)
         assert sandbox.level == "insecure"
+        assert "acme" in sandbox.failed_packages
         assert "FUNCTIONS RUN UNCONFINED" in caplog.text
         slow = sandbox.call("def f():\n    while True: pass", "f", {}, timeout=0.5)
         assert slow.error is not None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.commands.doctor import _sentry
+from orchestrator.commands.doctor import _sandbox, _sentry
+from shared.sandbox import Sandbox
 from shared.settings import Settings
 
 
@@ -24,3 +25,13 @@ def test_an_address_of_sentry_that_no_process_starts_with(
     finding = _sentry(Settings())
     assert finding.verdict == verdict
     assert found in finding.found
+
+
+def test_packages_that_functions_have_to_do_without_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sandbox(preload=["json", "no_such_package"]) as sandbox:
+        monkeypatch.setattr("shared.function_runner.get_sandbox", lambda: sandbox)
+        findings = {finding.what: finding for finding in _sandbox(Settings())}
+    assert findings["sandbox"].verdict == "ok"
+    assert findings["package json"].verdict == "ok"
+    assert findings["package no_such_package"].verdict == "failed"
+    assert "No module named 'no_such_package'" in findings["package no_such_package"].found

@@ -3,7 +3,8 @@
     python -I -S -c "…; from confined import openssl; openssl.leave_out()
     from confined import boot; boot.main()" CONTROL_DESCRIPTOR
 
-The settings arrive on the control socket as JSON: `path`, `preload`, `without`, `host` (a pid).
+The settings arrive on the control socket as JSON: `path`, `preload`, `failed` (packages that functions have to do
+without, and why), `without`, `host` (a pid).
 """
 
 from __future__ import annotations
@@ -19,15 +20,13 @@ import select
 import signal
 import socket
 import sys
-import threading
 import warnings
 import zlib
 import zoneinfo
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from . import child, confinement, event_loop, limits, modules, privileges, shortage, wire
+from . import child, confinement, event_loop, facades, limits, modules, packages, policy, privileges, shortage, wire
 from .seccomp import CHILD_RULES, ZYGOTE_RULES, Filter
 from .syscalls import Architecture, this_architecture
 from .zygote import Zygote
@@ -46,13 +45,16 @@ def main() -> None:
         layers = confinement.Layers(frozenset(settings["without"]))
         host = os.pidfd_open(settings["host"])
         _split(layers, host)
-        hooks = _prepare_interpreter(settings)
+        hooks = _prepare_interpreter(settings, architecture, control)
         facts = _facts()
         child.rehearse()
         _seal(layers, architecture)
         _withhold(standard_library=not settings["preload"])
     except CannotServe as refusal:
         _tell(control, wire.FAILED, {"reason": str(refusal)})
+        return
+    except packages.PackageRefused as refusal:
+        _tell(control, wire.REFUSED, {"name": refusal.name, "reason": str(refusal)})
         return
     except Exception as error:
         scarce = shortage.of(error)
@@ -75,9 +77,7 @@ def _tell(control: socket.socket, kind: bytes, facts: dict[str, Any]) -> None:
     control.send(wire.NOTICE.pack(kind, 0, 0) + json.dumps(facts).encode())
 
 
-def _equipment(
-    layers: confinement.Layers, architecture: Architecture, hooks: list[Callable[[], object]]
-) -> child.Equipment:
+def _equipment(layers: confinement.Layers, architecture: Architecture, hooks: list[child.Hook]) -> child.Equipment:
     strict = Filter(CHILD_RULES, architecture) if layers.wanted("seccomp") else None
     with_rlimits = layers.wanted("rlimits")
     layers.active += ["seccomp"] * bool(strict) + ["rlimits"] * with_rlimits
@@ -93,47 +93,35 @@ def _architecture() -> Architecture:
     return architecture
 
 
-def _prepare_interpreter(settings: dict[str, Any]) -> list[Callable[[], object]]:
+def _prepare_interpreter(
+    settings: dict[str, Any], architecture: Architecture, control: socket.socket
+) -> list[child.Hook]:
     """Load all that a function may ever import, then take the ways to load more away.
 
     Returns:
-        What preloaded modules want to be called after a fork in the child.
+        What has to be called in each child.
     """
     warnings.simplefilter("ignore")
     os.environ.clear()
+    os.environ.update(packages.ONE_THREAD)
     child.forget_terminal()
     for name in sorted(modules.SAFE_IMPORTS) + sorted(modules.HIDDEN):
         importlib.import_module(name)
     _load_zones()
-    hooks = _preload(settings["path"], settings["preload"])
+    sys.path += [entry for entry in settings["path"] if entry not in sys.path]
+    hooks = packages.load(settings["preload"], architecture, lambda name: _tell(control, wire.LOADING, {"name": name}))
+    policy.failed_packages.update(settings["failed"])
+    facades.preloaded.update(settings["preload"])
+    facades.prepare()
     asyncio.set_event_loop_policy(event_loop.SleepingPolicy())
-    if threading.active_count() > 1:
-        raise CannotServe("a preloaded module started a thread; a process with threads cannot be forked safely")
-    if _has_shared_memory():
-        raise CannotServe("a preloaded module shares writable memory, through which calls could meet")
     sys.path.clear()
     sys.path_hooks.clear()
     sys.path_importer_cache.clear()
-    sys.meta_path[:] = [finder for finder in sys.meta_path if finder.__name__ in _FINDERS]  # type: ignore[attr-defined]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") in _FINDERS]
     return hooks
 
 
 _FINDERS = ("BuiltinImporter", "FrozenImporter")
-
-
-def _preload(path: list[str], names: list[str]) -> list[Callable[[], object]]:
-    """Import the modules of the host's choice, and note their at-fork hooks: `libc.fork` runs none."""
-    hooks: list[Callable[[], object]] = []
-    register = os.register_at_fork
-    os.register_at_fork = lambda **wishes: hooks.append(wishes.get("after_in_child", int))
-    sys.path += [entry for entry in path if entry not in sys.path]
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except Exception as error:
-            raise CannotServe(f"cannot preload {name!r}: {type(error).__name__}: {error}") from None
-    os.register_at_fork = register
-    return hooks
 
 
 def _load_zones() -> None:
@@ -177,11 +165,6 @@ def _wait_for(pid: int, host: int) -> None:
     select.select([zygote, host], [], [])
     os.waitpid(pid, os.WNOHANG)
     os._exit(0)
-
-
-def _has_shared_memory() -> bool:
-    with open("/proc/self/maps") as maps:
-        return any(line.split()[1].startswith("rw") and "s" in line.split()[1] for line in maps)
 
 
 def _volunteer() -> None:

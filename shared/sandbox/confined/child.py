@@ -8,11 +8,15 @@ import random
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from . import canary, limits, modules, privileges, request, runner, validator
-from .seccomp import CHANNEL, Filter
+from .seccomp import CHANNEL, CHILD_RULES, Filter
+from .syscalls import Architecture
+
+Hook = Callable[[], object]
+"""What a preloaded package wants to be called in each child."""
 
 _HIGHEST_DESCRIPTOR = 1 << 20
 _CHUNK = 1 << 16
@@ -43,13 +47,13 @@ class Equipment:
         strict: the system-call filter, or None where a test leaves it out.
         with_rlimits: whether resource limits are set.
         orphans_live: whether a child would outlive its zygote by itself.
-        hooks: called first in each child; preloaded modules asked for it.
+        hooks: called first in each child.
     """
 
     strict: Filter | None
     with_rlimits: bool
     orphans_live: bool
-    hooks: tuple[Callable[[], object], ...]
+    hooks: tuple[Hook, ...]
 
 
 def live(channel: int, equipment: Equipment) -> None:
@@ -69,6 +73,15 @@ def live(channel: int, equipment: Equipment) -> None:
     _write(_serve(_receive))
     # The host reads this process's CPU time and memory, then ends it. It must not vanish before.
     os.read(CHANNEL, 1)
+
+
+def try_out(hooks: Sequence[Hook], architecture: Architecture) -> None:
+    """In a copy of what will be a zygote: be a child, with all that could end it, and run a small function."""
+    for hook in hooks:
+        hook()
+    limits.limit_child()
+    Filter(CHILD_RULES, architecture).install()
+    _serve(lambda: _PLAIN_REQUEST)
 
 
 def live_unconfined(own_size: int) -> None:

@@ -6,26 +6,70 @@ load from. A module that another one imports late (`_strptime`, codecs, zone dat
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 DEFAULT_IMPORTS = frozenset({"json", "datetime", "math", "re", "collections", "itertools", "functools"})
 """What every function store has allowed since the first version."""
 
-SAFE_IMPORTS = DEFAULT_IMPORTS | {
+LANGUAGE_IMPORTS = frozenset({"__future__", "abc", "collections.abc", "dataclasses", "enum", "typing"})
+"""What every function may import, whatever its list says: parts of the language that live in modules."""
+
+SAFE_IMPORTS = DEFAULT_IMPORTS | LANGUAGE_IMPORTS | {
     # language support
-    "__future__", "abc", "contextlib", "copy", "dataclasses", "enum", "numbers", "operator", "types",
-    "typing",
+    "ast", "contextlib", "copy", "logging", "numbers", "operator", "sys", "traceback", "types",
     # numbers and chance
     "bisect", "cmath", "decimal", "fractions", "heapq", "random", "secrets", "statistics",
     # text
-    "base64", "binascii", "csv", "difflib", "html", "io", "pprint", "shlex", "string", "textwrap",
-    "unicodedata", "urllib.parse",
+    "base64", "binascii", "csv", "difflib", "email", "html", "io", "mimetypes", "pathlib", "posixpath", "pprint",
+    "shlex", "string", "textwrap", "tomllib", "unicodedata", "urllib.parse", "xml.etree.ElementTree",
     # time
     "calendar", "time", "zoneinfo",
     # digests, packing, identifiers
-    "colorsys", "hashlib", "hmac", "ipaddress", "struct", "uuid", "zlib",
+    "colorsys", "gzip", "hashlib", "hmac", "ipaddress", "struct", "uuid", "zipfile", "zlib",
     # order and concurrency
     "array", "asyncio", "contextvars", "graphlib", "queue", "weakref",
 }  # fmt: skip
 """Modules that compute and do nothing else: the default of `Sandbox.call`."""
+
+_PATHS = {"basename", "commonpath", "commonprefix", "dirname", "isabs", "join", "normcase", "normpath", "split"}
+_PATHS |= {"splitdrive", "splitext", "splitroot", "altsep", "curdir", "extsep", "pardir", "pathsep", "sep"}
+
+PARTS = {
+    "gzip": frozenset({"BadGzipFile", "GzipFile", "compress", "decompress", "open"}),
+    "logging": frozenset({
+        "CRITICAL", "DEBUG", "ERROR", "FATAL", "INFO", "NOTSET", "WARN", "WARNING",
+        "BASIC_FORMAT", "BufferingFormatter", "Filter", "Filterer", "Formatter", "Handler", "LogRecord", "Logger",
+        "LoggerAdapter", "NullHandler", "PercentStyle", "StrFormatStyle", "StreamHandler", "StringTemplateStyle",
+        "addLevelName", "basicConfig", "critical", "debug", "disable", "error", "exception", "fatal", "getLevelName",
+        "getLevelNamesMapping", "getLogger", "info", "lastResort", "log", "makeLogRecord", "raiseExceptions", "root",
+        "warn", "warning",
+    }),
+    "mimetypes": frozenset({
+        "add_type", "common_types", "encodings_map", "guess_all_extensions", "guess_extension", "guess_type",
+        "suffix_map", "types_map",
+    }),
+    "pathlib": frozenset({"PurePath", "PurePosixPath", "PureWindowsPath"}),
+    "posixpath": frozenset(_PATHS),
+    "sys": frozenset({
+        "byteorder", "exc_info", "exit", "float_info", "getdefaultencoding", "getrecursionlimit", "getsizeof",
+        "hash_info", "hexversion", "int_info", "intern", "maxsize", "maxunicode", "platform", "setrecursionlimit",
+        "stderr", "stdout", "version", "version_info",
+    }),
+    "traceback": frozenset({
+        "FrameSummary", "TracebackException", "extract_tb", "format_exc", "format_exception", "format_exception_only",
+        "format_list", "format_tb", "print_exc", "print_exception", "print_list", "print_tb",
+    }),
+    "xml.etree.ElementTree": frozenset({
+        "C14NWriterTarget", "Comment", "Element", "ElementTree", "PI", "ParseError", "ProcessingInstruction", "QName",
+        "SubElement", "TreeBuilder", "XML", "XMLID", "XMLParser", "XMLPullParser", "canonicalize", "dump", "fromstring",
+        "fromstringlist", "indent", "iselement", "iterparse", "parse", "register_namespace", "tostring", "tostringlist",
+    }),
+    "zipfile": frozenset({
+        "BadZipFile", "LargeZipFile", "ZIP_BZIP2", "ZIP_DEFLATED", "ZIP_LZMA", "ZIP_STORED", "ZipFile", "ZipInfo",
+        "is_zipfile",
+    }),
+}  # fmt: skip
+"""Modules of which a function sees these names only: what computes, and neither files nor the interpreter's insides."""
 
 ENCODINGS = (
     "ascii", "idna", "latin_1", "punycode", "raw_unicode_escape", "unicode_escape",
@@ -40,16 +84,22 @@ ENCODINGS = (
 )  # fmt: skip
 """What text may be encoded in, besides UTF-8."""
 
+EMAIL = (
+    "_header_value_parser", "base64mime", "charset", "contentmanager", "encoders", "errors", "feedparser", "generator",
+    "header", "headerregistry", "iterators", "message", "mime.application", "mime.audio", "mime.image", "mime.message",
+    "mime.multipart", "mime.text", "parser", "policy", "quoprimime", "utils",
+)  # fmt: skip
+"""The package's modules: it imports them late."""
+
 HIDDEN = (
     "_strptime",
-    "collections.abc",
+    *(f"email.{name}" for name in EMAIL),
     *(f"encodings.{name}" for name in ENCODINGS),
     "html.entities",
     "html.parser",
     "inspect",
     "json.decoder",
     "linecache",
-    "traceback",
 )
 """Modules that the ones above import late, or that the child itself needs."""
 
@@ -77,10 +127,11 @@ def is_own(name: str) -> bool:
     return name.partition(".")[0] in _OWN
 
 
-def is_allowed(name: str, allowed: frozenset[str]) -> bool:
+def is_allowed(name: str, allowed: Collection[str]) -> bool:
     """Whether a dotted module name, or a package above it, is in the list."""
-    while name:
+    if name in allowed:
+        return True
+    while name := name.rpartition(".")[0]:
         if name in allowed:
-            return True
-        name = name.rpartition(".")[0]
+            return name not in PARTS
     return False

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import builtins
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import CodeType, ModuleType
 from typing import Any
 
-from .modules import HIDDEN, SAFE_IMPORTS, is_allowed
+from . import facades
+from .modules import HIDDEN, LANGUAGE_IMPORTS, SAFE_IMPORTS, is_allowed
 
 FORBIDDEN_BUILTINS = frozenset({"__import__", "breakpoint", "compile", "eval", "exec", "input", "open"})
 ABSENT_BUILTINS = FORBIDDEN_BUILTINS - {"__import__"}
@@ -21,7 +23,7 @@ FORBIDDEN_NAMES = frozenset({
     # from an object to all classes
     "__base__", "__bases__", "__mro__", "__objclass__", "__subclasses__",
     # from a function to its module, and from there to everything
-    "__builtins__", "__closure__", "__code__", "__globals__", "__loader__", "__spec__",
+    "__builtins__", "__closure__", "__code__", "__globals__", "__loader__", "__self__", "__spec__",
     # frames
     "ag_code", "ag_frame", "cr_code", "cr_frame", "f_back", "f_builtins", "f_code", "f_globals", "f_locals",
     "gi_code", "gi_frame", "tb_frame", "tb_next",
@@ -29,6 +31,9 @@ FORBIDDEN_NAMES = frozenset({
     "__reduce__", "__reduce_ex__",
 })  # fmt: skip
 """Attributes and names that a source may not mention."""
+
+failed_packages: dict[str, str] = {}
+"""Packages that the operator preloads and that could not be had, with the reason. Set once, in the zygote."""
 
 _IN_FORMAT = re.compile(r"\{[^{}]*[.\[](" + "|".join(sorted(FORBIDDEN_NAMES)) + r")\b")
 
@@ -66,15 +71,43 @@ def _constants(values: Sequence[object] | frozenset[object]) -> Iterator[CodeTyp
 
 
 def import_problem(name: str, fromlist: Sequence[str], level: int, allowed: frozenset[str]) -> str | None:
-    """Why an import is refused, or None."""
+    """Why an import is refused, and the way out; None if it is not."""
     if level:
         return "relative imports are not possible: a function is one module"
-    if name == "__future__" or is_allowed(name, allowed):
+    if is_allowed(name, allowed) or is_allowed(name, LANGUAGE_IMPORTS):
+        return facades.hidden_name(name, fromlist)
+    if fromlist and all(f"{name}.{part}" in allowed | LANGUAGE_IMPORTS for part in fromlist):
         return None
-    if fromlist and all(f"{name}.{part}" in allowed for part in fromlist):
+    return f"the module {name!r} is not among the allowed imports: {_way_out(name)}"
+
+
+def _way_out(name: str) -> str:
+    root = name.partition(".")[0]
+    if is_allowed(name, SAFE_IMPORTS):
+        return "add it to `allowed_imports`"
+    if root in _NETWORK:
+        return "functions have no network; call an HTTP tool instead"
+    if root in sys.stdlib_module_names:
+        return (
+            "functions have no files, processes or environment; pass what they need as input, keys as a tool's secret"
+        )
+    return "preload the package in the workers (MINION_SANDBOX_PRELOAD), and add it to `allowed_imports`"
+
+
+_NETWORK = frozenset({
+    "aiohttp", "ftplib", "http", "httpx", "imaplib", "requests", "smtplib", "socket", "ssl", "urllib", "urllib3",
+    "websockets",
+})  # fmt: skip
+
+
+def missing_package(name: str) -> str | None:
+    """Why a module is not there although the function may import it; None if it is there. No fault of the function."""
+    for package, reason in failed_packages.items():
+        if is_allowed(name, {package}):
+            return f"the package of {name!r} could not be preloaded by this worker: {reason}"
+    if is_allowed(name, IMPLICIT_IMPORTS) or is_allowed(name, facades.preloaded) or facades.is_parent(name):
         return None
-    hint = ": add it to `allowed_imports`" if is_allowed(name, SAFE_IMPORTS) else ""
-    return f"the module {name!r} is not among the allowed imports{hint}"
+    return f"this worker does not preload the package of {name!r}: it must be named in MINION_SANDBOX_PRELOAD"
 
 
 def restricted_builtins(allowed: frozenset[str]) -> dict[str, Any]:
@@ -99,11 +132,13 @@ def _import_hook(real: Callable[..., ModuleType], allowed: frozenset[str]) -> Ca
         level: int = 0,
     ) -> ModuleType:
         # C code imports through the caller's builtins, with a list where a statement passes a tuple:
-        # `datetime.strptime` asks for `_strptime` this way. Those modules are harmless.
-        implicit = type(fromlist) is list and name in IMPLICIT_IMPORTS
-        problem = None if implicit else import_problem(name, fromlist or (), level, allowed)
-        if problem:
+        # `datetime.strptime` asks for `_strptime` this way. Those modules are harmless, or the operator's choice.
+        if type(fromlist) is list and (name in IMPLICIT_IMPORTS or is_allowed(name, facades.preloaded)):
+            return real(name, globals, locals, fromlist, level)
+        if problem := import_problem(name, fromlist or (), level, allowed):
             raise ImportDenied(problem, name=name)
-        return real(name, globals, locals, fromlist, level)
+        if reason := missing_package(name):
+            raise ImportError(reason, name=name)
+        return facades.of(real(name, globals, locals, fromlist, level))
 
     return __import__

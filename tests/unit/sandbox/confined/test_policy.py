@@ -41,11 +41,38 @@ def test_forbidden_in_code(source: str, found: str | None) -> None:
         ("urllib.request", (), 0, {"urllib.parse"}, True),
         ("jsonx", (), 0, {"json"}, True),
         ("__future__", ("annotations",), 0, set(), False),
+        ("typing", ("List",), 0, set(), False),
+        ("collections.abc", (), 0, set(), False),
+        ("collections", ("abc",), 0, set(), False),
+        ("collections", (), 0, set(), True),
+        ("email.mime.text", (), 0, {"email"}, False),
+        ("logging", ("getLogger",), 0, {"logging"}, False),
+        ("logging.handlers", (), 0, {"logging"}, True),
+        ("logging", ("FileHandler",), 0, {"logging"}, True),
+        ("pathlib", ("PurePath", "Path"), 0, {"pathlib"}, True),
+        ("random", ("_os",), 0, {"random"}, True),
+        ("json", ("decoder",), 0, {"json"}, False),
         ("json", (), 1, {"json"}, True),
     ],
 )
 def test_import_problem(name: str, fromlist: tuple[str, ...], level: int, allowed: set[str], refused: bool) -> None:
     assert bool(policy.import_problem(name, fromlist, level, frozenset(allowed))) == refused
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        ("statistics", "add it to `allowed_imports`"),
+        ("requests", "call an HTTP tool"),
+        ("urllib.request", "call an HTTP tool"),
+        ("os", "pass what they need as input, keys as a tool's secret"),
+        ("numpy.linalg", "preload the package in the workers (MINION_SANDBOX_PRELOAD)"),
+    ],
+)
+def test_refused_import_ends_with_the_way_out(name: str, way_out: str) -> None:
+    problem = policy.import_problem(name, (), 0, frozenset({"json"}))
+    assert problem is not None
+    assert way_out in problem
 
 
 def test_imports_by_c_code_reach_harmless_modules_only() -> None:
