@@ -273,6 +273,36 @@ def test_calls_of_one_turn_are_made_at_once(
     assert [step["input"]["arguments"].get("answer", "echo") for step in steps[1:5]] == [0, "echo", 1, 2]
 
 
+def test_calls_of_one_turn_are_capped(
+    begin: Any, agent: Any, api: MessagesApi, tasks: Tasks, here: Minion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the task runs again, and the setting has changed meanwhile."""
+    agent(effect="idempotent")
+    monkeypatch.setenv("MINION_MAX_TOOL_CALLS", "3")
+    get_settings.cache_clear()
+    calls = [("act", {"answer": number}) for number in range(2)]
+    waits = [("act", {"answer": {"$wait": {"signal": "go"}}})]
+    task = begin(tool_use(*calls, *waits, *calls), HI)
+    assert task["wait_reason"] == "signal"
+    monkeypatch.setenv("MINION_MAX_TOOL_CALLS", "100")
+    get_settings.cache_clear()
+    with transaction() as connection:
+        connection.execute(text("SELECT minion_signal(:id, 'go', '1')"), {"id": task["id"]})
+    here.run_all()
+    ended = tasks.get(task["id"])
+    assert (ended["state"], ended["error"]) == ("succeeded", None)
+    results = api.requests[-1]["messages"][-1]["content"]
+    assert [result.get("is_error", False) for result in results] == [False] * 3 + [True] * 2
+    assert results[3]["content"] == "Not called: 3 calls are the most in one turn."
+    assert [step["kind"] for step in tasks.steps(task["id"])] == [
+        "model_call",
+        *["tool_call"] * 3,
+        "wait",
+        "model_call",
+    ]
+    get_settings.cache_clear()
+
+
 def test_unsafe_calls_are_made_one_after_the_other(ask: Any, agent: Any, tmp_path: Path) -> None:
     agent(effect="unsafe", config={"retry_backoff": 0.01})
     meeting = {"do": "meet", "calls": 2, "log": str(tmp_path / "log"), "patience": 0.1}
