@@ -281,7 +281,7 @@ def _fault(body: dict[str, Any]) -> str | None:
         for index, block in enumerate(message["content"]):
             if block_fault := _block_fault(block):
                 return f"messages.{number}.content.{index}.{block_fault}"
-    if fault := _system_fault(body.get("model", ""), [message["role"] for message in body["messages"]]):
+    if fault := _system_fault(body.get("model", ""), [message.get("role", "") for message in body["messages"]]):
         return fault
     if (marks := json.dumps(body).count('"cache_control": {')) > MAX_CACHE_MARKS:
         return f"A maximum of {MAX_CACHE_MARKS} blocks with cache_control may be provided. Found {marks}."

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from genai_prices import Usage, calc_price
-
 from shared.sampling import AUTO, OFFLINE
 from shared.schemas import AgentDefinition
 
@@ -27,6 +25,9 @@ def unknown_models(definition: AgentDefinition) -> tuple[str, ...]:
 def _is_known(model: str) -> bool:
     if model in (AUTO, OFFLINE):
         return True
+    # Only who stores definitions needs the price list.
+    from genai_prices import Usage, calc_price
+
     try:
         calc_price(Usage(), model_ref=model, provider_id=PROVIDER)
     except LookupError:
