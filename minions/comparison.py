@@ -118,6 +118,9 @@ def _plain(step: dict[str, Any], outcomes: Mapping[str, dict[str, Any]]) -> dict
         ended = step["output"] if step.get("copied_from") else outcomes.get(str(step["child_id"]))
         plain["output"] = (ended or {}).get("output")
         plain["error"] = (ended or {}).get("error")
+    elif step["kind"] == "model_call" and isinstance(plain["output"], dict):
+        # How turns were sent, which a release may change.
+        plain["output"] = {name: value for name, value in plain["output"].items() if name != "form"}
     elif step["kind"] == "wait" and isinstance(plain["output"], dict):
         plain["output"] = {name: value for name, value in plain["output"].items() if name not in NOTED}
     if plain["error"]:

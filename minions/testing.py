@@ -11,7 +11,8 @@
             assert len(api.requests) == 2
 
 Streams and plain replies alike, token counting, errors, streams that are slow or break off. What the API itself refuses
-(blank texts, tools whose schema is not that of an object) gets a 400. From the command line:
+(blank texts, errors of tools without a text, misplaced system messages, too many cache marks, tools whose schema is not
+that of an object) gets a 400. From the command line:
 
     python -m minions.testing replies.json --port 8787
 """
@@ -36,6 +37,9 @@ USAGE = {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 100}
 # Texts and tool inputs come in pieces, so that a client that does not join them is found out.
 PIECES = 3
 PROPERTY = r"[a-zA-Z0-9_.-]{1,64}"
+MAX_CACHE_MARKS = 4
+# Models that take no messages of role `system`.
+WITHOUT_SYSTEM_MESSAGES = r"claude-([123]\b|instant|opus-4-[0-7]\b|opus-4-2025|(sonnet|haiku)-(4|5(?!-\d{1,2}\b))).*"
 
 Reply = dict[str, Any]
 
@@ -274,12 +278,42 @@ def _fault(body: dict[str, Any]) -> str | None:
     for number, message in enumerate(body["messages"]):
         if not message.get("content"):
             return f"messages.{number}: all messages must have non-empty content"
+        for index, block in enumerate(message["content"]):
+            if block_fault := _block_fault(block):
+                return f"messages.{number}.content.{index}.{block_fault}"
+    if fault := _system_fault(body.get("model", ""), [message.get("role", "") for message in body["messages"]]):
+        return fault
+    if (marks := json.dumps(body).count('"cache_control": {')) > MAX_CACHE_MARKS:
+        return f"A maximum of {MAX_CACHE_MARKS} blocks with cache_control may be provided. Found {marks}."
     said = {"system": [body.get("system", ())], "messages": [message["content"] for message in body["messages"]]}
     for place, contents in said.items():
         for spoken in itertools.chain.from_iterable(map(_texts, contents)):
             if not spoken.strip():
                 rule = "contain non-whitespace text" if spoken else "be non-empty"
                 return f"{place}: text content blocks must {rule}"
+    return None
+
+
+def _block_fault(block: str | dict[str, Any]) -> str | None:
+    if not isinstance(block, dict) or block["type"] != "tool_result":
+        return None
+    silent = block.get("is_error") and not block.get("content")
+    return "tool_result: content cannot be empty if `is_error` is true" if silent else None
+
+
+def _system_fault(model: str, roles: list[str]) -> str | None:
+    """What is wrong with the messages of role `system`: they stand behind a user's, and before the model's or last."""
+    for number, role in enumerate(roles):
+        if role != "system":
+            continue
+        if number == 0:
+            return "messages.0: use the top-level 'system' parameter for the initial system prompt"
+        if re.fullmatch(WITHOUT_SYSTEM_MESSAGES, model):
+            return "role 'system' is not supported on this model"
+        if roles[number - 1] != "user" or roles[number + 1 : number + 2] not in ([], ["assistant"]):
+            return (
+                f"messages.{number}: role 'system' must follow a user message, and precede an assistant message or end"
+            )
     return None
 
 

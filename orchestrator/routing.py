@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from shared import lifecycle
 from shared.database import is_transient
 from shared.errors import InvalidInput, MinionError
-from shared.messages import checked_input, coerce, last_text
+from shared.messages import checked_input, coerce_all, last_text
 from shared.routing import Route, by_setting, choose
 from shared.schemas import Message
 from shared.settings import get_settings
@@ -134,7 +134,7 @@ def _said(messages: Any) -> list[Message] | None:
         return None
     if not isinstance(messages, list) or not messages:
         raise InvalidInput("`messages` must be a list of at least one message.")
-    return [coerce(message) for message in messages]
+    return coerce_all(messages)
 
 
 def _routed(connection: Connection, task: dict[str, Any], said: list[Message]) -> Route:

@@ -9,7 +9,7 @@ new text of it is applied.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from uuid import UUID
 
@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 from shared.errors import InvalidDefinition
 from shared.init_db import SCHEMA_LOCK
 from shared.json_values import digest
+from shared.known_models import unknown_models
 from shared.models import (
     Agent,
     AgentVersion,
@@ -67,13 +68,14 @@ HEADS: dict[str, tuple[Any, Any, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What `apply` did with one definition."""
+    """What `apply` did with one definition. `warnings`: what may be wrong with it, and is no reason to refuse it."""
 
     kind: str
     name: str
     action: Action
     version: int
     because: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -112,6 +114,11 @@ class DefinitionStore:
             self._store_agent(agent, because)
         self.session.flush()
         self._check_relations(given_agents)
+        warnings = {agent.name: unknown_models(agent) for agent in given_agents}
+        self.changes = [
+            replace(change, warnings=warnings.get(change.name, ())) if change.kind == "agent" else change
+            for change in self.changes
+        ]
         return self.changes
 
     def export(self) -> list[AnyDefinition]:

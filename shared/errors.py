@@ -6,12 +6,10 @@ problem details (RFC 9457), and a task's record keeps it: the same words in all 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-NO_TEXT = re.compile("[\0\ud800-\udfff]")
-"""What neither PostgreSQL nor a response can hold."""
+from shared.storable import storable
 
 
 class MinionError(Exception):
@@ -33,9 +31,9 @@ class MinionError(Exception):
 
     def __init__(self, message: str, **detail: Any) -> None:
         # They may quote what somebody else said, and an error must be recorded whatever that was.
-        self.message: str = _storable(message)
+        self.message: str = storable(message)
         super().__init__(self.message)
-        self.detail: dict[str, Any] = _storable(detail)
+        self.detail: dict[str, Any] = storable(detail)
 
     def as_dict(self) -> dict[str, Any]:
         """The error as it is stored in a task's record: `{"type", "message", **detail}`."""
@@ -54,18 +52,6 @@ def _kinds(root: type[MinionError]) -> dict[str, type[MinionError]]:
     for kind in root.__subclasses__():
         found |= _kinds(kind)
     return found
-
-
-def _storable(value: Any) -> Any:
-    """JSON with every character replaced that cannot be stored."""
-    match value:
-        case str():
-            return NO_TEXT.sub("\ufffd", value)
-        case list():
-            return [_storable(item) for item in value]
-        case dict():
-            return {_storable(name): _storable(item) for name, item in value.items()}
-    return value
 
 
 class InvalidInput(MinionError):

@@ -218,15 +218,26 @@ def is_number(version: Any) -> bool:
 
 
 def store_definitions(
-    session: Session, definitions: list[Any], *, namespace: str = "default", dry_run: bool = False
+    session: Session,
+    definitions: list[Any],
+    *,
+    namespace: str = "default",
+    dry_run: bool = False,
+    strict: bool = False,
 ) -> list[Change]:
     """Applies definitions and commits; with `dry_run`, only tells what would change.
+
+    Args:
+        strict: a warning is a fault.
 
     Raises:
         InvalidDefinition: the first fault; nothing is stored.
     """
     try:
         changes = DefinitionStore(session, validate_code, namespace).apply(definitions)
+        warnings = [warning for change in changes for warning in change.warnings]
+        if strict and warnings:
+            raise InvalidDefinition("\n".join(warnings), faults=warnings)
         if not dry_run:
             session.commit()
             return changes

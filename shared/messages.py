@@ -19,28 +19,50 @@ ROLES = {
     "assistant": "assistant",
     "ai": "assistant",
     "system": "system",
-    "tool": "tool",
 }
+# OpenAI's Responses API has two names of its own for a block of text.
+TEXTS = ("text", "input_text", "output_text")
+# Where OpenAI, LangChain and Ollama keep content that is not in `content`.
+BESIDE_CONTENT = ("tool_calls", "function_call", "audio", "images")
 
 
-def coerce(message: Any) -> Message:
-    """A message from ours, from a `{"role" | "type", "content"}` mapping, or from an object of LangChain's shape.
+def coerce_all(messages: Sequence[Any]) -> list[Message]:
+    """The messages of a task, each as `coerce` understands it.
 
     Raises:
-        InvalidInput: it has no known role or no text.
+        InvalidInput: the first that cannot be understood, by its place: `messages[2].content[1]`.
     """
-    if isinstance(message, Message):
-        return message
+    return [coerce(message, where=f"messages[{index}]") for index, message in enumerate(messages)]
+
+
+def coerce(message: Any, *, where: str = "messages[0]") -> Message:
+    """A message from ours, from a `{"role" | "type", "content"}` mapping, or from an object of LangChain's shape.
+
+    Only text is understood. Content of another kind is refused, never left out: the model would answer without it.
+
+    Args:
+        where: its place, for errors.
+
+    Raises:
+        InvalidInput: it has no known role or no text, or it holds something else than text.
+    """
     if isinstance(message, str):
         return Message(role="user", content=message)
-    fields = message if isinstance(message, Mapping) else _Attributes(message)
+    fields = _fields(message)
     called = str(fields.get("role") or fields.get("type") or "")
-    role, content = ROLES.get(called), _text(fields.get("content"))
+    if called == "tool":
+        raise _unsupported(where, "messages of role 'tool'", "Put what the tool returned into a message of the user.")
+    for name in BESIDE_CONTENT:
+        if fields.get(name):
+            said = "Leave the message out, or describe it as text."
+            raise _unsupported(f"{where}.{name}", f"messages with {name}", said)
+    role, content = ROLES.get(called), _text(fields.get("content"), f"{where}.content")
     if role is None or content is None:
         has = f"has the role {called[:50]!r}" if role is None else "has no text as its content"
         raise InvalidInput(
             f"A message needs a role ({', '.join(sorted(set(ROLES)))}) and text content; "
-            f"this {type(message).__name__} {has}."
+            f"{where}, of type {type(message).__name__}, {has}.",
+            path=where,
         )
     return Message.model_validate({"role": role, "content": content})
 
@@ -68,14 +90,16 @@ def input_for(schema: Schema | None, messages: Sequence[Message], *, agent: str)
     )
 
 
-def checked_input(schema: Schema | None, value: JsonValue, messages: Sequence[Any] | None, *, agent: str) -> JsonValue:
+def checked_input(
+    schema: Schema | None, value: JsonValue, messages: Sequence[Message] | None, *, agent: str
+) -> JsonValue:
     """The input of a task, from its `input` or else from its messages, checked against the schema.
 
     Raises:
         InvalidInput: with every violation and its path.
     """
     if value is None and messages is not None:
-        return input_for(schema, [coerce(message) for message in messages], agent=agent)
+        return input_for(schema, messages, agent=agent)
     validate(schema, value, what=f"The input of {agent!r}", error=InvalidInput)
     return value
 
@@ -108,11 +132,30 @@ def _candidates(schema: Schema, text: str) -> list[JsonValue]:
     return found
 
 
-def _text(content: Any) -> str | None:
-    """Text content, also where it comes as a list of text blocks."""
+def _fields(item: Any) -> Mapping[str, Any] | _Attributes:
+    return item if isinstance(item, Mapping) else _Attributes(item)
+
+
+def _text(content: Any, where: str) -> str | None:
+    """Text content; where it comes as a list of text blocks, they are paragraphs."""
     if isinstance(content, str):
         return content
     if isinstance(content, Sequence):
-        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        return "".join(part for part in parts if isinstance(part, str)) or None
+        texts = [_block_text(block, f"{where}[{index}]") for index, block in enumerate(content)]
+        found = [text for text in texts if text is not None]
+        return "\n\n".join(filter(str.strip, found)) or None if len(found) == len(texts) else None
     return None
+
+
+def _block_text(block: Any, where: str) -> str | None:
+    if isinstance(block, str):
+        return block
+    kind, text = (_fields(block).get(name) for name in ("type", "text"))
+    if kind is not None and kind not in TEXTS:
+        said = "Send its text, or a link to it, as a block of type 'text'."
+        raise _unsupported(where, f"blocks of type {str(kind)[:50]!r}", said)
+    return text if isinstance(text, str) else None
+
+
+def _unsupported(where: str, what: str, instead: str) -> InvalidInput:
+    return InvalidInput(f"{where}: {what} are not supported yet. {instead}", path=where)

@@ -30,6 +30,7 @@ from shared.errors import (
 from shared.function_store import is_number, store_definitions, validate_code
 from shared.init_db import SCHEMA_LOCK
 from shared.json_values import check
+from shared.known_models import unknown_models
 from shared.models import Agent, AgentVersion
 from shared.schemas import AgentDefinition, AgentResponse, TaskRequest
 from shared.states import State
@@ -55,6 +56,11 @@ class RegisteredAgent:
     version: int
     status: str
     definition: AgentDefinition
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may be wrong with the agent, such as a model that is not known."""
+        return unknown_models(self.definition)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -85,8 +91,11 @@ class AgentRegistry:
         self.engine = session.get_bind().engine
         self.namespace = namespace
 
-    def register_agent(self, agent: Agent | AgentDefinition) -> RegisteredAgent:
+    def register_agent(self, agent: Agent | AgentDefinition, *, strict: bool = False) -> RegisteredAgent:
         """Stores an agent, as a new version if something changed, and commits.
+
+        Args:
+            strict: what the agent's `warnings` would tell is a fault.
 
         Raises:
             InvalidDefinition: names what is wrong with it.
@@ -95,7 +104,7 @@ class AgentRegistry:
         if not isinstance(definition, AgentDefinition):
             raise InvalidDefinition(f"register_agent takes an Agent, not a {type(agent).__name__}.")
         with Session(self.engine) as session:
-            store_definitions(session, [definition], namespace=self.namespace)
+            store_definitions(session, [definition], namespace=self.namespace, strict=strict)
         return self.get_agent(definition.name)
 
     def get_agent(self, name: str) -> RegisteredAgent:

@@ -114,6 +114,7 @@ class Settings(BaseSettings):
 
     default_model: str = "claude-sonnet-5-5"
     routing_agent: str | None = None
+    max_tool_calls: int = Field(128, ge=1, le=100_000)
     model_patience_seconds: float = Field(21_600.0, ge=0, le=31_622_400)
     # PostgreSQL holds no JSON value of more than 256 MB.
     max_input_bytes: int = Field(1 << 20, ge=1024, le=128 << 20)

@@ -15,7 +15,7 @@ from shared.errors import InvalidInput, MinionError
 from shared.json_schema import Schema
 from shared.json_values import check
 from shared.lifecycle import Accepted
-from shared.messages import checked_input, coerce
+from shared.messages import checked_input, coerce_all
 from shared.schemas import TaskRequest
 from shared.settings import get_settings
 
@@ -111,7 +111,7 @@ def _plain(request: TaskRequest) -> dict[str, Any]:
     if "input" in request.model_fields_set:
         plain["input"] = request.input
     if request.messages is not None:
-        plain["messages"] = [coerce(message).model_dump() for message in request.messages]
+        plain["messages"] = [message.model_dump() for message in coerce_all(request.messages)]
         if not plain["messages"]:
             raise InvalidInput("`messages` is an empty list; send at least one message.")
     limit = get_settings().max_input_bytes
@@ -134,7 +134,8 @@ def _check_target(
         targets[key] = resolve(connection, plain)
     target = targets[key]
     if target.version_id is not None:
-        checked_input(target.input_schema, plain.get("input"), plain.get("messages"), agent=str(target.agent))
+        said = coerce_all(plain["messages"]) if "messages" in plain else None
+        checked_input(target.input_schema, plain.get("input"), said, agent=str(target.agent))
         plain["validated"] = str(target.version_id)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from shared.errors import InvalidInput, InvalidOutput
 from shared.json_schema import validate
 from shared.json_values import JsonValue, check
-from shared.messages import checked_input, coerce
+from shared.messages import checked_input, coerce_all
 from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.settings import get_settings
 from shared.tasks import content_of
@@ -62,7 +62,8 @@ class BaseAgent(ABC):
         Raises:
             InvalidInput: with every violation and its path.
         """
-        return checked_input(self.definition.input_schema, self.task.input, self.task.messages, agent=self.name)
+        said = None if self.task.messages is None else self.messages()
+        return checked_input(self.definition.input_schema, self.task.input, said, agent=self.name)
 
     def check_output(self, output: JsonValue) -> None:
         """Raises InvalidOutput with every violation, or TooLarge."""
@@ -72,16 +73,20 @@ class BaseAgent(ABC):
 
     def succeeded(self, output: JsonValue) -> Succeeded:
         """The outcome with what it adds to the conversation: what was said, and the answer."""
-        said = [coerce(message) for message in self.task.messages or []]
-        return Succeeded(output, [*said, AIMessage(content=content_of(output))])
+        return Succeeded(output, [*self.messages(), AIMessage(content=content_of(output))])
 
     def messages(self) -> list[Message]:
-        """The task's messages."""
-        return [coerce(message) for message in self.task.messages or []]
+        """The task's messages.
+
+        Raises:
+            InvalidInput: one holds something else than text. What 0.2 accepted and began goes on as it began.
+        """
+        given = self.task.messages or []
+        return [Message.model_validate(message) for message in given] if self.journal.known else coerce_all(given)
 
 
 def _checked(approved: JsonValue) -> list[Any]:
     """Messages as somebody has approved them, and perhaps changed."""
     if not isinstance(approved, list) or not approved:
         raise InvalidInput("What was approved in place of the task's messages is no list of messages.")
-    return [coerce(message).model_dump() for message in approved]
+    return [message.model_dump() for message in coerce_all(approved)]

@@ -28,7 +28,7 @@ from shared.schemas import AgentConfig
 from workers.follower import Silence
 from workers.journal import Journal, StepResult
 from workers.model_call import call_model
-from workers.models.base import ModelReply, ModelRequest
+from workers.models.base import ModelReply, ModelRequest, text_in
 from workers.models.offline import NOTICE
 from workers.task import ClaimedTask
 
@@ -192,7 +192,8 @@ def _summed_up(
         return StepResult({**scope, "summary": _shortened(before, older, longest), "model": model})
 
     def told(reply: ModelReply) -> JsonValue:
-        said = "".join(block.get("text", "") for block in reply.content if block.get("type") == "text").strip()
+        # A refusal, or half an answer, is no summary; one that was cut off at its length is.
+        said = text_in(reply.as_json()) if reply.stop_reason in ("end_turn", "stop_sequence", "max_tokens") else ""
         return {**scope, "summary": _cut(said, longest) or _shortened(before, older, longest), "model": reply.model}
 
     if model == OFFLINE:

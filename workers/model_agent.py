@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import dropwhile, takewhile
 from typing import Any
 
 from shared.errors import InvalidInput, InvalidOutput, ModelError
@@ -10,22 +11,30 @@ from shared.json_schema import violations
 from shared.json_values import JsonValue, parse, stable
 from shared.sampling import settings_to_send
 from shared.schemas import AgentDefinition, AIMessage, Message
+from shared.settings import get_settings
 from shared.tasks import content_of
 from workers.base import BaseAgent
 from workers.conversation import history
 from workers.journal import Journal
 from workers.model_call import call_model
 from workers.models import resolve
-from workers.models.base import ModelRequest, ToolSpec, json_in, text_in
+from workers.models.base import ModelReply, ModelRequest, ToolSpec, exact_content, json_in, text_in
 from workers.outcomes import Outcome, Succeeded, Suspended
 from workers.task import ClaimedTask
 from workers.tool_calls import ToolCalls
 from workers.tools.base import Tool
 
 MAX_REPAIRS = 2
+MAX_EMPTY = 1
 # A long turn, and one that the API has shortened the conversation in.
 PAUSES = frozenset({"pause_turn", "compaction"})
+WHOLE = frozenset({"end_turn", "stop_sequence", "tool_use"}) | PAUSES
+"""Stop reasons of answers that are used. Any other one may come with half an answer."""
 THOUGHTS = frozenset({"thinking", "redacted_thinking"})
+FORM = 2
+"""How turns are sent. In form 1, that of 0.2, a tool's text goes as JSON and all system messages go before the others.
+A task goes on in the form that it began with: a model's thoughts are bound to the very words before them.
+"""
 
 
 class ModelAgent(BaseAgent):
@@ -41,15 +50,20 @@ class ModelAgent(BaseAgent):
             ToolSpec(tool.name, tool.description, {"type": "object", **(tool.input_schema or {})})
             for tool in tools
         )
+        self.form = _form(journal)
 
     def input(self) -> JsonValue:
         """Messages are what a model reads; only a task that came with an input is held to the input schema."""
         return None if self.task.messages is not None else super().input()
 
+    def messages(self) -> list[Message]:
+        """The task's messages, without blank ones: the API refuses them."""
+        return [message for message in super().messages() if message.content.strip()]
+
     def work(self, value: JsonValue) -> Outcome:
         """Turns until the model stops calling tools."""
         model = self._model()
-        new = [message.model_dump() for message in self._said(value)]
+        new = [message.model_dump() for message in self._given(value)]
         before = history(self.definition.config, self.task, self.journal, model)
         messages = [*before, *new]
         repairs = 0
@@ -58,7 +72,7 @@ class ModelAgent(BaseAgent):
             messages += _as_said(reply)
             calls = [block for block in reply["content"] if block["type"] == "tool_use"]
             if calls:
-                results = self.calls.make(calls)
+                results = self.calls.make(calls, reply.get("max_calls"))
                 if isinstance(results, Suspended):
                     return results
                 new = [{"role": "user", "content": results}]
@@ -66,10 +80,8 @@ class ModelAgent(BaseAgent):
                 # The model goes on when it gets its own words back.
                 new = []
             elif fault := self._fault(reply):
+                new = [{"role": "user", "content": self._mend(fault, repairs)}]
                 repairs += 1
-                if repairs > MAX_REPAIRS:
-                    raise InvalidOutput(f"The output of {self.name!r} does not match its schema: {fault}")
-                new = [{"role": "user", "content": f"Your answer cannot be used: {fault}. Answer with the JSON only."}]
             else:
                 return self._answer(reply, value)
             messages += new
@@ -83,14 +95,20 @@ class ModelAgent(BaseAgent):
         called = (str(step["name"]) for step in self.journal.known.values() if step["kind"] == "model_call")
         return next(called, None) or resolve(str(self.definition.model))
 
+    def _given(self, value: JsonValue) -> list[Message]:
+        """What was said to the agent, and the system messages between."""
+        said = self._said(value)
+        if self.task.messages is None or self.form == 1:
+            return said
+        return [*dropwhile(_is_system, self.messages())]
+
     def _said(self, value: JsonValue) -> list[Message]:
-        """What was said to the agent, without blank texts: the API refuses them."""
+        """What was said to the agent."""
         if self.task.messages is not None:
-            given = [message for message in self.messages() if message.role in ("user", "assistant")]
+            said = [message for message in self.messages() if message.role in ("user", "assistant")]
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            given = [Message(role="user", content=text)]
-        said = [message for message in given if message.content.strip()]
+            said = [Message(role="user", content=text)] if text.strip() else []
         if not said:
             raise InvalidInput(
                 f"What {self.name!r} was given holds nothing that a person said: its `input`, or one of its `messages` "
@@ -101,7 +119,7 @@ class ModelAgent(BaseAgent):
     def _turn(
         self, model: str, messages: list[dict[str, Any]], new: list[dict[str, Any]], value: JsonValue
     ) -> dict[str, Any]:
-        """One model call. The journal keeps what is new."""
+        """One model call. The journal keeps what is new: the task itself holds the system messages."""
         config = self.definition.config
         request = ModelRequest(
             model=model,
@@ -115,29 +133,55 @@ class ModelAgent(BaseAgent):
             thinking=config.thinking,
             effort=config.effort,
             namespace=self.task.namespace,
+            results_as_json=self.form == 1,
         )
-        reply = call_model(self.journal, self.task, request, {"messages": new})
+        asked = {"messages": [message for message in new if message["role"] != "system"]}
+
+        def kept(reply: ModelReply) -> JsonValue:
+            return {**reply.as_json(), "form": self.form, **_cap(reply)}
+
+        reply = call_model(self.journal, self.task, request, asked, kept)
         _refuse_unfinished(reply, config.max_tokens)
         # Read back from the journal, keys come in another order; what follows must not depend on it.
         return {**reply, "content": stable(reply["content"])}
 
     def _system(self) -> str:
-        told = [self.definition.system_prompt, *(m.content for m in self.messages() if m.role == "system")]
+        # Those after the first word are sent in their places.
+        rules = (filter if self.form == 1 else takewhile)(_is_system, self.messages())
+        told = [self.definition.system_prompt, *(message.content for message in rules)]
         if self.definition.output_schema is not None:
             schema = json.dumps(self.definition.output_schema, ensure_ascii=False)
             told.append(f"Give your final answer as JSON that matches this JSON Schema, and nothing else: {schema}")
         return "\n\n".join(part for part in told if part.strip())
 
     def _fault(self, reply: dict[str, Any]) -> str | None:
-        """What is wrong with a final answer, if the agent has an output schema."""
+        """What is wrong with a final answer: it is empty, or does not match the output schema."""
         schema = self.definition.output_schema
         if schema is None:
-            return None
+            return None if text_in(reply) else "it is empty"
         try:
             faults = violations(schema, parse(json_in(text_in(reply)), what="the answer"))
         except InvalidInput as error:
             return error.message
         return "; ".join(f"{fault['path']}: {fault['message']}" for fault in faults) or None
+
+    def _mend(self, fault: str, repairs: int) -> str:
+        """What the model is told of an answer that cannot be used.
+
+        Args:
+            repairs: how often it has been told before.
+
+        Raises:
+            ModelError: its answer is empty again.
+            InvalidOutput: its answer still does not match the output schema.
+        """
+        if self.definition.output_schema is None:
+            if repairs == MAX_EMPTY:
+                raise ModelError(f"The model of {self.name!r} gave an empty answer, and another one when asked again.")
+            return "Your answer is empty. Please continue."
+        if repairs == MAX_REPAIRS:
+            raise InvalidOutput(f"The output of {self.name!r} does not match its schema: {fault}")
+        return f"Your answer cannot be used: {fault}. Answer with the JSON only."
 
     def _answer(self, reply: dict[str, Any], value: JsonValue) -> Succeeded:
         answer = text_in(reply)
@@ -145,11 +189,28 @@ class ModelAgent(BaseAgent):
         return Succeeded(output, [*self._said(value), AIMessage(content=content_of(output))])
 
 
+def _form(journal: Journal) -> int:
+    """The form of a task's turns, by its first answer."""
+    outputs = (step.get("output") for step in journal.known.values() if step["kind"] == "model_call")
+    first = next((output for output in outputs if isinstance(output, dict) and "content" in output), None)
+    return FORM if first is None else first.get("form", 1)
+
+
+def _is_system(message: Message) -> bool:
+    return message.role == "system"
+
+
+def _cap(reply: ModelReply) -> dict[str, int]:
+    """How many of a reply's calls are made, where that is not all of them. It is kept: settings may change."""
+    most = get_settings().max_tool_calls
+    return {"max_calls": most} if sum(block["type"] == "tool_use" for block in reply.content) > most else {}
+
+
 def _as_said(reply: dict[str, Any]) -> list[dict[str, Any]]:
     """The reply as a message, as the API takes it back: it refuses blank texts, which it may send, and a message of
     nothing but thoughts.
     """
-    blocks = [block for block in reply["content"] if block["type"] != "text" or block["text"].strip()]
+    blocks = [block for block in exact_content(reply) if block["type"] != "text" or block["text"].strip()]
     if all(block["type"] in THOUGHTS for block in blocks):
         return []
     return [{"role": "assistant", "content": blocks}]
@@ -167,3 +228,12 @@ def _refuse_unfinished(reply: dict[str, Any], max_tokens: int) -> None:
     }
     if stopped in faults:
         raise ModelError(faults[stopped], stop_reason=stopped)
+    if stopped not in WHOLE:
+        raise ModelError(
+            f"The model's answer cannot be used: its stop reason is {stopped[:100]!r}, which may mean half an answer.",
+            stop_reason=stopped[:100],
+        )
+    if stopped == "tool_use" and not any(block["type"] == "tool_use" for block in reply["content"]):
+        raise ModelError(
+            "The model's answer cannot be used: it ends for a tool call and has none.", stop_reason=stopped
+        )

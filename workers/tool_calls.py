@@ -65,16 +65,18 @@ class ToolCalls:
         self.journal = journal
         self._faulty_turns = 0
 
-    def make(self, blocks: list[dict[str, Any]]) -> list[dict[str, Any]] | Suspended:
+    def make(self, blocks: list[dict[str, Any]], most: int | None = None) -> list[dict[str, Any]] | Suspended:
         """The results of all calls of one turn, in order. What a tool refuses is a result too.
 
         Args:
             blocks: the model's `tool_use` blocks.
+            most: how many calls are made at most; those after them get an error. None: all.
 
         Raises:
             MinionError: the task cannot go on, or has to make a call again.
         """
-        calls = [self._prepared(block) for block in blocks]
+        calls = [self._prepared(block) for block in blocks[:most]]
+        calls += [_one_too_many(block, len(calls)) for block in blocks[len(calls) :]]
         self._refuse_endless_faults(calls)
         outcomes = self._outcomes(calls)
         if suspended := [outcome for outcome in outcomes if isinstance(outcome, Suspended)]:
@@ -153,6 +155,10 @@ class ToolCalls:
 
     def _waited(self, outcome: Outcome) -> Outcome:
         return outcome if isinstance(outcome, BaseException) else waited(outcome, self.journal)
+
+
+def _one_too_many(block: dict[str, Any], most: int) -> _Call:
+    return _Call(block["id"], block["input"], fault=InvalidInput(f"Not called: {most} calls are the most in one turn."))
 
 
 def _batches(calls: list[_Call]) -> Iterator[list[_Call]]:

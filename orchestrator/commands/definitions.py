@@ -55,12 +55,13 @@ def init() -> None:
 def apply(
     path: Path = typer.Argument(help="A YAML or JSON file, or a folder of them."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would change."),
+    strict: bool = typer.Option(False, "--strict", help="Refuse what is warned of, such as an unknown model."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Store definitions of agents, tools and functions: a new version where something changed, all or nothing."""
-    changes = store(path, dry_run=dry_run)
+    changes = store(path, dry_run=dry_run, strict=strict)
     if as_json:
-        fields = ("kind", "name", "action", "version", "because")
+        fields = ("kind", "name", "action", "version", "because", "warnings")
         print_json([{name: getattr(change, name) for name in fields} for change in changes])
     else:
         tell(changes)
@@ -68,7 +69,7 @@ def apply(
         console.print("Nothing was stored (--dry-run).")
 
 
-def store(path: Path, *, dry_run: bool = False) -> list[Change]:
+def store(path: Path, *, dry_run: bool = False, strict: bool = False) -> list[Change]:
     """Applies the definitions in a file or folder.
 
     Raises:
@@ -83,7 +84,7 @@ def store(path: Path, *, dry_run: bool = False) -> list[Change]:
     definitions = load(path)
     wait_for_database(get_settings())
     with Session(get_engine()) as session:
-        return store_definitions(session, definitions, dry_run=dry_run)
+        return store_definitions(session, definitions, dry_run=dry_run, strict=strict)
 
 
 def tell(changes: list[Change]) -> None:
@@ -92,6 +93,8 @@ def tell(changes: list[Change]) -> None:
         because = f" (follows {change.because})" if change.because else ""
         line = Text.assemble((f"{change.action:10}", STYLES[change.action]), f"{change.kind} {change.name}")
         console.print(line.append(f" version {change.version}{because}"))
+        for warning in change.warnings:
+            console.print(Text.assemble(("warning: ", "yellow"), warning))
 
 
 def export(

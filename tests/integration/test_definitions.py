@@ -47,6 +47,52 @@ def apply(database: Engine, *definitions: dict[str, Any], dry_run: bool = False)
         return brief(store_definitions(session, [parse_definition(d) for d in definitions], dry_run=dry_run))
 
 
+# -------------------------------------------------------------------------------------------------- warnings
+
+ROUTER = {"kind": "agent", "name": "Router", "type": "function", "relations": [{"agent": "Asker"}]}
+
+
+def test_a_model_that_is_not_known_is_a_warning(define: Define) -> None:
+    asker = {"kind": "agent", "name": "Asker", "model": "gpt-4o"}
+    router = {**ROUTER, "config": {"chain_strategy": "router", "router_model": "claude-sonnet-9"}}
+    for _ in ("created", "unchanged"):
+        first, second = define(asker, router)
+        assert (
+            "agent 'Asker', model: no configured provider and no price list knows the model 'gpt-4o'"
+            in (first.warnings[0])
+        )
+        assert "agent 'Router', config.router_model:" in second.warnings[0]
+
+
+@pytest.mark.parametrize("model", [None, "auto", "offline", "claude-sonnet-5-5", "claude-opus-4-5-20251101"])
+def test_a_model_that_is_known_is_no_warning(define: Define, model: str | None) -> None:
+    [change] = define({"kind": "agent", "name": "Asker", "model": model})
+    assert change.warnings == ()
+
+
+def test_strict_refuses_what_is_warned_of(database: Engine) -> None:
+    unknown = parse_definition({"kind": "agent", "name": "Asker", "model": "gpt-4o"})
+    with Session(database) as session:
+        with pytest.raises(InvalidDefinition, match="knows the model 'gpt-4o'"):
+            store_definitions(session, [unknown], strict=True)
+        with pytest.raises(InvalidDefinition, match="knows the model 'gpt-4o'"):
+            AgentRegistry(session).register_agent(unknown, strict=True)
+        assert count(database, "agents") == 0
+        assert "knows the model 'gpt-4o'" in AgentRegistry(session).register_agent(unknown).warnings[0]
+
+
+def test_apply_prints_warnings(database: Engine, tmp_path: Path) -> None:
+    (tmp_path / "asker.yaml").write_text("{kind: agent, name: Asker, model: gpt-4o}")
+    command = ["apply", str(tmp_path), "--dry-run"]
+    shown = CliRunner().invoke(app, command).output
+    assert "warning: agent 'Asker', model:" in " ".join(shown.split())
+    [change] = json.loads(CliRunner().invoke(app, [*command, "--json"]).output)
+    assert "'gpt-4o'" in change["warnings"][0]
+    refused = CliRunner().invoke(app, [*command, "--strict"]).exception
+    assert isinstance(refused, InvalidDefinition)
+    assert "'gpt-4o'" in refused.message
+
+
 # -------------------------------------------------------------------------------------------------- versions
 
 

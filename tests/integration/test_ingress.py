@@ -27,6 +27,7 @@ from tests.processes import wait_until
 
 pytestmark = pytest.mark.usefixtures("loops")
 
+WITH_IMAGE = {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image"}]}
 BY_CELERY_ID = text("SELECT id FROM tasks WHERE labels->>'celery_id' = :celery_id")
 SCHEMA = {
     "type": "object",
@@ -114,6 +115,12 @@ def test_a_used_idempotency_key_is_a_recorded_refusal(send: Any, tasks: Tasks) -
     refused = send(agent="Act", input={"query": "other"}, idempotency_key="k")
     assert (refused["state"], refused["error"]["type"]) == ("failed", "idempotency_conflict")
     assert tasks.count() == {"pending": 1, "failed": 1}
+
+
+def test_a_message_with_an_image_is_a_recorded_refusal(send: Any) -> None:
+    refused = send(agent="Act", messages=[WITH_IMAGE])
+    assert (refused["state"], refused["error"]["type"]) == ("failed", "invalid_input")
+    assert "messages[0].content[1]: blocks of type 'image'" in refused["error"]["message"]
 
 
 def test_no_key_of_its_own_leaves_the_celery_id(send: Any, tasks: Tasks) -> None:

@@ -62,11 +62,15 @@ def ask(tasks: Tasks, here: Minion, api: MessagesApi) -> Any:
 
 
 def unmarked(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """A request's messages as the agent has them: the last block of the last one bears the mark of the prompt cache."""
-    *before, last = request["messages"]
-    blocks = [{name: value for name, value in block.items() if name != "cache_control"} for block in last["content"]]
-    plain = blocks[0]["text"] if [block["type"] for block in blocks] == ["text"] else blocks
-    return [*before, {**last, "content": plain}]
+    """A request's messages as the agent has them, without the marks of the prompt cache."""
+    return [{**message, "content": _unmarked(message["content"])} for message in request["messages"]]
+
+
+def _unmarked(content: Any) -> Any:
+    if isinstance(content, str):
+        return content
+    blocks = [{name: value for name, value in block.items() if name != "cache_control"} for block in content]
+    return blocks[0]["text"] if [block["type"] for block in blocks] == ["text"] else blocks
 
 
 def last_said(request: dict[str, Any]) -> Any:
@@ -124,7 +128,7 @@ def test_results_follow_their_calls_in_one_message(ask: Any, agent: Any, api: Me
     calls = tool_use(("echo", {"b": 1, "a": [2.5]}), ("act", {"do": "refuse"}), ("nothing", {}), said="Let me see.")
     task = ask([calls, testing.text("Done.")])
     assert task["output"] == {"content": "Done."}
-    first, said, results = api.requests[1]["messages"]
+    first, said, results = unmarked(api.requests[1])
     assert first == {"role": "user", "content": "Hello"}
     assert said["role"] == "assistant"
     assert [block["type"] for block in said["content"]] == ["text", "tool_use", "tool_use", "tool_use"]
@@ -309,6 +313,8 @@ def test_no_network(ask: Any, agent: Any, monkeypatch: pytest.MonkeyPatch) -> No
         ("max_tokens", "cut off at max_tokens"),
         ("refusal", "refused to answer"),
         ("model_context_window_exceeded", "context window"),
+        ("of_next_year", "its stop reason is 'of_next_year'"),
+        ("tool_use", "ends for a tool call"),
     ],
 )
 def test_a_reply_that_is_no_answer_fails_and_is_paid_for(
@@ -343,13 +349,68 @@ def test_an_answer_that_is_not_strict_json_is_repaired(ask: Any, agent: Any, sai
     assert ask([testing.text(said), testing.text("1")])["output"] == 1
 
 
-@pytest.mark.parametrize("said", ["a\x00b", "a\ud800b", "a\x00b\ud800c"])
-def test_text_that_cannot_be_stored(ask: Any, agent: Any, api: MessagesApi, tasks: Tasks, said: str) -> None:
+@pytest.mark.parametrize(
+    ("said", "kept"), [("a\x00b", "a\ufffdb"), ("a\ud800b", "a\ufffdb"), ("a\x00b\ud800c", "a\ufffdb\ufffdc")]
+)
+def test_text_that_cannot_be_stored_is_replaced(
+    ask: Any, agent: Any, tasks: Tasks, capsys: Any, said: str, kept: str
+) -> None:
+    """The answer is paid for."""
     agent()
     task = ask([testing.text(said)])
-    assert (task["state"], task["error"]["type"], task["attempts"]) == ("failed", "invalid_input", 0)
-    assert len(api.requests) == 1
-    assert tasks.executions(task["id"])[0]["output_tokens"] == 5
+    assert (task["state"], task["output"]) == ("succeeded", {"content": kept})
+    [execution] = tasks.executions(task["id"])
+    assert (execution["output_tokens"], execution["cost_microdollars"]) == (5, 80)
+    assert "model_text_replaced" in capsys.readouterr().out
+
+
+def test_what_cannot_be_stored_goes_back_as_it_came(ask: Any, agent: Any, tasks: Tasks, api: MessagesApi) -> None:
+    """Thoughts are signed: the API takes them back only unchanged."""
+    agent()
+    thought = {"type": "thinking", "thinking": "A zero: \x00.", "signature": "c2lnbmVk=="}
+    said = [thought, {"type": "text", "text": "Half: \ud800"}, *tool_use(("echo", {"a": 1}))["content"]]
+    task = ask([{"content": said, "stop_reason": "tool_use"}, testing.text("Done.")])
+    assert task["state"] == "succeeded", task["error"]
+    assert [block["type"] for block in tasks.steps(task["id"])[0]["output"]["content"]] == [
+        "thinking",
+        "text",
+        "tool_use",
+    ]
+    assert tasks.steps(task["id"])[0]["output"]["content"][0]["thinking"] == "A zero: \ufffd."
+    sent = api.requests[1]["messages"][1]["content"]
+    assert sent[0] == thought
+    assert sent[1]["text"] == "Half: \ufffd"
+
+
+def test_a_call_whose_input_cannot_be_stored_is_mended(ask: Any, agent: Any, api: MessagesApi) -> None:
+    agent()
+    task = ask([tool_use(("act", {"answer": "\x00"})), testing.text("Done.")])
+    assert task["state"] == "succeeded", task["error"]
+    assert last_said(api.requests[1])[0]["content"] == "The input of tool 'act' is not valid JSON."
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [],
+        [{"type": "text", "text": " \n"}],
+        [{"type": "thinking", "thinking": "Hm.", "signature": "c2lnbmVk=="}],
+    ],
+)
+def test_an_empty_answer_is_asked_for_once_more(
+    ask: Any, agent: Any, api: MessagesApi, tasks: Tasks, content: Any
+) -> None:
+    agent()
+    empty = {"content": content, "stop_reason": "end_turn"}
+    assert ask([empty, testing.text("Hi.")])["output"] == {"content": "Hi."}
+    assert [message["role"] for message in api.requests[1]["messages"]] == ["user", "user"]
+    assert "is empty" in last_said(api.requests[1])
+    api.requests.clear()
+    task = ask([empty])
+    assert (task["state"], task["error"]["type"]) == ("failed", "model_error")
+    assert "empty answer" in task["error"]["message"]
+    assert len(api.requests) == 2
+    assert tasks.executions(task["id"])[0]["output_tokens"] == 10
 
 
 def test_an_empty_answer(ask: Any, agent: Any, api: MessagesApi) -> None:
@@ -394,6 +455,23 @@ def test_a_long_conversation_begins_with_a_person(ask: Any, agent: Any, api: Mes
     assert 95 < len(said) <= 101
 
 
+def test_system_messages_further_down_keep_their_place(ask: Any, agent: Any, api: MessagesApi) -> None:
+    agent(model="claude-opus-5-5")
+    said = [
+        {"role": "system", "content": "In French."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Salut"},
+        {"role": "user", "content": "And now?"},
+        {"role": "system", "content": "In Latin."},
+    ]
+    task = ask([tool_use(("echo", {"a": 1})), testing.text("Nunc.")], messages=said)
+    assert task["output"] == {"content": "Nunc."}
+    for request in api.requests:
+        assert request["system"][0]["text"] == "Be brief.\n\nIn French."
+        assert unmarked(request)[:4] == said[1:]
+    assert [message["role"] for message in api.requests[1]["messages"][4:]] == ["assistant", "user"]
+
+
 def test_system_messages_belong_to_the_system_prompt(ask: Any, agent: Any, api: MessagesApi) -> None:
     agent()
     ask(
@@ -412,12 +490,10 @@ def test_messages_without_a_word_are_refused(ask: Any, agent: Any, api: Messages
 
 
 def test_blank_messages_stay_behind(ask: Any, agent: Any, api: MessagesApi) -> None:
-    """As they come with a history of LangChain: a turn that only called tools has no text."""
     agent(system_prompt=" ")
-    calls = [{"name": "echo", "args": {}, "id": "1"}]
     said = [
         {"type": "human", "content": "Hello"},
-        {"type": "ai", "content": "", "tool_calls": calls},
+        {"type": "ai", "content": "", "tool_calls": []},
         {"type": "human", "content": " \n"},
         {"type": "system", "content": "\t"},
     ]

@@ -116,13 +116,14 @@ def test_what_was_read_from_the_cache_is_told(ask: Any, agent: Any, tasks: Tasks
 
 def test_the_stable_prefix_is_marked_for_the_cache(ask: Any, agent: Any, api: MessagesApi) -> None:
     agent(system_prompt="Be brief.")
-    ask(tool_use(("echo", {"a": 1}), ("echo", {"a": 2})), HI)
+    ask(tool_use(("echo", {"a": 1}), ("echo", {"a": 2})), tool_use(("echo", {"a": 3})), HI)
     mark = {"type": "ephemeral"}
-    for request in api.requests:
+    for request, ends in zip(api.requests, ([0], [0, 2], [2, 4]), strict=True):
         assert request["system"][-1]["cache_control"] == mark
-        blocks = [block for message in request["messages"] for block in message["content"] if isinstance(block, dict)]
-        assert [block.get("cache_control") for block in blocks[:-1]] == [None] * (len(blocks) - 1)
-        assert blocks[-1]["cache_control"] == mark
+        blocks = [(place, block) for place, message in enumerate(request["messages"]) for block in message["content"]]
+        marked = [place for place, block in blocks if isinstance(block, dict) and block.get("cache_control") == mark]
+        # Also where the request before this one ended: a long turn has more blocks than the API looks back.
+        assert marked == ends
 
 
 @pytest.mark.parametrize(
@@ -270,6 +271,36 @@ def test_calls_of_one_turn_are_made_at_once(
     steps = tasks.steps(task["id"])
     assert [step["number"] for step in steps] == [1, 2, 3, 4, 5, 6]
     assert [step["input"]["arguments"].get("answer", "echo") for step in steps[1:5]] == [0, "echo", 1, 2]
+
+
+def test_calls_of_one_turn_are_capped(
+    begin: Any, agent: Any, api: MessagesApi, tasks: Tasks, here: Minion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the task runs again, and the setting has changed meanwhile."""
+    agent(effect="idempotent")
+    monkeypatch.setenv("MINION_MAX_TOOL_CALLS", "3")
+    get_settings.cache_clear()
+    calls = [("act", {"answer": number}) for number in range(2)]
+    waits = [("act", {"answer": {"$wait": {"signal": "go"}}})]
+    task = begin(tool_use(*calls, *waits, *calls), HI)
+    assert task["wait_reason"] == "signal"
+    monkeypatch.setenv("MINION_MAX_TOOL_CALLS", "100")
+    get_settings.cache_clear()
+    with transaction() as connection:
+        connection.execute(text("SELECT minion_signal(:id, 'go', '1')"), {"id": task["id"]})
+    here.run_all()
+    ended = tasks.get(task["id"])
+    assert (ended["state"], ended["error"]) == ("succeeded", None)
+    results = api.requests[-1]["messages"][-1]["content"]
+    assert [result.get("is_error", False) for result in results] == [False] * 3 + [True] * 2
+    assert results[3]["content"] == "Not called: 3 calls are the most in one turn."
+    assert [step["kind"] for step in tasks.steps(task["id"])] == [
+        "model_call",
+        *["tool_call"] * 3,
+        "wait",
+        "model_call",
+    ]
+    get_settings.cache_clear()
 
 
 def test_unsafe_calls_are_made_one_after_the_other(ask: Any, agent: Any, tmp_path: Path) -> None:

@@ -183,7 +183,6 @@ SAID_DIFFERENTLY = {
         gzip.compress(json.dumps(message({"type": "text", "text": "Wörld → 😀"})).encode()),
         headers={**JSON, "content-encoding": "gzip"},
     ),
-    "at once, no stop reason": plain(message({"type": "text", "text": "Wörld → 😀"}, stop_reason=None)),
 }
 
 
@@ -380,7 +379,8 @@ CASES = {
         ],
         "Hi.",
     ),
-    "an answer that is empty": Case([stream(begun(), *ended())], ""),
+    "an answer that is empty": Case([stream(begun(), *ended()), DONE], "Done."),
+    "an answer that is empty twice": Case([stream(begun(), *ended())] * 2, error="gave an empty answer"),
     "thoughts and no answer": Case(
         [stream(begun(), *block(0, THOUGHT), *ended()), stream(begun(), *text(0, '{"n": 1}'), *ended())],
         {"n": 1},
@@ -578,6 +578,21 @@ CASES = {
             )
         ],
         error="The model refused to answer.",
+    ),
+    "a refusal with a blank text": Case(
+        [stream(begun(), *text(0, ""), *ended("refusal", usage={"output_tokens": 0}))],
+        error="The model refused to answer.",
+        spent=0,
+    ),
+    "no stop reason": Case(
+        [plain(message({"type": "text", "text": "Half an"}, stop_reason=None))],
+        error="its stop reason is 'none'",
+        spent=220,
+    ),
+    "an unknown stop reason": Case(
+        [stream(begun(), *text(0, "Half an"), *ended("of_next_year"))],
+        error="its stop reason is 'of_next_year'",
+        spent=220,
     ),
     "a call cut off": Case(
         [stream(begun(), *call(0, "act", '{"answer": 1, "b'), *ended("max_tokens"))],

@@ -30,6 +30,7 @@ from shared.submission import prepare, submit, submit_many
 from tests.by_hand import NOOP, ByHand, agent, at_once
 from tests.conftest import Define
 
+WITH_IMAGE = {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image"}]}
 SEARCH = {
     "type": "object",
     "required": ["query"],
@@ -276,6 +277,11 @@ def test_a_wrong_type_is_refused(hand: ByHand, value: Any) -> None:
         ({"messages": [{"role": "king", "content": "x"}]}, "'king'"),
         ({"messages": [{"role": "user", "content": 5}]}, "A message needs a role"),
         ({"messages": [{"role": "user", "content": [{"text": 5}]}]}, "A message needs a role"),
+        (
+            {"messages": ["x", WITH_IMAGE]},
+            "messages[1].content[1]: blocks of type 'image'",
+        ),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]: messages of role 'tool'"),
         ({"messages": [{"role": "user", "content": "a\0"}]}, "U+0000"),
         ({"messages": [None]}, "A message needs a role"),
     ],

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, make_url
 
+from orchestrator.replay import replay
 from orchestrator.routing import prepare_pending
 from shared.database import EXPECTED, expected_error
 from shared.errors import (
@@ -27,6 +28,7 @@ from tests.by_hand import NOOP, ByHand, agent, at_once
 from tests.conftest import Define
 from tests.integration.test_submission import SEARCH
 
+WITH_IMAGE = {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image"}]}
 Connect = Callable[[], psycopg.Connection[Any]]
 
 
@@ -223,6 +225,7 @@ def test_a_unique_key_whose_transaction_is_rolled_back_is_free(hand: ByHand, con
         ({"agent": "Open", "messages": [{"role": "user"}]}, InvalidInput, "messages are a list"),
         ({"agent": "Open", "messages": [{"role": "king", "content": "x"}]}, InvalidInput, "messages are a list"),
         ({"agent": "Open", "messages": [{"role": "user", "content": 5}]}, InvalidInput, "messages are a list"),
+        ({"agent": "Open", "messages": [WITH_IMAGE]}, InvalidInput, "`content` (text)"),
         ({"agent": None, "messages": "5"}, InvalidInput, "messages are a list"),
         ({"agent": "Open", "input": "9" * 400}, InvalidInput, "a number of more than 300 digits"),
         ({"agent": "Open", "input": '{"a": [-1e301]}'}, InvalidInput, "a number of more than 300 digits"),
@@ -277,6 +280,28 @@ def test_messages_without_an_input_are_the_input(hand: ByHand, connect: Connect)
     task = submitted(connect, agent="Search", messages=[{"role": "user", "content": "red boats"}])
     assert [message.task_id for message in hand.dispatch()] == [task]
     assert hand.row(task)["input"] is None
+
+
+@pytest.mark.parametrize("agent", ["Open", None])
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"role": "tool", "content": "x"}, "messages[1]: messages of role 'tool' are not supported yet."),
+        ({"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, "messages[1].tool_calls: messages with"),
+    ],
+)
+def test_messages_that_are_not_text_are_refused_before_they_are_queued(
+    hand: ByHand, connect: Connect, agent: str | None, message: dict[str, Any], words: str
+) -> None:
+    """PostgreSQL does not look into messages that far: the preparer does. A replay is refused too."""
+    task = submitted(connect, agent=agent, messages=[{"role": "user", "content": "search for boats"}, message])
+    prepare_pending(hand.engine)
+    again = hand.call(replay, task, pinned=False, submitted_by="test").task_id
+    prepare_pending(hand.engine)
+    for refused in (task, again):
+        row = hand.row(refused)
+        assert (row["state"], row["claim"], row["error"]["type"]) == ("failed", 0, "invalid_input")
+        assert words in row["error"]["message"]
 
 
 def test_messages_without_an_agent_are_routed(hand: ByHand, connect: Connect) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from shared.errors import InvalidInput
-from shared.messages import checked_input, coerce, input_for, last_text
+from shared.messages import checked_input, coerce, coerce_all, input_for, last_text
 from shared.schemas import AIMessage, HumanMessage, Message, SystemMessage
 
-BLOCKS = [{"type": "text", "text": "a"}, {"type": "image", "source": 5}, "b"]
+BLOCKS = [{"type": "text", "text": "a"}, {"type": "text", "text": " "}, {"text": "b\n"}, "c"]
 
 
 @pytest.mark.parametrize(
@@ -22,11 +22,14 @@ BLOCKS = [{"type": "text", "text": "a"}, {"type": "image", "source": 5}, "b"]
         ("", "user", ""),
         ({"role": "user", "content": "x"}, "user", "x"),
         ({"type": "human", "content": "x"}, "user", "x"),
-        ({"type": "ai", "content": BLOCKS}, "assistant", "ab"),
-        ({"role": "assistant", "type": "message", "content": ["a", "b"]}, "assistant", "ab"),
+        ({"type": "ai", "content": BLOCKS}, "assistant", "a\n\nb\n\n\nc"),
+        ({"role": "assistant", "type": "message", "content": ["a", "b"]}, "assistant", "a\n\nb"),
+        ({"role": "user", "content": [SimpleNamespace(type="text", text="a")]}, "user", "a"),
+        ({"role": "user", "content": [{"type": "input_text", "text": "a"}]}, "user", "a"),
+        ({"role": "assistant", "content": "x", "tool_calls": [], "audio": None}, "assistant", "x"),
         (SimpleNamespace(type="human", content="x"), "user", "x"),
-        (SimpleNamespace(type="system", content=tuple(BLOCKS)), "system", "ab"),
-        (SimpleNamespace(type="chat", role="tool", content="x"), "tool", "x"),
+        (SimpleNamespace(type="system", content=tuple(BLOCKS)), "system", "a\n\nb\n\n\nc"),
+        (SimpleNamespace(type="chat", role="user", content="x"), "user", "x"),
         (MappingProxyType({"role": "user", "content": "x"}), "user", "x"),
     ],
 )
@@ -63,6 +66,39 @@ def test_foreign_messages_are_understood(message: Any, role: str, content: str) 
 def test_what_is_no_message_is_refused(message: Any) -> None:
     with pytest.raises(InvalidInput, match="A message needs a role"):
         coerce(message)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        *(
+            (
+                {"role": "user", "content": [{"type": "text", "text": "What is this?"}, {"type": kind}]},
+                f"messages[1].content[1]: blocks of type '{kind}' are not supported yet.",
+            )
+            for kind in ("image", "document", "image_url", "container_upload", "tool_result", "tool_use", "thinking")
+        ),
+        (
+            {"role": "user", "content": ["x", SimpleNamespace(type="image", text="x")]},
+            "messages[1].content[1]: blocks of type 'image' are not supported yet.",
+        ),
+        ({"role": "user", "content": [{"type": ["text"], "text": "x"}]}, "blocks of type \"['text']\" are not"),
+        ({"role": "tool", "content": "x"}, "messages[1]: messages of role 'tool' are not supported yet."),
+        ({"type": "tool", "content": "x"}, "messages[1]: messages of role 'tool' are not supported yet."),
+        (Message(role="tool", content="x"), "messages[1]: messages of role 'tool' are not supported yet."),
+        (
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+            "messages[1].tool_calls: messages with tool_calls are not supported yet.",
+        ),
+        ({"role": "assistant", "content": "x", "function_call": {"name": "f"}}, "messages[1].function_call: "),
+        ({"role": "user", "content": "x", "images": ["aGk="]}, "messages[1].images: "),
+    ],
+)
+def test_content_that_is_not_text_is_refused_by_type_and_place(message: Any, said: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        coerce_all(["Hello", message])
+    assert said in refused.value.message
+    assert refused.value.detail["path"].startswith("messages[1]")
 
 
 def test_the_last_thing_a_person_said() -> None:
@@ -103,8 +139,8 @@ def test_text_that_fits_no_schema_is_refused(said: str, schema: Any) -> None:
 
 
 def test_an_input_comes_before_messages_and_is_checked() -> None:
-    assert checked_input({"type": "integer"}, 5, ["x"], agent="A") == 5
+    assert checked_input({"type": "integer"}, 5, SAID, agent="A") == 5
     with pytest.raises(InvalidInput, match="The input of 'A' does not match its schema"):
-        checked_input({"type": "integer"}, "x", ["x"], agent="A")
+        checked_input({"type": "integer"}, "x", SAID, agent="A")
     with pytest.raises(InvalidInput, match="The input of 'A' does not match its schema"):
         checked_input({"type": "integer"}, None, None, agent="A")

@@ -71,6 +71,9 @@ def test_a_request_without_messages_is_refused() -> None:
 
 
 HELLO = [{"role": "user", "content": "Hello"}]
+FAILED = {"type": "tool_result", "tool_use_id": "1", "is_error": True}
+RULE = {"role": "system", "content": "Be brief."}
+MARK = {"cache_control": {"type": "ephemeral"}}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +92,26 @@ HELLO = [{"role": "user", "content": "Hello"}]
         ({"messages": [{"role": "user"}]}, "messages.0: "),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": ""}]}]}, "must be non-empty"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\n"}]}]}, "non-whitespace text"),
+        *(
+            (
+                {"messages": [*HELLO, {"role": "user", "content": [{**FAILED, "content": nothing}]}]},
+                "messages.1.content.0.tool_result: content cannot be empty if `is_error` is true",
+            )
+            for nothing in ("", [], None)
+        ),
+        (
+            {"messages": [{"role": "system", "content": "a"}, *HELLO]},
+            "messages.0: use the top-level 'system' parameter",
+        ),
+        ({"messages": [*HELLO, {"role": "system", "content": "a"}, *HELLO]}, "messages.1: role 'system' must follow"),
+        (
+            {"model": "claude-sonnet-4-6", "messages": [*HELLO, {"role": "system", "content": "a"}]},
+            "role 'system' is not supported on this model",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", **MARK}] * 5}]},
+            "A maximum of 4 blocks with cache_control may be provided. Found 5.",
+        ),
         ({"system": [{"type": "text", "text": " "}]}, "system: text content blocks must contain non-whitespace text"),
     ],
 )
@@ -106,5 +129,5 @@ def test_what_the_api_refuses_is_refused(wrong: dict[str, Any], said: str) -> No
             {"type": "web_search_20260209", "name": "web_search"},
         ]
         called = [{"type": "tool_use", "id": "1", "name": "act", "input": {}}]
-        messages = [*HELLO, {"role": "assistant", "content": called}]
+        messages = [*HELLO, RULE, {"role": "assistant", "content": called}]
         assert post(api, {"system": "Be brief.", "messages": messages, "tools": tools})[0] == 200

@@ -11,20 +11,25 @@ from typing import Any
 
 import anthropic
 import httpx2
+import structlog
 from celery.exceptions import SoftTimeLimitExceeded
 
-from shared.errors import ModelError, ModelUnavailable
+from shared.errors import InvalidInput, ModelError, ModelUnavailable
+from shared.json_values import check
 from shared.retry_after import retry_after
 from shared.secret_store import HIDDEN
 from shared.settings import get_settings
+from shared.storable import storable
 from workers.models.base import INVALID_JSON, Block, ModelReply, ModelRequest
 from workers.models.limits import ModelLimits
 from workers.models.stream import StreamError, Unreadable, assembled, error_in
 from workers.models.usage import spent
+from workers.models.wire import CACHED, messages_of
+
+log = structlog.get_logger(__name__)
 
 # Seconds without a byte. The API sends pings while a model thinks; a gateway that does not stream sends none.
 TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
-CACHED = {"cache_control": {"type": "ephemeral"}}
 # What an error in the middle of a stream, whose status is 200, would have had for a status.
 STATUS_OF = {
     "invalid_request_error": 400,
@@ -41,6 +46,8 @@ STATUS_OF = {
 WORTH_ASKING_AGAIN = frozenset({408, 409, 429})
 KEY = re.compile(r"[\x21-\x7e]+")
 MAX_MESSAGE = 1_100
+NO_REASON = "none"
+"""The stop reason of an answer without one."""
 
 
 @lru_cache(maxsize=1)
@@ -144,7 +151,7 @@ class AnthropicClient:
 
 def _arguments(request: ModelRequest) -> dict[str, Any]:
     """What a call and a count have in common. The prompt up to here is cached, for the turns after this one."""
-    arguments: dict[str, Any] = {"model": request.model, "messages": _with_cache_mark(request.messages)}
+    arguments: dict[str, Any] = {"model": request.model, "messages": messages_of(request)}
     if request.system:
         arguments["system"] = [{"type": "text", "text": request.system, **CACHED}]
     if request.tools:
@@ -166,17 +173,6 @@ def _arguments(request: ModelRequest) -> dict[str, Any]:
     return arguments
 
 
-def _with_cache_mark(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with a mark on the last block, if it is one that may bear it."""
-    *before, last = messages
-    content = last["content"]
-    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
-    if not blocks or blocks[-1]["type"] not in ("text", "tool_result", "tool_use"):
-        return messages
-    blocks[-1] = {**blocks[-1], **CACHED}
-    return [*before, {**last, "content": blocks}]
-
-
 def _received(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[str, Any]:
     """The whole message, once it is whole.
 
@@ -188,7 +184,9 @@ def _received(response: httpx2.Response, on_text: Callable[[str], None]) -> dict
     try:
         message = _streamed(response, on_text) if _is_stream(response) else _plain_message(response.read())
         if message is not None:
-            return {**message, "content": [_sound(block) for block in message.get("content") or []]}
+            content = [_sound(block) for block in message.get("content") or []]
+            check(storable([content, message.get("stop_details")]), what="the answer")
+            return {**message, "content": content}
     except StreamError as error:
         # The status was 200: part of the answer may have to be paid for.
         status = STATUS_OF.get(error.kind, 500)
@@ -196,7 +194,7 @@ def _received(response: httpx2.Response, on_text: Callable[[str], None]) -> dict
         raise _refused(status, error.message, error.request_id or request_id, again=again, cost_unknown=True) from None
     except httpx2.HTTPError as error:
         raise _lost(error, request_id) from None
-    except (Unreadable, ValueError, TypeError, AttributeError) as error:
+    except (Unreadable, InvalidInput, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise _unreadable(error, request_id) from None
     raise _cut_off("the stream ended in the middle of the answer", request_id)
 
@@ -245,25 +243,33 @@ def _sound(block: Block) -> Block:
         case "tool_use" if not (block.get("id") and block.get("name")):
             raise Unreadable(f"a tool call without id or name: {json.dumps(block)[:200]}")
         case "tool_use":
-            given = block.get("input")
-            return {**block, "input": given if isinstance(given, dict) else _input_of(given)}
+            return {**block, "input": _input_of(block.get("input"))}
         case str():
             return block
     raise Unreadable(f"a block of no type: {json.dumps(block)[:200]}")
 
 
 def _input_of(given: Any) -> dict[str, Any]:
-    """The API takes back only objects."""
+    """The API takes back only objects, and a tool takes only strict JSON."""
+    if isinstance(given, dict):
+        with suppress(InvalidInput):
+            check(given)
+            return given
     return {} if given is None else {INVALID_JSON: given if isinstance(given, str) else json.dumps(given)}
 
 
 def _reply(message: dict[str, Any], asked: str) -> ModelReply:
-    model = str(message.get("model") or asked)
+    """What the message says, with all that cannot be stored replaced: it is paid for."""
+    content, kept = message["content"], storable(message["content"])
+    if replaced := kept != content:
+        log.warning("model_text_replaced", why="it has U+0000 or half a character, which PostgreSQL cannot store")
+    model = storable(str(message.get("model") or asked))
     return ModelReply(
-        content=message["content"],
-        stop_reason=message.get("stop_reason") or "end_turn",
+        content=kept,
+        stop_reason=storable(str(message.get("stop_reason") or NO_REASON)),
         model=model,
-        stop_details=message.get("stop_details"),
+        stop_details=storable(message.get("stop_details")),
+        exact=json.dumps(content) if replaced else None,
         **spent(message, model),
     )
 

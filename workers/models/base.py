@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from shared.json_values import JsonValue
+from shared.json_values import JsonValue, stable
+from shared.storable import LONE_SURROGATE, storable
 
 Block = dict[str, Any]
 
@@ -34,12 +35,14 @@ class ModelRequest:
     """One model turn.
 
     Attributes:
-        messages: `{"role": "user" | "assistant", "content": text or blocks}`, oldest first.
+        messages: `{"role": "user" | "assistant" | "system", "content": text or blocks}`, oldest first. A tool's result
+            is JSON text, or the text of an error.
         input: the task's input as JSON, which the offline planner reads instead of understanding the text.
         sampling: only settings that differ from neutral.
         thinking: `adaptive`, `disabled`, or the most tokens to think with; None: as the model does by itself.
         effort: how much the model puts into its answer; None: as it does by itself.
         namespace: of the task, whose limits hold.
+        results_as_json: a tool's text is sent as JSON, as 0.2 did.
     """
 
     model: str
@@ -53,6 +56,7 @@ class ModelRequest:
     thinking: str | int | None = None
     effort: str | None = None
     namespace: str = "default"
+    results_as_json: bool = False
 
     def estimated_tokens(self) -> int:
         """How many tokens the input may have, without asking anybody."""
@@ -70,6 +74,7 @@ class ModelReply:
         used_besides: what else explains the cost, such as searches on the web; no zeros.
         cost_microdollars: None where nobody knows: the model has no price here, or the API did not say what was used.
         stop_details: what the API says about a refusal.
+        exact: the content's JSON text as it came, where characters of it were replaced because they cannot be stored.
     """
 
     content: list[Block]
@@ -82,16 +87,24 @@ class ModelReply:
     used_besides: dict[str, int] = field(default_factory=dict)
     cost_microdollars: int | None = 0
     stop_details: dict[str, Any] | None = None
+    exact: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For the journal."""
-        details = {"stop_details": self.stop_details} if self.stop_details else {}
-        return {"content": self.content, "stop_reason": self.stop_reason, "model": self.model, **details}
+        rare = {"stop_details": self.stop_details, "exact": self.exact}
+        said = {name: value for name, value in rare.items() if value}
+        return {"content": self.content, "stop_reason": self.stop_reason, "model": self.model, **said}
 
 
 def joined(text: str) -> str:
     """A text whose surrogate pairs were cut apart, as some gateways cut it, is whole again."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+
+
+def exact_content(reply: dict[str, Any]) -> list[Block]:
+    """The blocks of a reply that the journal keeps, for the API: exactly as they came, since thoughts are signed."""
+    blocks: list[Block] = reply["content"]
+    return stable(storable(json.loads(reply["exact"]), LONE_SURROGATE)) if "exact" in reply else blocks
 
 
 def text_in(reply: dict[str, Any]) -> str:

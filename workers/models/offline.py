@@ -51,7 +51,8 @@ class OfflinePlanner:
 def _next_call(
     request: ModelRequest, results: dict[str, JsonValue], facts: dict[str, JsonValue]
 ) -> dict[str, Any] | None:
-    text = f"{request.system}\n{_said(request.messages)}"
+    rules = [message["content"] for message in request.messages if message["role"] == "system"]
+    text = "\n".join([request.system, *rules, _said(request.messages)])
     scored = [(_score(tool, text), tool) for tool in request.tools]
     best = max((score for score, _ in scored), default=0.0)
     for score, tool in sorted(scored, key=lambda pair: -pair[0]):

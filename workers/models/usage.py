@@ -29,12 +29,20 @@ def spent(message: dict[str, Any], model: str) -> dict[str, Any]:
     if not isinstance(usage, dict) or not usage:
         return {"cost_microdollars": None}
     charged = [(model, usage), *((str(each.get("model") or model), each) for each in _apart(usage))]
-    refused = message.get("stop_reason") == "refusal" and not message.get("content")
     return {
         **_sum(_tokens(each) for _, each in charged),
         "used_besides": _besides(usage),
-        "cost_microdollars": 0 if refused else _cost(charged, str(usage.get("inference_geo"))),
+        "cost_microdollars": 0 if _refused_at_once(message, usage) else _cost(charged, str(usage.get("inference_geo"))),
     }
+
+
+def _refused_at_once(message: Told, usage: Told) -> bool:
+    """Whether the model refused before its first word, which costs nothing: no content, or one that is blank."""
+    if message.get("stop_reason") != "refusal":
+        return False
+    content = message.get("content") or []
+    blank = all(block.get("type") == "text" and not block.get("text", "").strip() for block in content)
+    return not content or (blank and not _count(usage, "output_tokens"))
 
 
 def _apart(usage: Told) -> list[Told]:

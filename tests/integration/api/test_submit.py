@@ -11,6 +11,7 @@ from sqlalchemy import Engine, text
 
 pytestmark = pytest.mark.usefixtures("agents")
 
+WITH_IMAGE = {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image"}]}
 JSON = {"Content-Type": "application/json"}
 
 
@@ -107,6 +108,15 @@ def test_two_different_idempotency_keys_are_refused(http: httpx2.Client) -> None
         ({"agent": "Echo", "run_at": "2030-01-01T00:00:00"}, 422, "invalid_input", "timezone"),
         ({"agent": "Echo", "messages": []}, 422, "invalid_input", "empty"),
         ({"agent": "Echo", "messages": [{"role": "king", "content": "x"}]}, 422, "invalid_input", "role"),
+        (
+            {
+                "agent": "Echo",
+                "messages": [WITH_IMAGE],
+            },
+            422,
+            "invalid_input",
+            "messages[0].content[1]: blocks of type 'image' are not supported yet",
+        ),
         ({"agent": "Echo", "messages": "hello"}, 422, "invalid_input", "messages"),
         ({"agent": "Echo", "traceparent": "00-x"}, 422, "invalid_input", "traceparent"),
         ({"agent": "Echo", "idempotency_key": ""}, 422, "invalid_input", "idempotency_key"),

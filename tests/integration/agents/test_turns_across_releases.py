@@ -1,0 +1,142 @@
+"""Tasks whose turns are taken by minions of two releases: their journals agree, and what was sent stays as it was.
+
+The other release is taken from the repository's history; a clone without it skips these tests.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from minions import testing
+from minions.testing import MessagesApi, tool_use
+from shared import lifecycle
+from tests.conftest import Define
+from tests.integration.agents.conftest import plain
+from tests.integration.conftest import ACT, Minion, Tasks
+from tests.processes import ROOT
+from workers import minion
+
+RELEASE_0_2 = "9edb19b7a6566e8af91d6731cf3839eb4de42780"
+RUN = (
+    "import sys; from uuid import UUID; from workers import minion; "
+    "minion.run(UUID(sys.argv[1]), int(sys.argv[2]), UUID(sys.argv[3]))"
+)
+TEXT = 'He said "a".\nThen b.'
+SAID = [
+    {"role": "system", "content": "In French."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Salut"},
+    {"role": "system", "content": "In Latin."},
+    {"role": "user", "content": "And now?"},
+]
+
+
+@pytest.fixture(scope="module")
+def tree_0_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree of release 0.2."""
+    archive = subprocess.run(["git", "archive", RELEASE_0_2], cwd=ROOT, capture_output=True, timeout=60)
+    if archive.returncode != 0:
+        pytest.skip(f"this clone does not hold release 0.2: {archive.stderr.decode().strip()}")
+    folder = tmp_path_factory.mktemp("release_0_2")
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tree:
+        tree.extractall(folder, filter="data")
+    return folder
+
+
+@pytest.fixture
+def task(define: Define, tasks: Tasks, here: Minion, api: MessagesApi) -> UUID:
+    """A task whose tools return text, and whose first turn ends in a wait for the signal `go`."""
+    define(
+        {**ACT, "effect": "idempotent", "input_schema": {"type": "object"}},
+        {
+            "kind": "agent",
+            "name": "Agent",
+            "model": "claude-opus-5-5",
+            "system_prompt": "Be brief.",
+            "tools": ["act"],
+            "config": {"capabilities": ["work"]},
+        },
+    )
+    api.script = [
+        tool_use(("act", {"answer": TEXT}), ("act", {"answer": {"$wait": {"signal": "go"}}})),
+        tool_use(("act", {"answer": TEXT})),
+        testing.text("Nunc."),
+    ]
+    return tasks.submit("Agent", messages=SAID)
+
+
+def take_turns(here: Minion, tree: Path | None) -> None:
+    """Runs what is due, by this release or by that of the tree."""
+    for message in here.dispatch():
+        if tree is None:
+            minion.run(message.task_id, message.claim, here.id)
+            continue
+        path = os.pathsep.join([str(tree), os.environ["PYTHONPATH"]])
+        command = [sys.executable, "-c", RUN, str(message.task_id), str(message.claim), str(here.id)]
+        subprocess.run(command, cwd=tree, env={**os.environ, "PYTHONPATH": path}, check=True, timeout=60)
+
+
+def signal(here: Minion, task: UUID) -> None:
+    with here.engine.begin() as connection:
+        lifecycle.signal(connection, task, "go", "went")
+
+
+def results(request: dict[str, Any]) -> list[str]:
+    """What the tools have returned, by the request."""
+    messages = [message["content"] for message in request["messages"] if isinstance(message["content"], list)]
+    return [block["content"] for blocks in messages for block in blocks if block["type"] == "tool_result"]
+
+
+def ended_well(tasks: Tasks, task: UUID) -> bool:
+    found = tasks.get(task)
+    assert (found["state"], found["error"]) == ("succeeded", None)
+    return found["output"] == {"content": "Nunc."}
+
+
+def test_a_task_that_0_2_began_goes_on_as_it_began(
+    task: UUID, tasks: Tasks, here: Minion, api: MessagesApi, tree_0_2: Path
+) -> None:
+    """A model's thoughts hold only behind the very words that were before them."""
+    take_turns(here, tree_0_2)
+    assert tasks.get(task)["wait_reason"] == "signal"
+    signal(here, task)
+    take_turns(here, None)
+    assert ended_well(tasks, task)
+    assert len(api.requests) == 3
+    for request in api.requests:
+        assert request["system"][0]["text"] == "Be brief.\n\nIn French.\n\nIn Latin."
+        assert plain(request)[:3] == [message for message in SAID if message["role"] != "system"]
+    assert results(api.requests[1])[0] == results(api.requests[2])[2] == '"He said \\"a\\".\\nThen b."'
+
+
+def test_0_2_goes_on_with_a_task_that_this_release_began(
+    task: UUID, tasks: Tasks, here: Minion, api: MessagesApi, tree_0_2: Path
+) -> None:
+    take_turns(here, None)
+    signal(here, task)
+    take_turns(here, tree_0_2)
+    assert ended_well(tasks, task)
+    assert len(api.requests) == 3
+
+
+def test_a_task_that_this_release_began_goes_on_as_it_began(
+    task: UUID, tasks: Tasks, here: Minion, api: MessagesApi
+) -> None:
+    take_turns(here, None)
+    signal(here, task)
+    take_turns(here, None)
+    assert ended_well(tasks, task)
+    for request in api.requests:
+        assert request["system"][0]["text"] == "Be brief.\n\nIn French."
+        assert plain(request)[:4] == [SAID[1], SAID[2], SAID[4], SAID[3]]
+    assert results(api.requests[1])[0] == results(api.requests[2])[2] == TEXT
+    assert "form" in tasks.steps(task)[0]["output"]
