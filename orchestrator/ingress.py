@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ import structlog
 from sqlalchemy import Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from orchestrator.loop import Loop
 from orchestrator.submissions import Submissions
@@ -28,7 +30,7 @@ from shared.errors import InvalidInput, MinionError
 from shared.json_values import parse
 from shared.schemas import TaskRequest
 from shared.settings import Settings
-from shared.submission import prepare
+from shared.submission import prepare_each
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +64,9 @@ class Submission:
         return f"celery:{_storable(self.envelope.headers.get('origin') or 'unknown')}"[:200]
 
 
+Asked = tuple[Submission, TaskRequest]
+
+
 class Ingress(Loop):
     """Takes submissions from `minion.submit`, and forgets one when its row is committed."""
 
@@ -80,10 +85,15 @@ class Ingress(Loop):
         """Works on one batch, and on a few of the second line; on many where the first line is empty."""
         self._adopt()
         batch = self._queue.take(BATCH)
-        self._work(batch, self._put_off)
-        refused = self._queue.take_refused(FEW if batch else BATCH)
-        self._work(refused, self._record)
-        if not batch and not refused:
+        with self._returning():
+            refused = self._accept_good(batch)
+            # A refusal can wait: what stands behind it may be a good one.
+            self._queue.put_off([submission.item for submission, _ in refused])
+        again = self._queue.take_refused(FEW if batch else BATCH)
+        with self._returning():
+            for submission, error in self._accept_good(again):
+                self._record(submission, error)
+        if not batch and not again:
             self._queue.wait(WAIT_SECONDS)
         return 0.0
 
@@ -96,24 +106,48 @@ class Ingress(Loop):
             self._queue.adopt()
             self._adopt_at = time.monotonic() + self._patience
 
-    def _work(self, items: list[bytes], refuse: Callable[[Submission, MinionError], None]) -> None:
-        """Brings each to its end. While the database is away they stay in the broker; nothing else may keep them there,
-        or they would come again and again.
+    @contextmanager
+    def _returning(self) -> Iterator[None]:
+        """While the database is away, submissions stay in the broker. Nothing else may keep them at the head of the
+        queue, or they would come again and again.
         """
-        for number, item in enumerate(items):
-            if self.stopping.is_set():
-                self._queue.give_back(items[number:])
-                return
+        try:
+            yield
+        except DBAPIError as error:
+            if is_transient(error):
+                self._queue.give_back()
+            raise
+
+    def _accept_good(self, items: list[bytes]) -> list[tuple[Submission, MinionError]]:
+        """Makes tasks of those that are accepted, and returns the others."""
+        asked, refused = self._requests(items)
+        for submission, prepared in self._prepare(asked):
+            if isinstance(prepared, MinionError):
+                refused.append((submission, prepared))
+                continue
             try:
-                self._accept(Submission(item, self._open(item)), refuse)
+                with self.engine.begin() as connection:
+                    [accepted] = lifecycle.accept(connection, [prepared])
+            except Exception as error:
+                refused.append((submission, _refusal(submission, error)))
+            else:
+                self._queue.finish(submission.item)
+                log.info("accepted", task=str(accepted.task_id), created=accepted.created)
+        return refused
+
+    def _requests(self, items: list[bytes]) -> tuple[list[Asked], list[tuple[Submission, MinionError]]]:
+        """What each asks for, and those that do not say it well. What is no submission is set aside."""
+        asked: list[Asked] = []
+        refused: list[tuple[Submission, MinionError]] = []
+        for item in items:
+            try:
+                submission = Submission(item, self._open(item))
+                asked.append((submission, self._request(submission)))
             except Foreign as why:
                 self._queue.set_aside(item, str(why))
-            except DBAPIError as error:
-                if is_transient(error):
-                    self._queue.give_back(items[number:])
-                    raise
-                log.exception("cannot_be_recorded")
-                self._queue.set_aside(item, "it can neither be accepted nor be recorded as refused")
+            except MinionError as error:
+                refused.append((submission, error))
+        return asked, refused
 
     def _open(self, item: bytes) -> Envelope:
         envelope = open_envelope(item, limit=self._item_limit)
@@ -121,21 +155,20 @@ class Ingress(Loop):
             raise Foreign(f"the queue {SUBMIT_QUEUE} takes the task {SUBMIT_TASK} only")
         return envelope
 
-    def _accept(self, submission: Submission, refuse: Callable[[Submission, MinionError], None]) -> None:
+    def _prepare(self, asked: list[Asked]) -> Iterator[tuple[Submission, dict[str, Any] | MinionError]]:
+        """Checks all together; where something unforeseen happens, one by one, so that it hits no others."""
         try:
-            prepared = prepare(self.engine, [self._request(submission)], submitted_by=submission.submitter)
-            with self.engine.begin() as connection:
-                [accepted] = lifecycle.accept(connection, prepared)
-        except MinionError as error:
-            refuse(submission, error)
+            yield from zip([submission for submission, _ in asked], self._prepare_together(asked), strict=True)
         except Exception as error:
-            if isinstance(error, DBAPIError) and is_transient(error):
-                raise
-            log.exception("cannot_be_accepted", celery_id=submission.celery_id)
-            refuse(submission, InvalidInput("The message holds something that cannot be read or stored."))
-        else:
-            self._queue.finish(submission.item)
-            log.info("accepted", task=str(accepted.task_id), created=accepted.created)
+            if len(asked) == 1:
+                yield asked[0][0], _refusal(asked[0][0], error)
+            else:
+                for each in asked:
+                    yield from self._prepare([each])
+
+    def _prepare_together(self, asked: list[Asked]) -> list[dict[str, Any] | MinionError]:
+        submitters = [submission.submitter for submission, _ in asked]
+        return prepare_each(self.engine, [request for _, request in asked], submitted_by=submitters) if asked else []
 
     def _request(self, submission: Submission) -> TaskRequest:
         envelope = submission.envelope
@@ -153,11 +186,8 @@ class Ingress(Loop):
             fields["idempotency_key"] = celery_id
         return TaskRequest.parse(fields)
 
-    def _put_off(self, submission: Submission, error: MinionError) -> None:
-        """A refusal can wait: what stands behind it may be a good one."""
-        self._queue.put_off(submission.item)
-
     def _record(self, submission: Submission, error: MinionError) -> None:
+        """Stores a refusal as a failed task."""
         log.warning("refused", celery_id=submission.celery_id, error=error.code)
         values = {
             "agent": None,
@@ -165,10 +195,27 @@ class Ingress(Loop):
             "error": error.as_dict(),
             "submitted_by": submission.submitter,
         }
-        with self.engine.begin() as connection:
-            task_id = connection.scalar(REFUSED, values)
-        self._queue.finish(submission.item)
-        log.info("refusal_stored", task=str(task_id))
+        try:
+            with self.engine.begin() as connection:
+                task_id = connection.scalar(REFUSED, values)
+        except DBAPIError as broken:
+            if is_transient(broken):
+                raise
+            log.exception("cannot_be_recorded", celery_id=submission.celery_id)
+            self._queue.set_aside(submission.item, "it can neither be accepted nor be recorded as refused")
+        else:
+            self._queue.finish(submission.item)
+            log.info("refusal_stored", task=str(task_id))
+
+
+def _refusal(submission: Submission, error: Exception) -> MinionError:
+    """Why a submission is refused. Raises the error where it says nothing about it: the database is away."""
+    if isinstance(error, MinionError):
+        return error
+    if is_transient(error) or isinstance(error, PoolTimeout):
+        raise error
+    log.error("cannot_be_accepted", celery_id=submission.celery_id, exc_info=error)
+    return InvalidInput("The message holds something that cannot be read or stored.")
 
 
 def _storable(value: object) -> str:

@@ -73,6 +73,7 @@ class Submissions:
         self._set_aside = SetAside(self._broker)
         self._patience = patience
         self._largest = largest
+        self._held: dict[bytes, None] = {}
 
     def take(self, most: int) -> list[bytes]:
         """Takes the next submissions, and those that were left behind."""
@@ -85,15 +86,15 @@ class Submissions:
     def finish(self, item: bytes) -> None:
         """Forgets one whose end is recorded."""
         self._broker.zrem(TAKEN, item)
+        self._held.pop(item, None)
 
-    def put_off(self, item: bytes) -> None:
-        """Moves one to the end of the second line."""
-        self._move(item, "lpush", REFUSED)
+    def put_off(self, items: Sequence[bytes]) -> None:
+        """Moves some to the end of the second line."""
+        self._move(items, "lpush", REFUSED)
 
-    def give_back(self, items: Sequence[bytes]) -> None:
-        """Puts some back at the head of the queue, in their order."""
-        for item in reversed(items):
-            self._move(item, "rpush", SUBMIT_QUEUE)
+    def give_back(self) -> None:
+        """Puts all that is still held back at the head of the queue."""
+        self._move([*reversed(self._held)], "rpush", SUBMIT_QUEUE)
 
     def set_aside(self, item: bytes, why: str, *, size: int | None = None) -> None:
         """Takes one out for good that is no submission."""
@@ -124,19 +125,22 @@ class Submissions:
     def _take_from(self, lists: list[str], most: int) -> list[bytes]:
         limits = [self._patience, most, MOST_BYTES, self._largest, SHOWN]
         found = self._take(keys=[TAKEN, *lists], args=limits)
-        items = []
+        self._held = {}
         for size, item in zip(found[::2], found[1::2], strict=True):
             if len(item) < size:
                 self.set_aside(item, f"larger than {self._largest:,} bytes", size=size)
             else:
-                items.append(item)
-        return items
+                self._held[item] = None
+        return [*self._held]
 
-    def _move(self, item: bytes, push: str, key: str) -> None:
-        with self._broker.pipeline() as pipe:
-            pipe.zrem(TAKEN, item)
-            getattr(pipe, push)(key, item)
-            pipe.execute()
+    def _move(self, items: Sequence[bytes], push: str, key: str) -> None:
+        if items:
+            with self._broker.pipeline() as pipe:
+                pipe.zrem(TAKEN, *items)
+                getattr(pipe, push)(key, *items)
+                pipe.execute()
+        for item in items:
+            self._held.pop(item, None)
 
 
 def _submission(record: Any) -> str | None:
