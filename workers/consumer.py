@@ -11,7 +11,6 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.consumer.control import Control
 
 from workers import remote_control
-from workers.transport import Transport
 
 EVENTS_SECONDS = 0.2
 CHILDREN_SECONDS = 0.25
@@ -36,7 +35,7 @@ class Consumer(CeleryConsumer):
     def connection_for_read(self, heartbeat: float | None = None) -> Any:
         """A connection that checks messages before kombu sees them."""
         connection = self.app.connection_for_read(heartbeat=heartbeat)
-        connection.transport_cls = Transport
+        connection.transport_cls = "workers.transport:Transport"  # by its name: monitors ask for it
         return self.ensure_connected(connection)
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
