@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import redis
 import structlog
 from sqlalchemy import Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
@@ -103,8 +104,11 @@ class Ingress(Loop):
 
     def _adopt(self) -> None:
         if time.monotonic() >= self._adopt_at:
-            self._queue.adopt()
             self._adopt_at = time.monotonic() + self._patience
+            try:
+                self._queue.adopt()
+            except redis.ResponseError as error:
+                log.warning("cannot_adopt", reason=str(error)[:300])
 
     @contextmanager
     def _returning(self) -> Iterator[None]:

@@ -10,7 +10,9 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
+import redis
 from celery import Celery
+from kombu.exceptions import BatchPublishError, OperationalError
 
 from shared.lifecycle import Dispatched
 from shared.settings import Settings
@@ -19,6 +21,10 @@ RUN_TASK = "minion.run"
 SUBMIT_TASK = "minion.submit"
 SUBMIT_QUEUE = "minion.submit"
 MESSAGE_VERSION = 1
+
+
+BROKER_AWAY = (redis.RedisError, OperationalError, BatchPublishError, OSError)
+"""What using the broker raises while it is away, in one way or another."""
 
 
 def make_app(settings: Settings) -> Celery:
@@ -69,8 +75,7 @@ def publish(app: Celery, tasks: Iterable[Dispatched]) -> None:
     """Sends one message for each task to its capability's queue, all of them together.
 
     Raises:
-        kombu.exceptions.OperationalError or BatchPublishError: the broker is away. The tasks stay queued in
-            PostgreSQL and are published again.
+        BROKER_AWAY: some or all were not sent. The tasks stay queued in PostgreSQL and are published again.
     """
     with app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(max_size=500):
         for task in tasks:

@@ -11,6 +11,7 @@ import threading
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
 
 import redis
 import structlog
@@ -83,10 +84,5 @@ def set_aside(queue: str, raw: bytes, why: str, *, size: int | None = None) -> N
 
 def counts(broker: redis.Redis) -> dict[str, int]:
     """How many messages of each queue were set aside since Redis was last emptied."""
-    found = broker.hgetall(COUNTS)
-    assert isinstance(found, dict)
-    return {_text(queue): int(count) for queue, count in found.items()}
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    found: Any = broker.hgetall(COUNTS)
+    return {queue.decode("utf-8", "replace"): int(count) for queue, count in found.items()}

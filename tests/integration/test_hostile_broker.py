@@ -130,6 +130,15 @@ def test_what_kombu_would_restore_does_not_end_a_worker(tasks: Tasks, act: Any, 
     assert tasks.run(act(), {})["state"] == "succeeded"
 
 
+def test_a_queue_of_another_type_does_not_end_a_worker(tasks: Tasks, act: Any, worker: Process) -> None:
+    with make_redis() as broker:
+        written = len(worker.output())
+        broker.set("work", "x")
+        wait_until(lambda: "WRONGTYPE" in worker.output()[written:], "the worker has met it")
+        broker.delete("work")
+    assert tasks.run(act(), {})["state"] == "succeeded"
+
+
 def test_forged_limits_take_no_claim_from_its_child(tasks: Tasks, act: Any, worker: Process) -> None:
     task = tasks.submit(act(config={"max_attempts": 1}), {"do": "sleep", "seconds": 3})
     tasks.wait_for(task, "running")

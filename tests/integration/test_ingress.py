@@ -23,7 +23,7 @@ from shared.embedded import EmbeddedServers
 from shared.envelopes import queue_keys
 from shared.hints import make_redis
 from shared.messages import checked_input
-from shared.set_aside import KEPT, SAMPLES, SHOWN, counts
+from shared.set_aside import COUNTS, KEPT, SAMPLES, SHOWN, counts
 from shared.settings import Settings
 from tests.integration.conftest import Tasks
 from tests.processes import wait_until
@@ -316,6 +316,15 @@ def test_a_good_submission_does_not_wait_for_refusals(sender: Celery, send: Any,
         assert broker.llen(REFUSED) > refused / 2, "most refusals are recorded later"
     wait_until(lambda: tasks.count() == {"pending": 1, "failed": refused}, "all are recorded")
     wait_until(drained, "all are forgotten")
+
+
+@pytest.mark.parametrize("key", ["unacked", "unacked_index", SAMPLES, COUNTS])
+def test_a_key_of_another_type_does_not_stop_it(send: Any, tasks: Tasks, key: str) -> None:
+    with make_redis() as broker:
+        broker.set(key, "x")
+        broker.lpush("minion.submit", "garbage")
+    assert send(agent="Act", input={"query": "x"})["state"] == "pending"
+    wait_until(drained, "nothing is left")
 
 
 def test_messages_wait_for_the_database(sender: Celery, send: Any, tasks: Tasks, servers: EmbeddedServers) -> None:
