@@ -31,7 +31,8 @@ def are_of(version: UUID, limits: Sequence[float]) -> bool:
 @lru_cache(maxsize=1024)
 def _limits(version: UUID) -> tuple[int, int]:
     with statement() as connection:
-        return connection.execute(LIMITS, {"version": version}).one()._tuple()
+        hard, soft = connection.execute(LIMITS, {"version": version}).one()
+        return hard, soft
 
 
 def overran(connection: Connection, task: UUID, claim: int) -> bool:
