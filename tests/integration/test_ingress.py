@@ -14,6 +14,9 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from kombu import Producer
 from sqlalchemy import Engine, text
 
@@ -27,6 +30,7 @@ from shared.set_aside import COUNTS, KEPT, SAMPLES, SHOWN, counts
 from shared.settings import Settings
 from tests.integration.conftest import Tasks
 from tests.processes import wait_until
+from tests.unit.workers.test_run_messages import anything
 
 pytestmark = pytest.mark.usefixtures("loops")
 
@@ -316,6 +320,29 @@ def test_a_good_submission_does_not_wait_for_refusals(sender: Celery, send: Any,
         assert broker.llen(REFUSED) > refused / 2, "most refusals are recorded later"
     wait_until(lambda: tasks.count() == {"pending": 1, "failed": refused}, "all are recorded")
     wait_until(drained, "all are forgotten")
+
+
+submissions = st.fixed_dictionaries(
+    {
+        "body": anything.map(lambda value: b64encode(json.dumps([[], value, {}]).encode()).decode()),
+        "content-type": st.just("application/json") | anything,
+        "headers": st.fixed_dictionaries(
+            {"task": st.just("minion.submit"), "id": anything}, optional={"origin": anything, "compression": anything}
+        ),
+        "properties": st.fixed_dictionaries(
+            {"body_encoding": st.just("base64")}, optional={"correlation_id": anything, "delivery_tag": anything}
+        ),
+    }
+).map(json.dumps)
+
+
+@given(st.lists(submissions | anything.map(json.dumps) | st.binary(min_size=1, max_size=200), min_size=1, max_size=20))
+@hypothesis_settings(max_examples=15, suppress_health_check=[*HealthCheck])
+def test_hostile_submissions_end_one_way_or_another(send: Any, items: list[str | bytes]) -> None:
+    with make_redis() as broker:
+        broker.lpush("minion.submit", *items)
+    assert send(agent="Act", input={"query": "x"})["state"] == "pending"
+    wait_until(drained, "nothing comes again")
 
 
 @pytest.mark.parametrize("key", ["unacked", "unacked_index", SAMPLES, COUNTS])
