@@ -1,146 +1,225 @@
-"""The ingress: other Celery users hand in tasks with `app.send_task("minion.submit", kwargs={…})`.
+"""The ingress: other Celery users submit tasks with `app.send_task("minion.submit", kwargs={…})`.
 
 They send to the queue `minion.submit`, with the fields of a task request as keyword arguments. Accepted means that
 the row is committed; the Celery id is the idempotency key. A refusal is stored as a failed task, where the sender can
-find it by its label `celery_id`.
+find it by its label `celery_id`, but not before the submissions that wait behind it had their turn.
 """
 
 from __future__ import annotations
 
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import redis
 import structlog
-from celery import Celery
-from kombu.connection import Connection as BrokerConnection
-from kombu.entity import Queue
-from kombu.message import Message
-from kombu.messaging import Consumer
 from sqlalchemy import Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from orchestrator.loop import Loop
+from orchestrator.submissions import Submissions
 from shared import lifecycle
 from shared.broker import SUBMIT_QUEUE, SUBMIT_TASK
 from shared.database import is_transient
+from shared.envelopes import Envelope, Foreign, open_envelope
 from shared.errors import InvalidInput, MinionError
 from shared.json_values import parse
 from shared.schemas import TaskRequest
 from shared.settings import Settings
-from shared.submission import prepare
+from shared.submission import prepare_each
 
 log = structlog.get_logger(__name__)
 
+BATCH = 50
+# Of the second line, after each batch of the first: enough that it moves, few enough that nobody notices.
+FEW = 5
+WAIT_SECONDS = 0.5
 REFUSED = text("SELECT minion_refuse(:agent, :key, :error, :submitted_by)").bindparams(bindparam("error", type_=JSONB))
 
 
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A message that asks for a task.
+
+    Attributes:
+        item: as it is in Redis.
+    """
+
+    item: bytes
+    envelope: Envelope
+
+    @property
+    def celery_id(self) -> str:
+        """What the sender knows it by; or else what is the same for the same message."""
+        found = self.envelope.headers.get("id") or self.envelope.properties.get("correlation_id")
+        return _storable(found)[:255] if found else hashlib.sha256(self.item).hexdigest()
+
+    @property
+    def submitter(self) -> str:
+        """The process that sent it, for the record."""
+        return f"celery:{_storable(self.envelope.headers.get('origin') or 'unknown')}"[:200]
+
+
+Asked = tuple[Submission, TaskRequest]
+
+
 class Ingress(Loop):
-    """Consumes `minion.submit`; acknowledges a message when its row is committed."""
+    """Takes submissions from `minion.submit`, and forgets one when its row is committed."""
 
     name = "ingress"
 
-    def __init__(self, settings: Settings, engine: Engine, app: Celery) -> None:
+    def __init__(self, settings: Settings, engine: Engine) -> None:
         super().__init__()
-        self.settings = settings
         self.engine = engine
-        self.app = app
+        self._body_limit = min(settings.max_body_bytes, 6 * settings.max_input_bytes + (64 << 10))
+        self._item_limit = settings.max_body_bytes * 4 // 3 + (64 << 10)
+        self._patience = settings.lease_seconds
+        self._queue = Submissions(patience=self._patience, largest=self._item_limit)
+        self._adopt_at = 0.0
 
     def round(self) -> float:
-        """Consumes until the broker goes away or the orchestrator stops."""
-        with self.app.connection_for_read() as connection:
-            connection.ensure_connection(max_retries=1, timeout=5)
-            self._consume(connection)
+        """Works on one batch, and on a few of the second line; on many where the first line is empty."""
+        self._adopt()
+        batch = self._queue.take(BATCH)
+        with self._returning():
+            refused = self._accept_good(batch)
+            # A refusal can wait: what stands behind it may be a good one.
+            self._queue.put_off([submission.item for submission, _ in refused])
+        again = self._queue.take_refused(FEW if batch else BATCH)
+        with self._returning():
+            for submission, error in self._accept_good(again):
+                self._record(submission, error)
+        if not batch and not again:
+            self._queue.wait(WAIT_SECONDS)
         return 0.0
 
-    def _consume(self, connection: BrokerConnection) -> None:
-        queue = Queue(SUBMIT_QUEUE, routing_key=SUBMIT_QUEUE)
-        with (
-            connection.channel() as channel,
-            Consumer(
-                channel,
-                [queue],
-                on_message=self._on_message,
-                on_decode_error=self._on_unreadable,
-                accept=["json"],
-                prefetch_count=50,
-            ),
-        ):
-            while not self.stopping.is_set():
-                try:
-                    connection.drain_events(timeout=0.5)
-                except TimeoutError:
-                    continue
+    def close(self) -> None:
+        """Closes the broker's connection."""
+        self._queue.close()
 
-    def _on_message(self, message: Message) -> None:
-        """Accepts or refuses one message. While the database is away it stays in the broker; nothing else may keep
-        it there, or it would come again and again.
+    def _adopt(self) -> None:
+        if time.monotonic() >= self._adopt_at:
+            self._adopt_at = time.monotonic() + self._patience
+            try:
+                self._queue.adopt()
+            except redis.ResponseError as error:
+                log.warning("cannot_adopt", reason=str(error)[:300])
+
+    @contextmanager
+    def _returning(self) -> Iterator[None]:
+        """While the database is away, submissions stay in the broker. Nothing else may keep them at the head of the
+        queue, or they would come again and again.
         """
         try:
-            self._accept(message)
-        except Exception as error:
-            if isinstance(error, DBAPIError) and is_transient(error):
-                message.requeue()
-                raise
-            log.exception("cannot_be_accepted", celery_id=_celery_id(message))
-            self._refuse(message, InvalidInput("The message holds something that cannot be read or stored."))
-        message.ack()
+            yield
+        except DBAPIError as error:
+            if is_transient(error):
+                self._queue.give_back()
+            raise
 
-    def _on_unreadable(self, message: Message, error: Exception) -> None:
-        """A body that cannot be unpacked."""
-        self._refuse(message, InvalidInput(f"The message cannot be unpacked: {type(error).__name__}."))
-        message.ack()
+    def _accept_good(self, items: list[bytes]) -> list[tuple[Submission, MinionError]]:
+        """Makes tasks of those that are accepted, and returns the others."""
+        asked, refused = self._requests(items)
+        for submission, prepared in self._prepare(asked):
+            if isinstance(prepared, MinionError):
+                refused.append((submission, prepared))
+                continue
+            try:
+                with self.engine.begin() as connection:
+                    [accepted] = lifecycle.accept(connection, [prepared])
+            except Exception as error:
+                refused.append((submission, _refusal(submission, error)))
+            else:
+                self._queue.finish(submission.item)
+                log.info("accepted", task=str(accepted.task_id), created=accepted.created)
+        return refused
 
-    def _accept(self, message: Message) -> None:
+    def _requests(self, items: list[bytes]) -> tuple[list[Asked], list[tuple[Submission, MinionError]]]:
+        """What each asks for, and those that do not say it well. What is no submission is set aside."""
+        asked: list[Asked] = []
+        refused: list[tuple[Submission, MinionError]] = []
+        for item in items:
+            try:
+                submission = Submission(item, self._open(item))
+                asked.append((submission, self._request(submission)))
+            except Foreign as why:
+                self._queue.set_aside(item, str(why))
+            except MinionError as error:
+                refused.append((submission, error))
+        return asked, refused
+
+    def _open(self, item: bytes) -> Envelope:
+        envelope = open_envelope(item, limit=self._item_limit)
+        if envelope.headers.get("task") != SUBMIT_TASK:
+            raise Foreign(f"the queue {SUBMIT_QUEUE} takes the task {SUBMIT_TASK} only")
+        return envelope
+
+    def _prepare(self, asked: list[Asked]) -> Iterator[tuple[Submission, dict[str, Any] | MinionError]]:
+        """Checks all together; where something unforeseen happens, one by one, so that it hits no others."""
         try:
-            request = self._request(message)
-            prepared = prepare(self.engine, [request], submitted_by=_submitter(message))
-            with self.engine.begin() as connection:
-                [accepted] = lifecycle.accept(connection, prepared)
-        except MinionError as error:
-            self._refuse(message, error)
-        else:
-            log.info("accepted", task=str(accepted.task_id), created=accepted.created)
+            yield from zip([submission for submission, _ in asked], self._prepare_together(asked), strict=True)
+        except Exception as error:
+            if len(asked) == 1:
+                yield asked[0][0], _refusal(asked[0][0], error)
+            else:
+                for each in asked:
+                    yield from self._prepare([each])
 
-    def _request(self, message: Message) -> TaskRequest:
-        if message.content_type != "application/json":
-            raise InvalidInput(f"{SUBMIT_TASK} takes JSON only, not {str(message.content_type)[:100]!r}.")
-        if _headers(message).get("task") != SUBMIT_TASK:
-            raise InvalidInput(f"The queue {SUBMIT_QUEUE!r} takes the task {SUBMIT_TASK!r} only.")
-        body = parse(message.body, what="The message", limit=self.settings.max_body_bytes)
+    def _prepare_together(self, asked: list[Asked]) -> list[dict[str, Any] | MinionError]:
+        submitters = [submission.submitter for submission, _ in asked]
+        return prepare_each(self.engine, [request for _, request in asked], submitted_by=submitters) if asked else []
+
+    def _request(self, submission: Submission) -> TaskRequest:
+        envelope = submission.envelope
+        if envelope.content_type != "application/json":
+            raise InvalidInput(f"{SUBMIT_TASK} takes JSON only, not {envelope.content_type[:100]!r}.")
+        packed = envelope.unpacked(limit=self._body_limit)
+        body = parse(packed, what="The message", limit=self._body_limit)
         if not isinstance(body, list) or len(body) != 3 or body[0] != [] or not isinstance(body[1], dict):
             raise InvalidInput(f"{SUBMIT_TASK} takes keyword arguments only (message protocol 2).")
         fields: dict[str, Any] = body[1]
-        celery_id = _celery_id(message)
+        celery_id = submission.celery_id
         if isinstance(labels := fields.get("labels") or {}, dict):
             fields["labels"] = {**labels, "celery_id": celery_id}
         if fields.get("idempotency_key") is None:
             fields["idempotency_key"] = celery_id
         return TaskRequest.parse(fields)
 
-    def _refuse(self, message: Message, error: MinionError) -> None:
-        log.warning("refused", celery_id=_celery_id(message), error=error.code)
+    def _record(self, submission: Submission, error: MinionError) -> None:
+        """Stores a refusal as a failed task."""
+        log.warning("refused", celery_id=submission.celery_id, error=error.code)
         values = {
             "agent": None,
-            "key": _celery_id(message),
+            "key": submission.celery_id,
             "error": error.as_dict(),
-            "submitted_by": _submitter(message),
+            "submitted_by": submission.submitter,
         }
-        with self.engine.begin() as connection:
-            task_id = connection.scalar(REFUSED, values)
-        log.info("refusal_stored", task=str(task_id))
+        try:
+            with self.engine.begin() as connection:
+                task_id = connection.scalar(REFUSED, values)
+        except DBAPIError as broken:
+            if is_transient(broken):
+                raise
+            log.exception("cannot_be_recorded", celery_id=submission.celery_id)
+            self._queue.set_aside(submission.item, "it can neither be accepted nor be recorded as refused")
+        else:
+            self._queue.finish(submission.item)
+            log.info("refusal_stored", task=str(task_id))
 
 
-def _headers(message: Message) -> dict[str, Any]:
-    return message.headers if isinstance(message.headers, dict) else {}
-
-
-def _celery_id(message: Message) -> str:
-    found = _headers(message).get("id") or message.properties.get("correlation_id") or message.delivery_tag
-    return _storable(found)[:255]
-
-
-def _submitter(message: Message) -> str:
-    return f"celery:{_storable(_headers(message).get('origin') or 'unknown')}"[:200]
+def _refusal(submission: Submission, error: Exception) -> MinionError:
+    """Why a submission is refused. Raises the error where it says nothing about it: the database is away."""
+    if isinstance(error, MinionError):
+        return error
+    if is_transient(error) or isinstance(error, PoolTimeout):
+        raise error
+    log.error("cannot_be_accepted", celery_id=submission.celery_id, exc_info=error)
+    return InvalidInput("The message holds something that cannot be read or stored.")
 
 
 def _storable(value: object) -> str:

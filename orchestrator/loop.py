@@ -6,18 +6,17 @@ import threading
 from abc import ABC, abstractmethod
 
 import psycopg
-import redis
 import sentry_sdk
 import structlog
-from kombu.exceptions import OperationalError as BrokerError
 
+from shared.broker import BROKER_AWAY
 from shared.database import is_transient, reason
 
 log = structlog.get_logger(__name__)
 
 LONGEST_PAUSE = 5.0
 # What the broker's and the listener's connections raise when the other side is gone.
-AWAY = (OSError, psycopg.OperationalError, redis.RedisError, BrokerError)
+AWAY = (psycopg.OperationalError, *BROKER_AWAY)
 
 
 class Loop(ABC):

@@ -10,21 +10,17 @@ from __future__ import annotations
 
 from uuid import UUID
 
-import redis
 import structlog
 from celery import Celery
-from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy import Connection, Engine, text
 
 from orchestrator.loop import Loop
 from shared import budgets, lifecycle
-from shared.broker import publish
+from shared.broker import BROKER_AWAY, publish
 from shared.hints import make_redis
 from shared.settings import Settings
 
 log = structlog.get_logger(__name__)
-
-BROKER_AWAY = (redis.RedisError, BrokerError, OSError)
 
 OVERDUE = text(
     "SELECT task_id FROM task_status WHERE deadline < now() "

@@ -61,7 +61,7 @@ def make_loops(settings: Settings) -> list[Loop]:
         Scheduler(settings, engine),
         LostWorkers(settings, engine),
         Rescuer(settings, engine, app),
-        Ingress(settings, engine, app),
+        Ingress(settings, engine),
         Pruner(settings, engine),
         Webhooks(settings, engine),
     ]

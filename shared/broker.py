@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+from uuid import UUID
 
+import redis
 from celery import Celery
+from kombu.exceptions import BatchPublishError, OperationalError
 
 from shared.lifecycle import Dispatched
 from shared.settings import Settings
@@ -19,9 +22,9 @@ SUBMIT_TASK = "minion.submit"
 SUBMIT_QUEUE = "minion.submit"
 MESSAGE_VERSION = 1
 
-# Longer than the longest hard time limit (AgentConfig allows 90,000 s): Redis must not deliver a running task
-# again. Should it do so all the same, the claim refuses the second message.
-VISIBILITY_TIMEOUT = 100_000
+
+BROKER_AWAY = (redis.RedisError, OperationalError, BatchPublishError, OSError)
+"""What using the broker raises while it is away, in one way or another."""
 
 
 def make_app(settings: Settings) -> Celery:
@@ -37,7 +40,8 @@ def make_app(settings: Settings) -> Celery:
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
         task_acks_late=True,
-        task_acks_on_failure_or_timeout=True,
+        task_acks_on_failure=True,
+        task_acks_on_timeout=True,
         task_reject_on_worker_lost=False,
         task_default_queue="minion.default",
         task_send_sent_event=False,
@@ -55,13 +59,13 @@ def make_app(settings: Settings) -> Celery:
         broker_channel_error_retry=True,
         broker_pool_acquire_timeout=10.0,
         broker_transport_options={
-            "visibility_timeout": VISIBILITY_TIMEOUT,
-            "unacked_restore_interval": 10,
+            # Redis keeps no record of what a worker holds: PostgreSQL does, and publishes again what was lost.
+            "ack_emulation": False,
             "socket_timeout": 10.0,
             "socket_connect_timeout": 5.0,
             "socket_keepalive": True,
+            # With `retry_on_timeout`, kombu publishes batches message by message.
             "health_check_interval": 25,
-            "retry_on_timeout": True,
         },
     )
     return app
@@ -71,8 +75,7 @@ def publish(app: Celery, tasks: Iterable[Dispatched]) -> None:
     """Sends one message for each task to its capability's queue, all of them together.
 
     Raises:
-        kombu.exceptions.OperationalError or BatchPublishError: the broker is away. The tasks stay queued in
-            PostgreSQL and are published again.
+        BROKER_AWAY: some or all were not sent. The tasks stay queued in PostgreSQL and are published again.
     """
     with app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(max_size=500):
         for task in tasks:
@@ -89,9 +92,14 @@ def publish(app: Celery, tasks: Iterable[Dispatched]) -> None:
             )
 
 
+def message_id(task_id: UUID, claim: int) -> str:
+    """The Celery id of a message: the task's and that of the claim that it leads to."""
+    return f"{task_id}.{claim + 1}"
+
+
 def _message(app: Celery, task: Dispatched) -> Any:
     return app.amqp.as_task_v2(
-        f"{task.task_id}.{task.claim + 1}",
+        message_id(task.task_id, task.claim),
         RUN_TASK,
         kwargs={"v": MESSAGE_VERSION, "task_id": str(task.task_id), "claim": task.claim},
         time_limit=task.time_limit,

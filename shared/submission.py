@@ -37,6 +37,10 @@ class Target:
     input_schema: Schema | None
 
 
+Targets = dict[tuple[str | None, str | None, str, bool], Target | MinionError]
+"""What each agent, capability and namespace, with messages or without, was resolved to, or why it was not."""
+
+
 def submit(connection: Connection, request: TaskRequest, *, submitted_by: str) -> Accepted:
     """Accepts one task in the caller's transaction; who needs no transaction of his own calls `prepare`.
 
@@ -71,17 +75,29 @@ def prepare(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: st
         return _prepare_all(connection, requests, submitted_by)
 
 
+def prepare_each(
+    engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: Sequence[str]
+) -> list[dict[str, Any] | MinionError]:
+    """As `prepare`, with the reason in place of a request that is refused: it does not touch the others."""
+    targets: Targets = {}
+    prepared: list[dict[str, Any] | MinionError] = []
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        in_use = _keys_in_use(connection, requests)
+        for request, submitter in zip(requests, submitted_by, strict=True):
+            try:
+                prepared.append(_prepared(connection, request, in_use, targets) | {"submitted_by": submitter})
+            except MinionError as error:
+                prepared.append(error)
+    return prepared
+
+
 def _prepare_all(connection: Connection, requests: Sequence[TaskRequest], submitted_by: str) -> list[dict[str, Any]]:
-    targets: dict[tuple[str | None, str | None, str], Target] = {}
+    targets: Targets = {}
     in_use = _keys_in_use(connection, requests)
     prepared = []
     for index, request in enumerate(requests):
         try:
-            plain = _plain(request)
-            # What was accepted once is answered by the insert, whatever has become of its agent since.
-            if (request.namespace, request.idempotency_key) not in in_use:
-                _check_target(connection, request, plain, targets)
-            prepared.append({**plain, "submitted_by": submitted_by})
+            prepared.append(_prepared(connection, request, in_use, targets) | {"submitted_by": submitted_by})
         except MinionError as error:
             if len(requests) > 1:
                 raise type(error)(
@@ -89,6 +105,16 @@ def _prepare_all(connection: Connection, requests: Sequence[TaskRequest], submit
                 ) from None
             raise
     return prepared
+
+
+def _prepared(
+    connection: Connection, request: TaskRequest, in_use: set[tuple[str, str | None]], targets: Targets
+) -> dict[str, Any]:
+    plain = _plain(request)
+    # What was accepted once is answered by the insert, whatever has become of its agent since.
+    if (request.namespace, request.idempotency_key) not in in_use:
+        _check_target(connection, request, plain, targets)
+    return plain
 
 
 def _keys_in_use(connection: Connection, requests: Sequence[TaskRequest]) -> set[tuple[str, str | None]]:
@@ -122,17 +148,17 @@ def _plain(request: TaskRequest) -> dict[str, Any]:
     return plain
 
 
-def _check_target(
-    connection: Connection,
-    request: TaskRequest,
-    plain: dict[str, Any],
-    targets: dict[tuple[str | None, str | None, str], Target],
-) -> None:
+def _check_target(connection: Connection, request: TaskRequest, plain: dict[str, Any], targets: Targets) -> None:
     """Holds the input to the schema of the agent that will run it, and notes that in the request."""
-    key = (request.agent, request.capability, request.namespace)
+    key = (request.agent, request.capability, request.namespace, request.messages is None)
     if key not in targets:
-        targets[key] = resolve(connection, plain)
+        try:
+            targets[key] = resolve(connection, plain)
+        except MinionError as error:
+            targets[key] = error
     target = targets[key]
+    if isinstance(target, MinionError):
+        raise type(target)(target.message, **target.detail)
     if target.version_id is not None:
         said = coerce_all(plain["messages"]) if "messages" in plain else None
         checked_input(target.input_schema, plain.get("input"), said, agent=str(target.agent))

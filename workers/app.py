@@ -35,7 +35,7 @@ def run(v: int, task_id: str, claim: int) -> str:
         # It stays queued in PostgreSQL and is published again; a newer minion will take it.
         log.warning("message_of_a_later_release", v=v, task=task_id)
         return "skipped"
-    return minion.run(UUID(task_id), claim, WORKER_ID)
+    return minion.run(UUID(task_id), claim, WORKER_ID, limits=run.request.timelimit)
 
 
 @signals.setup_logging.connect

@@ -1,5 +1,5 @@
-"""A Celery consumer that lives through the loss of the broker, soon sees that a child has died, and sends its events in
-bundles.
+"""A Celery consumer that lives through the loss of the broker, checks what it takes from it, soon sees that a child has
+died, and sends its events in bundles.
 """
 
 from __future__ import annotations
@@ -8,6 +8,9 @@ import time
 from typing import Any
 
 from celery.worker.consumer import Consumer as CeleryConsumer
+from celery.worker.consumer.control import Control
+
+from workers import remote_control
 
 EVENTS_SECONDS = 0.2
 CHILDREN_SECONDS = 0.25
@@ -20,6 +23,20 @@ class Consumer(CeleryConsumer):
     """
 
     _events_leave_at = 0.0
+
+    def __init__(self, *arguments: Any, worker_options: dict[str, Any] | None = None, **options: Any) -> None:
+        # With these two, workers believe what others say about revoked messages and about the time.
+        alone = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
+        super().__init__(*arguments, worker_options=alone, **options)
+        for step in self.steps:
+            if isinstance(step, Control):
+                step.box.node.handlers = remote_control.handlers()
+
+    def connection_for_read(self, heartbeat: float | None = None) -> Any:
+        """A connection that checks messages before kombu sees them."""
+        connection = self.app.connection_for_read(heartbeat=heartbeat)
+        connection.transport_cls = "workers.transport:Transport"  # by its name: monitors ask for it
+        return self.ensure_connected(connection)
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
         """Reconnects; running tasks go on, for their records go to PostgreSQL."""

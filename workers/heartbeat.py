@@ -22,6 +22,7 @@ from sqlalchemy import Engine, text
 from shared import __version__, lifecycle
 from shared.database import make_engine, reason
 from shared.settings import Settings
+from workers import time_limits
 from workers.interrupter import Interrupter
 
 log = structlog.get_logger(__name__)
@@ -46,22 +47,27 @@ HELD = text("SELECT task_id, claim FROM task_status WHERE worker_id = :id AND st
 
 @dataclass(frozen=True, slots=True)
 class LostChild:
-    """A task that nobody works on any more, under which claim, and why."""
+    """A task that nobody works on any more, under which claim, and why.
+
+    Attributes:
+        at_limit: a time limit ended it, as the message has it; it is charged only if the record agrees.
+    """
 
     task_id: UUID
     claim: int
     why: str
     charged: bool
+    at_limit: bool
 
 
 _lost_children: queue.SimpleQueue[LostChild] = queue.SimpleQueue()
 _news = threading.Event()
 
 
-def report_lost_child(message: dict[str, Any], why: str, *, charged: bool = True) -> None:
+def report_lost_child(message: dict[str, Any], why: str, *, charged: bool = True, at_limit: bool = False) -> None:
     """Notes that nobody works on this message's task any more. Returns at once; the heartbeat's thread writes it."""
     try:
-        _lost_children.put(LostChild(UUID(message["task_id"]), int(message["claim"]) + 1, why, charged))
+        _lost_children.put(LostChild(UUID(message["task_id"]), int(message["claim"]) + 1, why, charged, at_limit))
     except (KeyError, TypeError, ValueError):
         log.warning("malformed_message", message=repr(message)[:200])
     else:
@@ -113,16 +119,21 @@ class Heartbeat:
             self._registered = self._beat_once()
 
     def _beat_once(self) -> bool:
-        """Beats, and then tells of children that died. False where the worker has to register first."""
+        """Beats, and then reports children that died. False where the worker has to register first."""
         registered = self._registered
         try:
             if not registered:
                 self._register()
             registered = self._beat()
-            self._report()
-            self._interrupt()
         except Exception as error:
             log.warning("heartbeat_failed", reason=reason(error))
+            return registered
+        # What one of them cannot do must not keep the other from its work.
+        for duty in (self._report, self._interrupt):
+            try:
+                duty()
+            except Exception as error:
+                log.warning("duty_failed", duty=duty.__name__.strip("_"), reason=reason(error))
         return registered
 
     def _register(self) -> None:
@@ -170,14 +181,17 @@ class Heartbeat:
 
     def _give_back(self, child: LostChild) -> None:
         error = {"type": "child_lost", "message": child.why, "at": datetime.now(UTC).isoformat()}
-        how, delay = ("lost", 1.0) if child.charged else ("handed_back", 0.0)
         with self.engine.begin() as connection:
+            charged = child.charged and (
+                not child.at_limit or time_limits.overran(connection, child.task_id, child.claim)
+            )
+            how, delay = ("lost", 1.0) if charged else ("handed_back", 0.0)
             state = lifecycle.release(
                 connection,
                 child.task_id,
                 child.claim,
                 how=how,
-                charged=child.charged,
+                charged=charged,
                 delay=delay,
                 result={"error": error},
                 # The child may have died before it had the claim, and another worker's has it.

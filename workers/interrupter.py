@@ -45,7 +45,8 @@ class Interrupter:
 
     def look(self, connection: Connection, requests: Sequence[Any]) -> None:
         """Interrupts those of the active requests that are unwanted."""
-        working = {str(request.id): request for request in requests if request.worker_pid}
+        # A message may come twice, and then each child is looked at by itself.
+        working = {f"{request.id} {request.worker_pid}": request for request in requests if request.worker_pid}
         held = [
             {"id": name, "task_id": request.kwargs["task_id"], "claim": int(request.kwargs["claim"]) + 1}
             for name, request in working.items()

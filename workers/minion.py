@@ -5,6 +5,7 @@ Read it top to bottom: `run` is claim, perform, record.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -21,7 +22,7 @@ from shared.hints import publish_finished, publish_progress
 from shared.schemas import UnreadableDefinition
 from shared.states import State
 from workers import journal as journals
-from workers import retries
+from workers import retries, time_limits
 from workers.claiming import claim_task
 from workers.factory import build_agent, load_blueprint
 from workers.journal import Journal
@@ -43,12 +44,13 @@ class UnexpectedError(MinionError):
     retryable = True
 
 
-def run(task_id: UUID, claim: int, worker_id: UUID) -> str:
+def run(task_id: UUID, claim: int, worker_id: UUID, limits: Sequence[float] | None = None) -> str:
     """Does one message's work.
 
     Args:
         claim: the claim number that the message was sent under.
         worker_id: this worker's row, whose heartbeat the lease lives by.
+        limits: the hard and the soft time limit that Celery holds this run to, in seconds; None: it holds it to none.
 
     Returns:
         what became of it, for Celery's log: a state, or `skipped` where there was nothing to claim.
@@ -58,16 +60,16 @@ def run(task_id: UUID, claim: int, worker_id: UUID) -> str:
         if task is None:
             return "skipped"
         with structlog.contextvars.bound_contextvars(agent=task.agent_name, capability=task.queue):
-            return _work(task)
+            return _work(task, limits)
 
 
-def _work(task: ClaimedTask) -> str:
+def _work(task: ClaimedTask, limits: Sequence[float] | None) -> str:
     if task.journal_format != journals.FORMAT:
         return _hand_back(task)
     meter, journal = Meter(), _journal(task)
     log.debug("started", attempt=task.attempts + 1)
     try:
-        outcome = perform(task, journal, meter)
+        outcome = perform(task, journal, meter, limits)
         state = persist(lambda: record(task, journal, outcome, meter))
     except ClaimLost:
         state = None
@@ -85,13 +87,18 @@ def _journal(task: ClaimedTask) -> Journal:
     return Journal(task.id, task.claim, known, has_budget=task.has_budget)
 
 
-def perform(task: ClaimedTask, journal: Journal, meter: Meter) -> Outcome | Snoozed:
+def perform(
+    task: ClaimedTask, journal: Journal, meter: Meter, limits: Sequence[float] | None = None
+) -> Outcome | Snoozed:
     """Runs the agent. Whatever goes wrong becomes a value.
 
     Raises:
         ClaimLost: stop, without writing anything.
     """
     try:
+        if limits is not None and not time_limits.are_of(task.agent_version_id, limits):
+            log.warning("handed_back", why="the message has other time limits than the task", limits=list(limits))
+            return Snoozed(0.0, "handed_back")
         return persist(lambda: build_agent(task, journal)).run()
     except UnreadableDefinition as error:
         log.warning("handed_back", why=error.message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import structlog
-from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from billiard.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.state import active_requests
 
@@ -24,7 +24,9 @@ class Request(CeleryRequest):
         """A hard limit killed the child."""
         super().on_timeout(soft, timeout)
         if not soft:
-            self._report(f"The task ran longer than its hard time_limit of {timeout:g} s and was killed.")
+            self._report(
+                f"The task ran longer than its hard time_limit of {timeout:g} s and was killed.", at_limit=True
+            )
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """The child died: out of memory, a crash in native code, kill -9; or it was told to end."""
@@ -35,13 +37,14 @@ class Request(CeleryRequest):
         elif isinstance(exception, WorkerLostError):
             self._report(f"The process that ran the task died: {exception}")
         elif not isinstance(exception, TimeLimitExceeded):  # `on_timeout` has told that
-            self._report(f"The minion failed outside the task: {exception!r}"[:500])
+            at_limit = isinstance(exception, SoftTimeLimitExceeded)
+            self._report(f"The minion failed outside the task: {exception!r}"[:500], at_limit=at_limit)
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
-    def _report(self, why: str, *, charged: bool = True) -> None:
+    def _report(self, why: str, *, charged: bool = True, at_limit: bool = False) -> None:
         # A message may come twice, and then the other child may hold the claim. Where it was the one that died, the
         # rescuer finds a task that its worker does not know of.
         if any(other.id == self.id and other is not self for other in tuple(active_requests)):
             log.warning("duplicate_lost", message=self.id, why=why)
         else:
-            report_lost_child(self.kwargs, why, charged=charged)
+            report_lost_child(self.kwargs, why, charged=charged, at_limit=at_limit)

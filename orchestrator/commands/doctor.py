@@ -77,15 +77,21 @@ def _database(settings: Settings) -> Iterator[Finding]:
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:
+    from shared import set_aside
     from shared.hints import make_redis
 
     with make_redis() as broker:
         facts: Any = broker.info()
+        aside = set_aside.counts(broker)
     version = facts.get("valkey_version") or facts["redis_version"]
     yield Finding("broker", "ok", f"{facts.get('server_name', 'redis')} {version}")
     policy = facts.get("maxmemory_policy", "noeviction")
     advice = "" if policy == "noeviction" else "set maxmemory-policy noeviction, or messages are thrown away"
     yield Finding("broker memory", "warning" if advice else "ok", f"maxmemory-policy {policy}", advice)
+    if aside:
+        found = ", ".join(f"{count:,} of {queue}" for queue, count in sorted(aside.items()))
+        advice = f"find out who else writes to this Redis; the newest are in its list {set_aside.SAMPLES}"
+        yield Finding("messages set aside", "warning", found, advice)
 
 
 def _api(settings: Settings) -> Iterator[Finding]:

@@ -14,16 +14,23 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from kombu import Producer
 from sqlalchemy import Engine, text
 
+from orchestrator.submissions import REFUSED, TAKEN
 from shared import submission
 from shared.embedded import EmbeddedServers
+from shared.envelopes import queue_keys
 from shared.hints import make_redis
 from shared.messages import checked_input
+from shared.set_aside import COUNTS, KEPT, SAMPLES, SHOWN, counts
 from shared.settings import Settings
 from tests.integration.conftest import Tasks
 from tests.processes import wait_until
+from tests.unit.workers.test_run_messages import anything
 
 pytestmark = pytest.mark.usefixtures("loops")
 
@@ -74,16 +81,23 @@ def publish_raw(sender: Celery, body: Any, **properties: Any) -> None:
         producer.publish(body, exchange="", routing_key="minion.submit", **properties)
 
 
-def push(message: str) -> None:
+def push(message: str | bytes) -> None:
     """Something in the queue that Celery did not put there."""
     with make_redis() as broker:
         broker.lpush("minion.submit", message)
 
 
 def drained() -> bool:
-    """Whether no message waits or is held back to come again."""
+    """Whether no message waits or is held."""
     with make_redis() as broker:
-        return broker.llen("minion.submit") == 0 and broker.hlen("unacked") == 0
+        waiting = sum(broker.llen(key) for key in [*queue_keys("minion.submit"), REFUSED])
+        return waiting + broker.zcard(TAKEN) == 0
+
+
+def put_aside() -> list[dict[str, Any]]:
+    """What was set aside, the newest first."""
+    with make_redis() as broker:
+        return [json.loads(sample) for sample in broker.lrange(SAMPLES, 0, -1)]
 
 
 def test_a_task_is_accepted(send: Any) -> None:
@@ -158,7 +172,7 @@ def nested(depth: int) -> Any:
         ({"agent": "Act", "inputs": {}}, "invalid_input", "inputs: Extra inputs are not permitted"),
         ({"agent": 5}, "invalid_input", "agent: Input should be a valid string"),
         ({"agent": "Act", "input": {"limit": "x", "more": 1}}, "invalid_input", r"\$.limit: 'x' is not of type"),
-        ({"agent": "Act", "input": {"query": "x" * 20_000_000}}, "too_large", "20,000,0.. bytes large"),
+        ({"agent": "Act", "input": {"query": "x" * 20_000_000}}, "too_large", "20,000,... bytes large"),
         ({"agent": "Act", "input": {"query": "a\x00b"}}, "invalid_input", r"U\+0000.* at \$.*query"),
         ({"agent": "A\x00ct"}, "invalid_input", r"U\+0000"),
         ({"agent": "Act", "idempotency_key": ""}, "invalid_input", "idempotency_key: String should have at least 1"),
@@ -187,9 +201,13 @@ def test_positional_arguments_are_refused(send: Any) -> None:
     assert "keyword arguments only" in send(args=("Act",))["error"]["message"]
 
 
-def test_another_task_name_is_refused(sender: Celery, send: Any, tasks: Tasks) -> None:
+def test_another_task_is_set_aside(sender: Celery, send: Any, tasks: Tasks) -> None:
     sender.send_task("somebody.else", queue="minion.submit", task_id="other-name")
-    assert "takes the task 'minion.submit' only" in stored(tasks, "other-name")["error"]["message"]
+    [sample] = wait_until(put_aside, "it is set aside")
+    assert "takes the task minion.submit only" in sample["why"]
+    assert "other-name" in sample["begins"]
+    assert drained()
+    assert tasks.count() == {}
 
 
 def test_pickle_is_refused_without_being_unpickled(sender: Celery, send: Any, tasks: Tasks, tmp_path: Path) -> None:
@@ -241,15 +259,106 @@ def test_ids_that_cannot_be_stored_do_no_harm(sender: Celery, send: Any, tasks: 
     message = {"body": body, "content-type": "application/json", "content-encoding": "utf-8"}
     push(json.dumps({**message, "headers": headers, "properties": properties}))
     assert stored(tasks, "ab?")["state"] == "failed"
-    push(json.dumps({**message, "headers": None, "properties": properties}))
-    wait_until(lambda: tasks.count() == {"failed": 2}, "the one without headers is refused")
 
 
-@pytest.mark.parametrize("poison", ["garbage", "{}", "[]", '{"properties": {}}', "[" * 100_000])
-def test_what_is_no_message_does_not_stop_the_others(send: Any, poison: str) -> None:
+@pytest.mark.parametrize(
+    "poison", ["garbage", b"\xff\x00", "{}", "[]", '{"properties": {}}', "[" * 100_000, "[]," * 500_000]
+)
+def test_what_is_no_message_is_set_aside(send: Any, poison: str | bytes) -> None:
     push(poison)
     assert send(agent="Act", input={"query": "x"})["state"] == "pending"
     wait_until(drained, "nothing comes again")
+    [sample] = put_aside()
+    assert (sample["queue"], sample["bytes"]) == ("minion.submit", len(poison))
+
+
+def test_what_is_too_large_is_set_aside_unread(send: Any, settings: Settings) -> None:
+    size = settings.max_body_bytes * 4 // 3 + (1 << 20)
+    push("x" * size)
+    send(agent="Act", input={"query": "x"})
+    wait_until(drained, "nothing comes again")
+    [sample] = put_aside()
+    assert (sample["bytes"], sample["begins"]) == (size, "x" * SHOWN)
+
+
+def test_samples_are_few_and_all_are_counted(send: Any) -> None:
+    with make_redis() as broker:
+        broker.lpush("minion.submit", *[f"garbage {number}" for number in range(KEPT + 20)])
+        send(agent="Act", input={"query": "x"})
+        wait_until(drained, "nothing comes again")
+        assert len(put_aside()) == KEPT
+        assert counts(broker) == {"minion.submit": KEPT + 20}
+
+
+def test_a_compressed_message_is_accepted(sender: Celery, send: Any, tasks: Tasks) -> None:
+    for compression in ("gzip", "bzip2", "lzma"):
+        kwargs = {"agent": "Act", "input": {"query": "x" * 1000}}
+        sender.send_task(
+            "minion.submit", kwargs=kwargs, queue="minion.submit", task_id=compression, compression=compression
+        )
+        assert stored(tasks, compression)["state"] == "pending"
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(sender: Celery, send: Any, tasks: Tasks) -> None:
+    headers = {"task": "minion.submit", "id": "bomb", "compression": "application/x-gzip"}
+    body = zlib.compress(b" " * (300 << 20))
+    publish_raw(sender, body, content_type="application/json", content_encoding="utf-8", headers=headers)
+    assert stored(tasks, "bomb")["error"]["type"] == "too_large"
+
+
+@pytest.mark.parametrize("priority", [0, 5, 9])
+def test_a_celery_priority_is_read(sender: Celery, send: Any, tasks: Tasks, priority: int) -> None:
+    kwargs = {"agent": "Act", "input": {"query": "x"}}
+    sender.send_task("minion.submit", kwargs=kwargs, queue="minion.submit", task_id="urgent", priority=priority)
+    assert stored(tasks, "urgent")["state"] == "pending"
+    wait_until(drained, "it is forgotten")
+
+
+def test_a_good_submission_does_not_wait_for_refusals(sender: Celery, send: Any, tasks: Tasks) -> None:
+    refused = 500
+    with sender.producer_pool.acquire(block=True) as producer:
+        for number in range(refused):
+            kwargs = {"agent": "Nobody", "input": {}}
+            sender.send_task(
+                "minion.submit", kwargs=kwargs, queue="minion.submit", task_id=f"refused-{number}", producer=producer
+            )
+    assert send(agent="Act", input={"query": "x"})["state"] == "pending"
+    with make_redis() as broker:
+        assert broker.llen(REFUSED) > refused / 2, "most refusals are recorded later"
+    wait_until(lambda: tasks.count() == {"pending": 1, "failed": refused}, "all are recorded")
+    wait_until(drained, "all are forgotten")
+
+
+submissions = st.fixed_dictionaries(
+    {
+        "body": anything.map(lambda value: b64encode(json.dumps([[], value, {}]).encode()).decode()),
+        "content-type": st.just("application/json") | anything,
+        "headers": st.fixed_dictionaries(
+            {"task": st.just("minion.submit"), "id": anything}, optional={"origin": anything, "compression": anything}
+        ),
+        "properties": st.fixed_dictionaries(
+            {"body_encoding": st.just("base64")}, optional={"correlation_id": anything, "delivery_tag": anything}
+        ),
+    }
+).map(json.dumps)
+
+
+@given(st.lists(submissions | anything.map(json.dumps) | st.binary(min_size=1, max_size=200), min_size=1, max_size=20))
+@hypothesis_settings(max_examples=15, suppress_health_check=[*HealthCheck])
+def test_hostile_submissions_end_one_way_or_another(send: Any, items: list[str | bytes]) -> None:
+    with make_redis() as broker:
+        broker.lpush("minion.submit", *items)
+    assert send(agent="Act", input={"query": "x"})["state"] == "pending"
+    wait_until(drained, "nothing comes again")
+
+
+@pytest.mark.parametrize("key", ["unacked", "unacked_index", SAMPLES, COUNTS])
+def test_a_key_of_another_type_does_not_stop_it(send: Any, tasks: Tasks, key: str) -> None:
+    with make_redis() as broker:
+        broker.set(key, "x")
+        broker.lpush("minion.submit", "garbage")
+    assert send(agent="Act", input={"query": "x"})["state"] == "pending"
+    wait_until(drained, "nothing is left")
 
 
 def test_messages_wait_for_the_database(sender: Celery, send: Any, tasks: Tasks, servers: EmbeddedServers) -> None:

@@ -1,0 +1,152 @@
+"""The queue `minion.submit` in Redis: what was taken from it is kept until its end is recorded.
+
+`minion.submit`             Celery's queue, with a list for each priority
+`minion.submit.refused`     submissions that were refused at first sight: the second line, for when the first is empty
+`minion.submit.taken`       a sorted set of what an orchestrator holds, by the time when it took it
+
+An orchestrator that dies leaves what it held in `taken`. Any orchestrator takes it again after `patience`; the
+idempotency keys make a second look harmless.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from shared.broker import SUBMIT_QUEUE
+from shared.envelopes import queue_keys
+from shared.hints import make_redis
+from shared.set_aside import SHOWN, SetAside
+
+REFUSED = f"{SUBMIT_QUEUE}.refused"
+TAKEN = f"{SUBMIT_QUEUE}.taken"
+MOST_BYTES = 32 << 20
+"""No more is taken once this much is held; it also bounds what one round needs of memory."""
+
+# KEYS: taken, then the lists, the first one first. ARGV: patience in seconds, most, most bytes, the largest item, how
+# much of a larger one is returned. Returns pairs of size and item. An item that is too large leaves the queue for good;
+# only its beginning is returned. Removing comes first, so that a full Redis does not stop the script in the middle.
+_TAKE = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1e6
+local most, room, largest = tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local found = {}
+local function add(item)
+    room = room - #item
+    redis.call('ZADD', KEYS[1], now, item)
+    table.insert(found, #item)
+    table.insert(found, item)
+end
+for index = 2, #KEYS do
+    while #found < 2 * most and room > 0 do
+        local item = redis.call('RPOP', KEYS[index])
+        if not item then break end
+        if #item > largest then
+            table.insert(found, #item)
+            table.insert(found, string.sub(item, 1, tonumber(ARGV[5])))
+        else
+            add(item)
+        end
+    end
+end
+while #found < 2 * most and room > 0 do
+    local late = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[1], 'LIMIT', 0, 1)
+    if #late == 0 then break end
+    add(late[1])
+end
+return found
+"""
+
+
+class Submissions:
+    """One orchestrator's hands on the queue.
+
+    Args:
+        patience: seconds after which something that is still taken counts as left behind.
+        largest: the largest item in bytes; larger ones are set aside unread.
+    """
+
+    def __init__(self, *, patience: float, largest: int) -> None:
+        self._broker: Any = make_redis()
+        self._take: Any = self._broker.register_script(_TAKE)
+        self._set_aside = SetAside(self._broker)
+        self._patience = patience
+        self._largest = largest
+        self._held: dict[bytes, None] = {}
+
+    def take(self, most: int) -> list[bytes]:
+        """Takes the next submissions, and those that were left behind."""
+        return self._take_from(queue_keys(SUBMIT_QUEUE), most)
+
+    def take_refused(self, most: int) -> list[bytes]:
+        """Takes the next ones of the second line."""
+        return self._take_from([REFUSED], most)
+
+    def finish(self, item: bytes) -> None:
+        """Forgets one whose end is recorded."""
+        self._broker.zrem(TAKEN, item)
+        self._held.pop(item, None)
+
+    def put_off(self, items: Sequence[bytes]) -> None:
+        """Moves some to the end of the second line."""
+        self._move(items, "lpush", REFUSED)
+
+    def give_back(self) -> None:
+        """Puts all that is still held back at the head of the queue."""
+        self._move([*reversed(self._held)], "rpush", SUBMIT_QUEUE)
+
+    def set_aside(self, item: bytes, why: str, *, size: int | None = None) -> None:
+        """Takes one out for good that is no submission."""
+        self.finish(item)
+        self._set_aside.put(SUBMIT_QUEUE, item, why, size=size)
+
+    def wait(self, seconds: float) -> None:
+        """Waits for a message of the usual priority: moving an item to where it is changes nothing."""
+        self._broker.blmove(SUBMIT_QUEUE, SUBMIT_QUEUE, seconds, "RIGHT", "RIGHT")
+
+    def adopt(self) -> None:
+        """Puts back what orchestrators of release 0.2 held when they ended: kombu recorded it in `unacked`."""
+        seconds, microseconds = self._broker.time()
+        before = seconds + microseconds / 1e6 - self._patience
+        for tag in self._broker.zrangebyscore("unacked_index", "-inf", before):
+            item = _submission(self._broker.hget("unacked", tag))
+            if item is not None:
+                with self._broker.pipeline() as pipe:
+                    pipe.hdel("unacked", tag)
+                    pipe.zrem("unacked_index", tag)
+                    pipe.rpush(SUBMIT_QUEUE, item)
+                    pipe.execute()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._broker.close()
+
+    def _take_from(self, lists: list[str], most: int) -> list[bytes]:
+        limits = [self._patience, most, MOST_BYTES, self._largest, SHOWN]
+        found = self._take(keys=[TAKEN, *lists], args=limits)
+        self._held = {}
+        for size, item in zip(found[::2], found[1::2], strict=True):
+            if len(item) < size:
+                self.set_aside(item, f"larger than {self._largest:,} bytes", size=size)
+            else:
+                self._held[item] = None
+        return [*self._held]
+
+    def _move(self, items: Sequence[bytes], push: str, key: str) -> None:
+        if items:
+            with self._broker.pipeline() as pipe:
+                pipe.zrem(TAKEN, *items)
+                getattr(pipe, push)(key, *items)
+                pipe.execute()
+        for item in items:
+            self._held.pop(item, None)
+
+
+def _submission(record: Any) -> str | None:
+    """The message that kombu recorded, if it came from our queue."""
+    try:
+        message, _, queue = json.loads(record)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return json.dumps(message) if queue == SUBMIT_QUEUE else None

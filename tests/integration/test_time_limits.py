@@ -1,0 +1,75 @@
+"""A message cannot change how long a task may run, nor have its claim charged before its time."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import text
+
+from shared.settings import Settings
+from tests.integration.conftest import Minion, Tasks
+from workers import minion
+from workers.heartbeat import WORKER_ID, Heartbeat, LostChild
+
+HERE = text(
+    "INSERT INTO workers (id, name, capabilities, slots, pool, host, pid, version, last_seen) "
+    "VALUES (:id, 'this', '{work}', 1, 'prefork', 'here', 1, '0', now() + interval '1 day')"
+)
+BEGAN = text("UPDATE executions SET started_at = now() - :seconds * interval '1 s' WHERE task_id = :task")
+CONFIG = {"soft_time_limit": 20, "time_limit": 30, "max_attempts": 1}
+
+
+@pytest.mark.parametrize("limits", [[1, 1], [90_000, 86_400], [30, 21], [None, None]])
+def test_a_claim_under_other_limits_is_handed_back_uncharged(
+    here: Minion, tasks: Tasks, act: Any, limits: list[Any]
+) -> None:
+    task = tasks.submit(act(config=CONFIG), {})
+    [message] = here.dispatch()
+    assert minion.run(message.task_id, message.claim, here.id, limits) == "waiting"
+    [execution] = tasks.executions(task)
+    assert execution["outcome"] == "suspended"
+    [again] = here.dispatch()
+    assert minion.run(again.task_id, again.claim, here.id, [again.time_limit, again.soft_time_limit]) == "succeeded"
+    assert tasks.get(task)["attempts"] == 0
+
+
+@pytest.fixture
+def heartbeat(here: Minion, settings: Settings) -> Any:
+    """That of a worker whose row is in the database."""
+    with here.engine.begin() as connection:
+        connection.execute(HERE, {"id": WORKER_ID})
+    made = Heartbeat(settings, SimpleNamespace(pool_cls="prefork"))
+    yield made
+    made.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("ran", "at_limit", "state", "outcome"),
+    [
+        (2, True, "pending", "handed_back"),
+        (29, True, "failed", "lost"),
+        (2, False, "failed", "lost"),
+    ],
+)
+def test_a_claim_is_charged_only_for_a_limit_that_it_has_reached(
+    here: Minion,
+    tasks: Tasks,
+    act: Any,
+    heartbeat: Heartbeat,
+    ran: int,
+    at_limit: bool,
+    state: str,
+    outcome: str,
+) -> None:
+    task: UUID = tasks.submit(act(config=CONFIG), {})
+    [message] = here.dispatch()
+    claimed = minion.claim_task(message.task_id, message.claim, WORKER_ID)
+    assert claimed is not None
+    with here.engine.begin() as connection:
+        connection.execute(BEGAN, {"seconds": ran, "task": task})
+    heartbeat._give_back(LostChild(task, claimed.claim, "killed", charged=True, at_limit=at_limit))
+    assert tasks.get(task)["state"] == state
+    assert [execution["outcome"] for execution in tasks.executions(task)] == [outcome]

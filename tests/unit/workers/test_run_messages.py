@@ -1,0 +1,166 @@
+"""Whatever is in a capability's queue: our messages are understood, everything else is refused in one way."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from base64 import b64encode
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kombu.transport.virtual import Channel, Message
+
+from shared import broker
+from shared.envelopes import Foreign
+from shared.lifecycle import Dispatched
+from shared.settings import Settings
+from workers.run_messages import LARGEST, LAST_CLAIM, RunMessage, read, write
+
+TASK = UUID("01a223e6-c97c-7343-85b3-d00b41650f94")
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from([10**30, -1, "abc", 1e308]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+messages = st.builds(
+    RunMessage,
+    version=st.integers(1, 5),
+    task_id=st.uuids(),
+    claim=st.integers(0, LAST_CLAIM),
+    time_limit=st.integers(1, 90_000),
+    soft_time_limit=st.integers(1, 86_400),
+    agent_name=st.from_regex(r"\A[A-Za-z][A-Za-z0-9_.-]{0,99}\Z"),
+)
+
+
+def item(**changes: Any) -> dict[str, Any]:
+    """A good message as an object; `headers` and `fields` (the arguments) are merged into it."""
+    good = json.loads(write(RunMessage(1, TASK, 0, 330, 300, "Act"), "work"))
+    good["headers"] |= changes.pop("headers", {})
+    if "fields" in changes:
+        fields = {"v": 1, "task_id": str(TASK), "claim": 0} | changes.pop("fields")
+        good["body"] = b64encode(json.dumps([[], fields, {}]).encode()).decode()
+    return {**good, **changes}
+
+
+@given(messages)
+def test_what_was_written_is_read(message: RunMessage) -> None:
+    assert read(write(message, "work")) == message
+
+
+def test_what_the_orchestrator_publishes_is_read() -> None:
+    app = broker.make_app(Settings(redis_url="redis://127.0.0.1:1"))
+    sent = broker._message(app, Dispatched(TASK, 6, "work", "Act", 300, 330, 0))
+    raw = {
+        "body": b64encode(json.dumps(sent.body).encode()).decode(),
+        "content-type": "application/json",
+        "headers": sent.headers,
+        "properties": {**sent.properties, "body_encoding": "base64"},
+    }
+    found = read(json.dumps(raw).encode())
+    assert found == RunMessage(1, TASK, 6, 330, 300, "Act")
+    ours = json.loads(write(found, "work"))
+    assert {name: sent.headers[name] for name in ours["headers"] if name != "parent_id"} == {
+        name: value for name, value in ours["headers"].items() if name != "parent_id"
+    }
+
+
+@given(st.binary(max_size=2000) | st.text(max_size=500).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_arbitrary_bytes_are_refused(raw: bytes) -> None:
+    with pytest.raises(Foreign):
+        read(raw)
+
+
+@given(anything)
+def test_arbitrary_json_is_refused(value: Any) -> None:
+    with pytest.raises(Foreign):
+        read(json.dumps(value).encode())
+
+
+def survives_kombu(raw: bytes) -> None:
+    """Reads an item; what is accepted is what kombu and Celery can take."""
+    try:
+        message = read(raw)
+    except Foreign:
+        return
+    written = json.loads(write(message, "work"))
+    headers = Message(written, channel=FakeChannel()).headers
+    assert headers["timelimit"] == [message.time_limit, message.soft_time_limit]
+    assert all(type(limit) is int and 1 <= limit <= 90_000 for limit in headers["timelimit"])
+    assert headers["id"] == f"{message.task_id}.{message.claim + 1}"
+    assert (headers["task"], headers["eta"], headers["expires"]) == ("minion.run", None, None)
+    assert 0 <= message.claim <= LAST_CLAIM
+
+
+class FakeChannel:
+    """As much of a channel as a message needs."""
+
+    codecs = Channel.codecs
+    decode_body = Channel.decode_body
+
+
+@pytest.mark.parametrize("name", [*item()["headers"], "compression", "callbacks", "stamps", "stamped_headers"])
+@given(value=anything)
+def test_a_hostile_header_changes_nothing(name: str, value: Any) -> None:
+    survives_kombu(json.dumps(item(headers={name: value})).encode())
+
+
+@pytest.mark.parametrize("name", [*item()])
+@given(value=anything)
+def test_a_hostile_field_changes_nothing(name: str, value: Any) -> None:
+    survives_kombu(json.dumps(item() | {name: value}).encode())
+
+
+@pytest.mark.parametrize("name", ["v", "task_id", "claim", "more"])
+@given(value=anything)
+def test_a_hostile_argument_changes_nothing(name: str, value: Any) -> None:
+    survives_kombu(json.dumps(item(fields={name: value})).encode())
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"headers": {"task": "celery.map"}}, "not a minion.run message"),
+        ({"headers": {"task": ["minion.run"]}}, "not a minion.run message"),
+        ({"headers": {"timelimit": "abc"}}, "timelimit"),
+        ({"headers": {"timelimit": [0.1, 0.1]}}, "hard"),
+        ({"headers": {"timelimit": [True, True]}}, "hard"),
+        ({"headers": {"timelimit": [1e9, 1]}}, "hard"),
+        ({"headers": {"timelimit": None}}, "timelimit"),
+        ({"headers": {"shadow": "\x1b]52;c;aGk=\x07"}}, "agent's name"),
+        ({"headers": {"compression": "application/x-gzip"}}, "not plain JSON"),
+        ({"content-type": "application/x-python-serialize"}, "not plain JSON"),
+        ({"fields": {"claim": 10**30}}, "claim"),
+        ({"fields": {"claim": -1}}, "claim"),
+        ({"fields": {"claim": True}}, "claim"),
+        ({"fields": {"claim": LAST_CLAIM + 1}}, "claim"),
+        ({"fields": {"task_id": "x"}}, "task_id"),
+        ({"fields": {"task_id": f"{{{TASK}}}"}}, "task_id"),
+        ({"fields": {"more": 1}}, "unknown keyword arguments"),
+        ({"body": b64encode(b"[[1], {}, {}]").decode()}, "no keyword arguments"),
+        ({"body": b64encode(b"[" * 5000).decode()}, "not JSON"),
+        ({"body": "!"}, "encoding is broken"),
+        ({"body": "\ud800", "properties": {}}, "encoding is broken"),
+        ({"properties": {"body_encoding": "rot13"}}, "encoding is unknown"),
+        ({"properties": None}, "properties"),
+    ],
+)
+def test_a_forgery_is_refused_with_the_reason(changes: dict[str, Any], why: str) -> None:
+    with pytest.raises(Foreign, match=why):
+        read(json.dumps(item(**changes)).encode())
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
+    body = b64encode(zlib.compress(b"[" * 10_000_000)).decode()
+    with pytest.raises(Foreign, match="plain"):
+        read(json.dumps(item(body=body, headers={"compression": "application/x-gzip"})).encode())
+    with pytest.raises(Foreign, match="larger"):
+        read(b" " * (LARGEST + 1))
+
+
+def test_arguments_of_a_later_release_are_no_forgery() -> None:
+    assert read(json.dumps(item(fields={"v": 2, "more": [1]})).encode()).version == 2

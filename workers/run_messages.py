@@ -1,0 +1,136 @@
+"""Messages of a capability's queue, as the orchestrator sends them and in no other form.
+
+A message is read, each field is checked, and a new one is made of the fields: what Celery sees was never written by
+anybody else. It has no ETA, no expiry, no callbacks, and the id that this task and claim have.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID, uuid4
+
+from shared.broker import MESSAGE_VERSION, RUN_TASK, message_id
+from shared.envelopes import Foreign, open_envelope
+from shared.schemas import NAME
+
+LARGEST = 16 << 10
+LAST_CLAIM = 2**31 - 2
+"""PostgreSQL counts claims in an `integer`, and the next one has to fit too."""
+LAST_VERSION = 1000
+LONGEST_SECONDS = 90_000
+"""The longest hard time limit that an agent may have."""
+TASK_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+AGENT_NAME = re.compile(NAME)
+
+
+@dataclass(frozen=True, slots=True)
+class RunMessage:
+    """What a message asks for. Limits are seconds; they are checked against PostgreSQL when the task is claimed."""
+
+    version: int
+    task_id: UUID
+    claim: int
+    time_limit: int
+    soft_time_limit: int
+    agent_name: str
+
+
+def read(raw: bytes) -> RunMessage:
+    """Reads an item of a capability's queue.
+
+    Raises:
+        Foreign: the orchestrator did not send it.
+    """
+    envelope = open_envelope(raw, limit=LARGEST)
+    headers = envelope.headers
+    if headers.get("task") != RUN_TASK:
+        raise Foreign(f"not a {RUN_TASK} message")
+    if envelope.content_type != "application/json" or headers.get("compression"):
+        raise Foreign("not plain JSON")
+    fields = _fields(envelope.body)
+    time_limit, soft_time_limit = _limits(headers.get("timelimit"))
+    agent_name = headers.get("shadow")
+    if not (isinstance(agent_name, str) and AGENT_NAME.fullmatch(agent_name)):
+        raise Foreign("`shadow` is no agent's name")
+    task_id = fields.get("task_id")
+    if not (isinstance(task_id, str) and TASK_ID.fullmatch(task_id)):
+        raise Foreign("`task_id` is no id")
+    return RunMessage(
+        version=_whole(fields, "v", 1, LAST_VERSION),
+        task_id=UUID(task_id),
+        claim=_whole(fields, "claim", 0, LAST_CLAIM),
+        time_limit=time_limit,
+        soft_time_limit=soft_time_limit,
+        agent_name=agent_name,
+    )
+
+
+def write(message: RunMessage, queue: str) -> bytes:
+    """The item for that queue, as kombu reads it."""
+    name = message_id(message.task_id, message.claim)
+    fields = {"v": message.version, "task_id": str(message.task_id), "claim": message.claim}
+    body = json.dumps([[], fields, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
+    item = {
+        "body": b64encode(body.encode()).decode(),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {
+            "lang": "py",
+            "task": RUN_TASK,
+            "id": name,
+            "root_id": name,
+            "parent_id": None,
+            "group": None,
+            "eta": None,
+            "expires": None,
+            "retries": 0,
+            "timelimit": [message.time_limit, message.soft_time_limit],
+            "shadow": message.agent_name,
+            "argsrepr": "",
+            "kwargsrepr": f"task_id={message.task_id} claim={message.claim}",
+            "ignore_result": True,
+        },
+        "properties": {
+            "correlation_id": name,
+            "reply_to": None,
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            "delivery_tag": str(uuid4()),
+            "body_encoding": "base64",
+            "priority": 0,
+        },
+    }
+    return json.dumps(item).encode()
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    """The keyword arguments. A later release may have more of them."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Foreign("the body is not JSON") from None
+    if not (isinstance(content, list) and len(content) == 3 and content[0] == [] and isinstance(content[1], dict)):
+        raise Foreign("the body has no keyword arguments")
+    fields: dict[str, Any] = content[1]
+    if fields.get("v") == MESSAGE_VERSION and fields.keys() != {"v", "task_id", "claim"}:
+        raise Foreign("unknown keyword arguments")
+    return fields
+
+
+def _limits(given: Any) -> tuple[int, int]:
+    if not (isinstance(given, list) and len(given) == 2):
+        raise Foreign("`timelimit` is missing")
+    limits = dict(zip(("hard", "soft"), given, strict=True))
+    return _whole(limits, "hard", 1, LONGEST_SECONDS), _whole(limits, "soft", 1, LONGEST_SECONDS)
+
+
+def _whole(fields: dict[str, Any], name: str, least: int, most: int) -> int:
+    value = fields.get(name)
+    # Not `isinstance`: True is an int to it.
+    if type(value) is not int or not least <= value <= most:
+        raise Foreign(f"`{name}` is no whole number from {least} to {most}")
+    return value

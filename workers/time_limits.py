@@ -1,0 +1,40 @@
+"""The time limits of a task are those of its agent's version, whatever a message says.
+
+Celery takes a claim's limits from the message, before PostgreSQL has been asked. A forged one may therefore carry the
+message's own: too long, or so short that an honest claim looks as if it had overrun. So the child compares them once
+it holds the claim, and the main process looks at the record before it charges a claim that it has killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from shared.database import persist, statement
+
+LIMITS = text("SELECT time_limit, soft_time_limit FROM agent_versions WHERE id = :version")
+# Half of it: the clock of a hard limit runs from before the claim.
+OVERRAN = text(
+    "SELECT now() - e.started_at > v.time_limit * interval '0.5 s' FROM executions e JOIN tasks t ON t.id = e.task_id "
+    "JOIN agent_versions v ON v.id = t.agent_version_id WHERE e.task_id = :task AND e.claim = :claim"
+)
+
+
+def are_of(version: UUID, limits: Sequence[float]) -> bool:
+    """Whether the hard and the soft limit of a message are those of an agent's version, in seconds."""
+    return tuple(limits) == persist(lambda: _limits(version))
+
+
+@lru_cache(maxsize=1024)
+def _limits(version: UUID) -> tuple[int, int]:
+    with statement() as connection:
+        hard, soft = connection.execute(LIMITS, {"version": version}).one()
+        return hard, soft
+
+
+def overran(connection: Connection, task: UUID, claim: int) -> bool:
+    """Whether a claim has run for so long that its hard limit can have ended it."""
+    return bool(connection.scalar(OVERRAN, {"task": task, "claim": claim}))
