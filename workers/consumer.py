@@ -1,6 +1,4 @@
-"""A Celery consumer that lives through the loss of the broker, soon sees that a child has died, and sends its events in
-bundles.
-"""
+"""A Celery consumer that survives broker outages, soon replaces children that died, and sends its events in bundles."""
 
 from __future__ import annotations
 
@@ -35,6 +33,13 @@ class Consumer(CeleryConsumer):
         super().register_with_event_loop(hub)
         if hasattr(self.pool, "maintain_pool"):
             hub.call_repeatedly(CHILDREN_SECONDS, self.pool.maintain_pool)
+        # Celery asks this next, once, and exits with code 1 if any child has died since the start.
+        self.pool.did_start_ok = self._replace_dead_children
+
+    def _replace_dead_children(self) -> bool:
+        """Replace children that died while the worker started. A pool whose children keep dying still ends it."""
+        self.pool.maintain_pool()
+        return True
 
     def on_send_event_buffered(self) -> None:
         """Events for Flower leave together. One by one they were a third of this process's work."""
