@@ -18,7 +18,7 @@ from shared.errors import MinionError
 from shared.hints import forget_publisher, wait_for_broker
 from shared.settings import get_settings
 from shared.telemetry import configure
-from workers import minion
+from workers import minion, monitoring
 from workers.claiming import forget_limiter
 from workers.heartbeat import WORKER_ID, Heartbeat
 
@@ -28,14 +28,14 @@ app: Celery = make_app(get_settings())
 _heartbeats: list[Heartbeat] = []
 
 
-@app.task(name=RUN_TASK, Request="workers.request:Request")
+@app.task(name=RUN_TASK, Request="workers.request:Request", resultrepr_maxsize=monitoring.LONGEST_REPORT)
 def run(v: int, task_id: str, claim: int) -> str:
-    """A message of the orchestrator: `{v, task_id, claim}`."""
+    """A message of the orchestrator: `{v, task_id, claim}`. Returns what Celery's monitors are told."""
     if v > MESSAGE_VERSION:
         # It stays queued in PostgreSQL and is published again; a newer minion will take it.
         log.warning("message_of_a_later_release", v=v, task=task_id)
-        return "skipped"
-    return minion.run(UUID(task_id), claim, WORKER_ID)
+        return monitoring.report(UUID(task_id), claim, "skipped")
+    return monitoring.report(UUID(task_id), claim, minion.run(UUID(task_id), claim, WORKER_ID))
 
 
 @signals.setup_logging.connect

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from celery.worker.consumer import Consumer as CeleryConsumer
@@ -47,6 +48,12 @@ class Consumer(CeleryConsumer):
         if self.hub and now >= self._events_leave_at:
             self._events_leave_at = now + EVENTS_SECONDS
             self.hub.call_later(EVENTS_SECONDS, self._flush_events)
+
+    def shutdown(self) -> None:
+        """Send the last events: Celery would drop those of tasks that ended while the worker stopped."""
+        with suppress(Exception):
+            self._flush_events()
+        super().shutdown()
 
 
 def _do_nothing(*args: Any, **kwargs: Any) -> None:

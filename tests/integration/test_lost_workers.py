@@ -11,7 +11,9 @@ import pytest
 from sqlalchemy import event, text
 
 from orchestrator.lost_workers import LostWorkers
+from orchestrator.monitors import Monitors
 from shared import lifecycle
+from shared.broker import make_app
 from shared.database import make_engine, transaction
 from shared.settings import Settings
 from tests.integration.conftest import Minion, Tasks, orchestrating
@@ -27,7 +29,7 @@ KNOWN = text(
 def test_nobody_is_lost_while_the_database_stood_still(here: Minion, short_leases: Settings) -> None:
     """The loop is answered before the heartbeats that wait as well, and finds no worker that has beaten."""
     engine = make_engine(short_leases)
-    loop = LostWorkers(short_leases, engine)
+    loop = LostWorkers(short_leases, engine, Monitors(make_app(short_leases)))
     pauses: list[float] = []
 
     @event.listens_for(engine, "before_execute")
