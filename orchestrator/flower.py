@@ -65,9 +65,8 @@ class Monitor(Flower):
         self.minions = settings
         self.inspector = DiscreetInspector(self.io_loop, self.capp, options.inspect_timeout / 1000)
         self.capabilities: set[str] = set()
-        prefix = options.url_prefix or ""
-        pages = [(r"/broker", BrokerPage), (r"/api/queues/length", QueueLengths)]
-        self.add_handlers(".*", [(prefix and "/" + prefix.strip("/") + path, page) for path, page in pages])
+        prefix = f"/{options.url_prefix.strip('/')}" if options.url_prefix else ""
+        self.add_handlers(".*", [(f"{prefix}/broker", BrokerPage), (f"{prefix}/api/queues/length", QueueLengths)])
 
     async def look_up_capabilities(self) -> None:
         """Ask the API for all capabilities. While it is away, those of the last answer stay."""

@@ -109,7 +109,7 @@ def summarise(error: dict[str, Any] | None) -> str | None:
     """Return an error's type and the beginning of its message, without the data that it may quote."""
     if not error:
         return None
-    masked = DATA.sub("…", str(error.get("message") or "")[:LONGEST_MESSAGE * 10])
+    masked = DATA.sub("…", str(error.get("message") or "")[: LONGEST_MESSAGE * 10])
     words = "".join(char if char.isprintable() else " " for char in OWN_WORDS.match(masked)[0])  # type: ignore[index]
     return ": ".join(part for part in (str(error.get("type") or "error"), words[:LONGEST_MESSAGE].rstrip(" .")) if part)
 

@@ -10,13 +10,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from flower.urls import handlers
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, text
 
@@ -24,7 +24,7 @@ from shared.broker import make_app, publish
 from shared.lifecycle import Dispatched
 from shared.settings import Settings
 from tests.integration.conftest import Tasks
-from tests.processes import Process, ended_at_last, ready, start_orchestrator, start_worker, wait_online, wait_until
+from tests.processes import Process, ended_at_last, ready, start_orchestrator, start_worker, wait_until
 
 STATES = {
     "succeeded": "SUCCESS",
@@ -37,14 +37,8 @@ STATES = {
     "expired": "REVOKED",
 }
 EVENTS = {"SUCCESS": "succeeded", "FAILURE": "failed", "RETRY": "retried", "REVOKED": "revoked"}
+PATIENCE = 90.0  # Processes start slowly on a busy machine.
 EXECUTIONS = text("SELECT task_id || '.' || claim AS id, outcome, error->>'type' AS error FROM executions")
-# Hidden handlers of Flower 2.2 that change something, with an argument where they need one.
-ACTIONS = (
-    "worker/shutdown/W worker/pool/restart/W worker/pool/grow/W worker/pool/shrink/W worker/pool/autoscale/W?min=1&max=1 "
-    "worker/queue/add-consumer/W?queue=q worker/queue/cancel-consumer/W?queue=work task/apply/minion.run "
-    "task/async-apply/minion.run task/send-task/minion.run task/abort/T task/revoke/T "
-    "task/timeout/minion.run?workername=W&hard=1 task/rate-limit/minion.run?workername=W&ratelimit=1/h"
-).split()
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +60,7 @@ def serving_flower(folder: Path, *options: str, **env: str) -> Iterator[httpx2.C
     auth = ("minions", os.environ["MINION_API_KEY"])
     client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", auth=auth, trust_env=False, timeout=20)
     with ended_at_last(process), client:
-        wait_until(lambda: answers(client, process), "Flower answers")
+        wait_until(lambda: answers(client, process), "Flower answers", PATIENCE)
         yield client
 
 
@@ -116,9 +110,9 @@ def test_tasks_agree_with_executions(
     with ended_at_last(killed, stopped):
         lost = tasks.submit(act("Lost", config={"capabilities": ["far"]}), {"do": "sleep", "seconds": 60})
         handed_back = tasks.submit(act("Back", config={"capabilities": ["near"]}), {"do": "sleep", "seconds": 60})
-        wait_until(lambda: states(flower).get(f"{lost}.1") == "STARTED", "a task runs")
+        wait_until(lambda: states(flower).get(f"{lost}.1") == "STARTED", "a task runs", PATIENCE)
         killed.kill()
-        wait_until(lambda: states(flower).get(f"{handed_back}.1") == "STARTED", "another task runs")
+        wait_until(lambda: states(flower).get(f"{handed_back}.1") == "STARTED", "another task runs", PATIENCE)
         stopped.signal(signal.SIGQUIT)
 
         done = [tasks.submit(act("Done"), {}) for _ in range(3)]
@@ -127,7 +121,9 @@ def test_tasks_agree_with_executions(
             tasks.submit(act("Again"), {"do": "fail", "times": 2}),
             tasks.submit(act("Later"), {"do": "later", "control": {"$wait": {"seconds": 0.1}}, "log": log}),
             tasks.submit(act("Deadly", config={"max_attempts": 2}), {"do": "die"}),
-            tasks.submit(act("Hangs", config={"soft_time_limit": 1, "time_limit": 2, "max_attempts": 1}), {"do": "hang"}),
+            tasks.submit(
+                act("Hangs", config={"soft_time_limit": 1, "time_limit": 2, "max_attempts": 1}), {"do": "hang"}
+            ),
         ]
         for task in [*done, refused, *others]:
             tasks.wait(task)
@@ -164,9 +160,71 @@ def test_tasks_agree_with_executions(
     assert tasks_shown[f"{refused}.1"]["name"] == "Refused"
     assert f"task_id={refused}" in tasks_shown[f"{refused}.1"]["kwargs"]
     assert tasks_shown[f"{lost}.1"]["exception"].startswith("worker_lost: The worker test")
-    assert tasks_shown[f"{handed_back}.1"]["exception"] in ("handed_back", "child_lost: The worker was told to stop, and ended the task")
+    assert tasks_shown[f"{handed_back}.1"]["exception"] in (
+        "handed_back",
+        "child_lost: The worker was told to stop, and ended the task",
+    )
 
 
 def states(flower: httpx2.Client) -> dict[str, str]:
     """Flower's tasks by state."""
     return {uuid: task["state"] for uuid, task in shown(flower).items()}
+
+
+def test_no_page_shows_the_broker_s_password(flower: httpx2.Client, worker: Process, settings: Settings) -> None:
+    password = urlsplit(settings.require_redis_url()).password
+    assert password
+    [name] = wait_until(lambda: list(flower.get("/api/workers?refresh=1").json()), "Flower sees the worker", PATIENCE)
+    pages = [
+        "/",
+        "/workers?json=1",
+        "/api/workers",
+        f"/api/workers?workername={name}&refresh=1",
+        f"/worker/{name}",
+        "/tasks",
+    ]
+    pages += ["/broker", "/api/tasks", "/api/queues/length", "/api/task/types", "/metrics", "/nowhere"]
+    shown = {page: flower.get(page).text for page in pages}
+    assert [page for page, text in shown.items() if password in text] == []
+    assert "redis+socket://:**@/" in shown["/broker"]
+    stats = flower.get(f"/api/workers?workername={name}").json()[name]["stats"]
+    assert stats["broker"]["hostname"].startswith("redis+socket://:**@/")
+
+
+def test_nobody_looks_without_the_password(flower: httpx2.Client) -> None:
+    for path in ("/", "/tasks", "/broker", "/api/tasks", "/api/workers", "/api/queues/length"):
+        assert flower.get(path, auth=None).status_code == 401
+        assert flower.get(path, auth=("minions", "wrong")).status_code == 401
+
+
+def test_actions_are_refused_unless_allowed(flower: httpx2.Client, worker: Process, tmp_path: Path) -> None:
+    actions = changing()
+    assert len(actions) == 14
+    for action in actions:
+        answer = flower.post(f"/api/{action}")
+        assert (answer.status_code, answer.text) == (403, "Read only mode is enabled"), action
+    with serving_flower(tmp_path, "--allow-actions") as other:
+        assert other.post("/api/worker/shutdown/unknown").status_code == 404
+
+
+def changing() -> list[str]:
+    """The paths of Flower's API that change something, with any name at their end."""
+    rules = [rule[:2] for rule in handlers if isinstance(rule, tuple)]
+    changing = [path for path, handler in rules if path.startswith("/api/") and "post" in vars(handler)]
+    return [path.removeprefix("/api/").replace("(.+)", "name") for path in changing]
+
+
+def test_queues_of_all_capabilities_are_listed_from_the_start(act: Any, tmp_path: Path) -> None:
+    """The orchestrator knows them, and no worker runs."""
+    act("A", config={"capabilities": ["lonely", "other"]})
+    orchestrator = start_orchestrator(tmp_path)
+    with ended_at_last(orchestrator):
+        wait_until(lambda: ready(orchestrator), "the API listens", PATIENCE)
+        [address] = re.findall(r"http://127\.0\.0\.1:\d+", orchestrator.output())
+        with serving_flower(tmp_path, MINION_API_URL=address) as flower:
+            [queues] = flower.get("/api/queues/length").json().values()
+            page = flower.get("/broker").text
+    names = ["lonely", "minion.submit", "other"]
+    assert [queue["name"] for queue in queues if queue["name"] in names] == names
+    assert "minion.default" not in page
+    assert all(name in page for name in names)
