@@ -58,6 +58,12 @@ class LostChild:
 
 _lost_children: queue.SimpleQueue[LostChild] = queue.SimpleQueue()
 _news = threading.Event()
+_still_active: set[str] = set()
+
+
+def keep_active(message: dict[str, Any]) -> None:
+    """Keeps the message's task among the active ones until its child is reported, so that it is not taken for lost."""
+    _still_active.add(str(message.get("task_id")))
 
 
 def report_lost_child(message: dict[str, Any], why: str, *, charged: bool = True) -> None:
@@ -149,6 +155,7 @@ class Heartbeat:
     def _beat(self) -> bool:
         """One beat. False where the row is gone, so that the worker registers again."""
         active = [str(request.kwargs.get("task_id")) for request in tuple(celery_state.active_requests)]
+        active += _still_active.difference(active)
         slots = self._slots()
         values = {"id": WORKER_ID, "busy": len(active), "slots": slots, "active": active, "idle": len(active) < slots}
         with self.engine.begin() as connection:
@@ -191,6 +198,7 @@ class Heartbeat:
             )
             released = state is not None
             event = event_of_lost_child(connection, child.task_id, child.claim, WORKER_ID, released=released)
+        _still_active.discard(str(child.task_id))
         self.monitors.tell(event)
         log.warning("child_lost", task=str(child.task_id), claim=child.claim, why=child.why, state=state and str(state))
 

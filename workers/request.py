@@ -13,12 +13,13 @@ from celery.worker.request import Request as CeleryRequest
 from celery.worker.state import active_requests
 
 from shared.monitor_events import TaskEvent
-from workers.heartbeat import report_lost_child
+from workers.heartbeat import keep_active, report_lost_child
 from workers.monitoring import event_in
 
 log = structlog.get_logger(__name__)
 
 OF_LOST_CHILDREN = ("task-failed", "task-retried", "task-cancelled")
+STOPPED = "The worker was told to stop, and ended the task."
 
 
 class Request(CeleryRequest):
@@ -39,6 +40,11 @@ class Request(CeleryRequest):
             ran = {} if event.type == "task-rejected" else {"runtime": runtime}
             super().send_event(event.type, name=self.name, **ran, **event.fields)
 
+    def _announce_cancelled(self, emit_retry: bool = True) -> None:
+        """The child is told to stop. Celery no longer counts the request as active, but the task runs until it ends."""
+        keep_active(self.kwargs)
+        super()._announce_cancelled(emit_retry=emit_retry)
+
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A hard limit killed the child."""
         super().on_timeout(soft, timeout)
@@ -50,7 +56,7 @@ class Request(CeleryRequest):
         # billiard wraps what it raised itself.
         exception = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(exception, Terminated) or self._already_cancelled:
-            self._report("The worker was told to stop, and ended the task.", charged=False)
+            self._report(STOPPED, charged=False)
         elif isinstance(exception, WorkerLostError):
             self._report(f"The process that ran the task died: {exception}")
         elif not isinstance(exception, TimeLimitExceeded):  # `on_timeout` has told that

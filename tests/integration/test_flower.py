@@ -106,14 +106,21 @@ def test_tasks_agree_with_executions(
 ) -> None:
     """Successes, failures, retries, waits, cancels, expiries, dead children, lost and stopped workers, duplicates."""
     log = str(tmp_path / "log")
-    killed, stopped = (start_worker(tmp_path, capability) for capability in ("far", "near"))
-    with ended_at_last(killed, stopped):
+    killed, stopped, drained = (start_worker(tmp_path, capability) for capability in ("far", "near", "third"))
+    with ended_at_last(killed, stopped, drained):
         lost = tasks.submit(act("Lost", config={"capabilities": ["far"]}), {"do": "sleep", "seconds": 60})
         handed_back = tasks.submit(act("Back", config={"capabilities": ["near"]}), {"do": "sleep", "seconds": 60})
         wait_until(lambda: states(flower).get(f"{lost}.1") == "STARTED", "a task runs", PATIENCE)
         killed.kill()
         wait_until(lambda: states(flower).get(f"{handed_back}.1") == "STARTED", "another task runs", PATIENCE)
         stopped.signal(signal.SIGQUIT)
+        third = tasks.submit(act("Last", config={"capabilities": ["third"]}), {"do": "meet", "calls": 2, "log": log})
+        wait_until(lambda: states(flower).get(f"{third}.1") == "STARTED", "a third task runs", PATIENCE)
+        drained.signal(signal.SIGTERM)
+        wait_until(lambda: "Warm shutdown" in drained.output(), "it stops when its task has ended")
+        with open(log, "a") as file:
+            file.write(f"{third}\n")
+        assert drained.wait() == 0
 
         done = [tasks.submit(act("Done"), {}) for _ in range(3)]
         refused = tasks.submit(act("Refused"), {"do": "refuse"})
@@ -136,7 +143,8 @@ def test_tasks_agree_with_executions(
         tasks.cancel(cancelled)
         for task in (late, cancelled):
             tasks.wait(task)
-        publish(make_app(settings), [Dispatched(task, 0, "work", "Done", 60, 120, 0) for task in (done[0], refused)])
+        again = [(done[0], "Done"), (refused, "Refused")]
+        publish(make_app(settings), [Dispatched(task, 0, "work", agent, 60, 120, 0) for task, agent in again])
         stopped.wait()
     for task in (lost, handed_back):
         tasks.wait_for(task, "pending", "queued")
@@ -146,7 +154,7 @@ def test_tasks_agree_with_executions(
     assert set(outcomes.values()) == STATES.keys()
     expected = {uuid: STATES[outcome] for uuid, outcome in outcomes.items()}
     wait_until(lambda: states(flower) == expected, "Flower agrees with PostgreSQL")
-    agents = {"Done", "Refused", "Again", "Later", "Deadly", "Hangs", "Late", "Cancelled", "Lost", "Back"}
+    agents = {"Done", "Refused", "Again", "Later", "Deadly", "Hangs", "Late", "Cancelled", "Lost", "Back", "Last"}
     wait_until(
         lambda: metrics(flower, "flower_events_total", agents)["task-rejected"] >= 2, "the duplicates are rejected"
     )
