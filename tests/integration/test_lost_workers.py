@@ -80,7 +80,8 @@ def test_a_lost_child_gives_back_what_its_own_worker_holds(
     """Two workers have the message, and a child of the one that did not get the claim dies."""
     task = tasks.submit(act(), {})
     [message] = here.dispatch()
-    late = Heartbeat(short_leases, SimpleNamespace(pool_cls="solo"))
+    consumer = SimpleNamespace(hub=None, event_dispatcher=None)
+    late = Heartbeat(short_leases, SimpleNamespace(pool_cls="solo", consumer=consumer))
 
     def lose_child() -> str:
         report_lost_child({"task_id": str(task), "claim": message.claim}, "It was killed.")

@@ -18,7 +18,7 @@ def test_worker_survives_child_that_dies_right_after_its_fork(database: Engine, 
     """While it starts, Celery asks the pool once whether a child has died, and ends the worker if one has."""
     process = start_worker(tmp_path, "work", 2)
     with ended_at_last(process):
-        killed = wait_until(lambda: children(process), "the first child is forked").pop()
+        killed = wait_until(lambda: children(process), "the first child is forked", 90).pop()
         os.kill(killed, signal.SIGKILL)
         wait_online(database, process)
         wait_until(lambda: len(children(process) - {killed}) == 2, "the child is replaced")
@@ -33,7 +33,7 @@ def test_slots_follow_the_size_of_an_autoscaled_pool(database: Engine, tasks: Ta
         assert slots(database) == (1, 0)
         for _ in range(3):
             tasks.submit(act(), {"do": "sleep", "seconds": 60})
-        wait_until(lambda: slots(database) == (3, 3), "the pool has grown")
+        wait_until(lambda: slots(database) == (3, 3), "the pool has grown", 90)
 
 
 def slots(database: Engine) -> tuple[int, int]:
