@@ -12,7 +12,9 @@ import structlog
 from sqlalchemy import Engine, text
 
 from orchestrator.loop import Loop
+from orchestrator.monitors import Monitors
 from shared import lifecycle
+from shared.monitor_events import event_just_ended
 from shared.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -41,10 +43,11 @@ class LostWorkers(Loop):
 
     name = "lost_workers"
 
-    def __init__(self, settings: Settings, engine: Engine) -> None:
+    def __init__(self, settings: Settings, engine: Engine, monitors: Monitors) -> None:
         super().__init__()
         self.settings = settings
         self.engine = engine
+        self.monitors = monitors
         self._looked_at: datetime | None = None
         self._steady_since = datetime.max.replace(tzinfo=UTC)
 
@@ -88,5 +91,7 @@ class LostWorkers(Loop):
                 state = lifecycle.release(
                     connection, orphan.task_id, orphan.claim, how="lost", charged=False, result={"error": error}
                 )
+                event = event_just_ended(connection, orphan.task_id)
+            self.monitors.tell(event)
             log.warning("orphan_given_back", task=str(orphan.task_id), claim=orphan.claim, state=state and str(state))
         return len(orphans)

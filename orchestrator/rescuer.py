@@ -15,9 +15,11 @@ from celery import Celery
 from sqlalchemy import Connection, Engine, text
 
 from orchestrator.loop import Loop
+from orchestrator.monitors import Monitors
 from shared import budgets, lifecycle
 from shared.broker import BROKER_AWAY, publish
 from shared.hints import make_redis
+from shared.monitor_events import event_just_ended
 from shared.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -33,11 +35,12 @@ class Rescuer(Loop):
 
     name = "rescuer"
 
-    def __init__(self, settings: Settings, engine: Engine, app: Celery) -> None:
+    def __init__(self, settings: Settings, engine: Engine, app: Celery, monitors: Monitors) -> None:
         super().__init__()
         self.settings = settings
         self.engine = engine
         self.app = app
+        self.monitors = monitors
         self._waits_looked_at: UUID | None = None
 
     def round(self) -> float:
@@ -52,6 +55,8 @@ class Rescuer(Loop):
         for task_id in self._overdue():
             with self.engine.begin() as connection:
                 lifecycle.expire(connection, task_id)
+                event = event_just_ended(connection, task_id)
+            self.monitors.tell(event)
             log.info("expired", task=str(task_id))
 
     def _keep_budgets(self) -> None:
@@ -59,8 +64,11 @@ class Rescuer(Loop):
             late = budgets.overtime(connection)
         for task_id, error in late:
             with self.engine.begin() as connection:
-                if budgets.fail_overtime(connection, task_id, error):
-                    log.info("budget_of_seconds_over", task=str(task_id))
+                failed = budgets.fail_overtime(connection, task_id, error)
+                event = event_just_ended(connection, task_id)
+            self.monitors.tell(event)
+            if failed:
+                log.info("budget_of_seconds_over", task=str(task_id))
         with self.engine.begin() as connection:
             budgets.wake_funded(connection)
 

@@ -14,6 +14,7 @@ from orchestrator.dispatcher import Dispatcher
 from orchestrator.ingress import Ingress
 from orchestrator.loop import Loop
 from orchestrator.lost_workers import LostWorkers
+from orchestrator.monitors import Monitors
 from orchestrator.pruner import Pruner
 from orchestrator.rescuer import Rescuer
 from orchestrator.scheduler import Scheduler
@@ -55,15 +56,18 @@ def serve(settings: Settings) -> None:
 def make_loops(settings: Settings) -> list[Loop]:
     """The orchestrator's duties, not started yet."""
     engine, app = get_engine(), make_app(settings)
+    monitors = Monitors(app)
     return [
         Dispatcher(settings, engine, app),
         Waker(engine),
         Scheduler(settings, engine),
-        LostWorkers(settings, engine),
-        Rescuer(settings, engine, app),
+        LostWorkers(settings, engine, monitors),
+        Rescuer(settings, engine, app, monitors),
         Ingress(settings, engine),
         Pruner(settings, engine),
         Webhooks(settings, engine),
+        # The last: it also sends what the others tell while they stop.
+        monitors,
     ]
 
 

@@ -147,7 +147,7 @@ def online(process: Process, engine: Engine) -> bool:
 def wait_online(engine: Engine, *processes: Process) -> None:
     """Waits until workers have registered."""
     for process in processes:
-        wait_until(lambda process=process: online(process, engine), f"worker online:\n{process.output()[-4000:]}")
+        wait_until(lambda process=process: online(process, engine), f"worker online:\n{process.output()[-4000:]}", 90)
 
 
 @contextmanager

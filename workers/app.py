@@ -18,7 +18,7 @@ from shared.errors import MinionError
 from shared.hints import forget_publisher, wait_for_broker
 from shared.settings import get_settings
 from shared.telemetry import configure
-from workers import minion
+from workers import minion, monitoring
 from workers.claiming import forget_limiter
 from workers.heartbeat import WORKER_ID, Heartbeat
 
@@ -28,14 +28,15 @@ app: Celery = make_app(get_settings())
 _heartbeats: list[Heartbeat] = []
 
 
-@app.task(name=RUN_TASK, Request="workers.request:Request")
+@app.task(name=RUN_TASK, Request="workers.request:Request", resultrepr_maxsize=monitoring.LONGEST_REPORT)
 def run(v: int, task_id: str, claim: int) -> str:
-    """A message of the orchestrator: `{v, task_id, claim}`."""
+    """A message of the orchestrator: `{v, task_id, claim}`. Returns what Celery's monitors are told."""
+    task = UUID(task_id)
     if v > MESSAGE_VERSION:
         # It stays queued in PostgreSQL and is published again; a newer minion will take it.
         log.warning("message_of_a_later_release", v=v, task=task_id)
-        return "skipped"
-    return minion.run(UUID(task_id), claim, WORKER_ID, limits=run.request.timelimit)
+        return monitoring.report(task, claim, "skipped")
+    return monitoring.report(task, claim, minion.run(task, claim, WORKER_ID, limits=run.request.timelimit))
 
 
 @signals.setup_logging.connect

@@ -1,10 +1,12 @@
-"""A Celery consumer that lives through the loss of the broker, checks what it takes from it, soon sees that a child has
-died, and sends its events in bundles.
+"""A Celery consumer that survives broker outages and checks what it takes from the broker.
+
+It soon replaces children that died, and sends its events in bundles.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from celery.worker.consumer import Consumer as CeleryConsumer
@@ -52,6 +54,13 @@ class Consumer(CeleryConsumer):
         super().register_with_event_loop(hub)
         if hasattr(self.pool, "maintain_pool"):
             hub.call_repeatedly(CHILDREN_SECONDS, self.pool.maintain_pool)
+        # Celery asks this next, once, and exits with code 1 if any child has died since the start.
+        self.pool.did_start_ok = self._replace_dead_children
+
+    def _replace_dead_children(self) -> bool:
+        """Replace children that died while the worker started. A pool whose children keep dying still ends it."""
+        self.pool.maintain_pool()
+        return True
 
     def on_send_event_buffered(self) -> None:
         """Events for Flower leave together. One by one they were a third of this process's work."""
@@ -59,6 +68,12 @@ class Consumer(CeleryConsumer):
         if self.hub and now >= self._events_leave_at:
             self._events_leave_at = now + EVENTS_SECONDS
             self.hub.call_later(EVENTS_SECONDS, self._flush_events)
+
+    def shutdown(self) -> None:
+        """Send the last events: Celery would drop those of tasks that ended while the worker stopped."""
+        with suppress(Exception):
+            self._flush_events()
+        super().shutdown()
 
 
 def _do_nothing(*args: Any, **kwargs: Any) -> None:

@@ -21,9 +21,11 @@ from sqlalchemy import Engine, text
 
 from shared import __version__, lifecycle
 from shared.database import make_engine, reason
+from shared.monitor_events import event_just_ended
 from shared.settings import Settings
 from workers import time_limits
 from workers.interrupter import Interrupter
+from workers.monitoring import Monitors, event_of_lost_child
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +64,12 @@ class LostChild:
 
 _lost_children: queue.SimpleQueue[LostChild] = queue.SimpleQueue()
 _news = threading.Event()
+_still_active: set[str] = set()
+
+
+def keep_active(message: dict[str, Any]) -> None:
+    """Keeps the message's task among the active ones until its child is reported, so that it is not taken for lost."""
+    _still_active.add(str(message.get("task_id")))
 
 
 def report_lost_child(message: dict[str, Any], why: str, *, charged: bool = True, at_limit: bool = False) -> None:
@@ -83,6 +91,7 @@ class Heartbeat:
         self.engine: Engine = make_engine(settings, pool_size=1)
         self.interrupter = Interrupter(settings.cancel_grace_seconds) if "prefork" in str(worker.pool_cls) else None
         self._registered = False
+        self.monitors = Monitors(worker)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -96,6 +105,7 @@ class Heartbeat:
 
     def stop(self) -> None:
         """Stops beating and hands back what is still held; call it when no child runs any more."""
+        self.monitors.keep()
         self._stopping.set()
         _news.set()
         self._thread.join(timeout=self.settings.heartbeat_seconds)
@@ -108,6 +118,7 @@ class Heartbeat:
                     reason=reason(error),
                     why="the orchestrator takes the tasks away after the lease",
                 )
+        self.monitors.close()
         self.engine.dispose()
 
     def _run(self) -> None:
@@ -155,6 +166,7 @@ class Heartbeat:
     def _beat(self) -> bool:
         """One beat. False where the row is gone, so that the worker registers again."""
         active = [str(request.kwargs.get("task_id")) for request in tuple(celery_state.active_requests)]
+        active += _still_active.difference(active)
         slots = self._slots()
         values = {"id": WORKER_ID, "busy": len(active), "slots": slots, "active": active, "idle": len(active) < slots}
         with self.engine.begin() as connection:
@@ -167,7 +179,8 @@ class Heartbeat:
                 self.interrupter.look(connection, tuple(celery_state.active_requests))
 
     def _slots(self) -> int:
-        return int(self.worker.concurrency)
+        # Not `worker.concurrency`: with `--autoscale` that stays the size at the start.
+        return int(self.worker.pool.num_processes)
 
     def _report(self) -> None:
         """Gives back the tasks of children that died. What cannot be written now is written at the next beat."""
@@ -197,12 +210,20 @@ class Heartbeat:
                 # The child may have died before it had the claim, and another worker's has it.
                 worker=WORKER_ID,
             )
+            released = state is not None
+            event = event_of_lost_child(connection, child.task_id, child.claim, WORKER_ID, released=released)
+        _still_active.discard(str(child.task_id))
+        self.monitors.tell(event)
         log.warning("child_lost", task=str(child.task_id), claim=child.claim, why=child.why, state=state and str(state))
 
     def _hand_back(self) -> None:
+        events = []
         with self.engine.begin() as connection:
             held = connection.execute(HELD, {"id": WORKER_ID}).all()
             for task_id, claim in held:
                 lifecycle.release(connection, task_id, claim, how="handed_back", charged=False)
+                events.append(event_just_ended(connection, task_id))
                 log.info("handed_back", task=str(task_id), claim=claim)
             connection.execute(STOPPED, {"id": WORKER_ID})
+        for event in events:
+            self.monitors.tell(event)

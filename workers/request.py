@@ -1,4 +1,4 @@
-"""A Celery request that tells the worker's main process about children that died or were killed.
+"""A Celery request that tells the worker's main process about children that died, and monitors how a claim ended.
 
 A child that is gone cannot write its record, so the main process does: see `workers.heartbeat`.
 """
@@ -12,13 +12,38 @@ from billiard.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExce
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.state import active_requests
 
-from workers.heartbeat import report_lost_child
+from shared.monitor_events import TaskEvent
+from workers.heartbeat import keep_active, report_lost_child
+from workers.monitoring import event_in
 
 log = structlog.get_logger(__name__)
+
+OF_LOST_CHILDREN = ("task-failed", "task-retried", "task-cancelled")
+STOPPED = "The worker was told to stop, and ended the task."
 
 
 class Request(CeleryRequest):
     """Kept tiny: these run in the main process's event loop, and must not wait for anything."""
+
+    def send_event(self, type: str, **fields: Any) -> None:
+        """Send the event that the child reported in place of Celery's success.
+
+        Celery's events for a child that died are left out: the heartbeat sends one when the record is written.
+        """
+        if type == "task-succeeded":
+            self._send_reported(event_in(fields["result"]), fields["runtime"])
+        elif type not in OF_LOST_CHILDREN and not fields.get("terminated"):
+            super().send_event(type, **fields)
+
+    def _send_reported(self, event: TaskEvent | None, runtime: float) -> None:
+        if event is not None:
+            ran = {} if event.type == "task-rejected" else {"runtime": runtime}
+            super().send_event(event.type, name=self.name, **ran, **event.fields)
+
+    def _announce_cancelled(self, emit_retry: bool = True) -> None:
+        """The child is told to stop. Celery no longer counts the request as active, but the task runs until it ends."""
+        keep_active(self.kwargs)
+        super()._announce_cancelled(emit_retry=emit_retry)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
         """A hard limit killed the child."""
@@ -33,7 +58,7 @@ class Request(CeleryRequest):
         # billiard wraps what it raised itself.
         exception = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(exception, Terminated) or self._already_cancelled:
-            self._report("The worker was told to stop, and ended the task.", charged=False)
+            self._report(STOPPED, charged=False)
         elif isinstance(exception, WorkerLostError):
             self._report(f"The process that ran the task died: {exception}")
         elif not isinstance(exception, TimeLimitExceeded):  # `on_timeout` has told that

@@ -61,10 +61,17 @@ def worker(
 def flower(
     port: int = typer.Option(5555, help="The port it listens on."),
     address: str = typer.Option("127.0.0.1", help="The address it listens on."),
+    allow_actions: bool = typer.Option(
+        False, "--allow-actions", help="Let its users control workers, such as stopping them."
+    ),
 ) -> None:
     """Run Flower. Its user is `minions`, its password the API key."""
-    os.environ.setdefault("FLOWER_BASIC_AUTH", f"minions:{get_settings().require_api_key()}")
-    _celery("flower", f"--address={address}", f"--port={port}", "--enable-events", "--max-tasks=20000")
+    from orchestrator.flower import serve
+    from shared.telemetry import configure
+
+    settings = get_settings()
+    configure(settings, component="flower")
+    serve(settings, address=address, port=port, allow_actions=allow_actions)
 
 
 def up(

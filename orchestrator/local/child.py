@@ -25,16 +25,25 @@ class Child:
 
     Attributes:
         orphaned: the signal that it gets when this process is killed.
+        withheld: how the names of variables begin that it must not see: secrets that it does not need.
     """
 
     def __init__(
-        self, name: str, arguments: list[str], environment: dict[str, str], logs: Path, *, orphaned: signal.Signals
+        self,
+        name: str,
+        arguments: list[str],
+        environment: dict[str, str],
+        logs: Path,
+        *,
+        orphaned: signal.Signals,
+        withheld: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.arguments = arguments
         self.environment = environment
         self.log_file = logs / f"{name}.log"
         self.orphaned = orphaned
+        self.withheld = withheld
         self.process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._pause = 1.0
@@ -42,7 +51,8 @@ class Child:
 
     def start(self) -> None:
         """Starts the process. Call it from the main thread: Linux tells the child when its starter thread ends."""
-        environment = {**os.environ, **self.environment, **follow_environment(self.orphaned)}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(self.withheld)}
+        environment = {**inherited, **self.environment, **follow_environment(self.orphaned)}
         with self._open_log() as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "orchestrator.cli", *self.arguments],

@@ -37,6 +37,8 @@ START_SECONDS = 90.0
 STOP_SECONDS = 12.0
 LOOK_SECONDS = 1.0
 DEFAULT_CONCURRENCY = 2
+OF_MODELS = ("ANTHROPIC_",)
+"""How the variables of model providers begin, which only minions need."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class LocalSystem:
         self._start_servers()
         self._prepare_database()
         self._choose_places()
-        self._start_child("orchestrator", ["orchestrator"], signal.SIGTERM)
+        self._start_child("orchestrator", ["orchestrator"], signal.SIGTERM, withheld=OF_MODELS)
         self._wait_for_api()
         self._write_facts()
         for pool in self.pools:
@@ -155,7 +157,8 @@ class LocalSystem:
             self._add_pools()
         if self.flower:
             port = str(self.facts["flower_port"])
-            self._start_child("flower", ["flower", "--port", port], signal.SIGTERM)
+            withheld = (*OF_MODELS, "DATABASE_URL", "MINION_SECRET_KEY")
+            self._start_child("flower", ["flower", "--port", port], signal.SIGTERM, withheld=withheld)
         self._wait_for_workers()
         self.say(f"Started in {time.monotonic() - began:.1f} s; logs in {self.logs}")
 
@@ -232,9 +235,11 @@ class LocalSystem:
         get_settings.cache_clear()
         self.facts["started"] = True
 
-    def _start_child(self, name: str, arguments: list[str], orphaned: signal.Signals) -> Child:
+    def _start_child(
+        self, name: str, arguments: list[str], orphaned: signal.Signals, *, withheld: tuple[str, ...] = ()
+    ) -> Child:
         environment = {"MINION_API_PORT": str(self.facts["api_port"]), "MINION_API_HOST": "127.0.0.1"}
-        child = Child(name, arguments, environment, self.logs, orphaned=orphaned)
+        child = Child(name, arguments, environment, self.logs, orphaned=orphaned, withheld=withheld)
         child.start()
         self.children.append(child)
         return child

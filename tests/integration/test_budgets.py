@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 
 from minions import testing
 from minions.testing import MessagesApi
+from orchestrator.monitors import Monitors
 from orchestrator.rescuer import Rescuer
 from shared import budgets, lifecycle
 from shared.broker import make_app
@@ -445,7 +446,8 @@ def test_the_rescuer_ends_what_runs_over_its_time_and_wakes_who_has_room(
     late, poor = claim(seconds=60, on_breach="fail"), claim(tokens=10)
     call(late, 0)
     wait_for_budget(poor, 20)
-    rescuer = Rescuer(settings, database, make_app(settings))
+    app = make_app(settings)
+    rescuer = Rescuer(settings, database, app, Monitors(app))
     rescuer._keep_budgets()
     assert (tasks.get(late.task_id)["state"], tasks.get(poor.task_id)["state"]) == ("running", "waiting")
     with transaction() as connection:

@@ -11,7 +11,9 @@ import pytest
 from sqlalchemy import event, text
 
 from orchestrator.lost_workers import LostWorkers
+from orchestrator.monitors import Monitors
 from shared import lifecycle
+from shared.broker import make_app
 from shared.database import make_engine, transaction
 from shared.settings import Settings
 from tests.integration.conftest import Minion, Tasks, orchestrating
@@ -27,7 +29,7 @@ KNOWN = text(
 def test_nobody_is_lost_while_the_database_stood_still(here: Minion, short_leases: Settings) -> None:
     """The loop is answered before the heartbeats that wait as well, and finds no worker that has beaten."""
     engine = make_engine(short_leases)
-    loop = LostWorkers(short_leases, engine)
+    loop = LostWorkers(short_leases, engine, Monitors(make_app(short_leases)))
     pauses: list[float] = []
 
     @event.listens_for(engine, "before_execute")
@@ -78,7 +80,8 @@ def test_a_lost_child_gives_back_what_its_own_worker_holds(
     """Two workers have the message, and a child of the one that did not get the claim dies."""
     task = tasks.submit(act(), {})
     [message] = here.dispatch()
-    late = Heartbeat(short_leases, SimpleNamespace(pool_cls="solo"))
+    consumer = SimpleNamespace(hub=None, event_dispatcher=None)
+    late = Heartbeat(short_leases, SimpleNamespace(pool_cls="solo", consumer=consumer))
 
     def lose_child() -> str:
         report_lost_child({"task_id": str(task), "claim": message.claim}, "It was killed.")

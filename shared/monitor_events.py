@@ -1,0 +1,127 @@
+"""Celery task events, made from the `executions` table: what Flower and other monitors see.
+
+To a monitor, a Celery task that returns is a success, whatever it returned. These events say how the execution ended.
+The process that ends an execution in PostgreSQL sends its event: the minion itself, its main process for a child that
+died, the orchestrator for a lost worker and for an expired task.
+
+A message is one claim, and its Celery id is `TASK.CLAIM`. A message that led to no execution is rejected.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+from sqlalchemy import Connection, Row, text
+
+EXECUTION = """
+    SELECT e.task_id, e.claim, e.outcome, e.error, e.worker_id, w.name AS worker, t.agent_name AS agent,
+           extract(epoch FROM e.finished_at - e.started_at)::double precision AS seconds
+        FROM executions e JOIN tasks t ON t.id = e.task_id JOIN workers w ON w.id = e.worker_id
+        WHERE e.task_id = :task AND
+"""
+OF_CLAIM = text(EXECUTION + "e.claim = :claim")
+# `now()` is when the transaction began, and no other one ends an execution of this task at that microsecond.
+ENDED_BY_THIS_TRANSACTION = text(EXECUTION + "e.finished_at = now()")
+
+LONGEST_MESSAGE = 200
+QUOTES = (("'", "'"), ('"', '"'), ("`", "`"), ("“", "”"), ("‘", "’"))
+# What an error quotes, up to its end where a message was cut off: quoted and bracketed text, addresses, long numbers.
+DATA = re.compile(
+    "|".join(rf"(?<!\w){begin}(?:\\.|[^{end}\\])*(?:{end}|$)" for begin, end in QUOTES)
+    + r"|\{.*(?:\}|$)|\[.*(?:\]|$)|\S+@\S+\.\S+|\d[\d-]{5,}",
+    re.DOTALL,
+)
+# After a colon an error repeats somebody else's words. Only the class of an exception is kept.
+OWN_WORDS = re.compile(
+    r".*?(?=[:;](?! \w{1,60}(?:Error|Exception|Exit|Timeout|Warning)\b)\s|[.?!]\s|[\r\n]|$)", re.DOTALL
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEvent:
+    """One event.
+
+    Attributes:
+        type: Celery's name for it, such as `task-failed`.
+        fields: what it says besides the task's Celery id, JSON.
+        worker: the name of the worker whose execution it is, where another process may send the event.
+    """
+
+    type: str
+    fields: dict[str, Any] = field(default_factory=dict)
+    worker: str | None = None
+
+
+def find_execution(connection: Connection, task: UUID, claim: int) -> Row[Any] | None:
+    """Return the execution of this claim, if there is one."""
+    return connection.execute(OF_CLAIM, {"task": task, "claim": claim}).one_or_none()
+
+
+def event_just_ended(connection: Connection, task: UUID) -> TaskEvent | None:
+    """Return the event for the execution of this task that the current transaction has ended, if any."""
+    execution = connection.execute(ENDED_BY_THIS_TRANSACTION, {"task": task}).one_or_none()
+    return event_of(execution) if execution else None
+
+
+def event_of(execution: Row[Any]) -> TaskEvent:
+    """Return the event for an execution that has ended, to be sent by any process."""
+    event = ended(execution.outcome, execution.error)
+    fields = {
+        "uuid": f"{execution.task_id}.{execution.claim}",
+        "name": execution.agent,
+        "runtime": execution.seconds,
+        **event.fields,
+    }
+    return TaskEvent(event.type, fields, execution.worker)
+
+
+def ended(outcome: str, error: dict[str, Any] | None) -> TaskEvent:
+    """Return the event for an execution's outcome and error."""
+    match outcome:
+        case "succeeded":
+            return TaskEvent("task-succeeded", {"result": "succeeded"})
+        case "suspended":
+            return TaskEvent("task-succeeded", {"result": "waiting"})
+        case "cancelled" | "expired":
+            fields = {"terminated": True, "signum": None, "expired": outcome == "expired"}
+            return TaskEvent("task-revoked", fields)
+        case "retried" | "handed_back":
+            return TaskEvent("task-retried", {"exception": summarise(error) or outcome})
+    return TaskEvent("task-failed", {"exception": summarise(error) or outcome})
+
+
+def rejected(*, executed: bool) -> TaskEvent:
+    """Return the event for a message that led to no execution.
+
+    Args:
+        executed: another message had led to one under the same id; its state must stay in the monitors.
+    """
+    # To `celery.events.state`, rejected comes before started. Where nothing runs, the state has to be named.
+    return TaskEvent("task-rejected", {"requeue": False} if executed else {"requeue": False, "state": "REJECTED"})
+
+
+def summarise(error: dict[str, Any] | None) -> str | None:
+    """Return an error's type and the beginning of its message, without the data that it may quote."""
+    if not error:
+        return None
+    masked = DATA.sub("…", str(error.get("message") or "")[: LONGEST_MESSAGE * 10])
+    words = "".join(char if char.isprintable() else " " for char in OWN_WORDS.match(masked)[0])  # type: ignore[index]
+    return ": ".join(part for part in (str(error.get("type") or "error"), words[:LONGEST_MESSAGE].rstrip(" .")) if part)
+
+
+def send(app: Celery, events: Iterable[TaskEvent]) -> None:
+    """Send events over a connection of their own.
+
+    Raises:
+        kombu.exceptions.OperationalError: the broker is away.
+    """
+    with app.connection_for_write() as connection:
+        connection.ensure_connection(max_retries=1, timeout=5)
+        for event in events:
+            with app.events.Dispatcher(connection, event.worker, buffer_while_offline=False) as dispatcher:
+                dispatcher.send(event.type, **event.fields)

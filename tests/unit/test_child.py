@@ -1,0 +1,63 @@
+"""A child process of `minion up` sees the environment without the secrets that it does not need."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.local import child as children
+from orchestrator.local.child import Child
+from orchestrator.local.system import LocalSystem
+from shared.settings import Settings
+
+SECRETS = {"ANTHROPIC_API_KEY", "ANTHROPIC_CUSTOM_HEADERS", "DATABASE_URL", "MINION_SECRET_KEY", "MINION_API_KEY"}
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """The secrets that each process was started with, by its subcommand."""
+    seen: dict[str, set[str]] = {}
+
+    def start(command: list[str], *, env: dict[str, str], **_: Any) -> None:
+        seen[command[3]] = SECRETS & env.keys()
+
+    monkeypatch.setattr(children.subprocess, "Popen", start)
+    for name in SECRETS:
+        monkeypatch.setenv(name, "secret")
+    return seen
+
+
+def test_child_sees_all_but_what_is_withheld(started: dict[str, set[str]], tmp_path: Path) -> None:
+    Child("a", ["a"], {}, tmp_path, orphaned=signal.SIGTERM).start()
+    Child("b", ["b"], {}, tmp_path, orphaned=signal.SIGTERM, withheld=("ANTHROPIC_",)).start()
+    assert started == {"a": SECRETS, "b": SECRETS - {"ANTHROPIC_API_KEY", "ANTHROPIC_CUSTOM_HEADERS"}}
+
+
+def test_only_workers_see_the_model_s_key(
+    started: dict[str, set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = LocalSystem(Settings(data_dir=tmp_path), [], flower=True, say=print)
+    for step in (
+        "catch_signals",
+        "start_servers",
+        "prepare_database",
+        "wait_for_api",
+        "write_facts",
+        "wait_for_workers",
+    ):
+        monkeypatch.setattr(system, f"_{step}", lambda: None)
+    monkeypatch.setattr(system, "_offered", lambda: {"work"})
+    system.logs.mkdir()
+    try:
+        system._start()
+    finally:
+        for claim in system._claims:
+            claim.close()
+    assert started == {
+        "orchestrator": {"DATABASE_URL", "MINION_SECRET_KEY", "MINION_API_KEY"},
+        "worker": SECRETS,
+        "flower": {"MINION_API_KEY"},
+    }

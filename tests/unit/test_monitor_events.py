@@ -1,0 +1,93 @@
+"""What monitors read of an execution's outcome and of its error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from celery.events.state import State
+from celery.utils.saferepr import saferepr
+
+from shared.errors import FunctionError, InvalidInput, ToolError
+from shared.monitor_events import TaskEvent, ended, rejected, summarise
+from workers import monitoring
+
+STATES = {
+    "succeeded": "SUCCESS",
+    "suspended": "SUCCESS",
+    "failed": "FAILURE",
+    "lost": "FAILURE",
+    "retried": "RETRY",
+    "handed_back": "RETRY",
+    "cancelled": "REVOKED",
+    "expired": "REVOKED",
+}
+
+
+def shown(*events: TaskEvent) -> str:
+    """The state that a monitor shows after these events."""
+    state = State()
+    for number, event in enumerate([TaskEvent("task-received"), TaskEvent("task-started"), *events]):
+        state.event(
+            {
+                "type": event.type,
+                "uuid": "task.1",
+                "hostname": "worker",
+                "timestamp": number,
+                "local_received": number,
+                "clock": number,
+                **event.fields,
+            }
+        )
+    return str(state.tasks["task.1"].state)
+
+
+@pytest.mark.parametrize("outcome", STATES)
+def test_outcome_is_shown_as_state(outcome: str) -> None:
+    assert shown(ended(outcome, None)) == STATES[outcome]
+
+
+def test_rejected_message_is_not_shown_as_running() -> None:
+    assert shown(rejected(executed=False)) == "REJECTED"
+    assert shown(rejected(executed=False), TaskEvent("task-received"), TaskEvent("task-started")) == "STARTED"
+
+
+def test_duplicate_message_leaves_its_execution_s_state() -> None:
+    assert shown(rejected(executed=True)) == "STARTED"
+    again = [TaskEvent("task-received"), TaskEvent("task-started"), rejected(executed=True)]
+    assert shown(ended("failed", None), *again) == "FAILURE"
+
+
+@pytest.mark.parametrize(
+    ("error", "summary"),
+    [
+        (ToolError("The tool 'act' raised KeyError: Alice Miller"), "tool_error: The tool … raised KeyError"),
+        (FunctionError("Function double@1: ValueError: Alice"), "function_error: Function double@1: ValueError"),
+        (FunctionError("Function f@1: it ran longer than 2 s.\nAlice"), "function_error: Function f@1"),
+        (
+            InvalidInput("The input of 'A' does not match its schema: $.name: 'Alice' is too short."),
+            "invalid_input: The input of … does not match its schema",
+        ),
+        (ToolError("No agent is called Alice. Is it spelled right?"), "tool_error: No agent is called Alice"),
+        (ToolError("a 'cut off Alice"), "tool_error: a …"),
+        (ToolError("""It's "Alice" and 'Al\\'ice' and {"name": {}} Alice}"""), "tool_error: It's … and … and …"),
+        (ToolError("alice@example.org has 4111-1111-1111-1111"), "tool_error: … has …"),
+        (ToolError("x" * 1000), f"tool_error: {'x' * 200}"),
+        (ToolError("two\x1b[31m \x00"), "tool_error: two …"),
+        (ToolError(""), "tool_error"),
+    ],
+)
+def test_error_is_summarised_without_data(error: Any, summary: str) -> None:
+    assert summarise(error.as_dict()) == summary
+
+
+def test_report_survives_celery_s_representation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest one with the most escapes, too."""
+    error = {"type": "tool_error", "message": "It's \\ and \U0001f600" + "\U0001f600" * 1000}
+    event = ended("failed", error)
+    monkeypatch.setattr(monitoring, "_event", lambda *_: event)
+    returned = monitoring.report(None, 1, "failed")  # type: ignore[arg-type]
+    assert monitoring.event_in(saferepr(returned, monitoring.LONGEST_REPORT)) == event
+    monkeypatch.setattr(monitoring, "_event", lambda *_: None)
+    assert monitoring.event_in(saferepr(json.dumps(None), monitoring.LONGEST_REPORT)) is None

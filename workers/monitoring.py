@@ -1,0 +1,127 @@
+"""What this worker tells Celery's monitors. Celery itself would call every claim that returns a success.
+
+The child looks up how its execution ended, and its return value carries the event to the main process, which sends it
+in place of Celery's. For a child that died, the main process looks it up after it has written the record.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+import structlog
+from celery.exceptions import SoftTimeLimitExceeded
+from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.database import close_engine, reason, statement
+from shared.monitor_events import TaskEvent, ended, event_just_ended, event_of, find_execution, rejected, send
+from shared.states import State
+
+log = structlog.get_logger(__name__)
+
+LONGEST_REPORT = 4096
+"""Characters of a return value that reach the main process. The longest report is less than half of it."""
+OUTCOMES: dict[str, str] = {State.PENDING: "handed_back", State.WAITING: "suspended"}
+"""How an execution ended, as far as its task's state tells."""
+
+
+# ----------------------------------------------------------------------------------------- in the child
+
+
+def report(task: UUID, claim: int, became: str) -> str:
+    """Return the event for the claim of a message as JSON, `null` for none.
+
+    Args:
+        claim: the claim number that the message was sent under.
+        became: what `workers.minion.run` returned.
+    """
+    event = _event(task, claim + 1, became)
+    # Celery writes a text between single quotes.
+    return json.dumps(event and [event.type, event.fields]).replace("'", "\\u0027")
+
+
+def _event(task: UUID, claim: int, became: str) -> TaskEvent | None:
+    if became == State.SUCCEEDED:
+        return ended("succeeded", None)
+    if became == "claim_lost":
+        # The orchestrator has ended this execution, and has told the monitors.
+        return None
+    try:
+        with statement() as connection:
+            execution = find_execution(connection, task, claim)
+    except (SQLAlchemyError, SoftTimeLimitExceeded) as error:
+        # A soft limit may have struck inside the driver.
+        close_engine()
+        log.warning("monitors_not_told_why", reason=reason(error))
+        return rejected(executed=True) if became == "skipped" else ended(OUTCOMES.get(became, became), None)
+    if became == "skipped" or execution is None:
+        return rejected(executed=execution is not None)
+    return ended(execution.outcome, execution.error)
+
+
+# ----------------------------------------------------------------------------------------- in the main process
+
+
+def event_in(returned: str) -> TaskEvent | None:
+    """Return the event of a child's report, as Celery hands over its return value."""
+    event = json.loads(returned[1:-1])
+    return TaskEvent(*event) if event else None
+
+
+def event_of_lost_child(
+    connection: Connection, task: UUID, claim: int, worker: UUID, *, released: bool
+) -> TaskEvent | None:
+    """Return the event for a child that died, None where another process tells.
+
+    Args:
+        released: this transaction has given back what the child held.
+    """
+    if released:
+        return event_just_ended(connection, task)
+    execution = find_execution(connection, task, claim)
+    if execution is None:
+        event = rejected(executed=False)
+        return TaskEvent(event.type, {"uuid": f"{task}.{claim}", **event.fields})
+    # The child had written its record, and died before it could tell.
+    told_by_others = execution.worker_id != worker or execution.outcome in ("running", "lost", "expired")
+    return None if told_by_others else event_of(execution)
+
+
+class Monitors:
+    """Sends events of this worker from any thread: through the consumer while it runs, and on its own after that."""
+
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
+        self._late: list[TaskEvent] | None = None
+
+    def tell(self, event: TaskEvent | None) -> None:
+        """Send an event, or keep it for `close` once the consumer is about to end."""
+        if event is None:
+            return
+        consumer = self.worker.consumer
+        if self._late is not None:
+            self._late.append(event)
+        elif consumer.hub is None:
+            _speak(consumer, event)
+        else:
+            consumer.hub.call_soon(_speak, consumer, event)
+
+    def keep(self) -> None:
+        """Keep events from now on: the consumer ends."""
+        self._late = self._late or []
+
+    def close(self) -> None:
+        """Send what was kept. Never raises."""
+        try:
+            if self._late:
+                send(self.worker.app, self._late)
+        except Exception as error:
+            log.warning("monitors_not_told", reason=str(error)[:300])
+        self._late = []
+
+
+def _speak(consumer: Any, event: TaskEvent) -> None:
+    if consumer.event_dispatcher is not None:
+        consumer.event_dispatcher.send(event.type, **event.fields)
