@@ -28,6 +28,7 @@ from orchestrator.api import (
     workers,
 )
 from orchestrator.api.auth import read_key, require_key
+from orchestrator.api.body import BodyMemory
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.watching import Watching
@@ -63,6 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
     settings.require_redis_url()
     app.state.settings = settings
     app.state.api_key = read_key(settings)
+    app.state.body_memory = BodyMemory(settings.api_memory_bytes)
     app.state.engine = _make_engine(settings)
     app.state.watching = Watching(settings)
     app.state.finish_watch = FinishWatch(app.state.watching)

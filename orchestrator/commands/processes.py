@@ -63,7 +63,7 @@ def flower(
     address: str = typer.Option("127.0.0.1", help="The address it listens on."),
 ) -> None:
     """Run Flower. Its user is `minions`, its password the API key."""
-    os.environ.setdefault("FLOWER_BASIC_AUTH", f"minions:{get_settings().require_api_key()}")
+    os.environ.setdefault("FLOWER_BASIC_AUTH", f"minions:{get_settings().require_server_api_key()}")
     _celery("flower", f"--address={address}", f"--port={port}", "--enable-events", "--max-tasks=20000")
 
 
