@@ -84,12 +84,10 @@ class _PunctualProtocol(H11Protocol):
 
     def _missing(self) -> Part | None:
         """The part of a request that has begun and is not complete."""
-        if self.conn.their_state is h11.SEND_BODY:
+        state = self.conn.their_state
+        if state is h11.SEND_BODY:
             return "body"
-        return "headers" if self._headers_begun() else None
-
-    def _headers_begun(self) -> bool:
-        return self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
+        return "headers" if state is h11.IDLE and self.conn.trailing_data[0] else None
 
     def _watch(self, part: Part | None) -> None:
         """Start the time of a part; the same part continues."""
