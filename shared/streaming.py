@@ -52,7 +52,9 @@ class Streamed:
 
     def is_genuine(self, task: UUID, key: bytes) -> bool:
         """Return whether the tag was made with this key, for this task."""
-        return hmac.compare_digest(self.tag.encode("utf-8", "replace"), self._tag(task, key).encode())
+        with suppress(ValueError, RecursionError):  # no JSON text that a worker could have sent
+            return hmac.compare_digest(self.tag.encode("utf-8", "replace"), self._tag(task, key).encode())
+        return False
 
     def _tag(self, task: UUID, key: bytes) -> str:
         said = canonical([str(task), self.number, self.type, self.data])

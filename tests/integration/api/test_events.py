@@ -357,7 +357,18 @@ def test_forged_and_recorded_text_is_not_shown(run: Any, following: Any) -> None
         wrong_key = Streamed(2, "step.text", {"step": 1, "claim": 1, "text": "forged"}).sealed(running.task, b"guessed")
         altered = recorded[-1].replace(b"One", b"Two").replace(b'"number": 1', b'"number": 2')
         for_another = Streamed(2, "step.text", {"step": 1, "claim": 1, "text": "x"}).sealed(other.task, running.key)
-        for forged in (json.dumps(without_tag), wrong_key, altered, for_another, recorded[-1], recorded[-1]):
+        endless = json.dumps({**without_tag, "number": 2, "tag": "x"}).replace('"as 0.2 sent it"', "1e999")
+        nested = endless.replace("1e999", "[" * 900 + "]" * 900)
+        for forged in (
+            endless,
+            nested,
+            json.dumps(without_tag),
+            wrong_key,
+            altered,
+            for_another,
+            recorded[-1],
+            recorded[-1],
+        ):
             broker.publish(f"{EVENTS}{running.task}", forged)
         publish_streamed(running.task, Streamed(9, "step.restarted", {"step": 1, "claim": 1}), b"guessed")
     running.say("Two.")
