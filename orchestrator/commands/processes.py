@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 import typer
 
@@ -64,7 +65,11 @@ def flower(
 ) -> None:
     """Run Flower. Its user is `minions`, its password the API key."""
     os.environ.setdefault("FLOWER_BASIC_AUTH", f"minions:{get_settings().require_server_api_key()}")
-    _celery("flower", f"--address={address}", f"--port={port}", "--enable-events", "--max-tasks=20000")
+    # Without --conf, Flower would run a `flowerconfig.py` of the current folder.
+    conf = os.environ.get("FLOWER_CONF", os.devnull)
+    _celery(
+        "flower", f"--address={address}", f"--port={port}", f"--conf={conf}", "--enable-events", "--max-tasks=20000"
+    )
 
 
 def up(
@@ -125,6 +130,7 @@ def _celery(*arguments: str) -> None:
     """Runs Celery's own command line in this process."""
     from celery.__main__ import main
 
-    # Found by name when Celery loads it: the orchestrator imports nothing of the workers.
+    # By name: the orchestrator imports nothing of the workers. Celery would look for it in the current folder first.
+    import_module("workers.app")
     sys.argv = ["celery", "-A", "workers.app", *arguments]
     main()
