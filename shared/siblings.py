@@ -1,7 +1,8 @@
 """Check that Python finds the packages beside this one, and no others of their names.
 
-A user's own folder often has a `shared` or a `workers`, and `PYTHONPATH` or `python -m` may put it first. `orchestrator`
-and `workers` run this file before they import anything: by its path, because `shared` itself may be the foreign one.
+A user's own folder often has a `shared` or a `workers`, and `PYTHONPATH` or `python -m` may put it first.
+`orchestrator` and `workers` run this file before they import anything: by its path, because `shared` itself may be the
+foreign one.
 """
 
 from __future__ import annotations

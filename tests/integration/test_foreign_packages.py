@@ -1,4 +1,4 @@
-"""Users' folders with packages named like ours: not imported by the processes that we start, and named where they are."""
+"""Users' folders with packages named like ours: processes that we start do not import them, and errors name them."""
 
 from __future__ import annotations
 
