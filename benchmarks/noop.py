@@ -146,7 +146,7 @@ def configure(addresses: Addresses, folder: Path) -> None:
     os.environ |= {
         "DATABASE_URL": addresses.database_url,
         "REDIS_URL": addresses.redis_url,
-        "MINION_API_KEY": "benchmark",
+        "MINION_API_KEY": "benchmark-benchmark",
         "MINION_API_PORT": "0",
         "MINION_DATA_DIR": str(folder / "data"),
         "MINION_LOG_LEVEL": "WARNING",

@@ -37,7 +37,7 @@ def serve(settings: Settings, *, address: str, port: int, allow_actions: bool) -
     """
     options.read_only = True
     options.max_tasks = MAX_TASKS
-    options.basic_auth = [f"minions:{settings.require_api_key()}"]
+    options.basic_auth = [f"minions:{settings.require_server_api_key()}"]
     apply_env_options()
     options.address, options.port = address, port
     if allow_actions:

@@ -10,6 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from orchestrator.api.app import create_app, release
+from orchestrator.api.server import listen, server_config
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.ingress import Ingress
 from orchestrator.loop import Loop
@@ -22,7 +23,6 @@ from orchestrator.waker import Waker
 from orchestrator.webhooks import Webhooks
 from shared.broker import make_app
 from shared.database import get_engine, wait_for_database
-from shared.errors import Unavailable
 from shared.hints import wait_for_broker
 from shared.settings import Settings
 
@@ -38,7 +38,7 @@ def serve(settings: Settings) -> None:
     """
     wait_for_database(settings)
     wait_for_broker(settings)
-    listener = _listen(settings)
+    listener = listen(settings)
     loops = make_loops(settings)
     for loop in loops:
         loop.start()
@@ -71,24 +71,9 @@ def make_loops(settings: Settings) -> list[Loop]:
     ]
 
 
-def _listen(settings: Settings) -> socket.socket:
-    """The API's socket, bound before anything starts, so that a taken port is found at once."""
-    family = socket.AF_INET6 if ":" in settings.api_host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.api_host, settings.api_port))
-    except OSError as error:
-        raise Unavailable(
-            f"The API cannot listen on {settings.api_host} port {settings.api_port}: {error.strerror}. "
-            "Set MINION_API_HOST and MINION_API_PORT, or stop what uses the port."
-        ) from None
-    return listener
-
-
 def _serve_api(settings: Settings, listener: socket.socket) -> None:
     app = create_app(settings)
-    server = _Server(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="on"), app)
+    server = _Server(server_config(app, settings), app)
     log.info("api_listening", address=f"http://{settings.api_host}:{listener.getsockname()[1]}")
     server.run(sockets=[listener])
 

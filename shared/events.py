@@ -18,20 +18,23 @@ from sqlalchemy.dialects.postgresql import ARRAY, INTEGER
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
 
 from shared.states import FINAL
+from shared.streaming import stream_key
 
 ACCEPTED = "task.accepted"
-STREAMED = frozenset({"step.text", "step.restarted"})
-"""These are not stored: `shared.hints.publish_event` sends them."""
 ENDINGS = frozenset(f"task.{state}" for state in FINAL)
 LARGEST_STEP_BYTES = 16 << 10
 MOST_AT_ONCE = 20
 
 EVENTS = text(
     """
-    SELECT a.n, t.id IS NULL AS gone, o.task_id IS NOT NULL AS ended, e.number, e.type, e.data, e.created_at
+    SELECT a.n, t.id IS NULL AS gone, o.task_id IS NOT NULL AS ended, l.claim, l.worker_id, t.agent_version_id,
+        e.number, e.type, e.data, e.created_at
     FROM unnest(:tasks, :afters) WITH ORDINALITY AS a (task_id, after, n)
     LEFT JOIN tasks t ON t.id = a.task_id
     LEFT JOIN task_outcomes o ON o.task_id = a.task_id
+    LEFT JOIN LATERAL (
+        SELECT claim, worker_id FROM executions WHERE task_id = a.task_id ORDER BY claim DESC LIMIT 1
+    ) l ON true
     LEFT JOIN LATERAL (
         SELECT 1 AS number, 'task.accepted' AS type, t.created_at, jsonb_strip_nulls(jsonb_build_object(
                 'agent', t.agent_name, 'parent_id', t.parent_id, 'replay_of', t.replay_of)) AS data
@@ -103,11 +106,13 @@ class News:
     Attributes:
         complete: there is no more at the moment.
         over: no more will ever come.
+        keys: that of the latest claim, for what its worker streams.
     """
 
     events: list[TaskEvent]
     complete: bool
     over: bool
+    keys: dict[int, bytes]
 
 
 def read_news(connection: Connection, cursors: Sequence[tuple[UUID, int]]) -> list[News]:
@@ -134,7 +139,11 @@ def _news(rows: Sequence[Any], after: int) -> News:
         if row.number == after + len(events) + 1:
             events.append(TaskEvent(row.number, row.type, {"at": _text(row.created_at), **row.data}))
     complete = len(events) == len([row for row in rows if row.number is not None])
-    return News(events, complete, over=rows[0].gone or (rows[0].ended and complete))
+    return News(events, complete, over=rows[0].gone or (rows[0].ended and complete), keys=_keys(rows[0]))
+
+
+def _keys(row: Any) -> dict[int, bytes]:
+    return {row.claim: stream_key(row.worker_id, row.agent_version_id)} if row.worker_id else {}
 
 
 def _text(moment: datetime) -> str:

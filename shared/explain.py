@@ -98,7 +98,7 @@ class Explanation:
     """Why a task is where it is.
 
     Attributes:
-        reason: for programs; one of the codes in `docs/why.md`.
+        reason: for programs; `docs/why.md` lists them.
         sentence: for people.
         todo: what would move it, where anything would.
         facts: what the sentence is made of.

@@ -6,10 +6,8 @@ that is away costs at most that second. Streamed text that is lost stands in the
 
 from __future__ import annotations
 
-import json
 import time
 from functools import lru_cache
-from typing import Any
 from uuid import UUID
 
 import redis
@@ -19,6 +17,7 @@ from redis.retry import Retry
 
 from shared.database import wait_for
 from shared.settings import Settings, get_settings
+from shared.streaming import Streamed
 
 log = structlog.get_logger(__name__)
 
@@ -83,16 +82,13 @@ def publish_finished(task_id: UUID) -> None:
         log.debug("hint_lost", task_id=str(task_id), reason=str(error))
 
 
-def publish_event(task_id: UUID, type: str, data: dict[str, Any]) -> None:
+def publish_streamed(task_id: UUID, said: Streamed, key: bytes) -> None:
     """Shows something to those who follow the task now, and to nobody later; never raises.
 
     Args:
-        type: `step.text` (data: `step` and `claim`, numbers, `text`, what is new, and `from`, how many characters of
-            the step's text came before it), or `step.restarted` (data: `step`, `claim`): what was streamed for that
-            step so far is void.
-        data: JSON.
+        key: of the worker and the agent version; see `shared.streaming`.
     """
-    _tell_followers(task_id, json.dumps({"type": type, "data": data}, default=str))
+    _tell_followers(task_id, said.sealed(task_id, key))
 
 
 def publish_progress(task_id: UUID) -> None:

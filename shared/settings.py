@@ -25,6 +25,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from shared.errors import NotConfigured
 
 RUN_FILE = "run.json"
+SHORTEST_API_KEY = 16
 # One letter at least: a mistyped network is no name.
 HOST_NAME = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z][A-Za-z0-9_.-]*")
 
@@ -109,6 +110,9 @@ class Settings(BaseSettings):
     api_host: str = "127.0.0.1"
     api_port: int = Field(8700, ge=0, le=65535)
     api_key: SecretStr | None = None
+    allow_short_api_key: bool = False
+    api_request_seconds: float = Field(15.0, gt=0, le=3600)
+    api_memory_bytes: int = Field(1 << 30, ge=1 << 20)
     secret_key: SecretStr | None = None
     api_url: str | None = None
 
@@ -231,6 +235,21 @@ class Settings(BaseSettings):
             raise NotConfigured(
                 f"The API key (MINION_API_KEY, or `api_key` in {self.data_dir}) is not printable ASCII on one line, "
                 "and no header can carry it. Make another one, with `openssl rand -hex 24`."
+            )
+        return key
+
+    def require_server_api_key(self) -> str:
+        """The bearer key, for a server that asks for it.
+
+        Raises:
+            NotConfigured: there is none, no header can carry it, or it is so short that it can be guessed.
+        """
+        key = self.require_api_key()
+        if len(key) < SHORTEST_API_KEY and not self.allow_short_api_key:
+            raise NotConfigured(
+                f"The API key (MINION_API_KEY, or `api_key` in {self.data_dir}) is too short: it must have at least "
+                f"{SHORTEST_API_KEY} characters. Make another one with `openssl rand -hex 24`, or set "
+                "MINION_ALLOW_SHORT_API_KEY=1 where no stranger can reach the API."
             )
         return key
 

@@ -98,6 +98,9 @@ def _configure_sentry(settings: Settings, component: str) -> None:
             include_local_variables=False,
             include_source_context=False,
             max_request_body_size="never",
+            # Without this, tool servers, webhook receivers and the model's API would get `baggage` with our release,
+            # environment and public key.
+            trace_propagation_targets=[],
             before_send=_scrub,
             before_send_transaction=lambda event, hint: None,
             before_breadcrumb=lambda crumb, hint: None,

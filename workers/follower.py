@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from uuid import UUID
+from typing import Any
 
-from shared.hints import publish_event
+from shared.hints import publish_streamed
+from shared.streaming import Streamed, stream_key
 from workers.models.base import joined
+from workers.task import ClaimedTask
 
 FLUSH_SECONDS = 0.05
 
@@ -15,13 +17,15 @@ class Follower:
     """One step's streamed text. It may be lost, and whoever counts sees that; the finished step holds the whole.
 
     Args:
-        claim: under which the step is made; what one says whose claim was taken away is not shown.
+        task: whose step it is. Text under a claim that was taken away is not shown.
         step: its number.
     """
 
-    def __init__(self, task_id: UUID, claim: int, step: int) -> None:
-        self.task_id = task_id
-        self.about = {"step": step, "claim": claim}
+    def __init__(self, task: ClaimedTask, step: int) -> None:
+        self.task_id = task.id
+        self.about = {"step": step, "claim": task.claim}
+        self._key = stream_key(task.worker_id, task.agent_version_id)
+        self._number = 0
         self._from = 0
         self._held: list[str] = []
         self._sent_at = 0.0
@@ -38,7 +42,7 @@ class Follower:
         rest = said[-1:] if "\ud800" <= said[-1:] <= "\udbff" else ""
         self._held = [rest] if rest else []
         if text := said.removesuffix(rest):
-            publish_event(self.task_id, "step.text", {**self.about, "from": self._from, "text": text})
+            self._publish("step.text", {**self.about, "from": self._from, "text": text})
             self._from += len(text)
             self._sent_at = time.monotonic()
 
@@ -46,7 +50,11 @@ class Follower:
         """What was streamed of the step so far is void: it begins anew."""
         self._held.clear()
         self._from = 0
-        publish_event(self.task_id, "step.restarted", self.about)
+        self._publish("step.restarted", self.about)
+
+    def _publish(self, type: str, data: dict[str, Any]) -> None:
+        self._number += 1
+        publish_streamed(self.task_id, Streamed(self._number, type, data), self._key)
 
 
 class Silence(Follower):

@@ -38,7 +38,7 @@ def call_model(
     client = client_for(request.model)
 
     def perform(step: int) -> StepResult:
-        reply = complete(client, request, journal.known.get(step), follower(task.id, task.claim, step))
+        reply = complete(client, request, journal.known.get(step), follower(task, step))
         return StepResult(
             output(reply),
             input_tokens=reply.input_tokens,

@@ -16,6 +16,7 @@ class ClaimedTask:
 
     Attributes:
         claim: the fencing token of this execution.
+        worker_id: this worker's row.
         attempts: charged failures so far.
         budget_ids: the tasks whose budgets hold for it, the root first.
         history_before: what was said in its conversation from this time on is not for it.
@@ -25,6 +26,7 @@ class ClaimedTask:
     root_id: UUID
     origin_id: UUID
     claim: int
+    worker_id: UUID
     attempts: int
     agent_version_id: UUID
     agent_name: str
@@ -44,7 +46,7 @@ class ClaimedTask:
     @classmethod
     def of(cls, row: dict[str, Any]) -> ClaimedTask:
         """From the row that `shared.lifecycle.claim` returned."""
-        ids = ("id", "root_id", "origin_id", "agent_version_id")
+        ids = ("id", "root_id", "origin_id", "worker_id", "agent_version_id")
         times = ("deadline", "created_at", "history_before")
         values = {name: row[name] for name in cls.__dataclass_fields__}
         values |= {name: UUID(row[name]) for name in ids}

@@ -16,7 +16,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from orchestrator.api import (
     agents,
     capabilities,
+    documentation,
     events,
+    examples,
     functions,
     health,
     problems,
@@ -28,6 +30,7 @@ from orchestrator.api import (
     workers,
 )
 from orchestrator.api.auth import read_key, require_key
+from orchestrator.api.body import BodyMemory
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.watching import Watching
@@ -58,22 +61,30 @@ def create_app(settings: Settings) -> FastAPI:
         NotConfigured: there is no database, broker or API key in the settings.
     """
     app = FastAPI(
-        title="Minions", version=__version__, description=DESCRIPTION, lifespan=_lifespan, redirect_slashes=False
+        title="Minions",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        docs_url=None,  # `documentation` serves them, without a CDN
+        redoc_url=None,
     )
     settings.require_redis_url()
     app.state.settings = settings
     app.state.api_key = read_key(settings)
+    app.state.body_memory = BodyMemory(settings.api_memory_bytes)
     app.state.engine = _make_engine(settings)
     app.state.watching = Watching(settings)
     app.state.finish_watch = FinishWatch(app.state.watching)
     app.state.event_watch = EventWatch(app.state.watching)
+    documentation.mount(app)
     app.include_router(health.router)
-    app.state.routes = [route for module in (health, *GUARDED) for route in module.router.routes]
+    app.state.routes = [route for module in (documentation, health, *GUARDED) for route in module.router.routes]
     for module in GUARDED:
         guard(app, module.router)
     app.add_middleware(HeadAsGet)
     problems.handle(app)
-    app.openapi = _with_problems(app.openapi)  # type: ignore[method-assign]
+    app.openapi = _complete(app.openapi)  # type: ignore[method-assign]
     return app
 
 
@@ -121,5 +132,6 @@ def _make_engine(settings: Settings) -> Engine:
     return engine
 
 
-def _with_problems(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    return lambda: problems.add_schema(openapi())
+def _complete(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """The document with what the framework does not know: problems and examples."""
+    return lambda: examples.add_to(problems.add_schema(openapi()))

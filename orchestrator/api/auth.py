@@ -21,9 +21,9 @@ def read_key(settings: Settings) -> bytes:
     """The key that callers must show.
 
     Raises:
-        NotConfigured: there is none, or one that no header can carry.
+        NotConfigured: there is none, one that no header can carry, or one that is too short.
     """
-    return settings.require_api_key().encode()
+    return settings.require_server_api_key().encode()
 
 
 async def require_key(request: Request, credentials: Credentials) -> None:

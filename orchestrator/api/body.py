@@ -2,23 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, HTTPException, Request
 from pydantic import BaseModel, ValidationError
 
 from shared import json_values
-from shared.errors import InvalidInput, TooLarge
+from shared.errors import InvalidInput, TooLarge, Unavailable
 from shared.settings import Settings
 
 # JSON's escapes make a text up to six times as large as what is stored of it.
 ESCAPED = 6
 ENVELOPE_BYTES = 64 * 1024
+# What a request's text takes (as it came, decoded, as parts, for the database), and the values that these begin.
+COPIES = 4
+VALUE_BYTES = {b"{": 192, b"[": 64, b",": 48}
 EXAMPLE = 'send a JSON object, such as {"agent": "NAME", "input": {}}'
 
-Reader = Callable[[Request], Awaitable[bytes]]
+Reader = Callable[[Request], AsyncIterator[bytes]]
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class BodyMemory:
+    """The memory for all bodies that are received or handled at the moment. For one event loop.
+
+    Attributes:
+        limit: bytes.
+        used: bytes that are reserved at the moment.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+    @contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """Give room to one body while the block runs. The value reserves more bytes.
+
+        It raises `TooLarge` where the body would not fit alone, and `Unavailable` where others have taken the room.
+        """
+        share = 0
+
+        def reserve(more: int) -> None:
+            nonlocal share
+            if share + more > self.limit:
+                raise TooLarge(
+                    "The body is too large with so many values in it: parsed, it would take more than the "
+                    f"{self.limit:,} bytes that the API has for all bodies. Send fewer tasks in one request, or raise "
+                    "MINION_API_MEMORY_BYTES.",
+                    limit=self.limit,
+                )
+            if self.used + more > self.limit:
+                raise Unavailable(
+                    "The API's memory for request bodies is in use. Try again in some seconds, or send fewer tasks in "
+                    "one request."
+                )
+            share += more
+            self.used += more
+
+        try:
+            yield reserve
+        finally:
+            self.used -= share
 
 
 def one_task(settings: Settings) -> int:
@@ -37,23 +84,36 @@ def many_tasks(settings: Settings) -> int:
 
 
 def reader(limit_of: Callable[[Settings], int]) -> Reader:
-    """A dependency that reads a body of at most so many bytes."""
+    """Return a dependency that reads a body of up to that size. Its memory is reserved until the request is handled."""
 
-    async def read(request: Request) -> bytes:
+    async def read(request: Request) -> AsyncIterator[bytes]:
         limit = limit_of(request.app.state.settings)
         _check_announced(request, limit)
-        chunks, size = [], 0
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > limit:
-                raise _too_large(limit)
-            chunks.append(chunk)
-        body = b"".join(chunks)
-        if body:
-            _check_type(request)
-        return body
+        memory: BodyMemory = request.app.state.body_memory
+        with memory.share() as reserve:
+            yield await _read(request, limit, reserve)
 
     return read
+
+
+async def _read(request: Request, limit: int, reserve: Callable[[int], None]) -> bytes:
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit:
+            raise _too_large(limit)
+        # Small bodies do not count, so that ordinary calls are served while large ones fill the memory.
+        if size > ENVELOPE_BYTES:
+            reserve(_memory_of(chunk))
+        chunks.append(chunk)
+    if size:
+        _check_type(request)
+    return b"".join(chunks)
+
+
+def _memory_of(chunk: bytes) -> int:
+    """About the memory of a part of a body while its request is handled: `[[],[],…]` takes thirty times its size."""
+    return COPIES * len(chunk) + sum(chunk.count(mark) * size for mark, size in VALUE_BYTES.items())
 
 
 TaskBody = Annotated[bytes, Depends(reader(one_task))]

@@ -1,13 +1,13 @@
 """Following tasks: what happens to them reaches everybody who follows them in this process.
 
 What is stored is read from the database, by one statement for all followers: when a hint says so, and once a second.
-Streamed text comes over Redis only, and to those who listen at that moment.
+Streamed text comes over Redis only, and to those who listen at that moment. It is shown where its tag proves that it
+comes from the worker that has the claim.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
@@ -18,12 +18,15 @@ import structlog
 from orchestrator.api.finish_watch import named_in
 from orchestrator.api.watching import POLL_SECONDS, Watching
 from shared.database import reason
-from shared.events import STREAMED, News, TaskEvent, read_news
+from shared.events import News, TaskEvent, read_news
 from shared.hints import EVENTS, FINISHED
+from shared.streaming import Streamed, received
 
 log = structlog.get_logger(__name__)
 
 FOLLOWERS_AT_ONCE = 50
+MOST_EARLY = 100
+"""Streamed messages that wait for one look, until it is known who may send them."""
 LARGEST_BACKLOG = 1 << 20
 """Characters of streamed text: whoever reads more slowly than that is cut off, and may come back."""
 
@@ -43,7 +46,9 @@ class Follower:
         self.behind = False
         self._look = look
         self._waiting: deque[TaskEvent] = deque()
-        self._early: list[TaskEvent] = []
+        self._early: list[Streamed] = []
+        self._keys: dict[int, bytes] = {}
+        self._heard: dict[tuple[int, int], int] = {}
         self._begun: set[tuple[int, int]] = set()
         self._first_claim: dict[int, int] = {}
         self._backlog = 0
@@ -73,6 +78,7 @@ class Follower:
 
     def tell(self, news: News) -> None:
         """Adds what is stored, and then what was streamed before it was read."""
+        self._keys |= news.keys
         for event in news.events:
             self.after = event.number or self.after
             if event.type == "step.started":
@@ -83,21 +89,22 @@ class Follower:
                 self._first_claim[event.data["step"]] = event.data["claim"] + 1
             self._waiting.append(event)
         early, self._early = self._early, []
-        for event in early:
-            self._add(event)
+        for said in early:
+            self._add(said)
         self._over |= news.over
         self.behind = not news.complete
         self._wake.set()
 
-    def stream(self, event: TaskEvent) -> bool:
+    def stream(self, said: Streamed) -> bool:
         """Adds what is not stored. False: its step is not known to have begun under that claim, so it stands back for
-        one look.
+        one look, up to a bounded number: who sends it is not known yet.
         """
-        if _said_by(event) in self._begun:
-            self._add(event)
+        if (said.step, said.claim) in self._begun:
+            self._add(said)
             self._wake.set()
             return True
-        self._early.append(event)
+        if len(self._early) < MOST_EARLY:
+            self._early.append(said)
         return False
 
     def stop(self) -> None:
@@ -105,12 +112,17 @@ class Follower:
         self._over = True
         self._wake.set()
 
-    def _add(self, event: TaskEvent) -> None:
-        """Adds streamed text, unless it comes from one whose claim was taken away, and who does not know it yet."""
-        step, claim = _said_by(event)
+    def _add(self, said: Streamed) -> None:
+        """Adds streamed text, unless it is forged, was recorded, or comes from a worker whose claim was taken away."""
+        step, claim = said.step, said.claim
+        key = self._keys.get(claim)
+        if key is None or not said.is_genuine(self.task, key) or said.number <= self._heard.get((step, claim), 0):
+            return
         if claim < self._first_claim.get(step, 0):
             return
+        self._heard[step, claim] = said.number
         self._begun.add((step, claim))
+        event = TaskEvent(None, said.type, said.data)
         self._waiting.append(event)
         self._backlog += _length(event)
         if self._backlog > LARGEST_BACKLOG:
@@ -186,8 +198,8 @@ class EventWatch:
     def _hear(self, channel: str, message: bytes) -> None:
         """A hint that something is stored, or what is not stored."""
         task = UUID(channel.removeprefix(EVENTS))
-        event = _streamed(message)
-        known = [event is not None and follower.stream(event) for follower in self._followers.get(task, ())]
+        said = received(message) if len(message) <= LARGEST_BACKLOG else None
+        known = [said is not None and follower.stream(said) for follower in self._followers.get(task, ())]
         if not all(known):
             self._look_at(task)
 
@@ -228,19 +240,6 @@ class EventWatch:
 def _said_by(event: TaskEvent) -> tuple[int, int]:
     """The step that an event is about, and the claim under which it is made."""
     return event.data["step"], event.data["claim"]
-
-
-def _streamed(message: bytes) -> TaskEvent | None:
-    """What a message shows; anybody may publish anything, and a hint shows nothing."""
-    with suppress(ValueError, TypeError, KeyError, RecursionError):
-        shown = json.loads(message, parse_constant=_refuse)
-        if shown["type"] in STREAMED and all(isinstance(shown["data"][name], int) for name in ("step", "claim")):
-            return TaskEvent(None, shown["type"], shown["data"])
-    return None
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _length(event: TaskEvent) -> int:

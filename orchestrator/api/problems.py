@@ -88,6 +88,13 @@ def of(error: MinionError) -> ProblemResponse:
     return _problem(error.code, title, error.status, error.message, error.detail, headers)
 
 
+def timed_out(seconds: float) -> ProblemResponse:
+    """The response to a request that stayed half-sent."""
+    phrase = HTTPStatus.REQUEST_TIMEOUT.phrase
+    detail = f"The request was not complete after {seconds:g} s. Send its headers and its body without long pauses."
+    return _problem("request_timeout", phrase, HTTPStatus.REQUEST_TIMEOUT, detail, {}, None)
+
+
 def _problem(
     code: str, title: str, status: int, detail: str, members: Mapping[str, Any], headers: Mapping[str, str] | None
 ) -> ProblemResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 import typer
 
@@ -132,6 +133,7 @@ def _celery(*arguments: str) -> None:
     """Runs Celery's own command line in this process."""
     from celery.__main__ import main
 
-    # Found by name when Celery loads it: the orchestrator imports nothing of the workers.
+    # By name: the orchestrator imports nothing of the workers. Celery would look for it in the current folder first.
+    import_module("workers.app")
     sys.argv = ["celery", "-A", "workers.app", *arguments]
     main()

@@ -55,7 +55,8 @@ class Child:
         environment = {**inherited, **self.environment, **follow_environment(self.orphaned)}
         with self._open_log() as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.cli", *self.arguments],
+                # -P: not from the current folder, which may have a `shared` or `workers` of its own.
+                [sys.executable, "-P", "-m", "orchestrator.cli", *self.arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

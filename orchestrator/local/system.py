@@ -37,6 +37,7 @@ START_SECONDS = 90.0
 STOP_SECONDS = 12.0
 LOOK_SECONDS = 1.0
 DEFAULT_CONCURRENCY = 2
+FLOWER_PORT = 5555
 OF_MODELS = ("ANTHROPIC_",)
 """How the variables of model providers begin, which only minions need."""
 
@@ -146,8 +147,8 @@ class LocalSystem:
         began = time.monotonic()
         self._catch_signals()
         self._start_servers()
-        self._prepare_database()
         self._choose_places()
+        self._prepare_database()
         self._start_child("orchestrator", ["orchestrator"], signal.SIGTERM, withheld=OF_MODELS)
         self._wait_for_api()
         self._write_facts()
@@ -202,18 +203,22 @@ class LocalSystem:
         init(get_engine())
 
     def _choose_places(self) -> None:
-        api, flower = self._take_port(self.settings.api_port), self._take_port(5555)
+        api = self._take_port("The API", self.settings.api_port)
         url = f"http://127.0.0.1:{api}"
-        places = {"API": f"{url}/docs"} | ({"Flower": f"http://127.0.0.1:{flower}"} if self.flower else {})
-        self.facts = {"api_url": url, "api_port": api, "flower_port": flower, "places": places}
+        self.facts = {"api_url": url, "api_port": api, "places": {"API": f"{url}/docs"}}
+        if self.flower:
+            self.facts["flower_port"] = self._take_port("Flower", FLOWER_PORT)
+            self.facts["places"]["Flower"] = f"http://127.0.0.1:{self.facts['flower_port']}"
 
-    def _take_port(self, preferred: int) -> int:
-        """The preferred port if it is free, else any that is; nobody else who starts a system now gets it."""
+    def _take_port(self, who: str, preferred: int) -> int:
+        """Return the preferred port if it is free, or else any that is, and say so. No other `minion up` takes it."""
         for wanted in (preferred, 0):
             port = _free_port(wanted)
             claim = _claimed(port) if port else None
             if port and claim:
                 self._claims.append(claim)
+                if preferred not in (0, port):
+                    self.say(f"Port {preferred} is in use. {who} listens on http://127.0.0.1:{port} instead.")
                 return port
         raise Unavailable("There is no free port on 127.0.0.1.")
 
@@ -315,6 +320,8 @@ class LocalSystem:
 def _free_port(wanted: int) -> int | None:
     """The wanted port (0: any) if it is free on the loopback interface."""
     with socket.socket() as probe:
+        # As the servers do: connections of a system that has just stopped do not take the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", wanted))
         except OSError:

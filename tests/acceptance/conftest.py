@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ class System:
     process: subprocess.Popen[str]
     environment: dict[str, str]
     folder: Path
+    said: list[str]
 
     def run(self, *arguments: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
         """Runs the `minion` command against it."""
@@ -58,8 +60,10 @@ def environment() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def up(environment: dict[str, str]) -> Iterator[System]:
-    """A running system, shared by a module's tests."""
-    system = start_up(environment)
+    """A running system, shared by a module's tests. The port that it wants is in use; its commands are not told."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        system = start_up({**environment, "MINION_API_PORT": str(taken.getsockname()[1])})
+    system.environment = environment
     yield system
     stop(system)
 
@@ -92,7 +96,7 @@ def start_up(environment: dict[str, str], *arguments: str) -> System:
     for line in process.stdout:
         said.append(line)
         if "Everything runs" in line:
-            return System(process, environment, Path(environment["MINION_DATA_DIR"]))
+            return System(process, environment, Path(environment["MINION_DATA_DIR"]), said)
     raise AssertionError(f"minion up ended with {process.wait()}:\n{''.join(said)}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import urllib.request
@@ -34,6 +35,14 @@ def test_submit_waits_and_prints_the_output(up):
     done = up.run("submit", "echo", '{"a": [1, 2.5, null, "ü"]}', "--wait")
 
     assert (done.returncode, json.loads(done.stdout)) == (0, {"a": [1, 2.5, None, "ü"]})
+
+
+def test_a_port_that_is_in_use_is_named_first_with_the_address_that_was_taken(up):
+    facts = json.loads((up.folder / "run.json").read_text())
+    first, *_, api, _, _ = up.said
+
+    assert re.fullmatch(rf"Port \d+ is in use. The API listens on {facts['api_url']} instead.", first.strip())
+    assert api.split() == ["API", f"{facts['api_url']}/docs"]
 
 
 def test_input_comes_from_standard_input_or_a_file(up, tmp_path):

@@ -228,7 +228,7 @@ class Minions(System):
     ) -> None:
         super().__init__(folder, timing, seed)
         self.env = {
-            "MINION_API_KEY": "chaos",
+            "MINION_API_KEY": "chaos-chaos-chaos",
             "MINION_API_PORT": "0",
             "MINION_DATA_DIR": str(folder / "data"),
             "MINION_LOG_FORMAT": "json",

@@ -45,7 +45,7 @@ QUIET_SECONDS = 0.05
 LOOK_SECONDS = 0.1
 ASKED = ("ask", "after commit")
 LAST = ("lead", "finish", "after commit")
-API_KEY = "crash"
+API_KEY = "crash-crash-crash"
 CLAIM_LOST = '"event": "claim_lost"'
 
 TREE = text(

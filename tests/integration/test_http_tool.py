@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from cryptography.fernet import Fernet
@@ -77,8 +78,15 @@ def configured(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 def fetch(define: Define, tasks: Tasks, here: Minion, configured: Settings) -> Any:
     """Runs an agent with this request: `fetch(arguments, url=…, …)` is the ended task."""
 
-    def run(arguments: Any, *, effect: str | None = None, config: dict[str, Any] | None = None, **http: Any) -> Any:
-        tool = {"kind": "tool", "name": "fetch", "type": "http", "http": http}
+    def run(
+        arguments: Any,
+        *,
+        effect: str | None = None,
+        config: dict[str, Any] | None = None,
+        tool: dict[str, Any] | None = None,
+        **http: Any,
+    ) -> Any:
+        tool = {"kind": "tool", "name": "fetch", "type": "http", "http": http, **(tool or {})}
         define(
             {**tool, **({"effect": effect} if effect else {})},
             {
@@ -139,6 +147,72 @@ def test_no_argument_moves_the_path(fetch: Any, server: Server, path: str, argum
 def test_an_argument_fills_one_segment(fetch: Any, server: Server, path: str, arguments: Any, asked: str) -> None:
     assert fetch(arguments, url=server.url + path)["output"] == {"ok": True}
     assert [path for _, path, _, _ in server.asked] == [asked]
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "http"),
+    [
+        ("/x?account=ours", {"account": "theirs"}, {}),
+        ("/x?account=ours&q={q}", {"q": "1", "account": "theirs"}, {}),
+        ("/x?account", {"account": "theirs"}, {}),
+        ("/x?%61ccount=ours", {"account": "theirs"}, {}),
+        ("/x?account=ours", {"account": "theirs"}, {"method": "POST", "query": ["account"]}),
+        ("/x?account={q}", {"q": "1", "account": "theirs"}, {}),
+    ],
+)
+def test_no_argument_changes_a_parameter_of_the_address(
+    fetch: Any, server: Server, path: str, arguments: Any, http: Any
+) -> None:
+    task = fetch(arguments, url=server.url + path, **http)
+    assert (task["state"], task["claim"], task["error"]["type"]) == ("failed", 1, "invalid_input")
+    assert "'account' already, which no argument can change" in task["error"]["message"]
+    assert server.asked == []
+
+
+def test_an_argument_cannot_add_a_parameter_by_its_value(fetch: Any, server: Server) -> None:
+    http = {"url": server.url + "/x?account=ours&q={q}", "query": ["more"]}
+    assert fetch({"q": "1&account=theirs", "more": "2&account=theirs#"}, **http)["output"] == {"ok": True}
+    [(_, path, _, _)] = server.asked
+    assert parse_qsl(urlsplit(path).query) == [
+        ("account", "ours"),
+        ("q", "1&account=theirs"),
+        ("more", "2&account=theirs#"),
+    ]
+
+
+def test_an_argument_of_the_same_name_in_the_body_is_not_the_parameter(fetch: Any, server: Server) -> None:
+    assert fetch({"account": 5}, url=server.url + "/x?account=ours", method="POST")["output"] == {"ok": True}
+    [(_, path, _, body)] = server.asked
+    assert (path, json.loads(body)) == ("/x?account=ours", {"account": 5})
+
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}}
+REFERRING = {"$ref": "#/$defs/city", "$defs": {"city": CITY}}
+
+
+@pytest.mark.parametrize("schema", [CITY, REFERRING, {"allOf": [CITY]}, {**CITY, "patternProperties": {"^x-": True}}])
+def test_arguments_that_neither_schema_nor_request_name_are_refused(fetch: Any, server: Server, schema: Any) -> None:
+    http = {"tool": {"input_schema": schema}, "url": server.url + "/{id}", "query": ["units"]}
+    named = {"city": "Rome", "id": 7, "units": "C"}
+    assert fetch(named, **http)["output"] == {"ok": True}
+    task = fetch({**named, "admin": True}, **http)
+    assert (task["state"], task["claim"], task["error"]["type"]) == ("failed", 1, "invalid_input")
+    assert "admin" in task["error"]["message"]
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},
+        {**CITY, "additionalProperties": True},
+        {**CITY, "unevaluatedProperties": True},
+        {**CITY, "patternProperties": {"^adm": True}},
+    ],
+)
+def test_a_schema_may_take_more_arguments_than_it_names(fetch: Any, server: Server, schema: Any) -> None:
+    task = fetch({"city": "Rome", "admin": True}, tool={"input_schema": schema}, url=server.url + "/x")
+    assert task["output"] == {"ok": True}
 
 
 @pytest.mark.parametrize("path", ["/{long}", "/x?long={long}", "/x"])

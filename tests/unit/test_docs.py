@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 from pathlib import Path
@@ -30,11 +32,13 @@ from shared.schemas import (
     parse_definition,
 )
 from shared.settings import Settings
+from workers.outcomes import Snoozed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 NO_FIELDS = {"kind"}
+PACKAGES = ("minions", "orchestrator", "shared", "workers", "migrations")
 
 
 def page(name: str) -> str:
@@ -187,6 +191,50 @@ def test_every_route_is_documented():
     routes = {(method, route.path) for router in routers for route in router.routes for method in route.methods}
     documented = {(codes(row[0])[0], codes(row[1])[0]) for row in rows(page("http-api.md")) if "`/" in row[1]}
     assert documented == routes
+
+
+def test_every_reason_of_why_is_documented_with_its_state():
+    documented = {codes(row[0])[0]: set(row[1].split(", ")) for row in rows(page("why.md"))}
+    final = {str(state): {str(state)} for state in states.FINAL}
+    waiting = {reason: {"waiting"} for reason in _wait_reasons()}
+    assert documented.keys() == _literal_reasons() | final.keys() | waiting.keys()
+    assert {reason: documented[reason] for reason in final | waiting} == final | waiting
+    assert set.union(*documented.values()) == set(states.State)
+
+
+def _literal_reasons() -> set[str]:
+    """The codes that `shared.explain` answers with by themselves."""
+    calls = [
+        node for node in ast.walk(ast.parse((ROOT / "shared/explain.py").read_text())) if isinstance(node, ast.Call)
+    ]
+    answers = [call.args[0] for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "answer"]
+    return {first.value for first in answers if isinstance(first, ast.Constant)}
+
+
+def _wait_reasons() -> set[str]:
+    """What a task may wait for: reasons that SQL functions and workers write, which `shared.explain` passes on."""
+    sql = "\n".join(file.read_text() for file in ROOT.glob("migrations/sql/*.sql"))
+    python = "\n".join(file.read_text() for file in ROOT.glob("workers/**/*.py"))
+    chosen = re.search(r"FUNCTION minion_waits_for\(.*?\$\$;", sql, re.DOTALL)
+    assert chosen
+    return {
+        *re.findall(r"wait_reason = '(\w+)'", sql),
+        *re.findall(r"(?:THEN|ELSE) '(\w+)'", chosen[0]),
+        *re.findall(r"Snoozed\([^\n]*?, \"(\w+)\"", python),
+        inspect.signature(Snoozed).parameters["reason"].default,
+    }
+
+
+def test_pages_that_code_and_examples_name_exist():
+    named = {
+        (file.name, path)
+        for folder in (*PACKAGES, "examples")
+        for file in sorted((ROOT / folder).rglob("*"))
+        if file.suffix in (".py", ".sql", ".yaml")
+        for path in re.findall(r"\bdocs/[\w-]+\.\w+", file.read_text(encoding="utf-8"))
+    }
+    assert ("explain.py", "docs/why.md") in named
+    assert not [(file, path) for file, path in named if not (ROOT / path).is_file()]
 
 
 def test_the_safe_imports_and_the_faults_of_the_sandbox_are_documented():

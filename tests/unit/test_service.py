@@ -29,7 +29,7 @@ class Round(Loop):
 def test_all_loops_are_told_to_stop_before_one_is_waited_for(monkeypatch: pytest.MonkeyPatch):
     loops: list[Round] = []
     loops.extend(Round(loops) for _ in range(3))
-    for name in ("wait_for_database", "wait_for_broker", "_listen", "_serve_api"):
+    for name in ("wait_for_database", "wait_for_broker", "listen", "_serve_api"):
         monkeypatch.setattr(service, name, lambda *_: None)
     monkeypatch.setattr(service, "make_loops", lambda _: loops)
     settings: Any = SimpleNamespace()

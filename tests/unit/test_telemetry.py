@@ -8,12 +8,16 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from tests.processes import ROOT
+from tests.receiver import SECRET as WEBHOOK_SECRET
+from tests.receiver import receiving
 
 SECRET = "Ms-Smith-s3cret"
 START = """
@@ -139,6 +143,19 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def taking_envelopes() -> Iterator[Receiver]:
+    """Runs a receiver."""
+    with Receiver() as receiver:
+        thread = threading.Thread(target=receiver.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield receiver
+        finally:
+            receiver.shutdown()
+            thread.join()
+
+
 # Each code reports one error; SECRET is what a user handed in.
 WORK = """
 import asyncio, threading
@@ -211,9 +228,7 @@ LINES = {
 @pytest.fixture(scope="module")
 def sent() -> dict[str, dict[str, Any]]:
     """The event of each case, out of one process; no byte of what was sent quotes anybody."""
-    with Receiver() as receiver:
-        thread = threading.Thread(target=receiver.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with taking_envelopes() as receiver:
         tagged = (
             f"sentry_sdk.set_tag('case', {name!r})\n{code}"
             for name, code in [*CASES.items(), *((line, line) for line in LINES)]
@@ -224,8 +239,6 @@ def sent() -> dict[str, dict[str, Any]]:
             MINION_ENVIRONMENT="test",
             DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing?connect_timeout=2",
         )
-        receiver.shutdown()
-        thread.join()
     assert not [envelope for envelope in receiver.received if SECRET.encode() in envelope]
     return {event["tags"]["case"]: event for event in receiver.events()}
 
@@ -252,6 +265,36 @@ def test_a_report_says_where_and_in_what_process_it_happened(sent: dict[str, dic
 @pytest.mark.parametrize(("line", "message"), LINES.items())
 def test_a_log_line_is_reported_without_its_values(sent: dict[str, dict[str, Any]], line: str, message: str) -> None:
     assert sent[line]["logentry"]["message"] == message
+
+
+OUTBOUND = """
+import urllib.request
+import httpx2, sentry_sdk
+from orchestrator.webhook_messages import of_test, post
+from shared.outbound import guarded_client
+url = "{url}"
+assert sentry_sdk.get_client().is_active()
+with guarded_client(get_settings(), seconds=20) as client:
+    client.post(url, content=b"tool").raise_for_status()
+httpx2.post(url, content=b"model", trust_env=False).raise_for_status()
+urllib.request.urlopen(urllib.request.Request(url, b"library")).close()
+assert post(get_settings(), url, [SECRET], "id", of_test("name")).delivered
+with sentry_sdk.start_transaction(name="traced"), guarded_client(get_settings(), seconds=20) as client:
+    client.post(url, content=b"traced").raise_for_status()
+"""
+
+
+def test_requests_to_others_carry_no_headers_of_sentry() -> None:
+    with taking_envelopes() as sentry, receiving() as receiver:
+        run(
+            OUTBOUND.format(url=receiver.url).replace("[SECRET]", repr([WEBHOOK_SECRET])),
+            SENTRY_DSN=sentry.dsn,
+            MINION_ALLOW_PRIVATE_ADDRESSES="127.0.0.1",
+        )
+    assert [one.body for one in receiver.received if len(one.body) < 10] == [b"tool", b"model", b"library", b"traced"]
+    assert len(receiver.received) == 5
+    names = {name.lower() for one in receiver.received for name in one.headers}
+    assert not names & {"baggage", "sentry-trace", "traceparent"}
 
 
 def test_an_address_that_is_none_is_named() -> None:

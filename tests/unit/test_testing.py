@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import urllib.request
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -62,6 +63,22 @@ def test_what_the_script_does_not_know_is_refused_for_good() -> None:
         status, answer = post(api, {"messages": [{"role": "user", "content": "ships"}]})
         assert status == 400
         assert "no reply to this request" in answer["error"]["message"]
+
+
+def test_answers_on_a_kept_alive_connection_are_sent_without_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: list[int] = []
+    set_up = BaseHTTPRequestHandler.setup
+
+    def noting(handler: Any) -> None:
+        set_up(handler)
+        options.append(handler.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(BaseHTTPRequestHandler, "setup", noting)
+    with testing.messages_api() as api:
+        api.script = [testing.text("Hi.")]
+        assert post(api, {"messages": HELLO})[0] == 200
+    assert options
+    assert all(options)
 
 
 def test_a_request_without_messages_is_refused() -> None:

@@ -8,9 +8,11 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minions import webhooks
-from minions.errors import InvalidSignature, NotConfigured
+from minions.errors import InvalidSignature, MinionsError, NotConfigured
 from minions.webhooks import sign, verify
 
 # From the tests of https://github.com/standard-webhooks/standard-webhooks
@@ -28,8 +30,8 @@ def then(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def headers(**changes: Any) -> dict[str, str]:
-    given = {"id": ID, "timestamp": str(TIMESTAMP), "signature": SIGNATURE, **changes}
-    return {f"webhook-{name}": value for name, value in given.items() if value is not None}
+    shown = {"id": ID, "timestamp": str(TIMESTAMP), "signature": SIGNATURE, **changes}
+    return {f"webhook-{name}": value for name, value in shown.items() if value is not None}
 
 
 def test_the_specifications_test_vector(then: None) -> None:
@@ -114,11 +116,32 @@ def test_a_secret_that_is_none(then: None, secret: str) -> None:
         verify(BODY, headers(), secret)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b'"x"'])
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b'"x"', b"[" * 100_000])
 def test_a_signed_body_that_is_no_message(body: bytes) -> None:
     now = int(time.time())
     with pytest.raises(InvalidSignature, match="no JSON object"):
         verify(body, headers(timestamp=str(now), signature=sign(SECRET, ID, now, body)), SECRET)
+
+
+def test_a_lone_surrogate_is_refused_like_everything_wrong(then: None) -> None:
+    """Some servers decode headers with `surrogateescape`, and an environment's variables come that way too."""
+    with pytest.raises(InvalidSignature, match="does not fit"):
+        verify(BODY, headers(id=ID + "\udcff"), SECRET)
+    with pytest.raises(InvalidSignature, match="no time"):
+        verify(BODY, headers(timestamp="\ud800"), SECRET)
+    with pytest.raises(NotConfigured, match="whsec_"):
+        verify(BODY, headers(), SECRET + "\ud800")
+
+
+ANY_TEXT = st.text(st.characters(exclude_categories=[]))
+
+
+@given(st.binary(), ANY_TEXT, ANY_TEXT | st.integers(0, 10**16).map(str), ANY_TEXT, ANY_TEXT | st.just(SECRET))
+def test_whatever_comes_is_refused_with_an_error_of_ours(
+    body: bytes, id: str, timestamp: str, signature: str, secret: str
+) -> None:
+    with pytest.raises(MinionsError):
+        verify(body, headers(id=id, timestamp=timestamp, signature=signature), secret, tolerance=1e17)
 
 
 def test_it_reads_what_was_signed() -> None:

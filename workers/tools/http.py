@@ -22,6 +22,9 @@ from workers.journal import Journal, StepResult
 from workers.outcomes import Interrupted
 from workers.task import ClaimedTask
 
+NAMING = frozenset({"properties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"})
+"""Keywords by which a schema names properties."""
+OPENING = frozenset({"additionalProperties", "unevaluatedProperties"})
 HEADER_TEXT = re.compile(HEADER_VALUE)
 MAX_REDIRECTS = 5
 MAX_EXCERPT = 2_000
@@ -51,7 +54,7 @@ class HttpTool:
 
         def perform(step: int) -> StepResult:
             what = f"The input of tool {self.name!r}"
-            validate(self.input_schema, arguments, what=what, error=InvalidInput)
+            validate(_closed(self.input_schema, self.http), arguments, what=what, error=InvalidInput)
             key = digest([str(task.origin_id), step, digest(request)])
             output = self._fetch(arguments, key)
             validate(
@@ -162,6 +165,17 @@ class HttpTool:
         return error
 
 
+def _closed(schema: dict[str, Any] | None, http: HttpCall) -> dict[str, Any] | None:
+    """The schema, which takes no arguments but those that it or the request names, unless it says otherwise.
+
+    The model sees it as it was stored: the hashes of running tasks' steps cover it.
+    """
+    if schema is None or not schema.keys() & NAMING or schema.keys() & OPENING:
+        return schema
+    named = dict.fromkeys([*http.placeholders, *http.query], True)
+    return {**schema, "properties": named | schema.get("properties", {}), "unevaluatedProperties": False}
+
+
 def _request(http: HttpCall, arguments: JsonValue, given: dict[str, str], key: str) -> httpx2.Request:
     rest = dict(arguments) if isinstance(arguments, dict) else {}
     if missing := [name for name in http.placeholders if name not in rest]:
@@ -171,7 +185,10 @@ def _request(http: HttpCall, arguments: JsonValue, given: dict[str, str], key: s
     behind = [name for name in rest if name in http.query or not http.has_body]
     headers = {"Accept": "application/json", "Idempotency-Key": key, **given}
     try:
-        address = httpx2.URL(url).copy_merge_params({name: _text(rest.pop(name)) for name in behind})
+        address = httpx2.URL(url)
+        if fixed := sorted(address.params.keys() & set(behind)):
+            raise InvalidInput(f"The address has a parameter {fixed[0]!r} already, which no argument can change.")
+        address = address.copy_merge_params({name: _text(rest.pop(name)) for name in behind})
     except httpx2.InvalidURL as error:
         raise InvalidInput(f"The address cannot be made of these arguments: {error}.") from None
     if not http.has_body:

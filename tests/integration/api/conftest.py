@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from sqlalchemy import Engine
 
 from minions import Client
 from orchestrator.api.app import create_app, release
+from orchestrator.api.server import listen, server_config
 from shared.settings import Settings
 
 SEARCH_INPUT = {
@@ -46,10 +46,10 @@ class Api:
 
 @contextmanager
 def serving(app: FastAPI) -> Iterator[int]:
-    """Serves an app from a thread; the value is its port."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+    """Serves an app from a thread, as the orchestrator does; the value is its port."""
+    settings = app.state.settings.model_copy(update={"api_port": 0})
+    with listen(settings) as listener:
+        server = uvicorn.Server(server_config(app, settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         while not server.started:

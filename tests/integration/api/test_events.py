@@ -25,9 +25,10 @@ from shared.database import transaction
 from shared.embedded import EmbeddedServers
 from shared.errors import Conflict
 from shared.events import MOST_AT_ONCE
-from shared.hints import EVENTS, forget_publisher, make_redis, publish_event, publish_finished, publish_progress
+from shared.hints import EVENTS, forget_publisher, make_redis, publish_finished, publish_progress, publish_streamed
 from shared.settings import Settings
 from shared.states import State
+from shared.streaming import Streamed, stream_key
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 from tests.model import talking_to
@@ -114,6 +115,15 @@ class Run:
 
     task: UUID
     claim: int
+    key: bytes
+    said: int = 0
+
+    def say(self, text: str | None, *, number: int | None = None, **data: Any) -> None:
+        """Streams text of step 1 as a minion does; None: that it is restarted."""
+        self.said += 1
+        about = {"step": 1, "claim": self.claim, **data}
+        kind, about = ("step.restarted", about) if text is None else ("step.text", {**about, "text": text})
+        publish_streamed(self.task, Streamed(number or self.said, kind, about), self.key)
 
     def write(self, number: int, status: str, **fields: Any) -> None:
         """Commits a step as a minion does."""
@@ -139,7 +149,7 @@ def run(act: Any, tasks: Tasks, here: Minion) -> Any:
         with transaction() as connection:
             claimed = lifecycle.claim(connection, task, message.claim, here.id)
         assert claimed is not None
-        return Run(task, claimed["claim"])
+        return Run(task, claimed["claim"], stream_key(here.id, UUID(claimed["agent_version_id"])))
 
     return begin
 
@@ -241,10 +251,8 @@ def test_text_is_streamed_between_the_steps(run: Any, following: Any) -> None:
         follower.until("task.running")
     wait_until(lambda: subscribers(running.task) == 1, "one subscription for both")
     running.write(1, "started")
-    for part in ("Hel", "lo"):
-        publish_event(running.task, "step.text", {"step": 1, "claim": 1, "text": part})
-    publish_event(running.task, "step.restarted", {"step": 1, "claim": 1})
-    publish_event(running.task, "step.text", {"step": 1, "claim": 1, "text": "Hello"})
+    for part in ("Hel", "lo", None, "Hello"):
+        running.say(part)
     for rubbish in (b"", b"\xff", b"[]", b'{"type": "task.failed", "data": {}}', b'{"type": "step.text", "data": {}}'):
         with make_redis() as broker:
             broker.publish(f"{EVENTS}{running.task}", rubbish)
@@ -305,11 +313,8 @@ def test_text_of_one_whose_claim_was_taken_away_is_not_shown(run: Any, following
     follower.until("task.running")
     wait_until(lambda: subscribers(running.task) == 1, "the subscription")
 
-    def say(claim: int, said: str) -> None:
-        publish_event(running.task, "step.text", {"step": 1, "claim": claim, "from": 0, "text": said})
-
     running.write(1, "started")
-    say(1, "Hel")
+    running.say("Hel")
     follower.until("step.text")
     with transaction() as connection:
         lifecycle.release(connection, running.task, 1, how="lost", charged=False)
@@ -319,15 +324,60 @@ def test_text_of_one_whose_claim_was_taken_away_is_not_shown(run: Any, following
     running.claim = 2
     running.write(1, "started")
     wait_until(lambda: follower.types().count("step.started") == 2, "it is begun again")
-    say(1, "stood still")
-    say(2, "Hello")
+    running.say("stood still", claim=1)
+    running.say("Hello", claim=2)
     wait_until(lambda: follower.types().count("step.text") == 2, "what the new one says")
-    say(1, "and went on")
+    running.say("and went on", claim=1)
     running.write(1, "finished", output="Hello")
-    say(1, "for long")
+    running.say("for long", claim=1)
     running.finish("done")
     follower.all()
     assert [event.data["text"] for event in follower.told if event.type == "step.text"] == ["Hel", "Hello"]
+
+
+def test_forged_and_recorded_text_is_not_shown(run: Any, following: Any) -> None:
+    """Whoever can write to Redis may make followers look, and show them nothing."""
+    running, other = run(), run()
+    follower = following(running.task)
+    follower.until("task.running")
+    wait_until(lambda: subscribers(running.task) == 1, "the subscription")
+    with make_redis(timeout=None) as broker, broker.pubsub(ignore_subscribe_messages=True) as ear:
+        ear.subscribe(f"{EVENTS}{running.task}")
+        early = Streamed(1, "step.text", {"step": 1, "claim": 1, "text": "forged before the step"})
+        publish_streamed(running.task, early, b"")
+        running.write(1, "started")
+        running.say("One. ")
+        follower.until("step.text")
+        recorded = []
+        while not any(b"One" in message for message in recorded):
+            message = ear.get_message(timeout=5)
+            recorded += [message["data"]] if message else []
+
+        without_tag = {"type": "step.text", "data": {"step": 1, "claim": 1, "text": "as 0.2 sent it"}}
+        wrong_key = Streamed(2, "step.text", {"step": 1, "claim": 1, "text": "forged"}).sealed(running.task, b"guessed")
+        altered = recorded[-1].replace(b"One", b"Two").replace(b'"number": 1', b'"number": 2')
+        for_another = Streamed(2, "step.text", {"step": 1, "claim": 1, "text": "x"}).sealed(other.task, running.key)
+        endless = json.dumps({**without_tag, "number": 2, "tag": "x"}).replace('"as 0.2 sent it"', "1e999")
+        nested = endless.replace("1e999", "[" * 900 + "]" * 900)
+        for forged in (
+            endless,
+            nested,
+            json.dumps(without_tag),
+            wrong_key,
+            altered,
+            for_another,
+            recorded[-1],
+            recorded[-1],
+        ):
+            broker.publish(f"{EVENTS}{running.task}", forged)
+        publish_streamed(running.task, Streamed(9, "step.restarted", {"step": 1, "claim": 1}), b"guessed")
+    running.say("Two.")
+    wait_until(lambda: follower.types().count("step.text") == 2, "what was really said")
+    running.finish()
+    follower.all()
+    assert [event.data["text"] for event in follower.told if event.type == "step.text"] == ["One. ", "Two."]
+    assert "step.restarted" not in follower.types()
+    assert not {"number", "tag"} & {name for event in follower.told for name in event.data}
 
 
 def test_hints_are_enough(settings: Settings, run: Any, following: Any) -> None:
@@ -353,7 +403,7 @@ def test_a_minion_gives_a_hint_with_each_write(tasks: Tasks, act: Any, here: Min
     with make_redis(timeout=None) as broker, broker.pubsub(ignore_subscribe_messages=True) as ear:
         ear.subscribe(f"{EVENTS}{task}")
         here._round()
-        publish_event(task, "step.restarted", {"step": 0, "claim": 1})
+        publish_streamed(task, Streamed(1, "step.restarted", {"step": 0, "claim": 1}), b"key")
         heard = []
         while not heard or not heard[-1]:
             message = ear.get_message(timeout=5)
@@ -368,7 +418,7 @@ def test_while_redis_is_away_it_only_takes_longer(run: Any, following: Any, serv
     servers.valkey.kill()
     try:
         running.write(1, "started")
-        publish_event(running.task, "step.text", {"step": 1, "claim": 1, "text": "nobody hears it"})
+        running.say("nobody hears it")
         running.write(1, "finished", output="whole")
         running.finish()
         assert follower.all()[2:] == [(3, "step.started"), (4, "step.finished"), (5, "task.succeeded")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 from typing import Any
@@ -80,8 +82,56 @@ def test_a_refused_method_is_told_all_that_there_are(http: httpx2.Client) -> Non
     assert (refused.status_code, refused.headers["allow"]) == (405, "GET")
 
 
-def test_the_docs_are_open(http: httpx2.Client) -> None:
-    assert "swagger" in http.get("/docs").text.lower()
+@pytest.mark.parametrize("path", ["/", "/docs", "/redoc"])
+def test_pages_are_open_and_load_nothing_from_elsewhere(http: httpx2.Client, path: str) -> None:
+    page = http.get(path, headers={"Authorization": ""})
+    assert page.status_code == 200
+    assert not re.findall(r"(?:https?:)?//[a-z]", page.text)
+    loaded = [*re.findall(r'(?:src|href)="(/[^"]+)"', page.text), *re.findall(r"url: '(/[^']+)'", page.text)]
+    assert loaded
+    for target in loaded:
+        assert http.get(target, headers={"Authorization": ""}).status_code == 200, target
+    policy = dict(part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == "'none'"
+    scripts = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    assert policy["script-src"] == " ".join(["'self'", *(f"'sha256-{digest}'" for digest in digests)])
+    assert policy["connect-src"] == "'self'"
+
+
+def test_the_first_page_says_what_this_is_and_where_to_look(http: httpx2.Client) -> None:
+    page = http.get("/", headers={"Authorization": ""})
+    assert "This is the API of Minions" in page.text
+    for place in ("/docs", "/redoc", "/openapi.json"):
+        assert f'href="{place}"' in page.text
+
+
+def validator(document: dict[str, Any], schema: dict[str, Any]) -> Draft202012Validator:
+    return Draft202012Validator({**schema, "components": document["components"]})
+
+
+def test_every_operation_has_examples_that_its_schemas_permit(http: httpx2.Client) -> None:
+    document = http.get("/openapi.json").json()
+    for path, method, operation in operations(http):
+        for parameter in operation.get("parameters", ()):
+            if parameter["in"] == "path":
+                validator(document, parameter["schema"]).validate(parameter["example"])
+        sent = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if sent:
+            validator(document, sent["schema"]).validate(sent["example"])
+        assert not sent or sent["example"], (method, path)
+        for response in operation["responses"].values():
+            for content in response.get("content", {}).values():
+                validator(document, content["schema"]).validate(content["example"])
+
+
+def test_examples_are_requests_that_the_api_takes(http: httpx2.Client) -> None:
+    """Nothing that they name exists here; nothing about their form is wrong."""
+    for path, method, operation in reversed(operations(http)):
+        values = {one["name"]: one["example"] for one in operation.get("parameters", ()) if one["in"] == "path"}
+        body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
+        answer = http.request(method, path.format(**values), json=body)
+        assert answer.status_code in (200, 201, 204, 404), (method, path, answer.text)
 
 
 def test_an_unknown_method_is_refused(http: httpx2.Client) -> None:

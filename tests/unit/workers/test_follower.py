@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from shared.streaming import Streamed, received, stream_key
 from workers import follower
 from workers.follower import Follower
 
 
 def test_half_a_character_waits_for_its_other_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(follower, "publish_event", lambda task, kind, data: told.append(data["text"]))
+    told: list[Streamed] = []
+    monkeypatch.setattr(follower, "publish_streamed", lambda task, said, key: told.append(said))
     monkeypatch.setattr(follower, "FLUSH_SECONDS", 0.0)
-    following = Follower(uuid4(), 1, 1)
+    task: Any = SimpleNamespace(id=uuid4(), claim=1, worker_id=uuid4(), agent_version_id=uuid4())
+    following = Follower(task, 1)
     for delta in ("", "a", "ä\ud83d", "\ude00", "b"):
         following.text(delta)
     following.flush()
-    assert told == ["a", "ä", "😀", "b"]
+    assert [said.data["text"] for said in told] == ["a", "ä", "😀", "b"]
+    assert [said.number for said in told] == [1, 2, 3, 4]
+
+
+def test_a_message_is_genuine_for_one_task_one_worker_and_one_agent_version() -> None:
+    task, worker, version, other = uuid4(), uuid4(), uuid4(), uuid4()
+    key = stream_key(worker, version)
+    said = received(Streamed(1, "step.text", {"step": 1, "claim": 1, "text": "é\ud83d"}).sealed(task, key).encode())
+    assert said is not None
+    assert said.is_genuine(task, key)
+    assert not said.is_genuine(other, key)
+    assert not said.is_genuine(task, stream_key(other, version))
+    assert not said.is_genuine(task, stream_key(worker, other))
+    for change in ({"number": 2}, {"type": "step.restarted"}, {"data": {**said.data, "text": "e"}}, {"tag": "é\ud83d"}):
+        assert not replace(said, **change).is_genuine(task, key)

@@ -1,0 +1,98 @@
+"""Pages for browsers: what this is, and the API's documentation. They load nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from functools import cache
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
+from starlette.responses import HTMLResponse
+from starlette.staticfiles import StaticFiles
+
+from shared import __version__
+
+ASSETS = "/docs/assets"
+# Swagger UI and ReDoc write styles into the page; ReDoc searches in a worker that it makes of a blob.
+POLICY = (
+    "default-src 'none'; script-src 'self'{scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "font-src 'self' data:; connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+INLINE_SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
+WELCOME = f"""<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><title>Minions</title></head>
+<body>
+<h1>Minions {__version__}</h1>
+<p>This is the API of Minions, a task queue and worker system for AI agents.</p>
+<ul>
+<li><a href="/docs">/docs</a>: the API's operations, to read and to try (they need the API key)</li>
+<li><a href="/redoc">/redoc</a>: the same, to read</li>
+<li><a href="/openapi.json">/openapi.json</a>: the same, for programs</li>
+<li><a href="/readyz">/readyz</a>: whether database and broker are there</li>
+</ul>
+<p>On the command line, <code>minion --help</code> lists the commands, and <code>minion tasks</code> the tasks.</p>
+</body>
+</html>
+"""
+
+router = APIRouter(include_in_schema=False)
+
+
+def mount(app: FastAPI) -> None:
+    """Add the pages and their files."""
+    app.include_router(router)
+    app.mount(ASSETS, StaticFiles(packages=[("fastapi_offline", "static")]))
+
+
+@router.get("/")
+async def welcome() -> HTMLResponse:
+    """Say what this is and where to look."""
+    return _guarded(WELCOME)
+
+
+@router.get("/docs")
+async def swagger_ui() -> HTMLResponse:
+    """Swagger UI."""
+    return _swagger_ui()
+
+
+@router.get("/redoc")
+async def redoc() -> HTMLResponse:
+    """ReDoc."""
+    return _redoc()
+
+
+@cache
+def _swagger_ui() -> HTMLResponse:
+    page = get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="Minions: API",
+        swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
+        swagger_css_url=f"{ASSETS}/swagger-ui.css",
+        swagger_favicon_url="data:,",
+    )
+    return _guarded(bytes(page.body).decode())
+
+
+@cache
+def _redoc() -> HTMLResponse:
+    page = get_redoc_html(
+        openapi_url="/openapi.json",
+        title="Minions: API",
+        redoc_js_url=f"{ASSETS}/redoc.standalone.js",
+        redoc_favicon_url="data:,",
+        with_google_fonts=False,
+    )
+    return _guarded(bytes(page.body).decode())
+
+
+def _guarded(page: str) -> HTMLResponse:
+    """Return the page with a policy that lets its own scripts run, and no others."""
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()) for script in INLINE_SCRIPT.findall(page)]
+    policy = POLICY.format(scripts="".join(f" 'sha256-{digest.decode()}'" for digest in digests))
+    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    return HTMLResponse(page, headers=headers)

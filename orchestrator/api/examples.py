@@ -1,0 +1,183 @@
+"""Examples in the OpenAPI document: for every body, every answer and every part of a path."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared import __version__
+
+TASK = "019ad1f2-6f3c-7d4e-9a51-3c2b7e8f1a90"
+MOMENT = "2026-11-28T10:00:00Z"
+METHODS = frozenset({"get", "put", "post", "patch", "delete"})
+SUBMITTED = {"agent": "triage", "input": {"text": "I was charged twice"}, "key": "acme", "labels": {"team": "support"}}
+SCHEDULE = {"cron": "0 7 * * 1-5", "timezone": "Europe/Berlin", "request": {"agent": "triage", "input": {"text": "…"}}}
+
+REQUESTS: dict[tuple[str, str], Any] = {
+    ("post", "/v1/tasks"): SUBMITTED | {"idempotency_key": "ticket-4711"},
+    ("post", "/v1/tasks/bulk"): {"tasks": [SUBMITTED, {"agent": "triage", "input": {"text": "It arrived broken"}}]},
+    ("post", "/v1/tasks/{task_id}/cancel"): {"reason": "The customer has withdrawn it."},
+    ("post", "/v1/tasks/{task_id}/replay"): {"pinned": True},
+    ("post", "/v1/tasks/{task_id}/signals/{name}"): {"payload": {"amount": 25}},
+    ("post", "/v1/tasks/{task_id}/decisions"): {"verdict": "approve", "reason": "Checked the order."},
+    ("post", "/v1/tasks/{task_id}/budget"): {"add_dollars": 0.5},
+    ("post", "/v1/replays"): {"agent": "triage", "states": ["failed"], "dry_run": True},
+    ("put", "/v1/pauses/{scope}/{name}"): {"reason": "The provider is down."},
+    ("put", "/v1/limits/{scope}/{name}"): {"max_running": 5, "rate": "100/m"},
+    ("post", "/v1/schedules"): {"name": "morning", **SCHEDULE},
+    ("put", "/v1/schedules/{name}"): SCHEDULE,
+    ("patch", "/v1/schedules/{name}"): {"enabled": False},
+    ("post", "/v1/schedules/{name}/run"): {"idempotency_key": "by-hand-1"},
+    ("post", "/v1/webhooks"): {"name": "tickets", "url": "https://example.com/hook", "states": ["failed"]},
+    ("patch", "/v1/webhooks/{name}"): {"states": ["succeeded", "failed"]},
+}
+"""By method and path."""
+
+VALUES: dict[str, Any] = {
+    "agent": "triage",
+    "agent_version": 3,
+    "agents": ["triage"],
+    "by_capability": {"support": {"pending": 2, "running": 1}},
+    "by_state": {"pending": 2, "running": 1},
+    "capabilities": ["support"],
+    "capability": "support",
+    "checksum": "9b0c7e3d5f1a",
+    "claim": 1,
+    "busy": 1,
+    "cancel_requested": False,
+    "cron": "0 7 * * 1-5",
+    "definition": {"name": "triage", "type": "function", "function": "triage"},
+    "description": "Sorts support tickets into billing or general.",
+    "facts": {"worker": "support-4711@host", "claim": 1},
+    "finished_at": MOMENT,
+    "fingerprint": "3f9d2c1b8a70",
+    "host": "host",
+    "input": {"text": "I was charged twice"},
+    "key": "acme",
+    "kind": "function_call",
+    "labels": {"team": "support"},
+    "model": "claude-sonnet-5-5",
+    "name": "triage",
+    "namespace": "default",
+    "outcome": "succeeded",
+    "output": {"queue": "billing"},
+    "pid": 4711,
+    "pool": "prefork",
+    "rate": 100,
+    "reason": "running",
+    "request": {"agent": "triage", "input": {"text": "…"}},
+    "running": 1,
+    "scope": "agent",
+    "secret": "whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0",
+    "sentence": "It runs on support-4711@host since 2 s, in step 1 (function_call triage).",
+    "slots": 2,
+    "state": "succeeded",
+    "states": ["failed"],
+    "status": "active",
+    "submitted_by": "api",
+    "timezone": "Europe/Berlin",
+    "type": "function",
+    "url": "https://example.com/hook",
+    "version": 3,
+    "worker": "support-4711@host",
+    "workers": 1,
+    "Capability.name": "support",
+    "Schedule.name": "morning",
+    "Step.status": "finished",
+    "Webhook.name": "tickets",
+    "WebhookDelivery.state": "failed",
+    "WebhookDelivery.status": "delivered",
+    "WebhookWithSecret.name": "tickets",
+    "Why.state": "running",
+    "Worker.name": "support-4711@host",
+    "Worker.status": "online",
+    "Worker.version": __version__,
+}
+"""What a property (of one schema, or of any) or a part of a path holds, where its schema permits it."""
+
+PROBLEM = {"title": "What kind of error it is", "detail": "What was wrong, where, and what to do now."}
+CODES = {
+    401: "unauthorized",
+    404: "not_found",
+    409: "conflict",
+    413: "too_large",
+    415: "unsupported_media_type",
+    422: "invalid_input",
+    503: "unavailable",
+}
+"""The code of a problem, or of the most frequent one, with that status."""
+
+STREAM = """id: 3
+event: step.started
+data: {"at": "2026-11-28T10:00:00+00:00", "step": 1, "kind": "model_call", "name": "claude-sonnet-5-5", "claim": 1}
+
+"""
+KINDS: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "object": (dict,),
+    "array": (list,),
+    "boolean": (bool,),
+    "null": (type(None),),
+}
+
+
+def add_to(document: dict[str, Any]) -> dict[str, Any]:
+    """Add examples to all operations of an OpenAPI document."""
+    schemas = document["components"]["schemas"]
+    for path, item in document["paths"].items():
+        for method in METHODS & item.keys():
+            operation = item[method]
+            for parameter in operation.get("parameters", ()):
+                if parameter["in"] == "path":
+                    parameter["example"] = _example(parameter["schema"], parameter["name"], schemas)
+            if "requestBody" in operation:
+                operation["requestBody"]["content"]["application/json"]["example"] = REQUESTS[method, path]
+            for status, response in operation["responses"].items():
+                for media_type, content in response.get("content", {}).items():
+                    content["example"] = _answer(media_type, int(status), content["schema"], schemas)
+    return document
+
+
+def _answer(media_type: str, status: int, schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
+    match media_type:
+        case "text/event-stream":
+            return STREAM
+        case "application/problem+json":
+            return PROBLEM | {"type": f"/problems/{CODES[status]}", "status": status, "code": CODES[status]}
+    return _example(schema, "", schemas)
+
+
+def _example(schema: dict[str, Any], name: str, schemas: dict[str, Any]) -> Any:
+    """Return a value that a schema permits: of that name where there is one, else the simplest."""
+    if "$ref" in schema:
+        return _example(schemas[schema["$ref"].rpartition("/")[2]], name, schemas)
+    if "const" in schema or "examples" in schema:
+        return schema["const"] if "const" in schema else schema["examples"][0]
+    if "enum" in schema:
+        return VALUES[name] if VALUES.get(name) in schema["enum"] else schema["enum"][0]
+    options = schema.get("anyOf") or schema.get("oneOf") or [schema]
+    for option in options:
+        if name in VALUES and isinstance(VALUES[name], KINDS.get(option.get("type"), (object,))):
+            return VALUES[name]
+    return None if {"type": "null"} in options else _simplest(options[0], schemas)
+
+
+def _simplest(schema: dict[str, Any], schemas: dict[str, Any]) -> Any:
+    match schema.get("type"):
+        case "object":
+            parts = schema.get("properties", {})
+            special = {name: f"{schema.get('title')}.{name}" for name in parts}
+            return {
+                name: _example(part, special[name] if special[name] in VALUES else name, schemas)
+                for name, part in parts.items()
+            }
+        case "array":
+            return [_example(schema["items"], "", schemas)] if schema.get("items") else []
+        case "integer" | "number":
+            return schema.get("minimum", 0)
+        case "boolean":
+            return True
+        case "string":
+            return {"uuid": TASK, "date-time": MOMENT}.get(schema.get("format", ""), "text")
+    return None

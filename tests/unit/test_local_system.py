@@ -1,0 +1,57 @@
+"""The ports of `minion up`."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from orchestrator.local import system
+from orchestrator.local.system import LocalSystem
+from shared.settings import Settings
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def local(said: list[str]) -> Iterator[LocalSystem]:
+    local = LocalSystem(Settings(api_port=0), [], flower=True, say=said.append)
+    yield local
+    local.stop()
+
+
+def test_ports_that_are_in_use_are_named_with_the_addresses_taken(
+    local: LocalSystem, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as api, socket.create_server(("127.0.0.1", 0)) as flower:
+        wanted = [one.getsockname()[1] for one in (api, flower)]
+        monkeypatch.setattr(system, "FLOWER_PORT", wanted[1])
+        local.settings = Settings(api_port=wanted[0])
+        local._choose_places()
+    places: dict[str, Any] = local.places()
+    assert places["API"] == f"{local.facts['api_url']}/docs"
+    assert said == [
+        f"Port {wanted[0]} is in use. The API listens on {local.facts['api_url']} instead.",
+        f"Port {wanted[1]} is in use. Flower listens on {places['Flower']} instead.",
+    ]
+
+
+def test_nothing_is_said_of_ports_that_are_free(local: LocalSystem, said: list[str]) -> None:
+    local.flower = False
+    local._choose_places()
+    assert said == []
+
+
+def test_connections_of_a_system_that_has_stopped_do_not_take_its_port(local: LocalSystem) -> None:
+    """The side that closes first keeps its half for a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        port = server.getsockname()[1]
+        accepted, _ = server.accept()
+        accepted.close()
+        client.recv(1)
+    assert local._take_port("The API", port) == port
