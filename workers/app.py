@@ -31,11 +31,12 @@ _heartbeats: list[Heartbeat] = []
 @app.task(name=RUN_TASK, Request="workers.request:Request", resultrepr_maxsize=monitoring.LONGEST_REPORT)
 def run(v: int, task_id: str, claim: int) -> str:
     """A message of the orchestrator: `{v, task_id, claim}`. Returns what Celery's monitors are told."""
+    task = UUID(task_id)
     if v > MESSAGE_VERSION:
         # It stays queued in PostgreSQL and is published again; a newer minion will take it.
         log.warning("message_of_a_later_release", v=v, task=task_id)
-        return monitoring.report(UUID(task_id), claim, "skipped")
-    return monitoring.report(UUID(task_id), claim, minion.run(UUID(task_id), claim, WORKER_ID))
+        return monitoring.report(task, claim, "skipped")
+    return monitoring.report(task, claim, minion.run(task, claim, WORKER_ID))
 
 
 @signals.setup_logging.connect
