@@ -292,6 +292,24 @@ class DefinitionStore:
         rows = self.session.execute(query)
         return [stored_definition(kind, name, definition) for name, definition in rows]
 
+    def _active_agents(self) -> dict[str, AgentDefinition]:
+        """The active version of every agent by name, with the schemas that it has from what it pins."""
+        query = (
+            select(Agent.name, AgentVersion.definition, ToolVersion.definition, FunctionVersion.definition)
+            .join(AgentVersion, AgentVersion.id == Agent.active_version_id)
+            .outerjoin(ToolVersion, ToolVersion.id == AgentVersion.tool_version_id)
+            .outerjoin(
+                FunctionVersion,
+                FunctionVersion.id == func.coalesce(AgentVersion.function_version_id, ToolVersion.function_version_id),
+            )
+            .where(Agent.namespace == self.namespace)
+            .order_by(Agent.name)
+        )
+        return {
+            name: stored_definition("agent", name, own).inheriting(*filter(None, pinned))
+            for name, own, *pinned in self.session.execute(query)
+        }
+
     def _check_relations(self, given: Sequence[AgentDefinition]) -> None:
         """Every agent that is handed work exists, and no agent hands work to itself through others."""
         calls = self._calls()
@@ -307,7 +325,7 @@ class DefinitionStore:
 
     def _refuse_misfits(self, changed: set[str]) -> None:
         """What one agent of a chain returns may be what the next one takes, where something of the chain changed."""
-        agents = {agent.name: agent for agent in self._active("agent")}
+        agents = self._active_agents()
         for chain in agents.values():
             if changed & {chain.name, *(relation.agent for relation in chain.relations)}:
                 for place, fault in chain_misfits(chain, agents):

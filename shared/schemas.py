@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 from uuid import UUID
@@ -280,6 +280,15 @@ class AgentDefinition(Definition):
     def _type_fits(self) -> Self:
         (self._check_model_agent if self.type == "agent" else self._check_function_agent)()
         return self
+
+    def inheriting(self, *pinned: Mapping[str, Any]) -> AgentDefinition:
+        """The definition with schemas of the tool or function that it runs, the nearest first, where it has none."""
+        schemas = {
+            name: next((one[name] for one in pinned if one.get(name) is not None), None)
+            for name in ("input_schema", "output_schema")
+            if getattr(self, name) is None
+        }
+        return self.model_copy(update=schemas)
 
     def _check_model_agent(self) -> None:
         self.model = self.model or sampling.AUTO
