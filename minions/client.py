@@ -250,7 +250,13 @@ class Client(Operations):
         return Task.of(self._transport.post(_task_path(task, "cancel"), body, safe=True))
 
     def replay(
-        self, task: TaskId, pinned: bool | None = None, *, from_step: int | None = None, edited_output: Any = NOT_GIVEN
+        self,
+        task: TaskId,
+        pinned: bool | None = None,
+        *,
+        from_step: int | None = None,
+        edited_output: Any = NOT_GIVEN,
+        new_keys: bool = False,
     ) -> Task:
         """Submits a task that has ended again, as a new task.
 
@@ -258,12 +264,14 @@ class Client(Operations):
             pinned: run the agent version that ran then, not the one that is active now (the default).
             from_step: read the journal before this step back, and go on from there; always pinned.
             edited_output: with `from_step`: that step is kept too, with this output in place of the recorded one.
+            new_keys: give its calls, and those of all tasks below it, new idempotency keys, so that outside systems
+                take them for new ones.
 
         Raises:
             Conflict: it has not ended yet, or a step before `from_step` cannot be read back.
             InvalidInput: there is no such step, or it could not have returned this.
         """
-        request = given(pinned=pinned, from_step=from_step)
+        request = given(pinned=pinned, from_step=from_step, new_keys=new_keys or None)
         if not isinstance(edited_output, _NotGiven):
             request["edited_output"] = edited_output
         body = to_json(request, what="The request")

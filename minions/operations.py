@@ -20,6 +20,7 @@ class Operations:
         self,
         *,
         pinned: bool = False,
+        new_keys: bool = False,
         rate: float = 10.0,
         dry_run: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -29,13 +30,15 @@ class Operations:
 
         Args:
             pinned: run the agent versions that ran then, not those that are active now.
+            new_keys: give their calls, and those of all tasks below them, new idempotency keys.
             rate: how many of the new tasks may start in a second.
             dry_run: only say which.
             progress: called after each page with how many are done and how many there are.
             filters: `states` (by default the failed ones), `agent`, `capability`, `key`, `error_fingerprint`,
                 `function` (`NAME@NUMBER`), `created_after`, `created_before`, `namespace`, `again`.
         """
-        asked = {**given(**filters), "pinned": pinned, "rate": rate, "dry_run": dry_run, "batch": str(uuid4())}
+        asked = {**given(**filters, new_keys=new_keys or None), "pinned": pinned, "rate": rate, "dry_run": dry_run}
+        asked["batch"] = str(uuid4())
         done, matched = 0, 0
         while True:
             page = self._transport.post("/v1/replays", to_json(asked, what="The request"), safe=True)

@@ -23,11 +23,14 @@ CARRIED = ("namespace", "capability", "conversation_id", "key", "labels", "prior
 ASKED_FOR = text("SELECT capability FROM tasks WHERE id = :task")
 
 
-def replay(connection: Connection, task_id: UUID, *, pinned: bool, submitted_by: str, **extra: Any) -> Accepted:
+def replay(
+    connection: Connection, task_id: UUID, *, pinned: bool, submitted_by: str, new_keys: bool = False, **extra: Any
+) -> Accepted:
     """Submits a finished task again.
 
     Args:
         pinned: run the agent version that ran then, not the one that is active now.
+        new_keys: give its calls, and those of all tasks below it, new idempotency keys.
         extra: members of the new request.
 
     Raises:
@@ -36,7 +39,7 @@ def replay(connection: Connection, task_id: UUID, *, pinned: bool, submitted_by:
         MinionError: the agent does not accept it any more.
     """
     task = get_ended(connection, task_id)
-    return lifecycle.accept(connection, [{**request_of(task, pinned, submitted_by), **extra}])[0]
+    return lifecycle.accept(connection, [{**request_of(task, pinned, submitted_by), "new_keys": new_keys, **extra}])[0]
 
 
 def get_ended(connection: Connection, task_id: UUID) -> dict[str, Any]:
@@ -78,6 +81,7 @@ def replay_many(
     *,
     batch: UUID,
     pinned: bool,
+    new_keys: bool,
     rate: float,
     start_at: datetime | None,
     limit: int,
@@ -90,6 +94,7 @@ def replay_many(
     Args:
         chosen: of which states; those that have not ended are left out.
         batch: the same for all pages of one replay: a page that is asked for twice makes no task twice.
+        new_keys: give their calls, and those of all tasks below them, new idempotency keys.
         rate: new tasks that may start in a second.
         start_at: when the first of the page may start; None: now.
         limit: how many at most.
@@ -105,21 +110,24 @@ def replay_many(
         if dry_run:
             items.append(Replayed(row["id"], None))
             continue
-        key = f"replay:{batch}:{row['id']}"
         done = _try_one(
-            connection, row["id"], pinned, {"idempotency_key": key, "run_at": moment.isoformat()}, submitted_by
+            connection,
+            row["id"],
+            pinned=pinned,
+            new_keys=new_keys,
+            submitted_by=submitted_by,
+            idempotency_key=f"replay:{batch}:{row['id']}",
+            run_at=moment.isoformat(),
         )
         moment += timedelta(seconds=1 / rate) if done.replayed_as else timedelta(0)
         items.append(done)
     return ReplayedPage(items, page.next, moment)
 
 
-def _try_one(connection: Connection, task_id: UUID, pinned: bool, extra: dict[str, Any], submitted_by: str) -> Replayed:
+def _try_one(connection: Connection, task_id: UUID, **how: Any) -> Replayed:
     try:
         with connection.begin_nested():
-            return Replayed(
-                task_id, replay(connection, task_id, pinned=pinned, submitted_by=submitted_by, **extra).task_id
-            )
+            return Replayed(task_id, replay(connection, task_id, **how).task_id)
     except MinionError as error:
         return Replayed(task_id, None, error.as_dict())
 

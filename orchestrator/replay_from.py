@@ -38,12 +38,19 @@ class Edit:
 
 
 def replay_from(
-    connection: Connection, task_id: UUID, step: int, *, edit: Edit | None = None, submitted_by: str
+    connection: Connection,
+    task_id: UUID,
+    step: int,
+    *,
+    edit: Edit | None = None,
+    new_keys: bool = False,
+    submitted_by: str,
 ) -> UUID:
     """Submits an ended task again, to go on from a step; returns the new task.
 
     Args:
         step: the first that is made again; with an edit, the one whose output is replaced.
+        new_keys: give its calls, and those of all tasks below it, new idempotency keys.
 
     Raises:
         NotFound: there is no such task.
@@ -58,7 +65,7 @@ def replay_from(
     if edit is not None:
         check(edit.output, what="The edited output", limit=get_settings().max_output_bytes)
         _check_edit(next(each for each in steps if each.number == step), edit.output)
-    request = request_of(task, True, submitted_by)
+    request = {**request_of(task, True, submitted_by), "new_keys": new_keys}
     edited = None if edit is None else {"output": edit.output}
     return lifecycle.replay_from(connection, request, task_id, step, edited, who=submitted_by)
 

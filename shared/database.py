@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
 LONGEST_PAUSE = 5.0
 
-# What the functions in migrations/sql/ raise on purpose.
+# What the functions in shared/sql/ raise on purpose.
 EXPECTED: dict[str, type[errors.MinionError]] = {
     "MN001": errors.UnknownAgent,
     "MN002": errors.UnknownCapability,

@@ -7,6 +7,7 @@ problem details (RFC 9457), and a task's record keeps it: the same words in all 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -39,6 +40,20 @@ class MinionError(Exception):
     def as_dict(self) -> dict[str, Any]:
         """The error as it is stored in a task's record: `{"type", "message", **detail}`."""
         return {"type": self.code, "message": self.message, **self.detail}
+
+
+def from_record(record: Mapping[str, Any]) -> MinionError:
+    """Return the error that a task's or a step's record holds; one of an unknown kind is a tool's."""
+    kind = _kinds(MinionError).get(record["type"], ToolError)
+    detail = {name: value for name, value in record.items() if name not in ("type", "message", "retryable")}
+    return kind(record["message"], **detail)
+
+
+def _kinds(root: type[MinionError]) -> dict[str, type[MinionError]]:
+    found = {root.code: root}
+    for kind in root.__subclasses__():
+        found |= _kinds(kind)
+    return found
 
 
 def _storable(value: Any) -> Any:

@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, select, text
 from sqlalchemy.orm import Session
 
-from shared import __version__
+from shared import sql
 from shared.errors import Conflict, NotConfigured
 from shared.models import Agent, Function, Tool
 
@@ -37,14 +37,14 @@ def alembic_config() -> Iterator[Config]:
 
 
 def migrate(engine: Engine, *, after: bool = False) -> tuple[str | None, str | None]:
-    """Brings the schema to this release's revision.
+    """Bring the schema to this release's revision, and the functions to those of this release, in one transaction.
 
     Each revision belongs to a phase. Those of "before" run before the new release starts, and leave a schema that the
-    previous release goes on working on. Those of "after" take away what only the previous release used.
+    previous release still works on. Those of "after" take away what only the previous release used.
 
     Args:
         engine: the database.
-        after: run the "after" revisions too. An empty database gets them at once.
+        after: run the newest "after" revisions too. An empty database gets them at once.
 
     Returns:
         the revision before and the revision after; the same where nothing was to be done, or where a later release
@@ -52,7 +52,7 @@ def migrate(engine: Engine, *, after: bool = False) -> tuple[str | None, str | N
 
     Raises:
         NotConfigured: the database cannot hold every text.
-        Conflict: workers of an earlier release are still online, and `after` would break them.
+        Conflict: workers of a release are online that cannot run on the new schema.
     """
     with alembic_config() as config, engine.connect() as connection:
         _refuse_other_encodings(connection)
@@ -62,11 +62,13 @@ def migrate(engine: Engine, *, after: bool = False) -> tuple[str | None, str | N
             before = _revision(connection)
             if before is not None and before not in _known_revisions(config):
                 return before, before
+            target = "head" if after or before is None else _last_before(config, before)
+            if before is not None:
+                _refuse_old_workers(connection, _first_release(config, before, target))
             config.attributes["connection"] = connection
-            if after and before is not None:
-                _refuse_old_workers(connection)
-            command.upgrade(config, "head" if after or before is None else _last_before(config, before))
-            connection.commit()
+            with connection.begin():
+                command.upgrade(config, target)
+                sql.create(connection)
             return before, _revision(connection)
         finally:
             connection.rollback()
@@ -86,18 +88,28 @@ def _revision(connection: Connection) -> str | None:
     return revision
 
 
-def _refuse_old_workers(connection: Connection) -> None:
-    online = connection.execute(
-        text("SELECT name, version FROM workers WHERE status = 'online' AND version <> :version ORDER BY name"),
-        {"version": __version__},
-    ).all()
+def _first_release(config: Config, current: str, target: str) -> str | None:
+    """The first release whose workers can run on the target, where a revision on the way takes something away."""
+    pending = ScriptDirectory.from_config(config).iterate_revisions(target, current)
+    return next((r.module.FIRST_RELEASE for r in pending if r.module.PHASE == "after"), None)
+
+
+def _refuse_old_workers(connection: Connection, first: str | None) -> None:
+    if first is None:
+        return
+    online = connection.execute(text("SELECT name, version FROM workers WHERE status = 'online' ORDER BY name")).all()
     connection.rollback()
-    if online:
-        names = ", ".join(f"{worker.name} ({worker.version})" for worker in online[:10])
+    old = [f"{worker.name} ({worker.version})" for worker in online if _release(worker.version) < _release(first)]
+    if old:
         raise Conflict(
-            f"{len(online)} workers of another release are online: {names}. Replace them with release {__version__}, "
-            "then run `minion migrate --after` again."
+            f"{len(old)} workers of a release before {first} are online: {', '.join(old[:10])}. Replace them with "
+            f"release {first} or later, then run `minion migrate` again."
         )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Major and minor: "0.2.1" is (0, 2). What is no version counts as the first."""
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
 
 
 def _known_revisions(config: Config) -> list[str]:
@@ -122,6 +134,12 @@ def check_schema_is_current(connection: Connection) -> None:
     if current in known and known.index(current) > known.index(needed):
         raise NotConfigured(
             f"The database's schema is at {current}, this release needs {needed}. Run `minion migrate`."
+        )
+    installed = sql.installed(connection)
+    if installed < sql.NUMBER:
+        raise NotConfigured(
+            f"The database has set {installed} of its functions, this release needs set {sql.NUMBER}. "
+            "Run `minion migrate`."
         )
 
 

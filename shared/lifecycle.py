@@ -1,4 +1,4 @@
-"""How a task changes: one Python name for each function in `migrations/sql/`, one round trip each.
+"""How a task changes: one Python name for each function in `shared/sql/`, one round trip each.
 
 Nothing else writes `task_status`. A write by a minion is fenced by its claim number: `None` means that the claim
 is lost and the minion must stop without another word.

@@ -20,7 +20,7 @@ import structlog
 
 from shared import budgets, lifecycle
 from shared.database import persist, statement
-from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError
+from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError, from_record
 from shared.hints import publish_progress
 from shared.json_values import JsonValue, digest, first_difference
 from workers.budget import Reservation
@@ -351,11 +351,9 @@ def _child_outcome(child: ChildRequest, step: dict[str, Any]) -> ChildOutcome:
     )
 
 
-def _recorded(error: dict[str, Any]) -> ToolError:
+def _recorded(error: dict[str, Any]) -> MinionError:
     """An error that an earlier execution got and went on from."""
-    again = ToolError(
-        error["message"], **{name: value for name, value in error.items() if name not in ("type", "message")}
-    )
+    again = from_record(error)
     again.retryable = False
     return again
 

@@ -1,11 +1,4 @@
--- What happened to a task, in order: for those who follow it.
---
--- Triggers write it, so that no function can forget it. Numbers have no gaps and no doubles, because whoever changes a
--- task's state or its steps holds the lock of its status row (or has just made the task). Two events are not stored:
--- number 1, that the task was accepted, is its row; the last one, how it ended, is its outcome.
---
--- The triggers' plans are kept for a session's life, and every function that fires them has enable_seqscan off: to set it
--- here too would cost as much as the rest.
+-- What happened to a task, in order: see `shared/sql/events.sql`.
 
 CREATE TABLE task_events (
     task_id uuid NOT NULL CONSTRAINT task_events_task_id_fkey REFERENCES tasks (id) ON DELETE CASCADE,
@@ -16,42 +9,10 @@ CREATE TABLE task_events (
     CONSTRAINT task_events_pkey PRIMARY KEY (task_id, number)
 );
 
--- A queued task that goes back in line was pending for those who follow it, and is.
-CREATE FUNCTION minion_record_state() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    INSERT INTO task_events (task_id, number, type, data) VALUES (
-        NEW.task_id,
-        1 + COALESCE((SELECT max(number) FROM task_events WHERE task_id = NEW.task_id), 1),
-        'task.' || NEW.state,
-        jsonb_strip_nulls(jsonb_build_object(
-            'claim', NEW.claim, 'attempts', NEW.attempts, 'reason', NEW.wait_reason,
-            'due_at', CASE WHEN NEW.wait_reason <> 'answer' THEN NEW.due_at END)));
-    RETURN NULL;
-END $$;
-
 CREATE TRIGGER task_status_event AFTER UPDATE OF state ON task_status
     FOR EACH ROW WHEN (OLD.state <> NEW.state AND (NEW.state IN ('running', 'waiting')
                        OR NEW.state = 'pending' AND OLD.state IN ('scheduled', 'running', 'waiting')))
     EXECUTE FUNCTION minion_record_state();
-
--- A sub-task that ends after its parent changes the parent's step, but the parent's story is over.
-CREATE FUNCTION minion_record_step() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF TG_OP = 'UPDATE' AND NEW.child_id IS NOT NULL
-            AND EXISTS (SELECT 1 FROM task_outcomes WHERE task_id = NEW.task_id) THEN
-        RETURN NULL;
-    END IF;
-    INSERT INTO task_events (task_id, number, type, data) VALUES (
-        NEW.task_id,
-        1 + COALESCE((SELECT max(number) FROM task_events WHERE task_id = NEW.task_id), 1),
-        'step.' || NEW.status,
-        jsonb_strip_nulls(jsonb_build_object(
-            'step', NEW.number, 'kind', NEW.kind, 'name', NEW.name, 'claim', NEW.claim, 'child_id', NEW.child_id,
-            -- A step that is made again forgets it.
-            'error', CASE WHEN NEW.status = 'failed' THEN NULLIF(jsonb_strip_nulls(jsonb_build_object(
-                'type', NEW.error->'type', 'message', left(NEW.error->>'message', 2000))), '{}') END)));
-    RETURN NULL;
-END $$;
 
 CREATE TRIGGER steps_begin_event AFTER INSERT ON steps
     FOR EACH ROW EXECUTE FUNCTION minion_record_step();

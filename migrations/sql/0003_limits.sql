@@ -1,5 +1,3 @@
--- ---------------------------------------------------------------------------------------------- limits of models
-
 -- Limits of models: requests in `rate`, and tokens. They do not act where tasks start, but where a model is asked.
 ALTER TABLE limits
     ADD COLUMN input_tokens integer,
@@ -17,20 +15,5 @@ ALTER TABLE limits
     ADD CONSTRAINT limits_output_tokens_check CHECK (
         (output_tokens IS NULL) = (output_tokens_seconds IS NULL) AND output_tokens > 0 AND output_tokens_seconds > 0);
 
--- ---------------------------------------------------------------------------------------------- routing
-
 -- What has chosen the agent of a message that named none, and by which scores.
 ALTER TABLE tasks ADD COLUMN routing jsonb;
-
-CREATE FUNCTION minion_route_by(t uuid, version uuid, queue text, decision jsonb) RETURNS boolean
-LANGUAGE plpgsql AS $$
-BEGIN
-    IF NOT minion_route(t, version, queue) THEN
-        RETURN false;
-    END IF;
-    UPDATE tasks SET routing = decision WHERE id = t AND decision IS NOT NULL;
-    RETURN true;
-END $$;
-
-ALTER FUNCTION minion_route_by SET enable_seqscan = off;
-ALTER FUNCTION minion_route_by SET jit = off;

@@ -1,2 +1,2 @@
-DROP FUNCTION minion_claim(uuid, integer, uuid);
-DROP FUNCTION minion_suspend(uuid, integer, jsonb, jsonb);
+DROP FUNCTION IF EXISTS minion_claim(uuid, integer, uuid);
+DROP FUNCTION IF EXISTS minion_suspend(uuid, integer, jsonb, jsonb);

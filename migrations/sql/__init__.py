@@ -1,4 +1,4 @@
-"""The functions of the database, in the files beside this one."""
+"""SQL that a revision executes: table details, triggers, data. The functions are in `shared/sql`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,8 @@ from sqlalchemy import Connection
 FOLDER = Path(__file__).resolve().parent
 
 
-def run_file(connection: Connection, name: str, **values: str) -> None:
-    """Execute a file's statements.
-
-    Args:
-        name: of a file in this folder.
-        values: what stands there for `{name}`.
-    """
+def run_file(connection: Connection, name: str) -> None:
+    """Execute the statements of a file in this folder."""
     statements = (FOLDER / name).read_text(encoding="utf-8")
-    for key, value in values.items():
-        statements = statements.replace("{" + key + "}", value)
     # psycopg reads a single % as the start of a parameter.
     connection.exec_driver_sql(statements.replace("%", "%%"))

@@ -1,4 +1,4 @@
-"""The first schema: definitions, tasks, journal, workers, and the functions that keep their invariants."""
+"""The first schema: definitions, tasks, journal, workers, and the triggers that keep their invariants."""
 
 from __future__ import annotations
 
@@ -14,37 +14,10 @@ branch_labels = None
 depends_on = None
 PHASE = "before"
 
-# Frozen here: a later change of `shared.states` comes with a migration of its own.
-LIVE = ("scheduled", "pending", "queued", "running", "waiting")
-TRANSITIONS = (
-    ("scheduled", "pending"),
-    ("pending", "queued"),
-    ("queued", "running"),
-    ("queued", "pending"),
-    ("running", "waiting"),
-    ("waiting", "pending"),
-    ("running", "pending"),
-    ("running", "succeeded"),
-    ("pending", "failed"),
-    ("running", "failed"),
-    ("waiting", "failed"),
-    *((state, final) for final in ("cancelled", "expired") for state in LIVE),
-)
-
 
 def upgrade() -> None:
-    connection = op.get_bind()
-    run_file(connection, "0001_before_tables.sql")
-    if connection.dialect.server_version_info >= (18,):  # type: ignore[operator]
-        connection.exec_driver_sql(
-            "CREATE OR REPLACE FUNCTION minion_uuidv7() RETURNS uuid LANGUAGE sql VOLATILE PARALLEL SAFE "
-            "AS 'SELECT uuidv7()'"
-        )
     create_tables()
-    pairs = ", ".join(f"('{before}', '{after}')" for before, after in TRANSITIONS)
-    # What `SET search_path FROM CURRENT` takes: our schema, and a caller's temporary tables only after it.
-    connection.exec_driver_sql("SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true)")
-    run_file(connection, "0001_after_tables.sql", transitions=pairs)
+    run_file(op.get_bind(), "0001_triggers.sql")
 
 
 def create_tables() -> None:

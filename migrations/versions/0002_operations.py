@@ -10,6 +10,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 from migrations.sql import run_file
+from shared.sql import recreate
 
 revision = "0002"
 down_revision = "0001"
@@ -27,10 +28,9 @@ def upgrade() -> None:
     connection = op.get_bind()
     add_columns()
     create_tables()
-    run_file(connection, "0002_before_indexes.sql")
+    run_file(connection, "0002_ranks.sql")
     create_indexes()
-    connection.exec_driver_sql("SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true)")
-    run_file(connection, "0002_functions.sql")
+    recreate(connection, "minion_submit", "submit")
 
 
 def add_columns() -> None:

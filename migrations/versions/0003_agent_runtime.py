@@ -16,12 +16,11 @@ PHASE = "before"
 
 def upgrade() -> None:
     connection = op.get_bind()
-    connection.exec_driver_sql("SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true)")
     run_file(connection, "0003_events.sql")
     run_file(connection, "0003_budgets.sql")
     add_replays_from_a_step()
     create_conversation_summaries()
-    run_file(connection, "0003_conversations.sql")
+    run_file(connection, "0003_summaries.sql")
     run_file(connection, "0003_limits.sql")
 
 

@@ -11,6 +11,7 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 PHASE = "after"
+FIRST_RELEASE = "0.2"  # workers of earlier ones cannot run on it
 
 
 def upgrade() -> None:

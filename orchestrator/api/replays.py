@@ -70,6 +70,11 @@ class ReplayRequest(BaseModel):
     pinned: bool = Field(
         False, strict=True, description="Run the agent versions that ran then, not those that are active now."
     )
+    new_keys: bool = Field(
+        False,
+        strict=True,
+        description="Give the calls of the replays, and of all tasks below them, new idempotency keys.",
+    )
     rate: float = Field(
         10.0, strict=True, ge=0.001, le=100_000, description="How many of the new tasks may start in a second."
     )
@@ -127,8 +132,9 @@ def replay_tasks(sent: body.TaskBody, database: Database) -> dict[str, Any]:
             else sum(sum(states.values()) for states in tasks.count_tasks(connection, chosen).values())
         )
         page = replay_many(
-            connection, chosen, batch=batch, pinned=asked.pinned, rate=asked.rate, start_at=asked.start_at,
-            limit=asked.limit, before=asked.cursor, submitted_by=SUBMITTED_BY, dry_run=asked.dry_run,
+            connection, chosen, batch=batch, pinned=asked.pinned, new_keys=asked.new_keys, rate=asked.rate,
+            start_at=asked.start_at, limit=asked.limit, before=asked.cursor, submitted_by=SUBMITTED_BY,
+            dry_run=asked.dry_run,
         )  # fmt: skip
     return {"items": page.items, "next": page.next, "batch": batch, "start_at": page.start_at, "matched": matched}
 

@@ -144,6 +144,9 @@ class ReplayRequest(BaseModel):
     )
     from_step: int | None = Field(None, description="Read the journal before this step back, and go on from there.")
     edited_output: Any = Field(None, description="With `from_step`: that step is kept too, with this output.")
+    new_keys: bool = Field(
+        False, description="Give the calls of the replay, and of all tasks below it, new idempotency keys."
+    )
 
     @model_validator(mode="after")
     def _journal_fits(self) -> Self:

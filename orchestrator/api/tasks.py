@@ -237,9 +237,14 @@ def change_budget(task_id: UUID, sent: body.TaskBody, database: Database) -> dic
 
 def _replayed(connection: Connection, task_id: UUID, asked: ReplayRequest) -> Accepted:
     if asked.from_step is None:
-        return replay(connection, task_id, pinned=bool(asked.pinned), submitted_by=SUBMITTED_BY)
+        return replay(
+            connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=SUBMITTED_BY
+        )
     edit = Edit(asked.edited_output) if "edited_output" in asked.model_fields_set else None
-    return Accepted(replay_from(connection, task_id, asked.from_step, edit=edit, submitted_by=SUBMITTED_BY), True)
+    replayed = replay_from(
+        connection, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=SUBMITTED_BY
+    )
+    return Accepted(replayed, True)
 
 
 def _load(database: Engine, task_id: UUID) -> dict[str, Any]:

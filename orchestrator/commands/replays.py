@@ -39,6 +39,9 @@ def replay(
     edit_output: str | None = typer.Option(
         None, metavar="FILE", help="With --from-step: keep step N too, with the JSON of this file (- standard input)."
     ),
+    new_keys: bool = typer.Option(
+        False, "--new-keys", help="Give the calls new idempotency keys: outside systems take them for new ones."
+    ),
     rate: float = typer.Option(10.0, min=0.001, help="With filters: how many of the new tasks start in a second."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be replayed."),
     as_json: bool = AS_JSON,
@@ -56,12 +59,12 @@ def replay(
         raise typer.BadParameter("--edit-output needs --from-step: the step whose output it is")
     if from_step is not None and (len(task_ids or []) != 1 or dry_run):
         raise typer.BadParameter("--from-step is for one task, without --dry-run")
-    how: dict[str, Any] = {"pinned": pinned, "from_step": from_step}
+    how: dict[str, Any] = {"pinned": pinned, "from_step": from_step, "new_keys": new_keys}
     if edit_output is not None:
         how["edited_output"] = read_input(edit_output if edit_output == "-" else f"@{edit_output}")
     with connect() as client:
         done = (
-            _replay_many(client, filters, pinned=bool(pinned), rate=rate, dry_run=dry_run)
+            _replay_many(client, filters, pinned=bool(pinned), new_keys=new_keys, rate=rate, dry_run=dry_run)
             if filtered
             else _replay_each(client, task_ids, how, dry_run=dry_run)
         )

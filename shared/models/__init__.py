@@ -6,7 +6,7 @@
 - What people say about how tasks run are rows too (`operations.py`), so that it outlives every process.
 - Money is integer micro-dollars.
 
-The functions and triggers that keep the invariants are in `migrations/sql/`.
+The functions and triggers that keep the invariants are in `shared/sql/`.
 """
 
 from shared.models.base import Base

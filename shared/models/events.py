@@ -1,4 +1,4 @@
-"""What happened to a task, for those who follow it. Only the triggers in `migrations/sql/0003_events.sql` write it."""
+"""What happened to a task, for those who follow it. Only the triggers in `shared/sql/events.sql` write it."""
 
 from __future__ import annotations
 

@@ -66,6 +66,7 @@ class Task(Base):
     """One piece of work: what was asked for. Never changes, but for the routing that pins its agent version.
 
     A replay from a step has `from_step`, and `history_before`: what was said later in its conversation is not for it.
+    Idempotency keys are made from `effect_origin`, where it is set, else from `origin_id`.
     """
 
     __tablename__ = "tasks"
@@ -112,10 +113,11 @@ class Task(Base):
     routing: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     from_step: Mapped[int | None]
     history_before: Mapped[datetime | None]
+    effect_origin: Mapped[UUID | None]
 
 
 class TaskStatus(Base):
-    """Where a task is: the narrow row that changes. Written only by the functions in `migrations/sql/`."""
+    """Where a task is: the narrow row that changes. Written only by the functions in `shared/sql/`."""
 
     __tablename__ = "task_status"
     __table_args__ = (

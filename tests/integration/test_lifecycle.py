@@ -163,6 +163,31 @@ def test_fingerprints_ignore_quoted_values_however_long(hand: ByHand) -> None:
     assert fingerprint(hand, f"{'x' * 490} '{'a' * 400}' is late.") == fingerprint(hand, f"{'x' * 490} 'b' is late.")
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("The classifier “BSD License” is ambiguous.", "The classifier “MIT” is ambiguous."),
+        ("«oui» or ‘yes’ or „ja“ or `y`", "«non» or ‘no’ or „nein“ or `n`"),
+        ("GET https://a.example/x?y=1 failed", "GET http://b.example:8080/z failed"),
+        ("Cannot read /srv/data/a-1.csv.", "Cannot read /home/ann/b.csv."),
+        (r"Cannot read C:\data\a.csv", r"Cannot read d:\b.csv"),
+        ("No order ord_9f2c in 1.5 s.", "No order A-17 in 12 s."),
+        ("It took 17:30:05.", "It took 2."),
+        ("digest 3f2a9c", "digest b81d"),
+    ],
+)
+def test_fingerprints_mask_what_differs_from_case_to_case(hand: ByHand, one: str, other: str) -> None:
+    assert fingerprint(hand, one) == fingerprint(hand, other)
+
+
+def test_fingerprints_keep_words_apart(hand: ByHand) -> None:
+    found = {
+        fingerprint(hand, message)
+        for message in ("read and/or write", "read and write", "Cannot open it.", "It isn’t.")
+    }
+    assert len(found) == 4
+
+
 # -------------------------------------------------------------------------------------------------- sub-tasks
 
 
@@ -399,6 +424,34 @@ def test_cancelling_and_finishing_a_tree_at_once_never_deadlocks(hand: ByHand) -
         )
         assert {hand.state(child) for child in children} <= {"succeeded", "cancelled"}
         assert hand.row(root)["open_waits"] == 0
+
+
+def expire_soon(hand: ByHand, task: UUID) -> None:
+    """Moves a running task's deadline into the past, as a pause of the orchestrator's would."""
+    hand.sql("UPDATE task_status SET deadline = now() - interval '1 second' WHERE task_id = :task", task=task)
+
+
+def test_finishing_after_the_deadline_expires(hand: ByHand) -> None:
+    task = hand.run()
+    expire_soon(hand, task)
+    assert hand.finish(task, output=1, cost_microdollars=5, steps=[]) == State.EXPIRED
+    row = hand.row(task)
+    assert (row["state"], row["output"], row["error"]["type"]) == ("expired", None, "expired")
+    assert hand.sql("SELECT outcome || ' ' || cost_microdollars FROM executions") == "expired 5"
+
+
+def test_failing_after_the_deadline_expires_with_the_failure_as_cause(hand: ByHand) -> None:
+    task = hand.run()
+    expire_soon(hand, task)
+    assert hand.finish(task, state=State.FAILED) == State.EXPIRED
+    assert hand.row(task)["error"]["cause"] == {"type": "test", "message": "It failed."}
+
+
+def test_a_cancel_wins_over_a_passed_deadline(hand: ByHand) -> None:
+    task = hand.run()
+    hand.call(lifecycle.cancel, task, reason="test")
+    expire_soon(hand, task)
+    assert hand.finish(task) == State.CANCELLED
 
 
 def test_a_passed_deadline_refuses_the_claim_and_expires(hand: ByHand) -> None:

@@ -19,8 +19,8 @@ from sqlalchemy import Engine, Uuid, bindparam, create_engine, make_url, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from shared import init_db, lifecycle
-from shared.errors import NotConfigured
+from shared import init_db, lifecycle, sql
+from shared.errors import Conflict, NotConfigured
 from shared.models import Agent, Base
 from shared.registry import AgentRegistry
 from shared.settings import Settings
@@ -31,7 +31,7 @@ from tests.processes import ROOT
 
 Facts = list[tuple[Any, ...]]
 
-BEFORE_18 = (ROOT / "migrations/sql/0001_before_tables.sql").read_text()
+BEFORE_18 = (ROOT / "shared/sql/foundation.sql").read_text()
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def in_processes(engine: Engine, code: str, number: int) -> list[str]:
 
 
 def test_processes_that_migrate_and_init_at_once_do_it_once(empty_database: Engine) -> None:
-    assert sorted(in_processes(empty_database, MIGRATE, 3)) == ["0004 0004", "0004 0004", "None 0004"]
+    assert sorted(in_processes(empty_database, MIGRATE, 3)) == ["0005 0005", "0005 0005", "None 0005"]
     assert sorted(in_processes(empty_database, INIT, 3)) == ["0", "0", "3"]
     with empty_database.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM agent_versions")) == 2
@@ -133,7 +133,7 @@ def test_processes_that_migrate_and_init_at_once_do_it_once(empty_database: Engi
 
 
 def test_migrating_and_creating_again_changes_nothing(database: Engine) -> None:
-    assert init_db.migrate(database) == ("0004", "0004")
+    assert init_db.migrate(database) == ("0005", "0005")
     assert [(c.kind, c.name, c.action) for c in init_db.init(database)] == [
         ("tool", "echo", "created"),
         ("agent", "assistant", "created"),
@@ -165,7 +165,37 @@ def test_a_migration_that_fails_says_why_and_lets_go(empty_database: Engine) -> 
         assert connection.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")) == 0
         assert connection.scalar(text("SELECT to_regclass('tasks')")) is None
         connection.execute(text("DROP TABLE workers"))
-    assert init_db.migrate(empty_database) == (None, "0004")
+    assert init_db.migrate(empty_database) == (None, "0005")
+
+
+SUBMIT_OF_0_1 = (
+    "CREATE FUNCTION minion_submit(agent text, input jsonb DEFAULT NULL) RETURNS uuid LANGUAGE sql "
+    "AS 'SELECT minion_uuidv7()'"
+)
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_roles_that_could_submit_by_sql_may_still_do_so(empty_database: Engine, public: bool) -> None:
+    with init_db.alembic_config() as config, empty_database.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0004")
+        connection.commit()
+    with empty_database.begin() as connection:
+        for role in ("a_writer", "granted", "stranger"):
+            connection.execute(text(f"DROP ROLE IF EXISTS {role}"))
+            connection.execute(text(f"CREATE ROLE {role}"))
+        connection.execute(text("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO a_writer"))
+        if not public:
+            connection.execute(text("REVOKE ALL ON FUNCTION minion_submit FROM PUBLIC"))
+            connection.execute(text("GRANT EXECUTE ON FUNCTION minion_submit TO granted"))
+    init_db.migrate(empty_database)
+    may = text("SELECT has_function_privilege(:role, oid, 'EXECUTE') FROM pg_proc WHERE proname = 'minion_submit'")
+    with empty_database.begin() as connection:
+        found = {role: connection.scalars(may, {"role": role}).one() for role in ("a_writer", "granted", "stranger")}
+        assert found == {"a_writer": public, "granted": not public, "stranger": False}
+        for role in found:
+            connection.execute(text(f"DROP OWNED BY {role}"))
+            connection.execute(text(f"DROP ROLE {role}"))
 
 
 @pytest.mark.parametrize("public", [True, False])
@@ -174,6 +204,7 @@ def test_who_may_submit_by_sql_may_still_do_so_after_the_migration(empty_databas
     with init_db.alembic_config() as config, empty_database.connect() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
+        connection.execute(text(SUBMIT_OF_0_1))
         connection.commit()
     with empty_database.begin() as connection:
         connection.execute(text('DROP ROLE IF EXISTS "a clerk"'))
@@ -185,8 +216,9 @@ def test_who_may_submit_by_sql_may_still_do_so_after_the_migration(empty_databas
             connection.execute(text('GRANT EXECUTE ON FUNCTION minion_submit TO "a clerk"'))
     init_db.migrate(empty_database)
     with empty_database.begin() as connection:
-        assert list(connection.scalars(text(may.format("a clerk")))) == [True]
-        assert list(connection.scalars(text(may.format("stranger")))) == [public]
+        assert list(connection.scalars(text(may.format("a clerk")))) == [not public]
+        # No role that has no rights on the tables could submit: the function now runs with its owner's.
+        assert list(connection.scalars(text(may.format("stranger")))) == [False]
         connection.execute(text('DROP OWNED BY "a clerk"'))
         connection.execute(text('DROP ROLE "a clerk", stranger'))
 
@@ -225,6 +257,61 @@ def test_a_schema_that_is_missing_or_old_is_named_and_a_newer_one_is_left_alone(
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
         init_db.check_schema_is_current(connection)
     assert init_db.migrate(empty_database) == ("9999", "9999")
+
+
+def test_functions_that_are_missing_or_old_are_named_and_newer_ones_are_left_alone(empty_database: Engine) -> None:
+    init_db.migrate(empty_database)
+    with empty_database.begin() as connection:
+        connection.execute(text("DROP FUNCTION minion_functions()"))
+        with pytest.raises(NotConfigured, match=f"set 0 of its functions, this release needs set {sql.NUMBER}"):
+            init_db.check_schema_is_current(connection)
+    init_db.migrate(empty_database)
+    with empty_database.begin() as connection:
+        init_db.check_schema_is_current(connection)
+        connection.execute(
+            text("CREATE OR REPLACE FUNCTION minion_functions() RETURNS integer IMMUTABLE AS 'SELECT 999' LANGUAGE sql")
+        )
+        connection.execute(text("DROP FUNCTION minion_heal_turns"))
+    init_db.migrate(empty_database)
+    with empty_database.connect() as connection:
+        init_db.check_schema_is_current(connection)
+        assert connection.scalar(text("SELECT to_regproc('minion_heal_turns')")) is None
+
+
+def test_each_function_is_defined_once_and_its_body_is_valid(empty_database: Engine) -> None:
+    files = [path.read_text() for path in sorted(sql.FOLDER.glob("*.sql"))]
+    assert {path.stem for path in sql.FOLDER.glob("*.sql")} == {*sql.FOUNDATION, *sql.OTHERS}
+    heads = [line.rstrip() for body in files for line in body.splitlines() if line.startswith("CREATE")]
+    assert all(head.startswith("CREATE OR REPLACE FUNCTION minion_") for head in heads)
+    init_db.migrate(empty_database)
+    with empty_database.begin() as connection:
+        count = connection.scalar(text("SELECT count(*) FROM pg_proc WHERE proname ~ '^minion_'"))
+        assert count == len(heads) + 1  # `minion_functions` says which set it is
+        connection.exec_driver_sql("SET check_function_bodies = on")
+        for body in files:
+            connection.exec_driver_sql(body.replace("%", "%%"))
+
+
+@pytest.mark.parametrize(("version", "refused"), [("0.1.9", True), ("0.2.0", False), ("0.3.0", False)])
+def test_workers_that_cannot_run_on_the_new_schema_are_named(
+    empty_database: Engine, version: str, refused: bool
+) -> None:
+    with init_db.alembic_config() as config, empty_database.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0003")
+        connection.execute(
+            text(
+                "INSERT INTO workers (name, capabilities, slots, pool, host, pid, version) "
+                "VALUES ('w', '{a}', 1, 'prefork', 'h', 1, :version)"
+            ),
+            {"version": version},
+        )
+        connection.commit()
+    if refused:
+        with pytest.raises(Conflict, match=r"1 workers of a release before 0.2 are online: w \(0.1.9\)"):
+            init_db.migrate(empty_database)
+    else:
+        assert init_db.migrate(empty_database) == ("0003", "0005")
 
 
 def test_alembics_own_command_line_finds_the_database(database: Engine, settings: Settings) -> None:

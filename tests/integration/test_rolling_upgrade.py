@@ -37,7 +37,7 @@ from tests.processes import (
     wait_until,
 )
 
-PREVIOUS = "cd37370286ceb828f108720ecdea6d89cff7601c"  # release 0.1
+PREVIOUS = "9edb19b7a6566e8af91d6731cf3839eb4de42780"  # release 0.2
 CHILDREN = 3
 DEFINITIONS = [
     {
@@ -182,7 +182,7 @@ def test_the_previous_release_works_on_the_new_schema_beside_the_new_one(site: S
     site.submit("Chain", 20)
     wait_until(lambda: site.ran(old_worker) > 20, "the old worker is at work")
 
-    assert init_db.migrate(site.engine) == ("0001", "0003")
+    assert init_db.migrate(site.engine) == ("0004", "0005")
     site.submit("Chain", 5)
     wait_until(site.all_done, "the old release alone on the new schema")
     assert site.disturbed() == []
@@ -210,7 +210,7 @@ def test_the_previous_release_works_on_the_new_schema_beside_the_new_one(site: S
     old_worker.stop()
     new_worker.stop()
 
-    assert init_db.migrate(site.engine, after=True) == ("0003", "0004")
+    assert init_db.migrate(site.engine, after=True) == ("0005", "0005")
     site.start(ROOT)
     site.submit("Chain", 10, key="tenant")
     wait_until(site.all_done, "the new release alone", 60)

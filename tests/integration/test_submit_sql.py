@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -367,3 +367,53 @@ def test_a_stored_refusal_is_one_failed_task(hand: ByHand, agent_name: str | Non
     assert first == again
     row = hand.row(first)
     assert (row["state"], row["error"]["message"]) == ("failed", "no")
+
+
+# ------------------------------------------------------------------------------------------------------ rights
+
+
+@pytest.fixture
+def stranger(hand: ByHand, connect: Connect) -> Iterator[psycopg.Connection[Any]]:
+    """A connection of a role that may execute `minion_submit` and nothing else."""
+    with connect() as owner:
+        owner.execute("DROP ROLE IF EXISTS shop")
+        owner.execute("CREATE ROLE shop")
+        owner.execute("GRANT EXECUTE ON FUNCTION minion_submit TO shop")
+    try:
+        with connect() as connection:
+            connection.execute("SET SESSION AUTHORIZATION shop")
+            yield connection
+            connection.rollback()
+    finally:
+        with connect() as owner:
+            owner.execute("DROP OWNED BY shop")
+            owner.execute("DROP ROLE shop")
+
+
+def test_execute_alone_permits_submitting(stranger: psycopg.Connection[Any], hand: ByHand) -> None:
+    task = submit(stranger, agent="Open", input={"x": 1})
+    stranger.commit()
+    assert (hand.row(task)["input"], hand.row(task)["submitted_by"]) == ({"x": 1}, "sql:shop")
+
+
+@pytest.mark.parametrize("table", ["tasks", "task_status", "task_overview", "secrets", "agent_versions", "steps"])
+def test_execute_alone_permits_reading_nothing(stranger: psycopg.Connection[Any], table: str) -> None:
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        stranger.execute(f"SELECT * FROM {table}")  # type: ignore[arg-type]
+
+
+def test_callers_choose_neither_search_path_nor_limits(stranger: psycopg.Connection[Any], hand: ByHand) -> None:
+    stranger.execute("CREATE TEMPORARY TABLE agents (id int)")
+    stranger.execute("SET search_path = pg_temp, public")
+    stranger.execute("SET minion.max_input_bytes = '100000000'")
+    task = stranger.execute("SELECT public.minion_submit('Open', '{}')").fetchone()
+    assert task is not None
+    with pytest.raises(psycopg.DatabaseError, match="at most 1048576"):
+        submit(stranger, agent="Open", input={"x": "y" * (2 << 20)})
+
+
+def test_no_role_may_submit_until_it_is_granted(stranger: psycopg.Connection[Any], connect: Connect) -> None:
+    with connect() as owner:
+        owner.execute("REVOKE EXECUTE ON FUNCTION minion_submit FROM shop")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        submit(stranger, agent="Open")

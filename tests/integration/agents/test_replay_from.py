@@ -247,3 +247,24 @@ def test_a_journal_of_another_format_is_left_alone(replays: Replays, database: E
         connection.execute(text("ALTER TABLE tasks ENABLE TRIGGER tasks_immutable"))
     with pytest.raises(Conflict, match="has the format 7 of another release"):
         replays.accept(first["id"], 2)
+
+
+def test_a_failure_that_is_read_back_is_of_the_same_kind(define: Define, tasks: Tasks, here: Minion) -> None:
+    define(
+        {"kind": "function", "name": "refuse", "code": "def refuse(x):\n    raise ValueError(f'No {x}')\n"},
+        {
+            "kind": "agent",
+            "name": "Refuses",
+            "type": "function",
+            "function": "refuse",
+            "config": {"capabilities": ["work"]},
+        },
+    )
+    task = tasks.submit("Refuses", {"x": 1})
+    here.run_all()
+    with here.engine.begin() as connection:
+        again = replay_from(connection, task, 2, submitted_by="test")
+    here.run_all()
+    first, second = tasks.get(task), tasks.get(again)
+    assert first["error"]["type"] == "function_error"
+    assert (second["error"], second["error_fingerprint"]) == (first["error"], first["error_fingerprint"])

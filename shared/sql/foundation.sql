@@ -1,8 +1,8 @@
--- Functions that the tables' defaults and generated columns need.
+-- Functions that the tables' defaults, generated columns and triggers call. They are created before the tables.
 
 -- UUIDv7 (RFC 9562, method 3): milliseconds, then the fraction of a millisecond in 12 bits, then random bits.
 -- PostgreSQL 18 has one of its own; the migration uses it there.
-CREATE FUNCTION minion_uuidv7() RETURNS uuid LANGUAGE plpgsql VOLATILE PARALLEL SAFE AS $$
+CREATE OR REPLACE FUNCTION minion_uuidv7() RETURNS uuid LANGUAGE plpgsql VOLATILE PARALLEL SAFE AS $$
 DECLARE
     micros bigint := floor(extract(epoch FROM clock_timestamp()) * 1000000);
     fraction integer := ((micros % 1000) * 4096 / 1000)::integer;
@@ -15,11 +15,23 @@ BEGIN
 END $$;
 
 -- What routing by message searches: "SearchAgent" is also found as "search agent".
-CREATE FUNCTION minion_search_text(name text, description text, capabilities text[]) RETURNS tsvector
+CREATE OR REPLACE FUNCTION minion_search_text(name text, description text, capabilities text[]) RETURNS tsvector
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT setweight(to_tsvector('english'::regconfig, translate(
                regexp_replace(name, '([a-z0-9])([A-Z])', '\1 \2', 'g'), '_.-', '   ')), 'A')
         || setweight(to_tsvector('english'::regconfig, translate(
                array_to_string(capabilities, ' '), '_.-', '   ')), 'B')
         || setweight(to_tsvector('english'::regconfig, description), 'C')
+$$;
+
+-- Who comes first: the lower number. A point of priority outweighs a minute of waiting, so that nobody waits for ever
+-- and the order never has to be computed anew. Microseconds.
+CREATE OR REPLACE FUNCTION minion_rank(since timestamptz, priority integer) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT (extract(epoch FROM since) * 1000000)::bigint - priority::bigint * 60000000
+$$;
+
+-- The rank of a task that has to wait for its turn in a conversation: at the end of every line, where nobody looks.
+CREATE OR REPLACE FUNCTION minion_parked() RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT 9000000000000000000
 $$;

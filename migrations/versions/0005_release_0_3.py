@@ -1,0 +1,41 @@
+"""What release 0.3 adds to the tables. Runs before it starts: release 0.2 still works on this schema."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+PHASE = "before"
+
+SUBMITTERS = """
+    SELECT quote_ident(rolname) FROM pg_roles
+    WHERE has_table_privilege(oid, 'tasks', 'INSERT') AND has_table_privilege(oid, 'task_status', 'INSERT')
+      AND NOT rolsuper AND oid <> (SELECT relowner FROM pg_class WHERE oid = 'tasks'::regclass)
+"""
+
+
+def upgrade() -> None:
+    """All without a rewrite of a table."""
+    op.add_column("tasks", sa.Column("effect_origin", sa.UUID(), nullable=True))
+    keep_submitters()
+
+
+def keep_submitters() -> None:
+    """Let only those roles submit by SQL that could do so before.
+
+    `minion_submit` now runs with its owner's rights. PUBLIC could execute it, and needed rights on the tables behind it.
+    """
+    connection = op.get_bind()
+    untouched = "SELECT proacl IS NULL FROM pg_proc WHERE oid = to_regproc('minion_submit')"
+    if connection.scalar(sa.text(untouched)):
+        connection.exec_driver_sql("REVOKE ALL ON FUNCTION minion_submit FROM PUBLIC")
+        for role in connection.scalars(sa.text(SUBMITTERS)).all():
+            connection.exec_driver_sql(f"GRANT EXECUTE ON FUNCTION minion_submit TO {role}")
+
+
+def downgrade() -> None:
+    raise NotImplementedError("Restore a backup, or continue with this release.")

@@ -1,0 +1,280 @@
+-- Waits: sub-tasks, timers, signals, decisions and back-off. A waiting task holds no worker.
+
+-- The end of an execution whose task goes on later: locks, writes its steps, closes it. NULL: the fence is lost.
+-- 'cancelled': somebody wanted that first. 'running': the caller says what the task waits for.
+CREATE OR REPLACE FUNCTION minion_stop_running(t uuid, c integer, result jsonb) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    cancelled boolean;
+BEGIN
+    PERFORM minion_lock_parent(t);
+    IF NOT minion_fence(t, c) THEN
+        RETURN NULL;
+    END IF;
+    PERFORM minion_put_steps(t, c, COALESCE(result->'steps', '[]'::jsonb));
+    SELECT cancel_requested INTO cancelled FROM task_status WHERE task_id = t;
+    PERFORM minion_close_execution(t, c, CASE WHEN cancelled THEN 'cancelled' ELSE 'suspended' END, result);
+    IF cancelled THEN
+        PERFORM minion_settle(t, 'cancelled',
+            '{"error": {"type": "cancelled", "message": "Cancelled while it ran."}}'::jsonb);
+        RETURN 'cancelled';
+    END IF;
+    RETURN 'running';
+END $$;
+
+-- Suspends a running task: creates its sub-tasks and its waits in one transaction.
+-- `children`: [{step, name, request_hash, request}]. `waits`: [{step, name, request_hash, seconds, signal, approval}]: a
+-- timer, a named signal, or what somebody has to approve (a list of one), with a time-out where there are seconds. NULL:
+-- the fence is lost. Else the state it is in now.
+CREATE OR REPLACE FUNCTION minion_suspend(t uuid, c integer, result jsonb, children jsonb, waits jsonb)
+RETURNS text LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+    child record;
+    child_task uuid;
+    wait record;
+    state_now text;
+    still_open integer := jsonb_array_length(children) + jsonb_array_length(waits);
+    ns text := (SELECT namespace FROM tasks WHERE id = t);
+BEGIN
+    state_now := minion_stop_running(t, c, result);
+    IF state_now IS DISTINCT FROM 'running' THEN
+        RETURN state_now;
+    END IF;
+    FOR child IN SELECT * FROM jsonb_to_recordset(children)
+            AS x (step integer, name text, request_hash text, request jsonb) LOOP
+        SELECT task_id INTO child_task FROM minion_accept(child.request || jsonb_build_object(
+            'namespace', ns, 'parent_id', t, 'parent_step', child.step));
+        INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, child_id)
+        VALUES (t, child.step, 'subtask', child.name, 'started', 'pure', child.request_hash, c, child_task);
+    END LOOP;
+    FOR wait IN SELECT * FROM jsonb_to_recordset(waits)
+            AS x (step integer, name text, request_hash text, seconds double precision, signal boolean,
+                  approval jsonb) LOOP
+        INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, due_at)
+        VALUES (t, wait.step, 'wait', wait.name, 'started', 'pure', wait.request_hash, c,
+                jsonb_build_object('signal', CASE WHEN wait.signal THEN wait.name END, 'seconds', wait.seconds)
+                    || CASE WHEN wait.approval IS NULL THEN '{}'::jsonb
+                            ELSE jsonb_build_object('approval', wait.approval->0) END,
+                now() + wait.seconds * interval '1 s')
+        -- A task that was woken by something else asks for the same again.
+        ON CONFLICT (task_id, number) DO NOTHING;
+        IF wait.signal AND minion_take_signal(t, wait.step, wait.name) THEN
+            still_open := still_open - 1;
+        END IF;
+    END LOOP;
+    IF still_open = 0 THEN
+        UPDATE task_status SET state = 'pending', worker_id = NULL, updated_at = now() WHERE task_id = t;
+        PERFORM minion_notify_pending();
+        RETURN 'pending';
+    END IF;
+    UPDATE task_status SET state = 'waiting', worker_id = NULL, open_waits = still_open, updated_at = now(),
+            wait_reason = minion_waits_for(t),
+            due_at = (SELECT min(w.due_at) FROM steps w
+                          WHERE w.task_id = t AND w.kind = 'wait' AND w.status = 'started')
+        WHERE task_id = t;
+    RETURN 'waiting';
+END $$;
+
+-- Lets a running task go, uncharged, to run again after `delay`: it asked for it, or a limit does. NULL: the fence is
+-- lost. Else the state it is in now.
+CREATE OR REPLACE FUNCTION minion_snooze(t uuid, c integer, result jsonb, delay interval, reason text) RETURNS text
+LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+    state_now text;
+BEGIN
+    state_now := minion_stop_running(t, c, result);
+    IF state_now IS DISTINCT FROM 'running' THEN
+        RETURN state_now;
+    END IF;
+    UPDATE task_status SET state = 'waiting', worker_id = NULL, wait_reason = reason, due_at = now() + delay,
+                           updated_at = now()
+        WHERE task_id = t;
+    RETURN 'waiting';
+END $$;
+
+-- Suspends a running task until somebody says what became of an unsafe step that was interrupted. NULL: the fence is
+-- lost.
+CREATE OR REPLACE FUNCTION minion_ask(t uuid, c integer, result jsonb) RETURNS text LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+    state_now text := minion_snooze(t, c, result, interval '0', 'answer');
+BEGIN
+    IF state_now = 'waiting' THEN
+        UPDATE task_status SET open_waits = 1, due_at = NULL WHERE task_id = t;
+    END IF;
+    RETURN state_now;
+END $$;
+
+-- What somebody decides about a step that waits for it: `approve` or `reject` what is proposed (`content`: other
+-- arguments than proposed), `result`, `again` or `fail` for one that was interrupted (`content`: its result). Returns
+-- the state the task is in now.
+CREATE OR REPLACE FUNCTION minion_decide(t uuid, step_number integer, verdict text, content jsonb, reason text, who text)
+RETURNS text LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+    now_at task_status;
+    asked steps;
+    decided jsonb := jsonb_build_object('verdict', verdict, 'reason', reason, 'by', who, 'at', now());
+BEGIN
+    SELECT * INTO now_at FROM task_status WHERE task_id = t FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'There is no task %.', t USING ERRCODE = 'MN008';
+    END IF;
+    SELECT * INTO asked FROM steps s WHERE s.task_id = t AND s.status = 'started'
+        AND (step_number IS NULL OR s.number = step_number)
+        AND (s.input ? 'approval' AND s.kind = 'wait' OR now_at.wait_reason = 'answer' AND s.effect = 'unsafe')
+        ORDER BY s.number LIMIT 1;
+    IF asked.number IS NULL OR now_at.state <> 'waiting' THEN
+        RAISE EXCEPTION 'The task % (%) waits for no decision%. `minion why %` tells what it waits for.', t, now_at.state,
+            CASE WHEN step_number IS NULL THEN '' ELSE ' about step ' || step_number END, t USING ERRCODE = 'MN009';
+    ELSIF (asked.kind = 'wait') <> (verdict IN ('approve', 'reject')) THEN
+        RAISE EXCEPTION 'Step % waits for %.', asked.number,
+            CASE WHEN asked.kind = 'wait' THEN 'approve or reject' ELSE 'result, again or fail' END USING ERRCODE = 'MN007';
+    END IF;
+    PERFORM minion_check_json(content, 'The value');
+    UPDATE steps SET finished_at = now(),
+            status = CASE WHEN verdict IN ('approve', 'result') THEN 'finished' ELSE 'failed' END,
+            output = CASE verdict
+                WHEN 'approve' THEN decided || jsonb_build_object('arguments', COALESCE(content, asked.input->'approval'))
+                WHEN 'result' THEN content END,
+            usage = CASE WHEN asked.kind = 'wait' THEN usage ELSE jsonb_build_object('decision', decided) END,
+            error = CASE verdict
+                WHEN 'reject' THEN jsonb_build_object('type', 'rejected', 'message',
+                    format('%s was rejected%s.', asked.name, COALESCE(': ' || reason, '')), 'decision', decided)
+                WHEN 'fail' THEN jsonb_build_object('type', 'tool_error', 'message',
+                    format('Step %s (%s) was interrupted and did not happen%s.', asked.number, asked.name,
+                           COALESCE(': ' || reason, '')), 'decision', decided)
+                WHEN 'again' THEN jsonb_build_object('type', 'interrupted', 'message', 'It is made again.',
+                    'retryable', true, 'decision', decided) END
+        WHERE task_id = t AND number = asked.number;
+    PERFORM minion_count_down(t, 1);
+    RETURN (SELECT state FROM task_status WHERE task_id = t);
+END $$;
+
+-- The oldest signal of that name that no other wait took finishes the step.
+CREATE OR REPLACE FUNCTION minion_take_signal(t uuid, wait_step integer, signal text) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    taken signals;
+BEGIN
+    UPDATE signals SET step = wait_step WHERE id = (
+            SELECT id FROM signals WHERE task_id = t AND name = signal AND step IS NULL ORDER BY id LIMIT 1)
+        RETURNING * INTO taken;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE steps SET status = 'finished', finished_at = now(), output = jsonb_build_object(
+            'signal', signal, 'payload', taken.payload, 'sent_at', taken.created_at)
+        WHERE task_id = t AND number = wait_step;
+    RETURN true;
+END $$;
+
+-- Sends a signal to a task. It is kept until the task waits for it. Returns the state the task is in now.
+CREATE OR REPLACE FUNCTION minion_signal(t uuid, signal text, content jsonb) RETURNS text LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+    now_at task_status;
+    wait_step integer;
+BEGIN
+    SELECT * INTO now_at FROM task_status WHERE task_id = t FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'There is no task %.', t USING ERRCODE = 'MN008';
+    ELSIF now_at.state IN ('succeeded', 'failed', 'cancelled', 'expired') THEN
+        RAISE EXCEPTION 'The task % has ended (%): it takes no more signals.', t, now_at.state USING ERRCODE = 'MN009';
+    END IF;
+    PERFORM minion_check_json(content, 'The payload');
+    INSERT INTO signals (task_id, name, payload) VALUES (t, signal, content);
+    IF now_at.state = 'waiting' THEN
+        SELECT number INTO wait_step FROM steps WHERE task_id = t AND kind = 'wait' AND status = 'started'
+            AND input->>'signal' = signal ORDER BY number LIMIT 1;
+        IF FOUND AND minion_take_signal(t, wait_step, signal) THEN
+            PERFORM minion_count_down(t, 1);
+        END IF;
+    END IF;
+    RETURN (SELECT state FROM task_status WHERE task_id = t);
+END $$;
+
+-- Scheduled tasks that are due, and waiting ones whose time ran out. A wait that timed out is a finished step, which says
+-- so.
+CREATE OR REPLACE FUNCTION minion_wake_due(most integer) RETURNS integer LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+    woken integer;
+    late record;
+    over integer;
+BEGIN
+    WITH due AS (
+        SELECT task_id FROM task_status
+            WHERE state IN ('scheduled', 'waiting') AND due_at <= now() AND open_waits = 0
+            ORDER BY due_at LIMIT most FOR NO KEY UPDATE SKIP LOCKED
+    )
+    UPDATE task_status s SET state = 'pending', due_at = NULL, wait_reason = NULL, updated_at = now(),
+                             rank = CASE WHEN s.state = 'scheduled' THEN minion_place(
+                                             s.task_id, s.namespace, s.conversation_id, s.due_at, s.priority)
+                                         ELSE s.rank END
+        FROM due WHERE s.task_id = due.task_id;
+    GET DIAGNOSTICS woken = ROW_COUNT;
+    FOR late IN
+        SELECT task_id FROM task_status WHERE state = 'waiting' AND due_at <= now() AND open_waits > 0
+            ORDER BY due_at LIMIT most FOR NO KEY UPDATE SKIP LOCKED
+    LOOP
+        UPDATE steps SET status = 'finished', output = '{"timed_out": true}', finished_at = now()
+            WHERE task_id = late.task_id AND kind = 'wait' AND status = 'started' AND due_at <= now();
+        GET DIAGNOSTICS over = ROW_COUNT;
+        woken := woken + minion_count_down(late.task_id, over)::integer;
+    END LOOP;
+    IF woken > 0 THEN
+        PERFORM minion_notify_pending();
+    END IF;
+    RETURN woken;
+END $$;
+
+-- What a task's open steps wait for; a person comes first, who would not know otherwise that he is asked.
+CREATE OR REPLACE FUNCTION minion_waits_for(t uuid) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN bool_or(s.input ? 'approval') THEN 'approval' WHEN bool_or(s.kind = 'subtask') THEN 'subtask'
+                WHEN bool_or(s.input->>'signal' IS NOT NULL) THEN 'signal' ELSE 'timer' END
+        FROM steps s WHERE s.task_id = t AND s.kind IN ('subtask', 'wait') AND s.status = 'started'
+$$;
+
+-- So many waits of a waiting task are over: it is woken at zero, once. The caller holds its lock.
+CREATE OR REPLACE FUNCTION minion_count_down(t uuid, over integer) RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    now_at text;
+BEGIN
+    UPDATE task_status SET
+            open_waits = GREATEST(0, open_waits - over),
+            state = CASE WHEN open_waits <= over THEN 'pending' ELSE state END,
+            wait_reason = CASE WHEN open_waits > over THEN minion_waits_for(t) END,
+            due_at = CASE WHEN open_waits > over THEN (
+                SELECT min(w.due_at) FROM steps w WHERE w.task_id = t AND w.kind = 'wait' AND w.status = 'started') END,
+            updated_at = now()
+        WHERE task_id = t AND state = 'waiting' AND open_waits > 0
+        RETURNING state INTO now_at;
+    IF now_at = 'pending' THEN
+        PERFORM minion_notify_pending();
+    END IF;
+    RETURN COALESCE(now_at = 'pending', false);
+END $$;
+
+-- Waiting tasks that no step of theirs keeps, whatever their count says: belt and braces, for the count is kept in the
+-- transactions that end what is waited for. So it looks at `most` waiting tasks at a time, those after the task `after`.
+-- Returns how many were woken, and the last that it looked at; NULL: there are no more.
+CREATE OR REPLACE FUNCTION minion_heal_waits(after uuid, most integer, OUT woken integer, OUT last uuid) LANGUAGE plpgsql
+SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+    looked_at uuid[] := ARRAY(
+        SELECT s.task_id FROM task_status s
+            WHERE s.state = 'waiting' AND s.task_id > COALESCE(after, '00000000-0000-0000-0000-000000000000')
+            ORDER BY s.task_id LIMIT most);
+BEGIN
+    last := looked_at[most];
+    UPDATE task_status SET state = 'pending', wait_reason = NULL, open_waits = 0, due_at = NULL, updated_at = now()
+        WHERE task_id IN (
+            SELECT s.task_id FROM task_status s
+                WHERE s.task_id = ANY (looked_at) AND s.state = 'waiting' AND s.updated_at < now() - interval '10 s'
+                  AND s.wait_reason IN ('subtask', 'signal', 'timer', 'approval')
+                  AND NOT EXISTS (SELECT 1 FROM steps w WHERE w.task_id = s.task_id AND w.status = 'started'
+                                    AND w.kind IN ('subtask', 'wait'))
+                FOR NO KEY UPDATE OF s SKIP LOCKED);
+    GET DIAGNOSTICS woken = ROW_COUNT;
+    IF woken > 0 THEN
+        PERFORM minion_notify_pending();
+    END IF;
+END $$;
