@@ -27,7 +27,8 @@ RESOLVE = text(
     first (version_id, depth) AS (
         SELECT version_id, 0 FROM target
         UNION ALL SELECT a.active_version_id, f.depth + 1 FROM first f
-            JOIN agent_versions v ON v.id = f.version_id AND v.type = 'function' AND NULLIF(v.input_schema, 'null') IS NULL
+            JOIN agent_versions v ON v.id = f.version_id AND v.type = 'function'
+                AND NULLIF(v.input_schema, 'null') IS NULL
                 AND v.definition->'config'->>'chain_strategy' = 'sequential'
             JOIN agents chain ON chain.id = v.agent_id
             JOIN relations r ON r.agent_version_id = v.id AND r.position = 0 AND r.for_each IS NULL
