@@ -68,7 +68,7 @@ def load_blueprint(version_id: UUID) -> Blueprint:
         row = session.get(AgentVersion, version_id)
         if row is None:
             raise NotFound(f"There is no agent version {version_id}.")
-        definition: AgentDefinition = stored_definition("agent", row.name, row.definition)
+        definition: AgentDefinition = stored_definition("agent", row.name, row.definition, row.key_order)
         target = _target(session, row)
         if target is not None and definition.input_schema is None:
             definition = definition.model_copy(update={"input_schema": target.input_schema})
@@ -96,7 +96,7 @@ def _tools(session: Session, version_id: UUID) -> tuple[Tool, ...]:
 
 
 def _tool(session: Session, row: ToolVersion) -> Tool:
-    definition = stored_definition("tool", row.name, row.definition)
+    definition = stored_definition("tool", row.name, row.definition, row.key_order)
     tool = _plain_tool(session, row, definition)
     return ApprovedTool(tool, definition.approval_timeout) if definition.approval else tool
 

@@ -22,9 +22,9 @@ BEGIN
 END $$;
 
 -- Suspends a running task: creates its sub-tasks and its waits in one transaction.
--- `children`: [{step, name, request_hash, request}]. `waits`: [{step, name, request_hash, seconds, signal, approval}]: a
--- timer, a named signal, or what somebody has to approve (a list of one), with a time-out where there are seconds. NULL:
--- the fence is lost. Else the state it is in now.
+-- `children`: [{step, name, request_hash, request}]. `waits`: [{step, name, request_hash, seconds, signal, approval,
+-- approval_order}]: a timer, a named signal, or what somebody has to approve (a list of one), with a time-out where there
+-- are seconds. NULL: the fence is lost. Else the state it is in now.
 CREATE OR REPLACE FUNCTION minion_suspend(t uuid, c integer, result jsonb, children jsonb, waits jsonb)
 RETURNS text LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -48,13 +48,13 @@ BEGIN
     END LOOP;
     FOR wait IN SELECT * FROM jsonb_to_recordset(waits)
             AS x (step integer, name text, request_hash text, seconds double precision, signal boolean,
-                  approval jsonb) LOOP
-        INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, due_at)
+                  approval jsonb, approval_order jsonb) LOOP
+        INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, due_at)
         VALUES (t, wait.step, 'wait', wait.name, 'started', 'pure', wait.request_hash, c,
                 jsonb_build_object('signal', CASE WHEN wait.signal THEN wait.name END, 'seconds', wait.seconds)
                     || CASE WHEN wait.approval IS NULL THEN '{}'::jsonb
                             ELSE jsonb_build_object('approval', wait.approval->0) END,
-                now() + wait.seconds * interval '1 s')
+                wait.approval_order, now() + wait.seconds * interval '1 s')
         -- A task that was woken by something else asks for the same again.
         ON CONFLICT (task_id, number) DO NOTHING;
         IF wait.signal AND minion_take_signal(t, wait.step, wait.name) THEN
@@ -160,14 +160,21 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    UPDATE steps SET status = 'finished', finished_at = now(), output = jsonb_build_object(
-            'signal', signal, 'payload', taken.payload, 'sent_at', taken.created_at)
+    UPDATE steps SET status = 'finished', finished_at = now(), output_order = taken.payload_order,
+            output = jsonb_build_object('signal', signal, 'payload', taken.payload, 'sent_at', taken.created_at)
         WHERE task_id = t AND number = wait_step;
     RETURN true;
 END $$;
 
--- Sends a signal to a task. It is kept until the task waits for it. Returns the state the task is in now.
-CREATE OR REPLACE FUNCTION minion_signal(t uuid, signal text, content jsonb) RETURNS text LANGUAGE plpgsql
+-- For orchestrators of release 0.2.
+CREATE OR REPLACE FUNCTION minion_signal(t uuid, signal text, content jsonb) RETURNS text LANGUAGE sql AS $$
+    SELECT minion_signal_v2(t, signal, content, NULL)
+$$;
+
+-- Sends a signal to a task. It is kept until the task waits for it. `content_order` is that of its keys
+-- (`minion_key_order`). Returns the state the task is in now.
+CREATE OR REPLACE FUNCTION minion_signal_v2(t uuid, signal text, content jsonb, content_order jsonb) RETURNS text
+LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     now_at task_status;
@@ -180,7 +187,7 @@ BEGIN
         RAISE EXCEPTION 'The task % has ended (%): it takes no more signals.', t, now_at.state USING ERRCODE = 'MN009';
     END IF;
     PERFORM minion_check_json(content, 'The payload');
-    INSERT INTO signals (task_id, name, payload) VALUES (t, signal, content);
+    INSERT INTO signals (task_id, name, payload, payload_order) VALUES (t, signal, content, content_order);
     IF now_at.state = 'waiting' THEN
         SELECT number INTO wait_step FROM steps WHERE task_id = t AND kind = 'wait' AND status = 'started'
             AND input->>'signal' = signal ORDER BY number LIMIT 1;
