@@ -50,7 +50,13 @@ class Client(Operations):
     """
 
     def __init__(
-        self, url: str | None = None, api_key: str | None = None, *, timeout: float = 30.0, retries: int = 5
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = 30.0,
+        retries: int = 5,
+        actor: str | None = None,
     ) -> None:
         """Nothing is sent yet.
 
@@ -59,6 +65,8 @@ class Client(Operations):
             api_key: its key; by default MINION_API_KEY.
             timeout: seconds until a request is given up.
             retries: how often a request is tried again.
+            actor: who acts, for the record of decisions, pauses, limits, replays and cancellations: a claim, and shown
+                as one. By default MINION_ACTOR.
 
         Raises:
             NotConfigured: there is no address, or no key that a header can carry.
@@ -66,7 +74,8 @@ class Client(Operations):
         address = url or _from_environment("MINION_API_URL", "the API's address, such as http://127.0.0.1:8700")
         # A key that was made from a file ends as files do.
         key = (api_key or _from_environment("MINION_API_KEY", "the API's key")).strip()
-        self._transport = Transport(address, key, timeout=timeout, retries=retries)
+        actor = actor or os.environ.get("MINION_ACTOR")
+        self._transport = Transport(address, key, timeout=timeout, retries=retries, actor=actor)
 
     def submit(
         self,
@@ -312,20 +321,33 @@ class Client(Operations):
         return Task.of(self._transport.post(_task_path(task, f"signals/{quote(name, safe='')}"), body, safe=False))
 
     def decide(
-        self, task: TaskId, verdict: str, value: Any = None, reason: str | None = None, step: int | None = None
+        self,
+        task: TaskId,
+        verdict: str,
+        value: Any = None,
+        reason: str | None = None,
+        step: int | None = None,
+        *,
+        proposal: str | None = None,
     ) -> Task:
-        """Decides about a step that waits for a person.
+        """Decide about a step that waits for a person, and name the step or the proposal that was seen.
 
         Args:
             verdict: `approve` or `reject` a proposed call; `result`, `again` or `fail` for one that was interrupted.
             value: for `approve` other arguments than proposed, for `result` what the call returned.
-            step: its number; by default the first that waits.
+            step: the number of the step.
+            proposal: `why(task)["facts"]["proposal"]`: other than a step, it also tells two interruptions apart.
+
+        Returns:
+            The task; its `decision` says what was decided.
 
         Raises:
             NotFound: there is none of that id.
-            Conflict: it waits for no such decision.
+            Conflict: it waits for no such decision, or by now for another one.
+            InvalidInput: neither step nor proposal is given, or the verdict does not fit the step.
         """
-        body = to_json(given(verdict=verdict, value=value, reason=reason, step=step), what="The decision")
+        decision = given(verdict=verdict, value=value, reason=reason, step=step, proposal=proposal)
+        body = to_json(decision, what="The decision")
         return Task.of(self._transport.post(_task_path(task, "decisions"), body, safe=False))
 
     def change_budget(

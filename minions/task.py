@@ -80,6 +80,8 @@ class Task(TaskSummary):
     traceparent: str | None = None
     budget: dict[str, Any] | None = None
     routing: dict[str, Any] | None = None
+    decision: dict[str, Any] | None = None
+    """What `Client.decide` decided: `step`, `name`, `proposal`, `verdict`, `value`."""
 
     def result(self) -> Any:
         """The output of a task that succeeded.

@@ -29,11 +29,11 @@ NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 class Transport:
     """Sends requests with the key. Threads may share it."""
 
-    def __init__(self, url: str, api_key: str, *, timeout: float, retries: int) -> None:
+    def __init__(self, url: str, api_key: str, *, timeout: float, retries: int, actor: str | None = None) -> None:
         """Nothing is sent yet.
 
         Raises:
-            InvalidInput: `url` is no address.
+            InvalidInput: `url` is no address, or `actor` cannot be shown.
             NotConfigured: no header can hold the key; the message does not quote it, as the library's own would.
         """
         if not KEY.fullmatch(api_key):
@@ -41,6 +41,8 @@ class Transport:
                 "The API's key cannot be sent: it is printable ASCII on one line, and ends with no space. "
                 "Check MINION_API_KEY."
             )
+        if actor and not actor.isprintable():
+            raise InvalidInput("Invalid actor: the name must be printable characters on one line.")
         self.url = url
         self.timeout = timeout
         self.retries = retries
@@ -48,7 +50,11 @@ class Transport:
             address = httpx2.URL(url)
             self._http = httpx2.Client(
                 base_url=address,
-                headers={"Authorization": f"Bearer {api_key}", "Accept": "application/json"},
+                headers=[
+                    (b"Authorization", f"Bearer {api_key}".encode()),
+                    (b"Accept", b"application/json"),
+                    *([(b"Minion-Actor", actor.encode())] if actor else []),
+                ],
                 timeout=timeout,
                 # A proxy from the environment cannot reach this machine's own addresses.
                 trust_env=address.host not in LOOPBACK,

@@ -71,7 +71,7 @@ WORKER = text("SELECT name, status, last_seen FROM workers WHERE id = :id")
 OPEN_STEPS = text(
     """
     SELECT w.number, w.kind, w.name, w.effect, w.input, w.input_order, w.due_at, w.error, w.child_id,
-           s.state AS child_state
+           s.state AS child_state, minion_proposal(w) AS proposal
         FROM steps w LEFT JOIN task_status s ON s.task_id = w.child_id
         WHERE w.task_id = :task AND w.status = 'started'
         ORDER BY w.effect <> 'unsafe', NOT COALESCE(w.kind = 'wait' AND w.input ? 'approval', false), w.number LIMIT 20
@@ -372,7 +372,12 @@ def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanati
     step = next(filter(_is_interrupted if reason == "answer" else _is_proposed, waits), None)
     if step is None:
         return case.answer(reason, "Somebody has just decided what it waited for: it goes on in a moment.")
-    facts = {"waits": [_plain(wait) for wait in waits]}
+    facts = {
+        "waits": [_plain(wait) for wait in waits],
+        "step": step["number"],
+        "name": step["name"],
+        "proposal": step["proposal"],
+    }
     if reason == "answer":
         how = f" ({step['error']['message'].rstrip('.')})" if step["error"] else ""
         return case.answer(
@@ -381,12 +386,14 @@ def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanati
             "somebody has to say whether it happened.",
             f"`minion answer {task['id']}` with --result JSON, --again or --fail.",
             **facts,
+            request=step["input"],
         )
     proposed = json.dumps(step["input"]["approval"], ensure_ascii=False)
     limit = f", {case.until(step['due_at'])}" if step["due_at"] else ""
     return case.answer(
         "approval",
-        f"Somebody has to approve {step['name']} with {proposed[:500]}{limit}.",
+        f"Somebody has to approve step {step['number']}, {step['name']} with {proposed[:500]}{limit} "
+        f"(proposal {step['proposal']}).",
         f"`minion approve {task['id']}` or `minion reject {task['id']} --reason TEXT`.",
         **facts,
         proposed=step["input"]["approval"],

@@ -40,6 +40,23 @@ class Accepted:
     created: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What was decided, and the state that the task is in now.
+
+    Attributes:
+        proposal: the short hash that named it.
+        value: the arguments that were approved, or the result that the step was given.
+    """
+
+    state: State
+    step: int
+    name: str
+    proposal: str
+    verdict: str
+    value: Any
+
+
 ACCEPT = text(
     "SELECT a.task_id, a.created FROM jsonb_array_elements(:requests) WITH ORDINALITY AS r (request, n), "
     "LATERAL minion_accept(r.request) AS a ORDER BY r.n"
@@ -75,8 +92,8 @@ SIGNAL = text("SELECT minion_signal_v2(:task, :name, :payload, :order)").bindpar
     bindparam("payload", type_=JSONB), bindparam("order", type_=JSONB(none_as_null=True))
 )
 ASK = text("SELECT minion_ask(:task, :claim, :result)").bindparams(bindparam("result", type_=JSONB))
-DECIDE = text("SELECT minion_decide(:task, :step, :verdict, :value, :reason, :who)").bindparams(
-    bindparam("value", type_=JSONB(none_as_null=True))
+DECIDE = text("SELECT minion_decide_v2(:task, :step, :proposal, :verdict, :value, :order, :reason, :who)").bindparams(
+    bindparam("value", type_=JSONB(none_as_null=True)), bindparam("order", type_=JSONB(none_as_null=True))
 )
 IS_CANCELLED = text(
     "SELECT cancel_requested FROM task_status WHERE task_id = :task AND claim = :claim AND state = 'running'"
@@ -357,15 +374,18 @@ def decide(
     *,
     who: str,
     step: int | None = None,
+    proposal: str | None = None,
     value: Any = None,
     reason: str | None = None,
-) -> State:
-    """Decides about a step that waits for a person. Returns the state the task is in now.
+) -> Decided:
+    """Decide about a step that waits for a person.
 
     Args:
         verdict: `approve` or `reject` a proposed call; `result`, `again` or `fail` for an interrupted one.
         who: for the record.
-        step: its number; the first that waits, if there is none.
+        step: its number.
+        proposal: what is decided about, as `explain` and `undecided` name it. Without step and proposal: the first that
+            waits, whatever it is by now.
         value: for `approve` the arguments in place of the proposed ones, for `result` what the call returned.
 
     Raises:
@@ -373,8 +393,18 @@ def decide(
         Conflict: it waits for no such decision.
         InvalidInput: the verdict does not fit the step.
     """
-    values = {"task": task, "step": step, "verdict": verdict, "value": value, "reason": reason, "who": who}
-    return State(connection.scalar(DECIDE, values))
+    values = {
+        "task": task,
+        "step": step,
+        "proposal": proposal,
+        "verdict": verdict,
+        "value": value,
+        "order": order_of(value),
+        "reason": reason,
+        "who": who,
+    }
+    decided: dict[str, Any] = connection.scalar(DECIDE, values)
+    return Decided(**{**in_order(decided, "value"), "state": State(decided["state"])})
 
 
 def signal(connection: Connection, task: UUID, name: str, payload: Any) -> State:
@@ -389,13 +419,17 @@ def signal(connection: Connection, task: UUID, name: str, payload: Any) -> State
     return State(connection.scalar(SIGNAL, values))
 
 
-def cancel(connection: Connection, task: UUID, *, reason: str) -> State:
+def cancel(connection: Connection, task: UUID, *, reason: str, who: str | None = None) -> State:
     """Cancels a task and everything below it; a running one is asked to stop.
+
+    Args:
+        who: for the record.
 
     Raises:
         NotFound: there is no such task.
     """
-    return _end_tree(connection, task, State.CANCELLED, {"type": "cancelled", "message": reason})
+    by = {"by": who} if who else {}
+    return _end_tree(connection, task, State.CANCELLED, {"type": "cancelled", "message": reason, **by})
 
 
 def expire(connection: Connection, task: UUID) -> State:

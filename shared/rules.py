@@ -24,21 +24,23 @@ _LONGEST_PERIOD = 366 * _UNITS["d"]
 _RATE = re.compile(r"^(\d{1,9})/(\d{0,9})(s|m|min|h|d)$")
 
 PAUSE = text(
-    "INSERT INTO pauses (namespace, scope, name, reason) VALUES (:namespace, :scope, :name, :reason) "
+    "INSERT INTO pauses (namespace, scope, name, reason, created_by) VALUES (:namespace, :scope, :name, :reason, :who) "
     "ON CONFLICT (namespace, scope, name) DO UPDATE SET reason = COALESCE(EXCLUDED.reason, pauses.reason) "
-    "RETURNING namespace, scope, name, reason, created_at"
+    "RETURNING namespace, scope, name, reason, created_at, created_by"
 )
 RESUME = text("DELETE FROM pauses WHERE namespace = :namespace AND scope = :scope AND name = :name RETURNING 1")
-PAUSES = text("SELECT namespace, scope, name, reason, created_at FROM pauses ORDER BY namespace, scope, name")
+PAUSES = text(
+    "SELECT namespace, scope, name, reason, created_at, created_by FROM pauses ORDER BY namespace, scope, name"
+)
 SET_LIMIT = text(
     "INSERT INTO limits (namespace, scope, name, max_running, rate, period_seconds, input_tokens, "
-    "input_tokens_seconds, output_tokens, output_tokens_seconds) "
+    "input_tokens_seconds, output_tokens, output_tokens_seconds, created_by) "
     "VALUES (:namespace, :scope, :name, :max_running, :rate, :period_seconds, :input_tokens, :input_tokens_seconds, "
-    ":output_tokens, :output_tokens_seconds) "
+    ":output_tokens, :output_tokens_seconds, :who) "
     "ON CONFLICT (namespace, scope, name) DO UPDATE SET max_running = EXCLUDED.max_running, rate = EXCLUDED.rate, "
     "period_seconds = EXCLUDED.period_seconds, input_tokens = EXCLUDED.input_tokens, "
     "input_tokens_seconds = EXCLUDED.input_tokens_seconds, output_tokens = EXCLUDED.output_tokens, "
-    "output_tokens_seconds = EXCLUDED.output_tokens_seconds RETURNING *"
+    "output_tokens_seconds = EXCLUDED.output_tokens_seconds, created_by = EXCLUDED.created_by RETURNING *"
 )
 REMOVE_LIMIT = text("DELETE FROM limits WHERE namespace = :namespace AND scope = :scope AND name = :name RETURNING 1")
 LIMITS = text("SELECT * FROM limits ORDER BY namespace, scope, name")
@@ -78,10 +80,20 @@ class Rate:
 
 
 def pause(
-    connection: Connection, scope: Scope, name: str, *, reason: str | None = None, namespace: str = "default"
+    connection: Connection,
+    scope: Scope,
+    name: str,
+    *,
+    reason: str | None = None,
+    namespace: str = "default",
+    who: str | None = None,
 ) -> dict[str, Any]:
-    """Keeps the tasks of a capability, an agent or a key from starting. What runs goes on. May be repeated."""
-    values = {**_target(scope, name, namespace), "reason": reason}
+    """Keeps the tasks of a capability, an agent or a key from starting. What runs goes on. May be repeated.
+
+    Args:
+        who: for the record.
+    """
+    values = {**_target(scope, name, namespace), "reason": reason, "who": who}
     return dict(connection.execute(PAUSE, values).mappings().one())
 
 
@@ -112,6 +124,7 @@ def set_limit(
     input_tokens: Rate | None = None,
     output_tokens: Rate | None = None,
     namespace: str = "default",
+    who: str | None = None,
 ) -> dict[str, Any]:
     """Limits how many tasks of a capability, an agent or a key run at once, or start in a period; or how many requests
     and tokens a model is asked for in a period. Replaces a limit that is there.
@@ -121,6 +134,7 @@ def set_limit(
         rate: of starts; for a model of requests.
         input_tokens: only for a model.
         output_tokens: only for a model.
+        who: for the record.
 
     Raises:
         InvalidInput: nothing is given, or something that makes no sense for this scope.
@@ -128,6 +142,7 @@ def set_limit(
     _check_limit(scope, max_running, rate, input_tokens, output_tokens)
     values = {
         **_target(scope, name, namespace, LIMIT_SCOPES),
+        "who": who,
         "max_running": max_running,
         **_columns(rate, "rate", "period_seconds"),
         **_columns(input_tokens, "input_tokens", "input_tokens_seconds"),

@@ -24,7 +24,8 @@ TEN_YEARS = 10 * 366 * 86_400
 
 COLUMNS = (
     "name, namespace, cron, CASE WHEN cron IS NOT NULL THEN timezone END AS timezone, interval_seconds, missed, "
-    "request, request_order, enabled, CASE WHEN enabled THEN next_at END AS next_at, last_at, last_task_id, last_error, created_at"
+    "request, request_order, enabled, CASE WHEN enabled THEN next_at END AS next_at, last_at, last_task_id, last_error, "
+    "created_at"
 )
 LIST = text(
     f"SELECT {COLUMNS} FROM schedules WHERE namespace = :namespace AND name > :after "  # noqa: S608
@@ -34,8 +35,8 @@ GET = text(f"SELECT {COLUMNS} FROM schedules WHERE namespace = :namespace AND na
 LOCK = text("SELECT 1 FROM schedules WHERE namespace = :namespace AND name = :name FOR UPDATE")
 INSERT = (
     "INSERT INTO schedules AS s (namespace, name, cron, timezone, interval_seconds, missed, request, "
-    "request_order, enabled, next_at) VALUES (:namespace, :name, :cron, :timezone, :interval_seconds, :missed, :request, "
-    ":request_order, :enabled, :next_at) "
+    "request_order, enabled, next_at) VALUES (:namespace, :name, :cron, :timezone, :interval_seconds, :missed, "
+    ":request, :request_order, :enabled, :next_at) "
 )
 ORDER = bindparam("request_order", type_=JSONB(none_as_null=True))
 CREATE = text(f"{INSERT} ON CONFLICT DO NOTHING RETURNING {COLUMNS}").bindparams(

@@ -251,7 +251,7 @@ class Definition(Strict):
         return self.model_dump(mode="json", exclude={"kind", "name"})
 
     def key_order(self) -> KeyOrder | None:
-        """The order of the keys in its schemas, which models write and read in. A version stores it beside the content."""
+        """The order of the keys in its schemas, which is the order that models write in; stored beside the content."""
         return order_of({field: getattr(self, field, None) for field in SCHEMAS})
 
     def checksum(self, **resolved: Any) -> str:

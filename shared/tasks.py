@@ -63,7 +63,8 @@ CONDITIONS = {
 TYPES: dict[str, Any] = {"states": ARRAY(TEXT), "labels": JSONB, "created_after": PgUUID, "created_before": PgUUID}
 
 OVERVIEW = text(
-    "SELECT o.*, t.input_order, e.output_order, t.routing, (SELECT minion_budget_of(b.task_id) FROM budgets b WHERE b.task_id = t.id) AS budget "
+    "SELECT o.*, t.input_order, e.output_order, t.routing, "
+    "(SELECT minion_budget_of(b.task_id) FROM budgets b WHERE b.task_id = t.id) AS budget "
     "FROM task_overview o JOIN tasks t ON t.id = o.id LEFT JOIN task_outcomes e ON e.task_id = o.id WHERE o.id = :task"
 )
 USAGE = text(
@@ -79,8 +80,8 @@ TREE = text(
     f"{SUMMARIES} ORDER BY id"
 )
 STEPS = text(
-    "SELECT number, kind, name, status, effect, request_hash, claim, input, input_order, output, output_order, error, stdout, usage, "
-    "cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at "
+    "SELECT number, kind, name, status, effect, request_hash, claim, input, input_order, output, output_order, error, stdout, "
+    "usage, cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at "
     "FROM steps WHERE task_id = :task AND number > :after ORDER BY number LIMIT :most"
 )
 EXECUTIONS = text(

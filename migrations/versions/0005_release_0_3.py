@@ -33,6 +33,8 @@ SUBMITTERS = """
 def upgrade() -> None:
     """All without a rewrite of a table."""
     op.add_column("tasks", sa.Column("effect_origin", sa.UUID(), nullable=True))
+    op.add_column("pauses", sa.Column("created_by", sa.Text(), nullable=True))
+    op.add_column("limits", sa.Column("created_by", sa.Text(), nullable=True))
     keep_key_orders()
     keep_submitters()
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, text
 
 from orchestrator.api import body, problems
+from orchestrator.api.actors import Actor
 from orchestrator.api.parameters import Database, ItemPage, PageQuery, Text
 from orchestrator.replay import replay_many
 from shared import tasks
@@ -20,7 +21,6 @@ from shared.schemas import Moment
 from shared.states import FINAL, State
 from shared.tasks import Page, TaskFilter
 
-SUBMITTED_BY = "api:replay"
 MOST = 500
 FUNCTION_VERSION = text(
     "SELECT v.id FROM function_versions v JOIN functions f ON f.id = v.function_id "
@@ -118,7 +118,7 @@ def list_dead_letters(query: Annotated[DeadLetterQuery, Query()], database: Data
     responses=problems.documented(404, 413, 415),
     openapi_extra=body.documented(ReplayRequest.model_json_schema()),
 )
-def replay_tasks(sent: body.TaskBody, database: Database) -> dict[str, Any]:
+def replay_tasks(sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
     """Submits ended tasks again, a page at a time, spread over time at the asked rate."""
     asked = body.parse_model(ReplayRequest, sent)
     if living := set(asked.states) - FINAL:
@@ -133,7 +133,7 @@ def replay_tasks(sent: body.TaskBody, database: Database) -> dict[str, Any]:
         )
         page = replay_many(
             connection, chosen, batch=batch, pinned=asked.pinned, new_keys=asked.new_keys, rate=asked.rate,
-            start_at=asked.start_at, limit=asked.limit, before=asked.cursor, submitted_by=SUBMITTED_BY,
+            start_at=asked.start_at, limit=asked.limit, before=asked.cursor, submitted_by=actor,
             dry_run=asked.dry_run,
         )  # fmt: skip
     return {"items": page.items, "next": page.next, "batch": batch, "start_at": page.start_at, "matched": matched}

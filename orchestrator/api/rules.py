@@ -9,6 +9,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.api import body, problems
+from orchestrator.api.actors import Actor
 from orchestrator.api.parameters import Database, Namespace
 from shared import rules
 from shared.rules import LimitScope, Rate, Scope
@@ -24,6 +25,7 @@ class Pause(BaseModel):
     name: str
     reason: str | None
     created_at: datetime
+    created_by: str | None
 
 
 class Limit(BaseModel):
@@ -42,6 +44,7 @@ class Limit(BaseModel):
     output_tokens: int | None = Field(description="Of a model, in `output_tokens_seconds`.")
     output_tokens_seconds: float | None
     created_at: datetime
+    created_by: str | None
 
 
 class Pauses(BaseModel):
@@ -90,11 +93,13 @@ def list_pauses(database: Database) -> dict[str, Any]:
     responses=problems.documented(413, 415),
     openapi_extra=body.documented(PauseRequest.model_json_schema(), required=False),
 )
-def pause(scope: Scope, name: str, query: Namespace, sent: body.TaskBody, database: Database) -> dict[str, Any]:
+def pause(
+    scope: Scope, name: str, query: Namespace, sent: body.TaskBody, database: Database, actor: Actor
+) -> dict[str, Any]:
     """Pauses a capability, an agent or a key: what runs goes on, nothing of it starts. May be repeated."""
     asked = body.parse_model(PauseRequest, sent, required=False)
     with database.begin() as connection:
-        return rules.pause(connection, scope, name, reason=asked.reason, namespace=query.namespace)
+        return rules.pause(connection, scope, name, reason=asked.reason, namespace=query.namespace, who=actor)
 
 
 @router.delete("/pauses/{scope}/{name}", status_code=204, response_class=Response, responses=problems.documented(404))
@@ -119,7 +124,7 @@ def list_limits(database: Database) -> dict[str, Any]:
     openapi_extra=body.documented(LimitRequest.model_json_schema()),
 )
 def set_limit(
-    scope: LimitScope, name: str, query: Namespace, sent: body.TaskBody, database: Database
+    scope: LimitScope, name: str, query: Namespace, sent: body.TaskBody, database: Database, actor: Actor
 ) -> dict[str, Any]:
     """Limits a capability, an agent, a key or a model (`*`: each that has no limit of its own). Replaces the limit
     there is.
@@ -135,6 +140,7 @@ def set_limit(
             input_tokens=_rate(asked.input_tokens),
             output_tokens=_rate(asked.output_tokens),
             namespace=query.namespace,
+            who=actor,
         )
 
 

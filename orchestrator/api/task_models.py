@@ -173,7 +173,32 @@ class DecisionRequest(BaseModel):
     verdict: Literal["approve", "reject", "result", "again", "fail"]
     value: Any = Field(None, description="`approve`: other arguments; `result`: what the call returned.")
     reason: str | None = Field(None, min_length=1, max_length=1000)
-    step: int | None = Field(None, ge=1, le=2**31 - 1, description="The first that waits, if it is left out.")
+    step: int | None = Field(None, ge=1, le=2**31 - 1, description="The number of the step that is decided about.")
+    proposal: str | None = Field(
+        None, pattern="^[0-9a-f]{12}$", description="The `proposal` that `GET /v1/tasks/{task_id}/why` names."
+    )
+
+    @model_validator(mode="after")
+    def _names_what_was_seen(self) -> Self:
+        if self.step is None and self.proposal is None:
+            raise ValueError("a decision must name the step or the proposal that it is about; `minion why` shows both")
+        return self
+
+
+class Decision(BaseModel):
+    """What was decided."""
+
+    step: int
+    name: str
+    proposal: str
+    verdict: str
+    value: Any = Field(None, description="The arguments that were approved, or the result that the step was given.")
+
+
+class DecidedTask(Task):
+    """A task after a decision."""
+
+    decision: Decision
 
 
 class Why(BaseModel):

@@ -11,6 +11,7 @@ from sqlalchemy import Connection, Engine
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.api import body, problems
+from orchestrator.api.actors import Actor
 from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.parameters import Database, ItemPage, NumberedPage, StrictQuery
 from orchestrator.api.task_filters import TaskPage, Tasks, TreePage
@@ -19,6 +20,7 @@ from orchestrator.api.task_models import (
     BulkResult,
     CancelRequest,
     Counts,
+    DecidedTask,
     DecisionRequest,
     Execution,
     ReplayRequest,
@@ -158,12 +160,12 @@ def list_tree(task_id: UUID, query: TreePage, database: Database) -> Page:
     responses=problems.documented(404, 413, 415),
     openapi_extra=body.documented(CancelRequest.model_json_schema(), required=False),
 )
-def cancel_task(task_id: UUID, sent: body.TaskBody, database: Database) -> dict[str, Any]:
+def cancel_task(task_id: UUID, sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
     """Cancels a task and everything below it. A running one is asked to stop (`cancel_requested`); one that has
     ended stays as it is. May be repeated."""
     asked = body.parse_model(CancelRequest, sent, required=False)
     with database.begin() as connection:
-        lifecycle.cancel(connection, task_id, reason=asked.reason)
+        lifecycle.cancel(connection, task_id, reason=asked.reason, who=actor)
         return tasks.get_task(connection, task_id)
 
 
@@ -174,11 +176,13 @@ def cancel_task(task_id: UUID, sent: body.TaskBody, database: Database) -> dict[
     responses=problems.documented(404, 409, 413, 415),
     openapi_extra=body.documented(ReplayRequest.model_json_schema(), required=False),
 )
-def replay_task(task_id: UUID, sent: body.TaskBody, database: Database, response: Response) -> dict[str, Any]:
+def replay_task(
+    task_id: UUID, sent: body.TaskBody, database: Database, response: Response, actor: Actor
+) -> dict[str, Any]:
     """Submits a task that has ended again, as a new task; the old one stays as it was."""
     asked = body.parse_model(ReplayRequest, sent, required=False)
     with database.begin() as connection:
-        return _show(connection, _replayed(connection, task_id, asked), response)
+        return _show(connection, _replayed(connection, task_id, asked, actor), response)
 
 
 @router.get("/{task_id}/why", response_model=Why, responses=problems.documented(404))
@@ -207,17 +211,20 @@ def signal_task(task_id: UUID, name: SignalName, sent: body.TaskBody, database: 
 
 @router.post(
     "/{task_id}/decisions",
-    response_model=Task,
+    response_model=DecidedTask,
     responses=problems.documented(404, 409, 413, 415),
     openapi_extra=body.documented(DecisionRequest.model_json_schema()),
 )
-def decide(task_id: UUID, sent: body.TaskBody, database: Database) -> dict[str, Any]:
-    """Decides about a step that waits for a person: approves or rejects a call, or says what became of one."""
+def decide(task_id: UUID, sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
+    """Decides about a step that waits for a person: approves or rejects a call, or says what became of one.
+
+    The decision names the step or the proposal that it is about, and is refused where the task waits for another.
+    """
     asked = body.parse_model(DecisionRequest, sent)
     check(asked.value, what="The value", limit=get_settings().max_input_bytes)
     with database.begin() as connection:
-        lifecycle.decide(connection, task_id, who=SUBMITTED_BY, **asked.model_dump())
-        return tasks.get_task(connection, task_id)
+        decided = lifecycle.decide(connection, task_id, who=actor, **asked.model_dump())
+        return {**tasks.get_task(connection, task_id), "decision": decided}
 
 
 @router.post(
@@ -235,15 +242,11 @@ def change_budget(task_id: UUID, sent: body.TaskBody, database: Database) -> dic
         return tasks.get_task(connection, owner)
 
 
-def _replayed(connection: Connection, task_id: UUID, asked: ReplayRequest) -> Accepted:
+def _replayed(connection: Connection, task_id: UUID, asked: ReplayRequest, actor: str) -> Accepted:
     if asked.from_step is None:
-        return replay(
-            connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=SUBMITTED_BY
-        )
+        return replay(connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=actor)
     edit = Edit(asked.edited_output) if "edited_output" in asked.model_fields_set else None
-    replayed = replay_from(
-        connection, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=SUBMITTED_BY
-    )
+    replayed = replay_from(connection, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=actor)
     return Accepted(replayed, True)
 
 

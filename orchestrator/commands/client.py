@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import typer
+
 from minions import Client
 from shared.settings import get_settings
 
+ACTOR = typer.Option(
+    None, "--as", metavar="NAME", envvar="MINION_ACTOR", help="Your name for the record, which shows it as a claim."
+)
 
-def connect() -> Client:
+
+def connect(actor: str | None = None) -> Client:
     """A client for the configured API, or for the running `minion up` of this installation.
+
+    Args:
+        actor: who acts, for the record.
 
     Raises:
         NotConfigured: there is no API key.
     """
     settings = get_settings()
-    return Client(settings.require_api_url(), settings.require_api_key())
+    return Client(settings.require_api_url(), settings.require_api_key(), actor=actor)

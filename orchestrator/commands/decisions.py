@@ -1,18 +1,37 @@
-"""Commands for people whom a task waits for: approve, reject, answer."""
+"""Commands about decisions that a task waits for: approve, reject, answer.
+
+A decision names what was seen. At a terminal the command shows the proposal, asks, and sends the short hash of what it
+showed. A script names the step, or says `--yes` to what waits at that moment.
+"""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import typer
 
-from orchestrator.commands.client import connect
-from orchestrator.commands.output import AS_JSON, console, print_json
+from minions import Client
+from orchestrator.commands.client import ACTOR, connect
+from orchestrator.commands.output import AS_JSON, console, interactive, print_json
 from orchestrator.commands.tasks import plain, read_input
+from shared.errors import Conflict
 
 TASK = typer.Argument(help="The task's id.")
-STEP = typer.Option(None, "--step", min=1, help="The step's number; by default the first that waits.")
+STEP = typer.Option(None, "--step", min=1, help="The number of the step that you decide about; asks nothing.")
+PROPOSAL = typer.Option(
+    None, "--proposal", metavar="HASH", help="The proposal, as `minion why` names it; asks nothing."
+)
+YES = typer.Option(False, "--yes", "-y", help="Decide about what waits now; asks nothing.")
 REASON = typer.Option(None, "--reason", help="Why, for the record.")
+WAITING = ("approval", "answer")
+DONE = {
+    "approve": "Approved",
+    "reject": "Rejected",
+    "result": "Recorded the result of",
+    "again": "Retrying",
+    "fail": "Failed",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -25,16 +44,28 @@ def approve(
     task_id: str = TASK,
     edit: str | None = typer.Option(None, "--edit", help="Other arguments than proposed, as JSON."),
     step: int | None = STEP,
+    proposal: str | None = PROPOSAL,
+    yes: bool = YES,
     reason: str | None = REASON,
+    actor: str | None = ACTOR,
     as_json: bool = AS_JSON,
 ) -> None:
-    """Approve the call that a task proposes; `minion why TASK` shows it."""
-    _decide(task_id, "approve", None if edit is None else read_input(edit), reason, step, as_json)
+    """Approve the call that a task proposes."""
+    value = None if edit is None else read_input(edit)
+    _decide(task_id, "approve", value, reason, _Seen(step, proposal, yes), actor, as_json)
 
 
-def reject(task_id: str = TASK, step: int | None = STEP, reason: str | None = REASON, as_json: bool = AS_JSON) -> None:
-    """Reject it. A model is told the reason, and may try something else."""
-    _decide(task_id, "reject", None, reason, step, as_json)
+def reject(
+    task_id: str = TASK,
+    step: int | None = STEP,
+    proposal: str | None = PROPOSAL,
+    yes: bool = YES,
+    reason: str | None = REASON,
+    actor: str | None = ACTOR,
+    as_json: bool = AS_JSON,
+) -> None:
+    """Reject the call that a task proposes; a model receives the reason, and may try something else."""
+    _decide(task_id, "reject", None, reason, _Seen(step, proposal, yes), actor, as_json)
 
 
 def answer(
@@ -43,20 +74,64 @@ def answer(
     again: bool = typer.Option(False, "--again", help="It did not happen: do it now."),
     fail: bool = typer.Option(False, "--fail", help="It did not happen, and shall not."),
     step: int | None = STEP,
+    proposal: str | None = PROPOSAL,
+    yes: bool = YES,
     reason: str | None = REASON,
+    actor: str | None = ACTOR,
     as_json: bool = AS_JSON,
 ) -> None:
     """Say what became of an unsafe step that was interrupted."""
     verdicts = [name for name, said in (("result", result is not None), ("again", again), ("fail", fail)) if said]
     if len(verdicts) != 1:
         raise typer.BadParameter("give one of --result JSON, --again and --fail")
-    _decide(task_id, verdicts[0], None if result is None else read_input(result), reason, step, as_json)
+    value = None if result is None else read_input(result)
+    _decide(task_id, verdicts[0], value, reason, _Seen(step, proposal, yes), actor, as_json)
 
 
-def _decide(task_id: str, verdict: str, value: Any, reason: str | None, step: int | None, as_json: bool) -> None:
-    with connect() as client:
-        task = client.decide(task_id, verdict, value, reason, step)
+class _Seen:
+    """What the caller has seen, as the options say it."""
+
+    def __init__(self, step: int | None, proposal: str | None, yes: bool) -> None:
+        self.step, self.proposal, self.yes = step, proposal, yes
+
+    def address(self, client: Client, task_id: str, verdict: str) -> dict[str, Any]:
+        """The step or the proposal that the decision is about; asks where neither is given.
+
+        Raises:
+            Conflict: the task waits for no decision.
+        """
+        if self.step is not None or self.proposal is not None:
+            return {"step": self.step, "proposal": self.proposal}
+        if not self.yes and not (interactive() and sys.stdin.isatty()):
+            raise typer.BadParameter(
+                "nothing can be asked here: say what you have seen with --step, --proposal or --yes"
+            )
+        why = client.why(task_id)
+        if why["reason"] not in WAITING or "proposal" not in why["facts"]:
+            raise Conflict(f"Task {task_id} waits for no decision. {why['sentence']}")
+        if not self.yes:
+            _ask(why, verdict)
+        return {"proposal": why["facts"]["proposal"]}
+
+
+def _ask(why: dict[str, Any], verdict: str) -> None:
+    """Show what is proposed, and go on only with a yes."""
+    facts = why["facts"]
+    console.print(f"Step {facts['step']}, {facts['name']} (proposal {facts['proposal']}):")
+    print_json(facts.get("proposed", facts.get("request")))
+    typer.confirm(f"{verdict.capitalize()}?", abort=True)
+
+
+def _decide(
+    task_id: str, verdict: str, value: Any, reason: str | None, seen: _Seen, actor: str | None, as_json: bool
+) -> None:
+    with connect(actor) as client:
+        task = client.decide(task_id, verdict, value, reason, **seen.address(client, task_id, verdict))
     if as_json:
         print_json(plain(task))
-    else:
-        console.print(f"{task.id} {task.state}")
+        return
+    decided = task.decision or {}
+    console.print(f"{DONE[verdict]} step {decided.get('step')}, {decided.get('name')}:")
+    if decided.get("value") is not None:
+        print_json(decided["value"])
+    console.print(f"{task.id} {task.state}")

@@ -11,7 +11,7 @@ import typer
 from rich.progress import Progress
 
 from minions import Client
-from orchestrator.commands.client import connect
+from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.output import AS_JSON, interactive, local_time, print_json, print_table, stderr, zoned
 from orchestrator.commands.tasks import read_input
 
@@ -44,6 +44,7 @@ def replay(
     ),
     rate: float = typer.Option(10.0, min=0.001, help="With filters: how many of the new tasks start in a second."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be replayed."),
+    actor: str | None = ACTOR,
     as_json: bool = AS_JSON,
 ) -> None:
     """Submit ended tasks again. The old tasks stay as they were."""
@@ -62,7 +63,7 @@ def replay(
     how: dict[str, Any] = {"pinned": pinned, "from_step": from_step, "new_keys": new_keys}
     if edit_output is not None:
         how["edited_output"] = read_input(edit_output if edit_output == "-" else f"@{edit_output}")
-    with connect() as client:
+    with connect(actor) as client:
         done = (
             _replay_many(client, filters, pinned=bool(pinned), new_keys=new_keys, rate=rate, dry_run=dry_run)
             if filtered

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from minions import Client
-from orchestrator.commands.client import connect
+from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table
 
 SCOPE = typer.Argument(help="capability, agent or key.")
@@ -32,9 +32,10 @@ def pause(
     scope: str = SCOPE,
     name: str = NAME,
     reason: str | None = typer.Option(None, "--reason", help="Why, for the record."),
+    actor: str | None = ACTOR,
 ) -> None:
     """Keep the tasks of a capability, an agent or a key from starting. What runs goes on."""
-    with connect() as client:
+    with connect(actor) as client:
         client.pause(scope, name, reason)
         console.print(f"The {scope} {name} is paused; `minion resume {scope} {name}` lets it go on.")
         _tell_if_nobody_has(client, scope, name)
@@ -54,8 +55,8 @@ def pauses(as_json: bool = AS_JSON) -> None:
     if as_json:
         print_json(found)
         return
-    rows = ((p["scope"], p["name"], local_time(p["created_at"]), p["reason"]) for p in found)
-    print_table(("scope", "name", "since", "reason"), rows, empty="Nothing is paused.")
+    rows = ((p["scope"], p["name"], local_time(p["created_at"]), p["created_by"], p["reason"]) for p in found)
+    print_table(("scope", "name", "since", "by", "reason"), rows, empty="Nothing is paused.")
 
 
 @limits_app.callback()
@@ -72,8 +73,8 @@ def list_limits(as_json: bool = AS_JSON) -> None:
     if as_json:
         print_json(found)
         return
-    rows = ((r["scope"], r["name"], r["max_running"], ", ".join(_rates(r))) for r in found)
-    print_table(("scope", "name", "at once", "rate"), rows, empty="No limits.")
+    rows = ((r["scope"], r["name"], r["max_running"], ", ".join(_rates(r)), r["created_by"]) for r in found)
+    print_table(("scope", "name", "at once", "rate", "by"), rows, empty="No limits.")
 
 
 @limits_app.command("set")
@@ -86,9 +87,10 @@ def set_limit(
     ),
     input_tokens: str | None = typer.Option(None, "--input-tokens", help="Of a model, in a period: 40000/m."),
     output_tokens: str | None = typer.Option(None, "--output-tokens", help="Of a model, in a period: 8000/m."),
+    actor: str | None = ACTOR,
 ) -> None:
     """Limit a capability, an agent, a key or a model; replaces the limit there is."""
-    with connect() as client:
+    with connect(actor) as client:
         limit = client.set_limit(
             scope, name, max_running=max_running, rate=rate, input_tokens=input_tokens, output_tokens=output_tokens
         )

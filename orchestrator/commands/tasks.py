@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from minions import Client, Task
-from orchestrator.commands.client import connect
+from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.following import print_lines, show_events
 from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table, stderr, zoned
 from shared.errors import InvalidInput
@@ -146,11 +146,12 @@ def show(task_id: str = typer.Argument(help="The task's id."), as_json: bool = A
 
 def cancel(
     task_ids: list[str] = typer.Argument(help="The tasks' ids."),
-    reason: str | None = typer.Option(None, help="Why; it stands in the tasks' record."),
+    reason: str | None = typer.Option(None, help="Why; it is stored in the tasks' record."),
+    actor: str | None = ACTOR,
     as_json: bool = AS_JSON,
 ) -> None:
     """Cancel tasks and everything below them."""
-    with connect() as client:
+    with connect(actor) as client:
         ended = [client.cancel(task_id, reason) for task_id in task_ids]
     if as_json:
         print_json([plain(task) for task in ended])

@@ -36,6 +36,7 @@ class Pause(Base):
     name: Mapped[str] = mapped_column(primary_key=True)
     reason: Mapped[str | None]
     created_at: Mapped[datetime] = created()
+    created_by: Mapped[str | None]
 
 
 class Limit(Base):
@@ -73,6 +74,7 @@ class Limit(Base):
     rate: Mapped[int | None]
     period_seconds: Mapped[float | None]
     created_at: Mapped[datetime] = created()
+    created_by: Mapped[str | None]
     input_tokens: Mapped[int | None]
     input_tokens_seconds: Mapped[float | None]
     output_tokens: Mapped[int | None]

@@ -104,37 +104,67 @@ BEGIN
     RETURN state_now;
 END $$;
 
--- What somebody decides about a step that waits for it: `approve` or `reject` what is proposed (`content`: other
--- arguments than proposed), `result`, `again` or `fail` for one that was interrupted (`content`: its result). Returns
--- the state the task is in now.
-CREATE OR REPLACE FUNCTION minion_decide(t uuid, step_number integer, verdict text, content jsonb, reason text, who text)
-RETURNS text LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+-- The address of what a person has to decide: equal only for the same step with the same request, and, of a step that was
+-- interrupted, in the same claim. Who decides names it, so that the decision cannot meet another proposal.
+CREATE OR REPLACE FUNCTION minion_proposal(s steps) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT left(encode(sha256(convert_to(concat_ws(
+        '/', s.task_id, s.number, s.request_hash, CASE WHEN s.kind <> 'wait' THEN s.claim END), 'UTF8')), 'hex'), 12)
+$$;
+
+-- The steps of a waiting task that a person has to decide about, in order.
+CREATE OR REPLACE FUNCTION minion_undecided(t uuid) RETURNS SETOF steps LANGUAGE sql STABLE AS $$
+    SELECT s.* FROM steps s JOIN task_status n ON n.task_id = s.task_id
+        WHERE s.task_id = t AND s.status = 'started' AND n.state = 'waiting'
+          AND (s.input ? 'approval' AND s.kind = 'wait' OR n.wait_reason = 'answer' AND s.effect = 'unsafe')
+        ORDER BY s.number
+$$;
+
+-- A person's decision about a step that waits for it: `approve` or `reject` what is proposed (`content`: other arguments
+-- than proposed), `result`, `again` or `fail` for one that was interrupted (`content`: its result). `content_order` is
+-- that of its keys.
+-- `step_number` and `proposal` (see `minion_proposal`) say which; where something else waits, the decision is refused.
+-- Returns {state, step, name, proposal, verdict, value, value_order}: the state the task is in now, and what was decided.
+CREATE OR REPLACE FUNCTION minion_decide_v2(t uuid, step_number integer, proposal text, verdict text, content jsonb,
+                                            content_order jsonb, reason text, who text)
+RETURNS jsonb LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     now_at task_status;
     asked steps;
+    waits text;
+    value jsonb := content;
+    value_order jsonb := content_order;
     decided jsonb := jsonb_build_object('verdict', verdict, 'reason', reason, 'by', who, 'at', now());
 BEGIN
     SELECT * INTO now_at FROM task_status WHERE task_id = t FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'There is no task %.', t USING ERRCODE = 'MN008';
     END IF;
-    SELECT * INTO asked FROM steps s WHERE s.task_id = t AND s.status = 'started'
-        AND (step_number IS NULL OR s.number = step_number)
-        AND (s.input ? 'approval' AND s.kind = 'wait' OR now_at.wait_reason = 'answer' AND s.effect = 'unsafe')
-        ORDER BY s.number LIMIT 1;
-    IF asked.number IS NULL OR now_at.state <> 'waiting' THEN
-        RAISE EXCEPTION 'The task % (%) waits for no decision%. `minion why %` tells what it waits for.', t, now_at.state,
-            CASE WHEN step_number IS NULL THEN '' ELSE ' about step ' || step_number END, t USING ERRCODE = 'MN009';
+    SELECT * INTO asked FROM minion_undecided(t) u
+        WHERE (step_number IS NULL OR u.number = step_number) AND (proposal IS NULL OR minion_proposal(u) = proposal)
+        LIMIT 1;
+    IF asked.number IS NULL THEN
+        SELECT string_agg(format('step %s (%s, proposal %s)', u.number, u.name, minion_proposal(u)), ', ') INTO waits
+            FROM minion_undecided(t) u;
+        IF waits IS NULL THEN
+            RAISE EXCEPTION 'Task % (%) waits for no decision%. `minion why %` shows what it waits for.', t, now_at.state,
+                COALESCE(' about step ' || step_number, ' about proposal ' || proposal, ''), t USING ERRCODE = 'MN009';
+        END IF;
+        RAISE EXCEPTION 'Task % does not wait for a decision about %. It waits for one about %.', t,
+            concat_ws(', ', 'step ' || step_number, 'proposal ' || left(proposal, 64)), waits USING ERRCODE = 'MN009';
     ELSIF (asked.kind = 'wait') <> (verdict IN ('approve', 'reject')) THEN
         RAISE EXCEPTION 'Step % waits for %.', asked.number,
             CASE WHEN asked.kind = 'wait' THEN 'approve or reject' ELSE 'result, again or fail' END USING ERRCODE = 'MN007';
     END IF;
     PERFORM minion_check_json(content, 'The value');
+    IF verdict = 'approve' AND content IS NULL THEN
+        value := asked.input->'approval';
+        value_order := asked.input_order;
+    END IF;
     UPDATE steps SET finished_at = now(),
             status = CASE WHEN verdict IN ('approve', 'result') THEN 'finished' ELSE 'failed' END,
-            output = CASE verdict
-                WHEN 'approve' THEN decided || jsonb_build_object('arguments', COALESCE(content, asked.input->'approval'))
-                WHEN 'result' THEN content END,
+            output = CASE verdict WHEN 'approve' THEN decided || jsonb_build_object('arguments', value)
+                                  WHEN 'result' THEN value END,
+            output_order = CASE WHEN verdict IN ('approve', 'result') THEN value_order END,
             usage = CASE WHEN asked.kind = 'wait' THEN usage ELSE jsonb_build_object('decision', decided) END,
             error = CASE verdict
                 WHEN 'reject' THEN jsonb_build_object('type', 'rejected', 'message',
@@ -146,8 +176,17 @@ BEGIN
                     'retryable', true, 'decision', decided) END
         WHERE task_id = t AND number = asked.number;
     PERFORM minion_count_down(t, 1);
-    RETURN (SELECT state FROM task_status WHERE task_id = t);
+    RETURN jsonb_build_object(
+        'state', (SELECT state FROM task_status WHERE task_id = t), 'step', asked.number, 'name', asked.name,
+        'proposal', minion_proposal(asked), 'verdict', verdict, 'value', value,
+        'value_order', value_order);
 END $$;
+
+-- For orchestrators of release 0.2.
+CREATE OR REPLACE FUNCTION minion_decide(t uuid, step_number integer, verdict text, content jsonb, reason text, who text)
+RETURNS text LANGUAGE sql AS $$
+    SELECT minion_decide_v2(t, step_number, NULL, verdict, content, NULL, reason, who)->>'state'
+$$;
 
 -- The oldest signal of that name that no other wait took finishes the step.
 CREATE OR REPLACE FUNCTION minion_take_signal(t uuid, wait_step integer, signal text) RETURNS boolean LANGUAGE plpgsql AS $$

@@ -61,8 +61,8 @@ def test_what_cannot_be_raised_is_told(client: Client, act: Any, tasks: Tasks) -
 
 
 def test_the_command_shows_raises_and_stops(client: Client, act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.commands.budgets.connect", lambda: nullcontext(client))
-    monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda: nullcontext(client))
+    monkeypatch.setattr("orchestrator.commands.budgets.connect", lambda *_: nullcontext(client))
+    monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda *_: nullcontext(client))
     act()
 
     def minion(*words: str) -> str:

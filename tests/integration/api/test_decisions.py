@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,9 +16,17 @@ import pytest
 from sqlalchemy import Engine, text
 
 from minions import Client, errors
+from orchestrator.api.actors import fingerprint
 from shared.explain import explain
+from shared.settings import get_settings
 from tests.conftest import Define
+from tests.integration.api.conftest import Api
 from tests.integration.conftest import ACT, Minion, Tasks
+
+
+def key_of_the_api() -> str:
+    """The actor that records name where the caller claims no name."""
+    return f"api:{fingerprint(get_settings().require_api_key().encode())}"
 
 
 @pytest.fixture
@@ -37,15 +50,15 @@ def test_an_approved_call_is_made_once(
     assert (waiting["state"], waiting["wait_reason"], log.read_text()) == ("waiting", "approval", "")
     why = client.why(task)
     assert why["facts"]["proposed"]["answer"] == 1
-    assert "Somebody has to approve act with" in why["sentence"]
-    assert client.decide(task, "approve", reason="fine").state == "pending"
+    assert "Somebody has to approve step 1, act with" in why["sentence"]
+    assert client.decide(task, "approve", reason="fine", step=1).state == "pending"
     here.run_all()
     assert tasks.get(task)["output"] == 1
     assert log.read_text().count("\n") == 1
     [decision, call] = tasks.steps(task)
     assert (decision["output"]["verdict"], decision["output"]["by"], decision["output"]["reason"]) == (
         "approve",
-        "api",
+        key_of_the_api(),
         "fine",
     )
     assert call["kind"] == "tool_call"
@@ -54,7 +67,7 @@ def test_an_approved_call_is_made_once(
 def test_other_arguments_than_proposed(client: Client, tasks: Tasks, careful: str, here: Minion) -> None:
     task = tasks.submit(careful, {"do": "answer", "answer": "too much"})
     here._round()
-    client.decide(task, "approve", value={"do": "answer", "answer": "less"})
+    client.decide(task, "approve", value={"do": "answer", "answer": "less"}, step=1)
     here.run_all()
     assert tasks.get(task)["output"] == "less"
     assert tasks.steps(task)[1]["input"]["arguments"] == {"do": "answer", "answer": "less"}
@@ -63,13 +76,13 @@ def test_other_arguments_than_proposed(client: Client, tasks: Tasks, careful: st
 def test_a_rejected_call_is_not_made(client: Client, tasks: Tasks, careful: str, here: Minion) -> None:
     task = tasks.submit(careful, {})
     here._round()
-    client.decide(task, "reject", reason="not today")
+    client.decide(task, "reject", reason="not today", step=1)
     here.run_all()
     ended = tasks.get(task)
     assert ended["state"] == "failed"
     assert ended["error"]["message"] == "act was rejected: not today."
     with pytest.raises(errors.Conflict, match="waits for no decision"):
-        client.decide(task, "approve")
+        client.decide(task, "approve", step=1)
 
 
 def test_nobody_answers_in_time(tasks: Tasks, define: Define, here: Minion) -> None:
@@ -86,8 +99,8 @@ def test_nobody_answers_in_time(tasks: Tasks, define: Define, here: Minion) -> N
 def test_an_agent_whose_input_has_to_be_approved(client: Client, tasks: Tasks, act: Any, here: Minion) -> None:
     task = tasks.submit(act(config={"approval": True}), {"do": "answer", "answer": 5})
     here._round()
-    assert "Somebody has to approve Act with" in client.why(task)["sentence"]
-    client.decide(task, "approve")
+    assert "Somebody has to approve step 1, Act with" in client.why(task)["sentence"]
+    client.decide(task, "approve", step=1)
     here.run_all()
     assert tasks.get(task)["output"] == 5
 
@@ -133,8 +146,8 @@ def test_what_became_of_an_interrupted_step(
     assert (waiting["state"], waiting["wait_reason"]) == ("waiting", "answer")
     assert "Step 1 (act) was interrupted and is unsafe to repeat" in client.why(task)["sentence"]
     with pytest.raises(errors.InvalidInput, match="waits for result, again or fail"):
-        client.decide(task, "approve")
-    client.decide(task, verdict, value=value, reason="looked")
+        client.decide(task, "approve", step=1)
+    client.decide(task, verdict, value=value, reason="looked", step=1)
     here.run_all()
     ended = tasks.get(task)
     assert (ended["state"], ended["output"]) == (state, output)
@@ -158,7 +171,7 @@ def test_an_unsafe_tool_that_raises_is_not_called_again_by_itself(
     assert told in client.why(task)["sentence"]
     [step] = tasks.steps(task)
     assert (step["status"], step["error"]["type"]) == ("started", "tool_error")
-    client.decide(task, verdict, value=value)
+    client.decide(task, verdict, value=value, step=1)
     here.run_all()
     assert (tasks.get(task)["state"], tasks.get(task)["attempts"], tasks.steps(task)[0]["error"]) == (state, 0, None)
     assert log.read_text().count("\n") == calls
@@ -181,15 +194,15 @@ def test_an_unsafe_tool_that_knows_that_nothing_happened_says_so(
 def test_decisions_that_nobody_waits_for(client: Client, tasks: Tasks, act: Any, careful: str, here: Minion) -> None:
     task = tasks.submit(act("Plain"), {})
     with pytest.raises(errors.Conflict, match="waits for no decision"):
-        client.decide(task, "again")
+        client.decide(task, "again", step=1)
     waiting = tasks.submit(careful, {})
     here._round()
     with pytest.raises(errors.Conflict, match="about step 7"):
         client.decide(waiting, "approve", step=7)
     with pytest.raises(errors.NotFound):
-        client.decide("01a2049b-33df-70a1-a1e5-1d41ec86be9b", "approve")
+        client.decide("01a2049b-33df-70a1-a1e5-1d41ec86be9b", "approve", step=1)
     with pytest.raises(errors.InvalidInput):
-        client.decide(waiting, "perhaps")
+        client.decide(waiting, "perhaps", step=1)
 
 
 @pytest.mark.parametrize("step", [0, 2**31, 10**19])
@@ -214,7 +227,7 @@ def test_why_finds_the_proposal_behind_many_other_waits(
             ),
             {"t": task},
         )
-    assert "Somebody has to approve act with" in client.why(task)["sentence"]
+    assert "Somebody has to approve step 30, act with" in client.why(task)["sentence"]
 
 
 @pytest.mark.parametrize("reason", ["approval", "answer", "budget", "subtask"])
@@ -227,3 +240,164 @@ def test_why_has_an_answer_when_the_task_moves_on_meanwhile(
     with database.connect() as connection:
         found = explain(connection, task, lease=10)
     assert found.reason == reason
+
+
+# ------------------------------------------------------------------------------------ what a decision is about
+
+
+def test_a_decision_names_a_step_or_a_proposal(http: httpx2.Client, tasks: Tasks, careful: str, here: Minion) -> None:
+    task = tasks.submit(careful, {})
+    here._round()
+    refused = http.post(f"/v1/tasks/{task}/decisions", json={"verdict": "approve"})
+    assert refused.status_code == 422
+    assert "must name the step or the proposal" in refused.json()["detail"]
+    assert tasks.get(task)["state"] == "waiting"
+
+
+def test_of_two_approvers_of_one_proposal_the_second_approves_nothing_else(
+    client: Client, tasks: Tasks, interrupted: Any, here: Minion, tmp_path: Path
+) -> None:
+    """An interrupted step that is made again, and interrupted again, waits under the same number."""
+    task = interrupted(tmp_path / "calls")
+    seen = client.why(task)["facts"]["proposal"]
+    decided = client.decide(task, "again", proposal=seen)
+    assert decided.decision is not None
+    assert (decided.decision["step"], decided.decision["name"], decided.decision["verdict"]) == (1, "act", "again")
+    with pytest.raises(errors.Conflict, match="waits for no decision about proposal"):
+        client.decide(task, "again", proposal=seen)
+
+
+def test_a_proposal_that_is_no_longer_the_one_that_waits_is_refused(
+    client: Client, tasks: Tasks, careful: str, here: Minion
+) -> None:
+    first, second = tasks.submit(careful, {"answer": 1}), tasks.submit(careful, {"answer": 2})
+    here._round()
+    other = client.why(second)["facts"]["proposal"]
+    mine = client.why(first)["facts"]["proposal"]
+    assert mine != other
+    with pytest.raises(errors.Conflict, match=rf"not wait for .* proposal {other}.*step 1 \(act, .*{mine}"):
+        client.decide(first, "approve", proposal=other)
+    answer = client.decide(first, "approve", proposal=mine).decision
+    assert answer == {"step": 1, "name": "act", "proposal": mine, "verdict": "approve", "value": {"answer": 1}}
+
+
+def test_an_interrupted_step_has_another_proposal_in_each_claim(
+    database: Engine, interrupted: Any, tmp_path: Path
+) -> None:
+    task = interrupted(tmp_path / "calls")
+    address = text("SELECT minion_proposal(s) FROM steps s WHERE task_id = :task AND number = 1")
+    with database.begin() as connection:
+        before = connection.scalar(address, {"task": task})
+        connection.execute(text("UPDATE steps SET claim = claim + 1 WHERE task_id = :task"), {"task": task})
+        assert connection.scalar(address, {"task": task}) != before
+
+
+# --------------------------------------------------------------------------------------------------- the record
+
+
+def test_records_name_the_key_and_the_claimed_name(tasks: Tasks, careful: str, here: Minion, api: Api) -> None:
+    task = tasks.submit(careful, {})
+    here._round()
+    claimed = f"{key_of_the_api()} (claims to be Zoë)"
+    with Client(api.url, api.key, actor="Zoë") as client:
+        client.decide(task, "approve", step=1)
+        assert tasks.steps(task)[0]["output"]["by"] == claimed
+        here.run_all()
+        assert client.replay(task).submitted_by == claimed
+        assert client.pause("agent", "Careful")["created_by"] == claimed
+        assert client.set_limit("agent", "Careful", max_running=1)["created_by"] == claimed
+        cancelled = client.cancel(client.submit(careful, {}).id)
+        assert cancelled.error is not None
+        assert cancelled.error["by"] == claimed
+
+
+@pytest.mark.parametrize("name", ["", "a\x7f", "x" * 101, "\u202eAnn", b"\xff"])
+def test_a_name_that_cannot_be_shown_is_refused(http: httpx2.Client, name: str | bytes) -> None:
+    sent = name.encode() if isinstance(name, str) else name
+    answer = http.put("/v1/pauses/agent/A", headers=[(b"Minion-Actor", sent)])
+    assert answer.status_code == 422, answer.text
+    assert "Minion-Actor" in answer.json()["detail"]
+
+
+# ------------------------------------------------------------------------------------------- on the command line
+
+
+@dataclass
+class CommandLine:
+    """The `minion` command, for this API."""
+
+    api: Api
+
+    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Runs it without a terminal."""
+        return subprocess.run(
+            [*MINION, *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=self.env,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def at_a_terminal(self, *words: str, answer: str) -> tuple[int, str]:
+        """Runs it at a terminal, and types the answer to its question. Returns its exit code and what was shown."""
+        mine, its = os.openpty()
+        with subprocess.Popen([*MINION, *words], stdin=its, stdout=its, stderr=its, env=self.env) as process:
+            os.close(its)
+            shown = b""
+            while b"? [y/N]" not in shown:
+                shown += os.read(mine, 1000)
+            os.write(mine, f"{answer}\n".encode())
+            with suppress(OSError):  # the other end is closed
+                while more := os.read(mine, 1000):
+                    shown += more
+        os.close(mine)
+        return process.returncode, shown.decode()
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment that names this API."""
+        return {**os.environ, "MINION_API_URL": self.api.url, "TERM": "xterm", "COLUMNS": "200"}
+
+
+MINION = [sys.executable, "-m", "orchestrator.cli"]
+
+
+@pytest.fixture
+def command(api: Api) -> CommandLine:
+    return CommandLine(api)
+
+
+def test_a_decision_without_a_terminal_says_what_was_seen(
+    command: CommandLine, tasks: Tasks, careful: str, here: Minion
+) -> None:
+    task = tasks.submit(careful, {"answer": 1})
+    here._round()
+    refused = command("approve", str(task))
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--step, --proposal or --yes" in refused.stderr
+    done = command("approve", str(task), "--step", "1", "--as", "Ann")
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "Approved step 1, act:")
+    assert "(claims to be Ann)" in tasks.steps(task)[0]["output"]["by"]
+
+
+def test_yes_decides_about_what_waits_now(command: CommandLine, tasks: Tasks, careful: str, here: Minion) -> None:
+    task = tasks.submit(careful, {"answer": 1})
+    here._round()
+    assert command("reject", str(task), "--yes", "--reason", "no").returncode == 0
+    refused = command("reject", str(task), "--yes")
+    assert refused.returncode == 65
+    assert "waits for no decision" in refused.stderr
+
+
+def test_a_terminal_shows_the_proposal_and_asks(command: CommandLine, tasks: Tasks, careful: str, here: Minion) -> None:
+    task = tasks.submit(careful, {"answer": "the proposed one"})
+    here._round()
+    code, shown = command.at_a_terminal("approve", str(task), answer="n")
+    assert code != 0
+    assert "the proposed one" in shown
+    assert tasks.get(task)["state"] == "waiting"
+    code, shown = command.at_a_terminal("approve", str(task), answer="y")
+    assert (code, tasks.get(task)["state"]) == (0, "pending")
+    assert "Approved step 1, act" in shown

@@ -516,7 +516,7 @@ def test_a_server_that_stops_ends_its_streams(settings: Settings, run: Any, thre
 def test_the_commands(
     api: Api, tasks: Tasks, act: Any, here: Minion, monkeypatch: pytest.MonkeyPatch, threads: ThreadPoolExecutor
 ) -> None:
-    monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda: Client(api.url, api.key, retries=1))
+    monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda *_: Client(api.url, api.key, retries=1))
     done, failed = tasks.submit(act(), {"answer": {"n": 1}}), tasks.submit(act(), {"do": "refuse"})
     here.run_all()
     shown = CliRunner().invoke(command, ["follow", str(done)])

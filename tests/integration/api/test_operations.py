@@ -171,7 +171,7 @@ def test_limits_of_models(client: Client, act: Any, tasks: Tasks, here: Minion) 
 def test_the_command_tells_who_was_chosen(
     client: Client, act: Any, define: Define, here: Minion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda: nullcontext(client))
+    monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda *_: nullcontext(client))
     act("Trains", description="Knows everything about trains and railways")
     config = {"capabilities": ["work"], "chain_strategy": "router"}
     define({"kind": "agent", "name": "Any", "type": "function", "relations": [{"agent": "Trains"}], "config": config})
@@ -185,7 +185,7 @@ def test_the_command_tells_who_was_chosen(
 
 
 def test_the_commands_say_when_a_rule_is_for_nobody(client: Client, act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.commands.rules.connect", lambda: nullcontext(client))
+    monkeypatch.setattr("orchestrator.commands.rules.connect", lambda *_: nullcontext(client))
     act()
 
     def said(*words: str) -> str:
@@ -200,7 +200,7 @@ def test_the_commands_say_when_a_rule_is_for_nobody(client: Client, act: Any, mo
 def test_the_command_records_why_a_task_is_cancelled(
     client: Client, tasks: Tasks, act: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda: nullcontext(client))
+    monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda *_: nullcontext(client))
     task = tasks.submit(act(), {})
     CliRunner().invoke(cli, ["cancel", str(task), "--reason", "ordered twice"])
     assert "ordered twice" in str(tasks.get(task)["error"])

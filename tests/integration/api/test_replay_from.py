@@ -41,7 +41,7 @@ def first(define: Define, tasks: Tasks, here: Minion) -> str:
 def minion(api: Api, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the command line: `minion("diff", …)`."""
     for module in ("replays", "diff", "tasks"):
-        monkeypatch.setattr(f"orchestrator.commands.{module}.connect", lambda: Client(api.url, api.key, retries=1))
+        monkeypatch.setattr(f"orchestrator.commands.{module}.connect", lambda *_: Client(api.url, api.key, retries=1))
 
     def run(*words: str, input: str | None = None) -> Result:
         return CliRunner().invoke(app, words, input=input)
@@ -86,7 +86,7 @@ def test_json_null_is_an_edit(http: httpx2.Client, first: str) -> None:
     made = http.post(f"/v1/tasks/{first}/replay", json={"from_step": 2, "edited_output": None})
     assert made.status_code == 201
     steps = http.get(f"/v1/tasks/{made.json()['id']}/steps").json()["items"]
-    assert (steps[1]["output"]["output"], steps[1]["usage"]["edited"]["by"]) == (None, "api")
+    assert (steps[1]["output"]["output"], steps[1]["usage"]["edited"]["by"][:4]) == (None, "api:")
 
 
 def test_on_the_command_line(minion: Any, here: Minion, first: str, tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""Who acts over HTTP: the key, and whoever its holder claims to be.
+
+All callers share one key, so the name is a claim and no proof; records say so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated
+
+from fastapi import Depends, Header, Request
+
+from shared.errors import InvalidInput
+
+LONGEST_NAME = 100
+
+ClaimedName = Annotated[
+    str | None,
+    Header(description="Who acts, for the record: a claim, shown as one. 1 to 100 printable characters, UTF-8."),
+]
+
+
+async def actor_of(request: Request, minion_actor: ClaimedName = None) -> str:
+    """Return the actor as records name it: `api:3f2a9c01 (claims to be Ann)`, with the fingerprint of the key.
+
+    Raises:
+        InvalidInput: the name cannot be shown.
+    """
+    key = f"api:{fingerprint(request.app.state.api_key)}"
+    if minion_actor is None:
+        return key
+    return f"{key} (claims to be {_checked(minion_actor)})"
+
+
+def fingerprint(key: bytes) -> str:
+    """The first eight hexadecimal digits of a key's SHA-256."""
+    return hashlib.sha256(key).hexdigest()[:8]
+
+
+def _checked(name: str) -> str:
+    try:
+        # Headers are bytes; Starlette reads them as Latin-1.
+        readable = name.encode("latin-1").decode()
+    except UnicodeError:
+        raise InvalidInput("Invalid header Minion-Actor: it must be UTF-8.") from None
+    if not 0 < len(readable) <= LONGEST_NAME or not readable.isprintable():
+        raise InvalidInput(f"Invalid header Minion-Actor: it must have 1 to {LONGEST_NAME} printable characters.")
+    return readable
+
+
+Actor = Annotated[str, Depends(actor_of)]
