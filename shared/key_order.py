@@ -13,7 +13,7 @@ nothing else of another order, so the database can wrap a value without a look a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from shared.json_values import JsonValue
@@ -62,7 +62,14 @@ def in_order(row: Mapping[Any, Any], *names: str) -> dict[str, Any]:
     return {name: values.get(name, value) for name, value in row.items() if name not in orders}
 
 
-def in_jsonb(keys: list[str] | Keys) -> Keys:
+def as_in_jsonb(value: JsonValue) -> JsonValue:
+    """Return a value with its keys as `jsonb` sorts them."""
+    if isinstance(value, dict):
+        return {key: as_in_jsonb(value[key]) for key in in_jsonb(value)}
+    return [as_in_jsonb(part) for part in value] if isinstance(value, list) else value
+
+
+def in_jsonb(keys: Iterable[str]) -> Keys:
     """Return keys in the order of `jsonb`: the shorter first, then by their bytes."""
     return tuple(sorted(keys, key=lambda key: (len(encoded := key.encode("utf-8", "surrogatepass")), encoded)))
 

@@ -24,8 +24,8 @@ TEN_YEARS = 10 * 366 * 86_400
 
 COLUMNS = (
     "name, namespace, cron, CASE WHEN cron IS NOT NULL THEN timezone END AS timezone, interval_seconds, missed, "
-    "request, request_order, enabled, CASE WHEN enabled THEN next_at END AS next_at, last_at, last_task_id, last_error, "
-    "created_at"
+    "request, request_order, enabled, CASE WHEN enabled THEN next_at END AS next_at, last_at, last_task_id, "
+    "last_error, created_at"
 )
 LIST = text(
     f"SELECT {COLUMNS} FROM schedules WHERE namespace = :namespace AND name > :after "  # noqa: S608

@@ -80,8 +80,8 @@ TREE = text(
     f"{SUMMARIES} ORDER BY id"
 )
 STEPS = text(
-    "SELECT number, kind, name, status, effect, request_hash, claim, input, input_order, output, output_order, error, stdout, "
-    "usage, cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at "
+    "SELECT number, kind, name, status, effect, request_hash, claim, input, input_order, output, output_order, error, "
+    "stdout, usage, cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at "
     "FROM steps WHERE task_id = :task AND number > :after ORDER BY number LIMIT :most"
 )
 EXECUTIONS = text(

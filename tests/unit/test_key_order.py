@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.key_order import in_jsonb, in_order, order_of, ordered, with_order
+from shared.key_order import as_in_jsonb, in_order, order_of, ordered, with_order
 
 NAMES = st.sampled_from(["a", "b", "cc", "é", "reasoning", "verdict"])
 VALUES: st.SearchStrategy[Any] = st.recursive(
@@ -19,24 +19,17 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-def as_jsonb(value: Any) -> Any:
-    """The value as `jsonb` gives it back."""
-    if isinstance(value, dict):
-        return {key: as_jsonb(value[key]) for key in in_jsonb(tuple(value))}
-    return [as_jsonb(part) for part in value] if isinstance(value, list) else value
-
-
 @given(VALUES)
 def test_order_is_restored(value: Any) -> None:
-    order = as_jsonb(order_of(value))
-    assert json.dumps(ordered(as_jsonb(value), order)) == json.dumps(value)
+    order = as_in_jsonb(order_of(value))
+    assert json.dumps(ordered(as_in_jsonb(value), order)) == json.dumps(value)
     wrapped = {"payload": value, "signal": "x"}
-    assert json.dumps(ordered(as_jsonb(wrapped), order)["payload"]) == json.dumps(value)
+    assert json.dumps(ordered(as_in_jsonb(wrapped), order)["payload"]) == json.dumps(value)
 
 
 @given(VALUES)
 def test_order_of_jsonb_is_none(value: Any) -> None:
-    assert order_of(as_jsonb(value)) is None
+    assert order_of(as_in_jsonb(value)) is None
 
 
 def test_one_order_of_many_objects_is_kept_once() -> None:
@@ -49,7 +42,7 @@ def test_one_order_of_many_objects_is_kept_once() -> None:
 def test_objects_with_the_same_keys_keep_different_orders() -> None:
     value = {"properties": {"x": {"type": 1, "description": 2}, "y": {"description": 3, "type": 4}}}
     assert order_of(value) == {"orders": [["type", "description"], ["description", "type"]], "choices": [0, 1]}
-    assert json.dumps(ordered(as_jsonb(value), order_of(value))) == json.dumps(value)
+    assert json.dumps(ordered(as_in_jsonb(value), order_of(value))) == json.dumps(value)
 
 
 @pytest.mark.parametrize(
@@ -69,4 +62,4 @@ def test_a_row_carries_the_orders_of_its_values() -> None:
     row = {"input": {"b": 1, "a": 2}, "output": None, "name": "x"}
     stored = with_order(row, "input", "output")
     assert stored == {**row, "input_order": {"orders": [["b", "a"]], "choices": []}}
-    assert in_order({**as_jsonb(stored), "output_order": None}, "input", "output") == row
+    assert in_order({**as_in_jsonb(stored), "output_order": None}, "input", "output") == row
