@@ -11,6 +11,7 @@ ranges (BRIN) soon cover all times.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -24,6 +25,7 @@ from sqlalchemy.dialects.postgresql import UUID as PgUUID
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.task_export import TaskExport
+from shared.key_order import in_order
 from shared.settings import Settings
 from shared.states import FINAL, State
 from shared.tasks import first_id_at
@@ -73,8 +75,10 @@ RECORDS = _statement(
             'executions', (SELECT json_agg(to_jsonb(e) || jsonb_build_object('worker', w.name) ORDER BY e.claim)
                                FROM executions e JOIN workers w ON w.id = e.worker_id WHERE e.task_id = o.id),
             'messages', (SELECT json_agg(row_to_json(m) ORDER BY m.id) FROM messages m WHERE m.task_id = o.id),
-            'children', (SELECT json_agg(c.id ORDER BY c.id) FROM tasks c WHERE c.parent_id = o.id))::text
-        FROM task_overview o WHERE o.id IN (SELECT id FROM tasks WHERE root_id = ANY (:roots))
+            'children', (SELECT json_agg(c.id ORDER BY c.id) FROM tasks c WHERE c.parent_id = o.id)) AS record,
+            k.input_order, e.output_order
+        FROM task_overview o JOIN tasks k ON k.id = o.id LEFT JOIN task_outcomes e ON e.task_id = o.id
+        WHERE o.id IN (SELECT id FROM tasks WHERE root_id = ANY (:roots))
         ORDER BY o.root_id, o.id
     """
 )
@@ -222,7 +226,11 @@ def _delete(connection: Connection, roots: list[UUID], export: TaskExport | None
 def _records(connection: Connection, roots: list[UUID]) -> Iterator[str]:
     """The trees' tasks as JSON texts, read as they are written."""
     streamed = {"stream_results": True, "yield_per": 100}
-    yield from connection.scalars(RECORDS, {"roots": roots}, execution_options=streamed)
+    for record, input_order, output_order in connection.execute(RECORDS, {"roots": roots}, execution_options=streamed):
+        task = {**record["task"], "input_order": input_order, "output_order": output_order}
+        steps = [in_order(step, "input", "output") for step in record["steps"] or []]
+        kept = {**record, "task": in_order(task, "input", "output"), "steps": steps or None}
+        yield json.dumps(kept, ensure_ascii=False)
 
 
 def _delete_contents(connection: Connection, names: list[str]) -> None:

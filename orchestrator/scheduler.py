@@ -19,6 +19,7 @@ from orchestrator.loop import Loop
 from shared import schedules, submission
 from shared.database import is_transient
 from shared.errors import MinionError
+from shared.key_order import ordered
 from shared.settings import Settings
 from shared.timetable import due
 
@@ -33,8 +34,8 @@ FAULT = "The schedule cannot be read; the orchestrator's log has the details. It
 # PostgreSQL's clock decides, so that the orchestrators need not agree on the time.
 DUE = text("SELECT id FROM schedules WHERE enabled AND next_at <= now() ORDER BY next_at LIMIT 1000")
 TAKE = text(
-    "SELECT id, namespace, name, cron, timezone, interval_seconds, missed, request, next_at, last_task_id, "
-    "now() AS now FROM schedules WHERE id = :id AND enabled AND next_at <= now() FOR UPDATE SKIP LOCKED"
+    "SELECT id, namespace, name, cron, timezone, interval_seconds, missed, request, request_order, next_at, "
+    "last_task_id, now() AS now FROM schedules WHERE id = :id AND enabled AND next_at <= now() FOR UPDATE SKIP LOCKED"
 )
 # Checking inputs may take longer than a transaction may else stand idle. The lock is on this schedule alone.
 TAKE_TIME = text("SET LOCAL idle_in_transaction_session_timeout = '60s'")
@@ -125,7 +126,7 @@ def _submit(connection: Connection, schedule: RowMapping, runs: list[datetime]) 
         requests = [
             schedules.task_request(
                 schedule["name"],
-                schedule["request"],
+                ordered(schedule["request"], schedule["request_order"]),
                 namespace=schedule["namespace"],
                 idempotency_key=f"schedule:{schedule['id']}:{run.astimezone(UTC).isoformat()}",
             )

@@ -22,6 +22,7 @@ from minions.errors import MinionsError
 from minions.webhooks import ID, SIGNATURE, TIMESTAMP, sign
 from shared import __version__
 from shared.errors import MinionError
+from shared.key_order import in_order
 from shared.outbound import guarded_client
 from shared.retry_after import retry_after
 from shared.settings import Settings
@@ -32,7 +33,7 @@ EXCERPT_CHARACTERS = 200
 REDIRECTS = range(300, 400)
 # Outputs of more than 64 KB are stored apart; a receiver that wants one asks the API.
 ENDED = text(
-    "SELECT t.id, t.namespace, t.agent_name AS agent, v.number AS agent_version, o.state, o.output, "
+    "SELECT t.id, t.namespace, t.agent_name AS agent, v.number AS agent_version, o.state, o.output, o.output_order, "
     "o.output_sha256 IS NOT NULL AS output_omitted, o.error, o.error_fingerprint, t.labels, t.key, "
     "t.conversation_id, t.root_id, t.parent_id, t.replay_of, t.created_at, o.finished_at "
     "FROM tasks t JOIN task_outcomes o ON o.task_id = t.id LEFT JOIN agent_versions v ON v.id = t.agent_version_id "
@@ -63,7 +64,7 @@ class Answer:
 def of_tasks(connection: Connection, tasks: Collection[UUID]) -> dict[UUID, bytes]:
     """The messages about tasks that have ended. A task that was deleted meanwhile has none."""
     rows = connection.execute(ENDED, {"tasks": list(tasks)}).mappings()
-    return {row["id"]: _of_task(dict(row)) for row in rows}
+    return {row["id"]: _of_task(in_order(row, "output")) for row in rows}
 
 
 def of_test(webhook: str) -> bytes:

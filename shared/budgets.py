@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.errors import BudgetExceeded
+from shared.lifecycle import steps_with_order
 from shared.schemas import BudgetChange
 
 PLAIN = JSONB(none_as_null=True)
@@ -40,7 +41,7 @@ def spend(
         the flags that the minion must obey, or None where the claim is lost. With a `breach` in them nothing was
         written.
     """
-    values = {"task": task, "claim": claim, "steps": steps, "reserve": reserve, "used": used}
+    values = {"task": task, "claim": claim, "steps": steps_with_order(steps), "reserve": reserve, "used": used}
     flags: dict[str, Any] | None = connection.scalar(SPEND, values)
     return flags
 

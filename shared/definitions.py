@@ -127,7 +127,7 @@ class DefinitionStore:
 
     def _store_function(self, definition: FunctionDefinition) -> None:
         checksum = definition.checksum()
-        if self._find(Function, FunctionVersion, "function_id", definition.name, checksum) is None:
+        if self._find(definition, checksum) is None:
             self.validate_code(definition)
         self._store(definition, checksum, None, {})
 
@@ -194,7 +194,7 @@ class DefinitionStore:
         if head is not None and (held := self._held(head, definition)):
             self.changes.append(Change(definition.kind, definition.name, "unchanged", held.number))
             return None
-        known = self._find(head_class, version_class, owner, definition.name, checksum)
+        known = self._find(definition, checksum)
         if known is not None:
             self._reuse(head, known, definition, because)
             return None
@@ -209,6 +209,7 @@ class DefinitionStore:
             name=definition.name,
             description=definition.description,
             definition=definition.content(),
+            key_order=definition.key_order(),
             **values,
         )
         self.session.add(version)
@@ -237,7 +238,9 @@ class DefinitionStore:
         newest = self.session.scalars(
             select(AgentVersion).filter_by(agent_id=head.id).order_by(AgentVersion.number.desc()).limit(1)
         ).one()
-        return newest if digest(newest.definition) == digest(definition.content()) else None
+        same = digest(newest.definition) == digest(definition.content())
+        # Releases before 0.3 stored no order.
+        return newest if same and newest.key_order in (None, definition.key_order()) else None
 
     def _activate(self, head: Any, version: Any) -> None:
         head.active_version_id = version.id
@@ -248,11 +251,14 @@ class DefinitionStore:
     def _head(self, head_class: Any, name: str) -> Any | None:
         return self.session.scalar(select(head_class).filter_by(namespace=self.namespace, name=name))
 
-    def _find(self, head_class: Any, version_class: Any, owner: str, name: str, checksum: str) -> Any | None:
-        head = self._head(head_class, name)
+    def _find(self, definition: AnyDefinition, checksum: str) -> Any | None:
+        """The version with this checksum and the same order of keys, if there is one."""
+        head_class, version_class, owner = HEADS[definition.kind]
+        head = self._head(head_class, definition.name)
         if head is None:
             return None
-        return self.session.scalar(select(version_class).filter_by(**{owner: head.id}, checksum=checksum))
+        alike = self.session.scalars(select(version_class).filter_by(**{owner: head.id}, checksum=checksum))
+        return next((version for version in alike if version.key_order == definition.key_order()), None)
 
     def _newest(self, version_class: Any, owner: str, head_id: UUID) -> int:
         return self.session.scalar(select(func.max(version_class.number)).filter_by(**{owner: head_id})) or 0
@@ -289,7 +295,7 @@ class DefinitionStore:
     def _active(self, kind: str, *, but_rolled_back: bool = False) -> list[Any]:
         head_class, version_class, _ = HEADS[kind]
         query = (
-            select(head_class.name, version_class.definition)
+            select(head_class.name, version_class.definition, version_class.key_order)
             .join(version_class, version_class.id == head_class.active_version_id)
             .where(head_class.namespace == self.namespace)
             .order_by(head_class.name)
@@ -297,7 +303,31 @@ class DefinitionStore:
         if but_rolled_back and kind == "agent":
             query = query.where(Agent.status != "rolled_back")
         rows = self.session.execute(query)
-        return [stored_definition(kind, name, definition) for name, definition in rows]
+        return [stored_definition(kind, *row) for row in rows]
+
+    def _active_agents(self) -> dict[str, AgentDefinition]:
+        """The active version of every agent by name, with the schemas that it has from what it pins."""
+        query = (
+            select(
+                Agent.name,
+                AgentVersion.definition,
+                AgentVersion.key_order,
+                ToolVersion.definition,
+                FunctionVersion.definition,
+            )
+            .join(AgentVersion, AgentVersion.id == Agent.active_version_id)
+            .outerjoin(ToolVersion, ToolVersion.id == AgentVersion.tool_version_id)
+            .outerjoin(
+                FunctionVersion,
+                FunctionVersion.id == func.coalesce(AgentVersion.function_version_id, ToolVersion.function_version_id),
+            )
+            .where(Agent.namespace == self.namespace)
+            .order_by(Agent.name)
+        )
+        return {
+            name: stored_definition("agent", name, own, order).inheriting(*filter(None, pinned))
+            for name, own, order, *pinned in self.session.execute(query)
+        }
 
     def _check_relations(self, given: Sequence[AgentDefinition]) -> None:
         """Every agent that is handed work exists, and no agent hands work to itself through others."""
@@ -314,7 +344,7 @@ class DefinitionStore:
 
     def _refuse_misfits(self, changed: set[str]) -> None:
         """What one agent of a chain returns may be what the next one takes, where something of the chain changed."""
-        agents = {agent.name: agent for agent in self._active("agent")}
+        agents = self._active_agents()
         for chain in agents.values():
             if changed & {chain.name, *(relation.agent for relation in chain.relations)}:
                 for place, fault in chain_misfits(chain, agents):

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, INTEGER
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
 
+from shared.key_order import ordered
 from shared.states import FINAL
 from shared.streaming import stream_key
 
@@ -28,7 +29,7 @@ MOST_AT_ONCE = 20
 EVENTS = text(
     """
     SELECT a.n, t.id IS NULL AS gone, o.task_id IS NOT NULL AS ended, l.claim, l.worker_id, t.agent_version_id,
-        e.number, e.type, e.data, e.created_at
+        e.number, e.type, e.data, e.key_order, e.created_at
     FROM unnest(:tasks, :afters) WITH ORDINALITY AS a (task_id, after, n)
     LEFT JOIN tasks t ON t.id = a.task_id
     LEFT JOIN task_outcomes o ON o.task_id = a.task_id
@@ -37,7 +38,8 @@ EVENTS = text(
     ) l ON true
     LEFT JOIN LATERAL (
         SELECT 1 AS number, 'task.accepted' AS type, t.created_at, jsonb_strip_nulls(jsonb_build_object(
-                'agent', t.agent_name, 'parent_id', t.parent_id, 'replay_of', t.replay_of)) AS data
+                'agent', t.agent_name, 'parent_id', t.parent_id, 'replay_of', t.replay_of)) AS data,
+                NULL::jsonb AS key_order
             WHERE t.id IS NOT NULL AND a.after < 1
         UNION ALL
         (SELECT v.number, v.type, v.created_at, v.data || CASE
@@ -55,7 +57,10 @@ EVENTS = text(
                     'type', c.error->'type', 'message', left(c.error->>'message', 2000)))
                 WHEN x.error IS NOT NULL THEN jsonb_build_object('error', jsonb_build_object(
                     'type', x.error->'type', 'message', left(x.error->>'message', 2000)))
-                ELSE '{}' END AS data
+                ELSE '{}' END AS data,
+                CASE WHEN v.type = 'step.started' THEN s.input_order
+                     WHEN v.type = 'step.finished' AND s.output IS NULL THEN c.output_order
+                     WHEN v.type = 'step.finished' THEN s.output_order END AS key_order
             FROM task_events v
             LEFT JOIN steps s ON s.task_id = v.task_id AND s.number = (v.data->>'step')::integer
             LEFT JOIN task_outcomes c ON c.task_id = s.child_id
@@ -66,7 +71,7 @@ EVENTS = text(
         SELECT z.number, 'task.' || o.state, o.finished_at, CASE
                 WHEN o.output_sha256 IS NOT NULL THEN '{"output_omitted": true}'
                 WHEN o.state = 'succeeded' THEN jsonb_build_object('output', o.output) ELSE '{}' END
-                || CASE WHEN o.error IS NULL THEN '{}' ELSE jsonb_build_object('error', o.error) END
+                || CASE WHEN o.error IS NULL THEN '{}' ELSE jsonb_build_object('error', o.error) END, o.output_order
             FROM (SELECT 1 + COALESCE(max(number), 1) AS number FROM task_events WHERE task_id = o.task_id) z
             WHERE o.task_id IS NOT NULL AND z.number > a.after
     ) e ON true
@@ -137,7 +142,9 @@ def _news(rows: Sequence[Any], after: int) -> News:
     events: list[TaskEvent] = []
     for row in rows:
         if row.number == after + len(events) + 1:
-            events.append(TaskEvent(row.number, row.type, {"at": _text(row.created_at), **row.data}))
+            events.append(
+                TaskEvent(row.number, row.type, {"at": _text(row.created_at), **ordered(row.data, row.key_order)})
+            )
     complete = len(events) == len([row for row in rows if row.number is not None])
     return News(events, complete, over=rows[0].gone or (rows[0].ended and complete), keys=_keys(rows[0]))
 

@@ -16,6 +16,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from shared.budgets import described
+from shared.key_order import in_order
 from shared.tasks import get_task
 
 DISPATCHER = "minions minion_pending"
@@ -69,8 +70,8 @@ WORKER = text("SELECT name, status, last_seen FROM workers WHERE id = :id")
 # What a person has to decide comes first, however many others there are.
 OPEN_STEPS = text(
     """
-    SELECT w.number, w.kind, w.name, w.effect, w.input, w.due_at, w.error, w.child_id, s.state AS child_state,
-           minion_proposal(w) AS proposal
+    SELECT w.number, w.kind, w.name, w.effect, w.input, w.input_order, w.due_at, w.error, w.child_id,
+           s.state AS child_state, minion_proposal(w) AS proposal
         FROM steps w LEFT JOIN task_status s ON s.task_id = w.child_id
         WHERE w.task_id = :task AND w.status = 'started'
         ORDER BY w.effect <> 'unsafe', NOT COALESCE(w.kind = 'wait' AND w.input ? 'approval', false), w.number LIMIT 20
@@ -324,11 +325,12 @@ def _running(case: _Case) -> Explanation:
 
 def _waiting(case: _Case) -> Explanation:
     task = case.task
-    waits = case.connection.execute(OPEN_STEPS, {"task": task["id"]}).mappings().all()
+    rows = case.connection.execute(OPEN_STEPS, {"task": task["id"]}).mappings()
+    waits = [in_order(row, "input") for row in rows]
     if task["wait_reason"] in ("approval", "answer"):
-        return _waiting_for_a_person(case, [dict(wait) for wait in waits])
+        return _waiting_for_a_person(case, waits)
     if task["wait_reason"] in ("subtask", "signal", "timer"):
-        return _waiting_for_steps(case, [dict(wait) for wait in waits])
+        return _waiting_for_steps(case, waits)
     if task["wait_reason"] == "budget":
         return _waiting_for_budget(case)
     reason = "It asked to run again later"

@@ -20,7 +20,7 @@ from shared.json_schema import validate
 from shared.json_values import JsonValue, check
 from shared.models import FunctionVersion
 from shared.sandbox import Outcome, Sandbox, SandboxFault
-from shared.schemas import FunctionDefinition
+from shared.schemas import FunctionDefinition, content_in_order
 from shared.settings import get_settings
 
 
@@ -63,7 +63,8 @@ class StoredFunction:
 def _intact(row: FunctionVersion) -> FunctionDefinition | None:
     """A row's definition, if it is what was stored."""
     try:
-        definition = FunctionDefinition.model_validate({"name": row.name, **row.definition})
+        content = content_in_order(row.definition, row.key_order)
+        definition = FunctionDefinition.model_validate({"name": row.name, **content})
     except (ValidationError, MinionError, TypeError):
         return None
     return definition if definition.checksum() == row.checksum else None

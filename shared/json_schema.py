@@ -1,8 +1,8 @@
 """JSON Schema (draft 2020-12): schemas are checked when they are stored, values whenever they cross a border.
 
 A schema comes from whoever may store definitions, a value from whoever may submit a task: neither may hang the
-process that compares them. So regular expressions are those of Rust's `regex` (no look-around, no back-references:
-matching takes linear time), references stay inside the schema, values are quoted by their beginning, and a comparison
+process that compares them. So regular expressions have no look-around and no back-references (matching takes linear
+time), references stay inside the schema, values are quoted by their beginning, and a comparison
 that takes `MAX_SECONDS` is given up.
 """
 
@@ -14,15 +14,13 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from jsonschema import Draft202012Validator, FormatChecker
-from jsonschema.exceptions import SchemaError
-from pydantic_core import SchemaError as PatternError
+import jsonschema_rs
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from shared.errors import InvalidDefinition, MinionError
-from shared.json_values import JsonValue, canonical
+from shared.errors import InvalidDefinition, InvalidInput, MinionError
+from shared.json_values import JsonValue, canonical, check
 from shared.schema_keywords import MAX_SECONDS, Comparison, TakesTooLong, matcher
 
 Schema = dict[str, Any]
@@ -30,7 +28,7 @@ Schema = dict[str, Any]
 MAX_VIOLATIONS = 50
 MAX_EXAMINED = 1000
 MAX_MESSAGE = 300
-DIALECT = Draft202012Validator.META_SCHEMA["$id"]
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 # Where a schema holds other schemas (2020-12, and `definitions` of older drafts).
 HOLD_ONE = frozenset(
@@ -130,16 +128,19 @@ def validate(schema: Schema | None, value: JsonValue, *, what: str, error: type[
         raise error(f"{what} does not match its schema: {listed}{more}.", violations=faults)
 
 
-def _check_meta(schema: JsonValue, where: str, path: str = "$") -> None:
+def _check_meta(schema: JsonValue, where: str) -> None:
+    """Checks a schema, or a part of one that a reference leads to, against the metaschema."""
     try:
-        Draft202012Validator.check_schema(schema, format_checker=FormatChecker(()))
-    except SchemaError as error:
-        at = path + error.json_path.removeprefix("$")
+        check(schema, what=where)  # deep nesting would end the process below
+        # The library would fetch any other metaschema that `$schema` names.
+        jsonschema_rs.meta.validate({**schema, "$schema": DIALECT} if isinstance(schema, dict) else schema)
+    except jsonschema_rs.ValidationError as error:
+        at = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
         raise InvalidDefinition(
             f"{where} is not a valid JSON Schema (2020-12): {_cut(at)}: {_cut(error.message)}.", path=at
         ) from None
-    except RecursionError:
-        raise InvalidDefinition(f"{where} is nested too deeply.") from None
+    except InvalidInput as error:
+        raise InvalidDefinition(error.message, **error.detail) from None
 
 
 def _subschemas(schema: JsonValue, path: str) -> Iterator[tuple[str, Schema]]:
@@ -219,9 +220,11 @@ def _patterns(part: Schema) -> Iterator[tuple[str, str]]:
 def _pattern_fault(pattern: str) -> str | None:
     try:
         matcher(pattern)
-    except PatternError as error:
-        reason = str(error).strip().splitlines()[-1].removeprefix("error: ").removeprefix("SchemaError: ").rstrip(".")
-        return f"the regular expression {_cut(pattern)!r} is not supported: {_cut(reason)}"
+    except ValueError:
+        return (
+            f"the regular expression {_cut(pattern)!r} is not supported: it must be one of ECMA 262 without "
+            "look-around and back-references, and its repetitions must not make it too large"
+        )
     return None
 
 

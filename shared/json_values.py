@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from itertools import chain
 from typing import Any
@@ -92,14 +92,24 @@ def digest(value: JsonValue) -> str:
 
 
 def stable(value: JsonValue) -> JsonValue:
-    """The value as it looks before and after PostgreSQL held it: keys sorted, whole numbers as integers."""
+    """The value as it looks whatever the order of its keys: sorted, and whole numbers as integers."""
+    return _arranged(value, by=sorted)
+
+
+def whole(value: JsonValue) -> JsonValue:
+    """The value as it looks before and after PostgreSQL held it: whole numbers as integers."""
+    return _arranged(value, by=iter)
+
+
+def _arranged(value: JsonValue, *, by: Callable[[Iterable[str]], Iterable[str]]) -> JsonValue:
+    """The value with the keys of each object as `by` puts them, and whole numbers as integers."""
     if isinstance(value, float) and value.is_integer():
         # By way of its digits, as PostgreSQL reads it: 1e23 is 10**23, and int(1e23) is not.
         return int(value) if abs(value) < 2**53 else int(Decimal(repr(value)))
     if isinstance(value, dict):
-        return {key: stable(value[key]) for key in sorted(value)}
+        return {key: _arranged(value[key], by=by) for key in by(value)}
     if isinstance(value, list | tuple):
-        return [stable(item) for item in value]
+        return [_arranged(item, by=by) for item in value]
     return value
 
 

@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
+from shared.key_order import in_order, order_of, ordered, with_order
 from shared.states import State
 
 
@@ -87,18 +88,21 @@ SUSPEND = text("SELECT minion_suspend(:task, :claim, :result, :children, :waits)
 SNOOZE = text("SELECT minion_snooze(:task, :claim, :result, :delay, :reason)").bindparams(
     bindparam("result", type_=JSONB)
 )
-SIGNAL = text("SELECT minion_signal(:task, :name, :payload)").bindparams(bindparam("payload", type_=JSONB))
+SIGNAL = text("SELECT minion_signal_v2(:task, :name, :payload, :order)").bindparams(
+    bindparam("payload", type_=JSONB), bindparam("order", type_=JSONB(none_as_null=True))
+)
 ASK = text("SELECT minion_ask(:task, :claim, :result)").bindparams(bindparam("result", type_=JSONB))
-DECIDE = text("SELECT minion_decide_v2(:task, :step, :proposal, :verdict, :value, :reason, :who)").bindparams(
-    bindparam("value", type_=JSONB(none_as_null=True))
+DECIDE = text("SELECT minion_decide_v2(:task, :step, :proposal, :verdict, :value, :order, :reason, :who)").bindparams(
+    bindparam("value", type_=JSONB(none_as_null=True)), bindparam("order", type_=JSONB(none_as_null=True))
 )
 IS_CANCELLED = text(
     "SELECT cancel_requested FROM task_status WHERE task_id = :task AND claim = :claim AND state = 'running'"
 )
 STEP_INPUT = text(
-    "SELECT CASE WHEN s.kind = 'subtask' THEN (SELECT k.input FROM tasks k WHERE k.id = s.child_id) "
-    "WHEN s.input ? 'approval' THEN s.input->'approval' ELSE s.input END "
-    "FROM steps s WHERE s.task_id = :task AND s.number = :number"
+    "SELECT CASE WHEN s.kind = 'subtask' THEN k.input WHEN s.input ? 'approval' THEN s.input->'approval' "
+    "ELSE s.input END, "
+    "CASE WHEN s.kind = 'subtask' THEN k.input_order ELSE s.input_order END "
+    "FROM steps s LEFT JOIN tasks k ON k.id = s.child_id WHERE s.task_id = :task AND s.number = :number"
 )
 HEAL_TURNS = text("SELECT minion_heal_turns(:most)")
 HEAL_WAITS = text("SELECT woken, last FROM minion_heal_waits(:after, :most)")
@@ -114,7 +118,8 @@ def accept(connection: Connection, requests: Sequence[dict[str, Any]]) -> list[A
     Raises:
         MinionError: the first request that is refused, and why.
     """
-    return [Accepted(*row) for row in connection.execute(ACCEPT, {"requests": list(requests)})]
+    values = {"requests": [with_order(request, "input") for request in requests]}
+    return [Accepted(*row) for row in connection.execute(ACCEPT, values)]
 
 
 def replay_from(
@@ -139,7 +144,13 @@ def replay_from(
         Conflict: its journal has the format of another release.
         MinionError: the agent does not accept it any more.
     """
-    values = {"request": request, "source": source, "first": first, "edited": edited, "who": who}
+    values = {
+        "request": with_order(request, "input"),
+        "source": source,
+        "first": first,
+        "edited": edited and with_order(edited, "output"),
+        "who": who,
+    }
     return UUID(str(connection.scalar(REPLAY_FROM, values)))
 
 
@@ -227,7 +238,15 @@ def claim(
     """
     values = {"task": task, "claim": expected, "worker": worker, "granted": granted}
     found: dict[str, Any] | None = connection.scalar(CLAIM, values)
-    return found
+    if found is None or "refused" in found:
+        return found
+    return {**in_order(found, "input"), "steps": [_step_in_order(step) for step in found["steps"]]}
+
+
+def _step_in_order(step: dict[str, Any]) -> dict[str, Any]:
+    """A step as `minion_journal` gives it, and the outcome of the sub-task that it stands for."""
+    step = in_order(step, "output")
+    return {**step, "outcome": in_order(step["outcome"], "output")} if "outcome" in step else step
 
 
 def hold(connection: Connection, task: UUID, expected: int, *, scope: str, name: str, delay: float) -> None:
@@ -244,18 +263,30 @@ def is_cancelled(connection: Connection, task: UUID, claim: int) -> bool | None:
 
 def write_steps(connection: Connection, task: UUID, claim: int, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Commits journal steps under the fence. Returns the flags the minion must obey, or None."""
-    flags: dict[str, Any] | None = connection.scalar(WRITE_STEPS, {"task": task, "claim": claim, "steps": steps})
+    values = {"task": task, "claim": claim, "steps": steps_with_order(steps)}
+    flags: dict[str, Any] | None = connection.scalar(WRITE_STEPS, values)
     return flags
+
+
+def steps_with_order(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Journal steps as the database takes them: with the order of their keys."""
+    return [with_order(step, "input", "output") for step in steps]
+
+
+def _with_order(result: dict[str, Any]) -> dict[str, Any]:
+    """What an execution leaves behind, with the order of the keys in its output and its steps."""
+    return {**with_order(result, "output"), "steps": steps_with_order(result.get("steps", []))}
 
 
 def step_input(connection: Connection, task: UUID, number: int) -> Any:
     """What was asked for in a step: a call's request, a sub-task's input, proposed arguments."""
-    return connection.scalar(STEP_INPUT, {"task": task, "number": number})
+    row = connection.execute(STEP_INPUT, {"task": task, "number": number}).one_or_none()
+    return None if row is None else ordered(*row)
 
 
 def finish(connection: Connection, task: UUID, claim: int, state: State, result: dict[str, Any]) -> State | None:
     """Ends a running task under the fence. Returns the state it ended in (a cancel that came first wins), or None."""
-    ended = connection.scalar(FINISH, {"task": task, "claim": claim, "state": state, "result": result})
+    ended = connection.scalar(FINISH, {"task": task, "claim": claim, "state": state, "result": _with_order(result)})
     return State(ended) if ended else None
 
 
@@ -287,7 +318,7 @@ def release(
         "how": how,
         "charged": charged,
         "delay": timedelta(seconds=delay),
-        "result": result or {},
+        "result": _with_order(result or {}),
         "worker": worker,
     }
     state = connection.scalar(RELEASE, values)
@@ -307,7 +338,13 @@ def suspend(
     Returns:
         the state the task is in now (pending where the signals had arrived already), or None where the claim was lost.
     """
-    values = {"task": task, "claim": claim, "result": result, "children": children, "waits": list(waits)}
+    values = {
+        "task": task,
+        "claim": claim,
+        "result": _with_order(result),
+        "children": [{**child, "request": with_order(child["request"], "input")} for child in children],
+        "waits": [with_order(wait, "approval") for wait in waits],
+    }
     state = connection.scalar(SUSPEND, values)
     return State(state) if state else None
 
@@ -319,14 +356,14 @@ def snooze(
     None where the claim was lost.
     """
     pause = None if delay is None else timedelta(seconds=delay)
-    values = {"task": task, "claim": claim, "result": result, "delay": pause, "reason": reason}
+    values = {"task": task, "claim": claim, "result": _with_order(result), "delay": pause, "reason": reason}
     state = connection.scalar(SNOOZE, values)
     return State(state) if state else None
 
 
 def ask(connection: Connection, task: UUID, claim: int, result: dict[str, Any]) -> State | None:
     """Suspends a task until somebody says what became of its interrupted step. None where the claim was lost."""
-    state = connection.scalar(ASK, {"task": task, "claim": claim, "result": result})
+    state = connection.scalar(ASK, {"task": task, "claim": claim, "result": _with_order(result)})
     return State(state) if state else None
 
 
@@ -362,11 +399,12 @@ def decide(
         "proposal": proposal,
         "verdict": verdict,
         "value": value,
+        "order": order_of(value),
         "reason": reason,
         "who": who,
     }
     decided: dict[str, Any] = connection.scalar(DECIDE, values)
-    return Decided(**{**decided, "state": State(decided["state"])})
+    return Decided(**{**in_order(decided, "value"), "state": State(decided["state"])})
 
 
 def signal(connection: Connection, task: UUID, name: str, payload: Any) -> State:
@@ -377,7 +415,8 @@ def signal(connection: Connection, task: UUID, name: str, payload: Any) -> State
         Conflict: the task has ended.
         TooLarge, InvalidInput: the payload cannot be stored.
     """
-    return State(connection.scalar(SIGNAL, {"task": task, "name": name, "payload": payload}))
+    values = {"task": task, "name": name, "payload": payload, "order": order_of(payload)}
+    return State(connection.scalar(SIGNAL, values))
 
 
 def cancel(connection: Connection, task: UUID, *, reason: str, who: str | None = None) -> State:

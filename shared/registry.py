@@ -32,7 +32,7 @@ from shared.init_db import SCHEMA_LOCK
 from shared.json_values import check
 from shared.known_models import unknown_models
 from shared.models import Agent, AgentVersion
-from shared.schemas import AgentDefinition, AgentResponse, TaskRequest
+from shared.schemas import AgentDefinition, AgentResponse, TaskRequest, stored_definition
 from shared.states import State
 from shared.submission import prepare
 from shared.tasks import get_task, response_of
@@ -116,7 +116,7 @@ class AgentRegistry:
         with Session(self.engine) as session:
             row = self._head(session, name)
             version = session.get_one(AgentVersion, row.active_version_id)
-            definition = AgentDefinition.model_validate({"name": name, **version.definition})
+            definition = stored_definition("agent", name, version.definition, version.key_order)
             return RegisteredAgent(self, row.id, version.id, version.number, row.status, definition)
 
     def list_agents(self) -> list[RegisteredAgent]:

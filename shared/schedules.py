@@ -12,6 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from shared import submission
 from shared.errors import Conflict, InvalidInput, NotFound
+from shared.key_order import in_order, order_of
 from shared.schemas import Name, Strict, TaskRequest, faults_of
 from shared.tasks import Page, page_of
 from shared.timetable import Cron, Every, Missed, Timetable
@@ -23,7 +24,8 @@ TEN_YEARS = 10 * 366 * 86_400
 
 COLUMNS = (
     "name, namespace, cron, CASE WHEN cron IS NOT NULL THEN timezone END AS timezone, interval_seconds, missed, "
-    "request, enabled, CASE WHEN enabled THEN next_at END AS next_at, last_at, last_task_id, last_error, created_at"
+    "request, request_order, enabled, CASE WHEN enabled THEN next_at END AS next_at, last_at, last_task_id, "
+    "last_error, created_at"
 )
 LIST = text(
     f"SELECT {COLUMNS} FROM schedules WHERE namespace = :namespace AND name > :after "  # noqa: S608
@@ -32,20 +34,25 @@ LIST = text(
 GET = text(f"SELECT {COLUMNS} FROM schedules WHERE namespace = :namespace AND name = :name")  # noqa: S608
 LOCK = text("SELECT 1 FROM schedules WHERE namespace = :namespace AND name = :name FOR UPDATE")
 INSERT = (
-    "INSERT INTO schedules AS s (namespace, name, cron, timezone, interval_seconds, missed, request, enabled, next_at) "
-    "VALUES (:namespace, :name, :cron, :timezone, :interval_seconds, :missed, :request, :enabled, :next_at) "
+    "INSERT INTO schedules AS s (namespace, name, cron, timezone, interval_seconds, missed, request, "
+    "request_order, enabled, next_at) VALUES (:namespace, :name, :cron, :timezone, :interval_seconds, :missed, "
+    ":request, :request_order, :enabled, :next_at) "
 )
-CREATE = text(f"{INSERT} ON CONFLICT DO NOTHING RETURNING {COLUMNS}").bindparams(bindparam("request", type_=JSONB))
+ORDER = bindparam("request_order", type_=JSONB(none_as_null=True))
+CREATE = text(f"{INSERT} ON CONFLICT DO NOTHING RETURNING {COLUMNS}").bindparams(
+    bindparam("request", type_=JSONB), ORDER
+)
 # A schedule that is stored again with the same times keeps its turn: else a deployment every hour would put off for
 # ever what runs every two hours.
 PUT = text(
     f"{INSERT} ON CONFLICT (namespace, name) DO UPDATE SET cron = EXCLUDED.cron, timezone = EXCLUDED.timezone, "
     "interval_seconds = EXCLUDED.interval_seconds, missed = EXCLUDED.missed, request = EXCLUDED.request, "
+    "request_order = EXCLUDED.request_order, "
     "enabled = EXCLUDED.enabled, last_error = NULL, next_at = CASE WHEN s.enabled "
     "AND (s.cron, s.timezone, s.interval_seconds) "
     "IS NOT DISTINCT FROM (EXCLUDED.cron, EXCLUDED.timezone, EXCLUDED.interval_seconds) "
     f"THEN s.next_at ELSE EXCLUDED.next_at END RETURNING {COLUMNS}, xmax = 0 AS created"
-).bindparams(bindparam("request", type_=JSONB))
+).bindparams(bindparam("request", type_=JSONB), ORDER)
 DELETE = text(
     f"DELETE FROM schedules WHERE namespace = :namespace AND name = :name RETURNING {COLUMNS}"  # noqa: S608
 )
@@ -132,7 +139,8 @@ def submitter(name: str) -> str:
 def list_schedules(connection: Connection, namespace: str, *, limit: int, after: str = "") -> Page:
     """Schedules by name."""
     values = {"namespace": namespace, "after": after, "most": limit + 1}
-    return page_of(connection.execute(LIST, values).mappings().all(), limit, "name")
+    page = page_of(connection.execute(LIST, values).mappings().all(), limit, "name")
+    return Page([in_order(row, "request") for row in page.items], page.next)
 
 
 def get(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
@@ -144,7 +152,7 @@ def get(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
     row = connection.execute(GET, {"namespace": namespace, "name": name}).mappings().one_or_none()
     if row is None:
         raise no_such_schedule(name)
-    return dict(row)
+    return in_order(row, "request")
 
 
 def try_out(engine: Engine, namespace: str, name: str, request: Mapping[str, Any]) -> None:
@@ -165,12 +173,12 @@ def create(connection: Connection, namespace: str, definition: ScheduleDefinitio
     row = connection.execute(CREATE, _values(namespace, definition)).mappings().one_or_none()
     if row is None:
         raise Conflict(f"There is a schedule named {definition.name!r} already. Replace it with PUT, or delete it.")
-    return dict(row)
+    return in_order(row, "request")
 
 
 def put(connection: Connection, namespace: str, definition: ScheduleDefinition) -> tuple[dict[str, Any], bool]:
     """Stores a schedule, new or in the place of the one of that name. Returns it, and whether it is new."""
-    row = dict(connection.execute(PUT, _values(namespace, definition)).mappings().one())
+    row = in_order(connection.execute(PUT, _values(namespace, definition)).mappings().one(), "request")
     created: bool = row.pop("created")
     return row, created
 
@@ -200,7 +208,7 @@ def delete(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
     row = connection.execute(DELETE, {"namespace": namespace, "name": name}).mappings().one_or_none()
     if row is None:
         raise no_such_schedule(name)
-    return dict(row)
+    return in_order(row, "request")
 
 
 def prepare_run(
@@ -227,6 +235,7 @@ def _values(namespace: str, definition: ScheduleDefinition) -> dict[str, Any]:
     now = datetime.now(UTC)
     return {
         **definition.model_dump(),
+        "request_order": order_of(definition.request),
         "namespace": namespace,
         "timezone": definition.timezone or "UTC",
         "next_at": next(definition.timetable(anchor=now).after(now)),

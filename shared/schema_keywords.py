@@ -8,19 +8,22 @@ each part of a value. A comparison that still takes too long, as a product of sc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from functools import lru_cache
 from itertools import islice
 from time import thread_time
 from typing import Any
 
-from jsonschema import Draft202012Validator, FormatChecker
-from jsonschema.exceptions import FormatError, ValidationError
-from pydantic_core import SchemaValidator, core_schema
+import jsonschema_rs
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import ValidationError
 
 from shared.json_values import JsonValue, digest, stable
 
-MAX_SECONDS = 10.0  # of processor time
+MAX_SECONDS = 2.0  # of processor time
+MAX_MATCHING = 1 << 34  # bytes of a compiled pattern times characters of a text: about `MAX_SECONDS` at worst
+PATTERN_SIZES = tuple(1 << bits for bits in range(12, 24))
 MAX_QUOTED = 200
 MAX_LISTED = 20
 MAX_FORMATTED = 2048  # some formats are parsed by grammars that take minutes for a megabyte
@@ -30,7 +33,7 @@ Faults = Iterator[ValidationError]
 
 
 class TakesTooLong(Exception):
-    """A comparison has used `MAX_SECONDS`."""
+    """A comparison has used `MAX_SECONDS`, or might in one step."""
 
 
 class Comparison:
@@ -184,19 +187,37 @@ def _multiple_of(comparison: Comparison, factor: float, value: JsonValue, schema
         yield ValidationError(f"{value!r} is not a multiple of {factor!r}")
 
 
-@lru_cache(maxsize=1024)
-def matcher(pattern: str) -> SchemaValidator:
-    """A regular expression, compiled.
+@lru_cache(maxsize=256)
+def matcher(pattern: str) -> tuple[jsonschema_rs.Validator, int]:
+    """A regular expression of ECMA 262, compiled for matching in linear time, and a bound of its size in bytes.
 
     Raises:
-        pydantic_core.SchemaError: it is none, or none that is matched in linear time.
+        ValueError: it is none, is too large, or has look-around or back-references.
     """
-    return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex", strict=True))
+    for size in PATTERN_SIZES:
+        with suppress(ValueError):
+            options = jsonschema_rs.RegexOptions(size_limit=size)
+            return jsonschema_rs.Draft202012Validator({"pattern": pattern}, pattern_options=options), size
+    raise ValueError(pattern)
 
 
 def _matches(pattern: str, text: str) -> bool:
-    """Whether the pattern is found in the text."""
-    return matcher(pattern).isinstance_python(text)
+    """Whether the pattern is found in the text.
+
+    Raises:
+        TakesTooLong: a search that nothing can interrupt might take more than `MAX_SECONDS`.
+    """
+    expression, size = matcher(pattern)
+    if size * len(text) > MAX_MATCHING:
+        raise TakesTooLong
+    return _accepts(expression, text)
+
+
+def _accepts(validator: jsonschema_rs.Validator, text: str) -> bool:
+    try:
+        return validator.is_valid(text)
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
 
 
 def _pattern(comparison: Comparison, pattern: str, value: JsonValue, schema: Schema) -> Faults:
@@ -204,7 +225,9 @@ def _pattern(comparison: Comparison, pattern: str, value: JsonValue, schema: Sch
         yield ValidationError(f"{quoted(value)} does not match {quoted(pattern)}")
 
 
-FORMATS = FormatChecker()
+@lru_cache(maxsize=128)
+def _format_checker(name: str) -> jsonschema_rs.Validator:
+    return jsonschema_rs.Draft202012Validator({"format": name}, validate_formats=True)
 
 
 def _format(comparison: Comparison, name: str, value: JsonValue, schema: Schema) -> Faults:
@@ -215,9 +238,7 @@ def _format(comparison: Comparison, name: str, value: JsonValue, schema: Schema)
             f"{quoted(value)} is longer than {MAX_FORMATTED:,} characters and is not a {quoted(name)}"
         )
         return
-    try:
-        FORMATS.check(value, name)
-    except FormatError:
+    if not _accepts(_format_checker(name), value):
         yield ValidationError(f"{quoted(value)} is not a {quoted(name)}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 from uuid import UUID
@@ -26,6 +26,7 @@ from shared import sampling
 from shared.errors import InvalidDefinition, InvalidInput, MinionError
 from shared.json_schema import check_dialect, check_schema
 from shared.json_values import check, digest
+from shared.key_order import KeyOrder, order_of, ordered
 from shared.outbound import checked_url
 from shared.states import State
 
@@ -46,6 +47,7 @@ HeaderValue = Annotated[str, StringConstraints(pattern=HEADER_VALUE, max_length=
 LabelValue = Annotated[str, StringConstraints(max_length=255)]
 JsonSchema = dict[str, Any]
 MAX_FAULTS = 20
+SCHEMAS = ("input_schema", "output_schema")
 
 
 def _moment(value: Any) -> Any:
@@ -240,7 +242,7 @@ class Definition(Strict):
 
     def _schemas(self) -> Iterator[tuple[str, JsonSchema]]:
         """The schemas that it has, and what messages call them."""
-        for field in ("input_schema", "output_schema"):
+        for field in SCHEMAS:
             if (schema := getattr(self, field, None)) is not None:
                 yield f"{self.name!r}, {field}", schema
 
@@ -248,8 +250,15 @@ class Definition(Strict):
         """The definition as JSON, without `kind` and name: what the checksum covers and a version stores."""
         return self.model_dump(mode="json", exclude={"kind", "name"})
 
+    def key_order(self) -> KeyOrder | None:
+        """The order of the keys in its schemas, which is the order that models write in; stored beside the content."""
+        return order_of({field: getattr(self, field, None) for field in SCHEMAS})
+
     def checksum(self, **resolved: Any) -> str:
-        """The SHA-256 of the content and of the versions that its references resolved to."""
+        """The SHA-256 of the content and of the versions that its references resolved to.
+
+        Versions with the same checksum differ in their key order: minions of release 0.2 verify checksums without it.
+        """
         return digest({"name": self.name, "content": self.content(), "resolved": resolved})
 
 
@@ -280,6 +289,15 @@ class AgentDefinition(Definition):
     def _type_fits(self) -> Self:
         (self._check_model_agent if self.type == "agent" else self._check_function_agent)()
         return self
+
+    def inheriting(self, *pinned: Mapping[str, Any]) -> AgentDefinition:
+        """The definition with schemas of the tool or function that it runs, the nearest first, where it has none."""
+        schemas = {
+            name: next((one[name] for one in pinned if one.get(name) is not None), None)
+            for name in SCHEMAS
+            if getattr(self, name) is None
+        }
+        return self.model_copy(update=schemas)
 
     def _check_model_agent(self) -> None:
         self.model = self.model or sampling.AUTO
@@ -466,14 +484,19 @@ class UnreadableDefinition(InvalidDefinition):
     code = "unreadable_definition"
 
 
-def stored_definition(kind: str, name: str, fields: dict[str, Any]) -> Any:
+def content_in_order(content: dict[str, Any], order: KeyOrder | None) -> dict[str, Any]:
+    """The content of a stored definition, with the keys of its schemas in their order."""
+    return {**content, **ordered({field: content.get(field) for field in SCHEMAS}, order)} if order else content
+
+
+def stored_definition(kind: str, name: str, content: dict[str, Any], order: KeyOrder | None) -> Any:
     """A definition as a version stores it.
 
     Raises:
         UnreadableDefinition: another release wrote it.
     """
     try:
-        return KINDS[kind].model_validate({"name": name, **fields})
+        return KINDS[kind].model_validate({"name": name, **content_in_order(content, order)})
     except ValidationError as error:
         raise UnreadableDefinition(
             f"The stored {kind} {name!r} cannot be read by this release: {'; '.join(faults_of(error))}. "

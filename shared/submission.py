@@ -19,9 +19,31 @@ from shared.messages import checked_input, coerce_all
 from shared.schemas import TaskRequest
 from shared.settings import get_settings
 
-RESOLVE = text("SELECT version_id, agent_name, input_schema FROM minion_resolve(:request)").bindparams(
-    bindparam("request", type_=JSONB)
-)
+# An agent without an input schema takes what the function or tool takes that its version pins. A sequential chain takes
+# what its first agent takes now (but messages, which are the first agent's to read).
+RESOLVE = text(
+    """
+    WITH RECURSIVE target AS MATERIALIZED (SELECT version_id, agent_name FROM minion_resolve(:request)),
+    first (version_id, depth) AS (
+        SELECT version_id, 0 FROM target
+        UNION ALL SELECT a.active_version_id, f.depth + 1 FROM first f
+            JOIN agent_versions v ON v.id = f.version_id AND v.type = 'function'
+                AND NULLIF(v.input_schema, 'null') IS NULL
+                AND v.definition->'config'->>'chain_strategy' = 'sequential'
+            JOIN agents chain ON chain.id = v.agent_id
+            JOIN relations r ON r.agent_version_id = v.id AND r.position = 0 AND r.for_each IS NULL
+            JOIN agents a ON a.namespace = chain.namespace AND a.name = r.agent_name
+            WHERE NOT :of_messages AND f.depth < 100
+    )
+    SELECT t.version_id, t.agent_name, COALESCE(
+            NULLIF(v.input_schema, 'null'), NULLIF(tool.definition->'input_schema', 'null'),
+            NULLIF(code.definition->'input_schema', 'null'))
+        FROM target t CROSS JOIN (SELECT version_id FROM first ORDER BY depth DESC LIMIT 1) f
+        LEFT JOIN agent_versions v ON v.id = f.version_id
+        LEFT JOIN tool_versions tool ON tool.id = v.tool_version_id
+        LEFT JOIN function_versions code ON code.id = COALESCE(v.function_version_id, tool.function_version_id)
+    """
+).bindparams(bindparam("request", type_=JSONB))
 KEYS_IN_USE = text(
     "SELECT k.namespace, k.key FROM idempotency_keys k "
     "JOIN unnest(CAST(:namespaces AS text[]), CAST(:keys AS text[])) AS asked (namespace, key) USING (namespace, key)"
@@ -30,7 +52,10 @@ KEYS_IN_USE = text(
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The agent version that will run a task. None for all where the orchestrator routes it by its message."""
+    """The agent version that will run a task, and the schema of what it takes.
+
+    None for all where the orchestrator routes the task by its message.
+    """
 
     version_id: UUID | None
     agent: str | None
@@ -150,7 +175,7 @@ def _plain(request: TaskRequest) -> dict[str, Any]:
 
 def _check_target(connection: Connection, request: TaskRequest, plain: dict[str, Any], targets: Targets) -> None:
     """Holds the input to the schema of the agent that will run it, and notes that in the request."""
-    key = (request.agent, request.capability, request.namespace, request.messages is None)
+    key = (request.agent, request.capability, request.namespace, plain.get("input") is None)
     if key not in targets:
         try:
             targets[key] = resolve(connection, plain)
@@ -172,4 +197,5 @@ def resolve(connection: Connection, request: dict[str, Any]) -> Target:
         UnknownAgent, UnknownCapability, AmbiguousRoute, Conflict: it names none that accepts work.
     """
     named = {name: request.get(name) for name in ("agent", "capability", "namespace", "agent_version_id", "messages")}
-    return Target(*connection.execute(RESOLVE, {"request": named}).one())
+    of_messages = request.get("input") is None and request.get("messages") is not None
+    return Target(*connection.execute(RESOLVE, {"request": named, "of_messages": of_messages}).one())

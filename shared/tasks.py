@@ -15,6 +15,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
 
 from shared.errors import NotFound
+from shared.key_order import in_order
 from shared.schemas import AgentResponse, Usage
 from shared.states import FINAL, State
 
@@ -62,8 +63,9 @@ CONDITIONS = {
 TYPES: dict[str, Any] = {"states": ARRAY(TEXT), "labels": JSONB, "created_after": PgUUID, "created_before": PgUUID}
 
 OVERVIEW = text(
-    "SELECT o.*, t.routing, (SELECT minion_budget_of(b.task_id) FROM budgets b WHERE b.task_id = t.id) AS budget "
-    "FROM task_overview o JOIN tasks t ON t.id = o.id WHERE o.id = :task"
+    "SELECT o.*, t.input_order, e.output_order, t.routing, "
+    "(SELECT minion_budget_of(b.task_id) FROM budgets b WHERE b.task_id = t.id) AS budget "
+    "FROM task_overview o JOIN tasks t ON t.id = o.id LEFT JOIN task_outcomes e ON e.task_id = o.id WHERE o.id = :task"
 )
 USAGE = text(
     "SELECT COALESCE(sum(input_tokens), 0), COALESCE(sum(output_tokens), 0), COALESCE(sum(cost_microdollars), 0) "
@@ -78,8 +80,8 @@ TREE = text(
     f"{SUMMARIES} ORDER BY id"
 )
 STEPS = text(
-    "SELECT number, kind, name, status, effect, request_hash, claim, input, output, error, stdout, usage, "
-    "cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at "
+    "SELECT number, kind, name, status, effect, request_hash, claim, input, input_order, output, output_order, error, "
+    "stdout, usage, cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at "
     "FROM steps WHERE task_id = :task AND number > :after ORDER BY number LIMIT :most"
 )
 EXECUTIONS = text(
@@ -136,7 +138,7 @@ def get_task(connection: Connection, task: UUID) -> dict[str, Any]:
     row = connection.execute(OVERVIEW, {"task": task}).mappings().one_or_none()
     if row is None:
         raise no_such_task(task)
-    return dict(row)
+    return in_order(row, "input", "output")
 
 
 def list_tasks(connection: Connection, chosen: TaskFilter, *, limit: int, before: UUID | None = None) -> Page:
@@ -187,7 +189,8 @@ def list_steps(connection: Connection, task: UUID, *, limit: int, after: int = 0
     Raises:
         NotFound: there is no such task.
     """
-    return _of_task(connection, STEPS, task, limit, after, "number")
+    page = _of_task(connection, STEPS, task, limit, after, "number")
+    return Page([in_order(step, "input", "output") for step in page.items], page.next)
 
 
 def list_executions(connection: Connection, task: UUID, *, limit: int, after: int = 0) -> Page:

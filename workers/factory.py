@@ -34,7 +34,11 @@ from workers.tools.http import HttpTool
 
 @dataclass(frozen=True)
 class Blueprint:
-    """An agent version with everything that it pins."""
+    """An agent version with everything that it pins.
+
+    Attributes:
+        definition: takes what its target takes, where it has no input schema of its own.
+    """
 
     definition: AgentDefinition
     version_id: UUID
@@ -64,8 +68,11 @@ def load_blueprint(version_id: UUID) -> Blueprint:
         row = session.get(AgentVersion, version_id)
         if row is None:
             raise NotFound(f"There is no agent version {version_id}.")
-        definition = stored_definition("agent", row.name, row.definition)
-        return Blueprint(definition, version_id, _target(session, row), _tools(session, version_id))
+        definition: AgentDefinition = stored_definition("agent", row.name, row.definition, row.key_order)
+        target = _target(session, row)
+        if target is not None and definition.input_schema is None:
+            definition = definition.model_copy(update={"input_schema": target.input_schema})
+        return Blueprint(definition, version_id, target, _tools(session, version_id))
 
 
 def _target(session: Session, row: AgentVersion) -> Tool | None:
@@ -89,7 +96,7 @@ def _tools(session: Session, version_id: UUID) -> tuple[Tool, ...]:
 
 
 def _tool(session: Session, row: ToolVersion) -> Tool:
-    definition = stored_definition("tool", row.name, row.definition)
+    definition = stored_definition("tool", row.name, row.definition, row.key_order)
     tool = _plain_tool(session, row, definition)
     return ApprovedTool(tool, definition.approval_timeout) if definition.approval else tool
 

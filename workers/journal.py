@@ -124,6 +124,7 @@ class Journal:
         *,
         effect: str,
         reserve: Callable[[], Reservation] | None = None,
+        hashed: JsonValue = None,
     ) -> JsonValue:
         """Makes a step, or reads it back.
 
@@ -133,6 +134,7 @@ class Journal:
             effect: `pure`, `idempotent` or `unsafe`.
             reserve: tells what it may cost at most; only asked where there is a budget, which holds that until the step
                 is over.
+            hashed: what the hash covers in place of the request, where that holds texts with keys in some order.
 
         Raises:
             BudgetExceeded: a budget of the task, or of one above it, has no room for the step.
@@ -142,7 +144,7 @@ class Journal:
             ClaimLost: stop, without writing anything.
             MinionError: what `perform` raised; it is recorded.
         """
-        number, request_hash = self._take(), digest([kind, name, request])
+        number, request_hash = self._take(), digest([kind, name, request if hashed is None else hashed])
         known = self._matching(number, kind, name, request_hash, request)
         if known is not None and known["status"] == "finished":
             return known["output"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from shared.errors import InvalidInput, InvalidOutput, ModelError
 from shared.json_schema import violations
-from shared.json_values import JsonValue, parse, stable
+from shared.json_values import JsonValue, parse, whole
 from shared.sampling import settings_to_send
 from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.settings import get_settings
@@ -142,8 +142,8 @@ class ModelAgent(BaseAgent):
 
         reply = call_model(self.journal, self.task, request, asked, kept)
         _refuse_unfinished(reply, config.max_tokens)
-        # Read back from the journal, keys come in another order; what follows must not depend on it.
-        return {**reply, "content": stable(reply["content"])}
+        # Read back from the journal, numbers look different; what follows must not depend on it.
+        return {**reply, "content": whole(reply["content"])}
 
     def _system(self) -> str:
         # Those after the first word are sent in their places.

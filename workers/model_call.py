@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
-from shared.json_values import JsonValue
+from shared.json_values import JsonValue, stable
+from shared.key_order import as_in_jsonb
 from workers.budget import worst_case
 from workers.follower import Follower
 from workers.journal import Journal, StepResult
@@ -56,5 +58,32 @@ def call_model(
         perform,
         effect="idempotent",
         reserve=lambda: worst_case(request.model, client.count_tokens(request), request.max_tokens),
+        hashed=_without_order(asked, request.input),
     )
     return kept
+
+
+def _without_order(asked: JsonValue, value: JsonValue) -> JsonValue:
+    """What the hash of a step covers, which does not depend on the order of keys.
+
+    In the texts of the task's input and of tools' results they are as release 0.2 wrote them.
+    """
+    if not isinstance(asked, dict) or "messages" not in asked:
+        return asked
+    text, plain = (json.dumps(each, ensure_ascii=False) for each in (value, as_in_jsonb(value)))
+    messages = [
+        {**message, "content": plain if message["content"] == text else _plain(message["content"])}
+        for message in asked["messages"]
+    ]
+    return {**asked, "messages": messages}
+
+
+def _plain(content: str | list[dict[str, Any]]) -> Any:
+    if isinstance(content, str):
+        return content
+    return [
+        {**block, "content": json.dumps(stable(json.loads(block["content"])), ensure_ascii=False)}
+        if block["type"] == "tool_result" and not block.get("is_error")
+        else block
+        for block in content
+    ]

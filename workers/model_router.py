@@ -9,6 +9,7 @@ from shared.database import get_engine, persist
 from shared.errors import InvalidInput, ModelError, ToolError
 from shared.json_schema import violations
 from shared.json_values import JsonValue, parse
+from shared.key_order import as_in_jsonb
 from shared.routing import candidates
 from shared.sampling import OFFLINE
 from shared.schemas import AgentConfig
@@ -51,7 +52,7 @@ def choose_by_model(
     if told["model"] == OFFLINE:
         raise Undecided("There is no key for a model (`auto` means the offline planner here).")
     schema = _schema([agent["name"] for agent in told["agents"]])
-    messages: list[dict[str, Any]] = [{"role": "user", "content": _question(told["agents"], value)}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": _question(told["agents"], as_in_jsonb(value))}]
     new = messages
     for _ in range(1 + MAX_REPAIRS):
         request = ModelRequest(

@@ -17,7 +17,7 @@ from typing import Any
 
 from shared.errors import FunctionError, InvalidInput, InvalidOutput, MinionError, ModelError, ToolError
 from shared.json_schema import violations
-from shared.json_values import JsonValue, stable
+from shared.json_values import JsonValue, whole
 from workers.journal import Journal
 from workers.models.base import INVALID_JSON
 from workers.outcomes import Interrupted, Snoozed, Suspended
@@ -181,7 +181,7 @@ def _result(call: _Call, outcome: Outcome) -> dict[str, Any]:
     result = {"type": "tool_result", "tool_use_id": call.id}
     if isinstance(outcome, MinionError):
         return {**result, "content": outcome.message, "is_error": True}
-    content = json.dumps(stable(outcome), ensure_ascii=False)
+    content = json.dumps(whole(outcome), ensure_ascii=False)
     if len(content) > MAX_RESULT:
         said = f"The result has {len(content):,} characters, and {MAX_RESULT:,} is the most. Ask for less of it."
         return {**result, "content": said, "is_error": True}

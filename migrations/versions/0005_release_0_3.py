@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects import postgresql
 
 revision = "0005"
 down_revision = "0004"
@@ -11,6 +12,17 @@ branch_labels = None
 depends_on = None
 PHASE = "before"
 
+KEY_ORDERS = (
+    ("agent_versions", "key_order"),
+    ("tool_versions", "key_order"),
+    ("function_versions", "key_order"),
+    ("tasks", "input_order"),
+    ("task_outcomes", "output_order"),
+    ("steps", "input_order"),
+    ("steps", "output_order"),
+    ("signals", "payload_order"),
+    ("schedules", "request_order"),
+)
 SUBMITTERS = """
     SELECT quote_ident(rolname) FROM pg_roles
     WHERE has_table_privilege(oid, 'tasks', 'INSERT') AND has_table_privilege(oid, 'task_status', 'INSERT')
@@ -23,7 +35,22 @@ def upgrade() -> None:
     op.add_column("tasks", sa.Column("effect_origin", sa.UUID(), nullable=True))
     op.add_column("pauses", sa.Column("created_by", sa.Text(), nullable=True))
     op.add_column("limits", sa.Column("created_by", sa.Text(), nullable=True))
+    keep_key_orders()
     keep_submitters()
+
+
+def keep_key_orders() -> None:
+    """Beside each value whose keys have an author's order, that order: see `shared.key_order`.
+
+    It tells versions of a definition apart that are otherwise equal.
+    """
+    for table, column in KEY_ORDERS:
+        op.add_column(table, sa.Column(column, postgresql.JSONB(none_as_null=True), nullable=True))
+    for kind in ("agent", "tool", "function"):
+        table = f"{kind}_versions"
+        op.drop_constraint(f"{table}_{kind}_id_checksum_key", table)
+        order = sa.text("md5(COALESCE(key_order::text, ''))")
+        op.create_index(f"{table}_content_idx", table, [f"{kind}_id", "checksum", order], unique=True)
 
 
 def keep_submitters() -> None:

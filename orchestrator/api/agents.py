@@ -13,6 +13,7 @@ from sqlalchemy import text
 from orchestrator.api import problems
 from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Text
 from shared.errors import UnknownAgent
+from shared.schemas import content_in_order
 from shared.tasks import Page, page_of
 
 LIST = text(
@@ -24,7 +25,7 @@ LIST = text(
 GET = text(
     "SELECT a.id, a.namespace, a.name, a.status, a.status_reason, a.created_at, v.number AS version, "
     "v.created_at AS version_created_at, v.type, v.description, v.capabilities, v.definition->>'model' AS model, "
-    "v.definition FROM agents a JOIN agent_versions v ON v.id = a.active_version_id "
+    "v.definition, v.key_order FROM agents a JOIN agent_versions v ON v.id = a.active_version_id "
     "WHERE a.namespace = :namespace AND a.name = :name"
 )
 VERSIONS = text(
@@ -81,4 +82,6 @@ def get_agent(name: Text, query: Namespace, database: Database) -> dict[str, Any
         row = connection.execute(GET, {"namespace": query.namespace, "name": name}).mappings().one_or_none()
         if row is None:
             raise UnknownAgent(f"There is no agent named {name!r}. `minion agents` lists them.")
-        return {**row, "versions": list(connection.execute(VERSIONS, {"agent": row["id"]}).mappings())}
+        definition = content_in_order(row["definition"], row["key_order"])
+        versions = list(connection.execute(VERSIONS, {"agent": row["id"]}).mappings())
+        return {**row, "definition": definition, "versions": versions}

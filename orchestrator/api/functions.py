@@ -13,6 +13,7 @@ from sqlalchemy import text
 from orchestrator.api import problems
 from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Text
 from shared.errors import NotFound
+from shared.schemas import content_in_order
 from shared.tasks import Page, page_of
 
 LIST = text(
@@ -23,7 +24,7 @@ LIST = text(
 )
 GET = text(
     "SELECT f.id, f.namespace, f.name, f.created_at, v.number AS version, v.checksum, v.status, v.description, "
-    "v.created_at AS version_created_at, v.definition "
+    "v.created_at AS version_created_at, v.definition, v.key_order "
     "FROM functions f JOIN function_versions v ON v.id = f.active_version_id "
     "WHERE f.namespace = :namespace AND f.name = :name"
 )
@@ -81,4 +82,6 @@ def get_function(name: Text, query: Namespace, database: Database) -> dict[str, 
         row = connection.execute(GET, {"namespace": query.namespace, "name": name}).mappings().one_or_none()
         if row is None:
             raise NotFound(f"There is no function named {name!r}. `minion functions` lists them.")
-        return {**row, "versions": list(connection.execute(VERSIONS, {"function": row["id"]}).mappings())}
+        definition = content_in_order(row["definition"], row["key_order"])
+        versions = list(connection.execute(VERSIONS, {"function": row["id"]}).mappings())
+        return {**row, "definition": definition, "versions": versions}

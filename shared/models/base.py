@@ -51,6 +51,11 @@ def created() -> Mapped[datetime]:
     return mapped_column(server_default=NOW)
 
 
+def key_order_column() -> Mapped[dict[str, Any] | None]:
+    """The order of the keys in the value beside it: see `shared.key_order`. NULL: that of `jsonb`."""
+    return mapped_column(JSONB(none_as_null=True))
+
+
 def namespace_column() -> Mapped[str]:
     """The namespace; there is one by default."""
     return mapped_column(server_default="default")

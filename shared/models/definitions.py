@@ -18,8 +18,14 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from shared.models.base import Base, created, namespace_column, new_id
-from shared.schemas import AgentDefinition
+from shared.models.base import Base, created, key_order_column, namespace_column, new_id
+from shared.schemas import AgentDefinition, stored_definition
+
+
+def content_index(kind: str) -> Index:
+    """What tells the versions of a definition apart: their content, and the order of the keys in their schemas."""
+    order = text("md5(COALESCE(key_order::text, ''))")
+    return Index(f"{kind}_versions_content_idx", f"{kind}_id", "checksum", order, unique=True)
 
 
 class Agent(Base):
@@ -58,7 +64,9 @@ class Agent(Base):
     def definition(self) -> AgentDefinition:
         """What the agent is: as given until it is stored, then its active version."""
         if self.active_version is not None:
-            return AgentDefinition.model_validate({"name": self.name, **self.active_version.definition})
+            version = self.active_version
+            stored: AgentDefinition = stored_definition("agent", self.name, version.definition, version.key_order)
+            return stored
         return self._draft
 
 
@@ -68,7 +76,7 @@ class AgentVersion(Base):
     __tablename__ = "agent_versions"
     __table_args__ = (
         UniqueConstraint("agent_id", "number"),
-        UniqueConstraint("agent_id", "checksum"),
+        content_index("agent"),
         CheckConstraint("type IN ('agent', 'function')", name="type"),
         Index("agent_versions_search_idx", "search", postgresql_using="gin"),
         Index("agent_versions_capabilities_idx", "capabilities", postgresql_using="gin"),
@@ -85,6 +93,7 @@ class AgentVersion(Base):
     capability: Mapped[str]
     input_schema: Mapped[dict[str, Any] | None]
     definition: Mapped[dict[str, Any]]
+    key_order: Mapped[dict[str, Any] | None] = key_order_column()
     function_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("function_versions.id"))
     tool_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("tool_versions.id"))
     soft_time_limit: Mapped[int]
@@ -142,7 +151,7 @@ class ToolVersion(Base):
     __tablename__ = "tool_versions"
     __table_args__ = (
         UniqueConstraint("tool_id", "number"),
-        UniqueConstraint("tool_id", "checksum"),
+        content_index("tool"),
         CheckConstraint("type IN ('function', 'http', 'mcp', 'agent', 'builtin')", name="type"),
         CheckConstraint("effect IN ('pure', 'idempotent', 'unsafe')", name="effect"),
     )
@@ -156,6 +165,7 @@ class ToolVersion(Base):
     name: Mapped[str]
     description: Mapped[str]
     definition: Mapped[dict[str, Any]]
+    key_order: Mapped[dict[str, Any] | None] = key_order_column()
     function_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("function_versions.id"))
     created_at: Mapped[datetime] = created()
 
@@ -181,7 +191,7 @@ class FunctionVersion(Base):
     __tablename__ = "function_versions"
     __table_args__ = (
         UniqueConstraint("function_id", "number"),
-        UniqueConstraint("function_id", "checksum"),
+        content_index("function"),
         CheckConstraint("status IN ('active', 'deprecated', 'quarantined')", name="status"),
     )
 
@@ -192,6 +202,7 @@ class FunctionVersion(Base):
     name: Mapped[str]
     description: Mapped[str]
     definition: Mapped[dict[str, Any]]
+    key_order: Mapped[dict[str, Any] | None] = key_order_column()
     status: Mapped[str] = mapped_column(server_default="active")
     status_reason: Mapped[str | None]
     released_at: Mapped[datetime | None]

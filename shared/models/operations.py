@@ -11,7 +11,16 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import Text
 
-from shared.models.base import EMPTY_OBJECT, FINAL_STATES, NOW, Base, created, namespace_column, new_id
+from shared.models.base import (
+    EMPTY_OBJECT,
+    FINAL_STATES,
+    NOW,
+    Base,
+    created,
+    key_order_column,
+    namespace_column,
+    new_id,
+)
 
 SCOPES = "'capability', 'agent', 'key'"
 
@@ -104,6 +113,7 @@ class Schedule(Base):
     interval_seconds: Mapped[float | None]
     missed: Mapped[str] = mapped_column(server_default="once")
     request: Mapped[dict[str, Any]]
+    request_order: Mapped[dict[str, Any] | None] = key_order_column()
     enabled: Mapped[bool] = mapped_column(server_default=text("true"))
     next_at: Mapped[datetime]
     last_at: Mapped[datetime | None]
@@ -185,6 +195,7 @@ class Signal(Base):
     task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
     name: Mapped[str]
     payload: Mapped[Any | None] = mapped_column(JSONB)
+    payload_order: Mapped[dict[str, Any] | None] = key_order_column()
     step: Mapped[int | None]
     created_at: Mapped[datetime] = created()
 

@@ -25,7 +25,17 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
 from sqlalchemy.orm import Mapped, mapped_column
 
-from shared.models.base import EMPTY_OBJECT, FINAL_STATES, NOW, STATES, Base, created, namespace_column, new_id
+from shared.models.base import (
+    EMPTY_OBJECT,
+    FINAL_STATES,
+    NOW,
+    STATES,
+    Base,
+    created,
+    key_order_column,
+    namespace_column,
+    new_id,
+)
 
 
 class Conversation(Base):
@@ -94,6 +104,7 @@ class Task(Base):
     agent_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("agent_versions.id"))
     capability: Mapped[str | None]
     input: Mapped[Any | None] = mapped_column(JSONB(none_as_null=True))
+    input_order: Mapped[dict[str, Any] | None] = key_order_column()
     messages: Mapped[Any | None] = mapped_column(JSONB(none_as_null=True))
     parent_id: Mapped[UUID | None] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"))
     parent_step: Mapped[int | None]
@@ -236,6 +247,7 @@ class TaskOutcome(Base):
     task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
     state: Mapped[str]
     output: Mapped[Any | None] = mapped_column(JSONB)
+    output_order: Mapped[dict[str, Any] | None] = key_order_column()
     output_sha256: Mapped[str | None] = mapped_column(ForeignKey("contents.sha256"))
     error: Mapped[dict[str, Any] | None]
     error_fingerprint: Mapped[str | None]
@@ -300,7 +312,9 @@ class Step(Base):
     request_hash: Mapped[str]
     claim: Mapped[int]
     input: Mapped[Any | None] = mapped_column(JSONB)
+    input_order: Mapped[dict[str, Any] | None] = key_order_column()
     output: Mapped[Any | None] = mapped_column(JSONB)
+    output_order: Mapped[dict[str, Any] | None] = key_order_column()
     error: Mapped[dict[str, Any] | None]
     stdout: Mapped[str | None]
     usage: Mapped[dict[str, Any] | None]

@@ -20,6 +20,34 @@ BEGIN
     END IF;
 END $$;
 
+-- The order of the keys in a value, as `shared/key_order.py` describes it; NULL where it is that of jsonb.
+CREATE OR REPLACE FUNCTION minion_key_order(value json) RETURNS jsonb LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    WITH RECURSIVE parts (place, part) AS (
+        SELECT '{}'::bigint[], value
+        UNION ALL SELECT p.place || m.n, m.part FROM parts p CROSS JOIN LATERAL (
+                SELECT o.value, o.n FROM json_each(CASE json_typeof(p.part) WHEN 'object' THEN p.part END)
+                    WITH ORDINALITY AS o (key, value, n)
+                UNION ALL
+                SELECT a.value, a.n FROM json_array_elements(CASE json_typeof(p.part) WHEN 'array' THEN p.part END)
+                    WITH ORDINALITY AS a (value, n)) AS m (part, n)
+            WHERE json_typeof(m.part) IN ('object', 'array')
+    ), objects AS (
+        SELECT place, ARRAY(SELECT k.key FROM json_object_keys(part) WITH ORDINALITY AS k (key, n) ORDER BY n) AS keys
+            FROM parts WHERE json_typeof(part) = 'object'
+    ), orders AS (
+        SELECT keys, own, row_number() OVER alike - 1 AS nth, count(*) OVER (PARTITION BY own) AS several FROM (
+                SELECT keys, min(place) AS place,
+                       ARRAY(SELECT k FROM unnest(keys) AS k ORDER BY octet_length(k), k COLLATE "C") AS own
+                    FROM objects GROUP BY keys) AS found
+            WINDOW alike AS (PARTITION BY own ORDER BY place)
+    ), listed AS (SELECT * FROM orders WHERE several > 1 OR keys <> own)
+    SELECT jsonb_build_object(
+            'orders', jsonb_agg(to_jsonb(keys) ORDER BY own, nth),
+            'choices', (SELECT COALESCE(jsonb_agg(l.nth ORDER BY o.place), '[]')
+                            FROM objects o JOIN listed l USING (keys) WHERE l.several > 1))
+        FROM listed HAVING count(*) > 0
+$$;
+
 CREATE OR REPLACE FUNCTION minion_are_messages(candidates jsonb) RETURNS boolean LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE WHEN jsonb_typeof(candidates) = 'array' THEN
         jsonb_array_length(candidates) BETWEEN 1 AND 1000 AND NOT EXISTS (
@@ -190,6 +218,7 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
 $$;
 
 -- The one insert behind every way in. `request` holds agent | capability | messages, input, and optionally
+-- input_order (of its keys: `minion_key_order`),
 -- namespace, idempotency_key, key, labels, priority, run_at, deadline, conversation_id, parent_id, parent_step,
 -- replay_of, new_keys (a replay whose calls get new idempotency keys), agent_version_id, traceparent, submitted_by, unique_key, unique_while, budget ({tokens, dollars, steps,
 -- seconds, on_breach}), and `validated`: the id of the agent version whose input schema the caller has already checked
@@ -275,12 +304,13 @@ BEGIN
     END IF;
     budget := minion_budget_for(request, target.version_id);
 
-    INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, messages, parent_id,
+    INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, input_order, messages, parent_id,
                        parent_step, root_id, depth, replay_of, origin_id, effect_origin, conversation_id, key,
                        labels,
                        submitted_by, traceparent, deadline, budget_ids)
     VALUES (task_id, ns, target.agent_name, target.version_id, request->>'capability',
             CASE WHEN request ? 'input' THEN request->'input' END,
+            NULLIF(request->'input_order', 'null'::jsonb),
             NULLIF(request->'messages', 'null'::jsonb),
             parent.id, (request->>'parent_step')::integer, COALESCE(parent.root_id, task_id), child_depth,
             (request->>'replay_of')::uuid, COALESCE(origin, task_id), effects, request->>'conversation_id',

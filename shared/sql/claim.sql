@@ -62,11 +62,13 @@ CREATE OR REPLACE FUNCTION minion_journal(t uuid) RETURNS jsonb LANGUAGE sql STA
                'number', s.number, 'kind', s.kind, 'name', s.name, 'status', s.status, 'effect', s.effect,
                'request_hash', s.request_hash, 'error', s.error,
                'child_id', CASE WHEN s.kind = 'subtask' THEN COALESCE(s.output->>'task_id', s.child_id::text) END))
-           || jsonb_build_object('output', s.output)
-           || CASE WHEN s.kind = 'subtask' AND s.copied_from IS NOT NULL THEN jsonb_build_object('outcome', s.output)
+           || jsonb_build_object('output', s.output, 'output_order', s.output_order)
+           || CASE WHEN s.kind = 'subtask' AND s.copied_from IS NOT NULL THEN
+                       jsonb_build_object('outcome', s.output || jsonb_build_object('output_order', s.output_order))
                    WHEN o.task_id IS NULL THEN '{}'::jsonb
                    ELSE jsonb_build_object('outcome', jsonb_build_object(
-                       'state', o.state, 'output', COALESCE(o.output, c.value), 'error', o.error)) END
+                       'state', o.state, 'output', COALESCE(o.output, c.value), 'output_order', o.output_order,
+                       'error', o.error)) END
            ORDER BY s.number), '[]'::jsonb)
     FROM steps s LEFT JOIN task_outcomes o ON o.task_id = s.child_id LEFT JOIN contents c ON c.sha256 = o.output_sha256
     WHERE s.task_id = t

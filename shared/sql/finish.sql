@@ -66,8 +66,9 @@ BEGIN
     UPDATE task_status SET state = final, worker_id = NULL, wait_reason = NULL, due_at = NULL, open_waits = 0,
                            updated_at = now()
         WHERE task_id = t;
-    INSERT INTO task_outcomes (task_id, state, output, output_sha256, error, error_fingerprint)
+    INSERT INTO task_outcomes (task_id, state, output, output_sha256, output_order, error, error_fingerprint)
     VALUES (t, final, CASE WHEN NOT large THEN value END, CASE WHEN large THEN minion_store_content(value) END,
+            CASE WHEN value <> 'null' THEN NULLIF(result->'output_order', 'null'::jsonb) END,
             failure, CASE WHEN failure IS NOT NULL THEN minion_fingerprint(failure) END);
     DELETE FROM unique_tasks WHERE task_id = t;
     PERFORM minion_owe_webhooks(t, final);
@@ -88,7 +89,7 @@ CREATE OR REPLACE FUNCTION minion_lock_parent(t uuid) RETURNS void LANGUAGE sql 
 $$;
 
 -- A minion ends its task under the fence: last steps, execution, messages and outcome in one transaction.
--- `result`: {output, error, steps, messages, cpu_seconds, peak_memory_bytes, input_tokens, output_tokens,
+-- `result`: {output, output_order, error, steps, messages, cpu_seconds, peak_memory_bytes, input_tokens, output_tokens,
 -- cost_microdollars}. NULL: the fence is lost. Else the state it ended in: a cancel or a deadline that came first wins.
 CREATE OR REPLACE FUNCTION minion_finish(t uuid, c integer, final text, result jsonb) RETURNS text LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$

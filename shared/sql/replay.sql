@@ -1,8 +1,8 @@
 -- Replays from a step.
 
 -- A new task that goes on where an ended one was: `request` is as for `minion_accept` and pins the same versions; the
--- journal before step `first` stands in the new one as what claim 0 made, without its costs. `edited`, {output}: step
--- `first` too, with this output. The caller has made sure that these steps can be read back.
+-- journal before step `first` stands in the new one as what claim 0 made, without its costs. `edited`, {output,
+-- output_order}: step `first` too, with this output. The caller has made sure that these steps can be read back.
 CREATE OR REPLACE FUNCTION minion_replay_from(request jsonb, source uuid, first integer, edited jsonb, who text) RETURNS uuid
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -23,13 +23,15 @@ BEGIN
         RAISE EXCEPTION 'The journal of task % has the format % of another release, and cannot be gone on with. '
             'Replay the task from its beginning.', source, old.journal_format USING ERRCODE = 'MN009';
     END IF;
-    INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, output, error, stdout,
-                       usage, child_id, function_version_id, due_at, started_at, finished_at, copied_from)
-        SELECT new, s.number, s.kind, s.name, s.status, s.effect, s.request_hash, 0, s.input,
+    INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, output,
+                       output_order, error, stdout, usage, child_id, function_version_id, due_at, started_at,
+                       finished_at, copied_from)
+        SELECT new, s.number, s.kind, s.name, s.status, s.effect, s.request_hash, 0, s.input, s.input_order,
                -- The sub-task may be deleted before its outcome is read.
                CASE WHEN s.kind = 'subtask' AND s.copied_from IS NULL THEN jsonb_build_object(
                         'task_id', o.task_id, 'state', o.state, 'output', COALESCE(o.output, c.value), 'error', o.error)
                     ELSE s.output END,
+               CASE WHEN s.kind = 'subtask' AND s.copied_from IS NULL THEN o.output_order ELSE s.output_order END,
                s.error, s.stdout,
                CASE WHEN s.usage ? 'decision' THEN jsonb_build_object('decision', s.usage->'decision') END,
                s.child_id, s.function_version_id, s.due_at, s.started_at, s.finished_at,
@@ -40,6 +42,7 @@ BEGIN
             output = CASE WHEN s.kind = 'subtask' THEN s.output || jsonb_build_object(
                               'state', 'succeeded', 'output', edited->'output', 'error', NULL)
                           ELSE edited->'output' END,
+            output_order = NULLIF(edited->'output_order', 'null'::jsonb),
             usage = COALESCE(s.usage, '{}'::jsonb) || jsonb_build_object(
                 'edited', jsonb_build_object('by', who, 'at', now()))
         WHERE s.task_id = new AND s.number = first AND edited IS NOT NULL;

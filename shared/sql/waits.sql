@@ -22,9 +22,9 @@ BEGIN
 END $$;
 
 -- Suspends a running task: creates its sub-tasks and its waits in one transaction.
--- `children`: [{step, name, request_hash, request}]. `waits`: [{step, name, request_hash, seconds, signal, approval}]: a
--- timer, a named signal, or what somebody has to approve (a list of one), with a time-out where there are seconds. NULL:
--- the fence is lost. Else the state it is in now.
+-- `children`: [{step, name, request_hash, request}]. `waits`: [{step, name, request_hash, seconds, signal, approval,
+-- approval_order}]: a timer, a named signal, or what somebody has to approve (a list of one), with a time-out where there
+-- are seconds. NULL: the fence is lost. Else the state it is in now.
 CREATE OR REPLACE FUNCTION minion_suspend(t uuid, c integer, result jsonb, children jsonb, waits jsonb)
 RETURNS text LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -48,13 +48,13 @@ BEGIN
     END LOOP;
     FOR wait IN SELECT * FROM jsonb_to_recordset(waits)
             AS x (step integer, name text, request_hash text, seconds double precision, signal boolean,
-                  approval jsonb) LOOP
-        INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, due_at)
+                  approval jsonb, approval_order jsonb) LOOP
+        INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, due_at)
         VALUES (t, wait.step, 'wait', wait.name, 'started', 'pure', wait.request_hash, c,
                 jsonb_build_object('signal', CASE WHEN wait.signal THEN wait.name END, 'seconds', wait.seconds)
                     || CASE WHEN wait.approval IS NULL THEN '{}'::jsonb
                             ELSE jsonb_build_object('approval', wait.approval->0) END,
-                now() + wait.seconds * interval '1 s')
+                wait.approval_order, now() + wait.seconds * interval '1 s')
         -- A task that was woken by something else asks for the same again.
         ON CONFLICT (task_id, number) DO NOTHING;
         IF wait.signal AND minion_take_signal(t, wait.step, wait.name) THEN
@@ -120,17 +120,19 @@ CREATE OR REPLACE FUNCTION minion_undecided(t uuid) RETURNS SETOF steps LANGUAGE
 $$;
 
 -- A person's decision about a step that waits for it: `approve` or `reject` what is proposed (`content`: other arguments
--- than proposed), `result`, `again` or `fail` for one that was interrupted (`content`: its result).
+-- than proposed), `result`, `again` or `fail` for one that was interrupted (`content`: its result). `content_order` is
+-- that of its keys.
 -- `step_number` and `proposal` (see `minion_proposal`) say which; where something else waits, the decision is refused.
--- Returns {state, step, name, proposal, verdict, value}: the state the task is in now, and what was decided.
+-- Returns {state, step, name, proposal, verdict, value, value_order}: the state the task is in now, and what was decided.
 CREATE OR REPLACE FUNCTION minion_decide_v2(t uuid, step_number integer, proposal text, verdict text, content jsonb,
-                                            reason text, who text)
+                                            content_order jsonb, reason text, who text)
 RETURNS jsonb LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     now_at task_status;
     asked steps;
     waits text;
     value jsonb := content;
+    value_order jsonb := content_order;
     decided jsonb := jsonb_build_object('verdict', verdict, 'reason', reason, 'by', who, 'at', now());
 BEGIN
     SELECT * INTO now_at FROM task_status WHERE task_id = t FOR NO KEY UPDATE;
@@ -154,13 +156,15 @@ BEGIN
             CASE WHEN asked.kind = 'wait' THEN 'approve or reject' ELSE 'result, again or fail' END USING ERRCODE = 'MN007';
     END IF;
     PERFORM minion_check_json(content, 'The value');
-    IF verdict = 'approve' THEN
-        value := COALESCE(content, asked.input->'approval');
+    IF verdict = 'approve' AND content IS NULL THEN
+        value := asked.input->'approval';
+        value_order := asked.input_order;
     END IF;
     UPDATE steps SET finished_at = now(),
             status = CASE WHEN verdict IN ('approve', 'result') THEN 'finished' ELSE 'failed' END,
             output = CASE verdict WHEN 'approve' THEN decided || jsonb_build_object('arguments', value)
                                   WHEN 'result' THEN value END,
+            output_order = CASE WHEN verdict IN ('approve', 'result') THEN value_order END,
             usage = CASE WHEN asked.kind = 'wait' THEN usage ELSE jsonb_build_object('decision', decided) END,
             error = CASE verdict
                 WHEN 'reject' THEN jsonb_build_object('type', 'rejected', 'message',
@@ -174,13 +178,14 @@ BEGIN
     PERFORM minion_count_down(t, 1);
     RETURN jsonb_build_object(
         'state', (SELECT state FROM task_status WHERE task_id = t), 'step', asked.number, 'name', asked.name,
-        'proposal', minion_proposal(asked), 'verdict', verdict, 'value', value);
+        'proposal', minion_proposal(asked), 'verdict', verdict, 'value', value,
+        'value_order', value_order);
 END $$;
 
 -- For orchestrators of release 0.2.
 CREATE OR REPLACE FUNCTION minion_decide(t uuid, step_number integer, verdict text, content jsonb, reason text, who text)
 RETURNS text LANGUAGE sql AS $$
-    SELECT minion_decide_v2(t, step_number, NULL, verdict, content, reason, who)->>'state'
+    SELECT minion_decide_v2(t, step_number, NULL, verdict, content, NULL, reason, who)->>'state'
 $$;
 
 -- The oldest signal of that name that no other wait took finishes the step.
@@ -194,14 +199,21 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    UPDATE steps SET status = 'finished', finished_at = now(), output = jsonb_build_object(
-            'signal', signal, 'payload', taken.payload, 'sent_at', taken.created_at)
+    UPDATE steps SET status = 'finished', finished_at = now(), output_order = taken.payload_order,
+            output = jsonb_build_object('signal', signal, 'payload', taken.payload, 'sent_at', taken.created_at)
         WHERE task_id = t AND number = wait_step;
     RETURN true;
 END $$;
 
--- Sends a signal to a task. It is kept until the task waits for it. Returns the state the task is in now.
-CREATE OR REPLACE FUNCTION minion_signal(t uuid, signal text, content jsonb) RETURNS text LANGUAGE plpgsql
+-- For orchestrators of release 0.2.
+CREATE OR REPLACE FUNCTION minion_signal(t uuid, signal text, content jsonb) RETURNS text LANGUAGE sql AS $$
+    SELECT minion_signal_v2(t, signal, content, NULL)
+$$;
+
+-- Sends a signal to a task. It is kept until the task waits for it. `content_order` is that of its keys
+-- (`minion_key_order`). Returns the state the task is in now.
+CREATE OR REPLACE FUNCTION minion_signal_v2(t uuid, signal text, content jsonb, content_order jsonb) RETURNS text
+LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     now_at task_status;
@@ -214,7 +226,7 @@ BEGIN
         RAISE EXCEPTION 'The task % has ended (%): it takes no more signals.', t, now_at.state USING ERRCODE = 'MN009';
     END IF;
     PERFORM minion_check_json(content, 'The payload');
-    INSERT INTO signals (task_id, name, payload) VALUES (t, signal, content);
+    INSERT INTO signals (task_id, name, payload, payload_order) VALUES (t, signal, content, content_order);
     IF now_at.state = 'waiting' THEN
         SELECT number INTO wait_step FROM steps WHERE task_id = t AND kind = 'wait' AND status = 'started'
             AND input->>'signal' = signal ORDER BY number LIMIT 1;

@@ -108,6 +108,11 @@ def test_a_task_is_accepted(send: Any) -> None:
     wait_until(drained, "the message is acknowledged")
 
 
+def test_keys_keep_their_order(send: Any) -> None:
+    assert list(send(agent="Act", input={"query": "x", "limit": 1})["input"]) == ["query", "limit"]
+    assert list(send(agent="Act", input={"limit": 1, "query": "x"})["input"]) == ["limit", "query"]
+
+
 def test_the_same_id_twice_is_one_task(send: Any, tasks: Tasks) -> None:
     first = send("the-id", agent="Act", input={"query": "x"})
     again = send("the-id", agent="Act", input={"query": "x"})

@@ -135,7 +135,7 @@ def test_results_follow_their_calls_in_one_message(ask: Any, agent: Any, api: Me
     assert results["role"] == "user"
     assert [block["type"] for block in results["content"]] == ["tool_result"] * 3
     assert [block["tool_use_id"] for block in results["content"]] == ["toolu_1", "toolu_2", "toolu_3"]
-    assert results["content"][0]["content"] == '{"a": [2.5], "b": 1}'
+    assert results["content"][0]["content"] == '{"b": 1, "a": [2.5]}'
     assert [block.get("is_error", False) for block in results["content"]] == [False, True, True]
     assert results["content"][1]["content"] == "No, and asking again will not help."
     assert "There is no tool named 'nothing'; there are: act, echo" in results["content"][2]["content"]

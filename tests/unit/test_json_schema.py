@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -49,21 +51,21 @@ def test_what_may_be_stored(schema: Any) -> None:
         ([], None, "a schema is an object, not list"),
         ("string", None, "a schema is an object, not str"),
         (None, None, "a schema is an object, not NoneType"),
-        ({"type": "strin"}, "$.type", "'strin' is not valid"),
+        ({"type": "strin"}, "$.type", '"strin" is not valid'),
         ({"properties": {"a": {"type": 5}}}, "$.properties.a.type", "5 is not valid"),
-        ({"properties": {"a": []}}, "$.properties.a", "is not of type 'object', 'boolean'"),
-        ({"required": "a"}, "$.required", "is not of type 'array'"),
+        ({"properties": {"a": []}}, "$.properties.a", 'not of types "boolean", "object"'),
+        ({"required": "a"}, "$.required", 'is not of type "array"'),
         ({"minLength": -1}, "$.minLength", "less than the minimum"),
         ({"multipleOf": 0}, "$.multipleOf", "less than or equal to the minimum"),
-        ({"allOf": []}, "$.allOf", "non-empty"),
-        ({"pattern": 5}, "$.pattern", "is not of type 'string'"),
-        ({"pattern": "("}, "$.pattern", "unclosed group"),
-        ({"pattern": "[a"}, "$.pattern", "unclosed character class"),
-        ({"items": [{"type": "string"}]}, "$.items", "is not of type 'object', 'boolean'"),
-        ({"anyOf": [{}, {"pattern": "(?=x)"}]}, "$.anyOf[1].pattern", "look-around"),
-        ({"not": {"pattern": r"(a)\1"}}, "$.not.pattern", "backreferences"),
-        ({"pattern": "(a{1000}){1000}{1000}"}, "$.pattern", "size limit"),
-        ({"patternProperties": {"(": {}}}, "$.patternProperties.(", "unclosed group"),
+        ({"allOf": []}, "$.allOf", "less than 1 item"),
+        ({"pattern": 5}, "$.pattern", 'is not of type "string"'),
+        ({"pattern": "("}, "$.pattern", "must be one of ECMA 262"),
+        ({"pattern": "[a"}, "$.pattern", "must be one of ECMA 262"),
+        ({"items": [{"type": "string"}]}, "$.items", 'not of types "boolean", "object"'),
+        ({"anyOf": [{}, {"pattern": "(?=x)"}]}, "$.anyOf[1].pattern", "without look-around"),
+        ({"not": {"pattern": r"(a)\1"}}, "$.not.pattern", "back-references"),
+        ({"pattern": "(a{1000}){1000}{1000}"}, "$.pattern", "too large"),
+        ({"patternProperties": {"(": {}}}, "$.patternProperties.(", "must be one of ECMA 262"),
         (
             {"properties": {"a": {"$ref": "https://example.com/x.json"}}},
             "$.properties.a.$ref",
@@ -80,7 +82,11 @@ def test_what_may_be_stored(schema: Any) -> None:
         ({"properties": {"a": {"$id": "https://example.com"}}}, "$.properties.a.$id", "only the whole schema"),
         ({"$schema": "http://json-schema.org/draft-07/schema#"}, "$.$schema", "only draft 2020-12"),
         ({"not": {"$schema": "http://json-schema.org/draft-04/schema#"}}, "$.not.$schema", "only draft 2020-12"),
-        ({"x-own": {"a": {"items": {"pattern": "("}}}, "$ref": "#/x-own/a"}, "$.$ref.items.pattern", "unclosed group"),
+        (
+            {"x-own": {"a": {"items": {"pattern": "("}}}, "$ref": "#/x-own/a"},
+            "$.$ref.items.pattern",
+            "must be one of ECMA 262",
+        ),
         ({"$ref": "#"}, "$", "refers to itself without end"),
         ({"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#"}}}, "$", "refers to itself without end"),
         ({"not": {"items": {"items": {"$ref": "#/not"}}, "allOf": [{"$ref": "#/not"}]}}, "$", "without end"),
@@ -97,7 +103,7 @@ def test_what_may_not_be_stored(schema: Any, path: str | None, words: str) -> No
 
 def test_no_address_is_ever_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(*_: Any) -> None:
-        raise AssertionError("somebody opens a connection")
+        raise AssertionError("Something opens a connection.")
 
     monkeypatch.setattr("socket.socket.connect", connect)
     schema = {"$ref": "https://example.com/x.json"}
@@ -106,6 +112,27 @@ def test_no_address_is_ever_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations(schema, 1) == [
         {"path": "$", "message": "the schema refers to something it does not contain: https://example.com/x.json"}
     ]
+
+
+@pytest.mark.parametrize("place", ["$schema", "$id", "$ref", "$dynamicRef", "$vocabulary"])
+def test_no_library_fetches_what_a_schema_names(place: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/x.json"
+        schema = {place: {address: True} if place == "$vocabulary" else address, "properties": {"a": {"format": "uri"}}}
+        with suppress(InvalidDefinition):
+            check_schema(schema, where="x")
+        violations(schema, {"a": address})
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def test_a_schema_of_great_depth_is_refused() -> None:
+    schema: dict[str, Any] = {}
+    for _ in range(100_000):
+        schema = {"not": schema}
+    with pytest.raises(InvalidDefinition, match="nesting deeper than 100 levels"):
+        check_schema(schema, where="x")
 
 
 def paths(schema: dict[str, Any], value: Any) -> list[str]:
@@ -144,7 +171,11 @@ def test_large_values_are_not_quoted_at_length() -> None:
     ("schema", "good", "bad"),
     [
         ({"pattern": "^a+$"}, ["a", 5, None], ["b", "a\n", ""]),
-        ({"pattern": "b"}, ["abc"], ["ac"]),
+        ({"pattern": "b"}, ["abc"], ["ac", "\ud800"]),
+        ({"pattern": r"^\d$"}, ["5"], ["٣", "a"]),
+        ({"pattern": r"^\w$"}, ["a"], ["é"]),
+        ({"pattern": r"^\s$"}, [" ", "\u2003"], ["a"]),
+        ({"pattern": r"^\cA$"}, ["\x01"], ["A"]),
         ({"patternProperties": {"^x": {"type": "integer"}}}, [{"x": 1, "y": "z"}, 5], [{"xy": "z"}]),
         (
             {"properties": {"a": {}}, "patternProperties": {"^x": {}}, "additionalProperties": False},
@@ -155,7 +186,14 @@ def test_large_values_are_not_quoted_at_length() -> None:
         ({"uniqueItems": True}, [[1, True, "1", None], [{"a": 1}, {"a": 2}], {}], [[1, 1.0], [{"a": [1]}, {"a": [1]}]]),
         ({"uniqueItems": False}, [[1, 1]], []),
         ({"format": "date-time"}, ["2026-11-22T18:00:00Z", 5], ["2026-11-22", "x" * 5000]),
-        ({"format": "email"}, ["a@b"], ["a"]),
+        ({"format": "time"}, ["12:00:00Z", "23:59:60Z", "08:30:06.283185+01:00"], ["12:00:00", "24:00:00Z", "12:00"]),
+        ({"format": "date"}, ["2024-02-29"], ["2023-02-29", "20240229", "٢٠٢٤-02-29"]),
+        ({"format": "duration"}, ["P1DT2H", "P2W"], ["P1", "PT1D", "1h"]),
+        ({"format": "hostname"}, ["a-b.example"], ["-a.example", "a_b.example", "a..b"]),
+        ({"format": "regex"}, [r"^\d+$"], ["^(abc]"]),
+        ({"format": "uri-template"}, ["http://example.com/{term:1}"], ["http://example.com/{term"]),
+        ({"format": "json-pointer"}, ["/a~1b", ""], ["a", "/~"]),
+        ({"format": "email"}, ["a@b"], ["a", "\ud800@b"]),
         ({"format": "uuid"}, ["01a20424-7654-711f-9557-1afafc8484f7"], ["01a2"]),
         ({"format": "ipv4"}, ["10.0.0.1"], ["10.0.0.256"]),
         ({"format": "no such format"}, ["x"], []),
@@ -188,6 +226,14 @@ EVIL_TEXT = "a" * 100_000 + "!"
 def test_no_pattern_takes_long(pattern: str) -> None:
     quickly(lambda: violations({"pattern": pattern}, EVIL_TEXT))
     quickly(lambda: violations({"patternProperties": {pattern: {}}, "additionalProperties": False}, {EVIL_TEXT: 1}))
+
+
+def test_a_search_that_nothing_could_interrupt_is_not_begun() -> None:
+    """Linear time is still the size of the pattern times the length of the text: this would take minutes."""
+    (fault,) = quickly(lambda: violations({"pattern": "[ab]*a[ab]{30000}c"}, "abbab" * 100_000))
+    assert "a smaller value or a simpler schema is needed" in fault["message"]
+    assert violations({"pattern": "[ab]*a[ab]{30000}c"}, "abbab") != []
+    assert violations({"pattern": "^[^<>]*$"}, "abbab" * 400_000) == []
 
 
 def test_unique_items_of_a_large_list_take_no_long_time() -> None:
