@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
@@ -34,10 +35,12 @@ from shared.schema_fit import chain_misfits, model_misfit
 from shared.schemas import (
     AgentDefinition,
     AnyDefinition,
+    FunctionConfig,
     FunctionDefinition,
     ToolDefinition,
     stored_definition,
 )
+from shared.worker_packages import WorkerPackages
 
 # Every agent, once alone and once with each agent that its active version may call.
 CALLS = text(
@@ -84,11 +87,13 @@ class DefinitionStore:
 
     Attributes:
         validate_code: checks a function's source before it is stored, and raises InvalidDefinition.
+        packages: what the live workers let functions import.
     """
 
     session: Session
     validate_code: Callable[[FunctionDefinition], None]
     namespace: str = "default"
+    packages: WorkerPackages = field(default_factory=lambda: WorkerPackages({}))
     changes: list[Change] = field(default_factory=list)
 
     def apply(self, definitions: Sequence[AnyDefinition]) -> list[Change]:
@@ -158,6 +163,7 @@ class DefinitionStore:
         if version is not None:
             if definition.type == "agent":
                 self._refuse_what_no_model_takes(place, tools)
+            self._refuse_what_no_worker_preloads(place, version, tools)
             self._link(version, definition, [tool.id for tool in tools])
 
     def _refuse_what_no_model_takes(self, place: str, tools: Sequence[ToolVersion]) -> None:
@@ -169,6 +175,19 @@ class DefinitionStore:
                 raise InvalidDefinition(
                     f"{place}, tools.{position}: no model can be given the tool {tool.name!r} with its input schema: "
                     f"{fault}."
+                )
+
+    def _refuse_what_no_worker_preloads(self, place: str, agent: AgentVersion, tools: Sequence[ToolVersion]) -> None:
+        """The live workers of the agent's capability can import what its functions import."""
+        if agent.tool_version_id:
+            tools = [*tools, self.session.get_one(ToolVersion, agent.tool_version_id)]
+        used = {agent.function_version_id, *(tool.function_version_id for tool in tools)} - {None}
+        for function in map(partial(self.session.get_one, FunctionVersion), used):
+            config = FunctionConfig.model_validate(function.definition.get("config", {}))
+            if config.safe_mode and (missing := self.packages.missing(config.allowed_imports, agent.capability)):
+                raise InvalidDefinition(
+                    f"{place}: its function {function.name!r} imports {', '.join(missing)}, which no live worker of "
+                    f"the capability {agent.capability!r} preloads. Start one with MINION_SANDBOX_PRELOAD first."
                 )
 
     def _link(self, version: Any, definition: AgentDefinition, tools: Sequence[UUID]) -> None:

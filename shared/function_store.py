@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from difflib import unified_diff
+from functools import partial
 from typing import Any
 
 from sqlalchemy import func, select, update
@@ -20,6 +22,7 @@ from shared.sandbox import SAFE_IMPORTS
 from shared.sandbox.confined.modules import is_allowed
 from shared.schemas import AnyDefinition, FunctionDefinition, parse_definition
 from shared.settings import get_settings
+from shared.worker_packages import WorkerPackages
 
 # What the Python-level policy says, which functions without safe_mode are not held to.
 POLICY = frozenset({"import_denied", "forbidden_name"})
@@ -27,20 +30,22 @@ STATUSES = ("active", "deprecated", "quarantined")
 MAX_REASON_BYTES = 10_000
 
 
-def validate_code(definition: FunctionDefinition) -> None:
+def validate_code(definition: FunctionDefinition, packages: WorkerPackages | None = None) -> None:
     """Checks a function's source in the sandbox before it is stored.
+
+    Args:
+        packages: what the live workers report.
 
     Raises:
         InvalidDefinition: every problem with its line and column.
     """
     config = definition.config
     place = f"function {definition.name!r}"
-    known = SAFE_IMPORTS | set(get_settings().sandbox_preload)
-    unknown = [name for name in config.allowed_imports if not is_allowed(name, known)]
-    if unknown and config.safe_mode:
+    if config.safe_mode and (unknown := _unknown_imports(config.allowed_imports, packages)):
         raise InvalidDefinition(
             f"{place}, config.allowed_imports: {', '.join(unknown)} cannot be imported in the sandbox. "
-            f"Safe modules are: {', '.join(sorted(SAFE_IMPORTS))}. Packages must be preloaded (MINION_SANDBOX_PRELOAD)."
+            f"Safe modules are: {', '.join(sorted(SAFE_IMPORTS))}. Packages must be preloaded by a live worker "
+            "(MINION_SANDBOX_PRELOAD)."
         )
     problems = get_sandbox().validate(
         definition.code,
@@ -59,6 +64,17 @@ def validate_code(definition: FunctionDefinition) -> None:
             f"{place} cannot be stored: {listed}.",
             problems=[{"line": p.line, "column": p.column, "message": p.message} for p in problems[:20]],
         )
+
+
+def _unknown_imports(imports: list[str], packages: WorkerPackages | None) -> list[str]:
+    """What no worker can import. Where none tells, only the standard library is known."""
+    packages = packages or WorkerPackages({})
+    unknown = set(packages.missing(imports))
+    preloaded = frozenset[str]().union(*packages.by_capability.values())
+    for name in imports:
+        if name.partition(".")[0] in sys.stdlib_module_names and not is_allowed(name, SAFE_IMPORTS | preloaded):
+            unknown.add(name)
+    return [name for name in imports if name in unknown]
 
 
 class FunctionStore:
@@ -234,7 +250,9 @@ def store_definitions(
         InvalidDefinition: the first fault; nothing is stored.
     """
     try:
-        changes = DefinitionStore(session, validate_code, namespace).apply(definitions)
+        packages = WorkerPackages.reported(session)
+        check_code = partial(validate_code, packages=packages)
+        changes = DefinitionStore(session, check_code, namespace, packages).apply(definitions)
         warnings = [warning for change in changes for warning in change.warnings]
         if strict and warnings:
             raise InvalidDefinition("\n".join(warnings), faults=warnings)

@@ -12,6 +12,7 @@ import socket
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -21,7 +22,9 @@ from sqlalchemy import Engine, text
 
 from shared import __version__, lifecycle
 from shared.database import make_engine, reason
+from shared.errors import MinionError
 from shared.monitor_events import event_just_ended
+from shared.sandbox import Sandbox
 from shared.settings import Settings
 from workers import time_limits
 from workers.interrupter import Interrupter
@@ -34,8 +37,8 @@ WORKER_ID: UUID = uuid4()
 
 REGISTER = text(
     """
-    INSERT INTO workers (id, name, capabilities, slots, pool, host, pid, version, idle_since)
-    VALUES (:id, :name, :capabilities, :slots, :pool, :host, :pid, :version, now())
+    INSERT INTO workers (id, name, capabilities, slots, pool, host, pid, version, packages, idle_since)
+    VALUES (:id, :name, :capabilities, :slots, :pool, :host, :pid, :version, :packages, now())
     ON CONFLICT (id) DO UPDATE SET status = 'online', last_seen = now()
     """
 )
@@ -158,10 +161,23 @@ class Heartbeat:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "version": __version__,
+            "packages": self._packages,
         }
         with self.engine.begin() as connection:
             connection.execute(REGISTER, values)
         log.info("registered", worker=str(WORKER_ID), capabilities=values["capabilities"], slots=values["slots"])
+
+    @cached_property
+    def _packages(self) -> list[str] | None:
+        """What functions may import here, found out once; None if no sandbox starts."""
+        if not self.settings.sandbox_preload:
+            return []
+        try:
+            with Sandbox(preload=self.settings.sandbox_preload) as sandbox:
+                return list(sandbox.packages)
+        except MinionError as error:
+            log.warning("no_sandbox", reason=error.message)
+            return None
 
     def _beat(self) -> bool:
         """One beat. False where the row is gone, so that the worker registers again."""

@@ -35,6 +35,8 @@ def upgrade() -> None:
     op.add_column("tasks", sa.Column("effect_origin", sa.UUID(), nullable=True))
     op.add_column("pauses", sa.Column("created_by", sa.Text(), nullable=True))
     op.add_column("limits", sa.Column("created_by", sa.Text(), nullable=True))
+    # NULL: the worker's release does not report them.
+    op.add_column("workers", sa.Column("packages", postgresql.ARRAY(sa.Text()), nullable=True))
     keep_key_orders()
     keep_submitters()
 

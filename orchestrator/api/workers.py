@@ -16,7 +16,7 @@ from shared.tasks import Page, page_of
 WORKERS = text("""
     SELECT id, name, capabilities, slots, busy, status,
            status = 'online' AND last_seen > now() - CAST(:lease AS interval) AS live,
-           pool, host, pid, version, started_at, last_seen
+           pool, host, pid, version, packages, started_at, last_seen
         FROM workers
         WHERE (CAST(:status AS text) IS NULL OR status = :status) AND (CAST(:before AS uuid) IS NULL OR id < :before)
         ORDER BY id DESC LIMIT :most
@@ -39,6 +39,7 @@ class Worker(BaseModel):
     host: str
     pid: int
     version: str
+    packages: list[str] | None = Field(description="Packages that functions may import there; null if it does not say.")
     started_at: datetime
     last_seen: datetime
 

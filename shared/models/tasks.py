@@ -357,6 +357,7 @@ class Worker(Base):
     busy: Mapped[int] = mapped_column(server_default="0")
     idle_since: Mapped[datetime | None]
     active: Mapped[list[str]] = mapped_column(server_default=text("'{}'::text[]"))
+    packages: Mapped[list[str] | None]
     status: Mapped[str] = mapped_column(server_default="online")
     pool: Mapped[str]
     host: Mapped[str]
