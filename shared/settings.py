@@ -265,6 +265,18 @@ class Settings(BaseSettings):
         return value if isinstance(value, str) else None
 
 
+def read_secret_files() -> None:
+    """Put secrets that come from files into the environment, for child processes whose secrets are chosen by name.
+
+    Raises:
+        NotConfigured: a file cannot be read.
+    """
+    for name, value in SecretFiles(Settings)().items():
+        variable = str(Settings.model_fields[name].validation_alias or f"MINION_{name.upper()}")
+        os.environ[variable] = value
+        del os.environ[f"{variable}_FILE"]
+
+
 def _is_alive(pid: Any) -> bool:
     """Whether a process of that number runs; after a `kill -9` the file outlives it."""
     try:

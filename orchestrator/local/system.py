@@ -29,7 +29,7 @@ from shared.embedded import EmbeddedServers
 from shared.errors import InvalidInput, Unavailable
 from shared.init_db import init, migrate
 from shared.secret_store import new_key
-from shared.settings import RUN_FILE, Settings, get_settings
+from shared.settings import RUN_FILE, Settings, get_settings, read_secret_files
 
 log = structlog.get_logger(__name__)
 
@@ -174,6 +174,7 @@ class LocalSystem:
 
     def _start_servers(self) -> None:
         """The private servers, where the environment names none."""
+        read_secret_files()
         environment: dict[str, str] = {}
         if self.settings.database_url is None or self.settings.redis_url is None:
             self.servers = EmbeddedServers(self.settings.data_dir)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import NotConfigured
-from shared.settings import RUN_FILE, Settings, default_data_dir, get_settings
+from shared.settings import RUN_FILE, Settings, default_data_dir, get_settings, read_secret_files
 
 NAMES = ("DATABASE_URL", "REDIS_URL", "SENTRY_DSN", "ANTHROPIC_API_KEY")
 
@@ -271,3 +271,13 @@ def test_a_secret_that_is_set_twice_is_refused(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("REDIS_URL", "redis://other")
     with pytest.raises(NotConfigured, match="REDIS_URL and REDIS_URL_FILE are both set"):
         get_settings.__wrapped__()
+
+
+def test_child_processes_find_secrets_from_files_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("the value")
+    monkeypatch.setenv("REDIS_URL_FILE", str(tmp_path / "secret"))
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    read_secret_files()
+    assert (os.environ.pop("REDIS_URL"), os.environ.get("REDIS_URL_FILE")) == ("the value", None)
