@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 import typer
 
@@ -30,7 +31,7 @@ from orchestrator.commands import (
     tasks,
     webhooks,
 )
-from orchestrator.commands.output import fail
+from orchestrator.commands.output import fail, print_error, print_text
 from orchestrator.local.parent import FOLLOW, follow_parent
 from shared import __version__
 from shared.errors import FileFault, InvalidInput, MinionError, Unavailable
@@ -54,7 +55,7 @@ app.add_typer(webhooks.app, name="webhooks")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"minions {__version__}")
+        print_text(f"minions {__version__}")
         raise typer.Exit
 
 
@@ -66,23 +67,37 @@ def _options(
 
 
 def main() -> None:
-    """Runs the command; expected errors become one line and an exit code, never a traceback."""
+    """Run the command and exit. Expected errors become one line and an exit code."""
     if FOLLOW in os.environ:
         follow_parent(os.environ.pop(FOLLOW))
     _open_what_is_closed()
     try:
-        app()
+        sys.exit(app(prog_name="minion", standalone_mode=False))
     except BrokenPipeError:
         # The reader of our output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    except typer.TyperException as error:
+        sys.exit(_wrong_usage(error))
     except Exception as error:
         known = _expected(error)
-        if known is None:
-            raise
-        sys.exit(fail(known))
+        if known is not None:
+            sys.exit(fail(known))
+        print_text(traceback.format_exc(), end="", err=True)
+        sys.exit(fail(MinionError("A fault of ours. Please report the lines above.")))
+
+
+def _wrong_usage(error: typer.TyperException) -> int:
+    """Print one line; where the help was printed instead, the message is empty."""
+    message = error.format_message().strip()
+    if message:
+        context: typer.Context | None = getattr(error, "ctx", None)
+        end = "" if message.endswith((".", "?")) else "."
+        see = f" See `{context.command_path} --help`." if context else ""
+        print_error("usage", f"{message}{end}{see}")
+    return error.exit_code
 
 
 def _open_what_is_closed() -> None:

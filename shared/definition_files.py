@@ -12,6 +12,7 @@ import yaml
 from shared.errors import InvalidDefinition, InvalidInput
 from shared.json_values import parse
 from shared.schemas import AnyDefinition, parse_definition
+from shared.visible_text import visible
 
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_FILE_BYTES = 8 << 20
@@ -31,13 +32,16 @@ def load(path: Path) -> list[AnyDefinition]:
 
 
 def dump(definition: AnyDefinition) -> str:
-    """A definition as a YAML document that loads again unchanged; what has its default value is left out."""
+    """A definition as a YAML document that loads again unchanged; what has its default value is left out.
+
+    Hidden characters are escapes in it, so that what is read is what there is.
+    """
     plain = definition.model_dump(mode="json", exclude_defaults=True)
     if "soft_time_limit" in plain.get("config", {}):
         # Without it, it would follow the soft limit.
         plain["config"]["time_limit"] = definition.model_dump()["config"]["time_limit"]
     document = {"kind": definition.kind, "name": definition.name, **plain}
-    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return visible(yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
 
 
 def _files(path: Path) -> list[Path]:
@@ -150,9 +154,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # PyYAML writes these so that it reads them as something else, unless they are escaped.
-    odd = any(character in text for character in "\r\x85\u2028\u2029\ufeff")
-    style = '"' if odd else "|" if "\n" in text else None
+    # Some of these PyYAML writes so that it reads them as something else, and only between quotes they may be escapes.
+    hidden = visible(text) != text
+    style = '"' if hidden else "|" if "\n" in text else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
-from rich.text import Text
 
-from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table, print_text, styled
 from shared.errors import FileFault
 from shared.settings import get_settings
 
@@ -90,8 +89,8 @@ def tell(changes: list[Change]) -> None:
     """One line for each change."""
     for change in changes:
         because = f" (follows {change.because})" if change.because else ""
-        line = Text.assemble((f"{change.action:10}", STYLES[change.action]), f"{change.kind} {change.name}")
-        console.print(line.append(f" version {change.version}{because}"))
+        what = f"{change.kind} {change.name} version {change.version}{because}"
+        console.print(styled((f"{change.action:10}", STYLES[change.action]), what))
 
 
 def export(
@@ -109,7 +108,7 @@ def export(
     with Session(get_engine()) as session:
         found = [definition for definition in export_definitions(session) if kind in (None, definition.kind)]
     if folder is None:
-        typer.echo("---\n".join(dump(definition) for definition in found), nl=False)
+        print_text("---\n".join(dump(definition) for definition in found), end="")
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import typer
-from rich.text import Text
 
 from minions import Comparison
 from minions.comparison import Difference, Record
 from orchestrator.commands.client import connect
-from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table, styled
 
 STYLES = {"-": "red", "+": "green", "@": "cyan"}
 MOST_LINES = 60
@@ -83,10 +82,10 @@ def _steps(found: Comparison) -> Iterator[tuple[Any, ...]]:
 
 def _print_difference(difference: Difference) -> None:
     where = "task" if difference.step is None else f"step {difference.step}"
-    console.print(Text(f"{where}: {difference.what}", style="bold"))
+    console.print(styled((f"{where}: {difference.what}", "bold")))
     lines = list(difflib.unified_diff(_lines(difference.a), _lines(difference.b), "A", "B", n=2, lineterm=""))
     for line in lines[:MOST_LINES]:
-        console.print(Text(line, style=STYLES.get(line[:1], "")))
+        console.print(styled((line, STYLES.get(line[:1], ""))))
     if len(lines) > MOST_LINES:
         console.print(f"… {len(lines) - MOST_LINES} more lines; --json has all.")
 

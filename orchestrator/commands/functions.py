@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from orchestrator.commands.client import connect
-from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table, print_text
 from shared.errors import InvalidDefinition
 from shared.json_values import parse
 from shared.settings import get_settings
@@ -92,7 +92,7 @@ def run(
 def diff(name: str, before: int = typer.Argument(), after: int = typer.Argument()) -> None:
     """Show what changed between two versions."""
     with _store() as store:
-        typer.echo(store.diff(name, before, after))
+        print_text(store.diff(name, before, after))
 
 
 @app.command()

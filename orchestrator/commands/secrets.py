@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table, print_text
 from shared.errors import InvalidInput
 from shared.settings import get_settings
 
@@ -25,7 +25,7 @@ def set_secret(name: str = NAME) -> None:
     wait_for_database(get_settings())
     with transaction() as connection:
         store.set(connection, name, value)
-    console.print(f"The secret {name} is stored. A tool's header refers to it as ${{secret:{name}}}.", markup=False)
+    console.print(f"The secret {name} is stored. A tool's header refers to it as ${{secret:{name}}}.")
 
 
 def _piped() -> str:
@@ -62,7 +62,7 @@ def delete(name: str = NAME) -> None:
     wait_for_database(get_settings())
     with transaction() as connection:
         secret_store.delete_secret(connection, name)
-    console.print(f"The secret {name} is gone.", markup=False)
+    console.print(f"The secret {name} is gone.")
 
 
 @app.command()
@@ -70,4 +70,4 @@ def key() -> None:
     """Print a new key for MINION_SECRET_KEY."""
     from shared.secret_store import new_key
 
-    typer.echo(new_key())
+    print_text(new_key())

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.text import Text
 
 from minions import Client, Task
 from orchestrator.commands.client import connect
 from orchestrator.commands.following import print_lines, show_events
-from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table, stderr, zoned
+from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table, stderr, styled, zoned
 from shared.errors import InvalidInput
 from shared.json_values import parse
+from shared.visible_text import one_line
 
 COLUMNS = ("id", "agent", "state", "capability", "attempts", "created", "finished")
 
@@ -115,7 +115,7 @@ def show(task_id: str = typer.Argument(help="The task's id."), as_json: bool = A
         return
     for name, value in plain(task).items():
         if value not in (None, {}, 0, False) or name in ("input", "output"):
-            console.print(Text.assemble((f"{name:18}", "bold"), _short(value)))
+            console.print(styled((f"{name:18}", "bold"), _short(value).replace("\n", f"\n{'':18}")))
     console.print()
     print_table(
         ("step", "kind", "name", "status", "output"),
@@ -124,7 +124,7 @@ def show(task_id: str = typer.Argument(help="The task's id."), as_json: bool = A
     )
     for step in steps:
         if step["name"] == "router" and isinstance(step.get("output"), dict):
-            console.print(f"Step {step['number']} chose {_decision(step['output'])}", markup=False, soft_wrap=True)
+            console.print(f"Step {step['number']} chose {_decision(step['output'])}")
     console.print()
     print_table(
         ("claim", "outcome", "worker", "started", "finished", "cpu s", "error"),
@@ -166,9 +166,9 @@ def why(task_id: str = typer.Argument(help="The task's id."), as_json: bool = AS
     if as_json:
         print_json(found)
         return
-    console.print(Text.assemble((f"{found['state']}: ", "bold"), found["sentence"]))
+    console.print(styled((f"{found['state']}: ", "bold"), one_line(found["sentence"])))
     if found["todo"]:
-        console.print(found["todo"], markup=False)
+        console.print(one_line(found["todo"]))
 
 
 def signal(
@@ -267,7 +267,7 @@ def _print_submitted(task: Task, *, wait: bool, as_json: bool) -> None:
     elif task.succeeded:
         print_json(task.output)
     else:
-        stderr.print(Text.assemble((f"Task {task.id} {task.state}: ", "bold red"), _message(task.error)))
+        stderr.print(styled((f"Task {task.id} {task.state}: ", "bold red"), one_line(_message(task.error))))
     if wait and not task.succeeded:
         raise typer.Exit(1)
 

@@ -6,11 +6,20 @@ from itertools import islice
 from typing import Any
 
 import typer
-from rich.text import Text
 
 from orchestrator.commands.client import connect
-from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table, stderr
+from orchestrator.commands.output import (
+    AS_JSON,
+    console,
+    local_time,
+    print_json,
+    print_table,
+    print_text,
+    stderr,
+    styled,
+)
 from orchestrator.commands.tasks import labels_of
+from shared.visible_text import one_line
 
 app = typer.Typer(
     help="Webhooks: list, add, show, deliveries, retry, rotate, test, enable, disable, remove.",
@@ -135,7 +144,7 @@ def send_test(name: str, as_json: bool = AS_JSON) -> None:
     elif answer["delivered"]:
         console.print(f"Delivered: {answer['status']} in {answer['seconds']:g} s.")
     else:
-        stderr.print(Text.assemble(("Not delivered: ", "bold red"), str(answer["error"])))
+        stderr.print(styled(("Not delivered: ", "bold red"), one_line(str(answer["error"]))))
     if not answer["delivered"]:
         raise typer.Exit(1)
 
@@ -172,4 +181,4 @@ def _print_secret(webhook: dict[str, Any], as_json: bool) -> None:
         print_json(webhook)
         return
     stderr.print(f"{webhook['name']} → {webhook['url']}. Its secret, which nothing shows again:")
-    typer.echo(webhook["secret"])
+    print_text(webhook["secret"])

@@ -22,6 +22,7 @@ from shared.errors import FileFault, InvalidDefinition, NotFound
 from shared.function_store import FunctionStore, export_definitions, store_definitions
 from shared.registry import AgentRegistry
 from shared.schemas import AgentDefinition, FunctionDefinition, ToolDefinition, parse_definition
+from shared.visible_text import visible
 from tests.by_hand import NOOP, agent, at_once, function
 from tests.conftest import Define
 
@@ -391,7 +392,7 @@ def test_an_export_works_in_an_empty_database(define: Define, database: Engine) 
 texts = st.text(
     st.one_of(
         st.characters(exclude_categories=["Cs"], exclude_characters="\0"),
-        st.sampled_from(" \n\t:-#'\"|>%@`!&*?{}[],\r\x85\u2028\ufeff0123456789eE.+~yn"),
+        st.sampled_from(" \n\t:-#'\"|>%@`!&*?{}[],\r\x85\u2028\ufeff\u202e\x1b\U000e00410123456789eE.+~yn"),
     ),
     max_size=40,
 )
@@ -414,8 +415,10 @@ def test_every_text_survives_a_file(
         ToolDefinition(name="t", type="builtin", builtin=value or "x", description=code),
     ]
     file = tmp_path / "definitions.yaml"
-    file.write_text("---\n".join(map(dump, definitions)), encoding="utf-8", newline="")
+    written = "---\n".join(map(dump, definitions))
+    file.write_text(written, encoding="utf-8", newline="")
     assert load(file) == definitions
+    assert visible(written) == written
 
 
 # ------------------------------------------------------------------------------------------------------ files

@@ -84,14 +84,18 @@ def test_every_fault_has_its_exit_code(
     assert said in capsys.readouterr().err
 
 
-def test_what_nobody_planned_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "app", _raising(LookupError("a bug")))
-    with pytest.raises(LookupError):
+def test_an_unexpected_error_shows_its_traceback_and_is_a_fault_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "app", _raising(LookupError("a bug \x1b]52;")))
+    with pytest.raises(SystemExit) as ended:
         cli.main()
+    assert ended.value.code == 70
+    assert "LookupError: a bug \\u001b]52;\nError: A fault of ours." in capsys.readouterr().err
 
 
-def _raising(error: Exception) -> Callable[[], None]:
-    def run() -> None:
+def _raising(error: Exception) -> Callable[..., None]:
+    def run(**_: object) -> None:
         raise error
 
     return run
