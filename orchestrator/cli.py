@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from types import ModuleType
 
 import typer
+from typer.models import CommandInfo, TyperInfo
 
 from minions.errors import MinionsError
 from orchestrator.commands import (
@@ -30,6 +32,7 @@ from orchestrator.commands import (
     secrets,
     tasks,
     webhooks,
+    workers,
 )
 from orchestrator.commands.output import fail, print_error, print_text
 from orchestrator.local.parent import FOLLOW, follow_parent
@@ -41,16 +44,27 @@ app = typer.Typer(
     help="Task queue and workers for AI agents, on Celery, Redis and PostgreSQL.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (processes, definitions, tasks, decisions, budgets, replays, diff, rules, prune, doctor):
-    module.register(app)
-app.add_typer(agents.app, name="agents")
-app.add_typer(functions.app, name="functions")
-app.add_typer(schedules.app, name="schedules")
-app.add_typer(secrets.app, name="secrets")
-app.add_typer(webhooks.app, name="webhooks")
+# What `minion --help` shows, in groups.
+GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
+    ("Run Minions", (processes,)),
+    ("Tasks", (tasks, budgets, diff)),
+    ("Tasks that wait for a person", (decisions,)),
+    ("Failed tasks", (replays,)),
+    ("When tasks start", (rules, schedules)),
+    ("Definitions", (definitions, agents, functions, secrets)),
+    ("Operation", (workers, webhooks, doctor, prune)),
+)
+for group, modules in GROUPS:
+    earlier = len(app.registered_commands), len(app.registered_groups)
+    for module in modules:
+        module.register(app)
+    added: list[CommandInfo | TyperInfo] = []
+    added += app.registered_commands[earlier[0] :]
+    added += app.registered_groups[earlier[1] :]
+    for each in added:
+        each.rich_help_panel = group
 
 
 def _show_version(wanted: bool) -> None:

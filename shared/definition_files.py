@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from shared.errors import InvalidDefinition, InvalidInput
+from shared.errors import FileFault, InvalidDefinition, InvalidInput
 from shared.json_values import parse
 from shared.schemas import AnyDefinition, parse_definition
 from shared.visible_text import visible
@@ -22,13 +22,17 @@ def load(path: Path) -> list[AnyDefinition]:
     """All definitions in a file, or in the files below a folder, in the order of their names.
 
     Raises:
+        FileFault: a file is missing, or cannot be read.
         InvalidDefinition: names the file, and the place in it.
     """
-    return [
+    found = [
         parse_definition(_with_code(document, file), where=str(file))
         for file in _files(path)
         for document in _documents(file)
     ]
+    if not found:
+        raise InvalidDefinition(f"{path}: there are no definitions in it. Each must have a `kind` and a `name`.")
+    return found
 
 
 def dump(definition: AnyDefinition) -> str:
@@ -48,7 +52,7 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise InvalidDefinition(f"{path}: there is no such file or folder.")
+        raise FileFault(f"{path}: there is no such file or folder.")
     files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
     if not files:
         raise InvalidDefinition(f"{path}: the folder holds no {', '.join(SUFFIXES)} file.")
@@ -79,12 +83,12 @@ def _text(file: Path) -> str:
     """A file's text, without the mark that some editors put before it."""
     try:
         if not file.is_file():
-            raise InvalidDefinition(f"{file}: there is no such file.")
+            raise FileFault(f"{file}: there is no such file.")
         if file.stat().st_size > MAX_FILE_BYTES:
             raise InvalidDefinition(f"{file}: larger than {MAX_FILE_BYTES:,} bytes.")
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InvalidDefinition(f"{file}: cannot be read: {error.strerror}.") from None
+        raise FileFault(f"{file}: cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise InvalidDefinition(f"{file}: is not UTF-8 (byte {error.start}).") from None
 
@@ -100,8 +104,8 @@ def _with_code(document: Any, file: Path) -> Any:
         raise InvalidDefinition(f"{file}: code_file is the path of a file, not {name!r}.")
     try:
         code = _text(file.parent / name)
-    except InvalidDefinition as error:
-        raise InvalidDefinition(f"{file}: code_file {error.message}") from None
+    except (FileFault, InvalidDefinition) as error:
+        raise type(error)(f"{file}: code_file {error.message}") from None
     return {**{field: value for field, value in document.items() if field != "code_file"}, "code": code}
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from orchestrator.api import problems
 from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Text
 from shared.errors import UnknownAgent
+from shared.suggestions import similar_agents
 from shared.tasks import Page, page_of
 
 LIST = text(
@@ -80,5 +81,6 @@ def get_agent(name: Text, query: Namespace, database: Database) -> dict[str, Any
     with database.connect() as connection:
         row = connection.execute(GET, {"namespace": query.namespace, "name": name}).mappings().one_or_none()
         if row is None:
-            raise UnknownAgent(f"There is no agent named {name!r}. `minion agents` lists them.")
+            similar = similar_agents(connection, query.namespace, name)
+            raise UnknownAgent(f"There is no agent named {name!r}. `minion agents` lists them.{similar}")
         return {**row, "versions": list(connection.execute(VERSIONS, {"agent": row["id"]}).mappings())}

@@ -46,6 +46,7 @@ class TaskSummary(BaseModel):
     queued_at: datetime | None
     updated_at: datetime
     finished_at: datetime | None
+    output: Any = Field(None, description="In lists only where it is asked for, by `outputs`.")
 
 
 class Task(TaskSummary):
@@ -53,7 +54,6 @@ class Task(TaskSummary):
 
     input: Any = None
     messages: list[Any] | None
-    output: Any = None
     origin_id: UUID = Field(description="The first task of its chain of replays; its own id if it is none.")
     agent_version_id: UUID | None
     traceparent: str | None

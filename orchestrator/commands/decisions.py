@@ -8,9 +8,9 @@ import typer
 
 from orchestrator.commands.client import connect
 from orchestrator.commands.output import AS_JSON, console, print_json
+from orchestrator.commands.task_ids import TASK
 from orchestrator.commands.tasks import plain, read_input
 
-TASK = typer.Argument(help="The task's id.")
 STEP = typer.Option(None, "--step", min=1, help="The step's number; by default the first that waits.")
 REASON = typer.Option(None, "--reason", help="Why, for the record.")
 
@@ -33,7 +33,7 @@ def approve(
 
 
 def reject(task_id: str = TASK, step: int | None = STEP, reason: str | None = REASON, as_json: bool = AS_JSON) -> None:
-    """Reject it. A model is told the reason, and may try something else."""
+    """Reject the call that a task proposes; a model receives the reason and may try something else."""
     _decide(task_id, "reject", None, reason, step, as_json)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from shared.definitions import Change
 
 STYLES = {"created": "green", "changed": "yellow", "unchanged": "dim"}
+WOULD = {"created": "would create", "changed": "would change"}
+WIDTH = 1 + max(map(len, (*STYLES, *WOULD.values())))
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +30,7 @@ def migrate(
         False, "--after", help="Also take away what the previous release used, when none of its processes is left."
     ),
 ) -> None:
-    """Bring the database's schema to this release. Safe to run twice, or twice at once."""
+    """Bring the database's schema to this release; safe to run twice, or twice at once."""
     # The database layer is imported where it is needed: `minion submit` starts faster without it.
     from shared import init_db
     from shared.database import get_engine, wait_for
@@ -41,7 +43,7 @@ def migrate(
 
 
 def init() -> None:
-    """Store the default agents where they are missing. Safe to run twice, or twice at once."""
+    """Store the default agents where they are missing; safe to run twice, or twice at once."""
     from shared import init_db
     from shared.database import get_engine, wait_for_database
 
@@ -56,13 +58,13 @@ def apply(
     dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would change."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Store definitions of agents, tools and functions: a new version where something changed, all or nothing."""
+    """Store definitions of agents, tools and functions, all or none; what changed becomes a new version."""
     changes = store(path, dry_run=dry_run)
     if as_json:
         fields = ("kind", "name", "action", "version", "because")
         print_json([{name: getattr(change, name) for name in fields} for change in changes])
     else:
-        tell(changes)
+        tell(changes, dry_run=dry_run)
     if dry_run and not as_json:
         console.print("Nothing was stored (--dry-run).")
 
@@ -85,19 +87,20 @@ def store(path: Path, *, dry_run: bool = False) -> list[Change]:
         return store_definitions(session, definitions, dry_run=dry_run)
 
 
-def tell(changes: list[Change]) -> None:
-    """One line for each change."""
+def tell(changes: list[Change], *, dry_run: bool = False) -> None:
+    """Print one line for each change."""
     for change in changes:
+        action = WOULD.get(change.action, change.action) if dry_run else change.action
         because = f" (follows {change.because})" if change.because else ""
         what = f"{change.kind} {change.name} version {change.version}{because}"
-        console.print(styled((f"{change.action:10}", STYLES[change.action]), what))
+        console.print(styled((f"{action:{WIDTH}}", STYLES[change.action]), what))
 
 
 def export(
-    folder: Path | None = typer.Argument(None, help="Write one file a definition there; left out, print them."),
-    kind: str | None = typer.Option(None, help="Only agent, tool or function."),
+    folder: Path | None = typer.Argument(None, help="Write a file for each definition there; without it, print them."),
+    kind: Literal["agent", "tool", "function"] | None = typer.Option(None, help="Only definitions of this kind."),
 ) -> None:
-    """Give the active definitions as YAML that applies again unchanged."""
+    """Write the active definitions as YAML that applies again unchanged."""
     from sqlalchemy.orm import Session
 
     from shared.database import get_engine, wait_for_database

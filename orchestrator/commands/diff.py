@@ -13,6 +13,7 @@ from minions import Comparison
 from minions.comparison import Difference, Record
 from orchestrator.commands.client import connect
 from orchestrator.commands.output import AS_JSON, console, print_json, print_table, styled
+from orchestrator.commands.task_ids import TASK
 
 STYLES = {"-": "red", "+": "green", "@": "cyan"}
 MOST_LINES = 60
@@ -24,11 +25,11 @@ def register(app: typer.Typer) -> None:
 
 
 def diff(
-    a: str = typer.Argument(help="A task's id."),
-    b: str = typer.Argument(help="Another one's, such as its replay."),
+    a: str = TASK,
+    b: str = TASK,
     as_json: bool = AS_JSON,
 ) -> None:
-    """Compare two tasks: steps, outputs, costs. The exit code is 1 where they differ; costs alone are no difference."""
+    """Compare two tasks: steps, outputs and costs; the exit code is 1 where steps or outputs differ."""
     with connect() as client:
         found = client.diff(a, b)
     if as_json:

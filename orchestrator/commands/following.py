@@ -13,6 +13,7 @@ from orchestrator.commands.output import STATE_STYLES, print_json_line, stderr, 
 from shared.visible_text import one_line
 
 MISSED = "[…]"
+GUTTER = "│ "  # before each line of streamed text, so that no text passes for an event
 
 
 def print_lines(task_id: str, events: Iterable[TaskEvent]) -> None:
@@ -28,7 +29,8 @@ def show_events(task_id: str, events: Iterable[TaskEvent]) -> None:
     heard: dict[int, int] = {}
     for event in events:
         if event.type == "step.text":
-            stderr.print(styled(_missed(event, heard) + event.data["text"]), end="")
+            text = _missed(event, heard) + event.data["text"]
+            stderr.print(styled("" if in_text else GUTTER, text.replace("\n", f"\n{GUTTER}")), end="")
             in_text = True
             continue
         if in_text:

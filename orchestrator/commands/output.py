@@ -36,7 +36,8 @@ IDS = frozenset({"id", "task", "replayed as", "would replay"})
 AS_JSON = typer.Option(False, "--json", help="Print JSON instead of a table.")
 
 
-def _on_a_terminal() -> bool:
+def on_a_terminal() -> bool:
+    """Whether standard output is a terminal."""
     # There is none where it is closed (`minion tasks >&-`).
     return sys.stdout is not None and sys.stdout.isatty()
 
@@ -58,7 +59,7 @@ class SafeConsole(Console):
 
 
 # Wide enough for ids where no terminal sets the width.
-console = SafeConsole(width=None if _on_a_terminal() else 240)
+console = SafeConsole(width=None if on_a_terminal() else 240)
 stderr = SafeConsole(stderr=True)
 
 
@@ -154,4 +155,4 @@ def _kinds(root: type[MinionError]) -> list[type[MinionError]]:
 
 def interactive() -> bool:
     """Whether a person watches."""
-    return _on_a_terminal() and os.environ.get("TERM") != "dumb"
+    return on_a_terminal() and os.environ.get("TERM") != "dumb"

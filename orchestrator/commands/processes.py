@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from orchestrator.capabilities import parse_capabilities
 from orchestrator.commands.client import connect
 from orchestrator.commands.definitions import store, tell
 from orchestrator.commands.output import AS_JSON, console
@@ -20,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def orchestrator() -> None:
-    """Run an orchestrator: the API, dispatch, rescue, schedule. More than one may run."""
+    """Run an orchestrator: it serves the API, dispatches, rescues and schedules tasks. More than one may run."""
     from orchestrator.service import serve
     from shared.telemetry import configure
 
@@ -30,16 +31,19 @@ def orchestrator() -> None:
 
 
 def worker(
-    capabilities: str = typer.Argument(help="The capabilities it serves, separated by commas."),
+    capabilities: str = typer.Argument(
+        help="The capabilities it serves, separated by commas.", parser=parse_capabilities, metavar="CAPABILITIES"
+    ),
     concurrency: int = typer.Option(2, "--concurrency", "-c", min=1, help="How many tasks at once."),
     name: str | None = typer.Option(None, "--name", "-n", help="The node's name, as Celery's -n."),
     pool: str = typer.Option("prefork", "--pool", "-P", help="Celery's pool. Time limits hold on prefork only."),
 ) -> None:
-    """Run a pool of minions. The same as `celery -A workers.app worker -Q CAPABILITY -c N`."""
+    """Run a pool of minions for some capabilities."""
     from shared.database import wait_for_database
     from shared.telemetry import configure
 
     settings = get_settings()
+    settings.require_redis_url()
     configure(settings, component="worker")
     wait_for_database(settings)
     node = name or f"{capabilities.replace(',', '+')}-{os.getpid()}@%h"
@@ -59,10 +63,11 @@ def worker(
 
 
 def flower(
-    port: int = typer.Option(5555, help="The port it listens on."),
+    port: int = typer.Option(5555, min=1, max=65535, help="The port it listens on."),
     address: str = typer.Option("127.0.0.1", help="The address it listens on."),
 ) -> None:
-    """Run Flower. Its user is `minions`, its password the API key."""
+    """Run Flower, which shows Celery's workers and tasks. Its user is `minions`, its password the API key."""
+    get_settings().require_redis_url()
     os.environ.setdefault("FLOWER_BASIC_AUTH", f"minions:{get_settings().require_api_key()}")
     _celery("flower", f"--address={address}", f"--port={port}", "--enable-events", "--max-tasks=20000")
 

@@ -10,8 +10,13 @@ from orchestrator.commands.output import AS_JSON, console, print_json, print_tab
 from shared.errors import InvalidInput
 from shared.settings import get_settings
 
-app = typer.Typer(help="Secrets that tools refer to by name: set, list, delete, key.", no_args_is_help=True)
+app = typer.Typer(help="Manage the secrets that tools refer to by name: set, list, delete, key.", no_args_is_help=True)
 NAME = typer.Argument(help="The secret's name.")
+
+
+def register(commands: typer.Typer) -> None:
+    """Adds the commands."""
+    commands.add_typer(app, name="secrets")
 
 
 @app.command("set")

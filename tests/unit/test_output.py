@@ -60,7 +60,7 @@ def test_hidden_characters_are_shown(name: str, capsys: pytest.CaptureFixture[st
 
 def test_text_that_is_streamed_in_pieces_is_escaped_piece_by_piece(capsys: pytest.CaptureFixture[str]) -> None:
     show_events("x", events(EVIL))
-    assert capsys.readouterr().err.splitlines()[1] == SHOWN
+    assert capsys.readouterr().err.splitlines()[1] == f"│ {SHOWN}"
 
 
 def test_a_line_stays_a_line(capsys: pytest.CaptureFixture[str]) -> None:
