@@ -105,7 +105,7 @@ def main() -> None:
 
 def _wrong_usage(error: typer.TyperException) -> int:
     """Print one line; where the help was printed instead, the message is empty."""
-    message = error.format_message().strip()
+    message = error.format_message().replace("Value error, ", "").strip()
     if message:
         context: typer.Context | None = getattr(error, "ctx", None)
         end = "" if message.endswith((".", "?")) else "."

@@ -17,5 +17,5 @@ def similar_agents(connection: Connection, namespace: str, name: str) -> str:
     known = {
         agent.casefold(): agent for agent in connection.scalars(AGENTS, {"namespace": namespace, "most": MOST_NAMES})
     }
-    found = [repr(known[match]) for match in get_close_matches(name[:255].casefold(), known)]
+    found = [repr(known[match]) for match in get_close_matches(name[:255].casefold(), known, cutoff=0.7)]
     return f" Did you mean {' or '.join(found)}?" if found else ""

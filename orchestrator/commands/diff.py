@@ -43,7 +43,7 @@ def diff(
 def _print(found: Comparison) -> None:
     print_table(("", "A", "B"), zip(_heads(), _facts(found.a), _facts(found.b), strict=True), empty="")
     console.print()
-    print_table(("step", "kind", "name", "differs in"), _steps(found), empty="No steps.")
+    print_table(("step", "kind", "name", "function version", "differs in"), _steps(found), empty="No steps.")
     for difference in found.differences:
         console.print()
         _print_difference(difference)
@@ -73,12 +73,16 @@ def _facts(record: Record) -> tuple[Any, ...]:
 
 def _steps(found: Comparison) -> Iterator[tuple[Any, ...]]:
     ours, theirs = ({step["number"]: step for step in record.steps} for record in (found.a, found.b))
+    versions, other_versions = found.a.function_versions(), found.b.function_versions()
     for number in sorted(ours.keys() | theirs.keys()):
         step = ours.get(number) or theirs[number]
         differs = found.of_step(number)
         if differs == ["step"]:
             differs = ["only in A" if number in ours else "only in B"]
-        yield number, step["kind"], step["name"], ", ".join(differs)
+        version = None
+        if number in versions and number in other_versions:
+            version = "the same" if versions[number] == other_versions[number] else "another"
+        yield number, step["kind"], step["name"], version, ", ".join(differs)
 
 
 def _print_difference(difference: Difference) -> None:
