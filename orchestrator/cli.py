@@ -126,7 +126,7 @@ def _expected(error: Exception) -> MinionError | MinionsError | None:
     if isinstance(error, MinionError | MinionsError):
         return error
     if isinstance(error, UnicodeError):
-        return InvalidInput(f"Arguments, files and the terminal have to be UTF-8: {error}.")
+        return InvalidInput(f"Arguments, files and the terminal must be UTF-8: {error}.")
     if isinstance(error, OSError):
         return FileFault(f"A file cannot be read or written: {error}.")
     if "sqlalchemy" not in sys.modules:  # commands that need no database start faster without it

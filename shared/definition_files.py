@@ -101,7 +101,7 @@ def _with_code(document: Any, file: Path) -> Any:
         raise InvalidDefinition(f"{file}: {document.get('name')!r} has both `code` and `code_file`.")
     name = document["code_file"]
     if not isinstance(name, str) or "\x00" in name:
-        raise InvalidDefinition(f"{file}: code_file is the path of a file, not {name!r}.")
+        raise InvalidDefinition(f"{file}: code_file must be the path of a file, not {name!r}.")
     try:
         code = _text(file.parent / name)
     except (FileFault, InvalidDefinition) as error:

@@ -130,7 +130,9 @@ class Settings(BaseSettings):
     @classmethod
     def _lease_outlives_a_beat(cls, lease: float, others: ValidationInfo) -> float:
         if lease < 2 * others.data.get("heartbeat_seconds", 0.0):
-            raise ValueError("a lease lasts two heartbeats (MINION_HEARTBEAT_SECONDS) at least, or no worker keeps its")
+            raise ValueError(
+                "a lease must last two heartbeats (MINION_HEARTBEAT_SECONDS) at least, or no worker keeps its"
+            )
         return lease
 
     def require_database_url(self) -> str:

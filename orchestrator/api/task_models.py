@@ -150,7 +150,7 @@ class ReplayRequest(BaseModel):
         if self.from_step is None and "edited_output" in self.model_fields_set:
             raise ValueError("edited_output needs from_step: the step whose output it is")
         if self.from_step is not None and self.pinned is False:
-            raise ValueError("a journal fits only the versions that wrote it: a replay from a step is always pinned")
+            raise ValueError("a journal fits only the versions that wrote it: a replay from a step must be pinned")
         return self
 
 

@@ -272,7 +272,7 @@ def _with_key(data: dict[str, Any], header: str | None) -> dict[str, Any]:
 def _parse_many(data: dict[str, Any]) -> list[TaskRequest]:
     given = data.get("tasks")
     if not isinstance(given, list) or len(data) > 1:
-        raise InvalidInput('A bulk request is {"tasks": [{"agent": "NAME", "input": {}}, …]} and nothing else.')
+        raise InvalidInput('A bulk request must be {"tasks": [{"agent": "NAME", "input": {}}, …]} and nothing else.')
     if len(given) > BULK_LIMIT:
         raise InvalidInput(f"{len(given):,} tasks in one request; at most {BULK_LIMIT:,} are accepted. Send several.")
     return [_parse_one(index, item, len(given)) for index, item in enumerate(given)]

@@ -149,5 +149,5 @@ def _times(schedule: dict[str, Any]) -> str:
 def _seconds(duration: str) -> float:
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhd])", duration)
     if match is None:
-        raise typer.BadParameter(f"--every is a number with s, m, h or d, such as 5m, not {duration!r}")
+        raise typer.BadParameter(f"--every must be a number with s, m, h or d, such as 5m, not {duration!r}")
     return float(match[1]) * UNITS[match[2]]

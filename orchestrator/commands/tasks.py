@@ -252,7 +252,7 @@ def read_input(argument: str) -> Any:
 def labels_of(pairs: list[str]) -> dict[str, str]:
     """The labels that were given as NAME=VALUE."""
     if wrong := [pair for pair in pairs if "=" not in pair]:
-        raise typer.BadParameter(f"a label is NAME=VALUE, not {wrong[0]!r}")
+        raise typer.BadParameter(f"a label must be NAME=VALUE, not {wrong[0]!r}")
     return dict(pair.split("=", 1) for pair in pairs)
 
 

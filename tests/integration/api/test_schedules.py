@@ -88,7 +88,7 @@ def test_one_can_be_stopped_whose_agent_is_disabled(http: Any, database: Engine)
         ({"missed": "some"}, 422, "missed"),
         ({"enabled": "yes"}, 422, "enabled"),
         ({"cron": None, "timezone": None, "interval_seconds": 0.5}, 422, "interval_seconds"),
-        ({"cron": None, "interval_seconds": 5}, 422, "an interval has none"),
+        ({"cron": None, "interval_seconds": 5}, 422, "an interval must have none"),
         ({"other": 1}, 422, "other"),
         ({"request": {"agent": "Search", "input": {"query": "c"}}}, 422, "does not match its schema"),
         ({"request": {"agent": "Nobody"}}, 404, "no agent named"),
