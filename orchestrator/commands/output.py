@@ -22,7 +22,7 @@ from rich.text import Text
 from minions.errors import MinionsError
 from shared import errors
 from shared.errors import InvalidInput, MinionError
-from shared.visible_text import one_line, visible
+from shared.visible_text import visible
 
 STATE_STYLES = {
     "succeeded": "green",
@@ -68,6 +68,11 @@ def styled(*parts: str | tuple[str, str]) -> Text:
     # Rich drops some of the control characters, and measures the others wrongly.
     safe = [visible(part) if isinstance(part, str) else (visible(part[0]), part[1]) for part in parts]
     return Text.assemble(*safe)
+
+
+def indented(text: str, width: int = 4) -> str:
+    """Return the text with its further lines indented, so that none of them can pass for a line of ours."""
+    return visible(text).replace("\n", "\n" + " " * width)
 
 
 def print_text(text: str, *, end: str = "\n", err: bool = False) -> None:
@@ -134,11 +139,11 @@ def fail(error: MinionError | MinionsError) -> int:
 
 
 def print_error(kind: str, message: str, **detail: Any) -> None:
-    """Print one line to standard error: what was wrong, or a JSON object where --json was given."""
+    """Print what was wrong to standard error: as one line, or as a JSON object where --json was given."""
     if "--json" in sys.argv:
         print_json_line({"error": {"type": kind, "message": message, **detail}}, err=True)
     else:
-        stderr.print(styled(("Error: ", "bold red"), one_line(message)))
+        stderr.print(styled(("Error: ", "bold red"), indented(message)))
 
 
 def exit_code(error: MinionError | MinionsError) -> int:

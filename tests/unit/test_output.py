@@ -66,8 +66,8 @@ def test_text_that_is_streamed_in_pieces_is_escaped_piece_by_piece(capsys: pytes
 def test_a_line_stays_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     output.fail(InvalidInput("no\nError: forged"))
     show_events("x", [TaskEvent(id=1, type="task.failed", data={"error": {"message": "a\n10:00:00 succeeded"}})])
-    error, _, line = capsys.readouterr().err.splitlines()
-    assert error == "Error: no\\nError: forged"
+    *error, _, line = capsys.readouterr().err.splitlines()
+    assert error == ["Error: no", "    Error: forged"]
     assert line.endswith("failed: a\\n10:00:00 succeeded")
 
 
