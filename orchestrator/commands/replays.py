@@ -38,7 +38,9 @@ def register(app: typer.Typer) -> None:
 def replay(
     task_ids: list[str] = OPTIONAL_TASKS,
     failed: bool = typer.Option(False, "--failed", help="All failed tasks that have not been replayed."),
-    state: list[State] = typer.Option([], "--state", "-s", help="All tasks in this state; may be repeated."),
+    state: list[State] = typer.Option(
+        [], "--state", "-s", metavar="STATE", help="All tasks in this state; may be repeated."
+    ),
     agent: str | None = typer.Option(None, "--agent", "-a", help="Only of this agent."),
     capability: str | None = typer.Option(None, help="Only on this capability's queue."),
     key: str | None = typer.Option(None, help="Only of this tenant."),

@@ -112,7 +112,9 @@ def follow(
 
 
 def tasks(
-    state: list[State] = typer.Option([], "--state", "-s", help="Only in this state; may be repeated."),
+    state: list[State] = typer.Option(
+        [], "--state", "-s", metavar="STATE", help="Only in this state; may be repeated."
+    ),
     agent: str | None = typer.Option(None, "--agent", "-a", help="Only of this agent."),
     capability: str | None = typer.Option(None, help="Only on this capability's queue."),
     key: str | None = typer.Option(None, help="Only of this tenant."),

@@ -512,7 +512,6 @@ def test_plain_words_mean_what_they_mean_in_json(tmp_path: Path) -> None:
         ("kind: function\nname: a-b\ncode: x\n", "is no Python name: say `entrypoint:`"),
         ("kind: function\nname: f\ncode: 5\n", "code: Input should be a valid string"),
         ("kind: function\nname: f\ncode: x\ncode_file: x.py\n", "both `code` and `code_file`"),
-        ("kind: function\nname: f\ncode_file: nothing.py\n", "code_file .*nothing.py: there is no such file"),
         ("kind: function\nname: f\ncode_file: 5\n", "code_file must be the path of a file"),
         ("kind: function\nname: f\ncode: x\nconfig: {memory_limit: 1}\n", "memory_limit"),
         ("kind: function\nname: f\ncode: x\nconfig: {timeout: 0}\n", "timeout"),
@@ -552,5 +551,9 @@ def test_json_files_are_strict_json(tmp_path: Path, content: str, message: str) 
 def test_paths_without_definitions_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidDefinition, match=r"holds no .yaml, .yml, .json file"):
         load(tmp_path)
-    with pytest.raises(InvalidDefinition, match="no such file or folder"):
+    with pytest.raises(FileFault, match="no such file or folder"):
         load(tmp_path / "nothing")
+    with pytest.raises(FileFault, match=r"code_file .*nothing\.py: there is no such file"):
+        loaded(tmp_path, "kind: function\nname: f\ncode_file: nothing.py\n")
+    with pytest.raises(InvalidDefinition, match="there are no definitions in it"):
+        loaded(tmp_path, "# nothing yet\n---\n")
