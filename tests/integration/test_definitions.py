@@ -498,7 +498,7 @@ def test_plain_words_mean_what_they_mean_in_json(tmp_path: Path) -> None:
         (HEAD + 'input_schema: {default: "a\\0"}\n', r"U\+0000"),
         (HEAD + "type: function\n", "exactly one of `function`, `tool` or `relations`"),
         (HEAD + "type: function\ntool: a\nfunction: b\n", "exactly one of .* not function and tool"),
-        (HEAD + "type: function\ntool: a\nmodel: offline\n", "no `model` and no `tools`"),
+        (HEAD + "type: function\ntool: a\nmodel: offline\n", "must not have `model` or `tools`"),
         (HEAD + "type: function\ntool: a\nconfig: {temperature: 0.5}\n", "no model that could honour temperature"),
         (HEAD + "model: claude-sonnet-5-5\nconfig: {temperature: 0.5}\n", "cannot honour temperature=0.5"),
         (HEAD + "tool: a\n", "under `tools`"),
