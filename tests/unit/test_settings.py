@@ -40,7 +40,7 @@ def test_what_is_missing_is_named_with_what_to_do(ask: str) -> None:
     ("name", "value", "words"),
     [
         ("MINION_LEASE_SECONDS", "ten", "MINION_LEASE_SECONDS: Input should be a valid number"),
-        ("MINION_LEASE_SECONDS", "5", "MINION_LEASE_SECONDS: a lease lasts two heartbeats"),
+        ("MINION_LEASE_SECONDS", "5", "MINION_LEASE_SECONDS: a lease must last two heartbeats"),
         ("MINION_LEASE_SECONDS", "inf", "MINION_LEASE_SECONDS"),
         ("MINION_LEASE_SECONDS", "nan", "MINION_LEASE_SECONDS"),
         ("MINION_HEARTBEAT_SECONDS", "0", "MINION_HEARTBEAT_SECONDS: Input should be greater than 0"),
@@ -94,7 +94,7 @@ def test_what_is_no_address_of_a_database_is_refused_without_its_password(
     monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", given)
-    with pytest.raises(NotConfigured, match="DATABASE_URL is no address like") as caught:
+    with pytest.raises(NotConfigured, match="DATABASE_URL is not the address of a database: it must") as caught:
         Settings().require_database_url()
     assert "s3cret" not in caught.value.message
 
@@ -114,10 +114,10 @@ def test_addresses_of_brokers(monkeypatch: pytest.MonkeyPatch, given: str, redis
     assert (settings.require_redis_url(), settings.require_broker_url()) == (redis, celery)
 
 
-@pytest.mark.parametrize("given", ["x", "amqp://h", "redis://h:port", "h:6379"])
+@pytest.mark.parametrize("given", ["x", "amqp://h", "redis://h:port", "h:6379", "redis://h/db", "unix://"])
 def test_what_is_no_address_of_a_broker_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("REDIS_URL", given)
-    with pytest.raises(NotConfigured, match="REDIS_URL is no address like"):
+    with pytest.raises(NotConfigured, match="REDIS_URL is not the address of a broker: it must"):
         Settings().require_redis_url()
 
 
