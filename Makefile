@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-failed soak chaos crash-matrix lint format bench lock clean
+.PHONY: help install demo up test soak chaos crash-matrix lint format bench lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -33,9 +33,6 @@ up: install  ## Run everything on this machine until Ctrl-C: servers, orchestrat
 
 test: install  ## Run the tests, against real servers that they start themselves
 	@$(RUN) pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
-
-test-failed: install  ## Run those tests again that failed, up to the first that fails again
-	@$(RUN) pytest --last-failed --last-failed-no-failures none --exitfirst
 
 soak: install  ## Run the long tests that `make test` leaves out
 	@$(RUN) pytest -m soak
