@@ -13,6 +13,10 @@ from shared.sandbox.parked import ParkedChild, Usage
 from shared.sandbox.replies import Inbox, Reply
 
 CHUNK = 1 << 16
+SMALL_PIECE = 512
+"""Bytes. An honest child writes its reply in larger pieces."""
+PAUSE = 0.01
+"""Seconds without reading after a small piece: each single byte would cost this process as much as the child."""
 DEATH_PATIENCE = 5.0
 """Seconds in which a killed process must be gone: the kernel may still free its memory."""
 
@@ -106,6 +110,8 @@ class Conversation:
                 return self._wait(self._child.has_ended)
             if self._inbox.add(data):
                 return None
+            if len(data) < SMALL_PIECE:
+                time.sleep(PAUSE)
 
     def _is_ready(self, patience: float) -> bool:
         return bool(self._poll.poll(patience * 1000 + 0.5))

@@ -29,7 +29,10 @@ START_PATIENCE = 30.0
 """Seconds in which a zygote must have loaded and confined itself."""
 
 # The path is for `confined` alone: what is preloaded must not find this package's modules by short names.
-_BOOT = "import sys; sys.path.insert(0, sys.argv[2]); from confined import boot; del sys.path[0]; boot.main()"
+_BOOT = (
+    "import sys; sys.path.insert(0, sys.argv[2]); from confined import openssl; openssl.leave_out(); "
+    "from confined import boot; del sys.path[0]; boot.main()"
+)
 _EXPECTED_DESCRIPTORS = 2
 CLOSE_PATIENCE = 5.0
 
@@ -137,6 +140,7 @@ class ForkServer:
             return bool(grabbed)
 
         grabbed: list[ParkedChild] = []
+        self._check_zygote()
         # The last one that is parked is replaced at once, so that long calls never keep others waiting.
         self._refill(2)
         try:
@@ -148,6 +152,15 @@ class ForkServer:
             raise
         self._taken.add(grabbed[0])
         return grabbed[0]
+
+    def _check_zygote(self) -> None:
+        """Refuse to use a zygote that has ended: its parked children are dead or about to be killed.
+
+        Raises:
+            ZygoteLost: it has ended.
+        """
+        if self._trouble is not None or _is_hung_up(self._control):
+            self._await_trouble()
 
     def _refill(self, enough: int) -> None:
         """Order children until so many are parked or on their way."""
@@ -229,8 +242,15 @@ class ForkServer:
         try:
             self._control.send(wire.ORDER.pack(order, number, seconds))
         except OSError:
-            # Why stands on the same connection, where the reader finds it.
-            self._wait_until(lambda: False, time.monotonic() + CLOSE_PATIENCE)
+            self._await_trouble()
+
+    def _await_trouble(self) -> None:
+        """Wait for the reader to find the reason of a broken connection, which the zygote may have sent on it.
+
+        Raises:
+            ZygoteLost, ZygoteRefused: with the reason.
+        """
+        self._wait_until(lambda: False, time.monotonic() + CLOSE_PATIENCE)
 
     def _fail(self, trouble: ZygoteLost | ZygoteRefused) -> None:
         """Tell all who wait that it is in vain."""
@@ -292,6 +312,16 @@ class ForkServer:
         self.layers, self.notes = tuple(facts["layers"]), tuple(facts["notes"])
         self._address_space = facts["address_space"]
         self._ready = True
+
+
+def _is_hung_up(control: socket.socket) -> bool:
+    """Whether the other end of the connection is closed, or this one by another thread."""
+    poll = select.poll()
+    try:
+        poll.register(control, 0)
+    except ValueError:
+        return True
+    return bool(poll.poll(0))
 
 
 def _read_notices(server: weakref.ref[ForkServer], control: socket.socket) -> None:

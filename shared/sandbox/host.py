@@ -27,6 +27,8 @@ QUEUE_PATIENCE = 30.0
 """Seconds that a call waits for a free child before it is refused."""
 ATTEMPTS = 3
 MOST_MEMORY = 1 << 20
+PRECISION = 2 * MEGABYTE
+"""Bytes by which the kernel's counters of memory may be wrong: each processor updates its own part of them."""
 LONGEST = 86_400
 KILLED = (
     "the function's process was killed from outside; if nobody did it, memory ran out on this machine or in its "
@@ -154,7 +156,7 @@ class Sandbox:
             self._fill(request, source, arguments, context)
         except _Refused as refusal:
             return self._outcome(refusal.fault)
-        request.code = self._codes.get(request.source, lambda: self._compile(request.source))
+        request.code = self._codes.get(request.source, lambda: self._compile(request.source, memory_limit))
         cpu = cpu_limit if cpu_limit is not None else math.inf
         return self._attempt(request, memory_limit, timeout, cpu)
 
@@ -214,10 +216,11 @@ class Sandbox:
         request.arguments = _json_bytes("the arguments", arguments, self._limits.arguments)
         request.context = _json_bytes("the context", context, self._limits.arguments)
 
-    def _compile(self, source: bytes) -> bytes | None:
+    def _compile(self, source: bytes, memory_limit: int) -> bytes | None:
+        """Compile a source within the memory limit of its call, so that every call has the same outcome."""
         request = self._request("compile", "", SAFE_IMPORTS, False)
         request.source = source
-        ended = self._converse(request, VALIDATION_MEMORY, VALIDATION_TIMEOUT, math.inf)
+        ended = self._converse(request, min(memory_limit, VALIDATION_MEMORY), VALIDATION_TIMEOUT, math.inf)
         if isinstance(ended, SandboxFault):
             return None
         reply = ended[0].reply
@@ -245,6 +248,7 @@ class Sandbox:
             try:
                 child.begin()
                 request.address_space = child.address_space + memory_limit * MEGABYTE
+                request.data = child.data + memory_limit * MEGABYTE
                 request.cpu_seconds = math.ceil(min(cpu_limit, timeout)) + 1
                 conversation = Conversation(child, timeout, cpu_limit, self._limits)
                 ended = conversation.hold(request.encode(), server)
@@ -421,12 +425,14 @@ def _judge(
         return _over("cpu_limit", "used more CPU time than", cpu_limit, ended.usage.cpu_time)
     assert ended.reply is not None
     fault = ended.reply.fault
+    if ended.usage.peak_memory > memory_limit * MEGABYTE + PRECISION:
+        return _out_of_memory(memory_limit, ended)
     if fault is None:
         # An honest child waits for its end, so that its counters can be read.
         return None if ended.usage.alive else _post_mortem(server, child, timeout, ended)
     if fault.type == "timeout":
         return SandboxFault("timeout", fault.message, limit=timeout, observed=round(ended.duration, 3))
-    if fault.type == "memory_limit":
+    if fault.type == "memory_limit" or _is_too_large_to_compile(fault, memory_limit, ended):
         return _out_of_memory(memory_limit, ended)
     if fault.type == "crashed":
         return _post_mortem(server, child, timeout, ended)
@@ -441,6 +447,12 @@ def _out_of_memory(limit: int, ended: Ended) -> SandboxFault:
     observed = round(max(ended.usage.peak_memory, ended.usage.peak_reserved) / MEGABYTE, 1)
     message = f"the function needs more memory than its limit of {limit} MB"
     return SandboxFault("memory_limit", message, limit=limit, observed=observed)
+
+
+def _is_too_large_to_compile(fault: SandboxFault, limit: int, ended: Ended) -> bool:
+    """Whether compiling took much memory: a source that is nested too deeply, as the child says, takes little."""
+    while_compiling = fault.type == "recursion" and fault.observed is None
+    return while_compiling and ended.usage.peak_reserved > limit * MEGABYTE / 2
 
 
 def _post_mortem(server: Server, child: Any, timeout: float, ended: Ended) -> SandboxFault:

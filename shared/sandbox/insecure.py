@@ -34,7 +34,7 @@ class InsecureChild:
     """A fresh interpreter, used like a parked child."""
 
     number = 0
-    address_space = 0
+    address_space = data = 0
 
     def __init__(self) -> None:
         self.channel, theirs = socket.socketpair()

@@ -6,10 +6,11 @@ import platform
 import sys
 from collections.abc import Collection, Sequence
 
+from shared.sandbox.confined.namespaces import NAMESPACES
 from shared.sandbox.confined.syscalls import this_architecture
 
 ESSENTIAL = frozenset({"seccomp", "rlimits", "no_new_privs", "no_capabilities", "unprivileged_uid"})
-ISOLATING = frozenset({"pid_namespace", "net_namespace", "mount_namespace", "ipc_namespace", "empty_root"})
+ISOLATING = frozenset({"empty_root", *(f"{name}_namespace" for name in NAMESPACES)})
 
 
 def level_of(layers: Collection[str]) -> str | None:

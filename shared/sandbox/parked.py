@@ -14,6 +14,8 @@ _KB = 1024
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _PEAK_SIZE = re.compile(rb"VmPeak:\s+(\d+) kB")
 _PEAK_RESIDENT = re.compile(rb"VmHWM:\s+(\d+) kB")
+_PRIVATE = re.compile(rb"RssAnon:\s+(\d+) kB")
+_FILES = re.compile(rb"RssFile:\s+(\d+) kB")
 _PID = re.compile(r"^Pid:\s+(\d+)$", re.MULTILINE)
 
 
@@ -23,7 +25,8 @@ class Usage:
 
     Attributes:
         cpu_time: CPU seconds since it began.
-        peak_memory: resident bytes added to the child at its peak.
+        peak_memory: bytes of private memory added to the child at its peak. Pages of the interpreter's files do not
+            count: all processes share them.
         peak_reserved: the same of address space.
         alive: whether the child was still there afterwards; the counters of one that is not are worth nothing.
     """
@@ -53,11 +56,11 @@ class ParkedChild:
         self.pidfd = pidfd
         self._owner = os.getpid()
         self._closed = False
-        self.address_space = fallback_size
+        self.address_space = self.data = fallback_size
         self._status: int | None = None
         self._statm: int | None = None
         self._clock: int | None = None
-        self._resident = 0
+        self._resident = self._private = 0
         self._cpu_at_start = 0.0
         self._open_status()
 
@@ -75,18 +78,24 @@ class ParkedChild:
 
     def begin(self) -> None:
         """Note where the counters stand before the call."""
-        self.address_space, self._resident = self._sizes() or (self.address_space, 0)
+        if sizes := self._sizes():
+            self.address_space, self._resident, files, data = sizes
+            self.data = data or self.address_space
+            self._private = max(self._resident - files, data)
         self._cpu_at_start = self._clock_time()
 
     def usage(self) -> Usage:
         """What the call has used so far; zeros where the kernel does not tell, or not any more."""
         status = self._read_status()
         resident = _kilobytes(_PEAK_RESIDENT, status)
-        reserved = _kilobytes(_PEAK_SIZE, status)
+        reserved = max(0, _kilobytes(_PEAK_SIZE, status) - self.address_space)
+        # The kernel keeps no peak of private memory. Resident memory includes files that came in during the call, but
+        # these were reserved before it. Only a function that unmaps files adds more private memory than it reserves.
+        private = max(_kilobytes(_PRIVATE, status), resident - _kilobytes(_FILES, status)) - self._private
         return Usage(
             cpu_time=max(0.0, self._cpu() - self._cpu_at_start),
-            peak_memory=max(0, resident - self._resident) if resident else 0,
-            peak_reserved=max(0, reserved - self.address_space) if reserved else 0,
+            peak_memory=max(0, private, min(resident - self._resident, reserved)),
+            peak_reserved=reserved,
             # A process that is ending loses its memory first: its status tells no size any more.
             alive=(resident > 0 or self._status is None) and not self.has_ended(0),
         )
@@ -108,15 +117,16 @@ class ParkedChild:
         except OSError:
             return 0.0
 
-    def _sizes(self) -> tuple[int, int] | None:
-        """Bytes of address space and of resident memory; None where the kernel does not tell."""
+    def _sizes(self) -> tuple[int, int, int, int] | None:
+        """Bytes of address space, resident memory, files in it, and writable private memory; None if unknown."""
         if self._statm is None:
             return None
         try:
-            size, resident, *_ = os.pread(self._statm, 128, 0).split()
+            pages = [int(number) for number in os.pread(self._statm, 128, 0).split()]
+            size, resident, files, _, _, data, _ = pages
         except (OSError, ValueError):
             return None
-        return int(size) * _PAGE, int(resident) * _PAGE
+        return size * _PAGE, resident * _PAGE, files * _PAGE, data * _PAGE
 
     def _read_status(self) -> bytes:
         if self._status is None:

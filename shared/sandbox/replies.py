@@ -79,7 +79,10 @@ def _clean(text: str) -> str:
 
 def _read_value(body: bytes, stdout: str) -> Reply:
     try:
-        return Reply(value=strict_json.parse(body, wire.MAX_DEPTH), stdout=stdout)
+        return Reply(value=strict_json.parse(body, wire.MAX_DEPTH, wire.MAX_VALUES), stdout=stdout)
+    except strict_json.TooMany as error:
+        message = f"the returned value holds {error}"
+        return Reply(fault=SandboxFault("output_too_large", message, limit=wire.MAX_VALUES), stdout=stdout)
     except strict_json.NotStrict as error:
         message = f"the returned value cannot be accepted: {error}"
         limit = wire.MAX_DEPTH if isinstance(error, strict_json.TooDeep) else None
@@ -88,7 +91,7 @@ def _read_value(body: bytes, stdout: str) -> Reply:
 
 def _read_fault(body: bytes, stdout: str) -> Reply:
     try:
-        facts = strict_json.parse(body, 4)
+        facts = strict_json.parse(body, 4, wire.MAX_VALUES)
     except strict_json.NotStrict:
         facts = None
     kind = facts.get("type") if isinstance(facts, dict) else None
@@ -108,7 +111,7 @@ def _read_fault(body: bytes, stdout: str) -> Reply:
 
 def _read_problems(body: bytes, stdout: str) -> Reply:
     try:
-        rows = strict_json.parse(body, 4)
+        rows = strict_json.parse(body, 4, wire.MAX_VALUES)
         problems = tuple(_problem(*row) for row in rows)
     except (strict_json.NotStrict, TypeError):
         return _distrust("sent findings that make no sense", security=True)

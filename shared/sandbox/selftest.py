@@ -60,6 +60,7 @@ def _send(server: ForkServer, limits: Limits, operation: str) -> tuple[Ended, in
             max_output=limits.output,
             max_stdout=limits.stdout,
             address_space=child.address_space + CANARY_MEMORY,
+            data=child.data + CANARY_MEMORY,
             cpu_seconds=int(PATIENCE),
         )
         conversation = Conversation(child, PATIENCE, math.inf, limits)

@@ -1,4 +1,4 @@
-"""Reads JSON from a hostile writer: no NaN, no infinity, no NUL, no half surrogates, bounded depth.
+"""Reads JSON from a hostile writer: no NaN, no infinity, no NUL, no half surrogates; bounded depth, bounded length.
 
 Every test that walks the text does so in a loop; the recursive parser only sees what is known to be shallow.
 """
@@ -9,7 +9,7 @@ import json
 import math
 import re
 from array import array
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, NoReturn
 
 MAX_DIGITS = 4_300
@@ -32,16 +32,23 @@ class TooDeep(NotStrict):
     """The value is nested deeper than it may be."""
 
 
-def parse(body: bytes, max_depth: int) -> Any:
+class TooMany(NotStrict):
+    """There are more values than there may be."""
+
+
+def parse(body: bytes, max_depth: int, max_values: int) -> Any:
     """The value of a JSON text.
 
+    Args:
+        body: the text in UTF-8.
+        max_depth: levels of nesting.
+        max_values: number of values and keys; each takes up to a hundred bytes of memory, however short it is. An empty
+            list or object counts twice.
+
     Raises:
-        NotStrict: it is not strict JSON, or nested deeper than `max_depth`.
+        NotStrict: it is not strict JSON, or goes beyond `max_depth` or `max_values`.
     """
-    if _depth_exceeds(body, max_depth):
-        raise TooDeep(f"nested more than {max_depth} levels deep")
-    if len(body) > MAX_DIGITS and _LONG_NUMBER.search(_STRING.sub(b"", body)):
-        raise NotStrict(f"a number has more than {MAX_DIGITS} digits")
+    _check_shape(body, max_depth, max_values)
     try:
         value = _DECODER.decode(body.decode("utf-8"))
     except NotStrict:
@@ -53,11 +60,39 @@ def parse(body: bytes, max_depth: int) -> Any:
     return value
 
 
-def _depth_exceeds(body: bytes, limit: int) -> bool:
-    if body.count(b"[") + body.count(b"{") <= limit:
-        return False
-    steps = array("b", _STRING.sub(b"", body).translate(_STEPS, _NO_BRACKETS))
-    return max(accumulate(steps), default=0) > limit
+def _check_shape(body: bytes, max_depth: int, max_values: int) -> None:
+    if len(body) <= MAX_DIGITS and _brackets(body) <= max_depth and _values(body) <= max_values:
+        return
+    outside = _outside_strings(body, max_values)
+    if _values(outside) > max_values:
+        raise TooMany(f"more than {max_values} values")
+    if _depth(outside) > max_depth:
+        raise TooDeep(f"nested more than {max_depth} levels deep")
+    if _LONG_NUMBER.search(outside):
+        raise NotStrict(f"a number has more than {MAX_DIGITS} digits")
+
+
+def _outside_strings(body: bytes, max_strings: int) -> bytes:
+    """The text without its strings. They are counted first, because removing one takes a hundred bytes of memory."""
+    if sum(1 for _ in islice(_STRING.finditer(body), max_strings + 1)) > max_strings:
+        raise TooMany(f"more than {max_strings} values")
+    return _STRING.sub(b"", body)
+
+
+def _brackets(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{")
+
+
+def _values(text: bytes) -> int:
+    """Number of values and keys in a text without strings; in a text with strings, an upper bound."""
+    return 1 + _brackets(text) + text.count(b",") + text.count(b":")
+
+
+def _depth(outside: bytes) -> int:
+    steps = array("b", outside.translate(_STEPS, _NO_BRACKETS))
+    if len(steps) > 2 * _brackets(outside):
+        raise NotStrict("not JSON: it closes more brackets than it opens")
+    return max(accumulate(steps), default=0)
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -85,6 +85,11 @@ def test_modules_that_are_not_loaded_cannot_be_allowed(sandbox: Sandbox) -> None
     assert outcome.error.type == "import_denied"
 
 
+def test_openssl_is_not_loaded(sandbox: Sandbox) -> None:
+    source = "import asyncio, collections\ndef f(): return [asyncio.sslproto.ssl, collections._sys.modules['_ssl']]"
+    assert sandbox.call(source, "f", {}).value == [None, None]
+
+
 def test_a_refused_import_can_be_caught(sandbox: Sandbox) -> None:
     source = "try:\n    import numpy\nexcept ImportError:\n    numpy = None\ndef f(): return numpy is None"
     assert sandbox.call(source, "f", {}).value is True

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -19,10 +20,11 @@ from unittest.mock import patch
 import pytest
 
 from shared.sandbox import Outcome, Sandbox, SandboxRefused
-from shared.sandbox.fork_server import ForkServer
+from shared.sandbox.fork_server import ForkServer, ZygoteLost
 from shared.sandbox.parked import ParkedChild
 
 DOUBLE = "def f(x): return 2 * x"
+SLEEP = "import time\ndef f(): time.sleep(30)"
 ROOT = str(Path(__file__).resolve().parents[2])
 
 
@@ -31,13 +33,20 @@ def works(sandbox: Sandbox) -> bool:
     return bool(outcome.value == 42)
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that still exist; none if it has ended itself."""
+    found: list[int] = []
+    # Any of them may end between two reads.
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+    return found
+
+
 def descendants(pid: int) -> set[int]:
     """All processes below one."""
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found |= {child} | descendants(child)
-    return found
+    below = children(pid)
+    return set(below).union(*map(descendants, below))
 
 
 def await_end(pid: int) -> None:
@@ -92,25 +101,6 @@ def test_many_threads_share_one_zygote() -> None:
         assert list(outcomes) == [2 * x for x in range(150)]
 
 
-def test_long_calls_do_not_keep_others_waiting() -> None:
-    gate, release = threading.Barrier(9), "import time\ndef f(): time.sleep(30)"
-    with Sandbox(pool=2) as sandbox:
-
-        def hold() -> None:
-            gate.wait()
-            sandbox.call(release, "f", {}, timeout=2)
-
-        holders = [threading.Thread(target=hold) for _ in range(8)]
-        for holder in holders:
-            holder.start()
-        gate.wait()
-        outcome = sandbox.call(DOUBLE, "f", {"x": 1}, timeout=1)
-        assert outcome.value == 2
-        assert any(holder.is_alive() for holder in holders)
-        for holder in holders:
-            holder.join()
-
-
 def test_a_fork_of_the_owner_has_a_zygote_of_its_own() -> None:
     with Sandbox() as sandbox:
         assert works(sandbox)
@@ -132,13 +122,25 @@ def test_a_killed_zygote_is_replaced() -> None:
         server = sandbox._server
         assert isinstance(server, ForkServer)
         below = descendants(server.pid)
-        pid = min(below, default=server.pid)
+        pid = zygote_below(server)
         os.kill(pid, signal.SIGKILL)
         await_end(pid)
         assert works(sandbox)
         assert sandbox._server is not server
         for child in below:
             await_end(child)
+
+
+def test_a_dead_zygote_hands_out_no_children() -> None:
+    with Sandbox() as sandbox:
+        assert works(sandbox)
+        server = sandbox._server
+        assert isinstance(server, ForkServer)
+        pid = zygote_below(server)
+        os.kill(pid, signal.SIGKILL)
+        await_end(pid)
+        with pytest.raises(ZygoteLost, match="the zygote was killed"):
+            server.take(time.monotonic() + 20)
 
 
 def zygote_of(sandbox: Sandbox) -> int:
@@ -148,10 +150,7 @@ def zygote_of(sandbox: Sandbox) -> int:
 
 def zygote_below(server: ForkServer) -> int:
     """The zygote's own pid: below the process that waits outside its pid namespace, where there is one."""
-    return min(descendants(server.pid), default=server.pid)
-
-
-SLEEP = "import time\ndef f(): time.sleep(30)"
+    return children(server.pid)[0] if "pid_namespace" in server.layers else server.pid
 
 
 def in_thread(sandbox: Sandbox) -> tuple[ParkedChild, threading.Thread, list[Outcome]]:
@@ -170,6 +169,17 @@ def in_thread(sandbox: Sandbox) -> tuple[ParkedChild, threading.Thread, list[Out
         thread.start()
         child = under_way.get()
     return child, thread, outcomes
+
+
+def test_long_calls_do_not_keep_others_waiting() -> None:
+    with Sandbox(pool=2) as sandbox:
+        assert works(sandbox)
+        holders = [in_thread(sandbox)[1] for _ in range(8)]
+        assert works(sandbox)
+        assert all(holder.is_alive() for holder in holders)
+        sandbox.close()
+        for holder in holders:
+            holder.join()
 
 
 def test_a_call_that_ends_with_its_zygote_may_be_made_again() -> None:
@@ -197,13 +207,14 @@ def test_a_child_that_is_killed_from_outside_is_no_fault_of_its_function() -> No
 
 
 def test_zygotes_that_die_under_many_calls_leave_nothing_behind() -> None:
+    source = "import time\ndef f(x):\n    time.sleep(0.1)\n    return x"
     with Sandbox() as sandbox, ThreadPoolExecutor(20) as pool:
         assert works(sandbox)
         descriptors = len(os.listdir("/proc/self/fd"))
         ended: list[str] = []
 
         def call(x: int) -> None:
-            outcome = sandbox.call("import time\ndef f(x):\n    time.sleep(0.1)\n    return x", "f", {"x": x})
+            outcome = sandbox.call(source, "f", {"x": x}, timeout=60)
             assert outcome.value == x if outcome.ok else outcome.error is not None
             ended.append(outcome.error.type if outcome.error else "ok")
 
@@ -212,7 +223,7 @@ def test_zygotes_that_die_under_many_calls_leave_nothing_behind() -> None:
             calls[0].result()
             # Whoever found the last one dead may be about to start another.
             if isinstance(server := sandbox._server, ForkServer):
-                with suppress(ProcessLookupError):
+                with suppress(ProcessLookupError, IndexError):
                     os.kill(zygote_below(server), signal.SIGKILL)
             for each in calls:
                 each.result()
@@ -245,7 +256,7 @@ def test_a_zygote_without_descriptors_left_goes_on() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         server = sandbox._server
         # The zygote has inherited the limit, and keeps a descriptor of each child.
-        outcomes = pool.map(lambda x: sandbox.call(source, "f", {"x": x}).value, range(few))
+        outcomes = pool.map(lambda x: sandbox.call(source, "f", {"x": x}, timeout=60).value, range(few))
         assert list(outcomes) == list(range(few))
         assert sandbox._server is server
 
@@ -430,9 +441,7 @@ def calls_leak_nothing(sandbox: Sandbox, calls: int) -> None:
 
 def zygote_memory(sandbox: Sandbox) -> int:
     """Kilobytes of private memory of the zygote itself."""
-    assert isinstance(sandbox._server, ForkServer)
-    pid = min(descendants(sandbox._server.pid), default=sandbox._server.pid)
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    lines = Path(f"/proc/{zygote_of(sandbox)}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 

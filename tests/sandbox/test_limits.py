@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import time
 from typing import Any
 from unittest.mock import patch
@@ -9,6 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from shared.sandbox import Limits, Sandbox, SandboxFault
+from shared.sandbox.parked import ParkedChild
 
 
 def fault(sandbox: Sandbox, source: str, **options: Any) -> SandboxFault:
@@ -36,6 +38,19 @@ def f():
         return len(kept)
 """
     assert sandbox.call(source, "f", {}, memory_limit=limit).value == pytest.approx(limit, abs=2)
+
+
+def test_pages_of_the_interpreters_own_files_do_not_count(sandbox: Sandbox) -> None:
+    source = "import unicodedata\ndef f():\n    for n in range(0x110000): unicodedata.name(chr(n), '')"
+    assert sandbox.call(source, "f", {}).peak_memory < 300_000
+
+
+def test_memory_of_the_compiler_counts_every_time(sandbox: Sandbox) -> None:
+    source = "def f(): return 1\n" + "".join(f"def g{n}(a, b): return [a, b, a + b * {n}]\n" for n in range(5_000))
+    for _ in range(3):
+        error = fault(sandbox, source, memory_limit=16)
+        assert (error.type, error.limit) == ("memory_limit", 16)
+    assert sandbox.call(source, "f", {}).value == 1
 
 
 def test_memory_that_is_never_touched_counts(sandbox: Sandbox) -> None:
@@ -80,7 +95,12 @@ def test_a_deadline_that_passes_before_the_first_look(sandbox: Sandbox) -> None:
 
 def test_an_answer_is_in_time_when_it_was_its_reader_that_stood_still(sandbox: Sandbox) -> None:
     assert sandbox.call("def f(): return 1", "f", {}).ok
-    with patch.object(sandbox._server, "watch", lambda child, seconds: time.sleep(1)):
+
+    def stand_still(child: ParkedChild, seconds: float) -> None:
+        select.select([child.channel], [], [])
+        time.sleep(seconds)
+
+    with patch.object(sandbox._server, "watch", stand_still):
         outcome = sandbox.call("import time\ndef f():\n    time.sleep(0.1)\n    return 1", "f", {}, timeout=0.5)
     assert outcome.value == 1
 
@@ -99,6 +119,14 @@ def test_largest_output_is_accepted() -> None:
     with Sandbox(limits=Limits(output=1000)) as sandbox:
         assert sandbox.call("def f(): return 'x' * 998", "f", {}).ok
         assert fault(sandbox, "def f(): return 'x' * 999").type == "output_too_large"
+
+
+def test_number_of_values(sandbox: Sandbox) -> None:
+    source = "def f(n): return [[0] * n, {'a': 1}]"
+    assert sandbox.call(source, "f", {"n": 249_995}).ok
+    error = fault(sandbox, source, arguments={"n": 249_996})
+    assert (error.type, error.limit) == ("output_too_large", 250_000)
+    assert "more than 250000 values" in error.message
 
 
 def test_stdout(sandbox: Sandbox) -> None:
@@ -175,6 +203,7 @@ def test_input_size(sandbox: Sandbox) -> None:
         ("def f():\n    x = []\n    x.append(x)\n    return x", "invalid_output"),
         ("def f(): return " + "(" * 250 + ")" * 250, "syntax_error"),
         ("def f(): return " + "-" * 50_000 + "1", "recursion"),
+        ("def f(x=0):\n    if x: return 0\n" + "    elif x: return 1\n" * 9_000, "recursion"),
         (f"def f({'x' * 70_000}):\n    global {'x' * 70_000}", "syntax_error"),
         (f"import {'x' * 70_000}\ndef f(): pass", "import_denied"),
     ],

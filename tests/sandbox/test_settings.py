@@ -45,7 +45,7 @@ def assert_holds(result: dict[str, Any], level: str, layers: set[str]) -> None:
     assert result["attacks with policy"] == []
     assert result["attacks on the kernel layers alone"] == []
     assert result["honest functions"] == []
-    assert result["tried"] == [207, 223]
+    assert result["tried"] == [216, 223]
 
 
 @as_root

@@ -1,6 +1,7 @@
 """From a fresh interpreter to a zygote: enter namespaces, load everything, check, confine, serve.
 
-    python -I -S -c "…; from confined import boot; boot.main()" CONTROL_DESCRIPTOR
+    python -I -S -c "…; from confined import openssl; openssl.leave_out()
+    from confined import boot; boot.main()" CONTROL_DESCRIPTOR
 
 The settings arrive on the control socket as JSON: `path`, `preload`, `without`, `host` (a pid).
 """
@@ -11,9 +12,9 @@ import asyncio
 import contextlib
 import gc
 import importlib
-import importlib.util
 import io
 import json
+import linecache
 import os
 import select
 import signal
@@ -24,6 +25,7 @@ import warnings
 import zlib
 import zoneinfo
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from . import child, confinement, event_loop, limits, modules, privileges, shortage, wire
@@ -49,6 +51,7 @@ def main() -> None:
         facts = _facts()
         child.rehearse()
         _seal(layers, architecture)
+        _withhold(standard_library=not settings["preload"])
     except CannotServe as refusal:
         _tell(control, wire.FAILED, {"reason": str(refusal)})
         return
@@ -100,10 +103,10 @@ def _prepare_interpreter(settings: dict[str, Any]) -> list[Callable[[], object]]
     warnings.simplefilter("ignore")
     os.environ.clear()
     child.forget_terminal()
-    _leave_openssl_out()
     for name in sorted(modules.SAFE_IMPORTS) + sorted(modules.HIDDEN):
         importlib.import_module(name)
     _load_zones()
+    linecache.updatecache = lambda filename, module_globals=None: []  # there will be no files to read lines from
     hooks = _preload(settings["path"], settings["preload"])
     asyncio.set_event_loop_policy(event_loop.SleepingPolicy())
     if threading.active_count() > 1:
@@ -118,13 +121,6 @@ def _prepare_interpreter(settings: dict[str, Any]) -> list[Callable[[], object]]
 
 
 _FINDERS = ("BuiltinImporter", "FrozenImporter")
-_OWN_DIGESTS = ("_md5", "_sha1", "_blake2", "_sha3")
-
-
-def _leave_openssl_out() -> None:
-    """Python's own digests do; a megabyte of libcrypto would be one more thing to copy and to attack."""
-    if all(importlib.util.find_spec(name) for name in _OWN_DIGESTS):
-        sys.modules["_hashlib"] = sys.modules["ssl"] = sys.modules["_ssl"] = None  # type: ignore[assignment]
 
 
 def _preload(path: list[str], names: list[str]) -> list[Callable[[], object]]:
@@ -215,3 +211,21 @@ def _seal(layers: confinement.Layers, architecture: Architecture) -> None:
         limits.limit_zygote()
     if layers.wanted("zygote_seccomp"):
         layers.add("zygote_seccomp", Filter(ZYGOTE_RULES, architecture).install)
+
+
+def _withhold(standard_library: bool) -> None:
+    """Remove from `sys.modules` what the zygote loaded for itself, and the finders that would load it again.
+
+    The modules stay in memory, because other modules refer to them.
+
+    Args:
+        standard_library: whether its modules are withheld too. Preloaded packages may still have to import them.
+    """
+    for name in list(sys.modules):
+        if modules.is_own(name) or (standard_library and modules.is_withheld(name)):
+            _withheld.append(sys.modules.pop(name))
+    if standard_library:
+        sys.meta_path.clear()
+
+
+_withheld: list[ModuleType] = []

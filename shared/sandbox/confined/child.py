@@ -107,6 +107,7 @@ def _rehearsal(source: str) -> bytes:
         max_output=1 << 10,
         max_stdout=1 << 10,
         address_space=limits.HIGHEST,
+        data=limits.HIGHEST,
         cpu_seconds=limits.HIGHEST,
         source=source.encode(),
         code=marshal.dumps(validator.compile_source(source)),
@@ -132,7 +133,8 @@ def _serve(receive: Callable[[], bytes], own_size: int = 0) -> bytes:
         own_size: bytes of address space that the host could not know of.
     """
     order = request.read(receive)
-    limits.limit_call(min(order.address_space + own_size, limits.HIGHEST), order.cpu_seconds)
+    address_space, data = (min(size + own_size, limits.HIGHEST) for size in (order.address_space, order.data))
+    limits.limit_call(address_space, data, order.cpu_seconds)
     if order.operation in runner.OPERATIONS:
         return runner.serve(order)
     return canary.attempt(order)

@@ -21,10 +21,10 @@ def _tighten(name: str, value: int) -> None:
 
 
 def limit_stack() -> None:
-    """A known stack, whatever the host's is: the C stack decides where deep recursion ends."""
+    """A known stack, whatever the host's is: the C stack decides where deep recursion ends. A function must not raise
+    its limit: a stack is not data."""
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    soft = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
-    resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
+    _tighten("STACK", STACK if hard == resource.RLIM_INFINITY else min(STACK, hard))
 
 
 def limit_zygote() -> None:
@@ -50,14 +50,21 @@ def limit_development() -> None:
         _tighten(name, 0)
 
 
-def limit_call(address_space: int, cpu_seconds: int) -> None:
+def limit_call(address_space: int, data: int, cpu_seconds: int) -> None:
     """The limits of one call, or as much of them as the process is allowed anyway.
 
     Args:
         address_space: bytes in all, the interpreter's own included.
+        data: bytes of private writable memory, the interpreter's own included. A function that unmaps the interpreter's
+            libraries gains address space, but no memory.
         cpu_seconds: after which the kernel kills; the host's watch is the precise one.
     """
-    for number, value in ((resource.RLIMIT_AS, address_space), (resource.RLIMIT_CPU, cpu_seconds)):
+    limits = (
+        (resource.RLIMIT_AS, address_space),
+        (resource.RLIMIT_DATA, data),
+        (resource.RLIMIT_CPU, cpu_seconds),
+    )
+    for number, value in limits:
         _, hard = resource.getrlimit(number)
         lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
         if lowest < HIGHEST:

@@ -53,6 +53,29 @@ HIDDEN = (
 )
 """Modules that the ones above import late, or that the child itself needs."""
 
+WITHHELD = frozenset({
+    # files, processes, signals, descriptors, threads
+    "fcntl", "os", "os.path", "posix", "pwd", "resource", "select", "selectors", "shutil", "signal", "_signal",
+    "socket", "_socket", "subprocess", "_posixsubprocess", "tempfile", "threading",
+    # memory
+    "ctypes", "ctypes._endian", "_ctypes", "gc", "mmap", "_mmap",
+    # ways to load more
+    "_frozen_importlib", "_frozen_importlib_external", "_imp", "importlib", "marshal", "zipimport",
+})  # fmt: skip
+"""Modules that the zygote or a safe module has loaded, and that functions do not import."""
+
+_OWN = ("__main__", __package__)
+
+
+def is_withheld(name: str) -> bool:
+    """Whether a module of the standard library is kept from functions."""
+    return is_allowed(name, WITHHELD) and not is_allowed(name, SAFE_IMPORTS)
+
+
+def is_own(name: str) -> bool:
+    """Whether a module belongs to the zygote itself."""
+    return name.partition(".")[0] in _OWN
+
 
 def is_allowed(name: str, allowed: frozenset[str]) -> bool:
     """Whether a dotted module name, or a package above it, is in the list."""

@@ -19,6 +19,7 @@ class Request:
         allowed: modules that the source may import.
         check: whether the Python-level policy is on.
         address_space: bytes of address space in all.
+        data: bytes of it that may be private and writable.
         cpu_seconds: whole seconds of CPU time after which the kernel kills.
         max_output: bytes of JSON that the value may take.
         max_stdout: bytes of captured output.
@@ -35,6 +36,7 @@ class Request:
     max_output: int
     max_stdout: int
     address_space: int = 0
+    data: int = 0
     cpu_seconds: int = 0
     source: bytes = b""
     code: bytes = b""
@@ -52,7 +54,7 @@ class Request:
             self.arguments,
             self.context,
         )
-        sizes = (self.address_space, self.cpu_seconds, self.max_output, self.max_stdout)
+        sizes = (self.address_space, self.data, self.cpu_seconds, self.max_output, self.max_stdout)
         return b"".join((REQUEST.pack(self.check, *sizes, *map(len, parts)), *parts))
 
 
@@ -65,7 +67,7 @@ def read(receive: Callable[[], bytes]) -> Request:
     data = bytearray(receive())
     while len(data) < REQUEST.size:
         data += receive()
-    check, address_space, cpu_seconds, max_output, max_stdout, *lengths = REQUEST.unpack_from(data)
+    check, address_space, data_size, cpu_seconds, max_output, max_stdout, *lengths = REQUEST.unpack_from(data)
     while len(data) < REQUEST.size + sum(lengths):
         data += receive()
     operation, entrypoint, allowed, source, code, arguments, context = _cut(bytes(data), lengths)
@@ -75,6 +77,7 @@ def read(receive: Callable[[], bytes]) -> Request:
         allowed=frozenset(allowed.decode().split("\n")[1:-1]) if allowed else SAFE_IMPORTS,
         check=check,
         address_space=address_space,
+        data=data_size,
         cpu_seconds=cpu_seconds,
         max_output=max_output,
         max_stdout=max_stdout,

@@ -126,6 +126,7 @@ def _compile(request: Request) -> Any:
     except ValueError as error:
         raise Fault("syntax_error", f"the source cannot be compiled: {error}") from None
     except (RecursionError, MemoryError):
+        # Python's parser reports deep nesting as a lack of memory. The host tells the two apart by the memory used.
         raise Fault("recursion", "the source is nested too deeply to be compiled") from None
     if request.check and (name := policy.forbidden_in_code(code)):
         raise _forbidden(request, name)

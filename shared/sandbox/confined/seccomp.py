@@ -20,9 +20,10 @@ from .syscalls import Architecture
 KILL = 0x80000000
 ALLOW = 0x7FFF0000
 PROT_EXEC = 0x4
+PROT_READ_WRITE = 0x3
 MAP_PRIVATE = 0x02
-MAP_KINDS = 0x0F | 0x40000
-"""The bits of mmap's flags that tell whose the memory is, and MAP_HUGETLB."""
+MAP_KINDS = 0x0F | 0x100 | 0x40000
+"""The bits of mmap's flags that tell whose the memory is, MAP_GROWSDOWN and MAP_HUGETLB."""
 
 MADV_DONTNEED, MADV_FREE = 4, 8
 CHANNEL = 0
@@ -77,7 +78,8 @@ class Rule:
 
 NO_EXEC = Test(2, "clear", (PROT_EXEC,))
 OWN_MEMORY = Test(3, "equal", (MAP_PRIVATE,), MAP_KINDS)
-"""Shared memory belongs to a file of the kernel's: unmapped, it stays, and no limit of the process counts it."""
+"""Shared memory belongs to a file of the kernel's: unmapped, it stays, and no limit of the process counts it. Memory
+that grows downwards counts as a stack, not as data."""
 
 
 def _channel_only(call: str, reason: str) -> Rule:
@@ -91,7 +93,8 @@ def _static_clock(call: str, reason: str) -> Rule:
 
 COMPUTE = (
     Rule("mmap", "memory for objects; never executable, never shared", (NO_EXEC, OWN_MEMORY)),
-    Rule("mprotect", "the allocator grows its heaps; never executable", (NO_EXEC,)),
+    Rule("mprotect", "the allocator grows its heaps; never less, which would stay in memory and not count as data",
+         (Test(2, "equal", (PROT_READ_WRITE,)),)),
     Rule("munmap", "memory given back"),
     Rule("mremap", "large blocks grow in place; keeps its protection"),
     Rule("madvise", "the allocator returns pages; no huge ones, of which a part keeps the whole",
@@ -123,6 +126,11 @@ REFUSED = (
     Rule("execve", "no program is ever started", verdict=KILL),
     Rule("execveat", "no program is ever started", verdict=KILL),
     Rule("ptrace", "no process is ever looked into", verdict=KILL),
+    *(
+        Rule(call, "no library calls it by accident, and exploits of the kernel do", verdict=KILL)
+        for call in ("add_key", "bpf", "io_uring_setup", "keyctl", "mount", "perf_event_open", "request_key",
+                     "userfaultfd")
+    ),
     Rule("fork", "one process a call (x86_64 only)", verdict=KILL),
     Rule("vfork", "one process a call (x86_64 only)", verdict=KILL),
     Rule("clone3", "the C library falls back to clone, whose arguments a filter can read",

@@ -22,7 +22,8 @@ X86_64 = {
     "execveat": 322, "rseq": 334, "pidfd_open": 434, "clone3": 435, "close_range": 436,
     "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446,
     "process_vm_readv": 310, "personality": 135, "memfd_create": 319, "open": 2, "mlock": 149,
-    "unshare": 272,
+    "unshare": 272, "mount": 165, "add_key": 248, "request_key": 249, "keyctl": 250, "perf_event_open": 298,
+    "bpf": 321, "userfaultfd": 323, "io_uring_setup": 425,
 }  # fmt: skip
 
 AARCH64 = {
@@ -37,7 +38,8 @@ AARCH64 = {
     "set_robust_list": 99, "prlimit64": 261, "seccomp": 277, "getrandom": 278, "execveat": 281,
     "rseq": 293, "pidfd_open": 434, "clone3": 435, "close_range": 436, "landlock_create_ruleset": 444,
     "landlock_add_rule": 445, "landlock_restrict_self": 446, "process_vm_readv": 270, "personality": 92,
-    "memfd_create": 279, "mlock": 228, "unshare": 97,
+    "memfd_create": 279, "mlock": 228, "unshare": 97, "mount": 40, "add_key": 217, "request_key": 218,
+    "keyctl": 219, "perf_event_open": 241, "bpf": 280, "userfaultfd": 282, "io_uring_setup": 425,
 }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def find_problems(
     except SyntaxError as error:
         return [Finding(f"syntax error: {error.msg}", error.lineno, error.offset, "syntax_error")]
     except (ValueError, RecursionError, MemoryError) as error:
-        reason = str(error) or "it is nested too deeply"
+        reason = str(error) or "it is nested too deeply or too large"
         return [Finding(f"the source cannot be compiled: {reason}", None, None, "syntax_error")]
     found = [*_forbidden(tree, allowed), *_entrypoint(tree, entrypoint, schema, with_context)]
     return sorted(found, key=lambda finding: (finding.line or 0, finding.column or 0))[:MAX_PROBLEMS]

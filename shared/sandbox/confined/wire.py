@@ -10,9 +10,9 @@ from __future__ import annotations
 import struct
 
 # --- channel: host to child -------------------------------------------------------------------------------
-REQUEST = struct.Struct("!?QQII7I")
-"""Policy on, address space, CPU seconds, bounds of the value and of the printed text; then the lengths of the parts
-that follow: operation, entry point, allowed imports (a line each), source, compiled code, JSON arguments, JSON
+REQUEST = struct.Struct("!?QQQII7I")
+"""Policy on, address space, data, CPU seconds, bounds of the value and of the printed text; then the lengths of the
+parts that follow: operation, entry point, allowed imports (a line each), source, compiled code, JSON arguments, JSON
 context."""
 
 # --- channel: child to host -------------------------------------------------------------------------------
@@ -72,3 +72,5 @@ CHILD_FAULT_TYPES = FAULT_TYPES - {"cpu_limit", "crashed", "unavailable", "input
 DEADLOCK = "waits for something that can never happen"
 MAX_DEPTH = 100
 """Levels of nesting that a value may have, in either direction."""
+MAX_VALUES = 250_000
+"""Values and keys that a reply may hold, together."""

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 import pytest
 
-from shared.sandbox import SAFE_IMPORTS, Sandbox, host
+from shared.sandbox import SAFE_IMPORTS, Sandbox, host, insecure
+from shared.sandbox.conversation import Ended
+from shared.sandbox.parked import Usage
+from shared.sandbox.replies import Reply
 
 
 def test_the_interface_that_others_code_against() -> None:
@@ -40,3 +44,10 @@ def test_a_zygote_that_never_starts_is_an_outcome(monkeypatch: pytest.MonkeyPatc
         assert "no processes left" in outcome.error.message
         with pytest.raises(host.Unavailable):
             _ = sandbox.level
+
+
+@pytest.mark.parametrize(("peak", "type_"), [(34, None), (35, "memory_limit")])
+def test_a_peak_above_the_limit_is_a_fault_whatever_was_replied(peak: int, type_: str | None) -> None:
+    ended = Ended(Reply(value=1), None, 0.1, Usage(peak_memory=peak << 20))
+    fault = host._judge(ended, insecure.InsecureServer(), None, 32, 5.0, math.inf)
+    assert (fault.type if fault else None) == type_

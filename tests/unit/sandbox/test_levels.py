@@ -7,9 +7,11 @@ from shared.sandbox import levels
 STRONG = {*levels.ESSENTIAL, "landlock"}
 
 
-def test_full_needs_the_namespaces() -> None:
+def test_full_needs_all_namespaces() -> None:
     assert levels.level_of(STRONG | levels.ISOLATING) == "full"
-    assert levels.level_of(STRONG | levels.ISOLATING - {"net_namespace"}) == "strong"
+    for name in ("cgroup", "ipc", "mount", "net", "pid", "user", "uts"):
+        assert levels.level_of(STRONG | levels.ISOLATING - {f"{name}_namespace"}) == "strong"
+    assert levels.level_of(STRONG | levels.ISOLATING - {"empty_root"}) == "strong"
 
 
 @pytest.mark.parametrize("missing", sorted(levels.ESSENTIAL))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.sandbox.strict_json import NotStrict, TooDeep, parse
+from shared.sandbox.strict_json import NotStrict, TooDeep, TooMany, parse
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -27,12 +27,12 @@ def depth(value: Any) -> int:
 
 @given(VALUES, st.booleans())
 def test_what_json_writes_is_read_back(value: Any, ascii_only: bool) -> None:
-    assert parse(json.dumps(value, ensure_ascii=ascii_only).encode(), 100) == value
+    assert parse(json.dumps(value, ensure_ascii=ascii_only).encode(), 100, 10_000) == value
 
 
 @pytest.mark.timeout(60)
 def test_long_numbers_side_by_side_are_searched_once() -> None:
-    numbers = parse(b"[" + b",".join([b"1" * 4_300] * 8_000) + b"]", 100)
+    numbers = parse(b"[" + b",".join([b"1" * 4_300] * 8_000) + b"]", 100, 10_000)
     assert len(numbers) == 8_000
 
 
@@ -41,21 +41,38 @@ def test_depth_is_what_it_says(value: Any, limit: int) -> None:
     body = json.dumps(value).encode()
     if depth(value) > limit:
         with pytest.raises(TooDeep):
-            parse(body, limit)
+            parse(body, limit, 10_000)
     else:
-        assert parse(body, limit) == value
+        assert parse(body, limit, 10_000) == value
+
+
+def count(value: Any) -> int:
+    """Values and keys; empty lists and objects twice."""
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    return 1 + (sum(map(count, value)) if value else 1) if isinstance(value, list) else 1
+
+
+@given(VALUES, st.integers(1, 9))
+def test_number_of_values_is_what_it_says(value: Any, limit: int) -> None:
+    body = json.dumps(value).encode()
+    if count(value) > limit:
+        with pytest.raises(TooMany):
+            parse(body, 100, limit)
+    else:
+        assert parse(body, 100, limit) == value
 
 
 @given(st.binary())
 def test_any_bytes_are_a_value_or_not_strict(body: bytes) -> None:
     with contextlib.suppress(NotStrict):
-        parse(body, 100)
+        parse(body, 100, 10_000)
 
 
 @given(st.text('[]{}"\\,:u0d8 1e.-'))
 def test_json_like_text_is_a_value_or_not_strict(text: str) -> None:
     try:
-        value = parse(text.encode(), 5)
+        value = parse(text.encode(), 5, 10_000)
     except NotStrict:
         return
     assert not isinstance(value, float) or math.isfinite(value)
@@ -72,14 +89,14 @@ def test_json_like_text_is_a_value_or_not_strict(text: str) -> None:
 )  # fmt: skip
 def test_refused(body: bytes) -> None:
     with pytest.raises(NotStrict):
-        parse(body, 100)
+        parse(body, 100, 10_000)
 
 
 def test_brackets_and_digits_inside_strings_do_not_count() -> None:
     text = '[{"' * 300 + "1" * 5000
-    assert parse(json.dumps([text, text]).encode(), 3) == [text, text]
+    assert parse(json.dumps([text, text]).encode(), 3, 10_000) == [text, text]
 
 
 def test_unterminated_strings_take_linear_time() -> None:
     with pytest.raises(NotStrict):
-        parse(b"[" * 101 + b'"' + b'\\"' * 1_000_000, 100)
+        parse(b"[" * 101 + b'"' + b'\\"' * 1_000_000, 100, 10_000)
