@@ -15,6 +15,7 @@ import gc
 import importlib
 import io
 import json
+import linecache
 import os
 import select
 import signal
@@ -108,6 +109,7 @@ def _prepare_interpreter(
     for name in sorted(modules.SAFE_IMPORTS) + sorted(modules.HIDDEN):
         importlib.import_module(name)
     _load_zones()
+    linecache.updatecache = lambda filename, module_globals=None: []  # there will be no files to read lines from
     sys.path += [entry for entry in settings["path"] if entry not in sys.path]
     hooks = packages.load(settings["preload"], architecture, lambda name: _tell(control, wire.LOADING, {"name": name}))
     policy.failed_packages.update(settings["failed"])
