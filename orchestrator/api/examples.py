@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
 from shared import __version__
@@ -95,16 +96,8 @@ VALUES: dict[str, Any] = {
 """What a property (of one schema, or of any) or a part of a path holds, where its schema permits it."""
 
 PROBLEM = {"title": "What kind of error it is", "detail": "What was wrong, where, and what to do now."}
-CODES = {
-    401: "unauthorized",
-    404: "not_found",
-    409: "conflict",
-    413: "too_large",
-    415: "unsupported_media_type",
-    422: "invalid_input",
-    503: "unavailable",
-}
-"""The code of a problem, or of the most frequent one, with that status."""
+CODES = {413: "too_large", 422: "invalid_input", 503: "unavailable"}
+"""The most frequent code of a status, where it is not named like the status."""
 
 STREAM = """id: 3
 event: step.started
@@ -132,7 +125,8 @@ def add_to(document: dict[str, Any]) -> dict[str, Any]:
                 if parameter["in"] == "path":
                     parameter["example"] = _example(parameter["schema"], parameter["name"], schemas)
             if "requestBody" in operation:
-                operation["requestBody"]["content"]["application/json"]["example"] = REQUESTS[method, path]
+                content = operation["requestBody"]["content"]["application/json"]
+                content["example"] = REQUESTS.get((method, path)) or _example(content["schema"], "", schemas)
             for status, response in operation["responses"].items():
                 for media_type, content in response.get("content", {}).items():
                     content["example"] = _answer(media_type, int(status), content["schema"], schemas)
@@ -144,7 +138,8 @@ def _answer(media_type: str, status: int, schema: dict[str, Any], schemas: dict[
         case "text/event-stream":
             return STREAM
         case "application/problem+json":
-            return PROBLEM | {"type": f"/problems/{CODES[status]}", "status": status, "code": CODES[status]}
+            code = CODES.get(status) or HTTPStatus(status).phrase.lower().replace(" ", "_")
+            return PROBLEM | {"type": f"/problems/{code}", "status": status, "code": code}
     return _example(schema, "", schemas)
 
 
