@@ -39,7 +39,7 @@ def claim_task(task_id: UUID, claim: int, worker_id: UUID) -> ClaimedTask | None
     if "refused" in row:
         log.info("skipped", why="it may not start now", **{f"by_{name}": fact for name, fact in row["refused"].items()})
         return None
-    return ClaimedTask.of({**row, "worker_id": str(worker_id)})
+    return ClaimedTask.of(row)
 
 
 def _claim(task_id: UUID, claim: int, worker_id: UUID, *, granted: bool) -> dict[str, Any] | None:

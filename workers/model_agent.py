@@ -234,6 +234,4 @@ def _refuse_unfinished(reply: dict[str, Any], max_tokens: int) -> None:
             stop_reason=stopped[:100],
         )
     if stopped == "tool_use" and not any(block["type"] == "tool_use" for block in reply["content"]):
-        raise ModelError(
-            "The model's answer cannot be used: it ends for a tool call and has none.", stop_reason=stopped
-        )
+        raise ModelError("The model ended its turn for a tool call, and made none.", stop_reason=stopped)

@@ -73,23 +73,23 @@ BEGIN
         RAISE EXCEPTION '% has % characters; 1 to % are accepted.', fault.name, fault.size, fault.most
             USING ERRCODE = 'MN007';
     ELSIF request->>'traceparent' !~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$' THEN
-        RAISE EXCEPTION 'traceparent is not one of W3C Trace Context.' USING ERRCODE = 'MN007';
+        RAISE EXCEPTION 'traceparent must be one of W3C Trace Context.' USING ERRCODE = 'MN007';
     ELSIF (request->>'priority')::numeric NOT BETWEEN -100 AND 100 THEN
         RAISE EXCEPTION 'priority is %; -100 to 100 are accepted.', request->>'priority' USING ERRCODE = 'MN007';
     END IF;
     SELECT t.name INTO fault FROM (VALUES ('run_at'), ('deadline')) AS t (name)
         WHERE (request->>t.name)::timestamptz NOT BETWEEN '1970-01-01 00:00:00+00' AND '9999-01-01 00:00:00+00' LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION '% is not a time between the years 1970 and 9999.', fault.name USING ERRCODE = 'MN007';
+        RAISE EXCEPTION '% must be a time between the years 1970 and 9999.', fault.name USING ERRCODE = 'MN007';
     END IF;
     IF labels IS NOT NULL THEN
         IF jsonb_typeof(labels) <> 'object' OR octet_length(labels::text) > 65536
                 OR jsonb_path_exists(labels, 'strict $.* ? (@.type() != "string")') THEN
-            RAISE EXCEPTION 'labels are an object whose values are text, 64 KB at most.' USING ERRCODE = 'MN007';
+            RAISE EXCEPTION 'labels must be an object whose values are text, of 64 KB at most.' USING ERRCODE = 'MN007';
         END IF;
     END IF;
     IF messages IS NOT NULL AND NOT minion_are_messages(messages) THEN
-        RAISE EXCEPTION 'messages are a list of 1 to 1000 objects, each with `role` (user, assistant, system or tool) '
+        RAISE EXCEPTION 'messages must be a list of 1 to 1000 objects, each with `role` (user, assistant or system) '
             'and `content` (text).' USING ERRCODE = 'MN007';
     END IF;
 END $$;
@@ -180,7 +180,7 @@ DECLARE
     holder uuid;
 BEGIN
     IF char_length(k) NOT BETWEEN 1 AND 255 OR held NOT IN ('pending', 'running') THEN
-        RAISE EXCEPTION 'unique_key has 1 to 255 characters, and unique_while is pending or running.'
+        RAISE EXCEPTION 'unique_key must have 1 to 255 characters, and unique_while must be pending or running.'
             USING ERRCODE = 'MN007';
     END IF;
     LOOP
@@ -253,7 +253,7 @@ BEGIN
     begins := request->>'run_at';
     ends := request->>'deadline';
     IF ends <= begins THEN
-        RAISE EXCEPTION 'run_at is not before deadline: the task could never run.' USING ERRCODE = 'MN007';
+        RAISE EXCEPTION 'run_at must be before deadline, or the task could never run.' USING ERRCODE = 'MN007';
     END IF;
     task_id := minion_uuidv7();
     created := true;

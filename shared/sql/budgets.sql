@@ -28,7 +28,7 @@ DECLARE
     fault text;
 BEGIN
     IF jsonb_typeof(given) <> 'object' THEN
-        RAISE EXCEPTION 'budget is an object such as {"dollars": 0.5, "on_breach": "ask"}.' USING ERRCODE = 'MN007';
+        RAISE EXCEPTION 'budget must be an object such as {"dollars": 0.5, "on_breach": "ask"}.' USING ERRCODE = 'MN007';
     END IF;
     SELECT format('budget.%s is %s: %s', left(m.name, 100), left(m.value::text, 100),
                   CASE WHEN k.most IS NULL THEN 'a budget has tokens, dollars, steps, seconds and on_breach (ask or fail)'
@@ -45,7 +45,7 @@ BEGIN
     IF fault IS NOT NULL THEN
         RAISE EXCEPTION '%.', fault USING ERRCODE = 'MN007';
     ELSIF jsonb_strip_nulls(given) - 'on_breach' = '{}' THEN
-        RAISE EXCEPTION 'A budget limits something: tokens, dollars, steps or seconds.' USING ERRCODE = 'MN007';
+        RAISE EXCEPTION 'A budget must limit something: tokens, dollars, steps or seconds.' USING ERRCODE = 'MN007';
     END IF;
     INSERT INTO budgets (task_id, tokens, microdollars, steps, seconds, on_breach)
     VALUES (t, (given->>'tokens')::numeric, (given->>'dollars')::numeric * 1000000, (given->>'steps')::numeric,

@@ -41,7 +41,7 @@ BEGIN
     END IF;
     INSERT INTO executions (task_id, claim, worker_id) VALUES (t, now_at.claim, w);
     RETURN (SELECT to_jsonb(k) || jsonb_build_object(
-        'claim', now_at.claim, 'attempts', now_at.attempts, 'queue', now_at.capability,
+        'claim', now_at.claim, 'worker_id', w, 'attempts', now_at.attempts, 'queue', now_at.capability,
         -- Minions make idempotency keys from it.
         'origin_id', COALESCE(k.effect_origin, k.origin_id),
         -- A replay from a step begins with what was copied.

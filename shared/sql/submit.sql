@@ -1,3 +1,26 @@
+-- Refuses messages of tools and blocks that are not text, by their place, as `shared/messages.py` does.
+CREATE OR REPLACE FUNCTION minion_refuse_content(messages jsonb) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    found record;
+BEGIN
+    SELECT m.n - 1 AS message, b.n - 1 AS block, b.value->>'type' AS type INTO found
+        FROM jsonb_array_elements(CASE jsonb_typeof(messages) WHEN 'array' THEN messages END)
+                WITH ORDINALITY AS m (value, n)
+            LEFT JOIN LATERAL jsonb_array_elements(
+                CASE jsonb_typeof(m.value->'content') WHEN 'array' THEN m.value->'content' END)
+                WITH ORDINALITY AS b (value, n) ON true
+        WHERE m.value->>'role' = 'tool' OR b.value->>'type' NOT IN ('text', 'input_text', 'output_text')
+        ORDER BY m.n, b.n LIMIT 1;
+    IF found.type IS NOT NULL THEN
+        RAISE EXCEPTION 'messages[%].content[%]: blocks of type % are not supported yet. Send its text, or a link to it, '
+            'as a block of type ''text''.', found.message, found.block, quote_literal(left(found.type, 50))
+            USING ERRCODE = 'MN007';
+    ELSIF found.message IS NOT NULL THEN
+        RAISE EXCEPTION 'messages[%]: messages of role ''tool'' are not supported yet. Put what the tool returned into a '
+            'message of the user.', found.message USING ERRCODE = 'MN007';
+    END IF;
+END $$;
+
 -- For SQL callers, whatever their search_path: the task exists if and only if their transaction commits.
 -- EXECUTE on it is the only right that they need, and lets them read nothing: it runs with its owner's rights. The
 -- search_path and the limit of the input's size are therefore not theirs to choose.
@@ -21,6 +44,7 @@ CREATE OR REPLACE FUNCTION minion_submit(
     budget jsonb DEFAULT NULL
 ) RETURNS uuid LANGUAGE sql SECURITY DEFINER
 SET search_path FROM CURRENT SET minion.max_input_bytes = '' AS $$
+    SELECT minion_refuse_content(messages);
     SELECT task_id FROM minion_accept(jsonb_build_object(
         'agent', agent, 'capability', capability, 'messages', messages,
         'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,

@@ -582,9 +582,9 @@ def test_twenty_agents_with_a_model_stop_where_the_budget_of_their_root_does(
         ('{"tokens": 1.5}', "it is a whole number above 0"),
         ('{"dollars": "1"}', "it is a number above 0"),
         ('{"on_breach": "panic", "steps": 1}', r"budget.on_breach is \"panic\""),
-        ('{"on_breach": "ask"}', "A budget limits something"),
+        ('{"on_breach": "ask"}', "A budget must limit something"),
         ('{"tokns": 5}', "a budget has tokens, dollars, steps, seconds and on_breach"),
-        ("[1]", "budget is an object"),
+        ("[1]", "budget must be an object"),
     ],
 )
 def test_sql_callers_are_told_what_is_wrong(act: Any, database: Engine, given: str, fault: str) -> None:

@@ -204,29 +204,33 @@ def test_a_unique_key_whose_transaction_is_rolled_back_is_free(hand: ByHand, con
         ({"agent": "Open", "traceparent": "x"}, InvalidInput, "traceparent"),
         ({"agent": "Open", "priority": 101}, InvalidInput, "priority is 101"),
         ({"agent": "Open", "priority": -2_000_000_000}, InvalidInput, "priority is -2000000000"),
-        ({"agent": "Open", "run_at": "infinity"}, InvalidInput, "run_at is not a time"),
-        ({"agent": "Open", "deadline": "-infinity"}, InvalidInput, "deadline is not a time"),
-        ({"agent": "Open", "deadline": "20000-01-01"}, InvalidInput, "deadline is not a time"),
-        ({"agent": "Open", "run_at": "2031-01-01", "deadline": "2030-01-01"}, InvalidInput, "run_at is not before"),
-        ({"agent": "Open", "unique_key": ""}, InvalidInput, "unique_key has 1 to 255 characters"),
-        ({"agent": "Open", "unique_key": "x" * 256}, InvalidInput, "unique_key has 1 to 255 characters"),
-        ({"agent": "Open", "unique_key": "k", "unique_while": "x"}, InvalidInput, "unique_while is pending or running"),
-        ({"agent": "Open", "labels": [1]}, InvalidInput, "labels are an object"),
-        ({"agent": "Open", "labels": "5"}, InvalidInput, "labels are an object"),
-        ({"agent": "Open", "labels": {"a": 1}}, InvalidInput, "labels are an object"),
-        ({"agent": "Open", "labels": {"a": ["b"]}}, InvalidInput, "labels are an object"),
-        ({"agent": "Open", "labels": {"a": "x" * 100_000}}, InvalidInput, "labels are an object"),
-        ({"agent": "Open", "messages": '"hello"'}, InvalidInput, "messages are a list"),
-        ({"agent": "Open", "messages": []}, InvalidInput, "messages are a list"),
-        ({"agent": "Open", "messages": {}}, InvalidInput, "messages are a list"),
-        ({"agent": "Open", "messages": "5"}, InvalidInput, "messages are a list"),
-        ({"agent": "Open", "messages": ["hello"]}, InvalidInput, "messages are a list"),
-        ({"agent": "Open", "messages": [None]}, InvalidInput, "messages are a list"),
-        ({"agent": "Open", "messages": [{"role": "user"}]}, InvalidInput, "messages are a list"),
-        ({"agent": "Open", "messages": [{"role": "king", "content": "x"}]}, InvalidInput, "messages are a list"),
-        ({"agent": "Open", "messages": [{"role": "user", "content": 5}]}, InvalidInput, "messages are a list"),
-        ({"agent": "Open", "messages": [WITH_IMAGE]}, InvalidInput, "`content` (text)"),
-        ({"agent": None, "messages": "5"}, InvalidInput, "messages are a list"),
+        ({"agent": "Open", "run_at": "infinity"}, InvalidInput, "run_at must be a time"),
+        ({"agent": "Open", "deadline": "-infinity"}, InvalidInput, "deadline must be a time"),
+        ({"agent": "Open", "deadline": "20000-01-01"}, InvalidInput, "deadline must be a time"),
+        ({"agent": "Open", "run_at": "2031-01-01", "deadline": "2030-01-01"}, InvalidInput, "run_at must be before"),
+        ({"agent": "Open", "unique_key": ""}, InvalidInput, "unique_key must have 1 to 255 characters"),
+        ({"agent": "Open", "unique_key": "x" * 256}, InvalidInput, "unique_key must have 1 to 255 characters"),
+        (
+            {"agent": "Open", "unique_key": "k", "unique_while": "x"},
+            InvalidInput,
+            "unique_while must be pending or running",
+        ),
+        ({"agent": "Open", "labels": [1]}, InvalidInput, "labels must be an object"),
+        ({"agent": "Open", "labels": "5"}, InvalidInput, "labels must be an object"),
+        ({"agent": "Open", "labels": {"a": 1}}, InvalidInput, "labels must be an object"),
+        ({"agent": "Open", "labels": {"a": ["b"]}}, InvalidInput, "labels must be an object"),
+        ({"agent": "Open", "labels": {"a": "x" * 100_000}}, InvalidInput, "labels must be an object"),
+        ({"agent": "Open", "messages": '"hello"'}, InvalidInput, "messages must be a list"),
+        ({"agent": "Open", "messages": []}, InvalidInput, "messages must be a list"),
+        ({"agent": "Open", "messages": {}}, InvalidInput, "messages must be a list"),
+        ({"agent": "Open", "messages": "5"}, InvalidInput, "messages must be a list"),
+        ({"agent": "Open", "messages": ["hello"]}, InvalidInput, "messages must be a list"),
+        ({"agent": "Open", "messages": [None]}, InvalidInput, "messages must be a list"),
+        ({"agent": "Open", "messages": [{"role": "user"}]}, InvalidInput, "messages must be a list"),
+        ({"agent": "Open", "messages": [{"role": "king", "content": "x"}]}, InvalidInput, "messages must be a list"),
+        ({"agent": "Open", "messages": [{"role": "user", "content": 5}]}, InvalidInput, "messages must be a list"),
+        ({"agent": "Open", "messages": [WITH_IMAGE]}, InvalidInput, "blocks of type 'image' are not"),
+        ({"agent": None, "messages": "5"}, InvalidInput, "messages must be a list"),
         ({"agent": "Open", "input": "9" * 400}, InvalidInput, "a number of more than 300 digits"),
         ({"agent": "Open", "input": '{"a": [-1e301]}'}, InvalidInput, "a number of more than 300 digits"),
         ({"agent": "Open", "input": "[" * 102 + "]" * 102}, InvalidInput, "nested deeper than 100 levels"),
@@ -286,7 +290,6 @@ def test_messages_without_an_input_are_the_input(hand: ByHand, connect: Connect)
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ({"role": "tool", "content": "x"}, "messages[1]: messages of role 'tool' are not supported yet."),
         ({"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, "messages[1].tool_calls: messages with"),
     ],
 )
@@ -302,6 +305,22 @@ def test_messages_that_are_not_text_are_refused_before_they_are_queued(
         row = hand.row(refused)
         assert (row["state"], row["claim"], row["error"]["type"]) == ("failed", 0, "invalid_input")
         assert words in row["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"role": "tool", "content": "x"}, "messages[1]: messages of role 'tool' are not supported yet."),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image", "source": {}}]},
+            "messages[1].content[1]: blocks of type 'image' are not supported yet.",
+        ),
+    ],
+)
+def test_content_that_is_not_text_is_refused_at_once(hand: ByHand, connect: Connect, message: Any, words: str) -> None:
+    with connect() as connection, pytest.raises(psycopg.DatabaseError) as caught:
+        submit(connection, agent="Open", messages=[{"role": "user", "content": "hello"}, message])
+    assert words in str(caught.value)
 
 
 def test_messages_without_an_agent_are_routed(hand: ByHand, connect: Connect) -> None:

@@ -133,7 +133,7 @@ def test_a_refused_task_holds_no_key(hand: ByHand) -> None:
 
 @pytest.mark.parametrize("fields", [{"key": ""}, {"key": "x" * 256}, {"unique_while": "ever"}])
 def test_a_key_that_makes_no_sense_is_refused(hand: ByHand, fields: dict[str, str]) -> None:
-    with pytest.raises(InvalidInput, match="unique_key has 1 to 255 characters"):
+    with pytest.raises(InvalidInput, match="unique_key must have 1 to 255 characters"):
         ask(hand, **fields)
 
 

@@ -278,7 +278,7 @@ def test_a_replay_that_no_calendar_holds_is_refused(http: httpx2.Client, submit:
     late = http.post("/v1/replays", json={**chosen, "rate": 0.001, "start_at": "9998-12-31T23:59:59Z"}).json()
     assert [item["error"] for item in late["items"]] == [None]
     later = http.post("/v1/replays", json={**chosen, "start_at": late["start_at"], "again": True}).json()
-    assert "run_at is not a time between" in later["items"][0]["error"]["message"]
+    assert "run_at must be a time between" in later["items"][0]["error"]["message"]
 
 
 def test_agents(http: httpx2.Client, define: Any) -> None:
