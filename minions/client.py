@@ -4,7 +4,7 @@
 
     with Client() as client:
         task = client.submit("Classifier", {"text": "…"})
-        print(client.wait(task.id).result())
+        print(task.result())
 
 It needs `MINION_API_URL` and `MINION_API_KEY`, or the same as arguments.
 """
@@ -31,8 +31,9 @@ BULK_TASKS = 10_000
 BULK_BYTES = 16 << 20
 BULK_SECONDS = 120.0  # the API checks every input against its schema
 LONGEST_POLL = 30.0
+WHOLE_ID = 32  # characters, without hyphens
 
-TaskId = str | UUID
+TaskId = str | UUID | TaskSummary
 
 
 class _NotGiven:
@@ -136,7 +137,7 @@ class Client(Operations):
         )
         if not isinstance(input, _NotGiven):
             request["input"] = input
-        return Task.of(self._transport.post("/v1/tasks", to_json(request, what="The task"), safe=True))
+        return self._task(self._transport.post("/v1/tasks", to_json(request, what="The task"), safe=True))
 
     def submit_many(self, tasks: Iterable[Mapping[str, Any]]) -> list[str]:
         """Submits tasks, each a mapping with the arguments of `submit`; returns their ids in order.
@@ -159,31 +160,54 @@ class Client(Operations):
         return ids
 
     def get(self, task: TaskId) -> Task:
-        """One task.
+        """Return one task.
+
+        Args:
+            task: here and in all that follows: a task, its id, or the first 8 characters or more of it.
 
         Raises:
             NotFound: there is none of that id.
+            AmbiguousId: several tasks have an id that begins so; the message lists them.
         """
-        return Task.of(self._transport.get(_task_path(task)))
+        return self._task(self._transport.get(_task_path(task)))
 
     def wait(self, task: TaskId, timeout: float | None = None) -> Task:
         """Waits until a task has ended, however it ended: see `Task.succeeded` and `Task.result()`.
 
         Args:
-            timeout: seconds; None waits for ever.
+            timeout: seconds; None waits indefinitely.
 
         Raises:
             WaitTimeout: the time is up; the task goes on.
             NotFound: there is none of that id.
         """
-        ends = None if timeout is None else time.monotonic() + timeout
+        return self._wait(task, timeout, _end_of(timeout))
+
+    def wait_many(self, tasks: Iterable[TaskId], timeout: float | None = None) -> list[Task]:
+        """Wait until all tasks have ended, and return them in the order in which they were given.
+
+        Args:
+            timeout: seconds for all of them together; None waits indefinitely.
+
+        Raises:
+            WaitTimeout: the time is up; the tasks continue. `detail["task"]` is the first one that has not ended.
+            NotFound: there is none of that id.
+        """
+        ends = _end_of(timeout)
+        return [self._wait(task, timeout, ends) for task in tasks]
+
+    def _wait(self, task: TaskId, timeout: float | None, ends: float | None) -> Task:
         while True:
             left = LONGEST_POLL if ends is None else max(0.0, min(LONGEST_POLL, ends - time.monotonic()))
-            found = Task.of(self._transport.get(_task_path(task), params={"wait": round(left, 3)}, extra_time=left))
+            answer = self._transport.get(_task_path(task), params={"wait": round(left, 3)}, extra_time=left)
+            found = self._task(answer)
             if found.final:
                 return found
             if ends is not None and time.monotonic() >= ends:
-                raise WaitTimeout(f"Task {task} is still {found.state} after {timeout:g} s. It goes on.", task=found)
+                raise WaitTimeout(
+                    f"Task {found.id} is still {found.state} after {timeout:g} s. It goes on.", task=found
+                )
+            task = found  # by its whole id: by now, another task may have the same first characters
 
     def follow(self, task: TaskId, after: int = 0) -> Iterator[TaskEvent]:
         """What happens to a task, as it happens, up to its end. Broken connections are made again where they broke off.
@@ -196,7 +220,9 @@ class Client(Operations):
             InvalidInput: it has had no event of the id `after` yet.
             Unavailable: the API cannot be reached, also after the retries.
         """
-        return follow(self._transport, _task_path(task, "events"), after)
+        # A connection that breaks is made again, and by then another task may have the same first characters.
+        whole = task if len(_id(task)) >= WHOLE_ID else self.get(task)
+        return follow(self._transport, _task_path(whole, "events"), after)
 
     def tasks(
         self,
@@ -212,10 +238,19 @@ class Client(Operations):
         conversation_id: str | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        error_fingerprint: str | None = None,
+        unreplayed: bool | None = None,
+        outputs: bool | None = None,
         namespace: str | None = None,
         page: int = PAGE,
     ) -> Iterator[TaskSummary]:
-        """All tasks that match, the newest first, page by page as they are read."""
+        """All tasks that match, the newest first, page by page as they are read.
+
+        Args:
+            error_fingerprint: failed with this kind of error: see `dead_letters`.
+            unreplayed: only those without a replay.
+            outputs: bring the outputs too.
+        """
         filters = _filters(
             state=state,
             agent=agent,
@@ -228,13 +263,18 @@ class Client(Operations):
             conversation_id=conversation_id,
             created_after=created_after,
             created_before=created_before,
+            error_fingerprint=error_fingerprint,
+            unreplayed=unreplayed or None,
+            outputs=outputs or None,
             namespace=namespace,
         )
-        return (TaskSummary.of(item) for item in self._transport.pages("/v1/tasks", {**filters, "limit": page}))
+        pages = self._transport.pages("/v1/tasks", {**filters, "limit": page})
+        return (TaskSummary.of(item, self) for item in pages)
 
     def tree(self, task: TaskId) -> Iterator[TaskSummary]:
         """The task and everything below it, the oldest first."""
-        return (TaskSummary.of(item) for item in self._transport.pages(_task_path(task, "tree"), {"limit": PAGE}))
+        pages = self._transport.pages(_task_path(task, "tree"), {"limit": PAGE})
+        return (TaskSummary.of(item, self) for item in pages)
 
     def counts(self, root_id: TaskId | None = None, **filters: Any) -> dict[str, Any]:
         """How many tasks stand where: `{"by_state": {state: n}, "by_capability": {name: {state: n}}}`.
@@ -256,7 +296,7 @@ class Client(Operations):
     def cancel(self, task: TaskId, reason: str | None = None) -> Task:
         """Cancels a task and everything below it; a running one is asked to stop, one that has ended stays."""
         body = to_json(given(reason=reason), what="The reason")
-        return Task.of(self._transport.post(_task_path(task, "cancel"), body, safe=True))
+        return self._task(self._transport.post(_task_path(task, "cancel"), body, safe=True))
 
     def replay(
         self,
@@ -284,7 +324,7 @@ class Client(Operations):
         if not isinstance(edited_output, _NotGiven):
             request["edited_output"] = edited_output
         body = to_json(request, what="The request")
-        return Task.of(self._transport.post(_task_path(task, "replay"), body, safe=False))
+        return self._task(self._transport.post(_task_path(task, "replay"), body, safe=False))
 
     def diff(self, a: TaskId, b: TaskId) -> Comparison:
         """What two tasks did, side by side: their steps, outputs and costs.
@@ -295,11 +335,12 @@ class Client(Operations):
         return compare(self._record(a), self._record(b))
 
     def _record(self, task: TaskId) -> Record:
-        found, steps = self.get(task), list(self.steps(task))
+        found = self.get(task)
+        steps = list(self.steps(found))
         below = [str(step["child_id"]) for step in steps if step["child_id"] and not step.get("copied_from")]
         ended = {child.id: child for child in map(self.get, below)}
         outcomes = {name: {"output": child.output, "error": child.error} for name, child in ended.items()}
-        return Record(found, steps, list(self.executions(task)), outcomes)
+        return Record(found, steps, list(self.executions(found)), outcomes)
 
     def why(self, task: TaskId) -> dict[str, Any]:
         """Why a task is where it is: `sentence`, `reason`, `todo` and `facts`.
@@ -318,7 +359,7 @@ class Client(Operations):
             Conflict: it has ended.
         """
         body = to_json({"payload": payload}, what="The payload")
-        return Task.of(self._transport.post(_task_path(task, f"signals/{quote(name, safe='')}"), body, safe=False))
+        return self._task(self._transport.post(_task_path(task, f"signals/{quote(name, safe='')}"), body, safe=False))
 
     def decide(
         self,
@@ -348,7 +389,7 @@ class Client(Operations):
         """
         decision = given(verdict=verdict, value=value, reason=reason, step=step, proposal=proposal)
         body = to_json(decision, what="The decision")
-        return Task.of(self._transport.post(_task_path(task, "decisions"), body, safe=False))
+        return self._task(self._transport.post(_task_path(task, "decisions"), body, safe=False))
 
     def change_budget(
         self,
@@ -381,7 +422,7 @@ class Client(Operations):
             stop=stop or None,
         )
         body = to_json(asked, what="The change")
-        return Task.of(self._transport.post(_task_path(task, "budget"), body, safe=False))
+        return self._task(self._transport.post(_task_path(task, "budget"), body, safe=False))
 
     def agents(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
         """All agents, by name."""
@@ -425,6 +466,9 @@ class Client(Operations):
         """
         return self._transport.pages("/v1/workers", {"status": status, "limit": PAGE})
 
+    def _task(self, data: Mapping[str, Any]) -> Task:
+        return Task.of(data, self)
+
     def ready(self) -> bool:
         """Whether the API answers and has all that it needs. Tried once."""
         return self._transport.status_of("/readyz") == 200
@@ -449,8 +493,21 @@ def _from_environment(name: str, what: str) -> str:
     return value
 
 
+def _end_of(timeout: float | None) -> float | None:
+    """The moment when a wait is over, on the monotonic clock."""
+    if timeout is None:
+        return None
+    if not timeout >= 0:
+        raise InvalidInput(f"The timeout {timeout:g} is not valid: it must be 0 seconds or more, or None.")
+    return time.monotonic() + timeout
+
+
+def _id(task: TaskId) -> str:
+    return task.id if isinstance(task, TaskSummary) else str(task)
+
+
 def _task_path(task: TaskId, part: str | None = None) -> str:
-    path = f"/v1/tasks/{quote(str(task), safe='')}"
+    path = f"/v1/tasks/{quote(_id(task), safe='')}"
     return f"{path}/{part}" if part else path
 
 
@@ -458,7 +515,9 @@ def _filters(
     *, state: str | Iterable[str] | None = None, labels: Mapping[str, str] | None = None, **others: Any
 ) -> dict[str, Any]:
     """Filters as query parameters."""
-    filters = {name: str(value) if isinstance(value, UUID) else value for name, value in given(**others).items()}
+    filters = {
+        name: _id(value) if isinstance(value, UUID | TaskSummary) else value for name, value in given(**others).items()
+    }
     if state is not None:
         filters["state"] = [state] if isinstance(state, str) else [str(one) for one in state]
     if labels:
@@ -483,7 +542,9 @@ def _batches(tasks: Iterable[Mapping[str, Any]]) -> Iterator[list[str]]:
 
 def _task_text(index: int, task: Mapping[str, Any]) -> str:
     if not isinstance(task, Mapping):
-        raise InvalidInput(f"Task {index} is {type(task).__name__}: a task is a mapping with the arguments of submit.")
+        raise InvalidInput(
+            f"Task {index} is {type(task).__name__}: a task must be a mapping with the arguments of submit."
+        )
     request = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in task.items()}
     if request.get("idempotency_key") is None:
         request["idempotency_key"] = str(uuid4())

@@ -33,6 +33,10 @@ class Record:
         copied = sum(step.get("copied_from") is not None for step in self.steps)
         return {**used, "executions": len(self.executions), "steps": len(self.steps), "copied_steps": copied}
 
+    def function_versions(self) -> dict[int, str]:
+        """The ids of the function versions that ran, by the numbers of their steps."""
+        return {step["number"]: version for step in self.steps if (version := step.get("function_version_id"))}
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:
@@ -71,6 +75,7 @@ class Comparison:
                     "agent": record.task.agent,
                     "agent_version": record.task.agent_version,
                     "state": record.task.state,
+                    "function_versions": record.function_versions(),
                     "cost": record.cost(),
                 }
                 for record in (self.a, self.b)
@@ -121,6 +126,9 @@ def _plain(step: dict[str, Any], outcomes: Mapping[str, dict[str, Any]]) -> dict
     elif step["kind"] == "model_call" and isinstance(plain["output"], dict):
         # How turns were sent, which a release may change.
         plain["output"] = {name: value for name, value in plain["output"].items() if name != "form"}
+    elif step["kind"] == "function_call" and isinstance(plain["input"], dict):
+        # The journal notes the function's version beside its arguments.
+        plain["input"] = plain["input"].get("arguments")
     elif step["kind"] == "wait" and isinstance(plain["output"], dict):
         plain["output"] = {name: value for name, value in plain["output"].items() if name not in NOTED}
     if plain["error"]:

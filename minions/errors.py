@@ -44,6 +44,12 @@ class AmbiguousRoute(InvalidInput):
     code = "ambiguous_route"
 
 
+class AmbiguousId(InvalidInput):
+    """The first characters of an id that name more than one task; the message lists them."""
+
+    code = "ambiguous_id"
+
+
 class ForbiddenAddress(InvalidInput):
     """An address that the system must not reach: it is not public."""
 
@@ -134,6 +140,7 @@ BY_CODE: Mapping[str, type[MinionsError]] = {
         *(
             InvalidInput,
             AmbiguousRoute,
+            AmbiguousId,
             ForbiddenAddress,
             TooLarge,
             Unauthorized,

@@ -15,6 +15,7 @@ class Operations:
     """The part of `minions.Client` that is not about single tasks."""
 
     _transport: Transport
+    _task: Callable[[Mapping[str, Any]], Task]
 
     def replay_many(
         self,
@@ -193,7 +194,7 @@ class Operations:
         """
         text = to_json({"idempotency_key": str(uuid4())}, what="The run")
         path = _schedule_path(name, "run")
-        return Task.of(self._transport.post(path, text, safe=True, params={"namespace": namespace}))
+        return self._task(self._transport.post(path, text, safe=True, params={"namespace": namespace}))
 
     def webhooks(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
         """All webhooks, by name."""

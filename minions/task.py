@@ -5,17 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from minions.errors import TaskFailed
+from minions.errors import NotConfigured, TaskFailed
 
 FINAL = frozenset({"succeeded", "failed", "cancelled", "expired"})
 TIMES = frozenset({"due_at", "deadline", "created_at", "queued_at", "updated_at", "finished_at"})
 
 
+class Waiter(Protocol):
+    """A client, for what tasks do with it."""
+
+    def wait(self, task: TaskSummary, timeout: float | None = None) -> Task:
+        """Wait until a task has ended."""
+
+
+class _Bound:
+    """The client that a task came from. It is no field: copies, pickles and comparisons of tasks go without it."""
+
+    __slots__ = ("_client",)
+
+    _client: Waiter
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TaskSummary:
-    """A task in a list: without its input, messages and output, which `Client.get` brings.
+class TaskSummary(_Bound):
+    """A task in a list: without its input and messages, which `Client.get` brings, and without its output unless the
+    list was asked for outputs.
 
     States are scheduled, pending, queued, running, waiting, and finally succeeded, failed, cancelled or expired.
     """
@@ -50,6 +66,7 @@ class TaskSummary:
     queued_at: datetime | None = None
     updated_at: datetime | None = None
     finished_at: datetime | None = None
+    output: Any = None
 
     @property
     def final(self) -> bool:
@@ -61,11 +78,34 @@ class TaskSummary:
         """Whether it is done."""
         return self.state == "succeeded"
 
+    def wait(self, timeout: float | None = None) -> Task:
+        """Wait until the task has ended; see `Client.wait`. The task itself stays as it was read.
+
+        Raises:
+            WaitTimeout: the time is up; the task continues.
+        """
+        client: Waiter | None = getattr(self, "_client", None)
+        if client is None:
+            raise NotConfigured(f"Task {self.id} was not read by a client: call `client.wait(task)` instead.")
+        return client.wait(self, timeout)
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait until the task has ended and return its output.
+
+        Raises:
+            TaskFailed: it did not succeed.
+            WaitTimeout: the time is up; the task continues.
+        """
+        return self.wait(timeout).result()
+
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Self:
-        """The task that the API's JSON describes. Members that this release does not know are left out."""
+    def of(cls, data: Mapping[str, Any], client: Waiter | None = None) -> Self:
+        """Return the task that the API's JSON describes. Members that this release does not know are left out."""
         known = {field.name for field in fields(cls)}
-        return cls(**{name: _value(name, value) for name, value in data.items() if name in known})
+        task = cls(**{name: _value(name, value) for name, value in data.items() if name in known})
+        if client is not None:
+            object.__setattr__(task, "_client", client)
+        return task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +114,6 @@ class Task(TaskSummary):
 
     input: Any = None
     messages: list[Any] | None = None
-    output: Any = None
     origin_id: str | None = None
     agent_version_id: str | None = None
     traceparent: str | None = None
@@ -83,14 +122,17 @@ class Task(TaskSummary):
     decision: dict[str, Any] | None = None
     """What `Client.decide` decided: `step`, `name`, `proposal`, `verdict`, `value`."""
 
-    def result(self) -> Any:
-        """The output of a task that succeeded.
+    def result(self, timeout: float | None = None) -> Any:
+        """Wait until the task has ended and return its output.
 
         Raises:
-            TaskFailed: it did not, or has not ended yet.
+            TaskFailed: it did not succeed.
+            WaitTimeout: the time is up; the task continues.
         """
         if self.succeeded:
             return self.output
+        if not self.final:
+            return self.wait(timeout).result()
         why = (self.error or {}).get("message") or f"Task {self.id} is {self.state}."
         raise TaskFailed(why, task=self)
 

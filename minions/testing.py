@@ -357,7 +357,7 @@ def main() -> None:
     try:
         script = json.loads(arguments.script.read_text(encoding="utf-8"))
         if not isinstance(script, list) or not all(isinstance(reply, dict) for reply in script):
-            raise ValueError("a script is a list of replies, each an object")
+            raise ValueError("a script must be a list of replies, each an object")
     except (OSError, ValueError) as error:
         parser.error(f"{arguments.script} cannot be used: {error}")
     try:

@@ -14,6 +14,7 @@ import httpx2
 
 from minions.errors import InvalidInput, MinionsError, NotConfigured, ServerError, Unavailable, from_problem
 
+SCHEMES = ("http", "https")
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
 NO_CONTENT = 204
@@ -33,12 +34,13 @@ class Transport:
         """Nothing is sent yet.
 
         Raises:
-            InvalidInput: `url` is no address, or `actor` cannot be shown.
-            NotConfigured: no header can hold the key; the message does not quote it, as the library's own would.
+            InvalidInput: `actor` cannot be shown.
+            NotConfigured: `url` is not an address, or no header can hold the key; the message does not quote the key,
+                as the library's own would.
         """
         if not KEY.fullmatch(api_key):
             raise NotConfigured(
-                "The API's key cannot be sent: it is printable ASCII on one line, and ends with no space. "
+                "The API's key cannot be sent: it must be printable ASCII on one line, without spaces at its end. "
                 "Check MINION_API_KEY."
             )
         if actor and not actor.isprintable():
@@ -48,6 +50,8 @@ class Transport:
         self.retries = retries
         try:
             address = httpx2.URL(url)
+            if address.scheme not in SCHEMES or not address.host:
+                raise ValueError("it must begin with http:// or https:// and name a host")
             self._http = httpx2.Client(
                 base_url=address,
                 headers=[
@@ -60,7 +64,9 @@ class Transport:
                 trust_env=address.host not in LOOPBACK,
             )
         except (httpx2.InvalidURL, ValueError) as error:
-            raise InvalidInput(f"{url!r} cannot be used as the API's address: {error}.") from None
+            raise NotConfigured(
+                f"{url!r} is not the address of an API: {error}. Check MINION_API_URL; http://127.0.0.1:8700 is one."
+            ) from None
 
     def get(self, path: str, *, params: Mapping[str, Any] | None = None, extra_time: float = 0.0) -> Any:
         """The JSON at a path; tried again where the API cannot be reached.

@@ -78,7 +78,9 @@ def _key(secret: str) -> bytes:
     except (binascii.Error, ValueError):
         key = b""
     if not key:
-        raise NotConfigured("The secret is none: it is `whsec_` and base64, as shown when the webhook was added.")
+        raise NotConfigured(
+            "The secret is not valid: it must be `whsec_` and base64, as shown when the webhook was added."
+        )
     return key
 
 

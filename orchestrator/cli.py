@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
+from types import ModuleType
 
 import typer
+from typer.models import CommandInfo, TyperInfo
 
 from minions.errors import MinionsError
 from orchestrator.commands import (
@@ -29,8 +32,9 @@ from orchestrator.commands import (
     secrets,
     tasks,
     webhooks,
+    workers,
 )
-from orchestrator.commands.output import fail
+from orchestrator.commands.output import fail, print_error, print_text
 from orchestrator.local.parent import FOLLOW, follow_parent
 from shared import __version__
 from shared.errors import FileFault, InvalidInput, MinionError, Unavailable
@@ -40,21 +44,32 @@ app = typer.Typer(
     help="Task queue and workers for AI agents, on Celery, Redis and PostgreSQL.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (processes, definitions, tasks, decisions, budgets, replays, diff, rules, prune, doctor):
-    module.register(app)
-app.add_typer(agents.app, name="agents")
-app.add_typer(functions.app, name="functions")
-app.add_typer(schedules.app, name="schedules")
-app.add_typer(secrets.app, name="secrets")
-app.add_typer(webhooks.app, name="webhooks")
+# What `minion --help` shows, in groups.
+GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
+    ("Run Minions", (processes,)),
+    ("Tasks", (tasks, budgets, diff)),
+    ("Tasks that wait for a person", (decisions,)),
+    ("Failed tasks", (replays,)),
+    ("When tasks start", (rules, schedules)),
+    ("Definitions", (definitions, agents, functions, secrets)),
+    ("Operation", (workers, webhooks, doctor, prune)),
+)
+for group, modules in GROUPS:
+    earlier = len(app.registered_commands), len(app.registered_groups)
+    for module in modules:
+        module.register(app)
+    added: list[CommandInfo | TyperInfo] = []
+    added += app.registered_commands[earlier[0] :]
+    added += app.registered_groups[earlier[1] :]
+    for each in added:
+        each.rich_help_panel = group
 
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"minions {__version__}")
+        print_text(f"minions {__version__}")
         raise typer.Exit
 
 
@@ -66,23 +81,37 @@ def _options(
 
 
 def main() -> None:
-    """Runs the command; expected errors become one line and an exit code, never a traceback."""
+    """Run the command and exit. Expected errors become one line and an exit code."""
     if FOLLOW in os.environ:
         follow_parent(os.environ.pop(FOLLOW))
     _open_what_is_closed()
     try:
-        app()
+        sys.exit(app(prog_name="minion", standalone_mode=False))
     except BrokenPipeError:
         # The reader of our output has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
+    except typer.TyperException as error:
+        sys.exit(_wrong_usage(error))
     except Exception as error:
         known = _expected(error)
-        if known is None:
-            raise
-        sys.exit(fail(known))
+        if known is not None:
+            sys.exit(fail(known))
+        print_text(traceback.format_exc(), end="", err=True)
+        sys.exit(fail(MinionError("A fault of ours. Please report the lines above.")))
+
+
+def _wrong_usage(error: typer.TyperException) -> int:
+    """Print one line; where the help was printed instead, the message is empty."""
+    message = error.format_message().replace("Value error, ", "").strip()
+    if message:
+        context: typer.Context | None = getattr(error, "ctx", None)
+        end = "" if message.endswith((".", "?")) else "."
+        see = f" See `{context.command_path} --help`." if context else ""
+        print_error("usage", f"{message}{end}{see}")
+    return error.exit_code
 
 
 def _open_what_is_closed() -> None:
@@ -97,7 +126,7 @@ def _expected(error: Exception) -> MinionError | MinionsError | None:
     if isinstance(error, MinionError | MinionsError):
         return error
     if isinstance(error, UnicodeError):
-        return InvalidInput(f"Arguments, files and the terminal have to be UTF-8: {error}.")
+        return InvalidInput(f"Arguments, files and the terminal must be UTF-8: {error}.")
     if isinstance(error, OSError):
         return FileFault(f"A file cannot be read or written: {error}.")
     if "sqlalchemy" not in sys.modules:  # commands that need no database start faster without it

@@ -123,13 +123,13 @@ def _check_edit(step: Row[Any], output: JsonValue) -> None:
     if missing:
         kind = "a model call" if step.kind == "model_call" else "an approval"
         raise InvalidInput(
-            f"Step {step.number} ({step.name}) is {kind}: its output is an object with {', '.join(wanted)}; "
+            f"Step {step.number} ({step.name}) is {kind}: its output must be an object with {', '.join(wanted)}; "
             f"the edited one lacks {', '.join(missing)}. "
             "`minion show TASK --json` has the recorded one."
         )
     if step.kind == "model_call" and "content" in wanted and not _are_blocks(output["content"]):
         raise InvalidInput(
-            f"Step {step.number} ({step.name}) is a model call: `content` is a list of blocks, "
+            f"Step {step.number} ({step.name}) is a model call: `content` must be a list of blocks, "
             'such as [{"type": "text", "text": "…"}].'
         )
 

@@ -65,10 +65,10 @@ def control_of(value: JsonValue) -> Control | None:
 
 def _wait(asked: JsonValue) -> Wait:
     if not isinstance(asked, dict) or not asked or not set(asked) <= {"signal", "seconds"}:
-        raise InvalidOutput('$wait takes {"seconds": …}, {"signal": "name"}, or both.')
+        raise InvalidOutput('$wait must have {"seconds": …}, {"signal": "name"}, or both.')
     signal, seconds = asked.get("signal"), asked.get("seconds")
     if signal is not None and not (isinstance(signal, str) and 0 < len(signal) <= MAX_NAME):
-        raise InvalidOutput(f"The signal of a $wait is a name of 1 to {MAX_NAME} characters.")
+        raise InvalidOutput(f"The signal of a $wait must be a name of 1 to {MAX_NAME} characters.")
     return Wait(signal, None if seconds is None else _seconds("$wait", seconds))
 
 

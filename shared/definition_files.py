@@ -9,9 +9,10 @@ from typing import Any
 
 import yaml
 
-from shared.errors import InvalidDefinition, InvalidInput
+from shared.errors import FileFault, InvalidDefinition, InvalidInput
 from shared.json_values import parse
 from shared.schemas import AnyDefinition, parse_definition
+from shared.visible_text import visible
 
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_FILE_BYTES = 8 << 20
@@ -21,30 +22,37 @@ def load(path: Path) -> list[AnyDefinition]:
     """All definitions in a file, or in the files below a folder, in the order of their names.
 
     Raises:
+        FileFault: a file is missing, or cannot be read.
         InvalidDefinition: names the file, and the place in it.
     """
-    return [
+    found = [
         parse_definition(_with_code(document, file), where=str(file))
         for file in _files(path)
         for document in _documents(file)
     ]
+    if not found:
+        raise InvalidDefinition(f"{path}: there are no definitions in it. Each must have a `kind` and a `name`.")
+    return found
 
 
 def dump(definition: AnyDefinition) -> str:
-    """A definition as a YAML document that loads again unchanged; what has its default value is left out."""
+    """A definition as a YAML document that loads again unchanged; what has its default value is left out.
+
+    Hidden characters are escapes in it, so that what is read is what there is.
+    """
     plain = definition.model_dump(mode="json", exclude_defaults=True)
     if "soft_time_limit" in plain.get("config", {}):
         # Without it, it would follow the soft limit.
         plain["config"]["time_limit"] = definition.model_dump()["config"]["time_limit"]
     document = {"kind": definition.kind, "name": definition.name, **plain}
-    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return visible(yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise InvalidDefinition(f"{path}: there is no such file or folder.")
+        raise FileFault(f"{path}: there is no such file or folder.")
     files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
     if not files:
         raise InvalidDefinition(f"{path}: the folder holds no {', '.join(SUFFIXES)} file.")
@@ -75,12 +83,12 @@ def _text(file: Path) -> str:
     """A file's text, without the mark that some editors put before it."""
     try:
         if not file.is_file():
-            raise InvalidDefinition(f"{file}: there is no such file.")
+            raise FileFault(f"{file}: there is no such file.")
         if file.stat().st_size > MAX_FILE_BYTES:
             raise InvalidDefinition(f"{file}: larger than {MAX_FILE_BYTES:,} bytes.")
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InvalidDefinition(f"{file}: cannot be read: {error.strerror}.") from None
+        raise FileFault(f"{file}: cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise InvalidDefinition(f"{file}: is not UTF-8 (byte {error.start}).") from None
 
@@ -93,11 +101,11 @@ def _with_code(document: Any, file: Path) -> Any:
         raise InvalidDefinition(f"{file}: {document.get('name')!r} has both `code` and `code_file`.")
     name = document["code_file"]
     if not isinstance(name, str) or "\x00" in name:
-        raise InvalidDefinition(f"{file}: code_file is the path of a file, not {name!r}.")
+        raise InvalidDefinition(f"{file}: code_file must be the path of a file, not {name!r}.")
     try:
         code = _text(file.parent / name)
-    except InvalidDefinition as error:
-        raise InvalidDefinition(f"{file}: code_file {error.message}") from None
+    except (FileFault, InvalidDefinition) as error:
+        raise type(error)(f"{file}: code_file {error.message}") from None
     return {**{field: value for field, value in document.items() if field != "code_file"}, "code": code}
 
 
@@ -150,9 +158,9 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # PyYAML writes these so that it reads them as something else, unless they are escaped.
-    odd = any(character in text for character in "\r\x85\u2028\u2029\ufeff")
-    style = '"' if odd else "|" if "\n" in text else None
+    # Some of these PyYAML writes so that it reads them as something else, and only between quotes they may be escapes.
+    hidden = visible(text) != text
+    style = '"' if hidden else "|" if "\n" in text else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 

@@ -126,6 +126,12 @@ class IdempotencyConflict(Conflict):
     code = "idempotency_conflict"
 
 
+class AmbiguousId(MinionError):
+    """The first characters of an id that name more than one task; the message lists them."""
+
+    code, status, exit_code = "ambiguous_id", 422, 65
+
+
 class FunctionError(MinionError):
     """A sandboxed function raised, was refused, or went over a limit."""
 

@@ -121,7 +121,7 @@ def run_function(
     engine = engine or get_engine()
     _refuse_quarantined(function, engine)
     if not isinstance(arguments, dict):
-        raise InvalidInput(f"The input of function {function.label} is an object, not {type(arguments).__name__}.")
+        raise InvalidInput(f"The input of function {function.label} must be an object, not {type(arguments).__name__}.")
     definition = function.definition
     validate(definition.input_schema, arguments, what=f"The input of function {function.label}", error=InvalidInput)
     outcome = _call(function, arguments, context)

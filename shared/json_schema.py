@@ -69,7 +69,7 @@ def check_schema(schema: JsonValue, *, where: str) -> None:
         InvalidDefinition: the message names the path of the fault.
     """
     if not isinstance(schema, dict):
-        raise InvalidDefinition(f"{where}: a schema is an object, not {type(schema).__name__}.")
+        raise InvalidDefinition(f"{where}: a schema must be an object, not {type(schema).__name__}.")
     _check_meta(schema, where)
     parts = _Parts(schema)
     for path, part in parts:

@@ -59,7 +59,7 @@ def checked_url(url: str | httpx2.URL) -> httpx2.URL:
     except (httpx2.InvalidURL, ValueError, TypeError) as error:
         raise InvalidInput(f"The URL cannot be used: {error}.") from None
     if parsed.scheme not in SCHEMES:
-        raise InvalidInput("The URL cannot be used: it begins with http:// or https://.")
+        raise InvalidInput("The URL cannot be used: it must begin with http:// or https://.")
     if parsed.userinfo:
         raise InvalidInput("The URL holds a user or a password, which logs would show: leave them out.")
     if parsed.port is not None and not 0 < parsed.port < 65536:

@@ -35,6 +35,7 @@ from shared.models import Agent, AgentVersion
 from shared.schemas import AgentDefinition, AgentResponse, TaskRequest, stored_definition
 from shared.states import State
 from shared.submission import prepare
+from shared.suggestions import similar_agents
 from shared.tasks import get_task, response_of
 
 LONGEST_PAUSE = 0.5
@@ -233,7 +234,8 @@ class AgentRegistry:
             session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
         row = session.scalar(select(Agent).filter_by(namespace=self.namespace, name=name))
         if row is None or row.active_version_id is None:
-            raise UnknownAgent(f"There is no agent named {str(name)[:100]!r}. `minion agents` lists them.")
+            similar = similar_agents(session.connection(), self.namespace, str(name))
+            raise UnknownAgent(f"There is no agent named {str(name)[:100]!r}. `minion agents` lists them.{similar}")
         return row
 
 

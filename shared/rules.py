@@ -74,7 +74,7 @@ class Rate:
         count, seconds = (int(match[1]), int(match[2] or 1) * _UNITS[match[3]]) if match else (0, 0.0)
         if count == 0 or not 0 < seconds <= _LONGEST_PERIOD:
             raise InvalidInput(
-                f"A rate is written like 10/s, 100/5m or 1000/h, for 366 days at most, not {written[:50]!r}."
+                f"A rate must be written like 10/s, 100/5m or 1000/h, for 366 days at most, not {written[:50]!r}."
             )
         return cls(count, seconds)
 
@@ -187,14 +187,16 @@ def _check_limit(
         if max_running is not None:
             raise InvalidInput("A model has no limit of how many run at once: give it rates.")
         if rate is None and input_tokens is None and output_tokens is None:
-            raise InvalidInput("A model's limit says at what rate requests, input tokens or output tokens may be used.")
+            raise InvalidInput(
+                "A model's limit must say at what rate requests, input tokens or output tokens may be used."
+            )
         return
     if input_tokens is not None or output_tokens is not None:
         raise InvalidInput(f"Only a model has limits of tokens, not a {scope[:50]}.")
     if max_running is None and rate is None:
-        raise InvalidInput("A limit says how many tasks may run at once, at what rate they may start, or both.")
+        raise InvalidInput("A limit must say how many tasks may run at once, at what rate they may start, or both.")
     if max_running is not None and not 0 <= max_running <= 1_000_000:
-        raise InvalidInput("At least 0 and at most 1,000,000 tasks may run at once.")
+        raise InvalidInput("The number of tasks that may run at once must be 0 to 1,000,000.")
 
 
 def _columns(rate: Rate | None, count: str, seconds: str) -> dict[str, Any]:
@@ -206,5 +208,5 @@ def _target(scope: str, name: str, namespace: str, scopes: tuple[str, ...] = SCO
         does = "pauses" if scopes == SCOPES else "limits"
         raise InvalidInput(f"One {does} a {', a '.join(scopes)}, not a {scope[:50]!r}.")
     if not 0 < len(name) <= MAX_NAME or "\0" in name:
-        raise InvalidInput(f"The name of a {scope} has 1 to {MAX_NAME} characters.")
+        raise InvalidInput(f"The name of a {scope} must have 1 to {MAX_NAME} characters.")
     return {"scope": scope, "name": name, "namespace": namespace}

@@ -72,9 +72,9 @@ class ScheduleDefinition(Strict):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if (self.cron is None) == (self.interval_seconds is None):
-            raise ValueError("a schedule has either `cron` or `interval_seconds`")
+            raise ValueError("a schedule must have either `cron` or `interval_seconds`")
         if self.interval_seconds is not None and self.timezone is not None:
-            raise ValueError("`timezone` belongs to `cron`; an interval has none")
+            raise ValueError("`timezone` belongs to `cron`; an interval must have none")
         return self
 
     @classmethod
@@ -91,7 +91,9 @@ class ScheduleDefinition(Strict):
             raise InvalidInput("The schedule is not valid: " + "; ".join(faults) + ".", faults=faults) from None
         found.timetable(anchor=datetime.now(UTC))
         if given := [name for name in NOT_SCHEDULED if name in found.request]:
-            raise InvalidInput(f"The request of a schedule has no `{given[0]}`, which would be the same for each run.")
+            raise InvalidInput(
+                f"The request of a schedule must not have `{given[0]}`, which would be the same for each run."
+            )
         task_request(found.name, found.request)
         return found
 

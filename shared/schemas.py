@@ -54,7 +54,7 @@ def _moment(value: Any) -> Any:
     """Pydantic would also read a number, as seconds since 1970."""
     if isinstance(value, datetime) or (isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\d[T ]", value)):
         return value
-    raise ValueError("a time is written like 2026-11-22T18:00:00Z")
+    raise ValueError("a time must be written like 2026-11-22T18:00:00Z")
 
 
 Moment = Annotated[AwareDatetime, BeforeValidator(_moment, json_schema_input_type=datetime)]
@@ -88,7 +88,7 @@ class Budget(Strict):
     @model_validator(mode="after")
     def _limits_something(self) -> Self:
         if self.tokens is self.dollars is self.steps is self.seconds is None:
-            raise ValueError("a budget limits something: tokens, dollars, steps or seconds")
+            raise ValueError("a budget must limit something: tokens, dollars, steps or seconds")
         return self
 
 
@@ -191,7 +191,7 @@ class AgentConfig(Strict):
     @model_validator(mode="after")
     def _only_a_router_asks(self) -> Self:
         if self.router_model is not None and self.chain_strategy != "router":
-            raise ValueError("router_model is for chain_strategy: router")
+            raise ValueError("router_model must come with chain_strategy: router")
         return self
 
     @model_validator(mode="after")
@@ -199,7 +199,7 @@ class AgentConfig(Strict):
         if isinstance(self.thinking, int) and self.thinking >= self.max_tokens:
             raise ValueError("max_tokens holds the thinking too: it must be more than `thinking`")
         if self.thinking not in (None, "disabled") and sampling.settings_to_send(self.sampling()):
-            raise ValueError("a model that thinks takes no temperature and no top_p")
+            raise ValueError("a model that thinks must not have temperature or top_p")
         return self
 
     def sampling(self) -> dict[str, float | None]:
@@ -303,7 +303,7 @@ class AgentDefinition(Definition):
         self.model = self.model or sampling.AUTO
         if self.function or self.tool:
             raise ValueError(
-                "an agent with a model lists what it may call under `tools`; "
+                "an agent with a model must list what it may call under `tools`; "
                 "`function` and `tool` are for type: function"
             )
         sampling.check(self.model, self.config.sampling(), where=f"agent {self.name!r}")
@@ -312,11 +312,11 @@ class AgentDefinition(Definition):
         chosen = [name for name in ("function", "tool", "relations") if getattr(self, name)]
         if len(chosen) != 1:
             raise ValueError(
-                "type: function runs exactly one of `function`, `tool` or `relations`"
+                "type: function must run exactly one of `function`, `tool` or `relations`"
                 + (f", not {' and '.join(chosen)}" if chosen else "")
             )
         if self.model or self.tools:
-            raise ValueError("type: function has no `model` and no `tools`")
+            raise ValueError("type: function must not have `model` or `tools`")
         sent = sampling.settings_to_send(self.config.sampling())
         if sent:
             raise ValueError(f"type: function has no model that could honour {', '.join(sent)}")
@@ -332,7 +332,7 @@ class AgentDefinition(Definition):
         """
         config = arguments.pop("config_data", None) or {}
         if not isinstance(config, dict):
-            raise InvalidDefinition(f"config_data is a dictionary, not {type(config).__name__}.")
+            raise InvalidDefinition(f"config_data must be a dictionary, not {type(config).__name__}.")
         config = dict(config)
         for name in AgentConfig.model_fields:
             if arguments.get(name) is not None:
@@ -366,9 +366,9 @@ class HttpCall(Strict):
     def _host_is_fixed(cls, url: str) -> str:
         match = re.fullmatch(r"https?://([^/?#{}\s]+)([/?][^#\s]*)?", url)
         if match is None or "@" in match[1]:
-            raise ValueError("a URL begins with http:// or https:// and a host, which no argument may choose")
+            raise ValueError("a URL must begin with http:// or https:// and a host, which no argument may choose")
         if "${secret:" in url:
-            raise ValueError("secrets go into headers: logs show URLs")
+            raise ValueError("a URL must not hold secrets, which logs would show: they go into headers")
         try:
             checked_url(PLACEHOLDER.sub("x", url))
         except InvalidInput as error:
@@ -410,7 +410,9 @@ class ToolDefinition(Definition):
     def _name_suits_models(cls, name: str) -> str:
         # What the Messages API takes as a tool's name.
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
-            raise ValueError("a tool's name has letters, digits, _ and - only, 64 at most: models call it by that name")
+            raise ValueError(
+                "a tool's name must have only letters, digits, _ and -, 64 at most: models call it by that name"
+            )
         return name
 
     @model_validator(mode="after")
@@ -422,7 +424,7 @@ class ToolDefinition(Definition):
             )
         if self.type == "function":
             if self.effect not in (None, "pure"):
-                raise ValueError("a sandboxed function has no effect on the world: effect is pure")
+                raise ValueError("a sandboxed function has no effect on the world: effect must be pure")
             self.effect = "pure"
         if self.http is not None and self.http.method == "GET":
             self.effect = self.effect or "idempotent"
@@ -516,7 +518,7 @@ def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
     """
     place = f"{where}: " if where else ""
     if not isinstance(data, dict):
-        raise InvalidDefinition(f"{place}a definition is an object with `kind`, not {type(data).__name__}.")
+        raise InvalidDefinition(f"{place}a definition must be an object with `kind`, not {type(data).__name__}.")
     kind = data.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         raise InvalidDefinition(f"{place}`kind` must be agent, tool or function, not {repr(kind)[:100]}.")

@@ -49,7 +49,7 @@ class SecretStore:
             self._box = MultiFernet([Fernet(key.strip()) for key in settings.require_secret_key().split(",")])
         except ValueError:
             raise NotConfigured(
-                "MINION_SECRET_KEY is not a key: 32 bytes in URL-safe Base64. `minion secrets key` makes one."
+                "MINION_SECRET_KEY is no key: it must be 32 bytes in URL-safe Base64. `minion secrets key` makes one."
             ) from None
 
     def set(self, connection: Connection, name: str, value: str) -> None:
@@ -59,9 +59,11 @@ class SecretStore:
             InvalidInput: its name or its size cannot be.
         """
         if not NAME.fullmatch(name):
-            raise InvalidInput(f"{name[:100]!r} is no name for a secret: a letter, then letters, digits, _ . and -.")
+            raise InvalidInput(
+                f"{name[:100]!r} is no name for a secret: it must be a letter, then letters, digits, _ . and -."
+            )
         if not 0 < len(value.encode()) <= MAX_BYTES:
-            raise InvalidInput(f"A secret has 1 to {MAX_BYTES} bytes.")
+            raise InvalidInput(f"A secret must have 1 to {MAX_BYTES} bytes.")
         ciphertext = self._box.encrypt(value.encode()).decode()
         connection.execute(SET, {"namespace": self.namespace, "name": name, "ciphertext": ciphertext})
 

@@ -45,8 +45,17 @@ def default_data_dir() -> Path:
     name = hashlib.sha256(str(installation_root()).encode()).hexdigest()[:16]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         return Path("/var/lib/minions") / name
+    return user_state_dir() / name
+
+
+def user_state_dir() -> Path:
+    """Where programs of this user keep what they have to remember about Minions.
+
+    Raises:
+        NotConfigured: the user has no home folder.
+    """
     state_home = os.environ.get("XDG_STATE_HOME") or str(_home() / ".local" / "state")
-    return Path(state_home) / "minions" / name
+    return Path(state_home) / "minions"
 
 
 def _home() -> Path:
@@ -160,7 +169,9 @@ class Settings(BaseSettings):
     @classmethod
     def _lease_outlives_a_beat(cls, lease: float, others: ValidationInfo) -> float:
         if lease < 2 * others.data.get("heartbeat_seconds", 0.0):
-            raise ValueError("a lease lasts two heartbeats (MINION_HEARTBEAT_SECONDS) at least, or no worker keeps its")
+            raise ValueError(
+                "a lease must last two heartbeats (MINION_HEARTBEAT_SECONDS) at least, or no worker keeps its"
+            )
         return lease
 
     def require_database_url(self) -> str:
@@ -178,7 +189,10 @@ class Settings(BaseSettings):
             if url.startswith(prefix):
                 url = "postgresql+psycopg://" + url.removeprefix(prefix)
         if not _is_url(url, "postgresql+psycopg"):
-            raise NotConfigured("DATABASE_URL is no address like postgresql://user:password@host:5432/database.")
+            raise NotConfigured(
+                "DATABASE_URL is not the address of a database: it must be like "
+                "postgresql://user:password@host:5432/database."
+            )
         return url
 
     def require_redis_url(self) -> str:
@@ -193,8 +207,11 @@ class Settings(BaseSettings):
                 "No broker: set REDIS_URL, or start the private servers of this machine with `minion up`."
             )
         url = url.replace("redis+socket://", "unix://", 1)
-        if not _is_url(url, "redis", "rediss", "unix"):
-            raise NotConfigured("REDIS_URL is no address like redis://host:6379/0, rediss://… or unix:///path.")
+        if not _is_url(url, "redis", "rediss", "unix") or not _is_broker(url):
+            raise NotConfigured(
+                "REDIS_URL is not the address of a broker: it must be like redis://host:6379/0, rediss://… or "
+                "unix:///path."
+            )
         return url
 
     def require_broker_url(self) -> str:
@@ -265,6 +282,18 @@ class Settings(BaseSettings):
         return value if isinstance(value, str) else None
 
 
+def read_secret_files() -> None:
+    """Put secrets that come from files into the environment, for child processes whose secrets are chosen by name.
+
+    Raises:
+        NotConfigured: a file cannot be read.
+    """
+    for name, value in SecretFiles(Settings)().items():
+        variable = str(Settings.model_fields[name].validation_alias or f"MINION_{name.upper()}")
+        os.environ[variable] = value
+        del os.environ[f"{variable}_FILE"]
+
+
 def _is_alive(pid: Any) -> bool:
     """Whether a process of that number runs; after a `kill -9` the file outlives it."""
     try:
@@ -299,6 +328,13 @@ def _is_url(url: str, *schemes: str) -> bool:
         return parts.scheme in schemes and "://" in url and (parts.port is None or parts.port > 0)
     except ValueError:
         return False
+
+
+def _is_broker(url: str) -> bool:
+    """Whether the path is one: of a socket, or a database's number, without which Celery fails in a traceback."""
+    parts = urlsplit(url)
+    number = parts.path.strip("/")
+    return bool(number) if parts.scheme == "unix" else not number or number.isdecimal()
 
 
 def _is_network(text: str) -> bool:

@@ -11,13 +11,14 @@ from sqlalchemy import Connection, Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared import lifecycle
-from shared.errors import InvalidInput, MinionError
+from shared.errors import InvalidInput, MinionError, UnknownAgent
 from shared.json_schema import Schema
 from shared.json_values import check
 from shared.lifecycle import Accepted
 from shared.messages import checked_input, coerce_all
 from shared.schemas import TaskRequest
 from shared.settings import get_settings
+from shared.suggestions import similar_agents
 
 # An agent without an input schema takes what the function or tool takes that its version pins. A sequential chain takes
 # what its first agent takes now (but messages, which are the first agent's to read).
@@ -97,7 +98,12 @@ def prepare(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: st
         MinionError: the first that is refused; `detail["index"]` says which, where there are several.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        return _prepare_all(connection, requests, submitted_by)
+        try:
+            return _prepare_all(connection, requests, submitted_by)
+        except UnknownAgent as error:
+            asked = requests[error.detail.get("index", 0)]
+            similar = similar_agents(connection, asked.namespace, asked.agent or "")
+            raise UnknownAgent(error.message + similar, **error.detail) from None
 
 
 def prepare_each(

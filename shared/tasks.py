@@ -14,12 +14,15 @@ from sqlalchemy import Connection, RowMapping, TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
 
-from shared.errors import NotFound
+from shared.errors import AmbiguousId, NotFound
 from shared.key_order import in_order
 from shared.schemas import AgentResponse, Usage
 from shared.states import FINAL, State
 
 MAX_PAGE = 1000
+MOST_OUTPUTS = 100  # tasks of a page that shows their outputs
+MOST_OUTPUT_BYTES = 8 << 20
+MOST_CANDIDATES = 10
 UNROUTED = "(unrouted)"  # in counts: tasks whose message has not been routed to an agent yet
 
 # The tasks of a page: without input, messages and output, which may be megabytes each.
@@ -71,6 +74,22 @@ USAGE = text(
     "SELECT COALESCE(sum(input_tokens), 0), COALESCE(sum(output_tokens), 0), COALESCE(sum(cost_microdollars), 0) "
     "FROM executions WHERE task_id = :task"
 )
+STARTING = text(
+    "SELECT t.id, t.agent_name, s.state FROM tasks t JOIN task_status s ON s.task_id = t.id "
+    "WHERE t.id BETWEEN :first AND :last AND s.task_id BETWEEN :first AND :last ORDER BY t.id DESC LIMIT :most"
+)
+# The first output always comes, however large it is.
+OUTPUTS = text(
+    """
+    SELECT id, fits, CASE WHEN fits THEN output END AS output FROM (
+        SELECT o.task_id AS id, COALESCE(o.output, c.value) AS output,
+               COALESCE(sum(octet_length(COALESCE(o.output, c.value)::text)) OVER newest <= :most, true)
+                   OR row_number() OVER newest = 1 AS fits
+            FROM task_outcomes o LEFT JOIN contents c ON c.sha256 = o.output_sha256 WHERE o.task_id = ANY (:tasks)
+            WINDOW newest AS (ORDER BY o.task_id DESC)
+    ) sized
+    """
+).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)))
 EXISTS = text("SELECT EXISTS (SELECT 1 FROM tasks WHERE id = :task)")
 TREE = text(
     "WITH RECURSIVE tree AS ("  # noqa: S608 - only fragments of this module, here and below
@@ -141,13 +160,48 @@ def get_task(connection: Connection, task: UUID) -> dict[str, Any]:
     return in_order(row, "input", "output")
 
 
-def list_tasks(connection: Connection, chosen: TaskFilter, *, limit: int, before: UUID | None = None) -> Page:
-    """The newest tasks first, without input, messages and output.
+def find_task(connection: Connection, digits: str) -> UUID:
+    """Return the task whose id begins with these hexadecimal digits.
+
+    Raises:
+        NotFound: there is no such task.
+        AmbiguousId: there are several; `detail["candidates"]` has some of their ids, the newest first.
+    """
+    first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+    values = {"first": first, "last": last, "most": MOST_CANDIDATES + 1}
+    found = connection.execute(STARTING, values).all()
+    if not found:
+        raise NotFound(f"There is no task whose id begins with {digits}.")
+    if len(found) == 1:
+        return UUID(str(found[0].id))
+    candidates = found[:MOST_CANDIDATES]
+    listed = ", ".join(f"{task.id} ({task.agent_name or 'not routed'}, {task.state})" for task in candidates)
+    more = " and more" if len(found) > MOST_CANDIDATES else ""
+    raise AmbiguousId(
+        f"More than one task has an id that begins with {digits}: {listed}{more}. Give more characters: an id begins "
+        "with the time of its task, so tasks of the same minute share 8 characters, and of the same moment 12.",
+        candidates=[str(task.id) for task in candidates],
+    )
+
+
+def list_tasks(
+    connection: Connection,
+    chosen: TaskFilter,
+    *,
+    limit: int,
+    before: UUID | None = None,
+    with_outputs: bool = False,
+) -> Page:
+    """The newest tasks first, without input and messages.
 
     Args:
         limit: how many at most.
         before: the `next` of the page before this one.
+        with_outputs: with the outputs too. A page then ends after `MOST_OUTPUTS` tasks, or where their outputs would
+            be more than `MOST_OUTPUT_BYTES`, but not before its first task.
     """
+    if with_outputs:
+        return _with_outputs(connection, list_tasks(connection, chosen, limit=min(limit, MOST_OUTPUTS), before=before))
     conditions, values = _conditions(chosen)
     if before is not None:
         conditions, values = [*conditions, CONDITIONS["before"]], {**values, "before": before}
@@ -158,6 +212,19 @@ def list_tasks(connection: Connection, chosen: TaskFilter, *, limit: int, before
     )
     rows = connection.execute(statement, {**values, "most": limit + 1}).mappings().all()
     return page_of(rows, limit, "id")
+
+
+def _with_outputs(connection: Connection, page: Page) -> Page:
+    """The page with outputs, cut off where they are too large together."""
+    values = {"tasks": [task["id"] for task in page.items], "most": MOST_OUTPUT_BYTES}
+    found = {row.id: row for row in connection.execute(OUTPUTS, values)}
+    items: list[dict[str, Any]] = []
+    for task in page.items:
+        ended = found.get(task["id"])
+        if ended is not None and not ended.fits and items:
+            return Page(items, str(items[-1]["id"]))
+        items.append({**task, "output": ended and ended.output})
+    return Page(items, page.next)
 
 
 def count_tasks(connection: Connection, chosen: TaskFilter) -> dict[str, dict[str, int]]:

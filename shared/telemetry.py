@@ -17,6 +17,7 @@ from sentry_sdk.utils import BadDsn
 
 from shared.errors import NotConfigured
 from shared.settings import Settings
+from shared.visible_text import visible
 
 # Celery tells again what the minion tells with more fields.
 QUIET = (
@@ -58,10 +59,12 @@ def _configure_logs(settings: Settings, component: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(default=str)
+    renderers: list[Any] = (
+        [_visible, structlog.dev.ConsoleRenderer()] if console else [structlog.processors.JSONRenderer(default=str)]
+    )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[structlog.stdlib.ExtraAdder(), *common],
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
@@ -81,6 +84,11 @@ def _configure_logs(settings: Settings, component: str) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(component=component)
+
+
+def _visible(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Text that a terminal shows and does not obey: errors quote models, functions and callers."""
+    return {name: visible(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
 def _configure_sentry(settings: Settings, component: str) -> None:

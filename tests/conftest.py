@@ -54,6 +54,7 @@ def servers() -> Iterator[EmbeddedServers]:
         env.setenv("REDIS_URL", addresses.redis_url)
         env.setenv("MINION_API_KEY", secrets.token_urlsafe(16))
         env.setenv("MINION_DATA_DIR", str(folder / "minion"))
+        env.setenv("XDG_STATE_HOME", str(folder / "state"))
         for name in ("MINION_API_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "SENTRY_DSN"):
             env.delenv(name, raising=False)
         forget_process_state()

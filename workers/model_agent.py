@@ -116,7 +116,7 @@ class ModelAgent(BaseAgent):
         if not said:
             raise InvalidInput(
                 f"What {self.name!r} was given holds nothing that a person said: its `input`, or one of its `messages` "
-                "from the user, has to have text that is not blank."
+                "from the user, must have text that is not blank."
             )
         return said
 

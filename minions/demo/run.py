@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from minions.client import Client
 from minions.demo import AGENTS, UPGRADE, report
@@ -112,7 +112,7 @@ class Demo:
         self.console.print(_tasks_table(result["tasks"], result["latency"]))
         self.show_findings(result["findings"])
         if not result["ok"]:
-            self.console.print(f"The audit {root.state}: {escape(_message(root.error))}")
+            self.console.print(f"The audit {root.state}: {_message(root.error)}", markup=False)
         return result
 
     def failed_distributions(self, root: Task) -> list[Task]:
@@ -169,17 +169,18 @@ class Demo:
 
     def show_findings(self, findings: list[str]) -> None:
         """Prints the most surprising findings."""
-        self.console.print("\n[bold]Most surprising[/bold]")
+        self.console.print("\nMost surprising", style="bold")
         for finding in findings:
-            self.console.print(f"  • {escape(finding)}")
+            self.console.print(f"  • {finding}", markup=False)
         self.console.print()
 
     def show_places(self, result: dict[str, Any]) -> None:
         """Prints where to look."""
         if result["commentary"]:
-            self.console.print(f"[bold]The reporting agent says[/bold]\n  {escape(result['commentary'][:800])}\n")
+            self.console.print("The reporting agent says", style="bold")
+            self.console.print(f"  {result['commentary'][:800]}\n", markup=False)
         for what, place in {"Report": result["report"], **self.places}.items():
-            self.console.print(f"[bold]{what}[/bold]  {escape(str(place))}", soft_wrap=True)
+            self.console.print(Text.assemble((what, "bold"), f"  {place}"), soft_wrap=True)
 
 
 def run(
@@ -213,7 +214,7 @@ def run(
     result = Demo(client, shown, data_dir, apply, places or {}, timeout).run()
     if as_json:
         # Not print_json, which would colour it on a terminal and wrap it in a narrow one.
-        console.file.write(json.dumps({**result, "places": dict(places or {})}, ensure_ascii=False) + "\n")
+        console.out(json.dumps({**result, "places": dict(places or {})}, ensure_ascii=False), highlight=False)
     return 0 if result["ok"] else 1
 
 
@@ -267,7 +268,7 @@ def _name(task: Task) -> str:
 def _reasons_table(reasons: Mapping[str, list[str]]) -> Table:
     table = Table("Why", "How many", "Which", title="Could not be judged")
     for reason, names in reasons.items():
-        table.add_row(escape(reason), str(len(names)), escape(", ".join(sorted(names))))
+        table.add_row(Text(reason), str(len(names)), Text(", ".join(sorted(names))))
     return table
 
 

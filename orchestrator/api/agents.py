@@ -14,6 +14,7 @@ from orchestrator.api import problems
 from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Text
 from shared.errors import UnknownAgent
 from shared.schemas import content_in_order
+from shared.suggestions import similar_agents
 from shared.tasks import Page, page_of
 
 LIST = text(
@@ -81,7 +82,8 @@ def get_agent(name: Text, query: Namespace, database: Database) -> dict[str, Any
     with database.connect() as connection:
         row = connection.execute(GET, {"namespace": query.namespace, "name": name}).mappings().one_or_none()
         if row is None:
-            raise UnknownAgent(f"There is no agent named {name!r}. `minion agents` lists them.")
+            similar = similar_agents(connection, query.namespace, name)
+            raise UnknownAgent(f"There is no agent named {name!r}. `minion agents` lists them.{similar}")
         definition = content_in_order(row["definition"], row["key_order"])
         versions = list(connection.execute(VERSIONS, {"agent": row["id"]}).mappings())
         return {**row, "definition": definition, "versions": versions}

@@ -15,6 +15,7 @@ from starlette.responses import StreamingResponse
 from orchestrator.api import problems
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.parameters import Database, StrictQuery
+from orchestrator.api.task_ids import TaskId
 from shared.errors import InvalidInput
 from shared.events import TaskEvent, last_event
 from shared.tasks import no_such_task
@@ -50,7 +51,7 @@ class EventsQuery(StrictQuery):
     },
 )
 async def follow_task(
-    task_id: UUID,
+    task_id: TaskId,
     query: Annotated[EventsQuery, Query()],
     request: Request,
     database: Database,

@@ -156,7 +156,7 @@ def _filter(connection: Connection, asked: ReplayRequest) -> TaskFilter:
 def _function_version(connection: Connection, namespace: str, written: str) -> UUID:
     name, _, number = written.partition("@")
     if not number.isdecimal() or len(number) > 9:
-        raise InvalidInput(f"A function version is written NAME@NUMBER, not {written!r}.")
+        raise InvalidInput(f"A function version must be written NAME@NUMBER, not {written!r}.")
     values = {"namespace": namespace, "name": name, "number": int(number)}
     found: UUID | None = connection.scalar(FUNCTION_VERSION, values)
     if found is None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Query
 from pydantic import Field, StringConstraints
+from sqlalchemy import Connection
 
 from orchestrator.api.parameters import PageQuery, StrictQuery, Text
+from orchestrator.api.task_ids import TaskRef, task_id_of
 from shared.schemas import Moment
 from shared.states import State
-from shared.tasks import TaskFilter
+from shared.tasks import MOST_OUTPUTS, TaskFilter
+
+IDS = ("root_id", "parent_id", "replay_of")
 
 Label = Annotated[str, StringConstraints(pattern=r"^[^:\x00]+:[^\x00]*$", max_length=1000)]
 
@@ -25,23 +29,30 @@ class TaskQuery(StrictQuery):
     capability: Text | None = None
     key: Text | None = Field(None, description="The tenant.")
     label: list[Label] = Field([], description="`name:value`; all of them.", examples=[["team:search"]])
-    root_id: UUID | None = None
-    parent_id: UUID | None = None
-    replay_of: UUID | None = None
+    root_id: TaskRef | None = None
+    parent_id: TaskRef | None = None
+    replay_of: TaskRef | None = None
     conversation_id: Text | None = None
+    error_fingerprint: Text | None = Field(None, description="Failed with this error: see `/v1/dead-letters`.")
+    unreplayed: bool = Field(False, description="Only those that have no replay.")
     created_after: Moment | None = Field(None, description="Inclusive, with a time zone.")
     created_before: Moment | None = Field(None, description="Exclusive, with a time zone.")
 
-    def chosen(self) -> TaskFilter:
-        """The filter for `shared.tasks`."""
-        plain = self.model_dump(include=set(TaskQuery.model_fields) - {"state", "label"})
+    def chosen(self, connection: Connection) -> TaskFilter:
+        """Return the filter for `shared.tasks`, with whole ids."""
+        others = {"state", "label", "unreplayed"}
+        plain: dict[str, Any] = self.model_dump(include=set(TaskQuery.model_fields) - others, exclude_none=True)
+        ids = {name: task_id_of(connection, plain[name]) for name in IDS if name in plain}
         labels = dict(label.split(":", 1) for label in self.label)
-        return TaskFilter(**plain, states=tuple(self.state), labels=labels)
+        return TaskFilter(
+            **{**plain, **ids}, states=tuple(self.state), labels=labels, unreplayed=True if self.unreplayed else None
+        )
 
 
 class TaskPageQuery(TaskQuery, PageQuery):
     """Filters, and which page."""
 
+    outputs: bool = Field(False, description=f"With their outputs: {MOST_OUTPUTS} tasks and 8 MB a page at most.")
     cursor: UUID | None = Field(None, description="The `next` of the page before.")
 
 

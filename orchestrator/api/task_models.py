@@ -46,6 +46,7 @@ class TaskSummary(BaseModel):
     queued_at: datetime | None
     updated_at: datetime
     finished_at: datetime | None
+    output: Any = Field(None, description="In lists only where it is asked for, by `outputs`.")
 
 
 class Task(TaskSummary):
@@ -53,7 +54,6 @@ class Task(TaskSummary):
 
     input: Any = None
     messages: list[Any] | None
-    output: Any = None
     origin_id: UUID = Field(description="The first task of its chain of replays; its own id if it is none.")
     agent_version_id: UUID | None
     traceparent: str | None
@@ -153,7 +153,7 @@ class ReplayRequest(BaseModel):
         if self.from_step is None and "edited_output" in self.model_fields_set:
             raise ValueError("edited_output needs from_step: the step whose output it is")
         if self.from_step is not None and self.pinned is False:
-            raise ValueError("a journal fits only the versions that wrote it: a replay from a step is always pinned")
+            raise ValueError("a journal fits only the versions that wrote it: a replay from a step must be pinned")
         return self
 
 

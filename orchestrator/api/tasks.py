@@ -15,6 +15,7 @@ from orchestrator.api.actors import Actor
 from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.parameters import Database, ItemPage, NumberedPage, StrictQuery
 from orchestrator.api.task_filters import TaskPage, Tasks, TreePage
+from orchestrator.api.task_ids import TaskId
 from orchestrator.api.task_models import (
     BULK_LIMIT,
     BulkResult,
@@ -98,18 +99,19 @@ def submit_tasks(sent: body.BulkBody, database: Database) -> dict[str, Any]:
     return {"tasks": [{"id": task.task_id, "created": task.created} for task in accepted]}
 
 
-@router.get("", response_model=ItemPage[TaskSummary])
+@router.get("", response_model=ItemPage[TaskSummary], response_model_exclude_unset=True)
 def list_tasks(query: TaskPage, database: Database) -> Page:
     """Tasks, the newest first."""
     with database.connect() as connection:
-        return tasks.list_tasks(connection, query.chosen(), limit=query.limit, before=query.cursor)
+        chosen = query.chosen(connection)
+        return tasks.list_tasks(connection, chosen, limit=query.limit, before=query.cursor, with_outputs=query.outputs)
 
 
 @router.get("/counts", response_model=Counts)
 def count_tasks(query: Tasks, database: Database) -> dict[str, Any]:
     """How many tasks stand in which state, in all and for each capability."""
     with database.connect() as connection:
-        by_capability = tasks.count_tasks(connection, query.chosen())
+        by_capability = tasks.count_tasks(connection, query.chosen(connection))
     by_state: dict[str, int] = {}
     for counts in by_capability.values():
         for state, number in counts.items():
@@ -119,7 +121,7 @@ def count_tasks(query: Tasks, database: Database) -> dict[str, Any]:
 
 @router.get("/{task_id}", response_model=Task, responses=problems.documented(404))
 async def get_task(
-    task_id: UUID, query: Annotated[WaitQuery, Query()], request: Request, database: Database
+    task_id: TaskId, query: Annotated[WaitQuery, Query()], request: Request, database: Database
 ) -> dict[str, Any]:
     """One task. With `wait` the answer comes when the task has ended, or when the time is up: look at `state`."""
     if not query.wait:
@@ -134,21 +136,26 @@ async def get_task(
 
 
 @router.get("/{task_id}/steps", response_model=ItemPage[Step], responses=problems.documented(404))
-def list_steps(task_id: UUID, query: NumberedPage, database: Database) -> Page:
+def list_steps(task_id: TaskId, query: NumberedPage, database: Database) -> Page:
     """The task's journal: every model call, tool call, function call, sub-task and wait."""
     with database.connect() as connection:
         return tasks.list_steps(connection, task_id, limit=query.limit, after=query.cursor)
 
 
 @router.get("/{task_id}/executions", response_model=ItemPage[Execution], responses=problems.documented(404))
-def list_executions(task_id: UUID, query: NumberedPage, database: Database) -> Page:
+def list_executions(task_id: TaskId, query: NumberedPage, database: Database) -> Page:
     """Every claim of the task by a minion: who, when, how it ended, what it used."""
     with database.connect() as connection:
         return tasks.list_executions(connection, task_id, limit=query.limit, after=query.cursor)
 
 
-@router.get("/{task_id}/tree", response_model=ItemPage[TaskSummary], responses=problems.documented(404))
-def list_tree(task_id: UUID, query: TreePage, database: Database) -> Page:
+@router.get(
+    "/{task_id}/tree",
+    response_model=ItemPage[TaskSummary],
+    response_model_exclude_unset=True,
+    responses=problems.documented(404),
+)
+def list_tree(task_id: TaskId, query: TreePage, database: Database) -> Page:
     """The task and everything below it, the oldest first; `parent_id` and `depth` say how they belong together."""
     with database.connect() as connection:
         return tasks.list_tree(connection, task_id, limit=query.limit, after=query.cursor)
@@ -160,7 +167,7 @@ def list_tree(task_id: UUID, query: TreePage, database: Database) -> Page:
     responses=problems.documented(404, 413, 415),
     openapi_extra=body.documented(CancelRequest.model_json_schema(), required=False),
 )
-def cancel_task(task_id: UUID, sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
+def cancel_task(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
     """Cancels a task and everything below it. A running one is asked to stop (`cancel_requested`); one that has
     ended stays as it is. May be repeated."""
     asked = body.parse_model(CancelRequest, sent, required=False)
@@ -177,7 +184,7 @@ def cancel_task(task_id: UUID, sent: body.TaskBody, database: Database, actor: A
     openapi_extra=body.documented(ReplayRequest.model_json_schema(), required=False),
 )
 def replay_task(
-    task_id: UUID, sent: body.TaskBody, database: Database, response: Response, actor: Actor
+    task_id: TaskId, sent: body.TaskBody, database: Database, response: Response, actor: Actor
 ) -> dict[str, Any]:
     """Submits a task that has ended again, as a new task; the old one stays as it was."""
     asked = body.parse_model(ReplayRequest, sent, required=False)
@@ -186,7 +193,7 @@ def replay_task(
 
 
 @router.get("/{task_id}/why", response_model=Why, responses=problems.documented(404))
-def why(task_id: UUID, request: Request, database: Database) -> dict[str, Any]:
+def why(task_id: TaskId, request: Request, database: Database) -> dict[str, Any]:
     """Why the task is where it is: one sentence, the facts, and what would move it."""
     lease = request.app.state.settings.lease_seconds
     with database.connect() as connection:
@@ -200,7 +207,7 @@ def why(task_id: UUID, request: Request, database: Database) -> dict[str, Any]:
     responses=problems.documented(404, 409, 413, 415),
     openapi_extra=body.documented(SignalRequest.model_json_schema(), required=False),
 )
-def signal_task(task_id: UUID, name: SignalName, sent: body.TaskBody, database: Database) -> dict[str, Any]:
+def signal_task(task_id: TaskId, name: SignalName, sent: body.TaskBody, database: Database) -> dict[str, Any]:
     """Sends a signal to a task. It is kept until the task waits for it; each wait takes one."""
     payload = body.parse_model(SignalRequest, sent, required=False).payload
     check(payload, what="The payload", limit=get_settings().max_input_bytes)
@@ -215,7 +222,7 @@ def signal_task(task_id: UUID, name: SignalName, sent: body.TaskBody, database: 
     responses=problems.documented(404, 409, 413, 415),
     openapi_extra=body.documented(DecisionRequest.model_json_schema()),
 )
-def decide(task_id: UUID, sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
+def decide(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
     """Decides about a step that waits for a person: approves or rejects a call, or says what became of one.
 
     The decision names the step or the proposal that it is about, and is refused where the task waits for another.
@@ -233,7 +240,7 @@ def decide(task_id: UUID, sent: body.TaskBody, database: Database, actor: Actor)
     responses=problems.documented(404, 409, 413, 415),
     openapi_extra=body.documented(BudgetChange.model_json_schema()),
 )
-def change_budget(task_id: UUID, sent: body.TaskBody, database: Database) -> dict[str, Any]:
+def change_budget(task_id: TaskId, sent: body.TaskBody, database: Database) -> dict[str, Any]:
     """Raises the budget that the task waits for, or else its own, and wakes all who have room in it now. With `stop` it
     fails those who have none. Shows the task whose budget it is."""
     asked = body.parse_model(BudgetChange, sent)
@@ -242,7 +249,7 @@ def change_budget(task_id: UUID, sent: body.TaskBody, database: Database) -> dic
         return tasks.get_task(connection, owner)
 
 
-def _replayed(connection: Connection, task_id: UUID, asked: ReplayRequest, actor: str) -> Accepted:
+def _replayed(connection: Connection, task_id: TaskId, asked: ReplayRequest, actor: str) -> Accepted:
     if asked.from_step is None:
         return replay(connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=actor)
     edit = Edit(asked.edited_output) if "edited_output" in asked.model_fields_set else None
@@ -273,7 +280,7 @@ def _with_key(data: dict[str, Any], header: str | None) -> dict[str, Any]:
 def _parse_many(data: dict[str, Any]) -> list[TaskRequest]:
     given = data.get("tasks")
     if not isinstance(given, list) or len(data) > 1:
-        raise InvalidInput('A bulk request is {"tasks": [{"agent": "NAME", "input": {}}, …]} and nothing else.')
+        raise InvalidInput('A bulk request must be {"tasks": [{"agent": "NAME", "input": {}}, …]} and nothing else.')
     if len(given) > BULK_LIMIT:
         raise InvalidInput(f"{len(given):,} tasks in one request; at most {BULK_LIMIT:,} are accepted. Send several.")
     return [_parse_one(index, item, len(given)) for index, item in enumerate(given)]

@@ -106,7 +106,9 @@ class WebhookRequest(Filters):
     @classmethod
     def _is_a_secret(cls, secret: str | None) -> str | None:
         if secret is not None and _bytes_of(secret) not in SECRET_BYTES:
-            raise ValueError("a secret is `whsec_` and the base64 of 24 to 64 random bytes; leave it out to get one")
+            raise ValueError(
+                "a secret must be `whsec_` and the base64 of 24 to 64 random bytes; leave it out to get one"
+            )
         return secret
 
 

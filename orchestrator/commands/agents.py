@@ -11,8 +11,15 @@ from orchestrator.commands.client import connect
 from orchestrator.commands.output import AS_JSON, console, print_json, print_table
 from shared.settings import get_settings
 
-app = typer.Typer(help="Agents: list, show, activate, deprecate, disable, roll back.", invoke_without_command=True)
+app = typer.Typer(
+    help="Manage agents: list, show, activate, deprecate, disable, roll back.", invoke_without_command=True
+)
 REASON = typer.Option(None, "--reason", help="Why, for the record.")
+
+
+def register(commands: typer.Typer) -> None:
+    """Adds the commands."""
+    commands.add_typer(app, name="agents")
 
 
 @app.callback()
@@ -66,7 +73,9 @@ def disable(name: str, reason: str | None = REASON) -> None:
 
 @app.command()
 def rollback(
-    name: str, to: int = typer.Option(..., "--to", help="The version to go back to."), reason: str | None = REASON
+    name: str,
+    to: int = typer.Option(..., "--to", min=1, help="The version to go back to."),
+    reason: str | None = REASON,
 ) -> None:
     """Make an earlier version the active one, until a new text is applied."""
     _change(lambda registry: registry.roll_back(name, to, reason))

@@ -7,6 +7,7 @@ import typer
 from minions import Task
 from orchestrator.commands.client import connect
 from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from orchestrator.commands.task_ids import TASK
 
 
 def register(app: typer.Typer) -> None:
@@ -15,15 +16,15 @@ def register(app: typer.Typer) -> None:
 
 
 def budget(
-    task_id: str = typer.Argument(help="The id of a task that has a budget, or waits for one."),
+    task_id: str = TASK,
     add_tokens: int | None = typer.Option(None, min=1, help="Raise its tokens by so many."),
-    add_dollars: float | None = typer.Option(None, help="Raise its dollars by so many."),
+    add_dollars: float | None = typer.Option(None, min=0.000001, help="Raise its dollars by so many."),
     add_steps: int | None = typer.Option(None, min=1, help="Raise its steps by so many."),
-    add_seconds: float | None = typer.Option(None, help="Let it go on for so many seconds more."),
-    stop: bool = typer.Option(False, "--stop", help="Fail who waits for it, and whoever finds no room from now on."),
+    add_seconds: float | None = typer.Option(None, min=0.000001, help="Let it continue for so many seconds more."),
+    stop: bool = typer.Option(False, "--stop", help="Fail the tasks that wait for it or need more of it."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Show a task's budget; raise or stop the one that it waits for."""
+    """Show a task's budget, or raise or stop the one that it waits for."""
     asked = (add_tokens, add_dollars, add_steps, add_seconds)
     with connect() as client:
         if stop or any(value is not None for value in asked):

@@ -14,10 +14,10 @@ import typer
 from minions import Client
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.output import AS_JSON, console, interactive, print_json
+from orchestrator.commands.task_ids import TASK
 from orchestrator.commands.tasks import plain, read_input
 from shared.errors import Conflict
 
-TASK = typer.Argument(help="The task's id.")
 STEP = typer.Option(None, "--step", min=1, help="The number of the step that you decide about; asks nothing.")
 PROPOSAL = typer.Option(
     None, "--proposal", metavar="HASH", help="The proposal, as `minion why` names it; asks nothing."

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import typer
-from rich.text import Text
 
-from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table, print_text, styled
 from shared.errors import FileFault
 from shared.settings import get_settings
 
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from shared.definitions import Change
 
 STYLES = {"created": "green", "changed": "yellow", "unchanged": "dim"}
+WOULD = {"created": "would create", "changed": "would change"}
+WIDTH = 1 + max(map(len, (*STYLES, *WOULD.values())))
 
 
 def register(app: typer.Typer) -> None:
@@ -29,7 +30,7 @@ def migrate(
         False, "--after", help="Also take away what the previous release used, when none of its processes is left."
     ),
 ) -> None:
-    """Bring the database's schema to this release. Safe to run twice, or twice at once."""
+    """Bring the database's schema to this release; safe to run twice, or twice at once."""
     # The database layer is imported where it is needed: `minion submit` starts faster without it.
     from shared import init_db
     from shared.database import get_engine, wait_for
@@ -42,7 +43,7 @@ def migrate(
 
 
 def init() -> None:
-    """Store the default agents where they are missing. Safe to run twice, or twice at once."""
+    """Store the default agents where they are missing; safe to run twice, or twice at once."""
     from shared import init_db
     from shared.database import get_engine, wait_for_database
 
@@ -58,13 +59,13 @@ def apply(
     strict: bool = typer.Option(False, "--strict", help="Refuse what is warned of, such as an unknown model."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Store definitions of agents, tools and functions: a new version where something changed, all or nothing."""
+    """Store definitions of agents, tools and functions, all or none; what changed becomes a new version."""
     changes = store(path, dry_run=dry_run, strict=strict)
     if as_json:
         fields = ("kind", "name", "action", "version", "because", "warnings")
         print_json([{name: getattr(change, name) for name in fields} for change in changes])
     else:
-        tell(changes)
+        tell(changes, dry_run=dry_run)
     if dry_run and not as_json:
         console.print("Nothing was stored (--dry-run).")
 
@@ -87,21 +88,22 @@ def store(path: Path, *, dry_run: bool = False, strict: bool = False) -> list[Ch
         return store_definitions(session, definitions, dry_run=dry_run, strict=strict)
 
 
-def tell(changes: list[Change]) -> None:
-    """One line for each change."""
+def tell(changes: list[Change], *, dry_run: bool = False) -> None:
+    """Print one line for each change."""
     for change in changes:
+        action = WOULD.get(change.action, change.action) if dry_run else change.action
         because = f" (follows {change.because})" if change.because else ""
-        line = Text.assemble((f"{change.action:10}", STYLES[change.action]), f"{change.kind} {change.name}")
-        console.print(line.append(f" version {change.version}{because}"))
+        what = f"{change.kind} {change.name} version {change.version}{because}"
+        console.print(styled((f"{action:{WIDTH}}", STYLES[change.action]), what))
         for warning in change.warnings:
-            console.print(Text.assemble(("warning: ", "yellow"), warning))
+            console.print(styled(("warning: ", "yellow"), warning))
 
 
 def export(
-    folder: Path | None = typer.Argument(None, help="Write one file a definition there; left out, print them."),
-    kind: str | None = typer.Option(None, help="Only agent, tool or function."),
+    folder: Path | None = typer.Argument(None, help="Write a file for each definition there; without it, print them."),
+    kind: Literal["agent", "tool", "function"] | None = typer.Option(None, help="Only definitions of this kind."),
 ) -> None:
-    """Give the active definitions as YAML that applies again unchanged."""
+    """Write the active definitions as YAML that applies again unchanged."""
     from sqlalchemy.orm import Session
 
     from shared.database import get_engine, wait_for_database
@@ -112,7 +114,7 @@ def export(
     with Session(get_engine()) as session:
         found = [definition for definition in export_definitions(session) if kind in (None, definition.kind)]
     if folder is None:
-        typer.echo("---\n".join(dump(definition) for definition in found), nl=False)
+        print_text("---\n".join(dump(definition) for definition in found), end="")
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)

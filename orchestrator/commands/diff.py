@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import typer
-from rich.text import Text
 
 from minions import Comparison
 from minions.comparison import Difference, Record
 from orchestrator.commands.client import connect
-from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table, styled
+from orchestrator.commands.task_ids import TASK
 
 STYLES = {"-": "red", "+": "green", "@": "cyan"}
 MOST_LINES = 60
@@ -25,11 +25,11 @@ def register(app: typer.Typer) -> None:
 
 
 def diff(
-    a: str = typer.Argument(help="A task's id."),
-    b: str = typer.Argument(help="Another one's, such as its replay."),
+    a: str = TASK,
+    b: str = TASK,
     as_json: bool = AS_JSON,
 ) -> None:
-    """Compare two tasks: steps, outputs, costs. The exit code is 1 where they differ; costs alone are no difference."""
+    """Compare two tasks: steps, outputs and costs; the exit code is 1 where steps or outputs differ."""
     with connect() as client:
         found = client.diff(a, b)
     if as_json:
@@ -43,7 +43,7 @@ def diff(
 def _print(found: Comparison) -> None:
     print_table(("", "A", "B"), zip(_heads(), _facts(found.a), _facts(found.b), strict=True), empty="")
     console.print()
-    print_table(("step", "kind", "name", "differs in"), _steps(found), empty="No steps.")
+    print_table(("step", "kind", "name", "function version", "differs in"), _steps(found), empty="No steps.")
     for difference in found.differences:
         console.print()
         _print_difference(difference)
@@ -73,20 +73,24 @@ def _facts(record: Record) -> tuple[Any, ...]:
 
 def _steps(found: Comparison) -> Iterator[tuple[Any, ...]]:
     ours, theirs = ({step["number"]: step for step in record.steps} for record in (found.a, found.b))
+    versions, other_versions = found.a.function_versions(), found.b.function_versions()
     for number in sorted(ours.keys() | theirs.keys()):
         step = ours.get(number) or theirs[number]
         differs = found.of_step(number)
         if differs == ["step"]:
             differs = ["only in A" if number in ours else "only in B"]
-        yield number, step["kind"], step["name"], ", ".join(differs)
+        version = None
+        if number in versions and number in other_versions:
+            version = "the same" if versions[number] == other_versions[number] else "another"
+        yield number, step["kind"], step["name"], version, ", ".join(differs)
 
 
 def _print_difference(difference: Difference) -> None:
     where = "task" if difference.step is None else f"step {difference.step}"
-    console.print(Text(f"{where}: {difference.what}", style="bold"))
+    console.print(styled((f"{where}: {difference.what}", "bold")))
     lines = list(difflib.unified_diff(_lines(difference.a), _lines(difference.b), "A", "B", n=2, lineterm=""))
     for line in lines[:MOST_LINES]:
-        console.print(Text(line, style=STYLES.get(line[:1], "")))
+        console.print(styled((line, STYLES.get(line[:1], ""))))
     if len(lines) > MOST_LINES:
         console.print(f"… {len(lines) - MOST_LINES} more lines; --json has all.")
 

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-import typer
 from rich.text import Text
 
 from minions import TaskEvent
-from orchestrator.commands.output import STATE_STYLES, stderr
+from orchestrator.commands.output import STATE_STYLES, print_json_line, stderr, styled
+from shared.visible_text import one_line
 
 MISSED = "[…]"
+GUTTER = "│ "  # before each line of streamed text, so that no text passes for an event
 
 
 def print_lines(task_id: str, events: Iterable[TaskEvent]) -> None:
     """Each event as a JSON object in a line of its own, at once."""
     for event in events:
-        line = {"task_id": task_id, "id": event.id, "type": event.type, "data": event.data}
-        typer.echo(json.dumps(line, ensure_ascii=False))
+        print_json_line({"task_id": task_id, "id": event.id, "type": event.type, "data": event.data})
 
 
 def show_events(task_id: str, events: Iterable[TaskEvent]) -> None:
     """The task's id, streamed text as it comes, steps and states in a short line each."""
-    stderr.print(Text(f"task {task_id}", style="bold"))
+    stderr.print(styled((f"task {task_id}", "bold")))
     in_text = False
     heard: dict[int, int] = {}
     for event in events:
         if event.type == "step.text":
-            stderr.print(Text(_missed(event, heard) + event.data["text"]), end="")
+            text = _missed(event, heard) + event.data["text"]
+            stderr.print(styled("" if in_text else GUTTER, text.replace("\n", f"\n{GUTTER}")), end="")
             in_text = True
             continue
         if in_text:
@@ -38,7 +38,7 @@ def show_events(task_id: str, events: Iterable[TaskEvent]) -> None:
         in_text = False
         if event.type == "step.restarted":
             heard.pop(event.data["step"], None)
-        stderr.print(Text.assemble((f"{_time(event)} ", "dim"), _line(event)))
+        stderr.print(_line(event))
 
 
 def _missed(event: TaskEvent, heard: dict[int, int]) -> str:
@@ -52,7 +52,7 @@ def _missed(event: TaskEvent, heard: dict[int, int]) -> str:
 def _line(event: TaskEvent) -> Text:
     subject, _, what = event.type.partition(".")
     told = _step(what, event.data) if subject == "step" else _state(what, event.data)
-    return Text.assemble((told[0], STATE_STYLES.get(what, "")), told[1])
+    return styled((f"{_time(event)} ", "dim"), (one_line(told[0]), STATE_STYLES.get(what, "")), one_line(told[1]))
 
 
 def _state(state: str, data: dict[str, Any]) -> tuple[str, str]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import typer
 
 from orchestrator.commands.client import connect
-from orchestrator.commands.output import AS_JSON, console, print_json, print_table
-from shared.errors import InvalidDefinition
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table, print_text
+from shared.errors import FileFault, InvalidDefinition
 from shared.json_values import parse
 from shared.settings import get_settings
 
@@ -20,10 +20,15 @@ if TYPE_CHECKING:
     from shared.function_store import FunctionStore
 
 app = typer.Typer(
-    help="Functions: list, show, put, run, diff, deprecate, quarantine, release.", invoke_without_command=True
+    help="Manage functions: list, show, put, run, diff, deprecate, quarantine, release.", invoke_without_command=True
 )
-VERSION = typer.Option(None, "--version", help="This version instead of the active one.")
+VERSION = typer.Option(None, "--version", min=1, help="This version instead of the active one.")
 REASON = typer.Option(None, "--reason", help="Why, for the record.")
+
+
+def register(commands: typer.Typer) -> None:
+    """Adds the commands."""
+    commands.add_typer(app, name="functions")
 
 
 @app.callback()
@@ -65,8 +70,10 @@ def put(
     """Store a Python file as a function; a new version if something changed."""
     try:
         code = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidDefinition(f"{file} cannot be read: {error}.") from None
+    except OSError as error:
+        raise FileFault(f"{file} cannot be read: {error.strerror}. Name a file that can be read.") from None
+    except UnicodeDecodeError as error:
+        raise InvalidDefinition(f"{file} is not UTF-8 (byte {error.start}): a function must be UTF-8 text.") from None
     schemas = {
         "input_schema": parse(input_schema, what="--input-schema") if input_schema else None,
         "output_schema": parse(output_schema, what="--output-schema") if output_schema else None,
@@ -90,9 +97,9 @@ def run(
 
 @app.command()
 def diff(name: str, before: int = typer.Argument(), after: int = typer.Argument()) -> None:
-    """Show what changed between two versions."""
+    """Show what changed between two versions of a function."""
     with _store() as store:
-        typer.echo(store.diff(name, before, after))
+        print_text(store.diff(name, before, after))
 
 
 @app.command()
@@ -112,19 +119,19 @@ def events(name: str, as_json: bool = AS_JSON) -> None:
 
 @app.command()
 def deprecate(name: str, version: int | None = VERSION, reason: str | None = REASON) -> None:
-    """Mark a version as one to move away from; it still runs."""
+    """Mark a version of a function as one to move away from; it still runs."""
     _change(name, "deprecated", version, reason)
 
 
 @app.command()
 def quarantine(name: str, version: int | None = VERSION, reason: str | None = REASON) -> None:
-    """Refuse to run a version, everywhere, within a second."""
+    """Refuse to run a version of a function, everywhere, within a second."""
     _change(name, "quarantined", version, reason)
 
 
 @app.command()
 def release(name: str, version: int | None = VERSION, reason: str | None = REASON) -> None:
-    """Let a quarantined or deprecated version run again; its security events count anew."""
+    """Let a quarantined or deprecated version run again; its security events are counted from zero."""
     _change(name, "active", version, reason)
 
 

@@ -1,22 +1,28 @@
-"""What commands print: tables for people, JSON for programs, one line for an error."""
+"""What commands print: tables for people, JSON for programs, one line for an error.
+
+Everything that the command line prints goes through this module, and so through `shared.visible_text`: whatever a
+model, a function or a caller wrote, a terminal shows it and does not obey it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
 from minions.errors import MinionsError
 from shared import errors
 from shared.errors import InvalidInput, MinionError
+from shared.visible_text import visible
 
 STATE_STYLES = {
     "succeeded": "green",
@@ -30,19 +36,58 @@ IDS = frozenset({"id", "task", "replayed as", "would replay"})
 AS_JSON = typer.Option(False, "--json", help="Print JSON instead of a table.")
 
 
-def _on_a_terminal() -> bool:
+def on_a_terminal() -> bool:
+    """Whether standard output is a terminal."""
     # There is none where it is closed (`minion tasks >&-`).
     return sys.stdout is not None and sys.stdout.isatty()
 
 
-# Wide enough for ids where nobody's terminal sets the width.
-console = Console(highlight=False, soft_wrap=True, width=None if _on_a_terminal() else 240)
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+class SafeConsole(Console):
+    """A console that sends no control character but its own, and reads no markup in what it prints."""
+
+    def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
+        super().__init__(stderr=stderr, width=width, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make a text of a string."""
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Render what becomes of tables, texts and anything else."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
+# Wide enough for ids where no terminal sets the width.
+console = SafeConsole(width=None if on_a_terminal() else 240)
+stderr = SafeConsole(stderr=True)
+
+
+def styled(*parts: str | tuple[str, str]) -> Text:
+    """Return a text of strings and of (string, style) pairs."""
+    # Rich drops some of the control characters, and measures the others wrongly.
+    safe = [visible(part) if isinstance(part, str) else (visible(part[0]), part[1]) for part in parts]
+    return Text.assemble(*safe)
+
+
+def indented(text: str, width: int = 4) -> str:
+    """Return the text with its further lines indented, so that none of them can pass for a line of ours."""
+    return visible(text).replace("\n", "\n" + " " * width)
+
+
+def print_text(text: str, *, end: str = "\n", err: bool = False) -> None:
+    """Print text as it is, neither wrapped nor styled."""
+    typer.echo(visible(text) + end, nl=False, err=err)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document, indented. Times are ISO 8601, as in the API."""
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2, default=_plain))
+    """Print one JSON document, indented. Times are ISO 8601, as in the API."""
+    print_text(json.dumps(value, ensure_ascii=False, indent=2, default=_plain))
+
+
+def print_json_line(value: Any, *, err: bool = False) -> None:
+    """Print one JSON document on a line."""
+    print_text(json.dumps(value, ensure_ascii=False, default=_plain), err=err)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
@@ -84,18 +129,21 @@ def _cell(value: Any) -> Text:
     if isinstance(value, datetime):
         return Text(value.astimezone().strftime("%Y-%m-%d %H:%M:%S"))
     text = "" if value is None else str(value)
-    return Text(text, style=STATE_STYLES.get(text, ""))
+    return styled((text, STATE_STYLES.get(text, "")))
 
 
 def fail(error: MinionError | MinionsError) -> int:
-    """Prints an error to standard error, as JSON where --json was given. Returns the exit code."""
-    if "--json" in sys.argv:
-        typer.echo(
-            json.dumps({"error": {"type": error.code, "message": error.message, **error.detail}}, default=str), err=True
-        )
-    else:
-        stderr.print(Text.assemble(("Error: ", "bold red"), error.message))
+    """Print an error to standard error, as JSON where --json was given. Returns the exit code."""
+    print_error(error.code, error.message, **error.detail)
     return exit_code(error)
+
+
+def print_error(kind: str, message: str, **detail: Any) -> None:
+    """Print what was wrong to standard error: as one line, or as a JSON object where --json was given."""
+    if "--json" in sys.argv:
+        print_json_line({"error": {"type": kind, "message": message, **detail}}, err=True)
+    else:
+        stderr.print(styled(("Error: ", "bold red"), indented(message)))
 
 
 def exit_code(error: MinionError | MinionsError) -> int:
@@ -112,4 +160,4 @@ def _kinds(root: type[MinionError]) -> list[type[MinionError]]:
 
 def interactive() -> bool:
     """Whether a person watches."""
-    return _on_a_terminal() and os.environ.get("TERM") != "dumb"
+    return on_a_terminal() and os.environ.get("TERM") != "dumb"

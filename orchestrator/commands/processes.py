@@ -8,6 +8,7 @@ from importlib import import_module
 
 import typer
 
+from orchestrator.capabilities import parse_capabilities
 from orchestrator.commands.client import connect
 from orchestrator.commands.definitions import store, tell
 from orchestrator.commands.output import AS_JSON, console
@@ -21,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def orchestrator() -> None:
-    """Run an orchestrator: the API, dispatch, rescue, schedule. More than one may run."""
+    """Run an orchestrator: it serves the API, dispatches, rescues and schedules tasks. More than one may run."""
     from orchestrator.service import serve
     from shared.telemetry import configure
 
@@ -31,16 +32,19 @@ def orchestrator() -> None:
 
 
 def worker(
-    capabilities: str = typer.Argument(help="The capabilities it serves, separated by commas."),
+    capabilities: str = typer.Argument(
+        help="The capabilities it serves, separated by commas.", parser=parse_capabilities, metavar="CAPABILITIES"
+    ),
     concurrency: int = typer.Option(2, "--concurrency", "-c", min=1, help="How many tasks at once."),
     name: str | None = typer.Option(None, "--name", "-n", help="The node's name, as Celery's -n."),
     pool: str = typer.Option("prefork", "--pool", "-P", help="Celery's pool. Time limits hold on prefork only."),
 ) -> None:
-    """Run a pool of minions. The same as `celery -A workers.app worker -Q CAPABILITY -c N`."""
+    """Run a pool of minions for some capabilities."""
     from shared.database import wait_for_database
     from shared.telemetry import configure
 
     settings = get_settings()
+    settings.require_redis_url()
     configure(settings, component="worker")
     wait_for_database(settings)
     node = name or f"{capabilities.replace(',', '+')}-{os.getpid()}@%h"
@@ -60,13 +64,13 @@ def worker(
 
 
 def flower(
-    port: int = typer.Option(5555, help="The port it listens on."),
+    port: int = typer.Option(5555, min=1, max=65535, help="The port it listens on."),
     address: str = typer.Option("127.0.0.1", help="The address it listens on."),
     allow_actions: bool = typer.Option(
         False, "--allow-actions", help="Let its users control workers, such as stopping them."
     ),
 ) -> None:
-    """Run Flower. Its user is `minions`, its password the API key."""
+    """Run Flower, which shows Celery's workers and tasks. Its user is `minions`, its password the API key."""
     from orchestrator.flower import serve
     from shared.telemetry import configure
 

@@ -5,15 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 import typer
 from rich.progress import Progress
 
 from minions import Client
+from minions.transport import PAGE
 from orchestrator.commands.client import ACTOR, connect
-from orchestrator.commands.output import AS_JSON, interactive, local_time, print_json, print_table, stderr, zoned
-from orchestrator.commands.tasks import read_input
+from orchestrator.commands.output import (
+    AS_JSON,
+    interactive,
+    local_time,
+    print_json,
+    print_table,
+    print_text,
+    stderr,
+    zoned,
+)
+from orchestrator.commands.task_ids import OPTIONAL_TASKS, remember
+from orchestrator.commands.tasks import QUIET, message_of, read_input, summary
+from shared.states import State
 
 
 def register(app: typer.Typer) -> None:
@@ -23,9 +36,11 @@ def register(app: typer.Typer) -> None:
 
 
 def replay(
-    task_ids: list[str] = typer.Argument(None, help="The tasks' ids."),
+    task_ids: list[str] = OPTIONAL_TASKS,
     failed: bool = typer.Option(False, "--failed", help="All failed tasks that have not been replayed."),
-    state: list[str] = typer.Option([], "--state", "-s", help="All tasks in this state; may be repeated."),
+    state: list[State] = typer.Option(
+        [], "--state", "-s", metavar="STATE", help="All tasks in this state; may be repeated."
+    ),
     agent: str | None = typer.Option(None, "--agent", "-a", help="Only of this agent."),
     capability: str | None = typer.Option(None, help="Only on this capability's queue."),
     key: str | None = typer.Option(None, help="Only of this tenant."),
@@ -35,19 +50,24 @@ def replay(
     until: datetime | None = typer.Option(None, help="Only those created before this local time."),
     again: bool = typer.Option(False, "--again", help="Also those that have been replayed before."),
     pinned: bool | None = typer.Option(None, "--pinned/--latest", help="Run the version that ran then, or today's."),
-    from_step: int | None = typer.Option(None, metavar="N", help="Read the steps before N back, and go on from there."),
+    from_step: int | None = typer.Option(
+        None, min=1, metavar="N", help="Read the steps before N back, and continue from there."
+    ),
     edit_output: str | None = typer.Option(
         None, metavar="FILE", help="With --from-step: keep step N too, with the JSON of this file (- standard input)."
     ),
     new_keys: bool = typer.Option(
         False, "--new-keys", help="Give the calls new idempotency keys: outside systems take them for new ones."
     ),
-    rate: float = typer.Option(10.0, min=0.001, help="With filters: how many of the new tasks start in a second."),
+    rate: float = typer.Option(
+        10.0, min=0.001, max=100_000, help="With filters: how many of the new tasks start in a second."
+    ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be replayed."),
     actor: str | None = ACTOR,
+    quiet: bool = QUIET,
     as_json: bool = AS_JSON,
 ) -> None:
-    """Submit ended tasks again. The old tasks stay as they were."""
+    """Submit ended tasks again, as new tasks; the old ones stay as they were."""
     filters = {
         "states": state or None, "agent": agent, "capability": capability, "key": key, "function": function,
         "error_fingerprint": fingerprint, "created_after": zoned(since),
@@ -69,13 +89,21 @@ def replay(
             if filtered
             else _replay_each(client, task_ids, how, dry_run=dry_run)
         )
-    _print_replayed(done, dry_run=dry_run, as_json=as_json)
+    if done and done[-1]["replayed_as"]:
+        remember(done[-1]["replayed_as"])
+    _print_replayed(done, dry_run=dry_run, quiet=quiet, as_json=as_json)
 
 
 def dead_letters(
-    agent: str | None = typer.Option(None, "--agent", "-a", help="Only of this agent."), as_json: bool = AS_JSON
+    fingerprint: str | None = typer.Argument(None, help="List the tasks of this kind of error instead of the kinds."),
+    agent: str | None = typer.Option(None, "--agent", "-a", help="Only of this agent."),
+    limit: int = typer.Option(20, "--limit", "-n", min=1, max=100_000, help="With a fingerprint: how many tasks."),
+    as_json: bool = AS_JSON,
 ) -> None:
-    """List failed tasks that nobody has replayed, in groups of the same kind of error."""
+    """List the kinds of errors of failed tasks without a replay, or the tasks of one kind."""
+    if fingerprint is not None:
+        _list_dead_letters(fingerprint, agent, limit, as_json=as_json)
+        return
     with connect() as client:
         found = sorted(client.dead_letters(agent), key=lambda group: -group["tasks"])
     if as_json:
@@ -90,6 +118,22 @@ def dead_letters(
         ),
         empty="No dead letters.",
     )  # fmt: skip
+
+
+def _list_dead_letters(fingerprint: str, agent: str | None, limit: int, *, as_json: bool) -> None:
+    with connect() as client:
+        matching = client.tasks(
+            state="failed", error_fingerprint=fingerprint, unreplayed=True, agent=agent, page=min(limit, PAGE)
+        )
+        found = list(islice(matching, limit))
+    if as_json:
+        print_json([summary(task) for task in found])
+        return
+    print_table(
+        ("id", "agent", "attempts", "finished", "error"),
+        ((task.id, task.agent, task.attempts, task.finished_at, message_of(task.error)[:100]) for task in found),
+        empty=f"No failed task without a replay has the fingerprint {fingerprint}. `minion dead-letters` lists them.",
+    )
 
 
 def _replay_each(client: Client, task_ids: list[str], how: dict[str, Any], *, dry_run: bool) -> list[dict[str, Any]]:
@@ -113,9 +157,12 @@ def _progress() -> Iterator[Any]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _print_replayed(done: list[dict[str, Any]], *, dry_run: bool, as_json: bool) -> None:
+def _print_replayed(done: list[dict[str, Any]], *, dry_run: bool, quiet: bool, as_json: bool) -> None:
     if as_json:
         print_json({"replayed": done})
+    elif quiet:
+        for each in done:
+            print_text(each["task_id"] if dry_run else each["replayed_as"] or "")
     elif dry_run:
         print_table(("would replay",), ((each["task_id"],) for each in done), empty="Nothing to replay.")
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
@@ -10,13 +10,14 @@ from minions import Client
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table
 
-SCOPE = typer.Argument(help="capability, agent or key.")
-LIMIT_SCOPE = typer.Argument(help="capability, agent, key or model.")
+Scope = Literal["capability", "agent", "key"]
+LimitScope = Literal["capability", "agent", "key", "model"]
+SCOPE = typer.Argument(help="What is named.")
 NAME = typer.Argument(help="Its name.")
 EACH_NAME = typer.Argument(help="Its name; * stands for each that has no limit of its own.")
 
 limits_app = typer.Typer(
-    help="Limits: how many tasks run at once or start in a period, and how much models are asked for.",
+    help="Limit how many tasks run at once or start in a period, and how much models are asked for.",
     invoke_without_command=True,
 )
 
@@ -29,27 +30,27 @@ def register(app: typer.Typer) -> None:
 
 
 def pause(
-    scope: str = SCOPE,
+    scope: Scope = SCOPE,
     name: str = NAME,
     reason: str | None = typer.Option(None, "--reason", help="Why, for the record."),
     actor: str | None = ACTOR,
 ) -> None:
-    """Keep the tasks of a capability, an agent or a key from starting. What runs goes on."""
+    """Keep the tasks of a capability, an agent or a key from starting; running ones continue."""
     with connect(actor) as client:
         client.pause(scope, name, reason)
         console.print(f"The {scope} {name} is paused; `minion resume {scope} {name}` lets it go on.")
         _tell_if_nobody_has(client, scope, name)
 
 
-def resume(scope: str = SCOPE, name: str = NAME) -> None:
-    """Let them start again."""
+def resume(scope: Scope = SCOPE, name: str = NAME) -> None:
+    """Let the tasks of a paused capability, agent or key start again."""
     with connect() as client:
         client.resume(scope, name)
     console.print(f"The {scope} {name} goes on.")
 
 
 def pauses(as_json: bool = AS_JSON) -> None:
-    """List what is paused."""
+    """List the capabilities, agents and keys that are paused."""
     with connect() as client:
         found = client.pauses()
     if as_json:
@@ -79,7 +80,7 @@ def list_limits(as_json: bool = AS_JSON) -> None:
 
 @limits_app.command("set")
 def set_limit(
-    scope: str = LIMIT_SCOPE,
+    scope: LimitScope = SCOPE,
     name: str = EACH_NAME,
     max_running: int | None = typer.Option(None, "--max-running", min=0, help="How many run at once."),
     rate: str | None = typer.Option(
@@ -89,7 +90,7 @@ def set_limit(
     output_tokens: str | None = typer.Option(None, "--output-tokens", help="Of a model, in a period: 8000/m."),
     actor: str | None = ACTOR,
 ) -> None:
-    """Limit a capability, an agent, a key or a model; replaces the limit there is."""
+    """Limit a capability, an agent, a key or a model, in place of the limit that it has."""
     with connect(actor) as client:
         limit = client.set_limit(
             scope, name, max_running=max_running, rate=rate, input_tokens=input_tokens, output_tokens=output_tokens
@@ -100,8 +101,8 @@ def set_limit(
 
 
 @limits_app.command("remove")
-def remove_limit(scope: str = LIMIT_SCOPE, name: str = EACH_NAME) -> None:
-    """Take a limit away."""
+def remove_limit(scope: LimitScope = SCOPE, name: str = EACH_NAME) -> None:
+    """Remove a limit."""
     with connect() as client:
         client.remove_limit(scope, name)
     console.print(f"The {scope} {name} has no limit any more.")

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
 from orchestrator.commands.client import connect
 from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table
-from orchestrator.commands.tasks import labels_of, read_input
+from orchestrator.commands.task_ids import remember
+from orchestrator.commands.tasks import QUIET, labels_of, print_submitted, read_input
 
-app = typer.Typer(help="Schedules: list, show, put, enable, disable, delete, run now.", invoke_without_command=True)
+app = typer.Typer(
+    help="Manage schedules: list, show, put, enable, disable, delete, run now.", invoke_without_command=True
+)
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def register(commands: typer.Typer) -> None:
+    """Adds the commands."""
+    commands.add_typer(app, name="schedules")
 
 
 @app.callback()
@@ -62,14 +70,16 @@ def put(
     cron: str | None = typer.Option(None, help="Minute, hour, day of month, month, day of week: '30 7 * * MON-FRI'."),
     timezone: str | None = typer.Option(None, help="Of --cron, such as Europe/Berlin; UTC by default."),
     every: str | None = typer.Option(None, metavar="DURATION", help="Instead of --cron: 90s, 5m, 12h or 7d."),
-    missed: str | None = typer.Option(None, help="Runs that nobody started: skip, once (the default) or all."),
+    missed: Literal["skip", "once", "all"] | None = typer.Option(
+        None, help="Which missed runs are made up; by default once."
+    ),
     capability: str | None = typer.Option(None, help="Run on this capability's queue."),
     priority: int | None = typer.Option(None, min=-100, max=100, help="Higher runs sooner."),
     key: str | None = typer.Option(None, help="The tenant."),
     label: list[str] = typer.Option([], "--label", "-l", metavar="NAME=VALUE", help="A label; may be repeated."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Store a schedule, new or in the place of the one of that name."""
+    """Store a schedule, in place of the one of that name if there is one."""
     if (cron is None) == (every is None):
         raise typer.BadParameter("give either --cron or --every")
     request = {
@@ -98,7 +108,7 @@ def enable(name: str, as_json: bool = AS_JSON) -> None:
 
 @app.command()
 def disable(name: str, as_json: bool = AS_JSON) -> None:
-    """Stop a schedule; runs that pass meanwhile are not made up."""
+    """Stop a schedule; runs that pass in the meantime are not made up."""
     with connect() as client:
         _tell(client.change_schedule(name, enabled=False), as_json=as_json)
 
@@ -112,14 +122,12 @@ def delete(name: str) -> None:
 
 
 @app.command()
-def run(name: str, as_json: bool = AS_JSON) -> None:
+def run(name: str, quiet: bool = QUIET, as_json: bool = AS_JSON) -> None:
     """Submit a schedule's task once more, now."""
     with connect() as client:
         task = client.run_schedule(name)
-    if as_json:
-        print_json({"id": task.id, "state": task.state})
-    else:
-        console.print(f"{task.id} {task.state}")
+    remember(task.id)
+    print_submitted(task, quiet=quiet, as_json=as_json)
 
 
 def _tell(schedule: dict[str, Any], *, as_json: bool) -> None:
@@ -141,5 +149,5 @@ def _times(schedule: dict[str, Any]) -> str:
 def _seconds(duration: str) -> float:
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhd])", duration)
     if match is None:
-        raise typer.BadParameter(f"--every is a number with s, m, h or d, such as 5m, not {duration!r}")
+        raise typer.BadParameter(f"--every must be a number with s, m, h or d, such as 5m, not {duration!r}")
     return float(match[1]) * UNITS[match[2]]

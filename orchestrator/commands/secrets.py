@@ -6,12 +6,17 @@ import sys
 
 import typer
 
-from orchestrator.commands.output import AS_JSON, console, print_json, print_table
+from orchestrator.commands.output import AS_JSON, console, print_json, print_table, print_text
 from shared.errors import InvalidInput
 from shared.settings import get_settings
 
-app = typer.Typer(help="Secrets that tools refer to by name: set, list, delete, key.", no_args_is_help=True)
+app = typer.Typer(help="Manage the secrets that tools refer to by name: set, list, delete, key.", no_args_is_help=True)
 NAME = typer.Argument(help="The secret's name.")
+
+
+def register(commands: typer.Typer) -> None:
+    """Adds the commands."""
+    commands.add_typer(app, name="secrets")
 
 
 @app.command("set")
@@ -25,7 +30,7 @@ def set_secret(name: str = NAME) -> None:
     wait_for_database(get_settings())
     with transaction() as connection:
         store.set(connection, name, value)
-    console.print(f"The secret {name} is stored. A tool's header refers to it as ${{secret:{name}}}.", markup=False)
+    console.print(f"The secret {name} is stored. A tool's header refers to it as ${{secret:{name}}}.")
 
 
 def _piped() -> str:
@@ -62,7 +67,7 @@ def delete(name: str = NAME) -> None:
     wait_for_database(get_settings())
     with transaction() as connection:
         secret_store.delete_secret(connection, name)
-    console.print(f"The secret {name} is gone.", markup=False)
+    console.print(f"The secret {name} is gone.")
 
 
 @app.command()
@@ -70,4 +75,4 @@ def key() -> None:
     """Print a new key for MINION_SECRET_KEY."""
     from shared.secret_store import new_key
 
-    typer.echo(new_key())
+    print_text(new_key())

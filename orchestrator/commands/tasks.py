@@ -1,28 +1,45 @@
-"""Commands about tasks: submit, follow, tasks, show, why, cancel, signal, capabilities, workers."""
+"""Commands about tasks: submit, follow, tasks, show, why, cancel, signal."""
 
 from __future__ import annotations
 
 import sys
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
-from rich.text import Text
 
-from minions import Client, Task
+from minions import Client, Task, TaskSummary
+from minions.transport import PAGE
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.following import print_lines, show_events
-from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table, stderr, zoned
-from shared.errors import InvalidInput
+from orchestrator.commands.output import (
+    AS_JSON,
+    console,
+    indented,
+    local_time,
+    on_a_terminal,
+    print_json,
+    print_table,
+    print_text,
+    stderr,
+    styled,
+    zoned,
+)
+from orchestrator.commands.task_ids import TASK, TASKS, named, remember
+from shared.errors import FileFault
 from shared.json_values import parse
+from shared.states import State
+from shared.visible_text import one_line
 
+QUIET = typer.Option(False, "--quiet", "-q", help="Print only the new id, as where the output is no terminal.")
 COLUMNS = ("id", "agent", "state", "capability", "attempts", "created", "finished")
 
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    for command in (submit, follow, tasks, show, why, cancel, signal, capabilities, workers):
+    for command in (submit, follow, tasks, show, why, cancel, signal):
         app.command()(command)
 
 
@@ -32,7 +49,7 @@ def submit(
     message: list[str] = typer.Option([], "--message", "-m", help="Text for the agent, instead of an input."),
     capability: str | None = typer.Option(None, help="Run on this capability's queue."),
     wait: bool = typer.Option(False, "--wait", "-w", help="Wait for the outcome and print the output."),
-    timeout: float | None = typer.Option(None, help="Seconds to wait at most."),
+    timeout: float | None = typer.Option(None, min=0, help="With --wait: for so many seconds at most."),
     following: bool = typer.Option(False, "--follow", "-f", help="Show what happens, then as --wait."),
     idempotency_key: str | None = typer.Option(None, help="The same key and payload give the same task."),
     key: str | None = typer.Option(None, help="The tenant."),
@@ -41,13 +58,18 @@ def submit(
     run_at: datetime | None = typer.Option(None, help="Not before this local time."),
     conversation_id: str | None = typer.Option(None, help="The conversation that the messages belong to."),
     unique_key: str | None = typer.Option(None, help="While a task holds this key, that task is the answer."),
-    unique_while: str | None = typer.Option(None, help="Until when it holds it: pending, or running (the default)."),
+    unique_while: Literal["pending", "running"] | None = typer.Option(
+        None, help="Until when it holds the key; by default running."
+    ),
     budget: str | None = typer.Option(None, help="What it may use: JSON such as '{\"dollars\": 0.5}'."),
+    quiet: bool = QUIET,
     as_json: bool = AS_JSON,
 ) -> None:
-    """Hand in a task."""
-    if following and timeout is not None:
+    """Submit a task, and wait for its output if asked to."""
+    if timeout is not None and not wait:
         raise typer.BadParameter("--timeout goes with --wait")
+    if quiet and (wait or following or as_json):
+        raise typer.BadParameter("--quiet prints only the id: it goes without --wait, --follow and --json")
     options: dict[str, Any] = {
         "capability": capability,
         "idempotency_key": idempotency_key,
@@ -67,55 +89,82 @@ def submit(
     given = {name: value for name, value in options.items() if value is not None or name == "input"}
     with connect() as client:
         task = client.submit(None if agent == "-" else agent, **given)
+        remember(task.id)
         if following:
             _follow(client, task.id, as_json)
             return
         if wait:
-            task = client.wait(task.id, timeout=timeout)
-    _print_submitted(task, wait=wait, as_json=as_json)
+            task = client.wait(task, timeout=timeout)
+    if wait:
+        print_ended(task, as_json=as_json)
+    else:
+        print_submitted(task, quiet=quiet, as_json=as_json)
 
 
 def follow(
-    task_id: str = typer.Argument(help="The task's id."),
+    task_id: str = TASK,
     after: int = typer.Option(0, min=0, help="The id of the last event that was seen."),
     as_json: bool = typer.Option(False, "--json", help="Print each event as a line of JSON."),
 ) -> None:
-    """Show what happens to a task, as it happens, up to its end."""
+    """Show what happens to a task, live, until it has ended."""
     with connect() as client:
         _follow(client, task_id, as_json, after)
 
 
 def tasks(
-    state: str | None = typer.Option(None, "--state", "-s", help="Only in this state."),
+    state: list[State] = typer.Option(
+        [], "--state", "-s", metavar="STATE", help="Only in this state; may be repeated."
+    ),
     agent: str | None = typer.Option(None, "--agent", "-a", help="Only of this agent."),
     capability: str | None = typer.Option(None, help="Only on this capability's queue."),
-    root: str | None = typer.Option(None, "--root", help="Only this task and what is below it."),
+    key: str | None = typer.Option(None, help="Only of this tenant."),
+    label: list[str] = typer.Option([], "--label", "-l", metavar="NAME=VALUE", help="Only with this label."),
+    since: datetime | None = typer.Option(None, help="Only those created at this local time or later."),
+    until: datetime | None = typer.Option(None, help="Only those created before this local time."),
+    fingerprint: str | None = typer.Option(None, help="Only those that failed so: see `minion dead-letters`."),
+    conversation: str | None = typer.Option(None, help="Only of this conversation."),
+    root: str | None = typer.Option(
+        None, "--root", metavar="TASK", parser=named, help="Only this task and what is below it."
+    ),
+    outputs: bool = typer.Option(False, "--outputs", help="Show the outputs too."),
     limit: int = typer.Option(20, "--limit", "-n", min=1, max=100_000, help="How many, the newest first."),
     as_json: bool = AS_JSON,
 ) -> None:
     """List tasks, the newest first."""
     with connect() as client:
-        found = []
-        for task in client.tasks(state=state, agent=agent, capability=capability, root_id=root):
-            found.append(task)
-            if len(found) == limit:
-                break
+        matching = client.tasks(
+            state=state or None,
+            agent=agent,
+            capability=capability,
+            key=key,
+            labels=labels_of(label),
+            created_after=zoned(since),
+            created_before=zoned(until),
+            error_fingerprint=fingerprint,
+            conversation_id=conversation,
+            root_id=root,
+            outputs=outputs,
+            page=min(limit, PAGE),
+        )
+        found = list(islice(matching, limit))
     if as_json:
-        print_json([plain(task) for task in found])
-    else:
-        print_table(COLUMNS, (_row(task) for task in found), empty="No tasks.")
+        print_json([summary(task, outputs=outputs) for task in found])
+        return
+    columns = (*COLUMNS, "output") if outputs else COLUMNS
+    print_table(columns, (_row(task, outputs=outputs) for task in found), empty="No tasks.")
 
 
-def show(task_id: str = typer.Argument(help="The task's id."), as_json: bool = AS_JSON) -> None:
+def show(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
     """Show a task with its steps and executions."""
     with connect() as client:
-        task, steps, executions = client.get(task_id), list(client.steps(task_id)), list(client.executions(task_id))
+        task = client.get(task_id)
+        steps, executions = list(client.steps(task)), list(client.executions(task))
     if as_json:
         print_json({**plain(task), "steps": steps, "executions": executions})
         return
     for name, value in plain(task).items():
         if value not in (None, {}, 0, False) or name in ("input", "output"):
-            console.print(Text.assemble((f"{name:18}", "bold"), _short(value)))
+            console.print(styled((f"{name:18}", "bold"), indented(_short(value), 18)))
     console.print()
     print_table(
         ("step", "kind", "name", "status", "output"),
@@ -124,7 +173,7 @@ def show(task_id: str = typer.Argument(help="The task's id."), as_json: bool = A
     )
     for step in steps:
         if step["name"] == "router" and isinstance(step.get("output"), dict):
-            console.print(f"Step {step['number']} chose {_decision(step['output'])}", markup=False, soft_wrap=True)
+            console.print(f"Step {step['number']} chose {_decision(step['output'])}")
     console.print()
     print_table(
         ("claim", "outcome", "worker", "started", "finished", "cpu s", "error"),
@@ -136,7 +185,7 @@ def show(task_id: str = typer.Argument(help="The task's id."), as_json: bool = A
                 local_time(e["started_at"]),
                 local_time(e["finished_at"]),
                 None if e["cpu_seconds"] is None else round(e["cpu_seconds"], 3),
-                _message(e["error"]),
+                message_of(e["error"]),
             )
             for e in executions
         ),
@@ -145,8 +194,8 @@ def show(task_id: str = typer.Argument(help="The task's id."), as_json: bool = A
 
 
 def cancel(
-    task_ids: list[str] = typer.Argument(help="The tasks' ids."),
-    reason: str | None = typer.Option(None, help="Why; it is stored in the tasks' record."),
+    task_ids: list[str] = TASKS,
+    reason: str | None = typer.Option(None, help="Why, for the tasks' record."),
     actor: str | None = ACTOR,
     as_json: bool = AS_JSON,
 ) -> None:
@@ -160,20 +209,20 @@ def cancel(
         console.print(f"{task.id} {task.state}" + (" (asked to stop)" if task.cancel_requested else ""))
 
 
-def why(task_id: str = typer.Argument(help="The task's id."), as_json: bool = AS_JSON) -> None:
-    """Tell why a task is where it is, and what would move it."""
+def why(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
+    """Say why a task is where it is, and what would move it."""
     with connect() as client:
         found = client.why(task_id)
     if as_json:
         print_json(found)
         return
-    console.print(Text.assemble((f"{found['state']}: ", "bold"), found["sentence"]))
+    console.print(styled((f"{found['state']}: ", "bold"), one_line(found["sentence"])))
     if found["todo"]:
-        console.print(found["todo"], markup=False)
+        console.print(one_line(found["todo"]))
 
 
 def signal(
-    task_id: str = typer.Argument(help="The task's id."),
+    task_id: str = TASK,
     name: str = typer.Argument(help="The signal's name."),
     payload: str = typer.Argument("null", help="JSON that it carries; @FILE reads a file, - standard input."),
     as_json: bool = AS_JSON,
@@ -181,57 +230,18 @@ def signal(
     """Send a signal to a task. It is kept until the task waits for it."""
     with connect() as client:
         task = client.signal(task_id, name, read_input(payload))
-    _print_submitted(task, wait=False, as_json=as_json)
-
-
-def capabilities(as_json: bool = AS_JSON) -> None:
-    """List capabilities: who offers them, who serves them, what waits."""
-    with connect() as client:
-        found = client.capabilities()
     if as_json:
-        print_json(found)
-        return
-    print_table(
-        ("capability", "served", "agents", "slots", "busy", "pending", "queued", "running"),
-        (
-            (
-                c["name"],
-                "yes" if c["served"] else "NOBODY",
-                ", ".join(c["agents"]),
-                c["slots"],
-                c["busy"],
-                c["pending"],
-                c["queued"],
-                c["running"],
-            )
-            for c in found
-        ),
-        empty="No capabilities.",
-    )
-
-
-def workers(as_json: bool = AS_JSON) -> None:
-    """List workers and their heartbeats."""
-    with connect() as client:
-        found = list(client.workers())
-    if as_json:
-        print_json(found)
-        return
-    print_table(
-        ("worker", "status", "capabilities", "slots", "busy", "last seen"),
-        (
-            (w["name"], w["status"], ", ".join(w["capabilities"]), w["slots"], w["busy"], local_time(w["last_seen"]))
-            for w in found
-        ),
-        empty="No workers.",
-    )
+        print_json(plain(task))
+    else:
+        console.print(f"{task.id} {task.state}")
 
 
 def read_input(argument: str) -> Any:
     """The JSON that an argument holds: itself, `@FILE`, or - for standard input.
 
     Raises:
-        InvalidInput: it cannot be read, or is no JSON.
+        FileFault: it cannot be read.
+        InvalidInput: it is not JSON.
     """
     try:
         if argument == "-":
@@ -239,38 +249,53 @@ def read_input(argument: str) -> Any:
         if argument.startswith("@"):
             return parse(Path(argument[1:]).read_bytes(), what=f"The file {argument[1:]}")
     except OSError as error:
-        raise InvalidInput(f"The input cannot be read: {error}.") from None
+        raise FileFault(f"The input cannot be read: {error}. `@FILE` must name a file that can be read.") from None
     return parse(argument, what="The input")
 
 
 def labels_of(pairs: list[str]) -> dict[str, str]:
     """The labels that were given as NAME=VALUE."""
     if wrong := [pair for pair in pairs if "=" not in pair]:
-        raise typer.BadParameter(f"a label is NAME=VALUE, not {wrong[0]!r}")
+        raise typer.BadParameter(f"a label must be NAME=VALUE, not {wrong[0]!r}")
     return dict(pair.split("=", 1) for pair in pairs)
 
 
 def _follow(client: Client, task_id: str, as_json: bool, after: int = 0) -> None:
+    task = client.get(task_id)
     show = print_lines if as_json else show_events
-    show(task_id, client.follow(task_id, after))
-    ended = client.get(task_id)
+    show(task.id, client.follow(task, after))
+    ended = client.get(task)
     if not as_json:
-        _print_submitted(ended, wait=True, as_json=False)
+        print_ended(ended, as_json=False)
     elif not ended.succeeded:
         raise typer.Exit(1)
 
 
-def _print_submitted(task: Task, *, wait: bool, as_json: bool) -> None:
+def print_submitted(task: Task, *, quiet: bool, as_json: bool) -> None:
+    """Print a new task: only its id where a script keeps it (`TASK=$(minion submit …)`)."""
     if as_json:
         print_json(plain(task))
-    elif not wait:
+    elif quiet or not on_a_terminal():
+        print_text(task.id)
+    else:
         console.print(f"{task.id} {task.state}")
+
+
+def print_ended(task: Task, *, as_json: bool) -> None:
+    """Print what became of a task that was waited for. The exit code is 1 unless it succeeded."""
+    if as_json:
+        print_json(plain(task))
     elif task.succeeded:
         print_json(task.output)
     else:
-        stderr.print(Text.assemble((f"Task {task.id} {task.state}: ", "bold red"), _message(task.error)))
-    if wait and not task.succeeded:
+        stderr.print(styled((f"Task {task.id} {task.state}: ", "bold red"), indented(message_of(task.error))))
+    if not task.succeeded:
         raise typer.Exit(1)
+
+
+def summary(task: TaskSummary, *, outputs: bool = False) -> dict[str, Any]:
+    """A task of a list as a dictionary; its output is not known unless it was asked for."""
+    return {name: value for name, value in plain(task).items() if outputs or name != "output"}
 
 
 def plain(task: Any) -> dict[str, Any]:
@@ -291,8 +316,9 @@ def _status(step: dict[str, Any]) -> str:
     return f"{step['status']} (made by {step['copied_from']}{edited})"
 
 
-def _row(task: Any) -> tuple[Any, ...]:
-    return (task.id, task.agent, task.state, task.capability, task.attempts, task.created_at, task.finished_at)
+def _row(task: TaskSummary, *, outputs: bool) -> tuple[Any, ...]:
+    row = (task.id, task.agent, task.state, task.capability, task.attempts, task.created_at, task.finished_at)
+    return (*row, _short(task.output, 60)) if outputs else row
 
 
 def _decision(chosen: dict[str, Any]) -> str:
@@ -302,7 +328,8 @@ def _decision(chosen: dict[str, Any]) -> str:
     return f"{chosen.get('agent')}, by {chosen.get('by', 'text')}: {scores}" + (f" ({why})" if why else "")
 
 
-def _message(error: dict[str, Any] | None) -> str:
+def message_of(error: dict[str, Any] | None) -> str:
+    """The text of a task's error; empty if it has none."""
     return str((error or {}).get("message") or "")
 
 

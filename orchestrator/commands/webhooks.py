@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import typer
-from rich.text import Text
 
 from orchestrator.commands.client import connect
-from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table, stderr
+from orchestrator.commands.output import (
+    AS_JSON,
+    console,
+    local_time,
+    print_json,
+    print_table,
+    print_text,
+    stderr,
+    styled,
+)
 from orchestrator.commands.tasks import labels_of
+from shared.states import State
+from shared.visible_text import one_line
 
 app = typer.Typer(
-    help="Webhooks: list, add, show, deliveries, retry, rotate, test, enable, disable, remove.",
+    help="Manage webhooks: list, add, show, deliveries, retry, rotate, test, enable, disable, remove.",
     invoke_without_command=True,
 )
+
+
+def register(commands: typer.Typer) -> None:
+    """Adds the commands."""
+    commands.add_typer(app, name="webhooks")
 
 
 @app.callback()
@@ -55,7 +70,7 @@ def list_webhooks(as_json: bool = AS_JSON) -> None:
 def add(
     name: str,
     url: str = typer.Argument(help="Where messages go: http:// or https://."),
-    state: list[str] = typer.Option([], "--state", "-s", help="Only tasks that end so; may be repeated."),
+    state: list[State] = typer.Option([], "--state", "-s", help="Only tasks that end so; may be repeated."),
     agent: list[str] = typer.Option([], "--agent", "-a", help="Only tasks of this agent; may be repeated."),
     label: list[str] = typer.Option([], "--label", "-l", metavar="NAME=VALUE", help="Only tasks with this label."),
     all_tasks: bool = typer.Option(False, "--all-tasks", help="Also the tasks that other tasks create."),
@@ -77,11 +92,11 @@ def show(name: str) -> None:
 @app.command()
 def deliveries(
     name: str,
-    status: str | None = typer.Option(None, "--status", help="Only those that are pending, delivered or failed."),
+    status: Literal["pending", "delivered", "failed"] | None = typer.Option(None, "--status", help="Only these."),
     limit: int = typer.Option(20, "--limit", "-n", min=1, max=100_000, help="How many, the newest first."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """List what a webhook was owed, the newest first."""
+    """List the messages to a webhook and what became of them, the newest first."""
     with connect() as client:
         found = list(islice(client.webhook_deliveries(name, status=status), limit))
     if as_json:
@@ -108,7 +123,7 @@ def deliveries(
 
 @app.command()
 def retry(delivery_ids: list[str] = typer.Argument(help="The deliveries' ids."), as_json: bool = AS_JSON) -> None:
-    """Send messages again, under the same ids."""
+    """Send messages to webhooks again, under the same ids."""
     with connect() as client:
         again = [client.retry_delivery(delivery_id) for delivery_id in delivery_ids]
     if as_json:
@@ -135,20 +150,20 @@ def send_test(name: str, as_json: bool = AS_JSON) -> None:
     elif answer["delivered"]:
         console.print(f"Delivered: {answer['status']} in {answer['seconds']:g} s.")
     else:
-        stderr.print(Text.assemble(("Not delivered: ", "bold red"), str(answer["error"])))
+        stderr.print(styled(("Not delivered: ", "bold red"), one_line(str(answer["error"]))))
     if not answer["delivered"]:
         raise typer.Exit(1)
 
 
 @app.command()
 def enable(name: str) -> None:
-    """Send again what a webhook is owed."""
+    """Enable a webhook; what it is owed is sent."""
     _change(name, enabled=True)
 
 
 @app.command()
 def disable(name: str) -> None:
-    """Send nothing more; what is owed by now waits."""
+    """Disable a webhook; what it is owed waits."""
     _change(name, enabled=False)
 
 
@@ -172,4 +187,4 @@ def _print_secret(webhook: dict[str, Any], as_json: bool) -> None:
         print_json(webhook)
         return
     stderr.print(f"{webhook['name']} → {webhook['url']}. Its secret, which nothing shows again:")
-    typer.echo(webhook["secret"])
+    print_text(webhook["secret"])

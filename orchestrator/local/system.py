@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -23,13 +24,14 @@ import structlog
 
 from minions import Client
 from minions.errors import MinionsError
+from orchestrator.capabilities import parse_capabilities
 from orchestrator.local.child import Child
 from shared.database import close_engine, get_engine
 from shared.embedded import EmbeddedServers
 from shared.errors import InvalidInput, Unavailable
 from shared.init_db import init, migrate
 from shared.secret_store import new_key
-from shared.settings import RUN_FILE, Settings, get_settings
+from shared.settings import RUN_FILE, Settings, get_settings, read_secret_files
 
 log = structlog.get_logger(__name__)
 
@@ -61,9 +63,12 @@ def parse_pool(text: str) -> Pool:
         InvalidInput: it is not of that form.
     """
     capabilities, _, number = text.partition("=")
-    if not capabilities or (number and not number.isdigit()) or number == "0":
-        raise InvalidInput(f"A pool is CAPABILITIES=N, such as inspect,classify=4, not {text!r}.")
-    return Pool(capabilities, int(number) if number else DEFAULT_CONCURRENCY)
+    if number and not re.fullmatch("0*[1-9][0-9]{0,4}", number):
+        raise InvalidInput(f"The pool {text!r} is not valid: it must be CAPABILITIES=N, such as inspect,classify=4.")
+    try:
+        return Pool(parse_capabilities(capabilities), int(number) if number else DEFAULT_CONCURRENCY)
+    except ValueError as error:
+        raise InvalidInput(f"The pool {text!r} is not valid: {error}") from None
 
 
 def running_system(settings: Settings) -> dict[str, str] | None:
@@ -174,6 +179,7 @@ class LocalSystem:
 
     def _start_servers(self) -> None:
         """The private servers, where the environment names none."""
+        read_secret_files()
         environment: dict[str, str] = {}
         if self.settings.database_url is None or self.settings.redis_url is None:
             self.servers = EmbeddedServers(self.settings.data_dir)

@@ -71,7 +71,8 @@ def up(environment: dict[str, str]) -> Iterator[System]:
 def clean_environment(folder: Path) -> dict[str, str]:
     """This process's environment without what would lead to other servers."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(OWN)}
-    return {**kept, "MINION_DATA_DIR": str(folder), "PYTHONUNBUFFERED": "1"}
+    state = str(folder.parent / "state")
+    return {**kept, "MINION_DATA_DIR": str(folder), "XDG_STATE_HOME": state, "PYTHONUNBUFFERED": "1"}
 
 
 def run_minion(

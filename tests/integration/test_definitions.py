@@ -22,6 +22,7 @@ from shared.errors import FileFault, InvalidDefinition, NotFound
 from shared.function_store import FunctionStore, export_definitions, store_definitions
 from shared.registry import AgentRegistry
 from shared.schemas import AgentDefinition, FunctionDefinition, ToolDefinition, parse_definition
+from shared.visible_text import visible
 from tests.by_hand import NOOP, agent, at_once, function
 from tests.conftest import Define
 
@@ -438,7 +439,7 @@ def test_an_export_works_in_an_empty_database(define: Define, database: Engine) 
 texts = st.text(
     st.one_of(
         st.characters(exclude_categories=["Cs"], exclude_characters="\0"),
-        st.sampled_from(" \n\t:-#'\"|>%@`!&*?{}[],\r\x85\u2028\ufeff0123456789eE.+~yn"),
+        st.sampled_from(" \n\t:-#'\"|>%@`!&*?{}[],\r\x85\u2028\ufeff\u202e\x1b\U000e00410123456789eE.+~yn"),
     ),
     max_size=40,
 )
@@ -461,8 +462,10 @@ def test_every_text_survives_a_file(
         ToolDefinition(name="t", type="builtin", builtin=value or "x", description=code),
     ]
     file = tmp_path / "definitions.yaml"
-    file.write_text("---\n".join(map(dump, definitions)), encoding="utf-8", newline="")
+    written = "---\n".join(map(dump, definitions))
+    file.write_text(written, encoding="utf-8", newline="")
     assert load(file) == definitions
+    assert visible(written) == written
 
 
 # ------------------------------------------------------------------------------------------------------ files
@@ -542,28 +545,27 @@ def test_plain_words_mean_what_they_mean_in_json(tmp_path: Path) -> None:
         (HEAD + 'input_schema: {default: "a\\0"}\n', r"U\+0000"),
         (HEAD + "type: function\n", "exactly one of `function`, `tool` or `relations`"),
         (HEAD + "type: function\ntool: a\nfunction: b\n", "exactly one of .* not function and tool"),
-        (HEAD + "type: function\ntool: a\nmodel: offline\n", "no `model` and no `tools`"),
+        (HEAD + "type: function\ntool: a\nmodel: offline\n", "must not have `model` or `tools`"),
         (HEAD + "type: function\ntool: a\nconfig: {temperature: 0.5}\n", "no model that could honour temperature"),
         (HEAD + "model: claude-sonnet-5-5\nconfig: {temperature: 0.5}\n", "cannot honour temperature=0.5"),
         (HEAD + "tool: a\n", "under `tools`"),
         ("kind: agent\nname: ''\n", "name: String should match"),
         (f"kind: agent\nname: {'x' * 101}\n", "name: String should match"),
         ("kind: agent\n", "name: Field required"),
-        ("kind: tool\nname: a.b\ntype: builtin\nbuiltin: x\n", "a tool's name has letters"),
+        ("kind: tool\nname: a.b\ntype: builtin\nbuiltin: x\n", "a tool's name must have only letters"),
         ("kind: tool\nname: a\ntype: function\nbuiltin: x\n", "needs `function:`"),
-        ("kind: tool\nname: a\ntype: function\nfunction: x\neffect: unsafe\n", "effect is pure"),
+        ("kind: tool\nname: a\ntype: function\nfunction: x\neffect: unsafe\n", "effect must be pure"),
         ("kind: tool\nname: a\ntype: teapot\n", "type: Input should be"),
         ("kind: function\nname: a-b\ncode: x\n", "is no Python name: say `entrypoint:`"),
         ("kind: function\nname: f\ncode: 5\n", "code: Input should be a valid string"),
         ("kind: function\nname: f\ncode: x\ncode_file: x.py\n", "both `code` and `code_file`"),
-        ("kind: function\nname: f\ncode_file: nothing.py\n", "code_file .*nothing.py: there is no such file"),
-        ("kind: function\nname: f\ncode_file: 5\n", "code_file is the path of a file"),
+        ("kind: function\nname: f\ncode_file: 5\n", "code_file must be the path of a file"),
         ("kind: function\nname: f\ncode: x\nconfig: {memory_limit: 1}\n", "memory_limit"),
         ("kind: function\nname: f\ncode: x\nconfig: {timeout: 0}\n", "timeout"),
         ("kind: function\nname: f\ncode: x\nconfig: {allowed_imports: ['os; x']}\n", "is not a module's name"),
         ("kind: recipe\n", "`kind` must be agent, tool or function, not 'recipe'"),
         ("kind: [agent]\n", "`kind` must be"),
-        ("5\n", "a definition is an object with `kind`, not int"),
+        ("5\n", "a definition must be an object with `kind`, not int"),
         ("kind: [\n", "is not valid YAML"),
         (b"\xff\xfe", "is not UTF-8"),
         ("[" * 5000, "nested too deeply"),
@@ -596,5 +598,9 @@ def test_json_files_are_strict_json(tmp_path: Path, content: str, message: str) 
 def test_paths_without_definitions_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidDefinition, match=r"holds no .yaml, .yml, .json file"):
         load(tmp_path)
-    with pytest.raises(InvalidDefinition, match="no such file or folder"):
+    with pytest.raises(FileFault, match="no such file or folder"):
         load(tmp_path / "nothing")
+    with pytest.raises(FileFault, match=r"code_file .*nothing\.py: there is no such file"):
+        loaded(tmp_path, "kind: function\nname: f\ncode_file: nothing.py\n")
+    with pytest.raises(InvalidDefinition, match="there are no definitions in it"):
+        loaded(tmp_path, "# nothing yet\n---\n")

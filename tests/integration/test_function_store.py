@@ -240,7 +240,7 @@ def test_an_output_that_breaks_the_schema_is_refused(store: FunctionStore) -> No
 @pytest.mark.parametrize("arguments", [[1], "x", 5, True])
 def test_arguments_are_an_object(store: FunctionStore, arguments: Any) -> None:
     store_function(store, "double", DOUBLE)
-    with pytest.raises(InvalidInput, match="is an object, not"):
+    with pytest.raises(InvalidInput, match="must be an object, not"):
         execute(store, "double", arguments)
 
 

@@ -149,7 +149,7 @@ def test_thinking_and_effort(ask: Any, agent: Any, api: MessagesApi, config: Any
     [
         ({"thinking": 4096}, "max_tokens holds the thinking too"),
         ({"thinking": 1000}, "greater than or equal to 1024"),
-        ({"thinking": "adaptive", "temperature": 0.5}, "takes no temperature"),
+        ({"thinking": "adaptive", "temperature": 0.5}, "must not have temperature"),
     ],
 )
 def test_settings_that_no_model_could_honour(agent: Any, config: Any, message: str) -> None:

@@ -112,7 +112,7 @@ def test_a_choice_is_paid_for_once(router: Any, api: MessagesApi, tasks: Tasks, 
 
 def test_only_a_router_asks_a_model(define: Define) -> None:
     config = {"capabilities": ["work"], "router_model": "auto"}
-    with pytest.raises(Exception, match="router_model is for chain_strategy: router"):
+    with pytest.raises(Exception, match="router_model must come with chain_strategy: router"):
         define({"kind": "agent", "name": "X", "type": "function", "relations": [{"agent": "Boats"}], "config": config})
 
 

@@ -22,7 +22,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     seen: dict[str, set[str]] = {}
 
     def start(command: list[str], *, env: dict[str, str], **_: Any) -> None:
-        seen[command[3]] = SECRETS & env.keys()
+        seen[command[4]] = SECRETS & env.keys()
 
     monkeypatch.setattr(children.subprocess, "Popen", start)
     for name in SECRETS:

@@ -6,10 +6,12 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import psycopg
 import pytest
+import typer
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from orchestrator import cli
@@ -84,14 +86,75 @@ def test_every_fault_has_its_exit_code(
     assert said in capsys.readouterr().err
 
 
-def test_what_nobody_planned_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "app", _raising(LookupError("a bug")))
-    with pytest.raises(LookupError):
+def test_an_unexpected_error_shows_its_traceback_and_is_a_fault_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "app", _raising(LookupError("a bug \x1b]52;")))
+    with pytest.raises(SystemExit) as ended:
         cli.main()
+    assert ended.value.code == 70
+    assert "LookupError: a bug \\u001b]52;\nError: A fault of ours." in capsys.readouterr().err
 
 
-def _raising(error: Exception) -> Callable[[], None]:
-    def run() -> None:
+def test_ctrl_c_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.commands.tasks.connect", _raising(KeyboardInterrupt()))
+    monkeypatch.setattr(sys, "argv", ["minion", "tasks"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("submti",), "No such command 'submti'. Did you mean 'submit'? See `minion --help`."),
+        (("agents", "lst"), "Did you mean 'list'? See `minion agents --help`."),
+        (("tasks", "--limt", "3"), "No such option: --limt (Possible options: --limit). See `minion tasks --help`."),
+        (("show",), "Missing argument 'TASK'. See `minion show --help`."),
+        (("show", "a", "--json", "b"), '{"error": {"type": "usage", "message": "Got unexpected extra argument'),
+        (("answer", "a"), "give one of --result JSON, --again and --fail. See `minion answer --help`."),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["minion", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    shown = capsys.readouterr()
+    assert (ended.value.code, shown.out, shown.err.count("\n")) == (2, "", 1), shown.err
+    assert said in shown.err
+
+
+def test_shells_complete_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_MINION_COMPLETE": "complete_bash", "COMP_WORDS": "minion dead", "COMP_CWORD": "1"}.items():
+        monkeypatch.setenv(name, value)
+    done = minion()
+    assert (done.returncode, done.stdout.split()) == (0, [b"dead-letters"])
+
+
+def _commands(group: Any, path: str = "minion") -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        yield f"{path} {name}", command
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{path} {name}")
+
+
+COMMANDS = dict(_commands(typer.main.get_command(cli.app)))
+
+
+def test_every_command_says_in_a_sentence_what_it_does() -> None:
+    wrong = {path: command.help for path, command in COMMANDS.items() if not (command.help or "").endswith(".")}
+    assert wrong == {}
+
+
+def test_every_command_is_in_a_group_of_the_help() -> None:
+    groups = {name for name, _ in cli.GROUPS}
+    assert {command.rich_help_panel for path, command in COMMANDS.items() if path.count(" ") == 1} == groups
+
+
+def _raising(error: BaseException) -> Callable[..., None]:
+    def run(**_: object) -> None:
         raise error
 
     return run

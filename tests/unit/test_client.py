@@ -161,7 +161,7 @@ def test_a_stream_that_breaks_goes_on_where_it_broke_off(server: Server, client:
         DROP,
         (200, b"id: 2\nevent: task.running\ndata: {}\n\nid: 3\nevent: task.failed\ndata: {}\n\n"),
     ]
-    told = [(event.id, event.type, event.final) for event in client.follow("x")]
+    told = [(event.id, event.type, event.final) for event in client.follow(TASK["id"])]
     assert told == [
         (1, "task.accepted", False),
         (None, "step.text", False),
@@ -175,12 +175,12 @@ def test_a_stream_that_breaks_goes_on_where_it_broke_off(server: Server, client:
 def test_a_stream_that_is_refused_is_an_error(server: Server, client: Client, status: int) -> None:
     server.answers = [(status, {"detail": "No."})]
     with pytest.raises(errors.MinionsError, match=r"No\."):
-        list(client.follow("x"))
+        list(client.follow(TASK["id"]))
 
 
 def test_a_stream_of_which_all_was_read_is_empty(server: Server, client: Client) -> None:
     server.answers = [(204, b"")]
-    assert list(client.follow("x", after=3)) == []
+    assert list(client.follow(TASK["id"], after=3)) == []
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"", b"\xff"])

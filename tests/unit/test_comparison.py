@@ -35,6 +35,11 @@ def told(call: str) -> dict[str, Any]:
     return {"kind": "model_call", "input": {"messages": [{"role": "user", "content": [result]}]}}
 
 
+def called(version: str, arguments: Any) -> dict[str, Any]:
+    request = {"function": version, "arguments": arguments}
+    return {"kind": "function_call", "input": request, "function_version_id": version, "output": 1}
+
+
 def child(id: str, **fields: Any) -> dict[str, Any]:
     return {"kind": "subtask", "name": "Helper", "child_id": id, **fields}
 
@@ -60,6 +65,7 @@ def child(id: str, **fields: Any) -> dict[str, Any]:
             record({"kind": "wait", "output": {"arguments": 1, "by": "y", "at": "2"}}, id="b"),
         ),
         (record(agent_version=1), record(id="b", agent_version=2)),
+        (record(called("v1", 5)), record(called("v2", 5), id="b")),
     ],
 )
 def test_what_every_run_gives_anew_is_no_difference(a: Record, b: Record) -> None:
@@ -74,6 +80,7 @@ def test_what_every_run_gives_anew_is_no_difference(a: Record, b: Record) -> Non
         (record(input=1), record(messages=["x"]), [(None, "input", 1, ["x"])]),
         (record({"output": 1}), record({"output": 2}), [(1, "output", 1, 2)]),
         (record({"name": "x"}), record({"name": "y"}), [(1, "name", "x", "y")]),
+        (record(called("v1", 5)), record(called("v2", 6)), [(1, "input", 5, 6)]),
         (
             record(child("c"), outcomes={"c": {"output": 1, "error": None}}),
             record(child("d"), outcomes={"d": {"output": 2, "error": None}}),

@@ -213,7 +213,7 @@ def _literal_reasons() -> set[str]:
 
 def _wait_reasons() -> set[str]:
     """What a task may wait for: reasons that SQL functions and workers write, which `shared.explain` passes on."""
-    sql = "\n".join(file.read_text() for file in ROOT.glob("migrations/sql/*.sql"))
+    sql = "\n".join(file.read_text() for file in ROOT.glob("shared/sql/*.sql"))
     python = "\n".join(file.read_text() for file in ROOT.glob("workers/**/*.py"))
     chosen = re.search(r"FUNCTION minion_waits_for\(.*?\$\$;", sql, re.DOTALL)
     assert chosen

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import re
+
 from shared.errors import FunctionError, SubtaskFailed, ToolError, from_record
+from tests.processes import ROOT
 
 
 def test_what_cannot_be_stored_is_replaced() -> None:
@@ -25,3 +29,19 @@ def test_an_error_read_from_a_record_is_of_the_same_kind() -> None:
 
 def test_an_unknown_kind_of_error_is_a_tool_error() -> None:
     assert type(from_record({"type": "of_another_release", "message": "It broke."})) is ToolError
+
+
+# "The URL cannot be used: it begins with http://" reads as the reason, but is the requirement.
+OPPOSITE = re.compile(
+    r"(cannot be (used|sent|stored)|is (no|not a|not the|none)\b[^.:;]*): (it|its \w+|a \w+) "
+    r"(is|has|begins|ends|holds|takes) (?!neither|not)|\b(is|are) (a|an|always|written)\b[^.;]*, not \{"
+)
+
+
+def test_no_requirement_reads_as_the_fault() -> None:
+    files = [
+        file for folder in ("minions", "orchestrator", "shared", "workers") for file in (ROOT / folder).rglob("*.py")
+    ]
+    calls = (node for file in files for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call))
+    texts = (ast.unparse(argument) for call in calls for argument in call.args)
+    assert [text for text in texts if OPPOSITE.search(text)] == []

@@ -37,10 +37,10 @@ def test_text_comes_as_it_is_and_everything_else_in_lines(capsys: pytest.Capture
     assert lines == [
         "task the-id",
         "step 1 started model_call [bold]m",
-        "Half of [it]",
-        "no",
+        "│ Half of [it]",
+        "│ no",
         "step 1 restarted: what was streamed is void",
-        "All[…] it.",
+        "│ All[…] it.",
         "step 1 finished model_call m",
         "waiting (approval)",
         "failed: No.",

@@ -47,10 +47,10 @@ def test_what_may_be_stored(schema: Any) -> None:
 @pytest.mark.parametrize(
     ("schema", "path", "words"),
     [
-        (True, None, "a schema is an object, not bool"),
-        ([], None, "a schema is an object, not list"),
-        ("string", None, "a schema is an object, not str"),
-        (None, None, "a schema is an object, not NoneType"),
+        (True, None, "a schema must be an object, not bool"),
+        ([], None, "a schema must be an object, not list"),
+        ("string", None, "a schema must be an object, not str"),
+        (None, None, "a schema must be an object, not NoneType"),
         ({"type": "strin"}, "$.type", '"strin" is not valid'),
         ({"properties": {"a": {"type": 5}}}, "$.properties.a.type", "5 is not valid"),
         ({"properties": {"a": []}}, "$.properties.a", 'not of types "boolean", "object"'),

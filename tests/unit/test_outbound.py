@@ -76,11 +76,11 @@ def names(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("ftp://example.com/", "begins with http"),
-        ("file:///etc/passwd", "begins with http"),
-        ("//example.com/", "begins with http"),
-        ("example.com", "begins with http"),
-        ("", "begins with http"),
+        ("ftp://example.com/", "must begin with http"),
+        ("file:///etc/passwd", "must begin with http"),
+        ("//example.com/", "must begin with http"),
+        ("example.com", "must begin with http"),
+        ("", "must begin with http"),
         ("http://", "its host is neither"),
         ("http:///path", "its host is neither"),
         ("http://a b/", "its host is neither"),

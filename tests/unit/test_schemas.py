@@ -48,8 +48,8 @@ def test_settings_beside_the_config_come_first_and_none_means_not_given() -> Non
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"config_data": "x"}, "config_data is a dictionary, not str"),
-        ({"config_data": [1]}, "config_data is a dictionary, not list"),
+        ({"config_data": "x"}, "config_data must be a dictionary, not str"),
+        ({"config_data": [1]}, "config_data must be a dictionary, not list"),
         ({"config_data": {1: 2}}, "config.1"),
         ({"config_data": {"colour": 1}}, "config.colour: Extra inputs"),
         ({"colour": "red"}, "colour: Extra inputs"),
@@ -108,8 +108,8 @@ def test_what_is_no_definition_is_refused(data: Any) -> None:
         ({"url": "https://1.2.3.444/{a}"}, "http.url: The URL cannot be used: Invalid IPv4 address"),
         ({"url": "https://[::x]/"}, "http.url: The URL cannot be used: Invalid IPv6 address"),
         ({"url": "https://a..%/"}, "http.url: The URL cannot be used: its host is neither"),
-        ({"url": "https://{host}/"}, "http.url: a URL begins with"),
-        ({"url": "https://me:secret@example.com/"}, "http.url: a URL begins with"),
+        ({"url": "https://{host}/"}, "http.url: a URL must begin with"),
+        ({"url": "https://me:secret@example.com/"}, "http.url: a URL must begin with"),
         ({"url": "https://example.com/", "headers": {"X": " around "}}, "http.headers.X: String should match"),
         ({"url": "https://example.com/", "headers": {"X": "a\nb"}}, "http.headers.X: String should match"),
     ],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import NotConfigured
-from shared.settings import RUN_FILE, Settings, default_data_dir, get_settings
+from shared.settings import RUN_FILE, Settings, default_data_dir, get_settings, read_secret_files
 
 NAMES = ("DATABASE_URL", "REDIS_URL", "SENTRY_DSN", "ANTHROPIC_API_KEY")
 
@@ -40,7 +40,7 @@ def test_what_is_missing_is_named_with_what_to_do(ask: str) -> None:
     ("name", "value", "words"),
     [
         ("MINION_LEASE_SECONDS", "ten", "MINION_LEASE_SECONDS: Input should be a valid number"),
-        ("MINION_LEASE_SECONDS", "5", "MINION_LEASE_SECONDS: a lease lasts two heartbeats"),
+        ("MINION_LEASE_SECONDS", "5", "MINION_LEASE_SECONDS: a lease must last two heartbeats"),
         ("MINION_LEASE_SECONDS", "inf", "MINION_LEASE_SECONDS"),
         ("MINION_LEASE_SECONDS", "nan", "MINION_LEASE_SECONDS"),
         ("MINION_HEARTBEAT_SECONDS", "0", "MINION_HEARTBEAT_SECONDS: Input should be greater than 0"),
@@ -94,7 +94,7 @@ def test_what_is_no_address_of_a_database_is_refused_without_its_password(
     monkeypatch: pytest.MonkeyPatch, given: str
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", given)
-    with pytest.raises(NotConfigured, match="DATABASE_URL is no address like") as caught:
+    with pytest.raises(NotConfigured, match="DATABASE_URL is not the address of a database: it must") as caught:
         Settings().require_database_url()
     assert "s3cret" not in caught.value.message
 
@@ -114,10 +114,10 @@ def test_addresses_of_brokers(monkeypatch: pytest.MonkeyPatch, given: str, redis
     assert (settings.require_redis_url(), settings.require_broker_url()) == (redis, celery)
 
 
-@pytest.mark.parametrize("given", ["x", "amqp://h", "redis://h:port", "h:6379"])
+@pytest.mark.parametrize("given", ["x", "amqp://h", "redis://h:port", "h:6379", "redis://h/db", "unix://"])
 def test_what_is_no_address_of_a_broker_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("REDIS_URL", given)
-    with pytest.raises(NotConfigured, match="REDIS_URL is no address like"):
+    with pytest.raises(NotConfigured, match="REDIS_URL is not the address of a broker: it must"):
         Settings().require_redis_url()
 
 
@@ -271,3 +271,13 @@ def test_a_secret_that_is_set_twice_is_refused(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("REDIS_URL", "redis://other")
     with pytest.raises(NotConfigured, match="REDIS_URL and REDIS_URL_FILE are both set"):
         get_settings.__wrapped__()
+
+
+def test_child_processes_find_secrets_from_files_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("the value")
+    monkeypatch.setenv("REDIS_URL_FILE", str(tmp_path / "secret"))
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    read_secret_files()
+    assert (os.environ.pop("REDIS_URL"), os.environ.get("REDIS_URL_FILE")) == ("the value", None)

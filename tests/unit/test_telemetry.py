@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -76,6 +77,14 @@ def test_an_exception_is_one_line() -> None:
 def test_what_json_does_not_know_is_written_as_text() -> None:
     [line] = logged("import uuid\nlog.info('x', id=uuid.UUID(int=0), error=ValueError('y'), odd='\\ud800')\n")
     assert line["id"] == "00000000-0000-0000-0000-000000000000"
+
+
+def test_a_terminal_does_not_obey_what_a_line_quotes() -> None:
+    code = "log.info('x\\x1b]52;', error='\\x9b2K', id=1)\ntry:\n    raise ValueError('\\x1b[2K')\n"
+    lines = run(code + "except ValueError:\n    log.exception('failed')\n", MINION_LOG_FORMAT="console")
+    colours = re.compile(r"\x1b\[[0-9;]*m")
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", colours.sub("", lines))
+    assert "\\u001b]52;" in lines
 
 
 @pytest.mark.parametrize(("level", "events"), [("warning", ["b"]), ("DEBUG", ["a", "b"]), ("ERROR", [])])

@@ -74,7 +74,7 @@ def _key() -> str:
         )
     if not KEY.fullmatch(given.get_secret_value()):
         raise ModelError(
-            "ANTHROPIC_API_KEY cannot be sent: a key is printable ASCII without spaces and line breaks. "
+            "ANTHROPIC_API_KEY cannot be sent: a key must be printable ASCII without spaces and line breaks. "
             "Set it anew for the workers."
         )
     return given.get_secret_value()
@@ -340,7 +340,7 @@ def _without_key(said: str) -> str:
 
 def _lost(cause: BaseException, request_id: str | None = None) -> ModelError:
     if isinstance(cause, httpx2.UnsupportedProtocol):
-        return ModelError("ANTHROPIC_BASE_URL cannot be used: it begins with http:// or https://.")
+        return ModelError("ANTHROPIC_BASE_URL cannot be used: it must begin with http:// or https://.")
     if isinstance(cause, httpx2.LocalProtocolError):
         # Its words quote the header, and what is secret in it.
         return ModelError("The request to the Anthropic API cannot be sent: check ANTHROPIC_CUSTOM_HEADERS.")

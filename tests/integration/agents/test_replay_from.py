@@ -228,12 +228,12 @@ def test_what_cannot_be_replayed_from_a_step(replays: Replays, tasks: Tasks, set
     with pytest.raises(Conflict, match="only a task that has ended"):
         replays.accept(running, 1)
     first = replays.run(running)
-    with pytest.raises(InvalidInput, match=r"is a model call: its output is an object with .*content"):
+    with pytest.raises(InvalidInput, match=r"is a model call: its output must be an object with .*content"):
         replays.accept(first["id"], 1, Edit("Hello"))
     reply = tasks.steps(first["id"])[0]["output"]
-    with pytest.raises(InvalidInput, match="`content` is a list of blocks"):
+    with pytest.raises(InvalidInput, match="`content` must be a list of blocks"):
         replays.accept(first["id"], 1, Edit({**reply, "content": "Hello"}))
-    with pytest.raises(InvalidInput, match="is an approval: its output is an object with arguments"):
+    with pytest.raises(InvalidInput, match="is an approval: its output must be an object with arguments"):
         replays.accept(first["id"], 7, Edit(["arguments"]))
     with pytest.raises(TooLarge, match="The edited output is"):
         replays.accept(first["id"], 3, Edit("x" * (settings.max_output_bytes + 1)))

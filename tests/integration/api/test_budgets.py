@@ -56,7 +56,7 @@ def test_what_cannot_be_raised_is_told(client: Client, act: Any, tasks: Tasks) -
         client.change_budget("00000000-0000-7000-8000-000000000000", stop=True)
     with pytest.raises(errors.InvalidInput, match=r"budget\.tokens"):
         client.submit("Act", {}, budget={"tokens": -1})
-    with pytest.raises(errors.InvalidInput, match="a budget limits something"):
+    with pytest.raises(errors.InvalidInput, match="a budget must limit something"):
         client.submit("Act", {}, budget={"on_breach": "fail"})
 
 

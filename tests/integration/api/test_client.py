@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
 import re
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine, text
@@ -17,6 +22,7 @@ from sqlalchemy import Engine, text
 from minions import Client, Task, errors
 from shared import lifecycle
 from shared.states import State
+from shared.tasks import MOST_OUTPUT_BYTES
 
 pytestmark = pytest.mark.usefixtures("agents")
 
@@ -156,6 +162,103 @@ def test_waiting_has_an_end(client: Client) -> None:
         client.wait(uuid4(), timeout=0.5)
 
 
+@pytest.mark.parametrize("timeout", [-5, -0.001, float("nan")])
+def test_a_timeout_that_is_no_time_is_refused(client: Client, timeout: float) -> None:
+    with pytest.raises(errors.InvalidInput, match="must be 0 seconds or more"):
+        client.wait(uuid4(), timeout=timeout)
+
+
+def test_every_method_takes_a_task_for_its_id(client: Client, database: Engine) -> None:
+    task = client.submit("Echo", {"n": 1})
+    finish(database, output={"n": 2})
+    done = client.wait(task)
+    [summary] = client.tasks(root_id=task)
+    assert client.get(summary) == client.get(done) == client.get(UUID(task.id)) == done
+    assert client.cancel(task) == done
+    assert list(client.steps(task)) == []
+    assert len(list(client.executions(summary))) == 1
+    assert [each.id for each in client.tree(summary)] == [task.id]
+    assert [event.type for event in client.follow(summary)][-1] == "task.succeeded"
+    assert client.why(task)["reason"] == "succeeded"
+    again = client.replay(summary)
+    assert [each.id for each in client.tasks(replay_of=done)] == [again.id]
+    assert not client.diff(task, again).equal
+    assert client.signal(again, "s").id == again.id
+
+
+def test_a_task_waits_for_itself(client: Client, database: Engine) -> None:
+    task = client.submit("Echo", {"n": 1})
+    with pytest.raises(errors.WaitTimeout, match="It goes on"):
+        task.wait(timeout=0.1)
+    with pytest.raises(errors.WaitTimeout):
+        task.result(0)
+    timer = threading.Timer(0.2, finish, [database], {"output": {"n": 2}})
+    timer.start()
+    assert task.result(timeout=20) == {"n": 2}
+    timer.join()
+    assert task.state == "pending", "it stays as it was read"
+    [summary] = client.tasks()
+    assert summary.wait().output == summary.result() == {"n": 2}
+
+
+def test_a_task_is_data(client: Client) -> None:
+    task = client.submit("Echo", {"n": 1})
+    copies = [copy.deepcopy(task), pickle.loads(pickle.dumps(task)), Task(**dataclasses.asdict(task))]
+    assert all(each == task for each in copies)
+    assert repr(copies[0]) == repr(task)
+    for each in copies:
+        with pytest.raises(errors.NotConfigured, match=r"client\.wait"):
+            each.wait()
+
+
+def submit_and_finish(client: Client, database: Engine, output: Any) -> Task:
+    """A task that has ended, as it was when it was submitted."""
+    task = client.submit("Echo")
+    finish(database, output=output)
+    return task
+
+
+def test_many_are_waited_for(client: Client, database: Engine) -> None:
+    tasks = [submit_and_finish(client, database, {"n": n}) for n in range(3)]
+    done = client.wait_many([tasks[2], tasks[0].id, UUID(tasks[1].id)])
+    assert [task.id for task in done] == [tasks[2].id, tasks[0].id, tasks[1].id]
+    assert [task.result()["n"] for task in done] == [2, 0, 1]
+    late = client.submit("Echo")
+    with pytest.raises(errors.WaitTimeout) as caught:
+        client.wait_many([*tasks, late, uuid4()], timeout=0.2)
+    assert caught.value.detail["task"].id == late.id
+    assert client.wait_many([]) == []
+
+
+def test_lists_bring_outputs_where_they_are_asked_for(client: Client, database: Engine) -> None:
+    large = "x" * (MOST_OUTPUT_BYTES // 2)
+    for output in ({"n": 1}, large, large, {"n": 2}):
+        submit_and_finish(client, database, output)
+    client.submit("Echo")
+    with api_pages(client) as pages:
+        found = list(client.tasks(outputs=True))
+    assert [task.output for task in found] == [None, {"n": 2}, large, large, {"n": 1}]
+    assert [len(page["items"]) for page in pages] == [3, 2], "two large outputs do not fit one page"
+    with api_pages(client) as pages:
+        assert [task.id for task in client.tasks()] == [task.id for task in found]
+    assert not any("output" in item for page in pages for item in page["items"])
+
+
+@contextmanager
+def api_pages(client: Client) -> Iterator[list[dict[str, Any]]]:
+    """The pages that the client reads in the meantime."""
+    pages: list[dict[str, Any]] = []
+    read = client._transport.get
+
+    def get(*arguments: Any, **options: Any) -> Any:
+        pages.append(read(*arguments, **options))
+        return pages[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client._transport, "get", get)
+        yield pages
+
+
 def test_a_failure_is_a_result(client: Client, database: Engine) -> None:
     task = client.submit("Echo")
     finish(database, State.FAILED, error={"type": "tool_error", "message": "It broke."})
@@ -228,8 +331,8 @@ def test_the_environment_names_the_api(api: Any, monkeypatch: pytest.MonkeyPatch
 
 def test_a_wrong_address() -> None:
     for url in ("127.0.0.1:8700", "ftp://x", "http://", "http://x:y", ""):
-        with pytest.raises(errors.MinionsError), Client(url or "nonsense", "key", retries=0) as client:
-            client.get(uuid4())
+        with pytest.raises(errors.NotConfigured, match=r"http:// or https://|not the address of an API"):
+            Client(url or "nonsense", "key")
 
 
 def test_what_is_not_the_api(api: Any) -> None:

@@ -116,7 +116,7 @@ def test_what_the_command_line_refuses(minion: Any, first: str) -> None:
         (["--from-step", "1", "other"], "--from-step is for one task"),
         (["--from-step", "1", "--edit-output", "nowhere.json"], "cannot be read"),
         (["--from-step", "1", "--edit-output", "-"], "is not valid JSON"),
-        (["--from-step", "1", "--latest"], "always pinned"),
+        (["--from-step", "1", "--latest"], "must be pinned"),
     ):
         done = minion("replay", first, *words, input="{")
         assert done.exit_code != 0

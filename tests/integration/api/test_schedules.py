@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from minions import Client, errors
 from orchestrator.cli import app
+from orchestrator.commands.task_ids import named
 
 pytestmark = pytest.mark.usefixtures("agents")
 
@@ -87,7 +88,7 @@ def test_one_can_be_stopped_whose_agent_is_disabled(http: Any, database: Engine)
         ({"missed": "some"}, 422, "missed"),
         ({"enabled": "yes"}, 422, "enabled"),
         ({"cron": None, "timezone": None, "interval_seconds": 0.5}, 422, "interval_seconds"),
-        ({"cron": None, "interval_seconds": 5}, 422, "an interval has none"),
+        ({"cron": None, "interval_seconds": 5}, 422, "an interval must have none"),
         ({"other": 1}, 422, "other"),
         ({"request": {"agent": "Search", "input": {"query": "c"}}}, 422, "does not match its schema"),
         ({"request": {"agent": "Nobody"}}, 404, "no agent named"),
@@ -151,7 +152,9 @@ def test_the_client_has_them_too(client: Client) -> None:
         client.schedule("often")
 
 
-def test_the_command_line_has_them_too(api: Any, database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_has_them_too(
+    api: Any, client: Client, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("orchestrator.commands.schedules.connect", lambda *_: Client(api.url, api.key, retries=1))
 
     def run(*words: str, status: int = 0) -> str:
@@ -171,5 +174,7 @@ def test_the_command_line_has_them_too(api: Any, database: Engine, monkeypatch: 
     assert "is disabled" in run("disable", "often")
     assert "next at" in run("enable", "often")
     assert json.loads(run("list", "--json"))[0]["name"] == "often"
-    assert run("run", "often").strip().endswith("pending")
+    ran = run("run", "often").strip()
+    assert client.get(ran).state == "pending"
+    assert client.get(named("@last")).id == ran
     assert "deleted" in run("delete", "often")

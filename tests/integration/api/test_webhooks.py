@@ -98,7 +98,7 @@ def test_a_wrong_secret_is_not_repeated(http: httpx2.Client, secret: Any) -> Non
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"url": "ftp://example.com"}, "begins with http"),
+        ({"url": "ftp://example.com"}, "must begin with http"),
         ({"url": "https://user:sesame@example.com/"}, "leave them out"),
         ({"url": "http://127.0.0.1:8700/v1/tasks"}, "MINION_ALLOW_PRIVATE_ADDRESSES"),
         ({"url": "http://0x7f.1/"}, "MINION_ALLOW_PRIVATE_ADDRESSES"),

@@ -1,0 +1,55 @@
+"""Ids of tasks in paths and filters: whole, or as many of their first characters as name one task."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, Path
+from pydantic import AfterValidator
+from sqlalchemy import Connection, Engine
+from starlette.concurrency import run_in_threadpool
+
+from orchestrator.api.parameters import Database
+from shared.tasks import find_task
+
+WHOLE = 32  # hexadecimal digits
+SHORTEST = 8
+DIGITS = re.compile(f"[0-9a-f]{{{SHORTEST},{WHOLE}}}")
+WRITTEN = f"A task's id, or its first {SHORTEST} characters or more, if no other task has them."
+
+
+def _digits(written: str) -> str:
+    digits = written.lower().replace("-", "")
+    if not DIGITS.fullmatch(digits):
+        raise ValueError(
+            f"{written[:50]!r} is not the id of a task: it must be a whole id, or its first {SHORTEST} hexadecimal "
+            "digits or more"
+        )
+    return digits
+
+
+TaskRef = Annotated[str, AfterValidator(_digits)]
+
+
+def task_id_of(connection: Connection, digits: str) -> UUID:
+    """Return the task that a reference names; where the id is whole, it may not exist.
+
+    Raises:
+        NotFound, AmbiguousId: see `find_task`.
+    """
+    return UUID(digits) if len(digits) == WHOLE else find_task(connection, digits)
+
+
+async def _of_path(task_id: Annotated[TaskRef, Path(description=WRITTEN)], database: Database) -> UUID:
+    return UUID(task_id) if len(task_id) == WHOLE else await run_in_threadpool(_find, database, task_id)
+
+
+def _find(database: Engine, digits: str) -> UUID:
+    with database.connect() as connection:
+        return find_task(connection, digits)
+
+
+TaskId = Annotated[UUID, Depends(_of_path)]
+"""The task that a path names."""

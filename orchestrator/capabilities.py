@@ -1,0 +1,23 @@
+"""Lists of capabilities as people write them: `inspect,classify`."""
+
+from __future__ import annotations
+
+import re
+
+from shared.schemas import CAPABILITY
+
+
+def parse_capabilities(text: str) -> str:
+    """Return a list of capabilities, separated by commas, without spaces.
+
+    Raises:
+        ValueError: a name is empty, or cannot be that of a capability.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if not re.fullmatch(CAPABILITY, name):
+            raise ValueError(
+                f"{name!r} is not the name of a capability: it must begin with a small letter or a digit and hold only "
+                "those, '_', '.' and '-', 63 at most. Separate several with commas: inspect,classify."
+            )
+    return ",".join(dict.fromkeys(names))

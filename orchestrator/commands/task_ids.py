@@ -1,0 +1,55 @@
+"""How commands name a task: by its id, by its first characters, or as `@last`.
+
+The API finds the task that the first characters name. `@last` is the last task that this user submitted from this
+machine, whatever system it went to; a file in the user's state folder has its id.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import typer
+
+from shared.errors import NotConfigured, NotFound
+from shared.settings import user_state_dir
+
+LAST = "@last"
+HELP = "The task's id, its first 8 characters or more, or @last for the last one that you submitted."
+
+
+def remember(task_id: str) -> None:
+    """Make this the last task. Where it cannot be stored, only `@last` suffers."""
+    with suppress(OSError, NotConfigured):
+        file = _file()
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = file.with_suffix(f".{os.getpid()}")
+        new.write_text(task_id, encoding="ascii")
+        new.replace(file)
+
+
+def named(written: str) -> str:
+    """Return the id that an argument stands for.
+
+    Raises:
+        NotFound: it is `@last`, and no task is remembered.
+    """
+    if written != LAST:
+        return written
+    try:
+        return _file().read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        raise NotFound(
+            f"There is no {LAST} task: no task that was submitted with `minion submit` is noted in {_file()}. "
+            "Give a task's id; `minion tasks` lists them."
+        ) from None
+
+
+def _file() -> Path:
+    return user_state_dir() / "last_task"
+
+
+TASK = typer.Argument(help=HELP, metavar="TASK", parser=named)
+OPTIONAL_TASKS = typer.Argument(None, help=HELP, metavar="[TASK]...", parser=named)
+TASKS = typer.Argument(help=HELP, metavar="TASK...", parser=named)

@@ -1,0 +1,21 @@
+"""Names that were probably meant."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from sqlalchemy import Connection, text
+
+MOST_NAMES = 1000  # are compared
+AGENTS = text(
+    "SELECT name FROM agents WHERE namespace = :namespace AND active_version_id IS NOT NULL ORDER BY name LIMIT :most"
+)
+
+
+def similar_agents(connection: Connection, namespace: str, name: str) -> str:
+    """Return a sentence that names the agents with similar names, with a space before it; nothing if there are none."""
+    known = {
+        agent.casefold(): agent for agent in connection.scalars(AGENTS, {"namespace": namespace, "most": MOST_NAMES})
+    }
+    found = [repr(known[match]) for match in get_close_matches(name[:255].casefold(), known, cutoff=0.7)]
+    return f" Did you mean {' or '.join(found)}?" if found else ""
