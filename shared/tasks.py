@@ -15,7 +15,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
 
 from shared.errors import AmbiguousId, NotFound
-from shared.key_order import in_order
+from shared.key_order import in_order, ordered
 from shared.schemas import AgentResponse, Usage
 from shared.states import FINAL, State
 
@@ -81,8 +81,8 @@ STARTING = text(
 # The first output always comes, however large it is.
 OUTPUTS = text(
     """
-    SELECT id, fits, CASE WHEN fits THEN output END AS output FROM (
-        SELECT o.task_id AS id, COALESCE(o.output, c.value) AS output,
+    SELECT id, fits, CASE WHEN fits THEN output END AS output, output_order FROM (
+        SELECT o.task_id AS id, COALESCE(o.output, c.value) AS output, o.output_order,
                COALESCE(sum(octet_length(COALESCE(o.output, c.value)::text)) OVER newest <= :most, true)
                    OR row_number() OVER newest = 1 AS fits
             FROM task_outcomes o LEFT JOIN contents c ON c.sha256 = o.output_sha256 WHERE o.task_id = ANY (:tasks)
@@ -223,7 +223,7 @@ def _with_outputs(connection: Connection, page: Page) -> Page:
         ended = found.get(task["id"])
         if ended is not None and not ended.fits and items:
             return Page(items, str(items[-1]["id"]))
-        items.append({**task, "output": ended and ended.output})
+        items.append({**task, "output": ended and ordered(ended.output, ended.output_order)})
     return Page(items, page.next)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from shared.errors import InvalidInput, InvalidOutput, ModelError
 from shared.json_schema import violations
-from shared.json_values import JsonValue, parse, whole
+from shared.json_values import JsonValue, parse, stable, whole
+from shared.key_order import as_in_jsonb
 from shared.sampling import settings_to_send
 from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.settings import get_settings
@@ -32,8 +33,9 @@ WHOLE = frozenset({"end_turn", "stop_sequence", "tool_use"}) | PAUSES
 """Stop reasons of answers that are used. Any other one may come with half an answer."""
 THOUGHTS = frozenset({"thinking", "redacted_thinking"})
 FORM = 2
-"""How turns are sent. In form 1, that of 0.2, a tool's text goes as JSON and all system messages go before the others.
-A task goes on in the form that it began with: a model's thoughts are bound to the very words before them.
+"""How turns are sent. In form 1, that of 0.2, a tool's text goes as JSON, keys are sorted, and all system messages go
+before the others. A task goes on in the form that it began with: a model's thoughts are bound to the very words before
+them.
 """
 
 
@@ -44,13 +46,14 @@ class ModelAgent(BaseAgent):
         self, definition: AgentDefinition, task: ClaimedTask, journal: Journal, tools: tuple[Tool, ...]
     ) -> None:
         super().__init__(definition, task, journal)
-        self.calls = ToolCalls({tool.name: tool for tool in tools}, task, journal)
+        self.form = _form(journal)
+        self.arranged = stable if self.form == 1 else whole
+        self.calls = ToolCalls({tool.name: tool for tool in tools}, task, journal, self.arranged)
         self.specs = tuple(
             # The API asks for the type that a model's input has anyway.
             ToolSpec(tool.name, tool.description, {"type": "object", **(tool.input_schema or {})})
             for tool in tools
         )
-        self.form = _form(journal)
 
     def input(self) -> JsonValue:
         """Messages are what a model reads; only a task that came with an input is held to the input schema."""
@@ -107,7 +110,8 @@ class ModelAgent(BaseAgent):
         if self.task.messages is not None:
             said = [message for message in self.messages() if message.role in ("user", "assistant")]
         else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            ordered = as_in_jsonb(value) if self.form == 1 else value
+            text = value if isinstance(value, str) else json.dumps(ordered, ensure_ascii=False)
             said = [Message(role="user", content=text)] if text.strip() else []
         if not said:
             raise InvalidInput(
@@ -143,7 +147,7 @@ class ModelAgent(BaseAgent):
         reply = call_model(self.journal, self.task, request, asked, kept)
         _refuse_unfinished(reply, config.max_tokens)
         # Read back from the journal, numbers look different; what follows must not depend on it.
-        return {**reply, "content": whole(reply["content"])}
+        return {**reply, "content": self.arranged(reply["content"])}
 
     def _system(self) -> str:
         # Those after the first word are sent in their places.

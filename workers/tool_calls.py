@@ -7,7 +7,7 @@ same when the task runs again, whoever was faster.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -17,7 +17,7 @@ from typing import Any
 
 from shared.errors import FunctionError, InvalidInput, InvalidOutput, MinionError, ModelError, ToolError
 from shared.json_schema import violations
-from shared.json_values import JsonValue, whole
+from shared.json_values import JsonValue
 from workers.journal import Journal
 from workers.models.base import INVALID_JSON
 from workers.outcomes import Interrupted, Snoozed, Suspended
@@ -57,12 +57,20 @@ class ToolCalls:
 
     Args:
         tools: those that the model knows, by name.
+        arranged: puts the keys of results in the order in which they are sent.
     """
 
-    def __init__(self, tools: dict[str, Tool], task: ClaimedTask, journal: Journal) -> None:
+    def __init__(
+        self,
+        tools: dict[str, Tool],
+        task: ClaimedTask,
+        journal: Journal,
+        arranged: Callable[[JsonValue], JsonValue],
+    ) -> None:
         self.tools = tools
         self.task = task
         self.journal = journal
+        self.arranged = arranged
         self._faulty_turns = 0
 
     def make(self, blocks: list[dict[str, Any]], most: int | None = None) -> list[dict[str, Any]] | Suspended:
@@ -84,7 +92,7 @@ class ToolCalls:
                 [child for each in suspended for child in each.children],
                 [wait for each in suspended for wait in each.waits],
             )
-        return [_result(call, outcome) for call, outcome in zip(calls, outcomes, strict=True)]
+        return [_result(call, outcome, self.arranged) for call, outcome in zip(calls, outcomes, strict=True)]
 
     def _prepared(self, block: dict[str, Any]) -> _Call:
         tool, arguments = self.tools.get(block["name"]), block["input"]
@@ -176,12 +184,12 @@ def _is_for_the_model(error: BaseException) -> bool:
     return isinstance(error, MENDED) and not error.retryable
 
 
-def _result(call: _Call, outcome: Outcome) -> dict[str, Any]:
+def _result(call: _Call, outcome: Outcome, arranged: Callable[[JsonValue], JsonValue]) -> dict[str, Any]:
     """The block that answers a call."""
     result = {"type": "tool_result", "tool_use_id": call.id}
     if isinstance(outcome, MinionError):
         return {**result, "content": outcome.message, "is_error": True}
-    content = json.dumps(whole(outcome), ensure_ascii=False)
+    content = json.dumps(arranged(outcome), ensure_ascii=False)
     if len(content) > MAX_RESULT:
         said = f"The result has {len(content):,} characters, and {MAX_RESULT:,} is the most. Ask for less of it."
         return {**result, "content": said, "is_error": True}

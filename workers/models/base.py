@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from shared.json_values import JsonValue, stable
+from shared.json_values import JsonValue, whole
 from shared.storable import LONE_SURROGATE, storable
 
 Block = dict[str, Any]
@@ -104,7 +104,7 @@ def joined(text: str) -> str:
 def exact_content(reply: dict[str, Any]) -> list[Block]:
     """The blocks of a reply that the journal keeps, for the API: exactly as they came, since thoughts are signed."""
     blocks: list[Block] = reply["content"]
-    return stable(storable(json.loads(reply["exact"]), LONE_SURROGATE)) if "exact" in reply else blocks
+    return whole(storable(json.loads(reply["exact"]), LONE_SURROGATE)) if "exact" in reply else blocks
 
 
 def text_in(reply: dict[str, Any]) -> str:

@@ -140,3 +140,28 @@ def test_a_task_that_this_release_began_goes_on_as_it_began(
         assert plain(request)[:4] == [SAID[1], SAID[2], SAID[4], SAID[3]]
     assert results(api.requests[1])[0] == results(api.requests[2])[2] == TEXT
     assert "form" in tasks.steps(task)[0]["output"]
+
+
+ORDERED = {"verdict": 1, "a": [{"score": 2.0, "b": 3}]}
+
+
+@pytest.mark.parametrize("began_by_0_2", [True, False])
+def test_the_order_of_keys_does_not_part_the_releases(
+    task: UUID, tasks: Tasks, here: Minion, api: MessagesApi, tree_0_2: Path, began_by_0_2: bool
+) -> None:
+    tasks.cancel(task)
+    api.script = [
+        tool_use(("act", {"answer": ORDERED}), ("act", {"answer": {"$wait": {"signal": "go"}}})),
+        testing.text("Nunc."),
+    ]
+    task = tasks.submit("Agent", ORDERED)
+    take_turns(here, tree_0_2 if began_by_0_2 else None)
+    signal(here, task)
+    take_turns(here, None if began_by_0_2 else tree_0_2)
+    assert ended_well(tasks, task)
+    first, second = api.requests
+    if began_by_0_2:
+        assert plain(second)[: len(plain(first))] == plain(first)
+        assert results(second)[0] == '{"a": [{"b": 3, "score": 2}], "verdict": 1}'
+    else:
+        assert '{"verdict": 1, "a": [{"score": 2.0, "b": 3}]}' in str(plain(first))

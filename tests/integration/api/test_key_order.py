@@ -51,6 +51,8 @@ def test_tasks_and_steps(http: httpx2.Client, database: Engine) -> None:
     assert INPUT in steps
     assert '"output":{"reasoning":"because","score":1}' in steps
     assert "_order" not in shown + steps
+    listed = http.get("/v1/tasks", params={"outputs": "true"}).text
+    assert '"output":{"reasoning":"because","score":1}' in listed
 
 
 def test_client_and_command_line(client: Client, database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
