@@ -19,7 +19,7 @@ REQUESTS: dict[tuple[str, str], Any] = {
     ("post", "/v1/tasks/{task_id}/cancel"): {"reason": "The customer has withdrawn it."},
     ("post", "/v1/tasks/{task_id}/replay"): {"pinned": True},
     ("post", "/v1/tasks/{task_id}/signals/{name}"): {"payload": {"amount": 25}},
-    ("post", "/v1/tasks/{task_id}/decisions"): {"verdict": "approve", "reason": "Checked the order."},
+    ("post", "/v1/tasks/{task_id}/decisions"): {"verdict": "approve", "step": 7, "reason": "Checked the order."},
     ("post", "/v1/tasks/{task_id}/budget"): {"add_dollars": 0.5},
     ("post", "/v1/replays"): {"agent": "triage", "states": ["failed"], "dry_run": True},
     ("put", "/v1/pauses/{scope}/{name}"): {"reason": "The provider is down."},

@@ -16,6 +16,7 @@ from shared.tasks import find_task
 
 WHOLE = 32  # hexadecimal digits
 SHORTEST = 8
+EXAMPLE = "01a1c9a4-6d3e-7c52-9b1f-2f8d5e0c7a41"
 DIGITS = re.compile(f"[0-9a-f]{{{SHORTEST},{WHOLE}}}")
 WRITTEN = f"A task's id, or its first {SHORTEST} characters or more, if no other task has them."
 
@@ -42,7 +43,7 @@ def task_id_of(connection: Connection, digits: str) -> UUID:
     return UUID(digits) if len(digits) == WHOLE else find_task(connection, digits)
 
 
-async def _of_path(task_id: Annotated[TaskRef, Path(description=WRITTEN)], database: Database) -> UUID:
+async def _of_path(task_id: Annotated[TaskRef, Path(description=WRITTEN, examples=[EXAMPLE])], database: Database) -> UUID:
     return UUID(task_id) if len(task_id) == WHOLE else await run_in_threadpool(_find, database, task_id)
 
 

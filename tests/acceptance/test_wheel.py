@@ -48,7 +48,7 @@ def test_the_wheel_runs_everything_from_an_empty_folder(installed, tmp_path):
             [installed, "-m", "orchestrator.cli", "up", "--no-flower"],
             cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
-        system = System(process, environment, folder / "data")
+        system = System(process, environment, folder / "data", [])
         try:
             assert process.stdout is not None
             said = ""

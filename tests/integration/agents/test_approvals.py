@@ -21,7 +21,7 @@ from workers import minion
 
 def decide(task: UUID, verdict: str, value: Any = None) -> str:
     with transaction() as connection:
-        return lifecycle.decide(connection, task, verdict, who="test", value=value)
+        return lifecycle.decide(connection, task, verdict, who="test", value=value).state
 
 
 @pytest.mark.parametrize("approved_first", [True, False])

@@ -76,7 +76,7 @@ def test_every_operation_takes_a_start(http: httpx2.Client, client: Client) -> N
     assert client.replay(start).replay_of == str(C)
     assert [task.replay_of for task in client.tasks(replay_of=start)] == [str(C)]
     assert list(client.tasks(parent_id=start)) == []
-    for part, sent in (("decisions", {"verdict": "approve"}), ("budget", {"stop": True})):
+    for part, sent in (("decisions", {"verdict": "approve", "step": 1}), ("budget", {"stop": True})):
         assert http.post(f"/v1/tasks/{start}/{part}", json=sent).status_code == 409
 
 
