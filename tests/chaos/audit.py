@@ -22,7 +22,9 @@ INSTALL = text(
         tick bigint PRIMARY KEY DEFAULT nextval('chaos_ticks'), task_id uuid NOT NULL, before text, after text NOT NULL,
         claim_before integer, claim integer NOT NULL);
     CREATE INDEX ON chaos_log (task_id, tick);
-    CREATE TABLE chaos_calls (id uuid PRIMARY KEY, task_id uuid NOT NULL, claim integer NOT NULL);
+    CREATE TABLE chaos_calls (
+        id uuid PRIMARY KEY, task_id uuid NOT NULL, claim integer NOT NULL, key text NOT NULL);
+    CREATE INDEX ON chaos_calls (task_id);
     CREATE TABLE chaos_effects (
         tick bigint PRIMARY KEY DEFAULT nextval('chaos_ticks'), task_id uuid NOT NULL, claim integer NOT NULL,
         key text NOT NULL, repeated boolean NOT NULL);
@@ -155,8 +157,12 @@ def install(connection: Connection) -> None:
 def examine(connection: Connection) -> Findings:
     """Asks all questions."""
     counts = connection.execute(COUNTS, {"final": sorted(FINAL)}).mappings().one()
-    illegal = sum(not _legal(row) for row in connection.execute(LOG))
-    return Findings(**counts, illegal_transitions=illegal)
+    return Findings(**counts, illegal_transitions=len(illegal_transitions(connection)))
+
+
+def illegal_transitions(connection: Connection) -> list[Row[Any]]:
+    """Changes of state that are not permitted, or do not begin where the one before ended."""
+    return [row for row in connection.execute(LOG) if not _legal(row)]
 
 
 def in_flight(connection: Connection) -> list[str]:

@@ -60,7 +60,7 @@ class PlainCelery(System):
             self._stack.callback(copy_messages(self.queue))
 
     def start_worker(self) -> Process:
-        name = f"plain{self._started}@%h"
+        name = f"plain{len(self._processes)}@%h"
         arguments = ["worker", "-A", "tests.chaos.celery_app", "-c", str(SLOTS), "-n", name, "-l", "INFO"]
         process = self.launch("plain", ["-m", "tests.chaos.injected", *arguments, "--without-mingle"], self.env)
         self.workers.append(process)

@@ -16,7 +16,8 @@ from sqlalchemy import text
 from shared.database import persist, statement
 
 CALLED = text(
-    "INSERT INTO chaos_calls (id, task_id, claim) VALUES (:id, CAST(:task AS uuid), :claim) ON CONFLICT DO NOTHING"
+    "INSERT INTO chaos_calls (id, task_id, claim, key) VALUES (:id, CAST(:task AS uuid), :claim, :key) "
+    "ON CONFLICT DO NOTHING"
 )
 COMMIT = text("SELECT chaos_commit(CAST(:task AS uuid), :claim, :key)")
 

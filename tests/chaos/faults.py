@@ -5,11 +5,14 @@ What was killed is started again, as an init system would; whether that helps is
 
 from __future__ import annotations
 
+import copy
 import os
+import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from sqlalchemy import text
@@ -153,6 +156,20 @@ def freeze_postgres(system: System) -> None:
     _freeze(system, [main, *descendants(main)])
 
 
+# ---------------------------------------------------------------------------------------------- the network
+
+
+def lose_packets(system: System) -> None:
+    """Packets between the processes and one server, or both, are lost for twice the lease, in one direction or both."""
+    links = system.random.choice([[link] for link in system.links] + [system.links])
+    to_server, to_client = system.random.choice(((True, True), (True, False), (False, True)))
+    for link in links:
+        link.lose(to_server=to_server, to_client=to_client)
+    time.sleep(2 * system.timing.lease)
+    for link in links:
+        link.restore()
+
+
 # ---------------------------------------------------------------------------------------------- by hand
 
 
@@ -184,6 +201,44 @@ def fill_disk(system: System) -> None:
             time.sleep(0.01)
     ballast.unlink()
     system.servers.start()
+
+
+# ---------------------------------------------------------------------------------------------- several at once
+
+# Faults of one target exclude each other; faults of different targets may overlap.
+TARGETS: dict[str, Sequence[Fault]] = {
+    "worker": (kill_child, kill_main_process, kill_worker, freeze_child, freeze_main_process, freeze_worker),
+    "orchestrator": (kill_orchestrator, freeze_orchestrator),
+    "broker": (restart_redis, restart_redis_empty, flush_redis, refuse_writes, freeze_redis),
+    "database": (restart_postgres, cut_connections, freeze_postgres),
+    "network": (lose_packets,),
+}
+
+
+def choose_overlapping(chance: random.Random) -> list[Fault]:
+    """Choose two or three faults of different targets."""
+    targets = chance.sample(sorted(TARGETS), chance.choice((2, 3)))
+    return [chance.choice(TARGETS[target]) for target in targets]
+
+
+def strike_together(system: System, chosen: Sequence[Fault]) -> None:
+    """Run faults at the same time, each after a pause of up to half a lease; return when all are over.
+
+    Each fault draws from its own random numbers, so that a seed repeats its choices.
+    """
+
+    def strike(fault: Fault, pause: float, view: System) -> None:
+        time.sleep(pause)
+        fault(view)
+
+    with ThreadPoolExecutor(len(chosen)) as threads:
+        strikes = []
+        for fault in chosen:
+            view = copy.copy(system)
+            view.random = random.Random(system.random.random())
+            strikes.append(threads.submit(strike, fault, system.timing.lease / 2 * view.random.random(), view))
+    for struck in strikes:
+        struck.result()
 
 
 # ---------------------------------------------------------------------------------------------- the means

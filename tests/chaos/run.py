@@ -16,6 +16,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.chaos import mixed
 from tests.chaos.scenarios import BY_NAME, SCENARIOS, Result, play
 
 COLUMNS = (
@@ -39,13 +40,16 @@ def main() -> None:
     """Plays what the arguments name."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
-        epilog="\n".join(f"  {scenario.name:22} {scenario.what}" for scenario in SCENARIOS),
+        epilog="\n".join(
+            f"  {name:22} {what}"
+            for name, what in [*((scenario.name, scenario.what) for scenario in SCENARIOS), (mixed.NAME, mixed.WHAT)]
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--tasks", type=int, default=2000, help="tasks a scenario (2000)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="repeats a run")
     parser.add_argument("--lease", type=float, default=3.0, help="seconds until a silent worker is lost (3)")
-    parser.add_argument("--only", nargs="+", choices=BY_NAME, metavar="NAME", help="some of those below")
+    parser.add_argument("--only", nargs="+", choices=[*BY_NAME, mixed.NAME], metavar="NAME", help="some of those below")
     parser.add_argument("--celery", action=argparse.BooleanOptionalAction, default=True, help="plain Celery as well")
     parser.add_argument("--json", type=Path, help="also writes all figures to this file")
     parser.add_argument("--logs", type=Path, help="also keeps in this folder what the processes wrote")
@@ -57,11 +61,16 @@ def main() -> None:
     chosen = [scenario for scenario in SCENARIOS if not options.only or scenario.name in options.only]
     print(f"seed {options.seed}, {options.tasks} tasks a scenario, lease {options.lease:g} s\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
-    results = []
+    results: list[Result] = []
     for scenario in chosen:
         result = play(scenario, options.tasks, options.seed, options.lease, celery=options.celery, logs=options.logs)
         results.append(result)
         print(row(result), flush=True)
+    if not options.only or mixed.NAME in options.only:
+        together = mixed.play(options.tasks, options.seed, options.lease, logs=options.logs)
+        results.append(together)
+        print(row(together), flush=True)
+        print(f"\n{mixed.NAME}: {together.summary}")
     if options.json:
         options.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
     print()

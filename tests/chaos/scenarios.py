@@ -279,13 +279,23 @@ def delivering_copies(system: System) -> Iterator[None]:
 @contextmanager
 def folder_for(scenario: Scenario, logs: Path | None) -> Iterator[Path]:
     """A folder for one run; where the scenario wants it, with a small file system for the servers in it."""
-    with scratch_dir() as folder, _small_disk(folder / "servers") if scenario.small_disk else nullcontext():
-        try:
-            yield folder
-        finally:
-            if logs:
-                for log in folder.glob("*.log"):
-                    shutil.copy(log, logs / f"{scenario.name}-{log.name}")
+    with (
+        scratch_dir() as folder,
+        _small_disk(folder / "servers") if scenario.small_disk else nullcontext(),
+        keep_logs(scenario.name, folder, logs),
+    ):
+        yield folder
+
+
+@contextmanager
+def keep_logs(name: str, folder: Path, logs: Path | None) -> Iterator[None]:
+    """Copies what the processes wrote, at the end, if there is a folder for it."""
+    try:
+        yield
+    finally:
+        if logs:
+            for log in folder.glob("*.log"):
+                shutil.copy(log, logs / f"{name}-{log.name}")
 
 
 @contextmanager

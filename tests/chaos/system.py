@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import redis
 from sqlalchemy import Engine, text
@@ -31,6 +32,7 @@ from shared.settings import Settings
 from shared.submission import submit_many
 from tests.chaos import audit
 from tests.chaos.injected import COPIES
+from tests.chaos.network import Link
 from tests.processes import Process, online, ready, wait_until
 
 QUEUE = "chaos"
@@ -80,6 +82,7 @@ class System(ABC):
         clock_shifts: seconds by which the clocks of processes are ahead; each new process takes the next.
         patience: seconds without any progress after which what has not ended is taken for stuck.
         unexpected: what ended although nobody ended it.
+        links: what lies between the processes and the servers, where that is not a Unix socket.
     """
 
     queue: ClassVar[str]
@@ -94,9 +97,11 @@ class System(ABC):
         self.workers: list[Process] = []
         self.orchestrators: list[Process] = []
         self.unexpected: list[str] = []
+        self.links: list[Link] = []
         self.engine: Engine
-        self._started = 0
         self._processes: list[Process] = []
+        # Children die with the thread that started them: this one lasts.
+        self._launcher = ThreadPoolExecutor(1)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -203,25 +208,28 @@ class System(ABC):
 
     def launch(self, role: str, arguments: list[str], env: dict[str, str]) -> Process:
         """Starts a Python process of this system, with the next clock."""
-        shift = self.clock_shifts[self._started % len(self.clock_shifts)]
-        self._started += 1
-        process = Process(
+        number = len(self._processes)
+        shift = self.clock_shifts[number % len(self.clock_shifts)]
+        process = self._launcher.submit(
+            Process,
             [sys.executable, *arguments],
-            self.folder / f"{role}-{self._started}.log",
+            self.folder / f"{role}-{number + 1}.log",
             env | {"CHAOS_CLOCK_SHIFT": str(shift), "PYTHONPATH": str(self.folder)},
-        )
+        ).result()
         self._processes.append(process)
         return process
 
     def _end(self) -> None:
         for process in self._processes:
             process.kill()
+        self._launcher.shutdown()
 
 
 class Minions(System):
     """This project, as it is installed and started."""
 
     queue = QUEUE
+    definitions: ClassVar[Sequence[dict[str, Any]]] = DEFINITIONS
 
     def __init__(
         self, folder: Path, timing: Timing, seed: str, *, visibility: float | None = None, copies: bool = False
@@ -251,10 +259,10 @@ class Minions(System):
         with self.engine.begin() as connection:
             audit.install(connection)
         with Session(self.engine) as session:
-            store_definitions(session, [parse_definition(definition) for definition in DEFINITIONS])
+            store_definitions(session, [parse_definition(definition) for definition in self.definitions])
 
     def start_worker(self) -> Process:
-        name = f"chaos{self._started}@%h"
+        name = f"chaos{len(self._processes)}@%h"
         arguments = ["worker", "-A", "workers.app", "-Q", QUEUE, "-c", str(SLOTS), "-n", name, "--without-mingle"]
         process = self.launch("worker", ["-m", "tests.chaos.injected", *arguments], self.env)
         self.workers.append(process)

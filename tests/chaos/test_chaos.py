@@ -5,23 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import Engine, create_engine, make_url, text
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine
 
-from shared.database import make_engine
-from shared.embedded import EmbeddedServers, scratch_dir
-from shared.function_store import store_definitions
-from shared.init_db import migrate
-from shared.schemas import parse_definition
-from shared.settings import Settings
 from tests.by_hand import ByHand
 from tests.chaos import audit
 from tests.chaos.scenarios import BY_NAME, play
-from tests.chaos.system import DEFINITIONS, QUEUE
 
 SEED = 1
 TASKS = 80
@@ -39,36 +31,6 @@ def test_every_promise_holds(name: str) -> None:
     result = play(replace(BY_NAME[name], strikes=1), TASKS, SEED, lease=1.0)
     print(f"seed {SEED}: {result}")
     assert result.broken() == []
-
-
-@pytest.fixture(scope="module")
-def template() -> Iterator[Settings]:
-    """A database with an audit, to make others from."""
-    with scratch_dir() as folder, EmbeddedServers(folder, durable=False) as servers:
-        addresses = servers.start()
-        settings = Settings(DATABASE_URL=addresses.database_url, REDIS_URL=addresses.redis_url)
-        engine = make_engine(settings)
-        migrate(engine)
-        with engine.begin() as connection:
-            audit.install(connection)
-        with Session(engine) as session:
-            store_definitions(session, [parse_definition(definition) for definition in DEFINITIONS])
-        engine.dispose()
-        yield settings
-
-
-@pytest.fixture
-def hand(template: Settings) -> Iterator[ByHand]:
-    """Tasks by hand, in a database of their own."""
-    address = make_url(template.require_database_url())
-    server = create_engine(address.set(database="postgres"), isolation_level="AUTOCOMMIT")
-    with server.connect() as connection:
-        connection.execute(text("DROP DATABASE IF EXISTS broken WITH (FORCE)"))
-        connection.execute(text(f"CREATE DATABASE broken TEMPLATE {address.database}"))
-    server.dispose()
-    engine = create_engine(address.set(database="broken"))
-    yield ByHand(engine, QUEUE)
-    engine.dispose()
 
 
 def commit(hand: ByHand, task: object, claim: int) -> bool:

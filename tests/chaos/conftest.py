@@ -1,0 +1,51 @@
+"""Tasks by hand in a database that has the audits, so that promises can be broken on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.orm import Session
+
+from shared.database import make_engine
+from shared.embedded import EmbeddedServers, scratch_dir
+from shared.function_store import store_definitions
+from shared.init_db import migrate
+from shared.schemas import parse_definition
+from shared.settings import Settings
+from tests.by_hand import ByHand
+from tests.chaos import audit, mixed_audit, mixed_load
+from tests.chaos.system import DEFINITIONS, QUEUE
+
+
+@pytest.fixture(scope="module")
+def template() -> Iterator[Settings]:
+    """A database with both audits, to make others from."""
+    with scratch_dir() as folder, EmbeddedServers(folder, durable=False) as servers:
+        addresses = servers.start()
+        settings = Settings(DATABASE_URL=addresses.database_url, REDIS_URL=addresses.redis_url)
+        engine = make_engine(settings)
+        migrate(engine)
+        with engine.begin() as connection:
+            audit.install(connection)
+            mixed_audit.install(connection)
+        with Session(engine) as session:
+            for definitions in (DEFINITIONS, mixed_load.DEFINITIONS):
+                store_definitions(session, [parse_definition(definition) for definition in definitions])
+        engine.dispose()
+        yield settings
+
+
+@pytest.fixture
+def hand(template: Settings) -> Iterator[ByHand]:
+    """Tasks by hand, in a database of their own."""
+    address = make_url(template.require_database_url())
+    server = create_engine(address.set(database="postgres"), isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        connection.execute(text("DROP DATABASE IF EXISTS broken WITH (FORCE)"))
+        connection.execute(text(f"CREATE DATABASE broken TEMPLATE {address.database}"))
+    server.dispose()
+    engine = create_engine(address.set(database="broken"))
+    yield ByHand(engine, QUEUE)
+    engine.dispose()
