@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from shared import json_values
 from shared.errors import InvalidInput, TooLarge, Unavailable
+from shared.schemas import faults_of
 from shared.settings import Settings
 
 # JSON's escapes make a text up to six times as large as what is stored of it.
@@ -146,8 +147,7 @@ def parse_model(model: type[Model], body: bytes, *, required: bool = True) -> Mo
     try:
         return model.model_validate(parse_object(body, required=required))
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in found]
+        faults = faults_of(error)
         raise InvalidInput("The request is not valid: " + "; ".join(faults) + ".", faults=faults) from None
 
 

@@ -43,7 +43,9 @@ def task_id_of(connection: Connection, digits: str) -> UUID:
     return UUID(digits) if len(digits) == WHOLE else find_task(connection, digits)
 
 
-async def _of_path(task_id: Annotated[TaskRef, Path(description=WRITTEN, examples=[EXAMPLE])], database: Database) -> UUID:
+async def _of_path(
+    task_id: Annotated[TaskRef, Path(description=WRITTEN, examples=[EXAMPLE])], database: Database
+) -> UUID:
     return UUID(task_id) if len(task_id) == WHOLE else await run_in_threadpool(_find, database, task_id)
 
 

@@ -277,13 +277,13 @@ class Lane:
         address = self.orchestrator.api_address()
         if address is None:
             return False
+        task, headers = f"{address}/v1/tasks/{self._root}", {"Authorization": f"Bearer {API_KEY}"}
         try:
-            response = httpx2.post(
-                f"{address}/v1/tasks/{self._root}/decisions",
-                json=decision,
-                headers={"Authorization": f"Bearer {API_KEY}"},
-                timeout=5,
-            )
+            why = httpx2.get(f"{task}/why", headers=headers, timeout=5)
+            if why.status_code != 200 or "proposal" not in why.json()["facts"]:
+                return False
+            seen = {**decision, "proposal": why.json()["facts"]["proposal"]}
+            response = httpx2.post(f"{task}/decisions", json=seen, headers=headers, timeout=5)
         except httpx2.TransportError:
             return False
         # 503: the API's own connection was cut.
