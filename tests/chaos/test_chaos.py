@@ -17,6 +17,7 @@ from tests.chaos.scenarios import BY_NAME, play
 
 SEED = 1
 TASKS = 80
+INPUT = {"seconds": 0}
 SHORT = (
     "kill-everything",
     "redis-restart-empty",
@@ -48,7 +49,7 @@ def remove_fence(hand: ByHand) -> None:
 
 
 def test_a_task_with_a_lost_claim_breaks_no_promise(hand: ByHand) -> None:
-    task = hand.run("chaos")
+    task = hand.run("chaos", input=INPUT)
     hand.release(task, how="lost", charged=False)
     assert hand.again(task) == 2
     assert not commit(hand, task, 1)
@@ -58,28 +59,28 @@ def test_a_task_with_a_lost_claim_breaks_no_promise(hand: ByHand) -> None:
 
 
 def lose_task(hand: ByHand) -> None:
-    task = hand.submit("chaos")
+    task = hand.submit("chaos", input=INPUT)
     hand.sql("DELETE FROM tasks WHERE id = :task", task=task)
 
 
 def forget_message(hand: ByHand) -> None:
-    hand.submit("chaos")
+    hand.submit("chaos", input=INPUT)
     hand.dispatch()
 
 
 def fail(hand: ByHand) -> None:
-    task = hand.run("chaos")
+    task = hand.run("chaos", input=INPUT)
     commit(hand, task, 1)
     hand.release(task, charged=True, how="retried")
     hand.sql("UPDATE task_status SET state = 'cancelled' WHERE task_id = :task", task=task)
 
 
 def finish_without_effect(hand: ByHand) -> None:
-    hand.finish(hand.run("chaos"))
+    hand.finish(hand.run("chaos", input=INPUT))
 
 
 def commit_twice(hand: ByHand) -> None:
-    task = hand.run("chaos")
+    task = hand.run("chaos", input=INPUT)
     commit(hand, task, 1)
     hand.sql("SELECT chaos_commit(:task, 1, 'another key')", task=task)
     hand.finish(task)
@@ -87,7 +88,7 @@ def commit_twice(hand: ByHand) -> None:
 
 def commit_behind_the_fence(hand: ByHand) -> None:
     remove_fence(hand)
-    task = hand.run("chaos")
+    task = hand.run("chaos", input=INPUT)
     hand.release(task, how="lost", charged=False)
     hand.again(task)
     commit(hand, task, 1)
@@ -97,7 +98,7 @@ def commit_behind_the_fence(hand: ByHand) -> None:
 def finish_twice(hand: ByHand) -> None:
     remove_fence(hand)
     hand.sql("ALTER TABLE task_outcomes DROP CONSTRAINT task_outcomes_pkey CASCADE")
-    task = hand.run("chaos")
+    task = hand.run("chaos", input=INPUT)
     commit(hand, task, 1)
     hand.finish(task)
     hand.finish(task)
@@ -105,7 +106,7 @@ def finish_twice(hand: ByHand) -> None:
 
 def skip_a_state(hand: ByHand) -> None:
     hand.sql("DROP TRIGGER task_status_transition ON task_status")
-    task = hand.submit("chaos")
+    task = hand.submit("chaos", input=INPUT)
     for state, reason in (("waiting", "subtask"), ("pending", None)):
         change = "UPDATE task_status SET state = :state, wait_reason = :reason WHERE task_id = :task"
         hand.sql(change, state=state, reason=reason, task=task)
@@ -115,7 +116,7 @@ def skip_a_state(hand: ByHand) -> None:
 
 
 def leave_an_execution_open(hand: ByHand) -> None:
-    task = hand.run("chaos")
+    task = hand.run("chaos", input=INPUT)
     commit(hand, task, 1)
     hand.finish(task)
     hand.sql("UPDATE executions SET outcome = 'running', finished_at = NULL WHERE task_id = :task", task=task)
