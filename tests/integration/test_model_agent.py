@@ -314,7 +314,7 @@ def test_no_network(ask: Any, agent: Any, monkeypatch: pytest.MonkeyPatch) -> No
         ("refusal", "refused to answer"),
         ("model_context_window_exceeded", "context window"),
         ("of_next_year", "its stop reason is 'of_next_year'"),
-        ("tool_use", "ends for a tool call"),
+        ("tool_use", "ended its turn for a tool call"),
     ],
 )
 def test_a_reply_that_is_no_answer_fails_and_is_paid_for(

@@ -41,7 +41,9 @@ def heartbeat(here: Minion, settings: Settings) -> Any:
     """That of a worker whose row is in the database."""
     with here.engine.begin() as connection:
         connection.execute(HERE, {"id": WORKER_ID})
-    made = Heartbeat(settings, SimpleNamespace(pool_cls="prefork"))
+    made = Heartbeat(
+        settings, SimpleNamespace(pool_cls="prefork", consumer=SimpleNamespace(hub=None, event_dispatcher=None))
+    )
     yield made
     made.engine.dispose()
 

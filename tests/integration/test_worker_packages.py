@@ -82,7 +82,9 @@ def test_packages_are_not_checked_where_no_worker_tells(database: Engine, report
 def test_worker_reports_what_it_could_preload(database: Engine) -> None:
     settings = Settings().model_copy(update={"sandbox_preload": ["colorsys", "no_such_package"]})
     app = SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from={"sums": None})))
-    worker = SimpleNamespace(hostname="w", app=app, concurrency=1, pool_cls=SimpleNamespace(__module__="celery.solo"))
+    worker = SimpleNamespace(
+        hostname="w", app=app, pool=SimpleNamespace(num_processes=1), pool_cls=SimpleNamespace(__module__="celery.solo")
+    )
     heartbeat = Heartbeat(settings, worker)
     heartbeat._register()
     heartbeat.engine.dispose()

@@ -86,8 +86,8 @@ def test_modules_that_are_not_loaded_cannot_be_allowed(sandbox: Sandbox) -> None
 
 
 def test_openssl_is_not_loaded(sandbox: Sandbox) -> None:
-    source = "import asyncio, collections\ndef f(): return [asyncio.sslproto.ssl, collections._sys.modules['_ssl']]"
-    assert sandbox.call(source, "f", {}).value == [None, None]
+    source = "import asyncio\ndef f(): return asyncio.sslproto.ssl is None"
+    assert sandbox.call(source, "f", {}).value is True
 
 
 def test_a_refused_import_can_be_caught(sandbox: Sandbox) -> None:
