@@ -8,14 +8,15 @@ from sqlalchemy import Connection
 from shared.database import make_engine
 from shared.models import Base
 from shared.settings import get_settings
-from shared.sql import create_foundation
+from shared.sql import NUMBER, create_foundation, installed
 
 
 def run(connection: Connection) -> None:
     """Runs the migrations in one transaction on the given connection."""
     context.configure(connection=connection, target_metadata=Base.metadata, compare_server_default=True)
     with context.begin_transaction():
-        create_foundation(connection)
+        if installed(connection) <= NUMBER:
+            create_foundation(connection)
         context.run_migrations()
 
 

@@ -23,7 +23,8 @@ STEPS = text(
     """
     SELECT number, kind, name, status, (error->>'retryable')::boolean IS TRUE AS again, input ? 'approval' AS approval,
            CASE WHEN kind = 'model_call' AND jsonb_typeof(output) = 'object'
-                THEN ARRAY(SELECT jsonb_object_keys(output)) END AS members
+                THEN ARRAY(SELECT jsonb_object_keys(output)) END AS members,
+           CASE WHEN kind = 'model_call' THEN output->'form' END AS form
         FROM steps WHERE task_id = :task ORDER BY number
     """
 )
@@ -64,7 +65,9 @@ def replay_from(
     _check_prefix(task_id, step, steps)
     if edit is not None:
         check(edit.output, what="The edited output", limit=get_settings().max_output_bytes)
-        _check_edit(next(each for each in steps if each.number == step), edit.output)
+        edited_step = next(each for each in steps if each.number == step)
+        _check_edit(edited_step, edit.output)
+        edit = Edit(_as_recorded(edited_step, edit.output))
     request = {**request_of(task, True, submitted_by), "new_keys": new_keys}
     edited = None if edit is None else {"output": edit.output}
     return lifecycle.replay_from(connection, request, task_id, step, edited, who=submitted_by)
@@ -132,6 +135,14 @@ def _check_edit(step: Row[Any], output: JsonValue) -> None:
             f"Step {step.number} ({step.name}) is a model call: `content` must be a list of blocks, "
             'such as [{"type": "text", "text": "…"}].'
         )
+
+
+def _as_recorded(step: Row[Any], output: JsonValue) -> JsonValue:
+    """The edited output, with what only the runtime knows: how the turn was sent; and without the unedited text."""
+    if step.kind != "model_call" or not isinstance(output, dict):
+        return output
+    form = {} if step.form is None else {"form": step.form}
+    return {**form, **{name: value for name, value in output.items() if name != "exact"}}
 
 
 def _are_blocks(content: JsonValue) -> bool:

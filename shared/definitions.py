@@ -230,6 +230,7 @@ class DefinitionStore:
             definition=definition.content(),
             key_order=definition.key_order(),
             **values,
+            **self._standing(version_class, owner, head.id, checksum),
         )
         self.session.add(version)
         self.session.flush()
@@ -278,6 +279,15 @@ class DefinitionStore:
             return None
         alike = self.session.scalars(select(version_class).filter_by(**{owner: head.id}, checksum=checksum))
         return next((version for version in alike if version.key_order == definition.key_order()), None)
+
+    def _standing(self, version_class: Any, owner: str, head_id: UUID, checksum: str) -> dict[str, Any]:
+        """What a new version keeps of the newest one with the same code, such as its quarantine."""
+        if version_class is not FunctionVersion:
+            return {}
+        same = select(FunctionVersion).filter_by(**{owner: head_id}, checksum=checksum)
+        before = self.session.scalars(same.order_by(FunctionVersion.number.desc()).limit(1)).first()
+        names = ("status", "status_reason", "released_at")
+        return {name: getattr(before, name) for name in names} if before else {}
 
     def _newest(self, version_class: Any, owner: str, head_id: UUID) -> int:
         return self.session.scalar(select(func.max(version_class.number)).filter_by(**{owner: head_id})) or 0

@@ -22,6 +22,7 @@ from shared.models import Agent, Function, Tool
 if TYPE_CHECKING:
     from shared.definitions import Change
 
+LOCK_TIMEOUT = "10s"
 # One number for everything that changes the schema or the definitions: who comes second waits.
 SCHEMA_LOCK = 0x4D494E494F4E5301
 
@@ -67,6 +68,8 @@ def migrate(engine: Engine, *, after: bool = False) -> tuple[str | None, str | N
                 _refuse_old_workers(connection, _first_release(config, before, target))
             config.attributes["connection"] = connection
             with connection.begin():
+                # A long query of others keeps a table: what is locked already must not wait for its end.
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
                 command.upgrade(config, target)
                 sql.create(connection)
             return before, _revision(connection)

@@ -63,8 +63,9 @@ class Target:
     input_schema: Schema | None
 
 
-Targets = dict[tuple[str | None, str | None, str, bool], Target | MinionError]
-"""What each agent, capability and namespace, with messages or without, was resolved to, or why it was not."""
+Targets = dict[tuple[str | None, str | None, str, bool, bool], Target | MinionError]
+"""What each agent, capability and namespace, with an input and messages or without, was resolved to, or why it was not.
+"""
 
 
 def submit(connection: Connection, request: TaskRequest, *, submitted_by: str) -> Accepted:
@@ -181,7 +182,7 @@ def _plain(request: TaskRequest) -> dict[str, Any]:
 
 def _check_target(connection: Connection, request: TaskRequest, plain: dict[str, Any], targets: Targets) -> None:
     """Holds the input to the schema of the agent that will run it, and notes that in the request."""
-    key = (request.agent, request.capability, request.namespace, plain.get("input") is None)
+    key = (request.agent, request.capability, request.namespace, plain.get("input") is None, "messages" in plain)
     if key not in targets:
         try:
             targets[key] = resolve(connection, plain)

@@ -16,10 +16,11 @@ from sqlalchemy import Connection, text
 from shared.database import persist, statement
 
 LIMITS = text("SELECT time_limit, soft_time_limit FROM agent_versions WHERE id = :version")
-# Half of it: the clock of a hard limit runs from before the claim.
+# Half of the hard limit, whose clock runs from before the claim; or the soft one, which may strike outside the task.
 OVERRAN = text(
-    "SELECT now() - e.started_at > v.time_limit * interval '0.5 s' FROM executions e JOIN tasks t ON t.id = e.task_id "
-    "JOIN agent_versions v ON v.id = t.agent_version_id WHERE e.task_id = :task AND e.claim = :claim"
+    "SELECT now() - e.started_at > LEAST(v.time_limit * 0.5, v.soft_time_limit) * interval '1 s' "
+    "FROM executions e JOIN tasks t ON t.id = e.task_id JOIN agent_versions v ON v.id = t.agent_version_id "
+    "WHERE e.task_id = :task AND e.claim = :claim"
 )
 
 

@@ -23,6 +23,11 @@ KEY_ORDERS = (
     ("signals", "payload_order"),
     ("schedules", "request_order"),
 )
+# Without an entry every role may.
+PUBLIC_MAY_EXECUTE = """
+    SELECT proacl IS NULL OR EXISTS (SELECT FROM aclexplode(proacl) WHERE grantee = 0) FROM pg_proc
+    WHERE oid = to_regproc('minion_submit')
+"""
 SUBMITTERS = """
     SELECT quote_ident(rolname) FROM pg_roles
     WHERE has_table_privilege(oid, 'tasks', 'INSERT') AND has_table_privilege(oid, 'task_status', 'INSERT')
@@ -61,8 +66,7 @@ def keep_submitters() -> None:
     `minion_submit` now runs with its owner's rights. PUBLIC could execute it, and needed rights on the tables behind it.
     """
     connection = op.get_bind()
-    untouched = "SELECT proacl IS NULL FROM pg_proc WHERE oid = to_regproc('minion_submit')"
-    if connection.scalar(sa.text(untouched)):
+    if connection.scalar(sa.text(PUBLIC_MAY_EXECUTE)):
         connection.exec_driver_sql("REVOKE ALL ON FUNCTION minion_submit FROM PUBLIC")
         for role in connection.scalars(sa.text(SUBMITTERS)).all():
             connection.exec_driver_sql(f"GRANT EXECUTE ON FUNCTION minion_submit TO {role}")

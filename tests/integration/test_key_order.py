@@ -29,6 +29,7 @@ from shared.function_store import FunctionStore
 from shared.json_values import digest
 from shared.key_order import as_in_jsonb, order_of, ordered
 from shared.settings import Settings
+from tests.by_hand import ByHand, function
 from tests.conftest import Define
 from tests.integration.agents.conftest import plain
 from tests.integration.conftest import ACT, Minion, Tasks
@@ -342,3 +343,13 @@ def test_not_everyone_may_submit_by_sql(database: Engine) -> None:
     with database.connect() as connection:
         public = "SELECT has_function_privilege('public', oid, 'EXECUTE') FROM pg_proc WHERE proname = :name"
         assert connection.scalar(text(public), {"name": "minion_submit_json"}) is False
+
+
+def test_a_function_whose_keys_have_another_order_stays_in_quarantine(define: Define, database: Engine) -> None:
+    """Its code is the same."""
+    define(function(input_schema={"type": "object", "properties": {"x": {}, "further": {}}}))
+    hand = ByHand(database)
+    hand.sql("UPDATE function_versions SET status = 'quarantined', status_reason = 'It is evil.'")
+    define(function(input_schema={"type": "object", "properties": {"further": {}, "x": {}}}))
+    assert hand.sql("SELECT count(*) FROM function_versions") == 2
+    assert hand.sql("SELECT DISTINCT status FROM function_versions") == "quarantined"

@@ -174,8 +174,8 @@ SUBMIT_OF_0_1 = (
 )
 
 
-@pytest.mark.parametrize("public", [True, False])
-def test_roles_that_could_submit_by_sql_may_still_do_so(empty_database: Engine, public: bool) -> None:
+@pytest.mark.parametrize(("public", "grant"), [(True, False), (False, True), (True, True)])
+def test_roles_that_could_submit_by_sql_may_still_do_so(empty_database: Engine, public: bool, grant: bool) -> None:
     with init_db.alembic_config() as config, empty_database.connect() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0004")
@@ -187,12 +187,13 @@ def test_roles_that_could_submit_by_sql_may_still_do_so(empty_database: Engine, 
         connection.execute(text("GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO a_writer"))
         if not public:
             connection.execute(text("REVOKE ALL ON FUNCTION minion_submit FROM PUBLIC"))
+        if grant:
             connection.execute(text("GRANT EXECUTE ON FUNCTION minion_submit TO granted"))
     init_db.migrate(empty_database)
     may = text("SELECT has_function_privilege(:role, oid, 'EXECUTE') FROM pg_proc WHERE proname = 'minion_submit'")
     with empty_database.begin() as connection:
         found = {role: connection.scalars(may, {"role": role}).one() for role in ("a_writer", "granted", "stranger")}
-        assert found == {"a_writer": public, "granted": not public, "stranger": False}
+        assert found == {"a_writer": public, "granted": grant, "stranger": False}
         for role in found:
             connection.execute(text(f"DROP OWNED BY {role}"))
             connection.execute(text(f"DROP ROLE {role}"))
@@ -272,9 +273,11 @@ def test_functions_that_are_missing_or_old_are_named_and_newer_ones_are_left_alo
             text("CREATE OR REPLACE FUNCTION minion_functions() RETURNS integer IMMUTABLE AS 'SELECT 999' LANGUAGE sql")
         )
         connection.execute(text("DROP FUNCTION minion_heal_turns"))
+        connection.execute(text("CREATE OR REPLACE FUNCTION minion_parked() RETURNS bigint AS 'SELECT 7' LANGUAGE sql"))
     init_db.migrate(empty_database)
     with empty_database.connect() as connection:
         init_db.check_schema_is_current(connection)
+        assert connection.scalar(text("SELECT minion_parked()")) == 7
         assert connection.scalar(text("SELECT to_regproc('minion_heal_turns')")) is None
 
 

@@ -26,7 +26,7 @@ from shared.errors import (
 )
 from shared.json_values import MAX_DEPTH
 from shared.schemas import TaskRequest
-from shared.submission import prepare, submit, submit_many
+from shared.submission import prepare, prepare_each, submit, submit_many
 from tests.by_hand import NOOP, ByHand, agent, at_once
 from tests.conftest import Define
 
@@ -487,3 +487,15 @@ def test_a_schema_that_changed_in_between_is_checked_again(hand: ByHand, databas
     task = hand.call(lifecycle.accept, prepared)[0].task_id
     hand.dispatch()
     assert (hand.state(task), hand.row(task)["error"]["type"]) == ("failed", "invalid_input")
+
+
+def test_a_refused_request_does_not_touch_those_beside_it(database: Engine, define: Define) -> None:
+    """One has neither agent nor messages; the other one has messages, and is routed by them."""
+    define(NOOP, agent("Open", description="Opens doors"))
+    requests = [
+        TaskRequest(input={"a": 1}),
+        TaskRequest(input={"a": 1}, messages=[{"role": "user", "content": "open the doors"}]),
+    ]
+    refused, prepared = prepare_each(database, requests, submitted_by=["one", "other"])
+    assert isinstance(refused, MinionError)
+    assert isinstance(prepared, dict), prepared
