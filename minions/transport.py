@@ -43,7 +43,8 @@ class Transport:
                 "The API's key cannot be sent: it must be printable ASCII on one line, without spaces at its end. "
                 "Check MINION_API_KEY."
             )
-        if actor and not actor.isprintable():
+        actor = (actor or "").strip()
+        if not actor.isprintable():
             raise InvalidInput("Invalid actor: the name must be printable characters on one line.")
         self.url = url
         self.timeout = timeout

@@ -81,9 +81,12 @@ class SecretFiles(PydanticBaseSettingsSource):
         if os.environ.get(variable):
             raise NotConfigured(f"{variable} and {variable}_FILE are both set: set one of them.")
         try:
-            return Path(path).read_text(encoding="utf-8").strip(), field_name, False
+            secret = Path(path).read_text(encoding="utf-8").strip()
         except (OSError, ValueError) as error:
             raise NotConfigured(f"{variable}_FILE: the file {path} cannot be read: {error}.") from None
+        if not secret:
+            raise NotConfigured(f"{variable}_FILE: the file {path} is empty: it must hold the value.")
+        return secret, field_name, False
 
     def __call__(self) -> dict[str, Any]:
         """All secrets that come from files, by field."""

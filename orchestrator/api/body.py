@@ -20,7 +20,7 @@ ENVELOPE_BYTES = 64 * 1024
 # What a request's text takes (as it came, decoded, as parts, for the database), and the values that these begin.
 COPIES = 4
 VALUE_BYTES = {b"{": 192, b"[": 64, b",": 48}
-EXAMPLE = 'send a JSON object, such as {"agent": "NAME", "input": {}}'
+EXAMPLE = "send a JSON object; /docs has an example for each operation"
 
 Reader = Callable[[Request], AsyncIterator[bytes]]
 Model = TypeVar("Model", bound=BaseModel)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from shared.states import State
 
@@ -174,9 +175,14 @@ class DecisionRequest(BaseModel):
     value: Any = Field(None, description="`approve`: other arguments; `result`: what the call returned.")
     reason: str | None = Field(None, min_length=1, max_length=1000)
     step: int | None = Field(None, ge=1, le=2**31 - 1, description="The number of the step that is decided about.")
-    proposal: str | None = Field(
-        None, pattern="^[0-9a-f]{12}$", description="The `proposal` that `GET /v1/tasks/{task_id}/why` names."
-    )
+    proposal: str | None = Field(None, description="The `proposal` that `GET /v1/tasks/{task_id}/why` names.")
+
+    @field_validator("proposal")
+    @classmethod
+    def _is_short_hash(cls, proposal: str | None) -> str | None:
+        if proposal is not None and not re.fullmatch("[0-9a-f]{12}", proposal):
+            raise ValueError("it must be the 12 hexadecimal digits that `minion why` shows")
+        return proposal
 
     @model_validator(mode="after")
     def _names_what_was_seen(self) -> Self:

@@ -13,7 +13,7 @@ import typer
 
 from minions import Client
 from orchestrator.commands.client import ACTOR, connect
-from orchestrator.commands.output import AS_JSON, console, interactive, print_json
+from orchestrator.commands.output import AS_JSON, console, interactive, print_json, stderr
 from orchestrator.commands.task_ids import TASK
 from orchestrator.commands.tasks import plain, read_input
 from shared.errors import Conflict
@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 def approve(
     task_id: str = TASK,
-    edit: str | None = typer.Option(None, "--edit", help="Other arguments than proposed, as JSON."),
+    edit: str | None = typer.Option(None, "--edit", help="Arguments in place of all that are proposed, as JSON."),
     step: int | None = STEP,
     proposal: str | None = PROPOSAL,
     yes: bool = YES,
@@ -94,7 +94,7 @@ class _Seen:
     def __init__(self, step: int | None, proposal: str | None, yes: bool) -> None:
         self.step, self.proposal, self.yes = step, proposal, yes
 
-    def address(self, client: Client, task_id: str, verdict: str) -> dict[str, Any]:
+    def address(self, client: Client, task_id: str, verdict: str, value: Any) -> dict[str, Any]:
         """The step or the proposal that the decision is about; asks where neither is given.
 
         Raises:
@@ -110,23 +110,28 @@ class _Seen:
         if why["reason"] not in WAITING or "proposal" not in why["facts"]:
             raise Conflict(f"Task {task_id} waits for no decision. {why['sentence']}")
         if not self.yes:
-            _ask(why, verdict)
+            _ask(why, verdict, value)
         return {"proposal": why["facts"]["proposal"]}
 
 
-def _ask(why: dict[str, Any], verdict: str) -> None:
-    """Show what is proposed, and go on only with a yes."""
+def _ask(why: dict[str, Any], verdict: str, value: Any) -> None:
+    """Show what is proposed and what is decided in its place, and continue only with a yes."""
     facts = why["facts"]
     console.print(f"Step {facts['step']}, {facts['name']} (proposal {facts['proposal']}):")
     print_json(facts.get("proposed", facts.get("request")))
-    typer.confirm(f"{verdict.capitalize()}?", abort=True)
+    if value is not None:
+        console.print("With this in its place:" if verdict == "approve" else "With this result:")
+        print_json(value)
+    if not typer.confirm(f"{verdict.capitalize()}?"):
+        stderr.print("Nothing was decided.")
+        raise typer.Exit(1)
 
 
 def _decide(
     task_id: str, verdict: str, value: Any, reason: str | None, seen: _Seen, actor: str | None, as_json: bool
 ) -> None:
     with connect(actor) as client:
-        task = client.decide(task_id, verdict, value, reason, **seen.address(client, task_id, verdict))
+        task = client.decide(task_id, verdict, value, reason, **seen.address(client, task_id, verdict, value))
     if as_json:
         print_json(plain(task))
         return

@@ -25,7 +25,7 @@ from orchestrator.commands.output import (
     zoned,
 )
 from orchestrator.commands.task_ids import OPTIONAL_TASKS, remember
-from orchestrator.commands.tasks import QUIET, message_of, read_input, summary
+from orchestrator.commands.tasks import message_of, read_input, summary
 from shared.states import State
 
 
@@ -64,7 +64,7 @@ def replay(
     ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be replayed."),
     actor: str | None = ACTOR,
-    quiet: bool = QUIET,
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print only the new ids, one a line."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Submit ended tasks again, as new tasks; the old ones stay as they were."""

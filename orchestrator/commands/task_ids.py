@@ -1,7 +1,7 @@
 """How commands name a task: by its id, by its first characters, or as `@last`.
 
-The API finds the task that the first characters name. `@last` is the last task that this user submitted from this
-machine, whatever system it went to; a file in the user's state folder has its id.
+The API finds the task that the first characters name. `@last` is the last task that this user submitted or replayed from
+this machine, whatever system it went to; a file in the user's state folder has its id.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from pathlib import Path
 
 import typer
 
-from shared.errors import NotConfigured, NotFound
+from shared.errors import InvalidInput, NotConfigured, NotFound
 from shared.settings import user_state_dir
 
 LAST = "@last"
-HELP = "The task's id, its first 8 characters or more, or @last for the last one that you submitted."
+HELP = "The task's id, its first 8 characters or more, or @last for the last one that you submitted or replayed."
 
 
 def remember(task_id: str) -> None:
@@ -33,15 +33,21 @@ def named(written: str) -> str:
     """Return the id that an argument stands for.
 
     Raises:
+        InvalidInput: it cannot be an id.
         NotFound: it is `@last`, and no task is remembered.
     """
+    if not written or "/" in written:
+        raise InvalidInput(
+            f"{written[:50]!r} is not the id of a task: it must be a whole id, its first 8 hexadecimal digits or more, "
+            f"or {LAST}."
+        )
     if written != LAST:
         return written
     try:
         return _file().read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         raise NotFound(
-            f"There is no {LAST} task: no task that was submitted with `minion submit` is noted in {_file()}. "
+            f"There is no {LAST} task: no task that you submitted or replayed is noted in {_file()}. "
             "Give a task's id; `minion tasks` lists them."
         ) from None
 

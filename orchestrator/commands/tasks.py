@@ -45,7 +45,9 @@ def register(app: typer.Typer) -> None:
 
 def submit(
     agent: str = typer.Argument(help="The agent's name; - routes by --message or --capability."),
-    input: str = typer.Argument("{}", help="The input as JSON; @FILE reads a file, - standard input."),
+    input: str | None = typer.Argument(
+        None, help="The input as JSON, by default {}; @FILE reads a file, - standard input."
+    ),
     message: list[str] = typer.Option([], "--message", "-m", help="Text for the agent, instead of an input."),
     capability: str | None = typer.Option(None, help="Run on this capability's queue."),
     wait: bool = typer.Option(False, "--wait", "-w", help="Wait for the outcome and print the output."),
@@ -68,6 +70,8 @@ def submit(
     """Submit a task, and wait for its output if asked to."""
     if timeout is not None and not wait:
         raise typer.BadParameter("--timeout goes with --wait")
+    if input is not None and message:
+        raise typer.BadParameter("give an input or --message, not both")
     if quiet and (wait or following or as_json):
         raise typer.BadParameter("--quiet prints only the id: it goes without --wait, --follow and --json")
     options: dict[str, Any] = {
@@ -85,7 +89,7 @@ def submit(
     if message:
         options["messages"] = [{"role": "user", "content": text} for text in message]
     else:
-        options["input"] = read_input(input)
+        options["input"] = read_input("{}" if input is None else input)
     given = {name: value for name, value in options.items() if value is not None or name == "input"}
     with connect() as client:
         task = client.submit(None if agent == "-" else agent, **given)
@@ -249,7 +253,7 @@ def read_input(argument: str) -> Any:
         if argument.startswith("@"):
             return parse(Path(argument[1:]).read_bytes(), what=f"The file {argument[1:]}")
     except OSError as error:
-        raise FileFault(f"The input cannot be read: {error}. `@FILE` must name a file that can be read.") from None
+        raise FileFault(f"{argument.removeprefix('@')} cannot be read: {error.strerror}.") from None
     return parse(argument, what="The input")
 
 

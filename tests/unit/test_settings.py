@@ -265,6 +265,13 @@ def test_a_file_that_cannot_be_read_is_named(
         get_settings.__wrapped__()
 
 
+def test_an_empty_file_is_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("\n")
+    monkeypatch.setenv("ANTHROPIC_API_KEY_FILE", str(tmp_path / "secret"))
+    with pytest.raises(NotConfigured, match=r"ANTHROPIC_API_KEY_FILE: the file .*secret is empty"):
+        get_settings.__wrapped__()
+
+
 def test_a_secret_that_is_set_twice_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("one")
     monkeypatch.setenv("REDIS_URL_FILE", str(tmp_path / "secret"))

@@ -207,7 +207,7 @@ def test_dead_workers_are_hidden_unless_asked_for(minion: Run, here: Minion, dat
         (("tasks", "--root", "1"), 65, "root_id: '1' is not the id of a task"),
         (("show", UNKNOWN), 66, "There is no task"),
         (("show", "01b20424"), 66, "no task whose id begins with 01b20424"),
-        (("submit", "Echo", "@/does/not/exist"), 74, "must name a file that can be read"),
+        (("submit", "Echo", "@/does/not/exist"), 74, "cannot be read: No such file or directory"),
         (("apply", "/does/not/exist.yaml"), 74, "no such file"),
         (("functions", "put", "/does/not/exist.py"), 74, "cannot be read"),
         (("submit", "Echo", "--wait", "--timeout", "0.1"), 75, "It goes on"),
