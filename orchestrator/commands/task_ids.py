@@ -1,7 +1,7 @@
 """How commands name a task: by its id, by its first characters, or as `@last`.
 
-The API finds the task that the first characters name. `@last` is the last task that this user submitted or replayed from
-this machine, whatever system it went to; a file in the user's state folder has its id.
+The API finds the task that the first characters name. `@last` is the last task that this user submitted or replayed
+from this machine, whatever system it went to; a file in the user's state folder has its id.
 """
 
 from __future__ import annotations
