@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, text
+from structlog.testing import capture_logs
 
 from minions import testing
 from minions.testing import KEY, MessagesApi, error, tool_use
@@ -352,16 +353,15 @@ def test_an_answer_that_is_not_strict_json_is_repaired(ask: Any, agent: Any, sai
 @pytest.mark.parametrize(
     ("said", "kept"), [("a\x00b", "a\ufffdb"), ("a\ud800b", "a\ufffdb"), ("a\x00b\ud800c", "a\ufffdb\ufffdc")]
 )
-def test_text_that_cannot_be_stored_is_replaced(
-    ask: Any, agent: Any, tasks: Tasks, capsys: Any, said: str, kept: str
-) -> None:
+def test_text_that_cannot_be_stored_is_replaced(ask: Any, agent: Any, tasks: Tasks, said: str, kept: str) -> None:
     """The answer is paid for."""
     agent()
-    task = ask([testing.text(said)])
+    with capture_logs() as logs:
+        task = ask([testing.text(said)])
     assert (task["state"], task["output"]) == ("succeeded", {"content": kept})
     [execution] = tasks.executions(task["id"])
     assert (execution["output_tokens"], execution["cost_microdollars"]) == (5, 80)
-    assert "model_text_replaced" in capsys.readouterr().out
+    assert "model_text_replaced" in [entry["event"] for entry in logs]
 
 
 def test_what_cannot_be_stored_goes_back_as_it_came(ask: Any, agent: Any, tasks: Tasks, api: MessagesApi) -> None:
