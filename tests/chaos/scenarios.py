@@ -29,7 +29,7 @@ from tests.processes import wait_until
 BATCH = 25
 STALLED_SECONDS = 1.0
 DISK_MEGABYTES = 400
-# Longer than the visibility timeout of the product, so that a wrong clock makes Redis repeat messages as well.
+# Longer than any visibility timeout, so that a wrong clock makes the Redis of plain Celery repeat messages as well.
 WRONG_CLOCKS = (0.0, 110_000.0, -110_000.0)
 
 
@@ -41,7 +41,7 @@ class Scenario:
         strike: the fault; None where `copies` is all there is.
         strikes: how often it strikes.
         copies: every message is delivered three times, the third time late.
-        visibility: seconds after which Redis delivers again what is not acknowledged, instead of the product's day.
+        visibility: seconds after which Redis delivers again what plain Celery has not acknowledged.
         wrong_clocks: every process has another clock.
         small_disk: both servers' data lie on a small file system of their own.
         comparable: plain Celery has what is struck.
