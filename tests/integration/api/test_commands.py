@@ -47,6 +47,9 @@ def minion(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     get_settings.cache_clear()
 
+    # It would last: the tests after these would log to a stream that is closed.
+    monkeypatch.setattr("shared.telemetry.configure", lambda *_, **__: None)
+
     def run(*words: str) -> Done:
         monkeypatch.setattr(sys, "argv", ["minion", *words])
         capsys.readouterr()
