@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import as_file, files
@@ -12,17 +14,21 @@ from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.errors import DeadlockDetected, LockNotAvailable
 from sqlalchemy import Connection, Engine, select, text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from shared import sql
 from shared.errors import Conflict, NotConfigured
-from shared.models import Agent, Function, Tool
+from shared.models import Agent, Base, Function, Tool
 
 if TYPE_CHECKING:
     from shared.definitions import Change
 
-LOCK_TIMEOUT = "10s"
+# In seconds. Longer than `deadlock_timeout` (1 s by default), after which an autovacuum gives way to us.
+LOCK_TIMEOUT = 2.0
+LOCK_PATIENCE = 60.0
 # One number for everything that changes the schema or the definitions: who comes second waits.
 SCHEMA_LOCK = 0x4D494E494F4E5301
 
@@ -53,7 +59,8 @@ def migrate(engine: Engine, *, after: bool = False) -> tuple[str | None, str | N
 
     Raises:
         NotConfigured: the database cannot hold every text.
-        Conflict: workers of a release are online that cannot run on the new schema.
+        Conflict: workers of a release are online that cannot run on the new schema, or others held a table for a
+            minute.
     """
     with alembic_config() as config, engine.connect() as connection:
         _refuse_other_encodings(connection)
@@ -67,16 +74,67 @@ def migrate(engine: Engine, *, after: bool = False) -> tuple[str | None, str | N
             if before is not None:
                 _refuse_old_workers(connection, _first_release(config, before, target))
             config.attributes["connection"] = connection
-            with connection.begin():
-                # A long query of others keeps a table: what is locked already must not wait for its end.
-                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-                command.upgrade(config, target)
-                sql.create(connection)
+            _upgrade(connection, config, target, locked=before not in (None, target))
             return before, _revision(connection)
         finally:
             connection.rollback()
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": SCHEMA_LOCK})
             connection.commit()
+
+
+def _upgrade(connection: Connection, config: Config, target: str, *, locked: bool) -> None:
+    """Run the revisions and replace the functions in one transaction; start again while others hold the tables."""
+    give_up = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            with connection.begin():
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'")
+                if locked:
+                    _lock_tables(connection)
+                command.upgrade(config, target)
+                sql.create(connection)
+            return
+        except OperationalError as error:
+            if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
+                raise
+            if time.monotonic() > give_up:
+                raise Conflict(_held(connection)) from None
+        # The queries that waited behind us run now.
+        time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter, not a secret
+
+
+def _lock_tables(connection: Connection) -> None:
+    """Lock all tables before the first change: a transaction that then waits for us holds nothing that we need."""
+    present = connection.scalars(OUR_TABLES, {"tables": list(Base.metadata.tables)}).all()
+    connection.exec_driver_sql(f"LOCK TABLE {', '.join(present)} IN ACCESS EXCLUSIVE MODE")
+
+
+def _held(connection: Connection) -> str:
+    holders = connection.execute(HOLDERS, {"tables": list(Base.metadata.tables)}).all()
+    connection.rollback()
+    named = "; ".join(f"process {h.pid} ({h.application}), for {h.seconds} s" for h in holders) or "none any more"
+    return (
+        f"Other transactions held the tables for {LOCK_PATIENCE:.0f} s, and nothing was changed. Open transactions: "
+        f"{named}. End the long ones, for example with pg_terminate_backend, then run `minion migrate` again."
+    )
+
+
+OUR_TABLES = text(
+    "SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = current_schema() "
+    "AND tablename = ANY(:tables) ORDER BY 1"
+)
+HOLDERS = text(
+    """
+    SELECT a.pid, COALESCE(NULLIF(a.application_name, ''), a.usename, a.backend_type) AS application,
+           EXTRACT(epoch FROM clock_timestamp() - a.xact_start)::int AS seconds
+        FROM pg_stat_activity a
+        WHERE a.pid <> pg_backend_pid() AND a.datname = current_database() AND EXISTS (
+            SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+                WHERE l.pid = a.pid AND l.granted AND c.relname = ANY(:tables)
+                  AND c.relnamespace = current_schema()::regnamespace)
+        ORDER BY a.xact_start LIMIT 5
+    """
+)
 
 
 def _refuse_other_encodings(connection: Connection) -> None:

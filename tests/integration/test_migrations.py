@@ -27,7 +27,7 @@ from shared.settings import Settings
 from shared.states import INITIAL, TRANSITIONS, State
 from tests.by_hand import NOOP, ByHand, agent, function
 from tests.conftest import Define
-from tests.processes import ROOT
+from tests.processes import ROOT, wait_until
 
 Facts = list[tuple[Any, ...]]
 
@@ -166,6 +166,45 @@ def test_a_migration_that_fails_says_why_and_lets_go(empty_database: Engine) -> 
         assert connection.scalar(text("SELECT to_regclass('tasks')")) is None
         connection.execute(text("DROP TABLE workers"))
     assert init_db.migrate(empty_database) == (None, "0005")
+
+
+@pytest.fixture
+def previous_schema(empty_database: Engine) -> Engine:
+    """A database as release 0.2 left it."""
+    with init_db.alembic_config() as config, empty_database.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0004")
+        connection.commit()
+    return empty_database
+
+
+def waits_for_a_lock(engine: Engine) -> bool:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    with engine.connect() as connection:
+        return bool(connection.scalar(text(waiting)))
+
+
+def test_a_migration_that_meets_a_deadlock_starts_again(previous_schema: Engine) -> None:
+    with ThreadPoolExecutor(1) as threads, previous_schema.connect() as other:
+        other.execute(text("LOCK TABLE workers IN ROW EXCLUSIVE MODE"))
+        migration = threads.submit(init_db.migrate, previous_schema)
+        wait_until(lambda: waits_for_a_lock(previous_schema), "the migration waits for the table")
+        other.execute(text("SELECT count(*) FROM tasks"))
+        other.commit()
+        assert migration.result() == ("0004", "0005")
+
+
+def test_a_table_that_is_held_all_the_time_is_named_with_its_holder(
+    previous_schema: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(init_db, "LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr(init_db, "LOCK_PATIENCE", 0.1)
+    with previous_schema.connect() as other:
+        other.execute(text("SET application_name = 'report'"))
+        pid = other.scalar(text("SELECT pg_backend_pid() FROM tasks RIGHT JOIN (SELECT 1) one ON true"))
+        with pytest.raises(Conflict, match=rf"nothing was changed. Open transactions: process {pid} \(report\), for"):
+            init_db.migrate(previous_schema)
+    assert init_db.migrate(previous_schema) == ("0004", "0005")
 
 
 SUBMIT_OF_0_1 = (
