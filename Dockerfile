@@ -1,5 +1,5 @@
 # One image for everything: `minion orchestrator`, `minion worker CAPABILITY`, `minion flower`, `minion migrate`.
-# It needs no BuildKit. Another base works too, if it has Python 3.11 or later with venv and pip:
+# BuildKit is not needed. Another base must have Python 3.11 or later with venv and pip:
 #   docker build --build-arg BASE=registry.example/python:3.12 -t minions .
 ARG BASE=python:3.11-slim
 
@@ -7,12 +7,12 @@ FROM ${BASE} AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
 WORKDIR /src
 
-# The dependencies come first: this layer is built again only when the lock changes.
+# Dependencies first: this layer is rebuilt only when the lock changes.
 COPY requirements.lock ./
 RUN python3 -m venv /opt/minions \
     && /opt/minions/bin/pip install --require-hashes -r requirements.lock
 
-# What builds the wheel is locked too, and stays out of the result.
+# The build tools of the wheel are locked too, and stay out of the final image.
 COPY requirements-dev.lock ./
 RUN awk '/^(hatchling|packaging|pathspec|pluggy|trove-classifiers)==/ {on = 1} on {print} !/\\$/ {on = 0}' \
         requirements-dev.lock > build.lock \
@@ -46,7 +46,7 @@ WORKDIR /var/lib/minions
 USER minion
 VOLUME /var/lib/minions
 EXPOSE 8700
-# For an orchestrator. Workers and Flower have checks of their own: see docker-compose.yml.
+# For an orchestrator. Workers and Flower have separate checks: see docker-compose.yml.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s \
     CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8700/readyz', timeout=4)"]
 ENTRYPOINT ["minion"]

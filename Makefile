@@ -15,7 +15,7 @@ help:  ## List the commands
 
 install: $(INSTALLED)  ## Install into .venv, from the lock file with hashes
 
-# The stamp is the last step: an installation that was interrupted begins anew.
+# The stamp is the last step, so that an interrupted installation starts over.
 $(INSTALLED): requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Minions needs Python 3.11 or later, and " + \
 	    sys.executable + " is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
@@ -31,7 +31,7 @@ demo: install  ## Run everything once: audit the installed Python packages, repo
 up: install  ## Run everything on this machine until Ctrl-C: servers, orchestrator, workers, Flower
 	@$(RUN) orchestrator.cli up
 
-test: install  ## Run the tests, against real servers that they start themselves
+test: install  ## Run the tests against real servers, which they start themselves
 	@$(RUN) pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 soak: install  ## Run the long tests that `make test` leaves out
@@ -40,7 +40,7 @@ soak: install  ## Run the long tests that `make test` leaves out
 chaos: install  ## Kill, freeze, fill and flush everything under load, beside plain Celery (half an hour; CHAOS=--help)
 	@$(RUN) tests.chaos.run $(CHAOS)
 
-crash-matrix: install  ## kill -9 at every boundary of every step of an agent, and inside (15 minutes; CRASH=--help)
+crash-matrix: install  ## Kill processes at every boundary of every step of an agent, and inside (15 minutes; CRASH=--help)
 	@$(RUN) tests.crash_matrix.run $(CRASH)
 
 lint: install  ## Check style, types and the layers' import contracts
@@ -62,5 +62,5 @@ lock: install  ## Renew the lock files (needs uv: pip install uv)
 	        --no-annotate --upgrade pyproject.toml --output-file $$target; \
 	done
 
-clean:  ## Remove what was installed and built (the data folder stays)
+clean:  ## Remove the installation and build output (the data folder stays)
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
