@@ -40,7 +40,7 @@ soak: install  ## Run the long tests that `make test` leaves out
 chaos: install  ## Kill, freeze, fill and flush everything under load, beside plain Celery (half an hour; CHAOS=--help)
 	@$(RUN) tests.chaos.run $(CHAOS)
 
-crash-matrix: install  ## Kill processes at every boundary of every step of an agent, and inside (15 minutes; CRASH=--help)
+crash-matrix: install  ## Kill processes at every boundary of every step of an agent, and inside (15 min; CRASH=--help)
 	@$(RUN) tests.crash_matrix.run $(CRASH)
 
 lint: install  ## Check style, types and the layers' import contracts
