@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minions.task import FINAL
-from minions.transport import Again, Transport, pause_before
+from minions.transport import Again, Transport, pause_after
 
 ENDINGS = frozenset(f"task.{state}" for state in FINAL)
 
@@ -57,14 +57,14 @@ def follow(transport: Transport, path: str, after: int) -> Iterator[TaskEvent]:
                     return
             # Nothing more, although the task goes on: the server stops.
             failures += 1
-            time.sleep(pause_before(failures))
+            time.sleep(pause_after(failures))
         except _AllRead:
             return
         except Again as again:
             failures += 1
             if failures > transport.retries:
                 raise again.error from None
-            time.sleep(again.pause or pause_before(failures))
+            time.sleep(again.pause or pause_after(failures))
 
 
 class _AllRead(Exception):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 import httpx2
 
+from minions.backoff import exponential, jittered
 from minions.errors import InvalidInput, MinionsError, NotConfigured, ServerError, Unavailable, from_problem
 
 SCHEMES = ("http", "https")
@@ -153,7 +153,7 @@ class Transport:
                 attempt += 1
                 if attempt > self.retries or not (safe or again.not_sent):
                     raise again.error from None
-                time.sleep(again.pause or pause_before(attempt))
+                time.sleep(again.pause or pause_after(attempt))
 
     def _once(
         self,
@@ -216,10 +216,9 @@ def _present(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if value is not None}
 
 
-def pause_before(attempt: int) -> float:
-    """0.2, 0.4, 0.8 … seconds, with jitter, so that callers do not come back all at once."""
-    longest = min(LONGEST_PAUSE, 0.1 * 2.0**attempt)
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
+def pause_after(failures: int) -> float:
+    """0.2, 0.4, 0.8 … seconds, with jitter."""
+    return jittered(exponential(failures, first=0.2, longest=LONGEST_PAUSE))
 
 
 def _retry_after(response: httpx2.Response) -> float | None:

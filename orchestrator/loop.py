@@ -9,6 +9,7 @@ import psycopg
 import sentry_sdk
 import structlog
 
+from minions.backoff import exponential, jittered
 from shared.broker import BROKER_AWAY
 from shared.database import is_transient, reason
 
@@ -54,16 +55,16 @@ class Loop(ABC):
         self.stopping.wait(seconds)
 
     def _run(self) -> None:
-        pause = 0.1
+        failures = 0
         while not self.stopping.is_set():
             try:
                 due = self.round()
                 self.wait(due)
-                pause = 0.1
+                failures = 0
             except Exception as error:
                 self._tell(error)
-                self.stopping.wait(pause)
-                pause = min(LONGEST_PAUSE, pause * 2)
+                failures += 1
+                self.stopping.wait(jittered(exponential(failures, first=0.1, longest=LONGEST_PAUSE)))
 
     def _tell(self, error: Exception) -> None:
         if is_transient(error) or isinstance(error, AWAY):

@@ -62,7 +62,7 @@ TAKE = text(
     )
     UPDATE webhook_deliveries d SET attempts = d.attempts + 1, next_at = now() + :lease
         FROM due, webhooks w WHERE d.id = due.id AND w.id = d.webhook_id
-        RETURNING d.id, d.webhook_id, d.task_id, d.attempts, w.name, w.url, w.secret,
+        RETURNING d.id, d.webhook_id, d.task_id, d.attempts AS attempt, w.name, w.url, w.secret,
                   CASE WHEN w.rotated_at > now() - interval '1 day' THEN w.previous_secret END AS previous_secret
     """
 ).bindparams(bindparam("busy", type_=ARRAY(PgUUID)), bindparam("counts", type_=ARRAY(INTEGER)))
@@ -161,7 +161,7 @@ class Webhooks(Loop):
             "lease": timedelta(seconds=self.lease),
         }
         with self.engine.begin() as connection:
-            taken = [Delivery(*row) for row in connection.execute(TAKE, values)]
+            taken = [Delivery(**row) for row in connection.execute(TAKE, values).mappings()]
             bodies = webhook_messages.of_tasks(connection, {one.task_id for one in taken}) if taken else {}
         return [(one, bodies[one.task_id]) for one in taken if one.task_id in bodies]
 

@@ -5,12 +5,13 @@ Database code is written once, synchronous (psycopg under SQLAlchemy).
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
 from celery.exceptions import SoftTimeLimitExceeded
@@ -18,12 +19,14 @@ from psycopg import DataError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
+from minions.backoff import exponential, jittered
 from shared import errors
 from shared.settings import Settings, get_settings
 
 log = structlog.get_logger(__name__)
 
 Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 LONGEST_PAUSE = 5.0
 
 # What the functions in shared/sql/ raise on purpose.
@@ -187,7 +190,6 @@ def wait_for(probe: Callable[[], Result], *, what: str, attempts: int) -> Result
     Raises:
         Unavailable: it failed `attempts` times; the message holds the last reason.
     """
-    pause = 0.2
     for attempt in range(1, attempts + 1):
         try:
             return probe()
@@ -200,8 +202,7 @@ def wait_for(probe: Callable[[], Result], *, what: str, attempts: int) -> Result
                     "Check its address and that it runs."
                 ) from None
             log.warning("unreachable", what=what, attempt=attempt, attempts=attempts, reason=reason(error))
-            time.sleep(pause)
-            pause = min(LONGEST_PAUSE, pause * 2)
+            time.sleep(jittered(exponential(attempt, first=0.2, longest=LONGEST_PAUSE)))
     raise AssertionError("unreachable")
 
 
@@ -213,8 +214,7 @@ def persist(write: Callable[[], Result]) -> Result:
     Raises:
         SoftTimeLimitExceeded: it struck inside the driver.
     """
-    pause = 0.1
-    while True:
+    for failures in itertools.count(1):
         try:
             return write()
         except DBAPIError as error:
@@ -222,9 +222,22 @@ def persist(write: Callable[[], Result]) -> Result:
                 raise SoftTimeLimitExceeded from error
             if not is_transient(error):
                 raise
-            log.warning("database_away", reason=reason(error), again_in=pause)
+            pause = jittered(exponential(failures, first=0.1, longest=LONGEST_PAUSE))
+            log.warning("database_away", reason=reason(error), again_in=round(pause, 2))
             time.sleep(pause)
-            pause = min(LONGEST_PAUSE, pause * 2)
+    raise AssertionError("unreachable")
+
+
+def persistently(
+    operation: Callable[Concatenate[Connection, Arguments], Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Result:
+    """Call a fenced or idempotent operation on a connection in autocommit mode, as `persist` does."""
+
+    def attempt() -> Result:
+        with statement() as connection:
+            return operation(connection, *args, **kwargs)
+
+    return persist(attempt)
 
 
 def wait_for_database(settings: Settings) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypedDict
 from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, text
@@ -38,6 +38,27 @@ class Accepted:
 
     task_id: UUID
     created: bool
+
+
+class ExecutionResult(TypedDict, total=False):
+    """What an execution leaves behind: `minion_close_execution` and `minion_settle` read it.
+
+    Attributes:
+        steps: journal steps that are not written yet.
+        messages: what a task that succeeded adds to its conversation.
+        error: as `MinionError.as_dict` gives it.
+        peak_memory_bytes: of the process and of its sandboxed functions, whichever is larger.
+    """
+
+    steps: list[dict[str, Any]]
+    output: Any
+    error: dict[str, Any]
+    messages: list[dict[str, Any]]
+    cpu_seconds: float
+    peak_memory_bytes: int
+    input_tokens: int
+    output_tokens: int
+    cost_microdollars: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +140,7 @@ def accept(connection: Connection, requests: Sequence[dict[str, Any]]) -> list[A
         MinionError: the first request that is refused, and why.
     """
     values = {"requests": [with_order(request, "input") for request in requests]}
-    return [Accepted(*row) for row in connection.execute(ACCEPT, values)]
+    return [Accepted(**row) for row in connection.execute(ACCEPT, values).mappings()]
 
 
 def replay_from(
@@ -174,7 +195,7 @@ def reject(connection: Connection, task: UUID, error: dict[str, Any]) -> bool:
 def dispatch(connection: Connection, *, lease: float, window: int) -> list[Dispatched]:
     """Takes pending tasks into the queued state, as far as each capability's window has room."""
     rows = connection.execute(DISPATCH, {"lease": timedelta(seconds=lease), "window": window})
-    return [Dispatched(*row) for row in rows]
+    return [Dispatched(**row) for row in rows.mappings()]
 
 
 def stalled_queues(connection: Connection, *, patience: float) -> list[str]:
@@ -196,7 +217,7 @@ def republish(
         "empty": empty_queues,
         "most": most,
     }
-    return [Dispatched(*row) for row in connection.execute(REPUBLISH, limits)]
+    return [Dispatched(**row) for row in connection.execute(REPUBLISH, limits).mappings()]
 
 
 def wake_due(connection: Connection, *, most: int = 1000) -> int:
@@ -273,7 +294,7 @@ def steps_with_order(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [with_order(step, "input", "output") for step in steps]
 
 
-def _with_order(result: dict[str, Any]) -> dict[str, Any]:
+def _with_order(result: ExecutionResult) -> dict[str, Any]:
     """What an execution leaves behind, with the order of the keys in its output and its steps."""
     return {**with_order(result, "output"), "steps": steps_with_order(result.get("steps", []))}
 
@@ -284,7 +305,7 @@ def step_input(connection: Connection, task: UUID, number: int) -> Any:
     return None if row is None else ordered(*row)
 
 
-def finish(connection: Connection, task: UUID, claim: int, state: State, result: dict[str, Any]) -> State | None:
+def finish(connection: Connection, task: UUID, claim: int, state: State, result: ExecutionResult) -> State | None:
     """Ends a running task under the fence. Returns the state it ended in (a cancel that came first wins), or None."""
     ended = connection.scalar(FINISH, {"task": task, "claim": claim, "state": state, "result": _with_order(result)})
     return State(ended) if ended else None
@@ -298,7 +319,7 @@ def release(
     how: str,
     charged: bool,
     delay: float = 0.0,
-    result: dict[str, Any] | None = None,
+    result: ExecutionResult | None = None,
     worker: UUID | None = None,
 ) -> State | None:
     """Gives a running task back to run again after `delay` seconds, or fails it where its attempts are used up.
@@ -329,7 +350,7 @@ def suspend(
     connection: Connection,
     task: UUID,
     claim: int,
-    result: dict[str, Any],
+    result: ExecutionResult,
     children: list[dict[str, Any]],
     waits: Sequence[dict[str, Any]] = (),
 ) -> State | None:
@@ -350,7 +371,7 @@ def suspend(
 
 
 def snooze(
-    connection: Connection, task: UUID, claim: int, result: dict[str, Any], *, delay: float | None, reason: str
+    connection: Connection, task: UUID, claim: int, result: ExecutionResult, *, delay: float | None, reason: str
 ) -> State | None:
     """Lets a running task go, uncharged, to run again after `delay` seconds, or (None) when what it waits for wakes it.
     None where the claim was lost.
@@ -361,7 +382,7 @@ def snooze(
     return State(state) if state else None
 
 
-def ask(connection: Connection, task: UUID, claim: int, result: dict[str, Any]) -> State | None:
+def ask(connection: Connection, task: UUID, claim: int, result: ExecutionResult) -> State | None:
     """Suspends a task until somebody says what became of its interrupted step. None where the claim was lost."""
     state = connection.scalar(ASK, {"task": task, "claim": claim, "result": _with_order(result)})
     return State(state) if state else None

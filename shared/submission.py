@@ -36,9 +36,9 @@ RESOLVE = text(
             JOIN agents a ON a.namespace = chain.namespace AND a.name = r.agent_name
             WHERE NOT :of_messages AND f.depth < 100
     )
-    SELECT t.version_id, t.agent_name, COALESCE(
+    SELECT t.version_id, t.agent_name AS agent, COALESCE(
             NULLIF(v.input_schema, 'null'), NULLIF(tool.definition->'input_schema', 'null'),
-            NULLIF(code.definition->'input_schema', 'null'))
+            NULLIF(code.definition->'input_schema', 'null')) AS input_schema
         FROM target t CROSS JOIN (SELECT version_id FROM first ORDER BY depth DESC LIMIT 1) f
         LEFT JOIN agent_versions v ON v.id = f.version_id
         LEFT JOIN tool_versions tool ON tool.id = v.tool_version_id
@@ -205,4 +205,5 @@ def resolve(connection: Connection, request: dict[str, Any]) -> Target:
     """
     named = {name: request.get(name) for name in ("agent", "capability", "namespace", "agent_version_id", "messages")}
     of_messages = request.get("input") is None and request.get("messages") is not None
-    return Target(*connection.execute(RESOLVE, {"request": named, "of_messages": of_messages}).one())
+    found = connection.execute(RESOLVE, {"request": named, "of_messages": of_messages}).mappings().one()
+    return Target(**found)

@@ -9,7 +9,7 @@ from uuid import UUID
 import structlog
 
 from shared import lifecycle
-from shared.database import persist, statement
+from shared.database import persistently
 from shared.errors import Unavailable
 from shared.hints import make_redis
 from shared.limiter import Bucket, Limiter, Verdict
@@ -27,12 +27,12 @@ def claim_task(task_id: UUID, claim: int, worker_id: UUID) -> ClaimedTask | None
         claim: the claim number that the message was sent under.
         worker_id: this worker's row.
     """
-    row = persist(lambda: _claim(task_id, claim, worker_id, granted=False))
+    row = persistently(lifecycle.claim, task_id, claim, worker_id, granted=False)
     if row and row.get("refused", {}).get("kind") == "rate":
         refused = row["refused"]
         if not _permitted(refused, task_id, claim):
             return None
-        row = persist(lambda: _claim(task_id, claim, worker_id, granted=True))
+        row = persistently(lifecycle.claim, task_id, claim, worker_id, granted=True)
     if row is None:
         log.info("skipped", why="already claimed, ended, or the worker is not registered")
         return None
@@ -42,11 +42,6 @@ def claim_task(task_id: UUID, claim: int, worker_id: UUID) -> ClaimedTask | None
     return ClaimedTask.of(row)
 
 
-def _claim(task_id: UUID, claim: int, worker_id: UUID, *, granted: bool) -> dict[str, Any] | None:
-    with statement() as connection:
-        return lifecycle.claim(connection, task_id, claim, worker_id, granted=granted)
-
-
 def _permitted(refused: dict[str, Any], task_id: UUID, claim: int) -> bool:
     """Asks the limiter; where it says no, nothing of the scope that is at its rate leaves the line before its time."""
     scopes = {f"task:{refused['namespace']}:{rule['scope']}:{rule['name']}": rule for rule in refused["rates"]}
@@ -54,7 +49,7 @@ def _permitted(refused: dict[str, Any], task_id: UUID, claim: int) -> bool:
     if verdict.granted:
         return True
     rule = scopes.get(verdict.blocking or "", refused["rates"][0])
-    persist(lambda: _hold(task_id, claim, rule, verdict.wait))
+    persistently(lifecycle.hold, task_id, claim, scope=rule["scope"], name=rule["name"], delay=verdict.wait)
     log.info("held", scope=rule["scope"], name=rule["name"], seconds=round(verdict.wait, 3))
     return False
 
@@ -65,11 +60,6 @@ def _ask(buckets: list[Bucket]) -> Verdict:
     except Unavailable as error:
         log.warning("limiter_away", reason=error.message)
         return Verdict(False, LIMITER_AWAY_SECONDS)
-
-
-def _hold(task_id: UUID, claim: int, rule: dict[str, Any], seconds: float) -> None:
-    with statement() as connection:
-        lifecycle.hold(connection, task_id, claim, scope=rule["scope"], name=rule["name"], delay=seconds)
 
 
 @lru_cache(maxsize=1)

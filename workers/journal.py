@@ -17,14 +17,15 @@ from typing import Any, Literal
 from uuid import UUID
 
 import structlog
+from sqlalchemy import Connection
 
 from shared import budgets, lifecycle
-from shared.database import persist, statement
+from shared.database import persistently
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError, from_record
 from shared.hints import publish_progress
 from shared.json_values import JsonValue, digest, first_difference
 from workers.budget import Reservation
-from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Snoozed, Suspended, WaitRequest
+from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Postponed, Suspended, WaitRequest
 
 log = structlog.get_logger(__name__)
 
@@ -234,10 +235,10 @@ class Journal:
             self._keep({**step, "status": "failed", "error": failure, "finished_at": _now()})
             self._release(step["number"], reserved, error)
             raise
-        except Snoozed as snoozed:
-            later = snoozed.error.as_dict() if snoozed.error else {"type": "snoozed", "message": ASKED_FOR_LATER}
+        except Postponed as postponed:
+            later = postponed.error.as_dict() if postponed.error else {"type": "snoozed", "message": ASKED_FOR_LATER}
             self._keep({**step, "status": "failed", "error": {**later, "retryable": True}, "finished_at": _now()})
-            self._release(step["number"], reserved, snoozed.error)
+            self._release(step["number"], reserved, postponed.error)
             raise
         except Interrupted as interrupted:
             if interrupted.error is not None:
@@ -273,7 +274,7 @@ class Journal:
         """
         if reserved is not None and not (error and error.detail.get("cost_unknown")):
             # Without the failed step, which the retry policy has yet to look at.
-            persist(lambda: self._commit([], used={"step": number, "tokens": 0, "microdollars": 0}))
+            persistently(self._commit, [], used={"step": number, "tokens": 0, "microdollars": 0})
 
     def _keep(self, step: dict[str, Any]) -> None:
         """For the next write."""
@@ -285,7 +286,7 @@ class Journal:
         with self.lock:
             if self.abandoned.is_set():
                 raise ClaimLost
-            flags = persist(lambda: self._commit([*self.unwritten, *steps], **money))
+            flags = persistently(self._commit, [*self.unwritten, *steps], **money)
             if flags is None:
                 raise ClaimLost
             if breach := flags.get("breach"):
@@ -295,11 +296,12 @@ class Journal:
         if flags["cancel"]:
             raise Cancelled("Cancelled while it ran.")
 
-    def _commit(self, steps: list[dict[str, Any]], **money: dict[str, Any] | None) -> dict[str, Any] | None:
-        with statement() as connection:
-            if self.has_budget:
-                return budgets.spend(connection, self.task_id, self.claim, steps, **money)
-            return lifecycle.write_steps(connection, self.task_id, self.claim, steps)
+    def _commit(
+        self, connection: Connection, /, steps: list[dict[str, Any]], **money: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
+        if self.has_budget:
+            return budgets.spend(connection, self.task_id, self.claim, steps, **money)
+        return lifecycle.write_steps(connection, self.task_id, self.claim, steps)
 
     def _take(self) -> int:
         return next(self.numbers)
@@ -312,19 +314,13 @@ class Journal:
             return known
         how = ""
         if (known["kind"], known["name"]) == (kind, name):
-            how = f" with another input ({first_difference(self._recorded_input(number), request) or 'unknown how'})"
+            recorded = persistently(lifecycle.step_input, self.task_id, number)
+            how = f" with another input ({first_difference(recorded, request) or 'unknown how'})"
         raise HistoryDiverged(
             f"History diverged at step {number}: the journal holds {known['kind']} {known['name']!r}, and this run "
             f"asks for {kind} {name!r}{how}. Replay the task to run it from its beginning, or from a step before.",
             step=number,
         )
-
-    def _recorded_input(self, number: int) -> JsonValue:
-        def read() -> JsonValue:
-            with statement() as connection:
-                return lifecycle.step_input(connection, self.task_id, number)
-
-        return persist(read)
 
 
 def _worst_case(number: int, reserved: Reservation | None) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.exc import DBAPIError
 
 from shared import lifecycle
-from shared.database import behind_time_limit, close_engine, is_transient, persist, reason, statement
+from shared.database import behind_time_limit, close_engine, is_transient, persist, persistently, reason, statement
 from shared.errors import BudgetExceeded, Cancelled, MinionError, TimeLimitExceeded
 from shared.hints import publish_finished, publish_progress
-from shared.schemas import UnreadableDefinition
+from shared.lifecycle import ExecutionResult
+from shared.schemas import Message, UnreadableDefinition
 from shared.states import State
 from workers import journal as journals
 from workers import retries, time_limits
@@ -27,7 +28,18 @@ from workers.claiming import claim_task
 from workers.factory import build_agent, load_blueprint
 from workers.journal import Journal
 from workers.meter import Meter
-from workers.outcomes import ClaimLost, Failed, Interrupted, Outcome, Snoozed, Succeeded, Suspended
+from workers.outcomes import (
+    AwaitingDecision,
+    ClaimLost,
+    Failed,
+    Interrupted,
+    Outcome,
+    OverBudget,
+    Postponed,
+    Snoozed,
+    Succeeded,
+    Suspended,
+)
 from workers.task import ClaimedTask
 
 log = structlog.get_logger(__name__)
@@ -64,13 +76,11 @@ def run(task_id: UUID, claim: int, worker_id: UUID, limits: Sequence[float] | No
 
 
 def _work(task: ClaimedTask, limits: Sequence[float] | None) -> str:
-    if task.journal_format != journals.FORMAT:
-        return _hand_back(task)
     meter, journal = Meter(), _journal(task)
     log.debug("started", attempt=task.attempts + 1)
     try:
         outcome = perform(task, journal, meter, limits)
-        state = persist(lambda: record(task, journal, outcome, meter))
+        state = record(task, journal, outcome, meter)
     except ClaimLost:
         state = None
     if state is None:
@@ -87,15 +97,16 @@ def _journal(task: ClaimedTask) -> Journal:
     return Journal(task.id, task.claim, known, has_budget=task.has_budget)
 
 
-def perform(
-    task: ClaimedTask, journal: Journal, meter: Meter, limits: Sequence[float] | None = None
-) -> Outcome | Snoozed:
-    """Runs the agent. Whatever goes wrong becomes a value.
+def perform(task: ClaimedTask, journal: Journal, meter: Meter, limits: Sequence[float] | None = None) -> Outcome:
+    """Run the agent. Whatever goes wrong becomes a value.
 
     Raises:
         ClaimLost: stop, without writing anything.
     """
     try:
+        if task.journal_format != journals.FORMAT:
+            log.warning("handed_back", why="unknown journal format", journal_format=task.journal_format)
+            return Snoozed(LATER_RELEASE_SECONDS, "handed_back")
         if limits is not None and not time_limits.are_of(task.agent_version_id, limits):
             log.warning("handed_back", why="the message has other time limits than the task", limits=list(limits))
             return Snoozed(0.0, "handed_back")
@@ -104,13 +115,13 @@ def perform(
         log.warning("handed_back", why=error.message)
         return Snoozed(LATER_RELEASE_SECONDS, "handed_back")
     except BudgetExceeded as error:
-        return Failed(error) if error.detail["then"] == "fail" else Suspended(over=error)
+        return Failed(error) if error.detail["then"] == "fail" else OverBudget(error)
     except MinionError as error:
         return Failed(error)
-    except Snoozed as snoozed:
-        return snoozed
+    except Postponed as postponed:
+        return postponed.outcome
     except Interrupted:
-        return Suspended(asks=True)
+        return AwaitingDecision()
     except SoftTimeLimitExceeded:
         # It may have struck inside a statement: the connection cannot be trusted any more.
         close_engine()
@@ -130,9 +141,46 @@ def perform(
         return Failed(UnexpectedError(f"{type(error).__name__} in the minion; its log has the details."))
 
 
-def record(task: ClaimedTask, journal: Journal, outcome: Outcome | Snoozed, meter: Meter) -> State | None:
-    """Writes the outcome under the fence: one statement, one transaction. None: the claim is lost."""
-    result: dict[str, Any] = {
+def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) -> State | None:
+    """Write the outcome under the fence: one statement, one transaction. None: the claim is lost."""
+    result = _result(journal, meter)
+    match outcome:
+        case Succeeded(output, messages):
+            return _finish(task, State.SUCCEEDED, {**result, "output": output, "messages": _dumped(messages)})
+        case Failed(error):
+            return _fail(task, result, error)
+        case Suspended():
+            return _suspend(task, result, outcome)
+        case Snoozed(seconds, why):
+            return persistently(lifecycle.snooze, task.id, task.claim, result, delay=seconds, reason=why)
+        case AwaitingDecision():
+            return persistently(lifecycle.ask, task.id, task.claim, result)
+        case OverBudget(error):
+            result["error"] = error.as_dict()
+            return persistently(lifecycle.snooze, task.id, task.claim, result, delay=None, reason="budget")
+
+
+def interrupted(task: ClaimedTask, meter: Meter) -> Outcome:
+    """Why the task was interrupted from outside: a cancel, its soft time limit, or the one before it in this process.
+
+    Raises:
+        ClaimLost: it is not this claim's any more.
+    """
+    cancelled = persistently(lifecycle.is_cancelled, task.id, task.claim)
+    if cancelled is None:
+        raise ClaimLost
+    if cancelled:
+        return Failed(Cancelled("Cancelled while it ran."))
+    limit = load_blueprint(task.agent_version_id).definition.config.soft_time_limit
+    if meter.wall_seconds() < limit - 1:
+        # Meant for the task that this process ran before: this one is not charged for it.
+        return Snoozed(0.0, "handed_back")
+    return Failed(TimeLimitExceeded(f"The task ran longer than its soft_time_limit of {limit} s.", limit=limit))
+
+
+def _result(journal: Journal, meter: Meter) -> ExecutionResult:
+    """What every execution leaves behind, however it ends."""
+    return {
         "steps": list(journal.unwritten),
         "cpu_seconds": meter.cpu_seconds() + journal.used.cpu_seconds,
         "peak_memory_bytes": max(meter.peak_memory_bytes(), journal.used.peak_memory_bytes),
@@ -140,77 +188,36 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome | Snoozed, mete
         "output_tokens": journal.used.output_tokens,
         "cost_microdollars": journal.used.cost_microdollars,
     }
-    with statement() as connection:
-        if isinstance(outcome, Snoozed):
-            return lifecycle.snooze(
-                connection, task.id, task.claim, result, delay=outcome.seconds, reason=outcome.reason
-            )
-        if isinstance(outcome, Suspended):
-            return _suspend(connection, task, result, outcome)
-        if isinstance(outcome, Succeeded):
-            result |= {"output": outcome.output, "messages": [message.model_dump() for message in outcome.messages]}
-            return lifecycle.finish(connection, task.id, task.claim, State.SUCCEEDED, result)
-        return _fail(connection, task, result, outcome.error)
 
 
-def interrupted(task: ClaimedTask, meter: Meter) -> Outcome | Snoozed:
-    """Why the task was interrupted from outside: a cancel, its soft time limit, or the one before it in this process.
-
-    Raises:
-        ClaimLost: it is not this claim's any more.
-    """
-    standing = persist(lambda: _standing(task))
-    if standing is None:
-        raise ClaimLost
-    if standing:
-        return Failed(Cancelled("Cancelled while it ran."))
-    limit = load_blueprint(task.agent_version_id).definition.config.soft_time_limit
-    if meter.wall_seconds() < limit - 1:
-        # Meant for the task that this process ran before: nobody is charged for it.
-        return Snoozed(0.0, "handed_back")
-    return Failed(TimeLimitExceeded(f"The task ran longer than its soft_time_limit of {limit} s.", limit=limit))
+def _dumped(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    return [message.model_dump() for message in messages]
 
 
-def _standing(task: ClaimedTask) -> bool | None:
-    with statement() as connection:
-        return lifecycle.is_cancelled(connection, task.id, task.claim)
+def _finish(task: ClaimedTask, state: State, result: ExecutionResult) -> State | None:
+    return persistently(lifecycle.finish, task.id, task.claim, state, result)
 
 
-def _suspend(connection: Any, task: ClaimedTask, result: dict[str, Any], outcome: Suspended) -> State | None:
-    if outcome.asks:
-        return lifecycle.ask(connection, task.id, task.claim, result)
-    if outcome.over is not None:
-        result = {**result, "error": outcome.over.as_dict()}
-        return lifecycle.snooze(connection, task.id, task.claim, result, delay=None, reason="budget")
+def _suspend(task: ClaimedTask, result: ExecutionResult, outcome: Suspended) -> State | None:
     children, waits = ([each.as_json() for each in group] for group in (outcome.children, outcome.waits))
     try:
-        return lifecycle.suspend(connection, task.id, task.claim, result, children, waits)
+        return persistently(lifecycle.suspend, task.id, task.claim, result, children, waits)
     except MinionError as error:
-        return _fail(connection, task, result, error)
+        return _fail(task, result, error)
 
 
-def _fail(connection: Any, task: ClaimedTask, result: dict[str, Any], error: MinionError) -> State | None:
-    result = {**result, "error": error.as_dict()}
+def _fail(task: ClaimedTask, result: ExecutionResult, error: MinionError) -> State | None:
+    result["error"] = error.as_dict()
     if isinstance(error, Cancelled):
-        return lifecycle.finish(connection, task.id, task.claim, State.CANCELLED, result)
+        return _finish(task, State.CANCELLED, result)
     config = load_blueprint(task.agent_version_id).definition.config
     if not retries.is_retried(error, config):
         log.info("failed", error=error.code)
-        return lifecycle.finish(connection, task.id, task.claim, State.FAILED, result)
+        return _finish(task, State.FAILED, result)
     log.info("failed_for_now", error=error.code)
     result["steps"] = retries.make_again(result["steps"], error)
     delay = retries.delay(error, config, task.attempts)
-    return lifecycle.release(connection, task.id, task.claim, how="retried", charged=True, delay=delay, result=result)
-
-
-def _hand_back(task: ClaimedTask) -> str:
-    """A journal of a later release: a newer minion must run it."""
-    log.warning("handed_back", why="unknown journal format", journal_format=task.journal_format)
-    with statement() as connection:
-        state = lifecycle.release(
-            connection, task.id, task.claim, how="handed_back", charged=False, delay=LATER_RELEASE_SECONDS
-        )
-    return str(state)
+    return persistently(lifecycle.release, task.id, task.claim, how="retried", charged=True, delay=delay, result=result)
 
 
 @lru_cache(maxsize=1)

@@ -33,7 +33,7 @@ def call_model(
         follower: is told the text as it comes.
 
     Raises:
-        Snoozed: the task is to wait.
+        Postponed: the task is to wait.
         ModelError: the provider refused the request, or has been away for too long.
         MinionError: as for every step.
     """

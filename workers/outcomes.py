@@ -72,19 +72,33 @@ class WaitRequest:
 
 @dataclass(frozen=True, slots=True)
 class Suspended:
-    """The task waits for sub-tasks, signals and timers, without a worker's slot, and runs again when all are over.
-
-    `asks`: it waits until somebody says what became of a step that was interrupted. `over`: it waits until the budget
-    that has no room for its next step has.
-    """
+    """The task waits for sub-tasks, signals and timers, without a worker's slot, and runs again when all have ended."""
 
     children: list[ChildRequest] = field(default_factory=list)
     waits: list[WaitRequest] = field(default_factory=list)
-    asks: bool = False
-    over: BudgetExceeded | None = None
 
 
-Outcome = Succeeded | Failed | Suspended
+@dataclass(frozen=True, slots=True)
+class Snoozed:
+    """The task runs again after `seconds`, uncharged. `reason` is what it waits for, as `minion why` names it."""
+
+    seconds: float
+    reason: str = "snooze"
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitingDecision:
+    """An unsafe step was interrupted: the task waits until a person decides what became of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverBudget:
+    """The task waits until its budget has room for its next step."""
+
+    error: BudgetExceeded
+
+
+Outcome = Succeeded | Failed | Suspended | Snoozed | AwaitingDecision | OverBudget
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,29 +118,28 @@ class ChildOutcome:
 
 
 IN_PLACE_SECONDS = 2.0
-"""Who has to wait less does so in place; for longer the task is suspended, and its slot is free."""
+"""Shorter waits keep the slot; for longer ones the task is suspended and its slot is free."""
 
 
-class Snoozed(Exception):
-    """The task is to run again after so many seconds, uncharged.
+class Postponed(Exception):
+    """Raised inside a step to end the execution as `Snoozed`.
 
     Attributes:
-        reason: what it waits for, as `minion why` knows it.
-        error: what kept the step that is under way from being finished, for the journal.
+        outcome: for how long, and why.
+        error: what kept the step from finishing, for the journal.
     """
 
     def __init__(self, seconds: float, reason: str = "snooze", error: MinionError | None = None) -> None:
         super().__init__(seconds)
-        self.seconds = seconds
-        self.reason = reason
+        self.outcome = Snoozed(seconds, reason)
         self.error = error
 
 
 class Interrupted(Exception):
-    """An unsafe step was interrupted. Whether it happened is not known, so somebody has to say.
+    """An unsafe step was interrupted, and it is not known whether it took effect. Ends as `AwaitingDecision`.
 
     Attributes:
-        error: what interrupted it, if it was no crash, for the journal.
+        error: what interrupted it, unless a crash did, for the journal.
     """
 
     def __init__(self, error: MinionError | None = None) -> None:
@@ -135,4 +148,4 @@ class Interrupted(Exception):
 
 
 class ClaimLost(Exception):
-    """The fence is lost: another claim holds the task, or it has ended. Nothing may be written any more."""
+    """The fence is lost: another claim holds the task, or it has ended. Nothing more may be written."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
+from minions.backoff import jittered
 from shared.errors import MinionError
 from shared.schemas import AgentConfig
 
@@ -31,7 +31,7 @@ def delay(error: MinionError, config: AgentConfig, attempts: int) -> float:
         return float(asked)
     factor = {"exponential": 2.0 ** min(attempts, 60), "linear": attempts + 1.0, "constant": 1.0}[config.retry_curve]
     longest = min(config.retry_backoff_max, config.retry_backoff * factor)
-    return random.uniform(longest * (1 - config.retry_jitter), longest)  # noqa: S311 - jitter, not a secret
+    return jittered(longest, config.retry_jitter)
 
 
 def make_again(steps: list[dict[str, Any]], error: MinionError) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from shared.json_schema import violations
 from shared.json_values import JsonValue
 from workers.journal import Journal
 from workers.models.base import INVALID_JSON
-from workers.outcomes import Interrupted, Snoozed, Suspended
+from workers.outcomes import Interrupted, Postponed, Suspended
 from workers.task import ClaimedTask
 from workers.tools.base import Tool
 from workers.tools.control import waited
@@ -158,7 +158,7 @@ class ToolCalls:
             return call.fault
         try:
             return call.tool.call(call.arguments, self.task, call.journal)
-        except (MinionError, Snoozed, Interrupted) as error:
+        except (MinionError, Postponed, Interrupted) as error:
             return error
 
     def _waited(self, outcome: Outcome) -> Outcome:

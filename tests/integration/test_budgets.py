@@ -28,7 +28,7 @@ from tests.processes import wait_until
 from workers import minion
 from workers.budget import Reservation, worst_case
 from workers.journal import Journal, StepResult
-from workers.outcomes import Snoozed
+from workers.outcomes import Postponed
 from workers.task import ClaimedTask
 
 BELOW = text("SELECT id FROM tasks WHERE parent_id = :parent ORDER BY id")
@@ -145,8 +145,8 @@ def test_what_a_crash_leaves_unknown_stays_spent(claim: Any, database: Engine, t
     [
         (ModelError("refused", http_status=400), 0),
         (ModelUnavailable("cut off", cost_unknown=True), 60),
-        (Snoozed(60, "model_unavailable", ModelUnavailable("overloaded")), 0),
-        (Snoozed(60, "model_unavailable", ModelUnavailable("cut off", cost_unknown=True)), 60),
+        (Postponed(60, "model_unavailable", ModelUnavailable("overloaded")), 0),
+        (Postponed(60, "model_unavailable", ModelUnavailable("cut off", cost_unknown=True)), 60),
     ],
 )
 def test_a_refused_call_gives_back_what_it_reserved(

@@ -220,7 +220,7 @@ def _wait_reasons() -> set[str]:
     return {
         *re.findall(r"wait_reason = '(\w+)'", sql),
         *re.findall(r"(?:THEN|ELSE) '(\w+)'", chosen[0]),
-        *re.findall(r"Snoozed\([^\n]*?, \"(\w+)\"", python),
+        *re.findall(r"(?:Snoozed|Postponed)\([^\n]*?, \"(\w+)\"", python),
         inspect.signature(Snoozed).parameters["reason"].default,
     }
 

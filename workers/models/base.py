@@ -129,7 +129,7 @@ class ModelClient(Protocol):
             on_text: is told the text as it comes.
 
         Raises:
-            Snoozed: the model's limits permit no call now.
+            Postponed: the model's limits permit no call now.
             ModelUnavailable: the provider did not answer; the request may be made again.
             ModelError: the provider refused it.
         """

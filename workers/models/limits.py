@@ -30,7 +30,7 @@ from shared.errors import ModelUnavailable, Unavailable
 from shared.hints import make_redis
 from shared.limiter import PREFIX, Bucket, Correction, Flight, Limiter
 from shared.retry_after import retry_after
-from workers.outcomes import IN_PLACE_SECONDS, Snoozed
+from workers.outcomes import IN_PLACE_SECONDS, Postponed
 
 log = structlog.get_logger(__name__)
 
@@ -149,13 +149,13 @@ class ModelLimits:
         """Reserves a call, as `reserve` does; a short wait is waited for here.
 
         Raises:
-            Snoozed: the wait is longer: the task is to be suspended until then, uncharged.
+            Postponed: the wait is longer: the task is to be suspended until then, uncharged.
         """
         patience = time.monotonic() + IN_PLACE_SECONDS
         while (refusal := self._reserve(model, input_tokens, output_tokens, namespace)).wait > 0:
             if time.monotonic() + refusal.wait > patience:
                 log.info("model_limit", model=model, why=refusal.why, seconds=round(refusal.wait, 3))
-                raise Snoozed(refusal.wait, "model_limit", ModelUnavailable(refusal.why, model=model))
+                raise Postponed(refusal.wait, "model_limit", ModelUnavailable(refusal.why, model=model))
             time.sleep(refusal.wait)
 
     def reserve(self, model: str, input_tokens: int, output_tokens: int, namespace: str = "default") -> float:

@@ -7,18 +7,18 @@ header asks for.
 
 from __future__ import annotations
 
-import random
 import time
 from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
+from minions.backoff import exponential, jittered
 from shared.errors import ModelError, ModelUnavailable
 from shared.settings import get_settings
 from workers.follower import Follower
 from workers.models.base import ModelClient, ModelReply, ModelRequest
-from workers.outcomes import IN_PLACE_SECONDS, Snoozed
+from workers.outcomes import IN_PLACE_SECONDS, Postponed
 
 log = structlog.get_logger(__name__)
 
@@ -38,7 +38,7 @@ def complete(
         follower: of the step.
 
     Raises:
-        Snoozed: the task is to wait; the journal keeps how often it was tried, and since when.
+        Postponed: the task is to wait; the journal keeps how often it was tried, and since when.
         ModelError: the provider refused the request, or has been away for too long.
     """
     tries, since = _so_far(earlier)
@@ -47,10 +47,10 @@ def complete(
     while True:
         try:
             reply = client.complete(request, follower.text)
-        except Snoozed as snoozed:
+        except Postponed as postponed:
             # By the model's limits. How often it was tried is not forgotten over that.
-            if snoozed.error and tries:
-                snoozed.error.detail |= {"tries": tries, "since": since.isoformat()}
+            if postponed.error and tries:
+                postponed.error.detail |= {"tries": tries, "since": since.isoformat()}
             raise
         except ModelUnavailable as error:
             delay = delay_after(error, tries)
@@ -60,7 +60,7 @@ def complete(
             log.warning("model_unavailable", reason=error.message, tries=tries, seconds=round(delay, 2))
             # Where a lost call may have been paid for, its budget's reservation stays, and the next try needs another.
             if delay >= IN_PLACE_SECONDS or error.detail.get("cost_unknown"):
-                raise Snoozed(delay, "model_unavailable", error) from None
+                raise Postponed(delay, "model_unavailable", error) from None
             time.sleep(delay)
             follower.restarted()
         else:
@@ -74,9 +74,8 @@ def delay_after(error: ModelUnavailable, tries: int) -> float:
     Args:
         tries: before the one that failed now.
     """
-    longest = min(LONGEST_SECONDS, FIRST_SECONDS * 2.0 ** min(tries, 30))
     asked = min(LONGEST_ASKED_SECONDS, float(error.detail.get("retry_after", 0.0)))
-    return max(asked, random.uniform(longest / 2, longest))  # noqa: S311 - jitter, not a secret
+    return max(asked, jittered(exponential(tries + 1, first=FIRST_SECONDS, longest=LONGEST_SECONDS)))
 
 
 def _so_far(earlier: dict[str, Any] | None) -> tuple[int, datetime]:

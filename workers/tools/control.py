@@ -6,19 +6,19 @@ from shared.control_values import RetryAfter, Snooze, Wait, control_of
 from shared.errors import ToolError
 from shared.json_values import JsonValue
 from workers.journal import Journal
-from workers.outcomes import Snoozed, Suspended
+from workers.outcomes import Postponed, Suspended
 
 
 def obeyed(value: JsonValue, called: str) -> JsonValue:
     """The value of a call that has been made; a wait is one, and comes after it.
 
     Raises:
-        Snoozed: the task is to run again later; the call is made again then.
+        Postponed: the task is to run again later; the call is made again then.
         ToolError: the attempt failed, and says when the next one may begin.
     """
     match control_of(value):
         case Snooze(seconds):
-            raise Snoozed(seconds)
+            raise Postponed(seconds)
         case RetryAfter(seconds, reason):
             raise ToolError(f"{called!r} asks to be called again later: {reason}"[:2000], retry_after=seconds)
     return value
