@@ -1,7 +1,7 @@
 """The clock of the database's host: when it is put back, what was recorded before lies in the future.
 
-Leases, patience and holds are measured by that clock. Without this loop a worker that dies as the clock goes back an hour
-would count as alive for an hour.
+Leases, patience and holds are measured by that clock. Without this loop a worker that dies as the clock goes back an
+hour would count as alive for an hour.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ def heal_turns(connection: Connection, *, most: int = 1000) -> int:
 
 
 def heal_clock(connection: Connection) -> int:
-    """Set times of the past that lie in the future, because the clock was put back, to now; return the number of rows."""
+    """Set times of the past that lie in the future, because the clock was put back, to now; return how many rows."""
     return int(connection.scalar(HEAL_CLOCK) or 0)
 
 

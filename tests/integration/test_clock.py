@@ -38,7 +38,7 @@ def heal(hand: ByHand) -> int:
 
 def age(hand: ByHand, column: str, table: str) -> float:
     """The seconds since a time; below 0 it lies in the future."""
-    return float(hand.sql(f"SELECT extract(epoch FROM clock_timestamp() - {column}) FROM {table}"))  # noqa: S608
+    return float(hand.sql(f"SELECT extract(epoch FROM clock_timestamp() - {column}) FROM {table}"))
 
 
 def test_nothing_is_changed_while_the_clock_runs(hand: ByHand) -> None:
@@ -111,7 +111,9 @@ def test_long_wait_that_began_before_is_left_alone(hand: ByHand) -> None:
 
 
 def test_hold_that_its_limit_does_not_explain_is_lifted(hand: ByHand) -> None:
-    hand.sql("INSERT INTO limits (scope, name, rate, period_seconds) VALUES ('agent', '*', 100, 60), ('key', 'k', 1, 7200)")
+    limit = "INSERT INTO limits (scope, name, rate, period_seconds) VALUES (:scope, :name, :rate, :period)"
+    hand.sql(limit, scope="agent", name="*", rate=100, period=60)
+    hand.sql(limit, scope="key", name="k", rate=1, period=7200)
     hold = "INSERT INTO rate_holds (scope, name, until_at) VALUES (:scope, :name, now() + :ahead)"
     for scope, name in (("agent", "A"), ("key", "k"), ("capability", "work")):
         hand.sql(hold, scope=scope, name=name, ahead=AHEAD)
@@ -123,7 +125,7 @@ def schedule(hand: ByHand, name: str, **when: Any) -> UUID:
     """Stores a schedule whose next run lies an hour further away than it should."""
     columns = ", ".join(when)
     id: UUID = hand.sql(
-        f"INSERT INTO schedules (name, request, next_at, {columns}) "  # noqa: S608
+        f"INSERT INTO schedules (name, request, next_at, {columns}) "
         f"VALUES (:name, '{{}}', now() + :ahead, {', '.join(f':{column}' for column in when)}) RETURNING id",
         name=name,
         ahead=AHEAD + timedelta(seconds=60),
@@ -144,8 +146,7 @@ def test_webhook_that_was_not_tried_yet_is_due(hand: ByHand) -> None:
     hand.sql("INSERT INTO webhooks (name, url, secret) VALUES ('hook', 'https://example.com', 'x')")
     hand.finish(hand.run())
     hand.finish(hand.run())
-    retried = "UPDATE webhook_deliveries SET attempts = 1 WHERE id = (SELECT min(id::text)::uuid FROM webhook_deliveries)"
-    hand.sql(retried)
+    hand.sql("UPDATE webhook_deliveries SET attempts = 1 WHERE id = (SELECT id FROM webhook_deliveries LIMIT 1)")
     hand.sql("UPDATE webhook_deliveries SET next_at = next_at + :ahead", ahead=AHEAD)
     assert heal(hand) == 1
     assert hand.sql("SELECT array_agg(attempts) FROM webhook_deliveries WHERE next_at < clock_timestamp()") == [0]
