@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from shared import schedules
+from shared.database import persist
 from shared.embedded.postgres import Postgres
 from shared.schedules import ScheduleDefinition
 from tests.chaos.system import Minions, Timing, seconds
@@ -94,20 +95,20 @@ class Clocked(Minions):
         return {**super().request(number), "input": {"seconds": seconds(number), **wait}, "deadline": deadline}
 
     def in_flight(self) -> list[str]:
-        with self.engine.connect() as connection:
-            return [str(task) for task in connection.scalars(OPEN)]
+        return [str(task) for task in self._scalars(OPEN)]
 
     def recover(self, in_flight: Sequence[str]) -> float:
         """Wait until tasks have ended, and the schedule has run once more; return the seconds that it took."""
         began, ticks = time.monotonic(), self.ticks()
-        wait_until(lambda: self._ended(in_flight) == len(in_flight), "tasks in flight ended", self.patience)
+        wait_until(
+            lambda: self._scalars(ENDED, tasks=in_flight) == [len(in_flight)], "tasks in flight ended", self.patience
+        )
         wait_until(lambda: self.ticks() > ticks, "the schedule runs", self.patience)
         return time.monotonic() - began
 
     def ticks(self) -> int:
         """Return how many tasks the schedule has submitted."""
-        with self.engine.connect() as connection:
-            return int(connection.scalar(TICKS, {"submitter": schedules.submitter(str(TICK["name"]))}) or 0)
+        return int(self._scalars(TICKS, submitter=schedules.submitter(str(TICK["name"])))[0])
 
     def rest(self) -> None:
         """End the schedule, and wait for the end of its last task."""
@@ -115,6 +116,11 @@ class Clocked(Minions):
             connection.execute(REST)
         wait_until(lambda: not self.in_flight(), "scheduled tasks ended", self.patience)
 
-    def _ended(self, tasks: Iterable[str]) -> int:
-        with self.engine.connect() as connection:
-            return int(connection.scalar(ENDED, {"tasks": list(tasks)}) or 0)
+    def _scalars(self, statement: TextClause, **values: Any) -> list[Any]:
+        """Ask again where a time-out of the server that a jump has made due ends the session."""
+
+        def ask() -> list[Any]:
+            with self.engine.connect() as connection:
+                return list(connection.scalars(statement, values))
+
+        return persist(ask)
