@@ -100,9 +100,11 @@ class Clocked(Minions):
     def recover(self, in_flight: Sequence[str]) -> float:
         """Wait until tasks have ended, and the schedule has run once more; return the seconds that it took."""
         began, ticks = time.monotonic(), self.ticks()
-        wait_until(
-            lambda: self._scalars(ENDED, tasks=in_flight) == [len(in_flight)], "tasks in flight ended", self.patience
-        )
+        ended = 0
+        while ended < len(in_flight):
+            before = ended
+            wait_until(lambda before=before: self._count(in_flight) > before, "one more task ended", self.patience)
+            ended = self._count(in_flight)
         wait_until(lambda: self.ticks() > ticks, "the schedule runs", self.patience)
         return time.monotonic() - began
 
@@ -115,6 +117,9 @@ class Clocked(Minions):
         with self.engine.begin() as connection:
             connection.execute(REST)
         wait_until(lambda: not self.in_flight(), "scheduled tasks ended", self.patience)
+
+    def _count(self, tasks: Sequence[str]) -> int:
+        return int(self._scalars(ENDED, tasks=tasks)[0])
 
     def _scalars(self, statement: TextClause, **values: Any) -> list[Any]:
         """Ask again where a time-out of the server that a jump has made due ends the session."""
