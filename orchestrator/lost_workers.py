@@ -27,11 +27,13 @@ LOSE_WORKERS = text(
     "UPDATE workers SET status = 'lost', busy = 0, active = '{}', idle_since = NULL "
     "WHERE status = 'online' AND last_seen < now() - :lease * interval '1 s' RETURNING id, name, last_seen"
 )
+# What a worker knew as the clock was put back (its heartbeat lies in the future) says nothing of later claims.
 ORPHANED = text(
     """
     SELECT s.task_id, s.claim, w.name, w.status, w.last_seen FROM task_status s JOIN workers w ON w.id = s.worker_id
         WHERE s.state = 'running'
           AND (w.status <> 'online' OR (s.updated_at < w.last_seen - :lease * interval '1 s'
+                                        AND w.last_seen <= clock_timestamp()
                                         AND NOT s.task_id::text = ANY (w.active)))
         ORDER BY s.task_id LIMIT :most
     """

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from orchestrator.api.app import create_app, release
 from orchestrator.api.server import listen, server_config
+from orchestrator.clock import Clock
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.ingress import Ingress
 from orchestrator.loop import Loop
@@ -60,6 +61,7 @@ def make_loops(settings: Settings) -> list[Loop]:
     return [
         Dispatcher(settings, engine, app),
         Waker(engine),
+        Clock(settings, engine),
         Scheduler(settings, engine),
         LostWorkers(settings, engine, monitors),
         Rescuer(settings, engine, app, monitors),

@@ -125,6 +125,7 @@ STEP_INPUT = text(
     "CASE WHEN s.kind = 'subtask' THEN k.input_order ELSE s.input_order END "
     "FROM steps s LEFT JOIN tasks k ON k.id = s.child_id WHERE s.task_id = :task AND s.number = :number"
 )
+HEAL_CLOCK = text("SELECT minion_heal_clock()")
 HEAL_TURNS = text("SELECT minion_heal_turns(:most)")
 HEAL_WAITS = text("SELECT woken, last FROM minion_heal_waits(:after, :most)")
 END_TREE = text("SELECT minion_end_tree(:task, :state, :error)").bindparams(bindparam("error", type_=JSONB))
@@ -242,6 +243,11 @@ def heal_waits(connection: Connection, *, after: UUID | None = None, most: int =
 def heal_turns(connection: Connection, *, most: int = 1000) -> int:
     """Gives parked tasks whose turn in their conversation has come their place in line; returns how many."""
     return int(connection.scalar(HEAL_TURNS, {"most": most}) or 0)
+
+
+def heal_clock(connection: Connection) -> int:
+    """Set times of the past that lie in the future, because the clock was put back, to now; return how many rows."""
+    return int(connection.scalar(HEAL_CLOCK) or 0)
 
 
 def claim(

@@ -47,6 +47,7 @@ OTHERS = (
     "budgets",
     "waits",
     "finish",
+    "clock",
     "security",
 )
 NATIVE_UUIDV7 = (

@@ -301,6 +301,7 @@ END $$;
 
 -- Waiting tasks that no step of theirs keeps, whatever their count says: belt and braces, for the count is kept in the
 -- transactions that end what is waited for. So it looks at `most` waiting tasks at a time, those after the task `after`.
+-- A wait that began in the future began now, and ends as much earlier: the clock was put back (`minion_heal_clock`).
 -- Returns how many were woken, and the last that it looked at; NULL: there are no more.
 CREATE OR REPLACE FUNCTION minion_heal_waits(after uuid, most integer, OUT woken integer, OUT last uuid) LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
@@ -309,8 +310,20 @@ DECLARE
         SELECT s.task_id FROM task_status s
             WHERE s.state = 'waiting' AND s.task_id > COALESCE(after, '00000000-0000-0000-0000-000000000000')
             ORDER BY s.task_id LIMIT most);
+    early record;
 BEGIN
     last := looked_at[most];
+    FOR early IN
+        SELECT s.task_id, s.updated_at - clock_timestamp() AS extra FROM task_status s
+            WHERE s.task_id = ANY (looked_at) AND s.state = 'waiting'
+              AND s.updated_at > clock_timestamp() + interval '1 s'
+            ORDER BY s.task_id FOR NO KEY UPDATE SKIP LOCKED
+    LOOP
+        UPDATE steps SET due_at = due_at - early.extra
+            WHERE task_id = early.task_id AND kind = 'wait' AND status = 'started';
+        UPDATE task_status SET due_at = due_at - early.extra, updated_at = updated_at - early.extra
+            WHERE task_id = early.task_id;
+    END LOOP;
     UPDATE task_status SET state = 'pending', wait_reason = NULL, open_waits = 0, due_at = NULL, updated_at = now()
         WHERE task_id IN (
             SELECT s.task_id FROM task_status s

@@ -23,13 +23,14 @@ COMMIT = text("SELECT chaos_commit(CAST(:task AS uuid), :claim, :key)")
 
 
 def commit(arguments: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Works for `seconds`, then commits its effect, if its claim still holds the task."""
+    """Works for `seconds`, commits its effect if its claim still holds the task, and has the task wait for `wait`."""
     # The message carries the claim number before the claim.
     claim = int(current_task.request.kwargs["claim"]) + 1
     call = {"id": uuid4(), "task": context.task_id, "claim": claim, "key": context.idempotency_key}
     persist(lambda: _execute(CALLED, call))
     time.sleep(arguments["seconds"])
-    return {"committed": persist(lambda: _execute(COMMIT, call))}
+    committed = {"committed": persist(lambda: _execute(COMMIT, call))}
+    return {"$wait": {"seconds": arguments["wait"]}} if "wait" in arguments else committed
 
 
 def _execute(what: Any, values: dict[str, Any]) -> Any:

@@ -19,6 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from shared.embedded.server import Server
+from tests.chaos.clock import Clocked
 from tests.chaos.system import System, descendants
 from tests.processes import Process
 
@@ -119,6 +120,13 @@ def cut_connections(system: System) -> None:
         with suppress(DBAPIError), system.engine.connect() as connection:
             connection.execute(END_SESSIONS)
         time.sleep(system.timing.lease / 5 * system.random.random())
+
+
+def move_clock(system: System) -> None:
+    """The clock of the database's host goes back or ahead by an hour, and a worker dies at that moment."""
+    assert isinstance(system, Clocked), "its clock can be moved"
+    system.clock.move()
+    kill_worker(system)
 
 
 # ---------------------------------------------------------------------------------------------- frozen

@@ -5,10 +5,9 @@
 
 What is wrong is said by the environment:
 
-CHAOS_CLOCK_SHIFT           seconds by which the process's clock is ahead
-CHAOS_VISIBILITY_TIMEOUT    seconds after which Redis delivers again what is not acknowledged
-CHAOS_COPIES                a queue whose messages are published three times: twice at once, and once into the list
-                            `chaos.copies`, from where the test delivers the third copy late
+CHAOS_CLOCK_SHIFT   seconds by which the process's clock is ahead
+CHAOS_COPIES        a queue whose messages are published three times: twice at once, and once into the list
+                    `chaos.copies`, from where the test delivers the third copy late
 """
 
 from __future__ import annotations
@@ -51,24 +50,6 @@ def shift_clock(seconds: float) -> None:
     datetime.datetime = ShiftedDatetime  # type: ignore[misc]
 
 
-def shorten_visibility(seconds: float) -> None:
-    """Makes Redis deliver again after a few seconds instead of a day, and look for such messages every second."""
-    from shared import broker
-
-    make_app = broker.make_app
-
-    def impatient(*arguments: Any, **options: Any) -> Any:
-        app = make_app(*arguments, **options)
-        app.conf.broker_transport_options |= {
-            "visibility_timeout": seconds,
-            "unacked_restore_interval": 1,
-            "unacked_restore_throttle": 1,
-        }
-        return app
-
-    broker.make_app = impatient
-
-
 def copy_messages(repeated: str) -> Callable[[], None]:
     """From now on every message of a queue is published three times, the last one into the list `COPIES`.
 
@@ -91,8 +72,6 @@ def main() -> None:
     """Starts the process that the first argument names."""
     if shift := float(os.environ.get("CHAOS_CLOCK_SHIFT", "0")):
         shift_clock(shift)
-    if visibility := os.environ.get("CHAOS_VISIBILITY_TIMEOUT"):
-        shorten_visibility(float(visibility))
     if repeated := os.environ.get("CHAOS_COPIES"):
         copy_messages(repeated)
     if sys.argv[1] == "orchestrator":

@@ -94,7 +94,7 @@ def row(result: Result) -> str:
         found.stuck,
         found.illegal_transitions,
         "–" if result.recovery is None else f"{result.recovery:.1f}",
-        f"{result.pause:.1f}",
+        "–" if result.pause is None else f"{result.pause:.1f}",
         result.refused,
         found.repeated_calls,
         f"{result.celery.lost} / {result.celery.doubled}" if result.celery else "–",

@@ -17,10 +17,13 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from shared.embedded import scratch_dir
 from tests.chaos import audit, faults
 from tests.chaos.audit import Findings
 from tests.chaos.celery_side import Comparison, PlainCelery
+from tests.chaos.clock import NEEDED, Clocked, find_library
 from tests.chaos.faults import Fault
 from tests.chaos.injected import COPIES
 from tests.chaos.system import Minions, System, Timing, with_sub_tasks
@@ -41,8 +44,8 @@ class Scenario:
         strike: the fault; None where `copies` is all there is.
         strikes: how often it strikes.
         copies: every message is delivered three times, the third time late.
-        visibility: seconds after which Redis delivers again what plain Celery has not acknowledged.
         wrong_clocks: every process has another clock.
+        moving_clock: PostgreSQL has a clock that can be moved, and there are waits, deadlines and a schedule.
         small_disk: both servers' data lie on a small file system of their own.
         comparable: plain Celery has what is struck.
     """
@@ -53,8 +56,8 @@ class Scenario:
     workers: int = 2
     orchestrators: int = 1
     copies: bool = False
-    visibility: float | None = None
     wrong_clocks: bool = False
+    moving_clock: bool = False
     small_disk: bool = False
     comparable: bool = True
 
@@ -76,9 +79,9 @@ SCENARIOS = (
     Scenario("redis-flushall", faults.flush_redis, strikes=4),
     Scenario("redis-refuses-writes", faults.refuse_writes),
     Scenario("messages-three-times", None, copies=True),
-    Scenario("messages-delayed", faults.freeze_worker, strikes=2, visibility=1.0),
     Scenario("postgres-restart", faults.restart_postgres, strikes=2),
     Scenario("postgres-connections", faults.cut_connections, strikes=3),
+    Scenario("postgres-clock", faults.move_clock, strikes=4, moving_clock=True, comparable=False),
     Scenario("freeze-child", faults.freeze_child),
     Scenario("freeze-main-process", faults.freeze_main_process),
     Scenario("freeze-worker", faults.freeze_worker),
@@ -99,7 +102,7 @@ class Result:
     Attributes:
         tasks: those that were handed in, and accepted as the submitter saw it, and their sub-tasks.
         recovery: as in `audit.recovery`, the longest of all strikes. None: no strike.
-        pause: the longest time in which no task ended.
+        pause: the longest time in which no task ended. None: not known, for the clock that tells it was moved.
         refused: messages that a worker took from the broker and put away: their task was claimed already, or had ended.
         celery: what plain Celery made of it; None: not tried.
         unexpected: processes that ended although nobody ended them.
@@ -110,7 +113,7 @@ class Result:
     tasks: int
     findings: Findings | None = None
     recovery: float | None = None
-    pause: float = 0.0
+    pause: float | None = 0.0
     refused: int = 0
     celery: Comparison | None = None
     unexpected: list[str] = field(default_factory=list)
@@ -182,10 +185,8 @@ def play(
     timing, seeded = Timing.of_lease(lease), f"{seed} {scenario.name}"
     result = Result(scenario.name, with_sub_tasks(tasks))
     try:
-        with folder_for(scenario, logs) as folder:
-            minions = Minions(folder, timing, seeded, visibility=scenario.visibility, copies=scenario.copies)
-            with minions:
-                _examine(minions, scenario, tasks, result)
+        with folder_for(scenario, logs) as folder, _system(scenario, folder, timing, seeded) as minions:
+            _examine(minions, scenario, tasks, result)
         if celery and scenario.comparable:
             with folder_for(scenario, logs) as folder:
                 plain = PlainCelery(folder, timing, seeded, copies=scenario.copies)
@@ -197,27 +198,50 @@ def play(
     return result
 
 
+def _system(scenario: Scenario, folder: Path, timing: Timing, seed: str) -> Minions:
+    if not scenario.moving_clock:
+        return Minions(folder, timing, seed, copies=scenario.copies)
+    library = find_library()
+    if library is None:
+        raise Skipped(NEEDED)
+    return Clocked(folder, timing, seed, library)
+
+
 def _examine(system: Minions, scenario: Scenario, tasks: int, result: Result) -> None:
     strikes: list[Strike] = []
     try:
         strikes = attack(system, scenario, tasks)
     except AssertionError as error:
         result.unexpected.append(f"waited in vain: {error}")
+    if isinstance(system, Clocked):
+        result.tasks += system.ticks()
     with system.engine.connect() as connection:
         result.findings = audit.examine(connection)
-        recoveries = [audit.recovery(connection, strike.in_flight, strike.ended) for strike in strikes]
-        result.recovery = max(recoveries, default=None)
-        result.pause = audit.longest_pause(connection)
+        result.recovery = max((strike.recovery(connection) for strike in strikes), default=None)
+        result.pause = None if scenario.moving_clock else audit.longest_pause(connection)
     result.refused = system.refused_messages()
     result.unexpected += system.unexpected
 
 
 @dataclass(frozen=True)
 class Strike:
-    """A fault that was over at `ended` (seconds since 1970), and the tasks that were in flight when it began."""
+    """A fault that is over.
+
+    Attributes:
+        ended: when it was over, in seconds since 1970.
+        in_flight: the tasks that were in flight when it began.
+        measured: the recovery, where the database's clock does not tell it.
+    """
 
     ended: float
     in_flight: list[str]
+    measured: float | None = None
+
+    def recovery(self, connection: Connection) -> float:
+        """Return the seconds until the system had recovered."""
+        if self.measured is not None:
+            return self.measured
+        return audit.recovery(connection, self.in_flight, self.ended)
 
 
 def attack(system: System, scenario: Scenario, tasks: int) -> list[Strike]:
@@ -243,11 +267,15 @@ def attack(system: System, scenario: Scenario, tasks: int) -> list[Strike]:
             in_flight = system.in_flight()
             assert scenario.strike is not None
             scenario.strike(system)
-            strikes.append(Strike(time.time(), in_flight))
+            ended = time.time()
+            measured = system.recover(in_flight) if isinstance(system, Clocked) else None
+            strikes.append(Strike(ended, in_flight, measured))
         system.wait_all_ready()
         load.grant(tasks - load.granted)
         wait_until(lambda: load.accepted == tasks, "all tasks handed in", 300)
         system.wait_finished(tasks)
+        if isinstance(system, Clocked):
+            system.rest()
         # What is still on its way could do harm yet.
         with suppress(AssertionError):
             wait_until(system.drained, "no messages left", system.patience)

@@ -54,7 +54,10 @@ DEFINITIONS = (
         "config": {**CONFIG, "chain_strategy": "parallel"},
     },
 )
-FINISHED = text("SELECT count(*) FROM task_outcomes o JOIN tasks t ON t.id = o.task_id WHERE t.parent_id IS NULL")
+FINISHED = text(
+    "SELECT count(*) FROM task_outcomes o JOIN tasks t ON t.id = o.task_id "
+    "WHERE t.parent_id IS NULL AND t.submitted_by = 'chaos'"
+)
 REFUSED = '"event": "skipped"'
 BUSY = text("SELECT EXISTS (SELECT 1 FROM workers WHERE status = 'online' AND busy > 0)")
 
@@ -231,9 +234,7 @@ class Minions(System):
     queue = QUEUE
     definitions: ClassVar[Sequence[dict[str, Any]]] = DEFINITIONS
 
-    def __init__(
-        self, folder: Path, timing: Timing, seed: str, *, visibility: float | None = None, copies: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, timing: Timing, seed: str, *, copies: bool = False) -> None:
         super().__init__(folder, timing, seed)
         self.env = {
             "MINION_API_KEY": "chaos-chaos-chaos",
@@ -245,7 +246,6 @@ class Minions(System):
             "MINION_LOST_MESSAGE_SECONDS": str(timing.lost_message),
             # A supervisor starts them while the servers are still away.
             "MINION_CONNECT_ATTEMPTS": "100",
-            "CHAOS_VISIBILITY_TIMEOUT": str(visibility or ""),
             "CHAOS_COPIES": QUEUE if copies else "",
         }
 
@@ -277,12 +277,13 @@ class Minions(System):
         return ready(process) if process in self.orchestrators else online(process, self.engine)
 
     def submit(self, numbers: Iterable[int]) -> None:
-        requests = [
-            TaskRequest(agent=agent(number), input={"seconds": seconds(number)}, idempotency_key=f"chaos-{number}")
-            for number in numbers
-        ]
+        requests = [TaskRequest(idempotency_key=f"chaos-{number}", **self.request(number)) for number in numbers]
         with self.engine.begin() as connection:
             submit_many(connection, requests, submitted_by="chaos")
+
+    def request(self, number: int) -> dict[str, Any]:
+        """Return the fields of a task, key aside."""
+        return {"agent": agent(number), "input": {"seconds": seconds(number)}}
 
     def count_finished(self) -> int:
         with self.engine.connect() as connection:

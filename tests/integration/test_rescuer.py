@@ -75,6 +75,7 @@ def test_a_task_that_loses_its_workers_again_and_again_is_stopped(tasks: Tasks, 
         claim = tasks.get(task)["claim"]
         with transaction() as connection:
             connection.execute(text("UPDATE task_status SET state = 'queued'"))
+            connection.execute(text("UPDATE workers SET status = 'online', last_seen = now()"))
             lifecycle.claim(connection, task, claim, here.id)
             connection.execute(text("UPDATE task_status SET updated_at = now() - interval '2 days'"))
     ended = tasks.wait(task)
