@@ -104,6 +104,17 @@ def checked_input(
     return value
 
 
+def approved_messages(approved: JsonValue) -> list[Message]:
+    """Messages as somebody has approved them, and perhaps changed.
+
+    Raises:
+        InvalidInput: they are none, or one holds something else than text.
+    """
+    if not isinstance(approved, list) or not approved:
+        raise InvalidInput("What is approved in place of the task's messages must be a list of at least one message.")
+    return coerce_all(approved)
+
+
 def last_text(messages: Sequence[Message]) -> str:
     """What the person said last."""
     said = [message.content for message in messages if message.role == "user"]
