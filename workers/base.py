@@ -78,7 +78,10 @@ class BaseAgent(ABC):
         """The task's messages.
 
         Raises:
-            InvalidInput: one holds something else than text. What 0.2 accepted and began goes on as it began.
+            InvalidInput: one holds something that the agent would not see. What 0.2 accepted and began goes on as it
+                began.
         """
         given = self.task.messages or []
-        return [Message.model_validate(message) for message in given] if self.journal.known else coerce_all(given)
+        if self.journal.known:
+            return [Message.model_validate(message) for message in given]
+        return coerce_all(given, tools=self.definition.type == "function")
