@@ -264,6 +264,19 @@ def test_what_is_accepted_can_be_read(hand: ByHand, connect: Connect, value: str
     assert hand.state(task) == "queued"
 
 
+@pytest.mark.parametrize("value", ['{"a": 1, "b": 2, "a": 1}', r'[5, {"b": [{"a": 1, "\u0061": 2}]}]'])
+def test_a_key_twice_in_one_object_is_refused_where_the_input_is_json(
+    hand: ByHand, connect: Connect, value: str
+) -> None:
+    ask = "SELECT minion_submit_json('Open', %s::json)"
+    with connect() as connection, pytest.raises(psycopg.DatabaseError) as caught:
+        connection.execute(ask, [value])
+    assert isinstance(expected_error(caught.value), InvalidInput)
+    assert "the key 'a' twice" in str(caught.value)
+    with connect() as connection:
+        assert connection.execute(ask, ['[{"a": 1, "b": {"a": 1}}, {"a": "a"}]']).fetchone() is not None
+
+
 # ------------------------------------------------------------------------------------------ checked afterwards
 
 
