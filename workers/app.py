@@ -26,7 +26,6 @@ from workers.heartbeat import WORKER_ID, Heartbeat
 log = structlog.get_logger(__name__)
 
 
-
 def _make_app() -> Celery:
     """Celery's application. Its command line would show an exception's traceback, so a wrong setting ends the process."""
     try:

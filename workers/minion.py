@@ -101,6 +101,8 @@ def perform(
             return Snoozed(0.0, "handed_back")
         return persist(lambda: build_agent(task, journal)).run()
     except UnreadableDefinition as error:
+        if behind_time_limit(error):
+            return _at_time_limit(task, meter)
         log.warning("handed_back", why=error.message)
         return Snoozed(LATER_RELEASE_SECONDS, "handed_back")
     except BudgetExceeded as error:
@@ -112,13 +114,10 @@ def perform(
     except Interrupted:
         return Suspended(asks=True)
     except SoftTimeLimitExceeded:
-        # It may have struck inside a statement: the connection cannot be trusted any more.
-        close_engine()
-        return interrupted(task, meter)
+        return _at_time_limit(task, meter)
     except DBAPIError as error:
         if behind_time_limit(error):
-            close_engine()
-            return interrupted(task, meter)
+            return _at_time_limit(task, meter)
         if not is_transient(error):
             log.exception("failed_unexpectedly")
         return Failed(UnexpectedError(f"The database failed during the task: {reason(error)}."))
@@ -151,6 +150,12 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome | Snoozed, mete
             result |= {"output": outcome.output, "messages": [message.model_dump() for message in outcome.messages]}
             return lifecycle.finish(connection, task.id, task.claim, State.SUCCEEDED, result)
         return _fail(connection, task, result, outcome.error)
+
+
+def _at_time_limit(task: ClaimedTask, meter: Meter) -> Outcome | Snoozed:
+    # It may have struck inside a statement: the connection cannot be trusted any more.
+    close_engine()
+    return interrupted(task, meter)
 
 
 def interrupted(task: ClaimedTask, meter: Meter) -> Outcome | Snoozed:
