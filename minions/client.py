@@ -15,8 +15,8 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from types import TracebackType
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote
 from uuid import UUID, uuid4

@@ -155,8 +155,8 @@ def is_transient(error: BaseException) -> bool:
 
 def behind_time_limit(error: BaseException | None) -> bool:
     """Whether a soft time limit stands behind an error: one that strikes inside the driver leaves a connection that
-    cannot even roll back, and it is that failure which comes up. One that strikes inside Pydantic comes up as a fault of
-    the model.
+    cannot even roll back, and it is that failure which comes up. One that strikes inside Pydantic comes up as a fault
+    of the model.
     """
     seen: set[int] = set()
     rest = [error]

@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 
 def _make_app() -> Celery:
-    """Celery's application. Its command line would show an exception's traceback, so a wrong setting ends the process."""
+    """Celery's application. A wrong setting ends the process: Celery's command line would show a traceback."""
     try:
         return make_app(get_settings())
     except MinionError as error:

@@ -257,7 +257,8 @@ class TaskOutcome(Base):
 class Execution(Base):
     """One claim of a task by one minion.
 
-    `stream_key` is a secret of the worker and the orchestrator, for what is streamed; NULL: a release before 0.3 began it.
+    `stream_key` is a secret of the worker and the orchestrator, for what is streamed; NULL where a release before 0.3
+    began it.
     """
 
     __tablename__ = "executions"
