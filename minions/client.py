@@ -6,7 +6,7 @@
         task = client.submit("Classifier", {"text": "…"})
         print(task.result())
 
-It needs `MINION_API_URL` and `MINION_API_KEY`, or the same as arguments.
+It needs `MINION_API_URL` and `MINION_API_KEY` (or `MINION_API_KEY_FILE`), or the same as arguments.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote
@@ -63,18 +64,18 @@ class Client(Operations):
 
         Args:
             url: the API's address; by default MINION_API_URL.
-            api_key: its key; by default MINION_API_KEY.
+            api_key: its key; by default MINION_API_KEY, or what the file holds that MINION_API_KEY_FILE names.
             timeout: seconds until a request is given up.
             retries: how often a request is tried again.
             actor: who acts, for the record of decisions, pauses, limits, replays and cancellations: a claim, and shown
                 as one. By default MINION_ACTOR.
 
         Raises:
-            NotConfigured: there is no address, or no key that a header can carry.
+            NotConfigured: there is no address, or no key that a header can carry, or its file cannot be read.
         """
         address = url or _from_environment("MINION_API_URL", "the API's address, such as http://127.0.0.1:8700")
         # A key that was made from a file ends as files do.
-        key = (api_key or _from_environment("MINION_API_KEY", "the API's key")).strip()
+        key = (api_key or _from_file("MINION_API_KEY") or _from_environment("MINION_API_KEY", "the API's key")).strip()
         actor = actor or os.environ.get("MINION_ACTOR")
         self._transport = Transport(address, key, timeout=timeout, retries=retries, actor=actor)
 
@@ -491,6 +492,22 @@ def _from_environment(name: str, what: str) -> str:
     if not value:
         raise NotConfigured(f"{name} is not set: give the client {what}, as an argument or in the environment.")
     return value
+
+
+def _from_file(name: str) -> str | None:
+    """The secret in the file that `NAME_FILE` names, under the same rules as the servers read theirs."""
+    path = os.environ.get(f"{name}_FILE")
+    if not path:
+        return None
+    if os.environ.get(name):
+        raise NotConfigured(f"{name} and {name}_FILE are both set: set one of them.")
+    try:
+        secret = Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise NotConfigured(f"{name}_FILE: the file {path} cannot be read: {error}.") from None
+    if not secret:
+        raise NotConfigured(f"{name}_FILE: the file {path} is empty: it must hold the value.")
+    return secret
 
 
 def _end_of(timeout: float | None) -> float | None:

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, text
 
 from orchestrator.replay import get_ended, request_of
 from shared import lifecycle
+from shared.approvals import check_arguments
 from shared.errors import Conflict, InvalidInput
 from shared.json_values import JsonValue, check
 from shared.settings import get_settings
@@ -67,6 +68,8 @@ def replay_from(
         check(edit.output, what="The edited output", limit=get_settings().max_output_bytes)
         edited_step = next(each for each in steps if each.number == step)
         _check_edit(edited_step, edit.output)
+        if edited_step.approval:
+            check_arguments(connection, task_id, step, edit.output["arguments"])
         edit = Edit(_as_recorded(edited_step, edit.output))
     request = {**request_of(task, True, submitted_by), "new_keys": new_keys}
     edited = None if edit is None else {"output": edit.output}

@@ -72,7 +72,8 @@ RECORDS = _statement(
     """
     SELECT json_build_object('task', row_to_json(o),
             'steps', (SELECT json_agg(row_to_json(s) ORDER BY s.number) FROM steps s WHERE s.task_id = o.id),
-            'executions', (SELECT json_agg(to_jsonb(e) || jsonb_build_object('worker', w.name) ORDER BY e.claim)
+            'executions', (SELECT json_agg(to_jsonb(e) - 'stream_key' || jsonb_build_object('worker', w.name)
+                                               ORDER BY e.claim)
                                FROM executions e JOIN workers w ON w.id = e.worker_id WHERE e.task_id = o.id),
             'messages', (SELECT json_agg(row_to_json(m) ORDER BY m.id) FROM messages m WHERE m.task_id = o.id),
             'children', (SELECT json_agg(c.id ORDER BY c.id) FROM tasks c WHERE c.parent_id = o.id)) AS record,

@@ -115,7 +115,7 @@ def release_checked(connection: Connection, checked: Checked) -> None:
 
 
 def _check(connection: Connection, task: dict[str, Any]) -> tuple[UUID, str, dict[str, Any] | None]:
-    said = _said(task["messages"])
+    said = _said(task["messages"], tools=task["type"] != "agent")
     version_id: UUID | None = task["agent_version_id"]
     decision = None
     if version_id is None:
@@ -128,13 +128,13 @@ def _check(connection: Connection, task: dict[str, Any]) -> tuple[UUID, str, dic
     return version_id, task["wanted"] or task["capability"], decision
 
 
-def _said(messages: Any) -> list[Message] | None:
+def _said(messages: Any, *, tools: bool) -> list[Message] | None:
     """The task's messages, if it has any; from SQL anything may come."""
     if messages is None:
         return None
     if not isinstance(messages, list) or not messages:
         raise InvalidInput("`messages` must be a list of at least one message.")
-    return coerce_all(messages)
+    return coerce_all(messages, tools=tools)
 
 
 def _routed(connection: Connection, task: dict[str, Any], said: list[Message]) -> Route:

@@ -16,6 +16,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import structlog
 from celery.exceptions import SoftTimeLimitExceeded
 from psycopg import DataError
+from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
@@ -157,7 +158,8 @@ def is_transient(error: BaseException) -> bool:
 
 def behind_time_limit(error: BaseException | None) -> bool:
     """Whether a soft time limit stands behind an error: one that strikes inside the driver leaves a connection that
-    cannot even roll back, and it is that failure which comes up.
+    cannot even roll back, and it is that failure which comes up. One that strikes inside Pydantic comes up as a fault
+    of the model.
     """
     seen: set[int] = set()
     rest = [error]
@@ -168,6 +170,8 @@ def behind_time_limit(error: BaseException | None) -> bool:
         if found is not None and id(found) not in seen:
             seen.add(id(found))
             rest += [found.__cause__, found.__context__]
+            if isinstance(found, ValidationError):  # it keeps what its validators raised beside the chain
+                rest += [fault["ctx"]["error"] for fault in found.errors() if "error" in fault.get("ctx", {})]
     return False
 
 

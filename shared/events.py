@@ -19,7 +19,6 @@ from sqlalchemy.dialects.postgresql import UUID as PgUUID
 
 from shared.key_order import ordered
 from shared.states import FINAL
-from shared.streaming import stream_key
 
 ACCEPTED = "task.accepted"
 ENDINGS = frozenset(f"task.{state}" for state in FINAL)
@@ -28,13 +27,13 @@ MOST_AT_ONCE = 20
 
 EVENTS = text(
     """
-    SELECT a.n, t.id IS NULL AS gone, o.task_id IS NOT NULL AS ended, l.claim, l.worker_id, t.agent_version_id,
+    SELECT a.n, t.id IS NULL AS gone, o.task_id IS NOT NULL AS ended, l.claim, l.stream_key,
         e.number, e.type, e.data, e.key_order, e.created_at
     FROM unnest(:tasks, :afters) WITH ORDINALITY AS a (task_id, after, n)
     LEFT JOIN tasks t ON t.id = a.task_id
     LEFT JOIN task_outcomes o ON o.task_id = a.task_id
     LEFT JOIN LATERAL (
-        SELECT claim, worker_id FROM executions WHERE task_id = a.task_id ORDER BY claim DESC LIMIT 1
+        SELECT claim, stream_key FROM executions WHERE task_id = a.task_id ORDER BY claim DESC LIMIT 1
     ) l ON true
     LEFT JOIN LATERAL (
         SELECT 1 AS number, 'task.accepted' AS type, t.created_at, jsonb_strip_nulls(jsonb_build_object(
@@ -111,7 +110,7 @@ class News:
     Attributes:
         complete: there is no more at the moment.
         over: no more will ever come.
-        keys: that of the latest claim, for what its worker streams.
+        keys: the secret of the latest claim, for what its worker streams; none where a release before 0.3 began it.
     """
 
     events: list[TaskEvent]
@@ -150,7 +149,7 @@ def _news(rows: Sequence[Any], after: int) -> News:
 
 
 def _keys(row: Any) -> dict[int, bytes]:
-    return {row.claim: stream_key(row.worker_id, row.agent_version_id)} if row.worker_id else {}
+    return {row.claim: row.stream_key} if row.stream_key else {}
 
 
 def _text(moment: datetime) -> str:

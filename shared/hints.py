@@ -86,7 +86,7 @@ def publish_streamed(task_id: UUID, said: Streamed, key: bytes) -> None:
     """Shows something to those who follow the task now, and to nobody later; never raises.
 
     Args:
-        key: of the worker and the agent version; see `shared.streaming`.
+        key: the secret of the execution; see `shared.streaming`.
     """
     _tell_followers(task_id, said.sealed(task_id, key))
 

@@ -19,6 +19,7 @@ ROLES = {
     "assistant": "assistant",
     "ai": "assistant",
     "system": "system",
+    "tool": "tool",
 }
 # OpenAI's Responses API has two names of its own for a block of text.
 TEXTS = ("text", "input_text", "output_text")
@@ -26,16 +27,20 @@ TEXTS = ("text", "input_text", "output_text")
 BESIDE_CONTENT = ("tool_calls", "function_call", "audio", "images")
 
 
-def coerce_all(messages: Sequence[Any]) -> list[Message]:
+def coerce_all(messages: Sequence[Any], *, tools: bool = False) -> list[Message]:
     """The messages of a task, each as `coerce` understands it.
+
+    Args:
+        tools: messages of role `tool` are read too. Release 0.2 accepted them, and a function or a chain gets them as
+            they are; a model would answer without them.
 
     Raises:
         InvalidInput: the first that cannot be understood, by its place: `messages[2].content[1]`.
     """
-    return [coerce(message, where=f"messages[{index}]") for index, message in enumerate(messages)]
+    return [coerce(message, where=f"messages[{index}]", tools=tools) for index, message in enumerate(messages)]
 
 
-def coerce(message: Any, *, where: str = "messages[0]") -> Message:
+def coerce(message: Any, *, where: str = "messages[0]", tools: bool = False) -> Message:
     """A message from ours, from a `{"role" | "type", "content"}` mapping, or from an object of LangChain's shape.
 
     Only text is understood. Content of another kind is refused, never left out: the model would answer without it.
@@ -50,7 +55,7 @@ def coerce(message: Any, *, where: str = "messages[0]") -> Message:
         return Message(role="user", content=message)
     fields = _fields(message)
     called = str(fields.get("role") or fields.get("type") or "")
-    if called == "tool":
+    if called == "tool" and not tools:
         raise _unsupported(where, "messages of role 'tool'", "Put what the tool returned into a message of the user.")
     for name in BESIDE_CONTENT:
         if fields.get(name):
@@ -60,7 +65,7 @@ def coerce(message: Any, *, where: str = "messages[0]") -> Message:
     if role is None or content is None:
         has = f"has the role {called[:50]!r}" if role is None else "has no text as its content"
         raise InvalidInput(
-            f"A message needs a role ({', '.join(sorted(set(ROLES)))}) and text content; "
+            f"A message needs a role ({', '.join(sorted(ROLES.keys() - {'tool'}))}) and text content; "
             f"{where}, of type {type(message).__name__}, {has}.",
             path=where,
         )
@@ -102,6 +107,17 @@ def checked_input(
         return input_for(schema, messages, agent=agent)
     validate(schema, value, what=f"The input of {agent!r}", error=InvalidInput)
     return value
+
+
+def approved_messages(approved: JsonValue) -> list[Message]:
+    """Messages as somebody has approved them, and perhaps changed.
+
+    Raises:
+        InvalidInput: they are none, or one holds something else than text.
+    """
+    if not isinstance(approved, list) or not approved:
+        raise InvalidInput("What is approved in place of the task's messages must be a list of at least one message.")
+    return coerce_all(approved)
 
 
 def last_text(messages: Sequence[Message]) -> str:

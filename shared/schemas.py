@@ -48,6 +48,9 @@ LabelValue = Annotated[str, StringConstraints(max_length=255)]
 JsonSchema = dict[str, Any]
 MAX_FAULTS = 20
 SCHEMAS = ("input_schema", "output_schema")
+NAMING = frozenset({"properties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"})
+"""Keywords by which a schema names properties."""
+OPENING = frozenset({"additionalProperties", "unevaluatedProperties"})
 
 
 def _moment(value: Any) -> Any:
@@ -384,6 +387,16 @@ class HttpCall(Strict):
     def has_body(self) -> bool:
         """Whether arguments are sent as a JSON body."""
         return self.method in ("POST", "PUT", "PATCH")
+
+    def closed(self, schema: JsonSchema | None) -> JsonSchema | None:
+        """The schema, which takes no arguments but those that it or the request names, unless it says otherwise.
+
+        The model sees it as it was stored: the hashes of running tasks' steps cover it.
+        """
+        if schema is None or not schema.keys() & NAMING or schema.keys() & OPENING:
+            return schema
+        named = dict.fromkeys([*self.placeholders, *self.query], True)
+        return {**schema, "properties": named | schema.get("properties", {}), "unevaluatedProperties": False}
 
 
 class ToolDefinition(Definition):

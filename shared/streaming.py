@@ -1,7 +1,8 @@
 """Streamed text on its way over Redis, with an authentication tag.
 
-Whoever can write to Redis could otherwise make followers read what no model has said. Both sides make the key from two
-random ids that PostgreSQL has and Redis never sees: the worker's row, and the version of the agent that runs.
+A client that can write to Redis could otherwise make followers read what no model has said. The key is a random secret
+of the execution (`executions.stream_key`), which PostgreSQL makes at the claim. The worker gets it with the task, the
+orchestrator reads it; no API, export or message has it.
 """
 
 from __future__ import annotations
@@ -59,11 +60,6 @@ class Streamed:
     def _tag(self, task: UUID, key: bytes) -> str:
         said = canonical([str(task), self.number, self.type, self.data])
         return hmac.new(key, said.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
-
-
-def stream_key(worker: UUID, agent_version: UUID) -> bytes:
-    """Return the key for what a worker streams of tasks of this agent version."""
-    return hashlib.sha256(b"minions stream" + worker.bytes + agent_version.bytes).digest()
 
 
 def received(message: bytes) -> Streamed | None:

@@ -6,6 +6,7 @@ Start one with `minion worker CAPABILITY -c N`, or as plain Celery: `celery -A w
 from __future__ import annotations
 
 import atexit
+import sys
 from typing import Any
 from uuid import UUID
 
@@ -24,7 +25,17 @@ from workers.heartbeat import WORKER_ID, Heartbeat
 
 log = structlog.get_logger(__name__)
 
-app: Celery = make_app(get_settings())
+
+def _make_app() -> Celery:
+    """Celery's application. A wrong setting ends the process: Celery's command line would show a traceback."""
+    try:
+        return make_app(get_settings())
+    except MinionError as error:
+        print(f"Error: {error.message}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
+app: Celery = _make_app()
 _heartbeats: list[Heartbeat] = []
 
 

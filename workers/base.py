@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any
 
-from shared.errors import InvalidInput, InvalidOutput
+from shared.errors import InvalidOutput
 from shared.json_schema import validate
 from shared.json_values import JsonValue, check
-from shared.messages import checked_input, coerce_all
+from shared.messages import approved_messages, checked_input, coerce_all
 from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.settings import get_settings
 from shared.tasks import content_of
@@ -44,7 +43,7 @@ class BaseAgent(ABC):
             if isinstance(approved, Suspended):
                 return approved
             if of_messages:
-                self.task = replace(self.task, messages=_checked(approved))
+                self.task = replace(self.task, messages=[each.model_dump() for each in approved_messages(approved)])
             else:
                 value = approved
         outcome = self.work(value)
@@ -79,14 +78,10 @@ class BaseAgent(ABC):
         """The task's messages.
 
         Raises:
-            InvalidInput: one holds something else than text. What 0.2 accepted and began goes on as it began.
+            InvalidInput: one holds something that the agent would not see. What 0.2 accepted and began goes on as it
+                began.
         """
         given = self.task.messages or []
-        return [Message.model_validate(message) for message in given] if self.journal.known else coerce_all(given)
-
-
-def _checked(approved: JsonValue) -> list[Any]:
-    """Messages as somebody has approved them, and perhaps changed."""
-    if not isinstance(approved, list) or not approved:
-        raise InvalidInput("What was approved in place of the task's messages is no list of messages.")
-    return [message.model_dump() for message in coerce_all(approved)]
+        if self.journal.known:
+            return [Message.model_validate(message) for message in given]
+        return coerce_all(given, tools=self.definition.type == "function")

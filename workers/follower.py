@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from shared.hints import publish_streamed
-from shared.streaming import Streamed, stream_key
+from shared.streaming import Streamed
 from workers.models.base import joined
 from workers.task import ClaimedTask
 
@@ -24,7 +24,7 @@ class Follower:
     def __init__(self, task: ClaimedTask, step: int) -> None:
         self.task_id = task.id
         self.about = {"step": step, "claim": task.claim}
-        self._key = stream_key(task.worker_id, task.agent_version_id)
+        self._key = task.stream_key
         self._number = 0
         self._from = 0
         self._held: list[str] = []

@@ -195,8 +195,9 @@ class Heartbeat:
                 self.interrupter.look(connection, tuple(celery_state.active_requests))
 
     def _slots(self) -> int:
-        # Not `worker.concurrency`: with `--autoscale` that stays the size at the start.
-        return int(self.worker.pool.num_processes)
+        # Not `worker.concurrency`: with `--autoscale` that stays the size at the start. A pool that has shrunk to
+        # nothing (`--autoscale=N,0`) grows when a message comes, so it has a free slot.
+        return max(1, int(self.worker.pool.num_processes))
 
     def _report(self) -> None:
         """Gives back the tasks of children that died. What cannot be written now is written at the next beat."""

@@ -112,6 +112,8 @@ def perform(task: ClaimedTask, journal: Journal, meter: Meter, limits: Sequence[
             return Snoozed(0.0, "handed_back")
         return persist(lambda: build_agent(task, journal)).run()
     except UnreadableDefinition as error:
+        if behind_time_limit(error):
+            return _at_time_limit(task, meter)
         log.warning("handed_back", why=error.message)
         return Snoozed(LATER_RELEASE_SECONDS, "handed_back")
     except BudgetExceeded as error:
@@ -123,13 +125,10 @@ def perform(task: ClaimedTask, journal: Journal, meter: Meter, limits: Sequence[
     except Interrupted:
         return AwaitingDecision()
     except SoftTimeLimitExceeded:
-        # It may have struck inside a statement: the connection cannot be trusted any more.
-        close_engine()
-        return interrupted(task, meter)
+        return _at_time_limit(task, meter)
     except DBAPIError as error:
         if behind_time_limit(error):
-            close_engine()
-            return interrupted(task, meter)
+            return _at_time_limit(task, meter)
         if not is_transient(error):
             log.exception("failed_unexpectedly")
         return Failed(UnexpectedError(f"The database failed during the task: {reason(error)}."))
@@ -158,6 +157,12 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) 
         case OverBudget(error):
             result["error"] = error.as_dict()
             return persistently(lifecycle.snooze, task.id, task.claim, result, delay=None, reason="budget")
+
+
+def _at_time_limit(task: ClaimedTask, meter: Meter) -> Outcome:
+    # It may have struck inside a statement: the connection cannot be trusted any more.
+    close_engine()
+    return interrupted(task, meter)
 
 
 def interrupted(task: ClaimedTask, meter: Meter) -> Outcome:

@@ -17,6 +17,7 @@ class ClaimedTask:
     Attributes:
         claim: the fencing token of this execution.
         worker_id: this worker's row.
+        stream_key: this execution's secret, for the tags of what it streams.
         attempts: charged failures so far.
         budget_ids: the tasks whose budgets hold for it, the root first.
         history_before: what was said in its conversation from this time on is not for it.
@@ -27,6 +28,7 @@ class ClaimedTask:
     origin_id: UUID
     claim: int
     worker_id: UUID
+    stream_key: bytes = field(repr=False)
     attempts: int
     agent_version_id: UUID
     agent_name: str
@@ -50,6 +52,7 @@ class ClaimedTask:
         times = ("deadline", "created_at", "history_before")
         values = {name: row[name] for name in cls.__dataclass_fields__}
         values |= {name: UUID(row[name]) for name in ids}
+        values["stream_key"] = bytes.fromhex(row["stream_key"])
         values |= {name: datetime.fromisoformat(row[name]) if row[name] else None for name in times}
         return cls(**values)
 

@@ -42,6 +42,8 @@ def upgrade() -> None:
     op.add_column("limits", sa.Column("created_by", sa.Text(), nullable=True))
     # NULL: the worker's release does not report them.
     op.add_column("workers", sa.Column("packages", postgresql.ARRAY(sa.Text()), nullable=True))
+    # NULL: the execution began before. A default would rewrite the table, so `minion_claim` fills it.
+    op.add_column("executions", sa.Column("stream_key", postgresql.BYTEA(), nullable=True))
     keep_key_orders()
     keep_submitters()
 

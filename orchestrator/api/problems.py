@@ -108,10 +108,10 @@ async def _expected(request: Request, error: MinionError) -> Response:
 
 async def _wrong_parameters(request: Request, error: RequestValidationError) -> Response:
     """Faults in the path and the query: a body's are found in `body.py` and `shared.schemas`."""
-    faults = [{"path": ".".join(map(str, fault["loc"])), "message": fault["msg"]} for fault in error.errors()]
+    found = [(fault["loc"], fault["msg"].removeprefix("Value error, ")) for fault in error.errors()]
+    faults = [{"path": ".".join(map(str, place)), "message": message} for place, message in found]
     # People know a parameter by its name: not `query.state.0`, but `state`.
-    named = ((fault["loc"][:2][-1], fault["msg"].removeprefix("Value error, ")) for fault in error.errors())
-    listed = "; ".join(f"{name}: {message}" for name, message in named)
+    listed = "; ".join(f"{place[:2][-1]}: {message}" for place, message in found)
     return of(InvalidInput(f"The request is not valid: {listed}.", faults=faults))
 
 

@@ -21,17 +21,22 @@ DIGITS = re.compile(f"[0-9a-f]{{{SHORTEST},{WHOLE}}}")
 WRITTEN = f"A task's id, or its first {SHORTEST} characters or more, if no other task has them."
 
 
-def _digits(written: str) -> str:
+def digits_of(written: str, *, what: str = "task") -> str:
+    """Return the hexadecimal digits of an id, or of its beginning.
+
+    Raises:
+        ValueError: it is neither.
+    """
     digits = written.lower().replace("-", "")
     if not DIGITS.fullmatch(digits):
         raise ValueError(
-            f"{written[:50]!r} is not the id of a task: it must be a whole id, or its first {SHORTEST} hexadecimal "
+            f"{written[:50]!r} is not the id of a {what}: it must be a whole id, or its first {SHORTEST} hexadecimal "
             "digits or more"
         )
     return digits
 
 
-TaskRef = Annotated[str, AfterValidator(_digits)]
+TaskRef = Annotated[str, AfterValidator(digits_of)]
 
 
 def task_id_of(connection: Connection, digits: str) -> UUID:

@@ -33,7 +33,7 @@ from orchestrator.api.task_models import (
 )
 from orchestrator.replay import replay
 from orchestrator.replay_from import Edit, replay_from
-from shared import budgets, lifecycle, submission, tasks
+from shared import approvals, budgets, lifecycle, submission, tasks
 from shared.errors import InvalidInput, MinionError
 from shared.explain import explain
 from shared.json_values import check
@@ -229,6 +229,9 @@ def decide(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Acto
     """
     asked = body.parse_model(DecisionRequest, sent)
     check(asked.value, what="The value", limit=get_settings().max_input_bytes)
+    if asked.verdict == "approve" and asked.value is not None:
+        with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            approvals.check_decision(connection, task_id, asked.step, asked.proposal, asked.value)
     with database.begin() as connection:
         decided = lifecycle.decide(connection, task_id, who=actor, **asked.model_dump())
         return {**tasks.get_task(connection, task_id), "decision": decided}

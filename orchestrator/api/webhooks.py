@@ -7,11 +7,12 @@ import binascii
 import secrets
 import time
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, Field, StringConstraints, field_validator
+from fastapi import APIRouter, Path, Query, Request, Response
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints, field_validator
 from sqlalchemy import Connection, Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 
@@ -19,7 +20,8 @@ from minions.webhooks import PREFIX
 from orchestrator import webhook_messages
 from orchestrator.api import body, problems
 from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, PageQuery, Text
-from shared.errors import Conflict, NotFound, Unavailable
+from orchestrator.api.task_ids import EXAMPLE, SHORTEST, WHOLE, digits_of
+from shared.errors import AmbiguousId, Conflict, NotFound, Unavailable
 from shared.outbound import AddressGuard, checked_url
 from shared.schemas import LabelName, LabelValue, Name, Strict
 from shared.settings import Settings
@@ -27,6 +29,10 @@ from shared.tasks import Page, page_of
 
 SECRET_BYTES = range(24, 65)
 FinalState = Literal["succeeded", "failed", "cancelled", "expired"]
+WRITTEN = f"A delivery's id, or its first {SHORTEST} characters or more, if no other delivery has them."
+DeliveryRef = Annotated[
+    str, AfterValidator(partial(digits_of, what="delivery")), Path(description=WRITTEN, examples=[EXAMPLE])
+]
 Url = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
 AgentName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 
@@ -76,6 +82,10 @@ DELIVERIES = text(
 DELIVERY = text(
     f"SELECT {SHOWN}, w.name, w.enabled FROM webhook_deliveries d "  # noqa: S608
     "JOIN webhooks w ON w.id = d.webhook_id WHERE d.id = :id FOR NO KEY UPDATE OF d"
+)
+STARTING = text(
+    "SELECT d.id, w.name FROM webhook_deliveries d JOIN webhooks w ON w.id = d.webhook_id "
+    "WHERE d.id BETWEEN :first AND :last ORDER BY d.id DESC LIMIT 5"
 )
 RETRY = text(
     "UPDATE webhook_deliveries SET status = 'pending', attempts = 0, next_at = now(), finished_at = NULL WHERE id = :id"
@@ -274,17 +284,38 @@ def list_deliveries(name: Text, query: Annotated[DeliveryPageQuery, Query()], da
 
 
 @router.post("/deliveries/{delivery_id}/retry", response_model=WebhookDelivery, responses=problems.documented(404, 409))
-def retry_delivery(delivery_id: UUID, database: Database) -> dict[str, Any]:
+def retry_delivery(delivery_id: DeliveryRef, database: Database) -> dict[str, Any]:
     """Sends a message again, under the same id, whatever became of it; its attempts count from the beginning."""
     with database.begin() as connection:
-        found = connection.execute(DELIVERY, {"id": delivery_id}).mappings().one_or_none()
-        if found is None:
-            raise NotFound(f"There is no delivery {delivery_id}.")
+        id = _find_delivery(connection, delivery_id)
+        found = connection.execute(DELIVERY, {"id": id}).mappings().one()
         if not found["enabled"]:
             raise Conflict(f"The webhook {found['name']!r} is disabled. Enable it first; then it is sent.")
-        connection.execute(RETRY, {"id": delivery_id})
+        connection.execute(RETRY, {"id": id})
         connection.execute(WAKE)
-        return dict(connection.execute(DELIVERY, {"id": delivery_id}).mappings().one())
+        return dict(connection.execute(DELIVERY, {"id": id}).mappings().one())
+
+
+def _find_delivery(connection: Connection, digits: str) -> UUID:
+    """The delivery whose id begins with these hexadecimal digits.
+
+    Raises:
+        NotFound: there is none.
+        AmbiguousId: there are several.
+    """
+    first, last = UUID(digits.ljust(WHOLE, "0")), UUID(digits.ljust(WHOLE, "f"))
+    found = connection.execute(STARTING, {"first": first, "last": last}).all()
+    if not found:
+        raise NotFound(
+            f"There is no delivery whose id is, or begins with, {digits}. `minion webhooks deliveries` lists them."
+        )
+    if len(found) > 1:
+        listed = ", ".join(f"{row.id} ({row.name})" for row in found)
+        raise AmbiguousId(
+            f"More than one delivery has an id that begins with {digits}: {listed}. Give more characters.",
+            candidates=[str(row.id) for row in found],
+        )
+    return UUID(str(found[0].id))
 
 
 def _get(connection: Connection, namespace: str, name: str) -> dict[str, Any]:

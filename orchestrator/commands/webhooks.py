@@ -122,7 +122,10 @@ def deliveries(
 
 
 @app.command()
-def retry(delivery_ids: list[str] = typer.Argument(help="The deliveries' ids."), as_json: bool = AS_JSON) -> None:
+def retry(
+    delivery_ids: list[str] = typer.Argument(help="The deliveries' ids, or the first 8 characters or more of each."),
+    as_json: bool = AS_JSON,
+) -> None:
     """Send messages to webhooks again, under the same ids."""
     with connect() as client:
         again = [client.retry_delivery(delivery_id) for delivery_id in delivery_ids]

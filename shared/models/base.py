@@ -27,7 +27,7 @@ class Base(DeclarativeBase):
         UUID: PgUUID(as_uuid=True),
         datetime: DateTime(timezone=True),
         str: Text,
-        dict[str, Any]: JSONB,
+        dict[str, Any]: JSONB(none_as_null=True),
         list[str]: ARRAY(Text),
     }
 
@@ -53,7 +53,7 @@ def created() -> Mapped[datetime]:
 
 def key_order_column() -> Mapped[dict[str, Any] | None]:
     """The order of the keys in the value beside it: see `shared.key_order`. NULL: that of `jsonb`."""
-    return mapped_column(JSONB(none_as_null=True))
+    return mapped_column()
 
 
 def namespace_column() -> Mapped[str]:

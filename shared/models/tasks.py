@@ -255,7 +255,11 @@ class TaskOutcome(Base):
 
 
 class Execution(Base):
-    """One claim of a task by one minion."""
+    """One claim of a task by one minion.
+
+    `stream_key` is a secret of the worker and the orchestrator, for what is streamed; NULL where a release before 0.3
+    began it.
+    """
 
     __tablename__ = "executions"
     __table_args__ = (
@@ -285,6 +289,7 @@ class Execution(Base):
     cost_microdollars: Mapped[int] = mapped_column(BigInteger, server_default="0")
     started_at: Mapped[datetime] = created()
     finished_at: Mapped[datetime | None]
+    stream_key: Mapped[bytes | None]
 
 
 class Step(Base):

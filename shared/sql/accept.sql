@@ -147,7 +147,8 @@ BEGIN
     version_id := found.id;
     agent_name := found.name;
     queue := COALESCE(capability, found.capability);
-    input_schema := found.input_schema;
+    -- Releases before 0.3 stored JSON null.
+    input_schema := NULLIF(found.input_schema, 'null'::jsonb);
 END $$;
 
 -- How deep a sub-task of `parent` may lie: every ancestor's max_chain_depth counts from its own depth.
@@ -283,8 +284,10 @@ BEGIN
     END IF;
 
     SELECT * INTO target FROM minion_resolve(request);
-    checked := target.version_id IS NOT NULL
-        AND (target.input_schema IS NULL OR request->>'validated' = target.version_id::text);
+    -- The preparer looks into messages further than PostgreSQL does.
+    checked := target.version_id IS NOT NULL AND (
+        request->>'validated' = target.version_id::text
+        OR target.input_schema IS NULL AND COALESCE(request->'messages', 'null'::jsonb) = 'null'::jsonb);
 
     -- Without a parent the record is all NULL.
     SELECT t.id, t.root_id, t.key, t.labels, t.submitted_by, t.traceparent, t.deadline, s.priority, s.rank,

@@ -9,6 +9,7 @@ SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     now_at task_status;
     obstacle jsonb;
+    secret bytea;
 BEGIN
     UPDATE task_status SET state = 'running', claim = claim + 1, worker_id = w, updated_at = now()
         WHERE task_id = t AND state = 'queued' AND claim = expected AND (deadline IS NULL OR deadline > now())
@@ -39,9 +40,13 @@ BEGIN
     IF now_at.claim = 1 THEN
         DELETE FROM unique_tasks WHERE task_id = t AND held_while = 'pending';
     END IF;
-    INSERT INTO executions (task_id, claim, worker_id) VALUES (t, now_at.claim, w);
+    -- Each half has 122 random bits from the system's source.
+    INSERT INTO executions (task_id, claim, worker_id, stream_key)
+        VALUES (t, now_at.claim, w, uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()))
+        RETURNING stream_key INTO secret;
     RETURN (SELECT to_jsonb(k) || jsonb_build_object(
         'claim', now_at.claim, 'worker_id', w, 'attempts', now_at.attempts, 'queue', now_at.capability,
+        'stream_key', encode(secret, 'hex'),
         -- Minions make idempotency keys from it.
         'origin_id', COALESCE(k.effect_origin, k.origin_id),
         -- A replay from a step begins with what was copied.

@@ -55,6 +55,30 @@ SET search_path FROM CURRENT SET minion.max_input_bytes = '' AS $$
                 THEN jsonb_build_object('input', COALESCE(input, '{}'::jsonb)) ELSE '{}'::jsonb END)
 $$;
 
+-- Refuses a key that an object has twice, as HTTP does: jsonb would keep the last one.
+CREATE OR REPLACE FUNCTION minion_refuse_repeated_keys(value json) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    twice text;
+BEGIN
+    WITH RECURSIVE parts (part) AS (
+        SELECT value
+        UNION ALL SELECT m.part FROM parts p CROSS JOIN LATERAL (
+                SELECT o.value FROM json_each(CASE json_typeof(p.part) WHEN 'object' THEN p.part END) AS o
+                UNION ALL
+                SELECT a.value FROM json_array_elements(CASE json_typeof(p.part) WHEN 'array' THEN p.part END) AS a
+            ) AS m (part)
+            WHERE json_typeof(m.part) IN ('object', 'array')
+    )
+    SELECT k.key INTO twice FROM parts p CROSS JOIN LATERAL (
+            SELECT o.key FROM json_object_keys(CASE json_typeof(p.part) WHEN 'object' THEN p.part END) AS o (key)
+                GROUP BY o.key HAVING count(*) > 1) AS k
+        LIMIT 1;
+    IF twice IS NOT NULL THEN
+        RAISE EXCEPTION 'The input has the key % twice in one object.', quote_literal(left(twice, 50))
+            USING ERRCODE = 'MN007';
+    END IF;
+END $$;
+
 -- `minion_submit` for an input whose keys keep their order: jsonb has none. PUBLIC may not execute it either.
 CREATE OR REPLACE FUNCTION minion_submit_json(
     agent text,
@@ -77,6 +101,7 @@ SET search_path FROM CURRENT SET minion.max_input_bytes = '' AS $$
 BEGIN
     input := COALESCE(input, '{}');
     PERFORM minion_check_json(input::jsonb, 'The input');
+    PERFORM minion_refuse_repeated_keys(input);
     RETURN (SELECT task_id FROM minion_accept(jsonb_build_object(
         'agent', agent, 'input', input, 'input_order', minion_key_order(input), 'capability', capability,
         'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +21,7 @@ from shared.hints import make_redis
 from shared.schemas import TaskRequest
 from tests.integration.conftest import Tasks
 from tests.processes import (
+    ROOT,
     Process,
     ended_at_last,
     ready,
@@ -206,6 +210,26 @@ def test_a_server_that_is_down_at_the_start(tmp_path: Path, settings: Any) -> No
             assert process.wait() == 69
             assert f"{what} cannot be reached after 2 attempts" in process.output()
             assert "Traceback" not in process.output()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("REDIS_URL", "nonsense", "REDIS_URL is not the address of a broker"),
+        ("DATABASE_URL", "nonsense", "DATABASE_URL is not the address of a database"),
+        ("MINION_MAX_INPUT_BYTES", "many", "MINION_MAX_INPUT_BYTES: Input should be a valid integer"),
+    ],
+)
+def test_a_worker_that_is_started_by_hand_with_a_wrong_setting_says_so(
+    settings: Any, name: str, value: str, words: str
+) -> None:
+    command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-Q", "work"]
+    ended = subprocess.run(
+        command, env={**os.environ, name: value}, capture_output=True, text=True, cwd=ROOT, timeout=90
+    )
+    assert ended.returncode == 78
+    assert ended.stderr.count(words) + ended.stdout.count(words) == 1
+    assert "Traceback" not in ended.stderr + ended.stdout
 
 
 def test_a_worker_that_is_asked_to_stop_finishes_its_task(

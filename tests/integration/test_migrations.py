@@ -16,6 +16,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, Uuid, bindparam, create_engine, make_url, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
 
@@ -74,6 +75,14 @@ INDEXES = text(
     "SELECT tablename, indexname, indexdef FROM pg_indexes "
     "WHERE schemaname = 'public' AND tablename <> 'alembic_version' ORDER BY 1, 2"
 )
+
+
+def test_none_is_stored_as_sql_null_where_json_null_means_nothing() -> None:
+    values = {"input", "output", "payload"}  # of tasks, steps, outcomes and signals: null is one like any other
+    columns = [column for table in Base.metadata.tables.values() for column in table.columns if column.nullable]
+    of_json = [column for column in columns if isinstance(column.type, JSONB) and column.name not in values]
+    assert "agent_versions.input_schema" in map(str, of_json)
+    assert [str(column) for column in of_json if not column.type.none_as_null] == []  # type: ignore[attr-defined]
 
 
 def test_constraints_and_indexes_agree_too(database: Engine, empty_database: Engine) -> None:

@@ -36,6 +36,18 @@ def test_slots_follow_the_size_of_an_autoscaled_pool(database: Engine, tasks: Ta
         wait_until(lambda: slots(database) == (3, 3), "the pool has grown", 90)
 
 
+@pytest.mark.usefixtures("loops")
+def test_a_pool_that_may_shrink_to_nothing_has_a_free_slot(
+    database: Engine, tasks: Tasks, act: Any, offered: Path, tmp_path: Path
+) -> None:
+    """Without one its lost messages would never be published again."""
+    process = start_worker(tmp_path, "work", options=["--autoscale=2,0"])
+    with ended_at_last(process):
+        wait_online(database, process)
+        assert slots(database) == (1, 0)
+        assert tasks.run(act(), {"do": "answer", "answer": 5})["output"] == 5
+
+
 def slots(database: Engine) -> tuple[int, int]:
     """How many slots the worker reports, and how many are busy: never more than there are."""
     with database.connect() as connection:

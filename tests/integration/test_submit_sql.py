@@ -9,10 +9,11 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, make_url
+from sqlalchemy import Engine, make_url, text
 
 from orchestrator.replay import replay
 from orchestrator.routing import prepare_pending
+from shared import lifecycle
 from shared.database import EXPECTED, expected_error
 from shared.errors import (
     AmbiguousRoute,
@@ -263,6 +264,19 @@ def test_what_is_accepted_can_be_read(hand: ByHand, connect: Connect, value: str
     assert hand.state(task) == "queued"
 
 
+@pytest.mark.parametrize("value", ['{"a": 1, "b": 2, "a": 1}', r'[5, {"b": [{"a": 1, "\u0061": 2}]}]'])
+def test_a_key_twice_in_one_object_is_refused_where_the_input_is_json(
+    hand: ByHand, connect: Connect, value: str
+) -> None:
+    ask = "SELECT minion_submit_json('Open', %s::json)"
+    with connect() as connection, pytest.raises(psycopg.DatabaseError) as caught:
+        connection.execute(ask, [value])
+    assert isinstance(expected_error(caught.value), InvalidInput)
+    assert "the key 'a' twice" in str(caught.value)
+    with connect() as connection:
+        assert connection.execute(ask, ['[{"a": 1, "b": {"a": 1}}, {"a": "a"}]']).fetchone() is not None
+
+
 # ------------------------------------------------------------------------------------------ checked afterwards
 
 
@@ -278,6 +292,24 @@ def test_a_violation_ends_the_task_with_all_faults(hand: ByHand, connect: Connec
 def test_a_checked_task_goes_to_the_queue_that_was_asked_for(hand: ByHand, connect: Connect) -> None:
     task = submitted(connect, agent="Search", input={"query": "boats"}, capability="search")
     assert [(message.task_id, message.queue) for message in hand.dispatch()] == [(task, "search")]
+
+
+@pytest.mark.parametrize("stored", [None, "null"])
+def test_a_task_or_sub_task_for_an_agent_without_a_schema_needs_no_preparer(
+    hand: ByHand, connect: Connect, stored: str | None
+) -> None:
+    assert hand.sql("SELECT count(*) FROM agent_versions WHERE input_schema = 'null'") == 0
+    if stored is not None:  # as releases before 0.3 stored it
+        with hand.engine.begin() as connection:
+            connection.execute(text("SET LOCAL session_replication_role = replica"))
+            connection.execute(text("UPDATE agent_versions SET input_schema = 'null' WHERE input_schema IS NULL"))
+    task = submitted(connect, agent="Open", input={"any": "thing"})
+    [message] = hand.call(lifecycle.dispatch, lease=3600.0, window=1000)
+    assert (message.task_id, message.queue) == (task, "open")
+    hand.claim(task)
+    children = hand.suspend(task, children=["Open", "Search"])
+    asked = "SELECT capability FROM task_status WHERE task_id = :task"
+    assert [hand.sql(asked, task=child) for child in children] == ["open", None]
 
 
 def test_messages_without_an_input_are_the_input(hand: ByHand, connect: Connect) -> None:

@@ -7,12 +7,16 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import text
 
+from shared import schemas
 from shared.settings import Settings
 from tests.integration.conftest import Minion, Tasks
 from workers import minion
+from workers.factory import load_blueprint
 from workers.heartbeat import WORKER_ID, Heartbeat, LostChild
+from workers.meter import Meter
 
 HERE = text(
     "INSERT INTO workers (id, name, capabilities, slots, pool, host, pid, version, last_seen) "
@@ -34,6 +38,32 @@ def test_a_claim_under_other_limits_is_handed_back_uncharged(
     [again] = here.dispatch()
     assert minion.run(again.task_id, again.claim, here.id, [again.time_limit, again.soft_time_limit]) == "succeeded"
     assert tasks.get(task)["attempts"] == 0
+
+
+@pytest.mark.parametrize(("seconds", "outcome"), [(0.0, "suspended"), (60.0, "retried")])
+def test_a_soft_limit_that_strikes_while_a_definition_is_read_wins(
+    here: Minion, tasks: Tasks, act: Any, monkeypatch: pytest.MonkeyPatch, seconds: float, outcome: str
+) -> None:
+    """Pydantic makes a fault of the definition of it, which would hand the task to another release."""
+    task = tasks.submit(act(config={**CONFIG, "max_attempts": 2}), {})
+    [message] = here.dispatch()
+    strikes = iter([SoftTimeLimitExceeded()])
+
+    def struck(model: Any, fields: dict[str, Any], names: Any) -> dict[str, Any]:
+        for strike in strikes:
+            raise strike
+        return fields
+
+    load_blueprint.cache_clear()
+    monkeypatch.setattr(schemas, "_without_defaults", struck)
+    monkeypatch.setattr(Meter, "wall_seconds", lambda meter: seconds)
+    minion.run(message.task_id, message.claim, here.id)
+    [execution] = tasks.executions(task)
+    assert execution["outcome"] == outcome
+    assert tasks.get(task)["attempts"] == int(outcome == "retried")
+    assert ("soft_time_limit of 20 s" in str(execution["error"])) == (outcome == "retried")
+    with here.engine.connect() as connection:  # not the pause after which another release may take it
+        assert connection.scalar(text("SELECT due_at - now() < interval '5 s' FROM task_status")) is not False
 
 
 @pytest.fixture

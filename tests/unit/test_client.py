@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -198,3 +199,36 @@ def test_members_of_a_later_release_are_left_out(server: Server, client: Client)
 def test_an_unknown_problem_keeps_its_code() -> None:
     error = errors.from_problem(418, {"code": "teapot", "detail": "Short and stout.", "spout": 1})
     assert (type(error), error.code, error.detail) == (errors.MinionsError, "teapot", {"spout": 1})
+
+
+def test_the_key_may_be_in_a_file(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "key"
+    file.write_text("a-key-from-a-file\n")
+    monkeypatch.delenv("MINION_API_KEY", raising=False)
+    monkeypatch.setenv("MINION_API_KEY_FILE", str(file))
+    server.answers = [(200, TASK)]
+    with Client(f"http://127.0.0.1:{server.server_address[1]}") as client:
+        client.get(TASK["id"])
+    assert server.keys == ["Bearer a-key-from-a-file"]
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "words"),
+    [
+        ("k", "another", "MINION_API_KEY and MINION_API_KEY_FILE are both set: set one of them"),
+        (None, None, r"MINION_API_KEY_FILE: the file .*key cannot be read"),
+        (b"\xff", None, r"MINION_API_KEY_FILE: the file .*key cannot be read"),
+        (" \n", None, r"MINION_API_KEY_FILE: the file .*key is empty"),
+    ],
+)
+def test_a_key_file_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, key: str | None, words: str
+) -> None:
+    file = tmp_path / "key"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    monkeypatch.setenv("MINION_API_KEY", key or "")
+    monkeypatch.setenv("MINION_API_KEY_FILE", str(file))
+    with pytest.raises(errors.NotConfigured, match=words):
+        Client("http://127.0.0.1:1")
+    Client("http://127.0.0.1:1", "an argument").close()

@@ -22,9 +22,6 @@ from workers.journal import Journal, StepResult
 from workers.outcomes import Interrupted
 from workers.task import ClaimedTask
 
-NAMING = frozenset({"properties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"})
-"""Keywords by which a schema names properties."""
-OPENING = frozenset({"additionalProperties", "unevaluatedProperties"})
 HEADER_TEXT = re.compile(HEADER_VALUE)
 MAX_REDIRECTS = 5
 MAX_EXCERPT = 2_000
@@ -54,7 +51,7 @@ class HttpTool:
 
         def perform(step: int) -> StepResult:
             what = f"The input of tool {self.name!r}"
-            validate(_closed(self.input_schema, self.http), arguments, what=what, error=InvalidInput)
+            validate(self.http.closed(self.input_schema), arguments, what=what, error=InvalidInput)
             key = digest([str(task.origin_id), step, digest(request)])
             output = self._fetch(arguments, key)
             validate(
@@ -163,17 +160,6 @@ class HttpTool:
         error = ToolError(f"The tool {self.name!r} ({self.http.method} {self.http.url}): {why}")
         error.retryable = retryable
         return error
-
-
-def _closed(schema: dict[str, Any] | None, http: HttpCall) -> dict[str, Any] | None:
-    """The schema, which takes no arguments but those that it or the request names, unless it says otherwise.
-
-    The model sees it as it was stored: the hashes of running tasks' steps cover it.
-    """
-    if schema is None or not schema.keys() & NAMING or schema.keys() & OPENING:
-        return schema
-    named = dict.fromkeys([*http.placeholders, *http.query], True)
-    return {**schema, "properties": named | schema.get("properties", {}), "unevaluatedProperties": False}
 
 
 def _request(http: HttpCall, arguments: JsonValue, given: dict[str, str], key: str) -> httpx2.Request:

@@ -138,6 +138,8 @@ def test_an_edited_answer_and_an_edited_approval(replays: Replays, tasks: Tasks)
     assert replays.asked() == 0
     again = replays.replay(first["id"], 7, Edit({"arguments": {"answer": "mine"}}))
     assert tasks.steps(again["id"])[7]["output"] == "mine"
+    with pytest.raises(InvalidInput, match="The input of tool 'careful' does not match its schema: "):
+        replays.accept(first["id"], 7, Edit({"arguments": "mine"}))
 
 
 def test_what_a_sub_task_brought_is_kept_when_retention_deletes_it(replays: Replays) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ import httpx2
 import pytest
 from sqlalchemy import Engine, text
 
-from minions import Client, errors
+from minions import Client, errors, testing
 from orchestrator.api.actors import fingerprint
 from shared.explain import explain
 from shared.settings import get_settings
 from tests.conftest import Define
 from tests.integration.api.conftest import Api
 from tests.integration.conftest import ACT, Minion, Tasks
+from tests.model import talking_to
 
 
 def key_of_the_api() -> str:
@@ -71,6 +73,105 @@ def test_other_arguments_than_proposed(client: Client, tasks: Tasks, careful: st
     here.run_all()
     assert tasks.get(task)["output"] == "less"
     assert tasks.steps(task)[1]["input"]["arguments"] == {"do": "answer", "answer": "less"}
+
+
+NUMBER = {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]}
+TEXT = {"type": "object", "properties": {"answer": {"type": "string"}}}
+CONFIG = {"capabilities": ["work"]}
+
+
+def refused(client: Client, task: Any, value: Any, match: str) -> None:
+    """An approval with other arguments is refused with the faults' paths, and nothing is decided."""
+    with pytest.raises(errors.InvalidInput, match=match) as error:
+        client.decide(task, "approve", value=value, step=1)
+    assert error.value.detail["violations"]
+    with pytest.raises(errors.InvalidInput):
+        client.decide(task, "approve", value=value, proposal=client.why(task)["facts"]["proposal"])
+    assert client.why(task)["reason"] == "approval"
+
+
+def test_edited_arguments_are_held_to_the_tool_version_that_the_task_has_pinned(
+    client: Client, tasks: Tasks, define: Define, here: Minion
+) -> None:
+    tool = {**ACT, "approval": True, "input_schema": NUMBER}
+    define(tool, {"kind": "agent", "name": "Careful", "type": "function", "tool": "act", "config": CONFIG})
+    task = tasks.submit("Careful", {"do": "answer", "answer": 5})
+    here._round()
+    define({**tool, "input_schema": TEXT})
+    refused(client, task, {"answer": "six"}, r"The input of tool 'act' does not match its schema: \$\.answer: ")
+    client.decide(task, "approve", value={"do": "answer", "answer": 6}, step=1)
+    here.run_all()
+    assert tasks.get(task)["output"] == 6
+    with pytest.raises(errors.Conflict, match="waits for no decision"):
+        client.decide(task, "approve", value={"answer": "six"}, step=1)
+
+
+@pytest.mark.parametrize("by_tool", [True, False])
+def test_edited_arguments_are_held_to_the_schema_of_the_function(
+    client: Client, tasks: Tasks, define: Define, here: Minion, by_tool: bool
+) -> None:
+    code = "def double(answer):\n    return 2 * answer\n"
+    target = {"tool": "doubling"} if by_tool else {"function": "double"}
+    define(
+        {"kind": "function", "name": "double", "code": code, "input_schema": NUMBER},
+        {"kind": "tool", "name": "doubling", "type": "function", "function": "double", "approval": True},
+        {
+            **{"kind": "agent", "name": "Careful", "type": "function", **target},
+            "config": {**CONFIG, "approval": not by_tool},
+        },
+    )
+    task = tasks.submit("Careful", {"answer": 5})
+    here._round()
+    refused(client, task, {"answer": "six"}, rf"of {'tool' if by_tool else 'agent'} '\w+' does not .*: \$\.answer: ")
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[testing.MessagesApi]:
+    """A local model."""
+    with talking_to(testing.MessagesApi(), monkeypatch) as server:
+        yield server
+
+
+def test_edited_arguments_of_one_of_several_calls_are_held_to_its_tool(
+    model: testing.MessagesApi, client: Client, tasks: Tasks, define: Define, here: Minion
+) -> None:
+    url = "http://127.0.0.1:9/{answer}"
+    define(
+        {**ACT, "approval": True, "input_schema": NUMBER},
+        {
+            **{"kind": "tool", "name": "fetch", "type": "http", "http": {"method": "GET", "url": url}},
+            **{"approval": True, "effect": "idempotent", "input_schema": NUMBER},
+        },
+        {"kind": "agent", "name": "Writer", "model": "claude-sonnet-5-5", "tools": ["act", "fetch"], "config": CONFIG},
+    )
+    model.script = [testing.tool_use(("act", {"answer": 1}), ("fetch", {"answer": 2}))]
+    task = tasks.submit("Writer", "go")
+    here._round()
+    waiting = [step for step in tasks.steps(task) if step["kind"] == "wait"]
+    assert [step["name"] for step in waiting] == ["act", "fetch"]
+    for step, value, fault in (
+        (waiting[0], {"answer": "x"}, r"tool 'act' .*: \$\.answer: "),
+        (waiting[1], {"answer": 1, "more": 1}, "tool 'fetch' .*more"),
+    ):
+        with pytest.raises(errors.InvalidInput, match=fault):
+            client.decide(task, "approve", value=value, step=step["number"])
+    assert client.decide(task, "approve", value={"answer": 1, "more": 1}, step=waiting[0]["number"]).state == "waiting"
+
+
+def test_messages_in_place_of_those_of_an_agent_must_be_messages(
+    client: Client, tasks: Tasks, define: Define, here: Minion
+) -> None:
+    config = {**CONFIG, "approval": True}
+    define({"kind": "agent", "name": "Writer", "model": "claude-sonnet-5-5", "config": config})
+    define({"kind": "agent", "name": "Other", "model": "claude-sonnet-5-5", "config": config, "input_schema": NUMBER})
+    of_messages = tasks.submit("Writer", messages=[{"role": "user", "content": "Hello"}])
+    of_input = tasks.submit("Other", {"answer": 1})
+    here._round()
+    for value in ("Good day", [], [{"role": "user", "content": [{"type": "image"}]}]):
+        with pytest.raises(errors.InvalidInput, match="messages"):
+            client.decide(of_messages, "approve", value=value, step=1)
+    assert client.decide(of_messages, "approve", value=["Good day"], step=1).state == "pending"
+    refused(client, of_input, {"answer": "x"}, r"agent 'Other' .*: \$\.answer: ")
 
 
 def test_a_rejected_call_is_not_made(client: Client, tasks: Tasks, careful: str, here: Minion) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Thread
 from typing import Any
 from uuid import UUID
@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from minions import Client, TaskEvent, errors, testing
 from orchestrator.api.app import create_app
 from orchestrator.cli import app as command
+from orchestrator.retention import RECORDS
 from shared import lifecycle
 from shared.database import transaction
 from shared.embedded import EmbeddedServers
@@ -28,7 +29,7 @@ from shared.events import MOST_AT_ONCE
 from shared.hints import EVENTS, forget_publisher, make_redis, publish_finished, publish_progress, publish_streamed
 from shared.settings import Settings
 from shared.states import State
-from shared.streaming import Streamed, stream_key
+from shared.streaming import Streamed
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 from tests.model import talking_to
@@ -149,7 +150,7 @@ def run(act: Any, tasks: Tasks, here: Minion) -> Any:
         with transaction() as connection:
             claimed = lifecycle.claim(connection, task, message.claim, here.id)
         assert claimed is not None
-        return Run(task, claimed["claim"], stream_key(here.id, UUID(claimed["agent_version_id"])))
+        return Run(task, claimed["claim"], bytes.fromhex(claimed["stream_key"]))
 
     return begin
 
@@ -320,16 +321,18 @@ def test_text_of_one_whose_claim_was_taken_away_is_not_shown(run: Any, following
         lifecycle.release(connection, running.task, 1, how="lost", charged=False)
     [message] = here.dispatch()
     with transaction() as connection:
-        lifecycle.claim(connection, running.task, message.claim, here.id)
-    running.claim = 2
+        claimed = lifecycle.claim(connection, running.task, message.claim, here.id)
+    assert claimed is not None
+    frozen = replace(running)
+    running.claim, running.key = 2, bytes.fromhex(claimed["stream_key"])
     running.write(1, "started")
     wait_until(lambda: follower.types().count("step.started") == 2, "it is begun again")
-    running.say("stood still", claim=1)
+    frozen.say("stood still")
     running.say("Hello", claim=2)
     wait_until(lambda: follower.types().count("step.text") == 2, "what the new one says")
-    running.say("and went on", claim=1)
+    frozen.say("and went on")
     running.write(1, "finished", output="Hello")
-    running.say("for long", claim=1)
+    frozen.say("for long")
     running.finish("done")
     follower.all()
     assert [event.data["text"] for event in follower.told if event.type == "step.text"] == ["Hel", "Hello"]
@@ -378,6 +381,48 @@ def test_forged_and_recorded_text_is_not_shown(run: Any, following: Any) -> None
     assert [event.data["text"] for event in follower.told if event.type == "step.text"] == ["One. ", "Two."]
     assert "step.restarted" not in follower.types()
     assert not {"number", "tag"} & {name for event in follower.told for name in event.data}
+
+
+def test_the_key_of_streamed_text_is_a_secret_of_each_execution(
+    http: httpx2.Client, run: Any, here: Minion, database: Engine
+) -> None:
+    running = run()
+    with transaction() as connection:
+        lifecycle.release(connection, running.task, 1, how="lost", charged=False)
+    [message] = here.dispatch()
+    with transaction() as connection:
+        claimed = lifecycle.claim(connection, running.task, message.claim, here.id)
+    running.claim = 2
+    assert claimed is not None
+    keys = {running.key, bytes.fromhex(claimed["stream_key"])}
+    assert [len(key) for key in keys] == [32, 32]
+    running.write(1, "started")
+    running.finish()
+
+    readable = [
+        http.get(f"/v1/tasks/{running.task}{part}").text for part in ("", "/steps", "/executions", "/events", "/why")
+    ]
+    with database.connect() as connection:
+        exported = connection.execute(RECORDS, {"roots": [running.task]}).scalar_one()
+    assert [each["claim"] for each in exported["executions"]] == [1, 2]
+    readable.append(json.dumps(exported))
+    assert not [found for found in readable if "stream_key" in found or any(key.hex() in found for key in keys)]
+
+
+def test_text_of_an_execution_without_a_key_is_not_shown(run: Any, following: Any, database: Engine) -> None:
+    """It was begun before the key existed, by a worker that sends no tags."""
+    running = run()
+    with database.begin() as connection:
+        connection.execute(text("UPDATE executions SET stream_key = NULL"))
+    follower = following(running.task)
+    follower.until("task.running")
+    wait_until(lambda: subscribers(running.task) == 1, "the subscription")
+    running.write(1, "started")
+    for key in (running.key, b""):
+        publish_streamed(running.task, Streamed(1, "step.text", {"step": 1, "claim": 1, "text": "x"}), key)
+    running.finish("done")
+    follower.all()
+    assert "step.text" not in follower.types()
 
 
 def test_hints_are_enough(settings: Settings, run: Any, following: Any) -> None:

@@ -92,6 +92,7 @@ def test_one_can_be_stopped_whose_agent_is_disabled(http: Any, database: Engine)
         ({"other": 1}, 422, "other"),
         ({"request": {"agent": "Search", "input": {"query": "c"}}}, 422, "does not match its schema"),
         ({"request": {"agent": "Nobody"}}, 404, "no agent named"),
+        ({"request": {"agent": "Ekho"}}, 404, "Did you mean 'Echo'?"),
         ({"request": {}}, 422, "Name an agent"),
         ({"request": {**REQUEST, "idempotency_key": "k"}}, 422, "idempotency_key"),
         ({"request": {**REQUEST, "run_at": "2100-01-01T00:00:00Z"}}, 422, "run_at"),

@@ -211,6 +211,24 @@ def test_a_delivery_is_sent_again(client: Client, database: Engine) -> None:
         client.retry_delivery(owed)
 
 
+def test_a_delivery_may_be_named_by_the_first_characters_of_its_id(
+    client: Client, http: httpx2.Client, database: Engine
+) -> None:
+    client.add_webhook("hook", URL)
+    first, second = owe(database, client), owe(database, client)
+    owed = [*first, *second]
+    assert client.retry_delivery(owed[0].replace("-", "")[:31])["id"] == owed[0]
+    assert client.retry_delivery(owed[0].upper())["id"] == owed[0]
+    with pytest.raises(errors.MinionsError, match=r"More than one delivery .* Give more characters") as error:
+        client.retry_delivery(owed[0][:8])
+    assert set(error.value.detail["candidates"]) <= set(owed)
+    with pytest.raises(errors.NotFound, match="There is no delivery whose id is, or begins with, ffffffff"):
+        client.retry_delivery("ffffffff")
+    wrong = http.post("/v1/webhooks/deliveries/xyz/retry").json()
+    message = "'xyz' is not the id of a delivery: it must be a whole id, or its first 8 hexadecimal digits or more"
+    assert wrong["faults"] == [{"path": "path.delivery_id", "message": message}]
+
+
 def test_removing_a_webhook_drops_what_it_is_owed(client: Client, database: Engine) -> None:
     client.add_webhook("hook", URL)
     owe(database, client)

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from shared.streaming import Streamed, received, stream_key
+from shared.streaming import Streamed, received
 from workers import follower
 from workers.follower import Follower
 
@@ -18,7 +18,7 @@ def test_half_a_character_waits_for_its_other_half(monkeypatch: pytest.MonkeyPat
     told: list[Streamed] = []
     monkeypatch.setattr(follower, "publish_streamed", lambda task, said, key: told.append(said))
     monkeypatch.setattr(follower, "FLUSH_SECONDS", 0.0)
-    task: Any = SimpleNamespace(id=uuid4(), claim=1, worker_id=uuid4(), agent_version_id=uuid4())
+    task: Any = SimpleNamespace(id=uuid4(), claim=1, stream_key=b"secret")
     following = Follower(task, 1)
     for delta in ("", "a", "ä\ud83d", "\ude00", "b"):
         following.text(delta)
@@ -27,14 +27,12 @@ def test_half_a_character_waits_for_its_other_half(monkeypatch: pytest.MonkeyPat
     assert [said.number for said in told] == [1, 2, 3, 4]
 
 
-def test_a_message_is_genuine_for_one_task_one_worker_and_one_agent_version() -> None:
-    task, worker, version, other = uuid4(), uuid4(), uuid4(), uuid4()
-    key = stream_key(worker, version)
+def test_a_message_is_genuine_for_one_task_and_one_execution() -> None:
+    task, other, key = uuid4(), uuid4(), b"secret"
     said = received(Streamed(1, "step.text", {"step": 1, "claim": 1, "text": "é\ud83d"}).sealed(task, key).encode())
     assert said is not None
     assert said.is_genuine(task, key)
     assert not said.is_genuine(other, key)
-    assert not said.is_genuine(task, stream_key(other, version))
-    assert not said.is_genuine(task, stream_key(worker, other))
+    assert not said.is_genuine(task, b"the secret of another")
     for change in ({"number": 2}, {"type": "step.restarted"}, {"data": {**said.data, "text": "e"}}, {"tag": "é\ud83d"}):
         assert not replace(said, **change).is_genuine(task, key)
