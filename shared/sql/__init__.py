@@ -3,7 +3,7 @@
 `shared/lifecycle.py` has a Python name for each function that our processes call. `create` replaces them all, in the
 transaction of `minion migrate`; a revision in `migrations/versions` changes tables and data only.
 
-How to change a function is described in `CONTRIBUTING.md`. `migrations/schema.sql` shows the result for a fresh database.
+`CONTRIBUTING.md` describes how to change a function. `migrations/schema.sql` shows the schema of a fresh database.
 
 Lock order, everywhere: ancestors first, siblings by id; a task's row, then the rows of `limits` by scope and name, then
 those of `budgets`. A function that ends a task locks its parent's status row, then the task's own.
