@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test soak chaos crash-matrix lint format bench lock clean
+.PHONY: help install demo up test soak chaos crash-matrix lint format schema bench lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -52,6 +52,9 @@ lint: install  ## Check style, types and the layers' import contracts
 format: install  ## Format the code
 	@$(RUN) ruff check --fix-only --quiet .
 	@$(RUN) ruff format .
+
+schema: install  ## Regenerate migrations/schema.sql, after each change of a table or function
+	@$(RUN) tests.schema
 
 bench: install  ## Measure no-op tasks beside bare Celery, on the same servers in the same run
 	@$(RUN) benchmarks.noop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import op
 
-from migrations.sql import run_file
+from shared.sql import recreate
 
 revision = "0004"
 down_revision = "0003"
@@ -15,7 +15,9 @@ FIRST_RELEASE = "0.2"  # workers of earlier ones cannot run on it
 
 
 def upgrade() -> None:
-    run_file(op.get_bind(), "0004_drop_what_0_1_called.sql")
+    # What 0.1 called: with other parameters since, and beside the new ones until now.
+    recreate(op.get_bind(), "minion_claim(uuid,integer,uuid)", "claim")
+    recreate(op.get_bind(), "minion_suspend(uuid,integer,jsonb,jsonb)", "waits")
     op.drop_index("task_status_pending_idx", "task_status")
 
 

@@ -31,7 +31,7 @@ PUBLIC_MAY_EXECUTE = """
 SUBMITTERS = """
     SELECT quote_ident(rolname) FROM pg_roles
     WHERE has_table_privilege(oid, 'tasks', 'INSERT') AND has_table_privilege(oid, 'task_status', 'INSERT')
-      AND NOT rolsuper AND oid <> (SELECT relowner FROM pg_class WHERE oid = 'tasks'::regclass)
+      AND NOT rolsuper AND rolname !~ '^pg_' AND oid <> (SELECT relowner FROM pg_class WHERE oid = 'tasks'::regclass)
 """
 
 

@@ -3,10 +3,7 @@
 `shared/lifecycle.py` has a Python name for each function that our processes call. `create` replaces them all, in the
 transaction of `minion migrate`; a revision in `migrations/versions` changes tables and data only.
 
-Changing a function: edit it where it stands. Processes of the previous release go on calling it, so its name, its
-parameters and what it does for them stay as they are; anything else becomes a function of another name
-(`minion_claim_v2`), and the old one is dropped in a revision of phase "after", one release later. Parameters cannot be
-replaced: `recreate` drops a function that only SQL callers use and keeps its grants.
+`CONTRIBUTING.md` describes how to change a function. `migrations/schema.sql` shows the schema of a fresh database.
 
 Lock order, everywhere: ancestors first, siblings by id; a task's row, then the rows of `limits` by scope and name, then
 those of `budgets`. A function that ends a task locks its parent's status row, then the task's own.
@@ -88,35 +85,38 @@ def installed(connection: Connection) -> int:
 
 
 def recreate(connection: Connection, function: str, topic: str) -> None:
-    """Drop a function and execute the file that has it with other parameters; who could call it may call that one.
+    """Drop a function and execute the file that has it with other parameters; roles that could call it may call that.
 
     Args:
-        function: its name; there must be one function of this name.
+        function: its name; with its parameters' types, as `minion_claim(uuid,integer,uuid)`, where the new one may
+            exist beside it. PUBLIC then keeps what it has on the new one.
         topic: the file, without its ending.
     """
-    before = connection.execute(
-        text(
-            "SELECT proacl IS NOT NULL AS changed, oid::regprocedure::text AS signature FROM pg_proc "
-            "WHERE oid = to_regproc(:name)"
-        ),
-        {"name": function},
-    ).one_or_none()
-    grants = connection.execute(GRANTS, {"name": function}).all()
+    name = function.partition("(")[0]
+    before = connection.execute(DROPPED, {"function": function}).one_or_none()
+    grants = connection.execute(GRANTS, {"function": before and before.oid}).all()
     if before is not None:
         connection.exec_driver_sql(f"DROP FUNCTION {before.signature}")
+    replaced = connection.scalar(text("SELECT to_regproc(:name)"), {"name": name}) is None
     connection.exec_driver_sql("SET LOCAL check_function_bodies = off")
     _execute(connection, topic)
     # Without an entry every role may execute it.
     if before is not None and before.changed:
-        connection.exec_driver_sql(f"REVOKE ALL ON FUNCTION {function} FROM PUBLIC")
+        if replaced:
+            connection.exec_driver_sql(f"REVOKE ALL ON FUNCTION {name} FROM PUBLIC")
         for grant in grants:
-            connection.exec_driver_sql(f"GRANT EXECUTE ON FUNCTION {function} TO {grant.role}{grant.option}")
+            connection.exec_driver_sql(f"GRANT EXECUTE ON FUNCTION {name} TO {grant.role}{grant.option}")
 
 
+DROPPED = text(
+    "SELECT oid, proacl IS NOT NULL AS changed, oid::regprocedure::text AS signature FROM pg_proc "
+    "WHERE pronamespace = current_schema()::regnamespace "
+    "AND CAST(:function AS text) IN (proname, oid::regprocedure::text)"
+)
 GRANTS = text(
     "SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END AS role, "
     "CASE WHEN a.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END AS option "
-    "FROM pg_proc p, aclexplode(p.proacl) a WHERE p.oid = to_regproc(:name) AND a.grantee <> p.proowner"
+    "FROM pg_proc p, aclexplode(p.proacl) a WHERE p.oid = CAST(:function AS oid) AND a.grantee <> p.proowner"
 )
 
 

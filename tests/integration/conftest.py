@@ -1,5 +1,6 @@
 """The whole system for a test: the orchestrator's loops, a worker process, and tasks to hand in.
 
+new_database  creates other databases on the same server; `empty_database` is one, without a schema
 offered       a folder that offers the builtin tool `act` (see tests/offered) to this process and to its children
 loops         the orchestrator's loops, in this process, with short leases (one set a module)
 worker        a Celery worker with two slots that serves `work` and `other` (one a module)
@@ -11,8 +12,8 @@ api           a local server of the Messages API, which this process's minion an
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import invalidate_caches
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from minions.testing import MessagesApi
@@ -141,6 +142,30 @@ class Minion:
             minion.run(message.task_id, message.claim, self.id)
         with self.engine.connect() as connection:
             return not connection.scalar(LEFT, {"final": sorted(FINAL)})
+
+
+@pytest.fixture
+def new_database(database: Engine) -> Iterator[Callable[..., Engine]]:
+    """Creates databases of a name on the same server, without a schema or as copies of another one."""
+    with ExitStack() as dropped:
+        outside = database.connect().execution_options(isolation_level="AUTOCOMMIT")
+        dropped.enter_context(outside)
+
+        def create(name: str, template: str = "template1") -> Engine:
+            outside.execute(text(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
+            outside.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+            engine = create_engine(make_url(database.url).set(database=name))
+            dropped.callback(outside.execute, text(f"DROP DATABASE {name} WITH (FORCE)"))
+            dropped.callback(engine.dispose)
+            return engine
+
+        yield create
+
+
+@pytest.fixture
+def empty_database(new_database: Callable[..., Engine]) -> Engine:
+    """Another database on the same server, without a schema."""
+    return new_database("empty_one")
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, product
 from typing import Any
@@ -15,17 +14,21 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Engine, Uuid, bindparam, create_engine, make_url, text
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, Uuid, bindparam, create_engine, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
 
 from shared import init_db, lifecycle, sql
+from shared.definitions import DefinitionStore
 from shared.errors import Conflict, NotConfigured
 from shared.models import Agent, Base
 from shared.registry import AgentRegistry
+from shared.schemas import parse_definition
 from shared.settings import Settings
 from shared.states import INITIAL, TRANSITIONS, State
+from tests import schema
 from tests.by_hand import NOOP, ByHand, agent, function
 from tests.conftest import Define
 from tests.processes import ROOT, wait_until
@@ -33,20 +36,6 @@ from tests.processes import ROOT, wait_until
 Facts = list[tuple[Any, ...]]
 
 BEFORE_18 = (ROOT / "shared/sql/foundation.sql").read_text()
-
-
-@pytest.fixture
-def empty_database(database: Engine) -> Iterator[Engine]:
-    """Another database on the same server, without a schema."""
-    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("DROP DATABASE IF EXISTS empty_one WITH (FORCE)"))
-        connection.execute(text("CREATE DATABASE empty_one"))
-        other = create_engine(make_url(database.url).set(database="empty_one"))
-        try:
-            yield other
-        finally:
-            other.dispose()
-            connection.execute(text("DROP DATABASE empty_one WITH (FORCE)"))
 
 
 def refused(engine: Engine, statement: str, **values: Any) -> str:
@@ -96,6 +85,12 @@ def test_constraints_and_indexes_agree_too(database: Engine, empty_database: Eng
             return [tuple(r) for r in connection.execute(CONSTRAINTS)], [tuple(r) for r in connection.execute(INDEXES)]
 
     assert facts(database) == facts(empty_database)
+
+
+def test_schema_file_describes_a_fresh_database(empty_database: Engine) -> None:
+    init_db.migrate(empty_database)
+    difference = schema.difference(empty_database)
+    assert not difference, f"migrations/schema.sql is out of date: run `make schema`.\n{difference}"
 
 
 def test_no_foreign_key_is_without_an_index_where_rows_are_deleted(database: Engine) -> None:
@@ -272,6 +267,45 @@ def test_who_may_submit_by_sql_may_still_do_so_after_the_migration(empty_databas
         connection.execute(text('DROP ROLE "a clerk", stranger'))
 
 
+CALLED_BY_0_1 = {
+    "minion_claim": "t uuid, expected integer, w uuid",
+    "minion_suspend": "t uuid, c integer, result jsonb, children jsonb",
+}
+CALLED_BY_0_2 = (
+    "minion_claim(t uuid, expected integer, w uuid, granted boolean) RETURNS jsonb",
+    "minion_suspend(t uuid, c integer, result jsonb, children jsonb, waits jsonb) RETURNS text",
+)
+
+
+@pytest.mark.parametrize("release", ["0.1", "0.2"])
+def test_grants_survive_the_drop_of_a_function(empty_database: Engine, release: str) -> None:
+    """From 0.2 the successors exist already, and any role may call them."""
+    with init_db.alembic_config() as config, empty_database.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0003")
+        connection.commit()
+    with empty_database.begin() as connection:
+        connection.execute(text('DROP ROLE IF EXISTS "a clerk"'))
+        connection.execute(text('CREATE ROLE "a clerk"'))
+        for name, parameters in CALLED_BY_0_1.items():
+            connection.execute(text(f"CREATE FUNCTION {name}({parameters}) RETURNS text LANGUAGE sql AS 'SELECT NULL'"))
+            connection.execute(text(f"REVOKE ALL ON FUNCTION {name} FROM PUBLIC"))
+            connection.execute(text(f'GRANT EXECUTE ON FUNCTION {name} TO "a clerk"'))
+        for head in CALLED_BY_0_2 if release == "0.2" else ():
+            connection.execute(text(f"CREATE FUNCTION {head} LANGUAGE plpgsql AS 'BEGIN END'"))
+    init_db.migrate(empty_database, after=True)
+    acl = text(
+        "SELECT proname, a.grantee::regrole::text AS role FROM pg_proc, aclexplode(proacl) a "
+        "WHERE proname = ANY (:names) AND a.grantee <> proowner ORDER BY 1, 2"
+    )
+    with empty_database.begin() as connection:
+        found = [tuple(row) for row in connection.execute(acl, {"names": list(CALLED_BY_0_1)})]
+        connection.execute(text('DROP OWNED BY "a clerk"'))
+        connection.execute(text('DROP ROLE "a clerk"'))
+    public = ["-"] if release == "0.2" else []
+    assert found == [(name, role) for name in CALLED_BY_0_1 for role in ('"a clerk"', *public)]
+
+
 def test_tasks_of_the_previous_release_take_turns_in_their_conversations(empty_database: Engine) -> None:
     insert = text(
         """
@@ -295,6 +329,40 @@ def test_tasks_of_the_previous_release_take_turns_in_their_conversations(empty_d
     with empty_database.connect() as connection:
         found = {row.task_id: row.minion_predecessor for row in connection.execute(predecessors)}
     assert found == {first: None, child: None, second: first}
+
+
+PENDING = text(
+    """
+    WITH task AS (INSERT INTO tasks (id, origin_id, root_id, messages)
+                      SELECT id, id, id, '[{"role": "user", "content": "noop"}]' FROM minion_uuidv7() AS id
+                      RETURNING id)
+    INSERT INTO task_status (task_id, state) SELECT id, 'pending' FROM task RETURNING task_id
+    """
+)
+
+
+def test_revisions_run_one_at_a_time(empty_database: Engine) -> None:
+    """Each is committed alone and keeps a pending task; then come the functions, as `migrate` creates them."""
+    tasks: list[UUID] = []
+    with init_db.alembic_config() as config, empty_database.connect() as connection:
+        config.attributes["connection"] = connection
+        revisions = [each.revision for each in ScriptDirectory.from_config(config).walk_revisions()]
+        for revision in reversed(revisions):
+            command.upgrade(config, revision)
+            tasks.append(connection.execute(PENDING).scalar_one())
+            connection.commit()
+    assert init_db.migrate(empty_database, after=True) == (revisions[0], revisions[0])
+    assert schema.difference(empty_database) == ""
+
+    with Session(empty_database) as session, session.begin():
+        store = DefinitionStore(session, validate_code=lambda function: None)
+        store.apply([parse_definition(each) for each in (NOOP, agent("Noop"))])
+    hand = ByHand(empty_database)
+    hand.finish(hand.run("Noop"))
+    for task in tasks:
+        hand.finish(task, hand.again(task))
+    assert hand.sql("SELECT array_agg(DISTINCT state) FROM task_status") == ["succeeded"]
+    assert hand.sql("SELECT count(*) FROM task_status") == len(tasks) + 1
 
 
 def test_a_schema_that_is_missing_or_old_is_named_and_a_newer_one_is_left_alone(empty_database: Engine) -> None:

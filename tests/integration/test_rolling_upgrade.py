@@ -5,12 +5,7 @@ The previous release is taken from the repository's history; a clone without it 
 
 from __future__ import annotations
 
-import io
 import json
-import os
-import subprocess
-import sys
-import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -36,8 +31,8 @@ from tests.processes import (
     wait_online,
     wait_until,
 )
+from tests.releases import run_python, unpack
 
-PREVIOUS = "9edb19b7a6566e8af91d6731cf3839eb4de42780"  # release 0.2
 CHILDREN = 3
 DEFINITIONS = [
     {
@@ -73,13 +68,7 @@ RAN = text("SELECT count(*) FROM executions e JOIN workers w ON w.id = e.worker_
 @pytest.fixture(scope="module")
 def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tree of the previous release."""
-    archive = subprocess.run(["git", "archive", PREVIOUS], cwd=ROOT, capture_output=True, timeout=60)
-    if archive.returncode != 0:
-        pytest.skip(f"this clone does not hold the previous release: {archive.stderr.decode().strip()}")
-    folder = tmp_path_factory.mktemp("previous")
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tree:
-        tree.extractall(folder, filter="data")
-    return folder
+    return unpack("0.2.0", tmp_path_factory.mktemp("previous"))
 
 
 @dataclass
@@ -97,12 +86,7 @@ class Site:
 
     def old_command(self, *arguments: str) -> str:
         """Runs the previous release's `minion` command."""
-        command = [sys.executable, "-m", "orchestrator.cli", *arguments]
-        done = subprocess.run(
-            command, cwd=self.previous, env={**os.environ, **self.env}, capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return run_python(self.previous, self.engine, "-m", "orchestrator.cli", *arguments)
 
     def start(self, tree: Path) -> tuple[Process, Process]:
         """An orchestrator and a worker of that release, at work."""

@@ -1,0 +1,2763 @@
+-- The schema of a fresh database, to read: tables with their constraints, indexes and triggers, then the functions.
+-- `make schema` generates this file with pg_dump; `minion migrate` does not use it. On servers before PostgreSQL 18
+-- minion_uuidv7() is as in shared/sql/foundation.sql.
+
+CREATE TABLE agent_version_tools (
+    agent_version_id uuid NOT NULL,
+    "position" smallint NOT NULL,
+    tool_version_id uuid NOT NULL
+);
+ALTER TABLE ONLY agent_version_tools
+    ADD CONSTRAINT agent_version_tools_pkey PRIMARY KEY (agent_version_id, "position");
+CREATE TRIGGER agent_version_tools_immutable BEFORE UPDATE ON agent_version_tools FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
+ALTER TABLE ONLY agent_version_tools
+    ADD CONSTRAINT agent_version_tools_agent_version_id_fkey FOREIGN KEY (agent_version_id) REFERENCES agent_versions(id) ON DELETE CASCADE;
+ALTER TABLE ONLY agent_version_tools
+    ADD CONSTRAINT agent_version_tools_tool_version_id_fkey FOREIGN KEY (tool_version_id) REFERENCES tool_versions(id);
+
+CREATE TABLE agent_versions (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    agent_id uuid NOT NULL,
+    number integer NOT NULL,
+    checksum text NOT NULL,
+    type text NOT NULL,
+    name text NOT NULL,
+    description text NOT NULL,
+    capabilities text[] NOT NULL,
+    capability text NOT NULL,
+    input_schema jsonb,
+    definition jsonb NOT NULL,
+    function_version_id uuid,
+    tool_version_id uuid,
+    soft_time_limit integer NOT NULL,
+    time_limit integer NOT NULL,
+    max_attempts integer NOT NULL,
+    search tsvector GENERATED ALWAYS AS (minion_search_text(name, description, capabilities)) STORED NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    key_order jsonb,
+    CONSTRAINT agent_versions_type_check CHECK ((type = ANY (ARRAY['agent'::text, 'function'::text])))
+);
+ALTER TABLE ONLY agent_versions
+    ADD CONSTRAINT agent_versions_agent_id_number_key UNIQUE (agent_id, number);
+ALTER TABLE ONLY agent_versions
+    ADD CONSTRAINT agent_versions_pkey PRIMARY KEY (id);
+CREATE INDEX agent_versions_capabilities_idx ON agent_versions USING gin (capabilities);
+CREATE UNIQUE INDEX agent_versions_content_idx ON agent_versions USING btree (agent_id, checksum, md5(COALESCE((key_order)::text, ''::text)));
+CREATE INDEX agent_versions_search_idx ON agent_versions USING gin (search);
+CREATE TRIGGER agent_versions_immutable BEFORE UPDATE ON agent_versions FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
+ALTER TABLE ONLY agent_versions
+    ADD CONSTRAINT agent_versions_agent_id_fkey FOREIGN KEY (agent_id) REFERENCES agents(id) ON DELETE CASCADE;
+ALTER TABLE ONLY agent_versions
+    ADD CONSTRAINT agent_versions_function_version_id_fkey FOREIGN KEY (function_version_id) REFERENCES function_versions(id);
+ALTER TABLE ONLY agent_versions
+    ADD CONSTRAINT agent_versions_tool_version_id_fkey FOREIGN KEY (tool_version_id) REFERENCES tool_versions(id);
+
+CREATE TABLE agents (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    namespace text DEFAULT 'default'::text NOT NULL,
+    name text NOT NULL,
+    status text DEFAULT 'active'::text NOT NULL,
+    status_reason text,
+    active_version_id uuid,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT agents_status_check CHECK ((status = ANY (ARRAY['active'::text, 'deprecated'::text, 'disabled'::text, 'rolled_back'::text])))
+);
+ALTER TABLE ONLY agents
+    ADD CONSTRAINT agents_namespace_name_key UNIQUE (namespace, name);
+ALTER TABLE ONLY agents
+    ADD CONSTRAINT agents_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY agents
+    ADD CONSTRAINT agents_active_version_id_fkey FOREIGN KEY (active_version_id) REFERENCES agent_versions(id);
+
+CREATE TABLE alembic_version (
+    version_num character varying(32) NOT NULL
+);
+ALTER TABLE ONLY alembic_version
+    ADD CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num);
+
+CREATE TABLE budgets (
+    task_id uuid NOT NULL,
+    tokens bigint,
+    microdollars bigint,
+    steps bigint,
+    seconds double precision,
+    on_breach text NOT NULL,
+    spent_tokens bigint DEFAULT 0 NOT NULL,
+    spent_microdollars bigint DEFAULT 0 NOT NULL,
+    spent_steps bigint DEFAULT 0 NOT NULL,
+    due_at timestamp with time zone,
+    changed_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT budgets_limits_check CHECK (((num_nonnulls(tokens, microdollars, steps, seconds) > 0) AND COALESCE((tokens > 0), true) AND COALESCE((microdollars > 0), true) AND COALESCE((steps > 0), true) AND COALESCE((seconds > (0)::double precision), true))),
+    CONSTRAINT budgets_on_breach_check CHECK ((on_breach = ANY (ARRAY['ask'::text, 'fail'::text]))),
+    CONSTRAINT budgets_spent_check CHECK (((spent_tokens >= 0) AND (spent_microdollars >= 0) AND (spent_steps >= 0)))
+);
+ALTER TABLE ONLY budgets
+    ADD CONSTRAINT budgets_pkey PRIMARY KEY (task_id);
+CREATE INDEX budgets_due_idx ON budgets USING btree (due_at) WHERE ((due_at IS NOT NULL) AND (on_breach = 'fail'::text));
+ALTER TABLE ONLY budgets
+    ADD CONSTRAINT budgets_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+
+CREATE TABLE contents (
+    sha256 text NOT NULL,
+    value jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY contents
+    ADD CONSTRAINT contents_pkey PRIMARY KEY (sha256);
+CREATE TRIGGER contents_immutable BEFORE UPDATE ON contents FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
+
+CREATE TABLE conversation_summaries (
+    namespace text DEFAULT 'default'::text NOT NULL,
+    conversation_id text NOT NULL,
+    through uuid NOT NULL,
+    summary text NOT NULL,
+    task_id uuid,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY conversation_summaries
+    ADD CONSTRAINT conversation_summaries_pkey PRIMARY KEY (namespace, conversation_id, through);
+CREATE INDEX conversation_summaries_task_id_idx ON conversation_summaries USING btree (task_id);
+ALTER TABLE ONLY conversation_summaries
+    ADD CONSTRAINT conversation_summaries_conversation_fkey FOREIGN KEY (namespace, conversation_id) REFERENCES conversations(namespace, id) ON DELETE CASCADE;
+ALTER TABLE ONLY conversation_summaries
+    ADD CONSTRAINT conversation_summaries_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE SET NULL;
+
+CREATE TABLE conversations (
+    namespace text DEFAULT 'default'::text NOT NULL,
+    id text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY conversations
+    ADD CONSTRAINT conversations_pkey PRIMARY KEY (namespace, id);
+
+CREATE TABLE executions (
+    task_id uuid NOT NULL,
+    claim integer NOT NULL,
+    worker_id uuid NOT NULL,
+    outcome text DEFAULT 'running'::text NOT NULL,
+    error jsonb,
+    cpu_seconds double precision,
+    peak_memory_bytes bigint,
+    input_tokens bigint DEFAULT '0'::bigint NOT NULL,
+    output_tokens bigint DEFAULT '0'::bigint NOT NULL,
+    cost_microdollars bigint DEFAULT '0'::bigint NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    finished_at timestamp with time zone,
+    stream_key bytea,
+    CONSTRAINT executions_outcome_check CHECK ((outcome = ANY (ARRAY['running'::text, 'succeeded'::text, 'failed'::text, 'retried'::text, 'suspended'::text, 'handed_back'::text, 'lost'::text, 'cancelled'::text, 'expired'::text])))
+);
+ALTER TABLE ONLY executions
+    ADD CONSTRAINT executions_pkey PRIMARY KEY (task_id, claim);
+CREATE UNIQUE INDEX executions_one_success_idx ON executions USING btree (task_id) WHERE (outcome = 'succeeded'::text);
+CREATE INDEX executions_worker_idx ON executions USING btree (worker_id);
+ALTER TABLE ONLY executions
+    ADD CONSTRAINT executions_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+ALTER TABLE ONLY executions
+    ADD CONSTRAINT executions_worker_id_fkey FOREIGN KEY (worker_id) REFERENCES workers(id);
+
+CREATE TABLE function_versions (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    function_id uuid NOT NULL,
+    number integer NOT NULL,
+    checksum text NOT NULL,
+    name text NOT NULL,
+    description text NOT NULL,
+    definition jsonb NOT NULL,
+    status text DEFAULT 'active'::text NOT NULL,
+    status_reason text,
+    released_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    key_order jsonb,
+    CONSTRAINT function_versions_status_check CHECK ((status = ANY (ARRAY['active'::text, 'deprecated'::text, 'quarantined'::text])))
+);
+ALTER TABLE ONLY function_versions
+    ADD CONSTRAINT function_versions_function_id_number_key UNIQUE (function_id, number);
+ALTER TABLE ONLY function_versions
+    ADD CONSTRAINT function_versions_pkey PRIMARY KEY (id);
+CREATE UNIQUE INDEX function_versions_content_idx ON function_versions USING btree (function_id, checksum, md5(COALESCE((key_order)::text, ''::text)));
+CREATE TRIGGER function_versions_immutable BEFORE UPDATE ON function_versions FOR EACH ROW WHEN (((to_jsonb(old.*) - '{status,status_reason,released_at}'::text[]) IS DISTINCT FROM (to_jsonb(new.*) - '{status,status_reason,released_at}'::text[]))) EXECUTE FUNCTION minion_refuse_change();
+ALTER TABLE ONLY function_versions
+    ADD CONSTRAINT function_versions_function_id_fkey FOREIGN KEY (function_id) REFERENCES functions(id) ON DELETE CASCADE;
+
+CREATE TABLE functions (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    namespace text DEFAULT 'default'::text NOT NULL,
+    name text NOT NULL,
+    active_version_id uuid,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY functions
+    ADD CONSTRAINT functions_namespace_name_key UNIQUE (namespace, name);
+ALTER TABLE ONLY functions
+    ADD CONSTRAINT functions_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY functions
+    ADD CONSTRAINT functions_active_version_id_fkey FOREIGN KEY (active_version_id) REFERENCES function_versions(id);
+
+CREATE TABLE idempotency_keys (
+    namespace text DEFAULT 'default'::text NOT NULL,
+    key text NOT NULL,
+    task_id uuid NOT NULL,
+    request jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY idempotency_keys
+    ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (namespace, key);
+CREATE INDEX idempotency_keys_task_id_idx ON idempotency_keys USING btree (task_id);
+ALTER TABLE ONLY idempotency_keys
+    ADD CONSTRAINT idempotency_keys_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED;
+
+CREATE TABLE limits (
+    namespace text DEFAULT 'default'::text NOT NULL,
+    scope text NOT NULL,
+    name text NOT NULL,
+    max_running integer,
+    rate integer,
+    period_seconds double precision,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    input_tokens integer,
+    input_tokens_seconds double precision,
+    output_tokens integer,
+    output_tokens_seconds double precision,
+    created_by text,
+    CONSTRAINT limits_input_tokens_check CHECK ((((input_tokens IS NULL) = (input_tokens_seconds IS NULL)) AND (input_tokens > 0) AND (input_tokens_seconds > (0)::double precision))),
+    CONSTRAINT limits_max_running_check CHECK ((max_running >= 0)),
+    CONSTRAINT limits_model_check CHECK (
+CASE scope
+    WHEN 'model'::text THEN (max_running IS NULL)
+    ELSE (num_nonnulls(input_tokens, output_tokens) = 0)
+END),
+    CONSTRAINT limits_output_tokens_check CHECK ((((output_tokens IS NULL) = (output_tokens_seconds IS NULL)) AND (output_tokens > 0) AND (output_tokens_seconds > (0)::double precision))),
+    CONSTRAINT limits_rate_check CHECK ((((rate IS NULL) = (period_seconds IS NULL)) AND (rate > 0) AND (period_seconds > (0)::double precision))),
+    CONSTRAINT limits_scope_check CHECK ((scope = ANY (ARRAY['capability'::text, 'agent'::text, 'key'::text, 'model'::text]))),
+    CONSTRAINT limits_something_check CHECK ((num_nonnulls(max_running, rate, input_tokens, output_tokens) > 0))
+);
+ALTER TABLE ONLY limits
+    ADD CONSTRAINT limits_pkey PRIMARY KEY (namespace, scope, name);
+
+CREATE TABLE messages (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    namespace text DEFAULT 'default'::text NOT NULL,
+    conversation_id text NOT NULL,
+    task_id uuid,
+    role text NOT NULL,
+    content jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT messages_role_check CHECK ((role = ANY (ARRAY['user'::text, 'assistant'::text, 'system'::text, 'tool'::text])))
+);
+ALTER TABLE ONLY messages
+    ADD CONSTRAINT messages_pkey PRIMARY KEY (id);
+CREATE INDEX messages_conversation_idx ON messages USING btree (namespace, conversation_id, id);
+CREATE INDEX messages_task_id_idx ON messages USING btree (task_id);
+ALTER TABLE ONLY messages
+    ADD CONSTRAINT messages_conversation_fkey FOREIGN KEY (namespace, conversation_id) REFERENCES conversations(namespace, id) ON DELETE CASCADE;
+ALTER TABLE ONLY messages
+    ADD CONSTRAINT messages_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE SET NULL;
+
+CREATE TABLE pauses (
+    namespace text DEFAULT 'default'::text NOT NULL,
+    scope text NOT NULL,
+    name text NOT NULL,
+    reason text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_by text,
+    CONSTRAINT pauses_scope_check CHECK ((scope = ANY (ARRAY['capability'::text, 'agent'::text, 'key'::text])))
+);
+ALTER TABLE ONLY pauses
+    ADD CONSTRAINT pauses_pkey PRIMARY KEY (namespace, scope, name);
+
+CREATE TABLE rate_holds (
+    namespace text DEFAULT 'default'::text NOT NULL,
+    scope text NOT NULL,
+    name text NOT NULL,
+    until_at timestamp with time zone NOT NULL,
+    CONSTRAINT rate_holds_scope_check CHECK ((scope = ANY (ARRAY['capability'::text, 'agent'::text, 'key'::text])))
+);
+ALTER TABLE ONLY rate_holds
+    ADD CONSTRAINT rate_holds_pkey PRIMARY KEY (namespace, scope, name);
+
+CREATE TABLE relations (
+    agent_version_id uuid NOT NULL,
+    "position" smallint NOT NULL,
+    agent_name text NOT NULL,
+    for_each text
+);
+ALTER TABLE ONLY relations
+    ADD CONSTRAINT relations_pkey PRIMARY KEY (agent_version_id, "position");
+CREATE TRIGGER relations_immutable BEFORE UPDATE ON relations FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
+ALTER TABLE ONLY relations
+    ADD CONSTRAINT relations_agent_version_id_fkey FOREIGN KEY (agent_version_id) REFERENCES agent_versions(id) ON DELETE CASCADE;
+
+CREATE TABLE reservations (
+    task_id uuid NOT NULL,
+    step integer NOT NULL,
+    claim integer NOT NULL,
+    budget_task_id uuid NOT NULL,
+    tokens bigint NOT NULL,
+    microdollars bigint NOT NULL,
+    steps integer NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    settled_at timestamp with time zone
+);
+ALTER TABLE ONLY reservations
+    ADD CONSTRAINT reservations_pkey PRIMARY KEY (task_id, step, claim, budget_task_id);
+CREATE INDEX reservations_budget_idx ON reservations USING btree (budget_task_id, settled_at);
+ALTER TABLE ONLY reservations
+    ADD CONSTRAINT reservations_budget_task_id_fkey FOREIGN KEY (budget_task_id) REFERENCES budgets(task_id) ON DELETE CASCADE;
+ALTER TABLE ONLY reservations
+    ADD CONSTRAINT reservations_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+
+CREATE TABLE schedules (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    namespace text DEFAULT 'default'::text NOT NULL,
+    name text NOT NULL,
+    cron text,
+    timezone text DEFAULT 'UTC'::text NOT NULL,
+    interval_seconds double precision,
+    missed text DEFAULT 'once'::text NOT NULL,
+    request jsonb NOT NULL,
+    enabled boolean DEFAULT true NOT NULL,
+    next_at timestamp with time zone NOT NULL,
+    last_at timestamp with time zone,
+    last_task_id uuid,
+    last_error text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    request_order jsonb,
+    CONSTRAINT schedules_cron_or_interval_check CHECK (((cron IS NULL) <> (interval_seconds IS NULL))),
+    CONSTRAINT schedules_interval_check CHECK ((interval_seconds > (0)::double precision)),
+    CONSTRAINT schedules_missed_check CHECK ((missed = ANY (ARRAY['skip'::text, 'once'::text, 'all'::text])))
+);
+ALTER TABLE ONLY schedules
+    ADD CONSTRAINT schedules_namespace_name_key UNIQUE (namespace, name);
+ALTER TABLE ONLY schedules
+    ADD CONSTRAINT schedules_pkey PRIMARY KEY (id);
+CREATE INDEX schedules_next_idx ON schedules USING btree (next_at) WHERE enabled;
+
+CREATE TABLE secrets (
+    namespace text DEFAULT 'default'::text NOT NULL,
+    name text NOT NULL,
+    ciphertext text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY secrets
+    ADD CONSTRAINT secrets_pkey PRIMARY KEY (namespace, name);
+
+CREATE TABLE security_events (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    function_version_id uuid NOT NULL,
+    task_id uuid,
+    kind text NOT NULL,
+    detail jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY security_events
+    ADD CONSTRAINT security_events_pkey PRIMARY KEY (id);
+CREATE INDEX security_events_denied_idx ON security_events USING btree (function_version_id, created_at) WHERE (kind = ANY (ARRAY['forbidden_name'::text, 'hash_mismatch'::text, 'import_denied'::text, 'security'::text]));
+CREATE INDEX security_events_task_id_idx ON security_events USING btree (task_id);
+CREATE INDEX security_events_time_idx ON security_events USING btree (function_version_id, created_at);
+CREATE INDEX security_events_version_idx ON security_events USING btree (function_version_id, id);
+ALTER TABLE ONLY security_events
+    ADD CONSTRAINT security_events_function_version_id_fkey FOREIGN KEY (function_version_id) REFERENCES function_versions(id) ON DELETE CASCADE;
+ALTER TABLE ONLY security_events
+    ADD CONSTRAINT security_events_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE SET NULL;
+
+CREATE TABLE signals (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    task_id uuid NOT NULL,
+    name text NOT NULL,
+    payload jsonb,
+    step integer,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    payload_order jsonb
+);
+ALTER TABLE ONLY signals
+    ADD CONSTRAINT signals_pkey PRIMARY KEY (id);
+CREATE INDEX signals_task_idx ON signals USING btree (task_id, name, id);
+ALTER TABLE ONLY signals
+    ADD CONSTRAINT signals_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+
+CREATE TABLE steps (
+    task_id uuid NOT NULL,
+    number integer NOT NULL,
+    kind text NOT NULL,
+    name text NOT NULL,
+    status text NOT NULL,
+    effect text DEFAULT 'pure'::text NOT NULL,
+    request_hash text NOT NULL,
+    claim integer NOT NULL,
+    input jsonb,
+    output jsonb,
+    error jsonb,
+    stdout text,
+    usage jsonb,
+    cost_microdollars bigint DEFAULT '0'::bigint NOT NULL,
+    child_id uuid,
+    function_version_id uuid,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    finished_at timestamp with time zone,
+    due_at timestamp with time zone,
+    copied_from uuid,
+    input_order jsonb,
+    output_order jsonb,
+    CONSTRAINT steps_kind_check CHECK ((kind = ANY (ARRAY['model_call'::text, 'tool_call'::text, 'function_call'::text, 'subtask'::text, 'wait'::text]))),
+    CONSTRAINT steps_number_check CHECK ((number > 0)),
+    CONSTRAINT steps_only_subtasks_have_children_check CHECK (((child_id IS NULL) OR (kind = 'subtask'::text))),
+    CONSTRAINT steps_status_check CHECK ((status = ANY (ARRAY['started'::text, 'finished'::text, 'failed'::text])))
+);
+ALTER TABLE ONLY steps
+    ADD CONSTRAINT steps_pkey PRIMARY KEY (task_id, number);
+CREATE INDEX steps_child_idx ON steps USING btree (child_id) WHERE (child_id IS NOT NULL);
+CREATE INDEX steps_due_idx ON steps USING btree (due_at) WHERE ((due_at IS NOT NULL) AND (status = 'started'::text));
+CREATE TRIGGER steps_begin_event AFTER INSERT ON steps FOR EACH ROW EXECUTE FUNCTION minion_record_step();
+CREATE TRIGGER steps_change_event AFTER UPDATE OF status ON steps FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) OR (old.claim IS DISTINCT FROM new.claim))) EXECUTE FUNCTION minion_record_step();
+CREATE TRIGGER steps_summary AFTER INSERT OR UPDATE ON steps FOR EACH ROW WHEN (((new.kind = 'model_call'::text) AND (new.status = 'finished'::text) AND (new.claim > 0) AND (new.output ?& ARRAY['summary'::text, 'through'::text]))) EXECUTE FUNCTION minion_keep_summary();
+ALTER TABLE ONLY steps
+    ADD CONSTRAINT steps_child_id_fkey FOREIGN KEY (child_id) REFERENCES tasks(id) ON DELETE SET NULL;
+ALTER TABLE ONLY steps
+    ADD CONSTRAINT steps_function_version_id_fkey FOREIGN KEY (function_version_id) REFERENCES function_versions(id);
+ALTER TABLE ONLY steps
+    ADD CONSTRAINT steps_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+
+CREATE TABLE task_events (
+    task_id uuid NOT NULL,
+    number integer NOT NULL,
+    type text NOT NULL,
+    data jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY task_events
+    ADD CONSTRAINT task_events_pkey PRIMARY KEY (task_id, number);
+ALTER TABLE ONLY task_events
+    ADD CONSTRAINT task_events_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+
+CREATE TABLE task_outcomes (
+    task_id uuid NOT NULL,
+    state text NOT NULL,
+    output jsonb,
+    output_sha256 text,
+    error jsonb,
+    error_fingerprint text,
+    finished_at timestamp with time zone DEFAULT now() NOT NULL,
+    output_order jsonb,
+    CONSTRAINT task_outcomes_failed_has_error_check CHECK (((state = 'failed'::text) <= (error IS NOT NULL))),
+    CONSTRAINT task_outcomes_one_output_check CHECK (((output IS NULL) OR (output_sha256 IS NULL))),
+    CONSTRAINT task_outcomes_state_check CHECK ((state = ANY (ARRAY['cancelled'::text, 'expired'::text, 'failed'::text, 'succeeded'::text])))
+);
+ALTER TABLE ONLY task_outcomes
+    ADD CONSTRAINT task_outcomes_pkey PRIMARY KEY (task_id);
+CREATE INDEX task_outcomes_content_idx ON task_outcomes USING btree (output_sha256) WHERE (output_sha256 IS NOT NULL);
+CREATE INDEX task_outcomes_fingerprint_idx ON task_outcomes USING btree (error_fingerprint) WHERE (state = 'failed'::text);
+CREATE TRIGGER task_outcomes_immutable BEFORE UPDATE ON task_outcomes FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
+ALTER TABLE ONLY task_outcomes
+    ADD CONSTRAINT task_outcomes_output_sha256_fkey FOREIGN KEY (output_sha256) REFERENCES contents(sha256);
+ALTER TABLE ONLY task_outcomes
+    ADD CONSTRAINT task_outcomes_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+
+CREATE VIEW task_overview AS
+ SELECT t.id,
+    t.namespace,
+    t.agent_name AS agent,
+    v.number AS agent_version,
+    s.state,
+    COALESCE(s.capability, t.capability) AS capability,
+    s.priority,
+    t.input,
+    t.messages,
+    COALESCE(o.output, c.value) AS output,
+    o.error,
+    o.error_fingerprint,
+    t.conversation_id,
+    t.key,
+    t.labels,
+    t.parent_id,
+    t.root_id,
+    t.depth,
+    t.replay_of,
+    t.origin_id,
+    t.submitted_by,
+    t.traceparent,
+    t.agent_version_id,
+    s.claim,
+    s.attempts,
+    s.losses,
+    s.worker_id,
+    s.open_waits,
+    s.wait_reason,
+    s.due_at,
+    s.cancel_requested,
+    t.deadline,
+    t.created_at,
+    s.queued_at,
+    s.updated_at,
+    o.finished_at
+   FROM ((((tasks t
+     JOIN task_status s ON ((s.task_id = t.id)))
+     LEFT JOIN task_outcomes o ON ((o.task_id = t.id)))
+     LEFT JOIN contents c ON ((c.sha256 = o.output_sha256)))
+     LEFT JOIN agent_versions v ON ((v.id = t.agent_version_id)));
+
+CREATE TABLE task_status (
+    task_id uuid NOT NULL,
+    state text NOT NULL,
+    capability text,
+    priority smallint DEFAULT '0'::smallint NOT NULL,
+    claim integer DEFAULT 0 NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    losses integer DEFAULT 0 NOT NULL,
+    worker_id uuid,
+    queued_at timestamp with time zone,
+    published smallint DEFAULT '0'::smallint NOT NULL,
+    published_at timestamp with time zone,
+    open_waits integer DEFAULT 0 NOT NULL,
+    wait_reason text,
+    due_at timestamp with time zone,
+    deadline timestamp with time zone,
+    cancel_requested boolean DEFAULT false NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    namespace text DEFAULT 'default'::text NOT NULL,
+    agent_name text DEFAULT ''::text NOT NULL,
+    key text DEFAULT ''::text NOT NULL,
+    rank bigint DEFAULT '0'::bigint NOT NULL,
+    conversation_id text,
+    CONSTRAINT task_status_cancel_reaches_only_the_running_check CHECK (((NOT cancel_requested) OR (state = ANY (ARRAY['running'::text, 'cancelled'::text, 'expired'::text, 'failed'::text, 'succeeded'::text])))),
+    CONSTRAINT task_status_counters_check CHECK (((claim >= 0) AND (attempts >= 0) AND (losses >= 0))),
+    CONSTRAINT task_status_due_check CHECK (
+CASE state
+    WHEN 'scheduled'::text THEN (due_at IS NOT NULL)
+    WHEN 'waiting'::text THEN true
+    ELSE (due_at IS NULL)
+END),
+    CONSTRAINT task_status_open_waits_check CHECK (((open_waits >= 0) AND ((open_waits = 0) OR (state = 'waiting'::text)))),
+    CONSTRAINT task_status_priority_check CHECK (((priority >= '-100'::integer) AND (priority <= 100))),
+    CONSTRAINT task_status_routed_check CHECK (((capability IS NOT NULL) OR (state <> ALL (ARRAY['queued'::text, 'running'::text, 'waiting'::text])))),
+    CONSTRAINT task_status_running_has_worker_check CHECK (((state = 'running'::text) = (worker_id IS NOT NULL))),
+    CONSTRAINT task_status_state_check CHECK ((state = ANY (ARRAY['scheduled'::text, 'pending'::text, 'queued'::text, 'running'::text, 'waiting'::text, 'succeeded'::text, 'failed'::text, 'cancelled'::text, 'expired'::text]))),
+    CONSTRAINT task_status_waiting_has_reason_check CHECK (((state = 'waiting'::text) = (wait_reason IS NOT NULL)))
+)
+WITH (fillfactor='80');
+ALTER TABLE ONLY task_status
+    ADD CONSTRAINT task_status_pkey PRIMARY KEY (task_id);
+CREATE INDEX task_status_budget_idx ON task_status USING btree (task_id) WHERE (wait_reason = 'budget'::text);
+CREATE INDEX task_status_deadline_idx ON task_status USING btree (deadline) WHERE ((deadline IS NOT NULL) AND (state <> ALL (ARRAY['cancelled'::text, 'expired'::text, 'failed'::text, 'succeeded'::text])));
+CREATE INDEX task_status_due_idx ON task_status USING btree (due_at) WHERE ((due_at IS NOT NULL) AND (state = ANY (ARRAY['scheduled'::text, 'waiting'::text])));
+CREATE INDEX task_status_in_flight_idx ON task_status USING btree (capability, namespace, key, agent_name) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
+CREATE INDEX task_status_line_idx ON task_status USING btree (capability, namespace, key, agent_name, rank, task_id) WHERE (state = 'pending'::text);
+CREATE INDEX task_status_parked_idx ON task_status USING btree (namespace, conversation_id, task_id) WHERE ((state = 'pending'::text) AND (rank = '9000000000000000000'::bigint));
+CREATE INDEX task_status_queued_idx ON task_status USING btree (capability, queued_at) WHERE (state = 'queued'::text);
+CREATE INDEX task_status_state_idx ON task_status USING btree (state, task_id);
+CREATE INDEX task_status_turn_idx ON task_status USING btree (namespace, conversation_id, ((claim = 0)), task_id) WHERE ((conversation_id IS NOT NULL) AND (state = ANY (ARRAY['pending'::text, 'queued'::text, 'running'::text, 'waiting'::text])));
+CREATE INDEX task_status_worker_idx ON task_status USING btree (worker_id) WHERE (worker_id IS NOT NULL);
+CREATE TRIGGER task_status_beginning BEFORE INSERT ON task_status FOR EACH ROW EXECUTE FUNCTION minion_check_transition();
+CREATE TRIGGER task_status_claim BEFORE UPDATE OF claim ON task_status FOR EACH ROW WHEN ((new.claim < old.claim)) EXECUTE FUNCTION minion_claims_only_grow();
+CREATE TRIGGER task_status_event AFTER UPDATE OF state ON task_status FOR EACH ROW WHEN (((old.state <> new.state) AND ((new.state = ANY (ARRAY['running'::text, 'waiting'::text])) OR ((new.state = 'pending'::text) AND (old.state = ANY (ARRAY['scheduled'::text, 'running'::text, 'waiting'::text])))))) EXECUTE FUNCTION minion_record_state();
+CREATE TRIGGER task_status_transition BEFORE UPDATE OF state ON task_status FOR EACH ROW WHEN ((old.state IS DISTINCT FROM new.state)) EXECUTE FUNCTION minion_check_transition();
+ALTER TABLE ONLY task_status
+    ADD CONSTRAINT task_status_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+ALTER TABLE ONLY task_status
+    ADD CONSTRAINT task_status_worker_id_fkey FOREIGN KEY (worker_id) REFERENCES workers(id);
+
+CREATE TABLE tasks (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    namespace text DEFAULT 'default'::text NOT NULL,
+    agent_name text,
+    agent_version_id uuid,
+    capability text,
+    input jsonb,
+    messages jsonb,
+    parent_id uuid,
+    parent_step integer,
+    root_id uuid NOT NULL,
+    depth smallint DEFAULT '0'::smallint NOT NULL,
+    replay_of uuid,
+    origin_id uuid NOT NULL,
+    conversation_id text,
+    key text,
+    labels jsonb DEFAULT '{}'::jsonb NOT NULL,
+    submitted_by text,
+    traceparent text,
+    journal_format smallint DEFAULT '1'::smallint NOT NULL,
+    deadline timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    budget_ids uuid[],
+    from_step integer,
+    history_before timestamp with time zone,
+    routing jsonb,
+    effect_origin uuid,
+    input_order jsonb,
+    CONSTRAINT tasks_depth_check CHECK ((depth >= 0)),
+    CONSTRAINT tasks_labels_check CHECK ((jsonb_typeof(labels) = 'object'::text)),
+    CONSTRAINT tasks_parent_check CHECK (((parent_id IS NULL) = (parent_step IS NULL))),
+    CONSTRAINT tasks_pinned_check CHECK (((agent_version_id IS NULL) OR (agent_name IS NOT NULL)))
+);
+ALTER TABLE ONLY tasks
+    ADD CONSTRAINT tasks_pkey PRIMARY KEY (id);
+CREATE INDEX tasks_agent_idx ON tasks USING btree (namespace, agent_name, id);
+CREATE INDEX tasks_conversation_idx ON tasks USING btree (namespace, conversation_id, id) WHERE (conversation_id IS NOT NULL);
+CREATE INDEX tasks_parent_idx ON tasks USING btree (parent_id) WHERE (parent_id IS NOT NULL);
+CREATE INDEX tasks_replay_idx ON tasks USING btree (replay_of) WHERE (replay_of IS NOT NULL);
+CREATE INDEX tasks_root_idx ON tasks USING btree (root_id);
+CREATE TRIGGER tasks_immutable BEFORE UPDATE ON tasks FOR EACH ROW WHEN ((((old.agent_version_id IS NOT NULL) AND (new.agent_version_id IS DISTINCT FROM old.agent_version_id)) OR ((old.agent_name IS NOT NULL) AND (new.agent_name IS DISTINCT FROM old.agent_name)) OR ((((((old.id IS DISTINCT FROM new.id) OR (old.namespace IS DISTINCT FROM new.namespace)) OR (old.root_id IS DISTINCT FROM new.root_id)) OR (old.origin_id IS DISTINCT FROM new.origin_id)) OR (old.depth IS DISTINCT FROM new.depth)) OR (old.created_at IS DISTINCT FROM new.created_at)) OR (((((old.input IS DISTINCT FROM new.input) OR (old.messages IS DISTINCT FROM new.messages)) OR (old.parent_id IS DISTINCT FROM new.parent_id)) OR (old.parent_step IS DISTINCT FROM new.parent_step)) OR (old.conversation_id IS DISTINCT FROM new.conversation_id)) OR (((((((old.capability IS DISTINCT FROM new.capability) OR (old.key IS DISTINCT FROM new.key)) OR (old.labels IS DISTINCT FROM new.labels)) OR (old.submitted_by IS DISTINCT FROM new.submitted_by)) OR (old.traceparent IS DISTINCT FROM new.traceparent)) OR (old.journal_format IS DISTINCT FROM new.journal_format)) OR (old.deadline IS DISTINCT FROM new.deadline)) OR ((new.replay_of IS NOT NULL) AND (new.replay_of IS DISTINCT FROM old.replay_of)))) EXECUTE FUNCTION minion_refuse_change();
+ALTER TABLE ONLY tasks
+    ADD CONSTRAINT tasks_agent_version_id_fkey FOREIGN KEY (agent_version_id) REFERENCES agent_versions(id);
+ALTER TABLE ONLY tasks
+    ADD CONSTRAINT tasks_parent_id_fkey FOREIGN KEY (parent_id) REFERENCES tasks(id) ON DELETE CASCADE;
+ALTER TABLE ONLY tasks
+    ADD CONSTRAINT tasks_replay_of_fkey FOREIGN KEY (replay_of) REFERENCES tasks(id) ON DELETE SET NULL;
+
+CREATE TABLE tool_versions (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    tool_id uuid NOT NULL,
+    number integer NOT NULL,
+    checksum text NOT NULL,
+    type text NOT NULL,
+    effect text NOT NULL,
+    name text NOT NULL,
+    description text NOT NULL,
+    definition jsonb NOT NULL,
+    function_version_id uuid,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    key_order jsonb,
+    CONSTRAINT tool_versions_effect_check CHECK ((effect = ANY (ARRAY['pure'::text, 'idempotent'::text, 'unsafe'::text]))),
+    CONSTRAINT tool_versions_type_check CHECK ((type = ANY (ARRAY['function'::text, 'http'::text, 'mcp'::text, 'agent'::text, 'builtin'::text])))
+);
+ALTER TABLE ONLY tool_versions
+    ADD CONSTRAINT tool_versions_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY tool_versions
+    ADD CONSTRAINT tool_versions_tool_id_number_key UNIQUE (tool_id, number);
+CREATE UNIQUE INDEX tool_versions_content_idx ON tool_versions USING btree (tool_id, checksum, md5(COALESCE((key_order)::text, ''::text)));
+CREATE TRIGGER tool_versions_immutable BEFORE UPDATE ON tool_versions FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
+ALTER TABLE ONLY tool_versions
+    ADD CONSTRAINT tool_versions_function_version_id_fkey FOREIGN KEY (function_version_id) REFERENCES function_versions(id);
+ALTER TABLE ONLY tool_versions
+    ADD CONSTRAINT tool_versions_tool_id_fkey FOREIGN KEY (tool_id) REFERENCES tools(id) ON DELETE CASCADE;
+
+CREATE TABLE tools (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    namespace text DEFAULT 'default'::text NOT NULL,
+    name text NOT NULL,
+    active_version_id uuid,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY tools
+    ADD CONSTRAINT tools_namespace_name_key UNIQUE (namespace, name);
+ALTER TABLE ONLY tools
+    ADD CONSTRAINT tools_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY tools
+    ADD CONSTRAINT tools_active_version_id_fkey FOREIGN KEY (active_version_id) REFERENCES tool_versions(id);
+
+CREATE TABLE unique_tasks (
+    namespace text DEFAULT 'default'::text NOT NULL,
+    key text NOT NULL,
+    task_id uuid NOT NULL,
+    held_while text NOT NULL,
+    CONSTRAINT unique_tasks_held_while_check CHECK ((held_while = ANY (ARRAY['pending'::text, 'running'::text])))
+);
+ALTER TABLE ONLY unique_tasks
+    ADD CONSTRAINT unique_tasks_pkey PRIMARY KEY (namespace, key);
+CREATE INDEX unique_tasks_task_id_idx ON unique_tasks USING btree (task_id);
+ALTER TABLE ONLY unique_tasks
+    ADD CONSTRAINT unique_tasks_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED;
+
+CREATE TABLE webhook_deliveries (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    webhook_id uuid NOT NULL,
+    task_id uuid NOT NULL,
+    state text NOT NULL,
+    status text DEFAULT 'pending'::text NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    next_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_status integer,
+    last_error text,
+    finished_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT webhook_deliveries_state_check CHECK ((state = ANY (ARRAY['cancelled'::text, 'expired'::text, 'failed'::text, 'succeeded'::text]))),
+    CONSTRAINT webhook_deliveries_status_check CHECK ((status = ANY (ARRAY['pending'::text, 'delivered'::text, 'failed'::text])))
+);
+ALTER TABLE ONLY webhook_deliveries
+    ADD CONSTRAINT webhook_deliveries_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY webhook_deliveries
+    ADD CONSTRAINT webhook_deliveries_webhook_id_task_id_key UNIQUE (webhook_id, task_id);
+CREATE INDEX webhook_deliveries_next_idx ON webhook_deliveries USING btree (webhook_id, next_at) WHERE (status = 'pending'::text);
+CREATE INDEX webhook_deliveries_task_id_idx ON webhook_deliveries USING btree (task_id);
+CREATE INDEX webhook_deliveries_webhook_id_idx ON webhook_deliveries USING btree (webhook_id, id);
+ALTER TABLE ONLY webhook_deliveries
+    ADD CONSTRAINT webhook_deliveries_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+ALTER TABLE ONLY webhook_deliveries
+    ADD CONSTRAINT webhook_deliveries_webhook_id_fkey FOREIGN KEY (webhook_id) REFERENCES webhooks(id) ON DELETE CASCADE;
+
+CREATE TABLE webhooks (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    namespace text DEFAULT 'default'::text NOT NULL,
+    name text NOT NULL,
+    url text NOT NULL,
+    secret text NOT NULL,
+    previous_secret text,
+    rotated_at timestamp with time zone,
+    states text[] DEFAULT '{}'::text[] NOT NULL,
+    agents text[] DEFAULT '{}'::text[] NOT NULL,
+    labels jsonb DEFAULT '{}'::jsonb NOT NULL,
+    roots_only boolean DEFAULT true NOT NULL,
+    enabled boolean DEFAULT true NOT NULL,
+    disabled_reason text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY webhooks
+    ADD CONSTRAINT webhooks_namespace_name_key UNIQUE (namespace, name);
+ALTER TABLE ONLY webhooks
+    ADD CONSTRAINT webhooks_pkey PRIMARY KEY (id);
+
+CREATE TABLE workers (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    name text NOT NULL,
+    capabilities text[] NOT NULL,
+    slots integer NOT NULL,
+    busy integer DEFAULT 0 NOT NULL,
+    idle_since timestamp with time zone,
+    active text[] DEFAULT '{}'::text[] NOT NULL,
+    status text DEFAULT 'online'::text NOT NULL,
+    pool text NOT NULL,
+    host text NOT NULL,
+    pid integer NOT NULL,
+    version text NOT NULL,
+    started_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_seen timestamp with time zone DEFAULT now() NOT NULL,
+    packages text[],
+    CONSTRAINT workers_status_check CHECK ((status = ANY (ARRAY['online'::text, 'stopped'::text, 'lost'::text])))
+);
+ALTER TABLE ONLY workers
+    ADD CONSTRAINT workers_pkey PRIMARY KEY (id);
+CREATE INDEX workers_online_idx ON workers USING btree (last_seen) WHERE (status = 'online'::text);
+
+CREATE FUNCTION minion_accept(request jsonb, OUT task_id uuid, OUT created boolean) RETURNS record
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_variable
+DECLARE
+    ns text := COALESCE(request->>'namespace', 'default');
+    idempotency text := request->>'idempotency_key';
+    asked jsonb := jsonb_build_object(
+        'agent', request->'agent', 'capability', request->'capability', 'input', request->'input',
+        'messages', request->'messages', 'conversation_id', request->'conversation_id', 'key', request->'key');
+    earlier record;
+    target record;
+    parent record;
+    origin uuid;
+    effects uuid;
+    child_depth integer := 0;
+    begins timestamptz;
+    ends timestamptz;
+    checked boolean;
+    unique_key text := request->>'unique_key';
+    holder uuid;
+    urgency smallint;
+    budget jsonb;
+    talk text;
+BEGIN
+    PERFORM minion_check_request(request);
+    PERFORM minion_check_json(request->'input', 'The input');
+    PERFORM minion_check_json(request->'messages', 'The list of messages');
+    begins := request->>'run_at';
+    ends := request->>'deadline';
+    IF ends <= begins THEN
+        RAISE EXCEPTION 'run_at must be before deadline, or the task could never run.' USING ERRCODE = 'MN007';
+    END IF;
+    task_id := minion_uuidv7();
+    created := true;
+
+    IF idempotency IS NOT NULL THEN
+        SELECT * INTO earlier FROM minion_hold_idempotency(ns, idempotency, task_id, asked);
+        IF earlier.task_id <> task_id THEN
+            IF earlier.request <> asked THEN
+                RAISE EXCEPTION 'The idempotency key % was used before with another payload (task %). '
+                    'Use a new key for a new payload.', quote_literal(left(idempotency, 200)), earlier.task_id
+                    USING ERRCODE = 'MN005';
+            END IF;
+            task_id := earlier.task_id;
+            created := false;
+            RETURN;
+        END IF;
+    END IF;
+
+    IF unique_key IS NOT NULL THEN
+        holder := minion_hold_unique(ns, unique_key, task_id, COALESCE(request->>'unique_while', 'running'));
+        IF holder <> task_id THEN
+            UPDATE idempotency_keys k SET task_id = holder WHERE k.namespace = ns AND k.key = idempotency;
+            task_id := holder;
+            created := false;
+            RETURN;
+        END IF;
+    END IF;
+
+    SELECT * INTO target FROM minion_resolve(request);
+    -- The preparer looks into messages further than PostgreSQL does.
+    checked := target.version_id IS NOT NULL AND (
+        request->>'validated' = target.version_id::text
+        OR target.input_schema IS NULL AND COALESCE(request->'messages', 'null'::jsonb) = 'null'::jsonb);
+
+    -- Without a parent the record is all NULL.
+    SELECT t.id, t.root_id, t.key, t.labels, t.submitted_by, t.traceparent, t.deadline, s.priority, s.rank,
+           t.budget_ids, COALESCE(t.effect_origin, t.origin_id) AS effect_origin
+        INTO parent FROM tasks t JOIN task_status s ON s.task_id = t.id
+        WHERE t.id = (request->>'parent_id')::uuid;
+    IF parent.id IS NOT NULL THEN
+        child_depth := minion_check_depth(parent.id);
+        ends := LEAST(ends, parent.deadline);
+        effects := minion_effect_origin(parent.effect_origin, (request->>'parent_step')::integer);
+    END IF;
+    IF request->>'replay_of' IS NOT NULL THEN
+        SELECT origin_id, effect_origin INTO origin, effects FROM tasks WHERE id = (request->>'replay_of')::uuid;
+        IF request->'new_keys' = 'true' THEN
+            effects := task_id;
+        END IF;
+    END IF;
+    budget := minion_budget_for(request, target.version_id);
+
+    INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, input_order, messages, parent_id,
+                       parent_step, root_id, depth, replay_of, origin_id, effect_origin, conversation_id, key,
+                       labels,
+                       submitted_by, traceparent, deadline, budget_ids)
+    VALUES (task_id, ns, target.agent_name, target.version_id, request->>'capability',
+            CASE WHEN request ? 'input' THEN request->'input' END,
+            NULLIF(request->'input_order', 'null'::jsonb),
+            NULLIF(request->'messages', 'null'::jsonb),
+            parent.id, (request->>'parent_step')::integer, COALESCE(parent.root_id, task_id), child_depth,
+            (request->>'replay_of')::uuid, COALESCE(origin, task_id), effects, request->>'conversation_id',
+            COALESCE(request->>'key', parent.key),
+            COALESCE(NULLIF(request->'labels', 'null'::jsonb), parent.labels, '{}'::jsonb),
+            COALESCE(request->>'submitted_by', parent.submitted_by),
+            COALESCE(request->>'traceparent', parent.traceparent), ends,
+            CASE WHEN budget IS NULL THEN parent.budget_ids ELSE parent.budget_ids || task_id END);
+    IF budget IS NOT NULL THEN
+        PERFORM minion_open_budget(task_id, budget);
+    END IF;
+    urgency := COALESCE((request->>'priority')::smallint, parent.priority, 0);
+    -- Sub-tasks take no turns.
+    talk := CASE WHEN parent.id IS NULL THEN request->>'conversation_id' END;
+    INSERT INTO task_status (task_id, state, capability, priority, due_at, deadline, namespace, agent_name, key,
+                             conversation_id, rank)
+    VALUES (task_id, CASE WHEN begins > now() THEN 'scheduled' ELSE 'pending' END,
+            CASE WHEN checked THEN target.queue END, urgency,
+            CASE WHEN begins > now() THEN begins END, ends,
+            ns, COALESCE(target.agent_name, ''), COALESCE(request->>'key', parent.key, ''), talk,
+            -- What was begun comes before what was not: a sub-task stands where its parent stood.
+            CASE WHEN parent.id IS NOT NULL AND begins IS NULL
+                 THEN parent.rank - (urgency - parent.priority)::bigint * 60000000
+                 ELSE minion_place(task_id, ns, talk, GREATEST(begins, clock_timestamp()), urgency) END);
+    PERFORM minion_notify_pending();
+END $$;
+
+CREATE FUNCTION minion_are_messages(candidates jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT CASE WHEN jsonb_typeof(candidates) = 'array' THEN
+        jsonb_array_length(candidates) BETWEEN 1 AND 1000 AND NOT EXISTS (
+            SELECT FROM jsonb_array_elements(candidates) AS c (message)
+                WHERE (jsonb_typeof(message) = 'object' AND jsonb_typeof(message->'content') = 'string'
+                       AND message->>'role' IN ('user', 'assistant', 'system', 'tool')) IS NOT TRUE)
+        ELSE false END
+$$;
+
+CREATE FUNCTION minion_ask(t uuid, c integer, result jsonb) RETURNS text
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    state_now text := minion_snooze(t, c, result, interval '0', 'answer');
+BEGIN
+    IF state_now = 'waiting' THEN
+        UPDATE task_status SET open_waits = 1, due_at = NULL WHERE task_id = t;
+    END IF;
+    RETURN state_now;
+END $$;
+
+CREATE FUNCTION minion_breach(ids uuid[], asked jsonb) RETURNS jsonb
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    tight record;
+    held numeric;
+BEGIN
+    SELECT b.task_id, k.agent_name, b.on_breach, b.changed_at, f.* INTO tight
+        FROM unnest(ids) WITH ORDINALITY AS u (id, n) JOIN budgets b ON b.task_id = u.id JOIN tasks k ON k.id = u.id
+        LEFT JOIN executions e ON e.task_id = b.task_id AND e.claim = 1
+        CROSS JOIN LATERAL (VALUES
+            (1, 'tokens', b.tokens::numeric, b.spent_tokens::numeric, COALESCE((asked->>'tokens')::numeric, 0)),
+            (2, 'dollars', b.microdollars / 1000000.0, b.spent_microdollars / 1000000.0,
+                CASE WHEN asked->'microdollars' = 'null' THEN NULL
+                     ELSE COALESCE((asked->>'microdollars')::numeric / 1000000, 0) END),
+            (3, 'steps', b.steps, b.spent_steps, COALESCE((asked->>'steps')::numeric, 0)),
+            (4, 'seconds', b.seconds::numeric, extract(epoch FROM clock_timestamp() - e.started_at), 0)
+        ) AS f (nth, what, most, spent, asked)
+        WHERE f.spent + f.asked > f.most OR f.most IS NOT NULL AND f.asked IS NULL
+        ORDER BY u.n, f.nth LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    SELECT COALESCE(sum(CASE tight.what WHEN 'tokens' THEN r.tokens WHEN 'dollars' THEN r.microdollars / 1000000.0 END), 0)
+        INTO held FROM reservations r
+        JOIN task_status s ON s.task_id = r.task_id AND s.state = 'running' AND s.claim = r.claim
+        WHERE r.budget_task_id = tight.task_id AND r.settled_at IS NULL;
+    RETURN jsonb_build_object(
+        'budget', tight.task_id, 'agent', tight.agent_name, 'what', tight.what, 'limit', trim_scale(tight.most),
+        'spent', trim_scale(round(tight.spent - held, 6)), 'reserved', trim_scale(held),
+        'asked', trim_scale(tight.asked), 'step', asked, 'at', tight.changed_at,
+        'then', CASE WHEN tight.asked IS NULL THEN 'fail'
+                     WHEN tight.spent - held + tight.asked <= tight.most THEN 'wait' ELSE tight.on_breach END);
+END $$;
+
+CREATE FUNCTION minion_budget_for(request jsonb, version uuid) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    found jsonb := NULLIF(request->'budget', 'null'::jsonb);
+BEGIN
+    IF found IS NULL AND request->>'replay_of' IS NOT NULL THEN
+        SELECT jsonb_build_object('tokens', b.tokens, 'dollars', b.microdollars / 1000000.0, 'steps', b.steps,
+                                  'seconds', b.seconds, 'on_breach', b.on_breach)
+            INTO found FROM budgets b WHERE b.task_id = (request->>'replay_of')::uuid;
+    END IF;
+    IF found IS NULL THEN
+        SELECT v.definition->'config'->'budget' INTO found FROM agent_versions v WHERE v.id = version;
+    END IF;
+    RETURN NULLIF(found, 'null'::jsonb);
+END $$;
+
+CREATE FUNCTION minion_budget_of(t uuid) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT jsonb_build_object(
+            'on_breach', b.on_breach,
+            'tokens', jsonb_build_object('limit', b.tokens, 'spent', b.spent_tokens - h.tokens, 'reserved', h.tokens),
+            'dollars', jsonb_build_object('limit', trim_scale(b.microdollars / 1000000.0),
+                'spent', trim_scale((b.spent_microdollars - h.microdollars) / 1000000.0),
+                'reserved', trim_scale(h.microdollars / 1000000.0)),
+            'steps', jsonb_build_object('limit', b.steps, 'spent', b.spent_steps),
+            'seconds', jsonb_build_object('limit', b.seconds, 'spent', round(COALESCE(extract(
+                epoch FROM COALESCE(o.finished_at, clock_timestamp()) - e.started_at), 0), 3)))
+        FROM budgets b LEFT JOIN executions e ON e.task_id = b.task_id AND e.claim = 1
+        LEFT JOIN task_outcomes o ON o.task_id = b.task_id
+        CROSS JOIN LATERAL (
+            SELECT COALESCE(sum(r.tokens), 0) AS tokens, COALESCE(sum(r.microdollars), 0) AS microdollars
+                FROM reservations r JOIN task_status s ON s.task_id = r.task_id AND s.state = 'running' AND s.claim = r.claim
+                WHERE r.budget_task_id = b.task_id AND r.settled_at IS NULL) h
+        WHERE b.task_id = t
+$$;
+
+CREATE FUNCTION minion_change_budget(t uuid, extra jsonb, stop boolean) RETURNS uuid
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    owner uuid;
+    missing text;
+BEGIN
+    SELECT COALESCE(e.error->>'budget', b.task_id::text)::uuid INTO owner
+        FROM task_status s LEFT JOIN budgets b ON b.task_id = s.task_id
+        LEFT JOIN executions e ON e.task_id = s.task_id AND e.claim = s.claim AND s.wait_reason = 'budget'
+        WHERE s.task_id = t;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'There is no task %.', t USING ERRCODE = 'MN008';
+    ELSIF owner IS NULL THEN
+        RAISE EXCEPTION 'The task % has no budget of its own, and waits for none.', t USING ERRCODE = 'MN009';
+    ELSIF EXISTS (SELECT 1 FROM task_outcomes o WHERE o.task_id = owner) THEN
+        RAISE EXCEPTION 'The task % has ended: its budget changes nothing any more.', owner USING ERRCODE = 'MN009';
+    END IF;
+    SELECT x.name INTO missing FROM budgets b, LATERAL (VALUES ('tokens', b.tokens::numeric), ('dollars', b.microdollars),
+            ('steps', b.steps), ('seconds', b.seconds)) AS x (name, most)
+        WHERE b.task_id = owner AND x.most IS NULL
+          AND COALESCE(extra->>CASE x.name WHEN 'dollars' THEN 'microdollars' ELSE x.name END, '0')::numeric <> 0 LIMIT 1;
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION 'The budget of task % has no limit in %, so there is nothing to raise.', owner, missing
+            USING ERRCODE = 'MN009';
+    END IF;
+    -- Not in the statement that changes it: what that has computed before it waits for a lock would be kept.
+    PERFORM minion_lock_budgets(ARRAY[owner]);
+    UPDATE budgets b SET
+            tokens = b.tokens + COALESCE((extra->>'tokens')::bigint, 0),
+            microdollars = b.microdollars + COALESCE((extra->>'microdollars')::bigint, 0),
+            steps = b.steps + COALESCE((extra->>'steps')::bigint, 0),
+            seconds = n.seconds,
+            due_at = b.due_at + (n.seconds - b.seconds) * interval '1 s',
+            on_breach = CASE WHEN stop THEN 'fail' ELSE on_breach END,
+            changed_at = clock_timestamp()
+        FROM (SELECT o.task_id, CASE WHEN extra->>'seconds' IS NULL THEN o.seconds
+                     ELSE GREATEST(o.seconds, extract(epoch FROM clock_timestamp() - e.started_at))
+                          + (extra->>'seconds')::double precision END AS seconds
+                  FROM budgets o LEFT JOIN executions e ON e.task_id = o.task_id AND e.claim = 1) AS n
+        WHERE b.task_id = owner AND n.task_id = owner;
+    PERFORM minion_wake_funded(1000, owner);
+    RETURN owner;
+END $$;
+
+CREATE FUNCTION minion_check_depth(parent uuid) RETURNS integer
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    child_depth integer;
+    offender record;
+BEGIN
+    SELECT depth + 1 INTO child_depth FROM tasks WHERE id = parent;
+    WITH RECURSIVE lineage AS (
+        SELECT id, parent_id, depth, agent_version_id FROM tasks WHERE id = parent
+        UNION ALL
+        SELECT t.id, t.parent_id, t.depth, t.agent_version_id FROM tasks t JOIN lineage l ON t.id = l.parent_id
+    )
+    SELECT v.name, (v.definition->'config'->>'max_chain_depth')::integer AS most INTO offender
+        FROM lineage l JOIN agent_versions v ON v.id = l.agent_version_id
+        WHERE child_depth - l.depth > (v.definition->'config'->>'max_chain_depth')::integer
+        ORDER BY l.depth LIMIT 1;
+    IF offender.name IS NOT NULL THEN
+        RAISE EXCEPTION 'The chain below the agent % would be deeper than its max_chain_depth of %. '
+            'Look for agents that call each other in a circle, or raise the limit.',
+            quote_literal(offender.name), offender.most USING ERRCODE = 'MN007';
+    END IF;
+    RETURN child_depth;
+END $$;
+
+CREATE FUNCTION minion_check_json(value jsonb, what text) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    body text := value::text;
+    most integer := COALESCE(NULLIF(current_setting('minion.max_input_bytes', true), '')::integer, 1048576);
+BEGIN
+    IF octet_length(body) > most THEN
+        RAISE EXCEPTION '% is % bytes large; at most % are accepted. '
+            'Store large data elsewhere and pass a reference to it.', what, octet_length(body), most
+            USING ERRCODE = 'MN006';
+    END IF;
+    IF octet_length(body) > 200 AND jsonb_path_exists(value, '$.**{101}') THEN
+        RAISE EXCEPTION '% is nested deeper than 100 levels.', what USING ERRCODE = 'MN007';
+    END IF;
+    IF body ~ '[0-9]{150}' AND jsonb_path_exists(
+            value, '$.** ? (@.type() == "number" && (@ >= 1e300 || @ <= -1e300))') THEN
+        RAISE EXCEPTION '% holds a number of more than 300 digits.', what USING ERRCODE = 'MN007';
+    END IF;
+END $_$;
+
+CREATE FUNCTION minion_check_request(request jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    fault record;
+    labels jsonb := NULLIF(request->'labels', 'null'::jsonb);
+    messages jsonb := NULLIF(request->'messages', 'null'::jsonb);
+BEGIN
+    SELECT f.name, char_length(request->>f.name) AS size, f.most INTO fault
+        FROM (VALUES ('agent', 0, 200), ('capability', 0, 200), ('idempotency_key', 1, 255), ('key', 1, 255),
+                     ('conversation_id', 1, 255), ('namespace', 1, 100)) AS f (name, least, most)
+        WHERE char_length(request->>f.name) NOT BETWEEN f.least AND f.most LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION '% has % characters; 1 to % are accepted.', fault.name, fault.size, fault.most
+            USING ERRCODE = 'MN007';
+    ELSIF request->>'traceparent' !~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$' THEN
+        RAISE EXCEPTION 'traceparent must be one of W3C Trace Context.' USING ERRCODE = 'MN007';
+    ELSIF (request->>'priority')::numeric NOT BETWEEN -100 AND 100 THEN
+        RAISE EXCEPTION 'priority is %; -100 to 100 are accepted.', request->>'priority' USING ERRCODE = 'MN007';
+    END IF;
+    SELECT t.name INTO fault FROM (VALUES ('run_at'), ('deadline')) AS t (name)
+        WHERE (request->>t.name)::timestamptz NOT BETWEEN '1970-01-01 00:00:00+00' AND '9999-01-01 00:00:00+00' LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION '% must be a time between the years 1970 and 9999.', fault.name USING ERRCODE = 'MN007';
+    END IF;
+    IF labels IS NOT NULL THEN
+        IF jsonb_typeof(labels) <> 'object' OR octet_length(labels::text) > 65536
+                OR jsonb_path_exists(labels, 'strict $.* ? (@.type() != "string")') THEN
+            RAISE EXCEPTION 'labels must be an object whose values are text, of 64 KB at most.' USING ERRCODE = 'MN007';
+        END IF;
+    END IF;
+    IF messages IS NOT NULL AND NOT minion_are_messages(messages) THEN
+        RAISE EXCEPTION 'messages must be a list of 1 to 1000 objects, each with `role` (user, assistant or system) '
+            'and `content` (text).' USING ERRCODE = 'MN007';
+    END IF;
+END $_$;
+
+CREATE FUNCTION minion_check_transition() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        IF NEW.state NOT IN ('scheduled', 'pending') THEN
+            RAISE EXCEPTION 'a task cannot begin as %', NEW.state USING ERRCODE = 'check_violation';
+        END IF;
+    ELSIF NOT minion_transition_allowed(OLD.state, NEW.state) THEN
+        RAISE EXCEPTION 'a task cannot go from % to %', OLD.state, NEW.state USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE FUNCTION minion_claim(t uuid, expected integer, w uuid, granted boolean) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    now_at task_status;
+    obstacle jsonb;
+    secret bytea;
+BEGIN
+    UPDATE task_status SET state = 'running', claim = claim + 1, worker_id = w, updated_at = now()
+        WHERE task_id = t AND state = 'queued' AND claim = expected AND (deadline IS NULL OR deadline > now())
+          AND EXISTS (SELECT 1 FROM workers WHERE id = w AND status = 'online')
+          AND NOT EXISTS (SELECT 1 FROM pauses) AND NOT EXISTS (SELECT 1 FROM limits WHERE scope <> 'model')
+          AND conversation_id IS NULL
+        RETURNING * INTO now_at;
+    IF NOT FOUND THEN
+        SELECT * INTO now_at FROM task_status
+            WHERE task_id = t AND state = 'queued' AND claim = expected AND (deadline IS NULL OR deadline > now())
+              AND EXISTS (SELECT 1 FROM workers WHERE id = w AND status = 'online')
+            FOR NO KEY UPDATE;
+        IF NOT FOUND THEN
+            RETURN NULL;
+        END IF;
+        obstacle := minion_obstacle(now_at, granted);
+        IF obstacle IS NOT NULL THEN
+            IF obstacle->>'kind' <> 'rate' THEN
+                UPDATE task_status SET state = 'pending', updated_at = now(),
+                                       rank = CASE WHEN obstacle->>'kind' = 'turn' THEN minion_parked() ELSE rank END
+                    WHERE task_id = t;
+            END IF;
+            RETURN jsonb_build_object('refused', obstacle);
+        END IF;
+        UPDATE task_status SET state = 'running', claim = claim + 1, worker_id = w, updated_at = now()
+            WHERE task_id = t RETURNING * INTO now_at;
+    END IF;
+    IF now_at.claim = 1 THEN
+        DELETE FROM unique_tasks WHERE task_id = t AND held_while = 'pending';
+    END IF;
+    -- Each half has 122 random bits from the system's source.
+    INSERT INTO executions (task_id, claim, worker_id, stream_key)
+        VALUES (t, now_at.claim, w, uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid()))
+        RETURNING stream_key INTO secret;
+    RETURN (SELECT to_jsonb(k) || jsonb_build_object(
+        'claim', now_at.claim, 'worker_id', w, 'attempts', now_at.attempts, 'queue', now_at.capability,
+        'stream_key', encode(secret, 'hex'),
+        -- Minions make idempotency keys from it.
+        'origin_id', COALESCE(k.effect_origin, k.origin_id),
+        -- A replay from a step begins with what was copied.
+        'steps', CASE WHEN now_at.claim > 1 OR k.from_step IS NOT NULL THEN minion_journal(t) ELSE '[]'::jsonb END)
+        FROM tasks k WHERE k.id = t);
+END $$;
+
+CREATE FUNCTION minion_claims_only_grow() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'a claim number never goes back (% to %)', OLD.claim, NEW.claim
+        USING ERRCODE = 'check_violation';
+END $$;
+
+CREATE FUNCTION minion_close_execution(t uuid, c integer, how text, result jsonb) RETURNS void
+    LANGUAGE sql
+    AS $$
+    UPDATE executions SET
+        outcome = how, finished_at = now(), error = NULLIF(result->'error', 'null'::jsonb),
+        cpu_seconds = (result->>'cpu_seconds')::double precision,
+        peak_memory_bytes = (result->>'peak_memory_bytes')::bigint,
+        input_tokens = COALESCE((result->>'input_tokens')::bigint, 0),
+        output_tokens = COALESCE((result->>'output_tokens')::bigint, 0),
+        cost_microdollars = COALESCE((result->>'cost_microdollars')::bigint, 0)
+    WHERE task_id = t AND claim = c AND outcome = 'running'
+$$;
+
+CREATE FUNCTION minion_count_down(t uuid, over integer) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    now_at text;
+BEGIN
+    UPDATE task_status SET
+            open_waits = GREATEST(0, open_waits - over),
+            state = CASE WHEN open_waits <= over THEN 'pending' ELSE state END,
+            wait_reason = CASE WHEN open_waits > over THEN minion_waits_for(t) END,
+            due_at = CASE WHEN open_waits > over THEN (
+                SELECT min(w.due_at) FROM steps w WHERE w.task_id = t AND w.kind = 'wait' AND w.status = 'started') END,
+            updated_at = now()
+        WHERE task_id = t AND state = 'waiting' AND open_waits > 0
+        RETURNING state INTO now_at;
+    IF now_at = 'pending' THEN
+        PERFORM minion_notify_pending();
+    END IF;
+    RETURN COALESCE(now_at = 'pending', false);
+END $$;
+
+CREATE FUNCTION minion_decide(t uuid, step_number integer, verdict text, content jsonb, reason text, who text) RETURNS text
+    LANGUAGE sql
+    AS $$
+    SELECT minion_decide_v2(t, step_number, NULL, verdict, content, NULL, reason, who)->>'state'
+$$;
+
+CREATE FUNCTION minion_decide_v2(t uuid, step_number integer, proposal text, verdict text, content jsonb, content_order jsonb, reason text, who text) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    now_at task_status;
+    asked steps;
+    waits text;
+    value jsonb := content;
+    value_order jsonb := content_order;
+    decided jsonb := jsonb_build_object('verdict', verdict, 'reason', reason, 'by', who, 'at', now());
+BEGIN
+    SELECT * INTO now_at FROM task_status WHERE task_id = t FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'There is no task %.', t USING ERRCODE = 'MN008';
+    END IF;
+    SELECT * INTO asked FROM minion_undecided(t) u
+        WHERE (step_number IS NULL OR u.number = step_number) AND (proposal IS NULL OR minion_proposal(u) = proposal)
+        LIMIT 1;
+    IF asked.number IS NULL THEN
+        SELECT string_agg(format('step %s (%s, proposal %s)', u.number, u.name, minion_proposal(u)), ', ') INTO waits
+            FROM minion_undecided(t) u;
+        IF waits IS NULL THEN
+            RAISE EXCEPTION 'Task % (%) waits for no decision%. `minion why %` shows what it waits for.', t, now_at.state,
+                COALESCE(' about step ' || step_number, ' about proposal ' || proposal, ''), t USING ERRCODE = 'MN009';
+        END IF;
+        RAISE EXCEPTION 'Task % does not wait for a decision about %. It waits for one about %.', t,
+            concat_ws(', ', 'step ' || step_number, 'proposal ' || left(proposal, 64)), waits USING ERRCODE = 'MN009';
+    ELSIF (asked.kind = 'wait') <> (verdict IN ('approve', 'reject')) THEN
+        RAISE EXCEPTION 'Step % waits for %.', asked.number,
+            CASE WHEN asked.kind = 'wait' THEN 'approve or reject' ELSE 'result, again or fail' END USING ERRCODE = 'MN007';
+    END IF;
+    PERFORM minion_check_json(content, 'The value');
+    IF verdict = 'approve' AND content IS NULL THEN
+        value := asked.input->'approval';
+        value_order := asked.input_order;
+    END IF;
+    UPDATE steps SET finished_at = now(),
+            status = CASE WHEN verdict IN ('approve', 'result') THEN 'finished' ELSE 'failed' END,
+            output = CASE verdict WHEN 'approve' THEN decided || jsonb_build_object('arguments', value)
+                                  WHEN 'result' THEN value END,
+            output_order = CASE WHEN verdict IN ('approve', 'result') THEN value_order END,
+            usage = CASE WHEN asked.kind = 'wait' THEN usage ELSE jsonb_build_object('decision', decided) END,
+            error = CASE verdict
+                WHEN 'reject' THEN jsonb_build_object('type', 'rejected', 'message',
+                    format('%s was rejected%s.', asked.name, COALESCE(': ' || reason, '')), 'decision', decided)
+                WHEN 'fail' THEN jsonb_build_object('type', 'tool_error', 'message',
+                    format('Step %s (%s) was interrupted and did not happen%s.', asked.number, asked.name,
+                           COALESCE(': ' || reason, '')), 'decision', decided)
+                WHEN 'again' THEN jsonb_build_object('type', 'interrupted', 'message', 'It is made again.',
+                    'retryable', true, 'decision', decided) END
+        WHERE task_id = t AND number = asked.number;
+    PERFORM minion_count_down(t, 1);
+    RETURN jsonb_build_object(
+        'state', (SELECT state FROM task_status WHERE task_id = t), 'step', asked.number, 'name', asked.name,
+        'proposal', minion_proposal(asked), 'verdict', verdict, 'value', value,
+        'value_order', value_order);
+END $$;
+
+CREATE FUNCTION minion_dispatch(lease interval, smallest_window integer) RETURNS TABLE(task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer, time_limit integer, priority smallint)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    served record;
+    limited boolean := EXISTS (SELECT 1 FROM limits WHERE scope <> 'model');
+BEGIN
+    IF limited THEN
+        -- What is in flight must not change between counting and taking.
+        PERFORM pg_advisory_xact_lock(hashtext('minion_dispatch'));
+    END IF;
+    FOR served IN
+        SELECT c.name, sum(w.slots) AS slots FROM workers w, unnest(w.capabilities) AS c (name)
+            WHERE w.status = 'online' AND w.last_seen > now() - lease GROUP BY c.name
+    LOOP
+        CONTINUE WHEN NOT EXISTS (
+            SELECT 1 FROM task_status p WHERE p.state = 'pending' AND p.capability = served.name);
+        RETURN QUERY SELECT * FROM minion_take(
+            served.name, GREATEST(2 * served.slots, smallest_window)::integer, limited);
+    END LOOP;
+END $$;
+
+CREATE FUNCTION minion_effect_origin(parent uuid, step integer) RETURNS uuid
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT encode(substring(sha256(convert_to(parent::text || '/' || step::text, 'UTF8')) FOR 16), 'hex')::uuid
+$$;
+
+CREATE FUNCTION minion_end_tree(t uuid, final text, failure jsonb) RETURNS text
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    generation uuid[] := ARRAY[t];
+    member uuid;
+    state_now text;
+    ended text;
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM tasks WHERE id = t) THEN
+        RAISE EXCEPTION 'There is no task %.', t USING ERRCODE = 'MN008';
+    END IF;
+    PERFORM minion_lock_parent(t);
+    -- One generation after the other: whoever is locked makes no more children, so the next look finds them all.
+    WHILE generation IS NOT NULL LOOP
+        FOREACH member IN ARRAY generation LOOP
+            SELECT state INTO state_now FROM task_status WHERE task_id = member FOR NO KEY UPDATE;
+            ended := CASE WHEN member = t THEN final ELSE 'cancelled' END;
+            IF state_now IN ('succeeded', 'failed', 'cancelled', 'expired') THEN
+                CONTINUE;
+            ELSIF state_now = 'running' AND ended = 'cancelled' THEN
+                UPDATE task_status SET cancel_requested = true WHERE task_id = member;
+            ELSE
+                UPDATE executions SET outcome = ended, finished_at = now(), error = failure
+                    WHERE task_id = member AND outcome = 'running';
+                PERFORM minion_settle(member, ended, jsonb_build_object('error', failure));
+            END IF;
+        END LOOP;
+        SELECT array_agg(id ORDER BY id) INTO generation FROM tasks WHERE parent_id = ANY (generation);
+    END LOOP;
+    RETURN (SELECT state FROM task_status WHERE task_id = t);
+END $$;
+
+CREATE FUNCTION minion_fail_overtime(t uuid, failure jsonb) RETURNS boolean
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    now_at task_status;
+BEGIN
+    PERFORM minion_lock_parent(t);
+    SELECT * INTO now_at FROM task_status WHERE task_id = t FOR NO KEY UPDATE;
+    IF now_at.state = 'queued' THEN
+        RETURN false;
+    END IF;
+    IF now_at.state IN ('pending', 'running', 'waiting') THEN
+        PERFORM minion_end_tree(t, 'failed', failure);
+        UPDATE executions SET outcome = 'expired' WHERE task_id = t AND claim = now_at.claim AND now_at.state = 'running';
+    END IF;
+    UPDATE budgets SET due_at = NULL WHERE task_id = t;
+    RETURN now_at.state IN ('pending', 'running', 'waiting');
+END $$;
+
+CREATE FUNCTION minion_fence(t uuid, c integer) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM 1 FROM task_status WHERE task_id = t AND claim = c AND state = 'running' FOR NO KEY UPDATE;
+    RETURN FOUND;
+END $$;
+
+CREATE FUNCTION minion_fingerprint(error jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT left(encode(sha256(convert_to(COALESCE(error->>'type', '') || ':' || left(regexp_replace(left(
+        COALESCE(error->>'message', ''), 10000),
+        '''[^'']*''|"[^"]*"|`[^`]*`|“[^”]*”|‘[^’]*’|„[^“”]*[“”]|«[^»]*»'
+        -- A URL, a path, and a word with a digit in it.
+        '|[a-z][a-z0-9+.-]*://\S*[\w/]|(?<!\w)(?:~|\.{1,2})?(?:/[\w.@%+~-]+)+/?|(?<!\w)[a-z]:\\\S*\w'
+        '|[\w-]*\d(?:[\w.,:-]*\w)?', '#', 'gi'), 500),
+        'UTF8')), 'hex'), 16)
+$$;
+
+CREATE FUNCTION minion_finish(t uuid, c integer, final text, result jsonb) RETURNS text
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    now_at record;
+    late jsonb;
+    owner record;
+BEGIN
+    PERFORM minion_lock_parent(t);
+    IF NOT minion_fence(t, c) THEN
+        RETURN NULL;
+    END IF;
+    SELECT cancel_requested, deadline INTO now_at FROM task_status WHERE task_id = t;
+    PERFORM minion_put_steps(t, c, COALESCE(result->'steps', '[]'::jsonb));
+    IF now_at.cancel_requested THEN
+        final := 'cancelled';
+        result := result || '{"output": null, "error": {"type": "cancelled", "message": "Cancelled while it ran."}}';
+    ELSIF now_at.deadline <= clock_timestamp() THEN
+        late := jsonb_strip_nulls(jsonb_build_object('type', 'expired', 'cause', result->'error',
+            'message', 'The task''s deadline passed before it was done.'));
+        PERFORM minion_close_execution(t, c, 'expired', result || jsonb_build_object('error', late));
+        RETURN minion_end_tree(t, 'expired', late);
+    END IF;
+    PERFORM minion_close_execution(t, c, final, result);
+    PERFORM minion_settle(t, final, result);
+    SELECT namespace, conversation_id INTO owner FROM tasks WHERE id = t;
+    IF final = 'succeeded' AND owner.conversation_id IS NOT NULL AND result ? 'messages' THEN
+        INSERT INTO conversations (namespace, id) VALUES (owner.namespace, owner.conversation_id)
+            ON CONFLICT DO NOTHING;
+        INSERT INTO messages (namespace, conversation_id, task_id, role, content)
+            SELECT owner.namespace, owner.conversation_id, t, m.value->>'role', m.value->'content'
+                FROM jsonb_array_elements(result->'messages') WITH ORDINALITY AS m (value, n) ORDER BY m.n;
+    END IF;
+    RETURN final;
+END $$;
+
+CREATE FUNCTION minion_functions() RETURNS integer
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$SELECT 1$$;
+
+CREATE FUNCTION minion_heal_clock() RETURNS integer
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    moment timestamptz := clock_timestamp();
+    ahead timestamptz := moment + interval '1 s';
+    healed integer;
+    changed integer;
+BEGIN
+    UPDATE workers SET last_seen = LEAST(last_seen, moment),
+                       idle_since = CASE WHEN idle_since > moment THEN moment ELSE idle_since END
+        WHERE status = 'online' AND (last_seen > ahead OR idle_since > ahead);
+    GET DIAGNOSTICS healed = ROW_COUNT;
+
+    UPDATE task_status SET queued_at = LEAST(queued_at, moment), published_at = LEAST(published_at, moment),
+                           updated_at = LEAST(updated_at, moment)
+        WHERE task_id IN (
+            SELECT s.task_id FROM task_status s
+                WHERE s.state IN ('queued', 'running') AND (s.published_at > ahead OR s.updated_at > ahead)
+                ORDER BY s.task_id FOR NO KEY UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS changed = ROW_COUNT;
+    healed := healed + changed;
+
+    -- A hold lasts until its limit permits one more task. One that is too long may go: the limiter makes another.
+    DELETE FROM rate_holds h WHERE h.until_at > moment + interval '1 minute' AND NOT EXISTS (
+        SELECT 1 FROM limits l WHERE l.namespace = h.namespace AND l.scope = h.scope AND l.name IN (h.name, '*')
+            AND h.until_at <= moment + 2 * l.period_seconds / l.rate * interval '1 s');
+    GET DIAGNOSTICS changed = ROW_COUNT;
+    healed := healed + changed;
+    IF changed > 0 THEN
+        PERFORM minion_notify_pending();
+    END IF;
+
+    -- Not those with a cron expression, whose runs are times of the day. A schedule that cannot be read is set aside for
+    -- five minutes.
+    UPDATE schedules SET next_at = moment + interval_seconds * interval '1 s'
+        WHERE id IN (
+            SELECT c.id FROM schedules c
+                WHERE c.enabled AND c.next_at > moment + (c.interval_seconds + 300) * interval '1 s'
+                FOR UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS changed = ROW_COUNT;
+    healed := healed + changed;
+
+    UPDATE webhook_deliveries SET next_at = moment
+        WHERE status = 'pending' AND attempts = 0 AND next_at > ahead;
+    GET DIAGNOSTICS changed = ROW_COUNT;
+    healed := healed + changed;
+    IF changed > 0 THEN
+        PERFORM pg_notify('minion_webhooks', '');
+    END IF;
+    RETURN healed;
+END $$;
+
+CREATE FUNCTION minion_heal_turns(most integer) RETURNS integer
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    woken integer;
+BEGIN
+    UPDATE task_status s SET rank = minion_rank(k.created_at, s.priority)
+        FROM tasks k WHERE k.id = s.task_id AND s.task_id IN (
+            SELECT p.task_id FROM task_status p JOIN (
+                    SELECT DISTINCT ON (f.namespace, f.conversation_id) f.task_id, f.namespace, f.conversation_id
+                        FROM task_status f WHERE f.state = 'pending' AND f.rank = minion_parked()
+                        ORDER BY f.namespace, f.conversation_id, f.task_id) AS first ON first.task_id = p.task_id
+                WHERE p.state = 'pending' AND p.rank = minion_parked()
+                  AND minion_predecessor(first.task_id, first.namespace, first.conversation_id) IS NULL
+                LIMIT most FOR NO KEY UPDATE OF p SKIP LOCKED);
+    GET DIAGNOSTICS woken = ROW_COUNT;
+    IF woken > 0 THEN
+        PERFORM minion_notify_pending();
+    END IF;
+    DELETE FROM rate_holds WHERE until_at < now() - interval '1 minute';
+    RETURN woken;
+END $$;
+
+CREATE FUNCTION minion_heal_waits(after uuid, most integer, OUT woken integer, OUT last uuid) RETURNS record
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    looked_at uuid[] := ARRAY(
+        SELECT s.task_id FROM task_status s
+            WHERE s.state = 'waiting' AND s.task_id > COALESCE(after, '00000000-0000-0000-0000-000000000000')
+            ORDER BY s.task_id LIMIT most);
+    early record;
+BEGIN
+    last := looked_at[most];
+    FOR early IN
+        SELECT s.task_id, s.updated_at - clock_timestamp() AS extra FROM task_status s
+            WHERE s.task_id = ANY (looked_at) AND s.state = 'waiting'
+              AND s.updated_at > clock_timestamp() + interval '1 s'
+            ORDER BY s.task_id FOR NO KEY UPDATE SKIP LOCKED
+    LOOP
+        UPDATE steps SET due_at = due_at - early.extra
+            WHERE task_id = early.task_id AND kind = 'wait' AND status = 'started';
+        UPDATE task_status SET due_at = due_at - early.extra, updated_at = updated_at - early.extra
+            WHERE task_id = early.task_id;
+    END LOOP;
+    UPDATE task_status SET state = 'pending', wait_reason = NULL, open_waits = 0, due_at = NULL, updated_at = now()
+        WHERE task_id IN (
+            SELECT s.task_id FROM task_status s
+                WHERE s.task_id = ANY (looked_at) AND s.state = 'waiting' AND s.updated_at < now() - interval '10 s'
+                  AND s.wait_reason IN ('subtask', 'signal', 'timer', 'approval')
+                  AND NOT EXISTS (SELECT 1 FROM steps w WHERE w.task_id = s.task_id AND w.status = 'started'
+                                    AND w.kind IN ('subtask', 'wait'))
+                FOR NO KEY UPDATE OF s SKIP LOCKED);
+    GET DIAGNOSTICS woken = ROW_COUNT;
+    IF woken > 0 THEN
+        PERFORM minion_notify_pending();
+    END IF;
+END $$;
+
+CREATE FUNCTION minion_hold(t uuid, expected integer, rule_scope text, rule_name text, delay interval) RETURNS void
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    ns text;
+BEGIN
+    UPDATE task_status SET state = 'pending', updated_at = now()
+        WHERE task_id = t AND state = 'queued' AND claim = expected RETURNING namespace INTO ns;
+    IF FOUND THEN
+        INSERT INTO rate_holds AS h (namespace, scope, name, until_at) VALUES (ns, rule_scope, rule_name, now() + delay)
+            ON CONFLICT (namespace, scope, name) DO UPDATE SET until_at = GREATEST(h.until_at, EXCLUDED.until_at);
+    END IF;
+END $$;
+
+CREATE FUNCTION minion_hold_idempotency(ns text, k text, t uuid, asked jsonb, OUT task_id uuid, OUT request jsonb) RETURNS record
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_column
+BEGIN
+    LOOP
+        INSERT INTO idempotency_keys AS held (namespace, key, task_id, request) VALUES (ns, k, t, asked)
+            ON CONFLICT DO NOTHING RETURNING held.task_id, held.request INTO task_id, request;
+        EXIT WHEN FOUND;
+        -- It may go, with its task, between the two statements.
+        SELECT held.task_id, held.request INTO task_id, request FROM idempotency_keys held
+            WHERE held.namespace = ns AND held.key = k;
+        EXIT WHEN FOUND;
+    END LOOP;
+END $$;
+
+CREATE FUNCTION minion_hold_unique(ns text, k text, t uuid, held text) RETURNS uuid
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    holder uuid;
+BEGIN
+    IF char_length(k) NOT BETWEEN 1 AND 255 OR held NOT IN ('pending', 'running') THEN
+        RAISE EXCEPTION 'unique_key must have 1 to 255 characters, and unique_while must be pending or running.'
+            USING ERRCODE = 'MN007';
+    END IF;
+    LOOP
+        INSERT INTO unique_tasks (namespace, key, task_id, held_while) VALUES (ns, k, t, held)
+            ON CONFLICT DO NOTHING RETURNING task_id INTO holder;
+        -- It may be let go of between the two statements.
+        EXIT WHEN holder IS NOT NULL;
+        SELECT task_id INTO holder FROM unique_tasks WHERE namespace = ns AND key = k;
+        EXIT WHEN holder IS NOT NULL;
+    END LOOP;
+    RETURN holder;
+END $$;
+
+CREATE FUNCTION minion_journal(t uuid) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT COALESCE(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
+               'number', s.number, 'kind', s.kind, 'name', s.name, 'status', s.status, 'effect', s.effect,
+               'request_hash', s.request_hash, 'error', s.error,
+               'child_id', CASE WHEN s.kind = 'subtask' THEN COALESCE(s.output->>'task_id', s.child_id::text) END))
+           || jsonb_build_object('output', s.output, 'output_order', s.output_order)
+           || CASE WHEN s.kind = 'subtask' AND s.copied_from IS NOT NULL THEN
+                       jsonb_build_object('outcome', s.output || jsonb_build_object('output_order', s.output_order))
+                   WHEN o.task_id IS NULL THEN '{}'::jsonb
+                   ELSE jsonb_build_object('outcome', jsonb_build_object(
+                       'state', o.state, 'output', COALESCE(o.output, c.value), 'output_order', o.output_order,
+                       'error', o.error)) END
+           ORDER BY s.number), '[]'::jsonb)
+    FROM steps s LEFT JOIN task_outcomes o ON o.task_id = s.child_id LEFT JOIN contents c ON c.sha256 = o.output_sha256
+    WHERE s.task_id = t
+$$;
+
+CREATE FUNCTION minion_keep_summary() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO conversation_summaries (namespace, conversation_id, through, summary, task_id)
+        SELECT k.namespace, k.conversation_id, (NEW.output->>'through')::uuid, NEW.output->>'summary', k.id
+            FROM tasks k JOIN conversations c ON c.namespace = k.namespace AND c.id = k.conversation_id
+            WHERE k.id = NEW.task_id
+        ON CONFLICT DO NOTHING;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION minion_key_order(value json) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    WITH RECURSIVE parts (place, part) AS (
+        SELECT '{}'::bigint[], value
+        UNION ALL SELECT p.place || m.n, m.part FROM parts p CROSS JOIN LATERAL (
+                SELECT o.value, o.n FROM json_each(CASE json_typeof(p.part) WHEN 'object' THEN p.part END)
+                    WITH ORDINALITY AS o (key, value, n)
+                UNION ALL
+                SELECT a.value, a.n FROM json_array_elements(CASE json_typeof(p.part) WHEN 'array' THEN p.part END)
+                    WITH ORDINALITY AS a (value, n)) AS m (part, n)
+            WHERE json_typeof(m.part) IN ('object', 'array')
+    ), objects AS (
+        SELECT place, ARRAY(SELECT k.key FROM json_object_keys(part) WITH ORDINALITY AS k (key, n) ORDER BY n) AS keys
+            FROM parts WHERE json_typeof(part) = 'object'
+    ), orders AS (
+        SELECT keys, own, row_number() OVER alike - 1 AS nth, count(*) OVER (PARTITION BY own) AS several FROM (
+                SELECT keys, min(place) AS place,
+                       ARRAY(SELECT k FROM unnest(keys) AS k ORDER BY octet_length(k), k COLLATE "C") AS own
+                    FROM objects GROUP BY keys) AS found
+            WINDOW alike AS (PARTITION BY own ORDER BY place)
+    ), listed AS (SELECT * FROM orders WHERE several > 1 OR keys <> own)
+    SELECT jsonb_build_object(
+            'orders', jsonb_agg(to_jsonb(keys) ORDER BY own, nth),
+            'choices', (SELECT COALESCE(jsonb_agg(l.nth ORDER BY o.place), '[]')
+                            FROM objects o JOIN listed l USING (keys) WHERE l.several > 1))
+        FROM listed HAVING count(*) > 0
+$$;
+
+CREATE FUNCTION minion_limits_of(ns text, cap text, agent text, k text) RETURNS TABLE(scope text, name text, rule text, max_running integer, rate integer, period_seconds double precision, burst integer)
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT DISTINCT ON (l.scope) l.scope, v.name, l.name, l.max_running, l.rate, l.period_seconds,
+           GREATEST(1, l.rate / 10)
+        FROM (VALUES ('capability', cap), ('agent', agent), ('key', k)) AS v (scope, name)
+        JOIN limits l ON l.namespace = ns AND l.scope = v.scope AND l.name IN (v.name, '*')
+        WHERE v.name <> '' ORDER BY l.scope, l.name = '*'
+$$;
+
+CREATE FUNCTION minion_lock_budgets(ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    one uuid;
+BEGIN
+    FOREACH one IN ARRAY ids LOOP
+        PERFORM 1 FROM budgets WHERE task_id = one FOR NO KEY UPDATE;
+    END LOOP;
+END $$;
+
+CREATE FUNCTION minion_lock_parent(t uuid) RETURNS void
+    LANGUAGE sql
+    AS $$
+    SELECT 1 FROM task_status WHERE task_id = (SELECT parent_id FROM tasks WHERE id = t) FOR NO KEY UPDATE
+$$;
+
+CREATE FUNCTION minion_next_turn(ns text, conversation text) RETURNS void
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    successor task_status;
+BEGIN
+    SELECT s.* INTO successor FROM task_status s
+        WHERE s.namespace = ns AND s.conversation_id = conversation AND s.state = 'pending' AND s.rank = minion_parked()
+        ORDER BY s.task_id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
+    IF FOUND THEN
+        UPDATE task_status s SET rank = minion_place(s.task_id, ns, conversation, k.created_at, s.priority)
+            FROM tasks k WHERE s.task_id = successor.task_id AND k.id = s.task_id;
+        PERFORM minion_notify_pending();
+    END IF;
+END $$;
+
+CREATE FUNCTION minion_notify_pending() RETURNS void
+    LANGUAGE sql
+    AS $$
+    SELECT pg_notify('minion_pending', '')
+$$;
+
+CREATE FUNCTION minion_obstacle(s task_status, granted boolean) RETURNS jsonb
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    pause record;
+    rule record;
+    running_now integer;
+    rates jsonb := '[]';
+    first uuid;
+BEGIN
+    -- Who was accepted late, or scheduled, may have an earlier id than one that began meanwhile.
+    IF s.claim = 0 AND s.conversation_id IS NOT NULL THEN
+        PERFORM pg_advisory_xact_lock(hashtext('minion_turn'), hashtext(s.conversation_id));
+        first := minion_predecessor(s.task_id, s.namespace, s.conversation_id);
+        IF first IS NOT NULL THEN
+            RETURN jsonb_build_object('kind', 'turn', 'task', first);
+        END IF;
+    END IF;
+    SELECT p.scope, p.name, p.reason, p.created_at INTO pause FROM pauses p
+        WHERE p.namespace = s.namespace AND (p.scope = 'capability' AND p.name = s.capability
+            OR p.scope = 'agent' AND p.name = s.agent_name OR p.scope = 'key' AND p.name = s.key)
+        ORDER BY p.scope LIMIT 1;
+    IF FOUND THEN
+        RETURN jsonb_build_object('kind', 'paused', 'scope', pause.scope, 'name', pause.name,
+                                  'reason', pause.reason, 'since', pause.created_at);
+    END IF;
+    FOR rule IN SELECT * FROM minion_limits_of(s.namespace, s.capability, s.agent_name, s.key) LOOP
+        IF rule.max_running IS NOT NULL THEN
+            PERFORM 1 FROM limits l WHERE l.namespace = s.namespace AND l.scope = rule.scope AND l.name = rule.rule
+                FOR NO KEY UPDATE;
+            SELECT count(*) INTO running_now FROM task_status o
+                WHERE o.state = 'running' AND o.namespace = s.namespace AND o.task_id <> s.task_id
+                  AND CASE rule.scope WHEN 'capability' THEN o.capability = rule.name
+                                      WHEN 'agent' THEN o.agent_name = rule.name ELSE o.key = rule.name END;
+            IF running_now >= rule.max_running THEN
+                RETURN jsonb_build_object('kind', 'max_running', 'scope', rule.scope, 'name', rule.name,
+                                          'limit', rule.max_running, 'running', running_now);
+            END IF;
+        END IF;
+        IF rule.rate IS NOT NULL THEN
+            rates := rates || jsonb_build_object('scope', rule.scope, 'name', rule.name, 'rate', rule.rate,
+                                                 'period_seconds', rule.period_seconds);
+        END IF;
+    END LOOP;
+    IF NOT granted AND rates <> '[]' THEN
+        RETURN jsonb_build_object('kind', 'rate', 'namespace', s.namespace, 'rates', rates);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION minion_open_budget(t uuid, given jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    fault text;
+BEGIN
+    IF jsonb_typeof(given) <> 'object' THEN
+        RAISE EXCEPTION 'budget must be an object such as {"dollars": 0.5, "on_breach": "ask"}.' USING ERRCODE = 'MN007';
+    END IF;
+    SELECT format('budget.%s is %s: %s', left(m.name, 100), left(m.value::text, 100),
+                  CASE WHEN k.most IS NULL THEN 'a budget has tokens, dollars, steps, seconds and on_breach (ask or fail)'
+                       ELSE format('it is a%s number above 0, %s at most', CASE WHEN k.whole THEN ' whole' ELSE '' END, k.most)
+                  END) INTO fault
+        FROM jsonb_each(given) AS m (name, value)
+        LEFT JOIN (VALUES ('tokens', 1000000000000, true), ('dollars', 1000000000, false), ('steps', 1000000000, true),
+                          ('seconds', 1000000000, false)) AS k (name, most, whole) ON k.name = m.name
+        WHERE m.value <> 'null' AND CASE
+            WHEN m.name = 'on_breach' THEN m.value NOT IN ('"ask"', '"fail"')
+            WHEN k.name IS NULL OR jsonb_typeof(m.value) <> 'number' THEN true
+            ELSE m.value::numeric NOT BETWEEN 0.000001 AND k.most OR k.whole AND m.value::numeric % 1 <> 0 END
+        LIMIT 1;
+    IF fault IS NOT NULL THEN
+        RAISE EXCEPTION '%.', fault USING ERRCODE = 'MN007';
+    ELSIF jsonb_strip_nulls(given) - 'on_breach' = '{}' THEN
+        RAISE EXCEPTION 'A budget must limit something: tokens, dollars, steps or seconds.' USING ERRCODE = 'MN007';
+    END IF;
+    INSERT INTO budgets (task_id, tokens, microdollars, steps, seconds, on_breach)
+    VALUES (t, (given->>'tokens')::numeric, (given->>'dollars')::numeric * 1000000, (given->>'steps')::numeric,
+            (given->>'seconds')::double precision, COALESCE(given->>'on_breach', 'ask'));
+END $$;
+
+CREATE FUNCTION minion_overtime(most integer) RETURNS TABLE(task_id uuid, breach jsonb)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+#variable_conflict use_column
+BEGIN
+    UPDATE budgets SET due_at = NULL WHERE task_id IN (
+        SELECT b.task_id FROM budgets b JOIN task_outcomes o ON o.task_id = b.task_id
+            WHERE b.due_at < now() AND b.on_breach = 'fail'
+            ORDER BY b.due_at LIMIT 10 * most FOR NO KEY UPDATE OF b SKIP LOCKED);
+    RETURN QUERY SELECT b.task_id, minion_breach(ARRAY[b.task_id], '{}') FROM budgets b
+        JOIN task_status s ON s.task_id = b.task_id AND s.state IN ('pending', 'running', 'waiting')
+        WHERE b.due_at < now() AND b.on_breach = 'fail' ORDER BY b.due_at LIMIT most;
+END $$;
+
+CREATE FUNCTION minion_owe_webhooks(t uuid, final text) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM webhooks WHERE enabled) THEN
+        RETURN;
+    END IF;
+    INSERT INTO webhook_deliveries (webhook_id, task_id, state)
+        SELECT w.id, t, final FROM webhooks w JOIN tasks k ON k.id = t
+            WHERE w.enabled AND w.namespace = k.namespace AND (w.states = '{}' OR final = ANY (w.states))
+              AND (w.agents = '{}' OR k.agent_name = ANY (w.agents)) AND k.labels @> w.labels
+              AND (k.parent_id IS NULL OR NOT w.roots_only)
+            -- One that is being removed is waited for and left out: its foreign key would fail the task's end.
+            FOR KEY SHARE OF w
+        ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+        PERFORM pg_notify('minion_webhooks', '');
+    END IF;
+END $$;
+
+CREATE FUNCTION minion_parked() RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT 9000000000000000000
+$$;
+
+CREATE FUNCTION minion_place(t uuid, ns text, conversation text, since timestamp with time zone, priority integer) RETURNS bigint
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT CASE WHEN conversation IS NOT NULL AND minion_predecessor(t, ns, conversation) IS NOT NULL
+                THEN minion_parked() ELSE minion_rank(since, priority) END
+$$;
+
+CREATE FUNCTION minion_predecessor(t uuid, ns text, conversation text) RETURNS uuid
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT e.task_id FROM task_status e
+        WHERE e.namespace = ns AND e.conversation_id = conversation AND e.task_id <> t
+          AND e.state IN ('pending', 'queued', 'running', 'waiting') AND (e.claim = 0, e.task_id) < (true, t)
+        ORDER BY e.claim = 0, e.task_id LIMIT 1
+$$;
+
+CREATE FUNCTION minion_proposal(s steps) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT left(encode(sha256(convert_to(concat_ws(
+        '/', s.task_id, s.number, s.request_hash, CASE WHEN s.kind <> 'wait' THEN s.claim END), 'UTF8')), 'hex'), 12)
+$$;
+
+CREATE FUNCTION minion_put_steps(t uuid, c integer, journal jsonb) RETURNS void
+    LANGUAGE sql
+    AS $$
+    INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, output,
+                       output_order, error, stdout, usage, cost_microdollars, function_version_id, started_at,
+                       finished_at)
+    SELECT t, s.number, s.kind, s.name, s.status, COALESCE(s.effect, 'pure'), s.request_hash, c, s.input, s.input_order,
+           s.output, s.output_order, s.error, s.stdout, s.usage, COALESCE(s.cost_microdollars, 0),
+           s.function_version_id, COALESCE(s.started_at, now()), s.finished_at
+        FROM jsonb_to_recordset(journal) AS s (
+            number integer, kind text, name text, status text, effect text, request_hash text, input jsonb,
+            input_order jsonb, output jsonb, output_order jsonb, error jsonb, stdout text, usage jsonb,
+            cost_microdollars bigint, function_version_id uuid, started_at timestamptz, finished_at timestamptz)
+    ON CONFLICT (task_id, number) DO UPDATE SET
+        status = EXCLUDED.status, output = EXCLUDED.output, output_order = EXCLUDED.output_order,
+        error = EXCLUDED.error, stdout = EXCLUDED.stdout,
+        usage = EXCLUDED.usage, cost_microdollars = EXCLUDED.cost_microdollars, claim = EXCLUDED.claim,
+        finished_at = EXCLUDED.finished_at
+        WHERE steps.status IN ('started', 'failed')
+$$;
+
+CREATE FUNCTION minion_rank(since timestamp with time zone, priority integer) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT (extract(epoch FROM since) * 1000000)::bigint - priority::bigint * 60000000
+$$;
+
+CREATE FUNCTION minion_record_state() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO task_events (task_id, number, type, data) VALUES (
+        NEW.task_id,
+        1 + COALESCE((SELECT max(number) FROM task_events WHERE task_id = NEW.task_id), 1),
+        'task.' || NEW.state,
+        jsonb_strip_nulls(jsonb_build_object(
+            'claim', NEW.claim, 'attempts', NEW.attempts, 'reason', NEW.wait_reason,
+            'due_at', CASE WHEN NEW.wait_reason <> 'answer' THEN NEW.due_at END)));
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION minion_record_step() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF TG_OP = 'UPDATE' AND NEW.child_id IS NOT NULL
+            AND EXISTS (SELECT 1 FROM task_outcomes WHERE task_id = NEW.task_id) THEN
+        RETURN NULL;
+    END IF;
+    INSERT INTO task_events (task_id, number, type, data) VALUES (
+        NEW.task_id,
+        1 + COALESCE((SELECT max(number) FROM task_events WHERE task_id = NEW.task_id), 1),
+        'step.' || NEW.status,
+        jsonb_strip_nulls(jsonb_build_object(
+            'step', NEW.number, 'kind', NEW.kind, 'name', NEW.name, 'claim', NEW.claim, 'child_id', NEW.child_id,
+            -- A step that is made again forgets it.
+            'error', CASE WHEN NEW.status = 'failed' THEN NULLIF(jsonb_strip_nulls(jsonb_build_object(
+                'type', NEW.error->'type', 'message', left(NEW.error->>'message', 2000))), '{}') END)));
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION minion_refuse(agent text, idempotency text, failure jsonb, submitter text) RETURNS uuid
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    t uuid := minion_uuidv7();
+    holder uuid;
+BEGIN
+    agent := left(agent, 200);
+    idempotency := left(idempotency, 255);
+    holder := (minion_hold_idempotency('default', idempotency, t, failure)).task_id;
+    IF holder <> t THEN
+        RETURN holder;
+    END IF;
+    INSERT INTO tasks (id, agent_name, root_id, origin_id, labels, submitted_by)
+        VALUES (t, agent, t, t, jsonb_build_object('celery_id', idempotency), submitter);
+    INSERT INTO task_status (task_id, state, agent_name, key, rank)
+        VALUES (t, 'pending', COALESCE(agent, ''), '', minion_rank(now(), 0));
+    PERFORM minion_settle(t, 'failed', jsonb_build_object('error', failure));
+    RETURN t;
+END $$;
+
+CREATE FUNCTION minion_refuse_change() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'a row of % never changes; store a new version', TG_TABLE_NAME
+        USING ERRCODE = 'check_violation';
+END $$;
+
+CREATE FUNCTION minion_refuse_content(messages jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    found record;
+BEGIN
+    SELECT m.n - 1 AS message, b.n - 1 AS block, b.value->>'type' AS type INTO found
+        FROM jsonb_array_elements(CASE jsonb_typeof(messages) WHEN 'array' THEN messages END)
+                WITH ORDINALITY AS m (value, n)
+            LEFT JOIN LATERAL jsonb_array_elements(
+                CASE jsonb_typeof(m.value->'content') WHEN 'array' THEN m.value->'content' END)
+                WITH ORDINALITY AS b (value, n) ON true
+        WHERE m.value->>'role' = 'tool' OR b.value->>'type' NOT IN ('text', 'input_text', 'output_text')
+        ORDER BY m.n, b.n LIMIT 1;
+    IF found.type IS NOT NULL THEN
+        RAISE EXCEPTION 'messages[%].content[%]: blocks of type % are not supported yet. Send its text, or a link to it, '
+            'as a block of type ''text''.', found.message, found.block, quote_literal(left(found.type, 50))
+            USING ERRCODE = 'MN007';
+    ELSIF found.message IS NOT NULL THEN
+        RAISE EXCEPTION 'messages[%]: messages of role ''tool'' are not supported yet. Put what the tool returned into a '
+            'message of the user.', found.message USING ERRCODE = 'MN007';
+    END IF;
+END $$;
+
+CREATE FUNCTION minion_refuse_repeated_keys(value json) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    twice text;
+BEGIN
+    WITH RECURSIVE parts (part) AS (
+        SELECT value
+        UNION ALL SELECT m.part FROM parts p CROSS JOIN LATERAL (
+                SELECT o.value FROM json_each(CASE json_typeof(p.part) WHEN 'object' THEN p.part END) AS o
+                UNION ALL
+                SELECT a.value FROM json_array_elements(CASE json_typeof(p.part) WHEN 'array' THEN p.part END) AS a
+            ) AS m (part)
+            WHERE json_typeof(m.part) IN ('object', 'array')
+    )
+    SELECT k.key INTO twice FROM parts p CROSS JOIN LATERAL (
+            SELECT o.key FROM json_object_keys(CASE json_typeof(p.part) WHEN 'object' THEN p.part END) AS o (key)
+                GROUP BY o.key HAVING count(*) > 1) AS k
+        LIMIT 1;
+    IF twice IS NOT NULL THEN
+        RAISE EXCEPTION 'The input has the key % twice in one object.', quote_literal(left(twice, 50))
+            USING ERRCODE = 'MN007';
+    END IF;
+END $$;
+
+CREATE FUNCTION minion_reject(t uuid, failure jsonb) RETURNS boolean
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+BEGIN
+    PERFORM minion_lock_parent(t);
+    PERFORM 1 FROM task_status WHERE task_id = t AND state = 'pending' FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM minion_settle(t, 'failed', jsonb_build_object('error', failure));
+    RETURN true;
+END $$;
+
+CREATE FUNCTION minion_release(t uuid, c integer, how text, charged boolean, delay interval, result jsonb) RETURNS text
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    now_at task_status;
+    most integer;
+    failure jsonb := NULLIF(result->'error', 'null'::jsonb);
+BEGIN
+    PERFORM minion_lock_parent(t);
+    IF NOT minion_fence(t, c) THEN
+        RETURN NULL;
+    END IF;
+    UPDATE task_status SET attempts = attempts + charged::integer, losses = losses + (how = 'lost')::integer
+        WHERE task_id = t RETURNING * INTO now_at;
+    SELECT max_attempts INTO most FROM agent_versions WHERE id = (SELECT agent_version_id FROM tasks WHERE id = t);
+    PERFORM minion_put_steps(t, c, COALESCE(result->'steps', '[]'::jsonb));
+    IF now_at.cancel_requested THEN
+        PERFORM minion_close_execution(t, c, 'cancelled', result);
+        PERFORM minion_settle(t, 'cancelled',
+            '{"error": {"type": "cancelled", "message": "Cancelled while it ran."}}'::jsonb);
+        RETURN 'cancelled';
+    ELSIF (charged AND now_at.attempts >= most) OR (how = 'lost' AND now_at.losses >= GREATEST(most, 3)) THEN
+        failure := COALESCE(failure, '{"type": "lost"}'::jsonb) || jsonb_build_object(
+            'attempts', now_at.attempts, 'losses', now_at.losses, 'max_attempts', most);
+        PERFORM minion_close_execution(t, c, CASE WHEN how = 'lost' THEN 'lost' ELSE 'failed' END, result);
+        PERFORM minion_settle(t, 'failed', jsonb_build_object('error', failure));
+        RETURN 'failed';
+    END IF;
+    PERFORM minion_close_execution(t, c, how, result);
+    IF delay > interval '0' THEN
+        UPDATE task_status SET state = 'waiting', worker_id = NULL, wait_reason = 'backoff', due_at = now() + delay,
+                               updated_at = now()
+            WHERE task_id = t;
+        RETURN 'waiting';
+    END IF;
+    UPDATE task_status SET state = 'pending', worker_id = NULL, updated_at = now() WHERE task_id = t;
+    PERFORM minion_notify_pending();
+    RETURN 'pending';
+END $$;
+CREATE FUNCTION minion_release(t uuid, c integer, how text, charged boolean, delay interval, result jsonb, w uuid) RETURNS text
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+BEGIN
+    PERFORM minion_lock_parent(t);
+    PERFORM 1 FROM task_status WHERE task_id = t AND (w IS NULL OR worker_id = w) FOR NO KEY UPDATE;
+    RETURN CASE WHEN FOUND THEN minion_release(t, c, how, charged, delay, result) END;
+END $$;
+
+CREATE FUNCTION minion_replay_from(request jsonb, source uuid, first integer, edited jsonb, who text) RETURNS uuid
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    old record;
+    new uuid;
+BEGIN
+    SELECT k.journal_format, COALESCE(k.history_before, o.finished_at) AS history_before INTO old
+        FROM tasks k JOIN task_outcomes o ON o.task_id = k.id
+        -- Retention waits until its steps are copied.
+        WHERE k.id = source FOR KEY SHARE OF k;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'There is no task % that has ended.', source USING ERRCODE = 'MN008';
+    END IF;
+    SELECT a.task_id INTO new FROM minion_accept(request) AS a;
+    UPDATE tasks SET from_step = first + (edited IS NOT NULL)::integer, history_before = old.history_before
+        WHERE id = new AND journal_format = old.journal_format;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'The journal of task % has the format % of another release, and cannot be gone on with. '
+            'Replay the task from its beginning.', source, old.journal_format USING ERRCODE = 'MN009';
+    END IF;
+    INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, output,
+                       output_order, error, stdout, usage, child_id, function_version_id, due_at, started_at,
+                       finished_at, copied_from)
+        SELECT new, s.number, s.kind, s.name, s.status, s.effect, s.request_hash, 0, s.input, s.input_order,
+               -- The sub-task may be deleted before its outcome is read.
+               CASE WHEN s.kind = 'subtask' AND s.copied_from IS NULL THEN jsonb_build_object(
+                        'task_id', o.task_id, 'state', o.state, 'output', COALESCE(o.output, c.value), 'error', o.error)
+                    ELSE s.output END,
+               CASE WHEN s.kind = 'subtask' AND s.copied_from IS NULL THEN o.output_order ELSE s.output_order END,
+               s.error, s.stdout,
+               CASE WHEN s.usage ? 'decision' THEN jsonb_build_object('decision', s.usage->'decision') END,
+               s.child_id, s.function_version_id, s.due_at, s.started_at, s.finished_at,
+               COALESCE(s.copied_from, source)
+        FROM steps s LEFT JOIN task_outcomes o ON o.task_id = s.child_id LEFT JOIN contents c ON c.sha256 = o.output_sha256
+        WHERE s.task_id = source AND s.number < first + (edited IS NOT NULL)::integer;
+    UPDATE steps s SET status = 'finished', error = NULL, finished_at = now(),
+            output = CASE WHEN s.kind = 'subtask' THEN s.output || jsonb_build_object(
+                              'state', 'succeeded', 'output', edited->'output', 'error', NULL)
+                          ELSE edited->'output' END,
+            output_order = NULLIF(edited->'output_order', 'null'::jsonb),
+            usage = COALESCE(s.usage, '{}'::jsonb) || jsonb_build_object(
+                'edited', jsonb_build_object('by', who, 'at', now()))
+        WHERE s.task_id = new AND s.number = first AND edited IS NOT NULL;
+    RETURN new;
+END $$;
+
+CREATE FUNCTION minion_republish(lease interval, patience interval, empty text[], most integer) RETURNS TABLE(task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer, time_limit integer, priority smallint)
+    LANGUAGE sql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+    WITH overtaking AS MATERIALIZED (
+        SELECT r.capability, max(r.published_at) AS latest FROM task_status r WHERE r.state = 'running' GROUP BY 1
+    ), stalled AS (
+        SELECT s.task_id FROM task_status s LEFT JOIN overtaking o ON o.capability = s.capability
+            WHERE s.state = 'queued' AND s.published_at < now() - patience * power(2, LEAST(s.published, 7) - 1)
+              AND (s.capability = ANY (empty) AND s.capability IN (
+                    SELECT unnest(w.capabilities) FROM workers w WHERE w.status = 'online'
+                        AND w.last_seen > now() - lease AND w.idle_since < now() - patience)
+                OR o.latest > s.published_at + patience)
+            ORDER BY s.published_at LIMIT most FOR NO KEY UPDATE OF s SKIP LOCKED
+    ), again AS (
+        UPDATE task_status s SET published = s.published + 1, published_at = now()
+            FROM stalled WHERE s.task_id = stalled.task_id
+            RETURNING s.task_id, s.claim, s.capability, s.priority
+    )
+    SELECT a.task_id, a.claim, a.capability, t.agent_name, v.soft_time_limit, v.time_limit, a.priority
+        FROM again a JOIN tasks t ON t.id = a.task_id JOIN agent_versions v ON v.id = t.agent_version_id
+$$;
+
+CREATE FUNCTION minion_reserve(t uuid, c integer, asked jsonb) RETURNS jsonb
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    ids uuid[] := (SELECT budget_ids FROM tasks WHERE id = t);
+    breach jsonb;
+    begun boolean := EXISTS (SELECT 1 FROM reservations WHERE task_id = t AND step = (asked->>'step')::integer);
+    free boolean := COALESCE((asked->>'tokens')::bigint, 0) = 0 AND COALESCE((asked->>'microdollars')::bigint, 0) = 0;
+BEGIN
+    PERFORM minion_lock_budgets(ids);
+    IF EXISTS (SELECT 1 FROM reservations WHERE task_id = t AND step = (asked->>'step')::integer AND claim = c) THEN
+        RETURN NULL;
+    END IF;
+    -- A step counts once, however often it is begun. Its tokens and dollars count each time.
+    asked := asked || jsonb_build_object('steps', CASE WHEN begun THEN 0 ELSE (asked->>'steps')::integer END);
+    breach := minion_breach(ids, asked);
+    IF breach IS NOT NULL THEN
+        RETURN breach;
+    END IF;
+    INSERT INTO reservations (task_id, step, claim, budget_task_id, tokens, microdollars, steps, settled_at)
+        SELECT t, (asked->>'step')::integer, c, id, COALESCE((asked->>'tokens')::bigint, 0),
+               COALESCE((asked->>'microdollars')::bigint, 0), (asked->>'steps')::integer, CASE WHEN free THEN now() END
+            FROM unnest(ids) AS id;
+    UPDATE budgets b SET
+            spent_tokens = spent_tokens + COALESCE((asked->>'tokens')::bigint, 0),
+            spent_microdollars = spent_microdollars + COALESCE((asked->>'microdollars')::bigint, 0),
+            spent_steps = spent_steps + (asked->>'steps')::bigint,
+            due_at = COALESCE(due_at, (SELECT e.started_at + b.seconds * interval '1 s' FROM executions e
+                                           WHERE e.task_id = b.task_id AND e.claim = 1))
+        WHERE task_id = ANY (ids);
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION minion_resolve(request jsonb, OUT version_id uuid, OUT agent_name text, OUT queue text, OUT input_schema jsonb) RETURNS record
+    LANGUAGE plpgsql
+    AS $$
+#variable_conflict use_variable
+DECLARE
+    ns text := COALESCE(request->>'namespace', 'default');
+    wanted text := request->>'agent';
+    capability text := request->>'capability';
+    found record;
+    candidates text[];
+BEGIN
+    IF request->>'agent_version_id' IS NOT NULL THEN
+        SELECT a.name, a.status, v.* INTO found FROM agent_versions v JOIN agents a ON a.id = v.agent_id
+            WHERE v.id = (request->>'agent_version_id')::uuid AND a.namespace = ns;
+    ELSIF wanted IS NOT NULL THEN
+        SELECT a.name, a.status, v.* INTO found FROM agents a JOIN agent_versions v ON v.id = a.active_version_id
+            WHERE a.namespace = ns AND a.name = wanted;
+    ELSIF capability IS NOT NULL THEN
+        SELECT array_agg(a.name ORDER BY a.name) INTO candidates
+            FROM agents a JOIN agent_versions v ON v.id = a.active_version_id
+            WHERE a.namespace = ns AND a.status <> 'disabled' AND v.capabilities @> ARRAY[capability];
+        IF candidates IS NULL THEN
+            RAISE EXCEPTION 'No agent offers the capability %. `minion capabilities` lists what there is.',
+                quote_literal(left(capability, 100)) USING ERRCODE = 'MN002';
+        ELSIF cardinality(candidates) > 1 THEN
+            RAISE EXCEPTION 'Several agents offer the capability %: %. Name the agent.',
+                quote_literal(capability), array_to_string(candidates, ', ') USING ERRCODE = 'MN003';
+        END IF;
+        SELECT a.name, a.status, v.* INTO found FROM agents a JOIN agent_versions v ON v.id = a.active_version_id
+            WHERE a.namespace = ns AND a.name = candidates[1];
+    ELSIF request->'messages' IS NOT NULL AND jsonb_typeof(request->'messages') = 'array' THEN
+        RETURN;
+    ELSE
+        RAISE EXCEPTION 'Name an agent or a capability, or send messages to be routed by.' USING ERRCODE = 'MN007';
+    END IF;
+
+    IF found.id IS NULL THEN
+        RAISE EXCEPTION 'There is no agent named %. `minion agents` lists them; `minion apply PATH` stores new ones.',
+            quote_literal(left(COALESCE(wanted, request->>'agent_version_id'), 100)) USING ERRCODE = 'MN001';
+    ELSIF found.status = 'disabled' THEN
+        RAISE EXCEPTION 'The agent % is disabled and accepts no tasks. `minion agents activate %` changes that.',
+            quote_literal(found.name), found.name USING ERRCODE = 'MN004';
+    ELSIF capability IS NOT NULL AND NOT capability = ANY (found.capabilities) THEN
+        RAISE EXCEPTION 'The agent % does not offer the capability %; it offers %.', quote_literal(found.name),
+            quote_literal(left(capability, 100)), array_to_string(found.capabilities, ', ') USING ERRCODE = 'MN002';
+    END IF;
+    version_id := found.id;
+    agent_name := found.name;
+    queue := COALESCE(capability, found.capability);
+    -- Releases before 0.3 stored JSON null.
+    input_schema := NULLIF(found.input_schema, 'null'::jsonb);
+END $$;
+
+CREATE FUNCTION minion_route(t uuid, version uuid, queue text) RETURNS boolean
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    budget jsonb;
+BEGIN
+    UPDATE task_status SET capability = queue, updated_at = now(),
+                           agent_name = (SELECT name FROM agent_versions WHERE id = version)
+        WHERE task_id = t AND state = 'pending' AND capability IS NULL;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE tasks SET agent_version_id = version, agent_name = (SELECT name FROM agent_versions WHERE id = version)
+        WHERE id = t AND agent_version_id IS NULL;
+    -- The agent may bring a budget; a task that came with its own keeps that.
+    IF FOUND AND NOT EXISTS (SELECT 1 FROM budgets WHERE task_id = t) THEN
+        budget := minion_budget_for('{}', version);
+        IF budget IS NOT NULL THEN
+            PERFORM minion_open_budget(t, budget);
+            UPDATE tasks SET budget_ids = budget_ids || t WHERE id = t;
+        END IF;
+    END IF;
+    RETURN true;
+END $$;
+
+CREATE FUNCTION minion_route_by(t uuid, version uuid, queue text, decision jsonb) RETURNS boolean
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+BEGIN
+    IF NOT minion_route(t, version, queue) THEN
+        RETURN false;
+    END IF;
+    UPDATE tasks SET routing = decision WHERE id = t AND decision IS NOT NULL;
+    RETURN true;
+END $$;
+
+CREATE FUNCTION minion_search_text(name text, description text, capabilities text[]) RETURNS tsvector
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT setweight(to_tsvector('english'::regconfig, translate(
+               regexp_replace(name, '([a-z0-9])([A-Z])', '\1 \2', 'g'), '_.-', '   ')), 'A')
+        || setweight(to_tsvector('english'::regconfig, translate(
+               array_to_string(capabilities, ' '), '_.-', '   ')), 'B')
+        || setweight(to_tsvector('english'::regconfig, description), 'C')
+$$;
+
+CREATE FUNCTION minion_security_event(version uuid, task uuid, what text, facts jsonb, threshold integer) RETURNS text
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    head function_versions;
+    since timestamptz;
+    seen integer;
+BEGIN
+    SELECT * INTO head FROM function_versions WHERE id = version FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN 'unknown';
+    END IF;
+    INSERT INTO security_events (function_version_id, task_id, kind, detail) VALUES (version, task, what, facts);
+    since := COALESCE(head.released_at, head.created_at);
+    SELECT count(*) INTO seen FROM security_events
+        WHERE function_version_id = version AND created_at >= since
+          AND kind IN ('forbidden_name', 'hash_mismatch', 'import_denied', 'security');
+    seen := seen + (SELECT count(DISTINCT COALESCE(task_id, id)) FROM security_events
+        WHERE function_version_id = version AND created_at >= GREATEST(since, now() - interval '1 hour')
+          AND kind NOT IN ('forbidden_name', 'hash_mismatch', 'import_denied', 'security'));
+    IF threshold > 0 AND seen >= threshold AND head.status <> 'quarantined' THEN
+        UPDATE function_versions SET status = 'quarantined',
+                status_reason = format('%s security events, the last one %s', seen, what)
+            WHERE id = version RETURNING * INTO head;
+    END IF;
+    RETURN head.status;
+END $$;
+
+CREATE FUNCTION minion_settle(t uuid, final text, result jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    value jsonb := result->'output';
+    large boolean := octet_length((result->'output')::text) > 65536;
+    failure jsonb := NULLIF(result->'error', 'null'::jsonb);
+    parent record;
+BEGIN
+    UPDATE task_status SET state = final, worker_id = NULL, wait_reason = NULL, due_at = NULL, open_waits = 0,
+                           updated_at = now()
+        WHERE task_id = t;
+    INSERT INTO task_outcomes (task_id, state, output, output_sha256, output_order, error, error_fingerprint)
+    VALUES (t, final, CASE WHEN NOT large THEN value END, CASE WHEN large THEN minion_store_content(value) END,
+            CASE WHEN value <> 'null' THEN NULLIF(result->'output_order', 'null'::jsonb) END,
+            failure, CASE WHEN failure IS NOT NULL THEN minion_fingerprint(failure) END);
+    DELETE FROM unique_tasks WHERE task_id = t;
+    PERFORM minion_owe_webhooks(t, final);
+    SELECT parent_id AS id, parent_step AS step, namespace, conversation_id INTO parent FROM tasks WHERE id = t;
+    IF parent.id IS NULL THEN
+        IF parent.conversation_id IS NOT NULL THEN
+            PERFORM minion_next_turn(parent.namespace, parent.conversation_id);
+        END IF;
+        RETURN;
+    END IF;
+    UPDATE steps SET status = CASE WHEN final = 'succeeded' THEN 'finished' ELSE 'failed' END, finished_at = now()
+        WHERE task_id = parent.id AND number = parent.step;
+    PERFORM minion_count_down(parent.id, 1);
+END $$;
+
+CREATE FUNCTION minion_settle_step(t uuid, c integer, used jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM minion_lock_budgets((SELECT budget_ids FROM tasks WHERE id = t));
+    UPDATE budgets b SET
+            spent_tokens = spent_tokens - r.tokens + COALESCE((used->>'tokens')::bigint, r.tokens),
+            spent_microdollars = spent_microdollars - r.microdollars
+                + COALESCE((used->>'microdollars')::bigint, r.microdollars),
+            changed_at = clock_timestamp()
+        FROM reservations r
+        WHERE r.budget_task_id = b.task_id AND r.task_id = t AND r.claim = c AND r.step = (used->>'step')::integer
+          AND r.settled_at IS NULL;
+    UPDATE reservations SET settled_at = now(), tokens = COALESCE((used->>'tokens')::bigint, tokens),
+                            microdollars = COALESCE((used->>'microdollars')::bigint, microdollars)
+        WHERE task_id = t AND claim = c AND step = (used->>'step')::integer AND settled_at IS NULL;
+END $$;
+
+CREATE FUNCTION minion_signal(t uuid, signal text, content jsonb) RETURNS text
+    LANGUAGE sql
+    AS $$
+    SELECT minion_signal_v2(t, signal, content, NULL)
+$$;
+
+CREATE FUNCTION minion_signal_v2(t uuid, signal text, content jsonb, content_order jsonb) RETURNS text
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    now_at task_status;
+    wait_step integer;
+BEGIN
+    SELECT * INTO now_at FROM task_status WHERE task_id = t FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'There is no task %.', t USING ERRCODE = 'MN008';
+    ELSIF now_at.state IN ('succeeded', 'failed', 'cancelled', 'expired') THEN
+        RAISE EXCEPTION 'The task % has ended (%): it takes no more signals.', t, now_at.state USING ERRCODE = 'MN009';
+    END IF;
+    PERFORM minion_check_json(content, 'The payload');
+    INSERT INTO signals (task_id, name, payload, payload_order) VALUES (t, signal, content, content_order);
+    IF now_at.state = 'waiting' THEN
+        SELECT number INTO wait_step FROM steps WHERE task_id = t AND kind = 'wait' AND status = 'started'
+            AND input->>'signal' = signal ORDER BY number LIMIT 1;
+        IF FOUND AND minion_take_signal(t, wait_step, signal) THEN
+            PERFORM minion_count_down(t, 1);
+        END IF;
+    END IF;
+    RETURN (SELECT state FROM task_status WHERE task_id = t);
+END $$;
+
+CREATE FUNCTION minion_snooze(t uuid, c integer, result jsonb, delay interval, reason text) RETURNS text
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    state_now text;
+BEGIN
+    state_now := minion_stop_running(t, c, result);
+    IF state_now IS DISTINCT FROM 'running' THEN
+        RETURN state_now;
+    END IF;
+    UPDATE task_status SET state = 'waiting', worker_id = NULL, wait_reason = reason, due_at = now() + delay,
+                           updated_at = now()
+        WHERE task_id = t;
+    RETURN 'waiting';
+END $$;
+
+CREATE FUNCTION minion_spend(t uuid, c integer, journal jsonb, reserve jsonb, used jsonb) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    breach jsonb;
+BEGIN
+    IF NOT minion_fence(t, c) THEN
+        RETURN NULL;
+    END IF;
+    -- Who is cancelled begins nothing any more.
+    IF reserve IS NOT NULL AND NOT (SELECT cancel_requested FROM task_status WHERE task_id = t) THEN
+        breach := minion_reserve(t, c, reserve);
+        IF breach IS NOT NULL THEN
+            RETURN jsonb_build_object('cancel', false, 'breach', breach);
+        END IF;
+    END IF;
+    IF used IS NOT NULL THEN
+        PERFORM minion_settle_step(t, c, used);
+    END IF;
+    RETURN minion_write_steps(t, c, journal);
+END $$;
+
+CREATE FUNCTION minion_stop_running(t uuid, c integer, result jsonb) RETURNS text
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    cancelled boolean;
+BEGIN
+    PERFORM minion_lock_parent(t);
+    IF NOT minion_fence(t, c) THEN
+        RETURN NULL;
+    END IF;
+    PERFORM minion_put_steps(t, c, COALESCE(result->'steps', '[]'::jsonb));
+    SELECT cancel_requested INTO cancelled FROM task_status WHERE task_id = t;
+    PERFORM minion_close_execution(t, c, CASE WHEN cancelled THEN 'cancelled' ELSE 'suspended' END, result);
+    IF cancelled THEN
+        PERFORM minion_settle(t, 'cancelled',
+            '{"error": {"type": "cancelled", "message": "Cancelled while it ran."}}'::jsonb);
+        RETURN 'cancelled';
+    END IF;
+    RETURN 'running';
+END $$;
+
+CREATE FUNCTION minion_store_content(value jsonb) RETURNS text
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    hash text := encode(sha256(convert_to(value::text, 'UTF8')), 'hex');
+BEGIN
+    LOOP
+        PERFORM 1 FROM contents c WHERE c.sha256 = hash FOR KEY SHARE;
+        EXIT WHEN FOUND;
+        INSERT INTO contents (sha256, value) VALUES (hash, value) ON CONFLICT DO NOTHING;
+        EXIT WHEN FOUND;
+    END LOOP;
+    RETURN hash;
+END $$;
+
+CREATE FUNCTION minion_submit(agent text, input jsonb DEFAULT NULL::jsonb, capability text DEFAULT NULL::text, messages jsonb DEFAULT NULL::jsonb, idempotency_key text DEFAULT NULL::text, key text DEFAULT NULL::text, labels jsonb DEFAULT NULL::jsonb, priority integer DEFAULT NULL::integer, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, conversation_id text DEFAULT NULL::text, namespace text DEFAULT 'default'::text, traceparent text DEFAULT NULL::text, unique_key text DEFAULT NULL::text, unique_while text DEFAULT 'running'::text, budget jsonb DEFAULT NULL::jsonb) RETURNS uuid
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    SET "minion.max_input_bytes" TO ''
+    AS $$
+    SELECT minion_refuse_content(messages);
+    SELECT task_id FROM minion_accept(jsonb_build_object(
+        'agent', agent, 'capability', capability, 'messages', messages,
+        'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,
+        'run_at', run_at, 'deadline', deadline, 'conversation_id', conversation_id,
+        'namespace', namespace, 'traceparent', traceparent, 'submitted_by', 'sql:' || session_user,
+        'unique_key', unique_key, 'unique_while', unique_while, 'budget', budget)
+        || CASE WHEN input IS NOT NULL OR messages IS NULL
+                THEN jsonb_build_object('input', COALESCE(input, '{}'::jsonb)) ELSE '{}'::jsonb END)
+$$;
+REVOKE ALL ON FUNCTION minion_submit(agent text, input jsonb, capability text, messages jsonb, idempotency_key text, key text, labels jsonb, priority integer, run_at timestamp with time zone, deadline timestamp with time zone, conversation_id text, namespace text, traceparent text, unique_key text, unique_while text, budget jsonb) FROM PUBLIC;
+
+CREATE FUNCTION minion_submit_json(agent text, input json, capability text DEFAULT NULL::text, idempotency_key text DEFAULT NULL::text, key text DEFAULT NULL::text, labels jsonb DEFAULT NULL::jsonb, priority integer DEFAULT NULL::integer, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, conversation_id text DEFAULT NULL::text, namespace text DEFAULT 'default'::text, traceparent text DEFAULT NULL::text, unique_key text DEFAULT NULL::text, unique_while text DEFAULT 'running'::text, budget jsonb DEFAULT NULL::jsonb) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    SET "minion.max_input_bytes" TO ''
+    AS $$
+BEGIN
+    input := COALESCE(input, '{}');
+    PERFORM minion_check_json(input::jsonb, 'The input');
+    PERFORM minion_refuse_repeated_keys(input);
+    RETURN (SELECT task_id FROM minion_accept(jsonb_build_object(
+        'agent', agent, 'input', input, 'input_order', minion_key_order(input), 'capability', capability,
+        'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,
+        'run_at', run_at, 'deadline', deadline, 'conversation_id', conversation_id,
+        'namespace', namespace, 'traceparent', traceparent, 'submitted_by', 'sql:' || session_user,
+        'unique_key', unique_key, 'unique_while', unique_while, 'budget', budget)));
+END $$;
+REVOKE ALL ON FUNCTION minion_submit_json(agent text, input json, capability text, idempotency_key text, key text, labels jsonb, priority integer, run_at timestamp with time zone, deadline timestamp with time zone, conversation_id text, namespace text, traceparent text, unique_key text, unique_while text, budget jsonb) FROM PUBLIC;
+
+CREATE FUNCTION minion_suspend(t uuid, c integer, result jsonb, children jsonb, waits jsonb) RETURNS text
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    child record;
+    child_task uuid;
+    wait record;
+    state_now text;
+    still_open integer := jsonb_array_length(children) + jsonb_array_length(waits);
+    ns text := (SELECT namespace FROM tasks WHERE id = t);
+BEGIN
+    state_now := minion_stop_running(t, c, result);
+    IF state_now IS DISTINCT FROM 'running' THEN
+        RETURN state_now;
+    END IF;
+    FOR child IN SELECT * FROM jsonb_to_recordset(children)
+            AS x (step integer, name text, request_hash text, request jsonb) LOOP
+        SELECT task_id INTO child_task FROM minion_accept(child.request || jsonb_build_object(
+            'namespace', ns, 'parent_id', t, 'parent_step', child.step));
+        INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, child_id)
+        VALUES (t, child.step, 'subtask', child.name, 'started', 'pure', child.request_hash, c, child_task);
+    END LOOP;
+    FOR wait IN SELECT * FROM jsonb_to_recordset(waits)
+            AS x (step integer, name text, request_hash text, seconds double precision, signal boolean,
+                  approval jsonb, approval_order jsonb) LOOP
+        INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, due_at)
+        VALUES (t, wait.step, 'wait', wait.name, 'started', 'pure', wait.request_hash, c,
+                jsonb_build_object('signal', CASE WHEN wait.signal THEN wait.name END, 'seconds', wait.seconds)
+                    || CASE WHEN wait.approval IS NULL THEN '{}'::jsonb
+                            ELSE jsonb_build_object('approval', wait.approval->0) END,
+                wait.approval_order, now() + wait.seconds * interval '1 s')
+        -- A task that was woken by something else asks for the same again.
+        ON CONFLICT (task_id, number) DO NOTHING;
+        IF wait.signal AND minion_take_signal(t, wait.step, wait.name) THEN
+            still_open := still_open - 1;
+        END IF;
+    END LOOP;
+    IF still_open = 0 THEN
+        UPDATE task_status SET state = 'pending', worker_id = NULL, updated_at = now() WHERE task_id = t;
+        PERFORM minion_notify_pending();
+        RETURN 'pending';
+    END IF;
+    UPDATE task_status SET state = 'waiting', worker_id = NULL, open_waits = still_open, updated_at = now(),
+            wait_reason = minion_waits_for(t),
+            due_at = (SELECT min(w.due_at) FROM steps w
+                          WHERE w.task_id = t AND w.kind = 'wait' AND w.status = 'started')
+        WHERE task_id = t;
+    RETURN 'waiting';
+END $$;
+
+CREATE FUNCTION minion_take(cap text, window_size integer, limited boolean) RETURNS TABLE(task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer, time_limit integer, priority smallint)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY WITH RECURSIVE flight AS MATERIALIZED (
+        SELECT f.namespace, f.capability, f.key, f.agent_name, f.state, count(*)::integer AS n
+            FROM task_status f WHERE f.state IN ('queued', 'running') GROUP BY 1, 2, 3, 4, 5
+    ), room AS MATERIALIZED (
+        SELECT GREATEST(0, window_size - COALESCE(sum(f.n), 0))::integer AS size
+            FROM flight f WHERE f.state = 'queued' AND f.capability = cap
+    ), lines AS (
+        (SELECT p.namespace, p.key, p.agent_name FROM task_status p
+            WHERE p.state = 'pending' AND p.capability = cap AND (SELECT size FROM room) > 0
+            ORDER BY p.namespace, p.key, p.agent_name LIMIT 1)
+        UNION ALL
+        SELECT n.* FROM lines l CROSS JOIN LATERAL (
+            SELECT p.namespace, p.key, p.agent_name FROM task_status p
+                WHERE p.state = 'pending' AND p.capability = cap
+                  AND (p.namespace, p.key, p.agent_name) > (l.namespace, l.key, l.agent_name)
+                ORDER BY p.namespace, p.key, p.agent_name LIMIT 1) n
+    ), rules AS (
+        SELECT l.namespace, l.key, l.agent_name,
+               min(r.free) FILTER (WHERE r.scope = 'capability') AS free_capability,
+               min(r.free) FILTER (WHERE r.scope = 'agent') AS free_agent,
+               min(r.free) FILTER (WHERE r.scope = 'key') AS free_key
+            FROM lines l LEFT JOIN LATERAL (
+                SELECT m.scope, LEAST(m.max_running - COALESCE(sum(f.n), 0),
+                        CASE WHEN m.rate IS NOT NULL
+                             THEN m.burst - COALESCE(sum(f.n) FILTER (WHERE f.state = 'queued'), 0) END) AS free
+                    FROM minion_limits_of(l.namespace, cap, l.agent_name, l.key) m
+                    LEFT JOIN flight f ON f.namespace = l.namespace
+                        AND CASE m.scope WHEN 'capability' THEN f.capability = cap
+                                         WHEN 'agent' THEN f.agent_name = l.agent_name ELSE f.key = l.key END
+                    WHERE limited GROUP BY m.scope, m.max_running, m.rate, m.burst) r ON true
+            WHERE NOT EXISTS (SELECT 1 FROM pauses x WHERE x.namespace = l.namespace
+                    AND (x.scope = 'capability' AND x.name = cap OR x.scope = 'agent' AND x.name = l.agent_name
+                         OR x.scope = 'key' AND x.name = l.key))
+              AND NOT EXISTS (SELECT 1 FROM rate_holds x WHERE x.namespace = l.namespace AND x.until_at > now()
+                    AND (x.scope = 'capability' AND x.name = cap OR x.scope = 'agent' AND x.name = l.agent_name
+                         OR x.scope = 'key' AND x.name = l.key))
+            GROUP BY 1, 2, 3
+    ), first_ones AS (
+        SELECT c.task_id, c.rank, u.*,
+               row_number() OVER (PARTITION BY u.namespace, u.key ORDER BY c.rank, c.task_id) AS nth_of_key
+            FROM rules u CROSS JOIN LATERAL (
+                SELECT p.task_id, p.rank FROM task_status p
+                    WHERE p.state = 'pending' AND p.capability = cap AND p.namespace = u.namespace AND p.key = u.key
+                      AND p.agent_name = u.agent_name AND p.rank < minion_parked()
+                    ORDER BY p.rank, p.task_id
+                    -- Four times its share: enough where others have less, and little where there are many lines. What
+                    -- stays empty is for the next round.
+                    LIMIT LEAST(u.free_capability, u.free_agent, u.free_key,
+                                ceil(4.0 * (SELECT size FROM room) / (SELECT count(*) FROM rules))::integer)) c
+            WHERE LEAST(u.free_capability, u.free_agent, u.free_key, 1) > 0
+    ), turns AS (
+        SELECT f.*, f.nth_of_key + COALESCE(busy.n, 0) AS turn FROM first_ones f
+            LEFT JOIN (SELECT namespace, key, sum(n) AS n FROM flight WHERE capability = cap GROUP BY 1, 2) busy
+                ON busy.namespace = f.namespace AND busy.key = f.key
+            WHERE f.nth_of_key <= COALESCE(f.free_key, f.nth_of_key)
+    ), within_agents AS (
+        -- The keys take turns in what an agent's limit leaves free, and so below in that of the capability.
+        SELECT t.*, row_number() OVER (PARTITION BY t.namespace, t.agent_name ORDER BY t.turn, t.rank, t.task_id)
+                    AS nth_of_agent FROM turns t
+    ), within_all AS (
+        SELECT a.*, row_number() OVER (PARTITION BY a.namespace ORDER BY a.turn, a.rank, a.task_id) AS nth
+            FROM within_agents a WHERE a.nth_of_agent <= COALESCE(a.free_agent, a.nth_of_agent)
+    ), chosen AS (
+        SELECT w.task_id FROM within_all w WHERE w.nth <= COALESCE(w.free_capability, w.nth)
+            ORDER BY w.turn, w.rank, w.task_id LIMIT (SELECT size FROM room)
+    ), taken AS (
+        SELECT s.task_id FROM task_status s JOIN chosen c ON c.task_id = s.task_id
+            WHERE s.state = 'pending' ORDER BY s.task_id FOR NO KEY UPDATE OF s SKIP LOCKED
+    ), queued AS (
+        UPDATE task_status s SET state = 'queued', queued_at = now(), published = 1, published_at = now(),
+                                 updated_at = now()
+            FROM taken WHERE s.task_id = taken.task_id
+            RETURNING s.task_id, s.claim, s.capability, s.priority, s.rank
+    )
+    SELECT q.task_id, q.claim, q.capability, t.agent_name, v.soft_time_limit, v.time_limit, q.priority
+        FROM queued q JOIN tasks t ON t.id = q.task_id JOIN agent_versions v ON v.id = t.agent_version_id
+        ORDER BY q.rank, q.task_id;
+END $$;
+
+CREATE FUNCTION minion_take_signal(t uuid, wait_step integer, signal text) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    taken signals;
+BEGIN
+    UPDATE signals SET step = wait_step WHERE id = (
+            SELECT id FROM signals WHERE task_id = t AND name = signal AND step IS NULL ORDER BY id LIMIT 1)
+        RETURNING * INTO taken;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE steps SET status = 'finished', finished_at = now(), output_order = taken.payload_order,
+            output = jsonb_build_object('signal', signal, 'payload', taken.payload, 'sent_at', taken.created_at)
+        WHERE task_id = t AND number = wait_step;
+    RETURN true;
+END $$;
+
+CREATE FUNCTION minion_transition_allowed(before text, after text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT (before, after) IN (
+        ('scheduled', 'pending'), ('pending', 'queued'), ('queued', 'running'), ('queued', 'pending'),
+        ('running', 'waiting'), ('waiting', 'pending'), ('running', 'pending'), ('running', 'succeeded'),
+        ('pending', 'failed'), ('running', 'failed'), ('waiting', 'failed'),
+        ('scheduled', 'cancelled'), ('pending', 'cancelled'), ('queued', 'cancelled'), ('running', 'cancelled'),
+        ('waiting', 'cancelled'), ('scheduled', 'expired'), ('pending', 'expired'), ('queued', 'expired'),
+        ('running', 'expired'), ('waiting', 'expired'))
+$$;
+
+CREATE FUNCTION minion_undecided(t uuid) RETURNS SETOF steps
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT s.* FROM steps s JOIN task_status n ON n.task_id = s.task_id
+        WHERE s.task_id = t AND s.status = 'started' AND n.state = 'waiting'
+          AND (s.input ? 'approval' AND s.kind = 'wait' OR n.wait_reason = 'answer' AND s.effect = 'unsafe')
+        ORDER BY s.number
+$$;
+
+CREATE FUNCTION minion_uuidv7() RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    AS $$SELECT uuidv7()$$;
+
+CREATE FUNCTION minion_waits_for(t uuid) RETURNS text
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT CASE WHEN bool_or(s.input ? 'approval') THEN 'approval' WHEN bool_or(s.kind = 'subtask') THEN 'subtask'
+                WHEN bool_or(s.input->>'signal' IS NOT NULL) THEN 'signal' ELSE 'timer' END
+        FROM steps s WHERE s.task_id = t AND s.kind IN ('subtask', 'wait') AND s.status = 'started'
+$$;
+
+CREATE FUNCTION minion_wake_due(most integer) RETURNS integer
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    woken integer;
+    late record;
+    over integer;
+BEGIN
+    WITH due AS (
+        SELECT task_id FROM task_status
+            WHERE state IN ('scheduled', 'waiting') AND due_at <= now() AND open_waits = 0
+            ORDER BY due_at LIMIT most FOR NO KEY UPDATE SKIP LOCKED
+    )
+    UPDATE task_status s SET state = 'pending', due_at = NULL, wait_reason = NULL, updated_at = now(),
+                             rank = CASE WHEN s.state = 'scheduled' THEN minion_place(
+                                             s.task_id, s.namespace, s.conversation_id, s.due_at, s.priority)
+                                         ELSE s.rank END
+        FROM due WHERE s.task_id = due.task_id;
+    GET DIAGNOSTICS woken = ROW_COUNT;
+    FOR late IN
+        SELECT task_id FROM task_status WHERE state = 'waiting' AND due_at <= now() AND open_waits > 0
+            ORDER BY due_at LIMIT most FOR NO KEY UPDATE SKIP LOCKED
+    LOOP
+        UPDATE steps SET status = 'finished', output = '{"timed_out": true}', finished_at = now()
+            WHERE task_id = late.task_id AND kind = 'wait' AND status = 'started' AND due_at <= now();
+        GET DIAGNOSTICS over = ROW_COUNT;
+        woken := woken + minion_count_down(late.task_id, over)::integer;
+    END LOOP;
+    IF woken > 0 THEN
+        PERFORM minion_notify_pending();
+    END IF;
+    RETURN woken;
+END $$;
+
+CREATE FUNCTION minion_wake_funded(most integer, owner uuid DEFAULT NULL::uuid) RETURNS integer
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    waiter record;
+    breach jsonb;
+    together jsonb;
+    root uuid;
+    tokens bigint;
+    microdollars bigint;
+    woken integer := 0;
+BEGIN
+    FOR waiter IN
+        SELECT * FROM (
+            SELECT s.task_id, s.claim, s.rank, k.root_id, k.budget_ids, e.error->'step' AS asked
+                FROM task_status s JOIN tasks k ON k.id = s.task_id
+                JOIN executions e ON e.task_id = s.task_id AND e.claim = s.claim
+                JOIN budgets b ON b.task_id = (e.error->>'budget')::uuid
+                WHERE s.state = 'waiting' AND s.wait_reason = 'budget' AND (owner IS NULL OR b.task_id = owner)
+                  -- Nothing has changed for the others. (A budget that fails has waiters only while running steps hold
+                  -- what they lack; those may die without a change.)
+                  AND (b.on_breach = 'fail' OR b.changed_at <> (e.error->>'at')::timestamptz)
+                -- Where they are too many for one look nobody is always among those left out.
+                ORDER BY random() LIMIT most FOR NO KEY UPDATE OF s SKIP LOCKED) w
+            ORDER BY w.root_id, w.rank, w.task_id
+    LOOP
+        IF waiter.root_id IS DISTINCT FROM root THEN
+            root := waiter.root_id;
+            tokens := 0;
+            microdollars := 0;
+        END IF;
+        breach := minion_breach(waiter.budget_ids, waiter.asked);
+        IF breach->>'then' <> 'fail' THEN
+            -- It waits for the next change of what it lacks now.
+            UPDATE executions SET error = error || jsonb_build_object('budget', breach->'budget', 'at', breach->'at')
+                WHERE task_id = waiter.task_id AND claim = waiter.claim;
+            CONTINUE;
+        ELSIF breach IS NULL THEN
+            together := waiter.asked || jsonb_build_object(
+                'tokens', tokens + COALESCE((waiter.asked->>'tokens')::bigint, 0),
+                'microdollars', microdollars + COALESCE((waiter.asked->>'microdollars')::bigint, 0));
+            -- There is room, but those before it may take it. It is looked at again, for they may leave it too.
+            CONTINUE WHEN minion_breach(waiter.budget_ids, together) IS NOT NULL;
+            tokens := together->>'tokens';
+            microdollars := together->>'microdollars';
+        END IF;
+        UPDATE task_status SET state = 'pending', wait_reason = NULL, updated_at = now() WHERE task_id = waiter.task_id;
+        woken := woken + 1;
+    END LOOP;
+    IF woken > 0 THEN
+        PERFORM minion_notify_pending();
+    END IF;
+    RETURN woken;
+END $$;
+
+CREATE FUNCTION minion_write_steps(t uuid, c integer, journal jsonb) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+BEGIN
+    IF NOT minion_fence(t, c) THEN
+        RETURN NULL;
+    END IF;
+    PERFORM minion_put_steps(t, c, journal);
+    RETURN (SELECT jsonb_build_object('cancel', cancel_requested) FROM task_status WHERE task_id = t);
+END $$;

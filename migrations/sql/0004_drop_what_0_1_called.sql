@@ -1,2 +1,0 @@
-DROP FUNCTION IF EXISTS minion_claim(uuid, integer, uuid);
-DROP FUNCTION IF EXISTS minion_suspend(uuid, integer, jsonb, jsonb);
