@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from shared.errors import InvalidInput, InvalidOutput
-from shared.json_schema import validate
-from shared.json_values import JsonValue, check
+from shared.contracts.json_schema import validate
+from shared.contracts.strict_json import JsonValue, check
 from shared.messages import checked_input, coerce_all
 from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.settings import get_settings

@@ -22,7 +22,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from shared.database import get_engine, persist
-from shared.json_values import JsonValue
+from shared.contracts.strict_json import JsonValue
 from shared.sampling import OFFLINE
 from shared.schemas import AgentConfig
 from workers.follower import Silence

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from shared.errors import BudgetExceeded, MinionError
-from shared.json_values import JsonValue
+from shared.contracts.strict_json import JsonValue
 from shared.schemas import Message
 
 

@@ -16,8 +16,8 @@ from itertools import groupby
 from typing import Any
 
 from shared.errors import FunctionError, InvalidInput, InvalidOutput, MinionError, ModelError, ToolError
-from shared.json_schema import violations
-from shared.json_values import JsonValue
+from shared.contracts.json_schema import violations
+from shared.contracts.strict_json import JsonValue
 from workers.journal import Journal
 from workers.models.base import INVALID_JSON
 from workers.outcomes import Interrupted, Snoozed, Suspended

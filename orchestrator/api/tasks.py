@@ -36,7 +36,7 @@ from orchestrator.replay_from import Edit, replay_from
 from shared import budgets, lifecycle, submission, tasks
 from shared.errors import InvalidInput, MinionError
 from shared.explain import explain
-from shared.json_values import check
+from shared.contracts.strict_json import check
 from shared.lifecycle import Accepted
 from shared.schemas import BudgetChange, TaskRequest
 from shared.settings import get_settings

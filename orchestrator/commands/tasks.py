@@ -29,7 +29,7 @@ from orchestrator.commands.output import (
 )
 from orchestrator.commands.task_ids import TASK, TASKS, named, remember
 from shared.errors import FileFault
-from shared.json_values import parse
+from shared.contracts.strict_json import parse
 from shared.states import State
 from shared.visible_text import one_line
 

@@ -26,7 +26,7 @@ from shared.definitions import DefinitionStore
 from shared.events import read_news
 from shared.explain import explain
 from shared.function_store import FunctionStore
-from shared.json_values import digest
+from shared.contracts.strict_json import digest
 from shared.key_order import as_in_jsonb, order_of, ordered
 from shared.settings import Settings
 from tests.by_hand import ByHand, function

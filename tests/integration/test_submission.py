@@ -24,7 +24,7 @@ from shared.errors import (
     UnknownAgent,
     UnknownCapability,
 )
-from shared.json_values import MAX_DEPTH
+from shared.contracts.strict_json import MAX_DEPTH
 from shared.schemas import TaskRequest
 from shared.submission import prepare, prepare_each, submit, submit_many
 from tests.by_hand import NOOP, ByHand, agent, at_once

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from shared.errors import MinionError
-from shared.json_values import parse
+from shared.contracts.strict_json import parse
 from workers.models.base import INVALID_JSON, joined
 
 Event = dict[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shared.control_values import RetryAfter, Snooze, Wait, control_of
 from shared.errors import ToolError
-from shared.json_values import JsonValue
+from shared.contracts.strict_json import JsonValue
 from workers.journal import Journal
 from workers.outcomes import Snoozed, Suspended
 

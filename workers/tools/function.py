@@ -6,7 +6,7 @@ from typing import Any
 
 from shared.database import get_engine
 from shared.function_runner import StoredFunction, run_function
-from shared.json_values import JsonValue
+from shared.contracts.strict_json import JsonValue
 from shared.schemas import ToolDefinition
 from workers.journal import Journal, StepResult
 from workers.task import ClaimedTask
