@@ -15,8 +15,8 @@ from sqlalchemy import Connection, Row, text
 
 from orchestrator.replay import get_ended, request_of
 from shared import lifecycle
-from shared.errors import Conflict, InvalidInput
 from shared.contracts.strict_json import JsonValue, check
+from shared.errors import Conflict, InvalidInput
 from shared.settings import get_settings
 
 STEPS = text(

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import Any
 
-from shared.errors import InvalidInput, InvalidOutput
 from shared.contracts.json_schema import validate
 from shared.contracts.strict_json import JsonValue, check
+from shared.errors import InvalidInput, InvalidOutput
 from shared.messages import checked_input, coerce_all
 from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.settings import get_settings

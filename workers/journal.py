@@ -19,10 +19,10 @@ from uuid import UUID
 import structlog
 
 from shared import budgets, lifecycle
+from shared.contracts.strict_json import JsonValue, digest, first_difference
 from shared.database import persist, statement
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError, from_record
 from shared.hints import publish_progress
-from shared.contracts.strict_json import JsonValue, digest, first_difference
 from workers.budget import Reservation
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Snoozed, Suspended, WaitRequest
 

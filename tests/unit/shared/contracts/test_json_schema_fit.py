@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.contracts.json_schema import violations
-from shared.contracts.json_schema import Pair, misfits
+from shared.contracts.json_schema import Pair, misfits, violations
 from shared.schema_fit import ANSWER
 
 TEXT: dict[str, Any] = {"type": "string"}
