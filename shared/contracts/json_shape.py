@@ -54,7 +54,7 @@ def _outside_strings(body: bytes, what: str, values: int) -> bytes:
 
 
 def _too_many(what: str, values: int) -> TooLarge:
-    return TooLarge(f"{what} has more than {values:,} values.", limit=values)
+    return TooLarge(f"{what} holds more than {values} values.", limit=values)
 
 
 def _brackets(text: bytes) -> int:

@@ -39,7 +39,7 @@ class Pair:
     def fault(self) -> str | None:
         """Why no value can fit, by our own comparison."""
         given = self.given if self.element_of is None else _element(self.given, self.element_of)
-        return _misfit(given, self.wanted, "$", within=self.wanted)
+        return _misfit(given, self.wanted, "$", within=self.wanted if isinstance(self.wanted, dict) else None)
 
     def documents(self) -> list[Schema] | None:
         """Both schemas, each with what its references lead to; None where one of them allows everything."""
@@ -48,26 +48,24 @@ class Pair:
         given, wanted = anonymous(self.given), anonymous(self.wanted)
         if self.element_of is not None:
             name = quote(self.element_of.replace("~", "~0").replace("/", "~1"))
-            given = {
-                "$ref": f"{WHOLE}#/properties/{name}/items",
-                "$defs": {"whole": {**given, "$id": WHOLE}},
-            }
+            given = {"$ref": f"{WHOLE}#/properties/{name}/items", "$defs": {"whole": {**given, "$id": WHOLE}}}
         return [given, wanted]
 
 
 def misfits(pairs: Sequence[Pair]) -> list[str | None]:
     """For each pair why no value can ever fit, with the path; None where one may."""
     faults = [pair.fault() for pair in pairs]
-    documents = {
-        position: both for position, pair in enumerate(pairs) if not faults[position] and (both := pair.documents())
-    }
-    if documents:
-        for number, path in _impossible(list(documents.values())).items():
-            faults[list(documents)[number]] = f"{cut(path)}: no value is allowed by both schemas"
+    undecided = [
+        [position, *documents]
+        for position, pair in enumerate(pairs)
+        if not faults[position] and (documents := pair.documents())
+    ]
+    for position, path in (_impossible(undecided) if undecided else {}).items():
+        faults[position] = f"{cut(path)}: no value is allowed by both schemas"
     return faults
 
 
-def _impossible(pairs: list[list[Schema]]) -> dict[int, str]:
+def _impossible(pairs: list[list[Any]]) -> dict[int, str]:
     """The positions of pairs that no value matches, and the paths, as far as that is found within bounds."""
     command = [sys.executable, "-I", "-S", str(PROGRAM), *sys.path]
     try:
@@ -81,7 +79,7 @@ def _impossible(pairs: list[list[Schema]]) -> dict[int, str]:
     return dict(json.loads(line) for line in output.splitlines())
 
 
-def _misfit(given: Schema | bool | None, wanted: Schema | bool | None, path: str, within: Any) -> str | None:
+def _misfit(given: Schema | bool | None, wanted: Schema | bool | None, path: str, within: Schema | None) -> str | None:
     if given is None or wanted is None or isinstance(given, bool) or isinstance(wanted, bool):
         return f"{path}: nothing is taken" if wanted is False else None
     here, there = _kinds(given), _kinds(wanted)
@@ -114,7 +112,7 @@ def _values(schema: Schema) -> list[Any]:
     return [schema["const"]] if "const" in schema else list(schema.get("enum", []))
 
 
-def _object_misfit(given: Schema, wanted: Schema, path: str, within: Any) -> str | None:
+def _object_misfit(given: Schema, wanted: Schema, path: str, within: Schema | None) -> str | None:
     comes, taken = given.get("properties", {}), wanted.get("properties", {})
     needed, sure = set(wanted.get("required", [])), set(given.get("required", []))
     for name in sorted(needed - set(comes)):

@@ -3,8 +3,8 @@
 `jsonschema_rs` takes more than a gigabyte or several seconds for some schemas of one kilobyte, and nothing interrupts
 it. So it runs in this process, which ends at its bounds. What it has written by then holds.
 
-Arguments: the folders of packages. Input: `[[schema, other], …]`. Output: a line `[position, path]` for each pair that
-no value matches, and more where the conflict is found deeper inside.
+Arguments: the folders of packages. Input: `[[position, schema, other], …]`. Output: a line `[position, path]` for each pair
+that no value matches, and more where the conflict is found deeper inside.
 """
 
 from __future__ import annotations
@@ -89,8 +89,9 @@ def main() -> None:
     """Answers, as far as the bounds allow."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
-    for position, (one, other) in enumerate(json.load(sys.stdin)):
+    with suppress(ValueError):  # macOS has no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    for position, one, other in json.load(sys.stdin):
         with suppress(BaseException):  # a panic of the library is no `Exception`
             for path in places(canonical(one), canonical(other)):
                 print(json.dumps([position, path[:MAX_PATH]]), flush=True)
