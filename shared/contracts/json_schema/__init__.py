@@ -1,9 +1,9 @@
 """JSON Schema (draft 2020-12): schemas are checked when they are stored, values whenever they cross a border.
 
-A schema comes from whoever may store definitions, a value from whoever may submit a task: neither may hang the
-process that compares them. So regular expressions have no look-around and no back-references (matching takes linear
-time), references stay inside the schema, values are quoted by their beginning, and a comparison
-that takes `MAX_SECONDS` is given up. Two schemas are compared in a process of their own.
+Users write schemas and values, and neither may hang the process that compares them. Regular expressions have no
+look-around and no back-references, so matching takes linear time. References stay inside the schema, errors quote the
+beginning of a value, and a comparison that takes `MAX_SECONDS` is given up. Two schemas are compared in a separate
+process with bounded time and memory.
 """
 
 from shared.contracts.json_schema.fit import Pair, misfits

@@ -3,8 +3,8 @@
 `jsonschema_rs` takes more than a gigabyte or several seconds for some schemas of one kilobyte, and nothing interrupts
 it. So it runs in this process, which ends at its bounds. What it has written by then holds.
 
-Arguments: the folders of packages. Input: `[[position, schema, other], …]`. Output: a line `[position, path]` for each pair
-that no value matches, and more where the conflict is found deeper inside.
+Arguments: the folders of packages. Input: `[[position, schema, other], …]`. Output: a line `[position, path]` for each
+pair that no value matches, and more where the conflict is found deeper inside.
 """
 
 from __future__ import annotations
