@@ -25,10 +25,10 @@ from orchestrator.loop import Loop
 from orchestrator.submissions import Submissions
 from shared import lifecycle
 from shared.broker import SUBMIT_QUEUE, SUBMIT_TASK
+from shared.contracts.strict_json import parse
 from shared.database import is_transient
 from shared.envelopes import Envelope, Foreign, open_envelope
 from shared.errors import InvalidInput, MinionError
-from shared.json_values import parse
 from shared.schemas import TaskRequest
 from shared.settings import Settings
 from shared.submission import prepare_each

@@ -16,8 +16,8 @@ from sqlalchemy import Connection, Row, text
 from orchestrator.replay import get_ended, request_of
 from shared import lifecycle
 from shared.approvals import check_arguments
+from shared.contracts.strict_json import JsonValue, check
 from shared.errors import Conflict, InvalidInput
-from shared.json_values import JsonValue, check
 from shared.settings import get_settings
 
 STEPS = text(

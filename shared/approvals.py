@@ -11,9 +11,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
+from shared.contracts.json_schema import Schema, validate
+from shared.contracts.strict_json import JsonValue
 from shared.errors import InvalidInput
-from shared.json_schema import Schema, validate
-from shared.json_values import JsonValue
 from shared.messages import approved_messages
 from shared.schemas import AgentDefinition, ToolDefinition, stored_definition
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shared.contracts.strict_json import JsonValue
 from shared.errors import InvalidOutput
-from shared.json_values import JsonValue
 
 LONGEST_SECONDS = 366 * 86_400
 MAX_NAME = 200

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from shared.contracts.strict_json import parse
 from shared.errors import FileFault, InvalidDefinition, InvalidInput
-from shared.json_values import parse
 from shared.schemas import AnyDefinition, parse_definition
 from shared.visible_text import visible
 

@@ -17,9 +17,9 @@ from uuid import UUID
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.orm import Session
 
+from shared.contracts.strict_json import digest
 from shared.errors import InvalidDefinition
 from shared.init_db import SCHEMA_LOCK
-from shared.json_values import digest
 from shared.known_models import unknown_models
 from shared.models import (
     Agent,
@@ -374,10 +374,13 @@ class DefinitionStore:
     def _refuse_misfits(self, changed: set[str]) -> None:
         """What one agent of a chain returns may be what the next one takes, where something of the chain changed."""
         agents = self._active_agents()
-        for chain in agents.values():
-            if changed & {chain.name, *(relation.agent for relation in chain.relations)}:
-                for place, fault in chain_misfits(chain, agents):
-                    raise InvalidDefinition(f"agent {chain.name!r}, {place}: {fault}.")
+        chains = [
+            chain
+            for chain in agents.values()
+            if changed & {chain.name, *(relation.agent for relation in chain.relations)}
+        ]
+        for name, place, fault in chain_misfits(chains, agents):
+            raise InvalidDefinition(f"agent {name!r}, {place}: {fault}.")
 
     def check_circles(self) -> None:
         """Raises InvalidDefinition where active agents hand work to each other in a circle."""

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from shared.contracts.strict_json import too_large
 from shared.errors import InvalidInput
-from shared.json_values import too_large
 
 PRIORITY_SEPARATOR = "\x06\x16"
 PRIORITIES = (0, 3, 6, 9)

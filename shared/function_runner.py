@@ -13,11 +13,11 @@ from pydantic import ValidationError
 from sqlalchemy import Engine
 
 from shared import security_events
+from shared.contracts.json_schema import validate
+from shared.contracts.strict_json import JsonValue, check
 from shared.control_values import control_of
 from shared.database import get_engine
 from shared.errors import FunctionError, InvalidInput, InvalidOutput, MinionError
-from shared.json_schema import validate
-from shared.json_values import JsonValue, check
 from shared.models import FunctionVersion
 from shared.sandbox import Outcome, Sandbox, SandboxFault
 from shared.schemas import FunctionDefinition, content_in_order

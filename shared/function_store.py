@@ -12,11 +12,11 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from shared import security_events
+from shared.contracts.strict_json import JsonValue, check
 from shared.definition_files import dump
 from shared.definitions import Change, DefinitionStore
 from shared.errors import InvalidDefinition, InvalidInput, NotFound
 from shared.function_runner import StoredFunction, get_sandbox, run_function, verified
-from shared.json_values import JsonValue, check
 from shared.models import Function, FunctionVersion, SecurityEvent
 from shared.sandbox import SAFE_IMPORTS
 from shared.sandbox.confined.modules import is_allowed

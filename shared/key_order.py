@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from shared.json_values import JsonValue
+from shared.contracts.strict_json import JsonValue
 
 KeyOrder = dict[str, Any]
 Keys = tuple[str, ...]

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
+from shared.contracts.json_schema import Schema, validate, violations
+from shared.contracts.strict_json import JsonValue, parse
 from shared.errors import InvalidInput, MinionError
-from shared.json_schema import Schema, validate, violations
-from shared.json_values import JsonValue, parse
 from shared.schemas import Message
 
 # LangChain calls the roles `human` and `ai`; objects carry them as `type`.

@@ -17,6 +17,7 @@ from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 from shared import lifecycle
+from shared.contracts.strict_json import check
 from shared.definitions import DefinitionStore
 from shared.errors import (
     InvalidDefinition,
@@ -29,7 +30,6 @@ from shared.errors import (
 )
 from shared.function_store import is_number, store_definitions, validate_code
 from shared.init_db import SCHEMA_LOCK
-from shared.json_values import check
 from shared.known_models import unknown_models
 from shared.models import Agent, AgentVersion
 from shared.schemas import AgentDefinition, AgentResponse, TaskRequest, stored_definition

@@ -23,9 +23,9 @@ from pydantic import (
 )
 
 from shared import sampling
+from shared.contracts.json_schema import check_dialect, check_schema
+from shared.contracts.strict_json import check, digest
 from shared.errors import InvalidDefinition, InvalidInput, MinionError
-from shared.json_schema import check_dialect, check_schema
-from shared.json_values import check, digest
 from shared.key_order import KeyOrder, order_of, ordered
 from shared.outbound import checked_url
 from shared.states import State

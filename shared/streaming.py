@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from shared.json_values import canonical
+from shared.contracts.strict_json import canonical
 
 STREAMED = frozenset({"step.text", "step.restarted"})
 """The types of events that are streamed and not stored."""

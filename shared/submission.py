@@ -11,9 +11,9 @@ from sqlalchemy import Connection, Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared import lifecycle
+from shared.contracts.json_schema import Schema
+from shared.contracts.strict_json import check
 from shared.errors import InvalidInput, MinionError, UnknownAgent
-from shared.json_schema import Schema
-from shared.json_values import check
 from shared.lifecycle import Accepted
 from shared.messages import checked_input, coerce_all
 from shared.schemas import TaskRequest

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 
+from shared.contracts.json_schema import validate
+from shared.contracts.strict_json import JsonValue, check
 from shared.errors import InvalidOutput
-from shared.json_schema import validate
-from shared.json_values import JsonValue, check
 from shared.messages import approved_messages, checked_input, coerce_all
 from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.settings import get_settings

@@ -11,9 +11,9 @@ from typing import Any
 
 import structlog
 
+from shared.contracts.strict_json import JsonValue
 from shared.database import get_engine, persist
 from shared.errors import InvalidInput, MinionError, SubtaskFailed
-from shared.json_values import JsonValue
 from shared.routing import Route, choose
 from shared.schemas import RelationDefinition
 from shared.tasks import content_of

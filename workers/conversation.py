@@ -21,8 +21,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from shared.contracts.strict_json import JsonValue
 from shared.database import get_engine, persist
-from shared.json_values import JsonValue
 from shared.sampling import OFFLINE
 from shared.schemas import AgentConfig
 from workers.follower import Silence

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared.json_values import JsonValue
+from shared.contracts.strict_json import JsonValue
 from shared.schemas import AgentDefinition
 from workers.base import BaseAgent
 from workers.journal import Journal

@@ -20,10 +20,10 @@ import structlog
 from sqlalchemy import Connection
 
 from shared import budgets, lifecycle
+from shared.contracts.strict_json import JsonValue, digest, first_difference
 from shared.database import persistently
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError, from_record
 from shared.hints import publish_progress
-from shared.json_values import JsonValue, digest, first_difference
 from workers.budget import Reservation
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Postponed, Suspended, WaitRequest
 

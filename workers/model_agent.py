@@ -6,9 +6,9 @@ import json
 from itertools import dropwhile, takewhile
 from typing import Any
 
+from shared.contracts.json_schema import violations
+from shared.contracts.strict_json import JsonValue, parse, stable, whole
 from shared.errors import InvalidInput, InvalidOutput, ModelError
-from shared.json_schema import violations
-from shared.json_values import JsonValue, parse, stable, whole
 from shared.key_order import as_in_jsonb
 from shared.sampling import settings_to_send
 from shared.schemas import AgentDefinition, AIMessage, Message

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from shared.json_values import JsonValue, stable
+from shared.contracts.strict_json import JsonValue, stable
 from shared.key_order import as_in_jsonb
 from workers.budget import worst_case
 from workers.follower import Follower

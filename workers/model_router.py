@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from shared.contracts.json_schema import violations
+from shared.contracts.strict_json import JsonValue, parse
 from shared.database import get_engine, persist
 from shared.errors import InvalidInput, ModelError, ToolError
-from shared.json_schema import violations
-from shared.json_values import JsonValue, parse
 from shared.key_order import as_in_jsonb
 from shared.routing import candidates
 from shared.sampling import OFFLINE

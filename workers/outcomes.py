@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from shared.contracts.strict_json import JsonValue
 from shared.errors import BudgetExceeded, MinionError
-from shared.json_values import JsonValue
 from shared.schemas import Message
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from shared.json_values import JsonValue
+from shared.contracts.strict_json import JsonValue
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from shared.contracts.json_schema import violations
+from shared.contracts.strict_json import JsonValue
 from shared.errors import FunctionError, InvalidInput, InvalidOutput, MinionError, ModelError, ToolError
-from shared.json_schema import violations
-from shared.json_values import JsonValue
 from workers.journal import Journal
 from workers.models.base import INVALID_JSON
 from workers.outcomes import Interrupted, Postponed, Suspended

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, HTTPException, Request
 from pydantic import BaseModel, ValidationError
 
-from shared import json_values
+from shared.contracts import strict_json
 from shared.errors import InvalidInput, TooLarge, Unavailable
 from shared.schemas import faults_of
 from shared.settings import Settings
@@ -132,7 +132,7 @@ def parse_object(body: bytes, *, required: bool = True) -> dict[str, Any]:
         if required:
             raise InvalidInput(f"The body is empty: {EXAMPLE}.")
         return {}
-    value = json_values.parse(body)
+    value = strict_json.parse(body)
     if not isinstance(value, dict):
         raise InvalidInput(f"The body is not a JSON object: {EXAMPLE}.")
     return value

@@ -34,9 +34,9 @@ from orchestrator.api.task_models import (
 from orchestrator.replay import replay
 from orchestrator.replay_from import Edit, replay_from
 from shared import approvals, budgets, lifecycle, submission, tasks
+from shared.contracts.strict_json import check
 from shared.errors import InvalidInput, MinionError
 from shared.explain import explain
-from shared.json_values import check
 from shared.lifecycle import Accepted
 from shared.schemas import BudgetChange, TaskRequest
 from shared.settings import get_settings

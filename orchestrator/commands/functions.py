@@ -12,8 +12,8 @@ import typer
 
 from orchestrator.commands.client import connect
 from orchestrator.commands.output import AS_JSON, console, print_json, print_table, print_text
+from shared.contracts.strict_json import parse
 from shared.errors import FileFault, InvalidDefinition
-from shared.json_values import parse
 from shared.settings import get_settings
 
 if TYPE_CHECKING:

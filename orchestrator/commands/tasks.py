@@ -28,8 +28,8 @@ from orchestrator.commands.output import (
     zoned,
 )
 from orchestrator.commands.task_ids import TASK, TASKS, named, remember
+from shared.contracts.strict_json import parse
 from shared.errors import FileFault
-from shared.json_values import parse
 from shared.states import State
 from shared.visible_text import one_line
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from shared.sandbox import strict_json
+from shared.contracts.json_shape import MAX_DIGITS
+from shared.contracts.strict_json import Bounds, parse
+from shared.errors import InvalidInput, TooLarge
 from shared.sandbox.confined import wire
 from shared.sandbox.outcome import Limits, Problem, SandboxFault
 
 MAX_TEXT = 10_000
+# A function's dictionary may have the keys 1 and "1".
+RETURNED = Bounds(depth=wire.MAX_DEPTH, digits=MAX_DIGITS, values=wire.MAX_VALUES, unique_keys=False)
+REPORT = replace(RETURNED, depth=4)
 
 
 @dataclass(frozen=True)
@@ -79,20 +84,17 @@ def _clean(text: str) -> str:
 
 def _read_value(body: bytes, stdout: str) -> Reply:
     try:
-        return Reply(value=strict_json.parse(body, wire.MAX_DEPTH, wire.MAX_VALUES), stdout=stdout)
-    except strict_json.TooMany as error:
-        message = f"the returned value holds {error}"
-        return Reply(fault=SandboxFault("output_too_large", message, limit=wire.MAX_VALUES), stdout=stdout)
-    except strict_json.NotStrict as error:
-        message = f"the returned value cannot be accepted: {error}"
-        limit = wire.MAX_DEPTH if isinstance(error, strict_json.TooDeep) else None
-        return Reply(fault=SandboxFault("invalid_output", message, limit=limit), stdout=stdout)
+        return Reply(value=parse(body, what="the returned value", bounds=RETURNED), stdout=stdout)
+    except (InvalidInput, TooLarge) as error:
+        kind = "output_too_large" if isinstance(error, TooLarge) else "invalid_output"
+        fault = SandboxFault(kind, error.message.rstrip("."), limit=error.detail.get("limit"))
+        return Reply(fault=fault, stdout=stdout)
 
 
 def _read_fault(body: bytes, stdout: str) -> Reply:
     try:
-        facts = strict_json.parse(body, 4, wire.MAX_VALUES)
-    except strict_json.NotStrict:
+        facts = parse(body, bounds=REPORT)
+    except (InvalidInput, TooLarge):
         facts = None
     kind = facts.get("type") if isinstance(facts, dict) else None
     if not isinstance(facts, dict) or not isinstance(kind, str) or kind not in wire.CHILD_FAULT_TYPES:
@@ -111,9 +113,9 @@ def _read_fault(body: bytes, stdout: str) -> Reply:
 
 def _read_problems(body: bytes, stdout: str) -> Reply:
     try:
-        rows = strict_json.parse(body, 4, wire.MAX_VALUES)
+        rows = parse(body, bounds=REPORT)
         problems = tuple(_problem(*row) for row in rows)
-    except (strict_json.NotStrict, TypeError):
+    except (InvalidInput, TooLarge, TypeError):
         return _distrust("sent findings that make no sense", security=True)
     return Reply(problems=problems, stdout=stdout)
 

@@ -255,6 +255,7 @@ TEXT = {"type": "string"}
         ("sequential", ["Reads"], NUMBER, None, r"relations\.0: what it is given never fits 'Reads'"),
         ("parallel", ["Counts", "Reads"], NUMBER, None, r"relations\.1: what it is given never fits 'Reads'"),
         ("sequential", ["Counts"], None, TEXT, r"output_schema: what 'Counts' returns never fits it"),
+        ("sequential", ["Counts"], None, {"allOf": [TEXT]}, r"output_schema: .*'Counts' .* \$: no value is allowed"),
         ("sequential", [("Counts", "texts")], {"properties": {"texts": {"items": TEXT}}}, None, r"relations\.0: what"),
         ("sequential", ["Counts", "Counts"], NUMBER, NUMBER, None),
         ("parallel", ["Counts", "Reads"], None, None, None),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from shared import lifecycle
+from shared.contracts.strict_json import MAX_DEPTH
 from shared.database import get_engine
 from shared.errors import (
     AmbiguousRoute,
@@ -24,7 +25,6 @@ from shared.errors import (
     UnknownAgent,
     UnknownCapability,
 )
-from shared.json_values import MAX_DEPTH
 from shared.schemas import TaskRequest
 from shared.submission import prepare, prepare_each, submit, submit_many
 from tests.by_hand import NOOP, ByHand, agent, at_once

@@ -14,8 +14,8 @@ import httpx2
 import structlog
 from celery.exceptions import SoftTimeLimitExceeded
 
+from shared.contracts.strict_json import check
 from shared.errors import InvalidInput, ModelError, ModelUnavailable
-from shared.json_values import check
 from shared.retry_after import retry_after
 from shared.secret_store import HIDDEN
 from shared.settings import get_settings

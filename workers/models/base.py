@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from shared.json_values import JsonValue, whole
+from shared.contracts.strict_json import JsonValue, whole
 from shared.storable import LONE_SURROGATE, storable
 
 Block = dict[str, Any]

@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from shared.contracts.json_schema import violations
+from shared.contracts.strict_json import JsonValue, digest
 from shared.errors import ModelError
-from shared.json_schema import violations
-from shared.json_values import JsonValue, digest
 from shared.sampling import OFFLINE
 from workers.models.base import ModelReply, ModelRequest, ToolSpec
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from shared.contracts.strict_json import parse
 from shared.errors import MinionError
-from shared.json_values import parse
 from workers.models.base import INVALID_JSON, joined
 
 Event = dict[str, Any]

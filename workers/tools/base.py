@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from shared.json_values import JsonValue
+from shared.contracts.strict_json import JsonValue
 from workers.journal import Journal
 from workers.outcomes import Suspended
 from workers.task import ClaimedTask

@@ -23,11 +23,11 @@ from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 
+from shared.contracts.json_schema import validate
+from shared.contracts.strict_json import JsonValue, check, digest
 from shared.control_values import control_of
 from shared.database import behind_time_limit
 from shared.errors import InvalidInput, InvalidOutput, MinionError, ToolError
-from shared.json_schema import validate
-from shared.json_values import JsonValue, check, digest
 from shared.schemas import ToolDefinition
 from shared.settings import get_settings
 from workers.journal import Journal, StepResult

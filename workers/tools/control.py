@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from shared.contracts.strict_json import JsonValue
 from shared.control_values import RetryAfter, Snooze, Wait, control_of
 from shared.errors import ToolError
-from shared.json_values import JsonValue
 from workers.journal import Journal
 from workers.outcomes import Postponed, Suspended
 

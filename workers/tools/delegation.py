@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from shared.contracts.json_schema import validate
+from shared.contracts.strict_json import JsonValue
 from shared.errors import InvalidInput, ToolError
-from shared.json_schema import validate
-from shared.json_values import JsonValue
 from shared.schemas import ToolDefinition
 from workers.journal import Journal
 from workers.outcomes import Suspended

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from shared.contracts.strict_json import JsonValue
 from shared.database import get_engine
 from shared.function_runner import StoredFunction, run_function
-from shared.json_values import JsonValue
 from shared.schemas import ToolDefinition
 from workers.journal import Journal, StepResult
 from workers.task import ClaimedTask

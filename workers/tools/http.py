@@ -9,10 +9,10 @@ from urllib.parse import quote
 
 import httpx2
 
+from shared.contracts.json_schema import validate
+from shared.contracts.strict_json import JsonValue, digest, parse
 from shared.database import get_engine, persist
 from shared.errors import ForbiddenAddress, InvalidInput, InvalidOutput, MinionError, ToolError
-from shared.json_schema import validate
-from shared.json_values import JsonValue, digest, parse
 from shared.outbound import guarded_client
 from shared.retry_after import retry_after
 from shared.schemas import HEADER_VALUE, PLACEHOLDER, HttpCall, ToolDefinition

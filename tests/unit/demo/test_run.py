@@ -16,8 +16,8 @@ from minions.demo import tools
 from minions.demo.run import run
 from minions.errors import WaitTimeout
 from minions.task import Task
+from shared.contracts.json_schema import violations
 from shared.definition_files import load
-from shared.json_schema import violations
 from workers.models.base import ModelRequest, ToolSpec
 from workers.models.offline import NOTICE, OfflinePlanner
 

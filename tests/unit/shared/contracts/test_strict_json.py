@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.contracts.strict_json import canonical, check, digest, first_difference, parse, stable
 from shared.errors import InvalidInput, TooLarge
-from shared.json_values import canonical, check, digest, first_difference, parse, stable
 
 
 @pytest.mark.parametrize(

@@ -1,33 +1,17 @@
-"""JSON Schema (draft 2020-12): schemas are checked when they are stored, values whenever they cross a border.
-
-A schema comes from whoever may store definitions, a value from whoever may submit a task: neither may hang the
-process that compares them. So regular expressions have no look-around and no back-references (matching takes linear
-time), references stay inside the schema, values are quoted by their beginning, and a comparison
-that takes `MAX_SECONDS` is given up.
-"""
+"""Schemas that may be stored: valid, closed in themselves, and cheap to compare with."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from functools import lru_cache
-from itertools import islice
-from typing import Any
+from collections.abc import Iterator
 
 import jsonschema_rs
-from referencing import Registry
 from referencing.exceptions import Unresolvable
-from referencing.jsonschema import DRAFT202012
 
-from shared.errors import InvalidDefinition, InvalidInput, MinionError
-from shared.json_values import JsonValue, canonical, check
-from shared.schema_keywords import MAX_SECONDS, Comparison, TakesTooLong, matcher
+from shared.contracts.json_schema.keywords import matcher
+from shared.contracts.json_schema.values import ENDLESS, TOO_LONG, Schema, anonymous, cut, resolver, violations
+from shared.contracts.strict_json import JsonValue, check
+from shared.errors import InvalidDefinition, InvalidInput
 
-Schema = dict[str, Any]
-
-MAX_VIOLATIONS = 50
-MAX_EXAMINED = 1000
-MAX_MESSAGE = 300
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 # Where a schema holds other schemas (2020-12, and `definitions` of older drafts).
@@ -48,14 +32,6 @@ RENAMED = {
 
 # One value of each kind: a schema that loops does so with one of them.
 SAMPLES: tuple[JsonValue, ...] = (None, 0, "", [], {})
-ENDLESS = [{"path": "$", "message": "the schema refers to itself without end"}]
-TOO_LONG = [
-    {
-        "path": "$",
-        "message": f"comparing it with its schema takes more than {MAX_SECONDS:g} s of processor time; "
-        "a smaller value or a simpler schema is needed",
-    }
-]
 
 
 def check_schema(schema: JsonValue, *, where: str) -> None:
@@ -74,7 +50,7 @@ def check_schema(schema: JsonValue, *, where: str) -> None:
     parts = _Parts(schema)
     for path, part in parts:
         for at, fault in _faults(parts, path, part):
-            raise InvalidDefinition(f"{where}: {_cut(path + at)}: {fault}.", path=path + at)
+            raise InvalidDefinition(f"{where}: {cut(path + at)}: {fault}.", path=path + at)
     for sample in SAMPLES:
         found = violations(schema, sample)
         if found in (ENDLESS, TOO_LONG):
@@ -93,39 +69,10 @@ def check_dialect(schema: Schema, *, where: str) -> None:
         for keyword in RENAMED.keys() & part.keys():
             if part[keyword]:
                 raise InvalidDefinition(
-                    f"{where}: {_cut(path)}.{keyword}: draft 2020-12 does not know it, so nothing would hold to it. "
+                    f"{where}: {cut(path)}.{keyword}: draft 2020-12 does not know it, so nothing would hold to it. "
                     f"Write {RENAMED[keyword]}.",
                     path=f"{path}.{keyword}",
                 )
-
-
-def violations(schema: Schema, value: JsonValue) -> list[dict[str, str]]:
-    """All violations of a schema, each `{"path", "message"}`, in the order of their paths (50 at most)."""
-    document, resolve = _read(canonical(schema))
-    try:
-        errors = islice(Comparison(resolve).descend(value, document), MAX_EXAMINED)
-        found = [{"path": _cut(error.json_path), "message": _cut(error.message)} for error in errors]
-    except TakesTooLong:
-        return TOO_LONG
-    except Unresolvable as error:
-        return [{"path": "$", "message": f"the schema refers to something it does not contain: {error.ref}"}]
-    except RecursionError:
-        return ENDLESS
-    return sorted(found, key=lambda fault: fault["path"])[:MAX_VIOLATIONS]
-
-
-def validate(schema: Schema | None, value: JsonValue, *, what: str, error: type[MinionError]) -> None:
-    """Checks a value against a schema; None allows everything.
-
-    Raises:
-        error: with every violation and its path in the text and in `detail["violations"]`.
-    """
-    if schema is None:
-        return
-    if faults := violations(schema, value):
-        listed = "; ".join(f"{fault['path']}: {fault['message']}" for fault in faults[:10])
-        more = f"; and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise error(f"{what} does not match its schema: {listed}{more}.", violations=faults)
 
 
 def _check_meta(schema: JsonValue, where: str) -> None:
@@ -137,7 +84,7 @@ def _check_meta(schema: JsonValue, where: str) -> None:
     except jsonschema_rs.ValidationError as error:
         at = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
         raise InvalidDefinition(
-            f"{where} is not a valid JSON Schema (2020-12): {_cut(at)}: {_cut(error.message)}.", path=at
+            f"{where} is not a valid JSON Schema (2020-12): {cut(at)}: {cut(error.message)}.", path=at
         ) from None
     except InvalidInput as error:
         raise InvalidDefinition(error.message, **error.detail) from None
@@ -152,7 +99,7 @@ def _subschemas(schema: JsonValue, path: str) -> Iterator[tuple[str, Schema]]:
             continue
         yield path, schema
         # A long key above many schemas would be in the path of each.
-        path = _cut(path)
+        path = cut(path)
         for keyword, value in schema.items():
             if keyword in HOLD_ONE:
                 stack.append((f"{path}.{keyword}", value))
@@ -167,7 +114,7 @@ class _Parts:
 
     def __init__(self, root: Schema):
         self.root = root
-        self._resolve = _resolver(_anonymous(root))
+        self._resolve = resolver(anonymous(root))
         self._listed: list[tuple[str, Schema]] = []
         self._known: set[int] = set()
         self._add(root, "$")
@@ -222,29 +169,7 @@ def _pattern_fault(pattern: str) -> str | None:
         matcher(pattern)
     except ValueError:
         return (
-            f"the regular expression {_cut(pattern)!r} is not supported: it must be one of ECMA 262 without "
+            f"the regular expression {cut(pattern)!r} is not supported: it must be one of ECMA 262 without "
             "look-around and back-references, and its repetitions must not make it too large"
         )
     return None
-
-
-@lru_cache(maxsize=1024)
-def _read(schema: str) -> tuple[Schema, Callable[[str], Schema | bool]]:
-    """A schema from its text, and what its references lead to. Nothing is ever fetched."""
-    document = _anonymous(json.loads(schema))
-    return document, _resolver(document)
-
-
-def _resolver(document: Schema) -> Callable[[str], Schema | bool]:
-    resolver = Registry().with_resource("", DRAFT202012.create_resource(document)).resolver()
-    return lambda reference: resolver.lookup(reference).contents
-
-
-def _anonymous(schema: Schema) -> Schema:
-    """The schema without what makes the library put a validator of its own, or another base, in the place of ours."""
-    return {key: value for key, value in schema.items() if key not in ("$schema", "$id")}
-
-
-def _cut(text: str) -> str:
-    """A record needs only the ends of a long path or message."""
-    return text if len(text) <= MAX_MESSAGE else text[:200] + " … " + text[-80:]

@@ -10,15 +10,16 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
+from shared.contracts.json_shape import check_shape
 from shared.errors import InvalidInput, TooLarge
 
 MAX_DEPTH = 100
-MAX_DIGITS = 300
-LARGEST = 10**MAX_DIGITS
 ABSENT = "absent"
 
 JsonValue = Any
@@ -28,24 +29,61 @@ PLAIN = NOT_CONSTANT | {bool, type(None)}
 END: tuple[Any, JsonValue] = (None, None)
 
 
-def parse(text: bytes | str, *, what: str = "The body", limit: int | None = None) -> JsonValue:
+@dataclass(frozen=True)
+class Bounds:
+    """Limits of a JSON value.
+
+    Attributes:
+        depth: levels of nesting.
+        digits: digits of a number.
+        values: number of values and keys, for a writer who may be hostile: a short value takes up to a hundred bytes
+            of memory. The text is then checked before it is parsed.
+        unique_keys: whether an object that has a key twice is refused; otherwise the last one counts.
+    """
+
+    depth: int = MAX_DEPTH
+    digits: int = 300
+    values: int | None = None
+    unique_keys: bool = True
+
+    @cached_property
+    def beyond(self) -> int:
+        """The smallest number with too many digits."""
+        return int(10**self.digits)
+
+
+STORABLE = Bounds()
+
+
+def parse(
+    text: bytes | str, *, what: str = "The body", limit: int | None = None, bounds: Bounds = STORABLE
+) -> JsonValue:
     """Parses strict JSON.
 
     Args:
         text: the document, UTF-8 if bytes.
         what: how the error message calls it.
         limit: the largest size in bytes.
+        bounds: limits of the value.
 
     Raises:
-        TooLarge: the document is larger than `limit`.
-        InvalidInput: it is not strict JSON, or nested deeper than `MAX_DEPTH`.
+        TooLarge: the document is larger than `limit`, or has more values than `bounds` allow.
+        InvalidInput: it is not strict JSON, or goes beyond `bounds`.
     """
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if limit is not None and len(raw) > limit:
         raise too_large(what, len(raw), limit)
+    if bounds.values is not None:
+        check_shape(raw, what=what, depth=bounds.depth, values=bounds.values)
+    value = _decode(raw, what, bounds)
+    _check(value, what, bounds)
+    return value
+
+
+def _decode(raw: bytes, what: str, bounds: Bounds) -> JsonValue:
     try:
-        decoded = raw.decode("utf-8")
-        value = json.loads(decoded, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        unique = _unique_keys if bounds.unique_keys else None
+        return json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=unique)
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{what} is not UTF-8: byte {error.start} cannot be decoded.") from None
     except json.JSONDecodeError as error:
@@ -53,13 +91,11 @@ def parse(text: bytes | str, *, what: str = "The body", limit: int | None = None
             f"{what} is not valid JSON: {error.msg} at line {error.lineno} column {error.colno}."
         ) from None
     except RecursionError:
-        raise InvalidInput(f"{what} is nested deeper than {MAX_DEPTH} levels.") from None
+        raise InvalidInput(f"{what} is nested deeper than {bounds.depth} levels.") from None
     except ValueError as error:
         # Python reads no integer of more than 4,300 digits.
-        fault = f"a number of more than {MAX_DIGITS} digits." if "int_max_str_digits" in str(error) else error
+        fault = f"a number of more than {bounds.digits} digits." if "int_max_str_digits" in str(error) else error
         raise InvalidInput(f"{what} is not valid JSON: {fault}") from None
-    check(value, what=what)
-    return value
 
 
 def check(value: JsonValue, *, what: str = "The value", limit: int | None = None) -> None:
@@ -69,13 +105,17 @@ def check(value: JsonValue, *, what: str = "The value", limit: int | None = None
         TooLarge: its JSON text is larger than `limit` bytes.
         InvalidInput: the message names the place and the rule.
     """
-    if found := _first_fault(value):
-        path, fault = found
-        raise InvalidInput(f"{what} cannot be stored: {fault} at {path}.", path=path)
+    _check(value, what, STORABLE)
     if limit is not None:
         size = len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
         if size > limit:
             raise too_large(what, size, limit)
+
+
+def _check(value: JsonValue, what: str, bounds: Bounds) -> None:
+    if found := _first_fault(value, bounds):
+        path, fault = found
+        raise InvalidInput(f"{what} cannot be stored: {fault} at {path}.", path=path)
 
 
 def canonical(value: JsonValue) -> str:
@@ -141,15 +181,15 @@ def too_large(what: str, size: int, limit: int) -> TooLarge:
     )
 
 
-def _first_fault(root: JsonValue) -> tuple[str, str] | None:
+def _first_fault(root: JsonValue, bounds: Bounds) -> tuple[str, str] | None:
     """The path of the first fault, and what it is. No nesting exhausts the stack, no value of many parts the memory."""
-    if _is_sound(root):
+    if _is_sound(root, bounds):
         return None
     way: list[str | int] = []
     entered: list[Iterator[tuple[Any, JsonValue]]] = []
     value = root
     while True:
-        if fault := _fault_of(value, depth=len(way)):
+        if fault := _fault_of(value, len(way), bounds):
             return _path(way), fault
         if isinstance(value, dict):
             entered.append(iter(value.items()))
@@ -165,10 +205,10 @@ def _first_fault(root: JsonValue) -> tuple[str, str] | None:
         way[-1], value = following
 
 
-def _is_sound(root: JsonValue) -> bool:
+def _is_sound(root: JsonValue, bounds: Bounds) -> bool:
     """Whether a value is surely free of faults, told about as fast as it was parsed: a level at a time, mostly in C."""
     level = [root]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(bounds.depth + 1):
         kinds = set(map(type, level))
         if not kinds <= PLAIN:
             return False
@@ -180,7 +220,7 @@ def _is_sound(root: JsonValue) -> bool:
         if not (
             set(map(type, keys)) <= {str}
             and _text_fault("".join(chain(keys, held.get(str, [])))) is None
-            and all(-LARGEST < number < LARGEST for number in numbers)
+            and all(-bounds.beyond < number < bounds.beyond for number in numbers)
         ):
             return False
         objects = (value.values() for value in held.get(dict, []))
@@ -196,13 +236,13 @@ def _path(way: list[str | int]) -> str:
     return f"${shown}" if len(way) <= 10 else f"$…{shown}"
 
 
-def _fault_of(value: JsonValue, *, depth: int) -> str | None:
+def _fault_of(value: JsonValue, depth: int, bounds: Bounds) -> str | None:
     """What is wrong with a value, apart from what is in it."""
-    if depth > MAX_DEPTH:
-        return f"nesting deeper than {MAX_DEPTH} levels"
+    if depth > bounds.depth:
+        return f"nesting deeper than {bounds.depth} levels"
     if isinstance(value, dict):
         return next((fault for key in value if (fault := _key_fault(key))), None)
-    return None if isinstance(value, list | tuple) else _scalar_fault(value)
+    return None if isinstance(value, list | tuple) else _scalar_fault(value, bounds)
 
 
 def _key_fault(key: Any) -> str | None:
@@ -212,17 +252,15 @@ def _key_fault(key: Any) -> str | None:
     return f"a key with {fault}" if fault else None
 
 
-def _scalar_fault(value: JsonValue) -> str | None:
+def _scalar_fault(value: JsonValue, bounds: Bounds) -> str | None:
     if value is None or isinstance(value, bool):
         return None
     if isinstance(value, str):
         return _text_fault(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return f"{value} is not a JSON number"
-        return None if abs(value) < LARGEST else f"a number of more than {MAX_DIGITS} digits"
-    if isinstance(value, int):
-        return None if abs(value) < LARGEST else f"a number of more than {MAX_DIGITS} digits"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is not a JSON number"
+    if isinstance(value, int | float):
+        return None if abs(value) < bounds.beyond else f"a number of more than {bounds.digits} digits"
     return f"a {type(value).__name__} is not a JSON value"
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from shared.contracts.json_schema import check_dialect, check_schema, validate, violations
 from shared.errors import InvalidDefinition, InvalidInput
-from shared.json_schema import check_dialect, check_schema, validate, violations
 
 
 def quickly(call: Callable[[], Any]) -> Any:
@@ -281,13 +281,13 @@ def test_no_schema_fills_the_memory_with_what_it_finds(schema: dict[str, Any]) -
 def test_a_comparison_that_takes_too_long_is_given_up(
     monkeypatch: pytest.MonkeyPatch, schema: dict[str, Any], value: Any
 ) -> None:
-    monkeypatch.setattr("shared.schema_keywords.MAX_SECONDS", 0.05)
+    monkeypatch.setattr("shared.contracts.json_schema.keywords.MAX_SECONDS", 0.05)
     (fault,) = violations(schema, value)
     assert "of processor time; a smaller value or a simpler schema is needed" in fault["message"]
 
 
 def test_a_schema_that_takes_too_long_for_anything_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.schema_keywords.MAX_SECONDS", 0.05)
+    monkeypatch.setattr("shared.contracts.json_schema.keywords.MAX_SECONDS", 0.05)
     doubling: dict[str, Any] = {str(n): {"allOf": [{"$ref": f"#/$defs/{n + 1}"}] * 2} for n in range(40)}
     with pytest.raises(InvalidDefinition, match="of processor time"):
         check_schema({"$ref": "#/$defs/0", "$defs": {**doubling, "40": {}}}, where="x")

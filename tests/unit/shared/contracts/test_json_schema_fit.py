@@ -8,10 +8,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.json_schema import violations
-from shared.schema_fit import ANSWER, misfit
+from shared.contracts.json_schema import Pair, misfits, violations
+from shared.schema_fit import ANSWER
 
 TEXT: dict[str, Any] = {"type": "string"}
+WHOLE: dict[str, Any] = {"type": "integer"}
+NEITHER = "no value is allowed by both schemas"
+
+
+def misfit(comes: Any, taken: Any, element_of: str | None = None) -> str | None:
+    """Why two schemas never fit."""
+    (fault,) = misfits([Pair(comes, taken, element_of)])
+    return fault
+
+
+def of(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": sorted(properties)}
 
 
 def closed(**properties: Any) -> dict[str, Any]:
@@ -49,11 +61,51 @@ def test_what_can_never_fit(comes: Any, taken: Any, fault: str) -> None:
         ({"enum": ["a", "b"]}, {"enum": ["b"]}),
         ({**closed(a=TEXT), "patternProperties": {"^b": {}}}, {"type": "object", "required": ["b1"]}),
         ({"type": "array", "items": TEXT}, {"type": "array", "items": {"type": "null"}}),
+        (closed(a={"const": 1}), {**closed(a={"$ref": "#/$defs/whole"}), "$defs": {"whole": WHOLE}}),
+        ({"$ref": "#/$defs/a", "$defs": {"a": TEXT}}, {"allOf": [{"maxLength": 5}]}),
+        ({"pattern": "^a"}, {"pattern": "^b"}),
+        ({"$ref": "#"}, {"allOf": [TEXT]}),
         ({"properties": {"a": TEXT}, "required": ["a"]}, {"properties": {"a": {"type": "null"}}}),
     ],
 )
 def test_what_may_fit(comes: Any, taken: Any) -> None:
     assert misfit(comes, taken) is None
+
+
+LIST = {"properties": {"a/b c": {"items": {"$ref": "#/$defs/one"}}}, "$defs": {"one": of(a=TEXT)}}
+
+
+@pytest.mark.parametrize(
+    ("comes", "taken", "path"),
+    [
+        ({"$ref": "#/$defs/a", "$defs": {"a": TEXT}}, WHOLE, "$"),
+        ({"allOf": [TEXT]}, WHOLE, "$"),
+        (WHOLE, {"not": {"type": "number"}}, "$"),
+        ({**WHOLE, "minimum": 5}, {"maximum": 4, "type": "integer"}, "$"),
+        ({**TEXT, "minLength": 5}, {"type": "string", "maxLength": 4}, "$"),
+        ({"type": "array", "items": TEXT, "minItems": 1}, {"type": "array", "items": WHOLE}, "$"),
+        (closed(), {"type": "object", "minProperties": 1}, "$"),
+        (of(a={"anyOf": [TEXT, {"type": "null"}]}), of(a=WHOLE), "$.a"),
+        ({**of(a=of(b={"$ref": "#/$defs/b"})), "$defs": {"b": TEXT}}, of(a=of(b=WHOLE)), "$.a.b"),
+        ({"$ref": "#/$defs/a", "$defs": {"a": closed(a=TEXT)}}, of(b=TEXT), "$.b"),
+        ({"oneOf": [of(kind={"const": "a"}), of(kind={"const": "b"})]}, of(kind={"const": "c"}), "$.kind"),
+    ],
+)
+def test_exclusion_through_several_keywords_is_found_with_its_path(comes: Any, taken: Any, path: str) -> None:
+    assert Pair(comes, taken).fault() is None
+    assert misfit(comes, taken) == f"{path}: {NEITHER}"
+
+
+@pytest.mark.parametrize(("taken", "fault"), [(of(a=WHOLE), f"$.a: {NEITHER}"), (of(a=TEXT), None)])
+def test_elements_are_compared_with_what_their_references_lead_to(taken: Any, fault: str | None) -> None:
+    assert misfit(LIST, taken, element_of="a/b c") == fault
+
+
+def test_pair_that_takes_too_long_counts_as_fitting() -> None:
+    """The library takes a gigabyte and several seconds for it."""
+    choices = [{"oneOf": [{"required": [f"{n}a"]}, {"required": [f"{n}b"]}]} for n in range(40)]
+    obvious = Pair({"allOf": [TEXT]}, WHOLE)
+    assert misfits([obvious, Pair({"allOf": choices}, {"type": "object"}), obvious]) == [f"$: {NEITHER}", None, None]
 
 
 NAMES = st.sampled_from(["a", "b"])
@@ -76,4 +128,4 @@ SCHEMAS = st.recursive(
 @given(VALUES, SCHEMAS, SCHEMAS)
 def test_a_value_of_both_disproves_a_misfit(value: Any, comes: Any, taken: Any) -> None:
     if isinstance(comes, dict) and isinstance(taken, dict) and not violations(comes, value):
-        assert violations(taken, value) or misfit(comes, taken) is None
+        assert violations(taken, value) or Pair(comes, taken).fault() is None

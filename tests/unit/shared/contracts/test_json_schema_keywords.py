@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
+from jsonschema_rs.canonical import CanonicalizationError
 
-from shared.json_schema import violations
+from shared.contracts.json_schema import violations
+from shared.contracts.json_schema.satisfiability import canonical, places
 
 NAMES = st.sampled_from(["a", "ab", "b", "c"])
 SIZES = st.integers(0, 3)
@@ -60,3 +63,12 @@ def test_the_library_decides_the_same(schema: dict[str, Any], definitions: Any, 
     schema = {**schema, "$defs": definitions}
     for value in values:
         assert (violations(schema, value) == []) == Draft202012Validator(schema).is_valid(value)
+
+
+@settings(max_examples=60)
+@given(keywords(SCHEMAS), keywords(SCHEMAS), DEFINITIONS, st.lists(VALUES, min_size=1, max_size=5))
+def test_a_value_of_both_disproves_impossibility(one: Any, other: Any, definitions: Any, values: list[Any]) -> None:
+    pair = [{**schema, "$defs": definitions} for schema in (one, other)]
+    if any(violations(pair[0], value) == violations(pair[1], value) == [] for value in values):
+        with suppress(CanonicalizationError):
+            assert [*places(canonical(pair[0]), canonical(pair[1]))] == []

@@ -19,7 +19,7 @@ import jsonschema_rs
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 
-from shared.json_values import JsonValue, digest, stable
+from shared.contracts.strict_json import JsonValue, digest, stable
 
 MAX_SECONDS = 2.0  # of processor time
 MAX_MATCHING = 1 << 34  # bytes of a compiled pattern times characters of a text: about `MAX_SECONDS` at worst

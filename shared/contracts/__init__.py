@@ -1,0 +1,1 @@
+"""What crosses a border, and its rules: strict JSON, JSON Schema."""

@@ -1,0 +1,13 @@
+"""JSON Schema (draft 2020-12): schemas are checked when they are stored, values whenever they cross a border.
+
+Users write schemas and values, and neither may hang the process that compares them. Regular expressions have no
+look-around and no back-references, so matching takes linear time. References stay inside the schema, errors quote the
+beginning of a value, and a comparison that takes `MAX_SECONDS` is given up. Two schemas are compared in a separate
+process with bounded time and memory.
+"""
+
+from shared.contracts.json_schema.fit import Pair, misfits
+from shared.contracts.json_schema.schemas import check_dialect, check_schema
+from shared.contracts.json_schema.values import Schema, validate, violations
+
+__all__ = ["Pair", "Schema", "check_dialect", "check_schema", "misfits", "validate", "violations"]

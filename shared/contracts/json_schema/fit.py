@@ -1,0 +1,135 @@
+"""Whether a value of one schema can be a value of another, as far as the schemas tell.
+
+JSON Schema cannot be compared in general. This finds what is certainly wrong, and says nothing where it is not sure.
+Our own comparison gives the better reasons: each keyword only narrows a schema, so what two of them exclude stays
+excluded whatever the others say. `jsonschema_rs` finds more, and gives the place alone.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from shared.contracts.json_schema.values import TOO_LONG, Schema, anonymous, cut, violations
+
+KINDS = frozenset({"null", "boolean", "number", "string", "array", "object"})
+PROGRAM = Path(__file__).with_name("satisfiability.py")
+MAX_WAIT = 5.0  # seconds: shorter than the lease, because a transaction may be open
+WHOLE = "urn:minions:whole"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A schema of what is given, and one of what is wanted; None allows everything.
+
+    Attributes:
+        element_of: a property of `given` that is a list: each element of it is given.
+    """
+
+    given: Schema | bool | None
+    wanted: Schema | bool | None
+    element_of: str | None = None
+
+    def fault(self) -> str | None:
+        """Why no value can fit, by our own comparison."""
+        given = self.given if self.element_of is None else _element(self.given, self.element_of)
+        return _misfit(given, self.wanted, "$", within=self.wanted if isinstance(self.wanted, dict) else None)
+
+    def documents(self) -> list[Schema] | None:
+        """Both schemas, each with what its references lead to; None where one of them allows everything."""
+        if not (isinstance(self.given, dict) and isinstance(self.wanted, dict) and self.given and self.wanted):
+            return None
+        given, wanted = anonymous(self.given), anonymous(self.wanted)
+        if self.element_of is not None:
+            name = quote(self.element_of.replace("~", "~0").replace("/", "~1"))
+            given = {"$ref": f"{WHOLE}#/properties/{name}/items", "$defs": {"whole": {**given, "$id": WHOLE}}}
+        return [given, wanted]
+
+
+def misfits(pairs: Sequence[Pair]) -> list[str | None]:
+    """For each pair why no value can ever fit, with the path; None where one may."""
+    faults = [pair.fault() for pair in pairs]
+    undecided = [
+        [position, *documents]
+        for position, pair in enumerate(pairs)
+        if not faults[position] and (documents := pair.documents())
+    ]
+    for position, path in (_impossible(undecided) if undecided else {}).items():
+        faults[position] = f"{cut(path)}: no value is allowed by both schemas"
+    return faults
+
+
+def _impossible(pairs: list[list[Any]]) -> dict[int, str]:
+    """The positions of pairs that no value matches, and the paths, as far as that is found within bounds."""
+    command = [sys.executable, "-I", "-S", str(PROGRAM), *sys.path]
+    try:
+        output = subprocess.run(
+            command, input=json.dumps(pairs).encode(), capture_output=True, timeout=MAX_WAIT, check=False
+        ).stdout
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout or b""
+    except OSError:
+        return {}
+    return dict(json.loads(line) for line in output.splitlines())
+
+
+def _misfit(given: Schema | bool | None, wanted: Schema | bool | None, path: str, within: Schema | None) -> str | None:
+    if given is None or wanted is None or isinstance(given, bool) or isinstance(wanted, bool):
+        return f"{path}: nothing is taken" if wanted is False else None
+    here, there = _kinds(given), _kinds(wanted)
+    if not here & there:
+        return f"{path}: {_listed(here)} comes, and {_listed(there)} is taken"
+    if values := _values(given):
+        if any(violations(wanted, value, within=within) in ([], TOO_LONG) for value in values):
+            return None
+        return f"{path}: {', '.join(map(repr, values))[:200]} comes, which is not taken"
+    return _object_misfit(given, wanted, path, within) if here & there == {"object"} else None
+
+
+def _element(schema: Schema | bool | None, name: str) -> Schema | None:
+    """The schema of the elements of a property that is a list."""
+    properties = schema.get("properties", {}) if isinstance(schema, dict) else {}
+    listed = properties.get(name)
+    element: Schema | None = listed.get("items") if isinstance(listed, dict) else None
+    return element
+
+
+def _kinds(schema: Schema) -> frozenset[str]:
+    said = schema.get("type")
+    if said is None:
+        return KINDS
+    return frozenset("number" if kind == "integer" else kind for kind in ([said] if isinstance(said, str) else said))
+
+
+def _values(schema: Schema) -> list[Any]:
+    """All values that a schema allows, where it lists them."""
+    return [schema["const"]] if "const" in schema else list(schema.get("enum", []))
+
+
+def _object_misfit(given: Schema, wanted: Schema, path: str, within: Schema | None) -> str | None:
+    comes, taken = given.get("properties", {}), wanted.get("properties", {})
+    needed, sure = set(wanted.get("required", [])), set(given.get("required", []))
+    for name in sorted(needed - set(comes)):
+        if _closed(given):
+            return f"{path}: {name!r} is needed, and never comes"
+    for name in sorted(sure - set(taken)):
+        if _closed(wanted):
+            return f"{path}: {name!r} always comes, and is not taken"
+    for name in sorted((needed | sure) & set(comes) & set(taken)):
+        if fault := _misfit(comes[name], taken[name], f"{path}.{name}", within):
+            return fault
+    return None
+
+
+def _closed(schema: Schema) -> bool:
+    return schema.get("additionalProperties") is False and not schema.get("patternProperties")
+
+
+def _listed(kinds: frozenset[str]) -> str:
+    return " or ".join(sorted(kinds))
