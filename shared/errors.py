@@ -1,7 +1,7 @@
 """Every error that Minions raises on purpose: one hierarchy, one text.
 
 A `MinionError` says what was wrong, where, and what to do now. The command line prints it, HTTP sends it as
-problem details (RFC 9457), and a task's record keeps it: the same words in all three.
+problem details (RFC 9457), and a task's record stores it, with the same words in all three.
 """
 
 from __future__ import annotations
