@@ -17,7 +17,7 @@ LANGUAGE_IMPORTS = frozenset({"__future__", "abc", "collections.abc", "dataclass
 SAFE_IMPORTS = DEFAULT_IMPORTS | LANGUAGE_IMPORTS | {
     # language support
     "ast", "contextlib", "copy", "logging", "numbers", "operator", "sys", "traceback", "types",
-    # numbers and chance
+    # numbers and randomness
     "bisect", "cmath", "decimal", "fractions", "heapq", "random", "secrets", "statistics",
     # text
     "base64", "binascii", "csv", "difflib", "email", "html", "io", "mimetypes", "pathlib", "posixpath", "pprint",
@@ -118,17 +118,17 @@ _OWN = ("__main__", __package__)
 
 
 def is_withheld(name: str) -> bool:
-    """Whether a module of the standard library is kept from functions."""
+    """Return whether a module of the standard library is withheld from functions."""
     return is_allowed(name, WITHHELD) and not is_allowed(name, SAFE_IMPORTS)
 
 
 def is_own(name: str) -> bool:
-    """Whether a module belongs to the zygote itself."""
+    """Return whether a module belongs to the zygote itself."""
     return name.partition(".")[0] in _OWN
 
 
 def is_allowed(name: str, allowed: Collection[str]) -> bool:
-    """Whether a dotted module name, or a package above it, is in the list."""
+    """Return whether a dotted module name, or a package above it, is in the list."""
     if name in allowed:
         return True
     while name := name.rpartition(".")[0]:

@@ -1,8 +1,8 @@
 """The bytes between the host, the zygote and its children.
 
-Two connections exist. The *control* socket (SOCK_SEQPACKET) joins the host and the zygote; both are trusted.
+There are two connections. The *control* socket (SOCK_SEQPACKET) joins the host and the zygote; both are trusted.
 The *channel* (SOCK_STREAM) joins the host and one child: one request goes in, one reply comes out, and
-nothing that arrives from it is believed before `shared.sandbox.replies` has checked it.
+nothing that arrives from it is trusted before `shared.sandbox.replies` has checked it.
 """
 
 from __future__ import annotations
