@@ -1,9 +1,9 @@
 """HTTP to addresses that users provide: webhooks, and tools that fetch.
 
 A user-provided address must not reach services that only this machine can reach: its own ports, the private network,
-the cloud's metadata service. So names are resolved here, every resulting address is checked, and the connection is made to
-a checked address: a name that resolves to something else a moment later gains nothing. Every request is checked
-again, and so is every hop of a redirect that a client follows.
+the cloud's metadata service. So names are resolved here, every resulting address is checked, and the connection is
+made to a checked address: a name that resolves to something else a moment later gains nothing. Every request is
+checked again, and so is every hop of a redirect that a client follows.
 
     with guarded_client(settings, seconds=10) as client:
         client.post("https://example.com/hook", json={})

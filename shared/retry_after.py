@@ -12,8 +12,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return seconds from now, at least 0; None if the header is missing or cannot be read.
 
     Args:
-        headers: names in lower case, or a case-insensitive mapping. `retry-after-ms`, which Anthropic's API may send, is
-            more exact and takes precedence.
+        headers: names in lower case, or a case-insensitive mapping. `retry-after-ms`, which Anthropic's API may send,
+            is more exact and takes precedence.
     """
     milliseconds = _number(headers.get("retry-after-ms", ""))
     if milliseconds is not None:

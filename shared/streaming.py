@@ -1,7 +1,8 @@
-"""Streamed text on its way over Redis, with an authentication tag.
+"""Streamed text sent over Redis with an authentication tag.
 
-Whoever can write to Redis could otherwise make followers read what no model has said. Both sides make the key from two
-random ids that PostgreSQL has and Redis never sees: the worker's row, and the version of the agent that runs.
+Without the tag, any process that can write to Redis could make followers read text that no model has produced. Both
+sides derive the key from two random ids that PostgreSQL has and Redis never sees: the worker's row, and the version of
+the agent that runs.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Streamed:
     """A message about a step, as a worker sends it and an orchestrator receives it.
 
     Attributes:
-        number: counts the messages about a step under one claim, from 1: a recorded message cannot be shown twice.
+        number: counts the messages about a step under one claim, from 1: a recorded message cannot be replayed.
         type: `step.text` or `step.restarted`.
         data: JSON with `step` and `claim`, numbers.
     """
@@ -37,12 +38,12 @@ class Streamed:
 
     @property
     def step(self) -> int:
-        """The step that it is about."""
+        """The number of the step that the message is about."""
         return int(self.data["step"])
 
     @property
     def claim(self) -> int:
-        """The claim under which the step is made."""
+        """The claim under which the step runs."""
         return int(self.data["claim"])
 
     def sealed(self, task: UUID, key: bytes) -> str:
@@ -52,7 +53,7 @@ class Streamed:
 
     def is_genuine(self, task: UUID, key: bytes) -> bool:
         """Return whether the tag was made with this key, for this task."""
-        with suppress(ValueError, RecursionError):  # no JSON text that a worker could have sent
+        with suppress(ValueError, RecursionError):  # not JSON that a worker could have sent
             return hmac.compare_digest(self.tag.encode("utf-8", "replace"), self._tag(task, key).encode())
         return False
 
@@ -62,12 +63,12 @@ class Streamed:
 
 
 def stream_key(worker: UUID, agent_version: UUID) -> bytes:
-    """Return the key for what a worker streams of tasks of this agent version."""
+    """Return the key for text that a worker streams for tasks of this agent version."""
     return hashlib.sha256(b"minions stream" + worker.bytes + agent_version.bytes).digest()
 
 
 def received(message: bytes) -> Streamed | None:
-    """Return what a message says, not yet checked; None for a bare hint, and for anything else that stands in Redis."""
+    """Return the unchecked content of a message; None for a bare notification, and for anything else in Redis."""
     with suppress(ValueError, TypeError, KeyError, RecursionError):
         parsed = json.loads(message, parse_constant=_refuse)
         said = Streamed(parsed["number"], parsed["type"], parsed["data"], parsed["tag"])

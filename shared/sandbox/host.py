@@ -393,7 +393,7 @@ class Sandbox:
         server.close()
 
     def _forget(self) -> None:
-        """Forget the parent's zygote after a fork, and the locks, which may be held by threads that do not exist here."""
+        """Forget the parent's zygote after a fork, and the locks, which may be held by threads that no longer exist."""
         server, self._server = self._server, None
         self._lock = threading.Lock()
         self._codes = CodeCache()
@@ -432,7 +432,7 @@ def _source_bytes(source: str, limit: int) -> bytes:
 
 
 def _json_bytes(what: str, value: object, limit: int) -> bytes:
-    """Return the JSON of a caller's value, or its fault: the value may come from an untrusted source.
+    """Return the JSON of a caller's value. Its source may be untrusted, so a bad value becomes a fault of the call.
 
     Raises:
         TypeError: it is not made of JSON's types, which is the caller's mistake.
