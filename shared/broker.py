@@ -24,7 +24,7 @@ MESSAGE_VERSION = 1
 
 
 BROKER_AWAY = (redis.RedisError, OperationalError, BatchPublishError, OSError)
-"""What using the broker raises while it is away, in one way or another."""
+"""Exceptions that the broker clients raise while the broker is away."""
 
 
 def make_app(settings: Settings) -> Celery:

@@ -24,14 +24,14 @@ PRIORITIES = (0, 3, 6, 9)
 LZMA_MEMORY = 64 << 20
 SMALL = 1 << 20
 MOST_PARTS = 10_000
-"""A large message is large by its body, which is one text: base64 has no commas."""
+"""A large message is large because of its body, which is a single text: base64 has no commas."""
 
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     "application/x-gzip": zlib.decompressobj,
     "application/x-bz2": bz2.BZ2Decompressor,
     "application/x-lzma": lambda: lzma.LZMADecompressor(memlimit=LZMA_MEMORY),
 }
-"""By the names that kombu gives them; each has `decompress(data, max_length)` and `eof`."""
+"""Decompressors by their names in kombu; each has `decompress(data, max_length)` and `eof`."""
 
 
 class Foreign(Exception):

@@ -19,7 +19,7 @@ class MinionError(Exception):
         code: stable machine-readable name, the last part of the problem's `type`.
         status: the HTTP status that reports it.
         exit_code: the exit status of the `minion` command (sysexits.h numbers where one fits).
-        retryable: whether a task that failed with it may run again by itself.
+        retryable: whether a task that failed with it may be retried automatically.
         message: what was wrong and what to do now, for people.
         detail: JSON-serialisable facts, for programs.
     """

@@ -1,4 +1,4 @@
-"""Why a task is in its state: one sentence for people, the facts for programs, and what to do.
+"""Explaining why a task is in its state: one sentence for people, the facts for programs, and what to do.
 
 `explain` always has an answer. It reads the same data as the dispatcher, the claim and the scheduler, so that the
 answer is the reason and not a guess. It reads in several statements, so the cause may be gone before the next one.
@@ -96,7 +96,7 @@ MOST_ATTEMPTS = text("SELECT max_attempts FROM agent_versions WHERE id = :versio
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a task is in its state.
+    """An explanation of a task's state.
 
     Attributes:
         reason: for programs; `docs/why.md` lists the values.

@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 FINISHED = "minion.finished"
 EVENTS = "minion.events:"  # and the task's id: one channel per task, so that subscribers receive only its events
 SILENCE_SECONDS = 5.0
-"""After a failure, until the next event is tried: a model's stream must not stop for a broker's time-outs each time."""
+"""Seconds after a failure until the next attempt: a model's stream must not wait for a time-out every time."""
 
 
 def make_redis(*, timeout: float | None = 2.0) -> redis.Redis:

@@ -19,7 +19,7 @@ from redis.commands.core import Script
 from shared.errors import Unavailable
 
 PREFIX = "minion:{limits}:"
-"""The braces keep all buckets on one node of a Redis Cluster, where one script may touch only one."""
+"""The braces keep all buckets on one node of a Redis Cluster, because a script may access only one."""
 
 _FUNCTIONS = """
 local time = redis.call('TIME')
@@ -137,7 +137,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a call may begin; if not, seconds to wait and the bucket's name, and nothing was taken."""
+    """The answer for a call. If it may not begin: seconds to wait and the bucket's name, and nothing was taken."""
 
     granted: bool
     wait: float = 0.0

@@ -101,7 +101,7 @@ def rejected(*, executed: bool) -> TaskEvent:
     Args:
         executed: another message had led to one under the same id; its state must stay in the monitors.
     """
-    # To `celery.events.state`, rejected comes before started. Where nothing runs, the state has to be named.
+    # To `celery.events.state`, rejected comes before started. If nothing runs, the event must name the state.
     return TaskEvent("task-rejected", {"requeue": False} if executed else {"requeue": False, "state": "REJECTED"})
 
 

@@ -173,8 +173,7 @@ def list_limits(connection: Connection) -> list[dict[str, Any]]:
 
 
 def model_rates(connection: Connection, model: str, *, namespace: str = "default") -> list[tuple[str, int, float]]:
-    """Return the limits set for a model: kind (`requests`, `input-tokens`, `output-tokens`), number, seconds.
-    """
+    """Return the limits of a model: kind (`requests`, `input-tokens`, `output-tokens`), number, seconds."""
     row = connection.execute(MODEL_RATES, {"model": model, "namespace": namespace}).one_or_none()
     kinds = ("requests", "input-tokens", "output-tokens")
     pairs = zip(kinds, row[::2], row[1::2], strict=True) if row else ()

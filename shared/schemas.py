@@ -515,7 +515,7 @@ def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
         where: the file, for the message.
 
     Raises:
-        InvalidDefinition: names the file, the definition and every fault with its path.
+        InvalidDefinition: names the file, the definition and every error with its path.
     """
     place = f"{where}: " if where else ""
     if not isinstance(data, dict):
@@ -540,7 +540,7 @@ def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
 
 
 def faults_of(error: ValidationError) -> list[str]:
-    """Describe faults with their paths, up to a limit: a hostile document could have a million, with huge names."""
+    """Describe errors with their paths, up to a limit: a hostile document could have a million, with huge names."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     more = [f"and {len(found) - MAX_FAULTS} more"] if len(found) > MAX_FAULTS else []
     return [_fault(fault) for fault in found[:MAX_FAULTS]] + more

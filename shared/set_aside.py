@@ -23,9 +23,9 @@ log = structlog.get_logger(__name__)
 SAMPLES = "minion.set_aside"
 COUNTS = "minion.set_aside.count"
 KEPT = 100
-"""How many samples are kept."""
+"""Number of samples kept."""
 SHOWN = 500
-"""How many bytes of each."""
+"""Bytes kept of each."""
 LOG_SECONDS = 1.0
 
 

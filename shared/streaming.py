@@ -18,7 +18,7 @@ from uuid import UUID
 from shared.json_values import canonical
 
 STREAMED = frozenset({"step.text", "step.restarted"})
-"""The types of events that are streamed and not stored."""
+"""Types of events that are streamed and not stored."""
 
 
 @dataclass(frozen=True, slots=True)

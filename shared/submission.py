@@ -64,12 +64,14 @@ class Target:
 
 
 Targets = dict[tuple[str | None, str | None, str, bool, bool], Target | MinionError]
-"""What each agent, capability and namespace, with an input and messages or without, was resolved to, or why it was not.
+"""Cached resolution of each agent, capability and namespace, with or without input and messages, or its error.
 """
 
 
 def submit(connection: Connection, request: TaskRequest, *, submitted_by: str) -> Accepted:
-    """Accept one task in the caller's transaction. Callers that need no transaction of their own should use `prepare`.
+    """Accept one task in the caller's transaction.
+
+    Callers that do not need to share a transaction should use `prepare`.
 
     Raises:
         MinionError: why it is refused.

@@ -14,9 +14,9 @@ from shared.sandbox.replies import Inbox, Reply
 
 CHUNK = 1 << 16
 SMALL_PIECE = 512
-"""Bytes. An honest child writes its reply in larger pieces."""
+"""Bytes. A well-behaved child writes its reply in larger pieces."""
 PAUSE = 0.01
-"""Seconds without reading after a small piece: each single byte would cost this process as much as the child."""
+"""Seconds without reading after a small piece: otherwise each byte would cost this process as much as the child."""
 DEATH_PATIENCE = 5.0
 """Seconds in which a killed process must be gone: the kernel may still free its memory."""
 

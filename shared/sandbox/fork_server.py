@@ -26,9 +26,9 @@ from shared.sandbox.confined import shortage, wire
 from shared.sandbox.parked import ParkedChild
 
 START_PATIENCE = 30.0
-"""Seconds in which a zygote must have loaded and confined itself, besides the packages."""
+"""Seconds in which a zygote must load and confine itself, not counting the packages."""
 PACKAGE_PATIENCE = 120.0
-"""Seconds in which a package must have been imported. The largest take 20 on a busy machine."""
+"""Seconds in which a package must be imported. The largest take 20 on a busy machine."""
 
 # The path is for `confined` alone: preloaded packages must not find this package's modules by short names.
 _BOOT = (

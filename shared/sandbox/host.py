@@ -30,7 +30,7 @@ QUEUE_PATIENCE = 30.0
 ATTEMPTS = 3
 MOST_MEMORY = 1 << 20
 PRECISION = 2 * MEGABYTE
-"""Bytes by which the kernel's counters of memory may be wrong: each processor updates its own part of them."""
+"""Bytes by which the kernel's memory counters may be off: each processor updates its own part of them."""
 LONGEST = 86_400
 KILLED = (
     "the function's process was killed from outside; if nobody did it, memory ran out on this machine or in its "
@@ -94,7 +94,7 @@ class Sandbox:
 
     @property
     def level(self) -> str:
-        """"full", "strong" or "insecure": the level of confinement on this machine.
+        """The level of confinement on this machine: "full", "strong" or "insecure".
 
         Raises:
             SandboxRefused: functions cannot be confined on this machine.
@@ -114,7 +114,7 @@ class Sandbox:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why other layers are missing, for people.
+        """The reasons why other layers are missing, for people.
 
         Raises:
             SandboxRefused: functions cannot be confined on this machine.

@@ -14,7 +14,7 @@ ISOLATING = frozenset({"empty_root", *(f"{name}_namespace" for name in NAMESPACE
 
 
 def level_of(layers: Collection[str]) -> str | None:
-    """Return "full", "strong", or None if the layers do not suffice."""
+    """Return the level "full" or "strong", or None if the layers do not suffice."""
     active = set(layers)
     if not active >= ESSENTIAL:
         return None

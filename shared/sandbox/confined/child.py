@@ -16,7 +16,7 @@ from .seccomp import CHANNEL, CHILD_RULES, Filter
 from .syscalls import Architecture
 
 Hook = Callable[[], object]
-"""What a preloaded package wants to be called in each child."""
+"""A function that a preloaded package needs to have called in each child."""
 
 _HIGHEST_DESCRIPTOR = 1 << 20
 _CHUNK = 1 << 16

@@ -17,7 +17,7 @@ from .in_memory import REPLACED
 from .modules import PARTS, SAFE_IMPORTS, is_allowed
 
 preloaded: set[str] = set()
-"""Packages that the operator has chosen to show as they are. Set once, in the zygote."""
+"""Packages that the operator has chosen to expose unchanged. Set once, in the zygote."""
 
 _IMPORT_SYSTEM = frozenset({"__builtins__", "__cached__", "__file__", "__loader__", "__path__", "__spec__"})
 _PARENTS = frozenset(".".join(parts[:-1]) for name in SAFE_IMPORTS if len(parts := name.split(".")) > 1) | {"xml"}

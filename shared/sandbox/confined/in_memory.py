@@ -1,6 +1,7 @@
 """Standard-library classes and functions that take a path or a file object, as functions see them.
 
-A path is refused with a clear error, before the kernel refuses it."""
+A path is refused with a clear error, before the kernel refuses it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from typing import IO, Any, NoReturn
 
 NO_FILES = "there are no files in the sandbox: pass a file object, such as io.BytesIO(content) or io.StringIO(text)"
 MOST_FRAMES = 10_000
-"""Frames of Python that a function may ask for: more of them could overrun the stack of C."""
+"""Python frames that a function may request: more could overflow the C stack."""
 
 
 def _refuse_path(given: object) -> None:
@@ -131,4 +132,4 @@ REPLACED: dict[str, dict[str, Any]] = {
     },
     "zipfile": {"ZipFile": ZipFile, "is_zipfile": is_zipfile},
 }
-"""By module: the names that are shown differently."""
+"""Names that are replaced for functions, by module."""

@@ -9,7 +9,7 @@ from . import libc
 
 ONE_DESCRIPTOR = 1
 HIGHEST = (1 << 63) - 1
-"""As good as no limit, on every system."""
+"""Practically no limit, on every system."""
 STACK = 8 << 20
 NEVER = ("FSIZE", "CORE", "MEMLOCK", "MSGQUEUE", "SIGPENDING", "RTPRIO", "NICE")
 

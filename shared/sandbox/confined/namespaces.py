@@ -50,7 +50,7 @@ def enter(name: str) -> None:
 
 
 def enter_empty_root() -> None:
-    """Replace the whole file system by an empty read-only one.
+    """Replace the whole file system with an empty read-only one.
 
     Raises:
         OSError: there is no mount namespace, or no right to mount in it.

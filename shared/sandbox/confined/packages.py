@@ -27,13 +27,13 @@ _THREAD_VARIABLES = (
     "TBB_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
 )  # fmt: skip
 ONE_THREAD = dict.fromkeys(_THREAD_VARIABLES, "1")
-"""What numerical libraries read when they are loaded: a process with threads cannot be forked."""
+"""Environment variables that numerical libraries read on loading: a process with threads cannot be forked."""
 
 NOT_FOR_FUNCTIONS = frozenset({"__main__", "conftest", "test", "tests"})
-"""Submodules that are programs, or tests of the package itself."""
+"""Submodules that are programs or tests of the package itself."""
 
 THREADS_END = 1.0
-"""Seconds that threads have to end after an import that has used some."""
+"""Seconds in which threads started by an import must end."""
 
 
 class PackageRefused(Exception):

@@ -33,7 +33,7 @@ FORBIDDEN_NAMES = frozenset({
 """Attributes and names that a source may not mention."""
 
 failed_packages: dict[str, str] = {}
-"""Packages that the operator preloads and that could not be had, with the reason. Set once, in the zygote."""
+"""Packages that the operator preloads but that could not be loaded, with the reason. Set once, in the zygote."""
 
 _IN_FORMAT = re.compile(r"\{[^{}]*[.\[](" + "|".join(sorted(FORBIDDEN_NAMES)) + r")\b")
 

@@ -23,15 +23,15 @@ PROT_EXEC = 0x4
 PROT_READ_WRITE = 0x3
 MAP_PRIVATE = 0x02
 MAP_KINDS = 0x0F | 0x100 | 0x40000
-"""The bits of mmap's flags that tell whose the memory is, MAP_GROWSDOWN and MAP_HUGETLB."""
+"""The bits of mmap's flags for sharing, MAP_GROWSDOWN and MAP_HUGETLB."""
 
 MADV_DONTNEED, MADV_FREE = 4, 8
 CHANNEL = 0
-"""The descriptor of a child's channel: the only one that it has."""
+"""The descriptor of a child's channel, its only descriptor."""
 
 CLONE_THREAD = 0x10000
 CLONE_FORK_ONLY = 0x01200000 | 0xFF
-"""What glibc's fork passes: CLONE_CHILD_SETTID, CLONE_CHILD_CLEARTID and the signal of the parent."""
+"""The flags that glibc's fork passes: CLONE_CHILD_SETTID, CLONE_CHILD_CLEARTID and the signal of the parent."""
 HIGHEST_STATIC_CLOCK = 11
 FUTEX_COMMAND = 0xFF
 FUTEX_PRIVATE = 0x80
@@ -78,8 +78,8 @@ class Rule:
 
 NO_EXEC = Test(2, "clear", (PROT_EXEC,))
 OWN_MEMORY = Test(3, "equal", (MAP_PRIVATE,), MAP_KINDS)
-"""Shared memory belongs to a file of the kernel's: unmapped, it stays, and no limit of the process counts it. Memory
-that grows downwards counts as a stack, not as data."""
+"""Shared memory belongs to a kernel file: it stays when it is unmapped, and no process limit counts it. Memory that
+grows downwards counts as a stack, not as data."""
 
 
 def _channel_only(call: str, reason: str) -> Rule:

@@ -15,7 +15,7 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 FILENAME = "<function>"
 MAX_PROBLEMS = 50
 MAX_MESSAGE = 250
-"""Characters of one problem: all together they fit into a report, however long the source's names are."""
+"""Maximum characters of one problem, so that all of them fit into a report, however long the source's names are."""
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from . import child, libc, wire
 
 MAX_REMEMBERED = 1_024
-"""Ends of children that nobody has asked about are forgotten beyond this number."""
+"""Maximum number of ended children whose status is kept until the host asks."""
 
 OVERTIME = 1.0
-"""Seconds that the host has to end an overdue child before the zygote does it."""
+"""Seconds for which the zygote lets the host end an overdue child first."""
 
 RETRY = 0.05
-"""Seconds after which a child that could not be made is tried again."""
+"""Seconds after which a failed fork of a child is retried."""
 
 
 @dataclass
@@ -134,7 +134,7 @@ class Zygote:
             self._control.send(wire.NOTICE.pack(wire.ENDED, number, status))
 
     def _kill(self, number: int) -> None:
-        # The child has not been reaped, so that its pid cannot belong to another process.
+        # The child has not been reaped yet, so its pid cannot belong to another process.
         if number in self._children:
             os.kill(self._children[number].pid, signal.SIGKILL)
 
