@@ -266,7 +266,7 @@ class Sandbox:
     ) -> tuple[Ended, SandboxFault | None] | SandboxFault:
         """Hold the conversation with a child that takes the request; return a fault if no child is available."""
         reason = "no child was free in time"
-        # A zygote that died leaves up to this number of dead children behind.
+        # A zygote that died leaves up to `pool` dead children behind.
         for _ in range(ATTEMPTS + self._pool):
             try:
                 server, child = self._take()
