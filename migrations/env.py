@@ -12,7 +12,7 @@ from shared.sql import NUMBER, create_foundation, installed
 
 
 def run(connection: Connection) -> None:
-    """Runs the migrations in one transaction on the given connection."""
+    """Run the migrations in one transaction on the given connection."""
     context.configure(connection=connection, target_metadata=Base.metadata, compare_server_default=True)
     with context.begin_transaction():
         if installed(connection) <= NUMBER:

@@ -833,7 +833,7 @@ BEGIN
         PERFORM minion_open_budget(task_id, budget);
     END IF;
     urgency := COALESCE((request->>'priority')::smallint, parent.priority, 0);
-    -- Sub-tasks take no turns.
+    -- Sub-tasks do not wait for a predecessor.
     talk := CASE WHEN parent.id IS NULL THEN request->>'conversation_id' END;
     INSERT INTO task_status (task_id, state, capability, priority, due_at, deadline, namespace, agent_name, key,
                              conversation_id, rank)
@@ -841,7 +841,7 @@ BEGIN
             CASE WHEN checked THEN target.queue END, urgency,
             CASE WHEN begins > now() THEN begins END, ends,
             ns, COALESCE(target.agent_name, ''), COALESCE(request->>'key', parent.key, ''), talk,
-            -- What was begun comes before what was not: a sub-task stands where its parent stood.
+            -- Work that has begun comes first: a sub-task gets its parent's position.
             CASE WHEN parent.id IS NOT NULL AND begins IS NULL
                  THEN parent.rank - (urgency - parent.priority)::bigint * 60000000
                  ELSE minion_place(task_id, ns, talk, GREATEST(begins, clock_timestamp()), urgency) END);
@@ -976,7 +976,7 @@ BEGIN
         RAISE EXCEPTION 'The budget of task % has no limit in %, so there is nothing to raise.', owner, missing
             USING ERRCODE = 'MN009';
     END IF;
-    -- Not in the statement that changes it: what that has computed before it waits for a lock would be kept.
+    -- A separate statement: values computed before it waits for a lock would be out of date.
     PERFORM minion_lock_budgets(ARRAY[owner]);
     UPDATE budgets b SET
             tokens = b.tokens + COALESCE((extra->>'tokens')::bigint, 0),
@@ -1138,9 +1138,9 @@ BEGIN
     RETURN (SELECT to_jsonb(k) || jsonb_build_object(
         'claim', now_at.claim, 'worker_id', w, 'attempts', now_at.attempts, 'queue', now_at.capability,
         'stream_key', encode(secret, 'hex'),
-        -- Minions make idempotency keys from it.
+        -- Minions derive idempotency keys from it.
         'origin_id', COALESCE(k.effect_origin, k.origin_id),
-        -- A replay from a step begins with what was copied.
+        -- A replay from a step begins with the copied steps.
         'steps', CASE WHEN now_at.claim > 1 OR k.from_step IS NOT NULL THEN minion_journal(t) ELSE '[]'::jsonb END)
         FROM tasks k WHERE k.id = t);
 END $$;
@@ -1263,7 +1263,7 @@ DECLARE
     limited boolean := EXISTS (SELECT 1 FROM limits WHERE scope <> 'model');
 BEGIN
     IF limited THEN
-        -- What is in flight must not change between counting and taking.
+        -- Tasks in flight must not change between counting and taking.
         PERFORM pg_advisory_xact_lock(hashtext('minion_dispatch'));
     END IF;
     FOR served IN
@@ -1298,7 +1298,7 @@ BEGIN
         RAISE EXCEPTION 'There is no task %.', t USING ERRCODE = 'MN008';
     END IF;
     PERFORM minion_lock_parent(t);
-    -- One generation after the other: whoever is locked makes no more children, so the next look finds them all.
+    -- One generation after the other: locked tasks create no more children, so the next query finds them all.
     WHILE generation IS NOT NULL LOOP
         FOREACH member IN ARRAY generation LOOP
             SELECT state INTO state_now FROM task_status WHERE task_id = member FOR NO KEY UPDATE;
@@ -1544,7 +1544,7 @@ BEGIN
         INSERT INTO idempotency_keys AS held (namespace, key, task_id, request) VALUES (ns, k, t, asked)
             ON CONFLICT DO NOTHING RETURNING held.task_id, held.request INTO task_id, request;
         EXIT WHEN FOUND;
-        -- It may go, with its task, between the two statements.
+        -- The key may be deleted, with its task, between the two statements.
         SELECT held.task_id, held.request INTO task_id, request FROM idempotency_keys held
             WHERE held.namespace = ns AND held.key = k;
         EXIT WHEN FOUND;
@@ -1564,7 +1564,7 @@ BEGIN
     LOOP
         INSERT INTO unique_tasks (namespace, key, task_id, held_while) VALUES (ns, k, t, held)
             ON CONFLICT DO NOTHING RETURNING task_id INTO holder;
-        -- It may be let go of between the two statements.
+        -- The key may be released between the two statements.
         EXIT WHEN holder IS NOT NULL;
         SELECT task_id INTO holder FROM unique_tasks WHERE namespace = ns AND key = k;
         EXIT WHEN holder IS NOT NULL;
@@ -1693,7 +1693,7 @@ DECLARE
     rates jsonb := '[]';
     first uuid;
 BEGIN
-    -- Who was accepted late, or scheduled, may have an earlier id than one that began meanwhile.
+    -- A task that was accepted late, or scheduled, may have an earlier id than one that has begun since.
     IF s.claim = 0 AND s.conversation_id IS NOT NULL THEN
         PERFORM pg_advisory_xact_lock(hashtext('minion_turn'), hashtext(s.conversation_id));
         first := minion_predecessor(s.task_id, s.namespace, s.conversation_id);
@@ -1792,7 +1792,7 @@ BEGIN
             WHERE w.enabled AND w.namespace = k.namespace AND (w.states = '{}' OR final = ANY (w.states))
               AND (w.agents = '{}' OR k.agent_name = ANY (w.agents)) AND k.labels @> w.labels
               AND (k.parent_id IS NULL OR NOT w.roots_only)
-            -- One that is being removed is waited for and left out: its foreign key would fail the task's end.
+            -- A webhook that is being removed is waited for and left out: its foreign key would fail the task's end.
             FOR KEY SHARE OF w
         ON CONFLICT DO NOTHING;
     IF FOUND THEN
@@ -1884,7 +1884,7 @@ BEGIN
         'step.' || NEW.status,
         jsonb_strip_nulls(jsonb_build_object(
             'step', NEW.number, 'kind', NEW.kind, 'name', NEW.name, 'claim', NEW.claim, 'child_id', NEW.child_id,
-            -- A step that is made again forgets it.
+            -- A step that is executed again loses it.
             'error', CASE WHEN NEW.status = 'failed' THEN NULLIF(jsonb_strip_nulls(jsonb_build_object(
                 'type', NEW.error->'type', 'message', left(NEW.error->>'message', 2000))), '{}') END)));
     RETURN NULL;
@@ -2046,7 +2046,7 @@ DECLARE
 BEGIN
     SELECT k.journal_format, COALESCE(k.history_before, o.finished_at) AS history_before INTO old
         FROM tasks k JOIN task_outcomes o ON o.task_id = k.id
-        -- Retention waits until its steps are copied.
+        -- Retention waits until the steps are copied.
         WHERE k.id = source FOR KEY SHARE OF k;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'There is no task % that has ended.', source USING ERRCODE = 'MN008';
@@ -2121,7 +2121,7 @@ BEGIN
     IF EXISTS (SELECT 1 FROM reservations WHERE task_id = t AND step = (asked->>'step')::integer AND claim = c) THEN
         RETURN NULL;
     END IF;
-    -- A step counts once, however often it is begun. Its tokens and dollars count each time.
+    -- A step counts once, however often it begins. Its tokens and dollars count each time.
     asked := asked || jsonb_build_object('steps', CASE WHEN begun THEN 0 ELSE (asked->>'steps')::integer END);
     breach := minion_breach(ids, asked);
     IF breach IS NOT NULL THEN
@@ -2210,7 +2210,7 @@ BEGIN
     END IF;
     UPDATE tasks SET agent_version_id = version, agent_name = (SELECT name FROM agent_versions WHERE id = version)
         WHERE id = t AND agent_version_id IS NULL;
-    -- The agent may bring a budget; a task that came with its own keeps that.
+    -- The agent may have a budget; a task that was submitted with its own keeps that.
     IF FOUND AND NOT EXISTS (SELECT 1 FROM budgets WHERE task_id = t) THEN
         budget := minion_budget_for('{}', version);
         IF budget IS NOT NULL THEN
@@ -2382,7 +2382,7 @@ BEGIN
     IF NOT minion_fence(t, c) THEN
         RETURN NULL;
     END IF;
-    -- Who is cancelled begins nothing any more.
+    -- A cancelled task begins no more steps.
     IF reserve IS NOT NULL AND NOT (SELECT cancel_requested FROM task_status WHERE task_id = t) THEN
         breach := minion_reserve(t, c, reserve);
         IF breach IS NOT NULL THEN
@@ -2499,7 +2499,7 @@ BEGIN
                     || CASE WHEN wait.approval IS NULL THEN '{}'::jsonb
                             ELSE jsonb_build_object('approval', wait.approval->0) END,
                 wait.approval_order, now() + wait.seconds * interval '1 s')
-        -- A task that was woken by something else asks for the same again.
+        -- A task that was woken by something else requests the same waits again.
         ON CONFLICT (task_id, number) DO NOTHING;
         IF wait.signal AND minion_take_signal(t, wait.step, wait.name) THEN
             still_open := still_open - 1;
@@ -2571,8 +2571,8 @@ BEGIN
                     WHERE p.state = 'pending' AND p.capability = cap AND p.namespace = u.namespace AND p.key = u.key
                       AND p.agent_name = u.agent_name AND p.rank < minion_parked()
                     ORDER BY p.rank, p.task_id
-                    -- Four times its share: enough where others have less, and little where there are many lines. What
-                    -- stays empty is for the next round.
+                    -- Four times its share: enough if others have less, and little if there are many queues. Unused
+                    -- room is left to the next round.
                     LIMIT LEAST(u.free_capability, u.free_agent, u.free_key,
                                 ceil(4.0 * (SELECT size FROM room) / (SELECT count(*) FROM rules))::integer)) c
             WHERE LEAST(u.free_capability, u.free_agent, u.free_key, 1) > 0
@@ -2582,7 +2582,7 @@ BEGIN
                 ON busy.namespace = f.namespace AND busy.key = f.key
             WHERE f.nth_of_key <= COALESCE(f.free_key, f.nth_of_key)
     ), within_agents AS (
-        -- The keys take turns in what an agent's limit leaves free, and so below in that of the capability.
+        -- The keys take turns in the room of an agent's limit, and below in that of the capability.
         SELECT t.*, row_number() OVER (PARTITION BY t.namespace, t.agent_name ORDER BY t.turn, t.rank, t.task_id)
                     AS nth_of_agent FROM turns t
     ), within_all AS (
@@ -2713,10 +2713,10 @@ BEGIN
                 JOIN executions e ON e.task_id = s.task_id AND e.claim = s.claim
                 JOIN budgets b ON b.task_id = (e.error->>'budget')::uuid
                 WHERE s.state = 'waiting' AND s.wait_reason = 'budget' AND (owner IS NULL OR b.task_id = owner)
-                  -- Nothing has changed for the others. (A budget that fails has waiters only while running steps hold
-                  -- what they lack; those may die without a change.)
+                  -- For the others nothing has changed. (A budget that fails tasks has waiting ones only while running
+                  -- steps hold the missing amounts; those steps may die without a change.)
                   AND (b.on_breach = 'fail' OR b.changed_at <> (e.error->>'at')::timestamptz)
-                -- Where they are too many for one look nobody is always among those left out.
+                -- Random, so that none is always left out if there are more than `most`.
                 ORDER BY random() LIMIT most FOR NO KEY UPDATE OF s SKIP LOCKED) w
             ORDER BY w.root_id, w.rank, w.task_id
     LOOP
@@ -2727,7 +2727,7 @@ BEGIN
         END IF;
         breach := minion_breach(waiter.budget_ids, waiter.asked);
         IF breach->>'then' <> 'fail' THEN
-            -- It waits for the next change of what it lacks now.
+            -- The task waits for the next change of the budget that it lacks now.
             UPDATE executions SET error = error || jsonb_build_object('budget', breach->'budget', 'at', breach->'at')
                 WHERE task_id = waiter.task_id AND claim = waiter.claim;
             CONTINUE;
@@ -2735,7 +2735,7 @@ BEGIN
             together := waiter.asked || jsonb_build_object(
                 'tokens', tokens + COALESCE((waiter.asked->>'tokens')::bigint, 0),
                 'microdollars', microdollars + COALESCE((waiter.asked->>'microdollars')::bigint, 0));
-            -- There is room, but those before it may take it. It is looked at again, for they may leave it too.
+            -- There is room, but the tasks before it may take it. It is checked again, since they may leave some.
             CONTINUE WHEN minion_breach(waiter.budget_ids, together) IS NOT NULL;
             tokens := together->>'tokens';
             microdollars := together->>'microdollars';

@@ -1,7 +1,7 @@
-"""The Celery application and its messages, as both sides know them.
+"""The Celery application and its messages, shared by both sides.
 
-A message is `{v, task_id, claim}` and nothing more: Redis may lose, repeat or keep it, and the claim in PostgreSQL
-decides whether it still means anything.
+A message is `{v, task_id, claim}` and nothing more. Redis may lose, repeat or delay it: the claim in PostgreSQL
+decides whether it is still valid.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ MESSAGE_VERSION = 1
 
 
 BROKER_AWAY = (redis.RedisError, OperationalError, BatchPublishError, OSError)
-"""What using the broker raises while it is away, in one way or another."""
+"""Exceptions that the broker clients raise while the broker is away."""
 
 
 def make_app(settings: Settings) -> Celery:
-    """The Celery application for this broker.
+    """Return the Celery application for this broker.
 
     Raises:
         NotConfigured: there is no broker address.
@@ -55,11 +55,11 @@ def make_app(settings: Settings) -> Celery:
         worker_consumer="workers.consumer:Consumer",
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        # An error in Redis' answer (disk full, out of memory, read-only) does not end the worker: it comes back.
+        # An error in Redis' answer (disk full, out of memory, read-only) does not end the worker: it reconnects.
         broker_channel_error_retry=True,
         broker_pool_acquire_timeout=10.0,
         broker_transport_options={
-            # Redis keeps no record of what a worker holds: PostgreSQL does, and publishes again what was lost.
+            # Redis keeps no record of what a worker holds: PostgreSQL does, and lost messages are published again.
             "ack_emulation": False,
             "socket_timeout": 10.0,
             "socket_connect_timeout": 5.0,
@@ -72,17 +72,17 @@ def make_app(settings: Settings) -> Celery:
 
 
 def publish(app: Celery, tasks: Iterable[Dispatched]) -> None:
-    """Sends one message for each task to its capability's queue, all of them together.
+    """Send one message for each task to its capability's queue, in one batch.
 
     Raises:
-        BROKER_AWAY: some or all were not sent. The tasks stay queued in PostgreSQL and are published again.
+        BROKER_AWAY: some or all messages were not sent. Their tasks stay queued in PostgreSQL and are published again.
     """
     with app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(max_size=500):
         for task in tasks:
             message = _message(app, task)
             producer.publish(
                 message.body,
-                # The default exchange: its routing key is the queue itself. No binding has to exist in Redis,
+                # The default exchange: its routing key is the queue itself. It needs no binding in Redis,
                 # so nothing is lost after a FLUSHALL.
                 exchange="",
                 routing_key=task.queue,
@@ -93,7 +93,7 @@ def publish(app: Celery, tasks: Iterable[Dispatched]) -> None:
 
 
 def message_id(task_id: UUID, claim: int) -> str:
-    """The Celery id of a message: the task's and that of the claim that it leads to."""
+    """Return the Celery id of a message: the task's id and the claim that the message leads to."""
     return f"{task_id}.{claim + 1}"
 
 
@@ -104,7 +104,7 @@ def _message(app: Celery, task: Dispatched) -> Any:
         kwargs={"v": MESSAGE_VERSION, "task_id": str(task.task_id), "claim": task.claim},
         time_limit=task.time_limit,
         soft_time_limit=task.soft_time_limit,
-        # What Flower and Celery's events show.
+        # Shown by Flower and in Celery's events.
         shadow=task.agent_name,
         argsrepr="",
         kwargsrepr=f"task_id={task.task_id} claim={task.claim}",

@@ -1,4 +1,4 @@
-"""Budgets: what a task and everything below it may use. One Python name for each function in `0003_budgets.sql`."""
+"""Budgets: limits on the use of a task and everything below it. One Python name for each function in `budgets.sql`."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def spend(
     reserve: dict[str, Any] | None = None,
     used: dict[str, Any] | None = None,
 ) -> dict[str, Any] | None:
-    """Commits journal steps under the fence, with what they take of every budget above the task.
+    """Commit journal steps under the fence, and charge them to every budget above the task.
 
     Args:
-        reserve: `{step, steps, tokens, microdollars}`, the worst case of what begins.
-        used: `{step, tokens, microdollars}`, what is over has really used; None in it: nobody knows.
+        reserve: `{step, steps, tokens, microdollars}`, the worst case of the step that begins.
+        used: `{step, tokens, microdollars}`, the actual use of the step that ended; None for a value that is unknown.
 
     Returns:
-        the flags that the minion must obey, or None where the claim is lost. With a `breach` in them nothing was
+        the flags that the minion must obey, or None if the claim is lost. If the flags contain a `breach`, nothing was
         written.
     """
     values = {"task": task, "claim": claim, "steps": steps_with_order(steps), "reserve": reserve, "used": used}
@@ -47,11 +47,11 @@ def spend(
 
 
 def change(connection: Connection, task: UUID, asked: BudgetChange) -> UUID:
-    """Raises, or stops, the budget that a task waits for, or else its own. Returns the id of the task that has it.
+    """Raise or stop the budget that a task waits for, or else its own. Return the id of the task that has the budget.
 
     Raises:
         NotFound: there is no such task.
-        Conflict: it has no budget, that has no such limit, or it is over.
+        Conflict: the task has no budget, the budget has no such limit, or the task has ended.
     """
     extra = {
         "tokens": asked.add_tokens,
@@ -64,22 +64,22 @@ def change(connection: Connection, task: UUID, asked: BudgetChange) -> UUID:
 
 
 def wake_funded(connection: Connection, *, most: int = 1000) -> int:
-    """Wakes tasks that wait for a budget which has room for them now; returns how many."""
+    """Wake tasks that wait for a budget which now has room for them; return their number."""
     return int(connection.scalar(WAKE, {"most": most}) or 0)
 
 
 def overtime(connection: Connection, *, most: int = 1000) -> list[tuple[UUID, BudgetExceeded]]:
-    """Tasks whose budget of seconds is over and that shall fail then, with their error."""
+    """Return the tasks that must fail because their budget of seconds is used up, with their errors."""
     return [(task, exceeded(breach)) for task, breach in connection.execute(OVERTIME, {"most": most}) if breach]
 
 
 def fail_overtime(connection: Connection, task: UUID, error: BudgetExceeded) -> bool:
-    """Fails such a task and cancels what is below it; False where it is not at a place where it could."""
+    """Fail such a task and cancel everything below it. Return False if the task is in no state to fail."""
     return bool(connection.scalar(FAIL_OVERTIME, {"task": task, "error": error.as_dict()}))
 
 
 def exceeded(breach: dict[str, Any]) -> BudgetExceeded:
-    """The error that a breach is, as `minion_breach` tells it."""
+    """Return the error for a breach as `minion_breach` reports it."""
     if breach["asked"] is None:
         todo = "Take a model whose price is known, or give the budget in tokens."
     elif breach["then"] == "fail":
@@ -90,7 +90,7 @@ def exceeded(breach: dict[str, Any]) -> BudgetExceeded:
 
 
 def described(breach: dict[str, Any]) -> str:
-    """A breach in one sentence, with its figures."""
+    """Describe a breach in one sentence, with its figures."""
     what = breach["what"]
     whose = f"The budget of task {breach['budget']} ({breach['agent']})"
     if breach["asked"] is None:
@@ -102,7 +102,7 @@ def described(breach: dict[str, Any]) -> str:
 
 
 def _amount(number: float, what: str, *, unit: bool = True) -> str:
-    """As people write it."""
+    """Format an amount for people."""
     if what == "dollars":
         return f"${number:,.6f}".rstrip("0").rstrip(".")
     written = f"{number:,.1f}" if what == "seconds" else f"{number:,}"

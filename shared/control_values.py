@@ -1,4 +1,4 @@
-"""What a function or a tool may return instead of a result, to have its task wait.
+"""Values that a function or a tool may return instead of a result, to make its task wait.
 
     {"$snooze": 60}                        run the task again in 60 s; no attempt is charged
     {"$retry_after": 30, "reason": "…"}    this attempt failed; try again in 30 s, if attempts are left
@@ -6,7 +6,7 @@
     {"$wait": {"signal": "paid", "seconds": 86400}}
                                            a named signal; the result is {"signal", "payload", "sent_at"}
 
-Such a value is not checked against an output schema.
+Such a value is not checked against the output schema.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ MAX_NAME = 200
 
 @dataclass(frozen=True, slots=True)
 class Snooze:
-    """Run the task again after so many seconds, uncharged."""
+    """Run the task again after `seconds`, uncharged."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class RetryAfter:
-    """The attempt failed; the next one begins after so many seconds."""
+    """The attempt failed; the next one begins after `seconds`."""
 
     seconds: float
     reason: str
@@ -37,7 +37,7 @@ class RetryAfter:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait for a signal, for so many seconds at most; without a name only the time counts."""
+    """Wait for a signal, for at most `seconds`; without a signal name it is a plain timer."""
 
     signal: str | None
     seconds: float | None
@@ -47,10 +47,10 @@ Control = Snooze | RetryAfter | Wait
 
 
 def control_of(value: JsonValue) -> Control | None:
-    """What a returned value asks for, or None where it is a result.
+    """Return the control value in a returned value, or None if that is a result.
 
     Raises:
-        InvalidOutput: it asks for something impossible.
+        InvalidOutput: the control value is invalid.
     """
     if not isinstance(value, dict) or not value or len(value) > 2:
         return None

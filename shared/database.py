@@ -1,6 +1,6 @@
-"""Connections to PostgreSQL: one engine a process, time-outs shorter than the lease, errors that teach.
+"""Connections to PostgreSQL: one engine per process, time-outs shorter than the lease, errors that teach.
 
-Database code is written once, synchronous (psycopg under SQLAlchemy).
+All database code is synchronous (psycopg under SQLAlchemy), so that it is written only once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 LONGEST_PAUSE = 5.0
 
-# What the functions in shared/sql/ raise on purpose.
+# Errors that the functions in shared/sql/ raise on purpose.
 EXPECTED: dict[str, type[errors.MinionError]] = {
     "MN001": errors.UnknownAgent,
     "MN002": errors.UnknownCapability,
@@ -42,20 +42,20 @@ EXPECTED: dict[str, type[errors.MinionError]] = {
     "MN008": errors.NotFound,
     "MN009": errors.Conflict,
 }
-# U+0000 inside of JSON, where it is written as an escape that the driver lets pass.
+# U+0000 inside JSON, written as an escape that the driver lets pass.
 NO_TEXT_IN_JSON = "22P05"
-# Connection lost, server shutting down, too many connections, disk full: waits may help.
+# Connection lost, server shutting down, too many connections, disk full: waiting may help.
 TRANSIENT_CLASSES = ("08", "53", "57")
 
 
 def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True) -> Engine:
-    """An engine whose connections give up sooner than a lease runs out.
+    """Create an engine whose connections time out before a lease expires.
 
     Args:
         settings: `DATABASE_URL` and the lease in seconds.
-        pool_size: connections kept open; as many again may be opened for a moment.
-        pre_ping: asks each connection whether it still lives before it is used, which costs a round trip; False for
-            callers that try again.
+        pool_size: connections kept open; the same number again may be opened temporarily.
+        pre_ping: check that a connection is alive before each use, which costs a round trip; False for callers that
+            retry.
 
     Raises:
         NotConfigured: there is no database address.
@@ -68,7 +68,7 @@ def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True
         pool_timeout=30,
         pool_pre_ping=pre_ping,
         json_serializer=_dump,
-        # Errors and their tracebacks go to the log; inputs and prompts do not.
+        # Errors and their tracebacks are logged; inputs and prompts must not be.
         hide_parameters=True,
         connect_args={
             "connect_timeout": 5,
@@ -78,7 +78,7 @@ def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True
             "keepalives_interval": 2,
             "keepalives_count": 2,
             "tcp_user_timeout": lease_ms,
-            # The functions count and look again after they have locked, which only READ COMMITTED lets them.
+            # The functions count and read again after taking locks, which only works with READ COMMITTED.
             "options": r"-c timezone=UTC -c default_transaction_isolation=read\ committed"
             f" -c idle_in_transaction_session_timeout={lease_ms}"
             f" -c minion.max_input_bytes={settings.max_input_bytes}",
@@ -96,23 +96,23 @@ def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True
 
 @lru_cache(maxsize=1)
 def get_engine() -> Engine:
-    """The process's engine. After a fork the child must call `forget_engine` first."""
+    """Return the process's engine. After a fork the child must call `forget_engine` first."""
     return make_engine(get_settings())
 
 
 @lru_cache(maxsize=1)
 def _statement_engine() -> Engine:
-    """One connection for the hot path, whose callers try again by themselves."""
+    """Return a one-connection engine for the hot path, whose callers retry by themselves."""
     return make_engine(get_settings(), pool_size=1, pre_ping=False).execution_options(isolation_level="AUTOCOMMIT")
 
 
 def forget_engine() -> None:
-    """In a forked child: drops the parent's connections without closing them under its feet."""
+    """Drop the parent's connections in a forked child, without closing them for the parent."""
     _drop(close=False)
 
 
 def close_engine() -> None:
-    """Closes the process's connections; the next use makes new ones."""
+    """Close the process's connections; the next use opens new ones."""
     _drop(close=True)
 
 
@@ -125,21 +125,23 @@ def _drop(*, close: bool) -> None:
 
 @contextmanager
 def transaction() -> Iterator[Connection]:
-    """A connection with a transaction; committed if the block ends well, else rolled back."""
+    """Yield a connection with a transaction, committed if the block succeeds and rolled back otherwise."""
     with get_engine().begin() as connection:
         yield connection
 
 
 @contextmanager
 def statement() -> Iterator[Connection]:
-    """A connection on which each statement is a transaction of its own: one round trip instead of three."""
+    """Yield a connection in autocommit mode: one round trip a statement instead of three."""
     with _statement_engine().connect() as connection:
         yield connection
 
 
 def expected_error(error: BaseException | None) -> errors.MinionError | None:
-    """The MinionError behind a database error that our own functions raised, if it is one, or behind a text that
-    PostgreSQL cannot hold: whoever looks up a name with U+0000 in it made a mistake, not we."""
+    """Return the MinionError behind a database error that our own functions raised, or None.
+
+    A text that PostgreSQL cannot hold counts too: looking up a name with U+0000 in it is the caller's mistake.
+    """
     state = getattr(error, "sqlstate", None)
     no_text = isinstance(error, UnicodeEncodeError) or (isinstance(error, DataError) and "NUL" in str(error))
     if no_text or state == NO_TEXT_IN_JSON:
@@ -149,7 +151,7 @@ def expected_error(error: BaseException | None) -> errors.MinionError | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the database is away, full or busy for the moment, so that trying again makes sense."""
+    """Return whether the database is temporarily away, full or busy, so that a retry makes sense."""
     if isinstance(error, OperationalError | InterfaceError):
         state = getattr(error.orig, "sqlstate", None)
         return state is None or state.startswith(TRANSIENT_CLASSES) or state in ("40001", "40P01", "55P03")
@@ -157,9 +159,10 @@ def is_transient(error: BaseException) -> bool:
 
 
 def behind_time_limit(error: BaseException | None) -> bool:
-    """Whether a soft time limit stands behind an error: one that strikes inside the driver leaves a connection that
-    cannot even roll back, and it is that failure which comes up. One that strikes inside Pydantic comes up as a fault
-    of the model.
+    """Return whether a soft time limit caused an error.
+
+    A limit that strikes inside the driver leaves a connection that cannot even roll back, and the failed rollback is
+    the error that surfaces. One that strikes inside Pydantic surfaces as a fault of the model.
     """
     seen: set[int] = set()
     rest = [error]
@@ -176,23 +179,23 @@ def behind_time_limit(error: BaseException | None) -> bool:
 
 
 def reason(error: BaseException) -> str:
-    """A database error in one line, without the statement and its parameters."""
+    """Describe a database error in one line, without the statement and its parameters."""
     original = getattr(error, "orig", None) or error
-    # Not its DETAIL, which quotes the row.
+    # Without its DETAIL, which quotes the row.
     primary = getattr(getattr(original, "diag", None), "message_primary", None)
     return " ".join((primary or str(original)).split())[:300]
 
 
 def unavailable(error: BaseException) -> errors.Unavailable:
-    """The error for people when the database cannot be reached."""
+    """Return the error that users see when the database cannot be reached."""
     return errors.Unavailable(f"The database cannot be reached: {reason(error)}. It is tried again; nothing is lost.")
 
 
 def wait_for(probe: Callable[[], Result], *, what: str, attempts: int) -> Result:
-    """Calls `probe` until it works, with growing pauses of at most 5 s.
+    """Call `probe` until it succeeds, with growing pauses of at most 5 s.
 
     Raises:
-        Unavailable: it failed `attempts` times; the message holds the last reason.
+        Unavailable: it failed `attempts` times; the message contains the last reason.
     """
     for attempt in range(1, attempts + 1):
         try:
@@ -211,12 +214,12 @@ def wait_for(probe: Callable[[], Result], *, what: str, attempts: int) -> Result
 
 
 def persist(write: Callable[[], Result]) -> Result:
-    """Makes a write, and makes it again for as long as the database is away: work that is done is not thrown away.
+    """Perform a write, and retry it while the database is away, so that finished work is not lost.
 
-    For fenced or idempotent writes only. A minion's time limits end the repetition.
+    For fenced or idempotent writes only. A minion's time limits end the retries.
 
     Raises:
-        SoftTimeLimitExceeded: it struck inside the driver.
+        SoftTimeLimitExceeded: the soft limit struck inside the driver.
     """
     for failures in itertools.count(1):
         try:
@@ -245,7 +248,7 @@ def persistently(
 
 
 def wait_for_database(settings: Settings) -> None:
-    """Waits until the database answers and its schema is there.
+    """Wait until the database answers and has its schema.
 
     Raises:
         Unavailable: it does not answer.

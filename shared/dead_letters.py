@@ -1,4 +1,4 @@
-"""Dead letters: failed tasks, grouped by what went wrong."""
+"""Dead letters: failed tasks, grouped by their error."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sqlalchemy import Connection, text
 
 from shared.tasks import Page, page_of
 
-# A parent that failed because of a sub-task says nothing of its own. `exhausted`: attempts or workers were used up.
+# A parent that failed because of a sub-task has no error of its own. `exhausted`: attempts or workers were used up.
 GROUPS = text(
     """
     SELECT o.error_fingerprint AS fingerprint, count(*) AS tasks, min(o.finished_at) AS first_at,
@@ -28,10 +28,10 @@ GROUPS = text(
 def dead_letters(
     connection: Connection, *, namespace: str, agent: str | None = None, limit: int, after: str = ""
 ) -> Page:
-    """Failed tasks that nobody has replayed yet, in groups of the same fingerprint.
+    """Return failed tasks without a replay, grouped by fingerprint.
 
     Args:
-        after: the `next` of the page before this one.
+        after: the `next` of the previous page.
     """
     values = {"namespace": namespace, "agent": agent, "after": after, "most": limit + 1}
     return page_of(connection.execute(GROUPS, values).mappings().all(), limit, "fingerprint")

@@ -1,4 +1,4 @@
-"""Definitions as files: YAML or JSON, one or more documents each, and back."""
+"""Reading and writing definitions as files: YAML or JSON, one or more documents each."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MAX_FILE_BYTES = 8 << 20
 
 
 def load(path: Path) -> list[AnyDefinition]:
-    """All definitions in a file, or in the files below a folder, in the order of their names.
+    """Load all definitions in a file, or in the files below a folder in the order of their names.
 
     Raises:
-        FileFault: a file is missing, or cannot be read.
+        FileFault: a file is missing or cannot be read.
         InvalidDefinition: names the file, and the place in it.
     """
     found = [
@@ -36,13 +36,13 @@ def load(path: Path) -> list[AnyDefinition]:
 
 
 def dump(definition: AnyDefinition) -> str:
-    """A definition as a YAML document that loads again unchanged; what has its default value is left out.
+    """Return a definition as a YAML document that loads again unchanged, without fields that have their default values.
 
-    Hidden characters are escapes in it, so that what is read is what there is.
+    Hidden characters are written as escapes, so that they are visible to a reader.
     """
     plain = definition.model_dump(mode="json", exclude_defaults=True)
     if "soft_time_limit" in plain.get("config", {}):
-        # Without it, it would follow the soft limit.
+        # If it were left out, it would follow the soft limit.
         plain["config"]["time_limit"] = definition.model_dump()["config"]["time_limit"]
     document = {"kind": definition.kind, "name": definition.name, **plain}
     return visible(yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
@@ -69,18 +69,18 @@ def _documents(file: Path) -> Iterator[Any]:
     except InvalidInput as error:
         raise InvalidDefinition(f"{file}: {error.message}") from None
     except yaml.YAMLError as error:
-        # PyYAML calls what it reads "<unicode string>".
+        # PyYAML names its input "<unicode string>".
         fault = " ".join(str(error).replace('in "<unicode string>", ', "at ").split())
         raise InvalidDefinition(f"{file}: is not valid YAML: {fault}.") from None
     except (ValueError, LookupError, AttributeError, TypeError) as error:
-        # What PyYAML raises where an explicit tag and its value do not fit, such as `!!bool maybe`.
+        # PyYAML raises these if an explicit tag and its value do not fit, such as `!!bool maybe`.
         raise InvalidDefinition(f"{file}: holds a value that cannot be read: {str(error)[:200]}.") from None
     except RecursionError:
         raise InvalidDefinition(f"{file}: is nested too deeply.") from None
 
 
 def _text(file: Path) -> str:
-    """A file's text, without the mark that some editors put before it."""
+    """Return a file's text, without the byte order mark that some editors write."""
     try:
         if not file.is_file():
             raise FileFault(f"{file}: there is no such file.")
@@ -94,7 +94,7 @@ def _text(file: Path) -> str:
 
 
 def _with_code(document: Any, file: Path) -> Any:
-    """Puts the text of `code_file`, a path beside the definition's file, in place of it."""
+    """Replace `code_file`, a path relative to the definition's file, with the text of that file."""
     if not isinstance(document, dict) or "code_file" not in document:
         return document
     if "code" in document:
@@ -109,8 +109,8 @@ def _with_code(document: Any, file: Path) -> Any:
     return {**{field: value for field, value in document.items() if field != "code_file"}, "code": code}
 
 
-# What a plain word means: YAML 1.2's core schema, which is JSON's. In YAML 1.1, PyYAML's own, `no` is false, `1:30`
-# is 90 and 2026-11-22 is a date.
+# Meaning of plain words: YAML 1.2's core schema, which is JSON's. In YAML 1.1, PyYAML's default, `no` is false,
+# `1:30` is 90 and 2026-11-22 is a date.
 PLAIN_WORDS = [
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", "~nN\0"),
@@ -128,8 +128,9 @@ def _speak_yaml_1_2(speaker: Any) -> None:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what would be lost in silence: a key that stands twice is refused, and so are aliases,
-    with which a small file can describe a value that fills the memory.
+    """YAML loader that refuses silent data loss (duplicate keys) and aliases.
+
+    With aliases, a small file can describe a value that fills the memory.
     """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
@@ -151,21 +152,21 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML that people like to read: code and prompts as blocks."""
+    """YAML dumper for readable output: code and prompts are written as blocks."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # Some of these PyYAML writes so that it reads them as something else, and only between quotes they may be escapes.
+    # PyYAML would read some of these back as something else, and they can only be escaped between quotes.
     hidden = visible(text) != text
     style = '"' if hidden else "|" if "\n" in text else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node))  # PyYAML's would read 010 as 8
+    return int(loader.construct_scalar(node))  # PyYAML's constructor would read 010 as 8
 
 
 _speak_yaml_1_2(_Loader)

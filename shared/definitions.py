@@ -1,9 +1,9 @@
-"""Storing definitions: new immutable versions where something changed, all or nothing.
+"""Storing definitions: a new immutable version for each change, all or nothing.
 
 References are by name (`normalise_licence`, always the active version) or pinned (`normalise_licence@2`). A version
-holds the versions that its references resolved to; so when a function changes, the tools and agents that follow it
-by name get a new version too, with the same text. An agent that was rolled back stays exactly where it is, until a
-new text of it is applied.
+stores the versions that its references resolved to. When a function changes, the tools and agents that refer to it
+by name therefore get a new version too, with the same text. An agent that was rolled back keeps its version until
+a new text of it is applied.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from shared.schemas import (
 )
 from shared.worker_packages import WorkerPackages
 
-# Every agent, once alone and once with each agent that its active version may call.
+# Every agent, first alone and then with each agent that its active version may call.
 CALLS = text(
     """
     WITH active AS (
@@ -71,7 +71,7 @@ HEADS: dict[str, tuple[Any, Any, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What `apply` did with one definition. `warnings`: what may be wrong with it, and is no reason to refuse it."""
+    """Result of `apply` for one definition. `warnings`: possible problems that do not refuse it."""
 
     kind: str
     name: str
@@ -87,7 +87,7 @@ class DefinitionStore:
 
     Attributes:
         validate_code: checks a function's source before it is stored, and raises InvalidDefinition.
-        packages: what the live workers let functions import.
+        packages: the packages that live workers let functions import.
     """
 
     session: Session
@@ -97,13 +97,13 @@ class DefinitionStore:
     changes: list[Change] = field(default_factory=list)
 
     def apply(self, definitions: Sequence[AnyDefinition]) -> list[Change]:
-        """Stores what differs from what is stored, and what follows from that.
+        """Store the definitions that differ from the stored ones, and the versions that follow from them.
 
         Returns:
-            one change for each definition, and one for each agent or tool that follows a changed one by name.
+            one change for each definition, and one for each agent or tool that refers to a changed one by name.
 
         Raises:
-            InvalidDefinition: the first fault; the caller rolls back.
+            InvalidDefinition: the first error; the caller rolls back.
         """
         _refuse_twice(definitions)
         self.session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
@@ -127,7 +127,7 @@ class DefinitionStore:
         return self.changes
 
     def export(self) -> list[AnyDefinition]:
-        """The active version of every definition: functions first, then tools, then agents."""
+        """Return the active version of every definition: functions first, then tools, then agents."""
         return [definition for kind in ("function", "tool", "agent") for definition in self._active(kind)]
 
     def _store_function(self, definition: FunctionDefinition) -> None:
@@ -178,7 +178,7 @@ class DefinitionStore:
                 )
 
     def _refuse_what_no_worker_preloads(self, place: str, agent: AgentVersion, tools: Sequence[ToolVersion]) -> None:
-        """The live workers of the agent's capability can import what its functions import."""
+        """Check that live workers of the agent's capability can import the packages that its functions import."""
         if agent.tool_version_id:
             tools = [*tools, self.session.get_one(ToolVersion, agent.tool_version_id)]
         used = {agent.function_version_id, *(tool.function_version_id for tool in tools)} - {None}
@@ -207,7 +207,7 @@ class DefinitionStore:
     def _store(
         self, definition: AnyDefinition, checksum: str, because: str | None, values: dict[str, Any]
     ) -> Any | None:
-        """Makes the version with this checksum the active one. Returns it if it is new."""
+        """Make the version with this checksum the active one. Return it if it is new."""
         head_class, version_class, owner = HEADS[definition.kind]
         head = self._head(head_class, definition.name)
         if head is not None and (held := self._held(head, definition)):
@@ -239,7 +239,7 @@ class DefinitionStore:
         return version
 
     def _reuse(self, head: Any, known: Any, definition: AnyDefinition, because: str | None) -> None:
-        """The content was stored before: unchanged, or back to an older text."""
+        """Handle content that is already stored: it is unchanged, or goes back to an older text."""
         if head.active_version_id == known.id:
             if because is None:
                 self.changes.append(Change(definition.kind, definition.name, "unchanged", known.number))
@@ -248,9 +248,9 @@ class DefinitionStore:
         self.changes.append(Change(definition.kind, definition.name, "changed", known.number, because))
 
     def _held(self, head: Any, definition: AnyDefinition) -> Any | None:
-        """The newest version of an agent that was rolled back, where this is its text.
+        """Return the newest version of an agent that was rolled back, if it has this text.
 
-        Such an agent stays where it is, also when a function or tool that it uses has changed, or every deployment
+        Such an agent keeps its version, even if a function or tool that it uses has changed. Otherwise every deployment
         would undo the rollback.
         """
         if getattr(head, "status", None) != "rolled_back":
@@ -259,7 +259,7 @@ class DefinitionStore:
             select(AgentVersion).filter_by(agent_id=head.id).order_by(AgentVersion.number.desc()).limit(1)
         ).one()
         same = digest(newest.definition) == digest(definition.content())
-        # Releases before 0.3 stored no order.
+        # Releases before 0.3 stored no key order.
         return newest if same and newest.key_order in (None, definition.key_order()) else None
 
     def _activate(self, head: Any, version: Any) -> None:
@@ -272,7 +272,7 @@ class DefinitionStore:
         return self.session.scalar(select(head_class).filter_by(namespace=self.namespace, name=name))
 
     def _find(self, definition: AnyDefinition, checksum: str) -> Any | None:
-        """The version with this checksum and the same order of keys, if there is one."""
+        """Return the version with this checksum and the same order of keys, if there is one."""
         head_class, version_class, owner = HEADS[definition.kind]
         head = self._head(head_class, definition.name)
         if head is None:
@@ -281,7 +281,7 @@ class DefinitionStore:
         return next((version for version in alike if version.key_order == definition.key_order()), None)
 
     def _standing(self, version_class: Any, owner: str, head_id: UUID, checksum: str) -> dict[str, Any]:
-        """What a new version keeps of the newest one with the same code, such as its quarantine."""
+        """Return the fields that a new version keeps of the newest one with the same code, such as its quarantine."""
         if version_class is not FunctionVersion:
             return {}
         same = select(FunctionVersion).filter_by(**{owner: head_id}, checksum=checksum)
@@ -293,7 +293,7 @@ class DefinitionStore:
         return self.session.scalar(select(func.max(version_class.number)).filter_by(**{owner: head_id})) or 0
 
     def _resolve(self, kind: str, reference: str, *, where: str) -> Any:
-        """The version that `name` or `name@number` means now."""
+        """Return the version that `name` or `name@number` currently refers to."""
         head_class, version_class, owner = HEADS[kind]
         name, _, number = reference.partition("@")
         head = self._head(head_class, name)
@@ -312,7 +312,7 @@ class DefinitionStore:
     def _with_followers(
         self, given: Iterable[Any], kind: str, moved: set[tuple[str, str]]
     ) -> list[tuple[Any, str | None]]:
-        """The given definitions, then the stored ones that follow something in `moved` by name, and why."""
+        """Return the given definitions, then the stored ones that follow something in `moved` by name, and why."""
         found: list[tuple[Any, str | None]] = [(definition, None) for definition in given]
         names = {definition.name for definition, _ in found}
         for definition in self._active(kind, but_rolled_back=True) if moved else []:
@@ -335,7 +335,7 @@ class DefinitionStore:
         return [stored_definition(kind, *row) for row in rows]
 
     def _active_agents(self) -> dict[str, AgentDefinition]:
-        """The active version of every agent by name, with the schemas that it has from what it pins."""
+        """Return the active version of every agent by name, with the schemas inherited from its pinned versions."""
         query = (
             select(
                 Agent.name,
@@ -359,7 +359,7 @@ class DefinitionStore:
         }
 
     def _check_relations(self, given: Sequence[AgentDefinition]) -> None:
-        """Every agent that is handed work exists, and no agent hands work to itself through others."""
+        """Check that every agent in a relation exists, and that no agent hands work to itself through others."""
         calls = self._calls()
         for definition in given:
             for place, name in _called_agents(definition):
@@ -372,7 +372,7 @@ class DefinitionStore:
         self._refuse_misfits({definition.name for definition in given})
 
     def _refuse_misfits(self, changed: set[str]) -> None:
-        """What one agent of a chain returns may be what the next one takes, where something of the chain changed."""
+        """Check that the output of each agent in a changed chain can be the input of the next one."""
         agents = self._active_agents()
         chains = [
             chain
@@ -383,7 +383,7 @@ class DefinitionStore:
             raise InvalidDefinition(f"agent {name!r}, {place}: {fault}.")
 
     def check_circles(self) -> None:
-        """Raises InvalidDefinition where active agents hand work to each other in a circle."""
+        """Raise InvalidDefinition if active agents hand work to each other in a circle."""
         self._refuse_circles(self._calls())
 
     def _refuse_circles(self, calls: dict[str, list[str]]) -> None:
@@ -392,7 +392,7 @@ class DefinitionStore:
                 raise InvalidDefinition(f"agent {name!r}: its relations form a circle: {' -> '.join(circle)}.")
 
     def _calls(self) -> dict[str, list[str]]:
-        """For each agent the agents that its active version may call: by relation, or by a tool of kind agent."""
+        """Return the agents that each active version may call: by relation, or by a tool of kind agent."""
         calls: dict[str, list[str]] = {}
         for caller, called in self.session.execute(CALLS, {"namespace": self.namespace}):
             calls.setdefault(caller, []).extend([called] if called else [])
@@ -426,7 +426,7 @@ def _agent_columns(definition: AgentDefinition) -> dict[str, Any]:
 
 
 def _references(definition: AgentDefinition | ToolDefinition) -> set[tuple[str, str]]:
-    """What a definition follows by name; pinned references follow nothing."""
+    """Return the references by name in a definition; pinned references are not followed."""
     named = [("function", definition.function)]
     if isinstance(definition, AgentDefinition):
         named += [("tool", definition.tool), *(("tool", reference) for reference in definition.tools)]
@@ -438,7 +438,7 @@ def _called_agents(definition: AgentDefinition) -> list[tuple[str, str]]:
 
 
 def _find_circle(start: str, calls: dict[str, list[str]]) -> list[str] | None:
-    """A path from an agent back to itself, if there is one (depth first, without recursion)."""
+    """Return a path from an agent back to itself, if there is one (depth first, without recursion)."""
     stack = [(start, [start])]
     seen: set[str] = set()
     while stack:

@@ -1,7 +1,7 @@
-"""Celery messages in a Redis list, taken apart without trusting them.
+"""Celery messages in a Redis list, parsed without trusting them.
 
-kombu believes whatever is in its lists: an item without `properties` or with a hostile header ends the process that
-reads it. Whoever can write to Redis can put such items there, so they are read by this module first.
+kombu trusts the content of its lists: an item without `properties` or with a hostile header ends the process that
+reads it. Anyone with write access to Redis can put such items there, so this module reads them first.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ PRIORITIES = (0, 3, 6, 9)
 LZMA_MEMORY = 64 << 20
 SMALL = 1 << 20
 MOST_PARTS = 10_000
-"""A large message is large by its body, which is one text: base64 has no commas."""
+"""A large message is large because of its body, which is a single text: base64 has no commas."""
 
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
     "application/x-gzip": zlib.decompressobj,
     "application/x-bz2": bz2.BZ2Decompressor,
     "application/x-lzma": lambda: lzma.LZMADecompressor(memlimit=LZMA_MEMORY),
 }
-"""By the names that kombu gives them; each has `decompress(data, max_length)` and `eof`."""
+"""Decompressors by their names in kombu; each has `decompress(data, max_length)` and `eof`."""
 
 
 class Foreign(Exception):
-    """An item that no publisher of ours and no Celery client wrote, and why."""
+    """An item that neither our publishers nor a Celery client wrote, and the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A message of Celery's protocol 2. Its fields have these types; nothing else about them is known.
+    """A message of Celery's protocol 2. Only the types of its fields are checked, nothing else.
 
     Attributes:
-        body: without the transport's encoding, but as compressed as it came.
+        body: without the transport's encoding, but still compressed.
     """
 
     headers: dict[str, Any]
@@ -52,11 +52,11 @@ class Envelope:
     body: bytes
 
     def unpacked(self, *, limit: int) -> bytes:
-        """The body, decompressed up to a limit of bytes.
+        """Return the body, decompressed up to a limit of bytes.
 
         Raises:
             TooLarge: it is larger.
-            InvalidInput: it is not what its `compression` header says, or that is unknown.
+            InvalidInput: it does not match its `compression` header, or the compression is unknown.
         """
         compression = self.headers.get("compression")
         if not compression:
@@ -68,7 +68,7 @@ class Envelope:
             )
         decompressor = make()
         try:
-            # One byte more than may be: where it comes, there is too much.
+            # One byte more than the limit: if it arrives, the body is too large.
             body: bytes = decompressor.decompress(self.body, limit + 1)
         except (zlib.error, OSError, EOFError, lzma.LZMAError) as error:
             raise InvalidInput(f"The message cannot be unpacked: {type(error).__name__}.") from None
@@ -80,23 +80,23 @@ class Envelope:
 
 
 def queue_keys(queue: str) -> list[str]:
-    """The lists that a queue consists of in Redis, one for each of kombu's priorities, the first served first."""
+    """Return the Redis lists of a queue, one for each of kombu's priorities, the first served first."""
     return [f"{queue}{PRIORITY_SEPARATOR}{priority}" if priority else queue for priority in PRIORITIES]
 
 
 def queue_of(key: str) -> str:
-    """The queue that one of these lists belongs to."""
+    """Return the queue that one of these lists belongs to."""
     return key.rpartition(PRIORITY_SEPARATOR)[0] or key
 
 
 def open_envelope(raw: bytes, *, limit: int) -> Envelope:
-    """Takes an item of a list apart.
+    """Parse an item of a list.
 
     Args:
         limit: the largest size in bytes.
 
     Raises:
-        Foreign: it is no message.
+        Foreign: it is not a message.
     """
     if len(raw) > limit:
         raise Foreign(f"larger than {limit:,} bytes")

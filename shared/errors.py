@@ -1,7 +1,7 @@
 """Every error that Minions raises on purpose: one hierarchy, one text.
 
 A `MinionError` says what was wrong, where, and what to do now. The command line prints it, HTTP sends it as
-problem details (RFC 9457), and a task's record keeps it: the same words in all three.
+problem details (RFC 9457), and a task's record stores it, with the same words in all three.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class MinionError(Exception):
         code: stable machine-readable name, the last part of the problem's `type`.
         status: the HTTP status that reports it.
         exit_code: the exit status of the `minion` command (sysexits.h numbers where one fits).
-        retryable: whether a task that failed with it may run again by itself.
+        retryable: whether a task that failed with it may be retried automatically.
         message: what was wrong and what to do now, for people.
         detail: JSON-serialisable facts, for programs.
     """
@@ -30,13 +30,13 @@ class MinionError(Exception):
     retryable: bool = False
 
     def __init__(self, message: str, **detail: Any) -> None:
-        # They may quote what somebody else said, and an error must be recorded whatever that was.
+        # They may quote foreign text, and an error must be recorded whatever it quotes.
         self.message: str = storable(message)
         super().__init__(self.message)
         self.detail: dict[str, Any] = storable(detail)
 
     def as_dict(self) -> dict[str, Any]:
-        """The error as it is stored in a task's record: `{"type", "message", **detail}`."""
+        """Return the error as stored in a task's record: `{"type", "message", **detail}`."""
         return {"type": self.code, "message": self.message, **self.detail}
 
 
@@ -160,8 +160,8 @@ class ModelError(MinionError):
 class ModelUnavailable(ModelError):
     """The model's API did not answer, or asked to be asked later; nothing is wrong with the request.
 
-    Its detail may hold `retry_after`, the seconds that the API asked for, and `cost_unknown`: whether the call was paid
-    for cannot be known, because the connection was lost after the request had been sent.
+    Its detail may contain `retry_after`, the seconds that the API asked for, and `cost_unknown`: the connection was
+    lost after the request was sent, so the call may or may not be billed.
     """
 
     code, status = "model_unavailable", 503

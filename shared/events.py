@@ -1,7 +1,7 @@
-"""Reading what happened to tasks, in order: for those who follow them.
+"""Reading the events of tasks, in order, for clients that follow them.
 
-A task's events are numbered from 1 without gaps. The first, `task.accepted`, and the last, how the task ended, are not
-stored: they are read from the task and its outcome. What the others hold is completed from the steps' rows.
+A task's events are numbered from 1 without gaps. The first (`task.accepted`) and the last (the end of the task) are not
+stored: they are read from the task and its outcome. Stored events are completed from the steps' rows.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ LAST = text(
 
 @dataclass(frozen=True, slots=True)
 class TaskEvent:
-    """Something that happened to a task. `number` is None for what is not stored: streamed text."""
+    """An event of a task. `number` is None for streamed text, which is not stored."""
 
     number: int | None
     type: str
@@ -99,18 +99,19 @@ class TaskEvent:
 
     @property
     def final(self) -> bool:
-        """Whether nothing comes after it."""
+        """True if no event comes after this one."""
         return self.type in ENDINGS
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What came after a certain event.
+    """The events after a given number.
 
     Attributes:
-        complete: there is no more at the moment.
-        over: no more will ever come.
-        keys: the secret of the latest claim, for what its worker streams; none where a release before 0.3 began it.
+        complete: there are no more at the moment.
+        over: there will never be more.
+        keys: the secret of the latest claim, for the text that its worker streams; none if a release before 0.3 began
+            that claim.
     """
 
     events: list[TaskEvent]
@@ -120,7 +121,7 @@ class News:
 
 
 def read_news(connection: Connection, cursors: Sequence[tuple[UUID, int]]) -> list[News]:
-    """For each task and number the events after it, some twenty at most; one statement for all.
+    """Return the events after each task's number, about twenty at most; one statement for all tasks.
 
     A step's output of more than 16 KB and a task's of more than 64 KB are left out (`output_omitted`).
     """
@@ -131,13 +132,13 @@ def read_news(connection: Connection, cursors: Sequence[tuple[UUID, int]]) -> li
 
 
 def last_event(connection: Connection, task: UUID) -> tuple[int, bool] | None:
-    """The number of a task's latest event, and whether it is the last one. None: there is no such task."""
+    """Return the number of a task's latest event, and whether it is the last one. None: there is no such task."""
     row = connection.execute(LAST, {"task": task}).one_or_none()
     return (row.number, row.ended) if row else None
 
 
 def _news(rows: Sequence[Any], after: int) -> News:
-    """Up to the first gap: there, more are stored than one look reads."""
+    """Return the events up to the first gap: beyond it, more are stored than one read returns."""
     events: list[TaskEvent] = []
     for row in rows:
         if row.number == after + len(events) + 1:

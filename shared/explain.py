@@ -1,7 +1,7 @@
-"""Why a task is where it is: one sentence for people, the facts for programs, and what to do.
+"""Explaining why a task is in its state: one sentence for people, the facts for programs, and what to do.
 
-`explain` always has an answer. It reads what the dispatcher, the claim and the scheduler decide by, so that the answer
-is the reason and not a guess. It reads piece by piece, and what a task waited for may be over before the next piece.
+`explain` always has an answer. It reads the same data as the dispatcher, the claim and the scheduler, so that the
+answer is the reason and not a guess. It reads in several statements, so the cause may be gone before the next one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DISPATCHER = "minions minion_pending"
 """`application_name` of the connection with which an orchestrator listens for pending tasks."""
 
 NOW = text("SELECT now()")
-# Who has not begun is asked for its turn when it is claimed, too: one that comes before it may have come due since.
+# A task that has not begun is checked again when it is claimed: an earlier one may have become due since.
 TURN = text(
     """
     SELECT e.id, e.agent_name AS agent, s.state, k.conversation_id AS conversation FROM tasks k
@@ -54,7 +54,7 @@ SERVERS = text(
 LAST_SERVER = text(
     "SELECT name, status, last_seen FROM workers WHERE :capability = ANY (capabilities) ORDER BY last_seen DESC LIMIT 1"
 )
-# Counting stops where nobody cares any more.
+# Counting stops at a number where the exact value no longer matters.
 AHEAD = text(
     """
     SELECT count(*) FROM (
@@ -67,7 +67,7 @@ ORCHESTRATORS = text(
     "SELECT count(*) FROM pg_stat_activity WHERE application_name = :name AND datname = current_database()"
 )
 WORKER = text("SELECT name, status, last_seen FROM workers WHERE id = :id")
-# What a person has to decide comes first, however many others there are.
+# Decisions for people come first, however many other steps are open.
 OPEN_STEPS = text(
     """
     SELECT w.number, w.kind, w.name, w.effect, w.input, w.input_order, w.due_at, w.error, w.child_id,
@@ -96,13 +96,13 @@ MOST_ATTEMPTS = text("SELECT max_attempts FROM agent_versions WHERE id = :versio
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a task is where it is.
+    """An explanation of a task's state.
 
     Attributes:
-        reason: for programs; `docs/why.md` lists them.
+        reason: for programs; `docs/why.md` lists the values.
         sentence: for people.
-        todo: what would move it, where anything would.
-        facts: what the sentence is made of.
+        todo: what would move the task on, if anything would.
+        facts: the data behind the sentence.
     """
 
     task_id: UUID
@@ -113,12 +113,12 @@ class Explanation:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """As the API shows it."""
+        """Return the explanation as the API shows it."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 class _Case:
-    """One task, and what is asked about it."""
+    """One task, and the queries about it."""
 
     def __init__(self, connection: Connection, task: dict[str, Any], lease: float) -> None:
         self.connection = connection
@@ -145,10 +145,10 @@ class _Case:
 
 
 def explain(connection: Connection, task_id: UUID, *, lease: float) -> Explanation:
-    """Why the task is where it is now.
+    """Explain why the task is in its current state.
 
     Args:
-        lease: seconds after which a worker that does not beat is lost.
+        lease: seconds after which a worker without a heartbeat is lost.
 
     Raises:
         NotFound: there is no such task.
@@ -159,7 +159,7 @@ def explain(connection: Connection, task_id: UUID, *, lease: float) -> Explanati
 
 
 def _with_origin(case: _Case, answer: Explanation) -> Explanation:
-    """The answer; of a replay from a step it says that the steps before it are another task's."""
+    """Add to the answer for a replay from a step that the earlier steps are another task's."""
     first = case.scalar(FROM_STEP, task=answer.task_id)
     if first is None:
         return answer
@@ -169,7 +169,7 @@ def _with_origin(case: _Case, answer: Explanation) -> Explanation:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Format seconds for people."""
     seconds = max(0.0, seconds)
     for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
@@ -266,7 +266,7 @@ def _unserved(case: _Case) -> Explanation | None:
     last = case.one(LAST_SERVER, capability=capability)
     gone = ""
     if last:
-        # One whose lease has run out counts as online until the orchestrator has looked.
+        # A worker whose lease has expired counts as online until the orchestrator notices.
         status = "silent" if last["status"] == "online" else last["status"]
         gone = f" The last one, {last['name']}, is {status} and was seen {case.ago(last['last_seen'])} ago."
     return case.answer(

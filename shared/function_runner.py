@@ -1,4 +1,4 @@
-"""Running stored functions: verified, in the sandbox, with their limits; denials and kills are recorded."""
+"""Running stored functions: verified, in the sandbox, with their limits. Denials and kills are recorded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from shared.settings import get_settings
 
 @dataclass(frozen=True)
 class StoredFunction:
-    """A function version, verified: what is needed to run it."""
+    """A verified function version, with everything needed to run it."""
 
     version_id: UUID
     number: int
@@ -40,15 +40,15 @@ class StoredFunction:
 
     @property
     def label(self) -> str:
-        """How messages call it: `'search_docs' (version 2)`."""
+        """The function's name in messages: `'search_docs' (version 2)`."""
         return f"{self.name!r} (version {self.number})"
 
     @classmethod
     def of(cls, row: FunctionVersion) -> StoredFunction:
-        """Verifies a stored row against its hash.
+        """Verify a stored row against its hash.
 
         Raises:
-            FunctionError: the stored code is not what was hashed when it was stored.
+            FunctionError: the stored code does not match the hash from when it was stored.
         """
         definition = _intact(row)
         if definition is None:
@@ -61,7 +61,7 @@ class StoredFunction:
 
 
 def _intact(row: FunctionVersion) -> FunctionDefinition | None:
-    """A row's definition, if it is what was stored."""
+    """Return a row's definition if it matches its hash."""
     try:
         content = content_in_order(row.definition, row.key_order)
         definition = FunctionDefinition.model_validate({"name": row.name, **content})
@@ -71,10 +71,10 @@ def _intact(row: FunctionVersion) -> FunctionDefinition | None:
 
 
 def verified(row: FunctionVersion, engine: Engine) -> StoredFunction:
-    """A stored row, verified against its hash; a mismatch is a security event.
+    """Verify a stored row against its hash; a mismatch is a security event.
 
     Raises:
-        FunctionError: the stored code is not what was hashed when it was stored.
+        FunctionError: the stored code does not match the hash from when it was stored.
     """
     try:
         return StoredFunction.of(row)
@@ -91,7 +91,7 @@ def _sandbox_of(pid: int) -> Sandbox:
 
 
 def get_sandbox() -> Sandbox:
-    """The process's sandbox, made at its first use; a forked child makes its own."""
+    """Return the process's sandbox, created at its first use; a forked child creates its own."""
     return _sandbox_of(os.getpid())
 
 
@@ -103,20 +103,20 @@ def run_function(
     engine: Engine | None = None,
     task_id: UUID | None = None,
 ) -> tuple[JsonValue, Outcome]:
-    """Runs a stored function in the sandbox. The one place that does.
+    """Run a stored function in the sandbox. All stored functions run through here.
 
     Args:
         arguments: the input object; its properties become keyword arguments.
-        context: given to the function as `context`, read-only, where it `requires_context`.
-        engine: where its status is looked up, and security events are stored; the process's own by default.
-        task_id: the task that it runs for, for the record of events.
+        context: passed to the function as the read-only `context` if it `requires_context`.
+        engine: for reading the function's status and storing security events; the process's own by default.
+        task_id: the task that the function runs for, for the record of events.
 
     Returns:
-        the value, which matches the output schema or is a control value, and how the call went.
+        the value, which matches the output schema or is a control value, and the outcome of the call.
 
     Raises:
         InvalidInput, InvalidOutput: a schema is not matched; all violations are in the message.
-        FunctionError: the function is quarantined, raised, was refused, or went over a limit.
+        FunctionError: the function is quarantined, raised, was refused, or exceeded a limit.
     """
     engine = engine or get_engine()
     _refuse_quarantined(function, engine)
@@ -149,7 +149,7 @@ def _call(function: StoredFunction, arguments: dict[str, Any], context: dict[str
         allowed_imports=config.allowed_imports,
         memory_limit=config.memory_limit,
         timeout=config.timeout,
-        # Without safe_mode only the kernel holds the function.
+        # Without safe_mode only the kernel confines the function.
         check=config.safe_mode,
         context=(context or {}) if config.requires_context else None,
     )
@@ -169,7 +169,7 @@ def _refuse_quarantined(function: StoredFunction, engine: Engine) -> None:
 
 
 def _error_of(function: StoredFunction, fault: SandboxFault, engine: Engine, task_id: UUID | None) -> FunctionError:
-    """The error for a fault; a security event is stored, and may be one too many."""
+    """Return the error for a fault; store a security event, which may put the function into quarantine."""
     message = f"Function {function.label}: {fault.message}"
     if fault.type in security_events.KINDS:
         detail = security_events.detail_of(fault)
@@ -179,6 +179,6 @@ def _error_of(function: StoredFunction, fault: SandboxFault, engine: Engine, tas
     known = {"line": fault.line, "limit": fault.limit, "observed": fault.observed}
     facts = {name: value for name, value in known.items() if value is not None}
     error = FunctionError(message, reason=fault.type, function=function.name, version=function.number, **facts)
-    # The code will do the same again; only the sandbox itself may do better next time.
+    # The code would do the same again; only a fault of the sandbox itself is worth a retry.
     error.retryable = fault.type == "unavailable"
     return error

@@ -1,4 +1,4 @@
-"""The function store: Python functions as immutable versions, run in the sandbox and nowhere else."""
+"""The function store: Python functions as immutable versions that run only in the sandbox."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from shared.schemas import AnyDefinition, FunctionDefinition, parse_definition
 from shared.settings import get_settings
 from shared.worker_packages import WorkerPackages
 
-# What the Python-level policy says, which functions without safe_mode are not held to.
+# Faults of the Python-level policy, which does not apply to functions without safe_mode.
 POLICY = frozenset({"import_denied", "forbidden_name"})
 STATUSES = ("active", "deprecated", "quarantined")
 MAX_REASON_BYTES = 10_000
 
 
 def validate_code(definition: FunctionDefinition, packages: WorkerPackages | None = None) -> None:
-    """Checks a function's source in the sandbox before it is stored.
+    """Check a function's source in the sandbox before it is stored.
 
     Args:
-        packages: what the live workers report.
+        packages: the packages that live workers report.
 
     Raises:
         InvalidDefinition: every problem with its line and column.
@@ -67,7 +67,7 @@ def validate_code(definition: FunctionDefinition, packages: WorkerPackages | Non
 
 
 def _unknown_imports(imports: list[str], packages: WorkerPackages | None) -> list[str]:
-    """What no worker can import. Where none tells, only the standard library is known."""
+    """Return the imports that no worker provides. If no worker reports, only the standard library is known."""
     packages = packages or WorkerPackages({})
     unknown = set(packages.missing(imports))
     preloaded = frozenset[str]().union(*packages.by_capability.values())
@@ -80,8 +80,8 @@ def _unknown_imports(imports: list[str], packages: WorkerPackages | None) -> lis
 class FunctionStore:
     """Functions of one namespace, in the database of the caller's session.
 
-    Each call has a short transaction of its own: nothing that the caller has not committed is touched or seen, no
-    transaction stays open while a function runs, and calls may run at the same time.
+    Each call has its own short transaction: it does not touch or see the caller's uncommitted changes, no transaction
+    stays open while a function runs, and calls may run concurrently.
     """
 
     def __init__(self, session: Session, namespace: str = "default") -> None:
@@ -100,7 +100,7 @@ class FunctionStore:
         config: dict[str, Any] | None = None,
         **settings: Any,
     ) -> StoredFunction:
-        """Stores a function, as a new version if something changed, and commits.
+        """Store a function, as a new version if something changed, and commit.
 
         Args:
             settings: fields of `FunctionConfig`, such as `is_async=True` or `timeout=5`.
@@ -125,7 +125,7 @@ class FunctionStore:
     async def execute_function(
         self, name: str, arguments: dict[str, Any], *, version: int | None = None, context: dict[str, Any] | None = None
     ) -> JsonValue:
-        """Runs a function's active version, or the given one, in the sandbox, and returns its value.
+        """Run a function's active version, or the given one, in the sandbox, and return its value.
 
         Raises:
             NotFound: there is no such function or version.
@@ -137,7 +137,7 @@ class FunctionStore:
         return value
 
     def versions(self, name: str) -> list[FunctionVersion]:
-        """All versions of a function, the newest first.
+        """Return all versions of a function, the newest first.
 
         Raises:
             NotFound: there is no such function.
@@ -148,7 +148,7 @@ class FunctionStore:
             return list(session.scalars(query))
 
     def diff(self, name: str, before: int, after: int) -> str:
-        """What changed between two versions, as a unified diff of their YAML.
+        """Return the changes between two versions, as a unified diff of their YAML.
 
         Raises:
             NotFound: there is no such function or version.
@@ -166,9 +166,9 @@ class FunctionStore:
     def set_status(
         self, name: str, status: str, *, version: int | None = None, reason: str | None = None
     ) -> StoredFunction:
-        """Makes a version `active`, `deprecated` (still runs) or `quarantined` (does not).
+        """Make a version `active`, `deprecated` (still runs) or `quarantined` (does not run).
 
-        Making one active again releases it: security events count anew from now.
+        Making a version active again ends its quarantine: the count of security events starts over.
 
         Raises:
             NotFound: there is no such function or version.
@@ -187,7 +187,7 @@ class FunctionStore:
         return self.get(name, function.number)
 
     def events(self, name: str, *, most: int = 50) -> list[SecurityEvent]:
-        """The latest security events of all versions of a function, the newest first.
+        """Return the latest security events of all versions of a function, the newest first.
 
         Raises:
             NotFound: there is no such function.
@@ -203,7 +203,7 @@ class FunctionStore:
             return list(session.scalars(query))
 
     def get(self, name: str, version: int | None = None) -> StoredFunction:
-        """A function's active version, or the given one.
+        """Return a function's active version, or the given one.
 
         Raises:
             NotFound: there is no such function or version.
@@ -229,7 +229,7 @@ class FunctionStore:
 
 
 def is_number(version: Any) -> bool:
-    """Whether a version's number can be looked up at all; None stands for the active one."""
+    """Return whether a version number can be looked up at all; None means the active version."""
     return version is None or (type(version) is int and 0 < version < 1 << 31)
 
 
@@ -241,13 +241,13 @@ def store_definitions(
     dry_run: bool = False,
     strict: bool = False,
 ) -> list[Change]:
-    """Applies definitions and commits; with `dry_run`, only tells what would change.
+    """Apply definitions and commit; with `dry_run`, only report the changes.
 
     Args:
-        strict: a warning is a fault.
+        strict: treat warnings as errors.
 
     Raises:
-        InvalidDefinition: the first fault; nothing is stored.
+        InvalidDefinition: the first error; nothing is stored.
     """
     try:
         packages = WorkerPackages.reported(session)
@@ -267,5 +267,5 @@ def store_definitions(
 
 
 def export_definitions(session: Session, *, namespace: str = "default") -> list[AnyDefinition]:
-    """The active version of every definition."""
+    """Return the active version of every definition."""
     return DefinitionStore(session, validate_code, namespace).export()

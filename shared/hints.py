@@ -1,7 +1,7 @@
-"""Hints over Redis pub/sub: that a task has finished, that it has new events, and the text that a model streams.
+"""Notifications over Redis pub/sub: a task has ended, it has new events, or a model streams text.
 
-A hint may be lost; whoever waits also looks once a second. So a hint only makes waiting shorter, and a broker
-that is away costs at most that second. Streamed text that is lost stands in the step when it is finished.
+A notification may be lost, so waiting clients also poll once a second: it only makes waiting shorter, and a broker
+that is away costs at most that second. Streamed text that is lost is in the step when that is finished.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from shared.streaming import Streamed
 log = structlog.get_logger(__name__)
 
 FINISHED = "minion.finished"
-EVENTS = "minion.events:"  # and the task's id: a channel for each task, so that nobody hears what he does not follow
+EVENTS = "minion.events:"  # and the task's id: one channel per task, so that subscribers receive only its events
 SILENCE_SECONDS = 5.0
-"""After a failure, until the next event is tried: a model's stream must not stop for a broker's time-outs each time."""
+"""Seconds after a failure until the next attempt: a model's stream must not wait for a time-out every time."""
 
 
 def make_redis(*, timeout: float | None = 2.0) -> redis.Redis:
-    """A Redis client that gives up after `timeout` seconds (None: waits, for a subscriber)."""
+    """Create a Redis client that gives up after `timeout` seconds (None waits indefinitely, for a subscriber)."""
     return redis.Redis.from_url(
         get_settings().require_redis_url(),
         socket_timeout=timeout,
         socket_connect_timeout=2.0,
         health_check_interval=30,
-        # Ten attempts are redis-py's default: a broker that is away would hold up every task for seconds.
+        # redis-py retries ten times by default: a broker that is away would delay every task by seconds.
         retry=Retry(NoBackoff(), 1),
     )
 
 
 def wait_for_broker(settings: Settings) -> None:
-    """Waits until the broker answers.
+    """Wait until the broker answers.
 
     Raises:
-        Unavailable: it does not.
+        Unavailable: it does not answer.
         NotConfigured: its address is missing.
     """
 
@@ -55,7 +55,7 @@ def wait_for_broker(settings: Settings) -> None:
 
 
 class _Silence:
-    """Until when no events are tried, by the monotonic clock."""
+    """Until when no events are published after a failure, by the monotonic clock."""
 
     until = 0.0
 
@@ -69,13 +69,13 @@ def _publisher() -> redis.Redis:
 
 
 def forget_publisher() -> None:
-    """In a forked child: the parent's connection is not ours."""
+    """Forget the parent's connection in a forked child."""
     _publisher.cache_clear()
     _silent.until = 0.0
 
 
 def publish_finished(task_id: UUID) -> None:
-    """Tells whoever waits for the task; never raises."""
+    """Notify waiting clients that the task has ended; never raises."""
     try:
         _publisher().publish(FINISHED, str(task_id))
     except (redis.RedisError, OSError) as error:
@@ -83,7 +83,7 @@ def publish_finished(task_id: UUID) -> None:
 
 
 def publish_streamed(task_id: UUID, said: Streamed, key: bytes) -> None:
-    """Shows something to those who follow the task now, and to nobody later; never raises.
+    """Publish streamed text to current followers of the task only, without storing it; never raises.
 
     Args:
         key: the secret of the execution; see `shared.streaming`.
@@ -92,7 +92,7 @@ def publish_streamed(task_id: UUID, said: Streamed, key: bytes) -> None:
 
 
 def publish_progress(task_id: UUID) -> None:
-    """Tells those who follow the task that it has new stored events; never raises."""
+    """Notify followers that the task has new stored events; never raises."""
     _tell_followers(task_id, "")
 
 

@@ -1,4 +1,4 @@
-"""Schema creation and the default agents. Both are idempotent, and safe when two processes run them at once."""
+"""Schema creation and the default agents. Both are idempotent, and safe if two processes run them concurrently."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from shared.models import Agent, Base, Function, Tool
 if TYPE_CHECKING:
     from shared.definitions import Change
 
-# In seconds. Longer than `deadlock_timeout` (1 s by default), after which an autovacuum gives way to us.
+# Seconds. Longer than `deadlock_timeout` (1 s by default), after which an autovacuum yields to us.
 LOCK_TIMEOUT = 2.0
 LOCK_PATIENCE = 60.0
-# One number for everything that changes the schema or the definitions: who comes second waits.
+# One lock for all changes of the schema or the definitions: a second process waits.
 SCHEMA_LOCK = 0x4D494E494F4E5301
 
 
 @contextmanager
 def alembic_config() -> Iterator[Config]:
-    """Alembic's configuration for the migrations of this installation, wherever it is installed."""
+    """Yield Alembic's configuration for the migrations of this installation, wherever it is installed."""
     with as_file(files("migrations")) as folder:
         config = Config()
-        # configparser reads % as the start of a variable.
+        # configparser treats % as the start of a variable.
         config.set_main_option("script_location", str(Path(folder)).replace("%", "%%"))
         yield config
 
@@ -83,7 +83,7 @@ def migrate(engine: Engine, *, after: bool = False) -> tuple[str | None, str | N
 
 
 def _upgrade(connection: Connection, config: Config, target: str, *, locked: bool) -> None:
-    """Run the revisions and replace the functions in one transaction; start again while others hold the tables."""
+    """Run the revisions and replace the functions in one transaction; retry while others hold the tables."""
     give_up = time.monotonic() + LOCK_PATIENCE
     while True:
         try:
@@ -99,12 +99,12 @@ def _upgrade(connection: Connection, config: Config, target: str, *, locked: boo
                 raise
             if time.monotonic() > give_up:
                 raise Conflict(_held(connection)) from None
-        # The queries that waited behind us run now.
+        # Queries that waited behind us run now.
         time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter, not a secret
 
 
 def _lock_tables(connection: Connection) -> None:
-    """Lock all tables before the first change: a transaction that then waits for us holds nothing that we need."""
+    """Lock all tables before the first change, so that transactions that wait for us hold nothing that we need."""
     present = connection.scalars(OUR_TABLES, {"tables": list(Base.metadata.tables)}).all()
     connection.exec_driver_sql(f"LOCK TABLE {', '.join(present)} IN ACCESS EXCLUSIVE MODE")
 
@@ -150,7 +150,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 def _first_release(config: Config, current: str, target: str) -> str | None:
-    """The first release whose workers can run on the target, where a revision on the way takes something away."""
+    """Return the first release whose workers can run on the target, if a revision on the path removes something."""
     pending = ScriptDirectory.from_config(config).iterate_revisions(target, current)
     return next((r.module.FIRST_RELEASE for r in pending if r.module.PHASE == "after"), None)
 
@@ -169,23 +169,23 @@ def _refuse_old_workers(connection: Connection, first: str | None) -> None:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """Major and minor: "0.2.1" is (0, 2). What is no version counts as the first."""
+    """Return major and minor: "0.2.1" is (0, 2). An invalid version counts as the first release."""
     return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
 
 
 def _known_revisions(config: Config) -> list[str]:
-    """From the newest to the oldest."""
+    """Return the revisions from the newest to the oldest."""
     return [revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()]
 
 
 def _last_before(config: Config, current: str | None = None) -> str:
-    """The last revision of phase "before", or the current one if the schema has come further."""
+    """Return the last revision of phase "before", or the current one if the schema is already further."""
     revisions = list(ScriptDirectory.from_config(config).walk_revisions())
     return next(r.revision for r in revisions if r.module.PHASE == "before" or r.revision == current)
 
 
 def check_schema_is_current(connection: Connection) -> None:
-    """Raises NotConfigured where the schema is missing or older than this release; a newer one is fine."""
+    """Raise NotConfigured if the schema is missing or older than this release; a newer one is fine."""
     current = MigrationContext.configure(connection).get_current_revision()
     with alembic_config() as config:
         known = _known_revisions(config)
@@ -205,10 +205,10 @@ def check_schema_is_current(connection: Connection) -> None:
 
 
 def init(engine: Engine) -> list[Change]:
-    """Stores the default agents where they are missing; a default agent that somebody changed is left alone.
+    """Store the default agents that are missing; existing ones are left alone, even if a user changed them.
 
     Returns:
-        what was created; empty the second time.
+        the created definitions; empty the second time.
     """
     from shared.definition_files import load
     from shared.function_store import store_definitions

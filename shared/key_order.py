@@ -1,14 +1,14 @@
-"""The order of an object's keys, kept beside `jsonb`, which sorts them by length.
+"""The order of an object's keys, stored beside `jsonb`, which sorts them by length.
 
 Models write fields in the order of a schema, and read them in the order of a result, so an author's order must survive.
-A stored value has its order in a column of its own:
+The order of a stored value is in a separate column:
 
     {"orders": [["reasoning", "verdict", "score"], …], "choices": [0, 1, …]}
 
-Each of `orders` holds for every object with exactly these keys. Where objects with the same keys have several orders,
-`choices` has the number of the one that counts for each of them, from the outside in. Objects that are not named, and
-all objects where the column is NULL, are in the order of `jsonb`. The order of a part describes a whole that holds
-nothing else of another order, so the database can wrap a value without a look at its order.
+Each of `orders` applies to every object with exactly these keys. If objects with the same keys have several orders,
+`choices` has the number of the one that applies to each of them, from the outside in. Objects that are not listed, and
+all objects if the column is NULL, are in the order of `jsonb`. The order of a part also describes a whole whose other
+parts are in the order of `jsonb`, so the database can wrap a value without looking at its order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Keys = tuple[str, ...]
 
 
 def order_of(value: JsonValue) -> KeyOrder | None:
-    """Return the order of the keys in a value, or None where it is that of `jsonb`."""
+    """Return the order of the keys in a value, or None if it is the order of `jsonb`."""
     found = [keys for keys in _keys_in(value) if len(keys) > 1]
     orders: dict[Keys, dict[Keys, int]] = {}
     for keys in dict.fromkeys(found):
@@ -40,7 +40,7 @@ def order_of(value: JsonValue) -> KeyOrder | None:
 
 
 def ordered(value: JsonValue, order: KeyOrder | None) -> JsonValue:
-    """Return a value from `jsonb` with its keys in their order. An order that does not fit it changes nothing."""
+    """Return a value from `jsonb` with its keys in their order. An order that does not fit changes nothing."""
     if not order:
         return value
     orders: dict[Keys, list[Keys]] = {}
@@ -50,13 +50,13 @@ def ordered(value: JsonValue, order: KeyOrder | None) -> JsonValue:
 
 
 def with_order(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Return the fields of a row with the order of each of these values beside it, as `input_order` beside `input`."""
+    """Return the fields of a row with the order of each named value beside it, as `input_order` beside `input`."""
     orders = {f"{name}_order": order for name in names if (order := order_of(fields.get(name))) is not None}
     return {**fields, **orders}
 
 
 def in_order(row: Mapping[Any, Any], *names: str) -> dict[str, Any]:
-    """Return the fields of a row with these values in their order, and without the orders: what `with_order` makes."""
+    """Return the fields of a row with the named values in their order and the orders removed: reverses `with_order`."""
     values = {name: ordered(row[name], row.get(f"{name}_order")) for name in names}
     orders = {f"{name}_order" for name in names}
     return {name: values.get(name, value) for name, value in row.items() if name not in orders}
@@ -75,7 +75,7 @@ def in_jsonb(keys: Iterable[str]) -> Keys:
 
 
 def _keys_in(value: JsonValue) -> Iterator[Keys]:
-    """The keys of every object in a value, the outer before the inner."""
+    """Yield the keys of every object in a value, outer objects first."""
     rest = [value]
     while rest:
         part = rest.pop()

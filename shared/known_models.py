@@ -1,4 +1,4 @@
-"""Which models are known here: those that need no provider, and those that a configured provider's price list names."""
+"""Models known to this installation: those without a provider, and those in the price list of a configured provider."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ PROVIDER = "anthropic"
 
 
 def unknown_models(definition: AgentDefinition) -> tuple[str, ...]:
-    """A warning for each model of an agent that is not known.
+    """Return a warning for each unknown model of an agent.
 
-    It may exist all the same: behind a gateway, or since the price list was made.
+    The model may exist all the same: behind a gateway, or since the price list was made.
     """
     named = {"model": definition.model, "config.router_model": definition.config.router_model}
     return tuple(
@@ -25,7 +25,7 @@ def unknown_models(definition: AgentDefinition) -> tuple[str, ...]:
 def _is_known(model: str) -> bool:
     if model in (AUTO, OFFLINE):
         return True
-    # Only who stores definitions needs the price list.
+    # Needed only when definitions are stored.
     from genai_prices import Usage, calc_price
 
     try:

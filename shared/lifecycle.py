@@ -1,7 +1,7 @@
-"""How a task changes: one Python name for each function in `shared/sql/`, one round trip each.
+"""Transitions of a task: one Python name for each function in `shared/sql/`, one round trip each.
 
 Nothing else writes `task_status`. A write by a minion is fenced by its claim number: `None` means that the claim
-is lost and the minion must stop without another word.
+is lost and that the minion must stop without any further write.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from shared.states import State
 
 @dataclass(frozen=True, slots=True)
 class Dispatched:
-    """A task whose message goes to the broker. Limits are seconds."""
+    """A task whose message is sent to the broker. Limits are seconds."""
 
     task_id: UUID
     claim: int
@@ -34,18 +34,18 @@ class Dispatched:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A task that was accepted; `created` is False where its idempotency key had been used before."""
+    """An accepted task; `created` is False if its idempotency key had been used before."""
 
     task_id: UUID
     created: bool
 
 
 class ExecutionResult(TypedDict, total=False):
-    """What an execution leaves behind: `minion_close_execution` and `minion_settle` read it.
+    """The result of an execution, as `minion_close_execution` and `minion_settle` read it.
 
     Attributes:
         steps: journal steps that are not written yet.
-        messages: what a task that succeeded adds to its conversation.
+        messages: those that a successful task adds to its conversation.
         error: as `MinionError.as_dict` gives it.
         peak_memory_bytes: of the process and of its sandboxed functions, whichever is larger.
     """
@@ -63,11 +63,11 @@ class ExecutionResult(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """What was decided, and the state that the task is in now.
+    """A decision, and the current state of the task.
 
     Attributes:
-        proposal: the short hash that named it.
-        value: the arguments that were approved, or the result that the step was given.
+        proposal: the short hash that identifies the proposal.
+        value: the approved arguments, or the result that was set for the step.
     """
 
     state: State
@@ -132,7 +132,7 @@ END_TREE = text("SELECT minion_end_tree(:task, :state, :error)").bindparams(bind
 
 
 def accept(connection: Connection, requests: Sequence[dict[str, Any]]) -> list[Accepted]:
-    """Inserts tasks, all or none, in the caller's transaction.
+    """Insert tasks, all or none, in the caller's transaction.
 
     Args:
         requests: each as `minion_accept` describes it.
@@ -153,18 +153,18 @@ def replay_from(
     *,
     who: str,
 ) -> UUID:
-    """Inserts a task that goes on where an ended one was, with a copy of its journal. Returns the new task.
+    """Insert a task that continues an ended one, with a copy of its journal. Return the new task.
 
     Args:
         request: as `minion_accept` describes it; it pins the versions that ran then.
-        first: the step that is made first; those before it can all be read back.
-        edited: `{"output": …}` where step `first` is copied too, with this output.
-        who: for the record of an edit.
+        first: the first step that is executed; all earlier ones must be readable.
+        edited: `{"output": …}` if step `first` is copied too, with this output.
+        who: the author of an edit, for the record.
 
     Raises:
         NotFound: the task is gone.
         Conflict: its journal has the format of another release.
-        MinionError: the agent does not accept it any more.
+        MinionError: the agent no longer accepts it.
     """
     values = {
         "request": with_order(request, "input"),
@@ -179,35 +179,35 @@ def replay_from(
 def route(
     connection: Connection, task: UUID, version: UUID, queue: str, decision: dict[str, Any] | None = None
 ) -> bool:
-    """Pins the agent version of a pending task and names its queue; False if it is not pending any more.
+    """Pin the agent version of a pending task and set its queue; return False if it is no longer pending.
 
     Args:
-        decision: for the record of a message that named no agent: what has chosen this one, and by which scores.
+        decision: how the agent was chosen for a message that named none, with the scores; for the record.
     """
     values = {"task": task, "version": version, "queue": queue, "decision": decision}
     return bool(connection.scalar(ROUTE, values))
 
 
 def reject(connection: Connection, task: UUID, error: dict[str, Any]) -> bool:
-    """Fails a pending task before it ever ran; False if it is not pending any more."""
+    """Fail a pending task before it first runs; return False if it is no longer pending."""
     return bool(connection.scalar(REJECT, {"task": task, "error": error}))
 
 
 def dispatch(connection: Connection, *, lease: float, window: int) -> list[Dispatched]:
-    """Takes pending tasks into the queued state, as far as each capability's window has room."""
+    """Move pending tasks to the queued state, as far as each capability's window has room."""
     rows = connection.execute(DISPATCH, {"lease": timedelta(seconds=lease), "window": window})
     return [Dispatched(**row) for row in rows.mappings()]
 
 
 def stalled_queues(connection: Connection, *, patience: float) -> list[str]:
-    """Capabilities with tasks that were published more than `patience` seconds ago and are still queued."""
+    """Return capabilities with tasks that were published more than `patience` seconds ago and are still queued."""
     return list(connection.scalars(QUEUES_IN_USE, {"patience": timedelta(seconds=patience)}))
 
 
 def republish(
     connection: Connection, *, lease: float, patience: float, empty_queues: list[str], most: int = 1000
 ) -> list[Dispatched]:
-    """Queued tasks whose messages are presumed lost, to be published again under the same claim.
+    """Return queued tasks whose messages are presumed lost, to be published again under the same claim.
 
     Args:
         empty_queues: the queues that hold no message in the broker.
@@ -222,26 +222,26 @@ def republish(
 
 
 def wake_due(connection: Connection, *, most: int = 1000) -> int:
-    """Makes scheduled and waiting tasks pending whose time has come; returns how many."""
+    """Make scheduled and waiting tasks pending if their time has come; return their number."""
     return int(connection.scalar(WAKE_DUE, {"most": most}) or 0)
 
 
 def heal_waits(connection: Connection, *, after: UUID | None = None, most: int = 1000) -> tuple[int, UUID | None]:
-    """Wakes waiting tasks that have nothing left to wait for.
+    """Wake waiting tasks that have nothing left to wait for.
 
     Args:
-        after: the task where the last look ended; None: looks at the first ones.
-        most: how many waiting tasks are looked at.
+        after: the task where the last pass ended; None starts with the first ones.
+        most: the number of waiting tasks to check.
 
     Returns:
-        how many were woken, and where the look ended; None where there are no more.
+        the number of woken tasks, and where the pass ended; None if there are no more.
     """
     woken, last = connection.execute(HEAL_WAITS, {"after": after, "most": most}).one()
     return woken, last
 
 
 def heal_turns(connection: Connection, *, most: int = 1000) -> int:
-    """Gives parked tasks whose turn in their conversation has come their place in line; returns how many."""
+    """Give a position to tasks whose predecessor in their conversation is done; return their number."""
     return int(connection.scalar(HEAL_TURNS, {"most": most}) or 0)
 
 
@@ -253,15 +253,14 @@ def heal_clock(connection: Connection) -> int:
 def claim(
     connection: Connection, task: UUID, expected: int, worker: UUID, *, granted: bool = False
 ) -> dict[str, Any] | None:
-    """Takes a queued task.
+    """Claim a queued task.
 
     Args:
         granted: the limiter has permitted it to start.
 
     Returns:
-        its row with `claim`, `attempts`, `queue` and `steps`; `{"refused": obstacle}` where a pause or a limit keeps
-        it from starting, and where the obstacle's kind is `rate` the limiter is to be asked; None where it cannot be
-        had.
+        the row with `claim`, `attempts`, `queue` and `steps`; `{"refused": obstacle}` if a pause or a limit blocks it
+        (if the obstacle's kind is `rate`, the caller must ask the limiter); None if the task cannot be claimed.
     """
     values = {"task": task, "claim": expected, "worker": worker, "granted": granted}
     found: dict[str, Any] | None = connection.scalar(CLAIM, values)
@@ -271,48 +270,48 @@ def claim(
 
 
 def _step_in_order(step: dict[str, Any]) -> dict[str, Any]:
-    """A step as `minion_journal` gives it, and the outcome of the sub-task that it stands for."""
+    """Restore the key order of a step from `minion_journal`, and of the outcome of its sub-task."""
     step = in_order(step, "output")
     return {**step, "outcome": in_order(step["outcome"], "output")} if "outcome" in step else step
 
 
 def hold(connection: Connection, task: UUID, expected: int, *, scope: str, name: str, delay: float) -> None:
-    """Puts a queued task back in line, and nothing of that scope leaves it before `delay` seconds have passed."""
+    """Put a queued task back to pending; no task of that scope is dispatched until `delay` seconds have passed."""
     values = {"task": task, "claim": expected, "scope": scope, "name": name, "delay": timedelta(seconds=delay)}
     connection.execute(HOLD, values)
 
 
 def is_cancelled(connection: Connection, task: UUID, claim: int) -> bool | None:
-    """Whether somebody has asked a running task to stop. None where the claim was lost."""
+    """Return whether a running task was asked to stop. None if the claim was lost."""
     asked: bool | None = connection.scalar(IS_CANCELLED, {"task": task, "claim": claim})
     return asked
 
 
 def write_steps(connection: Connection, task: UUID, claim: int, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Commits journal steps under the fence. Returns the flags the minion must obey, or None."""
+    """Commit journal steps under the fence. Return the flags that the minion must obey, or None."""
     values = {"task": task, "claim": claim, "steps": steps_with_order(steps)}
     flags: dict[str, Any] | None = connection.scalar(WRITE_STEPS, values)
     return flags
 
 
 def steps_with_order(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Journal steps as the database takes them: with the order of their keys."""
+    """Return journal steps in the form of the database: with the order of their keys."""
     return [with_order(step, "input", "output") for step in steps]
 
 
 def _with_order(result: ExecutionResult) -> dict[str, Any]:
-    """What an execution leaves behind, with the order of the keys in its output and its steps."""
+    """Return the result of an execution, with the order of the keys in its output and its steps."""
     return {**with_order(result, "output"), "steps": steps_with_order(result.get("steps", []))}
 
 
 def step_input(connection: Connection, task: UUID, number: int) -> Any:
-    """What was asked for in a step: a call's request, a sub-task's input, proposed arguments."""
+    """Return the input of a step: a call's request, a sub-task's input, proposed arguments."""
     row = connection.execute(STEP_INPUT, {"task": task, "number": number}).one_or_none()
     return None if row is None else ordered(*row)
 
 
 def finish(connection: Connection, task: UUID, claim: int, state: State, result: ExecutionResult) -> State | None:
-    """Ends a running task under the fence. Returns the state it ended in (a cancel that came first wins), or None."""
+    """End a running task under the fence. Return its final state (an earlier cancellation wins), or None."""
     ended = connection.scalar(FINISH, {"task": task, "claim": claim, "state": state, "result": _with_order(result)})
     return State(ended) if ended else None
 
@@ -328,16 +327,16 @@ def release(
     result: ExecutionResult | None = None,
     worker: UUID | None = None,
 ) -> State | None:
-    """Gives a running task back to run again after `delay` seconds, or fails it where its attempts are used up.
+    """Release a running task to run again after `delay` seconds, or fail it if its attempts are used up.
 
     Args:
         how: the execution's outcome: `retried`, `handed_back` or `lost`.
         charged: whether this counts as an attempt.
-        result: as for `finish`; its `error` is why.
-        worker: who must hold the claim, where the caller has not read that from the record.
+        result: as for `finish`; its `error` is the reason.
+        worker: the worker that must hold the claim, for callers that have not read it from the record.
 
     Returns:
-        the state the task is in now, or None where the claim was lost.
+        the current state of the task, or None if the claim was lost.
     """
     values = {
         "task": task,
@@ -360,10 +359,10 @@ def suspend(
     children: list[dict[str, Any]],
     waits: Sequence[dict[str, Any]] = (),
 ) -> State | None:
-    """Creates sub-tasks and waits and suspends their task, in one transaction.
+    """Create sub-tasks and waits and suspend their task, in one transaction.
 
     Returns:
-        the state the task is in now (pending where the signals had arrived already), or None where the claim was lost.
+        the current state of the task (pending if the signals had already arrived), or None if the claim was lost.
     """
     values = {
         "task": task,
@@ -379,8 +378,9 @@ def suspend(
 def snooze(
     connection: Connection, task: UUID, claim: int, result: ExecutionResult, *, delay: float | None, reason: str
 ) -> State | None:
-    """Lets a running task go, uncharged, to run again after `delay` seconds, or (None) when what it waits for wakes it.
-    None where the claim was lost.
+    """Release a running task, uncharged, to run again after `delay` seconds, or (None) when its wait is over.
+
+    Return None if the claim was lost.
     """
     pause = None if delay is None else timedelta(seconds=delay)
     values = {"task": task, "claim": claim, "result": _with_order(result), "delay": pause, "reason": reason}
@@ -389,7 +389,7 @@ def snooze(
 
 
 def ask(connection: Connection, task: UUID, claim: int, result: ExecutionResult) -> State | None:
-    """Suspends a task until somebody says what became of its interrupted step. None where the claim was lost."""
+    """Suspend a task until a person decides about its interrupted step. None if the claim was lost."""
     state = connection.scalar(ASK, {"task": task, "claim": claim, "result": _with_order(result)})
     return State(state) if state else None
 
@@ -409,15 +409,15 @@ def decide(
 
     Args:
         verdict: `approve` or `reject` a proposed call; `result`, `again` or `fail` for an interrupted one.
-        who: for the record.
-        step: its number.
-        proposal: what is decided about, as `explain` and `undecided` name it. Without step and proposal: the first that
-            waits, whatever it is by now.
-        value: for `approve` the arguments in place of the proposed ones, for `result` what the call returned.
+        who: the person, for the record.
+        step: the number of the step.
+        proposal: the hash of the proposal, as in `explain` and `undecided`. Without step and proposal, the decision
+            applies to the first step that waits for one at that time.
+        value: for `approve` the arguments that replace the proposed ones, for `result` the result of the call.
 
     Raises:
         NotFound: there is no such task.
-        Conflict: it waits for no such decision.
+        Conflict: the task waits for no such decision.
         InvalidInput: the verdict does not fit the step.
     """
     values = {
@@ -435,7 +435,7 @@ def decide(
 
 
 def signal(connection: Connection, task: UUID, name: str, payload: Any) -> State:
-    """Sends a signal to a task; it is kept until the task waits for it. Returns the state the task is in now.
+    """Send a signal to a task; it is kept until the task waits for it. Return the current state of the task.
 
     Raises:
         NotFound: there is no such task.
@@ -447,10 +447,10 @@ def signal(connection: Connection, task: UUID, name: str, payload: Any) -> State
 
 
 def cancel(connection: Connection, task: UUID, *, reason: str, who: str | None = None) -> State:
-    """Cancels a task and everything below it; a running one is asked to stop.
+    """Cancel a task and everything below it; a running one is asked to stop.
 
     Args:
-        who: for the record.
+        who: the user, for the record.
 
     Raises:
         NotFound: there is no such task.
@@ -460,7 +460,7 @@ def cancel(connection: Connection, task: UUID, *, reason: str, who: str | None =
 
 
 def expire(connection: Connection, task: UUID) -> State:
-    """Ends a task whose deadline has passed, and cancels what is below it."""
+    """End a task whose deadline has passed, and cancel everything below it."""
     error = {"type": "expired", "message": "The task's deadline passed before it was done."}
     return _end_tree(connection, task, State.EXPIRED, error)
 

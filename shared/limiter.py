@@ -1,10 +1,10 @@
-"""The one limiter: how many calls of something may begin in a period, over all processes.
+"""Rate limits: the number of calls that may begin in a period, across all processes.
 
-A token bucket for each limit, in Redis, by Redis' own clock. Of `rate` calls a period, a tenth may begin at once (one
-at least) and the others follow evenly, so that no window of a period's length ever holds more than `rate`. A call that
-costs more than this tenth begins when the bucket is full, and what follows waits until it is paid for: a window may
-hold more than `rate` by what one such call takes beyond the tenth. Where Redis was lost, a missing bucket starts with
-room for one call: the limit is not exceeded then either, it is only slow to begin with.
+One token bucket per limit, in Redis, by Redis' own clock. Of `rate` calls a period, a tenth (at least one) may begin at
+once and the others follow evenly, so that no window of a period's length ever holds more than `rate`. A call that costs
+more than this tenth begins when the bucket is full, and later calls wait until it is paid for: a window may then hold
+more than `rate`, by the part of the cost of one such call above the tenth. If Redis lost its data, a missing bucket
+starts with room for one call: the limit still holds, and only the start is slow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from redis.commands.core import Script
 from shared.errors import Unavailable
 
 PREFIX = "minion:{limits}:"
-"""The braces keep all buckets on one node of a Redis Cluster, where one script may touch only one."""
+"""The braces keep all buckets on one node of a Redis Cluster, because a script may access only one."""
 
 _FUNCTIONS = """
 local time = redis.call('TIME')
@@ -39,9 +39,9 @@ local function note(key, call, microseconds, costs)
 end
 """
 
-# KEYS: where calls in flight are noted, then a bucket each. ARGV: the call, microseconds until it is forgotten, its
+# KEYS: the hash of calls in flight, then one key per bucket. ARGV: the call, microseconds until it is forgotten, its
 # costs ('': it is not noted); then for each bucket burst, calls a second, cost.
-# Returns {0, ""} when all are granted, else {microseconds to wait, the bucket to wait for}; then none is taken from.
+# Returns {0, ""} if all are granted, else {microseconds to wait, the bucket to wait for} without taking from any.
 # A cost above the burst is granted by a full bucket, which then owes the rest.
 _ACQUIRE = (
     _FUNCTIONS
@@ -67,8 +67,8 @@ return {string.format('%.0f', wait), blocking}
 """
 )
 
-# KEYS and ARGV as above, but for each bucket burst, calls a second, what comes back to it, and the most that it may
-# hold before the calls in flight are counted off ('': no matter), and which of their costs that is.
+# KEYS and ARGV as above, but for each bucket: burst, calls a second, the amount to give back, the room that the bucket
+# has at most before the calls in flight are subtracted ('': unknown), and the index of the cost to subtract.
 _CORRECT = (
     _FUNCTIONS
     + """
@@ -95,8 +95,8 @@ end
 """
 )
 
-# KEYS: a bucket's line. ARGV: microseconds to wait for the bucket, between two in the line, and until its end at most.
-# Returns the microseconds until the turn of the one who has lined up.
+# KEYS: a bucket's queue. ARGV: microseconds to wait for the bucket, between two callers, and until the last slot.
+# Returns the microseconds until the caller's slot.
 _LINE_UP = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -110,13 +110,13 @@ return string.format('%.0f', turn - now)
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A limit, and how much of it one call takes.
+    """A limit, and the cost of one call.
 
     Attributes:
-        name: of what is limited.
+        name: of the limited resource.
         rate: calls (or tokens, for costs above one) in a period.
         period: seconds.
-        cost: what the call takes of the rate.
+        cost: of the call, in units of the rate.
     """
 
     name: str
@@ -126,18 +126,18 @@ class Bucket:
 
     @property
     def burst(self) -> float:
-        """How much may be taken at once."""
+        """The amount that may be taken at once."""
         return max(1.0, self.rate // 10)
 
     @property
     def speed(self) -> float:
-        """What comes back in a second; with the burst it makes `rate` in a period, and no more."""
+        """The amount that is refilled per second; together with the burst it is at most `rate` in a period."""
         return (self.rate - self.burst + 1) / self.period
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a call may begin; if not, seconds to wait and the bucket's name. Nothing was taken then."""
+    """The answer for a call. If it may not begin: seconds to wait and the bucket's name, and nothing was taken."""
 
     granted: bool
     wait: float = 0.0
@@ -146,13 +146,13 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Flight:
-    """A call that was granted and of whose end nobody has heard: what it may still take of what others count.
+    """A granted call that may not have ended yet, and the costs that it may still incur on shared limits.
 
     Attributes:
-        name: of the calls that are counted together.
-        call: this one.
-        costs: by kind; nothing where it is over.
-        seconds: until it is forgotten, if its end is never told.
+        name: of the group of calls that are counted together.
+        call: the id of this call.
+        costs: by kind; empty when the call is over.
+        seconds: until the call is forgotten if its end is never reported.
     """
 
     name: str
@@ -161,18 +161,18 @@ class Flight:
     seconds: float = 600.0
 
     def arguments(self) -> list[str | float]:
-        """For the scripts."""
+        """The call as arguments of the scripts."""
         return [self.call, self.seconds * 1e6, " ".join(f"{cost}" for cost in self.costs)]
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What is known of a bucket since a call came back.
+    """The state of a bucket as known after a call.
 
     Attributes:
-        back: the call had taken so much too much (below 0: too little).
-        most: so much room is left, the calls in flight not counted; None: not known.
-        kind: which of their costs is counted off, from 0.
+        back: the amount that the call had taken in excess (negative: too little).
+        most: the room that is left, before the calls in flight are subtracted; None: unknown.
+        kind: index of the cost of those calls that is subtracted, from 0.
     """
 
     bucket: Bucket
@@ -185,7 +185,7 @@ ALONE = Flight("calls", "")
 
 
 class Limiter:
-    """Asks for room in buckets.
+    """Requests room in buckets.
 
     Args:
         client: the Redis of the limits.
@@ -197,13 +197,13 @@ class Limiter:
         )
 
     def acquire(self, buckets: Sequence[Bucket], flight: Flight = ALONE) -> Verdict:
-        """Room in all buckets, or in none.
+        """Take room in all buckets, or in none.
 
         Args:
-            flight: noted when the call is granted, if it has costs.
+            flight: recorded when the call is granted, if it has costs.
 
         Raises:
-            Unavailable: Redis does not answer, and without it nobody knows whether a limit would be exceeded.
+            Unavailable: Redis does not answer, so that a limit might be exceeded.
         """
         arguments = [number for bucket in buckets for number in (bucket.burst, bucket.speed, bucket.cost)]
         wait, blocking = self._run(self._acquire, flight, buckets, arguments)
@@ -212,7 +212,7 @@ class Limiter:
         return Verdict(False, int(wait) / 1e6, blocking.decode().removeprefix(PREFIX))
 
     def correct(self, flight: Flight, corrections: Sequence[Correction]) -> None:
-        """Notes what a call may still take, and what has become known of the buckets.
+        """Record the remaining cost of a call, and the new information about the buckets.
 
         Raises:
             Unavailable: Redis does not answer.
@@ -224,10 +224,10 @@ class Limiter:
         self._run(self._correct, flight, [known.bucket for known in corrections], arguments)
 
     def line_up(self, bucket: Bucket, wait: float, *, apart: float, longest: float) -> float:
-        """Seconds until a caller should ask again who has to wait for a bucket.
+        """Return the seconds after which a caller that must wait for a bucket should ask again.
 
-        Those who wait would all come back at the same moment, and all but one in vain; in the line each comes `apart`
-        seconds after the one before, or less where the bucket fills faster; after `longest` at the latest.
+        Callers that wait would all return at the same moment, all but one in vain. Instead each gets a slot `apart`
+        seconds after the previous one, or less if the bucket fills faster, and after `longest` seconds at the latest.
 
         Raises:
             Unavailable: Redis does not answer.

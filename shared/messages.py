@@ -1,4 +1,4 @@
-"""Messages in and out: coercing foreign message objects, and turning messages into an agent's input."""
+"""Messages in and out: converting foreign message objects, and turning messages into an agent's input."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ ROLES = {
     "system": "system",
     "tool": "tool",
 }
-# OpenAI's Responses API has two names of its own for a block of text.
+# OpenAI's Responses API has two other names for a block of text.
 TEXTS = ("text", "input_text", "output_text")
-# Where OpenAI, LangChain and Ollama keep content that is not in `content`.
+# Attributes in which OpenAI, LangChain and Ollama keep content outside `content`.
 BESIDE_CONTENT = ("tool_calls", "function_call", "audio", "images")
 
 
 def coerce_all(messages: Sequence[Any], *, tools: bool = False) -> list[Message]:
-    """The messages of a task, each as `coerce` understands it.
+    """Return the messages of a task, each converted by `coerce`.
 
     Args:
-        tools: messages of role `tool` are read too. Release 0.2 accepted them, and a function or a chain gets them as
-            they are; a model would answer without them.
+        tools: read messages of role `tool` too. Release 0.2 accepted them, and a function or a chain receives them
+            unchanged; a model would answer without them.
 
     Raises:
-        InvalidInput: the first that cannot be understood, by its place: `messages[2].content[1]`.
+        InvalidInput: the first message that cannot be converted, by its place: `messages[2].content[1]`.
     """
     return [coerce(message, where=f"messages[{index}]", tools=tools) for index, message in enumerate(messages)]
 
 
 def coerce(message: Any, *, where: str = "messages[0]", tools: bool = False) -> Message:
-    """A message from ours, from a `{"role" | "type", "content"}` mapping, or from an object of LangChain's shape.
+    """Convert one of our messages, a `{"role" | "type", "content"}` mapping, or an object of LangChain's shape.
 
-    Only text is understood. Content of another kind is refused, never left out: the model would answer without it.
+    Only text is accepted. Other content is refused, never left out: the model would answer without it.
 
     Args:
-        where: its place, for errors.
+        where: the message's place, for errors.
 
     Raises:
-        InvalidInput: it has no known role or no text, or it holds something else than text.
+        InvalidInput: the message has no known role or no text, or contains something other than text.
     """
     if isinstance(message, str):
         return Message(role="user", content=message)
@@ -73,13 +73,13 @@ def coerce(message: Any, *, where: str = "messages[0]", tools: bool = False) -> 
 
 
 def input_for(schema: Schema | None, messages: Sequence[Message], *, agent: str) -> JsonValue:
-    """The input that messages make for an agent with this input schema.
+    """Return the input that messages make for an agent with this input schema.
 
     The first of these that fits: `{"messages": […]}` as it is; the text under the schema's only required string
-    property (or its only property); the text read as JSON.
+    property (or its only property); the text parsed as JSON.
 
     Raises:
-        InvalidInput: none fits; the message says what the schema asks for.
+        InvalidInput: none fits; the message explains the schema's requirements.
     """
     whole = {"messages": [{"role": message.role, "content": message.content} for message in messages]}
     if schema is None or not violations(schema, whole):
@@ -98,7 +98,7 @@ def input_for(schema: Schema | None, messages: Sequence[Message], *, agent: str)
 def checked_input(
     schema: Schema | None, value: JsonValue, messages: Sequence[Message] | None, *, agent: str
 ) -> JsonValue:
-    """The input of a task, from its `input` or else from its messages, checked against the schema.
+    """Return the input of a task, from its `input` or else from its messages, checked against the schema.
 
     Raises:
         InvalidInput: with every violation and its path.
@@ -110,10 +110,10 @@ def checked_input(
 
 
 def approved_messages(approved: JsonValue) -> list[Message]:
-    """Messages as somebody has approved them, and perhaps changed.
+    """Return the messages that a person approved, and perhaps edited.
 
     Raises:
-        InvalidInput: they are none, or one holds something else than text.
+        InvalidInput: there are none, or one contains something other than text.
     """
     if not isinstance(approved, list) or not approved:
         raise InvalidInput("What is approved in place of the task's messages must be a list of at least one message.")
@@ -121,13 +121,13 @@ def approved_messages(approved: JsonValue) -> list[Message]:
 
 
 def last_text(messages: Sequence[Message]) -> str:
-    """What the person said last."""
+    """Return the last text from the user."""
     said = [message.content for message in messages if message.role == "user"]
     return said[-1] if said else ""
 
 
 class _Attributes:
-    """An object's attributes, read like a mapping."""
+    """An object's attributes, accessible as a mapping."""
 
     def __init__(self, item: Any) -> None:
         self.item = item
@@ -153,7 +153,7 @@ def _fields(item: Any) -> Mapping[str, Any] | _Attributes:
 
 
 def _text(content: Any, where: str) -> str | None:
-    """Text content; where it comes as a list of text blocks, they are paragraphs."""
+    """Return text content; text blocks of a list become paragraphs."""
     if isinstance(content, str):
         return content
     if isinstance(content, Sequence):

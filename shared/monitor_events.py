@@ -1,4 +1,4 @@
-"""Celery task events, made from the `executions` table: what Flower and other monitors see.
+"""Celery task events, created from the `executions` table: the view of Flower and other monitors.
 
 To a monitor, a Celery task that returns is a success, whatever it returned. These events say how the execution ended.
 The process that ends an execution in PostgreSQL sends its event: the minion itself, its main process for a child that
@@ -25,18 +25,18 @@ EXECUTION = """
         WHERE e.task_id = :task AND
 """
 OF_CLAIM = text(EXECUTION + "e.claim = :claim")
-# `now()` is when the transaction began, and no other one ends an execution of this task at that microsecond.
+# `now()` is the start of the transaction, and no other one ends an execution of this task at that microsecond.
 ENDED_BY_THIS_TRANSACTION = text(EXECUTION + "e.finished_at = now()")
 
 LONGEST_MESSAGE = 200
 QUOTES = (("'", "'"), ('"', '"'), ("`", "`"), ("“", "”"), ("‘", "’"))
-# What an error quotes, up to its end where a message was cut off: quoted and bracketed text, addresses, long numbers.
+# Parts of errors that may quote data: quoted or bracketed text (also if cut off at the end), URLs, long numbers.
 DATA = re.compile(
     "|".join(rf"(?<!\w){begin}(?:\\.|[^{end}\\])*(?:{end}|$)" for begin, end in QUOTES)
     + r"|\{.*(?:\}|$)|\[.*(?:\]|$)|\S+@\S+\.\S+|\d[\d-]{5,}",
     re.DOTALL,
 )
-# After a colon an error repeats somebody else's words. Only the class of an exception is kept.
+# After a colon an error repeats foreign text. Only the class of an exception is kept.
 OWN_WORDS = re.compile(
     r".*?(?=[:;](?! \w{1,60}(?:Error|Exception|Exit|Timeout|Warning)\b)\s|[.?!]\s|[\r\n]|$)", re.DOTALL
 )
@@ -48,8 +48,8 @@ class TaskEvent:
 
     Attributes:
         type: Celery's name for it, such as `task-failed`.
-        fields: what it says besides the task's Celery id, JSON.
-        worker: the name of the worker whose execution it is, where another process may send the event.
+        fields: its JSON fields, except for the task's Celery id.
+        worker: the name of the execution's worker, if another process may send the event.
     """
 
     type: str
@@ -101,7 +101,7 @@ def rejected(*, executed: bool) -> TaskEvent:
     Args:
         executed: another message had led to one under the same id; its state must stay in the monitors.
     """
-    # To `celery.events.state`, rejected comes before started. Where nothing runs, the state has to be named.
+    # To `celery.events.state`, rejected comes before started. If nothing runs, the event must name the state.
     return TaskEvent("task-rejected", {"requeue": False} if executed else {"requeue": False, "state": "REJECTED"})
 
 
@@ -115,7 +115,7 @@ def summarise(error: dict[str, Any] | None) -> str | None:
 
 
 def send(app: Celery, events: Iterable[TaskEvent]) -> None:
-    """Send events over a connection of their own.
+    """Send events over a separate connection.
 
     Raises:
         kombu.exceptions.OperationalError: the broker is away.

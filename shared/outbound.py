@@ -1,15 +1,15 @@
-"""HTTP to addresses that somebody else names: webhooks, and the tools that fetch.
+"""HTTP to addresses that users provide: webhooks, and tools that fetch.
 
-Who may name an address must not reach what only this machine can: its own ports, the private network, the cloud's
-metadata service. So a name is resolved here, every address that it has is checked, and the connection is made to an
-address that was checked: a name that resolves to something else a moment later gains nothing. Every request is
-checked anew, and so is every hop of a redirect that a client follows.
+A user-provided address must not reach services that only this machine can reach: its own ports, the private network,
+the cloud's metadata service. So names are resolved here, every resulting address is checked, and the connection is
+made to a checked address: a name that resolves to something else a moment later gains nothing. Every request is
+checked again, and so is every hop of a redirect that a client follows.
 
     with guarded_client(settings, seconds=10) as client:
         client.post("https://example.com/hook", json={})
 
-A time-out here bounds the whole exchange, so that nobody can hold a thread by sending a byte now and then. Only the
-resolver has limits of its own (`/etc/resolv.conf`).
+A time-out here limits the whole exchange, so that no peer can hold a thread by sending a byte now and then. Only the
+resolver has separate limits (`/etc/resolv.conf`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Network = IPv4Network | IPv6Network
 
 SCHEMES = ("http", "https")
 HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_.])?")
-# What releases of Python disagree about, and Azure's host agent, whose address looks public.
+# Ranges that Python releases classify differently, and Azure's host agent, whose address looks public.
 NEVER_PUBLIC = tuple(ip_network(block) for block in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32", "3fff::/20"))
 GLOBAL_UNICAST = ip_network("2000::/3")
 NAT64 = ip_network("64:ff9b::/96")
@@ -49,10 +49,10 @@ HTTPCORE_ERRORS = (
 
 
 def checked_url(url: str | httpx2.URL) -> httpx2.URL:
-    """An address that may be asked for by its form: http or https, a host, no credentials.
+    """Check the form of a URL: http or https, a host, no credentials.
 
     Raises:
-        InvalidInput: it is none; the message does not repeat it, for it may hold a password.
+        InvalidInput: the URL is invalid; the message does not repeat it, because it may contain a password.
     """
     try:
         parsed = httpx2.URL(url)
@@ -72,11 +72,11 @@ def checked_url(url: str | httpx2.URL) -> httpx2.URL:
 
 @dataclass(frozen=True, slots=True)
 class AddressGuard:
-    """Which addresses may be reached: public ones, and those that the operator allows.
+    """Decides which addresses may be reached: public ones, and those that the operator allows.
 
     Attributes:
-        networks: blocks that are allowed besides.
-        hosts: names that are allowed whatever they resolve to.
+        networks: blocks that are allowed as well.
+        hosts: names that are allowed regardless of their addresses.
     """
 
     networks: tuple[Network, ...] = ()
@@ -84,7 +84,7 @@ class AddressGuard:
 
     @classmethod
     def allowing(cls, entries: Iterable[str]) -> AddressGuard:
-        """A guard with exceptions: networks such as `10.1.0.0/16`, addresses, and names of hosts."""
+        """Create a guard with exceptions: networks such as `10.1.0.0/16`, addresses, and host names."""
         networks, hosts = [], set()
         for entry in entries:
             try:
@@ -94,10 +94,10 @@ class AddressGuard:
         return cls(tuple(networks), frozenset(hosts))
 
     def resolve(self, host: str, port: int) -> list[Address]:
-        """The addresses of a host, all of them checked. The resolver reads every spelling of a number itself.
+        """Return the addresses of a host, all of them checked. The resolver itself reads every spelling of a number.
 
         Raises:
-            ForbiddenAddress: one of them must not be reached.
+            ForbiddenAddress: one of the addresses must not be reached.
             Unavailable: the name cannot be resolved.
         """
         try:
@@ -125,22 +125,22 @@ class AddressGuard:
 
 
 class GuardedTransport(httpx2.BaseTransport):
-    """A transport that reaches permitted addresses only. Each request has a connection of its own.
+    """A transport that reaches permitted addresses only. Each request has its own connection.
 
-    Requests raise, besides the client's own errors, `InvalidInput`, `ForbiddenAddress` and `Unavailable`.
+    Apart from the client's own errors, requests raise `InvalidInput`, `ForbiddenAddress` and `Unavailable`.
     """
 
     def __init__(self, guard: AddressGuard, *, seconds: float) -> None:
-        """Nothing is sent yet.
+        """Configure the transport; nothing is sent yet.
 
         Args:
-            seconds: until a request and its response must be over, from connecting to the last byte.
+            seconds: limit for a request and its response, from connecting to the last byte.
         """
         self.guard = guard
         self.seconds = seconds
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Sends a request."""
+        """Send a request."""
         url = checked_url(request.url)
         pool = httpcore2.ConnectionPool(
             ssl_context=_tls(), network_backend=_GuardedBackend(self.guard, _Deadline(self.seconds))
@@ -167,10 +167,10 @@ class GuardedTransport(httpx2.BaseTransport):
 
 
 def guarded_client(settings: Settings, *, seconds: float, **options: Any) -> httpx2.Client:
-    """An HTTP client for addresses that others name. It follows no redirect and uses no proxy.
+    """Create an HTTP client for addresses that users provide. It follows no redirects and uses no proxy.
 
     Args:
-        seconds: until a request and its response must be over.
+        seconds: limit for a request and its response.
         options: more arguments of `httpx2.Client`.
     """
     guard = AddressGuard.allowing(settings.allow_private_addresses)
@@ -180,14 +180,14 @@ def guarded_client(settings: Settings, *, seconds: float, **options: Any) -> htt
 
 
 class _Deadline:
-    """When an exchange must be over."""
+    """The time at which an exchange must be over."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self.ends = time.monotonic() + seconds
 
     def bound(self, timeout: float | None) -> float:
-        """The seconds that one operation may take."""
+        """Return the seconds that one operation may take."""
         left = self.ends - time.monotonic()
         if left <= 0:
             raise httpcore2.TimeoutException(f"not over within {self.seconds:g} s")
@@ -195,7 +195,7 @@ class _Deadline:
 
 
 class _GuardedBackend(httpcore2.NetworkBackend):
-    """Connects to the addresses that were checked, one after the other."""
+    """Network backend that connects to the checked addresses, one after the other."""
 
     def __init__(self, guard: AddressGuard, deadline: _Deadline) -> None:
         self.guard = guard
@@ -267,7 +267,7 @@ class _Body(httpx2.SyncByteStream):
 
 @contextmanager
 def _httpx_errors() -> Iterator[None]:
-    """The errors of the lower library as the client's, which have the same names."""
+    """Translate the lower library's errors to the client's, which have the same names."""
     try:
         yield
     except HTTPCORE_ERRORS as error:
@@ -277,7 +277,7 @@ def _httpx_errors() -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _tls() -> ssl.SSLContext:
-    """Certificates are read once: it takes longer than a request."""
+    """Return the TLS context. It is cached: reading the certificates takes longer than a request."""
     return httpx2.create_ssl_context()
 
 
@@ -290,7 +290,7 @@ def _is_public(address: Address) -> bool:
 
 
 def _inside(address: Address) -> list[IPv4Address]:
-    """The IPv4 address that an IPv6 address stands for, if it does (mapped, 6to4, NAT64); it is checked too."""
+    """Return the IPv4 address that an IPv6 address embeds, if any (mapped, 6to4, NAT64); it is checked too."""
     if isinstance(address, IPv4Address):
         return []
     if address in NAT64:

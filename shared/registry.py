@@ -1,6 +1,6 @@
-"""The agent registry: lifecycle, lookup, and asking agents from Python.
+"""The agent registry: lifecycle, lookup, and calling agents from Python.
 
-`process` and `process_message` submit a task and await its response: whichever minion serves the capability runs
+`process` and `process_message` submit a task and await its response: any minion that serves the capability may run
 it, and the record is the same as for a task that came over HTTP.
 """
 
@@ -45,10 +45,10 @@ MAX_REASON_BYTES = 10_000
 
 @dataclass(frozen=True)
 class RegisteredAgent:
-    """A stored agent, to be asked.
+    """A stored agent that can be called.
 
     Attributes:
-        definition: the active version's definition; its fields can be read from here too (`agent.description`).
+        definition: the active version's definition; its fields are also attributes of the agent (`agent.description`).
     """
 
     registry: AgentRegistry
@@ -60,7 +60,7 @@ class RegisteredAgent:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What may be wrong with the agent, such as a model that is not known."""
+        """Possible problems of the agent, such as an unknown model."""
         return unknown_models(self.definition)
 
     def __getattr__(self, name: str) -> Any:
@@ -75,7 +75,7 @@ class RegisteredAgent:
     async def process_message(
         self, message: Any, *, conversation_id: str | None = None, timeout: float | None = None
     ) -> AgentResponse:
-        """Sends one message, text or a message object, and awaits the response. See `AgentRegistry.process`."""
+        """Send one message, text or a message object, and await the response. See `AgentRegistry.process`."""
         return await self.registry.process(
             messages=[message], agent=self.definition.name, conversation_id=conversation_id, timeout=timeout
         )
@@ -84,8 +84,8 @@ class RegisteredAgent:
 class AgentRegistry:
     """Agents of one namespace, in the database of the caller's session.
 
-    Each call has a short transaction of its own: nothing that the caller has not committed is touched or seen, no
-    transaction stays open while he waits, and calls may run at the same time.
+    Each call has its own short transaction: it does not touch or see the caller's uncommitted changes, no transaction
+    stays open while the caller waits, and calls may run concurrently.
     """
 
     def __init__(self, session: Session, namespace: str = "default") -> None:
@@ -93,13 +93,13 @@ class AgentRegistry:
         self.namespace = namespace
 
     def register_agent(self, agent: Agent | AgentDefinition, *, strict: bool = False) -> RegisteredAgent:
-        """Stores an agent, as a new version if something changed, and commits.
+        """Store an agent, as a new version if something changed, and commit.
 
         Args:
-            strict: what the agent's `warnings` would tell is a fault.
+            strict: treat the agent's `warnings` as errors.
 
         Raises:
-            InvalidDefinition: names what is wrong with it.
+            InvalidDefinition: names the problem.
         """
         definition = agent.definition if isinstance(agent, Agent) else agent
         if not isinstance(definition, AgentDefinition):
@@ -109,7 +109,7 @@ class AgentRegistry:
         return self.get_agent(definition.name)
 
     def get_agent(self, name: str) -> RegisteredAgent:
-        """The agent of that name.
+        """Return the agent of that name.
 
         Raises:
             UnknownAgent: there is none.
@@ -121,14 +121,14 @@ class AgentRegistry:
             return RegisteredAgent(self, row.id, version.id, version.number, row.status, definition)
 
     def list_agents(self) -> list[RegisteredAgent]:
-        """All agents, by name."""
+        """Return all agents, by name."""
         query = select(Agent.name).filter_by(namespace=self.namespace).order_by(Agent.name)
         with Session(self.engine) as session:
             names = list(session.scalars(query))
         return [self.get_agent(name) for name in names]
 
     def set_status(self, name: str, status: str, reason: str | None = None) -> RegisteredAgent:
-        """Makes an agent `active`, `deprecated` (still accepts tasks) or `disabled` (does not), and commits.
+        """Make an agent `active`, `deprecated` (still accepts tasks) or `disabled` (does not), and commit.
 
         Raises:
             UnknownAgent: there is none of that name.
@@ -140,13 +140,13 @@ class AgentRegistry:
         return self.get_agent(name)
 
     def roll_back(self, name: str, version: int, reason: str | None = None) -> RegisteredAgent:
-        """Makes an earlier version the active one, until a new text is applied, and commits.
+        """Make an earlier version the active one until a new text is applied, and commit.
 
-        Going to the newest version ends a rollback: the agent is `active`.
+        Rolling back to the newest version ends a rollback: the agent is `active`.
 
         Raises:
             UnknownAgent, NotFound: there is no such agent or version.
-            InvalidDefinition: the version calls agents that call it by now.
+            InvalidDefinition: the version calls agents that now call it.
         """
         with Session(self.engine) as session:
             row = self._head(session, name)
@@ -166,17 +166,17 @@ class AgentRegistry:
         conversation_id: str | None = None,
         timeout: float | None = None,
     ) -> AgentResponse:
-        """Submits messages as a task and awaits the response.
+        """Submit messages as a task and await the response.
 
         Args:
             messages: ours, `{"role", "content"}` mappings, text, or objects of LangChain's message shape.
-            agent: its name; left out, the orchestrator routes by the last message.
-            timeout: seconds to wait; None waits for ever.
+            agent: its name; if it is left out, the orchestrator routes by the last message.
+            timeout: seconds to wait; None waits indefinitely.
 
         Raises:
-            TaskFailed: it failed, was cancelled or expired; `detail["error"]` is its recorded error.
-            WaitTimeout: it goes on, but the time is up.
-            MinionError: it was not accepted.
+            TaskFailed: the task failed, was cancelled or expired; `detail["error"]` is its recorded error.
+            WaitTimeout: the time is up; the task continues.
+            MinionError: the task was not accepted.
         """
         request = TaskRequest.parse(
             {
@@ -221,7 +221,7 @@ class AgentRegistry:
             return response_of(connection, task)
 
     def _change(self, name: str, values: dict[str, Any], reason: str | None) -> None:
-        """Changes an agent's row; whoever applies definitions at the same time waits."""
+        """Change an agent's row; processes that apply definitions at the same time wait."""
         check(reason, what="The reason", limit=MAX_REASON_BYTES)
         with Session(self.engine) as session, session.begin():
             row = self._head(session, name, lock=True)

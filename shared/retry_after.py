@@ -1,4 +1,4 @@
-"""The `Retry-After` header (RFC 9110, 10.2.3) of whoever wants to be left alone for a while."""
+"""The `Retry-After` header (RFC 9110, 10.2.3) of servers that ask clients to wait."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from email.utils import parsedate_to_datetime
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds from now, 0 at least; None where the header is missing or cannot be read.
+    """Return seconds from now, at least 0; None if the header is missing or cannot be read.
 
     Args:
-        headers: names in lower case, or a mapping that does not mind. `retry-after-ms`, which Anthropic's API may send,
-            is more exact and comes first.
+        headers: names in lower case, or a case-insensitive mapping. `retry-after-ms`, which Anthropic's API may send,
+            is more exact and takes precedence.
     """
     milliseconds = _number(headers.get("retry-after-ms", ""))
     if milliseconds is not None:
@@ -32,11 +32,11 @@ def _number(said: str) -> float | None:
 
 
 def _until(said: str) -> float | None:
-    """A date of HTTP, or of RFC 3339, which some send; without a zone it is UTC."""
+    """Parse an HTTP date, or an RFC 3339 one, which some servers send; without a zone it is UTC."""
     for parse in (parsedate_to_datetime, datetime.fromisoformat):
         try:
             moment = parse(said)
-        # What cannot be a number of C overflows.
+        # Numbers that do not fit a C type overflow.
         except (ValueError, OverflowError):
             continue
         return max(0.0, (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

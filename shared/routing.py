@@ -13,7 +13,7 @@ from shared.errors import AmbiguousRoute
 
 MOST_LISTED = 10
 
-# Any word may match (websearch syntax would ask for all); the weights put the name before the description.
+# Any word may match (websearch syntax would require all); the weights put the name before the description.
 RANK = text(
     r"""
     WITH query AS (
@@ -47,10 +47,10 @@ CANDIDATES = text(
 
 @dataclass(frozen=True)
 class Route:
-    """The agent that a message goes to, and how the others fared.
+    """The agent that a message is routed to, and the scores of the others.
 
     Attributes:
-        by: what has decided: the words of the message (`text`), or `MINION_ROUTING_AGENT` (`setting`).
+        by: the basis of the decision: the words of the message (`text`), or `MINION_ROUTING_AGENT` (`setting`).
     """
 
     agent: str
@@ -60,14 +60,14 @@ class Route:
     by: str = "text"
 
     def as_json(self) -> dict[str, Any]:
-        """For the record."""
+        """Return the decision as JSON, for the record."""
         return {"by": self.by, "agent": self.agent, "scores": self.scores}
 
 
 def choose(
     connection: Connection, message: str, *, namespace: str = "default", among: Sequence[str] | None = None
 ) -> Route:
-    """The agent whose name, capabilities and description fit the message best.
+    """Return the agent whose name, capabilities and description fit the message best.
 
     Args:
         among: the names to choose from; None for all.
@@ -96,13 +96,13 @@ def choose(
 
 
 def by_setting(connection: Connection, name: str, *, namespace: str = "default") -> Route | None:
-    """The agent that all messages of an installation go to; None where the namespace has none of that name."""
+    """Return the agent that all messages of an installation go to; None if the namespace has no agent of that name."""
     row = connection.execute(VERSION_OF, {"namespace": namespace, "name": name}).one_or_none()
     return Route(name, row.id, row.capability, {name: 1.0}, by="setting") if row else None
 
 
 def candidates(connection: Connection, among: Sequence[str], *, namespace: str = "default") -> list[dict[str, Any]]:
-    """Name, description and capabilities of those of the agents that may be chosen."""
+    """Return name, description and capabilities of those agents that may be chosen."""
     return [
         dict(row) for row in connection.execute(CANDIDATES, {"namespace": namespace, "among": list(among)}).mappings()
     ]

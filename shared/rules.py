@@ -1,5 +1,6 @@
-"""Pauses and limits: what people say about when tasks may start and models be asked. Rows, so that they outlive all
-processes.
+"""Pauses and limits: operators' rules for starting tasks and calling models.
+
+They are rows, so that they outlive all processes.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ MODEL_RATES = text(
     "FROM limits WHERE namespace = :namespace AND scope = 'model' AND name IN (:model, '*') "
     "ORDER BY name = '*' LIMIT 1"
 )
-# What waited may start now.
+# Tasks that waited may start now.
 LET_GO = text(
     "WITH gone AS (DELETE FROM rate_holds WHERE namespace = :namespace AND scope = :scope "
     "AND (name = :name OR :name = '*')) SELECT minion_notify_pending()"
@@ -58,17 +59,17 @@ LET_GO = text(
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """So many starts in a period of so many seconds."""
+    """A number of starts in a period of seconds."""
 
     count: int
     seconds: float
 
     @classmethod
     def parse(cls, written: str) -> Rate:
-        """From `10/s`, `100/5m`, `1000/h` or `5000/d`.
+        """Parse `10/s`, `100/5m`, `1000/h` or `5000/d`.
 
         Raises:
-            InvalidInput: it is not written like that.
+            InvalidInput: the text has another form.
         """
         match = _RATE.match(written.strip())
         count, seconds = (int(match[1]), int(match[2] or 1) * _UNITS[match[3]]) if match else (0, 0.0)
@@ -88,20 +89,20 @@ def pause(
     namespace: str = "default",
     who: str | None = None,
 ) -> dict[str, Any]:
-    """Keeps the tasks of a capability, an agent or a key from starting. What runs goes on. May be repeated.
+    """Keep the tasks of a capability, an agent or a tenant key from starting. Running tasks continue. May be repeated.
 
     Args:
-        who: for the record.
+        who: the operator, for the record.
     """
     values = {**_target(scope, name, namespace), "reason": reason, "who": who}
     return dict(connection.execute(PAUSE, values).mappings().one())
 
 
 def resume(connection: Connection, scope: Scope, name: str, *, namespace: str = "default") -> None:
-    """Lets them start again.
+    """Let the tasks of a pause start again.
 
     Raises:
-        NotFound: it is not paused.
+        NotFound: there is no such pause.
     """
     values = _target(scope, name, namespace)
     if connection.scalar(RESUME, values) is None:
@@ -110,7 +111,7 @@ def resume(connection: Connection, scope: Scope, name: str, *, namespace: str = 
 
 
 def list_pauses(connection: Connection) -> list[dict[str, Any]]:
-    """All pauses, by namespace, scope and name."""
+    """Return all pauses, by namespace, scope and name."""
     return [dict(row) for row in connection.execute(PAUSES).mappings()]
 
 
@@ -126,18 +127,19 @@ def set_limit(
     namespace: str = "default",
     who: str | None = None,
 ) -> dict[str, Any]:
-    """Limits how many tasks of a capability, an agent or a key run at once, or start in a period; or how many requests
-    and tokens a model is asked for in a period. Replaces a limit that is there.
+    """Limit a capability, an agent or a tenant key (running tasks, or starts in a period), or a model.
+
+    A model's limits are requests and tokens in a period. Replaces an existing limit.
 
     Args:
-        name: or `*`, for each that has no limit of its own.
+        name: or `*`, for each one without its own limit.
         rate: of starts; for a model of requests.
         input_tokens: only for a model.
         output_tokens: only for a model.
-        who: for the record.
+        who: the operator, for the record.
 
     Raises:
-        InvalidInput: nothing is given, or something that makes no sense for this scope.
+        InvalidInput: no limit is given, or one that makes no sense for this scope.
     """
     _check_limit(scope, max_running, rate, input_tokens, output_tokens)
     values = {
@@ -154,7 +156,7 @@ def set_limit(
 
 
 def remove_limit(connection: Connection, scope: LimitScope, name: str, *, namespace: str = "default") -> None:
-    """Takes a limit away.
+    """Remove a limit.
 
     Raises:
         NotFound: there is none.
@@ -166,14 +168,12 @@ def remove_limit(connection: Connection, scope: LimitScope, name: str, *, namesp
 
 
 def list_limits(connection: Connection) -> list[dict[str, Any]]:
-    """All limits, by namespace, scope and name."""
+    """Return all limits, by namespace, scope and name."""
     return [dict(row) for row in connection.execute(LIMITS).mappings()]
 
 
 def model_rates(connection: Connection, model: str, *, namespace: str = "default") -> list[tuple[str, int, float]]:
-    """What people have set for a model: kind (`requests`, `input-tokens`, `output-tokens`), how many, in how many
-    seconds.
-    """
+    """Return the limits of a model: kind (`requests`, `input-tokens`, `output-tokens`), number, seconds."""
     row = connection.execute(MODEL_RATES, {"model": model, "namespace": namespace}).one_or_none()
     kinds = ("requests", "input-tokens", "output-tokens")
     pairs = zip(kinds, row[::2], row[1::2], strict=True) if row else ()

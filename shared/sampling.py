@@ -1,11 +1,11 @@
-"""Which sampling settings a model can honour.
+"""Sampling settings that each model accepts.
 
-A neutral value (temperature 1, top_p 1, penalties 0) is accepted everywhere and never sent. Any other value that
-the model cannot honour is refused when the agent is stored, never dropped in silence.
+A neutral value (temperature 1, top_p 1, penalties 0) is accepted by every model and never sent. Any other value that
+the model does not accept is refused when the agent is stored, never dropped silently.
 
-Claude models take `temperature` (1 at most) or `top_p` (not both) up to Opus 4.6, Sonnet 4.6 and Haiku 4.5; later
+Claude models accept `temperature` (at most 1) or `top_p` (not both) up to Opus 4.6, Sonnet 4.6 and Haiku 4.5; later
 ones refuse both ("`temperature` is deprecated for this model", HTTP 400), and no Claude model knows the penalties.
-A model whose name is not known is treated like the latest.
+A model with an unknown name is treated like the latest.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ OFFLINE = "offline"
 
 
 def settings_to_send(settings: dict[str, float | None]) -> dict[str, float]:
-    """The settings that differ from neutral: what goes to the model."""
+    """Return the settings that differ from neutral, which are sent to the model."""
     return {name: value for name, value in settings.items() if value is not None and value != NEUTRAL[name]}
 
 
 def check(model: str, settings: dict[str, float | None], *, where: str) -> None:
-    """Refuses what the model cannot honour.
+    """Refuse settings that the model does not accept.
 
     Raises:
         InvalidDefinition: names the setting, the model and what to do.

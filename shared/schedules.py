@@ -1,4 +1,4 @@
-"""Schedules as they are stored: tasks that are submitted again and again."""
+"""Stored schedules: tasks that are submitted repeatedly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shared.tasks import Page, page_of
 from shared.timetable import Cron, Every, Missed, Timetable
 
 LABEL = "schedule"
-# What belongs to one run, and not to all of them.
+# Fields that belong to one run, not to all of them.
 NOT_SCHEDULED = ("idempotency_key", "run_at", "deadline", "traceparent", "namespace")
 TEN_YEARS = 10 * 366 * 86_400
 
@@ -42,8 +42,8 @@ ORDER = bindparam("request_order", type_=JSONB(none_as_null=True))
 CREATE = text(f"{INSERT} ON CONFLICT DO NOTHING RETURNING {COLUMNS}").bindparams(
     bindparam("request", type_=JSONB), ORDER
 )
-# A schedule that is stored again with the same times keeps its turn: else a deployment every hour would put off for
-# ever what runs every two hours.
+# A schedule that is stored again with the same times keeps its next run: otherwise an hourly deployment would postpone
+# a two-hourly schedule indefinitely.
 PUT = text(
     f"{INSERT} ON CONFLICT (namespace, name) DO UPDATE SET cron = EXCLUDED.cron, timezone = EXCLUDED.timezone, "
     "interval_seconds = EXCLUDED.interval_seconds, missed = EXCLUDED.missed, request = EXCLUDED.request, "
@@ -59,7 +59,7 @@ DELETE = text(
 
 
 class ScheduleDefinition(Strict):
-    """What a schedule is: `cron` with its time zone or `interval_seconds`, and the request for the task."""
+    """A schedule: `cron` with its time zone or `interval_seconds`, and the request for the task."""
 
     name: Name
     cron: str | None = None
@@ -79,7 +79,7 @@ class ScheduleDefinition(Strict):
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> ScheduleDefinition:
-        """A definition from plain data, with a timetable and a task request that can be used.
+        """Build a definition from plain data, with a valid timetable and task request.
 
         Raises:
             InvalidInput: names each wrong field.
@@ -98,22 +98,22 @@ class ScheduleDefinition(Strict):
         return found
 
     def timetable(self, *, anchor: datetime) -> Timetable:
-        """When it runs.
+        """Return the times at which it runs.
 
         Args:
-            anchor: what an interval is counted from.
+            anchor: the start of an interval schedule.
 
         Raises:
-            InvalidInput: the expression or the time zone cannot be used.
+            InvalidInput: the expression or the time zone is invalid.
         """
         return timetable(self.cron, self.timezone, self.interval_seconds, anchor=anchor)
 
 
 def timetable(cron: str | None, timezone: str | None, interval_seconds: float | None, *, anchor: datetime) -> Timetable:
-    """When a schedule runs, by its columns.
+    """Return the times at which a schedule runs, from its columns.
 
     Raises:
-        InvalidInput: the expression or the time zone cannot be used.
+        InvalidInput: the expression or the time zone is invalid.
     """
     if cron is not None:
         return Cron(cron, timezone or "UTC")
@@ -121,7 +121,7 @@ def timetable(cron: str | None, timezone: str | None, interval_seconds: float | 
 
 
 def task_request(name: str, request: Mapping[str, Any], **more: Any) -> TaskRequest:
-    """The request for one task of a schedule, labelled with its name.
+    """Return the request for one task of a schedule, labelled with its name.
 
     Args:
         more: fields of this run, such as its idempotency key.
@@ -134,22 +134,22 @@ def task_request(name: str, request: Mapping[str, Any], **more: Any) -> TaskRequ
 
 
 def submitter(name: str) -> str:
-    """Who submits the tasks of a schedule, for their record."""
+    """Return the submitter of a schedule's tasks, for their record."""
     return f"schedule:{name}"
 
 
 def list_schedules(connection: Connection, namespace: str, *, limit: int, after: str = "") -> Page:
-    """Schedules by name."""
+    """Return schedules by name."""
     values = {"namespace": namespace, "after": after, "most": limit + 1}
     page = page_of(connection.execute(LIST, values).mappings().all(), limit, "name")
     return Page([in_order(row, "request") for row in page.items], page.next)
 
 
 def get(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
-    """One schedule.
+    """Return one schedule.
 
     Raises:
-        NotFound: there is none of that name.
+        NotFound: there is no schedule of that name.
     """
     row = connection.execute(GET, {"namespace": namespace, "name": name}).mappings().one_or_none()
     if row is None:
@@ -158,7 +158,7 @@ def get(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
 
 
 def try_out(engine: Engine, namespace: str, name: str, request: Mapping[str, Any]) -> None:
-    """Refuses at once what every run would be refused for; called before a schedule is stored.
+    """Refuse a request that every run would be refused for; called before a schedule is stored.
 
     Raises:
         MinionError: the task would be refused today, and why.
@@ -167,10 +167,10 @@ def try_out(engine: Engine, namespace: str, name: str, request: Mapping[str, Any
 
 
 def create(connection: Connection, namespace: str, definition: ScheduleDefinition) -> dict[str, Any]:
-    """Stores a new schedule.
+    """Store a new schedule.
 
     Raises:
-        Conflict: there is one of that name.
+        Conflict: there is already a schedule of that name.
     """
     row = connection.execute(CREATE, _values(namespace, definition)).mappings().one_or_none()
     if row is None:
@@ -179,18 +179,18 @@ def create(connection: Connection, namespace: str, definition: ScheduleDefinitio
 
 
 def put(connection: Connection, namespace: str, definition: ScheduleDefinition) -> tuple[dict[str, Any], bool]:
-    """Stores a schedule, new or in the place of the one of that name. Returns it, and whether it is new."""
+    """Store a schedule, replacing one of the same name. Return it, and whether it is new."""
     row = in_order(connection.execute(PUT, _values(namespace, definition)).mappings().one(), "request")
     created: bool = row.pop("created")
     return row, created
 
 
 def change(connection: Connection, namespace: str, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes some fields of a schedule; null takes one away.
+    """Change some fields of a schedule; null removes one.
 
     Raises:
-        NotFound: there is none of that name.
-        MinionError: it cannot be what it would be then.
+        NotFound: there is no schedule of that name.
+        MinionError: the changed schedule would be invalid.
     """
     connection.execute(LOCK, {"namespace": namespace, "name": name})
     stored = get(connection, namespace, name)
@@ -202,10 +202,10 @@ def change(connection: Connection, namespace: str, name: str, changes: Mapping[s
 
 
 def delete(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
-    """Deletes a schedule; its tasks stay. Returns what it was.
+    """Delete a schedule; its tasks stay. Return the deleted schedule.
 
     Raises:
-        NotFound: there is none of that name.
+        NotFound: there is no schedule of that name.
     """
     row = connection.execute(DELETE, {"namespace": namespace, "name": name}).mappings().one_or_none()
     if row is None:
@@ -216,10 +216,10 @@ def delete(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
 def prepare_run(
     engine: Engine, namespace: str, name: str, *, idempotency_key: str | None = None
 ) -> list[dict[str, Any]]:
-    """What `lifecycle.accept` takes to submit the task of a schedule once more, now; its times stay what they are.
+    """Prepare the arguments of `lifecycle.accept` for an extra run of a schedule, now; its times do not change.
 
     Raises:
-        NotFound: there is none of that name.
+        NotFound: there is no schedule of that name.
         MinionError: the task is refused, and why.
     """
     with engine.connect() as connection:
@@ -229,7 +229,7 @@ def prepare_run(
 
 
 def no_such_schedule(name: str) -> NotFound:
-    """The error for a name that no schedule has."""
+    """Return the error for an unknown schedule name."""
     return NotFound(f"There is no schedule named {name!r}. `minion schedules` lists them.")
 
 

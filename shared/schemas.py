@@ -1,4 +1,4 @@
-"""What crosses a border, typed: definitions of agents, tools and functions, messages, tasks and responses."""
+"""Types for data that crosses a border: definitions of agents, tools and functions, messages, tasks and responses."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ OPENING = frozenset({"additionalProperties", "unevaluatedProperties"})
 
 
 def _moment(value: Any) -> Any:
-    """Pydantic would also read a number, as seconds since 1970."""
+    """Refuse numbers, which Pydantic would read as seconds since 1970."""
     if isinstance(value, datetime) or (isinstance(value, str) and re.match(r"\d{4}-\d\d-\d\d[T ]", value)):
         return value
     raise ValueError("a time must be written like 2026-11-22T18:00:00Z")
@@ -64,22 +64,22 @@ Moment = Annotated[AwareDatetime, BeforeValidator(_moment, json_schema_input_typ
 
 
 class Strict(BaseModel):
-    """What is checked to the letter: unknown fields are refused, not ignored, and nothing is converted."""
+    """Base of strictly checked models: unknown fields are refused, not ignored, and nothing is converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, validate_default=True)
 
 
 def _without_defaults(model: BaseModel, fields: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """A serialised model without those of the named fields that say nothing."""
+    """Return a serialised model without those of the named fields that have their defaults."""
     known = type(model).model_fields
     silent = {name for name in names if fields.get(name) == known[name].get_default(call_default_factory=True)}
     return {name: value for name, value in fields.items() if name not in silent}
 
 
 class Budget(Strict):
-    """What a task and everything below it may use: tokens of models, dollars, steps, seconds since it first ran.
+    """Limits on a task and everything below it: model tokens, dollars, steps, seconds since it first ran.
 
-    `on_breach`: whether a step that does not fit any more has its task wait for somebody's answer, or fails it.
+    `on_breach`: whether a step that no longer fits makes its task wait for a decision, or fails it.
     """
 
     tokens: int | None = Field(None, ge=1, le=1_000_000_000_000)
@@ -96,7 +96,7 @@ class Budget(Strict):
 
 
 class BudgetChange(Strict):
-    """What is added to a budget's limits; or `stop`: from now on it fails whoever finds no room in it."""
+    """An increase of a budget's limits; or `stop`: from now on the budget fails tasks that find no room in it."""
 
     add_tokens: int | None = Field(None, ge=1, le=1_000_000_000_000)
     add_dollars: float | None = Field(None, ge=0.000001, le=1_000_000_000)
@@ -113,11 +113,11 @@ class BudgetChange(Strict):
 
 
 class AgentConfig(Strict):
-    """How an agent runs. Times are seconds.
+    """Settings for running an agent. Times are seconds.
 
     Attributes:
-        LATER: fields that the first release did not know. They are stored only where they differ from their defaults,
-            so that its minions can read the others, and checksums stay what they were.
+        LATER: fields that the first release did not know. They are stored only if they differ from their defaults,
+            so that its minions can read the others, and checksums do not change.
     """
 
     LATER: ClassVar[tuple[str, ...]] = (
@@ -178,7 +178,7 @@ class AgentConfig(Strict):
     @model_validator(mode="before")
     @classmethod
     def _hard_limit_follows(cls, data: Any) -> Any:
-        """Where only the soft limit is given, the hard one is 10 % later, 5 s at least."""
+        """Set the hard limit if only the soft one is given: 10 % later, at least 5 s."""
         if isinstance(data, dict) and "soft_time_limit" in data and "time_limit" not in data:
             soft = data["soft_time_limit"]
             if isinstance(soft, int) and not isinstance(soft, bool):
@@ -206,7 +206,7 @@ class AgentConfig(Strict):
         return self
 
     def sampling(self) -> dict[str, float | None]:
-        """The sampling settings by name."""
+        """Return the sampling settings by name."""
         return {name: getattr(self, name) for name in sampling.NEUTRAL}
 
 
@@ -222,7 +222,7 @@ class RelationDefinition(Strict):
 
 
 class Definition(Strict):
-    """What agents, tools and functions have in common."""
+    """Fields that agents, tools and functions share."""
 
     name: Name
     description: str = Field("", max_length=10_000)
@@ -235,30 +235,30 @@ class Definition(Strict):
         return self
 
     def check_dialect(self) -> None:
-        """Refuses schemas with keywords of another draft. `parse_definition` calls it, for what comes in.
+        """Refuse schemas with keywords of another draft. `parse_definition` calls it for submitted definitions.
 
         Raises:
-            InvalidDefinition: there is one.
+            InvalidDefinition: there is such a keyword.
         """
         for where, schema in self._schemas():
             check_dialect(schema, where=where)
 
     def _schemas(self) -> Iterator[tuple[str, JsonSchema]]:
-        """The schemas that it has, and what messages call them."""
+        """Yield the definition's schemas with their names in messages."""
         for field in SCHEMAS:
             if (schema := getattr(self, field, None)) is not None:
                 yield f"{self.name!r}, {field}", schema
 
     def content(self) -> dict[str, Any]:
-        """The definition as JSON, without `kind` and name: what the checksum covers and a version stores."""
+        """Return the definition as JSON, without `kind` and name: the checksum covers it and a version stores it."""
         return self.model_dump(mode="json", exclude={"kind", "name"})
 
     def key_order(self) -> KeyOrder | None:
-        """The order of the keys in its schemas, which is the order that models write in; stored beside the content."""
+        """Return the order of the keys in its schemas, in which models write; stored beside the content."""
         return order_of({field: getattr(self, field, None) for field in SCHEMAS})
 
     def checksum(self, **resolved: Any) -> str:
-        """The SHA-256 of the content and of the versions that its references resolved to.
+        """Return the SHA-256 of the content and of the versions that its references resolved to.
 
         Versions with the same checksum differ in their key order: minions of release 0.2 verify checksums without it.
         """
@@ -294,7 +294,7 @@ class AgentDefinition(Definition):
         return self
 
     def inheriting(self, *pinned: Mapping[str, Any]) -> AgentDefinition:
-        """The definition with schemas of the tool or function that it runs, the nearest first, where it has none."""
+        """Return the definition with schemas of the tool or function that it runs, nearest first, if it has none."""
         schemas = {
             name: next((one[name] for one in pinned if one.get(name) is not None), None)
             for name in SCHEMAS
@@ -328,7 +328,7 @@ class AgentDefinition(Definition):
 
     @classmethod
     def from_arguments(cls, **arguments: Any) -> AgentDefinition:
-        """Builds a definition from keyword arguments, where `config_data` and top-level settings form the config.
+        """Build a definition from keyword arguments; `config_data` and top-level settings form the config.
 
         Raises:
             InvalidDefinition: names each wrong argument.
@@ -350,10 +350,11 @@ class AgentDefinition(Definition):
 
 
 class HttpCall(Strict):
-    """A request that a tool makes. Times are seconds.
+    """An HTTP request that a tool makes. Times are seconds.
 
-    Arguments that the address names in braces go into it; of the others, those in `query` go behind it, and the rest is
-    the JSON body (or, without one, goes behind it too). A header may hold `${secret:NAME}`.
+    Arguments whose names are in braces in the URL are inserted there. Of the others, those in `query` become the query
+    string, and the rest is the JSON body (without a body, the rest joins the query string). A header may contain
+    `${secret:NAME}`.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
@@ -380,12 +381,12 @@ class HttpCall(Strict):
 
     @property
     def placeholders(self) -> list[str]:
-        """The arguments that the address names."""
+        """Return the arguments that the URL names."""
         return PLACEHOLDER.findall(self.url)
 
     @property
     def has_body(self) -> bool:
-        """Whether arguments are sent as a JSON body."""
+        """Return whether arguments are sent as a JSON body."""
         return self.method in ("POST", "PUT", "PATCH")
 
     def closed(self, schema: JsonSchema | None) -> JsonSchema | None:
@@ -400,7 +401,7 @@ class HttpCall(Strict):
 
 
 class ToolDefinition(Definition):
-    """Something a model may call, or a `type: function` agent runs."""
+    """A tool that a model may call, or that a `type: function` agent runs."""
 
     kind: Literal["tool"] = "tool"
     type: Literal["function", "agent", "builtin", "http"]
@@ -421,7 +422,7 @@ class ToolDefinition(Definition):
     @field_validator("name")
     @classmethod
     def _name_suits_models(cls, name: str) -> str:
-        # What the Messages API takes as a tool's name.
+        # The Messages API's rule for tool names.
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
             raise ValueError(
                 "a tool's name must have only letters, digits, _ and -, 64 at most: models call it by that name"
@@ -441,13 +442,13 @@ class ToolDefinition(Definition):
             self.effect = "pure"
         if self.http is not None and self.http.method == "GET":
             self.effect = self.effect or "idempotent"
-        # What nobody declared harmless is treated as harmful.
+        # A tool without a declared effect is treated as harmful.
         self.effect = self.effect or "unsafe"
         return self
 
 
 class FunctionConfig(Strict):
-    """How a function runs. Memory is MB, times are seconds."""
+    """Settings for running a function. Memory is MB, times are seconds."""
 
     version: str | None = Field(None, max_length=100)
     is_async: bool = False
@@ -494,18 +495,18 @@ KINDS: dict[str, type[AgentDefinition] | type[ToolDefinition] | type[FunctionDef
 
 
 class UnreadableDefinition(InvalidDefinition):
-    """A stored definition has fields that this release does not know: a later one wrote it."""
+    """A stored definition has fields that this release does not know, because a later one wrote it."""
 
     code = "unreadable_definition"
 
 
 def content_in_order(content: dict[str, Any], order: KeyOrder | None) -> dict[str, Any]:
-    """The content of a stored definition, with the keys of its schemas in their order."""
+    """Return the content of a stored definition, with the keys of its schemas in their order."""
     return {**content, **ordered({field: content.get(field) for field in SCHEMAS}, order)} if order else content
 
 
 def stored_definition(kind: str, name: str, content: dict[str, Any], order: KeyOrder | None) -> Any:
-    """A definition as a version stores it.
+    """Return a definition from a stored version.
 
     Raises:
         UnreadableDefinition: another release wrote it.
@@ -520,14 +521,14 @@ def stored_definition(kind: str, name: str, content: dict[str, Any], order: KeyO
 
 
 def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
-    """A definition from plain data, such as a YAML document.
+    """Parse a definition from plain data, such as a YAML document.
 
     Args:
         data: an object with `kind` and the fields of that kind.
         where: the file, for the message.
 
     Raises:
-        InvalidDefinition: names the file, the definition and every fault with its path.
+        InvalidDefinition: names the file, the definition and every error with its path.
     """
     place = f"{where}: " if where else ""
     if not isinstance(data, dict):
@@ -552,7 +553,7 @@ def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
 
 
 def faults_of(error: ValidationError) -> list[str]:
-    """Each fault with its path; a hostile document could have a million of them, with names of a megabyte."""
+    """Describe errors with their paths, up to a limit: a hostile document could have a million, with huge names."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     more = [f"and {len(found) - MAX_FAULTS} more"] if len(found) > MAX_FAULTS else []
     return [_fault(fault) for fault in found[:MAX_FAULTS]] + more
@@ -565,7 +566,7 @@ def _fault(fault: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """The text with everything escaped that a terminal or the database would trip over."""
+    """Escape every character that a terminal or the database cannot handle."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
@@ -579,13 +580,13 @@ class Message(BaseModel):
 
 
 class HumanMessage(Message):
-    """What a person says: `HumanMessage(content="Search for…")`."""
+    """A message from a person: `HumanMessage(content="Search for…")`."""
 
     role: Literal["user"] = "user"
 
 
 class AIMessage(Message):
-    """What an agent answered."""
+    """A message from an agent."""
 
     role: Literal["assistant"] = "assistant"
 
@@ -597,11 +598,11 @@ class SystemMessage(Message):
 
 
 class TaskRequest(Strict):
-    """What a submitter asks for: an agent, a capability, or messages to be routed by, and the input.
+    """A submitter's request: an agent, a capability, or messages for routing, and the input.
 
-    Times are absolute, with a time zone. `key` names the tenant. A higher `priority` runs sooner. While a task holds
-    the `unique_key` (until it first starts, or until it ends: `unique_while`, by default `running`), asking for another
-    one gives that task.
+    Times are absolute, with a time zone. `key` is the tenant key. A higher `priority` runs sooner. While a task holds
+    the `unique_key` (until it first starts, or until it ends: `unique_while`, by default `running`), another request
+    with that key returns the existing task.
     """
 
     agent: str | None = Field(None, max_length=200)
@@ -635,7 +636,7 @@ class TaskRequest(Strict):
 
     @classmethod
     def parse(cls, data: Any) -> TaskRequest:
-        """A request from plain data.
+        """Parse a request from plain data.
 
         Raises:
             InvalidInput: names each wrong field.
@@ -648,7 +649,7 @@ class TaskRequest(Strict):
 
 
 class Usage(BaseModel):
-    """What a task used: tokens, and micro-dollars where the price is known."""
+    """Use of a task: tokens, and micro-dollars if the price is known."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -672,5 +673,5 @@ class AgentResponse(BaseModel):
 
     @property
     def messages(self) -> list[Message]:
-        """The response as messages, for a caller that keeps a history."""
+        """Return the response as messages, for callers that keep a history."""
         return [AIMessage(content=self.content)]

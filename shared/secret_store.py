@@ -1,7 +1,7 @@
-"""Secrets that tools need: encrypted at rest, referenced by name, decrypted where a call is made and nowhere else.
+"""Secrets for tools: encrypted at rest, referenced by name, and decrypted only where a call is made.
 
-The key comes from the environment (`MINION_SECRET_KEY`), so that a copy of the database is worth nothing without it.
-Several keys, separated by commas, let one be replaced: the first encrypts, all decrypt.
+The key comes from the environment (`MINION_SECRET_KEY`), so that a copy of the database is worthless without it.
+Several keys, separated by commas, allow key rotation: the first encrypts, all decrypt.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class SecretStore:
         settings: with the key.
 
     Raises:
-        NotConfigured: there is no key, or it is none.
+        NotConfigured: there is no key, or it is invalid.
     """
 
     def __init__(self, settings: Settings, namespace: str = "default") -> None:
@@ -53,10 +53,10 @@ class SecretStore:
             ) from None
 
     def set(self, connection: Connection, name: str, value: str) -> None:
-        """Stores a secret, new or in the place of the one of that name.
+        """Store a secret, replacing one of the same name.
 
         Raises:
-            InvalidInput: its name or its size cannot be.
+            InvalidInput: the name or the size is invalid.
         """
         if not NAME.fullmatch(name):
             raise InvalidInput(
@@ -68,10 +68,10 @@ class SecretStore:
         connection.execute(SET, {"namespace": self.namespace, "name": name, "ciphertext": ciphertext})
 
     def reveal(self, connection: Connection, names: Collection[str]) -> dict[str, str]:
-        """The values of secrets, for the call that is about to be made.
+        """Return the values of secrets, for an imminent call.
 
         Raises:
-            NotFound: there is none of that name.
+            NotFound: there is no secret of that name.
             NotConfigured: none of the keys fits.
         """
         rows = connection.execute(READ, {"namespace": self.namespace, "names": list(names)}).all()
@@ -87,37 +87,37 @@ class SecretStore:
 
 
 def list_secrets(connection: Connection, namespace: str = "default") -> list[dict[str, Any]]:
-    """Names and times, never values."""
+    """Return names and times, never values."""
     return [dict(row) for row in connection.execute(LIST, {"namespace": namespace}).mappings()]
 
 
 def delete_secret(connection: Connection, name: str, namespace: str = "default") -> None:
-    """Removes a secret.
+    """Remove a secret.
 
     Raises:
-        NotFound: there is none of that name.
+        NotFound: there is no secret of that name.
     """
     if connection.scalar(DELETE, {"namespace": namespace, "name": name}) is None:
         raise NotFound(f"There is no secret {name!r}.")
 
 
 def new_key() -> str:
-    """A key for `MINION_SECRET_KEY`."""
+    """Generate a key for `MINION_SECRET_KEY`."""
     return Fernet.generate_key().decode()
 
 
 def references(texts: Iterable[str]) -> set[str]:
-    """The names of the secrets that texts refer to as `${secret:NAME}`."""
+    """Return the names of the secrets that texts refer to as `${secret:NAME}`."""
     return {name for given in texts for name in REFERENCE.findall(given)}
 
 
 def filled(given: str, values: dict[str, str]) -> str:
-    """A text with its references replaced."""
+    """Return a text with its references replaced."""
     return REFERENCE.sub(lambda match: values[match[1]], given)
 
 
 def scrubbed(given: str, values: Iterable[str]) -> str:
-    """A text without the secrets that the other side may have repeated in it, also with the escapes of JSON."""
+    """Remove secrets that the other side may have repeated in a text, including their JSON escapes."""
     for value in sorted(values, key=len, reverse=True):
         given = given.replace(value, HIDDEN)
         if "\\" in given:
@@ -126,6 +126,6 @@ def scrubbed(given: str, values: Iterable[str]) -> str:
 
 
 def _escaped(character: str) -> str:
-    """A pattern for a character in JSON's text: some libraries write `/`, `+` or `<` with an escape, others do not."""
+    """Return a pattern for a character in JSON text: some libraries write `/`, `+` or `<` with an escape."""
     plain = re.escape(character)
     return rf"(?:{plain}|\\{plain}|\\u(?i:{ord(character):04x}))"

@@ -1,8 +1,8 @@
-"""Security events of functions: what was denied, killed or tampered with, and the quarantine that follows.
+"""Security events of functions: denials, kills and tampering, and the quarantine that follows.
 
-A function version that trips `MINION_QUARANTINE_AFTER` events since it was stored, or last released, is quarantined:
-it is not run any more, and whoever calls it is told so. Of limits and crashes, which an input may cause, one for each
-task within an hour counts; `minion_security_event` in the database does the counting.
+A function version is quarantined after `MINION_QUARANTINE_AFTER` events since it was stored or last released: it no
+longer runs, and its callers get an error. Limits and crashes, which an input may cause, count once per task within an
+hour; `minion_security_event` in the database does the counting.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from shared.settings import get_settings
 
 log = structlog.get_logger(__name__)
 
-# Faults that say something about the code's intent or appetite; an exception of its own or wrong output does not.
+# Faults that indicate malicious or greedy code; exceptions of the function and wrong output do not.
 KINDS = frozenset(
     "import_denied forbidden_name security crashed memory_limit timeout cpu_limit output_too_large stdout_too_large "
     "hash_mismatch".split()
 )
-# How long a process may go on with what it knew of a version's status.
+# Seconds for which a process may use its cached status of a version.
 FRESH_SECONDS = 1.0
 
 RECORD = text("SELECT minion_security_event(:version, :task, :kind, :detail, :threshold)").bindparams(
@@ -37,10 +37,10 @@ _known: dict[UUID, tuple[float, str, str | None]] = {}
 
 
 def record(engine: Engine, version_id: UUID, kind: str, detail: dict[str, Any], *, task_id: UUID | None = None) -> str:
-    """Stores an event of one of `KINDS`.
+    """Store an event of one of `KINDS`.
 
     Returns:
-        the version's status now: `quarantined` where this was the event too many.
+        the current status of the version: `quarantined` if this event reached the threshold.
     """
     values = {
         "version": version_id,
@@ -57,12 +57,12 @@ def record(engine: Engine, version_id: UUID, kind: str, detail: dict[str, Any], 
 
 
 def detail_of(fault: SandboxFault) -> dict[str, Any]:
-    """What is kept of a fault. Its traceback may quote data and is left out."""
+    """Return the details of a fault to store, without its traceback, which may quote data."""
     return {name: value for name, value in fault.as_dict().items() if name != "traceback"}
 
 
 def quarantined(engine: Engine, version_id: UUID) -> str | None:
-    """Why a version is quarantined, or None where it is not; at most a second old."""
+    """Return why a version is quarantined, or None if it is not; the answer is at most a second old."""
     looked, status, why = _known.get(version_id, (float("-inf"), "", None))
     if time.monotonic() - looked > FRESH_SECONDS:
         with engine.connect() as connection:
@@ -73,5 +73,5 @@ def quarantined(engine: Engine, version_id: UUID) -> str | None:
 
 
 def forget(version_id: UUID) -> None:
-    """Looks again at the next call, after the status was changed here."""
+    """Drop the cached status, so that the next call reads it again after a local change."""
     _known.pop(version_id, None)

@@ -1,7 +1,7 @@
-"""Messages that are not ours: taken out of their queue, counted, and kept for an operator to look at.
+"""Foreign messages: taken out of their queue, counted, and kept for an operator to inspect.
 
-The newest ones are in the Redis list `minion.set_aside`, cut to their beginnings; the hash `minion.set_aside.count` has
-how many there were of each queue. They are never put back.
+The newest ones are in the Redis list `minion.set_aside`, truncated; the hash `minion.set_aside.count` has
+their number per queue. They are never put back.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ log = structlog.get_logger(__name__)
 SAMPLES = "minion.set_aside"
 COUNTS = "minion.set_aside.count"
 KEPT = 100
-"""How many samples are kept."""
+"""Number of samples kept."""
 SHOWN = 500
-"""How many bytes of each."""
+"""Bytes kept of each."""
 LOG_SECONDS = 1.0
 
 
 class SetAside:
-    """Puts messages aside, and logs that once a second at most: there may be thousands of them."""
+    """Sets messages aside, and logs that at most once a second: there may be thousands of them."""
 
     def __init__(self, broker: redis.Redis) -> None:
         self._broker = broker
@@ -39,10 +39,10 @@ class SetAside:
         self._unlogged = 0
 
     def put(self, queue: str, raw: bytes, why: str, *, size: int | None = None) -> None:
-        """Keeps the beginning of a message and counts it; never raises, for the message is gone either way.
+        """Keep the beginning of a message and count it; never raises, because the message is gone either way.
 
         Args:
-            size: how many bytes the whole message has, where `raw` is only its beginning.
+            size: bytes of the whole message, if `raw` is only its beginning.
         """
         size = len(raw) if size is None else size
         self._log(queue, why, size)
@@ -78,11 +78,11 @@ def _default() -> SetAside:
 
 
 def set_aside(queue: str, raw: bytes, why: str, *, size: int | None = None) -> None:
-    """As `SetAside.put`, in the configured Redis."""
+    """Set a message aside as `SetAside.put` does, in the configured Redis."""
     _default().put(queue, raw, why, size=size)
 
 
 def counts(broker: redis.Redis) -> dict[str, int]:
-    """How many messages of each queue were set aside since Redis was last emptied."""
+    """Return the number of messages set aside per queue since Redis was last emptied."""
     found: Any = broker.hgetall(COUNTS)
     return {queue.decode("utf-8", "replace"): int(count) for queue, count in found.items()}

@@ -1,7 +1,7 @@
 """Twelve-factor configuration: everything comes from the environment, and every value has a type.
 
-`DATABASE_URL` and `REDIS_URL` are the whole difference between a laptop and production. Where they are not
-set, the servers that `minion up` started for this installation are used (see `shared.embedded`).
+A laptop and production differ only in `DATABASE_URL` and `REDIS_URL`. If they are not set, the servers that
+`minion up` started for this installation are used (see `shared.embedded`).
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from shared.errors import NotConfigured
 
 RUN_FILE = "run.json"
 SHORTEST_API_KEY = 16
-# One letter at least: a mistyped network is no name.
+# At least one letter: a mistyped network is not a name.
 HOST_NAME = re.compile(r"[A-Za-z0-9_.-]*[A-Za-z][A-Za-z0-9_.-]*")
 
 
 def installation_root() -> Path:
-    """The checkout this code runs from, or the Python environment it is installed in."""
+    """Return the checkout that this code runs from, or the Python environment that it is installed in."""
     checkout = Path(__file__).resolve().parent.parent
     return checkout if (checkout / "pyproject.toml").is_file() else Path(sys.prefix).resolve()
 
 
 def default_data_dir() -> Path:
-    """Where this installation keeps its private servers, keys and reports.
+    """Return the folder for this installation's private servers, keys and reports.
 
-    One folder per installation, so that two copies on one machine never meet. As root it lies below
-    `/var/lib`, because PostgreSQL runs as another user, who can enter no 0700 home.
+    One folder per installation, so that two copies on one machine never interfere. For root it is below
+    `/var/lib`, because PostgreSQL runs as another user, which cannot enter a home folder of mode 0700.
     """
     name = hashlib.sha256(str(installation_root()).encode()).hexdigest()[:16]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -49,7 +49,7 @@ def default_data_dir() -> Path:
 
 
 def user_state_dir() -> Path:
-    """Where programs of this user keep what they have to remember about Minions.
+    """Return the folder for programs of this user to store data about Minions.
 
     Raises:
         NotConfigured: the user has no home folder.
@@ -69,7 +69,7 @@ class SecretFiles(PydanticBaseSettingsSource):
     """Secrets from files: `DATABASE_URL_FILE` names the file that holds `DATABASE_URL`, as platforms mount secrets."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        """The secret of a field, or None.
+        """Return the secret of a field, or None.
 
         Raises:
             NotConfigured: the file cannot be read, or the variable itself is set too.
@@ -89,13 +89,13 @@ class SecretFiles(PydanticBaseSettingsSource):
         return secret, field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        """All secrets that come from files, by field."""
+        """Return all secrets that come from files, by field."""
         found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
         return {name: value for name, value in found.items() if value is not None}
 
 
 class Settings(BaseSettings):
-    """All settings. Names are the environment's: `MINION_` and the field, but for the well-known ones."""
+    """All settings. Environment variables are named `MINION_` and the field, except for the well-known ones."""
 
     model_config = SettingsConfigDict(
         env_prefix="MINION_", extra="ignore", frozen=True, populate_by_name=True, allow_inf_nan=False
@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **more: PydanticBaseSettingsSource
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Where values come from: the constructor, the environment, and for secrets files."""
+        """Order the sources of values: the constructor, the environment, and files for secrets."""
         return more["init_settings"], more["env_settings"], SecretFiles(settings_cls)
 
     database_url: SecretStr | None = Field(None, validation_alias="DATABASE_URL")
@@ -132,7 +132,7 @@ class Settings(BaseSettings):
     routing_agent: str | None = None
     max_tool_calls: int = Field(128, ge=1, le=100_000)
     model_patience_seconds: float = Field(21_600.0, ge=0, le=31_622_400)
-    # PostgreSQL holds no JSON value of more than 256 MB.
+    # PostgreSQL stores no JSON value of more than 256 MB.
     max_input_bytes: int = Field(1 << 20, ge=1024, le=128 << 20)
     max_output_bytes: int = Field(4 << 20, ge=1024, le=128 << 20)
     max_body_bytes: int = Field(64 << 20, ge=1024, le=1 << 30)
@@ -147,7 +147,7 @@ class Settings(BaseSettings):
     connect_attempts: int = Field(10, ge=1)
     allow_private_addresses: Annotated[list[str], NoDecode] = Field(default_factory=list)
 
-    # Days; 0 keeps for ever.
+    # Days; 0 keeps them indefinitely.
     retention_succeeded: float = Field(30.0, ge=0, le=36_500)
     retention_failed: float = Field(90.0, ge=0, le=36_500)
     retention_cancelled: float = Field(30.0, ge=0, le=36_500)
@@ -157,7 +157,7 @@ class Settings(BaseSettings):
     @field_validator("sandbox_preload", "allow_private_addresses", mode="before")
     @classmethod
     def _split(cls, given: Any) -> Any:
-        """`MINION_SANDBOX_PRELOAD=numpy,pandas`."""
+        """Split a comma-separated list: `MINION_SANDBOX_PRELOAD=numpy,pandas`."""
         return [name.strip() for name in given.split(",") if name.strip()] if isinstance(given, str) else given
 
     @field_validator("allow_private_addresses")
@@ -178,7 +178,7 @@ class Settings(BaseSettings):
         return lease
 
     def require_database_url(self) -> str:
-        """The database's address as SQLAlchemy wants it (`postgresql+psycopg://…`).
+        """Return the database's address in SQLAlchemy's form (`postgresql+psycopg://…`).
 
         Raises:
             NotConfigured: neither `DATABASE_URL` nor a running `minion up` names one.
@@ -199,7 +199,7 @@ class Settings(BaseSettings):
         return url
 
     def require_redis_url(self) -> str:
-        """The broker's address as redis-py wants it (`redis://`, `rediss://` or `unix://`).
+        """Return the broker's address in redis-py's form (`redis://`, `rediss://` or `unix://`).
 
         Raises:
             NotConfigured: neither `REDIS_URL` nor a running `minion up` names one.
@@ -218,18 +218,18 @@ class Settings(BaseSettings):
         return url
 
     def require_broker_url(self) -> str:
-        """The broker's address as Celery wants it: a socket is `redis+socket://` there."""
+        """Return the broker's address in Celery's form, where a socket is `redis+socket://`."""
         return self.require_redis_url().replace("unix://", "redis+socket://", 1)
 
     def require_api_url(self) -> str:
-        """Where the API answers: `MINION_API_URL`, the running `minion up`, or the configured host and port."""
+        """Return the API's address: `MINION_API_URL`, the running `minion up`, or the configured host and port."""
         return self.api_url or self._running("api_url") or f"http://{self.api_host}:{self.api_port}"
 
     def require_secret_key(self) -> str:
-        """The key that encrypts secrets: MINION_SECRET_KEY, or the one that `minion up` made in the data folder.
+        """Return the key that encrypts secrets: MINION_SECRET_KEY, or the one of `minion up` in the data folder.
 
         Raises:
-            NotConfigured: there is none.
+            NotConfigured: there is no key.
         """
         if self.secret_key:
             return self.secret_key.get_secret_value()
@@ -241,10 +241,10 @@ class Settings(BaseSettings):
             ) from None
 
     def require_api_key(self) -> str:
-        """The bearer key of the API: `MINION_API_KEY`, or the one `minion up` keeps in the data folder.
+        """Return the API's bearer key: `MINION_API_KEY`, or the one that `minion up` keeps in the data folder.
 
         Raises:
-            NotConfigured: there is neither, or no header can carry it.
+            NotConfigured: there is no key, or it cannot be sent in a header.
         """
         key = self.api_key.get_secret_value().strip() if self.api_key else ""
         with suppress(OSError, UnicodeDecodeError):
@@ -259,10 +259,10 @@ class Settings(BaseSettings):
         return key
 
     def require_server_api_key(self) -> str:
-        """The bearer key, for a server that asks for it.
+        """Return the bearer key, for a server that requires it.
 
         Raises:
-            NotConfigured: there is none, no header can carry it, or it is so short that it can be guessed.
+            NotConfigured: there is no key, it cannot be sent in a header, or it is so short that it can be guessed.
         """
         key = self.require_api_key()
         if len(key) < SHORTEST_API_KEY and not self.allow_short_api_key:
@@ -274,7 +274,7 @@ class Settings(BaseSettings):
         return key
 
     def _running(self, name: str) -> str | None:
-        """A fact about the running `minion up` of this installation, if there is one."""
+        """Return a fact about the running `minion up` of this installation, if there is one."""
         try:
             facts: Any = json.loads((self.data_dir / RUN_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -298,7 +298,7 @@ def read_secret_files() -> None:
 
 
 def _is_alive(pid: Any) -> bool:
-    """Whether a process of that number runs; after a `kill -9` the file outlives it."""
+    """Return whether a process of that number runs; after a `kill -9` the file outlives it."""
     try:
         os.kill(int(pid), 0)
     except (ProcessLookupError, TypeError, ValueError, OverflowError):
@@ -310,10 +310,10 @@ def _is_alive(pid: Any) -> bool:
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The process's settings, read once.
+    """Return the process's settings, read once.
 
     Raises:
-        NotConfigured: a variable has a value of the wrong kind; the message names it.
+        NotConfigured: a variable has a value of the wrong type; the message names it.
     """
     try:
         return Settings()
@@ -325,7 +325,7 @@ def get_settings() -> Settings:
 
 
 def _is_url(url: str, *schemes: str) -> bool:
-    """Whether the clients' own parsers will take an address; theirs raise whatever comes up."""
+    """Return whether the clients' own parsers will accept an address; they raise arbitrary exceptions."""
     try:
         parts = urlsplit(url)
         return parts.scheme in schemes and "://" in url and (parts.port is None or parts.port > 0)
@@ -334,7 +334,7 @@ def _is_url(url: str, *schemes: str) -> bool:
 
 
 def _is_broker(url: str) -> bool:
-    """Whether the path is one: of a socket, or a database's number, without which Celery fails in a traceback."""
+    """Return whether the path is a socket's or a database number; with any other, Celery fails with a traceback."""
     parts = urlsplit(url)
     number = parts.path.strip("/")
     return bool(number) if parts.scheme == "unix" else not number or number.isdecimal()

@@ -1,8 +1,8 @@
-"""Check that Python finds the packages beside this one, and no others of their names.
+"""Check that Python finds the packages beside this one, and not others with the same names.
 
 A user's own folder often has a `shared` or a `workers`, and `PYTHONPATH` or `python -m` may put it first.
-`orchestrator` and `workers` run this file before they import anything: by its path, because `shared` itself may be the
-foreign one.
+`orchestrator` and `workers` run this file by its path, before they import anything, because `shared` itself may be the
+foreign package.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The states of a task and the one table of permitted transitions.
+"""The states of a task and the only table of permitted transitions.
 
-The database refuses every transition that is not here (trigger `task_status_transition`), and a test compares
+The database refuses every other transition (trigger `task_status_transition`), and a test compares
 the two. `diagram()` draws the table for the documentation.
 """
 
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a task is in its life."""
+    """State of a task in its life."""
 
     SCHEDULED = "scheduled"
     PENDING = "pending"
@@ -24,7 +24,7 @@ class State(StrEnum):
 
     @property
     def final(self) -> bool:
-        """Whether nothing can happen to the task any more."""
+        """True if the task can no longer change."""
         return self in FINAL
 
 
@@ -50,12 +50,12 @@ TRANSITIONS: dict[tuple[State, State], str] = {
 
 
 def allowed(before: State, after: State) -> bool:
-    """Whether a task may go from one state to the other."""
+    """Return whether a task may go from one state to the other."""
     return (before, after) in TRANSITIONS
 
 
 def diagram() -> str:
-    """The transition table as a Mermaid state diagram."""
+    """Return the transition table as a Mermaid state diagram."""
     lines = ["stateDiagram-v2", *(f"  [*] --> {state}" for state in sorted(INITIAL))]
     lines += [f"  {before} --> {after}: {why}" for (before, after), why in TRANSITIONS.items()]
     lines += [f"  {state} --> [*]" for state in sorted(FINAL)]

@@ -1,4 +1,4 @@
-"""Text that PostgreSQL cannot store: U+0000, and surrogates without their other half, which are no Unicode."""
+"""Text that PostgreSQL cannot store: U+0000, and unpaired surrogates, which are not valid Unicode."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ REPLACEMENT = "\ufffd"
 
 
 def storable(value: Any, unfit: re.Pattern[str] = NO_TEXT) -> Any:
-    """JSON with U+FFFD for every character that cannot be stored.
+    """Return JSON with U+FFFD for every character that cannot be stored.
 
     Args:
-        unfit: the characters that are replaced.
+        unfit: the characters to replace.
     """
     match value:
         case str():

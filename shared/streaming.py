@@ -1,8 +1,8 @@
-"""Streamed text on its way over Redis, with an authentication tag.
+"""Streamed text sent over Redis with an authentication tag.
 
-A client that can write to Redis could otherwise make followers read what no model has said. The key is a random secret
-of the execution (`executions.stream_key`), which PostgreSQL makes at the claim. The worker gets it with the task, the
-orchestrator reads it; no API, export or message has it.
+Without the tag, any process that can write to Redis could make followers read text that no model has produced. The key
+is a random secret of the execution (`executions.stream_key`), which PostgreSQL creates at the claim. The worker receives
+it with the task, and the orchestrator reads it; no API, export or message contains it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from uuid import UUID
 from shared.contracts.strict_json import canonical
 
 STREAMED = frozenset({"step.text", "step.restarted"})
-"""The types of events that are streamed and not stored."""
+"""Types of events that are streamed and not stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Streamed:
     """A message about a step, as a worker sends it and an orchestrator receives it.
 
     Attributes:
-        number: counts the messages about a step under one claim, from 1: a recorded message cannot be shown twice.
+        number: counts the messages about a step under one claim, from 1: a recorded message cannot be replayed.
         type: `step.text` or `step.restarted`.
         data: JSON with `step` and `claim`, numbers.
     """
@@ -38,12 +38,12 @@ class Streamed:
 
     @property
     def step(self) -> int:
-        """The step that it is about."""
+        """The number of the step that the message is about."""
         return int(self.data["step"])
 
     @property
     def claim(self) -> int:
-        """The claim under which the step is made."""
+        """The claim under which the step runs."""
         return int(self.data["claim"])
 
     def sealed(self, task: UUID, key: bytes) -> str:
@@ -53,7 +53,7 @@ class Streamed:
 
     def is_genuine(self, task: UUID, key: bytes) -> bool:
         """Return whether the tag was made with this key, for this task."""
-        with suppress(ValueError, RecursionError):  # no JSON text that a worker could have sent
+        with suppress(ValueError, RecursionError):  # not JSON that a worker could have sent
             return hmac.compare_digest(self.tag.encode("utf-8", "replace"), self._tag(task, key).encode())
         return False
 
@@ -63,7 +63,7 @@ class Streamed:
 
 
 def received(message: bytes) -> Streamed | None:
-    """Return what a message says, not yet checked; None for a bare hint, and for anything else that stands in Redis."""
+    """Return the unchecked content of a message; None for a bare notification, and for anything else in Redis."""
     with suppress(ValueError, TypeError, KeyError, RecursionError):
         parsed = json.loads(message, parse_constant=_refuse)
         said = Streamed(parsed["number"], parsed["type"], parsed["data"], parsed["tag"])

@@ -1,4 +1,4 @@
-"""Accepting tasks: strict JSON and the agent's schema are checked here, everything else by the one insert."""
+"""Accepting tasks: strict JSON and the agent's schema are checked here, everything else by the single insert."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from shared.schemas import TaskRequest
 from shared.settings import get_settings
 from shared.suggestions import similar_agents
 
-# An agent without an input schema takes what the function or tool takes that its version pins. A sequential chain takes
-# what its first agent takes now (but messages, which are the first agent's to read).
+# An agent without an input schema takes the input of the function or tool that its version pins. A sequential chain
+# takes the current input of its first agent (except messages, which are for the first agent to read).
 RESOLVE = text(
     """
     WITH RECURSIVE target AS MATERIALIZED (SELECT version_id, agent_name FROM minion_resolve(:request)),
@@ -53,9 +53,9 @@ KEYS_IN_USE = text(
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The agent version that will run a task, and the schema of what it takes.
+    """The agent version that will run a task, and the schema of its input.
 
-    None for all where the orchestrator routes the task by its message.
+    All are None if the orchestrator routes the task by its message.
     """
 
     version_id: UUID | None
@@ -64,12 +64,14 @@ class Target:
 
 
 Targets = dict[tuple[str | None, str | None, str, bool, bool], Target | MinionError]
-"""What each agent, capability and namespace, with an input and messages or without, was resolved to, or why it was not.
+"""Cached resolution of each agent, capability and namespace, with or without input and messages, or its error.
 """
 
 
 def submit(connection: Connection, request: TaskRequest, *, submitted_by: str) -> Accepted:
-    """Accepts one task in the caller's transaction; who needs no transaction of his own calls `prepare`.
+    """Accept one task in the caller's transaction.
+
+    Callers that do not need to share a transaction should use `prepare`.
 
     Raises:
         MinionError: why it is refused.
@@ -78,25 +80,25 @@ def submit(connection: Connection, request: TaskRequest, *, submitted_by: str) -
 
 
 def submit_many(connection: Connection, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[Accepted]:
-    """Accepts all tasks or none, in the caller's transaction.
+    """Accept all tasks or none, in the caller's transaction.
 
     Args:
-        submitted_by: who asks, for the record.
+        submitted_by: the submitter, for the record.
 
     Raises:
-        MinionError: the first that is refused; `detail["index"]` says which, where there are several.
+        MinionError: the first refusal; `detail["index"]` is the position if there are several requests.
     """
     return lifecycle.accept(connection, _prepare_all(connection, requests, submitted_by))
 
 
 def prepare(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[dict[str, Any]]:
-    """Checks tasks and makes what `lifecycle.accept` takes.
+    """Check tasks and prepare the arguments of `lifecycle.accept`.
 
-    Holding one large input to its schema may take longer than PostgreSQL lets a transaction idle (a lease): no
-    transaction is open meanwhile.
+    Checking one large input against its schema may take longer than PostgreSQL lets a transaction idle (a lease), so
+    no transaction is open during that time.
 
     Raises:
-        MinionError: the first that is refused; `detail["index"]` says which, where there are several.
+        MinionError: the first refusal; `detail["index"]` is the position if there are several requests.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         try:
@@ -110,7 +112,7 @@ def prepare(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: st
 def prepare_each(
     engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: Sequence[str]
 ) -> list[dict[str, Any] | MinionError]:
-    """As `prepare`, with the reason in place of a request that is refused: it does not touch the others."""
+    """Check each task as `prepare` does. A refused request yields its reason and does not affect the others."""
     targets: Targets = {}
     prepared: list[dict[str, Any] | MinionError] = []
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -143,16 +145,16 @@ def _prepared(
     connection: Connection, request: TaskRequest, in_use: set[tuple[str, str | None]], targets: Targets
 ) -> dict[str, Any]:
     plain = _plain(request)
-    # What was accepted once is answered by the insert, whatever has become of its agent since.
+    # For a request that was accepted before, the insert returns that task, whatever has become of its agent since.
     if (request.namespace, request.idempotency_key) not in in_use:
         _check_target(connection, request, plain, targets)
     return plain
 
 
 def _keys_in_use(connection: Connection, requests: Sequence[TaskRequest]) -> set[tuple[str, str | None]]:
-    """The idempotency keys, with their namespaces, under which something was accepted before."""
+    """Return the idempotency keys, with their namespaces, that earlier requests have used."""
     pairs = ((request.namespace, request.idempotency_key) for request in requests if request.idempotency_key)
-    # U+0000 cannot be asked for; it is refused where its request is checked.
+    # PostgreSQL cannot be queried for U+0000; it is refused where its request is checked.
     asked = [pair for pair in pairs if "\x00" not in "".join(pair)]
     if not asked:
         return set()
@@ -163,7 +165,7 @@ def _keys_in_use(connection: Connection, requests: Sequence[TaskRequest]) -> set
 
 
 def _plain(request: TaskRequest) -> dict[str, Any]:
-    """The request as the insert takes it: strict JSON within the limits."""
+    """Return the request as the insert takes it: strict JSON within the limits."""
     plain = request.model_dump(mode="json", exclude_none=True, exclude={"input", "messages"})
     check(plain, what="The request")
     if "input" in request.model_fields_set:
@@ -181,7 +183,7 @@ def _plain(request: TaskRequest) -> dict[str, Any]:
 
 
 def _check_target(connection: Connection, request: TaskRequest, plain: dict[str, Any], targets: Targets) -> None:
-    """Holds the input to the schema of the agent that will run it, and notes that in the request."""
+    """Check the input against the schema of the agent that will run it, and record that in the request."""
     key = (request.agent, request.capability, request.namespace, plain.get("input") is None, "messages" in plain)
     if key not in targets:
         try:
@@ -198,7 +200,7 @@ def _check_target(connection: Connection, request: TaskRequest, plain: dict[str,
 
 
 def resolve(connection: Connection, request: dict[str, Any]) -> Target:
-    """Which agent version a request names.
+    """Return the agent version that a request names.
 
     Raises:
         UnknownAgent, UnknownCapability, AmbiguousRoute, Conflict: it names none that accepts work.

@@ -1,4 +1,4 @@
-"""Names that were probably meant."""
+"""Suggestions of similar names."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from difflib import get_close_matches
 
 from sqlalchemy import Connection, text
 
-MOST_NAMES = 1000  # are compared
+MOST_NAMES = 1000  # to compare
 AGENTS = text(
     "SELECT name FROM agents WHERE namespace = :namespace AND active_version_id IS NOT NULL ORDER BY name LIMIT :most"
 )
 
 
 def similar_agents(connection: Connection, namespace: str, name: str) -> str:
-    """Return a sentence that names the agents with similar names, with a space before it; nothing if there are none."""
+    """Return a sentence with similar agent names, preceded by a space; an empty string if there are none."""
     known = {
         agent.casefold(): agent for agent in connection.scalars(AGENTS, {"namespace": namespace, "most": MOST_NAMES})
     }

@@ -1,5 +1,8 @@
-"""Reading tasks: what is stored, as JSON-ready dictionaries. Lists are keyset pages: their cost does not grow with
-how far one has read, and no row is skipped or shown twice when others are added meanwhile."""
+"""Reading stored tasks as JSON-ready dictionaries.
+
+Lists are keyset pages: their cost does not grow with the position, and no row is skipped or shown twice when others
+are added in the meantime.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +23,23 @@ from shared.schemas import AgentResponse, Usage
 from shared.states import FINAL, State
 
 MAX_PAGE = 1000
-MOST_OUTPUTS = 100  # tasks of a page that shows their outputs
+MOST_OUTPUTS = 100  # tasks per page with outputs
 MOST_OUTPUT_BYTES = 8 << 20
 MOST_CANDIDATES = 10
 UNROUTED = "(unrouted)"  # in counts: tasks whose message has not been routed to an agent yet
 
-# The tasks of a page: without input, messages and output, which may be megabytes each.
+# The tasks of a page, without input, messages and output, which may be megabytes each.
 SUMMARIES = (
     "SELECT id, namespace, agent, agent_version, state, capability, priority, error, error_fingerprint, "
     "conversation_id, key, labels, parent_id, root_id, depth, replay_of, submitted_by, claim, attempts, losses, "
     "worker_id, open_waits, wait_reason, due_at, cancel_requested, deadline, created_at, queued_at, updated_at, "
     "finished_at FROM task_overview WHERE id IN (SELECT id FROM page)"
 )
-# A task whose input has not been checked yet has no queue; it will be the one of its agent version.
+# A task whose input has not been checked yet has no queue; it will be the queue of its agent version.
 CAPABILITY = "COALESCE(s.capability, t.capability, v.capability)"
 JOINED = "tasks t JOIN task_status s ON s.task_id = t.id LEFT JOIN agent_versions v ON v.id = t.agent_version_id "
 # One condition for each field of TaskFilter. Times are compared with the time inside the id, which is indexed; both
-# tables' ids are bounded, because the planner does not conclude the one bound from the other.
+# tables' ids are bounded, because the planner does not infer one bound from the other.
 CONDITIONS = {
     "namespace": "t.namespace = :namespace",
     "state": "s.state = :state",
@@ -78,7 +81,7 @@ STARTING = text(
     "SELECT t.id, t.agent_name, s.state FROM tasks t JOIN task_status s ON s.task_id = t.id "
     "WHERE t.id BETWEEN :first AND :last AND s.task_id BETWEEN :first AND :last ORDER BY t.id DESC LIMIT :most"
 )
-# The first output always comes, however large it is.
+# The first output is always included, however large it is.
 OUTPUTS = text(
     """
     SELECT id, fits, CASE WHEN fits THEN output END AS output, output_order FROM (
@@ -117,7 +120,7 @@ ENDED = text(
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Some rows of a list; `next` is where the following page begins, None on the last."""
+    """Some rows of a list; `next` is the start of the following page, None on the last."""
 
     items: list[dict[str, Any]]
     next: str | None
@@ -125,7 +128,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFilter:
-    """Which tasks; a field that is not set allows all. `labels` must all be there; `created_before` is exclusive.
+    """Criteria for tasks; a field that is not set allows all. All `labels` must match; `created_before` is exclusive.
 
     `unreplayed`: no other task is their replay. `own_failure`: they did not fail because of a task below them.
     """
@@ -149,7 +152,7 @@ class TaskFilter:
 
 
 def get_task(connection: Connection, task: UUID) -> dict[str, Any]:
-    """A task's row of `task_overview`, its budget, and what has chosen its agent, where it named none.
+    """Return a task's row of `task_overview`, its budget, and how its agent was chosen if the request named none.
 
     Raises:
         NotFound: there is no such task.
@@ -192,13 +195,13 @@ def list_tasks(
     before: UUID | None = None,
     with_outputs: bool = False,
 ) -> Page:
-    """The newest tasks first, without input and messages.
+    """Return the newest tasks first, without input and messages.
 
     Args:
-        limit: how many at most.
-        before: the `next` of the page before this one.
-        with_outputs: with the outputs too. A page then ends after `MOST_OUTPUTS` tasks, or where their outputs would
-            be more than `MOST_OUTPUT_BYTES`, but not before its first task.
+        limit: the largest number of tasks.
+        before: the `next` of the previous page.
+        with_outputs: include the outputs. A page then ends after `MOST_OUTPUTS` tasks, or before their outputs would
+            exceed `MOST_OUTPUT_BYTES`, but it has at least one task.
     """
     if with_outputs:
         return _with_outputs(connection, list_tasks(connection, chosen, limit=min(limit, MOST_OUTPUTS), before=before))
@@ -215,7 +218,7 @@ def list_tasks(
 
 
 def _with_outputs(connection: Connection, page: Page) -> Page:
-    """The page with outputs, cut off where they are too large together."""
+    """Return the page with outputs, truncated if they are too large together."""
     values = {"tasks": [task["id"] for task in page.items], "most": MOST_OUTPUT_BYTES}
     found = {row.id: row for row in connection.execute(OUTPUTS, values)}
     items: list[dict[str, Any]] = []
@@ -228,7 +231,7 @@ def _with_outputs(connection: Connection, page: Page) -> Page:
 
 
 def count_tasks(connection: Connection, chosen: TaskFilter) -> dict[str, dict[str, int]]:
-    """How many tasks stand where: `{capability: {state: number}}`, without zeros."""
+    """Count tasks by capability and state: `{capability: {state: number}}`, without zeros."""
     conditions, values = _conditions(chosen)
     statement = _typed(
         f"SELECT COALESCE({CAPABILITY}, '{UNROUTED}'), s.state, count(*) FROM {JOINED} "  # noqa: S608
@@ -242,7 +245,7 @@ def count_tasks(connection: Connection, chosen: TaskFilter) -> dict[str, dict[st
 
 
 def list_tree(connection: Connection, task: UUID, *, limit: int, after: UUID | None = None) -> Page:
-    """A task and everything below it, the oldest first, without input, messages and output.
+    """Return a task and everything below it, the oldest first, without input, messages and output.
 
     Raises:
         NotFound: there is no such task.
@@ -251,7 +254,7 @@ def list_tree(connection: Connection, task: UUID, *, limit: int, after: UUID | N
 
 
 def list_steps(connection: Connection, task: UUID, *, limit: int, after: int = 0) -> Page:
-    """A task's journal, in the order of the steps' numbers.
+    """Return a task's journal, in the order of the steps' numbers.
 
     Raises:
         NotFound: there is no such task.
@@ -261,7 +264,7 @@ def list_steps(connection: Connection, task: UUID, *, limit: int, after: int = 0
 
 
 def list_executions(connection: Connection, task: UUID, *, limit: int, after: int = 0) -> Page:
-    """A task's claims, the first one first.
+    """Return a task's claims, the first one first.
 
     Raises:
         NotFound: there is no such task.
@@ -270,12 +273,12 @@ def list_executions(connection: Connection, task: UUID, *, limit: int, after: in
 
 
 def ended(connection: Connection, tasks: Collection[UUID]) -> set[UUID]:
-    """Those of the tasks that nobody needs to wait for any more: they have ended, or were deleted."""
+    """Return those of the tasks that no longer need to be waited for: they have ended, or were deleted."""
     return set(connection.scalars(ENDED, {"tasks": list(tasks), "final": sorted(FINAL)}))
 
 
 def response_of(connection: Connection, task: dict[str, Any]) -> AgentResponse:
-    """The standard response of a finished task."""
+    """Return the standard response of a finished task."""
     usage = connection.execute(USAGE, {"task": task["id"]}).one()
     return AgentResponse(
         task_id=task["id"],
@@ -290,7 +293,7 @@ def response_of(connection: Connection, task: dict[str, Any]) -> AgentResponse:
 
 
 def content_of(output: Any) -> str:
-    """An output as text: the text itself, its `content` field, or its JSON."""
+    """Return an output as text: the text itself, its `content` field, or its JSON."""
     if isinstance(output, str):
         return output
     if isinstance(output, dict) and isinstance(output.get("content"), str):
@@ -299,12 +302,12 @@ def content_of(output: Any) -> str:
 
 
 def no_such_task(task: UUID) -> NotFound:
-    """The error for an id that names no task."""
+    """Return the error for an id of no task."""
     return NotFound(f"There is no task {task}.")
 
 
 def first_id_at(moment: datetime) -> UUID:
-    """The smallest UUIDv7 of a moment (whole milliseconds)."""
+    """Return the smallest UUIDv7 of a timestamp (whole milliseconds)."""
     milliseconds = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
     return UUID(int=min(max(milliseconds, 0), 2**48 - 1) << 80)
 
@@ -317,19 +320,19 @@ def _of_task(connection: Connection, statement: TextClause, task: UUID, limit: i
 
 
 def page_of(rows: Sequence[RowMapping], limit: int, cursor: str) -> Page:
-    """A page of `limit` rows, out of one row more if there is another page; `cursor` names the column that sorts."""
+    """Build a page of `limit` rows from up to one row more; `cursor` names the column that sorts."""
     items = [dict(row) for row in rows[:limit]]
     return Page(items, str(items[-1][cursor]) if len(rows) > limit else None)
 
 
 def _conditions(chosen: TaskFilter) -> tuple[list[str], dict[str, Any]]:
-    """The SQL conditions of a filter, and the values of their parameters."""
+    """Return the SQL conditions of a filter, and the values of their parameters."""
     given = {field.name: getattr(chosen, field.name) for field in fields(chosen)}
     values = {name: value for name, value in given.items() if value not in (None, (), {})}
     for name in ("created_after", "created_before"):
         if name in values:
             values[name] = first_id_at(values[name])
-    if len(chosen.states) == 1:  # an equality lets the index (state, task_id) give the order too
+    if len(chosen.states) == 1:  # equality lets the index (state, task_id) provide the order too
         values["state"] = values.pop("states")[0]
     return [CONDITIONS[name] for name in values] or ["true"], values
 

@@ -19,7 +19,7 @@ from shared.errors import NotConfigured
 from shared.settings import Settings
 from shared.visible_text import visible
 
-# Celery tells again what the minion tells with more fields.
+# Celery repeats what the minion logs with more fields.
 QUIET = (
     "celery.app.trace",
     "celery.worker.strategy",
@@ -34,17 +34,17 @@ QUIET = (
 
 
 LEFT_OUT = "(left out: a message may quote data)"
-# What of an error report is sent. `transaction` would be the path of a request, with whatever stands in it.
+# The fields of an error report that are sent. `transaction` would be the path of a request, with any data in it.
 KEPT = (
     "event_id timestamp level platform environment release sdk dist logger exception threads tags type modules"
 ).split()
 
 
 def configure(settings: Settings, *, component: str) -> None:
-    """Sends structlog's and the standard library's records to standard error, and errors to Sentry if it is on.
+    """Send structlog's and the standard library's records to standard error, and errors to Sentry if it is on.
 
     Args:
-        component: which process speaks: `orchestrator`, `worker` or `cli`.
+        component: the kind of process: `orchestrator`, `worker` or `cli`.
     """
     _configure_logs(settings, component)
     _configure_sentry(settings, component)
@@ -87,7 +87,7 @@ def _configure_logs(settings: Settings, component: str) -> None:
 
 
 def _visible(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Text that a terminal shows and does not obey: errors quote models, functions and callers."""
+    """Escape characters that a terminal would obey: errors quote models, functions and callers."""
     return {name: visible(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
@@ -102,12 +102,12 @@ def _configure_sentry(settings: Settings, component: str) -> None:
             environment=settings.environment,
             release=f"minions@{__version__}",
             send_default_pii=False,
-            # Local variables hold prompts, inputs and keys.
+            # Local variables contain prompts, inputs and keys.
             include_local_variables=False,
             include_source_context=False,
             max_request_body_size="never",
-            # Without this, tool servers, webhook receivers and the model's API would get `baggage` with our release,
-            # environment and public key.
+            # Without this, tool servers, webhook receivers and the model's API would receive `baggage` with our
+            # release, environment and public key.
             trace_propagation_targets=[],
             before_send=_scrub,
             before_send_transaction=lambda event, hint: None,
@@ -119,7 +119,7 @@ def _configure_sentry(settings: Settings, component: str) -> None:
 
 
 def _scrub(event: Any, hint: dict[str, Any]) -> Any:
-    """Leaves what an operator needs: the kind of error, where in the code, and our own tags."""
+    """Keep what an operator needs: the kind of error, its place in the code, and our own tags."""
     kept = {name: event[name] for name in KEPT if event.get(name) is not None}
     contexts = event.get("contexts") or {}
     trace = contexts.get("trace") or {}
@@ -138,7 +138,7 @@ def _scrub(event: Any, hint: dict[str, Any]) -> Any:
 
 
 def _template(record: logging.LogRecord | None) -> str:
-    """What a log line says without its values: our events' names, and others' text where the values stand apart."""
+    """Return a log line without its values: our events' names, and foreign text if its values are separate."""
     if record is None:
         return LEFT_OUT
     if isinstance(record.msg, dict):

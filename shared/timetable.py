@@ -1,6 +1,6 @@
-"""When a schedule runs: by a cron expression in a time zone, or every so many seconds.
+"""Times at which a schedule runs: by a cron expression in a time zone, or at a fixed interval.
 
-Nothing here knows the clock or the database: moments go in, moments come out, all in UTC.
+Nothing here reads the clock or the database: timestamps go in, timestamps come out, all in UTC.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from shared.errors import InvalidInput
 
 Missed = Literal["skip", "once", "all"]
 
-# A run that is this late was held up (a restart, another leader); one that is later was missed.
+# A run that is at most this late was delayed (a restart, another leader); one that is later was missed.
 GRACE = timedelta(seconds=60)
-# Runs that one look starts; what is left is for the next look.
+# Runs that one check starts; the rest is left for the next one.
 MOST_RUNS = 100
 LONGEST_EXPRESSION = 200
 
 
 class Timetable(Protocol):
-    """The moments at which a schedule runs."""
+    """The times at which a schedule runs."""
 
     def after(self, moment: datetime) -> Iterator[datetime]:
-        """The moments later than this one, in order."""
+        """Yield the run times after this moment, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cron:
     """A cron expression: minute, hour, day of month, month, day of week; with six fields, seconds come first.
 
-    As Debian's cron has it: a fixed time of day that the clock skips runs at once after the gap, and one that comes
+    As in Debian's cron, a fixed time of day that the clock skips runs immediately after the gap, and one that occurs
     twice runs the first time; an expression with `*` in the minutes or hours follows the real time through both.
     """
 
@@ -46,7 +46,7 @@ class Cron:
     timezone: str = "UTC"
 
     def __post_init__(self) -> None:
-        """Raises InvalidInput where the expression or the time zone cannot be used."""
+        """Raise InvalidInput if the expression or the time zone is invalid."""
         zone = self._zone()
         if len(self.expression) > LONGEST_EXPRESSION:
             raise InvalidInput(f"`cron` has {len(self.expression)} characters; {LONGEST_EXPRESSION} at most.")
@@ -61,21 +61,21 @@ class Cron:
             raise InvalidInput(f"The cron expression {self.expression!r} names no moment of the next 50 years.")
 
     def after(self, moment: datetime) -> Iterator[datetime]:
-        """The moments later than this one, in order."""
+        """Yield the run times after this moment, in order."""
         seconds, minutes = self._split()
         latest = moment
         start = moment.astimezone(UTC).replace(second=0, microsecond=0) - timedelta(seconds=1)
         for minute in CronSim(minutes, start.astimezone(self._zone())):
             for second in seconds:
                 found = minute.astimezone(UTC) + second
-                # What the clocks skip may come together with what follows; and from within an hour that comes twice,
-                # the first answer may lie in the hour before.
+                # Runs that the clock skips may coincide with the following ones; and from within a repeated hour,
+                # the first answer may be in the hour before.
                 if found > latest:
                     latest = found
                     yield found
 
     def _split(self) -> tuple[list[timedelta], str]:
-        """The seconds of a minute, and the five fields: only with these does the library keep the clock's rules."""
+        """Return the seconds of a minute, and the five fields: the library follows clock changes only with five."""
         *first, minute, hour, day, month, weekday = self.expression.split()
         start = datetime(2000, 1, 1, tzinfo=UTC)
         sim = CronSim(f"{first[0] if first else 0} * * * * *", start - timedelta(seconds=1))
@@ -83,7 +83,7 @@ class Cron:
         return seconds, f"{minute} {hour} {day} {month} {weekday}"
 
     def _zone(self) -> ZoneInfo:
-        # The name `localtime` would mean something else on each machine.
+        # The name `localtime` would mean a different zone on each machine.
         if re.fullmatch(r"[A-Za-z][A-Za-z0-9_+/-]{0,99}", self.timezone) and self.timezone != "localtime":
             try:
                 return ZoneInfo(self.timezone)
@@ -94,13 +94,13 @@ class Cron:
 
 @dataclass(frozen=True, slots=True)
 class Every:
-    """An interval, counted from an anchor: whenever a run really starts, the following ones do not shift."""
+    """An interval, counted from an anchor: a run that starts late does not shift the following ones."""
 
     interval: timedelta
     anchor: datetime
 
     def after(self, moment: datetime) -> Iterator[datetime]:
-        """The moments later than this one, in order."""
+        """Yield the run times after this moment, in order."""
         found = self.anchor + ((moment - self.anchor) // self.interval + 1) * self.interval
         while True:
             yield found
@@ -109,17 +109,17 @@ class Every:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """Runs to be started now, and the moment of the first one that is not among them."""
+    """Runs to be started now, and the time of the first run that is not among them."""
 
     runs: list[datetime]
     next_at: datetime
 
 
 def due(timetable: Timetable, next_at: datetime, now: datetime, missed: Missed) -> Due:
-    """What is to be started, where `next_at` is the earliest run that was not started yet.
+    """Return the runs to start, where `next_at` is the earliest run that was not started yet.
 
     Args:
-        missed: what becomes of runs that nobody started in time, which is the case when the earliest is later than
+        missed: handling of runs that were not started in time, which is the case if the earliest is later than
             `GRACE`: `skip` starts the newest one if that is still in time, and nothing else; `once` starts the newest
             one; `all` starts each, `MOST_RUNS` at a time.
     """
@@ -135,7 +135,7 @@ def due(timetable: Timetable, next_at: datetime, now: datetime, missed: Missed) 
 
 
 def _newest(timetable: Timetable, next_at: datetime, now: datetime) -> datetime:
-    """The newest run up to now, looked for in a window that doubles: a schedule may have missed millions."""
+    """Return the newest run up to now, searched in a window that doubles: a schedule may have missed millions."""
     window = GRACE
     while now - window > next_at:
         if found := _last(takewhile(lambda run: run <= now, timetable.after(now - window))):

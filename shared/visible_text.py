@@ -1,4 +1,4 @@
-"""Text that a terminal can show without obeying it.
+"""Escaping text so that a terminal shows it without obeying it.
 
 Functions, models, tools and callers choose text that reaches terminals: errors, outputs, names. A terminal obeys
 control characters in it: it sets the clipboard, moves the cursor over another line, or writes from right to left.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from unicodedata import category
 
-# Control and format characters, halves of surrogate pairs, separators of lines and paragraphs.
+# Control and format characters, unpaired surrogates, line and paragraph separators.
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-# Format characters that scripts and emoji need (joiners), or that can be seen (signs before numbers).
+# Format characters that scripts and emoji need (joiners), or that are visible (signs before numbers).
 HARMLESS = frozenset(
     "\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"
 )
@@ -22,7 +22,7 @@ def visible(text: str) -> str:
     r"""Return the text with every hidden character as the escape that JSON has for it, such as `\u001b`.
 
     Newlines and tabs stay. JSON text keeps its value, because it has such characters in strings only. Each character
-    is looked at alone: a text may be split anywhere, and escaped twice.
+    is escaped independently, so a text may be split anywhere, and escaped twice.
     """
     return _NOT_PLAIN.sub(_escape, text)
 

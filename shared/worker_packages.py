@@ -13,7 +13,7 @@ from shared.sandbox import SAFE_IMPORTS
 from shared.sandbox.confined.modules import is_allowed
 from shared.settings import get_settings
 
-# Workers of release 0.2 report nothing.
+# Workers of release 0.2 report no packages.
 REPORTED = text(
     """
     SELECT c.name, array_agg(DISTINCT p.name) FILTER (WHERE p.name IS NOT NULL) AS packages
@@ -26,22 +26,22 @@ REPORTED = text(
 
 @dataclass(frozen=True, slots=True)
 class WorkerPackages:
-    """By capability that has a live worker: what at least one of these preloads."""
+    """For each capability with a live worker: the packages that at least one of these workers preloads."""
 
     by_capability: Mapping[str, frozenset[str]]
 
     @classmethod
     def reported(cls, session: Session) -> WorkerPackages:
-        """What the live workers report now."""
+        """Return the packages that live workers report now."""
         rows = session.execute(REPORTED, {"lease": timedelta(seconds=get_settings().lease_seconds)})
         return cls({name: frozenset(packages or ()) for name, packages in rows})
 
     def missing(self, imports: Iterable[str], capability: str | None = None) -> list[str]:
-        """The imports that neither are safe nor preloaded by a worker; empty where no worker could tell.
+        """Return the imports that are neither safe nor preloaded by a worker; empty if no worker reports its packages.
 
         Args:
             imports: names of modules.
-            capability: whose workers; None for all.
+            capability: limits the check to its workers; None for all.
         """
         if capability is None:
             reported = list(self.by_capability.values())

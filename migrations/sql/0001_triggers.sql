@@ -1,4 +1,4 @@
--- The triggers that refuse what no function should do, and the view of a task as people see it.
+-- Triggers that refuse invalid changes, and the view that presents a task to users.
 
 CREATE TRIGGER task_status_transition BEFORE UPDATE OF state ON task_status
     FOR EACH ROW WHEN (OLD.state IS DISTINCT FROM NEW.state) EXECUTE FUNCTION minion_check_transition();
@@ -16,7 +16,7 @@ CREATE TRIGGER function_versions_immutable BEFORE UPDATE ON function_versions
     FOR EACH ROW WHEN (to_jsonb(OLD) - '{status,status_reason,released_at}'::text[]
                        IS DISTINCT FROM to_jsonb(NEW) - '{status,status_reason,released_at}'::text[])
     EXECUTE FUNCTION minion_refuse_change();
--- The tools that an agent version pins, and the agents that it calls, are part of it.
+-- The tools that an agent version pins, and the agents that it calls, are part of that version.
 CREATE TRIGGER agent_version_tools_immutable BEFORE UPDATE ON agent_version_tools
     FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
 CREATE TRIGGER relations_immutable BEFORE UPDATE ON relations
@@ -40,7 +40,7 @@ CREATE TRIGGER tasks_immutable BEFORE UPDATE ON tasks
         OR (NEW.replay_of IS NOT NULL AND NEW.replay_of IS DISTINCT FROM OLD.replay_of))
     EXECUTE FUNCTION minion_refuse_change();
 
--- A task as people see it.
+-- A task as presented to users.
 CREATE VIEW task_overview AS
     SELECT t.id, t.namespace, t.agent_name AS agent, v.number AS agent_version, s.state,
            COALESCE(s.capability, t.capability) AS capability, s.priority, t.input, t.messages,

@@ -1,4 +1,4 @@
--- The position of the tasks that exist already.
+-- Set the rank (position) of existing tasks.
 
 UPDATE task_status s SET namespace = t.namespace, agent_name = COALESCE(t.agent_name, ''), key = COALESCE(t.key, ''),
                          rank = minion_rank(COALESCE(s.due_at, t.created_at), s.priority),

@@ -1,4 +1,4 @@
--- Limits of models: requests in `rate`, and tokens. They do not act where tasks start, but where a model is asked.
+-- Model limits: requests in `rate`, and tokens. They apply when a model is called, not when a task starts.
 ALTER TABLE limits
     ADD COLUMN input_tokens integer,
     ADD COLUMN input_tokens_seconds double precision,
@@ -15,5 +15,5 @@ ALTER TABLE limits
     ADD CONSTRAINT limits_output_tokens_check CHECK (
         (output_tokens IS NULL) = (output_tokens_seconds IS NULL) AND output_tokens > 0 AND output_tokens_seconds > 0);
 
--- What has chosen the agent of a message that named none, and by which scores.
+-- How the agent was chosen for a message that named none, with the scores.
 ALTER TABLE tasks ADD COLUMN routing jsonb;

@@ -1,4 +1,4 @@
-"""SQL that a revision executes: table details, triggers, data. The functions are in `shared/sql`."""
+"""SQL that a revision executes: table details, triggers and data. Functions are in `shared/sql`."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ FOLDER = Path(__file__).resolve().parent
 def run_file(connection: Connection, name: str) -> None:
     """Execute the statements of a file in this folder."""
     statements = (FOLDER / name).read_text(encoding="utf-8")
-    # psycopg reads a single % as the start of a parameter.
+    # psycopg treats a single % as the start of a parameter.
     connection.exec_driver_sql(statements.replace("%", "%%"))

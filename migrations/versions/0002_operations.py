@@ -1,6 +1,6 @@
-"""Pauses, limits, fair shares, unique tasks, signals, schedules, webhooks; and what tells a task's place in line.
+"""Pauses, limits, fair shares, unique tasks, signals, schedules and webhooks; and the columns that order the queue.
 
-Runs before the new release starts: the previous release goes on working on this schema.
+Runs before the new release starts: the previous release continues to work on this schema.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def upgrade() -> None:
 
 
 def add_columns() -> None:
-    """All without a rewrite of the table."""
+    """Add columns without rewriting the tables."""
     op.add_column("task_status", sa.Column("namespace", sa.Text(), server_default="default", nullable=False))
     op.add_column("task_status", sa.Column("agent_name", sa.Text(), server_default="", nullable=False))
     op.add_column("task_status", sa.Column("key", sa.Text(), server_default="", nullable=False))
@@ -62,7 +62,7 @@ def create_indexes() -> None:
         ["namespace", "conversation_id", "task_id"],
         postgresql_where=sa.text("state = 'pending' AND rank = 9000000000000000000"),
     )
-    # The order of the turns in a conversation: who has begun, then by id.
+    # The order of tasks in a conversation: those that have begun, then by id.
     op.create_index(
         "task_status_turn_idx",
         "task_status",
@@ -71,7 +71,7 @@ def create_indexes() -> None:
             "conversation_id IS NOT NULL AND state IN ('pending', 'queued', 'running', 'waiting')"
         ),
     )
-    # What retention deletes is looked for from these sides.
+    # Retention looks up the rows to delete by these columns.
     op.create_index(
         "task_outcomes_content_idx",
         "task_outcomes",

@@ -1,4 +1,4 @@
-"""Events, budgets, replays from a step, limits of models. Runs before the new release starts, like 0002."""
+"""Events, budgets, replays from a step and model limits. Runs before the new release starts, like 0002."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def upgrade() -> None:
 
 
 def add_replays_from_a_step() -> None:
-    """All without a rewrite of the table."""
+    """Add columns without rewriting the table."""
     op.add_column("tasks", sa.Column("from_step", sa.Integer(), nullable=True))
     op.add_column("tasks", sa.Column("history_before", sa.DateTime(timezone=True), nullable=True))
     op.add_column("steps", sa.Column("copied_from", sa.UUID(), nullable=True))

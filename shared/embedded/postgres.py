@@ -19,7 +19,7 @@ from shared.embedded.traces import Traces, command_line
 from shared.errors import Conflict
 
 NAME = "minions"  # of the role and of the database
-PORT = 5432  # only a part of the socket's name
+PORT = 5432  # only part of the socket's name
 SOCKET = f".s.PGSQL.{PORT}"
 
 _SETTINGS = {
@@ -28,7 +28,7 @@ _SETTINGS = {
     "port": str(PORT),
     "max_connections": "200",
     "shared_buffers": "128MB",
-    "wal_level": "minimal",  # nobody replicates a laptop
+    "wal_level": "minimal",  # there are no replicas
     "max_wal_senders": "0",
     "min_wal_size": "64MB",
     "max_wal_size": "512MB",
@@ -40,12 +40,12 @@ _FORGETFUL = {
     "fsync": "off",
     "synchronous_commit": "off",
     "full_page_writes": "off",
-    "checkpoint_timeout": "30s",  # costs next to nothing without fsync, and a killed server is soon back
+    "checkpoint_timeout": "30s",  # cheap without fsync, and a killed server recovers quickly
 }
 
 
 def traces(data_dir: Path) -> Traces:
-    """Where a PostgreSQL of this data folder shows whether it runs."""
+    """Return the traces by which a running PostgreSQL of this data folder is recognised."""
     cluster = data_dir / "postgres"
     return Traces(
         lock=data_dir / "postgres.lock",
@@ -56,10 +56,10 @@ def traces(data_dir: Path) -> Traces:
 
 
 class Postgres(Server):
-    """PostgreSQL: its cluster is made at the first start, with a role and a database named `minions`."""
+    """PostgreSQL server; its cluster is created at the first start, with a role and a database named `minions`."""
 
     name = "PostgreSQL"
-    death_signal = signal.SIGINT  # a fast shutdown: sessions are ended, nothing is lost
+    death_signal = signal.SIGINT  # fast shutdown: sessions are ended, nothing is lost
     stop_signals = ((signal.SIGINT, 20.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 
     def __init__(
@@ -80,7 +80,7 @@ class Postgres(Server):
 
     @property
     def url(self) -> str:
-        """The address for SQLAlchemy. It names the port too, or the client's `PGPORT` would."""
+        """The address for SQLAlchemy. It includes the port, because the client's `PGPORT` would apply otherwise."""
         address = URL.create(
             "postgresql+psycopg",
             username=NAME,
@@ -101,7 +101,7 @@ class Postgres(Server):
     def command(self) -> list[str]:
         settings = {
             **_SETTINGS,
-            "unix_socket_directories": f'"{self.socket_dir}"',  # a list: quoted, a comma is no separator
+            "unix_socket_directories": f'"{self.socket_dir}"',  # a list: quoted, so that a comma is no separator
             **({} if self.durable else _FORGETFUL),
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
@@ -124,13 +124,13 @@ class Postgres(Server):
             port=PORT,
             user=NAME,
             password=self.password_file.read_text(),
-            dbname="postgres",  # made by initdb; ours may not exist yet
+            dbname="postgres",  # created by initdb; ours may not exist yet
             connect_timeout=5,
             autocommit=True,
         )
 
     def _create_cluster(self, lock: int) -> None:
-        """Run initdb in a draft folder: a half-made cluster never gets the real name."""
+        """Run initdb in a draft folder: an incomplete cluster never gets the real name."""
         draft = self.cluster.with_name("postgres.draft")
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir()
@@ -169,14 +169,14 @@ class Postgres(Server):
             )
 
     def _disown_stale_pid(self) -> None:
-        """Let the server see that a pid file from an earlier run is stale.
+        """Make the server recognise the pid file of an earlier run as stale.
 
-        It refuses to start while the pid in there lives, whoever's that is by now, but takes its parent's (our)
-        pid for stale. The file itself stays: by it the server finds shared memory that is still in use.
+        It refuses to start while a process with that pid lives, even an unrelated one, but takes its parent's (our)
+        pid for stale. The file itself stays: the server uses it to find shared memory that is still in use.
         """
         pid = self.traces.main_pid()
         if pid is None:
-            self.traces.pid_file.unlink(missing_ok=True)  # cut short, or not a pid
+            self.traces.pid_file.unlink(missing_ok=True)  # truncated, or not a pid
             return
         if self.traces.marker in command_line(pid):
             raise Conflict(f"Process {pid} runs PostgreSQL in {self.cluster}, started by hand: stop it.", pid=pid)

@@ -22,9 +22,9 @@ _LOCK = "scratch.lock"
 
 @contextmanager
 def scratch_dir() -> Iterator[Path]:
-    """A new private folder that can hold embedded servers' data, also as root; removed afterwards.
+    """Yield a new private folder that can hold embedded servers' data, even as root; it is removed afterwards.
 
-    (Root's servers run as another user, who cannot enter pytest's `tmp_path`.) Folders whose owners died are
+    (Root's servers run as another user, which cannot enter pytest's `tmp_path`.) Folders whose owners died are
     removed at the next use.
     """
     base = default_data_dir() / "scratch"
@@ -42,7 +42,7 @@ def scratch_dir() -> Iterator[Path]:
 
 @contextmanager
 def _alone_in(base: Path) -> Iterator[None]:
-    """While a folder is made or removed it holds no lock yet or no more, and would look abandoned to others."""
+    """Hold the base lock: while a folder is created or removed it has no lock and would look abandoned to others."""
     with (base / _LOCK).open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         yield

@@ -1,4 +1,4 @@
-"""One server program: started, waited for, ended."""
+"""Base class of a server program: start, wait until ready, stop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shared.embedded.traces import Traces
 from shared.errors import Unavailable
 
 START_SECONDS = 30.0
-# A server that was killed reads its log or its file first: a laptop's disk may take minutes over the largest.
+# After a kill, a server first reads its log or its file: with large ones, a laptop's disk may take minutes.
 RECOVERY_SECONDS = 600.0
 _POLL_SECONDS = 0.02
 _LOG_BYTES = 10 << 20
@@ -26,11 +26,11 @@ _LOG_TAIL_BYTES = 2000
 
 
 class Server(ABC):
-    """One server program in its data folder: started, waited for, ended."""
+    """One server program in its data folder: start it, wait for it, stop it."""
 
     name: ClassVar[str]
     death_signal: ClassVar[signal.Signals]
-    stop_signals: ClassVar[Sequence[tuple[signal.Signals, float]]]  # and the seconds to wait after each
+    stop_signals: ClassVar[Sequence[tuple[signal.Signals, float]]]  # with the seconds to wait after each
 
     def __init__(self, traces: Traces, log: Path, user: SystemUser | None) -> None:
         self.traces = traces
@@ -45,14 +45,14 @@ class Server(ABC):
 
     @property
     def running(self) -> bool:
-        """Whether the main process lives."""
+        """True while the main process lives."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start the server and wait until it answers. Does nothing when it runs.
+        """Start the server and wait until it answers. Do nothing if it already runs.
 
         Raises:
-            Unavailable: it ended at once, or did not answer in `START_SECONDS` (`RECOVERY_SECONDS` where it says
+            Unavailable: it ended at once, or did not answer in `START_SECONDS` (`RECOVERY_SECONDS` if it reports
                 that it is still reading its files); the end of its log is included.
             Conflict: a server from an earlier run cannot be ended.
         """
@@ -63,7 +63,7 @@ class Server(ABC):
             self.prepare(lock)
             self._process = self.launch(self.command(), lock)
         finally:
-            os.close(lock)  # from here on only the server's processes hold it
+            os.close(lock)  # from now on only the server's processes hold it
         try:
             self._wait_until_ready()
         except BaseException:
@@ -71,7 +71,7 @@ class Server(ABC):
             raise
 
     def stop(self) -> None:
-        """Shut down in good order, wait for the last process. Does nothing when the server does not run."""
+        """Shut down in good order and wait for the last process. Do nothing if the server does not run."""
         if self._process is None:
             return
         for number, patience in self.stop_signals:
@@ -80,7 +80,7 @@ class Server(ABC):
             self._process.send_signal(number)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(patience)
-        with suppress(FileNotFoundError):  # somebody removed the data folder
+        with suppress(FileNotFoundError):  # the data folder was removed
             os.close(self.traces.take_over())
         self._process = None
 
@@ -92,7 +92,7 @@ class Server(ABC):
 
     @abstractmethod
     def prepare(self, lock: int) -> None:
-        """Bring the data folder into order; nothing runs in it."""
+        """Prepare the data folder while no server runs in it."""
 
     @abstractmethod
     def command(self) -> list[str]:
@@ -100,14 +100,14 @@ class Server(ABC):
 
     @abstractmethod
     def probe(self) -> str | None:
-        """None when the server is ready for clients, else what it said."""
+        """Return None if the server is ready for clients, else its answer."""
 
     @abstractmethod
     def recovers(self, reason: str) -> bool:
-        """Whether these words of `probe` say that it is reading its files and will be ready in time."""
+        """Return whether this answer of `probe` means that the server is still reading its files."""
 
     def launch(self, command: list[str], lock: int) -> subprocess.Popen[bytes]:
-        """Start a program as the servers' user, bound to our life, writing to the log."""
+        """Start a program as the servers' user, bound to our lifetime, writing to the log."""
         with open_log(self.log) as log:
             return launch(command, self.user, self.death_signal, log, lock)
 
@@ -122,19 +122,19 @@ class Server(ABC):
             time.sleep(_POLL_SECONDS)
 
     def failed(self, what: str) -> Unavailable:
-        """The error that says what happened and shows the end of the log."""
+        """Return an error with the cause and the end of the log."""
         return Unavailable(f"{self.name} {what}. The end of {self.log}:\n{log_tail(self.log)}")
 
 
 def open_log(path: Path) -> IO[bytes]:
-    """Open a log for appending; one that grew too large is put aside first."""
+    """Open a log for appending; one that grew too large is rotated first."""
     if path.exists() and path.stat().st_size > _LOG_BYTES:
         path.replace(path.with_name(path.name + ".1"))
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "ab")
 
 
 def log_tail(path: Path) -> str:
-    """The last lines of a log."""
+    """Return the last lines of a log."""
     with suppress(OSError):
         return path.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
     return ""

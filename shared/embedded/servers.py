@@ -1,4 +1,4 @@
-"""Both private servers of one data folder, and who may run them."""
+"""Both private servers of one data folder, and the ownership of that folder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Server = TypeVar("_Server", Postgres, Valkey)
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the servers answer, passwords included.
+    """Addresses of the servers, passwords included.
 
     Attributes:
         database_url: for SQLAlchemy, `postgresql+psycopg://minions:…@/minions?host=…&port=…`.
@@ -40,15 +40,15 @@ class EmbeddedServers:
     """A PostgreSQL and a Valkey that belong to one data folder and to the process that starts them.
 
     On Linux they end when that process does, however it ends. Elsewhere, after a `kill -9`, they run on until
-    the next start in the same data folder ends them. As root they run as another user, and the data folder must
-    be one that this user can pass through.
+    the next start in the same data folder ends them. As root they run as another user, which must be able to pass
+    through the data folder.
     """
 
     def __init__(self, data_dir: Path, *, durable: bool = True) -> None:
-        """Nothing happens before `start()`.
+        """Configure the servers; nothing happens before `start()`.
 
         Args:
-            data_dir: holds everything; created where missing.
+            data_dir: holds everything; created if missing.
             durable: False trades safety at power loss for speed: no fsync, no append-only file. For tests.
         """
         self.data_dir = data_dir.expanduser().resolve()
@@ -69,7 +69,7 @@ class EmbeddedServers:
         return _started(self._valkey)
 
     def start(self) -> Addresses:
-        """Start what does not run yet; both servers answer when this returns.
+        """Start the servers that do not run yet; both answer when this returns.
 
         The addresses stay the same until `stop()`.
 
@@ -90,7 +90,7 @@ class EmbeddedServers:
         return Addresses(self.postgres.url, self.valkey.url)
 
     def stop(self) -> None:
-        """End both servers in good order and wait for them. Does nothing when they do not run."""
+        """End both servers in good order and wait for them. Do nothing if they do not run."""
         if self._lock is None or self._owner_pid != os.getpid():  # a forked child owns nothing
             return
         try:
@@ -111,7 +111,7 @@ class EmbeddedServers:
         self.stop()
 
     def _open(self) -> None:
-        """Own the data folder and bring it into order."""
+        """Take ownership of the data folder and prepare it."""
         if self._lock is not None:
             self._refuse_in_child()
             return
@@ -158,7 +158,7 @@ def _started(server: _Server | None) -> _Server:
 def _make_data_dir(data_dir: Path, user: SystemUser | None) -> None:
     make_folder(data_dir, user)
     if user:
-        data_dir.chmod(data_dir.stat().st_mode | 0o011)  # the way through; names in it stay unlisted
+        data_dir.chmod(data_dir.stat().st_mode | 0o011)  # permission to pass through; names in it stay unlisted
     make_folder(data_dir / "logs", None)
     if closed := closed_folder(data_dir, user):
         raise Unavailable(
@@ -168,7 +168,7 @@ def _make_data_dir(data_dir: Path, user: SystemUser | None) -> None:
 
 
 def _password_file(data_dir: Path, user: SystemUser | None) -> Path:
-    """The file of both servers' password, made once; initdb reads it too, as the servers' user."""
+    """Return the file with both servers' password, created once; initdb reads it too, as the servers' user."""
     path = data_dir / "server_password"
     if path.exists():
         return path

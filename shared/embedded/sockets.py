@@ -1,6 +1,6 @@
 """The folder of the servers' sockets: short, private, and under the temporary directory.
 
-A socket's path must stay below 108 bytes (104 on macOS), which a data folder's path need not.
+A socket's path must stay below 108 bytes (104 on macOS); the path of a data folder may be longer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LONGEST_FOLDER = 80  # bytes; leaves room for the sockets' own names and their 
 
 
 def make_socket_dir(record: Path, user: SystemUser | None) -> Path:
-    """Make a new folder under a name nobody can foresee, and note it in the file `record`.
+    """Create a folder with an unpredictable name, and write the name to the file `record`.
 
     Raises:
         Unavailable: no temporary directory is short and open enough.
@@ -37,7 +37,7 @@ def make_socket_dir(record: Path, user: SystemUser | None) -> Path:
 
 
 def remove_socket_dir(record: Path) -> None:
-    """Remove the folder that `record` names, and the record. Does nothing where there is none."""
+    """Remove the folder that `record` names, and the record. Do nothing if there is none."""
     try:
         folder = Path(record.read_text())
     except OSError:

@@ -1,4 +1,4 @@
-"""The operating system's user that the servers run as: ourselves, but never root, which PostgreSQL refuses."""
+"""The operating system user that runs the servers: the current one, but never root, which PostgreSQL refuses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CANDIDATES = ("postgres", "daemon", "nobody")
 
 @dataclass(frozen=True)
 class SystemUser:
-    """A user who is neither root nor ourselves."""
+    """A user that is neither root nor the current one."""
 
     name: str
     uid: int
@@ -23,9 +23,9 @@ class SystemUser:
 
 
 def server_user(existing_data: Path | None = None) -> SystemUser | None:
-    """Whom root has to become to run the servers; None when we are not root and just stay who we are.
+    """Return the user that root must become to run the servers; None if we are not root and keep our user.
 
-    Data that exists keeps its owner: which users a system has may change between two runs.
+    Existing data keeps its owner: the users of a system may change between two runs.
 
     Raises:
         Unavailable: root's machine has none of the usual users.
@@ -47,25 +47,25 @@ def server_user(existing_data: Path | None = None) -> SystemUser | None:
 
 
 def make_folder(path: Path, user: SystemUser | None) -> None:
-    """Create `path` and what is missing above it: private, but with a way through for `user`."""
+    """Create `path` and its missing parents: private, but passable for `user`."""
     mode = 0o711 if user else 0o700
     for folder in [*reversed(path.parents), path]:
         if not folder.exists():
             folder.mkdir(exist_ok=True)
-            folder.chmod(mode)  # whatever the umask said
+            folder.chmod(mode)  # regardless of the umask
 
 
 def give(path: Path, user: SystemUser | None, mode: int) -> None:
-    """Make `path` the user's (ours without one), with exactly this mode."""
+    """Give `path` to the user (to us if None), with exactly this mode."""
     if user:
         os.chown(path, user.uid, user.gid)
     path.chmod(mode)
 
 
 def write_private(path: Path, text: str, user: SystemUser | None) -> None:
-    """Write a new file that only `user` (we without one) can read, in place of what was there.
+    """Write a new file that only `user` (we if None) can read, replacing an existing one.
 
-    Never through an existing file: in a folder of that user's, root could be led astray by a link.
+    An existing file is never written through: in a folder of that user, a link could redirect root's write.
     """
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -75,7 +75,7 @@ def write_private(path: Path, text: str, user: SystemUser | None) -> None:
 
 
 def closed_folder(path: Path, user: SystemUser | None) -> Path | None:
-    """The outermost folder on the way to (and including) `path` that `user` may not enter, by its mode."""
+    """Return the outermost folder on the path to (and including) `path` that `user` may not enter, by its mode."""
     if user is None:
         return None
     return next((folder for folder in [*reversed(path.parents), path] if not _may_enter(folder, user)), None)

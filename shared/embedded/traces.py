@@ -1,4 +1,4 @@
-"""How a later owner recognises a server that still runs, without trusting a pid."""
+"""Recognising a server that an earlier owner left running, without trusting a pid."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _POLL_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Traces:
-    """How a later owner tells whether a server of its data folder still runs, and which process it is.
+    """Traces by which a later owner recognises a running server of its data folder, and its main process.
 
     Attributes:
         lock: locked by every process of the server, so it is free exactly when none is left.
@@ -36,13 +36,13 @@ class Traces:
     stop_signal: signal.Signals
 
     def take_over(self) -> int:
-        """End what an earlier owner left running; the locked descriptor for the server to start.
+        """End processes that an earlier owner left running; return the locked descriptor for the server to start.
 
         A pid is signalled only while the lock shows that a server lives, and only if its command line is that
-        server's: a stale pid may belong to anybody by now.
+        server's: the process number may have been reused.
 
         Raises:
-            Conflict: a process of the server lives on, and is not to be recognised or not to be ended.
+            Conflict: a process of the server is still alive and cannot be identified or ended.
         """
         start = time.monotonic()
         asked = False
@@ -57,7 +57,7 @@ class Traces:
         return descriptor
 
     def _signal_main_process(self, number: signal.Signals) -> bool:
-        """Signal the process of the pid file if it is the server. False: there is none, or it is not."""
+        """Signal the process of the pid file if it is the server. Return False if there is no such process."""
         pid = self.main_pid()
         if pid is None or self.marker not in command_line(pid):
             return False
@@ -66,14 +66,14 @@ class Traces:
         return True
 
     def _kill(self) -> None:
-        """SIGKILL the main process, and the children that it left behind: a busy one may not notice for long."""
+        """SIGKILL the main process and the children that it left behind: a busy child may take long to notice."""
         self._signal_main_process(signal.SIGKILL)
         for pid in holders(self.lock):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
     def main_pid(self) -> int | None:
-        """The pid in the pid file, which may be stale."""
+        """Return the pid in the pid file, which may be stale."""
         try:
             pid = int(self.pid_file.read_text().splitlines()[0])
         except (OSError, ValueError, IndexError):
@@ -89,7 +89,7 @@ class Traces:
 
 
 def command_line(pid: int) -> str:
-    """A process's arguments, separated by spaces; empty when there is no such process."""
+    """Return a process's arguments, separated by spaces; empty if there is no such process."""
     if sys.platform == "linux":
         try:
             return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -100,7 +100,7 @@ def command_line(pid: int) -> str:
 
 
 def holders(path: Path) -> list[int]:
-    """The other processes that hold a file open. Linux only, and only those that we may look into."""
+    """Return the other processes that hold a file open. Linux only, and limited to processes that we may inspect."""
     found = set()
     for link in Path("/proc").glob("[0-9]*/fd/*"):
         with suppress(OSError):

@@ -20,7 +20,7 @@ CONFIGURATION = "valkey.conf"
 
 
 def traces(data_dir: Path) -> Traces:
-    """Where a Valkey of this data folder shows whether it runs."""
+    """Return the traces by which a running Valkey of this data folder is recognised."""
     return Traces(
         lock=data_dir / "valkey.lock",
         pid_file=data_dir / "valkey" / "valkey.pid",
@@ -70,7 +70,7 @@ class Valkey(Server):
         client = redis.Redis.from_url(self.url, socket_timeout=5, retry=Retry(NoBackoff(), 0))
         try:
             client.ping()
-        except (redis.ConnectionError, redis.TimeoutError) as error:  # loading its file is one of them
+        except (redis.ConnectionError, redis.TimeoutError) as error:  # raised while it loads its file, too
             return str(error)
         finally:
             client.close()
@@ -80,7 +80,7 @@ class Valkey(Server):
         return "loading" in reason
 
     def _configuration(self) -> str:
-        """A file and not arguments: everybody on the machine can read a command line."""
+        """Write a configuration file: arguments would be visible to every user of the machine."""
         settings = {
             "port": "0",
             "unixsocket": _quoted(self.socket),
@@ -88,13 +88,13 @@ class Valkey(Server):
             "requirepass": self.password_file.read_text(),
             "dir": _quoted(self.folder),
             "pidfile": _quoted(self.traces.pid_file),
-            "set-proc-title": "no",  # the command line is how we recognise it
+            "set-proc-title": "no",  # the command line identifies the process
             "logfile": '""',
             "loglevel": "notice",
             "save": '""',
             "appendonly": "yes" if self.durable else "no",
             "appendfsync": "everysec",
-            "maxmemory-policy": "noeviction",  # a broker forgets nothing on its own
+            "maxmemory-policy": "noeviction",  # a broker must not evict messages
         }
         return "".join(f"{name} {value}\n" for name, value in settings.items())
 

@@ -2,8 +2,8 @@
 
 - Ids are UUIDv7, so tables can be range-partitioned on them and sorted by age.
 - Definitions are heads with immutable versions (`definitions.py`).
-- What changes often is a narrow row apart from what never changes and from the outcome (`tasks.py`).
-- What people say about how tasks run are rows too (`operations.py`), so that it outlives every process.
+- Frequently changed columns are in a narrow row, separate from the constant ones and from the outcome (`tasks.py`).
+- Operators' settings for running tasks are rows too (`operations.py`), so that they outlive every process.
 - Money is integer micro-dollars.
 
 The functions and triggers that keep the invariants are in `shared/sql/`.

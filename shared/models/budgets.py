@@ -1,4 +1,4 @@
-"""Budgets of tasks, and what their steps have reserved of them. Money is integer micro-dollars."""
+"""Budgets of tasks, and the amounts that their steps have reserved. Money is integer micro-dollars."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from shared.models.base import NOW, Base, created
 
 
 class Budget(Base):
-    """What a task and everything below it may use, and what they have used.
+    """Limits of a task and everything below it, and the amounts used so far.
 
-    `spent_…` includes what steps have reserved and not used up yet. `due_at`: when its seconds are over.
+    `spent_…` includes amounts that steps have reserved and not used yet. `due_at`: when the budget of seconds ends.
     """
 
     __tablename__ = "budgets"
@@ -44,7 +44,7 @@ class Budget(Base):
 
 
 class Reservation(Base):
-    """What one step of one claim has written down on one budget: its worst case, and once settled what it used."""
+    """The amount that one step of one claim has charged to one budget: its worst case, and its use once settled."""
 
     __tablename__ = "reservations"
     __table_args__ = (Index("reservations_budget_idx", "budget_task_id", "settled_at"),)

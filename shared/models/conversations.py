@@ -1,4 +1,4 @@
-"""What conversations are shortened to."""
+"""Summaries of conversations."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from shared.models.base import Base, created
 
 
 class ConversationSummary(Base):
-    """A conversation up to and including the message `through`, in few words: where the next task begins to read.
+    """A summary of a conversation up to and including the message `through`; the next task reads on from there.
 
-    Written by a trigger, with the step of the task that made it.
+    Written by a trigger, with the step of the task that produced it.
     """
 
     __tablename__ = "conversation_summaries"

@@ -1,4 +1,4 @@
-"""Agents, tools and functions: heads with immutable versions; triggers refuse to change one."""
+"""Agents, tools and functions: heads with immutable versions, which triggers protect against changes."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from shared.schemas import AgentDefinition, stored_definition
 
 
 def content_index(kind: str) -> Index:
-    """What tells the versions of a definition apart: their content, and the order of the keys in their schemas."""
+    """Index on the identity of a definition's versions: their content, and the order of the keys in their schemas."""
     order = text("md5(COALESCE(key_order::text, ''))")
     return Index(f"{kind}_versions_content_idx", f"{kind}_id", "checksum", order, unique=True)
 
 
 class Agent(Base):
-    """A named agent with a lifecycle; what it is stands in its versions.
+    """A named agent with a lifecycle; its definition is stored in its versions.
 
-    Made by users as `Agent(name=…, description=…, system_prompt=…, input_schema=…, config_data={…}, …)`: the
-    arguments are those of `shared.schemas.AgentDefinition` (with `config_data` for its `config`) and stand in
+    Created by users as `Agent(name=…, description=…, system_prompt=…, input_schema=…, config_data={…}, …)`: the
+    arguments are those of `shared.schemas.AgentDefinition` (with `config_data` for its `config`). They are kept in
     `definition` until `AgentRegistry.register_agent` stores them as a version.
     """
 
@@ -55,14 +55,14 @@ class Agent(Base):
     active_version: Mapped[AgentVersion | None] = relationship(foreign_keys=[active_version_id], post_update=True)
 
     def __init__(self, *, name: str, config_data: dict[str, Any] | None = None, **definition: Any) -> None:
-        """Raises InvalidDefinition where an argument is wrong; the message names it."""
+        """Raises InvalidDefinition if an argument is wrong; the message names it."""
         super().__init__()
         self.name = name
         self._draft = AgentDefinition.from_arguments(name=name, config_data=config_data, **definition)
 
     @property
     def definition(self) -> AgentDefinition:
-        """What the agent is: as given until it is stored, then its active version."""
+        """The agent's definition: as given until it is stored, then its active version."""
         if self.active_version is not None:
             version = self.active_version
             stored: AgentDefinition = stored_definition("agent", self.name, version.definition, version.key_order)
@@ -71,7 +71,7 @@ class Agent(Base):
 
 
 class AgentVersion(Base):
-    """What an agent is: immutable. It pins the tool and function versions that it uses."""
+    """An immutable version of an agent. It pins the tool and function versions that it uses."""
 
     __tablename__ = "agent_versions"
     __table_args__ = (
@@ -106,7 +106,7 @@ class AgentVersion(Base):
 
 
 class AgentVersionTool(Base):
-    """A tool that a model may call in this agent version, pinned."""
+    """A pinned tool that the model may call in this agent version."""
 
     __tablename__ = "agent_version_tools"
 
@@ -131,7 +131,7 @@ class Relation(Base):
 
 
 class Tool(Base):
-    """A named tool; what it is stands in its versions."""
+    """A named tool; its definition is stored in its versions."""
 
     __tablename__ = "tools"
     __table_args__ = (UniqueConstraint("namespace", "name"),)
@@ -146,7 +146,7 @@ class Tool(Base):
 
 
 class ToolVersion(Base):
-    """What a tool is: immutable."""
+    """An immutable version of a tool."""
 
     __tablename__ = "tool_versions"
     __table_args__ = (
@@ -171,7 +171,7 @@ class ToolVersion(Base):
 
 
 class Function(Base):
-    """A named function; its code stands in its versions."""
+    """A named function; its code is stored in its versions."""
 
     __tablename__ = "functions"
     __table_args__ = (UniqueConstraint("namespace", "name"),)
@@ -210,7 +210,7 @@ class FunctionVersion(Base):
 
 
 class SecurityEvent(Base):
-    """Something that a function version was denied, or killed for, or a hash that did not match."""
+    """A denied action or a kill of a function version, or a hash that did not match."""
 
     __tablename__ = "security_events"
     __table_args__ = (

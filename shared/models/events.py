@@ -1,4 +1,4 @@
-"""What happened to a task, for those who follow it. Only the triggers in `shared/sql/events.sql` write it."""
+"""Events of tasks, for clients that follow them. Written only by the triggers in `shared/sql/events.sql`."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from shared.models.base import Base, created
 
 
 class TaskEvent(Base):
-    """A change of a task's state, or of one of its steps; numbered within the task, without gaps.
+    """A change of a task's state or of one of its steps, numbered within the task, without gaps.
 
-    `data` holds what may be different later; `shared.events` adds what never changes when it is read.
+    `data` holds values that may change later; `shared.events` adds the constant ones when it reads.
     """
 
     __tablename__ = "task_events"

@@ -1,4 +1,4 @@
-"""What people say about how tasks run: pauses, limits, schedules, webhooks."""
+"""Operators' settings for running tasks: pauses, limits, schedules, webhooks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCOPES = "'capability', 'agent', 'key'"
 
 
 class Pause(Base):
-    """Tasks of a capability, an agent or a key that are not to start until somebody resumes it."""
+    """A pause: tasks of a capability, an agent or a tenant key do not start until an operator resumes it."""
 
     __tablename__ = "pauses"
     __table_args__ = (CheckConstraint(f"scope IN ({SCOPES})", name="scope"),)
@@ -40,10 +40,9 @@ class Pause(Base):
 
 
 class Limit(Base):
-    """How many tasks of a capability, an agent or a key may run at once, and how many may start in a period; or how
-    many requests and tokens a model may be asked for in a period.
+    """A limit on a capability, an agent or a tenant key (running tasks, or starts in a period), or on a model.
 
-    The name `*` stands for each one that has no limit of its own.
+    A model's limits are requests and tokens in a period. The name `*` applies to each one without its own limit.
     """
 
     __tablename__ = "limits"
@@ -82,7 +81,7 @@ class Limit(Base):
 
 
 class RateHold(Base):
-    """No task of this scope starts before `until_at`: its rate does not permit it."""
+    """No task of this scope starts before `until_at`, because its rate does not permit it."""
 
     __tablename__ = "rate_holds"
     __table_args__ = (CheckConstraint(f"scope IN ({SCOPES})", name="scope"),)
@@ -94,7 +93,7 @@ class RateHold(Base):
 
 
 class Schedule(Base):
-    """Tasks that are submitted again and again: by cron expression in a time zone, or by interval."""
+    """A schedule that submits tasks repeatedly: by cron expression in a time zone, or by interval."""
 
     __tablename__ = "schedules"
     __table_args__ = (
@@ -123,9 +122,9 @@ class Schedule(Base):
 
 
 class Webhook(Base):
-    """Where ended tasks are told of. Empty lists stand for all.
+    """A receiver of messages about ended tasks. Empty lists mean all.
 
-    After a rotation messages are signed with both secrets for a while. `disabled_reason` says why it is not enabled.
+    After a rotation, messages are signed with both secrets for a while. `disabled_reason` says why it is not enabled.
     """
 
     __tablename__ = "webhooks"
@@ -148,7 +147,7 @@ class Webhook(Base):
 
 
 class WebhookDelivery(Base):
-    """One message that a webhook is owed. Written in the transaction that ends the task."""
+    """A message due to a webhook. Written in the transaction that ends the task."""
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
@@ -174,7 +173,7 @@ class WebhookDelivery(Base):
 
 
 class Secret(Base):
-    """What tools need to know and nobody else: encrypted with a key that is not in the database."""
+    """A secret for tools: encrypted with a key that is not in the database."""
 
     __tablename__ = "secrets"
 
@@ -186,7 +185,7 @@ class Secret(Base):
 
 
 class Signal(Base):
-    """What was sent to a task by name; `step` is the wait that took it."""
+    """A signal that was sent to a task by name; `step` is the wait that consumed it."""
 
     __tablename__ = "signals"
     __table_args__ = (Index("signals_task_idx", "task_id", "name", "id"),)

@@ -1,7 +1,7 @@
-"""Tasks and what happened to them.
+"""Tasks, their executions, steps and outcomes.
 
-What changes often (`task_status`) is a narrow row apart from what never changes (`tasks`) and from the outcome
-(`task_outcomes`). Large outputs are content-addressed rows (`contents`).
+The columns that change often (`task_status`) are a narrow row, separate from the constant ones (`tasks`) and from the
+outcome (`task_outcomes`). Large outputs are content-addressed rows (`contents`).
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ class Message(Base):
 
 
 class Task(Base):
-    """One piece of work: what was asked for. Never changes, but for the routing that pins its agent version.
+    """The submitted request for one piece of work. Never changes, except for the routing that pins its agent version.
 
-    A replay from a step has `from_step`, and `history_before`: what was said later in its conversation is not for it.
-    Idempotency keys are made from `effect_origin`, where it is set, else from `origin_id`.
+    A replay from a step has `from_step`, and `history_before`, which hides later messages of its conversation.
+    Idempotency keys are derived from `effect_origin` if it is set, else from `origin_id`.
     """
 
     __tablename__ = "tasks"
@@ -128,7 +128,7 @@ class Task(Base):
 
 
 class TaskStatus(Base):
-    """Where a task is: the narrow row that changes. Written only by the functions in `shared/sql/`."""
+    """The state of a task: the narrow row that changes. Written only by the functions in `shared/sql/`."""
 
     __tablename__ = "task_status"
     __table_args__ = (
@@ -223,7 +223,7 @@ class TaskStatus(Base):
 
 
 class Content(Base):
-    """A large JSON value, stored once and named by the SHA-256 of its text."""
+    """A large JSON value, stored once and identified by the SHA-256 of its text."""
 
     __tablename__ = "contents"
 
@@ -233,7 +233,7 @@ class Content(Base):
 
 
 class TaskOutcome(Base):
-    """How a task ended. One row, written once."""
+    """The outcome of a task. One row, written once."""
 
     __tablename__ = "task_outcomes"
     __table_args__ = (
@@ -295,7 +295,8 @@ class Execution(Base):
 class Step(Base):
     """One journaled effect inside a task: a model call, tool call, function call, sub-task or wait.
 
-    `copied_from`: the task that made it, where this one is a replay that goes on after it; it may be deleted meanwhile.
+    `copied_from`: the task that executed the step, if this task is a replay that continues after it. That task may have
+    been deleted since.
     """
 
     __tablename__ = "steps"
@@ -347,7 +348,7 @@ class IdempotencyKey(Base):
 
 
 class Worker(Base):
-    """A minion's main process: its capabilities, its slots, and the heartbeat that its leases live by."""
+    """A minion's main process: its capabilities, its slots, and the heartbeat that keeps its leases alive."""
 
     __tablename__ = "workers"
     __table_args__ = (

@@ -1,4 +1,4 @@
-"""Runs Python functions of unknown origin, contained by the kernel.
+"""Runs untrusted Python functions, contained by the kernel.
 
     with Sandbox() as sandbox:
         outcome = sandbox.call("def double(x): return 2 * x", "double", {"x": 21})

@@ -1,7 +1,7 @@
-"""Compiled code of functions that are called again and again.
+"""Compiled code of functions that are called repeatedly.
 
-Compiling costs more than most calls. The code is made by a confined child that compiles and runs nothing, and only
-ever read by another child: for this process it is bytes.
+Compiling costs more than most calls. The code is produced by a confined child that compiles and runs nothing, and is
+only ever loaded by another child: to this process it is bytes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ MAX_SOURCES = 1_024
 
 
 class CodeCache:
-    """Code by source, the least recently used forgotten first. Safe to share between threads.
+    """Compiled code by source; the least recently used is dropped first. Thread-safe.
 
-    A source is compiled on its own when it is called for the second time: one that is called once does not pay for it.
+    A source is compiled separately when it is called for the second time: a single call does not pay for it.
     """
 
     def __init__(self) -> None:
@@ -26,12 +26,12 @@ class CodeCache:
         self._size = 0
 
     def get(self, source: bytes, compile_source: Callable[[], bytes | None]) -> bytes:
-        """The code of a source, or nothing if it has to be compiled where it runs.
+        """Return the code of a source, or nothing if it has to be compiled where it runs.
 
         Args:
             source: Python source.
-            compile_source: returns its code; nothing if it has none, which the call will explain; None if it could not
-                be tried.
+            compile_source: returns the code; nothing if the source has none (the call will explain why); None if
+                compiling could not be tried.
         """
         with self._lock:
             seen = source in self._codes

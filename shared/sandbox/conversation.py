@@ -14,9 +14,9 @@ from shared.sandbox.replies import Inbox, Reply
 
 CHUNK = 1 << 16
 SMALL_PIECE = 512
-"""Bytes. An honest child writes its reply in larger pieces."""
+"""Bytes. A well-behaved child writes its reply in larger pieces."""
 PAUSE = 0.01
-"""Seconds without reading after a small piece: each single byte would cost this process as much as the child."""
+"""Seconds without reading after a small piece: otherwise each byte would cost this process as much as the child."""
 DEATH_PATIENCE = 5.0
 """Seconds in which a killed process must be gone: the kernel may still free its memory."""
 
@@ -26,11 +26,11 @@ SHORT_CALL = 0.02
 
 @dataclass(frozen=True)
 class Ended:
-    """How a conversation ended.
+    """The end of a conversation.
 
     Attributes:
-        reply: what the child said; None if a limit of time ended it.
-        limit: "timeout" or "cpu_limit" if one did.
+        reply: the child's reply; None if a time limit ended the conversation.
+        limit: "timeout" or "cpu_limit" if one of them was reached.
         duration: seconds of wall time.
         usage: the kernel's counters.
     """
@@ -42,14 +42,14 @@ class Ended:
 
 
 class ChildGone(Exception):
-    """The child ended before it took the whole request, so that the call has not begun."""
+    """The child ended before it received the whole request, so that the call has not begun."""
 
 
 class Conversation:
-    """Talks to one child until it replied or a limit was reached.
+    """Talks to one child until it has replied or a limit is reached.
 
     Args:
-        child: a child that nobody else uses.
+        child: a child without another user.
         timeout: seconds of wall time.
         cpu_limit: seconds of CPU time.
         limits: bounds of the reply.
@@ -68,7 +68,7 @@ class Conversation:
         """Send the request and wait for the end.
 
         Raises:
-            ChildGone: the child was dead already.
+            ChildGone: the child was already dead.
         """
         limit = self._send(request)
         limit = limit or self._receive(server)
@@ -93,7 +93,7 @@ class Conversation:
 
     def _receive(self, server: ForkServer) -> str | None:
         self._poll.modify(self._child.channel, select.POLLIN)
-        # A negative time would be for ever.
+        # A negative timeout would wait indefinitely.
         if not self._poll.poll(max(0.0, min(SHORT_CALL, self._deadline - time.monotonic())) * 1000):
             server.watch(self._child, self._deadline - time.monotonic())
         while True:
@@ -106,7 +106,7 @@ class Conversation:
             except OSError:
                 data = b""
             if not data:
-                # Either the process ended, or it goes on in silence until its time is up.
+                # Either the process ended, or it continues silently until its time is up.
                 return self._wait(self._child.has_ended)
             if self._inbox.add(data):
                 return None
@@ -117,16 +117,16 @@ class Conversation:
         return bool(self._poll.poll(patience * 1000 + 0.5))
 
     def _wait(self, happened: Callable[[float], bool]) -> str | None:
-        """Wait until `happened`, which waits for so many seconds; returns the limit that was reached instead."""
+        """Wait until `happened`, which itself waits for some seconds; return the limit that was reached instead."""
         while True:
             now = time.monotonic()
-            # One thread uses at most one second of CPU a second: looking earlier would be in vain.
+            # One thread uses at most one second of CPU per second: checking earlier would be pointless.
             spare = self._cpu_limit - self._child.cpu_time() if self._cpu_limit < self._deadline - now else None
             if spare is not None and spare <= 0:
                 return "cpu_limit"
             patience = self._deadline - now if spare is None else min(self._deadline - now, spare)
             if patience <= 0:
-                # Where this process stood still itself, what came meanwhile came in time.
+                # If this process itself was frozen, a reply that arrived during that time arrived in time.
                 in_time, self._in_time = self._in_time and happened(0), False
                 return None if in_time else "timeout"
             if happened(patience):

@@ -1,6 +1,6 @@
-"""The host's side of the zygote: starts it, takes parked children from it, asks how they ended.
+"""The host's side of the zygote: starts it, takes parked children from it, and asks how they ended.
 
-Any thread may call. A thread of its own reads what the zygote says, so that a new child is made ready between two
+Any thread may call. A dedicated thread reads the zygote's notices, so that a new child is prepared between two
 calls and not in the middle of one.
 """
 
@@ -26,11 +26,11 @@ from shared.sandbox.confined import shortage, wire
 from shared.sandbox.parked import ParkedChild
 
 START_PATIENCE = 30.0
-"""Seconds in which a zygote must have loaded and confined itself, besides the packages."""
+"""Seconds in which a zygote must load and confine itself, not counting the packages."""
 PACKAGE_PATIENCE = 120.0
-"""Seconds in which a package must have been imported. The largest take 20 on a busy machine."""
+"""Seconds in which a package must be imported. The largest take 20 on a busy machine."""
 
-# The path is for `confined` alone: what is preloaded must not find this package's modules by short names.
+# The path is for `confined` alone: preloaded packages must not find this package's modules by short names.
 _BOOT = (
     "import sys; sys.path.insert(0, sys.argv[2]); from confined import openssl; openssl.leave_out(); "
     "from confined import boot; del sys.path[0]; boot.main()"
@@ -44,11 +44,11 @@ class ZygoteLost(Exception):
 
 
 class ZygoteRefused(Exception):
-    """The zygote started and will not serve; the text says why."""
+    """The zygote started but refuses to serve; the text says why."""
 
 
 class PackageRefused(Exception):
-    """The zygote cannot serve with a package; `name` and `reason` say which, and why. Without it, another one may."""
+    """The zygote cannot serve with a package; `name` and `reason` give details. Another one may serve without it."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
@@ -56,13 +56,13 @@ class PackageRefused(Exception):
 
 
 def _environment() -> dict[str, str]:
-    """Nothing of the host's but what the dynamic loader may need. Local time is UTC, which needs no file."""
+    """Return only the variables that the dynamic loader may need. Local time is UTC, which needs no file."""
     names = [name for name in ("LD_LIBRARY_PATH",) if name in os.environ]
     return {"TZ": "UTC0", **{name: os.environ[name] for name in names}}
 
 
 def _receive_with_descriptors(control: socket.socket) -> tuple[bytes, list[int]]:
-    """One message. `socket.recv_fds` would let programs that the host starts inherit the descriptors."""
+    """Receive one message. `socket.recv_fds` would let programs that the host starts inherit the descriptors."""
     descriptors = array.array("i")
     room = socket.CMSG_SPACE(_EXPECTED_DESCRIPTORS * descriptors.itemsize)
     data, ancillary, _, _ = control.recvmsg(wire.MAX_CONTROL, room, socket.MSG_CMSG_CLOEXEC)
@@ -77,13 +77,13 @@ class ForkServer:
 
     Args:
         preload: modules to import before confinement.
-        failed: others that functions have to do without, and why.
+        failed: other modules, which are not available to functions, and why.
         without: layers to leave out (tests of single layers only).
         pool: children to keep parked.
 
     Raises:
         ZygoteLost: it could not be started.
-        ZygoteRefused: it will not serve.
+        ZygoteRefused: it refuses to serve.
         PackageRefused: it may serve without one of the modules.
     """
 
@@ -151,10 +151,10 @@ class ForkServer:
                 raise
             raise PackageRefused(package, f"its import did not end within {patience:g} s") from None
 
-    # --- what callers need --------------------------------------------------------------------------------
+    # --- interface for callers ----------------------------------------------------------------------------
 
     def take(self, deadline: float) -> ParkedChild:
-        """A parked child for one call, available before the monotonic `deadline`.
+        """Return a parked child for one call, available before the monotonic `deadline`.
 
         Raises:
             ZygoteLost: there is none.
@@ -168,12 +168,12 @@ class ForkServer:
 
         grabbed: list[ParkedChild] = []
         self._check_zygote()
-        # The last one that is parked is replaced at once, so that long calls never keep others waiting.
+        # The last parked child is replaced immediately, so that long calls never keep others waiting.
         self._refill(2)
         try:
             self._wait_until(grab, deadline)
         except BaseException:
-            # A time limit of the caller may strike anywhere, also just after the child was found.
+            # A time limit of the caller may strike anywhere, even just after the child was found.
             for child in grabbed:
                 self.end(child)
             raise
@@ -190,7 +190,7 @@ class ForkServer:
             self._await_trouble()
 
     def _refill(self, enough: int) -> None:
-        """Order children until so many are parked or on their way."""
+        """Order children until `enough` are parked or on their way."""
         with self._condition:
             missing = max(0, enough - self._coming)
             self._coming += missing
@@ -203,7 +203,7 @@ class ForkServer:
             self._order(wire.WATCH, child.number, seconds)
 
     def end(self, child: ParkedChild) -> None:
-        """Kill the child, if it still lives, let go of it, and order another."""
+        """Kill the child if it still lives, release it, and order another."""
         killed = child.kill()
         child.close()
         self._taken.discard(child)
@@ -214,10 +214,10 @@ class ForkServer:
             self._refill(self._pool)
 
     def status(self, child: ParkedChild, deadline: float) -> int:
-        """The wait status with which a child ended.
+        """Return the wait status with which a child ended.
 
         Raises:
-            ZygoteLost: it has not ended in time, or nobody can tell.
+            ZygoteLost: it has not ended in time, or its status is unknown.
         """
         self._order(wire.STATUS, child.number)
         self._wait_until(lambda: child.number in self._ended, deadline)
@@ -241,7 +241,7 @@ class ForkServer:
             self._process.wait()
 
     def disown(self) -> None:
-        """In a fork of the owner: let go of everything without disturbing the owner's zygote."""
+        """Release everything in a fork of the owner, without disturbing the owner's zygote."""
         self._trouble = ZygoteLost("the zygote belongs to another process")
         self._process.returncode = 0
         for child in list(self._taken):
@@ -249,12 +249,12 @@ class ForkServer:
         self._let_go()
 
     def __del__(self) -> None:
-        # The connection is shared with a fork of the owner, which must not end it.
+        # A fork of the owner shares the connection, and must not end it.
         if getattr(self, "_owner", None) == os.getpid():
             self._wake_reader()
 
     def _wake_reader(self) -> None:
-        """Have the reader find the end of the connection: the descriptor must not be closed under it."""
+        """Make the reader find the end of the connection: the descriptor must not be closed while it reads."""
         with contextlib.suppress(OSError, AttributeError):
             self._control.shutdown(socket.SHUT_RDWR)
 
@@ -272,7 +272,7 @@ class ForkServer:
             self._await_trouble()
 
     def _await_trouble(self) -> None:
-        """Wait for the reader to find the reason of a broken connection, which the zygote may have sent on it.
+        """Wait for the reader to find the reason for a broken connection, which the zygote may have sent on it.
 
         Raises:
             ZygoteLost, ZygoteRefused: with the reason.
@@ -280,7 +280,7 @@ class ForkServer:
         self._wait_until(lambda: False, time.monotonic() + CLOSE_PATIENCE)
 
     def _fail(self, trouble: ZygoteLost | ZygoteRefused | PackageRefused) -> None:
-        """Tell all who wait that it is in vain."""
+        """Notify all waiting threads of the failure."""
         with self._condition:
             self._trouble = self._trouble or trouble
             self._condition.notify_all()
@@ -294,11 +294,11 @@ class ForkServer:
                     raise ZygoteLost("the zygote does not answer")
 
     def read_notice(self) -> bool:
-        """Act on one notice; returns whether there may be more. For the reader alone."""
+        """Handle one notice; return whether there may be more. For the reader only."""
         try:
             data, descriptors = _receive_with_descriptors(self._control)
         except ConnectionResetError:
-            # It ended with orders unread. What it said before comes next.
+            # The zygote ended with orders unread. Its earlier notices come next.
             return True
         except OSError as error:
             self._fail(ZygoteLost(f"the zygote is gone: {error}"))
@@ -351,7 +351,7 @@ class ForkServer:
 
 
 def _is_hung_up(control: socket.socket) -> bool:
-    """Whether the other end of the connection is closed, or this one by another thread."""
+    """Return whether the other end of the connection is closed, or this one was closed by another thread."""
     poll = select.poll()
     try:
         poll.register(control, 0)
@@ -361,7 +361,7 @@ def _is_hung_up(control: socket.socket) -> bool:
 
 
 def _read_notices(server: weakref.ref[ForkServer], control: socket.socket) -> None:
-    """The reader's life. It keeps nothing alive but the socket."""
+    """Run the reader. It keeps nothing alive but the socket."""
     poll = select.poll()
     poll.register(control, select.POLLIN)
     while poll.poll():

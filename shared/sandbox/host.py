@@ -1,4 +1,4 @@
-"""`Sandbox`: the one way to run a function of unknown origin."""
+"""`Sandbox`: the only way to run untrusted functions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUEUE_PATIENCE = 30.0
 ATTEMPTS = 3
 MOST_MEMORY = 1 << 20
 PRECISION = 2 * MEGABYTE
-"""Bytes by which the kernel's counters of memory may be wrong: each processor updates its own part of them."""
+"""Bytes by which the kernel's memory counters may be off: each processor updates its own part of them."""
 LONGEST = 86_400
 KILLED = (
     "the function's process was killed from outside; if nobody did it, memory ran out on this machine or in its "
@@ -49,11 +49,12 @@ logger = logging.getLogger(__name__)
 class Sandbox:
     """Runs functions in single-use processes that the kernel confines.
 
-    Starts at its first use. Safe to share between threads; a fork of its owner gets a zygote of its own.
+    Starts at its first use. Thread-safe; a fork of its owner gets its own zygote.
 
     Args:
-        preload: packages to import before confinement, with all of their submodules, besides the safe set. They are
-            trusted code: they run unconfined once, when the zygote starts. Functions have to do without one that fails.
+        preload: packages to import before confinement, with all of their submodules, in addition to the safe set.
+            They are trusted code: they run unconfined once, when the zygote starts. One that fails is not available to
+            functions.
         limits: bounds of sizes.
         pool: children to keep parked.
     """
@@ -93,10 +94,10 @@ class Sandbox:
 
     @property
     def level(self) -> str:
-        """ "full", "strong" or "insecure": how well functions are confined on this machine.
+        """The level of confinement on this machine: "full", "strong" or "insecure".
 
         Raises:
-            SandboxRefused: they cannot be confined.
+            SandboxRefused: functions cannot be confined on this machine.
             Unavailable: the zygote did not start this time.
         """
         self._answering()
@@ -113,7 +114,7 @@ class Sandbox:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Why other layers are missing, for people.
+        """The reasons why other layers are missing, for people.
 
         Raises:
             SandboxRefused: functions cannot be confined on this machine.
@@ -133,7 +134,7 @@ class Sandbox:
 
     @property
     def failed_packages(self) -> Mapping[str, str]:
-        """The preloaded packages that functions have to do without, and why.
+        """The preloaded packages that are not available to functions, and why.
 
         Raises:
             SandboxRefused: functions cannot be confined on this machine.
@@ -173,7 +174,7 @@ class Sandbox:
 
         Raises:
             SandboxRefused: this machine cannot confine functions.
-            TypeError, ValueError: an argument of this method has the wrong kind.
+            TypeError, ValueError: an argument of this method has the wrong type.
         """
         _check_numbers(memory_limit, timeout, cpu_limit)
         request = self._request("call", entrypoint, allowed_imports, check)
@@ -194,17 +195,17 @@ class Sandbox:
         input_schema: Mapping[str, Any] | None = None,
         with_context: bool = False,
     ) -> list[Problem]:
-        """Look for reasons not to store a source. It is parsed in a sandboxed child and never run.
+        """Check whether a source may be stored. It is parsed in a sandboxed child and never run.
 
         Args:
             source: Python source.
             entrypoint: the function that must be there.
-            allowed_imports: modules that it may import, whether this sandbox has loaded them or not.
+            allowed_imports: modules that it may import, whether or not this sandbox has loaded them.
             input_schema: JSON Schema of the arguments, to compare the signature with.
             with_context: whether calls will pass a `context`.
 
         Returns:
-            The problems in the order of the source; empty if there is none.
+            The problems in the order of the source; empty if there are none.
 
         Raises:
             SandboxRefused: this machine cannot confine the check.
@@ -228,13 +229,13 @@ class Sandbox:
         if isinstance(allowed, str):
             raise TypeError("allowed_imports must be a collection of module names, not a string")
         if allowed is not SAFE_IMPORTS:
-            # Where a source is validated, nothing runs: it may be meant for workers that preload something else.
+            # Validation runs nothing, and the source may be meant for workers that preload other packages.
             filtered = _is_dotted_name if operation == "validate" else self._may_be_imported
             allowed = frozenset(filter(filtered, allowed))
         return Request(operation, entrypoint, allowed, check, self._limits.output, self._limits.stdout)
 
     def _may_be_imported(self, name: str) -> bool:
-        """Whether a name may be on a function's list: of the standard library, only what is safe or preloaded."""
+        """Return whether a function may list a module: of the standard library, only safe or preloaded ones."""
         foreign = name.partition(".")[0] not in sys.stdlib_module_names
         return _is_dotted_name(name) and (foreign or is_allowed(name, self._importable))
 
@@ -263,9 +264,9 @@ class Sandbox:
     def _converse(
         self, request: Request, memory_limit: int, timeout: float, cpu_limit: float
     ) -> tuple[Ended, SandboxFault | None] | SandboxFault:
-        """Hold the conversation on a child that takes the request; a fault if none could be had."""
+        """Hold the conversation with a child that takes the request; return a fault if no child is available."""
         reason = "no child was free in time"
-        # A zygote that died has left so many dead children behind.
+        # A zygote that died leaves up to `pool` dead children behind.
         for _ in range(ATTEMPTS + self._pool):
             try:
                 server, child = self._take()
@@ -287,7 +288,7 @@ class Sandbox:
         return _unavailable(reason)
 
     def _take(self) -> tuple[Any, Any]:
-        """A running zygote and a child of it.
+        """Return a running zygote and one of its children.
 
         Raises:
             ZygoteLost: there is none; the next attempt starts a new zygote.
@@ -318,7 +319,7 @@ class Sandbox:
     # --- the zygote ---------------------------------------------------------------------------------------
 
     def _running(self) -> Server:
-        """The zygote, started and tested if there is none.
+        """Return the zygote; start and test one if there is none.
 
         Raises:
             SandboxRefused: functions cannot be confined on this machine.
@@ -333,7 +334,7 @@ class Sandbox:
             return self._server
 
     def _answering(self) -> Server:
-        """The same for those who only ask."""
+        """Return the zygote as `_running` does, for callers that only query it."""
         try:
             return self._running()
         except ZygoteLost as error:
@@ -374,7 +375,7 @@ class Sandbox:
         return server
 
     def _start_with_packages(self) -> ForkServer:
-        """A zygote with all packages that can be had."""
+        """Start a zygote with all packages that can be loaded."""
         self._failed = {}
         while True:
             preload = tuple(name for name in self._preload if name not in self._failed)
@@ -385,14 +386,14 @@ class Sandbox:
                 self._failed[refusal.name] = refusal.reason
 
     def _discard(self, server: Server) -> None:
-        """Stop using a zygote that is lost; the next call starts another."""
+        """Stop using a lost zygote; the next call starts another."""
         with self._lock:
             if self._server is server:
                 self._server = None
         server.close()
 
     def _forget(self) -> None:
-        """In a fork of the owner: the zygote is the parent's, and locks may be held by threads that are not here."""
+        """Forget the parent's zygote after a fork, and the locks, which may be held by threads that no longer exist."""
         server, self._server = self._server, None
         self._lock = threading.Lock()
         self._codes = CodeCache()
@@ -431,10 +432,10 @@ def _source_bytes(source: str, limit: int) -> bytes:
 
 
 def _json_bytes(what: str, value: object, limit: int) -> bytes:
-    """JSON of what the caller passes on; it may come from far away, so that its faults are values.
+    """Return the JSON of a caller's value. Its source may be untrusted, so a bad value becomes a fault of the call.
 
     Raises:
-        TypeError: it is not made of JSON's types: the caller's mistake.
+        TypeError: it is not made of JSON's types, which is the caller's mistake.
     """
     if value is None:
         return b"null"
@@ -461,7 +462,7 @@ def _as_problem(fault: SandboxFault) -> Problem:
 def _judge(
     ended: Ended, server: Server, child: Any, memory_limit: int, timeout: float, cpu_limit: float
 ) -> SandboxFault | None:
-    """The fault of a conversation: the host's own finding, or what the child reported about itself."""
+    """Return the fault of a conversation: the host's own finding, or the one that the child reported."""
     if ended.limit == "timeout":
         return _over("timeout", "is still running after", timeout, ended.duration)
     if ended.limit == "cpu_limit":
@@ -471,7 +472,7 @@ def _judge(
     if ended.usage.peak_memory > memory_limit * MEGABYTE + PRECISION:
         return _out_of_memory(memory_limit, ended)
     if fault is None:
-        # An honest child waits for its end, so that its counters can be read.
+        # A well-behaved child waits to be ended, so that its counters can be read.
         return None if ended.usage.alive else _post_mortem(server, child, timeout, ended)
     if fault.type == "timeout":
         return SandboxFault("timeout", fault.message, limit=timeout, observed=round(ended.duration, 3))
@@ -493,13 +494,13 @@ def _out_of_memory(limit: int, ended: Ended) -> SandboxFault:
 
 
 def _is_too_large_to_compile(fault: SandboxFault, limit: int, ended: Ended) -> bool:
-    """Whether compiling took much memory: a source that is nested too deeply, as the child says, takes little."""
+    """Return whether compiling took much memory: a source that is merely nested too deeply takes little."""
     while_compiling = fault.type == "recursion" and fault.observed is None
     return while_compiling and ended.usage.peak_reserved > limit * MEGABYTE / 2
 
 
 def _post_mortem(server: Server, child: Any, timeout: float, ended: Ended) -> SandboxFault:
-    """Why a child ended by itself: the signal tells. What was done to it or its zygote is no fault of the function."""
+    """Explain from the signal why a child ended. The function is not blamed for what was done to it or its zygote."""
     try:
         status = server.status(child, time.monotonic() + QUEUE_PATIENCE)
     except ZygoteLost as error:
@@ -510,7 +511,7 @@ def _post_mortem(server: Server, child: Any, timeout: float, ended: Ended) -> Sa
     if number == signal.SIGSYS:
         return SandboxFault("security", "the function's process was killed for a forbidden system call")
     if number == signal.SIGKILL:
-        # The hard edge of time, where this process was too slow itself to see it.
+        # The hard time limit, which applies if this process was too slow to enforce its own.
         if ended.duration >= timeout:
             return _over("timeout", "is still running after", timeout, ended.duration)
         return SandboxFault("unavailable", KILLED)

@@ -1,7 +1,7 @@
-"""The stand-in for a zygote where nothing can be confined: a fresh interpreter for each call.
+"""The replacement for a zygote where no confinement is possible: a fresh interpreter for each call.
 
-Used only if `MINION_SANDBOX=insecure-development` permits it. It keeps honest functions honest (limits of
-time and memory, an empty environment) and stops no attack.
+Used only if `MINION_SANDBOX=insecure-development` permits it. It keeps well-behaved functions within limits of
+time and memory and gives them an empty environment, but stops no attack.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _NOTHING: dict[str, str] = {}
 
 
 def is_permitted() -> bool:
-    """Whether the environment permits running functions unconfined."""
+    """Return whether the environment permits running functions unconfined."""
     return os.environ.get(PERMISSION) == PERMITTED
 
 
 class InsecureChild:
-    """A fresh interpreter, used like a parked child."""
+    """A fresh interpreter with the interface of a parked child."""
 
     number = 0
     address_space = data = 0
@@ -52,18 +52,18 @@ class InsecureChild:
         self.channel.setblocking(False)
 
     def begin(self) -> None:
-        """Nothing is counted."""
+        """Do nothing: there are no counters."""
 
     def usage(self) -> Usage:
-        """Nothing is counted."""
+        """Return no usage: there are no counters."""
         return Usage()
 
     def cpu_time(self) -> float:
-        """Nothing is counted."""
+        """Return zero: there are no counters."""
         return 0.0
 
     def has_ended(self, patience: float) -> bool:
-        """Whether the process is gone, waiting for at most so many seconds."""
+        """Return whether the process is gone, after waiting for at most `patience` seconds."""
         try:
             self._process.wait(patience)
         except subprocess.TimeoutExpired:
@@ -76,28 +76,28 @@ class InsecureChild:
         return True
 
     def close(self) -> None:
-        """Reap the process and let go of the channel."""
+        """Reap the process and close the channel."""
         self._process.wait()
         self.channel.close()
 
     def wait_status(self, patience: float) -> int:
-        """How the process ended, as a wait status."""
+        """Return how the process ended, as a wait status."""
         code: int = self._process.wait(patience)
         return -code if code < 0 else code << 8
 
 
 class InsecureServer:
-    """Starts such children; the same face as `ForkServer`."""
+    """Starts such children; the same interface as `ForkServer`."""
 
     layers: tuple[str, ...] = ("rlimits",)
     notes: tuple[str, ...] = ("nothing is confined: insecure development",)
 
     def take(self, deadline: float) -> InsecureChild:
-        """A fresh interpreter."""
+        """Return a fresh interpreter."""
         return InsecureChild()
 
     def watch(self, child: InsecureChild, seconds: float) -> None:
-        """There is no second watch."""
+        """Do nothing: there is no second watch."""
 
     def end(self, child: InsecureChild) -> None:
         """Kill the interpreter."""
@@ -105,11 +105,11 @@ class InsecureServer:
         child.close()
 
     def status(self, child: InsecureChild, deadline: float) -> int:
-        """The wait status with which a child ended."""
+        """Return the wait status with which a child ended."""
         return child.wait_status(max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
-        """Nothing stays behind."""
+        """Do nothing: no process is left behind."""
 
     def disown(self) -> None:
-        """Nothing is shared."""
+        """Do nothing: nothing is shared."""

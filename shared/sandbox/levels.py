@@ -1,4 +1,4 @@
-"""How well functions are confined: what the layers add up to, and what to do if it is not enough."""
+"""Levels of confinement: which layers they require, and what to do if those are missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ISOLATING = frozenset({"empty_root", *(f"{name}_namespace" for name in NAMESPACE
 
 
 def level_of(layers: Collection[str]) -> str | None:
-    """ "full", "strong", or None if the layers do not suffice."""
+    """Return the level "full" or "strong", or None if the layers do not suffice."""
     active = set(layers)
     if not active >= ESSENTIAL:
         return None
@@ -22,7 +22,7 @@ def level_of(layers: Collection[str]) -> str | None:
 
 
 def unsupported() -> str | None:
-    """Why this machine cannot confine anything at all, or None."""
+    """Explain why this machine cannot confine anything at all; None if it can."""
     if sys.platform != "linux":
         return f"no confinement is known for {sys.platform}"
     if this_architecture() is None:
@@ -31,7 +31,7 @@ def unsupported() -> str | None:
 
 
 def explain(reason: str) -> str:
-    """The text of a refusal: what is wrong and what helps."""
+    """Return the text of a refusal: the problem and the remedy."""
     return (
         f"The sandbox refuses to run functions on this machine: {reason}. It needs Linux 5.9 or newer with "
         "seccomp, on x86_64 or aarch64. For development elsewhere, MINION_SANDBOX=insecure-development runs "
@@ -46,7 +46,7 @@ _HELP = {
 
 
 def explain_strong(notes: Sequence[str]) -> str:
-    """Advice at level "strong": how to get "full", and what is missing."""
+    """Return advice at level "strong": how to reach "full", and which layers are missing."""
     missing = ", ".join(note.split(":")[0] for note in notes)
     return (
         f"nothing has to be done. Without: {missing}. Level full needs new namespaces: in a container, "
@@ -56,7 +56,7 @@ def explain_strong(notes: Sequence[str]) -> str:
 
 
 def explain_layers(layers: Collection[str], notes: Sequence[str], failures: Sequence[str]) -> str:
-    """The text of a refusal by what is missing and what the canaries could do."""
+    """Return the text of a refusal, from the missing layers and the canaries that succeeded."""
     missing = sorted(ESSENTIAL - set(layers))
     parts = [f"missing layers: {', '.join(missing)}"] if missing else []
     parts += [_HELP[name] for name in missing if name in _HELP]

@@ -1,4 +1,4 @@
-"""What a call comes back with."""
+"""Results of sandboxed calls."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from shared.errors import NotConfigured
 
 
 class SandboxRefused(NotConfigured):
-    """This machine cannot confine functions, and nothing else was permitted; the message says why."""
+    """This machine cannot confine functions, and no alternative was permitted; the message says why."""
 
     code = "sandbox_refused"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of size, the same for all calls of a `Sandbox`; all in bytes.
+    """Size limits in bytes, the same for all calls of a `Sandbox`.
 
     Attributes:
         source: of a function's source.
         arguments: of the arguments, and of the context, as JSON.
         output: of the returned value as JSON.
-        stdout: of what the function prints.
+        stdout: of the printed output.
     """
 
     source: int = 256 << 10
@@ -33,7 +33,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class SandboxFault:
-    """Why a call has no value.
+    """The reason why a call has no value.
 
     Attributes:
         type: one of the names in `docs/sandbox.md`: `exception`, `timeout`, `memory_limit` and so on.
@@ -54,19 +54,19 @@ class SandboxFault:
     observed: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The fault as it is stored in a record: the facts that are known."""
+        """Return the known facts of the fault, as stored in a record."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of one call.
+    """The result of one call.
 
     Attributes:
         ok: whether there is a value.
-        value: what the function returned: JSON.
-        error: why there is none.
-        stdout: what it printed, to stdout or stderr.
+        value: the function's return value, as JSON.
+        error: why there is no value.
+        stdout: the printed output, of stdout and stderr.
         duration: seconds of wall time, from the request to the reply.
         cpu_time: seconds of CPU time, counted by the kernel.
         peak_memory: bytes that the call added to the parked child, counted by the kernel.

@@ -1,4 +1,4 @@
-"""The host's hold on one child: its channel, a handle on its process, the kernel's word on what it used."""
+"""The host's handle on one child: its channel, its process, and the kernel's counters of its use."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _PID = re.compile(r"^Pid:\s+(\d+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Usage:
-    """What a call has used.
+    """Resources that a call has used.
 
     Attributes:
         cpu_time: CPU seconds since it began.
         peak_memory: bytes of private memory added to the child at its peak. Pages of the interpreter's files do not
             count: all processes share them.
-        peak_reserved: the same of address space.
-        alive: whether the child was still there afterwards; the counters of one that is not are worth nothing.
+        peak_reserved: the same for address space.
+        alive: whether the child was still there afterwards; otherwise its counters are meaningless.
     """
 
     cpu_time: float = 0.0
@@ -38,16 +38,16 @@ class Usage:
 
 
 class ParkedChild:
-    """One child, from its parking to its end.
+    """One child, from parking to its end.
 
-    The pid is found through the pidfd, and the status file is opened, while the child is parked: both go on
-    meaning this process and no other, whatever happens to its number later.
+    The pid is found through the pidfd, and the status file is opened, while the child is parked: both keep
+    referring to this process and no other, even if its pid is reused later.
 
     Args:
         number: the zygote's name for it.
         channel: the connection to it.
         pidfd: a handle on its process.
-        fallback_size: bytes of address space to assume where `/proc` does not tell.
+        fallback_size: bytes of address space to assume where `/proc` does not report them.
     """
 
     def __init__(self, number: int, channel: socket.socket, pidfd: int, fallback_size: int) -> None:
@@ -77,7 +77,7 @@ class ParkedChild:
             self._close_files()
 
     def begin(self) -> None:
-        """Note where the counters stand before the call."""
+        """Record the counters before the call."""
         if sizes := self._sizes():
             self.address_space, self._resident, files, data = sizes
             self.data = data or self.address_space
@@ -85,7 +85,7 @@ class ParkedChild:
         self._cpu_at_start = self._clock_time()
 
     def usage(self) -> Usage:
-        """What the call has used so far; zeros where the kernel does not tell, or not any more."""
+        """Return the call's use so far; zeros if the kernel does not report it, or no longer does."""
         status = self._read_status()
         resident = _kilobytes(_PEAK_RESIDENT, status)
         reserved = max(0, _kilobytes(_PEAK_SIZE, status) - self.address_space)
@@ -96,17 +96,17 @@ class ParkedChild:
             cpu_time=max(0.0, self._cpu() - self._cpu_at_start),
             peak_memory=max(0, private, min(resident - self._resident, reserved)),
             peak_reserved=reserved,
-            # A process that is ending loses its memory first: its status tells no size any more.
+            # A process that is ending loses its memory first: its status no longer reports a size.
             alive=(resident > 0 or self._status is None) and not self.has_ended(0),
         )
 
     def cpu_time(self) -> float:
-        """CPU seconds since `begin`."""
+        """Return CPU seconds since `begin`."""
         return max(0.0, self._cpu() - self._cpu_at_start)
 
     def _cpu(self) -> float:
         seconds = self._clock_time()
-        # A dead child's number may be another process's by now.
+        # A dead child's pid may have been reused by another process.
         return 0.0 if self.has_ended(0) else seconds
 
     def _clock_time(self) -> float:
@@ -118,7 +118,7 @@ class ParkedChild:
             return 0.0
 
     def _sizes(self) -> tuple[int, int, int, int] | None:
-        """Bytes of address space, resident memory, files in it, and writable private memory; None if unknown."""
+        """Return bytes of address space, resident memory, files in it, and writable private memory; None if unknown."""
         if self._statm is None:
             return None
         try:
@@ -137,13 +137,13 @@ class ParkedChild:
             return b""
 
     def has_ended(self, patience: float) -> bool:
-        """Whether the process is gone, waiting for at most so many seconds."""
+        """Return whether the process is gone, after waiting for at most `patience` seconds."""
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
         return bool(poll.poll(patience * 1000))
 
     def kill(self) -> bool:
-        """End the process now; returns whether this process may."""
+        """End the process now; return False if this process may not."""
         try:
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         except ProcessLookupError:
@@ -153,7 +153,7 @@ class ParkedChild:
         return True
 
     def close(self) -> None:
-        """Let go of all descriptors. May be repeated."""
+        """Close all descriptors. May be repeated."""
         if self._closed:
             return
         self._closed = True
@@ -168,7 +168,7 @@ class ParkedChild:
         self._status = self._statm = None
 
     def __del__(self) -> None:
-        """A time limit of the caller may strike between any two steps; no child is forgotten over it."""
+        """Clean up: a time limit of the caller may strike between any two steps, and no child may be left behind."""
         if not self._closed:
             if os.getpid() == self._owner:
                 self.kill()

@@ -1,4 +1,4 @@
-"""Makes sense of what a child sent, believing none of it."""
+"""Parses a child's reply without trusting it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Reply:
 
 
 class Inbox:
-    """Collects the bytes of one reply, and no more than a reply may have.
+    """Collects the bytes of one reply, up to the permitted length.
 
     Args:
-        limits: how long the body and the printed text may be.
+        limits: maximum lengths of the body and the printed text.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -41,7 +41,7 @@ class Inbox:
         self._wanted: int | None = None
 
     def add(self, data: bytes) -> bool:
-        """Take bytes; returns whether there is nothing more to wait for, good or bad."""
+        """Add bytes; return whether the reply is complete or invalid, so that there is nothing more to wait for."""
         self._bytes += data
         if self._wanted is None and len(self._bytes) >= wire.REPLY.size:
             kind, body, printed = wire.REPLY.unpack_from(self._bytes)
@@ -53,7 +53,7 @@ class Inbox:
         return self._wanted is not None and len(self._bytes) >= self._wanted
 
     def reply(self) -> Reply:
-        """The reply, whatever arrived."""
+        """Return the reply for whatever arrived."""
         if len(self._bytes) < wire.REPLY.size:
             return _distrust("ended without a reply" if not self._bytes else "broke off within its reply")
         kind, body_length, _ = wire.REPLY.unpack_from(self._bytes)
@@ -78,7 +78,7 @@ def _distrust(what: str, security: bool = False) -> Reply:
 
 
 def _clean(text: str) -> str:
-    """Text that a database can hold."""
+    """Return text that a database can store."""
     return text.replace("\0", "\ufffd")
 
 

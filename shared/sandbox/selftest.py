@@ -1,4 +1,4 @@
-"""Canaries: at every start, confined children try to get out. The sandbox serves only if all of them fail."""
+"""Canaries: at every start, confined children try to escape. The sandbox serves only if all of them fail."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ CANARY_MEMORY = 64 << 20
 
 
 def failures(server: ForkServer, limits: Limits) -> list[str]:
-    """The attempts that the confinement did not stop.
+    """Return the attempts that the confinement did not stop.
 
     Raises:
-        ZygoteLost: a canary could not be asked, which says nothing about the confinement: descriptors or processes
-            may have run out for the moment.
+        ZygoteLost: a canary did not answer, which says nothing about the confinement: descriptors or processes
+            may have run out temporarily.
     """
     try:
         found = _polite(server, limits)
@@ -48,7 +48,7 @@ def _is_fatal(server: ForkServer, limits: Limits, name: str) -> bool:
 
 
 def _send(server: ForkServer, limits: Limits, operation: str) -> tuple[Ended, int]:
-    """Let one canary try; returns what it said, and how it ended if it said nothing."""
+    """Let one canary try; return its reply, and how it ended if there is none."""
     child = server.take(time.monotonic() + PATIENCE)
     try:
         child.begin()

@@ -1,4 +1,4 @@
-"""The functions of the database, each once and in the present tense, in the topic files beside this module.
+"""The functions of the database, in their current form and each defined once, in the topic files beside this module.
 
 `shared/lifecycle.py` has a Python name for each function that our processes call. `create` replaces them all, in the
 transaction of `minion migrate`; a revision in `migrations/versions` changes tables and data only.
@@ -14,9 +14,9 @@ Errors of class MN are expected; `shared/database.py` turns them into MinionErro
     MN005 idempotency key    MN006 too large            MN007 invalid input     MN008 no such task
     MN009 conflict
 
-Plans inside functions are kept for a session's life. One that was made while the tables were nearly empty scans them
-from end to end, and still does when they have grown; so hot functions have `enable_seqscan` off in their header. What
-`minion_take` asks takes longer to plan than to run.
+Plans inside functions are cached for a session. A plan made while the tables are nearly empty scans them from end to
+end, and still does after they have grown; so hot functions have `enable_seqscan` off in their header. The query of
+`minion_take` takes longer to plan than to run.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from sqlalchemy import Connection, text
 
 FOLDER = Path(__file__).resolve().parent
 
-# Goes up with every release that changes a file: an older release never overwrites a newer set.
+# Increased by every release that changes a file: an older release never overwrites a newer set.
 NUMBER = 1
 
-# The tables' defaults, generated columns and triggers call these: they are created before the tables.
+# The tables' defaults, generated columns and triggers call these, so they are created before the tables.
 FOUNDATION = ("foundation", "invariants", "events", "conversations")
 OTHERS = (
     "accept",
@@ -54,9 +54,9 @@ NATIVE_UUIDV7 = (
 
 def create_foundation(connection: Connection) -> None:
     """Create or replace the functions that tables need, in the caller's transaction."""
-    # What `SET search_path FROM CURRENT` takes: our schema, and a caller's temporary tables only after it.
+    # Used by `SET search_path FROM CURRENT`: our schema, and a caller's temporary tables only after it.
     connection.exec_driver_sql("SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true)")
-    # Functions may call others that come later, and name tables that are still to be created.
+    # Functions may call others that come later, and refer to tables that do not exist yet.
     connection.exec_driver_sql("SET LOCAL check_function_bodies = off")
     for topic in FOUNDATION:
         _execute(connection, topic)
@@ -78,19 +78,19 @@ def create(connection: Connection) -> None:
 
 
 def installed(connection: Connection) -> int:
-    """Return the number of the set that the database has; 0 where it has none, or that of a release before 0.3."""
+    """Return the number of the installed set; 0 if there is none, or one of a release before 0.3."""
     if connection.scalar(text("SELECT to_regproc('minion_functions')")) is None:
         return 0
     return int(connection.scalar(text("SELECT minion_functions()")) or 0)
 
 
 def recreate(connection: Connection, function: str, topic: str) -> None:
-    """Drop a function and execute the file that has it with other parameters; roles that could call it may call that.
+    """Drop a function and execute the file that defines it with other parameters; its grants are kept.
 
     Args:
-        function: its name; with its parameters' types, as `minion_claim(uuid,integer,uuid)`, where the new one may
-            exist beside it. PUBLIC then keeps what it has on the new one.
-        topic: the file, without its ending.
+        function: its name, or its signature, such as `minion_claim(uuid,integer,uuid)`, if the new function may already
+            exist beside it. PUBLIC's right on the new function then stays as it is.
+        topic: the file, without its extension.
     """
     name = function.partition("(")[0]
     before = connection.execute(DROPPED, {"function": function}).one_or_none()
@@ -100,7 +100,7 @@ def recreate(connection: Connection, function: str, topic: str) -> None:
     replaced = connection.scalar(text("SELECT to_regproc(:name)"), {"name": name}) is None
     connection.exec_driver_sql("SET LOCAL check_function_bodies = off")
     _execute(connection, topic)
-    # Without an entry every role may execute it.
+    # Without an ACL entry every role may execute it.
     if before is not None and before.changed:
         if replaced:
             connection.exec_driver_sql(f"REVOKE ALL ON FUNCTION {name} FROM PUBLIC")
@@ -122,5 +122,5 @@ GRANTS = text(
 
 def _execute(connection: Connection, topic: str) -> None:
     statements = (FOLDER / f"{topic}.sql").read_text(encoding="utf-8")
-    # psycopg reads a single % as the start of a parameter.
+    # psycopg treats a single % as the start of a parameter.
     connection.exec_driver_sql(statements.replace("%", "%%"))

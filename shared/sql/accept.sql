@@ -1,6 +1,6 @@
--- Accepting tasks: what is refused, where a task is routed at once, and the rows of a new task.
+-- Accepting tasks: validation, immediate routing where possible, and the rows of a new task.
 
--- Refuses JSON that a Python process could not hold. The cheap tests on the text come first.
+-- Refuses JSON that a Python process could not represent. The cheap tests on the text come first.
 CREATE OR REPLACE FUNCTION minion_check_json(value jsonb, what text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     body text := value::text;
@@ -20,7 +20,7 @@ BEGIN
     END IF;
 END $$;
 
--- The order of the keys in a value, as `shared/key_order.py` describes it; NULL where it is that of jsonb.
+-- The order of the keys in a value, as `shared/key_order.py` describes it; NULL if it is the order of jsonb.
 CREATE OR REPLACE FUNCTION minion_key_order(value json) RETURNS jsonb LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     WITH RECURSIVE parts (place, part) AS (
         SELECT '{}'::bigint[], value
@@ -57,7 +57,8 @@ CREATE OR REPLACE FUNCTION minion_are_messages(candidates jsonb) RETURNS boolean
         ELSE false END
 $$;
 
--- Refuses what must not be stored, whichever way it came in: the Python ways have checked most of it before.
+-- Refuses values that must not be stored, from any entry point: the Python entry points have checked most of it
+-- already.
 -- (Python can read no time after the year 9999, and no index holds a key of several kilobytes.)
 CREATE OR REPLACE FUNCTION minion_check_request(request jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -98,7 +99,7 @@ CREATE OR REPLACE FUNCTION minion_notify_pending() RETURNS void LANGUAGE sql AS 
     SELECT pg_notify('minion_pending', '')
 $$;
 
--- The agent version that a request names, and the queue that serves it. No row: to be routed by message.
+-- The agent version that a request names, and the queue that serves it. No row: the task is routed by message.
 CREATE OR REPLACE FUNCTION minion_resolve(request jsonb, OUT version_id uuid, OUT agent_name text, OUT queue text,
                                OUT input_schema jsonb) LANGUAGE plpgsql AS $$
 #variable_conflict use_variable
@@ -151,7 +152,7 @@ BEGIN
     input_schema := NULLIF(found.input_schema, 'null'::jsonb);
 END $$;
 
--- How deep a sub-task of `parent` may lie: every ancestor's max_chain_depth counts from its own depth.
+-- The greatest depth of a sub-task of `parent`: every ancestor's max_chain_depth counts from its own depth.
 CREATE OR REPLACE FUNCTION minion_check_depth(parent uuid) RETURNS integer LANGUAGE plpgsql AS $$
 DECLARE
     child_depth integer;
@@ -175,7 +176,7 @@ BEGIN
     RETURN child_depth;
 END $$;
 
--- Takes a unique key for a task, or tells who holds it.
+-- Takes a unique key for a task, or returns the task that holds it.
 CREATE OR REPLACE FUNCTION minion_hold_unique(ns text, k text, t uuid, held text) RETURNS uuid LANGUAGE plpgsql AS $$
 DECLARE
     holder uuid;
@@ -187,7 +188,7 @@ BEGIN
     LOOP
         INSERT INTO unique_tasks (namespace, key, task_id, held_while) VALUES (ns, k, t, held)
             ON CONFLICT DO NOTHING RETURNING task_id INTO holder;
-        -- It may be let go of between the two statements.
+        -- The key may be released between the two statements.
         EXIT WHEN holder IS NOT NULL;
         SELECT task_id INTO holder FROM unique_tasks WHERE namespace = ns AND key = k;
         EXIT WHEN holder IS NOT NULL;
@@ -195,7 +196,7 @@ BEGIN
     RETURN holder;
 END $$;
 
--- Takes an idempotency key for a task, or tells whose it is and what was asked for then.
+-- Takes an idempotency key for a task, or returns its task and the request from then.
 CREATE OR REPLACE FUNCTION minion_hold_idempotency(ns text, k text, t uuid, asked jsonb, OUT task_id uuid, OUT request jsonb)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -204,24 +205,24 @@ BEGIN
         INSERT INTO idempotency_keys AS held (namespace, key, task_id, request) VALUES (ns, k, t, asked)
             ON CONFLICT DO NOTHING RETURNING held.task_id, held.request INTO task_id, request;
         EXIT WHEN FOUND;
-        -- It may go, with its task, between the two statements.
+        -- The key may be deleted, with its task, between the two statements.
         SELECT held.task_id, held.request INTO task_id, request FROM idempotency_keys held
             WHERE held.namespace = ns AND held.key = k;
         EXIT WHEN FOUND;
     END LOOP;
 END $$;
 
--- The origin from which a sub-task's idempotency keys are made: that of its parent and the step that asked for it, so
--- that a replay of the tree shows outside systems the same keys.
+-- The origin of a sub-task's idempotency keys, derived from its parent's origin and the step that created it, so that a
+-- replay of the tree presents the same keys to outside systems.
 CREATE OR REPLACE FUNCTION minion_effect_origin(parent uuid, step integer) RETURNS uuid
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT encode(substring(sha256(convert_to(parent::text || '/' || step::text, 'UTF8')) FOR 16), 'hex')::uuid
 $$;
 
--- The one insert behind every way in. `request` holds agent | capability | messages, input, and optionally
--- input_order (of its keys: `minion_key_order`),
--- namespace, idempotency_key, key, labels, priority, run_at, deadline, conversation_id, parent_id, parent_step,
--- replay_of, new_keys (a replay whose calls get new idempotency keys), agent_version_id, traceparent, submitted_by, unique_key, unique_while, budget ({tokens, dollars, steps,
+-- The only insert of tasks, used by every entry point. `request` holds agent | capability | messages, input, and
+-- optionally input_order (of its keys: `minion_key_order`), namespace, idempotency_key, key, labels, priority, run_at,
+-- deadline, conversation_id, parent_id, parent_step, replay_of, new_keys (a replay whose calls get new idempotency
+-- keys), agent_version_id, traceparent, submitted_by, unique_key, unique_while, budget ({tokens, dollars, steps,
 -- seconds, on_breach}), and `validated`: the id of the agent version whose input schema the caller has already checked
 -- the input against.
 CREATE OR REPLACE FUNCTION minion_accept(request jsonb, OUT task_id uuid, OUT created boolean) LANGUAGE plpgsql
@@ -326,7 +327,7 @@ BEGIN
         PERFORM minion_open_budget(task_id, budget);
     END IF;
     urgency := COALESCE((request->>'priority')::smallint, parent.priority, 0);
-    -- Sub-tasks take no turns.
+    -- Sub-tasks do not wait for a predecessor.
     talk := CASE WHEN parent.id IS NULL THEN request->>'conversation_id' END;
     INSERT INTO task_status (task_id, state, capability, priority, due_at, deadline, namespace, agent_name, key,
                              conversation_id, rank)
@@ -334,15 +335,15 @@ BEGIN
             CASE WHEN checked THEN target.queue END, urgency,
             CASE WHEN begins > now() THEN begins END, ends,
             ns, COALESCE(target.agent_name, ''), COALESCE(request->>'key', parent.key, ''), talk,
-            -- What was begun comes before what was not: a sub-task stands where its parent stood.
+            -- Work that has begun comes first: a sub-task gets its parent's position.
             CASE WHEN parent.id IS NOT NULL AND begins IS NULL
                  THEN parent.rank - (urgency - parent.priority)::bigint * 60000000
                  ELSE minion_place(task_id, ns, talk, GREATEST(begins, clock_timestamp()), urgency) END);
     PERFORM minion_notify_pending();
 END $$;
 
--- Stores a submission that was refused where nobody waits for the answer, as a failed task. The same key gives the
--- same task.
+-- Stores a refused submission as a failed task, for entry points without a caller that waits for the answer. The same
+-- key returns the same task.
 CREATE OR REPLACE FUNCTION minion_refuse(agent text, idempotency text, failure jsonb, submitter text) RETURNS uuid
 LANGUAGE plpgsql AS $$
 DECLARE

@@ -1,12 +1,12 @@
--- Budgets: what a task and everything below it may use.
+-- Budgets: limits on the use of a task and everything below it.
 --
--- `tasks.budget_ids` lists the tasks whose budgets hold for a task, the root first: NULL for most. Before a step begins
--- its worst case is added to each of them, in the transaction that commits the step as started; when it is over, what
--- it really used replaces that. What no process replaces (it died) stays spent.
+-- `tasks.budget_ids` lists the tasks whose budgets apply to a task, the root first: NULL for most. Before a step
+-- begins, its worst case is added to each of them, in the transaction that commits the step as started. When the step
+-- is over, its actual use replaces that. A reservation that no process replaces (its process died) stays spent.
 --
 -- Lock order: rows of `budgets` come after those of tasks, the root's first.
 
--- The budget that a new task gets: the one that is asked for, that of the task it replays, or that of its agent.
+-- The budget of a new task: the requested one, that of the task it replays, or that of its agent.
 CREATE OR REPLACE FUNCTION minion_budget_for(request jsonb, version uuid) RETURNS jsonb LANGUAGE plpgsql STABLE
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -52,10 +52,10 @@ BEGIN
             (given->>'seconds')::double precision, COALESCE(given->>'on_breach', 'ask'));
 END $$;
 
--- The first budget that has no room for what is asked ({tokens, microdollars, steps}; `microdollars` null: nobody knows
--- the price). NULL: all have. `then`: what happens now. `fail` and `ask` are what the budget says; `wait` means that it
--- only lacks what other running steps hold, and will give back in part. `at`: the budget as it was found, by its
--- `changed_at`. Until that is another one, it has no more room than now.
+-- The first budget without room for the request ({tokens, microdollars, steps}; `microdollars` null: the price is
+-- unknown). NULL: all have room. `then`: the consequence. `fail` and `ask` are the budget's own setting; `wait` means
+-- that the missing amount is reserved by other running steps, which will give back a part. `at`: the version of the
+-- budget, by its `changed_at`. As long as that is the same, the budget has no more room than now.
 CREATE OR REPLACE FUNCTION minion_breach(ids uuid[], asked jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     tight record;
@@ -98,9 +98,9 @@ BEGIN
     END LOOP;
 END $$;
 
--- Writes a step down at its worst case on every budget above it: on all, or on none, and then the breach comes back.
--- `asked`: {step, tokens, microdollars, steps}. The caller holds the fence. Asking again changes nothing: a connection
--- may be lost after the commit.
+-- Charges a step's worst case to every budget above it: to all, or to none, and then returns the breach.
+-- `asked`: {step, tokens, microdollars, steps}. The caller must hold the fence. A repeated call changes nothing: a
+-- connection may be lost after the commit.
 CREATE OR REPLACE FUNCTION minion_reserve(t uuid, c integer, asked jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     ids uuid[] := (SELECT budget_ids FROM tasks WHERE id = t);
@@ -112,7 +112,7 @@ BEGIN
     IF EXISTS (SELECT 1 FROM reservations WHERE task_id = t AND step = (asked->>'step')::integer AND claim = c) THEN
         RETURN NULL;
     END IF;
-    -- A step counts once, however often it is begun. Its tokens and dollars count each time.
+    -- A step counts once, however often it begins. Its tokens and dollars count each time.
     asked := asked || jsonb_build_object('steps', CASE WHEN begun THEN 0 ELSE (asked->>'steps')::integer END);
     breach := minion_breach(ids, asked);
     IF breach IS NOT NULL THEN
@@ -132,8 +132,8 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- Replaces what a step reserved by what it used. `used`: {step, tokens, microdollars}; where one is null, nobody knows,
--- and what was reserved stays spent.
+-- Replaces a step's reservation with its actual use. `used`: {step, tokens, microdollars}; null values are unknown, and
+-- their reservation stays spent.
 CREATE OR REPLACE FUNCTION minion_settle_step(t uuid, c integer, used jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM minion_lock_budgets((SELECT budget_ids FROM tasks WHERE id = t));
@@ -150,8 +150,8 @@ BEGIN
         WHERE task_id = t AND claim = c AND step = (used->>'step')::integer AND settled_at IS NULL;
 END $$;
 
--- `minion_write_steps` for a task that a budget holds for, with what its step reserves or has used. Where a budget has
--- no room nothing is written, and the flags hold the `breach`.
+-- `minion_write_steps` for a task with a budget, with the amounts that its step reserves or has used. If a budget has
+-- no room, nothing is written, and the flags contain the `breach`.
 CREATE OR REPLACE FUNCTION minion_spend(t uuid, c integer, journal jsonb, reserve jsonb, used jsonb) RETURNS jsonb
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -160,7 +160,7 @@ BEGIN
     IF NOT minion_fence(t, c) THEN
         RETURN NULL;
     END IF;
-    -- Who is cancelled begins nothing any more.
+    -- A cancelled task begins no more steps.
     IF reserve IS NOT NULL AND NOT (SELECT cancel_requested FROM task_status WHERE task_id = t) THEN
         breach := minion_reserve(t, c, reserve);
         IF breach IS NOT NULL THEN
@@ -173,9 +173,9 @@ BEGIN
     RETURN minion_write_steps(t, c, journal);
 END $$;
 
--- Wakes tasks that wait for a budget (for `owner`'s, if one is named) which has room for them now, and those that it is
--- to fail. Returns how many. What a waiting task asked for, and which budget had no room for it, stands in the error of
--- its last execution.
+-- Wakes tasks that wait for a budget (for `owner`'s, if given) that now has room for them, and those that it must fail.
+-- Returns their number. The requested amounts of a waiting task, and the budget without room for them, are in the error
+-- of its last execution.
 CREATE OR REPLACE FUNCTION minion_wake_funded(most integer, owner uuid DEFAULT NULL) RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -194,10 +194,10 @@ BEGIN
                 JOIN executions e ON e.task_id = s.task_id AND e.claim = s.claim
                 JOIN budgets b ON b.task_id = (e.error->>'budget')::uuid
                 WHERE s.state = 'waiting' AND s.wait_reason = 'budget' AND (owner IS NULL OR b.task_id = owner)
-                  -- Nothing has changed for the others. (A budget that fails has waiters only while running steps hold
-                  -- what they lack; those may die without a change.)
+                  -- For the others nothing has changed. (A budget that fails tasks has waiting ones only while running
+                  -- steps hold the missing amounts; those steps may die without a change.)
                   AND (b.on_breach = 'fail' OR b.changed_at <> (e.error->>'at')::timestamptz)
-                -- Where they are too many for one look nobody is always among those left out.
+                -- Random, so that none is always left out if there are more than `most`.
                 ORDER BY random() LIMIT most FOR NO KEY UPDATE OF s SKIP LOCKED) w
             ORDER BY w.root_id, w.rank, w.task_id
     LOOP
@@ -208,7 +208,7 @@ BEGIN
         END IF;
         breach := minion_breach(waiter.budget_ids, waiter.asked);
         IF breach->>'then' <> 'fail' THEN
-            -- It waits for the next change of what it lacks now.
+            -- The task waits for the next change of the budget that it lacks now.
             UPDATE executions SET error = error || jsonb_build_object('budget', breach->'budget', 'at', breach->'at')
                 WHERE task_id = waiter.task_id AND claim = waiter.claim;
             CONTINUE;
@@ -216,7 +216,7 @@ BEGIN
             together := waiter.asked || jsonb_build_object(
                 'tokens', tokens + COALESCE((waiter.asked->>'tokens')::bigint, 0),
                 'microdollars', microdollars + COALESCE((waiter.asked->>'microdollars')::bigint, 0));
-            -- There is room, but those before it may take it. It is looked at again, for they may leave it too.
+            -- There is room, but the tasks before it may take it. It is checked again, since they may leave some.
             CONTINUE WHEN minion_breach(waiter.budget_ids, together) IS NOT NULL;
             tokens := together->>'tokens';
             microdollars := together->>'microdollars';
@@ -231,8 +231,8 @@ BEGIN
 END $$;
 
 -- Changes the budget that a task waits for, or else its own: `extra` {tokens, microdollars, steps, seconds} is added to
--- its limits (seconds from now on, where they are over), `stop` has it fail whoever finds no room. Wakes whom that
--- concerns. Returns whose budget it is.
+-- its limits (seconds from now on, if they are over); `stop` makes it fail tasks that find no room. Wakes the tasks
+-- concerned. Returns the id of the budget's task.
 CREATE OR REPLACE FUNCTION minion_change_budget(t uuid, extra jsonb, stop boolean) RETURNS uuid LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -258,7 +258,7 @@ BEGIN
         RAISE EXCEPTION 'The budget of task % has no limit in %, so there is nothing to raise.', owner, missing
             USING ERRCODE = 'MN009';
     END IF;
-    -- Not in the statement that changes it: what that has computed before it waits for a lock would be kept.
+    -- A separate statement: values computed before it waits for a lock would be out of date.
     PERFORM minion_lock_budgets(ARRAY[owner]);
     UPDATE budgets b SET
             tokens = b.tokens + COALESCE((extra->>'tokens')::bigint, 0),
@@ -277,9 +277,9 @@ BEGIN
     RETURN owner;
 END $$;
 
--- Tasks whose time is over and that shall fail then, the oldest first, each with its breach. What has ended is due no more:
--- all of it at once, so that it is in nobody's way, and without a wait for locks. (Not where tasks are settled: that would
--- lock the budget of a tree before its sub-tasks.) What is in the queue will find out itself.
+-- Tasks whose time is over and that must fail now, the oldest first, each with its breach. Ended tasks are no longer
+-- due: they are all unmarked at once, so that they do not fill the batch, and without waiting for locks. (Not when a
+-- task is settled: that would lock the budget of a tree before its sub-tasks.) Queued tasks find out themselves.
 CREATE OR REPLACE FUNCTION minion_overtime(most integer) RETURNS TABLE (task_id uuid, breach jsonb) LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
@@ -293,8 +293,8 @@ BEGIN
         WHERE b.due_at < now() AND b.on_breach = 'fail' ORDER BY b.due_at LIMIT most;
 END $$;
 
--- Fails a task whose time is over, and cancels what is below it. Its execution counts as expired: that is what a worker
--- stops its processes by. False: it has ended, or is in the queue and will find out itself.
+-- Fails a task whose time is over, and cancels everything below it. Its execution counts as expired, which makes a
+-- worker stop its processes. False: the task has ended, or is queued and will find out itself.
 CREATE OR REPLACE FUNCTION minion_fail_overtime(t uuid, failure jsonb) RETURNS boolean LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -313,7 +313,7 @@ BEGIN
     RETURN now_at.state IN ('pending', 'running', 'waiting');
 END $$;
 
--- A task's own budget as people see it. What running steps hold is `reserved`, and not yet `spent`.
+-- A task's own budget as presented to users. Amounts held by running steps are `reserved`, and not yet `spent`.
 CREATE OR REPLACE FUNCTION minion_budget_of(t uuid) RETURNS jsonb LANGUAGE sql STABLE AS $$
     SELECT jsonb_build_object(
             'on_breach', b.on_breach,

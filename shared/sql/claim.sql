@@ -1,9 +1,9 @@
--- A minion takes a task. The claim number is the fence of every later write.
+-- Claiming a task. The claim number is the fence of every later write.
 
--- A minion takes a queued task: the claim number goes up and fences everybody who held it before. Pauses and limits
--- may have come since it was queued. NULL: somebody else has it, it has ended, or this worker is not known to be
--- alive. {refused: obstacle}: it may not start now; where the obstacle's kind is `rate`, the minion asks the limiter
--- and calls again with `granted`, or `minion_hold`.
+-- A minion claims a queued task: the claim number increases and fences every earlier holder. Pauses and limits
+-- may have been added since it was queued. NULL: another minion has claimed it, it has ended, or this worker is not
+-- known to be alive. {refused: obstacle}: it may not start now; if the obstacle's kind is `rate`, the minion must ask
+-- the limiter and call again with `granted`, or call `minion_hold`.
 CREATE OR REPLACE FUNCTION minion_claim(t uuid, expected integer, w uuid, granted boolean) RETURNS jsonb LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -47,9 +47,9 @@ BEGIN
     RETURN (SELECT to_jsonb(k) || jsonb_build_object(
         'claim', now_at.claim, 'worker_id', w, 'attempts', now_at.attempts, 'queue', now_at.capability,
         'stream_key', encode(secret, 'hex'),
-        -- Minions make idempotency keys from it.
+        -- Minions derive idempotency keys from it.
         'origin_id', COALESCE(k.effect_origin, k.origin_id),
-        -- A replay from a step begins with what was copied.
+        -- A replay from a step begins with the copied steps.
         'steps', CASE WHEN now_at.claim > 1 OR k.from_step IS NOT NULL THEN minion_journal(t) ELSE '[]'::jsonb END)
         FROM tasks k WHERE k.id = t);
 END $$;
@@ -61,7 +61,7 @@ BEGIN
     RETURN FOUND;
 END $$;
 
--- A journal as the next run reads it: the steps in order, a finished sub-task with its outcome.
+-- A journal as the next run reads it: the steps in order, finished sub-tasks with their outcomes.
 CREATE OR REPLACE FUNCTION minion_journal(t uuid) RETURNS jsonb LANGUAGE sql STABLE AS $$
     SELECT COALESCE(jsonb_agg(jsonb_strip_nulls(jsonb_build_object(
                'number', s.number, 'kind', s.kind, 'name', s.name, 'status', s.status, 'effect', s.effect,

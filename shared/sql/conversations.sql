@@ -1,6 +1,6 @@
 -- Summaries of conversations.
 
--- The step that sums up a conversation is paid for once: what it says is kept in the same transaction, for the
+-- The step that summarises a conversation is paid for once: its output is kept in the same transaction, for the
 -- conversation's next task.
 CREATE OR REPLACE FUNCTION minion_keep_summary() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -1,6 +1,6 @@
--- From pending to queued, and again where a message is presumed lost.
+-- From pending to queued, and again if a message is presumed lost.
 
--- Pins the agent version of a task that was routed by message, or releases one whose input has been checked.
+-- Pins the agent version of a task that was routed by message, or releases a task whose input has been checked.
 CREATE OR REPLACE FUNCTION minion_route(t uuid, version uuid, queue text) RETURNS boolean LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -14,7 +14,7 @@ BEGIN
     END IF;
     UPDATE tasks SET agent_version_id = version, agent_name = (SELECT name FROM agent_versions WHERE id = version)
         WHERE id = t AND agent_version_id IS NULL;
-    -- The agent may bring a budget; a task that came with its own keeps that.
+    -- The agent may have a budget; a task that was submitted with its own keeps that.
     IF FOUND AND NOT EXISTS (SELECT 1 FROM budgets WHERE task_id = t) THEN
         budget := minion_budget_for('{}', version);
         IF budget IS NOT NULL THEN
@@ -35,7 +35,7 @@ BEGIN
     RETURN true;
 END $$;
 
--- Ends a pending task before it ever ran: its input is invalid, or nobody can be found to run it.
+-- Ends a pending task before it first runs: its input is invalid, or no agent can be found for it.
 CREATE OR REPLACE FUNCTION minion_reject(t uuid, failure jsonb) RETURNS boolean LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 BEGIN
@@ -48,8 +48,8 @@ BEGIN
     RETURN true;
 END $$;
 
--- Takes pending tasks as far as each capability's window in the broker has room: twice the live slots, and
--- `smallest_window` at least. Capabilities that nobody serves stay pending.
+-- Takes pending tasks as far as each capability's window in the broker has room: twice the live slots, and at least
+-- `smallest_window`. Tasks of capabilities without a live worker stay pending.
 CREATE OR REPLACE FUNCTION minion_dispatch(lease interval, smallest_window integer)
 RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer,
                time_limit integer, priority smallint) LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
@@ -58,7 +58,7 @@ DECLARE
     limited boolean := EXISTS (SELECT 1 FROM limits WHERE scope <> 'model');
 BEGIN
     IF limited THEN
-        -- What is in flight must not change between counting and taking.
+        -- Tasks in flight must not change between counting and taking.
         PERFORM pg_advisory_xact_lock(hashtext('minion_dispatch'));
     END IF;
     FOR served IN
@@ -72,8 +72,9 @@ BEGIN
     END LOOP;
 END $$;
 
--- Takes the next tasks of one capability. Each pair of key and agent has a line of its own, in the order of rank. The
--- keys take turns: who has the fewest tasks in flight comes first. What is paused, held or at its limit stays in line.
+-- Takes the next tasks of one capability. Each pair of tenant key and agent has its own queue, in the order of rank.
+-- The keys take turns: the one with the fewest tasks in flight comes first. Paused, held or limited tasks stay in their
+-- queue.
 CREATE OR REPLACE FUNCTION minion_take(cap text, window_size integer, limited boolean)
 RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer,
                time_limit integer, priority smallint) LANGUAGE plpgsql
@@ -125,8 +126,8 @@ BEGIN
                     WHERE p.state = 'pending' AND p.capability = cap AND p.namespace = u.namespace AND p.key = u.key
                       AND p.agent_name = u.agent_name AND p.rank < minion_parked()
                     ORDER BY p.rank, p.task_id
-                    -- Four times its share: enough where others have less, and little where there are many lines. What
-                    -- stays empty is for the next round.
+                    -- Four times its share: enough if others have less, and little if there are many queues. Unused
+                    -- room is left to the next round.
                     LIMIT LEAST(u.free_capability, u.free_agent, u.free_key,
                                 ceil(4.0 * (SELECT size FROM room) / (SELECT count(*) FROM rules))::integer)) c
             WHERE LEAST(u.free_capability, u.free_agent, u.free_key, 1) > 0
@@ -136,7 +137,7 @@ BEGIN
                 ON busy.namespace = f.namespace AND busy.key = f.key
             WHERE f.nth_of_key <= COALESCE(f.free_key, f.nth_of_key)
     ), within_agents AS (
-        -- The keys take turns in what an agent's limit leaves free, and so below in that of the capability.
+        -- The keys take turns in the room of an agent's limit, and below in that of the capability.
         SELECT t.*, row_number() OVER (PARTITION BY t.namespace, t.agent_name ORDER BY t.turn, t.rank, t.task_id)
                     AS nth_of_agent FROM turns t
     ), within_all AS (
@@ -160,8 +161,8 @@ BEGIN
 END $$;
 
 -- Messages presumed lost: a live worker of the capability has had a free slot for `patience` and its queue (one of
--- `empty`) holds no message; or it has been overtaken, and queues are first in, first out. They are published again
--- under the same claim, each time after twice the patience; a message too many finds nothing to claim.
+-- `empty`) holds no message; or later ones have overtaken it, though queues are first in, first out. They are published
+-- again under the same claim, each time after twice the patience; a duplicate message finds nothing to claim.
 CREATE OR REPLACE FUNCTION minion_republish(lease interval, patience interval, empty text[], most integer)
 RETURNS TABLE (task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer,
                time_limit integer, priority smallint) LANGUAGE sql SET enable_seqscan = off SET jit = off AS $$

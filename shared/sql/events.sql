@@ -1,13 +1,13 @@
--- What happened to a task, in order, for those who follow it.
+-- Events of a task, in order, for clients that follow it.
 --
--- Triggers write it, so that no function can forget it. Numbers have no gaps and no doubles, because whoever changes a
--- task's state or its steps holds the lock of its status row (or has just created the task). Two events are not stored:
--- number 1, that the task was accepted, is its row; the last one, how it ended, is its outcome.
+-- Triggers write them, so that no function can forget one. Numbers have no gaps and no duplicates, because the writer
+-- of a task's state or its steps holds the lock of its status row (or has just created the task). Two events are not
+-- stored: number 1, that the task was accepted, is its row; the last one, the end of the task, is its outcome.
 --
--- The triggers' plans are kept for a session's life, and every function that fires them has enable_seqscan off: to set
--- it here too would cost as much as the rest.
+-- The triggers' plans are cached for a session, and every function that fires them has enable_seqscan off: to set it
+-- here too would cost as much as the rest.
 
--- A queued task that goes back in line was pending for those who follow it, and is.
+-- A queued task that goes back to pending does not concern followers: to them it was pending all along.
 CREATE OR REPLACE FUNCTION minion_record_state() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO task_events (task_id, number, type, data) VALUES (
@@ -20,7 +20,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- A sub-task that ends after its parent changes the parent's step, but the parent's story is over.
+-- A sub-task that ends after its parent changes the parent's step, but the parent's events are over.
 CREATE OR REPLACE FUNCTION minion_record_step() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP = 'UPDATE' AND NEW.child_id IS NOT NULL
@@ -33,7 +33,7 @@ BEGIN
         'step.' || NEW.status,
         jsonb_strip_nulls(jsonb_build_object(
             'step', NEW.number, 'kind', NEW.kind, 'name', NEW.name, 'claim', NEW.claim, 'child_id', NEW.child_id,
-            -- A step that is made again forgets it.
+            -- A step that is executed again loses it.
             'error', CASE WHEN NEW.status = 'failed' THEN NULLIF(jsonb_strip_nulls(jsonb_build_object(
                 'type', NEW.error->'type', 'message', left(NEW.error->>'message', 2000))), '{}') END)));
     RETURN NULL;

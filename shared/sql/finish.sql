@@ -1,4 +1,4 @@
--- How a claim and a task end.
+-- The end of a claim and of a task.
 
 CREATE OR REPLACE FUNCTION minion_close_execution(t uuid, c integer, how text, result jsonb) RETURNS void LANGUAGE sql AS $$
     UPDATE executions SET
@@ -11,7 +11,7 @@ CREATE OR REPLACE FUNCTION minion_close_execution(t uuid, c integer, how text, r
     WHERE task_id = t AND claim = c AND outcome = 'running'
 $$;
 
--- Stores a large value once. Who names it locks it, so that retention cannot delete it before the name is committed.
+-- Stores a large value once. Users of the value lock it, so that retention cannot delete it before they commit.
 CREATE OR REPLACE FUNCTION minion_store_content(value jsonb) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     hash text := encode(sha256(convert_to(value::text, 'UTF8')), 'hex');
@@ -36,7 +36,7 @@ CREATE OR REPLACE FUNCTION minion_fingerprint(error jsonb) RETURNS text LANGUAGE
         'UTF8')), 'hex'), 16)
 $$;
 
--- What the webhooks are owed for a task that has ended, in the same transaction.
+-- Creates the webhook deliveries for a task that has ended, in the same transaction.
 CREATE OR REPLACE FUNCTION minion_owe_webhooks(t uuid, final text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT EXISTS (SELECT 1 FROM webhooks WHERE enabled) THEN
@@ -47,7 +47,7 @@ BEGIN
             WHERE w.enabled AND w.namespace = k.namespace AND (w.states = '{}' OR final = ANY (w.states))
               AND (w.agents = '{}' OR k.agent_name = ANY (w.agents)) AND k.labels @> w.labels
               AND (k.parent_id IS NULL OR NOT w.roots_only)
-            -- One that is being removed is waited for and left out: its foreign key would fail the task's end.
+            -- A webhook that is being removed is waited for and left out: its foreign key would fail the task's end.
             FOR KEY SHARE OF w
         ON CONFLICT DO NOTHING;
     IF FOUND THEN
@@ -55,7 +55,7 @@ BEGIN
     END IF;
 END $$;
 
--- Ends a task for good and tells its parent. The caller holds the locks: the parent's row, then the task's.
+-- Ends a task for good and notifies its parent. The caller must hold the locks: the parent's row, then the task's.
 CREATE OR REPLACE FUNCTION minion_settle(t uuid, final text, result jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     value jsonb := result->'output';
@@ -90,7 +90,7 @@ $$;
 
 -- A minion ends its task under the fence: last steps, execution, messages and outcome in one transaction.
 -- `result`: {output, output_order, error, steps, messages, cpu_seconds, peak_memory_bytes, input_tokens, output_tokens,
--- cost_microdollars}. NULL: the fence is lost. Else the state it ended in: a cancel or a deadline that came first wins.
+-- cost_microdollars}. NULL: the fence is lost. Else the final state: an earlier cancellation or deadline wins.
 CREATE OR REPLACE FUNCTION minion_finish(t uuid, c integer, final text, result jsonb) RETURNS text LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -126,10 +126,10 @@ BEGIN
     RETURN final;
 END $$;
 
--- Gives a running task back, to run again after `delay`: a retryable error, a lost child or worker, a hand-back.
+-- Releases a running task, to run again after `delay`: a retryable error, a lost child or worker, a hand-back.
 -- `charged` counts an attempt; a task whose attempts are used up fails with the error. Lost workers are not
--- charged, but a task that has lost as many of them as it has attempts (three at least) is stopped too.
--- NULL: the fence is lost. Else the state that the task is in now.
+-- charged, but a task that has lost as many workers as it has attempts (at least three) is stopped too.
+-- NULL: the fence is lost. Else the current state of the task.
 CREATE OR REPLACE FUNCTION minion_release(t uuid, c integer, how text, charged boolean, delay interval, result jsonb)
 RETURNS text LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -169,8 +169,8 @@ BEGIN
     RETURN 'pending';
 END $$;
 
--- `minion_release`, where this worker (NULL: whoever) holds the claim: who only had the message for it may not have got
--- it.
+-- `minion_release`, if this worker (NULL: any) holds the claim: a caller that only had the message for the claim may
+-- not have received the claim itself.
 CREATE OR REPLACE FUNCTION minion_release(t uuid, c integer, how text, charged boolean, delay interval, result jsonb, w uuid)
 RETURNS text LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 BEGIN
@@ -179,9 +179,9 @@ BEGIN
     RETURN CASE WHEN FOUND THEN minion_release(t, c, how, charged, delay, result) END;
 END $$;
 
--- Ends a task and everything below it. The task itself becomes `final` ('cancelled' or 'expired'); what is below
--- is cancelled. A running task that is cancelled is asked to stop; one that expires loses its claim at once.
--- Returns the state the task is in now.
+-- Ends a task and everything below it. The task itself becomes `final` ('cancelled' or 'expired'); everything below
+-- is cancelled. A running task that is cancelled is asked to stop; one that expires loses its claim immediately.
+-- Returns the current state of the task.
 CREATE OR REPLACE FUNCTION minion_end_tree(t uuid, final text, failure jsonb) RETURNS text LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -194,7 +194,7 @@ BEGIN
         RAISE EXCEPTION 'There is no task %.', t USING ERRCODE = 'MN008';
     END IF;
     PERFORM minion_lock_parent(t);
-    -- One generation after the other: whoever is locked makes no more children, so the next look finds them all.
+    -- One generation after the other: locked tasks create no more children, so the next query finds them all.
     WHILE generation IS NOT NULL LOOP
         FOREACH member IN ARRAY generation LOOP
             SELECT state INTO state_now FROM task_status WHERE task_id = member FOR NO KEY UPDATE;

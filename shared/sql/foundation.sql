@@ -1,7 +1,7 @@
 -- Functions that the tables' defaults, generated columns and triggers call. They are created before the tables.
 
 -- UUIDv7 (RFC 9562, method 3): milliseconds, then the fraction of a millisecond in 12 bits, then random bits.
--- PostgreSQL 18 has one of its own; the migration uses it there.
+-- PostgreSQL 18 has its own function, which the migration uses there.
 CREATE OR REPLACE FUNCTION minion_uuidv7() RETURNS uuid LANGUAGE plpgsql VOLATILE PARALLEL SAFE AS $$
 DECLARE
     micros bigint := floor(extract(epoch FROM clock_timestamp()) * 1000000);
@@ -14,7 +14,7 @@ BEGIN
     RETURN encode(bytes, 'hex')::uuid;
 END $$;
 
--- What routing by message searches: "SearchAgent" is also found as "search agent".
+-- The search text for routing by message: "SearchAgent" is also found as "search agent".
 CREATE OR REPLACE FUNCTION minion_search_text(name text, description text, capabilities text[]) RETURNS tsvector
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT setweight(to_tsvector('english'::regconfig, translate(
@@ -24,14 +24,14 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
         || setweight(to_tsvector('english'::regconfig, description), 'C')
 $$;
 
--- Who comes first: the lower number. A point of priority outweighs a minute of waiting, so that nobody waits for ever
--- and the order never has to be computed anew. Microseconds.
+-- A task's position in the queue: lower numbers come first. A point of priority outweighs a minute of waiting, so that
+-- no task waits indefinitely and the order never has to be recomputed. Microseconds.
 CREATE OR REPLACE FUNCTION minion_rank(since timestamptz, priority integer) RETURNS bigint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT (extract(epoch FROM since) * 1000000)::bigint - priority::bigint * 60000000
 $$;
 
--- The rank of a task that has to wait for its turn in a conversation: at the end of every line, where nobody looks.
+-- The rank of a task that waits for its predecessor in a conversation: at the end of every queue, where no query looks.
 CREATE OR REPLACE FUNCTION minion_parked() RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT 9000000000000000000
 $$;

@@ -1,4 +1,4 @@
--- Trigger functions that refuse what no function should do.
+-- Trigger functions that refuse invalid changes.
 
 CREATE OR REPLACE FUNCTION minion_transition_allowed(before text, after text) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$

@@ -1,7 +1,7 @@
 -- Pauses, limits and rate holds: why a task may not start now.
 
--- The limits that hold for a task, the narrowest name of each scope. `burst` is how many may start at once of those
--- that the rate permits: see `shared/limiter.py`.
+-- The limits that apply to a task, the narrowest name of each scope. `burst` is the number of tasks that may start at
+-- once within the rate: see `shared/limiter.py`.
 CREATE OR REPLACE FUNCTION minion_limits_of(ns text, cap text, agent text, k text)
 RETURNS TABLE (scope text, name text, rule text, max_running integer, rate integer, period_seconds double precision,
                burst integer) LANGUAGE sql STABLE AS $$
@@ -13,7 +13,7 @@ RETURNS TABLE (scope text, name text, rule text, max_running integer, rate integ
 $$;
 
 -- Why a task may not start now: {kind: turn | paused | max_running | rate, scope, name, …}; NULL: it may.
--- Claims of one conversation wait for each other here, and so do those of one limit, so that their count is right.
+-- Claims of one conversation wait for each other here, and so do those under one limit, so that their count is exact.
 CREATE OR REPLACE FUNCTION minion_obstacle(s task_status, granted boolean) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
     pause record;
@@ -22,7 +22,7 @@ DECLARE
     rates jsonb := '[]';
     first uuid;
 BEGIN
-    -- Who was accepted late, or scheduled, may have an earlier id than one that began meanwhile.
+    -- A task that was accepted late, or scheduled, may have an earlier id than one that has begun since.
     IF s.claim = 0 AND s.conversation_id IS NOT NULL THEN
         PERFORM pg_advisory_xact_lock(hashtext('minion_turn'), hashtext(s.conversation_id));
         first := minion_predecessor(s.task_id, s.namespace, s.conversation_id);
@@ -62,7 +62,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
--- A queued task whose rate does not permit it to start goes back in line, and nothing of that scope leaves it before.
+-- Rate hold: returns a queued task whose rate is used up to pending, and stops dispatch in that scope for `delay`.
 CREATE OR REPLACE FUNCTION minion_hold(t uuid, expected integer, rule_scope text, rule_name text, delay interval)
 RETURNS void LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE

@@ -1,8 +1,9 @@
 -- Replays from a step.
 
--- A new task that goes on where an ended one was: `request` is as for `minion_accept` and pins the same versions; the
--- journal before step `first` stands in the new one as what claim 0 made, without its costs. `edited`, {output,
--- output_order}: step `first` too, with this output. The caller has made sure that these steps can be read back.
+-- A new task that continues an ended one: `request` is as for `minion_accept` and pins the same versions. The journal
+-- before step `first` is copied to the new task as the work of claim 0, without its costs. `edited`, {output,
+-- output_order}: step `first` is copied too, with this output. The caller must ensure that these steps can be read
+-- back.
 CREATE OR REPLACE FUNCTION minion_replay_from(request jsonb, source uuid, first integer, edited jsonb, who text) RETURNS uuid
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -11,7 +12,7 @@ DECLARE
 BEGIN
     SELECT k.journal_format, COALESCE(k.history_before, o.finished_at) AS history_before INTO old
         FROM tasks k JOIN task_outcomes o ON o.task_id = k.id
-        -- Retention waits until its steps are copied.
+        -- Retention waits until the steps are copied.
         WHERE k.id = source FOR KEY SHARE OF k;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'There is no task % that has ended.', source USING ERRCODE = 'MN008';

@@ -1,8 +1,8 @@
 -- Security events of functions, and quarantine.
 
 -- Stores a security event of a function version, and quarantines the version at the `threshold`-th that counts since
--- it was stored or last released (0: never). What the code was denied counts for good. A limit or a crash may be the
--- doing of the input: it counts for an hour, and once for each task. Returns the version's status now.
+-- it was stored or last released (0: never). Denied actions always count. A limit or a crash may be caused by the
+-- input: it counts for an hour, and once for each task. Returns the version's current status.
 CREATE OR REPLACE FUNCTION minion_security_event(version uuid, task uuid, what text, facts jsonb, threshold integer)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE

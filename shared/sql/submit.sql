@@ -22,9 +22,9 @@ BEGIN
 END $$;
 
 -- For SQL callers, whatever their search_path: the task exists if and only if their transaction commits.
--- EXECUTE on it is the only right that they need, and lets them read nothing: it runs with its owner's rights. The
--- search_path and the limit of the input's size are therefore not theirs to choose.
--- Without input and messages the input is {}. While another task holds the unique key, the id is that one's.
+-- They need only EXECUTE on this function, which lets them read nothing: it runs with its owner's rights. They can
+-- therefore not choose the search_path and the limit of the input's size.
+-- Without input and messages the input is {}. If another task holds the unique key, that task's id is returned.
 CREATE OR REPLACE FUNCTION minion_submit(
     agent text,
     input jsonb DEFAULT NULL,
@@ -55,7 +55,7 @@ SET search_path FROM CURRENT SET minion.max_input_bytes = '' AS $$
                 THEN jsonb_build_object('input', COALESCE(input, '{}'::jsonb)) ELSE '{}'::jsonb END)
 $$;
 
--- Refuses a key that an object has twice, as HTTP does: jsonb would keep the last one.
+-- Refuses objects with a repeated key, as HTTP does: jsonb would keep the last value.
 CREATE OR REPLACE FUNCTION minion_refuse_repeated_keys(value json) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     twice text;

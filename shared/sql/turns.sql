@@ -1,8 +1,8 @@
--- Turns: the root tasks of one conversation run one after the other.
+-- Order within a conversation: its root tasks run one after the other.
 
--- The root tasks of one conversation run one after the other, in the order of their ids: one that was accepted before
--- and has not ended comes first, and so does one that has begun, whatever its id. NULL: none does.
--- The first entry of an index, however many tasks of the conversation wait or have ended. (Only root tasks have a
+-- The predecessor of a root task in its conversation, in the order of the ids: a task that was accepted before and has
+-- not ended comes first, and so does one that has begun, whatever its id. NULL: there is none.
+-- Reads the first entry of an index, however many tasks of the conversation wait or have ended. (Only root tasks have a
 -- conversation in `task_status`.)
 CREATE OR REPLACE FUNCTION minion_predecessor(t uuid, ns text, conversation text) RETURNS uuid LANGUAGE sql STABLE AS $$
     SELECT e.task_id FROM task_status e
@@ -11,14 +11,15 @@ CREATE OR REPLACE FUNCTION minion_predecessor(t uuid, ns text, conversation text
         ORDER BY e.claim = 0, e.task_id LIMIT 1
 $$;
 
--- A task's place in line from now on: parked while another of its conversation comes first.
+-- A task's rank from now on: `minion_parked` while it waits for its predecessor in the conversation.
 CREATE OR REPLACE FUNCTION minion_place(t uuid, ns text, conversation text, since timestamptz, priority integer) RETURNS bigint
 LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN conversation IS NOT NULL AND minion_predecessor(t, ns, conversation) IS NOT NULL
                 THEN minion_parked() ELSE minion_rank(since, priority) END
 $$;
 
--- Gives the next task of a conversation its place in line. What is locked by somebody else is found by the rescuer.
+-- Gives the next task of a conversation its rank. If another transaction has locked that task, the rescuer does it
+-- later.
 CREATE OR REPLACE FUNCTION minion_next_turn(ns text, conversation text) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -34,8 +35,8 @@ BEGIN
     END IF;
 END $$;
 
--- Parked tasks whose turn has come: a task that is accepted while the one before it ends may have missed that. It can
--- only be the turn of a conversation's first. Holds that are over go too.
+-- Ranks tasks whose predecessor is done: a task that is accepted while its predecessor ends may have missed that. Only
+-- the first waiting task of a conversation can be concerned. Also deletes expired rate holds.
 CREATE OR REPLACE FUNCTION minion_heal_turns(most integer) RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE

@@ -1,7 +1,7 @@
 -- Waits: sub-tasks, timers, signals, decisions and back-off. A waiting task holds no worker.
 
--- The end of an execution whose task goes on later: locks, writes its steps, closes it. NULL: the fence is lost.
--- 'cancelled': somebody wanted that first. 'running': the caller says what the task waits for.
+-- Ends an execution whose task continues later: locks, writes its steps, closes it. NULL: the fence is lost.
+-- 'cancelled': a cancellation came first. 'running': the caller must set what the task waits for.
 CREATE OR REPLACE FUNCTION minion_stop_running(t uuid, c integer, result jsonb) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     cancelled boolean;
@@ -23,8 +23,8 @@ END $$;
 
 -- Suspends a running task: creates its sub-tasks and its waits in one transaction.
 -- `children`: [{step, name, request_hash, request}]. `waits`: [{step, name, request_hash, seconds, signal, approval,
--- approval_order}]: a timer, a named signal, or what somebody has to approve (a list of one), with a time-out where there
--- are seconds. NULL: the fence is lost. Else the state it is in now.
+-- approval_order}]: a timer, a named signal, or a call to approve (a list of one), with a time-out if there are
+-- seconds. NULL: the fence is lost. Else its current state.
 CREATE OR REPLACE FUNCTION minion_suspend(t uuid, c integer, result jsonb, children jsonb, waits jsonb)
 RETURNS text LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -55,7 +55,7 @@ BEGIN
                     || CASE WHEN wait.approval IS NULL THEN '{}'::jsonb
                             ELSE jsonb_build_object('approval', wait.approval->0) END,
                 wait.approval_order, now() + wait.seconds * interval '1 s')
-        -- A task that was woken by something else asks for the same again.
+        -- A task that was woken by something else requests the same waits again.
         ON CONFLICT (task_id, number) DO NOTHING;
         IF wait.signal AND minion_take_signal(t, wait.step, wait.name) THEN
             still_open := still_open - 1;
@@ -74,8 +74,8 @@ BEGIN
     RETURN 'waiting';
 END $$;
 
--- Lets a running task go, uncharged, to run again after `delay`: it asked for it, or a limit does. NULL: the fence is
--- lost. Else the state it is in now.
+-- Releases a running task, uncharged, to run again after `delay`, at its own request or because of a limit. NULL: the
+-- fence is lost. Else its current state.
 CREATE OR REPLACE FUNCTION minion_snooze(t uuid, c integer, result jsonb, delay interval, reason text) RETURNS text
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -91,8 +91,7 @@ BEGIN
     RETURN 'waiting';
 END $$;
 
--- Suspends a running task until somebody says what became of an unsafe step that was interrupted. NULL: the fence is
--- lost.
+-- Suspends a running task until a person decides about an unsafe step that was interrupted. NULL: the fence is lost.
 CREATE OR REPLACE FUNCTION minion_ask(t uuid, c integer, result jsonb) RETURNS text LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -104,14 +103,14 @@ BEGIN
     RETURN state_now;
 END $$;
 
--- The address of what a person has to decide: equal only for the same step with the same request, and, of a step that was
--- interrupted, in the same claim. Who decides names it, so that the decision cannot meet another proposal.
+-- The hash of a decision's subject: equal only for the same step with the same request and, for an interrupted step, in
+-- the same claim. A decision names it, so that it cannot apply to another proposal.
 CREATE OR REPLACE FUNCTION minion_proposal(s steps) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT left(encode(sha256(convert_to(concat_ws(
         '/', s.task_id, s.number, s.request_hash, CASE WHEN s.kind <> 'wait' THEN s.claim END), 'UTF8')), 'hex'), 12)
 $$;
 
--- The steps of a waiting task that a person has to decide about, in order.
+-- The steps of a waiting task that need a person's decision, in order.
 CREATE OR REPLACE FUNCTION minion_undecided(t uuid) RETURNS SETOF steps LANGUAGE sql STABLE AS $$
     SELECT s.* FROM steps s JOIN task_status n ON n.task_id = s.task_id
         WHERE s.task_id = t AND s.status = 'started' AND n.state = 'waiting'
@@ -119,11 +118,12 @@ CREATE OR REPLACE FUNCTION minion_undecided(t uuid) RETURNS SETOF steps LANGUAGE
         ORDER BY s.number
 $$;
 
--- A person's decision about a step that waits for it: `approve` or `reject` what is proposed (`content`: other arguments
--- than proposed), `result`, `again` or `fail` for one that was interrupted (`content`: its result). `content_order` is
--- that of its keys.
--- `step_number` and `proposal` (see `minion_proposal`) say which; where something else waits, the decision is refused.
--- Returns {state, step, name, proposal, verdict, value, value_order}: the state the task is in now, and what was decided.
+-- A person's decision about a step: `approve` or `reject` a proposed call (`content`: arguments that replace the
+-- proposed ones), `result`, `again` or `fail` for an interrupted one (`content`: its result). `content_order` is the
+-- order of its keys.
+-- `step_number` and `proposal` (see `minion_proposal`) identify the step; if another one waits, the decision is
+-- refused. Returns {state, step, name, proposal, verdict, value, value_order}: the current state of the task, and the
+-- decision.
 CREATE OR REPLACE FUNCTION minion_decide_v2(t uuid, step_number integer, proposal text, verdict text, content jsonb,
                                             content_order jsonb, reason text, who text)
 RETURNS jsonb LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
@@ -188,7 +188,7 @@ RETURNS text LANGUAGE sql AS $$
     SELECT minion_decide_v2(t, step_number, NULL, verdict, content, NULL, reason, who)->>'state'
 $$;
 
--- The oldest signal of that name that no other wait took finishes the step.
+-- The oldest signal of that name that no other wait has consumed finishes the step.
 CREATE OR REPLACE FUNCTION minion_take_signal(t uuid, wait_step integer, signal text) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     taken signals;
@@ -210,8 +210,8 @@ CREATE OR REPLACE FUNCTION minion_signal(t uuid, signal text, content jsonb) RET
     SELECT minion_signal_v2(t, signal, content, NULL)
 $$;
 
--- Sends a signal to a task. It is kept until the task waits for it. `content_order` is that of its keys
--- (`minion_key_order`). Returns the state the task is in now.
+-- Sends a signal to a task. It is kept until the task waits for it. `content_order` is the order of its keys
+-- (`minion_key_order`). Returns the current state of the task.
 CREATE OR REPLACE FUNCTION minion_signal_v2(t uuid, signal text, content jsonb, content_order jsonb) RETURNS text
 LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
@@ -237,8 +237,8 @@ BEGIN
     RETURN (SELECT state FROM task_status WHERE task_id = t);
 END $$;
 
--- Scheduled tasks that are due, and waiting ones whose time ran out. A wait that timed out is a finished step, which says
--- so.
+-- Wakes scheduled tasks that are due, and waiting ones whose time ran out. A wait that timed out is a finished step
+-- with that result.
 CREATE OR REPLACE FUNCTION minion_wake_due(most integer) RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
@@ -272,14 +272,14 @@ BEGIN
     RETURN woken;
 END $$;
 
--- What a task's open steps wait for; a person comes first, who would not know otherwise that he is asked.
+-- The reason for which a task waits; approvals take precedence, so that the person who must act is shown first.
 CREATE OR REPLACE FUNCTION minion_waits_for(t uuid) RETURNS text LANGUAGE sql STABLE AS $$
     SELECT CASE WHEN bool_or(s.input ? 'approval') THEN 'approval' WHEN bool_or(s.kind = 'subtask') THEN 'subtask'
                 WHEN bool_or(s.input->>'signal' IS NOT NULL) THEN 'signal' ELSE 'timer' END
         FROM steps s WHERE s.task_id = t AND s.kind IN ('subtask', 'wait') AND s.status = 'started'
 $$;
 
--- So many waits of a waiting task are over: it is woken at zero, once. The caller holds its lock.
+-- Counts down finished waits of a waiting task and wakes it once, at zero. The caller must hold its lock.
 CREATE OR REPLACE FUNCTION minion_count_down(t uuid, over integer) RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     now_at text;
@@ -299,10 +299,10 @@ BEGIN
     RETURN COALESCE(now_at = 'pending', false);
 END $$;
 
--- Waiting tasks that no step of theirs keeps, whatever their count says: belt and braces, for the count is kept in the
--- transactions that end what is waited for. So it looks at `most` waiting tasks at a time, those after the task `after`.
--- A wait that began in the future began now, and ends as much earlier: the clock was put back (`minion_heal_clock`).
--- Returns how many were woken, and the last that it looked at; NULL: there are no more.
+-- Wakes waiting tasks without open steps, whatever their count says. A safety net: the count is kept in the transactions
+-- that end the waits. It checks `most` waiting tasks at a time, those after the task `after`. A wait that began in the
+-- future began now, and ends as much earlier: the clock was put back (`minion_heal_clock`).
+-- Returns the number of woken tasks, and the last checked one; NULL: there are no more.
 CREATE OR REPLACE FUNCTION minion_heal_waits(after uuid, most integer, OUT woken integer, OUT last uuid) LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE

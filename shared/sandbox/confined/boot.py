@@ -3,8 +3,8 @@
     python -I -S -c "…; from confined import openssl; openssl.leave_out()
     from confined import boot; boot.main()" CONTROL_DESCRIPTOR
 
-The settings arrive on the control socket as JSON: `path`, `preload`, `failed` (packages that functions have to do
-without, and why), `without`, `host` (a pid).
+The settings arrive on the control socket as JSON: `path`, `preload`, `failed` (packages that are not available to
+functions, and why), `without`, `host` (a pid).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main() -> None:
     try:
         zygote.serve()
     except OSError as error:
-        # Where the host is gone, nobody listens.
+        # If the host is gone, there is no receiver.
         with contextlib.suppress(OSError):
             _tell(control, wire.LOST, {"reason": shortage.of(error) or f"the zygote ended: {error}"})
 
@@ -82,7 +82,7 @@ def _equipment(layers: confinement.Layers, architecture: Architecture, hooks: li
     strict = Filter(CHILD_RULES, architecture) if layers.wanted("seccomp") else None
     with_rlimits = layers.wanted("rlimits")
     layers.active += ["seccomp"] * bool(strict) + ["rlimits"] * with_rlimits
-    # The end of a pid namespace's first process is the end of all others.
+    # When the first process of a pid namespace ends, the kernel kills all others in it.
     orphans_live = "pid_namespace" not in layers.active
     return child.Equipment(strict, with_rlimits, orphans_live, tuple(hooks))
 
@@ -97,10 +97,10 @@ def _architecture() -> Architecture:
 def _prepare_interpreter(
     settings: dict[str, Any], architecture: Architecture, control: socket.socket
 ) -> list[child.Hook]:
-    """Load all that a function may ever import, then take the ways to load more away.
+    """Load everything that a function may ever import, then remove the means to load more.
 
     Returns:
-        What has to be called in each child.
+        The hooks to call in each child.
     """
     warnings.simplefilter("ignore")
     os.environ.clear()
@@ -127,7 +127,7 @@ _FINDERS = ("BuiltinImporter", "FrozenImporter")
 
 
 def _load_zones() -> None:
-    """Keep the data of all time zones: there will be no files to read it from."""
+    """Keep the data of all time zones in memory: there will be no files to read it from."""
     data: dict[str, bytes] = {}
     for name in zoneinfo.available_timezones():
         with contextlib.suppress(OSError, zoneinfo.ZoneInfoNotFoundError), _open_zone(name) as file:
@@ -149,7 +149,7 @@ def _open_zone(name: str) -> Any:
 
 
 def _split(layers: confinement.Layers, host: int) -> None:
-    """Enter the namespaces, and be the first process of the new pid namespace."""
+    """Enter the namespaces, and become the first process of the new pid namespace."""
     own_proc = os.open("/proc/self", os.O_PATH | os.O_DIRECTORY)
     if confinement.enter_namespaces(layers, own_proc):
         pid = os.fork()
@@ -159,7 +159,7 @@ def _split(layers: confinement.Layers, host: int) -> None:
 
 
 def _wait_for(pid: int, host: int) -> None:
-    """What is left outside the pid namespace: it waits for the end of either side, and the zygote ends with it."""
+    """Wait outside the pid namespace for either side to end; the zygote ends with this process."""
     zygote = os.pidfd_open(pid)
     low, high = sorted((zygote, host))
     for begin, end in ((0, low), (low + 1, high), (high + 1, 1 << 10)):
@@ -170,7 +170,7 @@ def _wait_for(pid: int, host: int) -> None:
 
 
 def _volunteer() -> None:
-    """Be the first to go when memory runs out on the whole machine."""
+    """Make this process the first choice when the whole machine runs out of memory."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
 
@@ -182,13 +182,13 @@ def _facts() -> dict[str, int]:
 
 
 def _seal(layers: confinement.Layers, architecture: Architecture) -> None:
-    """The last steps, after which nothing more can be opened."""
+    """Take the last steps, after which nothing more can be opened."""
     limits.limit_stack()
     _volunteer()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     confinement.confine(layers, os.open("/proc/self", os.O_PATH | os.O_DIRECTORY))
     if "pid_namespace" in layers.active:
-        # One that is stopped notices nothing. Its parent has one thread, whose end is the end of the process.
+        # A stopped parent would notice nothing. It has one thread, whose end is the end of the process.
         privileges.die_with_parent()
     if layers.wanted("rlimits"):
         limits.limit_zygote()
@@ -197,12 +197,12 @@ def _seal(layers: confinement.Layers, architecture: Architecture) -> None:
 
 
 def _withhold(standard_library: bool) -> None:
-    """Remove from `sys.modules` what the zygote loaded for itself, and the finders that would load it again.
+    """Remove from `sys.modules` the modules that the zygote loaded for itself, and the finders that would reload them.
 
     The modules stay in memory, because other modules refer to them.
 
     Args:
-        standard_library: whether its modules are withheld too. Preloaded packages may still have to import them.
+        standard_library: whether its modules are withheld too. Preloaded packages may still need to import them.
     """
     for name in list(sys.modules):
         if modules.is_own(name) or (standard_library and modules.is_withheld(name)):

@@ -1,6 +1,6 @@
-"""What a canary child attempts. Every attempt must fail, or the sandbox does not serve.
+"""The escape attempts of a canary child. Every attempt must fail, or the sandbox does not serve.
 
-The attempts go straight to the kernel: what counts is what it does, not what the set-up calls returned.
+The attempts go straight to the kernel: they test its behaviour, not the return values of the set-up calls.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ FATAL: dict[str, Callable[[], None]] = {"fork": _fork, "exec": _execute, "ptrace
 
 
 def attempt(request: Request) -> bytes:
-    """Try what the request names ("canary", or one of `FATAL`) and report what succeeded."""
+    """Try the escape that the request names ("canary", or one of `FATAL`) and report what succeeded."""
     names = POLITE if request.operation == "canary" else {request.operation: FATAL[request.operation]}
     succeeded = [name for name, action in names.items() if _succeeds(action)]
     body = json.dumps(succeeded).encode()

@@ -1,4 +1,4 @@
-"""What a function prints."""
+"""Captures the output that a function prints."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import io
 
 
 class StdoutTooLarge(BaseException):
-    """More was printed than is kept; not an `Exception`, so that honest handlers let it pass."""
+    """Printed output exceeds the limit; not an `Exception`, so that well-behaved handlers let it pass."""
 
 
 class Capture(io.StringIO):
-    """Stands in for stdout and stderr, and stops a function that floods it.
+    """Replaces stdout and stderr, and stops a function that floods them.
 
     Args:
         limit: bytes of UTF-8 that are kept.
@@ -23,14 +23,14 @@ class Capture(io.StringIO):
 
     @property
     def overflowed(self) -> bool:
-        """Whether more was printed than is kept."""
+        """True if more was printed than is kept."""
         return self.written > self.limit
 
     def write(self, text: str) -> int:
-        """Keep what fits.
+        """Keep as much as fits.
 
         Raises:
-            StdoutTooLarge: it did not all fit.
+            StdoutTooLarge: some of it did not fit.
         """
         room = self.limit - self.written
         self.written += len(text) if text.isascii() else len(text.encode("utf-8", "backslashreplace"))

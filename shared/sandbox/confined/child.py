@@ -1,4 +1,4 @@
-"""A parked child: confined for good, warmed up, it serves one request and ends."""
+"""A parked child: permanently confined and warmed up, it serves one request and ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .seccomp import CHANNEL, CHILD_RULES, Filter
 from .syscalls import Architecture
 
 Hook = Callable[[], object]
-"""What a preloaded package wants to be called in each child."""
+"""A function that a preloaded package needs to have called in each child."""
 
 _HIGHEST_DESCRIPTOR = 1 << 20
 _CHUNK = 1 << 16
@@ -41,12 +41,12 @@ async def main(numbers):
 
 @dataclass(frozen=True)
 class Equipment:
-    """What each child of a zygote gets.
+    """Settings for each child of a zygote.
 
     Attributes:
-        strict: the system-call filter, or None where a test leaves it out.
+        strict: the system-call filter, or None if a test leaves it out.
         with_rlimits: whether resource limits are set.
-        orphans_live: whether a child would outlive its zygote by itself.
+        orphans_live: whether a child would outlive its zygote without further measures.
         hooks: called first in each child.
     """
 
@@ -57,7 +57,7 @@ class Equipment:
 
 
 def live(channel: int, equipment: Equipment) -> None:
-    """Everything that a child ever does; it ends with the process."""
+    """Run the whole life of a child; it ends with the process."""
     os.dup2(channel, CHANNEL)
     os.closerange(CHANNEL + 1, _HIGHEST_DESCRIPTOR)
     if equipment.orphans_live:
@@ -71,12 +71,12 @@ def live(channel: int, equipment: Equipment) -> None:
         equipment.strict.install()
     _warm_up()
     _write(_serve(_receive))
-    # The host reads this process's CPU time and memory, then ends it. It must not vanish before.
+    # The host reads this process's CPU time and memory, then ends it. It must not exit before.
     os.read(CHANNEL, 1)
 
 
 def try_out(hooks: Sequence[Hook], architecture: Architecture) -> None:
-    """In a copy of what will be a zygote: be a child, with all that could end it, and run a small function."""
+    """In a copy of the future zygote: act as a child, with everything that could end one, and run a small function."""
     for hook in hooks:
         hook()
     limits.limit_child()
@@ -92,14 +92,14 @@ def live_unconfined(own_size: int) -> None:
 
 
 def rehearse() -> None:
-    """In the zygote: run small functions until the interpreter has specialised and cached what they need."""
+    """Run small functions in the zygote until the interpreter has specialised and cached the code that they need."""
     for _ in range(_REHEARSALS):
         _serve(lambda: _PLAIN_REQUEST)
         _serve(lambda: _ASYNC_REQUEST)
 
 
 def _warm_up() -> None:
-    """Touch the pages that a function will write to, for as long as there is nothing better to do."""
+    """Touch the pages that a function will write to, until a request arrives."""
     if not _channel.poll(0):
         _serve(lambda: _PLAIN_REQUEST)
         if not _channel.poll(_SHORT_IDLE):
@@ -111,7 +111,7 @@ _channel.register(CHANNEL, select.POLLIN)
 
 
 def _rehearsal(source: str) -> bytes:
-    """A request that changes nothing: its limits are the highest that there are."""
+    """Return a request that changes nothing: its limits are the highest possible."""
     return request.Request(
         operation="call",
         entrypoint="main",
@@ -133,13 +133,13 @@ _ASYNC_REQUEST = _rehearsal(_ASYNC)
 
 
 def forget_terminal() -> None:
-    """No standard stream, and the interpreter's own handler of SIGINT undone."""
+    """Close the standard streams, and remove the interpreter's own handler of SIGINT."""
     sys.stdin = None
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _serve(receive: Callable[[], bytes], own_size: int = 0) -> bytes:
-    """Read a request, put its limits on, and do what it asks; returns the reply.
+    """Read a request, apply its limits, and do what it asks; return the reply.
 
     Args:
         receive: returns the next bytes of the request.

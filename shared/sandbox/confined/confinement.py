@@ -1,7 +1,7 @@
-"""Puts the layers on, one after the other, and keeps a record of which held.
+"""Applies the confinement layers one after the other, and records which ones are active.
 
-What cannot be had (a container without namespaces, a kernel without Landlock) is noted and left out; whether
-the rest suffices is for the host to judge, after its canaries have tried.
+Layers that are not available (in a container without namespaces, on a kernel without Landlock) are noted and left out.
+The host judges whether the rest suffices, after its canaries have tried to escape.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class Layers:
     """The record of layers.
 
     Attributes:
-        active: names of the layers that are on, in the order in which they were put on.
-        notes: why others are not.
+        active: names of the active layers, in the order in which they were applied.
+        notes: why others are not active.
     """
 
     def __init__(self, without: frozenset[str]) -> None:
@@ -27,7 +27,7 @@ class Layers:
         self._without = without
 
     def add(self, name: str, action: Callable[[], object]) -> bool:
-        """Put one layer on; returns whether it is."""
+        """Apply one layer; return whether it is active."""
         if name in self._without:
             self.notes.append(f"{name}: left out on request")
             return False
@@ -40,12 +40,12 @@ class Layers:
         return True
 
     def wanted(self, name: str) -> bool:
-        """Whether a layer that somebody else puts on is wanted."""
+        """Return whether a layer that other code applies is wanted."""
         return name not in self._without
 
 
 def enter_namespaces(layers: Layers, own_proc: int) -> bool:
-    """Leave the host's namespaces; returns whether the next child begins a new pid namespace."""
+    """Leave the host's namespaces; return whether the next child begins a new pid namespace."""
     if os.geteuid() != 0:
         layers.add("user_namespace", lambda: namespaces.enter_user_namespace(own_proc))
     for name in namespaces.NAMESPACES:
@@ -55,7 +55,7 @@ def enter_namespaces(layers: Layers, own_proc: int) -> bool:
 
 
 def confine(layers: Layers, own_proc: int) -> None:
-    """All layers that are inherited by the children: root, uid, capabilities, privileges, Landlock."""
+    """Apply all layers that children inherit: root, uid, capabilities, privileges, Landlock."""
     root = os.geteuid() == 0
     in_namespace = "mount_namespace" in layers.active
     if not (in_namespace and layers.add("empty_root", namespaces.enter_empty_root)) and root:
@@ -81,7 +81,7 @@ def _enter_temporary_folder() -> None:
 
 
 def _leave_root(layers: Layers, own_proc: int) -> None:
-    """Become nobody, and then nobody in a user namespace that owns none of the others."""
+    """Become the user nobody, and then nobody in a user namespace that owns none of the others."""
     if layers.add("unprivileged_uid", privileges.become_nobody):
         privileges.show_memory()
         layers.add("user_namespace", lambda: namespaces.enter_user_namespace(own_proc))

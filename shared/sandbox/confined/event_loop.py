@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Deadlock(BaseException):
-    """Every coroutine waits for something that no timer will ever bring."""
+    """Every coroutine waits for something that no timer will ever trigger."""
 
 
 class _SleepingSelector:
@@ -25,7 +25,7 @@ class _SleepingSelector:
 class SleepingEventLoop(asyncio.BaseEventLoop):
     """asyncio without input and output.
 
-    `run_in_executor` and `asyncio.to_thread` run the function at once, in place: there are no threads.
+    `run_in_executor` and `asyncio.to_thread` run the function immediately and in place: there are no threads.
     """
 
     def __init__(self) -> None:
@@ -33,10 +33,10 @@ class SleepingEventLoop(asyncio.BaseEventLoop):
         self._selector = _SleepingSelector()
 
     def _process_events(self, event_list: list[Any]) -> None:
-        """There are none."""
+        """Do nothing: there are no such events."""
 
     def _write_to_self(self) -> None:
-        """Nobody else could wake the loop."""
+        """Do nothing: no other thread could wake the loop."""
 
     def run_in_executor(  # type: ignore[override]
         self, executor: concurrent.futures.Executor | None, func: Callable[..., Any], *args: Any
@@ -60,7 +60,7 @@ def run(awaitable: Any) -> Any:
     """Wait for any awaitable on a fresh loop.
 
     Raises:
-        Deadlock: it waits for ever.
+        Deadlock: it would wait indefinitely.
     """
 
     async def wait() -> Any:

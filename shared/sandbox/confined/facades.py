@@ -1,7 +1,7 @@
-"""What a function sees of a safe module: its names, without the modules that it has imported for itself.
+"""A function's view of a safe module: its names, without the modules that it has imported for itself.
 
 `random._os` or `typing.sys` would be ways around the policy. Some modules are shown in part only (`modules.PARTS`), and
-some parts are replaced by ones that refuse paths.
+some parts are replaced by versions that refuse paths.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .in_memory import REPLACED
 from .modules import PARTS, SAFE_IMPORTS, is_allowed
 
 preloaded: set[str] = set()
-"""Packages that the operator has chosen to show as they are. Set once, in the zygote."""
+"""Packages that the operator has chosen to expose unchanged. Set once, in the zygote."""
 
 _IMPORT_SYSTEM = frozenset({"__builtins__", "__cached__", "__file__", "__loader__", "__path__", "__spec__"})
 _PARENTS = frozenset(".".join(parts[:-1]) for name in SAFE_IMPORTS if len(parts := name.split(".")) > 1) | {"xml"}
@@ -26,7 +26,7 @@ _hidden: dict[str, frozenset[str]] = {}
 
 
 class _Facade(ModuleType):
-    """The names of a module that are shown; its submodules are found when they are asked for."""
+    """The visible names of a module; submodules are looked up on access."""
 
     def __getattr__(self, name: str) -> Any:
         submodule = _submodule(self.__name__, name)
@@ -38,7 +38,7 @@ class _Facade(ModuleType):
 
 
 class _Sys(_Facade):
-    """The streams are those of the call, also where it replaces them."""
+    """`sys` for functions. The streams are those of the call, even if it replaces them."""
 
     @property
     def stdout(self) -> TextIO:
@@ -58,7 +58,7 @@ class _Sys(_Facade):
 
 
 def of(module: ModuleType) -> ModuleType:
-    """The facade of a safe module; any other module as it is."""
+    """Return the facade of a safe module; any other module is returned unchanged."""
     if not _has_facade(module):
         return module
     name = module.__name__
@@ -68,7 +68,7 @@ def of(module: ModuleType) -> ModuleType:
 
 
 def prepare() -> None:
-    """In the zygote: make all facades, and leave no way from their classes to what they hide."""
+    """Create all facades in the zygote, and leave no path from their classes to the hidden modules."""
     mimetypes.knownfiles.clear()
     mimetypes.init()
     for module in list(sys.modules.values()):
@@ -78,7 +78,7 @@ def prepare() -> None:
 
 
 def _show_flavours() -> None:
-    """From Python 3.12 on, a kind of path names the module that computes it, which knows `os`."""
+    """Hide path flavours: from Python 3.12 on, a kind of path names the module that computes it, which knows `os`."""
     copies: dict[str, ModuleType] = {}
     for kind in (pathlib.PurePath, pathlib.PurePosixPath, pathlib.PureWindowsPath):
         for attribute in ("_flavour", "parser"):
@@ -89,7 +89,7 @@ def _show_flavours() -> None:
 
 
 def hidden_name(module: str, names: Sequence[str]) -> str | None:
-    """Why one of the names cannot be imported from a module; None if all can, or if it has no facade."""
+    """Explain why one of the names cannot be imported from a module; None if all can, or if it has no facade."""
     real = sys.modules.get(module)
     if real is None or not _has_facade(real):
         return None
@@ -99,14 +99,14 @@ def hidden_name(module: str, names: Sequence[str]) -> str | None:
 
 
 def _submodule(module: str, name: str) -> ModuleType | None:
-    """A module below another one, if it is loaded and functions may see it."""
+    """Return a module below another one, if it is loaded and visible to functions."""
     found = sys.modules.get(f"{module}.{name}")
     seen = found is not None and (_has_facade(found) or is_allowed(found.__name__, preloaded))
     return found if seen else None
 
 
 def is_parent(name: str) -> bool:
-    """Whether this is a package above a module that functions may import."""
+    """Return whether this is a package above a module that functions may import."""
     return name in _PARENTS or any(package.startswith(f"{name}.") for package in preloaded)
 
 
@@ -126,7 +126,7 @@ def _make(module: ModuleType) -> ModuleType:
 
 
 def _plain(module: ModuleType) -> dict[str, Any]:
-    """What a module holds, without other modules and without what the import system notes there."""
+    """Return the content of a module, without other modules and without attributes of the import system."""
     return {
         key: value
         for key, value in vars(module).items()

@@ -1,5 +1,7 @@
-"""Classes and functions of the standard library that take a path or a file object, as functions see them: a path is
-refused with a clear error instead of by the kernel."""
+"""Standard-library classes and functions that take a path or a file object, as functions see them.
+
+A path is refused with a clear error, before the kernel refuses it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from typing import IO, Any, NoReturn
 
 NO_FILES = "there are no files in the sandbox: pass a file object, such as io.BytesIO(content) or io.StringIO(text)"
 MOST_FRAMES = 10_000
-"""Frames of Python that a function may ask for: more of them could overrun the stack of C."""
+"""Python frames that a function may request: more could overflow the C stack."""
 
 
 def _refuse_path(given: object) -> None:
@@ -64,7 +66,7 @@ def is_zipfile(filename: Any) -> bool:
 
 
 class ElementTree(ET.ElementTree):
-    """`ElementTree` that is read from file objects and written to them."""
+    """`ElementTree` that reads from file objects and writes to them."""
 
     def __init__(self, element: Any = None, file: Any = None) -> None:
         _refuse_path(file)
@@ -101,7 +103,7 @@ def canonicalize(xml_data: Any = None, *, out: Any = None, from_file: Any = None
 
 
 def configure_logging(**options: Any) -> None:
-    """`logging.basicConfig` without files: what is logged is part of what the function prints."""
+    """`logging.basicConfig` without files: log output is part of the function's printed output."""
     if options.get("filename") is not None:
         raise ValueError("there are no files in the sandbox: leave out `filename`, and what is logged is printed")
     logging.basicConfig(**options)
@@ -113,7 +115,7 @@ def make_msgid(idstring: str | None = None, domain: str = "localhost") -> str:
 
 
 def limit_recursion(limit: int) -> None:
-    """`sys.setrecursionlimit`, as far as the stack allows."""
+    """`sys.setrecursionlimit`, up to what the stack allows."""
     sys.setrecursionlimit(min(limit, MOST_FRAMES))
 
 
@@ -130,4 +132,4 @@ REPLACED: dict[str, dict[str, Any]] = {
     },
     "zipfile": {"ZipFile": ZipFile, "is_zipfile": is_zipfile},
 }
-"""By module: the names that are shown differently."""
+"""Names that are replaced for functions, by module."""

@@ -14,7 +14,7 @@ _SCOPE_SOCKETS_AND_SIGNALS = 0x3
 
 
 def abi() -> int:
-    """The newest rule set that the kernel understands.
+    """Return the newest ABI version that the kernel supports.
 
     Raises:
         OSError: the kernel has no Landlock, or it is switched off.
@@ -23,7 +23,7 @@ def abi() -> int:
 
 
 def deny_everything() -> int:
-    """Handle every right that is known and grant none.
+    """Handle every known right and grant none.
 
     Returns:
         The kernel's ABI version.

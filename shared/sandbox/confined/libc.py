@@ -51,23 +51,23 @@ def raw_syscall(number: int, *arguments: object, what: str = "syscall") -> int:
 
 
 def fork() -> int:
-    """The C library's fork, without Python's own work around it.
+    """Call the C library's fork, without Python's own work around it.
 
-    For a process with one thread only. `os.fork` would run every at-fork hook of the standard library in the
-    child and touch some 200 more pages, each of which the kernel has to copy. `reseed` makes up for the one
+    For single-threaded processes only. `os.fork` would run every at-fork hook of the standard library in the
+    child and touch some 200 more pages, each of which the kernel has to copy. `reseed` replaces the one
     hook that matters.
 
     Returns:
         The child's pid, or 0 in the child.
 
     Raises:
-        OSError: there can be no more processes.
+        OSError: no more processes can be created.
     """
     return _checked(_library_under_gil.fork(), "fork")
 
 
 def prctl(option: int, value: int = 0) -> int:
-    """`prctl(2)` with one argument; the other three are zero, as newer options demand."""
+    """Call `prctl(2)` with one argument; the other three are zero, as newer options require."""
     arguments = [ctypes.c_ulong(word) for word in (value, 0, 0, 0)]
     return _checked(_library.prctl(ctypes.c_int(option), *arguments), f"prctl({option})")
 
@@ -78,12 +78,12 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    """`mount(2)`."""
+    """Call `mount(2)`."""
     texts = [text.encode() if text is not None else None for text in (source, target, kind, options)]
     _checked(_library.mount(texts[0], texts[1], texts[2], ctypes.c_ulong(flags), texts[3]), f"mount {target}")
 
 
 def detach(target: str) -> None:
-    """Lazily unmount what lies at `target`."""
+    """Lazily unmount the file system at `target`."""
     mnt_detach = 2
     _checked(_library.umount2(target.encode(), mnt_detach), f"umount {target}")

@@ -1,4 +1,4 @@
-"""Resource limits: a second barrier behind the filter, and the hard edge of memory and CPU."""
+"""Resource limits: a second barrier behind the filter, and the hard limits of memory and CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import libc
 
 ONE_DESCRIPTOR = 1
 HIGHEST = (1 << 63) - 1
-"""As good as no limit, on every system."""
+"""Practically no limit, on every system."""
 STACK = 8 << 20
 NEVER = ("FSIZE", "CORE", "MEMLOCK", "MSGQUEUE", "SIGPENDING", "RTPRIO", "NICE")
 
@@ -21,16 +21,18 @@ def _tighten(name: str, value: int) -> None:
 
 
 def limit_stack() -> None:
-    """A known stack, whatever the host's is: the C stack decides where deep recursion ends. A function must not raise
-    its limit: a stack is not data."""
+    """Set a known stack size, independent of the host's: the C stack decides where deep recursion ends.
+
+    A function must not raise its limit: a stack does not count as data.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     _tighten("STACK", STACK if hard == resource.RLIM_INFINITY else min(STACK, hard))
 
 
 def limit_zygote() -> None:
-    """What neither a zygote nor a function needs: files, locked memory, queues, priorities, huge pages.
+    """Remove what neither a zygote nor a function needs: files, locked memory, queues, priorities, huge pages.
 
-    Of a huge page a function can give back all but a corner: that counts as the corner and stays as the whole.
+    A function can give back all but a corner of a huge page: only the corner is then counted, but the whole stays.
     """
     for name in NEVER:
         _tighten(name, 0)
@@ -39,25 +41,25 @@ def limit_zygote() -> None:
 
 
 def limit_child() -> None:
-    """What a zygote needs and a function does not: processes, and any descriptor but its channel."""
+    """Remove what a zygote needs and a function does not: processes, and any descriptor but its channel."""
     resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (ONE_DESCRIPTOR, ONE_DESCRIPTOR))
 
 
 def limit_development() -> None:
-    """The part of `limit_child` that leaves a fresh interpreter able to import."""
+    """Apply the part of `limit_child` that still lets a fresh interpreter import."""
     for name in ("FSIZE", "CORE", "NPROC"):
         _tighten(name, 0)
 
 
 def limit_call(address_space: int, data: int, cpu_seconds: int) -> None:
-    """The limits of one call, or as much of them as the process is allowed anyway.
+    """Set the limits of one call, or as much of them as the process may have anyway.
 
     Args:
         address_space: bytes in all, the interpreter's own included.
         data: bytes of private writable memory, the interpreter's own included. A function that unmaps the interpreter's
             libraries gains address space, but no memory.
-        cpu_seconds: after which the kernel kills; the host's watch is the precise one.
+        cpu_seconds: CPU time after which the kernel kills; the host's watch is the precise one.
     """
     limits = (
         (resource.RLIMIT_AS, address_space),

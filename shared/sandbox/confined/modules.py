@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Collection
 
 DEFAULT_IMPORTS = frozenset({"json", "datetime", "math", "re", "collections", "itertools", "functools"})
-"""What every function store has allowed since the first version."""
+"""Modules that every function store has allowed since the first version."""
 
 LANGUAGE_IMPORTS = frozenset({"__future__", "abc", "collections.abc", "dataclasses", "enum", "typing"})
-"""What every function may import, whatever its list says: parts of the language that live in modules."""
+"""Modules that every function may import, whatever its list says: parts of the language itself."""
 
 SAFE_IMPORTS = DEFAULT_IMPORTS | LANGUAGE_IMPORTS | {
     # language support
     "ast", "contextlib", "copy", "logging", "numbers", "operator", "sys", "traceback", "types",
-    # numbers and chance
+    # numbers and randomness
     "bisect", "cmath", "decimal", "fractions", "heapq", "random", "secrets", "statistics",
     # text
     "base64", "binascii", "csv", "difflib", "email", "html", "io", "mimetypes", "pathlib", "posixpath", "pprint",
@@ -29,7 +29,7 @@ SAFE_IMPORTS = DEFAULT_IMPORTS | LANGUAGE_IMPORTS | {
     # order and concurrency
     "array", "asyncio", "contextvars", "graphlib", "queue", "weakref",
 }  # fmt: skip
-"""Modules that compute and do nothing else: the default of `Sandbox.call`."""
+"""Modules that only compute: the default of `Sandbox.call`."""
 
 _PATHS = {"basename", "commonpath", "commonprefix", "dirname", "isabs", "join", "normcase", "normpath", "split"}
 _PATHS |= {"splitdrive", "splitext", "splitroot", "altsep", "curdir", "extsep", "pardir", "pathsep", "sep"}
@@ -69,7 +69,7 @@ PARTS = {
         "is_zipfile",
     }),
 }  # fmt: skip
-"""Modules of which a function sees these names only: what computes, and neither files nor the interpreter's insides."""
+"""Modules of which a function sees these names only: pure computation, no files, no interpreter internals."""
 
 ENCODINGS = (
     "ascii", "idna", "latin_1", "punycode", "raw_unicode_escape", "unicode_escape",
@@ -82,7 +82,7 @@ ENCODINGS = (
     # East Asia
     "big5", "cp932", "cp949", "cp950", "euc_jp", "euc_kr", "gb18030", "gb2312", "gbk", "iso2022_jp", "shift_jis",
 )  # fmt: skip
-"""What text may be encoded in, besides UTF-8."""
+"""Text encodings other than UTF-8."""
 
 EMAIL = (
     "_header_value_parser", "base64mime", "charset", "contentmanager", "encoders", "errors", "feedparser", "generator",
@@ -118,17 +118,17 @@ _OWN = ("__main__", __package__)
 
 
 def is_withheld(name: str) -> bool:
-    """Whether a module of the standard library is kept from functions."""
+    """Return whether a module of the standard library is withheld from functions."""
     return is_allowed(name, WITHHELD) and not is_allowed(name, SAFE_IMPORTS)
 
 
 def is_own(name: str) -> bool:
-    """Whether a module belongs to the zygote itself."""
+    """Return whether a module belongs to the zygote itself."""
     return name.partition(".")[0] in _OWN
 
 
 def is_allowed(name: str, allowed: Collection[str]) -> bool:
-    """Whether a dotted module name, or a package above it, is in the list."""
+    """Return whether a dotted module name, or a package above it, is in the list."""
     if name in allowed:
         return True
     while name := name.rpartition(".")[0]:

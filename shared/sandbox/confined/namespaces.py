@@ -22,10 +22,10 @@ _REC_PRIVATE = 0x4000 | 0x40000
 
 
 def enter_user_namespace(own_proc: int) -> None:
-    """Become nobody in a user namespace of one's own, which maps this one uid and gid and no other.
+    """Become nobody in a new user namespace, which maps this one uid and gid and no other.
 
     Args:
-        own_proc: a descriptor of this process's folder in `/proc`, opened while there was one.
+        own_proc: a descriptor of this process's folder in `/proc`, opened while that existed.
 
     Raises:
         OSError: unprivileged user namespaces are switched off.
@@ -45,12 +45,12 @@ def enter_user_namespace(own_proc: int) -> None:
 
 
 def enter(name: str) -> None:
-    """Leave the host's namespace of that name; for `pid` this holds for the next child."""
+    """Leave the host's namespace of that name; for `pid` this applies to the next child."""
     libc.unshare(NAMESPACES[name])
 
 
 def enter_empty_root() -> None:
-    """Replace the whole file system by an empty read-only one.
+    """Replace the whole file system with an empty read-only one.
 
     Raises:
         OSError: there is no mount namespace, or no right to mount in it.
@@ -66,7 +66,7 @@ def enter_empty_root() -> None:
 
 
 def enter_empty_folder(folder: str) -> None:
-    """Where mounts are not permitted: make an empty folder the root, then take its name away.
+    """Make an empty folder the root, then remove its name, if mounts are not permitted.
 
     Raises:
         OSError: the process may not `chroot`.

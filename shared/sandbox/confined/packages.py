@@ -1,7 +1,7 @@
 """Packages of the running environment that functions may import: loaded before confinement, or refused with a reason.
 
-They are trusted code and run unconfined once. Whatever a package does that functions cannot live with (native threads,
-shared memory, system calls in a hook of `fork`) is found out here, before it takes all functions down.
+They are trusted code and run unconfined once. Anything in a package that is incompatible with functions (native
+threads, shared memory, system calls in a hook of `fork`) is detected here, before it takes all functions down.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _THREAD_VARIABLES = (
     "TBB_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
 )  # fmt: skip
 ONE_THREAD = dict.fromkeys(_THREAD_VARIABLES, "1")
-"""What numerical libraries read when they are loaded: a process with threads cannot be forked."""
+"""Environment variables that numerical libraries read on loading: a process with threads cannot be forked."""
 
 NOT_FOR_FUNCTIONS = frozenset({"__main__", "conftest", "test", "tests"})
-"""Submodules that are programs, or tests of the package itself."""
+"""Submodules that are programs or tests of the package itself."""
 
 THREADS_END = 1.0
-"""Seconds that threads have to end after an import that has used some."""
+"""Seconds in which threads started by an import must end."""
 
 
 class PackageRefused(Exception):
-    """Functions have to do without a package; the text says why."""
+    """The package is not available to functions; the text says why."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(reason)
@@ -49,15 +49,15 @@ def load(names: list[str], architecture: Architecture, announce: Callable[[str |
 
     Args:
         names: modules, in the order in which they are imported.
-        architecture: for trying out how functions fare.
+        architecture: for the trial run of a function.
         announce: called with each name before its import, which may end this process, and with None after the last one.
 
     Returns:
-        What has to be called in each child: the packages' own hooks of `fork`, which `libc.fork` does not run, and the
+        The hooks to call in each child: the packages' own hooks of `fork`, which `libc.fork` does not run, and the
         seeding of generators.
 
     Raises:
-        PackageRefused: one of them cannot be had. It may have left anything behind: this process must not serve.
+        PackageRefused: one of them is not available. It may have left anything behind: this process must not serve.
     """
     hooks: list[child.Hook] = []
     register = os.register_at_fork
@@ -93,7 +93,7 @@ def _import_with_submodules(name: str) -> None:
 
 
 def _submodules(package: ModuleType) -> Iterator[str]:
-    """Names of all modules below a package, each package before what is in it."""
+    """Yield the names of all modules below a package, each package before its content."""
     for found in pkgutil.iter_modules(getattr(package, "__path__", ()), f"{package.__name__}."):
         if found.name.rpartition(".")[2] in NOT_FOR_FUNCTIONS:
             continue
@@ -103,7 +103,7 @@ def _submodules(package: ModuleType) -> Iterator[str]:
 
 
 def _import_if_possible(name: str) -> None:
-    """Import a submodule. One that cannot be imported here (another system's, an optional part) is left out."""
+    """Import a submodule. One that cannot be imported here (another system's, an optional part) is skipped."""
     try:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:
@@ -112,9 +112,9 @@ def _import_if_possible(name: str) -> None:
 
 
 class _NothingElse:
-    """Keeps the submodules of a package from bringing more along than it requires.
+    """Import hook that keeps the submodules of a package from importing more than the package requires.
 
-    Other packages (a test runner, the frameworks that it has integrations for) would cost each child memory and time.
+    Other packages (a test runner, frameworks that it integrates with) would cost each child memory and time.
     """
 
     def __init__(self, package: str) -> None:
@@ -128,8 +128,8 @@ class _NothingElse:
 
     @cached_property
     def _required(self) -> set[str]:
-        """Top-level modules of the distributions that the package's own one depends on, however far away."""
-        # Where nothing is preloaded, it would be half a megabyte for nothing.
+        """Top-level modules of all distributions that the package's own one depends on, directly or indirectly."""
+        # Without preloaded packages this would cost half a megabyte for nothing.
         from importlib import metadata
 
         def requirements(distribution: str) -> set[str]:
@@ -159,7 +159,7 @@ _OPTIONAL = re.compile(r"\bextra\s*==")
 
 
 def _threads() -> str | None:
-    """Complain about threads that the last import has left. Those of a native library count too."""
+    """Report threads that the last import has left, including those of native libraries."""
     deadline = time.monotonic() + THREADS_END
     while (number := len(os.listdir("/proc/self/task")) - 1) and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -176,7 +176,7 @@ def _shared_memory() -> str | None:
 
 
 def _trial(hooks: list[child.Hook], architecture: Architecture) -> str | None:
-    """Let a copy of this process be the zygote of one function: hooks of `fork` may do what the filters forbid."""
+    """Let a copy of this process act as the zygote of one function: hooks of `fork` may do what the filters forbid."""
     pid = libc.fork()
     if pid == 0:
         try:
@@ -193,7 +193,7 @@ def _trial(hooks: list[child.Hook], architecture: Architecture) -> str | None:
 
 
 def _end_of(pid: int) -> int:
-    """The signal that ended a process, or its exit status."""
+    """Return the signal that ended a process, or its exit status."""
     _, status = os.waitpid(pid, 0)
     return os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
@@ -207,6 +207,6 @@ _COMPLAINTS = {
 
 
 def _seeds() -> list[child.Hook]:
-    """The global generators that are known: a copy of their state would give all calls the same numbers."""
+    """Return hooks that seed the known global generators: copied state would give all calls the same numbers."""
     numpy_random = sys.modules.get("numpy.random")
     return [numpy_random.seed] if numpy_random else []

@@ -1,6 +1,6 @@
-"""The Python-level policy: imports, builtins and names that no honest function needs.
+"""The Python-level policy: imports, builtins and names that no well-behaved function needs.
 
-It exists for early, readable errors. It is not the boundary: the kernel layers hold without it.
+Its purpose is early, readable errors. It is not the boundary: the kernel layers hold without it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FORBIDDEN_NAMES = frozenset({
 """Attributes and names that a source may not mention."""
 
 failed_packages: dict[str, str] = {}
-"""Packages that the operator preloads and that could not be had, with the reason. Set once, in the zygote."""
+"""Packages that the operator preloads but that could not be loaded, with the reason. Set once, in the zygote."""
 
 _IN_FORMAT = re.compile(r"\{[^{}]*[.\[](" + "|".join(sorted(FORBIDDEN_NAMES)) + r")\b")
 
@@ -43,7 +43,7 @@ class ImportDenied(ImportError):
 
 
 def forbidden_text(text: str) -> str | None:
-    """The forbidden name that a string constant is, or that its format fields reach for."""
+    """Return the forbidden name that a string constant contains, or that its format fields access."""
     if text in FORBIDDEN_NAMES:
         return text
     match = _IN_FORMAT.search(text) if "{" in text else None
@@ -51,7 +51,7 @@ def forbidden_text(text: str) -> str | None:
 
 
 def forbidden_in_code(code: CodeType) -> str | None:
-    """A forbidden name that compiled code mentions: a cheap search over its tables of names and constants."""
+    """Return a forbidden name in compiled code: a cheap search over its tables of names and constants."""
     for name in code.co_names:
         if name in FORBIDDEN_NAMES:
             return name
@@ -71,7 +71,7 @@ def _constants(values: Sequence[object] | frozenset[object]) -> Iterator[CodeTyp
 
 
 def import_problem(name: str, fromlist: Sequence[str], level: int, allowed: frozenset[str]) -> str | None:
-    """Why an import is refused, and the way out; None if it is not."""
+    """Explain why an import is refused, and the alternative; None if it is allowed."""
     if level:
         return "relative imports are not possible: a function is one module"
     if is_allowed(name, allowed) or is_allowed(name, LANGUAGE_IMPORTS):
@@ -101,7 +101,7 @@ _NETWORK = frozenset({
 
 
 def missing_package(name: str) -> str | None:
-    """Why a module is not there although the function may import it; None if it is there. No fault of the function."""
+    """Explain why an allowed module is not available; None if it is. The function is not at fault."""
     for package, reason in failed_packages.items():
         if is_allowed(name, {package}):
             return f"the package of {name!r} could not be preloaded by this worker: {reason}"
@@ -111,10 +111,10 @@ def missing_package(name: str) -> str | None:
 
 
 def restricted_builtins(allowed: frozenset[str]) -> dict[str, Any]:
-    """The builtins that a checked function sees.
+    """Return the builtins for a checked function.
 
-    The table is made once, in the zygote, and completed here: a child serves one call, and a copy would
-    touch every builtin object, each on a page of its own.
+    The table is created once, in the zygote, and completed here: a child serves one call, and a copy would
+    touch every builtin object, each on a separate page.
     """
     _RESTRICTED["__import__"] = _import_hook(builtins.__import__, allowed)
     return _RESTRICTED
@@ -132,7 +132,7 @@ def _import_hook(real: Callable[..., ModuleType], allowed: frozenset[str]) -> Ca
         level: int = 0,
     ) -> ModuleType:
         # C code imports through the caller's builtins, with a list where a statement passes a tuple:
-        # `datetime.strptime` asks for `_strptime` this way. Those modules are harmless, or the operator's choice.
+        # `datetime.strptime` imports `_strptime` this way. Those modules are harmless, or the operator's choice.
         if type(fromlist) is list and (name in IMPLICIT_IMPORTS or is_allowed(name, facades.preloaded)):
             return real(name, globals, locals, fromlist, level)
         if problem := import_problem(name, fromlist or (), level, allowed):

@@ -1,4 +1,4 @@
-"""Giving up what a process may do: uid, groups, capabilities, and the way to get them back."""
+"""Dropping privileges: uid, groups, capabilities, and the means to regain them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MORE_CAPABILITIES_THAN_EXIST = 64
 
 
 def become_nobody() -> None:
-    """Drop root's uid and groups for good.
+    """Drop root's uid and groups permanently.
 
     Raises:
         OSError: the process may not change its uid.
@@ -29,7 +29,7 @@ def drop_capabilities() -> None:
         try:
             libc.prctl(libc.PR_CAPBSET_DROP, capability)
         except OSError:
-            # Past the last capability, or not permitted: without a program to start the bounding set is idle.
+            # Past the last capability, or not permitted: without a program to start, the bounding set has no effect.
             break
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     nothing = (ctypes.c_uint32 * 6)()
@@ -37,20 +37,20 @@ def drop_capabilities() -> None:
 
 
 def forbid_new_privileges() -> None:
-    """No program started from here gains anything by its set-uid bit or file capabilities."""
+    """Keep programs started from here from gaining privileges by set-uid bits or file capabilities."""
     libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
 
 
 def hide_memory() -> None:
-    """No core dump, and no other process of this uid may look into this one."""
+    """Disable core dumps, and keep other processes of this uid from inspecting this one."""
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
 
 
 def show_memory() -> None:
-    """Own one's `/proc` folder again after a change of uid: its user namespace map is written there."""
+    """Regain ownership of the `/proc` folder after a change of uid: the user namespace map is written there."""
     libc.prctl(libc.PR_SET_DUMPABLE, 1)
 
 
 def die_with_parent() -> None:
-    """Be killed when the parent process ends."""
+    """Have the kernel kill this process when its parent ends."""
     libc.prctl(libc.PR_SET_PDEATHSIG, 9)

@@ -11,7 +11,7 @@ from .wire import REQUEST
 
 @dataclass(slots=True)
 class Request:
-    """What the child is asked to do.
+    """The request that a child serves.
 
     Attributes:
         operation: "call", "compile", "validate", or the name of a canary.
@@ -24,7 +24,7 @@ class Request:
         max_output: bytes of JSON that the value may take.
         max_stdout: bytes of captured output.
         source: the function's source.
-        code: what "compile" returned for this source, or nothing.
+        code: the result of "compile" for this source, or nothing.
         arguments: JSON object of keyword arguments; for "validate" the input schema or `null`.
         context: JSON object for the keyword `context`, or `null`.
     """
@@ -44,7 +44,7 @@ class Request:
     context: bytes = b"null"
 
     def encode(self) -> bytes:
-        """The request's bytes. A fixed form: reading JSON would cost the child a tenth of a call."""
+        """Return the request's bytes, in a fixed form: reading JSON would cost the child a tenth of a call."""
         parts = (
             self.operation.encode(),
             self.entrypoint.encode("utf-8", "replace"),
@@ -62,7 +62,7 @@ def read(receive: Callable[[], bytes]) -> Request:
     """Read one request.
 
     Args:
-        receive: returns the next bytes that have arrived, as many as there are.
+        receive: returns all bytes that have arrived next.
     """
     data = bytearray(receive())
     while len(data) < REQUEST.size:
@@ -89,7 +89,7 @@ def read(receive: Callable[[], bytes]) -> Request:
 
 
 def _lines(names: frozenset[str]) -> bytes:
-    """The names between line ends; one line end stands for none."""
+    """Return the names between line ends; a single line end means none."""
     return "\n".join(["", *sorted(names), ""] if names else ["", ""]).encode("utf-8", "replace")
 
 

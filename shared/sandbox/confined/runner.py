@@ -1,6 +1,6 @@
-"""Runs one function: compile, execute its module, call the entry point, encode what it returned.
+"""Runs one function: compile, execute its module, call the entry point, encode the returned value.
 
-Nothing here is trusted by the host. It is written so that an honest function gets a clear answer.
+The host trusts nothing here. The code is written so that a well-behaved function gets a clear answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_TRACEBACK = 8_000
 
 
 class Fault(Exception):
-    """An expected end that is not a value; `facts` is what the host is told."""
+    """An expected end without a value; `facts` is reported to the host."""
 
     def __init__(self, kind: str, message: str, **facts: Any) -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ OPERATIONS = ("call", "compile", "validate")
 
 
 def serve(request: Request) -> bytes:
-    """Do what a request asks and return the reply's bytes."""
+    """Perform a request and return the reply's bytes."""
     if request.operation == "validate":
         return _reply(wire.PROBLEMS, _validate(request))
     if request.operation == "compile":
@@ -53,7 +53,7 @@ def _reply(kind: bytes, body: bytes, printed: bytes = b"") -> bytes:
 
 
 def _text(request: Request) -> str:
-    """The source, without the mark that some editors put at the beginning of a file."""
+    """Return the source, without the byte order mark that some editors write at the beginning."""
     return request.source.decode("utf-8-sig")
 
 
@@ -66,7 +66,7 @@ def _validate(request: Request) -> bytes:
 
 
 def _guarded(request: Request, capture: Capture) -> tuple[bytes, bytes]:
-    """Turn whatever happens into a kind and a body."""
+    """Turn any result or exception into a kind and a body."""
     try:
         body = _call(request)
         if capture.overflowed:
@@ -77,7 +77,7 @@ def _guarded(request: Request, capture: Capture) -> tuple[bytes, bytes]:
 
 
 def _fault_body(facts: dict[str, Any]) -> bytes:
-    # An honest exception may quote what strict JSON cannot hold.
+    # A well-behaved exception may quote text that strict JSON cannot represent.
     facts["message"] = facts["message"].encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
     body = json.dumps(facts).encode()
     if len(body) > wire.MAX_REPORT:
@@ -101,7 +101,7 @@ def _call(request: Request) -> bytes:
 
 
 def _load(request: Request) -> ModuleType:
-    """The function's module. It stands in `sys.modules`, as dataclasses and pickling of classes expect."""
+    """Load the function's module. It is in `sys.modules`, as dataclasses and pickling of classes expect."""
     module = ModuleType(MODULE_NAME)
     sys.modules[MODULE_NAME] = module
     code = _compile(request)
@@ -126,7 +126,7 @@ def _compile(request: Request) -> Any:
     except ValueError as error:
         raise Fault("syntax_error", f"the source cannot be compiled: {error}") from None
     except (RecursionError, MemoryError):
-        # Python's parser reports deep nesting as a lack of memory. The host tells the two apart by the memory used.
+        # Python's parser reports deep nesting as a lack of memory. The host distinguishes the two by the memory used.
         raise Fault("recursion", "the source is nested too deeply to be compiled") from None
     if request.check and (name := policy.forbidden_in_code(code)):
         raise _forbidden(request, name)
@@ -134,7 +134,7 @@ def _compile(request: Request) -> Any:
 
 
 def _forbidden(request: Request, name: str) -> Fault:
-    """The refusal, with the place if the source's tree shows it."""
+    """Return the refusal, with the place if the source's tree shows it."""
     finding = validator.first_forbidden(_text(request), request.allowed)
     if finding is None:
         return Fault("forbidden_name", f"the name {name!r} is not allowed")
@@ -151,7 +151,7 @@ def _read_only(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """A context, or a part of it, may be returned; nothing else that JSON does not know."""
+    """Convert a context, or a part of it, for JSON; other types that JSON does not know are refused."""
     if isinstance(value, MappingProxyType):
         return dict(value)
     raise TypeError(
@@ -183,7 +183,7 @@ def _too_large(kind: str, what: str, limit: int, observed: int) -> Fault:
 
 
 def _describe(error: BaseException, request: Request, capture: Capture) -> dict[str, Any]:
-    """The facts of whatever ended the call."""
+    """Return the facts about an exception that ended the call."""
     if isinstance(error, Fault):
         return error.facts
     if isinstance(error, StdoutTooLarge) or capture.overflowed:
@@ -192,7 +192,7 @@ def _describe(error: BaseException, request: Request, capture: Capture) -> dict[
     if isinstance(error, event_loop.Deadlock):
         return {"type": "timeout", "message": f"the function {wire.DEADLOCK}"}
     if isinstance(error, MemoryError):
-        # What the function held is freed with its frames: there is room again to say so.
+        # The function's data is freed with its frames: there is room again for the report.
         error.__traceback__ = None
         return _OUT_OF_MEMORY
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:

@@ -1,9 +1,9 @@
 """The system-call filters: which calls remain, with which arguments, and why.
 
-A filter is a list of rules. A call that no rule names fails with EPERM: it is refused, and honest code that
-touched it by accident goes on. A call that has no honest use here ends the process at once, so that an
-attempt is seen. Classic BPF reads 32-bit words; where a rule looks at the low word of an argument only, that
-is because the kernel itself takes a 32-bit value there and ignores the rest.
+A filter is a list of rules. A call without a rule fails with EPERM: it is refused, and well-behaved code that
+made it by accident continues. A call with no legitimate use here ends the process immediately, so that an
+attempt is seen. Classic BPF reads 32-bit words; if a rule looks at the low word of an argument only, the
+kernel itself takes a 32-bit value there and ignores the rest.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ PROT_EXEC = 0x4
 PROT_READ_WRITE = 0x3
 MAP_PRIVATE = 0x02
 MAP_KINDS = 0x0F | 0x100 | 0x40000
-"""The bits of mmap's flags that tell whose the memory is, MAP_GROWSDOWN and MAP_HUGETLB."""
+"""The bits of mmap's flags for sharing, MAP_GROWSDOWN and MAP_HUGETLB."""
 
 MADV_DONTNEED, MADV_FREE = 4, 8
 CHANNEL = 0
-"""The descriptor of a child's channel: the only one that it has."""
+"""The descriptor of a child's channel, its only descriptor."""
 
 CLONE_THREAD = 0x10000
 CLONE_FORK_ONLY = 0x01200000 | 0xFF
-"""What glibc's fork passes: CLONE_CHILD_SETTID, CLONE_CHILD_CLEARTID and the signal of the parent."""
+"""The flags that glibc's fork passes: CLONE_CHILD_SETTID, CLONE_CHILD_CLEARTID and the signal of the parent."""
 HIGHEST_STATIC_CLOCK = 11
 FUTEX_COMMAND = 0xFF
 FUTEX_PRIVATE = 0x80
@@ -41,7 +41,7 @@ AF_UNIX = 1
 
 
 def refuse(number: int) -> int:
-    """The verdict "fail with this errno"."""
+    """Return the verdict "fail with this errno"."""
     return 0x00050000 | number
 
 
@@ -67,7 +67,7 @@ class Test:
 
 @dataclass(frozen=True)
 class Rule:
-    """One system call, why it is named here, and the verdict if all tests hold and if one does not."""
+    """One system call, the reason for its rule, and the verdicts if all tests hold and if one does not."""
 
     call: str
     reason: str
@@ -78,8 +78,8 @@ class Rule:
 
 NO_EXEC = Test(2, "clear", (PROT_EXEC,))
 OWN_MEMORY = Test(3, "equal", (MAP_PRIVATE,), MAP_KINDS)
-"""Shared memory belongs to a file of the kernel's: unmapped, it stays, and no limit of the process counts it. Memory
-that grows downwards counts as a stack, not as data."""
+"""Shared memory belongs to a kernel file: it stays when it is unmapped, and no process limit counts it. Memory that
+grows downwards counts as a stack, not as data."""
 
 
 def _channel_only(call: str, reason: str) -> Rule:
@@ -145,7 +145,7 @@ CHILD_RULES = (
     Rule("poll", "waiting for the request while warming up (x86_64 only)"),
     Rule("ppoll", "waiting for the request while warming up"),
     *REFUSED,
-    # A thread is refused politely (Python raises "can't start new thread"); a fork is an attempt to get away.
+    # A thread is refused with an errno (Python raises "can't start new thread"); a fork is an attempt to escape.
     Rule("clone", "one process, one thread a call", (Test(0, "clear", (CLONE_THREAD,)),), KILL),
 )
 
@@ -188,12 +188,12 @@ def _instruction(code: int, operand: int, if_true: int = 0, if_false: int = 0) -
 
 
 def _test_block(test: Test, otherwise: int) -> list[bytes]:
-    """Load and compare one argument: on to the next instruction where the test holds, the verdict where it does not."""
+    """Load and compare one argument: continue with the next instruction if the test holds, else return the verdict."""
     block = [_instruction(_LOAD, _OFFSET_ARGUMENTS + 8 * test.argument)]
     if test.mask != 0xFFFFFFFF:
         block.append(_instruction(_AND, test.mask))
     if test.kind == "equal":
-        # A hit jumps over the remaining comparisons and the verdict.
+        # A match jumps over the remaining comparisons and the verdict.
         rest = range(len(test.values), 0, -1)
         block += [_instruction(_EQUAL, value, jump, 0) for value, jump in zip(test.values, rest, strict=True)]
     else:
@@ -208,7 +208,7 @@ def _rule_block(rule: Rule, number: int) -> list[bytes]:
 
 
 def assemble(rules: Iterable[Rule], architecture: Architecture, default: int = REFUSE) -> bytes:
-    """The filter program for the rules that this architecture has calls for; other calls get the default."""
+    """Assemble the filter program for the rules whose calls this architecture has; other calls get the default."""
     program = [
         _instruction(_LOAD, _OFFSET_ARCHITECTURE),
         _instruction(_EQUAL, architecture.audit, 1, 0),
@@ -239,7 +239,7 @@ class Filter:
         self._number = architecture.numbers["seccomp"]
 
     def install(self) -> None:
-        """Put the filter on this process, for ever.
+        """Install the filter on this process, permanently.
 
         Raises:
             OSError: the kernel has no seccomp, or the process may still gain privileges.

@@ -1,4 +1,4 @@
-"""What has run out, and where its limit is: such errors say nothing about the sandbox, and trying again may help."""
+"""Resource shortages, and the limits behind them: such errors say nothing about the sandbox, and a retry may help."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SHORTAGES = {
 
 
 def of(error: Exception) -> str | None:
-    """The shortage behind an error, in words; None if the error means something else."""
+    """Describe the shortage behind an error; None if the error means something else."""
     if isinstance(error, MemoryError):
         return _MEMORY
     if isinstance(error, OSError):
         return _SHORTAGES.get(error.errno or 0)
-    # Python tells a failed thread from other mistakes by its text alone.
+    # Python distinguishes a failed thread start from other errors only by its text.
     return _PROCESSES if isinstance(error, RuntimeError) and "start new thread" in str(error) else None

@@ -1,7 +1,7 @@
-"""Numbers of the system calls that the filters name, for each architecture that is supported.
+"""Numbers of the system calls that the filters name, for each supported architecture.
 
 `tests/unit/sandbox/confined/test_syscalls.py` compares both tables with the kernel's own headers where they
-are installed. The aarch64 table has been compared and never run.
+are installed. The aarch64 table has been compared but never run.
 """
 
 from __future__ import annotations
@@ -65,5 +65,5 @@ ARCHITECTURES = {
 
 
 def this_architecture() -> Architecture | None:
-    """The machine's own table, or None where the sandbox knows none."""
+    """Return the machine's own table, or None if the sandbox has none for it."""
     return ARCHITECTURES.get(platform.machine())

@@ -2,7 +2,7 @@
 
     python -I -S -c "…; from confined import unconfined; unconfined.main()"
 
-The channel is descriptor 0. Nothing but resource limits stands between the function and the machine.
+The channel is descriptor 0. Only resource limits protect the machine from the function.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def main() -> None:
 
 
 def _address_space() -> int:
-    """Bytes that the interpreter has taken already, where the system tells."""
+    """Return the bytes that the interpreter already uses, if the system reports them."""
     with contextlib.suppress(OSError), open("/proc/self/statm") as statm:
         return int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     return 4 << 30

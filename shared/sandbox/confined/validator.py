@@ -1,4 +1,4 @@
-"""What is wrong with a source, with line and column, before it is ever run."""
+"""Finds problems in a source, with line and column, before it ever runs."""
 
 from __future__ import annotations
 import __future__
@@ -15,12 +15,12 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 FILENAME = "<function>"
 MAX_PROBLEMS = 50
 MAX_MESSAGE = 250
-"""Characters of one problem: all together they fit into a report, however long the source's names are."""
+"""Maximum characters of one problem, so that all of them fit into a report, however long the source's names are."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault: what, where (line and column from 1, None for the source as a whole), and its type."""
+    """One problem: description, position (line and column from 1, None for the source as a whole), and type."""
 
     message: str
     line: int | None
@@ -28,7 +28,7 @@ class Finding:
     code: str
 
     def as_list(self) -> list[Any]:
-        """The form in which it travels."""
+        """Return the finding as it is sent to the host."""
         return [self.message[:MAX_MESSAGE], *astuple(self)[1:]]
 
 
@@ -41,7 +41,7 @@ def compile_source(source: str) -> Any:
 def find_problems(
     source: str, entrypoint: str, allowed: frozenset[str], schema: dict[str, Any] | None, with_context: bool = False
 ) -> list[Finding]:
-    """All problems, in the order of the source; none means that the function may be stored."""
+    """Return all problems, in the order of the source; if there are none, the function may be stored."""
     try:
         tree = ast.parse(source, FILENAME)
         compile_source(source)
@@ -55,13 +55,13 @@ def find_problems(
 
 
 def first_forbidden(source: str, allowed: frozenset[str]) -> Finding | None:
-    """The first forbidden name of a source that compiles."""
+    """Return the first forbidden name of a source that compiles."""
     names = (finding for finding in _forbidden(ast.parse(source), allowed) if finding.code == "forbidden_name")
     return next(names, None)
 
 
 def _forbidden(tree: ast.Module, allowed: frozenset[str]) -> Iterator[Finding]:
-    """Imports, names, attributes and constants that the policy refuses."""
+    """Yield imports, names, attributes and constants that the policy refuses."""
     bound = {name for node in ast.walk(tree) for name in _bound_names(node)}
     builtins = FORBIDDEN_BUILTINS - bound
     for node in ast.walk(tree):
@@ -70,7 +70,7 @@ def _forbidden(tree: ast.Module, allowed: frozenset[str]) -> Iterator[Finding]:
 
 
 def _bound_names(node: ast.AST) -> Iterator[str]:
-    """Names that a node gives a value of the function's own: they are not the builtins of that name."""
+    """Yield names that a node binds to the function's own values: they are not the builtins of that name."""
     match node:
         case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
             yield name
@@ -104,7 +104,7 @@ def _node_problems(node: ast.AST, builtins: frozenset[str], allowed: frozenset[s
 def _entrypoint(
     tree: ast.Module, entrypoint: str, schema: dict[str, Any] | None, with_context: bool
 ) -> Iterator[Finding]:
-    """The entry point exists, and takes what the schema promises."""
+    """Check that the entry point exists and accepts the arguments of the schema."""
     functions = [node for node in tree.body if isinstance(node, _Function) and node.name == entrypoint]
     if not functions:
         message = f"the source defines no function {entrypoint!r} at its top level with `def` or `async def`"
@@ -116,7 +116,7 @@ def _entrypoint(
 
 
 def _calling(function: _Function, with_context: bool) -> Iterator[Finding]:
-    """Arguments come by name, whatever the schema, and the context is one of them."""
+    """Check the call: arguments are passed by name, whatever the schema, and the context is one of them."""
     arguments = function.args
     for arg in arguments.posonlyargs:
         yield _misfit(f"the parameter {arg.arg!r} is positional-only, but arguments come by name", arg)
@@ -142,7 +142,7 @@ def _signature(function: _Function, schema: dict[str, Any], with_context: bool) 
     if arguments.kwarg is None:
         for name in sorted((known | needed) - accepted):
             yield _misfit(f"the input schema has {name!r}, but {function.name!r} takes no such argument", function)
-    # A schema without `required`, or one that is open, does not say which arguments will come.
+    # A schema without `required`, or an open one, does not say which arguments will be passed.
     optional = known - needed if isinstance(required, list) else set()
     closed = schema.get("additionalProperties") is False
     for arg in (*arguments.args, *arguments.kwonlyargs):

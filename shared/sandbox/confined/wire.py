@@ -1,8 +1,8 @@
 """The bytes between the host, the zygote and its children.
 
-Two connections exist. The *control* socket (SOCK_SEQPACKET) joins the host and the zygote; both are trusted.
+There are two connections. The *control* socket (SOCK_SEQPACKET) joins the host and the zygote; both are trusted.
 The *channel* (SOCK_STREAM) joins the host and one child: one request goes in, one reply comes out, and
-nothing that arrives from it is believed before `shared.sandbox.replies` has checked it.
+nothing that arrives from it is trusted before `shared.sandbox.replies` has checked it.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ FAULT = b"F"
 PROBLEMS = b"P"
 """The body is a JSON list of `[message, line, column, code]`."""
 CODE = b"C"
-"""The body is compiled code, which nobody but another child may read."""
+"""The body is compiled code, which only another child may load."""
 
 MAX_REPORT = 64 << 10
 """A fault or a list of problems is never longer than this many bytes."""
 
 # --- control ----------------------------------------------------------------------------------------------
 ORDER = struct.Struct("!cQd")
-"""Host to zygote: what to do, the child's number, seconds."""
+"""Host to zygote: the order, the child's number, seconds."""
 
 WATCH = b"W"
-"""Kill the child if it is still there after so many seconds."""
+"""Kill the child if it is still there after that number of seconds."""
 MORE = b"M"
 """Park one more child."""
 KILL = b"K"
 """Kill the child."""
 STATUS = b"S"
-"""Tell how the child ended, as soon as it has."""
+"""Report how the child ended, as soon as it has."""
 
 NOTICE = struct.Struct("!cQi")
-"""Zygote to host: what happened, the child's number, a number."""
+"""Zygote to host: the event, the child's number, a number."""
 
 PARKED = b"P"
-"""A child waits; its channel and its pidfd come along."""
+"""A child is parked; its channel and its pidfd are attached."""
 ENDED = b"E"
 """The child has ended; the number is its wait status."""
 HELLO = b"H"
@@ -56,11 +56,11 @@ HELLO = b"H"
 LOADING = b"I"
 """The zygote imports a package; its name follows the notice as JSON, or null after the last one."""
 REFUSED = b"R"
-"""Functions have to do without a package, and this zygote has ended; name and reason follow the notice as JSON."""
+"""A package is not available, and this zygote has ended; name and reason follow the notice as JSON."""
 FAILED = b"F"
 """The zygote cannot serve; the reason follows the notice as JSON."""
 LOST = b"L"
-"""The zygote cannot go on now, and another one may; the reason follows the notice as JSON."""
+"""The zygote cannot continue, but another one may; the reason follows the notice as JSON."""
 
 MAX_CONTROL = 64 << 10
 
@@ -71,10 +71,10 @@ FAULT_TYPES = frozenset({
     "security", "source_too_large", "stdout_too_large", "syntax_error", "timeout", "unavailable",
 })  # fmt: skip
 CHILD_FAULT_TYPES = FAULT_TYPES - {"cpu_limit", "crashed", "unavailable", "input_too_large"}
-"""What a child may report about itself. The others are the host's to say."""
+"""Ends that a child may report about itself. Only the host determines the others."""
 
 DEADLOCK = "waits for something that can never happen"
 MAX_DEPTH = 100
-"""Levels of nesting that a value may have, in either direction."""
+"""Maximum nesting of a value, in either direction."""
 MAX_VALUES = 250_000
-"""Values and keys that a reply may hold, together."""
+"""Maximum number of values and keys in a reply."""

@@ -1,6 +1,6 @@
-"""The fork server: keeps confined children parked and tells the host about them.
+"""The fork server: keeps confined children parked and reports them to the host.
 
-It runs no code of unknown origin, holds no secret, and can itself open no file and start no program. Each
+It runs no untrusted code, holds no secret, and can itself open no file and start no program. Each
 child inherits the layers, adds the strict filter, and serves one call.
 """
 
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from . import child, libc, wire
 
 MAX_REMEMBERED = 1_024
-"""Ends of children that nobody has asked about are forgotten beyond this number."""
+"""Maximum number of ended children whose status is kept until the host asks."""
 
 OVERTIME = 1.0
-"""Seconds that the host has to end an overdue child before the zygote does it."""
+"""Seconds for which the zygote lets the host end an overdue child first."""
 
 RETRY = 0.05
-"""Seconds after which a child that could not be made is tried again."""
+"""Seconds after which a failed fork of a child is retried."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class _Child:
 
 
 class Zygote:
-    """Obeys the orders on the control socket until the host is gone.
+    """Executes the orders on the control socket until the host is gone.
 
     Args:
         control: the SOCK_SEQPACKET connection to the host.
@@ -86,11 +86,12 @@ class Zygote:
             self._answer(number)
 
     def _park_owed(self) -> None:
-        """Make the children that were ordered. Where processes or descriptors have run out, the rest has to wait:
-        the calls under way must not end over it.
+        """Create the children that were ordered.
+
+        If processes or descriptors have run out, the rest waits: the current calls must not fail because of it.
 
         Raises:
-            OSError: there is not room for one, and no child whose end would make it.
+            OSError: there is no room for even one child, and no running child whose end would make room.
         """
         try:
             while self._owed:
@@ -126,19 +127,19 @@ class Zygote:
         self._answer(dead.number)
 
     def _answer(self, number: int) -> None:
-        """Tell the host how a child ended, if it has asked and the child has."""
+        """Report to the host how a child ended, if the host has asked and the child has ended."""
         if number in self._asked and number not in self._children:
             self._asked.discard(number)
             status = self._ended.pop(number, 0)
             self._control.send(wire.NOTICE.pack(wire.ENDED, number, status))
 
     def _kill(self, number: int) -> None:
-        # The child has not been reaped, so that its pid cannot belong to another process.
+        # The child has not been reaped yet, so its pid cannot belong to another process.
         if number in self._children:
             os.kill(self._children[number].pid, signal.SIGKILL)
 
     def _patience(self) -> float | None:
-        """Milliseconds until the next overdue child, or the next attempt to make one."""
+        """Return the milliseconds until the next overdue child, or the next attempt to create one."""
         now = time.monotonic()
         deadlines = [each.deadline for each in self._children.values() if each.deadline is not None]
         if self._owed:
@@ -154,7 +155,7 @@ class Zygote:
 
 
 def _handle_on(pid: int) -> int:
-    """A pidfd of a child that was just made; without one, the child must not stay.
+    """Return a pidfd of a child that was just created; if there is none, the child must not stay.
 
     Raises:
         OSError: there are no descriptors left.
