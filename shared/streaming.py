@@ -1,8 +1,8 @@
 """Streamed text sent over Redis with an authentication tag.
 
 Without the tag, any process that can write to Redis could make followers read text that no model has produced. The key
-is a random secret of the execution (`executions.stream_key`), which PostgreSQL creates at the claim. The worker receives
-it with the task, and the orchestrator reads it; no API, export or message contains it.
+is a random secret of the execution (`executions.stream_key`), which PostgreSQL creates at the claim. The worker
+receives it with the task, and the orchestrator reads it; no API, export or message contains it.
 """
 
 from __future__ import annotations
