@@ -12,7 +12,7 @@ COPY requirements.lock ./
 RUN python3 -m venv /opt/minions \
     && /opt/minions/bin/pip install --require-hashes -r requirements.lock
 
-# What builds the wheel is locked too, and stays out of the result.
+# What builds the wheels is locked too, and stays out of the result.
 COPY requirements-dev.lock ./
 RUN awk '/^(hatchling|packaging|pathspec|pluggy|trove-classifiers)==/ {on = 1} on {print} !/\\$/ {on = 0}' \
         requirements-dev.lock > build.lock \
@@ -25,8 +25,8 @@ COPY minions minions
 COPY orchestrator orchestrator
 COPY shared shared
 COPY workers workers
-RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
-    && /opt/minions/bin/pip install --no-deps /wheels/minions-*.whl
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels ./minions . \
+    && /opt/minions/bin/pip install --no-deps /wheels/*.whl
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="minions" \

@@ -315,7 +315,7 @@ def test_git_ignores_the_passwords_of_the_compose_file():
 
 
 def test_the_compose_file_serves_every_capability_of_the_demo_and_of_the_default_agents():
-    definitions = [*load(ROOT / "minions" / "demo" / "agents"), *load(ROOT / "shared" / "default_agents")]
+    definitions = [*load(ROOT / "orchestrator" / "demo" / "agents"), *load(ROOT / "shared" / "default_agents")]
     wanted = {d.config.capabilities[0] for d in definitions if isinstance(d, AgentDefinition)}
     for file, pattern in (("docker-compose.yml", r'"worker", "(\w+)"'), ("Procfile", r"minion worker (\w+)")):
         assert set(re.findall(pattern, (ROOT / file).read_text())) == wanted, file
