@@ -167,16 +167,32 @@ def test_installed_server_has_the_definitions_and_the_tools_of_the_demo(system: 
 
 
 def test_installed_client_submits_to_the_installed_server(system: System, caller: Path, tmp_path: Path) -> None:
+    assert submitted_from(caller, system, tmp_path) == ["a caller", "unknown_agent"]
+
+
+@pytest.mark.soak  # installs from the package index
+def test_installed_client_fits_beside_celery_5_4_and_redis_5(built: Path, system: System, tmp_path: Path) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    wheel = str(wheel_of(built, "minions-client"))
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "celery[redis]==5.4.*", "redis==5.*", wheel], check=True)
+    subprocess.run([python, "-m", "pip", "check"], check=True)
+    assert submitted_from(python, system, tmp_path, imports="celery, kombu, redis") == ["a caller", "unknown_agent"]
+
+
+def submitted_from(python: Path, system: System, cwd: Path, imports: str = "os") -> list[str]:
+    """Return what a caller prints that submits one task to a known agent, and one to an unknown agent."""
     facts = json.loads((system.folder / "run.json").read_text())
     environment = {"MINION_API_URL": facts["api_url"], "MINION_API_KEY": (system.folder / "api_key").read_text()}
     code = (
+        f"import {imports}\n"
         "from minions import Client, errors\n"
         "with Client() as client:\n"
         "    print(client.submit('echo', {'from': 'a caller'}).result(timeout=60)['from'])\n"
         "    try: client.submit('unknown', {})\n"
         "    except errors.UnknownAgent as error: print(error.code)\n"
     )
-    done = subprocess.run(
-        [caller, "-W", "error", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=90
-    )
-    assert done.stdout.splitlines() == ["a caller", "unknown_agent"], done.stderr
+    command = [python, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
