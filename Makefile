@@ -15,7 +15,7 @@ help:  ## List the commands
 
 install: $(INSTALLED)  ## Install into .venv, from the lock file with hashes
 
-# The stamp is the last step: an installation that was interrupted begins anew.
+# The stamp is the last step: an installation that was interrupted begins again.
 $(INSTALLED): requirements-dev.lock pyproject.toml minions/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Minions needs Python 3.11 or later, and " + \
 	    sys.executable + " is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
