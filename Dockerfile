@@ -25,8 +25,8 @@ COPY minions minions
 COPY orchestrator orchestrator
 COPY shared shared
 COPY workers workers
-RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
-    && /opt/minions/bin/pip install --no-deps /wheels/minions-*.whl
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels ./minions . \
+    && /opt/minions/bin/pip install --no-deps /wheels/*.whl
 
 FROM ${BASE}
 LABEL org.opencontainers.image.title="minions" \

@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test soak chaos crash-matrix lint format schema bench lock clean
+.PHONY: help install demo up test soak chaos crash-matrix lint format schema bench dist lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -16,13 +16,14 @@ help:  ## List the commands
 install: $(INSTALLED)  ## Install into .venv, from the lock file with hashes
 
 # The stamp is the last step, so that an interrupted installation starts over.
-$(INSTALLED): requirements-dev.lock pyproject.toml
+$(INSTALLED): requirements-dev.lock pyproject.toml minions/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Minions needs Python 3.11 or later, and " + \
 	    sys.executable + " is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
 	@echo "Installing into $(VENV) (this takes about a minute) ..."
 	@$(RUN) pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@$(RUN) pip install $(PIP_FLAGS) --require-hashes -r requirements-dev.lock
-	@$(RUN) pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
+	@$(RUN) pip uninstall $(PIP_FLAGS) --yes minions 2>/dev/null  # 0.2 was one distribution of this name
+	@$(RUN) pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable ./minions --editable .
 	@touch $@
 
 demo: install  ## Run everything once: audit the installed Python packages, report, stop
@@ -59,10 +60,14 @@ schema: install  ## Regenerate migrations/schema.sql, after each change of a tab
 bench: install  ## Measure no-op tasks beside bare Celery, on the same servers in the same run
 	@$(RUN) benchmarks.noop
 
+dist: install  ## Build client and server into dist/, as wheels and source archives
+	@$(RUN) build --no-isolation --outdir dist minions
+	@$(RUN) build --no-isolation --outdir dist .
+
 lock: install  ## Renew the lock files (needs uv: pip install uv)
 	@for target in "requirements.lock" "requirements-dev.lock --extra dev"; do \
 	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	        --no-annotate --upgrade pyproject.toml --output-file $$target; \
+	        --no-annotate --no-emit-package minions-client --upgrade pyproject.toml --output-file $$target; \
 	done
 
 clean:  ## Remove the installation and build output (the data folder stays)

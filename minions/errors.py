@@ -1,4 +1,7 @@
-"""What can go wrong between a caller and the API: one class for each kind, the API's own words as the text."""
+"""What can go wrong between a caller and the API: one class for each kind, the API's own words as the text.
+
+The server's errors, `shared.errors`, build on these.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any
 
 
 class MinionsError(Exception):
-    """The root of all errors that the client raises.
+    """The root of all errors that Minions raises on purpose.
 
     Attributes:
         code: stable machine-readable name, such as `unknown_agent`.
@@ -17,12 +20,13 @@ class MinionsError(Exception):
     """
 
     code: str = "error"
+    status: int | None = None
 
     def __init__(self, message: str, *, code: str | None = None, status: int | None = None, **detail: Any) -> None:
         super().__init__(message)
         self.message = message
         self.code = code or self.code
-        self.status = status
+        self.status = status or self.status
         self.detail = detail
 
 

@@ -121,9 +121,9 @@ def _open_what_is_closed() -> None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
 
 
-def _expected(error: Exception) -> MinionError | MinionsError | None:
+def _expected(error: Exception) -> MinionsError | None:
     """The error as people are told of it; None: nobody planned for it."""
-    if isinstance(error, MinionError | MinionsError):
+    if isinstance(error, MinionsError):
         return error
     if isinstance(error, UnicodeError):
         return InvalidInput(f"Arguments, files and the terminal must be UTF-8: {error}.")

@@ -21,7 +21,6 @@ from sqlalchemy.dialects.postgresql import UUID as PgUUID
 from minions.errors import MinionsError
 from minions.webhooks import ID, SIGNATURE, TIMESTAMP, sign
 from shared import __version__
-from shared.errors import MinionError
 from shared.key_order import in_order
 from shared.outbound import guarded_client
 from shared.retry_after import retry_after
@@ -85,7 +84,7 @@ def post(settings: Settings, url: str, secrets: Sequence[str], id: str, body: by
             client.stream("POST", url, content=body, headers=_headers(secrets, id, body)) as response,
         ):
             return _judge(response)
-    except (MinionError, MinionsError) as error:  # an address that is refused, a secret that is none
+    except MinionsError as error:  # an address that is refused, a secret that is none
         return Answer(None, error.message)
     except httpx2.TimeoutException:
         return Answer(None, f"The endpoint did not answer within {TIMEOUT_SECONDS:g} s.")

@@ -2,6 +2,9 @@
 
 A `MinionError` says what was wrong, where, and what to do now. The command line prints it, HTTP sends it as
 problem details (RFC 9457), and a task's record stores it, with the same words in all three.
+
+The roots are the client's, `minions.errors`: `except minions.errors.NotFound` catches a task that this process did not
+find, and one that the API did not find.
 """
 
 from __future__ import annotations
@@ -9,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from minions import errors as roots
 from shared.storable import storable
 
 
-class MinionError(Exception):
-    """The root of all expected errors.
+class MinionError(roots.MinionsError):
+    """The root of all expected errors of the server.
 
     Attributes:
         code: stable machine-readable name, the last part of the problem's `type`.
@@ -24,16 +28,15 @@ class MinionError(Exception):
         detail: JSON-serialisable facts, for programs.
     """
 
-    code: ClassVar[str] = "internal_error"
-    status: ClassVar[int] = 500
+    code = "internal_error"
+    status: int = 500
     exit_code: ClassVar[int] = 70
     retryable: bool = False
 
     def __init__(self, message: str, **detail: Any) -> None:
         # They may quote foreign text, and an error must be recorded whatever it quotes.
-        self.message: str = storable(message)
-        super().__init__(self.message)
-        self.detail: dict[str, Any] = storable(detail)
+        super().__init__(storable(message))
+        self.detail = storable(detail)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the error as stored in a task's record: `{"type", "message", **detail}`."""
@@ -54,13 +57,13 @@ def _kinds(root: type[MinionError]) -> dict[str, type[MinionError]]:
     return found
 
 
-class InvalidInput(MinionError):
+class InvalidInput(MinionError, roots.InvalidInput):
     """The input breaks a rule: not strict JSON, or not what the agent's schema allows."""
 
     code, status, exit_code = "invalid_input", 422, 65
 
 
-class ForbiddenAddress(InvalidInput):
+class ForbiddenAddress(InvalidInput, roots.ForbiddenAddress):
     """An address that must not be reached from here: it is not public."""
 
     code = "forbidden_address"
@@ -78,58 +81,58 @@ class InvalidDefinition(MinionError):
     code, status, exit_code = "invalid_definition", 422, 65
 
 
-class TooLarge(MinionError):
+class TooLarge(MinionError, roots.TooLarge):
     """More bytes than a limit allows."""
 
     code, status, exit_code = "too_large", 413, 65
 
 
-class Unauthorized(MinionError):
+class Unauthorized(MinionError, roots.Unauthorized):
     """No API key, or a wrong one."""
 
     code, status, exit_code = "unauthorized", 401, 77
 
 
-class NotFound(MinionError):
+class NotFound(MinionError, roots.NotFound):
     """There is no such thing."""
 
     code, status, exit_code = "not_found", 404, 66
 
 
-class UnknownAgent(NotFound):
+class UnknownAgent(NotFound, roots.UnknownAgent):
     """No agent of that name accepts work."""
 
     code = "unknown_agent"
 
 
-class UnknownCapability(NotFound):
+class UnknownCapability(NotFound, roots.UnknownCapability):
     """No agent offers that capability."""
 
     code = "unknown_capability"
 
 
-class AmbiguousRoute(MinionError):
+class AmbiguousRoute(InvalidInput, roots.AmbiguousRoute):
     """Several agents fit equally well, or none does; the message lists the candidates."""
 
-    code, status, exit_code = "ambiguous_route", 422, 65
+    code = "ambiguous_route"
 
 
-class Conflict(MinionError):
+class Conflict(MinionError, roots.Conflict):
     """The request contradicts something that is already stored."""
 
     code, status, exit_code = "conflict", 409, 65
 
 
-class IdempotencyConflict(Conflict):
+class IdempotencyConflict(Conflict, roots.IdempotencyConflict):
     """The idempotency key was used before with another payload."""
 
     code = "idempotency_conflict"
 
 
-class AmbiguousId(MinionError):
+class AmbiguousId(InvalidInput, roots.AmbiguousId):
     """The first characters of an id that name more than one task; the message lists them."""
 
-    code, status, exit_code = "ambiguous_id", 422, 65
+    code = "ambiguous_id"
 
 
 class FunctionError(MinionError):
@@ -180,7 +183,7 @@ class HistoryDiverged(MinionError):
     code = "history_diverged"
 
 
-class Unavailable(MinionError):
+class Unavailable(MinionError, roots.Unavailable):
     """The database, the broker or the API cannot be reached."""
 
     code, status, exit_code = "unavailable", 503, 69
@@ -206,19 +209,19 @@ class Cancelled(MinionError):
     code, status = "cancelled", 409
 
 
-class TaskFailed(MinionError):
+class TaskFailed(MinionError, roots.TaskFailed):
     """A task that somebody waited for did not succeed; `detail["error"]` holds its recorded error."""
 
     code, exit_code = "task_failed", 1
 
 
-class WaitTimeout(MinionError):
+class WaitTimeout(MinionError, roots.WaitTimeout):
     """A task that somebody waited for has not finished yet. It goes on."""
 
     code, status, exit_code = "wait_timeout", 504, 75
 
 
-class NotConfigured(MinionError):
+class NotConfigured(MinionError, roots.NotConfigured):
     """A setting is missing or wrong; the message names it."""
 
     code, status, exit_code = "not_configured", 500, 78

@@ -1,4 +1,4 @@
-"""Check that Python finds the packages beside this one, and not others with the same names.
+"""Check that Python finds the packages beside this one and their client, and not others with the same names.
 
 A user's own folder often has a `shared` or a `workers`, and `PYTHONPATH` or `python -m` may put it first.
 `orchestrator` and `workers` run this file by its path, before they import anything, because `shared` itself may be the
@@ -9,14 +9,33 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
-PACKAGES = ("migrations", "minions", "orchestrator", "shared", "workers")
+PACKAGES = ("migrations", "orchestrator", "shared", "workers")
 ROOT = Path(__file__).resolve().parent.parent
 
-for name in PACKAGES:
+
+def folder_of(name: str) -> Path | None:
+    """Return the folder that Python would import a package from; None if there is none."""
     spec = find_spec(name)
-    if spec is not None and spec.origin is not None and Path(spec.origin).resolve().parent != ROOT / name:
-        raise ImportError(
-            f"Python finds a foreign package {name!r}, {spec.origin}, before the one of Minions, {ROOT / name}. "
-            "Take its folder out of PYTHONPATH, start the process in another folder, or rename the package."
-        )
+    return None if spec is None or spec.origin is None else Path(spec.origin).resolve().parent
+
+
+def refuse(name: str, found: Path, ours: str) -> NoReturn:
+    raise ImportError(
+        f"Python finds a foreign package {name!r}, {found / '__init__.py'}, before {ours}. "
+        "Take its folder out of PYTHONPATH, start the process in another folder, or rename the package."
+    )
+
+
+for name in PACKAGES:
+    found = folder_of(name)
+    if found is not None and found != ROOT / name:
+        refuse(name, found, f"the one of Minions, {ROOT / name}")
+
+# The client is a distribution of its own, and may be installed in another place.
+found = folder_of("minions")
+if found is None:
+    raise ImportError("The package minions-client is missing, which minions-server needs. Install both in one version.")
+if not (found / "operations.py").exists():
+    refuse("minions", found, "that of minions-client")

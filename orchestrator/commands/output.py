@@ -132,7 +132,7 @@ def _cell(value: Any) -> Text:
     return styled((text, STATE_STYLES.get(text, "")))
 
 
-def fail(error: MinionError | MinionsError) -> int:
+def fail(error: MinionsError) -> int:
     """Print an error to standard error, as JSON where --json was given. Returns the exit code."""
     print_error(error.code, error.message, **error.detail)
     return exit_code(error)
@@ -146,8 +146,8 @@ def print_error(kind: str, message: str, **detail: Any) -> None:
         stderr.print(styled(("Error: ", "bold red"), indented(message)))
 
 
-def exit_code(error: MinionError | MinionsError) -> int:
-    """The exit status that an error stands for; the client's errors have the codes of ours."""
+def exit_code(error: MinionsError) -> int:
+    """The exit status that an error stands for; errors that the API answered with are known by their codes."""
     if isinstance(error, MinionError):
         return error.exit_code
     known = {kind.code: kind.exit_code for kind in _kinds(MinionError)}

@@ -115,7 +115,7 @@ def demo(as_json: bool = AS_JSON) -> None:
 
 
 def _demo(as_json: bool, places: dict[str, str]) -> int:
-    from minions.demo.run import run
+    from orchestrator.demo.run import run
 
     settings = get_settings()
     with connect() as client:

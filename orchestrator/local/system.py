@@ -72,14 +72,22 @@ def parse_pool(text: str) -> Pool:
 
 
 def running_system(settings: Settings) -> dict[str, str] | None:
-    """The places of the system that MINION_API_URL names, or of this installation's `minion up`, if it answers."""
+    """The places of the system that MINION_API_URL names, or of this installation's `minion up`, if it answers.
+
+    Raises:
+        NotConfigured: there may be one, and this process has no API key for it.
+    """
     try:
         facts: dict[str, Any] = (
             {"api_url": settings.api_url, "places": {"API": f"{settings.api_url}/docs"}}
             if settings.api_url
             else json.loads((settings.data_dir / RUN_FILE).read_text())
         )
-        with Client(facts["api_url"], settings.require_api_key(), timeout=5.0, retries=0) as client:
+    except (OSError, ValueError):
+        return None
+    key = settings.require_api_key()
+    try:
+        with Client(facts["api_url"], key, timeout=5.0, retries=0) as client:
             return dict(facts["places"]) if client.ready() else None
     except (OSError, ValueError, KeyError, MinionsError):
         return None

@@ -35,10 +35,12 @@ class System:
     environment: dict[str, str]
     folder: Path
     said: list[str]
+    python: Path = Path(sys.executable)
+    cwd: Path | None = None
 
     def run(self, *arguments: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
         """Runs the `minion` command against it."""
-        return run_minion(self.environment, *arguments, input=input)
+        return run_minion(self.environment, *arguments, input=input, python=self.python, cwd=self.cwd)
 
     def json(self, *arguments: str) -> Any:
         """The JSON that a command prints."""
@@ -76,17 +78,27 @@ def clean_environment(folder: Path) -> dict[str, str]:
 
 
 def run_minion(
-    environment: dict[str, str], *arguments: str, input: str | None = None, timeout: float = 120
+    environment: dict[str, str],
+    *arguments: str,
+    input: str | None = None,
+    timeout: float = 120,
+    python: Path = Path(sys.executable),
+    cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command to its end."""
-    command = [sys.executable, "-m", "orchestrator.cli", *arguments]
-    return subprocess.run(command, env=environment, input=input, capture_output=True, text=True, timeout=timeout)
+    command = [python, "-m", "orchestrator.cli", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env=environment, input=input, capture_output=True, text=True, timeout=timeout
+    )
 
 
-def start_up(environment: dict[str, str], *arguments: str) -> System:
+def start_up(
+    environment: dict[str, str], *arguments: str, python: Path = Path(sys.executable), cwd: Path | None = None
+) -> System:
     """Starts `minion up` and waits until it says that everything runs."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "orchestrator.cli", "up", *arguments],
+        [python, "-m", "orchestrator.cli", "up", *arguments],
+        cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -97,7 +109,7 @@ def start_up(environment: dict[str, str], *arguments: str) -> System:
     for line in process.stdout:
         said.append(line)
         if "Everything runs" in line:
-            return System(process, environment, Path(environment["MINION_DATA_DIR"]), said)
+            return System(process, environment, Path(environment["MINION_DATA_DIR"]), said, python, cwd)
     raise AssertionError(f"minion up ended with {process.wait()}:\n{''.join(said)}")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -82,7 +84,7 @@ def test_processes_of_up_do_not_import_from_the_current_folder(
 
 
 @pytest.mark.parametrize("command", [("-P", "-m", "orchestrator.cli", "--help"), ("-P", "-c", "import workers.app")])
-@pytest.mark.parametrize("name", ["shared", "migrations"])
+@pytest.mark.parametrize("name", ["shared", "migrations", "minions"])
 def test_a_foreign_package_that_comes_first_is_named(tmp_path: Path, name: str, command: tuple[str, ...]) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").write_text("")
@@ -97,4 +99,11 @@ def test_a_foreign_package_that_comes_first_is_named(tmp_path: Path, name: str, 
     assert done.returncode != 0
     last = done.stderr.splitlines()[-1]
     assert f"foreign package {name!r}, {tmp_path / name / '__init__.py'}" in last
-    assert str(ROOT / name) in last
+    assert ("minions-client" if name == "minions" else str(ROOT / name)) in last
+
+
+def test_a_missing_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "minions" else find_spec(name))
+    with pytest.raises(ImportError, match="minions-client is missing"):
+        runpy.run_path(str(ROOT / "shared" / "siblings.py"))

@@ -14,6 +14,7 @@ import typer
 import yaml
 from pydantic import BaseModel
 
+import minions
 from minions.errors import BY_CODE
 from orchestrator.cli import app
 from shared import errors, states
@@ -310,12 +311,25 @@ def test_the_compose_file_stops_servers_after_what_uses_them_and_ends_its_own_ch
             assert int(bound[1]) < int(check["timeout"].removesuffix("s")), name
 
 
+def test_every_file_names_the_version_that_is_built():
+    files = [ROOT / "docker-compose.yml", *ROOT.glob("examples/*/Dockerfile"), *PAGES]
+    texts = {file.name: file.read_text(encoding="utf-8") for file in files if file.name != "CHANGELOG.md"}
+    image_or_wheel = re.compile(r"(?:\bminions:|\bminions_(?:client|server)-|\bminions-(?:client|server)==)(\d[\w.]*)")
+    named = {name: set(image_or_wheel.findall(text)) for name, text in texts.items()}
+    assert {name for name in named if named[name]} >= {"docker-compose.yml", "Dockerfile", "installing.md", "README.md"}
+    assert set().union(*named.values()) == {minions.__version__}
+
+
+def test_the_client_has_the_licence_of_the_server():
+    assert (ROOT / "minions" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
 def test_git_ignores_the_passwords_of_the_compose_file():
     assert "/.env" in (ROOT / ".gitignore").read_text().splitlines()
 
 
 def test_the_compose_file_serves_every_capability_of_the_demo_and_of_the_default_agents():
-    definitions = [*load(ROOT / "minions" / "demo" / "agents"), *load(ROOT / "shared" / "default_agents")]
+    definitions = [*load(ROOT / "orchestrator" / "demo" / "agents"), *load(ROOT / "shared" / "default_agents")]
     wanted = {d.config.capabilities[0] for d in definitions if isinstance(d, AgentDefinition)}
     for file, pattern in (("docker-compose.yml", r'"worker", "(\w+)"'), ("Procfile", r"minion worker (\w+)")):
         assert set(re.findall(pattern, (ROOT / file).read_text())) == wanted, file

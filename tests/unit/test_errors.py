@@ -5,6 +5,10 @@ from __future__ import annotations
 import ast
 import re
 
+import pytest
+
+from minions import errors as client
+from shared import errors
 from shared.errors import FunctionError, SubtaskFailed, ToolError, from_record
 from tests.processes import ROOT
 
@@ -29,6 +33,31 @@ def test_an_error_read_from_a_record_is_of_the_same_kind() -> None:
 
 def test_an_unknown_kind_of_error_is_a_tool_error() -> None:
     assert type(from_record({"type": "of_another_release", "message": "It broke."})) is ToolError
+
+
+# Only a caller of the API meets these: a forged webhook, and an answer that is none.
+OF_THE_CLIENT = {"MinionsError", "InvalidSignature", "ServerError"}
+BOTH = {name for name, kind in vars(client).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+BOTH -= OF_THE_CLIENT
+
+
+def test_every_error_of_the_server_is_one_of_the_client() -> None:
+    assert issubclass(errors.MinionError, client.MinionsError)
+    assert {"InvalidInput", "NotFound", "Unavailable", "TaskFailed"} <= BOTH
+
+
+@pytest.mark.parametrize("name", sorted(BOTH))
+def test_errors_of_one_name_are_one_kind_with_one_code(name: str) -> None:
+    ours, root = getattr(errors, name), getattr(client, name)
+    assert issubclass(ours, root)
+    assert ours.code == root.code
+    kinds = {other for other in BOTH if issubclass(root, getattr(client, other))}
+    assert {other for other in BOTH if issubclass(ours, getattr(errors, other))} == kinds
+
+
+def test_an_error_of_the_server_keeps_facts_named_status_and_code() -> None:
+    error = ToolError("It broke.", status=404, code="gone")
+    assert (error.status, error.code, error.detail) == (500, "tool_error", {"status": 404, "code": "gone"})
 
 
 # "The URL cannot be used: it begins with http://" reads as the reason, but is the requirement.

@@ -1,15 +1,17 @@
-"""The ports of `minion up`."""
+"""The ports of `minion up`, and how another process finds it."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.local import system
-from orchestrator.local.system import LocalSystem
+from orchestrator.local.system import LocalSystem, running_system
+from shared.errors import NotConfigured
 from shared.settings import Settings
 
 
@@ -55,3 +57,16 @@ def test_connections_of_a_system_that_has_stopped_do_not_take_its_port(local: Lo
         accepted.close()
         client.recv(1)
     assert local._take_port("The API", port) == port
+
+
+def test_running_system_without_an_api_key_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MINION_API_KEY", raising=False)
+    with pytest.raises(NotConfigured, match="No API key"):
+        running_system(Settings(api_url="http://127.0.0.1:9", data_dir=tmp_path))
+
+
+def test_running_system_that_does_not_answer_is_none(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    assert running_system(Settings(api_url=url, api_key="key", data_dir=tmp_path)) is None
+    assert running_system(Settings(data_dir=tmp_path)) is None

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from minions import demo
+from orchestrator import demo
 from shared.schemas import FunctionDefinition, parse_definition
 
 Function = Callable[..., dict[str, Any]]

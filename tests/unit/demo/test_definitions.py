@@ -3,8 +3,8 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from minions import demo
-from minions.demo import tools
+from orchestrator import demo
+from orchestrator.demo import tools
 from shared.definition_files import load
 from shared.schemas import AgentDefinition, FunctionDefinition, ToolDefinition, parse_definition
 
@@ -43,7 +43,7 @@ def test_every_builtin_is_registered():
     for definition in load(demo.AGENTS):
         if isinstance(definition, ToolDefinition):
             name = str(definition.builtin)
-            assert registered[name] == f"minions.demo.tools:{name.replace('-', '_')}"
+            assert registered[name] == f"orchestrator.demo.tools:{name.replace('-', '_')}"
 
 
 def test_the_upgrade_replaces_one_function_under_the_same_contract():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minions.demo import distributions
+from orchestrator.demo import distributions
 
 
 @pytest.fixture

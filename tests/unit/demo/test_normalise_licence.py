@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from minions.demo import distributions
+from orchestrator.demo import distributions
 
 MIT = """Copyright (c) 2020 Somebody
 Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from minions.demo import report
+from orchestrator.demo import report
 
 HOSTILE = "<script>alert('x')</script> | [click](javascript:x) `code` & more"
 

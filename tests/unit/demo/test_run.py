@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from minions.demo import tools
-from minions.demo.run import run
 from minions.errors import WaitTimeout
 from minions.task import Task
+from orchestrator.demo import tools
+from orchestrator.demo.run import run
 from shared.contracts.json_schema import violations
 from shared.definition_files import load
 from workers.models.base import ModelRequest, ToolSpec

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minions.demo import tools
+from orchestrator.demo import tools
 
 AUDIT = {
     "title": "Licence audit",

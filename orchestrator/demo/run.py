@@ -17,9 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from minions.client import Client
-from minions.demo import AGENTS, UPGRADE, report
 from minions.errors import WaitTimeout
 from minions.task import FINAL, Task, TaskSummary
+from orchestrator.demo import AGENTS, UPGRADE, report
 
 POLL = 0.3  # seconds
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from minions.demo import distributions, report
+from orchestrator.demo import distributions, report
 
 
 class Context(Protocol):
