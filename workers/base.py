@@ -1,4 +1,4 @@
-"""What every agent is to the minion: input in, outcome out, both checked against their schemas."""
+"""The interface between agents and the minion: input in, outcome out, both checked against their schemas."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class BaseAgent(ABC):
         return self.definition.name
 
     def run(self) -> Outcome:
-        """Works on the task until it is done or has to wait.
+        """Work on the task until it is done or has to wait.
 
         Raises:
-            MinionError: why it could not be done.
+            MinionError: the reason why the task failed.
         """
         value = self.input()
         if self.definition.config.approval:
-            # Messages that make no input are themselves what somebody approves.
+            # Messages that do not form an input are themselves what is approved.
             of_messages = value is None and self.task.messages is not None
             approved = self.journal.approval(self.name, self.task.messages if of_messages else value)
             if isinstance(approved, Suspended):
@@ -54,10 +54,10 @@ class BaseAgent(ABC):
 
     @abstractmethod
     def work(self, value: JsonValue) -> Outcome:
-        """Does what this kind of agent does, with an input that matches the input schema."""
+        """Do the work of this kind of agent, with an input that matches the input schema."""
 
     def input(self) -> JsonValue:
-        """The task's input, or the one that its messages make, checked.
+        """Return the task's input, or the input that its messages form, checked.
 
         Raises:
             InvalidInput: with every violation and its path.
@@ -66,27 +66,27 @@ class BaseAgent(ABC):
         return checked_input(self.definition.input_schema, self.task.input, said, agent=self.name)
 
     def check_output(self, output: JsonValue) -> None:
-        """Raises InvalidOutput with every violation, or TooLarge."""
+        """Raise InvalidOutput with every violation, or TooLarge."""
         what = f"The output of {self.name!r}"
         check(output, what=what, limit=get_settings().max_output_bytes)
         validate(self.definition.output_schema, output, what=what, error=InvalidOutput)
 
     def succeeded(self, output: JsonValue) -> Succeeded:
-        """The outcome with what it adds to the conversation: what was said, and the answer."""
+        """The outcome and the messages that it adds to the conversation: the task's input and the answer."""
         return Succeeded(output, [*self.messages(), AIMessage(content=content_of(output))])
 
     def messages(self) -> list[Message]:
         """The task's messages.
 
         Raises:
-            InvalidInput: one holds something else than text. What 0.2 accepted and began goes on as it began.
+            InvalidInput: a message holds something other than text. A task that 0.2 accepted and began continues.
         """
         given = self.task.messages or []
         return [Message.model_validate(message) for message in given] if self.journal.known else coerce_all(given)
 
 
 def _checked(approved: JsonValue) -> list[Any]:
-    """Messages as somebody has approved them, and perhaps changed."""
+    """Messages as a person approved them, possibly with changes."""
     if not isinstance(approved, list) or not approved:
         raise InvalidInput("What was approved in place of the task's messages is no list of messages.")
     return [message.model_dump() for message in coerce_all(approved)]
