@@ -82,7 +82,7 @@ def rollback(
 
 
 def _change(action: Callable[[Any], Any]) -> None:
-    # The database layer is imported where it is needed: lists go over HTTP.
+    # Imported on use: lists go over HTTP and need no database layer.
     from sqlalchemy.orm import Session
 
     from shared.database import get_engine, wait_for_database

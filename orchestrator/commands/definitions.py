@@ -1,4 +1,4 @@
-"""Commands about the schema and definitions: migrate, init, apply, export."""
+"""Commands for the schema and definitions: migrate, init, apply, export."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def migrate(
     ),
 ) -> None:
     """Bring the database's schema to this release; safe to run twice, or twice at once."""
-    # The database layer is imported where it is needed: `minion submit` starts faster without it.
+    # Imported on use: `minion submit` starts faster without the database layer.
     from shared import init_db
     from shared.database import get_engine, wait_for
 

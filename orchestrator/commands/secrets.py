@@ -1,4 +1,4 @@
-"""`minion secrets`: what tools need to know and nobody else."""
+"""`minion secrets`: confidential values for tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands about who works: capabilities, workers."""
+"""Commands for capabilities and workers."""
 
 from __future__ import annotations
 
