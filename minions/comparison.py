@@ -58,7 +58,7 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether input, steps and outcome are equal."""
+        """True if input, steps and outcome are equal."""
         return not self.differences
 
     def of_step(self, number: int) -> list[str]:

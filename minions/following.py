@@ -33,7 +33,7 @@ class TaskEvent:
 
     @property
     def final(self) -> bool:
-        """Whether no event follows it."""
+        """True if no event follows it."""
         return self.type in ENDINGS
 
 

@@ -70,12 +70,12 @@ class TaskSummary(_Bound):
 
     @property
     def final(self) -> bool:
-        """Whether the task has reached a final state."""
+        """True if the task has reached a final state."""
         return self.state in FINAL
 
     @property
     def succeeded(self) -> bool:
-        """Whether the task succeeded."""
+        """True if the task succeeded."""
         return self.state == "succeeded"
 
     def wait(self, timeout: float | None = None) -> Task:

@@ -1,4 +1,4 @@
-"""Check of the database host's clock: after it is set back, earlier records seem to lie in the future.
+"""Check of the database host's clock: after it is set back, earlier records seem to be in the future.
 
 Leases, rate holds and the age of lost messages are measured by that clock. Without this loop a worker that dies while
 the clock is set back an hour would count as alive for an hour.

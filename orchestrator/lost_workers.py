@@ -27,7 +27,7 @@ LOSE_WORKERS = text(
     "UPDATE workers SET status = 'lost', busy = 0, active = '{}', idle_since = NULL "
     "WHERE status = 'online' AND last_seen < now() - :lease * interval '1 s' RETURNING id, name, last_seen"
 )
-# A heartbeat from before the clock was set back (it lies in the future) says nothing about later claims.
+# A heartbeat from before the clock was set back (it is in the future) says nothing about later claims.
 ORPHANED = text(
     """
     SELECT s.task_id, s.claim, w.name, w.status, w.last_seen FROM task_status s JOIN workers w ON w.id = s.worker_id

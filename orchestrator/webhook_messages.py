@@ -57,7 +57,7 @@ class Answer:
 
     @property
     def delivered(self) -> bool:
-        """Whether the endpoint has the message."""
+        """True if the endpoint has the message."""
         return self.error is None
 
 

@@ -136,7 +136,7 @@ def _not_again(_: int) -> StepResult:
 
 
 def _went_on(journal: Journal) -> bool:
-    """Whether an earlier execution continued without a summary: its estimate differed, and is followed."""
+    """Return whether an earlier execution continued without a summary; its estimate differed, and is kept."""
     return (journal.upcoming() or {}).get("status") == "finished"
 
 

@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 LONGEST_REPORT = 4096
 """Characters of a return value that reach the main process. The longest report is less than half of it."""
 OUTCOMES: dict[str, str] = {State.PENDING: "handed_back", State.WAITING: "suspended"}
-"""How an execution ended, as far as its task's state shows."""
+"""Outcomes of executions, as far as their tasks' states show them."""
 
 
 # ----------------------------------------------------------------------------------------- in the child

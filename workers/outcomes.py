@@ -1,4 +1,4 @@
-"""How one execution of a task can end. Expected outcomes are values, not exceptions."""
+"""Outcomes of one execution of a task. Expected outcomes are values, not exceptions."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ Outcome = Succeeded | Failed | Suspended | Snoozed | AwaitingDecision | OverBudg
 
 @dataclass(frozen=True, slots=True)
 class ChildOutcome:
-    """How a sub-task ended."""
+    """Outcome of a sub-task."""
 
     task_id: UUID
     agent: str

@@ -61,7 +61,7 @@ class Request(CeleryRequest):
             self._report(STOPPED, charged=False)
         elif isinstance(exception, WorkerLostError):
             self._report(f"The process that ran the task died: {exception}")
-        elif not isinstance(exception, TimeLimitExceeded):  # `on_timeout` has told that
+        elif not isinstance(exception, TimeLimitExceeded):  # `on_timeout` has reported that
             at_limit = isinstance(exception, SoftTimeLimitExceeded)
             self._report(f"The minion failed outside the task: {exception!r}"[:500], at_limit=at_limit)
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)

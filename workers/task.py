@@ -55,7 +55,7 @@ class ClaimedTask:
 
     @property
     def has_budget(self) -> bool:
-        """Whether its own budget, or that of a task above it, applies."""
+        """True if its own budget, or that of a task above it, applies."""
         return bool(self.budget_ids)
 
     def context(self) -> dict[str, Any]:

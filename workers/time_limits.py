@@ -25,7 +25,7 @@ OVERRAN = text(
 
 
 def are_of(version: UUID, limits: Sequence[float]) -> bool:
-    """Whether the hard and the soft limit of a message are those of an agent's version, in seconds."""
+    """Return whether the hard and the soft limit of a message are those of an agent's version, in seconds."""
     return tuple(limits) == persist(lambda: _limits(version))
 
 

@@ -48,7 +48,7 @@ class _Call:
 
     @property
     def alone(self) -> bool:
-        """Whether it waits for the calls before it, and the calls after it wait for it."""
+        """True if it waits for the calls before it, and the calls after it wait for it."""
         return self.tool is not None and self.tool.effect == "unsafe"
 
 

@@ -159,7 +159,7 @@ def _sizes(files: list[tuple[str, Path]]) -> dict[str, int]:
 
 
 def _is_native(name: str, path: Path, *, executable: bool) -> bool:
-    """Whether a file is machine code: a library by its name, a program by its first bytes."""
+    """Return whether a file is machine code: a library by its name, a program by its first bytes."""
     if NATIVE_LIBRARY.search(name):
         return True
     return executable and not path.suffix and _attempt(lambda: _first_bytes(path), b"").startswith(PROGRAMS)

@@ -225,7 +225,7 @@ class EventWatch:
                 hinted, everything_at = set(self._followers), loop.time() + self.poll_seconds
             try:
                 await self._tell([one for one in self._all() if one.task in hinted])
-            except Exception as error:  # whatever it is, the followers must be served later
+            except Exception as error:  # after any error, the followers must be served later
                 log.warning("event_poll_failed", reason=reason(error))
 
     async def _tell(self, followers: Sequence[Follower]) -> None:

@@ -92,7 +92,7 @@ class FinishWatch:
             await self._somebody.wait()
             try:
                 self._announce(await self._watching.ask(ended, list(self._expected)))
-            except Exception as error:  # whatever it is, the tasks must be checked again
+            except Exception as error:  # after any error, the tasks must be checked again
                 log.warning("finish_poll_failed", reason=reason(error))
             await asyncio.sleep(POLL_SECONDS)
 

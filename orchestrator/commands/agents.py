@@ -18,7 +18,7 @@ REASON = typer.Option(None, "--reason", help="Why, for the record.")
 
 
 def register(commands: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     commands.add_typer(app, name="agents")
 
 

@@ -35,7 +35,7 @@ DONE = {
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     for command in (approve, reject, answer):
         app.command()(command)
 

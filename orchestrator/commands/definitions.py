@@ -20,7 +20,7 @@ WIDTH = 1 + max(map(len, (*STYLES, *WOULD.values())))
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     for command in (migrate, init, apply, export):
         app.command()(command)
 
@@ -71,7 +71,7 @@ def apply(
 
 
 def store(path: Path, *, dry_run: bool = False, strict: bool = False) -> list[Change]:
-    """Applies the definitions in a file or folder.
+    """Apply the definitions in a file or folder.
 
     Raises:
         InvalidDefinition: the first fault; nothing is stored.

@@ -16,7 +16,7 @@ from shared.settings import get_settings
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     for command in (demo, up, orchestrator, worker, flower):
         app.command()(command)
 

@@ -10,7 +10,7 @@ from shared.settings import get_settings
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Add the command."""
     app.command()(prune)
 
 

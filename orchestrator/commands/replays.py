@@ -30,7 +30,7 @@ from shared.states import State
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     app.command()(replay)
     app.command("dead-letters")(dead_letters)
 

@@ -23,7 +23,7 @@ limits_app = typer.Typer(
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     for command in (pause, resume, pauses):
         app.command()(command)
     app.add_typer(limits_app, name="limits")

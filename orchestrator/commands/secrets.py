@@ -15,7 +15,7 @@ NAME = typer.Argument(help="The secret's name.")
 
 
 def register(commands: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     commands.add_typer(app, name="secrets")
 
 

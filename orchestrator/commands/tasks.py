@@ -38,7 +38,7 @@ COLUMNS = ("id", "agent", "state", "capability", "attempts", "created", "finishe
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     for command in (submit, follow, tasks, show, why, cancel, signal):
         app.command()(command)
 

@@ -29,7 +29,7 @@ app = typer.Typer(
 
 
 def register(commands: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     commands.add_typer(app, name="webhooks")
 
 

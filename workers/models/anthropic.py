@@ -200,7 +200,7 @@ def _received(response: httpx2.Response, on_text: Callable[[str], None]) -> dict
 
 
 def _is_stream(response: httpx2.Response) -> bool:
-    """Whether the body is a stream, whatever content type a gateway declares."""
+    """Return whether the body is a stream, regardless of the content type that a gateway declares."""
     if response.headers.get("content-type", "").lower().startswith("text/event-stream"):
         return True
     return response.read().lstrip().startswith((b"event:", b"data:", b":"))
@@ -295,7 +295,7 @@ def _request_id(error: anthropic.APIStatusError) -> str | None:
 
 
 def _is_worth_it(status: int, headers: Mapping[str, str] | None = None) -> bool:
-    """Whether a retry is worthwhile: as the API says, else by the status."""
+    """Return whether a retry is worthwhile: as the API says, else by the status."""
     told = (headers or {}).get("x-should-retry")
     return told == "true" if told in ("true", "false") else status in WORTH_ASKING_AGAIN or status >= 500
 

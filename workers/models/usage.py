@@ -37,7 +37,7 @@ def spent(message: dict[str, Any], model: str) -> dict[str, Any]:
 
 
 def _refused_at_once(message: Told, usage: Told) -> bool:
-    """Whether the model refused before its first word, which costs nothing: no content, or only a blank text."""
+    """Return whether the model refused before its first word, which is free: no content, or only a blank text."""
     if message.get("stop_reason") != "refusal":
         return False
     content = message.get("content") or []

@@ -32,7 +32,7 @@ def messages_of(request: ModelRequest) -> Messages:
 
 
 def takes_system_messages(model: str) -> bool:
-    """Whether a model accepts `system` messages between those of the user and the assistant."""
+    """Return whether a model accepts `system` messages between those of the user and the assistant."""
     if (match := MODEL.fullmatch(model)) is None:
         return False
     family, major, minor = match[1], int(match[2]), int(match[3] or 0)

@@ -122,7 +122,7 @@ def unjudged(rows: list[dict[str, object]]) -> list[str]:
 
 
 def disagreeing(judged: list[object]) -> list[str]:
-    """Whose metadata contradict themselves."""
+    """Report the distributions whose metadata are contradictory."""
     return [
         f"The metadata of {text(output, 'name')} contradict themselves: {text(output, 'disagreement')}"
         for output in judged
