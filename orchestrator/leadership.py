@@ -2,7 +2,7 @@
 
 The leader holds a session advisory lock on a dedicated connection. A leader that dies loses its connection and the
 lock; so does one that hangs, because the server ends a session that is silent for a lease. Leadership saves work, but
-is no guarantee: a former leader may not know yet that it lost the lock, so its work must be safe to be done twice.
+is no guarantee: a former leader may not know yet that it lost the lock, so its work must be safe to repeat.
 """
 
 from __future__ import annotations

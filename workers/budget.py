@@ -24,7 +24,7 @@ def worst_case(model: str, input_tokens: int, max_tokens: int) -> Reservation:
     maximum length.
 
     Args:
-        input_tokens: counted, or an estimate that is rather too high than too low.
+        input_tokens: counted, or an estimate that errs on the high side.
         max_tokens: limit of the answer.
     """
     tokens = input_tokens + max_tokens

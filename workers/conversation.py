@@ -95,7 +95,7 @@ def history(config: AgentConfig, task: ClaimedTask, journal: Journal, model: str
         model: writes the summary; the offline planner truncates instead.
 
     Raises:
-        ModelError: the summary could not be made.
+        ModelError: the model returned no usable summary.
     """
     if task.conversation_id is None:
         return []

@@ -74,7 +74,7 @@ def store(path: Path, *, dry_run: bool = False, strict: bool = False) -> list[Ch
     """Apply the definitions in a file or folder.
 
     Raises:
-        InvalidDefinition: the first fault; nothing is stored.
+        InvalidDefinition: describes the first error; nothing is stored.
     """
     from sqlalchemy.orm import Session
 

@@ -16,7 +16,7 @@ Block = dict[str, Any]
 INVALID_JSON = "INVALID_JSON"
 """The only name in an unreadable tool input; its value is the text that the model wrote."""
 
-# Short words and JSON; an estimate should be rather too high than too low. Bytes of UTF-8: in scripts where a character
+# Short words and JSON; an estimate should err on the high side. Bytes of UTF-8: in scripts where a character
 # may be a token, such as Chinese, it has three bytes.
 BYTES_A_TOKEN = 3.0
 
@@ -135,4 +135,4 @@ class ModelClient(Protocol):
         """
 
     def count_tokens(self, request: ModelRequest) -> int:
-        """Return the tokens of a request's input, or a rather too high estimate if the provider has no count."""
+        """Return the tokens of a request's input, or an estimate on the high side if the provider has no count."""
