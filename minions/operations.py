@@ -210,8 +210,7 @@ class Operations:
         return found
 
     def add_webhook(self, name: str, url: str, **fields: Any) -> dict[str, Any]:
-        """Add a webhook. The answer contains its `secret`, which is shown only once; `minions.webhooks.verify` needs
-        it.
+        """Add a webhook. The answer contains its `secret`, shown only once, which `minions.webhooks.verify` needs.
 
         Args:
             url: address that receives the messages.

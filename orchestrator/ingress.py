@@ -160,9 +160,7 @@ class Ingress(Loop):
         return envelope
 
     def _prepare(self, asked: list[Asked]) -> Iterator[tuple[Submission, dict[str, Any] | MinionError]]:
-        """Check all submissions together; after an unexpected error check them one by one, so that it affects no
-        others.
-        """
+        """Check all submissions together; after an unexpected error one by one, so that it affects no others."""
         try:
             yield from zip([submission for submission, _ in asked], self._prepare_together(asked), strict=True)
         except Exception as error:
@@ -215,9 +213,7 @@ class Ingress(Loop):
 
 
 def _refusal(submission: Submission, error: Exception) -> MinionError:
-    """Return the reason for refusing a submission. Raise errors that are not about the submission: the database is
-    away.
-    """
+    """Return the reason for refusing a submission. Raise other errors, such as an unavailable database."""
     if isinstance(error, MinionError):
         return error
     if is_transient(error) or isinstance(error, PoolTimeout):

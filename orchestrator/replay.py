@@ -68,9 +68,7 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class ReplayedPage:
-    """One page of a bulk replay. `next` is the cursor of the following page, `start_at` the start time of its first
-    task.
-    """
+    """One page of a bulk replay. `next` is the cursor of the next page, `start_at` the start time of its first task."""
 
     items: list[Replayed]
     next: str | None

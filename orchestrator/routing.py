@@ -26,9 +26,7 @@ log = structlog.get_logger(__name__)
 
 MOST = 500
 CHECK_SECONDS = 1.0
-"""Time after which the checked tasks are released before the rest is checked: a long input with a deep schema takes
-long.
-"""
+"""Time after which checked tasks are released first: one long input with a deep schema may take as long."""
 
 UNPREPARED = text(
     """

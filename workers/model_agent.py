@@ -56,9 +56,7 @@ class ModelAgent(BaseAgent):
         )
 
     def input(self) -> JsonValue:
-        """Messages are the model's input; only a task that was submitted with an input is checked against the input
-        schema.
-        """
+        """Messages are the model's input; only an input that was submitted is checked against the input schema."""
         return None if self.task.messages is not None else super().input()
 
     def messages(self) -> list[Message]:

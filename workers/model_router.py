@@ -69,9 +69,7 @@ def choose_by_model(
 
 
 def _told(config: AgentConfig, task: ClaimedTask, journal: Journal, among: list[str]) -> Any:
-    """The model and the descriptions of the agents that it receives: recorded, because they may change before the task
-    ends.
-    """
+    """The model and the agents' descriptions in its prompt: recorded, because they may change before the task ends."""
 
     def read() -> list[dict[str, Any]]:
         with get_engine().connect() as connection:

@@ -65,9 +65,7 @@ class Distribution:
 
 
 def installed() -> list[Distribution]:
-    """Return every distribution of this environment once, sorted by name; of two copies, the one that imports find
-    first.
-    """
+    """Return every distribution of this environment once, sorted by name; of two copies, the one that import uses."""
     found: dict[str, Distribution] = {}
     for source in metadata.distributions():
         distribution = _identified(source)

@@ -100,9 +100,7 @@ def guard(app: FastAPI, router: APIRouter) -> None:
 
 
 class HeadAsGet:
-    """Middleware that answers HEAD like GET; the server omits the body. A stream must not begin, because it may last
-    long.
-    """
+    """Middleware that answers HEAD like GET, without a body. A stream must not begin, because it may last long."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -61,9 +61,7 @@ class Follower:
         return not self._over and all(event.number is None for event in self._waiting)
 
     async def events(self, heartbeat: float) -> AsyncIterator[TaskEvent | None]:
-        """Yield events until the task has no more, or the watch was released; yield None after `heartbeat` seconds of
-        silence.
-        """
+        """Yield events until the task has no more, or the watch is released; None after `heartbeat` idle seconds."""
         while self._waiting or not self._over:
             if self._waiting:
                 event = self._waiting.popleft()

@@ -50,9 +50,7 @@ class Child:
         self._not_before = 0.0
 
     def start(self) -> None:
-        """Start the process. Call it from the main thread: Linux signals the child when the thread that started it
-        ends.
-        """
+        """Start the process. Call it from the main thread: Linux signals the child when the starting thread ends."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(self.withheld)}
         environment = {**inherited, **self.environment, **follow_environment(self.orphaned)}
         with self._open_log() as output:

@@ -186,8 +186,8 @@ class ModelLimits:
         return refusal
 
     def learn(self, model: str, headers: Mapping[str, str], status: int) -> None:
-        """Process the limits in a response. Call it for every response, including errors, in the thread that reserved
-        the call.
+        """Process a response's limits. Call it for every response, including errors, in the thread that reserved the
+        call.
 
         Args:
             headers: names in lower case, or a case-insensitive mapping.

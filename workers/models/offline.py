@@ -159,9 +159,7 @@ def _summary(results: dict[str, JsonValue]) -> str:
 
 
 def _shaped(schema: dict[str, Any], text: str, results: dict[str, JsonValue]) -> JsonValue:
-    """Build the report in the requested shape: results if their type fits, the text, empty lists and objects; no
-    numbers.
-    """
+    """Build the report in the requested shape: results of a fitting type, text, empty lists and objects; no numbers."""
     kind = schema.get("type")
     if kind == "string":
         return text

@@ -124,9 +124,7 @@ class _Block:
                 self.fields[name] = value
 
     def whole(self) -> dict[str, Any]:
-        """Return the block. An input that is not JSON becomes one that no tool accepts, so that the model gets an
-        error.
-        """
+        """Return the block. An input that is not JSON becomes one that no tool accepts, so the model gets an error."""
         fields = {name: joined(value) if isinstance(value, str) else value for name, value in self.fields.items()}
         if not self.input:
             return fields
