@@ -1,9 +1,9 @@
-"""What a backlog costs: a million pending tasks of many tenants, beside five thousand.
+"""Cost of a backlog: a million pending tasks of many tenants, compared with five thousand.
 
     python -m benchmarks.backlog [--tasks N] [--keys N] [--json]
 
-Rows are made by SQL, on a private PostgreSQL and Valkey. Measured is one round of the dispatcher (its statements and
-its messages) with both backlogs, and what stands in Valkey afterwards. Compare the ratio.
+Rows are created by SQL, on a private PostgreSQL and Valkey. The benchmark measures one round of the dispatcher (its
+statements and its messages) with both backlogs, and the contents of Valkey afterwards. Compare the ratio.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ FILL = text("""
     INSERT INTO task_status (task_id, state, capability, agent_name, key, rank)
         SELECT id, 'pending', 'bench', 'bench-tool', key, minion_rank(clock_timestamp(), 0) FROM made
 """)
-# As if workers had taken and finished what was sent.
+# Simulates workers that have taken and finished the published tasks.
 CONSUME = text("UPDATE task_status SET state = 'cancelled' WHERE state = 'queued'")
 
 
 def main() -> None:
-    """Runs the benchmark and prints its table."""
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", type=int, default=1_000_000)
     parser.add_argument("--keys", type=int, default=200)
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def measure(tasks: int, keys: int) -> dict[str, Any]:
-    """One row of the table: the median round with so many pending tasks, and what Valkey holds."""
+    """Return one row of the table: the median round with this many pending tasks, and the contents of Valkey."""
     settings = get_settings()
     dispatcher = Dispatcher(settings, get_engine(), make_app(settings))
     prepare(tasks, keys)
@@ -89,7 +89,7 @@ def measure(tasks: int, keys: int) -> dict[str, Any]:
 
 
 def prepare(tasks: int, keys: int) -> None:
-    """Leaves so many pending tasks and nothing else."""
+    """Leave exactly this many pending tasks."""
     engine = get_engine()
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL statement_timeout = 0"))
@@ -103,20 +103,20 @@ def prepare(tasks: int, keys: int) -> None:
 
 
 def consume() -> None:
-    """Makes room for the next round."""
+    """Make room for the next round."""
     with get_engine().begin() as connection:
         connection.execute(CONSUME)
 
 
 def timed(action: Callable[[], object]) -> float:
-    """Milliseconds that the action takes."""
+    """Return the duration of the action in milliseconds."""
     began = time.perf_counter()
     action()
     return (time.perf_counter() - began) * 1000
 
 
 def report(rows: list[dict[str, Any]], *, as_json: bool) -> None:
-    """The table, and how much slower the large backlog is."""
+    """Print the table, and the slowdown of the larger backlog."""
     ratio = round(rows[1]["round_ms"] / rows[0]["round_ms"], 2)
     if as_json:
         print(json.dumps({"rows": rows, "ratio": ratio}, indent=2))

@@ -1,9 +1,9 @@
-"""The least that a fresh process for each call can cost: fork, page faults, exit. Run by `benchmarks/sandbox.py`.
+"""Lower bound for the cost of a fresh process per call: fork, page faults, exit. Run by `benchmarks/sandbox.py`.
 
     python -I -S benchmarks/fork_floor.py FORKS FAULTS "MODULE MODULE …"
 
-Prints milliseconds of processor time a fork. The process has the modules of a zygote in memory; each child causes
-about so many page faults by writing to pages that it shares with its parent, and ends.
+Prints milliseconds of processor time per fork. The process has the modules of a zygote in memory; each child causes
+about the given number of page faults by writing to pages that it shares with its parent, and ends.
 """
 
 import ctypes
@@ -17,13 +17,13 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def spent(who: int) -> float:
-    """Seconds of processor time."""
+    """Return seconds of processor time."""
     usage = resource.getrusage(who)
     return usage.ru_utime + usage.ru_stime
 
 
 def run(forks: int, pages: int) -> tuple[float, int]:
-    """Milliseconds and faults of one fork, if each child writes to so many pages."""
+    """Return milliseconds and faults per fork, if each child writes to this many pages."""
     library = ctypes.PyDLL(None)
     shared = ctypes.create_string_buffer(os.urandom(pages * PAGE or 1))
     memset, place, length = library.memset, ctypes.addressof(shared), ctypes.c_size_t(1)
@@ -43,7 +43,7 @@ def run(forks: int, pages: int) -> tuple[float, int]:
 
 
 def main() -> None:
-    """Find how many pages make the wanted number of faults, then measure."""
+    """Find the number of pages that causes the wanted number of faults, then measure."""
     forks, faults = int(sys.argv[1]), int(sys.argv[2])
     for name in sys.argv[3].split():
         importlib.import_module(name)

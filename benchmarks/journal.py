@@ -1,10 +1,10 @@
-"""What a turn of an agent takes in the journal, in short conversations and in long ones.
+"""Size of an agent's turns in the journal, in short and in long conversations.
 
     python -m benchmarks.journal [--turns 10 50 200] [--json]
 
-An agent makes so many tool turns against a local server that speaks the Messages API, on a private PostgreSQL. Each
-turn is a model call and a tool call with new text of about a kilobyte. A journal that kept the conversation in each of
-its steps would grow with the square of the turns; compare the ratio.
+An agent makes the given number of tool turns against a local server for the Messages API, on a private PostgreSQL. Each
+turn is a model call and a tool call with about a kilobyte of new text. A journal that stored the conversation in each
+step would grow with the square of the turns; compare the ratio.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ WORKER = text(
     "INSERT INTO workers (name, capabilities, slots, pool, host, pid, version, last_seen) "
     "VALUES ('bench', '{bench}', 1, 'solo', 'bench', 1, '0', now() + interval '1 day') RETURNING id"
 )
-# What the columns take where they stand, compressed and out of line as they may be; 24 bytes of head for each row.
+# Stored size of the columns, possibly compressed and out of line; plus 24 bytes of header per row.
 BYTES = text(
     "SELECT sum(24 + COALESCE(pg_column_size(input), 0) + COALESCE(pg_column_size(output), 0) "
     "+ COALESCE(pg_column_size(error), 0) + COALESCE(pg_column_size(usage), 0) + pg_column_size(name) "
@@ -68,7 +68,7 @@ TABLE = text("SELECT pg_table_size('steps')")
 
 
 def main() -> None:
-    """Runs the benchmark and prints its table."""
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--turns", type=int, nargs="+", default=[10, 50, 200])
     parser.add_argument("--json", action="store_true")
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def script(turns: int) -> list[dict[str, Any]]:
-    """So many tool turns with text that does not compress, then an answer."""
+    """Return this many tool turns with incompressible text, then an answer."""
     source = random.Random(turns)
 
     def words(characters: int) -> str:
@@ -98,7 +98,7 @@ def script(turns: int) -> list[dict[str, Any]]:
 
 
 def measure(api: testing.MessagesApi, turns: int) -> dict[str, Any]:
-    """One row of the table."""
+    """Return one row of the table."""
     with get_engine().begin() as connection:
         connection.execute(text("TRUNCATE tasks, workers CASCADE"))
         worker: UUID = connection.execute(WORKER).scalar_one()
@@ -118,10 +118,10 @@ def measure(api: testing.MessagesApi, turns: int) -> dict[str, Any]:
 
 
 def run(worker: UUID) -> UUID:
-    """One task of the agent, in this process.
+    """Run one task of the agent in this process.
 
     Raises:
-        RuntimeError: it did not succeed.
+        RuntimeError: the task did not succeed.
     """
     with transaction() as connection:
         request = TaskRequest(agent="talker", input="Talk")
@@ -136,14 +136,14 @@ def run(worker: UUID) -> UUID:
 
 
 def table_size() -> int:
-    """Bytes of the table with what is stored out of line, without dead rows."""
+    """Return the bytes of the table including out-of-line storage, without dead rows."""
     with get_engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM (FULL) steps"))
         return int(connection.execute(TABLE).scalar_one())
 
 
 def report(rows: list[dict[str, Any]], *, as_json: bool) -> None:
-    """The table, each row's bytes beside those of the first."""
+    """Print the table, with each row's bytes relative to the first row."""
     for row in rows:
         row["ratio"] = round(row["bytes_per_turn"] / rows[0]["bytes_per_turn"], 2)
         row["table_ratio"] = round(row["table_bytes_per_turn"] / rows[0]["table_bytes_per_turn"], 2)

@@ -2,9 +2,10 @@
 
     python -m benchmarks.noop [--tasks N] [--rounds N] [--json]
 
-Ours (a builtin tool; a sandboxed function) beside bare Celery with Redis results and Celery with its PostgreSQL result
-backend, all on one private PostgreSQL and Valkey with durable settings, in alternating rounds. Ours keeps more: the
-task, its input, an execution and a step survive the loss of the broker, and none is finished twice.
+Compares Minions (a builtin tool; a sandboxed function) with plain Celery with Redis results and Celery with its
+PostgreSQL result backend, all on one private PostgreSQL and Valkey with durable settings, in alternating rounds.
+Minions keeps more: the task, its input, an execution and a step survive the loss of the broker, and none is finished
+twice.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ LIVE = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE state IN ('pending',
 
 @dataclass(frozen=True)
 class System:
-    """One system under test: how n tasks are handed in, and whether that many more than `before` are recorded."""
+    """One system under test: submits n tasks, and reports whether that many more than `before` are recorded."""
 
     name: str
     submit: Callable[[int], None]
@@ -63,7 +64,7 @@ class System:
 
 
 def main() -> None:
-    """Runs the benchmark and prints its table."""
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", type=int, default=5000)
     parser.add_argument("--rounds", type=int, default=3)
@@ -80,7 +81,7 @@ def main() -> None:
 
 
 def measure(system: System, tasks: int) -> float:
-    """Tasks per second of one round.
+    """Return the tasks per second of one round.
 
     Raises:
         TimeoutError: the round did not end.
@@ -98,7 +99,7 @@ def measure(system: System, tasks: int) -> float:
 
 
 def report(rates: dict[str, list[float]], tasks: int, *, as_json: bool) -> None:
-    """Medians, spread, and the ratio to bare Celery with Redis results."""
+    """Print medians, spread, and the ratio to plain Celery with Redis results."""
     medians = {name: statistics.median(values) for name, values in rates.items()}
     base = medians["celery, redis results"]
     rows = [
@@ -122,7 +123,7 @@ def report(rates: dict[str, list[float]], tasks: int, *, as_json: bool) -> None:
 
 @contextmanager
 def running_systems() -> Iterator[list[System]]:
-    """Servers, workers and an orchestrator; stopped and removed afterwards."""
+    """Provide servers, workers and an orchestrator; they are stopped and removed afterwards."""
     with ExitStack() as stack:
         folder = stack.enter_context(scratch_dir())
         addresses = stack.enter_context(EmbeddedServers(folder)).start()
@@ -142,7 +143,7 @@ def running_systems() -> Iterator[list[System]]:
 
 
 def configure(addresses: Addresses, folder: Path) -> None:
-    """This process's settings and its children's."""
+    """Configure this process and its children."""
     os.environ |= {
         "DATABASE_URL": addresses.database_url,
         "REDIS_URL": addresses.redis_url,
@@ -155,7 +156,7 @@ def configure(addresses: Addresses, folder: Path) -> None:
 
 
 def ours(name: str, agent: str) -> System:
-    """This project, tasks handed in by one call."""
+    """Return Minions, with tasks submitted by one call."""
     succeeded = text(
         "SELECT count(*) FROM task_status s JOIN tasks t ON t.id = s.task_id "
         "WHERE t.agent_name = :agent AND s.state = 'succeeded'"
@@ -178,7 +179,7 @@ def ours(name: str, agent: str) -> System:
 
 
 def plain(stack: ExitStack, name: str, addresses: Addresses, number: int, backend: str, logs: Path) -> System:
-    """Bare Celery with a Redis database of its own and the given result backend."""
+    """Return plain Celery with a separate Redis database and the given result backend."""
     environment = {"PLAIN_BROKER": socket_url(addresses, number), "PLAIN_BACKEND": backend}
     arguments = ["-m", "celery", "-A", "benchmarks.plain_celery", "worker", "-c", str(PROCESSES), "-l", "WARNING"]
     stack.enter_context(process([*arguments, "-n", f"plain{number}@%h"], environment, logs))
@@ -196,7 +197,7 @@ def plain(stack: ExitStack, name: str, addresses: Addresses, number: int, backen
 
 
 def redis_results(addresses: Addresses, number: int) -> Callable[[], int]:
-    """Counts the keys in a Redis database: every result is one, beside a few of the broker's."""
+    """Count the keys in a Redis database: every result is one, and the broker has a few."""
     client = redis.Redis.from_url(addresses.redis_url.replace("db=0", f"db={number}"))
     broker_keys = ("celery", "unacked", "unacked_index", "unacked_mutex", "_kombu.binding.celery",
                    "_kombu.binding.celery.pidbox", "_kombu.binding.celeryev")  # fmt: skip
@@ -209,7 +210,7 @@ def redis_results(addresses: Addresses, number: int) -> Callable[[], int]:
 
 
 def postgres_results() -> int:
-    """Counts the rows of Celery's result table; it makes the table with its first result."""
+    """Count the rows of Celery's result table, which Celery creates with its first result."""
     with get_engine().connect() as connection:
         if connection.scalar(text("SELECT to_regclass('celery_taskmeta')")) is None:
             return 0
@@ -217,14 +218,14 @@ def postgres_results() -> int:
 
 
 def socket_url(addresses: Addresses, number: int) -> str:
-    """A Redis database for Celery, over the private server's socket."""
+    """Return the URL of a Redis database for Celery, over the private server's socket."""
     path = addresses.redis_url.removeprefix("unix://").partition("?")[0]
     return f"redis+socket://{path}?virtual_host={number}"
 
 
 @contextmanager
 def process(arguments: list[str], environment: dict[str, str], logs: Path) -> Iterator[None]:
-    """A child process for as long as the block runs."""
+    """Run a child process while the block runs."""
     with logs.open("ab") as output:
         child = subprocess.Popen(
             [sys.executable, *arguments], env={**os.environ, **environment}, stdout=output, stderr=output

@@ -1,4 +1,4 @@
-"""Bare Celery, as its documentation starts it: defaults, JSON, and a result backend."""
+"""Plain Celery, set up as in its documentation: defaults, JSON, and a result backend."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ app = Celery("plain", broker=os.environ["PLAIN_BROKER"], backend=os.environ["PLA
 
 @app.task(name="plain.noop")
 def noop(value: Any) -> Any:
-    """Nothing."""
+    """Return nothing."""
     return value

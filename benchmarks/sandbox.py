@@ -1,4 +1,4 @@
-"""What one sandboxed call costs, beside the cost of starting an interpreter on the same machine.
+"""Cost of one sandboxed call, compared with starting an interpreter on the same machine.
 
     python benchmarks/sandbox.py [--quick] [--json]
 
@@ -31,25 +31,25 @@ async def f(x):
     return await asyncio.gather(*[asyncio.sleep(0, i) for i in range(x)])
 """
 IDLE = 0.025
-"""Seconds between two calls that find a rested child."""
+"""Seconds between two calls, after which the next call finds a rested child."""
 
 BUBBLEWRAP = ("bwrap", "--unshare-all", "--ro-bind", "/", "/", "--die-with-parent")
 
 
 def timed(action: Callable[[], object]) -> float:
-    """Milliseconds that the action takes."""
+    """Return the duration of the action in milliseconds."""
     started = time.perf_counter()
     action()
     return (time.perf_counter() - started) * 1000
 
 
 def start(*command: str) -> Callable[[], object]:
-    """Runs a program to its end."""
+    """Return an action that runs a program to its end."""
     return lambda: subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
 
 
 def latencies(sandbox: Sandbox, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each way to run one function in a fresh process, measured in turn."""
+    """Return the milliseconds of each method of running one function in a fresh process, measured in turn."""
 
     def call(source: str) -> Callable[[], object]:
         return lambda: sandbox.call(source, "f", {"x": 3})
@@ -77,7 +77,7 @@ def latencies(sandbox: Sandbox, rounds: int) -> dict[str, list[float]]:
 
 
 def throughput(sandbox: Sandbox, callers: int, seconds: float) -> float:
-    """Calls a second of so many threads."""
+    """Return the calls per second of this many threads."""
     counts = [0] * callers
     end = time.monotonic() + seconds
 
@@ -95,8 +95,9 @@ def throughput(sandbox: Sandbox, callers: int, seconds: float) -> float:
 
 
 def processor_time(calls: int) -> dict[str, float]:
-    """Milliseconds of processor time a call, in the host and in the zygote with all its children, beside the floor:
-    forking a process as large that touches as many pages and does nothing else."""
+    """Return milliseconds of processor time per call, in the host and in the zygote with all its children, and the
+    floor: forking a process of the same size that touches as many pages and does nothing else.
+    """
 
     def spent() -> tuple[float, ...]:
         host, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -121,14 +122,14 @@ def processor_time(calls: int) -> dict[str, float]:
 
 
 def fork_floor(forks: int, faults: int) -> float:
-    """Milliseconds of processor time to fork a process as large as a zygote, with so many page faults, and end it."""
+    """Return milliseconds of processor time to fork and end a process as large as a zygote, with these page faults."""
     command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("fork_floor.py")), str(forks), str(faults)]
     names = " ".join(sorted(SAFE_IMPORTS))
     return float(subprocess.run([*command, names], check=True, capture_output=True, text=True).stdout)
 
 
 def memory(sandbox: Sandbox) -> dict[str, float]:
-    """Megabytes of memory in proportion (PSS), of the zygote and of one parked child."""
+    """Return megabytes of proportional memory (PSS), of the zygote and of one parked child."""
     assert isinstance(sandbox._server, ForkServer)
     outer = sandbox._server.pid
     inner = _children(outer)[0]
@@ -147,7 +148,7 @@ def _pss(pid: int) -> float:
 
 
 def precision(sandbox: Sandbox, rounds: int) -> dict[str, list[float]]:
-    """How far each limit is missed: milliseconds for time, megabytes for memory, bytes for sizes."""
+    """Return the overshoot of each limit: milliseconds for time, megabytes for memory, bytes for sizes."""
     greedy = (
         "def f():\n    kept = []\n    try:\n        while True: kept.append(bytearray((1 << 18) - 4096))\n"
         "    except MemoryError:\n        return len(kept) / 4"
@@ -186,13 +187,13 @@ def report(result: dict[str, dict[str, float]]) -> None:
 
 
 def percentile(samples: list[float], share: float) -> float:
-    """The value below which the share of the samples lies."""
+    """Return the value below which the given share of the samples lies."""
     ordered = sorted(samples)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 def measure(quick: bool) -> dict[str, dict[str, float]]:
-    """All figures, by table."""
+    """Return all figures, by table."""
     rounds, seconds = (10, 1.0) if quick else (50, 4.0)
     with Sandbox() as sandbox:
         boot = timed(lambda: sandbox.level)

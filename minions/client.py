@@ -1,4 +1,4 @@
-"""The client: submit tasks over HTTP and read everything about them.
+"""The client: submit tasks over HTTP and read their results.
 
     from minions import Client
 
@@ -38,17 +38,17 @@ TaskId = str | UUID | TaskSummary
 
 
 class _NotGiven:
-    """What `None` cannot say: the argument was left out."""
+    """Sentinel for an omitted argument, as distinct from `None`."""
 
 
 NOT_GIVEN: Final = _NotGiven()
 
 
 class Client(Operations):
-    """Talks to the API. Threads may share one; close it, or use it as a context manager.
+    """Client of the API. Threads may share one; close it, or use it as a context manager.
 
-    Requests are tried again when the API or its database cannot be reached and trying again is safe: all that only
-    read, `cancel`, and `submit` and `submit_many`, which always send an idempotency key.
+    Requests are retried when the API or its database is unavailable and a retry is safe: all that only read, `cancel`,
+    and `submit` and `submit_many`, which always send an idempotency key.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Client(Operations):
         retries: int = 5,
         actor: str | None = None,
     ) -> None:
-        """Nothing is sent yet.
+        """Create a client without sending anything.
 
         Args:
             url: the API's address; by default MINION_API_URL.
@@ -99,25 +99,26 @@ class Client(Operations):
         unique_while: str | None = None,
         budget: Mapping[str, Any] | None = None,
     ) -> Task:
-        """Submits one task.
+        """Submit one task.
 
         Args:
-            agent: its name; or else name a `capability` that one agent offers, or send `messages` to be routed by.
+            agent: its name; alternatively a `capability` that one agent offers, or `messages` for routing.
             input: JSON that matches the agent's input schema.
             messages: `{"role", "content"}` objects, or text.
-            idempotency_key: the same key and payload give the same task, however often it is submitted.
+            idempotency_key: the same key and payload return the same task, however often it is submitted.
             key: the tenant.
             priority: from -100 to 100; more urgent tasks run sooner.
-            run_at: not before this time, with a time zone.
+            run_at: earliest start, with a time zone.
             deadline: the task expires if it is not done by then.
             unique_key: while a task holds it, this returns that task.
-            unique_while: until when it holds the key: `pending` (it first starts) or `running` (it ends; the default).
-            budget: what it and everything below it may use: `{"dollars": 0.5, "tokens": …, "steps": …, "seconds": …,
+            unique_while: how long it holds the key: `pending` (until it first starts) or `running` (until it ends; the
+                default).
+            budget: limits for it and everything below it: `{"dollars": 0.5, "tokens": …, "steps": …, "seconds": …,
                 "on_breach": "ask" or "fail"}`.
 
         Raises:
-            UnknownAgent, UnknownCapability, InvalidInput, IdempotencyConflict, TooLarge: it is refused.
-            Unauthorized, Unavailable: it did not come that far.
+            UnknownAgent, UnknownCapability, InvalidInput, IdempotencyConflict, TooLarge: the API refused the task.
+            Unauthorized, Unavailable: the API did not process the request.
         """
         request = given(
             agent=agent,
@@ -141,13 +142,13 @@ class Client(Operations):
         return self._task(self._transport.post("/v1/tasks", to_json(request, what="The task"), safe=True))
 
     def submit_many(self, tasks: Iterable[Mapping[str, Any]]) -> list[str]:
-        """Submits tasks, each a mapping with the arguments of `submit`; returns their ids in order.
+        """Submit tasks, each a mapping with the arguments of `submit`; return their ids in order.
 
-        Up to 10,000 tasks (and 16 MB) are one request and accepted all or none; more are several requests. When a
+        Up to 10,000 tasks (and 16 MB) are one request, which is accepted all or none; more are several requests. If a
         later one is refused, the error's `detail["submitted"]` holds the ids that were accepted before it.
 
         Raises:
-            InvalidInput and the others of `submit`; `detail["index"]` counts within the refused request.
+            InvalidInput and the other errors of `submit`; `detail["index"]` counts within the refused request.
         """
         ids: list[str] = []
         for batch in _batches(tasks):
@@ -164,23 +165,23 @@ class Client(Operations):
         """Return one task.
 
         Args:
-            task: here and in all that follows: a task, its id, or the first 8 characters or more of it.
+            task: here and in the methods below: a task, its id, or at least the first 8 characters of its id.
 
         Raises:
-            NotFound: there is none of that id.
-            AmbiguousId: several tasks have an id that begins so; the message lists them.
+            NotFound: there is no task with that id.
+            AmbiguousId: several ids begin with these characters; the message lists them.
         """
         return self._task(self._transport.get(_task_path(task)))
 
     def wait(self, task: TaskId, timeout: float | None = None) -> Task:
-        """Waits until a task has ended, however it ended: see `Task.succeeded` and `Task.result()`.
+        """Wait until a task has ended, with any outcome: see `Task.succeeded` and `Task.result()`.
 
         Args:
             timeout: seconds; None waits indefinitely.
 
         Raises:
-            WaitTimeout: the time is up; the task goes on.
-            NotFound: there is none of that id.
+            WaitTimeout: the time is up; the task continues.
+            NotFound: there is no task with that id.
         """
         return self._wait(task, timeout, _end_of(timeout))
 
@@ -192,7 +193,7 @@ class Client(Operations):
 
         Raises:
             WaitTimeout: the time is up; the tasks continue. `detail["task"]` is the first one that has not ended.
-            NotFound: there is none of that id.
+            NotFound: there is no task with one of the ids.
         """
         ends = _end_of(timeout)
         return [self._wait(task, timeout, ends) for task in tasks]
@@ -208,20 +209,20 @@ class Client(Operations):
                 raise WaitTimeout(
                     f"Task {found.id} is still {found.state} after {timeout:g} s. It goes on.", task=found
                 )
-            task = found  # by its whole id: by now, another task may have the same first characters
+            task = found  # by its full id: by now, another task may have the same first characters
 
     def follow(self, task: TaskId, after: int = 0) -> Iterator[TaskEvent]:
-        """What happens to a task, as it happens, up to its end. Broken connections are made again where they broke off.
+        """Yield a task's events as they happen, until its end. Broken connections are resumed where they broke off.
 
         Args:
-            after: the id of the last event that was read; 0 begins at the beginning.
+            after: the id of the last event already read; 0 starts at the beginning.
 
         Raises:
-            NotFound: there is none of that id.
-            InvalidInput: it has had no event of the id `after` yet.
-            Unavailable: the API cannot be reached, also after the retries.
+            NotFound: there is no task with that id.
+            InvalidInput: the task has no event with the id `after` yet.
+            Unavailable: the API is still unavailable after the retries.
         """
-        # A connection that breaks is made again, and by then another task may have the same first characters.
+        # A broken connection is reopened, and by then another task may have the same first characters.
         whole = task if len(_id(task)) >= WHOLE_ID else self.get(task)
         return follow(self._transport, _task_path(whole, "events"), after)
 
@@ -245,12 +246,12 @@ class Client(Operations):
         namespace: str | None = None,
         page: int = PAGE,
     ) -> Iterator[TaskSummary]:
-        """All tasks that match, the newest first, page by page as they are read.
+        """Yield all matching tasks, the newest first; pages are loaded as they are read.
 
         Args:
-            error_fingerprint: failed with this kind of error: see `dead_letters`.
-            unreplayed: only those without a replay.
-            outputs: bring the outputs too.
+            error_fingerprint: only tasks that failed with this kind of error: see `dead_letters`.
+            unreplayed: only tasks without a replay.
+            outputs: include the outputs.
         """
         filters = _filters(
             state=state,
@@ -273,29 +274,29 @@ class Client(Operations):
         return (TaskSummary.of(item, self) for item in pages)
 
     def tree(self, task: TaskId) -> Iterator[TaskSummary]:
-        """The task and everything below it, the oldest first."""
+        """Yield the task and everything below it, the oldest first."""
         pages = self._transport.pages(_task_path(task, "tree"), {"limit": PAGE})
         return (TaskSummary.of(item, self) for item in pages)
 
     def counts(self, root_id: TaskId | None = None, **filters: Any) -> dict[str, Any]:
-        """How many tasks stand where: `{"by_state": {state: n}, "by_capability": {name: {state: n}}}`.
+        """Return the number of tasks: `{"by_state": {state: n}, "by_capability": {name: {state: n}}}`.
 
         Args:
-            filters: those of `tasks`.
+            filters: as for `tasks`.
         """
         counts: dict[str, Any] = self._transport.get("/v1/tasks/counts", params=_filters(root_id=root_id, **filters))
         return counts
 
     def steps(self, task: TaskId) -> Iterator[dict[str, Any]]:
-        """The task's journal, in order."""
+        """Yield the task's journal, in order."""
         return self._transport.pages(_task_path(task, "steps"), {})
 
     def executions(self, task: TaskId) -> Iterator[dict[str, Any]]:
-        """Every claim of the task by a minion, in order."""
+        """Yield every claim of the task by a minion, in order."""
         return self._transport.pages(_task_path(task, "executions"), {})
 
     def cancel(self, task: TaskId, reason: str | None = None) -> Task:
-        """Cancels a task and everything below it; a running one is asked to stop, one that has ended stays."""
+        """Cancel a task and everything below it. A running one is asked to stop; one that has ended is unchanged."""
         body = to_json(given(reason=reason), what="The reason")
         return self._task(self._transport.post(_task_path(task, "cancel"), body, safe=True))
 
@@ -308,18 +309,18 @@ class Client(Operations):
         edited_output: Any = NOT_GIVEN,
         new_keys: bool = False,
     ) -> Task:
-        """Submits a task that has ended again, as a new task.
+        """Submit an ended task again, as a new task.
 
         Args:
-            pinned: run the agent version that ran then, not the one that is active now (the default).
-            from_step: read the journal before this step back, and go on from there; always pinned.
-            edited_output: with `from_step`: that step is kept too, with this output in place of the recorded one.
-            new_keys: give its calls, and those of all tasks below it, new idempotency keys, so that outside systems
-                take them for new ones.
+            pinned: run the agent version of the original, not the active one (the default).
+            from_step: read back the journal before this step, and continue from there; always pinned.
+            edited_output: with `from_step`: keep that step too, with this output in place of the recorded one.
+            new_keys: use new idempotency keys for its calls, and those of all tasks below it, so that external systems
+                treat them as new.
 
         Raises:
             Conflict: it has not ended yet, or a step before `from_step` cannot be read back.
-            InvalidInput: there is no such step, or it could not have returned this.
+            InvalidInput: there is no such step, or it could not have returned this output.
         """
         request = given(pinned=pinned, from_step=from_step, new_keys=new_keys or None)
         if not isinstance(edited_output, _NotGiven):
@@ -328,10 +329,10 @@ class Client(Operations):
         return self._task(self._transport.post(_task_path(task, "replay"), body, safe=False))
 
     def diff(self, a: TaskId, b: TaskId) -> Comparison:
-        """What two tasks did, side by side: their steps, outputs and costs.
+        """Compare the steps, outputs and costs of two tasks.
 
         Raises:
-            NotFound: there is none of that id.
+            NotFound: there is no task with one of the ids.
         """
         return compare(self._record(a), self._record(b))
 
@@ -344,19 +345,19 @@ class Client(Operations):
         return Record(found, steps, list(self.executions(found)), outcomes)
 
     def why(self, task: TaskId) -> dict[str, Any]:
-        """Why a task is where it is: `sentence`, `reason`, `todo` and `facts`.
+        """Explain a task's state: `sentence`, `reason`, `todo` and `facts`.
 
         Raises:
-            NotFound: there is none of that id.
+            NotFound: there is no task with that id.
         """
         found: dict[str, Any] = self._transport.get(_task_path(task, "why"))
         return found
 
     def signal(self, task: TaskId, name: str, payload: Any = None) -> Task:
-        """Sends a signal to a task. It is kept until the task waits for it.
+        """Send a signal to a task. It is kept until the task waits for it.
 
         Raises:
-            NotFound: there is none of that id.
+            NotFound: there is no task with that id.
             Conflict: it has ended.
         """
         body = to_json({"payload": payload}, what="The payload")
@@ -372,20 +373,20 @@ class Client(Operations):
         *,
         proposal: str | None = None,
     ) -> Task:
-        """Decide about a step that waits for a person, and name the step or the proposal that was seen.
+        """Decide about a step that waits for a person, and name the step or proposal that was shown.
 
         Args:
             verdict: `approve` or `reject` a proposed call; `result`, `again` or `fail` for one that was interrupted.
             value: for `approve` other arguments than proposed, for `result` what the call returned.
             step: the number of the step.
-            proposal: `why(task)["facts"]["proposal"]`: other than a step, it also tells two interruptions apart.
+            proposal: `why(task)["facts"]["proposal"]`: unlike a step, it also distinguishes two interruptions.
 
         Returns:
-            The task; its `decision` says what was decided.
+            The task; its `decision` describes the decision.
 
         Raises:
-            NotFound: there is none of that id.
-            Conflict: it waits for no such decision, or by now for another one.
+            NotFound: there is no task with that id.
+            Conflict: it waits for no such decision, or is waiting for another one by now.
             InvalidInput: neither step nor proposal is given, or the verdict does not fit the step.
         """
         decision = given(verdict=verdict, value=value, reason=reason, step=step, proposal=proposal)
@@ -402,18 +403,18 @@ class Client(Operations):
         add_seconds: float | None = None,
         stop: bool = False,
     ) -> Task:
-        """Raises the budget that a task waits for, or else its own; all who have room in it now go on.
+        """Raise the budget that a task waits for, or else its own. All tasks that now have room in it continue.
 
         Args:
-            add_seconds: from now on, where the time is over.
-            stop: from now on the budget fails whoever finds no room in it.
+            add_seconds: counted from now, if the time is used up.
+            stop: from now on, fail every task that finds no room in the budget.
 
         Returns:
-            the task whose budget it is.
+            The task to which the budget belongs.
 
         Raises:
             NotFound: there is no such task.
-            Conflict: it has no budget, that has no such limit, or it has ended.
+            Conflict: it has no budget, the budget has no such limit, or the task has ended.
         """
         asked = given(
             add_tokens=add_tokens,
@@ -426,14 +427,14 @@ class Client(Operations):
         return self._task(self._transport.post(_task_path(task, "budget"), body, safe=False))
 
     def agents(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
-        """All agents, by name."""
+        """Yield all agents, by name."""
         return self._transport.pages("/v1/agents", {"namespace": namespace, "limit": PAGE})
 
     def agent(self, name: str, namespace: str | None = None) -> dict[str, Any]:
-        """One agent: its definition and its versions.
+        """Return one agent with its definition and its versions.
 
         Raises:
-            UnknownAgent: there is none of that name.
+            UnknownAgent: there is no agent of that name.
         """
         found: dict[str, Any] = self._transport.get(
             f"/v1/agents/{quote(name, safe='')}", params={"namespace": namespace}
@@ -441,26 +442,26 @@ class Client(Operations):
         return found
 
     def functions(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
-        """All functions of the function store, by name."""
+        """Yield all functions of the function store, by name."""
         return self._transport.pages("/v1/functions", {"namespace": namespace, "limit": PAGE})
 
     def function(self, name: str, namespace: str | None = None) -> dict[str, Any]:
-        """One function: its code, contract and versions.
+        """Return one function with its code, contract and versions.
 
         Raises:
-            NotFound: there is none of that name.
+            NotFound: there is no function of that name.
         """
         path = f"/v1/functions/{quote(name, safe='')}"
         found: dict[str, Any] = self._transport.get(path, params={"namespace": namespace})
         return found
 
     def capabilities(self) -> list[dict[str, Any]]:
-        """Every capability: who offers it, who serves it, and how much work waits."""
+        """Return every capability with its agents, its workers, and the amount of waiting work."""
         items: list[dict[str, Any]] = self._transport.get("/v1/capabilities")["items"]
         return items
 
     def workers(self, status: str | None = None) -> Iterator[dict[str, Any]]:
-        """The minions, the latest started first.
+        """Yield the minions, the latest started first.
 
         Args:
             status: `online`, `stopped` or `lost`; None for all.
@@ -471,11 +472,11 @@ class Client(Operations):
         return Task.of(data, self)
 
     def ready(self) -> bool:
-        """Whether the API answers and has all that it needs. Tried once."""
+        """Return whether the API answers and has everything it needs. Not retried."""
         return self._transport.status_of("/readyz") == 200
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         self._transport.close()
 
     def __enter__(self) -> Self:
@@ -511,7 +512,7 @@ def _from_file(name: str) -> str | None:
 
 
 def _end_of(timeout: float | None) -> float | None:
-    """The moment when a wait is over, on the monotonic clock."""
+    """Return the end of a wait on the monotonic clock."""
     if timeout is None:
         return None
     if not timeout >= 0:
@@ -531,7 +532,7 @@ def _task_path(task: TaskId, part: str | None = None) -> str:
 def _filters(
     *, state: str | Iterable[str] | None = None, labels: Mapping[str, str] | None = None, **others: Any
 ) -> dict[str, Any]:
-    """Filters as query parameters."""
+    """Return filters as query parameters."""
     filters = {
         name: _id(value) if isinstance(value, UUID | TaskSummary) else value for name, value in given(**others).items()
     }
@@ -543,7 +544,7 @@ def _filters(
 
 
 def _batches(tasks: Iterable[Mapping[str, Any]]) -> Iterator[list[str]]:
-    """The tasks as JSON texts, in batches that one request can hold."""
+    """Yield the tasks as JSON texts, in batches that fit one request."""
     batch: list[str] = []
     size = 0
     for index, task in enumerate(tasks):

@@ -1,7 +1,7 @@
-"""Two tasks side by side: what they were given, what they did step by step, what came of it, what it cost.
+"""Comparison of two tasks: input, steps, outcome and cost.
 
-Ids that every run gives anew (of sub-tasks, of a model's tool calls) are compared by their place, and times and names
-of people who decided something not at all.
+Ids that differ in every run (of sub-tasks and of a model's tool calls) are compared by position; times and the names of
+deciders are not compared.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OF_A_STEP = ("kind", "name", "input", "status", "output", "error")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A task with its journal. `outcomes`: how its sub-tasks ended, by their ids."""
+    """A task with its journal. `outcomes` maps the ids of its sub-tasks to their outcomes."""
 
     task: Task
     steps: list[dict[str, Any]]
@@ -28,19 +28,19 @@ class Record:
     outcomes: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     def cost(self) -> dict[str, Any]:
-        """What it used, all executions together. Steps that were copied cost nothing."""
+        """Total usage of all executions. Copied steps cost nothing."""
         used = {name: sum(run[name] or 0 for run in self.executions) for name in COSTS}
         copied = sum(step.get("copied_from") is not None for step in self.steps)
         return {**used, "executions": len(self.executions), "steps": len(self.steps), "copied_steps": copied}
 
     def function_versions(self) -> dict[int, str]:
-        """The ids of the function versions that ran, by the numbers of their steps."""
+        """Ids of the executed function versions, by step number."""
         return {step["number"]: version for step in self.steps if (version := step.get("function_version_id"))}
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What is not the same: of the task (`step` None) or of a step; `what` is `step` where only one of them has it."""
+    """One difference: of the task (`step` is None) or of a step; `what` is `step` if only one task has the step."""
 
     step: int | None
     what: str
@@ -50,7 +50,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two tasks, and all in which they differ. Costs, times and versions are shown, and are no differences."""
+    """Two tasks and all their differences. Costs, times and versions are shown but do not count as differences."""
 
     a: Record
     b: Record
@@ -58,15 +58,15 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether they were given the same, did the same, and ended the same."""
+        """True if input, steps and outcome are equal."""
         return not self.differences
 
     def of_step(self, number: int) -> list[str]:
-        """In what the step of that number differs."""
+        """Names of the differences in a step."""
         return [difference.what for difference in self.differences if difference.step == number]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return the comparison as JSON."""
         return {
             "equal": self.equal,
             "tasks": [
@@ -87,7 +87,7 @@ class Comparison:
 
 
 def compare(a: Record, b: Record) -> Comparison:
-    """Compares two tasks."""
+    """Compare two tasks."""
     ours, theirs = _task(a), _task(b)
     differences = [Difference(None, name, ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]]
     mine, other = _steps(a), _steps(b)
@@ -115,19 +115,19 @@ def _steps(record: Record) -> dict[int, dict[str, Any]]:
 
 
 def _plain(step: dict[str, Any], outcomes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """A step as it is compared."""
+    """Return the parts of a step that are compared."""
     plain = {name: step.get(name) for name in OF_A_STEP}
     if step["kind"] == "subtask":
-        # Its input is the sub-task's; the hash is of that.
+        # The input is the sub-task's; its hash is compared.
         plain["input"] = step["request_hash"]
         ended = step["output"] if step.get("copied_from") else outcomes.get(str(step["child_id"]))
         plain["output"] = (ended or {}).get("output")
         plain["error"] = (ended or {}).get("error")
     elif step["kind"] == "model_call" and isinstance(plain["output"], dict):
-        # How turns were sent, which a release may change.
+        # The form of the turns, which a release may change.
         plain["output"] = {name: value for name, value in plain["output"].items() if name != "form"}
     elif step["kind"] == "function_call" and isinstance(plain["input"], dict):
-        # The journal notes the function's version beside its arguments.
+        # The journal stores the function's version next to its arguments.
         plain["input"] = plain["input"].get("arguments")
     elif step["kind"] == "wait" and isinstance(plain["output"], dict):
         plain["output"] = {name: value for name, value in plain["output"].items() if name not in NOTED}
@@ -137,7 +137,7 @@ def _plain(step: dict[str, Any], outcomes: Mapping[str, dict[str, Any]]) -> dict
 
 
 def _names(record: Record) -> dict[str, str]:
-    """Names by place for the ids that every run gives anew."""
+    """Names by position for the ids that differ in every run."""
     names = {record.task.id: "(this task)"}
     numbers = count(1)
     for step in record.steps:

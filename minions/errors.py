@@ -14,8 +14,8 @@ class MinionsError(Exception):
 
     Attributes:
         code: stable machine-readable name, such as `unknown_agent`.
-        message: what was wrong and what to do now, for people.
-        status: the HTTP status, None where no answer came.
+        message: the problem and what to do about it, for people.
+        status: the HTTP status, None if there was no response.
         detail: further facts, such as `violations`, `faults` or `index`.
     """
 
@@ -37,7 +37,7 @@ class InvalidInput(MinionsError):
 
     @property
     def violations(self) -> list[dict[str, str]]:
-        """Where the input does not match the agent's schema: each `{"path", "message"}`."""
+        """Violations of the agent's schema: each `{"path", "message"}`."""
         found: list[dict[str, str]] = self.detail.get("violations", [])
         return found
 
@@ -55,7 +55,7 @@ class AmbiguousId(InvalidInput):
 
 
 class ForbiddenAddress(InvalidInput):
-    """An address that the system must not reach: it is not public."""
+    """The system must not access this address: it is not public."""
 
     code = "forbidden_address"
 
@@ -73,7 +73,7 @@ class Unauthorized(MinionsError):
 
 
 class NotFound(MinionsError):
-    """There is no such thing."""
+    """The requested object does not exist."""
 
     code = "not_found"
 
@@ -103,19 +103,19 @@ class IdempotencyConflict(Conflict):
 
 
 class InvalidSignature(MinionsError):
-    """A request that says it is a webhook, and is not from who has the secret, or not from now."""
+    """A request that claims to be a webhook, but is not signed with the secret, or is not recent."""
 
     code = "invalid_signature"
 
 
 class Unavailable(MinionsError):
-    """The API or its database cannot be reached, also after the retries."""
+    """The API or its database is still unavailable after the retries."""
 
     code = "unavailable"
 
 
 class ServerError(MinionsError):
-    """The API failed in a way that nobody planned for, or answered something that is not its language."""
+    """The API failed unexpectedly, or its response is not in the expected form."""
 
     code = "internal_error"
 
@@ -127,13 +127,13 @@ class NotConfigured(MinionsError):
 
 
 class WaitTimeout(MinionsError):
-    """The time is up and the task has not ended. It goes on; `detail["task"]` is how it stands."""
+    """The time is up and the task has not ended. It continues; `detail["task"]` is its current state."""
 
     code = "wait_timeout"
 
 
 class TaskFailed(MinionsError):
-    """The task ended without success; `detail["task"]` holds it."""
+    """The task ended without success; `detail["task"]` contains it."""
 
     code = "task_failed"
 
@@ -173,7 +173,7 @@ STANDARD = ("type", "title", "status", "detail", "code")
 
 
 def from_problem(status: int, problem: Mapping[str, Any]) -> MinionsError:
-    """The error that a problem document (RFC 9457) describes."""
+    """Return the error that a problem document (RFC 9457) describes."""
     code = str(problem.get("code") or "")
     kind = BY_CODE.get(code) or BY_STATUS.get(status) or (ServerError if status >= 500 else MinionsError)
     text = str(problem.get("detail") or problem.get("title") or f"The API answered with status {status}.")

@@ -1,4 +1,4 @@
-"""Following a task: its events as they happen, over as many connections as it takes."""
+"""Following a task: its events as they happen, over as many connections as necessary."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class TaskEvent:
 
     Attributes:
         id: counts from 1 within the task; None for streamed text, which is not stored.
-        type: `task.accepted`, `task.running`, `task.waiting`, `task.pending`, at last `task.succeeded`, `task.failed`,
-            `task.cancelled` or `task.expired`; `step.started`, `step.finished`, `step.failed`; `step.text` (what is
-            new in `data["text"]`, after `data["from"]` characters, some of which may have been missed) and
-            `step.restarted` (what was streamed for `data["step"]` so far is void).
-        data: what the API's page on events describes.
+        type: `task.accepted`, `task.running`, `task.waiting`, `task.pending`, finally `task.succeeded`, `task.failed`,
+            `task.cancelled` or `task.expired`; `step.started`, `step.finished`, `step.failed`; `step.text` (new text in
+            `data["text"]`, which starts after `data["from"]` characters, some of which may have been missed) and
+            `step.restarted` (the text streamed for `data["step"]` so far is void).
+        data: documented on the API's page on events.
     """
 
     id: int | None
@@ -33,16 +33,16 @@ class TaskEvent:
 
     @property
     def final(self) -> bool:
-        """Whether nothing comes after it."""
+        """True if no event follows it."""
         return self.type in ENDINGS
 
 
 def follow(transport: Transport, path: str, after: int) -> Iterator[TaskEvent]:
-    """The events after a certain one. A connection that breaks is made again where it broke off.
+    """Yield the events after the given one. A broken connection is resumed where it broke off.
 
     Raises:
-        Unavailable: the API cannot be reached, also after the retries.
-        MinionsError: it refuses.
+        Unavailable: the API is still unavailable after the retries.
+        MinionsError: the API refused the request.
     """
     failures = 0
     while True:
@@ -55,7 +55,7 @@ def follow(transport: Transport, path: str, after: int) -> Iterator[TaskEvent]:
                 yield event
                 if event.final:
                     return
-            # Nothing more, although the task goes on: the server stops.
+            # No more events, although the task continues: the server is stopping.
             failures += 1
             time.sleep(pause_after(failures))
         except _AllRead:
@@ -68,15 +68,15 @@ def follow(transport: Transport, path: str, after: int) -> Iterator[TaskEvent]:
 
 
 class _AllRead(Exception):
-    """The task has ended and there is no event left."""
+    """The task has ended and all events were read."""
 
 
 def _connection(transport: Transport, path: str, after: int) -> Iterator[TaskEvent | None]:
-    """The events of one connection; None when the API shows that it is there."""
+    """Yield the events of one connection; None for each keep-alive."""
     for message in transport.events(path, last_id=after):
         if message is None:
             raise _AllRead
-        # An id stands for all that follows until the next one.
+        # An id applies to all following events until the next id.
         number = int(message.id or 0)
         if number > after:
             after = number

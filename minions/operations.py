@@ -1,4 +1,4 @@
-"""What people do with many tasks, as methods of the client: replays, pauses, limits, schedules, webhooks."""
+"""Operations on many tasks, as methods of the client: replays, pauses, limits, schedules, webhooks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minions.transport import PAGE, Transport, given, to_json
 
 
 class Operations:
-    """The part of `minions.Client` that is not about single tasks."""
+    """The methods of `minions.Client` that are not about single tasks."""
 
     _transport: Transport
     _task: Callable[[Mapping[str, Any]], Task]
@@ -27,14 +27,14 @@ class Operations:
         progress: Callable[[int, int], None] | None = None,
         **filters: Any,
     ) -> Iterator[dict[str, Any]]:
-        """Submits ended tasks again, the newest first, spread over time; yields `{task_id, replayed_as, error}`.
+        """Submit ended tasks again, the newest first, spread over time; yield `{task_id, replayed_as, error}`.
 
         Args:
-            pinned: run the agent versions that ran then, not those that are active now.
-            new_keys: give their calls, and those of all tasks below them, new idempotency keys.
-            rate: how many of the new tasks may start in a second.
-            dry_run: only say which.
-            progress: called after each page with how many are done and how many there are.
+            pinned: run the agent versions of the originals, not the active ones.
+            new_keys: use new idempotency keys for their calls, and those of all tasks below them.
+            rate: number of the new tasks that may start per second.
+            dry_run: only list the tasks.
+            progress: called after each page with the number of processed tasks and the total.
             filters: `states` (by default the failed ones), `agent`, `capability`, `key`, `error_fingerprint`,
                 `function` (`NAME@NUMBER`), `created_after`, `created_before`, `namespace`, `again`.
         """
@@ -53,11 +53,11 @@ class Operations:
             asked |= {"cursor": page["next"], "start_at": page["start_at"]}
 
     def dead_letters(self, agent: str | None = None, namespace: str | None = None) -> Iterator[dict[str, Any]]:
-        """Failed tasks that nobody has replayed, in groups of the same kind of error."""
+        """Yield failed tasks without a replay, grouped by the kind of error."""
         return self._transport.pages("/v1/dead-letters", {"agent": agent, "namespace": namespace, "limit": PAGE})
 
     def pause(self, scope: str, name: str, reason: str | None = None, namespace: str | None = None) -> dict[str, Any]:
-        """Keeps the tasks of a `capability`, an `agent` or a `key` from starting."""
+        """Keep the tasks of a `capability`, an `agent` or a `key` from starting."""
         body = to_json(given(reason=reason), what="The reason")
         paused: dict[str, Any] = self._transport.put(
             _rule_path("pauses", scope, name), body, params={"namespace": namespace}
@@ -65,15 +65,15 @@ class Operations:
         return paused
 
     def resume(self, scope: str, name: str, namespace: str | None = None) -> None:
-        """Lets them start again.
+        """Let paused tasks start again.
 
         Raises:
-            NotFound: it is not paused.
+            NotFound: there is no such pause.
         """
         self._transport.delete(_rule_path("pauses", scope, name), params={"namespace": namespace})
 
     def pauses(self) -> list[dict[str, Any]]:
-        """All that is paused."""
+        """Return all pauses."""
         items: list[dict[str, Any]] = self._transport.get("/v1/pauses")["items"]
         return items
 
@@ -88,14 +88,14 @@ class Operations:
         output_tokens: str | None = None,
         namespace: str | None = None,
     ) -> dict[str, Any]:
-        """Limits how many tasks of a `capability`, an `agent` or a `key` run at once or start in a period, or how many
-        requests and tokens a `model` is asked for in a period.
+        """Limit the tasks of a `capability`, an `agent` or a `key` that run at once or start in a period, or the
+        requests and tokens of a `model` in a period.
 
         Args:
-            name: or `*`: each that has no limit of its own.
-            rate: such as `10/s` or `1000/h`; of a model, requests.
-            input_tokens: of a model, such as `40000/m`.
-            output_tokens: of a model.
+            name: a name, or `*` for each one without its own limit.
+            rate: such as `10/s` or `1000/h`; for a model, of requests.
+            input_tokens: for a model, such as `40000/m`.
+            output_tokens: for a model.
         """
         rates = given(max_running=max_running, rate=rate, input_tokens=input_tokens, output_tokens=output_tokens)
         body = to_json(rates, what="The limit")
@@ -105,27 +105,27 @@ class Operations:
         return limit
 
     def remove_limit(self, scope: str, name: str, namespace: str | None = None) -> None:
-        """Takes a limit away.
+        """Remove a limit.
 
         Raises:
-            NotFound: there is none.
+            NotFound: there is no such limit.
         """
         self._transport.delete(_rule_path("limits", scope, name), params={"namespace": namespace})
 
     def limits(self) -> list[dict[str, Any]]:
-        """All limits."""
+        """Return all limits."""
         items: list[dict[str, Any]] = self._transport.get("/v1/limits")["items"]
         return items
 
     def schedules(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
-        """All schedules, by name."""
+        """Yield all schedules, by name."""
         return self._transport.pages("/v1/schedules", {"namespace": namespace, "limit": PAGE})
 
     def schedule(self, name: str, namespace: str | None = None) -> dict[str, Any]:
-        """One schedule.
+        """Return one schedule.
 
         Raises:
-            NotFound: there is none of that name.
+            NotFound: there is no schedule of that name.
         """
         found: dict[str, Any] = self._transport.get(_schedule_path(name), params={"namespace": namespace})
         return found
@@ -142,16 +142,16 @@ class Operations:
         enabled: bool | None = None,
         namespace: str | None = None,
     ) -> dict[str, Any]:
-        """Stores a schedule, new or in the place of the one of that name.
+        """Store a schedule, either new or in place of the one of that name.
 
         Args:
-            request: the task: a mapping with the arguments of `submit`, without key, times and namespace.
-            cron: minute, hour, day of month, month, day of week; or else give `interval_seconds`.
-            timezone: of `cron`; UTC by default.
-            missed: what becomes of runs that nobody started: `skip`, `once` (the default) or `all`.
+            request: the task as a mapping with the arguments of `submit`, without key, times and namespace.
+            cron: minute, hour, day of month, month, day of week; alternatively give `interval_seconds`.
+            timezone: for `cron`; UTC by default.
+            missed: treatment of missed runs: `skip`, `once` (the default) or `all`.
 
         Raises:
-            InvalidInput, UnknownAgent and the others of `submit`: its task would be refused today.
+            InvalidInput, UnknownAgent and the other errors of `submit`: its task would be refused now.
         """
         definition = given(
             request=dict(request),
@@ -166,70 +166,70 @@ class Operations:
         return stored
 
     def change_schedule(self, name: str, namespace: str | None = None, **changes: Any) -> dict[str, Any]:
-        """Changes some fields of a schedule, such as `enabled=False`; None takes one away.
+        """Change some fields of a schedule, such as `enabled=False`; None removes a field.
 
         Raises:
-            NotFound: there is none of that name.
-            InvalidInput: it cannot be what it would be then.
+            NotFound: there is no schedule of that name.
+            InvalidInput: the changed schedule would be invalid.
         """
         text = to_json(changes, what="The change")
         changed: dict[str, Any] = self._transport.patch(_schedule_path(name), text, params={"namespace": namespace})
         return changed
 
     def delete_schedule(self, name: str, namespace: str | None = None) -> dict[str, Any]:
-        """Deletes a schedule and returns what it was; its tasks stay.
+        """Delete a schedule and return its last state; its tasks remain.
 
         Raises:
-            NotFound: there is none of that name.
+            NotFound: there is no schedule of that name.
         """
         deleted: dict[str, Any] = self._transport.delete(_schedule_path(name), params={"namespace": namespace})
         return deleted
 
     def run_schedule(self, name: str, namespace: str | None = None) -> Task:
-        """Submits the task of a schedule once more, now.
+        """Submit a schedule's task once more, now.
 
         Raises:
-            NotFound: there is none of that name.
-            InvalidInput and the others of `submit`: the task is refused.
+            NotFound: there is no schedule of that name.
+            InvalidInput and the other errors of `submit`: the task is refused.
         """
         text = to_json({"idempotency_key": str(uuid4())}, what="The run")
         path = _schedule_path(name, "run")
         return self._task(self._transport.post(path, text, safe=True, params={"namespace": namespace}))
 
     def webhooks(self, namespace: str | None = None) -> Iterator[dict[str, Any]]:
-        """All webhooks, by name."""
+        """Yield all webhooks, by name."""
         return self._transport.pages("/v1/webhooks", {"namespace": namespace, "limit": PAGE})
 
     def webhook(self, name: str, namespace: str | None = None) -> dict[str, Any]:
-        """One webhook.
+        """Return one webhook.
 
         Raises:
-            NotFound: there is none of that name.
+            NotFound: there is no webhook of that name.
         """
         found: dict[str, Any] = self._transport.get(_webhook_path(name), params={"namespace": namespace})
         return found
 
     def add_webhook(self, name: str, url: str, **fields: Any) -> dict[str, Any]:
-        """Adds a webhook; the answer's `secret` is shown this once. `minions.webhooks.verify` needs it.
+        """Add a webhook. The answer contains its `secret`, shown only once, which `minions.webhooks.verify` needs.
 
         Args:
-            url: where messages go.
+            url: address that receives the messages.
             fields: `states`, `agents`, `labels`, `roots_only`, `secret`, `enabled`, `namespace`.
 
         Raises:
             Conflict: the name is taken.
             ForbiddenAddress: the system must not reach that address.
-            InvalidInput: something else is wrong with it.
+            InvalidInput: another field is invalid.
         """
         body = to_json(given(name=name, url=url, **fields), what="The webhook")
         added: dict[str, Any] = self._transport.post("/v1/webhooks", body, safe=False)
         return added
 
     def change_webhook(self, name: str, *, namespace: str | None = None, **fields: Any) -> dict[str, Any]:
-        """Changes a webhook.
+        """Change a webhook.
 
         Args:
-            fields: what is to change of `url`, `states`, `agents`, `labels`, `roots_only`, `enabled`.
+            fields: any of `url`, `states`, `agents`, `labels`, `roots_only`, `enabled`.
 
         Raises:
             NotFound, ForbiddenAddress, InvalidInput: as for `add_webhook`.
@@ -239,28 +239,29 @@ class Operations:
         return changed
 
     def remove_webhook(self, name: str, namespace: str | None = None) -> None:
-        """Removes a webhook; what it is owed is dropped.
+        """Remove a webhook and its pending messages.
 
         Raises:
-            NotFound: there is none of that name.
+            NotFound: there is no webhook of that name.
         """
         self._transport.delete(_webhook_path(name), params={"namespace": namespace})
 
     def rotate_webhook(self, name: str, namespace: str | None = None) -> dict[str, Any]:
-        """Gives a webhook a new secret; the answer's `secret` is shown this once. The old one holds for a day more.
+        """Replace a webhook's secret. The answer's `secret` is shown only once. The old one stays valid for one more
+        day.
 
         Raises:
-            NotFound: there is none of that name.
+            NotFound: there is no webhook of that name.
         """
         path = _webhook_path(name, "rotate")
         rotated: dict[str, Any] = self._transport.post(path, "{}", safe=False, params={"namespace": namespace})
         return rotated
 
     def test_webhook(self, name: str, namespace: str | None = None) -> dict[str, Any]:
-        """Sends a test message now: `{"delivered", "status", "error", "seconds"}`.
+        """Send a test message now: `{"delivered", "status", "error", "seconds"}`.
 
         Raises:
-            NotFound: there is none of that name.
+            NotFound: there is no webhook of that name.
         """
         path = _webhook_path(name, "test")
         answer: dict[str, Any] = self._transport.post(path, "{}", safe=False, params={"namespace": namespace})
@@ -269,7 +270,7 @@ class Operations:
     def webhook_deliveries(
         self, name: str, *, status: str | None = None, namespace: str | None = None, page: int = PAGE
     ) -> Iterator[dict[str, Any]]:
-        """What a webhook was owed, the newest first.
+        """Yield a webhook's messages, the newest first.
 
         Args:
             status: `pending`, `delivered` or `failed`; None for all.
@@ -281,7 +282,7 @@ class Operations:
         return self._transport.pages(_webhook_path(name, "deliveries"), params)
 
     def retry_delivery(self, delivery: str | UUID) -> dict[str, Any]:
-        """Sends a webhook's message again, under the same id.
+        """Send a webhook's message again, under the same id.
 
         Raises:
             NotFound: there is no such delivery.

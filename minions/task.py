@@ -1,4 +1,4 @@
-"""A task as the client shows it."""
+"""Tasks in the form that the client returns."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ TIMES = frozenset({"due_at", "deadline", "created_at", "queued_at", "updated_at"
 
 
 class Waiter(Protocol):
-    """A client, for what tasks do with it."""
+    """The methods of a client that tasks use."""
 
     def wait(self, task: TaskSummary, timeout: float | None = None) -> Task:
         """Wait until a task has ended."""
 
 
 class _Bound:
-    """The client that a task came from. It is no field: copies, pickles and comparisons of tasks go without it."""
+    """The client that returned a task. It is not a field: copies, pickles and comparisons of tasks exclude it."""
 
     __slots__ = ("_client",)
 
@@ -30,8 +30,8 @@ class _Bound:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskSummary(_Bound):
-    """A task in a list: without its input and messages, which `Client.get` brings, and without its output unless the
-    list was asked for outputs.
+    """A task in a list: without its input and messages, which `Client.get` returns, and without its output unless the
+    list included outputs.
 
     States are scheduled, pending, queued, running, waiting, and finally succeeded, failed, cancelled or expired.
     """
@@ -70,16 +70,16 @@ class TaskSummary(_Bound):
 
     @property
     def final(self) -> bool:
-        """Whether nothing can happen to the task any more."""
+        """True if the task has reached a final state."""
         return self.state in FINAL
 
     @property
     def succeeded(self) -> bool:
-        """Whether it is done."""
+        """True if the task succeeded."""
         return self.state == "succeeded"
 
     def wait(self, timeout: float | None = None) -> Task:
-        """Wait until the task has ended; see `Client.wait`. The task itself stays as it was read.
+        """Wait until the task has ended; see `Client.wait`. This object itself does not change.
 
         Raises:
             WaitTimeout: the time is up; the task continues.
@@ -100,7 +100,7 @@ class TaskSummary(_Bound):
 
     @classmethod
     def of(cls, data: Mapping[str, Any], client: Waiter | None = None) -> Self:
-        """Return the task that the API's JSON describes. Members that this release does not know are left out."""
+        """Build a task from the API's JSON. Members that this release does not know are left out."""
         known = {field.name for field in fields(cls)}
         task = cls(**{name: _value(name, value) for name, value in data.items() if name in known})
         if client is not None:
@@ -110,7 +110,7 @@ class TaskSummary(_Bound):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task(TaskSummary):
-    """A task with everything that is known about it."""
+    """A task with all its details."""
 
     input: Any = None
     messages: list[Any] | None = None
@@ -120,7 +120,7 @@ class Task(TaskSummary):
     budget: dict[str, Any] | None = None
     routing: dict[str, Any] | None = None
     decision: dict[str, Any] | None = None
-    """What `Client.decide` decided: `step`, `name`, `proposal`, `verdict`, `value`."""
+    """Decision made by `Client.decide`: `step`, `name`, `proposal`, `verdict`, `value`."""
 
     def result(self, timeout: float | None = None) -> Any:
         """Wait until the task has ended and return its output.

@@ -1,4 +1,4 @@
-"""A local server that speaks Claude's Messages API, for tests of agents without a key, a bill or chance.
+"""A local server for Claude's Messages API, for deterministic tests of agents without a key or costs.
 
     from minions import testing
 
@@ -10,9 +10,9 @@
             ...
             assert len(api.requests) == 2
 
-Streams and plain replies alike, token counting, errors, streams that are slow or break off. What the API itself refuses
-(blank texts, errors of tools without a text, misplaced system messages, too many cache marks, tools whose schema is not
-that of an object) gets a 400. From the command line:
+It supports streams and plain replies, token counting, errors, and streams that are slow or break off. Requests that the
+API itself refuses (blank texts, errors of tools without a text, misplaced system messages, too many cache marks, tools
+whose schema is not that of an object) get a 400. From the command line:
 
     python -m minions.testing replies.json --port 8787
 """
@@ -34,23 +34,23 @@ from typing import Any
 
 KEY = "sk-test-key"
 USAGE = {"input_tokens": 10, "output_tokens": 5, "cache_read_input_tokens": 100}
-# Texts and tool inputs come in pieces, so that a client that does not join them is found out.
+# Texts and tool inputs are sent in pieces, which exposes a client that does not join them.
 PIECES = 3
 PROPERTY = r"[a-zA-Z0-9_.-]{1,64}"
 MAX_CACHE_MARKS = 4
-# Models that take no messages of role `system`.
+# Models that accept no `system` messages.
 WITHOUT_SYSTEM_MESSAGES = r"claude-([123]\b|instant|opus-4-[0-7]\b|opus-4-2025|(sonnet|haiku)-(4|5(?!-\d{1,2}\b))).*"
 
 Reply = dict[str, Any]
 
 
 def text(said: str, stop_reason: str = "end_turn", **more: Any) -> Reply:
-    """A reply of text. `more` is as for `MessagesApi.script`."""
+    """Return a reply of text. `more` is as for `MessagesApi.script`."""
     return {"content": [{"type": "text", "text": said}], "stop_reason": stop_reason, **more}
 
 
 def tool_use(*calls: tuple[str, dict[str, Any]], said: str = "", **more: Any) -> Reply:
-    """A reply that calls tools: names and inputs."""
+    """Return a reply that calls tools, given as names and inputs."""
     content: list[dict[str, Any]] = [{"type": "text", "text": said}] if said else []
     for number, (name, arguments) in enumerate(calls, 1):
         content.append({"type": "tool_use", "id": f"toolu_{number}", "name": name, "input": arguments})
@@ -58,7 +58,7 @@ def tool_use(*calls: tuple[str, dict[str, Any]], said: str = "", **more: Any) ->
 
 
 def error(status: int, kind: str = "api_error", message: str = "scripted", **more: Any) -> Reply:
-    """An error of the API."""
+    """Return an API error."""
     return {"status": status, "error": {"type": kind, "message": message}, **more}
 
 
@@ -67,17 +67,17 @@ class MessagesApi:
     """The server's script and its record.
 
     Attributes:
-        url: what `ANTHROPIC_BASE_URL` is to be.
-        script: replies, as `text`, `tool_use` and `error` make them, or whole messages that were recorded. Each request
-            takes the next; the last one is given again and again. A reply may also hold
+        url: value for `ANTHROPIC_BASE_URL`.
+        script: replies from `text`, `tool_use` and `error`, or whole recorded messages. Each request takes the next
+            one; the last one is repeated. A reply may also hold
 
-            - `if`: a text. Every request that holds it gets this reply; the first that fits comes before all others
+            - `if`: a text. Every request that contains it gets this reply; the first match precedes all other replies
             - `headers`: of the response
             - `seconds`: to wait before the response, and `pause`: between two events of a stream
-            - `cut`: break the connection after so many events, and `end`: end the stream well after so many
+            - `cut`: break the connection after this many events, and `end`: end the stream properly after this many
             - `error_after`: `[events, kind, message]`: an `error` event in the middle of a stream
-        requests: the bodies of all requests for messages, also of those that got an error.
-        headers: theirs, with names in lower case.
+        requests: the bodies of all requests for messages, including those that got an error.
+        headers: the headers of these requests, with names in lower case.
         counted: the bodies of all requests to count tokens.
         seconds: to wait before every reply.
     """
@@ -91,7 +91,7 @@ class MessagesApi:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def answer(self, headers: dict[str, str], body: dict[str, Any]) -> tuple[int, Reply]:
-        """Status and reply for a request for a message. Override it for a server that thinks for itself."""
+        """Return status and reply for a message request. Override it for custom behaviour."""
         self.note(headers, body)
         with self._lock:
             reply = self._next(body)
@@ -101,13 +101,13 @@ class MessagesApi:
         return 200, self.message(body, reply)
 
     def note(self, headers: dict[str, str], body: dict[str, Any]) -> None:
-        """Keeps what was asked."""
+        """Record the request."""
         with self._lock:
             self.requests.append(body)
             self.headers.append(headers)
 
     def message(self, body: dict[str, Any], reply: Reply) -> Reply:
-        """A whole message out of a reply that says only what matters."""
+        """Complete a reply that contains only the relevant fields to a whole message."""
         return {
             "id": f"msg_{len(self.requests)}",
             "type": "message",
@@ -119,7 +119,7 @@ class MessagesApi:
         }
 
     def count(self, body: dict[str, Any]) -> int:
-        """Tokens of a request: a quarter of its characters."""
+        """Return the tokens of a request: a quarter of its characters."""
         self.counted.append(body)
         return len(json.dumps([body.get("system"), body.get("tools"), body.get("messages")])) // 4
 
@@ -138,11 +138,11 @@ class MessagesApi:
 
 @contextmanager
 def messages_api(api: MessagesApi | None = None, port: int = 0) -> Iterator[MessagesApi]:
-    """Serves the API on a loopback port.
+    """Serve the API on a loopback port.
 
     Args:
-        api: one with a mind of its own; by default a scripted one.
-        port: 0 for any that is free.
+        api: a custom API; by default a scripted one.
+        port: 0 for any free port.
     """
     api = api or MessagesApi()
     server = ThreadingHTTPServer(("127.0.0.1", port), _handler(api))
@@ -159,7 +159,7 @@ def messages_api(api: MessagesApi | None = None, port: int = 0) -> Iterator[Mess
 
 
 def events_of(message: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A message as the events of a stream: names and data."""
+    """Yield a message as the events of a stream: names and data."""
     used = message.get("usage")
     begun = {name: value for name, value in message.items() if name not in _DIRECTIONS}
     ended = {name: begun.pop(name, None) for name in ("stop_reason", "stop_sequence", "stop_details")}
@@ -178,7 +178,7 @@ def events_of(message: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _taken_apart(block: dict[str, Any]) -> tuple[dict[str, Any], Iterable[dict[str, Any]]]:
-    """A block as it begins, and the deltas that complete it."""
+    """Split a block into its initial form and the deltas that complete it."""
     match block["type"]:
         case "text":
             return {**block, "text": ""}, [{"type": "text_delta", "text": part} for part in _pieces(block["text"])]
@@ -204,7 +204,7 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
         disable_nagle_algorithm = True
 
         def handle(self) -> None:
-            with suppress(ConnectionError):  # the caller is gone
+            with suppress(ConnectionError):  # the caller disconnected
                 super().handle()
 
         def do_POST(self) -> None:
@@ -270,9 +270,9 @@ def _handler(api: MessagesApi) -> type[BaseHTTPRequestHandler]:
 
 
 def _fault(body: dict[str, Any]) -> str | None:
-    """What the API finds wrong with a request before any model sees it, in its own words, as far as agents meet it."""
+    """Return the API's own error text for an invalid request, as far as agents encounter it."""
     for number, tool in enumerate(body.get("tools", ())):
-        # (Tools of the API's own have no schema.)
+        # (The API's own tools have no schema.)
         if "input_schema" in tool and (fault := _schema_fault(tool["input_schema"])):
             return f"tools.{number}.custom.input_schema{fault}"
     if "messages" not in body:
@@ -304,7 +304,7 @@ def _block_fault(block: str | dict[str, Any]) -> str | None:
 
 
 def _system_fault(model: str, roles: list[str]) -> str | None:
-    """What is wrong with the messages of role `system`: they stand behind a user's, and before the model's or last."""
+    """Check the positions of `system` messages: after a user's, and either before the model's or last."""
     for number, role in enumerate(roles):
         if role != "system":
             continue
@@ -339,7 +339,7 @@ _DIRECTIONS = frozenset({"if", "headers", "seconds", "pause", "cut", "end", "err
 
 
 def _directed(reply: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The events of a stream that goes as its reply directs."""
+    """Yield the events of a stream as its reply specifies."""
     if "error_after" in reply:
         number, kind, message = reply["error_after"]
         yield from itertools.islice(events_of(reply), number)
@@ -349,7 +349,7 @@ def _directed(reply: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def main() -> None:
-    """Serves a script until Ctrl-C."""
+    """Serve a script until Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m minions.testing", description="Serve scripted replies of Claude.")
     parser.add_argument("script", type=Path, help="a JSON file with a list of replies")
     parser.add_argument("--port", type=int, default=8787)

@@ -1,4 +1,4 @@
-"""HTTP to the API: one connection pool, retries where they are safe, problems as errors."""
+"""HTTP to the API: one connection pool, retries if they are safe, problems as errors."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 RETRIED_STATUS = frozenset({429, 502, 503, 504})
 NO_CONTENT = 204
 LONGEST_PAUSE = 5.0
-LONGEST_SILENCE = 40.0  # of a stream of events: the API says something every 15 s
+LONGEST_SILENCE = 40.0  # of a stream of events: the API sends something every 15 s
 PAGE = 200
-# At the end of a header.
+# Valid in a header: printable ASCII without a trailing space.
 KEY = re.compile(r"[\x20-\x7e\t]*[\x21-\x7e]")
 # No byte of the request has left, so it cannot have had an effect.
 NOT_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
@@ -31,12 +31,12 @@ class Transport:
     """Sends requests with the key. Threads may share it."""
 
     def __init__(self, url: str, api_key: str, *, timeout: float, retries: int, actor: str | None = None) -> None:
-        """Nothing is sent yet.
+        """Create a transport without sending anything.
 
         Raises:
-            InvalidInput: `actor` cannot be shown.
-            NotConfigured: `url` is not an address, or no header can hold the key; the message does not quote the key,
-                as the library's own would.
+            InvalidInput: `actor` contains characters that cannot be displayed.
+            NotConfigured: `url` is not an address, or `api_key` is not valid in a header; the message does not quote
+                the key, as the library's own would.
         """
         if not KEY.fullmatch(api_key):
             raise NotConfigured(
@@ -61,7 +61,7 @@ class Transport:
                     *([(b"Minion-Actor", actor.encode())] if actor else []),
                 ],
                 timeout=timeout,
-                # A proxy from the environment cannot reach this machine's own addresses.
+                # A proxy from the environment cannot reach addresses of this machine.
                 trust_env=address.host not in LOOPBACK,
             )
         except (httpx2.InvalidURL, ValueError) as error:
@@ -70,39 +70,39 @@ class Transport:
             ) from None
 
     def get(self, path: str, *, params: Mapping[str, Any] | None = None, extra_time: float = 0.0) -> Any:
-        """The JSON at a path; tried again where the API cannot be reached.
+        """Return the JSON at a path; retried if the API is unavailable.
 
         Args:
-            extra_time: seconds that the API may think before it answers, on top of the time-out.
+            extra_time: seconds added to the time-out, for an answer that may take long.
         """
         return self._call("GET", path, safe=True, params=_present(params or {}), extra_time=extra_time)
 
     def post(
         self, path: str, body: str, *, safe: bool, params: Mapping[str, Any] | None = None, extra_time: float = 0.0
     ) -> Any:
-        """Sends JSON text.
+        """Send JSON text.
 
         Args:
             extra_time: as for `get`.
-            safe: whether sending it twice does what sending it once does; if not, it is tried again only where it
+            safe: whether sending it twice has the same effect as sending it once; if not, it is retried only if it
                 cannot have arrived.
         """
         return self._call("POST", path, safe=safe, params=_present(params or {}), body=body, extra_time=extra_time)
 
     def put(self, path: str, body: str, *, params: Mapping[str, Any] | None = None) -> Any:
-        """Stores JSON text at a path, which may be done again."""
+        """Store JSON text at a path; idempotent."""
         return self._call("PUT", path, safe=True, params=_present(params or {}), body=body)
 
     def patch(self, path: str, body: str, *, params: Mapping[str, Any] | None = None) -> Any:
-        """Changes what is at a path to what the JSON text says, which may be done again."""
+        """Change the resource at a path as described by JSON text; idempotent."""
         return self._call("PATCH", path, safe=True, params=_present(params or {}), body=body)
 
     def delete(self, path: str, *, params: Mapping[str, Any] | None = None) -> Any:
-        """Deletes what is at a path; tried again only where it cannot have been done."""
+        """Delete the resource at a path; retried only if the request cannot have arrived."""
         return self._call("DELETE", path, safe=False, params=_present(params or {}))
 
     def pages(self, path: str, params: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The items of a list, page by page as they are read."""
+        """Yield the items of a list; pages are loaded as they are read."""
         cursor = None
         while True:
             page = self.get(path, params={**params, "cursor": cursor})
@@ -112,12 +112,12 @@ class Transport:
                 return
 
     def events(self, path: str, *, last_id: int) -> Iterator[httpx2.ServerSentEvent | None]:
-        """The server-sent events at a path, after the one with that id, until the connection ends. None: there are no
-        more, and never will be.
+        """Yield the server-sent events at a path, after the one with that id, until the connection ends. Yield None if
+        there will be no more events.
 
         Raises:
-            Again: it broke, or was refused for the moment.
-            MinionsError: it was refused.
+            Again: the connection broke, or was refused temporarily.
+            MinionsError: the request was refused.
         """
         headers = {"Accept": "text/event-stream", "Last-Event-ID": str(last_id)}
         timeout = httpx2.Timeout(self.timeout, read=LONGEST_SILENCE)
@@ -134,14 +134,14 @@ class Transport:
             raise Again(self._unreachable(error), not_sent=isinstance(error, NOT_SENT)) from None
 
     def status_of(self, path: str) -> int | None:
-        """The status of a GET, tried once; None where nobody answers."""
+        """Return the status of a GET without retries; None if there is no response."""
         try:
             return self._http.get(path).status_code
         except httpx2.RequestError:
             return None
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         self._http.close()
 
     def _call(self, method: str, path: str, *, safe: bool, **options: Any) -> Any:
@@ -195,16 +195,16 @@ class Again(Exception):
 
 
 def given(**members: Any) -> dict[str, Any]:
-    """The members that were given, times as text."""
+    """Return the given members, with times as text."""
     present = {name: value for name, value in members.items() if value is not None}
     return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in present.items()}
 
 
 def to_json(value: Any, *, what: str) -> str:
-    """Strict JSON text.
+    """Return strict JSON text.
 
     Raises:
-        InvalidInput: `value` holds something that JSON cannot.
+        InvalidInput: `value` contains an object that JSON cannot represent.
     """
     try:
         return json.dumps(value, allow_nan=False, separators=(",", ":"))
@@ -217,7 +217,7 @@ def _present(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pause_after(failures: int) -> float:
-    """0.2, 0.4, 0.8 … seconds, with jitter."""
+    """Return 0.2, 0.4, 0.8 … seconds, with jitter."""
     return jittered(exponential(failures, first=0.2, longest=LONGEST_PAUSE))
 
 

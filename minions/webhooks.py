@@ -1,4 +1,4 @@
-"""Webhooks, for who receives them: is a request from Minions, and what does it say?
+"""Verification of webhooks by their receivers.
 
     from minions.webhooks import verify
 
@@ -6,8 +6,8 @@
     if message["type"] == "task.succeeded":
         ...
 
-Messages are signed as the Standard Webhooks specification says (https://www.standardwebhooks.com), so that its
-libraries can read them too. This module needs nothing but Python.
+Messages are signed according to the Standard Webhooks specification (https://www.standardwebhooks.com), so its
+libraries can verify them too. This module needs only Python.
 """
 
 from __future__ import annotations
@@ -29,26 +29,27 @@ ID, TIMESTAMP, SIGNATURE = "webhook-id", "webhook-timestamp", "webhook-signature
 
 
 def verify(body: bytes, headers: Mapping[str, str], secret: str, tolerance: float = 300) -> dict[str, Any]:
-    """The message in a request, once it is certain who sent it.
+    """Return the message in a request after verifying its sender.
 
-    A message may come more than once: drop those whose `webhook-id` you have seen.
+    A message may arrive more than once: drop those whose `webhook-id` you have seen.
 
     Args:
-        body: the request's body as it came, byte for byte.
+        body: the request's body as received, byte for byte.
         headers: the request's headers; case does not matter.
-        secret: the webhook's, `whsec_…`.
-        tolerance: seconds that the sender's clock may differ from ours; an older message may be somebody's recording.
+        secret: the webhook's secret, `whsec_…`.
+        tolerance: allowed difference in seconds between the sender's clock and ours; an older message may be a replay
+            attack.
 
     Raises:
-        InvalidSignature: it is not from who has the secret, or not from now. Answer 401 and do nothing.
-        NotConfigured: the secret is none.
+        InvalidSignature: it is not signed with the secret, or not recent. Answer 401 and do nothing.
+        NotConfigured: the secret is invalid.
     """
     given = {name.lower(): value for name, value in headers.items()}
     if missing := [name for name in (ID, TIMESTAMP, SIGNATURE) if not given.get(name)]:
         raise InvalidSignature(f"The request has no header {' and no header '.join(missing)}: it is no webhook.")
     timestamp = _checked_time(given[TIMESTAMP], tolerance)
     expected = sign(secret, given[ID], timestamp, body)
-    # Several signatures, separated by spaces, while a secret is being replaced.
+    # While a secret is being replaced there are several signatures, separated by spaces.
     if not any(_same(one, expected) for one in given[SIGNATURE].split(" ")):
         raise InvalidSignature(
             "The signature does not fit. Is it this webhook's secret, and the body as it came, before it was parsed?"
@@ -57,16 +58,16 @@ def verify(body: bytes, headers: Mapping[str, str], secret: str, tolerance: floa
 
 
 def sign(secret: str, id: str, timestamp: int, body: bytes) -> str:
-    """One signature, as it stands in the header `webhook-signature`.
+    """Return one signature, in the form of the header `webhook-signature`.
 
     Args:
-        id: the message's, which stays the same when it is sent again.
-        timestamp: when it is sent, in seconds since 1970.
+        id: the message's id, which stays the same when it is sent again.
+        timestamp: time of sending, in seconds since 1970.
 
     Raises:
-        NotConfigured: the secret is none.
+        NotConfigured: the secret is invalid.
     """
-    # Some servers pass headers on with lone surrogates: such an id is not one of ours, and no reason to fail.
+    # Some servers pass headers on with lone surrogates: such an id is not one of ours, but must not cause an error.
     signed = b".".join((id.encode("utf-8", "surrogatepass"), str(timestamp).encode(), body))
     digest = hmac.new(_key(secret), signed, hashlib.sha256).digest()
     return f"{VERSION},{base64.b64encode(digest).decode()}"

@@ -1,4 +1,4 @@
-"""Accepts tasks and decides where and when they run; never runs an agent."""
+"""Accept tasks and decide where and when they run; never run an agent."""
 
 import runpy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Lists of capabilities as people write them: `inspect,classify`."""
+"""Lists of capabilities in text form: `inspect,classify`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from shared.schemas import CAPABILITY
 
 
 def parse_capabilities(text: str) -> str:
-    """Return a list of capabilities, separated by commas, without spaces.
+    """Return a normalised list of capabilities, separated by commas, without spaces.
 
     Raises:
-        ValueError: a name is empty, or cannot be that of a capability.
+        ValueError: a name is empty, or not valid for a capability.
     """
     names = [name.strip() for name in text.split(",")]
     for name in names:

@@ -1,8 +1,8 @@
 """The `minion` command.
 
-Exit codes: 0 done; 1 a task failed; 2 wrong usage; else those of sysexits.h: 65 input refused, 66 not found,
-69 something cannot be reached, 70 a fault of ours, 74 a file cannot be read or written, 75 not finished yet, 77 no
-permission, 78 not configured.
+Exit codes: 0 done; 1 a task failed; 2 wrong usage; otherwise those of sysexits.h: 65 input refused, 66 not found, 69
+service unavailable, 70 internal error, 74 a file cannot be read or written, 75 not finished yet, 77 no permission, 78
+not configured.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# What `minion --help` shows, in groups.
+# Groups of commands in `minion --help`.
 GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Run Minions", (processes,)),
     ("Tasks", (tasks, budgets, diff)),
@@ -88,7 +88,7 @@ def main() -> None:
     try:
         sys.exit(app(prog_name="minion", standalone_mode=False))
     except BrokenPipeError:
-        # The reader of our output has seen enough.
+        # The reader of the output closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (KeyboardInterrupt, typer.Abort):
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def _wrong_usage(error: typer.TyperException) -> int:
-    """Print one line; where the help was printed instead, the message is empty."""
+    """Print one line; if the help was printed instead, the message is empty."""
     message = error.format_message().replace("Value error, ", "").strip()
     if message:
         context: typer.Context | None = getattr(error, "ctx", None)
@@ -115,7 +115,7 @@ def _wrong_usage(error: typer.TyperException) -> int:
 
 
 def _open_what_is_closed() -> None:
-    """Where standard input or output is closed (`minion cancel TASK >&-`), nothing is read or written."""
+    """Replace closed standard input or output (`minion cancel TASK >&-`) with empty streams."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives

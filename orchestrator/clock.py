@@ -1,7 +1,7 @@
-"""The clock of the database's host: when it is put back, what was recorded before lies in the future.
+"""Check of the database host's clock: after it is set back, earlier records seem to be in the future.
 
-Leases, patience and holds are measured by that clock. Without this loop a worker that dies as the clock goes back an
-hour would count as alive for an hour.
+Leases, rate holds and the age of lost messages are measured by that clock. Without this loop a worker that dies while
+the clock is set back an hour would count as alive for an hour.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 
 class Clock(Loop):
-    """Looks once in a lease for times that cannot be, and sets them to now."""
+    """Searches once per lease for impossible times, and sets them to now."""
 
     name = "clock"
 
@@ -27,7 +27,7 @@ class Clock(Loop):
         self.engine = engine
 
     def round(self) -> float:
-        """One look at everything that is not finished."""
+        """Check everything that is not finished."""
         with self.engine.begin() as connection:
             healed = lifecycle.heal_clock(connection)
         if healed:

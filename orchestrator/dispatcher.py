@@ -1,7 +1,7 @@
-"""Pending tasks become Celery messages, as far as each capability's window in the broker has room.
+"""Publishes pending tasks as Celery messages while each capability's window in the broker has room.
 
-Woken by `NOTIFY minion_pending`; while a backlog waits for room it looks again every 50 ms, for room comes with every
-task that finishes. Several orchestrators may run: `SKIP LOCKED` shares the work among them.
+`NOTIFY minion_pending` wakes it. While a backlog waits for room it checks every 50 ms, because every finished task
+makes room. Several orchestrators may run: `SKIP LOCKED` shares the work among them.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from shared.settings import Settings
 log = structlog.get_logger(__name__)
 
 IDLE_SECONDS = 1.0
-# Seldom enough for batches of a good size, often enough not to let the smallest window run dry.
+# Seldom enough for batches of a good size, often enough to keep the smallest window from running dry.
 BACKLOG_SECONDS = 0.05
 LOOK = text(
     "SELECT EXISTS (SELECT 1 FROM task_status WHERE state = 'pending' AND capability IS NULL) AS unprepared, "
     "EXISTS (SELECT 1 FROM task_status WHERE state IN ('queued', 'running')) AS in_flight"
 )
-# A parked task waits for its turn in its conversation; whoever gives it that notifies.
+# A parked task waits for its predecessor in its conversation; the transaction that releases it notifies.
 BACKLOG = text(
     "SELECT EXISTS (SELECT 1 FROM task_status "
     "WHERE state = 'pending' AND capability = ANY (:served) AND rank < minion_parked())"
@@ -48,13 +48,13 @@ class Dispatcher(Loop):
         super().__init__()
         self.settings = settings
         self.engine = engine
-        # Each statement a transaction of its own: a round is a few round trips.
+        # Each statement is a separate transaction: a round is a few round trips.
         self.statements = engine.execution_options(isolation_level="AUTOCOMMIT")
         self.app = app
         self._listener = Listener(settings, "minion_pending")
 
     def round(self) -> float:
-        """Prepares, dispatches and publishes one batch."""
+        """Prepare, dispatch and publish one batch."""
         self._listener.open()
         with self.statements.connect() as connection:
             found = connection.execute(LOOK).one()
@@ -68,15 +68,15 @@ class Dispatcher(Loop):
                 return BACKLOG_SECONDS
             if not self._has_backlog(connection):
                 return IDLE_SECONDS
-            # What was in flight before the batch was chosen may have ended since, and made room.
+            # Tasks that were in flight before the batch was chosen may have ended since, and made room.
             if batch or found.in_flight:
                 return BACKLOG_SECONDS
-            # All are paused or held: whoever lifts a pause or a limit notifies, a hold runs out.
+            # All are paused or held: lifting a pause or a limit notifies, and a hold runs out.
             hold = connection.scalar(NEXT_HOLD)
             return IDLE_SECONDS if hold is None else max(BACKLOG_SECONDS, min(IDLE_SECONDS, float(hold)))
 
     def _prepare(self) -> bool:
-        """What cannot be prepared now must not keep the others from being dispatched. Whether there may be more."""
+        """Prepare tasks; a failure must not keep the others from being dispatched. Return whether there may be more."""
         try:
             return prepare_pending(self.engine)
         except Exception as error:
@@ -84,7 +84,7 @@ class Dispatcher(Loop):
             return False
 
     def wait(self, seconds: float) -> None:
-        """Waits for a notification, or until the time is up; with a backlog, until the time is up."""
+        """Wait for a notification or the timeout; with a backlog, only for the timeout."""
         if seconds > BACKLOG_SECONDS:
             self._listener.wait(seconds)
         else:
@@ -92,11 +92,11 @@ class Dispatcher(Loop):
             self._listener.drain()
 
     def close(self) -> None:
-        """Closes the listening connection."""
+        """Close the listening connection."""
         self._listener.close()
 
     def _publish(self, batch: list[Dispatched]) -> None:
-        """Tasks whose messages could not be sent stay queued; the rescuer publishes them again."""
+        """Publish a batch. Tasks whose messages cannot be sent stay queued; the rescuer publishes them again."""
         try:
             publish(self.app, batch)
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Flower for Minions: it only reads unless asked, knows all queues, and never shows the broker's password."""
+"""Flower for Minions: read-only by default, knows all queues, and never shows the broker's password."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def serve(settings: Settings, *, address: str, port: int, allow_actions: bool) -
     """Run Flower until SIGTERM or SIGINT. Its options may also come from the environment, as `FLOWER_…`.
 
     Args:
-        allow_actions: whether its users may change what workers do.
+        allow_actions: whether users of Flower may change what workers do.
     """
     options.read_only = True
     options.max_tasks = MAX_TASKS
@@ -69,7 +69,7 @@ class Monitor(Flower):
         self.add_handlers(".*", [(f"{prefix}/broker", BrokerPage), (f"{prefix}/api/queues/length", QueueLengths)])
 
     async def look_up_capabilities(self) -> None:
-        """Ask the API for all capabilities. While it is away, those of the last answer stay."""
+        """Ask the API for all capabilities. While it is unavailable, the previous answer is kept."""
         self.capabilities = await self.io_loop.run_in_executor(None, self._capabilities)
 
     def _capabilities(self) -> set[str]:
@@ -83,12 +83,12 @@ class Monitor(Flower):
 
 
 class AllQueues:
-    """A handler of queues, served or not. (Flower knows those of workers, as of when it last asked them.)"""
+    """Handler that shows all queues, with or without workers. (Flower knows only those of workers it has inspected.)"""
 
     application: Monitor
 
     async def prepare(self) -> None:
-        """Refuse strangers before anything is looked up for them."""
+        """Refuse unauthorized requests before any lookup."""
         refusal = super().prepare()  # type: ignore[misc]
         if refusal is not None:
             await refusal
@@ -96,29 +96,29 @@ class AllQueues:
             await self.application.look_up_capabilities()
 
     def get_active_queue_names(self) -> list[str]:
-        """Those of workers, of all capabilities, and the one for submissions."""
+        """Return the queues of workers and of all capabilities, and the one for submissions."""
         workers = self.application.workers.values()
         served = {queue["name"] for worker in workers for queue in worker.get("active_queues", [])}
         return sorted(served | self.application.capabilities | {SUBMIT_QUEUE})
 
 
 class BrokerPage(AllQueues, BrokerView):
-    """The page of the broker."""
+    """The broker page."""
 
 
 class QueueLengths(AllQueues, GetQueueLengths):
-    """The same for programs."""
+    """The same as JSON."""
 
 
 class DiscreetInspector(Inspector):
-    """Removes the broker's password from what workers say about themselves: a socket's address may hold it."""
+    """Inspector that removes the broker's password from workers' self-descriptions: a socket URL may contain it."""
 
     def _on_update(self, workername: str, method: str, response: Any) -> None:
         super()._on_update(workername, method, masked(response, secrets_in(self.capp.conf.broker_url)))
 
 
 def secrets_in(url: str) -> list[str]:
-    """Return the passwords of an address as they are written in it and as they are meant."""
+    """Return the passwords in a URL, both as written and decoded."""
     parts = urlsplit(url)
     written = [parts.password or "", *parse_qs(parts.query).get("password", [])]
     return sorted({form for secret in written for form in (secret, unquote(secret)) if form}, key=len, reverse=True)

@@ -1,8 +1,8 @@
 """The ingress: other Celery users submit tasks with `app.send_task("minion.submit", kwargs={…})`.
 
-They send to the queue `minion.submit`, with the fields of a task request as keyword arguments. Accepted means that
-the row is committed; the Celery id is the idempotency key. A refusal is stored as a failed task, where the sender can
-find it by its label `celery_id`, but not before the submissions that wait behind it had their turn.
+Senders use the queue `minion.submit`, with the fields of a task request as keyword arguments. Accepted means that the
+row is committed; the Celery id is the idempotency key. A refusal is stored as a failed task, which the sender can find
+by its label `celery_id`, but only after the submissions waiting behind it were processed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from shared.submission import prepare_each
 log = structlog.get_logger(__name__)
 
 BATCH = 50
-# Of the second line, after each batch of the first: enough that it moves, few enough that nobody notices.
+# Number of items from the second line after each batch of the first: enough for progress, few enough not to be noticed.
 FEW = 5
 WAIT_SECONDS = 0.5
 REFUSED = text("SELECT minion_refuse(:agent, :key, :error, :submitted_by)").bindparams(bindparam("error", type_=JSONB))
@@ -44,10 +44,10 @@ REFUSED = text("SELECT minion_refuse(:agent, :key, :error, :submitted_by)").bind
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A message that asks for a task.
+    """A message that requests a task.
 
     Attributes:
-        item: as it is in Redis.
+        item: the raw item in Redis.
     """
 
     item: bytes
@@ -55,13 +55,13 @@ class Submission:
 
     @property
     def celery_id(self) -> str:
-        """What the sender knows it by; or else what is the same for the same message."""
+        """The id that the sender knows, or else one that is the same for the same message."""
         found = self.envelope.headers.get("id") or self.envelope.properties.get("correlation_id")
         return _storable(found)[:255] if found else hashlib.sha256(self.item).hexdigest()
 
     @property
     def submitter(self) -> str:
-        """The process that sent it, for the record."""
+        """The sending process, for the record."""
         return f"celery:{_storable(self.envelope.headers.get('origin') or 'unknown')}"[:200]
 
 
@@ -69,7 +69,7 @@ Asked = tuple[Submission, TaskRequest]
 
 
 class Ingress(Loop):
-    """Takes submissions from `minion.submit`, and forgets one when its row is committed."""
+    """Accepts submissions from `minion.submit`, and removes each one when its row is committed."""
 
     name = "ingress"
 
@@ -83,12 +83,12 @@ class Ingress(Loop):
         self._adopt_at = 0.0
 
     def round(self) -> float:
-        """Works on one batch, and on a few of the second line; on many where the first line is empty."""
+        """Process one batch, and a few items of the second line, or many if the first line is empty."""
         self._adopt()
         batch = self._queue.take(BATCH)
         with self._returning():
             refused = self._accept_good(batch)
-            # A refusal can wait: what stands behind it may be a good one.
+            # A refusal can wait: the submissions behind it may be valid.
             self._queue.put_off([submission.item for submission, _ in refused])
         again = self._queue.take_refused(FEW if batch else BATCH)
         with self._returning():
@@ -99,7 +99,7 @@ class Ingress(Loop):
         return 0.0
 
     def close(self) -> None:
-        """Closes the broker's connection."""
+        """Close the broker's connection."""
         self._queue.close()
 
     def _adopt(self) -> None:
@@ -112,8 +112,8 @@ class Ingress(Loop):
 
     @contextmanager
     def _returning(self) -> Iterator[None]:
-        """While the database is away, submissions stay in the broker. Nothing else may keep them at the head of the
-        queue, or they would come again and again.
+        """Keep submissions in the broker while the database is unavailable. No other error may keep them at the head of
+        the queue, or they would be retried indefinitely.
         """
         try:
             yield
@@ -123,7 +123,7 @@ class Ingress(Loop):
             raise
 
     def _accept_good(self, items: list[bytes]) -> list[tuple[Submission, MinionError]]:
-        """Makes tasks of those that are accepted, and returns the others."""
+        """Create tasks for the acceptable submissions, and return the others."""
         asked, refused = self._requests(items)
         for submission, prepared in self._prepare(asked):
             if isinstance(prepared, MinionError):
@@ -140,7 +140,7 @@ class Ingress(Loop):
         return refused
 
     def _requests(self, items: list[bytes]) -> tuple[list[Asked], list[tuple[Submission, MinionError]]]:
-        """What each asks for, and those that do not say it well. What is no submission is set aside."""
+        """Parse items into requests and refusals. Items that are not submissions are set aside."""
         asked: list[Asked] = []
         refused: list[tuple[Submission, MinionError]] = []
         for item in items:
@@ -160,7 +160,7 @@ class Ingress(Loop):
         return envelope
 
     def _prepare(self, asked: list[Asked]) -> Iterator[tuple[Submission, dict[str, Any] | MinionError]]:
-        """Checks all together; where something unforeseen happens, one by one, so that it hits no others."""
+        """Check all submissions together; after an unexpected error one by one, so that it affects no others."""
         try:
             yield from zip([submission for submission, _ in asked], self._prepare_together(asked), strict=True)
         except Exception as error:
@@ -191,7 +191,7 @@ class Ingress(Loop):
         return TaskRequest.parse(fields)
 
     def _record(self, submission: Submission, error: MinionError) -> None:
-        """Stores a refusal as a failed task."""
+        """Store a refusal as a failed task."""
         log.warning("refused", celery_id=submission.celery_id, error=error.code)
         values = {
             "agent": None,
@@ -213,7 +213,7 @@ class Ingress(Loop):
 
 
 def _refusal(submission: Submission, error: Exception) -> MinionError:
-    """Why a submission is refused. Raises the error where it says nothing about it: the database is away."""
+    """Return the reason for refusing a submission. Raise other errors, such as an unavailable database."""
     if isinstance(error, MinionError):
         return error
     if is_transient(error) or isinstance(error, PoolTimeout):
@@ -223,5 +223,5 @@ def _refusal(submission: Submission, error: Exception) -> MinionError:
 
 
 def _storable(value: object) -> str:
-    """Text that PostgreSQL can hold, whatever came over the wire."""
+    """Convert a value from outside to text that PostgreSQL can hold."""
     return str(value).replace("\x00", "").encode("utf-8", "replace").decode()

@@ -1,8 +1,8 @@
-"""Leadership: of several orchestrators one does what one should do.
+"""Leader election: one orchestrator at a time runs a singleton duty.
 
-It is a session's advisory lock on a connection of its own. Who dies loses his connection and with it the lead; so does
-who hangs: the server ends a session that says nothing for a lease. It spares the others work, and is no guarantee:
-a leader may not know yet that he is none any more, so what he does must be safe to be done by two.
+The leader holds a session advisory lock on a dedicated connection. A leader that dies loses its connection and the
+lock; so does one that hangs, because the server ends a session that is silent for a lease. Leadership saves work, but
+is no guarantee: a former leader may not know yet that it lost the lock, so its work must be safe to repeat.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ log = structlog.get_logger(__name__)
 
 
 class Leadership:
-    """One duty's lead. For one thread."""
+    """Leadership of one duty. For one thread."""
 
     def __init__(self, settings: Settings, duty: str) -> None:
-        """Asks nobody yet.
+        """Connect on first use.
 
         Args:
-            duty: the name of what one orchestrator at a time does.
+            duty: name of the duty that one orchestrator at a time runs.
         """
         self.duty = duty
         self.settings = settings
@@ -31,10 +31,10 @@ class Leadership:
         self._held = False
 
     def held(self) -> bool:
-        """Whether this process leads; takes the lead where nobody has it. Ask before each piece of work.
+        """Return whether this process leads; take the lead if it is free. Call it before each piece of work.
 
         Raises:
-            psycopg.Error: the database cannot be reached; the lead is gone.
+            psycopg.Error: the database is unavailable; the lead is lost.
         """
         try:
             if self._connection is None:
@@ -50,7 +50,7 @@ class Leadership:
         return self._held
 
     def release(self) -> None:
-        """Gives up the lead, if it was held."""
+        """Give up the lead, if it is held."""
         self._held = False
         if self._connection is not None:
             self._connection.close()

@@ -1,4 +1,4 @@
-"""Waiting for a notification of PostgreSQL: what another transaction committed, told at once."""
+"""Waiting for PostgreSQL notifications, which announce commits of other transactions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shared.settings import Settings
 
 
 class Listener:
-    """A connection of its own that listens on one channel. Notifications are hints: whoever waits also looks."""
+    """Dedicated connection that listens on one channel. Notifications are hints: the waiting code must also poll."""
 
     def __init__(self, settings: Settings, channel: str) -> None:
         self._settings = settings
@@ -17,10 +17,10 @@ class Listener:
         self._connection: psycopg.Connection | None = None
 
     def open(self) -> None:
-        """Listens from now on, if it does not already.
+        """Start to listen, unless it already does.
 
         Raises:
-            psycopg.Error: the database cannot be reached.
+            psycopg.Error: the database is unavailable.
         """
         if self._connection is not None and not self._connection.closed:
             return
@@ -39,26 +39,26 @@ class Listener:
         self._connection = connection
 
     def wait(self, seconds: float) -> None:
-        """Waits for a notification, or until the time is up. It must be open."""
+        """Wait for a notification or the timeout. The listener must be open."""
         assert self._connection is not None
         for _ in self._connection.notifies(timeout=seconds, stop_after=1):
             pass
-        # One look answers all that have come meanwhile.
+        # One poll serves all notifications that arrived in the meantime.
         self.drain()
 
     def drain(self) -> None:
-        """Takes what has come, without waiting. It must be open.
+        """Discard the received notifications without waiting. The listener must be open.
 
-        For whoever waits otherwise for long: what is never read fills the server's queue of notifications, and then
-        no transaction that notifies can commit.
+        Needed by code that waits elsewhere for long: unread notifications fill the server's queue, and then no
+        transaction that notifies can commit.
         """
         assert self._connection is not None
-        # Each call yields what one read has brought.
+        # Each call yields the notifications of one read.
         while list(self._connection.notifies(timeout=0)):
             pass
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Close the connection."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None

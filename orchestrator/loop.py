@@ -1,4 +1,4 @@
-"""A loop of the orchestrator: a thread that does its round again and again, whatever goes wrong in one."""
+"""A loop of the orchestrator: a thread that repeats its round, even after an error in one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.database import is_transient, reason
 log = structlog.get_logger(__name__)
 
 LONGEST_PAUSE = 5.0
-# What the broker's and the listener's connections raise when the other side is gone.
+# Exceptions of the broker's and the listener's connections when the other side is gone.
 AWAY = (psycopg.OperationalError, *BROKER_AWAY)
 
 
@@ -35,23 +35,23 @@ class Loop(ABC):
 
     @abstractmethod
     def round(self) -> float:
-        """Does what there is to do; returns the seconds until the next round."""
+        """Do the pending work; return the seconds until the next round."""
 
     def start(self) -> None:
-        """Begins the rounds."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Asks the loop to end, and waits for its round."""
+        """Ask the loop to end, and wait for its current round."""
         self.stopping.set()
         self._thread.join(timeout=LONGEST_PAUSE)
         self.close()
 
     def close(self) -> None:  # noqa: B027 - most loops hold nothing
-        """Releases what the loop holds."""
+        """Release the loop's resources."""
 
     def wait(self, seconds: float) -> None:
-        """Waits between rounds."""
+        """Wait between rounds."""
         self.stopping.wait(seconds)
 
     def _run(self) -> None:

@@ -1,7 +1,7 @@
-"""Workers that have not beaten for a lease are lost; their tasks go back to pending.
+"""Detects lost workers, which have sent no heartbeat for a lease, and returns their tasks to pending.
 
-So does a running task that its live worker does not know of. A loop of its own, for whether the database stood still
-tells the time between two looks: nothing that may take long stands between them.
+Running tasks that their live worker does not know about return too. This is a separate loop because the time between
+two rounds shows whether the database was frozen: no slow work may run in between.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shared.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-# Few enough to be handed back well within half a lease.
+# Few enough to be released well within half a lease.
 BATCH = 100
 
 NOW = text("SELECT now()")
@@ -27,7 +27,7 @@ LOSE_WORKERS = text(
     "UPDATE workers SET status = 'lost', busy = 0, active = '{}', idle_since = NULL "
     "WHERE status = 'online' AND last_seen < now() - :lease * interval '1 s' RETURNING id, name, last_seen"
 )
-# What a worker knew as the clock was put back (its heartbeat lies in the future) says nothing of later claims.
+# A heartbeat from before the clock was set back (it is in the future) says nothing about later claims.
 ORPHANED = text(
     """
     SELECT s.task_id, s.claim, w.name, w.status, w.last_seen FROM task_status s JOIN workers w ON w.id = s.worker_id
@@ -41,7 +41,7 @@ ORPHANED = text(
 
 
 class LostWorkers(Loop):
-    """Looks for workers that do not beat, several times within a lease."""
+    """Checks several times per lease for workers without heartbeats."""
 
     name = "lost_workers"
 
@@ -54,18 +54,19 @@ class LostWorkers(Loop):
         self._steady_since = datetime.max.replace(tzinfo=UTC)
 
     def round(self) -> float:
-        """One look, and one batch of tasks handed back."""
+        """Check once, and release one batch of tasks."""
         self._lose_workers()
         if self._give_back_orphans() == BATCH:
             return 0.0
         return min(1.0, self.settings.lease_seconds / 5)
 
     def _may_judge(self, now: datetime) -> bool:
-        """Not before the database has answered, without a gap, for a whole lease of its own clock: while it was away or
-        stood still nobody could beat. What it is asked meanwhile may be answered before the beats that wait as well.
+        """Return True once the database has answered, without a gap, for a whole lease by its own clock: while it was
+        unavailable or frozen no worker could send a heartbeat, and this query may be answered before waiting
+        heartbeats.
 
         Args:
-            now: when the transaction that is going to judge began.
+            now: start of the transaction that will judge.
         """
         lease = timedelta(seconds=self.settings.lease_seconds)
         if self._looked_at is None or not timedelta() <= now - self._looked_at <= lease / 2:

@@ -1,6 +1,6 @@
-"""Tells Celery's monitors of executions that the orchestrator ends: of lost workers, and of tasks that expire.
+"""Reports executions that the orchestrator ends to Celery's monitors: those of lost workers and expired tasks.
 
-A separate loop: the broker may be away, and what ends executions must not wait for it.
+A separate loop: the broker may be unavailable, and the loops that end executions must not wait for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MOST_KEPT = 10_000
 
 
 class Monitors(Loop):
-    """Sends task events in order. While the broker is away the newest ones are kept."""
+    """Sends task events in order. While the broker is unavailable the newest ones are kept."""
 
     name = "monitors"
 
@@ -28,21 +28,21 @@ class Monitors(Loop):
         self._events: deque[TaskEvent] = deque(maxlen=MOST_KEPT)
 
     def tell(self, event: TaskEvent | None) -> None:
-        """Queue an event. Call it from any thread, after the commit."""
+        """Queue an event. May be called from any thread, after the commit."""
         if event is not None:
             self._events.append(event)
 
     def round(self) -> float:
-        """Send what is queued."""
+        """Send the queued events."""
         if batch := list(self._events):
             send(self.app, batch)
             for event in batch:
-                # More than MOST_KEPT may have pushed it out.
+                # An overflow of more than MOST_KEPT events may have removed it.
                 with suppress(ValueError):
                     self._events.remove(event)
         return LOOK_SECONDS
 
     def close(self) -> None:
-        """Send what the other loops' last rounds have left."""
+        """Send the events from the last rounds of the other loops."""
         with suppress(Exception):
             self.round()

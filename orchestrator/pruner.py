@@ -1,4 +1,4 @@
-"""The pruner: now and then, what is older than its retention is deleted."""
+"""The pruner: periodically deletes tasks that are older than their retention."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from shared.settings import Settings
 
 log = structlog.get_logger(__name__)
 
-# A pass reads what is old and kept, so it is not made more often than days need.
+# A pass reads old tasks that are kept, so it runs no more often than retentions in days need.
 EVERY_SECONDS = 900.0
 # Between two batches, so that vacuum, replicas and the disk keep up.
 PAUSE_SECONDS = 0.2
 
 
 class Pruner(Loop):
-    """Deletes old tasks in small batches. Every orchestrator may do it: what one has locked the others pass over."""
+    """Deletes old tasks in small batches. Every orchestrator may run it: others skip the tasks that one has locked."""
 
     name = "pruner"
 
     def __init__(self, settings: Settings, engine: Engine) -> None:
-        """Raises NotConfigured where the folder for the export is not there."""
+        """Raise NotConfigured if the folder for the export does not exist."""
         super().__init__()
         self.settings = settings
         self.engine = engine
@@ -32,7 +32,7 @@ class Pruner(Loop):
             TaskExport(settings.retention_export)
 
     def round(self) -> float:
-        """One pass over everything that has ended."""
+        """Make one pass over all ended tasks."""
         trees = tasks = 0
         for batch in prune(self.engine, self.settings):
             trees, tasks = trees + batch.trees, tasks + batch.tasks

@@ -1,7 +1,7 @@
-"""Replaying tasks that have ended: new tasks with the same input, linked to the old ones, which stay as they were.
+"""Replay of ended tasks: new tasks with the same input, linked to the original ones, which stay unchanged.
 
-Many at once are spread over time: each new task is scheduled at its moment, so that the rate holds whatever happens to
-this process, and live work is not drowned.
+Bulk replays are spread over time: each new task is scheduled for its own time, so that the rate holds whatever happens
+to this process, and live work is not delayed.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ ASKED_FOR = text("SELECT capability FROM tasks WHERE id = :task")
 def replay(
     connection: Connection, task_id: UUID, *, pinned: bool, submitted_by: str, new_keys: bool = False, **extra: Any
 ) -> Accepted:
-    """Submits a finished task again.
+    """Submit an ended task again.
 
     Args:
-        pinned: run the agent version that ran then, not the one that is active now.
-        new_keys: give its calls, and those of all tasks below it, new idempotency keys.
+        pinned: run the agent version of the original, not the active one.
+        new_keys: use new idempotency keys for its calls, and those of all tasks below it.
         extra: members of the new request.
 
     Raises:
         NotFound: there is no such task.
         Conflict: it has not ended yet.
-        MinionError: the agent does not accept it any more.
+        MinionError: the agent no longer accepts the input.
     """
     task = get_ended(connection, task_id)
     return lifecycle.accept(connection, [{**request_of(task, pinned, submitted_by), "new_keys": new_keys, **extra}])[0]
 
 
 def get_ended(connection: Connection, task_id: UUID) -> dict[str, Any]:
-    """A task that can be replayed.
+    """Return a task that can be replayed.
 
     Raises:
         NotFound: there is no such task.
         Conflict: it has not ended yet.
     """
     task = get_task(connection, task_id)
-    # The queue that was asked for, not the one that the agent's version of then chose.
+    # The requested queue, not the one chosen by the agent's version of that time.
     task["capability"] = connection.scalar(ASKED_FOR, {"task": task_id})
     if task["state"] not in FINAL:
         raise Conflict(f"Task {task_id} is {task['state']}; only a task that has ended can be replayed.")
@@ -59,7 +59,7 @@ def get_ended(connection: Connection, task_id: UUID) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """One task of many: its replay, or why there is none."""
+    """One task of a bulk replay: its replay, or the reason why there is none."""
 
     task_id: UUID
     replayed_as: UUID | None
@@ -68,7 +68,7 @@ class Replayed:
 
 @dataclass(frozen=True, slots=True)
 class ReplayedPage:
-    """Some of many. `next` is the cursor of the following page, and `start_at` when its first task may start."""
+    """One page of a bulk replay. `next` is the cursor of the next page, `start_at` the start time of its first task."""
 
     items: list[Replayed]
     next: str | None
@@ -89,17 +89,17 @@ def replay_many(
     submitted_by: str,
     dry_run: bool = False,
 ) -> ReplayedPage:
-    """Submits a page of ended tasks again, the newest first. A task that is refused does not stop the others.
+    """Submit a page of ended tasks again, the newest first. A refused task does not stop the others.
 
     Args:
-        chosen: of which states; those that have not ended are left out.
-        batch: the same for all pages of one replay: a page that is asked for twice makes no task twice.
-        new_keys: give their calls, and those of all tasks below them, new idempotency keys.
-        rate: new tasks that may start in a second.
-        start_at: when the first of the page may start; None: now.
-        limit: how many at most.
-        before: the `next` of the page before this one.
-        dry_run: only say which.
+        chosen: filter; tasks that have not ended are left out.
+        batch: the same for all pages of one replay: a page that is requested twice creates no task twice.
+        new_keys: use new idempotency keys for their calls, and those of all tasks below them.
+        rate: number of new tasks that may start per second.
+        start_at: start time of the page's first task; None: now.
+        limit: maximum number of tasks.
+        before: the `next` of the previous page.
+        dry_run: only report the tasks.
     """
     page = list_tasks(connection, chosen, limit=limit, before=before)
     moment = max(start_at or datetime.now(UTC), datetime.now(UTC))
@@ -133,7 +133,7 @@ def _try_one(connection: Connection, task_id: UUID, **how: Any) -> Replayed:
 
 
 def request_of(task: dict[str, Any], pinned: bool, submitted_by: str) -> dict[str, Any]:
-    """The request that makes a task's replay."""
+    """Return the request for a task's replay."""
     request: dict[str, Any] = {name: task[name] for name in CARRIED if task[name] is not None}
     request |= {"replay_of": str(task["id"]), "submitted_by": submitted_by}
     if task["messages"] is not None:

@@ -1,7 +1,7 @@
-"""Replaying a task from a step: a new task that reads the journal before it back, and goes on after that.
+"""Replay of a task from a step: the new task reads back the journal before it, and continues from there.
 
-The versions are those that ran then: a journal fits no others. What stands in the journal before the step is not made
-again and not paid for again; the output of the step itself may be replaced.
+The versions are those of the original, because its journal fits no others. Steps before the chosen one are not repeated
+and not paid for again; the output of the chosen step may be replaced.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REPLY = ("content", "stop_reason", "model")
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What a step is to have returned, in place of what it did."""
+    """Output to use in place of the one that a step returned."""
 
     output: JsonValue
 
@@ -48,17 +48,17 @@ def replay_from(
     new_keys: bool = False,
     submitted_by: str,
 ) -> UUID:
-    """Submits an ended task again, to go on from a step; returns the new task.
+    """Submit an ended task again, to continue from a step; return the new task.
 
     Args:
-        step: the first that is made again; with an edit, the one whose output is replaced.
-        new_keys: give its calls, and those of all tasks below it, new idempotency keys.
+        step: the first step to run again; with an edit, the one whose output is replaced.
+        new_keys: use new idempotency keys for its calls, and those of all tasks below it.
 
     Raises:
         NotFound: there is no such task.
-        Conflict: it has not ended yet, or its journal cannot be read back up to there.
-        InvalidInput: there is no such step, or the edit is nothing that it could have returned.
-        TooLarge: the edit is larger than an output may be.
+        Conflict: it has not ended yet, or its journal cannot be read back up to the step.
+        InvalidInput: there is no such step, or the step could not have returned the edited output.
+        TooLarge: the edit exceeds the size limit of outputs.
     """
     task = get_ended(connection, task_id)
     steps = connection.execute(STEPS, {"task": task_id}).all()
@@ -92,7 +92,7 @@ def _there_are(last: int) -> str:
 
 
 def _check_prefix(task_id: UUID, step: int, steps: Sequence[Row[Any]]) -> None:
-    """Every step before it was finished, or failed in a way that the task went on from."""
+    """Check that every step before it finished, or failed in a way that the task recovered from."""
     kept = {each.number: each for each in steps}
     for number in range(1, step):
         found = kept.get(number)
@@ -117,9 +117,9 @@ def _why_not(step: Row[Any] | None) -> str | None:
 
 
 def _check_edit(step: Row[Any], output: JsonValue) -> None:
-    """What reads the step back must find what it looks for."""
+    """Check that the code that reads the step back finds the members it needs."""
     if step.kind == "model_call":
-        # One that sums up a conversation keeps something else.
+        # A step that summarises a conversation stores other members.
         wanted = tuple(step.members) if "summary" in (step.members or ()) else REPLY
     elif step.approval:
         wanted = ("arguments",)
@@ -141,7 +141,7 @@ def _check_edit(step: Row[Any], output: JsonValue) -> None:
 
 
 def _as_recorded(step: Row[Any], output: JsonValue) -> JsonValue:
-    """The edited output, with what only the runtime knows: how the turn was sent; and without the unedited text."""
+    """The edited output with the runtime's own members, such as the form of the turn, and without the unedited text."""
     if step.kind != "model_call" or not isinstance(output, dict):
         return output
     form = {} if step.form is None else {"form": step.form}

@@ -1,9 +1,9 @@
-"""The rescuer: what was lost on the way comes back.
+"""The rescuer: recovers tasks that were lost on the way.
 
 - A queued task whose message is presumed lost is published again, under the same claim.
 - A task whose deadline has passed expires.
-- A task whose budget of seconds is over fails, and one that waits for a budget which has room again goes on.
-- A waiting task that has nothing left to wait for goes on, and so does one whose turn in a conversation has come.
+- A task whose budget of seconds is used up fails; one that waits for a budget with room again continues.
+- A waiting task that has nothing left to wait for continues, and so does one whose predecessor has ended.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OVERDUE = text(
 
 
 class Rescuer(Loop):
-    """Looks for what was lost."""
+    """Searches for lost tasks."""
 
     name = "rescuer"
 
@@ -44,7 +44,7 @@ class Rescuer(Loop):
         self._waits_looked_at: UUID | None = None
 
     def round(self) -> float:
-        """One look at everything."""
+        """Run every check once."""
         self._expire_overdue()
         self._keep_budgets()
         self._heal_waits()
@@ -84,7 +84,7 @@ class Rescuer(Loop):
             return list(connection.scalars(OVERDUE))
 
     def _republish(self) -> None:
-        """While the broker is away there is nothing to publish, and everything else is still to be looked at."""
+        """Publish lost messages. While the broker is unavailable nothing is published; other checks still run."""
         try:
             with self.engine.begin() as connection:
                 again = self._presumed_lost(connection)

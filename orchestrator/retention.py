@@ -1,12 +1,12 @@
 """Retention: tasks that ended long enough ago are deleted, whole trees at a time, in small batches.
 
-A tree goes when its root's outcome is older than the retention of the root's state and everything below has ended. A
-replay goes after the task that it replays, so that what was replayed once is known as long as it is there.
+A tree is deleted when its root's outcome is older than the retention of the root's state and all tasks below have
+ended. A replay is deleted after its original, so that an original is known to be replayed as long as it exists.
 
 Trees are found by walking the index on state and id, whose order is that of creation, up to the first id that is too
-young: a look reads old rows that are kept (sub-tasks of kept trees, mostly), and no young ones, however many there
-are. An index on the time of the end would not serve: deleted rows' pages are filled with new ones, so that its block
-ranges (BRIN) soon cover all times.
+young. A walk reads old rows that are kept (mostly sub-tasks of kept trees), and no young ones, however many there are.
+An index on the time of the end would not work: the pages of deleted rows are filled with new ones, so its block ranges
+(BRIN) soon cover all times.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MOST_TREES = 500
 MOST_TASKS = 2000
 WINDOW = 5000
 FIRST = UUID(int=0)
-# Nobody waits for a batch: it gives up first. A large tree may take some seconds.
+# No transaction should wait for a batch, so it gives up first. A large tree may take some seconds.
 LIMITS = text(
     "SELECT set_config('lock_timeout', '2s', true), set_config('statement_timeout', '60s', true), "
     "set_config('jit', 'off', true)"
@@ -55,7 +55,7 @@ WINDOW_END = text(
     "SELECT task_id FROM (SELECT task_id FROM task_status WHERE state = :state AND task_id > :after "
     "AND task_id < :young ORDER BY task_id LIMIT :window) w ORDER BY task_id DESC LIMIT 1"
 )
-# Each table is bounded by itself: the planner does not conclude the one bound from the other.
+# Each table has its own bound: the planner does not derive one bound from the other.
 CHOOSE = text(
     """
     SELECT s.task_id FROM task_status s JOIN tasks t ON t.id = s.task_id JOIN task_outcomes o ON o.task_id = s.task_id
@@ -87,9 +87,9 @@ DELETE_OUTCOMES = _statement(
     "DELETE FROM task_outcomes o USING tasks t WHERE t.id = o.task_id AND t.root_id = ANY (:roots) "
     "RETURNING o.output_sha256"
 )
-# Status, journal, executions, keys and what else hangs on a task go with it.
+# Status, journal, executions, keys and other dependent rows are deleted with it.
 DELETE_TASKS = _statement("DELETE FROM tasks WHERE root_id = ANY (:roots) RETURNING namespace, conversation_id")
-# Locked first, counted then: who names a value meanwhile holds its lock, or waits for ours and stores it again.
+# Locked before counting: a concurrent transaction that refers to a value holds its lock, or waits and stores it again.
 LOCK_CONTENTS = text("SELECT sha256 FROM contents WHERE sha256 = ANY (:names) ORDER BY sha256 FOR UPDATE").bindparams(
     bindparam("names", type_=ARRAY(TEXT))
 )
@@ -97,7 +97,7 @@ DELETE_CONTENTS = text(
     "DELETE FROM contents c WHERE c.sha256 = ANY (:names) "
     "AND NOT EXISTS (SELECT 1 FROM task_outcomes o WHERE o.output_sha256 = c.sha256)"
 ).bindparams(bindparam("names", type_=ARRAY(TEXT)))
-# A conversation goes with the last of its tasks.
+# A conversation is deleted with the last of its tasks.
 DELETE_CONVERSATIONS = text(
     "DELETE FROM conversations c USING unnest(:namespaces, :names) AS g (namespace, id) "
     "WHERE c.namespace = g.namespace AND c.id = g.id AND NOT EXISTS ("
@@ -116,7 +116,7 @@ DELETE_WORKERS = text(
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one transaction deleted, of one state."""
+    """Deletions of one transaction, of one state."""
 
     state: State
     trees: int
@@ -125,7 +125,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """A part of the walk: where it ended (None: there is nothing more), and what it deleted."""
+    """A part of the walk: its end (None: the walk is complete), and its deletions."""
 
     until: UUID | None
     trees: int = 0
@@ -133,7 +133,7 @@ class _Stretch:
 
 
 def retentions(settings: Settings) -> dict[State, timedelta]:
-    """How long tasks are kept after they have ended so. What is kept for ever is not there."""
+    """Retention of each final state. States that are kept indefinitely are left out."""
     days = {
         State.SUCCEEDED: settings.retention_succeeded,
         State.FAILED: settings.retention_failed,
@@ -144,14 +144,13 @@ def retentions(settings: Settings) -> dict[State, timedelta]:
 
 
 def prune(engine: Engine, settings: Settings, *, dry_run: bool = False) -> Iterator[Batch]:
-    """Deletes what is older than its retention, one batch each time the next one is asked for. Several may do so at
-    once.
+    """Delete tasks older than their retention, one batch per iteration. Several processes may run it at once.
 
     Args:
         dry_run: delete nothing, only count.
 
     Raises:
-        NotConfigured: the folder for the export is not there.
+        NotConfigured: the folder for the export does not exist.
         OSError: the export cannot be written; nothing of that batch is deleted.
     """
     export = TaskExport(settings.retention_export) if settings.retention_export else None
@@ -173,7 +172,7 @@ def prune(engine: Engine, settings: Settings, *, dry_run: bool = False) -> Itera
 def _walk(
     engine: Engine, state: State, before: datetime, after: UUID, export: TaskExport | None, dry_run: bool
 ) -> _Stretch:
-    """One transaction: the next stretch of the walk, and the first of its trees."""
+    """Process the next stretch of the walk and the first of its trees in one transaction."""
     with engine.begin() as connection:
         connection.execute(LIMITS)
         walk: dict[str, Any] = {"state": state, "after": after, "young": first_id_at(before), "window": WINDOW}
@@ -185,7 +184,7 @@ def _walk(
         if not found:
             return _Stretch(until)
         trees, tasks = _first_trees(connection, found)
-        # Where more was found than is taken, the walk goes on behind what is taken.
+        # If more was found than is taken, the walk continues after the last tree taken.
         until = trees[-1] if len(trees) < len(found) or len(found) == MOST_TREES else until
         if dry_run or _delete(connection, trees, export):
             return _Stretch(until, len(trees), tasks)
@@ -193,7 +192,7 @@ def _walk(
 
 
 def _first_trees(connection: Connection, roots: list[UUID]) -> tuple[list[UUID], int]:
-    """As many trees as make a batch, one at least; and how many tasks they have."""
+    """Return as many trees as fill a batch, at least one; and the number of their tasks."""
     sizes: dict[UUID, int] = {row.root_id: row.size for row in connection.execute(SIZES, {"roots": roots})}
     taken, tasks = roots[:1], sizes[roots[0]]
     for root in roots[1:]:
@@ -205,7 +204,7 @@ def _first_trees(connection: Connection, roots: list[UUID]) -> tuple[list[UUID],
 
 
 def _delete(connection: Connection, roots: list[UUID], export: TaskExport | None) -> bool:
-    """Exports trees and deletes them; False where that took too long, or somebody held a lock."""
+    """Export trees and delete them; return False if that took too long, or another transaction held a lock."""
     try:
         with connection.begin_nested():
             if export is not None:
@@ -225,7 +224,7 @@ def _delete(connection: Connection, roots: list[UUID], export: TaskExport | None
 
 
 def _records(connection: Connection, roots: list[UUID]) -> Iterator[str]:
-    """The trees' tasks as JSON texts, read as they are written."""
+    """The trees' tasks as JSON texts, read while they are written."""
     streamed = {"stream_results": True, "yield_per": 100}
     for record, input_order, output_order in connection.execute(RECORDS, {"roots": roots}, execution_options=streamed):
         task = {**record["task"], "input_order": input_order, "output_order": output_order}
@@ -235,7 +234,7 @@ def _records(connection: Connection, roots: list[UUID]) -> Iterator[str]:
 
 
 def _delete_contents(connection: Connection, names: list[str]) -> None:
-    """Large outputs that no outcome names any more."""
+    """Delete large outputs that no outcome refers to any more."""
     if names:
         connection.execute(LOCK_CONTENTS, {"names": names})
         connection.execute(DELETE_CONTENTS, {"names": names})

@@ -1,5 +1,5 @@
-"""Pending tasks that are not ready for a queue yet: those to be routed by message, and those that came in by SQL,
-whose input nobody has checked against the agent's schema.
+"""Preparation of pending tasks: routes those without an agent by their messages, and checks those submitted by SQL,
+whose input has not been checked against the agent's schema.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 MOST = 500
 CHECK_SECONDS = 1.0
-"""Then what has been checked is released before the rest is checked: a long input with a deep schema takes as long."""
+"""Time after which checked tasks are released first: one long input with a deep schema may take as long."""
 
 UNPREPARED = text(
     """
@@ -49,12 +49,12 @@ STILL_UNPREPARED = text(
 
 @dataclass(slots=True)
 class Checked:
-    """What was found for tasks: for which queue, or why they cannot run.
+    """Results of checking tasks: the queue, or the reason why they cannot run.
 
     Attributes:
         released: arguments of `lifecycle.route` after the task.
         rejected: errors.
-        more: whether there may be others.
+        more: whether there may be other tasks.
     """
 
     released: dict[UUID, tuple[UUID, str, dict[str, Any] | None]] = field(default_factory=dict)
@@ -63,10 +63,10 @@ class Checked:
 
 
 def prepare_pending(engine: Engine) -> bool:
-    """Routes and checks tasks; those that cannot run fail with the reason. Returns whether there may be more.
+    """Route and check tasks; those that cannot run fail with the reason. Return whether there may be more.
 
-    Each of those in a transaction of its own: its parent is locked before the task, so not while other tasks are.
-    One that is not reached is found again.
+    Each failure is a separate transaction: its parent is locked before the task, so no other tasks may be locked then.
+    A task that is not reached is found again.
     """
     with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
         checked = check_pending(connection)
@@ -79,10 +79,10 @@ def prepare_pending(engine: Engine) -> bool:
 
 
 def check_pending(connection: Connection) -> Checked:
-    """Routes and checks the oldest tasks, and changes nothing.
+    """Route and check the oldest tasks without changing anything.
 
     Args:
-        connection: in autocommit mode, for PostgreSQL ends a transaction that stands idle for the time of a slow check.
+        connection: in autocommit mode, because PostgreSQL ends a transaction that is idle during a slow check.
     """
     checked = Checked()
     enough = time.monotonic() + CHECK_SECONDS
@@ -98,7 +98,7 @@ def check_pending(connection: Connection) -> Checked:
         except Exception as error:
             if isinstance(error, DBAPIError) and is_transient(error):
                 raise
-            # One task that nobody foresaw must not hold up all others.
+            # An unexpected error in one task must not block all others.
             log.exception("cannot_be_prepared", task=str(task))
             reason = "The task's input or messages cannot be read; the orchestrator's log says why."
             checked.rejected[task] = InvalidInput(reason)
@@ -109,7 +109,7 @@ def check_pending(connection: Connection) -> Checked:
 
 
 def release_checked(connection: Connection, checked: Checked) -> None:
-    """Releases tasks for their queues, but for those that somebody else has changed, or is changing."""
+    """Release tasks for their queues, except those that another transaction has changed or is changing."""
     for task in connection.scalars(STILL_UNPREPARED, {"tasks": list(checked.released)}).all():
         lifecycle.route(connection, task, *checked.released[task])
 
@@ -122,7 +122,7 @@ def _check(connection: Connection, task: dict[str, Any]) -> tuple[UUID, str, dic
         route = _routed(connection, task, said or [])
         version_id, decision = route.version_id, route.as_json()
         task |= connection.execute(VERSION, {"version": version_id}).mappings().one()
-    # What a model reads as messages is not held to the input schema.
+    # Messages for a model are not checked against the input schema.
     if not (task["type"] == "agent" and said is not None):
         checked_input(task["input_schema"], task["input"], said, agent=task["name"])
     return version_id, task["wanted"] or task["capability"], decision
@@ -138,7 +138,7 @@ def _said(messages: Any, *, tools: bool) -> list[Message] | None:
 
 
 def _routed(connection: Connection, task: dict[str, Any], said: list[Message]) -> Route:
-    """By MINION_ROUTING_AGENT, where the namespace has such an agent, else by the words of the last message."""
+    """Route by MINION_ROUTING_AGENT, if the namespace has such an agent, else by the words of the last message."""
     name = get_settings().routing_agent
     route = by_setting(connection, name, namespace=task["namespace"]) if name else None
     route = route or choose(connection, last_text(said), namespace=task["namespace"])

@@ -1,8 +1,8 @@
-"""The scheduler: tasks that are submitted again and again, by cron expression or by interval.
+"""The scheduler: submits tasks repeatedly, by cron expression or by interval.
 
-One orchestrator leads and the others wait for the lead, which saves work. That no run is submitted twice is kept by
-the rows: a run is one transaction that locks the schedule, submits the task under an idempotency key with the time of
-the run, and moves the schedule on.
+One orchestrator leads and the others wait, which saves work. The rows ensure that no run is submitted twice: a run is
+one transaction that locks the schedule, submits the task under an idempotency key with the time of the run, and
+advances the schedule.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 DUTY = "scheduler"
 LONGEST_WAIT = 1.0
-# A schedule that cannot be read (its time zone is unknown to this machine, say) is looked at again after so long.
+# Delay before an unreadable schedule is tried again (its time zone is unknown to this machine, for example).
 SET_ASIDE = timedelta(minutes=5)
 FAULT = "The schedule cannot be read; the orchestrator's log has the details. It is tried again in five minutes."
 
@@ -37,7 +37,7 @@ TAKE = text(
     "SELECT id, namespace, name, cron, timezone, interval_seconds, missed, request, request_order, next_at, "
     "last_task_id, now() AS now FROM schedules WHERE id = :id AND enabled AND next_at <= now() FOR UPDATE SKIP LOCKED"
 )
-# Checking inputs may take longer than a transaction may else stand idle. The lock is on this schedule alone.
+# Checking inputs may take longer than the usual idle limit of a transaction. The lock is on this schedule alone.
 TAKE_TIME = text("SET LOCAL idle_in_transaction_session_timeout = '60s'")
 MOVE_ON = text(
     "UPDATE schedules SET next_at = :next_at, last_at = COALESCE(:last_at, last_at), "
@@ -51,7 +51,7 @@ SECONDS_LEFT = text("SELECT extract(epoch FROM min(next_at) - clock_timestamp())
 
 
 class Scheduler(Loop):
-    """Submits what is due."""
+    """Submits the runs that are due."""
 
     name = "scheduler"
 
@@ -62,7 +62,7 @@ class Scheduler(Loop):
         self.leadership = Leadership(settings, DUTY)
 
     def round(self) -> float:
-        """One look at every schedule that is due."""
+        """Process every schedule that is due."""
         if not self.leadership.held():
             return LONGEST_WAIT
         with self.statements.connect() as connection:
@@ -76,11 +76,11 @@ class Scheduler(Loop):
         return LONGEST_WAIT if left is None else max(0.0, min(LONGEST_WAIT, float(left)))
 
     def close(self) -> None:
-        """Gives up the lead."""
+        """Give up the lead."""
         self.leadership.release()
 
     def _run_due(self, id: UUID) -> None:
-        """A schedule that nobody foresaw must not keep the others from running."""
+        """Run one schedule; an unexpected error must not keep the others from running."""
         try:
             with self.engine.begin() as connection:
                 run_due(connection, id)
@@ -94,14 +94,14 @@ class Scheduler(Loop):
 
 
 def run_due(connection: Connection, id: UUID) -> list[UUID]:
-    """Submits the runs of a schedule that are due, and moves it on. Returns their tasks.
+    """Submit the runs of a schedule that are due, and advance it. Return their tasks.
 
-    A refusal is kept in `last_error`; the runs that it concerns are not tried again.
+    A refusal is kept in `last_error`; the affected runs are not retried.
     """
     connection.execute(TAKE_TIME)
     schedule = connection.execute(TAKE, {"id": id}).mappings().one_or_none()
     if schedule is None:
-        # Another orchestrator has it, or it was changed.
+        # Another orchestrator has locked it, or it was changed.
         return []
     timetable = schedules.timetable(
         schedule["cron"], schedule["timezone"], schedule["interval_seconds"], anchor=schedule["next_at"]
@@ -121,7 +121,7 @@ def run_due(connection: Connection, id: UUID) -> list[UUID]:
 
 
 def _submit(connection: Connection, schedule: RowMapping, runs: list[datetime]) -> tuple[list[UUID], str | None]:
-    """The tasks, or why there are none."""
+    """Return the tasks, or the reason why there are none."""
     try:
         requests = [
             schedules.task_request(

@@ -31,10 +31,10 @@ log = structlog.get_logger(__name__)
 
 
 def serve(settings: Settings) -> None:
-    """Runs the orchestrator until SIGTERM or SIGINT.
+    """Run the orchestrator until SIGTERM or SIGINT.
 
     Raises:
-        Unavailable: the database or the broker cannot be reached at the start, or the API's port is taken.
+        Unavailable: the database or the broker is unavailable at startup, or the API's port is taken.
         NotConfigured: a setting is missing, or the schema is older than this release.
     """
     wait_for_database(settings)
@@ -47,7 +47,7 @@ def serve(settings: Settings) -> None:
         _serve_api(settings, listener)
     finally:
         log.info("stopping")
-        # All are told before one is waited for: their last rounds end side by side.
+        # All loops are asked to stop before waiting for one, so that their last rounds run in parallel.
         for loop in loops:
             loop.stopping.set()
         for loop in loops:
@@ -55,7 +55,7 @@ def serve(settings: Settings) -> None:
 
 
 def make_loops(settings: Settings) -> list[Loop]:
-    """The orchestrator's duties, not started yet."""
+    """Create the orchestrator's loops without starting them."""
     engine, app = get_engine(), make_app(settings)
     monitors = Monitors(app)
     return [
@@ -68,7 +68,7 @@ def make_loops(settings: Settings) -> list[Loop]:
         Ingress(settings, engine),
         Pruner(settings, engine),
         Webhooks(settings, engine),
-        # The last: it also sends what the others tell while they stop.
+        # The last one, because it also sends the events of loops that are stopping.
         monitors,
     ]
 
@@ -81,8 +81,8 @@ def _serve_api(settings: Settings, listener: socket.socket) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn, but for two things: waiting requests end when it is asked to stop, and the signal that asked is not
-    raised again afterwards, for the loops are still to be stopped.
+    """Uvicorn with two changes: waiting requests end when it is asked to stop, and the signal is not raised again
+    afterwards, because the loops still have to be stopped.
     """
 
     def __init__(self, config: uvicorn.Config, app: FastAPI) -> None:
@@ -90,7 +90,7 @@ class _Server(uvicorn.Server):
         self._app = app
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """SIGTERM or SIGINT."""
+        """Handle SIGTERM or SIGINT."""
         release(self._app)
         super().handle_exit(sig, frame)
         self._captured_signals.clear()

@@ -1,11 +1,11 @@
-"""The queue `minion.submit` in Redis: what was taken from it is kept until its end is recorded.
+"""The queue `minion.submit` in Redis: an item that was taken is kept until its outcome is recorded.
 
 `minion.submit`             Celery's queue, with a list for each priority
-`minion.submit.refused`     submissions that were refused at first sight: the second line, for when the first is empty
-`minion.submit.taken`       a sorted set of what an orchestrator holds, by the time when it took it
+`minion.submit.refused`     submissions refused at first sight: the second line, processed when the first is empty
+`minion.submit.taken`       sorted set of the items that an orchestrator holds, by the time when it took them
 
-An orchestrator that dies leaves what it held in `taken`. Any orchestrator takes it again after `patience`; the
-idempotency keys make a second look harmless.
+An orchestrator that dies leaves its items in `taken`. Any orchestrator takes them again after `patience`; the
+idempotency keys make a second attempt harmless.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from shared.set_aside import SHOWN, SetAside
 REFUSED = f"{SUBMIT_QUEUE}.refused"
 TAKEN = f"{SUBMIT_QUEUE}.taken"
 MOST_BYTES = 32 << 20
-"""No more is taken once this much is held; it also bounds what one round needs of memory."""
+"""No more items are taken once this many bytes are held; it also bounds the memory of one round."""
 
-# KEYS: taken, then the lists, the first one first. ARGV: patience in seconds, most, most bytes, the largest item, how
-# much of a larger one is returned. Returns pairs of size and item. An item that is too large leaves the queue for good;
-# only its beginning is returned. Removing comes first, so that a full Redis does not stop the script in the middle.
+# KEYS: taken, then the lists in order. ARGV: patience in seconds, maximum count, maximum bytes, largest item, bytes
+# returned of a larger one. Returns pairs of size and item. An item that is too large leaves the queue permanently; only
+# its beginning is returned. Removals come first, so that a full Redis does not stop the script in the middle.
 _TAKE = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
@@ -60,10 +60,10 @@ return found
 
 
 class Submissions:
-    """One orchestrator's hands on the queue.
+    """One orchestrator's access to the queue.
 
     Args:
-        patience: seconds after which something that is still taken counts as left behind.
+        patience: seconds after which an item that is still taken counts as abandoned.
         largest: the largest item in bytes; larger ones are set aside unread.
     """
 
@@ -76,37 +76,37 @@ class Submissions:
         self._held: dict[bytes, None] = {}
 
     def take(self, most: int) -> list[bytes]:
-        """Takes the next submissions, and those that were left behind."""
+        """Take the next submissions, and abandoned ones."""
         return self._take_from(queue_keys(SUBMIT_QUEUE), most)
 
     def take_refused(self, most: int) -> list[bytes]:
-        """Takes the next ones of the second line."""
+        """Take the next items of the second line."""
         return self._take_from([REFUSED], most)
 
     def finish(self, item: bytes) -> None:
-        """Forgets one whose end is recorded."""
+        """Remove an item whose outcome is recorded."""
         self._broker.zrem(TAKEN, item)
         self._held.pop(item, None)
 
     def put_off(self, items: Sequence[bytes]) -> None:
-        """Moves some to the end of the second line."""
+        """Move items to the end of the second line."""
         self._move(items, "lpush", REFUSED)
 
     def give_back(self) -> None:
-        """Puts all that is still held back at the head of the queue."""
+        """Return all held items to the head of the queue."""
         self._move([*reversed(self._held)], "rpush", SUBMIT_QUEUE)
 
     def set_aside(self, item: bytes, why: str, *, size: int | None = None) -> None:
-        """Takes one out for good that is no submission."""
+        """Remove an item that is not a submission permanently."""
         self.finish(item)
         self._set_aside.put(SUBMIT_QUEUE, item, why, size=size)
 
     def wait(self, seconds: float) -> None:
-        """Waits for a message of the usual priority: moving an item to where it is changes nothing."""
+        """Wait for a message of the default priority. The blocking command moves an item to its own place, a no-op."""
         self._broker.blmove(SUBMIT_QUEUE, SUBMIT_QUEUE, seconds, "RIGHT", "RIGHT")
 
     def adopt(self) -> None:
-        """Puts back what orchestrators of release 0.2 held when they ended: kombu recorded it in `unacked`."""
+        """Return the items that orchestrators of release 0.2 held when they ended: kombu recorded them in `unacked`."""
         seconds, microseconds = self._broker.time()
         before = seconds + microseconds / 1e6 - self._patience
         for tag in self._broker.zrangebyscore("unacked_index", "-inf", before):
@@ -119,7 +119,7 @@ class Submissions:
                     pipe.execute()
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Close the connection."""
         self._broker.close()
 
     def _take_from(self, lists: list[str], most: int) -> list[bytes]:
@@ -144,7 +144,7 @@ class Submissions:
 
 
 def _submission(record: Any) -> str | None:
-    """The message that kombu recorded, if it came from our queue."""
+    """Return the message that kombu recorded, if it came from our queue."""
     try:
         message, _, queue = json.loads(record)
     except (TypeError, ValueError, RecursionError):

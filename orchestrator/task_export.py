@@ -1,6 +1,6 @@
-"""The export of deleted tasks: JSON Lines, one task a line, a file a day.
+"""Export of deleted tasks: JSON Lines, one line per task and one file per day.
 
-A batch is on the disk before its delete is committed. So a crash may leave a task in two lines, and never in none.
+A batch is on disk before its deletion is committed. A crash may therefore export a task twice, but never lose it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ BLOCK = 64 * 1024
 
 
 class TaskExport:
-    """Appends to `tasks-YYYY-MM-DD.jsonl` (UTC) in a folder. Processes may share the folder."""
+    """Appends to `tasks-YYYY-MM-DD.jsonl` (UTC) in a folder, which several processes may share."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises NotConfigured where the folder is not there: making one would hide a disk that is not mounted."""
+        """Raise NotConfigured if the folder is missing: creating it would hide a disk that is not mounted."""
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise NotConfigured(
                 f"MINION_RETENTION_EXPORT names {folder}, which is no folder that this process may write to. Make it."
@@ -28,18 +28,18 @@ class TaskExport:
         self.folder = folder
 
     def append(self, lines: Iterable[str]) -> None:
-        """Writes lines and returns when they are on the disk; writes none of them where that fails.
+        """Write lines and return when they are on disk; write none of them on failure.
 
         Raises:
-            OSError: the disk is full, or the folder has gone.
+            OSError: the disk is full, or the folder is gone.
         """
         path = self.folder / f"tasks-{datetime.now(UTC):%Y-%m-%d}.jsonl"
-        # Inputs and outputs are nobody else's business.
+        # Inputs and outputs are private.
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             whole = _end_of_last_line(file)
-            # What a killed process left of a line belongs to a task that was not deleted.
+            # An incomplete line of a killed process belongs to a task that was not deleted.
             os.ftruncate(file, whole)
             try:
                 for line in lines:
@@ -60,7 +60,7 @@ def _write(file: int, data: bytes) -> None:
 
 
 def _end_of_last_line(file: int) -> int:
-    """How many bytes the whole lines of a file have."""
+    """Return the number of bytes in the complete lines of a file."""
     end = os.fstat(file).st_size
     while end:
         begin = max(0, end - BLOCK)
@@ -72,7 +72,7 @@ def _end_of_last_line(file: int) -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The name of a new file reaches the disk too."""
+    """Flush the folder, so that the name of a new file is on disk too."""
     opened = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(opened)

@@ -1,4 +1,4 @@
-"""The waker: tasks whose time has come become pending."""
+"""The waker: makes tasks pending when their time has come."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY_SECONDS = 0.25
 
 
 class Waker(Loop):
-    """Scheduled tasks that are due, back-offs that are over, waits with nothing left to wait for."""
+    """Wakes scheduled tasks that are due, tasks after their back-off, and tasks with nothing left to wait for."""
 
     name = "waker"
 
@@ -24,7 +24,7 @@ class Waker(Loop):
         self.statements = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     def round(self) -> float:
-        """Wakes one batch."""
+        """Wake one batch."""
         with self.statements.connect() as connection:
             woken = lifecycle.wake_due(connection, most=BATCH)
         if woken:

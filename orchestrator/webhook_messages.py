@@ -1,6 +1,6 @@
-"""What webhooks are sent: made from the record, signed, posted once, and what came back.
+"""Webhook messages: built from the record, signed, posted once, with the endpoint's answer.
 
-Signed as the Standard Webhooks specification says; `minions.webhooks` is the same for who receives it.
+The signature follows the Standard Webhooks specification; `minions.webhooks` is the receiver's side.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TIMEOUT_SECONDS = 10.0
 EXCERPT_BYTES = 2048
 EXCERPT_CHARACTERS = 200
 REDIRECTS = range(300, 400)
-# Outputs of more than 64 KB are stored apart; a receiver that wants one asks the API.
+# Outputs of more than 64 KB are stored separately; a receiver that needs one asks the API.
 ENDED = text(
     "SELECT t.id, t.namespace, t.agent_name AS agent, v.number AS agent_version, o.state, o.output, o.output_order, "
     "o.output_sha256 IS NOT NULL AS output_omitted, o.error, o.error_fingerprint, t.labels, t.key, "
@@ -42,12 +42,12 @@ ENDED = text(
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """How an endpoint took a message.
+    """An endpoint's answer to a message.
 
     Attributes:
-        status: the HTTP status; None where none came.
-        error: why it does not count as delivered; None where it does.
-        retry_after: seconds that the endpoint asks to be left alone, if it does.
+        status: the HTTP status; None if there was no response.
+        error: the reason why it does not count as delivered; None if it does.
+        retry_after: seconds that the endpoint asks to wait, if it does.
     """
 
     status: int | None
@@ -56,27 +56,27 @@ class Answer:
 
     @property
     def delivered(self) -> bool:
-        """Whether the endpoint has the message."""
+        """True if the endpoint has the message."""
         return self.error is None
 
 
 def of_tasks(connection: Connection, tasks: Collection[UUID]) -> dict[UUID, bytes]:
-    """The messages about tasks that have ended. A task that was deleted meanwhile has none."""
+    """Return the messages about ended tasks. A task that was deleted in the meantime has none."""
     rows = connection.execute(ENDED, {"tasks": list(tasks)}).mappings()
     return {row["id"]: _of_task(in_order(row, "output")) for row in rows}
 
 
 def of_test(webhook: str) -> bytes:
-    """A message that says nothing but that messages arrive."""
+    """Return a test message, which only proves that messages arrive."""
     return _encode("webhook.test", datetime.now(UTC), {"webhook": webhook, "nonce": str(uuid4())})
 
 
 def post(settings: Settings, url: str, secrets: Sequence[str], id: str, body: bytes) -> Answer:
-    """Sends a message once, within 10 s. It never raises what an endpoint can cause.
+    """Send a message once, within 10 s. Never raises an error that an endpoint can cause.
 
     Args:
-        secrets: one signature for each, so that a receiver may know the old one or the new one.
-        id: the same whenever this message is sent.
+        secrets: the message gets one signature per secret, so that a receiver may use the old one or the new one.
+        id: the same for every attempt of this message.
     """
     try:
         with (
@@ -129,7 +129,7 @@ def _judge(response: httpx2.Response) -> Answer:
 
 
 def _excerpt(response: httpx2.Response) -> str:
-    """The beginning of what an endpoint said, for people."""
+    """The beginning of an endpoint's response, for people to read."""
     beginning = b""
     try:
         for chunk in response.iter_raw():

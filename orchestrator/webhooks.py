@@ -1,8 +1,8 @@
-"""Webhooks: who asked for it is told that a task has ended, at least once.
+"""Webhooks: notify subscribers that a task has ended, at least once.
 
-What is owed was written in the transaction that ended the task. Here it is taken, posted and settled. Taking moves
-`next_at` forward by a lease, so that no transaction stays open while an endpoint thinks, several orchestrators share
-the work, and what a dying one had taken comes due again. A message keeps its id, by which receivers drop repeats.
+The transaction that ended the task recorded the delivery. This loop takes it, posts it and settles it. Taking moves
+`next_at` forward by a lease, so that no transaction stays open during a request, several orchestrators share the work,
+and deliveries taken by a dying one become due again. A message keeps its id, by which receivers drop repeats.
 
 Each delivery has a thread; a webhook has a few at most, so that a slow endpoint delays the others little.
 """
@@ -37,10 +37,10 @@ log = structlog.get_logger(__name__)
 AT_ONCE = 16
 AT_ONCE_PER_WEBHOOK = 4
 IDLE_SECONDS = 1.0
-# While deliveries are under way, a look for others is due now and then, and whenever one has ended.
+# While deliveries are in progress, new ones are looked up at this interval and whenever one has ended.
 BUSY_SECONDS = 0.25
 STOP_SECONDS = 3.0
-# Longer than a delivery and a slow resolver together.
+# Longer than a delivery plus a slow resolver.
 LEASE_SECONDS = 60.0
 # After the first attempt, the second, …: ten attempts within two days.
 MINUTE, HOUR = 60.0, 3600.0
@@ -66,7 +66,7 @@ TAKE = text(
                   CASE WHEN w.rotated_at > now() - interval '1 day' THEN w.previous_secret END AS previous_secret
     """
 ).bindparams(bindparam("busy", type_=ARRAY(PgUUID)), bindparam("counts", type_=ARRAY(INTEGER)))
-# A message that arrived has arrived, whoever took it since; anything else is for the latest attempt to say.
+# Success is final, even if another orchestrator took it since; a failure counts only for the latest attempt.
 SETTLE = text(
     """
     UPDATE webhook_deliveries SET status = :status, last_status = :last_status, last_error = :last_error,
@@ -82,7 +82,7 @@ DISABLE = text(
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message that was taken, to be posted."""
+    """A message that was taken and must be posted."""
 
     id: UUID
     webhook_id: UUID
@@ -95,7 +95,7 @@ class Delivery:
 
     @property
     def secrets(self) -> list[str]:
-        """What it is signed with."""
+        """Secrets that sign the message."""
         return [secret for secret in (self.secret, self.previous_secret) if secret]
 
 
@@ -112,11 +112,11 @@ class Webhooks(Loop):
         delays: Sequence[float] = DELAYS,
         lease: float = LEASE_SECONDS,
     ) -> None:
-        """Nothing is sent yet.
+        """Create the loop without sending anything.
 
         Args:
-            delays: seconds after each failed attempt; when there is none left, the delivery has failed.
-            lease: seconds until a delivery that was taken and not settled comes due again.
+            delays: seconds after each failed attempt; the delivery fails when there is none left.
+            lease: seconds until a delivery that was taken and not settled becomes due again.
         """
         super().__init__()
         self.settings = settings
@@ -128,7 +128,7 @@ class Webhooks(Loop):
         self._listener = Listener(settings, "minion_webhooks")
 
     def round(self) -> float:
-        """Takes what is due, as far as there are threads for it, and starts posting it."""
+        """Take the due deliveries for which threads are free, and start to post them."""
         self._listener.open()
         self._ended.clear()
         for delivery, body in self._take():
@@ -136,7 +136,7 @@ class Webhooks(Loop):
         return BUSY_SECONDS if self._under_way else IDLE_SECONDS
 
     def wait(self, seconds: float) -> None:
-        """Waits for a delivery's end while some are under way, else for a notification; or until the time is up."""
+        """Wait for the end of a delivery while some are in progress, else for a notification; or until the timeout."""
         if self._under_way:
             self._ended.wait(seconds)
             self._listener.drain()
@@ -144,7 +144,7 @@ class Webhooks(Loop):
             self._listener.wait(seconds)
 
     def close(self) -> None:
-        """Gives what is under way a moment. What has not ended by then comes due again after its lease."""
+        """Give deliveries in progress a moment to end. The remaining ones become due again after their lease."""
         ends = time.monotonic() + STOP_SECONDS
         for thread in list(self._under_way):
             thread.join(max(0.0, ends - time.monotonic()))
@@ -173,12 +173,12 @@ class Webhooks(Loop):
         try:
             thread.start()
         except Exception:
-            # The machine has no thread to spare: the delivery comes due again after its lease.
+            # The machine has no thread to spare: the delivery becomes due again after its lease.
             del self._under_way[thread]
             raise
 
     def _deliver(self, delivery: Delivery, body: bytes) -> None:
-        """Posts and settles. Where settling fails, the delivery comes due again after its lease."""
+        """Post and settle. If settling fails, the delivery becomes due again after its lease."""
         try:
             self._settle(delivery, self._post(delivery, body))
         except SQLAlchemyError as error:
@@ -188,7 +188,7 @@ class Webhooks(Loop):
             self._ended.set()
 
     def _post(self, delivery: Delivery, body: bytes) -> Answer:
-        """Posts once. A fault of ours is an attempt that failed, too: one that lasts must end some day."""
+        """Post once. An internal error counts as a failed attempt too, so that a persistent one ends at some point."""
         try:
             return webhook_messages.post(self.settings, delivery.url, delivery.secrets, str(delivery.id), body)
         except Exception as error:
@@ -229,6 +229,6 @@ class Webhooks(Loop):
         return "failed" if answer.status == GONE or delivery.attempt > len(self.delays) else "pending"
 
     def _delay(self, delivery: Delivery, answer: Answer) -> float:
-        """Seconds until the next attempt: longer where the endpoint asks for it, and never the same for all."""
+        """Return the seconds until the next attempt: more if the endpoint asks for it, and jittered."""
         delay = max(self.delays[delivery.attempt - 1], answer.retry_after or 0.0)
         return min(LONGEST_DELAY, delay) * random.uniform(1.0, 1.2)  # noqa: S311 - not a secret

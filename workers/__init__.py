@@ -1,4 +1,4 @@
-"""Claims a task, runs its agent, journals every step and writes the record."""
+"""Claim a task, run its agent, journal every step and write the record."""
 
 import runpy
 from pathlib import Path

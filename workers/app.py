@@ -1,4 +1,4 @@
-"""The Celery application of the minions, and their one task.
+"""The Celery application of the minions, with their one task.
 
 Start one with `minion worker CAPABILITY -c N`, or as plain Celery: `celery -A workers.app worker -Q CAPABILITY -c N`.
 """
@@ -41,10 +41,10 @@ _heartbeats: list[Heartbeat] = []
 
 @app.task(name=RUN_TASK, Request="workers.request:Request", resultrepr_maxsize=monitoring.LONGEST_REPORT)
 def run(v: int, task_id: str, claim: int) -> str:
-    """A message of the orchestrator: `{v, task_id, claim}`. Returns what Celery's monitors are told."""
+    """Handle a message of the orchestrator: `{v, task_id, claim}`. Return the report for Celery's monitors."""
     task = UUID(task_id)
     if v > MESSAGE_VERSION:
-        # It stays queued in PostgreSQL and is published again; a newer minion will take it.
+        # The task stays queued in PostgreSQL and is published again; a newer minion will take it.
         log.warning("message_of_a_later_release", v=v, task=task_id)
         return monitoring.report(task, claim, "skipped")
     return monitoring.report(task, claim, minion.run(task, claim, WORKER_ID, limits=run.request.timelimit))
@@ -57,13 +57,13 @@ def _set_up_logging(**_: Any) -> None:
 
 @signals.worker_init.connect
 def _check_servers(**_: Any) -> None:
-    """Ends the worker at its start, with a clear message, where the database or the broker is not there."""
+    """End the worker at startup, with a clear message, if the database or the broker is unavailable."""
     settings = get_settings()
     try:
         wait_for_database(settings)
         wait_for_broker(settings)
     except MinionError as error:
-        # Not an exception: Celery logs those of signal handlers, and goes on.
+        # Not an exception: Celery logs exceptions of signal handlers and continues.
         log.critical("cannot_start", reason=error.message)
         raise SystemExit(error.exit_code) from None
     finally:
@@ -99,5 +99,5 @@ def _hand_back(**_: Any) -> None:
         _heartbeats.pop().stop()
 
 
-# After a cold shutdown there is no such signal. (Children of the pool end without their exit handlers.)
+# A cold shutdown sends no such signal. (Children of the pool end without their exit handlers.)
 atexit.register(_hand_back)

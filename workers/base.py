@@ -1,4 +1,4 @@
-"""What every agent is to the minion: input in, outcome out, both checked against their schemas."""
+"""The interface between agents and the minion: input in, outcome out, both checked against their schemas."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class BaseAgent(ABC):
         return self.definition.name
 
     def run(self) -> Outcome:
-        """Works on the task until it is done or has to wait.
+        """Work on the task until it is done or has to wait.
 
         Raises:
-            MinionError: why it could not be done.
+            MinionError: the reason why the task failed.
         """
         value = self.input()
         if self.definition.config.approval:
-            # Messages that make no input are themselves what somebody approves.
+            # Messages that do not form an input are themselves what is approved.
             of_messages = value is None and self.task.messages is not None
             approved = self.journal.approval(self.name, self.task.messages if of_messages else value)
             if isinstance(approved, Suspended):
@@ -53,10 +53,10 @@ class BaseAgent(ABC):
 
     @abstractmethod
     def work(self, value: JsonValue) -> Outcome:
-        """Does what this kind of agent does, with an input that matches the input schema."""
+        """Do the work of this kind of agent, with an input that matches the input schema."""
 
     def input(self) -> JsonValue:
-        """The task's input, or the one that its messages make, checked.
+        """Return the task's input, or the input that its messages form, checked.
 
         Raises:
             InvalidInput: with every violation and its path.
@@ -65,13 +65,13 @@ class BaseAgent(ABC):
         return checked_input(self.definition.input_schema, self.task.input, said, agent=self.name)
 
     def check_output(self, output: JsonValue) -> None:
-        """Raises InvalidOutput with every violation, or TooLarge."""
+        """Raise InvalidOutput with every violation, or TooLarge."""
         what = f"The output of {self.name!r}"
         check(output, what=what, limit=get_settings().max_output_bytes)
         validate(self.definition.output_schema, output, what=what, error=InvalidOutput)
 
     def succeeded(self, output: JsonValue) -> Succeeded:
-        """The outcome with what it adds to the conversation: what was said, and the answer."""
+        """The outcome and the messages that it adds to the conversation: the task's input and the answer."""
         return Succeeded(output, [*self.messages(), AIMessage(content=content_of(output))])
 
     def messages(self) -> list[Message]:

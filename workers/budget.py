@@ -1,4 +1,4 @@
-"""What a model call may cost at most: what is reserved of the budgets above a task before the call is made."""
+"""Upper bounds of a model call's cost: the amount reserved from the budgets above a task before the call is made."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from shared.sampling import OFFLINE
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """What a step may use at most. `microdollars` None: nobody knows its price."""
+    """Upper bound of what a step may use. `microdollars` is None if its price is unknown."""
 
     tokens: int
     microdollars: int | None
 
 
 def worst_case(model: str, input_tokens: int, max_tokens: int) -> Reservation:
-    """What a model call may use at most: all of its input written to the prompt cache, and its answer cut off at its
-    limit.
+    """Return the most that a model call may use: all of its input written to the prompt cache, and an answer of the
+    maximum length.
 
     Args:
-        input_tokens: counted, or estimated too high rather than too low.
-        max_tokens: of the answer.
+        input_tokens: counted, or an estimate that errs on the high side.
+        max_tokens: limit of the answer.
     """
     tokens = input_tokens + max_tokens
     if model == OFFLINE:

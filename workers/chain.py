@@ -1,4 +1,4 @@
-"""An agent that hands its work to others: sequential, parallel, fallback or router.
+"""Agents that delegate their work to other agents: sequential, parallel, fallback or router.
 
 Sub-agents are tasks on their own capability's queue. The parent waits for them without a slot, and reads their
 outcomes from its journal when it runs again.
@@ -29,7 +29,7 @@ class ChainAgent(BaseAgent):
     """Runs an agent's relations by its `chain_strategy`."""
 
     def work(self, value: JsonValue) -> Outcome:
-        """Goes as far as the sub-tasks that have ended allow."""
+        """Advance as far as the finished sub-tasks allow."""
         strategy = self.definition.config.chain_strategy
         return {
             "sequential": self._sequential,
@@ -39,7 +39,7 @@ class ChainAgent(BaseAgent):
         }[strategy](value)
 
     def _sequential(self, value: JsonValue) -> Outcome:
-        """The output of one is the input of the next; the last output is the chain's."""
+        """Feed each agent's output to the next one; the last output is the chain's."""
         for relation in self.definition.relations:
             outcomes = self._children(self._requests(relation, value))
             if isinstance(outcomes, Suspended):
@@ -51,7 +51,7 @@ class ChainAgent(BaseAgent):
         return self.succeeded(value)
 
     def _parallel(self, value: JsonValue) -> Outcome:
-        """All at once, from the same input; the output lists theirs in order."""
+        """Run all agents at once on the same input; the output lists their outputs in order."""
         requests = [request for relation in self.definition.relations for request in self._requests(relation, value)]
         outcomes = self._children(requests)
         if isinstance(outcomes, Suspended):
@@ -60,7 +60,7 @@ class ChainAgent(BaseAgent):
         return joined if isinstance(joined, Failed) else self.succeeded(joined)
 
     def _fallback(self, value: JsonValue) -> Outcome:
-        """The first that succeeds; where none does, all failures are the chain's."""
+        """Return the first success; if there is none, fail with all failures."""
         tried: list[ChildOutcome] = []
         for relation in self.definition.relations:
             outcomes = self._children(self._requests(relation, value))
@@ -73,7 +73,7 @@ class ChainAgent(BaseAgent):
         return joined if isinstance(joined, Failed) else self.succeeded(joined)
 
     def _router(self, value: JsonValue) -> Outcome:
-        """One of them, chosen by a model or by the words of the input; the choice is a step of its own."""
+        """Run one of the agents, chosen by a model or by the words of the input; the choice is a separate step."""
         names = [relation.agent for relation in self.definition.relations]
         decide = self._decision(names, value)
         chosen = self.journal.call("tool_call", "router", {"among": names}, decide, effect="idempotent")
@@ -94,7 +94,7 @@ class ChainAgent(BaseAgent):
         return outcomes
 
     def _decision(self, names: list[str], value: JsonValue) -> Callable[[int], StepResult]:
-        """What decides, and says in the record which way it did."""
+        """Return the step that chooses an agent and records how the choice was made."""
         why_not: dict[str, Any] = {}
         if self.definition.config.router_model is not None:
             try:
@@ -136,7 +136,7 @@ class ChainAgent(BaseAgent):
 
 
 def failure_of(child: ChildOutcome, others: int = 0) -> MinionError:
-    """The parent's error: the first cause, however deep it lies."""
+    """The parent's error: the first cause, however deep it is nested."""
     error = child.error or {"type": child.state, "message": f"it ended as {child.state}"}
     cause: dict[str, Any] = error.get("cause") or {"task_id": str(child.task_id), "agent": child.agent, "error": error}
     more = f" (and {others} more)" if others else ""

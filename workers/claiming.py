@@ -1,4 +1,4 @@
-"""Claiming a task, under the pauses and limits that hold for it now."""
+"""Claiming a task, subject to the pauses and limits that currently apply to it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMITER_AWAY_SECONDS = 1.0
 
 
 def claim_task(task_id: UUID, claim: int, worker_id: UUID) -> ClaimedTask | None:
-    """Takes the task, if it can be had and may start now. A task that may not goes back in line.
+    """Claim the task if it is available and may start now. A task that may not start returns to the queue.
 
     Args:
         claim: the claim number that the message was sent under.
@@ -43,7 +43,7 @@ def claim_task(task_id: UUID, claim: int, worker_id: UUID) -> ClaimedTask | None
 
 
 def _permitted(refused: dict[str, Any], task_id: UUID, claim: int) -> bool:
-    """Asks the limiter; where it says no, nothing of the scope that is at its rate leaves the line before its time."""
+    """Ask the limiter. On refusal, no task of the rate-limited scope is dispatched before the limit has room again."""
     scopes = {f"task:{refused['namespace']}:{rule['scope']}:{rule['name']}": rule for rule in refused["rates"]}
     verdict = _ask([Bucket(name, rule["rate"], rule["period_seconds"]) for name, rule in scopes.items()])
     if verdict.granted:
@@ -68,5 +68,5 @@ def _limiter() -> Limiter:
 
 
 def forget_limiter() -> None:
-    """In a forked child: the parent's connection is not ours."""
+    """Drop the parent's connection in a forked child, which must not use it."""
     _limiter.cache_clear()

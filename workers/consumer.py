@@ -1,6 +1,6 @@
-"""A Celery consumer that survives broker outages and checks what it takes from the broker.
+"""Celery consumer that survives broker outages and checks the messages that it takes from the broker.
 
-It soon replaces children that died, and sends its events in bundles.
+It detects dead child processes quickly and batches its events.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ CHILDREN_SECONDS = 0.25
 
 
 class Consumer(CeleryConsumer):
-    """Celery 5.7 exits when Redis goes away while a late-acknowledged task is in flight: closing the broken
-    connection fails with `'NoneType' object has no attribute 'hostname'`. The broken connection is left to the garbage
-    collector instead; the restart makes a new one.
+    """Consumer that restarts when Redis goes away while a late-acknowledged task is in flight. Celery 5.7 exits then:
+    closing the broken connection fails with `'NoneType' object has no attribute 'hostname'`. The broken connection is
+    left to the garbage collector instead; the restart opens a new one.
     """
 
     _events_leave_at = 0.0
 
     def __init__(self, *arguments: Any, worker_options: dict[str, Any] | None = None, **options: Any) -> None:
-        # With these two, workers believe what others say about revoked messages and about the time.
+        # With these two, workers would trust what others report about revoked messages and the time.
         alone = {**(worker_options or {}), "without_mingle": True, "without_gossip": True}
         super().__init__(*arguments, worker_options=alone, **options)
         for step in self.steps:
@@ -35,21 +35,22 @@ class Consumer(CeleryConsumer):
                 step.box.node.handlers = remote_control.handlers()
 
     def connection_for_read(self, heartbeat: float | None = None) -> Any:
-        """A connection that checks messages before kombu sees them."""
+        """Return a connection that checks messages before kombu sees them."""
         connection = self.app.connection_for_read(heartbeat=heartbeat)
         connection.transport_cls = "workers.transport:Transport"  # by its name: monitors ask for it
         return self.ensure_connected(connection)
 
     def on_connection_error_after_connected(self, exc: BaseException) -> None:
-        """Reconnects; running tasks go on, for their records go to PostgreSQL."""
+        """Reconnect. Running tasks continue, because their records are written to PostgreSQL."""
         connection = self.connection
         if connection is not None:
             connection.close = connection.release = _do_nothing
         super().on_connection_error_after_connected(exc)
 
     def register_with_event_loop(self, hub: Any) -> None:
-        """Looks after the pool's children often. Celery hears of a child's death when its pipe is closed, which is a
-        moment before the kernel says that it has ended, and looks again 5 s later: so long its task would lie there.
+        """Check the pool's children often. Celery notices a child's death when its pipe is closed, shortly before the
+        kernel reports the end of the process, and checks again 5 s later. The child's task would be stuck for that
+        long.
         """
         super().register_with_event_loop(hub)
         if hasattr(self.pool, "maintain_pool"):
@@ -63,7 +64,7 @@ class Consumer(CeleryConsumer):
         return True
 
     def on_send_event_buffered(self) -> None:
-        """Events for Flower leave together. One by one they were a third of this process's work."""
+        """Send events for Flower in batches. One by one they took a third of this process's work."""
         now = time.monotonic()
         if self.hub and now >= self._events_leave_at:
             self._events_leave_at = now + EVENTS_SECONDS
@@ -77,4 +78,4 @@ class Consumer(CeleryConsumer):
 
 
 def _do_nothing(*args: Any, **kwargs: Any) -> None:
-    """In place of closing what is broken."""
+    """Stand-in for closing a broken connection."""

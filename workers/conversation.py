@@ -1,12 +1,12 @@
-"""What an agent remembers of its conversation: the latest messages word for word, those before them as a summary.
+"""An agent's memory of its conversation: the latest messages verbatim, and a summary of the earlier ones.
 
-The history that goes to a model has a limit in tokens (`history_tokens`). Where the conversation is longer, its older
-part is summed up by a model call of its own: a step, paid for once, whose summary is kept for the conversation's next
-task (a trigger writes `conversation_summaries` with the step). A conversation that is far too long is summed up in
-several steps, each of which begins with the summary before it.
+The history that goes to a model has a limit in tokens (`history_tokens`). If the conversation is longer, its older part
+is summarised by a separate model call: a step, paid for once, whose summary is kept for the conversation's next task (a
+trigger writes `conversation_summaries` with the step). A conversation that is far too long is summarised in several
+steps, each of which begins with the previous summary.
 
-The root tasks of a conversation run one after the other, so that nothing is added to it while one of them is at work:
-a task that runs again reads the same. A replay from a step reads what its original read (`history_before`).
+The root tasks of a conversation run one after the other, so nothing is added to it while one of them is running: a task
+that runs again reads the same messages. A replay from a step reads what its original read (`history_before`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ INSTRUCTIONS = (
 )
 HEAD = "[Summary of the conversation before this message]"
 
-# Of a conversation that is too long no more is read than it takes to see that: bytes make at least so many tokens.
+# Of a conversation that is too long, only enough is read to detect that: bytes give a lower bound of the tokens.
 MESSAGES = text(
     """
     SELECT id, role, content FROM (
@@ -80,22 +80,22 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The conversation up to and including the message `through`; the empty one stands at its beginning."""
+    """Summary of the conversation up to and including the message `through`; at the beginning it is empty."""
 
     text: str = ""
     through: UUID | None = None
 
 
 def history(config: AgentConfig, task: ClaimedTask, journal: Journal, model: str) -> list[dict[str, Any]]:
-    """The messages before those of the task, as the Messages API wants them: a person begins, roles take turns, none is
-    blank. They are text; a tool call and its result stand in the task that made it.
+    """Return the messages before those of the task, in the form of the Messages API: the first is a user's, roles
+    alternate, none is blank. They are text; a tool call and its result are stored in the task that made the call.
 
     Args:
-        journal: where a summary that is needed becomes the next step.
-        model: makes the summary; the offline planner shortens instead.
+        journal: receives the summary, if one is needed, as its next step.
+        model: writes the summary; the offline planner truncates instead.
 
     Raises:
-        ModelError: the summary could not be made.
+        ModelError: the model returned no usable summary.
     """
     if task.conversation_id is None:
         return []
@@ -109,12 +109,12 @@ def history(config: AgentConfig, task: ClaimedTask, journal: Journal, model: str
 
 
 def tokens_in(content: str) -> int:
-    """About how many tokens a text has, by its bytes: nobody is asked, and it is the same on every machine."""
+    """Estimate a text's tokens from its bytes: needs no request, and is the same on every machine."""
     return math.ceil(len(content.encode("utf-8", "surrogatepass")) / BYTES_PER_TOKEN)
 
 
 def _read_back(journal: Journal, model: str) -> Summary | None:
-    """The summary that an earlier execution made. Its step is asked for in the words that it was recorded with."""
+    """The summary of an earlier execution. Its step is requested with the same words as when it was recorded."""
     summary = None
     while (output := _recorded(journal)) is not None:
         journal.call("model_call", model, _question(output), _not_again, effect="idempotent")
@@ -136,7 +136,7 @@ def _not_again(_: int) -> StepResult:
 
 
 def _went_on(journal: Journal) -> bool:
-    """Whether an earlier execution went on without a summary: it counted otherwise, and is followed."""
+    """Return whether an earlier execution continued without a summary; its estimate differed, and is kept."""
     return (journal.upcoming() or {}).get("status") == "finished"
 
 
@@ -147,7 +147,7 @@ def _latest(task: ClaimedTask) -> Summary:
 
 
 def _read(task: ClaimedTask, summary: Summary, limit: int) -> list[Said]:
-    """What was said after the summary; of a conversation that is too long, enough to see that it is."""
+    """Read the messages after the summary; of a conversation that is too long, enough to detect that."""
     values = {**_place(task), "after": summary.through, "most": math.ceil(limit * BYTES_PER_TOKEN)}
 
     def read() -> list[Said]:
@@ -158,13 +158,13 @@ def _read(task: ClaimedTask, summary: Summary, limit: int) -> list[Said]:
 
 
 def _place(task: ClaimedTask) -> dict[str, Any]:
-    """Where the conversation stands, and until when it is the task's: sub-tasks read what there was at their making."""
+    """Position in the conversation and end of the task's part; sub-tasks read what existed at their creation."""
     before = task.history_before or (task.created_at if task.depth else None)
     return {"namespace": task.namespace, "conversation": task.conversation_id, "before": before}
 
 
 def _older(summary: Summary, said: list[Said], limit: int) -> list[Said]:
-    """The messages to be summed up: none where all fit, else those before the last half of what fits."""
+    """Messages to summarise: none if all fit, else those before the last half of what fits."""
     if tokens_in(summary.text) + sum(message.tokens for message in said) <= limit:
         return []
     kept, cut = 0, len(said)
@@ -180,7 +180,7 @@ def _older(summary: Summary, said: list[Said], limit: int) -> list[Said]:
 def _summed_up(
     before: Summary, older: list[Said], limit: int, task: ClaimedTask, journal: Journal, model: str
 ) -> Summary:
-    """One step: what is asked is which messages, not their text, which the conversation keeps."""
+    """Summarise in one step. Its request names the messages without their text, which the conversation keeps."""
     scope: dict[str, JsonValue] = {
         "after": None if before.through is None else str(before.through),
         "through": str(older[-1].id),
@@ -192,7 +192,7 @@ def _summed_up(
         return StepResult({**scope, "summary": _shortened(before, older, longest), "model": model})
 
     def told(reply: ModelReply) -> JsonValue:
-        # A refusal, or half an answer, is no summary; one that was cut off at its length is.
+        # A refusal or a partial answer is no summary; an answer cut off at the length limit is one.
         said = text_in(reply.as_json()) if reply.stop_reason in ("end_turn", "stop_sequence", "max_tokens") else ""
         return {**scope, "summary": _cut(said, longest) or _shortened(before, older, longest), "model": reply.model}
 
@@ -216,7 +216,7 @@ def _request(before: Summary, older: list[Said], limit: int, model: str, longest
 
 
 def _shortened(before: Summary, older: list[Said], longest: int) -> str:
-    """What there is without a model: the beginning of each message, the latest of them where not all fit."""
+    """Summary without a model: the beginning of each message, or of the latest ones if not all fit."""
     lines = [f"{message.role}: {_cut(' '.join(message.content.split()), 40)}" for message in older]
     room = longest - tokens_in(NOTICE) - 20
     while lines and sum(map(tokens_in, lines)) > room:
@@ -226,7 +226,7 @@ def _shortened(before: Summary, older: list[Said], longest: int) -> str:
 
 
 def _cut(content: str, tokens: int) -> str:
-    """A text of so many tokens at most; where it is longer, its beginning, which says so."""
+    """Truncate a text to this many tokens. A truncated text says so."""
     if tokens_in(content) <= tokens:
         return content
     raw = content.encode("utf-8", "surrogatepass")[: max(0, math.floor((tokens - 2) * BYTES_PER_TOKEN))]

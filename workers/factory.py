@@ -1,6 +1,6 @@
-"""From an agent's definition in the database to a running agent.
+"""Builds running agents from their definitions in the database.
 
-Versions are immutable, so what was read once is kept for ever.
+Versions are immutable, so they are cached indefinitely.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Blueprint:
     """An agent version with everything that it pins.
 
     Attributes:
-        definition: takes what its target takes, where it has no input schema of its own.
+        definition: accepts the input of its target if it has no input schema.
     """
 
     definition: AgentDefinition
@@ -47,7 +47,7 @@ class Blueprint:
 
 
 def build_agent(task: ClaimedTask, journal: Journal) -> BaseAgent:
-    """The agent that this task's pinned version describes, ready to run.
+    """Build the agent that this task's pinned version describes, ready to run.
 
     Raises:
         NotFound: the version does not exist.
@@ -63,7 +63,7 @@ def build_agent(task: ClaimedTask, journal: Journal) -> BaseAgent:
 
 @lru_cache(maxsize=1024)
 def load_blueprint(version_id: UUID) -> Blueprint:
-    """Reads an agent version and what it pins."""
+    """Read an agent version and everything it pins."""
     with Session(get_engine()) as session:
         row = session.get(AgentVersion, version_id)
         if row is None:

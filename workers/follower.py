@@ -1,4 +1,4 @@
-"""What those who follow a task are told of a step while it runs."""
+"""Streams a running step's text to the followers of a task."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ FLUSH_SECONDS = 0.05
 
 
 class Follower:
-    """One step's streamed text. It may be lost, and whoever counts sees that; the finished step holds the whole.
+    """One step's streamed text. Text may be lost, which clients can detect by counting; the finished step has all of
+    it.
 
     Args:
-        task: whose step it is. Text under a claim that was taken away is not shown.
-        step: its number.
+        task: the step's task. Text from a superseded claim is not shown.
+        step: the step's number.
     """
 
     def __init__(self, task: ClaimedTask, step: int) -> None:
@@ -31,13 +32,13 @@ class Follower:
         self._sent_at = 0.0
 
     def text(self, delta: str) -> None:
-        """More text; what comes within a twentieth of a second is sent together."""
+        """Add text; text that arrives within 50 ms is sent together."""
         self._held.append(delta)
         if time.monotonic() - self._sent_at >= FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
-        """Sends what is held back, but for half a character."""
+        """Send the buffered text, except for an incomplete character."""
         said = joined("".join(self._held))
         rest = said[-1:] if "\ud800" <= said[-1:] <= "\udbff" else ""
         self._held = [rest] if rest else []
@@ -47,7 +48,7 @@ class Follower:
             self._sent_at = time.monotonic()
 
     def restarted(self) -> None:
-        """What was streamed of the step so far is void: it begins anew."""
+        """Discard the text streamed so far: the step starts again."""
         self._held.clear()
         self._from = 0
         self._publish("step.restarted", self.about)
@@ -58,10 +59,10 @@ class Follower:
 
 
 class Silence(Follower):
-    """Of a step whose text is no answer to anybody."""
+    """Follower of a step whose text is not part of any answer."""
 
     def text(self, delta: str) -> None:
-        """Tells nobody."""
+        """Send nothing."""
 
     def restarted(self) -> None:
-        """Tells nobody."""
+        """Send nothing."""

@@ -1,4 +1,4 @@
-"""An agent without a model: one function or tool, its input the task's, its output the task's."""
+"""Agent without a model: one function or tool whose input and output are the task's."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ class FunctionAgent(BaseAgent):
         self.target = target
 
     def work(self, value: JsonValue) -> Outcome:
-        """One step, and a wait where it asks for one."""
+        """Run one step, and wait if its result asks for it."""
         output = waited(self.target.call(value, self.task, self.journal), self.journal)
         return output if isinstance(output, Suspended) else self.succeeded(output)

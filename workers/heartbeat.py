@@ -1,7 +1,8 @@
-"""The heartbeat of a worker's main process. Every lease that its children hold lives by it.
+"""The heartbeat of a worker's main process, which keeps its children's leases alive.
 
-It registers the worker, beats, reports children that died, and when the worker stops it hands back, uncharged, what
-they still held. If it stops beating for the length of a lease, the orchestrator takes the tasks away.
+It registers the worker, sends heartbeats, and reports children that died. When the worker stops, it releases the tasks
+that they still held, uncharged. If no heartbeat arrives for the length of a lease, the orchestrator reassigns the
+tasks.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from workers.monitoring import Monitors, event_of_lost_child
 
 log = structlog.get_logger(__name__)
 
-# Known before the pool forks, so that children and main process speak of the same row.
+# Generated before the pool forks, so that the children and the main process refer to the same row.
 WORKER_ID: UUID = uuid4()
 
 REGISTER = text(
@@ -52,10 +53,10 @@ HELD = text("SELECT task_id, claim FROM task_status WHERE worker_id = :id AND st
 
 @dataclass(frozen=True, slots=True)
 class LostChild:
-    """A task that nobody works on any more, under which claim, and why.
+    """A task whose child died, the claim it ran under, and the reason.
 
     Attributes:
-        at_limit: a time limit ended it, as the message has it; it is charged only if the record agrees.
+        at_limit: the message says that a time limit ended it; the task is charged only if the record agrees.
     """
 
     task_id: UUID
@@ -71,12 +72,12 @@ _still_active: set[str] = set()
 
 
 def keep_active(message: dict[str, Any]) -> None:
-    """Keeps the message's task among the active ones until its child is reported, so that it is not taken for lost."""
+    """Keep the message's task among the active ones until its child is reported, so that it does not count as lost."""
     _still_active.add(str(message.get("task_id")))
 
 
 def report_lost_child(message: dict[str, Any], why: str, *, charged: bool = True, at_limit: bool = False) -> None:
-    """Notes that nobody works on this message's task any more. Returns at once; the heartbeat's thread writes it."""
+    """Record that this message's task lost its child. Returns at once; the heartbeat's thread writes the record."""
     try:
         _lost_children.put(LostChild(UUID(message["task_id"]), int(message["claim"]) + 1, why, charged, at_limit))
     except (KeyError, TypeError, ValueError):
@@ -86,7 +87,7 @@ def report_lost_child(message: dict[str, Any], why: str, *, charged: bool = True
 
 
 class Heartbeat:
-    """A thread of the main process with a connection of its own."""
+    """Thread of the main process with a separate database connection."""
 
     def __init__(self, settings: Settings, worker: Any) -> None:
         self.settings = settings
@@ -99,15 +100,15 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Registers the worker and begins to beat.
+        """Register the worker and start the heartbeat.
 
-        Registered before the first message is taken: the claims of an unknown worker are refused.
+        The worker must be registered before it takes a message: claims of an unknown worker are refused.
         """
         self._registered = self._beat_once()
         self._thread.start()
 
     def stop(self) -> None:
-        """Stops beating and hands back what is still held; call it when no child runs any more."""
+        """Stop the heartbeat and release the tasks still held. Call it when no child is running any more."""
         self.monitors.keep()
         self._stopping.set()
         _news.set()
@@ -133,7 +134,7 @@ class Heartbeat:
             self._registered = self._beat_once()
 
     def _beat_once(self) -> bool:
-        """Beats, and then reports children that died. False where the worker has to register first."""
+        """Send a heartbeat, then report children that died. Return False if the worker has to register first."""
         registered = self._registered
         try:
             if not registered:
@@ -142,7 +143,7 @@ class Heartbeat:
         except Exception as error:
             log.warning("heartbeat_failed", reason=reason(error))
             return registered
-        # What one of them cannot do must not keep the other from its work.
+        # A failure of one duty must not keep the other from running.
         for duty in (self._report, self._interrupt):
             try:
                 duty()
@@ -169,7 +170,7 @@ class Heartbeat:
 
     @cached_property
     def _packages(self) -> list[str] | None:
-        """What functions may import here, found out once; None if no sandbox starts."""
+        """Packages that functions may import on this machine, determined once; None if no sandbox starts."""
         if not self.settings.sandbox_preload:
             return []
         try:
@@ -180,7 +181,7 @@ class Heartbeat:
             return None
 
     def _beat(self) -> bool:
-        """One beat. False where the row is gone, so that the worker registers again."""
+        """Send one heartbeat. Return False if the row is gone, so that the worker registers again."""
         active = [str(request.kwargs.get("task_id")) for request in tuple(celery_state.active_requests)]
         active += _still_active.difference(active)
         slots = self._slots()
@@ -189,7 +190,7 @@ class Heartbeat:
             return connection.scalar(BEAT, values) is not None
 
     def _interrupt(self) -> None:
-        """Stops what nobody wants any more."""
+        """Stop tasks that are cancelled or whose claim is lost."""
         if self.interrupter is not None:
             with self.engine.connect() as connection:
                 self.interrupter.look(connection, tuple(celery_state.active_requests))
@@ -200,7 +201,7 @@ class Heartbeat:
         return max(1, int(self.worker.pool.num_processes))
 
     def _report(self) -> None:
-        """Gives back the tasks of children that died. What cannot be written now is written at the next beat."""
+        """Release the tasks of children that died. A report that cannot be written is retried at the next heartbeat."""
         while not _lost_children.empty():
             child = _lost_children.get()
             try:
@@ -224,7 +225,7 @@ class Heartbeat:
                 charged=charged,
                 delay=delay,
                 result={"error": error},
-                # The child may have died before it had the claim, and another worker's has it.
+                # The child may have died before it had the claim, which another worker may hold.
                 worker=WORKER_ID,
             )
             released = state is not None

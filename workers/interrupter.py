@@ -1,8 +1,8 @@
-"""Stops children that work on what nobody wants any more: a cancelled task, or one whose claim is lost.
+"""Stops children that work on unwanted tasks: cancelled ones, and those whose claim is lost.
 
-First politely, by the signal that also tells of a soft time limit: it reaches a sandboxed call and a model call alike,
-and the child writes its record itself. A child that has not ended when the grace is over is killed; the main process
-writes its record then.
+The first attempt is the signal that also announces a soft time limit: it interrupts sandboxed calls and model calls
+alike, and the child writes its record itself. A child that is still running when the grace period is over is killed;
+the main process then writes its record.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 log = structlog.get_logger(__name__)
 
-# What a child has recorded itself it works on no longer, even if the main process has not heard of it yet.
+# A child that has already recorded its outcome is done, even if the main process does not know it yet.
 UNWANTED = text(
     """
     SELECT h.id, s.claim = h.claim AND s.state = 'running' AS unrecorded
@@ -33,7 +33,7 @@ UNWANTED = text(
 
 
 class Interrupter:
-    """Looks at what the children of a prefork pool work on.
+    """Checks the tasks that the children of a prefork pool are running.
 
     Args:
         grace: seconds between asking a child to stop and killing it.
@@ -44,8 +44,8 @@ class Interrupter:
         self._asked: dict[str, float] = {}
 
     def look(self, connection: Connection, requests: Sequence[Any]) -> None:
-        """Interrupts those of the active requests that are unwanted."""
-        # A message may come twice, and then each child is looked at by itself.
+        """Interrupt the active requests that are unwanted."""
+        # A message may be delivered twice; each child is then checked separately.
         working = {f"{request.id} {request.worker_pid}": request for request in requests if request.worker_pid}
         held = [
             {"id": name, "task_id": request.kwargs["task_id"], "claim": int(request.kwargs["claim"]) + 1}
@@ -58,7 +58,7 @@ class Interrupter:
             self._interrupt(name, working[name], unrecorded=unrecorded)
 
     def _interrupt(self, name: str, request: Any, *, unrecorded: bool) -> None:
-        """Asks once; kills only who is sure to be still at it."""
+        """Ask the child once to stop; kill it only if it is certain to be still running this request."""
         if name not in self._asked:
             self._asked[name] = time.monotonic()
             self._send(request, signal.SIGUSR1)

@@ -1,8 +1,8 @@
-"""The journal: every effect of a task is a step, and a step that is finished is never made again.
+"""The journal: every effect of a task is a step, and a finished step is never repeated.
 
-A task that runs again asks for the same steps in the same order; finished ones are read back. A step that is not
-pure is committed as started before it is made, and as finished before anything uses its result. Pure steps ride
-along with the next write.
+A task that runs again asks for the same steps in the same order; finished steps are read back. A step that is not pure
+is committed as started before its effect, and as finished before anything uses its result. Pure steps are written
+together with the next write.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ ASKED_FOR_LATER = "The call asked to be made again later."
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step produced. Tokens and micro-dollars are for model calls, CPU seconds for sandboxed functions.
+    """Result of a step. Tokens and micro-dollars are for model calls, CPU seconds for sandboxed functions.
 
     Attributes:
-        cost_microdollars: None where nobody knows.
+        cost_microdollars: None if unknown.
     """
 
     output: JsonValue
@@ -57,7 +57,7 @@ class StepResult:
 
 @dataclass
 class Used:
-    """What the steps of this execution used."""
+    """Resources used by the steps of this execution."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -66,7 +66,7 @@ class Used:
     peak_memory_bytes: int = 0
 
     def add(self, result: StepResult) -> None:
-        """Counts a step."""
+        """Add a step's usage."""
         self.input_tokens += result.input_tokens
         self.output_tokens += result.output_tokens
         self.cost_microdollars += result.cost_microdollars or 0
@@ -76,14 +76,14 @@ class Used:
 
 @dataclass
 class Journal:
-    """The steps of one task, read back or run and recorded.
+    """The steps of one task, either read back or run and recorded.
 
     Attributes:
-        known: steps of earlier executions, by number, as `minion_journal` gives them.
-        has_budget: a budget holds for the task, so that no step begins before it has been written down there.
-        unwritten: pure steps that ride along with the next write.
-        numbers: those that the next steps get.
-        lock: of everything but the numbers: the parts of a journal (see `part`) work at the same time.
+        known: steps of earlier executions by number, as returned by `minion_journal`.
+        has_budget: a budget applies to the task, so no step begins before its reservation is written.
+        unwritten: pure steps to be written together with the next write.
+        numbers: iterator of the next steps' numbers.
+        lock: protects everything but the numbers, because the parts of a journal (see `part`) are used in parallel.
     """
 
     task_id: UUID
@@ -97,23 +97,23 @@ class Journal:
     abandoned: threading.Event = field(default_factory=threading.Event)
 
     def part(self, steps: int) -> Journal:
-        """The journal for one of several calls that are made at the same time.
+        """Return the journal for one of several parallel calls.
 
         Args:
-            steps: how many the call takes. Their numbers are taken now, so that they do not depend on who is faster.
+            steps: number of steps of the call. Their numbers are reserved now, so they do not depend on timing.
         """
         part = copy.copy(self)
         part.numbers = iter([self._take() for _ in range(steps)])
         return part
 
     def upcoming(self) -> dict[str, Any] | None:
-        """What an earlier execution recorded for the next step, if it did."""
+        """Return the record of the next step from an earlier execution, if there is one."""
         number = self._take()
         self.numbers = itertools.chain([number], self.numbers)
         return self.known.get(number)
 
     def abandon(self) -> None:
-        """Nothing is written through this journal any more: calls that still run in other threads have lost it."""
+        """Stop all writes through this journal: calls that still run in other threads no longer own it."""
         self.abandoned.set()
 
     def call(
@@ -127,23 +127,23 @@ class Journal:
         reserve: Callable[[], Reservation] | None = None,
         hashed: JsonValue = None,
     ) -> JsonValue:
-        """Makes a step, or reads it back.
+        """Run a step, or read it back.
 
         Args:
-            request: what is asked; its canonical hash must be the same when the task runs again.
-            perform: makes the effect; receives the step's number.
+            request: identifies the step; its canonical hash must be the same when the task runs again.
+            perform: performs the effect; receives the step's number.
             effect: `pure`, `idempotent` or `unsafe`.
-            reserve: tells what it may cost at most; only asked where there is a budget, which holds that until the step
-                is over.
-            hashed: what the hash covers in place of the request, where that holds texts with keys in some order.
+            reserve: returns the upper bound of the cost; only called if there is a budget, which holds that amount
+                until the step is over.
+            hashed: value to hash in place of the request, if the request holds texts whose keys have some order.
 
         Raises:
             BudgetExceeded: a budget of the task, or of one above it, has no room for the step.
-            HistoryDiverged: the journal holds another request at this place.
-            Interrupted: the step is unsafe and was interrupted; whether it happened is not known.
-            Cancelled: the task was cancelled meanwhile.
+            HistoryDiverged: the journal holds a different request at this position.
+            Interrupted: the step is unsafe and was interrupted; its effect may or may not have happened.
+            Cancelled: the task was cancelled in the meantime.
             ClaimLost: stop, without writing anything.
-            MinionError: what `perform` raised; it is recorded.
+            MinionError: the error raised by `perform`, which is recorded.
         """
         number, request_hash = self._take(), digest([kind, name, request if hashed is None else hashed])
         known = self._matching(number, kind, name, request_hash, request)
@@ -168,13 +168,13 @@ class Journal:
         return self._perform(step, perform, reserved)
 
     def children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:
-        """The outcomes of sub-tasks, or the suspension that creates them.
+        """Return the outcomes of sub-tasks, or the suspension that creates them.
 
         Args:
-            requests: for each sub-task the agent's name and its input.
+            requests: the agent's name and the input of each sub-task.
 
         Raises:
-            HistoryDiverged: the journal holds other sub-tasks at this place.
+            HistoryDiverged: the journal holds different sub-tasks at this position.
         """
         wanted = [
             ChildRequest(self._take(), agent, digest(["subtask", agent, value]), value) for agent, value in requests
@@ -188,10 +188,10 @@ class Journal:
         return [_child_outcome(child, step) for child, step in zip(wanted, known, strict=True) if step is not None]
 
     def wait(self, signal: str | None, seconds: float | None) -> JsonValue | Suspended:
-        """What a wait brought, or the suspension that begins it.
+        """Return the result of a wait, or the suspension that begins it.
 
         Raises:
-            HistoryDiverged: the journal holds something else at this place.
+            HistoryDiverged: the journal holds a different step at this position.
         """
         name = signal or "timer"
         number, request_hash = self._take(), digest(["wait", signal, seconds])
@@ -203,15 +203,15 @@ class Journal:
         return Suspended(waits=[WaitRequest(number, signal, seconds, request_hash)])
 
     def approval(self, name: str, arguments: JsonValue, seconds: float | None = None) -> JsonValue | Suspended:
-        """The arguments that somebody has approved for a call, or the suspension that asks for it.
+        """Return the arguments that a person approved for a call, or the suspension that requests the approval.
 
         Args:
-            name: of the call.
-            seconds: until nobody need answer any more.
+            name: the call's name.
+            seconds: time after which the request for approval lapses.
 
         Raises:
-            HistoryDiverged: the journal holds something else at this place.
-            ToolError: somebody has rejected the call, or nobody has answered in time.
+            HistoryDiverged: the journal holds a different step at this position.
+            ToolError: the call was rejected, or was not decided in time.
         """
         number, request_hash = self._take(), digest(["approval", name, arguments])
         known = self._matching(number, "wait", name, request_hash, arguments)
@@ -242,7 +242,7 @@ class Journal:
             raise
         except Interrupted as interrupted:
             if interrupted.error is not None:
-                # For whoever is asked; the step stays as it is, started.
+                # For the person who is asked to decide; the step itself stays `started`.
                 self._keep({**step, "status": "started", "error": interrupted.error.as_dict()})
             raise
         finished = {
@@ -269,20 +269,20 @@ class Journal:
             self._write([], reserve={"step": number, "steps": how_many})
 
     def _release(self, number: int, reserved: Reservation | None, error: MinionError | None) -> None:
-        """Gives back what a failed call had reserved: an API that refuses a call charges nothing for it. Where nobody
-        knows whether it was charged, what was reserved stays spent.
+        """Release a failed call's reservation: an API that refuses a call charges nothing. If it is unknown whether the
+        call was charged, the reserved amount stays spent.
         """
         if reserved is not None and not (error and error.detail.get("cost_unknown")):
-            # Without the failed step, which the retry policy has yet to look at.
+            # Without the failed step, which the retry policy still has to examine.
             persistently(self._commit, [], used={"step": number, "tokens": 0, "microdollars": 0})
 
     def _keep(self, step: dict[str, Any]) -> None:
-        """For the next write."""
+        """Keep a step for the next write."""
         with self.lock:
             self.unwritten.append(step)
 
     def _write(self, steps: list[dict[str, Any]], **money: dict[str, Any] | None) -> None:
-        """Commits steps, with what they reserve or have used of budgets: see `shared.budgets.spend`."""
+        """Commit steps with the amounts that they reserve or have used of budgets: see `shared.budgets.spend`."""
         with self.lock:
             if self.abandoned.is_set():
                 raise ClaimLost
@@ -324,12 +324,12 @@ class Journal:
 
 
 def _worst_case(number: int, reserved: Reservation | None) -> dict[str, Any]:
-    """What a step takes of every budget before it begins."""
+    """The amounts that a step reserves in every budget before it begins."""
     return {"step": number, "steps": 1, **(asdict(reserved) if reserved else {})}
 
 
 def _used(number: int, reserved: Reservation | None, result: StepResult) -> dict[str, Any] | None:
-    """What it has really used; where nobody knows, what was reserved stays spent."""
+    """The amounts that a step really used; If that is unknown, the reserved amounts stay spent."""
     if reserved is None:
         return None
     tokens = result.input_tokens + result.output_tokens
@@ -350,7 +350,7 @@ def _child_outcome(child: ChildRequest, step: dict[str, Any]) -> ChildOutcome:
 
 
 def _recorded(error: dict[str, Any]) -> MinionError:
-    """An error that an earlier execution got and went on from."""
+    """An error that an earlier execution received and recovered from."""
     again = from_record(error)
     again.retryable = False
     return again
@@ -362,7 +362,7 @@ def _final(error: ToolError) -> ToolError:
 
 
 def _usage(result: StepResult) -> dict[str, int]:
-    """Token counts by the names of OpenTelemetry's GenAI conventions, as far as there are any."""
+    """Token counts by their names in OpenTelemetry's GenAI conventions; unknown ones are left out."""
     cached = {
         "cache_read_input_tokens": result.cache_read_tokens,
         "cache_creation_input_tokens": result.cache_write_tokens,

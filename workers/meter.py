@@ -1,4 +1,4 @@
-"""What one execution costs this process: CPU time and peak memory."""
+"""CPU time and peak memory that one execution costs this process."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ RESET_PEAK = "5"  # proc(5): resets the peak resident set size
 
 
 class Meter:
-    """Measures from its making. CPU time is this thread's; memory is the whole process's peak since then.
+    """Measures from its creation. CPU time is this thread's; memory is the whole process's peak since then.
 
-    Where the system cannot reset the peak (macOS), it is the process's peak since its start.
+    If the system cannot reset the peak (macOS), memory is the process's peak since it started.
     """
 
     def __init__(self) -> None:
@@ -28,11 +28,11 @@ class Meter:
             self._resettable = False
 
     def cpu_seconds(self) -> float:
-        """CPU time of this thread since the meter was made."""
+        """CPU time of this thread since the meter was created."""
         return time.thread_time() - self._began
 
     def wall_seconds(self) -> float:
-        """Time since the meter was made."""
+        """Wall-clock time since the meter was created."""
         return time.monotonic() - self._began_at
 
     def peak_memory_bytes(self) -> int:

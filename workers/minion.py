@@ -46,26 +46,26 @@ log = structlog.get_logger(__name__)
 
 
 LATER_RELEASE_SECONDS = 10.0
-"""Until a task that this release cannot run is tried again: a minion of a later one may take it."""
+"""Time until a task that this release cannot run is tried again: a minion of a later release may take it."""
 
 
 class UnexpectedError(MinionError):
-    """A fault of ours or of an installed tool; the log has the traceback."""
+    """Defect in Minions or in an installed tool; the log has the traceback."""
 
     code = "unexpected_error"
     retryable = True
 
 
 def run(task_id: UUID, claim: int, worker_id: UUID, limits: Sequence[float] | None = None) -> str:
-    """Does one message's work.
+    """Process one message.
 
     Args:
         claim: the claim number that the message was sent under.
-        worker_id: this worker's row, whose heartbeat the lease lives by.
-        limits: the hard and the soft time limit that Celery holds this run to, in seconds; None: it holds it to none.
+        worker_id: this worker's row, whose heartbeat keeps the lease alive.
+        limits: the hard and the soft time limit that Celery applies to this run, in seconds; None if it applies none.
 
     Returns:
-        what became of it, for Celery's log: a state, or `skipped` where there was nothing to claim.
+        The result for Celery's log: a state, or `skipped` if there was nothing to claim.
     """
     with structlog.contextvars.bound_contextvars(task=str(task_id), claim=claim + 1):
         task = claim_task(task_id, claim, worker_id)
@@ -98,7 +98,7 @@ def _journal(task: ClaimedTask) -> Journal:
 
 
 def perform(task: ClaimedTask, journal: Journal, meter: Meter, limits: Sequence[float] | None = None) -> Outcome:
-    """Run the agent. Whatever goes wrong becomes a value.
+    """Run the agent. Every failure becomes a value.
 
     Raises:
         ClaimLost: stop, without writing anything.
@@ -141,7 +141,7 @@ def perform(task: ClaimedTask, journal: Journal, meter: Meter, limits: Sequence[
 
 
 def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) -> State | None:
-    """Write the outcome under the fence: one statement, one transaction. None: the claim is lost."""
+    """Write the outcome under the fence: one statement, one transaction. Return None if the claim is lost."""
     result = _result(journal, meter)
     match outcome:
         case Succeeded(output, messages):
@@ -166,10 +166,11 @@ def _at_time_limit(task: ClaimedTask, meter: Meter) -> Outcome:
 
 
 def interrupted(task: ClaimedTask, meter: Meter) -> Outcome:
-    """Why the task was interrupted from outside: a cancel, its soft time limit, or the one before it in this process.
+    """Return why the task was interrupted from outside: a cancellation, its soft time limit, or that of the previous
+    task in this process.
 
     Raises:
-        ClaimLost: it is not this claim's any more.
+        ClaimLost: the task does not belong to this claim any more.
     """
     cancelled = persistently(lifecycle.is_cancelled, task.id, task.claim)
     if cancelled is None:
@@ -178,13 +179,13 @@ def interrupted(task: ClaimedTask, meter: Meter) -> Outcome:
         return Failed(Cancelled("Cancelled while it ran."))
     limit = load_blueprint(task.agent_version_id).definition.config.soft_time_limit
     if meter.wall_seconds() < limit - 1:
-        # Meant for the task that this process ran before: this one is not charged for it.
+        # Meant for the previous task of this process: this one is not charged for it.
         return Snoozed(0.0, "handed_back")
     return Failed(TimeLimitExceeded(f"The task ran longer than its soft_time_limit of {limit} s.", limit=limit))
 
 
 def _result(journal: Journal, meter: Meter) -> ExecutionResult:
-    """What every execution leaves behind, however it ends."""
+    """Resource usage that every execution records, however it ends."""
     return {
         "steps": list(journal.unwritten),
         "cpu_seconds": meter.cpu_seconds() + journal.used.cpu_seconds,
@@ -227,6 +228,6 @@ def _fail(task: ClaimedTask, result: ExecutionResult, error: MinionError) -> Sta
 
 @lru_cache(maxsize=1)
 def warm_up() -> None:
-    """Opens this process's first connection before the first task needs it."""
+    """Open this process's first connection before the first task needs it."""
     with statement():
         pass

@@ -1,4 +1,4 @@
-"""An agent with a model: turns and tool calls until the model has an answer."""
+"""Agent with a model: turns and tool calls until the model has an answer."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from workers.tools.base import Tool
 
 MAX_REPAIRS = 2
 MAX_EMPTY = 1
-# A long turn, and one that the API has shortened the conversation in.
+# Stop reasons of a long turn, and of a turn in which the API compacted the conversation.
 PAUSES = frozenset({"pause_turn", "compaction"})
 WHOLE = frozenset({"end_turn", "stop_sequence", "tool_use"}) | PAUSES
-"""Stop reasons of answers that are used. Any other one may come with half an answer."""
+"""Stop reasons of usable answers. Any other one may come with a partial answer."""
 THOUGHTS = frozenset({"thinking", "redacted_thinking"})
 FORM = 2
-"""How turns are sent. In form 1, that of 0.2, a tool's text goes as JSON, keys are sorted, and all system messages go
-before the others. A task goes on in the form that it began with: a model's thoughts are bound to the very words before
-them.
+"""Format in which turns are sent. In form 1, which is that of 0.2, a tool's text is sent as JSON, keys are sorted, and
+all system messages come first. A task continues in the form in which it began, because a model's thoughts are bound to
+the exact words before them.
 """
 
 
@@ -50,21 +50,21 @@ class ModelAgent(BaseAgent):
         self.arranged = stable if self.form == 1 else whole
         self.calls = ToolCalls({tool.name: tool for tool in tools}, task, journal, self.arranged)
         self.specs = tuple(
-            # The API asks for the type that a model's input has anyway.
+            # The API requires the type `object`, which a model's input has anyway.
             ToolSpec(tool.name, tool.description, {"type": "object", **(tool.input_schema or {})})
             for tool in tools
         )
 
     def input(self) -> JsonValue:
-        """Messages are what a model reads; only a task that came with an input is held to the input schema."""
+        """Messages are the model's input; only an input that was submitted is checked against the input schema."""
         return None if self.task.messages is not None else super().input()
 
     def messages(self) -> list[Message]:
-        """The task's messages, without blank ones: the API refuses them."""
+        """The task's messages, without blank ones, which the API refuses."""
         return [message for message in super().messages() if message.content.strip()]
 
     def work(self, value: JsonValue) -> Outcome:
-        """Turns until the model stops calling tools."""
+        """Run turns until the model stops calling tools."""
         model = self._model()
         new = [message.model_dump() for message in self._given(value)]
         before = history(self.definition.config, self.task, self.journal, model)
@@ -80,7 +80,7 @@ class ModelAgent(BaseAgent):
                     return results
                 new = [{"role": "user", "content": results}]
             elif reply["stop_reason"] in PAUSES:
-                # The model goes on when it gets its own words back.
+                # The model continues when it receives its own words back.
                 new = []
             elif fault := self._fault(reply):
                 new = [{"role": "user", "content": self._mend(fault, repairs)}]
@@ -94,19 +94,19 @@ class ModelAgent(BaseAgent):
 
     def _model(self) -> str:
         """The model of this task: chosen once, and kept when the task runs again."""
-        # An approval may come before the first call.
+        # An approval may precede the first call.
         called = (str(step["name"]) for step in self.journal.known.values() if step["kind"] == "model_call")
         return next(called, None) or resolve(str(self.definition.model))
 
     def _given(self, value: JsonValue) -> list[Message]:
-        """What was said to the agent, and the system messages between."""
+        """The messages to the agent, and the system messages between them."""
         said = self._said(value)
         if self.task.messages is None or self.form == 1:
             return said
         return [*dropwhile(_is_system, self.messages())]
 
     def _said(self, value: JsonValue) -> list[Message]:
-        """What was said to the agent."""
+        """The messages to the agent."""
         if self.task.messages is not None:
             said = [message for message in self.messages() if message.role in ("user", "assistant")]
         else:
@@ -123,7 +123,7 @@ class ModelAgent(BaseAgent):
     def _turn(
         self, model: str, messages: list[dict[str, Any]], new: list[dict[str, Any]], value: JsonValue
     ) -> dict[str, Any]:
-        """One model call. The journal keeps what is new: the task itself holds the system messages."""
+        """Make one model call. The journal keeps what is new: the task itself holds the system messages."""
         config = self.definition.config
         request = ModelRequest(
             model=model,
@@ -146,11 +146,11 @@ class ModelAgent(BaseAgent):
 
         reply = call_model(self.journal, self.task, request, asked, kept)
         _refuse_unfinished(reply, config.max_tokens)
-        # Read back from the journal, numbers look different; what follows must not depend on it.
+        # Numbers that are read back from the journal look different; later steps must not depend on that.
         return {**reply, "content": self.arranged(reply["content"])}
 
     def _system(self) -> str:
-        # Those after the first word are sent in their places.
+        # System messages after the first other message are sent in their positions.
         rules = (filter if self.form == 1 else takewhile)(_is_system, self.messages())
         told = [self.definition.system_prompt, *(message.content for message in rules)]
         if self.definition.output_schema is not None:
@@ -159,7 +159,7 @@ class ModelAgent(BaseAgent):
         return "\n\n".join(part for part in told if part.strip())
 
     def _fault(self, reply: dict[str, Any]) -> str | None:
-        """What is wrong with a final answer: it is empty, or does not match the output schema."""
+        """Describe the defect of a final answer: it is empty, or does not match the output schema."""
         schema = self.definition.output_schema
         if schema is None:
             return None if text_in(reply) else "it is empty"
@@ -170,14 +170,14 @@ class ModelAgent(BaseAgent):
         return "; ".join(f"{fault['path']}: {fault['message']}" for fault in faults) or None
 
     def _mend(self, fault: str, repairs: int) -> str:
-        """What the model is told of an answer that cannot be used.
+        """Return the message that asks the model to repair an unusable answer.
 
         Args:
-            repairs: how often it has been told before.
+            repairs: how often it has been asked before.
 
         Raises:
-            ModelError: its answer is empty again.
-            InvalidOutput: its answer still does not match the output schema.
+            ModelError: the answer is empty again.
+            InvalidOutput: the answer still does not match the output schema.
         """
         if self.definition.output_schema is None:
             if repairs == MAX_EMPTY:
@@ -194,7 +194,7 @@ class ModelAgent(BaseAgent):
 
 
 def _form(journal: Journal) -> int:
-    """The form of a task's turns, by its first answer."""
+    """The form of a task's turns, determined from its first answer."""
     outputs = (step.get("output") for step in journal.known.values() if step["kind"] == "model_call")
     first = next((output for output in outputs if isinstance(output, dict) and "content" in output), None)
     return FORM if first is None else first.get("form", 1)
@@ -205,14 +205,14 @@ def _is_system(message: Message) -> bool:
 
 
 def _cap(reply: ModelReply) -> dict[str, int]:
-    """How many of a reply's calls are made, where that is not all of them. It is kept: settings may change."""
+    """The number of a reply's calls to make, if not all of them. It is recorded, because settings may change."""
     most = get_settings().max_tool_calls
     return {"max_calls": most} if sum(block["type"] == "tool_use" for block in reply.content) > most else {}
 
 
 def _as_said(reply: dict[str, Any]) -> list[dict[str, Any]]:
-    """The reply as a message, as the API takes it back: it refuses blank texts, which it may send, and a message of
-    nothing but thoughts.
+    """Convert a reply to a message that the API accepts back: the API refuses blank texts, which it may send, and
+    messages that contain only thoughts.
     """
     blocks = [block for block in exact_content(reply) if block["type"] != "text" or block["text"].strip()]
     if all(block["type"] in THOUGHTS for block in blocks):
@@ -221,7 +221,7 @@ def _as_said(reply: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _refuse_unfinished(reply: dict[str, Any], max_tokens: int) -> None:
-    """A reply that was cut off or refused is no answer, and its tool calls are not to be trusted."""
+    """Refuse a reply that was cut off or refused: it is not an answer, and its tool calls cannot be trusted."""
     stopped = reply["stop_reason"]
     details = reply.get("stop_details") or {}
     category = f" ({details['category']})" if details.get("category") else ""

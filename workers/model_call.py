@@ -1,4 +1,4 @@
-"""A model call as a step of the journal: paid, so it is committed before its answer is used."""
+"""A model call as a step of the journal: it costs money, so it is committed before its answer is used."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def call_model(
     output: Callable[[ModelReply], JsonValue] = ModelReply.as_json,
     follower: type[Follower] = Follower,
 ) -> dict[str, Any]:
-    """A model's reply, made or read back.
+    """Return a model's reply, either from a new call or read back.
 
     Args:
-        asked: what the journal keeps of the request: what the calls before it did not have.
-        output: what the journal keeps of the reply.
-        follower: is told the text as it comes.
+        asked: the part of the request that the journal keeps: what earlier calls did not have.
+        output: the part of the reply that the journal keeps.
+        follower: receives the text as it arrives.
 
     Raises:
-        Postponed: the task is to wait.
-        ModelError: the provider refused the request, or has been away for too long.
+        Postponed: the task must wait.
+        ModelError: the provider refused the request, or has been unavailable for too long.
         MinionError: as for every step.
     """
     client = client_for(request.model)
@@ -64,9 +64,9 @@ def call_model(
 
 
 def _without_order(asked: JsonValue, value: JsonValue) -> JsonValue:
-    """What the hash of a step covers, which does not depend on the order of keys.
+    """The value that a step's hash covers, which does not depend on the order of keys.
 
-    In the texts of the task's input and of tools' results they are as release 0.2 wrote them.
+    In the texts of the task's input and of tools' results, keys are in the order in which release 0.2 wrote them.
     """
     if not isinstance(asked, dict) or "messages" not in asked:
         return asked

@@ -1,4 +1,4 @@
-"""Choosing one of several agents by asking a model. Where its answer cannot be used, the words of the input decide."""
+"""Choosing one of several agents by asking a model. If its answer is unusable, the words of the input decide."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ INSTRUCTIONS = (
 
 
 class Undecided(Exception):
-    """The model has made no choice that can be used; the message says why."""
+    """The model made no usable choice; the message says why."""
 
 
 def choose_by_model(
     config: AgentConfig, task: ClaimedTask, journal: Journal, among: list[str], value: JsonValue
 ) -> Any:
-    """The agent that a model chooses: `{"agent", "scores", "reason"}`. What it was told, and its answers, are steps.
+    """Return the agent that a model chooses: `{"agent", "scores", "reason"}`. The prompt and the answers are steps.
 
     Args:
-        config: with the `router_model`.
+        config: contains the `router_model`.
         among: names to choose from.
-        value: the input that the chosen agent will get.
+        value: the input for the chosen agent.
 
     Raises:
-        Undecided: the answer could not be used, or there is no model to ask.
+        Undecided: the answer is unusable, or no model is available.
     """
     told = _told(config, task, journal, among)
     if not told["agents"]:
@@ -69,7 +69,7 @@ def choose_by_model(
 
 
 def _told(config: AgentConfig, task: ClaimedTask, journal: Journal, among: list[str]) -> Any:
-    """The model that is asked and what it is told of the agents: kept, for they may change before the task ends."""
+    """The model and the agents' descriptions in its prompt: recorded, because they may change before the task ends."""
 
     def read() -> list[dict[str, Any]]:
         with get_engine().connect() as connection:
@@ -85,7 +85,7 @@ def _asked(journal: Journal, task: ClaimedTask, request: ModelRequest, new: list
     try:
         reply = call_model(journal, task, request, {"messages": new})
     except (ModelError, ToolError) as error:
-        # (Read back from the journal, the error is a ToolError.)
+        # (An error that is read back from the journal is a ToolError.)
         if error.retryable:
             raise
         raise Undecided(f"The model did not answer: {error.message}") from None
@@ -112,10 +112,10 @@ def _schema(names: list[str]) -> dict[str, Any]:
 
 
 def _checked(answer: str, schema: dict[str, Any]) -> Any:
-    """The answer's JSON.
+    """Return the answer's JSON.
 
     Raises:
-        InvalidInput: what is wrong with it.
+        InvalidInput: describes what is wrong with it.
     """
     decision = parse(json_in(answer), what="The answer")
     if faults := violations(schema, decision):

@@ -1,7 +1,7 @@
-"""What this worker tells Celery's monitors. Celery itself would call every claim that returns a success.
+"""Events for Celery's monitors. Celery itself would report every claim as a success.
 
 The child looks up how its execution ended, and its return value carries the event to the main process, which sends it
-in place of Celery's. For a child that died, the main process looks it up after it has written the record.
+in place of Celery's. For a child that died, the main process looks it up after writing the record.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 LONGEST_REPORT = 4096
 """Characters of a return value that reach the main process. The longest report is less than half of it."""
 OUTCOMES: dict[str, str] = {State.PENDING: "handed_back", State.WAITING: "suspended"}
-"""How an execution ended, as far as its task's state tells."""
+"""Outcomes of executions, as far as their tasks' states show them."""
 
 
 # ----------------------------------------------------------------------------------------- in the child
@@ -46,7 +46,7 @@ def _event(task: UUID, claim: int, became: str) -> TaskEvent | None:
     if became == State.SUCCEEDED:
         return ended("succeeded", None)
     if became == "claim_lost":
-        # The orchestrator has ended this execution, and has told the monitors.
+        # The orchestrator ended this execution and has sent the event.
         return None
     try:
         with statement() as connection:
@@ -65,7 +65,7 @@ def _event(task: UUID, claim: int, became: str) -> TaskEvent | None:
 
 
 def event_in(returned: str) -> TaskEvent | None:
-    """Return the event of a child's report, as Celery hands over its return value."""
+    """Return the event in a child's report, given as the return value that Celery passes on."""
     event = json.loads(returned[1:-1])
     return TaskEvent(*event) if event else None
 
@@ -73,10 +73,10 @@ def event_in(returned: str) -> TaskEvent | None:
 def event_of_lost_child(
     connection: Connection, task: UUID, claim: int, worker: UUID, *, released: bool
 ) -> TaskEvent | None:
-    """Return the event for a child that died, None where another process tells.
+    """Return the event for a child that died; None if another process sends it.
 
     Args:
-        released: this transaction has given back what the child held.
+        released: this transaction released the tasks that the child held.
     """
     if released:
         return event_just_ended(connection, task)
@@ -84,20 +84,20 @@ def event_of_lost_child(
     if execution is None:
         event = rejected(executed=False)
         return TaskEvent(event.type, {"uuid": f"{task}.{claim}", **event.fields})
-    # The child had written its record, and died before it could tell.
+    # The child wrote its record and died before it could report it.
     told_by_others = execution.worker_id != worker or execution.outcome in ("running", "lost", "expired")
     return None if told_by_others else event_of(execution)
 
 
 class Monitors:
-    """Sends events of this worker from any thread: through the consumer while it runs, and on its own after that."""
+    """Sends this worker's events from any thread: through the consumer while it runs, and directly after that."""
 
     def __init__(self, worker: Any) -> None:
         self.worker = worker
         self._late: list[TaskEvent] | None = None
 
     def tell(self, event: TaskEvent | None) -> None:
-        """Send an event, or keep it for `close` once the consumer is about to end."""
+        """Send an event, or keep it for `close` if the consumer is about to end."""
         if event is None:
             return
         consumer = self.worker.consumer

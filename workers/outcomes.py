@@ -1,4 +1,4 @@
-"""How one execution of a task can end. Expected outcomes are values, not exceptions."""
+"""Outcomes of one execution of a task. Expected outcomes are values, not exceptions."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Succeeded:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The task could not be done this time; `error.retryable` says whether it may run again by itself."""
+    """The task failed this time; `error.retryable` says whether it may be retried automatically."""
 
     error: MinionError
 
 
 @dataclass(frozen=True, slots=True)
 class ChildRequest:
-    """A sub-task to be created: its place in the parent's journal, and what is asked of whom."""
+    """A sub-task to be created: its position in the parent's journal, its agent and its request."""
 
     step: int
     agent: str
@@ -36,7 +36,7 @@ class ChildRequest:
     input: JsonValue
 
     def as_json(self) -> dict[str, Any]:
-        """As `minion_suspend` takes it."""
+        """Return the form that `minion_suspend` expects."""
         return {
             "step": self.step,
             "name": self.agent,
@@ -47,8 +47,8 @@ class ChildRequest:
 
 @dataclass(frozen=True, slots=True)
 class WaitRequest:
-    """A signal to wait for, for so many seconds at most; without a signal a timer, or somebody's approval of the
-    arguments of the call `name`: a list of one, for they may be null.
+    """A signal to wait for, with a limit in seconds. Without a signal it is a timer, or a wait for the approval of the
+    arguments of the call `name`; these are in a list with one element, because they may be null.
     """
 
     step: int
@@ -59,7 +59,7 @@ class WaitRequest:
     approval: list[JsonValue] | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """As `minion_suspend` takes it."""
+        """Return the form that `minion_suspend` expects."""
         return {
             "step": self.step,
             "name": self.signal or self.name,
@@ -72,7 +72,7 @@ class WaitRequest:
 
 @dataclass(frozen=True, slots=True)
 class Suspended:
-    """The task waits for sub-tasks, signals and timers, without a worker's slot, and runs again when all have ended."""
+    """The task waits for sub-tasks, signals and timers without a worker slot, and runs again when all have ended."""
 
     children: list[ChildRequest] = field(default_factory=list)
     waits: list[WaitRequest] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Suspended:
 
 @dataclass(frozen=True, slots=True)
 class Snoozed:
-    """The task runs again after `seconds`, uncharged. `reason` is what it waits for, as `minion why` names it."""
+    """The task runs again after `seconds`, uncharged. `reason` is what it waits for, as shown by `minion why`."""
 
     seconds: float
     reason: str = "snooze"
@@ -88,7 +88,7 @@ class Snoozed:
 
 @dataclass(frozen=True, slots=True)
 class AwaitingDecision:
-    """An unsafe step was interrupted: the task waits until a person decides what became of it."""
+    """An unsafe step was interrupted: the task waits until a person decides whether the step took effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ Outcome = Succeeded | Failed | Suspended | Snoozed | AwaitingDecision | OverBudg
 
 @dataclass(frozen=True, slots=True)
 class ChildOutcome:
-    """How a sub-task ended."""
+    """Outcome of a sub-task."""
 
     task_id: UUID
     agent: str
@@ -118,15 +118,15 @@ class ChildOutcome:
 
 
 IN_PLACE_SECONDS = 2.0
-"""Shorter waits keep the slot; for longer ones the task is suspended and its slot is free."""
+"""Shorter waits keep the slot; for longer ones the task is suspended and its slot becomes free."""
 
 
 class Postponed(Exception):
     """Raised inside a step to end the execution as `Snoozed`.
 
     Attributes:
-        outcome: for how long, and why.
-        error: what kept the step from finishing, for the journal.
+        outcome: the delay and its reason.
+        error: the cause that kept the step from finishing, for the journal.
     """
 
     def __init__(self, seconds: float, reason: str = "snooze", error: MinionError | None = None) -> None:
@@ -139,7 +139,7 @@ class Interrupted(Exception):
     """An unsafe step was interrupted, and it is not known whether it took effect. Ends as `AwaitingDecision`.
 
     Attributes:
-        error: what interrupted it, unless a crash did, for the journal.
+        error: the cause of the interruption, for the journal; None after a crash.
     """
 
     def __init__(self, error: MinionError | None = None) -> None:

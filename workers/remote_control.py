@@ -1,7 +1,7 @@
-"""Celery's remote control, limited to what monitors read.
+"""Celery's remote control, limited to the commands that monitors use for reading.
 
-Its other commands change what a worker does behind PostgreSQL's back: a rate limit freezes a pool, a revoked message
-leaves its task queued. Who wants that uses `minion pause`, `minion limits` and `minion cancel`.
+Its other commands change a worker without PostgreSQL's knowledge: a rate limit freezes a pool, and a revoked message
+leaves its task queued. Use `minion pause`, `minion limits` and `minion cancel` instead.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ READING = frozenset(
     "ping clock report stats conf dump_conf active dump_active reserved dump_reserved scheduled dump_schedule revoked "
     "dump_revoked registered dump_tasks query_task active_queues enable_events".split()
 )
-"""What `celery inspect` and Flower ask for. (The events of a worker are always on.)"""
+"""Commands of `celery inspect` and Flower. (A worker's events are always on.)"""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command to one worker, some or all.
+    """A command to one, some or all workers.
 
     Attributes:
         destination: names of workers; None: all.
@@ -44,10 +44,10 @@ class Command:
 
 
 def read(raw: bytes) -> Command:
-    """Reads what came to the workers' mailbox.
+    """Read a message from the workers' mailbox.
 
     Raises:
-        Foreign: it is no command of Celery's.
+        Foreign: it is not a Celery command.
     """
     envelope = open_envelope(raw, limit=LARGEST)
     if envelope.content_type != "application/json" or envelope.headers.get("compression"):
@@ -58,7 +58,7 @@ def read(raw: bytes) -> Command:
         raise Foreign("the body is not JSON") from None
     if not isinstance(fields, dict):
         raise Foreign("the body is no JSON object")
-    # A pattern of somebody else's is not matched: a hostile one would keep this process busy for ever.
+    # Patterns from outside are not matched: a hostile one could keep this process busy indefinitely.
     if fields.get("pattern") is not None or fields.get("matcher") is not None:
         raise Foreign("patterns are not supported")
     method, arguments, destination = fields.get("method"), fields.get("arguments") or {}, fields.get("destination")
@@ -72,7 +72,7 @@ def read(raw: bytes) -> Command:
 
 
 def write(command: Command) -> bytes:
-    """The message as kombu reads it."""
+    """Return the message in kombu's format."""
     body = {
         "method": command.method,
         "arguments": command.arguments,
@@ -99,12 +99,12 @@ def write(command: Command) -> bytes:
 
 
 def handlers() -> dict[str, Callable[..., Any]]:
-    """For the mailbox of a worker: every command of Celery's, and a refusal in place of those that change something."""
+    """Handlers for a worker's mailbox: Celery's own commands, with a refusal for those that change something."""
     return {name: handler if name in READING else _refuse for name, handler in Panel.data.items()}
 
 
 def _reply(reply_to: Any, ticket: Any) -> tuple[str, str] | tuple[None, None]:
-    """The routing key and the ticket of the answer, if one is wanted."""
+    """The routing key and the ticket for the answer, if an answer is wanted."""
     if not reply_to:
         return None, None
     if not isinstance(reply_to, dict) or reply_to.get("exchange") != REPLIES:

@@ -1,6 +1,6 @@
-"""A Celery request that tells the worker's main process about children that died, and monitors how a claim ended.
+"""Celery request that reports dead children to the worker's main process, and the end of a claim to monitors.
 
-A child that is gone cannot write its record, so the main process does: see `workers.heartbeat`.
+A dead child cannot write its record, so the main process writes it: see `workers.heartbeat`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STOPPED = "The worker was told to stop, and ended the task."
 
 
 class Request(CeleryRequest):
-    """Kept tiny: these run in the main process's event loop, and must not wait for anything."""
+    """Requests run in the main process's event loop, so they are small and must not wait for anything."""
 
     def send_event(self, type: str, **fields: Any) -> None:
         """Send the event that the child reported in place of Celery's success.
@@ -41,12 +41,12 @@ class Request(CeleryRequest):
             super().send_event(event.type, name=self.name, **ran, **event.fields)
 
     def _announce_cancelled(self, emit_retry: bool = True) -> None:
-        """The child is told to stop. Celery no longer counts the request as active, but the task runs until it ends."""
+        """Keep the task active while its child stops; Celery no longer counts the request as active."""
         keep_active(self.kwargs)
         super()._announce_cancelled(emit_retry=emit_retry)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
-        """A hard limit killed the child."""
+        """Handle a child that was killed by a hard time limit."""
         super().on_timeout(soft, timeout)
         if not soft:
             self._report(
@@ -54,21 +54,21 @@ class Request(CeleryRequest):
             )
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
-        """The child died: out of memory, a crash in native code, kill -9; or it was told to end."""
-        # billiard wraps what it raised itself.
+        """Handle a child that died: out of memory, a crash in native code, kill -9, or a request to end."""
+        # billiard wraps errors that it raised itself.
         exception = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(exception, Terminated) or self._already_cancelled:
             self._report(STOPPED, charged=False)
         elif isinstance(exception, WorkerLostError):
             self._report(f"The process that ran the task died: {exception}")
-        elif not isinstance(exception, TimeLimitExceeded):  # `on_timeout` has told that
+        elif not isinstance(exception, TimeLimitExceeded):  # `on_timeout` has reported that
             at_limit = isinstance(exception, SoftTimeLimitExceeded)
             self._report(f"The minion failed outside the task: {exception!r}"[:500], at_limit=at_limit)
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
     def _report(self, why: str, *, charged: bool = True, at_limit: bool = False) -> None:
-        # A message may come twice, and then the other child may hold the claim. Where it was the one that died, the
-        # rescuer finds a task that its worker does not know of.
+        # A message may be delivered twice, and the other child may hold the claim. If the dead child held it, the
+        # rescuer finds a task that its worker does not know about.
         if any(other.id == self.id and other is not self for other in tuple(active_requests)):
             log.warning("duplicate_lost", message=self.id, why=why)
         else:

@@ -1,4 +1,4 @@
-"""Whether and when a task that failed runs again: its agent version's retry policy."""
+"""Retry policy of an agent version: decides whether and when a failed task runs again."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from shared.schemas import AgentConfig
 
 
 def is_retried(error: MinionError, config: AgentConfig) -> bool:
-    """Whether an error is one to try again after, attempts permitting.
+    """Return whether an error is retryable, attempts permitting.
 
-    `retry_on` lists the codes that are; without it the error itself says. `no_retry_on` lists those that are not.
+    `retry_on` lists the retryable codes; without it the error itself decides. `no_retry_on` lists codes never retried.
     """
     if error.code in config.no_retry_on:
         return False
@@ -20,10 +20,10 @@ def is_retried(error: MinionError, config: AgentConfig) -> bool:
 
 
 def delay(error: MinionError, config: AgentConfig, attempts: int) -> float:
-    """Seconds until the next attempt.
+    """Return the seconds until the next attempt.
 
     Args:
-        error: its `retry_after`, in seconds, comes before every curve.
+        error: its `retry_after`, in seconds, takes precedence over every curve.
         attempts: charged failures before this one.
     """
     asked = error.detail.get("retry_after")
@@ -35,7 +35,7 @@ def delay(error: MinionError, config: AgentConfig, attempts: int) -> float:
 
 
 def make_again(steps: list[dict[str, Any]], error: MinionError) -> list[dict[str, Any]]:
-    """The steps with the one that failed open to be made again: the journal reads final failures back."""
+    """Return the steps with the failed one reopened for a retry: the journal reads final failures back."""
     for index in range(len(steps) - 1, -1, -1):
         failure = steps[index].get("error")
         if failure and failure.get("type") == error.code:

@@ -1,7 +1,7 @@
-"""Messages of a capability's queue, as the orchestrator sends them and in no other form.
+"""Messages of a capability's queue, in exactly the form that the orchestrator sends.
 
-A message is read, each field is checked, and a new one is made of the fields: what Celery sees was never written by
-anybody else. It has no ETA, no expiry, no callbacks, and the id that this task and claim have.
+A message is read, each field is checked, and a new message is built from the fields, so that Celery never sees text
+written by another sender. It has no ETA, expiry or callbacks, and its id is that of the task and claim.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shared.schemas import NAME
 
 LARGEST = 16 << 10
 LAST_CLAIM = 2**31 - 2
-"""PostgreSQL counts claims in an `integer`, and the next one has to fit too."""
+"""PostgreSQL counts claims in an `integer`, and the next claim has to fit too."""
 LAST_VERSION = 1000
 LONGEST_SECONDS = 90_000
 """The longest hard time limit that an agent may have."""
@@ -29,7 +29,7 @@ AGENT_NAME = re.compile(NAME)
 
 @dataclass(frozen=True, slots=True)
 class RunMessage:
-    """What a message asks for. Limits are seconds; they are checked against PostgreSQL when the task is claimed."""
+    """The contents of a message. Limits are seconds; they are checked against PostgreSQL when the task is claimed."""
 
     version: int
     task_id: UUID
@@ -40,7 +40,7 @@ class RunMessage:
 
 
 def read(raw: bytes) -> RunMessage:
-    """Reads an item of a capability's queue.
+    """Read an item of a capability's queue.
 
     Raises:
         Foreign: the orchestrator did not send it.
@@ -70,7 +70,7 @@ def read(raw: bytes) -> RunMessage:
 
 
 def write(message: RunMessage, queue: str) -> bytes:
-    """The item for that queue, as kombu reads it."""
+    """Return the item for that queue, in kombu's format."""
     name = message_id(message.task_id, message.claim)
     fields = {"v": message.version, "task_id": str(message.task_id), "claim": message.claim}
     body = json.dumps([[], fields, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
@@ -108,7 +108,7 @@ def write(message: RunMessage, queue: str) -> bytes:
 
 
 def _fields(body: bytes) -> dict[str, Any]:
-    """The keyword arguments. A later release may have more of them."""
+    """The keyword arguments. A later release may add more."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
@@ -130,7 +130,7 @@ def _limits(given: Any) -> tuple[int, int]:
 
 def _whole(fields: dict[str, Any], name: str, least: int, most: int) -> int:
     value = fields.get(name)
-    # Not `isinstance`: True is an int to it.
+    # Not `isinstance`: it accepts True as an int.
     if type(value) is not int or not least <= value <= most:
         raise Foreign(f"`{name}` is no whole number from {least} to {most}")
     return value

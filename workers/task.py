@@ -1,4 +1,4 @@
-"""A task as the minion that claimed it sees it."""
+"""A task from the point of view of the minion that claimed it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from shared.contracts.strict_json import JsonValue
 
 @dataclass(frozen=True)
 class ClaimedTask:
-    """What `minion_claim` gave: the task, pinned, and the journal of its earlier executions.
+    """Result of `minion_claim`: the pinned task and the journal of its earlier executions.
 
     Attributes:
         claim: the fencing token of this execution.
         worker_id: this worker's row.
         stream_key: this execution's secret, for the tags of what it streams.
         attempts: charged failures so far.
-        budget_ids: the tasks whose budgets hold for it, the root first.
-        history_before: what was said in its conversation from this time on is not for it.
+        budget_ids: the tasks whose budgets apply to it, the root first.
+        history_before: messages of its conversation from this time on are not visible to it.
     """
 
     id: UUID
@@ -47,7 +47,7 @@ class ClaimedTask:
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> ClaimedTask:
-        """From the row that `shared.lifecycle.claim` returned."""
+        """Build it from the row that `shared.lifecycle.claim` returned."""
         ids = ("id", "root_id", "origin_id", "worker_id", "agent_version_id")
         times = ("deadline", "created_at", "history_before")
         values = {name: row[name] for name in cls.__dataclass_fields__}
@@ -58,11 +58,11 @@ class ClaimedTask:
 
     @property
     def has_budget(self) -> bool:
-        """Whether a budget of its own, or of a task above it, holds for it."""
+        """True if its own budget, or that of a task above it, applies."""
         return bool(self.budget_ids)
 
     def context(self) -> dict[str, Any]:
-        """What a function that `requires_context` is told."""
+        """The context of a function that `requires_context`."""
         return {
             "task_id": str(self.id),
             "attempt": self.attempts + 1,

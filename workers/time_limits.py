@@ -1,8 +1,8 @@
-"""The time limits of a task are those of its agent's version, whatever a message says.
+"""The time limits of a task come from its agent's version, whatever a message says.
 
-Celery takes a claim's limits from the message, before PostgreSQL has been asked. A forged one may therefore carry the
-message's own: too long, or so short that an honest claim looks as if it had overrun. So the child compares them once
-it holds the claim, and the main process looks at the record before it charges a claim that it has killed.
+Celery reads a claim's limits from the message before PostgreSQL has been asked. A forged message may therefore carry
+its own: too long, or so short that a legitimate claim seems to have overrun. So the child compares them once it holds
+the claim, and the main process checks the record before it charges a claim that it has killed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from shared.database import persist, statement
 
 LIMITS = text("SELECT time_limit, soft_time_limit FROM agent_versions WHERE id = :version")
-# Half of the hard limit, whose clock runs from before the claim; or the soft one, which may strike outside the task.
+# Half of the hard limit, whose clock starts before the claim; or the soft limit, which may strike outside the task.
 OVERRAN = text(
     "SELECT now() - e.started_at > LEAST(v.time_limit * 0.5, v.soft_time_limit) * interval '1 s' "
     "FROM executions e JOIN tasks t ON t.id = e.task_id JOIN agent_versions v ON v.id = t.agent_version_id "
@@ -25,7 +25,7 @@ OVERRAN = text(
 
 
 def are_of(version: UUID, limits: Sequence[float]) -> bool:
-    """Whether the hard and the soft limit of a message are those of an agent's version, in seconds."""
+    """Return whether the hard and the soft limit of a message are those of an agent's version, in seconds."""
     return tuple(limits) == persist(lambda: _limits(version))
 
 
@@ -37,5 +37,5 @@ def _limits(version: UUID) -> tuple[int, int]:
 
 
 def overran(connection: Connection, task: UUID, claim: int) -> bool:
-    """Whether a claim has run for so long that its hard limit can have ended it."""
+    """Return whether a claim has run long enough for its hard limit to have ended it."""
     return bool(connection.scalar(OVERRAN, {"task": task, "claim": claim}))

@@ -1,7 +1,7 @@
-"""The tool calls of one model turn: at the same time where their effects allow, their results in order.
+"""The tool calls of one model turn: run in parallel if their effects allow, with results in order.
 
-The numbers of their journal steps are given in the order of the request before any of them starts, so that they are the
-same when the task runs again, whoever was faster.
+The numbers of their journal steps are assigned in the order of the request before any call starts, so that they are the
+same when the task runs again, regardless of timing.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ MAX_RESULT = 200_000
 """Characters of a result: some 60,000 tokens of a model's context."""
 MAX_AT_ONCE = 8
 MAX_FAULTY_TURNS = 3
-"""So many turns in a row a model may call nothing but tools that do not exist, or with inputs that do not fit."""
+"""Limit of consecutive turns in which a model calls only unknown tools, or tools with invalid inputs."""
 
-# What goes back to the model, to be mended.
+# Errors that are returned to the model, so that it can correct its call.
 MENDED = (InvalidInput, InvalidOutput, ToolError, FunctionError)
 Outcome = JsonValue | Suspended | BaseException
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One call, ready to be made; or what is wrong with it."""
+    """One call that is ready to run, or the reason why it is invalid."""
 
     id: str
     arguments: JsonValue
@@ -48,7 +48,7 @@ class _Call:
 
     @property
     def alone(self) -> bool:
-        """Whether it waits for those before it, and those after it wait for it."""
+        """True if it waits for the calls before it, and the calls after it wait for it."""
         return self.tool is not None and self.tool.effect == "unsafe"
 
 
@@ -56,7 +56,7 @@ class ToolCalls:
     """Makes a task's tool calls, turn by turn.
 
     Args:
-        tools: those that the model knows, by name.
+        tools: the tools that the model knows, by name.
         arranged: puts the keys of results in the order in which they are sent.
     """
 
@@ -74,14 +74,14 @@ class ToolCalls:
         self._faulty_turns = 0
 
     def make(self, blocks: list[dict[str, Any]], most: int | None = None) -> list[dict[str, Any]] | Suspended:
-        """The results of all calls of one turn, in order. What a tool refuses is a result too.
+        """Return the results of all calls of one turn, in order. A tool's refusal is a result too.
 
         Args:
             blocks: the model's `tool_use` blocks.
-            most: how many calls are made at most; those after them get an error. None: all.
+            most: the maximum number of calls; the calls after them get an error. None: no maximum.
 
         Raises:
-            MinionError: the task cannot go on, or has to make a call again.
+            MinionError: the task cannot continue, or has to repeat a call.
         """
         calls = [self._prepared(block) for block in blocks[:most]]
         calls += [_one_too_many(block, len(calls)) for block in blocks[len(calls) :]]
@@ -117,7 +117,7 @@ class ToolCalls:
             )
 
     def _outcomes(self, calls: list[_Call]) -> list[Outcome]:
-        """What each call came to. After one that the task has to wait for, or cannot go on from, no batch is begun."""
+        """Run the calls. After a call on which the task must wait or fail, no further batch begins."""
         outcomes: list[Outcome] = []
         for batch in _batches(calls):
             made = self._made_at_once(batch)
@@ -125,7 +125,7 @@ class ToolCalls:
                 if isinstance(outcome, BaseException) and not _is_for_the_model(outcome):
                     raise outcome
             if not _has_to_wait(made):
-                # Waits that results ask for get their numbers here, when it is known which there are.
+                # Waits that results request get their numbers here, when all of them are known.
                 made = [self._waited(outcome) for outcome in made]
             outcomes += made
             if _has_to_wait(made):
@@ -141,7 +141,7 @@ class ToolCalls:
 
     @contextmanager
     def _threads(self, calls: int) -> Iterator[ThreadPoolExecutor]:
-        """Threads that nobody waits for once the task was interrupted: what they still do has lost its journal."""
+        """Threads that are abandoned when the task is interrupted: their calls no longer own the journal."""
         threads = ThreadPoolExecutor(min(calls, MAX_AT_ONCE), thread_name_prefix="tool")
         try:
             yield threads
@@ -152,7 +152,7 @@ class ToolCalls:
             threads.shutdown(wait=False, cancel_futures=True)
 
     def _outcome(self, call: _Call) -> Outcome:
-        """A call's result, or what it raised."""
+        """A call's result, or the error that it raised."""
         if call.tool is None or call.journal is None:
             assert call.fault is not None
             return call.fault
@@ -170,7 +170,7 @@ def _one_too_many(block: dict[str, Any], most: int) -> _Call:
 
 
 def _batches(calls: list[_Call]) -> Iterator[list[_Call]]:
-    """The calls that are made at the same time; each batch waits for the one before it."""
+    """Groups of calls that run in parallel; each batch waits for the previous one."""
     for alone, group in groupby(calls, key=lambda call: call.alone):
         together = list(group)
         yield from [[call] for call in together] if alone else [together]

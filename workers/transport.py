@@ -1,8 +1,8 @@
-"""The Redis transport of a worker's consumer: nothing reaches kombu or Celery that was not checked.
+"""Redis transport of a worker's consumer: kombu and Celery receive only checked messages.
 
-kombu and Celery trust their broker: a header of the wrong type or an item that is no message ends the worker's main
-process, and the next one's. Here every item is read by `workers.run_messages` or `workers.remote_control` first; what
-they refuse is set aside.
+kombu and Celery trust their broker: a header of the wrong type or a malformed item ends the worker's main process, and
+then that of the next worker. Here `workers.run_messages` or `workers.remote_control` reads every item first; refused
+items are set aside.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ AWAY = (redis.RedisError, OSError)
 
 
 class Client(redis.Redis):
-    """A Redis client that checks what it takes from a queue."""
+    """Redis client that checks the items that it takes from a queue."""
 
     def parse_response(self, connection: Any, command_name: str | bytes, **options: Any) -> Any:
-        """The answer of Redis; for an item that is refused the same as if the queue were empty."""
+        """Return Redis's answer; for a refused item, the same as for an empty queue."""
         answer = super().parse_response(connection, command_name, **options)
         if command_name != "BRPOP" or not answer:
             return answer
@@ -42,14 +42,14 @@ class Client(redis.Redis):
 
 
 class Held(virtual.QoS):
-    """The messages that this worker has taken and not finished, in memory only.
+    """Messages that this worker has taken and not finished, in memory only.
 
-    kombu's own class records them in Redis and delivers them again after a time-out. PostgreSQL does that here, sooner,
-    and what is recorded in Redis could be forged.
+    kombu's own class records them in Redis and redelivers them after a time-out. PostgreSQL does that here, sooner, and
+    records in Redis could be forged.
     """
 
     def restore_unacked(self) -> list[Any]:
-        """Puts them back in their queue, when the worker stops. What stays behind is published again."""
+        """Put them back in their queue when the worker stops. Any that are left behind are published again."""
         self._flush()
         try:
             while self._delivered:
@@ -61,7 +61,7 @@ class Held(virtual.QoS):
 
 
 class Channel(kombu_redis.Channel):
-    """A channel that checks what comes from queues and from subscriptions."""
+    """Channel that checks messages from queues and subscriptions."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -72,7 +72,7 @@ class Channel(kombu_redis.Channel):
         return Client
 
     def _handle_message(self, client: Any, response: Any) -> dict[str, Any]:
-        """What a subscription received. kombu passes over a message without data."""
+        """Return a message of a subscription. kombu ignores a message without data."""
         payload: dict[str, Any] = super()._handle_message(client, response)
         if bytes_to_str(payload["type"]) in ("message", "pmessage"):
             try:
@@ -84,6 +84,6 @@ class Channel(kombu_redis.Channel):
 
 
 class Transport(kombu_redis.Transport):
-    """For `kombu.Connection.transport_cls`."""
+    """Transport for `kombu.Connection.transport_cls`."""
 
     Channel = Channel

@@ -7,7 +7,7 @@ from typing import Any
 def write_to_outbox(arguments: dict[str, Any], context: Any) -> dict[str, Any]:
     """Writes `{"to", "text"}` to the data folder.
 
-    The file's name is the call's idempotency key: made again after a crash, the call finds its own work done.
+    The file's name is the call's idempotency key: a call that is repeated after a crash finds its own file.
     """
     folder = context.data_dir / "outbox"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Who acts over HTTP: the key, and whoever its holder claims to be.
+"""Actors over HTTP: the key, and the name that its holder claims.
 
-All callers share one key, so the name is a claim and no proof; records say so.
+All callers share one key, so the name is a claim without proof; records say so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ async def actor_of(request: Request, minion_actor: ClaimedName = None) -> str:
     """Return the actor as records name it: `api:3f2a9c01 (claims to be Ann)`, with the fingerprint of the key.
 
     Raises:
-        InvalidInput: the name cannot be shown.
+        InvalidInput: the name contains characters that cannot be displayed.
     """
     key = f"api:{fingerprint(request.app.state.api_key)}"
     if minion_actor is None:
@@ -33,7 +33,7 @@ async def actor_of(request: Request, minion_actor: ClaimedName = None) -> str:
 
 
 def fingerprint(key: bytes) -> str:
-    """The first eight hexadecimal digits of a key's SHA-256."""
+    """Return the first eight hexadecimal digits of a key's SHA-256."""
     return hashlib.sha256(key).hexdigest()[:8]
 
 

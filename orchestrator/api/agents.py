@@ -1,4 +1,4 @@
-"""Agents over HTTP: what there is, and every version of it."""
+"""Agents over HTTP: the list, and every version of each agent."""
 
 from __future__ import annotations
 

@@ -52,13 +52,13 @@ STATEMENT_TIMEOUT = "30s"
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application for these settings. Its lifespan holds the connections.
+    """Create the application for these settings. Its lifespan holds the connections.
 
-    `release(app)` ends all waiting requests; call it when the server begins to shut down, which otherwise takes as
-    long as the longest wait.
+    `release(app)` ends all waiting requests. Call it when the server begins to shut down; otherwise that takes as long
+    as the longest wait.
 
     Raises:
-        NotConfigured: there is no database, broker or API key in the settings.
+        NotConfigured: the settings lack a database, broker or API key.
     """
     app = FastAPI(
         title="Minions",
@@ -89,24 +89,24 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def release(app: FastAPI) -> None:
-    """Ends all requests that wait for something or follow it, now and from now on. Any thread may call."""
+    """End all requests that wait for something or follow it, now and from now on. May be called from any thread."""
     app.state.finish_watch.release()
     app.state.event_watch.release()
 
 
 def guard(app: FastAPI, router: APIRouter) -> None:
-    """Adds routes that need the API key."""
+    """Add routes that require the API key."""
     app.include_router(router, dependencies=[Depends(require_key)], responses=problems.documented(401, 422, 503))
 
 
 class HeadAsGet:
-    """Answers HEAD like GET; the server leaves the body out. A stream must not begin, for it may not end for long."""
+    """Middleware that answers HEAD like GET, without a body. A stream must not begin, because it may last long."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on."""
+        """Pass the request on."""
         if scope["type"] == "http" and scope["method"] == "HEAD":
             scope = {**scope, "method": "GET", "asked_for_head": True}
         await self.app(scope, receive, send)
@@ -121,7 +121,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _make_engine(settings: Settings) -> Engine:
-    """An engine of the API's own: no reader may hold a connection for long."""
+    """Create a separate engine for the API: no reader may hold a connection for long."""
     engine = make_engine(settings, pool_size=POOL_SIZE)
 
     @event.listens_for(engine, "connect")
@@ -133,5 +133,5 @@ def _make_engine(settings: Settings) -> Engine:
 
 
 def _complete(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """The document with what the framework does not know: problems and examples."""
+    """Add the problems and examples, which the framework does not know, to the document."""
     return lambda: examples.add_to(problems.add_schema(openapi()))

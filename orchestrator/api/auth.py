@@ -18,21 +18,21 @@ Credentials = Annotated[
 
 
 def read_key(settings: Settings) -> bytes:
-    """The key that callers must show.
+    """Return the key that callers must present.
 
     Raises:
-        NotConfigured: there is none, one that no header can carry, or one that is too short.
+        NotConfigured: the key is missing, too short, or not valid in a header.
     """
     return settings.require_server_api_key().encode()
 
 
 async def require_key(request: Request, credentials: Credentials) -> None:
-    """Lets a request with the right key pass.
+    """Admit a request with the right key.
 
     Raises:
-        Unauthorized: no key, or a wrong one; the message does not say more.
+        Unauthorized: no key, or a wrong one; the message does not say which.
     """
-    # Headers are bytes; Starlette hands them out as Latin-1.
+    # Headers are bytes; Starlette decodes them as Latin-1.
     shown = credentials.credentials.encode("latin-1", "replace") if credentials else b""
     if not hmac.compare_digest(shown, request.app.state.api_key):
         raise Unauthorized("No API key, or a wrong one: send `Authorization: Bearer KEY`.")

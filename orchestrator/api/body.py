@@ -1,4 +1,4 @@
-"""Request bodies: strict JSON objects, counted while they arrive, so that no caller can fill the memory."""
+"""Request bodies: strict JSON objects, counted while they arrive, so that no caller can exhaust the memory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from shared.errors import InvalidInput, TooLarge, Unavailable
 from shared.schemas import faults_of
 from shared.settings import Settings
 
-# JSON's escapes make a text up to six times as large as what is stored of it.
+# JSON's escapes make a text up to six times as large as its stored form.
 ESCAPED = 6
 ENVELOPE_BYTES = 64 * 1024
-# What a request's text takes (as it came, decoded, as parts, for the database), and the values that these begin.
+# Copies of a request's text (received, decoded, parts, for the database), and bytes per value that a character begins.
 COPIES = 4
 VALUE_BYTES = {b"{": 192, b"[": 64, b",": 48}
 EXAMPLE = "send a JSON object; /docs has an example for each operation"
@@ -27,11 +27,11 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class BodyMemory:
-    """The memory for all bodies that are received or handled at the moment. For one event loop.
+    """The memory for all bodies that are currently received or handled. For one event loop.
 
     Attributes:
         limit: bytes.
-        used: bytes that are reserved at the moment.
+        used: bytes that are currently reserved.
     """
 
     def __init__(self, limit: int) -> None:
@@ -40,9 +40,9 @@ class BodyMemory:
 
     @contextmanager
     def share(self) -> Iterator[Callable[[int], None]]:
-        """Give room to one body while the block runs. The value reserves more bytes.
+        """Reserve memory for one body while the block runs. The yielded function reserves more bytes.
 
-        It raises `TooLarge` where the body would not fit alone, and `Unavailable` where others have taken the room.
+        It raises `TooLarge` if the body alone would not fit, and `Unavailable` if other bodies use the memory.
         """
         share = 0
 
@@ -70,17 +70,17 @@ class BodyMemory:
 
 
 def one_task(settings: Settings) -> int:
-    """The most bytes that a request about one task may have."""
+    """Return the size limit of a request about one task, in bytes."""
     return min(settings.max_body_bytes, ESCAPED * settings.max_input_bytes + ENVELOPE_BYTES)
 
 
 def small(settings: Settings) -> int:
-    """The most bytes that a request about anything else may have."""
+    """Return the size limit of a request about anything else, in bytes."""
     return min(settings.max_body_bytes, ENVELOPE_BYTES)
 
 
 def many_tasks(settings: Settings) -> int:
-    """The most bytes that a bulk request may have."""
+    """Return the size limit of a bulk request, in bytes."""
     return settings.max_body_bytes
 
 
@@ -113,7 +113,7 @@ async def _read(request: Request, limit: int, reserve: Callable[[int], None]) ->
 
 
 def _memory_of(chunk: bytes) -> int:
-    """About the memory of a part of a body while its request is handled: `[[],[],…]` takes thirty times its size."""
+    """Estimate the memory of a part of a body while its request is handled: `[[],[],…]` takes 30 times its size."""
     return COPIES * len(chunk) + sum(chunk.count(mark) * size for mark, size in VALUE_BYTES.items())
 
 
@@ -123,10 +123,10 @@ SmallBody = Annotated[bytes, Depends(reader(small))]
 
 
 def parse_object(body: bytes, *, required: bool = True) -> dict[str, Any]:
-    """The JSON object in a body; an empty body is an empty object where the body is not `required`.
+    """Return the JSON object in a body; an empty body is an empty object if the body is not `required`.
 
     Raises:
-        InvalidInput: it is empty, not strict JSON, or no object.
+        InvalidInput: the body is empty, not strict JSON, or not an object.
     """
     if not body:
         if required:
@@ -139,10 +139,10 @@ def parse_object(body: bytes, *, required: bool = True) -> dict[str, Any]:
 
 
 def parse_model(model: type[Model], body: bytes, *, required: bool = True) -> Model:
-    """The object in a body, checked.
+    """Return the object in a body, validated.
 
     Raises:
-        InvalidInput: names each wrong member, and repeats none: it may be a secret.
+        InvalidInput: names each wrong member, without its value, which may be a secret.
     """
     try:
         return model.model_validate(parse_object(body, required=required))
@@ -152,12 +152,12 @@ def parse_model(model: type[Model], body: bytes, *, required: bool = True) -> Mo
 
 
 def documented(schema: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
-    """The OpenAPI description of a body, which the framework does not see because it does not parse it."""
+    """Return the OpenAPI description of a body: the framework does not parse bodies, so it cannot generate one."""
     return {"requestBody": {"required": required, "content": {"application/json": {"schema": _complete(schema, {})}}}}
 
 
 def _complete(schema: Any, parts: dict[str, Any]) -> Any:
-    """The schema with its `$defs` in their places: a reference counts from the root of the whole OpenAPI document."""
+    """Inline the schema's `$defs`: a reference would be resolved from the root of the whole OpenAPI document."""
     if isinstance(schema, list):
         return [_complete(item, parts) for item in schema]
     if not isinstance(schema, dict):
@@ -170,7 +170,7 @@ def _complete(schema: Any, parts: dict[str, Any]) -> Any:
 
 
 def _check_announced(request: Request, limit: int) -> None:
-    """A body that says it is too large is refused before it is read; one that lies is counted."""
+    """Refuse a body whose announced length is too large before reading it; a false length is found by counting."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and (len(announced) > 18 or int(announced) > limit):
         raise _too_large(limit)

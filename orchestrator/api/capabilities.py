@@ -1,4 +1,4 @@
-"""What work can be done here, by whom, and how much of it waits."""
+"""Capabilities over HTTP: agents and workers for each, and the amount of waiting work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from orchestrator.api.parameters import Database
 
-# A capability is here because an agent that accepts tasks offers it, a live worker serves it, or work waits for it.
+# A capability is listed if an agent that accepts tasks offers it, a live worker serves it, or work waits for it.
 CAPABILITIES = text("""
     WITH offered AS (
         SELECT c.name, array_agg(a.name ORDER BY a.name) AS agents

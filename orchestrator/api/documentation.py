@@ -1,4 +1,4 @@
-"""Pages for browsers: what this is, and the API's documentation. They load nothing from elsewhere."""
+"""Pages for browsers: the start page and the API's documentation. They load nothing from other sites."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 from shared import __version__
 
 ASSETS = "/docs/assets"
-# Swagger UI and ReDoc write styles into the page; ReDoc searches in a worker that it makes of a blob.
+# Swagger UI and ReDoc write styles into the page; ReDoc searches in a worker created from a blob.
 POLICY = (
     "default-src 'none'; script-src 'self'{scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "font-src 'self' data:; connect-src 'self'; worker-src blob:; base-uri 'none'; form-action 'self'; "
@@ -50,7 +50,7 @@ def mount(app: FastAPI) -> None:
 
 @router.get("/")
 async def welcome() -> HTMLResponse:
-    """Say what this is and where to look."""
+    """Describe the service and link to its pages."""
     return _guarded(WELCOME)
 
 
@@ -91,7 +91,7 @@ def _redoc() -> HTMLResponse:
 
 
 def _guarded(page: str) -> HTMLResponse:
-    """Return the page with a policy that lets its own scripts run, and no others."""
+    """Return the page with a policy that allows only its own scripts."""
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()) for script in INLINE_SCRIPT.findall(page)]
     policy = POLICY.format(scripts="".join(f" 'sha256-{digest.decode()}'" for digest in digests))
     headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}

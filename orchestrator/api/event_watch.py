@@ -1,8 +1,8 @@
-"""Following tasks: what happens to them reaches everybody who follows them in this process.
+"""Following tasks: passes each task's events to all of its followers in this process.
 
-What is stored is read from the database, by one statement for all followers: when a hint says so, and once a second.
-Streamed text comes over Redis only, and to those who listen at that moment. It is shown where its tag proves that it
-comes from the worker that has the claim.
+Stored events are read from the database, by one statement for all followers: upon a hint, and once a second. Streamed
+text arrives over Redis only, and reaches only the followers connected at that moment. It is shown if its tag proves
+that it comes from the worker that holds the claim.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ log = structlog.get_logger(__name__)
 
 FOLLOWERS_AT_ONCE = 50
 MOST_EARLY = 100
-"""Streamed messages that wait for one look, until it is known who may send them."""
+"""Streamed messages that are kept for one lookup, until their legitimate sender is known."""
 LARGEST_BACKLOG = 1 << 20
-"""Characters of streamed text: whoever reads more slowly than that is cut off, and may come back."""
+"""Characters of streamed text: a client that reads more slowly is disconnected, and may reconnect."""
 
 
 class Follower:
-    """One caller who follows one task: what he has still to be told.
+    """One caller that follows one task, with the events still to be delivered.
 
     Attributes:
-        after: the number of the last stored event that was read for him.
-        behind: there is more to read for him, when he has been told what is here.
+        after: number of the last stored event that was read for this follower.
+        behind: more events must be read after the pending ones have been delivered.
     """
 
     def __init__(self, task: UUID, after: int, look: Callable[[UUID], None]) -> None:
-        """`look` has the task looked at soon."""
+        """Create a follower. `look` schedules a lookup of the task."""
         self.task = task
         self.after = after
         self.behind = False
@@ -57,11 +57,11 @@ class Follower:
 
     @property
     def hungry(self) -> bool:
-        """Whether he has been told all that is stored, as far as it was read."""
+        """True once every stored event read so far has been delivered."""
         return not self._over and all(event.number is None for event in self._waiting)
 
     async def events(self, heartbeat: float) -> AsyncIterator[TaskEvent | None]:
-        """What happens, until nothing more can, or the watch was released; None each `heartbeat` seconds of silence."""
+        """Yield events until the task has no more, or the watch is released; None after `heartbeat` idle seconds."""
         while self._waiting or not self._over:
             if self._waiting:
                 event = self._waiting.popleft()
@@ -77,7 +77,7 @@ class Follower:
                 yield None
 
     def tell(self, news: News) -> None:
-        """Adds what is stored, and then what was streamed before it was read."""
+        """Add stored events, then the text that was streamed before they were read."""
         self._keys |= news.keys
         for event in news.events:
             self.after = event.number or self.after
@@ -96,8 +96,8 @@ class Follower:
         self._wake.set()
 
     def stream(self, said: Streamed) -> bool:
-        """Adds what is not stored. False: its step is not known to have begun under that claim, so it stands back for
-        one look, up to a bounded number: who sends it is not known yet.
+        """Add streamed text. Return False if its step is not known to have begun under that claim: its legitimate
+        sender is not known yet, so it is kept for one lookup, up to a bounded number.
         """
         if (said.step, said.claim) in self._begun:
             self._add(said)
@@ -108,12 +108,12 @@ class Follower:
         return False
 
     def stop(self) -> None:
-        """Ends `events` after what is there."""
+        """End `events` after the pending ones."""
         self._over = True
         self._wake.set()
 
     def _add(self, said: Streamed) -> None:
-        """Adds streamed text, unless it is forged, was recorded, or comes from a worker whose claim was taken away."""
+        """Add streamed text, unless it is forged, already recorded, or from a superseded claim."""
         step, claim = said.step, said.claim
         key = self._keys.get(claim)
         if key is None or not said.is_genuine(self.task, key) or said.number <= self._heard.get((step, claim), 0):
@@ -130,10 +130,10 @@ class Follower:
 
 
 class EventWatch:
-    """Tells callers on the event loop what happens to the tasks that they follow.
+    """Passes the events of tasks to their followers on the event loop.
 
     Attributes:
-        poll_seconds: so often it looks without a hint.
+        poll_seconds: interval between lookups without a hint.
     """
 
     def __init__(self, watching: Watching) -> None:
@@ -147,7 +147,7 @@ class EventWatch:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Watches while the block runs."""
+        """Watch while the block runs."""
         self._loop = asyncio.get_running_loop()
         looking = asyncio.create_task(self._look())
         try:
@@ -158,7 +158,7 @@ class EventWatch:
 
     @contextmanager
     def following(self, task: UUID, after: int) -> Iterator[Follower]:
-        """Begins to follow a task, after the event of that number."""
+        """Start to follow a task, after the event of that number."""
         follower = Follower(task, after, self._look_at)
         with ExitStack() as hearing:
             hearing.enter_context(self._watching.hearing(FINISHED, self._hear_end))
@@ -173,7 +173,7 @@ class EventWatch:
                 self._forget(follower)
 
     def release(self) -> None:
-        """Ends all streams, now and from now on: a server that shuts down is not held up. Any thread may call."""
+        """End all streams, now and from now on, so that they do not delay a shutdown. May be called from any thread."""
         self._released = True
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stop_all)
@@ -196,7 +196,7 @@ class EventWatch:
             self._look_at(task)
 
     def _hear(self, channel: str, message: bytes) -> None:
-        """A hint that something is stored, or what is not stored."""
+        """Handle a hint that an event is stored, or streamed text."""
         task = UUID(channel.removeprefix(EVENTS))
         said = received(message) if len(message) <= LARGEST_BACKLOG else None
         known = [said is not None and follower.stream(said) for follower in self._followers.get(task, ())]
@@ -209,7 +209,7 @@ class EventWatch:
             self._hint.set()
 
     async def _look(self) -> None:
-        """Looks at what was hinted at, and once a second at everything."""
+        """Look up the tasks with hints, and all followed tasks once a second."""
         loop = asyncio.get_running_loop()
         everything_at = loop.time()
         while True:
@@ -223,7 +223,7 @@ class EventWatch:
                 hinted, everything_at = set(self._followers), loop.time() + self.poll_seconds
             try:
                 await self._tell([one for one in self._all() if one.task in hinted])
-            except Exception as error:  # whatever it is, those who follow must be told later
+            except Exception as error:  # after any error, the followers must be served later
                 log.warning("event_poll_failed", reason=reason(error))
 
     async def _tell(self, followers: Sequence[Follower]) -> None:
@@ -238,7 +238,7 @@ class EventWatch:
 
 
 def _said_by(event: TaskEvent) -> tuple[int, int]:
-    """The step that an event is about, and the claim under which it is made."""
+    """Return the step that an event is about, and the claim it runs under."""
     return event.data["step"], event.data["claim"]
 
 

@@ -23,7 +23,7 @@ from shared.tasks import no_such_task
 HEARTBEAT_SECONDS = 15.0
 RETRY_MILLISECONDS = 1000
 MEDIA_TYPE = "text/event-stream"
-# A proxy that collects the answer first would show everything at the end.
+# A buffering proxy would show everything at the end.
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 LARGEST_NUMBER = 2**31 - 1
 
@@ -36,7 +36,7 @@ LastEventId = Annotated[
 
 
 class EventsQuery(StrictQuery):
-    """Where to go on."""
+    """Start position."""
 
     after: int = Query(0, ge=0, le=LARGEST_NUMBER, description="The id of the last event that was read.")
 

@@ -1,4 +1,4 @@
-"""Examples in the OpenAPI document: for every body, every answer and every part of a path."""
+"""Examples in the OpenAPI document: for every body, every answer and every path parameter."""
 
 from __future__ import annotations
 
@@ -93,11 +93,11 @@ VALUES: dict[str, Any] = {
     "Worker.status": "online",
     "Worker.version": __version__,
 }
-"""What a property (of one schema, or of any) or a part of a path holds, where its schema permits it."""
+"""Values for a property (of one schema, or of any) or a path parameter, if its schema allows them."""
 
 PROBLEM = {"title": "What kind of error it is", "detail": "What was wrong, where, and what to do now."}
 CODES = {413: "too_large", 422: "invalid_input", 503: "unavailable"}
-"""The most frequent code of a status, where it is not named like the status."""
+"""The most frequent code of a status, if it is not named like the status."""
 
 STREAM = """id: 3
 event: step.started
@@ -144,7 +144,7 @@ def _answer(media_type: str, status: int, schema: dict[str, Any], schemas: dict[
 
 
 def _example(schema: dict[str, Any], name: str, schemas: dict[str, Any]) -> Any:
-    """Return a value that a schema permits: of that name where there is one, else the simplest."""
+    """Return a value that a schema allows: the example of that name if there is one, else the simplest value."""
     if "$ref" in schema:
         return _example(schemas[schema["$ref"].rpartition("/")[2]], name, schemas)
     if "const" in schema or "examples" in schema:

@@ -1,7 +1,7 @@
 """Waiting for tasks to finish.
 
-A hint over Redis wakes those who wait at once. Hints may be lost and Redis may be away: once a second one query asks
-the database about all tasks that somebody waits for.
+A hint over Redis wakes waiting callers at once. Hints may be lost and Redis may be unavailable, so one query per second
+checks all awaited tasks in the database.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Expectation:
         self.met = asyncio.Event()
 
     async def within(self, seconds: float) -> bool:
-        """Waits until the task has ended, or the time is up. Returns whether it has."""
+        """Wait until the task has ended, or the time is up. Return whether it has ended."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self.met.wait(), seconds)
         return self.met.is_set()
 
 
 class FinishWatch:
-    """Tells callers on the event loop that a task has ended."""
+    """Notifies callers on the event loop that a task has ended."""
 
     def __init__(self, watching: Watching) -> None:
         self._watching = watching
@@ -46,7 +46,7 @@ class FinishWatch:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Watches while the block runs."""
+        """Watch while the block runs."""
         self._loop = asyncio.get_running_loop()
         polling = asyncio.create_task(self._poll())
         try:
@@ -57,7 +57,7 @@ class FinishWatch:
 
     @contextmanager
     def expecting(self, task: UUID) -> Iterator[Expectation]:
-        """Begins to watch a task. Look at the task once inside the block: it may have ended before it."""
+        """Start to watch a task. Check the task once inside the block: it may have ended before."""
         expectation = Expectation()
         if self._released:
             expectation.met.set()
@@ -70,7 +70,7 @@ class FinishWatch:
             self._forget(task, expectation)
 
     def release(self) -> None:
-        """Ends all waits, now and from now on, so that a server that shuts down is not held up. Any thread may call."""
+        """End all waits, now and from now on, so that they do not delay a shutdown. May be called from any thread."""
         self._released = True
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(lambda: self._announce(list(self._expected)))
@@ -92,7 +92,7 @@ class FinishWatch:
             await self._somebody.wait()
             try:
                 self._announce(await self._watching.ask(ended, list(self._expected)))
-            except Exception as error:  # whatever it is, those who wait must be asked for again
+            except Exception as error:  # after any error, the tasks must be checked again
                 log.warning("finish_poll_failed", reason=reason(error))
             await asyncio.sleep(POLL_SECONDS)
 
@@ -101,7 +101,7 @@ class FinishWatch:
 
 
 def named_in(hint: bytes) -> list[UUID]:
-    """The task that a hint names; anybody may publish anything."""
+    """Return the task named in a hint. Hints are untrusted: any client of Redis may publish them."""
     with suppress(ValueError):
         return [UUID(hint.decode())]
     return []

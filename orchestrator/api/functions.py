@@ -1,4 +1,4 @@
-"""The function store over HTTP: what there is, its code, and every version of it."""
+"""The function store over HTTP: the list, the code, and every version of each function."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the process lives, and whether it can do its work. For load balancers: no key, no details."""
+"""Liveness and readiness, for load balancers: no key, no details."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What requests have in common: the database, pages, and text that PostgreSQL can hold."""
+"""Parts shared by requests: the database, pages, and text that PostgreSQL can hold."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ class StrictQuery(BaseModel):
 
 
 class PageQuery(StrictQuery):
-    """Where a page begins and how long it is."""
+    """Position and length of a page."""
 
     limit: int = Field(50, ge=1, le=MAX_PAGE, description="How many items at most.")
 
 
 class NumberedPageQuery(PageQuery):
-    """A page of things that are numbered from 1."""
+    """A page of items numbered from 1."""
 
     cursor: int = Field(0, ge=0, le=2**31 - 1, description="The `next` of the page before.")
 
 
 class NamedPageQuery(PageQuery):
-    """A page of things that are sorted by name."""
+    """A page of items sorted by name."""
 
     namespace: Text = "default"
     cursor: Text = Field("", description="The `next` of the page before.")
 
 
 class NamespaceQuery(StrictQuery):
-    """Whose things."""
+    """The namespace."""
 
     namespace: Text = "default"
 

@@ -1,4 +1,4 @@
-"""Errors as problem details (RFC 9457): the same words as on the command line and in a task's record."""
+"""Errors as problem details (RFC 9457), with the same text as on the command line and in a task's record."""
 
 from __future__ import annotations
 
@@ -42,29 +42,29 @@ class Problem(BaseModel):
 
 
 class ProblemResponse(JSONResponse):
-    """A problem as JSON. In ASCII, so that no text that a caller sent can make it fail."""
+    """A problem as JSON. It is ASCII, so that no text from a caller can make encoding fail."""
 
     media_type = MEDIA_TYPE
 
     def render(self, content: Any) -> bytes:
-        """The body."""
+        """Encode the body."""
         return json.dumps(content, allow_nan=False, default=str).encode()
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI description of problems with these statuses; the schema comes from `add_schema`."""
+    """Return the OpenAPI description of problems with these statuses; the schema comes from `add_schema`."""
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 def add_schema(document: dict[str, Any]) -> dict[str, Any]:
-    """Adds the problem's schema to an OpenAPI document."""
+    """Add the problem's schema to an OpenAPI document."""
     document.setdefault("components", {}).setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
     return document
 
 
 def handle(app: FastAPI) -> None:
-    """Makes every error of the app a problem."""
+    """Turn every error of the app into a problem."""
     handlers: dict[Any, Handler] = {
         MinionError: _expected,
         RequestValidationError: _wrong_parameters,
@@ -78,7 +78,7 @@ def handle(app: FastAPI) -> None:
 
 
 def of(error: MinionError) -> ProblemResponse:
-    """An expected error as a response."""
+    """Convert an expected error to a response."""
     headers = {}
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
@@ -89,7 +89,7 @@ def of(error: MinionError) -> ProblemResponse:
 
 
 def timed_out(seconds: float) -> ProblemResponse:
-    """The response to a request that stayed half-sent."""
+    """Return the response to an incomplete request that timed out."""
     phrase = HTTPStatus.REQUEST_TIMEOUT.phrase
     detail = f"The request was not complete after {seconds:g} s. Send its headers and its body without long pauses."
     return _problem("request_timeout", phrase, HTTPStatus.REQUEST_TIMEOUT, detail, {}, None)
@@ -116,7 +116,7 @@ async def _wrong_parameters(request: Request, error: RequestValidationError) -> 
 
 
 async def _http(request: Request, error: HTTPException) -> Response:
-    """What the framework refuses: no such route, a method that it has not."""
+    """Handle refusals by the framework: an unknown route, or a method that it does not support."""
     phrase = HTTPStatus(error.status_code).phrase
     texts = {
         404: f"There is nothing at {request.url.path}. /docs describes what there is.",
@@ -128,14 +128,14 @@ async def _http(request: Request, error: HTTPException) -> Response:
 
 
 def _allow(request: Request) -> dict[str, str]:
-    """The methods of all routes of this path; the framework names those of the first one only."""
+    """Return the methods of all routes of this path; the framework names those of the first one only."""
     matching = [route for route in request.app.state.routes if route.matches(request.scope)[0] is not Match.NONE]
     methods = {method for route in matching for method in route.methods}
     return {"Allow": ", ".join(sorted(methods))} if methods else {}
 
 
 async def _database(request: Request, error: SQLAlchemyError) -> Response:
-    """A database that is away or too busy: try again. Anything else is nobody's plan."""
+    """Ask to retry if the database is unavailable or too busy. Any other error is unexpected."""
     if not isinstance(error, PoolTimeout) and not is_transient(error):
         return await _unexpected(request, error)
     log.warning("database_unavailable", method=request.method, path=request.url.path, reason=reason(error))
@@ -150,7 +150,7 @@ async def _database(request: Request, error: SQLAlchemyError) -> Response:
 
 
 async def _gone(request: Request, error: ClientDisconnect) -> Response:
-    """Nobody reads this: the caller hung up before the body's end."""
+    """Handle a caller that disconnected before the end of the body; the response is never read."""
     return Response(status_code=400)
 
 

@@ -31,7 +31,7 @@ router = APIRouter(prefix="/v1", tags=["replays"])
 
 
 class DeadLetterQuery(PageQuery):
-    """Whose failures."""
+    """Filters for failures."""
 
     namespace: Text = "default"
     agent: Text | None = None
@@ -148,7 +148,7 @@ def _filter(connection: Connection, asked: ReplayRequest) -> TaskFilter:
         states=tuple(asked.states),
         function_version_id=_function_version(connection, asked.namespace, asked.function) if asked.function else None,
         unreplayed=None if asked.again else True,
-        # The parent of what failed runs again with it, unless somebody names its agent.
+        # The parent of the failed task runs again with it, unless the request names the parent's agent.
         own_failure=None if asked.agent else True,
     )
 

@@ -108,7 +108,7 @@ def change_schedule(name: Text, sent: body.TaskBody, query: Namespace, database:
     """Changes the fields that are sent; null takes one away. `{"enabled": false}` stops a schedule; runs that pass
     meanwhile are not made up."""
     changes = _named(name, body.parse_object(sent))
-    # Only what is new: whoever stops a schedule must not be kept from it by an agent that has been disabled since.
+    # Check only what is new: an agent that was disabled since must not prevent stopping its schedule.
     if isinstance(request := changes.get("request"), dict):
         schedules.try_out(database, query.namespace, name, request)
     with database.begin() as connection:
@@ -145,7 +145,7 @@ def run_schedule(
 
 
 def _named(name: str, data: dict[str, Any]) -> dict[str, Any]:
-    """The body with the name of the path, which may stand in the body too."""
+    """Add the name in the path to the body, which may contain it too."""
     if data.get("name", name) != name:
         raise InvalidInput("The name in the path and `name` in the body differ: leave it out of the body.")
     return {**data, "name": name}

@@ -1,4 +1,4 @@
-"""The API's HTTP server: Uvicorn on a socket that answers at once, with a limit for requests that stay half-sent."""
+"""The API's HTTP server: Uvicorn on a low-latency socket, with a time limit for incomplete requests."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ LOWEST_RATE = 16 << 10
 
 
 def listen(settings: Settings) -> socket.socket:
-    """Return the API's socket, bound before anything starts, so that a taken port is found at once.
+    """Return the API's socket, bound before anything starts, so that a taken port is detected at once.
 
     Raises:
-        Unavailable: the port is taken, or the address is not one of this machine.
+        Unavailable: the port is taken, or the address does not belong to this machine.
     """
     family = socket.AF_INET6 if ":" in settings.api_host else socket.AF_INET
-    # With the protocol 0, asyncio would leave Nagle's algorithm on, and each answer would wait 40 ms for an ACK.
+    # With protocol 0, asyncio would leave Nagle's algorithm on, and each answer would wait 40 ms for an ACK.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -52,10 +52,10 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 class _PunctualProtocol(H11Protocol):
-    """HTTP/1.1 that ends requests which stay half-sent; Uvicorn itself would keep them indefinitely.
+    """HTTP/1.1 that ends incomplete requests; Uvicorn itself would keep them indefinitely.
 
-    Headers must be complete within `seconds`. A body must be complete within `seconds`, too, or bring `LOWEST_RATE`
-    in each period of that length. Time in which the server does not read is not counted.
+    Headers must be complete within `seconds`. A body must also be complete within `seconds`, or bring `LOWEST_RATE` in
+    each period of that length. Time in which the server does not read is not counted.
     """
 
     def __init__(self, *arguments: Any, seconds: float, **options: Any) -> None:
@@ -90,7 +90,7 @@ class _PunctualProtocol(H11Protocol):
         return "headers" if state is h11.IDLE and self.conn.trailing_data[0] else None
 
     def _watch(self, part: Part | None) -> None:
-        """Start the time of a part; the same part continues."""
+        """Start the timer for a part; the same part continues its timer."""
         if part == self._part:
             return
         self._part = part
@@ -112,7 +112,7 @@ class _PunctualProtocol(H11Protocol):
             self._give_up()
 
     def _give_up(self) -> None:
-        """Answer 408, where an answer is still possible, and close. For the application the caller has hung up."""
+        """Answer 408, if an answer is still possible, and close. For the application the caller has disconnected."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and self._missing():
             self._answer(problems.timed_out(self._seconds))
         if self.cycle is not None and not self.cycle.response_complete:

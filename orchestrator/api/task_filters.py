@@ -1,4 +1,4 @@
-"""Which tasks a list or a count is about, as query parameters."""
+"""Filters of task lists and counts, as query parameters."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Label = Annotated[str, StringConstraints(pattern=r"^[^:\x00]+:[^\x00]*$", max_le
 
 
 class TaskQuery(StrictQuery):
-    """Filters; all that are given must hold."""
+    """Filters; a task must match all that are given."""
 
     namespace: Text = "default"
     state: list[State] = Field([], description="One of these states.")
@@ -39,7 +39,7 @@ class TaskQuery(StrictQuery):
     created_before: Moment | None = Field(None, description="Exclusive, with a time zone.")
 
     def chosen(self, connection: Connection) -> TaskFilter:
-        """Return the filter for `shared.tasks`, with whole ids."""
+        """Return the filter for `shared.tasks`, with full ids."""
         others = {"state", "label", "unreplayed"}
         plain: dict[str, Any] = self.model_dump(include=set(TaskQuery.model_fields) - others, exclude_none=True)
         ids = {name: task_id_of(connection, plain[name]) for name in IDS if name in plain}
@@ -50,7 +50,7 @@ class TaskQuery(StrictQuery):
 
 
 class TaskPageQuery(TaskQuery, PageQuery):
-    """Filters, and which page."""
+    """Filters, and the page."""
 
     outputs: bool = Field(False, description=f"With their outputs: {MOST_OUTPUTS} tasks and 8 MB a page at most.")
     cursor: UUID | None = Field(None, description="The `next` of the page before.")

@@ -1,4 +1,4 @@
-"""Ids of tasks in paths and filters: whole, or as many of their first characters as name one task."""
+"""Task ids in paths and filters: full ids, or unambiguous prefixes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TaskRef = Annotated[str, AfterValidator(digits_of)]
 
 
 def task_id_of(connection: Connection, digits: str) -> UUID:
-    """Return the task that a reference names; where the id is whole, it may not exist.
+    """Return the task that a reference names; a full id may belong to no task.
 
     Raises:
         NotFound, AmbiguousId: see `find_task`.
@@ -60,4 +60,4 @@ def _find(database: Engine, digits: str) -> UUID:
 
 
 TaskId = Annotated[UUID, Depends(_of_path)]
-"""The task that a path names."""
+"""The task named in the path."""

@@ -60,7 +60,7 @@ router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
 
 class WaitQuery(StrictQuery):
-    """How long to wait."""
+    """Maximum wait."""
 
     wait: float = Query(0, ge=0, le=LONGEST_WAIT, description="Seconds to wait for the task to end.")
 
@@ -272,7 +272,7 @@ def _show(connection: Connection, accepted: Accepted, response: Response) -> dic
 
 
 def _with_key(data: dict[str, Any], header: str | None) -> dict[str, Any]:
-    """The request with the key of its header, which may stand in the body too."""
+    """Add the idempotency key in the header to the request, which may contain it too."""
     if header is None:
         return data
     if data.get("idempotency_key", header) != header:

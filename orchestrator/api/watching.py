@@ -1,4 +1,4 @@
-"""What all who wait in this process share: one subscription for hints, and one database connection."""
+"""Resources shared by all waiting requests of this process: one subscription for hints, and one database connection."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from shared.settings import Settings
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 1.0
-"""Hints may be lost and Redis may be away: so often the database is asked anyway."""
+"""Interval of database queries even without hints, which may be lost while Redis is unavailable."""
 LINGER_SECONDS = 30.0
-"""So long a channel is listened to after the last one who wanted it: a subscription for each wait would be dear."""
+"""Time for which a channel without listeners stays subscribed: a subscription per wait would be expensive."""
 
 Hear = Callable[[str, bytes], None]
 Question = TypeVar("Question")
@@ -31,7 +31,7 @@ Answer = TypeVar("Answer")
 
 
 class Watching:
-    """Hears hints and asks the database, on behalf of those who wait on the event loop."""
+    """Receives hints and queries the database for all waiters on the event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -41,7 +41,7 @@ class Watching:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Listens while the block runs."""
+        """Listen while the block runs."""
         self._engine = make_engine(self._settings, pool_size=1)
         self._thread = ThreadPoolExecutor(1, "watching")
         listening = asyncio.create_task(self._listen())
@@ -54,12 +54,12 @@ class Watching:
             self._engine.dispose()
 
     async def ask(self, query: Callable[[Connection, Question], Answer], question: Question) -> Answer:
-        """Asks the database, one question after the other."""
+        """Query the database, one question at a time."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, query, question)
 
     @contextmanager
     def hearing(self, channel: str, hear: Hear) -> Iterator[None]:
-        """Calls `hear` with the channel and each message, once for each message however often it is given."""
+        """Call `hear` with the channel and each message, once per message even if it is registered several times."""
         if channel not in self._hearers:
             self._hearers[channel] = Counter()
             self._changed.set()
@@ -90,7 +90,7 @@ class Watching:
                 self._forget_unwanted()
 
     async def _subscribe(self) -> None:
-        """Passes hints on until no channel is wanted any more."""
+        """Pass hints on until no channel has listeners."""
         url = self._settings.require_redis_url()
         client = redis.asyncio.Redis.from_url(url, socket_connect_timeout=2.0, retry=None, health_check_interval=10)
         async with client, client.pubsub(ignore_subscribe_messages=True) as subscription:
@@ -111,14 +111,14 @@ class Watching:
                     await adding
 
     async def _add_channels(self, subscription: PubSub) -> None:
-        """Beside the reading, which may have nothing to read for a second."""
+        """Add channels concurrently with the reader, which may wait up to a second for a message."""
         while True:
             await self._changed.wait()
             self._changed.clear()
             await subscription.subscribe(*self._hearers)
 
     def _forget_unwanted(self) -> list[str]:
-        """The channels that nobody has wanted for a while."""
+        """Remove and return the channels that have had no listeners for a while."""
         now = asyncio.get_running_loop().time()
         unwanted = [channel for channel, until in self._lingering.items() if until < now]
         for channel in unwanted:

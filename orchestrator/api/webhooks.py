@@ -1,4 +1,4 @@
-"""Webhooks over HTTP: who is told of ended tasks, and what became of each message."""
+"""Webhooks over HTTP: subscriptions to ended tasks, and the outcome of each message."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ class WebhookTest(BaseModel):
 
 
 class DeliveryPageQuery(PageQuery):
-    """Which deliveries."""
+    """Filters for deliveries."""
 
     namespace: Text = "default"
     status: Literal["pending", "delivered", "failed"] | None = None
@@ -326,7 +326,7 @@ def _get(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
 
 
 def _target(database: Engine, namespace: str, name: str) -> tuple[str, str]:
-    """The address and the secret, read before anything is sent: no connection waits for an endpoint."""
+    """Read the address and the secret before sending, so that no connection waits for an endpoint."""
     with database.connect() as connection:
         row = connection.execute(TARGET, {"namespace": namespace, "name": name}).one_or_none()
     if row is None:
@@ -339,7 +339,7 @@ def _unknown(name: str) -> NotFound:
 
 
 def _check_address(url: str, settings: Settings) -> None:
-    """Refuses at once what would be refused at every delivery. A name that does not resolve yet may do so later."""
+    """Refuse an address that every delivery would refuse. A name that does not resolve yet may resolve later."""
     parsed = checked_url(url)
     guard = AddressGuard.allowing(settings.allow_private_addresses)
     try:
@@ -353,7 +353,7 @@ def _new_secret() -> str:
 
 
 def _bytes_of(secret: str) -> int:
-    """How many bytes a secret stands for; 0 if it is none."""
+    """Return the number of bytes in a secret; 0 if it is invalid."""
     try:
         return len(base64.b64decode(secret.removeprefix(PREFIX), validate=True)) if secret.startswith(PREFIX) else 0
     except (binascii.Error, ValueError):

@@ -1,4 +1,4 @@
-"""The minions: who serves what, and who has not been heard of."""
+"""The minions: their capabilities and heartbeats."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Worker(BaseModel):
 
 
 class WorkerPageQuery(PageQuery):
-    """Which workers."""
+    """Filters for workers."""
 
     status: Literal["online", "stopped", "lost"] | None = None
     cursor: UUID | None = Field(None, description="The `next` of the page before.")

@@ -1,1 +1,1 @@
-"""The commands, one module for each thing they are about."""
+"""The commands, one module per subject."""

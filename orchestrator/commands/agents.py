@@ -18,7 +18,7 @@ REASON = typer.Option(None, "--reason", help="Why, for the record.")
 
 
 def register(commands: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     commands.add_typer(app, name="agents")
 
 
@@ -82,7 +82,7 @@ def rollback(
 
 
 def _change(action: Callable[[Any], Any]) -> None:
-    # The database layer is imported where it is needed: lists go over HTTP.
+    # Imported on use: lists go over HTTP and need no database layer.
     from sqlalchemy.orm import Session
 
     from shared.database import get_engine, wait_for_database

@@ -11,7 +11,7 @@ from orchestrator.commands.task_ids import TASK
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Add the command."""
     app.command()(budget)
 
 

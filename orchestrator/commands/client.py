@@ -1,4 +1,4 @@
-"""The client that commands talk to the API with."""
+"""The API client of the commands."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ ACTOR = typer.Option(
 
 
 def connect(actor: str | None = None) -> Client:
-    """A client for the configured API, or for the running `minion up` of this installation.
+    """Return a client for the configured API, or for the running `minion up` of this installation.
 
     Args:
-        actor: who acts, for the record.
+        actor: the name of the actor, for the record.
 
     Raises:
         NotConfigured: there is no API key.

@@ -1,7 +1,7 @@
-"""Commands about decisions that a task waits for: approve, reject, answer.
+"""Commands for decisions that a task waits for: approve, reject, answer.
 
-A decision names what was seen. At a terminal the command shows the proposal, asks, and sends the short hash of what it
-showed. A script names the step, or says `--yes` to what waits at that moment.
+A decision refers to what was shown. At a terminal the command shows the proposal, asks, and sends the short hash of
+that proposal. A script names the step, or accepts the current proposal with `--yes`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DONE = {
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     for command in (approve, reject, answer):
         app.command()(command)
 
@@ -89,13 +89,13 @@ def answer(
 
 
 class _Seen:
-    """What the caller has seen, as the options say it."""
+    """The proposal or step that the caller has seen, according to the options."""
 
     def __init__(self, step: int | None, proposal: str | None, yes: bool) -> None:
         self.step, self.proposal, self.yes = step, proposal, yes
 
     def address(self, client: Client, task_id: str, verdict: str, value: Any) -> dict[str, Any]:
-        """The step or the proposal that the decision is about; asks where neither is given.
+        """Return the step or proposal that the decision is about; ask if neither is given.
 
         Raises:
             Conflict: the task waits for no decision.
@@ -115,7 +115,7 @@ class _Seen:
 
 
 def _ask(why: dict[str, Any], verdict: str, value: Any) -> None:
-    """Show what is proposed and what is decided in its place, and continue only with a yes."""
+    """Show the proposal and any replacement for it, and continue only after a yes."""
     facts = why["facts"]
     console.print(f"Step {facts['step']}, {facts['name']} (proposal {facts['proposal']}):")
     print_json(facts.get("proposed", facts.get("request")))

@@ -1,4 +1,4 @@
-"""Commands about the schema and definitions: migrate, init, apply, export."""
+"""Commands for the schema and definitions: migrate, init, apply, export."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDTH = 1 + max(map(len, (*STYLES, *WOULD.values())))
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     for command in (migrate, init, apply, export):
         app.command()(command)
 
@@ -31,7 +31,7 @@ def migrate(
     ),
 ) -> None:
     """Bring the database's schema to this release; safe to run twice, or twice at once."""
-    # The database layer is imported where it is needed: `minion submit` starts faster without it.
+    # Imported on use: `minion submit` starts faster without the database layer.
     from shared import init_db
     from shared.database import get_engine, wait_for
 
@@ -71,10 +71,10 @@ def apply(
 
 
 def store(path: Path, *, dry_run: bool = False, strict: bool = False) -> list[Change]:
-    """Applies the definitions in a file or folder.
+    """Apply the definitions in a file or folder.
 
     Raises:
-        InvalidDefinition: the first fault; nothing is stored.
+        InvalidDefinition: describes the first error; nothing is stored.
     """
     from sqlalchemy.orm import Session
 

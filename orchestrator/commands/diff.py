@@ -20,7 +20,7 @@ MOST_LINES = 60
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Add the command."""
     app.command()(diff)
 
 

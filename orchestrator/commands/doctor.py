@@ -1,4 +1,4 @@
-"""`minion doctor`: looks at everything the system needs, and says what to do about what is missing."""
+"""`minion doctor`: checks everything that the system needs, and says how to repair it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.settings import Settings, get_settings
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. `verdict` is ok, warning or failed."""
+    """Result of one check. `verdict` is ok, warning or failed."""
 
     what: str
     verdict: str
@@ -25,7 +25,7 @@ class Finding:
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Add the command."""
     app.command()(doctor)
 
 

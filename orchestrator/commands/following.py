@@ -1,4 +1,4 @@
-"""Showing a task's events as they come: for people on standard error, for programs as JSON lines."""
+"""Displays a task's events as they arrive: for people on standard error, for programs as JSON lines."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from orchestrator.commands.output import STATE_STYLES, print_json_line, stderr, 
 from shared.visible_text import one_line
 
 MISSED = "[…]"
-GUTTER = "│ "  # before each line of streamed text, so that no text passes for an event
+GUTTER = "│ "  # before each line of streamed text, to distinguish it from events
 
 
 def print_lines(task_id: str, events: Iterable[TaskEvent]) -> None:
-    """Each event as a JSON object in a line of its own, at once."""
+    """Print each event immediately, as a JSON object on its own line."""
     for event in events:
         print_json_line({"task_id": task_id, "id": event.id, "type": event.type, "data": event.data})
 
 
 def show_events(task_id: str, events: Iterable[TaskEvent]) -> None:
-    """The task's id, streamed text as it comes, steps and states in a short line each."""
+    """Show the task's id, streamed text as it arrives, and steps and states in a short line each."""
     stderr.print(styled((f"task {task_id}", "bold")))
     in_text = False
     heard: dict[int, int] = {}
@@ -42,7 +42,7 @@ def show_events(task_id: str, events: Iterable[TaskEvent]) -> None:
 
 
 def _missed(event: TaskEvent, heard: dict[int, int]) -> str:
-    """A mark where text was lost before this: so many characters of each step have been `heard`."""
+    """Return a mark if text was lost before this event; `heard` counts the characters received of each step."""
     step, begins = event.data["step"], event.data["from"]
     missed = begins > heard.get(step, 0)
     heard[step] = begins + len(event.data["text"])

@@ -27,7 +27,7 @@ REASON = typer.Option(None, "--reason", help="Why, for the record.")
 
 
 def register(commands: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     commands.add_typer(app, name="functions")
 
 
@@ -143,8 +143,8 @@ def _change(name: str, status: str, version: int | None, reason: str | None) -> 
 
 @contextmanager
 def _store() -> Iterator[FunctionStore]:
-    """The function store on the configured database."""
-    # The database layer is imported where it is needed: lists go over HTTP.
+    """Open the function store on the configured database."""
+    # Imported on use: lists go over HTTP and need no database layer.
     from sqlalchemy.orm import Session
 
     from shared.database import get_engine, wait_for_database

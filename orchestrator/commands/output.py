@@ -1,7 +1,7 @@
-"""What commands print: tables for people, JSON for programs, one line for an error.
+"""Output of commands: tables for people, JSON for programs, one line for an error.
 
-Everything that the command line prints goes through this module, and so through `shared.visible_text`: whatever a
-model, a function or a caller wrote, a terminal shows it and does not obey it.
+All output of the command line goes through this module, and therefore through `shared.visible_text`: text from a model,
+a function or a caller is displayed by the terminal and never interpreted.
 """
 
 from __future__ import annotations
@@ -37,41 +37,41 @@ AS_JSON = typer.Option(False, "--json", help="Print JSON instead of a table.")
 
 
 def on_a_terminal() -> bool:
-    """Whether standard output is a terminal."""
-    # There is none where it is closed (`minion tasks >&-`).
+    """Return whether standard output is a terminal."""
+    # It is None if closed (`minion tasks >&-`).
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 class SafeConsole(Console):
-    """A console that sends no control character but its own, and reads no markup in what it prints."""
+    """Console that sends only its own control characters, and interprets no markup in its output."""
 
     def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
         super().__init__(stderr=stderr, width=width, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Make a text of a string."""
+        """Convert a string to a text."""
         return super().render_str(visible(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """Render what becomes of tables, texts and anything else."""
+        """Render a table, text or other object."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
-# Wide enough for ids where no terminal sets the width.
+# Wide enough for ids if no terminal sets the width.
 console = SafeConsole(width=None if on_a_terminal() else 240)
 stderr = SafeConsole(stderr=True)
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:
-    """Return a text of strings and of (string, style) pairs."""
+    """Return a text composed of strings and (string, style) pairs."""
     # Rich drops some of the control characters, and measures the others wrongly.
     safe = [visible(part) if isinstance(part, str) else (visible(part[0]), part[1]) for part in parts]
     return Text.assemble(*safe)
 
 
 def indented(text: str, width: int = 4) -> str:
-    """Return the text with its further lines indented, so that none of them can pass for a line of ours."""
+    """Return the text with its further lines indented, so that they cannot be mistaken for our own output."""
     return visible(text).replace("\n", "\n" + " " * width)
 
 
@@ -91,10 +91,10 @@ def print_json_line(value: Any, *, err: bool = False) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
-    """A table, or the line `empty` where there are no rows."""
+    """Print a table, or the line `empty` if there are no rows."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        # Ids are there to be copied.
+        # Ids must be complete for copying.
         table.add_column(column, no_wrap=column in IDS, min_width=36 if column in IDS else None)
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
@@ -105,15 +105,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty:
 
 
 def local_time(text: str | None) -> datetime | None:
-    """A time of the API, for a table."""
+    """Convert an API time for display in a table."""
     return datetime.fromisoformat(text) if text else None
 
 
 def zoned(given: datetime | None) -> datetime | None:
-    """A local time that was given, with its time zone.
+    """Return a time with a time zone; a time without one is local.
 
     Raises:
-        InvalidInput: it lies where the calendar ends.
+        InvalidInput: the time is at the end of the calendar.
     """
     try:
         return given.astimezone() if given else None
@@ -139,7 +139,7 @@ def fail(error: MinionsError) -> int:
 
 
 def print_error(kind: str, message: str, **detail: Any) -> None:
-    """Print what was wrong to standard error: as one line, or as a JSON object where --json was given."""
+    """Print an error to standard error: as one line, or as a JSON object if --json was given."""
     if "--json" in sys.argv:
         print_json_line({"error": {"type": kind, "message": message, **detail}}, err=True)
     else:
@@ -159,5 +159,5 @@ def _kinds(root: type[MinionError]) -> list[type[MinionError]]:
 
 
 def interactive() -> bool:
-    """Whether a person watches."""
+    """Return whether a person is watching."""
     return on_a_terminal() and os.environ.get("TERM") != "dumb"

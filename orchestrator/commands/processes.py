@@ -16,7 +16,7 @@ from shared.settings import get_settings
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     for command in (demo, up, orchestrator, worker, flower):
         app.command()(command)
 
@@ -108,7 +108,7 @@ def demo(as_json: bool = AS_JSON) -> None:
         sys.exit(_demo(as_json, places))
     pools = [Pool("inspect", 2), Pool("classify", 2), Pool("report,default", 1)]
     with LocalSystem(settings, pools, flower=True, say=quiet):
-        # The API and Flower are gone when somebody reads where they were.
+        # The API and Flower stop with this command, so their addresses are not printed.
         code = _demo(as_json, {})
     quiet("Everything is stopped. `make up` (or `minion up`) keeps it running, with the API's pages and Flower.")
     sys.exit(code)
@@ -130,14 +130,14 @@ def _demo(as_json: bool, places: dict[str, str]) -> int:
 
 
 def _say_nothing(*_: object) -> None:
-    """With --json only the result is printed."""
+    """Print nothing: with --json only the result is printed."""
 
 
 def _celery(*arguments: str) -> None:
-    """Runs Celery's own command line in this process."""
+    """Run Celery's own command line in this process."""
     from celery.__main__ import main
 
-    # By name: the orchestrator imports nothing of the workers. Celery would look for it in the current folder first.
+    # Imported by name: the orchestrator must not import the workers. Celery would search the current folder first.
     import_module("workers.app")
     sys.argv = ["celery", "-A", "workers.app", *arguments]
     main()

@@ -1,4 +1,4 @@
-"""`minion prune`: delete what is older than its retention, now."""
+"""`minion prune`: delete tasks that are older than their retention, now."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shared.settings import get_settings
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the command."""
+    """Add the command."""
     app.command()(prune)
 
 
@@ -18,7 +18,7 @@ def prune(
     dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be deleted."), as_json: bool = AS_JSON
 ) -> None:
     """Delete tasks that are older than the retention of their state, as the orchestrator does by itself."""
-    # The database layer is imported where it is needed: other commands start faster without it.
+    # Imported on use: other commands start faster without the database layer.
     from orchestrator.retention import prune as batches
     from orchestrator.retention import retentions
     from shared.database import get_engine, wait_for_database

@@ -1,4 +1,4 @@
-"""Commands about what failed: replay, dead-letters."""
+"""Commands for failed tasks: replay, dead-letters."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from shared.states import State
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     app.command()(replay)
     app.command("dead-letters")(dead_letters)
 
@@ -148,7 +148,7 @@ def _replay_many(client: Client, filters: dict[str, Any], **how: Any) -> list[di
 
 @contextmanager
 def _progress() -> Iterator[Any]:
-    """A progress bar, where somebody watches."""
+    """Show a progress bar if a person is watching."""
     if not interactive():
         yield None
         return

@@ -1,4 +1,4 @@
-"""Commands about when tasks may start: pause, resume, pauses, limits."""
+"""Commands that control when tasks may start: pause, resume, pauses, limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ limits_app = typer.Typer(
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     for command in (pause, resume, pauses):
         app.command()(command)
     app.add_typer(limits_app, name="limits")
@@ -109,7 +109,7 @@ def remove_limit(scope: LimitScope = SCOPE, name: str = EACH_NAME) -> None:
 
 
 def _tell_if_nobody_has(client: Client, scope: str, name: str) -> None:
-    """A rule may come before what it is for. It may also be misspelt."""
+    """Warn about an unknown name: it may be defined later, or be misspelt."""
     names = {
         "capability": lambda: {each["name"] for each in client.capabilities()},
         "agent": lambda: {each["name"] for each in client.agents()},

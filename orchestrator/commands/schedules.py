@@ -19,7 +19,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def register(commands: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     commands.add_typer(app, name="schedules")
 
 

@@ -1,4 +1,4 @@
-"""`minion secrets`: what tools need to know and nobody else."""
+"""`minion secrets`: confidential values for tools."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAME = typer.Argument(help="The secret's name.")
 
 
 def register(commands: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     commands.add_typer(app, name="secrets")
 
 

@@ -1,7 +1,7 @@
-"""How commands name a task: by its id, by its first characters, or as `@last`.
+"""References to tasks in commands: an id, its first characters, or `@last`.
 
-The API finds the task that the first characters name. `@last` is the last task that this user submitted or replayed
-from this machine, whatever system it went to; a file in the user's state folder has its id.
+The API resolves the first characters. `@last` is the last task that this user submitted or replayed from this machine,
+to whichever system; a file in the user's state folder stores its id.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HELP = "The task's id, its first 8 characters or more, or @last for the last one
 
 
 def remember(task_id: str) -> None:
-    """Make this the last task. Where it cannot be stored, only `@last` suffers."""
+    """Remember this task as `@last`. Failure to store it affects only `@last`."""
     with suppress(OSError, NotConfigured):
         file = _file()
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -30,11 +30,11 @@ def remember(task_id: str) -> None:
 
 
 def named(written: str) -> str:
-    """Return the id that an argument stands for.
+    """Return the id that an argument refers to.
 
     Raises:
-        InvalidInput: it cannot be an id.
-        NotFound: it is `@last`, and no task is remembered.
+        InvalidInput: the argument cannot be an id.
+        NotFound: the argument is `@last`, and no task is remembered.
     """
     if not written or "/" in written:
         raise InvalidInput(

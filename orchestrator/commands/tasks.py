@@ -1,4 +1,4 @@
-"""Commands about tasks: submit, follow, tasks, show, why, cancel, signal."""
+"""Commands for tasks: submit, follow, tasks, show, why, cancel, signal."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ COLUMNS = ("id", "agent", "state", "capability", "attempts", "created", "finishe
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     for command in (submit, follow, tasks, show, why, cancel, signal):
         app.command()(command)
 
@@ -241,11 +241,11 @@ def signal(
 
 
 def read_input(argument: str) -> Any:
-    """The JSON that an argument holds: itself, `@FILE`, or - for standard input.
+    """Return the JSON in an argument: inline, `@FILE`, or - for standard input.
 
     Raises:
-        FileFault: it cannot be read.
-        InvalidInput: it is not JSON.
+        FileFault: the file cannot be read.
+        InvalidInput: the content is not JSON.
     """
     try:
         if argument == "-":
@@ -258,7 +258,7 @@ def read_input(argument: str) -> Any:
 
 
 def labels_of(pairs: list[str]) -> dict[str, str]:
-    """The labels that were given as NAME=VALUE."""
+    """Parse labels given as NAME=VALUE."""
     if wrong := [pair for pair in pairs if "=" not in pair]:
         raise typer.BadParameter(f"a label must be NAME=VALUE, not {wrong[0]!r}")
     return dict(pair.split("=", 1) for pair in pairs)
@@ -276,7 +276,7 @@ def _follow(client: Client, task_id: str, as_json: bool, after: int = 0) -> None
 
 
 def print_submitted(task: Task, *, quiet: bool, as_json: bool) -> None:
-    """Print a new task: only its id where a script keeps it (`TASK=$(minion submit …)`)."""
+    """Print a new task: only its id for use in scripts (`TASK=$(minion submit …)`)."""
     if as_json:
         print_json(plain(task))
     elif quiet or not on_a_terminal():
@@ -286,7 +286,7 @@ def print_submitted(task: Task, *, quiet: bool, as_json: bool) -> None:
 
 
 def print_ended(task: Task, *, as_json: bool) -> None:
-    """Print what became of a task that was waited for. The exit code is 1 unless it succeeded."""
+    """Print the outcome of an awaited task. The exit code is 1 unless it succeeded."""
     if as_json:
         print_json(plain(task))
     elif task.succeeded:
@@ -298,12 +298,12 @@ def print_ended(task: Task, *, as_json: bool) -> None:
 
 
 def summary(task: TaskSummary, *, outputs: bool = False) -> dict[str, Any]:
-    """A task of a list as a dictionary; its output is not known unless it was asked for."""
+    """Return a listed task as a dictionary; its output is included only if it was requested."""
     return {name: value for name, value in plain(task).items() if outputs or name != "output"}
 
 
 def plain(task: Any) -> dict[str, Any]:
-    """A task as a dictionary."""
+    """Return a task as a dictionary."""
     return {name: getattr(task, name) for name in _fields(task)}
 
 
@@ -326,14 +326,14 @@ def _row(task: TaskSummary, *, outputs: bool) -> tuple[Any, ...]:
 
 
 def _decision(chosen: dict[str, Any]) -> str:
-    """A router's choice, what has decided, and how the others fared."""
+    """Describe a router's choice, the method of deciding, and the scores of the other agents."""
     scores = ", ".join(f"{name} {score:g}" for name, score in (chosen.get("scores") or {}).items())
     why = chosen.get("reason") or chosen.get("not_by_model")
     return f"{chosen.get('agent')}, by {chosen.get('by', 'text')}: {scores}" + (f" ({why})" if why else "")
 
 
 def message_of(error: dict[str, Any] | None) -> str:
-    """The text of a task's error; empty if it has none."""
+    """Return the text of a task's error; empty if it has none."""
     return str((error or {}).get("message") or "")
 
 

@@ -1,4 +1,4 @@
-"""`minion webhooks`: who is told of ended tasks, and what became of each message."""
+"""`minion webhooks`: subscriptions to ended tasks, and the outcome of each message."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ app = typer.Typer(
 
 
 def register(commands: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     commands.add_typer(app, name="webhooks")
 
 
@@ -185,7 +185,7 @@ def _change(name: str, *, enabled: bool) -> None:
 
 
 def _print_secret(webhook: dict[str, Any], as_json: bool) -> None:
-    """The secret alone on standard output, so that a script can keep it."""
+    """Print the secret alone on standard output, so that a script can store it."""
     if as_json:
         print_json(webhook)
         return

@@ -1,4 +1,4 @@
-"""Commands about who works: capabilities, workers."""
+"""Commands for capabilities and workers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from orchestrator.commands.output import AS_JSON, local_time, print_json, print_
 
 
 def register(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands."""
     for command in (capabilities, workers):
         app.command()(command)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-# What `minion apply` is given before the audit, and what the demo applies after it.
+# Definitions that `minion apply` stores before the audit, and those that the demo applies after it.
 AGENTS = HERE / "agents"
 UPGRADE = HERE / "upgrade"
 

@@ -1,8 +1,8 @@
-"""What is installed in this Python environment, read so that broken metadata never stop the audit.
+"""Reads the distributions installed in this Python environment, tolerating broken metadata.
 
-`importlib.metadata` finds the distributions. It trusts their files: a METADATA file that is missing or not UTF-8, a
-RECORD with a wrong line, or an entry point without a value raises from its properties. Here each of those is an
-empty field instead.
+`importlib.metadata` finds the distributions, but trusts their files: a METADATA file that is missing or not UTF-8, a
+RECORD with a wrong line, or an entry point without a value raises an error from its properties. Here each of those is
+an empty field instead.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
-# Versioned libraries are called libpq.so.5.
+# Versioned libraries have names such as libpq.so.5.
 NATIVE_LIBRARY = re.compile(r"\.(so(\.[0-9.]+)?|pyd|dylib|dll|exe)$")
-# How programs begin: ELF, and Mach-O for one processor or several.
+# Magic numbers of programs: ELF, and Mach-O for one processor or several.
 PROGRAMS = (b"\x7fELF", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
 LICENCE_FILE = re.compile(r"(^|/)(licen[cs]e|copying|unlicen[cs]e|copyright)[^/]*$", re.IGNORECASE)
 
-# Bounds for what goes into a task's record.
+# Limits of the contents of a task's record.
 TEXTS, TEXT_LENGTH = 6, 4000
 ITEMS, ITEM_LENGTH = 200, 300
 
@@ -39,11 +39,11 @@ class Distribution:
 
     @property
     def key(self) -> str:
-        """The name as PEP 503 compares names."""
+        """The name in the form in which PEP 503 compares names."""
         return normalised(self.name)
 
     def inspect(self) -> dict[str, Any]:
-        """What it says about its licence, and the facts; every text is free of NUL and bounded in length."""
+        """Return the declared licence and the facts; every text is free of NUL and bounded in length."""
         fields = _metadata(self.source)
         files = _files(self.source)
         texts = _licence_texts(files)
@@ -65,7 +65,7 @@ class Distribution:
 
 
 def installed() -> list[Distribution]:
-    """Every distribution of this environment once, sorted by name; of two copies the one that imports find first."""
+    """Return every distribution of this environment once, sorted by name; of two copies, the one that import uses."""
     found: dict[str, Distribution] = {}
     for source in metadata.distributions():
         distribution = _identified(source)
@@ -75,15 +75,15 @@ def installed() -> list[Distribution]:
 
 
 def find(name: str) -> Distribution:
-    """The installed distribution of a name, however it is spelled.
+    """Return the installed distribution of a name in any spelling.
 
     Raises:
-        LookupError: none is installed.
+        LookupError: no such distribution is installed.
     """
     direct = _attempt(lambda: _identified(metadata.distribution(name)), None)
     if direct and direct.key == normalised(name):
         return direct
-    # The folder's name does not match the name in the metadata: look at all of them.
+    # The folder's name does not match the name in the metadata: check all of them.
     for distribution in installed():
         if distribution.key == normalised(name):
             return distribution
@@ -91,29 +91,29 @@ def find(name: str) -> Distribution:
 
 
 def normalised(name: str) -> str:
-    """The name as PEP 503 compares names."""
+    """Return the name in the form in which PEP 503 compares names."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _identified(source: metadata.Distribution) -> Distribution | None:
-    """The distribution with its name and version, from its folder's name where the metadata do not say them."""
+    """Return the distribution with its name and version, taken from its folder's name if the metadata lack them."""
     fields = _metadata(source)
     folder = _folder(source)
     folder_name, _, folder_version = (folder.stem if folder else "").partition("-")
     name = _field(fields, "Name")[:ITEM_LENGTH] or _clean(folder_name)
     version = _field(fields, "Version")[:ITEM_LENGTH] or _clean(folder_version)
-    # pip leaves folders such as `~ip-23.0.dist-info` behind when it is interrupted: not installed, only in the way.
+    # pip leaves folders such as `~ip-23.0.dist-info` behind when it is interrupted: they are not installed.
     return Distribution(name, version, source) if re.match(r"[A-Za-z0-9]", name) else None
 
 
 def _metadata(source: metadata.Distribution) -> email.message.Message:
-    """The header fields; empty where there are none."""
+    """Return the header fields; empty if there are none."""
     text = _attempt(lambda: source.read_text("METADATA") or source.read_text("PKG-INFO"), None)
     return email.parser.HeaderParser().parsestr(text or _raw_metadata(_folder(source)))
 
 
 def _raw_metadata(folder: Path | None) -> str:
-    """The metadata file with what is not UTF-8 replaced; empty if there is no such file."""
+    """Return the metadata file with invalid UTF-8 replaced; empty if there is no such file."""
     if folder is None:
         return ""
     file = folder if folder.is_file() else folder / "METADATA"
@@ -121,13 +121,13 @@ def _raw_metadata(folder: Path | None) -> str:
 
 
 def _folder(source: metadata.Distribution) -> Path | None:
-    # Not public, and the only way to a distribution whose metadata cannot be read.
+    # Private, but the only access to a distribution whose metadata cannot be read.
     path = getattr(source, "_path", None)
     return path if isinstance(path, Path) else None
 
 
 def _field(fields: email.message.Message, name: str, *, unless: str = "") -> str:
-    """A field's text; empty if there is none or if it is the placeholder that old tools wrote."""
+    """Return a field's text; empty if it is missing or is the placeholder that old tools wrote."""
     value = _clean(str(fields.get(name, "")))[:TEXT_LENGTH]
     return "" if value == unless else value
 
@@ -137,13 +137,13 @@ def _fields(fields: email.message.Message, name: str) -> list[str]:
 
 
 def _files(source: metadata.Distribution) -> list[tuple[str, Path]]:
-    """Each recorded file as (recorded path, place on disk); empty without a readable record."""
+    """Return each recorded file as (recorded path, path on disk); empty without a readable record."""
     recorded: list[metadata.PackagePath] = _attempt(lambda: list(source.files or []), [])
     return [(file.as_posix(), Path(str(source.locate_file(file)))) for file in recorded]
 
 
 def _sizes(files: list[tuple[str, Path]]) -> dict[str, int]:
-    """How much is on disk, in files and bytes, and how much of what is recorded is not."""
+    """Return the number and bytes of the files on disk, and the number of recorded files that are missing."""
     counts = {"bytes": 0, "files": 0, "missing_files": 0, "native_files": 0}
     for name, path in files:
         status = _attempt(path.stat, None)
@@ -157,7 +157,7 @@ def _sizes(files: list[tuple[str, Path]]) -> dict[str, int]:
 
 
 def _is_native(name: str, path: Path, *, executable: bool) -> bool:
-    """Whether a file is machine code: a library by its name, a program by its first bytes."""
+    """Return whether a file is machine code: a library by its name, a program by its first bytes."""
     if NATIVE_LIBRARY.search(name):
         return True
     return executable and not path.suffix and _attempt(lambda: _first_bytes(path), b"").startswith(PROGRAMS)
@@ -169,7 +169,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _licence_texts(files: list[tuple[str, Path]]) -> dict[str, str]:
-    """How each licence file begins, by its recorded path."""
+    """Return the beginning of each licence file, by recorded path."""
     inside = [(name, path) for name, path in files if re.search(r"\.(dist|egg)-info/", name)]
     licences = [(name, path) for name, path in inside if LICENCE_FILE.search(name)]
     texts = {_clean(name): _text(path)[:TEXT_LENGTH] for name, path in licences[:TEXTS]}
@@ -177,23 +177,23 @@ def _licence_texts(files: list[tuple[str, Path]]) -> dict[str, str]:
 
 
 def _entry_points(source: metadata.Distribution) -> list[str]:
-    """The entry points as `group: name`."""
+    """Return the entry points as `group: name`."""
     points: list[str] = _attempt(lambda: [f"{point.group}: {point.name}" for point in source.entry_points], [])
     return [_clean(point)[:ITEM_LENGTH] for point in sorted(points)][:ITEMS]
 
 
 def _text(path: Path) -> str:
-    """A file's text with what is not UTF-8 replaced; empty if it cannot be read."""
+    """Return a file's text with invalid UTF-8 replaced; empty if it cannot be read."""
     return _clean(_attempt(lambda: path.read_text(encoding="utf-8", errors="replace"), ""))
 
 
 def _clean(text: str) -> str:
-    """Text that JSON and PostgreSQL can hold: no NUL, no lone surrogates, no blanks around it."""
+    """Make a text valid for JSON and PostgreSQL: no NUL, no lone surrogates, no surrounding whitespace."""
     return text.encode("utf-8", "replace").decode().replace("\x00", "").strip()
 
 
 def _attempt(read: Callable[[], Value], otherwise: Value) -> Value:
-    """What was read, or the other value where somebody else's files or parser fail, in whatever way they do."""
+    """Return the value read, or the default if third-party files or parsers fail in any way."""
     try:
         return read()
     except Exception:

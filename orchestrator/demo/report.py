@@ -1,6 +1,6 @@
-"""The audit's report: one Markdown file and one HTML page, made from the saved data.
+"""The audit's report: one Markdown file and one HTML page, generated from the saved data.
 
-Everything in the data comes from other people's packages, so every value is escaped for where it stands.
+All data come from other people's packages, so every value is escaped for its context.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ DISCLAIMER = "This is what the packages say about themselves, sorted by a progra
 
 
 def name_of(root_id: str) -> str:
-    """The name of the report that belongs to a root task."""
+    """Return the name of the report that belongs to a root task."""
     return f"audit-{root_id}"
 
 
 def folder(data_dir: Path, name: str) -> Path:
-    """Where the files of a report stand.
+    """Return the folder of a report's files.
 
     Raises:
-        ValueError: the name is none that `name_of` gives; it may come from a language model.
+        ValueError: `name_of` never returns such a name; it may come from a language model.
     """
     if not re.fullmatch(r"[A-Za-z0-9-]{1,80}", name):
         raise ValueError(f"{name!r} is no report's name.")
@@ -45,7 +45,7 @@ def folder(data_dir: Path, name: str) -> Path:
 
 
 def markdown(audit: Audit, commentary: str = "") -> str:
-    """The report as Markdown, findings first.
+    """Return the report as Markdown, findings first.
 
     Args:
         audit: the saved data: `{"title", "headline", "findings", "rows", "written_at", "environment"}`.
@@ -71,7 +71,7 @@ def markdown(audit: Audit, commentary: str = "") -> str:
 
 
 def html(audit: Audit, commentary: str = "") -> str:
-    """The report as one HTML page that needs nothing else: no scripts, no fonts, no pictures.
+    """Return the report as one self-contained HTML page: no scripts, no fonts, no pictures.
 
     Args:
         audit: as for `markdown`.
@@ -132,7 +132,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _md(value: Any) -> str:
-    """A value on one line that Markdown shows as it is."""
+    """Return a value on one line that Markdown displays unchanged."""
     line = " ".join(str(value).split())
     return re.sub(r"([\\`*_\[\]<>|#&~!])", r"\\\1", line)
 
@@ -154,7 +154,7 @@ def _html(value: Any) -> str:
 def _html_table(caption: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
     header = "".join(f'<th scope="col">{_html(column)}</th>' for column in columns)
     body = "\n".join(_html_row([_html(cell) for cell in row]) for row in rows)
-    # A wide table scrolls in its own box, which the keyboard reaches through tabindex.
+    # A wide table scrolls in its own box, which is reachable by keyboard through tabindex.
     return (
         f'<div class="table" tabindex="0" role="region" aria-label="{_html(caption)}"><table>'
         f"<caption>{_html(caption)}</caption><thead><tr>{header}</tr></thead>\n<tbody>{body}</tbody></table></div>"

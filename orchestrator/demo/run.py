@@ -1,4 +1,4 @@
-"""The demo, start to end: audit, look, improve one function, replay what failed, report again."""
+"""The demo from start to end: audit, examine, improve one function, replay the failures, report again."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Demo:
     """One run of the demo.
 
     Attributes:
-        places: where to look afterwards: what it is, and its address.
-        timeout: how long one wait may take, in seconds.
+        places: addresses to visit afterwards, by name.
+        timeout: limit of each wait, in seconds.
     """
 
     client: Client
@@ -46,13 +46,13 @@ class Demo:
     timeout: float = 900.0
 
     def run(self) -> dict[str, Any]:
-        """Audits, improves, audits again.
+        """Run the audit, improve a function, and run the audit again.
 
         Returns:
-            what happened, as JSON: `{"ok", "tasks", "latency", "findings", "failed", "report", …}`.
+            The results as JSON: `{"ok", "tasks", "latency", "findings", "failed", "report", …}`.
 
         Raises:
-            WaitTimeout: the tasks did not end in time; they go on.
+            WaitTimeout: the tasks did not end in time; they continue.
         """
         self.apply(AGENTS)
         root = self.watch(self.client.submit("audit", {}))
@@ -64,7 +64,7 @@ class Demo:
         return result
 
     def watch(self, root: Task) -> Task:
-        """Shows a progress bar until the task has ended."""
+        """Show a progress bar until the task has ended."""
         columns = (TextColumn("Auditing"), BarColumn(), MofNCompleteColumn(), TextColumn("tasks"), TimeElapsedColumn())
         deadline = time.monotonic() + self.timeout
         total = None
@@ -85,19 +85,19 @@ class Demo:
         return root
 
     def done(self, root: Task) -> int:
-        """How many tasks have ended, the root included."""
+        """Return the number of ended tasks, including the root."""
         by_state = self.client.counts(root_id=root.id)["by_state"]
         return sum(number for state, number in by_state.items() if state in FINAL)
 
     def expected(self, root: Task) -> int | None:
-        """How many tasks there will be, once it is known how many distributions there are."""
+        """Return the total number of tasks, once the number of distributions is known."""
         listed = self.only(root, "list-distributions")
         if listed is None or listed.state != "succeeded":
             return None
         return len(listed.output["distributions"]) * TASKS_EACH + TASKS_BESIDES
 
     def looked_at(self, root: Task) -> dict[str, Any]:
-        """Shows what the tasks did and what they found."""
+        """Show the executed tasks and their findings."""
         tasks = list(self.client.tasks(root_id=root.id))
         saved = self.only(root, "save-audit-data")
         result = {
@@ -116,14 +116,14 @@ class Demo:
         return result
 
     def failed_distributions(self, root: Task) -> list[Task]:
-        """The tasks of the distributions that could not be judged, with their input, which lists leave out."""
+        """Return the tasks of the distributions without a verdict, with their input, which lists leave out."""
         tasks = self.client.tasks(root_id=root.id, agent="audit-distribution")
         return [self.client.get(task.id) for task in tasks if task.state != "succeeded"]
 
     def improved(self, root: Task, failed: list[Task]) -> dict[str, Any]:
-        """Explains the failures, applies version 2 of the function, replays them and reports again.
+        """Explain the failures, apply version 2 of the function, replay them and report again.
 
-        The whole `audit-distribution` is replayed: its result is what the report needs.
+        The whole `audit-distribution` is replayed, because the report needs its result.
         """
         reasons = _reasons(failed)
         self.console.print(_reasons_table(reasons))
@@ -150,32 +150,32 @@ class Demo:
         }
 
     def merged(self, root: Task, ended: Mapping[str, Task]) -> list[dict[str, Any]]:
-        """The results of the audit, with those of the replays in the place of the ones they replay."""
+        """Return the results of the audit, with those of the replays in place of the originals."""
         everything = self.only(root, "audit-all")
         results = everything.output["results"] if everything else []
         return [_entry(ended[entry["task_id"]]) if entry["task_id"] in ended else entry for entry in results]
 
     def only(self, root: Task, agent: str) -> Task | None:
-        """The one task of an agent below a root, with its output; None if there is none yet."""
+        """Return the one task of an agent below a root, with its output; None if there is none yet."""
         for task in self.client.tasks(root_id=root.id, agent=agent):
             return self.client.get(task.id)
         return None
 
     def report_of(self, saved: Task | None) -> str | None:
-        """The HTML page of a saved audit, if there is one."""
+        """Return the HTML page of a saved audit, if there is one."""
         if saved is None or not saved.output:
             return None
         return str(report.folder(self.data_dir, saved.output["report"]) / report.HTML)
 
     def show_findings(self, findings: list[str]) -> None:
-        """Prints the most surprising findings."""
+        """Print the most surprising findings."""
         self.console.print("\nMost surprising", style="bold")
         for finding in findings:
             self.console.print(f"  • {finding}", markup=False)
         self.console.print()
 
     def show_places(self, result: dict[str, Any]) -> None:
-        """Prints where to look."""
+        """Print the addresses."""
         if result["commentary"]:
             self.console.print("The reporting agent says", style="bold")
             self.console.print(f"  {result['commentary'][:800]}\n", markup=False)
@@ -193,33 +193,33 @@ def run(
     as_json: bool = False,
     timeout: float = 900.0,
 ) -> int:
-    """Runs the demo.
+    """Run the demo.
 
     Args:
-        client: talks to a running system whose minions serve `inspect`, `classify` and `report`.
-        console: what people read; with `as_json` only one JSON object is printed to it, at the end.
+        client: client of a running system whose minions serve `inspect`, `classify` and `report`.
+        console: output for people; with `as_json` it receives only one JSON object, at the end.
         data_dir: the data folder that the minions write to.
         apply: stores the definitions below a path, as `minion apply` does.
-        places: what else to look at afterwards, by name: `{"API": "http://…", "Flower": "http://…"}`.
-        as_json: print what happened for programs.
-        timeout: how long one wait may take, in seconds.
+        places: other addresses to visit afterwards, by name: `{"API": "http://…", "Flower": "http://…"}`.
+        as_json: print the results for programs.
+        timeout: limit of each wait, in seconds.
 
     Returns:
-        the exit code: 0 if the audit and its report are done, else 1.
+        The exit code: 0 if the audit and its report are done, else 1.
 
     Raises:
-        WaitTimeout: the tasks did not end in time; they go on.
+        WaitTimeout: the tasks did not end in time; they continue.
     """
     shown = Console(quiet=True) if as_json else console
     result = Demo(client, shown, data_dir, apply, places or {}, timeout).run()
     if as_json:
-        # Not print_json, which would colour it on a terminal and wrap it in a narrow one.
+        # Not print_json, which would add colours on a terminal and wrap lines in a narrow one.
         console.out(json.dumps({**result, "places": dict(places or {})}, ensure_ascii=False), highlight=False)
     return 0 if result["ok"] else 1
 
 
 def _by_capability(tasks: Iterable[TaskSummary]) -> dict[str, dict[str, int]]:
-    """How many tasks stand where: `{capability: {state: number}}`."""
+    """Return the number of tasks: `{capability: {state: number}}`."""
     counts: dict[str, Counter[str]] = {}
     for task in tasks:
         counts.setdefault(task.capability or "-", Counter())[task.state] += 1
@@ -227,7 +227,7 @@ def _by_capability(tasks: Iterable[TaskSummary]) -> dict[str, dict[str, int]]:
 
 
 def _latency(tasks: Iterable[TaskSummary]) -> dict[str, dict[str, float]]:
-    """Median and p95 from created to finished by capability, in seconds. Tasks that wait for others include that."""
+    """Return median and p95 from created to finished by capability, in seconds, including waits for other tasks."""
     seconds: dict[str, list[float]] = {}
     for task in tasks:
         if task.finished_at is not None:
@@ -253,7 +253,7 @@ def _tasks_table(tasks: Mapping[str, Mapping[str, int]], latency: Mapping[str, M
 
 
 def _reasons(failed: Iterable[Task]) -> dict[str, list[str]]:
-    """The names of the distributions that failed, by the first sentence of the reason; the most frequent first."""
+    """Return the names of failed distributions, by the first sentence of the reason; the most frequent first."""
     reasons: dict[str, list[str]] = {}
     for task in failed:
         reason, _, _ = _message(task.error).partition(". ")
@@ -273,13 +273,13 @@ def _reasons_table(reasons: Mapping[str, list[str]]) -> Table:
 
 
 def _message(error: dict[str, Any] | None) -> str:
-    """The message of the first cause, without what raised it."""
+    """Return the message of the first cause, without the name of the function that raised it."""
     cause = ((error or {}).get("cause") or {}).get("error") or error or {}
     return str(cause.get("message", "no reason is recorded")).split("ValueError: ")[-1]
 
 
 def _entry(task: Task) -> dict[str, Any]:
-    """A task as a parallel chain collects it."""
+    """Return a task in the form in which a parallel chain collects it."""
     entry = {"task_id": task.id, "agent": task.agent, "state": task.state}
     if task.state == "succeeded":
         return {**entry, "output": task.output}
@@ -287,7 +287,7 @@ def _entry(task: Task) -> dict[str, Any]:
 
 
 def _text(output: Any) -> str:
-    """An agent's answer as text."""
+    """Return an agent's answer as text."""
     if isinstance(output, dict) and isinstance(output.get("content"), str):
         return str(output["content"])
     if output is None or isinstance(output, str):

@@ -1,6 +1,6 @@
-"""The demo's builtin tools: what is installed here, and the files of a report.
+"""The demo's builtin tools: installed distributions, and the files of a report.
 
-Each is a plain function of its arguments, already checked against the tool's input schema, and of a context.
+Each is a plain function of a context and its arguments, which were checked against the tool's input schema.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from orchestrator.demo import distributions, report
 
 
 class Context(Protocol):
-    """What the demo's tools read from the context that a minion passes to a builtin tool."""
+    """Part of the context of a builtin tool that the demo's tools use."""
 
     @property
     def root_id(self) -> str:
@@ -28,7 +28,7 @@ class Context(Protocol):
 
 
 def list_distributions(arguments: dict[str, Any], context: Context) -> dict[str, Any]:
-    """The installed distributions, sorted by name.
+    """Return the installed distributions, sorted by name.
 
     Args:
         arguments: `{"only": [names]}`, or nothing for all of them.
@@ -38,7 +38,7 @@ def list_distributions(arguments: dict[str, Any], context: Context) -> dict[str,
         `{"distributions": [{"name", "version"}, …]}`.
 
     Raises:
-        LookupError: a name of `only` is not installed.
+        LookupError: a name in `only` is not installed.
     """
     installed = distributions.installed()
     if "only" in arguments:
@@ -48,14 +48,14 @@ def list_distributions(arguments: dict[str, Any], context: Context) -> dict[str,
 
 
 def inspect_distribution(arguments: dict[str, Any], context: Context) -> dict[str, Any]:
-    """What one installed distribution says about itself and what it holds.
+    """Return the metadata and contents of one installed distribution.
 
     Args:
         arguments: `{"name", "version"?}`.
         context: not used.
 
     Raises:
-        LookupError: it is not installed, or in another version than the one given.
+        LookupError: it is not installed, or its version differs from the given one.
     """
     found = distributions.find(arguments["name"])
     expected = arguments.get("version") or found.version
@@ -68,14 +68,14 @@ def inspect_distribution(arguments: dict[str, Any], context: Context) -> dict[st
 
 
 def save_audit_data(arguments: dict[str, Any], context: Context) -> dict[str, Any]:
-    """Stores a summarised audit as JSON in the data folder, under a name that a retry finds again.
+    """Store a summarised audit as JSON in the data folder, under a name that a retry finds again.
 
     Args:
         arguments: `{"title", "headline", "findings", "rows"}`, from the stored function `summarise_audit`.
-        context: gives the data folder and the root task's id.
+        context: provides the data folder and the root task's id.
 
     Returns:
-        `{"report", "headline", "findings"}`: without the rows, which a model has no use for.
+        `{"report", "headline", "findings"}`: without the rows, which a model does not need.
     """
     name = report.name_of(context.root_id)
     audit = {
@@ -89,15 +89,15 @@ def save_audit_data(arguments: dict[str, Any], context: Context) -> dict[str, An
 
 
 def write_audit_report(arguments: dict[str, Any], context: Context) -> dict[str, Any]:
-    """Writes a saved audit as `report.md` and `report.html`.
+    """Write a saved audit as `report.md` and `report.html`.
 
     Args:
         arguments: `{"report", "commentary"?}`.
-        context: gives the data folder.
+        context: provides the data folder.
 
     Returns:
         `{"report", "markdown", "html", "has_commentary"}`: the two files relative to the data folder, and whether they
-        hold a commentary.
+        contain a commentary.
 
     Raises:
         LookupError: no audit of that name was saved.
@@ -122,7 +122,7 @@ def write_audit_report(arguments: dict[str, Any], context: Context) -> dict[str,
 
 
 def _write(path: Path, text: str) -> None:
-    """Writes a file at once, so that a reader or a second attempt never sees half of it."""
+    """Write a file atomically, so that a reader or a second attempt never sees an incomplete one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One child process of `minion up`: started, watched, started again when it dies."""
+"""One child process of `minion up`: started, watched, and restarted when it dies."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Child:
     """A `minion` subcommand as a process with a log file.
 
     Attributes:
-        orphaned: the signal that it gets when this process is killed.
-        withheld: how the names of variables begin that it must not see: secrets that it does not need.
+        orphaned: the signal that it receives when this process is killed.
+        withheld: prefixes of environment variables that it must not see: secrets that it does not need.
     """
 
     def __init__(
@@ -50,18 +50,18 @@ class Child:
         self._not_before = 0.0
 
     def start(self) -> None:
-        """Starts the process. Call it from the main thread: Linux tells the child when its starter thread ends."""
+        """Start the process. Call it from the main thread: Linux signals the child when the starting thread ends."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(self.withheld)}
         environment = {**inherited, **self.environment, **follow_environment(self.orphaned)}
         with self._open_log() as output:
             self.process = subprocess.Popen(
-                # -P: not from the current folder, which may have a `shared` or `workers` of its own.
+                # -P: do not import from the current folder, which may have its own `shared` or `workers`.
                 [sys.executable, "-P", "-m", "orchestrator.cli", *self.arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C in the terminal goes to `minion up` alone, which stops its children in order.
+                # Ctrl-C in the terminal goes to `minion up` only, which stops its children in order.
                 start_new_session=True,
             )
         self._started = time.monotonic()
@@ -71,7 +71,7 @@ class Child:
         return self.process is not None and self.process.poll() is None
 
     def revive(self) -> None:
-        """Starts it again if it died, after a pause that grows while it keeps dying."""
+        """Restart it if it died, after a pause that grows while it keeps dying."""
         if self.running or time.monotonic() < self._not_before:
             return
         code = self.process.returncode if self.process else None
@@ -82,12 +82,12 @@ class Child:
         self.start()
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal if it still runs."""
+        """Send a signal if it is still running."""
         if self.running and self.process is not None:
             self.process.send_signal(number)
 
     def wait(self, seconds: float) -> bool:
-        """Whether it has ended within that time."""
+        """Return whether it has ended within that time."""
         if self.process is None:
             return True
         try:
@@ -97,7 +97,7 @@ class Child:
         return True
 
     def last_words(self, lines: int = 15) -> str:
-        """The end of its log."""
+        """Return the end of its log."""
         try:
             return "\n".join(self.log_file.read_text(errors="replace").splitlines()[-lines:])
         except OSError:

@@ -1,4 +1,4 @@
-"""Processes of `minion up` end with it, however it ends."""
+"""Ensures that the processes of `minion up` end with it, however it ends."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ PR_SET_PDEATHSIG = 1
 
 
 def follow_environment(number: signal.Signals) -> dict[str, str]:
-    """What to put into a child's environment so that it gets this signal when this process is gone."""
+    """Return environment variables that make a child receive this signal when this process is gone."""
     return {FOLLOW: f"{int(number)}:{os.getpid()}"}
 
 
 def follow_parent(value: str) -> None:
-    """In the child: arranges for the signal. Linux delivers it at once; a thread looks every second all the same, and
-    ends the process where the signal does not: with broker and database gone, a worker may wait for them for ever.
+    """Arrange for the signal, in the child. Linux delivers it at once. A thread also checks every second, and ends the
+    process if the signal does not: with broker and database gone, a worker may wait for them indefinitely.
     """
     number, _, parent = value.partition(":")
     if sys.platform == "linux":

@@ -1,7 +1,7 @@
 """The whole system on one machine, on the same real servers as in production.
 
-Everything lives in the installation's data folder: the servers' files, logs, reports, the API key, and `run.json`,
-which tells the other commands where things are while it runs.
+Everything is stored in the installation's data folder: the servers' files, logs, reports, the API key, and `run.json`,
+which holds the addresses for the other commands while it runs.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ LOOK_SECONDS = 1.0
 DEFAULT_CONCURRENCY = 2
 FLOWER_PORT = 5555
 OF_MODELS = ("ANTHROPIC_",)
-"""How the variables of model providers begin, which only minions need."""
+"""Prefixes of the model providers' variables, which only minions need."""
 
 
 @dataclass(frozen=True)
 class Pool:
-    """A worker pool: capabilities separated by commas, and how many tasks at once."""
+    """A worker pool: capabilities separated by commas, and the number of concurrent tasks."""
 
     capabilities: str
     concurrency: int = DEFAULT_CONCURRENCY
@@ -57,10 +57,10 @@ class Pool:
 
 
 def parse_pool(text: str) -> Pool:
-    """`inspect,classify=4` as a pool.
+    """Parse a pool such as `inspect,classify=4`.
 
     Raises:
-        InvalidInput: it is not of that form.
+        InvalidInput: the text does not have that form.
     """
     capabilities, _, number = text.partition("=")
     if number and not re.fullmatch("0*[1-9][0-9]{0,4}", number):
@@ -97,11 +97,11 @@ class LocalSystem:
     """Starts everything, keeps it running, stops everything."""
 
     def __init__(self, settings: Settings, pools: list[Pool], *, flower: bool, say: Callable[[str], object]) -> None:
-        """Nothing is started before the `with` block.
+        """Start nothing before the `with` block.
 
         Args:
-            pools: worker pools; empty for one of each capability that an agent offers, also of agents stored later.
-            say: tells the person at the terminal what goes on.
+            pools: worker pools; if empty, one for each capability that an agent offers, including agents stored later.
+            say: reports progress to the terminal.
         """
         self.settings = settings
         self.pools = pools
@@ -130,11 +130,11 @@ class LocalSystem:
         self.stop()
 
     def places(self) -> dict[str, str]:
-        """Where to look, by name."""
+        """Addresses, by name."""
         return dict(self.facts["places"])
 
     def supervise(self) -> None:
-        """Keeps everything running until SIGTERM or SIGINT."""
+        """Keep everything running until SIGTERM or SIGINT."""
         while not self._stopping.wait(LOOK_SECONDS):
             self._keep_servers()
             for child in self.children:
@@ -143,8 +143,8 @@ class LocalSystem:
                 self._add_pools()
 
     def stop(self) -> None:
-        """Stops the children in order, then the servers; idempotent."""
-        if self.facts.get("started"):  # else the file is of the system that runs in this folder already
+        """Stop the children in order, then the servers; idempotent."""
+        if self.facts.get("started"):  # otherwise the file belongs to a system that is already running in this folder
             (self.settings.data_dir / RUN_FILE).unlink(missing_ok=True)
         self._stop_children()
         close_engine()
@@ -186,7 +186,7 @@ class LocalSystem:
         self._stopping.set()
 
     def _start_servers(self) -> None:
-        """The private servers, where the environment names none."""
+        """Start the private servers that the environment does not replace."""
         read_secret_files()
         environment: dict[str, str] = {}
         if self.settings.database_url is None or self.settings.redis_url is None:
@@ -203,7 +203,7 @@ class LocalSystem:
         get_settings.cache_clear()
 
     def _key(self, name: str, made: str) -> str:
-        """A key in the data folder, made at the first start; only its owner may read it."""
+        """Return a key in the data folder, created at the first start; only its owner may read it."""
         file = self.settings.data_dir / name
         try:
             with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as new:
@@ -225,7 +225,7 @@ class LocalSystem:
             self.facts["places"]["Flower"] = f"http://127.0.0.1:{self.facts['flower_port']}"
 
     def _take_port(self, who: str, preferred: int) -> int:
-        """Return the preferred port if it is free, or else any that is, and say so. No other `minion up` takes it."""
+        """Return the preferred port if it is free, else any free one, and report it. No other `minion up` takes it."""
         for wanted in (preferred, 0):
             port = _free_port(wanted)
             claim = _claimed(port) if port else None
@@ -237,7 +237,7 @@ class LocalSystem:
         raise Unavailable("There is no free port on 127.0.0.1.")
 
     def _write_facts(self) -> None:
-        """`run.json`: it holds the servers' passwords, so only its owner may read it."""
+        """Write `run.json`. It holds the servers' passwords, so only its owner may read it."""
         facts = {
             **self.facts,
             "pid": os.getpid(),
@@ -264,12 +264,12 @@ class LocalSystem:
         return child
 
     def _start_pool(self, pool: Pool) -> None:
-        # A worker that is orphaned shuts down within its soft time: SIGTERM would wait for its tasks.
+        # An orphaned worker shuts down within its soft time: SIGTERM would wait for its tasks.
         arguments = ["worker", pool.capabilities, "-c", str(pool.concurrency)]
         self._start_child(pool.name, arguments, signal.SIGQUIT)
 
     def _add_pools(self) -> None:
-        """A pool for each capability that an agent offers and no pool serves."""
+        """Add a pool for each capability that an agent offers and no pool serves."""
         served = {name for pool in self.pools for name in pool.capabilities.split(",")}
         for name in sorted(self._offered() - served):
             pool = Pool(name)
@@ -320,7 +320,7 @@ class LocalSystem:
             self.servers.start()
 
     def _stop_children(self) -> None:
-        """Asks first, then insists: SIGTERM, for workers SIGQUIT, at last SIGKILL."""
+        """Stop children gracefully, then forcibly: SIGTERM, for workers SIGQUIT, finally SIGKILL."""
         for number, seconds in ((signal.SIGTERM, STOP_SECONDS), (signal.SIGQUIT, STOP_SECONDS), (signal.SIGKILL, 5.0)):
             for child in self.children:
                 child.signal(number)
@@ -332,9 +332,9 @@ class LocalSystem:
 
 
 def _free_port(wanted: int) -> int | None:
-    """The wanted port (0: any) if it is free on the loopback interface."""
+    """Return the wanted port (0: any) if it is free on the loopback interface."""
     with socket.socket() as probe:
-        # As the servers do: connections of a system that has just stopped do not take the port.
+        # Like the servers: connections of a system that has just stopped do not block the port.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", wanted))
@@ -344,8 +344,8 @@ def _free_port(wanted: int) -> int | None:
 
 
 def _claimed(port: int) -> socket.socket | None:
-    """A claim on a port that its user binds only later: a name that the kernel gives to one process at a time (Linux).
-    None: another system that starts just now has it.
+    """Claim a port that its user binds only later, through a name that the kernel gives to one process at a time
+    (Linux). Return None if another system that is starting now has it.
     """
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:

@@ -10,7 +10,7 @@ from workers.models.offline import OfflinePlanner
 
 
 def resolve(model: str) -> str:
-    """The model that `auto` means here: the configured one where there is a key, else the offline planner."""
+    """Return the model that `auto` selects: the configured one if there is a key, else the offline planner."""
     if model != AUTO:
         return model
     settings = get_settings()
@@ -18,5 +18,5 @@ def resolve(model: str) -> str:
 
 
 def client_for(model: str) -> ModelClient:
-    """The client that serves a model."""
+    """Return the client that serves a model."""
     return OfflinePlanner() if model == OFFLINE else AnthropicClient()

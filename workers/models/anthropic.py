@@ -1,4 +1,4 @@
-"""Claude, through the installed Anthropic SDK. Every call is streamed, whether somebody follows it or not."""
+"""Claude, through the installed Anthropic SDK. Every call is streamed, whether it has followers or not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 # Seconds without a byte. The API sends pings while a model thinks; a gateway that does not stream sends none.
 TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
-# What an error in the middle of a stream, whose status is 200, would have had for a status.
+# Statuses for errors in the middle of a stream, whose own status is 200.
 STATUS_OF = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -47,7 +47,7 @@ WORTH_ASKING_AGAIN = frozenset({408, 409, 429})
 KEY = re.compile(r"[\x21-\x7e]+")
 MAX_MESSAGE = 1_100
 NO_REASON = "none"
-"""The stop reason of an answer without one."""
+"""Stop reason of an answer without one."""
 
 
 @lru_cache(maxsize=1)
@@ -56,7 +56,7 @@ def _client() -> anthropic.Anthropic:
         return anthropic.Anthropic(
             api_key=_key(),
             base_url=get_settings().anthropic_base_url,
-            # Who asks again is `workers.models.patience`: it gives the worker's slot back meanwhile.
+            # `workers.models.patience` makes the retries: it frees the worker's slot in the meantime.
             max_retries=0,
             timeout=TIMEOUT,
             middleware=[_let_the_soft_limit_pass, _read_what_is_refused, _learn],
@@ -66,7 +66,7 @@ def _client() -> anthropic.Anthropic:
 
 
 def _key() -> str:
-    """The key, if a header can hold it. The library's own error would quote it."""
+    """Return the key if a header can hold it. The library's own error would quote it."""
     given = get_settings().anthropic_api_key
     if not given:
         raise ModelError(
@@ -86,7 +86,7 @@ def _limits() -> ModelLimits:
 
 
 def _learn(request: Any, call_next: Any) -> Any:
-    """What every response tells of the limits. (Counting tokens has limits of its own.)"""
+    """Learn the limits from every response. (Counting tokens has separate limits.)"""
     response = call_next(request)
     if request.url == "/v1/messages":
         _limits().learn(request.json["model"], response.headers, response.status_code)
@@ -94,7 +94,7 @@ def _learn(request: Any, call_next: Any) -> Any:
 
 
 def _read_what_is_refused(request: Any, call_next: Any) -> Any:
-    """What the status says holds even if the words after it are lost: the SDK would read them unguarded."""
+    """Keep the status of a refusal even if its body is lost: the SDK would read the body unguarded."""
     response = call_next(request)
     if response.status_code >= 400:
         refused = response.http_response
@@ -108,7 +108,7 @@ def _read_what_is_refused(request: Any, call_next: Any) -> Any:
 
 
 def _let_the_soft_limit_pass(request: Any, call_next: Any) -> Any:
-    """The SDK takes whatever strikes during a request for a lost connection."""
+    """Pass the soft limit on: the SDK treats any exception during a request as a lost connection."""
     try:
         return call_next(request)
     except anthropic.APIConnectionError as error:
@@ -118,10 +118,10 @@ def _let_the_soft_limit_pass(request: Any, call_next: Any) -> Any:
 
 
 class AnthropicClient:
-    """Makes model turns with `messages.create`."""
+    """Client that makes model turns with `messages.create`."""
 
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
-        """One turn. See `ModelClient`."""
+        """Make one turn. See `ModelClient`."""
         client = _client()
         _limits().admit(request.model, request.estimated_tokens(), request.max_tokens, request.namespace)
         try:
@@ -133,24 +133,24 @@ class AnthropicClient:
             raise _model_error(error, request.model) from None
         reply = _reply(message, request.model)
         if message.get("usage"):
-            # What was read from the prompt cache does not count for the limits.
+            # Tokens read from the prompt cache do not count towards the limits.
             _limits().settle(request.model, reply.input_tokens - reply.cache_read_tokens, reply.output_tokens)
         return reply
 
     def count_tokens(self, request: ModelRequest) -> int:
-        """Asks the API, which does not charge for it. See `ModelClient`."""
+        """Ask the API, which does not charge for it. See `ModelClient`."""
         arguments = _arguments(request)
         arguments.pop("extra_body", None)
         with suppress(anthropic.APIError):
             counted = getattr(_client().messages.count_tokens(**arguments), "input_tokens", None)
             if isinstance(counted, int):
                 return counted
-        # Gateways often lack it. If something is wrong with the request, the call itself will say so.
+        # Gateways often lack it. If the request is invalid, the call itself will report that.
         return request.estimated_tokens()
 
 
 def _arguments(request: ModelRequest) -> dict[str, Any]:
-    """What a call and a count have in common. The prompt up to here is cached, for the turns after this one."""
+    """Arguments shared by calls and counts. The prompt up to here is cached for later turns."""
     arguments: dict[str, Any] = {"model": request.model, "messages": messages_of(request)}
     if request.system:
         arguments["system"] = [{"type": "text", "text": request.system, **CACHED}]
@@ -168,17 +168,17 @@ def _arguments(request: ModelRequest) -> dict[str, Any]:
     if request.effort is not None:
         arguments["output_config"] = {"effort": request.effort}
     if request.sampling:
-        # Not arguments of `create` any more since SDK 2; the models that still take them read them from the body.
+        # No longer arguments of `create` since SDK 2; the models that still accept them read them from the body.
         arguments["extra_body"] = request.sampling
     return arguments
 
 
 def _received(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[str, Any]:
-    """The whole message, once it is whole.
+    """Return the message when it is complete.
 
     Raises:
         ModelUnavailable: the stream ended before the message did.
-        ModelError: this is no message.
+        ModelError: the response is not a message.
     """
     request_id = response.headers.get("request-id")
     try:
@@ -188,7 +188,7 @@ def _received(response: httpx2.Response, on_text: Callable[[str], None]) -> dict
             check(storable([content, message.get("stop_details")]), what="the answer")
             return {**message, "content": content}
     except StreamError as error:
-        # The status was 200: part of the answer may have to be paid for.
+        # The status was 200: part of the answer may be charged.
         status = STATUS_OF.get(error.kind, 500)
         again = _is_worth_it(status)
         raise _refused(status, error.message, error.request_id or request_id, again=again, cost_unknown=True) from None
@@ -200,7 +200,7 @@ def _received(response: httpx2.Response, on_text: Callable[[str], None]) -> dict
 
 
 def _is_stream(response: httpx2.Response) -> bool:
-    """What it is, whatever a gateway calls it."""
+    """Return whether the body is a stream, regardless of the content type that a gateway declares."""
     if response.headers.get("content-type", "").lower().startswith("text/event-stream"):
         return True
     return response.read().lstrip().startswith((b"event:", b"data:", b":"))
@@ -209,7 +209,7 @@ def _is_stream(response: httpx2.Response) -> bool:
 def _streamed(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[str, Any] | None:
     received = anthropic.Stream.raw_events(response)
     message = assembled(_events(received), on_text)
-    # It is whole. What comes after it is read for the connection's sake, which is used again then.
+    # The message is complete. The rest is read so that the connection can be reused.
     with suppress(httpx2.HTTPError, ValueError):
         for _ in received:
             pass
@@ -223,7 +223,7 @@ def _events(received: Iterable[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _plain_message(body: bytes) -> dict[str, Any]:
-    """What a gateway that cannot stream answers at once."""
+    """Parse the plain answer of a gateway that cannot stream."""
     with suppress(ValueError):
         message = json.loads(body)
         if isinstance(message, dict) and message.get("type") == "message":
@@ -234,7 +234,7 @@ def _plain_message(body: bytes) -> dict[str, Any]:
 
 
 def _sound(block: Block) -> Block:
-    """A block that has what its kind must have, whatever a gateway left out."""
+    """Return a block with all fields that its kind requires, even if a gateway left some out."""
     match block.get("type"):
         case "text":
             return {**block, "text": block.get("text") or ""}
@@ -250,7 +250,7 @@ def _sound(block: Block) -> Block:
 
 
 def _input_of(given: Any) -> dict[str, Any]:
-    """The API takes back only objects, and a tool takes only strict JSON."""
+    """Make a tool input valid: the API accepts back only objects, and a tool accepts only strict JSON."""
     if isinstance(given, dict):
         with suppress(InvalidInput):
             check(given)
@@ -259,7 +259,7 @@ def _input_of(given: Any) -> dict[str, Any]:
 
 
 def _reply(message: dict[str, Any], asked: str) -> ModelReply:
-    """What the message says, with all that cannot be stored replaced: it is paid for."""
+    """Convert a message to a reply. Text that cannot be stored is replaced, because the reply has been paid for."""
     content, kept = message["content"], storable(message["content"])
     if replaced := kept != content:
         log.warning("model_text_replaced", why="it has U+0000 or half a character, which PostgreSQL cannot store")
@@ -275,7 +275,7 @@ def _reply(message: dict[str, Any], asked: str) -> ModelReply:
 
 
 def _model_error(error: anthropic.APIError, model: str) -> ModelError:
-    """One clear sentence for each way in which a call can fail."""
+    """Describe each kind of failed call in one clear sentence."""
     if isinstance(error, anthropic.APIStatusError):
         headers = error.response.headers
         said = str(error.api_message or error.message)
@@ -295,7 +295,7 @@ def _request_id(error: anthropic.APIStatusError) -> str | None:
 
 
 def _is_worth_it(status: int, headers: Mapping[str, str] | None = None) -> bool:
-    """Whether to ask again: as the API says, else by the status."""
+    """Return whether a retry is worthwhile: as the API says, else by the status."""
     told = (headers or {}).get("x-should-retry")
     return told == "true" if told in ("true", "false") else status in WORTH_ASKING_AGAIN or status >= 500
 
@@ -303,7 +303,7 @@ def _is_worth_it(status: int, headers: Mapping[str, str] | None = None) -> bool:
 def _refused(
     status: int, said: str, request_id: str | None, *, again: bool, model: str = "", cost_unknown: bool = False
 ) -> ModelError:
-    """What a status says, in the API's own words."""
+    """Describe an error status in the API's own words."""
     detail: dict[str, Any] = {"http_status": status, **({"cost_unknown": True} if cost_unknown else {})}
     said = f"{status}: {said}"
     if again:
@@ -323,8 +323,8 @@ def _unreadable(why: object, request_id: str | None = None) -> ModelError:
 
 
 def _failed(kind: type[ModelError], said: str, request_id: str | None, **detail: Any) -> ModelError:
-    """An error with the request's id, for Anthropic's support. It is quoted: errors of a kind are put together by their
-    words, without what is quoted.
+    """Return an error with the request's id, for Anthropic's support. The id is quoted, because errors are grouped by
+    their words without quoted parts.
     """
     said = _without_key(said)[:MAX_MESSAGE]
     if request_id:
@@ -333,7 +333,7 @@ def _failed(kind: type[ModelError], said: str, request_id: str | None, **detail:
 
 
 def _without_key(said: str) -> str:
-    """What was said, without the key: a gateway may repeat what it was sent."""
+    """Remove the key from a text: a gateway may echo the request."""
     key = get_settings().anthropic_api_key
     return said.replace(key.get_secret_value(), HIDDEN) if key else said
 
@@ -342,7 +342,7 @@ def _lost(cause: BaseException, request_id: str | None = None) -> ModelError:
     if isinstance(cause, httpx2.UnsupportedProtocol):
         return ModelError("ANTHROPIC_BASE_URL cannot be used: it must begin with http:// or https://.")
     if isinstance(cause, httpx2.LocalProtocolError):
-        # Its words quote the header, and what is secret in it.
+        # The message would quote the header, including its secrets.
         return ModelError("The request to the Anthropic API cannot be sent: check ANTHROPIC_CUSTOM_HEADERS.")
     said = str(cause) or type(cause).__name__
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError | httpx2.PoolTimeout):

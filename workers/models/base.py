@@ -1,4 +1,4 @@
-"""What every model client is to an agent: a conversation in, one reply out, in the Messages API's block format."""
+"""Interface between model clients and agents: a conversation in, one reply out, in the Messages API's block format."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from shared.storable import LONE_SURROGATE, storable
 Block = dict[str, Any]
 
 INVALID_JSON = "INVALID_JSON"
-"""The only name in a tool's input that could not be read; its value is what the model wrote."""
+"""The only name in an unreadable tool input; its value is the text that the model wrote."""
 
-# Short words and JSON; an estimate is to be too high rather than too low. Bytes of UTF-8: where a character may be a
-# token of its own, as in Chinese, it has three.
+# Short words and JSON; an estimate should err on the high side. Bytes of UTF-8: in scripts where a character
+# may be a token, such as Chinese, it has three bytes.
 BYTES_A_TOKEN = 3.0
 
 
@@ -39,10 +39,10 @@ class ModelRequest:
             is JSON text, or the text of an error.
         input: the task's input as JSON, which the offline planner reads instead of understanding the text.
         sampling: only settings that differ from neutral.
-        thinking: `adaptive`, `disabled`, or the most tokens to think with; None: as the model does by itself.
-        effort: how much the model puts into its answer; None: as it does by itself.
-        namespace: of the task, whose limits hold.
-        results_as_json: a tool's text is sent as JSON, as 0.2 did.
+        thinking: `adaptive`, `disabled`, or the maximum number of tokens to think with; None: the model's default.
+        effort: how much effort the model puts into its answer; None: the model's default.
+        namespace: of the task, whose limits apply.
+        results_as_json: send a tool's text as JSON, as 0.2 did.
     """
 
     model: str
@@ -59,7 +59,7 @@ class ModelRequest:
     results_as_json: bool = False
 
     def estimated_tokens(self) -> int:
-        """How many tokens the input may have, without asking anybody."""
+        """Estimate the tokens of the input, without a request."""
         tools = [[tool.name, tool.description, tool.input_schema] for tool in self.tools]
         text = json.dumps([self.system, tools, self.messages], ensure_ascii=False)
         return math.ceil(len(text.encode("utf-8", "surrogatepass")) / BYTES_A_TOKEN)
@@ -67,14 +67,14 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True)
 class ModelReply:
-    """What the model answered: blocks, why it stopped, and what it used.
+    """A model's answer: blocks, stop reason and usage.
 
     Attributes:
-        input_tokens: all, those that were read from the prompt cache or written to it included.
-        used_besides: what else explains the cost, such as searches on the web; no zeros.
-        cost_microdollars: None where nobody knows: the model has no price here, or the API did not say what was used.
-        stop_details: what the API says about a refusal.
-        exact: the content's JSON text as it came, where characters of it were replaced because they cannot be stored.
+        input_tokens: all of them, including those read from or written to the prompt cache.
+        used_besides: other usage that explains the cost, such as web searches; no zeros.
+        cost_microdollars: None if unknown: the model has no price here, or the API did not report the usage.
+        stop_details: the API's details of a refusal.
+        exact: the content's original JSON text, if characters were replaced because they cannot be stored.
     """
 
     content: list[Block]
@@ -90,49 +90,49 @@ class ModelReply:
     exact: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """For the journal."""
+        """Return the form that the journal stores."""
         rare = {"stop_details": self.stop_details, "exact": self.exact}
         said = {name: value for name, value in rare.items() if value}
         return {"content": self.content, "stop_reason": self.stop_reason, "model": self.model, **said}
 
 
 def joined(text: str) -> str:
-    """A text whose surrogate pairs were cut apart, as some gateways cut it, is whole again."""
+    """Join the surrogate pairs of a text: some gateways split them."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
 
 def exact_content(reply: dict[str, Any]) -> list[Block]:
-    """The blocks of a reply that the journal keeps, for the API: exactly as they came, since thoughts are signed."""
+    """The blocks of a recorded reply for the API, exactly as received, because thoughts are signed."""
     blocks: list[Block] = reply["content"]
     return whole(storable(json.loads(reply["exact"]), LONE_SURROGATE)) if "exact" in reply else blocks
 
 
 def text_in(reply: dict[str, Any]) -> str:
-    """What a reply says, as the journal keeps it."""
+    """The text of a recorded reply."""
     return "".join(block["text"] for block in reply["content"] if block["type"] == "text").strip()
 
 
 def json_in(answer: str) -> str:
-    """The JSON in an answer that wraps it in a code fence."""
+    """Extract the JSON from an answer that wraps it in a code fence."""
     if answer.startswith("```") and answer.endswith("```"):
         return answer.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     return answer
 
 
 class ModelClient(Protocol):
-    """A provider of models."""
+    """Client of a model provider."""
 
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
-        """Makes one model turn.
+        """Make one model turn.
 
         Args:
-            on_text: is told the text as it comes.
+            on_text: receives the text as it arrives.
 
         Raises:
-            Postponed: the model's limits permit no call now.
-            ModelUnavailable: the provider did not answer; the request may be made again.
+            Postponed: the model's limits allow no call now.
+            ModelUnavailable: the provider did not answer; the request may be retried.
             ModelError: the provider refused it.
         """
 
     def count_tokens(self, request: ModelRequest) -> int:
-        """The tokens of a request's input; an estimate that is rather too high where the provider does not say."""
+        """Return the tokens of a request's input, or an estimate on the high side if the provider has no count."""

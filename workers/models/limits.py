@@ -1,11 +1,11 @@
-"""How many requests and tokens a minute a model may be asked for: what people have set, and what the API tells.
+"""Limits of requests and tokens per minute for a model: configured by people, and reported by the API.
 
-What people set (`minion limits set model NAME …`) stands in PostgreSQL and holds for a namespace, whatever the key.
-What the API tells in its `anthropic-ratelimit-*` headers holds for the key that a call was made with; it is kept in
-Redis, for all processes, and forgotten after an hour without a call. Both hold together, on the one limiter.
+Configured limits (`minion limits set model NAME …`) are stored in PostgreSQL and apply to a namespace, whatever the
+key. Limits that the API reports in its `anthropic-ratelimit-*` headers apply to the key of the call; they are kept in
+Redis, for all processes, and forgotten after an hour without a call. Both apply together, in the one limiter.
 
-Before the first answer nothing is known of a key, and calls pass. Where Redis is away, what the API told is unknown
-again: calls pass, and the API refuses those that are too many. What people set is not exceeded: no call begins then.
+Before the first answer nothing is known about a key, and calls pass. While Redis is unavailable, the reported limits
+are unknown: calls pass, and the API refuses excess ones. Configured limits are never exceeded: no call begins then.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from workers.outcomes import IN_PLACE_SECONDS, Postponed
 log = structlog.get_logger(__name__)
 
 KINDS = ("requests", "input-tokens", "output-tokens", "tokens")
-"""As the headers name them; `tokens` are both."""
+"""Names as in the headers; `tokens` covers both."""
 
 FACTS = ("limit", "remaining", "reset")
 PERIOD_SECONDS = 60.0
 LEARNED_SECONDS = 3600
 MOST_HELD_SECONDS = 3600.0
 FLIGHT_SECONDS = 900.0
-"""Longer than a call lasts: who has not told its end by then was killed."""
+"""Longer than a call lasts: a call that has not reported its end by then was killed."""
 
 LIMITER_AWAY_SECONDS = 1.0
 APART_SECONDS = 0.1
-"""Between two that wait, so that not all come back at the same moment."""
+"""Between two waiting calls, so that they do not all retry at the same moment."""
 
 LONGEST_WAIT_SECONDS = 60.0
-"""Then one asks again: calls that have ended may have given much back, and the limit may have been changed."""
+"""Maximum wait before asking again: finished calls may have returned capacity, and the limit may have been changed."""
 
 
 Costs = dict[str, float]
-"""What a call takes of each kind of limit."""
+"""Amount of each kind of limit that a call uses."""
 
 
 def _costs(requests: float, input_tokens: float, output_tokens: float) -> Costs:
@@ -65,7 +65,7 @@ NOTHING = _costs(0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class _Limit:
-    """So much of a kind in a period of so many seconds; of the API, or set by people."""
+    """Limit of an amount per period in seconds, reported by the API or configured."""
 
     name: str
     kind: str
@@ -78,13 +78,13 @@ class _Limit:
         return f"{self.rate:g} {self.kind.replace('-', ' ')} in {self.period:g} s ({by})"
 
     def bucket(self, costs: Costs) -> Bucket:
-        """For the limiter."""
+        """Return the limiter's bucket for this limit."""
         return Bucket(self.name, self.rate, self.period, costs[self.kind])
 
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """Seconds to wait, and why; 0 where nothing is refused."""
+    """Seconds to wait, and the reason; 0 if nothing is refused."""
 
     wait: float
     why: str
@@ -95,7 +95,7 @@ GRANTED = _Refusal(0.0, "")
 
 @dataclass
 class _Call:
-    """A call from its reservation to its end; `taken` are the limits that it takes from, by name."""
+    """A call from its reservation to its end; `taken` holds the limits that it uses, by name."""
 
     model: str
     input_tokens: int
@@ -104,17 +104,17 @@ class _Call:
     taken: dict[str, _Limit] = field(default_factory=dict)
 
     def take(self, limits: Iterable[_Limit]) -> None:
-        """It takes from these limits too."""
+        """Add limits that the call also uses."""
         self.taken |= {limit.name: limit for limit in limits}
 
     def costs(self) -> Costs:
-        """What it takes."""
+        """Amounts that the call uses."""
         return _costs(1, self.input_tokens, self.output_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """What a response tells of one kind of limit; `full_after` are seconds until all of it is back."""
+    """A response's report about one kind of limit; `full_after` is in seconds until it is fully replenished."""
 
     limit: float
     remaining: float
@@ -122,21 +122,21 @@ class _Told:
 
     @property
     def period(self) -> float:
-        """Seconds in which the whole limit comes back: a minute, or more where the API says so."""
+        """Seconds in which the whole limit is replenished: a minute, or more if the API says so."""
         used = self.limit - self.remaining
-        # The moment is told in whole seconds.
+        # The API reports the time in whole seconds.
         if used <= 0 or self.full_after <= PERIOD_SECONDS * used / self.limit + 1:
             return PERIOD_SECONDS
         return self.full_after * self.limit / used
 
 
 class ModelLimits:
-    """The limits of one API key, for all processes that use it. A thread makes one call at a time.
+    """The limits of one API key, shared by all processes that use it. A thread makes one call at a time.
 
     Args:
         key: the API key; only its fingerprint leaves this object.
-        base_url: of the API, since another one has other limits.
-        client: the Redis of the limits; by default the one of the settings.
+        base_url: of the API, because another API has other limits.
+        client: Redis client for the limits; by default that of the settings.
     """
 
     def __init__(self, key: str, base_url: str | None = None, client: redis.Redis | None = None) -> None:
@@ -146,10 +146,10 @@ class ModelLimits:
         self._thread = threading.local()
 
     def admit(self, model: str, input_tokens: int, output_tokens: int, namespace: str = "default") -> None:
-        """Reserves a call, as `reserve` does; a short wait is waited for here.
+        """Reserve a call, as `reserve` does, and wait in place if the wait is short.
 
         Raises:
-            Postponed: the wait is longer: the task is to be suspended until then, uncharged.
+            Postponed: the wait is longer; the task must be suspended for that time, uncharged.
         """
         patience = time.monotonic() + IN_PLACE_SECONDS
         while (refusal := self._reserve(model, input_tokens, output_tokens, namespace)).wait > 0:
@@ -159,15 +159,15 @@ class ModelLimits:
             time.sleep(refusal.wait)
 
     def reserve(self, model: str, input_tokens: int, output_tokens: int, namespace: str = "default") -> float:
-        """Reserves one request and its tokens, under all limits or none.
+        """Reserve one request and its tokens, under all limits or none.
 
         Args:
             input_tokens: counted or estimated.
-            output_tokens: the most that the call may produce, its `max_tokens`.
-            namespace: of the task; limits that people set belong to one.
+            output_tokens: the most that the call may produce, which is its `max_tokens`.
+            namespace: of the task; configured limits belong to a namespace.
 
         Returns:
-            seconds to wait before asking again; 0: it is reserved, and the call may be made.
+            Seconds to wait before asking again; 0 if it is reserved and the call may be made.
         """
         return self._reserve(model, input_tokens, output_tokens, namespace).wait
 
@@ -186,12 +186,13 @@ class ModelLimits:
         return refusal
 
     def learn(self, model: str, headers: Mapping[str, str], status: int) -> None:
-        """Takes in what a response tells; called for each, errors too, in the thread that reserved the call.
+        """Process a response's limits. Call it for every response, including errors, in the thread that reserved the
+        call.
 
         Args:
-            headers: names in lower case, or a mapping that does not mind.
-            status: after a 429 no process makes a call of this key and model until `retry-after` seconds have passed.
-                After any error the output tokens are given back, and nothing is left to settle.
+            headers: names in lower case, or a case-insensitive mapping.
+            status: after a 429 no process makes a call with this key and model until `retry-after` seconds have passed.
+                After any error the output tokens are returned, and nothing is left to settle.
         """
         told, call = _told(headers), self._current(model)
         learned = [self._limit(model, kind, facts.limit, facts.period) for kind, facts in told.items()]
@@ -208,11 +209,11 @@ class ModelLimits:
                 self._correct(call, told, back=output)
 
     def settle(self, model: str, input_tokens: int, output_tokens: int) -> None:
-        """Gives back what the call that this thread reserved has not used, and takes what it has used beyond.
+        """Return the unused part of this thread's reservation, and take any usage beyond it.
 
         Args:
-            input_tokens: as the API counted them, without those read from the prompt cache: they do not count.
-            output_tokens: as the API counted them.
+            input_tokens: as counted by the API, without those read from the prompt cache, which do not count.
+            output_tokens: as counted by the API.
         """
         call = self._current(model)
         self._thread.call = None
@@ -221,7 +222,7 @@ class ModelLimits:
             self._correct(call, {}, back=back)
 
     def _known(self, model: str) -> tuple[float, list[_Limit]]:
-        """Seconds for which the API wants no call, and the limits that it told of."""
+        """Seconds for which the API accepts no call, and the limits that it reported."""
         with self._redis.pipeline(transaction=False) as commands:
             commands.pttl(self._key("hold", model))
             commands.hgetall(self._key("learned", model))
@@ -239,13 +240,13 @@ class ModelLimits:
                 commands.execute()
 
     def _hold(self, model: str, seconds: float) -> None:
-        """No call before then; a longer hold stays."""
+        """Allow no call for this time; a longer existing hold is kept."""
         key, milliseconds = self._key("hold", model), math.ceil(min(seconds, MOST_HELD_SECONDS) * 1000)
         if milliseconds > max(0, self._redis.pttl(key)):
             self._redis.set(key, "429", px=milliseconds)
 
     def _acquire(self, call: _Call) -> _Refusal:
-        """Takes from all limits and notes the call, or from none."""
+        """Take from all limits and record the call, or take from none."""
         flight = self._flight(call, call.costs())
         buckets = {limit.name: limit.bucket(call.costs()) for limit in call.taken.values()}
         verdict = self._limiter.acquire(list(buckets.values()), flight)
@@ -260,12 +261,12 @@ class ModelLimits:
     def _correct(
         self, call: _Call, told: dict[str, _Told], *, flying: Costs | None = None, back: Costs | None = None
     ) -> None:
-        """Tells the limiter what became of a call.
+        """Report the outcome of a call to the limiter.
 
         Args:
-            told: by the API; of its own limits no more is left than that.
-            flying: what the call may still take; None: it is over.
-            back: what it had taken too much.
+            told: reported by the API; its own limits are reduced to the reported remainder.
+            flying: amounts that the call may still use; None if it is over.
+            back: amounts that it reserved in excess.
         """
         corrections = [
             Correction(
@@ -279,7 +280,7 @@ class ModelLimits:
         self._limiter.correct(self._flight(call, flying), corrections)
 
     def _current(self, model: str) -> _Call:
-        """The call that this thread has reserved; one that took nothing, where it has reserved none."""
+        """The call reserved by this thread, or an empty one if it has reserved none."""
         call: _Call | None = getattr(self._thread, "call", None)
         return call if call and call.model == model else _Call(model, 0, 0)
 
@@ -294,7 +295,7 @@ class ModelLimits:
 
 
 def fingerprint(key: str, base_url: str | None) -> str:
-    """A name for an API key that does not tell it."""
+    """Return a name for an API key that does not reveal the key."""
     return hashlib.sha256(f"{base_url or ''}\0{key}".encode()).hexdigest()[:16]
 
 
@@ -308,7 +309,7 @@ def _set_by_people(model: str, namespace: str) -> list[_Limit]:
 
 @contextmanager
 def _redis_may_be_away(model: str) -> Iterator[None]:
-    """What could not be told is told again by the next response."""
+    """Log errors of Redis: the next response reports the same limits again."""
     try:
         yield
     except (Unavailable, redis.RedisError, OSError) as error:
@@ -316,7 +317,7 @@ def _redis_may_be_away(model: str) -> Iterator[None]:
 
 
 def _told(headers: Mapping[str, str]) -> dict[str, _Told]:
-    """What the headers tell of each kind; what cannot be read is not told."""
+    """Parse the limits in the headers; unreadable ones are left out."""
     now = _moment(headers.get("date")) or datetime.now(UTC)
     told: dict[str, _Told] = {}
     for kind in KINDS:
@@ -328,7 +329,7 @@ def _told(headers: Mapping[str, str]) -> dict[str, _Told]:
 
 
 def _moment(written: str | None) -> datetime | None:
-    """From RFC 3339, as in the limits' headers, or the form of HTTP."""
+    """Parse a timestamp in RFC 3339, as in the limits' headers, or in the format of HTTP."""
     for parse in (datetime.fromisoformat, parsedate_to_datetime):
         try:
             moment = parse(written or "")

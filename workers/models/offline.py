@@ -1,4 +1,4 @@
-"""The `offline` model: a deterministic planner without network or weights.
+"""The `offline` model: a deterministic planner that needs neither network nor weights.
 
 It is not a language model, and says so in everything it writes. It picks tools by matching the words of the request
 against their names, descriptions and schemas, fills their arguments from equally named fields of the task's input
@@ -20,7 +20,7 @@ from shared.sampling import OFFLINE
 from workers.models.base import ModelReply, ModelRequest, ToolSpec
 
 NOTICE = "[offline planner, not a language model]"
-# A tool that fits less than half as well as the best one is not called.
+# A tool that matches less than half as well as the best one is not called.
 NEAR_ENOUGH = 0.5
 MAX_QUOTED = 4000
 STOP_WORDS = frozenset(
@@ -33,7 +33,7 @@ class OfflinePlanner:
     """Plans by words. The same request always gives the same reply."""
 
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
-        """One turn: the next tool call of the plan, or the final report. See `ModelClient`."""
+        """Make one turn: the next tool call of the plan, or the final report. See `ModelClient`."""
         results = _results(request.messages)
         facts = _merged(request.input, *results.values())
         call = _next_call(request, results, facts)
@@ -44,7 +44,7 @@ class OfflinePlanner:
         return _reply([{"type": "text", "text": report}], "end_turn")
 
     def count_tokens(self, request: ModelRequest) -> int:
-        """Words cost nothing here."""
+        """Return 0: the offline model has no cost."""
         return 0
 
 
@@ -66,7 +66,7 @@ def _next_call(
 
 
 def _score(tool: ToolSpec, text: str) -> float:
-    """The share of the tool's own words that the request speaks of; its name counts twice."""
+    """The share of the tool's own words that the request mentions; its name counts twice."""
     asked = _words(text)
     named, described = _words(tool.name), _words(tool.description)
     described |= _words(" ".join(tool.input_schema.get("properties", {})))
@@ -82,7 +82,7 @@ def _words(text: str) -> set[str]:
 
 
 def _stem(word: str) -> str:
-    """Enough English to see that `searching` and `searches` speak of `search`."""
+    """Stem enough English to match `searching` and `searches` with `search`."""
     for ending in ("ations", "ation", "ings", "ing", "ies", "es", "ed", "s"):
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             return word[: -len(ending)]
@@ -90,7 +90,7 @@ def _stem(word: str) -> str:
 
 
 def _fill(tool: ToolSpec, facts: dict[str, JsonValue], text: str) -> dict[str, JsonValue] | None:
-    """Arguments that match the tool's schema, or None where they cannot be known."""
+    """Return arguments that match the tool's schema, or None if they are unknown."""
     properties: dict[str, Any] = tool.input_schema.get("properties", {})
     arguments = {
         name: facts[name] for name in properties if name in facts and not violations(properties[name], facts[name])
@@ -102,7 +102,7 @@ def _fill(tool: ToolSpec, facts: dict[str, JsonValue], text: str) -> dict[str, J
 
 
 def _subject(text: str) -> str:
-    """What a request is about: `Search for red boats` is about `red boats`."""
+    """The subject of a request: `Search for red boats` is about `red boats`."""
     said = text.strip()
     match = re.match(r"(?i)^(?:please\s+)?\w+\s+(?:for|about|up|out)\s+(.+)$", said, re.DOTALL)
     return (match.group(1) if match else said).strip()
@@ -118,7 +118,7 @@ def _merged(*sources: JsonValue) -> dict[str, JsonValue]:
 
 
 def _results(messages: list[dict[str, Any]]) -> dict[str, JsonValue]:
-    """What each tool returned so far, by its name."""
+    """The result of each tool so far, by name."""
     names: dict[str, str] = {}
     results: dict[str, JsonValue] = {}
     for message in messages:
@@ -131,7 +131,7 @@ def _results(messages: list[dict[str, Any]]) -> dict[str, JsonValue]:
 
 
 def _said(messages: list[dict[str, Any]]) -> str:
-    """The last thing a person said."""
+    """The last message from a person."""
     texts = [
         message["content"] for message in messages if message["role"] == "user" and isinstance(message["content"], str)
     ]
@@ -159,7 +159,7 @@ def _summary(results: dict[str, JsonValue]) -> str:
 
 
 def _shaped(schema: dict[str, Any], text: str, results: dict[str, JsonValue]) -> JsonValue:
-    """The report in the asked shape: results where their kind fits, the text, empty lists and objects; no numbers."""
+    """Build the report in the requested shape: results of a fitting type, text, empty lists and objects; no numbers."""
     kind = schema.get("type")
     if kind == "string":
         return text

@@ -1,8 +1,8 @@
-"""A model call that is made again when the provider is away, overloaded or asks to be left alone.
+"""Retries of model calls when the provider is unavailable, overloaded or asks for a pause.
 
-Short waits happen in place. For longer ones the task is suspended: its slot is free meanwhile, and no attempt is
+Short waits happen in place. For longer ones the task is suspended: its slot is free in the meantime, and no attempt is
 charged. The delay grows with the number of tries, whatever a `retry-after` header says, and is never shorter than the
-header asks for.
+header requests.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ log = structlog.get_logger(__name__)
 FIRST_SECONDS = 0.5
 LONGEST_SECONDS = 300.0
 LONGEST_ASKED_SECONDS = 3600.0
-"""A `retry-after` of days is somebody's mistake; the API is asked again after an hour."""
+"""A `retry-after` of days is a mistake; the API is asked again after an hour."""
 
 
 def complete(
     client: ModelClient, request: ModelRequest, earlier: dict[str, Any] | None, follower: Follower
 ) -> ModelReply:
-    """One turn, made again until it succeeds.
+    """Make one turn, with retries until it succeeds.
 
     Args:
-        earlier: the step in the journal, where an earlier execution has begun it.
-        follower: of the step.
+        earlier: the step in the journal, if an earlier execution began it.
+        follower: the step's follower.
 
     Raises:
-        Postponed: the task is to wait; the journal keeps how often it was tried, and since when.
-        ModelError: the provider refused the request, or has been away for too long.
+        Postponed: the task must wait; the journal keeps the number of tries and the time of the first.
+        ModelError: the provider refused the request, or has been unavailable for too long.
     """
     tries, since = _so_far(earlier)
     if earlier is not None:
@@ -48,7 +48,7 @@ def complete(
         try:
             reply = client.complete(request, follower.text)
         except Postponed as postponed:
-            # By the model's limits. How often it was tried is not forgotten over that.
+            # Postponed by the model's limits. The number of tries is kept.
             if postponed.error and tries:
                 postponed.error.detail |= {"tries": tries, "since": since.isoformat()}
             raise
@@ -58,7 +58,7 @@ def complete(
             error.detail |= {"tries": tries, "since": since.isoformat()}
             _give_up_if_late(error, since)
             log.warning("model_unavailable", reason=error.message, tries=tries, seconds=round(delay, 2))
-            # Where a lost call may have been paid for, its budget's reservation stays, and the next try needs another.
+            # If a lost call may have been charged, its budget reservation stays, and the next try needs another.
             if delay >= IN_PLACE_SECONDS or error.detail.get("cost_unknown"):
                 raise Postponed(delay, "model_unavailable", error) from None
             time.sleep(delay)
@@ -69,10 +69,10 @@ def complete(
 
 
 def delay_after(error: ModelUnavailable, tries: int) -> float:
-    """Seconds until the next try; half of it is chance, so that not all come back at once.
+    """Return the seconds until the next try, half of them random, so that retries are spread.
 
     Args:
-        tries: before the one that failed now.
+        tries: number of tries before the one that just failed.
     """
     asked = min(LONGEST_ASKED_SECONDS, float(error.detail.get("retry_after", 0.0)))
     return max(asked, jittered(exponential(tries + 1, first=FIRST_SECONDS, longest=LONGEST_SECONDS)))

@@ -1,7 +1,6 @@
-"""A whole message out of the events of a stream, as the Messages API would have sent it at once.
+"""Assembles a whole message from the events of a stream, as the Messages API would have sent it without streaming.
 
-Kinds of blocks and deltas that this release does not know are joined all the same: what came in goes back to the API
-unchanged with the next turn.
+Unknown kinds of blocks and deltas are joined too: the content goes back to the API unchanged with the next turn.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from workers.models.base import INVALID_JSON, joined
 
 Event = dict[str, Any]
 
-# The one field of a known kind of delta that belongs to its block; others are notes for whoever watches.
+# The one field of a known kind of delta that belongs to its block; others are notes for observers.
 FIELDS = {
     "text_delta": "text",
     "thinking_delta": "thinking",
@@ -36,17 +35,17 @@ class StreamError(Exception):
 
 
 class Unreadable(Exception):
-    """What came is no message of the Messages API; the text says why."""
+    """The response is not a Messages API message; the text explains why."""
 
 
 def assembled(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[str, Any] | None:
-    """The message, or None where the stream ended before it did.
+    """Return the message, or None if the stream ended before the message did.
 
     Args:
-        on_text: is told the text as it comes.
+        on_text: receives the text as it arrives.
 
     Raises:
-        StreamError: the API gave up in the middle.
+        StreamError: the API reported an error in the middle.
         Unreadable: the events do not fit together.
     """
     message: dict[str, Any] = {}
@@ -56,13 +55,13 @@ def assembled(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[s
         match event.get("type"):
             case "message_start":
                 message = dict(event.get("message") or {})
-                # After a tool call that code on the API's side made, the message begins with blocks.
+                # After a tool call made by code on the API's side, the message begins with blocks.
                 blocks = {index: _Block(block) for index, block in enumerate(message.get("content") or [])}
             case "content_block_start":
                 begun = event.get("content_block") or {}
                 blocks[event.get("index", len(blocks))] = _Block(begun)
                 if begun.get("type") == "fallback":
-                    # As in a message that is sent at once, the model is the one that has answered in the end.
+                    # As in a message without streaming, the model is the one that answered in the end.
                     message["model"] = (begun.get("to") or {}).get("model") or message.get("model")
                 if begun.get("type") == "text" and begun.get("text"):
                     on_text(begun["text"])
@@ -89,7 +88,7 @@ def assembled(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[s
 
 
 def error_in(event: Event) -> StreamError:
-    """The error that an event, or a body, tells of."""
+    """Return the error in an event or a body."""
     error = event.get("error") or event
     if not isinstance(error, dict):
         error = {"message": error}
@@ -98,16 +97,16 @@ def error_in(event: Event) -> StreamError:
 
 
 class _Block:
-    """A content block while it grows."""
+    """A content block under construction."""
 
     def __init__(self, begun: dict[str, Any]) -> None:
         self.fields = dict(begun)
         self.input = ""
-        # Some gateways tell the signature at the beginning, and once more at the end.
+        # Some gateways send the signature at the beginning and again at the end.
         self.signature = ""
 
     def add(self, delta: dict[str, Any]) -> None:
-        """Text is appended to the field of that name; a citation is one more in a list; a tool's input is JSON text."""
+        """Append a delta: text to the field of that name, a citation to a list, a tool's input as JSON text."""
         known = FIELDS.get(delta.get("type", ""))
         for name, value in _told(delta).items():
             if name == "type" or (known and name != known):
@@ -125,7 +124,7 @@ class _Block:
                 self.fields[name] = value
 
     def whole(self) -> dict[str, Any]:
-        """The block; an input that is no JSON becomes one that no tool takes, so that the model is told."""
+        """Return the block. An input that is not JSON becomes one that no tool accepts, so the model gets an error."""
         fields = {name: joined(value) if isinstance(value, str) else value for name, value in self.fields.items()}
         if not self.input:
             return fields

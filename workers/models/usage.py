@@ -1,6 +1,6 @@
-"""What a call of the Messages API has used and what it costs, by the `usage` in its answer.
+"""Usage and cost of a Messages API call, computed from the `usage` in its answer.
 
-The costs are the list prices in genai-prices. Its own reading of `usage` leaves out the iterations.
+Costs are the list prices in genai-prices, whose own reading of `usage` leaves out the iterations.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from genai_prices import Usage, calc_price
 
 Told = dict[str, Any]
 
-# Claude Opus 4.6 and later, where a workspace has its inference in the US alone.
+# Claude Opus 4.6 and later, if a workspace runs its inference in the US only.
 IN_THE_US = Decimal("1.1")
 
 
 def spent(message: dict[str, Any], model: str) -> dict[str, Any]:
-    """The fields of a `ModelReply` that tell what was used.
+    """Return the fields of a `ModelReply` that describe usage.
 
     Args:
-        message: as the API answered.
-        model: that has answered.
+        message: the API's answer.
+        model: the model that answered.
     """
     usage = message.get("usage")
     if not isinstance(usage, dict) or not usage:
@@ -37,7 +37,7 @@ def spent(message: dict[str, Any], model: str) -> dict[str, Any]:
 
 
 def _refused_at_once(message: Told, usage: Told) -> bool:
-    """Whether the model refused before its first word, which costs nothing: no content, or one that is blank."""
+    """Return whether the model refused before its first word, which is free: no content, or only a blank text."""
     if message.get("stop_reason") != "refusal":
         return False
     content = message.get("content") or []
@@ -46,8 +46,8 @@ def _refused_at_once(message: Told, usage: Told) -> bool:
 
 
 def _apart(usage: Told) -> list[Told]:
-    """The iterations that are not part of the usage around them: the summary of a compaction, an advisor's advice, and
-    what a model said before it refused and another one answered. One that refuses at once charges nothing.
+    """Iterations that are not part of the usage around them: the summary of a compaction, an advisor's advice, and
+    output before a refusal after which another model answered. An iteration that is refused at once charges nothing.
     """
     iterations = [each for each in usage.get("iterations") or [] if isinstance(each, dict)]
     served = next((each.get("model") for each in iterations if each.get("type") == "fallback_message"), None)
@@ -63,7 +63,7 @@ def _apart(usage: Told) -> list[Told]:
 
 
 def _tokens(usage: Told) -> dict[str, int]:
-    """Input tokens are all of them here, those read from and written to the prompt cache included."""
+    """Count tokens. Input tokens include those read from and written to the prompt cache."""
     read, written = (_count(usage, f"cache_{what}_input_tokens") for what in ("read", "creation"))
     return {
         "input_tokens": _count(usage, "input_tokens") + read + written,
@@ -74,7 +74,7 @@ def _tokens(usage: Told) -> dict[str, int]:
 
 
 def _besides(usage: Told) -> dict[str, int]:
-    """What else explains the cost."""
+    """Other usage that explains the cost."""
     told = {
         "cache_creation_1h_input_tokens": _for_an_hour(usage),
         "thinking_tokens": _count(usage, "output_tokens_details", "thinking_tokens"),
@@ -85,7 +85,7 @@ def _besides(usage: Told) -> dict[str, int]:
 
 
 def _cost(charged: list[tuple[str, Told]], place: str) -> int | None:
-    """Micro-dollars, rounded up; None where a model has no price."""
+    """Return the cost in micro-dollars, rounded up; None if a model has no price."""
     try:
         tokens = sum(
             (_price(model, **_tokens(each), cache_write_1h_tokens=_for_an_hour(each)) for model, each in charged)
@@ -103,14 +103,14 @@ def _price(model: str, **used: int) -> Decimal:
 
 
 def _for_an_hour(usage: Told) -> int:
-    """Written to the prompt cache, which costs more than for five minutes."""
+    """Tokens written to the prompt cache for an hour, which cost more than those for five minutes."""
     return min(
         _count(usage, "cache_creation", "ephemeral_1h_input_tokens"), _count(usage, "cache_creation_input_tokens")
     )
 
 
 def _count(told: Any, *path: str) -> int:
-    """A number in what was told; 0 where there is none."""
+    """Return a number in the report; 0 if it is absent."""
     for name in path:
         told = told.get(name) if isinstance(told, dict) else None
     return max(0, told) if isinstance(told, int) else 0

@@ -1,7 +1,7 @@
-"""Our messages as the Messages API takes them.
+"""Converts our messages to the form of the Messages API.
 
-The journal keeps messages in a form that stays the same from release to release, for the hashes of steps cover it.
-What is sent is made of it here: system messages where the API takes them, tools' results, marks for the prompt cache.
+The journal keeps messages in a form that is stable across releases, because the hashes of steps cover it. This module
+builds the request from it: system messages in allowed positions, tools' results, prompt cache marks.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ CACHED = {"cache_control": {"type": "ephemeral"}}
 MARKABLE = ("text", "tool_result", "tool_use")
 SILENT_FAILURE = "The tool failed, and did not say why."
 
-# The first of each family that takes messages of role `system` between others. Sonnet 5 does not by its documentation.
+# The first model of each family that accepts `system` messages between others. Sonnet 5 does not, by its documentation.
 FIRST_WITH_SYSTEM_MESSAGES = {"opus": (4, 8), "sonnet": (5, 5), "haiku": (5, 5), "fable": (5, 0), "mythos": (5, 0)}
 MODEL = re.compile(r"claude-([a-z]+)-(\d+)(?:[-.](\d{1,2}))?(?:[-@]\d{8})?")
 
 
 def messages_of(request: ModelRequest) -> Messages:
-    """A request's messages, as they are sent."""
+    """Return a request's messages in the form in which they are sent."""
     placed = _placed(request.messages, request.model)
     return _marked([_with_results(message, as_json=request.results_as_json) for message in placed])
 
 
 def takes_system_messages(model: str) -> bool:
-    """Whether a model takes messages of role `system` between those of users and its own."""
+    """Return whether a model accepts `system` messages between those of the user and the assistant."""
     if (match := MODEL.fullmatch(model)) is None:
         return False
     family, major, minor = match[1], int(match[2]), int(match[3] or 0)
@@ -40,10 +40,10 @@ def takes_system_messages(model: str) -> bool:
 
 
 def _placed(messages: Messages, model: str) -> Iterator[dict[str, Any]]:
-    """The messages with each system message where it is said, so that what was cached before it stays cached.
+    """Put each system message in its own position, so that the cached prompt before it stays cached.
 
-    The API takes one only behind a user's message, before the model speaks. Where no user speaks, and for models that
-    take none, it becomes a user's message that says what it is.
+    The API accepts one only after a user's message, before the model's. Without a user's message there, and for models
+    that accept none, it becomes a user's message that identifies itself.
     """
     for speaks, group in groupby(messages, key=lambda message: message["role"] == "assistant"):
         turn = list(group)
@@ -69,8 +69,8 @@ def _with_results(message: dict[str, Any], *, as_json: bool) -> dict[str, Any]:
 
 
 def _result(block: Block, as_json: bool) -> Block:
-    """A tool's result: text as it is, all else as JSON. Blank text stays JSON (`""`), and no failure is silent: the API
-    refuses both.
+    """Convert a tool's result: text as it is, all else as JSON. Blank text stays JSON (`""`), and a failure is never
+    empty, because the API refuses both.
     """
     if block["type"] != "tool_result":
         return block
@@ -84,9 +84,9 @@ def _result(block: Block, as_json: bool) -> Block:
 
 
 def _marked(messages: Messages) -> Messages:
-    """The messages with two marks for the prompt cache: at the end, and at the end of the request before this one.
+    """Add two marks for the prompt cache: at the end, and at the end of the previous request.
 
-    The API looks for what it has cached 20 blocks back from a mark, and a turn with ten calls has more.
+    The API searches its cache for up to 20 blocks before a mark, and a turn with ten calls has more.
     """
     replies = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
     ends = {len(messages) - 1, *(place - 1 for place in replies[-1:] if place)}
@@ -94,7 +94,7 @@ def _marked(messages: Messages) -> Messages:
 
 
 def _with_mark(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with a mark on its last block, if that is one that may bear it."""
+    """Put a mark on the message's last block, if that kind of block may have one."""
     content = message["content"]
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
     if not blocks or blocks[-1]["type"] not in MARKABLE:

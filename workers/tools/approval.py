@@ -1,4 +1,4 @@
-"""Tools that a person has to approve: the task waits without a worker until somebody does."""
+"""Tools that a person must approve: the task waits without a worker until then."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from workers.tools.base import Tool
 
 
 class ApprovedTool:
-    """Another tool, called with the arguments that somebody has approved.
+    """Another tool, called with the approved arguments.
 
     Args:
-        tool: what is called then.
-        timeout: seconds after which the call fails if nobody has answered.
+        tool: the tool to call after the approval.
+        timeout: seconds after which the call fails without a decision.
     """
 
     def __init__(self, tool: Tool, timeout: float | None) -> None:
@@ -27,6 +27,6 @@ class ApprovedTool:
         self.steps = 1 + tool.steps
 
     def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue | Suspended:
-        """A step that waits for the decision, then the tool's own."""
+        """Run a step that waits for the decision, then the tool's own."""
         approved = journal.approval(self.name, arguments, self.timeout)
         return approved if isinstance(approved, Suspended) else self.tool.call(approved, task, journal)

@@ -1,4 +1,4 @@
-"""What a tool is to an agent: arguments in, JSON out, one or more journal steps."""
+"""Interface between tools and agents: arguments in, JSON out, one or more journal steps."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from workers.task import ClaimedTask
 
 
 class Tool(Protocol):
-    """A tool, pinned. It has no state of its own: the same object serves every task of a process.
+    """A pinned tool. It is stateless: the same object serves every task of a process.
 
     Attributes:
-        effect: `pure`, `idempotent` or `unsafe`; calls of the first two may be made at the same time as others.
-        steps: how many journal steps a call takes.
+        effect: `pure`, `idempotent` or `unsafe`; calls of the first two may run in parallel with others.
+        steps: number of journal steps per call.
     """
 
     name: str
@@ -25,8 +25,8 @@ class Tool(Protocol):
     steps: int
 
     def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue | Suspended:
-        """Makes the call as a journal step, or reads it back. The result may ask for a wait: see `tools.control`.
+        """Make the call as a journal step, or read it back. The result may request a wait: see `tools.control`.
 
         Raises:
-            MinionError: it could not be done.
+            MinionError: the call failed.
         """

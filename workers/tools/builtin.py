@@ -5,9 +5,9 @@ A package offers one in its `pyproject.toml`:
     [project.entry-points."minions.tools"]
     send-mail = "our_package.tools:send_mail"
 
-and defines `def send_mail(arguments: dict, context: ToolContext) -> JSON value` (or `async def`). What it may return to
-have its task wait is in `minions.results`. It runs inside the
-minion with the minion's rights: code of unknown origin belongs in the function store.
+and defines `def send_mail(arguments: dict, context: ToolContext) -> JSON value` (or `async def`). `minions.results` has
+the values that it may return to make its task wait. It runs inside the minion with the minion's rights: code of unknown
+origin belongs in the function store.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ GROUP = "minions.tools"
 
 @dataclass(frozen=True, slots=True)
 class ToolContext:
-    """What a builtin tool is told about its call.
+    """Context of a call that a builtin tool receives.
 
     Attributes:
         attempt: 1 for the first.
         claim: the fencing token of this run: a tool that keeps its own record can refuse a smaller one.
-        idempotency_key: the same whenever this very call is made again, after a crash or in a replay.
+        idempotency_key: the same whenever this call is repeated, after a crash or in a replay.
         data_dir: the installation's data folder.
     """
 
@@ -71,7 +71,7 @@ class BuiltinTool:
         self.steps = 1
 
     def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue:
-        """One step with the tool's declared effect."""
+        """Run one step with the tool's declared effect."""
         definition = self.definition
         request = {"tool": definition.builtin, "arguments": arguments}
 
@@ -96,16 +96,16 @@ class BuiltinTool:
             if behind_time_limit(error):
                 raise SoftTimeLimitExceeded from error
             failure = ToolError(f"The tool {self.name!r} raised {type(error).__name__}: {error}"[:2000])
-            # Whatever it raised, it may have had its effect before: a time-out after the card was charged.
+            # An error may follow an effect, such as a time-out after the card was charged.
             raise (Interrupted(failure) if self.effect == "unsafe" else failure) from error
 
 
 @lru_cache(maxsize=256)
 def load(name: str) -> Callable[..., Any]:
-    """The function behind an entry point.
+    """Return the function of an entry point.
 
     Raises:
-        ToolError: no installed package offers it, or it cannot be imported; another minion may do better.
+        ToolError: no installed package offers it, or it cannot be imported; another minion may succeed.
     """
     found = entry_points(group=GROUP, name=name)
     if not found:

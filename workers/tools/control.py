@@ -1,4 +1,4 @@
-"""Control values (`shared.control_values`), as the minion obeys them."""
+"""The minion's handling of control values (`shared.control_values`)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from workers.outcomes import Postponed, Suspended
 
 
 def obeyed(value: JsonValue, called: str) -> JsonValue:
-    """The value of a call that has been made; a wait is one, and comes after it.
+    """Return the value of a finished call. A wait is a value too, and begins after the call.
 
     Raises:
-        Postponed: the task is to run again later; the call is made again then.
-        ToolError: the attempt failed, and says when the next one may begin.
+        Postponed: the task must run again later, and repeats the call then.
+        ToolError: the attempt failed; the error says when the next one may begin.
     """
     match control_of(value):
         case Snooze(seconds):
@@ -25,7 +25,7 @@ def obeyed(value: JsonValue, called: str) -> JsonValue:
 
 
 def waited(output: JsonValue | Suspended, journal: Journal) -> JsonValue | Suspended:
-    """A call's output; where it was a wait, what the wait brought."""
+    """Return a call's output; if it requested a wait, the result of the wait."""
     if isinstance(output, Suspended):
         return output
     match control_of(output):

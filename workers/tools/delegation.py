@@ -1,4 +1,4 @@
-"""Tools of kind `agent`: another agent's work, as a sub-task on its own capability's queue."""
+"""Tools of kind `agent`: delegation to another agent, as a sub-task on its own capability's queue."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from workers.task import ClaimedTask
 
 
 class AgentTool:
-    """Delegates to an agent; the caller is suspended meanwhile."""
+    """Tool that delegates to an agent; the caller is suspended in the meantime."""
 
     def __init__(self, definition: ToolDefinition) -> None:
         self.agent = str(definition.agent)
         self.name = definition.name
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema
-        # What the other agent does is journaled as its own.
+        # The other agent's effects are in its own journal.
         self.effect = "pure"
         self.steps = 1
 
     def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue | Suspended:
-        """One sub-task."""
+        """Create one sub-task, or return its outcome."""
         validate(self.input_schema, arguments, what=f"The input of tool {self.name!r}", error=InvalidInput)
         outcomes = journal.children([(self.agent, arguments)])
         if isinstance(outcomes, Suspended):

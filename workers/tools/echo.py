@@ -1,4 +1,4 @@
-"""The builtin tool `echo`: returns its input. For trying the way through, and for measuring it."""
+"""The builtin tool `echo`: returns its input. Useful for trying and measuring the whole path."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from typing import Any
 
 
 def echo(arguments: Any, context: Any) -> Any:
-    """What went in."""
+    """Return the arguments."""
     return arguments

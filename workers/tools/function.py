@@ -14,7 +14,7 @@ from workers.tools.control import obeyed
 
 
 class FunctionTool:
-    """A pinned function version. It has no effect on the world, so its step is pure."""
+    """A pinned function version. It has no external effects, so its step is pure."""
 
     def __init__(self, definition: ToolDefinition, function: StoredFunction) -> None:
         self.name = definition.name
@@ -26,11 +26,11 @@ class FunctionTool:
 
     @classmethod
     def for_function(cls, function: StoredFunction) -> FunctionTool:
-        """A function that an agent runs without a tool's definition around it."""
+        """Build the tool for a function that an agent runs without a tool definition."""
         return cls(ToolDefinition(name="function", type="function", function=function.name), function)
 
     def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue:
-        """One pure step."""
+        """Run one pure step."""
 
         def perform(step: int) -> StepResult:
             value, outcome = run_function(

@@ -1,4 +1,4 @@
-"""Tools of kind `http`: one request to an address that the definition fixes, with arguments in the places it names."""
+"""Tools of kind `http`: one request to an address fixed by the definition, with arguments in the places it names."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ MAX_EXCERPT = 2_000
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
 NOT_TAKEN = frozenset({429, 503})
-"""The server says that it has done nothing: even an unsafe request may be made again."""
+"""The server says that it did nothing, so even an unsafe request may be retried."""
 
 
 class HttpTool:
-    """A request, made as one journal step with the tool's declared effect."""
+    """An HTTP request, made as one journal step with the tool's declared effect."""
 
     def __init__(self, definition: ToolDefinition, namespace: str) -> None:
         assert definition.http is not None
@@ -46,7 +46,7 @@ class HttpTool:
         self.steps = 1
 
     def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue:
-        """One step."""
+        """Make the request as one step."""
         request = {"method": self.http.method, "url": self.http.url, "arguments": arguments}
 
         def perform(step: int) -> StepResult:
@@ -82,7 +82,7 @@ class HttpTool:
         return self._result(said)
 
     def _header(self, name: str, value: str) -> str:
-        """The value, if a header can hold it. The library's own error would quote it, and the secret with it."""
+        """Return the value if a header can hold it. The library's own error would quote it, and the secret with it."""
         if not HEADER_TEXT.fullmatch(value):
             raise self._failure(
                 f"its header {name} cannot hold what its secret is: headers take printable ASCII on one line, "
@@ -104,7 +104,7 @@ class HttpTool:
         return persist(read)
 
     def _exchange(self, client: httpx2.Client, request: httpx2.Request) -> tuple[int, httpx2.Headers, bytes]:
-        """Sends the request, and a GET after it for each redirect; every hop is checked like the first."""
+        """Send the request, followed by a GET for each redirect; every hop is checked like the first."""
         for _ in range(MAX_REDIRECTS + 1):
             response = client.send(request, stream=True)
             try:
@@ -118,7 +118,7 @@ class HttpTool:
                     f"it answers {response.status_code} and wants {request.method} somewhere else", False
                 )
             if _origin(following.url) != _origin(request.url):
-                # What was meant for one host is no other one's business.
+                # Secrets for one host must not reach another.
                 following = httpx2.Request("GET", following.url)
             request = following
         raise self._failure(f"more than {MAX_REDIRECTS} redirects", retryable=False)
@@ -132,7 +132,7 @@ class HttpTool:
         return bytes(body)
 
     def _result(self, said: str) -> JsonValue:
-        """The response as JSON, or as text if it is none; the part of it that `result` names."""
+        """Return the response as JSON, or as text if it is not JSON; only the part that `result` names."""
         try:
             value = parse(said, what="the response") if said.strip() else None
         except InvalidInput:
@@ -150,7 +150,7 @@ class HttpTool:
         return error
 
     def _lost(self, error: httpx2.RequestError) -> Exception:
-        """No answer, or none that can be read. Whether an unsafe request was taken, nobody here can know."""
+        """Handle a missing or unreadable answer. It is unknown whether an unsafe request was processed."""
         never_sent = isinstance(error, NEVER_SENT)
         if self.definition.effect == "unsafe" and not never_sent:
             return Interrupted()
@@ -184,8 +184,8 @@ def _request(http: HttpCall, arguments: JsonValue, given: dict[str, str], key: s
 
 
 def _url(http: HttpCall, arguments: dict[str, JsonValue]) -> str:
-    """The address with its arguments. One never leaves the segment of the path that it stands in: a segment that is
-    empty, `.` or `..` would be another path, to which the headers' secrets would go too.
+    """Return the address with its arguments. An argument never leaves its path segment: a segment that is empty, `.` or
+    `..` would be another path, to which the headers' secrets would be sent too.
     """
 
     def put_in(part: str) -> str:

@@ -1,6 +1,6 @@
-"""The stored function `classify_licence`: which category an SPDX expression belongs to, and what conflicts.
+"""The stored function `classify_licence`: the category of an SPDX expression, and its conflicts.
 
-It runs in the sandbox: pure Python, no files, no imports but the allowed ones. It is a reading aid, no legal advice.
+It runs in the sandbox: pure Python, no files, and only allowed imports. It is a reading aid, not legal advice.
 """
 
 import re
@@ -33,11 +33,11 @@ CONFLICTS = {
 def classify_licence(
     name: str, version: str, spdx: str, source: str, disagreement: str, facts: dict[str, object]
 ) -> dict[str, object]:
-    """The category of an expression and what in it conflicts with a permissive policy.
+    """Return the category of an expression and its conflicts with a permissive policy.
 
     Returns:
-        `{"name", "version", "spdx", "source", "category", "conflicts", "disagreement", "facts"}`. Lists among the
-        facts become their lengths, so that a thousand results still make a small document.
+        `{"name", "version", "spdx", "source", "category", "conflicts", "disagreement", "facts"}`. Lists among the facts
+        are replaced by their lengths, so that a thousand results still fit in a small document.
     """
     category = category_of(spdx)
     return {
@@ -53,8 +53,8 @@ def classify_licence(
 
 
 def category_of(expression: str) -> str:
-    """The category of an expression: the licensee may choose among OR, and has to obey all of AND."""
-    # Innermost parentheses first: each becomes the category of what it holds.
+    """Return the category of an expression: the licensee may choose among OR, but must comply with all of AND."""
+    # Innermost parentheses first: each is replaced by the category of its contents.
     while "(" in expression:
         shorter = re.sub(r"\(([^()]*)\)", lambda part: without_parentheses(part[1]), expression)
         if shorter == expression:
@@ -64,13 +64,13 @@ def category_of(expression: str) -> str:
 
 
 def without_parentheses(expression: str) -> str:
-    """The category of an expression that holds no parentheses."""
+    """Return the category of an expression without parentheses."""
     ranks = [max(rank(licence) for licence in choice.split(" AND ")) for choice in expression.split(" OR ")]
     return RANKS[min(ranks)]
 
 
 def rank(licence: str) -> int:
-    """How far from permissive one licence is, as an index of `RANKS`."""
+    """Return the distance of one licence from permissive, as an index of `RANKS`."""
     licence, _, exception = licence.strip().partition(" WITH ")
     licence = licence.removesuffix("+")
     if licence in RANKS:
@@ -83,6 +83,6 @@ def rank(licence: str) -> int:
 
 
 def conflicts(expression: str) -> list[str]:
-    """One sentence for each licence of the expression that is not permissive."""
+    """Return one sentence for each licence of the expression that is not permissive."""
     licences = sorted({part.strip(" ()") for part in re.split(r" AND | OR ", expression)})
     return [f"{licence}: {CONFLICTS[RANKS[rank(licence)]]}" for licence in licences if rank(licence)]

@@ -1,6 +1,6 @@
-"""Version 1 of the stored function `normalise_licence`: fields that say exactly one thing, and nothing else.
+"""Version 1 of the stored function `normalise_licence`: it accepts only unambiguous fields.
 
-It runs in the sandbox: pure Python, no files, no imports but the allowed ones.
+It runs in the sandbox: pure Python, no files, and only allowed imports.
 """
 
 import re
@@ -75,7 +75,7 @@ CLASSIFIERS = {
     "zlib/libpng License": "Zlib",
 }
 
-# Classifiers that stand for several licences, and how the SPDX ids of those begin.
+# Classifiers for several licences, and the prefixes of their SPDX ids.
 FAMILIES = {
     "Academic Free License (AFL)": ("AFL-",),
     "Apache Software License": ("Apache-",),
@@ -98,13 +98,13 @@ def normalise_licence(
     licence_texts: list[str],
     facts: dict[str, object],
 ) -> dict[str, object]:
-    """One SPDX expression for a distribution.
+    """Return one SPDX expression for a distribution.
 
     Returns:
         `{"name", "version", "spdx", "source", "disagreement", "facts"}`.
 
     Raises:
-        ValueError: nothing in the metadata says exactly one thing; the message says what stands there.
+        ValueError: no field of the metadata is unambiguous; the message quotes the fields.
     """
     classifiers = licence_names(licence_classifiers)
     spdx, source = declared(licence_expression, licence_field, classifiers)
@@ -119,7 +119,7 @@ def normalise_licence(
 
 
 def declared(expression: str, field: str, classifiers: list[str]) -> tuple[str, str]:
-    """The SPDX expression and the name of the source that says it."""
+    """Return the SPDX expression and the name of its source."""
     if spdx := spdx_expression(expression):
         return spdx, "License-Expression"
     if spdx := spdx_expression(field):
@@ -130,7 +130,7 @@ def declared(expression: str, field: str, classifiers: list[str]) -> tuple[str, 
 
 
 def reasons(expression: str, field: str, classifiers: list[str]) -> list[str]:
-    """Why nothing was accepted, in sentences; the first one says it in general."""
+    """Return the reasons why nothing was accepted, in sentences; the first one is general."""
     found = [about_classifiers(classifiers)]
     if expression:
         found.append(f"License-Expression says {quoted(expression)}, which is no SPDX expression known here.")
@@ -140,7 +140,7 @@ def reasons(expression: str, field: str, classifiers: list[str]) -> list[str]:
 
 
 def about_classifiers(classifiers: list[str]) -> str:
-    """What is wrong with the classifiers."""
+    """Describe the problem with the classifiers."""
     if not classifiers:
         return "No classifier names a licence."
     if len(classifiers) > 1:
@@ -152,18 +152,18 @@ def about_classifiers(classifiers: list[str]) -> str:
 
 
 def licence_names(classifiers: list[str]) -> list[str]:
-    """The last part of each licence classifier, without those that only say who approved it."""
+    """Return the last part of each licence classifier, without those that only name an approving body."""
     parts = [classifier.split(" :: ") for classifier in classifiers if classifier.startswith("License :: ")]
     names = [part[-1].strip() for part in parts]
     return sorted({name for name in names if name not in ("OSI Approved", "DFSG approved")})
 
 
 def spdx_expression(text: str) -> str:
-    """The expression in SPDX's own spelling; empty if the text is none."""
+    """Return the expression in SPDX's own spelling; empty if the text is not an expression."""
     if len(text) > 500:
         return ""
     words = [spelled(word) for word in re.findall(r"[()]|[^\s()]+", text)]
-    # What each word is: L a licence, X an exception, or itself. A valid expression shrinks to one L.
+    # The kind of each word: L for a licence, X for an exception, or itself. A valid expression shrinks to one L.
     shape = " ".join(kind(word) for word in words)
     for _ in words:
         shape = re.sub(r"L WITH X|L (?:AND|OR) L(?! WITH)|\( L \)", "L", shape)
@@ -171,7 +171,7 @@ def spdx_expression(text: str) -> str:
 
 
 def spelled(word: str) -> str:
-    """A word of an expression as SPDX spells it; deprecated GNU ids become the ones that replaced them."""
+    """Return a word of an expression in SPDX's spelling; deprecated GNU ids become their replacements."""
     if word.upper() in ("AND", "OR", "WITH"):
         return word.upper()
     if old := re.fullmatch(r"((?:A|L)?GPL-\d\.\d)(\+?)", word, re.IGNORECASE):
@@ -181,7 +181,7 @@ def spelled(word: str) -> str:
 
 
 def kind(word: str) -> str:
-    """The part a word plays in an expression."""
+    """Return the kind of a word in an expression."""
     if word in EXCEPTIONS:
         return "X"
     if word.removesuffix("+") in LICENCES or re.fullmatch(r"LicenseRef-[A-Za-z0-9.-]+", word):
@@ -190,10 +190,10 @@ def kind(word: str) -> str:
 
 
 def disagreement(spdx: str, source: str, classifiers: list[str]) -> str:
-    """A classifier that contradicts the expression, in a sentence; empty if none does."""
+    """Describe a classifier that contradicts the expression, in a sentence; empty if none does."""
     licences = [word for word in re.findall(r"[^\s()]+", spdx) if kind(word) == "L"]
     for classifier in classifiers:
-        # The empty prefix of an unknown classifier fits everything: what is not understood contradicts nothing.
+        # The empty prefix of an unknown classifier matches everything: an unknown classifier contradicts nothing.
         prefixes = FAMILIES.get(classifier) or (CLASSIFIERS.get(classifier, ""),)
         if not any(licence.startswith(prefixes) for licence in licences):
             return f"{source} says {spdx}, a classifier says {quoted(classifier)}."
@@ -201,6 +201,6 @@ def disagreement(spdx: str, source: str, classifiers: list[str]) -> str:
 
 
 def quoted(text: str) -> str:
-    """Text in quotation marks, on one line, at most 60 characters of it."""
+    """Return text in quotation marks, on one line, at most 60 characters of it."""
     line = " ".join(text.split())
     return f"“{line if len(line) <= 60 else line[:57] + '…'}”"

@@ -1,6 +1,6 @@
 """The stored function `summarise_audit`: totals, conflicts, failures and the most surprising findings of an audit.
 
-It runs in the sandbox: pure Python, no files, no imports but the allowed ones.
+It runs in the sandbox: pure Python, no files, and only allowed imports.
 """
 
 import collections
@@ -9,12 +9,12 @@ LISTED = 12
 NOTE_LENGTH = 200
 FINDING_LENGTH = 400
 
-# Licences that ask for their text to be included in every copy.
+# Licences that require their text in every copy.
 TEXT_REQUIRED = ("Apache-", "BSD-", "ISC", "MIT", "MPL-", "LGPL-", "GPL-", "AGPL-", "PSF-", "Python-")
 
 
 def summarise_audit(results: list[dict[str, object]]) -> dict[str, object]:
-    """The summary of an audit.
+    """Return the summary of an audit.
 
     Args:
         results: an entry for each distribution, `{"state": "succeeded", "output"}` or
@@ -37,12 +37,12 @@ def summarise_audit(results: list[dict[str, object]]) -> dict[str, object]:
 
 
 def succeeded(entry: dict[str, object]) -> bool:
-    """Whether the audit of a distribution came to a verdict."""
+    """Return whether the audit of a distribution reached a verdict."""
     return entry.get("state") == "succeeded"
 
 
 def judged_row(output: object) -> dict[str, object]:
-    """The row of a distribution with a verdict."""
+    """Return the row of a distribution with a verdict."""
     notes = [str(note) for note in items(output, "conflicts")]
     notes.append(text(output, "disagreement"))
     return {
@@ -57,7 +57,7 @@ def judged_row(output: object) -> dict[str, object]:
 
 
 def failed_row(entry: object) -> dict[str, object]:
-    """The row of a distribution without a verdict."""
+    """Return the row of a distribution without a verdict."""
     asked = part(entry, "input")
     return {
         "name": text(asked, "name") or "?",
@@ -71,13 +71,13 @@ def failed_row(entry: object) -> dict[str, object]:
 
 
 def reason(error: dict[str, object]) -> str:
-    """The message of the first cause, without what raised it."""
+    """Return the message of the first cause, without the name of the function that raised it."""
     cause = part(part(error, "cause"), "error") or error
     return text(cause, "message").split("ValueError: ")[-1]
 
 
 def headline(rows: list[dict[str, object]], judged: list[object]) -> dict[str, object]:
-    """The totals: small enough for a prompt."""
+    """Return the totals, which are small enough for a prompt."""
     licences = collections.Counter(text(output, "spdx") for output in judged)
     return {
         "distributions": len(rows),
@@ -92,7 +92,7 @@ def headline(rows: list[dict[str, object]], judged: list[object]) -> dict[str, o
 
 
 def findings(rows: list[dict[str, object]], judged: list[object]) -> list[str]:
-    """What somebody who has not looked would not have guessed, the weightiest first."""
+    """Return findings that are not obvious, the most important first."""
     found = [
         *conflicting(judged),
         *unjudged(rows),
@@ -107,7 +107,7 @@ def findings(rows: list[dict[str, object]], judged: list[object]) -> list[str]:
 
 
 def conflicting(judged: list[object]) -> list[str]:
-    """What a permissive policy does not allow, one sentence for each licence."""
+    """Return one sentence for each licence that a permissive policy does not allow."""
     by_licence: dict[str, list[str]] = {}
     for output in judged:
         if items(output, "conflicts"):
@@ -116,13 +116,13 @@ def conflicting(judged: list[object]) -> list[str]:
 
 
 def unjudged(rows: list[dict[str, object]]) -> list[str]:
-    """Whose licence nobody could tell."""
+    """Report the distributions whose licence could not be determined."""
     names = [str(row["name"]) for row in rows if row["category"] == "failed"]
     return [f"{count(names, 'distribution')} could not be judged: {listed(names)}."] if names else []
 
 
 def disagreeing(judged: list[object]) -> list[str]:
-    """Whose metadata contradict themselves."""
+    """Report the distributions whose metadata are contradictory."""
     return [
         f"The metadata of {text(output, 'name')} contradict themselves: {text(output, 'disagreement')}"
         for output in judged
@@ -131,7 +131,7 @@ def disagreeing(judged: list[object]) -> list[str]:
 
 
 def without_text(judged: list[object]) -> list[str]:
-    """Who ships no licence file although the licence asks for its text in every copy."""
+    """Report the distributions without a licence file although the licence requires its text in every copy."""
     names = [
         text(output, "name")
         for output in judged
@@ -143,14 +143,14 @@ def without_text(judged: list[object]) -> list[str]:
 
 
 def missing_files(judged: list[object]) -> list[str]:
-    """Whose record lists files that are not there."""
+    """Report the distributions whose record lists missing files."""
     names = [text(output, "name") for output in judged if fact(output, "missing_files")]
     total = sum(fact(output, "missing_files") for output in judged)
     return [f"{total} recorded files are missing on disk, in {listed(names)}."] if names else []
 
 
 def largest(judged: list[object]) -> list[str]:
-    """The three that weigh the most."""
+    """Report the three largest distributions."""
     total = sum(fact(output, "bytes") for output in judged)
     top = sorted(judged, key=lambda output: fact(output, "bytes"), reverse=True)[:3]
     share = sum(fact(output, "bytes") for output in top) * 100 // max(1, total)
@@ -159,7 +159,7 @@ def largest(judged: list[object]) -> list[str]:
 
 
 def native(judged: list[object]) -> list[str]:
-    """Who runs machine code, and who brings most of it."""
+    """Report the number of distributions with machine code, and the one with the most native files."""
     with_code = [output for output in judged if fact(output, "native_files")]
     if not with_code:
         return []
@@ -171,7 +171,7 @@ def native(judged: list[object]) -> list[str]:
 
 
 def most_requirements(judged: list[object]) -> list[str]:
-    """Who names the most requirements, extras included."""
+    """Report the distribution with the most requirements, extras included."""
     if not judged:
         return []
     most = max(judged, key=lambda output: fact(output, "requirements"))
@@ -183,40 +183,40 @@ def most_requirements(judged: list[object]) -> list[str]:
 
 
 def listed(names: list[str]) -> str:
-    """The first names, and how many there are besides."""
+    """Return the first names, and the number of the others."""
     more = len(names) - LISTED
     return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def count(names: list[str], noun: str) -> str:
-    """A number with its noun."""
+    """Return a number with its noun."""
     return f"{len(names)} {noun}{'' if len(names) == 1 else 's'}"
 
 
 def shortened(sentence: str, length: int) -> str:
-    """A sentence of at most that many characters."""
+    """Shorten a sentence to at most that many characters."""
     return sentence if len(sentence) <= length else sentence[: length - 1] + "…"
 
 
 def part(value: object, key: str) -> dict[str, object]:
-    """An object inside an object; an empty one if it is not there."""
+    """Return an object inside an object; an empty one if it is missing."""
     inner = value.get(key) if isinstance(value, dict) else None
     return inner if isinstance(inner, dict) else {}
 
 
 def items(value: object, key: str) -> list[object]:
-    """A list inside an object; an empty one if it is not there."""
+    """Return a list inside an object; an empty one if it is missing."""
     inner = value.get(key) if isinstance(value, dict) else None
     return inner if isinstance(inner, list) else []
 
 
 def text(value: object, key: str) -> str:
-    """Text inside an object; empty if it is not there."""
+    """Return the text inside an object; empty if it is missing."""
     inner = value.get(key) if isinstance(value, dict) else None
     return inner if isinstance(inner, str) else ""
 
 
 def fact(output: object, key: str) -> int:
-    """A number among the facts of a result; 0 if it is not there."""
+    """Return a number among the facts of a result; 0 if it is missing."""
     number = part(output, "facts").get(key)
     return number if isinstance(number, int) else 0

@@ -1,9 +1,9 @@
-"""Version 2 of the stored function `normalise_licence`: where the fields do not say it, it reads the licence.
+"""Version 2 of the stored function `normalise_licence`: if the fields are ambiguous, it reads the licence.
 
-A stored function stands alone, so this is version 1 with `read_texts` and `read_words` added. It recognises licences
-by their distinguishing phrases; it compares no text word by word.
+A stored function is self-contained, so this is version 1 with `read_texts` and `read_words` added. It recognises
+licences by their distinguishing phrases; it does not compare texts word by word.
 
-It runs in the sandbox: pure Python, no files, no imports but the allowed ones.
+It runs in the sandbox: pure Python, no files, and only allowed imports.
 """
 
 import re
@@ -78,7 +78,7 @@ CLASSIFIERS = {
     "zlib/libpng License": "Zlib",
 }
 
-# Classifiers that stand for several licences, and how the SPDX ids of those begin.
+# Classifiers for several licences, and the prefixes of their SPDX ids.
 FAMILIES = {
     "Academic Free License (AFL)": ("AFL-",),
     "Apache Software License": ("Apache-",),
@@ -91,7 +91,7 @@ FAMILIES = {
     "Zope Public License": ("ZPL-",),
 }
 
-# Patterns of phrases that no other licence has, in lower case with single spaces. Those of a tuple all have to match.
+# Patterns of phrases that no other licence has, in lower case with single spaces. All patterns of a tuple must match.
 PHRASES = {
     "Apache-1.1": (r"apache software license,? version 1\.1",),
     "Apache-2.0": (r"apache license,? version 2\.0", r"apache\.org/licenses"),
@@ -120,7 +120,7 @@ PHRASES = {
     "Zlib": (r"altered source versions must be plainly marked as such",),
 }
 
-# What people write into the License field. A bare family ("BSD", "GPL") is not among them: it names no licence.
+# Common values of the License field. A bare family ("BSD", "GPL") is not among them, because it names no licence.
 WORDS = {
     "Apache-2.0": r"(the )?apache( software)?( licen[cs]e)?,? ?(v|version )?2(\.0)?( licen[cs]e)?",
     "BSD-2-Clause": r"(the )?(simplified bsd|freebsd|bsd[- ]2[- ]clause|(2|two)[- ]clause bsd)( licen[cs]e)?",
@@ -145,14 +145,13 @@ def normalise_licence(
     licence_texts: list[str],
     facts: dict[str, object],
 ) -> dict[str, object]:
-    """One SPDX expression for a distribution.
+    """Return one SPDX expression for a distribution.
 
     Returns:
         `{"name", "version", "spdx", "source", "disagreement", "facts"}`.
 
     Raises:
-        ValueError: neither the metadata nor the licence files say which licence it is; the message says what
-            stands there.
+        ValueError: neither the metadata nor the licence files identify the licence; the message quotes them.
     """
     classifiers = licence_names(licence_classifiers)
     spdx, source = declared(licence_expression, licence_field, classifiers, licence_texts)
@@ -168,14 +167,14 @@ def normalise_licence(
 
 
 def declared(expression: str, field: str, classifiers: list[str], texts: list[str]) -> tuple[str, str]:
-    """The SPDX expression and the name of the source that says it."""
+    """Return the SPDX expression and the name of its source."""
     if spdx := spdx_expression(expression):
         return spdx, "License-Expression"
     if spdx := spdx_expression(field):
         return spdx, "License field"
     if len(classifiers) == 1 and classifiers[0] in CLASSIFIERS:
         return CLASSIFIERS[classifiers[0]], "classifier"
-    # The text is what binds; some projects put all of it into the License field.
+    # The text is binding; some projects put all of it into the License field.
     if spdx := read_texts([*texts, field], dual="dual" in field.lower()):
         return spdx, "licence text"
     if spdx := read_words(field):
@@ -184,16 +183,16 @@ def declared(expression: str, field: str, classifiers: list[str], texts: list[st
 
 
 def read_texts(texts: list[str], dual: bool) -> str:
-    """The licences that the texts hold.
+    """Return the licences in the texts.
 
-    Several are joined with AND, the careful reading, unless the metadata calls the licence dual.
+    Several are joined with AND, the cautious reading, unless the metadata calls the licence dual.
     """
     found = {licence for text in texts for licence in recognised(" ".join(text.lower().split()))}
     return (" OR " if dual else " AND ").join(sorted(found))
 
 
 def other_text(spdx: str, source: str, texts: list[str]) -> str:
-    """What the licence files hold, in a sentence, if it is none of what the expression says; else empty."""
+    """Describe the contents of the licence files in a sentence, if no licence in the expression matches; else empty."""
     read = read_texts(texts, dual=False)
     if not read or set(read.split(" AND ")) & set(re.findall(r"[^\s()]+", spdx)):
         return ""
@@ -201,16 +200,16 @@ def other_text(spdx: str, source: str, texts: list[str]) -> str:
 
 
 def recognised(text: str) -> set[str]:
-    """The licences whose distinguishing phrases are in a text of lower-case words with single spaces."""
+    """Return the licences whose distinguishing phrases are in a text of lower-case words with single spaces."""
     found = {licence for licence, phrases in PHRASES.items() if all(re.search(phrase, text) for phrase in phrases)}
-    # MPL 2.0 and EPL 2.0 name the GNU licences as what they may be combined with.
+    # MPL 2.0 and EPL 2.0 name the GNU licences as compatible ones.
     if not found & {"MPL-2.0", "EPL-2.0"}:
         found |= gnu_licence(text)
     return found | bsd_licence(text)
 
 
 def bsd_licence(text: str) -> set[str]:
-    """The BSD variant by its clauses, if its whole list of conditions is there."""
+    """Return the BSD variant, determined from its clauses, if its whole list of conditions is present."""
     conditions = re.search(
         r"redistribution and use in source and binary forms.{0,3000}?this software is provided", text
     )
@@ -223,18 +222,18 @@ def bsd_licence(text: str) -> set[str]:
 
 
 def gnu_licence(text: str) -> set[str]:
-    """The GNU licence that a text is, or that its notice names, by the first mention with a version."""
+    """Return the GNU licence that a text is, or that its notice names, by the first mention with a version."""
     named = re.search(r"gnu (affero |lesser |library |)general public license.{0,80}?version (\d)(\.\d)?", text)
     if not named:
         return set()
-    # Each licence's own text says how to allow later versions; only a notice does allow them.
+    # Each licence's own text explains how to allow later versions; only a notice does allow them.
     whole = "everyone is permitted to copy and distribute verbatim copies" in text
     later = "any later version" in text and not whole
     return {f"{GNU[named[1]]}-{named[2]}{named[3] or '.0'}-{'or-later' if later else 'only'}"}
 
 
 def read_words(field: str) -> str:
-    """The licence that a License field of a few words means; empty if they leave it open."""
+    """Return the licence that a License field of a few words means; empty if it is ambiguous."""
     words = " ".join(field.lower().split())
     found = [licence for licence, pattern in WORDS.items() if re.fullmatch(pattern, words)]
     if gnu := re.fullmatch(r"(?:gnu )?(a|l)?gpl[ -]?(?:v|version )?(\d)(\.\d)?(\+| or later)?", words):
@@ -244,7 +243,7 @@ def read_words(field: str) -> str:
 
 
 def reasons(expression: str, field: str, classifiers: list[str], texts: list[str]) -> list[str]:
-    """Why nothing was accepted, in sentences; the first one says it in general."""
+    """Return the reasons why nothing was accepted, in sentences; the first one is general."""
     found = [about_classifiers(classifiers)]
     if expression:
         found.append(f"License-Expression says {quoted(expression)}, which leaves it open.")
@@ -255,7 +254,7 @@ def reasons(expression: str, field: str, classifiers: list[str], texts: list[str
 
 
 def about_classifiers(classifiers: list[str]) -> str:
-    """What is wrong with the classifiers."""
+    """Describe the problem with the classifiers."""
     if not classifiers:
         return "No classifier names a licence."
     if len(classifiers) > 1:
@@ -267,18 +266,18 @@ def about_classifiers(classifiers: list[str]) -> str:
 
 
 def licence_names(classifiers: list[str]) -> list[str]:
-    """The last part of each licence classifier, without those that only say who approved it."""
+    """Return the last part of each licence classifier, without those that only name an approving body."""
     parts = [classifier.split(" :: ") for classifier in classifiers if classifier.startswith("License :: ")]
     names = [part[-1].strip() for part in parts]
     return sorted({name for name in names if name not in ("OSI Approved", "DFSG approved")})
 
 
 def spdx_expression(text: str) -> str:
-    """The expression in SPDX's own spelling; empty if the text is none."""
+    """Return the expression in SPDX's own spelling; empty if the text is not an expression."""
     if len(text) > 500:
         return ""
     words = [spelled(word) for word in re.findall(r"[()]|[^\s()]+", text)]
-    # What each word is: L a licence, X an exception, or itself. A valid expression shrinks to one L.
+    # The kind of each word: L for a licence, X for an exception, or itself. A valid expression shrinks to one L.
     shape = " ".join(kind(word) for word in words)
     for _ in words:
         shape = re.sub(r"L WITH X|L (?:AND|OR) L(?! WITH)|\( L \)", "L", shape)
@@ -286,7 +285,7 @@ def spdx_expression(text: str) -> str:
 
 
 def spelled(word: str) -> str:
-    """A word of an expression as SPDX spells it; deprecated GNU ids become the ones that replaced them."""
+    """Return a word of an expression in SPDX's spelling; deprecated GNU ids become their replacements."""
     if word.upper() in ("AND", "OR", "WITH"):
         return word.upper()
     if old := re.fullmatch(r"((?:A|L)?GPL-\d\.\d)(\+?)", word, re.IGNORECASE):
@@ -296,7 +295,7 @@ def spelled(word: str) -> str:
 
 
 def kind(word: str) -> str:
-    """The part a word plays in an expression."""
+    """Return the kind of a word in an expression."""
     if word in EXCEPTIONS:
         return "X"
     if word.removesuffix("+") in LICENCES or re.fullmatch(r"LicenseRef-[A-Za-z0-9.-]+", word):
@@ -305,10 +304,10 @@ def kind(word: str) -> str:
 
 
 def disagreement(spdx: str, source: str, classifiers: list[str]) -> str:
-    """A classifier that contradicts the expression, in a sentence; empty if none does."""
+    """Describe a classifier that contradicts the expression, in a sentence; empty if none does."""
     licences = [word for word in re.findall(r"[^\s()]+", spdx) if kind(word) == "L"]
     for classifier in classifiers:
-        # The empty prefix of an unknown classifier fits everything: what is not understood contradicts nothing.
+        # The empty prefix of an unknown classifier matches everything: an unknown classifier contradicts nothing.
         prefixes = FAMILIES.get(classifier) or (CLASSIFIERS.get(classifier, ""),)
         if not any(licence.startswith(prefixes) for licence in licences):
             return f"{source} says {spdx}, a classifier says {quoted(classifier)}."
@@ -316,6 +315,6 @@ def disagreement(spdx: str, source: str, classifiers: list[str]) -> str:
 
 
 def quoted(text: str) -> str:
-    """Text in quotation marks, on one line, at most 60 characters of it."""
+    """Return text in quotation marks, on one line, at most 60 characters of it."""
     line = " ".join(text.split())
     return f"“{line if len(line) <= 60 else line[:57] + '…'}”"
