@@ -65,16 +65,16 @@ class Client(Operations):
         Args:
             url: the API's address; by default MINION_API_URL.
             api_key: its key; by default MINION_API_KEY, or what the file holds that MINION_API_KEY_FILE names.
-            timeout: seconds until a request is given up.
-            retries: how often a request is tried again.
-            actor: who acts, for the record of decisions, pauses, limits, replays and cancellations: a claim, and shown
-                as one. By default MINION_ACTOR.
+            timeout: seconds until a request is abandoned.
+            retries: number of retries of a request.
+            actor: the name of the actor, for the record of decisions, pauses, limits, replays and cancellations.
+                Records show it as a claim. By default MINION_ACTOR.
 
         Raises:
             NotConfigured: there is no address, or no key that a header can carry, or its file cannot be read.
         """
         address = url or _from_environment("MINION_API_URL", "the API's address, such as http://127.0.0.1:8700")
-        # A key that was made from a file ends as files do.
+        # A key from a file often ends with a newline.
         key = (api_key or _from_file("MINION_API_KEY") or _from_environment("MINION_API_KEY", "the API's key")).strip()
         actor = actor or os.environ.get("MINION_ACTOR")
         self._transport = Transport(address, key, timeout=timeout, retries=retries, actor=actor)

@@ -122,7 +122,7 @@ def _open_what_is_closed() -> None:
 
 
 def _expected(error: Exception) -> MinionsError | None:
-    """The error as people are told of it; None: nobody planned for it."""
+    """Return the error to show; None if the exception is unexpected."""
     if isinstance(error, MinionsError):
         return error
     if isinstance(error, UnicodeError):

@@ -129,7 +129,7 @@ def _check(connection: Connection, task: dict[str, Any]) -> tuple[UUID, str, dic
 
 
 def _said(messages: Any, *, tools: bool) -> list[Message] | None:
-    """The task's messages, if it has any; from SQL anything may come."""
+    """Return the task's messages, if any. Those from SQL may have any form."""
     if messages is None:
         return None
     if not isinstance(messages, list) or not messages:

@@ -131,7 +131,7 @@ class AgentRegistry:
         """Make an agent `active`, `deprecated` (still accepts tasks) or `disabled` (does not), and commit.
 
         Raises:
-            UnknownAgent: there is none of that name.
+            UnknownAgent: there is no agent of that name.
             InvalidInput: there is no such status, or the reason cannot be stored.
         """
         if status not in SETTABLE:

@@ -107,10 +107,10 @@ async def _expected(request: Request, error: MinionError) -> Response:
 
 
 async def _wrong_parameters(request: Request, error: RequestValidationError) -> Response:
-    """Faults in the path and the query: a body's are found in `body.py` and `shared.schemas`."""
+    """Handle faults in the path and the query: those of a body are found in `body.py` and `shared.schemas`."""
     found = [(fault["loc"], fault["msg"].removeprefix("Value error, ")) for fault in error.errors()]
     faults = [{"path": ".".join(map(str, place)), "message": message} for place, message in found]
-    # People know a parameter by its name: not `query.state.0`, but `state`.
+    # Callers know a parameter by its name: `state` instead of `query.state.0`.
     listed = "; ".join(f"{place[:2][-1]}: {message}" for place, message in found)
     return of(InvalidInput(f"The request is not valid: {listed}.", faults=faults))
 

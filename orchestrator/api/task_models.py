@@ -51,7 +51,7 @@ class TaskSummary(BaseModel):
 
 
 class Task(TaskSummary):
-    """A task with everything that is known about it."""
+    """A task with all its details."""
 
     input: Any = None
     messages: list[Any] | None

@@ -133,7 +133,7 @@ def _cell(value: Any) -> Text:
 
 
 def fail(error: MinionsError) -> int:
-    """Print an error to standard error, as JSON where --json was given. Returns the exit code."""
+    """Print an error to standard error, as JSON if --json was given. Return the exit code."""
     print_error(error.code, error.message, **error.detail)
     return exit_code(error)
 
