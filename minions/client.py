@@ -72,9 +72,9 @@ class Client(Operations):
         Raises:
             NotConfigured: there is no address, or no key that a header can carry.
         """
-        address = url or _from_environment("MINION_API_URL", "the API's address, such as http://127.0.0.1:8700")
+        address = url or _from_environment("MINION_API_URL", "the address of the API, such as http://127.0.0.1:8700")
         # A key that was made from a file ends as files do.
-        key = (api_key or _from_environment("MINION_API_KEY", "the API's key")).strip()
+        key = (api_key or _from_environment("MINION_API_KEY", "the API key")).strip()
         actor = actor or os.environ.get("MINION_ACTOR")
         self._transport = Transport(address, key, timeout=timeout, retries=retries, actor=actor)
 
@@ -205,7 +205,7 @@ class Client(Operations):
                 return found
             if ends is not None and time.monotonic() >= ends:
                 raise WaitTimeout(
-                    f"Task {found.id} is still {found.state} after {timeout:g} s. It goes on.", task=found
+                    f"Task {found.id} is still {found.state} after {timeout:g} s. It continues.", task=found
                 )
             task = found  # by its whole id: by now, another task may have the same first characters
 
@@ -489,7 +489,7 @@ class Client(Operations):
 def _from_environment(name: str, what: str) -> str:
     value = os.environ.get(name)
     if not value:
-        raise NotConfigured(f"{name} is not set: give the client {what}, as an argument or in the environment.")
+        raise NotConfigured(f"{name} is not set: pass {what} to the client, or set the variable.")
     return value
 
 
