@@ -91,7 +91,7 @@ def _checked_time(given: str, tolerance: float) -> int:
     age = time.time() - int(given)
     if abs(age) > tolerance:
         when = "ago" if age > 0 else "in the future"
-        raise InvalidSignature(f"The message was sent {abs(age):.0f} s {when}; {tolerance:g} s are tolerated.")
+        raise InvalidSignature(f"The message was sent {abs(age):.0f} s {when}; at most {tolerance:g} s are tolerated.")
     return int(given)
 
 

@@ -59,13 +59,13 @@ DELETE = text(
 
 
 class ScheduleDefinition(Strict):
-    """What a schedule is: `cron` with its time zone or `interval_seconds`, and the request for the task."""
+    """A schedule: `cron` with its time zone or `interval_seconds`, and the request for the task."""
 
     name: Name
     cron: str | None = None
-    timezone: str | None = Field(None, description="Of `cron`; UTC where it is left out.")
+    timezone: str | None = Field(None, description="The time zone of `cron`; UTC by default.")
     interval_seconds: float | None = Field(None, ge=1, le=TEN_YEARS)
-    missed: Missed = Field("once", description="What becomes of runs that nobody started: skip, once or all.")
+    missed: Missed = Field("once", description="What to do about missed runs: skip, once or all.")
     enabled: bool = True
     request: dict[str, Any] = Field(description="The task, as it would be submitted.")
 

@@ -17,6 +17,6 @@ for name in PACKAGES:
     spec = find_spec(name)
     if spec is not None and spec.origin is not None and Path(spec.origin).resolve().parent != ROOT / name:
         raise ImportError(
-            f"Python finds a foreign package {name!r}, {spec.origin}, before the one of Minions, {ROOT / name}. "
-            "Take its folder out of PYTHONPATH, start the process in another folder, or rename the package."
+            f"Python finds a foreign package {name!r}, {spec.origin}, before the package of Minions, {ROOT / name}. "
+            "Remove its folder from PYTHONPATH, start the process in another folder, or rename the package."
         )

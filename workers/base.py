@@ -88,5 +88,5 @@ class BaseAgent(ABC):
 def _checked(approved: JsonValue) -> list[Any]:
     """Messages as somebody has approved them, and perhaps changed."""
     if not isinstance(approved, list) or not approved:
-        raise InvalidInput("What was approved in place of the task's messages is no list of messages.")
+        raise InvalidInput("The value approved in place of the task's messages is not a list of messages.")
     return [message.model_dump() for message in coerce_all(approved)]

@@ -96,7 +96,7 @@ def _read_fault(body: bytes, stdout: str) -> Reply:
         facts = None
     kind = facts.get("type") if isinstance(facts, dict) else None
     if not isinstance(facts, dict) or not isinstance(kind, str) or kind not in wire.CHILD_FAULT_TYPES:
-        return _distrust("sent a fault that makes no sense", security=True)
+        return _distrust("sent a malformed fault", security=True)
     fault = SandboxFault(
         type=kind,
         message=_text(facts.get("message")) or "no reason given",
@@ -114,7 +114,7 @@ def _read_problems(body: bytes, stdout: str) -> Reply:
         rows = strict_json.parse(body, 4, wire.MAX_VALUES)
         problems = tuple(_problem(*row) for row in rows)
     except (strict_json.NotStrict, TypeError):
-        return _distrust("sent findings that make no sense", security=True)
+        return _distrust("sent malformed findings", security=True)
     return Reply(problems=problems, stdout=stdout)
 
 
@@ -127,7 +127,7 @@ def _read_code(body: bytes, stdout: str) -> Reply:
 
 
 def _unknown(body: bytes, stdout: str) -> Reply:
-    return _distrust("sent something that is no reply", security=True)
+    return _distrust("sent something that is not a reply", security=True)
 
 
 def _text(value: object) -> str | None:

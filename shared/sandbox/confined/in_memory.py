@@ -103,7 +103,7 @@ def canonicalize(xml_data: Any = None, *, out: Any = None, from_file: Any = None
 def configure_logging(**options: Any) -> None:
     """`logging.basicConfig` without files: what is logged is part of what the function prints."""
     if options.get("filename") is not None:
-        raise ValueError("there are no files in the sandbox: leave out `filename`, and what is logged is printed")
+        raise ValueError("there are no files in the sandbox: leave out `filename`, and the log is printed")
     logging.basicConfig(**options)
 
 
