@@ -96,7 +96,7 @@ def start_up(environment: dict[str, str], *arguments: str) -> System:
     assert process.stdout is not None
     for line in process.stdout:
         said.append(line)
-        if "Everything runs" in line:
+        if "Everything is running" in line:
             return System(process, environment, Path(environment["MINION_DATA_DIR"]), said)
     raise AssertionError(f"minion up ended with {process.wait()}:\n{''.join(said)}")
 

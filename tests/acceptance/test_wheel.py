@@ -54,7 +54,7 @@ def test_the_wheel_runs_everything_from_an_empty_folder(installed, tmp_path):
             said = ""
             for line in process.stdout:
                 said += line
-                if "Everything runs" in line:
+                if "Everything is running" in line:
                     break
             assert process.poll() is None, said
 

@@ -132,7 +132,7 @@ def test_a_rate_spreads_starts(client: Client, tasks: Tasks, act: Any, here: Min
 
 @pytest.mark.parametrize("rate", ["10", "0/s", "10/0s", "10/000s", "x/s", "10/week", "-1/s", "1/367d"])
 def test_rates_that_make_no_sense_are_refused(client: Client, rate: str) -> None:
-    with pytest.raises(errors.InvalidInput, match="A rate must be written like"):
+    with pytest.raises(errors.InvalidInput, match="A rate must be like"):
         client.set_limit("key", "a", rate=rate)
 
 
