@@ -54,7 +54,7 @@ class TaskQuery(StrictQuery):
 class TaskPageQuery(TaskQuery, PageQuery):
     """Filters, and which page."""
 
-    outputs: bool = Field(False, description=f"With their outputs: {MOST_OUTPUTS} tasks and 8 MB a page at most.")
+    outputs: bool = Field(False, description=f"With their outputs: at most {MOST_OUTPUTS} tasks and 8 MB per page.")
     cursor: UUID | None = Field(None, description="The `next` of the previous page.")
 
 

@@ -64,7 +64,7 @@ def replay(
         False, "--new-keys", help="Give the calls new idempotency keys: external systems treat them as new calls."
     ),
     rate: float = typer.Option(
-        10.0, min=0.001, max=100_000, help="With filters: how many of the new tasks start in a second."
+        10.0, min=0.001, max=100_000, help="With filters: how many of the new tasks start per second."
     ),
     dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be replayed, without replaying anything."),
     actor: str | None = ACTOR,

@@ -51,7 +51,7 @@ def submit(
     message: list[str] = typer.Option([], "--message", "-m", help="Text for the agent, instead of an input."),
     capability: str | None = typer.Option(None, help="Run on this capability's queue."),
     wait: bool = typer.Option(False, "--wait", "-w", help="Wait for the outcome and print the output."),
-    timeout: float | None = typer.Option(None, min=0, help="With --wait: for so many seconds at most."),
+    timeout: float | None = typer.Option(None, min=0, help="With --wait: the longest wait, in seconds."),
     following: bool = typer.Option(False, "--follow", "-f", help="Show what happens, then do as --wait."),
     idempotency_key: str | None = typer.Option(None, help="The same key and payload give the same task."),
     key: str | None = typer.Option(None, help="The tenant."),

@@ -26,7 +26,7 @@ def capabilities(as_json: bool = AS_JSON) -> None:
         (
             (
                 c["name"],
-                "yes" if c["served"] else "NOBODY",
+                "yes" if c["served"] else "NO",
                 ", ".join(c["agents"]),
                 c["slots"],
                 c["busy"],

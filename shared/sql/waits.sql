@@ -172,7 +172,7 @@ BEGIN
                 WHEN 'fail' THEN jsonb_build_object('type', 'tool_error', 'message',
                     format('Step %s (%s) was interrupted and did not happen%s.', asked.number, asked.name,
                            COALESCE(': ' || reason, '')), 'decision', decided)
-                WHEN 'again' THEN jsonb_build_object('type', 'interrupted', 'message', 'It is made again.',
+                WHEN 'again' THEN jsonb_build_object('type', 'interrupted', 'message', 'It is retried.',
                     'retryable', true, 'decision', decided) END
         WHERE task_id = t AND number = asked.number;
     PERFORM minion_count_down(t, 1);
