@@ -578,9 +578,9 @@ def test_twenty_agents_with_a_model_stop_where_the_budget_of_their_root_does(
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
-        ('{"tokens": 0}', "it is a whole number above 0, 1000000000000 at most"),
-        ('{"tokens": 1.5}', "it is a whole number above 0"),
-        ('{"dollars": "1"}', "it is a number above 0"),
+        ('{"tokens": 0}', "it must be a whole number above 0, at most 1000000000000"),
+        ('{"tokens": 1.5}', "it must be a whole number above 0"),
+        ('{"dollars": "1"}', "it must be a number above 0"),
         ('{"on_breach": "panic", "steps": 1}', r"budget.on_breach is \"panic\""),
         ('{"on_breach": "ask"}', "A budget must limit something"),
         ('{"tokns": 5}', "a budget must have only tokens, dollars, steps, seconds and on_breach"),

@@ -145,7 +145,7 @@ def test_what_became_of_an_interrupted_step(
     waiting = tasks.get(task)
     assert (waiting["state"], waiting["wait_reason"]) == ("waiting", "answer")
     assert "Step 1 (act) was interrupted and is unsafe to repeat" in client.why(task)["sentence"]
-    with pytest.raises(errors.InvalidInput, match="waits for result, again or fail"):
+    with pytest.raises(errors.InvalidInput, match="must be result, again or fail"):
         client.decide(task, "approve", step=1)
     client.decide(task, verdict, value=value, reason="looked", step=1)
     here.run_all()

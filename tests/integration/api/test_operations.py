@@ -59,7 +59,7 @@ def test_why_a_task_is_pending(client: Client, tasks: Tasks, act: Any, here: Min
         connection.execute(text("UPDATE workers SET last_seen = now() - interval '1 day'"))
     reason, said = why(client, task)
     assert reason == "unserved"
-    assert "was seen 24 hours ago" in said
+    assert "was last seen 24 hours ago" in said
     assert "`minion worker work`" in said
 
 
@@ -97,7 +97,7 @@ def test_why_a_task_is_queued_or_running(
     with database.begin() as connection:
         connection.execute(text("UPDATE workers SET last_seen = now()"))
         connection.scalar(text("SELECT minion_claim(:t, 0, :w, false)"), {"t": task, "w": here.id})
-    assert "It runs on here since" in why(client, task)[1]
+    assert "It has been running on here for" in why(client, task)[1]
     client.cancel(task)
     assert why(client, task)[0] == "stopping"
     assert message.task_id == task
