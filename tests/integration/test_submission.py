@@ -337,7 +337,7 @@ def test_messages_of_langchains_shape_are_accepted(hand: ByHand) -> None:
 
 
 def test_a_message_that_cannot_be_the_input_says_what_is_asked(hand: ByHand) -> None:
-    assert 'asks for ["query"]' in refused(InvalidInput, agent="Search", messages=["x"]).message
+    assert 'requires ["query"]' in refused(InvalidInput, agent="Search", messages=["x"]).message
 
 
 # ------------------------------------------------------------------------------------------------ idempotency
