@@ -964,9 +964,9 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'There is no task %.', t USING ERRCODE = 'MN008';
     ELSIF owner IS NULL THEN
-        RAISE EXCEPTION 'The task % has no budget of its own, and waits for none.', t USING ERRCODE = 'MN009';
+        RAISE EXCEPTION 'The task % does not have its own budget, and does not wait for one.', t USING ERRCODE = 'MN009';
     ELSIF EXISTS (SELECT 1 FROM task_outcomes o WHERE o.task_id = owner) THEN
-        RAISE EXCEPTION 'The task % has ended: its budget changes nothing any more.', owner USING ERRCODE = 'MN009';
+        RAISE EXCEPTION 'The task % has ended: a change of its budget has no effect.', owner USING ERRCODE = 'MN009';
     END IF;
     SELECT x.name INTO missing FROM budgets b, LATERAL (VALUES ('tokens', b.tokens::numeric), ('dollars', b.microdollars),
             ('steps', b.steps), ('seconds', b.seconds)) AS x (name, most)
@@ -1057,7 +1057,7 @@ BEGIN
         RAISE EXCEPTION '% has % characters; 1 to % are accepted.', fault.name, fault.size, fault.most
             USING ERRCODE = 'MN007';
     ELSIF request->>'traceparent' !~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$' THEN
-        RAISE EXCEPTION 'traceparent must be one of W3C Trace Context.' USING ERRCODE = 'MN007';
+        RAISE EXCEPTION 'traceparent must have the format of W3C Trace Context.' USING ERRCODE = 'MN007';
     ELSIF (request->>'priority')::numeric NOT BETWEEN -100 AND 100 THEN
         RAISE EXCEPTION 'priority is %; -100 to 100 are accepted.', request->>'priority' USING ERRCODE = 'MN007';
     END IF;
@@ -1069,7 +1069,7 @@ BEGIN
     IF labels IS NOT NULL THEN
         IF jsonb_typeof(labels) <> 'object' OR octet_length(labels::text) > 65536
                 OR jsonb_path_exists(labels, 'strict $.* ? (@.type() != "string")') THEN
-            RAISE EXCEPTION 'labels must be an object whose values are text, of 64 KB at most.' USING ERRCODE = 'MN007';
+            RAISE EXCEPTION 'labels must be an object whose values are text, of at most 64 KB.' USING ERRCODE = 'MN007';
         END IF;
     END IF;
     IF messages IS NOT NULL AND NOT minion_are_messages(messages) THEN
@@ -1149,7 +1149,7 @@ CREATE FUNCTION minion_claims_only_grow() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    RAISE EXCEPTION 'a claim number never goes back (% to %)', OLD.claim, NEW.claim
+    RAISE EXCEPTION 'a claim number must not decrease (% to %)', OLD.claim, NEW.claim
         USING ERRCODE = 'check_violation';
 END $$;
 
@@ -1217,13 +1217,13 @@ BEGIN
         SELECT string_agg(format('step %s (%s, proposal %s)', u.number, u.name, minion_proposal(u)), ', ') INTO waits
             FROM minion_undecided(t) u;
         IF waits IS NULL THEN
-            RAISE EXCEPTION 'Task % (%) waits for no decision%. `minion why %` shows what it waits for.', t, now_at.state,
+            RAISE EXCEPTION 'Task % (%) is not waiting for a decision%. `minion why %` shows what it waits for.', t, now_at.state,
                 COALESCE(' about step ' || step_number, ' about proposal ' || proposal, ''), t USING ERRCODE = 'MN009';
         END IF;
-        RAISE EXCEPTION 'Task % does not wait for a decision about %. It waits for one about %.', t,
+        RAISE EXCEPTION 'Task % is not waiting for a decision about %. It is waiting for one about %.', t,
             concat_ws(', ', 'step ' || step_number, 'proposal ' || left(proposal, 64)), waits USING ERRCODE = 'MN009';
     ELSIF (asked.kind = 'wait') <> (verdict IN ('approve', 'reject')) THEN
-        RAISE EXCEPTION 'Step % waits for %.', asked.number,
+        RAISE EXCEPTION 'The verdict on step % must be %.', asked.number,
             CASE WHEN asked.kind = 'wait' THEN 'approve or reject' ELSE 'result, again or fail' END USING ERRCODE = 'MN007';
     END IF;
     PERFORM minion_check_json(content, 'The value');
@@ -1243,7 +1243,7 @@ BEGIN
                 WHEN 'fail' THEN jsonb_build_object('type', 'tool_error', 'message',
                     format('Step %s (%s) was interrupted and did not happen%s.', asked.number, asked.name,
                            COALESCE(': ' || reason, '')), 'decision', decided)
-                WHEN 'again' THEN jsonb_build_object('type', 'interrupted', 'message', 'It is made again.',
+                WHEN 'again' THEN jsonb_build_object('type', 'interrupted', 'message', 'It is retried.',
                     'retryable', true, 'decision', decided) END
         WHERE task_id = t AND number = asked.number;
     PERFORM minion_count_down(t, 1);
@@ -1743,8 +1743,8 @@ BEGIN
         RAISE EXCEPTION 'budget must be an object such as {"dollars": 0.5, "on_breach": "ask"}.' USING ERRCODE = 'MN007';
     END IF;
     SELECT format('budget.%s is %s: %s', left(m.name, 100), left(m.value::text, 100),
-                  CASE WHEN k.most IS NULL THEN 'a budget has tokens, dollars, steps, seconds and on_breach (ask or fail)'
-                       ELSE format('it is a%s number above 0, %s at most', CASE WHEN k.whole THEN ' whole' ELSE '' END, k.most)
+                  CASE WHEN k.most IS NULL THEN 'a budget must have only tokens, dollars, steps, seconds and on_breach (ask or fail)'
+                       ELSE format('it must be a%s number above 0, at most %s', CASE WHEN k.whole THEN ' whole' ELSE '' END, k.most)
                   END) INTO fault
         FROM jsonb_each(given) AS m (name, value)
         LEFT JOIN (VALUES ('tokens', 1000000000000, true), ('dollars', 1000000000, false), ('steps', 1000000000, true),
@@ -1915,7 +1915,7 @@ CREATE FUNCTION minion_refuse_change() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    RAISE EXCEPTION 'a row of % never changes; store a new version', TG_TABLE_NAME
+    RAISE EXCEPTION 'a row of % must not change; store a new version', TG_TABLE_NAME
         USING ERRCODE = 'check_violation';
 END $$;
 
@@ -1939,7 +1939,7 @@ BEGIN
             USING ERRCODE = 'MN007';
     ELSIF found.message IS NOT NULL THEN
         RAISE EXCEPTION 'messages[%]: messages of role ''tool'' are not supported yet. Put what the tool returned into a '
-            'message of the user.', found.message USING ERRCODE = 'MN007';
+            'user message.', found.message USING ERRCODE = 'MN007';
     END IF;
 END $$;
 
@@ -2055,7 +2055,7 @@ BEGIN
     UPDATE tasks SET from_step = first + (edited IS NOT NULL)::integer, history_before = old.history_before
         WHERE id = new AND journal_format = old.journal_format;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'The journal of task % has the format % of another release, and cannot be gone on with. '
+        RAISE EXCEPTION 'The journal of task % has the format % of another release, and cannot be continued. '
             'Replay the task from its beginning.', source, old.journal_format USING ERRCODE = 'MN009';
     END IF;
     INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, output,
@@ -2163,7 +2163,7 @@ BEGIN
             FROM agents a JOIN agent_versions v ON v.id = a.active_version_id
             WHERE a.namespace = ns AND a.status <> 'disabled' AND v.capabilities @> ARRAY[capability];
         IF candidates IS NULL THEN
-            RAISE EXCEPTION 'No agent offers the capability %. `minion capabilities` lists what there is.',
+            RAISE EXCEPTION 'No agent offers the capability %. `minion capabilities` lists them.',
                 quote_literal(left(capability, 100)) USING ERRCODE = 'MN002';
         ELSIF cardinality(candidates) > 1 THEN
             RAISE EXCEPTION 'Several agents offer the capability %: %. Name the agent.',
@@ -2339,7 +2339,7 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'There is no task %.', t USING ERRCODE = 'MN008';
     ELSIF now_at.state IN ('succeeded', 'failed', 'cancelled', 'expired') THEN
-        RAISE EXCEPTION 'The task % has ended (%): it takes no more signals.', t, now_at.state USING ERRCODE = 'MN009';
+        RAISE EXCEPTION 'The task % has ended (%): it accepts no more signals.', t, now_at.state USING ERRCODE = 'MN009';
     END IF;
     PERFORM minion_check_json(content, 'The payload');
     INSERT INTO signals (task_id, name, payload, payload_order) VALUES (t, signal, content, content_order);

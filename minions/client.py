@@ -64,7 +64,7 @@ class Client(Operations):
 
         Args:
             url: the API's address; by default MINION_API_URL.
-            api_key: its key; by default MINION_API_KEY, or what the file holds that MINION_API_KEY_FILE names.
+            api_key: its key; by default MINION_API_KEY, or the content of the file that MINION_API_KEY_FILE names.
             timeout: seconds until a request is abandoned.
             retries: number of retries of a request.
             actor: the name of the actor, for the record of decisions, pauses, limits, replays and cancellations.
@@ -73,9 +73,9 @@ class Client(Operations):
         Raises:
             NotConfigured: there is no address, or no key that a header can carry, or its file cannot be read.
         """
-        address = url or _from_environment("MINION_API_URL", "the API's address, such as http://127.0.0.1:8700")
+        address = url or _from_environment("MINION_API_URL", "the address of the API, such as http://127.0.0.1:8700")
         # A key from a file often ends with a newline.
-        key = (api_key or _from_file("MINION_API_KEY") or _from_environment("MINION_API_KEY", "the API's key")).strip()
+        key = (api_key or _from_file("MINION_API_KEY") or _from_environment("MINION_API_KEY", "the API key")).strip()
         actor = actor or os.environ.get("MINION_ACTOR")
         self._transport = Transport(address, key, timeout=timeout, retries=retries, actor=actor)
 
@@ -207,7 +207,7 @@ class Client(Operations):
                 return found
             if ends is not None and time.monotonic() >= ends:
                 raise WaitTimeout(
-                    f"Task {found.id} is still {found.state} after {timeout:g} s. It goes on.", task=found
+                    f"Task {found.id} is still {found.state} after {timeout:g} s. It continues.", task=found
                 )
             task = found  # by its full id: by now, another task may have the same first characters
 
@@ -491,7 +491,7 @@ class Client(Operations):
 def _from_environment(name: str, what: str) -> str:
     value = os.environ.get(name)
     if not value:
-        raise NotConfigured(f"{name} is not set: give the client {what}, as an argument or in the environment.")
+        raise NotConfigured(f"{name} is not set: pass {what} to the client, or set the variable.")
     return value
 
 

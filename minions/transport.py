@@ -40,8 +40,8 @@ class Transport:
         """
         if not KEY.fullmatch(api_key):
             raise NotConfigured(
-                "The API's key cannot be sent: it must be printable ASCII on one line, without spaces at its end. "
-                "Check MINION_API_KEY."
+                "Invalid API key: it must be printable ASCII on one line, without trailing spaces. Check "
+                "MINION_API_KEY."
             )
         actor = (actor or "").strip()
         if not actor.isprintable():
@@ -66,7 +66,8 @@ class Transport:
             )
         except (httpx2.InvalidURL, ValueError) as error:
             raise NotConfigured(
-                f"{url!r} is not the address of an API: {error}. Check MINION_API_URL; http://127.0.0.1:8700 is one."
+                f"{url!r} is not the address of an API: {error}. Check MINION_API_URL; a valid address is "
+                "http://127.0.0.1:8700."
             ) from None
 
     def get(self, path: str, *, params: Mapping[str, Any] | None = None, extra_time: float = 0.0) -> Any:
@@ -181,7 +182,9 @@ class Transport:
 
     def _unreachable(self, error: Exception) -> Unavailable:
         why = str(error) or type(error).__name__
-        return Unavailable(f"The API at {self.url} cannot be reached: {why}. Check MINION_API_URL and that it runs.")
+        return Unavailable(
+            f"The API at {self.url} cannot be reached: {why}. Check MINION_API_URL, and that the API is running."
+        )
 
 
 class Again(Exception):
@@ -241,6 +244,6 @@ def _json(response: httpx2.Response) -> Any:
         return response.json()
     except ValueError:
         raise ServerError(
-            f"{response.url} answered with something that is not JSON. Is it the address of the API?",
+            f"{response.url} did not answer with JSON. Check that it is the address of the API.",
             status=response.status_code,
         ) from None

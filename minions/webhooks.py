@@ -46,13 +46,14 @@ def verify(body: bytes, headers: Mapping[str, str], secret: str, tolerance: floa
     """
     given = {name.lower(): value for name, value in headers.items()}
     if missing := [name for name in (ID, TIMESTAMP, SIGNATURE) if not given.get(name)]:
-        raise InvalidSignature(f"The request has no header {' and no header '.join(missing)}: it is no webhook.")
+        raise InvalidSignature(f"The request has no header {' and no header '.join(missing)}: it is not a webhook.")
     timestamp = _checked_time(given[TIMESTAMP], tolerance)
     expected = sign(secret, given[ID], timestamp, body)
     # While a secret is being replaced there are several signatures, separated by spaces.
     if not any(_same(one, expected) for one in given[SIGNATURE].split(" ")):
         raise InvalidSignature(
-            "The signature does not fit. Is it this webhook's secret, and the body as it came, before it was parsed?"
+            "The signature does not match. Check that the secret is this webhook's, and that the body is the raw "
+            "bytes that came, before parsing."
         )
     return _parsed(body)
 
@@ -80,18 +81,18 @@ def _key(secret: str) -> bytes:
         key = b""
     if not key:
         raise NotConfigured(
-            "The secret is not valid: it must be `whsec_` and base64, as shown when the webhook was added."
+            "The secret is not valid: it must be `whsec_` followed by base64, as shown when the webhook was added."
         )
     return key
 
 
 def _checked_time(given: str, tolerance: float) -> int:
     if not (given.isascii() and given.isdecimal()) or len(given) > 15:
-        raise InvalidSignature(f"The header {TIMESTAMP} holds no time in seconds since 1970.")
+        raise InvalidSignature(f"The header {TIMESTAMP} must be a time in seconds since 1970.")
     age = time.time() - int(given)
     if abs(age) > tolerance:
         when = "ago" if age > 0 else "in the future"
-        raise InvalidSignature(f"The message was sent {abs(age):.0f} s {when}; {tolerance:g} s are tolerated.")
+        raise InvalidSignature(f"The message was sent {abs(age):.0f} s {when}; at most {tolerance:g} s are tolerated.")
     return int(given)
 
 
@@ -105,5 +106,7 @@ def _parsed(body: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict):
-        raise InvalidSignature("The signature fits, but the body is no JSON object: it is not a message of Minions.")
+        raise InvalidSignature(
+            "The signature matches, but the body is not a JSON object: it is not a message from Minions."
+        )
     return message

@@ -17,7 +17,8 @@ def parse_capabilities(text: str) -> str:
     for name in names:
         if not re.fullmatch(CAPABILITY, name):
             raise ValueError(
-                f"{name!r} is not the name of a capability: it must begin with a small letter or a digit and hold only "
-                "those, '_', '.' and '-', 63 at most. Separate several with commas: inspect,classify."
+                f"{name!r} is not the name of a capability: it must begin with a lower-case letter or a digit and "
+                "contain only those, '_', '.' and '-', at most 63 characters. Separate several names with commas: "
+                "inspect,classify."
             )
     return ",".join(dict.fromkeys(names))

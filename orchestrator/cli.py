@@ -100,7 +100,7 @@ def main() -> None:
         if known is not None:
             sys.exit(fail(known))
         print_text(traceback.format_exc(), end="", err=True)
-        sys.exit(fail(MinionError("A fault of ours. Please report the lines above.")))
+        sys.exit(fail(MinionError("This is a bug in Minions. Please report the lines above.")))
 
 
 def _wrong_usage(error: typer.TyperException) -> int:
@@ -138,8 +138,13 @@ def _expected(error: Exception) -> MinionsError | None:
     if not isinstance(error, SQLAlchemyError):
         return None
     if is_transient(error):
-        return Unavailable(f"The database went away: {reason(error)}. Look whether it runs, and try again.")
-    return MinionError(f"The database refused what it was asked, a fault of ours: {reason(error)}. Please report it.")
+        return Unavailable(
+            f"The connection to the database was lost: {reason(error)}. Check that the database is running, and try "
+            "again."
+        )
+    return MinionError(
+        f"The database refused a statement: {reason(error)}. This is a bug in Minions. Please report it."
+    )
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ class Ingress(Loop):
     def _open(self, item: bytes) -> Envelope:
         envelope = open_envelope(item, limit=self._item_limit)
         if envelope.headers.get("task") != SUBMIT_TASK:
-            raise Foreign(f"the queue {SUBMIT_QUEUE} takes the task {SUBMIT_TASK} only")
+            raise Foreign(f"the queue {SUBMIT_QUEUE} accepts only the task {SUBMIT_TASK}")
         return envelope
 
     def _prepare(self, asked: list[Asked]) -> Iterator[tuple[Submission, dict[str, Any] | MinionError]]:
@@ -177,11 +177,11 @@ class Ingress(Loop):
     def _request(self, submission: Submission) -> TaskRequest:
         envelope = submission.envelope
         if envelope.content_type != "application/json":
-            raise InvalidInput(f"{SUBMIT_TASK} takes JSON only, not {envelope.content_type[:100]!r}.")
+            raise InvalidInput(f"{SUBMIT_TASK} accepts JSON only, not {envelope.content_type[:100]!r}.")
         packed = envelope.unpacked(limit=self._body_limit)
         body = parse(packed, what="The message", limit=self._body_limit)
         if not isinstance(body, list) or len(body) != 3 or body[0] != [] or not isinstance(body[1], dict):
-            raise InvalidInput(f"{SUBMIT_TASK} takes keyword arguments only (message protocol 2).")
+            raise InvalidInput(f"{SUBMIT_TASK} accepts keyword arguments only (message protocol 2).")
         fields: dict[str, Any] = body[1]
         celery_id = submission.celery_id
         if isinstance(labels := fields.get("labels") or {}, dict):
@@ -219,7 +219,7 @@ def _refusal(submission: Submission, error: Exception) -> MinionError:
     if is_transient(error) or isinstance(error, PoolTimeout):
         raise error
     log.error("cannot_be_accepted", celery_id=submission.celery_id, exc_info=error)
-    return InvalidInput("The message holds something that cannot be read or stored.")
+    return InvalidInput("The message contains something that cannot be read or stored.")
 
 
 def _storable(value: object) -> str:

@@ -82,8 +82,8 @@ def _check_step(task_id: UUID, step: int, steps: Sequence[Row[Any]], edit: Edit 
         raise InvalidInput(f"Task {task_id} has no step {step} whose output could be edited: {_there_are(last)}.")
     if not 1 <= step <= last + 1:
         raise InvalidInput(
-            f"Task {task_id} cannot be replayed from step {step}: {_there_are(last)}. "
-            f"1 begins at the beginning, {last + 1} goes on after the last one."
+            f"Task {task_id} cannot be replayed from step {step}: {_there_are(last)}. Step 1 starts at the beginning, "
+            f"{last + 1} continues after the last one."
         )
 
 
@@ -99,9 +99,9 @@ def _check_prefix(task_id: UUID, step: int, steps: Sequence[Row[Any]]) -> None:
         why = _why_not(found)
         if why is not None:
             raise Conflict(
-                f"Task {task_id} cannot be replayed from step {step}: step {number}"
-                f"{f' ({found.name})' if found else ''} {why}. `--from-step {number}` makes it again"
-                + (f", `--from-step {number} --edit-output FILE` says what it returned." if found else "."),
+                f"Task {task_id} cannot be replayed from step {step}: step "
+                f"{number}{f' ({found.name})' if found else ''} {why}. `--from-step {number}` repeats it"
+                + (f", `--from-step {number} --edit-output FILE` sets what it returned." if found else "."),
                 step=number,
             )
 
@@ -110,9 +110,9 @@ def _why_not(step: Row[Any] | None) -> str | None:
     if step is None:
         return "was interrupted before it was recorded"
     if step.status == "started":
-        return "was interrupted, and what came of it is not known"
+        return "was interrupted, and its outcome is not known"
     if step.status == "failed" and step.again:
-        return "failed and was to be made again"
+        return "failed and was due to be retried"
     return None
 
 

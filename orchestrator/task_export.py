@@ -23,7 +23,8 @@ class TaskExport:
         """Raise NotConfigured if the folder is missing: creating it would hide a disk that is not mounted."""
         if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
             raise NotConfigured(
-                f"MINION_RETENTION_EXPORT names {folder}, which is no folder that this process may write to. Make it."
+                f"MINION_RETENTION_EXPORT names {folder}, which is not a folder that this process may write to. "
+                "Create it, or give this process access to it."
             )
         self.folder = folder
 

@@ -194,7 +194,9 @@ class Webhooks(Loop):
         except Exception as error:
             log.error("delivery_broke", delivery=str(delivery.id), webhook=delivery.name, exc_info=True)
             sentry_sdk.capture_exception(error)
-            return Answer(None, "Posting it failed for a fault of ours. It is in the log of the orchestrator.")
+            return Answer(
+                None, "Sending the message failed because of a bug in Minions. The orchestrator's log has the details."
+            )
 
     def _settle(self, delivery: Delivery, answer: Answer) -> None:
         status = self._verdict(delivery, answer)

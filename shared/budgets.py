@@ -81,7 +81,7 @@ def fail_overtime(connection: Connection, task: UUID, error: BudgetExceeded) -> 
 def exceeded(breach: dict[str, Any]) -> BudgetExceeded:
     """Return the error for a breach as `minion_breach` reports it."""
     if breach["asked"] is None:
-        todo = "Take a model whose price is known, or give the budget in tokens."
+        todo = "Use a model whose price is known, or give the budget in tokens."
     elif breach["then"] == "fail":
         todo = f"Submit it again with more {breach['what']} in its `budget`."
     else:
@@ -94,7 +94,9 @@ def described(breach: dict[str, Any]) -> str:
     what = breach["what"]
     whose = f"The budget of task {breach['budget']} ({breach['agent']})"
     if breach["asked"] is None:
-        return f"{whose} is in dollars and cannot be kept: the price of the model that this step calls is not known."
+        return (
+            f"{whose} is in dollars and cannot be enforced: the price of the model that this step calls is not known."
+        )
     spent = f"{_amount(breach['spent'], what, unit=False)} of {_amount(breach['limit'], what)} are spent"
     held = f", running steps hold up to {_amount(breach['reserved'], what)}" if breach["reserved"] else ""
     more = "" if what in ("steps", "seconds") else f", and the step may take {_amount(breach['asked'], what)}"

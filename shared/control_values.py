@@ -74,5 +74,5 @@ def _wait(asked: JsonValue) -> Wait:
 
 def _seconds(key: str, value: JsonValue) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LONGEST_SECONDS:
-        raise InvalidOutput(f"{key} takes 0 to {LONGEST_SECONDS} seconds, not {value!r}."[:300])
+        raise InvalidOutput(f"{key} must be 0 to {LONGEST_SECONDS} seconds, not {value!r}."[:300])
     return float(value)

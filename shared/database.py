@@ -188,7 +188,9 @@ def reason(error: BaseException) -> str:
 
 def unavailable(error: BaseException) -> errors.Unavailable:
     """Return the error that users see when the database cannot be reached."""
-    return errors.Unavailable(f"The database cannot be reached: {reason(error)}. It is tried again; nothing is lost.")
+    return errors.Unavailable(
+        f"The database cannot be reached: {reason(error)}. The connection is retried; nothing is lost."
+    )
 
 
 def wait_for(probe: Callable[[], Result], *, what: str, attempts: int) -> Result:
@@ -205,8 +207,8 @@ def wait_for(probe: Callable[[], Result], *, what: str, attempts: int) -> Result
         except Exception as error:
             if attempt == attempts:
                 raise errors.Unavailable(
-                    f"{what} cannot be reached after {attempts} attempts: {reason(error)}. "
-                    "Check its address and that it runs."
+                    f"{what} cannot be reached after {attempts} attempts: {reason(error)}. Check its address, and "
+                    "that it is running."
                 ) from None
             log.warning("unreachable", what=what, attempt=attempt, attempts=attempts, reason=reason(error))
             time.sleep(jittered(exponential(attempt, first=0.2, longest=LONGEST_PAUSE)))

@@ -31,7 +31,7 @@ def load(path: Path) -> list[AnyDefinition]:
         for document in _documents(file)
     ]
     if not found:
-        raise InvalidDefinition(f"{path}: there are no definitions in it. Each must have a `kind` and a `name`.")
+        raise InvalidDefinition(f"{path}: it contains no definitions. Each must have a `kind` and a `name`.")
     return found
 
 
@@ -55,7 +55,7 @@ def _files(path: Path) -> list[Path]:
         raise FileFault(f"{path}: there is no such file or folder.")
     files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
     if not files:
-        raise InvalidDefinition(f"{path}: the folder holds no {', '.join(SUFFIXES)} file.")
+        raise InvalidDefinition(f"{path}: the folder contains no {', '.join(SUFFIXES)} file.")
     return files
 
 
@@ -74,7 +74,7 @@ def _documents(file: Path) -> Iterator[Any]:
         raise InvalidDefinition(f"{file}: is not valid YAML: {fault}.") from None
     except (ValueError, LookupError, AttributeError, TypeError) as error:
         # PyYAML raises these if an explicit tag and its value do not fit, such as `!!bool maybe`.
-        raise InvalidDefinition(f"{file}: holds a value that cannot be read: {str(error)[:200]}.") from None
+        raise InvalidDefinition(f"{file}: contains a value that cannot be read: {str(error)[:200]}.") from None
     except RecursionError:
         raise InvalidDefinition(f"{file}: is nested too deeply.") from None
 
@@ -145,7 +145,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key.value, str) and key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} appears twice", problem_mark=key.start_mark)
             if isinstance(key.value, str):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)

@@ -173,7 +173,7 @@ class DefinitionStore:
                 schema = self.session.get_one(FunctionVersion, tool.function_version_id).definition.get("input_schema")
             if fault := model_misfit(schema):
                 raise InvalidDefinition(
-                    f"{place}, tools.{position}: no model can be given the tool {tool.name!r} with its input schema: "
+                    f"{place}, tools.{position}: models do not accept the input schema of the tool {tool.name!r}: "
                     f"{fault}."
                 )
 

@@ -107,7 +107,7 @@ def open_envelope(raw: bytes, *, limit: int) -> Envelope:
     except (ValueError, RecursionError):
         raise Foreign("not JSON") from None
     if not isinstance(item, dict):
-        raise Foreign("no JSON object")
+        raise Foreign("not a JSON object")
     properties = _of_type(item, "properties", dict)
     return Envelope(
         headers=_of_type(item, "headers", dict),

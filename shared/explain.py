@@ -164,7 +164,7 @@ def _with_origin(case: _Case, answer: Explanation) -> Explanation:
     if first is None:
         return answer
     origin = {"replay_of": case.task["replay_of"], "from_step": first}
-    sentence = f"{answer.sentence} (It goes on from step {first}; those before it are copied from another task.)"
+    sentence = f"{answer.sentence} (It continues from step {first}; the steps before it are copied from another task.)"
     return replace(answer, sentence=sentence, facts={**answer.facts, **origin})
 
 
@@ -179,7 +179,7 @@ def duration(seconds: float) -> str:
 
 def _scheduled(case: _Case) -> Explanation:
     due = case.task["due_at"]
-    return case.answer("scheduled", f"It was asked to run later: it waits {case.until(due)}.", due_at=due)
+    return case.answer("scheduled", f"It was submitted for later: it waits {case.until(due)}.", due_at=due)
 
 
 def _pending(case: _Case) -> Explanation:
@@ -187,7 +187,7 @@ def _pending(case: _Case) -> Explanation:
     if (blocked := _no_orchestrator(case)) is not None:
         return blocked
     if capability is None or case.task["agent_version_id"] is None:
-        return case.answer("not_routed", "The orchestrator has not chosen its agent, or not checked its input, yet.")
+        return case.answer("not_routed", "An orchestrator has not chosen its agent or checked its input yet.")
     for look in (_not_its_turn, _blocked_by_rule, _held_by_rate, _unserved):
         if (found := look(case)) is not None:
             return found
@@ -221,7 +221,7 @@ def _not_its_turn(case: _Case) -> Explanation | None:
         "turn",
         f"The tasks of the conversation {first['conversation']!r} run one after the other, and task {first['id']} of "
         f"{first['agent']} ({first['state']}) comes before it.",
-        f"`minion why {first['id']}` tells what that one waits for.",
+        f"`minion why {first['id']}` shows what that task waits for.",
         **first,
     )
 
@@ -237,8 +237,8 @@ def _blocked_by_rule(case: _Case) -> Explanation | None:
         because = f" ({obstacle['reason']})" if obstacle["reason"] else ""
         return case.answer(
             "paused",
-            f"{what} is paused since {obstacle['since']}{because}.",
-            f"`minion resume {obstacle['scope']} {obstacle['name']}` lets it go on.",
+            f"{what} has been paused since {obstacle['since']}{because}.",
+            f"`minion resume {obstacle['scope']} {obstacle['name']}` lets its tasks start again.",
             **obstacle,
         )
     return case.answer(
@@ -254,7 +254,8 @@ def _held_by_rate(case: _Case) -> Explanation | None:
     if hold is None:
         return None
     sentence = (
-        f"The {hold['scope']} {hold['name']!r} is at its rate: nothing of it starts {case.until(hold['until_at'])}."
+        f"The {hold['scope']} {hold['name']!r} has reached its rate: none of its tasks start "
+        f"{case.until(hold['until_at'])}."
     )
     return case.answer("rate_limited", sentence, None, **hold)
 
@@ -268,7 +269,7 @@ def _unserved(case: _Case) -> Explanation | None:
     if last:
         # A worker whose lease has expired counts as online until the orchestrator notices.
         status = "silent" if last["status"] == "online" else last["status"]
-        gone = f" The last one, {last['name']}, is {status} and was seen {case.ago(last['last_seen'])} ago."
+        gone = f" The last one, {last['name']}, is {status} and was last seen {case.ago(last['last_seen'])} ago."
     return case.answer(
         "unserved",
         f"No worker that serves {capability!r} is online.{gone}",
@@ -289,13 +290,13 @@ def _queued(case: _Case) -> Explanation:
             "on_its_way",
             f"Its message was sent {case.ago(since)} ago and a slot for {capability!r} is free. "
             "If the message was lost, it is sent again.",
-            "If this lasts, look whether the broker answers: `minion doctor`.",
+            "If this lasts, check that the broker answers: `minion doctor`.",
             **facts,
         )
     return case.answer(
         "all_slots_busy",
-        f"It waits in the queue {capability!r} since {case.ago(since)}: all {servers['slots']} slots are busy.",
-        "It starts when one is free; more workers would help.",
+        f"It has waited in the queue {capability!r} for {case.ago(since)}: all {servers['slots']} slots are busy.",
+        "It starts when one of them is free; more workers would help.",
         **facts,
     )
 
@@ -308,18 +309,16 @@ def _running(case: _Case) -> Explanation:
     doing = f", in step {step['number']} ({step['kind']} {step['name']})" if step else ""
     facts = {"worker": worker["name"], "last_seen": worker["last_seen"], "claim": task["claim"]}
     if task["cancel_requested"]:
-        return case.answer(
-            "stopping", f"Somebody cancelled it; {worker['name']} has been asked to stop.", None, **facts
-        )
+        return case.answer("stopping", f"It was cancelled; {worker['name']} has been asked to stop.", None, **facts)
     if silent > case.lease / 2:
         return case.answer(
             "worker_silent",
-            f"It runs on {worker['name']}, which was last heard of {duration(silent)} ago; after a lease of "
+            f"It runs on {worker['name']}, whose last heartbeat was {duration(silent)} ago; after a lease of "
             f"{case.lease:g} s the worker counts as lost, and the task runs again elsewhere.",
             None,
             **facts,
         )
-    sentence = f"It runs on {worker['name']} since {case.ago(task['updated_at'])}{doing}."
+    sentence = f"It has been running on {worker['name']} for {case.ago(task['updated_at'])}{doing}."
     return case.answer("running", sentence, None, step=step["number"] if step else None, **facts)
 
 
@@ -340,7 +339,7 @@ def _waiting(case: _Case) -> Explanation:
         reason = f"Attempt {task['attempts']} of {most} failed ({error.rstrip('.')})"
     elif task["wait_reason"] == "model_unavailable":
         error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
-        reason = f"{error.get('message', 'The model is away').rstrip('.')} (tried {error.get('tries', 1)} times)"
+        reason = f"{error.get('message', 'The model is unavailable').rstrip('.')} (tried {error.get('tries', 1)} times)"
     elif task["wait_reason"] == "model_limit":
         error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
         return case.answer(
@@ -359,11 +358,11 @@ def _waiting(case: _Case) -> Explanation:
 def _waiting_for_budget(case: _Case) -> Explanation:
     breach = case.scalar(BREACH, task=case.task["id"])
     if breach is None:
-        return case.answer("budget", "Its budget has room for its next step again: it goes on in a moment.")
+        return case.answer("budget", "Its budget has room for its next step again: it continues in a moment.")
     if breach["then"] == "wait":
-        sentence = f"{described(breach)} It goes on when they have ended and left room."
+        sentence = f"{described(breach)} It continues when those steps have ended and left room."
         return case.answer("budget", sentence, None, **breach)
-    todo = f"`minion budget {breach['budget']} --add-{breach['what']} N` raises it; with --stop it fails."
+    todo = f"`minion budget {breach['budget']} --add-{breach['what']} N` raises it; with --stop, the task fails."
     return case.answer("budget", described(breach), todo, **breach)
 
 
@@ -371,7 +370,7 @@ def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanati
     task, reason = case.task, case.task["wait_reason"]
     step = next(filter(_is_interrupted if reason == "answer" else _is_proposed, waits), None)
     if step is None:
-        return case.answer(reason, "Somebody has just decided what it waited for: it goes on in a moment.")
+        return case.answer(reason, "The decision that it waited for has just been made: it continues in a moment.")
     facts = {
         "waits": [_plain(wait) for wait in waits],
         "step": step["number"],
@@ -382,8 +381,8 @@ def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanati
         how = f" ({step['error']['message'].rstrip('.')})" if step["error"] else ""
         return case.answer(
             "answer",
-            f"Step {step['number']} ({step['name']}) was interrupted{how} and is unsafe to repeat: "
-            "somebody has to say whether it happened.",
+            f"Step {step['number']} ({step['name']}) was interrupted{how} and is unsafe to repeat: a person must say "
+            "whether it happened.",
             f"`minion answer {task['id']}` with --result JSON, --again or --fail.",
             **facts,
             request=step["input"],
@@ -392,8 +391,8 @@ def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanati
     limit = f", {case.until(step['due_at'])}" if step["due_at"] else ""
     return case.answer(
         "approval",
-        f"Somebody has to approve step {step['number']}, {step['name']} with {proposed[:500]}{limit} "
-        f"(proposal {step['proposal']}).",
+        f"A person must approve step {step['number']}, {step['name']} with {proposed[:500]}{limit} (proposal "
+        f"{step['proposal']}).",
         f"`minion approve {task['id']}` or `minion reject {task['id']} --reason TEXT`.",
         **facts,
         proposed=step["input"]["approval"],
@@ -424,11 +423,9 @@ def _waiting_for_steps(case: _Case, waits: list[dict[str, Any]]) -> Explanation:
     if signals:
         todo = f"`minion signal {case.task['id']} {signals[0]['name']}` sends it."
     elif children:
-        todo = f"`minion why {children[0]['child_id']}` tells what that one waits for."
+        todo = f"`minion why {children[0]['child_id']}` shows what that task waits for."
     facts = {"open_waits": case.task["open_waits"], "waits": [_plain(wait) for wait in waits]}
-    return case.answer(
-        case.task["wait_reason"], f"It waits for {', '.join(parts) or 'nothing any more'}.", todo, **facts
-    )
+    return case.answer(case.task["wait_reason"], f"It waits for {', '.join(parts) or 'nothing more'}.", todo, **facts)
 
 
 def _plain(wait: dict[str, Any]) -> dict[str, Any]:

@@ -53,8 +53,8 @@ class StoredFunction:
         definition = _intact(row)
         if definition is None:
             raise FunctionError(
-                f"Function {row.name!r} (version {row.number}) does not match its stored SHA-256 and is not run. "
-                "Somebody changed the row; store the function again.",
+                f"Function {row.name!r} (version {row.number}) does not match its stored SHA-256 and is not run. The "
+                "row was changed from outside; store the function again.",
                 reason="hash_mismatch",
             )
         return cls(row.id, row.number, row.checksum, row.status, definition)
@@ -159,9 +159,8 @@ def _refuse_quarantined(function: StoredFunction, engine: Engine) -> None:
     why = security_events.quarantined(engine, function.version_id)
     if why is not None:
         raise FunctionError(
-            f"Function {function.label} is quarantined and is not run: {why}. "
-            f"`minion functions events {function.name}` tells more; "
-            "release it with `minion functions release`, or store a better version.",
+            f"Function {function.label} is quarantined and is not run: {why}. `minion functions events "
+            f"{function.name}` shows why; release it with `minion functions release`, or store a corrected version.",
             reason="quarantined",
             function=function.name,
             version=function.number,
@@ -175,7 +174,7 @@ def _error_of(function: StoredFunction, fault: SandboxFault, engine: Engine, tas
         detail = security_events.detail_of(fault)
         status = security_events.record(engine, function.version_id, fault.type, detail, task_id=task_id)
         if status == "quarantined":
-            message += " It has tripped too many security events and is quarantined now."
+            message += " It has caused too many security events and is now quarantined."
     known = {"line": fault.line, "limit": fault.limit, "observed": fault.observed}
     facts = {name: value for name, value in known.items() if value is not None}
     error = FunctionError(message, reason=fault.type, function=function.name, version=function.number, **facts)

@@ -175,7 +175,9 @@ class FunctionStore:
             InvalidInput: there is no such status, or the reason cannot be stored.
         """
         if status not in STATUSES:
-            raise InvalidInput(f"A function can be made {', '.join(STATUSES)}, not {str(status)[:50]!r}.")
+            raise InvalidInput(
+                f"The status of a function must be one of {', '.join(STATUSES)}, not {str(status)[:50]!r}."
+            )
         check(reason, what="The reason", limit=MAX_REASON_BYTES)
         function = self.get(name, version)
         values: dict[str, Any] = {"status": status, "status_reason": reason}

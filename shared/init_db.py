@@ -112,7 +112,7 @@ def _lock_tables(connection: Connection) -> None:
 def _held(connection: Connection) -> str:
     holders = connection.execute(HOLDERS, {"tables": list(Base.metadata.tables)}).all()
     connection.rollback()
-    named = "; ".join(f"process {h.pid} ({h.application}), for {h.seconds} s" for h in holders) or "none any more"
+    named = "; ".join(f"process {h.pid} ({h.application}), for {h.seconds} s" for h in holders) or "none are left"
     return (
         f"Other transactions held the tables for {LOCK_PATIENCE:.0f} s, and nothing was changed. Open transactions: "
         f"{named}. End the long ones, for example with pg_terminate_backend, then run `minion migrate` again."
@@ -140,7 +140,7 @@ HOLDERS = text(
 def _refuse_other_encodings(connection: Connection) -> None:
     encoding = connection.scalar(text("SHOW server_encoding"))
     if encoding != "UTF8":
-        raise NotConfigured(f"The database's encoding is {encoding}. Make it anew with ENCODING 'UTF8'.")
+        raise NotConfigured(f"The database's encoding is {encoding}. Recreate it with ENCODING 'UTF8'.")
 
 
 def _revision(connection: Connection) -> str | None:

@@ -244,4 +244,4 @@ def _answer(script: Script, keys: list[str], arguments: Sequence[str | float]) -
     try:
         return script(keys=keys, args=arguments)
     except (redis.RedisError, OSError) as error:
-        raise Unavailable(f"The limiter's Redis does not answer ({error}); no call begins until it does.") from None
+        raise Unavailable(f"The limiter's Redis does not answer ({error}); no call starts until it does.") from None

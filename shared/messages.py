@@ -56,16 +56,16 @@ def coerce(message: Any, *, where: str = "messages[0]", tools: bool = False) -> 
     fields = _fields(message)
     called = str(fields.get("role") or fields.get("type") or "")
     if called == "tool" and not tools:
-        raise _unsupported(where, "messages of role 'tool'", "Put what the tool returned into a message of the user.")
+        raise _unsupported(where, "messages of role 'tool'", "Put what the tool returned into a user message.")
     for name in BESIDE_CONTENT:
         if fields.get(name):
             said = "Leave the message out, or describe it as text."
             raise _unsupported(f"{where}.{name}", f"messages with {name}", said)
     role, content = ROLES.get(called), _text(fields.get("content"), f"{where}.content")
     if role is None or content is None:
-        has = f"has the role {called[:50]!r}" if role is None else "has no text as its content"
+        has = f"has the role {called[:50]!r}" if role is None else "has no text content"
         raise InvalidInput(
-            f"A message needs a role ({', '.join(sorted(ROLES.keys() - {'tool'}))}) and text content; "
+            f"A message must have a role ({', '.join(sorted(ROLES.keys() - {'tool'}))}) and text content; "
             f"{where}, of type {type(message).__name__}, {has}.",
             path=where,
         )
@@ -89,9 +89,9 @@ def input_for(schema: Schema | None, messages: Sequence[Message], *, agent: str)
         if not violations(schema, candidate):
             return candidate
     raise InvalidInput(
-        f"The message cannot be turned into the input of {agent!r}: its input schema asks for "
-        f"{json.dumps(schema.get('required') or sorted(schema.get('properties', {})))}. "
-        "Submit a task with `input` instead."
+        f"The message cannot be turned into the input of {agent!r}: its input schema requires "
+        f"{json.dumps(schema.get('required') or sorted(schema.get('properties', {})))}. Submit a task with `input` "
+        "instead."
     )
 
 

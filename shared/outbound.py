@@ -57,16 +57,16 @@ def checked_url(url: str | httpx2.URL) -> httpx2.URL:
     try:
         parsed = httpx2.URL(url)
     except (httpx2.InvalidURL, ValueError, TypeError) as error:
-        raise InvalidInput(f"The URL cannot be used: {error}.") from None
+        raise InvalidInput(f"Invalid URL: {error}.") from None
     if parsed.scheme not in SCHEMES:
-        raise InvalidInput("The URL cannot be used: it must begin with http:// or https://.")
+        raise InvalidInput("Invalid URL: it must begin with http:// or https://.")
     if parsed.userinfo:
-        raise InvalidInput("The URL holds a user or a password, which logs would show: leave them out.")
+        raise InvalidInput("The URL contains a user or a password, which logs would show: remove them.")
     if parsed.port is not None and not 0 < parsed.port < 65536:
-        raise InvalidInput(f"The URL cannot be used: {parsed.port} is no port.")
+        raise InvalidInput(f"Invalid URL: {parsed.port} is not a port.")
     host = parsed.raw_host.decode("ascii")
     if not HOST.fullmatch(host) and not _is_ipv6(host):
-        raise InvalidInput("The URL cannot be used: its host is neither a name nor an address.")
+        raise InvalidInput("Invalid URL: its host is neither a name nor an address.")
     return parsed
 
 
@@ -104,7 +104,7 @@ class AddressGuard:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-            raise Unavailable(f"The host {host!r} cannot be resolved: {reason}. Check how it is spelt.") from None
+            raise Unavailable(f"The host {host!r} cannot be resolved: {reason}. Check its spelling.") from None
         addresses = list(dict.fromkeys(ip_address(info[4][0]) for info in found))
         if _canonical(host) not in self.hosts:
             for address in addresses:
@@ -119,8 +119,8 @@ class AddressGuard:
             return
         what = host if host == str(address) else f"{host} ({address})"
         raise ForbiddenAddress(
-            f"{what} is not a public address, and only those may be reached. "
-            "Where it is meant, the operator lists its network or host in MINION_ALLOW_PRIVATE_ADDRESSES."
+            f"{what} is not a public address, and only those may be reached. If it is intended, the operator must "
+            "list its network or host in MINION_ALLOW_PRIVATE_ADDRESSES."
         )
 
 
@@ -190,7 +190,7 @@ class _Deadline:
         """Return the seconds that one operation may take."""
         left = self.ends - time.monotonic()
         if left <= 0:
-            raise httpcore2.TimeoutException(f"not over within {self.seconds:g} s")
+            raise httpcore2.TimeoutException(f"not finished within {self.seconds:g} s")
         return left if timeout is None else min(timeout, left)
 
 

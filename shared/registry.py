@@ -135,7 +135,7 @@ class AgentRegistry:
             InvalidInput: there is no such status, or the reason cannot be stored.
         """
         if status not in SETTABLE:
-            raise InvalidInput(f"An agent can be made {', '.join(SETTABLE)}, not {str(status)[:50]!r}.")
+            raise InvalidInput(f"The status of an agent can be set to {', '.join(SETTABLE)}, not {str(status)[:50]!r}.")
         self._change(name, {"status": status}, reason)
         return self.get_agent(name)
 
@@ -206,7 +206,7 @@ class AgentRegistry:
                 return task
             if ends is not None and time.monotonic() >= ends:
                 raise WaitTimeout(
-                    f"Task {task_id} is still {task['state']} after {timeout:g} s. It goes on; look again later.",
+                    f"Task {task_id} is still {task['state']} after {timeout:g} s. It continues; check again later.",
                     task_id=str(task_id),
                 )
             await asyncio.sleep(pause)

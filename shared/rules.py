@@ -75,7 +75,7 @@ class Rate:
         count, seconds = (int(match[1]), int(match[2] or 1) * _UNITS[match[3]]) if match else (0, 0.0)
         if count == 0 or not 0 < seconds <= _LONGEST_PERIOD:
             raise InvalidInput(
-                f"A rate must be written like 10/s, 100/5m or 1000/h, for 366 days at most, not {written[:50]!r}."
+                f"A rate must be like 10/s, 100/5m or 1000/h, over at most 366 days, not {written[:50]!r}."
             )
         return cls(count, seconds)
 
@@ -185,14 +185,14 @@ def _check_limit(
 ) -> None:
     if scope == "model":
         if max_running is not None:
-            raise InvalidInput("A model has no limit of how many run at once: give it rates.")
+            raise InvalidInput("A model cannot have a limit on tasks that run at once: give it rates.")
         if rate is None and input_tokens is None and output_tokens is None:
             raise InvalidInput(
                 "A model's limit must say at what rate requests, input tokens or output tokens may be used."
             )
         return
     if input_tokens is not None or output_tokens is not None:
-        raise InvalidInput(f"Only a model has limits of tokens, not a {scope[:50]}.")
+        raise InvalidInput(f"Only a model can have limits on tokens, not a {scope[:50]}.")
     if max_running is None and rate is None:
         raise InvalidInput("A limit must say how many tasks may run at once, at what rate they may start, or both.")
     if max_running is not None and not 0 <= max_running <= 1_000_000:
@@ -205,8 +205,8 @@ def _columns(rate: Rate | None, count: str, seconds: str) -> dict[str, Any]:
 
 def _target(scope: str, name: str, namespace: str, scopes: tuple[str, ...] = SCOPES) -> dict[str, Any]:
     if scope not in scopes:
-        does = "pauses" if scopes == SCOPES else "limits"
-        raise InvalidInput(f"One {does} a {', a '.join(scopes)}, not a {scope[:50]!r}.")
+        rule = "pause" if scopes == SCOPES else "limit"
+        raise InvalidInput(f"The scope of a {rule} must be one of {', '.join(scopes)}, not {scope[:50]!r}.")
     if not 0 < len(name) <= MAX_NAME or "\0" in name:
         raise InvalidInput(f"The name of a {scope} must have 1 to {MAX_NAME} characters.")
     return {"scope": scope, "name": name, "namespace": namespace}

@@ -40,7 +40,7 @@ def check(model: str, settings: dict[str, float | None], *, where: str) -> None:
             f"Leave it out, or set the neutral value ({', '.join(f'{n}: {NEUTRAL[n]:g}' for n in refused)}).",
         )
     if {"temperature", "top_p"} <= chosen.keys():
-        raise InvalidDefinition(f"{where}: the model {model!r} takes temperature or top_p, not both.")
+        raise InvalidDefinition(f"{where}: the model {model!r} accepts temperature or top_p, not both.")
 
 
 def _honours(model: str, name: str, value: float) -> bool:

@@ -63,9 +63,9 @@ class ScheduleDefinition(Strict):
 
     name: Name
     cron: str | None = None
-    timezone: str | None = Field(None, description="Of `cron`; UTC where it is left out.")
+    timezone: str | None = Field(None, description="The time zone of `cron`; UTC by default.")
     interval_seconds: float | None = Field(None, ge=1, le=TEN_YEARS)
-    missed: Missed = Field("once", description="What becomes of runs that nobody started: skip, once or all.")
+    missed: Missed = Field("once", description="What to do about missed runs: skip, once or all.")
     enabled: bool = True
     request: dict[str, Any] = Field(description="The task, as it would be submitted.")
 

@@ -79,7 +79,7 @@ def _without_defaults(model: BaseModel, fields: dict[str, Any], names: tuple[str
 class Budget(Strict):
     """Limits on a task and everything below it: model tokens, dollars, steps, seconds since it first ran.
 
-    `on_breach`: whether a step that no longer fits makes its task wait for a decision, or fails it.
+    `on_breach`: whether a step without room makes its task wait for a decision, or fails it.
     """
 
     tokens: int | None = Field(None, ge=1, le=1_000_000_000_000)
@@ -170,9 +170,9 @@ class AgentConfig(Strict):
     def _no_reserved_queue(cls, names: list[str]) -> list[str]:
         for name in names:
             if name in RESERVED_QUEUES:
-                raise ValueError(f"{name!r} is a queue of the system's own; choose another name")
+                raise ValueError(f"{name!r} is a queue that Minions uses itself; choose another name")
         if len(set(names)) != len(names):
-            raise ValueError("a capability stands twice")
+            raise ValueError("a capability is listed twice")
         return names
 
     @model_validator(mode="before")
@@ -188,7 +188,7 @@ class AgentConfig(Strict):
     @model_validator(mode="after")
     def _limits_are_ordered(self) -> Self:
         if self.time_limit <= self.soft_time_limit:
-            raise ValueError("time_limit (hard) must be later than soft_time_limit")
+            raise ValueError("time_limit (hard) must be more than soft_time_limit")
         return self
 
     @model_validator(mode="after")
@@ -200,7 +200,7 @@ class AgentConfig(Strict):
     @model_validator(mode="after")
     def _thinking_leaves_room(self) -> Self:
         if isinstance(self.thinking, int) and self.thinking >= self.max_tokens:
-            raise ValueError("max_tokens holds the thinking too: it must be more than `thinking`")
+            raise ValueError("max_tokens includes the thinking: it must be more than `thinking`")
         if self.thinking not in (None, "disabled") and sampling.settings_to_send(self.sampling()):
             raise ValueError("a model that thinks must not have temperature or top_p")
         return self
@@ -211,7 +211,7 @@ class AgentConfig(Strict):
 
 
 class RelationDefinition(Strict):
-    """An agent that this one hands work to."""
+    """An agent that this one delegates work to."""
 
     agent: Name
     for_each: str | None = Field(
@@ -285,7 +285,7 @@ class AgentDefinition(Definition):
     def _each_tool_once(cls, references: list[str]) -> list[str]:
         names = [reference.partition("@")[0] for reference in references]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"the tool {min(twice)!r} stands twice; a model knows a tool by its name")
+            raise ValueError(f"the tool {min(twice)!r} is listed twice; a model knows a tool by its name")
         return references
 
     @model_validator(mode="after")
@@ -372,7 +372,7 @@ class HttpCall(Strict):
         if match is None or "@" in match[1]:
             raise ValueError("a URL must begin with http:// or https:// and a host, which no argument may choose")
         if "${secret:" in url:
-            raise ValueError("a URL must not hold secrets, which logs would show: they go into headers")
+            raise ValueError("a URL must not contain secrets, which logs would show: put them into headers")
         try:
             checked_url(PLACEHOLDER.sub("x", url))
         except InvalidInput as error:
@@ -425,7 +425,8 @@ class ToolDefinition(Definition):
         # The Messages API's rule for tool names.
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
             raise ValueError(
-                "a tool's name must have only letters, digits, _ and -, 64 at most: models call it by that name"
+                "a tool's name must have only letters, digits, _ and -, and at most 64 of them: models call it by "
+                "that name"
             )
         return name
 
@@ -463,7 +464,7 @@ class FunctionConfig(Strict):
     def _module_names(cls, names: list[str]) -> list[str]:
         for name in names:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", name):
-                raise ValueError(f"{name!r} is not a module's name")
+                raise ValueError(f"{name!r} is not the name of a module")
         return names
 
 
@@ -481,7 +482,7 @@ class FunctionDefinition(Definition):
     def _entrypoint_is_a_name(self) -> Self:
         if self.entrypoint is None:
             if not self.name.isidentifier():
-                raise ValueError(f"{self.name!r} is no Python name: say `entrypoint:`")
+                raise ValueError(f"{self.name!r} is not a Python name: set `entrypoint:`")
             self.entrypoint = self.name
         return self
 
@@ -631,7 +632,7 @@ class TaskRequest(Strict):
     @model_validator(mode="after")
     def _holds_something(self) -> TaskRequest:
         if self.unique_while and not self.unique_key:
-            raise ValueError("unique_while says how long unique_key is held, and there is none")
+            raise ValueError("unique_while must come with unique_key: it says how long that is held")
         return self
 
     @classmethod

@@ -49,7 +49,8 @@ class SecretStore:
             self._box = MultiFernet([Fernet(key.strip()) for key in settings.require_secret_key().split(",")])
         except ValueError:
             raise NotConfigured(
-                "MINION_SECRET_KEY is no key: it must be 32 bytes in URL-safe Base64. `minion secrets key` makes one."
+                "MINION_SECRET_KEY is not a key: it must be 32 bytes in URL-safe Base64. `minion secrets key` makes "
+                "one."
             ) from None
 
     def set(self, connection: Connection, name: str, value: str) -> None:
@@ -60,7 +61,8 @@ class SecretStore:
         """
         if not NAME.fullmatch(name):
             raise InvalidInput(
-                f"{name[:100]!r} is no name for a secret: it must be a letter, then letters, digits, _ . and -."
+                f"{name[:100]!r} is not the name of a secret: it must be a letter, followed by letters, digits, _ . "
+                "and -."
             )
         if not 0 < len(value.encode()) <= MAX_BYTES:
             raise InvalidInput(f"A secret must have 1 to {MAX_BYTES} bytes.")
@@ -79,7 +81,7 @@ class SecretStore:
             found = {row.name: self._box.decrypt(row.ciphertext).decode() for row in rows}
         except InvalidToken:
             raise NotConfigured(
-                "MINION_SECRET_KEY does not fit the stored secrets. Add the key of then to it."
+                "MINION_SECRET_KEY does not decrypt the stored secrets. Add the key that encrypted them to it."
             ) from None
         if missing := sorted(set(names) - set(found)):
             raise NotFound(f"There is no secret {missing[0]!r}. `minion secrets set {missing[0]}` stores one.")

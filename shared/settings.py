@@ -62,7 +62,7 @@ def _home() -> Path:
     try:
         return Path.home()
     except RuntimeError:
-        raise NotConfigured("This user has no home folder: say where data may be kept with MINION_DATA_DIR.") from None
+        raise NotConfigured("This user has no home folder: set MINION_DATA_DIR to a folder for the data.") from None
 
 
 class SecretFiles(PydanticBaseSettingsSource):
@@ -173,7 +173,7 @@ class Settings(BaseSettings):
     def _lease_outlives_a_beat(cls, lease: float, others: ValidationInfo) -> float:
         if lease < 2 * others.data.get("heartbeat_seconds", 0.0):
             raise ValueError(
-                "a lease must last two heartbeats (MINION_HEARTBEAT_SECONDS) at least, or no worker keeps its"
+                "a lease must last at least two heartbeats (MINION_HEARTBEAT_SECONDS), or no worker keeps its lease"
             )
         return lease
 
@@ -321,7 +321,7 @@ def get_settings() -> Settings:
         faults = "; ".join(
             f"{_variable(fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}" for fault in error.errors()
         )
-        raise NotConfigured(f"The environment has settings that cannot be used: {faults}.") from None
+        raise NotConfigured(f"The environment has invalid settings: {faults}.") from None
 
 
 def _is_url(url: str, *schemes: str) -> bool:

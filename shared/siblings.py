@@ -24,18 +24,20 @@ def folder_of(name: str) -> Path | None:
 def refuse(name: str, found: Path, ours: str) -> NoReturn:
     raise ImportError(
         f"Python finds a foreign package {name!r}, {found / '__init__.py'}, before {ours}. "
-        "Take its folder out of PYTHONPATH, start the process in another folder, or rename the package."
+        "Remove its folder from PYTHONPATH, start the process in another folder, or rename the package."
     )
 
 
 for name in PACKAGES:
     found = folder_of(name)
     if found is not None and found != ROOT / name:
-        refuse(name, found, f"the one of Minions, {ROOT / name}")
+        refuse(name, found, f"the package of Minions, {ROOT / name}")
 
-# The client is a distribution of its own, and may be installed in another place.
+# The client is a separate distribution, and may be installed in another place.
 found = folder_of("minions")
 if found is None:
-    raise ImportError("The package minions-client is missing, which minions-server needs. Install both in one version.")
+    raise ImportError(
+        "The package minions-client is missing: minions-server needs it. Install both in the same version."
+    )
 if not (found / "operations.py").exists():
-    refuse("minions", found, "that of minions-client")
+    refuse("minions", found, "the package of minions-client")

@@ -114,7 +114,7 @@ def _configure_sentry(settings: Settings, component: str) -> None:
             before_breadcrumb=lambda crumb, hint: None,
         )
     except BadDsn:
-        raise NotConfigured("SENTRY_DSN is no address like https://key@host/project.") from None
+        raise NotConfigured("SENTRY_DSN is not an address like https://key@host/project.") from None
     sentry_sdk.set_tag("component", component)
 
 

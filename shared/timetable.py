@@ -49,7 +49,9 @@ class Cron:
         """Raise InvalidInput if the expression or the time zone is invalid."""
         zone = self._zone()
         if len(self.expression) > LONGEST_EXPRESSION:
-            raise InvalidInput(f"`cron` has {len(self.expression)} characters; {LONGEST_EXPRESSION} at most.")
+            raise InvalidInput(
+                f"`cron` has {len(self.expression)} characters; at most {LONGEST_EXPRESSION} are accepted."
+            )
         try:
             found = next(CronSim(self.expression, datetime.now(zone)), None)
         except CronSimError as error:
@@ -58,7 +60,7 @@ class Cron:
                 "day of month, month and day of week, such as '30 7 * * MON-FRI'."
             ) from None
         if found is None:
-            raise InvalidInput(f"The cron expression {self.expression!r} names no moment of the next 50 years.")
+            raise InvalidInput(f"The cron expression {self.expression!r} has no run in the next 50 years.")
 
     def after(self, moment: datetime) -> Iterator[datetime]:
         """Yield the run times after this moment, in order."""

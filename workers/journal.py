@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 Kind = Literal["model_call", "tool_call", "function_call"]
 FORMAT = 1
-ASKED_FOR_LATER = "The call asked to be made again later."
+ASKED_FOR_LATER = "The call asked to be retried later."
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +318,7 @@ class Journal:
             how = f" with another input ({first_difference(recorded, request) or 'unknown how'})"
         raise HistoryDiverged(
             f"History diverged at step {number}: the journal holds {known['kind']} {known['name']!r}, and this run "
-            f"asks for {kind} {name!r}{how}. Replay the task to run it from its beginning, or from a step before.",
+            f"asks for {kind} {name!r}{how}. Replay the task to run it from its beginning, or from an earlier step.",
             step=number,
         )
 

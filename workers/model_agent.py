@@ -89,7 +89,7 @@ class ModelAgent(BaseAgent):
                 return self._answer(reply, value)
             messages += new
         raise ModelError(
-            f"{self.name!r} did not come to an answer in {self.definition.config.max_turns} turns (max_turns)."
+            f"{self.name!r} did not reach an answer in {self.definition.config.max_turns} turns (max_turns)."
         )
 
     def _model(self) -> str:
@@ -115,8 +115,8 @@ class ModelAgent(BaseAgent):
             said = [Message(role="user", content=text)] if text.strip() else []
         if not said:
             raise InvalidInput(
-                f"What {self.name!r} was given holds nothing that a person said: its `input`, or one of its `messages` "
-                "from the user, must have text that is not blank."
+                f"{self.name!r} received no text from a person: its `input`, or a user message in its `messages`, "
+                "must have text that is not blank."
             )
         return said
 

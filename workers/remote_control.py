@@ -57,7 +57,7 @@ def read(raw: bytes) -> Command:
     except (ValueError, RecursionError):
         raise Foreign("the body is not JSON") from None
     if not isinstance(fields, dict):
-        raise Foreign("the body is no JSON object")
+        raise Foreign("the body is not a JSON object")
     # Patterns from outside are not matched: a hostile one could keep this process busy indefinitely.
     if fields.get("pattern") is not None or fields.get("matcher") is not None:
         raise Foreign("patterns are not supported")
@@ -65,9 +65,9 @@ def read(raw: bytes) -> Command:
     if not (isinstance(method, str) and method in Panel.data):
         raise Foreign("unknown command")
     if not isinstance(arguments, dict):
-        raise Foreign("`arguments` is no object")
+        raise Foreign("`arguments` is not an object")
     if not (destination is None or _are_texts(destination)):
-        raise Foreign("`destination` is no list of names")
+        raise Foreign("`destination` is not a list of names")
     return Command(method, arguments, destination, *_reply(fields.get("reply_to"), fields.get("ticket")))
 
 
@@ -108,10 +108,10 @@ def _reply(reply_to: Any, ticket: Any) -> tuple[str, str] | tuple[None, None]:
     if not reply_to:
         return None, None
     if not isinstance(reply_to, dict) or reply_to.get("exchange") != REPLIES:
-        raise Foreign("`reply_to` is not where Celery's answers go")
+        raise Foreign("`reply_to` is not a queue for Celery's answers")
     routing_key = reply_to.get("routing_key")
     if not (_is_text(routing_key) and _is_text(ticket)):
-        raise Foreign("`reply_to` or `ticket` is no text")
+        raise Foreign("`reply_to` or `ticket` is not text")
     return routing_key, ticket
 
 

@@ -19,7 +19,7 @@ from workers.monitoring import event_in
 log = structlog.get_logger(__name__)
 
 OF_LOST_CHILDREN = ("task-failed", "task-retried", "task-cancelled")
-STOPPED = "The worker was told to stop, and ended the task."
+STOPPED = "The worker received the signal to stop, and ended the task."
 
 
 class Request(CeleryRequest):

@@ -55,10 +55,10 @@ def read(raw: bytes) -> RunMessage:
     time_limit, soft_time_limit = _limits(headers.get("timelimit"))
     agent_name = headers.get("shadow")
     if not (isinstance(agent_name, str) and AGENT_NAME.fullmatch(agent_name)):
-        raise Foreign("`shadow` is no agent's name")
+        raise Foreign("`shadow` is not the name of an agent")
     task_id = fields.get("task_id")
     if not (isinstance(task_id, str) and TASK_ID.fullmatch(task_id)):
-        raise Foreign("`task_id` is no id")
+        raise Foreign("`task_id` is not an id")
     return RunMessage(
         version=_whole(fields, "v", 1, LAST_VERSION),
         task_id=UUID(task_id),
@@ -132,5 +132,5 @@ def _whole(fields: dict[str, Any], name: str, least: int, most: int) -> int:
     value = fields.get(name)
     # Not `isinstance`: it accepts True as an int.
     if type(value) is not int or not least <= value <= most:
-        raise Foreign(f"`{name}` is no whole number from {least} to {most}")
+        raise Foreign(f"`{name}` is not a whole number from {least} to {most}")
     return value

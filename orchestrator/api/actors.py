@@ -16,7 +16,10 @@ LONGEST_NAME = 100
 
 ClaimedName = Annotated[
     str | None,
-    Header(description="Who acts, for the record: a claim, shown as one. 1 to 100 printable characters, UTF-8."),
+    Header(
+        description="The name of the person or program that acts, for the record. It is shown as a claim. 1 to "
+        "100 printable characters, UTF-8."
+    ),
 ]
 
 

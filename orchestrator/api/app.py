@@ -39,10 +39,10 @@ from shared.database import make_engine
 from shared.settings import Settings
 
 DESCRIPTION = """
-Hand in tasks for agents, look at them, wait for them, cancel and replay them.
+Submit tasks for agents, inspect them, wait for them, cancel and replay them.
 
 Errors are problem details (RFC 9457): `detail` says what was wrong and what to do, `code` is for programs.
-Lists are pages: pass `next` as `cursor` to get the following one. Request bodies are strict JSON: no NaN, no U+0000,
+Lists are paged: pass `next` as `cursor` to get the next page. Request bodies are strict JSON: no NaN, no U+0000,
 no duplicate keys, at most 100 levels.
 """
 GUARDED = (tasks, events, replays, rules, schedules, webhooks, agents, functions, capabilities, workers)

@@ -50,14 +50,13 @@ class BodyMemory:
             nonlocal share
             if share + more > self.limit:
                 raise TooLarge(
-                    "The body is too large with so many values in it: parsed, it would take more than the "
-                    f"{self.limit:,} bytes that the API has for all bodies. Send fewer tasks in one request, or raise "
-                    "MINION_API_MEMORY_BYTES.",
+                    f"The body has too many values: parsed, it would take more than the {self.limit:,} bytes that the "
+                    "API has for all bodies. Send fewer tasks in one request, or raise MINION_API_MEMORY_BYTES.",
                     limit=self.limit,
                 )
             if self.used + more > self.limit:
                 raise Unavailable(
-                    "The API's memory for request bodies is in use. Try again in some seconds, or send fewer tasks in "
+                    "The API's memory for request bodies is full. Try again in a few seconds, or send fewer tasks in "
                     "one request."
                 )
             share += more
@@ -188,7 +187,7 @@ def _check_type(request: Request) -> None:
 
 def _too_large(limit: int) -> TooLarge:
     return TooLarge(
-        f"The body is larger than {limit:,} bytes, the most that is accepted here. "
-        "Store large data elsewhere and pass a reference to it.",
+        f"The body is larger than the {limit:,} bytes that are accepted here. Store large data elsewhere and pass a "
+        "reference to it.",
         limit=limit,
     )

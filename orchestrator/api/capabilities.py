@@ -43,8 +43,8 @@ class Capability(BaseModel):
     agents: list[str] = Field(description="The agents that offer it and accept tasks.")
     served: bool = Field(description="Whether a live worker serves it. If not, its tasks stay pending.")
     workers: int = Field(description="Live workers that serve it.")
-    slots: int = Field(description="How many tasks these run at once, of all their capabilities.")
-    busy: int = Field(description="How many they run now, of all their capabilities.")
+    slots: int = Field(description="How many tasks these workers can run at once, over all their capabilities.")
+    busy: int = Field(description="How many tasks these workers run now, over all their capabilities.")
     pending: int
     queued: int
     running: int

@@ -32,7 +32,7 @@ WELCOME = f"""<!DOCTYPE html>
 <li><a href="/docs">/docs</a>: the API's operations, to read and to try (they need the API key)</li>
 <li><a href="/redoc">/redoc</a>: the same, to read</li>
 <li><a href="/openapi.json">/openapi.json</a>: the same, for programs</li>
-<li><a href="/readyz">/readyz</a>: whether database and broker are there</li>
+<li><a href="/readyz">/readyz</a>: whether the database and the broker answer</li>
 </ul>
 <p>On the command line, <code>minion --help</code> lists the commands, and <code>minion tasks</code> the tasks.</p>
 </body>

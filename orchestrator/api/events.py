@@ -31,7 +31,9 @@ router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
 LastEventId = Annotated[
     int | None,
-    Header(ge=0, le=LARGEST_NUMBER, description="The id of the last event that was read; wins over `after`."),
+    Header(
+        ge=0, le=LARGEST_NUMBER, description="The id of the last event that was read; takes precedence over `after`."
+    ),
 ]
 
 
@@ -62,7 +64,7 @@ async def follow_task(
     after = query.after if last_event_id is None else last_event_id
     last, ended = await run_in_threadpool(_last_event, database, task_id)
     if after > last:
-        raise InvalidInput(f"The task {task_id} has had {last} events: there is none with the id {after} yet.")
+        raise InvalidInput(f"Task {task_id} has {last} events so far: none has the id {after} yet.")
     if ended and after == last:
         return Response(status_code=204)
     if request.scope.get("asked_for_head"):

@@ -69,7 +69,7 @@ VALUES: dict[str, Any] = {
     "running": 1,
     "scope": "agent",
     "secret": "whsec_c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0",
-    "sentence": "It runs on support-4711@host since 2 s, in step 1 (function_call triage).",
+    "sentence": "It has been running on support-4711@host for 2 s, in step 1 (function_call triage).",
     "slots": 2,
     "state": "succeeded",
     "states": ["failed"],

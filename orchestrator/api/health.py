@@ -33,7 +33,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """What the process needs, and whether it is there. `outdated`: the schema is older than this release needs."""
+    """What the process needs, and whether it is available. `outdated`: the schema is older than this release needs."""
 
     status: Literal["ready", "not_ready"]
     database: Verdict
@@ -43,7 +43,7 @@ class Readiness(BaseModel):
 
 @router.get("/healthz")
 async def healthz() -> Health:
-    """Whether the process lives."""
+    """Whether the process is alive."""
     return Health()
 
 

@@ -33,20 +33,20 @@ class StrictQuery(BaseModel):
 class PageQuery(StrictQuery):
     """Position and length of a page."""
 
-    limit: int = Field(50, ge=1, le=MAX_PAGE, description="How many items at most.")
+    limit: int = Field(50, ge=1, le=MAX_PAGE, description="The maximum number of items.")
 
 
 class NumberedPageQuery(PageQuery):
     """A page of items numbered from 1."""
 
-    cursor: int = Field(0, ge=0, le=2**31 - 1, description="The `next` of the page before.")
+    cursor: int = Field(0, ge=0, le=2**31 - 1, description="The `next` of the previous page.")
 
 
 class NamedPageQuery(PageQuery):
     """A page of items sorted by name."""
 
     namespace: Text = "default"
-    cursor: Text = Field("", description="The `next` of the page before.")
+    cursor: Text = Field("", description="The `next` of the previous page.")
 
 
 class NamespaceQuery(StrictQuery):
@@ -61,7 +61,7 @@ NumberedPage = Annotated[NumberedPageQuery, Query()]
 
 
 class ItemPage(BaseModel, Generic[Item]):
-    """Some items of a list; `next` is the `cursor` of the following page, null on the last."""
+    """A page of a list; `next` is the `cursor` of the next page, null on the last."""
 
     items: list[Item]
     next: str | None

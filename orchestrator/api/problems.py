@@ -156,5 +156,5 @@ async def _gone(request: Request, error: ClientDisconnect) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("request_failed", method=request.method, path=request.url.path, exc_info=error)
-    text = "Something went wrong that nobody planned for. It is in the log of the API's process."
+    text = "An unexpected error occurred. The log of the API's process has the details."
     return _problem("internal_error", "Internal error", 500, text, {}, None)

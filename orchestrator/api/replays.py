@@ -35,17 +35,19 @@ class DeadLetterQuery(PageQuery):
 
     namespace: Text = "default"
     agent: Text | None = None
-    cursor: Text = Field("", description="The `next` of the page before.")
+    cursor: Text = Field("", description="The `next` of the previous page.")
 
 
 class DeadLetter(BaseModel):
-    """Failures of one kind that nobody has replayed."""
+    """Failures of one kind that have no replay."""
 
     fingerprint: str
     type: str | None
-    message: str | None = Field(description="Of the latest.")
+    message: str | None = Field(description="The message of the latest failure.")
     tasks: int
-    exhausted: int = Field(description="How many of them used up their attempts; the others failed for good at once.")
+    exhausted: int = Field(
+        description="How many of them used all their attempts; the others failed with an error that is not retried."
+    )
     agents: list[str | None]
     first_at: datetime
     last_at: datetime
@@ -53,7 +55,7 @@ class DeadLetter(BaseModel):
 
 
 class ReplayRequest(BaseModel):
-    """Which tasks, and how. Filters that are given must all hold."""
+    """Which tasks to replay, and how. A task must match all given filters."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -66,9 +68,9 @@ class ReplayRequest(BaseModel):
     function: Text | None = Field(None, description="`NAME@NUMBER`: agents that pinned this function version.")
     created_after: Moment | None = None
     created_before: Moment | None = None
-    again: bool = Field(False, strict=True, description="Also those that have been replayed before.")
+    again: bool = Field(False, strict=True, description="Also tasks that already have a replay.")
     pinned: bool = Field(
-        False, strict=True, description="Run the agent versions that ran then, not those that are active now."
+        False, strict=True, description="Run the agent versions of the original tasks, not the active ones."
     )
     new_keys: bool = Field(
         False,
@@ -76,13 +78,13 @@ class ReplayRequest(BaseModel):
         description="Give the calls of the replays, and of all tasks below them, new idempotency keys.",
     )
     rate: float = Field(
-        10.0, strict=True, ge=0.001, le=100_000, description="How many of the new tasks may start in a second."
+        10.0, strict=True, ge=0.001, le=100_000, description="How many of the new tasks may start per second."
     )
-    dry_run: bool = Field(False, strict=True, description="Only say which.")
+    dry_run: bool = Field(False, strict=True, description="Only list the tasks, and replay none.")
     limit: int = Field(100, strict=True, ge=1, le=MOST)
-    cursor: UUID | None = Field(None, description="The `next` of the page before.")
-    batch: UUID | None = Field(None, description="The `batch` of the page before.")
-    start_at: Moment | None = Field(None, description="The `start_at` of the page before.")
+    cursor: UUID | None = Field(None, description="The `next` of the previous page.")
+    batch: UUID | None = Field(None, description="The `batch` of the previous page.")
+    start_at: Moment | None = Field(None, description="The `start_at` of the previous page.")
 
 
 class Replayed(BaseModel):
@@ -100,12 +102,12 @@ class ReplayResult(BaseModel):
     next: str | None
     batch: UUID
     start_at: datetime
-    matched: int | None = Field(description="How many tasks there are in all; on the first page only.")
+    matched: int | None = Field(description="The total number of tasks; on the first page only.")
 
 
 @router.get("/dead-letters", response_model=ItemPage[DeadLetter])
 def list_dead_letters(query: Annotated[DeadLetterQuery, Query()], database: Database) -> Page:
-    """Failed tasks that nobody has replayed, in groups of the same kind of error."""
+    """Failed tasks without a replay, grouped by kind of error."""
     with database.connect() as connection:
         return dead_letters(
             connection, namespace=query.namespace, agent=query.agent, limit=query.limit, after=query.cursor
@@ -119,7 +121,7 @@ def list_dead_letters(query: Annotated[DeadLetterQuery, Query()], database: Data
     openapi_extra=body.documented(ReplayRequest.model_json_schema()),
 )
 def replay_tasks(sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
-    """Submits ended tasks again, a page at a time, spread over time at the asked rate."""
+    """Submits ended tasks again, a page at a time, spread over time at the given rate."""
     asked = body.parse_model(ReplayRequest, sent)
     if living := set(asked.states) - FINAL:
         raise InvalidInput(f"Only tasks that have ended can be replayed, not {', '.join(sorted(living))} ones.")

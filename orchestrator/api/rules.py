@@ -29,19 +29,21 @@ class Pause(BaseModel):
 
 
 class Limit(BaseModel):
-    """How many tasks run at once, and how many start in a period; of a model, how many requests and tokens it is asked
-    for in a period. The name `*` stands for each without its own.
+    """How many tasks run at once, and how many start in a period; for a model, how many requests and tokens in a
+    period. The name `*` applies to each one without its own limit.
     """
 
     namespace: str
     scope: LimitScope
     name: str
     max_running: int | None
-    rate: int | None = Field(description="How many may start in `period_seconds`; of a model, requests.")
+    rate: int | None = Field(
+        description="How many tasks may start in `period_seconds`; for a model, how many requests."
+    )
     period_seconds: float | None
-    input_tokens: int | None = Field(description="Of a model, in `input_tokens_seconds`.")
+    input_tokens: int | None = Field(description="For a model: input tokens in `input_tokens_seconds`.")
     input_tokens_seconds: float | None
-    output_tokens: int | None = Field(description="Of a model, in `output_tokens_seconds`.")
+    output_tokens: int | None = Field(description="For a model: output tokens in `output_tokens_seconds`.")
     output_tokens_seconds: float | None
     created_at: datetime
     created_by: str | None
@@ -60,7 +62,7 @@ class Limits(BaseModel):
 
 
 class PauseRequest(BaseModel):
-    """Why."""
+    """Why the tasks are paused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -72,12 +74,18 @@ class LimitRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    max_running: int | None = Field(None, ge=0, le=1_000_000, description="Tasks that run at once.")
+    max_running: int | None = Field(None, ge=0, le=1_000_000, description="How many tasks may run at once.")
     rate: str | None = Field(
-        None, max_length=50, description="Starts in a period: `10/s`, `100/5m`, `1000/h`; of a model, requests."
+        None,
+        max_length=50,
+        description="How many tasks may start in a period: `10/s`, `100/5m`, `1000/h`; for a model, requests.",
     )
-    input_tokens: str | None = Field(None, max_length=50, description="Of a model, in a period: `40000/m`.")
-    output_tokens: str | None = Field(None, max_length=50, description="Of a model, in a period: `8000/m`.")
+    input_tokens: str | None = Field(
+        None, max_length=50, description="For a model, input tokens in a period: `40000/m`."
+    )
+    output_tokens: str | None = Field(
+        None, max_length=50, description="For a model, output tokens in a period: `8000/m`."
+    )
 
 
 @router.get("/pauses", response_model=Pauses)
@@ -96,7 +104,7 @@ def list_pauses(database: Database) -> dict[str, Any]:
 def pause(
     scope: Scope, name: str, query: Namespace, sent: body.TaskBody, database: Database, actor: Actor
 ) -> dict[str, Any]:
-    """Pauses a capability, an agent or a key: what runs goes on, nothing of it starts. May be repeated."""
+    """Pauses a capability, an agent or a key: running tasks continue, and no other starts. May be repeated."""
     asked = body.parse_model(PauseRequest, sent, required=False)
     with database.begin() as connection:
         return rules.pause(connection, scope, name, reason=asked.reason, namespace=query.namespace, who=actor)
@@ -104,7 +112,7 @@ def pause(
 
 @router.delete("/pauses/{scope}/{name}", status_code=204, response_class=Response, responses=problems.documented(404))
 def resume(scope: Scope, name: str, query: Namespace, database: Database) -> Response:
-    """Resumes it."""
+    """Resumes a capability, an agent or a key."""
     with database.begin() as connection:
         rules.resume(connection, scope, name, namespace=query.namespace)
     return Response(status_code=204)
@@ -126,8 +134,8 @@ def list_limits(database: Database) -> dict[str, Any]:
 def set_limit(
     scope: LimitScope, name: str, query: Namespace, sent: body.TaskBody, database: Database, actor: Actor
 ) -> dict[str, Any]:
-    """Limits a capability, an agent, a key or a model (`*`: each that has no limit of its own). Replaces the limit
-    there is.
+    """Limits a capability, an agent, a key or a model (`*`: each one without its own limit). Replaces the present
+    limit.
     """
     asked = body.parse_model(LimitRequest, sent)
     with database.begin() as connection:
@@ -146,7 +154,7 @@ def set_limit(
 
 @router.delete("/limits/{scope}/{name}", status_code=204, response_class=Response, responses=problems.documented(404))
 def remove_limit(scope: LimitScope, name: str, query: Namespace, database: Database) -> Response:
-    """Takes a limit away."""
+    """Removes a limit."""
     with database.begin() as connection:
         rules.remove_limit(connection, scope, name, namespace=query.namespace)
     return Response(status_code=204)

@@ -31,20 +31,20 @@ router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
 
 
 class Schedule(BaseModel):
-    """Tasks that are submitted again and again."""
+    """A task that is submitted repeatedly."""
 
     name: str
     namespace: str
     cron: str | None
-    timezone: str | None = Field(description="Of `cron`.")
+    timezone: str | None = Field(description="The time zone of `cron`.")
     interval_seconds: float | None
     missed: Literal["skip", "once", "all"]
     request: dict[str, Any]
     enabled: bool
     next_at: datetime | None = Field(description="Null while it is disabled.")
-    last_at: datetime | None = Field(description="The time of the last run, also of one that was refused.")
+    last_at: datetime | None = Field(description="The time of the last run, even if it was refused.")
     last_task_id: UUID | None
-    last_error: str | None = Field(description="Why the last run was refused; null where it was not.")
+    last_error: str | None = Field(description="Why the last run was refused; null if it was not.")
     created_at: datetime
 
 
@@ -63,7 +63,7 @@ def list_schedules(query: NamedPage, database: Database) -> Page:
     openapi_extra=body.documented(DEFINITION),
 )
 def create_schedule(sent: body.TaskBody, query: Namespace, database: Database, response: Response) -> dict[str, Any]:
-    """Stores a new schedule. What every run would be refused for is refused now."""
+    """Stores a new schedule. A task that every run would be refused for is refused now."""
     definition = ScheduleDefinition.parse(body.parse_object(sent))
     schedules.try_out(database, query.namespace, definition.name, definition.request)
     with database.begin() as connection:
@@ -88,7 +88,7 @@ def get_schedule(name: Text, query: Namespace, database: Database) -> dict[str, 
 def put_schedule(
     name: Text, sent: body.TaskBody, query: Namespace, database: Database, response: Response
 ) -> dict[str, Any]:
-    """Stores a schedule: new (201), or in the place of the one of that name (200), which keeps its turn where its
+    """Stores a schedule: a new one (201), or in place of the one with that name (200), which keeps its next run if its
     times stay the same. May be repeated."""
     definition = ScheduleDefinition.parse(_named(name, body.parse_object(sent)))
     schedules.try_out(database, query.namespace, name, definition.request)
@@ -105,8 +105,8 @@ def put_schedule(
     openapi_extra=body.documented(PATCH_SCHEMA),
 )
 def change_schedule(name: Text, sent: body.TaskBody, query: Namespace, database: Database) -> dict[str, Any]:
-    """Changes the fields that are sent; null takes one away. `{"enabled": false}` stops a schedule; runs that pass
-    meanwhile are not made up."""
+    """Changes the fields that are sent; null removes one. `{"enabled": false}` stops a schedule; runs that it misses
+    are not made up for."""
     changes = _named(name, body.parse_object(sent))
     # Check only what is new: an agent that was disabled since must not prevent stopping its schedule.
     if isinstance(request := changes.get("request"), dict):
@@ -135,7 +135,7 @@ def run_schedule(
     """Submits the schedule's task once more, now. With an idempotency key the call may be repeated."""
     asked = body.parse_object(sent, required=False)
     if unknown := asked.keys() - {"idempotency_key"}:
-        raise InvalidInput(f"A run takes `idempotency_key` and nothing else, not {min(unknown)[:100]!r}.")
+        raise InvalidInput(f"A run takes only `idempotency_key`, not {min(unknown)[:100]!r}.")
     prepared = schedules.prepare_run(database, query.namespace, name, idempotency_key=asked.get("idempotency_key"))
     with database.begin() as connection:
         [accepted] = lifecycle.accept(connection, prepared)

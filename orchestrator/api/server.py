@@ -37,8 +37,8 @@ def listen(settings: Settings) -> socket.socket:
     except OSError as error:
         listener.close()
         raise Unavailable(
-            f"The API cannot listen on {settings.api_host} port {settings.api_port}: {error.strerror}. "
-            "Set MINION_API_HOST and MINION_API_PORT, or stop what uses the port."
+            f"The API cannot listen on {settings.api_host} port {settings.api_port}: {error.strerror}. Set "
+            "MINION_API_HOST and MINION_API_PORT, or stop the process that uses the port."
         ) from None
     return listener
 

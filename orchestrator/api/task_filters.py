@@ -24,17 +24,19 @@ class TaskQuery(StrictQuery):
     """Filters; a task must match all that are given."""
 
     namespace: Text = "default"
-    state: list[State] = Field([], description="One of these states.")
+    state: list[State] = Field([], description="Only tasks in one of these states.")
     agent: Text | None = None
     capability: Text | None = None
     key: Text | None = Field(None, description="The tenant.")
-    label: list[Label] = Field([], description="`name:value`; all of them.", examples=[["team:search"]])
+    label: list[Label] = Field([], description="`name:value`; tasks must have all of them.", examples=[["team:search"]])
     root_id: TaskRef | None = None
     parent_id: TaskRef | None = None
     replay_of: TaskRef | None = None
     conversation_id: Text | None = None
-    error_fingerprint: Text | None = Field(None, description="Failed with this error: see `/v1/dead-letters`.")
-    unreplayed: bool = Field(False, description="Only those that have no replay.")
+    error_fingerprint: Text | None = Field(
+        None, description="Only tasks that failed with this kind of error; see `/v1/dead-letters`."
+    )
+    unreplayed: bool = Field(False, description="Only tasks without a replay.")
     created_after: Moment | None = Field(None, description="Inclusive, with a time zone.")
     created_before: Moment | None = Field(None, description="Exclusive, with a time zone.")
 
@@ -52,14 +54,14 @@ class TaskQuery(StrictQuery):
 class TaskPageQuery(TaskQuery, PageQuery):
     """Filters, and the page."""
 
-    outputs: bool = Field(False, description=f"With their outputs: {MOST_OUTPUTS} tasks and 8 MB a page at most.")
-    cursor: UUID | None = Field(None, description="The `next` of the page before.")
+    outputs: bool = Field(False, description=f"With their outputs: at most {MOST_OUTPUTS} tasks and 8 MB per page.")
+    cursor: UUID | None = Field(None, description="The `next` of the previous page.")
 
 
 class TreePageQuery(PageQuery):
     """A page of a tree of tasks."""
 
-    cursor: UUID | None = Field(None, description="The `next` of the page before.")
+    cursor: UUID | None = Field(None, description="The `next` of the previous page.")
 
 
 Tasks = Annotated[TaskQuery, Query()]

@@ -18,7 +18,7 @@ WHOLE = 32  # hexadecimal digits
 SHORTEST = 8
 EXAMPLE = "01a1c9a4-6d3e-7c52-9b1f-2f8d5e0c7a41"
 DIGITS = re.compile(f"[0-9a-f]{{{SHORTEST},{WHOLE}}}")
-WRITTEN = f"A task's id, or its first {SHORTEST} characters or more, if no other task has them."
+WRITTEN = f"A task's id, or at least its first {SHORTEST} characters, if no other task has them."
 
 
 def digits_of(written: str, *, what: str = "task") -> str:
@@ -30,8 +30,8 @@ def digits_of(written: str, *, what: str = "task") -> str:
     digits = written.lower().replace("-", "")
     if not DIGITS.fullmatch(digits):
         raise ValueError(
-            f"{written[:50]!r} is not the id of a {what}: it must be a whole id, or its first {SHORTEST} hexadecimal "
-            "digits or more"
+            f"{written[:50]!r} is not the id of a {what}: it must be a whole id, or at least its first {SHORTEST} "
+            "hexadecimal digits"
         )
     return digits
 

@@ -19,10 +19,10 @@ class TaskSummary(BaseModel):
 
     id: UUID
     namespace: str
-    agent: str | None = Field(description="Null until a task that was sent as messages only has been routed.")
+    agent: str | None = Field(description="Null until the task is routed, if it was submitted with messages only.")
     agent_version: int | None
     state: State
-    capability: str | None = Field(description="What serves it, also the name of its queue.")
+    capability: str | None = Field(description="The capability that it needs; also the name of its queue.")
     priority: int
     error: dict[str, Any] | None = Field(description="Why it failed: `type`, `message` and further facts.")
     error_fingerprint: str | None = Field(description="Equal for failures of the same kind.")
@@ -34,20 +34,20 @@ class TaskSummary(BaseModel):
     depth: int
     replay_of: UUID | None
     submitted_by: str | None
-    claim: int = Field(description="How often a minion has taken it.")
+    claim: int = Field(description="How often a minion has claimed it.")
     attempts: int = Field(description="How many failures were charged to it.")
     losses: int = Field(description="How many workers were lost while they ran it.")
     worker_id: UUID | None
     open_waits: int = Field(description="Sub-tasks that it waits for.")
     wait_reason: str | None
-    due_at: datetime | None = Field(description="When a scheduled or waiting task goes on.")
+    due_at: datetime | None = Field(description="When a scheduled or waiting task continues.")
     cancel_requested: bool
     deadline: datetime | None
     created_at: datetime
     queued_at: datetime | None
     updated_at: datetime
     finished_at: datetime | None
-    output: Any = Field(None, description="In lists only where it is asked for, by `outputs`.")
+    output: Any = Field(None, description="In lists only if the parameter `outputs` is set.")
 
 
 class Task(TaskSummary):
@@ -55,15 +55,15 @@ class Task(TaskSummary):
 
     input: Any = None
     messages: list[Any] | None
-    origin_id: UUID = Field(description="The first task of its chain of replays; its own id if it is none.")
+    origin_id: UUID = Field(description="The first task of its chain of replays; its own id if it is not a replay.")
     agent_version_id: UUID | None
     traceparent: str | None
     budget: dict[str, Any] | None = Field(
-        description="Its own: `on_breach`, and `limit`, `spent` and `reserved` (by steps that run now) of `tokens`, "
-        "`dollars`, `steps` and `seconds`. What is below it counts too."
+        description="The task's own budget: `on_breach`, and `limit`, `spent` and `reserved` (by running steps) "
+        "of `tokens`, `dollars`, `steps` and `seconds`. Tasks below it count too."
     )
     routing: dict[str, Any] | None = Field(
-        description="Of messages that named no agent: what has chosen it (`by`: `text` or `setting`), and the `scores`."
+        description="For messages that named no agent: what chose it (`by`: `text` or `setting`), and the `scores`."
     )
 
 
@@ -85,7 +85,9 @@ class Step(BaseModel):
     cost_microdollars: int
     child_id: UUID | None
     function_version_id: UUID | None
-    copied_from: UUID | None = Field(description="The task that made it, where this one is a replay from a later step.")
+    copied_from: UUID | None = Field(
+        description="The task that made the step, if this task is a replay from a later step."
+    )
     started_at: datetime
     finished_at: datetime | None
 
@@ -108,14 +110,14 @@ class Execution(BaseModel):
 
 
 class Counts(BaseModel):
-    """How many tasks stand in which state. States without a task are left out."""
+    """The number of tasks in each state. States without a task are left out."""
 
     by_state: dict[State, int]
     by_capability: dict[str, dict[State, int]]
 
 
 class BulkItem(BaseModel):
-    """One task of a bulk request; `created` is false where its idempotency key had been used before."""
+    """One task of a bulk request; `created` is false if its idempotency key had been used before."""
 
     id: UUID
     created: bool
@@ -141,9 +143,12 @@ class ReplayRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     pinned: bool | None = Field(
-        None, description="Run the agent version that ran then, not the one that is active now. From a step: always."
+        None,
+        description="Run the agent version of the original task, not the active one. A replay from a step always does.",
     )
-    from_step: int | None = Field(None, description="Read the journal before this step back, and go on from there.")
+    from_step: int | None = Field(
+        None, description="Reuse the recorded steps before this one, and continue from there."
+    )
     edited_output: Any = Field(None, description="With `from_step`: that step is kept too, with this output.")
     new_keys: bool = Field(
         False, description="Give the calls of the replay, and of all tasks below it, new idempotency keys."
@@ -163,18 +168,18 @@ class SignalRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    payload: Any = Field(None, description="JSON; the waiting step's output holds it.")
+    payload: Any = Field(None, description="JSON; the output of the waiting step contains it.")
 
 
 class DecisionRequest(BaseModel):
-    """What somebody decides about a step that waits for a person."""
+    """A decision about a step that waits for a person."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     verdict: Literal["approve", "reject", "result", "again", "fail"]
     value: Any = Field(None, description="`approve`: other arguments; `result`: what the call returned.")
     reason: str | None = Field(None, min_length=1, max_length=1000)
-    step: int | None = Field(None, ge=1, le=2**31 - 1, description="The number of the step that is decided about.")
+    step: int | None = Field(None, ge=1, le=2**31 - 1, description="The number of the step that the decision is about.")
     proposal: str | None = Field(None, description="The `proposal` that `GET /v1/tasks/{task_id}/why` names.")
 
     @field_validator("proposal")
@@ -198,7 +203,7 @@ class Decision(BaseModel):
     name: str
     proposal: str
     verdict: str
-    value: Any = Field(None, description="The arguments that were approved, or the result that the step was given.")
+    value: Any = Field(None, description="The approved arguments, or the result that was given for the step.")
 
 
 class DecidedTask(Task):
@@ -214,5 +219,5 @@ class Why(BaseModel):
     state: State
     reason: str = Field(description="For programs: `paused`, `unserved`, `in_line`, `backoff`, …")
     sentence: str = Field(description="For people.")
-    todo: str | None = Field(description="What would move it.")
+    todo: str | None = Field(description="What would let it continue.")
     facts: dict[str, Any]

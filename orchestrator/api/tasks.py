@@ -75,8 +75,8 @@ class WaitQuery(StrictQuery):
 def submit_task(
     sent: body.TaskBody, database: Database, response: Response, idempotency_key: IdempotencyKey = None
 ) -> dict[str, Any]:
-    """Accepts one task. With an idempotency key the call may be repeated: the first call makes the task (201), the
-    others show it (200), and another payload under the same key is refused (409)."""
+    """Accepts one task. With an idempotency key the call may be repeated: the first call creates the task (201), later
+    ones return it (200), and another payload under the same key is refused (409)."""
     request = TaskRequest.parse(_with_key(body.parse_object(sent), idempotency_key))
     prepared = submission.prepare(database, [request], submitted_by=SUBMITTED_BY)
     with database.begin() as connection:
@@ -109,7 +109,7 @@ def list_tasks(query: TaskPage, database: Database) -> Page:
 
 @router.get("/counts", response_model=Counts)
 def count_tasks(query: Tasks, database: Database) -> dict[str, Any]:
-    """How many tasks stand in which state, in all and for each capability."""
+    """The number of tasks in each state, in total and for each capability."""
     with database.connect() as connection:
         by_capability = tasks.count_tasks(connection, query.chosen(connection))
     by_state: dict[str, int] = {}
@@ -123,7 +123,7 @@ def count_tasks(query: Tasks, database: Database) -> dict[str, Any]:
 async def get_task(
     task_id: TaskId, query: Annotated[WaitQuery, Query()], request: Request, database: Database
 ) -> dict[str, Any]:
-    """One task. With `wait` the answer comes when the task has ended, or when the time is up: look at `state`."""
+    """One task. With `wait` the answer comes when the task has ended, or when the time is up: check `state`."""
     if not query.wait:
         return await run_in_threadpool(_load, database, task_id)
     watch: FinishWatch = request.app.state.finish_watch
@@ -144,7 +144,7 @@ def list_steps(task_id: TaskId, query: NumberedPage, database: Database) -> Page
 
 @router.get("/{task_id}/executions", response_model=ItemPage[Execution], responses=problems.documented(404))
 def list_executions(task_id: TaskId, query: NumberedPage, database: Database) -> Page:
-    """Every claim of the task by a minion: who, when, how it ended, what it used."""
+    """Every claim of the task: which minion, when, how it ended, and what it used."""
     with database.connect() as connection:
         return tasks.list_executions(connection, task_id, limit=query.limit, after=query.cursor)
 
@@ -156,7 +156,7 @@ def list_executions(task_id: TaskId, query: NumberedPage, database: Database) ->
     responses=problems.documented(404),
 )
 def list_tree(task_id: TaskId, query: TreePage, database: Database) -> Page:
-    """The task and everything below it, the oldest first; `parent_id` and `depth` say how they belong together."""
+    """The task and everything below it, the oldest first; `parent_id` and `depth` show how they are related."""
     with database.connect() as connection:
         return tasks.list_tree(connection, task_id, limit=query.limit, after=query.cursor)
 
@@ -194,7 +194,7 @@ def replay_task(
 
 @router.get("/{task_id}/why", response_model=Why, responses=problems.documented(404))
 def why(task_id: TaskId, request: Request, database: Database) -> dict[str, Any]:
-    """Why the task is where it is: one sentence, the facts, and what would move it."""
+    """Why the task is where it is: one sentence, the facts, and what would let it continue."""
     lease = request.app.state.settings.lease_seconds
     with database.connect() as connection:
         return explain(connection, task_id, lease=lease).as_dict()
@@ -223,9 +223,10 @@ def signal_task(task_id: TaskId, name: SignalName, sent: body.TaskBody, database
     openapi_extra=body.documented(DecisionRequest.model_json_schema()),
 )
 def decide(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
-    """Decides about a step that waits for a person: approves or rejects a call, or says what became of one.
+    """Decides about a step that waits for a person: approves or rejects a call, or states the outcome of one that was
+    interrupted.
 
-    The decision names the step or the proposal that it is about, and is refused where the task waits for another.
+    The decision must name the step or the proposal that it is about, and is refused if the task waits for another.
     """
     asked = body.parse_model(DecisionRequest, sent)
     check(asked.value, what="The value", limit=get_settings().max_input_bytes)
@@ -244,8 +245,8 @@ def decide(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Acto
     openapi_extra=body.documented(BudgetChange.model_json_schema()),
 )
 def change_budget(task_id: TaskId, sent: body.TaskBody, database: Database) -> dict[str, Any]:
-    """Raises the budget that the task waits for, or else its own, and wakes all who have room in it now. With `stop` it
-    fails those who have none. Shows the task whose budget it is."""
+    """Raises the budget that the task waits for, or else its own, and wakes the tasks that now have room in it. With
+    `stop`, tasks without room in it fail. Returns the task that has the budget."""
     asked = body.parse_model(BudgetChange, sent)
     with database.begin() as connection:
         owner = budgets.change(connection, task_id, asked)
@@ -285,7 +286,9 @@ def _parse_many(data: dict[str, Any]) -> list[TaskRequest]:
     if not isinstance(given, list) or len(data) > 1:
         raise InvalidInput('A bulk request must be {"tasks": [{"agent": "NAME", "input": {}}, …]} and nothing else.')
     if len(given) > BULK_LIMIT:
-        raise InvalidInput(f"{len(given):,} tasks in one request; at most {BULK_LIMIT:,} are accepted. Send several.")
+        raise InvalidInput(
+            f"{len(given):,} tasks in one request; at most {BULK_LIMIT:,} are accepted. Send several requests."
+        )
     return [_parse_one(index, item, len(given)) for index, item in enumerate(given)]
 
 

@@ -95,7 +95,7 @@ router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 
 
 class Filters(Strict):
-    """Which ended tasks a webhook is told of. All that are given must hold; an empty list stands for all."""
+    """Which ended tasks a webhook reports. A task must match all given filters; an empty list matches all."""
 
     states: list[FinalState] = Field([], max_length=4)
     agents: list[AgentName] = Field([], max_length=100)
@@ -109,7 +109,9 @@ class WebhookRequest(Filters):
     name: Name
     namespace: str = Field("default", min_length=1, max_length=100, pattern=r"^[^\x00]*$")
     url: Url = Field(description="http or https. Its addresses must be public, unless the operator allows them.")
-    secret: str | None = Field(None, description="`whsec_` and base64 of 24 to 64 bytes; made for you if left out.")
+    secret: str | None = Field(
+        None, description="`whsec_` followed by the base64 of 24 to 64 bytes; generated if omitted."
+    )
     enabled: bool = True
 
     @field_validator("secret")
@@ -117,13 +119,14 @@ class WebhookRequest(Filters):
     def _is_a_secret(cls, secret: str | None) -> str | None:
         if secret is not None and _bytes_of(secret) not in SECRET_BYTES:
             raise ValueError(
-                "a secret must be `whsec_` and the base64 of 24 to 64 random bytes; leave it out to get one"
+                "a secret must be `whsec_` followed by the base64 of 24 to 64 random bytes; omit it to have one "
+                "generated"
             )
         return secret
 
 
 class WebhookChange(Strict):
-    """What is to change; the rest stays."""
+    """The fields to change; the others stay."""
 
     url: Url | None = None
     states: list[FinalState] | None = Field(None, max_length=4)
@@ -144,9 +147,9 @@ class Webhook(BaseModel):
     labels: dict[str, str]
     roots_only: bool
     enabled: bool
-    disabled_reason: str | None = Field(description="Why it was disabled, where its endpoint asked for it.")
-    pending: int = Field(description="Messages that are owed and have not been delivered yet.")
-    rotated_at: datetime | None = Field(description="For a day after it, messages have a signature by each secret.")
+    disabled_reason: str | None = Field(description="Why it was disabled, if its endpoint asked for that.")
+    pending: int = Field(description="The number of messages that are not delivered yet.")
+    rotated_at: datetime | None = Field(description="For a day after this time, messages are signed with both secrets.")
     created_at: datetime
 
 
@@ -164,7 +167,9 @@ class WebhookDelivery(BaseModel):
     state: str = Field(description="How the task ended.")
     status: str = Field(description="pending, delivered or failed.")
     attempts: int
-    next_at: datetime | None = Field(description="When a pending one is tried next, or again if it is under way.")
+    next_at: datetime | None = Field(
+        description="When a pending delivery is tried next; or again, if an attempt is under way."
+    )
     last_status: int | None = Field(description="The HTTP status of the last attempt.")
     last_error: str | None
     created_at: datetime
@@ -172,7 +177,7 @@ class WebhookDelivery(BaseModel):
 
 
 class WebhookTest(BaseModel):
-    """How the endpoint took a test message."""
+    """How the endpoint answered a test message."""
 
     delivered: bool
     status: int | None
@@ -185,7 +190,7 @@ class DeliveryPageQuery(PageQuery):
 
     namespace: Text = "default"
     status: Literal["pending", "delivered", "failed"] | None = None
-    cursor: UUID | None = Field(None, description="The `next` of the page before.")
+    cursor: UUID | None = Field(None, description="The `next` of the previous page.")
 
 
 @router.get("", response_model=ItemPage[Webhook])
@@ -204,7 +209,7 @@ def list_webhooks(query: NamedPage, database: Database) -> Page:
     openapi_extra=body.documented(WebhookRequest.model_json_schema()),
 )
 def add_webhook(sent: body.SmallBody, request: Request, database: Database) -> dict[str, Any]:
-    """Adds a webhook. The answer holds its secret, and nothing shows it again."""
+    """Adds a webhook. The answer contains its secret, which is not shown again."""
     asked = body.parse_model(WebhookRequest, sent)
     _check_address(asked.url, request.app.state.settings)
     secret = asked.secret or _new_secret()
@@ -230,7 +235,7 @@ def get_webhook(name: Text, query: Namespace, database: Database) -> dict[str, A
 def change_webhook(
     name: Text, sent: body.SmallBody, query: Namespace, request: Request, database: Database
 ) -> dict[str, Any]:
-    """Changes what the body names. A disabled webhook is owed nothing new; what it is owed waits until it is enabled
+    """Changes the fields in the body. A disabled webhook gets no new messages; pending ones wait until it is enabled
     again."""
     asked = body.parse_model(WebhookChange, sent)
     if asked.url is not None:
@@ -245,7 +250,7 @@ def change_webhook(
 
 @router.delete("/{name}", status_code=204, response_class=Response, responses=problems.documented(404))
 def remove_webhook(name: Text, query: Namespace, database: Database) -> None:
-    """Removes a webhook and all that is known of its deliveries; what it is owed is dropped."""
+    """Removes a webhook and its deliveries; pending messages are dropped."""
     with database.begin() as connection:
         if connection.scalar(REMOVE, {"namespace": query.namespace, "name": name}) is None:
             raise _unknown(name)
@@ -253,8 +258,8 @@ def remove_webhook(name: Text, query: Namespace, database: Database) -> None:
 
 @router.post("/{name}/rotate", response_model=WebhookWithSecret, responses=problems.documented(404))
 def rotate_secret(name: Text, query: Namespace, database: Database) -> dict[str, Any]:
-    """Gives a webhook a new secret and shows it this once. For a day messages are signed with the old one too, so
-    that a receiver may change it at leisure; a second rotation ends that."""
+    """Gives a webhook a new secret, which is shown only this once. For a day, messages are signed with the old secret
+    too, so that the receiver has time to change it; a second rotation ends that."""
     secret = _new_secret()
     with database.begin() as connection:
         if connection.scalar(ROTATE, {"namespace": query.namespace, "name": name, "secret": secret}) is None:
@@ -264,7 +269,7 @@ def rotate_secret(name: Text, query: Namespace, database: Database) -> dict[str,
 
 @router.post("/{name}/test", response_model=WebhookTest, responses=problems.documented(404))
 def send_test(name: Text, query: Namespace, request: Request, database: Database) -> dict[str, Any]:
-    """Sends a message of type `webhook.test` now, once, and says how the endpoint took it."""
+    """Sends a message of type `webhook.test` now, once, and reports how the endpoint answered."""
     url, secret = _target(database, query.namespace, name)
     began = time.monotonic()
     answer = webhook_messages.post(
@@ -276,7 +281,7 @@ def send_test(name: Text, query: Namespace, request: Request, database: Database
 
 @router.get("/{name}/deliveries", response_model=ItemPage[WebhookDelivery], responses=problems.documented(404))
 def list_deliveries(name: Text, query: Annotated[DeliveryPageQuery, Query()], database: Database) -> Page:
-    """What a webhook was owed, the newest first."""
+    """The messages to a webhook, the newest first."""
     with database.connect() as connection:
         webhook = _get(connection, query.namespace, name)["id"]
         values = {"webhook": webhook, "status": query.status, "before": query.cursor, "most": query.limit + 1}
@@ -285,19 +290,19 @@ def list_deliveries(name: Text, query: Annotated[DeliveryPageQuery, Query()], da
 
 @router.post("/deliveries/{delivery_id}/retry", response_model=WebhookDelivery, responses=problems.documented(404, 409))
 def retry_delivery(delivery_id: DeliveryRef, database: Database) -> dict[str, Any]:
-    """Sends a message again, under the same id, whatever became of it; its attempts count from the beginning."""
+    """Sends a message again, under the same id, whatever its status; its attempts are counted from the beginning."""
     with database.begin() as connection:
         id = _find_delivery(connection, delivery_id)
         found = connection.execute(DELIVERY, {"id": id}).mappings().one()
         if not found["enabled"]:
-            raise Conflict(f"The webhook {found['name']!r} is disabled. Enable it first; then it is sent.")
+            raise Conflict(f"The webhook {found['name']!r} is disabled. Enable it first; then the message is sent.")
         connection.execute(RETRY, {"id": id})
         connection.execute(WAKE)
         return dict(connection.execute(DELIVERY, {"id": id}).mappings().one())
 
 
 def _find_delivery(connection: Connection, digits: str) -> UUID:
-    """The delivery whose id begins with these hexadecimal digits.
+    """Return the delivery whose id begins with these hexadecimal digits.
 
     Raises:
         NotFound: there is none.

@@ -31,15 +31,17 @@ class Worker(BaseModel):
     id: UUID
     name: str
     capabilities: list[str]
-    slots: int = Field(description="How many tasks it runs at once.")
-    busy: int = Field(description="How many it runs now.")
+    slots: int = Field(description="How many tasks it can run at once.")
+    busy: int = Field(description="How many tasks it runs now.")
     status: str = Field(description="online, stopped or lost.")
-    live: bool = Field(description="Whether it is online and was heard of within a lease.")
+    live: bool = Field(description="Whether it is online and its last heartbeat is within the lease.")
     pool: str
     host: str
     pid: int
     version: str
-    packages: list[str] | None = Field(description="Packages that functions may import there; null if it does not say.")
+    packages: list[str] | None = Field(
+        description="Packages that functions may import there; null if it does not report them."
+    )
     started_at: datetime
     last_seen: datetime
 
@@ -48,7 +50,7 @@ class WorkerPageQuery(PageQuery):
     """Filters for workers."""
 
     status: Literal["online", "stopped", "lost"] | None = None
-    cursor: UUID | None = Field(None, description="The `next` of the page before.")
+    cursor: UUID | None = Field(None, description="The `next` of the previous page.")
 
 
 @router.get("", response_model=ItemPage[Worker])

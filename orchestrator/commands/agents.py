@@ -14,7 +14,7 @@ from shared.settings import get_settings
 app = typer.Typer(
     help="Manage agents: list, show, activate, deprecate, disable, roll back.", invoke_without_command=True
 )
-REASON = typer.Option(None, "--reason", help="Why, for the record.")
+REASON = typer.Option(None, "--reason", help="The reason, for the record.")
 
 
 def register(commands: typer.Typer) -> None:
@@ -67,7 +67,7 @@ def deprecate(name: str, reason: str | None = REASON) -> None:
 
 @app.command()
 def disable(name: str, reason: str | None = REASON) -> None:
-    """Refuse new tasks for an agent; what was accepted still runs."""
+    """Refuse new tasks for an agent; accepted tasks still run."""
     _change(lambda registry: registry.set_status(name, "disabled", reason))
 
 
@@ -77,7 +77,7 @@ def rollback(
     to: int = typer.Option(..., "--to", min=1, help="The version to go back to."),
     reason: str | None = REASON,
 ) -> None:
-    """Make an earlier version the active one, until a new text is applied."""
+    """Make an earlier version the active one, until another definition is applied."""
     _change(lambda registry: registry.roll_back(name, to, reason))
 
 

@@ -17,10 +17,10 @@ def register(app: typer.Typer) -> None:
 
 def budget(
     task_id: str = TASK,
-    add_tokens: int | None = typer.Option(None, min=1, help="Raise its tokens by so many."),
-    add_dollars: float | None = typer.Option(None, min=0.000001, help="Raise its dollars by so many."),
-    add_steps: int | None = typer.Option(None, min=1, help="Raise its steps by so many."),
-    add_seconds: float | None = typer.Option(None, min=0.000001, help="Let it continue for so many seconds more."),
+    add_tokens: int | None = typer.Option(None, min=1, help="Tokens to add to its limit."),
+    add_dollars: float | None = typer.Option(None, min=0.000001, help="Dollars to add to its limit."),
+    add_steps: int | None = typer.Option(None, min=1, help="Steps to add to its limit."),
+    add_seconds: float | None = typer.Option(None, min=0.000001, help="Seconds to add to its limit."),
     stop: bool = typer.Option(False, "--stop", help="Fail the tasks that wait for it or need more of it."),
     as_json: bool = AS_JSON,
 ) -> None:
@@ -46,7 +46,7 @@ def budget(
 
 def _print(task: Task) -> None:
     if task.budget is None:
-        console.print(f"{task.id} has no budget of its own.")
+        console.print(f"{task.id} does not have its own budget.")
         return
     console.print(f"{task.id} {task.state}; on breach: {task.budget['on_breach']}")
     limits = [(what, task.budget[what]) for what in ("tokens", "dollars", "steps", "seconds")]

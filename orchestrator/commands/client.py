@@ -8,7 +8,7 @@ from minions import Client
 from shared.settings import get_settings
 
 ACTOR = typer.Option(
-    None, "--as", metavar="NAME", envvar="MINION_ACTOR", help="Your name for the record, which shows it as a claim."
+    None, "--as", metavar="NAME", envvar="MINION_ACTOR", help="Your name for the record, where it is shown as a claim."
 )
 
 

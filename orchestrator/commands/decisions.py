@@ -18,12 +18,12 @@ from orchestrator.commands.task_ids import TASK
 from orchestrator.commands.tasks import plain, read_input
 from shared.errors import Conflict
 
-STEP = typer.Option(None, "--step", min=1, help="The number of the step that you decide about; asks nothing.")
+STEP = typer.Option(None, "--step", min=1, help="The number of the step to decide about; skips the question.")
 PROPOSAL = typer.Option(
-    None, "--proposal", metavar="HASH", help="The proposal, as `minion why` names it; asks nothing."
+    None, "--proposal", metavar="HASH", help="The proposal, as `minion why` shows it; skips the question."
 )
-YES = typer.Option(False, "--yes", "-y", help="Decide about what waits now; asks nothing.")
-REASON = typer.Option(None, "--reason", help="Why, for the record.")
+YES = typer.Option(False, "--yes", "-y", help="Decide about the step that waits now; skips the question.")
+REASON = typer.Option(None, "--reason", help="The reason, for the record.")
 WAITING = ("approval", "answer")
 DONE = {
     "approve": "Approved",
@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 def approve(
     task_id: str = TASK,
-    edit: str | None = typer.Option(None, "--edit", help="Arguments in place of all that are proposed, as JSON."),
+    edit: str | None = typer.Option(None, "--edit", help="Arguments that replace all of the proposed ones, as JSON."),
     step: int | None = STEP,
     proposal: str | None = PROPOSAL,
     yes: bool = YES,
@@ -72,7 +72,7 @@ def answer(
     task_id: str = TASK,
     result: str | None = typer.Option(None, "--result", help="It happened, and this JSON is what it returned."),
     again: bool = typer.Option(False, "--again", help="It did not happen: do it now."),
-    fail: bool = typer.Option(False, "--fail", help="It did not happen, and shall not."),
+    fail: bool = typer.Option(False, "--fail", help="It did not happen, and must not: fail the step."),
     step: int | None = STEP,
     proposal: str | None = PROPOSAL,
     yes: bool = YES,
@@ -80,7 +80,7 @@ def answer(
     actor: str | None = ACTOR,
     as_json: bool = AS_JSON,
 ) -> None:
-    """Say what became of an unsafe step that was interrupted."""
+    """State the outcome of an unsafe step that was interrupted."""
     verdicts = [name for name, said in (("result", result is not None), ("again", again), ("fail", fail)) if said]
     if len(verdicts) != 1:
         raise typer.BadParameter("give one of --result JSON, --again and --fail")
@@ -104,11 +104,11 @@ class _Seen:
             return {"step": self.step, "proposal": self.proposal}
         if not self.yes and not (interactive() and sys.stdin.isatty()):
             raise typer.BadParameter(
-                "nothing can be asked here: say what you have seen with --step, --proposal or --yes"
+                "this is not a terminal, so nothing can be asked: give --step, --proposal or --yes"
             )
         why = client.why(task_id)
         if why["reason"] not in WAITING or "proposal" not in why["facts"]:
-            raise Conflict(f"Task {task_id} waits for no decision. {why['sentence']}")
+            raise Conflict(f"Task {task_id} is not waiting for a decision. {why['sentence']}")
         if not self.yes:
             _ask(why, verdict, value)
         return {"proposal": why["facts"]["proposal"]}

@@ -27,7 +27,9 @@ def register(app: typer.Typer) -> None:
 
 def migrate(
     after: bool = typer.Option(
-        False, "--after", help="Also take away what the previous release used, when none of its processes is left."
+        False,
+        "--after",
+        help="Also remove what only the previous release used; none of its processes may run any more.",
     ),
 ) -> None:
     """Bring the database's schema to this release; safe to run twice, or twice at once."""
@@ -50,16 +52,16 @@ def init() -> None:
     wait_for_database(get_settings())
     created = init_db.init(get_engine())
     names = ", ".join(f"{change.kind} {change.name}" for change in created)
-    console.print(f"Created {names}." if created else "The default agents are there already.")
+    console.print(f"Created {names}." if created else "The default agents already exist.")
 
 
 def apply(
     path: Path = typer.Argument(help="A YAML or JSON file, or a folder of them."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would change."),
-    strict: bool = typer.Option(False, "--strict", help="Refuse what is warned of, such as an unknown model."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Show what would change, without storing anything."),
+    strict: bool = typer.Option(False, "--strict", help="Treat warnings, such as an unknown model, as errors."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Store definitions of agents, tools and functions, all or none; what changed becomes a new version."""
+    """Store definitions of agents, tools and functions, all or none; a changed one becomes a new version."""
     changes = store(path, dry_run=dry_run, strict=strict)
     if as_json:
         fields = ("kind", "name", "action", "version", "because", "warnings")
@@ -100,7 +102,9 @@ def tell(changes: list[Change], *, dry_run: bool = False) -> None:
 
 
 def export(
-    folder: Path | None = typer.Argument(None, help="Write a file for each definition there; without it, print them."),
+    folder: Path | None = typer.Argument(
+        None, help="The folder to write a file for each definition to; by default they are printed."
+    ),
     kind: Literal["agent", "tool", "function"] | None = typer.Option(None, help="Only definitions of this kind."),
 ) -> None:
     """Write the active definitions as YAML that applies again unchanged."""

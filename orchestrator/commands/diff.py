@@ -29,7 +29,7 @@ def diff(
     b: str = TASK,
     as_json: bool = AS_JSON,
 ) -> None:
-    """Compare two tasks: steps, outputs and costs; the exit code is 1 where steps or outputs differ."""
+    """Compare two tasks: steps, outputs and costs; the exit code is 1 if steps or outputs differ."""
     with connect() as client:
         found = client.diff(a, b)
     if as_json:
@@ -48,7 +48,7 @@ def _print(found: Comparison) -> None:
         console.print()
         _print_difference(difference)
     console.print()
-    console.print("They do not differ." if found.equal else f"Differences: {len(found.differences)}.")
+    console.print("No differences." if found.equal else f"Differences: {len(found.differences)}.")
 
 
 def _heads() -> tuple[str, ...]:

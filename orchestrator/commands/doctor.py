@@ -71,7 +71,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
         )
         encoding = str(connection.scalar(text("SHOW server_encoding")))
         if encoding != "UTF8":
-            yield Finding("encoding", "failed", encoding, "make the database anew with ENCODING 'UTF8'")
+            yield Finding("encoding", "failed", encoding, "recreate the database with ENCODING 'UTF8'")
         check_schema_is_current(connection)
         yield Finding("schema", "ok", "current")
 
@@ -86,11 +86,11 @@ def _broker(settings: Settings) -> Iterator[Finding]:
     version = facts.get("valkey_version") or facts["redis_version"]
     yield Finding("broker", "ok", f"{facts.get('server_name', 'redis')} {version}")
     policy = facts.get("maxmemory_policy", "noeviction")
-    advice = "" if policy == "noeviction" else "set maxmemory-policy noeviction, or messages are thrown away"
+    advice = "" if policy == "noeviction" else "set maxmemory-policy noeviction, or messages are evicted"
     yield Finding("broker memory", "warning" if advice else "ok", f"maxmemory-policy {policy}", advice)
     if aside:
         found = ", ".join(f"{count:,} of {queue}" for queue, count in sorted(aside.items()))
-        advice = f"find out who else writes to this Redis; the newest are in its list {set_aside.SAMPLES}"
+        advice = f"find out what else writes to this Redis; the newest messages are in its list {set_aside.SAMPLES}"
         yield Finding("messages set aside", "warning", found, advice)
 
 
@@ -119,7 +119,7 @@ def _sandbox(settings: Settings) -> Iterator[Finding]:
     for name in sandbox.packages:
         yield Finding(f"package {name}", "ok", "preloaded")
     for name, why in sandbox.failed_packages.items():
-        yield Finding(f"package {name}", "failed", why, "mend it, or take it out of MINION_SANDBOX_PRELOAD")
+        yield Finding(f"package {name}", "failed", why, "fix it, or remove it from MINION_SANDBOX_PRELOAD")
 
 
 def _integrations(settings: Settings) -> Iterator[Finding]:
@@ -139,8 +139,8 @@ def _sentry(settings: Settings) -> Finding:
         return Finding(
             "sentry",
             "failed",
-            "SENTRY_DSN is no address like https://key@host/project",
-            "set it right or leave it out: no process starts with it",
+            "SENTRY_DSN is not an address like https://key@host/project",
+            "correct it or unset it: no process starts with it",
         )
     return Finding("sentry", "ok", "on")
 

@@ -67,7 +67,7 @@ def _state(state: str, data: dict[str, Any]) -> tuple[str, str]:
 def _step(what: str, data: dict[str, Any]) -> tuple[str, str]:
     names = " ".join(str(data[name]) for name in ("kind", "name") if name in data)
     if what == "restarted":
-        return f"step {data['step']} restarted", ": what was streamed is void"
+        return f"step {data['step']} restarted", ": its streamed text is void"
     child = f"task {data['child_id']}" if "child_id" in data else None
     return f"step {data['step']} {what}", f" {names}{_details(child, data)}"
 

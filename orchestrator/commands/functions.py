@@ -23,7 +23,7 @@ app = typer.Typer(
     help="Manage functions: list, show, put, run, diff, deprecate, quarantine, release.", invoke_without_command=True
 )
 VERSION = typer.Option(None, "--version", min=1, help="This version instead of the active one.")
-REASON = typer.Option(None, "--reason", help="Why, for the record.")
+REASON = typer.Option(None, "--reason", help="The reason, for the record.")
 
 
 def register(commands: typer.Typer) -> None:
@@ -61,13 +61,13 @@ def show(name: str) -> None:
 
 @app.command()
 def put(
-    file: Path = typer.Argument(help="A Python file; the function has its name, or --name."),
+    file: Path = typer.Argument(help="A Python file; its name is the function's, unless --name is given."),
     name: str | None = typer.Option(None, help="The function's name."),
     description: str = typer.Option("", help="What it does."),
     input_schema: str | None = typer.Option(None, help="JSON Schema of its arguments."),
-    output_schema: str | None = typer.Option(None, help="JSON Schema of its value."),
+    output_schema: str | None = typer.Option(None, help="JSON Schema of its return value."),
 ) -> None:
-    """Store a Python file as a function; a new version if something changed."""
+    """Store a Python file as a function; a change becomes a new version."""
     try:
         code = file.read_text(encoding="utf-8")
     except OSError as error:

@@ -118,7 +118,7 @@ def zoned(given: datetime | None) -> datetime | None:
     try:
         return given.astimezone() if given else None
     except (ValueError, OverflowError):
-        raise InvalidInput(f"{given} is too early or too late for a time: give one from 1970 to 9998.") from None
+        raise InvalidInput(f"{given} is too early or too late: give a time from 1970 to 9998.") from None
 
 
 def _plain(value: Any) -> str:

@@ -37,7 +37,7 @@ def worker(
     ),
     concurrency: int = typer.Option(2, "--concurrency", "-c", min=1, help="How many tasks at once."),
     name: str | None = typer.Option(None, "--name", "-n", help="The node's name, as Celery's -n."),
-    pool: str = typer.Option("prefork", "--pool", "-P", help="Celery's pool. Time limits hold on prefork only."),
+    pool: str = typer.Option("prefork", "--pool", "-P", help="Celery's pool. Time limits apply to prefork only."),
 ) -> None:
     """Run a pool of minions for some capabilities."""
     from shared.database import wait_for_database
@@ -67,7 +67,7 @@ def flower(
     port: int = typer.Option(5555, min=1, max=65535, help="The port it listens on."),
     address: str = typer.Option("127.0.0.1", help="The address it listens on."),
     allow_actions: bool = typer.Option(
-        False, "--allow-actions", help="Let its users control workers, such as stopping them."
+        False, "--allow-actions", help="Let its users control workers, for example stop them."
     ),
 ) -> None:
     """Run Flower, which shows Celery's workers and tasks. Its user is `minions`, its password the API key."""
@@ -81,7 +81,11 @@ def flower(
 
 def up(
     pool: list[str] = typer.Option(
-        [], "--pool", "-p", metavar="CAPABILITIES[=N]", help="A worker pool; by default one of 2 for each capability."
+        [],
+        "--pool",
+        "-p",
+        metavar="CAPABILITIES[=N]",
+        help="A worker pool; by default one pool of 2 for each capability.",
     ),
     with_flower: bool = typer.Option(True, "--flower/--no-flower", help="Start Flower too."),
 ) -> None:
@@ -93,7 +97,7 @@ def up(
     ) as system:
         for name, url in system.places().items():
             console.print(f"{name:8} {url}")
-        console.print("Everything runs. Stop it with Ctrl-C.")
+        console.print("Everything is running. Stop it with Ctrl-C.")
         system.supervise()
 
 

@@ -15,7 +15,8 @@ def register(app: typer.Typer) -> None:
 
 
 def prune(
-    dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be deleted."), as_json: bool = AS_JSON
+    dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be deleted, without deleting anything."),
+    as_json: bool = AS_JSON,
 ) -> None:
     """Delete tasks that are older than the retention of their state, as the orchestrator does by itself."""
     # Imported on use: other commands start faster without the database layer.
@@ -32,13 +33,13 @@ def prune(
             counts[batch.state]["tasks"] += batch.tasks
     except OSError as error:
         raise FileFault(
-            f"The export in {settings.retention_export} cannot be written: {error}. What it does not hold is not "
-            "deleted: make room there, and prune again."
+            f"The export in {settings.retention_export} cannot be written: {error}. Tasks that are not exported are "
+            "not deleted: make room there, and prune again."
         ) from None
     if as_json:
         print_json({"dry_run": dry_run, "deleted": counts})
         return
     rows = ((state, count["trees"], count["tasks"]) for state, count in counts.items())
-    print_table(("ended as", "trees", "tasks"), rows, empty="Everything is kept for ever: no retention is set.")
+    print_table(("ended as", "trees", "tasks"), rows, empty="Nothing is deleted: no retention is set.")
     if dry_run:
         console.print("Nothing was deleted (--dry-run).")

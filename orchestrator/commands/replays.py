@@ -37,37 +37,41 @@ def register(app: typer.Typer) -> None:
 
 def replay(
     task_ids: list[str] = OPTIONAL_TASKS,
-    failed: bool = typer.Option(False, "--failed", help="All failed tasks that have not been replayed."),
+    failed: bool = typer.Option(False, "--failed", help="All failed tasks that have no replay."),
     state: list[State] = typer.Option(
         [], "--state", "-s", metavar="STATE", help="All tasks in this state; may be repeated."
     ),
-    agent: str | None = typer.Option(None, "--agent", "-a", help="Only of this agent."),
-    capability: str | None = typer.Option(None, help="Only on this capability's queue."),
-    key: str | None = typer.Option(None, help="Only of this tenant."),
-    fingerprint: str | None = typer.Option(None, help="Only with this error: see `minion dead-letters`."),
-    function: str | None = typer.Option(None, metavar="NAME@NUMBER", help="Only what pinned this function version."),
-    since: datetime | None = typer.Option(None, help="Only those created at this local time or later."),
-    until: datetime | None = typer.Option(None, help="Only those created before this local time."),
-    again: bool = typer.Option(False, "--again", help="Also those that have been replayed before."),
-    pinned: bool | None = typer.Option(None, "--pinned/--latest", help="Run the version that ran then, or today's."),
+    agent: str | None = typer.Option(None, "--agent", "-a", help="Only tasks of this agent."),
+    capability: str | None = typer.Option(None, help="Only tasks of this capability."),
+    key: str | None = typer.Option(None, help="Only tasks of this tenant."),
+    fingerprint: str | None = typer.Option(None, help="Only tasks with this kind of error; see `minion dead-letters`."),
+    function: str | None = typer.Option(
+        None, metavar="NAME@NUMBER", help="Only tasks that pinned this function version."
+    ),
+    since: datetime | None = typer.Option(None, help="Only tasks created at this local time or later."),
+    until: datetime | None = typer.Option(None, help="Only tasks created before this local time."),
+    again: bool = typer.Option(False, "--again", help="Also tasks that already have a replay."),
+    pinned: bool | None = typer.Option(
+        None, "--pinned/--latest", help="Run the version of the original task, or the active one."
+    ),
     from_step: int | None = typer.Option(
-        None, min=1, metavar="N", help="Read the steps before N back, and continue from there."
+        None, min=1, metavar="N", help="Reuse the recorded steps before N, and continue from there."
     ),
     edit_output: str | None = typer.Option(
         None, metavar="FILE", help="With --from-step: keep step N too, with the JSON of this file (- standard input)."
     ),
     new_keys: bool = typer.Option(
-        False, "--new-keys", help="Give the calls new idempotency keys: outside systems take them for new ones."
+        False, "--new-keys", help="Give the calls new idempotency keys: external systems treat them as new calls."
     ),
     rate: float = typer.Option(
-        10.0, min=0.001, max=100_000, help="With filters: how many of the new tasks start in a second."
+        10.0, min=0.001, max=100_000, help="With filters: how many of the new tasks start per second."
     ),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Only say what would be replayed."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Show what would be replayed, without replaying anything."),
     actor: str | None = ACTOR,
-    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print only the new ids, one a line."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Print only the new ids, one per line."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Submit ended tasks again, as new tasks; the old ones stay as they were."""
+    """Submit ended tasks again, as new tasks; the old ones stay as they are."""
     filters = {
         "states": state or None, "agent": agent, "capability": capability, "key": key, "function": function,
         "error_fingerprint": fingerprint, "created_after": zoned(since),
@@ -96,7 +100,7 @@ def replay(
 
 def dead_letters(
     fingerprint: str | None = typer.Argument(None, help="List the tasks of this kind of error instead of the kinds."),
-    agent: str | None = typer.Option(None, "--agent", "-a", help="Only of this agent."),
+    agent: str | None = typer.Option(None, "--agent", "-a", help="Only tasks of this agent."),
     limit: int = typer.Option(20, "--limit", "-n", min=1, max=100_000, help="With a fingerprint: how many tasks."),
     as_json: bool = AS_JSON,
 ) -> None:

@@ -12,9 +12,9 @@ from orchestrator.commands.output import AS_JSON, console, local_time, print_jso
 
 Scope = Literal["capability", "agent", "key"]
 LimitScope = Literal["capability", "agent", "key", "model"]
-SCOPE = typer.Argument(help="What is named.")
+SCOPE = typer.Argument(help="The kind of NAME.")
 NAME = typer.Argument(help="Its name.")
-EACH_NAME = typer.Argument(help="Its name; * stands for each that has no limit of its own.")
+EACH_NAME = typer.Argument(help="Its name; * applies to each one without its own limit.")
 
 limits_app = typer.Typer(
     help="Limit how many tasks run at once or start in a period, and how much models are asked for.",
@@ -32,13 +32,13 @@ def register(app: typer.Typer) -> None:
 def pause(
     scope: Scope = SCOPE,
     name: str = NAME,
-    reason: str | None = typer.Option(None, "--reason", help="Why, for the record."),
+    reason: str | None = typer.Option(None, "--reason", help="The reason, for the record."),
     actor: str | None = ACTOR,
 ) -> None:
     """Keep the tasks of a capability, an agent or a key from starting; running ones continue."""
     with connect(actor) as client:
         client.pause(scope, name, reason)
-        console.print(f"The {scope} {name} is paused; `minion resume {scope} {name}` lets it go on.")
+        console.print(f"The {scope} {name} is paused; `minion resume {scope} {name}` lets its tasks start again.")
         _tell_if_nobody_has(client, scope, name)
 
 
@@ -46,7 +46,7 @@ def resume(scope: Scope = SCOPE, name: str = NAME) -> None:
     """Let the tasks of a paused capability, agent or key start again."""
     with connect() as client:
         client.resume(scope, name)
-    console.print(f"The {scope} {name} goes on.")
+    console.print(f"The {scope} {name} is not paused any more.")
 
 
 def pauses(as_json: bool = AS_JSON) -> None:
@@ -82,12 +82,16 @@ def list_limits(as_json: bool = AS_JSON) -> None:
 def set_limit(
     scope: LimitScope = SCOPE,
     name: str = EACH_NAME,
-    max_running: int | None = typer.Option(None, "--max-running", min=0, help="How many run at once."),
+    max_running: int | None = typer.Option(None, "--max-running", min=0, help="How many tasks run at once."),
     rate: str | None = typer.Option(
-        None, "--rate", help="How many start in a period: 10/s, 100/5m, 1000/h. Of a model: requests."
+        None, "--rate", help="How many tasks start in a period: 10/s, 100/5m, 1000/h. For a model: requests."
     ),
-    input_tokens: str | None = typer.Option(None, "--input-tokens", help="Of a model, in a period: 40000/m."),
-    output_tokens: str | None = typer.Option(None, "--output-tokens", help="Of a model, in a period: 8000/m."),
+    input_tokens: str | None = typer.Option(
+        None, "--input-tokens", help="For a model, input tokens in a period: 40000/m."
+    ),
+    output_tokens: str | None = typer.Option(
+        None, "--output-tokens", help="For a model, output tokens in a period: 8000/m."
+    ),
     actor: str | None = ACTOR,
 ) -> None:
     """Limit a capability, an agent, a key or a model, in place of the limit that it has."""

@@ -68,18 +68,20 @@ def put(
     agent: str = typer.Argument(help="The agent's name; - routes by --capability."),
     input: str = typer.Argument("{}", help="The input as JSON; @FILE reads a file, - standard input."),
     cron: str | None = typer.Option(None, help="Minute, hour, day of month, month, day of week: '30 7 * * MON-FRI'."),
-    timezone: str | None = typer.Option(None, help="Of --cron, such as Europe/Berlin; UTC by default."),
-    every: str | None = typer.Option(None, metavar="DURATION", help="Instead of --cron: 90s, 5m, 12h or 7d."),
+    timezone: str | None = typer.Option(None, help="The time zone of --cron, such as Europe/Berlin; UTC by default."),
+    every: str | None = typer.Option(
+        None, metavar="DURATION", help="The interval, instead of --cron: 90s, 5m, 12h or 7d."
+    ),
     missed: Literal["skip", "once", "all"] | None = typer.Option(
-        None, help="Which missed runs are made up; by default once."
+        None, help="Which missed runs are made up for; by default once."
     ),
     capability: str | None = typer.Option(None, help="Run on this capability's queue."),
-    priority: int | None = typer.Option(None, min=-100, max=100, help="Higher runs sooner."),
+    priority: int | None = typer.Option(None, min=-100, max=100, help="A higher one runs sooner."),
     key: str | None = typer.Option(None, help="The tenant."),
     label: list[str] = typer.Option([], "--label", "-l", metavar="NAME=VALUE", help="A label; may be repeated."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Store a schedule, in place of the one of that name if there is one."""
+    """Store a schedule, replacing one of the same name."""
     if (cron is None) == (every is None):
         raise typer.BadParameter("give either --cron or --every")
     request = {
@@ -108,7 +110,7 @@ def enable(name: str, as_json: bool = AS_JSON) -> None:
 
 @app.command()
 def disable(name: str, as_json: bool = AS_JSON) -> None:
-    """Stop a schedule; runs that pass in the meantime are not made up."""
+    """Stop a schedule; missed runs are not made up for."""
     with connect() as client:
         _tell(client.change_schedule(name, enabled=False), as_json=as_json)
 

@@ -21,7 +21,7 @@ def register(commands: typer.Typer) -> None:
 
 @app.command("set")
 def set_secret(name: str = NAME) -> None:
-    """Store a secret. Its value comes from standard input, or is asked for."""
+    """Store a secret. Its value is read from standard input, or from a prompt."""
     from shared.database import transaction, wait_for_database
     from shared.secret_store import SecretStore
 
@@ -38,7 +38,8 @@ def _piped() -> str:
         return sys.stdin.buffer.read().decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise InvalidInput(
-            f"The secret on standard input is no UTF-8 text (byte {error.start}). Encode it, such as with `base64`."
+            f"The secret on standard input is not UTF-8 text (byte {error.start}). Encode it, for example with "
+            "`base64`."
         ) from None
 
 
@@ -67,7 +68,7 @@ def delete(name: str = NAME) -> None:
     wait_for_database(get_settings())
     with transaction() as connection:
         secret_store.delete_secret(connection, name)
-    console.print(f"The secret {name} is gone.")
+    console.print(f"The secret {name} is deleted.")
 
 
 @app.command()

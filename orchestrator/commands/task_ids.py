@@ -16,7 +16,7 @@ from shared.errors import InvalidInput, NotConfigured, NotFound
 from shared.settings import user_state_dir
 
 LAST = "@last"
-HELP = "The task's id, its first 8 characters or more, or @last for the last one that you submitted or replayed."
+HELP = "The task's id, at least its first 8 characters, or @last for the one that you submitted or replayed last."
 
 
 def remember(task_id: str) -> None:
@@ -38,8 +38,8 @@ def named(written: str) -> str:
     """
     if not written or "/" in written:
         raise InvalidInput(
-            f"{written[:50]!r} is not the id of a task: it must be a whole id, its first 8 hexadecimal digits or more, "
-            f"or {LAST}."
+            f"{written[:50]!r} is not the id of a task: it must be a whole id, at least its first 8 hexadecimal "
+            f"digits, or {LAST}."
         )
     if written != LAST:
         return written
@@ -47,8 +47,8 @@ def named(written: str) -> str:
         return _file().read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         raise NotFound(
-            f"There is no {LAST} task: no task that you submitted or replayed is noted in {_file()}. "
-            "Give a task's id; `minion tasks` lists them."
+            f"There is no {LAST} task: no task that you submitted or replayed is recorded in {_file()}. Give a task's "
+            "id; `minion tasks` lists them."
         ) from None
 
 

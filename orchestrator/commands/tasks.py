@@ -33,7 +33,7 @@ from shared.errors import FileFault
 from shared.states import State
 from shared.visible_text import one_line
 
-QUIET = typer.Option(False, "--quiet", "-q", help="Print only the new id, as where the output is no terminal.")
+QUIET = typer.Option(False, "--quiet", "-q", help="Print only the new id; the default if the output is not a terminal.")
 COLUMNS = ("id", "agent", "state", "capability", "attempts", "created", "finished")
 
 
@@ -51,17 +51,17 @@ def submit(
     message: list[str] = typer.Option([], "--message", "-m", help="Text for the agent, instead of an input."),
     capability: str | None = typer.Option(None, help="Run on this capability's queue."),
     wait: bool = typer.Option(False, "--wait", "-w", help="Wait for the outcome and print the output."),
-    timeout: float | None = typer.Option(None, min=0, help="With --wait: for so many seconds at most."),
-    following: bool = typer.Option(False, "--follow", "-f", help="Show what happens, then as --wait."),
+    timeout: float | None = typer.Option(None, min=0, help="With --wait: the longest wait, in seconds."),
+    following: bool = typer.Option(False, "--follow", "-f", help="Show what happens, then do as --wait."),
     idempotency_key: str | None = typer.Option(None, help="The same key and payload give the same task."),
     key: str | None = typer.Option(None, help="The tenant."),
     label: list[str] = typer.Option([], "--label", "-l", metavar="NAME=VALUE", help="A label; may be repeated."),
-    priority: int | None = typer.Option(None, min=-100, max=100, help="Higher runs sooner."),
+    priority: int | None = typer.Option(None, min=-100, max=100, help="A higher one runs sooner."),
     run_at: datetime | None = typer.Option(None, help="Not before this local time."),
     conversation_id: str | None = typer.Option(None, help="The conversation that the messages belong to."),
-    unique_key: str | None = typer.Option(None, help="While a task holds this key, that task is the answer."),
+    unique_key: str | None = typer.Option(None, help="While a task holds this key, submitting returns that task."),
     unique_while: Literal["pending", "running"] | None = typer.Option(
-        None, help="Until when it holds the key; by default running."
+        None, help="How long it holds the key: until it starts, or until it ends (default)."
     ),
     budget: str | None = typer.Option(None, help="What it may use: JSON such as '{\"dollars\": 0.5}'."),
     quiet: bool = QUIET,
@@ -69,11 +69,11 @@ def submit(
 ) -> None:
     """Submit a task, and wait for its output if asked to."""
     if timeout is not None and not wait:
-        raise typer.BadParameter("--timeout goes with --wait")
+        raise typer.BadParameter("--timeout requires --wait")
     if input is not None and message:
         raise typer.BadParameter("give an input or --message, not both")
     if quiet and (wait or following or as_json):
-        raise typer.BadParameter("--quiet prints only the id: it goes without --wait, --follow and --json")
+        raise typer.BadParameter("--quiet prints only the id: it cannot be combined with --wait, --follow or --json")
     options: dict[str, Any] = {
         "capability": capability,
         "idempotency_key": idempotency_key,
@@ -117,21 +117,23 @@ def follow(
 
 def tasks(
     state: list[State] = typer.Option(
-        [], "--state", "-s", metavar="STATE", help="Only in this state; may be repeated."
+        [], "--state", "-s", metavar="STATE", help="Only tasks in this state; may be repeated."
     ),
-    agent: str | None = typer.Option(None, "--agent", "-a", help="Only of this agent."),
-    capability: str | None = typer.Option(None, help="Only on this capability's queue."),
-    key: str | None = typer.Option(None, help="Only of this tenant."),
-    label: list[str] = typer.Option([], "--label", "-l", metavar="NAME=VALUE", help="Only with this label."),
-    since: datetime | None = typer.Option(None, help="Only those created at this local time or later."),
-    until: datetime | None = typer.Option(None, help="Only those created before this local time."),
-    fingerprint: str | None = typer.Option(None, help="Only those that failed so: see `minion dead-letters`."),
-    conversation: str | None = typer.Option(None, help="Only of this conversation."),
+    agent: str | None = typer.Option(None, "--agent", "-a", help="Only tasks of this agent."),
+    capability: str | None = typer.Option(None, help="Only tasks of this capability."),
+    key: str | None = typer.Option(None, help="Only tasks of this tenant."),
+    label: list[str] = typer.Option([], "--label", "-l", metavar="NAME=VALUE", help="Only tasks with this label."),
+    since: datetime | None = typer.Option(None, help="Only tasks created at this local time or later."),
+    until: datetime | None = typer.Option(None, help="Only tasks created before this local time."),
+    fingerprint: str | None = typer.Option(
+        None, help="Only tasks that failed with this kind of error; see `minion dead-letters`."
+    ),
+    conversation: str | None = typer.Option(None, help="Only tasks of this conversation."),
     root: str | None = typer.Option(
-        None, "--root", metavar="TASK", parser=named, help="Only this task and what is below it."
+        None, "--root", metavar="TASK", parser=named, help="Only this task and the tasks below it."
     ),
     outputs: bool = typer.Option(False, "--outputs", help="Show the outputs too."),
-    limit: int = typer.Option(20, "--limit", "-n", min=1, max=100_000, help="How many, the newest first."),
+    limit: int = typer.Option(20, "--limit", "-n", min=1, max=100_000, help="How many tasks, the newest first."),
     as_json: bool = AS_JSON,
 ) -> None:
     """List tasks, the newest first."""
@@ -199,7 +201,7 @@ def show(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
 
 def cancel(
     task_ids: list[str] = TASKS,
-    reason: str | None = typer.Option(None, help="Why, for the tasks' record."),
+    reason: str | None = typer.Option(None, help="The reason, for the tasks' record."),
     actor: str | None = ACTOR,
     as_json: bool = AS_JSON,
 ) -> None:
@@ -214,7 +216,7 @@ def cancel(
 
 
 def why(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
-    """Say why a task is where it is, and what would move it."""
+    """Show why a task is where it is, and what would let it continue."""
     with connect() as client:
         found = client.why(task_id)
     if as_json:
@@ -317,7 +319,7 @@ def _status(step: dict[str, Any]) -> str:
     if not step.get("copied_from"):
         return str(step["status"])
     edited = ", edited" if "edited" in (step["usage"] or {}) else ""
-    return f"{step['status']} (made by {step['copied_from']}{edited})"
+    return f"{step['status']} (copied from {step['copied_from']}{edited})"
 
 
 def _row(task: TaskSummary, *, outputs: bool) -> tuple[Any, ...]:

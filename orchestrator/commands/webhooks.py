@@ -70,7 +70,7 @@ def list_webhooks(as_json: bool = AS_JSON) -> None:
 def add(
     name: str,
     url: str = typer.Argument(help="Where messages go: http:// or https://."),
-    state: list[State] = typer.Option([], "--state", "-s", help="Only tasks that end so; may be repeated."),
+    state: list[State] = typer.Option([], "--state", "-s", help="Only tasks that end in this state; may be repeated."),
     agent: list[str] = typer.Option([], "--agent", "-a", help="Only tasks of this agent; may be repeated."),
     label: list[str] = typer.Option([], "--label", "-l", metavar="NAME=VALUE", help="Only tasks with this label."),
     all_tasks: bool = typer.Option(False, "--all-tasks", help="Also the tasks that other tasks create."),
@@ -92,11 +92,13 @@ def show(name: str) -> None:
 @app.command()
 def deliveries(
     name: str,
-    status: Literal["pending", "delivered", "failed"] | None = typer.Option(None, "--status", help="Only these."),
-    limit: int = typer.Option(20, "--limit", "-n", min=1, max=100_000, help="How many, the newest first."),
+    status: Literal["pending", "delivered", "failed"] | None = typer.Option(
+        None, "--status", help="Only deliveries with this status."
+    ),
+    limit: int = typer.Option(20, "--limit", "-n", min=1, max=100_000, help="How many deliveries, the newest first."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """List the messages to a webhook and what became of them, the newest first."""
+    """List the messages to a webhook and their outcomes, the newest first."""
     with connect() as client:
         found = list(islice(client.webhook_deliveries(name, status=status), limit))
     if as_json:
@@ -138,14 +140,14 @@ def retry(
 
 @app.command()
 def rotate(name: str, as_json: bool = AS_JSON) -> None:
-    """Give a webhook a new secret and show it, this once. The old one holds for a day more."""
+    """Give a webhook a new secret and show it, this once. The old one stays valid for one more day."""
     with connect() as client:
         _print_secret(client.rotate_webhook(name), as_json)
 
 
 @app.command("test")
 def send_test(name: str, as_json: bool = AS_JSON) -> None:
-    """Send a test message now; exit code 1 if the endpoint does not take it."""
+    """Send a test message now; the exit code is 1 if the endpoint does not accept it."""
     with connect() as client:
         answer = client.test_webhook(name)
     if as_json:
@@ -160,19 +162,19 @@ def send_test(name: str, as_json: bool = AS_JSON) -> None:
 
 @app.command()
 def enable(name: str) -> None:
-    """Enable a webhook; what it is owed is sent."""
+    """Enable a webhook; its pending messages are sent."""
     _change(name, enabled=True)
 
 
 @app.command()
 def disable(name: str) -> None:
-    """Disable a webhook; what it is owed waits."""
+    """Disable a webhook; its pending messages wait."""
     _change(name, enabled=False)
 
 
 @app.command()
 def remove(name: str) -> None:
-    """Remove a webhook; what it is owed is dropped."""
+    """Remove a webhook; its pending messages are dropped."""
     with connect() as client:
         client.remove_webhook(name)
     console.print(f"{name} is removed.")
@@ -189,5 +191,5 @@ def _print_secret(webhook: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(webhook)
         return
-    stderr.print(f"{webhook['name']} → {webhook['url']}. Its secret, which nothing shows again:")
+    stderr.print(f"{webhook['name']} → {webhook['url']}. Its secret, which is not shown again:")
     print_text(webhook["secret"])

@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def capabilities(as_json: bool = AS_JSON) -> None:
-    """List capabilities: who offers them, who serves them, what waits."""
+    """List capabilities: agents that offer them, workers that serve them, tasks that wait."""
     with connect() as client:
         found = client.capabilities()
     if as_json:
@@ -26,7 +26,7 @@ def capabilities(as_json: bool = AS_JSON) -> None:
         (
             (
                 c["name"],
-                "yes" if c["served"] else "NOBODY",
+                "yes" if c["served"] else "NO",
                 ", ".join(c["agents"]),
                 c["slots"],
                 c["busy"],
@@ -41,7 +41,7 @@ def capabilities(as_json: bool = AS_JSON) -> None:
 
 
 def workers(
-    everyone: bool = typer.Option(False, "--all", help="Also those that have stopped or were lost."),
+    everyone: bool = typer.Option(False, "--all", help="Also workers that have stopped or were lost."),
     as_json: bool = AS_JSON,
 ) -> None:
     """List the workers that are online, with their heartbeats."""

@@ -25,7 +25,7 @@ CATEGORIES = {
 }
 COLUMNS = ("Distribution", "Version", "Licence", "Category", "MB", "Native files", "Note")
 NO_COMMENTARY = "No language model commented on this audit; every sentence above is computed from the data."
-DISCLAIMER = "This is what the packages say about themselves, sorted by a program. It is no legal advice."
+DISCLAIMER = "This is what the packages say about themselves, sorted by a program. It is not legal advice."
 
 
 def name_of(root_id: str) -> str:
@@ -40,7 +40,7 @@ def folder(data_dir: Path, name: str) -> Path:
         ValueError: `name_of` never returns such a name; it may come from a language model.
     """
     if not re.fullmatch(r"[A-Za-z0-9-]{1,80}", name):
-        raise ValueError(f"{name!r} is no report's name.")
+        raise ValueError(f"{name!r} is not the name of a report.")
     return data_dir / "reports" / name
 
 

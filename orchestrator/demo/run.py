@@ -73,7 +73,7 @@ class Demo:
             while not root.final:
                 if time.monotonic() > deadline:
                     raise WaitTimeout(
-                        f"The audit is still {root.state} after {self.timeout:g} s; it goes on as task {root.id}. "
+                        f"The audit is still {root.state} after {self.timeout:g} s; it continues as task {root.id}. "
                         "Is a minion running for each of inspect, classify and report?",
                         task=root,
                     )
@@ -127,7 +127,9 @@ class Demo:
         """
         reasons = _reasons(failed)
         self.console.print(_reasons_table(reasons))
-        self.console.print("Version 2 of normalise_licence also reads licence texts. Applying it, replaying these.")
+        self.console.print(
+            "Version 2 of normalise_licence also reads licence texts. Applying it and replaying these tasks."
+        )
         self.apply(UPGRADE)
         replays = {task.id: self.client.replay(task.id) for task in failed}
         ended = {task_id: self.client.wait(replay.id, self.timeout) for task_id, replay in replays.items()}

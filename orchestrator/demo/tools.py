@@ -61,8 +61,8 @@ def inspect_distribution(arguments: dict[str, Any], context: Context) -> dict[st
     expected = arguments.get("version") or found.version
     if expected != found.version:
         raise LookupError(
-            f"{found.name} {expected} is not installed here; {found.version or 'an unknown version'} is. "
-            "Have the minions of one capability the same environment?"
+            f"{found.name} {expected} is not installed here; {found.version or 'an unknown version'} is. Do all "
+            "minions of this capability run in the same environment?"
         )
     return found.inspect()
 

@@ -114,6 +114,6 @@ def _put_in_place(draft: Path, runtime: Path) -> None:
 def _check_reachable(runtime: Path, user: SystemUser) -> None:
     if closed := closed_folder(runtime, user):
         raise Unavailable(
-            f"The servers run as the user {user.name}, who cannot enter {closed}: "
-            f"allow it with `chmod o+x {closed}`, or run as an ordinary user."
+            f"The servers run as the user {user.name}, which cannot enter {closed}: allow it with `chmod o+x "
+            f"{closed}`, or run as an ordinary user."
         )

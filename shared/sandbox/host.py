@@ -33,8 +33,8 @@ PRECISION = 2 * MEGABYTE
 """Bytes by which the kernel's memory counters may be off: each processor updates its own part of them."""
 LONGEST = 86_400
 KILLED = (
-    "the function's process was killed from outside; if nobody did it, memory ran out on this machine or in its "
-    "container: what runs at once, each call up to its memory_limit, must fit"
+    "the function's process was killed from outside, most likely because memory ran out on this machine or in its "
+    "container: all calls that run at once, each up to its memory_limit, must fit"
 )
 VALIDATION_MEMORY = 256
 VALIDATION_TIMEOUT = 5.0
@@ -382,7 +382,7 @@ class Sandbox:
             try:
                 return ForkServer(preload, self._failed, self._without, self._pool)
             except PackageRefused as refusal:
-                logger.warning("functions have to do without the package %s: %s", refusal.name, refusal.reason)
+                logger.warning("functions cannot use the package %s: %s", refusal.name, refusal.reason)
                 self._failed[refusal.name] = refusal.reason
 
     def _discard(self, server: Server) -> None:
@@ -451,7 +451,7 @@ def _json_bytes(what: str, value: object, limit: int) -> bytes:
 
 
 def _too_large(kind: str, what: str, limit: int, observed: int) -> SandboxFault:
-    message = f"{what} may have {limit} bytes and has {observed}"
+    message = f"{what} must have at most {limit} bytes, and has {observed}"
     return SandboxFault(kind, message, limit=limit, observed=observed)
 
 

@@ -49,9 +49,9 @@ def explain_strong(notes: Sequence[str]) -> str:
     """Return advice at level "strong": how to reach "full", and which layers are missing."""
     missing = ", ".join(note.split(":")[0] for note in notes)
     return (
-        f"nothing has to be done. Without: {missing}. Level full needs new namespaces: in a container, "
+        f"nothing needs to be done. Missing: {missing}. Level full needs new namespaces: in a container, "
         "`--security-opt seccomp=unconfined` (with AppArmor also `apparmor=unconfined`) and a user other than root; "
-        "elsewhere, `sysctl user.max_user_namespaces` above 0. docs/production.md weighs it"
+        "elsewhere, `sysctl user.max_user_namespaces` above 0. docs/production.md explains the trade-off"
     )
 
 

@@ -98,7 +98,7 @@ def _read_fault(body: bytes, stdout: str) -> Reply:
         facts = None
     kind = facts.get("type") if isinstance(facts, dict) else None
     if not isinstance(facts, dict) or not isinstance(kind, str) or kind not in wire.CHILD_FAULT_TYPES:
-        return _distrust("sent a fault that makes no sense", security=True)
+        return _distrust("sent a malformed fault", security=True)
     fault = SandboxFault(
         type=kind,
         message=_text(facts.get("message")) or "no reason given",
@@ -116,7 +116,7 @@ def _read_problems(body: bytes, stdout: str) -> Reply:
         rows = parse(body, bounds=REPORT)
         problems = tuple(_problem(*row) for row in rows)
     except (InvalidInput, TooLarge, TypeError):
-        return _distrust("sent findings that make no sense", security=True)
+        return _distrust("sent malformed findings", security=True)
     return Reply(problems=problems, stdout=stdout)
 
 
@@ -129,7 +129,7 @@ def _read_code(body: bytes, stdout: str) -> Reply:
 
 
 def _unknown(body: bytes, stdout: str) -> Reply:
-    return _distrust("sent something that is no reply", security=True)
+    return _distrust("sent something that is not a reply", security=True)
 
 
 def _text(value: object) -> str | None:

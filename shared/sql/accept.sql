@@ -74,7 +74,7 @@ BEGIN
         RAISE EXCEPTION '% has % characters; 1 to % are accepted.', fault.name, fault.size, fault.most
             USING ERRCODE = 'MN007';
     ELSIF request->>'traceparent' !~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$' THEN
-        RAISE EXCEPTION 'traceparent must be one of W3C Trace Context.' USING ERRCODE = 'MN007';
+        RAISE EXCEPTION 'traceparent must have the format of W3C Trace Context.' USING ERRCODE = 'MN007';
     ELSIF (request->>'priority')::numeric NOT BETWEEN -100 AND 100 THEN
         RAISE EXCEPTION 'priority is %; -100 to 100 are accepted.', request->>'priority' USING ERRCODE = 'MN007';
     END IF;
@@ -86,7 +86,7 @@ BEGIN
     IF labels IS NOT NULL THEN
         IF jsonb_typeof(labels) <> 'object' OR octet_length(labels::text) > 65536
                 OR jsonb_path_exists(labels, 'strict $.* ? (@.type() != "string")') THEN
-            RAISE EXCEPTION 'labels must be an object whose values are text, of 64 KB at most.' USING ERRCODE = 'MN007';
+            RAISE EXCEPTION 'labels must be an object whose values are text, of at most 64 KB.' USING ERRCODE = 'MN007';
         END IF;
     END IF;
     IF messages IS NOT NULL AND NOT minion_are_messages(messages) THEN
@@ -121,7 +121,7 @@ BEGIN
             FROM agents a JOIN agent_versions v ON v.id = a.active_version_id
             WHERE a.namespace = ns AND a.status <> 'disabled' AND v.capabilities @> ARRAY[capability];
         IF candidates IS NULL THEN
-            RAISE EXCEPTION 'No agent offers the capability %. `minion capabilities` lists what there is.',
+            RAISE EXCEPTION 'No agent offers the capability %. `minion capabilities` lists them.',
                 quote_literal(left(capability, 100)) USING ERRCODE = 'MN002';
         ELSIF cardinality(candidates) > 1 THEN
             RAISE EXCEPTION 'Several agents offer the capability %: %. Name the agent.',

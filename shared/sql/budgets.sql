@@ -31,8 +31,8 @@ BEGIN
         RAISE EXCEPTION 'budget must be an object such as {"dollars": 0.5, "on_breach": "ask"}.' USING ERRCODE = 'MN007';
     END IF;
     SELECT format('budget.%s is %s: %s', left(m.name, 100), left(m.value::text, 100),
-                  CASE WHEN k.most IS NULL THEN 'a budget has tokens, dollars, steps, seconds and on_breach (ask or fail)'
-                       ELSE format('it is a%s number above 0, %s at most', CASE WHEN k.whole THEN ' whole' ELSE '' END, k.most)
+                  CASE WHEN k.most IS NULL THEN 'a budget must have only tokens, dollars, steps, seconds and on_breach (ask or fail)'
+                       ELSE format('it must be a%s number above 0, at most %s', CASE WHEN k.whole THEN ' whole' ELSE '' END, k.most)
                   END) INTO fault
         FROM jsonb_each(given) AS m (name, value)
         LEFT JOIN (VALUES ('tokens', 1000000000000, true), ('dollars', 1000000000, false), ('steps', 1000000000, true),
@@ -246,9 +246,9 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'There is no task %.', t USING ERRCODE = 'MN008';
     ELSIF owner IS NULL THEN
-        RAISE EXCEPTION 'The task % has no budget of its own, and waits for none.', t USING ERRCODE = 'MN009';
+        RAISE EXCEPTION 'The task % does not have its own budget, and does not wait for one.', t USING ERRCODE = 'MN009';
     ELSIF EXISTS (SELECT 1 FROM task_outcomes o WHERE o.task_id = owner) THEN
-        RAISE EXCEPTION 'The task % has ended: its budget changes nothing any more.', owner USING ERRCODE = 'MN009';
+        RAISE EXCEPTION 'The task % has ended: a change of its budget has no effect.', owner USING ERRCODE = 'MN009';
     END IF;
     SELECT x.name INTO missing FROM budgets b, LATERAL (VALUES ('tokens', b.tokens::numeric), ('dollars', b.microdollars),
             ('steps', b.steps), ('seconds', b.seconds)) AS x (name, most)

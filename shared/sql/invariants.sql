@@ -25,12 +25,12 @@ END $$;
 
 CREATE OR REPLACE FUNCTION minion_claims_only_grow() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION 'a claim number never goes back (% to %)', OLD.claim, NEW.claim
+    RAISE EXCEPTION 'a claim number must not decrease (% to %)', OLD.claim, NEW.claim
         USING ERRCODE = 'check_violation';
 END $$;
 
 CREATE OR REPLACE FUNCTION minion_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION 'a row of % never changes; store a new version', TG_TABLE_NAME
+    RAISE EXCEPTION 'a row of % must not change; store a new version', TG_TABLE_NAME
         USING ERRCODE = 'check_violation';
 END $$;

@@ -21,7 +21,7 @@ BEGIN
     UPDATE tasks SET from_step = first + (edited IS NOT NULL)::integer, history_before = old.history_before
         WHERE id = new AND journal_format = old.journal_format;
     IF NOT FOUND THEN
-        RAISE EXCEPTION 'The journal of task % has the format % of another release, and cannot be gone on with. '
+        RAISE EXCEPTION 'The journal of task % has the format % of another release, and cannot be continued. '
             'Replay the task from its beginning.', source, old.journal_format USING ERRCODE = 'MN009';
     END IF;
     INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, output,

@@ -17,7 +17,7 @@ BEGIN
             USING ERRCODE = 'MN007';
     ELSIF found.message IS NOT NULL THEN
         RAISE EXCEPTION 'messages[%]: messages of role ''tool'' are not supported yet. Put what the tool returned into a '
-            'message of the user.', found.message USING ERRCODE = 'MN007';
+            'user message.', found.message USING ERRCODE = 'MN007';
     END IF;
 END $$;
 

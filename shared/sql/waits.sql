@@ -146,13 +146,13 @@ BEGIN
         SELECT string_agg(format('step %s (%s, proposal %s)', u.number, u.name, minion_proposal(u)), ', ') INTO waits
             FROM minion_undecided(t) u;
         IF waits IS NULL THEN
-            RAISE EXCEPTION 'Task % (%) waits for no decision%. `minion why %` shows what it waits for.', t, now_at.state,
+            RAISE EXCEPTION 'Task % (%) is not waiting for a decision%. `minion why %` shows what it waits for.', t, now_at.state,
                 COALESCE(' about step ' || step_number, ' about proposal ' || proposal, ''), t USING ERRCODE = 'MN009';
         END IF;
-        RAISE EXCEPTION 'Task % does not wait for a decision about %. It waits for one about %.', t,
+        RAISE EXCEPTION 'Task % is not waiting for a decision about %. It is waiting for one about %.', t,
             concat_ws(', ', 'step ' || step_number, 'proposal ' || left(proposal, 64)), waits USING ERRCODE = 'MN009';
     ELSIF (asked.kind = 'wait') <> (verdict IN ('approve', 'reject')) THEN
-        RAISE EXCEPTION 'Step % waits for %.', asked.number,
+        RAISE EXCEPTION 'The verdict on step % must be %.', asked.number,
             CASE WHEN asked.kind = 'wait' THEN 'approve or reject' ELSE 'result, again or fail' END USING ERRCODE = 'MN007';
     END IF;
     PERFORM minion_check_json(content, 'The value');
@@ -172,7 +172,7 @@ BEGIN
                 WHEN 'fail' THEN jsonb_build_object('type', 'tool_error', 'message',
                     format('Step %s (%s) was interrupted and did not happen%s.', asked.number, asked.name,
                            COALESCE(': ' || reason, '')), 'decision', decided)
-                WHEN 'again' THEN jsonb_build_object('type', 'interrupted', 'message', 'It is made again.',
+                WHEN 'again' THEN jsonb_build_object('type', 'interrupted', 'message', 'It is retried.',
                     'retryable', true, 'decision', decided) END
         WHERE task_id = t AND number = asked.number;
     PERFORM minion_count_down(t, 1);
@@ -223,7 +223,7 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'There is no task %.', t USING ERRCODE = 'MN008';
     ELSIF now_at.state IN ('succeeded', 'failed', 'cancelled', 'expired') THEN
-        RAISE EXCEPTION 'The task % has ended (%): it takes no more signals.', t, now_at.state USING ERRCODE = 'MN009';
+        RAISE EXCEPTION 'The task % has ended (%): it accepts no more signals.', t, now_at.state USING ERRCODE = 'MN009';
     END IF;
     PERFORM minion_check_json(content, 'The payload');
     INSERT INTO signals (task_id, name, payload, payload_order) VALUES (t, signal, content, content_order);

@@ -108,7 +108,7 @@ def start_up(
     assert process.stdout is not None
     for line in process.stdout:
         said.append(line)
-        if "Everything runs" in line:
+        if "Everything is running" in line:
             return System(process, environment, Path(environment["MINION_DATA_DIR"]), said, python, cwd)
     raise AssertionError(f"minion up ended with {process.wait()}:\n{''.join(said)}")
 

@@ -216,7 +216,7 @@ def test_a_budget_holds_for_all_below_it_and_goes_on_when_it_is_raised(
     told = why(database, second["id"])
     assert told.reason == "budget"
     assert f"The budget of task {root} (Chain) has no room for the next step: 3 of 3 steps are spent" in told.sentence
-    assert told.todo == f"`minion budget {root} --add-steps N` raises it; with --stop it fails."
+    assert told.todo == f"`minion budget {root} --add-steps N` raises it; with --stop, the task fails."
     assert change(second["id"], add_steps=1) == root
     run_due(here)
     assert tasks.get(root)["state"] == "succeeded"
@@ -313,7 +313,7 @@ def test_what_others_hold_is_waited_for_and_asks_nobody(
     assert tasks.get(parent.task_id)["budget"]["tokens"] == {"limit": 100, "spent": 0, "reserved": 80}
     wait_for_budget(second, 50)
     assert "running steps hold up to 80 tokens" in why(database, two).sentence
-    assert "It goes on when they have ended" in why(database, two).sentence
+    assert "It continues when those steps have ended" in why(database, two).sentence
     with transaction() as connection:
         assert budgets.wake_funded(connection) == 0
         budgets.spend(connection, one, first.claim, [], used={"step": 1, "tokens": 10, "microdollars": 0})
@@ -578,12 +578,12 @@ def test_twenty_agents_with_a_model_stop_where_the_budget_of_their_root_does(
 @pytest.mark.parametrize(
     ("given", "fault"),
     [
-        ('{"tokens": 0}', "it is a whole number above 0, 1000000000000 at most"),
-        ('{"tokens": 1.5}', "it is a whole number above 0"),
-        ('{"dollars": "1"}', "it is a number above 0"),
+        ('{"tokens": 0}', "it must be a whole number above 0, at most 1000000000000"),
+        ('{"tokens": 1.5}', "it must be a whole number above 0"),
+        ('{"dollars": "1"}', "it must be a number above 0"),
         ('{"on_breach": "panic", "steps": 1}', r"budget.on_breach is \"panic\""),
         ('{"on_breach": "ask"}', "A budget must limit something"),
-        ('{"tokns": 5}', "a budget has tokens, dollars, steps, seconds and on_breach"),
+        ('{"tokns": 5}', "a budget must have only tokens, dollars, steps, seconds and on_breach"),
         ("[1]", "budget must be an object"),
     ],
 )

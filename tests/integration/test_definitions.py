@@ -517,8 +517,8 @@ def test_plain_words_mean_what_they_mean_in_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (HEAD + "name: Y\n", "the key 'name' stands twice"),
-        (HEAD + "config: {a: 1, a: 2}\n", "the key 'a' stands twice"),
+        (HEAD + "name: Y\n", "the key 'name' appears twice"),
+        (HEAD + "config: {a: 1, a: 2}\n", "the key 'a' appears twice"),
         ("a: &x 1\nb: *x\n", "aliases"),
         (HEAD + "colour: red\n", "colour: Extra inputs are not permitted"),
         (HEAD + "config: {colour: red}\n", "config.colour: Extra inputs"),
@@ -527,15 +527,15 @@ def test_plain_words_mean_what_they_mean_in_json(tmp_path: Path) -> None:
         (HEAD + "config: {max_attempts: 0}\n", "config.max_attempts: .*greater than or equal to 1"),
         (HEAD + "config: {temperature: .nan}\n", "config.temperature: Input should be a finite number"),
         (HEAD + "config: {capabilities: []}\n", "config.capabilities"),
-        (HEAD + "config: {capabilities: [a, a]}\n", "stands twice"),
-        (HEAD + "config: {capabilities: [celery]}\n", "queue of the system's own"),
+        (HEAD + "config: {capabilities: [a, a]}\n", "listed twice"),
+        (HEAD + "config: {capabilities: [celery]}\n", "queue that Minions uses itself"),
         (HEAD + "config: {capabilities: ['a,b']}\n", "config.capabilities.0"),
-        (HEAD + "config: {soft_time_limit: 10, time_limit: 10}\n", "must be later than soft_time_limit"),
+        (HEAD + "config: {soft_time_limit: 10, time_limit: 10}\n", "must be more than soft_time_limit"),
         (HEAD + "config: []\n", "config: Input should be"),
         (HEAD + "description: 5\n", "description: Input should be a valid string"),
         (HEAD + "description: [a]\n", "description: Input should be a valid string"),
         (HEAD + "tools: noop\n", "tools: Input should be a valid list"),
-        (HEAD + "tools: [a, a@2]\n", "the tool 'a' stands twice"),
+        (HEAD + "tools: [a, a@2]\n", "the tool 'a' is listed twice"),
         (HEAD + "input_schema: true\n", "input_schema: Input should be a valid dictionary"),
         (HEAD + "input_schema: {type: nonsense}\n", r"'X', input_schema is not a valid JSON Schema.*\$.type"),
         (HEAD + "input_schema: {properties: {5: {}}}\n", "a key that is not text"),
@@ -556,13 +556,13 @@ def test_plain_words_mean_what_they_mean_in_json(tmp_path: Path) -> None:
         ("kind: tool\nname: a\ntype: function\nbuiltin: x\n", "needs `function:`"),
         ("kind: tool\nname: a\ntype: function\nfunction: x\neffect: unsafe\n", "effect must be pure"),
         ("kind: tool\nname: a\ntype: teapot\n", "type: Input should be"),
-        ("kind: function\nname: a-b\ncode: x\n", "is no Python name: say `entrypoint:`"),
+        ("kind: function\nname: a-b\ncode: x\n", "is not a Python name: set `entrypoint:`"),
         ("kind: function\nname: f\ncode: 5\n", "code: Input should be a valid string"),
         ("kind: function\nname: f\ncode: x\ncode_file: x.py\n", "both `code` and `code_file`"),
         ("kind: function\nname: f\ncode_file: 5\n", "code_file must be the path of a file"),
         ("kind: function\nname: f\ncode: x\nconfig: {memory_limit: 1}\n", "memory_limit"),
         ("kind: function\nname: f\ncode: x\nconfig: {timeout: 0}\n", "timeout"),
-        ("kind: function\nname: f\ncode: x\nconfig: {allowed_imports: ['os; x']}\n", "is not a module's name"),
+        ("kind: function\nname: f\ncode: x\nconfig: {allowed_imports: ['os; x']}\n", "is not the name of a module"),
         ("kind: recipe\n", "`kind` must be agent, tool or function, not 'recipe'"),
         ("kind: [agent]\n", "`kind` must be"),
         ("5\n", "a definition must be an object with `kind`, not int"),
@@ -596,11 +596,11 @@ def test_json_files_are_strict_json(tmp_path: Path, content: str, message: str) 
 
 
 def test_paths_without_definitions_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidDefinition, match=r"holds no .yaml, .yml, .json file"):
+    with pytest.raises(InvalidDefinition, match=r"contains no .yaml, .yml, .json file"):
         load(tmp_path)
     with pytest.raises(FileFault, match="no such file or folder"):
         load(tmp_path / "nothing")
     with pytest.raises(FileFault, match=r"code_file .*nothing\.py: there is no such file"):
         loaded(tmp_path, "kind: function\nname: f\ncode_file: nothing.py\n")
-    with pytest.raises(InvalidDefinition, match="there are no definitions in it"):
+    with pytest.raises(InvalidDefinition, match="it contains no definitions"):
         loaded(tmp_path, "# nothing yet\n---\n")

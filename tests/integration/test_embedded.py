@@ -420,7 +420,7 @@ def test_another_major_version_is_refused(folder: Path) -> None:
     with running(folder):
         pass
     (folder / "postgres" / "PG_VERSION").write_text("14\n")
-    with pytest.raises(Conflict, match="made by PostgreSQL 14"):
+    with pytest.raises(Conflict, match="created by PostgreSQL 14"):
         EmbeddedServers(folder).start()
 
 

@@ -170,7 +170,7 @@ def test_tasks_agree_with_executions(
     assert tasks_shown[f"{lost}.1"]["exception"].startswith("worker_lost: The worker test")
     assert tasks_shown[f"{handed_back}.1"]["exception"] in (
         "handed_back",
-        "child_lost: The worker was told to stop, and ended the task",
+        "child_lost: The worker received the signal to stop, and ended the task",
     )
 
 

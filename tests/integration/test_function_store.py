@@ -186,7 +186,7 @@ def test_all_problems_of_a_source_are_listed(store: FunctionStore) -> None:
         ({"output_schema": {"$ref": "https://example.com/x"}}, "points at nothing inside the schema"),
         ({"input_schema": {"properties": {"x": {}, "y": {}}}}, "'double' takes no such argument"),
         ({"allowed_imports": ["subprocess"]}, "config.allowed_imports: subprocess cannot be imported"),
-        ({"allowed_imports": ["no such"]}, "is not a module's name"),
+        ({"allowed_imports": ["no such"]}, "is not the name of a module"),
         ({"timeout": -1}, "config.timeout"),
         ({"timeout": float("nan")}, "config.timeout"),
         ({"memory_limit": "128"}, "config.memory_limit: Input should be a valid integer"),
@@ -358,7 +358,7 @@ def test_a_quarantined_version_is_not_run(store: FunctionStore, database: Engine
 @pytest.mark.parametrize("status", ["bogus", "", None, "rolled_back"])
 def test_there_are_three_statuses(store: FunctionStore, status: Any) -> None:
     store_function(store, "double", DOUBLE)
-    with pytest.raises(InvalidInput, match="can be made active, deprecated, quarantined"):
+    with pytest.raises(InvalidInput, match="must be one of active, deprecated, quarantined"):
         store.set_status("double", status)
 
 

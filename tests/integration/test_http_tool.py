@@ -128,7 +128,7 @@ def test_arguments_go_where_the_definition_says(fetch: Any, server: Server) -> N
 def test_no_argument_moves_the_path(fetch: Any, server: Server, path: str, arguments: Any) -> None:
     task = fetch(arguments, url=server.url + path, method="POST", headers={"X-Api-Key": "known"})
     assert (task["state"], task["claim"], task["error"]["type"]) == ("failed", 1, "invalid_input")
-    assert "cannot be empty, `.` or `..`" in task["error"]["message"]
+    assert "must not be empty, `.` or `..`" in task["error"]["message"]
     assert server.asked == []
 
 
@@ -165,7 +165,7 @@ def test_no_argument_changes_a_parameter_of_the_address(
 ) -> None:
     task = fetch(arguments, url=server.url + path, **http)
     assert (task["state"], task["claim"], task["error"]["type"]) == ("failed", 1, "invalid_input")
-    assert "'account' already, which no argument can change" in task["error"]["message"]
+    assert "already has a parameter 'account', which no argument can change" in task["error"]["message"]
     assert server.asked == []
 
 
@@ -220,7 +220,7 @@ def test_an_address_that_is_too_long_is_an_error_of_the_arguments(fetch: Any, se
     http = {"url": server.url + path, "method": "POST", "query": ["long"]}
     task = fetch({"long": "a" * 70_000}, effect="unsafe", **http)
     assert (task["state"], task["claim"], task["error"]["type"]) == ("failed", 1, "invalid_input")
-    assert "The address cannot be made of these arguments: URL" in task["error"]["message"]
+    assert "The address cannot be built from these arguments: URL" in task["error"]["message"]
     assert server.asked == []
 
 

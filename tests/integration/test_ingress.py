@@ -209,7 +209,7 @@ def test_positional_arguments_are_refused(send: Any) -> None:
 def test_another_task_is_set_aside(sender: Celery, send: Any, tasks: Tasks) -> None:
     sender.send_task("somebody.else", queue="minion.submit", task_id="other-name")
     [sample] = wait_until(put_aside, "it is set aside")
-    assert "takes the task minion.submit only" in sample["why"]
+    assert "accepts only the task minion.submit" in sample["why"]
     assert "other-name" in sample["begins"]
     assert drained()
     assert tasks.count() == {}

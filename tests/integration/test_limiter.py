@@ -95,5 +95,5 @@ def test_a_call_whose_end_is_never_told_is_forgotten(limiter: Limiter) -> None:
 
 def test_without_redis_nothing_begins() -> None:
     away = Limiter(redis.Redis(port=1, retry=Retry(NoBackoff(), 0)))
-    with pytest.raises(Unavailable, match="no call begins"):
+    with pytest.raises(Unavailable, match="no call starts"):
         away.acquire([Bucket("x", 1, 1.0)])

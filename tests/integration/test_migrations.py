@@ -532,8 +532,8 @@ def test_a_task_begins_as_scheduled_or_pending(hand: ByHand, state: State) -> No
 @pytest.mark.parametrize(
     ("change", "constraint"),
     [
-        ("claim = -1", "never goes back"),
-        ("claim = 0", "never goes back"),
+        ("claim = -1", "must not decrease"),
+        ("claim = 0", "must not decrease"),
         ("attempts = -1", "counters"),
         ("open_waits = -1", "open_waits"),
         ("open_waits = 1", "open_waits"),
@@ -592,7 +592,7 @@ def test_rows_that_others_rely_on_never_change(hand: ByHand, define: Define, tab
         {"kind": "agent", "name": "Chain", "type": "function", "relations": [{"agent": "A"}]},
     )
     hand.finish(hand.run(), output="x" * 70_000)
-    assert f"a row of {table} never changes" in refused(hand.engine, f"UPDATE {table} SET {change}")
+    assert f"a row of {table} must not change" in refused(hand.engine, f"UPDATE {table} SET {change}")
 
 
 def test_a_functions_status_may_change(hand: ByHand, define: Define) -> None:

@@ -216,7 +216,7 @@ def test_what_became_of_an_interrupted_unsafe_tool_is_told_to_the_model(
     [
         (401, "The Anthropic API refused the key: check ANTHROPIC_API_KEY. It answered 401: scripted"),
         (403, "The Anthropic API refused the key: check ANTHROPIC_API_KEY. It answered 403: scripted"),
-        (404, "The Anthropic API knows no model 'claude-sonnet-5-5'. It answered 404: scripted"),
+        (404, "The Anthropic API does not know the model 'claude-sonnet-5-5'. It answered 404: scripted"),
         (400, "The Anthropic API answered 400: scripted"),
         (402, "The Anthropic API answered 402: scripted"),
         (413, "The Anthropic API answered 413: scripted"),
@@ -510,7 +510,7 @@ def test_nothing_but_blanks_is_refused(ask: Any, agent: Any, api: MessagesApi, g
     agent()
     task = ask([testing.text("Hi.")], **given)
     assert (task["state"], task["error"]["type"]) == ("failed", "invalid_input")
-    assert "nothing that a person said" in task["error"]["message"]
+    assert "no text from a person" in task["error"]["message"]
     assert api.requests == []
 
 

@@ -147,7 +147,7 @@ def test_thinking_and_effort(ask: Any, agent: Any, api: MessagesApi, config: Any
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"thinking": 4096}, "max_tokens holds the thinking too"),
+        ({"thinking": 4096}, "max_tokens includes the thinking"),
         ({"thinking": 1000}, "greater than or equal to 1024"),
         ({"thinking": "adaptive", "temperature": 0.5}, "must not have temperature"),
     ],

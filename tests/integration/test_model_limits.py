@@ -240,7 +240,7 @@ def test_the_api_is_not_asked_while_it_wants_to_be_left_alone(
         minion.run(message.task_id, message.claim, here.id)
     assert [tasks.get(task)["wait_reason"] for task in (first, second)] == ["model_unavailable", "model_limit"]
     assert len(api.requests) == 1
-    assert f"asked not to be asked for '{MODEL}'" in why(database, second).sentence
+    assert f"asked for a pause of calls to '{MODEL}'" in why(database, second).sentence
 
 
 def test_what_a_call_was_granted_and_did_not_use_comes_back(

@@ -185,7 +185,7 @@ def test_a_rolled_back_agent_runs_its_earlier_version(registry: AgentRegistry, d
 @pytest.mark.parametrize("status", ["bogus", "rolled_back", "", None, 5])
 def test_there_are_three_statuses_to_set(registry: AgentRegistry, status: Any) -> None:
     registry.register_agent(search_agent())
-    with pytest.raises(InvalidInput, match="can be made active, deprecated, disabled"):
+    with pytest.raises(InvalidInput, match="can be set to active, deprecated, disabled"):
         registry.set_status("SearchAgent", status)
 
 
@@ -237,7 +237,7 @@ def test_checking_a_message_holds_no_transaction_open(
     ("messages", "options", "words"),
     [
         ([], {}, "empty list"),
-        ([5], {}, "A message needs a role"),
+        ([5], {}, "A message must have a role"),
         (["x"], {"conversation_id": ""}, "conversation_id"),
         (["x"], {"conversation_id": 5}, "conversation_id"),
         (["x"], {"agent": 5}, "agent: Input should be a valid string"),

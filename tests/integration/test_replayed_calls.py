@@ -606,7 +606,7 @@ CASES = {
     # What cannot be read.
     "a block that never began": Case(
         [stream(begun(), *text(0, "Hi."), *call(1, "act", "{}")[1:], *ended("tool_use"))],
-        error="answer cannot be read: block 1 goes on, and has never begun",
+        error="answer cannot be read: block 1 continues, but never began",
     ),
     "a page": Case(
         [Recorded(b"<html>Bad gateway</html>", headers={"content-type": "text/html"})],
@@ -620,7 +620,7 @@ CASES = {
     "a call without a name": Case(
         [plain(message({"type": "tool_use", "id": "t", "input": {}}))], error="a tool call without id or name"
     ),
-    "a block of no type": Case([plain(message({"text": "Hi."}))], error="a block of no type"),
+    "a block without a type": Case([plain(message({"text": "Hi."}))], error="a block without a type"),
 }
 
 
@@ -682,7 +682,7 @@ FINAL = {
     "403": (plain(api_error("permission_error", "not this model"), 403, request_id=REQUEST), "403: not this model"),
     "404": (
         plain(api_error("not_found_error", "model: claude-x"), 404, request_id=REQUEST),
-        "knows no model 'claude-sonnet-5-5'. It answered 404: model: claude-x",
+        "does not know the model 'claude-sonnet-5-5'. It answered 404: model: claude-x",
     ),
     "413": (plain(api_error("request_too_large", "too large"), 413, request_id=REQUEST), "413: too large"),
     "429 that asks for no more": (

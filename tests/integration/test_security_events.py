@@ -78,7 +78,7 @@ def test_the_event_too_many_quarantines_the_version_and_says_so(store, quarantin
 
     with pytest.raises(FunctionError) as first:
         run(store, "spin", on=True)
-    with pytest.raises(FunctionError, match="quarantined now"):
+    with pytest.raises(FunctionError, match="now quarantined"):
         run(store, "spin", on=True)
     with pytest.raises(FunctionError, match="is quarantined and is not run: 2 security events") as refused:
         run(store, "spin", on=False)

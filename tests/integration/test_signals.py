@@ -124,7 +124,7 @@ def test_a_task_that_has_ended_takes_no_signals(hand: ByHand, end: str) -> None:
     else:
         suspend(hand, task, signal("go"))
         hand.call(lifecycle.cancel, task, reason="x")
-    with pytest.raises(Conflict, match="takes no more signals"):
+    with pytest.raises(Conflict, match="accepts no more signals"):
         send(hand, task, "go")
 
 

@@ -251,7 +251,7 @@ def test_a_wrong_type_is_refused(hand: ByHand, value: Any) -> None:
         ({"run_at": "2030-02-30T00:00:00Z"}, "run_at: "),
         ({"run_at": "2030-01-02T00:00:00Z", "deadline": "2030-01-01T00:00:00Z"}, "run_at must be before deadline"),
         ({"run_at": "2030-01-01T00:00:00Z", "deadline": "2030-01-01T00:00:00Z"}, "run_at must be before deadline"),
-        ({"unique_while": "pending"}, "unique_while says how long unique_key is held, and there is none"),
+        ({"unique_while": "pending"}, "unique_while must come with unique_key"),
         ({"deadline": "0001-01-01T00:00:00+14:00"}, "deadline must be a time between the years 1970 and 9999"),
         ({"deadline": "9999-12-31T23:59:59-12:00"}, "deadline must be a time between the years 1970 and 9999"),
         ({"run_at": "9999-12-31T23:59:59-12:00"}, "run_at must be a time between the years 1970 and 9999"),
@@ -273,17 +273,17 @@ def test_a_wrong_type_is_refused(hand: ByHand, value: Any) -> None:
         ({"messages": "hello"}, "messages: Input should be a valid list"),
         ({"messages": []}, "`messages` is an empty list"),
         ({"messages": ["x"] * 1001}, "messages: List should have at most 1000"),
-        ({"messages": [5]}, "A message needs a role"),
+        ({"messages": [5]}, "A message must have a role"),
         ({"messages": [{"role": "king", "content": "x"}]}, "'king'"),
-        ({"messages": [{"role": "user", "content": 5}]}, "A message needs a role"),
-        ({"messages": [{"role": "user", "content": [{"text": 5}]}]}, "A message needs a role"),
+        ({"messages": [{"role": "user", "content": 5}]}, "A message must have a role"),
+        ({"messages": [{"role": "user", "content": [{"text": 5}]}]}, "A message must have a role"),
         (
             {"messages": ["x", WITH_IMAGE]},
             "messages[1].content[1]: blocks of type 'image'",
         ),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0]: messages of role 'tool'"),
         ({"messages": [{"role": "user", "content": "a\0"}]}, "U+0000"),
-        ({"messages": [None]}, "A message needs a role"),
+        ({"messages": [None]}, "A message must have a role"),
     ],
 )
 def test_a_wrong_field_is_named(hand: ByHand, fields: dict[str, Any], words: str) -> None:
@@ -337,7 +337,7 @@ def test_messages_of_langchains_shape_are_accepted(hand: ByHand) -> None:
 
 
 def test_a_message_that_cannot_be_the_input_says_what_is_asked(hand: ByHand) -> None:
-    assert 'asks for ["query"]' in refused(InvalidInput, agent="Search", messages=["x"]).message
+    assert 'requires ["query"]' in refused(InvalidInput, agent="Search", messages=["x"]).message
 
 
 # ------------------------------------------------------------------------------------------------ idempotency

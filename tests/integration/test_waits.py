@@ -97,7 +97,7 @@ def test_a_wait_for_a_signal_may_time_out(tasks: Tasks, act: Any, here: Minion) 
 def test_signals_are_refused_where_nobody_will_take_them(tasks: Tasks, act: Any, here: Minion) -> None:
     task = tasks.submit(act(), {})
     here.run_all()
-    with pytest.raises(Conflict, match="takes no more signals"):
+    with pytest.raises(Conflict, match="accepts no more signals"):
         send(task, "paid")
     with pytest.raises(NotFound, match="There is no task"):
         send(UUID(int=7), "paid")

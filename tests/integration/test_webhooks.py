@@ -325,7 +325,7 @@ def test_a_fault_of_ours_ends_after_as_many_attempts(
         end(hand)
         [delivery] = settled(hand)
         assert (delivery["status"], delivery["attempts"]) == ("failed", len(SOON) + 1)
-        assert "a fault of ours" in delivery["last_error"]
+        assert "a bug in Minions" in delivery["last_error"]
 
 
 def test_it_goes_on_when_the_machine_has_threads_again(

@@ -69,7 +69,7 @@ def test_a_closed_descriptor_is_no_fault(closed: int) -> None:
         (
             OperationalError("SELECT 1", {}, psycopg.OperationalError("the server closed the connection")),
             69,
-            "The database went away: the server closed",
+            "The connection to the database was lost: the server closed",
         ),
         (ProgrammingError("SELECT 1", {}, psycopg.errors.UndefinedColumn("no such column")), 70, "no such column"),
         (OSError(errno.ENOSPC, "No space left on device", "x.jsonl"), 74, "No space left on device: 'x.jsonl'"),
@@ -93,7 +93,7 @@ def test_an_unexpected_error_shows_its_traceback_and_is_a_fault_of_ours(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 70
-    assert "LookupError: a bug \\u001b]52;\nError: A fault of ours." in capsys.readouterr().err
+    assert "LookupError: a bug \\u001b]52;\nError: This is a bug in Minions." in capsys.readouterr().err
 
 
 def test_ctrl_c_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

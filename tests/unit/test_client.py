@@ -187,7 +187,7 @@ def test_a_stream_of_which_all_was_read_is_empty(server: Server, client: Client)
 @pytest.mark.parametrize("body", [b"<html>", b"", b"\xff"])
 def test_an_answer_that_is_not_json_is_an_error(server: Server, client: Client, body: bytes) -> None:
     server.answers = [(200, body)]
-    with pytest.raises(errors.ServerError, match="not JSON"):
+    with pytest.raises(errors.ServerError, match="did not answer with JSON"):
         client.get(uuid4())
 
 

@@ -16,8 +16,8 @@ from shared.settings import Settings
     [
         ("", "ok", "off"),
         ("https://key@sentry.example.com/1", "ok", "on"),
-        ("nonsense", "failed", "no address like"),
-        ("https://sentry.example.com/1", "failed", "no address like"),
+        ("nonsense", "failed", "not an address like"),
+        ("https://sentry.example.com/1", "failed", "not an address like"),
     ],
 )
 def test_an_address_of_sentry_that_no_process_starts_with(

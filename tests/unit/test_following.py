@@ -39,7 +39,7 @@ def test_text_comes_as_it_is_and_everything_else_in_lines(capsys: pytest.Capture
         "step 1 started model_call [bold]m",
         "│ Half of [it]",
         "│ no",
-        "step 1 restarted: what was streamed is void",
+        "step 1 restarted: its streamed text is void",
         "│ All[…] it.",
         "step 1 finished model_call m",
         "waiting (approval)",

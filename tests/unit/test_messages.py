@@ -64,7 +64,7 @@ def test_foreign_messages_are_understood(message: Any, role: str, content: str) 
     ],
 )
 def test_what_is_no_message_is_refused(message: Any) -> None:
-    with pytest.raises(InvalidInput, match="A message needs a role"):
+    with pytest.raises(InvalidInput, match="A message must have a role"):
         coerce(message)
 
 

@@ -50,7 +50,7 @@ def test_models_that_take_sampling_take_one_of_the_two(model: str, settings: dic
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"temperature": 0.5, "top_p": 0.5}, "takes temperature or top_p, not both"),
+        ({"temperature": 0.5, "top_p": 0.5}, "accepts temperature or top_p, not both"),
         ({"temperature": 1.5}, "cannot honour temperature=1.5"),
         ({"presence_penalty": 0.1}, "cannot honour presence_penalty=0.1"),
         (

@@ -40,7 +40,7 @@ def test_what_is_missing_is_named_with_what_to_do(ask: str) -> None:
     ("name", "value", "words"),
     [
         ("MINION_LEASE_SECONDS", "ten", "MINION_LEASE_SECONDS: Input should be a valid number"),
-        ("MINION_LEASE_SECONDS", "5", "MINION_LEASE_SECONDS: a lease must last two heartbeats"),
+        ("MINION_LEASE_SECONDS", "5", "MINION_LEASE_SECONDS: a lease must last at least two heartbeats"),
         ("MINION_LEASE_SECONDS", "inf", "MINION_LEASE_SECONDS"),
         ("MINION_LEASE_SECONDS", "nan", "MINION_LEASE_SECONDS"),
         ("MINION_HEARTBEAT_SECONDS", "0", "MINION_HEARTBEAT_SECONDS: Input should be greater than 0"),

@@ -315,7 +315,7 @@ def test_an_address_that_is_none_is_named() -> None:
         text=True,
         timeout=60,
     )
-    assert "NotConfigured: SENTRY_DSN is no address like https://key@host/project." in done.stderr
+    assert "NotConfigured: SENTRY_DSN is not an address like https://key@host/project." in done.stderr
 
 
 def test_without_an_address_nothing_is_set_up() -> None:

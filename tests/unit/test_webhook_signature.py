@@ -69,7 +69,7 @@ def test_one_signature_of_several_is_enough(then: None, signature: str) -> None:
     ],
 )
 def test_a_wrong_signature(then: None, signature: str) -> None:
-    with pytest.raises(InvalidSignature, match="does not fit"):
+    with pytest.raises(InvalidSignature, match="does not match"):
         verify(BODY, headers(signature=signature), SECRET)
 
 
@@ -84,7 +84,7 @@ def test_a_wrong_signature(then: None, signature: str) -> None:
     ],
 )
 def test_everything_is_signed(then: None, body: bytes, changes: dict[str, str], secret: str) -> None:
-    with pytest.raises(InvalidSignature, match="does not fit"):
+    with pytest.raises(InvalidSignature, match="does not match"):
         verify(body, headers(**changes), secret)
 
 
@@ -97,11 +97,11 @@ def test_a_missing_header_is_named(name: str, value: str | None) -> None:
 
 @pytest.mark.parametrize("timestamp", ["soon", "-1", "1.5", "1e9", "١", "9" * 16, "0x10", " 1614265330"])
 def test_what_is_no_time(timestamp: str) -> None:
-    with pytest.raises(InvalidSignature, match="no time"):
+    with pytest.raises(InvalidSignature, match="must be a time"):
         verify(BODY, headers(timestamp=timestamp), SECRET)
 
 
-@pytest.mark.parametrize(("away", "words"), [(-400, "s ago; 300 s are tolerated"), (400, "s in the future")])
+@pytest.mark.parametrize(("away", "words"), [(-400, "s ago; at most 300 s are tolerated"), (400, "s in the future")])
 def test_a_message_from_another_time_may_be_a_recording(away: int, words: str) -> None:
     sent = int(time.time()) + away
     signed = headers(timestamp=str(sent), signature=sign(SECRET, ID, sent, BODY))
@@ -119,15 +119,15 @@ def test_a_secret_that_is_none(then: None, secret: str) -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b'"x"', b"[" * 100_000])
 def test_a_signed_body_that_is_no_message(body: bytes) -> None:
     now = int(time.time())
-    with pytest.raises(InvalidSignature, match="no JSON object"):
+    with pytest.raises(InvalidSignature, match="not a JSON object"):
         verify(body, headers(timestamp=str(now), signature=sign(SECRET, ID, now, body)), SECRET)
 
 
 def test_a_lone_surrogate_is_refused_like_everything_wrong(then: None) -> None:
     """Some servers decode headers with `surrogateescape`, and an environment's variables come that way too."""
-    with pytest.raises(InvalidSignature, match="does not fit"):
+    with pytest.raises(InvalidSignature, match="does not match"):
         verify(BODY, headers(id=ID + "\udcff"), SECRET)
-    with pytest.raises(InvalidSignature, match="no time"):
+    with pytest.raises(InvalidSignature, match="must be a time"):
         verify(BODY, headers(timestamp="\ud800"), SECRET)
     with pytest.raises(NotConfigured, match="whsec_"):
         verify(BODY, headers(), SECRET + "\ud800")

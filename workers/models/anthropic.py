@@ -74,8 +74,8 @@ def _key() -> str:
         )
     if not KEY.fullmatch(given.get_secret_value()):
         raise ModelError(
-            "ANTHROPIC_API_KEY cannot be sent: a key must be printable ASCII without spaces and line breaks. "
-            "Set it anew for the workers."
+            "ANTHROPIC_API_KEY cannot be sent: a key must be printable ASCII without spaces and line breaks. Set a "
+            "valid one for the workers."
         )
     return given.get_secret_value()
 
@@ -246,7 +246,7 @@ def _sound(block: Block) -> Block:
             return {**block, "input": _input_of(block.get("input"))}
         case str():
             return block
-    raise Unreadable(f"a block of no type: {json.dumps(block)[:200]}")
+    raise Unreadable(f"a block without a type: {json.dumps(block)[:200]}")
 
 
 def _input_of(given: Any) -> dict[str, Any]:
@@ -311,7 +311,7 @@ def _refused(
     if status in (401, 403):
         said = f"The Anthropic API refused the key: check ANTHROPIC_API_KEY. It answered {said}"
     elif status == 404 and model:
-        said = f"The Anthropic API knows no model {model!r}. It answered {said}"
+        said = f"The Anthropic API does not know the model {model!r}. It answered {said}"
     else:
         said = f"The Anthropic API answered {said}"
     return _failed(ModelError, said, request_id, **detail)

@@ -178,7 +178,9 @@ class ModelLimits:
         try:
             held, learned = self._known(model)
             call.take(learned)
-            refusal = _Refusal(held, f"The API asked not to be asked for {model!r}") if held else self._acquire(call)
+            refusal = (
+                _Refusal(held, f"The API asked for a pause of calls to {model!r}") if held else self._acquire(call)
+            )
         except (Unavailable, redis.RedisError, OSError) as error:
             log.warning("limiter_away", model=model, reason=str(error))
             return GRANTED if nothing_set else _Refusal(LIMITER_AWAY_SECONDS, "The limiter's Redis does not answer")

@@ -69,7 +69,7 @@ def assembled(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[s
                 delta = event.get("delta") or {}
                 block = blocks.get(event.get("index", len(blocks) - 1))
                 if block is None:
-                    raise Unreadable(f"block {event.get('index')} goes on, and has never begun")
+                    raise Unreadable(f"block {event.get('index')} continues, but never began")
                 block.add(delta)
                 if delta.get("type") == "text_delta" and delta.get("text"):
                     on_text(delta["text"])

@@ -85,8 +85,8 @@ class HttpTool:
         """Return the value if a header can hold it. The library's own error would quote it, and the secret with it."""
         if not HEADER_TEXT.fullmatch(value):
             raise self._failure(
-                f"its header {name} cannot hold what its secret is: headers take printable ASCII on one line, "
-                "without spaces around it. `minion secrets set NAME` stores another one",
+                f"its header {name} cannot carry its secret, which must be printable ASCII on one line, without "
+                "spaces around it. `minion secrets set NAME` stores another one",
                 retryable=False,
             )
         return value
@@ -115,7 +115,7 @@ class HttpTool:
                 response.close()
             if request.method != "GET":
                 raise self._failure(
-                    f"it answers {response.status_code} and wants {request.method} somewhere else", False
+                    f"it answers {response.status_code} and redirects {request.method}, which is not followed", False
                 )
             if _origin(following.url) != _origin(request.url):
                 # Secrets for one host must not reach another.
@@ -165,7 +165,7 @@ class HttpTool:
 def _request(http: HttpCall, arguments: JsonValue, given: dict[str, str], key: str) -> httpx2.Request:
     rest = dict(arguments) if isinstance(arguments, dict) else {}
     if missing := [name for name in http.placeholders if name not in rest]:
-        raise InvalidInput(f"The address needs {missing[0]!r}, and the arguments have none.")
+        raise InvalidInput(f"The address needs {missing[0]!r}, which is not among the arguments.")
     url = _url(http, rest)
     rest = {name: value for name, value in rest.items() if name not in http.placeholders}
     behind = [name for name in rest if name in http.query or not http.has_body]
@@ -173,10 +173,10 @@ def _request(http: HttpCall, arguments: JsonValue, given: dict[str, str], key: s
     try:
         address = httpx2.URL(url)
         if fixed := sorted(address.params.keys() & set(behind)):
-            raise InvalidInput(f"The address has a parameter {fixed[0]!r} already, which no argument can change.")
+            raise InvalidInput(f"The address already has a parameter {fixed[0]!r}, which no argument can change.")
         address = address.copy_merge_params({name: _text(rest.pop(name)) for name in behind})
     except httpx2.InvalidURL as error:
-        raise InvalidInput(f"The address cannot be made of these arguments: {error}.") from None
+        raise InvalidInput(f"The address cannot be built from these arguments: {error}.") from None
     if not http.has_body:
         return httpx2.Request(http.method, address, headers=headers)
     headers.setdefault("Content-Type", "application/json")
@@ -196,9 +196,7 @@ def _url(http: HttpCall, arguments: dict[str, JsonValue]) -> str:
     for number, segment in enumerate(segments):
         segments[number] = put_in(segment)
         if segments[number] != segment and segments[number] in ("", ".", ".."):
-            raise InvalidInput(
-                f"{segment} stands for a part of the address's path, which cannot be empty, `.` or `..`."
-            )
+            raise InvalidInput(f"{segment} is a part of the address's path, which must not be empty, `.` or `..`.")
     return "/".join(segments) + mark + put_in(query)
 
 

@@ -26,7 +26,7 @@ LINKING_EXCEPTIONS = ("Classpath-exception-2.0", "GCC-exception-3.1", "LGPL-3.0-
 CONFLICTS = {
     "weak-copyleft": "changes to it have to be published under the same licence",
     "strong-copyleft": "a work that contains it has to be published under the same licence",
-    "other": "it is not on the list of licences with known terms; somebody has to read it",
+    "other": "it is not on the list of licences with known terms; a person must read it",
 }
 
 

@@ -133,9 +133,9 @@ def reasons(expression: str, field: str, classifiers: list[str]) -> list[str]:
     """Return the reasons why nothing was accepted, in sentences; the first one is general."""
     found = [about_classifiers(classifiers)]
     if expression:
-        found.append(f"License-Expression says {quoted(expression)}, which is no SPDX expression known here.")
+        found.append(f"License-Expression says {quoted(expression)}, which is not a known SPDX expression.")
     if field:
-        found.append(f"The License field says {quoted(field)}, which is no SPDX expression known here.")
+        found.append(f"The License field says {quoted(field)}, which is not a known SPDX expression.")
     return found
 
 
@@ -145,9 +145,9 @@ def about_classifiers(classifiers: list[str]) -> str:
         return "No classifier names a licence."
     if len(classifiers) > 1:
         listed = " and ".join(quoted(classifier) for classifier in classifiers)
-        return f"The classifiers {listed} stand side by side: one of them, or all?"
+        return f"The classifiers {listed} are listed side by side: does one of them apply, or all?"
     if classifiers[0] in FAMILIES:
-        return f"The classifier {quoted(classifiers[0])} stands for several licences."
+        return f"The classifier {quoted(classifiers[0])} covers several licences."
     return f"The classifier {quoted(classifiers[0])} is not known."
 
 

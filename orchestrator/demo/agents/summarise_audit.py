@@ -124,7 +124,7 @@ def unjudged(rows: list[dict[str, object]]) -> list[str]:
 def disagreeing(judged: list[object]) -> list[str]:
     """Report the distributions whose metadata are contradictory."""
     return [
-        f"The metadata of {text(output, 'name')} contradict themselves: {text(output, 'disagreement')}"
+        f"The metadata of {text(output, 'name')} contradicts itself: {text(output, 'disagreement')}"
         for output in judged
         if text(output, "disagreement")
     ][:LISTED]
@@ -139,7 +139,7 @@ def without_text(judged: list[object]) -> list[str]:
     ]
     if not names:
         return []
-    return [f"{count(names, 'distribution')} under licences that ask for it ship no licence file: {listed(names)}."]
+    return [f"{count(names, 'distribution')} under licences that require a licence file ship none: {listed(names)}."]
 
 
 def missing_files(judged: list[object]) -> list[str]:
@@ -165,8 +165,8 @@ def native(judged: list[object]) -> list[str]:
         return []
     most = max(with_code, key=lambda output: fact(output, "native_files"))
     return [
-        f"{len(with_code)} of {len(judged)} bring native code; "
-        f"{text(most, 'name')} alone brings {fact(most, 'native_files')} native files."
+        f"{len(with_code)} of {len(judged)} contain native code; {text(most, 'name')} alone has "
+        f"{fact(most, 'native_files')} native files."
     ]
 
 

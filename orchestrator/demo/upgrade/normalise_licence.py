@@ -259,9 +259,9 @@ def about_classifiers(classifiers: list[str]) -> str:
         return "No classifier names a licence."
     if len(classifiers) > 1:
         listed = " and ".join(quoted(classifier) for classifier in classifiers)
-        return f"The classifiers {listed} stand side by side: one of them, or all?"
+        return f"The classifiers {listed} are listed side by side: does one of them apply, or all?"
     if classifiers[0] in FAMILIES:
-        return f"The classifier {quoted(classifiers[0])} stands for several licences."
+        return f"The classifier {quoted(classifiers[0])} covers several licences."
     return f"The classifier {quoted(classifiers[0])} is not known."
 
 

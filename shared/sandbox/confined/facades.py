@@ -141,5 +141,5 @@ def _is_shown(module: str, name: str) -> bool:
 def _explain(module: str, name: str) -> str:
     return (
         f"{module}.{name} is not available in the sandbox, which has no files, sockets or processes and hides the "
-        "interpreter: what a function needs comes as its input"
+        "interpreter: pass what the function needs as its input"
     )

@@ -105,7 +105,7 @@ def canonicalize(xml_data: Any = None, *, out: Any = None, from_file: Any = None
 def configure_logging(**options: Any) -> None:
     """`logging.basicConfig` without files: log output is part of the function's printed output."""
     if options.get("filename") is not None:
-        raise ValueError("there are no files in the sandbox: leave out `filename`, and what is logged is printed")
+        raise ValueError("there are no files in the sandbox: leave out `filename`, and the log is printed")
     logging.basicConfig(**options)
 
 

@@ -124,7 +124,7 @@ class _NothingElse:
     def find_spec(self, fullname: str, path: object, target: object = None) -> None:
         name = fullname.partition(".")[0]
         if name not in self._loaded and name not in self._required:
-            raise ModuleNotFoundError(f"{name} is not loaded: it has to be preloaded by its own name", name=name)
+            raise ModuleNotFoundError(f"{name} is not loaded: it must be preloaded by its own name", name=name)
 
     @cached_property
     def _required(self) -> set[str]:
@@ -172,7 +172,7 @@ def _threads() -> str | None:
 def _shared_memory() -> str | None:
     with open("/proc/self/maps") as maps:
         shared = any(line.split()[1].startswith("rw") and "s" in line.split()[1] for line in maps)
-    return "it shares writable memory, through which calls could meet" if shared else None
+    return "it shares writable memory, through which calls could affect each other" if shared else None
 
 
 def _trial(hooks: list[child.Hook], architecture: Architecture) -> str | None:

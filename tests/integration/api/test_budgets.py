@@ -48,7 +48,7 @@ def test_a_change_that_makes_no_sense_is_refused(
 
 def test_what_cannot_be_raised_is_told(client: Client, act: Any, tasks: Tasks) -> None:
     act()
-    with pytest.raises(errors.Conflict, match="has no budget of its own, and waits for none"):
+    with pytest.raises(errors.Conflict, match="does not have its own budget, and does not wait for one"):
         client.change_budget(tasks.submit("Act", {}), add_tokens=1)
     with pytest.raises(errors.Conflict, match="has no limit in dollars"):
         client.change_budget(client.submit("Act", {}, budget={"steps": 1}).id, add_dollars=1)

@@ -154,7 +154,7 @@ def test_wait(client: Client, database: Engine) -> None:
 def test_waiting_has_an_end(client: Client) -> None:
     task = client.submit("Echo")
     began = time.monotonic()
-    with pytest.raises(errors.WaitTimeout, match="goes on") as caught:
+    with pytest.raises(errors.WaitTimeout, match="continues") as caught:
         client.wait(task.id, timeout=0.5)
     assert 0.5 <= time.monotonic() - began < 15
     assert caught.value.detail["task"].state == "pending"
@@ -188,7 +188,7 @@ def test_every_method_takes_a_task_for_its_id(client: Client, database: Engine) 
 
 def test_a_task_waits_for_itself(client: Client, database: Engine) -> None:
     task = client.submit("Echo", {"n": 1})
-    with pytest.raises(errors.WaitTimeout, match="It goes on"):
+    with pytest.raises(errors.WaitTimeout, match="It continues"):
         task.wait(timeout=0.1)
     with pytest.raises(errors.WaitTimeout):
         task.result(0)

@@ -201,7 +201,7 @@ def test_dead_workers_are_hidden_unless_asked_for(minion: Run, here: Minion, dat
         (("tasks", "--state", "done"), 2, "'--state'"),
         (("pause", "planet", "earth"), 2, "for 'scope': 'planet' is not one of"),
         (("submit", "Echo", "--wait", "--timeout", "-5"), 2, "'--timeout'"),
-        (("submit", "Echo", "--timeout", "5"), 2, "--timeout goes with --wait"),
+        (("submit", "Echo", "--timeout", "5"), 2, "--timeout requires --wait"),
         (("worker", ""), 2, "'' is not the name of a capability: it must"),
         (("worker", "a,,b"), 2, "CAPABILITIES"),
         (("worker", "Big"), 2, "CAPABILITIES"),
@@ -213,7 +213,7 @@ def test_dead_workers_are_hidden_unless_asked_for(minion: Run, here: Minion, dat
         (("submit", "Echo", "@/does/not/exist"), 74, "cannot be read: No such file or directory"),
         (("apply", "/does/not/exist.yaml"), 74, "no such file"),
         (("functions", "put", "/does/not/exist.py"), 74, "cannot be read"),
-        (("submit", "Echo", "--wait", "--timeout", "0.1"), 75, "It goes on"),
+        (("submit", "Echo", "--wait", "--timeout", "0.1"), 75, "It continues"),
     ],
 )
 def test_a_fault_is_one_line_and_an_exit_code(minion: Run, words: tuple[str, ...], code: int, said: str) -> None:
@@ -248,7 +248,7 @@ def test_apply_says_what_it_would_do_and_what_is_empty(minion: Run, database: En
     file = tmp_path / "x.yaml"
     file.write_text("# nothing yet\n")
     refused = minion("apply", str(file))
-    assert (refused.code, "there are no definitions in it" in refused.err) == (65, True)
+    assert (refused.code, "it contains no definitions" in refused.err) == (65, True)
     file.write_text("kind: agent\nname: x\n")
     dry = minion("apply", str(file), "--dry-run").out
     assert "would create agent x version 1" in " ".join(dry.split())

@@ -52,7 +52,7 @@ def test_an_approved_call_is_made_once(
     assert (waiting["state"], waiting["wait_reason"], log.read_text()) == ("waiting", "approval", "")
     why = client.why(task)
     assert why["facts"]["proposed"]["answer"] == 1
-    assert "Somebody has to approve step 1, act with" in why["sentence"]
+    assert "A person must approve step 1, act with" in why["sentence"]
     assert client.decide(task, "approve", reason="fine", step=1).state == "pending"
     here.run_all()
     assert tasks.get(task)["output"] == 1
@@ -182,7 +182,7 @@ def test_a_rejected_call_is_not_made(client: Client, tasks: Tasks, careful: str,
     ended = tasks.get(task)
     assert ended["state"] == "failed"
     assert ended["error"]["message"] == "act was rejected: not today."
-    with pytest.raises(errors.Conflict, match="waits for no decision"):
+    with pytest.raises(errors.Conflict, match="is not waiting for a decision"):
         client.decide(task, "approve", step=1)
 
 
@@ -200,7 +200,7 @@ def test_nobody_answers_in_time(tasks: Tasks, define: Define, here: Minion) -> N
 def test_an_agent_whose_input_has_to_be_approved(client: Client, tasks: Tasks, act: Any, here: Minion) -> None:
     task = tasks.submit(act(config={"approval": True}), {"do": "answer", "answer": 5})
     here._round()
-    assert "Somebody has to approve step 1, Act with" in client.why(task)["sentence"]
+    assert "A person must approve step 1, Act with" in client.why(task)["sentence"]
     client.decide(task, "approve", step=1)
     here.run_all()
     assert tasks.get(task)["output"] == 5
@@ -246,7 +246,7 @@ def test_what_became_of_an_interrupted_step(
     waiting = tasks.get(task)
     assert (waiting["state"], waiting["wait_reason"]) == ("waiting", "answer")
     assert "Step 1 (act) was interrupted and is unsafe to repeat" in client.why(task)["sentence"]
-    with pytest.raises(errors.InvalidInput, match="waits for result, again or fail"):
+    with pytest.raises(errors.InvalidInput, match="must be result, again or fail"):
         client.decide(task, "approve", step=1)
     client.decide(task, verdict, value=value, reason="looked", step=1)
     here.run_all()
@@ -294,7 +294,7 @@ def test_an_unsafe_tool_that_knows_that_nothing_happened_says_so(
 
 def test_decisions_that_nobody_waits_for(client: Client, tasks: Tasks, act: Any, careful: str, here: Minion) -> None:
     task = tasks.submit(act("Plain"), {})
-    with pytest.raises(errors.Conflict, match="waits for no decision"):
+    with pytest.raises(errors.Conflict, match="is not waiting for a decision"):
         client.decide(task, "again", step=1)
     waiting = tasks.submit(careful, {})
     here._round()
@@ -328,7 +328,7 @@ def test_why_finds_the_proposal_behind_many_other_waits(
             ),
             {"t": task},
         )
-    assert "Somebody has to approve step 30, act with" in client.why(task)["sentence"]
+    assert "A person must approve step 30, act with" in client.why(task)["sentence"]
 
 
 @pytest.mark.parametrize("reason", ["approval", "answer", "budget", "subtask"])
@@ -364,7 +364,7 @@ def test_of_two_approvers_of_one_proposal_the_second_approves_nothing_else(
     decided = client.decide(task, "again", proposal=seen)
     assert decided.decision is not None
     assert (decided.decision["step"], decided.decision["name"], decided.decision["verdict"]) == (1, "act", "again")
-    with pytest.raises(errors.Conflict, match="waits for no decision about proposal"):
+    with pytest.raises(errors.Conflict, match="is not waiting for a decision about proposal"):
         client.decide(task, "again", proposal=seen)
 
 
@@ -376,7 +376,7 @@ def test_a_proposal_that_is_no_longer_the_one_that_waits_is_refused(
     other = client.why(second)["facts"]["proposal"]
     mine = client.why(first)["facts"]["proposal"]
     assert mine != other
-    with pytest.raises(errors.Conflict, match=rf"not wait for .* proposal {other}.*step 1 \(act, .*{mine}"):
+    with pytest.raises(errors.Conflict, match=rf"not waiting for .* proposal {other}.*step 1 \(act, .*{mine}"):
         client.decide(first, "approve", proposal=other)
     answer = client.decide(first, "approve", proposal=mine).decision
     assert answer == {"step": 1, "name": "act", "proposal": mine, "verdict": "approve", "value": {"answer": 1}}
@@ -489,7 +489,7 @@ def test_yes_decides_about_what_waits_now(command: CommandLine, tasks: Tasks, ca
     assert command("reject", str(task), "--yes", "--reason", "no").returncode == 0
     refused = command("reject", str(task), "--yes")
     assert refused.returncode == 65
-    assert "waits for no decision" in refused.stderr
+    assert "is not waiting for a decision" in refused.stderr
 
 
 def test_a_terminal_shows_the_proposal_and_asks(command: CommandLine, tasks: Tasks, careful: str, here: Minion) -> None:

@@ -59,7 +59,7 @@ def test_why_a_task_is_pending(client: Client, tasks: Tasks, act: Any, here: Min
         connection.execute(text("UPDATE workers SET last_seen = now() - interval '1 day'"))
     reason, said = why(client, task)
     assert reason == "unserved"
-    assert "was seen 24 hours ago" in said
+    assert "was last seen 24 hours ago" in said
     assert "`minion worker work`" in said
 
 
@@ -97,7 +97,7 @@ def test_why_a_task_is_queued_or_running(
     with database.begin() as connection:
         connection.execute(text("UPDATE workers SET last_seen = now()"))
         connection.scalar(text("SELECT minion_claim(:t, 0, :w, false)"), {"t": task, "w": here.id})
-    assert "It runs on here since" in why(client, task)[1]
+    assert "It has been running on here for" in why(client, task)[1]
     client.cancel(task)
     assert why(client, task)[0] == "stopping"
     assert message.task_id == task
@@ -132,7 +132,7 @@ def test_a_rate_spreads_starts(client: Client, tasks: Tasks, act: Any, here: Min
 
 @pytest.mark.parametrize("rate", ["10", "0/s", "10/0s", "10/000s", "x/s", "10/week", "-1/s", "1/367d"])
 def test_rates_that_make_no_sense_are_refused(client: Client, rate: str) -> None:
-    with pytest.raises(errors.InvalidInput, match="A rate must be written like"):
+    with pytest.raises(errors.InvalidInput, match="A rate must be like"):
         client.set_limit("key", "a", rate=rate)
 
 

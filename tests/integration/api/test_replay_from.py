@@ -95,9 +95,9 @@ def test_on_the_command_line(minion: Any, here: Minion, first: str, tmp_path: Pa
     done = minion("replay", first, "--from-step", "1", "--edit-output", str(file), "--json")
     [made] = json.loads(done.stdout)["replayed"]
     here.run_all()
-    assert "goes on from step 2" in minion("why", made["replayed_as"]).stdout
+    assert "continues from step 2" in minion("why", made["replayed_as"]).stdout
     shown = minion("show", made["replayed_as"])
-    assert f"finished (made by {first}, edited)" in shown.stdout.replace("\n", " ")
+    assert f"finished (copied from {first}, edited)" in shown.stdout.replace("\n", " ")
     different = minion("diff", first, made["replayed_as"])
     assert different.exit_code == 1
     assert '-"deep"' in different.stdout

@@ -99,7 +99,7 @@ def test_a_wrong_secret_is_not_repeated(http: httpx2.Client, secret: Any) -> Non
     ("fields", "words"),
     [
         ({"url": "ftp://example.com"}, "must begin with http"),
-        ({"url": "https://user:sesame@example.com/"}, "leave them out"),
+        ({"url": "https://user:sesame@example.com/"}, "remove them"),
         ({"url": "http://127.0.0.1:8700/v1/tasks"}, "MINION_ALLOW_PRIVATE_ADDRESSES"),
         ({"url": "http://0x7f.1/"}, "MINION_ALLOW_PRIVATE_ADDRESSES"),
         ({"url": "http://169.254.169.254/latest/meta-data"}, "not a public address"),

@@ -58,19 +58,19 @@ ACCEPTED_BY_BOTH = [
 ]
 REFUSED_BY_1 = [
     # License field, classifiers, texts, what version 1 says, what version 2 makes of it, source
-    ("BSD", ("BSD License",), (BSD_3,), "“BSD License” stands for several licences", "BSD-3-Clause", "licence text"),
+    ("BSD", ("BSD License",), (BSD_3,), "“BSD License” covers several licences", "BSD-3-Clause", "licence text"),
     ("BSD", ("BSD License",), (BSD_2,), "License field says “BSD”", "BSD-2-Clause", "licence text"),
-    ("", ("BSD License",), (BSD_4,), "stands for several", "BSD-4-Clause", "licence text"),
+    ("", ("BSD License",), (BSD_4,), "covers several", "BSD-4-Clause", "licence text"),
     ("New BSD", ("BSD License",), (), "License field says “New BSD”", "BSD-3-Clause", "licence words"),
-    ("BSD 2-Clause License", ("BSD License",), (), "stands for several", "BSD-2-Clause", "licence words"),
-    ("Apache 2.0", ("Apache Software License",), (), "stands for several", "Apache-2.0", "licence words"),
+    ("BSD 2-Clause License", ("BSD License",), (), "covers several", "BSD-2-Clause", "licence words"),
+    ("Apache 2.0", ("Apache Software License",), (), "covers several", "Apache-2.0", "licence words"),
     ("Apache License, Version 2.0", (), (), "No classifier", "Apache-2.0", "licence words"),
-    ("", ("Apache Software License",), (APACHE_FULL,), "stands for several", "Apache-2.0", "licence text"),
+    ("", ("Apache Software License",), (APACHE_FULL,), "covers several", "Apache-2.0", "licence text"),
     (
         "Dual License",
         ("BSD License", "Apache Software License"),
         (APACHE + BSD_3,),
-        "one of them, or all?",
+        "one of them apply, or all?",
         "Apache-2.0 OR BSD-3-Clause",
         "licence text",
     ),

@@ -167,7 +167,7 @@ def test_the_demo_audits_improves_and_reports(client):
     code, shown = start(client)
 
     assert code == 0
-    assert "stands for several licences" in shown
+    assert "covers several licences" in shown
     assert "replayed tasks succeeded" in shown
     assert NOTICE in shown
     assert "http://127.0.0.1:1/docs" in shown
@@ -211,7 +211,7 @@ def test_it_runs_twice(client):
 
     # Applying the demo's definitions again brings version 1 back.
     assert code == 0
-    assert "stands for several licences" in shown
+    assert "covers several licences" in shown
 
 
 def test_a_failed_audit_is_an_exit_code(client, monkeypatch):

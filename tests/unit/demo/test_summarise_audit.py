@@ -44,7 +44,7 @@ def test_findings_name_what_is_surprising(summarise, results):
 
     assert "GPL-3.0-only conflicts with a permissive policy: Alpha." in findings
     assert "1 distribution could not be judged: mid." in findings
-    assert "ship no licence file: zeta." in findings
+    assert "require a licence file ship none: zeta." in findings
     assert "missing on disk, in Alpha." in findings
 
 

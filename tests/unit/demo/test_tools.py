@@ -80,5 +80,5 @@ def test_a_report_that_was_never_saved(context):
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b", "", "."])
 def test_a_name_that_leads_elsewhere(context, name):
-    with pytest.raises(ValueError, match="no report's name"):
+    with pytest.raises(ValueError, match="not the name of a report"):
         tools.write_audit_report({"report": name}, context)

@@ -37,8 +37,8 @@ def test_a_refusal_says_what_is_missing_and_what_helps() -> None:
 def test_strong_comes_with_the_way_to_full() -> None:
     text = levels.explain_strong(["pid_namespace: [Errno 1] not permitted", "landlock: no such call"])
     for part in (
-        "nothing has to be done",
-        "Without: pid_namespace, landlock.",
+        "nothing needs to be done",
+        "Missing: pid_namespace, landlock.",
         "seccomp=unconfined",
         "docs/production.md",
     ):

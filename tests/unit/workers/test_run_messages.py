@@ -131,7 +131,7 @@ def test_a_hostile_argument_changes_nothing(name: str, value: Any) -> None:
         ({"headers": {"timelimit": [True, True]}}, "hard"),
         ({"headers": {"timelimit": [1e9, 1]}}, "hard"),
         ({"headers": {"timelimit": None}}, "timelimit"),
-        ({"headers": {"shadow": "\x1b]52;c;aGk=\x07"}}, "agent's name"),
+        ({"headers": {"shadow": "\x1b]52;c;aGk=\x07"}}, "name of an agent"),
         ({"headers": {"compression": "application/x-gzip"}}, "not plain JSON"),
         ({"content-type": "application/x-python-serialize"}, "not plain JSON"),
         ({"fields": {"claim": 10**30}}, "claim"),
