@@ -37,7 +37,7 @@ for name in PACKAGES:
 found = folder_of("minions")
 if found is None:
     raise ImportError(
-        "The package minions-client is missing: minions-server needs it. Install both in the same version."
+        "The package minions-client is missing. Install it in the version of minions-server."
     )
 if not (found / "operations.py").exists():
     refuse("minions", found, "the package of minions-client")
