@@ -102,7 +102,7 @@ def test_edited_arguments_are_held_to_the_tool_version_that_the_task_has_pinned(
     client.decide(task, "approve", value={"do": "answer", "answer": 6}, step=1)
     here.run_all()
     assert tasks.get(task)["output"] == 6
-    with pytest.raises(errors.Conflict, match="waits for no decision"):
+    with pytest.raises(errors.Conflict, match="is not waiting for a decision"):
         client.decide(task, "approve", value={"answer": "six"}, step=1)
 
 
