@@ -21,13 +21,13 @@ from sqlalchemy.orm import Session
 
 from benchmarks.noop import DEFINITIONS, configure
 from orchestrator.dispatcher import Dispatcher
+from orchestrator.local.embedded import EmbeddedServers, scratch_dir
 from shared.broker import make_app
-from shared.database import get_engine
-from shared.embedded import EmbeddedServers, scratch_dir
-from shared.function_store import store_definitions
-from shared.hints import make_redis
-from shared.init_db import migrate
-from shared.schemas import parse_definition
+from shared.contracts.documents import parse_definition
+from shared.database.connections import get_engine
+from shared.database.schema import migrate
+from shared.definitions.apply import store_definitions
+from shared.notifications import make_redis
 from shared.settings import get_settings
 
 SMALL = 5_000

@@ -24,17 +24,18 @@ from sqlalchemy.orm import Session
 
 from benchmarks.noop import configure
 from minions import testing
-from orchestrator.routing import prepare_pending
-from shared import lifecycle
-from shared.database import get_engine, transaction
-from shared.embedded import EmbeddedServers, scratch_dir
-from shared.function_store import store_definitions
-from shared.init_db import migrate
-from shared.schemas import TaskRequest, parse_definition
+from orchestrator.local.embedded import EmbeddedServers, scratch_dir
+from orchestrator.preparer import prepare_pending
+from shared.contracts.documents import parse_definition
+from shared.contracts.requests import TaskRequest
+from shared.database.connections import get_engine, transaction
+from shared.database.schema import migrate
+from shared.definitions.apply import store_definitions
 from shared.settings import get_settings
-from shared.states import State
-from shared.submission import submit_many
-from shared.tasks import get_task
+from shared.tasks import lifecycle
+from shared.tasks.queries import get_task
+from shared.tasks.states import State
+from shared.tasks.submission import submit_many
 from workers import minion
 
 DEFINITIONS: list[dict[str, Any]] = [

@@ -27,13 +27,14 @@ import redis
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from shared.database import get_engine
-from shared.embedded import Addresses, EmbeddedServers, scratch_dir
-from shared.function_store import store_definitions
-from shared.init_db import migrate
-from shared.schemas import TaskRequest, parse_definition
+from orchestrator.local.embedded import Addresses, EmbeddedServers, scratch_dir
+from shared.contracts.documents import parse_definition
+from shared.contracts.requests import TaskRequest
+from shared.database.connections import get_engine
+from shared.database.schema import migrate
+from shared.definitions.apply import store_definitions
 from shared.settings import get_settings
-from shared.submission import submit_many
+from shared.tasks.submission import submit_many
 
 PROCESSES = 2
 ROUND_SECONDS = 300.0

@@ -1,14 +1,16 @@
-"""Alembic's entry point. The connection comes from `shared.init_db`, or from the settings on the command line."""
+"""Alembic's entry point. The connection comes from `shared.database.schema`, or from the settings on the command
+line.
+"""
 
 from __future__ import annotations
 
 from alembic import context
 from sqlalchemy import Connection
 
-from shared.database import make_engine
-from shared.models import Base
+from shared.database.connections import make_engine
+from shared.database.tables import Base
 from shared.settings import get_settings
-from shared.sql import NUMBER, create_foundation, installed
+from shared.tasks.sql import NUMBER, create_foundation, installed
 
 
 def run(connection: Connection) -> None:

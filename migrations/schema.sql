@@ -1,6 +1,6 @@
 -- The schema of a fresh database, to read: tables with their constraints, indexes and triggers, then the functions.
 -- `make schema` generates this file with pg_dump; `minion migrate` does not use it. On servers before PostgreSQL 18
--- minion_uuidv7() is as in shared/sql/foundation.sql.
+-- minion_uuidv7() is as in shared/tasks/sql/foundation.sql.
 
 CREATE TABLE agent_version_tools (
     agent_version_id uuid NOT NULL,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from shared.schemas import CAPABILITY
+from shared.contracts.documents import CAPABILITY
 
 
 def parse_capabilities(text: str) -> str:

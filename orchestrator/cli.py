@@ -133,7 +133,7 @@ def _expected(error: Exception) -> MinionsError | None:
         return None
     from sqlalchemy.exc import SQLAlchemyError
 
-    from shared.database import is_transient, reason
+    from shared.database.connections import is_transient, reason
 
     if not isinstance(error, SQLAlchemyError):
         return None

@@ -10,13 +10,13 @@ import structlog
 from celery import Celery
 from sqlalchemy import Connection, Engine, text
 
-from orchestrator.listener import Listener
-from orchestrator.loop import Loop
-from orchestrator.routing import prepare_pending
-from shared import lifecycle
+from orchestrator.loops.listener import Listener
+from orchestrator.loops.loop import Loop
+from orchestrator.preparer import prepare_pending
 from shared.broker import publish
-from shared.lifecycle import Dispatched
 from shared.settings import Settings
+from shared.tasks import lifecycle
+from shared.tasks.lifecycle import Dispatched
 
 log = structlog.get_logger(__name__)
 

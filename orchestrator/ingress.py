@@ -21,17 +21,17 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from orchestrator.loop import Loop
+from orchestrator.loops.loop import Loop
 from orchestrator.submissions import Submissions
-from shared import lifecycle
 from shared.broker import SUBMIT_QUEUE, SUBMIT_TASK
+from shared.contracts.requests import TaskRequest
 from shared.contracts.strict_json import parse
-from shared.database import is_transient
-from shared.envelopes import Envelope, Foreign, open_envelope
+from shared.database.connections import is_transient
 from shared.errors import InvalidInput, MinionError
-from shared.schemas import TaskRequest
 from shared.settings import Settings
-from shared.submission import prepare_each
+from shared.tasks import lifecycle
+from shared.tasks.envelopes import Envelope, Foreign, open_envelope
+from shared.tasks.submission import prepare_each
 
 log = structlog.get_logger(__name__)
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from celery import Celery
 
-from orchestrator.loop import Loop
+from orchestrator.loops.loop import Loop
 from shared.monitor_events import TaskEvent, send
 
 LOOK_SECONDS = 0.5

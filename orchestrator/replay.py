@@ -13,11 +13,11 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from shared import lifecycle
 from shared.errors import Conflict, MinionError
-from shared.lifecycle import Accepted
-from shared.states import FINAL
-from shared.tasks import TaskFilter, get_task, list_tasks
+from shared.tasks import lifecycle
+from shared.tasks.lifecycle import Accepted
+from shared.tasks.queries import TaskFilter, get_task, list_tasks
+from shared.tasks.states import FINAL
 
 CARRIED = ("namespace", "capability", "conversation_id", "key", "labels", "priority", "traceparent")
 ASKED_FOR = text("SELECT capability FROM tasks WHERE id = :task")

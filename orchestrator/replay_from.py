@@ -14,11 +14,11 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 
 from orchestrator.replay import get_ended, request_of
-from shared import lifecycle
-from shared.approvals import check_arguments
 from shared.contracts.strict_json import JsonValue, check
 from shared.errors import Conflict, InvalidInput
 from shared.settings import get_settings
+from shared.tasks import lifecycle
+from shared.tasks.approvals import check_arguments
 
 STEPS = text(
     """

@@ -11,20 +11,21 @@ from fastapi import FastAPI
 
 from orchestrator.api.app import create_app, release
 from orchestrator.api.server import listen, server_config
-from orchestrator.clock import Clock
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.ingress import Ingress
-from orchestrator.loop import Loop
-from orchestrator.lost_workers import LostWorkers
+from orchestrator.loops.loop import Loop
+from orchestrator.maintenance.clock import Clock
+from orchestrator.maintenance.lost_workers import LostWorkers
+from orchestrator.maintenance.rescuer import Rescuer
+from orchestrator.maintenance.waker import Waker
 from orchestrator.monitors import Monitors
-from orchestrator.pruner import Pruner
-from orchestrator.rescuer import Rescuer
-from orchestrator.scheduler import Scheduler
-from orchestrator.waker import Waker
-from orchestrator.webhooks import Webhooks
+from orchestrator.retention.pruner import Pruner
+from orchestrator.schedules.scheduler import Scheduler
+from orchestrator.webhooks.deliverer import Webhooks
 from shared.broker import make_app
-from shared.database import get_engine, wait_for_database
-from shared.hints import wait_for_broker
+from shared.database.connections import get_engine
+from shared.database.schema import wait_for_database
+from shared.notifications import wait_for_broker
 from shared.settings import Settings
 
 log = structlog.get_logger(__name__)

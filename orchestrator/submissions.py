@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared.broker import SUBMIT_QUEUE
-from shared.envelopes import queue_keys
-from shared.hints import make_redis
-from shared.set_aside import SHOWN, SetAside
+from shared.notifications import make_redis
+from shared.tasks.envelopes import queue_keys
+from shared.tasks.set_aside import SHOWN, SetAside
 
 REFUSED = f"{SUBMIT_QUEUE}.refused"
 TAKEN = f"{SUBMIT_QUEUE}.taken"

@@ -14,8 +14,8 @@ import redis
 from celery import Celery
 from kombu.exceptions import BatchPublishError, OperationalError
 
-from shared.lifecycle import Dispatched
 from shared.settings import Settings
+from shared.tasks.lifecycle import Dispatched
 
 RUN_TASK = "minion.run"
 SUBMIT_TASK = "minion.submit"

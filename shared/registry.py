@@ -16,9 +16,15 @@ from uuid import UUID
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
-from shared import lifecycle
+from shared.contracts.documents import AgentDefinition, stored_definition
+from shared.contracts.requests import TaskRequest
 from shared.contracts.strict_json import check
-from shared.definitions import DefinitionStore
+from shared.database.connections import SCHEMA_LOCK
+from shared.database.tables import Agent, AgentVersion
+from shared.definitions.apply import store_definitions
+from shared.definitions.function_store import is_number
+from shared.definitions.known_models import unknown_models
+from shared.definitions.store import DefinitionStore
 from shared.errors import (
     InvalidDefinition,
     InvalidInput,
@@ -28,15 +34,13 @@ from shared.errors import (
     UnknownAgent,
     WaitTimeout,
 )
-from shared.function_store import is_number, store_definitions, validate_code
-from shared.init_db import SCHEMA_LOCK
-from shared.known_models import unknown_models
-from shared.models import Agent, AgentVersion
-from shared.schemas import AgentDefinition, AgentResponse, TaskRequest, stored_definition
-from shared.states import State
-from shared.submission import prepare
+from shared.functions.validation import validate_code
 from shared.suggestions import similar_agents
-from shared.tasks import get_task, response_of
+from shared.tasks import lifecycle
+from shared.tasks.queries import get_task, response_of
+from shared.tasks.response import AgentResponse
+from shared.tasks.states import State
+from shared.tasks.submission import prepare
 
 LONGEST_PAUSE = 0.5
 SETTABLE = ("active", "deprecated", "disabled")

@@ -1,7 +1,7 @@
 """Twelve-factor configuration: everything comes from the environment, and every value has a type.
 
 A laptop and production differ only in `DATABASE_URL` and `REDIS_URL`. If they are not set, the servers that
-`minion up` started for this installation are used (see `shared.embedded`).
+`minion up` started for this installation are used (see `orchestrator.local.embedded`).
 """
 
 from __future__ import annotations

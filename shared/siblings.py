@@ -36,8 +36,6 @@ for name in PACKAGES:
 # The client is a separate distribution, and may be installed in another place.
 found = folder_of("minions")
 if found is None:
-    raise ImportError(
-        "The package minions-client is missing. Install it in the version of minions-server."
-    )
+    raise ImportError("The package minions-client is missing. Install it in the version of minions-server.")
 if not (found / "operations.py").exists():
     refuse("minions", found, "the package of minions-client")

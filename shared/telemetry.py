@@ -15,9 +15,9 @@ import sentry_sdk
 import structlog
 from sentry_sdk.utils import BadDsn
 
+from shared.contracts.visible_text import visible
 from shared.errors import NotConfigured
 from shared.settings import Settings
-from shared.visible_text import visible
 
 # Celery repeats what the minion logs with more fields.
 QUIET = (

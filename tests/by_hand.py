@@ -10,13 +10,13 @@ from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, Engine, text
 
-from orchestrator.routing import prepare_pending
-from shared import lifecycle
-from shared.lifecycle import Dispatched
-from shared.schemas import TaskRequest
-from shared.states import State
-from shared.submission import submit
-from shared.tasks import get_task
+from orchestrator.preparer import prepare_pending
+from shared.contracts.requests import TaskRequest
+from shared.tasks import lifecycle
+from shared.tasks.lifecycle import Dispatched
+from shared.tasks.queries import get_task
+from shared.tasks.states import State
+from shared.tasks.submission import submit
 
 Result = TypeVar("Result")
 
@@ -42,7 +42,7 @@ class ByHand:
         self.worker = self.new_worker(*(capabilities or ("work",)))
 
     def call(self, step: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
-        """Calls a function of `shared.lifecycle`, or any other that takes a connection."""
+        """Calls a function of `shared.tasks.lifecycle`, or any other that takes a connection."""
         with self.engine.begin() as connection:
             return step(connection, *arguments, **options)
 

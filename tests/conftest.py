@@ -19,13 +19,13 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from shared.database import close_engine, get_engine
-from shared.definitions import Change, DefinitionStore
-from shared.embedded import EmbeddedServers, scratch_dir
-from shared.hints import forget_publisher, make_redis
-from shared.init_db import migrate
-from shared.models import Base
-from shared.schemas import parse_definition
+from orchestrator.local.embedded import EmbeddedServers, scratch_dir
+from shared.contracts.documents import parse_definition
+from shared.database.connections import close_engine, get_engine
+from shared.database.schema import migrate
+from shared.database.tables import Base
+from shared.definitions.store import Change, DefinitionStore
+from shared.notifications import forget_publisher, make_redis
 from shared.settings import Settings, get_settings
 
 # How fast a machine is, is not what these tests find out.

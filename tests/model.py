@@ -9,7 +9,7 @@ import pytest
 
 from minions.testing import KEY, MessagesApi, messages_api
 from shared.settings import get_settings
-from workers.models import anthropic
+from workers.llm import anthropic
 
 
 @contextmanager

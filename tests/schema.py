@@ -11,15 +11,15 @@ from pathlib import Path
 
 from sqlalchemy import Engine, create_engine
 
-from shared.embedded import EmbeddedServers, scratch_dir
-from shared.init_db import migrate
+from orchestrator.local.embedded import EmbeddedServers, scratch_dir
+from shared.database.schema import migrate
 from tests.processes import ROOT
 
 FILE = ROOT / "migrations" / "schema.sql"
 HEADER = """\
 -- The schema of a fresh database, to read: tables with their constraints, indexes and triggers, then the functions.
 -- `make schema` generates this file with pg_dump; `minion migrate` does not use it. On servers before PostgreSQL 18
--- minion_uuidv7() is as in shared/sql/foundation.sql.
+-- minion_uuidv7() is as in shared/tasks/sql/foundation.sql.
 """
 ENTRY = re.compile(r"^--\n-- Name: (?P<name>.+); Type: (?P<type>[A-Z ]+); Schema: .*\n--\n", re.MULTILINE)
 END = "\n--\n-- PostgreSQL database dump complete"

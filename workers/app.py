@@ -14,9 +14,10 @@ import structlog
 from celery import Celery, signals
 
 from shared.broker import MESSAGE_VERSION, RUN_TASK, make_app
-from shared.database import close_engine, forget_engine, wait_for_database
+from shared.database.connections import close_engine, forget_engine
+from shared.database.schema import wait_for_database
 from shared.errors import MinionError
-from shared.hints import forget_publisher, wait_for_broker
+from shared.notifications import forget_publisher, wait_for_broker
 from shared.settings import get_settings
 from shared.telemetry import configure
 from workers import minion, monitoring

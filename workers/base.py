@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import replace
 
+from shared.contracts.documents import AgentDefinition
 from shared.contracts.json_schema import validate
+from shared.contracts.requests import AIMessage, Message
 from shared.contracts.strict_json import JsonValue, check
 from shared.errors import InvalidOutput
-from shared.messages import approved_messages, checked_input, coerce_all
-from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.settings import get_settings
-from shared.tasks import content_of
+from shared.tasks.messages import approved_messages, checked_input, coerce_all
+from shared.tasks.queries import content_of
 from workers.journal import Journal
 from workers.outcomes import Outcome, Succeeded, Suspended
 from workers.task import ClaimedTask

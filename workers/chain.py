@@ -11,12 +11,12 @@ from typing import Any
 
 import structlog
 
+from shared.contracts.documents import RelationDefinition
 from shared.contracts.strict_json import JsonValue
-from shared.database import get_engine, persist
+from shared.database.connections import get_engine, persist
 from shared.errors import InvalidInput, MinionError, SubtaskFailed
-from shared.routing import Route, choose
-from shared.schemas import RelationDefinition
-from shared.tasks import content_of
+from shared.tasks.queries import content_of
+from shared.tasks.routing import Route, choose
 from workers.base import BaseAgent
 from workers.journal import StepResult
 from workers.model_router import Undecided, choose_by_model

@@ -8,11 +8,11 @@ from uuid import UUID
 
 import structlog
 
-from shared import lifecycle
-from shared.database import persistently
+from shared.database.connections import persistently
 from shared.errors import Unavailable
-from shared.hints import make_redis
-from shared.limiter import Bucket, Limiter, Verdict
+from shared.notifications import make_redis
+from shared.tasks import lifecycle
+from workers.limiter import Bucket, Limiter, Verdict
 from workers.task import ClaimedTask
 
 log = structlog.get_logger(__name__)

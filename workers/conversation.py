@@ -21,15 +21,15 @@ from uuid import UUID
 
 from sqlalchemy import text
 
+from shared.contracts.documents import AgentConfig
+from shared.contracts.sampling import OFFLINE
 from shared.contracts.strict_json import JsonValue
-from shared.database import get_engine, persist
-from shared.sampling import OFFLINE
-from shared.schemas import AgentConfig
+from shared.database.connections import get_engine, persist
 from workers.follower import Silence
 from workers.journal import Journal, StepResult
+from workers.llm.base import ModelReply, ModelRequest, text_in
+from workers.llm.offline import NOTICE
 from workers.model_call import call_model
-from workers.models.base import ModelReply, ModelRequest, text_in
-from workers.models.offline import NOTICE
 from workers.task import ClaimedTask
 
 BYTES_PER_TOKEN = 3.5

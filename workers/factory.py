@@ -12,12 +12,12 @@ from uuid import UUID
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from shared.database import get_engine
+from shared.contracts.documents import AgentDefinition, ToolDefinition, stored_definition
+from shared.database.connections import get_engine
+from shared.database.tables import AgentVersion, AgentVersionTool, FunctionVersion, ToolVersion
+from shared.database.tables import Tool as ToolRow
 from shared.errors import NotFound
-from shared.function_runner import verified
-from shared.models import AgentVersion, AgentVersionTool, FunctionVersion, ToolVersion
-from shared.models import Tool as ToolRow
-from shared.schemas import AgentDefinition, ToolDefinition, stored_definition
+from shared.functions.runner import verified
 from workers.base import BaseAgent
 from workers.chain import ChainAgent
 from workers.function_agent import FunctionAgent

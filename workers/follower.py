@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from shared.hints import publish_streamed
+from shared.notifications import publish_streamed
 from shared.streaming import Streamed
-from workers.models.base import joined
+from workers.llm.base import joined
 from workers.task import ClaimedTask
 
 FLUSH_SECONDS = 0.05

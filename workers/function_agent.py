@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from shared.contracts.documents import AgentDefinition
 from shared.contracts.strict_json import JsonValue
-from shared.schemas import AgentDefinition
 from workers.base import BaseAgent
 from workers.journal import Journal
 from workers.outcomes import Outcome, Suspended

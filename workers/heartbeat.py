@@ -21,12 +21,13 @@ import structlog
 from celery.worker import state as celery_state
 from sqlalchemy import Engine, text
 
-from shared import __version__, lifecycle
-from shared.database import make_engine, reason
+from shared import __version__
+from shared.database.connections import make_engine, reason
 from shared.errors import MinionError
 from shared.monitor_events import event_just_ended
 from shared.sandbox import Sandbox
 from shared.settings import Settings
+from shared.tasks import lifecycle
 from workers import time_limits
 from workers.interrupter import Interrupter
 from workers.monitoring import Monitors, event_of_lost_child

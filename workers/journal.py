@@ -19,13 +19,13 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Connection
 
-from shared import budgets, lifecycle
 from shared.contracts.strict_json import JsonValue, digest, first_difference
-from shared.database import persistently
+from shared.database.connections import persistently
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError, from_record
-from shared.hints import publish_progress
-from workers.budget import Reservation
+from shared.notifications import publish_progress
+from shared.tasks import budgets, lifecycle
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Postponed, Suspended, WaitRequest
+from workers.pricing import Reservation
 
 log = structlog.get_logger(__name__)
 
@@ -282,7 +282,7 @@ class Journal:
             self.unwritten.append(step)
 
     def _write(self, steps: list[dict[str, Any]], **money: dict[str, Any] | None) -> None:
-        """Commit steps with the amounts that they reserve or have used of budgets: see `shared.budgets.spend`."""
+        """Commit steps with the amounts that they reserve or have used of budgets: see `shared.tasks.budgets.spend`."""
         with self.lock:
             if self.abandoned.is_set():
                 raise ClaimLost

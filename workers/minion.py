@@ -15,13 +15,22 @@ import structlog
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy.exc import DBAPIError
 
-from shared import lifecycle
-from shared.database import behind_time_limit, close_engine, is_transient, persist, persistently, reason, statement
+from shared.contracts.documents import UnreadableDefinition
+from shared.contracts.requests import Message
+from shared.database.connections import (
+    behind_time_limit,
+    close_engine,
+    is_transient,
+    persist,
+    persistently,
+    reason,
+    statement,
+)
 from shared.errors import BudgetExceeded, Cancelled, MinionError, TimeLimitExceeded
-from shared.hints import publish_finished, publish_progress
-from shared.lifecycle import ExecutionResult
-from shared.schemas import Message, UnreadableDefinition
-from shared.states import State
+from shared.notifications import publish_finished, publish_progress
+from shared.tasks import lifecycle
+from shared.tasks.lifecycle import ExecutionResult
+from shared.tasks.states import State
 from workers import journal as journals
 from workers import retries, time_limits
 from workers.claiming import claim_task

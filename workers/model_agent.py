@@ -6,20 +6,21 @@ import json
 from itertools import dropwhile, takewhile
 from typing import Any
 
+from shared.contracts.documents import AgentDefinition
 from shared.contracts.json_schema import violations
+from shared.contracts.key_order import as_in_jsonb
+from shared.contracts.requests import AIMessage, Message
+from shared.contracts.sampling import settings_to_send
 from shared.contracts.strict_json import JsonValue, parse, stable, whole
 from shared.errors import InvalidInput, InvalidOutput, ModelError
-from shared.key_order import as_in_jsonb
-from shared.sampling import settings_to_send
-from shared.schemas import AgentDefinition, AIMessage, Message
 from shared.settings import get_settings
-from shared.tasks import content_of
+from shared.tasks.queries import content_of
 from workers.base import BaseAgent
 from workers.conversation import history
 from workers.journal import Journal
+from workers.llm import resolve
+from workers.llm.base import ModelReply, ModelRequest, ToolSpec, exact_content, json_in, text_in
 from workers.model_call import call_model
-from workers.models import resolve
-from workers.models.base import ModelReply, ModelRequest, ToolSpec, exact_content, json_in, text_in
 from workers.outcomes import Outcome, Succeeded, Suspended
 from workers.task import ClaimedTask
 from workers.tool_calls import ToolCalls

@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from shared.contracts.key_order import as_in_jsonb
 from shared.contracts.strict_json import JsonValue, stable
-from shared.key_order import as_in_jsonb
-from workers.budget import worst_case
 from workers.follower import Follower
 from workers.journal import Journal, StepResult
-from workers.models import client_for
-from workers.models.base import ModelReply, ModelRequest
-from workers.models.patience import complete
+from workers.llm import client_for
+from workers.llm.base import ModelReply, ModelRequest
+from workers.llm.patience import complete
+from workers.pricing import worst_case
 from workers.task import ClaimedTask
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from shared.contracts.documents import AgentConfig
 from shared.contracts.json_schema import violations
+from shared.contracts.key_order import as_in_jsonb
+from shared.contracts.sampling import OFFLINE
 from shared.contracts.strict_json import JsonValue, parse
-from shared.database import get_engine, persist
+from shared.database.connections import get_engine, persist
 from shared.errors import InvalidInput, ModelError, ToolError
-from shared.key_order import as_in_jsonb
-from shared.routing import candidates
-from shared.sampling import OFFLINE
-from shared.schemas import AgentConfig
-from shared.tasks import content_of
+from shared.tasks.queries import content_of
+from shared.tasks.routing import candidates
 from workers.journal import Journal, StepResult
+from workers.llm import resolve
+from workers.llm.base import ModelRequest, json_in, text_in
 from workers.model_call import call_model
-from workers.models import resolve
-from workers.models.base import ModelRequest, json_in, text_in
 from workers.task import ClaimedTask
 
 MAX_REPAIRS = 2

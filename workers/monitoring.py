@@ -15,9 +15,9 @@ from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared.database import close_engine, reason, statement
+from shared.database.connections import close_engine, reason, statement
 from shared.monitor_events import TaskEvent, ended, event_just_ended, event_of, find_execution, rejected, send
-from shared.states import State
+from shared.tasks.states import State
 
 log = structlog.get_logger(__name__)
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from shared.contracts.requests import Message
 from shared.contracts.strict_json import JsonValue
 from shared.errors import BudgetExceeded, MinionError
-from shared.schemas import Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from celery.worker.control import Panel
 
-from shared.envelopes import Foreign, open_envelope
+from shared.tasks.envelopes import Foreign, open_envelope
 
 QUEUE = "celery.pidbox"
 REPLIES = "reply.celery.pidbox"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from minions.backoff import jittered
+from shared.contracts.documents import AgentConfig
 from shared.errors import MinionError
-from shared.schemas import AgentConfig
 
 
 def is_retried(error: MinionError, config: AgentConfig) -> bool:

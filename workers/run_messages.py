@@ -14,8 +14,8 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from shared.broker import MESSAGE_VERSION, RUN_TASK, message_id
-from shared.envelopes import Foreign, open_envelope
-from shared.schemas import NAME
+from shared.contracts.documents import NAME
+from shared.tasks.envelopes import Foreign, open_envelope
 
 LARGEST = 16 << 10
 LAST_CLAIM = 2**31 - 2

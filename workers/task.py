@@ -47,7 +47,7 @@ class ClaimedTask:
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> ClaimedTask:
-        """Build it from the row that `shared.lifecycle.claim` returned."""
+        """Build it from the row that `shared.tasks.lifecycle.claim` returned."""
         ids = ("id", "root_id", "origin_id", "worker_id", "agent_version_id")
         times = ("deadline", "created_at", "history_before")
         values = {name: row[name] for name in cls.__dataclass_fields__}

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from shared.database import persist, statement
+from shared.database.connections import persist, statement
 
 LIMITS = text("SELECT time_limit, soft_time_limit FROM agent_versions WHERE id = :version")
 # Half of the hard limit, whose clock starts before the claim; or the soft limit, which may strike outside the task.

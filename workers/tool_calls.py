@@ -19,7 +19,7 @@ from shared.contracts.json_schema import violations
 from shared.contracts.strict_json import JsonValue
 from shared.errors import FunctionError, InvalidInput, InvalidOutput, MinionError, ModelError, ToolError
 from workers.journal import Journal
-from workers.models.base import INVALID_JSON
+from workers.llm.base import INVALID_JSON
 from workers.outcomes import Interrupted, Postponed, Suspended
 from workers.task import ClaimedTask
 from workers.tools.base import Tool

@@ -15,8 +15,8 @@ from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 
-from shared.envelopes import Foreign, queue_of
-from shared.set_aside import set_aside
+from shared.tasks.envelopes import Foreign, queue_of
+from shared.tasks.set_aside import set_aside
 from workers import remote_control, run_messages
 
 log = structlog.get_logger(__name__)

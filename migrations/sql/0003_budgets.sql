@@ -1,4 +1,4 @@
--- Budgets: see `shared/sql/budgets.sql`.
+-- Budgets: see `shared/tasks/sql/budgets.sql`.
 
 ALTER TABLE tasks ADD COLUMN budget_ids uuid[];
 

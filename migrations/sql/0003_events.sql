@@ -1,4 +1,4 @@
--- Events of a task, in order: see `shared/sql/events.sql`.
+-- Events of a task, in order: see `shared/tasks/sql/events.sql`.
 
 CREATE TABLE task_events (
     task_id uuid NOT NULL CONSTRAINT task_events_task_id_fkey REFERENCES tasks (id) ON DELETE CASCADE,

@@ -1,4 +1,4 @@
-"""SQL that a revision executes: table details, triggers and data. Functions are in `shared/sql`."""
+"""SQL that a revision executes: table details, triggers and data. Functions are in `shared/tasks/sql`."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 from migrations.sql import run_file
-from shared.sql import recreate
+from shared.tasks.sql import recreate
 
 revision = "0002"
 down_revision = "0001"

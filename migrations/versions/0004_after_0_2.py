@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import op
 
-from shared.sql import recreate
+from shared.tasks.sql import recreate
 
 revision = "0004"
 down_revision = "0003"

@@ -49,7 +49,7 @@ def upgrade() -> None:
 
 
 def keep_key_orders() -> None:
-    """Store the order of keys beside each value whose keys have an author's order: see `shared.key_order`.
+    """Store the order of keys beside each value whose keys have an author's order: see `shared.contracts.key_order`.
 
     It distinguishes versions of a definition that are otherwise equal.
     """

@@ -12,10 +12,10 @@ from sqlalchemy import text
 
 from orchestrator.api import problems
 from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Text
+from shared.contracts.documents import content_in_order
 from shared.errors import UnknownAgent
-from shared.schemas import content_in_order
 from shared.suggestions import similar_agents
-from shared.tasks import Page, page_of
+from shared.tasks.queries import Page, page_of
 
 LIST = text(
     "SELECT a.id, a.namespace, a.name, a.status, a.status_reason, a.created_at, v.number AS version, "

@@ -35,7 +35,7 @@ from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.watching import Watching
 from shared import __version__
-from shared.database import make_engine
+from shared.database.connections import make_engine
 from shared.settings import Settings
 
 DESCRIPTION = """

@@ -10,8 +10,8 @@ from fastapi import Depends, HTTPException, Request
 from pydantic import BaseModel, ValidationError
 
 from shared.contracts import strict_json
+from shared.contracts.strict_model import faults_of
 from shared.errors import InvalidInput, TooLarge, Unavailable
-from shared.schemas import faults_of
 from shared.settings import Settings
 
 # JSON's escapes make a text up to six times as large as its stored form.

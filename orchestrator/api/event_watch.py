@@ -17,9 +17,9 @@ import structlog
 
 from orchestrator.api.finish_watch import named_in
 from orchestrator.api.watching import POLL_SECONDS, Watching
-from shared.database import reason
-from shared.events import News, TaskEvent, read_news
-from shared.hints import EVENTS, FINISHED
+from orchestrator.task_events import News, TaskEvent, read_news
+from shared.database.connections import reason
+from shared.notifications import EVENTS, FINISHED
 from shared.streaming import Streamed, received
 
 log = structlog.get_logger(__name__)

@@ -16,9 +16,9 @@ from orchestrator.api import problems
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.parameters import Database, StrictQuery
 from orchestrator.api.task_ids import TaskId
+from orchestrator.task_events import TaskEvent, last_event
 from shared.errors import InvalidInput
-from shared.events import TaskEvent, last_event
-from shared.tasks import no_such_task
+from shared.tasks.queries import no_such_task
 
 HEARTBEAT_SECONDS = 15.0
 RETRY_MILLISECONDS = 1000

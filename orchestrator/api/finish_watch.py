@@ -14,9 +14,9 @@ from uuid import UUID
 import structlog
 
 from orchestrator.api.watching import POLL_SECONDS, Watching
-from shared.database import reason
-from shared.hints import FINISHED
-from shared.tasks import ended
+from shared.database.connections import reason
+from shared.notifications import FINISHED
+from shared.tasks.queries import ended
 
 log = structlog.get_logger(__name__)
 

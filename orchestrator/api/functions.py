@@ -12,9 +12,9 @@ from sqlalchemy import text
 
 from orchestrator.api import problems
 from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Text
+from shared.contracts.documents import content_in_order
 from shared.errors import NotFound
-from shared.schemas import content_in_order
-from shared.tasks import Page, page_of
+from shared.tasks.queries import Page, page_of
 
 LIST = text(
     "SELECT f.id, f.namespace, f.name, f.created_at, v.number AS version, v.checksum, v.status, v.description, "

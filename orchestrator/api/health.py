@@ -14,9 +14,9 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.api.parameters import Database
-from shared.database import reason
+from shared.database.connections import reason
+from shared.database.schema import check_schema_is_current
 from shared.errors import MinionError
-from shared.init_db import check_schema_is_current
 from shared.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -8,7 +8,7 @@ from fastapi import Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy import Engine
 
-from shared.tasks import MAX_PAGE
+from shared.tasks.queries import MAX_PAGE
 
 Item = TypeVar("Item")
 

@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
-from shared.database import is_transient, reason
+from shared.database.connections import is_transient, reason
 from shared.errors import InvalidInput, MinionError, Unauthorized, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -107,7 +107,9 @@ async def _expected(request: Request, error: MinionError) -> Response:
 
 
 async def _wrong_parameters(request: Request, error: RequestValidationError) -> Response:
-    """Handle faults in the path and the query: those of a body are found in `body.py` and `shared.schemas`."""
+    """Handle faults in the path and the query: those of a body are found in `body.py` and
+    `shared.contracts.documents`.
+    """
     found = [(fault["loc"], fault["msg"].removeprefix("Value error, ")) for fault in error.errors()]
     faults = [{"path": ".".join(map(str, place)), "message": message} for place, message in found]
     # Callers know a parameter by its name: `state` instead of `query.state.0`.

@@ -13,13 +13,13 @@ from sqlalchemy import Connection, text
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
 from orchestrator.api.parameters import Database, ItemPage, PageQuery, Text
+from orchestrator.dead_letters import dead_letters
 from orchestrator.replay import replay_many
-from shared import tasks
-from shared.dead_letters import dead_letters
+from shared.contracts.strict_model import Moment
 from shared.errors import InvalidInput, NotFound
-from shared.schemas import Moment
-from shared.states import FINAL, State
-from shared.tasks import Page, TaskFilter
+from shared.tasks import queries
+from shared.tasks.queries import Page, TaskFilter
+from shared.tasks.states import FINAL, State
 
 MOST = 500
 FUNCTION_VERSION = text(
@@ -131,7 +131,7 @@ def replay_tasks(sent: body.TaskBody, database: Database, actor: Actor) -> dict[
         matched = (
             None
             if asked.cursor
-            else sum(sum(states.values()) for states in tasks.count_tasks(connection, chosen).values())
+            else sum(sum(states.values()) for states in queries.count_tasks(connection, chosen).values())
         )
         page = replay_many(
             connection, chosen, batch=batch, pinned=asked.pinned, new_keys=asked.new_keys, rate=asked.rate,

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
 from orchestrator.api.parameters import Database, Namespace
-from shared import rules
-from shared.rules import LimitScope, Rate, Scope
+from shared.tasks import throttles
+from shared.tasks.throttles import LimitScope, Rate, Scope
 
 router = APIRouter(prefix="/v1", tags=["pauses and limits"])
 
@@ -92,7 +92,7 @@ class LimitRequest(BaseModel):
 def list_pauses(database: Database) -> dict[str, Any]:
     """What is paused, by scope and name."""
     with database.connect() as connection:
-        return {"items": rules.list_pauses(connection)}
+        return {"items": throttles.list_pauses(connection)}
 
 
 @router.put(
@@ -107,14 +107,14 @@ def pause(
     """Pauses a capability, an agent or a key: running tasks continue, and no other starts. May be repeated."""
     asked = body.parse_model(PauseRequest, sent, required=False)
     with database.begin() as connection:
-        return rules.pause(connection, scope, name, reason=asked.reason, namespace=query.namespace, who=actor)
+        return throttles.pause(connection, scope, name, reason=asked.reason, namespace=query.namespace, who=actor)
 
 
 @router.delete("/pauses/{scope}/{name}", status_code=204, response_class=Response, responses=problems.documented(404))
 def resume(scope: Scope, name: str, query: Namespace, database: Database) -> Response:
     """Resumes a capability, an agent or a key."""
     with database.begin() as connection:
-        rules.resume(connection, scope, name, namespace=query.namespace)
+        throttles.resume(connection, scope, name, namespace=query.namespace)
     return Response(status_code=204)
 
 
@@ -122,7 +122,7 @@ def resume(scope: Scope, name: str, query: Namespace, database: Database) -> Res
 def list_limits(database: Database) -> dict[str, Any]:
     """All limits, by scope and name."""
     with database.connect() as connection:
-        return {"items": rules.list_limits(connection)}
+        return {"items": throttles.list_limits(connection)}
 
 
 @router.put(
@@ -139,7 +139,7 @@ def set_limit(
     """
     asked = body.parse_model(LimitRequest, sent)
     with database.begin() as connection:
-        return rules.set_limit(
+        return throttles.set_limit(
             connection,
             scope,
             name,
@@ -156,7 +156,7 @@ def set_limit(
 def remove_limit(scope: LimitScope, name: str, query: Namespace, database: Database) -> Response:
     """Removes a limit."""
     with database.begin() as connection:
-        rules.remove_limit(connection, scope, name, namespace=query.namespace)
+        throttles.remove_limit(connection, scope, name, namespace=query.namespace)
     return Response(status_code=204)
 
 

@@ -12,10 +12,11 @@ from pydantic import BaseModel, Field
 from orchestrator.api import body, problems
 from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Text
 from orchestrator.api.task_models import Task
-from shared import lifecycle, schedules, tasks
+from orchestrator.schedules import store
+from orchestrator.schedules.store import ScheduleDefinition
 from shared.errors import InvalidInput
-from shared.schedules import ScheduleDefinition
-from shared.tasks import Page
+from shared.tasks import lifecycle, queries
+from shared.tasks.queries import Page
 
 DEFINITION = ScheduleDefinition.model_json_schema()
 NAMED = {**DEFINITION, "properties": {k: v for k, v in DEFINITION["properties"].items() if k != "name"}}
@@ -52,7 +53,7 @@ class Schedule(BaseModel):
 def list_schedules(query: NamedPage, database: Database) -> Page:
     """All schedules, by name."""
     with database.connect() as connection:
-        return schedules.list_schedules(connection, query.namespace, limit=query.limit, after=query.cursor)
+        return store.list_schedules(connection, query.namespace, limit=query.limit, after=query.cursor)
 
 
 @router.post(
@@ -65,9 +66,9 @@ def list_schedules(query: NamedPage, database: Database) -> Page:
 def create_schedule(sent: body.TaskBody, query: Namespace, database: Database, response: Response) -> dict[str, Any]:
     """Stores a new schedule. A task that every run would be refused for is refused now."""
     definition = ScheduleDefinition.parse(body.parse_object(sent))
-    schedules.try_out(database, query.namespace, definition.name, definition.request)
+    store.try_out(database, query.namespace, definition.name, definition.request)
     with database.begin() as connection:
-        created = schedules.create(connection, query.namespace, definition)
+        created = store.create(connection, query.namespace, definition)
     response.headers["Location"] = f"/v1/schedules/{definition.name}"
     return created
 
@@ -76,7 +77,7 @@ def create_schedule(sent: body.TaskBody, query: Namespace, database: Database, r
 def get_schedule(name: Text, query: Namespace, database: Database) -> dict[str, Any]:
     """One schedule."""
     with database.connect() as connection:
-        return schedules.get(connection, query.namespace, name)
+        return store.get(connection, query.namespace, name)
 
 
 @router.put(
@@ -91,9 +92,9 @@ def put_schedule(
     """Stores a schedule: a new one (201), or in place of the one with that name (200), which keeps its next run if its
     times stay the same. May be repeated."""
     definition = ScheduleDefinition.parse(_named(name, body.parse_object(sent)))
-    schedules.try_out(database, query.namespace, name, definition.request)
+    store.try_out(database, query.namespace, name, definition.request)
     with database.begin() as connection:
-        stored, created = schedules.put(connection, query.namespace, definition)
+        stored, created = store.put(connection, query.namespace, definition)
     response.status_code = 201 if created else 200
     return stored
 
@@ -110,16 +111,16 @@ def change_schedule(name: Text, sent: body.TaskBody, query: Namespace, database:
     changes = _named(name, body.parse_object(sent))
     # Check only what is new: an agent that was disabled since must not prevent stopping its schedule.
     if isinstance(request := changes.get("request"), dict):
-        schedules.try_out(database, query.namespace, name, request)
+        store.try_out(database, query.namespace, name, request)
     with database.begin() as connection:
-        return schedules.change(connection, query.namespace, name, changes)
+        return store.change(connection, query.namespace, name, changes)
 
 
 @router.delete("/{name}", response_model=Schedule, responses=problems.documented(404))
 def delete_schedule(name: Text, query: Namespace, database: Database) -> dict[str, Any]:
     """Deletes a schedule and shows what it was. Its tasks stay."""
     with database.begin() as connection:
-        return schedules.delete(connection, query.namespace, name)
+        return store.delete(connection, query.namespace, name)
 
 
 @router.post(
@@ -136,12 +137,12 @@ def run_schedule(
     asked = body.parse_object(sent, required=False)
     if unknown := asked.keys() - {"idempotency_key"}:
         raise InvalidInput(f"A run takes only `idempotency_key`, not {min(unknown)[:100]!r}.")
-    prepared = schedules.prepare_run(database, query.namespace, name, idempotency_key=asked.get("idempotency_key"))
+    prepared = store.prepare_run(database, query.namespace, name, idempotency_key=asked.get("idempotency_key"))
     with database.begin() as connection:
         [accepted] = lifecycle.accept(connection, prepared)
         response.status_code = 201 if accepted.created else 200
         response.headers["Location"] = f"/v1/tasks/{accepted.task_id}"
-        return tasks.get_task(connection, accepted.task_id)
+        return queries.get_task(connection, accepted.task_id)
 
 
 def _named(name: str, data: dict[str, Any]) -> dict[str, Any]:

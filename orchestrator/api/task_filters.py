@@ -11,9 +11,9 @@ from sqlalchemy import Connection
 
 from orchestrator.api.parameters import PageQuery, StrictQuery, Text
 from orchestrator.api.task_ids import TaskRef, task_id_of
-from shared.schemas import Moment
-from shared.states import State
-from shared.tasks import MOST_OUTPUTS, TaskFilter
+from shared.contracts.strict_model import Moment
+from shared.tasks.queries import MOST_OUTPUTS, TaskFilter
+from shared.tasks.states import State
 
 IDS = ("root_id", "parent_id", "replay_of")
 
@@ -41,7 +41,7 @@ class TaskQuery(StrictQuery):
     created_before: Moment | None = Field(None, description="Exclusive, with a time zone.")
 
     def chosen(self, connection: Connection) -> TaskFilter:
-        """Return the filter for `shared.tasks`, with full ids."""
+        """Return the filter for `shared.tasks.queries`, with full ids."""
         others = {"state", "label", "unreplayed"}
         plain: dict[str, Any] = self.model_dump(include=set(TaskQuery.model_fields) - others, exclude_none=True)
         ids = {name: task_id_of(connection, plain[name]) for name in IDS if name in plain}

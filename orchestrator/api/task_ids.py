@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Engine
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.api.parameters import Database
-from shared.tasks import find_task
+from shared.tasks.queries import find_task
 
 WHOLE = 32  # hexadecimal digits
 SHORTEST = 8

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from shared.states import State
+from shared.tasks.states import State
 
 BULK_LIMIT = 10_000
 

@@ -31,17 +31,17 @@ from orchestrator.api.task_models import (
     TaskSummary,
     Why,
 )
+from orchestrator.explain import explain
 from orchestrator.replay import replay
 from orchestrator.replay_from import Edit, replay_from
-from shared import approvals, budgets, lifecycle, submission, tasks
+from shared.contracts.requests import BudgetChange, TaskRequest
 from shared.contracts.strict_json import check
 from shared.errors import InvalidInput, MinionError
-from shared.explain import explain
-from shared.lifecycle import Accepted
-from shared.schemas import BudgetChange, TaskRequest
 from shared.settings import get_settings
-from shared.states import State
-from shared.tasks import Page
+from shared.tasks import approvals, budgets, lifecycle, queries, submission
+from shared.tasks.lifecycle import Accepted
+from shared.tasks.queries import Page
+from shared.tasks.states import State
 
 LONGEST_WAIT = 60
 SUBMITTED_BY = "api"
@@ -104,14 +104,16 @@ def list_tasks(query: TaskPage, database: Database) -> Page:
     """Tasks, the newest first."""
     with database.connect() as connection:
         chosen = query.chosen(connection)
-        return tasks.list_tasks(connection, chosen, limit=query.limit, before=query.cursor, with_outputs=query.outputs)
+        return queries.list_tasks(
+            connection, chosen, limit=query.limit, before=query.cursor, with_outputs=query.outputs
+        )
 
 
 @router.get("/counts", response_model=Counts)
 def count_tasks(query: Tasks, database: Database) -> dict[str, Any]:
     """The number of tasks in each state, in total and for each capability."""
     with database.connect() as connection:
-        by_capability = tasks.count_tasks(connection, query.chosen(connection))
+        by_capability = queries.count_tasks(connection, query.chosen(connection))
     by_state: dict[str, int] = {}
     for counts in by_capability.values():
         for state, number in counts.items():
@@ -139,14 +141,14 @@ async def get_task(
 def list_steps(task_id: TaskId, query: NumberedPage, database: Database) -> Page:
     """The task's journal: every model call, tool call, function call, sub-task and wait."""
     with database.connect() as connection:
-        return tasks.list_steps(connection, task_id, limit=query.limit, after=query.cursor)
+        return queries.list_steps(connection, task_id, limit=query.limit, after=query.cursor)
 
 
 @router.get("/{task_id}/executions", response_model=ItemPage[Execution], responses=problems.documented(404))
 def list_executions(task_id: TaskId, query: NumberedPage, database: Database) -> Page:
     """Every claim of the task: which minion, when, how it ended, and what it used."""
     with database.connect() as connection:
-        return tasks.list_executions(connection, task_id, limit=query.limit, after=query.cursor)
+        return queries.list_executions(connection, task_id, limit=query.limit, after=query.cursor)
 
 
 @router.get(
@@ -158,7 +160,7 @@ def list_executions(task_id: TaskId, query: NumberedPage, database: Database) ->
 def list_tree(task_id: TaskId, query: TreePage, database: Database) -> Page:
     """The task and everything below it, the oldest first; `parent_id` and `depth` show how they are related."""
     with database.connect() as connection:
-        return tasks.list_tree(connection, task_id, limit=query.limit, after=query.cursor)
+        return queries.list_tree(connection, task_id, limit=query.limit, after=query.cursor)
 
 
 @router.post(
@@ -173,7 +175,7 @@ def cancel_task(task_id: TaskId, sent: body.TaskBody, database: Database, actor:
     asked = body.parse_model(CancelRequest, sent, required=False)
     with database.begin() as connection:
         lifecycle.cancel(connection, task_id, reason=asked.reason, who=actor)
-        return tasks.get_task(connection, task_id)
+        return queries.get_task(connection, task_id)
 
 
 @router.post(
@@ -213,7 +215,7 @@ def signal_task(task_id: TaskId, name: SignalName, sent: body.TaskBody, database
     check(payload, what="The payload", limit=get_settings().max_input_bytes)
     with database.begin() as connection:
         lifecycle.signal(connection, task_id, name, payload)
-        return tasks.get_task(connection, task_id)
+        return queries.get_task(connection, task_id)
 
 
 @router.post(
@@ -235,7 +237,7 @@ def decide(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Acto
             approvals.check_decision(connection, task_id, asked.step, asked.proposal, asked.value)
     with database.begin() as connection:
         decided = lifecycle.decide(connection, task_id, who=actor, **asked.model_dump())
-        return {**tasks.get_task(connection, task_id), "decision": decided}
+        return {**queries.get_task(connection, task_id), "decision": decided}
 
 
 @router.post(
@@ -250,7 +252,7 @@ def change_budget(task_id: TaskId, sent: body.TaskBody, database: Database) -> d
     asked = body.parse_model(BudgetChange, sent)
     with database.begin() as connection:
         owner = budgets.change(connection, task_id, asked)
-        return tasks.get_task(connection, owner)
+        return queries.get_task(connection, owner)
 
 
 def _replayed(connection: Connection, task_id: TaskId, asked: ReplayRequest, actor: str) -> Accepted:
@@ -263,13 +265,13 @@ def _replayed(connection: Connection, task_id: TaskId, asked: ReplayRequest, act
 
 def _load(database: Engine, task_id: UUID) -> dict[str, Any]:
     with database.connect() as connection:
-        return tasks.get_task(connection, task_id)
+        return queries.get_task(connection, task_id)
 
 
 def _show(connection: Connection, accepted: Accepted, response: Response) -> dict[str, Any]:
     response.status_code = 201 if accepted.created else 200
     response.headers["Location"] = f"/v1/tasks/{accepted.task_id}"
-    return tasks.get_task(connection, accepted.task_id)
+    return queries.get_task(connection, accepted.task_id)
 
 
 def _with_key(data: dict[str, Any], header: str | None) -> dict[str, Any]:

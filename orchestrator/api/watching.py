@@ -15,7 +15,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 from sqlalchemy import Connection
 
-from shared.database import make_engine
+from shared.database.connections import make_engine
 from shared.settings import Settings
 
 log = structlog.get_logger(__name__)

@@ -17,15 +17,17 @@ from sqlalchemy import Connection, Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 
 from minions.webhooks import PREFIX
-from orchestrator import webhook_messages
 from orchestrator.api import body, problems
 from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, PageQuery, Text
 from orchestrator.api.task_ids import EXAMPLE, SHORTEST, WHOLE, digits_of
+from orchestrator.webhooks import messages
+from shared.contracts.documents import Name
+from shared.contracts.requests import LabelName, LabelValue
+from shared.contracts.strict_model import Strict
 from shared.errors import AmbiguousId, Conflict, NotFound, Unavailable
 from shared.outbound import AddressGuard, checked_url
-from shared.schemas import LabelName, LabelValue, Name, Strict
 from shared.settings import Settings
-from shared.tasks import Page, page_of
+from shared.tasks.queries import Page, page_of
 
 SECRET_BYTES = range(24, 65)
 FinalState = Literal["succeeded", "failed", "cancelled", "expired"]
@@ -272,9 +274,7 @@ def send_test(name: Text, query: Namespace, request: Request, database: Database
     """Sends a message of type `webhook.test` now, once, and reports how the endpoint answered."""
     url, secret = _target(database, query.namespace, name)
     began = time.monotonic()
-    answer = webhook_messages.post(
-        request.app.state.settings, url, [secret], f"test_{uuid4()}", webhook_messages.of_test(name)
-    )
+    answer = messages.post(request.app.state.settings, url, [secret], f"test_{uuid4()}", messages.of_test(name))
     seconds = round(time.monotonic() - began, 3)
     return {"delivered": answer.delivered, "status": answer.status, "error": answer.error, "seconds": seconds}
 

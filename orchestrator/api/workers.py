@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import text
 
 from orchestrator.api.parameters import Database, ItemPage, PageQuery
-from shared.tasks import Page, page_of
+from shared.tasks.queries import Page, page_of
 
 WORKERS = text("""
     SELECT id, name, capabilities, slots, busy, status,

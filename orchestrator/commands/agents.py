@@ -85,7 +85,8 @@ def _change(action: Callable[[Any], Any]) -> None:
     # Imported on use: lists go over HTTP and need no database layer.
     from sqlalchemy.orm import Session
 
-    from shared.database import get_engine, wait_for_database
+    from shared.database.connections import get_engine
+    from shared.database.schema import wait_for_database
     from shared.registry import AgentRegistry
 
     wait_for_database(get_settings())

@@ -12,7 +12,7 @@ from shared.errors import FileFault
 from shared.settings import get_settings
 
 if TYPE_CHECKING:
-    from shared.definitions import Change
+    from shared.definitions.store import Change
 
 STYLES = {"created": "green", "changed": "yellow", "unchanged": "dim"}
 WOULD = {"created": "would create", "changed": "would change"}
@@ -34,23 +34,24 @@ def migrate(
 ) -> None:
     """Bring the database's schema to this release; safe to run twice, or twice at once."""
     # Imported on use: `minion submit` starts faster without the database layer.
-    from shared import init_db
-    from shared.database import get_engine, wait_for
+    from shared.database import schema
+    from shared.database.connections import get_engine, wait_for
 
     settings = get_settings()
     old, new = wait_for(
-        lambda: init_db.migrate(get_engine(), after=after), what="The database", attempts=settings.connect_attempts
+        lambda: schema.migrate(get_engine(), after=after), what="The database", attempts=settings.connect_attempts
     )
     console.print(f"The schema is at {new}" + (" (unchanged)." if old == new else f" (was {old or 'empty'})."))
 
 
 def init() -> None:
     """Store the default agents where they are missing; safe to run twice, or twice at once."""
-    from shared import init_db
-    from shared.database import get_engine, wait_for_database
+    from shared.database.connections import get_engine
+    from shared.database.schema import wait_for_database
+    from shared.definitions import defaults
 
     wait_for_database(get_settings())
-    created = init_db.init(get_engine())
+    created = defaults.init(get_engine())
     names = ", ".join(f"{change.kind} {change.name}" for change in created)
     console.print(f"Created {names}." if created else "The default agents already exist.")
 
@@ -80,9 +81,10 @@ def store(path: Path, *, dry_run: bool = False, strict: bool = False) -> list[Ch
     """
     from sqlalchemy.orm import Session
 
-    from shared.database import get_engine, wait_for_database
-    from shared.definition_files import load
-    from shared.function_store import store_definitions
+    from shared.database.connections import get_engine
+    from shared.database.schema import wait_for_database
+    from shared.definitions.apply import store_definitions
+    from shared.definitions.files import load
 
     definitions = load(path)
     wait_for_database(get_settings())
@@ -110,9 +112,10 @@ def export(
     """Write the active definitions as YAML that applies again unchanged."""
     from sqlalchemy.orm import Session
 
-    from shared.database import get_engine, wait_for_database
-    from shared.definition_files import dump
-    from shared.function_store import export_definitions
+    from shared.database.connections import get_engine
+    from shared.database.schema import wait_for_database
+    from shared.definitions.apply import export_definitions
+    from shared.definitions.files import dump
 
     wait_for_database(get_settings())
     with Session(get_engine()) as session:

@@ -60,8 +60,8 @@ def _python(settings: Settings) -> Iterator[Finding]:
 def _database(settings: Settings) -> Iterator[Finding]:
     from sqlalchemy import text
 
-    from shared.database import get_engine
-    from shared.init_db import check_schema_is_current
+    from shared.database.connections import get_engine
+    from shared.database.schema import check_schema_is_current
 
     with get_engine().connect() as connection:
         version = str(connection.scalar(text("SHOW server_version")))
@@ -77,8 +77,8 @@ def _database(settings: Settings) -> Iterator[Finding]:
 
 
 def _broker(settings: Settings) -> Iterator[Finding]:
-    from shared import set_aside
-    from shared.hints import make_redis
+    from shared.notifications import make_redis
+    from shared.tasks import set_aside
 
     with make_redis() as broker:
         facts: Any = broker.info()
@@ -109,7 +109,7 @@ def _api(settings: Settings) -> Iterator[Finding]:
 
 
 def _sandbox(settings: Settings) -> Iterator[Finding]:
-    from shared.function_runner import get_sandbox
+    from shared.functions.runner import get_sandbox
     from shared.sandbox import levels
 
     sandbox = get_sandbox()

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from minions import TaskEvent
 from orchestrator.commands.output import STATE_STYLES, print_json_line, stderr, styled
-from shared.visible_text import one_line
+from shared.contracts.visible_text import one_line
 
 MISSED = "[…]"
 GUTTER = "│ "  # before each line of streamed text, to distinguish it from events

@@ -17,7 +17,7 @@ from shared.errors import FileFault, InvalidDefinition
 from shared.settings import get_settings
 
 if TYPE_CHECKING:
-    from shared.function_store import FunctionStore
+    from shared.definitions.function_store import FunctionStore
 
 app = typer.Typer(
     help="Manage functions: list, show, put, run, diff, deprecate, quarantine, release.", invoke_without_command=True
@@ -147,8 +147,9 @@ def _store() -> Iterator[FunctionStore]:
     # Imported on use: lists go over HTTP and need no database layer.
     from sqlalchemy.orm import Session
 
-    from shared.database import get_engine, wait_for_database
-    from shared.function_store import FunctionStore
+    from shared.database.connections import get_engine
+    from shared.database.schema import wait_for_database
+    from shared.definitions.function_store import FunctionStore
 
     wait_for_database(get_settings())
     with Session(get_engine()) as session:

@@ -1,7 +1,7 @@
 """Output of commands: tables for people, JSON for programs, one line for an error.
 
-All output of the command line goes through this module, and therefore through `shared.visible_text`: text from a model,
-a function or a caller is displayed by the terminal and never interpreted.
+All output of the command line goes through this module, and therefore through `shared.contracts.visible_text`: text
+from a model, a function or a caller is displayed by the terminal and never interpreted.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from rich.text import Text
 
 from minions.errors import MinionsError
 from shared import errors
+from shared.contracts.visible_text import visible
 from shared.errors import InvalidInput, MinionError
-from shared.visible_text import visible
 
 STATE_STYLES = {
     "succeeded": "green",

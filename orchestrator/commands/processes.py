@@ -40,7 +40,7 @@ def worker(
     pool: str = typer.Option("prefork", "--pool", "-P", help="Celery's pool. Time limits apply to prefork only."),
 ) -> None:
     """Run a pool of minions for some capabilities."""
-    from shared.database import wait_for_database
+    from shared.database.schema import wait_for_database
     from shared.telemetry import configure
 
     settings = get_settings()

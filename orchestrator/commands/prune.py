@@ -20,9 +20,10 @@ def prune(
 ) -> None:
     """Delete tasks that are older than the retention of their state, as the orchestrator does by itself."""
     # Imported on use: other commands start faster without the database layer.
-    from orchestrator.retention import prune as batches
-    from orchestrator.retention import retentions
-    from shared.database import get_engine, wait_for_database
+    from orchestrator.retention.retention import prune as batches
+    from orchestrator.retention.retention import retentions
+    from shared.database.connections import get_engine
+    from shared.database.schema import wait_for_database
 
     settings = get_settings()
     wait_for_database(settings)

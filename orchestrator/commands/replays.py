@@ -26,7 +26,7 @@ from orchestrator.commands.output import (
 )
 from orchestrator.commands.task_ids import OPTIONAL_TASKS, remember
 from orchestrator.commands.tasks import message_of, read_input, summary
-from shared.states import State
+from shared.tasks.states import State
 
 
 def register(app: typer.Typer) -> None:

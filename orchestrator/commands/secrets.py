@@ -22,7 +22,8 @@ def register(commands: typer.Typer) -> None:
 @app.command("set")
 def set_secret(name: str = NAME) -> None:
     """Store a secret. Its value is read from standard input, or from a prompt."""
-    from shared.database import transaction, wait_for_database
+    from shared.database.connections import transaction
+    from shared.database.schema import wait_for_database
     from shared.secret_store import SecretStore
 
     store = SecretStore(get_settings())
@@ -47,7 +48,8 @@ def _piped() -> str:
 def list_secrets(as_json: bool = AS_JSON) -> None:
     """List the names of secrets. Values are never shown."""
     from shared import secret_store
-    from shared.database import transaction, wait_for_database
+    from shared.database.connections import transaction
+    from shared.database.schema import wait_for_database
 
     wait_for_database(get_settings())
     with transaction() as connection:
@@ -63,7 +65,8 @@ def list_secrets(as_json: bool = AS_JSON) -> None:
 def delete(name: str = NAME) -> None:
     """Remove a secret."""
     from shared import secret_store
-    from shared.database import transaction, wait_for_database
+    from shared.database.connections import transaction
+    from shared.database.schema import wait_for_database
 
     wait_for_database(get_settings())
     with transaction() as connection:

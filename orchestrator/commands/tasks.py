@@ -29,9 +29,9 @@ from orchestrator.commands.output import (
 )
 from orchestrator.commands.task_ids import TASK, TASKS, named, remember
 from shared.contracts.strict_json import parse
+from shared.contracts.visible_text import one_line
 from shared.errors import FileFault
-from shared.states import State
-from shared.visible_text import one_line
+from shared.tasks.states import State
 
 QUIET = typer.Option(False, "--quiet", "-q", help="Print only the new id; the default if the output is not a terminal.")
 COLUMNS = ("id", "agent", "state", "capability", "attempts", "created", "finished")

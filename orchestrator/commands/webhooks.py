@@ -19,8 +19,8 @@ from orchestrator.commands.output import (
     styled,
 )
 from orchestrator.commands.tasks import labels_of
-from shared.states import State
-from shared.visible_text import one_line
+from shared.contracts.visible_text import one_line
+from shared.tasks.states import State
 
 app = typer.Typer(
     help="Manage webhooks: list, add, show, deliveries, retry, rotate, test, enable, disable, remove.",

@@ -26,10 +26,11 @@ from minions import Client
 from minions.errors import MinionsError
 from orchestrator.capabilities import parse_capabilities
 from orchestrator.local.child import Child
-from shared.database import close_engine, get_engine
-from shared.embedded import EmbeddedServers
+from orchestrator.local.embedded import EmbeddedServers
+from shared.database.connections import close_engine, get_engine
+from shared.database.schema import migrate
+from shared.definitions.defaults import init
 from shared.errors import InvalidInput, Unavailable
-from shared.init_db import init, migrate
 from shared.secret_store import new_key
 from shared.settings import RUN_FILE, Settings, get_settings, read_secret_files
 

@@ -20,7 +20,7 @@ from shared.sandbox import insecure, levels, selftest
 from shared.sandbox.code_cache import CodeCache
 from shared.sandbox.confined.modules import SAFE_IMPORTS, is_allowed
 from shared.sandbox.confined.request import Request
-from shared.sandbox.conversation import ChildGone, Conversation, Ended
+from shared.sandbox.exchange import ChildGone, Conversation, Ended
 from shared.sandbox.fork_server import ForkServer, PackageRefused, ZygoteLost, ZygoteRefused
 from shared.sandbox.outcome import Limits, Outcome, Problem, SandboxFault, SandboxRefused
 

@@ -9,7 +9,7 @@ import time
 
 from shared.sandbox.confined import canary
 from shared.sandbox.confined.request import Request
-from shared.sandbox.conversation import ChildGone, Conversation, Ended
+from shared.sandbox.exchange import ChildGone, Conversation, Ended
 from shared.sandbox.fork_server import ForkServer, ZygoteLost
 from shared.sandbox.outcome import Limits
 

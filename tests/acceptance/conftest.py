@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from shared.embedded import scratch_dir
+from orchestrator.local.embedded import scratch_dir
 
 START_SECONDS = 120
 # What other tests of this process may have set.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.embedded import scratch_dir
+from orchestrator.local.embedded import scratch_dir
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NESTED = "MINION_TEST_NESTED"
@@ -41,7 +41,7 @@ def test_the_quickstart_works_in_a_fresh_clone_whose_path_holds_a_space(tmp_path
             NESTED: "1",
             "MINION_DATA_DIR": str(folder / "data"),
             # The clone's tests that need no other clone and no long wait: the rest runs in this session.
-            "PYTEST_ADDOPTS": "-q tests/unit/test_states.py tests/acceptance/test_demo.py",
+            "PYTEST_ADDOPTS": "-q tests/unit/shared/tasks/test_states.py tests/acceptance/test_demo.py",
         }
         for command in commands_of_the_quickstart():
             done = subprocess.run(command.split(), cwd=clone, env=environment, capture_output=True, text=True)

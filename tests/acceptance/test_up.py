@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 
-from shared.embedded import scratch_dir
+from orchestrator.local.embedded import scratch_dir
 from tests.acceptance.conftest import clean_environment, run_minion, start_up, stop, wait_until
 
 AGENT = """

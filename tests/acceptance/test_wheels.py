@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import minions
-from shared.embedded import scratch_dir
+from orchestrator.local.embedded import scratch_dir
 from tests.acceptance.conftest import System, clean_environment, start_up, stop, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent

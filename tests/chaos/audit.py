@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, text
 
-from shared.states import FINAL, INITIAL, TRANSITIONS
+from shared.tasks.states import FINAL, INITIAL, TRANSITIONS
 
 INSTALL = text(
     """

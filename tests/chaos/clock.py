@@ -11,10 +11,10 @@ from typing import Any
 
 from sqlalchemy import TextClause, text
 
-from shared import schedules
-from shared.database import persist
-from shared.embedded.postgres import Postgres
-from shared.schedules import ScheduleDefinition
+from orchestrator.local.embedded.postgres import Postgres
+from orchestrator.schedules import store
+from orchestrator.schedules.store import ScheduleDefinition
+from shared.database.connections import persist
 from tests.chaos.system import Minions, Timing, seconds
 from tests.processes import wait_until
 
@@ -87,7 +87,7 @@ class Clocked(Minions):
         super().prepare()
         request = {"agent": "chaos", "input": {"seconds": 0.01}}
         with self.engine.begin() as connection:
-            schedules.put(connection, "default", ScheduleDefinition.parse({**TICK, "request": request}))
+            store.put(connection, "default", ScheduleDefinition.parse({**TICK, "request": request}))
 
     def request(self, number: int) -> dict[str, Any]:
         wait = {"wait": WAIT_SECONDS} if number % WAIT_EVERY == 0 else {}
@@ -110,7 +110,7 @@ class Clocked(Minions):
 
     def ticks(self) -> int:
         """Return how many tasks the schedule has submitted."""
-        return int(self._scalars(TICKS, submitter=schedules.submitter(str(TICK["name"])))[0])
+        return int(self._scalars(TICKS, submitter=store.submitter(str(TICK["name"])))[0])
 
     def rest(self) -> None:
         """End the schedule, and wait for the end of its last task."""

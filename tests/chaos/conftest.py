@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.orm import Session
 
-from shared.database import make_engine
-from shared.embedded import EmbeddedServers, scratch_dir
-from shared.function_store import store_definitions
-from shared.init_db import migrate
-from shared.schemas import parse_definition
+from orchestrator.local.embedded import EmbeddedServers, scratch_dir
+from shared.contracts.documents import parse_definition
+from shared.database.connections import make_engine
+from shared.database.schema import migrate
+from shared.definitions.apply import store_definitions
 from shared.settings import Settings
 from tests.by_hand import ByHand
 from tests.chaos import audit, mixed_audit, mixed_load

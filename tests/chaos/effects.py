@@ -13,7 +13,7 @@ from uuid import uuid4
 from celery import current_task
 from sqlalchemy import text
 
-from shared.database import persist, statement
+from shared.database.connections import persist, statement
 
 CALLED = text(
     "INSERT INTO chaos_calls (id, task_id, claim, key) VALUES (:id, CAST(:task AS uuid), :claim, :key) "

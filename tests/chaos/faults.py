@@ -18,7 +18,7 @@ from contextlib import suppress
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from shared.embedded.server import Server
+from orchestrator.local.embedded.server import Server
 from tests.chaos.clock import Clocked
 from tests.chaos.system import System, descendants
 from tests.processes import Process

@@ -25,9 +25,9 @@ from sqlalchemy.exc import DBAPIError
 from minions import Client, testing
 from minions.errors import InvalidSignature, MinionsError
 from minions.webhooks import verify
-from orchestrator.retention import prune
-from shared.embedded import scratch_dir
-from shared.embedded.postgres import SOCKET
+from orchestrator.local.embedded import scratch_dir
+from orchestrator.local.embedded.postgres import SOCKET
+from orchestrator.retention.retention import prune
 from shared.settings import Settings
 from tests.chaos import audit, mixed_audit
 from tests.chaos.faults import choose_overlapping, strike_together

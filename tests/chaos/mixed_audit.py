@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Connection, TextClause, text
 
-from shared.states import FINAL
+from shared.tasks.states import FINAL
 from tests.chaos import audit
 
 TOKENS_A_CALL = 115  # of the local model, cached ones included

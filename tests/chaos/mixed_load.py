@@ -16,8 +16,8 @@ from sqlalchemy import Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from minions import Client
-from shared.schemas import TaskRequest
-from shared.submission import submit_many
+from shared.contracts.requests import TaskRequest
+from shared.tasks.submission import submit_many
 from tests.chaos.system import QUEUE, seconds
 
 LABEL = "chaos"

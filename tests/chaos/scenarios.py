@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from shared.embedded import scratch_dir
+from orchestrator.local.embedded import scratch_dir
 from tests.chaos import audit, faults
 from tests.chaos.audit import Findings
 from tests.chaos.celery_side import Comparison, PlainCelery

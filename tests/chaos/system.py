@@ -23,13 +23,14 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from shared.database import make_engine
-from shared.embedded import EmbeddedServers
-from shared.function_store import store_definitions
-from shared.init_db import migrate
-from shared.schemas import TaskRequest, parse_definition
+from orchestrator.local.embedded import EmbeddedServers
+from shared.contracts.documents import parse_definition
+from shared.contracts.requests import TaskRequest
+from shared.database.connections import make_engine
+from shared.database.schema import migrate
+from shared.definitions.apply import store_definitions
 from shared.settings import Settings
-from shared.submission import submit_many
+from shared.tasks.submission import submit_many
 from tests.chaos import audit
 from tests.chaos.injected import COPIES
 from tests.chaos.network import Link

@@ -8,10 +8,10 @@ from uuid import UUID
 import pytest
 
 from orchestrator.replay import replay
-from orchestrator.retention import prune
-from orchestrator.scheduler import run_due
+from orchestrator.retention.retention import prune
+from orchestrator.schedules.scheduler import run_due
 from shared.settings import Settings
-from shared.states import State
+from shared.tasks.states import State
 from tests.by_hand import ByHand
 from tests.chaos import mixed, mixed_audit
 from tests.chaos.mixed_audit import Witness

@@ -25,13 +25,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from minions import testing
-from shared.database import make_engine
-from shared.definitions import DefinitionStore
-from shared.schemas import TaskRequest, parse_definition
+from shared.contracts.documents import parse_definition
+from shared.contracts.requests import TaskRequest
+from shared.database.connections import make_engine
+from shared.definitions.store import DefinitionStore
 from shared.settings import Settings
-from shared.states import FINAL
-from shared.submission import submit_many
-from shared.tasks import get_task
+from shared.tasks.queries import get_task
+from shared.tasks.states import FINAL
+from shared.tasks.submission import submit_many
 from tests.chaos import audit
 from tests.crash_matrix import points, tools
 from tests.crash_matrix.cells import Cell, Hit, Point, Strike

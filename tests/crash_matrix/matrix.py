@@ -12,9 +12,9 @@ from pathlib import Path
 
 from sqlalchemy import create_engine, make_url, text
 
-from shared.database import make_engine
-from shared.embedded import EmbeddedServers, scratch_dir
-from shared.init_db import migrate
+from orchestrator.local.embedded import EmbeddedServers, scratch_dir
+from shared.database.connections import make_engine
+from shared.database.schema import migrate
 from shared.settings import Settings
 from tests.crash_matrix.cells import Cell, Point, Strike, cells_of, recovery
 from tests.crash_matrix.lane import Lane, Played

@@ -39,14 +39,14 @@ IMPORTED = (
     "orchestrator.service",
     "psycopg",
     "shared.sandbox.host",
-    "shared.sql",
+    "shared.tasks.sql",
     "shared.telemetry",
     "tests.crash_matrix.points",
     "uvicorn.loops.auto",
     "uvicorn.protocols.http.auto",
     "workers.factory",
     "workers.minion",
-    "workers.models.anthropic",
+    "workers.llm.anthropic",
 )
 
 

@@ -1,8 +1,8 @@
 """Fault points inside the processes of the product, put there from outside: nothing of the product knows of them.
 
 Wherever a task changes there is one: before the statement and after its commit, at every function of
-`shared.lifecycle`. So there is one where a step begins and ends, wherever steps come to be made. A process that comes
-to a point tells the test, and goes on when the test answers.
+`shared.tasks.lifecycle`. So there is one where a step begins and ends, wherever steps come to be made. A process that
+comes to a point tells the test, and goes on when the test answers.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def label(step: dict[str, Any]) -> str:
 
 
 def _watch_lifecycle() -> None:
-    from shared import lifecycle
+    from shared.tasks import lifecycle
 
     for name, function in inspect.getmembers(lifecycle, inspect.isfunction):
         parameters = list(inspect.signature(function).parameters)
@@ -144,7 +144,7 @@ def _uncommitted() -> list[tuple[str, str, object]]:
 
 def _watch_functions() -> None:
     """The sandboxed call: before, while the function runs, after."""
-    from shared.sandbox.conversation import Conversation
+    from shared.sandbox.exchange import Conversation
     from shared.sandbox.host import Sandbox
     from workers.tools import function as tool
 
@@ -175,7 +175,8 @@ def _watch_functions() -> None:
 
 def _watch_messages() -> None:
     """Between the commit that queues a task and its message, and after the message."""
-    from orchestrator import dispatcher, rescuer
+    from orchestrator import dispatcher
+    from orchestrator.maintenance import rescuer
 
     publish = dispatcher.publish
 

@@ -25,17 +25,17 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from minions.testing import MessagesApi
-from orchestrator.routing import prepare_pending
+from orchestrator.preparer import prepare_pending
 from orchestrator.service import make_loops
-from shared import lifecycle
-from shared.database import persist, transaction
-from shared.hints import make_redis
-from shared.lifecycle import Dispatched
-from shared.schemas import TaskRequest
+from shared.contracts.requests import TaskRequest
+from shared.database.connections import persist, transaction
+from shared.notifications import make_redis
 from shared.settings import Settings
-from shared.states import FINAL
-from shared.submission import submit_many
-from shared.tasks import get_task, list_executions, list_steps
+from shared.tasks import lifecycle
+from shared.tasks.lifecycle import Dispatched
+from shared.tasks.queries import get_task, list_executions, list_steps
+from shared.tasks.states import FINAL
+from shared.tasks.submission import submit_many
 from tests.conftest import Define
 from tests.model import talking_to
 from tests.processes import ROOT, SHORT_LEASES, Process, ended_at_last, start_worker, wait_online, wait_until

@@ -12,23 +12,23 @@ from sqlalchemy import Engine, text
 
 from minions import testing
 from minions.testing import MessagesApi
+from orchestrator.explain import explain
+from orchestrator.maintenance.rescuer import Rescuer
 from orchestrator.monitors import Monitors
-from orchestrator.rescuer import Rescuer
-from shared import budgets, lifecycle
 from shared.broker import make_app
-from shared.database import make_engine, transaction
+from shared.contracts.requests import Budget, BudgetChange
+from shared.database.connections import make_engine, transaction
 from shared.errors import BudgetExceeded, Conflict, InvalidInput, ModelError, ModelUnavailable
-from shared.explain import explain
-from shared.schemas import Budget, BudgetChange
 from shared.settings import Settings
-from shared.states import State
+from shared.tasks import budgets, lifecycle
+from shared.tasks.states import State
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 from tests.processes import wait_until
 from workers import minion
-from workers.budget import Reservation, worst_case
 from workers.journal import Journal, StepResult
 from workers.outcomes import Postponed
+from workers.pricing import Reservation, worst_case
 from workers.task import ClaimedTask
 
 BELOW = text("SELECT id FROM tasks WHERE parent_id = :parent ORDER BY id")

@@ -7,9 +7,9 @@ from uuid import UUID
 
 import pytest
 
-from shared import lifecycle
-from shared.database import transaction
+from shared.database.connections import transaction
 from shared.errors import InvalidDefinition
+from shared.tasks import lifecycle
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 

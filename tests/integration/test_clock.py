@@ -12,12 +12,12 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Engine
 
-from orchestrator.clock import Clock
-from orchestrator.lost_workers import LostWorkers
+from orchestrator.maintenance.clock import Clock
+from orchestrator.maintenance.lost_workers import LostWorkers
 from orchestrator.monitors import Monitors
-from shared import lifecycle
 from shared.broker import make_app
 from shared.settings import Settings
+from shared.tasks import lifecycle
 from tests.by_hand import NOOP, ByHand, agent
 from tests.conftest import Define
 from tests.integration.conftest import Tasks, orchestrating

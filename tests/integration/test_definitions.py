@@ -16,13 +16,14 @@ from sqlalchemy.orm import Session
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from shared.definition_files import dump, load
-from shared.definitions import Change, DefinitionStore
+from shared.contracts.documents import AgentDefinition, FunctionDefinition, ToolDefinition, parse_definition
+from shared.contracts.visible_text import visible
+from shared.definitions.apply import export_definitions, store_definitions
+from shared.definitions.files import dump, load
+from shared.definitions.function_store import FunctionStore
+from shared.definitions.store import Change, DefinitionStore
 from shared.errors import FileFault, InvalidDefinition, NotFound
-from shared.function_store import FunctionStore, export_definitions, store_definitions
 from shared.registry import AgentRegistry
-from shared.schemas import AgentDefinition, FunctionDefinition, ToolDefinition, parse_definition
-from shared.visible_text import visible
 from tests.by_hand import NOOP, agent, at_once, function
 from tests.conftest import Define
 

@@ -11,14 +11,14 @@ from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy import Connection, Engine, text
 
 from orchestrator.dispatcher import BACKLOG_SECONDS, IDLE_SECONDS, Dispatcher
-from orchestrator.routing import prepare_pending
-from shared import lifecycle, rules
+from orchestrator.local.embedded import EmbeddedServers
+from orchestrator.preparer import prepare_pending
 from shared.broker import make_app
-from shared.database import transaction
-from shared.embedded import EmbeddedServers
-from shared.hints import make_redis
-from shared.messages import checked_input
+from shared.database.connections import transaction
+from shared.notifications import make_redis
 from shared.settings import Settings
+from shared.tasks import lifecycle, throttles
+from shared.tasks.messages import checked_input
 from tests.integration.conftest import Minion, Tasks, orchestrating
 from tests.notifications import all_read, flood
 from tests.processes import wait_until
@@ -116,7 +116,7 @@ def test_an_unforeseen_fault_fails_one_task_only(
     def burst(*_: Any, **__: Any) -> None:
         raise RuntimeError("nobody thought of this")
 
-    monkeypatch.setattr("orchestrator.routing.checked_input", burst)
+    monkeypatch.setattr("orchestrator.preparer.checked_input", burst)
     assert dispatched() == [good]
     assert "cannot be read" in tasks.get(bad)["error"]["message"]
 
@@ -142,7 +142,7 @@ def test_a_task_that_is_rejected_while_its_tree_is_cancelled_locks_nobody_out(
         checked_input(schema, value, *others, **options)
 
     cancelled: list[str] = []
-    monkeypatch.setattr("orchestrator.routing.checked_input", check)
+    monkeypatch.setattr("orchestrator.preparer.checked_input", check)
     prepare_pending(here.engine)
     assert cancelled == ["cancelled"]
     assert [child["state"] for child in tasks.children(parent)] == ["cancelled", "cancelled"]
@@ -158,7 +158,7 @@ def test_a_rejection_that_is_not_reached_is_made_in_the_next_round(
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr("orchestrator.routing.lifecycle.reject", die)
+        patch.setattr("orchestrator.preparer.lifecycle.reject", die)
         with pytest.raises(SystemExit):
             dispatched()
     assert (tasks.get(bad)["state"], tasks.get(good)["state"]) == ("pending", "pending")
@@ -250,7 +250,7 @@ def test_notifications_are_read_with_and_without_a_backlog(
 
 def test_a_backlog_that_waits_for_room_is_looked_at_soon(tasks: Tasks, dispatcher: Dispatcher, here: Minion) -> None:
     with transaction() as connection:
-        rules.set_limit(connection, "agent", "Act", max_running=1)
+        throttles.set_limit(connection, "agent", "Act", max_running=1)
     tasks.submit("Act", {})
     assert dispatcher.round() == IDLE_SECONDS
     tasks.submit("Act", {})
@@ -261,7 +261,7 @@ def test_a_backlog_that_waits_for_room_is_looked_at_soon(tasks: Tasks, dispatche
 def test_what_may_not_start_is_not_polled(tasks: Tasks, dispatcher: Dispatcher, database: Engine, by: str) -> None:
     with database.begin() as connection:
         if by == "pause":
-            rules.pause(connection, "agent", "Act")
+            throttles.pause(connection, "agent", "Act")
         if by == "hold":
             connection.execute(HELD, {"until": timedelta(hours=1)})
     if by == "turn":
@@ -285,12 +285,12 @@ def test_a_pause_that_is_lifted_is_noticed_at_once(
     tasks: Tasks, dispatcher: Dispatcher, database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with database.begin() as connection:
-        rules.pause(connection, "agent", "Act")
+        throttles.pause(connection, "agent", "Act")
     task = tasks.submit("Act", {})
     dispatcher.wait(dispatcher.round())
     dispatcher.round()
     with database.begin() as connection:
-        rules.resume(connection, "agent", "Act")
+        throttles.resume(connection, "agent", "Act")
     # It would wait for ever without a notification.
     dispatcher.wait(1000)
     dispatcher.round()

@@ -20,11 +20,11 @@ import redis
 import sqlalchemy
 from sqlalchemy.pool import NullPool
 
-from shared.embedded import Addresses, EmbeddedServers, binaries, launcher, scratch_dir, traces
-from shared.embedded.postgres import traces as postgres_traces
-from shared.embedded.system_user import SystemUser, server_user
-from shared.embedded.traces import command_line
-from shared.embedded.valkey import traces as valkey_traces
+from orchestrator.local.embedded import Addresses, EmbeddedServers, binaries, launcher, scratch_dir, traces
+from orchestrator.local.embedded.postgres import traces as postgres_traces
+from orchestrator.local.embedded.system_user import SystemUser, server_user
+from orchestrator.local.embedded.traces import command_line
+from orchestrator.local.embedded.valkey import traces as valkey_traces
 from shared.errors import Conflict, Unavailable
 
 AS_ROOT = os.geteuid() == 0
@@ -34,7 +34,7 @@ LINUX = sys.platform == "linux"
 OWNER = """
 import os, signal, sys, time
 from pathlib import Path
-from shared.embedded import EmbeddedServers, launcher
+from orchestrator.local.embedded import EmbeddedServers, launcher
 {before}
 servers = EmbeddedServers(Path(sys.argv[1]))
 servers.start()
@@ -84,7 +84,7 @@ def test_one_that_reads_its_files_is_given_time(
 ) -> None:
     with running(folder) as (servers, _):
         server = getattr(servers, name)
-        monkeypatch.setattr("shared.embedded.server.START_SECONDS", 0.0)
+        monkeypatch.setattr("orchestrator.local.embedded.server.START_SECONDS", 0.0)
         answers = iter([said, said, None])
         monkeypatch.setattr(server, "probe", lambda: next(answers))
         server._wait_until_ready()
@@ -496,7 +496,8 @@ def test_as_an_ordinary_user(folder: Path) -> None:
     home.mkdir()
     os.chown(home, user.pw_uid, user.pw_gid)
     script = (
-        "import os, sys; from pathlib import Path; from shared.embedded import EmbeddedServers, scratch_dir\n"
+        "import os, sys; from pathlib import Path; "
+        "from orchestrator.local.embedded import EmbeddedServers, scratch_dir\n"
         "for _ in range(2):\n"
         "    with EmbeddedServers(Path(sys.argv[1])) as servers: print(os.getuid(), servers.postgres.running)\n"
         "with scratch_dir() as path: print(path)\n"
@@ -519,7 +520,7 @@ def reachable_interpreter(identity: dict[str, Any], environment: dict[str, str],
             interpreter := candidate(),
             "-B",
             "-c",
-            "import psycopg, redis, sqlalchemy, shared.embedded",
+            "import psycopg, redis, sqlalchemy, orchestrator.local.embedded",
         ]
         try:
             subprocess.run(command, env=environment, cwd="/", check=True, capture_output=True, **identity)
@@ -554,7 +555,7 @@ def test_a_scratch_folder_is_private_and_goes_away() -> None:
 def test_scratch_folders_of_dead_owners_are_removed() -> None:
     script = (
         "import time\n"
-        "from shared.embedded import EmbeddedServers, launcher, scratch_dir\n"
+        "from orchestrator.local.embedded import EmbeddedServers, launcher, scratch_dir\n"
         "launcher._LAUNCHER = launcher._LAUNCHER.replace('linux', 'nowhere')\n"
         "with scratch_dir() as path:\n"
         "    servers = EmbeddedServers(path / 'data', durable=False)\n"

@@ -12,11 +12,11 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from minions.testing import MessagesApi
-from shared import budgets, lifecycle
-from shared.database import transaction
-from shared.definition_files import load
-from shared.function_store import store_definitions
-from shared.schemas import BudgetChange
+from shared.contracts.requests import BudgetChange
+from shared.database.connections import transaction
+from shared.definitions.apply import store_definitions
+from shared.definitions.files import load
+from shared.tasks import budgets, lifecycle
 from tests.integration.conftest import Minion, Tasks
 from tests.model import talking_to
 from tests.processes import ROOT, wait_until

@@ -11,10 +11,10 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Engine, text
 
-from shared import lifecycle
-from shared.database import make_engine
+from shared.database.connections import make_engine
 from shared.settings import Settings
-from shared.states import State
+from shared.tasks import lifecycle
+from shared.tasks.states import State
 from tests.by_hand import NOOP, ByHand, agent, at_once
 from tests.conftest import Define
 from tests.processes import wait_until

@@ -16,9 +16,9 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from shared.embedded import EmbeddedServers
-from shared.hints import make_redis
-from shared.schemas import TaskRequest
+from orchestrator.local.embedded import EmbeddedServers
+from shared.contracts.requests import TaskRequest
+from shared.notifications import make_redis
 from tests.integration.conftest import Tasks
 from tests.processes import (
     ROOT,

@@ -21,8 +21,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, text
 
 from shared.broker import make_app, publish
-from shared.lifecycle import Dispatched
 from shared.settings import Settings
+from shared.tasks.lifecycle import Dispatched
 from tests.integration.conftest import Tasks
 from tests.processes import Process, ended_at_last, ready, start_orchestrator, start_worker, wait_until
 

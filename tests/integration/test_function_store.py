@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
+from shared.definitions.function_store import FunctionStore
 from shared.errors import FunctionError, InvalidDefinition, InvalidInput, InvalidOutput, NotFound, TooLarge
-from shared.function_runner import run_function
-from shared.function_store import FunctionStore
+from shared.functions.runner import run_function
 from tests.by_hand import ByHand
 
 NUMBER = {"type": "object", "required": ["x"], "properties": {"x": {"type": "number"}}, "additionalProperties": False}

@@ -14,9 +14,9 @@ from celery import Celery
 from sqlalchemy import Engine
 
 from shared.broker import make_app
-from shared.hints import make_redis
-from shared.set_aside import SAMPLES, counts
+from shared.notifications import make_redis
 from shared.settings import Settings
+from shared.tasks.set_aside import SAMPLES, counts
 from tests.integration.conftest import Tasks
 from tests.processes import Process, wait_until
 from workers.run_messages import RunMessage, write

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 
 from minions import testing
 from minions.testing import KEY, MessagesApi
-from shared.database import transaction
+from shared.database.connections import transaction
 from shared.secret_store import SecretStore, list_secrets
 from shared.settings import Settings, get_settings
 from tests.conftest import Define

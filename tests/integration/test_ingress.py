@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from kombu import Producer
 from sqlalchemy import Engine, text
 
+from orchestrator.local.embedded import EmbeddedServers
 from orchestrator.submissions import REFUSED, TAKEN
-from shared import submission
-from shared.embedded import EmbeddedServers
-from shared.envelopes import queue_keys
-from shared.hints import make_redis
-from shared.messages import checked_input
-from shared.set_aside import COUNTS, KEPT, SAMPLES, SHOWN, counts
+from shared.notifications import make_redis
 from shared.settings import Settings
+from shared.tasks import submission
+from shared.tasks.envelopes import queue_keys
+from shared.tasks.messages import checked_input
+from shared.tasks.set_aside import COUNTS, KEPT, SAMPLES, SHOWN, counts
 from tests.integration.conftest import Tasks
 from tests.processes import wait_until
 from tests.unit.workers.test_run_messages import anything

@@ -16,10 +16,10 @@ from sqlalchemy import Engine, event
 from orchestrator import ingress as ingress_module
 from orchestrator.ingress import Ingress
 from orchestrator.submissions import Submissions
-from shared import lifecycle
 from shared.broker import SUBMIT_QUEUE
-from shared.hints import make_redis
+from shared.notifications import make_redis
 from shared.settings import Settings
+from shared.tasks import lifecycle
 from tests.integration.conftest import Tasks
 from tests.integration.test_ingress import drained
 from tests.processes import ended_at_last, start_orchestrator, wait_until

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from shared.database import transaction
+from orchestrator.schedules.store import try_out
+from shared.contracts.requests import TaskRequest
+from shared.database.connections import transaction
 from shared.errors import InvalidDefinition, InvalidInput
-from shared.schedules import try_out
-from shared.schemas import TaskRequest
-from shared.submission import submit
+from shared.tasks.submission import submit
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from shared import lifecycle
 from shared.contracts.strict_json import digest, stable
-from shared.database import transaction
+from shared.database.connections import transaction
 from shared.errors import Cancelled, HistoryDiverged, ToolError
+from shared.tasks import lifecycle
 from tests.integration.conftest import Minion, Tasks
 from workers import minion
 from workers.journal import Journal, StepResult

@@ -16,19 +16,20 @@ from sqlalchemy.orm import Session
 
 from minions import testing
 from minions.testing import MessagesApi, tool_use
+from orchestrator.explain import explain
 from orchestrator.replay import replay
 from orchestrator.replay_from import Edit, replay_from
-from orchestrator.retention import prune
-from orchestrator.webhook_messages import of_tasks
-from shared import lifecycle, schedules
+from orchestrator.retention.retention import prune
+from orchestrator.schedules import store
+from orchestrator.task_events import read_news
+from orchestrator.webhooks.messages import of_tasks
+from shared.contracts.key_order import as_in_jsonb, order_of, ordered
 from shared.contracts.strict_json import digest
-from shared.database import transaction
-from shared.definitions import DefinitionStore
-from shared.events import read_news
-from shared.explain import explain
-from shared.function_store import FunctionStore
-from shared.key_order import as_in_jsonb, order_of, ordered
+from shared.database.connections import transaction
+from shared.definitions.function_store import FunctionStore
+from shared.definitions.store import DefinitionStore
 from shared.settings import Settings
+from shared.tasks import lifecycle
 from tests.by_hand import ByHand, function
 from tests.conftest import Define
 from tests.integration.agents.conftest import plain
@@ -219,7 +220,7 @@ def test_everything_that_reads_a_task_has_the_order(
         connection.execute(text("UPDATE task_outcomes SET finished_at = now() - interval '1000 days'"))
     kept = settings.model_copy(update={"retention_export": tmp_path})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orchestrator.retention.first_id_at", lambda moment: UUID(int=(1 << 128) - 1))
+        patch.setattr("orchestrator.retention.retention.first_id_at", lambda moment: UUID(int=(1 << 128) - 1))
         list(prune(database, kept))
     [line] = [json.loads(line) for file in tmp_path.glob("*.jsonl") for line in file.read_text().splitlines()]
     same([line["task"]["input"], line["task"]["output"]], [{"answer": JUDGED}, JUDGED])
@@ -261,12 +262,12 @@ def test_approvals_and_signals_keep_the_order(
 def test_schedules_keep_the_order(database: Engine, act: Any) -> None:
     act("Act")
     request = {"input": JUDGED, "agent": "Act"}
-    definition = schedules.ScheduleDefinition.parse({"name": "daily", "cron": "0 3 * * *", "request": request})
+    definition = store.ScheduleDefinition.parse({"name": "daily", "cron": "0 3 * * *", "request": request})
     with database.begin() as connection:
-        same(schedules.create(connection, "default", definition)["request"], request)
-        same(schedules.change(connection, "default", "daily", {"enabled": False})["request"], request)
-        same(schedules.list_schedules(connection, "default", limit=5).items[0]["request"], request)
-    [prepared] = schedules.prepare_run(database, "default", "daily")
+        same(store.create(connection, "default", definition)["request"], request)
+        same(store.change(connection, "default", "daily", {"enabled": False})["request"], request)
+        same(store.list_schedules(connection, "default", limit=5).items[0]["request"], request)
+    [prepared] = store.prepare_run(database, "default", "daily")
     same(prepared["input"], JUDGED)
 
 

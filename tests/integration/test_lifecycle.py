@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
 
-from shared import lifecycle
 from shared.errors import InvalidInput, NotFound, UnknownAgent
-from shared.states import State
+from shared.tasks import lifecycle
+from shared.tasks.states import State
 from tests.by_hand import NOOP, ByHand, agent, at_once
 from tests.conftest import Define
 

@@ -27,9 +27,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from orchestrator.lost_workers import ORPHANED
-from orchestrator.rescuer import OVERDUE
-from shared.states import State
+from orchestrator.maintenance.lost_workers import ORPHANED
+from orchestrator.maintenance.rescuer import OVERDUE
+from shared.tasks.states import State
 from tests.by_hand import NOOP, agent
 from tests.conftest import Define
 from tests.lifecycle_model import calls

@@ -16,14 +16,14 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from shared.errors import Unavailable
-from shared.hints import make_redis
-from shared.limiter import Bucket, Correction, Flight, Limiter
+from shared.notifications import make_redis
 from tests.processes import ROOT
+from workers.limiter import Bucket, Correction, Flight, Limiter
 
 HAMMER = """
 import json, sys, time
-from shared.hints import make_redis
-from shared.limiter import Bucket, Limiter
+from shared.notifications import make_redis
+from workers.limiter import Bucket, Limiter
 limiter, bucket = Limiter(make_redis()), Bucket(sys.argv[1], 40, 1.0)
 end, granted = time.monotonic() + 3, []
 while time.monotonic() < end:

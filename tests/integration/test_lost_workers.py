@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 
-from orchestrator.lost_workers import LostWorkers
+from orchestrator.maintenance.lost_workers import LostWorkers
 from orchestrator.monitors import Monitors
-from shared import lifecycle
 from shared.broker import make_app
-from shared.database import make_engine, transaction
+from shared.database.connections import make_engine, transaction
 from shared.settings import Settings
+from shared.tasks import lifecycle
 from tests.integration.conftest import Minion, Tasks, orchestrating
 from tests.processes import wait_until
 from workers.heartbeat import WORKER_ID, Heartbeat, report_lost_child

@@ -20,14 +20,16 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
 
-from shared import init_db, lifecycle, sql
-from shared.definitions import DefinitionStore
+from shared.contracts.documents import parse_definition
+from shared.database import schema as database_schema
+from shared.database.tables import Agent, Base
+from shared.definitions import defaults
+from shared.definitions.store import DefinitionStore
 from shared.errors import Conflict, NotConfigured
-from shared.models import Agent, Base
 from shared.registry import AgentRegistry
-from shared.schemas import parse_definition
 from shared.settings import Settings
-from shared.states import INITIAL, TRANSITIONS, State
+from shared.tasks import lifecycle, sql
+from shared.tasks.states import INITIAL, TRANSITIONS, State
 from tests import schema
 from tests.by_hand import NOOP, ByHand, agent, function
 from tests.conftest import Define
@@ -35,7 +37,7 @@ from tests.processes import ROOT, wait_until
 
 Facts = list[tuple[Any, ...]]
 
-BEFORE_18 = (ROOT / "shared/sql/foundation.sql").read_text()
+BEFORE_18 = (ROOT / "shared/tasks/sql/foundation.sql").read_text()
 
 
 def refused(engine: Engine, statement: str, **values: Any) -> str:
@@ -88,7 +90,7 @@ def test_constraints_and_indexes_agree_too(database: Engine, empty_database: Eng
 
 
 def test_schema_file_describes_a_fresh_database(empty_database: Engine) -> None:
-    init_db.migrate(empty_database)
+    database_schema.migrate(empty_database)
     difference = schema.difference(empty_database)
     assert not difference, f"migrations/schema.sql is out of date: run `make schema`.\n{difference}"
 
@@ -109,8 +111,14 @@ def test_no_foreign_key_is_without_an_index_where_rows_are_deleted(database: Eng
 
 # ------------------------------------------------------------------------------------------ migrate and init
 
-MIGRATE = "from shared.database import get_engine; from shared.init_db import migrate; print(*migrate(get_engine()))"
-INIT = "from shared.database import get_engine; from shared.init_db import init; print(len(init(get_engine())))"
+MIGRATE = (
+    "from shared.database.connections import get_engine; from shared.database.schema import migrate; "
+    "print(*migrate(get_engine()))"
+)
+INIT = (
+    "from shared.database.connections import get_engine; from shared.definitions.defaults import init; "
+    "print(len(init(get_engine())))"
+)
 
 
 def in_processes(engine: Engine, code: str, number: int) -> list[str]:
@@ -137,45 +145,45 @@ def test_processes_that_migrate_and_init_at_once_do_it_once(empty_database: Engi
 
 
 def test_migrating_and_creating_again_changes_nothing(database: Engine) -> None:
-    assert init_db.migrate(database) == ("0005", "0005")
-    assert [(c.kind, c.name, c.action) for c in init_db.init(database)] == [
+    assert database_schema.migrate(database) == ("0005", "0005")
+    assert [(c.kind, c.name, c.action) for c in defaults.init(database)] == [
         ("tool", "echo", "created"),
         ("agent", "assistant", "created"),
         ("agent", "echo", "created"),
     ]
-    assert init_db.init(database) == []
+    assert defaults.init(database) == []
 
 
 def test_init_leaves_changed_defaults_alone(database: Engine) -> None:
-    init_db.init(database)
+    defaults.init(database)
     with Session(database) as session:
         AgentRegistry(session).register_agent(Agent(name="assistant", description="Mine"))
-        assert init_db.init(database) == []
+        assert defaults.init(database) == []
         assert AgentRegistry(session).get_agent("assistant").description == "Mine"
 
 
 def test_init_is_not_misled_by_other_namespaces(database: Engine) -> None:
     with Session(database) as session:
         AgentRegistry(session, "other").register_agent(Agent(name="assistant", description="Theirs"))
-    assert ("agent", "assistant") in {(change.kind, change.name) for change in init_db.init(database)}
+    assert ("agent", "assistant") in {(change.kind, change.name) for change in defaults.init(database)}
 
 
 def test_a_migration_that_fails_says_why_and_lets_go(empty_database: Engine) -> None:
     with empty_database.begin() as connection:
         connection.execute(text("CREATE TABLE workers (id int)"))
     with pytest.raises(ProgrammingError, match='relation "workers" already exists'):
-        init_db.migrate(empty_database)
+        database_schema.migrate(empty_database)
     with empty_database.begin() as connection:
         assert connection.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")) == 0
         assert connection.scalar(text("SELECT to_regclass('tasks')")) is None
         connection.execute(text("DROP TABLE workers"))
-    assert init_db.migrate(empty_database) == (None, "0005")
+    assert database_schema.migrate(empty_database) == (None, "0005")
 
 
 @pytest.fixture
 def previous_schema(empty_database: Engine) -> Engine:
     """A database as release 0.2 left it."""
-    with init_db.alembic_config() as config, empty_database.connect() as connection:
+    with database_schema.alembic_config() as config, empty_database.connect() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0004")
         connection.commit()
@@ -191,7 +199,7 @@ def waits_for_a_lock(engine: Engine) -> bool:
 def test_a_migration_that_meets_a_deadlock_starts_again(previous_schema: Engine) -> None:
     with ThreadPoolExecutor(1) as threads, previous_schema.connect() as other:
         other.execute(text("LOCK TABLE workers IN ROW EXCLUSIVE MODE"))
-        migration = threads.submit(init_db.migrate, previous_schema)
+        migration = threads.submit(database_schema.migrate, previous_schema)
         wait_until(lambda: waits_for_a_lock(previous_schema), "the migration waits for the table")
         other.execute(text("SELECT count(*) FROM tasks"))
         other.commit()
@@ -201,14 +209,14 @@ def test_a_migration_that_meets_a_deadlock_starts_again(previous_schema: Engine)
 def test_a_table_that_is_held_all_the_time_is_named_with_its_holder(
     previous_schema: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(init_db, "LOCK_TIMEOUT", 0.1)
-    monkeypatch.setattr(init_db, "LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr(database_schema, "LOCK_TIMEOUT", 0.1)
+    monkeypatch.setattr(database_schema, "LOCK_PATIENCE", 0.1)
     with previous_schema.connect() as other:
         other.execute(text("SET application_name = 'report'"))
         pid = other.scalar(text("SELECT pg_backend_pid() FROM tasks RIGHT JOIN (SELECT 1) one ON true"))
         with pytest.raises(Conflict, match=rf"nothing was changed. Open transactions: process {pid} \(report\), for"):
-            init_db.migrate(previous_schema)
-    assert init_db.migrate(previous_schema) == ("0004", "0005")
+            database_schema.migrate(previous_schema)
+    assert database_schema.migrate(previous_schema) == ("0004", "0005")
 
 
 SUBMIT_OF_0_1 = (
@@ -219,7 +227,7 @@ SUBMIT_OF_0_1 = (
 
 @pytest.mark.parametrize(("public", "grant"), [(True, False), (False, True), (True, True)])
 def test_roles_that_could_submit_by_sql_may_still_do_so(empty_database: Engine, public: bool, grant: bool) -> None:
-    with init_db.alembic_config() as config, empty_database.connect() as connection:
+    with database_schema.alembic_config() as config, empty_database.connect() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0004")
         connection.commit()
@@ -232,7 +240,7 @@ def test_roles_that_could_submit_by_sql_may_still_do_so(empty_database: Engine, 
             connection.execute(text("REVOKE ALL ON FUNCTION minion_submit FROM PUBLIC"))
         if grant:
             connection.execute(text("GRANT EXECUTE ON FUNCTION minion_submit TO granted"))
-    init_db.migrate(empty_database)
+    database_schema.migrate(empty_database)
     may = text("SELECT has_function_privilege(:role, oid, 'EXECUTE') FROM pg_proc WHERE proname = 'minion_submit'")
     with empty_database.begin() as connection:
         found = {role: connection.scalars(may, {"role": role}).one() for role in ("a_writer", "granted", "stranger")}
@@ -245,7 +253,7 @@ def test_roles_that_could_submit_by_sql_may_still_do_so(empty_database: Engine, 
 @pytest.mark.parametrize("public", [True, False])
 def test_who_may_submit_by_sql_may_still_do_so_after_the_migration(empty_database: Engine, public: bool) -> None:
     may = "SELECT has_function_privilege('{}', oid, 'EXECUTE') FROM pg_proc WHERE proname = 'minion_submit'"
-    with init_db.alembic_config() as config, empty_database.connect() as connection:
+    with database_schema.alembic_config() as config, empty_database.connect() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
         connection.execute(text(SUBMIT_OF_0_1))
@@ -258,7 +266,7 @@ def test_who_may_submit_by_sql_may_still_do_so_after_the_migration(empty_databas
         if not public:
             connection.execute(text("REVOKE ALL ON FUNCTION minion_submit FROM PUBLIC"))
             connection.execute(text('GRANT EXECUTE ON FUNCTION minion_submit TO "a clerk"'))
-    init_db.migrate(empty_database)
+    database_schema.migrate(empty_database)
     with empty_database.begin() as connection:
         assert list(connection.scalars(text(may.format("a clerk")))) == [not public]
         # No role that has no rights on the tables could submit: the function now runs with its owner's.
@@ -280,7 +288,7 @@ CALLED_BY_0_2 = (
 @pytest.mark.parametrize("release", ["0.1", "0.2"])
 def test_grants_survive_the_drop_of_a_function(empty_database: Engine, release: str) -> None:
     """From 0.2 the successors exist already, and any role may call them."""
-    with init_db.alembic_config() as config, empty_database.connect() as connection:
+    with database_schema.alembic_config() as config, empty_database.connect() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0003")
         connection.commit()
@@ -293,7 +301,7 @@ def test_grants_survive_the_drop_of_a_function(empty_database: Engine, release: 
             connection.execute(text(f'GRANT EXECUTE ON FUNCTION {name} TO "a clerk"'))
         for head in CALLED_BY_0_2 if release == "0.2" else ():
             connection.execute(text(f"CREATE FUNCTION {head} LANGUAGE plpgsql AS 'BEGIN END'"))
-    init_db.migrate(empty_database, after=True)
+    database_schema.migrate(empty_database, after=True)
     acl = text(
         "SELECT proname, a.grantee::regrole::text AS role FROM pg_proc, aclexplode(proacl) a "
         "WHERE proname = ANY (:names) AND a.grantee <> proowner ORDER BY 1, 2"
@@ -317,14 +325,14 @@ def test_tasks_of_the_previous_release_take_turns_in_their_conversations(empty_d
         INSERT INTO task_status (task_id, state) SELECT id, 'pending' FROM made RETURNING task_id
         """
     ).bindparams(bindparam("parent", type_=Uuid()))
-    with init_db.alembic_config() as config, empty_database.connect() as connection:
+    with database_schema.alembic_config() as config, empty_database.connect() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
         first = connection.scalar(insert, {"parent": None})
         child = connection.scalar(insert, {"parent": first})
         second = connection.scalar(insert, {"parent": None})
         connection.commit()
-    init_db.migrate(empty_database)
+    database_schema.migrate(empty_database)
     predecessors = text("SELECT task_id, minion_predecessor(task_id, namespace, conversation_id) FROM task_status")
     with empty_database.connect() as connection:
         found = {row.task_id: row.minion_predecessor for row in connection.execute(predecessors)}
@@ -344,14 +352,14 @@ PENDING = text(
 def test_revisions_run_one_at_a_time(empty_database: Engine) -> None:
     """Each is committed alone and keeps a pending task; then come the functions, as `migrate` creates them."""
     tasks: list[UUID] = []
-    with init_db.alembic_config() as config, empty_database.connect() as connection:
+    with database_schema.alembic_config() as config, empty_database.connect() as connection:
         config.attributes["connection"] = connection
         revisions = [each.revision for each in ScriptDirectory.from_config(config).walk_revisions()]
         for revision in reversed(revisions):
             command.upgrade(config, revision)
             tasks.append(connection.execute(PENDING).scalar_one())
             connection.commit()
-    assert init_db.migrate(empty_database, after=True) == (revisions[0], revisions[0])
+    assert database_schema.migrate(empty_database, after=True) == (revisions[0], revisions[0])
     assert schema.difference(empty_database) == ""
 
     with Session(empty_database) as session, session.begin():
@@ -367,32 +375,32 @@ def test_revisions_run_one_at_a_time(empty_database: Engine) -> None:
 
 def test_a_schema_that_is_missing_or_old_is_named_and_a_newer_one_is_left_alone(empty_database: Engine) -> None:
     with empty_database.connect() as connection, pytest.raises(NotConfigured, match="has no schema yet"):
-        init_db.check_schema_is_current(connection)
-    init_db.migrate(empty_database)
+        database_schema.check_schema_is_current(connection)
+    database_schema.migrate(empty_database)
     with empty_database.begin() as connection:
-        init_db.check_schema_is_current(connection)
+        database_schema.check_schema_is_current(connection)
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-        init_db.check_schema_is_current(connection)
-    assert init_db.migrate(empty_database) == ("9999", "9999")
+        database_schema.check_schema_is_current(connection)
+    assert database_schema.migrate(empty_database) == ("9999", "9999")
 
 
 def test_functions_that_are_missing_or_old_are_named_and_newer_ones_are_left_alone(empty_database: Engine) -> None:
-    init_db.migrate(empty_database)
+    database_schema.migrate(empty_database)
     with empty_database.begin() as connection:
         connection.execute(text("DROP FUNCTION minion_functions()"))
         with pytest.raises(NotConfigured, match=f"set 0 of its functions, this release needs set {sql.NUMBER}"):
-            init_db.check_schema_is_current(connection)
-    init_db.migrate(empty_database)
+            database_schema.check_schema_is_current(connection)
+    database_schema.migrate(empty_database)
     with empty_database.begin() as connection:
-        init_db.check_schema_is_current(connection)
+        database_schema.check_schema_is_current(connection)
         connection.execute(
             text("CREATE OR REPLACE FUNCTION minion_functions() RETURNS integer IMMUTABLE AS 'SELECT 999' LANGUAGE sql")
         )
         connection.execute(text("DROP FUNCTION minion_heal_turns"))
         connection.execute(text("CREATE OR REPLACE FUNCTION minion_parked() RETURNS bigint AS 'SELECT 7' LANGUAGE sql"))
-    init_db.migrate(empty_database)
+    database_schema.migrate(empty_database)
     with empty_database.connect() as connection:
-        init_db.check_schema_is_current(connection)
+        database_schema.check_schema_is_current(connection)
         assert connection.scalar(text("SELECT minion_parked()")) == 7
         assert connection.scalar(text("SELECT to_regproc('minion_heal_turns')")) is None
 
@@ -402,7 +410,7 @@ def test_each_function_is_defined_once_and_its_body_is_valid(empty_database: Eng
     assert {path.stem for path in sql.FOLDER.glob("*.sql")} == {*sql.FOUNDATION, *sql.OTHERS}
     heads = [line.rstrip() for body in files for line in body.splitlines() if line.startswith("CREATE")]
     assert all(head.startswith("CREATE OR REPLACE FUNCTION minion_") for head in heads)
-    init_db.migrate(empty_database)
+    database_schema.migrate(empty_database)
     with empty_database.begin() as connection:
         count = connection.scalar(text("SELECT count(*) FROM pg_proc WHERE proname ~ '^minion_'"))
         assert count == len(heads) + 1  # `minion_functions` says which set it is
@@ -415,7 +423,7 @@ def test_each_function_is_defined_once_and_its_body_is_valid(empty_database: Eng
 def test_workers_that_cannot_run_on_the_new_schema_are_named(
     empty_database: Engine, version: str, refused: bool
 ) -> None:
-    with init_db.alembic_config() as config, empty_database.connect() as connection:
+    with database_schema.alembic_config() as config, empty_database.connect() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0003")
         connection.execute(
@@ -428,13 +436,13 @@ def test_workers_that_cannot_run_on_the_new_schema_are_named(
         connection.commit()
     if refused:
         with pytest.raises(Conflict, match=r"1 workers of a release before 0.2 are online: w \(0.1.9\)"):
-            init_db.migrate(empty_database)
+            database_schema.migrate(empty_database)
     else:
-        assert init_db.migrate(empty_database) == ("0003", "0005")
+        assert database_schema.migrate(empty_database) == ("0003", "0005")
 
 
 def test_alembics_own_command_line_finds_the_database(database: Engine, settings: Settings) -> None:
-    with init_db.alembic_config() as config:
+    with database_schema.alembic_config() as config:
         command.upgrade(config, "head")
 
 
@@ -660,7 +668,7 @@ def test_a_replayed_task_may_be_deleted(hand: ByHand) -> None:
 
 
 def test_going_back_before_the_first_schema_is_refused(database: Engine) -> None:
-    with init_db.alembic_config() as config, database.connect() as connection:
+    with database_schema.alembic_config() as config, database.connect() as connection:
         config.attributes["connection"] = connection
         with pytest.raises(NotImplementedError, match="Restore a backup"):
             command.downgrade(config, "base")
@@ -673,7 +681,7 @@ def test_a_database_that_cannot_hold_every_text_is_refused(database: Engine) -> 
     engine = create_engine(database.url.set(database="ascii"), connect_args={"client_encoding": "utf8"})
     try:
         with pytest.raises(NotConfigured, match="ENCODING 'UTF8'"):
-            init_db.migrate(engine)
+            database_schema.migrate(engine)
     finally:
         engine.dispose()
         with outside.connect() as connection:

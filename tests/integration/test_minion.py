@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from shared.broker import make_app, publish
-from shared.lifecycle import Dispatched
 from shared.settings import Settings
+from shared.tasks.lifecycle import Dispatched
 from tests.conftest import Define
 from tests.integration.conftest import Tasks
 from tests.processes import Process, wait_until

@@ -13,10 +13,10 @@ from structlog.testing import capture_logs
 
 from minions import testing
 from minions.testing import KEY, MessagesApi, error, tool_use
-from shared import lifecycle
-from shared.database import transaction
-from shared.schemas import Budget
+from shared.contracts.requests import Budget
+from shared.database.connections import transaction
 from shared.settings import Settings
+from shared.tasks import lifecycle
 from tests.conftest import Define
 from tests.integration.conftest import ACT, Minion, Tasks, everything_written, orchestrating
 from tests.model import forget_client

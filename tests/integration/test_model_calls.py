@@ -11,14 +11,14 @@ from sqlalchemy import Engine, text
 
 from minions import testing
 from minions.testing import MessagesApi, error, tool_use
-from shared.database import transaction
+from orchestrator.explain import explain
+from shared.database.connections import transaction
 from shared.errors import InvalidDefinition, ModelUnavailable
-from shared.explain import explain
 from shared.settings import get_settings
 from tests.conftest import Define
 from tests.integration.conftest import ACT, Minion, Tasks
 from tests.model import talking_to
-from workers.models import patience
+from workers.llm import patience
 
 HI = testing.text("Hi.")
 THOUGHT = {"type": "thinking", "thinking": "Let me see …", "signature": "c2lnbmVk=="}

@@ -18,15 +18,15 @@ from sqlalchemy import Engine, text
 
 from minions import testing
 from minions.testing import MessagesApi, error
-from shared import rules
-from shared.explain import explain
-from shared.hints import make_redis
-from shared.rules import Rate
+from orchestrator.explain import explain
+from shared.notifications import make_redis
+from shared.tasks import throttles
+from shared.tasks.throttles import Rate
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 from tests.processes import ROOT
 from workers import minion
-from workers.models.limits import ModelLimits
+from workers.llm.limits import ModelLimits
 
 MODEL = "claude-sonnet-5-5"
 
@@ -34,8 +34,8 @@ MODEL = "claude-sonnet-5-5"
 # people have set, the other one that the API tells.
 HAMMER = """
 import json, os, sys, time
-from shared.database import forget_engine
-from workers.models.limits import ModelLimits
+from shared.database.connections import forget_engine
+from workers.llm.limits import ModelLimits
 headers = json.loads(sys.argv[1])
 for _ in range(7):
     if not os.fork():
@@ -59,7 +59,7 @@ def set_limit(database: Engine) -> Any:
 
     def make(name: str = MODEL, **rates: str) -> None:
         with database.begin() as connection:
-            rules.set_limit(connection, "model", name, **{kind: Rate.parse(rate) for kind, rate in rates.items()})
+            throttles.set_limit(connection, "model", name, **{kind: Rate.parse(rate) for kind, rate in rates.items()})
 
     return make
 
@@ -223,7 +223,7 @@ def test_a_task_waits_for_its_model_without_a_slot(
     assert f"'{MODEL}' is at its limit of 1 requests in 60 s (`minion limits`): it waits until" in told_why.sentence
     assert told_why.facts["model"] == MODEL
     with database.begin() as connection:
-        rules.remove_limit(connection, "model", "*")
+        throttles.remove_limit(connection, "model", "*")
     due_now(database)
     here.run_all()
     assert (tasks.get(second)["state"], tasks.get(second)["attempts"]) == ("succeeded", 0)

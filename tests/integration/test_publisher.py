@@ -8,11 +8,11 @@ from uuid import uuid4
 import pytest
 from celery import Celery
 
+from orchestrator.local.embedded import EmbeddedServers
 from shared.broker import BROKER_AWAY, make_app, publish
-from shared.embedded import EmbeddedServers
-from shared.hints import make_redis
-from shared.lifecycle import Dispatched
+from shared.notifications import make_redis
 from shared.settings import Settings
+from shared.tasks.lifecycle import Dispatched
 from workers.run_messages import read
 
 pytestmark = pytest.mark.usefixtures("database")

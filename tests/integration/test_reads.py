@@ -9,8 +9,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Connection, Engine, text
 
-from shared import lifecycle
-from shared.states import State
+from shared.tasks import lifecycle
+from shared.tasks.states import State
 from tests.by_hand import NOOP, ByHand, agent
 from tests.conftest import Define
 

@@ -11,9 +11,11 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from orchestrator.routing import prepare_pending
-from shared import submission
-from shared.database import make_engine
+from orchestrator.preparer import prepare_pending
+from shared.contracts.documents import AgentDefinition
+from shared.contracts.requests import HumanMessage
+from shared.database.connections import make_engine
+from shared.database.tables import Agent
 from shared.errors import (
     AmbiguousRoute,
     Conflict,
@@ -23,13 +25,12 @@ from shared.errors import (
     UnknownAgent,
     WaitTimeout,
 )
-from shared.lifecycle import cancel
-from shared.messages import checked_input
-from shared.models import Agent
 from shared.registry import AgentRegistry
-from shared.routing import choose
-from shared.schemas import AgentDefinition, HumanMessage
 from shared.settings import Settings
+from shared.tasks import submission
+from shared.tasks.lifecycle import cancel
+from shared.tasks.messages import checked_input
+from shared.tasks.routing import choose
 from tests.by_hand import NOOP, ByHand, agent
 from tests.conftest import Define
 from tests.processes import wait_until

@@ -8,10 +8,11 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from shared.models import Agent
+from shared.contracts.requests import AIMessage, HumanMessage
+from shared.database.tables import Agent
 from shared.registry import AgentRegistry
-from shared.schemas import AgentResponse, AIMessage, HumanMessage
-from shared.states import State
+from shared.tasks.response import AgentResponse
+from shared.tasks.states import State
 from tests.by_hand import NOOP, agent
 from tests.conftest import Define
 

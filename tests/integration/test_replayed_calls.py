@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from shared.database import transaction
-from shared.explain import explain
-from shared.schemas import Budget
+from orchestrator.explain import explain
+from shared.contracts.requests import Budget
+from shared.database.connections import transaction
 from tests.conftest import Define
 from tests.integration.conftest import ACT, Minion, Tasks
 from tests.model import pointed_at
@@ -47,7 +47,7 @@ def replay(monkeypatch: pytest.MonkeyPatch) -> Iterator[Replay]:
 @pytest.fixture
 def run(define: Define, tasks: Tasks, here: Minion, replay: Replay, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs a task of an agent with the tools `act` and `echo` against these responses, once."""
-    monkeypatch.setattr("workers.models.patience.FIRST_SECONDS", 0.01)
+    monkeypatch.setattr("workers.llm.patience.FIRST_SECONDS", 0.01)
 
     def once(*responses: Recorded, budget: Any = None, **fields: Any) -> dict[str, Any]:
         config = {"capabilities": ["work"], **fields.pop("config", {})}

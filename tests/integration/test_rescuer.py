@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from shared import lifecycle
 from shared.broker import make_app, publish
-from shared.database import transaction
-from shared.hints import make_redis
-from shared.lifecycle import Dispatched
+from shared.database.connections import transaction
+from shared.notifications import make_redis
 from shared.settings import Settings
+from shared.tasks import lifecycle
+from shared.tasks.lifecycle import Dispatched
 from tests.integration.conftest import Minion, Tasks
 from tests.processes import Process, ended_at_last, start_worker, wait_online, wait_until
 

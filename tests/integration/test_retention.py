@@ -18,15 +18,15 @@ from sqlalchemy.dialects.postgresql import TEXT
 from sqlalchemy.exc import IntegrityError
 from typer.testing import CliRunner, Result
 
-from orchestrator import retention
 from orchestrator.cli import app
-from orchestrator.pruner import EVERY_SECONDS, Pruner
-from orchestrator.retention import prune
-from orchestrator.task_export import TaskExport
+from orchestrator.retention import retention
+from orchestrator.retention.export import TaskExport
+from orchestrator.retention.pruner import EVERY_SECONDS, Pruner
+from orchestrator.retention.retention import prune
 from shared.errors import FileFault, NotConfigured
 from shared.settings import Settings, get_settings
-from shared.states import State
-from shared.tasks import first_id_at
+from shared.tasks.queries import first_id_at
+from shared.tasks.states import State
 from tests.integration.conftest import Minion, Tasks
 
 Ended = Callable[..., UUID]

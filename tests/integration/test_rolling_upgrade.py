@@ -17,9 +17,9 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session
 
-from shared import init_db
-from shared.definitions import DefinitionStore
-from shared.schemas import parse_definition
+from shared.contracts.documents import parse_definition
+from shared.database import schema
+from shared.definitions.store import DefinitionStore
 from shared.settings import Settings
 from tests.processes import (
     ROOT,
@@ -166,7 +166,7 @@ def test_the_previous_release_works_on_the_new_schema_beside_the_new_one(site: S
     site.submit("Chain", 20)
     wait_until(lambda: site.ran(old_worker) > 20, "the old worker is at work")
 
-    assert init_db.migrate(site.engine) == ("0004", "0005")
+    assert schema.migrate(site.engine) == ("0004", "0005")
     site.submit("Chain", 5)
     wait_until(site.all_done, "the old release alone on the new schema")
     assert site.disturbed() == []
@@ -194,7 +194,7 @@ def test_the_previous_release_works_on_the_new_schema_beside_the_new_one(site: S
     old_worker.stop()
     new_worker.stop()
 
-    assert init_db.migrate(site.engine, after=True) == ("0005", "0005")
+    assert schema.migrate(site.engine, after=True) == ("0005", "0005")
     site.start(ROOT)
     site.submit("Chain", 10, key="tenant")
     wait_until(site.all_done, "the new release alone", 60)

@@ -12,14 +12,14 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Engine, text
 
-from orchestrator.leadership import Leadership
-from orchestrator.scheduler import Scheduler, run_due
-from shared import schedules
-from shared.database import make_engine, transaction
-from shared.messages import checked_input
-from shared.schedules import ScheduleDefinition
+from orchestrator.loops.leadership import Leadership
+from orchestrator.schedules import store as schedules
+from orchestrator.schedules.scheduler import Scheduler, run_due
+from orchestrator.schedules.store import ScheduleDefinition
+from orchestrator.schedules.timetable import MOST_RUNS
+from shared.database.connections import make_engine, transaction
 from shared.settings import Settings
-from shared.timetable import MOST_RUNS
+from shared.tasks.messages import checked_input
 from tests.integration.conftest import Tasks
 from tests.processes import wait_until
 
@@ -92,7 +92,7 @@ def test_a_check_may_take_longer_than_a_transaction_may_stand_idle(
         checked_input(*arguments, **named)
 
     id = put()
-    monkeypatch.setattr("shared.submission.checked_input", check_slowly)
+    monkeypatch.setattr("shared.tasks.submission.checked_input", check_slowly)
     engine = make_engine(short_leases.model_copy(update={"lease_seconds": 0.5}))
     with engine.begin() as connection:
         assert len(run_due(connection, id)) == 1

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from shared import security_events
+from shared.definitions.function_store import FunctionStore
 from shared.errors import FunctionError
-from shared.function_store import FunctionStore
+from shared.functions import security_events
 from shared.settings import get_settings
 from tests.by_hand import NOOP, ByHand, agent
 from tests.conftest import Define

@@ -12,9 +12,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from shared import lifecycle
+from shared.contracts.requests import TaskRequest
 from shared.contracts.strict_json import MAX_DEPTH
-from shared.database import get_engine
+from shared.database.connections import get_engine
 from shared.errors import (
     AmbiguousRoute,
     Conflict,
@@ -25,8 +25,8 @@ from shared.errors import (
     UnknownAgent,
     UnknownCapability,
 )
-from shared.schemas import TaskRequest
-from shared.submission import prepare, prepare_each, submit, submit_many
+from shared.tasks import lifecycle
+from shared.tasks.submission import prepare, prepare_each, submit, submit_many
 from tests.by_hand import NOOP, ByHand, agent, at_once
 from tests.conftest import Define
 

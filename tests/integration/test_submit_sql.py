@@ -11,10 +11,9 @@ import psycopg
 import pytest
 from sqlalchemy import Engine, make_url, text
 
+from orchestrator.preparer import prepare_pending
 from orchestrator.replay import replay
-from orchestrator.routing import prepare_pending
-from shared import lifecycle
-from shared.database import EXPECTED, expected_error
+from shared.database.connections import EXPECTED, expected_error
 from shared.errors import (
     AmbiguousRoute,
     Conflict,
@@ -25,6 +24,7 @@ from shared.errors import (
     UnknownAgent,
     UnknownCapability,
 )
+from shared.tasks import lifecycle
 from tests.by_hand import NOOP, ByHand, agent, at_once
 from tests.conftest import Define
 from tests.integration.test_submission import SEARCH

@@ -10,7 +10,7 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import text
 
-from shared import schemas
+from shared.contracts import documents
 from shared.settings import Settings
 from tests.integration.conftest import Minion, Tasks
 from workers import minion
@@ -55,7 +55,7 @@ def test_a_soft_limit_that_strikes_while_a_definition_is_read_wins(
         return fields
 
     load_blueprint.cache_clear()
-    monkeypatch.setattr(schemas, "_without_defaults", struck)
+    monkeypatch.setattr(documents, "_without_defaults", struck)
     monkeypatch.setattr(Meter, "wall_seconds", lambda meter: seconds)
     minion.run(message.task_id, message.claim, here.id)
     [execution] = tasks.executions(task)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from shared import lifecycle
+from shared.tasks import lifecycle
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 

@@ -8,10 +8,10 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Engine
 
-from shared import lifecycle
 from shared.errors import IdempotencyConflict, InvalidInput, UnknownAgent
-from shared.lifecycle import Accepted
-from shared.states import State
+from shared.tasks import lifecycle
+from shared.tasks.lifecycle import Accepted
+from shared.tasks.states import State
 from tests.by_hand import NOOP, ByHand, agent, at_once
 from tests.conftest import Define
 

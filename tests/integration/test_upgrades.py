@@ -21,8 +21,8 @@ from sqlalchemy.schema import sort_tables
 
 from orchestrator.api.app import create_app
 from orchestrator.replay import replay
-from shared import init_db
-from shared.database import get_engine
+from shared.database import schema as database_schema
+from shared.database.connections import get_engine
 from shared.settings import Settings
 from tests import schema
 from tests.by_hand import ByHand
@@ -34,10 +34,10 @@ HEADS = {"0.1.0": "0001", "0.2.0": "0004"}
 A_DAY = """
 import json
 from sqlalchemy.orm import Session
-from shared.database import get_engine
-from shared.definitions import DefinitionStore
-from shared.init_db import migrate
-from shared.schemas import parse_definition
+from shared.database.connections import get_engine
+from shared.definitions.store import DefinitionStore
+from shared.database.schema import migrate
+from shared.contracts.documents import parse_definition
 from tests.by_hand import NOOP, ByHand, agent, function
 
 migrate(get_engine())
@@ -167,8 +167,8 @@ def test_an_upgrade_keeps_every_row(site: Site) -> None:
     before = rows_of(site.engine)
     assert [table for table, rows in before.items() if not rows] == []
 
-    assert init_db.migrate(site.engine) == (site.head, "0005")
-    assert init_db.migrate(site.engine, after=True) == ("0005", "0005")
+    assert database_schema.migrate(site.engine) == (site.head, "0005")
+    assert database_schema.migrate(site.engine, after=True) == ("0005", "0005")
 
     assert schema.difference(site.engine) == ""
     after = rows_of(site.engine)
@@ -178,7 +178,7 @@ def test_an_upgrade_keeps_every_row(site: Site) -> None:
 
 
 def test_tasks_of_an_earlier_release_continue_after_the_upgrade(site: Site) -> None:
-    init_db.migrate(site.engine)
+    database_schema.migrate(site.engine)
     hand = ByHand(site.engine)
     tasks = site.tasks
     hand.finish(tasks["running"])
@@ -194,7 +194,7 @@ def test_tasks_of_an_earlier_release_continue_after_the_upgrade(site: Site) -> N
 
 
 def test_the_api_reads_every_row_of_an_earlier_release(site: Site, settings: Settings) -> None:
-    init_db.migrate(site.engine)
+    database_schema.migrate(site.engine)
     url = site.engine.url.render_as_string(hide_password=False)
     app = create_app(settings.model_copy(update={"database_url": SecretStr(url)}))
     pages = [*PAGES, *(f"tasks/{task}{page}" for task in site.tasks.values() for page in TASK_PAGES)]
@@ -204,9 +204,9 @@ def test_the_api_reads_every_row_of_an_earlier_release(site: Site, settings: Set
 
 
 def test_revisions_make_the_tables_of_an_earlier_release(site: Site, new_database: Callable[..., Engine]) -> None:
-    """The revisions have been edited since: the functions are in `shared/sql` now."""
+    """The revisions have been edited since: the functions are in `shared/tasks/sql` now."""
     engine = new_database("by_revisions")
-    with init_db.alembic_config() as config, engine.connect() as connection:
+    with database_schema.alembic_config() as config, engine.connect() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, site.head)
         connection.commit()

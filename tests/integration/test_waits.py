@@ -9,9 +9,9 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Engine, text
 
-from shared import lifecycle
-from shared.database import transaction
+from shared.database.connections import transaction
 from shared.errors import Conflict, NotFound
+from shared.tasks import lifecycle
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 

@@ -19,12 +19,13 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
 from minions.errors import InvalidSignature
-from orchestrator import webhook_messages, webhooks
-from orchestrator.webhooks import AT_ONCE, AT_ONCE_PER_WEBHOOK, Webhooks
-from shared import lifecycle
-from shared.embedded import EmbeddedServers
+from orchestrator.local.embedded import EmbeddedServers
+from orchestrator.webhooks import deliverer
+from orchestrator.webhooks import messages as webhook_messages
+from orchestrator.webhooks.deliverer import AT_ONCE, AT_ONCE_PER_WEBHOOK, Webhooks
 from shared.settings import Settings
-from shared.states import State
+from shared.tasks import lifecycle
+from shared.tasks.states import State
 from tests.by_hand import NOOP, ByHand, agent
 from tests.conftest import Define
 from tests.notifications import all_read, flood
@@ -261,7 +262,7 @@ def test_a_new_message_does_not_wait_for_the_next_look(hand: ByHand, endpoint: R
         began = time.monotonic()
         endpoint.wait_for(number)
         times.append(time.monotonic() - began)
-    assert sorted(times)[2] < webhooks.IDLE_SECONDS / 3
+    assert sorted(times)[2] < deliverer.IDLE_SECONDS / 3
 
 
 # ----------------------------------------------------------------------------------------------------- retries
@@ -319,7 +320,7 @@ def test_a_fault_of_ours_ends_after_as_many_attempts(
     def post(*_: Any) -> None:
         raise LookupError("never seen before")
 
-    monkeypatch.setattr(webhooks.webhook_messages, "post", post)
+    monkeypatch.setattr(deliverer.webhook_messages, "post", post)
     with sending(here, hand.engine):
         add(hand, "http://127.0.0.1:1/")
         end(hand)
@@ -366,7 +367,7 @@ def next_delay(hand: ByHand, here: Settings, answer: Any, attempts: int = 0) -> 
         add(hand, endpoint.url)
         end(hand)
         hand.sql("UPDATE webhook_deliveries SET attempts = :attempts", attempts=attempts)
-        with sending(here, hand.engine, delays=webhooks.DELAYS):
+        with sending(here, hand.engine, delays=deliverer.DELAYS):
             wait_until(lambda: [one for one in deliveries(hand) if one["last_error"]], "an error")
     return float(hand.sql("SELECT extract(epoch FROM next_at - now()) FROM webhook_deliveries"))
 
@@ -501,7 +502,7 @@ def test_several_orchestrators_share_the_work(hand: ByHand, here: Settings, endp
 def test_an_endpoint_that_answers_too_late_counts_as_one_that_does_not(
     hand: ByHand, here: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.webhook_messages.TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr("orchestrator.webhooks.messages.TIMEOUT_SECONDS", 0.5)
 
     def late() -> int:
         time.sleep(1.5)
@@ -609,7 +610,7 @@ def test_stopping_waits_a_moment_and_not_longer(hand: ByHand, here: Settings) ->
             endpoint.wait_for(1)
             began = time.monotonic()
             loop.stop()
-            assert time.monotonic() - began < webhooks.STOP_SECONDS + 12
+            assert time.monotonic() - began < deliverer.STOP_SECONDS + 12
         release.set()
         settled(hand)
 

@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
+from shared.contracts.documents import parse_definition
+from shared.definitions.apply import store_definitions
 from shared.errors import InvalidDefinition
-from shared.function_store import store_definitions
-from shared.schemas import parse_definition
 from shared.settings import Settings
 from tests.by_hand import function
 from workers.heartbeat import Heartbeat

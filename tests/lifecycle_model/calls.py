@@ -9,10 +9,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from orchestrator.routing import check_pending, release_checked
-from shared import lifecycle
+from orchestrator.preparer import check_pending, release_checked
 from shared.errors import MinionError
-from shared.states import State
+from shared.tasks import lifecycle
+from shared.tasks.states import State
 from tests.lifecycle_model.model import Answer, Model, Step
 from tests.lifecycle_model.observed import plain_output
 

@@ -1,8 +1,8 @@
 """What the database's functions should do to tasks, said a second time in plain Python.
 
-`Model` has one method for each function of `shared.lifecycle`: it changes the model and returns the answer that is
-expected. It knows no locks, no counters and no transactions: it counts what is open where the database keeps a count,
-and it is copied where the database rolls back.
+`Model` has one method for each function of `shared.tasks.lifecycle`: it changes the model and returns the answer that
+is expected. It knows no locks, no counters and no transactions: it counts what is open where the database keeps a
+count, and it is copied where the database rolls back.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from shared.lifecycle import Accepted
-from shared.states import FINAL, State
+from shared.tasks.lifecycle import Accepted
+from shared.tasks.states import FINAL, State
 
 Answer = Any
 SCOPES = ("agent", "capability", "key")  # in the order in which the database asks them

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from shared.states import FINAL, TRANSITIONS
+from shared.tasks.states import FINAL, TRANSITIONS
 
 OBSERVE = text(
     """

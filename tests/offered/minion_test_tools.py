@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from shared.database import statement
+from shared.database.connections import statement
 from shared.errors import ToolError
 
 

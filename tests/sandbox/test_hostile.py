@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from shared.sandbox import Outcome, Sandbox
-from shared.sandbox.conversation import PAUSE
+from shared.sandbox.exchange import PAUSE
 from shared.sandbox.replies import Inbox
 
 

@@ -17,22 +17,23 @@ from pydantic import BaseModel
 import minions
 from minions.errors import BY_CODE
 from orchestrator.cli import app
-from shared import errors, states
-from shared.definition_files import load
-from shared.sandbox import SAFE_IMPORTS
-from shared.sandbox.confined.wire import FAULT_TYPES
-from shared.schedules import ScheduleDefinition
-from shared.schemas import (
+from orchestrator.schedules.store import ScheduleDefinition
+from shared import errors
+from shared.contracts.documents import (
     AgentConfig,
     AgentDefinition,
     FunctionConfig,
     FunctionDefinition,
     RelationDefinition,
-    TaskRequest,
     ToolDefinition,
     parse_definition,
 )
+from shared.contracts.requests import TaskRequest
+from shared.definitions.files import load
+from shared.sandbox import SAFE_IMPORTS
+from shared.sandbox.confined.wire import FAULT_TYPES
 from shared.settings import Settings
+from shared.tasks import states
 from workers.outcomes import Snoozed
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -204,17 +205,21 @@ def test_every_reason_of_why_is_documented_with_its_state():
 
 
 def _literal_reasons() -> set[str]:
-    """The codes that `shared.explain` answers with by themselves."""
+    """The codes that `orchestrator.explain` answers with by themselves."""
     calls = [
-        node for node in ast.walk(ast.parse((ROOT / "shared/explain.py").read_text())) if isinstance(node, ast.Call)
+        node
+        for node in ast.walk(ast.parse((ROOT / "orchestrator/explain.py").read_text()))
+        if isinstance(node, ast.Call)
     ]
     answers = [call.args[0] for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "answer"]
     return {first.value for first in answers if isinstance(first, ast.Constant)}
 
 
 def _wait_reasons() -> set[str]:
-    """What a task may wait for: reasons that SQL functions and workers write, which `shared.explain` passes on."""
-    sql = "\n".join(file.read_text() for file in ROOT.glob("shared/sql/*.sql"))
+    """What a task may wait for: reasons that SQL functions and workers write, which `orchestrator.explain` passes
+    on.
+    """
+    sql = "\n".join(file.read_text() for file in ROOT.glob("shared/tasks/sql/*.sql"))
     python = "\n".join(file.read_text() for file in ROOT.glob("workers/**/*.py"))
     chosen = re.search(r"FUNCTION minion_waits_for\(.*?\$\$;", sql, re.DOTALL)
     assert chosen
@@ -329,7 +334,10 @@ def test_git_ignores_the_passwords_of_the_compose_file():
 
 
 def test_the_compose_file_serves_every_capability_of_the_demo_and_of_the_default_agents():
-    definitions = [*load(ROOT / "orchestrator" / "demo" / "agents"), *load(ROOT / "shared" / "default_agents")]
+    definitions = [
+        *load(ROOT / "orchestrator" / "demo" / "agents"),
+        *load(ROOT / "shared" / "definitions" / "default_agents"),
+    ]
     wanted = {d.config.capabilities[0] for d in definitions if isinstance(d, AgentDefinition)}
     for file, pattern in (("docker-compose.yml", r'"worker", "(\w+)"'), ("Procfile", r"minion worker (\w+)")):
         assert set(re.findall(pattern, (ROOT / file).read_text())) == wanted, file

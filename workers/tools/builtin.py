@@ -23,13 +23,13 @@ from typing import Any
 
 from celery.exceptions import SoftTimeLimitExceeded
 
+from shared.contracts.documents import ToolDefinition
 from shared.contracts.json_schema import validate
 from shared.contracts.strict_json import JsonValue, check, digest
-from shared.control_values import control_of
-from shared.database import behind_time_limit
+from shared.database.connections import behind_time_limit
 from shared.errors import InvalidInput, InvalidOutput, MinionError, ToolError
-from shared.schemas import ToolDefinition
 from shared.settings import get_settings
+from shared.tasks.directives import control_of
 from workers.journal import Journal, StepResult
 from workers.outcomes import Interrupted
 from workers.task import ClaimedTask

@@ -1,10 +1,10 @@
-"""The minion's handling of control values (`shared.control_values`)."""
+"""The minion's handling of control values (`shared.tasks.directives`)."""
 
 from __future__ import annotations
 
 from shared.contracts.strict_json import JsonValue
-from shared.control_values import RetryAfter, Snooze, Wait, control_of
 from shared.errors import ToolError
+from shared.tasks.directives import RetryAfter, Snooze, Wait, control_of
 from workers.journal import Journal
 from workers.outcomes import Postponed, Suspended
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from shared.contracts.documents import ToolDefinition
 from shared.contracts.json_schema import validate
 from shared.contracts.strict_json import JsonValue
 from shared.errors import InvalidInput, ToolError
-from shared.schemas import ToolDefinition
 from workers.journal import Journal
 from workers.outcomes import Suspended
 from workers.task import ClaimedTask

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from shared.contracts.documents import ToolDefinition
 from shared.contracts.strict_json import JsonValue
-from shared.database import get_engine
-from shared.function_runner import StoredFunction, run_function
-from shared.schemas import ToolDefinition
+from shared.database.connections import get_engine
+from shared.functions.runner import StoredFunction, run_function
 from workers.journal import Journal, StepResult
 from workers.task import ClaimedTask
 from workers.tools.control import obeyed

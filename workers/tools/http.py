@@ -9,13 +9,13 @@ from urllib.parse import quote
 
 import httpx2
 
+from shared.contracts.documents import HEADER_VALUE, PLACEHOLDER, HttpCall, ToolDefinition
 from shared.contracts.json_schema import validate
 from shared.contracts.strict_json import JsonValue, digest, parse
-from shared.database import get_engine, persist
+from shared.database.connections import get_engine, persist
 from shared.errors import ForbiddenAddress, InvalidInput, InvalidOutput, MinionError, ToolError
 from shared.outbound import guarded_client
 from shared.retry_after import retry_after
-from shared.schemas import HEADER_VALUE, PLACEHOLDER, HttpCall, ToolDefinition
 from shared.secret_store import SecretStore, filled, references, scrubbed
 from shared.settings import get_settings
 from workers.journal import Journal, StepResult

@@ -1,6 +1,6 @@
 """Numbers of the system calls that the filters name, for each supported architecture.
 
-`tests/unit/sandbox/confined/test_syscalls.py` compares both tables with the kernel's own headers where they
+`tests/unit/shared/sandbox/confined/test_syscalls.py` compares both tables with the kernel's own headers where they
 are installed. The aarch64 table has been compared but never run.
 """
 

@@ -10,9 +10,9 @@ import pytest
 
 from minions.results import wait_for_signal
 from minions.testing import MessagesApi, text, tool_use
-from shared import lifecycle
-from shared.database import transaction
-from shared.schemas import TaskRequest
+from shared.contracts.requests import TaskRequest
+from shared.database.connections import transaction
+from shared.tasks import lifecycle
 from tests.integration.agents.conftest import DefineAgent
 from tests.integration.agents.test_determinism import RELEASE
 from tests.integration.conftest import Minion, Tasks

@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from minions import testing
 from minions.testing import MessagesApi
 from orchestrator.replay_from import replay_from
-from shared import lifecycle
+from shared.tasks import lifecycle
 from tests.integration.agents.conftest import DefineAgent, plain
 from tests.integration.conftest import Minion, Tasks
 from workers import minion

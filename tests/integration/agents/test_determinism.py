@@ -16,8 +16,8 @@ from sqlalchemy import text
 
 from minions import testing
 from minions.testing import MessagesApi, tool_use
-from shared import lifecycle
-from shared.states import FINAL
+from shared.tasks import lifecycle
+from shared.tasks.states import FINAL
 from tests.conftest import Define
 from tests.integration.agents.conftest import ANYTHING
 from tests.integration.conftest import ACT, Minion, Tasks

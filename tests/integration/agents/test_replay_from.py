@@ -11,9 +11,9 @@ from sqlalchemy import Engine, text
 from minions import testing
 from minions.testing import MessagesApi, tool_use
 from orchestrator.replay_from import Edit, replay_from
-from shared import lifecycle
 from shared.errors import Conflict, InvalidInput, NotFound, TooLarge
 from shared.settings import Settings
+from shared.tasks import lifecycle
 from tests.conftest import Define
 from tests.integration.agents.conftest import DefineAgent, plain
 from tests.integration.conftest import ACT, Minion, Tasks

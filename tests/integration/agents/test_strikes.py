@@ -24,10 +24,11 @@ from sqlalchemy.exc import OperationalError
 
 from minions import testing
 from minions.testing import MessagesApi
-from shared import budgets, database, lifecycle
-from shared.database import transaction
-from shared.lifecycle import Dispatched
-from shared.schemas import Budget, BudgetChange
+from shared.contracts.requests import Budget, BudgetChange
+from shared.database import connections
+from shared.database.connections import transaction
+from shared.tasks import budgets, lifecycle
+from shared.tasks.lifecycle import Dispatched
 from tests.integration.agents.conftest import DefineAgent
 from tests.integration.agents.test_conversations import LIMIT, talk
 from tests.integration.conftest import Minion, Tasks
@@ -145,7 +146,7 @@ def play(here: Minion, tasks: Tasks, pair: list[UUID], strikes: Strikes, folder:
             except Killed:
                 # Published again, in case nobody had claimed it yet.
                 unread.append(message)
-                database.close_engine()
+                connections.close_engine()
             finally:
                 strikes.active = False
         with transaction() as connection:

@@ -18,7 +18,7 @@ import pytest
 
 from minions import testing
 from minions.testing import MessagesApi, tool_use
-from shared import lifecycle
+from shared.tasks import lifecycle
 from tests.conftest import Define
 from tests.integration.agents.conftest import plain
 from tests.integration.conftest import ACT, Minion, Tasks

@@ -20,9 +20,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from minions import Client, Task, errors
-from shared import lifecycle
-from shared.states import State
-from shared.tasks import MOST_OUTPUT_BYTES
+from shared.tasks import lifecycle
+from shared.tasks.queries import MOST_OUTPUT_BYTES
+from shared.tasks.states import State
 
 pytestmark = pytest.mark.usefixtures("agents")
 

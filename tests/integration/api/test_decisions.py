@@ -18,7 +18,7 @@ from sqlalchemy import Engine, text
 
 from minions import Client, errors, testing
 from orchestrator.api.actors import fingerprint
-from shared.explain import explain
+from orchestrator.explain import explain
 from shared.settings import get_settings
 from tests.conftest import Define
 from tests.integration.api.conftest import Api
@@ -337,7 +337,7 @@ def test_why_has_an_answer_when_the_task_moves_on_meanwhile(
 ) -> None:
     task = tasks.submit(act(), {})
     before = {**tasks.get(task), "state": "waiting", "wait_reason": reason}
-    monkeypatch.setattr("shared.explain.get_task", lambda *_: before)
+    monkeypatch.setattr("orchestrator.explain.get_task", lambda *_: before)
     with database.connect() as connection:
         found = explain(connection, task, lease=10)
     assert found.reason == reason

@@ -20,16 +20,23 @@ from typer.testing import CliRunner
 from minions import Client, TaskEvent, errors, testing
 from orchestrator.api.app import create_app
 from orchestrator.cli import app as command
-from orchestrator.retention import RECORDS
-from shared import lifecycle
-from shared.database import transaction
-from shared.embedded import EmbeddedServers
+from orchestrator.local.embedded import EmbeddedServers
+from orchestrator.retention.retention import RECORDS
+from orchestrator.task_events import MOST_AT_ONCE
+from shared.database.connections import transaction
 from shared.errors import Conflict
-from shared.events import MOST_AT_ONCE
-from shared.hints import EVENTS, forget_publisher, make_redis, publish_finished, publish_progress, publish_streamed
+from shared.notifications import (
+    EVENTS,
+    forget_publisher,
+    make_redis,
+    publish_finished,
+    publish_progress,
+    publish_streamed,
+)
 from shared.settings import Settings
-from shared.states import State
 from shared.streaming import Streamed
+from shared.tasks import lifecycle
+from shared.tasks.states import State
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 from tests.model import talking_to

@@ -17,11 +17,11 @@ from sqlalchemy import Engine, text
 from minions import Client
 from minions.errors import Unavailable
 from orchestrator.api.app import create_app
-from shared import submission
-from shared.embedded import EmbeddedServers
+from orchestrator.local.embedded import EmbeddedServers
 from shared.errors import NotConfigured
-from shared.messages import checked_input
 from shared.settings import Settings
+from shared.tasks import submission
+from shared.tasks.messages import checked_input
 
 from .conftest import Api, serving
 

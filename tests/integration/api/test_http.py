@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from jsonschema import Draft202012Validator
 
-from shared.embedded import EmbeddedServers
+from orchestrator.local.embedded import EmbeddedServers
 
 PUBLIC = {"/healthz", "/readyz"}
 

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from minions import Client
 from orchestrator.cli import app
-from shared import lifecycle
-from shared.states import State
+from shared.tasks import lifecycle
+from shared.tasks.states import State
 
 pytestmark = pytest.mark.usefixtures("agents")
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from minions import Client, errors
 from orchestrator.cli import app as cli
-from shared.explain import DISPATCHER
+from orchestrator.explain import DISPATCHER
 from shared.settings import Settings
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks

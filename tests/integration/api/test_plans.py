@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 
 from orchestrator.api.webhooks import DELIVERIES
-from orchestrator.webhooks import TAKE
-from shared import tasks
-from shared.states import State
-from shared.submission import KEYS_IN_USE
-from shared.tasks import TaskFilter
+from orchestrator.webhooks.deliverer import TAKE
+from shared.tasks import queries
+from shared.tasks.queries import TaskFilter
+from shared.tasks.states import State
+from shared.tasks.submission import KEYS_IN_USE
 
 TASKS = 50_000
 SOME = UUID("01900000-0000-7000-8000-000000000001")
@@ -87,29 +87,29 @@ def _read(plans: list[dict[str, Any]]) -> int:
 )
 def test_a_page_reads_about_a_page(large: Engine, chosen: TaskFilter) -> None:
     with large.connect() as connection:
-        read = rows_read(connection, lambda: tasks.list_tasks(connection, chosen, limit=20))
+        read = rows_read(connection, lambda: queries.list_tasks(connection, chosen, limit=20))
     assert read < 2000
 
 
 def test_a_page_far_down_costs_the_same(large: Engine) -> None:
     with large.connect() as connection:
         middle = connection.scalar(text(f"SELECT id FROM tasks ORDER BY id OFFSET {TASKS // 2} LIMIT 1"))
-        read = rows_read(connection, lambda: tasks.list_tasks(connection, TaskFilter(), limit=20, before=middle))
+        read = rows_read(connection, lambda: queries.list_tasks(connection, TaskFilter(), limit=20, before=middle))
     assert read < 2000
 
 
 def test_a_tree_reads_the_tree(large: Engine) -> None:
     with large.connect() as connection:
         root = connection.scalar(text("SELECT max(id::text)::uuid FROM tasks"))
-        assert rows_read(connection, lambda: tasks.list_tree(connection, root, limit=20)) < 100
-        counting = rows_read(connection, lambda: tasks.count_tasks(connection, TaskFilter(root_id=root)))
+        assert rows_read(connection, lambda: queries.list_tree(connection, root, limit=20)) < 100
+        counting = rows_read(connection, lambda: queries.count_tasks(connection, TaskFilter(root_id=root)))
     assert counting < 100
 
 
 def test_asking_who_has_ended_reads_those(large: Engine) -> None:
     with large.connect() as connection:
         some = list(connection.scalars(text("SELECT id FROM tasks ORDER BY id LIMIT 50")))
-        assert rows_read(connection, lambda: tasks.ended(connection, some)) < 1000
+        assert rows_read(connection, lambda: queries.ended(connection, some)) < 1000
 
 
 def test_asking_for_used_keys_reads_those(database: Engine) -> None:

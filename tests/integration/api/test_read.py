@@ -10,8 +10,8 @@ import httpx2
 import pytest
 from sqlalchemy import Engine, text
 
-from shared import lifecycle
-from shared.states import State
+from shared.tasks import lifecycle
+from shared.tasks.states import State
 
 pytestmark = pytest.mark.usefixtures("agents")
 

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from minions import Client, errors
-from shared import tasks
-from shared.tasks import MOST_CANDIDATES
+from shared.tasks import queries
+from shared.tasks.queries import MOST_CANDIDATES
 from tests.integration.api.test_plans import rows_read
 
 pytestmark = pytest.mark.usefixtures("agents")
@@ -124,4 +124,4 @@ def test_looking_for_a_start_reads_its_candidates(database: Engine) -> None:
     with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("ANALYZE tasks, task_status"))
     with database.connect() as connection:
-        assert rows_read(connection, lambda: tasks.find_task(connection, "01a20bb7")) < 100
+        assert rows_read(connection, lambda: queries.find_task(connection, "01a20bb7")) < 100

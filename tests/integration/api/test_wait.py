@@ -20,9 +20,9 @@ from sqlalchemy import Engine, text
 from minions import Client
 from orchestrator.api.app import create_app
 from orchestrator.api.watching import POLL_SECONDS
-from shared import lifecycle
-from shared.embedded import EmbeddedServers
-from shared.hints import FINISHED, make_redis, publish_finished
+from orchestrator.local.embedded import EmbeddedServers
+from shared.notifications import FINISHED, make_redis, publish_finished
+from shared.tasks import lifecycle
 
 from .conftest import Api, serving
 

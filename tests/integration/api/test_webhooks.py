@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from minions import Client, errors
 from orchestrator.api.app import create_app
 from orchestrator.cli import app as commands
-from shared import lifecycle
 from shared.settings import Settings, get_settings
+from shared.tasks import lifecycle
 from tests.receiver import SECRET, receiving
 
 from .conftest import Api, serving

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.models.base import ModelRequest
+from workers.llm.base import ModelRequest
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from flower.inspector import Inspector
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.envelopes import Foreign
+from shared.tasks.envelopes import Foreign
 from tests.unit.workers.test_run_messages import anything
 from workers.remote_control import READING, Command, handlers, read, write
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from kombu.transport.virtual import Channel, Message
 
 from shared import broker
-from shared.envelopes import Foreign
-from shared.lifecycle import Dispatched
 from shared.settings import Settings
+from shared.tasks.envelopes import Foreign
+from shared.tasks.lifecycle import Dispatched
 from workers.run_messages import LARGEST, LAST_CLAIM, RunMessage, read, write
 
 TASK = UUID("01a223e6-c97c-7343-85b3-d00b41650f94")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.contracts.json_schema import Pair, misfits, violations
-from shared.schema_fit import ANSWER
+from shared.definitions.fit import ANSWER
 
 TEXT: dict[str, Any] = {"type": "string"}
 WHOLE: dict[str, Any] = {"type": "integer"}

@@ -1,0 +1,459 @@
+"""Explaining why a task is in its state: one sentence for people, the facts for programs, and what to do.
+
+`explain` always has an answer. It reads the same data as the dispatcher, the claim and the scheduler, so that the
+answer is the reason and not a guess. It reads in several statements, so the cause may be gone before the next one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from shared.contracts.key_order import in_order
+from shared.tasks.budgets import described
+from shared.tasks.queries import get_task
+
+DISPATCHER = "minions minion_pending"
+"""`application_name` of the connection with which an orchestrator listens for pending tasks."""
+
+NOW = text("SELECT now()")
+# A task that has not begun is checked again when it is claimed: an earlier one may have become due since.
+TURN = text(
+    """
+    SELECT e.id, e.agent_name AS agent, s.state, k.conversation_id AS conversation FROM tasks k
+        JOIN task_status p ON p.task_id = k.id AND (p.rank = minion_parked() OR p.claim = 0),
+        LATERAL minion_predecessor(k.id, k.namespace, k.conversation_id) AS first (id)
+        JOIN tasks e ON e.id = first.id JOIN task_status s ON s.task_id = e.id
+        WHERE k.id = :task AND k.parent_id IS NULL
+    """
+)
+OBSTACLE = text(
+    "SELECT minion_obstacle(s, true) FROM task_status s WHERE s.task_id = :task AND s.capability IS NOT NULL"
+)
+HOLD = text(
+    """
+    SELECT h.scope, h.name, h.until_at FROM rate_holds h JOIN task_status s ON s.namespace = h.namespace
+        WHERE s.task_id = :task AND h.until_at > now()
+          AND (h.scope = 'capability' AND h.name = s.capability OR h.scope = 'agent' AND h.name = s.agent_name
+               OR h.scope = 'key' AND h.name = s.key)
+        ORDER BY h.until_at DESC LIMIT 1
+    """
+)
+SERVERS = text(
+    """
+    SELECT count(*) AS workers, COALESCE(sum(slots), 0) AS slots, COALESCE(sum(busy), 0) AS busy FROM workers
+        WHERE status = 'online' AND last_seen > now() - :lease * interval '1 s' AND :capability = ANY (capabilities)
+    """
+)
+LAST_SERVER = text(
+    "SELECT name, status, last_seen FROM workers WHERE :capability = ANY (capabilities) ORDER BY last_seen DESC LIMIT 1"
+)
+# Counting stops at a number where the exact value no longer matters.
+AHEAD = text(
+    """
+    SELECT count(*) FROM (
+        SELECT 1 FROM task_status o JOIN task_status s ON s.task_id = :task
+            WHERE o.state = 'pending' AND o.capability = s.capability AND o.rank < s.rank LIMIT 10000) AS ahead
+    """
+)
+IN_FLIGHT = text("SELECT count(*) FROM task_status WHERE state = 'queued' AND capability = :capability")
+ORCHESTRATORS = text(
+    "SELECT count(*) FROM pg_stat_activity WHERE application_name = :name AND datname = current_database()"
+)
+WORKER = text("SELECT name, status, last_seen FROM workers WHERE id = :id")
+# Decisions for people come first, however many other steps are open.
+OPEN_STEPS = text(
+    """
+    SELECT w.number, w.kind, w.name, w.effect, w.input, w.input_order, w.due_at, w.error, w.child_id,
+           s.state AS child_state, minion_proposal(w) AS proposal
+        FROM steps w LEFT JOIN task_status s ON s.task_id = w.child_id
+        WHERE w.task_id = :task AND w.status = 'started'
+        ORDER BY w.effect <> 'unsafe', NOT COALESCE(w.kind = 'wait' AND w.input ? 'approval', false), w.number LIMIT 20
+    """
+)
+LAST_ERROR = text(
+    "SELECT error->>'message' FROM executions WHERE task_id = :task AND error IS NOT NULL ORDER BY claim DESC LIMIT 1"
+)
+LAST_STEP_ERROR = text(
+    "SELECT error FROM steps WHERE task_id = :task AND status = 'failed' ORDER BY number DESC LIMIT 1"
+)
+BREACH = text(
+    """
+    SELECT minion_breach(k.budget_ids, e.error->'step') FROM task_status s
+        JOIN tasks k ON k.id = s.task_id JOIN executions e ON e.task_id = s.task_id AND e.claim = s.claim
+        WHERE s.task_id = :task
+    """
+)
+FROM_STEP = text("SELECT from_step FROM tasks WHERE id = :task AND from_step > 1")
+MOST_ATTEMPTS = text("SELECT max_attempts FROM agent_versions WHERE id = :version")
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """An explanation of a task's state.
+
+    Attributes:
+        reason: for programs; `docs/why.md` lists the values.
+        sentence: for people.
+        todo: what would move the task on, if anything would.
+        facts: the data behind the sentence.
+    """
+
+    task_id: UUID
+    state: str
+    reason: str
+    sentence: str
+    todo: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the explanation as the API shows it."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+class _Case:
+    """One task, and the queries about it."""
+
+    def __init__(self, connection: Connection, task: dict[str, Any], lease: float) -> None:
+        self.connection = connection
+        self.task = task
+        self.lease = lease
+        self.now: datetime = connection.execute(NOW).scalar_one()
+
+    def answer(self, reason: str, sentence: str, todo: str | None = None, /, **facts: Any) -> Explanation:
+        return Explanation(self.task["id"], self.task["state"], reason, sentence, todo, facts)
+
+    def one(self, statement: Any, **values: Any) -> Any:
+        return self.connection.execute(statement, values).mappings().first()
+
+    def scalar(self, statement: Any, **values: Any) -> Any:
+        return self.connection.scalar(statement, values)
+
+    def ago(self, moment: datetime) -> str:
+        return duration((self.now - moment).total_seconds())
+
+    def until(self, moment: datetime) -> str:
+        return (
+            f"until {moment.isoformat(timespec='seconds')} ({duration((moment - self.now).total_seconds())} from now)"
+        )
+
+
+def explain(connection: Connection, task_id: UUID, *, lease: float) -> Explanation:
+    """Explain why the task is in its current state.
+
+    Args:
+        lease: seconds after which a worker without a heartbeat is lost.
+
+    Raises:
+        NotFound: there is no such task.
+    """
+    task = get_task(connection, task_id)
+    case = _Case(connection, task, lease)
+    return _with_origin(case, _ANSWERS[task["state"]](case))
+
+
+def _with_origin(case: _Case, answer: Explanation) -> Explanation:
+    """Add to the answer for a replay from a step that the earlier steps are another task's."""
+    first = case.scalar(FROM_STEP, task=answer.task_id)
+    if first is None:
+        return answer
+    origin = {"replay_of": case.task["replay_of"], "from_step": first}
+    sentence = f"{answer.sentence} (It continues from step {first}; the steps before it are copied from another task.)"
+    return replace(answer, sentence=sentence, facts={**answer.facts, **origin})
+
+
+def duration(seconds: float) -> str:
+    """Format seconds for people."""
+    seconds = max(0.0, seconds)
+    for size, unit in ((86_400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def _scheduled(case: _Case) -> Explanation:
+    due = case.task["due_at"]
+    return case.answer("scheduled", f"It was submitted for later: it waits {case.until(due)}.", due_at=due)
+
+
+def _pending(case: _Case) -> Explanation:
+    capability = case.task["capability"]
+    if (blocked := _no_orchestrator(case)) is not None:
+        return blocked
+    if capability is None or case.task["agent_version_id"] is None:
+        return case.answer("not_routed", "An orchestrator has not chosen its agent or checked its input yet.")
+    for look in (_not_its_turn, _blocked_by_rule, _held_by_rate, _unserved):
+        if (found := look(case)) is not None:
+            return found
+    ahead, queued = case.scalar(AHEAD, task=case.task["id"]), case.scalar(IN_FLIGHT, capability=capability)
+    servers = case.one(SERVERS, capability=capability, lease=case.lease)
+    facts = {"capability": capability, "ahead": ahead, "queued": queued, **servers}
+    return case.answer(
+        "in_line",
+        f"It is in line for {capability!r} behind {ahead}{' or more' if ahead == 10_000 else ''} tasks; "
+        f"{servers['busy']} of {servers['slots']} slots are busy, and {queued} tasks are on their way to them.",
+        "More workers, or a higher priority, would bring it forward." if ahead else None,
+        **facts,
+    )
+
+
+def _no_orchestrator(case: _Case) -> Explanation | None:
+    if case.scalar(ORCHESTRATORS, name=DISPATCHER):
+        return None
+    return case.answer(
+        "no_orchestrator",
+        "No orchestrator is connected, so nothing is dispatched.",
+        "Start one: `minion orchestrator`.",
+    )
+
+
+def _not_its_turn(case: _Case) -> Explanation | None:
+    first = case.one(TURN, task=case.task["id"])
+    if first is None:
+        return None
+    return case.answer(
+        "turn",
+        f"The tasks of the conversation {first['conversation']!r} run one after the other, and task {first['id']} of "
+        f"{first['agent']} ({first['state']}) comes before it.",
+        f"`minion why {first['id']}` shows what that task waits for.",
+        **first,
+    )
+
+
+def _blocked_by_rule(case: _Case) -> Explanation | None:
+    obstacle = case.scalar(OBSTACLE, task=case.task["id"])
+    if obstacle is None:
+        return None
+    if obstacle["kind"] == "turn":
+        return _not_its_turn(case)
+    what = f"The {obstacle['scope']} {obstacle['name']!r}"
+    if obstacle["kind"] == "paused":
+        because = f" ({obstacle['reason']})" if obstacle["reason"] else ""
+        return case.answer(
+            "paused",
+            f"{what} has been paused since {obstacle['since']}{because}.",
+            f"`minion resume {obstacle['scope']} {obstacle['name']}` lets its tasks start again.",
+            **obstacle,
+        )
+    return case.answer(
+        "limited",
+        f"{what} runs {obstacle['running']} tasks, and its limit is {obstacle['limit']} at once.",
+        f"It starts when one of them ends. `minion limits set {obstacle['scope']} {obstacle['name']}` changes that.",
+        **obstacle,
+    )
+
+
+def _held_by_rate(case: _Case) -> Explanation | None:
+    hold = case.one(HOLD, task=case.task["id"])
+    if hold is None:
+        return None
+    sentence = (
+        f"The {hold['scope']} {hold['name']!r} has reached its rate: none of its tasks start "
+        f"{case.until(hold['until_at'])}."
+    )
+    return case.answer("rate_limited", sentence, None, **hold)
+
+
+def _unserved(case: _Case) -> Explanation | None:
+    capability = case.task["capability"]
+    if case.one(SERVERS, capability=capability, lease=case.lease)["workers"]:
+        return None
+    last = case.one(LAST_SERVER, capability=capability)
+    gone = ""
+    if last:
+        # A worker whose lease has expired counts as online until the orchestrator notices.
+        status = "silent" if last["status"] == "online" else last["status"]
+        gone = f" The last one, {last['name']}, is {status} and was last seen {case.ago(last['last_seen'])} ago."
+    return case.answer(
+        "unserved",
+        f"No worker that serves {capability!r} is online.{gone}",
+        f"Start one: `minion worker {capability}`.",
+        capability=capability,
+        last_worker=dict(last) if last else None,
+    )
+
+
+def _queued(case: _Case) -> Explanation:
+    if (unserved := _unserved(case)) is not None:
+        return unserved
+    capability, since = case.task["capability"], case.task["queued_at"]
+    servers = case.one(SERVERS, capability=capability, lease=case.lease)
+    facts = {"capability": capability, "queued_at": since, **servers}
+    if servers["busy"] < servers["slots"]:
+        return case.answer(
+            "on_its_way",
+            f"Its message was sent {case.ago(since)} ago and a slot for {capability!r} is free. "
+            "If the message was lost, it is sent again.",
+            "If this lasts, check that the broker answers: `minion doctor`.",
+            **facts,
+        )
+    return case.answer(
+        "all_slots_busy",
+        f"It has waited in the queue {capability!r} for {case.ago(since)}: all {servers['slots']} slots are busy.",
+        "It starts when one of them is free; more workers would help.",
+        **facts,
+    )
+
+
+def _running(case: _Case) -> Explanation:
+    task = case.task
+    worker = case.one(WORKER, id=task["worker_id"])
+    silent = (case.now - worker["last_seen"]).total_seconds()
+    step = case.one(OPEN_STEPS, task=task["id"])
+    doing = f", in step {step['number']} ({step['kind']} {step['name']})" if step else ""
+    facts = {"worker": worker["name"], "last_seen": worker["last_seen"], "claim": task["claim"]}
+    if task["cancel_requested"]:
+        return case.answer("stopping", f"It was cancelled; {worker['name']} has been asked to stop.", None, **facts)
+    if silent > case.lease / 2:
+        return case.answer(
+            "worker_silent",
+            f"It runs on {worker['name']}, whose last heartbeat was {duration(silent)} ago; after a lease of "
+            f"{case.lease:g} s the worker counts as lost, and the task runs again elsewhere.",
+            None,
+            **facts,
+        )
+    sentence = f"It has been running on {worker['name']} for {case.ago(task['updated_at'])}{doing}."
+    return case.answer("running", sentence, None, step=step["number"] if step else None, **facts)
+
+
+def _waiting(case: _Case) -> Explanation:
+    task = case.task
+    rows = case.connection.execute(OPEN_STEPS, {"task": task["id"]}).mappings()
+    waits = [in_order(row, "input") for row in rows]
+    if task["wait_reason"] in ("approval", "answer"):
+        return _waiting_for_a_person(case, waits)
+    if task["wait_reason"] in ("subtask", "signal", "timer"):
+        return _waiting_for_steps(case, waits)
+    if task["wait_reason"] == "budget":
+        return _waiting_for_budget(case)
+    reason = "It asked to run again later"
+    if task["wait_reason"] == "backoff":
+        most = case.scalar(MOST_ATTEMPTS, version=task["agent_version_id"])
+        error = case.scalar(LAST_ERROR, task=task["id"]) or "it failed"
+        reason = f"Attempt {task['attempts']} of {most} failed ({error.rstrip('.')})"
+    elif task["wait_reason"] == "model_unavailable":
+        error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
+        reason = f"{error.get('message', 'The model is unavailable').rstrip('.')} (tried {error.get('tries', 1)} times)"
+    elif task["wait_reason"] == "model_limit":
+        error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
+        return case.answer(
+            "model_limit",
+            f"{error.get('message', 'Its model is at its limit')}: it waits {case.until(task['due_at'])}.",
+            "`minion limits` lists the limits; `minion limits set model NAME` changes one.",
+            model=error.get("model"),
+            due_at=task["due_at"],
+        )
+    elif task["wait_reason"] == "handed_back":
+        reason = "Its worker handed it back"
+    facts = {"due_at": task["due_at"], "attempts": task["attempts"]}
+    return case.answer(task["wait_reason"], f"{reason}: it waits {case.until(task['due_at'])}.", None, **facts)
+
+
+def _waiting_for_budget(case: _Case) -> Explanation:
+    breach = case.scalar(BREACH, task=case.task["id"])
+    if breach is None:
+        return case.answer("budget", "Its budget has room for its next step again: it continues in a moment.")
+    if breach["then"] == "wait":
+        sentence = f"{described(breach)} It continues when those steps have ended and left room."
+        return case.answer("budget", sentence, None, **breach)
+    todo = f"`minion budget {breach['budget']} --add-{breach['what']} N` raises it; with --stop, the task fails."
+    return case.answer("budget", described(breach), todo, **breach)
+
+
+def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanation:
+    task, reason = case.task, case.task["wait_reason"]
+    step = next(filter(_is_interrupted if reason == "answer" else _is_proposed, waits), None)
+    if step is None:
+        return case.answer(reason, "The decision that it waited for has just been made: it continues in a moment.")
+    facts = {
+        "waits": [_plain(wait) for wait in waits],
+        "step": step["number"],
+        "name": step["name"],
+        "proposal": step["proposal"],
+    }
+    if reason == "answer":
+        how = f" ({step['error']['message'].rstrip('.')})" if step["error"] else ""
+        return case.answer(
+            "answer",
+            f"Step {step['number']} ({step['name']}) was interrupted{how} and is unsafe to repeat: a person must say "
+            "whether it happened.",
+            f"`minion answer {task['id']}` with --result JSON, --again or --fail.",
+            **facts,
+            request=step["input"],
+        )
+    proposed = json.dumps(step["input"]["approval"], ensure_ascii=False)
+    limit = f", {case.until(step['due_at'])}" if step["due_at"] else ""
+    return case.answer(
+        "approval",
+        f"A person must approve step {step['number']}, {step['name']} with {proposed[:500]}{limit} (proposal "
+        f"{step['proposal']}).",
+        f"`minion approve {task['id']}` or `minion reject {task['id']} --reason TEXT`.",
+        **facts,
+        proposed=step["input"]["approval"],
+    )
+
+
+def _is_interrupted(step: dict[str, Any]) -> bool:
+    return bool(step["effect"] == "unsafe")
+
+
+def _is_proposed(step: dict[str, Any]) -> bool:
+    return step["kind"] == "wait" and "approval" in step["input"]
+
+
+def _waiting_for_steps(case: _Case, waits: list[dict[str, Any]]) -> Explanation:
+    children = [wait for wait in waits if wait["kind"] == "subtask"]
+    signals = [wait for wait in waits if wait["kind"] == "wait" and (wait["input"] or {}).get("signal")]
+    timers = [wait for wait in waits if wait["kind"] == "wait" and wait["due_at"] and wait not in signals]
+    parts = [f"sub-task {each['child_id']} of {each['name']} ({each['child_state']})" for each in children[:3]]
+    if len(children) > 3:
+        parts.append(f"{case.task['open_waits'] - 3} more")
+    parts += [
+        f"the signal {each['name']!r}" + (f" {case.until(each['due_at'])}" if each["due_at"] else "")
+        for each in signals
+    ]
+    parts += [f"a timer {case.until(each['due_at'])}" for each in timers]
+    todo = None
+    if signals:
+        todo = f"`minion signal {case.task['id']} {signals[0]['name']}` sends it."
+    elif children:
+        todo = f"`minion why {children[0]['child_id']}` shows what that task waits for."
+    facts = {"open_waits": case.task["open_waits"], "waits": [_plain(wait) for wait in waits]}
+    return case.answer(case.task["wait_reason"], f"It waits for {', '.join(parts) or 'nothing more'}.", todo, **facts)
+
+
+def _plain(wait: dict[str, Any]) -> dict[str, Any]:
+    return {name: wait[name] for name in ("number", "kind", "name", "due_at", "child_id", "child_state")}
+
+
+def _ended(case: _Case) -> Explanation:
+    task, error = case.task, case.task["error"] or {}
+    when = f"{case.ago(task['finished_at'])} ago"
+    if task["state"] == "succeeded":
+        return case.answer("succeeded", f"It succeeded {when}, in claim {task['claim']}.", None)
+    facts = {"error": error, "finished_at": task["finished_at"]}
+    sentence = f"It {'failed' if task['state'] == 'failed' else 'was ' + task['state']} {when}: {error.get('message')}"
+    if task["state"] == "expired":
+        sentence = f"It expired {when}: {error.get('message')}"
+    if "attempts" in error:
+        sentence += f" (attempts used: {error['attempts']} of {error.get('max_attempts')})"
+    return case.answer(task["state"], sentence, f"`minion replay {task['id']}` runs it again.", **facts)
+
+
+_ANSWERS: dict[str, Callable[[_Case], Explanation]] = {
+    "scheduled": _scheduled,
+    "pending": _pending,
+    "queued": _queued,
+    "running": _running,
+    "waiting": _waiting,
+    "succeeded": _ended,
+    "failed": _ended,
+    "cancelled": _ended,
+    "expired": _ended,
+}

@@ -1,0 +1,1 @@
+"""What keeps tasks moving when something was lost. One duty a module."""

@@ -1,0 +1,1 @@
+"""Webhooks: their signed messages, and the loop that delivers them."""

@@ -1,0 +1,494 @@
+"""Definitions of agents, tools and functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from shared.contracts import sampling
+from shared.contracts.json_schema import check_dialect, check_schema
+from shared.contracts.key_order import KeyOrder, order_of, ordered
+from shared.contracts.requests import Budget
+from shared.contracts.strict_json import check, digest
+from shared.contracts.strict_model import Strict, faults_of
+from shared.errors import InvalidDefinition, InvalidInput, MinionError
+from shared.outbound import checked_url
+
+NAME = r"^[A-Za-z][A-Za-z0-9_.-]{0,99}$"
+HEADER_VALUE = r"^([\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?)?$"
+PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+CAPABILITY = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
+RESERVED_QUEUES = frozenset({"celery", "minion.submit"})
+DEFAULT_CAPABILITY = "default"
+DEFAULT_ALLOWED_IMPORTS = ["json", "datetime", "math", "re", "collections", "itertools", "functools"]
+
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+Capability = Annotated[str, StringConstraints(pattern=CAPABILITY)]
+ToolReference = Annotated[str, StringConstraints(pattern=NAME[:-1] + r"(@[1-9][0-9]{0,8})?$")]
+HeaderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$")]
+HeaderValue = Annotated[str, StringConstraints(pattern=HEADER_VALUE, max_length=4000)]
+JsonSchema = dict[str, Any]
+SCHEMAS = ("input_schema", "output_schema")
+NAMING = frozenset({"properties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"})
+"""Keywords by which a schema names properties."""
+OPENING = frozenset({"additionalProperties", "unevaluatedProperties"})
+
+
+def _without_defaults(model: BaseModel, fields: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Return a serialised model without those of the named fields that have their defaults."""
+    known = type(model).model_fields
+    silent = {name for name in names if fields.get(name) == known[name].get_default(call_default_factory=True)}
+    return {name: value for name, value in fields.items() if name not in silent}
+
+
+class AgentConfig(Strict):
+    """Settings for running an agent. Times are seconds.
+
+    Attributes:
+        LATER: fields that the first release did not know. They are stored only if they differ from their defaults,
+            so that its minions can read the others, and checksums do not change.
+    """
+
+    LATER: ClassVar[tuple[str, ...]] = (
+        "retry_curve",
+        "retry_jitter",
+        "retry_on",
+        "no_retry_on",
+        "approval",
+        "thinking",
+        "effort",
+        "max_parallel",
+        "budget",
+        "router_model",
+        "history_tokens",
+    )
+
+    capabilities: list[Capability] = Field(default_factory=lambda: [DEFAULT_CAPABILITY], min_length=1, max_length=20)
+    max_chain_depth: int = Field(5, ge=1, le=50)
+    chain_strategy: Literal["sequential", "parallel", "fallback", "router"] = "sequential"
+    router_model: str | None = Field(None, min_length=1, max_length=200)
+    on_child_failure: Literal["fail", "collect"] = "fail"
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    max_tokens: int = Field(4096, ge=1, le=1_000_000)
+    max_turns: int = Field(20, ge=1, le=1000)
+    soft_time_limit: int = Field(300, ge=1, le=86_400)
+    time_limit: int = Field(330, ge=1, le=90_000)
+    max_attempts: int = Field(3, ge=1, le=100)
+    retry_backoff: float = Field(2.0, ge=0, le=3600)
+    retry_backoff_max: float = Field(300.0, ge=0, le=86_400)
+    retry_curve: Literal["exponential", "linear", "constant"] = "exponential"
+    retry_jitter: float = Field(0.5, ge=0, le=1)
+    retry_on: list[str] | None = Field(None, max_length=100)
+    no_retry_on: list[str] = Field(default_factory=list, max_length=100)
+    approval: bool = False
+    thinking: Literal["adaptive", "disabled"] | Annotated[int, Field(ge=1024, le=1_000_000)] | None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    max_parallel: int = Field(1000, ge=1, le=10_000)
+    budget: Budget | None = None
+    history_tokens: int = Field(50_000, ge=500, le=1_000_000)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, serialize(self), self.LATER)
+
+    @field_validator("capabilities")
+    @classmethod
+    def _no_reserved_queue(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name in RESERVED_QUEUES:
+                raise ValueError(f"{name!r} is a queue that Minions uses itself; choose another name")
+        if len(set(names)) != len(names):
+            raise ValueError("a capability is listed twice")
+        return names
+
+    @model_validator(mode="before")
+    @classmethod
+    def _hard_limit_follows(cls, data: Any) -> Any:
+        """Set the hard limit if only the soft one is given: 10 % later, at least 5 s."""
+        if isinstance(data, dict) and "soft_time_limit" in data and "time_limit" not in data:
+            soft = data["soft_time_limit"]
+            if isinstance(soft, int) and not isinstance(soft, bool):
+                return {**data, "time_limit": soft + max(5, soft // 10)}
+        return data
+
+    @model_validator(mode="after")
+    def _limits_are_ordered(self) -> Self:
+        if self.time_limit <= self.soft_time_limit:
+            raise ValueError("time_limit (hard) must be more than soft_time_limit")
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_router_asks(self) -> Self:
+        if self.router_model is not None and self.chain_strategy != "router":
+            raise ValueError("router_model must come with chain_strategy: router")
+        return self
+
+    @model_validator(mode="after")
+    def _thinking_leaves_room(self) -> Self:
+        if isinstance(self.thinking, int) and self.thinking >= self.max_tokens:
+            raise ValueError("max_tokens includes the thinking: it must be more than `thinking`")
+        if self.thinking not in (None, "disabled") and sampling.settings_to_send(self.sampling()):
+            raise ValueError("a model that thinks must not have temperature or top_p")
+        return self
+
+    def sampling(self) -> dict[str, float | None]:
+        """Return the sampling settings by name."""
+        return {name: getattr(self, name) for name in sampling.NEUTRAL}
+
+
+class RelationDefinition(Strict):
+    """An agent that this one delegates work to."""
+
+    agent: Name
+    for_each: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="The field of the input that holds a list: one sub-task for each element of it.",
+    )
+
+
+class Definition(Strict):
+    """Fields that agents, tools and functions share."""
+
+    name: Name
+    description: str = Field("", max_length=10_000)
+
+    @model_validator(mode="after")
+    def _can_be_stored(self) -> Self:
+        check(self.model_dump(), what=f"The definition {self.name!r}")
+        for where, schema in self._schemas():
+            check_schema(schema, where=where)
+        return self
+
+    def check_dialect(self) -> None:
+        """Refuse schemas with keywords of another draft. `parse_definition` calls it for submitted definitions.
+
+        Raises:
+            InvalidDefinition: there is such a keyword.
+        """
+        for where, schema in self._schemas():
+            check_dialect(schema, where=where)
+
+    def _schemas(self) -> Iterator[tuple[str, JsonSchema]]:
+        """Yield the definition's schemas with their names in messages."""
+        for field in SCHEMAS:
+            if (schema := getattr(self, field, None)) is not None:
+                yield f"{self.name!r}, {field}", schema
+
+    def content(self) -> dict[str, Any]:
+        """Return the definition as JSON, without `kind` and name: the checksum covers it and a version stores it."""
+        return self.model_dump(mode="json", exclude={"kind", "name"})
+
+    def key_order(self) -> KeyOrder | None:
+        """Return the order of the keys in its schemas, in which models write; stored beside the content."""
+        return order_of({field: getattr(self, field, None) for field in SCHEMAS})
+
+    def checksum(self, **resolved: Any) -> str:
+        """Return the SHA-256 of the content and of the versions that its references resolved to.
+
+        Versions with the same checksum differ in their key order: minions of release 0.2 verify checksums without it.
+        """
+        return digest({"name": self.name, "content": self.content(), "resolved": resolved})
+
+
+class AgentDefinition(Definition):
+    """An agent: a model with a prompt and tools (type `agent`), or one function, tool or chain (type `function`)."""
+
+    kind: Literal["agent"] = "agent"
+    type: Literal["agent", "function"] = "agent"
+    model: str | None = Field(None, max_length=200)
+    system_prompt: str = Field("", max_length=1_000_000)
+    input_schema: JsonSchema | None = None
+    output_schema: JsonSchema | None = None
+    tools: list[ToolReference] = Field(default_factory=list, max_length=128)
+    function: ToolReference | None = None
+    tool: ToolReference | None = None
+    relations: list[RelationDefinition] = Field(default_factory=list, max_length=100)
+    config: AgentConfig = Field(default_factory=AgentConfig)
+
+    @field_validator("tools")
+    @classmethod
+    def _each_tool_once(cls, references: list[str]) -> list[str]:
+        names = [reference.partition("@")[0] for reference in references]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"the tool {min(twice)!r} is listed twice; a model knows a tool by its name")
+        return references
+
+    @model_validator(mode="after")
+    def _type_fits(self) -> Self:
+        (self._check_model_agent if self.type == "agent" else self._check_function_agent)()
+        return self
+
+    def inheriting(self, *pinned: Mapping[str, Any]) -> AgentDefinition:
+        """Return the definition with schemas of the tool or function that it runs, nearest first, if it has none."""
+        schemas = {
+            name: next((one[name] for one in pinned if one.get(name) is not None), None)
+            for name in SCHEMAS
+            if getattr(self, name) is None
+        }
+        return self.model_copy(update=schemas)
+
+    def _check_model_agent(self) -> None:
+        self.model = self.model or sampling.AUTO
+        if self.function or self.tool:
+            raise ValueError(
+                "an agent with a model must list what it may call under `tools`; "
+                "`function` and `tool` are for type: function"
+            )
+        sampling.check(self.model, self.config.sampling(), where=f"agent {self.name!r}")
+
+    def _check_function_agent(self) -> None:
+        chosen = [name for name in ("function", "tool", "relations") if getattr(self, name)]
+        if len(chosen) != 1:
+            raise ValueError(
+                "type: function must run exactly one of `function`, `tool` or `relations`"
+                + (f", not {' and '.join(chosen)}" if chosen else "")
+            )
+        if self.model or self.tools:
+            raise ValueError("type: function must not have `model` or `tools`")
+        sent = sampling.settings_to_send(self.config.sampling())
+        if sent:
+            raise ValueError(f"type: function has no model that could honour {', '.join(sent)}")
+        if self.config.thinking is not None or self.config.effort is not None:
+            raise ValueError("type: function has no model that could think")
+
+    @classmethod
+    def from_arguments(cls, **arguments: Any) -> AgentDefinition:
+        """Build a definition from keyword arguments; `config_data` and top-level settings form the config.
+
+        Raises:
+            InvalidDefinition: names each wrong argument.
+        """
+        config = arguments.pop("config_data", None) or {}
+        if not isinstance(config, dict):
+            raise InvalidDefinition(f"config_data must be a dictionary, not {type(config).__name__}.")
+        config = dict(config)
+        for name in AgentConfig.model_fields:
+            if arguments.get(name) is not None:
+                config[name] = arguments.pop(name)
+            else:
+                arguments.pop(name, None)
+        for name in ("type", "model"):
+            if name in config:
+                arguments.setdefault(name, config.pop(name))
+        given = {name: value for name, value in arguments.items() if value is not None}
+        return parse_definition({"kind": "agent", **given, "config": config})  # type: ignore[return-value]
+
+
+class HttpCall(Strict):
+    """An HTTP request that a tool makes. Times are seconds.
+
+    Arguments whose names are in braces in the URL are inserted there. Of the others, those in `query` become the query
+    string, and the rest is the JSON body (without a body, the rest joins the query string). A header may contain
+    `${secret:NAME}`.
+    """
+
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
+    url: str = Field(min_length=8, max_length=2000)
+    query: list[Name] = Field(default_factory=list, max_length=50)
+    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict, max_length=50)
+    result: str | None = Field(None, min_length=1, max_length=500)
+    timeout: float = Field(30.0, gt=0, le=300)
+    max_bytes: int = Field(1 << 20, ge=1, le=16 << 20)
+
+    @field_validator("url")
+    @classmethod
+    def _host_is_fixed(cls, url: str) -> str:
+        match = re.fullmatch(r"https?://([^/?#{}\s]+)([/?][^#\s]*)?", url)
+        if match is None or "@" in match[1]:
+            raise ValueError("a URL must begin with http:// or https:// and a host, which no argument may choose")
+        if "${secret:" in url:
+            raise ValueError("a URL must not contain secrets, which logs would show: put them into headers")
+        try:
+            checked_url(PLACEHOLDER.sub("x", url))
+        except InvalidInput as error:
+            raise ValueError(error.message) from None
+        return url
+
+    @property
+    def placeholders(self) -> list[str]:
+        """Return the arguments that the URL names."""
+        return PLACEHOLDER.findall(self.url)
+
+    @property
+    def has_body(self) -> bool:
+        """Return whether arguments are sent as a JSON body."""
+        return self.method in ("POST", "PUT", "PATCH")
+
+    def closed(self, schema: JsonSchema | None) -> JsonSchema | None:
+        """The schema, which takes no arguments but those that it or the request names, unless it says otherwise.
+
+        The model sees it as it was stored: the hashes of running tasks' steps cover it.
+        """
+        if schema is None or not schema.keys() & NAMING or schema.keys() & OPENING:
+            return schema
+        named = dict.fromkeys([*self.placeholders, *self.query], True)
+        return {**schema, "properties": named | schema.get("properties", {}), "unevaluatedProperties": False}
+
+
+class ToolDefinition(Definition):
+    """A tool that a model may call, or that a `type: function` agent runs."""
+
+    kind: Literal["tool"] = "tool"
+    type: Literal["function", "agent", "builtin", "http"]
+    effect: Literal["pure", "idempotent", "unsafe"] | None = None
+    input_schema: JsonSchema | None = None
+    output_schema: JsonSchema | None = None
+    function: ToolReference | None = None
+    agent: Name | None = None
+    builtin: str | None = Field(None, max_length=200)
+    http: HttpCall | None = None
+    approval: bool = False
+    approval_timeout: float | None = Field(None, gt=0, le=31_622_400)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, serialize(self), ("http", "approval", "approval_timeout"))
+
+    @field_validator("name")
+    @classmethod
+    def _name_suits_models(cls, name: str) -> str:
+        # The Messages API's rule for tool names.
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+            raise ValueError(
+                "a tool's name must have only letters, digits, _ and -, and at most 64 of them: models call it by "
+                "that name"
+            )
+        return name
+
+    @model_validator(mode="after")
+    def _target_fits(self) -> Self:
+        targets = [name for name in ("function", "agent", "builtin", "http") if getattr(self, name)]
+        if targets != [self.type]:
+            raise ValueError(
+                f"type: {self.type} needs `{self.type}:` with the name of what it calls, and no other target"
+            )
+        if self.type == "function":
+            if self.effect not in (None, "pure"):
+                raise ValueError("a sandboxed function has no effect on the world: effect must be pure")
+            self.effect = "pure"
+        if self.http is not None and self.http.method == "GET":
+            self.effect = self.effect or "idempotent"
+        # A tool without a declared effect is treated as harmful.
+        self.effect = self.effect or "unsafe"
+        return self
+
+
+class FunctionConfig(Strict):
+    """Settings for running a function. Memory is MB, times are seconds."""
+
+    version: str | None = Field(None, max_length=100)
+    is_async: bool = False
+    requires_context: bool = False
+    memory_limit: int = Field(128, ge=8, le=16_384)
+    timeout: float = Field(30.0, gt=0, le=3600)
+    safe_mode: bool = True
+    allowed_imports: list[str] = Field(default_factory=lambda: list(DEFAULT_ALLOWED_IMPORTS), max_length=200)
+
+    @field_validator("allowed_imports")
+    @classmethod
+    def _module_names(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", name):
+                raise ValueError(f"{name!r} is not the name of a module")
+        return names
+
+
+class FunctionDefinition(Definition):
+    """A sandboxed Python function: its source, its entry point (by default the function's name), its contract."""
+
+    kind: Literal["function"] = "function"
+    code: str = Field(max_length=1_000_000)
+    entrypoint: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    input_schema: JsonSchema | None = None
+    output_schema: JsonSchema | None = None
+    config: FunctionConfig = Field(default_factory=FunctionConfig)
+
+    @model_validator(mode="after")
+    def _entrypoint_is_a_name(self) -> Self:
+        if self.entrypoint is None:
+            if not self.name.isidentifier():
+                raise ValueError(f"{self.name!r} is not a Python name: set `entrypoint:`")
+            self.entrypoint = self.name
+        return self
+
+
+AnyDefinition = AgentDefinition | ToolDefinition | FunctionDefinition
+KINDS: dict[str, type[AgentDefinition] | type[ToolDefinition] | type[FunctionDefinition]] = {
+    "agent": AgentDefinition,
+    "tool": ToolDefinition,
+    "function": FunctionDefinition,
+}
+
+
+class UnreadableDefinition(InvalidDefinition):
+    """A stored definition has fields that this release does not know, because a later one wrote it."""
+
+    code = "unreadable_definition"
+
+
+def content_in_order(content: dict[str, Any], order: KeyOrder | None) -> dict[str, Any]:
+    """Return the content of a stored definition, with the keys of its schemas in their order."""
+    return {**content, **ordered({field: content.get(field) for field in SCHEMAS}, order)} if order else content
+
+
+def stored_definition(kind: str, name: str, content: dict[str, Any], order: KeyOrder | None) -> Any:
+    """Return a definition from a stored version.
+
+    Raises:
+        UnreadableDefinition: another release wrote it.
+    """
+    try:
+        return KINDS[kind].model_validate({"name": name, **content_in_order(content, order)})
+    except ValidationError as error:
+        raise UnreadableDefinition(
+            f"The stored {kind} {name!r} cannot be read by this release: {'; '.join(faults_of(error))}. "
+            "Another release wrote it: use that one, or store the definition again."
+        ) from None
+
+
+def parse_definition(data: Any, *, where: str = "") -> AnyDefinition:
+    """Parse a definition from plain data, such as a YAML document.
+
+    Args:
+        data: an object with `kind` and the fields of that kind.
+        where: the file, for the message.
+
+    Raises:
+        InvalidDefinition: names the file, the definition and every error with its path.
+    """
+    place = f"{where}: " if where else ""
+    if not isinstance(data, dict):
+        raise InvalidDefinition(f"{place}a definition must be an object with `kind`, not {type(data).__name__}.")
+    kind = data.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise InvalidDefinition(f"{place}`kind` must be agent, tool or function, not {repr(kind)[:100]}.")
+    try:
+        definition = KINDS[kind].model_validate(data)
+        definition.check_dialect()
+        return definition
+    except ValidationError as error:
+        faults = faults_of(error)
+        name = data.get("name")
+        raise InvalidDefinition(
+            f"{place}{kind} {str(name)[:100]!r} is not valid: " + "; ".join(faults) + ".", faults=faults
+        ) from None
+    except MinionError as error:
+        raise InvalidDefinition(f"{place}{error.message}", **error.detail) from None
+    except RecursionError:
+        raise InvalidDefinition(f"{place}the definition is nested too deeply.") from None

@@ -1,0 +1,255 @@
+"""Connections to PostgreSQL: one engine per process, time-outs shorter than the lease, errors that teach.
+
+All database code is synchronous (psycopg under SQLAlchemy), so that it is written only once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import structlog
+from celery.exceptions import SoftTimeLimitExceeded
+from psycopg import DataError
+from pydantic import ValidationError
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+
+from minions.backoff import exponential, jittered
+from shared import errors
+from shared.settings import Settings, get_settings
+
+log = structlog.get_logger(__name__)
+
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
+LONGEST_PAUSE = 5.0
+
+# Errors that the functions in shared/tasks/sql/ raise on purpose.
+EXPECTED: dict[str, type[errors.MinionError]] = {
+    "MN001": errors.UnknownAgent,
+    "MN002": errors.UnknownCapability,
+    "MN003": errors.AmbiguousRoute,
+    "MN004": errors.Conflict,
+    "MN005": errors.IdempotencyConflict,
+    "MN006": errors.TooLarge,
+    "MN007": errors.InvalidInput,
+    "MN008": errors.NotFound,
+    "MN009": errors.Conflict,
+}
+# U+0000 inside JSON, written as an escape that the driver lets pass.
+NO_TEXT_IN_JSON = "22P05"
+# Connection lost, server shutting down, too many connections, disk full: waiting may help.
+TRANSIENT_CLASSES = ("08", "53", "57")
+# One lock for all changes of the schema or the definitions: a second process waits.
+SCHEMA_LOCK = 0x4D494E494F4E5301
+
+
+def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True) -> Engine:
+    """Create an engine whose connections time out before a lease expires.
+
+    Args:
+        settings: `DATABASE_URL` and the lease in seconds.
+        pool_size: connections kept open; the same number again may be opened temporarily.
+        pre_ping: check that a connection is alive before each use, which costs a round trip; False for callers that
+            retry.
+
+    Raises:
+        NotConfigured: there is no database address.
+    """
+    lease_ms = int(settings.lease_seconds * 1000)
+    engine = create_engine(
+        settings.require_database_url(),
+        pool_size=pool_size,
+        max_overflow=pool_size,
+        pool_timeout=30,
+        pool_pre_ping=pre_ping,
+        json_serializer=_dump,
+        # Errors and their tracebacks are logged; inputs and prompts must not be.
+        hide_parameters=True,
+        connect_args={
+            "connect_timeout": 5,
+            "application_name": "minions",
+            "client_encoding": "utf8",
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 2,
+            "tcp_user_timeout": lease_ms,
+            # The functions count and read again after taking locks, which only works with READ COMMITTED.
+            "options": r"-c timezone=UTC -c default_transaction_isolation=read\ committed"
+            f" -c idle_in_transaction_session_timeout={lease_ms}"
+            f" -c minion.max_input_bytes={settings.max_input_bytes}",
+        },
+    )
+
+    @event.listens_for(engine, "handle_error")
+    def _translate(context: Any) -> None:
+        translated = expected_error(context.original_exception)
+        if translated is not None:
+            raise translated from None
+
+    return engine
+
+
+@lru_cache(maxsize=1)
+def get_engine() -> Engine:
+    """Return the process's engine. After a fork the child must call `forget_engine` first."""
+    return make_engine(get_settings())
+
+
+@lru_cache(maxsize=1)
+def _statement_engine() -> Engine:
+    """Return a one-connection engine for the hot path, whose callers retry by themselves."""
+    return make_engine(get_settings(), pool_size=1, pre_ping=False).execution_options(isolation_level="AUTOCOMMIT")
+
+
+def forget_engine() -> None:
+    """Drop the parent's connections in a forked child, without closing them for the parent."""
+    _drop(close=False)
+
+
+def close_engine() -> None:
+    """Close the process's connections; the next use opens new ones."""
+    _drop(close=True)
+
+
+def _drop(*, close: bool) -> None:
+    for made in (get_engine, _statement_engine):
+        if made.cache_info().currsize:
+            made().dispose(close=close)
+            made.cache_clear()
+
+
+@contextmanager
+def transaction() -> Iterator[Connection]:
+    """Yield a connection with a transaction, committed if the block succeeds and rolled back otherwise."""
+    with get_engine().begin() as connection:
+        yield connection
+
+
+@contextmanager
+def statement() -> Iterator[Connection]:
+    """Yield a connection in autocommit mode: one round trip a statement instead of three."""
+    with _statement_engine().connect() as connection:
+        yield connection
+
+
+def expected_error(error: BaseException | None) -> errors.MinionError | None:
+    """Return the MinionError behind a database error that our own functions raised, or None.
+
+    A text that PostgreSQL cannot hold counts too: looking up a name with U+0000 in it is the caller's mistake.
+    """
+    state = getattr(error, "sqlstate", None)
+    no_text = isinstance(error, UnicodeEncodeError) or (isinstance(error, DataError) and "NUL" in str(error))
+    if no_text or state == NO_TEXT_IN_JSON:
+        return errors.InvalidInput("Text with the character U+0000 or with a lone surrogate cannot be stored.")
+    kind = EXPECTED.get(state or "")
+    return kind(error.diag.message_primary or str(error)) if kind and error is not None else None  # type: ignore[attr-defined]
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether the database is temporarily away, full or busy, so that a retry makes sense."""
+    if isinstance(error, OperationalError | InterfaceError):
+        state = getattr(error.orig, "sqlstate", None)
+        return state is None or state.startswith(TRANSIENT_CLASSES) or state in ("40001", "40P01", "55P03")
+    return isinstance(error, DBAPIError) and error.connection_invalidated
+
+
+def behind_time_limit(error: BaseException | None) -> bool:
+    """Return whether a soft time limit caused an error.
+
+    A limit that strikes inside the driver leaves a connection that cannot even roll back, and the failed rollback is
+    the error that surfaces. One that strikes inside Pydantic surfaces as a fault of the model.
+    """
+    seen: set[int] = set()
+    rest = [error]
+    while rest:
+        found = rest.pop()
+        if isinstance(found, SoftTimeLimitExceeded):
+            return True
+        if found is not None and id(found) not in seen:
+            seen.add(id(found))
+            rest += [found.__cause__, found.__context__]
+            if isinstance(found, ValidationError):  # it keeps what its validators raised beside the chain
+                rest += [fault["ctx"]["error"] for fault in found.errors() if "error" in fault.get("ctx", {})]
+    return False
+
+
+def reason(error: BaseException) -> str:
+    """Describe a database error in one line, without the statement and its parameters."""
+    original = getattr(error, "orig", None) or error
+    # Without its DETAIL, which quotes the row.
+    primary = getattr(getattr(original, "diag", None), "message_primary", None)
+    return " ".join((primary or str(original)).split())[:300]
+
+
+def unavailable(error: BaseException) -> errors.Unavailable:
+    """Return the error that users see when the database cannot be reached."""
+    return errors.Unavailable(
+        f"The database cannot be reached: {reason(error)}. The connection is retried; nothing is lost."
+    )
+
+
+def wait_for(probe: Callable[[], Result], *, what: str, attempts: int) -> Result:
+    """Call `probe` until it succeeds, with growing pauses of at most 5 s.
+
+    Raises:
+        Unavailable: it failed `attempts` times; the message contains the last reason.
+    """
+    for attempt in range(1, attempts + 1):
+        try:
+            return probe()
+        except errors.MinionError:
+            raise
+        except Exception as error:
+            if attempt == attempts:
+                raise errors.Unavailable(
+                    f"{what} cannot be reached after {attempts} attempts: {reason(error)}. Check its address, and "
+                    "that it is running."
+                ) from None
+            log.warning("unreachable", what=what, attempt=attempt, attempts=attempts, reason=reason(error))
+            time.sleep(jittered(exponential(attempt, first=0.2, longest=LONGEST_PAUSE)))
+    raise AssertionError("unreachable")
+
+
+def persist(write: Callable[[], Result]) -> Result:
+    """Perform a write, and retry it while the database is away, so that finished work is not lost.
+
+    For fenced or idempotent writes only. A minion's time limits end the retries.
+
+    Raises:
+        SoftTimeLimitExceeded: the soft limit struck inside the driver.
+    """
+    for failures in itertools.count(1):
+        try:
+            return write()
+        except DBAPIError as error:
+            if behind_time_limit(error):
+                raise SoftTimeLimitExceeded from error
+            if not is_transient(error):
+                raise
+            pause = jittered(exponential(failures, first=0.1, longest=LONGEST_PAUSE))
+            log.warning("database_away", reason=reason(error), again_in=round(pause, 2))
+            time.sleep(pause)
+    raise AssertionError("unreachable")
+
+
+def persistently(
+    operation: Callable[Concatenate[Connection, Arguments], Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Result:
+    """Call a fenced or idempotent operation on a connection in autocommit mode, as `persist` does."""
+
+    def attempt() -> Result:
+        with statement() as connection:
+            return operation(connection, *args, **kwargs)
+
+    return persist(attempt)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=str)

@@ -1,0 +1,219 @@
+"""The schema: create it, bring it to this release, refuse to work on an older one.
+
+Migrations are idempotent, and safe when two processes run them at once.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from psycopg.errors import DeadlockDetected, LockNotAvailable
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import OperationalError
+
+from shared.database.connections import SCHEMA_LOCK, get_engine, wait_for
+from shared.database.tables import Base
+from shared.errors import Conflict, NotConfigured
+from shared.settings import Settings
+from shared.tasks import sql
+
+# Seconds. Longer than `deadlock_timeout` (1 s by default), after which an autovacuum yields to us.
+LOCK_TIMEOUT = 2.0
+LOCK_PATIENCE = 60.0
+
+
+@contextmanager
+def alembic_config() -> Iterator[Config]:
+    """Yield Alembic's configuration for the migrations of this installation, wherever it is installed."""
+    with as_file(files("migrations")) as folder:
+        config = Config()
+        # configparser treats % as the start of a variable.
+        config.set_main_option("script_location", str(Path(folder)).replace("%", "%%"))
+        yield config
+
+
+def migrate(engine: Engine, *, after: bool = False) -> tuple[str | None, str | None]:
+    """Bring the schema to this release's revision, and the functions to those of this release, in one transaction.
+
+    Each revision belongs to a phase. Those of "before" run before the new release starts, and leave a schema that the
+    previous release still works on. Those of "after" take away what only the previous release used.
+
+    Args:
+        engine: the database.
+        after: run the newest "after" revisions too. An empty database gets them at once.
+
+    Returns:
+        the revision before and the revision after; the same where nothing was to be done, or where a later release
+        has brought it further.
+
+    Raises:
+        NotConfigured: the database cannot hold every text.
+        Conflict: workers of a release are online that cannot run on the new schema, or others held a table for a
+            minute.
+    """
+    with alembic_config() as config, engine.connect() as connection:
+        _refuse_other_encodings(connection)
+        connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": SCHEMA_LOCK})
+        connection.commit()
+        try:
+            before = _revision(connection)
+            if before is not None and before not in _known_revisions(config):
+                return before, before
+            target = "head" if after or before is None else _last_before(config, before)
+            if before is not None:
+                _refuse_old_workers(connection, _first_release(config, before, target))
+            config.attributes["connection"] = connection
+            _upgrade(connection, config, target, locked=before not in (None, target))
+            return before, _revision(connection)
+        finally:
+            connection.rollback()
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": SCHEMA_LOCK})
+            connection.commit()
+
+
+def _upgrade(connection: Connection, config: Config, target: str, *, locked: bool) -> None:
+    """Run the revisions and replace the functions in one transaction; retry while others hold the tables."""
+    give_up = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            with connection.begin():
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'")
+                if locked:
+                    _lock_tables(connection)
+                command.upgrade(config, target)
+                sql.create(connection)
+            return
+        except OperationalError as error:
+            if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
+                raise
+            if time.monotonic() > give_up:
+                raise Conflict(_held(connection)) from None
+        # Queries that waited behind us run now.
+        time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter, not a secret
+
+
+def _lock_tables(connection: Connection) -> None:
+    """Lock all tables before the first change, so that transactions that wait for us hold nothing that we need."""
+    present = connection.scalars(OUR_TABLES, {"tables": list(Base.metadata.tables)}).all()
+    connection.exec_driver_sql(f"LOCK TABLE {', '.join(present)} IN ACCESS EXCLUSIVE MODE")
+
+
+def _held(connection: Connection) -> str:
+    holders = connection.execute(HOLDERS, {"tables": list(Base.metadata.tables)}).all()
+    connection.rollback()
+    named = "; ".join(f"process {h.pid} ({h.application}), for {h.seconds} s" for h in holders) or "none are left"
+    return (
+        f"Other transactions held the tables for {LOCK_PATIENCE:.0f} s, and nothing was changed. Open transactions: "
+        f"{named}. End the long ones, for example with pg_terminate_backend, then run `minion migrate` again."
+    )
+
+
+OUR_TABLES = text(
+    "SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = current_schema() "
+    "AND tablename = ANY(:tables) ORDER BY 1"
+)
+HOLDERS = text(
+    """
+    SELECT a.pid, COALESCE(NULLIF(a.application_name, ''), a.usename, a.backend_type) AS application,
+           EXTRACT(epoch FROM clock_timestamp() - a.xact_start)::int AS seconds
+        FROM pg_stat_activity a
+        WHERE a.pid <> pg_backend_pid() AND a.datname = current_database() AND EXISTS (
+            SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+                WHERE l.pid = a.pid AND l.granted AND c.relname = ANY(:tables)
+                  AND c.relnamespace = current_schema()::regnamespace)
+        ORDER BY a.xact_start LIMIT 5
+    """
+)
+
+
+def _refuse_other_encodings(connection: Connection) -> None:
+    encoding = connection.scalar(text("SHOW server_encoding"))
+    if encoding != "UTF8":
+        raise NotConfigured(f"The database's encoding is {encoding}. Recreate it with ENCODING 'UTF8'.")
+
+
+def _revision(connection: Connection) -> str | None:
+    revision = MigrationContext.configure(connection).get_current_revision()
+    connection.rollback()
+    return revision
+
+
+def _first_release(config: Config, current: str, target: str) -> str | None:
+    """Return the first release whose workers can run on the target, if a revision on the path removes something."""
+    pending = ScriptDirectory.from_config(config).iterate_revisions(target, current)
+    return next((r.module.FIRST_RELEASE for r in pending if r.module.PHASE == "after"), None)
+
+
+def _refuse_old_workers(connection: Connection, first: str | None) -> None:
+    if first is None:
+        return
+    online = connection.execute(text("SELECT name, version FROM workers WHERE status = 'online' ORDER BY name")).all()
+    connection.rollback()
+    old = [f"{worker.name} ({worker.version})" for worker in online if _release(worker.version) < _release(first)]
+    if old:
+        raise Conflict(
+            f"{len(old)} workers of a release before {first} are online: {', '.join(old[:10])}. Replace them with "
+            f"release {first} or later, then run `minion migrate` again."
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """Return major and minor: "0.2.1" is (0, 2). An invalid version counts as the first release."""
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+
+
+def _known_revisions(config: Config) -> list[str]:
+    """Return the revisions from the newest to the oldest."""
+    return [revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()]
+
+
+def _last_before(config: Config, current: str | None = None) -> str:
+    """Return the last revision of phase "before", or the current one if the schema is already further."""
+    revisions = list(ScriptDirectory.from_config(config).walk_revisions())
+    return next(r.revision for r in revisions if r.module.PHASE == "before" or r.revision == current)
+
+
+def check_schema_is_current(connection: Connection) -> None:
+    """Raise NotConfigured if the schema is missing or older than this release; a newer one is fine."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    with alembic_config() as config:
+        known = _known_revisions(config)
+        needed = _last_before(config)
+    if current is None:
+        raise NotConfigured("The database has no schema yet. Run `minion migrate`.")
+    if current in known and known.index(current) > known.index(needed):
+        raise NotConfigured(
+            f"The database's schema is at {current}, this release needs {needed}. Run `minion migrate`."
+        )
+    installed = sql.installed(connection)
+    if installed < sql.NUMBER:
+        raise NotConfigured(
+            f"The database has set {installed} of its functions, this release needs set {sql.NUMBER}. "
+            "Run `minion migrate`."
+        )
+
+
+def wait_for_database(settings: Settings) -> None:
+    """Wait until the database answers and has its schema.
+
+    Raises:
+        Unavailable: it does not answer.
+        NotConfigured: it has no schema, or one that is older than this release.
+    """
+
+    def probe() -> None:
+        with get_engine().connect() as connection:
+            connection.execute(text("SELECT 1"))
+
+    wait_for(probe, what="The database", attempts=settings.connect_attempts)
+    with get_engine().connect() as connection:
+        check_schema_is_current(connection)

@@ -1,0 +1,85 @@
+"""The data model. Decisions behind it:
+
+- Ids are UUIDv7, so tables can be range-partitioned on them and sorted by age.
+- Definitions are heads with immutable versions (`definitions.py`).
+- Frequently changed columns are in a narrow row, separate from the constant ones and from the outcome (`tasks.py`).
+- Operators' settings for running tasks are rows too (`operations.py`), so that they outlive every process.
+- Money is integer micro-dollars.
+
+The functions and triggers that keep the invariants are in `shared/tasks/sql/`.
+"""
+
+from shared.database.tables.base import Base
+from shared.database.tables.budgets import Budget, Reservation
+from shared.database.tables.conversations import ConversationSummary
+from shared.database.tables.definitions import (
+    Agent,
+    AgentVersion,
+    AgentVersionTool,
+    Function,
+    FunctionVersion,
+    Relation,
+    SecurityEvent,
+    Tool,
+    ToolVersion,
+)
+from shared.database.tables.events import TaskEvent
+from shared.database.tables.operations import (
+    Limit,
+    Pause,
+    RateHold,
+    Schedule,
+    Secret,
+    Signal,
+    UniqueTask,
+    Webhook,
+    WebhookDelivery,
+)
+from shared.database.tables.tasks import (
+    Content,
+    Conversation,
+    Execution,
+    IdempotencyKey,
+    Message,
+    Step,
+    Task,
+    TaskOutcome,
+    TaskStatus,
+    Worker,
+)
+
+__all__ = [
+    "Agent",
+    "AgentVersion",
+    "AgentVersionTool",
+    "Base",
+    "Budget",
+    "Content",
+    "Conversation",
+    "ConversationSummary",
+    "Execution",
+    "Function",
+    "FunctionVersion",
+    "IdempotencyKey",
+    "Limit",
+    "Message",
+    "Pause",
+    "RateHold",
+    "Relation",
+    "Reservation",
+    "Schedule",
+    "Secret",
+    "SecurityEvent",
+    "Signal",
+    "Step",
+    "Task",
+    "TaskEvent",
+    "TaskOutcome",
+    "TaskStatus",
+    "Tool",
+    "ToolVersion",
+    "UniqueTask",
+    "Webhook",
+    "WebhookDelivery",
+    "Worker",
+]

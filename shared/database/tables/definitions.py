@@ -1,0 +1,232 @@
+"""Agents, tools and functions: heads with immutable versions, which triggers protect against changes."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    CheckConstraint,
+    Computed,
+    ForeignKey,
+    Index,
+    SmallInteger,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import TSVECTOR
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from shared.contracts.documents import AgentDefinition, stored_definition
+from shared.database.tables.base import Base, created, key_order_column, namespace_column, new_id
+
+
+def content_index(kind: str) -> Index:
+    """Index on the identity of a definition's versions: their content, and the order of the keys in their schemas."""
+    order = text("md5(COALESCE(key_order::text, ''))")
+    return Index(f"{kind}_versions_content_idx", f"{kind}_id", "checksum", order, unique=True)
+
+
+class Agent(Base):
+    """A named agent with a lifecycle; its definition is stored in its versions.
+
+    Created by users as `Agent(name=…, description=…, system_prompt=…, input_schema=…, config_data={…}, …)`: the
+    arguments are those of `shared.contracts.documents.AgentDefinition` (with `config_data` for its `config`). They are
+    kept in `definition` until `AgentRegistry.register_agent` stores them as a version.
+    """
+
+    __tablename__ = "agents"
+    __table_args__ = (
+        UniqueConstraint("namespace", "name"),
+        CheckConstraint("status IN ('active', 'deprecated', 'disabled', 'rolled_back')", name="status"),
+    )
+
+    id: Mapped[UUID] = new_id()
+    namespace: Mapped[str] = namespace_column()
+    name: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default="active")
+    status_reason: Mapped[str | None]
+    active_version_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("agent_versions.id", use_alter=True, name="agents_active_version_id_fkey")
+    )
+    created_at: Mapped[datetime] = created()
+
+    active_version: Mapped[AgentVersion | None] = relationship(foreign_keys=[active_version_id], post_update=True)
+
+    def __init__(self, *, name: str, config_data: dict[str, Any] | None = None, **definition: Any) -> None:
+        """Raises InvalidDefinition if an argument is wrong; the message names it."""
+        super().__init__()
+        self.name = name
+        self._draft = AgentDefinition.from_arguments(name=name, config_data=config_data, **definition)
+
+    @property
+    def definition(self) -> AgentDefinition:
+        """The agent's definition: as given until it is stored, then its active version."""
+        if self.active_version is not None:
+            version = self.active_version
+            stored: AgentDefinition = stored_definition("agent", self.name, version.definition, version.key_order)
+            return stored
+        return self._draft
+
+
+class AgentVersion(Base):
+    """An immutable version of an agent. It pins the tool and function versions that it uses."""
+
+    __tablename__ = "agent_versions"
+    __table_args__ = (
+        UniqueConstraint("agent_id", "number"),
+        content_index("agent"),
+        CheckConstraint("type IN ('agent', 'function')", name="type"),
+        Index("agent_versions_search_idx", "search", postgresql_using="gin"),
+        Index("agent_versions_capabilities_idx", "capabilities", postgresql_using="gin"),
+    )
+
+    id: Mapped[UUID] = new_id()
+    agent_id: Mapped[UUID] = mapped_column(ForeignKey("agents.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    checksum: Mapped[str]
+    type: Mapped[str]
+    name: Mapped[str]
+    description: Mapped[str]
+    capabilities: Mapped[list[str]]
+    capability: Mapped[str]
+    input_schema: Mapped[dict[str, Any] | None]
+    definition: Mapped[dict[str, Any]]
+    key_order: Mapped[dict[str, Any] | None] = key_order_column()
+    function_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("function_versions.id"))
+    tool_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("tool_versions.id"))
+    soft_time_limit: Mapped[int]
+    time_limit: Mapped[int]
+    max_attempts: Mapped[int]
+    search: Mapped[str] = mapped_column(
+        TSVECTOR, Computed("minion_search_text(name, description, capabilities)", persisted=True)
+    )
+    created_at: Mapped[datetime] = created()
+
+
+class AgentVersionTool(Base):
+    """A pinned tool that the model may call in this agent version."""
+
+    __tablename__ = "agent_version_tools"
+
+    agent_version_id: Mapped[UUID] = mapped_column(
+        ForeignKey("agent_versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    tool_version_id: Mapped[UUID] = mapped_column(ForeignKey("tool_versions.id"))
+
+
+class Relation(Base):
+    """An agent that this agent version hands work to, by name: each sub-task pins its own version."""
+
+    __tablename__ = "relations"
+
+    agent_version_id: Mapped[UUID] = mapped_column(
+        ForeignKey("agent_versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[int] = mapped_column(SmallInteger, primary_key=True)
+    agent_name: Mapped[str]
+    for_each: Mapped[str | None]
+
+
+class Tool(Base):
+    """A named tool; its definition is stored in its versions."""
+
+    __tablename__ = "tools"
+    __table_args__ = (UniqueConstraint("namespace", "name"),)
+
+    id: Mapped[UUID] = new_id()
+    namespace: Mapped[str] = namespace_column()
+    name: Mapped[str]
+    active_version_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("tool_versions.id", use_alter=True, name="tools_active_version_id_fkey")
+    )
+    created_at: Mapped[datetime] = created()
+
+
+class ToolVersion(Base):
+    """An immutable version of a tool."""
+
+    __tablename__ = "tool_versions"
+    __table_args__ = (
+        UniqueConstraint("tool_id", "number"),
+        content_index("tool"),
+        CheckConstraint("type IN ('function', 'http', 'mcp', 'agent', 'builtin')", name="type"),
+        CheckConstraint("effect IN ('pure', 'idempotent', 'unsafe')", name="effect"),
+    )
+
+    id: Mapped[UUID] = new_id()
+    tool_id: Mapped[UUID] = mapped_column(ForeignKey("tools.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    checksum: Mapped[str]
+    type: Mapped[str]
+    effect: Mapped[str]
+    name: Mapped[str]
+    description: Mapped[str]
+    definition: Mapped[dict[str, Any]]
+    key_order: Mapped[dict[str, Any] | None] = key_order_column()
+    function_version_id: Mapped[UUID | None] = mapped_column(ForeignKey("function_versions.id"))
+    created_at: Mapped[datetime] = created()
+
+
+class Function(Base):
+    """A named function; its code is stored in its versions."""
+
+    __tablename__ = "functions"
+    __table_args__ = (UniqueConstraint("namespace", "name"),)
+
+    id: Mapped[UUID] = new_id()
+    namespace: Mapped[str] = namespace_column()
+    name: Mapped[str]
+    active_version_id: Mapped[UUID | None] = mapped_column(
+        ForeignKey("function_versions.id", use_alter=True, name="functions_active_version_id_fkey")
+    )
+    created_at: Mapped[datetime] = created()
+
+
+class FunctionVersion(Base):
+    """Python source and its contract: immutable but for `status`, and named by its SHA-256."""
+
+    __tablename__ = "function_versions"
+    __table_args__ = (
+        UniqueConstraint("function_id", "number"),
+        content_index("function"),
+        CheckConstraint("status IN ('active', 'deprecated', 'quarantined')", name="status"),
+    )
+
+    id: Mapped[UUID] = new_id()
+    function_id: Mapped[UUID] = mapped_column(ForeignKey("functions.id", ondelete="CASCADE"))
+    number: Mapped[int]
+    checksum: Mapped[str]
+    name: Mapped[str]
+    description: Mapped[str]
+    definition: Mapped[dict[str, Any]]
+    key_order: Mapped[dict[str, Any] | None] = key_order_column()
+    status: Mapped[str] = mapped_column(server_default="active")
+    status_reason: Mapped[str | None]
+    released_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = created()
+
+
+class SecurityEvent(Base):
+    """A denied action or a kill of a function version, or a hash that did not match."""
+
+    __tablename__ = "security_events"
+    __table_args__ = (
+        Index("security_events_version_idx", "function_version_id", "id"),
+        Index("security_events_time_idx", "function_version_id", "created_at"),
+        Index(
+            "security_events_denied_idx",
+            "function_version_id",
+            "created_at",
+            postgresql_where=text("kind IN ('forbidden_name', 'hash_mismatch', 'import_denied', 'security')"),
+        ),
+    )
+
+    id: Mapped[UUID] = new_id()
+    function_version_id: Mapped[UUID] = mapped_column(ForeignKey("function_versions.id", ondelete="CASCADE"))
+    task_id: Mapped[UUID | None] = mapped_column(ForeignKey("tasks.id", ondelete="SET NULL"), index=True)
+    kind: Mapped[str]
+    detail: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = created()

@@ -1,0 +1,52 @@
+"""Apply definitions of all kinds in one transaction, and export them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from shared.contracts.documents import AnyDefinition
+from shared.definitions.store import Change, DefinitionStore
+from shared.errors import InvalidDefinition
+from shared.functions.validation import validate_code
+from shared.functions.worker_packages import WorkerPackages
+
+
+def store_definitions(
+    session: Session,
+    definitions: list[Any],
+    *,
+    namespace: str = "default",
+    dry_run: bool = False,
+    strict: bool = False,
+) -> list[Change]:
+    """Apply definitions and commit; with `dry_run`, only report the changes.
+
+    Args:
+        strict: treat warnings as errors.
+
+    Raises:
+        InvalidDefinition: the first error; nothing is stored.
+    """
+    try:
+        packages = WorkerPackages.reported(session)
+        check_code = partial(validate_code, packages=packages)
+        changes = DefinitionStore(session, check_code, namespace, packages).apply(definitions)
+        warnings = [warning for change in changes for warning in change.warnings]
+        if strict and warnings:
+            raise InvalidDefinition("\n".join(warnings), faults=warnings)
+        if not dry_run:
+            session.commit()
+            return changes
+    except BaseException:
+        session.rollback()
+        raise
+    session.rollback()
+    return changes
+
+
+def export_definitions(session: Session, *, namespace: str = "default") -> list[AnyDefinition]:
+    """Return the active version of every definition."""
+    return DefinitionStore(session, validate_code, namespace).export()

@@ -1,0 +1,452 @@
+"""Storing definitions: a new immutable version for each change, all or nothing.
+
+References are by name (`normalise_licence`, always the active version) or pinned (`normalise_licence@2`). A version
+stores the versions that its references resolved to. When a function changes, the tools and agents that refer to it
+by name therefore get a new version too, with the same text. An agent that was rolled back keeps its version until
+a new text of it is applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+from uuid import UUID
+
+from sqlalchemy import func, insert, select, text
+from sqlalchemy.orm import Session
+
+from shared.contracts.documents import (
+    AgentDefinition,
+    AnyDefinition,
+    FunctionConfig,
+    FunctionDefinition,
+    ToolDefinition,
+    stored_definition,
+)
+from shared.contracts.strict_json import digest
+from shared.database.connections import SCHEMA_LOCK
+from shared.database.tables import (
+    Agent,
+    AgentVersion,
+    AgentVersionTool,
+    Function,
+    FunctionVersion,
+    Relation,
+    Tool,
+    ToolVersion,
+)
+from shared.definitions.fit import chain_misfits, model_misfit
+from shared.definitions.known_models import unknown_models
+from shared.errors import InvalidDefinition
+from shared.functions.worker_packages import WorkerPackages
+
+# Every agent, first alone and then with each agent that its active version may call.
+CALLS = text(
+    """
+    WITH active AS (
+        SELECT a.name, v.id, v.tool_version_id FROM agents a JOIN agent_versions v ON v.id = a.active_version_id
+            WHERE a.namespace = :namespace
+    )
+    SELECT name, NULL FROM active
+    UNION SELECT v.name, r.agent_name FROM active v JOIN relations r ON r.agent_version_id = v.id
+    UNION SELECT v.name, t.definition->>'agent' FROM active v
+        JOIN agent_version_tools l ON l.agent_version_id = v.id JOIN tool_versions t ON t.id = l.tool_version_id
+    UNION SELECT v.name, t.definition->>'agent' FROM active v JOIN tool_versions t ON t.id = v.tool_version_id
+    ORDER BY 1, 2
+    """
+)
+
+Action = Literal["created", "changed", "unchanged"]
+Head = Agent | Tool | Function
+Version = AgentVersion | ToolVersion | FunctionVersion
+
+HEADS: dict[str, tuple[Any, Any, str]] = {
+    "agent": (Agent, AgentVersion, "agent_id"),
+    "tool": (Tool, ToolVersion, "tool_id"),
+    "function": (Function, FunctionVersion, "function_id"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Result of `apply` for one definition. `warnings`: possible problems that do not refuse it."""
+
+    kind: str
+    name: str
+    action: Action
+    version: int
+    because: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class DefinitionStore:
+    """Definitions of one namespace, in the caller's transaction.
+
+    Attributes:
+        validate_code: checks a function's source before it is stored, and raises InvalidDefinition.
+        packages: the packages that live workers let functions import.
+    """
+
+    session: Session
+    validate_code: Callable[[FunctionDefinition], None]
+    namespace: str = "default"
+    packages: WorkerPackages = field(default_factory=lambda: WorkerPackages({}))
+    changes: list[Change] = field(default_factory=list)
+
+    def apply(self, definitions: Sequence[AnyDefinition]) -> list[Change]:
+        """Store the definitions that differ from the stored ones, and the versions that follow from them.
+
+        Returns:
+            one change for each definition, and one for each agent or tool that refers to a changed one by name.
+
+        Raises:
+            InvalidDefinition: the first error; the caller rolls back.
+        """
+        _refuse_twice(definitions)
+        self.session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
+        self.changes = []
+        for definition in _of(definitions, FunctionDefinition):
+            self._store_function(definition)
+        given_tools = _of(definitions, ToolDefinition)
+        for tool, because in self._with_followers(given_tools, "tool", self._changed("function")):
+            self._store_tool(tool, because)
+        given_agents = _of(definitions, AgentDefinition)
+        moved = self._changed("function") | self._changed("tool")
+        for agent, because in self._with_followers(given_agents, "agent", moved):
+            self._store_agent(agent, because)
+        self.session.flush()
+        self._check_relations(given_agents)
+        warnings = {agent.name: unknown_models(agent) for agent in given_agents}
+        self.changes = [
+            replace(change, warnings=warnings.get(change.name, ())) if change.kind == "agent" else change
+            for change in self.changes
+        ]
+        return self.changes
+
+    def export(self) -> list[AnyDefinition]:
+        """Return the active version of every definition: functions first, then tools, then agents."""
+        return [definition for kind in ("function", "tool", "agent") for definition in self._active(kind)]
+
+    def _store_function(self, definition: FunctionDefinition) -> None:
+        checksum = definition.checksum()
+        if self._find(definition, checksum) is None:
+            self.validate_code(definition)
+        self._store(definition, checksum, None, {})
+
+    def _store_tool(self, definition: ToolDefinition, because: str | None) -> None:
+        values: dict[str, Any] = {"type": definition.type, "effect": definition.effect}
+        resolved: dict[str, Any] = {}
+        if definition.function:
+            version = self._resolve("function", definition.function, where=f"tool {definition.name!r}, function")
+            values["function_version_id"] = version.id
+            resolved["function"] = str(version.id)
+        self._store(definition, definition.checksum(**resolved), because, values)
+
+    def _store_agent(self, definition: AgentDefinition, because: str | None) -> None:
+        place = f"agent {definition.name!r}"
+        values = _agent_columns(definition)
+        for kind in ("function", "tool"):
+            if reference := getattr(definition, kind):
+                values[f"{kind}_version_id"] = self._resolve(kind, reference, where=f"{place}, {kind}").id
+        tools = [
+            self._resolve("tool", reference, where=f"{place}, tools.{position}")
+            for position, reference in enumerate(definition.tools)
+        ]
+        resolved: dict[str, Any] = {
+            name: str(values[name]) for name in ("function_version_id", "tool_version_id") if values.get(name)
+        }
+        resolved["tools"] = [str(tool.id) for tool in tools]
+        version = self._store(definition, definition.checksum(**resolved), because, values)
+        if version is not None:
+            if definition.type == "agent":
+                self._refuse_what_no_model_takes(place, tools)
+            self._refuse_what_no_worker_preloads(place, version, tools)
+            self._link(version, definition, [tool.id for tool in tools])
+
+    def _refuse_what_no_model_takes(self, place: str, tools: Sequence[ToolVersion]) -> None:
+        for position, tool in enumerate(tools):
+            schema = tool.definition.get("input_schema")
+            if not schema and tool.function_version_id:
+                schema = self.session.get_one(FunctionVersion, tool.function_version_id).definition.get("input_schema")
+            if fault := model_misfit(schema):
+                raise InvalidDefinition(
+                    f"{place}, tools.{position}: models do not accept the input schema of the tool {tool.name!r}: "
+                    f"{fault}."
+                )
+
+    def _refuse_what_no_worker_preloads(self, place: str, agent: AgentVersion, tools: Sequence[ToolVersion]) -> None:
+        """Check that live workers of the agent's capability can import the packages that its functions import."""
+        if agent.tool_version_id:
+            tools = [*tools, self.session.get_one(ToolVersion, agent.tool_version_id)]
+        used = {agent.function_version_id, *(tool.function_version_id for tool in tools)} - {None}
+        for function in map(partial(self.session.get_one, FunctionVersion), used):
+            config = FunctionConfig.model_validate(function.definition.get("config", {}))
+            if config.safe_mode and (missing := self.packages.missing(config.allowed_imports, agent.capability)):
+                raise InvalidDefinition(
+                    f"{place}: its function {function.name!r} imports {', '.join(missing)}, which no live worker of "
+                    f"the capability {agent.capability!r} preloads. Start one with MINION_SANDBOX_PRELOAD first."
+                )
+
+    def _link(self, version: Any, definition: AgentDefinition, tools: Sequence[UUID]) -> None:
+        self.session.flush()
+        for position, tool_id in enumerate(tools):
+            self.session.add(AgentVersionTool(agent_version_id=version.id, position=position, tool_version_id=tool_id))
+        for position, relation in enumerate(definition.relations):
+            self.session.add(
+                Relation(
+                    agent_version_id=version.id,
+                    position=position,
+                    agent_name=relation.agent,
+                    for_each=relation.for_each,
+                )
+            )
+
+    def _store(
+        self, definition: AnyDefinition, checksum: str, because: str | None, values: dict[str, Any]
+    ) -> Any | None:
+        """Make the version with this checksum the active one. Return it if it is new."""
+        head_class, version_class, owner = HEADS[definition.kind]
+        head = self._head(head_class, definition.name)
+        if head is not None and (held := self._held(head, definition)):
+            self.changes.append(Change(definition.kind, definition.name, "unchanged", held.number))
+            return None
+        known = self._find(definition, checksum)
+        if known is not None:
+            self._reuse(head, known, definition, because)
+            return None
+        action: Action = "created" if head is None else "changed"
+        if head is None:
+            new = insert(head_class).values(namespace=self.namespace, name=definition.name).returning(head_class)
+            head = self.session.scalars(new).one()
+        version = version_class(
+            **{owner: head.id},
+            number=self._newest(version_class, owner, head.id) + 1,
+            checksum=checksum,
+            name=definition.name,
+            description=definition.description,
+            definition=definition.content(),
+            key_order=definition.key_order(),
+            **values,
+            **self._standing(version_class, owner, head.id, checksum),
+        )
+        self.session.add(version)
+        self.session.flush()
+        self._activate(head, version)
+        self.changes.append(Change(definition.kind, definition.name, action, version.number, because))
+        return version
+
+    def _reuse(self, head: Any, known: Any, definition: AnyDefinition, because: str | None) -> None:
+        """Handle content that is already stored: it is unchanged, or goes back to an older text."""
+        if head.active_version_id == known.id:
+            if because is None:
+                self.changes.append(Change(definition.kind, definition.name, "unchanged", known.number))
+            return
+        self._activate(head, known)
+        self.changes.append(Change(definition.kind, definition.name, "changed", known.number, because))
+
+    def _held(self, head: Any, definition: AnyDefinition) -> Any | None:
+        """Return the newest version of an agent that was rolled back, if it has this text.
+
+        Such an agent keeps its version, even if a function or tool that it uses has changed. Otherwise every deployment
+        would undo the rollback.
+        """
+        if getattr(head, "status", None) != "rolled_back":
+            return None
+        newest = self.session.scalars(
+            select(AgentVersion).filter_by(agent_id=head.id).order_by(AgentVersion.number.desc()).limit(1)
+        ).one()
+        same = digest(newest.definition) == digest(definition.content())
+        # Releases before 0.3 stored no key order.
+        return newest if same and newest.key_order in (None, definition.key_order()) else None
+
+    def _activate(self, head: Any, version: Any) -> None:
+        head.active_version_id = version.id
+        if getattr(head, "status", None) == "rolled_back":
+            head.status, head.status_reason = "active", None
+        self.session.flush()
+
+    def _head(self, head_class: Any, name: str) -> Any | None:
+        return self.session.scalar(select(head_class).filter_by(namespace=self.namespace, name=name))
+
+    def _find(self, definition: AnyDefinition, checksum: str) -> Any | None:
+        """Return the version with this checksum and the same order of keys, if there is one."""
+        head_class, version_class, owner = HEADS[definition.kind]
+        head = self._head(head_class, definition.name)
+        if head is None:
+            return None
+        alike = self.session.scalars(select(version_class).filter_by(**{owner: head.id}, checksum=checksum))
+        return next((version for version in alike if version.key_order == definition.key_order()), None)
+
+    def _standing(self, version_class: Any, owner: str, head_id: UUID, checksum: str) -> dict[str, Any]:
+        """Return the fields that a new version keeps of the newest one with the same code, such as its quarantine."""
+        if version_class is not FunctionVersion:
+            return {}
+        same = select(FunctionVersion).filter_by(**{owner: head_id}, checksum=checksum)
+        before = self.session.scalars(same.order_by(FunctionVersion.number.desc()).limit(1)).first()
+        names = ("status", "status_reason", "released_at")
+        return {name: getattr(before, name) for name in names} if before else {}
+
+    def _newest(self, version_class: Any, owner: str, head_id: UUID) -> int:
+        return self.session.scalar(select(func.max(version_class.number)).filter_by(**{owner: head_id})) or 0
+
+    def _resolve(self, kind: str, reference: str, *, where: str) -> Any:
+        """Return the version that `name` or `name@number` currently refers to."""
+        head_class, version_class, owner = HEADS[kind]
+        name, _, number = reference.partition("@")
+        head = self._head(head_class, name)
+        if head is None:
+            raise InvalidDefinition(f"{where}: there is no {kind} named {name!r}.")
+        if not number:
+            return self.session.get_one(version_class, head.active_version_id)
+        version = self.session.scalar(select(version_class).filter_by(**{owner: head.id}, number=int(number)))
+        if version is None:
+            raise InvalidDefinition(f"{where}: the {kind} {name!r} has no version {number}.")
+        return version
+
+    def _changed(self, kind: str) -> set[tuple[str, str]]:
+        return {(kind, change.name) for change in self.changes if change.kind == kind and change.action != "unchanged"}
+
+    def _with_followers(
+        self, given: Iterable[Any], kind: str, moved: set[tuple[str, str]]
+    ) -> list[tuple[Any, str | None]]:
+        """Return the given definitions, then the stored ones that follow something in `moved` by name, and why."""
+        found: list[tuple[Any, str | None]] = [(definition, None) for definition in given]
+        names = {definition.name for definition, _ in found}
+        for definition in self._active(kind, but_rolled_back=True) if moved else []:
+            followed = _references(definition) & moved
+            if definition.name not in names and followed:
+                found.append((definition, ", ".join(f"{kind} {name}" for kind, name in sorted(followed))))
+        return found
+
+    def _active(self, kind: str, *, but_rolled_back: bool = False) -> list[Any]:
+        head_class, version_class, _ = HEADS[kind]
+        query = (
+            select(head_class.name, version_class.definition, version_class.key_order)
+            .join(version_class, version_class.id == head_class.active_version_id)
+            .where(head_class.namespace == self.namespace)
+            .order_by(head_class.name)
+        )
+        if but_rolled_back and kind == "agent":
+            query = query.where(Agent.status != "rolled_back")
+        rows = self.session.execute(query)
+        return [stored_definition(kind, *row) for row in rows]
+
+    def _active_agents(self) -> dict[str, AgentDefinition]:
+        """Return the active version of every agent by name, with the schemas inherited from its pinned versions."""
+        query = (
+            select(
+                Agent.name,
+                AgentVersion.definition,
+                AgentVersion.key_order,
+                ToolVersion.definition,
+                FunctionVersion.definition,
+            )
+            .join(AgentVersion, AgentVersion.id == Agent.active_version_id)
+            .outerjoin(ToolVersion, ToolVersion.id == AgentVersion.tool_version_id)
+            .outerjoin(
+                FunctionVersion,
+                FunctionVersion.id == func.coalesce(AgentVersion.function_version_id, ToolVersion.function_version_id),
+            )
+            .where(Agent.namespace == self.namespace)
+            .order_by(Agent.name)
+        )
+        return {
+            name: stored_definition("agent", name, own, order).inheriting(*filter(None, pinned))
+            for name, own, order, *pinned in self.session.execute(query)
+        }
+
+    def _check_relations(self, given: Sequence[AgentDefinition]) -> None:
+        """Check that every agent in a relation exists, and that no agent hands work to itself through others."""
+        calls = self._calls()
+        for definition in given:
+            for place, name in _called_agents(definition):
+                if name not in calls:
+                    raise InvalidDefinition(f"agent {definition.name!r}, {place}: there is no agent named {name!r}.")
+        for tool in self._active("tool"):
+            if tool.agent and tool.agent not in calls:
+                raise InvalidDefinition(f"tool {tool.name!r}, agent: there is no agent named {tool.agent!r}.")
+        self._refuse_circles(calls)
+        self._refuse_misfits({definition.name for definition in given})
+
+    def _refuse_misfits(self, changed: set[str]) -> None:
+        """Check that the output of each agent in a changed chain can be the input of the next one."""
+        agents = self._active_agents()
+        chains = [
+            chain
+            for chain in agents.values()
+            if changed & {chain.name, *(relation.agent for relation in chain.relations)}
+        ]
+        for name, place, fault in chain_misfits(chains, agents):
+            raise InvalidDefinition(f"agent {name!r}, {place}: {fault}.")
+
+    def check_circles(self) -> None:
+        """Raise InvalidDefinition if active agents hand work to each other in a circle."""
+        self._refuse_circles(self._calls())
+
+    def _refuse_circles(self, calls: dict[str, list[str]]) -> None:
+        for name in sorted(calls):
+            if circle := _find_circle(name, calls):
+                raise InvalidDefinition(f"agent {name!r}: its relations form a circle: {' -> '.join(circle)}.")
+
+    def _calls(self) -> dict[str, list[str]]:
+        """Return the agents that each active version may call: by relation, or by a tool of kind agent."""
+        calls: dict[str, list[str]] = {}
+        for caller, called in self.session.execute(CALLS, {"namespace": self.namespace}):
+            calls.setdefault(caller, []).extend([called] if called else [])
+        return calls
+
+
+def _of(definitions: Sequence[AnyDefinition], kind: type[Any]) -> list[Any]:
+    return [definition for definition in definitions if isinstance(definition, kind)]
+
+
+def _refuse_twice(definitions: Sequence[AnyDefinition]) -> None:
+    seen: set[tuple[str, str]] = set()
+    for definition in definitions:
+        key = (definition.kind, definition.name)
+        if key in seen:
+            raise InvalidDefinition(f"The {definition.kind} {definition.name!r} is defined twice.")
+        seen.add(key)
+
+
+def _agent_columns(definition: AgentDefinition) -> dict[str, Any]:
+    config = definition.config
+    return {
+        "type": definition.type,
+        "capabilities": config.capabilities,
+        "capability": config.capabilities[0],
+        "input_schema": definition.input_schema,
+        "soft_time_limit": config.soft_time_limit,
+        "time_limit": config.time_limit,
+        "max_attempts": config.max_attempts,
+    }
+
+
+def _references(definition: AgentDefinition | ToolDefinition) -> set[tuple[str, str]]:
+    """Return the references by name in a definition; pinned references are not followed."""
+    named = [("function", definition.function)]
+    if isinstance(definition, AgentDefinition):
+        named += [("tool", definition.tool), *(("tool", reference) for reference in definition.tools)]
+    return {(kind, name) for kind, name in named if name and "@" not in name}
+
+
+def _called_agents(definition: AgentDefinition) -> list[tuple[str, str]]:
+    return [(f"relations.{position}", relation.agent) for position, relation in enumerate(definition.relations)]
+
+
+def _find_circle(start: str, calls: dict[str, list[str]]) -> list[str] | None:
+    """Return a path from an agent back to itself, if there is one (depth first, without recursion)."""
+    stack = [(start, [start])]
+    seen: set[str] = set()
+    while stack:
+        name, path = stack.pop()
+        for called in calls.get(name, []):
+            if called == start:
+                return [*path, start]
+            if called not in seen:
+                seen.add(called)
+                stack.append((called, [*path, called]))
+    return None

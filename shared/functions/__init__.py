@@ -1,0 +1,1 @@
+"""Functions of unknown origin: validated, run in the sandbox, and watched."""

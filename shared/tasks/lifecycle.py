@@ -1,0 +1,469 @@
+"""Transitions of a task: one Python name for each function in `shared/tasks/sql/`, one round trip each.
+
+Nothing else writes `task_status`. A write by a minion is fenced by its claim number: `None` means that the claim
+is lost and that the minion must stop without any further write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypedDict
+from uuid import UUID
+
+from sqlalchemy import Connection, bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from shared.contracts.key_order import in_order, order_of, ordered, with_order
+from shared.tasks.states import State
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatched:
+    """A task whose message is sent to the broker. Limits are seconds."""
+
+    task_id: UUID
+    claim: int
+    queue: str
+    agent_name: str
+    soft_time_limit: int
+    time_limit: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An accepted task; `created` is False if its idempotency key had been used before."""
+
+    task_id: UUID
+    created: bool
+
+
+class ExecutionResult(TypedDict, total=False):
+    """The result of an execution, as `minion_close_execution` and `minion_settle` read it.
+
+    Attributes:
+        steps: journal steps that are not written yet.
+        messages: those that a successful task adds to its conversation.
+        error: as `MinionError.as_dict` gives it.
+        peak_memory_bytes: of the process and of its sandboxed functions, whichever is larger.
+    """
+
+    steps: list[dict[str, Any]]
+    output: Any
+    error: dict[str, Any]
+    messages: list[dict[str, Any]]
+    cpu_seconds: float
+    peak_memory_bytes: int
+    input_tokens: int
+    output_tokens: int
+    cost_microdollars: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A decision, and the current state of the task.
+
+    Attributes:
+        proposal: the short hash that identifies the proposal.
+        value: the approved arguments, or the result that was set for the step.
+    """
+
+    state: State
+    step: int
+    name: str
+    proposal: str
+    verdict: str
+    value: Any
+
+
+ACCEPT = text(
+    "SELECT a.task_id, a.created FROM jsonb_array_elements(:requests) WITH ORDINALITY AS r (request, n), "
+    "LATERAL minion_accept(r.request) AS a ORDER BY r.n"
+).bindparams(bindparam("requests", type_=JSONB))
+ROUTE = text("SELECT minion_route_by(:task, :version, :queue, :decision)").bindparams(
+    bindparam("decision", type_=JSONB(none_as_null=True))
+)
+REPLAY_FROM = text("SELECT minion_replay_from(:request, :source, :first, :edited, :who)").bindparams(
+    bindparam("request", type_=JSONB), bindparam("edited", type_=JSONB(none_as_null=True))
+)
+REJECT = text("SELECT minion_reject(:task, :error)").bindparams(bindparam("error", type_=JSONB))
+DISPATCH = text("SELECT * FROM minion_dispatch(:lease, :window)")
+REPUBLISH = text("SELECT * FROM minion_republish(:lease, :patience, :empty, :most)")
+QUEUES_IN_USE = text(
+    "SELECT DISTINCT capability FROM task_status "
+    "WHERE state = 'queued' AND published_at < now() - CAST(:patience AS interval)"
+)
+WAKE_DUE = text("SELECT minion_wake_due(:most)")
+CLAIM = text("SELECT minion_claim(:task, :claim, :worker, :granted)")
+HOLD = text("SELECT minion_hold(:task, :claim, :scope, :name, :delay)")
+WRITE_STEPS = text("SELECT minion_write_steps(:task, :claim, :steps)").bindparams(bindparam("steps", type_=JSONB))
+FINISH = text("SELECT minion_finish(:task, :claim, :state, :result)").bindparams(bindparam("result", type_=JSONB))
+RELEASE = text("SELECT minion_release(:task, :claim, :how, :charged, :delay, :result, :worker)").bindparams(
+    bindparam("result", type_=JSONB)
+)
+SUSPEND = text("SELECT minion_suspend(:task, :claim, :result, :children, :waits)").bindparams(
+    bindparam("result", type_=JSONB), bindparam("children", type_=JSONB), bindparam("waits", type_=JSONB)
+)
+SNOOZE = text("SELECT minion_snooze(:task, :claim, :result, :delay, :reason)").bindparams(
+    bindparam("result", type_=JSONB)
+)
+SIGNAL = text("SELECT minion_signal_v2(:task, :name, :payload, :order)").bindparams(
+    bindparam("payload", type_=JSONB), bindparam("order", type_=JSONB(none_as_null=True))
+)
+ASK = text("SELECT minion_ask(:task, :claim, :result)").bindparams(bindparam("result", type_=JSONB))
+DECIDE = text("SELECT minion_decide_v2(:task, :step, :proposal, :verdict, :value, :order, :reason, :who)").bindparams(
+    bindparam("value", type_=JSONB(none_as_null=True)), bindparam("order", type_=JSONB(none_as_null=True))
+)
+IS_CANCELLED = text(
+    "SELECT cancel_requested FROM task_status WHERE task_id = :task AND claim = :claim AND state = 'running'"
+)
+STEP_INPUT = text(
+    "SELECT CASE WHEN s.kind = 'subtask' THEN k.input WHEN s.input ? 'approval' THEN s.input->'approval' "
+    "ELSE s.input END, "
+    "CASE WHEN s.kind = 'subtask' THEN k.input_order ELSE s.input_order END "
+    "FROM steps s LEFT JOIN tasks k ON k.id = s.child_id WHERE s.task_id = :task AND s.number = :number"
+)
+HEAL_CLOCK = text("SELECT minion_heal_clock()")
+HEAL_TURNS = text("SELECT minion_heal_turns(:most)")
+HEAL_WAITS = text("SELECT woken, last FROM minion_heal_waits(:after, :most)")
+END_TREE = text("SELECT minion_end_tree(:task, :state, :error)").bindparams(bindparam("error", type_=JSONB))
+
+
+def accept(connection: Connection, requests: Sequence[dict[str, Any]]) -> list[Accepted]:
+    """Insert tasks, all or none, in the caller's transaction.
+
+    Args:
+        requests: each as `minion_accept` describes it.
+
+    Raises:
+        MinionError: the first request that is refused, and why.
+    """
+    values = {"requests": [with_order(request, "input") for request in requests]}
+    return [Accepted(**row) for row in connection.execute(ACCEPT, values).mappings()]
+
+
+def replay_from(
+    connection: Connection,
+    request: dict[str, Any],
+    source: UUID,
+    first: int,
+    edited: dict[str, Any] | None,
+    *,
+    who: str,
+) -> UUID:
+    """Insert a task that continues an ended one, with a copy of its journal. Return the new task.
+
+    Args:
+        request: as `minion_accept` describes it; it pins the versions that ran then.
+        first: the first step that is executed; all earlier ones must be readable.
+        edited: `{"output": …}` if step `first` is copied too, with this output.
+        who: the author of an edit, for the record.
+
+    Raises:
+        NotFound: the task is gone.
+        Conflict: its journal has the format of another release.
+        MinionError: the agent no longer accepts it.
+    """
+    values = {
+        "request": with_order(request, "input"),
+        "source": source,
+        "first": first,
+        "edited": edited and with_order(edited, "output"),
+        "who": who,
+    }
+    return UUID(str(connection.scalar(REPLAY_FROM, values)))
+
+
+def route(
+    connection: Connection, task: UUID, version: UUID, queue: str, decision: dict[str, Any] | None = None
+) -> bool:
+    """Pin the agent version of a pending task and set its queue; return False if it is no longer pending.
+
+    Args:
+        decision: how the agent was chosen for a message that named none, with the scores; for the record.
+    """
+    values = {"task": task, "version": version, "queue": queue, "decision": decision}
+    return bool(connection.scalar(ROUTE, values))
+
+
+def reject(connection: Connection, task: UUID, error: dict[str, Any]) -> bool:
+    """Fail a pending task before it first runs; return False if it is no longer pending."""
+    return bool(connection.scalar(REJECT, {"task": task, "error": error}))
+
+
+def dispatch(connection: Connection, *, lease: float, window: int) -> list[Dispatched]:
+    """Move pending tasks to the queued state, as far as each capability's window has room."""
+    rows = connection.execute(DISPATCH, {"lease": timedelta(seconds=lease), "window": window})
+    return [Dispatched(**row) for row in rows.mappings()]
+
+
+def stalled_queues(connection: Connection, *, patience: float) -> list[str]:
+    """Return capabilities with tasks that were published more than `patience` seconds ago and are still queued."""
+    return list(connection.scalars(QUEUES_IN_USE, {"patience": timedelta(seconds=patience)}))
+
+
+def republish(
+    connection: Connection, *, lease: float, patience: float, empty_queues: list[str], most: int = 1000
+) -> list[Dispatched]:
+    """Return queued tasks whose messages are presumed lost, to be published again under the same claim.
+
+    Args:
+        empty_queues: the queues that hold no message in the broker.
+    """
+    limits = {
+        "lease": timedelta(seconds=lease),
+        "patience": timedelta(seconds=patience),
+        "empty": empty_queues,
+        "most": most,
+    }
+    return [Dispatched(**row) for row in connection.execute(REPUBLISH, limits).mappings()]
+
+
+def wake_due(connection: Connection, *, most: int = 1000) -> int:
+    """Make scheduled and waiting tasks pending if their time has come; return their number."""
+    return int(connection.scalar(WAKE_DUE, {"most": most}) or 0)
+
+
+def heal_waits(connection: Connection, *, after: UUID | None = None, most: int = 1000) -> tuple[int, UUID | None]:
+    """Wake waiting tasks that have nothing left to wait for.
+
+    Args:
+        after: the task where the last pass ended; None starts with the first ones.
+        most: the number of waiting tasks to check.
+
+    Returns:
+        the number of woken tasks, and where the pass ended; None if there are no more.
+    """
+    woken, last = connection.execute(HEAL_WAITS, {"after": after, "most": most}).one()
+    return woken, last
+
+
+def heal_turns(connection: Connection, *, most: int = 1000) -> int:
+    """Give a position to tasks whose predecessor in their conversation is done; return their number."""
+    return int(connection.scalar(HEAL_TURNS, {"most": most}) or 0)
+
+
+def heal_clock(connection: Connection) -> int:
+    """Set times of the past that lie in the future, because the clock was put back, to now; return how many rows."""
+    return int(connection.scalar(HEAL_CLOCK) or 0)
+
+
+def claim(
+    connection: Connection, task: UUID, expected: int, worker: UUID, *, granted: bool = False
+) -> dict[str, Any] | None:
+    """Claim a queued task.
+
+    Args:
+        granted: the limiter has permitted it to start.
+
+    Returns:
+        the row with `claim`, `attempts`, `queue` and `steps`; `{"refused": obstacle}` if a pause or a limit blocks it
+        (if the obstacle's kind is `rate`, the caller must ask the limiter); None if the task cannot be claimed.
+    """
+    values = {"task": task, "claim": expected, "worker": worker, "granted": granted}
+    found: dict[str, Any] | None = connection.scalar(CLAIM, values)
+    if found is None or "refused" in found:
+        return found
+    return {**in_order(found, "input"), "steps": [_step_in_order(step) for step in found["steps"]]}
+
+
+def _step_in_order(step: dict[str, Any]) -> dict[str, Any]:
+    """Restore the key order of a step from `minion_journal`, and of the outcome of its sub-task."""
+    step = in_order(step, "output")
+    return {**step, "outcome": in_order(step["outcome"], "output")} if "outcome" in step else step
+
+
+def hold(connection: Connection, task: UUID, expected: int, *, scope: str, name: str, delay: float) -> None:
+    """Put a queued task back to pending; no task of that scope is dispatched until `delay` seconds have passed."""
+    values = {"task": task, "claim": expected, "scope": scope, "name": name, "delay": timedelta(seconds=delay)}
+    connection.execute(HOLD, values)
+
+
+def is_cancelled(connection: Connection, task: UUID, claim: int) -> bool | None:
+    """Return whether a running task was asked to stop. None if the claim was lost."""
+    asked: bool | None = connection.scalar(IS_CANCELLED, {"task": task, "claim": claim})
+    return asked
+
+
+def write_steps(connection: Connection, task: UUID, claim: int, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Commit journal steps under the fence. Return the flags that the minion must obey, or None."""
+    values = {"task": task, "claim": claim, "steps": steps_with_order(steps)}
+    flags: dict[str, Any] | None = connection.scalar(WRITE_STEPS, values)
+    return flags
+
+
+def steps_with_order(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return journal steps in the form of the database: with the order of their keys."""
+    return [with_order(step, "input", "output") for step in steps]
+
+
+def _with_order(result: ExecutionResult) -> dict[str, Any]:
+    """Return the result of an execution, with the order of the keys in its output and its steps."""
+    return {**with_order(result, "output"), "steps": steps_with_order(result.get("steps", []))}
+
+
+def step_input(connection: Connection, task: UUID, number: int) -> Any:
+    """Return the input of a step: a call's request, a sub-task's input, proposed arguments."""
+    row = connection.execute(STEP_INPUT, {"task": task, "number": number}).one_or_none()
+    return None if row is None else ordered(*row)
+
+
+def finish(connection: Connection, task: UUID, claim: int, state: State, result: ExecutionResult) -> State | None:
+    """End a running task under the fence. Return its final state (an earlier cancellation wins), or None."""
+    ended = connection.scalar(FINISH, {"task": task, "claim": claim, "state": state, "result": _with_order(result)})
+    return State(ended) if ended else None
+
+
+def release(
+    connection: Connection,
+    task: UUID,
+    claim: int,
+    *,
+    how: str,
+    charged: bool,
+    delay: float = 0.0,
+    result: ExecutionResult | None = None,
+    worker: UUID | None = None,
+) -> State | None:
+    """Release a running task to run again after `delay` seconds, or fail it if its attempts are used up.
+
+    Args:
+        how: the execution's outcome: `retried`, `handed_back` or `lost`.
+        charged: whether this counts as an attempt.
+        result: as for `finish`; its `error` is the reason.
+        worker: the worker that must hold the claim, for callers that have not read it from the record.
+
+    Returns:
+        the current state of the task, or None if the claim was lost.
+    """
+    values = {
+        "task": task,
+        "claim": claim,
+        "how": how,
+        "charged": charged,
+        "delay": timedelta(seconds=delay),
+        "result": _with_order(result or {}),
+        "worker": worker,
+    }
+    state = connection.scalar(RELEASE, values)
+    return State(state) if state else None
+
+
+def suspend(
+    connection: Connection,
+    task: UUID,
+    claim: int,
+    result: ExecutionResult,
+    children: list[dict[str, Any]],
+    waits: Sequence[dict[str, Any]] = (),
+) -> State | None:
+    """Create sub-tasks and waits and suspend their task, in one transaction.
+
+    Returns:
+        the current state of the task (pending if the signals had already arrived), or None if the claim was lost.
+    """
+    values = {
+        "task": task,
+        "claim": claim,
+        "result": _with_order(result),
+        "children": [{**child, "request": with_order(child["request"], "input")} for child in children],
+        "waits": [with_order(wait, "approval") for wait in waits],
+    }
+    state = connection.scalar(SUSPEND, values)
+    return State(state) if state else None
+
+
+def snooze(
+    connection: Connection, task: UUID, claim: int, result: ExecutionResult, *, delay: float | None, reason: str
+) -> State | None:
+    """Release a running task, uncharged, to run again after `delay` seconds, or (None) when its wait is over.
+
+    Return None if the claim was lost.
+    """
+    pause = None if delay is None else timedelta(seconds=delay)
+    values = {"task": task, "claim": claim, "result": _with_order(result), "delay": pause, "reason": reason}
+    state = connection.scalar(SNOOZE, values)
+    return State(state) if state else None
+
+
+def ask(connection: Connection, task: UUID, claim: int, result: ExecutionResult) -> State | None:
+    """Suspend a task until a person decides about its interrupted step. None if the claim was lost."""
+    state = connection.scalar(ASK, {"task": task, "claim": claim, "result": _with_order(result)})
+    return State(state) if state else None
+
+
+def decide(
+    connection: Connection,
+    task: UUID,
+    verdict: str,
+    *,
+    who: str,
+    step: int | None = None,
+    proposal: str | None = None,
+    value: Any = None,
+    reason: str | None = None,
+) -> Decided:
+    """Decide about a step that waits for a person.
+
+    Args:
+        verdict: `approve` or `reject` a proposed call; `result`, `again` or `fail` for an interrupted one.
+        who: the person, for the record.
+        step: the number of the step.
+        proposal: the hash of the proposal, as in `explain` and `undecided`. Without step and proposal, the decision
+            applies to the first step that waits for one at that time.
+        value: for `approve` the arguments that replace the proposed ones, for `result` the result of the call.
+
+    Raises:
+        NotFound: there is no such task.
+        Conflict: the task waits for no such decision.
+        InvalidInput: the verdict does not fit the step.
+    """
+    values = {
+        "task": task,
+        "step": step,
+        "proposal": proposal,
+        "verdict": verdict,
+        "value": value,
+        "order": order_of(value),
+        "reason": reason,
+        "who": who,
+    }
+    decided: dict[str, Any] = connection.scalar(DECIDE, values)
+    return Decided(**{**in_order(decided, "value"), "state": State(decided["state"])})
+
+
+def signal(connection: Connection, task: UUID, name: str, payload: Any) -> State:
+    """Send a signal to a task; it is kept until the task waits for it. Return the current state of the task.
+
+    Raises:
+        NotFound: there is no such task.
+        Conflict: the task has ended.
+        TooLarge, InvalidInput: the payload cannot be stored.
+    """
+    values = {"task": task, "name": name, "payload": payload, "order": order_of(payload)}
+    return State(connection.scalar(SIGNAL, values))
+
+
+def cancel(connection: Connection, task: UUID, *, reason: str, who: str | None = None) -> State:
+    """Cancel a task and everything below it; a running one is asked to stop.
+
+    Args:
+        who: the user, for the record.
+
+    Raises:
+        NotFound: there is no such task.
+    """
+    by = {"by": who} if who else {}
+    return _end_tree(connection, task, State.CANCELLED, {"type": "cancelled", "message": reason, **by})
+
+
+def expire(connection: Connection, task: UUID) -> State:
+    """End a task whose deadline has passed, and cancel everything below it."""
+    error = {"type": "expired", "message": "The task's deadline passed before it was done."}
+    return _end_tree(connection, task, State.EXPIRED, error)
+
+
+def _end_tree(connection: Connection, task: UUID, state: State, error: dict[str, Any]) -> State:
+    return State(connection.scalar(END_TREE, {"task": task, "state": state, "error": error}))

@@ -1,0 +1,177 @@
+"""Messages in and out: converting foreign message objects, and turning messages into an agent's input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from shared.contracts.json_schema import Schema, validate, violations
+from shared.contracts.requests import Message
+from shared.contracts.strict_json import JsonValue, parse
+from shared.errors import InvalidInput, MinionError
+
+# LangChain calls the roles `human` and `ai`; objects carry them as `type`.
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "ai": "assistant",
+    "system": "system",
+    "tool": "tool",
+}
+# OpenAI's Responses API has two other names for a block of text.
+TEXTS = ("text", "input_text", "output_text")
+# Attributes in which OpenAI, LangChain and Ollama keep content outside `content`.
+BESIDE_CONTENT = ("tool_calls", "function_call", "audio", "images")
+
+
+def coerce_all(messages: Sequence[Any], *, tools: bool = False) -> list[Message]:
+    """Return the messages of a task, each converted by `coerce`.
+
+    Args:
+        tools: read messages of role `tool` too. Release 0.2 accepted them, and a function or a chain receives them
+            unchanged; a model would answer without them.
+
+    Raises:
+        InvalidInput: the first message that cannot be converted, by its place: `messages[2].content[1]`.
+    """
+    return [coerce(message, where=f"messages[{index}]", tools=tools) for index, message in enumerate(messages)]
+
+
+def coerce(message: Any, *, where: str = "messages[0]", tools: bool = False) -> Message:
+    """Convert one of our messages, a `{"role" | "type", "content"}` mapping, or an object of LangChain's shape.
+
+    Only text is accepted. Other content is refused, never left out: the model would answer without it.
+
+    Args:
+        where: the message's place, for errors.
+
+    Raises:
+        InvalidInput: the message has no known role or no text, or contains something other than text.
+    """
+    if isinstance(message, str):
+        return Message(role="user", content=message)
+    fields = _fields(message)
+    called = str(fields.get("role") or fields.get("type") or "")
+    if called == "tool" and not tools:
+        raise _unsupported(where, "messages of role 'tool'", "Put what the tool returned into a user message.")
+    for name in BESIDE_CONTENT:
+        if fields.get(name):
+            said = "Leave the message out, or describe it as text."
+            raise _unsupported(f"{where}.{name}", f"messages with {name}", said)
+    role, content = ROLES.get(called), _text(fields.get("content"), f"{where}.content")
+    if role is None or content is None:
+        has = f"has the role {called[:50]!r}" if role is None else "has no text content"
+        raise InvalidInput(
+            f"A message must have a role ({', '.join(sorted(ROLES.keys() - {'tool'}))}) and text content; "
+            f"{where}, of type {type(message).__name__}, {has}.",
+            path=where,
+        )
+    return Message.model_validate({"role": role, "content": content})
+
+
+def input_for(schema: Schema | None, messages: Sequence[Message], *, agent: str) -> JsonValue:
+    """Return the input that messages make for an agent with this input schema.
+
+    The first of these that fits: `{"messages": […]}` as it is; the text under the schema's only required string
+    property (or its only property); the text parsed as JSON.
+
+    Raises:
+        InvalidInput: none fits; the message explains the schema's requirements.
+    """
+    whole = {"messages": [{"role": message.role, "content": message.content} for message in messages]}
+    if schema is None or not violations(schema, whole):
+        return whole
+    text = last_text(messages)
+    for candidate in _candidates(schema, text):
+        if not violations(schema, candidate):
+            return candidate
+    raise InvalidInput(
+        f"The message cannot be turned into the input of {agent!r}: its input schema requires "
+        f"{json.dumps(schema.get('required') or sorted(schema.get('properties', {})))}. Submit a task with `input` "
+        "instead."
+    )
+
+
+def checked_input(
+    schema: Schema | None, value: JsonValue, messages: Sequence[Message] | None, *, agent: str
+) -> JsonValue:
+    """Return the input of a task, from its `input` or else from its messages, checked against the schema.
+
+    Raises:
+        InvalidInput: with every violation and its path.
+    """
+    if value is None and messages is not None:
+        return input_for(schema, messages, agent=agent)
+    validate(schema, value, what=f"The input of {agent!r}", error=InvalidInput)
+    return value
+
+
+def approved_messages(approved: JsonValue) -> list[Message]:
+    """Return the messages that a person approved, and perhaps edited.
+
+    Raises:
+        InvalidInput: there are none, or one contains something other than text.
+    """
+    if not isinstance(approved, list) or not approved:
+        raise InvalidInput("What is approved in place of the task's messages must be a list of at least one message.")
+    return coerce_all(approved)
+
+
+def last_text(messages: Sequence[Message]) -> str:
+    """Return the last text from the user."""
+    said = [message.content for message in messages if message.role == "user"]
+    return said[-1] if said else ""
+
+
+class _Attributes:
+    """An object's attributes, accessible as a mapping."""
+
+    def __init__(self, item: Any) -> None:
+        self.item = item
+
+    def get(self, name: str) -> Any:
+        return getattr(self.item, name, None)
+
+
+def _candidates(schema: Schema, text: str) -> list[JsonValue]:
+    properties = schema.get("properties", {})
+    # A property's schema may also be `true`.
+    of_text = {name for name, part in properties.items() if isinstance(part, dict) and part.get("type") == "string"}
+    texts = [name for name in schema.get("required", []) if name in of_text]
+    names = texts if len(texts) == 1 else list(properties) if len(properties) == 1 else []
+    found: list[JsonValue] = [{name: text} for name in names]
+    with suppress(MinionError):
+        found.append(parse(text))
+    return found
+
+
+def _fields(item: Any) -> Mapping[str, Any] | _Attributes:
+    return item if isinstance(item, Mapping) else _Attributes(item)
+
+
+def _text(content: Any, where: str) -> str | None:
+    """Return text content; text blocks of a list become paragraphs."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence):
+        texts = [_block_text(block, f"{where}[{index}]") for index, block in enumerate(content)]
+        found = [text for text in texts if text is not None]
+        return "\n\n".join(filter(str.strip, found)) or None if len(found) == len(texts) else None
+    return None
+
+
+def _block_text(block: Any, where: str) -> str | None:
+    if isinstance(block, str):
+        return block
+    kind, text = (_fields(block).get(name) for name in ("type", "text"))
+    if kind is not None and kind not in TEXTS:
+        said = "Send its text, or a link to it, as a block of type 'text'."
+        raise _unsupported(where, f"blocks of type {str(kind)[:50]!r}", said)
+    return text if isinstance(text, str) else None
+
+
+def _unsupported(where: str, what: str, instead: str) -> InvalidInput:
+    return InvalidInput(f"{where}: {what} are not supported yet. {instead}", path=where)

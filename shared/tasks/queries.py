@@ -1,0 +1,342 @@
+"""Reading stored tasks as JSON-ready dictionaries.
+
+Lists are keyset pages: their cost does not grow with the position, and no row is skipped or shown twice when others
+are added in the meantime.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, RowMapping, TextClause, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
+from sqlalchemy.dialects.postgresql import UUID as PgUUID
+
+from shared.contracts.key_order import in_order, ordered
+from shared.contracts.requests import Usage
+from shared.errors import AmbiguousId, NotFound
+from shared.tasks.response import AgentResponse
+from shared.tasks.states import FINAL, State
+
+MAX_PAGE = 1000
+MOST_OUTPUTS = 100  # tasks per page with outputs
+MOST_OUTPUT_BYTES = 8 << 20
+MOST_CANDIDATES = 10
+UNROUTED = "(unrouted)"  # in counts: tasks whose message has not been routed to an agent yet
+
+# The tasks of a page, without input, messages and output, which may be megabytes each.
+SUMMARIES = (
+    "SELECT id, namespace, agent, agent_version, state, capability, priority, error, error_fingerprint, "
+    "conversation_id, key, labels, parent_id, root_id, depth, replay_of, submitted_by, claim, attempts, losses, "
+    "worker_id, open_waits, wait_reason, due_at, cancel_requested, deadline, created_at, queued_at, updated_at, "
+    "finished_at FROM task_overview WHERE id IN (SELECT id FROM page)"
+)
+# A task whose input has not been checked yet has no queue; it will be the queue of its agent version.
+CAPABILITY = "COALESCE(s.capability, t.capability, v.capability)"
+JOINED = "tasks t JOIN task_status s ON s.task_id = t.id LEFT JOIN agent_versions v ON v.id = t.agent_version_id "
+# One condition for each field of TaskFilter. Times are compared with the time inside the id, which is indexed; both
+# tables' ids are bounded, because the planner does not infer one bound from the other.
+CONDITIONS = {
+    "namespace": "t.namespace = :namespace",
+    "state": "s.state = :state",
+    "states": "s.state = ANY(:states)",
+    "agent": "t.agent_name = :agent",
+    "capability": f"{CAPABILITY} = :capability",
+    "key": "t.key = :key",
+    "labels": "t.labels @> :labels",
+    "root_id": "t.root_id = :root_id",
+    "parent_id": "t.parent_id = :parent_id",
+    "replay_of": "t.replay_of = :replay_of",
+    "conversation_id": "t.conversation_id = :conversation_id",
+    "error_fingerprint": "t.id IN (SELECT o.task_id FROM task_outcomes o WHERE o.state = 'failed' "
+    "AND o.error_fingerprint = :error_fingerprint)",
+    "function_version_id": "t.agent_version_id IN (SELECT p.id FROM agent_versions p "
+    "LEFT JOIN tool_versions pt ON pt.id = p.tool_version_id "
+    "WHERE p.function_version_id = :function_version_id OR pt.function_version_id = :function_version_id "
+    "UNION SELECT at.agent_version_id FROM agent_version_tools at JOIN tool_versions tv ON tv.id = at.tool_version_id "
+    "WHERE tv.function_version_id = :function_version_id)",
+    "unreplayed": "NOT EXISTS (SELECT 1 FROM tasks r WHERE r.replay_of = t.id)",
+    "own_failure": "NOT EXISTS (SELECT 1 FROM task_outcomes o WHERE o.task_id = t.id "
+    "AND o.error->>'type' = 'subtask_failed')",
+    "created_after": "t.id >= :created_after AND s.task_id >= :created_after",
+    "created_before": "t.id < :created_before AND s.task_id < :created_before",
+    "before": "t.id < :before AND s.task_id < :before",
+}
+TYPES: dict[str, Any] = {"states": ARRAY(TEXT), "labels": JSONB, "created_after": PgUUID, "created_before": PgUUID}
+
+OVERVIEW = text(
+    "SELECT o.*, t.input_order, e.output_order, t.routing, "
+    "(SELECT minion_budget_of(b.task_id) FROM budgets b WHERE b.task_id = t.id) AS budget "
+    "FROM task_overview o JOIN tasks t ON t.id = o.id LEFT JOIN task_outcomes e ON e.task_id = o.id WHERE o.id = :task"
+)
+USAGE = text(
+    "SELECT COALESCE(sum(input_tokens), 0), COALESCE(sum(output_tokens), 0), COALESCE(sum(cost_microdollars), 0) "
+    "FROM executions WHERE task_id = :task"
+)
+STARTING = text(
+    "SELECT t.id, t.agent_name, s.state FROM tasks t JOIN task_status s ON s.task_id = t.id "
+    "WHERE t.id BETWEEN :first AND :last AND s.task_id BETWEEN :first AND :last ORDER BY t.id DESC LIMIT :most"
+)
+# The first output is always included, however large it is.
+OUTPUTS = text(
+    """
+    SELECT id, fits, CASE WHEN fits THEN output END AS output, output_order FROM (
+        SELECT o.task_id AS id, COALESCE(o.output, c.value) AS output, o.output_order,
+               COALESCE(sum(octet_length(COALESCE(o.output, c.value)::text)) OVER newest <= :most, true)
+                   OR row_number() OVER newest = 1 AS fits
+            FROM task_outcomes o LEFT JOIN contents c ON c.sha256 = o.output_sha256 WHERE o.task_id = ANY (:tasks)
+            WINDOW newest AS (ORDER BY o.task_id DESC)
+    ) sized
+    """
+).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)))
+EXISTS = text("SELECT EXISTS (SELECT 1 FROM tasks WHERE id = :task)")
+TREE = text(
+    "WITH RECURSIVE tree AS ("  # noqa: S608 - only fragments of this module, here and below
+    "SELECT id FROM tasks WHERE id = :task UNION ALL SELECT c.id FROM tasks c JOIN tree ON c.parent_id = tree.id"
+    "), page AS MATERIALIZED ("
+    "SELECT id FROM tree WHERE CAST(:after AS uuid) IS NULL OR id > :after ORDER BY id LIMIT :most) "
+    f"{SUMMARIES} ORDER BY id"
+)
+STEPS = text(
+    "SELECT number, kind, name, status, effect, request_hash, claim, input, input_order, output, output_order, error, "
+    "stdout, usage, cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at "
+    "FROM steps WHERE task_id = :task AND number > :after ORDER BY number LIMIT :most"
+)
+EXECUTIONS = text(
+    "SELECT e.claim, e.worker_id, w.name AS worker, e.outcome, e.error, e.cpu_seconds, e.peak_memory_bytes, "
+    "e.input_tokens, e.output_tokens, e.cost_microdollars, e.started_at, e.finished_at "
+    "FROM executions e JOIN workers w ON w.id = e.worker_id "
+    "WHERE e.task_id = :task AND e.claim > :after ORDER BY e.claim LIMIT :most"
+)
+ENDED = text(
+    "SELECT w.id FROM unnest(:tasks) AS w (id) LEFT JOIN task_status s ON s.task_id = w.id "
+    "WHERE s.task_id IS NULL OR s.state = ANY(:final)"
+).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)), bindparam("final", type_=ARRAY(TEXT)))
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some rows of a list; `next` is the start of the following page, None on the last."""
+
+    items: list[dict[str, Any]]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFilter:
+    """Criteria for tasks; a field that is not set allows all. All `labels` must match; `created_before` is exclusive.
+
+    `unreplayed`: no other task is their replay. `own_failure`: they did not fail because of a task below them.
+    """
+
+    namespace: str | None = "default"
+    states: tuple[State, ...] = ()
+    agent: str | None = None
+    capability: str | None = None
+    key: str | None = None
+    labels: Mapping[str, str] | None = None
+    root_id: UUID | None = None
+    parent_id: UUID | None = None
+    replay_of: UUID | None = None
+    conversation_id: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    error_fingerprint: str | None = None
+    function_version_id: UUID | None = None
+    unreplayed: bool | None = None
+    own_failure: bool | None = None
+
+
+def get_task(connection: Connection, task: UUID) -> dict[str, Any]:
+    """Return a task's row of `task_overview`, its budget, and how its agent was chosen if the request named none.
+
+    Raises:
+        NotFound: there is no such task.
+    """
+    row = connection.execute(OVERVIEW, {"task": task}).mappings().one_or_none()
+    if row is None:
+        raise no_such_task(task)
+    return in_order(row, "input", "output")
+
+
+def find_task(connection: Connection, digits: str) -> UUID:
+    """Return the task whose id begins with these hexadecimal digits.
+
+    Raises:
+        NotFound: there is no such task.
+        AmbiguousId: there are several; `detail["candidates"]` has some of their ids, the newest first.
+    """
+    first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+    values = {"first": first, "last": last, "most": MOST_CANDIDATES + 1}
+    found = connection.execute(STARTING, values).all()
+    if not found:
+        raise NotFound(f"There is no task whose id begins with {digits}.")
+    if len(found) == 1:
+        return UUID(str(found[0].id))
+    candidates = found[:MOST_CANDIDATES]
+    listed = ", ".join(f"{task.id} ({task.agent_name or 'not routed'}, {task.state})" for task in candidates)
+    more = " and more" if len(found) > MOST_CANDIDATES else ""
+    raise AmbiguousId(
+        f"More than one task has an id that begins with {digits}: {listed}{more}. Give more characters: an id begins "
+        "with the time of its task, so tasks of the same minute share 8 characters, and of the same moment 12.",
+        candidates=[str(task.id) for task in candidates],
+    )
+
+
+def list_tasks(
+    connection: Connection,
+    chosen: TaskFilter,
+    *,
+    limit: int,
+    before: UUID | None = None,
+    with_outputs: bool = False,
+) -> Page:
+    """Return the newest tasks first, without input and messages.
+
+    Args:
+        limit: the largest number of tasks.
+        before: the `next` of the previous page.
+        with_outputs: include the outputs. A page then ends after `MOST_OUTPUTS` tasks, or before their outputs would
+            exceed `MOST_OUTPUT_BYTES`, but it has at least one task.
+    """
+    if with_outputs:
+        return _with_outputs(connection, list_tasks(connection, chosen, limit=min(limit, MOST_OUTPUTS), before=before))
+    conditions, values = _conditions(chosen)
+    if before is not None:
+        conditions, values = [*conditions, CONDITIONS["before"]], {**values, "before": before}
+    statement = _typed(
+        f"WITH page AS MATERIALIZED (SELECT t.id FROM {JOINED} WHERE "  # noqa: S608
+        f"{' AND '.join(conditions)} ORDER BY t.id DESC LIMIT :most) {SUMMARIES} ORDER BY id DESC",
+        values,
+    )
+    rows = connection.execute(statement, {**values, "most": limit + 1}).mappings().all()
+    return page_of(rows, limit, "id")
+
+
+def _with_outputs(connection: Connection, page: Page) -> Page:
+    """Return the page with outputs, truncated if they are too large together."""
+    values = {"tasks": [task["id"] for task in page.items], "most": MOST_OUTPUT_BYTES}
+    found = {row.id: row for row in connection.execute(OUTPUTS, values)}
+    items: list[dict[str, Any]] = []
+    for task in page.items:
+        ended = found.get(task["id"])
+        if ended is not None and not ended.fits and items:
+            return Page(items, str(items[-1]["id"]))
+        items.append({**task, "output": ended and ordered(ended.output, ended.output_order)})
+    return Page(items, page.next)
+
+
+def count_tasks(connection: Connection, chosen: TaskFilter) -> dict[str, dict[str, int]]:
+    """Count tasks by capability and state: `{capability: {state: number}}`, without zeros."""
+    conditions, values = _conditions(chosen)
+    statement = _typed(
+        f"SELECT COALESCE({CAPABILITY}, '{UNROUTED}'), s.state, count(*) FROM {JOINED} "  # noqa: S608
+        f"WHERE {' AND '.join(conditions)} GROUP BY 1, 2 ORDER BY 1, 2",
+        values,
+    )
+    counts: dict[str, dict[str, int]] = {}
+    for capability, state, number in connection.execute(statement, values):
+        counts.setdefault(capability, {})[state] = number
+    return counts
+
+
+def list_tree(connection: Connection, task: UUID, *, limit: int, after: UUID | None = None) -> Page:
+    """Return a task and everything below it, the oldest first, without input, messages and output.
+
+    Raises:
+        NotFound: there is no such task.
+    """
+    return _of_task(connection, TREE, task, limit, after, "id")
+
+
+def list_steps(connection: Connection, task: UUID, *, limit: int, after: int = 0) -> Page:
+    """Return a task's journal, in the order of the steps' numbers.
+
+    Raises:
+        NotFound: there is no such task.
+    """
+    page = _of_task(connection, STEPS, task, limit, after, "number")
+    return Page([in_order(step, "input", "output") for step in page.items], page.next)
+
+
+def list_executions(connection: Connection, task: UUID, *, limit: int, after: int = 0) -> Page:
+    """Return a task's claims, the first one first.
+
+    Raises:
+        NotFound: there is no such task.
+    """
+    return _of_task(connection, EXECUTIONS, task, limit, after, "claim")
+
+
+def ended(connection: Connection, tasks: Collection[UUID]) -> set[UUID]:
+    """Return those of the tasks that no longer need to be waited for: they have ended, or were deleted."""
+    return set(connection.scalars(ENDED, {"tasks": list(tasks), "final": sorted(FINAL)}))
+
+
+def response_of(connection: Connection, task: dict[str, Any]) -> AgentResponse:
+    """Return the standard response of a finished task."""
+    usage = connection.execute(USAGE, {"task": task["id"]}).one()
+    return AgentResponse(
+        task_id=task["id"],
+        agent=task["agent"] or "",
+        state=task["state"],
+        content=content_of(task["output"]),
+        output=task["output"],
+        conversation_id=task["conversation_id"],
+        usage=Usage(input_tokens=usage[0], output_tokens=usage[1], cost_microdollars=usage[2]),
+        finished_at=task["finished_at"],
+    )
+
+
+def content_of(output: Any) -> str:
+    """Return an output as text: the text itself, its `content` field, or its JSON."""
+    if isinstance(output, str):
+        return output
+    if isinstance(output, dict) and isinstance(output.get("content"), str):
+        return str(output["content"])
+    return "" if output is None else json.dumps(output, ensure_ascii=False)
+
+
+def no_such_task(task: UUID) -> NotFound:
+    """Return the error for an id of no task."""
+    return NotFound(f"There is no task {task}.")
+
+
+def first_id_at(moment: datetime) -> UUID:
+    """Return the smallest UUIDv7 of a timestamp (whole milliseconds)."""
+    milliseconds = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+    return UUID(int=min(max(milliseconds, 0), 2**48 - 1) << 80)
+
+
+def _of_task(connection: Connection, statement: TextClause, task: UUID, limit: int, after: Any, cursor: str) -> Page:
+    rows = connection.execute(statement, {"task": task, "after": after, "most": limit + 1}).mappings().all()
+    if not rows and not connection.scalar(EXISTS, {"task": task}):
+        raise no_such_task(task)
+    return page_of(rows, limit, cursor)
+
+
+def page_of(rows: Sequence[RowMapping], limit: int, cursor: str) -> Page:
+    """Build a page of `limit` rows from up to one row more; `cursor` names the column that sorts."""
+    items = [dict(row) for row in rows[:limit]]
+    return Page(items, str(items[-1][cursor]) if len(rows) > limit else None)
+
+
+def _conditions(chosen: TaskFilter) -> tuple[list[str], dict[str, Any]]:
+    """Return the SQL conditions of a filter, and the values of their parameters."""
+    given = {field.name: getattr(chosen, field.name) for field in fields(chosen)}
+    values = {name: value for name, value in given.items() if value not in (None, (), {})}
+    for name in ("created_after", "created_before"):
+        if name in values:
+            values[name] = first_id_at(values[name])
+    if len(chosen.states) == 1:  # equality lets the index (state, task_id) provide the order too
+        values["state"] = values.pop("states")[0]
+    return [CONDITIONS[name] for name in values] or ["true"], values
+
+
+def _typed(statement: str, values: Mapping[str, Any]) -> TextClause:
+    return text(statement).bindparams(*(bindparam(name, type_=TYPES[name]) for name in values if name in TYPES))

@@ -1,0 +1,211 @@
+"""Accepting tasks: strict JSON and the agent's schema are checked here, everything else by the single insert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine, bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from shared.contracts.json_schema import Schema
+from shared.contracts.requests import TaskRequest
+from shared.contracts.strict_json import check
+from shared.errors import InvalidInput, MinionError, UnknownAgent
+from shared.settings import get_settings
+from shared.suggestions import similar_agents
+from shared.tasks import lifecycle
+from shared.tasks.lifecycle import Accepted
+from shared.tasks.messages import checked_input, coerce_all
+
+# An agent without an input schema takes the input of the function or tool that its version pins. A sequential chain
+# takes the current input of its first agent (except messages, which are for the first agent to read).
+RESOLVE = text(
+    """
+    WITH RECURSIVE target AS MATERIALIZED (SELECT version_id, agent_name FROM minion_resolve(:request)),
+    first (version_id, depth) AS (
+        SELECT version_id, 0 FROM target
+        UNION ALL SELECT a.active_version_id, f.depth + 1 FROM first f
+            JOIN agent_versions v ON v.id = f.version_id AND v.type = 'function'
+                AND NULLIF(v.input_schema, 'null') IS NULL
+                AND v.definition->'config'->>'chain_strategy' = 'sequential'
+            JOIN agents chain ON chain.id = v.agent_id
+            JOIN relations r ON r.agent_version_id = v.id AND r.position = 0 AND r.for_each IS NULL
+            JOIN agents a ON a.namespace = chain.namespace AND a.name = r.agent_name
+            WHERE NOT :of_messages AND f.depth < 100
+    )
+    SELECT t.version_id, t.agent_name AS agent, COALESCE(
+            NULLIF(v.input_schema, 'null'), NULLIF(tool.definition->'input_schema', 'null'),
+            NULLIF(code.definition->'input_schema', 'null')) AS input_schema
+        FROM target t CROSS JOIN (SELECT version_id FROM first ORDER BY depth DESC LIMIT 1) f
+        LEFT JOIN agent_versions v ON v.id = f.version_id
+        LEFT JOIN tool_versions tool ON tool.id = v.tool_version_id
+        LEFT JOIN function_versions code ON code.id = COALESCE(v.function_version_id, tool.function_version_id)
+    """
+).bindparams(bindparam("request", type_=JSONB))
+KEYS_IN_USE = text(
+    "SELECT k.namespace, k.key FROM idempotency_keys k "
+    "JOIN unnest(CAST(:namespaces AS text[]), CAST(:keys AS text[])) AS asked (namespace, key) USING (namespace, key)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The agent version that will run a task, and the schema of its input.
+
+    All are None if the orchestrator routes the task by its message.
+    """
+
+    version_id: UUID | None
+    agent: str | None
+    input_schema: Schema | None
+
+
+Targets = dict[tuple[str | None, str | None, str, bool, bool], Target | MinionError]
+"""Cached resolution of each agent, capability and namespace, with or without input and messages, or its error.
+"""
+
+
+def submit(connection: Connection, request: TaskRequest, *, submitted_by: str) -> Accepted:
+    """Accept one task in the caller's transaction.
+
+    Callers that do not need to share a transaction should use `prepare`.
+
+    Raises:
+        MinionError: why it is refused.
+    """
+    return submit_many(connection, [request], submitted_by=submitted_by)[0]
+
+
+def submit_many(connection: Connection, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[Accepted]:
+    """Accept all tasks or none, in the caller's transaction.
+
+    Args:
+        submitted_by: the submitter, for the record.
+
+    Raises:
+        MinionError: the first refusal; `detail["index"]` is the position if there are several requests.
+    """
+    return lifecycle.accept(connection, _prepare_all(connection, requests, submitted_by))
+
+
+def prepare(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[dict[str, Any]]:
+    """Check tasks and prepare the arguments of `lifecycle.accept`.
+
+    Checking one large input against its schema may take longer than PostgreSQL lets a transaction idle (a lease), so
+    no transaction is open during that time.
+
+    Raises:
+        MinionError: the first refusal; `detail["index"]` is the position if there are several requests.
+    """
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        try:
+            return _prepare_all(connection, requests, submitted_by)
+        except UnknownAgent as error:
+            asked = requests[error.detail.get("index", 0)]
+            similar = similar_agents(connection, asked.namespace, asked.agent or "")
+            raise UnknownAgent(error.message + similar, **error.detail) from None
+
+
+def prepare_each(
+    engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: Sequence[str]
+) -> list[dict[str, Any] | MinionError]:
+    """Check each task as `prepare` does. A refused request yields its reason and does not affect the others."""
+    targets: Targets = {}
+    prepared: list[dict[str, Any] | MinionError] = []
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        in_use = _keys_in_use(connection, requests)
+        for request, submitter in zip(requests, submitted_by, strict=True):
+            try:
+                prepared.append(_prepared(connection, request, in_use, targets) | {"submitted_by": submitter})
+            except MinionError as error:
+                prepared.append(error)
+    return prepared
+
+
+def _prepare_all(connection: Connection, requests: Sequence[TaskRequest], submitted_by: str) -> list[dict[str, Any]]:
+    targets: Targets = {}
+    in_use = _keys_in_use(connection, requests)
+    prepared = []
+    for index, request in enumerate(requests):
+        try:
+            prepared.append(_prepared(connection, request, in_use, targets) | {"submitted_by": submitted_by})
+        except MinionError as error:
+            if len(requests) > 1:
+                raise type(error)(
+                    f"Task {index} of {len(requests)}: {error.message}", **error.detail, index=index
+                ) from None
+            raise
+    return prepared
+
+
+def _prepared(
+    connection: Connection, request: TaskRequest, in_use: set[tuple[str, str | None]], targets: Targets
+) -> dict[str, Any]:
+    plain = _plain(request)
+    # For a request that was accepted before, the insert returns that task, whatever has become of its agent since.
+    if (request.namespace, request.idempotency_key) not in in_use:
+        _check_target(connection, request, plain, targets)
+    return plain
+
+
+def _keys_in_use(connection: Connection, requests: Sequence[TaskRequest]) -> set[tuple[str, str | None]]:
+    """Return the idempotency keys, with their namespaces, that earlier requests have used."""
+    pairs = ((request.namespace, request.idempotency_key) for request in requests if request.idempotency_key)
+    # PostgreSQL cannot be queried for U+0000; it is refused where its request is checked.
+    asked = [pair for pair in pairs if "\x00" not in "".join(pair)]
+    if not asked:
+        return set()
+    namespaces, keys = (list(column) for column in zip(*asked, strict=True))
+    return {
+        (row.namespace, row.key) for row in connection.execute(KEYS_IN_USE, {"namespaces": namespaces, "keys": keys})
+    }
+
+
+def _plain(request: TaskRequest) -> dict[str, Any]:
+    """Return the request as the insert takes it: strict JSON within the limits."""
+    plain = request.model_dump(mode="json", exclude_none=True, exclude={"input", "messages"})
+    check(plain, what="The request")
+    if "input" in request.model_fields_set:
+        plain["input"] = request.input
+    if request.messages is not None:
+        plain["messages"] = [message.model_dump() for message in coerce_all(request.messages)]
+        if not plain["messages"]:
+            raise InvalidInput("`messages` is an empty list; send at least one message.")
+    limit = get_settings().max_input_bytes
+    check(request.input, what="The input", limit=limit)
+    check(plain.get("messages"), what="The list of messages", limit=limit)
+    if "input" not in plain and "messages" not in plain:
+        plain["input"] = {}
+    return plain
+
+
+def _check_target(connection: Connection, request: TaskRequest, plain: dict[str, Any], targets: Targets) -> None:
+    """Check the input against the schema of the agent that will run it, and record that in the request."""
+    key = (request.agent, request.capability, request.namespace, plain.get("input") is None, "messages" in plain)
+    if key not in targets:
+        try:
+            targets[key] = resolve(connection, plain)
+        except MinionError as error:
+            targets[key] = error
+    target = targets[key]
+    if isinstance(target, MinionError):
+        raise type(target)(target.message, **target.detail)
+    if target.version_id is not None:
+        said = coerce_all(plain["messages"]) if "messages" in plain else None
+        checked_input(target.input_schema, plain.get("input"), said, agent=str(target.agent))
+        plain["validated"] = str(target.version_id)
+
+
+def resolve(connection: Connection, request: dict[str, Any]) -> Target:
+    """Return the agent version that a request names.
+
+    Raises:
+        UnknownAgent, UnknownCapability, AmbiguousRoute, Conflict: it names none that accepts work.
+    """
+    named = {name: request.get(name) for name in ("agent", "capability", "namespace", "agent_version_id", "messages")}
+    of_messages = request.get("input") is None and request.get("messages") is not None
+    found = connection.execute(RESOLVE, {"request": named, "of_messages": of_messages}).mappings().one()
+    return Target(**found)

@@ -1,0 +1,146 @@
+"""Messages: foreign shapes, and what input they make."""
+
+from __future__ import annotations
+
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from shared.contracts.requests import AIMessage, HumanMessage, Message, SystemMessage
+from shared.errors import InvalidInput
+from shared.tasks.messages import checked_input, coerce, coerce_all, input_for, last_text
+
+BLOCKS = [{"type": "text", "text": "a"}, {"type": "text", "text": " "}, {"text": "b\n"}, "c"]
+
+
+@pytest.mark.parametrize(
+    ("message", "role", "content"),
+    [
+        (HumanMessage(content="x"), "user", "x"),
+        ("x", "user", "x"),
+        ("", "user", ""),
+        ({"role": "user", "content": "x"}, "user", "x"),
+        ({"type": "human", "content": "x"}, "user", "x"),
+        ({"type": "ai", "content": BLOCKS}, "assistant", "a\n\nb\n\n\nc"),
+        ({"role": "assistant", "type": "message", "content": ["a", "b"]}, "assistant", "a\n\nb"),
+        ({"role": "user", "content": [SimpleNamespace(type="text", text="a")]}, "user", "a"),
+        ({"role": "user", "content": [{"type": "input_text", "text": "a"}]}, "user", "a"),
+        ({"role": "assistant", "content": "x", "tool_calls": [], "audio": None}, "assistant", "x"),
+        (SimpleNamespace(type="human", content="x"), "user", "x"),
+        (SimpleNamespace(type="system", content=tuple(BLOCKS)), "system", "a\n\nb\n\n\nc"),
+        (SimpleNamespace(type="chat", role="user", content="x"), "user", "x"),
+        (MappingProxyType({"role": "user", "content": "x"}), "user", "x"),
+    ],
+)
+def test_foreign_messages_are_understood(message: Any, role: str, content: str) -> None:
+    understood = coerce(message)
+    assert isinstance(understood, Message)
+    assert (understood.role, understood.content) == (role, content)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        None,
+        5,
+        b"x",
+        [],
+        ["user", "x"],
+        {},
+        {"role": "user"},
+        {"content": "x"},
+        {"role": "king", "content": "x"},
+        {"role": ["user"], "content": "x"},
+        {"role": "user", "content": None},
+        {"role": "user", "content": 5},
+        {"role": "user", "content": b"x"},
+        {"role": "user", "content": {"text": "x"}},
+        {"role": "user", "content": []},
+        {"role": "user", "content": [{"text": 5}, None, 7]},
+        SimpleNamespace(type="human"),
+        SimpleNamespace(content="x"),
+        object(),
+    ],
+)
+def test_what_is_no_message_is_refused(message: Any) -> None:
+    with pytest.raises(InvalidInput, match="A message must have a role"):
+        coerce(message)
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        *(
+            (
+                {"role": "user", "content": [{"type": "text", "text": "What is this?"}, {"type": kind}]},
+                f"messages[1].content[1]: blocks of type '{kind}' are not supported yet.",
+            )
+            for kind in ("image", "document", "image_url", "container_upload", "tool_result", "tool_use", "thinking")
+        ),
+        (
+            {"role": "user", "content": ["x", SimpleNamespace(type="image", text="x")]},
+            "messages[1].content[1]: blocks of type 'image' are not supported yet.",
+        ),
+        ({"role": "user", "content": [{"type": ["text"], "text": "x"}]}, "blocks of type \"['text']\" are not"),
+        ({"role": "tool", "content": "x"}, "messages[1]: messages of role 'tool' are not supported yet."),
+        ({"type": "tool", "content": "x"}, "messages[1]: messages of role 'tool' are not supported yet."),
+        (Message(role="tool", content="x"), "messages[1]: messages of role 'tool' are not supported yet."),
+        (
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+            "messages[1].tool_calls: messages with tool_calls are not supported yet.",
+        ),
+        ({"role": "assistant", "content": "x", "function_call": {"name": "f"}}, "messages[1].function_call: "),
+        ({"role": "user", "content": "x", "images": ["aGk="]}, "messages[1].images: "),
+    ],
+)
+def test_content_that_is_not_text_is_refused_by_type_and_place(message: Any, said: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        coerce_all(["Hello", message])
+    assert said in refused.value.message
+    assert refused.value.detail["path"].startswith("messages[1]")
+
+
+def test_the_last_thing_a_person_said() -> None:
+    assert last_text([HumanMessage(content="a"), HumanMessage(content="b"), AIMessage(content="c")]) == "b"
+    assert last_text([SystemMessage(content="a")]) == ""
+
+
+SAID = [SystemMessage(content="s"), HumanMessage(content='{"a": 1}')]
+TEXT = {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        (None, {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": '{"a": 1}'}]}),
+        ({"properties": {"query": TEXT}, "required": ["query"]}, {"query": '{"a": 1}'}),
+        ({"properties": {"query": TEXT, "limit": {"type": "integer"}}, "required": ["query"]}, {"query": '{"a": 1}'}),
+        ({"properties": {"only": {}}, "additionalProperties": False}, {"only": '{"a": 1}'}),
+        ({"properties": {"only": True}, "required": ["only"]}, {"only": '{"a": 1}'}),
+        ({"properties": {"a": {"type": "integer"}}, "required": ["a"]}, {"a": 1}),
+        ({"properties": {"a": True, "b": True}, "required": ["a"]}, {"a": 1}),
+    ],
+)
+def test_messages_make_the_input_that_fits(schema: dict[str, Any] | None, value: Any) -> None:
+    assert input_for(schema, SAID, agent="A") == value
+
+
+@pytest.mark.parametrize(
+    "said", ["{", "NaN", "[" * 5000, "1" * 5000, '{"a": 1, "a": 2}', "", "\\ud800", '{"a": 1e999}']
+)
+@pytest.mark.parametrize(
+    "schema", [{"properties": {"a": {"type": "number"}}, "required": ["a"]}, {"type": "number"}, False]
+)
+def test_text_that_fits_no_schema_is_refused(said: str, schema: Any) -> None:
+    schema = schema if schema is not False else {"not": {}}
+    with pytest.raises(InvalidInput, match="cannot be turned into the input of 'A'"):
+        input_for(schema, [HumanMessage(content=said)], agent="A")
+
+
+def test_an_input_comes_before_messages_and_is_checked() -> None:
+    assert checked_input({"type": "integer"}, 5, SAID, agent="A") == 5
+    with pytest.raises(InvalidInput, match="The input of 'A' does not match its schema"):
+        checked_input({"type": "integer"}, "x", SAID, agent="A")
+    with pytest.raises(InvalidInput, match="The input of 'A' does not match its schema"):
+        checked_input({"type": "integer"}, None, None, agent="A")

@@ -1,0 +1,45 @@
+"""The transition table and the picture that is drawn from it."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from shared.tasks.states import FINAL, INITIAL, LIVE, TRANSITIONS, State, allowed, diagram
+
+
+@pytest.mark.parametrize("state", sorted(FINAL))
+def test_nothing_follows_a_final_state(state: State) -> None:
+    assert state.final
+    assert not any(allowed(state, after) for after in State)
+
+
+@pytest.mark.parametrize("state", sorted(LIVE))
+def test_every_live_state_can_be_cancelled_and_expires(state: State) -> None:
+    assert not state.final
+    assert allowed(state, State.CANCELLED)
+    assert allowed(state, State.EXPIRED)
+
+
+def test_every_state_can_be_reached() -> None:
+    reached = set(INITIAL)
+    for _ in State:
+        reached |= {after for before, after in TRANSITIONS if before in reached}
+    assert reached == set(State)
+
+
+def test_only_a_queued_task_begins_to_run_and_only_a_running_one_succeeds() -> None:
+    assert {before for before, after in TRANSITIONS if after == State.RUNNING} == {State.QUEUED}
+    assert {before for before, after in TRANSITIONS if after == State.SUCCEEDED} == {State.RUNNING}
+
+
+def test_no_state_follows_itself() -> None:
+    assert not any(before == after for before, after in TRANSITIONS)
+
+
+def test_the_diagram_holds_the_table_and_nothing_else() -> None:
+    lines = diagram().splitlines()
+    drawn = {pair for pair in product(State, State) if any(f"  {pair[0]} --> {pair[1]}:" in line for line in lines)}
+    assert drawn == TRANSITIONS.keys()
+    assert len(lines) == 1 + len(INITIAL) + len(TRANSITIONS) + len(FINAL)

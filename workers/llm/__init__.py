@@ -1,0 +1,22 @@
+"""Model clients: one module per provider."""
+
+from __future__ import annotations
+
+from shared.contracts.sampling import AUTO, OFFLINE
+from shared.settings import get_settings
+from workers.llm.anthropic import AnthropicClient
+from workers.llm.base import ModelClient
+from workers.llm.offline import OfflinePlanner
+
+
+def resolve(model: str) -> str:
+    """Return the model that `auto` selects: the configured one if there is a key, else the offline planner."""
+    if model != AUTO:
+        return model
+    settings = get_settings()
+    return settings.default_model if settings.anthropic_api_key else OFFLINE
+
+
+def client_for(model: str) -> ModelClient:
+    """Return the client that serves a model."""
+    return OfflinePlanner() if model == OFFLINE else AnthropicClient()

@@ -1,0 +1,355 @@
+"""Claude, through the installed Anthropic SDK. Every call is streamed, whether it has followers or not."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+import anthropic
+import httpx2
+import structlog
+from celery.exceptions import SoftTimeLimitExceeded
+
+from shared.contracts.strict_json import check
+from shared.errors import InvalidInput, ModelError, ModelUnavailable
+from shared.retry_after import retry_after
+from shared.secret_store import HIDDEN
+from shared.settings import get_settings
+from shared.storable import storable
+from workers.llm.base import INVALID_JSON, Block, ModelReply, ModelRequest
+from workers.llm.limits import ModelLimits
+from workers.llm.stream import StreamError, Unreadable, assembled, error_in
+from workers.llm.usage import spent
+from workers.llm.wire import CACHED, messages_of
+
+log = structlog.get_logger(__name__)
+
+# Seconds without a byte. The API sends pings while a model thinks; a gateway that does not stream sends none.
+TIMEOUT = httpx2.Timeout(600.0, connect=10.0)
+# Statuses for errors in the middle of a stream, whose own status is 200.
+STATUS_OF = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+WORTH_ASKING_AGAIN = frozenset({408, 409, 429})
+KEY = re.compile(r"[\x21-\x7e]+")
+MAX_MESSAGE = 1_100
+NO_REASON = "none"
+"""Stop reason of an answer without one."""
+
+
+@lru_cache(maxsize=1)
+def _client() -> anthropic.Anthropic:
+    try:
+        return anthropic.Anthropic(
+            api_key=_key(),
+            base_url=get_settings().anthropic_base_url,
+            # `workers.llm.patience` makes the retries: it frees the worker's slot in the meantime.
+            max_retries=0,
+            timeout=TIMEOUT,
+            middleware=[_let_the_soft_limit_pass, _read_what_is_refused, _learn],
+        )
+    except httpx2.InvalidURL as error:
+        raise ModelError(f"ANTHROPIC_BASE_URL cannot be used: {error}.") from None
+
+
+def _key() -> str:
+    """Return the key if a header can hold it. The library's own error would quote it."""
+    given = get_settings().anthropic_api_key
+    if not given:
+        raise ModelError(
+            "There is no key for Claude: set ANTHROPIC_API_KEY for the workers, or give the agent `model: offline`."
+        )
+    if not KEY.fullmatch(given.get_secret_value()):
+        raise ModelError(
+            "ANTHROPIC_API_KEY cannot be sent: a key must be printable ASCII without spaces and line breaks. Set a "
+            "valid one for the workers."
+        )
+    return given.get_secret_value()
+
+
+@lru_cache(maxsize=1)
+def _limits() -> ModelLimits:
+    return ModelLimits(_key(), get_settings().anthropic_base_url)
+
+
+def _learn(request: Any, call_next: Any) -> Any:
+    """Learn the limits from every response. (Counting tokens has separate limits.)"""
+    response = call_next(request)
+    if request.url == "/v1/messages":
+        _limits().learn(request.json["model"], response.headers, response.status_code)
+    return response
+
+
+def _read_what_is_refused(request: Any, call_next: Any) -> Any:
+    """Keep the status of a refusal even if its body is lost: the SDK would read the body unguarded."""
+    response = call_next(request)
+    if response.status_code >= 400:
+        refused = response.http_response
+        try:
+            refused.read()
+        except httpx2.HTTPError as error:
+            refused.close()
+            why = f"the rest of the answer was lost: {error}"
+            raise anthropic.APIStatusError(why, response=refused, body=None) from None
+    return response
+
+
+def _let_the_soft_limit_pass(request: Any, call_next: Any) -> Any:
+    """Pass the soft limit on: the SDK treats any exception during a request as a lost connection."""
+    try:
+        return call_next(request)
+    except anthropic.APIConnectionError as error:
+        if isinstance(error.__cause__, SoftTimeLimitExceeded):
+            raise error.__cause__ from None
+        raise
+
+
+class AnthropicClient:
+    """Client that makes model turns with `messages.create`."""
+
+    def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
+        """Make one turn. See `ModelClient`."""
+        client = _client()
+        _limits().admit(request.model, request.estimated_tokens(), request.max_tokens, request.namespace)
+        try:
+            with client.messages.with_streaming_response.create(
+                **_arguments(request), max_tokens=request.max_tokens, stream=True
+            ) as response:
+                message = _received(response.http_response, on_text)
+        except anthropic.APIError as error:
+            raise _model_error(error, request.model) from None
+        reply = _reply(message, request.model)
+        if message.get("usage"):
+            # Tokens read from the prompt cache do not count towards the limits.
+            _limits().settle(request.model, reply.input_tokens - reply.cache_read_tokens, reply.output_tokens)
+        return reply
+
+    def count_tokens(self, request: ModelRequest) -> int:
+        """Ask the API, which does not charge for it. See `ModelClient`."""
+        arguments = _arguments(request)
+        arguments.pop("extra_body", None)
+        with suppress(anthropic.APIError):
+            counted = getattr(_client().messages.count_tokens(**arguments), "input_tokens", None)
+            if isinstance(counted, int):
+                return counted
+        # Gateways often lack it. If the request is invalid, the call itself will report that.
+        return request.estimated_tokens()
+
+
+def _arguments(request: ModelRequest) -> dict[str, Any]:
+    """Arguments shared by calls and counts. The prompt up to here is cached for later turns."""
+    arguments: dict[str, Any] = {"model": request.model, "messages": messages_of(request)}
+    if request.system:
+        arguments["system"] = [{"type": "text", "text": request.system, **CACHED}]
+    if request.tools:
+        arguments["tools"] = [
+            {"name": tool.name, "description": tool.description, "input_schema": tool.input_schema}
+            for tool in request.tools
+        ]
+    if request.thinking is not None:
+        arguments["thinking"] = (
+            {"type": "enabled", "budget_tokens": request.thinking}
+            if isinstance(request.thinking, int)
+            else {"type": request.thinking}
+        )
+    if request.effort is not None:
+        arguments["output_config"] = {"effort": request.effort}
+    if request.sampling:
+        # No longer arguments of `create` since SDK 2; the models that still accept them read them from the body.
+        arguments["extra_body"] = request.sampling
+    return arguments
+
+
+def _received(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[str, Any]:
+    """Return the message when it is complete.
+
+    Raises:
+        ModelUnavailable: the stream ended before the message did.
+        ModelError: the response is not a message.
+    """
+    request_id = response.headers.get("request-id")
+    try:
+        message = _streamed(response, on_text) if _is_stream(response) else _plain_message(response.read())
+        if message is not None:
+            content = [_sound(block) for block in message.get("content") or []]
+            check(storable([content, message.get("stop_details")]), what="the answer")
+            return {**message, "content": content}
+    except StreamError as error:
+        # The status was 200: part of the answer may be charged.
+        status = STATUS_OF.get(error.kind, 500)
+        again = _is_worth_it(status)
+        raise _refused(status, error.message, error.request_id or request_id, again=again, cost_unknown=True) from None
+    except httpx2.HTTPError as error:
+        raise _lost(error, request_id) from None
+    except (Unreadable, InvalidInput, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(error, request_id) from None
+    raise _cut_off("the stream ended in the middle of the answer", request_id)
+
+
+def _is_stream(response: httpx2.Response) -> bool:
+    """Return whether the body is a stream, regardless of the content type that a gateway declares."""
+    if response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+        return True
+    return response.read().lstrip().startswith((b"event:", b"data:", b":"))
+
+
+def _streamed(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[str, Any] | None:
+    received = anthropic.Stream.raw_events(response)
+    message = assembled(_events(received), on_text)
+    # The message is complete. The rest is read so that the connection can be reused.
+    with suppress(httpx2.HTTPError, ValueError):
+        for _ in received:
+            pass
+    return message
+
+
+def _events(received: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    for event in received:
+        if event.data:
+            yield {"type": event.event, **event.json()}
+
+
+def _plain_message(body: bytes) -> dict[str, Any]:
+    """Parse the plain answer of a gateway that cannot stream."""
+    with suppress(ValueError):
+        message = json.loads(body)
+        if isinstance(message, dict) and message.get("type") == "message":
+            return message
+        if isinstance(message, dict) and message.get("type") == "error":
+            raise error_in(message)
+    raise Unreadable(repr(body[:200]))
+
+
+def _sound(block: Block) -> Block:
+    """Return a block with all fields that its kind requires, even if a gateway left some out."""
+    match block.get("type"):
+        case "text":
+            return {**block, "text": block.get("text") or ""}
+        case "thinking":
+            return {**block, "thinking": block.get("thinking") or ""}
+        case "tool_use" if not (block.get("id") and block.get("name")):
+            raise Unreadable(f"a tool call without id or name: {json.dumps(block)[:200]}")
+        case "tool_use":
+            return {**block, "input": _input_of(block.get("input"))}
+        case str():
+            return block
+    raise Unreadable(f"a block without a type: {json.dumps(block)[:200]}")
+
+
+def _input_of(given: Any) -> dict[str, Any]:
+    """Make a tool input valid: the API accepts back only objects, and a tool accepts only strict JSON."""
+    if isinstance(given, dict):
+        with suppress(InvalidInput):
+            check(given)
+            return given
+    return {} if given is None else {INVALID_JSON: given if isinstance(given, str) else json.dumps(given)}
+
+
+def _reply(message: dict[str, Any], asked: str) -> ModelReply:
+    """Convert a message to a reply. Text that cannot be stored is replaced, because the reply has been paid for."""
+    content, kept = message["content"], storable(message["content"])
+    if replaced := kept != content:
+        log.warning("model_text_replaced", why="it has U+0000 or half a character, which PostgreSQL cannot store")
+    model = storable(str(message.get("model") or asked))
+    return ModelReply(
+        content=kept,
+        stop_reason=storable(str(message.get("stop_reason") or NO_REASON)),
+        model=model,
+        stop_details=storable(message.get("stop_details")),
+        exact=json.dumps(content) if replaced else None,
+        **spent(message, model),
+    )
+
+
+def _model_error(error: anthropic.APIError, model: str) -> ModelError:
+    """Describe each kind of failed call in one clear sentence."""
+    if isinstance(error, anthropic.APIStatusError):
+        headers = error.response.headers
+        said = str(error.api_message or error.message)
+        again = _is_worth_it(error.status_code, headers)
+        failure = _refused(error.status_code, said, _request_id(error), again=again, model=model)
+        if isinstance(failure, ModelUnavailable) and (seconds := retry_after(headers)) is not None:
+            failure.detail["retry_after"] = seconds
+        return failure
+    if isinstance(error, anthropic.APIConnectionError):
+        return _lost(error.__cause__ or error)
+    return _unreadable(error)
+
+
+def _request_id(error: anthropic.APIStatusError) -> str | None:
+    body = error.body if isinstance(error.body, dict) else {}
+    return error.request_id or body.get("request_id")
+
+
+def _is_worth_it(status: int, headers: Mapping[str, str] | None = None) -> bool:
+    """Return whether a retry is worthwhile: as the API says, else by the status."""
+    told = (headers or {}).get("x-should-retry")
+    return told == "true" if told in ("true", "false") else status in WORTH_ASKING_AGAIN or status >= 500
+
+
+def _refused(
+    status: int, said: str, request_id: str | None, *, again: bool, model: str = "", cost_unknown: bool = False
+) -> ModelError:
+    """Describe an error status in the API's own words."""
+    detail: dict[str, Any] = {"http_status": status, **({"cost_unknown": True} if cost_unknown else {})}
+    said = f"{status}: {said}"
+    if again:
+        return _failed(ModelUnavailable, f"The Anthropic API answered {said}", request_id, **detail)
+    if status in (401, 403):
+        said = f"The Anthropic API refused the key: check ANTHROPIC_API_KEY. It answered {said}"
+    elif status == 404 and model:
+        said = f"The Anthropic API does not know the model {model!r}. It answered {said}"
+    else:
+        said = f"The Anthropic API answered {said}"
+    return _failed(ModelError, said, request_id, **detail)
+
+
+def _unreadable(why: object, request_id: str | None = None) -> ModelError:
+    said = f"The Anthropic API's answer cannot be read: {str(why) or type(why).__name__}"
+    return _failed(ModelError, said, request_id, cost_unknown=True)
+
+
+def _failed(kind: type[ModelError], said: str, request_id: str | None, **detail: Any) -> ModelError:
+    """Return an error with the request's id, for Anthropic's support. The id is quoted, because errors are grouped by
+    their words without quoted parts.
+    """
+    said = _without_key(said)[:MAX_MESSAGE]
+    if request_id:
+        return kind(f'{said} (request "{request_id}")', **detail, request_id=request_id)
+    return kind(said, **detail)
+
+
+def _without_key(said: str) -> str:
+    """Remove the key from a text: a gateway may echo the request."""
+    key = get_settings().anthropic_api_key
+    return said.replace(key.get_secret_value(), HIDDEN) if key else said
+
+
+def _lost(cause: BaseException, request_id: str | None = None) -> ModelError:
+    if isinstance(cause, httpx2.UnsupportedProtocol):
+        return ModelError("ANTHROPIC_BASE_URL cannot be used: it must begin with http:// or https://.")
+    if isinstance(cause, httpx2.LocalProtocolError):
+        # The message would quote the header, including its secrets.
+        return ModelError("The request to the Anthropic API cannot be sent: check ANTHROPIC_CUSTOM_HEADERS.")
+    said = str(cause) or type(cause).__name__
+    if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError | httpx2.PoolTimeout):
+        return _failed(ModelUnavailable, f"The Anthropic API cannot be reached: {said}", request_id)
+    return _cut_off(said, request_id)
+
+
+def _cut_off(why: str, request_id: str | None) -> ModelError:
+    said = f"The connection to the Anthropic API was lost during the call: {why}"
+    return _failed(ModelUnavailable, said, request_id, cost_unknown=True)

@@ -1,0 +1,94 @@
+"""Retries of model calls when the provider is unavailable, overloaded or asks for a pause.
+
+Short waits happen in place. For longer ones the task is suspended: its slot is free in the meantime, and no attempt is
+charged. The delay grows with the number of tries, whatever a `retry-after` header says, and is never shorter than the
+header requests.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from minions.backoff import exponential, jittered
+from shared.errors import ModelError, ModelUnavailable
+from shared.settings import get_settings
+from workers.follower import Follower
+from workers.llm.base import ModelClient, ModelReply, ModelRequest
+from workers.outcomes import IN_PLACE_SECONDS, Postponed
+
+log = structlog.get_logger(__name__)
+
+FIRST_SECONDS = 0.5
+LONGEST_SECONDS = 300.0
+LONGEST_ASKED_SECONDS = 3600.0
+"""A `retry-after` of days is a mistake; the API is asked again after an hour."""
+
+
+def complete(
+    client: ModelClient, request: ModelRequest, earlier: dict[str, Any] | None, follower: Follower
+) -> ModelReply:
+    """Make one turn, with retries until it succeeds.
+
+    Args:
+        earlier: the step in the journal, if an earlier execution began it.
+        follower: the step's follower.
+
+    Raises:
+        Postponed: the task must wait; the journal keeps the number of tries and the time of the first.
+        ModelError: the provider refused the request, or has been unavailable for too long.
+    """
+    tries, since = _so_far(earlier)
+    if earlier is not None:
+        follower.restarted()
+    while True:
+        try:
+            reply = client.complete(request, follower.text)
+        except Postponed as postponed:
+            # Postponed by the model's limits. The number of tries is kept.
+            if postponed.error and tries:
+                postponed.error.detail |= {"tries": tries, "since": since.isoformat()}
+            raise
+        except ModelUnavailable as error:
+            delay = delay_after(error, tries)
+            tries += 1
+            error.detail |= {"tries": tries, "since": since.isoformat()}
+            _give_up_if_late(error, since)
+            log.warning("model_unavailable", reason=error.message, tries=tries, seconds=round(delay, 2))
+            # If a lost call may have been charged, its budget reservation stays, and the next try needs another.
+            if delay >= IN_PLACE_SECONDS or error.detail.get("cost_unknown"):
+                raise Postponed(delay, "model_unavailable", error) from None
+            time.sleep(delay)
+            follower.restarted()
+        else:
+            follower.flush()
+            return reply
+
+
+def delay_after(error: ModelUnavailable, tries: int) -> float:
+    """Return the seconds until the next try, half of them random, so that retries are spread.
+
+    Args:
+        tries: number of tries before the one that just failed.
+    """
+    asked = min(LONGEST_ASKED_SECONDS, float(error.detail.get("retry_after", 0.0)))
+    return max(asked, jittered(exponential(tries + 1, first=FIRST_SECONDS, longest=LONGEST_SECONDS)))
+
+
+def _so_far(earlier: dict[str, Any] | None) -> tuple[int, datetime]:
+    error = (earlier or {}).get("error") or {}
+    since = error.get("since")
+    return error.get("tries", 0), datetime.fromisoformat(since) if since else datetime.now(UTC)
+
+
+def _give_up_if_late(error: ModelUnavailable, since: datetime) -> None:
+    patience = get_settings().model_patience_seconds
+    if (datetime.now(UTC) - since).total_seconds() >= patience:
+        raise ModelError(
+            f"{error.message.rstrip('.')}. It was tried {error.detail['tries']} times in {patience:g} s "
+            "(MINION_MODEL_PATIENCE_SECONDS); replay the task when the API is back.",
+            **error.detail,
+        ) from None

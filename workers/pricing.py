@@ -1,0 +1,44 @@
+"""Upper bounds of a model call's cost: the amount reserved from the budgets above a task before the call is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+
+from genai_prices import Usage, calc_price
+
+from shared.contracts.sampling import OFFLINE
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Upper bound of what a step may use. `microdollars` is None if its price is unknown."""
+
+    tokens: int
+    microdollars: int | None
+
+
+def worst_case(model: str, input_tokens: int, max_tokens: int) -> Reservation:
+    """Return the most that a model call may use: all of its input written to the prompt cache, and an answer of the
+    maximum length.
+
+    Args:
+        input_tokens: counted, or an estimate that errs on the high side.
+        max_tokens: limit of the answer.
+    """
+    tokens = input_tokens + max_tokens
+    if model == OFFLINE:
+        return Reservation(tokens, 0)
+    try:
+        price = max(
+            _price(model, Usage(input_tokens=input_tokens, output_tokens=max_tokens, cache_write_tokens=written))
+            for written in (0, input_tokens)
+        )
+    except LookupError:
+        return Reservation(tokens, None)
+    return Reservation(tokens, math.ceil(price * 1_000_000))
+
+
+def _price(model: str, usage: Usage) -> Decimal:
+    return calc_price(usage, model_ref=model, provider_id="anthropic").total_price
