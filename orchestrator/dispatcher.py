@@ -96,7 +96,7 @@ class Dispatcher(Loop):
         self._listener.close()
 
     def _publish(self, batch: list[Dispatched]) -> None:
-        """Publish a batch. Tasks whose messages cannot be sent stay queued; the rescuer publishes them again."""
+        """Publish a batch. Tasks whose messages cannot be sent stay queued; the republisher publishes them again."""
         try:
             publish(self.app, batch)
         except Exception as error:

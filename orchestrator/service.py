@@ -14,9 +14,12 @@ from orchestrator.api.server import listen, server_config
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.ingress import Ingress
 from orchestrator.loops.loop import Loop
+from orchestrator.maintenance.budget_keeper import BudgetKeeper
 from orchestrator.maintenance.clock import Clock
+from orchestrator.maintenance.expirer import Expirer
+from orchestrator.maintenance.healer import Healer
 from orchestrator.maintenance.lost_workers import LostWorkers
-from orchestrator.maintenance.rescuer import Rescuer
+from orchestrator.maintenance.republisher import Republisher
 from orchestrator.maintenance.waker import Waker
 from orchestrator.monitors import Monitors
 from orchestrator.retention.pruner import Pruner
@@ -65,7 +68,10 @@ def make_loops(settings: Settings) -> list[Loop]:
         Clock(settings, engine),
         Scheduler(settings, engine),
         LostWorkers(settings, engine, monitors),
-        Rescuer(settings, engine, app, monitors),
+        Republisher(settings, engine, app),
+        Expirer(settings, engine, monitors),
+        BudgetKeeper(settings, engine, monitors),
+        Healer(settings, engine),
         Ingress(settings, engine),
         Pruner(settings, engine),
         Webhooks(settings, engine),

@@ -68,7 +68,7 @@ class Request(CeleryRequest):
 
     def _report(self, why: str, *, charged: bool = True, at_limit: bool = False) -> None:
         # A message may be delivered twice, and the other child may hold the claim. If the dead child held it, the
-        # rescuer finds a task that its worker does not know about.
+        # orchestrator finds a task that its worker does not know about.
         if any(other.id == self.id and other is not self for other in tuple(active_requests)):
             log.warning("duplicate_lost", message=self.id, why=why)
         else:

@@ -12,12 +12,18 @@ import structlog
 from minions.backoff import exponential, jittered
 from shared.broker import BROKER_AWAY
 from shared.database.connections import is_transient, reason
+from shared.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 LONGEST_PAUSE = 5.0
 # Exceptions of the broker's and the listener's connections when the other side is gone.
 AWAY = (psycopg.OperationalError, *BROKER_AWAY)
+
+
+def seconds_within_lease(settings: Settings) -> float:
+    """Return the pause of loops that must do several rounds within a lease."""
+    return min(1.0, settings.lease_seconds / 5)
 
 
 class Loop(ABC):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 from sqlalchemy import Engine, text
 
-from orchestrator.loops.loop import Loop
+from orchestrator.loops.loop import Loop, seconds_within_lease
 from orchestrator.monitors import Monitors
 from shared.monitor_events import event_just_ended
 from shared.settings import Settings
@@ -58,7 +58,7 @@ class LostWorkers(Loop):
         self._lose_workers()
         if self._give_back_orphans() == BATCH:
             return 0.0
-        return min(1.0, self.settings.lease_seconds / 5)
+        return seconds_within_lease(self.settings)
 
     def _may_judge(self, now: datetime) -> bool:
         """Return True once the database has answered, without a gap, for a whole lease by its own clock: while it was

@@ -176,7 +176,7 @@ def _watch_functions() -> None:
 def _watch_messages() -> None:
     """Between the commit that queues a task and its message, and after the message."""
     from orchestrator import dispatcher
-    from orchestrator.maintenance import rescuer
+    from orchestrator.maintenance import republisher
 
     publish = dispatcher.publish
 
@@ -187,4 +187,4 @@ def _watch_messages() -> None:
         at("dispatch", "published", tasks[0].task_id)
 
     dispatcher.publish = published
-    rescuer.publish = published
+    republisher.publish = published

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 from minions import testing
 from minions.testing import MessagesApi
 from orchestrator.explain import explain
-from orchestrator.maintenance.rescuer import Rescuer
+from orchestrator.maintenance.budget_keeper import BudgetKeeper
 from orchestrator.monitors import Monitors
 from shared.broker import make_app
 from shared.contracts.requests import Budget, BudgetChange
@@ -440,22 +440,21 @@ def test_a_replay_gets_the_same_budget_anew(chain: str, tasks: Tasks, here: Mini
     )
 
 
-def test_the_rescuer_ends_what_runs_over_its_time_and_wakes_who_has_room(
+def test_budget_keeper_fails_overtime_and_wakes_tasks_with_room(
     claim: Any, tasks: Tasks, database: Engine, settings: Settings
 ) -> None:
     late, poor = claim(seconds=60, on_breach="fail"), claim(tokens=10)
     call(late, 0)
     wait_for_budget(poor, 20)
-    app = make_app(settings)
-    rescuer = Rescuer(settings, database, app, Monitors(app))
-    rescuer._keep_budgets()
+    keeper = BudgetKeeper(settings, database, Monitors(make_app(settings)))
+    keeper.round()
     assert (tasks.get(late.task_id)["state"], tasks.get(poor.task_id)["state"]) == ("running", "waiting")
     with transaction() as connection:
         connection.execute(text("UPDATE budgets SET due_at = due_at - interval '61 s'"))
         connection.execute(text("UPDATE executions SET started_at = started_at - interval '61 s'"))
         # As if it had been raised after the breach, and before the task was suspended.
         connection.execute(text("UPDATE budgets SET tokens = 20, changed_at = clock_timestamp() WHERE tokens = 10"))
-    rescuer._keep_budgets()
+    keeper.round()
     ended = tasks.get(late.task_id)
     assert (ended["state"], ended["error"]["type"], ended["error"]["what"]) == ("failed", "budget_exceeded", "seconds")
     # By this the worker's main process knows whom to interrupt.

@@ -293,7 +293,7 @@ def test_back_off_waits_without_a_worker(hand: ByHand) -> None:
     assert hand.again(task) == 2
 
 
-def test_two_rescuers_wake_a_task_once(hand: ByHand) -> None:
+def test_two_wakers_wake_a_task_once(hand: ByHand) -> None:
     task = hand.run()
     hand.release(task, delay=3600.0)
     hand.sql("UPDATE task_status SET due_at = now()")

@@ -27,8 +27,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from orchestrator.maintenance.expirer import OVERDUE
 from orchestrator.maintenance.lost_workers import ORPHANED
-from orchestrator.maintenance.rescuer import OVERDUE
 from shared.tasks.states import State
 from tests.by_hand import NOOP, agent
 from tests.conftest import Define
@@ -536,7 +536,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @act(2, lambda run: any(task.overdue for task in run.tasks()))
     def expire_overdue(self, draw: Draw) -> None:
-        """As the rescuer does it."""
+        """As the expirer does it."""
         for task in list(self.world.observer.scalars(OVERDUE)):
             self.perform(calls.expire(self.model, task), self.fault(draw))
 
@@ -558,7 +558,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @act(2, lambda run: any(not run.model.workers[task.worker] for task in run.tasks(State.RUNNING)))
     def rescue(self, draw: Draw) -> None:
-        """As the rescuer does it."""
+        """As the loop for lost workers does it."""
         for orphan in self.world.observer.execute(ORPHANED, {"lease": 10.0, "most": 1000}).all():
             self.perform(calls.release(self.model, orphan.task_id, orphan.claim, "lost"), self.fault(draw))
 

@@ -57,7 +57,7 @@ def test_nobody_is_lost_while_the_database_stood_still(here: Minion, short_lease
     engine.dispose()
 
 
-def test_tasks_come_back_however_long_the_rescuer_is_at_something_else(
+def test_lost_tasks_come_back_while_the_healer_is_busy(
     tasks: Tasks, act: Any, here: Minion, short_leases: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = tasks.submit(act(), {})

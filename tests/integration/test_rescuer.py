@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import pytest
 from sqlalchemy import Engine, text
@@ -91,6 +92,24 @@ def test_a_lost_message_is_sent_again_under_the_same_claim(tasks: Tasks, act: An
         task = connection.scalar(QUEUE)
     ended = tasks.wait(task)
     assert (ended["state"], ended["claim"]) == ("succeeded", 1)
+
+
+def test_lost_message_is_sent_again_while_the_healer_fails(
+    tasks: Tasks, act: Any, worker: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def fail(*_: Any, **__: Any) -> Never:
+        failed.set()
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(lifecycle, "heal_waits", fail)
+    assert failed.wait(60)
+    act()
+    with tasks.engine.begin() as connection:
+        connection.execute(text("SELECT minion_submit('Act')"))
+        task = connection.scalar(QUEUE)
+    assert tasks.wait(task)["state"] == "succeeded"
 
 
 def test_messages_that_come_twice_run_once(

@@ -18,7 +18,7 @@ LANGUAGE sql STABLE AS $$
                 THEN minion_parked() ELSE minion_rank(since, priority) END
 $$;
 
--- Gives the next task of a conversation its rank. If another transaction has locked that task, the rescuer does it
+-- Gives the next task of a conversation its rank. If another transaction has locked that task, the healer does it
 -- later.
 CREATE OR REPLACE FUNCTION minion_next_turn(ns text, conversation text) RETURNS void LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
