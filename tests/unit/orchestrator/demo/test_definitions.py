@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import tomllib
-from pathlib import Path
 
 from orchestrator import demo
 from orchestrator.demo import tools
 from shared.contracts.documents import AgentDefinition, FunctionDefinition, ToolDefinition, parse_definition
 from shared.definitions.files import load
+from tests.processes import ROOT
 
 
 def test_every_document_is_a_valid_definition(definition_documents):
@@ -38,7 +38,7 @@ def test_every_builtin_has_its_function():
 
 
 def test_every_builtin_is_registered():
-    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     registered = project["entry-points"]["minions.tools"]
     for definition in load(demo.AGENTS):
         if isinstance(definition, ToolDefinition):
