@@ -1407,11 +1407,15 @@ CREATE FUNCTION minion_heal_clock() RETURNS integer
     SET jit TO 'off'
     AS $$
 DECLARE
-    moment timestamptz := clock_timestamp();
-    ahead timestamptz := moment + interval '1 s';
+    moment timestamptz;
+    ahead timestamptz;
     healed integer;
     changed integer;
 BEGIN
+    -- Waits here for a migration, not after the clock was read: right times would then lie in the future.
+    LOCK TABLE workers, task_status, rate_holds, schedules, webhook_deliveries IN ROW EXCLUSIVE MODE;
+    moment := clock_timestamp();
+    ahead := moment + interval '1 s';
     UPDATE workers SET last_seen = LEAST(last_seen, moment),
                        idle_since = CASE WHEN idle_since > moment THEN moment ELSE idle_since END
         WHERE status = 'online' AND (last_seen > ahead OR idle_since > ahead);
@@ -2368,6 +2372,9 @@ BEGIN
     UPDATE task_status SET state = 'waiting', worker_id = NULL, wait_reason = reason, due_at = now() + delay,
                            updated_at = now()
         WHERE task_id = t;
+    IF reason = 'handed_back' THEN
+        UPDATE executions SET outcome = reason WHERE task_id = t AND claim = c;
+    END IF;
     RETURN 'waiting';
 END $$;
 

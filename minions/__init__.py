@@ -1,12 +1,39 @@
-"""The light client of Minions: `from minions import Client`."""
+"""The light client of Minions: `from minions import Client`.
 
-from minions import errors
-from minions.client import Client
-from minions.comparison import Comparison
-from minions.following import TaskEvent
-from minions.task import Task, TaskSummary
+Names are imported at their first use: `minions.errors` and `minions.results` then load nothing but themselves.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minions import errors
+    from minions.client import Client
+    from minions.comparison import Comparison
+    from minions.following import TaskEvent
+    from minions.task import Task, TaskSummary
 
 # The version of both distributions, minions-client and minions-server: their builds read it here.
 __version__ = "0.3.0"
 
 __all__ = ["Client", "Comparison", "Task", "TaskEvent", "TaskSummary", "errors"]
+
+_HOMES = {
+    "Client": "client",
+    "Comparison": "comparison",
+    "Task": "task",
+    "TaskEvent": "following",
+    "TaskSummary": "task",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"minions.{_HOMES[name]}"), name)
+    if name == "errors":
+        return import_module("minions.errors")
+    raise AttributeError(f"module 'minions' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

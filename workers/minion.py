@@ -186,7 +186,7 @@ def interrupted(task: ClaimedTask, meter: Meter) -> Outcome:
         raise ClaimLost
     if cancelled:
         return Failed(Cancelled("Cancelled while it ran."))
-    limit = load_blueprint(task.agent_version_id).definition.config.soft_time_limit
+    _, limit = time_limits.of(task.agent_version_id)
     if meter.wall_seconds() < limit - 1:
         # Meant for the previous task of this process: this one is not charged for it.
         return Snoozed(0.0, "handed_back")
@@ -225,7 +225,12 @@ def _fail(task: ClaimedTask, result: ExecutionResult, error: MinionError) -> Sta
     result["error"] = error.as_dict()
     if isinstance(error, Cancelled):
         return _finish(task, State.CANCELLED, result)
-    config = load_blueprint(task.agent_version_id).definition.config
+    try:
+        config = persist(lambda: load_blueprint(task.agent_version_id)).definition.config
+    except MinionError:
+        # A definition that cannot be read, which may be the failure itself, has no retry policy.
+        log.info("failed", error=error.code)
+        return _finish(task, State.FAILED, result)
     if not retries.is_retried(error, config):
         log.info("failed", error=error.code)
         return _finish(task, State.FAILED, result)

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from shared.database.connections import persist, statement
+from shared.database.connections import persistently
 
 LIMITS = text("SELECT time_limit, soft_time_limit FROM agent_versions WHERE id = :version")
 # Half of the hard limit, whose clock starts before the claim; or the soft limit, which may strike outside the task.
@@ -26,14 +26,18 @@ OVERRAN = text(
 
 def are_of(version: UUID, limits: Sequence[float]) -> bool:
     """Return whether the hard and the soft limit of a message are those of an agent's version, in seconds."""
-    return tuple(limits) == persist(lambda: _limits(version))
+    return tuple(limits) == of(version)
 
 
 @lru_cache(maxsize=1024)
-def _limits(version: UUID) -> tuple[int, int]:
-    with statement() as connection:
-        hard, soft = connection.execute(LIMITS, {"version": version}).one()
-        return hard, soft
+def of(version: UUID) -> tuple[int, int]:
+    """Return the hard and the soft limit of an agent's version, in seconds."""
+    return persistently(_read, version)
+
+
+def _read(connection: Connection, version: UUID) -> tuple[int, int]:
+    found = connection.execute(LIMITS, {"version": version}).one()
+    return found.time_limit, found.soft_time_limit
 
 
 def overran(connection: Connection, task: UUID, claim: int) -> bool:

@@ -35,12 +35,10 @@ def migrate(
     """Bring the database's schema to this release; safe to run twice, or twice at once."""
     # Imported on use: `minion submit` starts faster without the database layer.
     from shared.database import schema
-    from shared.database.connections import get_engine, wait_for
+    from shared.database.connections import get_engine, wait_to_connect
 
-    settings = get_settings()
-    old, new = wait_for(
-        lambda: schema.migrate(get_engine(), after=after), what="The database", attempts=settings.connect_attempts
-    )
+    wait_to_connect(get_settings())
+    old, new = schema.migrate(get_engine(), after=after)
     console.print(f"The schema is at {new}" + (" (unchanged)." if old == new else f" (was {old or 'empty'})."))
 
 

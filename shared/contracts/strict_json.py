@@ -285,5 +285,6 @@ def _unique_keys(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice[:50]!r} appears twice in one object.")
+        # Journals of 0.2 hash this text, in requests that ask a model to repair its answer.
+        raise ValueError(f"the key {twice[:50]!r} stands twice in one object.")
     return result

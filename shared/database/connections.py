@@ -17,7 +17,7 @@ import structlog
 from celery.exceptions import SoftTimeLimitExceeded
 from psycopg import DataError
 from pydantic import ValidationError
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from minions.backoff import exponential, jittered
@@ -215,6 +215,20 @@ def wait_for(probe: Callable[[], Result], *, what: str, attempts: int) -> Result
             log.warning("unreachable", what=what, attempt=attempt, attempts=attempts, reason=reason(error))
             time.sleep(jittered(exponential(attempt, first=0.2, longest=LONGEST_PAUSE)))
     raise AssertionError("unreachable")
+
+
+def wait_to_connect(settings: Settings) -> None:
+    """Wait until the database answers.
+
+    Raises:
+        Unavailable: it does not answer.
+    """
+
+    def probe() -> None:
+        with get_engine().connect() as connection:
+            connection.execute(text("SELECT 1"))
+
+    wait_for(probe, what="The database", attempts=settings.connect_attempts)
 
 
 def persist(write: Callable[[], Result]) -> Result:

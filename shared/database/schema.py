@@ -5,22 +5,23 @@ Migrations are idempotent, and safe when two processes run them at once.
 
 from __future__ import annotations
 
-import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from psycopg.errors import DeadlockDetected, LockNotAvailable
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import OperationalError
 
-from shared.database.connections import SCHEMA_LOCK, get_engine, wait_for
+from minions.backoff import jittered
+from shared.database.connections import SCHEMA_LOCK, get_engine, wait_to_connect
 from shared.database.tables import Base
 from shared.errors import Conflict, NotConfigured
 from shared.settings import Settings
@@ -84,21 +85,27 @@ def _upgrade(connection: Connection, config: Config, target: str, *, locked: boo
     """Run the revisions and replace the functions in one transaction; retry while others hold the tables."""
     give_up = time.monotonic() + LOCK_PATIENCE
     while True:
+        # While we wait for a lock, all that come after wait too: not for a transaction that may be long.
+        held = locked and any(holder.seconds >= LOCK_TIMEOUT for holder in _holders(connection))
         try:
-            with connection.begin():
-                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'")
-                if locked:
-                    _lock_tables(connection)
-                command.upgrade(config, target)
-                sql.create(connection)
-            return
+            if not held:
+                _upgrade_now(connection, config, target, locked=locked)
+                return
         except OperationalError as error:
             if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
                 raise
-            if time.monotonic() > give_up:
-                raise Conflict(_held(connection)) from None
-        # Queries that waited behind us run now.
-        time.sleep(random.uniform(0.2, 1.0))  # noqa: S311 - jitter, not a secret
+        if time.monotonic() > give_up:
+            raise Conflict(_held(connection))
+        time.sleep(jittered(1.0, 0.8))
+
+
+def _upgrade_now(connection: Connection, config: Config, target: str, *, locked: bool) -> None:
+    with connection.begin():
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'")
+        if locked:
+            _lock_tables(connection)
+        command.upgrade(config, target)
+        sql.create(connection)
 
 
 def _lock_tables(connection: Connection) -> None:
@@ -107,9 +114,15 @@ def _lock_tables(connection: Connection) -> None:
     connection.exec_driver_sql(f"LOCK TABLE {', '.join(present)} IN ACCESS EXCLUSIVE MODE")
 
 
-def _held(connection: Connection) -> str:
+def _holders(connection: Connection) -> Sequence[Row[Any]]:
+    """Return other transactions that hold one of the tables, the longest first."""
     holders = connection.execute(HOLDERS, {"tables": list(Base.metadata.tables)}).all()
     connection.rollback()
+    return holders
+
+
+def _held(connection: Connection) -> str:
+    holders = _holders(connection)
     named = "; ".join(f"process {h.pid} ({h.application}), for {h.seconds} s" for h in holders) or "none are left"
     return (
         f"Other transactions held the tables for {LOCK_PATIENCE:.0f} s, and nothing was changed. Open transactions: "
@@ -124,7 +137,7 @@ OUR_TABLES = text(
 HOLDERS = text(
     """
     SELECT a.pid, COALESCE(NULLIF(a.application_name, ''), a.usename, a.backend_type) AS application,
-           EXTRACT(epoch FROM clock_timestamp() - a.xact_start)::int AS seconds
+           COALESCE(EXTRACT(epoch FROM clock_timestamp() - a.xact_start), 0)::int AS seconds
         FROM pg_stat_activity a
         WHERE a.pid <> pg_backend_pid() AND a.datname = current_database() AND EXISTS (
             SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
@@ -209,11 +222,6 @@ def wait_for_database(settings: Settings) -> None:
         Unavailable: it does not answer.
         NotConfigured: it has no schema, or one that is older than this release.
     """
-
-    def probe() -> None:
-        with get_engine().connect() as connection:
-            connection.execute(text("SELECT 1"))
-
-    wait_for(probe, what="The database", attempts=settings.connect_attempts)
+    wait_to_connect(settings)
     with get_engine().connect() as connection:
         check_schema_is_current(connection)

@@ -585,7 +585,7 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, content: str | bytes, 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"kind": "agent", "kind": "tool"}', "the key 'kind' appears twice"),
+        ('{"kind": "agent", "kind": "tool"}', "the key 'kind' stands twice"),
         ('{"kind": "agent", "name": "X", "input_schema": {"minimum": NaN}}', "NaN is not a JSON number"),
         ("{'kind': 'agent'}", "is not valid JSON"),
         ("", "is not valid JSON"),

@@ -108,8 +108,9 @@ def test_any_text_can_be_routed_by(tasks: Tasks, dispatched: Any, act: Any, said
 
 
 def test_an_unforeseen_fault_fails_one_task_only(
-    tasks: Tasks, dispatched: Any, database: Engine, monkeypatch: pytest.MonkeyPatch
+    tasks: Tasks, dispatched: Any, act: Any, database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    act(input_schema={"type": "object"})
     bad = submit_sql(database)
     good = tasks.submit("Act", {})
 
@@ -212,8 +213,9 @@ def test_a_worker_without_slots_to_offer_is_ignored(tasks: Tasks, dispatched: An
 
 
 def test_what_cannot_be_prepared_does_not_keep_the_others_waiting(
-    tasks: Tasks, dispatcher: Dispatcher, database: Engine, monkeypatch: pytest.MonkeyPatch
+    tasks: Tasks, dispatcher: Dispatcher, act: Any, database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    act(input_schema={"type": "object"})
     unprepared, good = submit_sql(database), tasks.submit("Act", {})
 
     def lost(connection: Connection) -> None:

@@ -236,7 +236,7 @@ def test_pickle_is_refused_without_being_unpickled(sender: Celery, send: Any, ta
         (b"{", "not valid JSON"),
         (b"\xff\xfe", "not UTF-8"),
         (b"[" * 100_000, "nested deeper"),
-        (b'[[], {"agent": "Act", "agent": "Nobody"}, {}]', "appears twice"),
+        (b'[[], {"agent": "Act", "agent": "Nobody"}, {}]', "stands twice"),
         (b'[[], {"agent": 1e999}, {}]', "more than 300 digits|not a JSON number|valid string"),
         (b'{"kwargs": {}}', "keyword arguments only"),
         (b"[[], null, {}]", "keyword arguments only"),

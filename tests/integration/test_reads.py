@@ -96,7 +96,7 @@ def test_looking_for_lost_messages_reads_what_is_under_way_once(hand: ByHand) ->
     hand.dispatch()
     for task in tasks[:50]:
         hand.claim(task)
-    hand.sql("UPDATE task_status SET published_at = now() - interval '1 h'")
+    force(hand, "published_at = now() - interval '1 h'")
     again = {"lease": 10.0, "patience": 5.0, "empty_queues": []}
     assert reads(hand, lifecycle.republish, **again) < 3 * PARKED
 

@@ -34,13 +34,13 @@ def test_a_claim_under_other_limits_is_handed_back_uncharged(
     [message] = here.dispatch()
     assert minion.run(message.task_id, message.claim, here.id, limits) == "waiting"
     [execution] = tasks.executions(task)
-    assert execution["outcome"] == "suspended"
+    assert execution["outcome"] == "handed_back"
     [again] = here.dispatch()
     assert minion.run(again.task_id, again.claim, here.id, [again.time_limit, again.soft_time_limit]) == "succeeded"
     assert tasks.get(task)["attempts"] == 0
 
 
-@pytest.mark.parametrize(("seconds", "outcome"), [(0.0, "suspended"), (60.0, "retried")])
+@pytest.mark.parametrize(("seconds", "outcome"), [(0.0, "handed_back"), (60.0, "retried")])
 def test_a_soft_limit_that_strikes_while_a_definition_is_read_wins(
     here: Minion, tasks: Tasks, act: Any, monkeypatch: pytest.MonkeyPatch, seconds: float, outcome: str
 ) -> None:

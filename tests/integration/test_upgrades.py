@@ -34,10 +34,10 @@ HEADS = {"0.1.0": "0001", "0.2.0": "0004"}
 A_DAY = """
 import json
 from sqlalchemy.orm import Session
-from shared.database.connections import get_engine
-from shared.definitions.store import DefinitionStore
-from shared.database.schema import migrate
-from shared.contracts.documents import parse_definition
+from shared.database import get_engine
+from shared.definitions import DefinitionStore
+from shared.init_db import migrate
+from shared.schemas import parse_definition
 from tests.by_hand import NOOP, ByHand, agent, function
 
 migrate(get_engine())

@@ -106,7 +106,7 @@ def test_signals_are_refused_where_nobody_will_take_them(tasks: Tasks, act: Any,
 def test_a_wait_that_makes_no_sense_is_told(tasks: Tasks, act: Any, here: Minion) -> None:
     for control, told in (
         ({"$wait": {"for": "ever"}}, "$wait must have"),
-        ({"$snooze": -1}, "$snooze takes 0 to"),
+        ({"$snooze": -1}, "$snooze must be 0 to"),
         ({"$wait": {"signal": ""}}, "must be a name of 1 to 200"),
     ):
         task = tasks.submit(act(), {"do": "answer", "answer": control})

@@ -320,7 +320,7 @@ def test_a_fault_of_ours_ends_after_as_many_attempts(
     def post(*_: Any) -> None:
         raise LookupError("never seen before")
 
-    monkeypatch.setattr(deliverer.webhook_messages, "post", post)
+    monkeypatch.setattr(deliverer.messages, "post", post)
     with sending(here, hand.engine):
         add(hand, "http://127.0.0.1:1/")
         end(hand)

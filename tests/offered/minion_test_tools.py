@@ -10,7 +10,6 @@ from typing import Any
 
 from sqlalchemy import text
 
-from shared.database.connections import statement
 from shared.errors import ToolError
 
 
@@ -41,6 +40,9 @@ def _query(arguments: dict[str, Any], context: Any) -> Any:
     """Is inside the driver, in the middle of a statement, when a limit strikes."""
     if arguments.get("deaf"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    # Releases before 0.3, which load this file too, have it in another place.
+    from shared.database.connections import statement
+
     with statement() as connection:
         connection.execute(text("SET statement_timeout = 0"))
         connection.execute(text("SELECT pg_sleep(:seconds)"), {"seconds": arguments["seconds"]})

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import minions
 import shared
 from shared.sandbox import Sandbox
 
@@ -33,9 +34,11 @@ def bare_sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture(scope="session")
 def public_copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that every user can read, with `shared` and this folder in it; its path holds a space."""
+    """A folder that every user can read, with `minions`, `shared` and this folder in it; its path holds a space."""
     folder = Path("/var/tmp") / f"sandbox tests {os.getpid()}"
-    shutil.copytree(Path(shared.__file__).parent, folder / "shared", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in (minions, shared):
+        source = Path(package.__file__).parent
+        shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(HERE, folder / "sandbox", ignore=shutil.ignore_patterns("__pycache__"))
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)

@@ -8,6 +8,7 @@ excluded whatever the others say. `jsonschema_rs` finds more, and gives the plac
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -67,16 +68,23 @@ def misfits(pairs: Sequence[Pair]) -> list[str | None]:
 
 def _impossible(pairs: list[list[Any]]) -> dict[int, str]:
     """The positions of pairs that no value matches, and the paths, as far as that is found within bounds."""
-    command = [sys.executable, "-I", "-S", str(PROGRAM), *sys.path]
+    command = [sys.executable or "python3", "-I", "-S", str(PROGRAM), *map(os.path.abspath, sys.path)]
     try:
         output = subprocess.run(
-            command, input=json.dumps(pairs).encode(), capture_output=True, timeout=MAX_WAIT, check=False
+            command,
+            input=json.dumps(pairs).encode(),
+            capture_output=True,
+            timeout=MAX_WAIT,
+            check=False,
+            cwd="/",
+            # Our secrets are no business of a process that native code works in on foreign schemas.
+            env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
         ).stdout
     except subprocess.TimeoutExpired as error:
         output = error.stdout or b""
-    except OSError:
+    except (OSError, ValueError):
         return {}
-    return dict(json.loads(line) for line in output.splitlines())
+    return dict(json.loads(line) for line in output.splitlines() if line.endswith(b"]"))
 
 
 def _misfit(given: Schema | bool | None, wanted: Schema | bool | None, path: str, within: Schema | None) -> str | None:

@@ -6,11 +6,15 @@
 CREATE OR REPLACE FUNCTION minion_heal_clock() RETURNS integer LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
-    moment timestamptz := clock_timestamp();
-    ahead timestamptz := moment + interval '1 s';
+    moment timestamptz;
+    ahead timestamptz;
     healed integer;
     changed integer;
 BEGIN
+    -- Waits here for a migration, not after the clock was read: right times would then lie in the future.
+    LOCK TABLE workers, task_status, rate_holds, schedules, webhook_deliveries IN ROW EXCLUSIVE MODE;
+    moment := clock_timestamp();
+    ahead := moment + interval '1 s';
     UPDATE workers SET last_seen = LEAST(last_seen, moment),
                        idle_since = CASE WHEN idle_since > moment THEN moment ELSE idle_since END
         WHERE status = 'online' AND (last_seen > ahead OR idle_since > ahead);

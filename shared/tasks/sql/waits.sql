@@ -88,6 +88,9 @@ BEGIN
     UPDATE task_status SET state = 'waiting', worker_id = NULL, wait_reason = reason, due_at = now() + delay,
                            updated_at = now()
         WHERE task_id = t;
+    IF reason = 'handed_back' THEN
+        UPDATE executions SET outcome = reason WHERE task_id = t AND claim = c;
+    END IF;
     RETURN 'waiting';
 END $$;
 
