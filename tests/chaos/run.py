@@ -1,9 +1,9 @@
-"""Plays the fault scenarios and prints what they showed.
-
+"""Play the fault scenarios and print the results.
+.
     python -m tests.chaos.run [--tasks N] [--seed S] [--lease SECONDS] [--only NAME …] [--no-celery]
                                [--json FILE] [--logs FOLDER]
-
-Exits with 1 where a promise does not hold. docs/chaos.md says what each column means.
+.
+Exits with 1 if a promise is broken. docs/chaos.md explains each column.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLUMNS = (
 
 
 def main() -> None:
-    """Plays what the arguments name."""
+    """Play the scenarios that the arguments name."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
         epilog="\n".join(
@@ -56,7 +56,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.logs:
         options.logs.mkdir(parents=True, exist_ok=True)
-    # Servers, mounts and folders are removed on the way out.
+    # Servers, mounts and folders are removed on exit.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = [scenario for scenario in SCENARIOS if not options.only or scenario.name in options.only]
     print(f"seed {options.seed}, {options.tasks} tasks a scenario, lease {options.lease:g} s\n")
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def row(result: Result) -> str:
-    """A result as a line of the table."""
+    """Return a result as a line of the table."""
     found = result.findings
     if found is None:
         return f"| {result.name} | skipped: {result.skipped} {'|' * (len(COLUMNS) - 1)}"
