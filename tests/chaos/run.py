@@ -46,20 +46,22 @@ def main() -> None:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--tasks", type=int, default=2000, help="tasks a scenario (2000)")
+    parser.add_argument("--tasks", type=int, default=2000, help="tasks per scenario (2000)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="repeats a run")
     parser.add_argument("--lease", type=float, default=3.0, help="seconds until a silent worker is lost (3)")
     parser.add_argument("--only", nargs="+", choices=[*BY_NAME, mixed.NAME], metavar="NAME", help="some of those below")
-    parser.add_argument("--celery", action=argparse.BooleanOptionalAction, default=True, help="plain Celery as well")
-    parser.add_argument("--json", type=Path, help="also writes all figures to this file")
-    parser.add_argument("--logs", type=Path, help="also keeps in this folder what the processes wrote")
+    parser.add_argument(
+        "--celery", action=argparse.BooleanOptionalAction, default=True, help="play on plain Celery too"
+    )
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--logs", type=Path, help="also keep the output of the processes in this folder")
     options = parser.parse_args()
     if options.logs:
         options.logs.mkdir(parents=True, exist_ok=True)
     # Servers, mounts and folders are removed on exit.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = [scenario for scenario in SCENARIOS if not options.only or scenario.name in options.only]
-    print(f"seed {options.seed}, {options.tasks} tasks a scenario, lease {options.lease:g} s\n")
+    print(f"seed {options.seed}, {options.tasks} tasks per scenario, lease {options.lease:g} s\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     results: list[Result] = []
     for scenario in chosen:

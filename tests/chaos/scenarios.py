@@ -272,7 +272,7 @@ def attack(system: System, scenario: Scenario, tasks: int) -> list[Strike]:
             strikes.append(Strike(ended, in_flight, measured))
         system.wait_all_ready()
         load.grant(tasks - load.granted)
-        wait_until(lambda: load.accepted == tasks, "all tasks handed in", 300)
+        wait_until(lambda: load.accepted == tasks, "all tasks submitted", 300)
         system.wait_finished(tasks)
         if isinstance(system, Clocked):
             system.rest()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 as_user = pytest.mark.skipif(os.geteuid() == 0, reason="covered as root by the other settings")
 
 
