@@ -1,5 +1,5 @@
 """Real servers for the tests: one private PostgreSQL and Valkey per session, emptied for each test that asks.
-.
+
 servers     the running EmbeddedServers (fault tests kill and start its `.postgres` and `.valkey`)
 settings    the process's settings, which name those servers; child processes inherit the same environment
 database    the process's engine on a migrated schema without rows, and a broker without keys

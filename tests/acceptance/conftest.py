@@ -1,5 +1,5 @@
 """The whole system as its users start it: the `minion` command in processes, in a separate data folder.
-.
+
 minion    runs the command: `minion("submit", "echo", "{}")` returns the finished process
 up        `minion up` in the background, stopped afterwards; see `System`
 """

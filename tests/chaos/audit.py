@@ -1,5 +1,5 @@
 """Record of changes and effects during the faults, and the questions that are asked afterwards.
-.
+
 Triggers and the test tool make the record, so that it does not depend on the code under test. One sequence numbers
 everything; a number is drawn while the task's row is locked, which puts a task's transitions and effects in the
 order in which they happened.
@@ -106,7 +106,7 @@ LONGEST_PAUSE = text(
 @dataclass(frozen=True)
 class Findings:
     """The counts after a scenario. Only `accepted`, `finished` and `repeated_calls` may differ from 0.
-    .
+
     Attributes:
         accepted: tasks in the database.
         finished: tasks that succeeded.
@@ -172,10 +172,10 @@ def in_flight(connection: Connection) -> list[str]:
 
 def recovery(connection: Connection, in_flight: Sequence[str], ended: float) -> float:
     """Return the seconds from the end of a fault until the system had recovered.
-    .
+
     It had recovered when the last of the tasks that were in flight at the beginning of the fault had ended, and another
     task had ended after the fault. The result is 0 if the tasks in flight had ended before the fault was over.
-    .
+
     Args:
         ended: when the fault was over, in seconds since 1970.
     """

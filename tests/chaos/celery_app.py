@@ -12,7 +12,7 @@ from celery import Celery
 
 def make_app(broker: str, visibility: float) -> Celery:
     """Return an application whose messages are acknowledged late.
-    .
+
     Args:
         visibility: seconds after which Redis redelivers the messages of a lost worker. Celery's default is an hour;
             here it is longer than any task, and short enough to wait for.

@@ -21,7 +21,7 @@ DOUBLED = text("SELECT count(*) FROM (SELECT number FROM plain_effects GROUP BY 
 @dataclass(frozen=True)
 class Comparison:
     """The outcome of a scenario on plain Celery.
-    .
+
     Attributes:
         lost: tasks that were submitted without an error, and whose effect never came.
         doubled: tasks whose effect was committed more than once.

@@ -1,5 +1,5 @@
 """The builtin tool of the fault tests: an effect that is committed together with the fence check.
-.
+
 Every call is counted first, with or without the fence (`chaos_calls`): any worker can promise that much, at least
 once. The effect itself (`chaos_effects`) is one transaction that holds the task's fence and uses the idempotency key:
 exactly once.

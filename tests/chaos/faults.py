@@ -1,5 +1,5 @@
 """The faults, one function each. They strike a running system and return when the fault is over.
-.
+
 Killed processes are started again, as an init system would do; whether that helps is up to the system.
 """
 

@@ -1,10 +1,10 @@
 """Faults within a process: a worker or an orchestrator with another clock, or with a broker that repeats messages.
-.
+
     python -m tests.chaos.injected orchestrator
     python -m tests.chaos.injected worker -A workers.app -Q chaos …      (the arguments of Celery's worker)
-.
+
 The environment selects the fault:
-.
+
 CHAOS_CLOCK_SHIFT   seconds by which the process's clock is ahead
 CHAOS_COPIES        a queue whose messages are published three times: twice immediately, and once into the list
                     `chaos.copies`, from where the test delivers the third copy late
@@ -52,7 +52,7 @@ def shift_clock(seconds: float) -> None:
 
 def copy_messages(repeated: str) -> Callable[[], None]:
     """Publish every message of a queue three times from now on, the last one into the list `COPIES`.
-    .
+
     Returns:
         a function that ends this.
     """

@@ -1,5 +1,5 @@
 """The mixed scenario: all features together, under overlapping faults.
-.
+
 A load of every kind comes through four entry points. A schedule ticks; an operator cancels, replays and decides;
 retention deletes; a receiver takes webhooks; a local model answers. In each round, two or three faults of different
 targets strike at the same time. Afterwards `mixed_audit` checks every promise.
@@ -152,7 +152,7 @@ class Everything(Minions):
 
 class Operator(threading.Thread):
     """Thread that approves or rejects waiting calls, cancels, replays and prunes, until it is stopped.
-    .
+
     Attributes:
         decided: task, proposal and verdict, recorded before each is sent.
         replayed: originals whose replay is accepted.
@@ -224,7 +224,7 @@ class Operator(threading.Thread):
 @dataclass
 class MixedResult(Result):
     """The outcome of the mixed scenario.
-    .
+
     Attributes:
         violations: a line for each broken promise.
         covered: how often each feature was used.
@@ -248,7 +248,7 @@ class MixedResult(Result):
 
 def play(tasks: int, seed: int, lease: float, *, rounds: int | None = None, logs: Path | None = None) -> MixedResult:
     """Play the scenario on fresh servers.
-    .
+
     Args:
         tasks: number of submissions; sub-tasks, replays and scheduled tasks come on top.
         seed: of the choice of faults, victims and times.
@@ -326,7 +326,7 @@ def _attack(
     system: Everything, operator: Operator, submitter: Submitter, load: Sequence[Submission], rounds: int
 ) -> Iterator[list[str]]:
     """Strike in rounds, and wait for the end of all tasks.
-    .
+
     Yields:
         The faults of each round, before they strike.
     """

@@ -1,5 +1,5 @@
 """The record and the questions of the mixed scenario: every promise that a user of all features relies on.
-.
+
 Triggers keep a record beside the product's tables, so that it outlives rows that retention deletes. `Witness` adds the
 observations from outside the database (submissions, decisions, webhooks, requests to the model) at the end. Every
 question is one statement that finds the violations of one promise.
@@ -233,7 +233,7 @@ COVERED = text(
 @dataclass
 class Witness:
     """Observations from outside the database.
-    .
+
     Attributes:
         submitted: number, kind and permitted ends of each acknowledged submission.
         limits: maximum of running tasks, by tenant key.
@@ -276,12 +276,12 @@ def examine(
     connection: Connection, witness: Witness, *, effective: Sequence[str], unsafe: str, approved: str
 ) -> list[str]:
     """Ask all questions.
-    .
+
     Args:
         effective: agents whose every success must have had an effect.
         unsafe: the agent whose tool is unsafe.
         approved: the agent whose tool needs an approval.
-    .
+
     Returns:
         A line for each broken promise, with the first violations.
     """

@@ -78,7 +78,7 @@ TICK = {"agent": "plain", "input": {"seconds": 0.01}}  # agents of the schedule'
 @dataclass(frozen=True)
 class Kind:
     """Tasks of one kind.
-    .
+
     Attributes:
         share: number of tasks of this kind among `WHOLE` tasks.
         agent: their agent.
@@ -231,7 +231,7 @@ def by_celery(broker_url: str, engine: Engine) -> EntryPoint:
 @dataclass
 class Submitter:
     """Threads that submit through one entry point each, and retry each task until it is accepted.
-    .
+
     The tasks of a conversation have one thread, so that their order is known.
     """
 

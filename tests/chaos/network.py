@@ -1,5 +1,5 @@
 """TCP link to a server's Unix socket that loses packets on demand, as a broken network does, without privileges.
-.
+
 Towards the server, a socket filter in the kernel drops every segment before TCP sees it: nothing is acknowledged, not
 even a SYN, and the sender's own time-outs have to notice. Towards the client, nothing is sent. When the loss is over,
 data that neither side has given up is transmitted again, and the connection continues.

@@ -1,8 +1,8 @@
 """Play the fault scenarios and print the results.
-.
+
     python -m tests.chaos.run [--tasks N] [--seed S] [--lease SECONDS] [--only NAME …] [--no-celery]
                                [--json FILE] [--logs FOLDER]
-.
+
 Exits with 1 if a promise is broken. docs/chaos.md explains each column.
 """
 

@@ -1,5 +1,5 @@
 """The table of scenarios, and how one is played: load, faults during the load, more load, and the questions.
-.
+
 The tasks are submitted in shares, one more than there are strikes. A strike falls at a random moment while a share is
 being submitted and executed; the last share shows whether the system works as before.
 """
@@ -39,7 +39,7 @@ WRONG_CLOCKS = (0.0, 110_000.0, -110_000.0)
 @dataclass(frozen=True)
 class Scenario:
     """One row of the table.
-    .
+
     Attributes:
         strike: the fault; None if `copies` is the only one.
         strikes: how often it strikes.
@@ -98,7 +98,7 @@ BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 @dataclass
 class Result:
     """The outcome of a scenario.
-    .
+
     Attributes:
         tasks: submitted tasks that were accepted as the submitter saw it, and their sub-tasks.
         recovery: as in `audit.recovery`, the longest of all strikes. None: no strike.
@@ -174,7 +174,7 @@ def play(
     scenario: Scenario, tasks: int, seed: int, lease: float, *, celery: bool = False, logs: Path | None = None
 ) -> Result:
     """Play a scenario on fresh servers.
-    .
+
     Args:
         tasks: number of submitted tasks.
         seed: of all random choices.
@@ -226,7 +226,7 @@ def _examine(system: Minions, scenario: Scenario, tasks: int, result: Result) ->
 @dataclass(frozen=True)
 class Strike:
     """A fault that is over.
-    .
+
     Attributes:
         ended: when it was over, in seconds since 1970.
         in_flight: the tasks that were in flight when it began.
@@ -329,7 +329,7 @@ def keep_logs(name: str, folder: Path, logs: Path | None) -> Iterator[None]:
 @contextmanager
 def _small_disk(link: Path) -> Iterator[None]:
     """Mount a small file system and make `link` point there.
-    .
+
     It is in the temporary directory, where a mount that is left after a kill is out of the way.
     """
     mounted = Path(tempfile.mkdtemp(prefix="minions-chaos-"))

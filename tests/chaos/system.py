@@ -1,5 +1,5 @@
 """The systems under attack: private servers, workers and orchestrators as real processes.
-.
+
 Faults act on a `System`: `Minions` is this project, `tests.chaos.celery_side.PlainCelery` the other one.
 """
 
@@ -65,7 +65,7 @@ BUSY = text("SELECT EXISTS (SELECT 1 FROM workers WHERE status = 'online' AND bu
 
 @dataclass(frozen=True)
 class Timing:
-    """How fast failures are noticed, in seconds; the product's defaults are 10, 3 and 5."""
+    """Delays until failures are noticed, in seconds; the product's defaults are 10, 3 and 5."""
 
     lease: float
     heartbeat: float
@@ -79,7 +79,7 @@ class Timing:
 
 class System(ABC):
     """Servers, workers and, if the system has them, orchestrators. Everything ends with the block.
-    .
+
     Attributes:
         random: for the faults: victim, time and duration.
         queue: the Redis list of messages.
@@ -149,7 +149,7 @@ class System(ABC):
     @abstractmethod
     def submit(self, numbers: Iterable[int]) -> None:
         """Submit tasks; a retry after an error is harmless if the system permits it.
-        .
+
         Raises:
             Exception: not all tasks were accepted; submit them again.
         """

@@ -1,5 +1,5 @@
 """The short version of the fault suite, and tests that its audit notices broken promises.
-.
+
 `make chaos` plays every scenario with thousands of tasks.
 """
 

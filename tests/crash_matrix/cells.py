@@ -19,7 +19,7 @@ VICTIMS: tuple[Victim, ...] = (*KILLED, "frozen", "connection")
 @dataclass(frozen=True, slots=True)
 class Point:
     """A place in a run.
-    .
+
     Attributes:
         agent: the agent of the task; empty if the point does not belong to one.
         step: a tool's name, `model, step N`, `claim`, `dispatch` and so on.
@@ -68,7 +68,7 @@ class Cell:
 
 def cells_of(trace: Iterable[Hit], before: tuple[Strike, ...] = ()) -> list[Cell]:
     """Return all cells of a recorded run, in its order.
-    .
+
     Args:
         before: the earlier strikes in that run.
     """

@@ -1,5 +1,5 @@
 """One system of the matrix (database, worker, orchestrator, model and web service) and the cells played on it.
-.
+
 Lanes share only the two servers, so that several can play at the same time.
 """
 
@@ -85,7 +85,7 @@ WHOSE = text("SELECT agent_name, root_id FROM tasks WHERE id = :task")
 @dataclass(frozen=True, slots=True)
 class Done:
     """An event outside the product: a model request (`model 3`: the third turn), or a tool's effect.
-    .
+
     Attributes:
         phase: the number of earlier strikes.
         key: the idempotency key, if one was sent.
@@ -100,7 +100,7 @@ class Done:
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The contents of PostgreSQL after a strike.
-    .
+
     Attributes:
         finished: steps as (agent, what), as in `Done`.
         begun: steps that were started and not finished.
@@ -136,7 +136,7 @@ class Played:
 
 class Lane:
     """Everything that a cell needs. Ends with the block.
-    .
+
     Args:
         folder: for logs, sockets and records.
         database_url: an empty database with the schema.

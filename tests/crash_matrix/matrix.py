@@ -32,7 +32,7 @@ FIRST_STRIKES = (
 @dataclass(frozen=True)
 class Result:
     """The outcome of a cell.
-    .
+
     Attributes:
         broken: the promises that do not hold.
         again: the reasons why it was played again.
@@ -79,7 +79,7 @@ def _databases(database_url: str, redis_url: str, names: Sequence[str]) -> dict[
 
 def all_cells(opened: Sequence[Lane]) -> list[Cell]:
     """Return the cells of the whole matrix, from runs that are recorded now.
-    .
+
     Raises:
         AssertionError: a recorded run itself breaks a promise.
     """

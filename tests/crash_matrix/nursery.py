@@ -1,7 +1,7 @@
 """Processes of the product that start immediately: forks of one that has imported everything and started nothing.
-.
+
     python -m tests.crash_matrix.nursery        (reads lines of JSON from standard input; answers with pids)
-.
+
 A matrix starts hundreds of workers and orchestrators, and most of a start is imports.
 """
 

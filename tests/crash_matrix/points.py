@@ -1,5 +1,5 @@
 """Fault points inside the processes of the product, patched in from outside: the product does not know them.
-.
+
 There is a point wherever a task changes: before the statement and after its commit, at every function of
 `shared.tasks.lifecycle`. So every step has points at its beginning and end, whichever code writes it. A process that
 reaches a point reports that to the test, and continues when the test answers.
@@ -28,12 +28,12 @@ _here = threading.local()
 
 def at(step: str, where: str, task: object = None) -> bool:
     """Report this process's position to the test, and wait for permission to continue.
-    .
+
     Args:
         step: the current step: a tool's name, `model`, `claim`, …
         where: the progress of the step.
         task: the task of the step, if it is known.
-    .
+
     Returns:
         whether the answer of the statement that was committed here is to be lost.
     """

@@ -1,8 +1,8 @@
 """Play the crash matrix and print its table.
-.
+
     python -m tests.crash_matrix.run [--share 0.1] [--seed S] [--only TEXT] [--lanes N] [--list] [--json FILE]
                                      [--logs FOLDER]
-.
+
 Exits with 1 if a promise is broken. docs/crash-matrix.md explains the cells and the marks.
 """
 

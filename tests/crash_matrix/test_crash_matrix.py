@@ -1,5 +1,5 @@
 """A seeded part of the crash matrix, and tests that its verdict notices broken promises.
-.
+
 `make crash-matrix` plays all of it.
 """
 

@@ -1,5 +1,5 @@
 """The tasks of the matrix: their agents and tools, and a model and a web service that both record their requests.
-.
+
 The agent `lead` takes five model turns: a function, two builtin tools and an HTTP tool together; two unsafe tools and
 a pure one; a sub-agent (`helper`, two turns and a tool); a tool that a person must approve; the answer. The model
 decides by the contents of the conversation, never by the number of requests: a repeated request gets the same reply.
@@ -64,7 +64,7 @@ HTTP = {"order": "PUT", "ship": "POST", "price": "GET"}
 
 def definitions(queue: str, service: str) -> list[dict[str, Any]]:
     """Return agents and tools.
-    .
+
     Args:
         queue: the capability that serves both agents.
         service: the web service's URL.
@@ -165,7 +165,7 @@ def _text(content: Any) -> str:
 @contextmanager
 def web_service(received: Callable[[str], int], made: Callable[[str, str | None, int], None]) -> Iterator[str]:
     """Serve the HTTP tools.
-    .
+
     Args:
         received: called with the tool's name before the effect, which happens even if the caller dies.
         made: called after the effect with the tool's name, the idempotency key, and the result of `received`.

@@ -27,7 +27,7 @@ CHILDREN = text(
 @dataclass(frozen=True)
 class Call:
     """A call and its expectation.
-    .
+
     Attributes:
         ask: calls the database.
         expect: changes the model and returns the expected answer. It receives the actual answer, for ids and for

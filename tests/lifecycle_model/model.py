@@ -1,5 +1,5 @@
 """A second specification, in plain Python, of how the database's functions change tasks.
-.
+
 `Model` has one method for each function of `shared.tasks.lifecycle`: it changes the model and returns the expected
 answer. It has no locks, no counters and no transactions: where the database keeps a count, it counts; where the
 database rolls back, the model is copied.
@@ -247,7 +247,7 @@ class Model:
 
     def dispatch(self, seen: list[tuple[UUID, int]], *, partial: bool = False) -> Answer:
         """Dispatch the tasks that the database chose, if each is permitted. The model does not check their order.
-        .
+
         Args:
             partial: some rows may have been skipped, because another call held them.
         """

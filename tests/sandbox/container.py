@@ -1,7 +1,7 @@
 """Run a command confined as in a container with Docker's default profile: its capabilities, its filter.
-.
+
     python container.py PATH_OF_shared_sandbox UID COMMAND…
-.
+
 Only calls that matter to the sandbox are in the filter; the list follows moby's
 `profiles/seccomp/default.json` for a container without `CAP_SYS_ADMIN`.
 """

@@ -1,7 +1,7 @@
 """Run the corpora in one setting and print the results as JSON.
-.
+
     python run_corpus.py FOLDER_WITH_shared DATA_FOLDER
-.
+
 A separate script, because most settings belong to another user: `test_settings.py` starts it as root, as
 nobody, or inside `container.py`. It imports only the standard library and `shared.sandbox`.
 """

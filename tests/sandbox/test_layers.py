@@ -1,5 +1,5 @@
 """Each kernel layer stops its own probe with all other layers switched off.
-.
+
 A probe must first get through without any layer: only then does it prove anything.
 """
 

@@ -97,7 +97,7 @@ def survives_kombu(raw: bytes) -> None:
 
 
 class FakeChannel:
-    """As much of a channel as a message needs."""
+    """The part of a channel that a message uses."""
 
     codecs = Channel.codecs
     decode_body = Channel.decode_body

@@ -1,4 +1,4 @@
-"""Runs the assembled filters in an interpreter of classic BPF: the effect of each rule, on both machines."""
+"""Run the assembled filters in an interpreter of classic BPF: the effect of each rule, on both machines."""
 
 from __future__ import annotations
 
