@@ -50,7 +50,7 @@ class System:
 
     def processes(self) -> set[int]:
         """Return the processes with this data folder in their environment or on their command line (Linux)."""
-        return {pid for pid in all_pids() if str(self.folder).encode() in described(pid)}
+        return {pid for pid in all_pids() if str(self.folder).encode() in describe(pid)}
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def all_pids() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
-def described(pid: int) -> bytes:
+def describe(pid: int) -> bytes:
     """Return a process's command line and environment, or nothing if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()

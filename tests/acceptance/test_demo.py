@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.acceptance.conftest import all_pids, described, run_minion
+from tests.acceptance.conftest import all_pids, describe, run_minion
 
 COUNT = "import importlib.metadata as m; print(len({d.name.lower().replace('_', '-') for d in m.distributions()}))"
 
@@ -34,4 +34,4 @@ def test_demo_audits_replays_failures_and_stops_everything(environment):
     assert page.with_suffix(".md").read_text().count("\n|") > installed
     folder = environment["MINION_DATA_DIR"]
     assert not Path(folder, "run.json").exists()
-    assert not [pid for pid in all_pids() if folder.encode() in described(pid)]
+    assert not [pid for pid in all_pids() if folder.encode() in describe(pid)]

@@ -373,7 +373,7 @@ def _rest(api: Client) -> bool:
 
 
 def _delivered(api: Client) -> bool:
-    """Return whether every webhook is delivered. Those of a killed orchestrator are sent again without a delay."""
+    """Retry pending webhooks now, including those of a killed orchestrator; return whether all are delivered."""
     pending = list(api.webhook_deliveries("ends", status="pending"))
     for delivery in pending:
         api.retry_delivery(delivery["id"])

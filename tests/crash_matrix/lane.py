@@ -36,7 +36,7 @@ from shared.tasks.submission import submit_many
 from tests.chaos import audit
 from tests.crash_matrix import points, tools
 from tests.crash_matrix.cells import Cell, Hit, Point, Strike
-from tests.crash_matrix.process import Born, Nursery, thaw
+from tests.crash_matrix.process import Nursery, ProductProcess, thaw
 from tests.crash_matrix.world import BUILTIN, RESULTS, Model, definitions, web_service
 from tests.processes import ONLINE, wait_until
 
@@ -174,7 +174,7 @@ class Lane:
         self._labels: dict[tuple[str, str], str] = {}
         self._working: tuple[int, str] | None = None
         self._striking = threading.Lock()
-        self._thawed: list[Born] = []
+        self._thawed: list[ProductProcess] = []
         self._news = threading.Event()
         self._runs = 0
 
@@ -185,7 +185,7 @@ class Lane:
             service = self._stack.enter_context(web_service(self._web_received, self._web_made))
             model = self._stack.enter_context(testing.messages_api(Model(self._model_seen)))
             self.env["ANTHROPIC_BASE_URL"] = model.url
-            self._stack.enter_context(_listening(Path(self.env[points.ADDRESS]), self._came))
+            self._stack.enter_context(_listening(Path(self.env[points.ADDRESS]), self._handle_point))
             with self.engine.begin() as connection:
                 audit.install(connection)
             with Session(self.engine) as session, session.begin():
@@ -298,7 +298,7 @@ class Lane:
 
     # ------------------------------------------------------------------------------------------ points
 
-    def _came(self, step: str, where: str, task: str | None, pid: int) -> bool:
+    def _handle_point(self, step: str, where: str, task: str | None, pid: int) -> bool:
         """Handle a process that reached a point; return when it may continue, and whether it loses an answer."""
         agent = self._agent_of(task) if task else ""
         if agent is None:
@@ -432,13 +432,13 @@ class Lane:
         victim = self._thawed[-1]
         if source == "orchestrator":
             self.orchestrator = self._start_orchestrator()
-            wait_until(lambda: self.orchestrator.api_address() is not None, self.orchestrator.complaint(), 60)
+            wait_until(lambda: self.orchestrator.api_address() is not None, self.orchestrator.timeout_message(), 60)
             time.sleep(LEASE)
         else:
             self.worker = self._start_worker()
             wait_until(lambda: self._is_lost(victim, snapshot), "the frozen worker's task has been claimed again", 20)
 
-    def _is_lost(self, worker: Born, snapshot: Snapshot) -> bool:
+    def _is_lost(self, worker: ProductProcess, snapshot: Snapshot) -> bool:
         with self.engine.connect() as connection:
             running = {(row.agent, row.claim) for row in connection.execute(RUNNING, {"root": self._root})}
             claims = {row.agent: row.claims for row in connection.execute(CLAIMS, {"root": self._root})}
@@ -494,15 +494,15 @@ class Lane:
 
     # ------------------------------------------------------------------------------------------ processes
 
-    def _start_worker(self) -> Born:
+    def _start_worker(self) -> ProductProcess:
         name = f"{self.name}-{time.monotonic_ns()}@%h"
         options = ["-Q", self.name, "-c", "1", "-n", name, "--without-mingle", "--without-gossip"]
         return self._start("worker", ["-A", "workers.app", "worker", *options])
 
-    def _start_orchestrator(self) -> Born:
+    def _start_orchestrator(self) -> ProductProcess:
         return self._start("orchestrator", [])
 
-    def _start(self, role: str, argv: list[str]) -> Born:
+    def _start(self, role: str, argv: list[str]) -> ProductProcess:
         return self.nursery.start(role, argv, self.env, self.folder / f"{role}-{time.monotonic_ns()}.log")
 
     def _end(self) -> None:
@@ -510,8 +510,8 @@ class Lane:
         self.orchestrator.kill()
 
     def _wait_ready(self) -> None:
-        wait_until(lambda: self.orchestrator.api_address() is not None, self.orchestrator.complaint(), 60)
-        wait_until(self._is_online, self.worker.complaint(), 60)
+        wait_until(lambda: self.orchestrator.api_address() is not None, self.orchestrator.timeout_message(), 60)
+        wait_until(self._is_online, self.worker.timeout_message(), 60)
 
     def _is_online(self) -> bool:
         with suppress(DBAPIError), self.engine.connect() as connection:

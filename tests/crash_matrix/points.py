@@ -23,7 +23,7 @@ ADDRESS = "CRASH_POINTS"
 LOST = b"!"
 # They change nothing, or are called all the time.
 LEFT_OUT = frozenset({"is_cancelled"})
-_here = threading.local()
+_current = threading.local()
 
 
 def at(step: str, where: str, task: object = None) -> bool:
@@ -80,7 +80,7 @@ def _watch_lifecycle() -> None:
 
 def _watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(connection: Any, task: object, *arguments: Any, **options: Any) -> Any:
-        step, stage = _what(name, arguments, options)
+        step, stage = _step_of(name, arguments, options)
         at(step, f"{stage}before commit", task)
         result = function(connection, task, *arguments, **options)
         if result is None or (isinstance(result, dict) and "refused" in result):
@@ -96,7 +96,7 @@ def _watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _what(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[str, str]:
+def _step_of(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[str, str]:
     """Return the step that a lifecycle function is about, and its progress."""
     match name:
         case "write_steps":
@@ -136,9 +136,9 @@ def _answer_lost() -> psycopg.OperationalError:
 
 
 def _uncommitted() -> list[tuple[str, str, object]]:
-    if not hasattr(_here, "uncommitted"):
-        _here.uncommitted = []
-    found: list[tuple[str, str, object]] = _here.uncommitted
+    if not hasattr(_current, "uncommitted"):
+        _current.uncommitted = []
+    found: list[tuple[str, str, object]] = _current.uncommitted
     return found
 
 
@@ -151,21 +151,21 @@ def _watch_functions() -> None:
     run, attempt, send = tool.run_function, Sandbox._attempt, Conversation._send
 
     def ran(function: Any, *arguments: Any, **options: Any) -> Any:
-        _here.function = function.name, options.get("task_id")
+        _current.function = function.name, options.get("task_id")
         at(function.name, "called", options.get("task_id"))
         result = run(function, *arguments, **options)
         at(function.name, "returned", options.get("task_id"))
         return result
 
     def attempted(self: Any, *arguments: Any) -> Any:
-        _here.running = True
+        _current.running = True
         return attempt(self, *arguments)
 
     def sent(self: Any, request: bytes) -> Any:
         limit = send(self, request)
-        if getattr(_here, "running", False):
-            _here.running = False
-            at(_here.function[0], "runs in the sandbox", _here.function[1])
+        if getattr(_current, "running", False):
+            _current.running = False
+            at(_current.function[0], "runs in the sandbox", _current.function[1])
         return limit
 
     tool.run_function = ran  # type: ignore[assignment]

@@ -23,7 +23,7 @@ LISTENING = re.compile(r'"address": "(http://[^"]+)"')
 
 
 @dataclass
-class Born:
+class ProductProcess:
     """A worker or an orchestrator that the nursery has started, in a separate process group."""
 
     pid: int
@@ -60,7 +60,7 @@ class Born:
         """Return all its output so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def complaint(self) -> str:
+    def timeout_message(self) -> str:
         """Return the message of a wait that times out."""
         return f"{self.log.name} at work:\n{self.output()[-3000:]}"
 
@@ -98,7 +98,7 @@ class Nursery:
         self._process.kill()
         self._process.communicate()
 
-    def start(self, role: str, argv: list[str], env: Mapping[str, str], log: Path) -> Born:
+    def start(self, role: str, argv: list[str], env: Mapping[str, str], log: Path) -> ProductProcess:
         """Start a process without waiting for it."""
         birth = json.dumps({"role": role, "argv": argv, "env": dict(env), "log": str(log)})
         with self._lock:
@@ -107,7 +107,7 @@ class Nursery:
             assert self._process.stdin is not None
             self._process.stdin.write(birth + "\n")
             self._process.stdin.flush()
-            return Born(int(self._answer()), log)
+            return ProductProcess(int(self._answer()), log)
 
     def _answer(self) -> str:
         assert self._process.stdout is not None

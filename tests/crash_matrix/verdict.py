@@ -13,7 +13,7 @@ NEEDED = sum(TURNS.values())
 
 def broken(played: Played) -> list[str]:
     """Return the broken promises; empty if there are none."""
-    return [*_end(played), *_requests(played), *_effects(played), *_people(played)]
+    return [*_end(played), *_requests(played), *_effects(played), *_questions(played)]
 
 
 def disturbed(played: Played) -> str | None:
@@ -90,14 +90,14 @@ def _performed(played: Played, agent: str, what: str, kind: str) -> Iterator[str
         done_before = [snapshot for snapshot in played.snapshots[:phase] if (agent, what) in snapshot.finished]
         if done_before and times[phase]:
             yield f"{kind} {what} of {agent}: again, though it was finished"
-        if times[phase] > 1 + _may_go_on(played, agent, what):
+        if times[phase] > 1 + _may_continue(played, agent, what):
             yield f"{kind} {what} of {agent}: {times[phase]} times without a cause"
     losses = sum(bool(snapshot.lost) for snapshot in played.snapshots)
     if sum(times.values()) > 1 + losses:
         yield f"{kind} {what} of {agent}: {sum(times.values())} times"
 
 
-def _may_go_on(played: Played, agent: str, what: str) -> bool:
+def _may_continue(played: Played, agent: str, what: str) -> bool:
     """Return whether a frozen process had begun this effect: it may cause that one when it continues, no other."""
     is_pure = EFFECTS[agent].get(what) == "pure"
     return any(
@@ -107,7 +107,7 @@ def _may_go_on(played: Played, agent: str, what: str) -> bool:
     )
 
 
-def _people(played: Played) -> Iterator[str]:
+def _questions(played: Played) -> Iterator[str]:
     """Check that operators are asked about each interrupted unsafe step, and about nothing else."""
     interrupted = {what for snapshot in played.snapshots if snapshot.lost for what in snapshot.interrupted}
     if played.questions != len(interrupted):

@@ -91,7 +91,7 @@ def test_missing_package_is_not_the_function_s_fault(sandbox: Sandbox) -> None:
     assert sandbox.validate("import numpy\ndef f(): return 1", "f", allowed_imports=["numpy"]) == []
 
 
-def test_dependencies_of_a_package_must_be_allowed_too(write: Write) -> None:
+def test_dependencies_of_a_package_must_be_preloaded_too(write: Write) -> None:
     write({"acme": "import acme_core", "acme_core": ""})
     with Sandbox(preload=["acme"]) as sandbox:
         error = run(sandbox, "import acme_core\ndef f(): return 1", "acme", "acme_core", "confined").error

@@ -86,7 +86,7 @@ def test_arguments_are_filled_from_the_input() -> None:
     assert call["input"] == {"text": "a b", "limit": 3}
 
 
-def test_one_missing_text_argument_is_filled_with_the_question() -> None:
+def test_one_missing_text_argument_is_filled_with_the_request() -> None:
     [call] = plan("Search for red boats", SEARCH).content
     assert call["input"] == {"query": "red boats"}
 
