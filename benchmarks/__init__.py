@@ -1,1 +1,1 @@
-"""Measurements next to other systems, on the same servers in the same run. Ratios count, not seconds."""
+"""Measurements beside other systems, on the same servers in the same run. Compare ratios, not seconds."""

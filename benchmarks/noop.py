@@ -56,7 +56,7 @@ LIVE = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE state IN ('pending',
 
 @dataclass(frozen=True)
 class System:
-    """One system under test: submits n tasks, and reports whether that many more than `before` are recorded."""
+    """One system under test: submits n tasks, and reports whether n more than `before` are recorded."""
 
     name: str
     submit: Callable[[int], None]
@@ -136,10 +136,10 @@ def running_systems() -> Iterator[list[System]]:
         stack.enter_context(process(["-m", "orchestrator.cli", "orchestrator"], {}, logs))
         stack.enter_context(process(["-m", "orchestrator.cli", "worker", "bench", "-c", str(PROCESSES)], {}, logs))
         yield [
-            ours("minions, builtin tool", "bench-tool"),
-            ours("minions, sandboxed function", "bench-function"),
-            plain(stack, "celery, redis results", addresses, 1, socket_url(addresses, 1), logs),
-            plain(stack, "celery, postgres results", addresses, 2, "db+" + addresses.database_url, logs),
+            minions_system("minions, builtin tool", "bench-tool"),
+            minions_system("minions, sandboxed function", "bench-function"),
+            celery_system(stack, "celery, redis results", addresses, 1, socket_url(addresses, 1), logs),
+            celery_system(stack, "celery, postgres results", addresses, 2, "db+" + addresses.database_url, logs),
         ]
 
 
@@ -156,7 +156,7 @@ def configure(addresses: Addresses, folder: Path) -> None:
     get_settings.cache_clear()
 
 
-def ours(name: str, agent: str) -> System:
+def minions_system(name: str, agent: str) -> System:
     """Return Minions, with tasks submitted by one call."""
     succeeded = text(
         "SELECT count(*) FROM task_status s JOIN tasks t ON t.id = s.task_id "
@@ -179,7 +179,7 @@ def ours(name: str, agent: str) -> System:
     return System(name, submit, recorded, finished)
 
 
-def plain(stack: ExitStack, name: str, addresses: Addresses, number: int, backend: str, logs: Path) -> System:
+def celery_system(stack: ExitStack, name: str, addresses: Addresses, number: int, backend: str, logs: Path) -> System:
     """Return plain Celery with a separate Redis database and the given result backend."""
     environment = {"PLAIN_BROKER": socket_url(addresses, number), "PLAIN_BACKEND": backend}
     arguments = ["-m", "celery", "-A", "benchmarks.plain_celery", "worker", "-c", str(PROCESSES), "-l", "WARNING"]

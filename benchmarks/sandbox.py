@@ -129,7 +129,7 @@ def fork_floor(forks: int, faults: int) -> float:
 
 
 def memory(sandbox: Sandbox) -> dict[str, float]:
-    """Return megabytes of proportional memory (PSS), of the zygote and of one parked child."""
+    """Return megabytes of proportional memory (PSS), of the zygote and of one child that waits for a call."""
     assert isinstance(sandbox._server, ForkServer)
     outer = sandbox._server.pid
     inner = _children(outer)[0]
@@ -197,7 +197,7 @@ def measure(quick: bool) -> dict[str, dict[str, float]]:
     rounds, seconds = (10, 1.0) if quick else (50, 4.0)
     with Sandbox() as sandbox:
         boot = timed(lambda: sandbox.level)
-        time.sleep(1)  # until the canaries are gone and the parked children have warmed up
+        time.sleep(1)  # until the canaries are gone and the waiting children have warmed up
         sizes = memory(sandbox)
         samples = latencies(sandbox, rounds)
         rates = {f"{callers} callers": throughput(sandbox, callers, seconds) for callers in (1, 2, 4)}

@@ -1,8 +1,8 @@
-"""Real servers for the tests: one private PostgreSQL and Valkey a session, emptied for each test that asks.
+"""Real servers for the tests: one private PostgreSQL and Valkey per session, emptied for each test that asks.
 
 servers     the running EmbeddedServers (fault tests kill and start its `.postgres` and `.valkey`)
 settings    the process's settings, which name those servers; child processes inherit the same environment
-database    the process's engine on a migrated schema without a row, and a broker without a key
+database    the process's engine on a migrated schema without rows, and a broker without keys
 define      stores definitions: `define({"kind": "agent", …}, …)`, without checking functions' code
 """
 
@@ -28,7 +28,7 @@ from shared.definitions.store import Change, DefinitionStore
 from shared.notifications import forget_publisher, make_redis
 from shared.settings import Settings, get_settings
 
-# How fast a machine is, is not what these tests find out.
+# These tests do not measure the speed of the machine.
 hypothesis_settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 hypothesis_settings.load_profile("any machine")
 
@@ -78,7 +78,7 @@ def database(settings: Settings) -> Engine:
     try:
         empty(engine, wait="2s")
     except OperationalError:
-        # Somebody whom an earlier test left behind holds a lock; he must not hold up this one.
+        # A connection that an earlier test left behind holds a lock; it must not delay this test.
         with engine.begin() as connection:
             connection.execute(END_OTHERS)
         engine.dispose()  # our own idle connections were among them
@@ -90,7 +90,7 @@ def database(settings: Settings) -> Engine:
 
 @pytest.fixture
 def define(database: Engine) -> Define:
-    """Stores definitions, each a dictionary with `kind`."""
+    """Return a function that stores definitions, each a dictionary with `kind`."""
 
     def store(*definitions: dict[str, Any]) -> list[Change]:
         parsed = [parse_definition(definition) for definition in definitions]
@@ -101,21 +101,21 @@ def define(database: Engine) -> Define:
 
 
 def empty(engine: Engine, *, wait: str) -> None:
-    """Deletes every row."""
+    """Delete every row."""
     with engine.begin() as connection:
         connection.execute(text(f"SET LOCAL lock_timeout = '{wait}'"))
         connection.execute(TRUNCATE)
 
 
 def _survive_kills(engine: Engine) -> None:
-    """Commits reach the kernel before they return, so that a killed server has lost nothing when it starts again."""
+    """Make commits reach the kernel before they return: a killed server has all of them when it restarts."""
     with engine.begin() as connection:
         connection.execute(text("ALTER ROLE CURRENT_USER SET synchronous_commit = on"))
     engine.dispose()
 
 
 def forget_process_state() -> None:
-    """Settings, connections and the like are made anew at the next use."""
+    """Forget settings, connections and the like, so that their next use recreates them."""
     close_engine()
     forget_publisher()
     get_settings.cache_clear()

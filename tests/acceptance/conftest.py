@@ -1,6 +1,6 @@
-"""The whole system as its users start it: the `minion` command in processes, in a data folder of its own.
+"""The whole system as its users start it: the `minion` command in processes, in a separate data folder.
 
-minion    runs the command: `minion("submit", "echo", "{}")` gives the finished process
+minion    runs the command: `minion("submit", "echo", "{}")` returns the finished process
 up        `minion up` in the background, stopped afterwards; see `System`
 """
 
@@ -23,7 +23,7 @@ import pytest
 from orchestrator.local.embedded import scratch_dir
 
 START_SECONDS = 120
-# What other tests of this process may have set.
+# Settings that other tests of this process may have made.
 OWN = ("DATABASE_URL", "REDIS_URL", "ANTHROPIC_", "SENTRY_DSN", "MINION_", "PYTEST", "PYTHONPATH")
 
 
@@ -39,30 +39,30 @@ class System:
     cwd: Path | None = None
 
     def run(self, *arguments: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
-        """Runs the `minion` command against it."""
+        """Run the `minion` command against this system."""
         return run_minion(self.environment, *arguments, input=input, python=self.python, cwd=self.cwd)
 
     def json(self, *arguments: str) -> Any:
-        """The JSON that a command prints."""
+        """Return the JSON that a command prints."""
         done = self.run(*arguments, "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
     def processes(self) -> set[int]:
-        """Processes that have this data folder in their environment or on their command line (Linux)."""
-        return {pid for pid in all_pids() if str(self.folder).encode() in described(pid)}
+        """Return the processes with this data folder in their environment or on their command line (Linux)."""
+        return {pid for pid in all_pids() if str(self.folder).encode() in describe(pid)}
 
 
 @pytest.fixture(scope="module")
 def environment() -> Iterator[dict[str, str]]:
-    """An environment that names a data folder of its own and nothing else."""
+    """Environment that names a separate data folder and nothing else."""
     with scratch_dir() as folder:
         yield clean_environment(folder / "data")
 
 
 @pytest.fixture(scope="module")
 def up(environment: dict[str, str]) -> Iterator[System]:
-    """A running system, shared by a module's tests. The port that it wants is in use; its commands are not told."""
+    """System that a module's tests share. Its default port is in use, and its commands are not given the actual one."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         system = start_up({**environment, "MINION_API_PORT": str(taken.getsockname()[1])})
     system.environment = environment
@@ -71,7 +71,7 @@ def up(environment: dict[str, str]) -> Iterator[System]:
 
 
 def clean_environment(folder: Path) -> dict[str, str]:
-    """This process's environment without what would lead to other servers."""
+    """Return this process's environment without the variables that name other servers."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(OWN)}
     state = str(folder.parent / "state")
     return {**kept, "MINION_DATA_DIR": str(folder), "XDG_STATE_HOME": state, "PYTHONUNBUFFERED": "1"}
@@ -85,7 +85,7 @@ def run_minion(
     python: Path = Path(sys.executable),
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the command to its end."""
+    """Run the command to its end."""
     command = [python, "-m", "orchestrator.cli", *arguments]
     return subprocess.run(
         command, cwd=cwd, env=environment, input=input, capture_output=True, text=True, timeout=timeout
@@ -95,7 +95,7 @@ def run_minion(
 def start_up(
     environment: dict[str, str], *arguments: str, python: Path = Path(sys.executable), cwd: Path | None = None
 ) -> System:
-    """Starts `minion up` and waits until it says that everything runs."""
+    """Start `minion up` and wait until it reports that everything runs."""
     process = subprocess.Popen(
         [python, "-m", "orchestrator.cli", "up", *arguments],
         cwd=cwd,
@@ -114,7 +114,7 @@ def start_up(
 
 
 def stop(system: System) -> None:
-    """Ends it as Ctrl-C does."""
+    """Stop it as Ctrl-C does."""
     if system.process.poll() is None:
         system.process.send_signal(signal.SIGINT)
         system.process.wait(timeout=60)
@@ -123,7 +123,7 @@ def stop(system: System) -> None:
 
 
 def wait_until(done: Callable[[], bool], *, seconds: float, what: str) -> None:
-    """Looks until it is so."""
+    """Poll until the condition holds."""
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
@@ -134,8 +134,8 @@ def all_pids() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
 
 
-def described(pid: int) -> bytes:
-    """A process's command line and environment, or nothing where it has ended."""
+def describe(pid: int) -> bytes:
+    """Return a process's command line and environment, or nothing if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes() + Path(f"/proc/{pid}/environ").read_bytes()
     except OSError:

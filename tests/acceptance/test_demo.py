@@ -7,18 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.acceptance.conftest import all_pids, described, run_minion
+from tests.acceptance.conftest import all_pids, describe, run_minion
 
 COUNT = "import importlib.metadata as m; print(len({d.name.lower().replace('_', '-') for d in m.distributions()}))"
 
 
 def installed_distributions(environment: dict[str, str]) -> int:
-    """As the demo's processes see them: tests of this process may offer one more."""
+    """Return the distributions that the demo's processes see: tests of this process may install one more."""
     done = subprocess.run([sys.executable, "-c", COUNT], env=environment, capture_output=True, text=True, check=True)
     return int(done.stdout)
 
 
-def test_the_demo_audits_everything_replays_what_failed_and_leaves_nothing_running(environment):
+def test_demo_audits_replays_failures_and_stops_everything(environment):
     done = run_minion(environment, "demo", "--json", timeout=280)
 
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -34,4 +34,4 @@ def test_the_demo_audits_everything_replays_what_failed_and_leaves_nothing_runni
     assert page.with_suffix(".md").read_text().count("\n|") > installed
     folder = environment["MINION_DATA_DIR"]
     assert not Path(folder, "run.json").exists()
-    assert not [pid for pid in all_pids() if folder.encode() in described(pid)]
+    assert not [pid for pid in all_pids() if folder.encode() in describe(pid)]

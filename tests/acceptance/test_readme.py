@@ -1,4 +1,4 @@
-"""A newcomer's way: a fresh clone, the README's commands, nothing else."""
+"""A newcomer's first steps: a fresh clone, the README's commands, nothing else."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ NESTED = "MINION_TEST_NESTED"
 
 
 def commands_of_the_quickstart() -> list[str]:
-    """The commands in the README's first `sh` block."""
+    """Return the commands in the README's first `sh` block."""
     block = re.search(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert block is not None
     return [line for line in block.group(1).splitlines() if line and not line.startswith("#")]
 
 
-def test_the_quickstart_is_two_commands():
+def test_quickstart_is_two_commands():
     assert commands_of_the_quickstart() == ["make demo", "make test"]
 
 
@@ -31,7 +31,7 @@ def test_the_quickstart_is_two_commands():
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 @pytest.mark.skipif(NESTED in os.environ, reason="this is the clone's own run")
-def test_the_quickstart_works_in_a_fresh_clone_whose_path_holds_a_space(tmp_path):
+def test_quickstart_works_in_a_clone_with_a_space_in_its_path(tmp_path):
     clone = tmp_path / "a fresh clone"
     subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(clone)], check=True)
     kept = ("PATH", "HOME", "LANG", "TMPDIR", "PIP_", "SSL_", "REQUESTS_CA_BUNDLE")
@@ -40,7 +40,7 @@ def test_the_quickstart_works_in_a_fresh_clone_whose_path_holds_a_space(tmp_path
         environment |= {
             NESTED: "1",
             "MINION_DATA_DIR": str(folder / "data"),
-            # The clone's tests that need no other clone and no long wait: the rest runs in this session.
+            # Tests of the clone that need no other clone and no long wait: this session runs the rest.
             "PYTEST_ADDOPTS": "-q tests/unit/shared/tasks/test_states.py tests/acceptance/test_demo.py",
         }
         for command in commands_of_the_quickstart():

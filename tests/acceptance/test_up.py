@@ -37,7 +37,7 @@ def test_submit_waits_and_prints_the_output(up):
     assert (done.returncode, json.loads(done.stdout)) == (0, {"a": [1, 2.5, None, "ü"]})
 
 
-def test_a_port_that_is_in_use_is_named_first_with_the_address_that_was_taken(up):
+def test_port_in_use_is_reported_first_with_its_replacement(up):
     facts = json.loads((up.folder / "run.json").read_text())
     first, *_, api, _, _ = up.said
 
@@ -45,14 +45,14 @@ def test_a_port_that_is_in_use_is_named_first_with_the_address_that_was_taken(up
     assert api.split() == ["API", f"{facts['api_url']}/docs"]
 
 
-def test_input_comes_from_standard_input_or_a_file(up, tmp_path):
+def test_input_is_read_from_standard_input_or_a_file(up, tmp_path):
     (tmp_path / "input.json").write_text('{"b": 2}')
 
     assert json.loads(up.run("submit", "echo", "-", "-w", input='{"a": 1}').stdout) == {"a": 1}
     assert json.loads(up.run("submit", "echo", f"@{tmp_path}/input.json", "-w").stdout) == {"b": 2}
 
 
-def test_an_agent_that_is_applied_gets_a_worker_pool_and_runs(up, tmp_path):
+def test_applied_agent_gets_a_worker_pool_and_runs(up, tmp_path):
     (tmp_path / "shouter.yaml").write_text(AGENT)
 
     first, again = up.json("apply", str(tmp_path)), up.json("apply", str(tmp_path))
@@ -63,7 +63,7 @@ def test_an_agent_that_is_applied_gets_a_worker_pool_and_runs(up, tmp_path):
     assert json.loads(done.stdout) == {"shouted": "HELLO"}
 
 
-def test_what_export_prints_applies_unchanged(up, tmp_path):
+def test_exported_definitions_apply_unchanged(up, tmp_path):
     up.run("export", str(tmp_path / "out"))
 
     changes = up.json("apply", str(tmp_path / "out"))
@@ -93,7 +93,7 @@ def test_what_export_prints_applies_unchanged(up, tmp_path):
         (("nonsense",), 2, "No such command 'nonsense'"),
     ],
 )
-def test_bad_input_is_one_clear_line_and_an_exit_code(up, arguments, code, words):
+def test_bad_input_is_one_line_and_an_exit_code(up, arguments, code, words):
     done = up.run(*arguments)
 
     assert done.returncode == code, done.stderr
@@ -101,7 +101,7 @@ def test_bad_input_is_one_clear_line_and_an_exit_code(up, arguments, code, words
     assert "Traceback" not in done.stderr + done.stdout
 
 
-def test_a_schema_violation_lists_every_path(up, tmp_path):
+def test_schema_violations_are_listed_with_their_paths(up, tmp_path):
     (tmp_path / "shouter.yaml").write_text(AGENT)
     up.run("apply", str(tmp_path))
 
@@ -113,7 +113,7 @@ def test_a_schema_violation_lists_every_path(up, tmp_path):
     ]
 
 
-def test_two_payloads_under_one_idempotency_key_are_refused(up):
+def test_other_input_under_a_used_idempotency_key_is_refused(up):
     first = up.json("submit", "echo", '{"a": 1}', "--idempotency-key", "k1")
     same = up.json("submit", "echo", '{"a": 1}', "--idempotency-key", "k1")
     other = up.run("submit", "echo", '{"a": 2}', "--idempotency-key", "k1")
@@ -122,14 +122,14 @@ def test_two_payloads_under_one_idempotency_key_are_refused(up):
     assert (other.returncode, "used before with another payload" in other.stderr) == (65, True)
 
 
-def test_a_wrong_key_is_refused(up):
+def test_wrong_key_is_refused(up):
     done = run_minion({**up.environment, "MINION_API_KEY": "wrong"}, "tasks")
 
     assert done.returncode == 77
     assert "key" in done.stderr
 
 
-def test_a_failed_task_is_shown_and_replayed(up, tmp_path):
+def test_failed_task_is_shown_and_replayed(up, tmp_path):
     code = "def fail():\n    raise ValueError('on purpose')\n"
     (tmp_path / "f.json").write_text(
         json.dumps([
@@ -153,7 +153,7 @@ def test_a_failed_task_is_shown_and_replayed(up, tmp_path):
     assert task["id"] not in [each["task_id"] for each in again]
 
 
-def test_doctor_finds_everything_in_order(up):
+def test_doctor_finds_no_faults(up):
     findings = up.json("doctor")
 
     assert {finding["what"]: finding["verdict"] for finding in findings}["api"] == "ok"
@@ -165,7 +165,7 @@ def test_secrets_are_readable_by_their_owner_only(up):
         assert (up.folder / name).stat().st_mode & 0o077 == 0
 
 
-def test_the_api_listens_on_the_loopback_interface_with_its_documentation(up):
+def test_api_listens_on_loopback_with_its_documentation(up):
     facts = json.loads((up.folder / "run.json").read_text())
 
     with urllib.request.urlopen(facts["places"]["API"], timeout=10) as page:
@@ -173,16 +173,16 @@ def test_the_api_listens_on_the_loopback_interface_with_its_documentation(up):
     assert facts["api_url"].startswith("http://127.0.0.1:")
 
 
-def test_a_second_up_in_the_same_folder_is_refused(up):
+def test_second_up_in_the_same_folder_is_refused(up):
     done = run_minion(up.environment, "up")
 
     assert done.returncode == 65
     assert str(up.process.pid) in done.stderr
-    assert (up.folder / "run.json").exists()  # by which the other commands find the first
+    assert (up.folder / "run.json").exists()  # the other commands find the first system by this file
 
 
 @pytest.mark.soak
-def test_a_second_system_runs_beside_the_first(up):
+def test_second_system_runs_beside_the_first(up):
     with scratch_dir() as folder:
         other = start_up(clean_environment(folder / "with a space"), "--no-flower")
         try:
@@ -192,7 +192,7 @@ def test_a_second_system_runs_beside_the_first(up):
             stop(other)
 
 
-def test_a_worker_that_is_killed_is_started_again(up):
+def test_killed_worker_is_restarted(up):
     def workers() -> set[int]:
         listed = up.json("workers")
         return {w["pid"] for w in listed if w["status"] == "online" and w["capabilities"] == ["default"]}
@@ -205,7 +205,7 @@ def test_a_worker_that_is_killed_is_started_again(up):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-def test_kill_9_leaves_nothing_running_and_the_next_start_has_every_task():
+def test_kill_9_stops_every_process_and_loses_no_task():
     with scratch_dir() as folder:
         system = start_up(clean_environment(folder / "data"), "--no-flower")
         task = system.json("submit", "echo", '{"kept": true}', "--wait")

@@ -1,4 +1,4 @@
-"""Client and server as their wheels install them, outside the checkout: which files come, and that they run."""
+"""Client and server as their wheels install them, outside the checkout: their files, and that they run."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BOTH = pytest.mark.parametrize("name", SOURCES)
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the source archive of each distribution, and the wheel that was built from that archive."""
+    """Folder with the source archive of each distribution, and the wheel that was built from that archive."""
     folder = tmp_path_factory.mktemp("dist")
     for source in SOURCES.values():
         build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(source)]
@@ -41,17 +41,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment that holds both wheels, and sees this session's other packages."""
+    """Python of an environment that contains both wheels, and sees this session's other packages."""
     python, packages = new_environment(tmp_path_factory.mktemp("server"))
     install(python, *built.glob("*.whl"))
-    # Behind the wheels' own packages; the editable installs in this session's environment are not followed.
+    # After the wheels' own packages; the editable installs in this session's environment are not followed.
     (packages / "session.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return python
 
 
 @pytest.fixture(scope="module")
 def caller(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment that holds the client's wheel, httpx2, what httpx2 needs, and nothing else."""
+    """Python of an environment that contains the client's wheel, httpx2, what httpx2 needs, and nothing else."""
     python, packages = new_environment(tmp_path_factory.mktemp("caller"))
     for name in closure("httpx2"):
         for file in {file.parts[0] for file in distribution(name).files or ()} - {"..", "__pycache__"}:
@@ -85,7 +85,7 @@ def install(python: Path, *wheels: Path) -> None:
 
 
 def closure(name: str) -> set[str]:
-    """Return the name of a distribution, and of all that it needs here without extras."""
+    """Return the name of a distribution, and of all its dependencies here without extras."""
     needed = map(Requirement, distribution(name).requires or ())
     names = (each.name for each in needed if not each.marker or each.marker.evaluate({"extra": ""}))
     return {canonicalize_name(name)}.union(*map(closure, names))
@@ -104,7 +104,7 @@ def metadata(built: Path, name: str) -> Message:
 
 
 @BOTH
-def test_wheel_brings_its_packages_alone(built: Path, name: str) -> None:
+def test_wheel_contains_only_its_packages(built: Path, name: str) -> None:
     with zipfile.ZipFile(wheel_of(built, name)) as archive:
         files = archive.namelist()
     folders = {file.partition("/")[0] for file in files}
@@ -114,7 +114,7 @@ def test_wheel_brings_its_packages_alone(built: Path, name: str) -> None:
 
 
 @BOTH
-def test_source_archive_brings_no_tests(built: Path, name: str) -> None:
+def test_source_archive_contains_no_tests(built: Path, name: str) -> None:
     (archive,) = built.glob(f"{name.replace('-', '_')}-*.tar.gz")
     with tarfile.open(archive) as opened:
         files = {file.partition("/")[2] for file in opened.getnames()}
@@ -127,13 +127,13 @@ def test_both_distributions_have_the_version_of_the_client(built: Path, name: st
     assert metadata(built, name)["Version"] == minions.__version__
 
 
-def test_client_needs_httpx2_alone_and_server_needs_the_client_of_its_version(built: Path) -> None:
+def test_client_needs_only_httpx2_and_server_needs_this_client(built: Path) -> None:
     client, server = (metadata(built, name).get_all("Requires-Dist") or [] for name in SOURCES)
     assert [Requirement(line).name for line in client] == ["httpx2"]
     assert f"minions-client=={minions.__version__}" in server
 
 
-def test_installed_client_has_no_package_but_those_of_httpx2(caller: Path) -> None:
+def test_installed_client_has_no_packages_beyond_httpx2(caller: Path) -> None:
     code = "from importlib.metadata import distributions as found; print(*(each.name for each in found()))"
     done = subprocess.run([caller, "-c", code], capture_output=True, text=True, check=True)
     assert {canonicalize_name(name) for name in done.stdout.split()} == {"minions-client", *closure("httpx2")}
@@ -156,7 +156,7 @@ def test_installed_server_runs_tasks_from_an_empty_folder(system: System) -> Non
     assert all(file.startswith(str(system.python.parent.parent)) for file in where.stdout.split())
 
 
-def test_installed_server_has_the_definitions_and_the_tools_of_the_demo(system: System) -> None:
+def test_installed_server_contains_the_demo(system: System) -> None:
     code = "from orchestrator.demo import AGENTS; print(AGENTS / 'inspect.yaml')"
     file = subprocess.run([system.python, "-c", code], cwd=system.cwd, capture_output=True, text=True, check=True)
     assert system.run("apply", file.stdout.strip()).returncode == 0
@@ -171,7 +171,7 @@ def test_installed_client_submits_to_the_installed_server(system: System, caller
 
 
 @pytest.mark.soak  # installs from the package index
-def test_installed_client_fits_beside_celery_5_4_and_redis_5(built: Path, system: System, tmp_path: Path) -> None:
+def test_installed_client_works_with_celery_5_4_and_redis_5(built: Path, system: System, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
     wheel = str(wheel_of(built, "minions-client"))
@@ -181,7 +181,7 @@ def test_installed_client_fits_beside_celery_5_4_and_redis_5(built: Path, system
 
 
 def submitted_from(python: Path, system: System, cwd: Path, imports: str = "os") -> list[str]:
-    """Return what a caller prints that submits one task to a known agent, and one to an unknown agent."""
+    """Return the output of a caller that submits one task to a known agent, and one to an unknown agent."""
     facts = json.loads((system.folder / "run.json").read_text())
     environment = {"MINION_API_URL": facts["api_url"], "MINION_API_KEY": (system.folder / "api_key").read_text()}
     code = (

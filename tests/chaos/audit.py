@@ -1,8 +1,8 @@
-"""What is recorded beside the product while it is attacked, and the questions that are asked afterwards.
+"""Record of changes and effects during the faults, and the questions that are asked afterwards.
 
-The record is made by triggers and by the test tool, so that it does not depend on the code under test. All of it is
-numbered by one sequence; a number is drawn while the task's row is locked, which puts a task's transitions and effects
-in the order in which they happened.
+Triggers and the test tool make the record, so that it does not depend on the code under test. One sequence numbers
+everything; a number is drawn while the task's row is locked, which puts a task's transitions and effects in the
+order in which they happened.
 """
 
 from __future__ import annotations
@@ -84,18 +84,18 @@ LOG = text(
     "SELECT before, after, claim_before, claim, lag(after) OVER of_task AS before_that, "
     "lag(claim) OVER of_task AS claim_before_that FROM chaos_log WINDOW of_task AS (PARTITION BY task_id ORDER BY tick)"
 )
-# No chains: they wait for sub-tasks, and those for all that was there before them.
+# Without chains, which wait for sub-tasks, and those for every task before them.
 IN_FLIGHT = text(
     "SELECT s.task_id FROM task_status s JOIN tasks t ON t.id = s.task_id "
     "WHERE s.state IN ('queued', 'running') AND t.agent_name = 'chaos'"
 )
-# Greatest of: when the last of the tasks in flight ended, and when the first task ended after the fault.
+# The later of two times: when the last of the tasks in flight ended, and when a task first ended after the fault.
 RECOVERED = text(
     "SELECT extract(epoch FROM GREATEST("
     "(SELECT max(finished_at) FROM task_outcomes WHERE task_id = ANY (CAST(:tasks AS uuid[]))), "
     "(SELECT min(finished_at) FROM task_outcomes WHERE finished_at > to_timestamp(:ended))))"
 )
-# A pause in which the task that ended it did not exist yet is not one.
+# A gap does not count if the task that ended it did not exist when the gap began.
 LONGEST_PAUSE = text(
     "SELECT extract(epoch FROM max(finished_at - GREATEST(before, created_at))) FROM ("
     "SELECT o.finished_at, t.created_at, lag(o.finished_at) OVER (ORDER BY o.finished_at) AS before "
@@ -105,21 +105,21 @@ LONGEST_PAUSE = text(
 
 @dataclass(frozen=True)
 class Findings:
-    """The counts after a scenario. Only `accepted`, `finished` and `repeated_calls` may be anything but 0.
+    """The counts after a scenario. Only `accepted`, `finished` and `repeated_calls` may differ from 0.
 
     Attributes:
         accepted: tasks in the database.
         finished: tasks that succeeded.
-        failed: tasks that ended otherwise, though nothing is wrong with any of them.
+        failed: tasks that ended otherwise, although nothing is wrong with any of them.
         stuck: tasks that have not ended.
         finished_twice: tasks whose final state was written more than once.
-        fenced_effects: effects that passed the fence when another claim, or none, held the task.
+        fenced_effects: effects that passed the fence while another claim, or none, held the task.
         effects_missing: tasks that succeeded without their effect. (Chains have none, only their sub-tasks.)
         effects_double: tasks with more than one effect.
-        left_open: executions that look as if they ran, of tasks that have ended.
-        illegal_transitions: changes of state that the table of transitions does not have, that do not begin where the
-            one before ended, or whose claim number did not go up by one with a claim.
-        repeated_calls: tasks whose tool was called more than once; without a fence nobody can promise less.
+        left_open: executions of ended tasks that still look as if they ran.
+        illegal_transitions: changes of state that are not in the transition table, that do not begin where the
+            previous one ended, or whose claim number did not increase with a claim.
+        repeated_calls: tasks whose tool was called more than once; no system can prevent that without a fence.
     """
 
     accepted: int
@@ -135,7 +135,7 @@ class Findings:
     repeated_calls: int
 
     def broken(self, tasks: int) -> list[str]:
-        """The promises that do not hold, if there should be so many tasks."""
+        """Return the broken promises, if this is the expected number of tasks."""
         wanted = {
             "accepted": tasks,
             "finished": tasks,
@@ -150,31 +150,31 @@ class Findings:
 
 
 def install(connection: Connection) -> None:
-    """Adds the record to a fresh schema."""
+    """Add the record to a fresh schema."""
     connection.execute(INSTALL)
 
 
 def examine(connection: Connection) -> Findings:
-    """Asks all questions."""
+    """Ask all questions."""
     counts = connection.execute(COUNTS, {"final": sorted(FINAL)}).mappings().one()
     return Findings(**counts, illegal_transitions=len(illegal_transitions(connection)))
 
 
 def illegal_transitions(connection: Connection) -> list[Row[Any]]:
-    """Changes of state that are not permitted, or do not begin where the one before ended."""
+    """Return changes of state that are not permitted, or do not begin where the previous one ended."""
     return [row for row in connection.execute(LOG) if not _legal(row)]
 
 
 def in_flight(connection: Connection) -> list[str]:
-    """The tasks that are queued or running, chains aside."""
+    """Return the tasks that are queued or running, without chains."""
     return [str(task) for task in connection.scalars(IN_FLIGHT)]
 
 
 def recovery(connection: Connection, in_flight: Sequence[str], ended: float) -> float:
-    """Seconds from the end of a fault until the system was its old self.
+    """Return the seconds from the end of a fault until the system had recovered.
 
-    That is when the last of the tasks had ended that were in flight when the fault began, and a task had ended after
-    it. 0 where the first was so before the fault was over.
+    It had recovered when the last of the tasks that were in flight at the beginning of the fault had ended, and another
+    task had ended after the fault. The result is 0 if the tasks in flight had ended before the fault was over.
 
     Args:
         ended: when the fault was over, in seconds since 1970.
@@ -184,7 +184,7 @@ def recovery(connection: Connection, in_flight: Sequence[str], ended: float) -> 
 
 
 def longest_pause(connection: Connection) -> float:
-    """The longest time in which no task ended although there were some, in seconds."""
+    """Return the longest time in seconds in which no task ended although there were some."""
     return float(connection.scalar(LONGEST_PAUSE) or 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Plain Celery with what its documentation recommends where tasks must not be lost."""
+"""Plain Celery, set up as its documentation recommends if tasks must not be lost."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from celery import Celery
 
 
 def make_app(broker: str, visibility: float) -> Celery:
-    """An application whose messages are acknowledged late.
+    """Return an application whose messages are acknowledged late.
 
     Args:
-        visibility: seconds after which Redis delivers again what a lost worker held. Celery's default is an hour;
-            here it is longer than any task, and shorter than anybody's patience.
+        visibility: seconds after which Redis redelivers the messages of a lost worker. Celery's default is an hour;
+            here it is longer than any task, and short enough to wait for.
     """
     app = Celery("plain", broker=broker, set_as_current=False)
     app.conf.update(
@@ -46,7 +46,7 @@ _connections: list[psycopg.Connection[Any]] = []
     name="plain.commit", autoretry_for=(psycopg.OperationalError,), max_retries=None, default_retry_delay=1
 )
 def commit(number: int, seconds: float) -> None:
-    """Works for `seconds`, then commits its effect."""
+    """Work for `seconds`, then commit the effect."""
     time.sleep(seconds)
     try:
         connection = _connections[0] if _connections else _connect()

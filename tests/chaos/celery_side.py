@@ -1,4 +1,4 @@
-"""The same load and the same faults on plain Celery, and what of it was lost or doubled there."""
+"""The same load and the same faults on plain Celery, and the number of tasks it loses or doubles."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DOUBLED = text("SELECT count(*) FROM (SELECT number FROM plain_effects GROUP BY 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What plain Celery made of a scenario.
+    """The outcome of a scenario on plain Celery.
 
     Attributes:
-        lost: tasks that were handed in without an error, and whose effect never came.
+        lost: tasks that were submitted without an error, and whose effect never came.
         doubled: tasks whose effect was committed more than once.
-        unexpected: workers that ended although nobody ended them; they were started again.
+        unexpected: workers that ended although the test did not end them; they were restarted.
     """
 
     lost: int
@@ -34,7 +34,7 @@ class Comparison:
 
 
 class PlainCelery(System):
-    """Workers of plain Celery, a Redis, and a PostgreSQL that holds the effects and nothing else."""
+    """Workers of plain Celery, a Redis, and a PostgreSQL that stores only the effects."""
 
     queue = "celery"
 
@@ -67,7 +67,7 @@ class PlainCelery(System):
         return process
 
     def start_orchestrator(self) -> None:
-        """There is none."""
+        """Do nothing: plain Celery has no orchestrator."""
 
     def is_ready(self, process: Process) -> bool:
         return " ready." in process.output()
@@ -88,7 +88,7 @@ class PlainCelery(System):
             return super().drained() and broker.hlen("unacked") == 0
 
     def examine(self, tasks: int) -> Comparison:
-        """What is missing or double of so many tasks."""
+        """Count the missing and doubled effects of this many tasks."""
         with self.engine.connect() as connection:
             doubled = int(connection.scalar(DOUBLED) or 0)
         return Comparison(tasks - self.count_finished(), doubled, self.unexpected)

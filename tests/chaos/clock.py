@@ -1,4 +1,4 @@
-"""A clock of PostgreSQL's host that a test can move, and a system whose tasks depend on it."""
+"""A clock of PostgreSQL's host that a test can move, and a system whose tasks depend on the clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.chaos.system import Minions, Timing, seconds
 from tests.processes import wait_until
 
 HOUR = 3600.0
-POSITIONS = (-HOUR, 0.0, HOUR, 0.0)  # seconds by which the clock is ahead, one strike after the other
+POSITIONS = (-HOUR, 0.0, HOUR, 0.0)  # seconds by which the clock is ahead after each strike
 PLACES = ("/usr/lib/*/faketime", "/usr/lib/faketime", "/usr/lib64/faketime", "/usr/local/lib/faketime")
 LIBRARY = "libfaketime.so.1"
 NEEDED = f"{LIBRARY} was not found: install libfaketime (Debian and Ubuntu: apt-get install libfaketime)"
@@ -34,13 +34,13 @@ REST = text("UPDATE schedules SET enabled = false")
 
 
 def find_library() -> Path | None:
-    """Return the preload library, where it is installed."""
+    """Return the preload library, if it is installed."""
     found = (path for place in PLACES for path in Path("/").glob(f"{place[1:]}/{LIBRARY}"))
     return next(found, None)
 
 
 class FakeClock:
-    """What a PostgreSQL server takes for the time of day. Its timers, and all other processes, keep the real time."""
+    """The time of day that a PostgreSQL server sees. Its timers, and all other processes, keep the real time."""
 
     def __init__(self, library: Path, file: Path) -> None:
         self.library = library
@@ -49,14 +49,14 @@ class FakeClock:
         self._set(0.0)
 
     def install(self, server: Postgres) -> None:
-        """Restart the server, now and whenever it is started again, with this clock."""
+        """Restart the server, now and at every later start, with this clock."""
         command = server.command
-        # `env` runs as the server's user. The library makes files that belong to the user that first loads it.
+        # `env` runs as the server's user. The library creates files that belong to the user that first loads it.
         preload = [
             "/usr/bin/env",
             f"LD_PRELOAD={self.library}",
             f"FAKETIME_TIMESTAMP_FILE={self.file}",
-            "FAKETIME_NO_CACHE=1",  # the file is read at every look at the clock: all processes jump at once
+            "FAKETIME_NO_CACHE=1",  # read with every look at the clock: all processes jump together
             "FAKETIME_DONT_FAKE_MONOTONIC=1",
             "NO_FAKE_STAT=1",
         ]
@@ -76,7 +76,7 @@ class FakeClock:
 
 
 class Clocked(Minions):
-    """This project with a clock that moves, tasks that wait and have deadlines, and a schedule."""
+    """Minions with a movable clock, tasks that wait and have deadlines, and a schedule."""
 
     def __init__(self, folder: Path, timing: Timing, seed: str, library: Path) -> None:
         super().__init__(folder, timing, seed)
@@ -98,7 +98,7 @@ class Clocked(Minions):
         return [str(task) for task in self._scalars(OPEN)]
 
     def recover(self, in_flight: Sequence[str]) -> float:
-        """Wait until tasks have ended, and the schedule has run once more; return the seconds that it took."""
+        """Wait until tasks have ended, and the schedule has run once more; return the seconds that took."""
         began, ticks = time.monotonic(), self.ticks()
         ended = 0
         while ended < len(in_flight):
@@ -122,7 +122,7 @@ class Clocked(Minions):
         return int(self._scalars(ENDED, tasks=tasks)[0])
 
     def _scalars(self, statement: TextClause, **values: Any) -> list[Any]:
-        """Ask again where a time-out of the server that a jump has made due ends the session."""
+        """Query again if a time-out of the server, made due by a jump of the clock, ends the session."""
 
         def ask() -> list[Any]:
             with self.engine.connect() as connection:

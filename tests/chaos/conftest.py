@@ -1,4 +1,4 @@
-"""Tasks by hand in a database that has the audits, so that promises can be broken on purpose."""
+"""Tasks made by hand in a database with the audits, so that tests can break promises on purpose."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.chaos.system import DEFINITIONS, QUEUE
 
 @pytest.fixture(scope="module")
 def template() -> Iterator[Settings]:
-    """A database with both audits, to make others from."""
+    """Database with both audits, from which others are copied."""
     with scratch_dir() as folder, EmbeddedServers(folder, durable=False) as servers:
         addresses = servers.start()
         settings = Settings(DATABASE_URL=addresses.database_url, REDIS_URL=addresses.redis_url)
@@ -39,7 +39,7 @@ def template() -> Iterator[Settings]:
 
 @pytest.fixture
 def hand(template: Settings) -> Iterator[ByHand]:
-    """Tasks by hand, in a database of their own."""
+    """Tasks made by hand, in a separate database."""
     address = make_url(template.require_database_url())
     server = create_engine(address.set(database="postgres"), isolation_level="AUTOCOMMIT")
     with server.connect() as connection:

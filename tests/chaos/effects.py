@@ -1,7 +1,8 @@
 """The builtin tool of the fault tests: an effect that is committed together with the fence check.
 
-Every call is counted first, fenced or not (`chaos_calls`): that much any worker can promise, at least once. The effect
-itself (`chaos_effects`) is one transaction that holds the task's fence and uses the idempotency key: exactly once.
+Every call is counted first, with or without the fence (`chaos_calls`): any worker can promise that much, at least
+once. The effect itself (`chaos_effects`) is one transaction that holds the task's fence and uses the idempotency key:
+exactly once.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ COMMIT = text("SELECT chaos_commit(CAST(:task AS uuid), :claim, :key)")
 
 
 def commit(arguments: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Works for `seconds`, commits its effect if its claim still holds the task, and has the task wait for `wait`."""
-    # The message carries the claim number before the claim.
+    """Work for `seconds`, commit the effect if the claim still holds the task, and make the task wait for `wait`."""
+    # The message contains the claim number before the claim.
     claim = int(current_task.request.kwargs["claim"]) + 1
     call = {"id": uuid4(), "task": context.task_id, "claim": claim, "key": context.idempotency_key}
     persist(lambda: _execute(CALLED, call))

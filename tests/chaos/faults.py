@@ -1,6 +1,6 @@
-"""The faults: one function each. They strike a running system and return when the fault is over.
+"""The faults, one function each. They strike a running system and return when the fault is over.
 
-What was killed is started again, as an init system would; whether that helps is for the system to show.
+Killed processes are started again, as an init system would do; whether that helps is up to the system.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def kill_child(system: System) -> None:
 
 
 def kill_main_process(system: System) -> None:
-    """A worker's main process dies, and nobody tells the children of its pool."""
+    """A worker's main process dies, and the children of its pool are not notified."""
     worker = _take(system, system.workers)
     worker.signal(signal.SIGKILL)
     worker.wait()
@@ -56,13 +56,13 @@ def kill_worker(system: System) -> None:
 
 
 def kill_orchestrator(system: System) -> None:
-    """An orchestrator dies; where there are two, the other one goes on at once."""
+    """An orchestrator dies; where there are two, the other one continues immediately."""
     _take(system, system.orchestrators).kill()
     system.start_orchestrator()
 
 
 def kill_everything(system: System) -> None:
-    """All processes and both servers die at the same moment: a power cut, but for what the kernel had yet to write."""
+    """All processes and both servers die at the same moment: a power cut that loses no writes of the kernel."""
     processes = [*system.workers, *system.orchestrators]
     counts = len(system.workers), len(system.orchestrators)
     for process in processes:
@@ -82,24 +82,24 @@ def kill_everything(system: System) -> None:
 
 
 def restart_redis(system: System) -> None:
-    """The broker is killed and comes back with what it had written to disk: all but the last second."""
+    """The broker is killed and restarts with the data that it had written to disk: all but the last second."""
     _restart(system, system.servers.valkey)
 
 
 def restart_redis_empty(system: System) -> None:
-    """The broker is killed and comes back without a single key."""
+    """The broker is killed and restarts without any keys."""
     valkey = system.servers.valkey
     _restart(system, valkey, meanwhile=lambda: shutil.rmtree(valkey.folder / "appendonlydir"))
 
 
 def flush_redis(system: System) -> None:
-    """Somebody types FLUSHALL."""
+    """An operator runs FLUSHALL."""
     with system.broker() as broker:
         broker.flushall()
 
 
 def refuse_writes(system: System) -> None:
-    """The broker answers every write with an error for twice the lease, as one does that has lost its replicas."""
+    """The broker refuses every write for twice the lease, like a broker that has lost its replicas."""
     with system.broker() as broker:
         broker.config_set("min-replicas-to-write", 1)
         time.sleep(2 * system.timing.lease)
@@ -110,12 +110,12 @@ def refuse_writes(system: System) -> None:
 
 
 def restart_postgres(system: System) -> None:
-    """The database is killed and comes back."""
+    """The database is killed and restarts."""
     _restart(system, system.servers.postgres)
 
 
 def cut_connections(system: System) -> None:
-    """Every connection to the database is ended by the server, several times within a lease."""
+    """The server ends every connection to the database, several times within a lease."""
     for _ in range(5):
         with suppress(DBAPIError), system.engine.connect() as connection:
             connection.execute(END_SESSIONS)
@@ -123,7 +123,7 @@ def cut_connections(system: System) -> None:
 
 
 def move_clock(system: System) -> None:
-    """The clock of the database's host goes back or ahead by an hour, and a worker dies at that moment."""
+    """The clock of the database's host jumps back or ahead by an hour, and a worker dies at that moment."""
     assert isinstance(system, Clocked), "its clock can be moved"
     system.clock.move()
     kill_worker(system)
@@ -133,33 +133,33 @@ def move_clock(system: System) -> None:
 
 
 def freeze_child(system: System) -> None:
-    """One process of a pool stands still for twice the lease."""
+    """One process of a pool is frozen for twice the lease."""
     _freeze(system, [system.random.choice(descendants(system.random.choice(system.workers).pid))])
 
 
 def freeze_main_process(system: System) -> None:
-    """A worker's main process stands still, and its heart with it; its children go on."""
+    """A worker's main process is frozen and sends no heartbeats; its children continue."""
     _freeze(system, [system.random.choice(system.workers).pid])
 
 
 def freeze_worker(system: System) -> None:
-    """A whole worker stands still: a suspended virtual machine."""
+    """A whole worker is frozen, like a suspended virtual machine."""
     worker = system.random.choice(system.workers).pid
     _freeze(system, [worker, *descendants(worker)])
 
 
 def freeze_orchestrator(system: System) -> None:
-    """The orchestrator stands still."""
+    """The orchestrator is frozen."""
     _freeze(system, [system.random.choice(system.orchestrators).pid])
 
 
 def freeze_redis(system: System) -> None:
-    """The broker stands still; connections stay open and nobody answers."""
+    """The broker is frozen; connections stay open without any answer."""
     _freeze(system, [_pid(system.servers.valkey)])
 
 
 def freeze_postgres(system: System) -> None:
-    """The database stands still with all its processes."""
+    """The database is frozen with all its processes."""
     main = _pid(system.servers.postgres)
     _freeze(system, [main, *descendants(main)])
 
@@ -178,7 +178,7 @@ def lose_packets(system: System) -> None:
         link.restore()
 
 
-# ---------------------------------------------------------------------------------------------- by hand
+# ---------------------------------------------------------------------------------------------- by an operator
 
 
 def rolling_restart(system: System) -> None:
@@ -196,12 +196,12 @@ def rolling_restart(system: System) -> None:
 
 
 def fill_disk(system: System) -> None:
-    """The file system of both servers is full for twice the lease; whoever gave up by then is started again."""
+    """The file system of both servers is full for twice the lease; processes that gave up by then are restarted."""
     ballast = system.servers.data_dir / "ballast"
     block = bytes(1 << 20)
     began = time.monotonic()
     with ballast.open("wb", buffering=0) as file:
-        # The servers free and take space all the time: what they free is filled too.
+        # The servers free and use space all the time: the freed space is filled too.
         while time.monotonic() - began < 2 * system.timing.lease:
             with suppress(OSError):
                 file.write(block)
@@ -211,7 +211,7 @@ def fill_disk(system: System) -> None:
     system.servers.start()
 
 
-# ---------------------------------------------------------------------------------------------- several at once
+# ---------------------------------------------------------------------------------------------- several together
 
 # Faults of one target exclude each other; faults of different targets may overlap.
 TARGETS: dict[str, Sequence[Fault]] = {
@@ -249,11 +249,11 @@ def strike_together(system: System, chosen: Sequence[Fault]) -> None:
         struck.result()
 
 
-# ---------------------------------------------------------------------------------------------- the means
+# ---------------------------------------------------------------------------------------------- helpers
 
 
 def _take(system: System, group: list[Process]) -> Process:
-    """A victim, which from now on is not missed."""
+    """Return a victim whose end is from now on not reported as unexpected."""
     victim = system.random.choice(group)
     group.remove(victim)
     return victim

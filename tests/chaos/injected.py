@@ -1,12 +1,12 @@
-"""Faults from within: a worker or an orchestrator with another clock, or with a broker that repeats messages.
+"""Faults within a process: a worker or an orchestrator with another clock, or with a broker that repeats messages.
 
     python -m tests.chaos.injected orchestrator
     python -m tests.chaos.injected worker -A workers.app -Q chaos …      (the arguments of Celery's worker)
 
-What is wrong is said by the environment:
+The environment selects the fault:
 
 CHAOS_CLOCK_SHIFT   seconds by which the process's clock is ahead
-CHAOS_COPIES        a queue whose messages are published three times: twice at once, and once into the list
+CHAOS_COPIES        a queue whose messages are published three times: twice immediately, and once into the list
                     `chaos.copies`, from where the test delivers the third copy late
 """
 
@@ -24,7 +24,7 @@ REAL_DATETIME = datetime.datetime
 
 
 class _Kind(type):
-    """Any datetime is an instance, also one that a driver made."""
+    """Any datetime is an instance, including those that a driver creates."""
 
     def __instancecheck__(cls, value: object) -> bool:
         return isinstance(value, REAL_DATETIME)
@@ -43,7 +43,7 @@ class ShiftedDatetime(REAL_DATETIME, metaclass=_Kind):
 
 
 def shift_clock(seconds: float) -> None:
-    """Puts this process's clock ahead; call it before anything else is imported that reads the clock."""
+    """Put this process's clock ahead. Call it before the import of any module that reads the clock."""
     real = time.time
     time.time = lambda: real() + seconds
     time.time_ns = lambda: int(time.time() * 1e9)
@@ -51,10 +51,10 @@ def shift_clock(seconds: float) -> None:
 
 
 def copy_messages(repeated: str) -> Callable[[], None]:
-    """From now on every message of a queue is published three times, the last one into the list `COPIES`.
+    """Publish every message of a queue three times from now on, the last one into the list `COPIES`.
 
     Returns:
-        what ends it.
+        a function that ends this.
     """
     from kombu.transport.redis import Channel
 
@@ -69,7 +69,7 @@ def copy_messages(repeated: str) -> Callable[[], None]:
 
 
 def main() -> None:
-    """Starts the process that the first argument names."""
+    """Start the process that the first argument names."""
     if shift := float(os.environ.get("CHAOS_CLOCK_SHIFT", "0")):
         shift_clock(shift)
     if repeated := os.environ.get("CHAOS_COPIES"):

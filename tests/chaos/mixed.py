@@ -1,8 +1,8 @@
-"""The mixed scenario: all features together, under faults that overlap.
+"""The mixed scenario: all features together, under overlapping faults.
 
-A load of every kind comes by four entry points. A schedule ticks, an operator cancels, replays and decides, retention
-deletes, a receiver takes webhooks, a local model answers. In rounds, two or three faults of different targets strike at
-the same time. Afterwards `mixed_audit` asks about every promise.
+A load of every kind comes through four entry points. A schedule ticks; an operator cancels, replays and decides;
+retention deletes; a receiver takes webhooks; a local model answers. In each round, two or three faults of different
+targets strike at the same time. Afterwards `mixed_audit` checks every promise.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from tests.receiver import SECRET, Received, Receiver, receiving
 NAME = "everything-together"
 WHAT = "All features at once; two or three faults strike at the same time."
 TASKS_A_ROUND = 100
-# What a run must have used to mean anything; the faults decide about the rest.
+# A run must have used these features to mean anything; the other ones depend on the faults.
 ALWAYS_COVERED = ("tasks", "replays", "slots", "pruned", "webhooks", "decisions", "model_calls")
 CANCELLED_DAYS = 1e-5  # about a second
 LISTENING = re.compile(r'"address": "(http://[^"]+)"')
@@ -66,14 +66,14 @@ COMMITTED = text("SELECT 1 FROM chaos_effects WHERE task_id = CAST(:task AS uuid
 
 
 class Model(testing.MessagesApi):
-    """A model that calls its tool once and then answers, or, asked to spend, calls it until its budget is used up."""
+    """Model that calls its tool once and then answers or, for a spending task, calls it until the budget is used up."""
 
     def __init__(self, asked: Counter[tuple[int, int]]) -> None:
         super().__init__()
         self.asked = asked
 
     def answer(self, headers: dict[str, str], body: dict[str, Any]) -> tuple[int, testing.Reply]:
-        """Counts the request by task and turn."""
+        """Count the request by task and turn."""
         found = MARK.search(json.dumps(body["messages"]))
         assert found is not None, body
         number, wanted = int(found[1]), found[2]
@@ -90,7 +90,7 @@ class Model(testing.MessagesApi):
 
 
 class Everything(Minions):
-    """This project with all its features in use, and with what it talks to."""
+    """Minions with all its features in use, and the services it talks to."""
 
     definitions = DEFINITIONS
 
@@ -113,7 +113,7 @@ class Everything(Minions):
             mixed_audit.install(connection)
 
     def _link_processes(self) -> None:
-        """The processes reach both servers over TCP, through links that can lose packets; the test does not."""
+        """Connect the processes to both servers over TCP links that can lose packets; the test connects directly."""
         postgres, valkey = self.servers.postgres, self.servers.valkey
         sockets = (postgres.socket_dir / SOCKET, valkey.socket)
         self.links = [self._stack.enter_context(Link(path)) for path in sockets]
@@ -125,20 +125,20 @@ class Everything(Minions):
         }
 
     def client(self) -> Client:
-        """A client of the orchestrator that runs now."""
+        """Return a client of the running orchestrator."""
         found = LISTENING.findall(self.orchestrators[-1].output())
         if not found:
             raise ConnectionError("no orchestrator listens")
         return Client(found[-1], self.env["MINION_API_KEY"], timeout=10.0, retries=0)
 
     def busy(self) -> bool:
-        """Whether half the slots are at work."""
+        """Return whether half the slots are at work."""
         with suppress(DBAPIError), self.engine.connect() as connection:
             return mixed_audit.running(connection) >= len(self.workers) * SLOTS // 2
         return False
 
     def prune(self) -> None:
-        """Deletes cancelled tasks, as `minion prune` does."""
+        """Delete cancelled tasks, as `minion prune` does."""
         kept = Settings(
             DATABASE_URL=self.settings.require_database_url(),
             retention_succeeded=0,
@@ -151,7 +151,7 @@ class Everything(Minions):
 
 
 class Operator(threading.Thread):
-    """Decides what waits for a person, cancels, replays and prunes, until it is stopped.
+    """Thread that approves or rejects waiting calls, cancels, replays and prunes, until it is stopped.
 
     Attributes:
         decided: task, proposal and verdict, recorded before each is sent.
@@ -170,12 +170,12 @@ class Operator(threading.Thread):
         duties = (self._decide, self._cancel, self._replay, self._prune)
         while not self._stopping.wait(0.2):
             for duty in duties:
-                # Whatever is wrong, people try again.
+                # Operators retry after any error.
                 with suppress(Exception):
                     duty()
 
     def stop(self) -> None:
-        """Ends the thread."""
+        """End the thread."""
         self._stopping.set()
         self.join()
 
@@ -192,7 +192,7 @@ class Operator(threading.Thread):
                     api.decide(task.id, verdict, value, proposal=proposal)
 
     def _verdict(self, task: str, labels: dict[str, str], reason: str) -> tuple[str, Any]:
-        """What a person says who looks first whether an interrupted call happened."""
+        """Decide as a person who first checks whether an interrupted call happened."""
         if reason == "approval":
             return ("reject" if labels["kind"] == "rejected" else "approve"), None
         with self.system.engine.connect() as connection:
@@ -207,7 +207,7 @@ class Operator(threading.Thread):
                         api.cancel(task.id)
 
     def _replay(self) -> None:
-        """Replays some originals. (A replay that was accepted without an answer is found, and not made again.)"""
+        """Replay some originals. (An accepted replay whose answer was lost is found, and not submitted again.)"""
         with self.system.client() as api:
             for kind in (name for name, kind in KINDS.items() if kind.replayed and self.replaying):
                 for task in api.tasks(labels={"kind": kind}, state="succeeded"):
@@ -223,12 +223,12 @@ class Operator(threading.Thread):
 
 @dataclass
 class MixedResult(Result):
-    """What the mixed scenario showed.
+    """The outcome of the mixed scenario.
 
     Attributes:
-        violations: a line for each promise that is broken.
+        violations: a line for each broken promise.
         covered: how often each feature was used.
-        faults: what struck together, round by round.
+        faults: the faults that struck together, round by round.
     """
 
     violations: list[str] = field(default_factory=list)
@@ -237,7 +237,7 @@ class MixedResult(Result):
 
     @property
     def summary(self) -> str:
-        """What was used, and what struck, in a line."""
+        """Return the features that were used and the faults that struck, in a line."""
         used = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.covered.items())
         return f"{used}; {sum(map(len, self.faults))} faults in {len(self.faults)} rounds"
 
@@ -247,14 +247,14 @@ class MixedResult(Result):
 
 
 def play(tasks: int, seed: int, lease: float, *, rounds: int | None = None, logs: Path | None = None) -> MixedResult:
-    """Plays the scenario on fresh servers.
+    """Play the scenario on fresh servers.
 
     Args:
-        tasks: how many are submitted; sub-tasks, replays and scheduled ones come on top.
-        seed: of the faults: which, whom, when.
+        tasks: number of submissions; sub-tasks, replays and scheduled tasks come on top.
+        seed: of the choice of faults, victims and times.
         lease: seconds.
-        rounds: how often faults strike together; by default once for every hundred tasks, twice at least.
-        logs: a folder for what the processes wrote.
+        rounds: how often faults strike together; by default once per hundred tasks, at least twice.
+        logs: a folder for the output of the processes.
     """
     result = MixedResult(NAME, tasks)
     asked: Counter[tuple[int, int]] = Counter()
@@ -293,7 +293,7 @@ def play(tasks: int, seed: int, lease: float, *, rounds: int | None = None, logs
 
 
 def _read(message: Received) -> tuple[str, str, str, bool]:
-    """A webhook as it came. (By now it may be older than a receiver would accept.)"""
+    """Return the content of a webhook. (By now it may be older than a receiver would accept.)"""
     body, signed = json.loads(message.body), False
     with suppress(InvalidSignature):
         signed = bool(verify(message.body, message.headers, SECRET, tolerance=86_400))
@@ -310,7 +310,7 @@ def _entry_points(system: Everything) -> list[EntryPoint]:
 
 
 def _start(system: Everything, receiver: Receiver) -> None:
-    """Starts all processes, and sets up what the load needs."""
+    """Start all processes, and set up what the load needs."""
     for _ in range(2):
         system.start_worker()
     system.start_orchestrator()
@@ -325,7 +325,7 @@ def _start(system: Everything, receiver: Receiver) -> None:
 def _attack(
     system: Everything, operator: Operator, submitter: Submitter, load: Sequence[Submission], rounds: int
 ) -> Iterator[list[str]]:
-    """Strikes in rounds, and waits for the end of all tasks.
+    """Strike in rounds, and wait for the end of all tasks.
 
     Yields:
         The faults of each round, before they strike.
@@ -351,7 +351,7 @@ def _attack(
 
 
 def _settle(system: Everything, operator: Operator) -> None:
-    """Waits until nothing is left to do."""
+    """Wait until nothing is left to do."""
     operator.replaying = False
     wait_until(lambda: _succeeds(system, _rest), "the schedule rests", 120)
     _wait_for_end(system)
@@ -361,7 +361,7 @@ def _settle(system: Everything, operator: Operator) -> None:
 
 
 def _succeeds(system: Everything, action: Callable[[Client], bool]) -> bool:
-    """Whether the API did it; it may be away at the moment."""
+    """Return whether the API succeeded; it may be unavailable at the moment."""
     with suppress(MinionsError, OSError), system.client() as api:
         return action(api)
     return False
@@ -373,7 +373,7 @@ def _rest(api: Client) -> bool:
 
 
 def _delivered(api: Client) -> bool:
-    """Whether no webhook is owed any more. What a killed orchestrator had taken is sent again, and does not wait."""
+    """Retry pending webhooks now, including those of a killed orchestrator; return whether all are delivered."""
     pending = list(api.webhook_deliveries("ends", status="pending"))
     for delivery in pending:
         api.retry_delivery(delivery["id"])
@@ -383,7 +383,7 @@ def _delivered(api: Client) -> bool:
 
 
 def _wait_for_end(system: Everything) -> None:
-    """Waits until all tasks have ended, or nothing has moved for as long as patience goes."""
+    """Wait until all tasks have ended, or nothing has changed for as long as patience permits."""
     last, since = -1, time.monotonic()
     while time.monotonic() - since < system.patience:
         time.sleep(0.1)

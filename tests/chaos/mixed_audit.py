@@ -1,7 +1,7 @@
-"""The record and the questions of the mixed scenario: what a buyer of every feature would want to know afterwards.
+"""The record and the questions of the mixed scenario: every promise that a user of all features relies on.
 
-Triggers keep a record beside the product's own tables, so that it also outlives what retention deletes. What was seen
-outside the database (submissions, decisions, webhooks, requests to the model) is added at the end by `Witness`. Every
+Triggers keep a record beside the product's tables, so that it outlives rows that retention deletes. `Witness` adds the
+observations from outside the database (submissions, decisions, webhooks, requests to the model) at the end. Every
 question is one statement that finds the violations of one promise.
 """
 
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, TextClause, text
 from shared.tasks.states import FINAL
 from tests.chaos import audit
 
-TOKENS_A_CALL = 115  # of the local model, cached ones included
+TOKENS_A_CALL = 115  # of the local model, including cached ones
 SHOWN = 5
 
 INSTALL = text(
@@ -108,7 +108,7 @@ INSTALL = text(
     """
 )
 
-# Name of the promise: what finds a violation, a row each.
+# Name of the promise: a statement that finds its violations, a row each.
 QUESTIONS: dict[str, TextClause] = {
     name: text(question)
     for name, question in {
@@ -134,7 +134,7 @@ QUESTIONS: dict[str, TextClause] = {
             SELECT task_id, count(DISTINCT key) AS keys FROM chaos_calls GROUP BY task_id HAVING count(DISTINCT key) > 1
             UNION ALL SELECT min(task_id::text)::uuid, count(*) FROM chaos_effects WHERE NOT repeated
                 GROUP BY key HAVING count(*) > 1""",
-        # One claim may write its effect twice where the answer to the commit was lost; calls are counted below.
+        # One claim may write its effect twice if the answer to the commit was lost; calls are counted below.
         "an unsafe effect happens once": """
             SELECT t.id, count(DISTINCT e.claim) AS claims FROM chaos_tasks t JOIN chaos_effects e ON e.task_id = t.id
                 WHERE t.agent = :unsafe GROUP BY t.id HAVING count(DISTINCT e.claim) > 1""",
@@ -232,15 +232,15 @@ COVERED = text(
 
 @dataclass
 class Witness:
-    """What was seen outside the database.
+    """Observations from outside the database.
 
     Attributes:
-        submitted: number, kind and permitted ends of each submission that was acknowledged.
-        limits: most tasks at once, by tenant key.
+        submitted: number, kind and permitted ends of each acknowledged submission.
+        limits: maximum of running tasks, by tenant key.
         decided: task, proposal and verdict of each decision, recorded before it is sent.
-        received: message id, task, type and whether the signature was right, of each webhook that arrived.
+        received: message id, task, type and whether the signature was valid, of each webhook that arrived.
         asked: requests to the model, by number of the task and turn.
-        listening: whether a receiver of webhooks was there.
+        listening: whether there was a receiver of webhooks.
     """
 
     submitted: list[tuple[int, str, Sequence[str]]] = field(default_factory=list)
@@ -251,7 +251,7 @@ class Witness:
     listening: bool = True
 
     def testify(self, connection: Connection) -> None:
-        """Adds the testimony to the record."""
+        """Add the observations to the record."""
         tables: dict[str, list[tuple[Any, ...]]] = {
             "chaos_submitted": [(number, kind, list(ends)) for number, kind, ends in self.submitted],
             "chaos_limits": list(self.limits.items()),
@@ -268,22 +268,22 @@ class Witness:
 
 
 def install(connection: Connection) -> None:
-    """Adds the record to a schema that has that of `audit`."""
+    """Add the record to a schema that has that of `audit`."""
     connection.execute(INSTALL)
 
 
 def examine(
     connection: Connection, witness: Witness, *, effective: Sequence[str], unsafe: str, approved: str
 ) -> list[str]:
-    """Asks all questions.
+    """Ask all questions.
 
     Args:
         effective: agents whose every success must have had an effect.
         unsafe: the agent whose tool is unsafe.
-        approved: the agent whose tool a person has to approve.
+        approved: the agent whose tool needs an approval.
 
     Returns:
-        A line for each promise that is broken, with the first violations.
+        A line for each broken promise, with the first violations.
     """
     witness.testify(connection)
     values = {
@@ -303,7 +303,7 @@ def examine(
 
 
 def described(promise: str, violations: Sequence[str]) -> str:
-    """A broken promise in a line; empty where it holds."""
+    """Return a line about a broken promise; empty if it holds."""
     if not violations:
         return ""
     more = f" and {len(violations) - SHOWN} more" if len(violations) > SHOWN else ""
@@ -311,20 +311,20 @@ def described(promise: str, violations: Sequence[str]) -> str:
 
 
 def unfinished(connection: Connection) -> int:
-    """How many tasks have not ended."""
+    """Return the number of tasks that have not ended."""
     return int(connection.scalar(OPEN, {"final": sorted(FINAL)}) or 0)
 
 
 def running(connection: Connection) -> int:
-    """How many tasks are at work."""
+    """Return the number of running tasks."""
     return int(connection.scalar(RUNNING) or 0)
 
 
 def progress(connection: Connection) -> int:
-    """A number that grows with every change of a task's state."""
+    """Return a number that grows with every change of a task's state."""
     return int(connection.scalar(LAST) or 0)
 
 
 def covered(connection: Connection) -> dict[str, int]:
-    """How often each feature was used, so that a run that tested nothing is noticed."""
+    """Return how often each feature was used, so that a run that tested nothing is noticed."""
     return {name: int(count) for name, count in connection.execute(COVERED).mappings().one().items()}

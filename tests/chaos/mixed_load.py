@@ -1,4 +1,4 @@
-"""The load of the mixed scenario: kinds of tasks that together use every feature, and the entry points they come by."""
+"""The load of the mixed scenario: kinds of tasks that together use every feature, and their entry points."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from shared.tasks.submission import submit_many
 from tests.chaos.system import QUEUE, seconds
 
 LABEL = "chaos"
-LIMITED = {"limited": 2}  # tenant key: tasks at once
+LIMITED = {"limited": 2}  # tenant key: maximum of running tasks
 CONVERSATIONS = 3
 RESEND_SECONDS = 2.0
-# Than in the other scenarios: up to 0.8 s, so that faults meet tasks in the middle of their calls.
+# Longer than in the other scenarios: up to 0.8 s, so that faults strike in the middle of calls.
 SLOWER = 10
 NEVER = "2999-01-01T00:00:00+00:00"
 
@@ -72,7 +72,7 @@ DEFINITIONS: Sequence[dict[str, Any]] = (
     {**MODEL, "name": "spender", "tools": ["double"], "config": {**CONFIG, "max_tokens": 1000, "max_turns": 50}},
 )
 EFFECTIVE = ("plain", "unsafe", "approved", "thinker")  # agents whose every success has an effect
-TICK = {"agent": "plain", "input": {"seconds": 0.01}}  # what the schedule submits
+TICK = {"agent": "plain", "input": {"seconds": 0.01}}  # agents of the schedule's tasks
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,10 @@ class Kind:
     """Tasks of one kind.
 
     Attributes:
-        share: how many of `WHOLE` tasks are of this kind.
+        share: number of tasks of this kind among `WHOLE` tasks.
         agent: their agent.
-        make: the fields of a submission, from its number.
-        ends: how they may end.
+        make: returns the fields of a submission with this number.
+        ends: the states in which they may end.
         replayed: whether some are replayed.
     """
 
@@ -104,7 +104,7 @@ def _items(number: int, count: int) -> list[dict[str, float]]:
 
 KINDS = {
     "plain": Kind(7, "plain", _working, replayed=True),
-    # Long enough to be met in the middle by a fault.
+    # Long enough to be struck in the middle by a fault.
     "unsafe": Kind(5, "unsafe", lambda number: {"input": {"seconds": 0.5 + seconds(number)}}),
     "parallel": Kind(2, "parallel", _working, replayed=True),
     "each": Kind(2, "each", lambda number: {"input": {"items": _items(number, 3)}}, replayed=True),
@@ -116,7 +116,7 @@ KINDS = {
     "limited": Kind(5, "plain", lambda number: {**_working(number), "key": "limited"}),
     "approved": Kind(2, "approved", _working),
     "rejected": Kind(1, "approved", _working, ends=("failed",)),
-    # Four items are four steps of the chain, and one of each sub-task: three too many.
+    # Four items are four steps of the chain, and one of each sub-task: three above the budget.
     "steps": Kind(
         1,
         "each",
@@ -134,7 +134,7 @@ KINDS = {
     "cancelled": Kind(1, "plain", lambda number: {"input": {"seconds": 2.0}}, ends=("cancelled", "succeeded")),
 }
 WHOLE = sum(kind.share for kind in KINDS.values())
-# One of each in turn, so that any stretch of the load has something of everything.
+# One of each in turn, so that any part of the load includes every kind.
 ORDER = [name for turn in range(WHOLE) for name, kind in KINDS.items() if turn < kind.share]
 
 
@@ -151,14 +151,14 @@ class Submission:
         return str(uuid5(NAMESPACE_URL, f"chaos-{self.number}"))
 
     def fields(self) -> dict[str, Any]:
-        """What is submitted, key aside."""
+        """Return the submitted fields without the key."""
         kind = KINDS[self.kind]
         labels = {LABEL: str(self.number), "kind": self.kind}
         return {"agent": kind.agent, "labels": labels, **kind.make(self.number)}
 
 
 def submissions(count: int) -> list[Submission]:
-    """The whole load."""
+    """Return the whole load."""
     return [Submission(number, ORDER[number % WHOLE]) for number in range(count)]
 
 
@@ -174,7 +174,7 @@ ACCEPTED = text("SELECT 1 FROM tasks WHERE labels @> jsonb_build_object('celery_
 
 
 def by_python(engine: Engine) -> EntryPoint:
-    """A service that shares the database and the code."""
+    """Return an entry point like a service that shares the database and the code."""
 
     def submit(one: Submission) -> None:
         with engine.begin() as connection:
@@ -184,7 +184,7 @@ def by_python(engine: Engine) -> EntryPoint:
 
 
 def by_sql(engine: Engine) -> EntryPoint:
-    """A transaction that calls `minion_submit`."""
+    """Return an entry point through a transaction that calls `minion_submit`."""
 
     def submit(one: Submission) -> None:
         with engine.begin() as connection:
@@ -194,7 +194,7 @@ def by_sql(engine: Engine) -> EntryPoint:
 
 
 def by_http(client: Callable[[], Client]) -> EntryPoint:
-    """The API, through its client."""
+    """Return an entry point through the client of the API."""
 
     def submit(one: Submission) -> None:
         with client() as api:
@@ -204,7 +204,7 @@ def by_http(client: Callable[[], Client]) -> EntryPoint:
 
 
 def by_celery(broker_url: str, engine: Engine) -> EntryPoint:
-    """A Celery message, which counts as accepted when its row is there; until then it is sent again."""
+    """Return an entry point by Celery message, which is sent again until the task's row exists."""
     app = Celery(broker=broker_url, set_as_current=False)
     app.conf.broker_transport_options = {"socket_timeout": 5.0}
 
@@ -230,7 +230,7 @@ def by_celery(broker_url: str, engine: Engine) -> EntryPoint:
 
 @dataclass
 class Submitter:
-    """Threads that submit through one entry point each, each task again and again until it is accepted.
+    """Threads that submit through one entry point each, and retry each task until it is accepted.
 
     The tasks of a conversation have one thread, so that their order is known.
     """
@@ -250,7 +250,7 @@ class Submitter:
             thread.start()
 
     def grant(self, load: Iterable[Submission]) -> None:
-        """Adds tasks to be submitted."""
+        """Add tasks to be submitted."""
         for one in load:
             lane = one.number % CONVERSATIONS if one.kind == "conversation" else one.number
             self._waiting[lane % len(self._waiting)].put(one)
@@ -258,11 +258,11 @@ class Submitter:
 
     @property
     def done(self) -> bool:
-        """Whether all that was granted has been accepted."""
+        """Return whether all granted tasks have been accepted."""
         return len(self.accepted) == self.granted
 
     def stop(self) -> None:
-        """Ends the threads."""
+        """End the threads."""
         self._stopping.set()
         for thread in self._threads:
             thread.join()
@@ -274,7 +274,7 @@ class Submitter:
 
     def _insist(self, submit: EntryPoint, one: Submission) -> None:
         while not self._stopping.wait(0.02):
-            # Whatever is wrong, the caller of a queue tries again under the same key.
+            # The caller of a queue retries after any error, with the same key.
             with suppress(Exception):
                 submit(one)
                 self.accepted.append(one)

@@ -1,8 +1,8 @@
-"""A TCP link to a server's Unix socket that can lose packets, as a broken network does, without any privilege.
+"""TCP link to a server's Unix socket that loses packets on demand, as a broken network does, without privileges.
 
 Towards the server, a socket filter in the kernel drops every segment before TCP sees it: nothing is acknowledged, not
 even a SYN, and the sender's own time-outs have to notice. Towards the client, nothing is sent. When the loss is over,
-what either side has not given up is transmitted again, and the connection continues.
+data that neither side has given up is transmitted again, and the connection continues.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHUNK = 1 << 16
 
 
 class Link:
-    """Forwards connections on a loopback port to a Unix socket, in a thread."""
+    """Thread that forwards connections from a loopback port to a Unix socket."""
 
     def __init__(self, server: Path) -> None:
         self.server = server
@@ -57,11 +57,11 @@ class Link:
         self._loop.close()
 
     def lose(self, *, to_server: bool, to_client: bool) -> None:
-        """Loses all packets of these directions from now on."""
+        """Lose all packets of these directions from now on."""
         self._call(lambda: self._lose(to_server, to_client))
 
     def restore(self) -> None:
-        """Loses nothing any more."""
+        """Stop losing packets."""
         self._call(lambda: self._lose(False, False))
 
     def _call(self, action: Callable[[], None]) -> None:
@@ -90,9 +90,9 @@ class Link:
         connection = to_client.get_extra_info("socket")
         self._sockets.add(connection)
         self._clients.add(to_client)
-        self._filter(connection)  # one that was accepted during a loss
+        self._filter(connection)  # a connection that was accepted during a loss
         try:
-            with suppress(OSError):  # the server is away: the connection ends
+            with suppress(OSError):  # the server is unavailable: the connection ends
                 from_server, to_server = await asyncio.open_unix_connection(self.server)
                 pumps = [
                     asyncio.ensure_future(self._pump(from_client, to_server, None)),
@@ -104,7 +104,7 @@ class Link:
                     for pump in pumps:
                         pump.cancel()
                     to_server.close()
-            await self._towards_client.wait()  # neither does the end get through
+            await self._towards_client.wait()  # the end of the connection is lost too
         finally:
             self._sockets.discard(connection)
             self._clients.discard(to_client)

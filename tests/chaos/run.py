@@ -1,9 +1,9 @@
-"""Plays the fault scenarios and prints what they showed.
+"""Play the fault scenarios and print the results.
 
     python -m tests.chaos.run [--tasks N] [--seed S] [--lease SECONDS] [--only NAME …] [--no-celery]
                                [--json FILE] [--logs FOLDER]
 
-Exits with 1 where a promise does not hold. docs/chaos.md says what each column means.
+Exits with 1 if a promise is broken. docs/chaos.md explains each column.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COLUMNS = (
 
 
 def main() -> None:
-    """Plays what the arguments name."""
+    """Play the scenarios that the arguments name."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
         epilog="\n".join(
@@ -46,20 +46,22 @@ def main() -> None:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--tasks", type=int, default=2000, help="tasks a scenario (2000)")
+    parser.add_argument("--tasks", type=int, default=2000, help="tasks per scenario (2000)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="repeats a run")
     parser.add_argument("--lease", type=float, default=3.0, help="seconds until a silent worker is lost (3)")
     parser.add_argument("--only", nargs="+", choices=[*BY_NAME, mixed.NAME], metavar="NAME", help="some of those below")
-    parser.add_argument("--celery", action=argparse.BooleanOptionalAction, default=True, help="plain Celery as well")
-    parser.add_argument("--json", type=Path, help="also writes all figures to this file")
-    parser.add_argument("--logs", type=Path, help="also keeps in this folder what the processes wrote")
+    parser.add_argument(
+        "--celery", action=argparse.BooleanOptionalAction, default=True, help="play on plain Celery too"
+    )
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--logs", type=Path, help="also keep the output of the processes in this folder")
     options = parser.parse_args()
     if options.logs:
         options.logs.mkdir(parents=True, exist_ok=True)
-    # Servers, mounts and folders are removed on the way out.
+    # Servers, mounts and folders are removed on exit.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = [scenario for scenario in SCENARIOS if not options.only or scenario.name in options.only]
-    print(f"seed {options.seed}, {options.tasks} tasks a scenario, lease {options.lease:g} s\n")
+    print(f"seed {options.seed}, {options.tasks} tasks per scenario, lease {options.lease:g} s\n")
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     results: list[Result] = []
     for scenario in chosen:
@@ -80,7 +82,7 @@ def main() -> None:
 
 
 def row(result: Result) -> str:
-    """A result as a line of the table."""
+    """Return a result as a line of the table."""
     found = result.findings
     if found is None:
         return f"| {result.name} | skipped: {result.skipped} {'|' * (len(COLUMNS) - 1)}"

@@ -1,7 +1,7 @@
-"""The table of scenarios, and how one is played: load, faults in the middle of it, more load, and the questions.
+"""The table of scenarios, and how one is played: load, faults during the load, more load, and the questions.
 
-The tasks come in shares, one more than there are strikes. A strike falls at a random moment while a share is being
-submitted and worked on; the last share shows whether the system works as before.
+The tasks are submitted in shares, one more than there are strikes. A strike falls at a random moment while a share is
+being submitted and executed; the last share shows whether the system works as before.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Scenario:
     """One row of the table.
 
     Attributes:
-        strike: the fault; None where `copies` is all there is.
+        strike: the fault; None if `copies` is the only one.
         strikes: how often it strikes.
         copies: every message is delivered three times, the third time late.
         wrong_clocks: every process has another clock.
-        moving_clock: PostgreSQL has a clock that can be moved, and there are waits, deadlines and a schedule.
-        small_disk: both servers' data lie on a small file system of their own.
-        comparable: plain Celery has what is struck.
+        moving_clock: PostgreSQL has a movable clock, and there are waits, deadlines and a schedule.
+        small_disk: both servers store their data on a separate small file system.
+        comparable: plain Celery has the component that is struck.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Scenario:
 
     @property
     def what(self) -> str:
-        """What happens, in a line."""
+        """Return a one-line description of the fault."""
         return ((self.strike and self.strike.__doc__) or "Every message is delivered three times.").splitlines()[0]
 
 
@@ -97,16 +97,16 @@ BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 
 @dataclass
 class Result:
-    """What a scenario showed.
+    """The outcome of a scenario.
 
     Attributes:
-        tasks: those that were handed in, and accepted as the submitter saw it, and their sub-tasks.
+        tasks: submitted tasks that were accepted as the submitter saw it, and their sub-tasks.
         recovery: as in `audit.recovery`, the longest of all strikes. None: no strike.
-        pause: the longest time in which no task ended. None: not known, for the clock that tells it was moved.
-        refused: messages that a worker took from the broker and put away: their task was claimed already, or had ended.
-        celery: what plain Celery made of it; None: not tried.
-        unexpected: processes that ended although nobody ended them.
-        skipped: why the scenario did not take place.
+        pause: the longest time in which no task ended. None: unknown, because the database's clock was moved.
+        refused: messages that a worker received and discarded: their task was already claimed, or had ended.
+        celery: the outcome on plain Celery; None: not played.
+        unexpected: processes that ended although the test did not end them.
+        skipped: why the scenario was not played.
     """
 
     name: str
@@ -120,18 +120,18 @@ class Result:
     skipped: str = ""
 
     def broken(self) -> list[str]:
-        """The promises that do not hold."""
+        """Return the broken promises."""
         if self.findings is None:
             return [] if self.skipped else ["not examined"]
         return self.findings.broken(self.tasks) + self.unexpected
 
 
 class Skipped(Exception):
-    """The machine does not permit the scenario; the text says why."""
+    """The machine does not permit the scenario; the text gives the reason."""
 
 
 class Load(threading.Thread):
-    """Hands in tasks, in batches, as fast as they are worked off; a batch that is refused again and again."""
+    """Thread that submits tasks in batches, as fast as they are executed, and retries a refused batch."""
 
     def __init__(self, system: System, share: int) -> None:
         super().__init__(name="load", daemon=True)
@@ -144,20 +144,20 @@ class Load(threading.Thread):
         self._stopping = threading.Event()
 
     def grant(self, tasks: int) -> None:
-        """Lets it hand in more."""
+        """Permit the submission of more tasks."""
         self.granted += tasks
 
     def run(self) -> None:
         while not self._stopping.wait(0.02):
             batch = range(self.accepted, min(self.accepted + BATCH, self.granted))
             if batch and self._is_due():
-                # Whatever is wrong, the caller of a queue tries again.
+                # The caller of a queue retries after any error.
                 with suppress(Exception):
                     self.system.submit(batch)
                     self.accepted += len(batch)
 
     def _is_due(self) -> bool:
-        """Not while half a share waits, but for every second in which nothing ended: the rest may be lost."""
+        """Return whether less than half a share is unfinished, or no task ended for a second: the rest may be lost."""
         if (finished := self.system.finished()) is None:
             return True
         if finished != self._finished:
@@ -165,7 +165,7 @@ class Load(threading.Thread):
         return self.accepted - finished < self.share / 2 or time.monotonic() - self._since > STALLED_SECONDS
 
     def stop(self) -> None:
-        """Ends the thread."""
+        """End the thread."""
         self._stopping.set()
         self.join()
 
@@ -173,14 +173,14 @@ class Load(threading.Thread):
 def play(
     scenario: Scenario, tasks: int, seed: int, lease: float, *, celery: bool = False, logs: Path | None = None
 ) -> Result:
-    """Plays a scenario on fresh servers.
+    """Play a scenario on fresh servers.
 
     Args:
-        tasks: how many are handed in.
-        seed: of whatever is left to chance.
+        tasks: number of submitted tasks.
+        seed: of all random choices.
         lease: seconds.
-        celery: also on plain Celery, where it has what is struck.
-        logs: a folder for what the processes wrote.
+        celery: also play it on plain Celery, if that is comparable.
+        logs: a folder for the output of the processes.
     """
     timing, seeded = Timing.of_lease(lease), f"{seed} {scenario.name}"
     result = Result(scenario.name, with_sub_tasks(tasks))
@@ -230,7 +230,7 @@ class Strike:
     Attributes:
         ended: when it was over, in seconds since 1970.
         in_flight: the tasks that were in flight when it began.
-        measured: the recovery, where the database's clock does not tell it.
+        measured: the recovery, if the database's clock cannot measure it.
     """
 
     ended: float
@@ -245,7 +245,7 @@ class Strike:
 
 
 def attack(system: System, scenario: Scenario, tasks: int) -> list[Strike]:
-    """Starts the processes, puts them under load, strikes, and waits for the end of all tasks."""
+    """Start the processes, put them under load, strike, and wait for the end of all tasks."""
     if scenario.wrong_clocks:
         system.clock_shifts = WRONG_CLOCKS
     for _ in range(scenario.workers):
@@ -260,7 +260,7 @@ def attack(system: System, scenario: Scenario, tasks: int) -> list[Strike]:
             stack.enter_context(delivering_copies(system))
         load.start()
         for _ in range(scenario.strikes if scenario.strike else 0):
-            # Each strike meets a whole system, or its figure would be about the start of processes.
+            # Each strike meets a complete system; otherwise it would measure the start of processes.
             system.wait_all_ready()
             load.grant(share)
             system.wait_finished((system.finished() or 0) + int(share * system.random.uniform(0.1, 0.5)))
@@ -272,11 +272,11 @@ def attack(system: System, scenario: Scenario, tasks: int) -> list[Strike]:
             strikes.append(Strike(ended, in_flight, measured))
         system.wait_all_ready()
         load.grant(tasks - load.granted)
-        wait_until(lambda: load.accepted == tasks, "all tasks handed in", 300)
+        wait_until(lambda: load.accepted == tasks, "all tasks submitted", 300)
         system.wait_finished(tasks)
         if isinstance(system, Clocked):
             system.rest()
-        # What is still on its way could do harm yet.
+        # Messages that are still in the queue could do harm.
         with suppress(AssertionError):
             wait_until(system.drained, "no messages left", system.patience)
     return strikes
@@ -284,9 +284,9 @@ def attack(system: System, scenario: Scenario, tasks: int) -> list[Strike]:
 
 @contextmanager
 def delivering_copies(system: System) -> Iterator[None]:
-    """Brings the third copy of every message to its queue, at random moments."""
+    """Deliver the third copy of every message to its queue, at random moments."""
     stopping = threading.Event()
-    chance = random.Random(system.random.random())  # a thread's own, or the order of draws would be anybody's
+    chance = random.Random(system.random.random())  # a separate one for the thread: the order of draws is fixed
 
     def deliver() -> None:
         with system.broker() as broker:
@@ -306,7 +306,7 @@ def delivering_copies(system: System) -> Iterator[None]:
 
 @contextmanager
 def folder_for(scenario: Scenario, logs: Path | None) -> Iterator[Path]:
-    """A folder for one run; where the scenario wants it, with a small file system for the servers in it."""
+    """Return a folder for one run; if the scenario needs it, with a small file system for the servers in it."""
     with (
         scratch_dir() as folder,
         _small_disk(folder / "servers") if scenario.small_disk else nullcontext(),
@@ -317,7 +317,7 @@ def folder_for(scenario: Scenario, logs: Path | None) -> Iterator[Path]:
 
 @contextmanager
 def keep_logs(name: str, folder: Path, logs: Path | None) -> Iterator[None]:
-    """Copies what the processes wrote, at the end, if there is a folder for it."""
+    """Copy the output of the processes at the end, if there is a folder for it."""
     try:
         yield
     finally:
@@ -328,9 +328,9 @@ def keep_logs(name: str, folder: Path, logs: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _small_disk(link: Path) -> Iterator[None]:
-    """Mounts a small file system and makes `link` point there.
+    """Mount a small file system and make `link` point there.
 
-    It lies in the temporary directory: should we be killed, nobody stumbles over the mount that is left.
+    It is in the temporary directory, where a mount that is left after a kill is out of the way.
     """
     mounted = Path(tempfile.mkdtemp(prefix="minions-chaos-"))
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MEGABYTES}m,mode=0711", "minions-chaos", str(mounted)]

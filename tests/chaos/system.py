@@ -1,6 +1,6 @@
 """The systems under attack: private servers, workers and orchestrators as real processes.
 
-`System` is what the faults see; `Minions` is this project, `tests.chaos.celery_side.PlainCelery` the other one.
+Faults act on a `System`: `Minions` is this project, `tests.chaos.celery_side.PlainCelery` the other one.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from tests.processes import Process, online, ready, wait_until
 
 QUEUE = "chaos"
 SLOTS = 4
-# Faults are not the tasks' own: none may run out of attempts, or of workers that it may lose.
+# The tasks do not cause the faults: none may run out of attempts, or of workers that it may lose.
 ATTEMPTS = 100
-# Every so many tasks, one is a chain of two sub-tasks instead: it is suspended, and woken by its children.
+# One in this many tasks is a chain of two sub-tasks: it is suspended, and its children wake it.
 CHAIN_EVERY = 10
 CONFIG = {"capabilities": [QUEUE], "max_attempts": ATTEMPTS}
 DEFINITIONS = (
@@ -65,7 +65,7 @@ BUSY = text("SELECT EXISTS (SELECT 1 FROM workers WHERE status = 'online' AND bu
 
 @dataclass(frozen=True)
 class Timing:
-    """How fast things are noticed, in seconds; the product's defaults are 10, 3 and 5."""
+    """Delays until failures are noticed, in seconds; the product's defaults are 10, 3 and 5."""
 
     lease: float
     heartbeat: float
@@ -73,20 +73,20 @@ class Timing:
 
     @classmethod
     def of_lease(cls, lease: float) -> Timing:
-        """In the proportions of the defaults, but for a heartbeat that survives a busy machine."""
+        """Return the proportions of the defaults, except for a heartbeat that survives a busy machine."""
         return cls(lease, lease / 5, lease / 2)
 
 
 class System(ABC):
-    """Servers, workers and, where there are any, orchestrators. Everything ends with the block.
+    """Servers, workers and, if the system has them, orchestrators. Everything ends with the block.
 
     Attributes:
-        random: for the faults: whom, when, how long.
-        queue: the list in Redis that holds the messages.
-        clock_shifts: seconds by which the clocks of processes are ahead; each new process takes the next.
-        patience: seconds without any progress after which what has not ended is taken for stuck.
-        unexpected: what ended although nobody ended it.
-        links: what lies between the processes and the servers, where that is not a Unix socket.
+        random: for the faults: victim, time and duration.
+        queue: the Redis list of messages.
+        clock_shifts: seconds by which the clocks of processes are ahead; each new process takes the next one.
+        patience: seconds without progress after which unfinished tasks count as stuck.
+        unexpected: processes that ended although the test did not end them.
+        links: connections between the processes and the servers, if they are not Unix sockets.
     """
 
     queue: ClassVar[str]
@@ -104,7 +104,7 @@ class System(ABC):
         self.links: list[Link] = []
         self.engine: Engine
         self._processes: list[Process] = []
-        # Children die with the thread that started them: this one lasts.
+        # Children die with the thread that started them; this one lasts.
         self._launcher = ThreadPoolExecutor(1)
         self._stack = ExitStack()
 
@@ -132,58 +132,58 @@ class System(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Makes the tables, on fresh servers."""
+        """Create the tables, on fresh servers."""
 
     @abstractmethod
     def start_worker(self) -> Process:
-        """Starts one more worker and does not wait for it."""
+        """Start one more worker without waiting for it."""
 
     @abstractmethod
     def start_orchestrator(self) -> Process | None:
-        """Starts one more orchestrator, if the system has such a thing, and does not wait for it."""
+        """Start one more orchestrator, if the system has them, without waiting for it."""
 
     @abstractmethod
     def is_ready(self, process: Process) -> bool:
-        """Whether a process that runs is at work."""
+        """Return whether a running process is at work."""
 
     @abstractmethod
     def submit(self, numbers: Iterable[int]) -> None:
-        """Hands in tasks; to hand them in again after an error is harmless where the system permits it.
+        """Submit tasks; a retry after an error is harmless if the system permits it.
 
         Raises:
-            Exception: none or only some were accepted; hand them in again.
+            Exception: not all tasks were accepted; submit them again.
         """
 
     @abstractmethod
     def count_finished(self) -> int:
-        """How many of the tasks that were handed in have ended."""
+        """Return the number of submitted tasks that have ended."""
 
     def finished(self) -> int | None:
-        """How many of the tasks that were handed in have ended; None while nobody can say."""
+        """Return the number of submitted tasks that have ended; None while it cannot be read."""
         try:
             return self.count_finished()
         except DBAPIError:
             return None
 
     def in_flight(self) -> list[str]:
-        """The tasks that are queued or running, where the system can tell."""
+        """Return the tasks that are queued or running, if the system can report them."""
         return []
 
     def broker(self) -> redis.Redis:
-        """A client of the broker."""
+        """Return a client of the broker."""
         return redis.Redis.from_url(self.redis_url, socket_timeout=5)
 
     def drained(self) -> bool:
-        """Whether no message is left, and nobody is at work."""
+        """Return whether no message is left, and no worker is at work."""
         with self.broker() as broker:
             return not broker.exists(self.queue, COPIES)
 
     def wait_ready(self, process: Process) -> None:
-        """Waits until a process is at work."""
+        """Wait until a process is at work."""
         wait_until(lambda: process.running and self.is_ready(process), f"{process.log.name} at work", 60)
 
     def wait_all_ready(self) -> None:
-        """Waits until all are at work; who ended by himself is started again."""
+        """Wait until all are at work; processes that end in the meantime are restarted."""
 
         def all_ready() -> bool:
             self.supervise()
@@ -192,7 +192,7 @@ class System(ABC):
         wait_until(all_ready, "all processes at work", 60)
 
     def wait_finished(self, goal: int) -> None:
-        """Waits until so many tasks have ended, or nothing has for as long as patience goes. Supervises meanwhile."""
+        """Supervise until this many tasks have ended, or none has for as long as patience permits."""
         last, since = self.finished(), time.monotonic()
         while last is None or last < goal:
             if time.monotonic() - since > self.patience:
@@ -203,7 +203,7 @@ class System(ABC):
                 last, since = now, time.monotonic()
 
     def supervise(self) -> None:
-        """Starts again what has ended though nobody ended it, as an init system would, and notes it."""
+        """Restart processes that ended unexpectedly, as an init system would, and record them."""
         for group, start in ((self.workers, self.start_worker), (self.orchestrators, self.start_orchestrator)):
             for process in [one for one in group if not one.running]:
                 group.remove(process)
@@ -211,7 +211,7 @@ class System(ABC):
                 start()
 
     def launch(self, role: str, arguments: list[str], env: dict[str, str]) -> Process:
-        """Starts a Python process of this system, with the next clock."""
+        """Start a Python process of this system, with the next clock."""
         number = len(self._processes)
         shift = self.clock_shifts[number % len(self.clock_shifts)]
         process = self._launcher.submit(
@@ -245,7 +245,7 @@ class Minions(System):
             "MINION_LEASE_SECONDS": str(timing.lease),
             "MINION_HEARTBEAT_SECONDS": str(timing.heartbeat),
             "MINION_LOST_MESSAGE_SECONDS": str(timing.lost_message),
-            # A supervisor starts them while the servers are still away.
+            # A supervisor starts them while the servers are still unavailable.
             "MINION_CONNECT_ATTEMPTS": "100",
             "CHAOS_COPIES": QUEUE if copies else "",
         }
@@ -283,7 +283,7 @@ class Minions(System):
             submit_many(connection, requests, submitted_by="chaos")
 
     def request(self, number: int) -> dict[str, Any]:
-        """Return the fields of a task, key aside."""
+        """Return the fields of a task without the key."""
         return {"agent": agent(number), "input": {"seconds": seconds(number)}}
 
     def count_finished(self) -> int:
@@ -295,7 +295,7 @@ class Minions(System):
             return audit.in_flight(connection)
 
     def refused_messages(self) -> int:
-        """How many messages found nothing to claim."""
+        """Return the number of messages that found nothing to claim."""
         logs = [process.output() for process in self._processes if process.log.name.startswith("worker")]
         return sum(log.count(REFUSED) for log in logs)
 
@@ -305,22 +305,22 @@ class Minions(System):
 
 
 def seconds(number: int) -> float:
-    """How long a task works: 0 to 80 ms, the same in every run. Long enough for every slot to be busy."""
+    """Return how long a task works: 0 to 80 ms, the same in every run. Long enough to keep every slot busy."""
     return random.Random(number).uniform(0, 0.08)
 
 
 def agent(number: int) -> str:
-    """Who does a task."""
+    """Return the agent of a task."""
     return "chaos-chain" if number % CHAIN_EVERY == 0 else "chaos"
 
 
 def with_sub_tasks(tasks: int) -> int:
-    """How many tasks there are in the end when so many were handed in."""
+    """Return the final number of tasks for this many submissions."""
     return tasks + sum(2 for number in range(tasks) if agent(number) == "chaos-chain")
 
 
 def offer_tool(folder: Path) -> None:
-    """Makes the folder, on PYTHONPATH, an installed package that offers the test tool."""
+    """Make the folder, which is on PYTHONPATH, an installed package that offers the test tool."""
     about = folder / "minion_chaos_tools-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(
@@ -330,7 +330,7 @@ def offer_tool(folder: Path) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """A process's children, their children, and so on."""
+    """Return a process's children, their children, and so on."""
     listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     parents = {int(child): int(parent) for child, parent in (line.split() for line in listing.splitlines())}
     found = [pid]

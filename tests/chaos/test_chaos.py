@@ -1,4 +1,4 @@
-"""The short version of the fault suite, and whether its audit sees what it is there to see.
+"""The short version of the fault suite, and tests that its audit notices broken promises.
 
 `make chaos` plays every scenario with thousands of tasks.
 """
@@ -29,7 +29,7 @@ SHORT = (
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_every_promise_holds(name: str) -> None:
+def test_scenario_keeps_every_promise(name: str) -> None:
     result = play(replace(BY_NAME[name], strikes=1), TASKS, SEED, lease=1.0)
     print(f"seed {SEED}: {result}")
     if result.skipped:
@@ -38,7 +38,7 @@ def test_every_promise_holds(name: str) -> None:
 
 
 def commit(hand: ByHand, task: object, claim: int) -> bool:
-    """The test tool's effect."""
+    """Commit the effect of the test tool."""
     return bool(hand.sql("SELECT chaos_commit(:task, :claim, CAST(:task AS text))", task=task, claim=claim))
 
 
@@ -51,7 +51,7 @@ def remove_fence(hand: ByHand) -> None:
     hand.sql("CREATE OR REPLACE FUNCTION minion_fence(t uuid, c integer) RETURNS boolean LANGUAGE sql AS 'SELECT true'")
 
 
-def test_a_task_with_a_lost_claim_breaks_no_promise(hand: ByHand) -> None:
+def test_task_with_a_lost_claim_breaks_no_promise(hand: ByHand) -> None:
     task = hand.run("chaos", input=INPUT)
     hand.release(task, how="lost", charged=False)
     assert hand.again(task) == 2
@@ -139,6 +139,6 @@ def leave_an_execution_open(hand: ByHand) -> None:
         (leave_an_execution_open, {"left_open"}),
     ],
 )
-def test_the_audit_sees_a_broken_promise(hand: ByHand, break_it: Callable[[ByHand], None], seen: set[str]) -> None:
+def test_audit_notices_a_broken_promise(hand: ByHand, break_it: Callable[[ByHand], None], seen: set[str]) -> None:
     break_it(hand)
     assert set(broken(hand.engine)) == seen

@@ -1,4 +1,4 @@
-"""The short version of the mixed scenario, and whether its audit sees each promise that is broken on purpose."""
+"""The short version of the mixed scenario, and tests that its audit notices each promise that is broken on purpose."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TASKS = 60
 Mistake = Callable[[ByHand, Witness], None]
 
 
-@pytest.mark.timeout(900)  # it waits for many processes to start, one after the other
-def test_every_promise_holds_with_all_features_under_overlapping_faults() -> None:
+@pytest.mark.timeout(900)  # it waits for the start of many processes, one after the other
+def test_all_features_keep_their_promises_under_faults() -> None:
     result = mixed.play(TASKS, SEED, lease=1.0, rounds=2)
     print(f"seed {SEED}: {result}")
     assert result.broken() == []
@@ -37,13 +37,13 @@ def broken(hand: ByHand, witness: Witness) -> set[str]:
 
 
 def call(hand: ByHand, task: object, key: str, claim: int = 1) -> None:
-    """The test tool: counts its call, then commits its effect."""
+    """Run the test tool: count its call, then commit its effect."""
     hand.sql("INSERT INTO chaos_calls VALUES (gen_random_uuid(), :task, :claim, :key)", task=task, claim=claim, key=key)
     hand.sql("SELECT chaos_commit(:task, :claim, :key)", task=task, claim=claim, key=key)
 
 
 def succeed(hand: ByHand, task: UUID, key: str | None = None, claim: int = 1) -> None:
-    """A run without a fault."""
+    """Finish a run without a fault."""
     call(hand, task, key or str(task), claim)
     hand.finish(task, claim)
 
@@ -71,7 +71,7 @@ def journal(hand: ByHand, task: UUID, status: str, kind: str = "model_call") -> 
 
 
 def schedule(hand: ByHand) -> UUID:
-    """A schedule whose first slot is due."""
+    """Create a schedule whose first slot is due."""
     made: UUID = hand.sql(
         "INSERT INTO schedules (name, interval_seconds, missed, request, next_at) "
         "VALUES ('tick', 3600, 'all', CAST(:request AS jsonb), now()) RETURNING id",
@@ -81,13 +81,13 @@ def schedule(hand: ByHand) -> UUID:
 
 
 def tick(hand: ByHand, made: UUID) -> None:
-    """A run of the schedule."""
+    """Run the schedule once."""
     for task in hand.call(run_due, made):
         hand.again(task)
         succeed(hand, task, "slot")
 
 
-def test_a_life_without_mistakes_breaks_no_promise(hand: ByHand) -> None:
+def test_faultless_run_breaks_no_promise(hand: ByHand) -> None:
     witness = Witness(limits={"limited": 1}, listening=False)
     for number in (1, 2):
         succeed(hand, run(hand, witness, number, key="limited", conversation_id="talk"))
@@ -233,7 +233,7 @@ def replay_with_other_keys(hand: ByHand, witness: Witness) -> None:
     succeed(hand, again, "another key")
 
 
-def tell_nobody(hand: ByHand, witness: Witness) -> None:
+def drop_a_webhook(hand: ByHand, witness: Witness) -> None:
     succeed(hand, run(hand, witness, 1))
     witness.listening = True
 
@@ -300,7 +300,7 @@ def skip_a_state(hand: ByHand, witness: Witness) -> None:
         (double_a_slot, {"every slot of a schedule is one task"}),
         (miss_a_slot, {"every slot of a schedule is one task"}),
         (replay_with_other_keys, {"a replay shows the keys of its original"}),
-        (tell_nobody, {"webhooks deliver every end, signed, under one id"}),
+        (drop_a_webhook, {"webhooks deliver every end, signed, under one id"}),
         (sign_wrongly, {"webhooks deliver every end, signed, under one id"}),
         (prune_too_much, {"only what is over is pruned, whole trees at a time"}),
         (run_a_step_again, {"a finished step is not run again"}),
@@ -309,7 +309,7 @@ def skip_a_state(hand: ByHand, witness: Witness) -> None:
         (skip_a_state, {"transitions are legal"}),
     ],
 )
-def test_the_audit_sees_a_mistake(hand: ByHand, mistake: Mistake, seen: set[str]) -> None:
+def test_audit_notices_a_mistake(hand: ByHand, mistake: Mistake, seen: set[str]) -> None:
     witness = Witness(listening=False)
     mistake(hand, witness)
     assert broken(hand, witness) == seen

@@ -23,7 +23,7 @@ class Echo(StreamRequestHandler):
 
 @pytest.fixture
 def link(tmp_path: Path) -> Iterator[Link]:
-    """A link to a server that repeats what it gets."""
+    """Link to an echo server."""
     server = ThreadingUnixStreamServer(str(tmp_path / "s"), Echo)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -66,7 +66,7 @@ def test_lost_packets_are_transmitted_again_after_the_loss(link: Link, to_server
         assert connection.recv(100) == b"late"
 
 
-def test_no_connection_is_made_while_packets_are_lost(link: Link) -> None:
+def test_no_connection_opens_while_packets_are_lost(link: Link) -> None:
     link.lose(to_server=True, to_client=False)
     with pytest.raises(TimeoutError):
         socket.create_connection(("127.0.0.1", link.port), timeout=SOON)

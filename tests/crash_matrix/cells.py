@@ -1,4 +1,4 @@
-"""From a recorded run to the cells of the matrix: every point that was come to, and every victim that makes sense."""
+"""From a recorded run to the cells of the matrix: every point that was reached, and every sensible victim."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Point:
     """A place in a run.
 
     Attributes:
-        agent: whose task; empty where the point is not about one.
+        agent: the agent of the task; empty if the point does not belong to one.
         step: a tool's name, `model, step N`, `claim`, `dispatch` and so on.
-        where: how far that is.
-        nth: how often the run has come here.
+        where: the progress of the step.
+        nth: how often the run has reached this point.
     """
 
     agent: str
@@ -39,8 +39,8 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A point that a run came to, and who came there: a worker's child, its main process, the orchestrator, or a
-    server of the test's own; `working` says whether a child was at work on a task meanwhile.
+    """A point that a run reached, and the process at it: a worker's child, its main process, the orchestrator, or a
+    server of the test. `working` is true if a child was at work on a task at that moment.
     """
 
     point: Point
@@ -50,7 +50,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Strike:
-    """Somebody to be killed at a point, or frozen there, or a connection to be cut."""
+    """A process to be killed at a point, or frozen there, or a connection to be cut."""
 
     point: Point
     victim: Victim
@@ -58,7 +58,7 @@ class Strike:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One run: the strikes, one after the other."""
+    """One run: its strikes, in order."""
 
     strikes: tuple[Strike, ...]
 
@@ -67,10 +67,10 @@ class Cell:
 
 
 def cells_of(trace: Iterable[Hit], before: tuple[Strike, ...] = ()) -> list[Cell]:
-    """All cells of a recorded run, in its order.
+    """Return all cells of a recorded run, in its order.
 
     Args:
-        before: what had been struck in that run before.
+        before: the earlier strikes in that run.
     """
     victims = KILLED if before else VICTIMS
     strikes = [Strike(hit.point, victim) for hit in trace for victim in victims if _makes_sense(hit, victim)]
@@ -78,13 +78,13 @@ def cells_of(trace: Iterable[Hit], before: tuple[Strike, ...] = ()) -> list[Cell
 
 
 def recovery(trace: Sequence[Hit], strike: Strike) -> list[Hit]:
-    """What a recorded run did because of a strike: from there until it comes to another step than the struck one."""
+    """Return the hits after a strike in a recorded run, until the run reaches another step than the struck one."""
     begun = [hit.point for hit in trace].index(strike.point) + 1
     return list(takewhile(lambda hit: not _is_other_step(hit.point, strike.point), trace[begun:]))
 
 
 def share_of(cells: Sequence[Cell], share: float, seed: int) -> list[Cell]:
-    """Some of the cells, evenly spread over the run and over the victims."""
+    """Return some of the cells, evenly distributed over the run and over the victims."""
     chooser = random.Random(seed)
     ordered = sorted(range(len(cells)), key=lambda place: (cells[place].strikes[-1].victim, place))
     wanted = max(1, round(len(cells) * share))
@@ -94,7 +94,7 @@ def share_of(cells: Sequence[Cell], share: float, seed: int) -> list[Cell]:
 
 
 def _makes_sense(hit: Hit, victim: Victim) -> bool:
-    """A child that has nothing to do is nobody's loss, and what the test does itself needs nobody else."""
+    """Return whether the strike can matter: not on an idle child, nor on others while the test itself acts."""
     by_child = hit.source == "child" or (hit.source == "server" and hit.working)
     match victim:
         case "child":

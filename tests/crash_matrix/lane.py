@@ -1,6 +1,6 @@
-"""One system of the matrix: a database, a worker, an orchestrator, a model and a web service, and cells played on it.
+"""One system of the matrix (database, worker, orchestrator, model and web service) and the cells played on it.
 
-Lanes share the two servers and nothing else, so that several can play at once.
+Lanes share only the two servers, so that several can play at the same time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from shared.tasks.submission import submit_many
 from tests.chaos import audit
 from tests.crash_matrix import points, tools
 from tests.crash_matrix.cells import Cell, Hit, Point, Strike
-from tests.crash_matrix.process import Born, Nursery, thaw
+from tests.crash_matrix.process import Nursery, ProductProcess, thaw
 from tests.crash_matrix.world import BUILTIN, RESULTS, Model, definitions, web_service
 from tests.processes import ONLINE, wait_until
 
@@ -84,11 +84,11 @@ WHOSE = text("SELECT agent_name, root_id FROM tasks WHERE id = :task")
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Something that happened outside: a model request (`model 3`: the third turn), or a tool's effect.
+    """An event outside the product: a model request (`model 3`: the third turn), or a tool's effect.
 
     Attributes:
-        phase: after how many strikes.
-        key: the idempotency key, where one was sent.
+        phase: the number of earlier strikes.
+        key: the idempotency key, if one was sent.
     """
 
     agent: str
@@ -99,7 +99,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What PostgreSQL held when somebody had been struck.
+    """The contents of PostgreSQL after a strike.
 
     Attributes:
         finished: steps as (agent, what), as in `Done`.
@@ -117,7 +117,7 @@ class Snapshot:
 
 @dataclass
 class Played:
-    """A run and all that is known of it."""
+    """A finished run with all observations."""
 
     cell: Cell
     trace: list[Hit] = field(default_factory=list)
@@ -174,7 +174,7 @@ class Lane:
         self._labels: dict[tuple[str, str], str] = {}
         self._working: tuple[int, str] | None = None
         self._striking = threading.Lock()
-        self._thawed: list[Born] = []
+        self._thawed: list[ProductProcess] = []
         self._news = threading.Event()
         self._runs = 0
 
@@ -185,7 +185,7 @@ class Lane:
             service = self._stack.enter_context(web_service(self._web_received, self._web_made))
             model = self._stack.enter_context(testing.messages_api(Model(self._model_seen)))
             self.env["ANTHROPIC_BASE_URL"] = model.url
-            self._stack.enter_context(_listening(Path(self.env[points.ADDRESS]), self._came))
+            self._stack.enter_context(_listening(Path(self.env[points.ADDRESS]), self._handle_point))
             with self.engine.begin() as connection:
                 audit.install(connection)
             with Session(self.engine) as session, session.begin():
@@ -204,7 +204,7 @@ class Lane:
     # ------------------------------------------------------------------------------------------ a cell
 
     def play(self, cell: Cell) -> Played:
-        """Runs one task and strikes where the cell says. What it showed is for `verdict` to judge."""
+        """Run one task and strike as the cell demands; `verdict` judges the result."""
         self._wait_ready()
         begun = time.monotonic()
         played = self._begin(cell)
@@ -220,7 +220,7 @@ class Lane:
         return played
 
     def findings(self) -> list[str]:
-        """What the independent record of all transitions says against the lane's tasks."""
+        """Return the findings of the independent record of all transitions about this lane's tasks."""
         with self.engine.connect() as connection:
             return audit.examine(connection).broken(2 * self._runs)
 
@@ -234,14 +234,14 @@ class Lane:
         request = TaskRequest(agent="lead", input={"n": self._runs})
         with self._lock:
             played = self._played = Played(cell)
-            # The first points wait at the lock until it is known whose they are.
+            # The first points wait at the lock until their task is known.
             with self.engine.begin() as connection:
                 [accepted] = submit_many(connection, [request], submitted_by="crash-matrix")
             self._root = accepted.task_id
         return played
 
     def _follow(self, played: Played, deadline: float) -> None:
-        """Decides what a person has to, until the task has ended."""
+        """Decide as an operator must, until the task has ended."""
         root, asked = self._root, False
         while time.monotonic() < deadline:
             self._news.wait(LOOK_SECONDS)
@@ -262,7 +262,7 @@ class Lane:
                 return
 
     def _answer(self, played: Played) -> None:
-        """A person looks whether an unsafe effect has happened, and says so: when nobody is left who could make it."""
+        """Answer as a person who checks for an unsafe effect, once no process is left that could cause it."""
         if self._thawed and any(snapshot.lost for snapshot in played.snapshots):
             thawed = self._thawed[-1]
             wait_until(lambda: CLAIM_LOST in thawed.output(), "the thawed one knows that it is fenced")
@@ -274,7 +274,7 @@ class Lane:
         self._decide(answer)
 
     def _decide(self, decision: dict[str, Any]) -> bool:
-        """Asks the API; False where it is away, or the decision has been made already."""
+        """Call the API; return False if it is unavailable, or the decision has been made already."""
         address = self.orchestrator.api_address()
         if address is None:
             return False
@@ -293,13 +293,13 @@ class Lane:
 
     @staticmethod
     def _is_over(played: Played) -> bool:
-        """Whether who ended the task has said so."""
+        """Return whether the process that ended the task has reported that."""
         return any((hit.point.agent, hit.point.step, hit.point.where) == LAST for hit in tuple(played.trace))
 
     # ------------------------------------------------------------------------------------------ points
 
-    def _came(self, step: str, where: str, task: str | None, pid: int) -> bool:
-        """A process of the product has come to a point; returns when it may go on, and whether it loses an answer."""
+    def _handle_point(self, step: str, where: str, task: str | None, pid: int) -> bool:
+        """Handle a process that reached a point; return when it may continue, and whether it loses an answer."""
         agent = self._agent_of(task) if task else ""
         if agent is None:
             return False
@@ -319,7 +319,7 @@ class Lane:
         self._point(agent, self._labels.get((agent, "model"), f"model {turn}"), where, "server")
 
     def _web_received(self, tool: str) -> int:
-        """A request of an HTTP tool; returns after how many strikes it came."""
+        """Record a request of an HTTP tool; return the number of strikes before it."""
         phase = self._phase()
         self._point("lead", tool, "request received", "server")
         return phase
@@ -335,11 +335,11 @@ class Lane:
             return len(self._played.snapshots) if self._played is not None else 0
 
     def _reached(self, step: str, where: str) -> None:
-        """A point of the test's own."""
+        """Record a point of the test itself."""
         self._point("lead", step, where, "test")
 
     def _point(self, agent: str, step: str, where: str, source: str) -> bool:
-        """Notes that the run has come to a point; strikes, if it is the one. True where an answer is to be lost."""
+        """Record that the run has reached a point; strike if the cell says so. Return True to lose an answer."""
         with self._lock:
             played = self._played
             if played is None:
@@ -364,7 +364,7 @@ class Lane:
         return _loses_answer(strike)
 
     def _agent_of(self, task: str) -> str | None:
-        """The name of the agent whose task it is; None for a task of an earlier cell."""
+        """Return the name of the agent of a task; None for a task of an earlier cell."""
         with self._lock:
             root = self._root
         if task not in self._whose:
@@ -381,8 +381,8 @@ class Lane:
     # ------------------------------------------------------------------------------------------ striking
 
     def _strike(self, played: Played, strike: Strike, source: str) -> None:
-        """Kills, and starts another one in place of the victim; or freezes, or cuts. Who came to the point waits for
-        that.
+        """Kill the victim and start another process in its place, or freeze it, or cut connections. The process at the
+        point waits in the meantime.
         """
         if strike.victim in ("frozen", "connection"):
             frozen = self._freeze(source) if strike.victim == "frozen" else []
@@ -401,7 +401,7 @@ class Lane:
         self._note(played, snapshot)
 
     def _note(self, played: Played, snapshot: Snapshot) -> None:
-        """What happens from here on happens after the strike."""
+        """Attribute everything from now on to the time after the strike."""
         self._read_record(played)
         with self._lock:
             played.snapshots.append(snapshot)
@@ -417,28 +417,28 @@ class Lane:
             with suppress(ProcessLookupError):
                 os.kill(self._working[0], signal.SIGKILL)
         if strike.victim != "orchestrator":
-            # What the dead had sent arrives before it is asked what has arrived.
+            # Requests that the victim sent must arrive before they are counted.
             time.sleep(QUIET_SECONDS)
             self._working = None
 
     def _freeze(self, source: str) -> list[int]:
-        """Freezes who came to the point, or the worker that waits for a reply; returns all its processes."""
+        """Freeze the process at the point, or the worker that waits for a reply; return all its processes."""
         victim = self.orchestrator if source == "orchestrator" else self.worker
         self._thawed.append(victim)
         return victim.freeze()
 
     def _replace(self, snapshot: Snapshot, source: str) -> None:
-        """Waits until somebody else has taken over from the frozen one."""
+        """Wait until another process has taken over from the frozen one."""
         victim = self._thawed[-1]
         if source == "orchestrator":
             self.orchestrator = self._start_orchestrator()
-            wait_until(lambda: self.orchestrator.api_address() is not None, self.orchestrator.complaint(), 60)
+            wait_until(lambda: self.orchestrator.api_address() is not None, self.orchestrator.timeout_message(), 60)
             time.sleep(LEASE)
         else:
             self.worker = self._start_worker()
             wait_until(lambda: self._is_lost(victim, snapshot), "the frozen worker's task has been claimed again", 20)
 
-    def _is_lost(self, worker: Born, snapshot: Snapshot) -> bool:
+    def _is_lost(self, worker: ProductProcess, snapshot: Snapshot) -> bool:
         with self.engine.connect() as connection:
             running = {(row.agent, row.claim) for row in connection.execute(RUNNING, {"root": self._root})}
             claims = {row.agent: row.claims for row in connection.execute(CLAIMS, {"root": self._root})}
@@ -451,7 +451,7 @@ class Lane:
         with self.engine.connect() as connection:
             rows = connection.execute(STEPS, {"root": self._root}).mappings().all()
             running = {(row.agent, row.claim) for row in connection.execute(RUNNING, {"root": self._root})}
-        # A claim of which nobody hears is lost too: its worker does not know that it holds the task.
+        # A claim whose answer is cut off is lost too: its worker does not know that it has the task.
         unheard = _loses_answer(strike) and strike.point.step == "claim"
         stays = strike.victim in ("orchestrator", "connection") and not unheard
         if stays or (strike.victim == "frozen" and source == "orchestrator"):
@@ -472,7 +472,7 @@ class Lane:
             return bool(connection.scalar(AT_WORK) == 0)
 
     def _read_record(self, played: Played) -> None:
-        """Adds what the builtin tools have written down since the last look."""
+        """Add what the builtin tools have recorded since the last look."""
         lines = self.record.read_text().splitlines()
         with self._lock:
             known = sum(done.what in BUILTIN for done in played.done)
@@ -494,15 +494,15 @@ class Lane:
 
     # ------------------------------------------------------------------------------------------ processes
 
-    def _start_worker(self) -> Born:
+    def _start_worker(self) -> ProductProcess:
         name = f"{self.name}-{time.monotonic_ns()}@%h"
         options = ["-Q", self.name, "-c", "1", "-n", name, "--without-mingle", "--without-gossip"]
         return self._start("worker", ["-A", "workers.app", "worker", *options])
 
-    def _start_orchestrator(self) -> Born:
+    def _start_orchestrator(self) -> ProductProcess:
         return self._start("orchestrator", [])
 
-    def _start(self, role: str, argv: list[str]) -> Born:
+    def _start(self, role: str, argv: list[str]) -> ProductProcess:
         return self.nursery.start(role, argv, self.env, self.folder / f"{role}-{time.monotonic_ns()}.log")
 
     def _end(self) -> None:
@@ -510,8 +510,8 @@ class Lane:
         self.orchestrator.kill()
 
     def _wait_ready(self) -> None:
-        wait_until(lambda: self.orchestrator.api_address() is not None, self.orchestrator.complaint(), 60)
-        wait_until(self._is_online, self.worker.complaint(), 60)
+        wait_until(lambda: self.orchestrator.api_address() is not None, self.orchestrator.timeout_message(), 60)
+        wait_until(self._is_online, self.worker.timeout_message(), 60)
 
     def _is_online(self) -> bool:
         with suppress(DBAPIError), self.engine.connect() as connection:
@@ -520,31 +520,31 @@ class Lane:
 
 
 def _name(connection: Any, _: object) -> None:
-    """So that the test's own connections are told apart from the product's."""
+    """Name the test's connections, so that they differ from the product's."""
     connection.execute(NAMED)
     connection.commit()
 
 
 def _loses_answer(strike: Strike) -> bool:
-    """Whether the statement has been committed, and nobody is told. (The waker's has no task, and hears it.)"""
+    """Return whether the statement is committed and its answer lost. (The waker's has no task: it gets the answer.)"""
     committed = strike.point.where.endswith("after commit") and strike.point.step != "wake"
     return strike.victim == "connection" and committed
 
 
 def named(rows: Any) -> list[tuple[str, str]]:
-    """Steps as (agent, what): `model 3` for the third model call of an agent, a tool by its name."""
+    """Return steps as (agent, what): `model 3` for the third model call of an agent, a tool by its name."""
     turns: Counter[str] = Counter()
     names = []
     for row in rows:
         turns[row["agent"]] += row["kind"] == "model_call"
         what = f"model {turns[row['agent']]}" if row["kind"] == "model_call" else row["name"]
-        # The approval of a call is a step of its own.
+        # The approval of a call is a separate step.
         names.append((row["agent"], f"approval of {what}" if row["kind"] == "wait" else what))
     return names
 
 
 class _listening:
-    """The socket at which processes tell that they have come to a point."""
+    """The socket at which processes report that they have reached a point."""
 
     def __init__(self, address: Path, came: Any) -> None:
         class Handler(socketserver.StreamRequestHandler):

@@ -1,4 +1,4 @@
-"""The matrix: servers, lanes, recorded runs, and the cells that are played on the lanes."""
+"""The matrix: servers, lanes, recorded runs, and the cells played on the lanes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.crash_matrix.process import Nursery
 from tests.crash_matrix.verdict import broken, disturbed
 
 ATTEMPTS = 3
-# What becomes of these is recorded too, and struck at: a second death while the first one is being dealt with.
+# Runs with these strikes are recorded too, and struck at: a second death during the recovery from the first one.
 FIRST_STRIKES = (
     Strike(Point("lead", "mail", "effect made"), "child"),
     Strike(Point("lead", "mail", "effect made"), "worker"),
@@ -31,11 +31,11 @@ FIRST_STRIKES = (
 
 @dataclass(frozen=True)
 class Result:
-    """What a cell showed.
+    """The outcome of a cell.
 
     Attributes:
         broken: the promises that do not hold.
-        again: why it was played again.
+        again: the reasons why it was played again.
     """
 
     cell: Cell
@@ -46,7 +46,7 @@ class Result:
 
 @contextmanager
 def lanes(number: int, logs: Path | None = None) -> Iterator[list[Lane]]:
-    """So many lanes on servers of their own."""
+    """Provide this many lanes on separate servers."""
     with ExitStack() as stack:
         scratch = stack.enter_context(scratch_dir())
         folder = logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="crash-")))
@@ -64,7 +64,7 @@ def lanes(number: int, logs: Path | None = None) -> Iterator[list[Lane]]:
 
 
 def _databases(database_url: str, redis_url: str, names: Sequence[str]) -> dict[str, str]:
-    """A database with the schema for each name; the schema is made once."""
+    """Create a database with the schema for each name; the schema is created once."""
     engine = make_engine(Settings(DATABASE_URL=database_url, REDIS_URL=redis_url))
     migrate(engine)
     engine.dispose()
@@ -78,7 +78,7 @@ def _databases(database_url: str, redis_url: str, names: Sequence[str]) -> dict[
 
 
 def all_cells(opened: Sequence[Lane]) -> list[Cell]:
-    """The cells of the whole matrix, from runs that are recorded now.
+    """Return the cells of the whole matrix, from runs that are recorded now.
 
     Raises:
         AssertionError: a recorded run itself breaks a promise.
@@ -94,7 +94,7 @@ def all_cells(opened: Sequence[Lane]) -> list[Cell]:
 
 
 def play(lane: Lane, cell: Cell) -> Result:
-    """A cell; again where its run was disturbed by something else."""
+    """Play a cell; play it again if something else disturbed its run."""
     again: list[str] = []
     while True:
         played = lane.play(cell)
@@ -107,7 +107,7 @@ def play(lane: Lane, cell: Cell) -> Result:
 def play_all(
     opened: Sequence[Lane], cells: Sequence[Cell], tell: Callable[[Result], None] = lambda result: None
 ) -> list[Result]:
-    """Plays cells on all lanes at once; the results come in the cells' order."""
+    """Play cells on all lanes at the same time; return the results in the order of the cells."""
     left: queue.SimpleQueue[int] = queue.SimpleQueue()
     for place in range(len(cells)):
         left.put(place)

@@ -1,6 +1,6 @@
-"""Processes of the product that start at once: forks of one that has imported everything, and begun nothing.
+"""Processes of the product that start immediately: forks of one that has imported everything and started nothing.
 
-    python -m tests.crash_matrix.nursery        (a line of JSON each on standard input; answers with pids)
+    python -m tests.crash_matrix.nursery        (reads lines of JSON from standard input; answers with pids)
 
 A matrix starts hundreds of workers and orchestrators, and most of a start is imports.
 """
@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any
 
 PR_SET_PDEATHSIG = 1
-# Not `workers.app` and `workers.heartbeat`: they make what is a worker's own when they are imported.
+# Without `workers.app` and `workers.heartbeat`, which create a worker's own objects at import.
 IMPORTED = (
     "anthropic",
     "anyio._core._sockets",
@@ -51,13 +51,13 @@ IMPORTED = (
 
 
 def main() -> None:
-    """Forks a process for each line."""
+    """Fork a process for each line."""
     for name in IMPORTED:
         import_module(name)
-    # All forks share what is there by now, and no collection touches it any more.
+    # All forks share the objects that exist by now, and no garbage collection touches them again.
     gc.collect()
     gc.freeze()
-    # The kernel takes away those that end.
+    # The kernel reaps ended children.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print("ready", flush=True)
     for line in sys.stdin:
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _live(birth: dict[str, Any]) -> None:
-    """In the child: becomes the process that is wanted, and never returns."""
+    """Become the requested process in the child, and never return."""
     os.setsid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -1,8 +1,8 @@
-"""Fault points inside the processes of the product, put there from outside: nothing of the product knows of them.
+"""Fault points inside the processes of the product, patched in from outside: the product does not know them.
 
-Wherever a task changes there is one: before the statement and after its commit, at every function of
-`shared.tasks.lifecycle`. So there is one where a step begins and ends, wherever steps come to be made. A process that
-comes to a point tells the test, and goes on when the test answers.
+There is a point wherever a task changes: before the statement and after its commit, at every function of
+`shared.tasks.lifecycle`. So every step has points at its beginning and end, whichever code writes it. A process that
+reaches a point reports that to the test, and continues when the test answers.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from sqlalchemy.exc import OperationalError
 
 ADDRESS = "CRASH_POINTS"
 LOST = b"!"
-# They change nothing, or are asked all the time.
+# They change nothing, or are called all the time.
 LEFT_OUT = frozenset({"is_cancelled"})
-_here = threading.local()
+_current = threading.local()
 
 
 def at(step: str, where: str, task: object = None) -> bool:
-    """Tells the test where this process is, and waits for leave to go on.
+    """Report this process's position to the test, and wait for permission to continue.
 
     Args:
-        step: what is being done: a tool's name, `model`, `claim`, …
-        where: how far it is.
-        task: whose step it is, where one is known.
+        step: the current step: a tool's name, `model`, `claim`, …
+        where: the progress of the step.
+        task: the task of the step, if it is known.
 
     Returns:
         whether the answer of the statement that was committed here is to be lost.
@@ -46,7 +46,7 @@ def at(step: str, where: str, task: object = None) -> bool:
 
 
 def watch(role: str) -> None:
-    """Puts the points into this process: `worker` or `orchestrator`."""
+    """Add the points to this process: `worker` or `orchestrator`."""
     _watch_lifecycle()
     _watch_commits()
     if role == "worker":
@@ -56,7 +56,7 @@ def watch(role: str) -> None:
 
 
 def label(step: dict[str, Any]) -> str:
-    """A journal step's name in the table: tools are called once each, a model again and again."""
+    """Return a journal step's name in the table: each tool is called once, a model several times."""
     return f"model, step {step['number']}" if step["kind"] == "model_call" else str(step["name"])
 
 
@@ -80,7 +80,7 @@ def _watch_lifecycle() -> None:
 
 def _watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def call(connection: Any, task: object, *arguments: Any, **options: Any) -> Any:
-        step, stage = _what(name, arguments, options)
+        step, stage = _step_of(name, arguments, options)
         at(step, f"{stage}before commit", task)
         result = function(connection, task, *arguments, **options)
         if result is None or (isinstance(result, dict) and "refused" in result):
@@ -96,8 +96,8 @@ def _watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _what(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[str, str]:
-    """The step that a lifecycle function is about, and how far that is."""
+def _step_of(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[str, str]:
+    """Return the step that a lifecycle function is about, and its progress."""
     match name:
         case "write_steps":
             written = arguments[1][-1]
@@ -113,7 +113,7 @@ def _what(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> tup
 
 
 def _watch_commits() -> None:
-    """For the functions that are called inside a transaction."""
+    """Add points to the functions that are called inside a transaction."""
     from sqlalchemy.engine.default import DefaultDialect
 
     commit = DefaultDialect.do_commit
@@ -123,7 +123,7 @@ def _watch_commits() -> None:
         while waiting := _uncommitted():
             if at(*waiting.pop(0)):
                 waiting.clear()
-                # Not the pool's cover of it, which would be empty then.
+                # Not the pool's wrapper, which would be empty then.
                 connection.dbapi_connection.close()
                 raise _answer_lost()
 
@@ -131,19 +131,19 @@ def _watch_commits() -> None:
 
 
 def _answer_lost() -> psycopg.OperationalError:
-    """What a driver says when the server has committed and the connection is cut before it has said so."""
+    """Return the driver's error for a connection that is cut after the server's commit and before its answer."""
     return psycopg.OperationalError("the connection was cut after the commit")
 
 
 def _uncommitted() -> list[tuple[str, str, object]]:
-    if not hasattr(_here, "uncommitted"):
-        _here.uncommitted = []
-    found: list[tuple[str, str, object]] = _here.uncommitted
+    if not hasattr(_current, "uncommitted"):
+        _current.uncommitted = []
+    found: list[tuple[str, str, object]] = _current.uncommitted
     return found
 
 
 def _watch_functions() -> None:
-    """The sandboxed call: before, while the function runs, after."""
+    """Add points to the sandboxed call: before, while the function runs, after."""
     from shared.sandbox.exchange import Conversation
     from shared.sandbox.host import Sandbox
     from workers.tools import function as tool
@@ -151,21 +151,21 @@ def _watch_functions() -> None:
     run, attempt, send = tool.run_function, Sandbox._attempt, Conversation._send
 
     def ran(function: Any, *arguments: Any, **options: Any) -> Any:
-        _here.function = function.name, options.get("task_id")
+        _current.function = function.name, options.get("task_id")
         at(function.name, "called", options.get("task_id"))
         result = run(function, *arguments, **options)
         at(function.name, "returned", options.get("task_id"))
         return result
 
     def attempted(self: Any, *arguments: Any) -> Any:
-        _here.running = True
+        _current.running = True
         return attempt(self, *arguments)
 
     def sent(self: Any, request: bytes) -> Any:
         limit = send(self, request)
-        if getattr(_here, "running", False):
-            _here.running = False
-            at(_here.function[0], "runs in the sandbox", _here.function[1])
+        if getattr(_current, "running", False):
+            _current.running = False
+            at(_current.function[0], "runs in the sandbox", _current.function[1])
         return limit
 
     tool.run_function = ran  # type: ignore[assignment]
@@ -174,7 +174,7 @@ def _watch_functions() -> None:
 
 
 def _watch_messages() -> None:
-    """Between the commit that queues a task and its message, and after the message."""
+    """Add points between the commit that queues a task and its message, and after the message."""
     from orchestrator import dispatcher
     from orchestrator.maintenance import republisher
 

@@ -1,4 +1,4 @@
-"""The processes of a lane, as the test sees them."""
+"""The processes of a lane, from the test's point of view."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ LISTENING = re.compile(r'"address": "(http://[^"]+)"')
 
 
 @dataclass
-class Born:
-    """A worker or an orchestrator that the nursery has started, in a group of its own."""
+class ProductProcess:
+    """A worker or an orchestrator that the nursery has started, in a separate process group."""
 
     pid: int
     log: Path
@@ -37,14 +37,14 @@ class Born:
         return False
 
     def kill(self) -> None:
-        """kill -9 of the process and of all that it has started."""
+        """Kill the process and all its descendants with SIGKILL."""
         for pid in (self.pid, *descendants(self.pid)):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not self.running, f"{self.log.name} is gone", 10)
 
     def freeze(self) -> list[int]:
-        """Stops the process and all that it has started; returns them."""
+        """Stop the process and all its descendants; return them."""
         frozen = [self.pid, *descendants(self.pid)]
         for pid in frozen:
             with suppress(ProcessLookupError):
@@ -52,21 +52,21 @@ class Born:
         return frozen
 
     def api_address(self) -> str | None:
-        """Where an orchestrator's API listens; None before it does."""
+        """Return the address of an orchestrator's API; None before it listens."""
         found = LISTENING.search(self.output())
         return found[1] if found else None
 
     def output(self) -> str:
-        """All it has written so far."""
+        """Return all its output so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def complaint(self) -> str:
-        """For the message when it is waited for in vain."""
+    def timeout_message(self) -> str:
+        """Return the message of a wait that times out."""
         return f"{self.log.name} at work:\n{self.output()[-3000:]}"
 
 
 def thaw(pids: Iterable[int]) -> None:
-    """Lets frozen processes go on."""
+    """Continue frozen processes."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
@@ -98,16 +98,16 @@ class Nursery:
         self._process.kill()
         self._process.communicate()
 
-    def start(self, role: str, argv: list[str], env: Mapping[str, str], log: Path) -> Born:
-        """Starts a process and does not wait for it."""
+    def start(self, role: str, argv: list[str], env: Mapping[str, str], log: Path) -> ProductProcess:
+        """Start a process without waiting for it."""
         birth = json.dumps({"role": role, "argv": argv, "env": dict(env), "log": str(log)})
         with self._lock:
-            # It imports for seconds, in which nobody waits.
+            # Its imports take seconds, and nothing waits for them.
             self._ready = self._ready or self._answer() == "ready"
             assert self._process.stdin is not None
             self._process.stdin.write(birth + "\n")
             self._process.stdin.flush()
-            return Born(int(self._answer()), log)
+            return ProductProcess(int(self._answer()), log)
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
@@ -117,7 +117,7 @@ class Nursery:
 
 
 def offer_tools(folder: Path) -> None:
-    """Makes the folder, on PYTHONPATH, an installed package that offers the builtin tools."""
+    """Make the folder, which is on PYTHONPATH, an installed package that offers the builtin tools."""
     about = folder / "minion_crash_tools-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(

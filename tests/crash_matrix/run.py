@@ -1,9 +1,9 @@
-"""Plays the crash matrix and prints its table.
+"""Play the crash matrix and print its table.
 
     python -m tests.crash_matrix.run [--share 0.1] [--seed S] [--only TEXT] [--lanes N] [--list] [--json FILE]
                                      [--logs FOLDER]
 
-Exits with 1 where a promise does not hold. docs/crash-matrix.md says what is played and what the marks mean.
+Exits with 1 if a promise is broken. docs/crash-matrix.md explains the cells and the marks.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from tests.crash_matrix.verdict import NEEDED, requests_made
 
 
 def main() -> None:
-    """Plays what the arguments name."""
+    """Play the cells that the arguments name."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--share", type=float, default=1.0, help="of the cells, evenly spread (1)")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="repeats a choice")
     parser.add_argument("--only", default="", metavar="TEXT", help="cells with this text in their names")
-    parser.add_argument("--lanes", type=int, default=3, help="systems that play at once (3)")
+    parser.add_argument("--lanes", type=int, default=3, help="systems that play at the same time (3)")
     parser.add_argument("--list", action="store_true", help="name the cells, and play none")
-    parser.add_argument("--json", type=Path, help="also writes what each cell showed to this file")
-    parser.add_argument("--logs", type=Path, help="also keeps in this folder what the processes wrote")
+    parser.add_argument("--json", type=Path, help="also write the result of each cell to this file")
+    parser.add_argument("--logs", type=Path, help="also keep the output of the processes in this folder")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begun = time.monotonic()
@@ -42,7 +42,7 @@ def main() -> None:
             print("\n".join(map(str, chosen)))
             return
         print(f"seed {options.seed}, {len(chosen)} of {len(cells)} cells", flush=True)
-        results = play_all(opened, chosen, tell)
+        results = play_all(opened, chosen, report_cell)
         findings = [lane.findings() for lane in opened]
     print(f"\n{table(results)}\n")
     if options.json:
@@ -55,15 +55,15 @@ def main() -> None:
     sys.exit(bool(faults))
 
 
-def tell(result: Result) -> None:
-    """A line about a cell as soon as it has been played."""
+def report_cell(result: Result) -> None:
+    """Print a line about a cell as soon as it has been played."""
     verdict = "; ".join(result.broken) or mark(result)
     again = f" (again: {', '.join(result.again)})" if result.again else ""
     print(f"{result.played.seconds:5.1f} s  {result.cell}: {verdict}{again}", flush=True)
 
 
 def mark(result: Result) -> str:
-    """A cell in the table: `ok`, and what the kill has cost."""
+    """Return a cell of the table: `ok`, and the cost of the kill."""
     if result.broken:
         return "**BROKEN**"
     extra = requests_made(result.played) - NEEDED
@@ -73,7 +73,7 @@ def mark(result: Result) -> str:
 
 
 def table(results: Sequence[Result]) -> str:
-    """The matrix: points down, victims across."""
+    """Return the matrix: a row per point, a column per victim."""
     rows: dict[tuple[tuple[Strike, ...], str], dict[str, str]] = {}
     for result in results:
         before, last = result.cell.strikes[:-1], result.cell.strikes[-1]
@@ -90,7 +90,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def as_json(result: Result) -> dict[str, object]:
-    """All that is known of a cell, for a file."""
+    """Return all facts about a cell, for a file."""
     played = result.played
     return {
         "cell": str(result.cell),

@@ -1,4 +1,4 @@
-"""A seeded part of the crash matrix, and whether its verdict sees what it is there to see.
+"""A seeded part of the crash matrix, and tests that its verdict notices broken promises.
 
 `make crash-matrix` plays all of it.
 """
@@ -22,14 +22,14 @@ SHARE = 0.1
 LANES = 3
 
 
-def test_a_part_of_the_matrix() -> None:
+def test_part_of_the_matrix_keeps_every_promise() -> None:
     with lanes(LANES) as opened:
         chosen = share_of(all_cells(opened), SHARE, SEED)
         assert {cell.strikes[-1].victim for cell in chosen} == set(VICTIMS)
         results = play_all(opened, chosen, lambda result: print(result.cell, result.broken or "ok", result.again))
         assert [lane.findings() for lane in opened] == [[]] * LANES
     wrong = {str(result.cell): result.broken for result in results if result.broken}
-    # A machine so slow that a living worker misses its lease again and again says nothing about a cell.
+    # On a machine so slow that a living worker misses its lease again and again, a cell proves nothing.
     undecided = [cell for cell, faults in wrong.items() if all(fault.startswith("disturbed") for fault in faults)]
     assert {cell: faults for cell, faults in wrong.items() if cell not in undecided} == {}
     assert len(undecided) <= 2
@@ -39,7 +39,7 @@ MAIL = ("lead", "mail")
 
 
 def good(victim: Victim = "worker") -> Played:
-    """A run whose worker was killed when the mail had gone out and nobody knew; what was before that was committed."""
+    """Return a run whose worker was killed after the mail and before its record; all earlier steps were committed."""
     strike = Strike(Point("lead", "mail", "effect made"), victim)
     lost = frozenset({("lead", 1)}) if victim in ("child", "worker", "frozen") else frozenset()
     finished = {("lead", what) for what in ("model 1", "model 2", "double", "peek", "charge", "order")}
@@ -55,14 +55,14 @@ def good(victim: Victim = "worker") -> Played:
 
 
 def again(what: tuple[str, str], **changes: str) -> Callable[[Played], object]:
-    """Something is done once more, after the strike."""
+    """Repeat an action after the strike."""
     return lambda played: played.done.append(
         replace(next(done for done in played.done if (done.agent, done.what) == what), phase=1, **changes)
     )
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
-def test_a_good_run_is_found_good(victim: Victim) -> None:
+def test_good_run_breaks_no_promise(victim: Victim) -> None:
     assert (broken(good(victim)), disturbed(good(victim))) == ([], None)
 
 
@@ -84,14 +84,14 @@ def test_a_good_run_is_found_good(victim: Victim) -> None:
         (lambda played: setattr(played, "questions", 0), "0 questions were asked, not 1"),
     ],
 )
-def test_a_broken_promise_is_seen(break_it: Callable[[Played], object], seen: str) -> None:
+def test_broken_promise_is_noticed(break_it: Callable[[Played], object], seen: str) -> None:
     played = good()
     break_it(played)
     assert any(seen in promise for promise in broken(played)), broken(played)
 
 
-def test_what_one_who_stood_still_may_do_when_it_goes_on() -> None:
-    """The effect that it had begun, once more, and nothing else."""
+def test_frozen_process_may_finish_only_the_effect_it_began() -> None:
+    """It may repeat the effect that it had begun, and nothing else."""
     played = good("frozen")
     again(("lead", "ship"))(played)
     assert broken(played) == [
@@ -106,9 +106,9 @@ def test_what_one_who_stood_still_may_do_when_it_goes_on() -> None:
     assert broken(played) == []
 
 
-def test_a_run_that_says_nothing_is_known() -> None:
+def test_disturbed_run_is_recognised() -> None:
     slow = good()
     slow.claims["helper"] += 1
     assert disturbed(slow) == "7 claims, not 6"
     missed = replace(good(), snapshots=[])
-    assert disturbed(missed) == "the point was not come to"
+    assert disturbed(missed) == "the point was not reached"

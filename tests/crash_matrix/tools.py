@@ -1,4 +1,4 @@
-"""The builtin tools of the crash matrix: each writes down what it did, in a file that nothing else writes to."""
+"""The builtin tools of the crash matrix: each records its calls in a file that no other code writes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ RECORD = "CRASH_RECORD"
 
 
 def peek(arguments: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Looks something up."""
+    """Look something up."""
     return _done("peek", {"peeked": arguments["n"] + 1}, context)
 
 
 def charge(arguments: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Charges a card; the other side knows the idempotency key."""
+    """Charge a card; the payment service knows the idempotency key."""
     return _done("charge", {"charged": arguments["n"]}, context)
 
 
 def mail(arguments: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Sends a mail, which nobody can take back."""
+    """Send a mail, which cannot be undone."""
     return _done("mail", {"mailed": arguments["n"]}, context)
 
 
 def refund(arguments: dict[str, Any], context: Any) -> dict[str, Any]:
-    """Pays back, which a person has to approve."""
+    """Pay back, which a person must approve."""
     return _done("refund", {"refunded": arguments["n"]}, context)
 
 

@@ -1,4 +1,4 @@
-"""Whether a run kept every promise."""
+"""The promises that a run must keep."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ NEEDED = sum(TURNS.values())
 
 
 def broken(played: Played) -> list[str]:
-    """The promises that do not hold; empty where all do."""
-    return [*_end(played), *_requests(played), *_effects(played), *_people(played)]
+    """Return the broken promises; empty if there are none."""
+    return [*_end(played), *_requests(played), *_effects(played), *_questions(played)]
 
 
 def disturbed(played: Played) -> str | None:
-    """Why a run says nothing: its point was not come to, or the machine was so slow that a living worker missed its
-    lease of a second.
+    """Return why a run proves nothing: its point was not reached, or the machine was so slow that a living worker
+    missed its lease of a second.
     """
     if len(played.snapshots) < len(played.cell.strikes):
-        return "the point was not come to"
+        return "the point was not reached"
     claims = sum(played.claims.values())
     wanted = sum(CLAIMS.values()) + played.questions + sum(len(snapshot.lost) for snapshot in played.snapshots)
     return f"{claims} claims, not {wanted}" if claims != wanted else None
 
 
 def requests_made(played: Played) -> int:
-    """How often the model was asked."""
+    """Return the number of requests to the model."""
     return sum(done.what.startswith("model ") for done in played.done)
 
 
@@ -53,14 +53,14 @@ def _requests(played: Played) -> Iterator[str]:
 
 
 def _in_between(played: Played, phase: int) -> set[tuple[str, str]]:
-    """The requests that had come in when somebody was killed who waited for the reply, which was not committed."""
+    """Return the requests whose reply was lost, because the process that waited for it was killed before its commit."""
     snapshot = played.snapshots[phase]
     asked = {(done.agent, done.what) for done in played.done if done.what.startswith("model ") and done.phase <= phase}
     return asked - snapshot.finished if snapshot.lost else set()
 
 
 def _thawed_requests(played: Played) -> int:
-    """Those that one who stood still may send when it goes on: a step of its own had begun, and not been asked for."""
+    """Count the requests that a frozen process may send when it continues: their step had begun without a request."""
     return sum(
         what.startswith("model ")
         and not any((done.agent, done.what, done.phase) == (agent, what, 0) for done in played.done)
@@ -82,7 +82,7 @@ def _effects(played: Played) -> Iterator[str]:
 
 
 def _performed(played: Played, agent: str, what: str, kind: str) -> Iterator[str]:
-    """At least once; again only after a strike that found it unfinished, and once for each of those."""
+    """Check that each happened at least once; again only after a strike that found it unfinished, once for each."""
     times = Counter(done.phase for done in played.done if (done.agent, done.what) == (agent, what))
     if not times:
         yield f"{kind} {what} of {agent}: never"
@@ -90,15 +90,15 @@ def _performed(played: Played, agent: str, what: str, kind: str) -> Iterator[str
         done_before = [snapshot for snapshot in played.snapshots[:phase] if (agent, what) in snapshot.finished]
         if done_before and times[phase]:
             yield f"{kind} {what} of {agent}: again, though it was finished"
-        if times[phase] > 1 + _may_go_on(played, agent, what):
+        if times[phase] > 1 + _may_continue(played, agent, what):
             yield f"{kind} {what} of {agent}: {times[phase]} times without a cause"
     losses = sum(bool(snapshot.lost) for snapshot in played.snapshots)
     if sum(times.values()) > 1 + losses:
         yield f"{kind} {what} of {agent}: {sum(times.values())} times"
 
 
-def _may_go_on(played: Played, agent: str, what: str) -> bool:
-    """Whether one who stood still had begun this: it may still make that effect when it goes on, and no other."""
+def _may_continue(played: Played, agent: str, what: str) -> bool:
+    """Return whether a frozen process had begun this effect: it may cause that one when it continues, no other."""
     is_pure = EFFECTS[agent].get(what) == "pure"
     return any(
         snapshot.strike.victim == "frozen" and (is_pure or (agent, what) in snapshot.begun)
@@ -107,8 +107,8 @@ def _may_go_on(played: Played, agent: str, what: str) -> bool:
     )
 
 
-def _people(played: Played) -> Iterator[str]:
-    """Somebody is asked about an interrupted unsafe step, and about nothing else."""
+def _questions(played: Played) -> Iterator[str]:
+    """Check that operators are asked about each interrupted unsafe step, and about nothing else."""
     interrupted = {what for snapshot in played.snapshots if snapshot.lost for what in snapshot.interrupted}
     if played.questions != len(interrupted):
         yield f"{played.questions} questions were asked, not {len(interrupted)} ({', '.join(map(str, interrupted))})"

@@ -1,9 +1,8 @@
-"""What the tasks of the matrix do, and whom they meet: agents and tools, a model and a web service that both see and
-count what is asked of them.
+"""The tasks of the matrix: their agents and tools, and a model and a web service that both record their requests.
 
-The agent `lead` takes five model turns: a function, two builtin tools and an HTTP tool at once; two unsafe tools and a
-pure one; a sub-agent (`helper`, two turns and a tool); a tool that a person has to approve; the answer. The model
-decides by what the conversation holds, never by how often it was asked: a repeated request gets the same reply.
+The agent `lead` takes five model turns: a function, two builtin tools and an HTTP tool together; two unsafe tools and
+a pure one; a sub-agent (`helper`, two turns and a tool); a tool that a person must approve; the answer. The model
+decides by the contents of the conversation, never by the number of requests: a repeated request gets the same reply.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any
 from minions import testing
 
 NUMBER = 20
-# What each agent's model asks for, turn by turn; the turn after them is the answer.
+# Each agent's tool calls, turn by turn; the turn after them is the answer.
 SCRIPT: dict[str, list[list[tuple[str, dict[str, Any]]]]] = {
     "lead": [
         [("double", {"n": NUMBER}), ("peek", {"n": NUMBER}), ("charge", {"n": NUMBER}), ("order", {"n": NUMBER})],
@@ -64,11 +63,11 @@ HTTP = {"order": "PUT", "ship": "POST", "price": "GET"}
 
 
 def definitions(queue: str, service: str) -> list[dict[str, Any]]:
-    """Agents and tools.
+    """Return agents and tools.
 
     Args:
         queue: the capability that serves both agents.
-        service: the web service's address.
+        service: the web service's URL.
     """
     effects = EFFECTS["lead"]
     tools: list[dict[str, Any]] = [
@@ -104,14 +103,14 @@ def definitions(queue: str, service: str) -> list[dict[str, Any]]:
 
 
 class Model(testing.MessagesApi):
-    """The model's API. `seen` is called when a request has come in, and when half of a streamed reply is out."""
+    """The model's API. `seen` is called when a request has arrived, and when half of a streamed reply is sent."""
 
     def __init__(self, seen: Callable[[str, int, str], None]) -> None:
         super().__init__()
         self.seen = seen
 
     def answer(self, headers: dict[str, str], body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """What the agent's script has for this turn of the conversation."""
+        """Return the answer of the agent's script in this turn of the conversation."""
         agent = _agent(body["system"])
         turn = sum(message["role"] == "assistant" for message in body["messages"]) + 1
         self.seen(agent, turn, "request received")
@@ -121,7 +120,7 @@ class Model(testing.MessagesApi):
 
 
 class _Halved(list[Any]):
-    """The blocks of a reply, with a call before the last one: only streams take them one after the other."""
+    """The blocks of a reply, with a call before the last one: only streams iterate over them."""
 
     def __init__(self, blocks: list[Any], half: Callable[[], None]) -> None:
         super().__init__(blocks)
@@ -134,7 +133,7 @@ class _Halved(list[Any]):
 
 
 def _agent(system: Any) -> str:
-    """The agent behind a system prompt, which may come as text or as blocks."""
+    """Return the agent of a system prompt, which may be text or blocks."""
     return str(system if isinstance(system, str) else system[0]["text"]).split()[0]
 
 
@@ -150,7 +149,7 @@ def _reply(agent: str, turn: int, messages: list[dict[str, Any]]) -> dict[str, A
 
 
 def _results(messages: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the tools returned, by their names."""
+    """Return the results of the tools, by their names."""
     blocks = [block for message in messages if isinstance(message["content"], list) for block in message["content"]]
     return {
         block["tool_use_id"].rpartition("_")[2]: json.loads(_text(block["content"]))
@@ -165,11 +164,11 @@ def _text(content: Any) -> str:
 
 @contextmanager
 def web_service(received: Callable[[str], int], made: Callable[[str, str | None, int], None]) -> Iterator[str]:
-    """Serves the HTTP tools.
+    """Serve the HTTP tools.
 
     Args:
-        received: called with the tool's name before the effect, which follows whatever becomes of the caller.
-        made: called after the effect with the tool's name, the idempotency key, and what `received` returned.
+        received: called with the tool's name before the effect, which happens even if the caller dies.
+        made: called after the effect with the tool's name, the idempotency key, and the result of `received`.
     """
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Each call to the database beside what the model says to it."""
+"""Each call to the database, with the model's answer to it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Call:
 
     Attributes:
         ask: calls the database.
-        expect: changes the model and returns the answer that is expected; is given the answer that was seen, for ids
-            and for whatever the database may choose freely.
-        skipping: the same as `expect` for a call that takes what it finds: is also given the tasks whose rows it may
-            have skipped, for an overlapping call held them.
+        expect: changes the model and returns the expected answer. It receives the actual answer, for ids and for
+            what the database may choose freely.
+        skipping: the same as `expect`, for a call that takes the tasks it finds. It also receives the tasks whose
+            rows the call may have skipped, because an overlapping call held them.
         concerns: the tasks whose rows it may hold until its transaction ends; None: any.
     """
 
@@ -44,18 +44,18 @@ class Call:
     concerns: frozenset[UUID] | None = frozenset()
 
     def answer(self, connection: Connection) -> Answer:
-        """The answer; an error that is meant for the caller is one, too."""
+        """Return the answer; an error for the caller is one, too."""
         try:
             return self.ask(connection)
         except MinionError as error:
             return type(error).__name__
 
 
-# ------------------------------------------------------------------------------------------------------- people
+# ------------------------------------------------------------------------------------------------------ operators
 
 
 def submit(agent: str, key: str | None = None, **fields: Any) -> Call:
-    """Accepts a task; fields that are None are left out."""
+    """Accept a task; fields that are None are left out."""
     request = {"agent": agent, "input": {}, "key": key, **fields}
     request = {name: value for name, value in request.items() if value is not None}
 
@@ -66,7 +66,7 @@ def submit(agent: str, key: str | None = None, **fields: Any) -> Call:
 
 
 def signal(task: UUID, name: str, payload: Any) -> Call:
-    """Sends a signal."""
+    """Send a signal."""
 
     def ask(connection: Connection) -> Answer:
         return lifecycle.signal(connection, task, name, payload)
@@ -75,7 +75,7 @@ def signal(task: UUID, name: str, payload: Any) -> Call:
 
 
 def cancel(model: Model, task: UUID) -> Call:
-    """Cancels a tree."""
+    """Cancel a tree."""
 
     def ask(connection: Connection) -> Answer:
         return lifecycle.cancel(connection, task, reason="enough")
@@ -87,7 +87,7 @@ def cancel(model: Model, task: UUID) -> Call:
 
 
 def dispatch() -> Call:
-    """One round of the dispatcher."""
+    """Run one round of the dispatcher."""
 
     def ask(connection: Connection) -> Answer:
         release_checked(connection, check_pending(connection))
@@ -102,7 +102,7 @@ def dispatch() -> Call:
 
 
 def wake_due() -> Call:
-    """Looks at the clock."""
+    """Wake the tasks that are due."""
 
     def skipping(model: Model, seen: Answer, skipped: frozenset[UUID]) -> Answer:
         return model.wake_due(skipped)
@@ -111,7 +111,7 @@ def wake_due() -> Call:
 
 
 def republish() -> Call:
-    """Presumes all messages lost: they are late, and every worker is idle."""
+    """Presume all messages lost: they are late, and every worker is idle."""
 
     def ask(connection: Connection) -> Answer:
         connection.execute(
@@ -124,7 +124,7 @@ def republish() -> Call:
 
 
 def heal_waits() -> Call:
-    """Belt and braces, which find nothing while the belt holds."""
+    """Run the safety net for missed wake-ups, which must find nothing."""
 
     def ask(connection: Connection) -> Answer:
         connection.execute(text("UPDATE task_status SET updated_at = now() - interval '1 h' WHERE state = 'waiting'"))
@@ -134,7 +134,7 @@ def heal_waits() -> Call:
 
 
 def expire(model: Model, task: UUID) -> Call:
-    """Ends a task whose deadline has passed."""
+    """End a task whose deadline has passed."""
 
     def ask(connection: Connection) -> Answer:
         return lifecycle.expire(connection, task)
@@ -146,7 +146,7 @@ def expire(model: Model, task: UUID) -> Call:
 
 
 def claim(task: UUID, expected: int, worker: UUID) -> Call:
-    """A message reaches a minion. Answers None, `("refused", kind)` or what the minion is told."""
+    """Claim a task for a minion that received its message. The answer is None, `("refused", kind)` or the claim."""
 
     def ask(connection: Connection) -> Answer:
         row = lifecycle.claim(connection, task, expected, worker)
@@ -162,7 +162,7 @@ def claim(task: UUID, expected: int, worker: UUID) -> Call:
 
 
 def hold(task: UUID, expected: int, scope: str, name: str) -> Call:
-    """The limiter does not let a task start."""
+    """Let the limiter hold back a task."""
 
     def ask(connection: Connection) -> Answer:
         return lifecycle.hold(connection, task, expected, scope=scope, name=name, delay=LATER)
@@ -171,7 +171,7 @@ def hold(task: UUID, expected: int, scope: str, name: str) -> Call:
 
 
 def write(task: UUID, claim: int, number: int, step: Step) -> Call:
-    """Journals a step."""
+    """Journal a step."""
     row = {"number": number, "kind": step.kind, "name": "noop", "status": step.status, "request_hash": "h"}
 
     def ask(connection: Connection) -> Answer:
@@ -184,7 +184,7 @@ def write(task: UUID, claim: int, number: int, step: Step) -> Call:
 
 
 def finish(model: Model, task: UUID, claim: int, state: State = State.SUCCEEDED) -> Call:
-    """Ends a task."""
+    """End a task."""
     result = {"error": ERROR} if state == State.FAILED else {"output": claim}
 
     def ask(connection: Connection) -> Answer:
@@ -194,7 +194,7 @@ def finish(model: Model, task: UUID, claim: int, state: State = State.SUCCEEDED)
 
 
 def release(model: Model, task: UUID, claim: int, how: str, *, charged: bool = False, delay: float = 0.0) -> Call:
-    """Gives a task back."""
+    """Give a task back."""
 
     def ask(connection: Connection) -> Answer:
         result = {"error": ERROR}
@@ -207,7 +207,7 @@ def release(model: Model, task: UUID, claim: int, how: str, *, charged: bool = F
 
 
 def snooze(model: Model, task: UUID, claim: int) -> Call:
-    """Lets a task go for a while."""
+    """Suspend a task for a while."""
 
     def ask(connection: Connection) -> Answer:
         return lifecycle.snooze(connection, task, claim, {}, delay=LATER, reason="snoozed")
@@ -216,7 +216,7 @@ def snooze(model: Model, task: UUID, claim: int) -> Call:
 
 
 def suspend(model: Model, task: UUID, claim: int, children: list[str], waits: list[Step]) -> Call:
-    """Waits for sub-tasks of these agents, and for signals and timers. Answers (state, the sub-tasks' ids)."""
+    """Wait for sub-tasks of these agents, and for signals and timers. The answer is (state, the sub-tasks' ids)."""
     first = model.tasks[task].next_step
     wanted = [
         {"step": n, "name": name, "request_hash": "h", "request": {"agent": name, "input": {}}}

@@ -1,8 +1,8 @@
-"""What the database's functions should do to tasks, said a second time in plain Python.
+"""A second specification, in plain Python, of how the database's functions change tasks.
 
-`Model` has one method for each function of `shared.tasks.lifecycle`: it changes the model and returns the answer that
-is expected. It knows no locks, no counters and no transactions: it counts what is open where the database keeps a
-count, and it is copied where the database rolls back.
+`Model` has one method for each function of `shared.tasks.lifecycle`: it changes the model and returns the expected
+answer. It has no locks, no counters and no transactions: where the database keeps a count, it counts; where the
+database rolls back, the model is copied.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from shared.tasks.lifecycle import Accepted
 from shared.tasks.states import FINAL, State
 
 Answer = Any
-SCOPES = ("agent", "capability", "key")  # in the order in which the database asks them
+SCOPES = ("agent", "capability", "key")  # in the order in which the database checks them
 
 
 class Mismatch(AssertionError):
-    """The database did what the model does not permit."""
+    """The database did something that the model does not permit."""
 
 
 @dataclass
 class Step:
-    """A journaled step. `due`: its time-out has passed; None: it has none. `output` as `plain_output` gives it."""
+    """A journaled step. `due`: its time-out has passed; None: it has none. `output` as `plain_output` returns it."""
 
     kind: str
     status: str
@@ -36,7 +36,7 @@ class Step:
 
 @dataclass
 class Task:
-    """A task and all that hangs on it."""
+    """A task with its steps and other state."""
 
     id: UUID
     agent: str
@@ -49,7 +49,7 @@ class Task:
     attempts: int = 0
     losses: int = 0
     cancel: bool = False
-    due: bool = False  # a scheduled task, a back-off, a snooze: its time has come
+    due: bool = False  # the time of a scheduled task, a back-off or a snooze has come
     overdue: bool = False
     steps: dict[int, Step] = field(default_factory=dict)
     executions: dict[int, str] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Task:
 
     @property
     def open_steps(self) -> dict[int, Step]:
-        """The sub-tasks and waits that are not over."""
+        """Return the sub-tasks and waits that are not over."""
         return {n: s for n, s in self.steps.items() if s.kind in ("subtask", "wait") and s.status == "started"}
 
     @property
@@ -81,11 +81,11 @@ class Task:
         return self.parent.root if self.parent else self
 
     def names(self, scope: str) -> str:
-        """What the task is to a pause or a limit of this scope."""
+        """Return the name of the task for a pause or a limit of this scope."""
         return {"agent": self.agent, "capability": "work", "key": self.key}[scope]
 
     def view(self) -> dict[str, Any]:
-        """What must be the same in the database."""
+        """Return the values that must be the same in the database."""
         return {
             "state": str(self.state),
             "claim": self.claim,
@@ -103,7 +103,7 @@ class Task:
 
 
 class Model:
-    """All tasks, and what people said about them."""
+    """All tasks, the workers, and the pauses, rate holds and limits in force."""
 
     def __init__(self, most_attempts: dict[str, int]) -> None:
         self.most_attempts = most_attempts
@@ -115,18 +115,18 @@ class Model:
         self.limits: dict[tuple[str, str], int] = {}
 
     def view(self) -> dict[UUID, dict[str, Any]]:
-        """What must be the same in the database."""
+        """Return the values that must be the same in the database."""
         return {task.id: task.view() for task in self.tasks.values()}
 
     def family(self, task: UUID) -> frozenset[UUID]:
-        """All tasks with the same root: whoever changes one of them may hold the rows of the others."""
+        """Return all tasks with the same root: a call that changes one of them may hold the rows of the others."""
         root = self.tasks[task].root
         return frozenset(other.id for other in self.tasks.values() if other.root is root)
 
-    # ------------------------------------------------------------------------------------------ what people ask
+    # ---------------------------------------------------------------------------------------------- operators
 
     def accept(self, request: dict[str, Any], seen: Answer) -> Answer:
-        """Takes the id of a new task from what was seen."""
+        """Accept a task; its id is taken from the actual answer."""
         agent, key = request["agent"], request.get("key")
         idempotency, unique = request.get("idempotency_key"), request.get("unique_key")
         if idempotency in self.idempotent:
@@ -146,7 +146,7 @@ class Model:
         return Accepted(task.id, True)
 
     def predecessor(self, task: Task) -> Task | None:
-        """The task of its conversation that goes before it: it has begun, or was accepted earlier."""
+        """Return the previous task of its conversation: it has begun, or was accepted earlier."""
         others = [other for other in self.tasks.values() if other.conversation and other is not task and other.live]
         return next(
             (
@@ -165,11 +165,11 @@ class Model:
         return task
 
     def cancel(self, number: UUID) -> Answer:
-        """Ends what does not run; what runs is asked to stop."""
+        """Cancel tasks that do not run, and ask running ones to stop."""
         return self._end_tree(number, State.CANCELLED)
 
     def expire(self, number: UUID) -> Answer:
-        """Ends the task, running or not, and cancels what is below it."""
+        """End the task, running or not, and cancel the tasks below it."""
         return self._end_tree(number, State.EXPIRED)
 
     def _end_tree(self, number: UUID, final: State) -> Answer:
@@ -190,7 +190,7 @@ class Model:
             yield from self._below(child)
 
     def signal(self, number: UUID, name: str, payload: Any) -> Answer:
-        """A signal goes to the first open wait of its name, or is kept."""
+        """Deliver a signal to the first open wait of its name, or keep it."""
         task = self.tasks[number]
         if not task.live:
             return "Conflict"
@@ -213,7 +213,7 @@ class Model:
     # --------------------------------------------------------------------------------------- the orchestrator
 
     def free(self, task: Task) -> bool:
-        """Whether nothing keeps a pending task in line."""
+        """Return whether nothing blocks a pending task."""
         flight = self.flight()
         return (
             task.state == State.PENDING
@@ -223,11 +223,11 @@ class Model:
         )
 
     def in_turn(self, task: Task) -> bool:
-        """Whether it is its turn in its conversation. A task that has begun keeps it."""
+        """Return whether no earlier task of the conversation is first. A task that has begun stays first."""
         return task.claim > 0 or self.predecessor(task) is None
 
     def rules_of(self, task: Task) -> dict[tuple[str, str], int]:
-        """The limits that hold for a task, each under its narrow name."""
+        """Return the limits that apply to a task, each under its narrow name."""
         rules = {}
         for scope in SCOPES:
             name = task.names(scope)
@@ -237,7 +237,7 @@ class Model:
         return rules
 
     def flight(self, *states: State) -> dict[tuple[str, str], int]:
-        """How many tasks are in these states (queued or running by default), by scope and name."""
+        """Count the tasks in these states (queued or running by default), by scope and name."""
         counts: dict[tuple[str, str], int] = {}
         for task in self.tasks.values():
             if task.state in (states or (State.QUEUED, State.RUNNING)):
@@ -246,15 +246,15 @@ class Model:
         return counts
 
     def dispatch(self, seen: list[tuple[UUID, int]], *, partial: bool = False) -> Answer:
-        """Which tasks go first is not asked here: what was seen must be permitted, and is then done.
+        """Dispatch the tasks that the database chose, if each is permitted. The model does not check their order.
 
         Args:
-            partial: some rows may have been skipped, for somebody else held them.
+            partial: some rows may have been skipped, because another call held them.
         """
         free = {task.id for task in self.tasks.values() if self.free(task)}
         taken = {task for task, _ in seen}
         before = self.flight()
-        # One that was accepted while another one got ahead of it may come too early: its claim tells it.
+        # A task that was accepted while another one overtook it may come too early: its claim reports that.
         if not taken <= free:
             raise Mismatch(f"dispatched although not free: {taken - free}")
         free = {number for number in free if self.in_turn(self.tasks[number])}
@@ -270,7 +270,7 @@ class Model:
         return sorted((number, self.tasks[number].claim) for number in taken)
 
     def wake_due(self, skip: frozenset[UUID] = frozenset()) -> Answer:
-        """Wakes whose time has come, but for those whose rows somebody else holds."""
+        """Wake the tasks that are due, except those whose rows another call holds."""
         woken = 0
         for task in [task for task in self.tasks.values() if task.id not in skip]:
             waits = task.open_steps
@@ -286,20 +286,20 @@ class Model:
         return woken
 
     def time_passes(self, number: UUID) -> None:
-        """Everything that the task waits for by the clock is due."""
+        """Make every wait of the task that depends on the clock due."""
         task = self.tasks[number]
         task.due = task.state in (State.SCHEDULED, State.WAITING)
         for step in task.open_steps.values():
             step.due = None if step.due is None else True
 
     def republish(self) -> Answer:
-        """Every queued task: in the model all messages are late and all workers idle."""
+        """Republish every queued task: in the model all messages are late and all workers idle."""
         if not any(self.workers.values()):
             return []
         return sorted((task.id, task.claim) for task in self.tasks.values() if task.state == State.QUEUED)
 
     def hold(self, number: UUID, expected: int, scope: str) -> Answer:
-        """Back in line, and the line is held."""
+        """Return the task to pending, and begin a rate hold in this scope."""
         task = self.tasks[number]
         if self.awaits_claim(number, expected):
             task.state = State.PENDING
@@ -308,7 +308,7 @@ class Model:
     # --------------------------------------------------------------------------------------------- the minion
 
     def claim(self, number: UUID, expected: int, worker: UUID) -> Answer:
-        """None, `("refused", kind)`, or what the minion is told."""
+        """Return None, `("refused", kind)`, or the claim with its steps."""
         task = self.tasks[number]
         if not self.awaits_claim(number, expected) or task.overdue or not self.workers[worker]:
             return None
@@ -334,12 +334,12 @@ class Model:
         return "max_running" if full else None
 
     def holds_claim(self, number: UUID, claim: int) -> bool:
-        """Whether a minion may still write under this claim."""
+        """Return whether a minion may still write under this claim."""
         task = self.tasks[number]
         return (task.state, task.claim) == (State.RUNNING, claim)
 
     def awaits_claim(self, number: UUID, expected: int) -> bool:
-        """Whether this message can still be taken."""
+        """Return whether this message can still be claimed."""
         task = self.tasks[number]
         return (task.state, task.claim) == (State.QUEUED, expected)
 
@@ -347,7 +347,7 @@ class Model:
         return self.tasks[number] if self.holds_claim(number, claim) else None
 
     def write_steps(self, number: UUID, claim: int, steps: dict[int, Step]) -> Answer:
-        """Steps that are finished stay as they are."""
+        """Write steps; finished steps stay unchanged."""
         task = self._fenced(number, claim)
         if task is None:
             return None
@@ -360,7 +360,7 @@ class Model:
                 task.steps[n] = Step(step.kind, step.status, step.name, step.output)
 
     def finish(self, number: UUID, claim: int, state: State) -> Answer:
-        """A cancel that came first wins."""
+        """Finish the task; an earlier cancel takes precedence."""
         task = self._fenced(number, claim)
         if task is None:
             return None
@@ -370,7 +370,7 @@ class Model:
         return final
 
     def release(self, number: UUID, claim: int, how: str, charged: bool, delay: float) -> Answer:
-        """Given back, or failed where the attempts or the workers are used up."""
+        """Return the task to pending, or fail it if its attempts or lost workers are used up."""
         task = self._fenced(number, claim)
         if task is None:
             return None
@@ -389,7 +389,7 @@ class Model:
         return task.state
 
     def suspend(self, number: UUID, claim: int, children: list[str], waits: list[Step], seen: list[UUID]) -> Answer:
-        """The sub-tasks' ids are taken from what was seen."""
+        """Suspend the task; the sub-tasks' ids are taken from the actual answer."""
         task = self._fenced(number, claim)
         if task is None:
             return None
@@ -411,7 +411,7 @@ class Model:
         return task.state
 
     def snooze(self, number: UUID, claim: int) -> Answer:
-        """Let go, uncharged, for a while."""
+        """Suspend the task for a while without charging an attempt."""
         task = self._fenced(number, claim)
         if task is None:
             return None

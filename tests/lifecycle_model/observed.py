@@ -1,4 +1,4 @@
-"""What the tables hold after each call: the same as the model, and none of the promises broken."""
+"""Checks of the tables after each call: they agree with the model, and no promise is broken."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OBSERVE = text(
 
 
 def observe(connection: Connection) -> dict[UUID, dict[str, Any]]:
-    """What `Model.view` says, as the database has it."""
+    """Return what `Model.view` returns, as the database has it."""
     return {row.pop("task_id"): _plain(row) for row in map(dict, connection.execute(OBSERVE).mappings())}
 
 
@@ -35,13 +35,13 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain_output(output: Any) -> Any:
-    """A step's output without what the clock wrote into it."""
+    """Return a step's output without the values of the clock."""
     if isinstance(output, dict) and "signal" in output:
         return output["payload"]
     return "timed out" if output == {"timed_out": True} else output
 
 
-# Every change of state, and every change of a task that has ended.
+# Every change of state, and every change of an ended task.
 LOG_CHANGES = """
     CREATE TABLE state_changes (n bigint GENERATED ALWAYS AS IDENTITY, task_id uuid, before text, after text,
                                 claim_before integer, claim_after integer);
@@ -60,7 +60,7 @@ FORGET_CHANGES = (
 
 _PERMITTED = ", ".join(f"('{before}', '{after}')" for before, after in TRANSITIONS)
 _ENDED = ", ".join(f"'{state}'" for state in FINAL)
-# Each row is a broken promise, by name. None of it uses the model or the counters that it judges.
+# Each row is a broken promise, by name. The statements use neither the model nor the counters that they check.
 BROKEN_PROMISES = text(
     f"""
     SELECT 'forbidden transition', task_id, before || ' -> ' || after FROM state_changes

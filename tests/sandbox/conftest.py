@@ -1,4 +1,4 @@
-"""Fixtures of the sandbox's own suites."""
+"""Fixtures of the sandbox's test suites."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Sandbox]:
-    """A sandbox with nothing preloaded."""
+    """Sandbox without preloaded packages."""
     with Sandbox() as started:
         yield started
 
 
 @pytest.fixture(scope="session")
 def bare_sandbox() -> Iterator[Sandbox]:
-    """A sandbox whose functions may reach for the operating system, if called with `check=False`."""
+    """Sandbox whose functions can use the operating system, if called with `check=False`."""
     with Sandbox(preload=("os", "ctypes", "socket", "signal", "threading", "resource", "sys")) as started:
         yield started
 
 
 @pytest.fixture(scope="session")
 def public_copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder that every user can read, with `minions`, `shared` and this folder in it; its path holds a space."""
+    """Folder that every user can read, with `minions`, `shared` and this folder in it; its path contains a space."""
     folder = Path("/var/tmp") / f"sandbox tests {os.getpid()}"
     for package in (minions, shared):
         source = Path(package.__file__).parent
@@ -47,8 +47,8 @@ def public_copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def python_for_nobody() -> str:
-    """An interpreter that every user can start; needed only where this one's is in somebody's home."""
+def public_python() -> str:
+    """Interpreter that every user can start; a separate one only if this one is in a home folder."""
     for candidate in (os.path.realpath(sys.executable), "/usr/bin/python3", "/usr/local/bin/python3"):
         test = "import sys; sys.exit(sys.version_info < (3, 11))"
         try:

@@ -1,4 +1,4 @@
-"""Runs a command confined like a container with Docker's default profile: its capabilities, its filter.
+"""Run a command confined as in a container with Docker's default profile: its capabilities, its filter.
 
     python container.py PATH_OF_shared_sandbox UID COMMAND…
 

@@ -1,9 +1,9 @@
-"""Runs the corpora in one setting and prints what happened as JSON.
+"""Run the corpora in one setting and print the results as JSON.
 
     python run_corpus.py FOLDER_WITH_shared DATA_FOLDER
 
-A script of its own, because most settings are another user's: started by `test_settings.py` as root, as
-nobody, or inside `container.py`. It imports nothing but the standard library and `shared.sandbox`.
+A separate script, because most settings belong to another user: `test_settings.py` starts it as root, as
+nobody, or inside `container.py`. It imports only the standard library and `shared.sandbox`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, sys.argv[1])
 from shared.sandbox import Outcome, Sandbox
 
-# What the attacks import. With the policy switched off they get it; the kernel layers must hold alone.
+# Modules that the attacks import. With the policy off they get them; the kernel layers must hold alone.
 DANGEROUS = (
     "_io", "_posixsubprocess", "builtins", "concurrent.futures.process",
     "concurrent.futures.thread", "ctypes", "faulthandler", "fcntl", "gc", "glob", "linecache",
@@ -30,7 +30,7 @@ REFUSED_BEFOREHAND = {"import_denied", "forbidden_name"}
 
 
 def holds(attack: dict[str, Any], outcomes: list[Outcome], check: bool) -> bool:
-    """Whether every outcome is what the attack's `expect` demands."""
+    """Return True if every outcome is what the attack's `expect` demands."""
     if attack["must_hold"].startswith("policy") and not check:
         return True
     if attack["expect"] == "distinct":
@@ -50,13 +50,13 @@ def _holds_once(attack: dict[str, Any], outcome: Outcome, check: bool) -> bool:
 
 
 def attack_all(sandbox: Sandbox, attacks: list[dict[str, Any]], check: bool) -> list[str]:
-    """Names and outcomes of the attacks that did something they must not."""
+    """Return names and outcomes of the attacks that succeeded."""
 
     def attack_one(attack: dict[str, Any]) -> str | None:
         memory, timeout = attack.get("mem", 128), 0.7 if attack["expect"] == "terminated" else 5.0
         outcomes = [
             sandbox.call(attack["code"], "f", {}, memory_limit=memory, timeout=timeout, check=check)
-            # Of a call without policy the second one has its code compiled apart.
+            # The second call without the policy runs code that was compiled separately.
             for _ in range(attack.get("repeat", 1 if check else 2))
         ]
         return None if holds(attack, outcomes, check) else f"{attack['name']}: {outcomes[-1]}"
@@ -66,7 +66,7 @@ def attack_all(sandbox: Sandbox, attacks: list[dict[str, Any]], check: bool) -> 
 
 
 def honest_all(sandbox: Sandbox, functions: list[dict[str, Any]]) -> list[str]:
-    """Names and outcomes of the honest functions that did not work."""
+    """Return names and outcomes of the honest functions that did not work."""
 
     def try_one(function: dict[str, Any]) -> list[str]:
         name, code, imports = function["name"], function["code"], function["imports"]

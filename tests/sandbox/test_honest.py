@@ -1,4 +1,4 @@
-"""What honest callers rely on, beyond the corpus."""
+"""Promises to honest callers, beyond the corpus."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ HONEST = json.loads((Path(__file__).parent / "data" / "honest.json").read_text(e
 
 
 @pytest.mark.parametrize("function", HONEST, ids=lambda function: function["name"])
-def test_corpus(sandbox: Sandbox, function: dict[str, Any]) -> None:
-    for _ in range(2):  # the second call has its code compiled apart
+def test_honest_function_of_the_corpus_works(sandbox: Sandbox, function: dict[str, Any]) -> None:
+    for _ in range(2):  # the second call runs code that was compiled separately
         outcome = sandbox.call(function["code"], "f", function["input"], allowed_imports=function["imports"])
         assert outcome.error is None
         assert outcome.value == function["expected"]
@@ -33,7 +33,7 @@ def test_annotations_are_never_evaluated(sandbox: Sandbox) -> None:
     assert sandbox.validate(source, "search_docs") == []
 
 
-def test_the_context_is_a_read_only_mapping(sandbox: Sandbox) -> None:
+def test_context_is_a_read_only_mapping(sandbox: Sandbox) -> None:
     source = """
 def f(x, context):
     try:
@@ -50,7 +50,7 @@ def test_printed_text_is_captured(sandbox: Sandbox) -> None:
     assert (outcome.value, outcome.stdout) == (1, "a ü\n")
 
 
-def test_the_counters_are_the_kernels(sandbox: Sandbox) -> None:
+def test_counters_are_those_of_the_kernel(sandbox: Sandbox) -> None:
     source = "def f():\n    x = bytearray(30 << 20)\n    return sum(range(3_000_000))"
     outcome = sandbox.call(source, "f", {})
     assert 29 << 20 < outcome.peak_memory < 34 << 20
@@ -58,7 +58,7 @@ def test_the_counters_are_the_kernels(sandbox: Sandbox) -> None:
     assert "seccomp" in outcome.layers
 
 
-def test_an_exception_tells_where(sandbox: Sandbox) -> None:
+def test_exception_is_reported_with_its_line(sandbox: Sandbox) -> None:
     outcome = sandbox.call("def f(x):\n    y = 1\n    return y / x", "f", {"x": 0})
     assert outcome.error is not None
     assert outcome.error.type == "exception"
@@ -72,14 +72,14 @@ def test_local_time_is_utc(sandbox: Sandbox) -> None:
     assert sandbox.call(source, "f", {}).value == [0, "UTC"]
 
 
-def test_every_child_has_randomness_of_its_own(sandbox: Sandbox) -> None:
+def test_children_have_separate_randomness(sandbox: Sandbox) -> None:
     returned = "[random.random(), secrets.token_hex(), uuid.uuid4().hex]"
     source = f"import random, secrets, uuid\ndef f(): return {returned}"
     values = [sandbox.call(source, "f", {}).value for _ in range(8)]
     assert all(len(set(column)) == 8 for column in zip(*values, strict=True))
 
 
-def test_modules_that_are_not_loaded_cannot_be_allowed(sandbox: Sandbox) -> None:
+def test_unloaded_modules_cannot_be_allowed(sandbox: Sandbox) -> None:
     outcome = sandbox.call("import os\ndef f(): return 1", "f", {}, allowed_imports=["os"])
     assert outcome.error is not None
     assert outcome.error.type == "import_denied"
@@ -90,7 +90,7 @@ def test_openssl_is_not_loaded(sandbox: Sandbox) -> None:
     assert sandbox.call(source, "f", {}).value is True
 
 
-def test_a_refused_import_can_be_caught(sandbox: Sandbox) -> None:
+def test_refused_import_can_be_caught(sandbox: Sandbox) -> None:
     source = "try:\n    import numpy\nexcept ImportError:\n    numpy = None\ndef f(): return numpy is None"
     assert sandbox.call(source, "f", {}).value is True
 

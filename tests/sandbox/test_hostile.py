@@ -1,4 +1,4 @@
-"""Attacks of our own: on the protocol, on the limits, and on the calls of others. The policy is off."""
+"""Attacks of our own: on the protocol, on the limits, and on other calls. The policy is off."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from shared.sandbox.replies import Inbox
 
 
 def attack(sandbox: Sandbox, source: str, **options: float) -> Outcome:
-    """Run `f` with all of Python at hand."""
+    """Run `f` with all of Python available."""
     return sandbox.call(source, "f", {}, check=False, **{"timeout": 10.0, **options})  # type: ignore[arg-type]
 
 
 def writes(*parts: bytes) -> str:
-    """A function that sends bytes of its own on its channel, then waits."""
+    """Return a function that sends these bytes on its channel, then waits."""
     return f"import os, time\ndef f():\n    for part in {parts!r}: os.write(0, part)\n    time.sleep(60)"
 
 
@@ -47,14 +47,14 @@ def reply(kind: bytes, body: bytes, printed: bytes = b"", length: int | None = N
     ],
     ids=range(16),
 )
-def test_forged_replies(bare_sandbox: Sandbox, forged: bytes, type_: str) -> None:
+def test_forged_reply_is_refused(bare_sandbox: Sandbox, forged: bytes, type_: str) -> None:
     outcome = attack(bare_sandbox, writes(forged))
     assert outcome.error is not None
     assert outcome.error.type == type_
 
 
 @pytest.mark.parametrize("dense", [b"[],", b"{},", b'{"":0},', b"0,", b'"",', b'"', b"[", b"]"])
-def test_dense_replies(bare_sandbox: Sandbox, dense: bytes) -> None:
+def test_dense_reply_is_refused(bare_sandbox: Sandbox, dense: bytes) -> None:
     head = reply(b"V", b"[", length=4_000_000)
     source = f"""
 import os, time
@@ -68,7 +68,7 @@ def f():
     assert outcome.error.type == ("invalid_output" if dense == b"]" else "output_too_large")
 
 
-def test_replies_in_single_bytes_are_read_seldom(bare_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reply_in_single_bytes_is_read_in_few_steps(bare_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     assert bare_sandbox.layers  # its self-test is over
     pieces = []
     add = Inbox.add
@@ -86,13 +86,13 @@ def test_replies_in_single_bytes_are_read_seldom(bare_sandbox: Sandbox, monkeypa
     assert outcome.duration >= (len(pieces) - 1) * PAUSE
 
 
-def test_a_forged_reply_is_the_functions_own_value_at_best(bare_sandbox: Sandbox) -> None:
+def test_forged_reply_is_at_most_the_function_s_own_value(bare_sandbox: Sandbox) -> None:
     outcome = attack(bare_sandbox, writes(reply(b"V", b"7")))
     assert outcome.value == 7
     assert outcome.cpu_time > 0
 
 
-def test_forged_counters_are_not_believed(bare_sandbox: Sandbox) -> None:
+def test_forged_counters_are_ignored(bare_sandbox: Sandbox) -> None:
     source = """
 import resource, time
 def f():
@@ -105,7 +105,7 @@ def f():
     assert outcome.peak_memory > 19 << 20
 
 
-def test_dripping_bytes_does_not_buy_time(bare_sandbox: Sandbox) -> None:
+def test_slow_bytes_do_not_extend_the_time_limit(bare_sandbox: Sandbox) -> None:
     source = "import os, time\ndef f():\n    while True:\n        os.write(0, bytes(1)); time.sleep(0.01)"
     outcome = attack(bare_sandbox, source, timeout=0.3)
     assert outcome.error is not None
@@ -123,14 +123,14 @@ def test_dripping_bytes_does_not_buy_time(bare_sandbox: Sandbox) -> None:
     ],
     ids=["a reply in drops", "C code that looks up for nothing", "a generator that does not close"],
 )
-def test_refusing_to_end(bare_sandbox: Sandbox, source: str) -> None:
+def test_function_that_refuses_to_end_is_killed(bare_sandbox: Sandbox, source: str) -> None:
     head = f"import os, time\nreply = {reply(b'V', b'[' + b' ' * 9_999 + b']')!r}\n"
     outcome = attack(bare_sandbox, head + source, timeout=0.3)
     assert outcome.error is not None
     assert outcome.error.type == "timeout"
 
 
-def test_counters_cannot_be_escaped_by_leaving_early(bare_sandbox: Sandbox) -> None:
+def test_early_exit_does_not_hide_cpu_time(bare_sandbox: Sandbox) -> None:
     source = f"""
 import ctypes
 def f():
@@ -143,14 +143,14 @@ def f():
     assert all(outcome.error.type == "crashed" if outcome.error else outcome.cpu_time > 0 for outcome in outcomes)
 
 
-def test_closing_the_channel_and_going_on(bare_sandbox: Sandbox) -> None:
+def test_closed_channel_does_not_stop_the_time_limit(bare_sandbox: Sandbox) -> None:
     outcome = attack(bare_sandbox, "import os\ndef f():\n    os.close(0)\n    while True: pass", timeout=0.3)
     assert outcome.error is not None
     assert outcome.error.type == "timeout"
 
 
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGALRM", "SIGXCPU", "SIGINT", "SIGSEGV"])
-def test_ignored_signals_do_not_help(bare_sandbox: Sandbox, signal: str) -> None:
+def test_ignored_signals_do_not_stop_the_time_limit(bare_sandbox: Sandbox, signal: str) -> None:
     source = f"import signal\ndef f():\n    signal.signal(signal.{signal}, signal.SIG_IGN)\n    while True: pass"
     outcome = attack(bare_sandbox, source, timeout=0.2)
     assert outcome.error is not None
@@ -175,7 +175,7 @@ def test_ignored_signals_do_not_help(bare_sandbox: Sandbox, signal: str) -> None
         "ctypes.CDLL(None).syscall(425, 4, (ctypes.c_char * 120)())",  # io_uring_setup
     ],
 )
-def test_forbidden_system_calls(bare_sandbox: Sandbox, call: str) -> None:
+def test_forbidden_system_call_kills(bare_sandbox: Sandbox, call: str) -> None:
     outcome = attack(bare_sandbox, f"import ctypes\ndef f(): return {call}")
     if "0x10011" in call:
         assert outcome.value is True
@@ -234,7 +234,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_system_calls(bare_sandbox: Sandbox, name: str) -> None:
+def test_other_system_call_is_refused(bare_sandbox: Sandbox, name: str) -> None:
     arguments = ", ".join(
         f"ctypes.c_long({value})" if isinstance(value, int) or value.startswith("(~") else value
         for value in REFUSED[name]
@@ -272,7 +272,7 @@ def f():
     assert attack(bare_sandbox, source).value == []
 
 
-def test_memory_in_many_small_mappings(bare_sandbox: Sandbox) -> None:
+def test_many_small_mappings_count_as_memory(bare_sandbox: Sandbox) -> None:
     source = """
 import ctypes
 def f():
@@ -339,7 +339,7 @@ def f():
         "def f():\n    D()\n    return 1",
     ],
 )
-def test_odd_functions_end_tidily(bare_sandbox: Sandbox, source: str) -> None:
+def test_odd_function_leaves_a_working_sandbox(bare_sandbox: Sandbox, source: str) -> None:
     outcome = attack(bare_sandbox, source, timeout=2.0)
     assert isinstance(outcome, Outcome)
     assert outcome.error is None or outcome.error.type != "unavailable"

@@ -1,6 +1,6 @@
-"""Each kernel layer stops a probe of its own with all other layers switched off.
+"""Each kernel layer stops its own probe with all other layers switched off.
 
-A probe first has to get through with no layer at all: only then does it prove anything.
+A probe must first get through without any layer: only then does it prove anything.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ROOT_IN_NAMESPACE = "def f(): return os.getuid() == 0 and 'through'"
 
 
 def probe(only: set[str], source: str, arguments: dict[str, object]) -> object:
-    """What the probe returns with these layers and no others; None if something stopped it."""
+    """Return the result of the probe with these layers and no others; None if a layer stopped it."""
     with Sandbox(preload=("os", "socket", "ctypes"), _without=LAYERS - only) as sandbox:
         full = "import ctypes, os, socket\n" + source
         outcome = sandbox.call(full, "f", arguments, check=False)
@@ -78,7 +78,7 @@ def listener() -> Iterator[int]:
     ],
     ids=lambda value: "+".join(sorted(value)) if isinstance(value, set) else "",
 )
-def test_layer(layer: set[str], source: str) -> None:
+def test_layer_stops_its_probe(layer: set[str], source: str) -> None:
     assert probe(set(), source, {}) == "through"
     assert probe(layer, source, {}) is None
 
@@ -89,7 +89,7 @@ def test_unprivileged_uid_cannot_read_roots_files(secret: Path) -> None:
     assert probe({"unprivileged_uid"}, READ_SECRET, arguments) is None
 
 
-def test_landlock() -> None:
+def test_landlock_hides_files() -> None:
     try:
         abi()
     except OSError:
@@ -98,12 +98,12 @@ def test_landlock() -> None:
     assert probe({"no_new_privs", "landlock"}, OPEN, {}) is None
 
 
-def test_net_namespace(listener: int) -> None:
+def test_net_namespace_hides_listeners(listener: int) -> None:
     assert probe(set(), CONNECT, {"port": listener}) == "through"
     assert probe({"net_namespace"}, CONNECT, {"port": listener}) is None
 
 
-def test_pid_namespace() -> None:
+def test_pid_namespace_hides_processes() -> None:
     assert probe(set(), SIGNAL, {"pid": os.getpid()}) == "through"
     assert probe({"pid_namespace"}, SIGNAL, {"pid": os.getpid()}) is None
 
@@ -117,7 +117,7 @@ def test_pid_namespace() -> None:
         ("uts_namespace", "uts"),
     ],
 )
-def test_namespace_is_another(layer: str, name: str) -> None:
+def test_namespace_differs_from_the_host_s(layer: str, name: str) -> None:
     arguments: dict[str, object] = {"name": name, "link": os.readlink(f"/proc/self/ns/{name}")}
     assert probe(set(), NAMESPACE, arguments) == "through"
     assert probe({layer}, NAMESPACE, arguments) is None

@@ -34,7 +34,7 @@ def works(sandbox: Sandbox) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process has started and that still exist; none if it has ended itself."""
+    """Return the processes that a process has started and that still exist; none if it has ended."""
     found: list[int] = []
     # Any of them may end between two reads.
     with suppress(FileNotFoundError, ProcessLookupError):
@@ -44,13 +44,13 @@ def children(pid: int) -> list[int]:
 
 
 def descendants(pid: int) -> set[int]:
-    """All processes below one."""
+    """Return all processes below one."""
     below = children(pid)
     return set(below).union(*map(descendants, below))
 
 
 def await_end(pid: int) -> None:
-    """Wait until a process, ours or not, has ended."""
+    """Wait until a process, our child or not, has ended."""
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -62,7 +62,7 @@ def await_end(pid: int) -> None:
 
 
 def test_nothing_starts_before_the_first_call() -> None:
-    # In a process of its own: another sandbox of this one may be making children ready.
+    # In a separate process: another sandbox of this one may be preparing children.
     script = (
         "import os; from shared.sandbox import Sandbox; from tests.sandbox.test_lifecycle import descendants\n"
         "with Sandbox(): print(descendants(os.getpid()))"
@@ -71,7 +71,7 @@ def test_nothing_starts_before_the_first_call() -> None:
     assert done.stdout.strip() == str(set())
 
 
-def test_close_ends_all_processes_and_may_be_repeated() -> None:
+def test_close_ends_all_processes_and_can_be_repeated() -> None:
     before = descendants(os.getpid())
     sandbox = Sandbox()
     assert works(sandbox)
@@ -85,7 +85,7 @@ def test_close_ends_all_processes_and_may_be_repeated() -> None:
     sandbox.close()
 
 
-def test_the_zygote_survives_the_thread_that_started_it() -> None:
+def test_zygote_survives_the_thread_that_started_it() -> None:
     with Sandbox() as sandbox:
         thread = threading.Thread(target=works, args=(sandbox,))
         thread.start()
@@ -101,7 +101,7 @@ def test_many_threads_share_one_zygote() -> None:
         assert list(outcomes) == [2 * x for x in range(150)]
 
 
-def test_a_fork_of_the_owner_has_a_zygote_of_its_own() -> None:
+def test_forked_owner_gets_its_own_zygote() -> None:
     with Sandbox() as sandbox:
         assert works(sandbox)
         server = sandbox._server
@@ -116,7 +116,7 @@ def test_a_fork_of_the_owner_has_a_zygote_of_its_own() -> None:
         assert sandbox._server is server
 
 
-def test_a_killed_zygote_is_replaced() -> None:
+def test_killed_zygote_is_replaced() -> None:
     with Sandbox() as sandbox:
         assert works(sandbox)
         server = sandbox._server
@@ -131,7 +131,7 @@ def test_a_killed_zygote_is_replaced() -> None:
             await_end(child)
 
 
-def test_a_dead_zygote_hands_out_no_children() -> None:
+def test_dead_zygote_provides_no_children() -> None:
     with Sandbox() as sandbox:
         assert works(sandbox)
         server = sandbox._server
@@ -149,12 +149,12 @@ def zygote_of(sandbox: Sandbox) -> int:
 
 
 def zygote_below(server: ForkServer) -> int:
-    """The zygote's own pid: below the process that waits outside its pid namespace, where there is one."""
+    """Return the zygote's own pid: below the process that waits outside its pid namespace, if there is one."""
     return children(server.pid)[0] if "pid_namespace" in server.layers else server.pid
 
 
 def in_thread(sandbox: Sandbox) -> tuple[ParkedChild, threading.Thread, list[Outcome]]:
-    """Make a long call in a thread, and return its child once that has the whole request."""
+    """Make a long call in a thread, and return its child once the child has the whole request."""
     outcomes: list[Outcome] = []
     under_way: queue.SimpleQueue[ParkedChild] = queue.SimpleQueue()
 
@@ -171,7 +171,7 @@ def in_thread(sandbox: Sandbox) -> tuple[ParkedChild, threading.Thread, list[Out
     return child, thread, outcomes
 
 
-def test_long_calls_do_not_keep_others_waiting() -> None:
+def test_long_calls_do_not_delay_others() -> None:
     with Sandbox(pool=2) as sandbox:
         assert works(sandbox)
         holders = [in_thread(sandbox)[1] for _ in range(8)]
@@ -182,7 +182,7 @@ def test_long_calls_do_not_keep_others_waiting() -> None:
             holder.join()
 
 
-def test_a_call_that_ends_with_its_zygote_may_be_made_again() -> None:
+def test_call_that_ended_with_its_zygote_can_be_retried() -> None:
     with Sandbox() as sandbox:
         assert works(sandbox)
         _, thread, outcomes = in_thread(sandbox)
@@ -194,7 +194,7 @@ def test_a_call_that_ends_with_its_zygote_may_be_made_again() -> None:
         assert works(sandbox)
 
 
-def test_a_child_that_is_killed_from_outside_is_no_fault_of_its_function() -> None:
+def test_child_killed_from_outside_is_not_the_function_s_fault() -> None:
     with Sandbox() as sandbox:
         assert works(sandbox)
         child, thread, outcomes = in_thread(sandbox)
@@ -206,7 +206,7 @@ def test_a_child_that_is_killed_from_outside_is_no_fault_of_its_function() -> No
         assert works(sandbox)
 
 
-def test_zygotes_that_die_under_many_calls_leave_nothing_behind() -> None:
+def test_zygotes_killed_under_load_leave_nothing_behind() -> None:
     source = "import time\ndef f(x):\n    time.sleep(0.1)\n    return x"
     with Sandbox() as sandbox, ThreadPoolExecutor(20) as pool:
         assert works(sandbox)
@@ -221,7 +221,7 @@ def test_zygotes_that_die_under_many_calls_leave_nothing_behind() -> None:
         for _ in range(4):
             calls = [pool.submit(call, x) for x in range(25)]
             calls[0].result()
-            # Whoever found the last one dead may be about to start another.
+            # The thread that found the last one dead may be about to start another.
             if isinstance(server := sandbox._server, ForkServer):
                 with suppress(ProcessLookupError, IndexError):
                     os.kill(zygote_below(server), signal.SIGKILL)
@@ -233,7 +233,7 @@ def test_zygotes_that_die_under_many_calls_leave_nothing_behind() -> None:
         assert len(os.listdir("/proc/self/fd")) <= descriptors + 9
 
 
-def test_a_stopped_zygote_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_zygote_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.sandbox.fork_server.CLOSE_PATIENCE", 0.2)
     before = descendants(os.getpid())
     with Sandbox() as sandbox:
@@ -244,7 +244,7 @@ def test_a_stopped_zygote_can_be_closed(monkeypatch: pytest.MonkeyPatch) -> None
         await_end(pid)
 
 
-def test_a_zygote_without_descriptors_left_goes_on() -> None:
+def test_zygote_without_free_descriptors_continues() -> None:
     source = "import time\ndef f(x):\n    time.sleep(1)\n    return x"
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = len(os.listdir("/proc/self/fd")) + 18
@@ -261,7 +261,7 @@ def test_a_zygote_without_descriptors_left_goes_on() -> None:
         assert sandbox._server is server
 
 
-def test_a_child_may_die_of_any_signal() -> None:
+def test_child_may_die_of_any_signal() -> None:
     with Sandbox() as sandbox:
         assert works(sandbox)
         child, thread, outcomes = in_thread(sandbox)
@@ -271,7 +271,7 @@ def test_a_child_may_die_of_any_signal() -> None:
         assert outcomes[0].error.type == "crashed"
 
 
-def test_a_fork_while_another_thread_looks_for_code() -> None:
+def test_fork_during_a_code_lookup_does_not_deadlock() -> None:
     with Sandbox() as sandbox:
         assert works(sandbox)
         with sandbox._codes._lock:
@@ -300,10 +300,10 @@ while error:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to be a user with no other process")
-def test_a_limit_of_processes_is_named_wherever_it_strikes(public_copy: Path, python_for_nobody: str) -> None:
+def test_process_limit_is_named_in_every_error(public_copy: Path, public_python: str) -> None:
     alone = 59_999
     done = subprocess.run(
-        [python_for_nobody, "-B", "-c", CROWDED, str(public_copy)],
+        [public_python, "-B", "-c", CROWDED, str(public_copy)],
         capture_output=True, text=True, env={}, cwd="/", user=alone, group=alone, extra_groups=[], check=False,
     )  # fmt: skip
     faults = done.stdout.splitlines()
@@ -313,14 +313,14 @@ def test_a_limit_of_processes_is_named_wherever_it_strikes(public_copy: Path, py
         assert "`ulimit -u`" in fault
 
 
-def test_killed_parked_children_are_replaced() -> None:
+def test_killed_waiting_children_are_replaced() -> None:
     with Sandbox(pool=2) as sandbox:
         assert works(sandbox)
         assert isinstance(sandbox._server, ForkServer)
         zygotes = descendants(sandbox._server.pid)
         children = {pid for pid in zygotes if not descendants(pid)}
         for pid in children:
-            # One that compiled the function ends by itself.
+            # A child that compiled the function ends by itself.
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             await_end(pid)
@@ -350,13 +350,13 @@ def zygote_of_owner(last_words: str) -> tuple[subprocess.Popen[str], set[int]]:
     return owner, {outer, *descendants(outer)}
 
 
-def test_a_stopped_zygote_ends_with_its_owner() -> None:
+def test_stopped_zygote_ends_with_its_owner() -> None:
     owner, processes = zygote_of_owner("sys.stdin.read()")
     with owner:
         for pid in processes:
             if descendants(pid):
                 os.kill(pid, signal.SIGSTOP)
-                # One without a pid namespace is its owner's own child, and would stay stopped.
+                # A zygote without a pid namespace is its owner's own child, and would stay stopped.
                 os.kill(min(processes), signal.SIGCONT)
         owner.kill()
     for pid in processes:
@@ -380,7 +380,7 @@ def test_no_process_outlives_a_script_that_forgets_to_close() -> None:
         await_end(pid)
 
 
-def test_no_process_outlives_an_owner_whose_fork_lives_on() -> None:
+def test_no_process_outlives_an_owner_with_a_living_fork() -> None:
     owner, processes = zygote_of_owner("if os.fork() == 0: sys.stdin.read()\nos._exit(0)")
     with owner:
         owner.wait()
@@ -388,7 +388,7 @@ def test_no_process_outlives_an_owner_whose_fork_lives_on() -> None:
             await_end(pid)
 
 
-def test_descriptor_exhaustion_is_an_outcome_and_passes() -> None:
+def test_descriptor_exhaustion_is_a_temporary_error() -> None:
     with Sandbox() as sandbox:
         assert works(sandbox)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -401,7 +401,7 @@ def test_descriptor_exhaustion_is_an_outcome_and_passes() -> None:
             parked = [sandbox.call(DOUBLE, "f", {"x": 1}) for _ in range(6)]
             fresh = []
             for spare in range(4):
-                # The calls above may have set some free.
+                # The calls above may have freed some.
                 with suppress(OSError):
                     while True:
                         hoard.append(socket.socket())
@@ -418,7 +418,7 @@ def test_descriptor_exhaustion_is_an_outcome_and_passes() -> None:
         assert works(sandbox)
 
 
-def calls_leak_nothing(sandbox: Sandbox, calls: int) -> None:
+def check_calls_leak_nothing(sandbox: Sandbox, calls: int) -> None:
     def state() -> tuple[int, int]:
         return len(os.listdir("/proc/self/fd")), len(descendants(os.getpid()))
 
@@ -440,32 +440,32 @@ def calls_leak_nothing(sandbox: Sandbox, calls: int) -> None:
 
 
 def zygote_memory(sandbox: Sandbox) -> int:
-    """Kilobytes of private memory of the zygote itself."""
+    """Return kilobytes of private memory of the zygote itself."""
     lines = Path(f"/proc/{zygote_of(sandbox)}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def test_hundreds_of_calls_leak_nothing() -> None:
     with Sandbox(preload=("os",)) as sandbox:
-        calls_leak_nothing(sandbox, 400)
+        check_calls_leak_nothing(sandbox, 400)
 
 
 @pytest.mark.soak
 def test_ten_thousand_calls_leak_nothing() -> None:
     with Sandbox(preload=("os",)) as sandbox:
-        calls_leak_nothing(sandbox, 100)
+        check_calls_leak_nothing(sandbox, 100)
         before = zygote_memory(sandbox)
-        calls_leak_nothing(sandbox, 10_000)
+        check_calls_leak_nothing(sandbox, 10_000)
         assert zygote_memory(sandbox) <= before + 2_000
 
 
-def test_missing_layers_are_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_layers_are_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.sandbox.levels.ESSENTIAL", frozenset({"seccomp", "a layer of tomorrow"}))
     with Sandbox() as sandbox, pytest.raises(SandboxRefused, match="a layer of tomorrow"):
         sandbox.call(DOUBLE, "f", {"x": 1})
 
 
-def test_a_canary_that_gets_out_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_canary_that_escapes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.sandbox.selftest.failures", lambda *_: ["socket"])
     with Sandbox() as sandbox, pytest.raises(SandboxRefused, match="not stopped: socket"):
         sandbox.call(DOUBLE, "f", {"x": 1})
@@ -493,7 +493,7 @@ def test_insecure_development_needs_permission(
         assert sandbox.call("import os\ndef f(): os._exit(3)", "f", {}, check=False).error is not None
 
 
-def test_a_time_limit_of_the_caller_leaves_a_working_sandbox() -> None:
+def test_caller_s_time_limit_leaves_a_working_sandbox() -> None:
     class SoftLimit(Exception):
         pass
 

@@ -1,4 +1,4 @@
-"""Every limit has an error of its own, with the limit and what was observed."""
+"""Every limit has a separate error, with the limit and the observed value."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from shared.sandbox.parked import ParkedChild
 
 
 def fault(sandbox: Sandbox, source: str, **options: Any) -> SandboxFault:
-    """The fault of calling `f` in the source; there must be one."""
+    """Return the fault of calling `f` in the source; there must be one."""
     outcome = sandbox.call(source, "f", options.pop("arguments", {}), **options)
     assert outcome.value is None
     assert outcome.error is not None, outcome
     return outcome.error
 
 
-def test_memory(sandbox: Sandbox) -> None:
+def test_memory_limit_is_reported(sandbox: Sandbox) -> None:
     error = fault(sandbox, "def f():\n    x = []\n    while True: x.append(bytearray(100_000))", memory_limit=32)
     assert (error.type, error.limit) == ("memory_limit", 32)
     assert error.observed == pytest.approx(32, abs=2)
 
 
 @pytest.mark.parametrize("limit", [16, 64, 200])
-def test_memory_is_precise(sandbox: Sandbox, limit: int) -> None:
+def test_memory_limit_is_precise(sandbox: Sandbox, limit: int) -> None:
     source = """
 def f():
     kept = []
@@ -40,12 +40,12 @@ def f():
     assert sandbox.call(source, "f", {}, memory_limit=limit).value == pytest.approx(limit, abs=2)
 
 
-def test_pages_of_the_interpreters_own_files_do_not_count(sandbox: Sandbox) -> None:
+def test_pages_of_the_interpreter_s_files_do_not_count(sandbox: Sandbox) -> None:
     source = "import unicodedata\ndef f():\n    for n in range(0x110000): unicodedata.name(chr(n), '')"
     assert sandbox.call(source, "f", {}).peak_memory < 300_000
 
 
-def test_memory_of_the_compiler_counts_every_time(sandbox: Sandbox) -> None:
+def test_memory_of_the_compiler_counts_in_every_call(sandbox: Sandbox) -> None:
     source = "def f(): return 1\n" + "".join(f"def g{n}(a, b): return [a, b, a + b * {n}]\n" for n in range(5_000))
     for _ in range(3):
         error = fault(sandbox, source, memory_limit=16)
@@ -53,54 +53,54 @@ def test_memory_of_the_compiler_counts_every_time(sandbox: Sandbox) -> None:
     assert sandbox.call(source, "f", {}).value == 1
 
 
-def test_memory_that_is_never_touched_counts(sandbox: Sandbox) -> None:
+def test_untouched_memory_counts(sandbox: Sandbox) -> None:
     assert fault(sandbox, "def f(): return len([None] * 10**9)").type == "memory_limit"
 
 
-def test_memory_error_that_is_swallowed_does_no_harm(sandbox: Sandbox) -> None:
+def test_swallowed_memory_error_is_harmless(sandbox: Sandbox) -> None:
     source = "def f():\n    try: x = bytearray(1 << 40)\n    except MemoryError: return 'ok'"
     assert sandbox.call(source, "f", {}).value == "ok"
 
 
-def test_wall_time(sandbox: Sandbox) -> None:
+def test_wall_time_limit_is_reported(sandbox: Sandbox) -> None:
     error = fault(sandbox, "import time\ndef f(): time.sleep(60)", timeout=0.2)
     assert (error.type, error.limit) == ("timeout", 0.2)
     assert error.observed is not None
     assert error.observed >= 0.2
 
 
-def test_a_wait_that_cannot_end_is_told_at_once(sandbox: Sandbox) -> None:
+def test_deadlock_is_reported_immediately(sandbox: Sandbox) -> None:
     source = "import asyncio\nasync def f(): await asyncio.Event().wait()"
     error = fault(sandbox, source, timeout=60)
     assert (error.type, error.limit) == ("timeout", 60)
     assert "never happen" in error.message
 
 
-def test_cpu_time(sandbox: Sandbox) -> None:
+def test_cpu_limit_is_reported(sandbox: Sandbox) -> None:
     error = fault(sandbox, "def f():\n    while True: pass", cpu_limit=0.2, timeout=30)
     assert (error.type, error.limit) == ("cpu_limit", 0.2)
     assert error.observed is not None
     assert error.observed >= 0.2
 
 
-def test_cpu_time_in_silence(bare_sandbox: Sandbox) -> None:
+def test_cpu_limit_applies_after_the_channel_is_closed(bare_sandbox: Sandbox) -> None:
     source = "import os\ndef f():\n    os.close(0)\n    while True: pass"
     error = fault(bare_sandbox, source, check=False, cpu_limit=0.2, timeout=20)
     assert (error.type, error.limit) == ("cpu_limit", 0.2)
 
 
-def test_a_deadline_that_passes_before_the_first_look(sandbox: Sandbox) -> None:
+def test_deadline_before_the_first_look_is_a_timeout(sandbox: Sandbox) -> None:
     assert fault(sandbox, "import time\ndef f(): time.sleep(60)", timeout=1e-5).type == "timeout"
 
 
-def test_an_answer_is_in_time_when_it_was_its_reader_that_stood_still(sandbox: Sandbox) -> None:
+def test_reply_is_in_time_despite_a_late_reader(sandbox: Sandbox) -> None:
     assert sandbox.call("def f(): return 1", "f", {}).ok
 
-    def stand_still(child: ParkedChild, seconds: float) -> None:
+    def delayed_watch(child: ParkedChild, seconds: float) -> None:
         select.select([child.channel], [], [])
         time.sleep(seconds)
 
-    with patch.object(sandbox._server, "watch", stand_still):
+    with patch.object(sandbox._server, "watch", delayed_watch):
         outcome = sandbox.call("import time\ndef f():\n    time.sleep(0.1)\n    return 1", "f", {}, timeout=0.5)
     assert outcome.value == 1
 
@@ -110,7 +110,7 @@ def test_sleeping_uses_no_cpu_time(sandbox: Sandbox) -> None:
     assert sandbox.call(source, "f", {}, cpu_limit=0.2).value == 1
 
 
-def test_output(sandbox: Sandbox) -> None:
+def test_output_limit_is_reported(sandbox: Sandbox) -> None:
     error = fault(sandbox, "def f(): return 'x' * 5_000_000")
     assert (error.type, error.limit, error.observed) == ("output_too_large", 4 << 20, 5_000_002)
 
@@ -121,7 +121,7 @@ def test_largest_output_is_accepted() -> None:
         assert fault(sandbox, "def f(): return 'x' * 999").type == "output_too_large"
 
 
-def test_number_of_values(sandbox: Sandbox) -> None:
+def test_number_of_values_is_limited(sandbox: Sandbox) -> None:
     source = "def f(n): return [[0] * n, {'a': 1}]"
     assert sandbox.call(source, "f", {"n": 249_995}).ok
     error = fault(sandbox, source, arguments={"n": 249_996})
@@ -129,7 +129,7 @@ def test_number_of_values(sandbox: Sandbox) -> None:
     assert "more than 250000 values" in error.message
 
 
-def test_stdout(sandbox: Sandbox) -> None:
+def test_stdout_limit_is_reported(sandbox: Sandbox) -> None:
     outcome = sandbox.call("def f():\n    while True: print('x' * 1000)", "f", {})
     assert outcome.error is not None
     assert (outcome.error.type, outcome.error.limit) == ("stdout_too_large", 64 << 10)
@@ -138,42 +138,42 @@ def test_stdout(sandbox: Sandbox) -> None:
     assert outcome.stdout.endswith("[cut after 65536 bytes]")
 
 
-def test_stdout_that_swallows_its_limit(sandbox: Sandbox) -> None:
+def test_swallowed_stdout_error_is_still_reported(sandbox: Sandbox) -> None:
     source = "def f():\n    try: print('x' * 100_000)\n    except BaseException: pass\n    return 1"
     assert fault(sandbox, source).type == "stdout_too_large"
 
 
-def test_stdout_of_wide_characters(sandbox: Sandbox) -> None:
+def test_stdout_limit_counts_bytes(sandbox: Sandbox) -> None:
     outcome = sandbox.call("def f(): print('日' * 40_000)", "f", {})
     assert outcome.error is not None
     assert outcome.error.type == "stdout_too_large"
 
 
-def test_recursion(sandbox: Sandbox) -> None:
+def test_recursion_is_limited(sandbox: Sandbox) -> None:
     error = fault(sandbox, "def f(): return f()")
     assert (error.type, error.limit) == ("recursion", 1000)
 
 
-def test_depth_of_output(sandbox: Sandbox) -> None:
+def test_output_depth_is_limited(sandbox: Sandbox) -> None:
     nested = "def f(n):\n    x = 1\n    for _ in range(n): x = [x]\n    return x"
     assert sandbox.call(nested, "f", {"n": 100}).ok
     error = fault(sandbox, nested, arguments={"n": 101})
     assert (error.type, error.limit) == ("invalid_output", 100)
 
 
-def test_depth_of_input(sandbox: Sandbox) -> None:
+def test_input_depth_is_limited(sandbox: Sandbox) -> None:
     value: list[Any] = []
     for _ in range(100_000):
         value = [value]
     assert fault(sandbox, "def f(x): return 1", arguments={"x": value}).type == "invalid_input"
 
 
-def test_source_size(sandbox: Sandbox) -> None:
+def test_source_size_is_limited(sandbox: Sandbox) -> None:
     error = fault(sandbox, "#" * (256 << 10) + "\ndef f(): return 1")
     assert (error.type, error.limit) == ("source_too_large", 256 << 10)
 
 
-def test_input_size(sandbox: Sandbox) -> None:
+def test_input_size_is_limited(sandbox: Sandbox) -> None:
     error = fault(sandbox, "def f(x): return 1", arguments={"x": "y" * (5 << 20)})
     assert (error.type, error.limit) == ("input_too_large", 4 << 20)
 
@@ -208,36 +208,36 @@ def test_input_size(sandbox: Sandbox) -> None:
         (f"import {'x' * 70_000}\ndef f(): pass", "import_denied"),
     ],
 )
-def test_types_of_faults(sandbox: Sandbox, source: str, type_: str) -> None:
+def test_fault_has_the_right_type(sandbox: Sandbox, source: str, type_: str) -> None:
     assert fault(sandbox, source).type == type_
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "\ud800"])
-def test_arguments_that_are_not_strict_json(sandbox: Sandbox, value: object) -> None:
+def test_non_json_arguments_are_refused(sandbox: Sandbox, value: object) -> None:
     assert fault(sandbox, "def f(x): return 1", arguments={"x": value}).type == "invalid_input"
 
 
 @pytest.mark.parametrize(
     "options", [{"timeout": 0}, {"timeout": 1e9}, {"memory_limit": -1}, {"cpu_limit": float("nan")}]
 )
-def test_mistakes_of_the_caller_are_raised(sandbox: Sandbox, options: dict[str, Any]) -> None:
+def test_invalid_limits_raise_value_error(sandbox: Sandbox, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be a positive number"):
         sandbox.call("def f(): return 1", "f", {}, **options)
 
 
-def test_arguments_of_other_types_are_a_mistake_of_the_caller(sandbox: Sandbox) -> None:
+def test_arguments_of_other_types_raise(sandbox: Sandbox) -> None:
     with pytest.raises(TypeError):
         sandbox.call("def f(x): return 1", "f", {"x": object()})
     with pytest.raises(TypeError, match="not a string"):
         sandbox.call("def f(x): return 1", "f", {}, allowed_imports="json")
 
 
-def test_findings_of_long_names(sandbox: Sandbox) -> None:
+def test_findings_with_long_names_are_reported(sandbox: Sandbox) -> None:
     source = "".join(f"import {'é' * 3_000}{number}\n" for number in range(20)) + "def f(): pass"
     assert {problem.code for problem in sandbox.validate(source, "f")} == {"import_denied"}
 
 
-def test_values_that_are_no_json_are_named(sandbox: Sandbox) -> None:
+def test_non_json_output_is_named(sandbox: Sandbox) -> None:
     error = fault(sandbox, "from decimal import Decimal\ndef f(): return [Decimal(1)]")
     assert error.type == "invalid_output"
     assert "of type Decimal" in error.message

@@ -1,4 +1,4 @@
-"""Packages that the operator preloads: small ones made here, and large ones where they are installed."""
+"""Packages that the operator preloads: small ones written here, and large ones where they are installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Write = Callable[[dict[str, str]], None]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Writes files of packages into a folder on the path."""
+    """Return a function that writes packages into a folder on the path."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def write(files: dict[str, str]) -> None:
@@ -62,7 +62,7 @@ FAILING = {
 
 
 @pytest.mark.parametrize("name", FAILING)
-def test_package_that_fails_is_left_out_with_the_reason(write: Write, name: str) -> None:
+def test_failing_package_is_left_out_with_the_reason(write: Write, name: str) -> None:
     source, reason = FAILING[name]
     write({name: source, "acme": "RATE = 7"})
     with Sandbox(preload=[name, "acme"]) as sandbox:
@@ -71,19 +71,19 @@ def test_package_that_fails_is_left_out_with_the_reason(write: Write, name: str)
         assert reason in sandbox.failed_packages[name]
         error = run(sandbox, f"import {name}\ndef f(): return 1", name).error
         assert error is not None
-        assert error.type == "exception"  # no security event: the function is not to blame
+        assert error.type == "exception"  # not a security event: the function has done nothing wrong
         assert error.message.startswith(f"ImportError: the package of '{name}' could not be preloaded by this worker")
         assert reason in error.message
 
 
-def test_function_can_go_on_without_a_package_that_failed(write: Write) -> None:
+def test_function_can_continue_without_a_failing_package(write: Write) -> None:
     write({"raising": "1 / 0"})
     with Sandbox(preload=["raising"]) as sandbox:
         source = "try:\n    import raising\nexcept ImportError:\n    raising = None\ndef f(): return raising is None"
         assert run(sandbox, source, "raising").value is True
 
 
-def test_package_that_is_not_preloaded_is_no_fault_of_the_function(sandbox: Sandbox) -> None:
+def test_missing_package_is_not_the_function_s_fault(sandbox: Sandbox) -> None:
     error = run(sandbox, "import numpy\ndef f(): return 1", "numpy").error
     assert error is not None
     assert error.type == "exception"
@@ -91,7 +91,7 @@ def test_package_that_is_not_preloaded_is_no_fault_of_the_function(sandbox: Sand
     assert sandbox.validate("import numpy\ndef f(): return 1", "f", allowed_imports=["numpy"]) == []
 
 
-def test_what_a_package_brings_along_has_to_be_named_too(write: Write) -> None:
+def test_dependencies_of_a_package_must_be_preloaded_too(write: Write) -> None:
     write({"acme": "import acme_core", "acme_core": ""})
     with Sandbox(preload=["acme"]) as sandbox:
         error = run(sandbox, "import acme_core\ndef f(): return 1", "acme", "acme_core", "confined").error
@@ -104,17 +104,17 @@ def test_what_a_package_brings_along_has_to_be_named_too(write: Write) -> None:
 def test_package_whose_import_does_not_end_is_left_out(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     wait = ForkServer._wait_until
 
-    def impatient(self: ForkServer, happened: Callable[[], bool], deadline: float) -> None:
+    def wait_briefly(self: ForkServer, happened: Callable[[], bool], deadline: float) -> None:
         wait(self, happened, 0.0 if self._loading == "hanging" else deadline)
 
-    monkeypatch.setattr(ForkServer, "_wait_until", impatient)
+    monkeypatch.setattr(ForkServer, "_wait_until", wait_briefly)
     write({"hanging": "import time\ntime.sleep(1_000)"})
     with Sandbox(preload=["hanging"]) as sandbox:
         assert run(sandbox, "def f(): return 1").value == 1
         assert "did not end within" in sandbox.failed_packages["hanging"]
 
 
-def test_submodules_are_loaded_before_there_are_no_files(write: Write) -> None:
+def test_submodules_are_loaded_before_files_disappear(write: Write) -> None:
     write({"acme/__init__": "def rate():\n    from acme.inner.late import RATE\n    return RATE"})
     write({"acme/inner/__init__": "", "acme/inner/late": "RATE = 7", "acme/broken": "1 / 0"})
     with Sandbox(preload=["acme"]) as sandbox:
@@ -125,7 +125,7 @@ def test_submodules_are_loaded_before_there_are_no_files(write: Write) -> None:
         assert "No module named 'acme.broken'" in error.message
 
 
-def test_submodules_bring_what_the_package_requires_and_nothing_else(write: Write, tmp_path: Path) -> None:
+def test_submodules_load_only_what_the_package_requires(write: Write, tmp_path: Path) -> None:
     write({"acme/__init__": "", "acme/core": "import acme_core", "acme/plugin": "import acme_runner\nLOADED = 1"})
     write({"acme_core": "import acme_base", "acme_base": "NAME = 'base'", "acme_runner": ""})
     for name, requires in {
@@ -144,14 +144,14 @@ def test_submodules_bring_what_the_package_requires_and_nothing_else(write: Writ
         assert run(sandbox, source, check=False).value == ["acme", "acme.core", "acme_base", "acme_core"]
 
 
-def test_finder_of_a_package_needs_no_name(write: Write) -> None:
+def test_import_finder_of_a_package_needs_no_name(write: Write) -> None:
     source = "import sys\nclass Finder:\n    def find_spec(self, *_): return None\nsys.meta_path.append(Finder())"
     write({"acme": source})
     with Sandbox(preload=["acme"]) as sandbox:
         assert run(sandbox, "import acme\ndef f(): return 1", "acme").value == 1
 
 
-def test_numerical_libraries_are_asked_for_one_thread(write: Write) -> None:
+def test_numerical_libraries_are_limited_to_one_thread(write: Write) -> None:
     write({"acme": "import os\nSEEN = dict(os.environ)"})
     with Sandbox(preload=["acme"]) as sandbox:
         seen = run(sandbox, "import acme\ndef f(): return acme.SEEN", "acme").value
@@ -181,7 +181,7 @@ LARGE = json.loads((Path(__file__).parent / "data" / "packages.json").read_text(
 
 @pytest.fixture(scope="module", params=sorted({function["package"] for function in LARGE}))
 def large(request: pytest.FixtureRequest) -> Iterator[tuple[str, Sandbox]]:
-    """A sandbox with a large package preloaded."""
+    """Sandbox with a large package preloaded."""
     name = request.param
     if importlib.util.find_spec(name) is None:
         pytest.skip(f"{name} is not installed: pip install {name}")

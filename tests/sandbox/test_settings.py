@@ -1,4 +1,4 @@
-"""All attacks and all honest functions, in every setting that a worker may find itself in."""
+"""All attacks and all honest functions, in every setting of a worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 as_user = pytest.mark.skipif(os.geteuid() == 0, reason="covered as root by the other settings")
 
 
@@ -49,24 +49,24 @@ def assert_holds(result: dict[str, Any], level: str, layers: set[str]) -> None:
 
 
 @as_root
-def test_root(public_copy: Path) -> None:
+def test_corpora_hold_as_root(public_copy: Path) -> None:
     assert_holds(run([sys.executable], public_copy), "full", {"empty_root"} | NAMESPACES)
 
 
 @as_root
-def test_nobody_with_user_namespaces(public_copy: Path, python_for_nobody: str) -> None:
-    result = run([python_for_nobody], public_copy, user=65534, group=65534, extra_groups=[])
+def test_corpora_hold_as_nobody_with_user_namespaces(public_copy: Path, public_python: str) -> None:
+    result = run([public_python], public_copy, user=65534, group=65534, extra_groups=[])
     assert_holds(result, "full", {"empty_root"} | NAMESPACES)
 
 
 @as_user
-def test_own_user(public_copy: Path) -> None:
+def test_corpora_hold_as_the_current_user(public_copy: Path) -> None:
     assert_holds(run([sys.executable], public_copy), "full", {"empty_root"} | NAMESPACES)
 
 
 @as_root
 @pytest.mark.parametrize("uid", [0, 65534])
-def test_default_container(public_copy: Path, python_for_nobody: str, uid: int) -> None:
+def test_corpora_hold_in_a_default_container(public_copy: Path, public_python: str, uid: int) -> None:
     container = [str(public_copy / "sandbox" / "container.py"), str(public_copy / "shared" / "sandbox")]
-    command = [python_for_nobody, *container, str(uid), python_for_nobody]
+    command = [public_python, *container, str(uid), public_python]
     assert_holds(run(command, public_copy), "strong", set() if uid else {"chroot"})

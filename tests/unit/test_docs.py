@@ -48,14 +48,14 @@ def page(name: str) -> str:
 
 
 def section(text: str, heading: str) -> str:
-    """What stands below a heading, up to the next one."""
+    """Return the text below a heading, up to the next one."""
     found = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", text, re.DOTALL | re.MULTILINE)
     assert found, f"no section {heading!r}"
     return found.group(1)
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of the tables in a text, without heads and code marks."""
+    """Return the cells of the tables in a text, without heads and code marks."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     ruled = {index for index, row in enumerate(cells) if set("".join(row)) <= set("-: ")}
@@ -75,12 +75,12 @@ def blocks(*languages: str) -> list[Any]:
     ]
 
 
-def test_the_quickstart_is_two_commands():
+def test_quickstart_is_two_commands():
     language, body = BLOCK.findall((ROOT / "README.md").read_text())[0]
     assert (language, body.split("\n")) == ("sh", ["make demo", "make test", ""])
 
 
-def test_the_state_diagram_is_that_of_the_transition_table():
+def test_state_diagram_matches_the_transition_table():
     diagrams = [body for language, body in BLOCK.findall(page("concepts.md")) if language == "mermaid"]
     assert diagrams == [states.diagram() + "\n"]
 
@@ -106,7 +106,7 @@ def test_every_setting_is_documented_with_its_default():
         ("Config of a function", FunctionConfig),
     ],
 )
-def test_every_field_of_a_definition_is_documented_with_its_default(heading: str, model: type[BaseModel]):
+def test_every_definition_field_is_documented_with_its_default(heading: str, model: type[BaseModel]):
     documented = {codes(row[0])[0]: row[1] for row in rows(section(page("definitions.md"), heading))}
     fields = {name: field for name, field in model.model_fields.items() if name not in NO_FIELDS}
     assert documented.keys() == fields.keys()
@@ -118,12 +118,12 @@ def test_every_field_of_a_definition_is_documented_with_its_default(heading: str
             assert documented[name] == f"`{expected}`", name
 
 
-def test_every_field_of_a_task_is_documented():
+def test_every_task_field_is_documented():
     documented = {codes(row[0])[0] for row in rows(section(page("enqueueing.md"), "Fields of a task"))}
     assert documented == set(TaskRequest.model_fields)
 
 
-def test_every_field_of_a_schedule_is_documented():
+def test_every_schedule_field_is_documented():
     documented = {codes(row[0])[0] for row in rows(page("schedules.md").partition("## When")[0])}
     assert documented == set(ScheduleDefinition.model_fields) - {"name"}
 
@@ -156,7 +156,7 @@ def test_commands_and_options_in_the_text_exist(file: Path):
 
 
 def _code(text: str) -> list[str]:
-    """Shell blocks and code in the text."""
+    """Return shell blocks and code in the text."""
     shell = [body for language, body in BLOCK.findall(text) if language in ("sh", "bash")]
     return shell + codes(BLOCK.sub("", text))
 
@@ -177,7 +177,7 @@ def test_every_exit_code_is_documented():
     assert documented == {kind.exit_code for kind in _kinds(errors.MinionError)} | {0, 2, 130}
 
 
-def test_every_problem_code_that_the_client_knows_is_documented_with_its_status():
+def test_every_problem_code_is_documented_with_its_status():
     documented = {}
     for cells in rows(section(page("http-api.md"), "Errors")):
         documented |= {code: int(cells[1][:3]) for code in codes(cells[0])}
@@ -205,7 +205,7 @@ def test_every_reason_of_why_is_documented_with_its_state():
 
 
 def _literal_reasons() -> set[str]:
-    """The codes that `orchestrator.explain` answers with by themselves."""
+    """Return the codes that `orchestrator.explain` itself answers with."""
     calls = [
         node
         for node in ast.walk(ast.parse((ROOT / "orchestrator/explain.py").read_text()))
@@ -216,9 +216,7 @@ def _literal_reasons() -> set[str]:
 
 
 def _wait_reasons() -> set[str]:
-    """What a task may wait for: reasons that SQL functions and workers write, which `orchestrator.explain` passes
-    on.
-    """
+    """Return the reasons that SQL functions and workers write, which `orchestrator.explain` passes on."""
     sql = "\n".join(file.read_text() for file in ROOT.glob("shared/tasks/sql/*.sql"))
     python = "\n".join(file.read_text() for file in ROOT.glob("workers/**/*.py"))
     chosen = re.search(r"FUNCTION minion_waits_for\(.*?\$\$;", sql, re.DOTALL)
@@ -231,7 +229,7 @@ def _wait_reasons() -> set[str]:
     }
 
 
-def test_pages_that_code_and_examples_name_exist():
+def test_pages_named_in_code_and_examples_exist():
     named = {
         (file.name, path)
         for folder in (*PACKAGES, "examples")
@@ -243,7 +241,7 @@ def test_pages_that_code_and_examples_name_exist():
     assert not [(file, path) for file, path in named if not (ROOT / path).is_file()]
 
 
-def test_the_safe_imports_and_the_faults_of_the_sandbox_are_documented():
+def test_safe_imports_and_sandbox_faults_are_documented():
     listed = " ".join(codes(section(page("sandbox.md"), "What a function may import"))).split()
     assert set(listed) >= SAFE_IMPORTS
     assert set(codes(section(page("sandbox.md"), "Limits and errors"))) >= FAULT_TYPES
@@ -261,12 +259,12 @@ def test_example_definitions_are_valid(folder: str):
 
 
 @pytest.mark.parametrize("body", blocks("json"))
-def test_json_in_the_text_is_json(body: str):
+def test_json_in_the_text_is_valid(body: str):
     json.loads(body)
 
 
 @pytest.mark.parametrize("body", blocks("python", "sql"))
-def test_code_in_the_text_compiles_and_is_that_of_the_examples(body: str):
+def test_code_in_the_text_compiles_and_matches_the_examples(body: str):
     examples = {file.read_text(encoding="utf-8") for file in (ROOT / "examples").rglob("*.*") if file.is_file()}
     if body.startswith('"""') or body.startswith("BEGIN"):
         assert body in examples
@@ -275,7 +273,7 @@ def test_code_in_the_text_compiles_and_is_that_of_the_examples(body: str):
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
-def test_links_lead_somewhere(file: Path):
+def test_links_have_a_target(file: Path):
     text = file.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith("https://"):
@@ -288,13 +286,13 @@ def test_links_lead_somewhere(file: Path):
             assert anchor in {re.sub(r"[^a-z0-9 -]", "", one.lower()).replace(" ", "-") for one in headings}, target
 
 
-def test_no_line_of_the_text_is_too_long_to_read_in_a_diff():
+def test_lines_are_short_enough_for_a_diff():
     for file in PAGES:
         long = [line for line in file.read_text(encoding="utf-8").splitlines() if len(line) > 130 and line[0] != "|"]
         assert not long, (file.name, long)
 
 
-def test_the_compose_file_has_no_default_password_and_publishes_on_loopback_only():
+def test_compose_file_has_no_default_password_and_uses_loopback():
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     secrets = re.findall(r"\$\{(\w*(?:PASSWORD|API_KEY)\w*)([^}]*)\}", (ROOT / "docker-compose.yml").read_text())
     assert {name for name, _ in secrets} == {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "MINION_API_KEY"}
@@ -303,7 +301,7 @@ def test_the_compose_file_has_no_default_password_and_publishes_on_loopback_only
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
 
 
-def test_the_compose_file_stops_servers_after_what_uses_them_and_ends_its_own_checks():
+def test_compose_file_stops_servers_last_and_bounds_its_checks():
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     services = {name: one for name, one in compose["services"].items() if one["image"].startswith("minions:")}
     for name, service in services.items():
@@ -316,7 +314,7 @@ def test_the_compose_file_stops_servers_after_what_uses_them_and_ends_its_own_ch
             assert int(bound[1]) < int(check["timeout"].removesuffix("s")), name
 
 
-def test_every_file_names_the_version_that_is_built():
+def test_every_file_names_the_built_version():
     files = [ROOT / "docker-compose.yml", *ROOT.glob("examples/*/Dockerfile"), *PAGES]
     texts = {file.name: file.read_text(encoding="utf-8") for file in files if file.name != "CHANGELOG.md"}
     image_or_wheel = re.compile(r"(?:\bminions:|\bminions_(?:client|server)-|\bminions-(?:client|server)==)(\d[\w.]*)")
@@ -325,7 +323,7 @@ def test_every_file_names_the_version_that_is_built():
     assert set().union(*named.values()) == {minions.__version__}
 
 
-def test_the_client_has_the_licence_of_the_server():
+def test_client_has_the_licence_of_the_server():
     assert (ROOT / "minions" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
@@ -333,7 +331,7 @@ def test_git_ignores_the_passwords_of_the_compose_file():
     assert "/.env" in (ROOT / ".gitignore").read_text().splitlines()
 
 
-def test_the_compose_file_serves_every_capability_of_the_demo_and_of_the_default_agents():
+def test_compose_file_serves_every_capability_of_the_examples():
     definitions = [
         *load(ROOT / "orchestrator" / "demo" / "agents"),
         *load(ROOT / "shared" / "definitions" / "default_agents"),

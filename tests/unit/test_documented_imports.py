@@ -1,4 +1,4 @@
-"""The imports that users have go on working, wherever the code is."""
+"""Documented imports keep working, wherever the code moves."""
 
 from __future__ import annotations
 

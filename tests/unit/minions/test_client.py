@@ -1,4 +1,4 @@
-"""When the client tries again, and when it must not: against a server that fails to order."""
+"""When the client retries, and when it must not: against a server that fails to order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Answer = tuple[int, Any] | str
 
 
 class Server(ThreadingHTTPServer):
-    """Answers from a list, and remembers what was asked."""
+    """Server that gives the listed answers and records the requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -66,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_GET
 
     def log_message(self, *arguments: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -86,14 +86,14 @@ def client(server: Server) -> Iterator[Client]:
 
 
 @pytest.mark.parametrize("fault", [(503, PROBLEM), (502, b"<html>"), (504, b""), (429, {}), DROP])
-def test_submit_tries_again_under_the_same_key(server: Server, client: Client, fault: Answer) -> None:
+def test_submit_is_retried_with_the_same_key(server: Server, client: Client, fault: Answer) -> None:
     server.answers = [fault, fault, (201, TASK)]
     assert client.submit("Echo", {"n": 1}).id == TASK["id"]
     assert len(server.asked) == 3
     assert len({request["idempotency_key"] for _, request in server.asked}) == 1
 
 
-def test_the_end_of_a_line_is_no_part_of_the_key(server: Server) -> None:
+def test_line_end_is_no_part_of_the_key(server: Server) -> None:
     server.answers = [(200, TASK)]
     with Client(f"http://127.0.0.1:{server.server_port}", "s3cret\n") as client:
         client.get(uuid4())
@@ -101,19 +101,19 @@ def test_the_end_of_a_line_is_no_part_of_the_key(server: Server) -> None:
 
 
 @pytest.mark.parametrize("key", ["s3c\nret", "s3c\rret", "s3cr\u00e9t", "\n", " "])
-def test_a_key_that_no_header_can_carry_is_refused_and_not_quoted(key: str) -> None:
+def test_key_that_no_header_can_carry_is_refused_and_not_quoted(key: str) -> None:
     with pytest.raises(errors.NotConfigured, match="printable ASCII") as refused:
         Client("http://127.0.0.1:1", key)
     assert "s3c" not in refused.value.message
 
 
-def test_the_callers_key_is_kept(server: Server, client: Client) -> None:
+def test_caller_s_idempotency_key_is_kept(server: Server, client: Client) -> None:
     server.answers = [(201, TASK)]
     client.submit("Echo", idempotency_key="mine")
     assert server.asked == [("/v1/tasks", {"agent": "Echo", "idempotency_key": "mine"})]
 
 
-def test_bulk_tries_again_under_the_same_keys(server: Server, client: Client) -> None:
+def test_bulk_submit_is_retried_with_the_same_keys(server: Server, client: Client) -> None:
     server.answers = [DROP, (201, {"tasks": [{"id": "a"}, {"id": "b"}]})]
     assert client.submit_many([{"agent": "Echo"}, {"agent": "Echo", "idempotency_key": "mine"}]) == ["a", "b"]
     first, second = (request for _, request in server.asked)
@@ -122,7 +122,7 @@ def test_bulk_tries_again_under_the_same_keys(server: Server, client: Client) ->
 
 
 @pytest.mark.parametrize("fault", [(503, PROBLEM), DROP])
-def test_a_replay_is_not_sent_twice(server: Server, client: Client, fault: Answer) -> None:
+def test_replay_is_not_retried(server: Server, client: Client, fault: Answer) -> None:
     server.answers = [fault]
     with pytest.raises(errors.Unavailable):
         client.replay(uuid4())
@@ -130,7 +130,7 @@ def test_a_replay_is_not_sent_twice(server: Server, client: Client, fault: Answe
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 409, 422, 500])
-def test_what_will_not_change_is_not_tried_again(server: Server, client: Client, status: int) -> None:
+def test_permanent_errors_are_not_retried(server: Server, client: Client, status: int) -> None:
     server.answers = [(status, {"detail": "No."})]
     with pytest.raises(errors.MinionsError, match=r"No\.") as caught:
         client.get(uuid4())
@@ -138,13 +138,13 @@ def test_what_will_not_change_is_not_tried_again(server: Server, client: Client,
     assert len(server.asked) == 1
 
 
-def test_it_gives_up_with_the_last_reason(server: Server, client: Client) -> None:
+def test_last_error_is_raised_after_all_attempts(server: Server, client: Client) -> None:
     server.answers = [DROP, DROP, (503, PROBLEM)]
     with pytest.raises(errors.Unavailable, match=r"Not now\."):
         client.get(uuid4())
 
 
-def test_it_comes_back_when_it_was_told_to(server: Server, client: Client) -> None:
+def test_retry_after_is_respected(server: Server, client: Client) -> None:
     server.headers = {"Retry-After": "1"}
     server.answers = [(503, PROBLEM), (200, TASK)]
     began = time.monotonic()
@@ -152,7 +152,7 @@ def test_it_comes_back_when_it_was_told_to(server: Server, client: Client) -> No
     assert time.monotonic() - began >= 1
 
 
-def test_a_stream_that_breaks_goes_on_where_it_broke_off(server: Server, client: Client) -> None:
+def test_broken_stream_is_resumed(server: Server, client: Client) -> None:
     server.headers = {"Content-Type": "text/event-stream", "Content-Length": "100000", "Connection": "close"}
     begun = b'retry: 1\n\nid: 1\nevent: task.accepted\ndata: {}\n\nevent: step.text\ndata: {"text": "a"}\n\n'
     server.answers = [
@@ -173,35 +173,35 @@ def test_a_stream_that_breaks_goes_on_where_it_broke_off(server: Server, client:
 
 
 @pytest.mark.parametrize("status", [401, 404, 422])
-def test_a_stream_that_is_refused_is_an_error(server: Server, client: Client, status: int) -> None:
+def test_refused_stream_is_an_error(server: Server, client: Client, status: int) -> None:
     server.answers = [(status, {"detail": "No."})]
     with pytest.raises(errors.MinionsError, match=r"No\."):
         list(client.follow(TASK["id"]))
 
 
-def test_a_stream_of_which_all_was_read_is_empty(server: Server, client: Client) -> None:
+def test_stream_without_further_events_is_empty(server: Server, client: Client) -> None:
     server.answers = [(204, b"")]
     assert list(client.follow(TASK["id"], after=3)) == []
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"", b"\xff"])
-def test_an_answer_that_is_not_json_is_an_error(server: Server, client: Client, body: bytes) -> None:
+def test_non_json_answer_is_an_error(server: Server, client: Client, body: bytes) -> None:
     server.answers = [(200, body)]
     with pytest.raises(errors.ServerError, match="did not answer with JSON"):
         client.get(uuid4())
 
 
-def test_members_of_a_later_release_are_left_out(server: Server, client: Client) -> None:
+def test_fields_of_a_later_release_are_ignored(server: Server, client: Client) -> None:
     server.answers = [(200, TASK)]
     assert not hasattr(client.get(uuid4()), "invented_later")
 
 
-def test_an_unknown_problem_keeps_its_code() -> None:
+def test_unknown_problem_keeps_its_code() -> None:
     error = errors.from_problem(418, {"code": "teapot", "detail": "Short and stout.", "spout": 1})
     assert (type(error), error.code, error.detail) == (errors.MinionsError, "teapot", {"spout": 1})
 
 
-def test_the_key_may_be_in_a_file(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_is_read_from_a_file(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "key"
     file.write_text("a-key-from-a-file\n")
     monkeypatch.delenv("MINION_API_KEY", raising=False)
@@ -221,7 +221,7 @@ def test_the_key_may_be_in_a_file(server: Server, tmp_path: Path, monkeypatch: p
         (" \n", None, r"MINION_API_KEY_FILE: the file .*key is empty"),
     ],
 )
-def test_a_key_file_that_cannot_be_used_is_named(
+def test_unusable_key_file_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, key: str | None, words: str
 ) -> None:
     file = tmp_path / "key"

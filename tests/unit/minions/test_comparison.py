@@ -1,4 +1,4 @@
-"""Comparing two tasks: what counts as a difference, and what does not."""
+"""Comparison of two tasks: differences that count, and those that do not."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def step(number: int, **fields: Any) -> dict[str, Any]:
     return {"number": number, **plain, "input": None, "output": None, "error": None, "copied_from": None, **fields}
 
 
-def asking(call: str) -> dict[str, Any]:
+def tool_call(call: str) -> dict[str, Any]:
     block = {"type": "tool_use", "id": call, "name": "act", "input": {}}
     return {"kind": "model_call", "output": {"content": [block], "stop_reason": "tool_use"}}
 
 
-def told(call: str) -> dict[str, Any]:
+def tool_result(call: str) -> dict[str, Any]:
     result = {"type": "tool_result", "tool_use_id": call, "content": "1"}
     return {"kind": "model_call", "input": {"messages": [{"role": "user", "content": [result]}]}}
 
 
-def called(version: str, arguments: Any) -> dict[str, Any]:
+def function_call(version: str, arguments: Any) -> dict[str, Any]:
     request = {"function": version, "arguments": arguments}
     return {"kind": "function_call", "input": request, "function_version_id": version, "output": 1}
 
@@ -48,7 +48,10 @@ def child(id: str, **fields: Any) -> dict[str, Any]:
     ("a", "b"),
     [
         (record({"output": 1}), record({"output": 1}, id="b")),
-        (record(asking("toolu_x"), told("toolu_x")), record(asking("toolu_y"), told("toolu_y"), id="b")),
+        (
+            record(tool_call("toolu_x"), tool_result("toolu_x")),
+            record(tool_call("toolu_y"), tool_result("toolu_y"), id="b"),
+        ),
         (
             record(child("c"), output=[{"task_id": "c"}], outcomes={"c": {"output": 1, "error": None}}),
             record(child("d"), id="b", output=[{"task_id": "d"}], outcomes={"d": {"output": 1, "error": None}}),
@@ -65,10 +68,10 @@ def child(id: str, **fields: Any) -> dict[str, Any]:
             record({"kind": "wait", "output": {"arguments": 1, "by": "y", "at": "2"}}, id="b"),
         ),
         (record(agent_version=1), record(id="b", agent_version=2)),
-        (record(called("v1", 5)), record(called("v2", 5), id="b")),
+        (record(function_call("v1", 5)), record(function_call("v2", 5), id="b")),
     ],
 )
-def test_what_every_run_gives_anew_is_no_difference(a: Record, b: Record) -> None:
+def test_ids_times_and_versions_are_no_difference(a: Record, b: Record) -> None:
     assert compare(a, b).differences == []
     assert compare(b, a).equal
 
@@ -80,24 +83,24 @@ def test_what_every_run_gives_anew_is_no_difference(a: Record, b: Record) -> Non
         (record(input=1), record(messages=["x"]), [(None, "input", 1, ["x"])]),
         (record({"output": 1}), record({"output": 2}), [(1, "output", 1, 2)]),
         (record({"name": "x"}), record({"name": "y"}), [(1, "name", "x", "y")]),
-        (record(called("v1", 5)), record(called("v2", 6)), [(1, "input", 5, 6)]),
+        (record(function_call("v1", 5)), record(function_call("v2", 6)), [(1, "input", 5, 6)]),
         (
             record(child("c"), outcomes={"c": {"output": 1, "error": None}}),
             record(child("d"), outcomes={"d": {"output": 2, "error": None}}),
             [(1, "output", 1, 2)],
         ),
         (
-            record(asking("x"), asking("y"), told("x")),
-            record(asking("x"), asking("y"), told("y")),
-            [(3, "input", told("(tool call 1)")["input"], told("(tool call 2)")["input"])],
+            record(tool_call("x"), tool_call("y"), tool_result("x")),
+            record(tool_call("x"), tool_call("y"), tool_result("y")),
+            [(3, "input", tool_result("(tool call 1)")["input"], tool_result("(tool call 2)")["input"])],
         ),
     ],
 )
-def test_differences_say_where_they_are(a: Record, b: Record, found: list[tuple[Any, ...]]) -> None:
+def test_differences_have_a_location(a: Record, b: Record, found: list[tuple[Any, ...]]) -> None:
     assert [(each.step, each.what, each.a, each.b) for each in compare(a, b).differences] == found
 
 
-def test_a_step_that_only_one_has() -> None:
+def test_step_of_one_task_only_is_a_difference() -> None:
     found = compare(record({}, {"output": 2}), record({}))
     assert (found.of_step(1), found.of_step(2), found.equal) == ([], ["step"], False)
     assert found.differences[0].a["output"] == 2

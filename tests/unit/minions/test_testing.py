@@ -16,7 +16,7 @@ from minions import testing
 
 
 def post(api: testing.MessagesApi, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Status and answer of a request for a message."""
+    """Return status and answer of a request for a message."""
     data = json.dumps({"model": "m", **body}).encode()
     request = urllib.request.Request(f"{api.url}/v1/messages", data, {"x-api-key": testing.KEY})
     try:
@@ -31,7 +31,7 @@ def post(api: testing.MessagesApi, body: dict[str, Any]) -> tuple[int, dict[str,
     ("script", "words"),
     [(None, "No such file"), ("[", "Expecting value"), ("{}", "a list of replies"), ('["x"]', "each an object")],
 )
-def test_a_script_that_is_none_is_refused_in_a_line(
+def test_invalid_script_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], script: str | None, words: str
 ) -> None:
     file = tmp_path / "replies.json"
@@ -44,7 +44,7 @@ def test_a_script_that_is_none_is_refused_in_a_line(
     assert words in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_is_named(
+def test_port_in_use_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "replies.json").write_text("[]")
@@ -56,8 +56,8 @@ def test_a_port_that_is_taken_is_named(
     assert f"port {port} cannot be used" in capsys.readouterr().err
 
 
-def test_what_the_script_does_not_know_is_refused_for_good() -> None:
-    """Not with an error that is tried again: the task would wait for hours for a script that is complete."""
+def test_unscripted_request_is_refused_permanently() -> None:
+    """With a retryable error, the task would wait for hours for a script that is complete."""
     with testing.messages_api() as api:
         api.script = [{"if": "boats", **testing.text("Two.")}]
         status, answer = post(api, {"messages": [{"role": "user", "content": "ships"}]})
@@ -65,15 +65,15 @@ def test_what_the_script_does_not_know_is_refused_for_good() -> None:
         assert "no reply to this request" in answer["error"]["message"]
 
 
-def test_answers_on_a_kept_alive_connection_are_sent_without_delay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_on_a_kept_alive_connection_are_not_delayed(monkeypatch: pytest.MonkeyPatch) -> None:
     options: list[int] = []
     set_up = BaseHTTPRequestHandler.setup
 
-    def noting(handler: Any) -> None:
+    def recording_setup(handler: Any) -> None:
         set_up(handler)
         options.append(handler.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
-    monkeypatch.setattr(BaseHTTPRequestHandler, "setup", noting)
+    monkeypatch.setattr(BaseHTTPRequestHandler, "setup", recording_setup)
     with testing.messages_api() as api:
         api.script = [testing.text("Hi.")]
         assert post(api, {"messages": HELLO})[0] == 200
@@ -81,7 +81,7 @@ def test_answers_on_a_kept_alive_connection_are_sent_without_delay(monkeypatch: 
     assert all(options)
 
 
-def test_a_request_without_messages_is_refused() -> None:
+def test_request_without_messages_is_refused() -> None:
     with testing.messages_api() as api:
         status, answer = post(api, {"max_tokens": 10})
         assert (status, answer["error"]["message"]) == (400, "messages: Field required")
@@ -132,7 +132,7 @@ MARK = {"cache_control": {"type": "ephemeral"}}
         ({"system": [{"type": "text", "text": " "}]}, "system: text content blocks must contain non-whitespace text"),
     ],
 )
-def test_what_the_api_refuses_is_refused(wrong: dict[str, Any], said: str) -> None:
+def test_requests_that_the_api_refuses_are_refused(wrong: dict[str, Any], said: str) -> None:
     if "tools" in wrong:
         wrong = {"tools": [{"name": "act", "input_schema": schema} for schema in wrong["tools"]]}
     with testing.messages_api() as api:

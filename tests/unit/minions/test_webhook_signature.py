@@ -1,4 +1,4 @@
-"""What a receiver believes: `minions.webhooks.verify`, against the test vector of the Standard Webhooks libraries."""
+"""`minions.webhooks.verify`, against the test vector of the Standard Webhooks libraries."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SIGNATURE = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
 @pytest.fixture
-def then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The moment of the test vector."""
+def at_vector_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the clock to the time of the test vector."""
     monkeypatch.setattr(webhooks.time, "time", lambda: TIMESTAMP + 1.5)
 
 
@@ -34,21 +34,21 @@ def headers(**changes: Any) -> dict[str, str]:
     return {f"webhook-{name}": value for name, value in shown.items() if value is not None}
 
 
-def test_the_specifications_test_vector(then: None) -> None:
+def test_test_vector_of_the_specification_is_accepted(at_vector_time: None) -> None:
     assert sign(SECRET, ID, TIMESTAMP, BODY) == SIGNATURE
     assert sign(SECRET.removeprefix("whsec_"), ID, TIMESTAMP, BODY) == SIGNATURE
     assert verify(BODY, headers(), SECRET) == {"test": 2432232314}
 
 
 @pytest.mark.parametrize("change", [str.upper, str.title])
-def test_the_case_of_headers_does_not_matter(then: None, change: Any) -> None:
+def test_case_of_headers_does_not_matter(at_vector_time: None, change: Any) -> None:
     assert verify(BODY, {change(name): value for name, value in headers().items()}, SECRET)
 
 
 @pytest.mark.parametrize(
     "signature", [f"v1,{'A' * 43}= {SIGNATURE}", f"v1a,abc {SIGNATURE}", f"{SIGNATURE} v2,whatever", f" {SIGNATURE} "]
 )
-def test_one_signature_of_several_is_enough(then: None, signature: str) -> None:
+def test_one_valid_signature_of_several_is_enough(at_vector_time: None, signature: str) -> None:
     assert verify(BODY, headers(signature=signature), SECRET)
 
 
@@ -68,7 +68,7 @@ def test_one_signature_of_several_is_enough(then: None, signature: str) -> None:
         "v1,\ud800",
     ],
 )
-def test_a_wrong_signature(then: None, signature: str) -> None:
+def test_wrong_signature_is_refused(at_vector_time: None, signature: str) -> None:
     with pytest.raises(InvalidSignature, match="does not match"):
         verify(BODY, headers(signature=signature), SECRET)
 
@@ -83,26 +83,28 @@ def test_a_wrong_signature(then: None, signature: str) -> None:
         (BODY, {}, "whsec_" + base64.b64encode(b"another").decode()),
     ],
 )
-def test_everything_is_signed(then: None, body: bytes, changes: dict[str, str], secret: str) -> None:
+def test_id_timestamp_and_body_are_signed(
+    at_vector_time: None, body: bytes, changes: dict[str, str], secret: str
+) -> None:
     with pytest.raises(InvalidSignature, match="does not match"):
         verify(body, headers(**changes), secret)
 
 
 @pytest.mark.parametrize("name", ["id", "timestamp", "signature"])
 @pytest.mark.parametrize("value", [None, ""])
-def test_a_missing_header_is_named(name: str, value: str | None) -> None:
+def test_missing_header_is_named(name: str, value: str | None) -> None:
     with pytest.raises(InvalidSignature, match=f"no header webhook-{name}"):
         verify(BODY, headers(**{name: value}), SECRET)
 
 
 @pytest.mark.parametrize("timestamp", ["soon", "-1", "1.5", "1e9", "١", "9" * 16, "0x10", " 1614265330"])
-def test_what_is_no_time(timestamp: str) -> None:
+def test_invalid_timestamp_is_refused(timestamp: str) -> None:
     with pytest.raises(InvalidSignature, match="must be a time"):
         verify(BODY, headers(timestamp=timestamp), SECRET)
 
 
 @pytest.mark.parametrize(("away", "words"), [(-400, "s ago; at most 300 s are tolerated"), (400, "s in the future")])
-def test_a_message_from_another_time_may_be_a_recording(away: int, words: str) -> None:
+def test_message_outside_the_tolerance_is_refused(away: int, words: str) -> None:
     sent = int(time.time()) + away
     signed = headers(timestamp=str(sent), signature=sign(SECRET, ID, sent, BODY))
     with pytest.raises(InvalidSignature, match=words):
@@ -111,20 +113,20 @@ def test_a_message_from_another_time_may_be_a_recording(away: int, words: str) -
 
 
 @pytest.mark.parametrize("secret", ["", "whsec_", "whsec_***", "whsec_ü", "whsec_YQ"])
-def test_a_secret_that_is_none(then: None, secret: str) -> None:
+def test_invalid_secret_is_not_configured(at_vector_time: None, secret: str) -> None:
     with pytest.raises(NotConfigured, match="whsec_"):
         verify(BODY, headers(), secret)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b'"x"', b"[" * 100_000])
-def test_a_signed_body_that_is_no_message(body: bytes) -> None:
+def test_signed_body_must_be_a_message(body: bytes) -> None:
     now = int(time.time())
     with pytest.raises(InvalidSignature, match="not a JSON object"):
         verify(body, headers(timestamp=str(now), signature=sign(SECRET, ID, now, body)), SECRET)
 
 
-def test_a_lone_surrogate_is_refused_like_everything_wrong(then: None) -> None:
-    """Some servers decode headers with `surrogateescape`, and an environment's variables come that way too."""
+def test_lone_surrogates_are_refused_without_a_crash(at_vector_time: None) -> None:
+    """Some servers decode headers with `surrogateescape`, and environment variables are decoded that way too."""
     with pytest.raises(InvalidSignature, match="does not match"):
         verify(BODY, headers(id=ID + "\udcff"), SECRET)
     with pytest.raises(InvalidSignature, match="must be a time"):
@@ -137,14 +139,14 @@ ANY_TEXT = st.text(st.characters(exclude_categories=[]))
 
 
 @given(st.binary(), ANY_TEXT, ANY_TEXT | st.integers(0, 10**16).map(str), ANY_TEXT, ANY_TEXT | st.just(SECRET))
-def test_whatever_comes_is_refused_with_an_error_of_ours(
+def test_arbitrary_messages_raise_a_minions_error(
     body: bytes, id: str, timestamp: str, signature: str, secret: str
 ) -> None:
     with pytest.raises(MinionsError):
         verify(body, headers(id=id, timestamp=timestamp, signature=signature), secret, tolerance=1e17)
 
 
-def test_it_reads_what_was_signed() -> None:
+def test_signed_message_is_returned() -> None:
     now, body = int(time.time()), json.dumps({"type": "task.succeeded", "data": {"output": "é"}}).encode()
     signed = headers(timestamp=str(now), signature=sign(SECRET, ID, now, body))
     assert verify(body, signed, SECRET)["data"] == {"output": "é"}

@@ -1,4 +1,4 @@
-"""The `minion` command: whatever it meets, one line and an exit code, and never a traceback."""
+"""The `minion` command: every failure is one line and an exit code, never a traceback."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ NOWHERE = {
     "MINION_API_URL": "http://127.0.0.1:1",
     "MINION_API_KEY": "key",
     "MINION_SECRET_KEY": new_key(),
-    "TZ": "Asia/Tokyo",  # the first of January of the year 1 lies before the calendar there
+    "TZ": "Asia/Tokyo",  # in that time zone, the first of January of the year 1 is before the calendar begins
 }
 
 
 def minion(*words: str | bytes, stdin: bytes = b"", closed: int | None = None) -> subprocess.CompletedProcess[bytes]:
-    """Runs the command with a descriptor closed, and no API to speak to."""
+    """Run the command with a closed descriptor and without an API."""
     return subprocess.run(
         [sys.executable, "-m", "orchestrator.cli", *words],
         input=None if closed == 0 else stdin,
@@ -50,7 +50,7 @@ def minion(*words: str | bytes, stdin: bytes = b"", closed: int | None = None) -
         (("secrets", "set", "X"), b"\xff", b"base64"),
     ],
 )
-def test_what_cannot_be_used_is_refused(words: tuple[str | bytes, ...], stdin: bytes, said: bytes) -> None:
+def test_unusable_argument_is_refused(words: tuple[str | bytes, ...], stdin: bytes, said: bytes) -> None:
     done = minion(*words, stdin=stdin)
     assert (done.returncode, done.stdout) == (65, b"")
     assert said in done.stderr
@@ -58,7 +58,7 @@ def test_what_cannot_be_used_is_refused(words: tuple[str | bytes, ...], stdin: b
 
 
 @pytest.mark.parametrize("closed", [0, 1, 2])
-def test_a_closed_descriptor_is_no_fault(closed: int) -> None:
+def test_closed_descriptor_is_no_error(closed: int) -> None:
     done = minion("secrets", "key", closed=closed)
     assert (done.returncode, done.stderr) == (0, b"")
 
@@ -76,7 +76,7 @@ def test_a_closed_descriptor_is_no_fault(closed: int) -> None:
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 65, "invalid start byte"),
     ],
 )
-def test_every_fault_has_its_exit_code(
+def test_every_error_has_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int, said: str
 ) -> None:
     monkeypatch.setattr(cli, "app", _raising(error))
@@ -86,7 +86,7 @@ def test_every_fault_has_its_exit_code(
     assert said in capsys.readouterr().err
 
 
-def test_an_unexpected_error_shows_its_traceback_and_is_a_fault_of_ours(
+def test_unexpected_error_is_reported_as_a_bug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cli, "app", _raising(LookupError("a bug \x1b]52;")))
@@ -115,7 +115,7 @@ def test_ctrl_c_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
         (("answer", "a"), "give one of --result JSON, --again and --fail. See `minion answer --help`."),
     ],
 )
-def test_wrong_usage_is_one_line(
+def test_wrong_usage_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["minion", *words])
@@ -143,7 +143,7 @@ def _commands(group: Any, path: str = "minion") -> Iterator[tuple[str, Any]]:
 COMMANDS = dict(_commands(typer.main.get_command(cli.app)))
 
 
-def test_every_command_says_in_a_sentence_what_it_does() -> None:
+def test_every_command_has_a_one_sentence_help() -> None:
     wrong = {path: command.help for path, command in COMMANDS.items() if not (command.help or "").endswith(".")}
     assert wrong == {}
 

@@ -10,7 +10,7 @@ from orchestrator.loops.loop import Loop
 
 
 class Round(Loop):
-    """A loop that notes which loops knew of the end when it was waited for."""
+    """A loop that records which loops had been stopped when it was waited for."""
 
     name = "round"
 
@@ -26,7 +26,7 @@ class Round(Loop):
         self.known = [loop.stopping.is_set() for loop in self.all_loops]
 
 
-def test_all_loops_are_told_to_stop_before_one_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+def test_all_loops_are_stopped_before_one_is_waited_for(monkeypatch: pytest.MonkeyPatch):
     loops: list[Round] = []
     loops.extend(Round(loops) for _ in range(3))
     for name in ("wait_for_database", "wait_for_broker", "listen", "_serve_api"):

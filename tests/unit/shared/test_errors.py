@@ -1,4 +1,4 @@
-"""Errors as they are recorded."""
+"""Errors as they are stored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.errors import FunctionError, SubtaskFailed, ToolError, from_record
 from tests.processes import ROOT
 
 
-def test_what_cannot_be_stored_is_replaced() -> None:
+def test_unstorable_text_is_replaced() -> None:
     error = ToolError("It said a\0b\ud800", said=["\0", {"\udfff": 1.5}], status=500, at=None)
     assert error.as_dict() == {
         "type": "tool_error",
@@ -26,29 +26,29 @@ def test_what_cannot_be_stored_is_replaced() -> None:
     assert str(error) == error.message
 
 
-def test_an_error_read_from_a_record_is_of_the_same_kind() -> None:
+def test_error_read_from_a_record_keeps_its_type() -> None:
     for error in (FunctionError("It broke.", traceback="…"), SubtaskFailed("Deep.", cause={"type": "tool_error"})):
         again = from_record({**error.as_dict(), "retryable": True})
         assert (type(again), again.as_dict()) == (type(error), error.as_dict())
 
 
-def test_an_unknown_kind_of_error_is_a_tool_error() -> None:
+def test_unknown_error_type_is_read_as_tool_error() -> None:
     assert type(from_record({"type": "of_another_release", "message": "It broke."})) is ToolError
 
 
-# Only a caller of the API meets these: a forged webhook, and an answer that is none.
+# Only callers of the API meet these: a forged webhook, and an answer that is not JSON.
 OF_THE_CLIENT = {"MinionsError", "InvalidSignature", "ServerError"}
 BOTH = {name for name, kind in vars(client).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 BOTH -= OF_THE_CLIENT
 
 
-def test_every_error_of_the_server_is_one_of_the_client() -> None:
+def test_every_server_error_is_a_client_error() -> None:
     assert issubclass(errors.MinionError, client.MinionsError)
     assert {"InvalidInput", "NotFound", "Unavailable", "TaskFailed"} <= BOTH
 
 
 @pytest.mark.parametrize("name", sorted(BOTH))
-def test_errors_of_one_name_are_one_kind_with_one_code(name: str) -> None:
+def test_errors_with_one_name_have_one_code(name: str) -> None:
     ours, root = getattr(errors, name), getattr(client, name)
     assert issubclass(ours, root)
     assert ours.code == root.code
@@ -56,23 +56,23 @@ def test_errors_of_one_name_are_one_kind_with_one_code(name: str) -> None:
     assert {other for other in BOTH if issubclass(ours, getattr(errors, other))} == kinds
 
 
-def test_an_error_of_the_server_keeps_facts_named_status_and_code() -> None:
+def test_server_error_keeps_details_named_status_and_code() -> None:
     error = ToolError("It broke.", status=404, code="gone")
     assert (error.status, error.code, error.detail) == (500, "tool_error", {"status": 404, "code": "gone"})
 
 
-# "The URL cannot be used: it begins with http://" reads as the reason, but is the requirement.
+# In "The URL cannot be used: it begins with http://" the requirement reads like the reason.
 OPPOSITE = re.compile(
     r"(cannot be (used|sent|stored)|is (no|not a|not the|none)\b[^.:;]*): (it|its \w+|a \w+) "
     r"(is|has|begins|ends|holds|takes) (?!neither|not)|\b(is|are) (a|an|always|written)\b[^.;]*, not \{"
 )
 
 
-# What the rule sheet for English replaces.
+# Words that the rule sheet for English replaces.
 REPLACED = re.compile(
     r"\b(nobody|somebody|whoever|anew|meanwhile|for ever|so many|go(es|ne)? on|made again|of its own)\b", re.I
 )
-# Models read it, and the journals of running tasks hold the hash of what they have read.
+# Models read these texts, and the journals of running tasks hold the hash of what they have read.
 KEPT = "Nobody has approved"
 
 

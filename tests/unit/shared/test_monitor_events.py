@@ -1,4 +1,4 @@
-"""What monitors read of an execution's outcome and of its error."""
+"""Events by which monitors learn an execution's outcome and its error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STATES = {
 
 
 def shown(*events: TaskEvent) -> str:
-    """The state that a monitor shows after these events."""
+    """Return the state that a monitor shows after these events."""
     state = State()
     for number, event in enumerate([TaskEvent("task-received"), TaskEvent("task-started"), *events]):
         state.event(
@@ -53,7 +53,7 @@ def test_rejected_message_is_not_shown_as_running() -> None:
     assert shown(rejected(executed=False), TaskEvent("task-received"), TaskEvent("task-started")) == "STARTED"
 
 
-def test_duplicate_message_leaves_its_execution_s_state() -> None:
+def test_duplicate_message_keeps_the_state_of_its_execution() -> None:
     assert shown(rejected(executed=True)) == "STARTED"
     again = [TaskEvent("task-received"), TaskEvent("task-started"), rejected(executed=True)]
     assert shown(ended("failed", None), *again) == "FAILURE"
@@ -83,7 +83,7 @@ def test_error_is_summarised_without_data(error: Any, summary: str) -> None:
 
 
 def test_report_survives_celery_s_representation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The longest one with the most escapes, too."""
+    """Also the longest report with the most escapes."""
     error = {"type": "tool_error", "message": "It's \\ and \U0001f600" + "\U0001f600" * 1000}
     event = ended("failed", error)
     monkeypatch.setattr(monitoring, "_event", lambda *_: event)

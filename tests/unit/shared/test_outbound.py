@@ -1,4 +1,4 @@
-"""Which addresses may be reached, however they are spelt, and how long an exchange may take."""
+"""Outbound requests: permitted addresses in every spelling, and the time limit of an exchange."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Answer = Callable[[socket.socket], None]
 
 @contextmanager
 def listening(answer: Answer, family: socket.AddressFamily = socket.AF_INET, host: str = "127.0.0.1") -> Iterator[int]:
-    """A server on a free port that accepts any number of connections and treats each with `answer`."""
+    """Serve a free port that accepts any number of connections; `answer` handles each of them."""
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.bind((host, 0))
         listener.listen()
@@ -43,7 +43,7 @@ def listening(answer: Answer, family: socket.AddressFamily = socket.AF_INET, hos
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def says(response: bytes) -> Answer:
+def answering(response: bytes) -> Answer:
     def answer(connection: socket.socket) -> None:
         connection.recv(65536)
         connection.sendall(response)
@@ -51,11 +51,11 @@ def says(response: bytes) -> Answer:
     return answer
 
 
-OK = says(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+OK = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
 
 
-def names(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
-    """Makes the resolver give these answers, one after the other, and the last one ever after. Returns who asked."""
+def resolver_returning(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
+    """Make the resolver return these answers in turn, then the last one repeatedly. Return the names it resolves."""
     asked: list[str] = []
 
     def resolve(host: str, port: Any, *args: Any, **options: Any) -> list[Any]:
@@ -104,7 +104,7 @@ def names(monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> list[str]:
         ("http://127.0.0.1\t/", "Invalid URL"),
     ],
 )
-def test_what_is_no_address_is_refused_without_repeating_it(url: str, words: str) -> None:
+def test_invalid_url_is_refused_without_quoting_it(url: str, words: str) -> None:
     with pytest.raises(InvalidInput, match=words) as caught:
         checked_url(url)
     assert "secret" not in caught.value.message
@@ -122,11 +122,11 @@ def test_what_is_no_address_is_refused_without_repeating_it(url: str, words: str
         ("http://example.com./", b"example.com."),
     ],
 )
-def test_the_form_of_an_address(url: str, host: bytes) -> None:
+def test_host_of_url_is_normalized(url: str, host: bytes) -> None:
     assert checked_url(url).raw_host == host
 
 
-# ------------------------------------------------------------------------------------------- which addresses
+# ---------------------------------------------------------------------------------------- permitted addresses
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_the_form_of_an_address(url: str, host: bytes) -> None:
         "http://[4000::1]/",
     ],
 )
-def test_what_is_not_public_is_refused_however_it_is_spelt(url: str) -> None:
+def test_private_address_is_refused_in_every_spelling(url: str) -> None:
     checked = checked_url(url)
     with pytest.raises(ForbiddenAddress, match="MINION_ALLOW_PRIVATE_ADDRESSES"):
         AddressGuard().resolve(checked.raw_host.decode(), 80)
@@ -186,8 +186,8 @@ def test_what_is_not_public_is_refused_however_it_is_spelt(url: str) -> None:
         client.get(url)
 
 
-def test_a_trailing_dot_leads_nowhere_else() -> None:
-    with pytest.raises((ForbiddenAddress, Unavailable)):  # not every resolver knows the name so
+def test_trailing_dot_does_not_bypass_the_guard() -> None:
+    with pytest.raises((ForbiddenAddress, Unavailable)):  # some resolvers do not know the name in this form
         AddressGuard().resolve("localhost.", 80)
 
 
@@ -196,13 +196,13 @@ def test_public_addresses_are_permitted(address: str) -> None:
     assert [str(found) for found in AddressGuard().resolve(address, 443)]
 
 
-def test_one_private_address_of_several_is_enough_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
-    names(monkeypatch, [PUBLIC[0], "10.0.0.1"])
+def test_one_private_address_among_several_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolver_returning(monkeypatch, [PUBLIC[0], "10.0.0.1"])
     with pytest.raises(ForbiddenAddress, match=r"mixed\.example \(10\.0\.0\.1\) is not a public address"):
         AddressGuard().resolve("mixed.example", 80)
 
 
-def test_a_name_that_does_not_resolve() -> None:
+def test_unresolvable_name_is_unavailable() -> None:
     with pytest.raises(Unavailable, match=r"'nobody\.invalid' cannot be resolved"):
         AddressGuard().resolve("nobody.invalid", 80)
 
@@ -216,15 +216,15 @@ def test_a_name_that_does_not_resolve() -> None:
         ("fd00:1::/32", "fd00:1::5", "fd00:2::5"),
     ],
 )
-def test_the_operator_allows_networks(allowed: str, permitted: str, refused: str) -> None:
+def test_operator_can_allow_networks(allowed: str, permitted: str, refused: str) -> None:
     guard = AddressGuard.allowing([allowed])
     assert guard.resolve(permitted, 80)
     with pytest.raises(ForbiddenAddress):
         guard.resolve(refused, 80)
 
 
-def test_the_operator_allows_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
-    names(monkeypatch, ["10.0.0.1"])
+def test_operator_can_allow_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolver_returning(monkeypatch, ["10.0.0.1"])
     guard = AddressGuard.allowing(["Hooks.Internal"])
     for name in ("hooks.internal", "HOOKS.internal."):
         assert [str(address) for address in guard.resolve(name, 80)] == ["10.0.0.1"]
@@ -241,21 +241,21 @@ def fetch(url: str, *allowed: str, seconds: float = 5.0, **options: Any) -> http
         return client.get(url)
 
 
-def test_the_connection_goes_to_the_address_that_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that resolves to a permitted address when it is checked is not asked for again."""
+def test_connection_uses_the_address_that_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that resolves to a permitted address when it is checked is not resolved again."""
     with listening(OK) as port:
-        asked = names(monkeypatch, ["127.0.0.1"], ["10.255.255.1"])
+        asked = resolver_returning(monkeypatch, ["127.0.0.1"], ["10.255.255.1"])
         answer = fetch(f"http://rebinding.example:{port}/", "127.0.0.0/8")
     assert (answer.text, asked) == ("hello", ["rebinding.example"])
 
 
-def test_the_next_address_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_address_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     with listening(OK) as port:
-        names(monkeypatch, ["127.0.0.2", "127.0.0.1"])
+        resolver_returning(monkeypatch, ["127.0.0.2", "127.0.0.1"])
         assert fetch(f"http://two.example:{port}/", "127.0.0.0/8").text == "hello"
 
 
-def test_the_host_that_was_asked_for_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_header_names_the_requested_host(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[bytes] = []
 
     def answer(connection: socket.socket) -> None:
@@ -263,14 +263,14 @@ def test_the_host_that_was_asked_for_is_named(monkeypatch: pytest.MonkeyPatch) -
         connection.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
 
     with listening(answer) as port:
-        names(monkeypatch, ["127.0.0.1"])
+        resolver_returning(monkeypatch, ["127.0.0.1"])
         assert fetch(f"http://named.example:{port}/a?b=c", "127.0.0.1").status_code == 204
     assert heard[0].startswith(b"GET /a?b=c HTTP/1.1\r\n")
     assert f"host: named.example:{port}".encode() in heard[0].lower()
 
 
-def test_every_hop_of_a_redirect_is_checked() -> None:
-    redirect = says(b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\nContent-Length: 0\r\n\r\n")
+def test_every_redirect_is_checked() -> None:
+    redirect = answering(b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\nContent-Length: 0\r\n\r\n")
     with listening(redirect) as port:
         url = f"http://127.0.0.1:{port}/"
         assert fetch(url, "127.0.0.1").status_code == 302
@@ -278,15 +278,15 @@ def test_every_hop_of_a_redirect_is_checked() -> None:
             fetch(url, "127.0.0.1", follow_redirects=True)
 
 
-def test_nobody_listens() -> None:
+def test_refused_connection_is_a_connect_error() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         with pytest.raises(httpx2.ConnectError):
             fetch(f"http://127.0.0.1:{closed.getsockname()[1]}/", "127.0.0.1")
 
 
-def drips(beginning: bytes) -> Answer:
-    """A byte now and then, for ever."""
+def dripping(beginning: bytes) -> Answer:
+    """Send a byte now and then, indefinitely."""
 
     def answer(connection: socket.socket) -> None:
         connection.sendall(beginning)
@@ -297,18 +297,18 @@ def drips(beginning: bytes) -> Answer:
     return answer
 
 
-def is_silent(connection: socket.socket) -> None:
+def silent(connection: socket.socket) -> None:
     while connection.recv(65536):
         pass
 
 
-DRIPPED_HEADER = drips(b"HTTP/1.1 200 OK\r\nX-Long: ")
-DRIPPED_BODY = drips(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+DRIPPED_HEADER = dripping(b"HTTP/1.1 200 OK\r\nX-Long: ")
+DRIPPED_BODY = dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
 
 
-@pytest.mark.parametrize("answer", [DRIPPED_HEADER, DRIPPED_BODY, is_silent])
+@pytest.mark.parametrize("answer", [DRIPPED_HEADER, DRIPPED_BODY, silent])
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_the_whole_exchange_has_one_time_limit(answer: Answer, scheme: str) -> None:
+def test_time_limit_covers_the_whole_exchange(answer: Answer, scheme: str) -> None:
     with listening(answer) as port:
         began = time.monotonic()
         with pytest.raises(httpx2.TransportError):
@@ -316,6 +316,6 @@ def test_the_whole_exchange_has_one_time_limit(answer: Answer, scheme: str) -> N
         assert time.monotonic() - began < 15
 
 
-def test_what_is_no_http_is_an_error_of_the_client() -> None:
-    with listening(says(b"220 smtp ready\r\n")) as port, pytest.raises(httpx2.RemoteProtocolError):
+def test_non_http_reply_is_a_protocol_error() -> None:
+    with listening(answering(b"220 smtp ready\r\n")) as port, pytest.raises(httpx2.RemoteProtocolError):
         fetch(f"http://127.0.0.1:{port}/", "127.0.0.1")

@@ -1,4 +1,4 @@
-"""What a `Retry-After` header says, however it is written."""
+"""The delay that a `Retry-After` header asks for, in every notation."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from shared.retry_after import retry_after
         ({}, None),
     ],
 )
-def test_seconds_and_moments(headers: dict[str, str], seconds: float | None) -> None:
+def test_header_is_read_as_seconds(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after(headers) == seconds
 
 
-def test_moments_to_come() -> None:
+def test_future_date_is_read_as_seconds() -> None:
     for written in ("Wed, 21 Oct 2099 07:28:00 GMT", "2099-10-21T07:28:00Z"):
         seconds = retry_after({"retry-after": written})
         assert seconds is not None
@@ -42,5 +42,5 @@ DATES = st.text(st.sampled_from("0123456789,:+-. TZMonJanGMT"), max_size=60)
 
 
 @given(st.one_of(st.text(), DATES, DATES.map(lambda text: f"Mon, 1 Jan {text}")))
-def test_whatever_it_says(written: str) -> None:
+def test_arbitrary_header_never_gives_a_negative_delay(written: str) -> None:
     assert (retry_after({"retry-after": written, "retry-after-ms": written}) or 0.0) >= 0

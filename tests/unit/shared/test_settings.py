@@ -1,4 +1,4 @@
-"""Settings: what the environment may say, and what is said about the rest."""
+"""Settings: valid environment variables, and errors for the rest."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINION_DATA_DIR", str(tmp_path))
 
 
-def test_nothing_has_to_be_set() -> None:
+def test_no_setting_is_required() -> None:
     settings = Settings()
     assert (settings.lease_seconds, settings.max_input_bytes, settings.database_url) == (10.0, 1 << 20, None)
 
 
 @pytest.mark.parametrize("ask", ["require_database_url", "require_redis_url", "require_broker_url", "require_api_key"])
-def test_what_is_missing_is_named_with_what_to_do(ask: str) -> None:
+def test_missing_setting_is_reported_with_the_remedy(ask: str) -> None:
     with pytest.raises(NotConfigured, match="minion up"):
         getattr(Settings(), ask)()
 
@@ -53,7 +53,7 @@ def test_what_is_missing_is_named_with_what_to_do(ask: str) -> None:
         ("MINION_DISPATCH_WINDOW", str(1 << 40), "MINION_DISPATCH_WINDOW"),
     ],
 )
-def test_a_wrong_value_is_named_by_its_variable(
+def test_invalid_value_is_reported_by_its_variable(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -74,7 +74,7 @@ def test_a_wrong_value_is_named_by_its_variable(
         ("postgresql://u@/d?host=/tmp/x", "postgresql+psycopg://u@/d?host=/tmp/x"),
     ],
 )
-def test_addresses_of_databases(monkeypatch: pytest.MonkeyPatch, given: str, url: str) -> None:
+def test_database_urls_are_accepted(monkeypatch: pytest.MonkeyPatch, given: str, url: str) -> None:
     monkeypatch.setenv("DATABASE_URL", given)
     assert Settings().require_database_url() == url
 
@@ -90,9 +90,7 @@ def test_addresses_of_databases(monkeypatch: pytest.MonkeyPatch, given: str, url
         "postgresql://[",
     ],
 )
-def test_what_is_no_address_of_a_database_is_refused_without_its_password(
-    monkeypatch: pytest.MonkeyPatch, given: str
-) -> None:
+def test_invalid_database_url_is_refused_without_its_password(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("DATABASE_URL", given)
     with pytest.raises(NotConfigured, match="DATABASE_URL is not the address of a database: it must") as caught:
         Settings().require_database_url()
@@ -108,20 +106,20 @@ def test_what_is_no_address_of_a_database_is_refused_without_its_password(
         ("redis+socket:///tmp/x.sock", "unix:///tmp/x.sock", "redis+socket:///tmp/x.sock"),
     ],
 )
-def test_addresses_of_brokers(monkeypatch: pytest.MonkeyPatch, given: str, redis: str, celery: str) -> None:
+def test_broker_urls_are_accepted(monkeypatch: pytest.MonkeyPatch, given: str, redis: str, celery: str) -> None:
     monkeypatch.setenv("REDIS_URL", given)
     settings = Settings()
     assert (settings.require_redis_url(), settings.require_broker_url()) == (redis, celery)
 
 
 @pytest.mark.parametrize("given", ["x", "amqp://h", "redis://h:port", "h:6379", "redis://h/db", "unix://"])
-def test_what_is_no_address_of_a_broker_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+def test_invalid_broker_url_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv("REDIS_URL", given)
     with pytest.raises(NotConfigured, match="REDIS_URL is not the address of a broker: it must"):
         Settings().require_redis_url()
 
 
-def test_the_running_servers_are_used_where_nothing_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_servers_are_used_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {
         "pid": os.getpid(),
         "database_url": "postgresql://h/d",
@@ -154,20 +152,20 @@ def test_the_running_servers_are_used_where_nothing_is_set(tmp_path: Path, monke
         b'{"database_url": "postgresql://h/d"}',
     ],
 )
-def test_a_broken_record_of_the_running_servers_is_as_good_as_none(tmp_path: Path, content: bytes) -> None:
+def test_broken_record_of_running_servers_is_ignored(tmp_path: Path, content: bytes) -> None:
     (tmp_path / RUN_FILE).write_bytes(content)
     with pytest.raises(NotConfigured, match="No database"):
         Settings().require_database_url()
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"\xff"])
-def test_an_empty_key_is_no_key(tmp_path: Path, content: bytes) -> None:
+def test_empty_key_is_no_key(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "api_key").write_bytes(content)
     with pytest.raises(NotConfigured, match="No API key"):
         Settings().require_api_key()
 
 
-def test_a_key_from_a_file_ends_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_end_of_key_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINION_API_KEY", " s3cret\r\n")
     assert Settings().require_api_key() == "s3cret"
     monkeypatch.setenv("MINION_API_KEY", "\n")
@@ -176,7 +174,7 @@ def test_a_key_from_a_file_ends_with_a_line(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("key", ["s3c\nret", "s3cr\u00e9t", "s3c\x7fret"])
-def test_a_key_that_no_header_can_carry_is_refused_and_not_quoted(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_key_that_no_header_can_carry_is_refused_and_not_quoted(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("MINION_API_KEY", key)
     with pytest.raises(NotConfigured, match="printable ASCII") as refused:
         Settings().require_api_key()
@@ -190,14 +188,14 @@ def test_modules_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> Non
     assert Settings().sandbox_preload == []
 
 
-def test_secrets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*NAMES, "MINION_API_KEY"):
         monkeypatch.setenv(name, "s3cret")
     assert "s3cret" not in repr(Settings())
     assert "s3cret" not in Settings().model_dump_json()
 
 
-def test_two_installations_keep_their_data_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installations_have_separate_data_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     folders = set()
     for root in ("/a", "/a b", "/ü"):
         monkeypatch.setattr("shared.settings.installation_root", lambda root=root: Path(root))
@@ -205,7 +203,7 @@ def test_two_installations_keep_their_data_apart(monkeypatch: pytest.MonkeyPatch
     assert len(folders) == 3
 
 
-def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_without_home_must_set_the_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -223,7 +221,7 @@ def test_private_addresses_are_networks_addresses_and_hosts(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("entry", ["10.1.0.1/16", "10.1.0", "*", "http://hooks.internal", "a b"])
-def test_what_is_no_network_and_no_host_is_refused(monkeypatch: pytest.MonkeyPatch, entry: str) -> None:
+def test_invalid_private_address_is_refused(monkeypatch: pytest.MonkeyPatch, entry: str) -> None:
     monkeypatch.setenv("MINION_ALLOW_PRIVATE_ADDRESSES", entry)
     get_settings.cache_clear()
     with pytest.raises(NotConfigured, match=r"MINION_ALLOW_PRIVATE_ADDRESSES: .* is neither a network"):
@@ -236,26 +234,26 @@ SECRETS = ("DATABASE_URL", "REDIS_URL", "SENTRY_DSN", "ANTHROPIC_API_KEY", "MINI
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_a_secret_may_be_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+def test_secret_is_read_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_text("the value\n")
     monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
     value = getattr(get_settings.__wrapped__(), name.lower().removeprefix("minion_"))
     assert value.get_secret_value() == "the value"
 
 
-def test_every_secret_may_be_a_file() -> None:
+def test_every_secret_can_be_a_file() -> None:
     secrets = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
     assert secrets == {name.lower().removeprefix("minion_") for name in SECRETS}
 
 
-def test_what_is_no_secret_has_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_other_settings_have_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "port").write_text("1")
     monkeypatch.setenv("MINION_API_PORT_FILE", str(tmp_path / "port"))
     assert get_settings.__wrapped__().api_port == 8700
 
 
 @pytest.mark.parametrize("content", [None, b"\xff"])
-def test_a_file_that_cannot_be_read_is_named(
+def test_unreadable_secret_file_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
 ) -> None:
     if content is not None:
@@ -265,14 +263,14 @@ def test_a_file_that_cannot_be_read_is_named(
         get_settings.__wrapped__()
 
 
-def test_an_empty_file_is_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_empty_secret_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("\n")
     monkeypatch.setenv("ANTHROPIC_API_KEY_FILE", str(tmp_path / "secret"))
     with pytest.raises(NotConfigured, match=r"ANTHROPIC_API_KEY_FILE: the file .*secret is empty"):
         get_settings.__wrapped__()
 
 
-def test_a_secret_that_is_set_twice_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_secret_that_is_set_twice_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("one")
     monkeypatch.setenv("REDIS_URL_FILE", str(tmp_path / "secret"))
     monkeypatch.setenv("REDIS_URL", "redis://other")
@@ -280,9 +278,7 @@ def test_a_secret_that_is_set_twice_is_refused(monkeypatch: pytest.MonkeyPatch, 
         get_settings.__wrapped__()
 
 
-def test_child_processes_find_secrets_from_files_in_the_environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_child_processes_inherit_secrets_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("the value")
     monkeypatch.setenv("REDIS_URL_FILE", str(tmp_path / "secret"))
     monkeypatch.delenv("REDIS_URL", raising=False)

@@ -1,4 +1,4 @@
-"""Logs with fields, and error reports that quote nobody. Each test runs a process: both are set for a whole process."""
+"""Logs with fields, and error reports without user data. Each test runs a process: both are set up per process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECRET = sys.argv[1]
 
 
 def run(code: str, **env: str) -> str:
-    """Runs code in a process with telemetry; returns what it wrote to standard error."""
+    """Run code in a process with telemetry; return what it writes to standard error."""
     done = subprocess.run(
         [sys.executable, "-c", START + code, SECRET],
         cwd=ROOT,
@@ -53,7 +53,7 @@ def logged(code: str, **env: str) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------- logs
 
 
-def test_every_line_carries_what_is_bound() -> None:
+def test_every_line_has_the_bound_fields() -> None:
     code = """
 with structlog.contextvars.bound_contextvars(task="t", claim=1, agent="A", capability="work"):
     log.info("started", attempt=1)
@@ -68,18 +68,18 @@ log.info("after")
     assert third["timestamp"].endswith("Z")
 
 
-def test_an_exception_is_one_line() -> None:
+def test_exception_is_logged_on_one_line() -> None:
     [line] = logged("try:\n    1 / 0\nexcept ZeroDivisionError:\n    log.exception('failed')\n")
     assert line["event"] == "failed"
     assert "ZeroDivisionError: division by zero" in line["exception"]
 
 
-def test_what_json_does_not_know_is_written_as_text() -> None:
+def test_values_that_json_cannot_hold_are_logged_as_text() -> None:
     [line] = logged("import uuid\nlog.info('x', id=uuid.UUID(int=0), error=ValueError('y'), odd='\\ud800')\n")
     assert line["id"] == "00000000-0000-0000-0000-000000000000"
 
 
-def test_a_terminal_does_not_obey_what_a_line_quotes() -> None:
+def test_terminal_does_not_obey_logged_text() -> None:
     code = "log.info('x\\x1b]52;', error='\\x9b2K', id=1)\ntry:\n    raise ValueError('\\x1b[2K')\n"
     lines = run(code + "except ValueError:\n    log.exception('failed')\n", MINION_LOG_FORMAT="console")
     colours = re.compile(r"\x1b\[[0-9;]*m")
@@ -88,12 +88,12 @@ def test_a_terminal_does_not_obey_what_a_line_quotes() -> None:
 
 
 @pytest.mark.parametrize(("level", "events"), [("warning", ["b"]), ("DEBUG", ["a", "b"]), ("ERROR", [])])
-def test_the_level_is_a_setting(level: str, events: list[str]) -> None:
+def test_log_level_is_a_setting(level: str, events: list[str]) -> None:
     lines = logged("log.info('a')\nlog.warning('b')\n", MINION_LOG_LEVEL=level)
     assert [line["event"] for line in lines] == events
 
 
-def test_people_get_lines_that_they_can_read() -> None:
+def test_terminal_gets_readable_lines() -> None:
     written = run("log.info('started', task='t')\n", MINION_LOG_FORMAT="console")
     assert "started" in written
     assert "task" in written
@@ -120,7 +120,7 @@ except Exception:
 
 
 class Receiver(ThreadingHTTPServer):
-    """Takes Sentry's envelopes and keeps every byte of them."""
+    """Server that accepts Sentry's envelopes and keeps every byte of them."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -131,7 +131,7 @@ class Receiver(ThreadingHTTPServer):
         return f"http://key@127.0.0.1:{self.server_port}/1"
 
     def events(self) -> list[dict[str, Any]]:
-        """The error events among the envelopes."""
+        """Return the error events among the envelopes."""
         lines = [json.loads(line) for envelope in self.received for line in envelope.splitlines() if line]
         return [line for line in lines if "event_id" in line and "level" in line]
 
@@ -153,8 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def taking_envelopes() -> Iterator[Receiver]:
-    """Runs a receiver."""
+def receiving_envelopes() -> Iterator[Receiver]:
+    """Run a receiver while the block runs."""
     with Receiver() as receiver:
         thread = threading.Thread(target=receiver.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -165,7 +165,7 @@ def taking_envelopes() -> Iterator[Receiver]:
             thread.join()
 
 
-# Each code reports one error; SECRET is what a user handed in.
+# Each code reports one error; SECRET is user data.
 WORK = """
 import asyncio, threading
 import sentry_sdk
@@ -235,9 +235,9 @@ LINES = {
 
 
 @pytest.fixture(scope="module")
-def sent() -> dict[str, dict[str, Any]]:
-    """The event of each case, out of one process; no byte of what was sent quotes anybody."""
-    with taking_envelopes() as receiver:
+def reported() -> dict[str, dict[str, Any]]:
+    """Return the event of each case, from one process; no event quotes user data."""
+    with receiving_envelopes() as receiver:
         tagged = (
             f"sentry_sdk.set_tag('case', {name!r})\n{code}"
             for name, code in [*CASES.items(), *((line, line) for line in LINES)]
@@ -253,16 +253,16 @@ def sent() -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_error_is_reported_without_what_it_says(sent: dict[str, dict[str, Any]], case: str) -> None:
-    values = sent[case]["exception"]["values"]
+def test_error_is_reported_without_its_message(reported: dict[str, dict[str, Any]], case: str) -> None:
+    values = reported[case]["exception"]["values"]
     assert {value["value"] for value in values} == {LEFT_OUT}
     assert values[-1]["type"] == ("OperationalError" if case == "database" else "ValueError")
     frames = [frame for value in values for frame in value["stacktrace"]["frames"]]
     assert not [frame for frame in frames if "vars" in frame or "context_line" in frame]
 
 
-def test_a_report_says_where_and_in_what_process_it_happened(sent: dict[str, dict[str, Any]]) -> None:
-    event = sent["capture"]
+def test_report_names_location_and_process(reported: dict[str, dict[str, Any]]) -> None:
+    event = reported["capture"]
     assert [value["type"] for value in event["exception"]["values"]] == ["KeyError", "ValueError"]
     assert event["exception"]["values"][1]["stacktrace"]["frames"][-1]["function"] == "work"
     assert event["tags"]["component"] == "worker"
@@ -272,8 +272,8 @@ def test_a_report_says_where_and_in_what_process_it_happened(sent: dict[str, dic
 
 
 @pytest.mark.parametrize(("line", "message"), LINES.items())
-def test_a_log_line_is_reported_without_its_values(sent: dict[str, dict[str, Any]], line: str, message: str) -> None:
-    assert sent[line]["logentry"]["message"] == message
+def test_log_line_is_reported_without_its_values(reported: dict[str, dict[str, Any]], line: str, message: str) -> None:
+    assert reported[line]["logentry"]["message"] == message
 
 
 OUTBOUND = """
@@ -293,8 +293,8 @@ with sentry_sdk.start_transaction(name="traced"), guarded_client(get_settings(),
 """
 
 
-def test_requests_to_others_carry_no_headers_of_sentry() -> None:
-    with taking_envelopes() as sentry, receiving() as receiver:
+def test_outbound_requests_have_no_sentry_headers() -> None:
+    with receiving_envelopes() as sentry, receiving() as receiver:
         run(
             OUTBOUND.format(url=receiver.url).replace("[SECRET]", repr([WEBHOOK_SECRET])),
             SENTRY_DSN=sentry.dsn,
@@ -306,7 +306,7 @@ def test_requests_to_others_carry_no_headers_of_sentry() -> None:
     assert not names & {"baggage", "sentry-trace", "traceparent"}
 
 
-def test_an_address_that_is_none_is_named() -> None:
+def test_invalid_dsn_is_named() -> None:
     done = subprocess.run(
         [sys.executable, "-c", START],
         cwd=ROOT,
@@ -318,5 +318,5 @@ def test_an_address_that_is_none_is_named() -> None:
     assert "NotConfigured: SENTRY_DSN is not an address like https://key@host/project." in done.stderr
 
 
-def test_without_an_address_nothing_is_set_up() -> None:
+def test_sentry_is_off_without_a_dsn() -> None:
     assert run("import sentry_sdk\nassert not sentry_sdk.get_client().is_active()\n") == ""

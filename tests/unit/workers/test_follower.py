@@ -1,4 +1,4 @@
-"""What followers are told of a step."""
+"""Streamed text of a step, as followers receive it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workers import follower
 from workers.follower import Follower
 
 
-def test_half_a_character_waits_for_its_other_half(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_character_waits_for_its_second_half(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Streamed] = []
     monkeypatch.setattr(follower, "publish_streamed", lambda task, said, key: told.append(said))
     monkeypatch.setattr(follower, "FLUSH_SECONDS", 0.0)
@@ -27,7 +27,7 @@ def test_half_a_character_waits_for_its_other_half(monkeypatch: pytest.MonkeyPat
     assert [said.number for said in told] == [1, 2, 3, 4]
 
 
-def test_a_message_is_genuine_for_one_task_and_one_execution() -> None:
+def test_streamed_message_is_bound_to_task_and_execution() -> None:
     task, other, key = uuid4(), uuid4(), b"secret"
     said = received(Streamed(1, "step.text", {"step": 1, "claim": 1, "text": "é\ud83d"}).sealed(task, key).encode())
     assert said is not None

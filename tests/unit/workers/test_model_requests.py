@@ -1,4 +1,4 @@
-"""What a model request is estimated at."""
+"""Token estimates of model requests."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ from workers.llm.base import ModelRequest
         ("\ud800" * 1000, 1000),
     ],
 )
-def test_an_estimate_is_rather_too_high(said: str, tokens: int) -> None:
+def test_estimate_is_not_too_low(said: str, tokens: int) -> None:
     request = ModelRequest("claude-sonnet-5-5", "", [{"role": "user", "content": said}], (), max_tokens=1)
     assert request.estimated_tokens() >= tokens

@@ -1,4 +1,4 @@
-"""Workers answer what monitors ask and take no orders over Celery's remote control."""
+"""Workers answer the questions of monitors and take no orders over Celery's remote control."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GOOD = Command("stats", {}, ["worker@host"], "6fe2", "41c0")
 
 
 def mail(**changes: Any) -> bytes:
-    """A good command with some fields changed."""
+    """Return a valid command with some fields changed."""
     fields = {
         "method": "stats",
         "arguments": {},
@@ -33,7 +33,7 @@ def mail(**changes: Any) -> bytes:
     return json.dumps(json.loads(write(GOOD)) | {"body": b64encode(json.dumps(fields).encode()).decode()}).encode()
 
 
-def test_a_command_is_read() -> None:
+def test_command_is_read() -> None:
     assert read(mail()) == read(write(GOOD)) == GOOD
     assert read(mail(reply_to=None, ticket=None, destination=None)) == Command("stats", {}, None, None, None)
 
@@ -46,7 +46,7 @@ def test_arbitrary_mail_is_refused(raw: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["method", "arguments", "destination", "pattern", "matcher", "ticket", "reply_to"])
 @given(value=anything)
-def test_a_hostile_field_is_refused_or_harmless(name: str, value: Any) -> None:
+def test_hostile_field_is_refused_or_harmless(name: str, value: Any) -> None:
     try:
         command = read(mail(**{name: value}))
     except Foreign:
@@ -56,12 +56,12 @@ def test_a_hostile_field_is_refused_or_harmless(name: str, value: Any) -> None:
     assert command.destination is None or all(isinstance(each, str) for each in command.destination)
 
 
-def test_a_pattern_is_refused() -> None:
+def test_pattern_is_refused() -> None:
     with pytest.raises(Foreign, match="patterns"):
         read(mail(pattern="(a+)+$", matcher="pcre", destination=None))
 
 
-def test_monitors_can_read_and_nothing_can_be_changed() -> None:
+def test_monitors_can_only_read() -> None:
     taken = {name for name, handler in handlers().items() if handler is Panel.data[name]}
     assert taken == READING
     assert set(Inspector.inspect_methods) <= READING

@@ -1,4 +1,4 @@
-"""What `minion doctor` says about settings."""
+"""Findings of `minion doctor` about settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from shared.tasks.set_aside import COUNTS
         ("https://sentry.example.com/1", "failed", "not an address like"),
     ],
 )
-def test_an_address_of_sentry_that_no_process_starts_with(
+def test_sentry_dsn_that_stops_processes_is_reported(
     monkeypatch: pytest.MonkeyPatch, dsn: str, verdict: str, found: str
 ) -> None:
     monkeypatch.setenv("SENTRY_DSN", dsn)
@@ -29,7 +29,7 @@ def test_an_address_of_sentry_that_no_process_starts_with(
     assert found in finding.found
 
 
-def test_packages_that_functions_have_to_do_without_are_findings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_cannot_be_preloaded_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with Sandbox(preload=["json", "no_such_package"]) as sandbox:
         monkeypatch.setattr("shared.functions.runner.get_sandbox", lambda: sandbox)
         findings = {finding.what: finding for finding in _sandbox(Settings())}

@@ -1,4 +1,4 @@
-"""What `minion follow` prints."""
+"""Output of `minion follow`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def event(kind: str, /, **data: Any) -> TaskEvent:
     return TaskEvent(id=1, type=kind, data={"at": AT, **data})
 
 
-def test_text_comes_as_it_is_and_everything_else_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_streamed_text_and_events_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     show_events(
         "the-id",
         [

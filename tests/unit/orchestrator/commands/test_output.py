@@ -1,4 +1,4 @@
-"""Whatever commands print, a terminal shows it and does not obey it."""
+"""A terminal shows all output of commands, and does not obey it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,9 @@ from orchestrator.commands.output import SafeConsole, console, print_json, print
 from shared.errors import InvalidInput
 
 EVIL = "a\x1b]52;c;ZXZpbA==\x07\x9b2K\u202e\u2028\x7f\rError: \x08\x0bz"
-SHOWN = (
-    "a\\u001b]52;c;ZXZpbA==\\u0007\\u009b2K\\u202e\\u2028\\u007f\\u000dError: \\u0008\\u000bz"  # as `visible` has it
-)
+SHOWN = "a\\u001b]52;c;ZXZpbA==\\u0007\\u009b2K\\u202e\\u2028\\u007f\\u000dError: \\u0008\\u000bz"  # as by `visible`
 COMMANDS = sorted(Path(orchestrator.commands.__file__).parent.glob("*.py"))
-# What Rich itself sends to a terminal: colours.
+# Colours, which Rich itself sends to a terminal.
 OWN = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -51,19 +49,19 @@ PRINTED: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("name", PRINTED)
-def test_hidden_characters_are_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hidden_characters_are_shown_as_escapes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     PRINTED[name]()
     printed = "".join(capsys.readouterr())
     assert not re.search(r"[^\n\t\x20-\x7e\u2500-\u257f]", printed)
     assert "\\u001b" in printed
 
 
-def test_text_that_is_streamed_in_pieces_is_escaped_piece_by_piece(capsys: pytest.CaptureFixture[str]) -> None:
+def test_streamed_text_is_escaped_piece_by_piece(capsys: pytest.CaptureFixture[str]) -> None:
     show_events("x", events(EVIL))
     assert capsys.readouterr().err.splitlines()[1] == f"│ {SHOWN}"
 
 
-def test_a_line_stays_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_forged_lines_are_indented_or_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     output.fail(InvalidInput("no\nError: forged"))
     show_events("x", [TaskEvent(id=1, type="task.failed", data={"error": {"message": "a\n10:00:00 succeeded"}})])
     *error, _, line = capsys.readouterr().err.splitlines()
@@ -72,7 +70,7 @@ def test_a_line_stays_a_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", PRINTED)
-def test_on_a_terminal_only_our_own_colours_are_sent(
+def test_terminal_gets_only_our_own_colours(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for each in (console, stderr):
@@ -82,7 +80,7 @@ def test_on_a_terminal_only_our_own_colours_are_sent(
     assert not re.search(r"[^\n\t\x20-\x7e\u2500-\u257f]", OWN.sub("", "".join(capsys.readouterr())))
 
 
-def test_markup_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_markup_is_shown_as_text(capsys: pytest.CaptureFixture[str]) -> None:
     console.print("[link=https://evil.example]x[/link] :smile: [/no]")
     assert capsys.readouterr().out == "[link=https://evil.example]x[/link] :smile: [/no]\n"
 
@@ -97,7 +95,7 @@ def test_json_is_safe_and_keeps_its_value(capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(line)["data"]["name"] == EVIL
 
 
-def test_an_error_as_json_is_safe_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_error_is_safe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["minion", "show", "x", "--json"])
     output.fail(InvalidInput(EVIL, name=EVIL))
     printed = capsys.readouterr().err

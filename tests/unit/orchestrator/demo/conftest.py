@@ -14,7 +14,7 @@ Function = Callable[..., dict[str, Any]]
 
 
 def documents(folder: Path) -> list[dict[str, Any]]:
-    """The definition documents below a folder, with the text of `code_file` in its place."""
+    """Return the definition documents below a folder, with the text of `code_file` in its place."""
     found = []
     for file in sorted(folder.glob("*.yaml")):
         for document in yaml.safe_load_all(file.read_text(encoding="utf-8")):
@@ -25,7 +25,7 @@ def documents(folder: Path) -> list[dict[str, Any]]:
 
 
 def stored_function(folder: Path, name: str) -> Function:
-    """A function as the definitions in a folder give it, compiled here without the sandbox."""
+    """Return a function from the definitions in a folder, compiled here without the sandbox."""
     found = [document for document in documents(folder) if document["kind"] == "function" and document["name"] == name]
     definition = parse_definition(found[0])
     assert isinstance(definition, FunctionDefinition)
@@ -62,7 +62,7 @@ def definition_documents() -> Callable[[Path], list[dict[str, Any]]]:
 
 @pytest.fixture
 def inspected() -> Callable[..., dict[str, Any]]:
-    """Builds what `inspect-distribution` returns, from its licence fields."""
+    """Return a builder of what `inspect-distribution` returns, from its licence fields."""
 
     def build(
         expression: str = "", field: str = "", classifiers: tuple[str, ...] = (), texts: tuple[str, ...] = ()

@@ -26,15 +26,15 @@ def judge(classify, spdx):
 
 
 @pytest.mark.parametrize(("spdx", "category"), CATEGORIES)
-def test_category(classify, spdx, category):
+def test_licence_has_a_category(classify, spdx, category):
     assert judge(classify, spdx)["category"] == category
 
 
-def test_a_permissive_choice_is_no_conflict(classify):
+def test_permissive_choice_is_no_conflict(classify):
     assert judge(classify, "MIT OR GPL-3.0-only")["conflicts"] == []
 
 
-def test_each_licence_that_conflicts_is_named(classify):
+def test_every_conflicting_licence_is_named(classify):
     conflicts = judge(classify, "MIT AND (MPL-2.0 OR GPL-3.0-only)")["conflicts"]
 
     assert [conflict.partition(":")[0] for conflict in conflicts] == ["GPL-3.0-only", "MPL-2.0"]

@@ -16,7 +16,7 @@ def test_every_document_is_a_valid_definition(definition_documents):
         assert parse_definition(document).name == document["name"]
 
 
-def test_the_files_load_as_they_are():
+def test_files_load_unchanged():
     assert {definition.kind for definition in load(demo.AGENTS)} == {"agent", "tool", "function"}
 
 
@@ -46,7 +46,7 @@ def test_every_builtin_is_registered():
             assert registered[name] == f"orchestrator.demo.tools:{name.replace('-', '_')}"
 
 
-def test_the_upgrade_replaces_one_function_under_the_same_contract():
+def test_upgrade_replaces_one_function_under_the_same_contract():
     (upgrade,) = load(demo.UPGRADE)
     (first,) = [d for d in load(demo.AGENTS) if d.name == upgrade.name]
     assert isinstance(upgrade, FunctionDefinition)
@@ -56,7 +56,7 @@ def test_the_upgrade_replaces_one_function_under_the_same_contract():
     assert upgrade.code != first.code
 
 
-def test_the_work_is_spread_over_several_capabilities():
+def test_work_is_spread_over_several_capabilities():
     agents = [d for d in load(demo.AGENTS) if isinstance(d, AgentDefinition)]
 
     assert {name for agent in agents for name in agent.config.capabilities} == {"inspect", "classify", "report"}

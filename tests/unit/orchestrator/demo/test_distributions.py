@@ -11,7 +11,7 @@ from orchestrator.demo import distributions
 
 @pytest.fixture
 def environment(tmp_path, monkeypatch):
-    """An environment of its own; returns a function that puts a `.dist-info` folder with files into it."""
+    """Separate environment; returns a function that adds a `.dist-info` folder with files to it."""
     monkeypatch.setattr("sys.path", [str(tmp_path)])
 
     def add(folder: str, **files: bytes) -> Path:
@@ -24,7 +24,7 @@ def environment(tmp_path, monkeypatch):
     return add
 
 
-def test_everything_installed_is_found_once():
+def test_every_installed_distribution_is_found_once():
     names = [distribution.key for distribution in distributions.installed()]
 
     assert len(names) == len(set(names)) > 50
@@ -32,7 +32,7 @@ def test_everything_installed_is_found_once():
     assert {distributions.normalised(d.metadata["Name"]) for d in metadata.distributions()} == set(names)
 
 
-def test_everything_installed_can_be_inspected():
+def test_every_installed_distribution_can_be_inspected():
     for distribution in distributions.installed():
         found = distribution.inspect()
 
@@ -43,7 +43,7 @@ def test_everything_installed_can_be_inspected():
         assert found["version"] == metadata.version(distribution.name)
 
 
-def test_what_is_known_about_one_of_them():
+def test_inspection_reports_licence_and_facts():
     found = distributions.find("pyYAML").inspect()
 
     assert (found["name"], found["licence_field"]) == ("PyYAML", "MIT")
@@ -52,12 +52,12 @@ def test_what_is_known_about_one_of_them():
     assert "Permission is hereby granted" in found["licence_texts"][0]
 
 
-def test_a_name_that_is_not_installed():
+def test_unknown_distribution_is_an_error():
     with pytest.raises(LookupError, match="no-such-thing"):
         distributions.find("no-such-thing")
 
 
-def test_no_metadata_at_all(environment):
+def test_missing_metadata_is_replaced_by_the_folder_name(environment):
     environment("broken_one-1.2.dist-info")
 
     found = distributions.find("Broken.One").inspect()
@@ -66,7 +66,7 @@ def test_no_metadata_at_all(environment):
     assert found["facts"]["files"] == 0
 
 
-def test_metadata_that_are_not_utf_8(environment):
+def test_metadata_need_not_be_utf_8(environment):
     environment("latin-1.0.dist-info", METADATA=b"Name: latin\nVersion: 1.0\nSummary: caf\xe9\x00!\n")
 
     (found,) = distributions.installed()
@@ -74,7 +74,7 @@ def test_metadata_that_are_not_utf_8(environment):
     assert found.inspect()["facts"]["summary"] == "caf\N{REPLACEMENT CHARACTER}!"
 
 
-def test_a_record_that_lists_what_is_not_there(environment):
+def test_record_may_list_missing_files(environment):
     environment(
         "gone-1.0.dist-info",
         METADATA=b"Name: gone\nVersion: 1.0\nLicense: UNKNOWN\n",
@@ -87,7 +87,7 @@ def test_a_record_that_lists_what_is_not_there(environment):
     assert (found["facts"]["files"], found["facts"]["missing_files"]) == (1, 1)
 
 
-def test_a_broken_record_and_broken_entry_points(environment):
+def test_broken_record_and_entry_points_are_tolerated(environment):
     environment("odd-1.0.dist-info", METADATA=b"Name: odd\n", RECORD=b"\xff\xfe,,\n", **{"entry_points.txt": b"[x\ny"})
 
     facts = distributions.find("odd").inspect()["facts"]
@@ -95,13 +95,13 @@ def test_a_broken_record_and_broken_entry_points(environment):
     assert facts["entry_points"] == []
 
 
-def test_a_folder_that_an_interrupted_pip_left_behind(environment):
+def test_leftover_folder_of_an_interrupted_pip_is_ignored(environment):
     environment("~ip-23.0.dist-info")
 
     assert distributions.installed() == []
 
 
-def test_of_two_copies_the_one_that_imports_find_first(environment, tmp_path, monkeypatch):
+def test_first_copy_on_the_path_is_found(environment, tmp_path, monkeypatch):
     environment("twice-1.0.dist-info", METADATA=b"Name: twice\nVersion: 1.0\n")
     later = tmp_path / "later" / "twice-2.0.dist-info"
     later.mkdir(parents=True)

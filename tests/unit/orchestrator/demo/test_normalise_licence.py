@@ -1,4 +1,4 @@
-"""Both versions of the stored function, against what real distributions say about their licences."""
+"""Both versions of the stored function, against the licence fields of real distributions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ ACCEPTED_BY_BOTH = [
     ("", "", ("Mozilla Public License 2.0 (MPL 2.0)",), "MPL-2.0", "classifier"),
 ]
 REFUSED_BY_1 = [
-    # License field, classifiers, texts, what version 1 says, what version 2 makes of it, source
+    # License field, classifiers, texts, answer of version 1, answer of version 2, source
     ("BSD", ("BSD License",), (BSD_3,), "“BSD License” covers several licences", "BSD-3-Clause", "licence text"),
     ("BSD", ("BSD License",), (BSD_2,), "License field says “BSD”", "BSD-2-Clause", "licence text"),
     ("", ("BSD License",), (BSD_4,), "covers several", "BSD-4-Clause", "licence text"),
@@ -102,7 +102,7 @@ REFUSED_BY_BOTH = [
     ("(MIT", (), ()),
     ("MIT WITH MIT", (), ()),
     ("MIT Apache-2.0", (), ()),
-    # A text that is cut off before its conditions end says nothing sure about the number of clauses.
+    # A text that ends before its conditions do does not determine the number of clauses.
     ("BSD", (), (BSD_2.partition("THIS")[0],)),
 ]
 
@@ -137,13 +137,13 @@ def test_both_versions_refuse(normalise_v1, normalise_v2, inspected, field, clas
             normalise(**inspected("", field, classifiers, texts))
 
 
-def test_a_classifier_that_contradicts_the_expression_is_reported(normalise_v1, inspected):
+def test_classifier_that_contradicts_the_expression_is_reported(normalise_v1, inspected):
     given = inspected("MIT", "", ("Apache Software License",))
 
     assert "“Apache Software License”" in normalise_v1(**given)["disagreement"]
 
 
-def test_a_classifier_that_names_the_family_of_the_expression_is_not(normalise_v1, inspected):
+def test_classifier_for_the_family_of_the_expression_is_accepted(normalise_v1, inspected):
     assert normalise_v1(**inspected("BSD-3-Clause", "", ("BSD License",)))["disagreement"] == ""
 
 
@@ -152,12 +152,12 @@ def test_version_2_reports_a_text_of_another_licence(normalise_v2, inspected):
     assert normalise_v2(**inspected("MIT OR Apache-2.0", "", (), (MIT,)))["disagreement"] == ""
 
 
-def test_a_hostile_expression_takes_no_time(normalise_v1, inspected):
+def test_hostile_expression_is_refused_quickly(normalise_v1, inspected):
     with pytest.raises(ValueError, match="classifier"):
         normalise_v1(**inspected("(" * 100_000))
 
 
-def test_version_2_accepts_all_that_version_1_accepts_of_what_is_installed(normalise_v1, normalise_v2):
+def test_version_2_accepts_installed_licences_of_version_1(normalise_v1, normalise_v2):
     refused = 0
     for distribution in distributions.installed():
         given = distribution.inspect()
@@ -167,5 +167,5 @@ def test_version_2_accepts_all_that_version_1_accepts_of_what_is_installed(norma
             refused += 1
         else:
             assert normalise_v2(**given)["spdx"] == expected
-    # Nothing is planted, so the number may change with the lock file; that some are refused is what the demo shows.
+    # Nothing is planted, so the number may change with the lock file; the demo shows that some are refused.
     assert refused > 0

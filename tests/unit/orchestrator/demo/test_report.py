@@ -37,7 +37,7 @@ def audit():
 
 
 class Checker(HTMLParser):
-    """Collects the elements, and checks that they are closed in order."""
+    """Collect the elements, and check that they are closed in order."""
 
     VOID = ("meta", "!doctype")
 
@@ -66,7 +66,7 @@ def test_html_escapes_everything_and_is_well_formed(audit):
     assert page.count("&lt;script&gt;") >= 4
 
 
-def test_html_needs_nothing_from_elsewhere(audit):
+def test_html_is_self_contained(audit):
     page = report.html(audit)
 
     assert "http" not in page
@@ -74,7 +74,7 @@ def test_html_needs_nothing_from_elsewhere(audit):
     assert '<html lang="en">' in page
 
 
-def test_markdown_escapes_what_has_a_meaning(audit):
+def test_markdown_escapes_special_characters(audit):
     text = report.markdown(audit, HOSTILE)
 
     assert "<script>" not in text
@@ -89,13 +89,13 @@ def test_findings_come_first(audit):
         assert text.index("Conflicts with a permissive policy") < text.index("All distributions")
 
 
-def test_without_a_commentary_it_says_so(audit):
+def test_missing_commentary_is_reported(audit):
     assert report.NO_COMMENTARY in report.html(audit)
     assert report.NO_COMMENTARY not in report.html(audit, "First.\n\nSecond.")
     assert "<p>First.</p>\n<p>Second.</p>" in report.html(audit, "First.\n\nSecond.")
 
 
-def test_an_audit_of_nothing(audit):
+def test_empty_audit_is_reported(audit):
     empty = {**audit, "findings": [], "rows": []}
 
     assert "All distributions" not in report.markdown(empty)

@@ -1,4 +1,4 @@
-"""The whole demo against a client that runs the definitions in this process, at once and without a sandbox."""
+"""The whole demo against a client that runs the definitions in this process, immediately and without a sandbox."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Failed(Exception):
 
 
 class LocalClient:
-    """Does what the system does with the demo's definitions, as far as the demo looks."""
+    """Client that executes the demo's definitions as the system would, as far as the demo depends on it."""
 
     def __init__(self, data_dir: Any) -> None:
         self.data_dir = data_dir
@@ -163,7 +163,7 @@ def start(client, **options):
     return code, shown.getvalue()
 
 
-def test_the_demo_audits_improves_and_reports(client):
+def test_demo_audits_improves_and_reports(client):
     code, shown = start(client)
 
     assert code == 0
@@ -186,7 +186,7 @@ def test_json_is_one_object(client):
     assert result["report"] != result["first_report"]
 
 
-def test_the_second_report_holds_every_distribution(client):
+def test_second_report_contains_every_distribution(client):
     _, shown = start(client, as_json=True)
     audits = [json.loads(file.read_text()) for file in client.data_dir.glob("reports/*/audit.json")]
 
@@ -194,17 +194,17 @@ def test_the_second_report_holds_every_distribution(client):
     assert sorted(audit["headline"]["failed"] for audit in audits) == [0, json.loads(shown)["replayed"]]
 
 
-def test_as_many_tasks_as_the_progress_bar_expects(client):
+def test_number_of_tasks_matches_the_progress_bar(client):
     start(client)
     audit = next(task for task in client.done if task.agent == "audit")
     tasks = [task.agent for task in client.tasks(root_id=audit.root_id)]
 
     refused = sum(task.state == "failed" for task in client.tasks(root_id=audit.root_id, agent="normalise-licence"))
-    # Where the licence is refused, nothing is left to judge.
+    # A refused licence leaves nothing to classify.
     assert len(tasks) == tasks.count("audit-distribution") * 5 + 7 - refused
 
 
-def test_it_runs_twice(client):
+def test_demo_runs_twice(client):
     assert start(client)[0] == 0
     client.done.clear()
     code, shown = start(client)
@@ -214,7 +214,7 @@ def test_it_runs_twice(client):
     assert "covers several licences" in shown
 
 
-def test_a_failed_audit_is_an_exit_code(client, monkeypatch):
+def test_failed_audit_is_an_exit_code(client, monkeypatch):
     def refuse(*_):
         raise Failed({"type": "tool_error", "message": "No [disk] left."})
 
@@ -225,7 +225,7 @@ def test_a_failed_audit_is_an_exit_code(client, monkeypatch):
     assert "No [disk] left." in shown
 
 
-def test_waiting_ends(client, monkeypatch):
+def test_waiting_has_a_timeout(client, monkeypatch):
     running = Task(id="1", root_id="1", agent="audit", state="running", labels={}, created_at=datetime.now(UTC))
     monkeypatch.setattr(client, "submit", lambda *_: running)
     monkeypatch.setattr(client, "get", lambda _: running)

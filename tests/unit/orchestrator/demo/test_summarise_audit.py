@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def results(classify):
-    """One permissive, one conflicting, one failed, as `audit-all` collects them."""
+    """One permissive, one conflicting and one failed result, as `audit-all` collects them."""
 
     def output(name, spdx, **facts):
         plain = {"bytes": 1000, "files": 2, "native_files": 0, "requirements": ["a"], "licence_files": ["LICENSE"]}
@@ -30,7 +30,7 @@ def results(classify):
     ]
 
 
-def test_totals(summarise, results):
+def test_results_are_counted(summarise, results):
     headline = summarise(results)["headline"]
 
     assert headline["distributions"] == 3
@@ -39,7 +39,7 @@ def test_totals(summarise, results):
     assert (headline["bytes"], headline["files"]) == (2000, 4)
 
 
-def test_findings_name_what_is_surprising(summarise, results):
+def test_findings_name_surprising_distributions(summarise, results):
     findings = " ".join(summarise(results)["findings"])
 
     assert "GPL-3.0-only conflicts with a permissive policy: Alpha." in findings
@@ -48,7 +48,7 @@ def test_findings_name_what_is_surprising(summarise, results):
     assert "missing on disk, in Alpha." in findings
 
 
-def test_a_failed_row_gives_the_first_cause(summarise, results):
+def test_failed_row_shows_the_first_cause(summarise, results):
     row = next(row for row in summarise(results)["rows"] if row["category"] == "failed")
 
     assert (row["name"], row["version"], row["note"]) == ("mid", "2.0", "No licence at all.")
@@ -58,7 +58,7 @@ def test_rows_are_sorted_by_name(summarise, results):
     assert [row["name"] for row in summarise(results)["rows"]] == ["Alpha", "mid", "zeta"]
 
 
-def test_nothing_at_all_and_nothing_but_failures(summarise, results):
+def test_empty_and_failed_results_are_summarised(summarise, results):
     assert summarise([])["headline"]["distributions"] == 0
     assert summarise([results[2]])["headline"]["failed"] == 1
     assert summarise([{"state": "failed"}])["rows"][0]["name"] == "?"

@@ -35,25 +35,25 @@ def context(tmp_path):
     return Context(tmp_path)
 
 
-def test_list_distributions(context):
+def test_distributions_are_listed(context):
     listed = tools.list_distributions({}, context)["distributions"]
 
     assert len(listed) > 50
     assert all(set(entry) == {"name", "version"} for entry in listed)
 
 
-def test_list_only_some(context):
+def test_list_can_be_limited_to_names(context):
     listed = tools.list_distributions({"only": ["rich", "PyYAML", "pyyaml"]}, context)["distributions"]
 
     assert [entry["name"] for entry in listed] == ["PyYAML", "rich"]
 
 
-def test_another_version_than_the_one_expected(context):
+def test_unexpected_version_is_an_error(context):
     with pytest.raises(LookupError, match=r"rich 0\.0\.1 is not installed here"):
         tools.inspect_distribution({"name": "rich", "version": "0.0.1"}, context)
 
 
-def test_a_saved_audit_is_written_as_a_report(context):
+def test_saved_audit_is_written_as_a_report(context):
     saved = tools.save_audit_data(AUDIT, context)
     written = tools.write_audit_report({"report": saved["report"], "commentary": "All is well."}, context)
 
@@ -64,7 +64,7 @@ def test_a_saved_audit_is_written_as_a_report(context):
     assert "All is well." in (context.data_dir / written["html"]).read_text()
 
 
-def test_writing_twice_leaves_nothing_else_behind(context):
+def test_second_write_leaves_no_other_files(context):
     for _ in range(2):
         saved = tools.save_audit_data(AUDIT, context)
         tools.write_audit_report({"report": saved["report"]}, context)
@@ -73,12 +73,12 @@ def test_writing_twice_leaves_nothing_else_behind(context):
     assert sorted(file.name for file in folder.iterdir()) == ["audit.json", "report.html", "report.md"]
 
 
-def test_a_report_that_was_never_saved(context):
+def test_unsaved_report_is_an_error(context):
     with pytest.raises(LookupError, match="audit-nothing"):
         tools.write_audit_report({"report": "audit-nothing"}, context)
 
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b", "", "."])
-def test_a_name_that_leads_elsewhere(context, name):
+def test_report_name_cannot_be_a_path(context, name):
     with pytest.raises(ValueError, match="not the name of a report"):
         tools.write_audit_report({"report": name}, context)

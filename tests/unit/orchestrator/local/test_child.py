@@ -1,4 +1,4 @@
-"""A child process of `minion up` sees the environment without the secrets that it does not need."""
+"""A child process of `minion up` receives the environment without the secrets that it does not need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECRETS = {"ANTHROPIC_API_KEY", "ANTHROPIC_CUSTOM_HEADERS", "DATABASE_URL", "MIN
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
-    """The secrets that each process was started with, by its subcommand."""
+    """Return the secrets that each process was started with, by its subcommand."""
     seen: dict[str, set[str]] = {}
 
     def start(command: list[str], *, env: dict[str, str], **_: Any) -> None:
@@ -30,13 +30,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     return seen
 
 
-def test_child_sees_all_but_what_is_withheld(started: dict[str, set[str]], tmp_path: Path) -> None:
+def test_child_receives_all_but_the_withheld_secrets(started: dict[str, set[str]], tmp_path: Path) -> None:
     Child("a", ["a"], {}, tmp_path, orphaned=signal.SIGTERM).start()
     Child("b", ["b"], {}, tmp_path, orphaned=signal.SIGTERM, withheld=("ANTHROPIC_",)).start()
     assert started == {"a": SECRETS, "b": SECRETS - {"ANTHROPIC_API_KEY", "ANTHROPIC_CUSTOM_HEADERS"}}
 
 
-def test_only_workers_see_the_model_s_key(
+def test_only_workers_receive_the_model_s_key(
     started: dict[str, set[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = LocalSystem(Settings(data_dir=tmp_path), [], flower=True, say=print)

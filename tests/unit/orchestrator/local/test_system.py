@@ -1,4 +1,4 @@
-"""The ports of `minion up`, and how another process finds it."""
+"""The ports of `minion up`, and how another process finds the system."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from shared.settings import Settings
 
 
 @pytest.fixture
-def said() -> list[str]:
+def messages() -> list[str]:
     return []
 
 
 @pytest.fixture
-def local(said: list[str]) -> Iterator[LocalSystem]:
-    local = LocalSystem(Settings(api_port=0), [], flower=True, say=said.append)
+def local(messages: list[str]) -> Iterator[LocalSystem]:
+    local = LocalSystem(Settings(api_port=0), [], flower=True, say=messages.append)
     yield local
     local.stop()
 
 
-def test_ports_that_are_in_use_are_named_with_the_addresses_taken(
-    local: LocalSystem, said: list[str], monkeypatch: pytest.MonkeyPatch
+def test_ports_in_use_are_reported_with_their_replacements(
+    local: LocalSystem, messages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as api, socket.create_server(("127.0.0.1", 0)) as flower:
         wanted = [one.getsockname()[1] for one in (api, flower)]
@@ -37,20 +37,20 @@ def test_ports_that_are_in_use_are_named_with_the_addresses_taken(
         local._choose_places()
     places: dict[str, Any] = local.places()
     assert places["API"] == f"{local.facts['api_url']}/docs"
-    assert said == [
+    assert messages == [
         f"Port {wanted[0]} is in use. The API listens on {local.facts['api_url']} instead.",
         f"Port {wanted[1]} is in use. Flower listens on {places['Flower']} instead.",
     ]
 
 
-def test_nothing_is_said_of_ports_that_are_free(local: LocalSystem, said: list[str]) -> None:
+def test_free_ports_are_not_reported(local: LocalSystem, messages: list[str]) -> None:
     local.flower = False
     local._choose_places()
-    assert said == []
+    assert messages == []
 
 
-def test_connections_of_a_system_that_has_stopped_do_not_take_its_port(local: LocalSystem) -> None:
-    """The side that closes first keeps its half for a minute."""
+def test_closed_connections_of_a_stopped_system_free_its_port(local: LocalSystem) -> None:
+    """The side that closes first keeps its half of the connection for a minute."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         port = server.getsockname()[1]
         accepted, _ = server.accept()
@@ -65,7 +65,7 @@ def test_running_system_without_an_api_key_is_refused(tmp_path: Path, monkeypatc
         running_system(Settings(api_url="http://127.0.0.1:9", data_dir=tmp_path))
 
 
-def test_running_system_that_does_not_answer_is_none(tmp_path: Path) -> None:
+def test_unreachable_system_is_not_running(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
     assert running_system(Settings(api_url=url, api_key="key", data_dir=tmp_path)) is None

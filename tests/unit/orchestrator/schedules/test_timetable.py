@@ -1,4 +1,4 @@
-"""When schedules run: cron with time zones, intervals, and what was missed."""
+"""When schedules run: cron with time zones, intervals, and missed runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def utc(text: str) -> datetime:
 
 
 def local(timetable: Cron, after: str, number: int) -> list[str]:
-    """The next runs in the time zone's own time, with its offset."""
+    """Return the next runs in the time zone's own time, with its offset."""
     zone = ZoneInfo(timetable.timezone)
     runs = islice(timetable.after(datetime.fromisoformat(after).replace(tzinfo=zone)), number)
     return [run.astimezone(zone).strftime("%m-%d %H:%M %z") for run in runs]
@@ -47,7 +47,7 @@ def local(timetable: Cron, after: str, number: int) -> list[str]:
 @pytest.mark.parametrize(
     ("expression", "zone", "after", "expected"),
     [
-        # Europe/Berlin: 2 o'clock does not exist on 2026-03-29, and comes twice on 2026-10-25.
+        # Europe/Berlin: 2 o'clock does not exist on 2026-03-29, and occurs twice on 2026-10-25.
         ("30 2 * * *", "Europe/Berlin", "2026-03-28", ["03-28 02:30 +0100", "03-29 03:00 +0200", "03-30 02:30 +0200"]),
         ("30 2 * * *", "Europe/Berlin", "2026-10-24", ["10-24 02:30 +0200", "10-25 02:30 +0200", "10-26 02:30 +0100"]),
         ("0 7 * * *", "Europe/Berlin", "2026-03-28", ["03-28 07:00 +0100", "03-29 07:00 +0200"]),
@@ -81,12 +81,12 @@ def test_cron_follows_the_clocks_of_its_zone(expression: str, zone: str, after: 
     assert local(Cron(expression, zone), after, len(expected)) == expected
 
 
-def test_a_time_that_comes_twice_is_not_found_again_from_within_the_second_hour() -> None:
-    # 01:15 UTC is the second 02:15 of that night; the run at the first 02:30 lies behind it.
+def test_repeated_hour_runs_once() -> None:
+    # 01:15 UTC is the second 02:15 of that night; the run was at the first 02:30.
     assert next(Cron("30 2 * * *", "Europe/Berlin").after(utc("2026-10-25T01:15"))) == utc("2026-10-26T01:30")
 
 
-def test_seconds_of_a_time_that_the_clocks_skip() -> None:
+def test_runs_within_a_skipped_hour_keep_their_seconds() -> None:
     runs = [utc(f"2026-03-29T01:00:{second}") for second in ("10", "40")]
     twice_a_minute = Cron("10,40 0,30 2 * * *", "Europe/Berlin")
     assert list(islice(twice_a_minute.after(utc("2026-03-29T00:00")), 3)) == [*runs, utc("2026-03-30T00:00:10")]
@@ -94,7 +94,7 @@ def test_seconds_of_a_time_that_the_clocks_skip() -> None:
 
 
 @given(CRONS, MOMENTS)
-def test_cron_runs_are_in_order_and_do_not_depend_on_where_one_asks(timetable: Cron, moment: datetime) -> None:
+def test_cron_runs_are_ordered_and_independent_of_the_start(timetable: Cron, moment: datetime) -> None:
     runs = list(islice(timetable.after(moment), 5))
     assert all(earlier < later for earlier, later in pairwise([moment, *runs]))
     for asked, expected in pairwise(runs):
@@ -103,7 +103,7 @@ def test_cron_runs_are_in_order_and_do_not_depend_on_where_one_asks(timetable: C
 
 
 @given(INTERVALS, MOMENTS, st.integers(0, 1000))
-def test_an_interval_does_not_drift(timetable: Every, moment: datetime, number: int) -> None:
+def test_interval_does_not_drift(timetable: Every, moment: datetime, number: int) -> None:
     after = moment + number * timetable.interval
     first, second = islice(timetable.after(after), 2)
     assert after < first <= after + timetable.interval
@@ -112,7 +112,7 @@ def test_an_interval_does_not_drift(timetable: Every, moment: datetime, number: 
 
 
 @given(st.one_of(CRONS, INTERVALS), MOMENTS, st.timedeltas(timedelta(0), timedelta(hours=3)), MISSED)
-def test_no_run_is_started_twice_and_each_is_accounted_for(
+def test_every_run_is_started_once_or_counted_as_missed(
     timetable: Timetable, asked: datetime, late: timedelta, missed: str
 ) -> None:
     next_at = next(timetable.after(asked))
@@ -120,7 +120,7 @@ def test_no_run_is_started_twice_and_each_is_accounted_for(
     found = due(timetable, next_at, now, missed)  # type: ignore[arg-type]
     assert all(next_at <= run <= now for run in found.runs)
     assert sorted(set(found.runs)) == found.runs
-    # The next look goes on where this one stopped.
+    # The next look continues where this one stopped.
     assert next(timetable.after(found.runs[-1] if found.runs else now)) == found.next_at or found.next_at > now
     if missed == "all":
         wanted = [next_at, *islice(timetable.after(next_at), MOST_RUNS)]
@@ -159,7 +159,7 @@ NEXT = utc("2026-05-01T12:00")
         ("all", "15:30", ["12:00", "13:00", "14:00", "15:00"], "16:00"),
     ],
 )
-def test_missed_runs_by_policy(missed: str, now: str, runs: list[str], next_at: str) -> None:
+def test_missed_runs_follow_the_policy(missed: str, now: str, runs: list[str], next_at: str) -> None:
     found = due(HOURLY, NEXT, utc(f"2026-05-01T{now}"), missed)  # type: ignore[arg-type]
     assert [f"{run:%H:%M}" for run in found.runs] == runs
     assert f"{found.next_at:%H:%M}" == next_at
@@ -175,7 +175,7 @@ def test_many_missed_runs_are_made_up_over_several_looks() -> None:
     assert seen == [NEXT + timedelta(hours=hour) for hour in range(250)]
 
 
-def test_a_gap_of_years_is_looked_over_quickly() -> None:
+def test_gap_of_years_is_handled_quickly() -> None:
     every_second = Every(timedelta(seconds=1), NEXT)
     now = NEXT + timedelta(days=3650, milliseconds=300)
     assert due(every_second, NEXT, now, "once").runs == [NEXT + timedelta(days=3650)]
@@ -199,7 +199,7 @@ def test_a_gap_of_years_is_looked_over_quickly() -> None:
         ("* * * * *", "", "no time zone"),
     ],
 )
-def test_what_cannot_be_used_is_refused(expression: str, zone: str, said: str) -> None:
+def test_invalid_cron_or_zone_is_refused(expression: str, zone: str, said: str) -> None:
     with pytest.raises(InvalidInput, match=said):
         Cron(expression, zone)
 

@@ -1,4 +1,4 @@
-"""Definitions and requests as typed values. Definitions in files: tests/integration/test_definitions.py."""
+"""Definitions and requests as typed values. tests/integration/test_definitions.py tests definitions in files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from shared.tasks.response import AgentResponse
 from shared.tasks.states import State
 
 
-def test_the_documented_agent_is_understood() -> None:
+def test_documented_agent_is_accepted() -> None:
     agent = Agent(
         name="SearchAgent",
         description="...",
@@ -32,7 +32,7 @@ def test_the_documented_agent_is_understood() -> None:
     assert (config.capabilities, config.max_chain_depth, config.max_attempts) == (["search", "filter"], 3, 3)
 
 
-def test_settings_beside_the_config_come_first_and_none_means_not_given() -> None:
+def test_settings_beside_config_take_precedence() -> None:
     definition = AgentDefinition.from_arguments(
         name="A", config_data={"max_tokens": 1, "model": "offline", "temperature": 0}, max_tokens=2, top_p=None
     )
@@ -68,13 +68,13 @@ def test_settings_beside_the_config_come_first_and_none_means_not_given() -> Non
         ({"relations": [{"agent": "B", "colour": 1}]}, "relations.0.colour"),
     ],
 )
-def test_a_wrong_argument_is_named(arguments: dict[str, Any], words: str) -> None:
+def test_error_names_the_wrong_argument(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidDefinition) as caught:
         Agent(**{"name": "A", **arguments})
     assert words in caught.value.message
 
 
-def test_a_schema_that_is_nested_without_end_is_refused() -> None:
+def test_deeply_nested_schema_is_refused() -> None:
     schema: dict[str, Any] = {}
     for _ in range(5000):
         schema = {"not": schema}
@@ -82,14 +82,14 @@ def test_a_schema_that_is_nested_without_end_is_refused() -> None:
         AgentDefinition.from_arguments(name="A", input_schema=schema)
 
 
-def test_thousands_of_faults_are_told_in_few_words() -> None:
+def test_message_for_thousands_of_faults_is_short() -> None:
     with pytest.raises(InvalidDefinition, match="and 9980 more") as caught:
         parse_definition({"kind": "agent", "name": "A", **{f"{'x' * 1000}{n}": 1 for n in range(10_000)}})
     assert len(caught.value.message) < 5000
 
 
 @pytest.mark.parametrize("data", [None, 5, "agent", [], [{"kind": "agent"}], {}, {"kind": None}, {"kind": {}}, {1: 2}])
-def test_what_is_no_definition_is_refused(data: Any) -> None:
+def test_invalid_definition_is_refused(data: Any) -> None:
     with pytest.raises(InvalidDefinition):
         parse_definition(data, where="file.yaml")
 
@@ -108,13 +108,13 @@ def test_what_is_no_definition_is_refused(data: Any) -> None:
         ({"url": "https://example.com/", "headers": {"X": "a\nb"}}, "http.headers.X: String should match"),
     ],
 )
-def test_a_request_that_could_never_be_sent_is_refused(http: dict[str, Any], words: str) -> None:
+def test_unsendable_http_request_is_refused(http: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidDefinition) as caught:
         parse_definition({"kind": "tool", "name": "fetch", "type": "http", "http": http})
     assert words in caught.value.message
 
 
-def test_the_hard_limit_follows_the_soft_one() -> None:
+def test_hard_limit_defaults_to_soft_limit_plus_margin() -> None:
     def limits(**config: int) -> tuple[int, int]:
         made = AgentDefinition.from_arguments(name="A", **config).config
         return made.soft_time_limit, made.time_limit
@@ -126,7 +126,7 @@ def test_the_hard_limit_follows_the_soft_one() -> None:
     assert limits(time_limit=301) == (300, 301)
 
 
-def test_the_checksum_is_of_what_a_definition_says() -> None:
+def test_checksum_covers_content_not_spelling() -> None:
     one = FunctionDefinition(name="f", code="x", input_schema={"minimum": 1, "maximum": 2})
     same = FunctionDefinition(name="f", code="x", input_schema={"maximum": 2.0, "minimum": 1}, entrypoint="f")
     assert one.checksum() == same.checksum()
@@ -134,7 +134,7 @@ def test_the_checksum_is_of_what_a_definition_says() -> None:
     assert one.checksum() != one.checksum(function="other")
 
 
-def test_responses_can_be_kept_as_a_history() -> None:
+def test_response_converts_to_history() -> None:
     response = AgentResponse(task_id=uuid4(), agent="A", state=State.SUCCEEDED, content="hello")
     assert response.messages == [AIMessage(content="hello")]
     assert HumanMessage(content="x").role == "user"

@@ -1,4 +1,4 @@
-"""JSON Schema: what may be stored, what is violated, and that nobody can hang us with either."""
+"""JSON Schema: which schemas can be stored, which values violate them, and bounds on the time that both take."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.errors import InvalidDefinition, InvalidInput
 
 
 def quickly(call: Callable[[], Any]) -> Any:
-    """The value of a call that takes less than half a minute."""
+    """Return the value of a call, which must take less than half a minute."""
     began = time.monotonic()
     value = call()
     assert time.monotonic() - began < 30
@@ -40,7 +40,7 @@ def quickly(call: Callable[[], Any]) -> Any:
         {"format": "no such format", "x-own": {"pattern": "("}},
     ],
 )
-def test_what_may_be_stored(schema: Any) -> None:
+def test_valid_schema_is_accepted(schema: Any) -> None:
     check_schema(schema, where="x")
 
 
@@ -92,7 +92,7 @@ def test_what_may_be_stored(schema: Any) -> None:
         ({"not": {"items": {"items": {"$ref": "#/not"}}, "allOf": [{"$ref": "#/not"}]}}, "$", "without end"),
     ],
 )
-def test_what_may_not_be_stored(schema: Any, path: str | None, words: str) -> None:
+def test_unusable_schema_is_refused(schema: Any, path: str | None, words: str) -> None:
     with pytest.raises(InvalidDefinition) as caught:
         check_schema(schema, where="agent A, input_schema")
     assert caught.value.message.startswith("agent A, input_schema")
@@ -101,7 +101,7 @@ def test_what_may_not_be_stored(schema: Any, path: str | None, words: str) -> No
     assert path is None or path in caught.value.message
 
 
-def test_no_address_is_ever_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_url_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(*_: Any) -> None:
         raise AssertionError("Something opens a connection.")
 
@@ -115,7 +115,7 @@ def test_no_address_is_ever_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("place", ["$schema", "$id", "$ref", "$dynamicRef", "$vocabulary"])
-def test_no_library_fetches_what_a_schema_names(place: str) -> None:
+def test_no_library_fetches_urls_in_schemas(place: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"http://127.0.0.1:{server.getsockname()[1]}/x.json"
         schema = {place: {address: True} if place == "$vocabulary" else address, "properties": {"a": {"format": "uri"}}}
@@ -127,7 +127,7 @@ def test_no_library_fetches_what_a_schema_names(place: str) -> None:
             server.accept()
 
 
-def test_a_schema_of_great_depth_is_refused() -> None:
+def test_deeply_nested_schema_is_refused() -> None:
     schema: dict[str, Any] = {}
     for _ in range(100_000):
         schema = {"not": schema}
@@ -139,7 +139,7 @@ def paths(schema: dict[str, Any], value: Any) -> list[str]:
     return [fault["path"] for fault in violations(schema, value)]
 
 
-def test_every_violation_is_named_with_its_path() -> None:
+def test_violations_are_reported_with_their_paths() -> None:
     schema = {
         "required": ["a", "b"],
         "properties": {"a": {"type": "string"}, "list": {"items": {"minimum": 3}}},
@@ -154,13 +154,13 @@ def test_every_violation_is_named_with_its_path() -> None:
     assert len(caught.value.detail["violations"]) == 5
 
 
-def test_a_thousand_violations_are_fifty_in_the_record_and_ten_in_the_text() -> None:
+def test_number_of_reported_violations_is_limited() -> None:
     with pytest.raises(InvalidInput, match="and 40 more") as caught:
         validate({"items": {"type": "string"}}, list(range(100_000)), what="It", error=InvalidInput)
     assert len(caught.value.detail["violations"]) == 50
 
 
-def test_large_values_are_not_quoted_at_length() -> None:
+def test_large_values_are_truncated_in_messages() -> None:
     value = {"k" * 100_000: "v" * 1_000_000}
     faults = violations({"additionalProperties": {"type": "integer"}, "maxProperties": 0}, value)
     assert len(faults) == 2
@@ -203,13 +203,13 @@ def test_large_values_are_not_quoted_at_length() -> None:
         ({"$schema": "https://json-schema.org/draft/2020-12/schema", "items": {"pattern": "^a"}}, [["a"]], [["b"]]),
     ],
 )
-def test_values_match_or_not(schema: dict[str, Any], good: list[Any], bad: list[Any]) -> None:
+def test_keyword_accepts_or_rejects_value(schema: dict[str, Any], good: list[Any], bad: list[Any]) -> None:
     check_schema(schema, where="x")
     assert [value for value in good if violations(schema, value)] == []
     assert [value for value in bad if not violations(schema, value)] == []
 
 
-def test_a_recursive_schema_is_followed_as_deep_as_the_value() -> None:
+def test_recursive_schema_is_followed_to_the_depth_of_the_value() -> None:
     schema = {"properties": {"child": {"$ref": "#"}, "name": {"type": "string"}}, "additionalProperties": False}
     value: dict[str, Any] = {"name": 5}
     for _ in range(95):
@@ -223,20 +223,20 @@ EVIL_TEXT = "a" * 100_000 + "!"
 
 
 @pytest.mark.parametrize("pattern", ["^(a+)+$", "^(a|a)*$", "^(a|aa)+$", "(.*a){20}$", r"^(\w+\s?)*$"])
-def test_no_pattern_takes_long(pattern: str) -> None:
+def test_pattern_search_takes_linear_time(pattern: str) -> None:
     quickly(lambda: violations({"pattern": pattern}, EVIL_TEXT))
     quickly(lambda: violations({"patternProperties": {pattern: {}}, "additionalProperties": False}, {EVIL_TEXT: 1}))
 
 
-def test_a_search_that_nothing_could_interrupt_is_not_begun() -> None:
-    """Linear time is still the size of the pattern times the length of the text: this would take minutes."""
+def test_search_that_would_take_minutes_is_refused() -> None:
+    """A linear search still takes pattern size times text length, and cannot be interrupted."""
     (fault,) = quickly(lambda: violations({"pattern": "[ab]*a[ab]{30000}c"}, "abbab" * 100_000))
     assert "a smaller value or a simpler schema is needed" in fault["message"]
     assert violations({"pattern": "[ab]*a[ab]{30000}c"}, "abbab") != []
     assert violations({"pattern": "^[^<>]*$"}, "abbab" * 400_000) == []
 
 
-def test_unique_items_of_a_large_list_take_no_long_time() -> None:
+def test_unique_items_of_a_large_list_are_checked_quickly() -> None:
     assert quickly(lambda: violations({"uniqueItems": True}, [{"a": n} for n in range(50_000)])) == []
 
 
@@ -258,9 +258,9 @@ NULLS = [{"type": "null"}] * 200
         {"items": False},
     ],
 )
-def test_no_schema_fills_the_memory_with_what_it_finds(schema: dict[str, Any]) -> None:
+def test_validation_uses_bounded_memory(schema: dict[str, Any]) -> None:
     value: list[Any] = [[] for _ in range(5_000)]
-    violations(schema, value)  # reads the schema
+    violations(schema, value)  # compiles the schema
     tracemalloc.start()
     try:
         violations(schema, value)
@@ -278,7 +278,7 @@ def test_no_schema_fills_the_memory_with_what_it_finds(schema: dict[str, Any]) -
         ({"allOf": [{"uniqueItems": True}] * 1000}, [[0] * 50_000, [1]]),
     ],
 )
-def test_a_comparison_that_takes_too_long_is_given_up(
+def test_comparison_that_takes_too_long_is_aborted(
     monkeypatch: pytest.MonkeyPatch, schema: dict[str, Any], value: Any
 ) -> None:
     monkeypatch.setattr("shared.contracts.json_schema.keywords.MAX_SECONDS", 0.05)
@@ -286,14 +286,14 @@ def test_a_comparison_that_takes_too_long_is_given_up(
     assert "of processor time; a smaller value or a simpler schema is needed" in fault["message"]
 
 
-def test_a_schema_that_takes_too_long_for_anything_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_schema_that_is_slow_for_any_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shared.contracts.json_schema.keywords.MAX_SECONDS", 0.05)
     doubling: dict[str, Any] = {str(n): {"allOf": [{"$ref": f"#/$defs/{n + 1}"}] * 2} for n in range(40)}
     with pytest.raises(InvalidDefinition, match="of processor time"):
         check_schema({"$ref": "#/$defs/0", "$defs": {**doubling, "40": {}}}, where="x")
 
 
-def test_many_references_to_a_large_part_are_checked_once() -> None:
+def test_repeated_references_to_a_large_part_are_checked_once() -> None:
     large = {"properties": {str(n): {} for n in range(500)}}
     schema = {"x-own": large, "properties": {str(n): {"$ref": "#/x-own"} for n in range(500)}}
     quickly(lambda: check_schema(schema, where="x"))
@@ -318,7 +318,7 @@ def test_many_references_to_a_large_part_are_checked_once() -> None:
         ({"type": "null"}, [0] * 1000, "[" + "0, " * 66 + "0 … is not of type 'null'"),
     ],
 )
-def test_a_fault_quotes_the_beginning_of_the_value(schema: dict[str, Any], value: Any, message: str) -> None:
+def test_violation_quotes_the_beginning_of_the_value(schema: dict[str, Any], value: Any, message: str) -> None:
     (fault,) = violations(schema, value)
     assert fault["message"].endswith(message)
 
@@ -344,14 +344,14 @@ EVIL = [
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_format_takes_long_or_breaks(name: str) -> None:
+def test_formats_are_fast_and_never_raise(name: str) -> None:
     for text in EVIL:
         quickly(lambda text=text: violations({"format": name}, text))
 
 
 @pytest.mark.parametrize("number", [10**299, 1e299, 5e-324, -0.0, 0.1])
 @pytest.mark.parametrize("schema", [{"multipleOf": m} for m in (0.01, 5e-324, 1e299, 10**200)] + [{"maximum": 10**299}])
-def test_no_number_breaks_the_arithmetic(schema: dict[str, Any], number: float) -> None:
+def test_extreme_numbers_never_raise(schema: dict[str, Any], number: float) -> None:
     violations(schema, number)
 
 
@@ -370,7 +370,7 @@ def test_no_number_breaks_the_arithmetic(schema: dict[str, Any], number: float) 
         (2, True, True),
     ],
 )
-def test_a_multiple_is_one_by_its_digits(factor: float, value: Any, fits: bool) -> None:
+def test_multiple_of_uses_decimal_digits(factor: float, value: Any, fits: bool) -> None:
     assert (violations({"multipleOf": factor}, value) == []) is fits
 
 
@@ -383,15 +383,15 @@ def test_a_multiple_is_one_by_its_digits(factor: float, value: Any, fits: bool) 
         ({"properties": {"a": {"$recursiveRef": "#"}}}, "$.properties.a.$recursiveRef", "`$ref`"),
     ],
 )
-def test_what_nothing_would_hold_to_is_refused(schema: Any, path: str, instead: str) -> None:
+def test_unenforced_keyword_is_refused_with_its_replacement(schema: Any, path: str, instead: str) -> None:
     with pytest.raises(InvalidDefinition) as caught:
         check_dialect(schema, where="agent A, input_schema")
     assert caught.value.detail["path"] == path
     assert instead in caught.value.message
-    check_schema(schema, where="x")  # what was stored before is still read
+    check_schema(schema, where="x")  # schemas that an earlier release stored are still accepted
 
 
-def test_names_of_properties_are_no_keywords() -> None:
+def test_property_names_are_not_keywords() -> None:
     check_dialect(
         {"properties": {"nullable": {"nullable": False}, "dependencies": {}}, "default": {"nullable": 1}}, where="x"
     )

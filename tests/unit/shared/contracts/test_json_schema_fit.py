@@ -1,4 +1,4 @@
-"""What is certainly wrong between two schemas is found, and nothing else."""
+"""Misfits between two schemas: every reported one is certain."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEITHER = "no value is allowed by both schemas"
 
 
 def misfit(comes: Any, taken: Any, element_of: str | None = None) -> str | None:
-    """Why two schemas never fit."""
+    """Return the reason why no value can satisfy both schemas."""
     (fault,) = misfits([Pair(comes, taken, element_of)])
     return fault
 
@@ -44,7 +44,7 @@ def closed(**properties: Any) -> dict[str, Any]:
         ({}, False, "$: nothing is taken"),
     ],
 )
-def test_what_can_never_fit(comes: Any, taken: Any, fault: str) -> None:
+def test_schemas_without_a_common_value_misfit(comes: Any, taken: Any, fault: str) -> None:
     assert misfit(comes, taken) == fault
 
 
@@ -68,7 +68,7 @@ def test_what_can_never_fit(comes: Any, taken: Any, fault: str) -> None:
         ({"properties": {"a": TEXT}, "required": ["a"]}, {"properties": {"a": {"type": "null"}}}),
     ],
 )
-def test_what_may_fit(comes: Any, taken: Any) -> None:
+def test_schemas_that_may_share_a_value_fit(comes: Any, taken: Any) -> None:
     assert misfit(comes, taken) is None
 
 
@@ -91,18 +91,18 @@ LIST = {"properties": {"a/b c": {"items": {"$ref": "#/$defs/one"}}}, "$defs": {"
         ({"oneOf": [of(kind={"const": "a"}), of(kind={"const": "b"})]}, of(kind={"const": "c"}), "$.kind"),
     ],
 )
-def test_exclusion_through_several_keywords_is_found_with_its_path(comes: Any, taken: Any, path: str) -> None:
+def test_exclusion_by_several_keywords_is_found_with_its_path(comes: Any, taken: Any, path: str) -> None:
     assert Pair(comes, taken).fault() is None
     assert misfit(comes, taken) == f"{path}: {NEITHER}"
 
 
 @pytest.mark.parametrize(("taken", "fault"), [(of(a=WHOLE), f"$.a: {NEITHER}"), (of(a=TEXT), None)])
-def test_elements_are_compared_with_what_their_references_lead_to(taken: Any, fault: str | None) -> None:
+def test_element_schema_is_resolved_through_references(taken: Any, fault: str | None) -> None:
     assert misfit(LIST, taken, element_of="a/b c") == fault
 
 
 def test_pair_that_takes_too_long_counts_as_fitting() -> None:
-    """The library takes a gigabyte and several seconds for it."""
+    """The library takes a gigabyte and several seconds for this pair."""
     choices = [{"oneOf": [{"required": [f"{n}a"]}, {"required": [f"{n}b"]}]} for n in range(40)]
     obvious = Pair({"allOf": [TEXT]}, WHOLE)
     assert misfits([obvious, Pair({"allOf": choices}, {"type": "object"}), obvious]) == [f"$: {NEITHER}", None, None]
@@ -126,6 +126,6 @@ SCHEMAS = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(VALUES, SCHEMAS, SCHEMAS)
-def test_a_value_of_both_disproves_a_misfit(value: Any, comes: Any, taken: Any) -> None:
+def test_common_value_disproves_misfit(value: Any, comes: Any, taken: Any) -> None:
     if isinstance(comes, dict) and isinstance(taken, dict) and not violations(comes, value):
         assert violations(taken, value) or Pair(comes, taken).fault() is None

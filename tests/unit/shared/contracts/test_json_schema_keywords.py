@@ -25,7 +25,7 @@ PATTERNS = st.sampled_from(["^a", "b$", "c"])
 
 
 def keywords(parts: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    """Schemas of one to four keywords, whose own schemas are `parts`."""
+    """Generate schemas of one to four keywords whose subschemas are `parts`."""
     several, by_name = st.lists(parts, min_size=1, max_size=3), st.dictionaries(NAMES, parts, max_size=2)
     each: dict[str, st.SearchStrategy[Any]] = {
         "type": KINDS | st.lists(KINDS, min_size=1, max_size=2, unique=True),
@@ -59,7 +59,7 @@ DEFINITIONS = st.fixed_dictionaries(
 
 @settings(max_examples=60)
 @given(keywords(SCHEMAS), DEFINITIONS, st.lists(VALUES, min_size=1, max_size=5))
-def test_the_library_decides_the_same(schema: dict[str, Any], definitions: Any, values: list[Any]) -> None:
+def test_keywords_agree_with_jsonschema(schema: dict[str, Any], definitions: Any, values: list[Any]) -> None:
     schema = {**schema, "$defs": definitions}
     for value in values:
         assert (violations(schema, value) == []) == Draft202012Validator(schema).is_valid(value)
@@ -67,7 +67,7 @@ def test_the_library_decides_the_same(schema: dict[str, Any], definitions: Any, 
 
 @settings(max_examples=60)
 @given(keywords(SCHEMAS), keywords(SCHEMAS), DEFINITIONS, st.lists(VALUES, min_size=1, max_size=5))
-def test_a_value_of_both_disproves_impossibility(one: Any, other: Any, definitions: Any, values: list[Any]) -> None:
+def test_common_value_disproves_impossibility(one: Any, other: Any, definitions: Any, values: list[Any]) -> None:
     pair = [{**schema, "$defs": definitions} for schema in (one, other)]
     if any(violations(pair[0], value) == violations(pair[1], value) == [] for value in values):
         with suppress(CanonicalizationError):

@@ -20,7 +20,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(VALUES)
-def test_order_is_restored(value: Any) -> None:
+def test_key_order_is_restored(value: Any) -> None:
     order = as_in_jsonb(order_of(value))
     assert json.dumps(ordered(as_in_jsonb(value), order)) == json.dumps(value)
     wrapped = {"payload": value, "signal": "x"}
@@ -28,18 +28,18 @@ def test_order_is_restored(value: Any) -> None:
 
 
 @given(VALUES)
-def test_order_of_jsonb_is_none(value: Any) -> None:
+def test_jsonb_order_needs_no_record(value: Any) -> None:
     assert order_of(as_in_jsonb(value)) is None
 
 
-def test_one_order_of_many_objects_is_kept_once() -> None:
+def test_order_shared_by_many_objects_is_stored_once() -> None:
     assert order_of([{"reasoning": n, "score": n} for n in range(1000)]) == {
         "orders": [["reasoning", "score"]],
         "choices": [],
     }
 
 
-def test_objects_with_the_same_keys_keep_different_orders() -> None:
+def test_objects_with_equal_keys_keep_different_orders() -> None:
     value = {"properties": {"x": {"type": 1, "description": 2}, "y": {"description": 3, "type": 4}}}
     assert order_of(value) == {"orders": [["type", "description"], ["description", "type"]], "choices": [0, 1]}
     assert json.dumps(ordered(as_in_jsonb(value), order_of(value))) == json.dumps(value)
@@ -54,11 +54,11 @@ def test_objects_with_the_same_keys_keep_different_orders() -> None:
         {"orders": [["b", "a"], ["a", "b"]], "choices": []},
     ],
 )
-def test_an_order_of_something_else_loses_nothing(order: Any) -> None:
+def test_order_of_another_value_loses_no_data(order: Any) -> None:
     assert ordered({"a": 1, "b": [2]}, order) == {"a": 1, "b": [2]}
 
 
-def test_a_row_carries_the_orders_of_its_values() -> None:
+def test_row_contains_the_orders_of_its_values() -> None:
     row = {"input": {"b": 1, "a": 2}, "output": None, "name": "x"}
     stored = with_order(row, "input", "output")
     assert stored == {**row, "input_order": {"orders": [["b", "a"]], "choices": []}}

@@ -1,4 +1,4 @@
-"""Sampling settings: honoured, or refused when the agent is stored; never dropped in silence."""
+"""Sampling settings: accepted and sent, or refused when the agent is stored, and never dropped silently."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WITHOUT_SAMPLING = [
 
 
 @pytest.mark.parametrize("model", [*WITH_SAMPLING, *WITHOUT_SAMPLING, "offline"])
-def test_neutral_values_are_accepted_everywhere_and_never_sent(model: str) -> None:
+def test_neutral_values_are_accepted_and_not_sent(model: str) -> None:
     check(model, dict(NEUTRAL), where="x")
     check(model, dict.fromkeys(NEUTRAL), where="x")
     assert settings_to_send(dict(NEUTRAL)) == settings_to_send(dict.fromkeys(NEUTRAL)) == {}
@@ -41,7 +41,7 @@ def test_neutral_values_are_accepted_everywhere_and_never_sent(model: str) -> No
 
 @pytest.mark.parametrize("model", WITH_SAMPLING)
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 0.5}, {"top_p": 0.9}])
-def test_models_that_take_sampling_take_one_of_the_two(model: str, settings: dict[str, float | None]) -> None:
+def test_sampling_models_accept_one_of_two_settings(model: str, settings: dict[str, float | None]) -> None:
     check(model, settings, where="x")
     assert settings_to_send({**NEUTRAL, **settings}) == settings
 
@@ -59,21 +59,23 @@ def test_models_that_take_sampling_take_one_of_the_two(model: str, settings: dic
         ),
     ],
 )
-def test_what_no_claude_model_takes_is_refused(model: str, settings: dict[str, float | None], words: str) -> None:
+def test_settings_that_no_claude_model_supports_are_refused(
+    model: str, settings: dict[str, float | None], words: str
+) -> None:
     with pytest.raises(InvalidDefinition, match=words):
         check(model, settings, where="x")
 
 
 @pytest.mark.parametrize("model", WITHOUT_SAMPLING)
 @pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"temperature": 0.999}, {"top_p": 0.9}])
-def test_the_latest_models_and_unknown_ones_take_none(model: str, settings: dict[str, float | None]) -> None:
+def test_latest_and_unknown_models_accept_no_sampling(model: str, settings: dict[str, float | None]) -> None:
     with pytest.raises(
         InvalidDefinition, match=r"^agent A: the model .* cannot honour .* Leave it out, or set the neutral"
     ):
         check(model, settings, where="agent A")
 
 
-def test_the_offline_planner_is_as_cold_as_it_gets() -> None:
+def test_offline_planner_accepts_temperature_zero_only() -> None:
     check("offline", {"temperature": 0.0}, where="x")
     with pytest.raises(InvalidDefinition):
         check("offline", {"temperature": 0.1}, where="x")

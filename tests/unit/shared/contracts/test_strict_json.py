@@ -50,7 +50,7 @@ from shared.errors import InvalidInput, TooLarge
         ('"a\nb"', "Invalid control character"),
     ],
 )
-def test_what_is_not_strict_json_is_refused(text: str | bytes, words: str) -> None:
+def test_non_strict_json_is_refused(text: str | bytes, words: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         parse(text, what="The thing")
     assert "The thing" in caught.value.message
@@ -65,14 +65,14 @@ def test_strict_json_is_accepted(text: str) -> None:
     assert parse(text) == parse(text.encode()) == json.loads(text)
 
 
-def test_a_document_has_a_size() -> None:
+def test_document_size_is_limited() -> None:
     assert parse('"üü"', limit=6) == "üü"
     with pytest.raises(TooLarge, match="is 6 bytes large; at most 5 are accepted") as caught:
         parse('"üü"', limit=5)
     assert caught.value.detail == {"size": 6, "limit": 5}
 
 
-def test_a_value_has_a_size() -> None:
+def test_value_size_is_limited() -> None:
     check({"a": "üü"}, limit=12)
     with pytest.raises(TooLarge):
         check({"a": "üü"}, limit=11)
@@ -87,7 +87,7 @@ def test_a_value_has_a_size() -> None:
         ([[[[[[[[[[[[math.nan]]]]]]]]]]]], "$…" + "[0]" * 10),
     ],
 )
-def test_a_fault_has_a_path(value: Any, path: str) -> None:
+def test_fault_is_reported_with_its_path(value: Any, path: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         check(value)
     assert caught.value.detail["path"] == path
@@ -101,7 +101,7 @@ def test_a_fault_has_a_path(value: Any, path: str) -> None:
         ([*([[]] * 350_000), math.nan], r"\$\[350000\]"),
     ],
 )
-def test_many_parts_do_not_fill_the_memory(value: Any, fault: str | None) -> None:
+def test_check_of_many_values_uses_bounded_memory(value: Any, fault: str | None) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(InvalidInput, match=fault) if fault else nullcontext():
@@ -116,7 +116,7 @@ FAULTY = [math.nan, -math.inf, 10**300, -(10**300), "\0", "\ud800", b"", object(
 
 
 @pytest.mark.parametrize("fault", FAULTY)
-def test_a_fault_is_found_wherever_it_is(fault: Any) -> None:
+def test_fault_is_found_at_any_position(fault: Any) -> None:
     for around in (lambda x: [0, x], lambda x: (x, 0), lambda x: {"a": "b", "c": x}, lambda x: [[{}], {"a": [x, []]}]):
         with pytest.raises(InvalidInput):
             check(around(fault))
@@ -124,7 +124,7 @@ def test_a_fault_is_found_wherever_it_is(fault: Any) -> None:
         check([{}, {fault: 1}])
 
 
-def test_subclasses_of_the_types_of_json_are_taken() -> None:
+def test_subclasses_of_json_types_are_accepted() -> None:
     check({"a": (OrderedDict(b=IntEnum("Number", "one")(1)), "c")})
 
 
@@ -159,12 +159,12 @@ json_values = st.recursive(
 
 
 @given(json_values)
-def test_the_digest_is_of_the_value_not_of_its_history(value: Any) -> None:
+def test_digest_survives_serialization(value: Any) -> None:
     assert digest(json.loads(json.dumps(value))) == digest(value) == digest(stable(value))
 
 
 @given(json_values)
-def test_what_passes_the_check_can_be_written_and_read(value: Any) -> None:
+def test_checked_value_survives_a_round_trip(value: Any) -> None:
     try:
         check(value)
     except InvalidInput:
@@ -182,5 +182,5 @@ def test_what_passes_the_check_can_be_written_and_read(value: Any) -> None:
         ({"a": 1.0, "b": []}, {"b": [], "a": 1}, None),
     ],
 )
-def test_the_first_difference(before: Any, now: Any, difference: str | None) -> None:
+def test_first_difference_is_found(before: Any, now: Any, difference: str | None) -> None:
     assert first_difference(before, now) == difference

@@ -1,4 +1,4 @@
-"""Strict JSON from a hostile writer: bounded depth and number of values, linear time."""
+"""Strict JSON from hostile input: bounded depth, bounded number of values, linear time."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ def depth(value: Any) -> int:
 
 
 @given(VALUES, st.booleans())
-def test_what_json_writes_is_read_back(value: Any, ascii_only: bool) -> None:
+def test_dumped_value_is_parsed_back(value: Any, ascii_only: bool) -> None:
     assert parse(json.dumps(value, ensure_ascii=ascii_only).encode(), 100, 10_000) == value
 
 
 @pytest.mark.timeout(60)
-def test_long_numbers_side_by_side_are_searched_once() -> None:
+def test_many_long_numbers_take_linear_time() -> None:
     numbers = parse(b"[" + b",".join([b"1" * 4_300] * 8_000) + b"]", 100, 10_000)
     assert len(numbers) == 8_000
 
 
 @given(VALUES, st.integers(0, 5))
-def test_depth_is_what_it_says(value: Any, limit: int) -> None:
+def test_depth_limit_is_exact(value: Any, limit: int) -> None:
     body = json.dumps(value).encode()
     if depth(value) > limit:
         with pytest.raises(InvalidInput, match="nested deeper") as caught:
@@ -56,14 +56,14 @@ def test_depth_is_what_it_says(value: Any, limit: int) -> None:
 
 
 def count(value: Any) -> int:
-    """Values and keys; empty lists and objects twice."""
+    """Count values and keys; empty lists and objects count twice."""
     if isinstance(value, dict):
         value = [*value, *value.values()]
     return 1 + (sum(map(count, value)) if value else 1) if isinstance(value, list) else 1
 
 
 @given(VALUES, st.integers(1, 9))
-def test_number_of_values_is_what_it_says(value: Any, limit: int) -> None:
+def test_value_limit_is_exact(value: Any, limit: int) -> None:
     body = json.dumps(value).encode()
     if count(value) > limit:
         with pytest.raises(TooLarge, match="more than") as caught:
@@ -74,13 +74,13 @@ def test_number_of_values_is_what_it_says(value: Any, limit: int) -> None:
 
 
 @given(st.binary())
-def test_any_bytes_are_a_value_or_not_strict(body: bytes) -> None:
+def test_arbitrary_bytes_are_parsed_or_refused(body: bytes) -> None:
     with contextlib.suppress(InvalidInput):
         parse(body, 100, 10_000)
 
 
 @given(st.text('[]{}"\\,:u0d8 1e.-'))
-def test_json_like_text_is_a_value_or_not_strict(text: str) -> None:
+def test_json_like_text_is_parsed_or_refused(text: str) -> None:
     try:
         value = parse(text.encode(), 5, 10_000)
     except InvalidInput:
@@ -97,12 +97,12 @@ def test_json_like_text_is_a_value_or_not_strict(text: str) -> None:
     ],
     ids=range(17),
 )  # fmt: skip
-def test_refused(body: bytes) -> None:
+def test_non_strict_body_is_refused(body: bytes) -> None:
     with pytest.raises((InvalidInput, TooLarge)):
         parse(body, 100, 10_000)
 
 
-def test_brackets_and_digits_inside_strings_do_not_count() -> None:
+def test_brackets_and_digits_in_strings_do_not_count() -> None:
     text = '[{"' * 300 + "1" * 5000
     assert parse(json.dumps([text, text]).encode(), 3, 10_000) == [text, text]
 
@@ -112,5 +112,5 @@ def test_unterminated_strings_take_linear_time() -> None:
         parse(b"[" * 101 + b'"' + b'\\"' * 1_000_000, 100, 10_000)
 
 
-def test_the_last_of_two_equal_keys_may_count() -> None:
+def test_last_of_two_equal_keys_wins() -> None:
     assert parse(b'{"1": "a", "1": "b"}', 100, 10) == {"1": "b"}

@@ -1,4 +1,4 @@
-"""Hidden characters become escapes, and everything else stays as it is."""
+"""Hidden characters are escaped; all other text is unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ANYTHING = st.text(st.characters(exclude_categories=()))
         ("\\u001b [red]x[/red]", "\\u001b [red]x[/red]"),
     ],
 )
-def test_hidden_characters_become_escapes(text: str, shown: str) -> None:
+def test_hidden_characters_are_escaped(text: str, shown: str) -> None:
     assert visible(text) == shown
 
 
@@ -39,7 +39,7 @@ def test_no_control_character_passes() -> None:
 
 
 @given(ANYTHING, ANYTHING)
-def test_text_may_be_split_anywhere_and_escaped_twice(one: str, other: str) -> None:
+def test_escaping_is_idempotent_and_works_on_pieces(one: str, other: str) -> None:
     assert visible(one) + visible(other) == visible(one + other) == visible(visible(one + other))
 
 
@@ -49,5 +49,5 @@ def test_json_keeps_its_value(value: object) -> None:
     assert json.loads(visible(text)) == json.loads(text)
 
 
-def test_one_line_cannot_pass_for_two() -> None:
+def test_line_breaks_in_one_line_are_escaped() -> None:
     assert one_line("no\nError: \x0b\u2029x") == "no\\nError: \\u000b\\u2029x"

@@ -7,7 +7,7 @@ from shared.sandbox.code_cache import CodeCache
 
 
 @pytest.mark.parametrize("code", [b"code", b""])
-def test_a_source_is_compiled_when_it_comes_back(code: bytes) -> None:
+def test_source_is_compiled_at_its_second_call(code: bytes) -> None:
     compiled: list[bytes] = []
 
     def compile_source() -> bytes:
@@ -19,12 +19,12 @@ def test_a_source_is_compiled_when_it_comes_back(code: bytes) -> None:
     assert len(compiled) == 1
 
 
-def test_what_cannot_be_compiled_is_left_to_the_call() -> None:
+def test_source_with_syntax_error_is_left_to_the_call() -> None:
     cache = CodeCache()
     assert [cache.get(b"def", lambda: None) for _ in range(3)] == [b"", b"", b""]
 
 
-def test_the_least_recently_used_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_least_recently_used_code_is_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code_cache, "MAX_BYTES", 10)
     cache = CodeCache()
     for source in (b"aaa", b"bbb"):

@@ -11,7 +11,7 @@ from shared.sandbox.parked import Usage
 from shared.sandbox.replies import Reply
 
 
-def test_the_interface_that_others_code_against() -> None:
+def test_public_interface_is_stable() -> None:
     call = inspect.signature(Sandbox.call).parameters
     assert list(call)[1:4] == ["source", "entrypoint", "arguments"]
     assert call["allowed_imports"].default is SAFE_IMPORTS
@@ -20,7 +20,7 @@ def test_the_interface_that_others_code_against() -> None:
     assert list(inspect.signature(Sandbox.validate).parameters)[1:3] == ["source", "entrypoint"]
 
 
-def test_validate_tells_line_and_column() -> None:
+def test_validate_reports_line_and_column() -> None:
     with Sandbox() as sandbox:
         problem = sandbox.validate("def f():\n    return open('x')", "f")[0]
     assert (problem.line, problem.column, problem.code) == (2, 12, "forbidden_name")
@@ -32,7 +32,7 @@ def test_validate_survives_hostile_sources(source: str) -> None:
         assert sandbox.validate(source, "f")
 
 
-def test_a_zygote_that_never_starts_is_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zygote_that_never_starts_is_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise host.ZygoteLost("no processes left")
 
@@ -47,7 +47,7 @@ def test_a_zygote_that_never_starts_is_an_outcome(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("peak", "type_"), [(34, None), (35, "memory_limit")])
-def test_a_peak_above_the_limit_is_a_fault_whatever_was_replied(peak: int, type_: str | None) -> None:
+def test_peak_above_the_limit_is_a_fault_despite_a_reply(peak: int, type_: str | None) -> None:
     ended = Ended(Reply(value=1), None, 0.1, Usage(peak_memory=peak << 20))
     fault = host._judge(ended, insecure.InsecureServer(), None, 32, 5.0, math.inf)
     assert (fault.type if fault else None) == type_

@@ -7,7 +7,7 @@ from shared.sandbox import levels
 STRONG = {*levels.ESSENTIAL, "landlock"}
 
 
-def test_full_needs_all_namespaces() -> None:
+def test_full_requires_all_namespaces() -> None:
     assert levels.level_of(STRONG | levels.ISOLATING) == "full"
     for name in ("cgroup", "ipc", "mount", "net", "pid", "user", "uts"):
         assert levels.level_of(STRONG | levels.ISOLATING - {f"{name}_namespace"}) == "strong"
@@ -15,12 +15,12 @@ def test_full_needs_all_namespaces() -> None:
 
 
 @pytest.mark.parametrize("missing", sorted(levels.ESSENTIAL))
-def test_nothing_essential_may_be_missing(missing: str) -> None:
+def test_missing_essential_layer_is_refused(missing: str) -> None:
     assert levels.level_of(STRONG | levels.ISOLATING - {missing}) is not None
     assert levels.level_of((STRONG | levels.ISOLATING) - {missing}) is None
 
 
-def test_a_refusal_says_what_is_missing_and_what_helps() -> None:
+def test_refusal_names_missing_layer_and_remedy() -> None:
     notes = ["mount_namespace: not permitted", "seccomp: no such thing"]
     text = levels.explain_layers({"rlimits"}, notes, ["socket"])
     assert "mount_namespace" not in text
@@ -34,7 +34,7 @@ def test_a_refusal_says_what_is_missing_and_what_helps() -> None:
         assert part in text
 
 
-def test_strong_comes_with_the_way_to_full() -> None:
+def test_strong_names_the_steps_to_full() -> None:
     text = levels.explain_strong(["pid_namespace: [Errno 1] not permitted", "landlock: no such call"])
     for part in (
         "nothing needs to be done",

@@ -27,7 +27,7 @@ def framed(kind: bytes, body: bytes, printed: bytes = b"") -> bytes:
 
 
 def check(reply: Reply) -> None:
-    """What the host relies on, whatever arrived."""
+    """Check the properties of a reply that the host relies on."""
     assert isinstance(reply.stdout, str)
     json.dumps(reply.value, allow_nan=False).encode()
     if reply.fault is not None:
@@ -72,13 +72,13 @@ def test_any_findings_give_a_reply(rows: list[object]) -> None:
 
 
 @given(JSON, st.integers(1, 40))
-def test_a_reply_may_arrive_in_any_pieces(value: object, size: int) -> None:
+def test_reply_may_arrive_in_pieces(value: object, size: int) -> None:
     data = framed(wire.VALUE, json.dumps(value).encode(), b"out")
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     assert receive(*pieces) == receive(data)
 
 
-def test_a_value() -> None:
+def test_value_reply_is_received() -> None:
     assert receive(framed(wire.VALUE, b'{"a": [1]}', "ü".encode())) == Reply(value={"a": [1]}, stdout="ü")
 
 
@@ -97,7 +97,7 @@ def test_a_value() -> None:
     ],
     ids=range(9),
 )
-def test_faults(data: bytes, type_: str) -> None:
+def test_fault_replies_are_received(data: bytes, type_: str) -> None:
     fault = receive(data).fault
     assert fault is not None
     assert fault.type == type_

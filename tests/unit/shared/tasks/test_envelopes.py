@@ -1,4 +1,4 @@
-"""Items of a Redis list are taken apart without trusting them."""
+"""Items of a Redis list are parsed without trusting them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def packed(body: bytes, compression: Any) -> Envelope:
 
 
 @given(st.binary(max_size=2000) | anything.map(lambda value: json.dumps(value).encode()))
-def test_what_is_no_message_is_foreign(raw: bytes) -> None:
+def test_item_that_is_no_message_is_foreign(raw: bytes) -> None:
     with pytest.raises(Foreign):
         open_envelope(raw, limit=LIMIT)
 
 
 @given(anything, anything, anything, anything, st.none() | st.sampled_from(["base64", "utf-8"]) | anything)
-def test_fields_have_their_types_or_the_item_is_foreign(
+def test_wrong_field_types_make_an_item_foreign(
     headers: Any, properties: Any, kind: Any, body: Any, encoding: Any
 ) -> None:
     if isinstance(properties, dict):
@@ -53,7 +53,7 @@ def test_fields_have_their_types_or_the_item_is_foreign(
 
 
 @pytest.mark.parametrize("compression", PACKERS)
-def test_a_body_is_unpacked_up_to_the_limit(compression: str) -> None:
+def test_body_is_unpacked_up_to_the_limit(compression: str) -> None:
     pack = PACKERS[compression]
     assert packed(pack(b"x" * LIMIT), compression).unpacked(limit=LIMIT) == b"x" * LIMIT
     with pytest.raises(TooLarge):
@@ -63,12 +63,12 @@ def test_a_body_is_unpacked_up_to_the_limit(compression: str) -> None:
 
 
 @given(st.binary(max_size=500), st.sampled_from([*PACKERS]) | anything)
-def test_a_broken_body_is_refused_in_one_way(body: bytes, compression: Any) -> None:
+def test_broken_body_is_refused_with_one_error_type(body: bytes, compression: Any) -> None:
     with suppress(InvalidInput):
         assert isinstance(packed(body, compression).unpacked(limit=LIMIT), bytes)
 
 
-def test_a_queue_has_a_list_for_each_priority() -> None:
+def test_each_priority_has_its_own_list() -> None:
     keys = queue_keys("work")
     assert keys == ["work", "work\x06\x163", "work\x06\x166", "work\x06\x169"]
     assert {queue_of(key) for key in keys} == {"work"}

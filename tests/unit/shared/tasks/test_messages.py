@@ -1,4 +1,4 @@
-"""Messages: foreign shapes, and what input they make."""
+"""Messages: shapes of other frameworks, and the task input they become."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_foreign_messages_are_understood(message: Any, role: str, content: str) 
         object(),
     ],
 )
-def test_what_is_no_message_is_refused(message: Any) -> None:
+def test_invalid_messages_are_refused(message: Any) -> None:
     with pytest.raises(InvalidInput, match="A message must have a role"):
         coerce(message)
 
@@ -94,14 +94,14 @@ def test_what_is_no_message_is_refused(message: Any) -> None:
         ({"role": "user", "content": "x", "images": ["aGk="]}, "messages[1].images: "),
     ],
 )
-def test_content_that_is_not_text_is_refused_by_type_and_place(message: Any, said: str) -> None:
+def test_non_text_content_is_refused_with_type_and_index(message: Any, said: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         coerce_all(["Hello", message])
     assert said in refused.value.message
     assert refused.value.detail["path"].startswith("messages[1]")
 
 
-def test_the_last_thing_a_person_said() -> None:
+def test_last_text_is_the_last_human_message() -> None:
     assert last_text([HumanMessage(content="a"), HumanMessage(content="b"), AIMessage(content="c")]) == "b"
     assert last_text([SystemMessage(content="a")]) == ""
 
@@ -122,7 +122,7 @@ TEXT = {"type": "string"}
         ({"properties": {"a": True, "b": True}, "required": ["a"]}, {"a": 1}),
     ],
 )
-def test_messages_make_the_input_that_fits(schema: dict[str, Any] | None, value: Any) -> None:
+def test_messages_become_the_input_that_fits_the_schema(schema: dict[str, Any] | None, value: Any) -> None:
     assert input_for(schema, SAID, agent="A") == value
 
 
@@ -138,7 +138,7 @@ def test_text_that_fits_no_schema_is_refused(said: str, schema: Any) -> None:
         input_for(schema, [HumanMessage(content=said)], agent="A")
 
 
-def test_an_input_comes_before_messages_and_is_checked() -> None:
+def test_input_takes_precedence_over_messages_and_is_checked() -> None:
     assert checked_input({"type": "integer"}, 5, SAID, agent="A") == 5
     with pytest.raises(InvalidInput, match="The input of 'A' does not match its schema"):
         checked_input({"type": "integer"}, "x", SAID, agent="A")

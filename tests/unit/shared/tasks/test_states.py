@@ -1,4 +1,4 @@
-"""The transition table and the picture that is drawn from it."""
+"""The transition table and the diagram drawn from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shared.tasks.states import FINAL, INITIAL, LIVE, TRANSITIONS, State, allowe
 
 
 @pytest.mark.parametrize("state", sorted(FINAL))
-def test_nothing_follows_a_final_state(state: State) -> None:
+def test_final_states_have_no_successor(state: State) -> None:
     assert state.final
     assert not any(allowed(state, after) for after in State)
 
@@ -22,14 +22,14 @@ def test_every_live_state_can_be_cancelled_and_expires(state: State) -> None:
     assert allowed(state, State.EXPIRED)
 
 
-def test_every_state_can_be_reached() -> None:
+def test_every_state_is_reachable() -> None:
     reached = set(INITIAL)
     for _ in State:
         reached |= {after for before, after in TRANSITIONS if before in reached}
     assert reached == set(State)
 
 
-def test_only_a_queued_task_begins_to_run_and_only_a_running_one_succeeds() -> None:
+def test_tasks_run_from_queued_and_succeed_from_running() -> None:
     assert {before for before, after in TRANSITIONS if after == State.RUNNING} == {State.QUEUED}
     assert {before for before, after in TRANSITIONS if after == State.SUCCEEDED} == {State.RUNNING}
 
@@ -38,7 +38,7 @@ def test_no_state_follows_itself() -> None:
     assert not any(before == after for before, after in TRANSITIONS)
 
 
-def test_the_diagram_holds_the_table_and_nothing_else() -> None:
+def test_diagram_matches_the_transition_table() -> None:
     lines = diagram().splitlines()
     drawn = {pair for pair in product(State, State) if any(f"  {pair[0]} --> {pair[1]}:" in line for line in lines)}
     assert drawn == TRANSITIONS.keys()

@@ -1,4 +1,4 @@
-"""Streams, as the API and gateways before it send them."""
+"""Streams in the format of the API and of gateways in front of it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ START = {"type": "message_start", "message": {"role": "assistant", "model": "m",
 END = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 7}}
 
 
-def begun(block: dict[str, Any], index: int = 0) -> dict[str, Any]:
+def block_start(block: dict[str, Any], index: int = 0) -> dict[str, Any]:
     return {"type": "content_block_start", "index": index, "content_block": block}
 
 
-def more(index: int = 0, **delta: Any) -> dict[str, Any]:
+def block_delta(index: int = 0, **delta: Any) -> dict[str, Any]:
     return {"type": "content_block_delta", "index": index, "delta": delta}
 
 
 def blocks(*events: dict[str, Any]) -> list[dict[str, Any]]:
-    """The content of a message with these events."""
+    """Return the content of a message with these events."""
     message = assembled([START, *events, END], lambda text: None)
     assert message is not None
     return list(message["content"])
 
 
-def test_a_message_is_what_it_was_before_it_was_streamed() -> None:
+def test_streamed_message_is_reassembled() -> None:
     message = {
         "id": "msg_1",
         "type": "message",
@@ -51,36 +51,36 @@ def test_a_message_is_what_it_was_before_it_was_streamed() -> None:
     assert len(said) > 1
 
 
-def test_blocks_may_grow_side_by_side() -> None:
+def test_interleaved_blocks_are_assembled() -> None:
     assert blocks(
-        begun({"type": "text", "text": "a"}, 0),
-        begun({"type": "text", "text": "x"}, 1),
-        more(1, type="text_delta", text="y"),
-        more(0, type="text_delta", text="b"),
+        block_start({"type": "text", "text": "a"}, 0),
+        block_start({"type": "text", "text": "x"}, 1),
+        block_delta(1, type="text_delta", text="y"),
+        block_delta(0, type="text_delta", text="b"),
     ) == [{"type": "text", "text": "ab"}, {"type": "text", "text": "xy"}]
 
 
-def test_a_gateway_may_leave_out_what_is_empty() -> None:
+def test_gateway_may_omit_empty_fields() -> None:
     assert blocks(
-        begun({"type": "text"}),
-        more(type="text_delta", text="Hi"),
-        begun({"type": "tool_use", "id": "t", "name": "n"}, 1),
-        more(1, type="input_json_delta"),
-        more(1, type="input_json_delta", partial_json='{"a": 1}'),
+        block_start({"type": "text"}),
+        block_delta(type="text_delta", text="Hi"),
+        block_start({"type": "tool_use", "id": "t", "name": "n"}, 1),
+        block_delta(1, type="input_json_delta"),
+        block_delta(1, type="input_json_delta", partial_json='{"a": 1}'),
     ) == [{"type": "text", "text": "Hi"}, {"type": "tool_use", "id": "t", "name": "n", "input": {"a": 1}}]
 
 
-def test_kinds_that_nobody_knew_are_joined_too() -> None:
+def test_unknown_kinds_of_blocks_are_assembled() -> None:
     citation = {"type": "char_location", "cited_text": "x"}
     assert blocks(
-        begun({"type": "mcp_tool_use", "name": "n", "input": {}, "server_name": "s"}),
-        more(type="input_json_delta", partial_json='{"q":'),
-        more(type="input_json_delta", partial_json=" 1}"),
-        begun({"type": "text", "text": "", "citations": []}, 1),
-        more(1, type="citations_delta", citation=citation),
-        more(1, type="citations_delta", citation=citation),
-        begun({"type": "of_next_year", "content": None}, 2),
-        more(2, type="next_delta", content="whole"),
+        block_start({"type": "mcp_tool_use", "name": "n", "input": {}, "server_name": "s"}),
+        block_delta(type="input_json_delta", partial_json='{"q":'),
+        block_delta(type="input_json_delta", partial_json=" 1}"),
+        block_start({"type": "text", "text": "", "citations": []}, 1),
+        block_delta(1, type="citations_delta", citation=citation),
+        block_delta(1, type="citations_delta", citation=citation),
+        block_start({"type": "of_next_year", "content": None}, 2),
+        block_delta(2, type="next_delta", content="whole"),
         {"type": "of_next_year"},
     ) == [
         {"type": "mcp_tool_use", "name": "n", "input": {"q": 1}, "server_name": "s"},
@@ -90,14 +90,14 @@ def test_kinds_that_nobody_knew_are_joined_too() -> None:
 
 
 @pytest.mark.parametrize("said", ['{"a": 1', '{"a": NaN}', '{"a": "\\u0000"}', '{"a": 1, "a": 2}'])
-def test_an_input_that_is_no_json_is_none_that_a_tool_takes(said: str) -> None:
+def test_invalid_json_input_is_kept_as_invalid(said: str) -> None:
     tool = {"type": "tool_use", "id": "t", "name": "n", "input": {}}
-    assert blocks(begun(tool), more(type="input_json_delta", partial_json=said)) == [
+    assert blocks(block_start(tool), block_delta(type="input_json_delta", partial_json=said)) == [
         {**tool, "input": {"INVALID_JSON": said}}
     ]
 
 
-def test_usage_is_told_twice_and_the_last_counts() -> None:
+def test_last_usage_counts() -> None:
     message = assembled(
         [START, {**END, "usage": {"output_tokens": 7, "input_tokens": None, "cache_read_input_tokens": 3}}], print
     )
@@ -105,18 +105,20 @@ def test_usage_is_told_twice_and_the_last_counts() -> None:
     assert message["usage"] == {"input_tokens": 9, "output_tokens": 7, "cache_read_input_tokens": 3}
 
 
-@pytest.mark.parametrize("events", [[], [START], [START, begun({"type": "text", "text": "Hi"})], [{"type": "ping"}]])
-def test_half_a_message_is_none(events: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize(
+    "events", [[], [START], [START, block_start({"type": "text", "text": "Hi"})], [{"type": "ping"}]]
+)
+def test_incomplete_message_is_none(events: list[dict[str, Any]]) -> None:
     assert assembled(events, print) is None
 
 
-def test_an_error_in_the_middle() -> None:
+def test_error_within_a_stream_is_raised() -> None:
     with pytest.raises(StreamError, match="Overloaded") as caught:
         blocks({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})
     assert caught.value.kind == "overloaded_error"
 
 
-def test_a_recorded_message_goes_out_and_comes_in_as_it_was() -> None:
+def test_recorded_message_survives_streaming() -> None:
     recorded = {
         "id": "msg_1",
         "type": "message",

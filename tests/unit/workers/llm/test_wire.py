@@ -1,4 +1,4 @@
-"""Messages as they are sent: system messages in their places, tools' results, marks for the prompt cache."""
+"""Messages as they are sent: places of system messages, tool results, marks for the prompt cache."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ NEW, OLD = "claude-opus-5-5", "claude-sonnet-4-6"
 MARK = {"cache_control": {"type": "ephemeral"}}
 
 
-def said(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
+def conversation(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
-def sent(messages: list[dict[str, Any]], model: str = NEW, **options: Any) -> list[dict[str, Any]]:
+def as_sent(messages: list[dict[str, Any]], model: str = NEW, **options: Any) -> list[dict[str, Any]]:
     return messages_of(ModelRequest(model, "", messages, (), max_tokens=1, **options))
 
 
 def unmarked(messages: list[dict[str, Any]]) -> list[tuple[str, Any]]:
-    """Roles and contents, without marks."""
+    """Return roles and contents, without marks."""
     turns = []
     for message in messages:
         content = message["content"]
@@ -36,7 +36,7 @@ def unmarked(messages: list[dict[str, Any]]) -> list[tuple[str, Any]]:
 
 
 def marked(messages: list[dict[str, Any]]) -> list[int]:
-    """The places of the messages with a mark on their last block."""
+    """Return the positions of the messages with a mark on their last block."""
     places = []
     for place, message in enumerate(messages):
         blocks = [block for block in message["content"] if isinstance(block, dict)]
@@ -77,16 +77,16 @@ REMINDER = ("user", "<system-reminder>\nIn French.\n</system-reminder>")
     ],
 )
 def test_system_messages_keep_their_place(given: Any, new: Any, old: Any) -> None:
-    assert unmarked(sent(said(*given), NEW)) == new
-    assert unmarked(sent(said(*given), OLD)) == old
+    assert unmarked(as_sent(conversation(*given), NEW)) == new
+    assert unmarked(as_sent(conversation(*given), OLD)) == old
     for model in (NEW, OLD):
-        assert testing._fault({"model": model, "messages": sent(said(*given), model)}) is None
+        assert testing._fault({"model": model, "messages": as_sent(conversation(*given), model)}) is None
 
 
 @pytest.mark.parametrize(
     "model", ["claude-opus-4-8", "claude-opus-5", "claude-fable-5-1", "claude-sonnet-5-5-20261001", "claude-haiku-5.5"]
 )
-def test_models_that_take_system_messages(model: str) -> None:
+def test_new_models_accept_system_messages(model: str) -> None:
     assert takes_system_messages(model)
 
 
@@ -94,7 +94,7 @@ def test_models_that_take_system_messages(model: str) -> None:
     "model",
     ["claude-opus-4-7", "claude-opus-4-20250514", "claude-sonnet-5", "claude-haiku-4-5", "claude-3-5-haiku", "x"],
 )
-def test_models_that_may_not_take_system_messages(model: str) -> None:
+def test_other_models_accept_no_system_messages(model: str) -> None:
     assert not takes_system_messages(model)
 
 
@@ -117,13 +117,13 @@ def result(content: str, **more: Any) -> dict[str, Any]:
         (result("\n", is_error=True), result(SILENT_FAILURE, is_error=True)),
     ],
 )
-def test_results_of_tools(kept: dict[str, Any], shown: dict[str, Any]) -> None:
-    [(_, blocks)] = unmarked(sent(said(("user", [kept]))))
+def test_tool_results_are_sent_as_text(kept: dict[str, Any], shown: dict[str, Any]) -> None:
+    [(_, blocks)] = unmarked(as_sent(conversation(("user", [kept]))))
     assert blocks == [shown]
 
 
-def test_results_of_tools_as_0_2_sent_them() -> None:
-    [(_, blocks)] = unmarked(sent(said(("user", [result('"a"')])), results_as_json=True))
+def test_tool_results_as_0_2_sent_them() -> None:
+    [(_, blocks)] = unmarked(as_sent(conversation(("user", [result('"a"')])), results_as_json=True))
     assert blocks == [result('"a"')]
 
 
@@ -137,21 +137,21 @@ RESULTS = [{"type": "tool_result", "tool_use_id": str(number), "content": "1"} f
         ([("user", "a")], [0]),
         ([("user", "a"), ("assistant", CALLS), ("user", RESULTS)], [0, 2]),
         ([("user", "a"), ("assistant", CALLS), ("user", RESULTS), ("assistant", CALLS), ("user", RESULTS)], [2, 4]),
-        # A paused turn, and two.
+        # One paused turn, then two.
         ([("user", "a"), ("assistant", "b")], [0, 1]),
         ([("user", "a"), ("assistant", "b"), ("assistant", "c")], [1, 2]),
         ([("user", "a"), RULE, ("assistant", "b"), ("user", "c")], [1, 3]),
-        # Thoughts may not bear a mark.
+        # Thinking blocks cannot have a mark.
         ([("user", "a"), ("assistant", [{"type": "thinking", "thinking": "", "signature": ""}])], [0]),
         ([("assistant", "a")], [0]),
     ],
 )
-def test_the_end_and_the_end_before_are_marked(turns: Any, places: list[int]) -> None:
-    assert marked(sent(said(*turns))) == places
+def test_last_and_previous_turn_end_are_marked(turns: Any, places: list[int]) -> None:
+    assert marked(as_sent(conversation(*turns))) == places
 
 
-def test_each_request_has_a_mark_where_the_one_before_ended() -> None:
-    """What one turn wrote to the cache the next one finds, however many blocks are between."""
+def test_each_request_marks_the_end_of_the_previous_one() -> None:
+    """The cache that one turn writes is found by the next one, however many blocks are between."""
     turns = [("user", "a"), *[("assistant", CALLS), ("user", RESULTS)] * 5]
-    ends = [marked(sent(said(*turns[:length]))) for length in range(1, len(turns) + 1, 2)]
+    ends = [marked(as_sent(conversation(*turns[:length]))) for length in range(1, len(turns) + 1, 2)]
     assert all(before[-1] in after for before, after in pairwise(ends))

@@ -5,14 +5,14 @@ import pytest
 from shared.sandbox.confined.capture import Capture, StdoutTooLarge
 
 
-def test_keeps_what_fits() -> None:
+def test_text_within_the_limit_is_kept() -> None:
     capture = Capture(5)
     print("abcd", file=capture)
     assert capture.getvalue() == "abcd\n"
     assert not capture.overflowed
 
 
-def test_stops_what_does_not_fit() -> None:
+def test_text_beyond_the_limit_is_refused() -> None:
     capture = Capture(5)
     with pytest.raises(StdoutTooLarge):
         capture.write("abcdefgh")
@@ -20,12 +20,12 @@ def test_stops_what_does_not_fit() -> None:
     assert (capture.overflowed, capture.written) == (True, 8)
 
 
-def test_counts_bytes() -> None:
+def test_limit_counts_bytes() -> None:
     with pytest.raises(StdoutTooLarge):
         Capture(5).write("日本")
 
 
-def test_takes_half_surrogates() -> None:
+def test_lone_surrogates_are_accepted() -> None:
     capture = Capture(20)
     capture.write("\ud800")
     assert capture.written == 6

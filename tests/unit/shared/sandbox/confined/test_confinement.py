@@ -7,7 +7,7 @@ import pytest
 from shared.sandbox.confined import confinement, namespaces
 
 
-def test_a_refused_chroot_leaves_no_folder_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_chroot_removes_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(folder: str) -> None:
         assert Path(folder).parent == tmp_path
         raise PermissionError("not permitted")

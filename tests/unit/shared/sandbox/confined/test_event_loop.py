@@ -7,7 +7,7 @@ import pytest
 from shared.sandbox.confined import event_loop
 
 
-def test_runs_and_sleeps() -> None:
+def test_loop_runs_tasks_and_sleeps() -> None:
     async def main() -> list[int]:
         async def part(number: int) -> int:
             await asyncio.sleep(0.001 * number)
@@ -19,7 +19,7 @@ def test_runs_and_sleeps() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_wait_without_end_is_a_deadlock() -> None:
+def test_endless_wait_is_a_deadlock() -> None:
     async def main() -> None:
         await asyncio.get_running_loop().create_future()
 
@@ -27,7 +27,7 @@ def test_a_wait_without_end_is_a_deadlock() -> None:
         event_loop.run(main())
 
 
-def test_executor_runs_in_place() -> None:
+def test_executor_runs_in_the_calling_thread() -> None:
     async def main() -> object:
         loop = asyncio.get_running_loop()
         with pytest.raises(ZeroDivisionError):

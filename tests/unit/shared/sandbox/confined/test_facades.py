@@ -18,7 +18,7 @@ MODULES = sorted(SAFE_IMPORTS - {"__future__"})
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_facade_holds_no_module(name: str) -> None:
+def test_facade_contains_no_module(name: str) -> None:
     facade = facades.of(importlib.import_module(name))
     assert facade.__name__ == name
     assert not any(isinstance(value, types.ModuleType) for value in vars(facade).values())
@@ -26,7 +26,7 @@ def test_facade_holds_no_module(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_star_import_of_a_facade_finds_all_names(name: str) -> None:
+def test_star_import_of_facade_finds_all_names(name: str) -> None:
     for hidden in HIDDEN:
         importlib.import_module(hidden)
     facade = facades.of(importlib.import_module(name))
@@ -34,12 +34,12 @@ def test_star_import_of_a_facade_finds_all_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PARTS))
-def test_parts_of_a_module_exist(name: str) -> None:
+def test_listed_parts_of_each_module_exist(name: str) -> None:
     missing = {part for part in PARTS[name] if not hasattr(facades.of(importlib.import_module(name)), part)}
     assert missing <= {"splitroot"}  # Python 3.12
 
 
-def test_names_that_are_not_shown_are_explained() -> None:
+def test_hidden_names_are_explained() -> None:
     for module, name in ((random, "_os"), (typing, "sys"), (sys, "modules"), (logging, "FileHandler")):
         with pytest.raises(AttributeError, match=f"{module.__name__}.{name} is not available in the sandbox"):
             getattr(facades.of(module), name)
@@ -54,11 +54,11 @@ def test_package_above_a_safe_module_shows_nothing_else() -> None:
     assert not hasattr(package, "request")
 
 
-def test_modules_that_are_not_safe_have_no_facade() -> None:
+def test_unsafe_modules_have_no_facade() -> None:
     assert facades.of(os) is os
 
 
-def test_streams_of_sys_are_the_current_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sys_facade_shows_the_current_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     facade = facades.of(sys)
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))

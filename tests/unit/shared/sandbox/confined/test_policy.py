@@ -24,7 +24,7 @@ from shared.sandbox.confined.validator import compile_source
         ("x.__dict__", None),
     ],
 )
-def test_forbidden_in_code(source: str, found: str | None) -> None:
+def test_forbidden_attributes_in_code_are_found(source: str, found: str | None) -> None:
     assert policy.forbidden_in_code(compile_source(source)) == found
 
 
@@ -69,7 +69,7 @@ def test_import_problem(name: str, fromlist: tuple[str, ...], level: int, allowe
         ("numpy.linalg", "preload the package in the workers (MINION_SANDBOX_PRELOAD)"),
     ],
 )
-def test_refused_import_ends_with_the_way_out(name: str, way_out: str) -> None:
+def test_refused_import_names_an_alternative(name: str, way_out: str) -> None:
     problem = policy.import_problem(name, (), 0, frozenset({"json"}))
     assert problem is not None
     assert way_out in problem

@@ -10,7 +10,7 @@ _LINES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n
 
 
 @given(st.binary(), st.binary(), st.binary(), st.frozensets(_LINES), st.integers(1, 9))
-def test_what_the_host_writes_the_child_reads(
+def test_encoded_request_is_read_back(
     source: bytes, code: bytes, arguments: bytes, allowed: frozenset[str], pieces: int
 ) -> None:
     sent = request.Request(
@@ -32,7 +32,7 @@ def test_what_the_host_writes_the_child_reads(
     assert request.read(lambda: next(parts)) == sent
 
 
-def test_the_safe_set_does_not_travel() -> None:
+def test_safe_set_is_not_sent() -> None:
     sent = request.Request("call", "f", SAFE_IMPORTS, False, 1, 1)
     assert b"json" not in sent.encode()
     assert request.read(sent.encode).allowed is SAFE_IMPORTS

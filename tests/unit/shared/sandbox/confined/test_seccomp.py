@@ -1,4 +1,4 @@
-"""Runs the assembled filters in an interpreter of classic BPF: what each rule means, on both machines."""
+"""Run the assembled filters in an interpreter of classic BPF: the effect of each rule, on both machines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ARM = ARCHITECTURES["aarch64"]
 
 
 def run(program: bytes, audit: int, number: int, arguments: tuple[int, ...] = ()) -> int:
-    """The verdict of a program on one call."""
+    """Return the verdict of a program on one call."""
     padded = (*arguments, *[0] * (6 - len(arguments)))
     data = struct.pack("=iIQ6Q", number, audit, 0, *(value & (2**64 - 1) for value in padded))
     code = list(struct.iter_unpack("=HBBI", program))
@@ -101,7 +101,7 @@ def zygote(call: str, *arguments: int, machine: Architecture = X86) -> int:
         ("exit_group", (), ALLOW),
     ],
 )
-def test_children(machine: Architecture, call: str, arguments: tuple[int, ...], verdict: int) -> None:
+def test_filter_of_children(machine: Architecture, call: str, arguments: tuple[int, ...], verdict: int) -> None:
     assert child(call, *arguments, machine=machine) == verdict
 
 
@@ -123,7 +123,7 @@ def test_children(machine: Architecture, call: str, arguments: tuple[int, ...], 
         ("mmap", (0, 1, 3, 0x01), REFUSE),
     ],
 )
-def test_zygote(machine: Architecture, call: str, arguments: tuple[int, ...], verdict: int) -> None:
+def test_filter_of_zygote(machine: Architecture, call: str, arguments: tuple[int, ...], verdict: int) -> None:
     assert zygote(call, *arguments, machine=machine) == verdict
 
 
@@ -136,7 +136,7 @@ def test_foreign_calls_kill() -> None:
 
 
 @given(st.integers(0, 0x3FFFFFFF))
-def test_numbers_that_no_rule_names_are_refused(number: int) -> None:
+def test_unlisted_numbers_are_refused(number: int) -> None:
     named = {X86.numbers[rule.call] for rule in CHILD_RULES if rule.call in X86.numbers}
     if number not in named:
         assert run(assemble(CHILD_RULES, X86), X86.audit, number) == REFUSE
@@ -155,7 +155,7 @@ def test_every_rule_has_a_reason_and_appears_once() -> None:
         assert len({rule.call for rule in rules}) == len(rules)
 
 
-def test_what_a_child_may_do_its_zygote_may_do() -> None:
-    """Filters add up: a call that the zygote's refuses is refused in its children too."""
+def test_zygote_permits_every_call_of_its_children() -> None:
+    """Filters add up: a call that the zygote's filter refuses is refused in its children too."""
     allowed = {rule.call for rule in ZYGOTE_RULES if rule.verdict == ALLOW}
     assert {rule.call for rule in CHILD_RULES if rule.verdict == ALLOW} <= allowed

@@ -1,4 +1,4 @@
-"""The tables agree with the kernel's headers, where those are installed."""
+"""The system call tables agree with the kernel's headers, where those are installed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ X86_HEADERS = [
 ARM_HEADERS = [
     Path("/usr/aarch64-linux-gnu/include/asm/unistd_64.h"),
     Path("/usr/include/aarch64-linux-gnu/asm/unistd_64.h"),
-    # aarch64 has no numbers of its own: it uses the generic table.
+    # aarch64 has no separate numbers: it uses the generic table.
     Path("/usr/aarch64-linux-gnu/include/asm-generic/unistd.h"),
     Path("/usr/include/asm-generic/unistd.h"),
 ]
@@ -34,7 +34,7 @@ def definitions(candidates: list[Path]) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("table", "headers"), [(X86_64, X86_HEADERS), (AARCH64, ARM_HEADERS)], ids=["x86_64", "aarch64"]
 )
-def test_numbers(table: dict[str, int], headers: list[Path]) -> None:
+def test_numbers_agree_with_the_headers(table: dict[str, int], headers: list[Path]) -> None:
     known = definitions(headers)
     assert {name: known.get(name) for name in table} == table
 

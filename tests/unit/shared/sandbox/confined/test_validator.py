@@ -33,7 +33,7 @@ def found(source: str, schema: dict[str, Any] | None = None) -> list[tuple[str, 
         ("import re\ndef f(): return re.compile('x')", []),
     ],
 )
-def test_findings(source: str, problems: list[tuple[str, int | None, int | None]]) -> None:
+def test_findings_of_source(source: str, problems: list[tuple[str, int | None, int | None]]) -> None:
     assert found(source) == problems
 
 
@@ -57,40 +57,40 @@ SCHEMA = {"additionalProperties": False, "properties": {"a": {}, "b": {}}, "requ
         ("", 2),
     ],
 )
-def test_signature(signature: str, count: int) -> None:
+def test_signature_must_match_the_schema(signature: str, count: int) -> None:
     problems = found(f"def f({signature}): pass", SCHEMA)
     assert [code for code, _, _ in problems] == ["signature"] * count
     assert all(line == 1 for _, line, _ in problems)
 
 
 @pytest.mark.parametrize(("signature", "count"), [("a, b=1, *, context", 0), ("a, b=1", 1), ("a, **rest", 0)])
-def test_a_context_has_a_place_to_go(signature: str, count: int) -> None:
+def test_context_needs_a_parameter(signature: str, count: int) -> None:
     source = f"def f({signature}): pass"
     assert len(find_problems(source, "f", SAFE_IMPORTS, SCHEMA, with_context=True)) == count
 
 
 @pytest.mark.parametrize("schema", [{"properties": 3, "required": "x"}, {"required": ["a"]}, {}])
-def test_odd_schemas(schema: dict[str, Any]) -> None:
+def test_odd_schemas_never_raise(schema: dict[str, Any]) -> None:
     found("def f(a): pass", schema)
 
 
-def test_the_list_is_bounded() -> None:
+def test_number_of_findings_is_limited() -> None:
     assert len(found("\n".join(["import os"] * 500))) == MAX_PROBLEMS
 
 
-def test_first_forbidden_has_the_place() -> None:
+def test_first_forbidden_reports_line_and_column() -> None:
     finding = first_forbidden("x = 1\ny = x.__code__", SAFE_IMPORTS)
     assert finding is not None
     assert (finding.line, finding.column) == (2, 5)
 
 
 @pytest.mark.parametrize(("signature", "count"), [("a, /", 2), ("a", 1), ("a, *, context", 0), ("**rest", 0)])
-def test_arguments_come_by_name_also_without_a_schema(signature: str, count: int) -> None:
+def test_arguments_are_keywords_without_a_schema_too(signature: str, count: int) -> None:
     source = f"def f({signature}): pass"
     assert len(find_problems(source, "f", SAFE_IMPORTS, None, with_context=True)) == count
 
 
-def test_names_that_patterns_and_handlers_bind_are_no_builtins() -> None:
+def test_bound_names_are_not_builtins() -> None:
     source = """
 def f(x):
     match x:
