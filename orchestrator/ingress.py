@@ -31,6 +31,7 @@ from shared.errors import InvalidInput, MinionError
 from shared.settings import Settings
 from shared.tasks import lifecycle
 from shared.tasks.envelopes import Envelope, Foreign, open_envelope
+from shared.tasks.records import NewTask
 from shared.tasks.submission import prepare_each
 
 log = structlog.get_logger(__name__)
@@ -159,7 +160,7 @@ class Ingress(Loop):
             raise Foreign(f"the queue {SUBMIT_QUEUE} accepts only the task {SUBMIT_TASK}")
         return envelope
 
-    def _prepare(self, asked: list[Asked]) -> Iterator[tuple[Submission, dict[str, Any] | MinionError]]:
+    def _prepare(self, asked: list[Asked]) -> Iterator[tuple[Submission, NewTask | MinionError]]:
         """Check all submissions together; after an unexpected error one by one, so that it affects no others."""
         try:
             yield from zip([submission for submission, _ in asked], self._prepare_together(asked), strict=True)
@@ -170,7 +171,7 @@ class Ingress(Loop):
                 for each in asked:
                     yield from self._prepare([each])
 
-    def _prepare_together(self, asked: list[Asked]) -> list[dict[str, Any] | MinionError]:
+    def _prepare_together(self, asked: list[Asked]) -> list[NewTask | MinionError]:
         submitters = [submission.submitter for submission, _ in asked]
         return prepare_each(self.engine, [request for _, request in asked], submitted_by=submitters) if asked else []
 

@@ -80,7 +80,8 @@ def submit_task(
     request = TaskRequest.parse(_with_key(body.parse_object(sent), idempotency_key))
     prepared = submission.prepare(database, [request], submitted_by=SUBMITTED_BY)
     with database.begin() as connection:
-        return _show(connection, lifecycle.accept(connection, prepared)[0], response)
+        [accepted] = lifecycle.accept(connection, prepared)
+        return _show(connection, accepted, response)
 
 
 @router.post(
@@ -93,9 +94,7 @@ def submit_task(
 def submit_tasks(sent: body.BulkBody, database: Database) -> dict[str, Any]:
     """Accepts up to 10,000 tasks, all or none. A refusal names the first task that is wrong as `index`."""
     requests = _parse_many(body.parse_object(sent))
-    prepared = submission.prepare(database, requests, submitted_by=SUBMITTED_BY)
-    with database.begin() as connection:
-        accepted = lifecycle.accept(connection, prepared)
+    accepted = submission.submit(database, requests, submitted_by=SUBMITTED_BY)
     return {"tasks": [{"id": task.task_id, "created": task.created} for task in accepted]}
 
 

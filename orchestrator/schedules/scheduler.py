@@ -134,7 +134,7 @@ def _submit(connection: Connection, schedule: RowMapping, runs: list[datetime]) 
             for run in runs
         ]
         with connection.begin_nested():
-            accepted = submission.submit_many(connection, requests, submitted_by=store.submitter(schedule["name"]))
+            accepted = submission.submit_within(connection, requests, submitted_by=store.submitter(schedule["name"]))
     except MinionError as error:
         return [], error.message
     return [task.task_id for task in accepted], None

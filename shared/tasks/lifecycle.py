@@ -16,6 +16,7 @@ from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.contracts.key_order import in_order, order_of, ordered, with_order
+from shared.tasks.records import NewTask
 from shared.tasks.states import State
 
 
@@ -131,22 +132,19 @@ HEAL_WAITS = text("SELECT woken, last FROM minion_heal_waits(:after, :most)")
 END_TREE = text("SELECT minion_end_tree(:task, :state, :error)").bindparams(bindparam("error", type_=JSONB))
 
 
-def accept(connection: Connection, requests: Sequence[dict[str, Any]]) -> list[Accepted]:
+def accept(connection: Connection, tasks: Sequence[NewTask]) -> list[Accepted]:
     """Insert tasks, all or none, in the caller's transaction.
 
-    Args:
-        requests: each as `minion_accept` describes it.
-
     Raises:
-        MinionError: the first request that is refused, and why.
+        MinionError: the first task that is refused, and why.
     """
-    values = {"requests": [with_order(request, "input") for request in requests]}
+    values = {"requests": [with_order(task, "input") for task in tasks]}
     return [Accepted(**row) for row in connection.execute(ACCEPT, values).mappings()]
 
 
 def replay_from(
     connection: Connection,
-    request: dict[str, Any],
+    task: NewTask,
     source: UUID,
     first: int,
     edited: dict[str, Any] | None,
@@ -156,7 +154,7 @@ def replay_from(
     """Insert a task that continues an ended one, with a copy of its journal. Return the new task.
 
     Args:
-        request: as `minion_accept` describes it; it pins the versions that ran then.
+        task: the new task; it pins the versions that ran then.
         first: the first step that is executed; all earlier ones must be readable.
         edited: `{"output": …}` if step `first` is copied too, with this output.
         who: the author of an edit, for the record.
@@ -167,7 +165,7 @@ def replay_from(
         MinionError: the agent no longer accepts it.
     """
     values = {
-        "request": with_order(request, "input"),
+        "request": with_order(task, "input"),
         "source": source,
         "first": first,
         "edited": edited and with_order(edited, "output"),
