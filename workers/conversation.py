@@ -123,12 +123,11 @@ def _read_back(journal: Journal, model: str) -> Summary | None:
 
 
 def _recorded(journal: Journal) -> dict[str, Any] | None:
-    known = journal.upcoming() or {}
-    output = known.get("output")
-    is_summary = (
-        known.get("status") == "finished" and isinstance(output, dict) and {"summary", "through"} <= set(output)
-    )
-    return output if is_summary else None
+    known = journal.upcoming()
+    if known is None or known["status"] != "finished":
+        return None
+    output = known["output"]
+    return output if isinstance(output, dict) and {"summary", "through"} <= set(output) else None
 
 
 def _not_again(_: int) -> StepResult:
@@ -137,7 +136,8 @@ def _not_again(_: int) -> StepResult:
 
 def _went_on(journal: Journal) -> bool:
     """Return whether an earlier execution continued without a summary; its estimate differed, and is kept."""
-    return (journal.upcoming() or {}).get("status") == "finished"
+    known = journal.upcoming()
+    return known is not None and known["status"] == "finished"
 
 
 def _latest(task: ClaimedTask) -> Summary:

@@ -29,7 +29,7 @@ from shared.database.connections import (
 from shared.errors import BudgetExceeded, Cancelled, MinionError, TimeLimitExceeded
 from shared.notifications import publish_finished, publish_progress
 from shared.tasks import lifecycle
-from shared.tasks.lifecycle import ExecutionResult
+from shared.tasks.records import ExecutionResult
 from shared.tasks.states import State
 from workers import journal as journals
 from workers import retries, time_limits
@@ -214,7 +214,8 @@ def _finish(task: ClaimedTask, state: State, result: ExecutionResult) -> State |
 
 
 def _suspend(task: ClaimedTask, result: ExecutionResult, outcome: Suspended) -> State | None:
-    children, waits = ([each.as_json() for each in group] for group in (outcome.children, outcome.waits))
+    children = [child.as_json() for child in outcome.children]
+    waits = [wait.as_json() for wait in outcome.waits]
     try:
         return persistently(lifecycle.suspend, task.id, task.claim, result, children, waits)
     except MinionError as error:

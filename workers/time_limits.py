@@ -32,8 +32,8 @@ def are_of(version: UUID, limits: Sequence[float]) -> bool:
 @lru_cache(maxsize=1024)
 def _limits(version: UUID) -> tuple[int, int]:
     with statement() as connection:
-        hard, soft = connection.execute(LIMITS, {"version": version}).one()
-        return hard, soft
+        found = connection.execute(LIMITS, {"version": version}).one()
+        return found.time_limit, found.soft_time_limit
 
 
 def overran(connection: Connection, task: UUID, claim: int) -> bool:

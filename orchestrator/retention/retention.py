@@ -226,8 +226,9 @@ def _delete(connection: Connection, roots: list[UUID], export: TaskExport | None
 def _records(connection: Connection, roots: list[UUID]) -> Iterator[str]:
     """The trees' tasks as JSON texts, read while they are written."""
     streamed = {"stream_results": True, "yield_per": 100}
-    for record, input_order, output_order in connection.execute(RECORDS, {"roots": roots}, execution_options=streamed):
-        task = {**record["task"], "input_order": input_order, "output_order": output_order}
+    for row in connection.execute(RECORDS, {"roots": roots}, execution_options=streamed):
+        record = row.record
+        task = {**record["task"], "input_order": row.input_order, "output_order": row.output_order}
         steps = [in_order(step, "input", "output") for step in record["steps"] or []]
         kept = {**record, "task": in_order(task, "input", "output"), "steps": steps or None}
         yield json.dumps(kept, ensure_ascii=False)

@@ -332,7 +332,7 @@ class DefinitionStore:
         if but_rolled_back and kind == "agent":
             query = query.where(Agent.status != "rolled_back")
         rows = self.session.execute(query)
-        return [stored_definition(kind, *row) for row in rows]
+        return [stored_definition(kind, row.name, row.definition, row.key_order) for row in rows]
 
     def _active_agents(self) -> dict[str, AgentDefinition]:
         """Return the active version of every agent by name, with the schemas inherited from its pinned versions."""

@@ -9,14 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypedDict
+from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.contracts.key_order import in_order, order_of, ordered, with_order
-from shared.tasks.records import NewTask
+from shared.tasks.records import (
+    ChildRecord,
+    Claimed,
+    ExecutionResult,
+    Flags,
+    KnownStep,
+    NewTask,
+    Refusal,
+    StepRecord,
+    WaitRecord,
+)
 from shared.tasks.states import State
 
 
@@ -39,27 +49,6 @@ class Accepted:
 
     task_id: UUID
     created: bool
-
-
-class ExecutionResult(TypedDict, total=False):
-    """The result of an execution, as `minion_close_execution` and `minion_settle` read it.
-
-    Attributes:
-        steps: journal steps that are not written yet.
-        messages: those that a successful task adds to its conversation.
-        error: as `MinionError.as_dict` gives it.
-        peak_memory_bytes: of the process and of its sandboxed functions, whichever is larger.
-    """
-
-    steps: list[dict[str, Any]]
-    output: Any
-    error: dict[str, Any]
-    messages: list[dict[str, Any]]
-    cpu_seconds: float
-    peak_memory_bytes: int
-    input_tokens: int
-    output_tokens: int
-    cost_microdollars: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +111,8 @@ IS_CANCELLED = text(
 )
 STEP_INPUT = text(
     "SELECT CASE WHEN s.kind = 'subtask' THEN k.input WHEN s.input ? 'approval' THEN s.input->'approval' "
-    "ELSE s.input END, "
-    "CASE WHEN s.kind = 'subtask' THEN k.input_order ELSE s.input_order END "
+    "ELSE s.input END AS input, "
+    "CASE WHEN s.kind = 'subtask' THEN k.input_order ELSE s.input_order END AS input_order "
     "FROM steps s LEFT JOIN tasks k ON k.id = s.child_id WHERE s.task_id = :task AND s.number = :number"
 )
 HEAL_CLOCK = text("SELECT minion_heal_clock()")
@@ -234,8 +223,8 @@ def heal_waits(connection: Connection, *, after: UUID | None = None, most: int =
     Returns:
         the number of woken tasks, and where the pass ended; None if there are no more.
     """
-    woken, last = connection.execute(HEAL_WAITS, {"after": after, "most": most}).one()
-    return woken, last
+    row = connection.execute(HEAL_WAITS, {"after": after, "most": most}).one()
+    return row.woken, row.last
 
 
 def heal_turns(connection: Connection, *, most: int = 1000) -> int:
@@ -250,27 +239,30 @@ def heal_clock(connection: Connection) -> int:
 
 def claim(
     connection: Connection, task: UUID, expected: int, worker: UUID, *, granted: bool = False
-) -> dict[str, Any] | None:
+) -> Claimed | Refusal | None:
     """Claim a queued task.
 
     Args:
         granted: the limiter has permitted it to start.
 
     Returns:
-        the row with `claim`, `attempts`, `queue` and `steps`; `{"refused": obstacle}` if a pause or a limit blocks it
-        (if the obstacle's kind is `rate`, the caller must ask the limiter); None if the task cannot be claimed.
+        the claimed task; a refusal if a pause or a limit blocks it (if the obstacle's kind is `rate`, the caller must
+        ask the limiter); None if the task cannot be claimed.
     """
     values = {"task": task, "claim": expected, "worker": worker, "granted": granted}
-    found: dict[str, Any] | None = connection.scalar(CLAIM, values)
+    found: Claimed | Refusal | None = connection.scalar(CLAIM, values)
     if found is None or "refused" in found:
         return found
-    return {**in_order(found, "input"), "steps": [_step_in_order(step) for step in found["steps"]]}
+    steps = [_step_in_order(step) for step in found["steps"]]
+    return cast(Claimed, {**in_order(found, "input"), "steps": steps})
 
 
-def _step_in_order(step: dict[str, Any]) -> dict[str, Any]:
+def _step_in_order(stored: KnownStep) -> KnownStep:
     """Restore the key order of a step from `minion_journal`, and of the outcome of its sub-task."""
-    step = in_order(step, "output")
-    return {**step, "outcome": in_order(step["outcome"], "output")} if "outcome" in step else step
+    step = in_order(stored, "output")
+    if "outcome" in stored:
+        step["outcome"] = in_order(stored["outcome"], "output")
+    return cast(KnownStep, step)
 
 
 def hold(connection: Connection, task: UUID, expected: int, *, scope: str, name: str, delay: float) -> None:
@@ -285,14 +277,14 @@ def is_cancelled(connection: Connection, task: UUID, claim: int) -> bool | None:
     return asked
 
 
-def write_steps(connection: Connection, task: UUID, claim: int, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
+def write_steps(connection: Connection, task: UUID, claim: int, steps: list[StepRecord]) -> Flags | None:
     """Commit journal steps under the fence. Return the flags that the minion must obey, or None."""
     values = {"task": task, "claim": claim, "steps": steps_with_order(steps)}
-    flags: dict[str, Any] | None = connection.scalar(WRITE_STEPS, values)
+    flags: Flags | None = connection.scalar(WRITE_STEPS, values)
     return flags
 
 
-def steps_with_order(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def steps_with_order(steps: Sequence[StepRecord]) -> list[dict[str, Any]]:
     """Return journal steps in the form of the database: with the order of their keys."""
     return [with_order(step, "input", "output") for step in steps]
 
@@ -305,7 +297,7 @@ def _with_order(result: ExecutionResult) -> dict[str, Any]:
 def step_input(connection: Connection, task: UUID, number: int) -> Any:
     """Return the input of a step: a call's request, a sub-task's input, proposed arguments."""
     row = connection.execute(STEP_INPUT, {"task": task, "number": number}).one_or_none()
-    return None if row is None else ordered(*row)
+    return None if row is None else ordered(row.input, row.input_order)
 
 
 def finish(connection: Connection, task: UUID, claim: int, state: State, result: ExecutionResult) -> State | None:
@@ -354,8 +346,8 @@ def suspend(
     task: UUID,
     claim: int,
     result: ExecutionResult,
-    children: list[dict[str, Any]],
-    waits: Sequence[dict[str, Any]] = (),
+    children: Sequence[ChildRecord],
+    waits: Sequence[WaitRecord] = (),
 ) -> State | None:
     """Create sub-tasks and waits and suspend their task, in one transaction.
 

@@ -235,13 +235,13 @@ def count_tasks(connection: Connection, chosen: TaskFilter) -> dict[str, dict[st
     """Count tasks by capability and state: `{capability: {state: number}}`, without zeros."""
     conditions, values = _conditions(chosen)
     statement = _typed(
-        f"SELECT COALESCE({CAPABILITY}, '{UNROUTED}'), s.state, count(*) FROM {JOINED} "  # noqa: S608
+        f"SELECT COALESCE({CAPABILITY}, '{UNROUTED}') AS capability, s.state, count(*) AS number FROM {JOINED} "  # noqa: S608
         f"WHERE {' AND '.join(conditions)} GROUP BY 1, 2 ORDER BY 1, 2",
         values,
     )
     counts: dict[str, dict[str, int]] = {}
-    for capability, state, number in connection.execute(statement, values):
-        counts.setdefault(capability, {})[state] = number
+    for row in connection.execute(statement, values):
+        counts.setdefault(row.capability, {})[row.state] = row.number
     return counts
 
 

@@ -175,9 +175,14 @@ def list_limits(connection: Connection) -> list[dict[str, Any]]:
 def model_rates(connection: Connection, model: str, *, namespace: str = "default") -> list[tuple[str, int, float]]:
     """Return the limits of a model: kind (`requests`, `input-tokens`, `output-tokens`), number, seconds."""
     row = connection.execute(MODEL_RATES, {"model": model, "namespace": namespace}).one_or_none()
-    kinds = ("requests", "input-tokens", "output-tokens")
-    pairs = zip(kinds, row[::2], row[1::2], strict=True) if row else ()
-    return [(kind, count, seconds) for kind, count, seconds in pairs if count is not None]
+    if row is None:
+        return []
+    rates = [
+        ("requests", row.rate, row.period_seconds),
+        ("input-tokens", row.input_tokens, row.input_tokens_seconds),
+        ("output-tokens", row.output_tokens, row.output_tokens_seconds),
+    ]
+    return [rate for rate in rates if rate[1] is not None]
 
 
 def _check_limit(

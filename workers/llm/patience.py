@@ -16,6 +16,7 @@ import structlog
 from minions.backoff import exponential, jittered
 from shared.errors import ModelError, ModelUnavailable
 from shared.settings import get_settings
+from shared.tasks.records import KnownStep
 from workers.follower import Follower
 from workers.llm.base import ModelClient, ModelReply, ModelRequest
 from workers.outcomes import IN_PLACE_SECONDS, Postponed
@@ -28,9 +29,7 @@ LONGEST_ASKED_SECONDS = 3600.0
 """A `retry-after` of days is a mistake; the API is asked again after an hour."""
 
 
-def complete(
-    client: ModelClient, request: ModelRequest, earlier: dict[str, Any] | None, follower: Follower
-) -> ModelReply:
+def complete(client: ModelClient, request: ModelRequest, earlier: KnownStep | None, follower: Follower) -> ModelReply:
     """Make one turn, with retries until it succeeds.
 
     Args:
@@ -78,8 +77,8 @@ def delay_after(error: ModelUnavailable, tries: int) -> float:
     return max(asked, jittered(exponential(tries + 1, first=FIRST_SECONDS, longest=LONGEST_SECONDS)))
 
 
-def _so_far(earlier: dict[str, Any] | None) -> tuple[int, datetime]:
-    error = (earlier or {}).get("error") or {}
+def _so_far(earlier: KnownStep | None) -> tuple[int, datetime]:
+    error = earlier.get("error", {}) if earlier else {}
     since = error.get("since")
     return error.get("tries", 0), datetime.fromisoformat(since) if since else datetime.now(UTC)
 
