@@ -83,7 +83,7 @@ class Ingress(Loop):
         self._queue = Submissions(patience=self._patience, largest=self._item_limit)
         self._adopt_at = 0.0
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         """Process one batch, and a few items of the second line, or many if the first line is empty."""
         self._adopt()
         batch = self._queue.take(BATCH)

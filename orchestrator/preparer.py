@@ -24,7 +24,7 @@ from shared.tasks.states import State
 
 log = structlog.get_logger(__name__)
 
-MOST = 500
+BATCH = 500
 CHECK_SECONDS = 1.0
 """Time after which checked tasks are released first: one long input with a deep schema may take as long."""
 
@@ -86,8 +86,8 @@ def check_pending(connection: Connection) -> Checked:
     """
     checked = Checked()
     enough = time.monotonic() + CHECK_SECONDS
-    rows = connection.execute(UNPREPARED, {"most": MOST}).mappings().all()
-    checked.more = len(rows) == MOST
+    rows = connection.execute(UNPREPARED, {"most": BATCH}).mappings().all()
+    checked.more = len(rows) == BATCH
     for row in rows:
         task = row["id"]
         try:
@@ -115,11 +115,11 @@ def release_checked(connection: Connection, checked: Checked) -> None:
 
 
 def _check(connection: Connection, task: dict[str, Any]) -> tuple[UUID, str, dict[str, Any] | None]:
-    said = _said(task["messages"], tools=task["type"] != "agent")
+    said = _coerce_messages(task["messages"], tools=task["type"] != "agent")
     version_id: UUID | None = task["agent_version_id"]
     decision = None
     if version_id is None:
-        route = _routed(connection, task, said or [])
+        route = _route(connection, task, said or [])
         version_id, decision = route.version_id, route.as_json()
         task |= connection.execute(VERSION, {"version": version_id}).mappings().one()
     # Messages for a model are not checked against the input schema.
@@ -128,7 +128,7 @@ def _check(connection: Connection, task: dict[str, Any]) -> tuple[UUID, str, dic
     return version_id, task["wanted"] or task["capability"], decision
 
 
-def _said(messages: Any, *, tools: bool) -> list[Message] | None:
+def _coerce_messages(messages: Any, *, tools: bool) -> list[Message] | None:
     """Return the task's messages, if any. Those from SQL may have any form."""
     if messages is None:
         return None
@@ -137,7 +137,7 @@ def _said(messages: Any, *, tools: bool) -> list[Message] | None:
     return coerce_all(messages, tools=tools)
 
 
-def _routed(connection: Connection, task: dict[str, Any], said: list[Message]) -> Route:
+def _route(connection: Connection, task: dict[str, Any], said: list[Message]) -> Route:
     """Route by MINION_ROUTING_AGENT, if the namespace has such an agent, else by the words of the last message."""
     name = get_settings().routing_agent
     route = by_setting(connection, name, namespace=task["namespace"]) if name else None

@@ -29,7 +29,7 @@ def claim_task(task_id: UUID, claim: int, worker_id: UUID) -> ClaimedTask | None
     """
     row = persistently(lifecycle.claim, task_id, claim, worker_id, granted=False)
     if row and "refused" in row and row["refused"]["kind"] == "rate":
-        if not _permitted(row["refused"], task_id, claim):
+        if not _is_permitted(row["refused"], task_id, claim):
             return None
         row = persistently(lifecycle.claim, task_id, claim, worker_id, granted=True)
     if row is None:
@@ -41,7 +41,7 @@ def claim_task(task_id: UUID, claim: int, worker_id: UUID) -> ClaimedTask | None
     return ClaimedTask.of(row)
 
 
-def _permitted(refused: Obstacle, task_id: UUID, claim: int) -> bool:
+def _is_permitted(refused: Obstacle, task_id: UUID, claim: int) -> bool:
     """Ask the limiter. On refusal, no task of the rate-limited scope is dispatched before the limit has room again."""
     scopes = {f"task:{refused['namespace']}:{rule['scope']}:{rule['name']}": rule for rule in refused["rates"]}
     verdict = _ask([Bucket(name, rule["rate"], rule["period_seconds"]) for name, rule in scopes.items()])

@@ -151,7 +151,7 @@ class Journal:
         if known is not None and known["status"] == "finished":
             return known["output"]
         if known is not None and known["status"] == "failed" and not known["error"].get("retryable"):
-            raise _recorded(known["error"])
+            raise _recorded_error(known["error"])
         if known is not None and known["status"] == "started" and effect == "unsafe":
             raise Interrupted
         started: StepRecord = {
@@ -222,9 +222,9 @@ class Journal:
         if known is None or known["status"] == "started":
             return Suspended(waits=[WaitRequest(number, None, seconds, request_hash, name, [arguments])])
         if known["status"] == "failed":
-            raise _recorded(known["error"])
+            raise _recorded_error(known["error"])
         if "arguments" not in known["output"]:
-            raise _final(ToolError(f"Nobody has approved {name!r} in time.", step=number))
+            raise _not_retryable(ToolError(f"Nobody has approved {name!r} in time.", step=number))
         return known["output"]["arguments"]
 
     def _perform(
@@ -262,7 +262,7 @@ class Journal:
         if started["effect"] == "pure":
             self._keep(finished)
         else:
-            self._write([finished], used=_used(started["number"], reserved, result))
+            self._write([finished], used=_charge(started["number"], reserved, result))
         return result.output
 
     def _count_steps(self, number: int, how_many: int = 1) -> None:
@@ -336,7 +336,7 @@ def _worst_case(number: int, reserved: Reservation | None) -> Reserve:
     return {"step": number, "steps": 1, "tokens": reserved.tokens, "microdollars": reserved.microdollars}
 
 
-def _used(number: int, reserved: Reservation | None, result: StepResult) -> Charge | None:
+def _charge(number: int, reserved: Reservation | None, result: StepResult) -> Charge | None:
     """The amounts that a step really used; If that is unknown, the reserved amounts stay spent."""
     if reserved is None:
         return None
@@ -357,14 +357,14 @@ def _child_outcome(child: ChildRequest, step: KnownStep) -> ChildOutcome:
     )
 
 
-def _recorded(error: dict[str, Any]) -> MinionError:
+def _recorded_error(error: dict[str, Any]) -> MinionError:
     """An error that an earlier execution received and recovered from."""
     again = from_record(error)
     again.retryable = False
     return again
 
 
-def _final(error: ToolError) -> ToolError:
+def _not_retryable(error: ToolError) -> ToolError:
     error.retryable = False
     return error
 

@@ -154,7 +154,7 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) 
     result = _result(journal, meter)
     match outcome:
         case Succeeded(output, messages):
-            return _finish(task, State.SUCCEEDED, {**result, "output": output, "messages": _dumped(messages)})
+            return _finish(task, State.SUCCEEDED, {**result, "output": output, "messages": _dump(messages)})
         case Failed(error):
             return _fail(task, result, error)
         case Suspended():
@@ -205,7 +205,7 @@ def _result(journal: Journal, meter: Meter) -> ExecutionResult:
     }
 
 
-def _dumped(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def _dump(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [message.model_dump() for message in messages]
 
 

@@ -62,7 +62,7 @@ class Scheduler(Loop):
         self.statements = engine.execution_options(isolation_level="AUTOCOMMIT")
         self.leadership = Leadership(settings, DUTY)
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         """Process every schedule that is due."""
         if not self.leadership.held():
             return LONGEST_WAIT
@@ -117,7 +117,7 @@ def run_due(connection: Connection, id: UUID) -> list[UUID]:
         "last_error": refusal,
     }
     connection.execute(MOVE_ON, values)
-    _tell(schedule, tasks, refusal)
+    _log_runs(schedule, tasks, refusal)
     return tasks
 
 
@@ -140,7 +140,7 @@ def _submit(connection: Connection, schedule: RowMapping, runs: list[datetime]) 
     return [task.task_id for task in accepted], None
 
 
-def _tell(schedule: RowMapping, tasks: list[UUID], refusal: str | None) -> None:
+def _log_runs(schedule: RowMapping, tasks: list[UUID], refusal: str | None) -> None:
     about = {"schedule": schedule["name"], "namespace": schedule["namespace"]}
     if refusal is not None:
         log.warning("schedule_refused", **about, reason=refusal)

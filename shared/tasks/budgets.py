@@ -63,14 +63,14 @@ def change(connection: Connection, task: UUID, asked: BudgetChange) -> UUID:
     return owner
 
 
-def wake_funded(connection: Connection, *, most: int = 1000) -> int:
+def wake_funded(connection: Connection, *, limit: int = 1000) -> int:
     """Wake tasks that wait for a budget which now has room for them; return their number."""
-    return int(connection.scalar(WAKE, {"most": most}) or 0)
+    return int(connection.scalar(WAKE, {"most": limit}) or 0)
 
 
-def overtime(connection: Connection, *, most: int = 1000) -> list[tuple[UUID, BudgetExceeded]]:
+def overtime(connection: Connection, *, limit: int = 1000) -> list[tuple[UUID, BudgetExceeded]]:
     """Return the tasks that must fail because their budget of seconds is used up, with their errors."""
-    rows = connection.execute(OVERTIME, {"most": most})
+    rows = connection.execute(OVERTIME, {"most": limit})
     return [(row.task_id, exceeded(row.breach)) for row in rows if row.breach]
 
 
@@ -87,10 +87,10 @@ def exceeded(breach: Breach) -> BudgetExceeded:
         todo = f"Submit it again with more {breach['what']} in its `budget`."
     else:
         todo = f"`minion budget {breach['budget']} --add-{breach['what']} N` raises it."
-    return BudgetExceeded(f"{described(breach)} {todo}", **breach)
+    return BudgetExceeded(f"{describe(breach)} {todo}", **breach)
 
 
-def described(breach: Breach) -> str:
+def describe(breach: Breach) -> str:
     """Describe a breach in one sentence, with its figures."""
     what = breach["what"]
     whose = f"The budget of task {breach['budget']} ({breach['agent']})"

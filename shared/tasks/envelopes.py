@@ -23,7 +23,7 @@ PRIORITY_SEPARATOR = "\x06\x16"
 PRIORITIES = (0, 3, 6, 9)
 LZMA_MEMORY = 64 << 20
 SMALL = 1 << 20
-MOST_PARTS = 10_000
+MAX_PARTS = 10_000
 """A large message is large because of its body, which is a single text: base64 has no commas."""
 
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
@@ -100,8 +100,8 @@ def open_envelope(raw: bytes, *, limit: int) -> Envelope:
     """
     if len(raw) > limit:
         raise Foreign(f"larger than {limit:,} bytes")
-    if len(raw) > SMALL and raw.count(b",") > MOST_PARTS:
-        raise Foreign(f"more than {MOST_PARTS:,} parts")
+    if len(raw) > SMALL and raw.count(b",") > MAX_PARTS:
+        raise Foreign(f"more than {MAX_PARTS:,} parts")
     try:
         item = json.loads(raw)
     except (ValueError, RecursionError):

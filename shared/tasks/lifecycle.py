@@ -192,7 +192,7 @@ def stalled_queues(connection: Connection, *, patience: float) -> list[str]:
 
 
 def republish(
-    connection: Connection, *, lease: float, patience: float, empty_queues: list[str], most: int = 1000
+    connection: Connection, *, lease: float, patience: float, empty_queues: list[str], limit: int = 1000
 ) -> list[Dispatched]:
     """Return queued tasks whose messages are presumed lost, to be published again under the same claim.
 
@@ -203,33 +203,33 @@ def republish(
         "lease": timedelta(seconds=lease),
         "patience": timedelta(seconds=patience),
         "empty": empty_queues,
-        "most": most,
+        "most": limit,
     }
     return [Dispatched(**row) for row in connection.execute(REPUBLISH, limits).mappings()]
 
 
-def wake_due(connection: Connection, *, most: int = 1000) -> int:
+def wake_due(connection: Connection, *, limit: int = 1000) -> int:
     """Make scheduled and waiting tasks pending if their time has come; return their number."""
-    return int(connection.scalar(WAKE_DUE, {"most": most}) or 0)
+    return int(connection.scalar(WAKE_DUE, {"most": limit}) or 0)
 
 
-def heal_waits(connection: Connection, *, after: UUID | None = None, most: int = 1000) -> tuple[int, UUID | None]:
+def heal_waits(connection: Connection, *, after: UUID | None = None, limit: int = 1000) -> tuple[int, UUID | None]:
     """Wake waiting tasks that have nothing left to wait for.
 
     Args:
         after: the task where the last pass ended; None starts with the first ones.
-        most: the number of waiting tasks to check.
+        limit: the number of waiting tasks to check.
 
     Returns:
         the number of woken tasks, and where the pass ended; None if there are no more.
     """
-    row = connection.execute(HEAL_WAITS, {"after": after, "most": most}).one()
+    row = connection.execute(HEAL_WAITS, {"after": after, "most": limit}).one()
     return row.woken, row.last
 
 
-def heal_turns(connection: Connection, *, most: int = 1000) -> int:
+def heal_turns(connection: Connection, *, limit: int = 1000) -> int:
     """Give a position to tasks whose predecessor in their conversation is done; return their number."""
-    return int(connection.scalar(HEAL_TURNS, {"most": most}) or 0)
+    return int(connection.scalar(HEAL_TURNS, {"most": limit}) or 0)
 
 
 def heal_clock(connection: Connection) -> int:

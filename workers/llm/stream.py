@@ -38,7 +38,7 @@ class Unreadable(Exception):
     """The response is not a Messages API message; the text explains why."""
 
 
-def assembled(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[str, Any] | None:
+def assemble(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[str, Any] | None:
     """Return the message, or None if the stream ended before the message did.
 
     Args:
@@ -74,8 +74,8 @@ def assembled(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[s
                 if delta.get("type") == "text_delta" and delta.get("text"):
                     on_text(delta["text"])
             case "message_delta":
-                message |= _told(event.get("delta"))
-                message["usage"] = _told(message.get("usage")) | _told(event.get("usage"))
+                message |= _without_nulls(event.get("delta"))
+                message["usage"] = _without_nulls(message.get("usage")) | _without_nulls(event.get("usage"))
                 ended = bool(message.get("stop_reason"))
             case "message_stop":
                 ended = bool(message.get("stop_reason"))
@@ -108,7 +108,7 @@ class _Block:
     def add(self, delta: dict[str, Any]) -> None:
         """Append a delta: text to the field of that name, a citation to a list, a tool's input as JSON text."""
         known = FIELDS.get(delta.get("type", ""))
-        for name, value in _told(delta).items():
+        for name, value in _without_nulls(delta).items():
             if name == "type" or (known and name != known):
                 continue
             if name == "partial_json":
@@ -134,5 +134,5 @@ class _Block:
             return {**fields, "input": {INVALID_JSON: self.input}}
 
 
-def _told(fields: dict[str, Any] | None) -> dict[str, Any]:
+def _without_nulls(fields: dict[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (fields or {}).items() if value is not None}

@@ -82,14 +82,14 @@ def _impossible(pairs: list[list[Any]]) -> dict[int, str]:
 def _misfit(given: Schema | bool | None, wanted: Schema | bool | None, path: str, within: Schema | None) -> str | None:
     if given is None or wanted is None or isinstance(given, bool) or isinstance(wanted, bool):
         return f"{path}: nothing is taken" if wanted is False else None
-    here, there = _kinds(given), _kinds(wanted)
-    if not here & there:
-        return f"{path}: {_listed(here)} comes, and {_listed(there)} is taken"
+    given_kinds, wanted_kinds = _kinds(given), _kinds(wanted)
+    if not given_kinds & wanted_kinds:
+        return f"{path}: {_list(given_kinds)} comes, and {_list(wanted_kinds)} is taken"
     if values := _values(given):
         if any(violations(wanted, value, within=within) in ([], TOO_LONG) for value in values):
             return None
         return f"{path}: {', '.join(map(repr, values))[:200]} comes, which is not taken"
-    return _object_misfit(given, wanted, path, within) if here & there == {"object"} else None
+    return _object_misfit(given, wanted, path, within) if given_kinds & wanted_kinds == {"object"} else None
 
 
 def _element(schema: Schema | bool | None, name: str) -> Schema | None:
@@ -131,5 +131,5 @@ def _closed(schema: Schema) -> bool:
     return schema.get("additionalProperties") is False and not schema.get("patternProperties")
 
 
-def _listed(kinds: frozenset[str]) -> str:
+def _list(kinds: frozenset[str]) -> str:
     return " or ".join(sorted(kinds))

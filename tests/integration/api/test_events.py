@@ -22,7 +22,7 @@ from orchestrator.api.app import create_app
 from orchestrator.cli import app as command
 from orchestrator.local.embedded import EmbeddedServers
 from orchestrator.retention.retention import RECORDS
-from orchestrator.task_events import MOST_AT_ONCE
+from orchestrator.task_events import MAX_AT_ONCE
 from shared.database.connections import transaction
 from shared.errors import Conflict
 from shared.notifications import (
@@ -483,7 +483,7 @@ def test_twenty_follow_on_one_connection_and_one_who_leaves_leaves_nothing(
     api: Api, run: Any, database: Engine
 ) -> None:
     running = run()
-    for number in range(1, MOST_AT_ONCE + 5):
+    for number in range(1, MAX_AT_ONCE + 5):
         running.write(number, "finished", output=number)
     watch = api.app.state.event_watch
 
@@ -514,7 +514,7 @@ def test_twenty_follow_on_one_connection_and_one_who_leaves_leaves_nothing(
             await asyncio.to_thread(running.finish)
             return await asyncio.gather(*readers)
 
-    assert asyncio.run(follow()) == [list(range(1, MOST_AT_ONCE + 8))] * 20
+    assert asyncio.run(follow()) == [list(range(1, MAX_AT_ONCE + 8))] * 20
     wait_until(lambda: not watch._followers, "nobody follows")
 
 

@@ -13,7 +13,7 @@ from workers.task import ClaimedTask
 FLUSH_SECONDS = 0.05
 
 
-class Follower:
+class TextStream:
     """One step's streamed text. Text may be lost, which clients can detect by counting; the finished step has all of
     it.
 
@@ -58,8 +58,8 @@ class Follower:
         publish_streamed(self.task_id, Streamed(self._number, type, data), self._key)
 
 
-class Silence(Follower):
-    """Follower of a step whose text is not part of any answer."""
+class SilentStream(TextStream):
+    """The stream of a step whose text is not part of any answer."""
 
     def text(self, delta: str) -> None:
         """Send nothing."""

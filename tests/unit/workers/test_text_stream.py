@@ -10,16 +10,16 @@ from uuid import uuid4
 import pytest
 
 from shared.streaming import Streamed, received
-from workers import follower
-from workers.follower import Follower
+from workers import text_stream
+from workers.text_stream import TextStream
 
 
 def test_half_a_character_waits_for_its_other_half(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Streamed] = []
-    monkeypatch.setattr(follower, "publish_streamed", lambda task, said, key: told.append(said))
-    monkeypatch.setattr(follower, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(text_stream, "publish_streamed", lambda task, said, key: told.append(said))
+    monkeypatch.setattr(text_stream, "FLUSH_SECONDS", 0.0)
     task: Any = SimpleNamespace(id=uuid4(), claim=1, stream_key=b"secret")
-    following = Follower(task, 1)
+    following = TextStream(task, 1)
     for delta in ("", "a", "ä\ud83d", "\ude00", "b"):
         following.text(delta)
     following.flush()
