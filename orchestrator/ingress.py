@@ -179,7 +179,7 @@ class Ingress(Loop):
         envelope = submission.envelope
         if envelope.content_type != "application/json":
             raise InvalidInput(f"{SUBMIT_TASK} accepts JSON only, not {envelope.content_type[:100]!r}.")
-        packed = envelope.unpacked(limit=self._body_limit)
+        packed = envelope.unpack(limit=self._body_limit)
         body = parse(packed, what="The message", limit=self._body_limit)
         if not isinstance(body, list) or len(body) != 3 or body[0] != [] or not isinstance(body[1], dict):
             raise InvalidInput(f"{SUBMIT_TASK} accepts keyword arguments only (message protocol 2).")

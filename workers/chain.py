@@ -48,7 +48,7 @@ class ChainAgent(BaseAgent):
             if isinstance(joined, Failed):
                 return joined
             value = joined
-        return self.succeeded(value)
+        return self.succeed(value)
 
     def _parallel(self, value: JsonValue) -> Outcome:
         """Run all agents at once on the same input; the output lists their outputs in order."""
@@ -57,7 +57,7 @@ class ChainAgent(BaseAgent):
         if isinstance(outcomes, Suspended):
             return outcomes
         joined = self._join(outcomes)
-        return joined if isinstance(joined, Failed) else self.succeeded(joined)
+        return joined if isinstance(joined, Failed) else self.succeed(joined)
 
     def _fallback(self, value: JsonValue) -> Outcome:
         """Return the first success; if there is none, fail with all failures."""
@@ -67,10 +67,10 @@ class ChainAgent(BaseAgent):
             if isinstance(outcomes, Suspended):
                 return outcomes
             if all(child.succeeded for child in outcomes):
-                return self.succeeded(self._join(outcomes) if relation.for_each else outcomes[0].output)
+                return self.succeed(self._join(outcomes) if relation.for_each else outcomes[0].output)
             tried += outcomes
         joined = self._join(tried)
-        return joined if isinstance(joined, Failed) else self.succeeded(joined)
+        return joined if isinstance(joined, Failed) else self.succeed(joined)
 
     def _router(self, value: JsonValue) -> Outcome:
         """Run one of the agents, chosen by a model or by the words of the input; the choice is a separate step."""
@@ -81,7 +81,7 @@ class ChainAgent(BaseAgent):
         if isinstance(outcomes, Suspended):
             return outcomes
         result = self._single(outcomes[0])
-        return result if isinstance(result, Failed) else self.succeeded(result)
+        return result if isinstance(result, Failed) else self.succeed(result)
 
     def _children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:
         """Sub-tasks, `max_parallel` of them at a time."""

@@ -191,7 +191,7 @@ def _summarise(
     def shorten(_: int) -> StepResult:
         return StepResult({**scope, "summary": _shorten(before, older, longest), "model": model})
 
-    def told(reply: ModelReply) -> JsonValue:
+    def summary_from(reply: ModelReply) -> JsonValue:
         # A refusal or a partial answer is no summary; an answer cut off at the length limit is one.
         said = text_in(reply.as_json()) if reply.stop_reason in ("end_turn", "stop_sequence", "max_tokens") else ""
         return {**scope, "summary": _truncate(said, longest) or _shorten(before, older, longest), "model": reply.model}
@@ -200,7 +200,7 @@ def _summarise(
         output = journal.call("model_call", model, _question(scope), shorten, effect="idempotent")
     else:
         request = _request(before, older, limit, model, longest, task.namespace)
-        output = call_model(journal, task, request, _question(scope), told, SilentStream)
+        output = call_model(journal, task, request, _question(scope), summary_from, SilentStream)
     return Summary(output["summary"], UUID(output["through"]))
 
 
@@ -237,11 +237,11 @@ def _truncate(content: str, tokens: int) -> str:
 
 
 def _format(summary: Summary, said: Iterable[PastMessage]) -> list[dict[str, Any]]:
-    told = [{"role": message.role, "content": message.content} for message in said]
+    messages_before = [{"role": message.role, "content": message.content} for message in said]
     if summary.text:
-        told.insert(0, {"role": "user", "content": f"{HEAD}\n{summary.text}"})
+        messages_before.insert(0, {"role": "user", "content": f"{HEAD}\n{summary.text}"})
     messages: list[dict[str, Any]] = []
-    for message in dropwhile(lambda message: message["role"] != "user", told):
+    for message in dropwhile(lambda message: message["role"] != "user", messages_before):
         if messages and messages[-1]["role"] == message["role"]:
             messages[-1]["content"] += f"\n\n{message['content']}"
         else:

@@ -22,4 +22,4 @@ class FunctionAgent(BaseAgent):
     def work(self, value: JsonValue) -> Outcome:
         """Run one step, and wait if its result asks for it."""
         output = begin_wait(self.target.call(value, self.task, self.journal), self.journal)
-        return output if isinstance(output, Suspended) else self.succeeded(output)
+        return output if isinstance(output, Suspended) else self.succeed(output)

@@ -142,10 +142,10 @@ class ModelAgent(BaseAgent):
         )
         asked = {"messages": [message for message in new if message["role"] != "system"]}
 
-        def kept(reply: ModelReply) -> JsonValue:
+        def to_record(reply: ModelReply) -> JsonValue:
             return {**reply.as_json(), "form": self.form, **_cap(reply)}
 
-        reply = call_model(self.journal, self.task, request, asked, kept)
+        reply = call_model(self.journal, self.task, request, asked, to_record)
         _refuse_unfinished(reply, config.max_tokens)
         # Numbers that are read back from the journal look different; later steps must not depend on that.
         return {**reply, "content": self.arranged(reply["content"])}

@@ -190,7 +190,7 @@ def replay_task(
     """Submits a task that has ended again, as a new task; the old one stays as it was."""
     asked = body.parse_model(ReplayRequest, sent, required=False)
     with database.begin() as connection:
-        return _show(connection, _replayed(connection, task_id, asked, actor), response)
+        return _show(connection, _replay(connection, task_id, asked, actor), response)
 
 
 @router.get("/{task_id}/why", response_model=Why, responses=problems.documented(404))
@@ -254,7 +254,7 @@ def change_budget(task_id: TaskId, sent: body.TaskBody, database: Database) -> d
         return queries.get_task(connection, owner)
 
 
-def _replayed(connection: Connection, task_id: TaskId, asked: ReplayRequest, actor: str) -> Accepted:
+def _replay(connection: Connection, task_id: TaskId, asked: ReplayRequest, actor: str) -> Accepted:
     if asked.from_step is None:
         return replay(connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=actor)
     edit = Edit(asked.edited_output) if "edited_output" in asked.model_fields_set else None

@@ -17,7 +17,7 @@ from orchestrator.commands.following import print_lines, show_events
 from orchestrator.commands.output import (
     AS_JSON,
     console,
-    indented,
+    indent,
     local_time,
     on_a_terminal,
     print_json,
@@ -170,7 +170,7 @@ def show(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
         return
     for name, value in plain(task).items():
         if value not in (None, {}, 0, False) or name in ("input", "output"):
-            console.print(styled((f"{name:18}", "bold"), indented(_shorten(value), 18)))
+            console.print(styled((f"{name:18}", "bold"), indent(_shorten(value), 18)))
     console.print()
     print_table(
         ("step", "kind", "name", "status", "output"),
@@ -294,7 +294,7 @@ def print_ended(task: Task, *, as_json: bool) -> None:
     elif task.succeeded:
         print_json(task.output)
     else:
-        stderr.print(styled((f"Task {task.id} {task.state}: ", "bold red"), indented(message_of(task.error))))
+        stderr.print(styled((f"Task {task.id} {task.state}: ", "bold red"), indent(message_of(task.error))))
     if not task.succeeded:
         raise typer.Exit(1)
 

@@ -51,7 +51,7 @@ class Envelope:
     content_type: str
     body: bytes
 
-    def unpacked(self, *, limit: int) -> bytes:
+    def unpack(self, *, limit: int) -> bytes:
         """Return the body, decompressed up to a limit of bytes.
 
         Raises:
@@ -113,7 +113,7 @@ def open_envelope(raw: bytes, *, limit: int) -> Envelope:
         headers=_of_type(item, "headers", dict),
         properties=properties,
         content_type=_of_type(item, "content-type", str),
-        body=_decoded(_of_type(item, "body", str), properties.get("body_encoding")),
+        body=_decode(_of_type(item, "body", str), properties.get("body_encoding")),
     )
 
 
@@ -124,7 +124,7 @@ def _of_type(item: dict[str, Any], name: str, kind: type) -> Any:
     return value
 
 
-def _decoded(body: str, encoding: Any) -> bytes:
+def _decode(body: str, encoding: Any) -> bytes:
     try:
         if encoding == "base64":
             return b64decode(body.encode("ascii"), validate=True)

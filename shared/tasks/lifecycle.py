@@ -133,7 +133,7 @@ def accept(connection: Connection, tasks: Sequence[NewTask]) -> list[Accepted]:
 
 def replay_from(
     connection: Connection,
-    task: NewTask,
+    new: NewTask,
     source: UUID,
     first: int,
     edited: dict[str, Any] | None,
@@ -143,7 +143,7 @@ def replay_from(
     """Insert a task that continues an ended one, with a copy of its journal. Return the new task.
 
     Args:
-        task: the new task; it pins the versions that ran then.
+        new: the new task; it pins the versions that ran then.
         first: the first step that is executed; all earlier ones must be readable.
         edited: `{"output": …}` if step `first` is copied too, with this output.
         who: the author of an edit, for the record.
@@ -154,7 +154,7 @@ def replay_from(
         MinionError: the agent no longer accepts it.
     """
     values = {
-        "request": with_order(task, "input"),
+        "request": with_order(new, "input"),
         "source": source,
         "first": first,
         "edited": edited and with_order(edited, "output"),

@@ -209,7 +209,7 @@ def list_tasks(
     conditions, values = _conditions(chosen)
     if before is not None:
         conditions, values = [*conditions, CONDITIONS["before"]], {**values, "before": before}
-    statement = _typed(
+    statement = _bind_types(
         f"WITH page AS MATERIALIZED (SELECT t.id FROM {JOINED} WHERE "  # noqa: S608
         f"{' AND '.join(conditions)} ORDER BY t.id DESC LIMIT :most) {SUMMARIES} ORDER BY id DESC",
         values,
@@ -234,7 +234,7 @@ def _with_outputs(connection: Connection, page: Page) -> Page:
 def count_tasks(connection: Connection, chosen: TaskFilter) -> dict[str, dict[str, int]]:
     """Count tasks by capability and state: `{capability: {state: number}}`, without zeros."""
     conditions, values = _conditions(chosen)
-    statement = _typed(
+    statement = _bind_types(
         f"SELECT COALESCE({CAPABILITY}, '{UNROUTED}') AS capability, s.state, count(*) AS number FROM {JOINED} "  # noqa: S608
         f"WHERE {' AND '.join(conditions)} GROUP BY 1, 2 ORDER BY 1, 2",
         values,
@@ -338,5 +338,5 @@ def _conditions(chosen: TaskFilter) -> tuple[list[str], dict[str, Any]]:
     return [CONDITIONS[name] for name in values] or ["true"], values
 
 
-def _typed(statement: str, values: Mapping[str, Any]) -> TextClause:
+def _bind_types(statement: str, values: Mapping[str, Any]) -> TextClause:
     return text(statement).bindparams(*(bindparam(name, type_=TYPES[name]) for name in values if name in TYPES))

@@ -39,7 +39,7 @@ class NewTask(TypedDict, total=False):
 
 
 Status = Literal["started", "finished", "failed"]
-"""Of a journal step."""
+"""The status of a journal step."""
 
 
 class StepRecord(TypedDict):
@@ -210,7 +210,7 @@ class Reserve(TypedDict):
 
 
 class Charge(TypedDict):
-    """What a step has used of every budget above its task; None for a value that is unknown."""
+    """The amounts that a step has used of every budget above its task; None for a value that is unknown."""
 
     step: int
     tokens: int | None

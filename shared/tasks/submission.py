@@ -95,7 +95,7 @@ def submit_within(connection: Connection, requests: Sequence[TaskRequest], *, su
 
 
 def prepare(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[NewTask]:
-    """Check tasks, for callers that then pass them to `lifecycle.accept` together with work of their own.
+    """Check tasks, for callers that then pass them to `lifecycle.accept` in their own transaction.
 
     Checking one large input against its schema may take longer than PostgreSQL lets a transaction idle (a lease), so
     no transaction is open during that time.

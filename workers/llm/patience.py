@@ -41,7 +41,7 @@ def complete(client: ModelClient, request: ModelRequest, earlier: KnownStep | No
     """
     tries, since = _so_far(earlier)
     if earlier is not None:
-        stream.restarted()
+        stream.restart()
     while True:
         try:
             reply = client.complete(request, stream.text)
@@ -60,7 +60,7 @@ def complete(client: ModelClient, request: ModelRequest, earlier: KnownStep | No
             if delay >= IN_PLACE_SECONDS or error.detail.get("cost_unknown"):
                 raise Postponed(delay, "model_unavailable", error) from None
             time.sleep(delay)
-            stream.restarted()
+            stream.restart()
         else:
             stream.flush()
             return reply

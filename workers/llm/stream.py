@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.contracts.strict_json import parse
 from shared.errors import MinionError
-from workers.llm.base import INVALID_JSON, joined
+from workers.llm.base import INVALID_JSON, join_surrogates
 
 Event = dict[str, Any]
 
@@ -125,7 +125,9 @@ class _Block:
 
     def whole(self) -> dict[str, Any]:
         """Return the block. An input that is not JSON becomes one that no tool accepts, so the model gets an error."""
-        fields = {name: joined(value) if isinstance(value, str) else value for name, value in self.fields.items()}
+        fields = {
+            name: join_surrogates(value) if isinstance(value, str) else value for name, value in self.fields.items()
+        }
         if not self.input:
             return fields
         try:

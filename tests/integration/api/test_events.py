@@ -364,9 +364,9 @@ def test_forged_and_recorded_text_is_not_shown(run: Any, following: Any) -> None
             recorded += [message["data"]] if message else []
 
         without_tag = {"type": "step.text", "data": {"step": 1, "claim": 1, "text": "as 0.2 sent it"}}
-        wrong_key = Streamed(2, "step.text", {"step": 1, "claim": 1, "text": "forged"}).sealed(running.task, b"guessed")
+        wrong_key = Streamed(2, "step.text", {"step": 1, "claim": 1, "text": "forged"}).seal(running.task, b"guessed")
         altered = recorded[-1].replace(b"One", b"Two").replace(b'"number": 1', b'"number": 2')
-        for_another = Streamed(2, "step.text", {"step": 1, "claim": 1, "text": "x"}).sealed(other.task, running.key)
+        for_another = Streamed(2, "step.text", {"step": 1, "claim": 1, "text": "x"}).seal(other.task, running.key)
         endless = json.dumps({**without_tag, "number": 2, "tag": "x"}).replace('"as 0.2 sent it"', "1e999")
         nested = endless.replace("1e999", "[" * 900 + "]" * 900)
         for forged in (

@@ -29,7 +29,7 @@ def test_half_a_character_waits_for_its_other_half(monkeypatch: pytest.MonkeyPat
 
 def test_a_message_is_genuine_for_one_task_and_one_execution() -> None:
     task, other, key = uuid4(), uuid4(), b"secret"
-    said = received(Streamed(1, "step.text", {"step": 1, "claim": 1, "text": "é\ud83d"}).sealed(task, key).encode())
+    said = received(Streamed(1, "step.text", {"step": 1, "claim": 1, "text": "é\ud83d"}).seal(task, key).encode())
     assert said is not None
     assert said.is_genuine(task, key)
     assert not said.is_genuine(other, key)
