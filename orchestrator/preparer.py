@@ -47,17 +47,26 @@ STILL_UNPREPARED = text(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """The agent version and the queue of a task. `decision` is how the agent was chosen, if the task named none."""
+
+    version_id: UUID
+    queue: str
+    decision: dict[str, Any] | None
+
+
 @dataclass(slots=True)
 class Checked:
-    """Results of checking tasks: the queue, or the reason why they cannot run.
+    """Results of checking tasks, by task.
 
     Attributes:
-        released: arguments of `lifecycle.route` after the task.
-        rejected: errors.
+        released: the destinations of those that can run.
+        rejected: the errors of the others.
         more: whether there may be other tasks.
     """
 
-    released: dict[UUID, tuple[UUID, str, dict[str, Any] | None]] = field(default_factory=dict)
+    released: dict[UUID, Destination] = field(default_factory=dict)
     rejected: dict[UUID, MinionError] = field(default_factory=dict)
     more: bool = False
 
@@ -111,10 +120,11 @@ def check_pending(connection: Connection) -> Checked:
 def release_checked(connection: Connection, checked: Checked) -> None:
     """Release tasks for their queues, except those that another transaction has changed or is changing."""
     for task in connection.scalars(STILL_UNPREPARED, {"tasks": list(checked.released)}).all():
-        lifecycle.route(connection, task, *checked.released[task])
+        to = checked.released[task]
+        lifecycle.route(connection, task, to.version_id, to.queue, to.decision)
 
 
-def _check(connection: Connection, task: dict[str, Any]) -> tuple[UUID, str, dict[str, Any] | None]:
+def _check(connection: Connection, task: dict[str, Any]) -> Destination:
     said = _coerce_messages(task["messages"], tools=task["type"] != "agent")
     version_id: UUID | None = task["agent_version_id"]
     decision = None
@@ -125,7 +135,7 @@ def _check(connection: Connection, task: dict[str, Any]) -> tuple[UUID, str, dic
     # Messages for a model are not checked against the input schema.
     if not (task["type"] == "agent" and said is not None):
         checked_input(task["input_schema"], task["input"], said, agent=task["name"])
-    return version_id, task["wanted"] or task["capability"], decision
+    return Destination(version_id, task["wanted"] or task["capability"], decision)
 
 
 def _coerce_messages(messages: Any, *, tools: bool) -> list[Message] | None:
