@@ -171,10 +171,10 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) 
 def _at_time_limit(task: ClaimedTask, meter: Meter) -> Outcome:
     # It may have struck inside a statement: the connection cannot be trusted any more.
     close_engine()
-    return interrupted(task, meter)
+    return explain_interruption(task, meter)
 
 
-def interrupted(task: ClaimedTask, meter: Meter) -> Outcome:
+def explain_interruption(task: ClaimedTask, meter: Meter) -> Outcome:
     """Return why the task was interrupted from outside: a cancellation, its soft time limit, or that of the previous
     task in this process.
 

@@ -70,7 +70,7 @@ def _intact(row: FunctionVersion) -> FunctionDefinition | None:
     return definition if definition.checksum() == row.checksum else None
 
 
-def verified(row: FunctionVersion, engine: Engine) -> StoredFunction:
+def verify(row: FunctionVersion, engine: Engine) -> StoredFunction:
     """Verify a stored row against its hash; a mismatch is a security event.
 
     Raises:

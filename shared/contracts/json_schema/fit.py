@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from shared.contracts.json_schema.values import TOO_LONG, Schema, anonymous, cut, violations
+from shared.contracts.json_schema.values import TOO_LONG, Schema, anonymous, truncate, violations
 
 KINDS = frozenset({"null", "boolean", "number", "string", "array", "object"})
 PROGRAM = Path(__file__).with_name("satisfiability.py")
@@ -61,7 +61,7 @@ def misfits(pairs: Sequence[Pair]) -> list[str | None]:
         if not faults[position] and (documents := pair.documents())
     ]
     for position, path in (_impossible(undecided) if undecided else {}).items():
-        faults[position] = f"{cut(path)}: no value is allowed by both schemas"
+        faults[position] = f"{truncate(path)}: no value is allowed by both schemas"
     return faults
 
 
