@@ -72,7 +72,7 @@ def measure(tasks: int, keys: int) -> dict[str, Any]:
     settings = get_settings()
     dispatcher = Dispatcher(settings, get_engine(), make_app(settings))
     prepare(tasks, keys)
-    rounds = [timed(dispatcher.round) for _ in range(ROUNDS) if consume() is None]
+    rounds = [timed(dispatcher.run_once) for _ in range(ROUNDS) if consume() is None]
     with make_redis() as broker:
         memory = broker.info("memory")["used_memory"]
         messages = broker.llen("bench")

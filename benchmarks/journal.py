@@ -35,7 +35,7 @@ from shared.settings import get_settings
 from shared.tasks import lifecycle
 from shared.tasks.queries import get_task
 from shared.tasks.states import State
-from shared.tasks.submission import submit_many
+from shared.tasks.submission import submit_within
 from workers import minion
 
 DEFINITIONS: list[dict[str, Any]] = [
@@ -126,7 +126,7 @@ def run(worker: UUID) -> UUID:
     """
     with transaction() as connection:
         request = TaskRequest(agent="talker", input="Talk")
-        task = submit_many(connection, [request], submitted_by="bench")[0].task_id
+        task = submit_within(connection, [request], submitted_by="bench")[0].task_id
     prepare_pending(get_engine())
     with transaction() as connection:
         [message] = lifecycle.dispatch(connection, lease=3600, window=1)

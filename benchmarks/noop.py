@@ -34,7 +34,7 @@ from shared.database.connections import get_engine
 from shared.database.schema import migrate
 from shared.definitions.apply import store_definitions
 from shared.settings import get_settings
-from shared.tasks.submission import submit_many
+from shared.tasks.submission import submit_within
 
 PROCESSES = 2
 ROUND_SECONDS = 300.0
@@ -166,7 +166,7 @@ def minions_system(name: str, agent: str) -> System:
     def submit(tasks: int) -> None:
         requests = [TaskRequest(agent=agent, input={"value": number}) for number in range(tasks)]
         with get_engine().begin() as connection:
-            submit_many(connection, requests, submitted_by="benchmark")
+            submit_within(connection, requests, submitted_by="benchmark")
 
     def recorded() -> int:
         with get_engine().connect() as connection:

@@ -84,7 +84,7 @@ def main() -> None:
     """Run the command and exit. Expected errors become one line and an exit code."""
     if FOLLOW in os.environ:
         follow_parent(os.environ.pop(FOLLOW))
-    _open_what_is_closed()
+    _replace_closed_streams()
     try:
         sys.exit(app(prog_name="minion", standalone_mode=False))
     except BrokenPipeError:
@@ -114,7 +114,7 @@ def _wrong_usage(error: typer.TyperException) -> int:
     return error.exit_code
 
 
-def _open_what_is_closed() -> None:
+def _replace_closed_streams() -> None:
     """Replace closed standard input or output (`minion cancel TASK >&-`) with empty streams."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:

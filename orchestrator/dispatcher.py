@@ -53,7 +53,7 @@ class Dispatcher(Loop):
         self.app = app
         self._listener = Listener(settings, "minion_pending")
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         """Prepare, dispatch and publish one batch."""
         self._listener.open()
         with self.statements.connect() as connection:
@@ -80,7 +80,7 @@ class Dispatcher(Loop):
         try:
             return prepare_pending(self.engine)
         except Exception as error:
-            self._tell(error)
+            self._log_failure(error)
             return False
 
     def wait(self, seconds: float) -> None:

@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from shared.contracts.key_order import in_order
-from shared.tasks.budgets import described
+from shared.tasks.budgets import describe
 from shared.tasks.queries import get_task
 
 DISPATCHER = "minions minion_pending"
@@ -91,7 +91,7 @@ BREACH = text(
     """
 )
 FROM_STEP = text("SELECT from_step FROM tasks WHERE id = :task AND from_step > 1")
-MOST_ATTEMPTS = text("SELECT max_attempts FROM agent_versions WHERE id = :version")
+MAX_ATTEMPTS = text("SELECT max_attempts FROM agent_versions WHERE id = :version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,9 +334,9 @@ def _waiting(case: _Case) -> Explanation:
         return _waiting_for_budget(case)
     reason = "It asked to run again later"
     if task["wait_reason"] == "backoff":
-        most = case.scalar(MOST_ATTEMPTS, version=task["agent_version_id"])
+        attempts_allowed = case.scalar(MAX_ATTEMPTS, version=task["agent_version_id"])
         error = case.scalar(LAST_ERROR, task=task["id"]) or "it failed"
-        reason = f"Attempt {task['attempts']} of {most} failed ({error.rstrip('.')})"
+        reason = f"Attempt {task['attempts']} of {attempts_allowed} failed ({error.rstrip('.')})"
     elif task["wait_reason"] == "model_unavailable":
         error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
         reason = f"{error.get('message', 'The model is unavailable').rstrip('.')} (tried {error.get('tries', 1)} times)"
@@ -360,10 +360,10 @@ def _waiting_for_budget(case: _Case) -> Explanation:
     if breach is None:
         return case.answer("budget", "Its budget has room for its next step again: it continues in a moment.")
     if breach["then"] == "wait":
-        sentence = f"{described(breach)} It continues when those steps have ended and left room."
+        sentence = f"{describe(breach)} It continues when those steps have ended and left room."
         return case.answer("budget", sentence, None, **breach)
     todo = f"`minion budget {breach['budget']} --add-{breach['what']} N` raises it; with --stop, the task fails."
-    return case.answer("budget", described(breach), todo, **breach)
+    return case.answer("budget", describe(breach), todo, **breach)
 
 
 def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanation:

@@ -114,7 +114,7 @@ class DiscreetInspector(Inspector):
     """Inspector that removes the broker's password from workers' self-descriptions: a socket URL may contain it."""
 
     def _on_update(self, workername: str, method: str, response: Any) -> None:
-        super()._on_update(workername, method, masked(response, secrets_in(self.capp.conf.broker_url)))
+        super()._on_update(workername, method, mask(response, secrets_in(self.capp.conf.broker_url)))
 
 
 def secrets_in(url: str) -> list[str]:
@@ -124,14 +124,14 @@ def secrets_in(url: str) -> list[str]:
     return sorted({form for secret in written for form in (secret, unquote(secret)) if form}, key=len, reverse=True)
 
 
-def masked(value: Any, secrets: list[str]) -> Any:
+def mask(value: Any, secrets: list[str]) -> Any:
     """Return JSON without these secrets."""
     match value:
         case str():
             for secret in secrets:
                 value = value.replace(secret, MASK)
         case list():
-            return [masked(item, secrets) for item in value]
+            return [mask(item, secrets) for item in value]
         case dict():
-            return {name: masked(item, secrets) for name, item in value.items()}
+            return {name: mask(item, secrets) for name, item in value.items()}
     return value

@@ -31,6 +31,7 @@ from shared.errors import InvalidInput, MinionError
 from shared.settings import Settings
 from shared.tasks import lifecycle
 from shared.tasks.envelopes import Envelope, Foreign, open_envelope
+from shared.tasks.records import NewTask
 from shared.tasks.submission import prepare_each
 
 log = structlog.get_logger(__name__)
@@ -82,7 +83,7 @@ class Ingress(Loop):
         self._queue = Submissions(patience=self._patience, largest=self._item_limit)
         self._adopt_at = 0.0
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         """Process one batch, and a few items of the second line, or many if the first line is empty."""
         self._adopt()
         batch = self._queue.take(BATCH)
@@ -159,7 +160,7 @@ class Ingress(Loop):
             raise Foreign(f"the queue {SUBMIT_QUEUE} accepts only the task {SUBMIT_TASK}")
         return envelope
 
-    def _prepare(self, asked: list[Asked]) -> Iterator[tuple[Submission, dict[str, Any] | MinionError]]:
+    def _prepare(self, asked: list[Asked]) -> Iterator[tuple[Submission, NewTask | MinionError]]:
         """Check all submissions together; after an unexpected error one by one, so that it affects no others."""
         try:
             yield from zip([submission for submission, _ in asked], self._prepare_together(asked), strict=True)
@@ -170,7 +171,7 @@ class Ingress(Loop):
                 for each in asked:
                     yield from self._prepare([each])
 
-    def _prepare_together(self, asked: list[Asked]) -> list[dict[str, Any] | MinionError]:
+    def _prepare_together(self, asked: list[Asked]) -> list[NewTask | MinionError]:
         submitters = [submission.submitter for submission, _ in asked]
         return prepare_each(self.engine, [request for _, request in asked], submitted_by=submitters) if asked else []
 
@@ -178,7 +179,7 @@ class Ingress(Loop):
         envelope = submission.envelope
         if envelope.content_type != "application/json":
             raise InvalidInput(f"{SUBMIT_TASK} accepts JSON only, not {envelope.content_type[:100]!r}.")
-        packed = envelope.unpacked(limit=self._body_limit)
+        packed = envelope.unpack(limit=self._body_limit)
         body = parse(packed, what="The message", limit=self._body_limit)
         if not isinstance(body, list) or len(body) != 3 or body[0] != [] or not isinstance(body[1], dict):
             raise InvalidInput(f"{SUBMIT_TASK} accepts keyword arguments only (message protocol 2).")

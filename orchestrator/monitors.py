@@ -11,10 +11,10 @@ from contextlib import suppress
 from celery import Celery
 
 from orchestrator.loops.loop import Loop
-from shared.monitor_events import TaskEvent, send
+from shared.monitor_events import MonitorEvent, send
 
 LOOK_SECONDS = 0.5
-MOST_KEPT = 10_000
+MAX_KEPT = 10_000
 
 
 class Monitors(Loop):
@@ -25,19 +25,19 @@ class Monitors(Loop):
     def __init__(self, app: Celery) -> None:
         super().__init__()
         self.app = app
-        self._events: deque[TaskEvent] = deque(maxlen=MOST_KEPT)
+        self._events: deque[MonitorEvent] = deque(maxlen=MAX_KEPT)
 
-    def tell(self, event: TaskEvent | None) -> None:
+    def report(self, event: MonitorEvent | None) -> None:
         """Queue an event. May be called from any thread, after the commit."""
         if event is not None:
             self._events.append(event)
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         """Send the queued events."""
         if batch := list(self._events):
             send(self.app, batch)
             for event in batch:
-                # An overflow of more than MOST_KEPT events may have removed it.
+                # An overflow of more than MAX_KEPT events may have removed it.
                 with suppress(ValueError):
                     self._events.remove(event)
         return LOOK_SECONDS
@@ -45,4 +45,4 @@ class Monitors(Loop):
     def close(self) -> None:
         """Send the events from the last rounds of the other loops."""
         with suppress(Exception):
-            self.round()
+            self.run_once()

@@ -24,7 +24,7 @@ from shared.tasks.states import State
 
 log = structlog.get_logger(__name__)
 
-MOST = 500
+BATCH = 500
 CHECK_SECONDS = 1.0
 """Time after which checked tasks are released first: one long input with a deep schema may take as long."""
 
@@ -47,17 +47,26 @@ STILL_UNPREPARED = text(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """The agent version and the queue of a task. `decision` is how the agent was chosen, if the task named none."""
+
+    version_id: UUID
+    queue: str
+    decision: dict[str, Any] | None
+
+
 @dataclass(slots=True)
 class Checked:
-    """Results of checking tasks: the queue, or the reason why they cannot run.
+    """Results of checking tasks, by task.
 
     Attributes:
-        released: arguments of `lifecycle.route` after the task.
-        rejected: errors.
+        released: the destinations of those that can run.
+        rejected: the errors of the others.
         more: whether there may be other tasks.
     """
 
-    released: dict[UUID, tuple[UUID, str, dict[str, Any] | None]] = field(default_factory=dict)
+    released: dict[UUID, Destination] = field(default_factory=dict)
     rejected: dict[UUID, MinionError] = field(default_factory=dict)
     more: bool = False
 
@@ -86,8 +95,8 @@ def check_pending(connection: Connection) -> Checked:
     """
     checked = Checked()
     enough = time.monotonic() + CHECK_SECONDS
-    rows = connection.execute(UNPREPARED, {"most": MOST}).mappings().all()
-    checked.more = len(rows) == MOST
+    rows = connection.execute(UNPREPARED, {"most": BATCH}).mappings().all()
+    checked.more = len(rows) == BATCH
     for row in rows:
         task = row["id"]
         try:
@@ -111,24 +120,25 @@ def check_pending(connection: Connection) -> Checked:
 def release_checked(connection: Connection, checked: Checked) -> None:
     """Release tasks for their queues, except those that another transaction has changed or is changing."""
     for task in connection.scalars(STILL_UNPREPARED, {"tasks": list(checked.released)}).all():
-        lifecycle.route(connection, task, *checked.released[task])
+        to = checked.released[task]
+        lifecycle.route(connection, task, to.version_id, to.queue, to.decision)
 
 
-def _check(connection: Connection, task: dict[str, Any]) -> tuple[UUID, str, dict[str, Any] | None]:
-    said = _said(task["messages"], tools=task["type"] != "agent")
+def _check(connection: Connection, task: dict[str, Any]) -> Destination:
+    said = _coerce_messages(task["messages"], tools=task["type"] != "agent")
     version_id: UUID | None = task["agent_version_id"]
     decision = None
     if version_id is None:
-        route = _routed(connection, task, said or [])
+        route = _route(connection, task, said or [])
         version_id, decision = route.version_id, route.as_json()
         task |= connection.execute(VERSION, {"version": version_id}).mappings().one()
     # Messages for a model are not checked against the input schema.
     if not (task["type"] == "agent" and said is not None):
         checked_input(task["input_schema"], task["input"], said, agent=task["name"])
-    return version_id, task["wanted"] or task["capability"], decision
+    return Destination(version_id, task["wanted"] or task["capability"], decision)
 
 
-def _said(messages: Any, *, tools: bool) -> list[Message] | None:
+def _coerce_messages(messages: Any, *, tools: bool) -> list[Message] | None:
     """Return the task's messages, if any. Those from SQL may have any form."""
     if messages is None:
         return None
@@ -137,7 +147,7 @@ def _said(messages: Any, *, tools: bool) -> list[Message] | None:
     return coerce_all(messages, tools=tools)
 
 
-def _routed(connection: Connection, task: dict[str, Any], said: list[Message]) -> Route:
+def _route(connection: Connection, task: dict[str, Any], said: list[Message]) -> Route:
     """Route by MINION_ROUTING_AGENT, if the namespace has such an agent, else by the words of the last message."""
     name = get_settings().routing_agent
     route = by_setting(connection, name, namespace=task["namespace"]) if name else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -17,21 +17,28 @@ from shared.errors import Conflict, MinionError
 from shared.tasks import lifecycle
 from shared.tasks.lifecycle import Accepted
 from shared.tasks.queries import TaskFilter, get_task, list_tasks
+from shared.tasks.records import NewTask
 from shared.tasks.states import FINAL
 
-CARRIED = ("namespace", "capability", "conversation_id", "key", "labels", "priority", "traceparent")
+CARRIED: Final = ("namespace", "capability", "conversation_id", "key", "labels", "priority", "traceparent")
 ASKED_FOR = text("SELECT capability FROM tasks WHERE id = :task")
 
 
 def replay(
-    connection: Connection, task_id: UUID, *, pinned: bool, submitted_by: str, new_keys: bool = False, **extra: Any
+    connection: Connection,
+    task_id: UUID,
+    *,
+    pinned: bool,
+    submitted_by: str,
+    new_keys: bool = False,
+    more: NewTask | None = None,
 ) -> Accepted:
     """Submit an ended task again.
 
     Args:
         pinned: run the agent version of the original, not the active one.
         new_keys: use new idempotency keys for its calls, and those of all tasks below it.
-        extra: members of the new request.
+        more: other fields of the new task.
 
     Raises:
         NotFound: there is no such task.
@@ -39,7 +46,9 @@ def replay(
         MinionError: the agent no longer accepts the input.
     """
     task = get_ended(connection, task_id)
-    return lifecycle.accept(connection, [{**request_of(task, pinned, submitted_by), "new_keys": new_keys, **extra}])[0]
+    new = new_task(task, pinned, submitted_by, new_keys=new_keys)
+    [accepted] = lifecycle.accept(connection, [{**new, **(more or {})}])
+    return accepted
 
 
 def get_ended(connection: Connection, task_id: UUID) -> dict[str, Any]:
@@ -116,8 +125,7 @@ def replay_many(
             pinned=pinned,
             new_keys=new_keys,
             submitted_by=submitted_by,
-            idempotency_key=f"replay:{batch}:{row['id']}",
-            run_at=moment.isoformat(),
+            more={"idempotency_key": f"replay:{batch}:{row['id']}", "run_at": moment.isoformat()},
         )
         moment += timedelta(seconds=1 / rate) if done.replayed_as else timedelta(0)
         items.append(done)
@@ -132,16 +140,18 @@ def _try_one(connection: Connection, task_id: UUID, **how: Any) -> Replayed:
         return Replayed(task_id, None, error.as_dict())
 
 
-def request_of(task: dict[str, Any], pinned: bool, submitted_by: str) -> dict[str, Any]:
-    """Return the request for a task's replay."""
-    request: dict[str, Any] = {name: task[name] for name in CARRIED if task[name] is not None}
-    request |= {"replay_of": str(task["id"]), "submitted_by": submitted_by}
+def new_task(task: dict[str, Any], pinned: bool, submitted_by: str, *, new_keys: bool) -> NewTask:
+    """Return the task that replays another one."""
+    new: NewTask = {"replay_of": str(task["id"]), "submitted_by": submitted_by, "new_keys": new_keys}
+    for name in CARRIED:
+        if task[name] is not None:
+            new[name] = task[name]
     if task["messages"] is not None:
-        request["messages"] = task["messages"]
+        new["messages"] = task["messages"]
     else:
-        request["input"] = task["input"]
+        new["input"] = task["input"]
     if pinned and task["agent_version_id"] is not None:
-        request["agent_version_id"] = str(task["agent_version_id"])
+        new["agent_version_id"] = str(task["agent_version_id"])
     elif task["agent"] is not None:
-        request["agent"] = task["agent"]
-    return request
+        new["agent"] = task["agent"]
+    return new

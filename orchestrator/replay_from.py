@@ -13,7 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from orchestrator.replay import get_ended, request_of
+from orchestrator.replay import get_ended, new_task
 from shared.contracts.strict_json import JsonValue, check
 from shared.errors import Conflict, InvalidInput
 from shared.settings import get_settings
@@ -71,9 +71,9 @@ def replay_from(
         if edited_step.approval:
             check_arguments(connection, task_id, step, edit.output["arguments"])
         edit = Edit(_as_recorded(edited_step, edit.output))
-    request = {**request_of(task, True, submitted_by), "new_keys": new_keys}
+    new = new_task(task, True, submitted_by, new_keys=new_keys)
     edited = None if edit is None else {"output": edit.output}
-    return lifecycle.replay_from(connection, request, task_id, step, edited, who=submitted_by)
+    return lifecycle.replay_from(connection, new, task_id, step, edited, who=submitted_by)
 
 
 def _check_step(task_id: UUID, step: int, steps: Sequence[Row[Any]], edit: Edit | None) -> None:

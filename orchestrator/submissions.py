@@ -21,7 +21,7 @@ from shared.tasks.set_aside import SHOWN, SetAside
 
 REFUSED = f"{SUBMIT_QUEUE}.refused"
 TAKEN = f"{SUBMIT_QUEUE}.taken"
-MOST_BYTES = 32 << 20
+MAX_BYTES = 32 << 20
 """No more items are taken once this many bytes are held; it also bounds the memory of one round."""
 
 # KEYS: taken, then the lists in order. ARGV: patience in seconds, maximum count, maximum bytes, largest item, bytes
@@ -75,13 +75,13 @@ class Submissions:
         self._largest = largest
         self._held: dict[bytes, None] = {}
 
-    def take(self, most: int) -> list[bytes]:
+    def take(self, limit: int) -> list[bytes]:
         """Take the next submissions, and abandoned ones."""
-        return self._take_from(queue_keys(SUBMIT_QUEUE), most)
+        return self._take_from(queue_keys(SUBMIT_QUEUE), limit)
 
-    def take_refused(self, most: int) -> list[bytes]:
+    def take_refused(self, limit: int) -> list[bytes]:
         """Take the next items of the second line."""
-        return self._take_from([REFUSED], most)
+        return self._take_from([REFUSED], limit)
 
     def finish(self, item: bytes) -> None:
         """Remove an item whose outcome is recorded."""
@@ -122,8 +122,8 @@ class Submissions:
         """Close the connection."""
         self._broker.close()
 
-    def _take_from(self, lists: list[str], most: int) -> list[bytes]:
-        limits = [self._patience, most, MOST_BYTES, self._largest, SHOWN]
+    def _take_from(self, lists: list[str], limit: int) -> list[bytes]:
+        limits = [self._patience, limit, MAX_BYTES, self._largest, SHOWN]
         found = self._take(keys=[TAKEN, *lists], args=limits)
         self._held = {}
         for size, item in zip(found[::2], found[1::2], strict=True):

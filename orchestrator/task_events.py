@@ -23,7 +23,7 @@ from shared.tasks.states import FINAL
 ACCEPTED = "task.accepted"
 ENDINGS = frozenset(f"task.{state}" for state in FINAL)
 LARGEST_STEP_BYTES = 16 << 10
-MOST_AT_ONCE = 20
+MAX_AT_ONCE = 20
 
 EVENTS = text(
     """
@@ -80,7 +80,7 @@ EVENTS = text(
     bindparam("tasks", type_=ARRAY(PgUUID)),
     bindparam("afters", type_=ARRAY(INTEGER)),
     bindparam("largest_step", LARGEST_STEP_BYTES),
-    bindparam("most", MOST_AT_ONCE),
+    bindparam("most", MAX_AT_ONCE),
 )
 LAST = text(
     "SELECT (SELECT COALESCE(max(number), 1) FROM task_events WHERE task_id = t.id) "
@@ -90,7 +90,7 @@ LAST = text(
 
 
 @dataclass(frozen=True, slots=True)
-class TaskEvent:
+class StreamEvent:
     """An event of a task. `number` is None for streamed text, which is not stored."""
 
     number: int | None
@@ -114,7 +114,7 @@ class News:
             that claim.
     """
 
-    events: list[TaskEvent]
+    events: list[StreamEvent]
     complete: bool
     over: bool
     keys: dict[int, bytes]
@@ -139,11 +139,11 @@ def last_event(connection: Connection, task: UUID) -> tuple[int, bool] | None:
 
 def _news(rows: Sequence[Any], after: int) -> News:
     """Return the events up to the first gap: beyond it, more are stored than one read returns."""
-    events: list[TaskEvent] = []
+    events: list[StreamEvent] = []
     for row in rows:
         if row.number == after + len(events) + 1:
             events.append(
-                TaskEvent(row.number, row.type, {"at": _text(row.created_at), **ordered(row.data, row.key_order)})
+                StreamEvent(row.number, row.type, {"at": _text(row.created_at), **ordered(row.data, row.key_order)})
             )
     complete = len(events) == len([row for row in rows if row.number is not None])
     return News(events, complete, over=rows[0].gone or (rows[0].ended and complete), keys=_keys(rows[0]))

@@ -13,7 +13,7 @@ from shared.database.tables import (
     Function,
     FunctionVersion,
     IdempotencyKey,
-    Limit,
+    LimitRow,
     Message,
     Pause,
     RateHold,
@@ -24,9 +24,9 @@ from shared.database.tables import (
     SecurityEvent,
     Signal,
     Step,
-    Task,
-    TaskEvent,
+    TaskEventRow,
     TaskOutcome,
+    TaskRow,
     TaskStatus,
     Tool,
     ToolVersion,
@@ -35,6 +35,8 @@ from shared.database.tables import (
     WebhookDelivery,
     Worker,
 )
+
+Limit, Task, TaskEvent = LimitRow, TaskRow, TaskEventRow
 
 __all__ = [
     "Agent",

@@ -43,7 +43,7 @@ OWN_WORDS = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class TaskEvent:
+class MonitorEvent:
     """One event.
 
     Attributes:
@@ -62,13 +62,13 @@ def find_execution(connection: Connection, task: UUID, claim: int) -> Row[Any] |
     return connection.execute(OF_CLAIM, {"task": task, "claim": claim}).one_or_none()
 
 
-def event_just_ended(connection: Connection, task: UUID) -> TaskEvent | None:
+def event_just_ended(connection: Connection, task: UUID) -> MonitorEvent | None:
     """Return the event for the execution of this task that the current transaction has ended, if any."""
     execution = connection.execute(ENDED_BY_THIS_TRANSACTION, {"task": task}).one_or_none()
     return event_of(execution) if execution else None
 
 
-def event_of(execution: Row[Any]) -> TaskEvent:
+def event_of(execution: Row[Any]) -> MonitorEvent:
     """Return the event for an execution that has ended, to be sent by any process."""
     event = ended(execution.outcome, execution.error)
     fields = {
@@ -77,32 +77,32 @@ def event_of(execution: Row[Any]) -> TaskEvent:
         "runtime": execution.seconds,
         **event.fields,
     }
-    return TaskEvent(event.type, fields, execution.worker)
+    return MonitorEvent(event.type, fields, execution.worker)
 
 
-def ended(outcome: str, error: dict[str, Any] | None) -> TaskEvent:
+def ended(outcome: str, error: dict[str, Any] | None) -> MonitorEvent:
     """Return the event for an execution's outcome and error."""
     match outcome:
         case "succeeded":
-            return TaskEvent("task-succeeded", {"result": "succeeded"})
+            return MonitorEvent("task-succeeded", {"result": "succeeded"})
         case "suspended":
-            return TaskEvent("task-succeeded", {"result": "waiting"})
+            return MonitorEvent("task-succeeded", {"result": "waiting"})
         case "cancelled" | "expired":
             fields = {"terminated": True, "signum": None, "expired": outcome == "expired"}
-            return TaskEvent("task-revoked", fields)
+            return MonitorEvent("task-revoked", fields)
         case "retried" | "handed_back":
-            return TaskEvent("task-retried", {"exception": summarise(error) or outcome})
-    return TaskEvent("task-failed", {"exception": summarise(error) or outcome})
+            return MonitorEvent("task-retried", {"exception": summarise(error) or outcome})
+    return MonitorEvent("task-failed", {"exception": summarise(error) or outcome})
 
 
-def rejected(*, executed: bool) -> TaskEvent:
+def rejected(*, executed: bool) -> MonitorEvent:
     """Return the event for a message that led to no execution.
 
     Args:
         executed: another message had led to one under the same id; its state must stay in the monitors.
     """
     # To `celery.events.state`, rejected comes before started. If nothing runs, the event must name the state.
-    return TaskEvent("task-rejected", {"requeue": False} if executed else {"requeue": False, "state": "REJECTED"})
+    return MonitorEvent("task-rejected", {"requeue": False} if executed else {"requeue": False, "state": "REJECTED"})
 
 
 def summarise(error: dict[str, Any] | None) -> str | None:
@@ -114,7 +114,7 @@ def summarise(error: dict[str, Any] | None) -> str | None:
     return ": ".join(part for part in (str(error.get("type") or "error"), words[:LONGEST_MESSAGE].rstrip(" .")) if part)
 
 
-def send(app: Celery, events: Iterable[TaskEvent]) -> None:
+def send(app: Celery, events: Iterable[MonitorEvent]) -> None:
     """Send events over a separate connection.
 
     Raises:

@@ -88,15 +88,15 @@ def publish_streamed(task_id: UUID, said: Streamed, key: bytes) -> None:
     Args:
         key: the secret of the execution; see `shared.streaming`.
     """
-    _tell_followers(task_id, said.sealed(task_id, key))
+    _notify_followers(task_id, said.seal(task_id, key))
 
 
 def publish_progress(task_id: UUID) -> None:
     """Notify followers that the task has new stored events; never raises."""
-    _tell_followers(task_id, "")
+    _notify_followers(task_id, "")
 
 
-def _tell_followers(task_id: UUID, message: str) -> None:
+def _notify_followers(task_id: UUID, message: str) -> None:
     if time.monotonic() < _silent.until:
         return
     try:

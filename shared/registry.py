@@ -36,11 +36,10 @@ from shared.errors import (
 )
 from shared.functions.validation import validate_code
 from shared.suggestions import similar_agents
-from shared.tasks import lifecycle
 from shared.tasks.queries import get_task, response_of
 from shared.tasks.response import AgentResponse
 from shared.tasks.states import State
-from shared.tasks.submission import prepare
+from shared.tasks.submission import submit
 
 LONGEST_PAUSE = 0.5
 SETTABLE = ("active", "deprecated", "disabled")
@@ -197,9 +196,8 @@ class AgentRegistry:
         return await asyncio.to_thread(self._response, task)
 
     def _submit(self, request: TaskRequest) -> UUID:
-        prepared = prepare(self.engine, [request], submitted_by="registry")
-        with self.engine.begin() as connection:
-            return lifecycle.accept(connection, prepared)[0].task_id
+        [accepted] = submit(self.engine, [request], submitted_by="registry")
+        return accepted.task_id
 
     async def _wait(self, task_id: UUID, timeout: float | None) -> dict[str, Any]:
         ends = time.monotonic() + timeout if timeout is not None else None

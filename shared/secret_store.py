@@ -113,21 +113,21 @@ def references(texts: Iterable[str]) -> set[str]:
     return {name for given in texts for name in REFERENCE.findall(given)}
 
 
-def filled(given: str, values: dict[str, str]) -> str:
+def fill(given: str, values: dict[str, str]) -> str:
     """Return a text with its references replaced."""
     return REFERENCE.sub(lambda match: values[match[1]], given)
 
 
-def scrubbed(given: str, values: Iterable[str]) -> str:
+def scrub(given: str, values: Iterable[str]) -> str:
     """Remove secrets that the other side may have repeated in a text, including their JSON escapes."""
     for value in sorted(values, key=len, reverse=True):
         given = given.replace(value, HIDDEN)
         if "\\" in given:
-            given = re.sub("".join(map(_escaped, value)), HIDDEN, given)
+            given = re.sub("".join(map(_escape_pattern, value)), HIDDEN, given)
     return given
 
 
-def _escaped(character: str) -> str:
+def _escape_pattern(character: str) -> str:
     """Return a pattern for a character in JSON text: some libraries write `/`, `+` or `<` with an escape."""
     plain = re.escape(character)
     return rf"(?:{plain}|\\{plain}|\\u(?i:{ord(character):04x}))"

@@ -46,7 +46,7 @@ class Streamed:
         """The claim under which the step runs."""
         return int(self.data["claim"])
 
-    def sealed(self, task: UUID, key: bytes) -> str:
+    def seal(self, task: UUID, key: bytes) -> str:
         """Return the message as JSON, with its tag. Releases up to 0.2 read `type` and `data`."""
         message = {"type": self.type, "data": self.data, "number": self.number, "tag": self._tag(task, key)}
         return json.dumps(message)

@@ -16,7 +16,7 @@ from shared.tasks import lifecycle
 from shared.tasks.lifecycle import Dispatched
 from shared.tasks.queries import get_task
 from shared.tasks.states import State
-from shared.tasks.submission import submit
+from shared.tasks.submission import submit_within
 
 Result = TypeVar("Result")
 
@@ -65,7 +65,7 @@ class ByHand:
 
     def submit(self, agent: str | None = "A", **fields: Any) -> UUID:
         """Accepts a task."""
-        return self.call(submit, TaskRequest(agent=agent, **fields), submitted_by="test").task_id
+        return self.call(submit_within, [TaskRequest(agent=agent, **fields)], submitted_by="test")[0].task_id
 
     def dispatch(self) -> list[Dispatched]:
         """One round of the dispatcher, without a broker."""

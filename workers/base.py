@@ -71,7 +71,7 @@ class BaseAgent(ABC):
         check(output, what=what, limit=get_settings().max_output_bytes)
         validate(self.definition.output_schema, output, what=what, error=InvalidOutput)
 
-    def succeeded(self, output: JsonValue) -> Succeeded:
+    def succeed(self, output: JsonValue) -> Succeeded:
         """The outcome and the messages that it adds to the conversation: the task's input and the answer."""
         return Succeeded(output, [*self.messages(), AIMessage(content=content_of(output))])
 

@@ -44,11 +44,11 @@ class ChainAgent(BaseAgent):
             outcomes = self._children(self._requests(relation, value))
             if isinstance(outcomes, Suspended):
                 return outcomes
-            joined = self._joined(outcomes) if relation.for_each else self._single(outcomes[0])
+            joined = self._join(outcomes) if relation.for_each else self._single(outcomes[0])
             if isinstance(joined, Failed):
                 return joined
             value = joined
-        return self.succeeded(value)
+        return self.succeed(value)
 
     def _parallel(self, value: JsonValue) -> Outcome:
         """Run all agents at once on the same input; the output lists their outputs in order."""
@@ -56,8 +56,8 @@ class ChainAgent(BaseAgent):
         outcomes = self._children(requests)
         if isinstance(outcomes, Suspended):
             return outcomes
-        joined = self._joined(outcomes)
-        return joined if isinstance(joined, Failed) else self.succeeded(joined)
+        joined = self._join(outcomes)
+        return joined if isinstance(joined, Failed) else self.succeed(joined)
 
     def _fallback(self, value: JsonValue) -> Outcome:
         """Return the first success; if there is none, fail with all failures."""
@@ -67,10 +67,10 @@ class ChainAgent(BaseAgent):
             if isinstance(outcomes, Suspended):
                 return outcomes
             if all(child.succeeded for child in outcomes):
-                return self.succeeded(self._joined(outcomes) if relation.for_each else outcomes[0].output)
+                return self.succeed(self._join(outcomes) if relation.for_each else outcomes[0].output)
             tried += outcomes
-        joined = self._joined(tried)
-        return joined if isinstance(joined, Failed) else self.succeeded(joined)
+        joined = self._join(tried)
+        return joined if isinstance(joined, Failed) else self.succeed(joined)
 
     def _router(self, value: JsonValue) -> Outcome:
         """Run one of the agents, chosen by a model or by the words of the input; the choice is a separate step."""
@@ -81,7 +81,7 @@ class ChainAgent(BaseAgent):
         if isinstance(outcomes, Suspended):
             return outcomes
         result = self._single(outcomes[0])
-        return result if isinstance(result, Failed) else self.succeeded(result)
+        return result if isinstance(result, Failed) else self.succeed(result)
 
     def _children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:
         """Sub-tasks, `max_parallel` of them at a time."""
@@ -125,14 +125,14 @@ class ChainAgent(BaseAgent):
         if child.succeeded:
             return child.output
         if self.definition.config.on_child_failure == "collect":
-            return _collected(child)
+            return _collect(child)
         return Failed(failure_of(child))
 
-    def _joined(self, children: list[ChildOutcome]) -> JsonValue | Failed:
+    def _join(self, children: list[ChildOutcome]) -> JsonValue | Failed:
         failed = [child for child in children if not child.succeeded]
         if failed and self.definition.config.on_child_failure == "fail":
             return Failed(failure_of(failed[0], others=len(failed) - 1))
-        return {"results": [_collected(child) for child in children]}
+        return {"results": [_collect(child) for child in children]}
 
 
 def failure_of(child: ChildOutcome, others: int = 0) -> MinionError:
@@ -143,7 +143,7 @@ def failure_of(child: ChildOutcome, others: int = 0) -> MinionError:
     return SubtaskFailed(f"Sub-task {cause['agent']!r} failed{more}: {cause['error'].get('message')}", cause=cause)
 
 
-def _collected(child: ChildOutcome) -> dict[str, Any]:
+def _collect(child: ChildOutcome) -> dict[str, Any]:
     entry: dict[str, Any] = {"task_id": str(child.task_id), "agent": child.agent, "state": child.state}
     if child.succeeded:
         return {**entry, "output": child.output}

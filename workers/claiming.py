@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 from uuid import UUID
 
 import structlog
@@ -12,6 +11,7 @@ from shared.database.connections import persistently
 from shared.errors import Unavailable
 from shared.notifications import make_redis
 from shared.tasks import lifecycle
+from shared.tasks.records import Obstacle
 from workers.limiter import Bucket, Limiter, Verdict
 from workers.task import ClaimedTask
 
@@ -28,9 +28,8 @@ def claim_task(task_id: UUID, claim: int, worker_id: UUID) -> ClaimedTask | None
         worker_id: this worker's row.
     """
     row = persistently(lifecycle.claim, task_id, claim, worker_id, granted=False)
-    if row and row.get("refused", {}).get("kind") == "rate":
-        refused = row["refused"]
-        if not _permitted(refused, task_id, claim):
+    if row and "refused" in row and row["refused"]["kind"] == "rate":
+        if not _is_permitted(row["refused"], task_id, claim):
             return None
         row = persistently(lifecycle.claim, task_id, claim, worker_id, granted=True)
     if row is None:
@@ -42,7 +41,7 @@ def claim_task(task_id: UUID, claim: int, worker_id: UUID) -> ClaimedTask | None
     return ClaimedTask.of(row)
 
 
-def _permitted(refused: dict[str, Any], task_id: UUID, claim: int) -> bool:
+def _is_permitted(refused: Obstacle, task_id: UUID, claim: int) -> bool:
     """Ask the limiter. On refusal, no task of the rate-limited scope is dispatched before the limit has room again."""
     scopes = {f"task:{refused['namespace']}:{rule['scope']}:{rule['name']}": rule for rule in refused["rates"]}
     verdict = _ask([Bucket(name, rule["rate"], rule["period_seconds"]) for name, rule in scopes.items()])

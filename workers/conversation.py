@@ -25,12 +25,12 @@ from shared.contracts.documents import AgentConfig
 from shared.contracts.sampling import OFFLINE
 from shared.contracts.strict_json import JsonValue
 from shared.database.connections import get_engine, persist
-from workers.follower import Silence
 from workers.journal import Journal, StepResult
 from workers.llm.base import ModelReply, ModelRequest, text_in
 from workers.llm.offline import NOTICE
 from workers.model_call import call_model
 from workers.task import ClaimedTask
+from workers.text_stream import SilentStream
 
 BYTES_PER_TOKEN = 3.5
 MESSAGE_TOKENS = 4
@@ -66,7 +66,7 @@ LATEST_SUMMARY = text(
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class PastMessage:
     """One message of the conversation."""
 
     id: UUID
@@ -103,9 +103,9 @@ def history(config: AgentConfig, task: ClaimedTask, journal: Journal, model: str
     while True:
         said = _read(task, summary, config.history_tokens)
         older = _older(summary, said, config.history_tokens)
-        if not older or _went_on(journal):
-            return _formatted(summary, said)
-        summary = _summed_up(summary, older, config.history_tokens, task, journal, model)
+        if not older or _continued_without_summary(journal):
+            return _format(summary, said)
+        summary = _summarise(summary, older, config.history_tokens, task, journal, model)
 
 
 def tokens_in(content: str) -> int:
@@ -116,28 +116,28 @@ def tokens_in(content: str) -> int:
 def _read_back(journal: Journal, model: str) -> Summary | None:
     """The summary of an earlier execution. Its step is requested with the same words as when it was recorded."""
     summary = None
-    while (output := _recorded(journal)) is not None:
-        journal.call("model_call", model, _question(output), _not_again, effect="idempotent")
+    while (output := _recorded_summary(journal)) is not None:
+        journal.call("model_call", model, _question(output), _never_called, effect="idempotent")
         summary = Summary(output["summary"], UUID(output["through"]))
     return summary
 
 
-def _recorded(journal: Journal) -> dict[str, Any] | None:
-    known = journal.upcoming() or {}
-    output = known.get("output")
-    is_summary = (
-        known.get("status") == "finished" and isinstance(output, dict) and {"summary", "through"} <= set(output)
-    )
-    return output if is_summary else None
+def _recorded_summary(journal: Journal) -> dict[str, Any] | None:
+    known = journal.upcoming()
+    if known is None or known["status"] != "finished":
+        return None
+    output = known["output"]
+    return output if isinstance(output, dict) and {"summary", "through"} <= set(output) else None
 
 
-def _not_again(_: int) -> StepResult:
+def _never_called(_: int) -> StepResult:
     raise AssertionError("a finished step is read back")
 
 
-def _went_on(journal: Journal) -> bool:
+def _continued_without_summary(journal: Journal) -> bool:
     """Return whether an earlier execution continued without a summary; its estimate differed, and is kept."""
-    return (journal.upcoming() or {}).get("status") == "finished"
+    known = journal.upcoming()
+    return known is not None and known["status"] == "finished"
 
 
 def _latest(task: ClaimedTask) -> Summary:
@@ -146,13 +146,13 @@ def _latest(task: ClaimedTask) -> Summary:
     return Summary(row.summary, row.through) if row else Summary()
 
 
-def _read(task: ClaimedTask, summary: Summary, limit: int) -> list[Said]:
+def _read(task: ClaimedTask, summary: Summary, limit: int) -> list[PastMessage]:
     """Read the messages after the summary; of a conversation that is too long, enough to detect that."""
     values = {**_place(task), "after": summary.through, "most": math.ceil(limit * BYTES_PER_TOKEN)}
 
-    def read() -> list[Said]:
+    def read() -> list[PastMessage]:
         with get_engine().connect() as connection:
-            return [Said(row.id, row.role, _text(row.content)) for row in connection.execute(MESSAGES, values)]
+            return [PastMessage(row.id, row.role, _text(row.content)) for row in connection.execute(MESSAGES, values)]
 
     return [message for message in persist(read) if message.content.strip()]
 
@@ -163,7 +163,7 @@ def _place(task: ClaimedTask) -> dict[str, Any]:
     return {"namespace": task.namespace, "conversation": task.conversation_id, "before": before}
 
 
-def _older(summary: Summary, said: list[Said], limit: int) -> list[Said]:
+def _older(summary: Summary, said: list[PastMessage], limit: int) -> list[PastMessage]:
     """Messages to summarise: none if all fit, else those before the last half of what fits."""
     if tokens_in(summary.text) + sum(message.tokens for message in said) <= limit:
         return []
@@ -177,8 +177,8 @@ def _older(summary: Summary, said: list[Said], limit: int) -> list[Said]:
     return said[:cut]
 
 
-def _summed_up(
-    before: Summary, older: list[Said], limit: int, task: ClaimedTask, journal: Journal, model: str
+def _summarise(
+    before: Summary, older: list[PastMessage], limit: int, task: ClaimedTask, journal: Journal, model: str
 ) -> Summary:
     """Summarise in one step. Its request names the messages without their text, which the conversation keeps."""
     scope: dict[str, JsonValue] = {
@@ -188,19 +188,19 @@ def _summed_up(
     }
     longest = min(LONGEST_SUMMARY, limit // 4)
 
-    def shortened(_: int) -> StepResult:
-        return StepResult({**scope, "summary": _shortened(before, older, longest), "model": model})
+    def shorten(_: int) -> StepResult:
+        return StepResult({**scope, "summary": _shorten(before, older, longest), "model": model})
 
-    def told(reply: ModelReply) -> JsonValue:
+    def summary_from(reply: ModelReply) -> JsonValue:
         # A refusal or a partial answer is no summary; an answer cut off at the length limit is one.
         said = text_in(reply.as_json()) if reply.stop_reason in ("end_turn", "stop_sequence", "max_tokens") else ""
-        return {**scope, "summary": _cut(said, longest) or _shortened(before, older, longest), "model": reply.model}
+        return {**scope, "summary": _truncate(said, longest) or _shorten(before, older, longest), "model": reply.model}
 
     if model == OFFLINE:
-        output = journal.call("model_call", model, _question(scope), shortened, effect="idempotent")
+        output = journal.call("model_call", model, _question(scope), shorten, effect="idempotent")
     else:
         request = _request(before, older, limit, model, longest, task.namespace)
-        output = call_model(journal, task, request, _question(scope), told, Silence)
+        output = call_model(journal, task, request, _question(scope), summary_from, SilentStream)
     return Summary(output["summary"], UUID(output["through"]))
 
 
@@ -208,24 +208,26 @@ def _question(scope: dict[str, JsonValue]) -> JsonValue:
     return {"summarise": {name: scope[name] for name in ("after", "through", "messages")}}
 
 
-def _request(before: Summary, older: list[Said], limit: int, model: str, longest: int, namespace: str) -> ModelRequest:
+def _request(
+    before: Summary, older: list[PastMessage], limit: int, model: str, longest: int, namespace: str
+) -> ModelRequest:
     parts = [f"<summary>\n{before.text}\n</summary>"] if before.text else []
-    parts += [f"<{message.role}>\n{_cut(message.content, limit // 4)}\n</{message.role}>" for message in older]
+    parts += [f"<{message.role}>\n{_truncate(message.content, limit // 4)}\n</{message.role}>" for message in older]
     content = "Sum up this conversation:\n\n" + "\n".join(parts)
     return ModelRequest(model, INSTRUCTIONS, [{"role": "user", "content": content}], (), longest, namespace=namespace)
 
 
-def _shortened(before: Summary, older: list[Said], longest: int) -> str:
+def _shorten(before: Summary, older: list[PastMessage], longest: int) -> str:
     """Summary without a model: the beginning of each message, or of the latest ones if not all fit."""
-    lines = [f"{message.role}: {_cut(' '.join(message.content.split()), 40)}" for message in older]
+    lines = [f"{message.role}: {_truncate(' '.join(message.content.split()), 40)}" for message in older]
     room = longest - tokens_in(NOTICE) - 20
     while lines and sum(map(tokens_in, lines)) > room:
         lines.pop(0)
-    earlier = _cut(before.text, room - sum(map(tokens_in, lines)))
+    earlier = _truncate(before.text, room - sum(map(tokens_in, lines)))
     return "\n".join([f"{NOTICE} {len(older)} messages, shortened:", *([earlier] if earlier else []), *lines])
 
 
-def _cut(content: str, tokens: int) -> str:
+def _truncate(content: str, tokens: int) -> str:
     """Truncate a text to this many tokens. A truncated text says so."""
     if tokens_in(content) <= tokens:
         return content
@@ -234,12 +236,12 @@ def _cut(content: str, tokens: int) -> str:
     return f"{kept} […]" if kept else ""
 
 
-def _formatted(summary: Summary, said: Iterable[Said]) -> list[dict[str, Any]]:
-    told = [{"role": message.role, "content": message.content} for message in said]
+def _format(summary: Summary, said: Iterable[PastMessage]) -> list[dict[str, Any]]:
+    messages_before = [{"role": message.role, "content": message.content} for message in said]
     if summary.text:
-        told.insert(0, {"role": "user", "content": f"{HEAD}\n{summary.text}"})
+        messages_before.insert(0, {"role": "user", "content": f"{HEAD}\n{summary.text}"})
     messages: list[dict[str, Any]] = []
-    for message in dropwhile(lambda message: message["role"] != "user", told):
+    for message in dropwhile(lambda message: message["role"] != "user", messages_before):
         if messages and messages[-1]["role"] == message["role"]:
             messages[-1]["content"] += f"\n\n{message['content']}"
         else:

@@ -17,7 +17,7 @@ from shared.database.connections import get_engine
 from shared.database.tables import AgentVersion, AgentVersionTool, FunctionVersion, ToolVersion
 from shared.database.tables import Tool as ToolRow
 from shared.errors import NotFound
-from shared.functions.runner import verified
+from shared.functions.runner import verify
 from workers.base import BaseAgent
 from workers.chain import ChainAgent
 from workers.function_agent import FunctionAgent
@@ -78,7 +78,7 @@ def load_blueprint(version_id: UUID) -> Blueprint:
 def _target(session: Session, row: AgentVersion) -> Tool | None:
     if row.function_version_id is not None:
         return FunctionTool.for_function(
-            verified(session.get_one(FunctionVersion, row.function_version_id), get_engine())
+            verify(session.get_one(FunctionVersion, row.function_version_id), get_engine())
         )
     if row.tool_version_id is not None:
         return _tool(session, session.get_one(ToolVersion, row.tool_version_id))
@@ -111,4 +111,4 @@ def _plain_tool(session: Session, row: ToolVersion, definition: ToolDefinition) 
             definition, session.scalar(select(ToolRow.namespace).where(ToolRow.id == row.tool_id)) or "default"
         )
     function = session.get_one(FunctionVersion, row.function_version_id)
-    return FunctionTool(definition, verified(function, get_engine()))
+    return FunctionTool(definition, verify(function, get_engine()))

@@ -9,7 +9,7 @@ from workers.journal import Journal
 from workers.outcomes import Outcome, Suspended
 from workers.task import ClaimedTask
 from workers.tools.base import Tool
-from workers.tools.control import waited
+from workers.tools.directives import begin_wait
 
 
 class FunctionAgent(BaseAgent):
@@ -21,5 +21,5 @@ class FunctionAgent(BaseAgent):
 
     def work(self, value: JsonValue) -> Outcome:
         """Run one step, and wait if its result asks for it."""
-        output = waited(self.target.call(value, self.task, self.journal), self.journal)
-        return output if isinstance(output, Suspended) else self.succeeded(output)
+        output = begin_wait(self.target.call(value, self.task, self.journal), self.journal)
+        return output if isinstance(output, Suspended) else self.succeed(output)

@@ -194,7 +194,7 @@ class Heartbeat:
         """Stop tasks that are cancelled or whose claim is lost."""
         if self.interrupter is not None:
             with self.engine.connect() as connection:
-                self.interrupter.look(connection, tuple(celery_state.active_requests))
+                self.interrupter.check(connection, tuple(celery_state.active_requests))
 
     def _slots(self) -> int:
         # Not `worker.concurrency`: with `--autoscale` that stays the size at the start. A pool that has shrunk to
@@ -232,7 +232,7 @@ class Heartbeat:
             released = state is not None
             event = event_of_lost_child(connection, child.task_id, child.claim, WORKER_ID, released=released)
         _still_active.discard(str(child.task_id))
-        self.monitors.tell(event)
+        self.monitors.report(event)
         log.warning("child_lost", task=str(child.task_id), claim=child.claim, why=child.why, state=state and str(state))
 
     def _hand_back(self) -> None:
@@ -245,4 +245,4 @@ class Heartbeat:
                 log.info("handed_back", task=str(task_id), claim=claim)
             connection.execute(STOPPED, {"id": WORKER_ID})
         for event in events:
-            self.monitors.tell(event)
+            self.monitors.report(event)

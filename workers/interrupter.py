@@ -43,7 +43,7 @@ class Interrupter:
         self.grace = grace
         self._asked: dict[str, float] = {}
 
-    def look(self, connection: Connection, requests: Sequence[Any]) -> None:
+    def check(self, connection: Connection, requests: Sequence[Any]) -> None:
         """Interrupt the active requests that are unwanted."""
         # A message may be delivered twice; each child is then checked separately.
         working = {f"{request.id} {request.worker_pid}": request for request in requests if request.worker_pid}

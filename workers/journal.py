@@ -11,7 +11,7 @@ import copy
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import UUID
@@ -24,6 +24,7 @@ from shared.database.connections import persistently
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError, from_record
 from shared.notifications import publish_progress
 from shared.tasks import budgets, lifecycle
+from shared.tasks.records import Charge, ChildEnd, Flags, KnownStep, Reserve, StepRecord
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Postponed, Suspended, WaitRequest
 from workers.pricing import Reservation
 
@@ -88,9 +89,9 @@ class Journal:
 
     task_id: UUID
     claim: int
-    known: dict[int, dict[str, Any]]
+    known: dict[int, KnownStep]
     has_budget: bool = False
-    unwritten: list[dict[str, Any]] = field(default_factory=list)
+    unwritten: list[StepRecord] = field(default_factory=list)
     used: Used = field(default_factory=Used)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -106,7 +107,7 @@ class Journal:
         part.numbers = iter([self._take() for _ in range(steps)])
         return part
 
-    def upcoming(self) -> dict[str, Any] | None:
+    def upcoming(self) -> KnownStep | None:
         """Return the record of the next step from an earlier execution, if there is one."""
         number = self._take()
         self.numbers = itertools.chain([number], self.numbers)
@@ -150,13 +151,14 @@ class Journal:
         if known is not None and known["status"] == "finished":
             return known["output"]
         if known is not None and known["status"] == "failed" and not known["error"].get("retryable"):
-            raise _recorded(known["error"])
+            raise _recorded_error(known["error"])
         if known is not None and known["status"] == "started" and effect == "unsafe":
             raise Interrupted
-        step = {
+        started: StepRecord = {
             "number": number,
             "kind": kind,
             "name": name,
+            "status": "started",
             "effect": effect,
             "request_hash": request_hash,
             "input": request,
@@ -164,8 +166,8 @@ class Journal:
         }
         reserved = reserve() if reserve is not None and self.has_budget else None
         if effect != "pure" or self.has_budget:
-            self._write([{**step, "status": "started"}], reserve=_worst_case(number, reserved))
-        return self._perform(step, perform, reserved)
+            self._write([started], reserve=_worst_case(number, reserved))
+        return self._perform(started, perform, reserved)
 
     def children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:
         """Return the outcomes of sub-tasks, or the suspension that creates them.
@@ -220,33 +222,33 @@ class Journal:
         if known is None or known["status"] == "started":
             return Suspended(waits=[WaitRequest(number, None, seconds, request_hash, name, [arguments])])
         if known["status"] == "failed":
-            raise _recorded(known["error"])
+            raise _recorded_error(known["error"])
         if "arguments" not in known["output"]:
-            raise _final(ToolError(f"Nobody has approved {name!r} in time.", step=number))
+            raise _not_retryable(ToolError(f"Nobody has approved {name!r} in time.", step=number))
         return known["output"]["arguments"]
 
     def _perform(
-        self, step: dict[str, Any], perform: Callable[[int], StepResult], reserved: Reservation | None
+        self, started: StepRecord, perform: Callable[[int], StepResult], reserved: Reservation | None
     ) -> JsonValue:
         try:
-            result = perform(step["number"])
+            result = perform(started["number"])
         except MinionError as error:
             failure = {**error.as_dict(), "retryable": error.retryable}
-            self._keep({**step, "status": "failed", "error": failure, "finished_at": _now()})
-            self._release(step["number"], reserved, error)
+            self._keep({**started, "status": "failed", "error": failure, "finished_at": _now()})
+            self._release(started["number"], reserved, error)
             raise
         except Postponed as postponed:
             later = postponed.error.as_dict() if postponed.error else {"type": "snoozed", "message": ASKED_FOR_LATER}
-            self._keep({**step, "status": "failed", "error": {**later, "retryable": True}, "finished_at": _now()})
-            self._release(step["number"], reserved, postponed.error)
+            self._keep({**started, "status": "failed", "error": {**later, "retryable": True}, "finished_at": _now()})
+            self._release(started["number"], reserved, postponed.error)
             raise
         except Interrupted as interrupted:
             if interrupted.error is not None:
                 # For the person who is asked to decide; the step itself stays `started`.
-                self._keep({**step, "status": "started", "error": interrupted.error.as_dict()})
+                self._keep({**started, "error": interrupted.error.as_dict()})
             raise
-        finished = {
-            **step,
+        finished: StepRecord = {
+            **started,
             "status": "finished",
             "output": result.output,
             "stdout": result.stdout,
@@ -257,10 +259,10 @@ class Journal:
         }
         with self.lock:
             self.used.add(result)
-        if step["effect"] == "pure":
+        if started["effect"] == "pure":
             self._keep(finished)
         else:
-            self._write([finished], used=_used(step["number"], reserved, result))
+            self._write([finished], used=_charge(started["number"], reserved, result))
         return result.output
 
     def _count_steps(self, number: int, how_many: int = 1) -> None:
@@ -276,17 +278,17 @@ class Journal:
             # Without the failed step, which the retry policy still has to examine.
             persistently(self._commit, [], used={"step": number, "tokens": 0, "microdollars": 0})
 
-    def _keep(self, step: dict[str, Any]) -> None:
+    def _keep(self, step: StepRecord) -> None:
         """Keep a step for the next write."""
         with self.lock:
             self.unwritten.append(step)
 
-    def _write(self, steps: list[dict[str, Any]], **money: dict[str, Any] | None) -> None:
+    def _write(self, steps: list[StepRecord], *, reserve: Reserve | None = None, used: Charge | None = None) -> None:
         """Commit steps with the amounts that they reserve or have used of budgets: see `shared.tasks.budgets.spend`."""
         with self.lock:
             if self.abandoned.is_set():
                 raise ClaimLost
-            flags = persistently(self._commit, [*self.unwritten, *steps], **money)
+            flags = persistently(self._commit, [*self.unwritten, *steps], reserve=reserve, used=used)
             if flags is None:
                 raise ClaimLost
             if breach := flags.get("breach"):
@@ -297,18 +299,22 @@ class Journal:
             raise Cancelled("Cancelled while it ran.")
 
     def _commit(
-        self, connection: Connection, /, steps: list[dict[str, Any]], **money: dict[str, Any] | None
-    ) -> dict[str, Any] | None:
+        self,
+        connection: Connection,
+        /,
+        steps: list[StepRecord],
+        *,
+        reserve: Reserve | None = None,
+        used: Charge | None = None,
+    ) -> Flags | None:
         if self.has_budget:
-            return budgets.spend(connection, self.task_id, self.claim, steps, **money)
+            return budgets.spend(connection, self.task_id, self.claim, steps, reserve=reserve, used=used)
         return lifecycle.write_steps(connection, self.task_id, self.claim, steps)
 
     def _take(self) -> int:
         return next(self.numbers)
 
-    def _matching(
-        self, number: int, kind: str, name: str, request_hash: str, request: JsonValue
-    ) -> dict[str, Any] | None:
+    def _matching(self, number: int, kind: str, name: str, request_hash: str, request: JsonValue) -> KnownStep | None:
         known = self.known.get(number)
         if known is None or known["request_hash"] == request_hash:
             return known
@@ -323,12 +329,14 @@ class Journal:
         )
 
 
-def _worst_case(number: int, reserved: Reservation | None) -> dict[str, Any]:
+def _worst_case(number: int, reserved: Reservation | None) -> Reserve:
     """The amounts that a step reserves in every budget before it begins."""
-    return {"step": number, "steps": 1, **(asdict(reserved) if reserved else {})}
+    if reserved is None:
+        return {"step": number, "steps": 1}
+    return {"step": number, "steps": 1, "tokens": reserved.tokens, "microdollars": reserved.microdollars}
 
 
-def _used(number: int, reserved: Reservation | None, result: StepResult) -> dict[str, Any] | None:
+def _charge(number: int, reserved: Reservation | None, result: StepResult) -> Charge | None:
     """The amounts that a step really used; If that is unknown, the reserved amounts stay spent."""
     if reserved is None:
         return None
@@ -337,8 +345,8 @@ def _used(number: int, reserved: Reservation | None, result: StepResult) -> dict
     return {"step": number, "tokens": None if untold else tokens, "microdollars": result.cost_microdollars}
 
 
-def _child_outcome(child: ChildRequest, step: dict[str, Any]) -> ChildOutcome:
-    ended = step.get("outcome") or {}
+def _child_outcome(child: ChildRequest, step: KnownStep) -> ChildOutcome:
+    ended: ChildEnd = step.get("outcome") or {}
     return ChildOutcome(
         task_id=UUID(step["child_id"]),
         agent=child.agent,
@@ -349,14 +357,14 @@ def _child_outcome(child: ChildRequest, step: dict[str, Any]) -> ChildOutcome:
     )
 
 
-def _recorded(error: dict[str, Any]) -> MinionError:
+def _recorded_error(error: dict[str, Any]) -> MinionError:
     """An error that an earlier execution received and recovered from."""
     again = from_record(error)
     again.retryable = False
     return again
 
 
-def _final(error: ToolError) -> ToolError:
+def _not_retryable(error: ToolError) -> ToolError:
     error.retryable = False
     return error
 

@@ -171,13 +171,13 @@ class Correction:
 
     Attributes:
         back: the amount that the call had taken in excess (negative: too little).
-        most: the room that is left, before the calls in flight are subtracted; None: unknown.
+        room: the room that is left, before the calls in flight are subtracted; None: unknown.
         kind: index of the cost of those calls that is subtracted, from 0.
     """
 
     bucket: Bucket
     back: float = 0.0
-    most: float | None = None
+    room: float | None = None
     kind: int = 0
 
 
@@ -219,8 +219,8 @@ class Limiter:
         """
         arguments: list[str | float] = []
         for known in corrections:
-            most = "" if known.most is None else known.most
-            arguments += [known.bucket.burst, known.bucket.speed, known.back, most, known.kind + 1]
+            room = "" if known.room is None else known.room
+            arguments += [known.bucket.burst, known.bucket.speed, known.back, room, known.kind + 1]
         self._run(self._correct, flight, [known.bucket for known in corrections], arguments)
 
     def line_up(self, bucket: Bucket, wait: float, *, apart: float, longest: float) -> float:

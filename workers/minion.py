@@ -29,7 +29,7 @@ from shared.database.connections import (
 from shared.errors import BudgetExceeded, Cancelled, MinionError, TimeLimitExceeded
 from shared.notifications import publish_finished, publish_progress
 from shared.tasks import lifecycle
-from shared.tasks.lifecycle import ExecutionResult
+from shared.tasks.records import ExecutionResult
 from shared.tasks.states import State
 from workers import journal as journals
 from workers import retries, time_limits
@@ -154,7 +154,7 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) 
     result = _result(journal, meter)
     match outcome:
         case Succeeded(output, messages):
-            return _finish(task, State.SUCCEEDED, {**result, "output": output, "messages": _dumped(messages)})
+            return _finish(task, State.SUCCEEDED, {**result, "output": output, "messages": _dump(messages)})
         case Failed(error):
             return _fail(task, result, error)
         case Suspended():
@@ -171,10 +171,10 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) 
 def _at_time_limit(task: ClaimedTask, meter: Meter) -> Outcome:
     # It may have struck inside a statement: the connection cannot be trusted any more.
     close_engine()
-    return interrupted(task, meter)
+    return explain_interruption(task, meter)
 
 
-def interrupted(task: ClaimedTask, meter: Meter) -> Outcome:
+def explain_interruption(task: ClaimedTask, meter: Meter) -> Outcome:
     """Return why the task was interrupted from outside: a cancellation, its soft time limit, or that of the previous
     task in this process.
 
@@ -205,7 +205,7 @@ def _result(journal: Journal, meter: Meter) -> ExecutionResult:
     }
 
 
-def _dumped(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def _dump(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [message.model_dump() for message in messages]
 
 
@@ -214,7 +214,8 @@ def _finish(task: ClaimedTask, state: State, result: ExecutionResult) -> State |
 
 
 def _suspend(task: ClaimedTask, result: ExecutionResult, outcome: Suspended) -> State | None:
-    children, waits = ([each.as_json() for each in group] for group in (outcome.children, outcome.waits))
+    children = [child.as_json() for child in outcome.children]
+    waits = [wait.as_json() for wait in outcome.waits]
     try:
         return persistently(lifecycle.suspend, task.id, task.claim, result, children, waits)
     except MinionError as error:

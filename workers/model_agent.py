@@ -67,13 +67,13 @@ class ModelAgent(BaseAgent):
     def work(self, value: JsonValue) -> Outcome:
         """Run turns until the model stops calling tools."""
         model = self._model()
-        new = [message.model_dump() for message in self._given(value)]
+        new = [message.model_dump() for message in self._new_messages(value)]
         before = history(self.definition.config, self.task, self.journal, model)
         messages = [*before, *new]
         repairs = 0
         for _ in range(self.definition.config.max_turns):
             reply = self._turn(model, messages, new, value)
-            messages += _as_said(reply)
+            messages += _as_message(reply)
             calls = [block for block in reply["content"] if block["type"] == "tool_use"]
             if calls:
                 results = self.calls.make(calls, reply.get("max_calls"))
@@ -99,14 +99,14 @@ class ModelAgent(BaseAgent):
         called = (str(step["name"]) for step in self.journal.known.values() if step["kind"] == "model_call")
         return next(called, None) or resolve(str(self.definition.model))
 
-    def _given(self, value: JsonValue) -> list[Message]:
+    def _new_messages(self, value: JsonValue) -> list[Message]:
         """The messages to the agent, and the system messages between them."""
-        said = self._said(value)
+        said = self._messages_to_agent(value)
         if self.task.messages is None or self.form == 1:
             return said
         return [*dropwhile(_is_system, self.messages())]
 
-    def _said(self, value: JsonValue) -> list[Message]:
+    def _messages_to_agent(self, value: JsonValue) -> list[Message]:
         """The messages to the agent."""
         if self.task.messages is not None:
             said = [message for message in self.messages() if message.role in ("user", "assistant")]
@@ -142,10 +142,10 @@ class ModelAgent(BaseAgent):
         )
         asked = {"messages": [message for message in new if message["role"] != "system"]}
 
-        def kept(reply: ModelReply) -> JsonValue:
+        def to_record(reply: ModelReply) -> JsonValue:
             return {**reply.as_json(), "form": self.form, **_cap(reply)}
 
-        reply = call_model(self.journal, self.task, request, asked, kept)
+        reply = call_model(self.journal, self.task, request, asked, to_record)
         _refuse_unfinished(reply, config.max_tokens)
         # Numbers that are read back from the journal look different; later steps must not depend on that.
         return {**reply, "content": self.arranged(reply["content"])}
@@ -191,7 +191,7 @@ class ModelAgent(BaseAgent):
     def _answer(self, reply: dict[str, Any], value: JsonValue) -> Succeeded:
         answer = text_in(reply)
         output = {"content": answer} if self.definition.output_schema is None else json.loads(json_in(answer))
-        return Succeeded(output, [*self._said(value), AIMessage(content=content_of(output))])
+        return Succeeded(output, [*self._messages_to_agent(value), AIMessage(content=content_of(output))])
 
 
 def _form(journal: Journal) -> int:
@@ -207,11 +207,11 @@ def _is_system(message: Message) -> bool:
 
 def _cap(reply: ModelReply) -> dict[str, int]:
     """The number of a reply's calls to make, if not all of them. It is recorded, because settings may change."""
-    most = get_settings().max_tool_calls
-    return {"max_calls": most} if sum(block["type"] == "tool_use" for block in reply.content) > most else {}
+    limit = get_settings().max_tool_calls
+    return {"max_calls": limit} if sum(block["type"] == "tool_use" for block in reply.content) > limit else {}
 
 
-def _as_said(reply: dict[str, Any]) -> list[dict[str, Any]]:
+def _as_message(reply: dict[str, Any]) -> list[dict[str, Any]]:
     """Convert a reply to a message that the API accepts back: the API refuses blank texts, which it may send, and
     messages that contain only thoughts.
     """

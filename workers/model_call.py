@@ -8,13 +8,13 @@ from typing import Any
 
 from shared.contracts.key_order import as_in_jsonb
 from shared.contracts.strict_json import JsonValue, stable
-from workers.follower import Follower
 from workers.journal import Journal, StepResult
 from workers.llm import client_for
 from workers.llm.base import ModelReply, ModelRequest
 from workers.llm.patience import complete
 from workers.pricing import worst_case
 from workers.task import ClaimedTask
+from workers.text_stream import TextStream
 
 
 def call_model(
@@ -23,14 +23,14 @@ def call_model(
     request: ModelRequest,
     asked: JsonValue,
     output: Callable[[ModelReply], JsonValue] = ModelReply.as_json,
-    follower: type[Follower] = Follower,
+    stream: type[TextStream] = TextStream,
 ) -> dict[str, Any]:
     """Return a model's reply, either from a new call or read back.
 
     Args:
         asked: the part of the request that the journal keeps: what earlier calls did not have.
         output: the part of the reply that the journal keeps.
-        follower: receives the text as it arrives.
+        stream: receives the text as it arrives.
 
     Raises:
         Postponed: the task must wait.
@@ -40,7 +40,7 @@ def call_model(
     client = client_for(request.model)
 
     def perform(step: int) -> StepResult:
-        reply = complete(client, request, journal.known.get(step), follower(task, step))
+        reply = complete(client, request, journal.known.get(step), stream(task, step))
         return StepResult(
             output(reply),
             input_tokens=reply.input_tokens,

@@ -46,21 +46,21 @@ def choose_by_model(
     Raises:
         Undecided: the answer is unusable, or no model is available.
     """
-    told = _told(config, task, journal, among)
-    if not told["agents"]:
+    facts = _prompt_facts(config, task, journal, among)
+    if not facts["agents"]:
         raise Undecided("None of the agents may be chosen.")
-    if told["model"] == OFFLINE:
+    if facts["model"] == OFFLINE:
         raise Undecided("There is no key for a model (`auto` means the offline planner here).")
-    schema = _schema([agent["name"] for agent in told["agents"]])
-    messages: list[dict[str, Any]] = [{"role": "user", "content": _question(told["agents"], as_in_jsonb(value))}]
+    schema = _schema([agent["name"] for agent in facts["agents"]])
+    messages: list[dict[str, Any]] = [{"role": "user", "content": _question(facts["agents"], as_in_jsonb(value))}]
     new = messages
     for _ in range(1 + MAX_REPAIRS):
         request = ModelRequest(
-            told["model"], INSTRUCTIONS + json.dumps(schema), messages, (), config.max_tokens, namespace=task.namespace
+            facts["model"], INSTRUCTIONS + json.dumps(schema), messages, (), config.max_tokens, namespace=task.namespace
         )
-        answer = _asked(journal, task, request, new)
+        answer = _ask(journal, task, request, new)
         try:
-            return _checked(answer, schema)
+            return _parse_decision(answer, schema)
         except InvalidInput as error:
             fault = error.message
         new = [{"role": "user", "content": f"Your answer cannot be used: {fault} Answer with the JSON only."}]
@@ -68,7 +68,7 @@ def choose_by_model(
     raise Undecided(f"The model's answer could not be used: {fault}")
 
 
-def _told(config: AgentConfig, task: ClaimedTask, journal: Journal, among: list[str]) -> Any:
+def _prompt_facts(config: AgentConfig, task: ClaimedTask, journal: Journal, among: list[str]) -> Any:
     """The model and the agents' descriptions in its prompt: recorded, because they may change before the task ends."""
 
     def read() -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ def _told(config: AgentConfig, task: ClaimedTask, journal: Journal, among: list[
     return journal.call("tool_call", "candidates", {"among": among}, perform, effect="pure")
 
 
-def _asked(journal: Journal, task: ClaimedTask, request: ModelRequest, new: list[dict[str, Any]]) -> str:
+def _ask(journal: Journal, task: ClaimedTask, request: ModelRequest, new: list[dict[str, Any]]) -> str:
     try:
         reply = call_model(journal, task, request, {"messages": new})
     except (ModelError, ToolError) as error:
@@ -111,7 +111,7 @@ def _schema(names: list[str]) -> dict[str, Any]:
     }
 
 
-def _checked(answer: str, schema: dict[str, Any]) -> Any:
+def _parse_decision(answer: str, schema: dict[str, Any]) -> Any:
     """Return the answer's JSON.
 
     Raises:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.database.connections import close_engine, reason, statement
-from shared.monitor_events import TaskEvent, ended, event_just_ended, event_of, find_execution, rejected, send
+from shared.monitor_events import MonitorEvent, ended, event_just_ended, event_of, find_execution, rejected, send
 from shared.tasks.states import State
 
 log = structlog.get_logger(__name__)
@@ -42,7 +42,7 @@ def report(task: UUID, claim: int, became: str) -> str:
     return json.dumps(event and [event.type, event.fields]).replace("'", "\\u0027")
 
 
-def _event(task: UUID, claim: int, became: str) -> TaskEvent | None:
+def _event(task: UUID, claim: int, became: str) -> MonitorEvent | None:
     if became == State.SUCCEEDED:
         return ended("succeeded", None)
     if became == "claim_lost":
@@ -64,15 +64,15 @@ def _event(task: UUID, claim: int, became: str) -> TaskEvent | None:
 # ----------------------------------------------------------------------------------------- in the main process
 
 
-def event_in(returned: str) -> TaskEvent | None:
+def event_in(returned: str) -> MonitorEvent | None:
     """Return the event in a child's report, given as the return value that Celery passes on."""
     event = json.loads(returned[1:-1])
-    return TaskEvent(*event) if event else None
+    return MonitorEvent(*event) if event else None
 
 
 def event_of_lost_child(
     connection: Connection, task: UUID, claim: int, worker: UUID, *, released: bool
-) -> TaskEvent | None:
+) -> MonitorEvent | None:
     """Return the event for a child that died; None if another process sends it.
 
     Args:
@@ -83,7 +83,7 @@ def event_of_lost_child(
     execution = find_execution(connection, task, claim)
     if execution is None:
         event = rejected(executed=False)
-        return TaskEvent(event.type, {"uuid": f"{task}.{claim}", **event.fields})
+        return MonitorEvent(event.type, {"uuid": f"{task}.{claim}", **event.fields})
     # The child wrote its record and died before it could report it.
     told_by_others = execution.worker_id != worker or execution.outcome in ("running", "lost", "expired")
     return None if told_by_others else event_of(execution)
@@ -94,9 +94,9 @@ class Monitors:
 
     def __init__(self, worker: Any) -> None:
         self.worker = worker
-        self._late: list[TaskEvent] | None = None
+        self._late: list[MonitorEvent] | None = None
 
-    def tell(self, event: TaskEvent | None) -> None:
+    def report(self, event: MonitorEvent | None) -> None:
         """Send an event, or keep it for `close` if the consumer is about to end."""
         if event is None:
             return
@@ -122,6 +122,6 @@ class Monitors:
         self._late = []
 
 
-def _speak(consumer: Any, event: TaskEvent) -> None:
+def _speak(consumer: Any, event: MonitorEvent) -> None:
     if consumer.event_dispatcher is not None:
         consumer.event_dispatcher.send(event.type, **event.fields)

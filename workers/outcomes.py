@@ -9,6 +9,7 @@ from uuid import UUID
 from shared.contracts.requests import Message
 from shared.contracts.strict_json import JsonValue
 from shared.errors import BudgetExceeded, MinionError
+from shared.tasks.records import ChildRecord, WaitRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class ChildRequest:
     request_hash: str
     input: JsonValue
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> ChildRecord:
         """Return the form that `minion_suspend` expects."""
         return {
             "step": self.step,
@@ -58,7 +59,7 @@ class WaitRequest:
     name: str = "timer"
     approval: list[JsonValue] | None = None
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> WaitRecord:
         """Return the form that `minion_suspend` expects."""
         return {
             "step": self.step,

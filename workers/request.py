@@ -12,7 +12,7 @@ from billiard.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExce
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.state import active_requests
 
-from shared.monitor_events import TaskEvent
+from shared.monitor_events import MonitorEvent
 from workers.heartbeat import keep_active, report_lost_child
 from workers.monitoring import event_in
 
@@ -35,7 +35,7 @@ class Request(CeleryRequest):
         elif type not in OF_LOST_CHILDREN and not fields.get("terminated"):
             super().send_event(type, **fields)
 
-    def _send_reported(self, event: TaskEvent | None, runtime: float) -> None:
+    def _send_reported(self, event: MonitorEvent | None, runtime: float) -> None:
         if event is not None:
             ran = {} if event.type == "task-rejected" else {"runtime": runtime}
             super().send_event(event.type, name=self.name, **ran, **event.fields)

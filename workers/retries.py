@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from minions.backoff import jittered
 from shared.contracts.documents import AgentConfig
 from shared.errors import MinionError
+from shared.tasks.records import StepRecord
 
 
 def is_retried(error: MinionError, config: AgentConfig) -> bool:
@@ -34,11 +33,11 @@ def delay(error: MinionError, config: AgentConfig, attempts: int) -> float:
     return jittered(longest, config.retry_jitter)
 
 
-def make_again(steps: list[dict[str, Any]], error: MinionError) -> list[dict[str, Any]]:
+def make_again(steps: list[StepRecord], error: MinionError) -> list[StepRecord]:
     """Return the steps with the failed one reopened for a retry: the journal reads final failures back."""
     for index in range(len(steps) - 1, -1, -1):
         failure = steps[index].get("error")
         if failure and failure.get("type") == error.code:
-            again = {**steps[index], "error": {**failure, "retryable": True}}
+            again: StepRecord = {**steps[index], "error": {**failure, "retryable": True}}
             return [*steps[:index], again, *steps[index + 1 :]]
     return steps

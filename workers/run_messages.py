@@ -60,9 +60,9 @@ def read(raw: bytes) -> RunMessage:
     if not (isinstance(task_id, str) and TASK_ID.fullmatch(task_id)):
         raise Foreign("`task_id` is not an id")
     return RunMessage(
-        version=_whole(fields, "v", 1, LAST_VERSION),
+        version=_whole_number(fields, "v", 1, LAST_VERSION),
         task_id=UUID(task_id),
-        claim=_whole(fields, "claim", 0, LAST_CLAIM),
+        claim=_whole_number(fields, "claim", 0, LAST_CLAIM),
         time_limit=time_limit,
         soft_time_limit=soft_time_limit,
         agent_name=agent_name,
@@ -125,12 +125,12 @@ def _limits(given: Any) -> tuple[int, int]:
     if not (isinstance(given, list) and len(given) == 2):
         raise Foreign("`timelimit` is missing")
     limits = dict(zip(("hard", "soft"), given, strict=True))
-    return _whole(limits, "hard", 1, LONGEST_SECONDS), _whole(limits, "soft", 1, LONGEST_SECONDS)
+    return _whole_number(limits, "hard", 1, LONGEST_SECONDS), _whole_number(limits, "soft", 1, LONGEST_SECONDS)
 
 
-def _whole(fields: dict[str, Any], name: str, least: int, most: int) -> int:
+def _whole_number(fields: dict[str, Any], name: str, minimum: int, maximum: int) -> int:
     value = fields.get(name)
     # Not `isinstance`: it accepts True as an int.
-    if type(value) is not int or not least <= value <= most:
-        raise Foreign(f"`{name}` is not a whole number from {least} to {most}")
+    if type(value) is not int or not minimum <= value <= maximum:
+        raise Foreign(f"`{name}` is not a whole number from {minimum} to {maximum}")
     return value

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from shared.contracts.strict_json import JsonValue
+from shared.tasks.records import Claimed, KnownStep
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,34 @@ class ClaimedTask:
     created_at: datetime | None = None
     budget_ids: list[str] | None = None
     history_before: datetime | None = None
-    steps: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[KnownStep] = field(default_factory=list)
 
     @classmethod
-    def of(cls, row: dict[str, Any]) -> ClaimedTask:
+    def of(cls, row: Claimed) -> ClaimedTask:
         """Build it from the row that `shared.tasks.lifecycle.claim` returned."""
-        ids = ("id", "root_id", "origin_id", "worker_id", "agent_version_id")
-        times = ("deadline", "created_at", "history_before")
-        values = {name: row[name] for name in cls.__dataclass_fields__}
-        values |= {name: UUID(row[name]) for name in ids}
-        values["stream_key"] = bytes.fromhex(row["stream_key"])
-        values |= {name: datetime.fromisoformat(row[name]) if row[name] else None for name in times}
-        return cls(**values)
+        return cls(
+            id=UUID(row["id"]),
+            root_id=UUID(row["root_id"]),
+            origin_id=UUID(row["origin_id"]),
+            claim=row["claim"],
+            worker_id=UUID(row["worker_id"]),
+            stream_key=bytes.fromhex(row["stream_key"]),
+            attempts=row["attempts"],
+            agent_version_id=UUID(row["agent_version_id"]),
+            agent_name=row["agent_name"],
+            queue=row["queue"],
+            namespace=row["namespace"],
+            depth=row["depth"],
+            journal_format=row["journal_format"],
+            input=row["input"],
+            messages=row["messages"],
+            conversation_id=row["conversation_id"],
+            deadline=_time(row["deadline"]),
+            created_at=_time(row["created_at"]),
+            budget_ids=row["budget_ids"],
+            history_before=_time(row["history_before"]),
+            steps=row["steps"],
+        )
 
     @property
     def has_budget(self) -> bool:
@@ -70,3 +87,7 @@ class ClaimedTask:
             "agent": self.agent_name,
             "deadline": self.deadline.isoformat() if self.deadline else None,
         }
+
+
+def _time(stored: str | None) -> datetime | None:
+    return datetime.fromisoformat(stored) if stored else None

@@ -23,7 +23,7 @@ from workers.llm.base import INVALID_JSON
 from workers.outcomes import Interrupted, Postponed, Suspended
 from workers.task import ClaimedTask
 from workers.tools.base import Tool
-from workers.tools.control import waited
+from workers.tools.directives import begin_wait
 
 MAX_RESULT = 200_000
 """Characters of a result: some 60,000 tokens of a model's context."""
@@ -32,8 +32,8 @@ MAX_FAULTY_TURNS = 3
 """Limit of consecutive turns in which a model calls only unknown tools, or tools with invalid inputs."""
 
 # Errors that are returned to the model, so that it can correct its call.
-MENDED = (InvalidInput, InvalidOutput, ToolError, FunctionError)
-Outcome = JsonValue | Suspended | BaseException
+SHOWN_TO_MODEL = (InvalidInput, InvalidOutput, ToolError, FunctionError)
+CallResult = JsonValue | Suspended | BaseException
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,28 +73,28 @@ class ToolCalls:
         self.arranged = arranged
         self._faulty_turns = 0
 
-    def make(self, blocks: list[dict[str, Any]], most: int | None = None) -> list[dict[str, Any]] | Suspended:
+    def make(self, blocks: list[dict[str, Any]], limit: int | None = None) -> list[dict[str, Any]] | Suspended:
         """Return the results of all calls of one turn, in order. A tool's refusal is a result too.
 
         Args:
             blocks: the model's `tool_use` blocks.
-            most: the maximum number of calls; the calls after them get an error. None: no maximum.
+            limit: the maximum number of calls; the calls after them get an error. None: no maximum.
 
         Raises:
             MinionError: the task cannot continue, or has to repeat a call.
         """
-        calls = [self._prepared(block) for block in blocks[:most]]
-        calls += [_one_too_many(block, len(calls)) for block in blocks[len(calls) :]]
+        calls = [self._prepare(block) for block in blocks[:limit]]
+        calls += [_refuse_excess(block, len(calls)) for block in blocks[len(calls) :]]
         self._refuse_endless_faults(calls)
-        outcomes = self._outcomes(calls)
+        outcomes = self._run_all(calls)
         if suspended := [outcome for outcome in outcomes if isinstance(outcome, Suspended)]:
             return Suspended(
                 [child for each in suspended for child in each.children],
                 [wait for each in suspended for wait in each.waits],
             )
-        return [_result(call, outcome, self.arranged) for call, outcome in zip(calls, outcomes, strict=True)]
+        return [_result_block(call, outcome, self.arranged) for call, outcome in zip(calls, outcomes, strict=True)]
 
-    def _prepared(self, block: dict[str, Any]) -> _Call:
+    def _prepare(self, block: dict[str, Any]) -> _Call:
         tool, arguments = self.tools.get(block["name"]), block["input"]
         if tool is None:
             known = ", ".join(self.tools) or "none"
@@ -116,27 +116,27 @@ class ToolCalls:
                 f"The last time: {calls[0].fault}"
             )
 
-    def _outcomes(self, calls: list[_Call]) -> list[Outcome]:
+    def _run_all(self, calls: list[_Call]) -> list[CallResult]:
         """Run the calls. After a call on which the task must wait or fail, no further batch begins."""
-        outcomes: list[Outcome] = []
+        outcomes: list[CallResult] = []
         for batch in _batches(calls):
-            made = self._made_at_once(batch)
+            made = self._run_batch(batch)
             for outcome in made:
                 if isinstance(outcome, BaseException) and not _is_for_the_model(outcome):
                     raise outcome
-            if not _has_to_wait(made):
+            if not _must_wait(made):
                 # Waits that results request get their numbers here, when all of them are known.
-                made = [self._waited(outcome) for outcome in made]
+                made = [self._begin_wait(outcome) for outcome in made]
             outcomes += made
-            if _has_to_wait(made):
+            if _must_wait(made):
                 break
         return outcomes
 
-    def _made_at_once(self, calls: list[_Call]) -> list[Outcome]:
+    def _run_batch(self, calls: list[_Call]) -> list[CallResult]:
         if len(calls) == 1:
-            return [self._outcome(calls[0])]
+            return [self._run(calls[0])]
         with self._threads(len(calls)) as threads:
-            begun: list[Future[Outcome]] = [threads.submit(copy_context().run, self._outcome, call) for call in calls]
+            begun: list[Future[CallResult]] = [threads.submit(copy_context().run, self._run, call) for call in calls]
             return [each.result() for each in begun]
 
     @contextmanager
@@ -151,7 +151,7 @@ class ToolCalls:
         finally:
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def _outcome(self, call: _Call) -> Outcome:
+    def _run(self, call: _Call) -> CallResult:
         """A call's result, or the error that it raised."""
         if call.tool is None or call.journal is None:
             assert call.fault is not None
@@ -161,12 +161,14 @@ class ToolCalls:
         except (MinionError, Postponed, Interrupted) as error:
             return error
 
-    def _waited(self, outcome: Outcome) -> Outcome:
-        return outcome if isinstance(outcome, BaseException) else waited(outcome, self.journal)
+    def _begin_wait(self, outcome: CallResult) -> CallResult:
+        return outcome if isinstance(outcome, BaseException) else begin_wait(outcome, self.journal)
 
 
-def _one_too_many(block: dict[str, Any], most: int) -> _Call:
-    return _Call(block["id"], block["input"], fault=InvalidInput(f"Not called: {most} calls are the most in one turn."))
+def _refuse_excess(block: dict[str, Any], limit: int) -> _Call:
+    return _Call(
+        block["id"], block["input"], fault=InvalidInput(f"Not called: {limit} calls are the most in one turn.")
+    )
 
 
 def _batches(calls: list[_Call]) -> Iterator[list[_Call]]:
@@ -176,15 +178,15 @@ def _batches(calls: list[_Call]) -> Iterator[list[_Call]]:
         yield from [[call] for call in together] if alone else [together]
 
 
-def _has_to_wait(outcomes: list[Outcome]) -> bool:
+def _must_wait(outcomes: list[CallResult]) -> bool:
     return any(isinstance(outcome, Suspended) for outcome in outcomes)
 
 
 def _is_for_the_model(error: BaseException) -> bool:
-    return isinstance(error, MENDED) and not error.retryable
+    return isinstance(error, SHOWN_TO_MODEL) and not error.retryable
 
 
-def _result(call: _Call, outcome: Outcome, arranged: Callable[[JsonValue], JsonValue]) -> dict[str, Any]:
+def _result_block(call: _Call, outcome: CallResult, arranged: Callable[[JsonValue], JsonValue]) -> dict[str, Any]:
     """The block that answers a call."""
     result = {"type": "tool_result", "tool_use_id": call.id}
     if isinstance(outcome, MinionError):

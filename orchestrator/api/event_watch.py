@@ -1,8 +1,8 @@
 """Following tasks: passes each task's events to all of its followers in this process.
 
-Stored events are read from the database, by one statement for all followers: upon a hint, and once a second. Streamed
-text arrives over Redis only, and reaches only the followers connected at that moment. It is shown if its tag proves
-that it comes from the worker that holds the claim.
+Stored events are read from the database, by one statement for all followers: upon a notification, and once a second.
+Streamed text arrives over Redis only, and reaches only the followers connected at that moment. It is shown if its tag
+proves that it comes from the worker that holds the claim.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import structlog
 
 from orchestrator.api.finish_watch import named_in
 from orchestrator.api.watching import POLL_SECONDS, Watching
-from orchestrator.task_events import News, TaskEvent, read_news
+from orchestrator.task_events import News, StreamEvent, read_news
 from shared.database.connections import reason
 from shared.notifications import EVENTS, FINISHED
 from shared.streaming import Streamed, received
@@ -25,7 +25,7 @@ from shared.streaming import Streamed, received
 log = structlog.get_logger(__name__)
 
 FOLLOWERS_AT_ONCE = 50
-MOST_EARLY = 100
+MAX_EARLY = 100
 """Streamed messages that are kept for one lookup, until their legitimate sender is known."""
 LARGEST_BACKLOG = 1 << 20
 """Characters of streamed text: a client that reads more slowly is disconnected, and may reconnect."""
@@ -45,10 +45,10 @@ class Follower:
         self.after = after
         self.behind = False
         self._look = look
-        self._waiting: deque[TaskEvent] = deque()
+        self._waiting: deque[StreamEvent] = deque()
         self._early: list[Streamed] = []
         self._keys: dict[int, bytes] = {}
-        self._heard: dict[tuple[int, int], int] = {}
+        self._delivered: dict[tuple[int, int], int] = {}
         self._begun: set[tuple[int, int]] = set()
         self._first_claim: dict[int, int] = {}
         self._backlog = 0
@@ -56,11 +56,11 @@ class Follower:
         self._wake = asyncio.Event()
 
     @property
-    def hungry(self) -> bool:
+    def caught_up(self) -> bool:
         """True once every stored event read so far has been delivered."""
         return not self._over and all(event.number is None for event in self._waiting)
 
-    async def events(self, heartbeat: float) -> AsyncIterator[TaskEvent | None]:
+    async def events(self, heartbeat: float) -> AsyncIterator[StreamEvent | None]:
         """Yield events until the task has no more, or the watch is released; None after `heartbeat` idle seconds."""
         while self._waiting or not self._over:
             if self._waiting:
@@ -76,16 +76,16 @@ class Follower:
             except TimeoutError:
                 yield None
 
-    def tell(self, news: News) -> None:
+    def add_news(self, news: News) -> None:
         """Add stored events, then the text that was streamed before they were read."""
         self._keys |= news.keys
         for event in news.events:
             self.after = event.number or self.after
             if event.type == "step.started":
-                self._begun.add(_said_by(event))
+                self._begun.add(_step_and_claim(event))
                 self._first_claim[event.data["step"]] = event.data["claim"]
             elif event.type in ("step.finished", "step.failed"):
-                self._begun.discard(_said_by(event))
+                self._begun.discard(_step_and_claim(event))
                 self._first_claim[event.data["step"]] = event.data["claim"] + 1
             self._waiting.append(event)
         early, self._early = self._early, []
@@ -103,7 +103,7 @@ class Follower:
             self._add(said)
             self._wake.set()
             return True
-        if len(self._early) < MOST_EARLY:
+        if len(self._early) < MAX_EARLY:
             self._early.append(said)
         return False
 
@@ -116,13 +116,13 @@ class Follower:
         """Add streamed text, unless it is forged, already recorded, or from a superseded claim."""
         step, claim = said.step, said.claim
         key = self._keys.get(claim)
-        if key is None or not said.is_genuine(self.task, key) or said.number <= self._heard.get((step, claim), 0):
+        if key is None or not said.is_genuine(self.task, key) or said.number <= self._delivered.get((step, claim), 0):
             return
         if claim < self._first_claim.get(step, 0):
             return
-        self._heard[step, claim] = said.number
+        self._delivered[step, claim] = said.number
         self._begun.add((step, claim))
-        event = TaskEvent(None, said.type, said.data)
+        event = StreamEvent(None, said.type, said.data)
         self._waiting.append(event)
         self._backlog += _length(event)
         if self._backlog > LARGEST_BACKLOG:
@@ -133,15 +133,15 @@ class EventWatch:
     """Passes the events of tasks to their followers on the event loop.
 
     Attributes:
-        poll_seconds: interval between lookups without a hint.
+        poll_seconds: interval between lookups without a notification.
     """
 
     def __init__(self, watching: Watching) -> None:
         self.poll_seconds = POLL_SECONDS
         self._watching = watching
         self._followers: dict[UUID, set[Follower]] = {}
-        self._hinted: set[UUID] = set()
-        self._hint = asyncio.Event()
+        self._notified: set[UUID] = set()
+        self._notified_any = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._released = False
 
@@ -160,9 +160,9 @@ class EventWatch:
     def following(self, task: UUID, after: int) -> Iterator[Follower]:
         """Start to follow a task, after the event of that number."""
         follower = Follower(task, after, self._look_at)
-        with ExitStack() as hearing:
-            hearing.enter_context(self._watching.hearing(FINISHED, self._hear_end))
-            hearing.enter_context(self._watching.hearing(f"{EVENTS}{task}", self._hear))
+        with ExitStack() as subscriptions:
+            subscriptions.enter_context(self._watching.listening(FINISHED, self._on_finished))
+            subscriptions.enter_context(self._watching.listening(f"{EVENTS}{task}", self._on_message))
             self._followers.setdefault(task, set()).add(follower)
             self._look_at(task)
             if self._released:
@@ -191,12 +191,12 @@ class EventWatch:
         if not group:
             del self._followers[follower.task]
 
-    def _hear_end(self, channel: str, hint: bytes) -> None:
-        for task in named_in(hint):
+    def _on_finished(self, channel: str, notification: bytes) -> None:
+        for task in named_in(notification):
             self._look_at(task)
 
-    def _hear(self, channel: str, message: bytes) -> None:
-        """Handle a hint that an event is stored, or streamed text."""
+    def _on_message(self, channel: str, message: bytes) -> None:
+        """Handle a notification that an event is stored, or streamed text."""
         task = UUID(channel.removeprefix(EVENTS))
         said = received(message) if len(message) <= LARGEST_BACKLOG else None
         known = [said is not None and follower.stream(said) for follower in self._followers.get(task, ())]
@@ -205,42 +205,42 @@ class EventWatch:
 
     def _look_at(self, task: UUID) -> None:
         if task in self._followers:
-            self._hinted.add(task)
-            self._hint.set()
+            self._notified.add(task)
+            self._notified_any.set()
 
     async def _look(self) -> None:
-        """Look up the tasks with hints, and all followed tasks once a second."""
+        """Look up the tasks with notifications, and all followed tasks once a second."""
         loop = asyncio.get_running_loop()
         everything_at = loop.time()
         while True:
             if not self._followers:
-                await self._hint.wait()
+                await self._notified_any.wait()
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._hint.wait(), max(0.0, everything_at - loop.time()))
-            self._hint.clear()
-            hinted, self._hinted = self._hinted, set()
+                await asyncio.wait_for(self._notified_any.wait(), max(0.0, everything_at - loop.time()))
+            self._notified_any.clear()
+            notified, self._notified = self._notified, set()
             if loop.time() >= everything_at:
-                hinted, everything_at = set(self._followers), loop.time() + self.poll_seconds
+                notified, everything_at = set(self._followers), loop.time() + self.poll_seconds
             try:
-                await self._tell([one for one in self._all() if one.task in hinted])
+                await self._deliver([one for one in self._all() if one.task in notified])
             except Exception as error:  # after any error, the followers must be served later
                 log.warning("event_poll_failed", reason=reason(error))
 
-    async def _tell(self, followers: Sequence[Follower]) -> None:
+    async def _deliver(self, followers: Sequence[Follower]) -> None:
         for follower in followers:
             follower.behind = True
-        hungry = [follower for follower in followers if follower.hungry]
-        for start in range(0, len(hungry), FOLLOWERS_AT_ONCE):
-            group = hungry[start : start + FOLLOWERS_AT_ONCE]
+        caught_up = [follower for follower in followers if follower.caught_up]
+        for start in range(0, len(caught_up), FOLLOWERS_AT_ONCE):
+            group = caught_up[start : start + FOLLOWERS_AT_ONCE]
             asked = [(follower.task, follower.after) for follower in group]
             for follower, news in zip(group, await self._watching.ask(read_news, asked), strict=True):
-                follower.tell(news)
+                follower.add_news(news)
 
 
-def _said_by(event: TaskEvent) -> tuple[int, int]:
+def _step_and_claim(event: StreamEvent) -> tuple[int, int]:
     """Return the step that an event is about, and the claim it runs under."""
     return event.data["step"], event.data["claim"]
 
 
-def _length(event: TaskEvent) -> int:
+def _length(event: StreamEvent) -> int:
     return len(str(event.data.get("text", ""))) + 100 if event.number is None else 0

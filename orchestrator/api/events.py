@@ -16,7 +16,7 @@ from orchestrator.api import problems
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.parameters import Database, StrictQuery
 from orchestrator.api.task_ids import TaskId
-from orchestrator.task_events import TaskEvent, last_event
+from orchestrator.task_events import StreamEvent, last_event
 from shared.errors import InvalidInput
 from shared.tasks.queries import no_such_task
 
@@ -87,6 +87,6 @@ async def _stream(watch: EventWatch, task: UUID, after: int) -> AsyncIterator[st
             yield ": nothing new\n\n" if event is None else _frame(event)
 
 
-def _frame(event: TaskEvent) -> str:
+def _frame(event: StreamEvent) -> str:
     number = "" if event.number is None else f"id: {event.number}\n"
     return f"{number}event: {event.type}\ndata: {json.dumps(event.data)}\n\n"

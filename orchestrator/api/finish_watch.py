@@ -1,7 +1,7 @@
 """Waiting for tasks to finish.
 
-A hint over Redis wakes waiting callers at once. Hints may be lost and Redis may be unavailable, so one query per second
-checks all awaited tasks in the database.
+A notification over Redis wakes waiting callers at once. Notifications may be lost and Redis may be unavailable, so one
+query per second checks all awaited tasks in the database.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class FinishWatch:
     def __init__(self, watching: Watching) -> None:
         self._watching = watching
         self._expected: dict[UUID, set[Expectation]] = {}
-        self._somebody = asyncio.Event()
+        self._any_expected = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._released = False
 
@@ -62,9 +62,9 @@ class FinishWatch:
         if self._released:
             expectation.met.set()
         self._expected.setdefault(task, set()).add(expectation)
-        self._somebody.set()
+        self._any_expected.set()
         try:
-            with self._watching.hearing(FINISHED, self._hear):
+            with self._watching.listening(FINISHED, self._on_message):
                 yield expectation
         finally:
             self._forget(task, expectation)
@@ -80,7 +80,7 @@ class FinishWatch:
         if not self._expected[task]:
             del self._expected[task]
         if not self._expected:
-            self._somebody.clear()
+            self._any_expected.clear()
 
     def _announce(self, tasks: Iterable[UUID]) -> None:
         for task in tasks:
@@ -89,19 +89,19 @@ class FinishWatch:
 
     async def _poll(self) -> None:
         while True:
-            await self._somebody.wait()
+            await self._any_expected.wait()
             try:
                 self._announce(await self._watching.ask(ended, list(self._expected)))
             except Exception as error:  # after any error, the tasks must be checked again
                 log.warning("finish_poll_failed", reason=reason(error))
             await asyncio.sleep(POLL_SECONDS)
 
-    def _hear(self, channel: str, hint: bytes) -> None:
-        self._announce(named_in(hint))
+    def _on_message(self, channel: str, notification: bytes) -> None:
+        self._announce(named_in(notification))
 
 
-def named_in(hint: bytes) -> list[UUID]:
-    """Return the task named in a hint. Hints are untrusted: any client of Redis may publish them."""
+def named_in(notification: bytes) -> list[UUID]:
+    """Return the task named in a notification. Notifications are untrusted: any client of Redis may publish them."""
     with suppress(ValueError):
-        return [UUID(hint.decode())]
+        return [UUID(notification.decode())]
     return []

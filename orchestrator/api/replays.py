@@ -21,7 +21,7 @@ from shared.tasks import queries
 from shared.tasks.queries import Page, TaskFilter
 from shared.tasks.states import FINAL, State
 
-MOST = 500
+MAX_PAGE = 500
 FUNCTION_VERSION = text(
     "SELECT v.id FROM function_versions v JOIN functions f ON f.id = v.function_id "
     "WHERE f.namespace = :namespace AND f.name = :name AND v.number = :number"
@@ -81,7 +81,7 @@ class ReplayRequest(BaseModel):
         10.0, strict=True, ge=0.001, le=100_000, description="How many of the new tasks may start per second."
     )
     dry_run: bool = Field(False, strict=True, description="Only list the tasks, and replay none.")
-    limit: int = Field(100, strict=True, ge=1, le=MOST)
+    limit: int = Field(100, strict=True, ge=1, le=MAX_PAGE)
     cursor: UUID | None = Field(None, description="The `next` of the previous page.")
     batch: UUID | None = Field(None, description="The `batch` of the previous page.")
     start_at: Moment | None = Field(None, description="The `start_at` of the previous page.")

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from orchestrator.api.parameters import PageQuery, StrictQuery, Text
 from orchestrator.api.task_ids import TaskRef, task_id_of
 from shared.contracts.strict_model import Moment
-from shared.tasks.queries import MOST_OUTPUTS, TaskFilter
+from shared.tasks.queries import MAX_OUTPUTS, TaskFilter
 from shared.tasks.states import State
 
 IDS = ("root_id", "parent_id", "replay_of")
@@ -54,7 +54,7 @@ class TaskQuery(StrictQuery):
 class TaskPageQuery(TaskQuery, PageQuery):
     """Filters, and the page."""
 
-    outputs: bool = Field(False, description=f"With their outputs: at most {MOST_OUTPUTS} tasks and 8 MB per page.")
+    outputs: bool = Field(False, description=f"With their outputs: at most {MAX_OUTPUTS} tasks and 8 MB per page.")
     cursor: UUID | None = Field(None, description="The `next` of the previous page.")
 
 

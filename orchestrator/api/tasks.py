@@ -80,7 +80,8 @@ def submit_task(
     request = TaskRequest.parse(_with_key(body.parse_object(sent), idempotency_key))
     prepared = submission.prepare(database, [request], submitted_by=SUBMITTED_BY)
     with database.begin() as connection:
-        return _show(connection, lifecycle.accept(connection, prepared)[0], response)
+        [accepted] = lifecycle.accept(connection, prepared)
+        return _show(connection, accepted, response)
 
 
 @router.post(
@@ -93,9 +94,7 @@ def submit_task(
 def submit_tasks(sent: body.BulkBody, database: Database) -> dict[str, Any]:
     """Accepts up to 10,000 tasks, all or none. A refusal names the first task that is wrong as `index`."""
     requests = _parse_many(body.parse_object(sent))
-    prepared = submission.prepare(database, requests, submitted_by=SUBMITTED_BY)
-    with database.begin() as connection:
-        accepted = lifecycle.accept(connection, prepared)
+    accepted = submission.submit(database, requests, submitted_by=SUBMITTED_BY)
     return {"tasks": [{"id": task.task_id, "created": task.created} for task in accepted]}
 
 
@@ -191,7 +190,7 @@ def replay_task(
     """Submits a task that has ended again, as a new task; the old one stays as it was."""
     asked = body.parse_model(ReplayRequest, sent, required=False)
     with database.begin() as connection:
-        return _show(connection, _replayed(connection, task_id, asked, actor), response)
+        return _show(connection, _replay(connection, task_id, asked, actor), response)
 
 
 @router.get("/{task_id}/why", response_model=Why, responses=problems.documented(404))
@@ -255,7 +254,7 @@ def change_budget(task_id: TaskId, sent: body.TaskBody, database: Database) -> d
         return queries.get_task(connection, owner)
 
 
-def _replayed(connection: Connection, task_id: TaskId, asked: ReplayRequest, actor: str) -> Accepted:
+def _replay(connection: Connection, task_id: TaskId, asked: ReplayRequest, actor: str) -> Accepted:
     if asked.from_step is None:
         return replay(connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=actor)
     edit = Edit(asked.edited_output) if "edited_output" in asked.model_fields_set else None

@@ -1,4 +1,4 @@
-"""Resources shared by all waiting requests of this process: one subscription for hints, and one database connection."""
+"""Resources that all waiting requests of this process share: a subscription and a database connection."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from shared.settings import Settings
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 1.0
-"""Interval of database queries even without hints, which may be lost while Redis is unavailable."""
+"""Interval of database queries even without notifications, which may be lost while Redis is unavailable."""
 LINGER_SECONDS = 30.0
 """Time for which a channel without listeners stays subscribed: a subscription per wait would be expensive."""
 
-Hear = Callable[[str, bytes], None]
+Listener = Callable[[str, bytes], None]
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
 
 class Watching:
-    """Receives hints and queries the database for all waiters on the event loop."""
+    """Receives notifications and queries the database for all waiters on the event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._hearers: dict[str, Counter[Hear]] = {}
+        self._listeners: dict[str, Counter[Listener]] = {}
         self._lingering: dict[str, float] = {}
         self._changed = asyncio.Event()
 
@@ -58,19 +58,19 @@ class Watching:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, query, question)
 
     @contextmanager
-    def hearing(self, channel: str, hear: Hear) -> Iterator[None]:
-        """Call `hear` with the channel and each message, once per message even if it is registered several times."""
-        if channel not in self._hearers:
-            self._hearers[channel] = Counter()
+    def listening(self, channel: str, listener: Listener) -> Iterator[None]:
+        """Call `listener` with the channel and each message, once even if it is registered several times."""
+        if channel not in self._listeners:
+            self._listeners[channel] = Counter()
             self._changed.set()
         self._lingering.pop(channel, None)
-        hearers = self._hearers[channel]
-        hearers[hear] += 1
+        listeners = self._listeners[channel]
+        listeners[listener] += 1
         try:
             yield
         finally:
-            hearers[hear] -= 1
-            if not +hearers:
+            listeners[listener] -= 1
+            if not +listeners:
                 self._lingering[channel] = asyncio.get_running_loop().time() + LINGER_SECONDS
 
     def _ask(self, query: Callable[[Connection, Question], Answer], question: Question) -> Answer:
@@ -79,7 +79,7 @@ class Watching:
 
     async def _listen(self) -> None:
         while True:
-            if not self._hearers:
+            if not self._listeners:
                 await self._changed.wait()
             self._changed.clear()
             try:
@@ -90,14 +90,14 @@ class Watching:
                 self._forget_unwanted()
 
     async def _subscribe(self) -> None:
-        """Pass hints on until no channel has listeners."""
+        """Pass notifications on until no channel has listeners."""
         url = self._settings.require_redis_url()
         client = redis.asyncio.Redis.from_url(url, socket_connect_timeout=2.0, retry=None, health_check_interval=10)
         async with client, client.pubsub(ignore_subscribe_messages=True) as subscription:
-            await subscription.subscribe(*self._hearers)
+            await subscription.subscribe(*self._listeners)
             adding = asyncio.create_task(self._add_channels(subscription))
             try:
-                while self._hearers and not adding.done():
+                while self._listeners and not adding.done():
                     message = await subscription.get_message(timeout=POLL_SECONDS)
                     if message is not None:
                         self._pass_on(message)
@@ -115,17 +115,17 @@ class Watching:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            await subscription.subscribe(*self._hearers)
+            await subscription.subscribe(*self._listeners)
 
     def _forget_unwanted(self) -> list[str]:
         """Remove and return the channels that have had no listeners for a while."""
         now = asyncio.get_running_loop().time()
         unwanted = [channel for channel, until in self._lingering.items() if until < now]
         for channel in unwanted:
-            del self._lingering[channel], self._hearers[channel]
+            del self._lingering[channel], self._listeners[channel]
         return unwanted
 
     def _pass_on(self, message: dict[str, Any]) -> None:
         channel = message["channel"].decode()
-        for hear in list(+self._hearers.get(channel, Counter())):
-            hear(channel, message["data"])
+        for listener in list(+self._listeners.get(channel, Counter())):
+            listener(channel, message["data"])

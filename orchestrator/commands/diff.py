@@ -16,7 +16,7 @@ from orchestrator.commands.output import AS_JSON, console, print_json, print_tab
 from orchestrator.commands.task_ids import TASK
 
 STYLES = {"-": "red", "+": "green", "@": "cyan"}
-MOST_LINES = 60
+MAX_LINES = 60
 
 
 def register(app: typer.Typer) -> None:
@@ -89,10 +89,10 @@ def _print_difference(difference: Difference) -> None:
     where = "task" if difference.step is None else f"step {difference.step}"
     console.print(styled((f"{where}: {difference.what}", "bold")))
     lines = list(difflib.unified_diff(_lines(difference.a), _lines(difference.b), "A", "B", n=2, lineterm=""))
-    for line in lines[:MOST_LINES]:
+    for line in lines[:MAX_LINES]:
         console.print(styled((line, STYLES.get(line[:1], ""))))
-    if len(lines) > MOST_LINES:
-        console.print(f"… {len(lines) - MOST_LINES} more lines; --json has all.")
+    if len(lines) > MAX_LINES:
+        console.print(f"… {len(lines) - MAX_LINES} more lines; --json has all.")
 
 
 def _lines(value: Any) -> list[str]:

@@ -70,7 +70,7 @@ def styled(*parts: str | tuple[str, str]) -> Text:
     return Text.assemble(*safe)
 
 
-def indented(text: str, width: int = 4) -> str:
+def indent(text: str, width: int = 4) -> str:
     """Return the text with its further lines indented, so that they cannot be mistaken for our own output."""
     return visible(text).replace("\n", "\n" + " " * width)
 
@@ -143,7 +143,7 @@ def print_error(kind: str, message: str, **detail: Any) -> None:
     if "--json" in sys.argv:
         print_json_line({"error": {"type": kind, "message": message, **detail}}, err=True)
     else:
-        stderr.print(styled(("Error: ", "bold red"), indented(message)))
+        stderr.print(styled(("Error: ", "bold red"), indent(message)))
 
 
 def exit_code(error: MinionsError) -> int:

@@ -98,21 +98,21 @@ def put(
         stored = client.put_schedule(
             name, given, cron=cron, timezone=timezone, interval_seconds=interval, missed=missed
         )
-    _tell(stored, as_json=as_json)
+    _report(stored, as_json=as_json)
 
 
 @app.command()
 def enable(name: str, as_json: bool = AS_JSON) -> None:
     """Let a schedule run again, from its next time on."""
     with connect() as client:
-        _tell(client.change_schedule(name, enabled=True), as_json=as_json)
+        _report(client.change_schedule(name, enabled=True), as_json=as_json)
 
 
 @app.command()
 def disable(name: str, as_json: bool = AS_JSON) -> None:
     """Stop a schedule; missed runs are not made up for."""
     with connect() as client:
-        _tell(client.change_schedule(name, enabled=False), as_json=as_json)
+        _report(client.change_schedule(name, enabled=False), as_json=as_json)
 
 
 @app.command()
@@ -132,7 +132,7 @@ def run(name: str, quiet: bool = QUIET, as_json: bool = AS_JSON) -> None:
     print_submitted(task, quiet=quiet, as_json=as_json)
 
 
-def _tell(schedule: dict[str, Any], *, as_json: bool) -> None:
+def _report(schedule: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(schedule)
     elif schedule["enabled"]:

@@ -17,7 +17,7 @@ from orchestrator.commands.following import print_lines, show_events
 from orchestrator.commands.output import (
     AS_JSON,
     console,
-    indented,
+    indent,
     local_time,
     on_a_terminal,
     print_json,
@@ -170,11 +170,11 @@ def show(task_id: str = TASK, as_json: bool = AS_JSON) -> None:
         return
     for name, value in plain(task).items():
         if value not in (None, {}, 0, False) or name in ("input", "output"):
-            console.print(styled((f"{name:18}", "bold"), indented(_short(value), 18)))
+            console.print(styled((f"{name:18}", "bold"), indent(_shorten(value), 18)))
     console.print()
     print_table(
         ("step", "kind", "name", "status", "output"),
-        ((s["number"], s["kind"], s["name"], _status(s), _short(s.get("output"), 60)) for s in steps),
+        ((s["number"], s["kind"], s["name"], _status(s), _shorten(s.get("output"), 60)) for s in steps),
         empty="No steps.",
     )
     for step in steps:
@@ -294,7 +294,7 @@ def print_ended(task: Task, *, as_json: bool) -> None:
     elif task.succeeded:
         print_json(task.output)
     else:
-        stderr.print(styled((f"Task {task.id} {task.state}: ", "bold red"), indented(message_of(task.error))))
+        stderr.print(styled((f"Task {task.id} {task.state}: ", "bold red"), indent(message_of(task.error))))
     if not task.succeeded:
         raise typer.Exit(1)
 
@@ -324,7 +324,7 @@ def _status(step: dict[str, Any]) -> str:
 
 def _row(task: TaskSummary, *, outputs: bool) -> tuple[Any, ...]:
     row = (task.id, task.agent, task.state, task.capability, task.attempts, task.created_at, task.finished_at)
-    return (*row, _short(task.output, 60)) if outputs else row
+    return (*row, _shorten(task.output, 60)) if outputs else row
 
 
 def _decision(chosen: dict[str, Any]) -> str:
@@ -339,10 +339,10 @@ def message_of(error: dict[str, Any] | None) -> str:
     return str((error or {}).get("message") or "")
 
 
-def _short(value: Any, most: int = 2000) -> str:
+def _shorten(value: Any, limit: int = 2000) -> str:
     import json
 
     if isinstance(value, datetime):
         return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text if len(text) <= limit else text[: limit - 1] + "…"

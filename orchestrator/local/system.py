@@ -229,7 +229,7 @@ class LocalSystem:
         """Return the preferred port if it is free, else any free one, and report it. No other `minion up` takes it."""
         for wanted in (preferred, 0):
             port = _free_port(wanted)
-            claim = _claimed(port) if port else None
+            claim = _reserve_port(port) if port else None
             if port and claim:
                 self._claims.append(claim)
                 if preferred not in (0, port):
@@ -344,7 +344,7 @@ def _free_port(wanted: int) -> int | None:
         return int(probe.getsockname()[1])
 
 
-def _claimed(port: int) -> socket.socket | None:
+def _reserve_port(port: int) -> socket.socket | None:
     """Claim a port that its user binds only later, through a name that the kernel gives to one process at a time
     (Linux). Return None if another system that is starting now has it.
     """

@@ -42,7 +42,7 @@ class Loop(ABC):
         self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
 
     @abstractmethod
-    def round(self) -> float:
+    def run_once(self) -> float:
         """Do the pending work; return the seconds until the next round."""
 
     def start(self) -> None:
@@ -66,15 +66,15 @@ class Loop(ABC):
         failures = 0
         while not self.stopping.is_set():
             try:
-                due = self.round()
+                due = self.run_once()
                 self.wait(due)
                 failures = 0
             except Exception as error:
-                self._tell(error)
+                self._log_failure(error)
                 failures += 1
                 self.stopping.wait(jittered(exponential(failures, first=0.1, longest=LONGEST_PAUSE)))
 
-    def _tell(self, error: Exception) -> None:
+    def _log_failure(self, error: Exception) -> None:
         if is_transient(error) or isinstance(error, AWAY):
             log.warning("round_failed", loop=self.name, reason=reason(error))
             return

@@ -25,7 +25,7 @@ class BudgetKeeper(Loop):
         self.engine = engine
         self.monitors = monitors
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         """Fail tasks that run over their time, then wake those that wait for a budget with room."""
         self._fail_overtime()
         with self.engine.begin() as connection:
@@ -39,6 +39,6 @@ class BudgetKeeper(Loop):
             with self.engine.begin() as connection:
                 failed = budgets.fail_overtime(connection, task_id, error)
                 event = event_just_ended(connection, task_id)
-            self.monitors.tell(event)
+            self.monitors.report(event)
             if failed:
                 log.info("budget_of_seconds_over", task=str(task_id))

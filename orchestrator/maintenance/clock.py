@@ -26,7 +26,7 @@ class Clock(Loop):
         self.settings = settings
         self.engine = engine
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         """Check everything that is not finished."""
         with self.engine.begin() as connection:
             healed = lifecycle.heal_clock(connection)

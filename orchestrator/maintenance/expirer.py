@@ -32,13 +32,13 @@ class Expirer(Loop):
         self.engine = engine
         self.monitors = monitors
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         """End one batch, each task in its own transaction."""
         for task_id in self._overdue():
             with self.engine.begin() as connection:
                 lifecycle.expire(connection, task_id)
                 event = event_just_ended(connection, task_id)
-            self.monitors.tell(event)
+            self.monitors.report(event)
             log.info("expired", task=str(task_id))
         return seconds_within_lease(self.settings)
 

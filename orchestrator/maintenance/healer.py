@@ -25,7 +25,7 @@ class Healer(Loop):
         self.engine = engine
         self._waits_looked_at: UUID | None = None
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         """Look at one batch of waits, and one of turns."""
         with self.engine.begin() as connection:
             woken, self._waits_looked_at = lifecycle.heal_waits(connection, after=self._waits_looked_at)

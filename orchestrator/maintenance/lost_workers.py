@@ -53,7 +53,7 @@ class LostWorkers(Loop):
         self._looked_at: datetime | None = None
         self._steady_since = datetime.max.replace(tzinfo=UTC)
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         """Check once, and release one batch of tasks."""
         self._lose_workers()
         if self._give_back_orphans() == BATCH:
@@ -95,6 +95,6 @@ class LostWorkers(Loop):
                     connection, orphan.task_id, orphan.claim, how="lost", charged=False, result={"error": error}
                 )
                 event = event_just_ended(connection, orphan.task_id)
-            self.monitors.tell(event)
+            self.monitors.report(event)
             log.warning("orphan_given_back", task=str(orphan.task_id), claim=orphan.claim, state=state and str(state))
         return len(orphans)

@@ -26,7 +26,7 @@ class Republisher(Loop):
         self.engine = engine
         self.app = app
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         """Publish one batch."""
         with self.engine.begin() as connection:
             again = self._presumed_lost(connection)

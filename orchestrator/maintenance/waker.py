@@ -23,10 +23,10 @@ class Waker(Loop):
         super().__init__()
         self.statements = engine.execution_options(isolation_level="AUTOCOMMIT")
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         """Wake one batch."""
         with self.statements.connect() as connection:
-            woken = lifecycle.wake_due(connection, most=BATCH)
+            woken = lifecycle.wake_due(connection, limit=BATCH)
         if woken:
             log.debug("woken", tasks=woken)
         return 0.0 if woken == BATCH else EVERY_SECONDS

@@ -31,7 +31,7 @@ class Pruner(Loop):
         if settings.retention_export is not None:
             TaskExport(settings.retention_export)
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         """Make one pass over all ended tasks."""
         trees = tasks = 0
         for batch in prune(self.engine, self.settings):

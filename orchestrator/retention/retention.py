@@ -32,8 +32,8 @@ from shared.tasks.states import FINAL, State
 
 log = structlog.get_logger(__name__)
 
-MOST_TREES = 500
-MOST_TASKS = 2000
+MAX_TREES = 500
+MAX_TASKS = 2000
 WINDOW = 5000
 FIRST = UUID(int=0)
 # No transaction should wait for a batch, so it gives up first. A large tree may take some seconds.
@@ -179,13 +179,13 @@ def _walk(
         until: UUID | None = connection.scalar(WINDOW_END, walk)
         if until is None:
             return _Stretch(None)
-        values = {**walk, "until": until, "before": before, "final": sorted(FINAL), "most": MOST_TREES}
+        values = {**walk, "until": until, "before": before, "final": sorted(FINAL), "most": MAX_TREES}
         found = list(connection.scalars(CHOOSE, values))
         if not found:
             return _Stretch(until)
         trees, tasks = _first_trees(connection, found)
         # If more was found than is taken, the walk continues after the last tree taken.
-        until = trees[-1] if len(trees) < len(found) or len(found) == MOST_TREES else until
+        until = trees[-1] if len(trees) < len(found) or len(found) == MAX_TREES else until
         if dry_run or _delete(connection, trees, export):
             return _Stretch(until, len(trees), tasks)
         return _Stretch(until)
@@ -196,7 +196,7 @@ def _first_trees(connection: Connection, roots: list[UUID]) -> tuple[list[UUID],
     sizes: dict[UUID, int] = {row.root_id: row.size for row in connection.execute(SIZES, {"roots": roots})}
     taken, tasks = roots[:1], sizes[roots[0]]
     for root in roots[1:]:
-        if tasks + sizes[root] > MOST_TASKS:
+        if tasks + sizes[root] > MAX_TASKS:
             break
         taken.append(root)
         tasks += sizes[root]
@@ -226,8 +226,9 @@ def _delete(connection: Connection, roots: list[UUID], export: TaskExport | None
 def _records(connection: Connection, roots: list[UUID]) -> Iterator[str]:
     """The trees' tasks as JSON texts, read while they are written."""
     streamed = {"stream_results": True, "yield_per": 100}
-    for record, input_order, output_order in connection.execute(RECORDS, {"roots": roots}, execution_options=streamed):
-        task = {**record["task"], "input_order": input_order, "output_order": output_order}
+    for row in connection.execute(RECORDS, {"roots": roots}, execution_options=streamed):
+        record = row.record
+        task = {**record["task"], "input_order": row.input_order, "output_order": row.output_order}
         steps = [in_order(step, "input", "output") for step in record["steps"] or []]
         kept = {**record, "task": in_order(task, "input", "output"), "steps": steps or None}
         yield json.dumps(kept, ensure_ascii=False)

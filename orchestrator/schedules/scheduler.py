@@ -62,7 +62,7 @@ class Scheduler(Loop):
         self.statements = engine.execution_options(isolation_level="AUTOCOMMIT")
         self.leadership = Leadership(settings, DUTY)
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         """Process every schedule that is due."""
         if not self.leadership.held():
             return LONGEST_WAIT
@@ -117,7 +117,7 @@ def run_due(connection: Connection, id: UUID) -> list[UUID]:
         "last_error": refusal,
     }
     connection.execute(MOVE_ON, values)
-    _tell(schedule, tasks, refusal)
+    _log_runs(schedule, tasks, refusal)
     return tasks
 
 
@@ -134,13 +134,13 @@ def _submit(connection: Connection, schedule: RowMapping, runs: list[datetime]) 
             for run in runs
         ]
         with connection.begin_nested():
-            accepted = submission.submit_many(connection, requests, submitted_by=store.submitter(schedule["name"]))
+            accepted = submission.submit_within(connection, requests, submitted_by=store.submitter(schedule["name"]))
     except MinionError as error:
         return [], error.message
     return [task.task_id for task in accepted], None
 
 
-def _tell(schedule: RowMapping, tasks: list[UUID], refusal: str | None) -> None:
+def _log_runs(schedule: RowMapping, tasks: list[UUID], refusal: str | None) -> None:
     about = {"schedule": schedule["name"], "namespace": schedule["namespace"]}
     if refusal is not None:
         log.warning("schedule_refused", **about, reason=refusal)

@@ -18,6 +18,7 @@ from shared.contracts.strict_model import Strict, faults_of
 from shared.errors import Conflict, InvalidInput, NotFound
 from shared.tasks import submission
 from shared.tasks.queries import Page, page_of
+from shared.tasks.records import NewTask
 
 LABEL = "schedule"
 # Fields that belong to one run, not to all of them.
@@ -215,10 +216,8 @@ def delete(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
     return in_order(row, "request")
 
 
-def prepare_run(
-    engine: Engine, namespace: str, name: str, *, idempotency_key: str | None = None
-) -> list[dict[str, Any]]:
-    """Prepare the arguments of `lifecycle.accept` for an extra run of a schedule, now; its times do not change.
+def prepare_run(engine: Engine, namespace: str, name: str, *, idempotency_key: str | None = None) -> list[NewTask]:
+    """Prepare an extra run of a schedule, now, for `lifecycle.accept`; the schedule's times do not change.
 
     Raises:
         NotFound: there is no schedule of that name.

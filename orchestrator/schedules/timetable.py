@@ -23,7 +23,7 @@ Missed = Literal["skip", "once", "all"]
 # A run that is at most this late was delayed (a restart, another leader); one that is later was missed.
 GRACE = timedelta(seconds=60)
 # Runs that one check starts; the rest is left for the next one.
-MOST_RUNS = 100
+MAX_RUNS = 100
 LONGEST_EXPRESSION = 200
 
 
@@ -123,13 +123,13 @@ def due(timetable: Timetable, next_at: datetime, now: datetime, missed: Missed) 
     Args:
         missed: handling of runs that were not started in time, which is the case if the earliest is later than
             `GRACE`: `skip` starts the newest one if that is still in time, and nothing else; `once` starts the newest
-            one; `all` starts each, `MOST_RUNS` at a time.
+            one; `all` starts each, `MAX_RUNS` at a time.
     """
     if next_at > now:
         return Due([], next_at)
     if missed == "all" or now - next_at <= GRACE:
         all_due = takewhile(lambda run: run <= now, chain([next_at], timetable.after(next_at)))
-        runs = list(islice(all_due, MOST_RUNS))
+        runs = list(islice(all_due, MAX_RUNS))
         return Due(runs, next(timetable.after(runs[-1])))
     newest = _newest(timetable, next_at, now)
     in_time = now - newest <= GRACE

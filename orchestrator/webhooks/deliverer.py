@@ -127,7 +127,7 @@ class Webhooks(Loop):
         self._ended = threading.Event()
         self._listener = Listener(settings, "minion_webhooks")
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         """Take the due deliveries for which threads are free, and start to post them."""
         self._listener.open()
         self._ended.clear()

@@ -133,23 +133,23 @@ def digest(value: JsonValue) -> str:
 
 def stable(value: JsonValue) -> JsonValue:
     """The value as it looks whatever the order of its keys: sorted, and whole numbers as integers."""
-    return _arranged(value, by=sorted)
+    return _arrange(value, by=sorted)
 
 
 def whole(value: JsonValue) -> JsonValue:
     """The value as it looks before and after PostgreSQL held it: whole numbers as integers."""
-    return _arranged(value, by=iter)
+    return _arrange(value, by=iter)
 
 
-def _arranged(value: JsonValue, *, by: Callable[[Iterable[str]], Iterable[str]]) -> JsonValue:
+def _arrange(value: JsonValue, *, by: Callable[[Iterable[str]], Iterable[str]]) -> JsonValue:
     """The value with the keys of each object as `by` puts them, and whole numbers as integers."""
     if isinstance(value, float) and value.is_integer():
         # By way of its digits, as PostgreSQL reads it: 1e23 is 10**23, and int(1e23) is not.
         return int(value) if abs(value) < 2**53 else int(Decimal(repr(value)))
     if isinstance(value, dict):
-        return {key: _arranged(value[key], by=by) for key in by(value)}
+        return {key: _arrange(value[key], by=by) for key in by(value)}
     if isinstance(value, list | tuple):
-        return [_arranged(item, by=by) for item in value]
+        return [_arrange(item, by=by) for item in value]
     return value
 
 

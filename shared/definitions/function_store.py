@@ -16,7 +16,7 @@ from shared.definitions.apply import store_definitions
 from shared.definitions.files import dump
 from shared.errors import InvalidInput, NotFound
 from shared.functions import security_events
-from shared.functions.runner import StoredFunction, run_function, verified
+from shared.functions.runner import StoredFunction, run_function, verify
 from shared.settings import get_settings
 
 STATUSES = ("active", "deprecated", "quarantined")
@@ -162,7 +162,7 @@ class FunctionStore:
             row = session.scalar(select(FunctionVersion).filter_by(**wanted)) if is_number(version) else None
             if row is None:
                 raise NotFound(f"The function {name!r} has no version {str(version)[:20]}.")
-        return verified(row, self.engine)
+        return verify(row, self.engine)
 
     def _head(self, session: Session, name: str) -> Function:
         head = session.scalar(select(Function).filter_by(namespace=self.namespace, name=name))

@@ -162,11 +162,11 @@ class DefinitionStore:
         version = self._store(definition, definition.checksum(**resolved), because, values)
         if version is not None:
             if definition.type == "agent":
-                self._refuse_what_no_model_takes(place, tools)
-            self._refuse_what_no_worker_preloads(place, version, tools)
+                self._check_tool_schemas(place, tools)
+            self._check_preloaded_packages(place, version, tools)
             self._link(version, definition, [tool.id for tool in tools])
 
-    def _refuse_what_no_model_takes(self, place: str, tools: Sequence[ToolVersion]) -> None:
+    def _check_tool_schemas(self, place: str, tools: Sequence[ToolVersion]) -> None:
         for position, tool in enumerate(tools):
             schema = tool.definition.get("input_schema")
             if not schema and tool.function_version_id:
@@ -177,7 +177,7 @@ class DefinitionStore:
                     f"{fault}."
                 )
 
-    def _refuse_what_no_worker_preloads(self, place: str, agent: AgentVersion, tools: Sequence[ToolVersion]) -> None:
+    def _check_preloaded_packages(self, place: str, agent: AgentVersion, tools: Sequence[ToolVersion]) -> None:
         """Check that live workers of the agent's capability can import the packages that its functions import."""
         if agent.tool_version_id:
             tools = [*tools, self.session.get_one(ToolVersion, agent.tool_version_id)]
@@ -332,7 +332,7 @@ class DefinitionStore:
         if but_rolled_back and kind == "agent":
             query = query.where(Agent.status != "rolled_back")
         rows = self.session.execute(query)
-        return [stored_definition(kind, *row) for row in rows]
+        return [stored_definition(kind, row.name, row.definition, row.key_order) for row in rows]
 
     def _active_agents(self) -> dict[str, AgentDefinition]:
         """Return the active version of every agent by name, with the schemas inherited from its pinned versions."""

@@ -21,7 +21,7 @@ from shared.errors import FunctionError, InvalidInput, InvalidOutput, MinionErro
 from shared.functions import security_events
 from shared.sandbox import Outcome, Sandbox, SandboxFault
 from shared.settings import get_settings
-from shared.tasks.directives import control_of
+from shared.tasks.directives import directive_in
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _intact(row: FunctionVersion) -> FunctionDefinition | None:
     return definition if definition.checksum() == row.checksum else None
 
 
-def verified(row: FunctionVersion, engine: Engine) -> StoredFunction:
+def verify(row: FunctionVersion, engine: Engine) -> StoredFunction:
     """Verify a stored row against its hash; a mismatch is a security event.
 
     Raises:
@@ -112,7 +112,7 @@ def run_function(
         task_id: the task that the function runs for, for the record of events.
 
     Returns:
-        the value, which matches the output schema or is a control value, and the outcome of the call.
+        the value, which matches the output schema or is a directive, and the outcome of the call.
 
     Raises:
         InvalidInput, InvalidOutput: a schema is not matched; all violations are in the message.
@@ -129,7 +129,7 @@ def run_function(
         raise _error_of(function, outcome.error, engine, task_id)
     what = f"The output of function {function.label}"
     check(outcome.value, what=what, limit=get_settings().max_output_bytes)
-    if control_of(outcome.value) is None:
+    if directive_in(outcome.value) is None:
         validate(definition.output_schema, outcome.value, what=what, error=InvalidOutput)
     return outcome.value, outcome
 

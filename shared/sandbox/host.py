@@ -28,7 +28,7 @@ MEGABYTE = 1 << 20
 QUEUE_PATIENCE = 30.0
 """Seconds that a call waits for a free child before it is refused."""
 ATTEMPTS = 3
-MOST_MEMORY = 1 << 20
+MAX_MEMORY = 1 << 20
 PRECISION = 2 * MEGABYTE
 """Bytes by which the kernel's memory counters may be off: each processor updates its own part of them."""
 LONGEST = 86_400
@@ -415,7 +415,7 @@ class _Refused(Exception):
 
 
 def _check_numbers(memory_limit: int, timeout: float, cpu_limit: float | None) -> None:
-    highest = {"memory_limit": MOST_MEMORY, "timeout": LONGEST, "cpu_limit": LONGEST}
+    highest = {"memory_limit": MAX_MEMORY, "timeout": LONGEST, "cpu_limit": LONGEST}
     for name, value in (("memory_limit", memory_limit), ("timeout", timeout), ("cpu_limit", cpu_limit)):
         if value is not None and not 0 < value <= highest[name]:
             raise ValueError(f"{name} must be a positive number of at most {highest[name]}, not {value!r}")

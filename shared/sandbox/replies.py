@@ -45,8 +45,8 @@ class Inbox:
         self._bytes += data
         if self._wanted is None and len(self._bytes) >= wire.REPLY.size:
             kind, body, printed = wire.REPLY.unpack_from(self._bytes)
-            most = self._limits.output if kind in (wire.VALUE, wire.CODE) else wire.MAX_REPORT
-            if body > most or printed > self._limits.stdout:
+            limit = self._limits.output if kind in (wire.VALUE, wire.CODE) else wire.MAX_REPORT
+            if body > limit or printed > self._limits.stdout:
                 self._wanted = 0
             else:
                 self._wanted = wire.REPLY.size + body + printed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, text
@@ -11,6 +10,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from shared.contracts.requests import BudgetChange
 from shared.errors import BudgetExceeded
 from shared.tasks.lifecycle import steps_with_order
+from shared.tasks.records import Breach, Charge, Flags, Reserve, StepRecord
 
 PLAIN = JSONB(none_as_null=True)
 SPEND = text("SELECT minion_spend(:task, :claim, :steps, :reserve, :used)").bindparams(
@@ -26,23 +26,23 @@ def spend(
     connection: Connection,
     task: UUID,
     claim: int,
-    steps: list[dict[str, Any]],
+    steps: list[StepRecord],
     *,
-    reserve: dict[str, Any] | None = None,
-    used: dict[str, Any] | None = None,
-) -> dict[str, Any] | None:
+    reserve: Reserve | None = None,
+    used: Charge | None = None,
+) -> Flags | None:
     """Commit journal steps under the fence, and charge them to every budget above the task.
 
     Args:
-        reserve: `{step, steps, tokens, microdollars}`, the worst case of the step that begins.
-        used: `{step, tokens, microdollars}`, the actual use of the step that ended; None for a value that is unknown.
+        reserve: the worst case of the step that begins.
+        used: the actual use of the step that ended.
 
     Returns:
         the flags that the minion must obey, or None if the claim is lost. If the flags contain a `breach`, nothing was
         written.
     """
     values = {"task": task, "claim": claim, "steps": steps_with_order(steps), "reserve": reserve, "used": used}
-    flags: dict[str, Any] | None = connection.scalar(SPEND, values)
+    flags: Flags | None = connection.scalar(SPEND, values)
     return flags
 
 
@@ -63,14 +63,15 @@ def change(connection: Connection, task: UUID, asked: BudgetChange) -> UUID:
     return owner
 
 
-def wake_funded(connection: Connection, *, most: int = 1000) -> int:
+def wake_funded(connection: Connection, *, limit: int = 1000) -> int:
     """Wake tasks that wait for a budget which now has room for them; return their number."""
-    return int(connection.scalar(WAKE, {"most": most}) or 0)
+    return int(connection.scalar(WAKE, {"most": limit}) or 0)
 
 
-def overtime(connection: Connection, *, most: int = 1000) -> list[tuple[UUID, BudgetExceeded]]:
+def overtime(connection: Connection, *, limit: int = 1000) -> list[tuple[UUID, BudgetExceeded]]:
     """Return the tasks that must fail because their budget of seconds is used up, with their errors."""
-    return [(task, exceeded(breach)) for task, breach in connection.execute(OVERTIME, {"most": most}) if breach]
+    rows = connection.execute(OVERTIME, {"most": limit})
+    return [(row.task_id, exceeded(row.breach)) for row in rows if row.breach]
 
 
 def fail_overtime(connection: Connection, task: UUID, error: BudgetExceeded) -> bool:
@@ -78,7 +79,7 @@ def fail_overtime(connection: Connection, task: UUID, error: BudgetExceeded) -> 
     return bool(connection.scalar(FAIL_OVERTIME, {"task": task, "error": error.as_dict()}))
 
 
-def exceeded(breach: dict[str, Any]) -> BudgetExceeded:
+def exceeded(breach: Breach) -> BudgetExceeded:
     """Return the error for a breach as `minion_breach` reports it."""
     if breach["asked"] is None:
         todo = "Use a model whose price is known, or give the budget in tokens."
@@ -86,10 +87,10 @@ def exceeded(breach: dict[str, Any]) -> BudgetExceeded:
         todo = f"Submit it again with more {breach['what']} in its `budget`."
     else:
         todo = f"`minion budget {breach['budget']} --add-{breach['what']} N` raises it."
-    return BudgetExceeded(f"{described(breach)} {todo}", **breach)
+    return BudgetExceeded(f"{describe(breach)} {todo}", **breach)
 
 
-def described(breach: dict[str, Any]) -> str:
+def describe(breach: Breach) -> str:
     """Describe a breach in one sentence, with its figures."""
     what = breach["what"]
     whose = f"The budget of task {breach['budget']} ({breach['agent']})"

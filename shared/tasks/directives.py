@@ -43,14 +43,14 @@ class Wait:
     seconds: float | None
 
 
-Control = Snooze | RetryAfter | Wait
+Directive = Snooze | RetryAfter | Wait
 
 
-def control_of(value: JsonValue) -> Control | None:
-    """Return the control value in a returned value, or None if that is a result.
+def directive_in(value: JsonValue) -> Directive | None:
+    """Return the directive in a returned value, or None if that is a result.
 
     Raises:
-        InvalidOutput: the control value is invalid.
+        InvalidOutput: the directive is invalid.
     """
     if not isinstance(value, dict) or not value or len(value) > 2:
         return None

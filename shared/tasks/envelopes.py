@@ -23,7 +23,7 @@ PRIORITY_SEPARATOR = "\x06\x16"
 PRIORITIES = (0, 3, 6, 9)
 LZMA_MEMORY = 64 << 20
 SMALL = 1 << 20
-MOST_PARTS = 10_000
+MAX_PARTS = 10_000
 """A large message is large because of its body, which is a single text: base64 has no commas."""
 
 DECOMPRESSORS: dict[str, Callable[[], Any]] = {
@@ -51,7 +51,7 @@ class Envelope:
     content_type: str
     body: bytes
 
-    def unpacked(self, *, limit: int) -> bytes:
+    def unpack(self, *, limit: int) -> bytes:
         """Return the body, decompressed up to a limit of bytes.
 
         Raises:
@@ -100,8 +100,8 @@ def open_envelope(raw: bytes, *, limit: int) -> Envelope:
     """
     if len(raw) > limit:
         raise Foreign(f"larger than {limit:,} bytes")
-    if len(raw) > SMALL and raw.count(b",") > MOST_PARTS:
-        raise Foreign(f"more than {MOST_PARTS:,} parts")
+    if len(raw) > SMALL and raw.count(b",") > MAX_PARTS:
+        raise Foreign(f"more than {MAX_PARTS:,} parts")
     try:
         item = json.loads(raw)
     except (ValueError, RecursionError):
@@ -113,7 +113,7 @@ def open_envelope(raw: bytes, *, limit: int) -> Envelope:
         headers=_of_type(item, "headers", dict),
         properties=properties,
         content_type=_of_type(item, "content-type", str),
-        body=_decoded(_of_type(item, "body", str), properties.get("body_encoding")),
+        body=_decode(_of_type(item, "body", str), properties.get("body_encoding")),
     )
 
 
@@ -124,7 +124,7 @@ def _of_type(item: dict[str, Any], name: str, kind: type) -> Any:
     return value
 
 
-def _decoded(body: str, encoding: Any) -> bytes:
+def _decode(body: str, encoding: Any) -> bytes:
     try:
         if encoding == "base64":
             return b64decode(body.encode("ascii"), validate=True)

@@ -9,13 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypedDict
+from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.contracts.key_order import in_order, order_of, ordered, with_order
+from shared.tasks.records import (
+    ChildRecord,
+    Claimed,
+    ExecutionResult,
+    Flags,
+    KnownStep,
+    NewTask,
+    Refusal,
+    StepRecord,
+    WaitRecord,
+)
 from shared.tasks.states import State
 
 
@@ -38,27 +49,6 @@ class Accepted:
 
     task_id: UUID
     created: bool
-
-
-class ExecutionResult(TypedDict, total=False):
-    """The result of an execution, as `minion_close_execution` and `minion_settle` read it.
-
-    Attributes:
-        steps: journal steps that are not written yet.
-        messages: those that a successful task adds to its conversation.
-        error: as `MinionError.as_dict` gives it.
-        peak_memory_bytes: of the process and of its sandboxed functions, whichever is larger.
-    """
-
-    steps: list[dict[str, Any]]
-    output: Any
-    error: dict[str, Any]
-    messages: list[dict[str, Any]]
-    cpu_seconds: float
-    peak_memory_bytes: int
-    input_tokens: int
-    output_tokens: int
-    cost_microdollars: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +111,8 @@ IS_CANCELLED = text(
 )
 STEP_INPUT = text(
     "SELECT CASE WHEN s.kind = 'subtask' THEN k.input WHEN s.input ? 'approval' THEN s.input->'approval' "
-    "ELSE s.input END, "
-    "CASE WHEN s.kind = 'subtask' THEN k.input_order ELSE s.input_order END "
+    "ELSE s.input END AS input, "
+    "CASE WHEN s.kind = 'subtask' THEN k.input_order ELSE s.input_order END AS input_order "
     "FROM steps s LEFT JOIN tasks k ON k.id = s.child_id WHERE s.task_id = :task AND s.number = :number"
 )
 HEAL_CLOCK = text("SELECT minion_heal_clock()")
@@ -131,22 +121,19 @@ HEAL_WAITS = text("SELECT woken, last FROM minion_heal_waits(:after, :most)")
 END_TREE = text("SELECT minion_end_tree(:task, :state, :error)").bindparams(bindparam("error", type_=JSONB))
 
 
-def accept(connection: Connection, requests: Sequence[dict[str, Any]]) -> list[Accepted]:
+def accept(connection: Connection, tasks: Sequence[NewTask]) -> list[Accepted]:
     """Insert tasks, all or none, in the caller's transaction.
 
-    Args:
-        requests: each as `minion_accept` describes it.
-
     Raises:
-        MinionError: the first request that is refused, and why.
+        MinionError: the first task that is refused, and why.
     """
-    values = {"requests": [with_order(request, "input") for request in requests]}
+    values = {"requests": [with_order(task, "input") for task in tasks]}
     return [Accepted(**row) for row in connection.execute(ACCEPT, values).mappings()]
 
 
 def replay_from(
     connection: Connection,
-    request: dict[str, Any],
+    new: NewTask,
     source: UUID,
     first: int,
     edited: dict[str, Any] | None,
@@ -156,7 +143,7 @@ def replay_from(
     """Insert a task that continues an ended one, with a copy of its journal. Return the new task.
 
     Args:
-        request: as `minion_accept` describes it; it pins the versions that ran then.
+        new: the new task; it pins the versions that ran then.
         first: the first step that is executed; all earlier ones must be readable.
         edited: `{"output": …}` if step `first` is copied too, with this output.
         who: the author of an edit, for the record.
@@ -167,7 +154,7 @@ def replay_from(
         MinionError: the agent no longer accepts it.
     """
     values = {
-        "request": with_order(request, "input"),
+        "request": with_order(new, "input"),
         "source": source,
         "first": first,
         "edited": edited and with_order(edited, "output"),
@@ -205,7 +192,7 @@ def stalled_queues(connection: Connection, *, patience: float) -> list[str]:
 
 
 def republish(
-    connection: Connection, *, lease: float, patience: float, empty_queues: list[str], most: int = 1000
+    connection: Connection, *, lease: float, patience: float, empty_queues: list[str], limit: int = 1000
 ) -> list[Dispatched]:
     """Return queued tasks whose messages are presumed lost, to be published again under the same claim.
 
@@ -216,33 +203,33 @@ def republish(
         "lease": timedelta(seconds=lease),
         "patience": timedelta(seconds=patience),
         "empty": empty_queues,
-        "most": most,
+        "most": limit,
     }
     return [Dispatched(**row) for row in connection.execute(REPUBLISH, limits).mappings()]
 
 
-def wake_due(connection: Connection, *, most: int = 1000) -> int:
+def wake_due(connection: Connection, *, limit: int = 1000) -> int:
     """Make scheduled and waiting tasks pending if their time has come; return their number."""
-    return int(connection.scalar(WAKE_DUE, {"most": most}) or 0)
+    return int(connection.scalar(WAKE_DUE, {"most": limit}) or 0)
 
 
-def heal_waits(connection: Connection, *, after: UUID | None = None, most: int = 1000) -> tuple[int, UUID | None]:
+def heal_waits(connection: Connection, *, after: UUID | None = None, limit: int = 1000) -> tuple[int, UUID | None]:
     """Wake waiting tasks that have nothing left to wait for.
 
     Args:
         after: the task where the last pass ended; None starts with the first ones.
-        most: the number of waiting tasks to check.
+        limit: the number of waiting tasks to check.
 
     Returns:
         the number of woken tasks, and where the pass ended; None if there are no more.
     """
-    woken, last = connection.execute(HEAL_WAITS, {"after": after, "most": most}).one()
-    return woken, last
+    row = connection.execute(HEAL_WAITS, {"after": after, "most": limit}).one()
+    return row.woken, row.last
 
 
-def heal_turns(connection: Connection, *, most: int = 1000) -> int:
+def heal_turns(connection: Connection, *, limit: int = 1000) -> int:
     """Give a position to tasks whose predecessor in their conversation is done; return their number."""
-    return int(connection.scalar(HEAL_TURNS, {"most": most}) or 0)
+    return int(connection.scalar(HEAL_TURNS, {"most": limit}) or 0)
 
 
 def heal_clock(connection: Connection) -> int:
@@ -252,27 +239,30 @@ def heal_clock(connection: Connection) -> int:
 
 def claim(
     connection: Connection, task: UUID, expected: int, worker: UUID, *, granted: bool = False
-) -> dict[str, Any] | None:
+) -> Claimed | Refusal | None:
     """Claim a queued task.
 
     Args:
         granted: the limiter has permitted it to start.
 
     Returns:
-        the row with `claim`, `attempts`, `queue` and `steps`; `{"refused": obstacle}` if a pause or a limit blocks it
-        (if the obstacle's kind is `rate`, the caller must ask the limiter); None if the task cannot be claimed.
+        the claimed task; a refusal if a pause or a limit blocks it (if the obstacle's kind is `rate`, the caller must
+        ask the limiter); None if the task cannot be claimed.
     """
     values = {"task": task, "claim": expected, "worker": worker, "granted": granted}
-    found: dict[str, Any] | None = connection.scalar(CLAIM, values)
+    found: Claimed | Refusal | None = connection.scalar(CLAIM, values)
     if found is None or "refused" in found:
         return found
-    return {**in_order(found, "input"), "steps": [_step_in_order(step) for step in found["steps"]]}
+    steps = [_step_in_order(step) for step in found["steps"]]
+    return cast(Claimed, {**in_order(found, "input"), "steps": steps})
 
 
-def _step_in_order(step: dict[str, Any]) -> dict[str, Any]:
+def _step_in_order(stored: KnownStep) -> KnownStep:
     """Restore the key order of a step from `minion_journal`, and of the outcome of its sub-task."""
-    step = in_order(step, "output")
-    return {**step, "outcome": in_order(step["outcome"], "output")} if "outcome" in step else step
+    step = in_order(stored, "output")
+    if "outcome" in stored:
+        step["outcome"] = in_order(stored["outcome"], "output")
+    return cast(KnownStep, step)
 
 
 def hold(connection: Connection, task: UUID, expected: int, *, scope: str, name: str, delay: float) -> None:
@@ -287,14 +277,14 @@ def is_cancelled(connection: Connection, task: UUID, claim: int) -> bool | None:
     return asked
 
 
-def write_steps(connection: Connection, task: UUID, claim: int, steps: list[dict[str, Any]]) -> dict[str, Any] | None:
+def write_steps(connection: Connection, task: UUID, claim: int, steps: list[StepRecord]) -> Flags | None:
     """Commit journal steps under the fence. Return the flags that the minion must obey, or None."""
     values = {"task": task, "claim": claim, "steps": steps_with_order(steps)}
-    flags: dict[str, Any] | None = connection.scalar(WRITE_STEPS, values)
+    flags: Flags | None = connection.scalar(WRITE_STEPS, values)
     return flags
 
 
-def steps_with_order(steps: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def steps_with_order(steps: Sequence[StepRecord]) -> list[dict[str, Any]]:
     """Return journal steps in the form of the database: with the order of their keys."""
     return [with_order(step, "input", "output") for step in steps]
 
@@ -307,7 +297,7 @@ def _with_order(result: ExecutionResult) -> dict[str, Any]:
 def step_input(connection: Connection, task: UUID, number: int) -> Any:
     """Return the input of a step: a call's request, a sub-task's input, proposed arguments."""
     row = connection.execute(STEP_INPUT, {"task": task, "number": number}).one_or_none()
-    return None if row is None else ordered(*row)
+    return None if row is None else ordered(row.input, row.input_order)
 
 
 def finish(connection: Connection, task: UUID, claim: int, state: State, result: ExecutionResult) -> State | None:
@@ -356,8 +346,8 @@ def suspend(
     task: UUID,
     claim: int,
     result: ExecutionResult,
-    children: list[dict[str, Any]],
-    waits: Sequence[dict[str, Any]] = (),
+    children: Sequence[ChildRecord],
+    waits: Sequence[WaitRecord] = (),
 ) -> State | None:
     """Create sub-tasks and waits and suspend their task, in one transaction.
 

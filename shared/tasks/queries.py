@@ -24,9 +24,9 @@ from shared.tasks.response import AgentResponse
 from shared.tasks.states import FINAL, State
 
 MAX_PAGE = 1000
-MOST_OUTPUTS = 100  # tasks per page with outputs
-MOST_OUTPUT_BYTES = 8 << 20
-MOST_CANDIDATES = 10
+MAX_OUTPUTS = 100  # tasks per page with outputs
+MAX_OUTPUT_BYTES = 8 << 20
+MAX_CANDIDATES = 10
 UNROUTED = "(unrouted)"  # in counts: tasks whose message has not been routed to an agent yet
 
 # The tasks of a page, without input, messages and output, which may be megabytes each.
@@ -172,15 +172,15 @@ def find_task(connection: Connection, digits: str) -> UUID:
         AmbiguousId: there are several; `detail["candidates"]` has some of their ids, the newest first.
     """
     first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
-    values = {"first": first, "last": last, "most": MOST_CANDIDATES + 1}
+    values = {"first": first, "last": last, "most": MAX_CANDIDATES + 1}
     found = connection.execute(STARTING, values).all()
     if not found:
         raise NotFound(f"There is no task whose id begins with {digits}.")
     if len(found) == 1:
         return UUID(str(found[0].id))
-    candidates = found[:MOST_CANDIDATES]
+    candidates = found[:MAX_CANDIDATES]
     listed = ", ".join(f"{task.id} ({task.agent_name or 'not routed'}, {task.state})" for task in candidates)
-    more = " and more" if len(found) > MOST_CANDIDATES else ""
+    more = " and more" if len(found) > MAX_CANDIDATES else ""
     raise AmbiguousId(
         f"More than one task has an id that begins with {digits}: {listed}{more}. Give more characters: an id begins "
         "with the time of its task, so tasks of the same minute share 8 characters, and of the same moment 12.",
@@ -201,15 +201,15 @@ def list_tasks(
     Args:
         limit: the largest number of tasks.
         before: the `next` of the previous page.
-        with_outputs: include the outputs. A page then ends after `MOST_OUTPUTS` tasks, or before their outputs would
-            exceed `MOST_OUTPUT_BYTES`, but it has at least one task.
+        with_outputs: include the outputs. A page then ends after `MAX_OUTPUTS` tasks, or before their outputs would
+            exceed `MAX_OUTPUT_BYTES`, but it has at least one task.
     """
     if with_outputs:
-        return _with_outputs(connection, list_tasks(connection, chosen, limit=min(limit, MOST_OUTPUTS), before=before))
+        return _with_outputs(connection, list_tasks(connection, chosen, limit=min(limit, MAX_OUTPUTS), before=before))
     conditions, values = _conditions(chosen)
     if before is not None:
         conditions, values = [*conditions, CONDITIONS["before"]], {**values, "before": before}
-    statement = _typed(
+    statement = _bind_types(
         f"WITH page AS MATERIALIZED (SELECT t.id FROM {JOINED} WHERE "  # noqa: S608
         f"{' AND '.join(conditions)} ORDER BY t.id DESC LIMIT :most) {SUMMARIES} ORDER BY id DESC",
         values,
@@ -220,7 +220,7 @@ def list_tasks(
 
 def _with_outputs(connection: Connection, page: Page) -> Page:
     """Return the page with outputs, truncated if they are too large together."""
-    values = {"tasks": [task["id"] for task in page.items], "most": MOST_OUTPUT_BYTES}
+    values = {"tasks": [task["id"] for task in page.items], "most": MAX_OUTPUT_BYTES}
     found = {row.id: row for row in connection.execute(OUTPUTS, values)}
     items: list[dict[str, Any]] = []
     for task in page.items:
@@ -234,14 +234,14 @@ def _with_outputs(connection: Connection, page: Page) -> Page:
 def count_tasks(connection: Connection, chosen: TaskFilter) -> dict[str, dict[str, int]]:
     """Count tasks by capability and state: `{capability: {state: number}}`, without zeros."""
     conditions, values = _conditions(chosen)
-    statement = _typed(
-        f"SELECT COALESCE({CAPABILITY}, '{UNROUTED}'), s.state, count(*) FROM {JOINED} "  # noqa: S608
+    statement = _bind_types(
+        f"SELECT COALESCE({CAPABILITY}, '{UNROUTED}') AS capability, s.state, count(*) AS number FROM {JOINED} "  # noqa: S608
         f"WHERE {' AND '.join(conditions)} GROUP BY 1, 2 ORDER BY 1, 2",
         values,
     )
     counts: dict[str, dict[str, int]] = {}
-    for capability, state, number in connection.execute(statement, values):
-        counts.setdefault(capability, {})[state] = number
+    for row in connection.execute(statement, values):
+        counts.setdefault(row.capability, {})[row.state] = row.number
     return counts
 
 
@@ -338,5 +338,5 @@ def _conditions(chosen: TaskFilter) -> tuple[list[str], dict[str, Any]]:
     return [CONDITIONS[name] for name in values] or ["true"], values
 
 
-def _typed(statement: str, values: Mapping[str, Any]) -> TextClause:
+def _bind_types(statement: str, values: Mapping[str, Any]) -> TextClause:
     return text(statement).bindparams(*(bindparam(name, type_=TYPES[name]) for name in values if name in TYPES))

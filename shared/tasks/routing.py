@@ -11,7 +11,7 @@ from sqlalchemy import Connection, text
 
 from shared.errors import AmbiguousRoute
 
-MOST_LISTED = 10
+MAX_LISTED = 10
 
 # Any word may match (websearch syntax would require all); the weights put the name before the description.
 RANK = text(
@@ -79,12 +79,12 @@ def choose(
     rows = connection.execute(RANK, values).all()
     if not rows:
         names = list(connection.scalars(NAMES, values))
-        listed = ", ".join(names[:MOST_LISTED]) + (", …" if len(names) > MOST_LISTED else "")
+        listed = ", ".join(names[:MAX_LISTED]) + (", …" if len(names) > MAX_LISTED else "")
         raise AmbiguousRoute(
             f"No agent fits the message. Name one of: {listed}."
             if names
             else "There is no agent to send the message to.",
-            candidates=names[:MOST_LISTED],
+            candidates=names[:MAX_LISTED],
         )
     best = rows[0]
     tied = [row.name for row in rows if abs(row.score - best.score) < 1e-6]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, bindparam, text
@@ -19,6 +19,7 @@ from shared.suggestions import similar_agents
 from shared.tasks import lifecycle
 from shared.tasks.lifecycle import Accepted
 from shared.tasks.messages import checked_input, coerce_all
+from shared.tasks.records import NewTask
 
 # An agent without an input schema takes the input of the function or tool that its version pins. A sequential chain
 # takes the current input of its first agent (except messages, which are for the first agent to read).
@@ -68,19 +69,8 @@ Targets = dict[tuple[str | None, str | None, str, bool, bool], Target | MinionEr
 """
 
 
-def submit(connection: Connection, request: TaskRequest, *, submitted_by: str) -> Accepted:
-    """Accept one task in the caller's transaction.
-
-    Callers that do not need to share a transaction should use `prepare`.
-
-    Raises:
-        MinionError: why it is refused.
-    """
-    return submit_many(connection, [request], submitted_by=submitted_by)[0]
-
-
-def submit_many(connection: Connection, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[Accepted]:
-    """Accept all tasks or none, in the caller's transaction.
+def submit(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[Accepted]:
+    """Accept all tasks or none: `prepare` them, then accept them in one short transaction.
 
     Args:
         submitted_by: the submitter, for the record.
@@ -88,11 +78,24 @@ def submit_many(connection: Connection, requests: Sequence[TaskRequest], *, subm
     Raises:
         MinionError: the first refusal; `detail["index"]` is the position if there are several requests.
     """
+    prepared = prepare(engine, requests, submitted_by=submitted_by)
+    with engine.begin() as connection:
+        return lifecycle.accept(connection, prepared)
+
+
+def submit_within(connection: Connection, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[Accepted]:
+    """Accept all tasks or none in the caller's transaction, which stays open while the inputs are checked.
+
+    Callers whose transaction holds nothing yet must `prepare` before they begin it.
+
+    Raises:
+        MinionError: the first refusal; `detail["index"]` is the position if there are several requests.
+    """
     return lifecycle.accept(connection, _prepare_all(connection, requests, submitted_by))
 
 
-def prepare(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[dict[str, Any]]:
-    """Check tasks and prepare the arguments of `lifecycle.accept`.
+def prepare(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[NewTask]:
+    """Check tasks, for callers that then pass them to `lifecycle.accept` in their own transaction.
 
     Checking one large input against its schema may take longer than PostgreSQL lets a transaction idle (a lease), so
     no transaction is open during that time.
@@ -111,27 +114,27 @@ def prepare(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: st
 
 def prepare_each(
     engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: Sequence[str]
-) -> list[dict[str, Any] | MinionError]:
+) -> list[NewTask | MinionError]:
     """Check each task as `prepare` does. A refused request yields its reason and does not affect the others."""
     targets: Targets = {}
-    prepared: list[dict[str, Any] | MinionError] = []
+    prepared: list[NewTask | MinionError] = []
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         in_use = _keys_in_use(connection, requests)
         for request, submitter in zip(requests, submitted_by, strict=True):
             try:
-                prepared.append(_prepared(connection, request, in_use, targets) | {"submitted_by": submitter})
+                prepared.append(_prepare_one(connection, request, submitter, in_use, targets))
             except MinionError as error:
                 prepared.append(error)
     return prepared
 
 
-def _prepare_all(connection: Connection, requests: Sequence[TaskRequest], submitted_by: str) -> list[dict[str, Any]]:
+def _prepare_all(connection: Connection, requests: Sequence[TaskRequest], submitted_by: str) -> list[NewTask]:
     targets: Targets = {}
     in_use = _keys_in_use(connection, requests)
     prepared = []
     for index, request in enumerate(requests):
         try:
-            prepared.append(_prepared(connection, request, in_use, targets) | {"submitted_by": submitted_by})
+            prepared.append(_prepare_one(connection, request, submitted_by, in_use, targets))
         except MinionError as error:
             if len(requests) > 1:
                 raise type(error)(
@@ -141,14 +144,19 @@ def _prepare_all(connection: Connection, requests: Sequence[TaskRequest], submit
     return prepared
 
 
-def _prepared(
-    connection: Connection, request: TaskRequest, in_use: set[tuple[str, str | None]], targets: Targets
-) -> dict[str, Any]:
-    plain = _plain(request)
+def _prepare_one(
+    connection: Connection,
+    request: TaskRequest,
+    submitted_by: str,
+    in_use: set[tuple[str, str | None]],
+    targets: Targets,
+) -> NewTask:
+    task = _new_task(request)
+    task["submitted_by"] = submitted_by
     # For a request that was accepted before, the insert returns that task, whatever has become of its agent since.
     if (request.namespace, request.idempotency_key) not in in_use:
-        _check_target(connection, request, plain, targets)
-    return plain
+        _check_target(connection, request, task, targets)
+    return task
 
 
 def _keys_in_use(connection: Connection, requests: Sequence[TaskRequest]) -> set[tuple[str, str | None]]:
@@ -164,48 +172,49 @@ def _keys_in_use(connection: Connection, requests: Sequence[TaskRequest]) -> set
     }
 
 
-def _plain(request: TaskRequest) -> dict[str, Any]:
+def _new_task(request: TaskRequest) -> NewTask:
     """Return the request as the insert takes it: strict JSON within the limits."""
     plain = request.model_dump(mode="json", exclude_none=True, exclude={"input", "messages"})
     check(plain, what="The request")
+    task = cast(NewTask, plain)
     if "input" in request.model_fields_set:
-        plain["input"] = request.input
+        task["input"] = request.input
     if request.messages is not None:
-        plain["messages"] = [message.model_dump() for message in coerce_all(request.messages)]
-        if not plain["messages"]:
+        task["messages"] = [message.model_dump() for message in coerce_all(request.messages)]
+        if not task["messages"]:
             raise InvalidInput("`messages` is an empty list; send at least one message.")
     limit = get_settings().max_input_bytes
     check(request.input, what="The input", limit=limit)
-    check(plain.get("messages"), what="The list of messages", limit=limit)
-    if "input" not in plain and "messages" not in plain:
-        plain["input"] = {}
-    return plain
+    check(task.get("messages"), what="The list of messages", limit=limit)
+    if "input" not in task and "messages" not in task:
+        task["input"] = {}
+    return task
 
 
-def _check_target(connection: Connection, request: TaskRequest, plain: dict[str, Any], targets: Targets) -> None:
+def _check_target(connection: Connection, request: TaskRequest, task: NewTask, targets: Targets) -> None:
     """Check the input against the schema of the agent that will run it, and record that in the request."""
-    key = (request.agent, request.capability, request.namespace, plain.get("input") is None, "messages" in plain)
+    key = (request.agent, request.capability, request.namespace, task.get("input") is None, "messages" in task)
     if key not in targets:
         try:
-            targets[key] = resolve(connection, plain)
+            targets[key] = resolve(connection, task)
         except MinionError as error:
             targets[key] = error
     target = targets[key]
     if isinstance(target, MinionError):
         raise type(target)(target.message, **target.detail)
     if target.version_id is not None:
-        said = coerce_all(plain["messages"]) if "messages" in plain else None
-        checked_input(target.input_schema, plain.get("input"), said, agent=str(target.agent))
-        plain["validated"] = str(target.version_id)
+        said = coerce_all(task["messages"]) if "messages" in task else None
+        checked_input(target.input_schema, task.get("input"), said, agent=str(target.agent))
+        task["validated"] = str(target.version_id)
 
 
-def resolve(connection: Connection, request: dict[str, Any]) -> Target:
-    """Return the agent version that a request names.
+def resolve(connection: Connection, task: NewTask) -> Target:
+    """Return the agent version that a task names.
 
     Raises:
         UnknownAgent, UnknownCapability, AmbiguousRoute, Conflict: it names none that accepts work.
     """
-    named = {name: request.get(name) for name in ("agent", "capability", "namespace", "agent_version_id", "messages")}
-    of_messages = request.get("input") is None and request.get("messages") is not None
+    named = {name: task.get(name) for name in ("agent", "capability", "namespace", "agent_version_id", "messages")}
+    of_messages = task.get("input") is None and task.get("messages") is not None
     found = connection.execute(RESOLVE, {"request": named, "of_messages": of_messages}).mappings().one()
     return Target(**found)

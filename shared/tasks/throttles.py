@@ -51,7 +51,7 @@ MODEL_RATES = text(
     "ORDER BY name = '*' LIMIT 1"
 )
 # Tasks that waited may start now.
-LET_GO = text(
+RELEASE_HOLD = text(
     "WITH gone AS (DELETE FROM rate_holds WHERE namespace = :namespace AND scope = :scope "
     "AND (name = :name OR :name = '*')) SELECT minion_notify_pending()"
 )
@@ -107,7 +107,7 @@ def resume(connection: Connection, scope: Scope, name: str, *, namespace: str = 
     values = _target(scope, name, namespace)
     if connection.scalar(RESUME, values) is None:
         raise NotFound(f"The {scope} {name!r} is not paused.")
-    connection.execute(LET_GO, values)
+    connection.execute(RELEASE_HOLD, values)
 
 
 def list_pauses(connection: Connection) -> list[dict[str, Any]]:
@@ -151,7 +151,7 @@ def set_limit(
         **_columns(output_tokens, "output_tokens", "output_tokens_seconds"),
     }
     row = dict(connection.execute(SET_LIMIT, values).mappings().one())
-    connection.execute(LET_GO, values)
+    connection.execute(RELEASE_HOLD, values)
     return row
 
 
@@ -164,7 +164,7 @@ def remove_limit(connection: Connection, scope: LimitScope, name: str, *, namesp
     values = _target(scope, name, namespace, LIMIT_SCOPES)
     if connection.scalar(REMOVE_LIMIT, values) is None:
         raise NotFound(f"There is no limit for the {scope} {name!r}.")
-    connection.execute(LET_GO, values)
+    connection.execute(RELEASE_HOLD, values)
 
 
 def list_limits(connection: Connection) -> list[dict[str, Any]]:
@@ -175,9 +175,14 @@ def list_limits(connection: Connection) -> list[dict[str, Any]]:
 def model_rates(connection: Connection, model: str, *, namespace: str = "default") -> list[tuple[str, int, float]]:
     """Return the limits of a model: kind (`requests`, `input-tokens`, `output-tokens`), number, seconds."""
     row = connection.execute(MODEL_RATES, {"model": model, "namespace": namespace}).one_or_none()
-    kinds = ("requests", "input-tokens", "output-tokens")
-    pairs = zip(kinds, row[::2], row[1::2], strict=True) if row else ()
-    return [(kind, count, seconds) for kind, count, seconds in pairs if count is not None]
+    if row is None:
+        return []
+    rates = [
+        ("requests", row.rate, row.period_seconds),
+        ("input-tokens", row.input_tokens, row.input_tokens_seconds),
+        ("output-tokens", row.output_tokens, row.output_tokens_seconds),
+    ]
+    return [rate for rate in rates if rate[1] is not None]
 
 
 def _check_limit(

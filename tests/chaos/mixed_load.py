@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from minions import Client
 from shared.contracts.requests import TaskRequest
-from shared.tasks.submission import submit_many
+from shared.tasks.submission import submit_within
 from tests.chaos.system import QUEUE, seconds
 
 LABEL = "chaos"
@@ -178,7 +178,7 @@ def by_python(engine: Engine) -> EntryPoint:
 
     def submit(one: Submission) -> None:
         with engine.begin() as connection:
-            submit_many(connection, [TaskRequest(idempotency_key=one.key, **one.fields())], submitted_by="chaos")
+            submit_within(connection, [TaskRequest(idempotency_key=one.key, **one.fields())], submitted_by="chaos")
 
     return submit
 

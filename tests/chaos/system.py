@@ -30,7 +30,7 @@ from shared.database.connections import make_engine
 from shared.database.schema import migrate
 from shared.definitions.apply import store_definitions
 from shared.settings import Settings
-from shared.tasks.submission import submit_many
+from shared.tasks.submission import submit_within
 from tests.chaos import audit
 from tests.chaos.injected import COPIES
 from tests.chaos.network import Link
@@ -280,7 +280,7 @@ class Minions(System):
     def submit(self, numbers: Iterable[int]) -> None:
         requests = [TaskRequest(idempotency_key=f"chaos-{number}", **self.request(number)) for number in numbers]
         with self.engine.begin() as connection:
-            submit_many(connection, requests, submitted_by="chaos")
+            submit_within(connection, requests, submitted_by="chaos")
 
     def request(self, number: int) -> dict[str, Any]:
         """Return the fields of a task without the key."""

@@ -32,7 +32,7 @@ from shared.definitions.store import DefinitionStore
 from shared.settings import Settings
 from shared.tasks.queries import get_task
 from shared.tasks.states import FINAL
-from shared.tasks.submission import submit_many
+from shared.tasks.submission import submit_within
 from tests.chaos import audit
 from tests.crash_matrix import points, tools
 from tests.crash_matrix.cells import Cell, Hit, Point, Strike
@@ -236,7 +236,7 @@ class Lane:
             played = self._played = Played(cell)
             # The first points wait at the lock until their task is known.
             with self.engine.begin() as connection:
-                [accepted] = submit_many(connection, [request], submitted_by="crash-matrix")
+                [accepted] = submit_within(connection, [request], submitted_by="crash-matrix")
             self._root = accepted.task_id
         return played
 

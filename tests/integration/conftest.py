@@ -35,7 +35,7 @@ from shared.tasks import lifecycle
 from shared.tasks.lifecycle import Dispatched
 from shared.tasks.queries import get_task, list_executions, list_steps
 from shared.tasks.states import FINAL
-from shared.tasks.submission import submit_many
+from shared.tasks.submission import submit_within
 from tests.conftest import Define
 from tests.model import talking_to
 from tests.processes import ROOT, SHORT_LEASES, Process, ended_at_last, start_worker, wait_online, wait_until
@@ -65,7 +65,7 @@ class Tasks:
 
         def accept() -> list[UUID]:
             with transaction() as connection:
-                return [accepted.task_id for accepted in submit_many(connection, requests, submitted_by="test")]
+                return [accepted.task_id for accepted in submit_within(connection, requests, submitted_by="test")]
 
         return persist(accept)
 

@@ -392,7 +392,7 @@ def test_waiters_that_do_not_fit_are_in_nobody_s_way(claim: Any, tasks: Tasks, d
     wait_for_budget(small, 20)
     with transaction() as connection:
         connection.execute(text("UPDATE budgets SET tokens = 20, changed_at = clock_timestamp()"))
-        assert sum(budgets.wake_funded(connection, most=1) for _ in range(2)) == 1
+        assert sum(budgets.wake_funded(connection, limit=1) for _ in range(2)) == 1
     assert tasks.get(small.task_id)["state"] == "pending"
     with transaction() as connection:
         connection.execute(text("UPDATE budgets SET tokens = 500, changed_at = clock_timestamp()"))
@@ -447,14 +447,14 @@ def test_budget_keeper_fails_overtime_and_wakes_tasks_with_room(
     call(late, 0)
     wait_for_budget(poor, 20)
     keeper = BudgetKeeper(settings, database, Monitors(make_app(settings)))
-    keeper.round()
+    keeper.run_once()
     assert (tasks.get(late.task_id)["state"], tasks.get(poor.task_id)["state"]) == ("running", "waiting")
     with transaction() as connection:
         connection.execute(text("UPDATE budgets SET due_at = due_at - interval '61 s'"))
         connection.execute(text("UPDATE executions SET started_at = started_at - interval '61 s'"))
         # As if it had been raised after the breach, and before the task was suspended.
         connection.execute(text("UPDATE budgets SET tokens = 20, changed_at = clock_timestamp() WHERE tokens = 10"))
-    keeper.round()
+    keeper.run_once()
     ended = tasks.get(late.task_id)
     assert (ended["state"], ended["error"]["type"], ended["error"]["what"]) == ("failed", "budget_exceeded", "seconds")
     # By this the worker's main process knows whom to interrupt.
@@ -474,7 +474,7 @@ def test_who_has_ended_or_is_in_the_queue_is_not_in_the_way_of_who_runs_over_its
         lifecycle.dispatch(connection, lease=3600, window=1000)
         connection.execute(text("UPDATE budgets SET due_at = due_at - interval '61 s'"))
         connection.execute(text("UPDATE executions SET started_at = started_at - interval '61 s'"))
-        [(task, error)] = budgets.overtime(connection, most=1)
+        [(task, error)] = budgets.overtime(connection, limit=1)
         assert (task, error.detail["what"]) == (late.task_id, "seconds")
         due = set(connection.scalars(text("SELECT task_id FROM budgets WHERE due_at IS NOT NULL")))
     assert due == {queued.task_id, late.task_id}

@@ -154,5 +154,5 @@ def test_webhook_that_was_not_tried_yet_is_due(hand: ByHand) -> None:
 
 def test_loop_looks_once_in_a_lease(hand: ByHand, short_leases: Settings) -> None:
     hand.sql("UPDATE workers SET last_seen = now() + :ahead", ahead=AHEAD)
-    assert Clock(short_leases, hand.engine).round() == short_leases.lease_seconds
+    assert Clock(short_leases, hand.engine).run_once() == short_leases.lease_seconds
     assert age(hand, "last_seen", "workers") > 0

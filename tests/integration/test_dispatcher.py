@@ -179,7 +179,7 @@ def test_a_task_stays_queued_when_the_broker_is_away(
     with monkeypatch.context() as patch:
         patch.setattr("orchestrator.dispatcher.publish", away)
         dispatcher.stopping.set()
-        dispatcher.round()
+        dispatcher.run_once()
     dispatcher.close()
     assert tasks.get(task)["state"] == "queued"
 
@@ -223,9 +223,9 @@ def test_what_cannot_be_prepared_does_not_keep_the_others_waiting(
 
     with monkeypatch.context() as patch:
         patch.setattr("orchestrator.dispatcher.prepare_pending", lost)
-        dispatcher.round()
+        dispatcher.run_once()
     assert (tasks.get(unprepared)["state"], tasks.get(good)["state"]) == ("pending", "queued")
-    dispatcher.round()
+    dispatcher.run_once()
     assert tasks.get(unprepared)["state"] == "queued"
 
 
@@ -240,11 +240,11 @@ def test_notifications_are_read_with_and_without_a_backlog(
     dispatcher.settings = dispatcher.settings.model_copy(update={"dispatch_window": 1})
     for _ in range(5 if pending else 0):
         tasks.submit("Act", {})
-    dispatcher.round()
+    dispatcher.run_once()
     flood(database, "minion_pending")
 
     def read() -> bool:
-        dispatcher.wait(dispatcher.round())
+        dispatcher.wait(dispatcher.run_once())
         return all_read(database, "minion_pending")
 
     wait_until(read, "the notifications are read")
@@ -254,9 +254,9 @@ def test_a_backlog_that_waits_for_room_is_looked_at_soon(tasks: Tasks, dispatche
     with transaction() as connection:
         throttles.set_limit(connection, "agent", "Act", max_running=1)
     tasks.submit("Act", {})
-    assert dispatcher.round() == IDLE_SECONDS
+    assert dispatcher.run_once() == IDLE_SECONDS
     tasks.submit("Act", {})
-    assert dispatcher.round() == BACKLOG_SECONDS
+    assert dispatcher.run_once() == BACKLOG_SECONDS
 
 
 @pytest.mark.parametrize("by", ["pause", "hold", "turn"])
@@ -268,9 +268,9 @@ def test_what_may_not_start_is_not_polled(tasks: Tasks, dispatcher: Dispatcher, 
             connection.execute(HELD, {"until": timedelta(hours=1)})
     if by == "turn":
         tasks.submit("Act", {}, conversation_id="c")
-        dispatcher.round()
+        dispatcher.run_once()
     tasks.submit("Act", {}, conversation_id="c")
-    assert dispatcher.round() == IDLE_SECONDS
+    assert dispatcher.run_once() == IDLE_SECONDS
 
 
 def test_a_hold_that_runs_out_is_not_overslept(
@@ -280,7 +280,7 @@ def test_a_hold_that_runs_out_is_not_overslept(
     with database.begin() as connection:
         connection.execute(HELD, {"until": timedelta(hours=1)})
     tasks.submit("Act", {})
-    assert BACKLOG_SECONDS < dispatcher.round() <= 3600
+    assert BACKLOG_SECONDS < dispatcher.run_once() <= 3600
 
 
 def test_a_pause_that_is_lifted_is_noticed_at_once(
@@ -289,11 +289,11 @@ def test_a_pause_that_is_lifted_is_noticed_at_once(
     with database.begin() as connection:
         throttles.pause(connection, "agent", "Act")
     task = tasks.submit("Act", {})
-    dispatcher.wait(dispatcher.round())
-    dispatcher.round()
+    dispatcher.wait(dispatcher.run_once())
+    dispatcher.run_once()
     with database.begin() as connection:
         throttles.resume(connection, "agent", "Act")
     # It would wait for ever without a notification.
     dispatcher.wait(1000)
-    dispatcher.round()
+    dispatcher.run_once()
     assert tasks.get(task)["state"] == "queued"

@@ -80,14 +80,14 @@ def dies_at_commit(engine: Engine, at_call: int) -> Iterator[None]:
 def run_until_killed(ingress: Ingress) -> None:
     """Rounds until it dies."""
     with pytest.raises(Killed):
-        deque((ingress.round() for _ in range(50)), maxlen=0)
+        deque((ingress.run_once() for _ in range(50)), maxlen=0)
     ingress.close()
 
 
 def finish_the_rest(settings: Settings, engine: Engine, tasks: Tasks) -> None:
     """Another orchestrator takes what is left; nothing is lost and nothing comes twice."""
     successor = Ingress(settings, engine)
-    wait_until(lambda: successor.round() == 0.0 and drained(), "nothing is left")
+    wait_until(lambda: successor.run_once() == 0.0 and drained(), "nothing is left")
     successor.close()
     assert tasks.count() == {"pending": GOOD, "failed": BAD}
 

@@ -11,7 +11,7 @@ from orchestrator.schedules.store import try_out
 from shared.contracts.requests import TaskRequest
 from shared.database.connections import transaction
 from shared.errors import InvalidDefinition, InvalidInput
-from shared.tasks.submission import submit
+from shared.tasks.submission import submit_within
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
 
@@ -33,7 +33,7 @@ def runs(name: str, **what: Any) -> dict[str, Any]:
 
 def accept(agent: str, value: Any = None, **fields: Any) -> None:
     with transaction() as connection:
-        submit(connection, TaskRequest(agent=agent, input=value, **fields), submitted_by="test")
+        submit_within(connection, [TaskRequest(agent=agent, input=value, **fields)], submitted_by="test")
 
 
 AGENTS = [

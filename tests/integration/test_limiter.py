@@ -87,7 +87,7 @@ def test_a_call_whose_end_is_never_told_is_forgotten(limiter: Limiter) -> None:
     limiter.acquire([], Flight(calls, "killed", (10.0,), seconds=0.01))
     limiter.acquire([], Flight(calls, "alive", (10.0,)))
     time.sleep(0.02)
-    limiter.correct(Flight(calls, ""), [Correction(bucket, most=12.0)])
+    limiter.correct(Flight(calls, ""), [Correction(bucket, room=12.0)])
     assert limiter.acquire([bucket]).granted
     assert limiter.acquire([bucket]).granted
     assert not limiter.acquire([bucket]).granted

@@ -195,7 +195,7 @@ def test_what_became_of_an_interrupted_unsafe_tool_is_told_to_the_model(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("workers.tools.builtin.BuiltinTool._made", die)
+        patch.setattr("workers.tools.builtin.BuiltinTool._run", die)
         with pytest.raises(KeyboardInterrupt):
             minion.run(task, message.claim, here.id)
     with here.engine.begin() as connection:

@@ -123,14 +123,14 @@ def test_looking_who_is_due_does_not_read_who_waits(hand: ByHand, waiting: list[
 
 
 def test_waits_are_looked_at_a_part_at_a_time(hand: ByHand, waiting: list[UUID]) -> None:
-    assert reads(hand, lifecycle.heal_waits, most=100) < 500
+    assert reads(hand, lifecycle.heal_waits, limit=100) < 500
     most = MANY // 2 + 1
-    assert hand.call(lifecycle.heal_waits, most=most) == (0, waiting[most - 1])
-    assert hand.call(lifecycle.heal_waits, after=waiting[most - 1], most=most) == (1, None)
+    assert hand.call(lifecycle.heal_waits, limit=most) == (0, waiting[most - 1])
+    assert hand.call(lifecycle.heal_waits, after=waiting[most - 1], limit=most) == (1, None)
     assert hand.state(waiting[-1]) == "pending"
 
 
 def test_a_wait_for_nothing_is_over(hand: ByHand, waiting: list[UUID]) -> None:
     """As release 0.1 may have left a task."""
     hand.sql("UPDATE task_status SET open_waits = 0 WHERE task_id = :last", last=waiting[-1])
-    assert hand.call(lifecycle.heal_waits, most=MANY + 1) == (1, None)
+    assert hand.call(lifecycle.heal_waits, limit=MANY + 1) == (1, None)

@@ -363,8 +363,8 @@ def test_the_folder_must_be_there(tmp_path: Path, keeping: Any, database: Engine
 def test_batches_are_small_and_go_on_where_they_stopped(
     database: Engine, ended: Ended, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "MOST_TREES", 3)
-    monkeypatch.setattr(retention, "MOST_TASKS", 4)
+    monkeypatch.setattr(retention, "MAX_TREES", 3)
+    monkeypatch.setattr(retention, "MAX_TASKS", 4)
     monkeypatch.setattr(retention, "WINDOW", 5)
     for number in range(8):
         root = ended()
@@ -390,7 +390,7 @@ def test_what_somebody_holds_is_passed_over(database: Engine, ended: Ended, sett
 def test_a_batch_that_cannot_be_deleted_is_given_up_and_the_next_is_not(
     database: Engine, ended: Ended, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "MOST_TREES", 1)
+    monkeypatch.setattr(retention, "MAX_TREES", 1)
     monkeypatch.setattr(retention, "LIMITS", text("SET LOCAL lock_timeout = '100ms'"))
     stuck = ended()
     child = ended(parent=stuck)
@@ -404,7 +404,7 @@ def test_a_batch_that_cannot_be_deleted_is_given_up_and_the_next_is_not(
 def test_pruners_at_once_delete_each_tree_once(
     database: Engine, ended: Ended, keeping: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(retention, "MOST_TREES", 4)
+    monkeypatch.setattr(retention, "MAX_TREES", 4)
     ids = set()
     for _ in range(40):
         root = ended()
@@ -433,7 +433,7 @@ def test_new_tasks_run_while_old_ones_are_deleted(
 def test_the_pruner_prunes(database: Engine, ended: Ended, settings: Settings) -> None:
     ended()
     pruner = Pruner(settings, database)
-    assert pruner.round() == EVERY_SECONDS
+    assert pruner.run_once() == EVERY_SECONDS
     assert left(database) == set()
 
 

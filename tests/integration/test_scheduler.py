@@ -16,7 +16,7 @@ from orchestrator.loops.leadership import Leadership
 from orchestrator.schedules import store as schedules
 from orchestrator.schedules.scheduler import Scheduler, run_due
 from orchestrator.schedules.store import ScheduleDefinition
-from orchestrator.schedules.timetable import MOST_RUNS
+from orchestrator.schedules.timetable import MAX_RUNS
 from shared.database.connections import make_engine, transaction
 from shared.settings import Settings
 from shared.tasks.messages import checked_input
@@ -73,7 +73,7 @@ def test_a_run_is_a_task_like_any_other(put: Put, scheduler: Scheduler, tasks: T
     with transaction() as connection:
         connection.execute(text("UPDATE schedules SET next_at = date_trunc('second', now())"))
     due_at = stored()["next_at"]
-    scheduler.round()
+    scheduler.run_once()
     found = stored()
     task = tasks.get(found["last_task_id"])
     assert task["input"] == {"n": 1}
@@ -104,19 +104,19 @@ def test_missed_runs_by_policy(put: Put, scheduler: Scheduler, tasks: Tasks, mis
     put(missed=missed, ago=5 * HOUR)
     # Within the grace of a full hour the newest run is not missed, only late.
     on_the_hour = datetime.now(UTC).minute < 2
-    scheduler.round()
+    scheduler.run_once()
     assert sum(tasks.count().values()) in ({expected, 1} if missed == "skip" and on_the_hour else {expected})
     assert stored()["next_at"] > datetime.now(UTC)
-    scheduler.round()
+    scheduler.run_once()
     assert len(runs(tasks.engine)) == sum(tasks.count().values())
 
 
 def test_all_missed_runs_are_made_up_over_several_looks(put: Put, scheduler: Scheduler, tasks: Tasks) -> None:
     put(missed="all", ago=249 * HOUR)
     put("other", missed="once", ago=HOUR)
-    assert scheduler.round() == 0.0
-    assert len(runs(tasks.engine)) == MOST_RUNS + 1  # the other one need not wait
-    while scheduler.round() == 0.0:
+    assert scheduler.run_once() == 0.0
+    assert len(runs(tasks.engine)) == MAX_RUNS + 1  # the other one need not wait
+    while scheduler.run_once() == 0.0:
         pass
     assert len(runs(tasks.engine)) == 251
 
@@ -133,7 +133,7 @@ def test_a_refusal_is_recorded_and_the_schedule_goes_on(
             connection.execute(text("UPDATE agents SET name = 'Gone'"))
     if how == "schema":
         act(input_schema={"type": "object", "required": ["m"]})
-    scheduler.round()
+    scheduler.run_once()
     found = stored()
     said = {"disabled": "is disabled", "schema": "does not match its schema", "gone": "no agent named"}[how]
     assert said in found["last_error"]
@@ -147,7 +147,7 @@ def test_a_refusal_is_recorded_and_the_schedule_goes_on(
     put_back = text("UPDATE schedules SET next_at = next_at - interval '1 hour'")
     with transaction() as connection:
         connection.execute(put_back)
-    scheduler.round()
+    scheduler.run_once()
     assert stored()["last_error"] is None
     assert sum(tasks.count().values()) == 1
 
@@ -159,7 +159,7 @@ def test_a_schedule_that_cannot_be_read_does_not_keep_the_others_from_running(
     put("sound")
     with transaction() as connection:
         connection.execute(text("UPDATE schedules SET timezone = 'Moon/Base' WHERE name = 'broken'"))
-    scheduler.round()
+    scheduler.run_once()
     assert "no time zone 'Moon/Base'" in stored("broken")["last_error"]
     assert stored("broken")["next_at"] > datetime.now(UTC) + timedelta(minutes=4)
     assert stored("sound")["last_task_id"] is not None
@@ -170,10 +170,10 @@ def test_disabled_schedules_do_not_run_and_make_nothing_up(put: Put, scheduler: 
     put(ago=5 * HOUR, missed="all")
     with transaction() as connection:
         schedules.change(connection, "default", "hourly", {"enabled": False})
-    scheduler.round()
+    scheduler.run_once()
     with transaction() as connection:
         schedules.change(connection, "default", "hourly", {"enabled": True})
-    scheduler.round()
+    scheduler.run_once()
     assert tasks.count() == {}
     assert stored()["next_at"] > datetime.now(UTC)
 

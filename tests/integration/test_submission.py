@@ -26,7 +26,7 @@ from shared.errors import (
     UnknownCapability,
 )
 from shared.tasks import lifecycle
-from shared.tasks.submission import prepare, prepare_each, submit, submit_many
+from shared.tasks.submission import prepare, prepare_each, submit_within
 from tests.by_hand import NOOP, ByHand, agent, at_once
 from tests.conftest import Define
 
@@ -59,7 +59,7 @@ def accept(**fields: Any) -> Any:
     """A task as any Python caller submits it."""
     request = TaskRequest.parse(fields)
     with get_engine().begin() as connection:
-        return submit(connection, request, submitted_by="test")
+        return submit_within(connection, [request], submitted_by="test")[0]
 
 
 def refused(error: type[MinionError], **fields: Any) -> MinionError:
@@ -426,7 +426,7 @@ def test_many_threads_with_one_key_and_two_payloads_make_one_task(hand: ByHand) 
 def test_of_many_all_are_accepted_or_none(hand: ByHand, database: Engine) -> None:
     requests = [TaskRequest(agent="Open", input=n) for n in range(500)]
     with database.begin() as connection:
-        accepted = submit_many(connection, requests, submitted_by="test")
+        accepted = submit_within(connection, requests, submitted_by="test")
     assert [hand.row(task.task_id)["input"] for task in accepted[::100]] == [0, 100, 200, 300, 400]
     assert [task.task_id for task in accepted] == sorted(task.task_id for task in accepted)
 
@@ -437,7 +437,7 @@ def test_of_many_all_are_accepted_or_none(hand: ByHand, database: Engine) -> Non
 def test_one_wrong_request_is_named_by_its_index(hand: ByHand, database: Engine, wrong: dict[str, Any]) -> None:
     requests = [TaskRequest(agent="Open"), TaskRequest(**wrong), TaskRequest(agent="Open")]
     with pytest.raises(MinionError, match="Task 1 of 3: ") as caught, database.begin() as connection:
-        submit_many(connection, requests, submitted_by="test")
+        submit_within(connection, requests, submitted_by="test")
     assert caught.value.detail["index"] == 1
     assert hand.sql("SELECT count(*) FROM tasks") == 0
 
@@ -447,10 +447,10 @@ def test_of_many_those_that_were_accepted_are_not_held_to_what_the_agent_asks_no
 ) -> None:
     requests = [TaskRequest(agent="Open", input={"n": n}, idempotency_key=f"k{n}") for n in range(3)]
     with database.begin() as connection:
-        first = submit_many(connection, requests, submitted_by="test")
+        first = submit_within(connection, requests, submitted_by="test")
     define(agent("Open", "open", input_schema=SEARCH))
     with database.begin() as connection:
-        again = submit_many(connection, requests, submitted_by="test")
+        again = submit_within(connection, requests, submitted_by="test")
     assert [task.task_id for task in again] == [task.task_id for task in first]
     new = TaskRequest(agent="Open", input={"n": 3}, idempotency_key="k3")
     with pytest.raises(InvalidInput, match="Task 3 of 4: "):
@@ -465,7 +465,7 @@ def test_of_many_a_key_that_cannot_be_stored_is_named_by_its_index(hand: ByHand,
 
 def test_nothing_of_a_transaction_that_is_rolled_back(hand: ByHand, database: Engine) -> None:
     with database.connect() as connection:
-        submit(connection, TaskRequest(agent="Open", idempotency_key="k"), submitted_by="test")
+        submit_within(connection, [TaskRequest(agent="Open", idempotency_key="k")], submitted_by="test")
         connection.rollback()
     assert hand.sql("SELECT count(*) FROM tasks") == 0
     assert accept(agent="Open", input=1, idempotency_key="k").created

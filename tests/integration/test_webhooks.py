@@ -342,8 +342,8 @@ def test_it_goes_on_when_the_machine_has_threads_again(
         scarce.setattr(threading.Thread, "start", start)
         for _ in range(AT_ONCE):
             with pytest.raises(RuntimeError, match="new thread"):
-                loop.round()
-    loop.round()
+                loop.run_once()
+    loop.run_once()
     endpoint.wait_for(1)
     loop.close()
 

@@ -22,7 +22,7 @@ from shared.settings import get_settings
 from shared.storable import storable
 from workers.llm.base import INVALID_JSON, Block, ModelReply, ModelRequest
 from workers.llm.limits import ModelLimits
-from workers.llm.stream import StreamError, Unreadable, assembled, error_in
+from workers.llm.stream import StreamError, Unreadable, assemble, error_in
 from workers.llm.usage import spent
 from workers.llm.wire import CACHED, messages_of
 
@@ -59,7 +59,7 @@ def _client() -> anthropic.Anthropic:
             # `workers.llm.patience` makes the retries: it frees the worker's slot in the meantime.
             max_retries=0,
             timeout=TIMEOUT,
-            middleware=[_let_the_soft_limit_pass, _read_what_is_refused, _learn],
+            middleware=[_pass_on_soft_limit, _read_refusal, _learn],
         )
     except httpx2.InvalidURL as error:
         raise ModelError(f"ANTHROPIC_BASE_URL cannot be used: {error}.") from None
@@ -93,7 +93,7 @@ def _learn(request: Any, call_next: Any) -> Any:
     return response
 
 
-def _read_what_is_refused(request: Any, call_next: Any) -> Any:
+def _read_refusal(request: Any, call_next: Any) -> Any:
     """Keep the status of a refusal even if its body is lost: the SDK would read the body unguarded."""
     response = call_next(request)
     if response.status_code >= 400:
@@ -107,7 +107,7 @@ def _read_what_is_refused(request: Any, call_next: Any) -> Any:
     return response
 
 
-def _let_the_soft_limit_pass(request: Any, call_next: Any) -> Any:
+def _pass_on_soft_limit(request: Any, call_next: Any) -> Any:
     """Pass the soft limit on: the SDK treats any exception during a request as a lost connection."""
     try:
         return call_next(request)
@@ -128,7 +128,7 @@ class AnthropicClient:
             with client.messages.with_streaming_response.create(
                 **_arguments(request), max_tokens=request.max_tokens, stream=True
             ) as response:
-                message = _received(response.http_response, on_text)
+                message = _receive(response.http_response, on_text)
         except anthropic.APIError as error:
             raise _model_error(error, request.model) from None
         reply = _reply(message, request.model)
@@ -173,7 +173,7 @@ def _arguments(request: ModelRequest) -> dict[str, Any]:
     return arguments
 
 
-def _received(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[str, Any]:
+def _receive(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[str, Any]:
     """Return the message when it is complete.
 
     Raises:
@@ -182,7 +182,7 @@ def _received(response: httpx2.Response, on_text: Callable[[str], None]) -> dict
     """
     request_id = response.headers.get("request-id")
     try:
-        message = _streamed(response, on_text) if _is_stream(response) else _plain_message(response.read())
+        message = _read_stream(response, on_text) if _is_stream(response) else _plain_message(response.read())
         if message is not None:
             content = [_sound(block) for block in message.get("content") or []]
             check(storable([content, message.get("stop_details")]), what="the answer")
@@ -191,7 +191,7 @@ def _received(response: httpx2.Response, on_text: Callable[[str], None]) -> dict
         # The status was 200: part of the answer may be charged.
         status = STATUS_OF.get(error.kind, 500)
         again = _is_worth_it(status)
-        raise _refused(status, error.message, error.request_id or request_id, again=again, cost_unknown=True) from None
+        raise _refusal(status, error.message, error.request_id or request_id, again=again, cost_unknown=True) from None
     except httpx2.HTTPError as error:
         raise _lost(error, request_id) from None
     except (Unreadable, InvalidInput, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -206,9 +206,9 @@ def _is_stream(response: httpx2.Response) -> bool:
     return response.read().lstrip().startswith((b"event:", b"data:", b":"))
 
 
-def _streamed(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[str, Any] | None:
+def _read_stream(response: httpx2.Response, on_text: Callable[[str], None]) -> dict[str, Any] | None:
     received = anthropic.Stream.raw_events(response)
-    message = assembled(_events(received), on_text)
+    message = assemble(_events(received), on_text)
     # The message is complete. The rest is read so that the connection can be reused.
     with suppress(httpx2.HTTPError, ValueError):
         for _ in received:
@@ -280,7 +280,7 @@ def _model_error(error: anthropic.APIError, model: str) -> ModelError:
         headers = error.response.headers
         said = str(error.api_message or error.message)
         again = _is_worth_it(error.status_code, headers)
-        failure = _refused(error.status_code, said, _request_id(error), again=again, model=model)
+        failure = _refusal(error.status_code, said, _request_id(error), again=again, model=model)
         if isinstance(failure, ModelUnavailable) and (seconds := retry_after(headers)) is not None:
             failure.detail["retry_after"] = seconds
         return failure
@@ -300,29 +300,29 @@ def _is_worth_it(status: int, headers: Mapping[str, str] | None = None) -> bool:
     return told == "true" if told in ("true", "false") else status in WORTH_ASKING_AGAIN or status >= 500
 
 
-def _refused(
+def _refusal(
     status: int, said: str, request_id: str | None, *, again: bool, model: str = "", cost_unknown: bool = False
 ) -> ModelError:
     """Describe an error status in the API's own words."""
     detail: dict[str, Any] = {"http_status": status, **({"cost_unknown": True} if cost_unknown else {})}
     said = f"{status}: {said}"
     if again:
-        return _failed(ModelUnavailable, f"The Anthropic API answered {said}", request_id, **detail)
+        return _with_request_id(ModelUnavailable, f"The Anthropic API answered {said}", request_id, **detail)
     if status in (401, 403):
         said = f"The Anthropic API refused the key: check ANTHROPIC_API_KEY. It answered {said}"
     elif status == 404 and model:
         said = f"The Anthropic API does not know the model {model!r}. It answered {said}"
     else:
         said = f"The Anthropic API answered {said}"
-    return _failed(ModelError, said, request_id, **detail)
+    return _with_request_id(ModelError, said, request_id, **detail)
 
 
 def _unreadable(why: object, request_id: str | None = None) -> ModelError:
     said = f"The Anthropic API's answer cannot be read: {str(why) or type(why).__name__}"
-    return _failed(ModelError, said, request_id, cost_unknown=True)
+    return _with_request_id(ModelError, said, request_id, cost_unknown=True)
 
 
-def _failed(kind: type[ModelError], said: str, request_id: str | None, **detail: Any) -> ModelError:
+def _with_request_id(kind: type[ModelError], said: str, request_id: str | None, **detail: Any) -> ModelError:
     """Return an error with the request's id, for Anthropic's support. The id is quoted, because errors are grouped by
     their words without quoted parts.
     """
@@ -346,10 +346,10 @@ def _lost(cause: BaseException, request_id: str | None = None) -> ModelError:
         return ModelError("The request to the Anthropic API cannot be sent: check ANTHROPIC_CUSTOM_HEADERS.")
     said = str(cause) or type(cause).__name__
     if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError | httpx2.PoolTimeout):
-        return _failed(ModelUnavailable, f"The Anthropic API cannot be reached: {said}", request_id)
+        return _with_request_id(ModelUnavailable, f"The Anthropic API cannot be reached: {said}", request_id)
     return _cut_off(said, request_id)
 
 
 def _cut_off(why: str, request_id: str | None) -> ModelError:
     said = f"The connection to the Anthropic API was lost during the call: {why}"
-    return _failed(ModelUnavailable, said, request_id, cost_unknown=True)
+    return _with_request_id(ModelUnavailable, said, request_id, cost_unknown=True)

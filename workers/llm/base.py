@@ -96,7 +96,7 @@ class ModelReply:
         return {"content": self.content, "stop_reason": self.stop_reason, "model": self.model, **said}
 
 
-def joined(text: str) -> str:
+def join_surrogates(text: str) -> str:
     """Join the surrogate pairs of a text: some gateways split them."""
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 

@@ -40,7 +40,7 @@ KINDS = ("requests", "input-tokens", "output-tokens", "tokens")
 FACTS = ("limit", "remaining", "reset")
 PERIOD_SECONDS = 60.0
 LEARNED_SECONDS = 3600
-MOST_HELD_SECONDS = 3600.0
+MAX_HELD_SECONDS = 3600.0
 FLIGHT_SECONDS = 900.0
 """Longer than a call lasts: a call that has not reported its end by then was killed."""
 
@@ -64,7 +64,7 @@ NOTHING = _costs(0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class _Limit:
+class _RateLimit:
     """Limit of an amount per period in seconds, reported by the API or configured."""
 
     name: str
@@ -101,9 +101,9 @@ class _Call:
     input_tokens: int
     output_tokens: int
     id: str = field(default_factory=lambda: uuid4().hex)
-    taken: dict[str, _Limit] = field(default_factory=dict)
+    taken: dict[str, _RateLimit] = field(default_factory=dict)
 
-    def take(self, limits: Iterable[_Limit]) -> None:
+    def take(self, limits: Iterable[_RateLimit]) -> None:
         """Add limits that the call also uses."""
         self.taken |= {limit.name: limit for limit in limits}
 
@@ -113,7 +113,7 @@ class _Call:
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
+class _Report:
     """A response's report about one kind of limit; `full_after` is in seconds until it is fully replenished."""
 
     limit: float
@@ -173,10 +173,10 @@ class ModelLimits:
 
     def _reserve(self, model: str, input_tokens: int, output_tokens: int, namespace: str) -> _Refusal:
         call = _Call(model, input_tokens, output_tokens)
-        call.take(_set_by_people(model, namespace))
+        call.take(_configured_limits(model, namespace))
         nothing_set = not call.taken
         try:
-            held, learned = self._known(model)
+            held, learned = self._read_learned(model)
             call.take(learned)
             refusal = (
                 _Refusal(held, f"The API asked for a pause of calls to {model!r}") if held else self._acquire(call)
@@ -196,8 +196,8 @@ class ModelLimits:
             status: after a 429 no process makes a call with this key and model until `retry-after` seconds have passed.
                 After any error the output tokens are returned, and nothing is left to settle.
         """
-        told, call = _told(headers), self._current(model)
-        learned = [self._limit(model, kind, facts.limit, facts.period) for kind, facts in told.items()]
+        reported, call = _read_reports(headers), self._current(model)
+        learned = [self._limit(model, kind, facts.limit, facts.period) for kind, facts in reported.items()]
         call.take(learned)
         output = _costs(0, 0, call.output_tokens)
         with _redis_may_be_away(model):
@@ -205,10 +205,10 @@ class ModelLimits:
             if status == 429:
                 self._hold(model, retry_after(headers) or 0.0)
             if status < 400:
-                self._correct(call, told, flying=output)
+                self._correct(call, reported, flying=output)
             else:
                 self._thread.call = None
-                self._correct(call, told, back=output)
+                self._correct(call, reported, back=output)
 
     def settle(self, model: str, input_tokens: int, output_tokens: int) -> None:
         """Return the unused part of this thread's reservation, and take any usage beyond it.
@@ -223,7 +223,7 @@ class ModelLimits:
         with _redis_may_be_away(model):
             self._correct(call, {}, back=back)
 
-    def _known(self, model: str) -> tuple[float, list[_Limit]]:
+    def _read_learned(self, model: str) -> tuple[float, list[_RateLimit]]:
         """Seconds for which the API accepts no call, and the limits that it reported."""
         with self._redis.pipeline(transaction=False) as commands:
             commands.pttl(self._key("hold", model))
@@ -233,7 +233,7 @@ class ModelLimits:
         limits = [self._limit(model, kind, float(rate), float(period)) for kind, (rate, period) in facts.items()]
         return min(max(0, held) / 1000, LONGEST_WAIT_SECONDS), limits
 
-    def _remember(self, model: str, learned: list[_Limit]) -> None:
+    def _remember(self, model: str, learned: list[_RateLimit]) -> None:
         if learned:
             with self._redis.pipeline() as commands:
                 for limit in learned:
@@ -243,7 +243,7 @@ class ModelLimits:
 
     def _hold(self, model: str, seconds: float) -> None:
         """Allow no call for this time; a longer existing hold is kept."""
-        key, milliseconds = self._key("hold", model), math.ceil(min(seconds, MOST_HELD_SECONDS) * 1000)
+        key, milliseconds = self._key("hold", model), math.ceil(min(seconds, MAX_HELD_SECONDS) * 1000)
         if milliseconds > max(0, self._redis.pttl(key)):
             self._redis.set(key, "429", px=milliseconds)
 
@@ -261,12 +261,12 @@ class ModelLimits:
         return _Refusal(wait, why)
 
     def _correct(
-        self, call: _Call, told: dict[str, _Told], *, flying: Costs | None = None, back: Costs | None = None
+        self, call: _Call, reported: dict[str, _Report], *, flying: Costs | None = None, back: Costs | None = None
     ) -> None:
         """Report the outcome of a call to the limiter.
 
         Args:
-            told: reported by the API; its own limits are reduced to the reported remainder.
+            reported: reported by the API; its own limits are reduced to the reported remainder.
             flying: amounts that the call may still use; None if it is over.
             back: amounts that it reserved in excess.
         """
@@ -274,7 +274,7 @@ class ModelLimits:
             Correction(
                 limit.bucket(NOTHING),
                 back=(back or NOTHING)[limit.kind],
-                most=told[limit.kind].remaining if limit.of_api and limit.kind in told else None,
+                room=reported[limit.kind].remaining if limit.of_api and limit.kind in reported else None,
                 kind=KINDS.index(limit.kind),
             )
             for limit in call.taken.values()
@@ -286,8 +286,8 @@ class ModelLimits:
         call: _Call | None = getattr(self._thread, "call", None)
         return call if call and call.model == model else _Call(model, 0, 0)
 
-    def _limit(self, model: str, kind: str, rate: float, period: float) -> _Limit:
-        return _Limit(f"model:{self._account}:{model}:{kind}", kind, rate, period, of_api=True)
+    def _limit(self, model: str, kind: str, rate: float, period: float) -> _RateLimit:
+        return _RateLimit(f"model:{self._account}:{model}:{kind}", kind, rate, period, of_api=True)
 
     def _flight(self, call: _Call, costs: Costs | None) -> Flight:
         return Flight(f"{self._account}:{call.model}", call.id, tuple((costs or {}).values()), FLIGHT_SECONDS)
@@ -301,12 +301,12 @@ def fingerprint(key: str, base_url: str | None) -> str:
     return hashlib.sha256(f"{base_url or ''}\0{key}".encode()).hexdigest()[:16]
 
 
-def _set_by_people(model: str, namespace: str) -> list[_Limit]:
+def _configured_limits(model: str, namespace: str) -> list[_RateLimit]:
     def read() -> list[tuple[str, int, float]]:
         with get_engine().connect() as connection:
             return throttles.model_rates(connection, model, namespace=namespace)
 
-    return [_Limit(f"set:{namespace}:{model}:{kind}", kind, rate, seconds) for kind, rate, seconds in persist(read)]
+    return [_RateLimit(f"set:{namespace}:{model}:{kind}", kind, rate, seconds) for kind, rate, seconds in persist(read)]
 
 
 @contextmanager
@@ -318,16 +318,16 @@ def _redis_may_be_away(model: str) -> Iterator[None]:
         log.warning("limiter_away", model=model, reason=str(error))
 
 
-def _told(headers: Mapping[str, str]) -> dict[str, _Told]:
+def _read_reports(headers: Mapping[str, str]) -> dict[str, _Report]:
     """Parse the limits in the headers; unreadable ones are left out."""
     now = _moment(headers.get("date")) or datetime.now(UTC)
-    told: dict[str, _Told] = {}
+    reported: dict[str, _Report] = {}
     for kind in KINDS:
         limit, remaining, reset = (headers.get(f"anthropic-ratelimit-{kind}-{what}") for what in FACTS)
         if limit and limit.isdecimal() and int(limit) > 0 and remaining and remaining.isdecimal():
             full_at = _moment(reset) or now
-            told[kind] = _Told(int(limit), int(remaining), max(0.0, (full_at - now).total_seconds()))
-    return told
+            reported[kind] = _Report(int(limit), int(remaining), max(0.0, (full_at - now).total_seconds()))
+    return reported
 
 
 def _moment(written: str | None) -> datetime | None:

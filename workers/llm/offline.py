@@ -35,7 +35,7 @@ class OfflinePlanner:
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """Make one turn: the next tool call of the plan, or the final report. See `ModelClient`."""
         results = _results(request.messages)
-        facts = _merged(request.input, *results.values())
+        facts = _merge(request.input, *results.values())
         call = _next_call(request, results, facts)
         if call is not None:
             return _reply([call], "tool_use")
@@ -52,13 +52,13 @@ def _next_call(
     request: ModelRequest, results: dict[str, JsonValue], facts: dict[str, JsonValue]
 ) -> dict[str, Any] | None:
     rules = [message["content"] for message in request.messages if message["role"] == "system"]
-    text = "\n".join([request.system, *rules, _said(request.messages)])
+    text = "\n".join([request.system, *rules, _last_message(request.messages)])
     scored = [(_score(tool, text), tool) for tool in request.tools]
     best = max((score for score, _ in scored), default=0.0)
     for score, tool in sorted(scored, key=lambda pair: -pair[0]):
         if tool.name in results or score == 0 or score < best * NEAR_ENOUGH:
             continue
-        arguments = _fill(tool, facts, _said(request.messages))
+        arguments = _fill(tool, facts, _last_message(request.messages))
         if arguments is not None:
             identity = digest([tool.name, arguments])[:24]
             return {"type": "tool_use", "id": f"offline_{identity}", "name": tool.name, "input": arguments}
@@ -108,7 +108,7 @@ def _subject(text: str) -> str:
     return (match.group(1) if match else said).strip()
 
 
-def _merged(*sources: JsonValue) -> dict[str, JsonValue]:
+def _merge(*sources: JsonValue) -> dict[str, JsonValue]:
     """The named values of all objects among the sources; later ones win."""
     facts: dict[str, JsonValue] = {}
     for source in sources:
@@ -130,7 +130,7 @@ def _results(messages: list[dict[str, Any]]) -> dict[str, JsonValue]:
     return results
 
 
-def _said(messages: list[dict[str, Any]]) -> str:
+def _last_message(messages: list[dict[str, Any]]) -> str:
     """The last message from a person."""
     texts = [
         message["content"] for message in messages if message["role"] == "user" and isinstance(message["content"], str)
@@ -142,7 +142,7 @@ def _report(request: ModelRequest, results: dict[str, JsonValue]) -> str:
     text = _summary(results)
     if request.output_schema is None:
         return text
-    for candidate in (*reversed(list(results.values())), _shaped(request.output_schema, text, results)):
+    for candidate in (*reversed(list(results.values())), _shape(request.output_schema, text, results)):
         if not violations(request.output_schema, candidate):
             return json.dumps(candidate, ensure_ascii=False)
     raise ModelError(
@@ -158,7 +158,7 @@ def _summary(results: dict[str, JsonValue]) -> str:
     return f"{NOTICE} " + "\n".join(lines)
 
 
-def _shaped(schema: dict[str, Any], text: str, results: dict[str, JsonValue]) -> JsonValue:
+def _shape(schema: dict[str, Any], text: str, results: dict[str, JsonValue]) -> JsonValue:
     """Build the report in the requested shape: results of a fitting type, text, empty lists and objects; no numbers."""
     kind = schema.get("type")
     if kind == "string":
@@ -167,10 +167,10 @@ def _shaped(schema: dict[str, Any], text: str, results: dict[str, JsonValue]) ->
         return next((value for value in results.values() if not violations(schema, value)), [])
     if kind != "object":
         return None
-    facts = _merged(*results.values())
+    facts = _merge(*results.values())
     properties: dict[str, Any] = schema.get("properties", {})
     wanted = schema.get("required") or list(properties)
-    return {name: facts[name] if name in facts else _shaped(properties.get(name, {}), text, results) for name in wanted}
+    return {name: facts[name] if name in facts else _shape(properties.get(name, {}), text, results) for name in wanted}
 
 
 def _value(content: Any) -> JsonValue:

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Any
 
 import structlog
 
 from minions.backoff import exponential, jittered
 from shared.errors import ModelError, ModelUnavailable
 from shared.settings import get_settings
-from workers.follower import Follower
+from shared.tasks.records import KnownStep
 from workers.llm.base import ModelClient, ModelReply, ModelRequest
 from workers.outcomes import IN_PLACE_SECONDS, Postponed
+from workers.text_stream import TextStream
 
 log = structlog.get_logger(__name__)
 
@@ -28,14 +28,12 @@ LONGEST_ASKED_SECONDS = 3600.0
 """A `retry-after` of days is a mistake; the API is asked again after an hour."""
 
 
-def complete(
-    client: ModelClient, request: ModelRequest, earlier: dict[str, Any] | None, follower: Follower
-) -> ModelReply:
+def complete(client: ModelClient, request: ModelRequest, earlier: KnownStep | None, stream: TextStream) -> ModelReply:
     """Make one turn, with retries until it succeeds.
 
     Args:
         earlier: the step in the journal, if an earlier execution began it.
-        follower: the step's follower.
+        stream: the step's stream.
 
     Raises:
         Postponed: the task must wait; the journal keeps the number of tries and the time of the first.
@@ -43,10 +41,10 @@ def complete(
     """
     tries, since = _so_far(earlier)
     if earlier is not None:
-        follower.restarted()
+        stream.restart()
     while True:
         try:
-            reply = client.complete(request, follower.text)
+            reply = client.complete(request, stream.text)
         except Postponed as postponed:
             # Postponed by the model's limits. The number of tries is kept.
             if postponed.error and tries:
@@ -62,9 +60,9 @@ def complete(
             if delay >= IN_PLACE_SECONDS or error.detail.get("cost_unknown"):
                 raise Postponed(delay, "model_unavailable", error) from None
             time.sleep(delay)
-            follower.restarted()
+            stream.restart()
         else:
-            follower.flush()
+            stream.flush()
             return reply
 
 
@@ -78,8 +76,8 @@ def delay_after(error: ModelUnavailable, tries: int) -> float:
     return max(asked, jittered(exponential(tries + 1, first=FIRST_SECONDS, longest=LONGEST_SECONDS)))
 
 
-def _so_far(earlier: dict[str, Any] | None) -> tuple[int, datetime]:
-    error = (earlier or {}).get("error") or {}
+def _so_far(earlier: KnownStep | None) -> tuple[int, datetime]:
+    error = earlier.get("error", {}) if earlier else {}
     since = error.get("since")
     return error.get("tries", 0), datetime.fromisoformat(since) if since else datetime.now(UTC)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.contracts.strict_json import parse
 from shared.errors import MinionError
-from workers.llm.base import INVALID_JSON, joined
+from workers.llm.base import INVALID_JSON, join_surrogates
 
 Event = dict[str, Any]
 
@@ -38,7 +38,7 @@ class Unreadable(Exception):
     """The response is not a Messages API message; the text explains why."""
 
 
-def assembled(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[str, Any] | None:
+def assemble(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[str, Any] | None:
     """Return the message, or None if the stream ended before the message did.
 
     Args:
@@ -74,8 +74,8 @@ def assembled(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[s
                 if delta.get("type") == "text_delta" and delta.get("text"):
                     on_text(delta["text"])
             case "message_delta":
-                message |= _told(event.get("delta"))
-                message["usage"] = _told(message.get("usage")) | _told(event.get("usage"))
+                message |= _without_nulls(event.get("delta"))
+                message["usage"] = _without_nulls(message.get("usage")) | _without_nulls(event.get("usage"))
                 ended = bool(message.get("stop_reason"))
             case "message_stop":
                 ended = bool(message.get("stop_reason"))
@@ -108,7 +108,7 @@ class _Block:
     def add(self, delta: dict[str, Any]) -> None:
         """Append a delta: text to the field of that name, a citation to a list, a tool's input as JSON text."""
         known = FIELDS.get(delta.get("type", ""))
-        for name, value in _told(delta).items():
+        for name, value in _without_nulls(delta).items():
             if name == "type" or (known and name != known):
                 continue
             if name == "partial_json":
@@ -125,7 +125,9 @@ class _Block:
 
     def whole(self) -> dict[str, Any]:
         """Return the block. An input that is not JSON becomes one that no tool accepts, so the model gets an error."""
-        fields = {name: joined(value) if isinstance(value, str) else value for name, value in self.fields.items()}
+        fields = {
+            name: join_surrogates(value) if isinstance(value, str) else value for name, value in self.fields.items()
+        }
         if not self.input:
             return fields
         try:
@@ -134,5 +136,5 @@ class _Block:
             return {**fields, "input": {INVALID_JSON: self.input}}
 
 
-def _told(fields: dict[str, Any] | None) -> dict[str, Any]:
+def _without_nulls(fields: dict[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (fields or {}).items() if value is not None}

@@ -27,8 +27,8 @@ MODEL = re.compile(r"claude-([a-z]+)-(\d+)(?:[-.](\d{1,2}))?(?:[-@]\d{8})?")
 
 def messages_of(request: ModelRequest) -> Messages:
     """Return a request's messages in the form in which they are sent."""
-    placed = _placed(request.messages, request.model)
-    return _marked([_with_results(message, as_json=request.results_as_json) for message in placed])
+    placed = _place_system_messages(request.messages, request.model)
+    return _mark_for_cache([_with_results(message, as_json=request.results_as_json) for message in placed])
 
 
 def takes_system_messages(model: str) -> bool:
@@ -39,7 +39,7 @@ def takes_system_messages(model: str) -> bool:
     return (major, minor) >= FIRST_WITH_SYSTEM_MESSAGES.get(family, (99, 0))
 
 
-def _placed(messages: Messages, model: str) -> Iterator[dict[str, Any]]:
+def _place_system_messages(messages: Messages, model: str) -> Iterator[dict[str, Any]]:
     """Put each system message in its own position, so that the cached prompt before it stays cached.
 
     The API accepts one only after a user's message, before the model's. Without a user's message there, and for models
@@ -83,7 +83,7 @@ def _result(block: Block, as_json: bool) -> Block:
     return {**block, "content": text} if text.strip() else block
 
 
-def _marked(messages: Messages) -> Messages:
+def _mark_for_cache(messages: Messages) -> Messages:
     """Add two marks for the prompt cache: at the end, and at the end of the previous request.
 
     The API searches its cache for up to 20 blocks before a mark, and a turn with ten calls has more.

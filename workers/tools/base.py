@@ -25,7 +25,7 @@ class Tool(Protocol):
     steps: int
 
     def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue | Suspended:
-        """Make the call as a journal step, or read it back. The result may request a wait: see `tools.control`.
+        """Make the call as a journal step, or read it back. The result may request a wait: see `tools.directives`.
 
         Raises:
             MinionError: the call failed.

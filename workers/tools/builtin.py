@@ -29,11 +29,11 @@ from shared.contracts.strict_json import JsonValue, check, digest
 from shared.database.connections import behind_time_limit
 from shared.errors import InvalidInput, InvalidOutput, MinionError, ToolError
 from shared.settings import get_settings
-from shared.tasks.directives import control_of
+from shared.tasks.directives import directive_in
 from workers.journal import Journal, StepResult
 from workers.outcomes import Interrupted
 from workers.task import ClaimedTask
-from workers.tools.control import obeyed
+from workers.tools.directives import obey
 
 GROUP = "minions.tools"
 
@@ -77,16 +77,16 @@ class BuiltinTool:
 
         def perform(step: int) -> StepResult:
             validate(self.input_schema, arguments, what=f"The input of tool {self.name!r}", error=InvalidInput)
-            output = self._made(load(str(definition.builtin)), arguments, _context(task, step, request))
+            output = self._run(load(str(definition.builtin)), arguments, _context(task, step, request))
             what = f"The output of tool {self.name!r}"
             check(output, what=what, limit=get_settings().max_output_bytes)
-            if control_of(output) is None:
+            if directive_in(output) is None:
                 validate(definition.output_schema, output, what=what, error=InvalidOutput)
-            return StepResult(obeyed(output, self.name))
+            return StepResult(obey(output, self.name))
 
         return journal.call("tool_call", self.name, request, perform, effect=self.effect)
 
-    def _made(self, function: Callable[..., Any], arguments: JsonValue, context: ToolContext) -> JsonValue:
+    def _run(self, function: Callable[..., Any], arguments: JsonValue, context: ToolContext) -> JsonValue:
         try:
             result = function(arguments, context)
             return asyncio.run(_await(result)) if inspect.isawaitable(result) else result

@@ -10,7 +10,7 @@ from shared.database.connections import get_engine
 from shared.functions.runner import StoredFunction, run_function
 from workers.journal import Journal, StepResult
 from workers.task import ClaimedTask
-from workers.tools.control import obeyed
+from workers.tools.directives import obey
 
 
 class FunctionTool:
@@ -37,7 +37,7 @@ class FunctionTool:
                 self.function, arguments, task.context(), engine=get_engine(), task_id=task.id
             )
             return StepResult(
-                obeyed(value, self.function.name),
+                obey(value, self.function.name),
                 stdout=outcome.stdout or None,
                 cpu_seconds=outcome.cpu_time,
                 peak_memory_bytes=outcome.peak_memory,

@@ -16,7 +16,7 @@ from shared.database.connections import get_engine, persist
 from shared.errors import ForbiddenAddress, InvalidInput, InvalidOutput, MinionError, ToolError
 from shared.outbound import guarded_client
 from shared.retry_after import retry_after
-from shared.secret_store import SecretStore, filled, references, scrubbed
+from shared.secret_store import SecretStore, fill, references, scrub
 from shared.settings import get_settings
 from workers.journal import Journal, StepResult
 from workers.outcomes import Interrupted
@@ -63,7 +63,7 @@ class HttpTool:
 
     def _fetch(self, arguments: JsonValue, key: str) -> JsonValue:
         secrets = self._secrets()
-        headers = {name: self._header(name, filled(given, secrets)) for name, given in self.http.headers.items()}
+        headers = {name: self._header(name, fill(given, secrets)) for name, given in self.http.headers.items()}
         request = _request(self.http, arguments, headers, key)
         try:
             with guarded_client(get_settings(), seconds=self.http.timeout) as client:
@@ -76,9 +76,9 @@ class HttpTool:
             raise
         except MinionError as error:
             raise self._failure(error.message, retryable=error.retryable) from None
-        said = scrubbed(body.decode("utf-8", "replace"), secrets.values())
+        said = scrub(body.decode("utf-8", "replace"), secrets.values())
         if status >= 400:
-            raise self._refused(status, answered, said)
+            raise self._refusal(status, answered, said)
         return self._result(said)
 
     def _header(self, name: str, value: str) -> str:
@@ -141,7 +141,7 @@ class HttpTool:
             value = _part(value, part)
         return value
 
-    def _refused(self, status: int, headers: httpx2.Headers, said: str) -> ToolError:
+    def _refusal(self, status: int, headers: httpx2.Headers, said: str) -> ToolError:
         again = status in NOT_TAKEN or (status in RETRIED and self.definition.effect != "unsafe")
         error = self._failure(f"HTTP {status}: {said[:MAX_EXCERPT]}", again)
         if again and (seconds := retry_after(headers)) is not None:

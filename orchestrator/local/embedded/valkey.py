@@ -83,11 +83,11 @@ class Valkey(Server):
         """Write a configuration file: arguments would be visible to every user of the machine."""
         settings = {
             "port": "0",
-            "unixsocket": _quoted(self.socket),
+            "unixsocket": _quote(self.socket),
             "unixsocketperm": "700",
             "requirepass": self.password_file.read_text(),
-            "dir": _quoted(self.folder),
-            "pidfile": _quoted(self.traces.pid_file),
+            "dir": _quote(self.folder),
+            "pidfile": _quote(self.traces.pid_file),
             "set-proc-title": "no",  # the command line identifies the process
             "logfile": '""',
             "loglevel": "notice",
@@ -99,6 +99,6 @@ class Valkey(Server):
         return "".join(f"{name} {value}\n" for name, value in settings.items())
 
 
-def _quoted(path: Path) -> str:
+def _quote(path: Path) -> str:
     escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from shared.contracts.json_schema.values import TOO_LONG, Schema, anonymous, cut, violations
+from shared.contracts.json_schema.values import TOO_LONG, Schema, anonymous, truncate, violations
 
 KINDS = frozenset({"null", "boolean", "number", "string", "array", "object"})
 PROGRAM = Path(__file__).with_name("satisfiability.py")
@@ -62,7 +62,7 @@ def misfits(pairs: Sequence[Pair]) -> list[str | None]:
         if not faults[position] and (documents := pair.documents())
     ]
     for position, path in (_impossible(undecided) if undecided else {}).items():
-        faults[position] = f"{cut(path)}: no value is allowed by both schemas"
+        faults[position] = f"{truncate(path)}: no value is allowed by both schemas"
     return faults
 
 
@@ -90,14 +90,14 @@ def _impossible(pairs: list[list[Any]]) -> dict[int, str]:
 def _misfit(given: Schema | bool | None, wanted: Schema | bool | None, path: str, within: Schema | None) -> str | None:
     if given is None or wanted is None or isinstance(given, bool) or isinstance(wanted, bool):
         return f"{path}: nothing is taken" if wanted is False else None
-    here, there = _kinds(given), _kinds(wanted)
-    if not here & there:
-        return f"{path}: {_listed(here)} comes, and {_listed(there)} is taken"
+    given_kinds, wanted_kinds = _kinds(given), _kinds(wanted)
+    if not given_kinds & wanted_kinds:
+        return f"{path}: {_list(given_kinds)} comes, and {_list(wanted_kinds)} is taken"
     if values := _values(given):
         if any(violations(wanted, value, within=within) in ([], TOO_LONG) for value in values):
             return None
         return f"{path}: {', '.join(map(repr, values))[:200]} comes, which is not taken"
-    return _object_misfit(given, wanted, path, within) if here & there == {"object"} else None
+    return _object_misfit(given, wanted, path, within) if given_kinds & wanted_kinds == {"object"} else None
 
 
 def _element(schema: Schema | bool | None, name: str) -> Schema | None:
@@ -139,5 +139,5 @@ def _closed(schema: Schema) -> bool:
     return schema.get("additionalProperties") is False and not schema.get("patternProperties")
 
 
-def _listed(kinds: frozenset[str]) -> str:
+def _list(kinds: frozenset[str]) -> str:
     return " or ".join(sorted(kinds))

@@ -35,11 +35,11 @@ def places(one: Canonical, other: Canonical, path: str = "$", steps: int = MAX_S
     if not steps or not excludes(one, other):
         return
     yield path
-    here, there = _object(one), _object(other)
-    if here is None or there is None:
+    first, second = _object(one), _object(other)
+    if first is None or second is None:
         return
-    for name in sorted({*here.required, *there.required}):
-        inside = [*places(_property(here, name), _property(there, name), f"{path}.{name}", steps - 1)]
+    for name in sorted({*first.required, *second.required}):
+        inside = [*places(_property(first, name), _property(second, name), f"{path}.{name}", steps - 1)]
         if inside:
             yield from inside
             return

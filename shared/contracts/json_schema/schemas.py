@@ -8,7 +8,7 @@ import jsonschema_rs
 from referencing.exceptions import Unresolvable
 
 from shared.contracts.json_schema.keywords import matcher
-from shared.contracts.json_schema.values import ENDLESS, TOO_LONG, Schema, anonymous, cut, resolver, violations
+from shared.contracts.json_schema.values import ENDLESS, TOO_LONG, Schema, anonymous, resolver, truncate, violations
 from shared.contracts.strict_json import JsonValue, check
 from shared.errors import InvalidDefinition, InvalidInput
 
@@ -50,7 +50,7 @@ def check_schema(schema: JsonValue, *, where: str) -> None:
     parts = _Parts(schema)
     for path, part in parts:
         for at, fault in _faults(parts, path, part):
-            raise InvalidDefinition(f"{where}: {cut(path + at)}: {fault}.", path=path + at)
+            raise InvalidDefinition(f"{where}: {truncate(path + at)}: {fault}.", path=path + at)
     for sample in SAMPLES:
         found = violations(schema, sample)
         if found in (ENDLESS, TOO_LONG):
@@ -69,8 +69,8 @@ def check_dialect(schema: Schema, *, where: str) -> None:
         for keyword in RENAMED.keys() & part.keys():
             if part[keyword]:
                 raise InvalidDefinition(
-                    f"{where}: {cut(path)}.{keyword}: draft 2020-12 does not know it, so nothing would hold to it. "
-                    f"Write {RENAMED[keyword]}.",
+                    f"{where}: {truncate(path)}.{keyword}: draft 2020-12 does not know it, so nothing would hold to "
+                    f"it. Write {RENAMED[keyword]}.",
                     path=f"{path}.{keyword}",
                 )
 
@@ -84,7 +84,7 @@ def _check_meta(schema: JsonValue, where: str) -> None:
     except jsonschema_rs.ValidationError as error:
         at = "$" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
         raise InvalidDefinition(
-            f"{where} is not a valid JSON Schema (2020-12): {cut(at)}: {cut(error.message)}.", path=at
+            f"{where} is not a valid JSON Schema (2020-12): {truncate(at)}: {truncate(error.message)}.", path=at
         ) from None
     except InvalidInput as error:
         raise InvalidDefinition(error.message, **error.detail) from None
@@ -99,7 +99,7 @@ def _subschemas(schema: JsonValue, path: str) -> Iterator[tuple[str, Schema]]:
             continue
         yield path, schema
         # A long key above many schemas would be in the path of each.
-        path = cut(path)
+        path = truncate(path)
         for keyword, value in schema.items():
             if keyword in HOLD_ONE:
                 stack.append((f"{path}.{keyword}", value))
@@ -169,7 +169,7 @@ def _pattern_fault(pattern: str) -> str | None:
         matcher(pattern)
     except ValueError:
         return (
-            f"the regular expression {cut(pattern)!r} is not supported: it must be one of ECMA 262 without "
+            f"the regular expression {truncate(pattern)!r} is not supported: it must be one of ECMA 262 without "
             "look-around and back-references, and its repetitions must not make it too large"
         )
     return None

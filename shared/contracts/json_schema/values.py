@@ -41,7 +41,7 @@ def violations(schema: Schema | bool, value: JsonValue, *, within: Schema | None
     document, resolve = _read(canonical(schema if within is None else within))
     try:
         errors = islice(Comparison(resolve).descend(value, document if within is None else schema), MAX_EXAMINED)
-        found = [{"path": cut(error.json_path), "message": cut(error.message)} for error in errors]
+        found = [{"path": truncate(error.json_path), "message": truncate(error.message)} for error in errors]
     except TakesTooLong:
         return TOO_LONG
     except Unresolvable as error:
@@ -82,6 +82,6 @@ def anonymous(schema: Schema) -> Schema:
     return {key: value for key, value in schema.items() if key not in ("$schema", "$id")}
 
 
-def cut(text: str) -> str:
+def truncate(text: str) -> str:
     """A record needs only the ends of a long path or message."""
     return text if len(text) <= MAX_MESSAGE else text[:200] + " … " + text[-80:]

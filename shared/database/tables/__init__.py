@@ -23,9 +23,9 @@ from shared.database.tables.definitions import (
     Tool,
     ToolVersion,
 )
-from shared.database.tables.events import TaskEvent
+from shared.database.tables.events import TaskEventRow
 from shared.database.tables.operations import (
-    Limit,
+    LimitRow,
     Pause,
     RateHold,
     Schedule,
@@ -42,8 +42,8 @@ from shared.database.tables.tasks import (
     IdempotencyKey,
     Message,
     Step,
-    Task,
     TaskOutcome,
+    TaskRow,
     TaskStatus,
     Worker,
 )
@@ -61,7 +61,7 @@ __all__ = [
     "Function",
     "FunctionVersion",
     "IdempotencyKey",
-    "Limit",
+    "LimitRow",
     "Message",
     "Pause",
     "RateHold",
@@ -72,9 +72,9 @@ __all__ = [
     "SecurityEvent",
     "Signal",
     "Step",
-    "Task",
-    "TaskEvent",
+    "TaskEventRow",
     "TaskOutcome",
+    "TaskRow",
     "TaskStatus",
     "Tool",
     "ToolVersion",

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from shared.database.tables.base import Base, created
 
 
-class TaskEvent(Base):
+class TaskEventRow(Base):
     """A change of a task's state or of one of its steps, numbered within the task, without gaps.
 
     `data` holds values that may change later; `orchestrator.task_events` adds the constant ones when it reads.

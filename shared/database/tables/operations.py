@@ -39,7 +39,7 @@ class Pause(Base):
     created_by: Mapped[str | None]
 
 
-class Limit(Base):
+class LimitRow(Base):
     """A limit on a capability, an agent or a tenant key (running tasks, or starts in a period), or on a model.
 
     A model's limits are requests and tokens in a period. The name `*` applies to each one without its own limit.

@@ -72,7 +72,7 @@ class Message(Base):
     created_at: Mapped[datetime] = created()
 
 
-class Task(Base):
+class TaskRow(Base):
     """The submitted request for one piece of work. Never changes, except for the routing that pins its agent version.
 
     A replay from a step has `from_step`, and `history_before`, which hides later messages of its conversation.

@@ -52,29 +52,29 @@ def main() -> None:
         _seal(layers, architecture)
         _withhold(standard_library=not settings["preload"])
     except CannotServe as refusal:
-        _tell(control, wire.FAILED, {"reason": str(refusal)})
+        _notify(control, wire.FAILED, {"reason": str(refusal)})
         return
     except packages.PackageRefused as refusal:
-        _tell(control, wire.REFUSED, {"name": refusal.name, "reason": str(refusal)})
+        _notify(control, wire.REFUSED, {"name": refusal.name, "reason": str(refusal)})
         return
     except Exception as error:
         scarce = shortage.of(error)
         reason = scarce or f"{type(error).__name__}: {error}"
-        _tell(control, wire.LOST if scarce else wire.FAILED, {"reason": reason})
+        _notify(control, wire.LOST if scarce else wire.FAILED, {"reason": reason})
         return
     zygote = Zygote(control, host, _equipment(layers, architecture, hooks))
     gc.collect()
     gc.freeze()
-    _tell(control, wire.HELLO, {"layers": layers.active, "notes": layers.notes, **facts})
+    _notify(control, wire.HELLO, {"layers": layers.active, "notes": layers.notes, **facts})
     try:
         zygote.serve()
     except OSError as error:
         # If the host is gone, there is no receiver.
         with contextlib.suppress(OSError):
-            _tell(control, wire.LOST, {"reason": shortage.of(error) or f"the zygote ended: {error}"})
+            _notify(control, wire.LOST, {"reason": shortage.of(error) or f"the zygote ended: {error}"})
 
 
-def _tell(control: socket.socket, kind: bytes, facts: dict[str, Any]) -> None:
+def _notify(control: socket.socket, kind: bytes, facts: dict[str, Any]) -> None:
     control.send(wire.NOTICE.pack(kind, 0, 0) + json.dumps(facts).encode())
 
 
@@ -111,7 +111,9 @@ def _prepare_interpreter(
     _load_zones()
     linecache.updatecache = lambda filename, module_globals=None: []  # there will be no files to read lines from
     sys.path += [entry for entry in settings["path"] if entry not in sys.path]
-    hooks = packages.load(settings["preload"], architecture, lambda name: _tell(control, wire.LOADING, {"name": name}))
+    hooks = packages.load(
+        settings["preload"], architecture, lambda name: _notify(control, wire.LOADING, {"name": name})
+    )
     policy.failed_packages.update(settings["failed"])
     facades.preloaded.update(settings["preload"])
     facades.prepare()

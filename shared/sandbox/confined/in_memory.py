@@ -15,7 +15,7 @@ import zipfile
 from typing import IO, Any, NoReturn
 
 NO_FILES = "there are no files in the sandbox: pass a file object, such as io.BytesIO(content) or io.StringIO(text)"
-MOST_FRAMES = 10_000
+MAX_FRAMES = 10_000
 """Python frames that a function may request: more could overflow the C stack."""
 
 
@@ -116,7 +116,7 @@ def make_msgid(idstring: str | None = None, domain: str = "localhost") -> str:
 
 def limit_recursion(limit: int) -> None:
     """`sys.setrecursionlimit`, up to what the stack allows."""
-    sys.setrecursionlimit(min(limit, MOST_FRAMES))
+    sys.setrecursionlimit(min(limit, MAX_FRAMES))
 
 
 REPLACED: dict[str, dict[str, Any]] = {

@@ -138,19 +138,19 @@ class _NothingElse:
             except metadata.PackageNotFoundError:
                 return set()
             names = (_NAME.match(line) for line in lines if not _OPTIONAL.search(line))
-            return {_normalised(name.group()) for name in names if name}
+            return {_normalise(name.group()) for name in names if name}
 
         providers = metadata.packages_distributions()
         wanted: set[str] = set()
-        missing = {_normalised(distribution) for distribution in providers.get(self._package, ())}
+        missing = {_normalise(distribution) for distribution in providers.get(self._package, ())}
         while missing:
             name = missing.pop()
             wanted.add(name)
             missing |= requirements(name) - wanted
-        return {module for module, names in providers.items() if wanted & set(map(_normalised, names))}
+        return {module for module, names in providers.items() if wanted & set(map(_normalise, names))}
 
 
-def _normalised(distribution: str) -> str:
+def _normalise(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 

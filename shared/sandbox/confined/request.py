@@ -70,7 +70,7 @@ def read(receive: Callable[[], bytes]) -> Request:
     check, address_space, data_size, cpu_seconds, max_output, max_stdout, *lengths = REQUEST.unpack_from(data)
     while len(data) < REQUEST.size + sum(lengths):
         data += receive()
-    operation, entrypoint, allowed, source, code, arguments, context = _cut(bytes(data), lengths)
+    operation, entrypoint, allowed, source, code, arguments, context = _truncate(bytes(data), lengths)
     return Request(
         operation=operation.decode(),
         entrypoint=entrypoint.decode(),
@@ -93,7 +93,7 @@ def _lines(names: frozenset[str]) -> bytes:
     return "\n".join(["", *sorted(names), ""] if names else ["", ""]).encode("utf-8", "replace")
 
 
-def _cut(data: bytes, lengths: list[int]) -> list[bytes]:
+def _truncate(data: bytes, lengths: list[int]) -> list[bytes]:
     parts, start = [], REQUEST.size
     for length in lengths:
         parts.append(data[start : start + length])

@@ -117,7 +117,7 @@ def test_an_unsafe_call_waits_for_what_the_calls_before_it_wait_for(
         run(child["id"], here)
     die_while_it_runs(task, here, "workers.model_agent.ToolCalls.make", monkeypatch)
     assert not log.exists()
-    die_while_it_runs(task, here, "workers.tool_calls._result", monkeypatch)
+    die_while_it_runs(task, here, "workers.tool_calls._result_block", monkeypatch)
     here.run_all()
     assert (tasks.get(task)["output"], log.read_text().count("\n")) == ({"content": "done"}, 2)
     assert [step["number"] for step in tasks.steps(task)] == list(range(1, len(tasks.steps(task)) + 1))

@@ -17,7 +17,7 @@ from shared.tasks import lifecycle
 from tests.integration.agents.conftest import DefineAgent, plain
 from tests.integration.conftest import Minion, Tasks
 from workers import minion
-from workers.conversation import HEAD, Said, Summary, _cut, _formatted, _older, _shortened, tokens_in
+from workers.conversation import HEAD, PastMessage, Summary, _format, _older, _shorten, _truncate, tokens_in
 
 LIMIT = 500
 WORDS = "wörter " * 20
@@ -217,8 +217,8 @@ def test_a_summary_outlives_its_task_and_goes_with_the_conversation(ask: Ask, da
 # --------------------------------------------------------------------------------------------- what goes where
 
 
-def conversation(*sizes: tuple[str, int]) -> list[Said]:
-    return [Said(UUID(int=index), role, "x" * size) for index, (role, size) in enumerate(sizes, 1)]
+def conversation(*sizes: tuple[str, int]) -> list[PastMessage]:
+    return [PastMessage(UUID(int=index), role, "x" * size) for index, (role, size) in enumerate(sizes, 1)]
 
 
 def test_what_is_kept_begins_with_a_person() -> None:
@@ -239,21 +239,21 @@ def test_a_message_that_is_too_long_by_itself_is_summed_up_too() -> None:
 def test_roles_take_turns_whatever_was_said() -> None:
     roles = ["assistant", "user", "user", "assistant", "assistant", "user"]
     said = conversation(*((role, 1) for role in roles))
-    assert alternates(_formatted(Summary(), said))
-    assert alternates(_formatted(Summary("Before."), said))
-    assert _formatted(Summary(), said[:1]) == []
-    assert _formatted(Summary("Before."), []) == [{"role": "user", "content": f"{HEAD}\nBefore."}]
+    assert alternates(_format(Summary(), said))
+    assert alternates(_format(Summary("Before."), said))
+    assert _format(Summary(), said[:1]) == []
+    assert _format(Summary("Before."), []) == [{"role": "user", "content": f"{HEAD}\nBefore."}]
 
 
 @pytest.mark.parametrize("content", ["x" * 1000, "漢" * 1000, "é" * 1000, "😀" * 1000])
 def test_a_text_is_cut_to_its_tokens(content: str) -> None:
     for tokens in (1, 2, 10, 100):
-        assert tokens_in(_cut(content, tokens)) <= tokens + 1
-    assert _cut(content, 100).endswith("[…]")
-    assert _cut("short", 10) == "short"
+        assert tokens_in(_truncate(content, tokens)) <= tokens + 1
+    assert _truncate(content, 100).endswith("[…]")
+    assert _truncate("short", 10) == "short"
 
 
 def test_shortening_stays_within_its_length() -> None:
     said = conversation(*[("user", 400), ("assistant", 400)] * 100)
-    assert tokens_in(_shortened(Summary("y" * 10_000), said, 125)) <= 125
-    assert "y" in _shortened(Summary("y" * 10), said[:2], 125)
+    assert tokens_in(_shorten(Summary("y" * 10_000), said, 125)) <= 125
+    assert "y" in _shorten(Summary("y" * 10), said[:2], 125)

@@ -21,7 +21,7 @@ from sqlalchemy import Engine, text
 
 from minions import Client, Task, errors
 from shared.tasks import lifecycle
-from shared.tasks.queries import MOST_OUTPUT_BYTES
+from shared.tasks.queries import MAX_OUTPUT_BYTES
 from shared.tasks.states import State
 
 pytestmark = pytest.mark.usefixtures("agents")
@@ -231,7 +231,7 @@ def test_many_are_waited_for(client: Client, database: Engine) -> None:
 
 
 def test_lists_bring_outputs_where_they_are_asked_for(client: Client, database: Engine) -> None:
-    large = "x" * (MOST_OUTPUT_BYTES // 2)
+    large = "x" * (MAX_OUTPUT_BYTES // 2)
     for output in ({"n": 1}, large, large, {"n": 2}):
         submit_and_finish(client, database, output)
     client.submit("Echo")

@@ -22,7 +22,7 @@ from orchestrator.api.app import create_app
 from orchestrator.cli import app as command
 from orchestrator.local.embedded import EmbeddedServers
 from orchestrator.retention.retention import RECORDS
-from orchestrator.task_events import MOST_AT_ONCE
+from orchestrator.task_events import MAX_AT_ONCE
 from shared.database.connections import transaction
 from shared.errors import Conflict
 from shared.notifications import (
@@ -364,9 +364,9 @@ def test_forged_and_recorded_text_is_not_shown(run: Any, following: Any) -> None
             recorded += [message["data"]] if message else []
 
         without_tag = {"type": "step.text", "data": {"step": 1, "claim": 1, "text": "as 0.2 sent it"}}
-        wrong_key = Streamed(2, "step.text", {"step": 1, "claim": 1, "text": "forged"}).sealed(running.task, b"guessed")
+        wrong_key = Streamed(2, "step.text", {"step": 1, "claim": 1, "text": "forged"}).seal(running.task, b"guessed")
         altered = recorded[-1].replace(b"One", b"Two").replace(b'"number": 1', b'"number": 2')
-        for_another = Streamed(2, "step.text", {"step": 1, "claim": 1, "text": "x"}).sealed(other.task, running.key)
+        for_another = Streamed(2, "step.text", {"step": 1, "claim": 1, "text": "x"}).seal(other.task, running.key)
         endless = json.dumps({**without_tag, "number": 2, "tag": "x"}).replace('"as 0.2 sent it"', "1e999")
         nested = endless.replace("1e999", "[" * 900 + "]" * 900)
         for forged in (
@@ -483,7 +483,7 @@ def test_twenty_follow_on_one_connection_and_one_who_leaves_leaves_nothing(
     api: Api, run: Any, database: Engine
 ) -> None:
     running = run()
-    for number in range(1, MOST_AT_ONCE + 5):
+    for number in range(1, MAX_AT_ONCE + 5):
         running.write(number, "finished", output=number)
     watch = api.app.state.event_watch
 
@@ -514,7 +514,7 @@ def test_twenty_follow_on_one_connection_and_one_who_leaves_leaves_nothing(
             await asyncio.to_thread(running.finish)
             return await asyncio.gather(*readers)
 
-    assert asyncio.run(follow()) == [list(range(1, MOST_AT_ONCE + 8))] * 20
+    assert asyncio.run(follow()) == [list(range(1, MAX_AT_ONCE + 8))] * 20
     wait_until(lambda: not watch._followers, "nobody follows")
 
 

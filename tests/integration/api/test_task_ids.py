@@ -11,7 +11,7 @@ from sqlalchemy import Engine, text
 
 from minions import Client, errors
 from shared.tasks import queries
-from shared.tasks.queries import MOST_CANDIDATES
+from shared.tasks.queries import MAX_CANDIDATES
 from tests.integration.api.test_plans import rows_read
 
 pytestmark = pytest.mark.usefixtures("agents")
@@ -91,10 +91,10 @@ def test_an_ambiguous_start_is_refused_with_the_candidates(client: Client, writt
 
 
 def test_not_all_candidates_are_listed(client: Client, database: Engine) -> None:
-    add(database, *(f"01a20424-0000-7000-8000-{number:012x}" for number in range(MOST_CANDIDATES + 3)))
+    add(database, *(f"01a20424-0000-7000-8000-{number:012x}" for number in range(MAX_CANDIDATES + 3)))
     with pytest.raises(errors.AmbiguousId, match=r"pending\) and more\.") as refused:
         client.get("01a20424")
-    assert len(refused.value.detail["candidates"]) == MOST_CANDIDATES
+    assert len(refused.value.detail["candidates"]) == MAX_CANDIDATES
 
 
 @pytest.mark.usefixtures("known")

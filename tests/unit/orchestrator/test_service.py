@@ -19,7 +19,7 @@ class Round(Loop):
         self.all_loops = all_loops
         self.known: list[bool] = []
 
-    def round(self) -> float:
+    def run_once(self) -> float:
         return 60.0
 
     def close(self) -> None:

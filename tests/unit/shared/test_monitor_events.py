@@ -10,7 +10,7 @@ from celery.events.state import State
 from celery.utils.saferepr import saferepr
 
 from shared.errors import FunctionError, InvalidInput, ToolError
-from shared.monitor_events import TaskEvent, ended, rejected, summarise
+from shared.monitor_events import MonitorEvent, ended, rejected, summarise
 from workers import monitoring
 
 STATES = {
@@ -25,10 +25,10 @@ STATES = {
 }
 
 
-def shown(*events: TaskEvent) -> str:
+def shown(*events: MonitorEvent) -> str:
     """Return the state that a monitor shows after these events."""
     state = State()
-    for number, event in enumerate([TaskEvent("task-received"), TaskEvent("task-started"), *events]):
+    for number, event in enumerate([MonitorEvent("task-received"), MonitorEvent("task-started"), *events]):
         state.event(
             {
                 "type": event.type,
@@ -50,12 +50,12 @@ def test_outcome_is_shown_as_state(outcome: str) -> None:
 
 def test_rejected_message_is_not_shown_as_running() -> None:
     assert shown(rejected(executed=False)) == "REJECTED"
-    assert shown(rejected(executed=False), TaskEvent("task-received"), TaskEvent("task-started")) == "STARTED"
+    assert shown(rejected(executed=False), MonitorEvent("task-received"), MonitorEvent("task-started")) == "STARTED"
 
 
 def test_duplicate_message_keeps_the_state_of_its_execution() -> None:
     assert shown(rejected(executed=True)) == "STARTED"
-    again = [TaskEvent("task-received"), TaskEvent("task-started"), rejected(executed=True)]
+    again = [MonitorEvent("task-received"), MonitorEvent("task-started"), rejected(executed=True)]
     assert shown(ended("failed", None), *again) == "FAILURE"
 
 

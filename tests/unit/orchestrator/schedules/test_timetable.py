@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.schedules.timetable import GRACE, MOST_RUNS, Cron, Every, Timetable, due
+from orchestrator.schedules.timetable import GRACE, MAX_RUNS, Cron, Every, Timetable, due
 from shared.errors import InvalidInput
 
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kathmandu", "Africa/Casablanca"]
@@ -123,8 +123,8 @@ def test_every_run_is_started_once_or_counted_as_missed(
     # The next look continues where this one stopped.
     assert next(timetable.after(found.runs[-1] if found.runs else now)) == found.next_at or found.next_at > now
     if missed == "all":
-        wanted = [next_at, *islice(timetable.after(next_at), MOST_RUNS)]
-        assert found.runs == [run for run in wanted if run <= now][:MOST_RUNS]
+        wanted = [next_at, *islice(timetable.after(next_at), MAX_RUNS)]
+        assert found.runs == [run for run in wanted if run <= now][:MAX_RUNS]
     elif late > GRACE:
         assert len(found.runs) <= 1
         assert found.next_at > now
@@ -169,7 +169,7 @@ def test_many_missed_runs_are_made_up_over_several_looks() -> None:
     now, seen, next_at = NEXT + timedelta(hours=249), [], NEXT
     while next_at <= now:
         found = due(HOURLY, next_at, now, "all")
-        assert 0 < len(found.runs) <= MOST_RUNS
+        assert 0 < len(found.runs) <= MAX_RUNS
         seen += found.runs
         next_at = found.next_at
     assert seen == [NEXT + timedelta(hours=hour) for hour in range(250)]

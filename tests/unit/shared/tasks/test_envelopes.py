@@ -55,17 +55,17 @@ def test_wrong_field_types_make_an_item_foreign(
 @pytest.mark.parametrize("compression", PACKERS)
 def test_body_is_unpacked_up_to_the_limit(compression: str) -> None:
     pack = PACKERS[compression]
-    assert packed(pack(b"x" * LIMIT), compression).unpacked(limit=LIMIT) == b"x" * LIMIT
+    assert packed(pack(b"x" * LIMIT), compression).unpack(limit=LIMIT) == b"x" * LIMIT
     with pytest.raises(TooLarge):
-        packed(pack(b"x" * (10 << 20)), compression).unpacked(limit=LIMIT)
+        packed(pack(b"x" * (10 << 20)), compression).unpack(limit=LIMIT)
     with pytest.raises(InvalidInput, match="its end is missing"):
-        packed(pack(b"x" * 10_000)[:-6], compression).unpacked(limit=LIMIT)
+        packed(pack(b"x" * 10_000)[:-6], compression).unpack(limit=LIMIT)
 
 
 @given(st.binary(max_size=500), st.sampled_from([*PACKERS]) | anything)
 def test_broken_body_is_refused_with_one_error_type(body: bytes, compression: Any) -> None:
     with suppress(InvalidInput):
-        assert isinstance(packed(body, compression).unpacked(limit=LIMIT), bytes)
+        assert isinstance(packed(body, compression).unpack(limit=LIMIT), bytes)
 
 
 def test_each_priority_has_its_own_list() -> None:

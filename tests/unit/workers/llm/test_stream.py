@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from minions.testing import events_of
-from workers.llm.stream import StreamError, assembled
+from workers.llm.stream import StreamError, assemble
 
 START = {"type": "message_start", "message": {"role": "assistant", "model": "m", "usage": {"input_tokens": 9}}}
 END = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 7}}
@@ -23,7 +23,7 @@ def block_delta(index: int = 0, **delta: Any) -> dict[str, Any]:
 
 def blocks(*events: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the content of a message with these events."""
-    message = assembled([START, *events, END], lambda text: None)
+    message = assemble([START, *events, END], lambda text: None)
     assert message is not None
     return list(message["content"])
 
@@ -45,7 +45,7 @@ def test_streamed_message_is_reassembled() -> None:
         ],
     }
     said: list[str] = []
-    joined = assembled([{"type": name, **data} for name, data in events_of(message)], said.append)
+    joined = assemble([{"type": name, **data} for name, data in events_of(message)], said.append)
     assert joined == message
     assert "".join(said) == "One, two, three"
     assert len(said) > 1
@@ -98,7 +98,7 @@ def test_invalid_json_input_is_kept_as_invalid(said: str) -> None:
 
 
 def test_last_usage_counts() -> None:
-    message = assembled(
+    message = assemble(
         [START, {**END, "usage": {"output_tokens": 7, "input_tokens": None, "cache_read_input_tokens": 3}}], print
     )
     assert message is not None
@@ -109,7 +109,7 @@ def test_last_usage_counts() -> None:
     "events", [[], [START], [START, block_start({"type": "text", "text": "Hi"})], [{"type": "ping"}]]
 )
 def test_incomplete_message_is_none(events: list[dict[str, Any]]) -> None:
-    assert assembled(events, print) is None
+    assert assemble(events, print) is None
 
 
 def test_error_within_a_stream_is_raised() -> None:
@@ -131,8 +131,8 @@ def test_recorded_message_survives_streaming() -> None:
         "usage": {"input_tokens": 1, "output_tokens": 9, "iterations": [{"type": "message"}]},
     }
     for message in (recorded, {**recorded, "usage": {}}):
-        assert assembled([{"type": name, **data} for name, data in events_of(message)], print) == message
-    assert assembled([{"type": name, **data} for name, data in events_of({**recorded, "usage": None})], print) == {
+        assert assemble([{"type": name, **data} for name, data in events_of(message)], print) == message
+    assert assemble([{"type": name, **data} for name, data in events_of({**recorded, "usage": None})], print) == {
         **recorded,
         "usage": {},
     }

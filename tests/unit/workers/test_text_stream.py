@@ -10,16 +10,16 @@ from uuid import uuid4
 import pytest
 
 from shared.streaming import Streamed, received
-from workers import follower
-from workers.follower import Follower
+from workers import text_stream
+from workers.text_stream import TextStream
 
 
 def test_half_a_character_waits_for_its_second_half(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Streamed] = []
-    monkeypatch.setattr(follower, "publish_streamed", lambda task, said, key: told.append(said))
-    monkeypatch.setattr(follower, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(text_stream, "publish_streamed", lambda task, said, key: told.append(said))
+    monkeypatch.setattr(text_stream, "FLUSH_SECONDS", 0.0)
     task: Any = SimpleNamespace(id=uuid4(), claim=1, stream_key=b"secret")
-    following = Follower(task, 1)
+    following = TextStream(task, 1)
     for delta in ("", "a", "ä\ud83d", "\ude00", "b"):
         following.text(delta)
     following.flush()
@@ -29,7 +29,7 @@ def test_half_a_character_waits_for_its_second_half(monkeypatch: pytest.MonkeyPa
 
 def test_streamed_message_is_bound_to_task_and_execution() -> None:
     task, other, key = uuid4(), uuid4(), b"secret"
-    said = received(Streamed(1, "step.text", {"step": 1, "claim": 1, "text": "é\ud83d"}).sealed(task, key).encode())
+    said = received(Streamed(1, "step.text", {"step": 1, "claim": 1, "text": "é\ud83d"}).seal(task, key).encode())
     assert said is not None
     assert said.is_genuine(task, key)
     assert not said.is_genuine(other, key)

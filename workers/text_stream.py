@@ -7,13 +7,13 @@ from typing import Any
 
 from shared.notifications import publish_streamed
 from shared.streaming import Streamed
-from workers.llm.base import joined
+from workers.llm.base import join_surrogates
 from workers.task import ClaimedTask
 
 FLUSH_SECONDS = 0.05
 
 
-class Follower:
+class TextStream:
     """One step's streamed text. Text may be lost, which clients can detect by counting; the finished step has all of
     it.
 
@@ -39,7 +39,7 @@ class Follower:
 
     def flush(self) -> None:
         """Send the buffered text, except for an incomplete character."""
-        said = joined("".join(self._held))
+        said = join_surrogates("".join(self._held))
         rest = said[-1:] if "\ud800" <= said[-1:] <= "\udbff" else ""
         self._held = [rest] if rest else []
         if text := said.removesuffix(rest):
@@ -47,7 +47,7 @@ class Follower:
             self._from += len(text)
             self._sent_at = time.monotonic()
 
-    def restarted(self) -> None:
+    def restart(self) -> None:
         """Discard the text streamed so far: the step starts again."""
         self._held.clear()
         self._from = 0
@@ -58,11 +58,11 @@ class Follower:
         publish_streamed(self.task_id, Streamed(self._number, type, data), self._key)
 
 
-class Silence(Follower):
-    """Follower of a step whose text is not part of any answer."""
+class SilentStream(TextStream):
+    """The stream of a step whose text is not part of any answer."""
 
     def text(self, delta: str) -> None:
         """Send nothing."""
 
-    def restarted(self) -> None:
+    def restart(self) -> None:
         """Send nothing."""

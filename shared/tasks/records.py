@@ -1,0 +1,238 @@
+"""The JSON that the functions in `shared/tasks/sql/` take and return, as types."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict, final
+
+from shared.contracts.strict_json import JsonValue
+
+
+class NewTask(TypedDict, total=False):
+    """A task to insert, as `minion_accept` describes it. Ids and times are text.
+
+    Attributes:
+        validated: the agent version whose input schema the input was checked against.
+        new_keys: a replay's calls get new idempotency keys.
+    """
+
+    agent: str
+    capability: str
+    input: JsonValue
+    messages: list[dict[str, Any]]
+    namespace: str
+    idempotency_key: str
+    key: str
+    labels: dict[str, str]
+    priority: int
+    run_at: str
+    deadline: str
+    conversation_id: str
+    replay_of: str
+    new_keys: bool
+    agent_version_id: str
+    traceparent: str
+    submitted_by: str
+    unique_key: str
+    unique_while: Literal["pending", "running"]
+    budget: dict[str, Any]
+    validated: str
+
+
+Status = Literal["started", "finished", "failed"]
+"""The status of a journal step."""
+
+
+class StepRecord(TypedDict):
+    """A journal step to write. Times are text; `error` has `retryable` beside the members of `MinionError.as_dict`."""
+
+    number: int
+    kind: str
+    name: str
+    status: Status
+    effect: str
+    request_hash: str
+    input: JsonValue
+    started_at: str
+    finished_at: NotRequired[str]
+    output: NotRequired[JsonValue]
+    error: NotRequired[dict[str, Any]]
+    stdout: NotRequired[str | None]
+    usage: NotRequired[dict[str, int]]
+    cost_microdollars: NotRequired[int]
+    function_version_id: NotRequired[str | None]
+
+
+class ChildEnd(TypedDict, total=False):
+    """The end of a sub-task."""
+
+    state: str
+    output: JsonValue
+    error: dict[str, Any] | None
+
+
+class KnownStep(TypedDict):
+    """A step of an earlier execution, as `minion_journal` returns it.
+
+    Attributes:
+        child_id: the task of a `subtask` step.
+        outcome: the end of that task.
+    """
+
+    number: int
+    kind: str
+    name: str
+    status: Status
+    effect: str
+    request_hash: str
+    output: JsonValue
+    error: NotRequired[dict[str, Any]]
+    child_id: NotRequired[str]
+    outcome: NotRequired[ChildEnd]
+
+
+class StepRequest(TypedDict):
+    """A step that a suspension begins, as `minion_suspend` reads it."""
+
+    step: int
+    name: str
+    request_hash: str
+
+
+class ChildRecord(StepRequest):
+    """A sub-task to create."""
+
+    request: NewTask
+
+
+class WaitRecord(StepRequest):
+    """A signal, timer or approval to wait for. `approval` is a list of one value, which may be null."""
+
+    seconds: float | None
+    signal: bool
+    approval: list[JsonValue] | None
+
+
+@final
+class Claimed(TypedDict):
+    """A claimed task, as `minion_claim` returns it: its row, and the journal of earlier executions.
+
+    Ids and times are text, the secret `stream_key` is hexadecimal.
+    """
+
+    id: str
+    root_id: str
+    origin_id: str
+    claim: int
+    worker_id: str
+    stream_key: str
+    attempts: int
+    agent_version_id: str
+    agent_name: str
+    queue: str
+    namespace: str
+    depth: int
+    journal_format: int
+    input: JsonValue
+    messages: list[Any] | None
+    conversation_id: str | None
+    deadline: str | None
+    created_at: str | None
+    budget_ids: list[str] | None
+    history_before: str | None
+    steps: list[KnownStep]
+
+
+class StartRate(TypedDict):
+    """A limit on how many tasks of a scope may start in a period."""
+
+    scope: str
+    name: str
+    rate: int
+    period_seconds: float
+
+
+class Obstacle(TypedDict):
+    """The reason why a task may not start now; more members depend on its kind (`minion_obstacle`).
+
+    Attributes:
+        kind: `turn`, `paused`, `max_running` or `rate`.
+        rates: of the kind `rate`, with the namespace: the limiter knows whether they have room.
+    """
+
+    kind: str
+    namespace: NotRequired[str]
+    rates: NotRequired[list[StartRate]]
+
+
+@final
+class Refusal(TypedDict):
+    """The answer to a claim of a task that may not start now."""
+
+    refused: Obstacle
+
+
+class Breach(TypedDict):
+    """A budget without room for a step, as `minion_breach` reports it.
+
+    Attributes:
+        budget: the task that has the budget.
+        asked: None if the price of the step is unknown.
+        step: the amounts that the step would have reserved.
+        then: `fail` or `wait`.
+    """
+
+    budget: str
+    agent: str
+    what: Literal["tokens", "dollars", "steps", "seconds"]
+    limit: float
+    spent: float
+    reserved: float
+    asked: float | None
+    step: dict[str, Any]
+    at: str | None
+    then: Literal["fail", "wait"]
+
+
+class Flags(TypedDict):
+    """The answer to a write of steps, which the minion must obey. With a `breach`, nothing was written."""
+
+    cancel: bool
+    breach: NotRequired[Breach]
+
+
+class Reserve(TypedDict):
+    """The most that a step may use of every budget above its task; `microdollars` is None if its price is unknown."""
+
+    step: int
+    steps: int
+    tokens: NotRequired[int]
+    microdollars: NotRequired[int | None]
+
+
+class Charge(TypedDict):
+    """The amounts that a step has used of every budget above its task; None for a value that is unknown."""
+
+    step: int
+    tokens: int | None
+    microdollars: int | None
+
+
+class ExecutionResult(TypedDict, total=False):
+    """The result of an execution, as `minion_close_execution` and `minion_settle` read it.
+
+    Attributes:
+        steps: journal steps that are not written yet.
+        messages: those that a successful task adds to its conversation.
+        error: as `MinionError.as_dict` gives it.
+        peak_memory_bytes: of the process and of its sandboxed functions, whichever is larger.
+    """
+
+    steps: list[StepRecord]
+    output: JsonValue
+    error: dict[str, Any]
+    messages: list[dict[str, Any]]
+    cpu_seconds: float
+    peak_memory_bytes: int
+    input_tokens: int
+    output_tokens: int
+    cost_microdollars: int
