@@ -55,7 +55,7 @@ format: install  ## Format the code
 	@$(RUN) ruff format .
 
 schema: install  ## Regenerate migrations/schema.sql, after each change of a table or function
-	@$(RUN) tests.schema
+	@$(RUN) tests.support.schema_dump
 
 bench: install  ## Measure no-op tasks beside bare Celery, on the same servers in the same run
 	@$(RUN) benchmarks.noop

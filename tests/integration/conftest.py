@@ -1,7 +1,7 @@
 """The whole system for a test: the orchestrator's loops, a worker process, and tasks to hand in.
 
 new_database  creates other databases on the same server; `empty_database` is one, without a schema
-offered       a folder that offers the builtin tool `act` (see tests/offered) to this process and to its children
+offered       a folder that offers the builtin tool `act` (see tests/support/minion_test_tools.py) to this process and to its children
 loops         the orchestrator's loops, in this process, with short leases (one set a module)
 worker        a Celery worker with two slots that serves `work` and `other` (one a module)
 here          a minion in this process, without broker and processes, for what does not need them
@@ -37,8 +37,8 @@ from shared.tasks.queries import get_task, list_executions, list_steps
 from shared.tasks.states import FINAL
 from shared.tasks.submission import submit_many
 from tests.conftest import Define
-from tests.model import talking_to
-from tests.processes import ROOT, SHORT_LEASES, Process, ended_at_last, start_worker, wait_online, wait_until
+from tests.support.model_client import talking_to
+from tests.support.processes import ROOT, SHORT_LEASES, Process, ended_at_last, start_worker, wait_online, wait_until
 from workers import minion
 
 LEFT = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE NOT state = ANY (:final))")
@@ -185,7 +185,7 @@ def offered(servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "Metadata-Version: 2.1\nName: minion-test-tools\nVersion: 1.0\nLicense-Expression: MIT\n"
     )
     (about / "entry_points.txt").write_text("[minions.tools]\nact = minion_test_tools:act\n")
-    (folder / "minion_test_tools.py").write_text((ROOT / "tests/offered/minion_test_tools.py").read_text())
+    (folder / "minion_test_tools.py").write_text((ROOT / "tests/support/minion_test_tools.py").read_text())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
         patch.syspath_prepend(folder)

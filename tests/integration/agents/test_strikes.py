@@ -32,7 +32,7 @@ from shared.tasks.lifecycle import Dispatched
 from tests.integration.agents.conftest import DefineAgent
 from tests.integration.agents.test_conversations import LIMIT, talk
 from tests.integration.conftest import Minion, Tasks
-from tests.model import talking_to
+from tests.support.model_client import talking_to
 from workers import minion
 
 Kind = Literal["cut", "killed"]

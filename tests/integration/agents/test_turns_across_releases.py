@@ -22,7 +22,7 @@ from shared.tasks import lifecycle
 from tests.conftest import Define
 from tests.integration.agents.conftest import plain
 from tests.integration.conftest import ACT, Minion, Tasks
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 from workers import minion
 
 RELEASE_0_2 = "9edb19b7a6566e8af91d6731cf3839eb4de42780"

@@ -23,7 +23,7 @@ from shared.settings import get_settings
 from tests.conftest import Define
 from tests.integration.api.conftest import Api
 from tests.integration.conftest import ACT, Minion, Tasks
-from tests.model import talking_to
+from tests.support.model_client import talking_to
 
 
 def key_of_the_api() -> str:

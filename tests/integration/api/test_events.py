@@ -39,8 +39,8 @@ from shared.tasks import lifecycle
 from shared.tasks.states import State
 from tests.conftest import Define
 from tests.integration.conftest import Minion, Tasks
-from tests.model import talking_to
-from tests.processes import wait_until
+from tests.support.model_client import talking_to
+from tests.support.processes import wait_until
 
 from .conftest import Api, serving
 

@@ -16,7 +16,7 @@ from orchestrator.api.app import create_app
 from orchestrator.api.server import listen
 from shared.errors import NotConfigured
 from shared.settings import Settings
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 from .conftest import Api, serving
 

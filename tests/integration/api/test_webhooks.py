@@ -18,7 +18,7 @@ from orchestrator.api.app import create_app
 from orchestrator.cli import app as commands
 from shared.settings import Settings, get_settings
 from shared.tasks import lifecycle
-from tests.receiver import SECRET, receiving
+from tests.support.webhook_receiver import SECRET, receiving
 
 from .conftest import Api, serving
 

@@ -1,0 +1,99 @@
+"""Who is taken for lost, when nobody may be, and what is given back for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text
+
+from orchestrator.maintenance.lost_workers import LostWorkers
+from orchestrator.monitors import Monitors
+from shared.broker import make_app
+from shared.database.connections import make_engine, transaction
+from shared.settings import Settings
+from shared.tasks import lifecycle
+from tests.integration.conftest import Minion, Tasks, orchestrating
+from tests.support.processes import wait_until
+from workers.heartbeat import WORKER_ID, Heartbeat, report_lost_child
+
+KNOWN = text(
+    "INSERT INTO workers (id, name, capabilities, slots, pool, host, pid, version) "
+    "VALUES (:id, 'late', '{work}', 1, 'solo', 'here', 1, '0')"
+)
+
+
+def test_nobody_is_lost_while_the_database_stood_still(here: Minion, short_leases: Settings) -> None:
+    """The loop is answered before the heartbeats that wait as well, and finds no worker that has beaten."""
+    engine = make_engine(short_leases)
+    loop = LostWorkers(short_leases, engine, Monitors(make_app(short_leases)))
+    pauses: list[float] = []
+
+    @event.listens_for(engine, "before_execute")
+    def _stand_still(*_: Any) -> None:
+        while pauses:
+            time.sleep(pauses.pop())
+
+    def look() -> str:
+        loop._lose_workers()
+        with here.engine.connect() as connection:
+            return str(connection.scalar(text("SELECT status FROM workers WHERE id = :id"), {"id": here.id}))
+
+    def beat() -> None:
+        with here.engine.begin() as connection:
+            connection.execute(text("UPDATE workers SET last_seen = now() WHERE id = :id"), {"id": here.id})
+
+    steady = time.monotonic() + 1.2 * short_leases.lease_seconds
+    while time.monotonic() < steady:
+        beat()
+        assert look() == "online"
+        time.sleep(0.1)
+    pauses.append(1.1 * short_leases.lease_seconds)
+    assert look() == "online"
+    wait_until(lambda: look() == "lost", "who never beats again is lost")
+    engine.dispose()
+
+
+def test_lost_tasks_come_back_while_the_healer_is_busy(
+    tasks: Tasks, act: Any, here: Minion, short_leases: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tasks.submit(act(), {})
+    [message] = here.dispatch()
+    over = threading.Event()
+    monkeypatch.setattr(lifecycle, "heal_turns", lambda *_: over.wait(60))
+    with transaction() as connection:
+        lifecycle.claim(connection, task, message.claim, here.id)
+        connection.execute(text("UPDATE workers SET last_seen = now()"))
+    with orchestrating(short_leases):
+        try:
+            assert tasks.wait_for(task, "pending")["losses"] == 1
+        finally:
+            over.set()
+
+
+def test_a_lost_child_gives_back_what_its_own_worker_holds(
+    here: Minion, tasks: Tasks, act: Any, short_leases: Settings
+) -> None:
+    """Two workers have the message, and a child of the one that did not get the claim dies."""
+    task = tasks.submit(act(), {})
+    [message] = here.dispatch()
+    consumer = SimpleNamespace(hub=None, event_dispatcher=None)
+    late = Heartbeat(short_leases, SimpleNamespace(pool_cls="solo", consumer=consumer))
+
+    def lose_child() -> str:
+        report_lost_child({"task_id": str(task), "claim": message.claim}, "It was killed.")
+        late._report()
+        return str(tasks.get(task)["state"])
+
+    with here.engine.begin() as connection:
+        lifecycle.claim(connection, task, message.claim, here.id)
+    assert lose_child() == "running"
+    with here.engine.begin() as connection:
+        connection.execute(KNOWN, {"id": WORKER_ID})
+        connection.execute(text("UPDATE task_status SET worker_id = :id"), {"id": WORKER_ID})
+    assert lose_child() == "waiting"
+    assert tasks.get(task)["wait_reason"] == "backoff"
+    late.engine.dispose()
