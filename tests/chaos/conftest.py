@@ -16,7 +16,7 @@ from shared.definitions.apply import store_definitions
 from shared.settings import Settings
 from tests.chaos import audit, mixed_audit, mixed_load
 from tests.chaos.system import DEFINITIONS, QUEUE
-from tests.support.lifecycle_driver import ByHand
+from tests.support.lifecycle_driver import LifecycleDriver as ByHand
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from tests.chaos import audit
 from tests.chaos.scenarios import BY_NAME, play
-from tests.support.lifecycle_driver import ByHand
+from tests.support.lifecycle_driver import LifecycleDriver as ByHand
 
 SEED = 1
 TASKS = 80

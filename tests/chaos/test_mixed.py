@@ -15,7 +15,7 @@ from shared.tasks.states import State
 from tests.chaos import mixed, mixed_audit
 from tests.chaos.mixed_audit import Witness
 from tests.chaos.mixed_load import EFFECTIVE, TICK
-from tests.support.lifecycle_driver import ByHand
+from tests.support.lifecycle_driver import LifecycleDriver as ByHand
 
 SEED = 34
 TASKS = 60

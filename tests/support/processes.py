@@ -151,7 +151,7 @@ def wait_online(engine: Engine, *processes: Process) -> None:
 
 
 @contextmanager
-def ended_at_last(*processes: Process) -> Iterator[None]:
+def killed_on_exit(*processes: Process) -> Iterator[None]:
     """Kills what is left of the processes, and prints the ends of their logs, which pytest shows when a test fails."""
     try:
         yield

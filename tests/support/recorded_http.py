@@ -77,7 +77,7 @@ def ended(stop_reason: str | None = "end_turn", usage: Any = None, **more: Any) 
 
 
 @dataclass
-class Replay:
+class RecordedServer:
     """What is answered, and what was asked."""
 
     responses: list[Recorded] = field(default_factory=list)
@@ -87,15 +87,15 @@ class Replay:
 
 
 @contextmanager
-def replaying() -> Iterator[Replay]:
+def serve_recorded() -> Iterator[RecordedServer]:
     """The server, on a loopback port."""
-    replay = Replay()
+    replay = RecordedServer()
     with answering(_handler(replay)) as port:
         replay.url = f"http://127.0.0.1:{port}"
         yield replay
 
 
-def _handler(replay: Replay) -> type[BaseHTTPRequestHandler]:
+def _handler(replay: RecordedServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 

@@ -11,7 +11,7 @@ from shared.database.connections import transaction
 from shared.errors import InvalidDefinition
 from shared.tasks import lifecycle
 from tests.conftest import Define
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import InlineWorker, Tasks
 
 pytestmark = pytest.mark.usefixtures("steps")
 
@@ -45,12 +45,12 @@ def chain(define: Define) -> Any:
 
 
 @pytest.fixture
-def ended(tasks: Tasks, here: Minion) -> Any:
+def ended(tasks: Tasks, inline_worker: InlineWorker) -> Any:
     """Runs a task and everything below it: `ended("Agent", input)` is the task."""
 
     def run(agent: str, value: Any) -> dict[str, Any]:
         task = tasks.submit(agent, value)
-        here.run_all()
+        inline_worker.run_all()
         return tasks.get(task)
 
     return run
@@ -164,28 +164,30 @@ def test_an_agent_that_was_disabled_meanwhile_fails_the_chain(chain: Any, ended:
     assert "'Act' is disabled" in ended("Line", answer(1))["error"]["message"]
 
 
-def test_a_child_that_is_cancelled_fails_the_parent(chain: Any, tasks: Tasks, here: Minion) -> None:
-    task = waiting(tasks, here, chain("Line", "Act"))
+def test_a_child_that_is_cancelled_fails_the_parent(chain: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
+    task = waiting(tasks, inline_worker, chain("Line", "Act"))
     [child] = tasks.children(task)
     assert tasks.cancel(child["id"]) == "cancelled"
-    here.run_all()
+    inline_worker.run_all()
     parent = tasks.get(task)
     assert parent["state"] == "failed"
     assert parent["error"]["cause"]["error"]["message"] == "Cancelled by the test."
 
 
-def test_cancelling_the_parent_cancels_what_is_below(chain: Any, tasks: Tasks, here: Minion) -> None:
-    task = waiting(tasks, here, chain("Both", "Act", "Act", strategy="parallel"))
+def test_cancelling_the_parent_cancels_what_is_below(chain: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
+    task = waiting(tasks, inline_worker, chain("Both", "Act", "Act", strategy="parallel"))
     assert tasks.cancel(task) == "cancelled"
     assert {child["state"] for child in tasks.children(task)} == {"cancelled"}
-    here.run_all()
+    inline_worker.run_all()
 
 
-def test_a_parent_that_is_cancelled_while_it_runs_makes_no_children(chain: Any, tasks: Tasks, here: Minion) -> None:
+def test_a_parent_that_is_cancelled_while_it_runs_makes_no_children(
+    chain: Any, tasks: Tasks, inline_worker: InlineWorker
+) -> None:
     task = tasks.submit(chain("Line", "Act"), answer(1))
-    [message] = here.dispatch()
+    [message] = inline_worker.dispatch()
     with transaction() as connection:
-        row = lifecycle.claim(connection, task, message.claim, here.id)
+        row = lifecycle.claim(connection, task, message.claim, inline_worker.id)
     assert row is not None
     assert tasks.cancel(task) == "running"
     child = {"step": 1, "name": "Act", "request_hash": "x", "request": {"agent": "Act", "input": {}}}
@@ -194,21 +196,21 @@ def test_a_parent_that_is_cancelled_while_it_runs_makes_no_children(chain: Any, 
     assert tasks.count() == {"cancelled": 1}
 
 
-def test_a_child_of_a_cancelled_parent_gets_no_claim(chain: Any, tasks: Tasks, here: Minion) -> None:
-    task = waiting(tasks, here, chain("Line", "Act"))
-    [message] = here.dispatch()
+def test_a_child_of_a_cancelled_parent_gets_no_claim(chain: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
+    task = waiting(tasks, inline_worker, chain("Line", "Act"))
+    [message] = inline_worker.dispatch()
     tasks.cancel(task)
     with transaction() as connection:
-        assert lifecycle.claim(connection, message.task_id, message.claim, here.id) is None
+        assert lifecycle.claim(connection, message.task_id, message.claim, inline_worker.id) is None
 
 
-def waiting(tasks: Tasks, here: Minion, agent: str) -> UUID:
+def waiting(tasks: Tasks, inline_worker: InlineWorker, agent: str) -> UUID:
     """A task that waits for its sub-tasks, none of which has begun."""
     from workers import minion
 
     task = tasks.submit(agent, answer(1))
-    [message] = here.dispatch()
-    assert minion.run(task, message.claim, here.id) == "waiting"
+    [message] = inline_worker.dispatch()
+    assert minion.run(task, message.claim, inline_worker.id) == "waiting"
     return task
 
 
@@ -221,22 +223,22 @@ def test_a_chain_of_depth_ten_needs_one_slot(chain: Any, ended: Any, tasks: Task
     assert tasks.count() == {"succeeded": 11}
 
 
-def test_a_fan_out_of_a_thousand_needs_one_slot(chain: Any, tasks: Tasks, here: Minion) -> None:
+def test_a_fan_out_of_a_thousand_needs_one_slot(chain: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
     name = chain("Fan", {"agent": "Act", "for_each": "items"})
     task = tasks.submit(name, {"items": [answer(n) for n in range(1000)]})
-    here.run_all(timeout=120)
+    inline_worker.run_all(timeout=120)
     ended = tasks.get(task)
     assert [result["output"] for result in ended["output"]["results"]] == list(range(1000))
     assert (ended["claim"], ended["open_waits"]) == (2, 0)
     assert tasks.count() == {"succeeded": 1001}
 
 
-def test_a_chain_has_so_many_sub_tasks_under_way_at_once(chain: Any, tasks: Tasks, here: Minion) -> None:
+def test_a_chain_has_so_many_sub_tasks_under_way_at_once(chain: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
     chain("Many", {"agent": "Act", "for_each": "items"}, max_parallel=2)
     task = tasks.submit("Many", {"items": [answer(number) for number in range(5)]})
     most = 0
     while not tasks.get(task)["output"]:
-        here._round()
+        inline_worker._round()
         states = [child["state"] for child in tasks.children(task)]
         most = max(most, len(states) - states.count("succeeded"))
     assert most == 2

@@ -17,8 +17,8 @@ from shared.database.connections import transaction
 from shared.definitions.apply import store_definitions
 from shared.definitions.files import load
 from shared.tasks import budgets, lifecycle
-from tests.integration.conftest import Minion, Tasks
-from tests.support.model_client import talking_to
+from tests.integration.conftest import InlineWorker, Tasks
+from tests.support.model_client import use_messages_api
 from tests.support.processes import ROOT, wait_until
 
 FOLDER = ROOT / "examples" / "refunds"
@@ -27,22 +27,24 @@ BOOKED = {"order": "A-17", "receipt": "R-A-17-30"}
 
 
 @pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, database: Engine, here: Minion) -> Iterator[MessagesApi]:
+def messages_api(
+    monkeypatch: pytest.MonkeyPatch, database: Engine, inline_worker: InlineWorker
+) -> Iterator[MessagesApi]:
     """The local server with the replies of the example, whose agents are stored and served by this process."""
     with Session(database) as session:
         store_definitions(session, load(FOLDER / "refunds.yaml"))
     with transaction() as connection:
         connection.execute(text("UPDATE workers SET capabilities = capabilities || '{refunds}'"))
     script = json.loads((FOLDER / "replies.json").read_text())
-    with talking_to(MessagesApi(script=script), monkeypatch) as server:
+    with use_messages_api(MessagesApi(script=script), monkeypatch) as server:
         yield server
 
 
-def until_it_waits(tasks: Tasks, here: Minion, task: UUID, reason: str) -> dict[str, Any]:
+def until_it_waits(tasks: Tasks, inline_worker: InlineWorker, task: UUID, reason: str) -> dict[str, Any]:
     """Runs what is due until the task waits for that."""
 
     def waits() -> bool:
-        here._round()
+        inline_worker._round()
         return bool(tasks.get(task)["wait_reason"] == reason)
 
     wait_until(waits, f"it waits: {reason}")
@@ -54,31 +56,33 @@ def approve(task: UUID) -> None:
         lifecycle.decide(connection, task, "approve", who="test")
 
 
-def test_an_agent_with_tools_that_a_person_approves(tasks: Tasks, here: Minion, api: MessagesApi) -> None:
+def test_an_agent_with_tools_that_a_person_approves(
+    tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
+) -> None:
     task = tasks.submit("refund-desk", COMPLAINT)
-    until_it_waits(tasks, here, task, "approval")
+    until_it_waits(tasks, inline_worker, task, "approval")
     approve(task)
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task)["output"] == BOOKED
-    assert len(api.requests) == 3
+    assert len(messages_api.requests) == 3
 
 
-def test_a_chain(tasks: Tasks, here: Minion, api: MessagesApi) -> None:
+def test_a_chain(tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi) -> None:
     task = tasks.submit("settle-complaint", COMPLAINT)
-    until_it_waits(tasks, here, task, "subtask")
-    wait_until(lambda: here._round() or tasks.children(task)[0]["wait_reason"] == "approval", "the desk waits")
+    until_it_waits(tasks, inline_worker, task, "subtask")
+    wait_until(lambda: inline_worker._round() or tasks.children(task)[0]["wait_reason"] == "approval", "the desk waits")
     approve(tasks.children(task)[0]["id"])
-    here.run_all()
+    inline_worker.run_all()
     assert "R-A-17-30" in tasks.get(task)["output"]["content"]
 
 
-def test_a_budget_that_is_too_small(tasks: Tasks, here: Minion, api: MessagesApi) -> None:
+def test_a_budget_that_is_too_small(tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi) -> None:
     task = tasks.submit("refund-desk", COMPLAINT, budget={"dollars": 0.01})
-    until_it_waits(tasks, here, task, "budget")
-    assert api.requests == []
+    until_it_waits(tasks, inline_worker, task, "budget")
+    assert messages_api.requests == []
     with transaction() as connection:
         budgets.change(connection, task, BudgetChange(add_dollars=1.0))
-    until_it_waits(tasks, here, task, "approval")
+    until_it_waits(tasks, inline_worker, task, "approval")
     approve(task)
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task)["output"] == BOOKED

@@ -19,8 +19,8 @@ from shared.database.connections import transaction
 from shared.secret_store import SecretStore, list_secrets
 from shared.settings import Settings, get_settings
 from tests.conftest import Define
-from tests.integration.conftest import Minion, Tasks, everything_written
-from tests.support.model_client import talking_to
+from tests.integration.conftest import InlineWorker, Tasks, everything_written
+from tests.support.model_client import use_messages_api
 
 SECRET = "t0p-s3cret-value"
 MODEL = "claude-sonnet-5-5"
@@ -75,7 +75,7 @@ def configured(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 @pytest.fixture
-def fetch(define: Define, tasks: Tasks, here: Minion, configured: Settings) -> Any:
+def fetch(define: Define, tasks: Tasks, inline_worker: InlineWorker, configured: Settings) -> Any:
     """Runs an agent with this request: `fetch(arguments, url=…, …)` is the ended task."""
 
     def run(
@@ -98,8 +98,8 @@ def fetch(define: Define, tasks: Tasks, here: Minion, configured: Settings) -> A
             },
         )
         task = tasks.submit("Fetch", arguments)
-        here._round()
-        here._round()
+        inline_worker._round()
+        inline_worker._round()
         return tasks.get(task)
 
     return run
@@ -336,7 +336,7 @@ def test_a_secret_that_no_header_can_hold_is_not_quoted(
 def test_neither_a_secret_nor_the_key_of_the_api_is_written_by_an_agent_with_a_model(
     define: Define,
     tasks: Tasks,
-    here: Minion,
+    inline_worker: InlineWorker,
     server: Server,
     configured: Settings,
     database: Engine,
@@ -353,18 +353,18 @@ def test_neither_a_secret_nor_the_key_of_the_api_is_written_by_an_agent_with_a_m
         {"kind": "agent", "name": "Reader", "model": MODEL, "tools": ["fetch"], "config": {"capabilities": ["work"]}},
     )
     limited = {"anthropic-ratelimit-requests-limit": "50", "anthropic-ratelimit-requests-remaining": "49"}
-    with talking_to(MessagesApi(), monkeypatch) as api:
-        api.script = [
+    with use_messages_api(MessagesApi(), monkeypatch) as messages_api:
+        messages_api.script = [
             testing.tool_use(("fetch", {}), headers=limited),
             testing.tool_use(("fetch", {})),
             testing.error(400, "invalid_request_error", f"the key {KEY} may not do this"),
         ]
         task = tasks.submit("Reader", "Go on")
-        here.run_all()
-    assert len(api.requests) == 3
+        inline_worker.run_all()
+    assert len(messages_api.requests) == 3
     assert len(server.asked) == 2
     assert "the key *** may not do this" in tasks.get(task)["error"]["message"]
     written = everything_written(database, capsys)
     assert MODEL in written
-    assert SECRET not in written + json.dumps(api.requests)
-    assert KEY not in written + json.dumps(api.requests)
+    assert SECRET not in written + json.dumps(messages_api.requests)
+    assert KEY not in written + json.dumps(messages_api.requests)

@@ -16,8 +16,8 @@ from shared.database.connections import transaction
 from shared.errors import InvalidDefinition, ModelUnavailable
 from shared.settings import get_settings
 from tests.conftest import Define
-from tests.integration.conftest import ACT, Minion, Tasks
-from tests.support.model_client import talking_to
+from tests.integration.conftest import ACT, InlineWorker, Tasks
+from tests.support.model_client import use_messages_api
 from workers.llm import patience
 
 HI = testing.text("Hi.")
@@ -27,7 +27,7 @@ NEW_KIND = {"type": "of_next_year", "inside": {"a": [None, 1]}}
 
 
 @pytest.fixture
-def agent(define: Define) -> Any:
+def define_agent(define: Define) -> Any:
     """Defines `Agent` with the tools `act` (of that effect) and `echo`."""
 
     def make(effect: str = "idempotent", config: Any = None, **fields: Any) -> None:
@@ -48,25 +48,25 @@ def agent(define: Define) -> Any:
 
 
 @pytest.fixture
-def begin(tasks: Tasks, here: Minion, api: MessagesApi) -> Any:
+def begin(tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi) -> Any:
     """Runs a task of `Agent` with a script of replies once."""
 
     def run(*script: dict[str, Any]) -> dict[str, Any]:
-        api.script = list(script)
+        messages_api.script = list(script)
         task = tasks.submit("Agent", "Hello")
-        here._round()
+        inline_worker._round()
         return tasks.get(task)
 
     return run
 
 
 @pytest.fixture
-def ask(begin: Any, tasks: Tasks, here: Minion) -> Any:
+def ask(begin: Any, tasks: Tasks, inline_worker: InlineWorker) -> Any:
     """Runs it until it ends."""
 
     def run(*script: dict[str, Any]) -> dict[str, Any]:
         task = begin(*script)
-        here.run_all()
+        inline_worker.run_all()
         return tasks.get(task["id"])
 
     return run
@@ -80,7 +80,12 @@ def wake(task: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("streams", [True, False])
 def test_blocks_go_back_as_they_came(
-    agent: Any, tasks: Tasks, here: Minion, monkeypatch: pytest.MonkeyPatch, database: Engine, streams: bool
+    define_agent: Any,
+    tasks: Tasks,
+    inline_worker: InlineWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    database: Engine,
+    streams: bool,
 ) -> None:
     class Gateway(MessagesApi):
         """Answers at once, if it cannot stream."""
@@ -92,17 +97,19 @@ def test_blocks_go_back_as_they_came(
 
     call = {"type": "tool_use", "id": "toolu_1", "name": "echo", "input": {"none": None, "deep": [{"x": 2.5}], "e": {}}}
     said = [THOUGHT, HIDDEN, {"type": "text", "text": "Let me see: ä€😀"}, NEW_KIND, call]
-    agent()
-    with talking_to(Gateway(script=[{"content": said, "stop_reason": "tool_use"}, HI]), monkeypatch) as api:
+    define_agent()
+    with use_messages_api(
+        Gateway(script=[{"content": said, "stop_reason": "tool_use"}, HI]), monkeypatch
+    ) as messages_api:
         task = tasks.submit("Agent", "Hello")
-        here.run_all()
+        inline_worker.run_all()
     assert tasks.get(task)["output"] == {"content": "Hi."}
-    assert api.requests[1]["messages"][1] == {"role": "assistant", "content": said}
+    assert messages_api.requests[1]["messages"][1] == {"role": "assistant", "content": said}
     assert tasks.steps(task)[0]["output"]["content"] == said
 
 
-def test_what_was_read_from_the_cache_is_told(ask: Any, agent: Any, tasks: Tasks) -> None:
-    agent()
+def test_what_was_read_from_the_cache_is_told(ask: Any, define_agent: Any, tasks: Tasks) -> None:
+    define_agent()
     usage = {"input_tokens": 7, "output_tokens": 5, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 20}
     task = ask({**HI, "usage": usage})
     [step] = tasks.steps(task["id"])
@@ -114,11 +121,11 @@ def test_what_was_read_from_the_cache_is_told(ask: Any, agent: Any, tasks: Tasks
     }
 
 
-def test_the_stable_prefix_is_marked_for_the_cache(ask: Any, agent: Any, api: MessagesApi) -> None:
-    agent(system_prompt="Be brief.")
+def test_the_stable_prefix_is_marked_for_the_cache(ask: Any, define_agent: Any, messages_api: MessagesApi) -> None:
+    define_agent(system_prompt="Be brief.")
     ask(tool_use(("echo", {"a": 1}), ("echo", {"a": 2})), tool_use(("echo", {"a": 3})), HI)
     mark = {"type": "ephemeral"}
-    for request, ends in zip(api.requests, ([0], [0, 2], [2, 4]), strict=True):
+    for request, ends in zip(messages_api.requests, ([0], [0, 2], [2, 4]), strict=True):
         assert request["system"][-1]["cache_control"] == mark
         blocks = [(place, block) for place, message in enumerate(request["messages"]) for block in message["content"]]
         marked = [place for place, block in blocks if isinstance(block, dict) and block.get("cache_control") == mark]
@@ -137,10 +144,10 @@ def test_the_stable_prefix_is_marked_for_the_cache(ask: Any, agent: Any, api: Me
         ({}, {}),
     ],
 )
-def test_thinking_and_effort(ask: Any, agent: Any, api: MessagesApi, config: Any, sent: Any) -> None:
-    agent(config=config)
+def test_thinking_and_effort(ask: Any, define_agent: Any, messages_api: MessagesApi, config: Any, sent: Any) -> None:
+    define_agent(config=config)
     ask(HI)
-    request = api.requests[0]
+    request = messages_api.requests[0]
     assert {name: request[name] for name in ("thinking", "output_config") if name in request} == sent
 
 
@@ -152,23 +159,28 @@ def test_thinking_and_effort(ask: Any, agent: Any, api: MessagesApi, config: Any
         ({"thinking": "adaptive", "temperature": 0.5}, "must not have temperature"),
     ],
 )
-def test_settings_that_no_model_could_honour(agent: Any, config: Any, message: str) -> None:
+def test_settings_that_no_model_could_honour(define_agent: Any, config: Any, message: str) -> None:
     with pytest.raises(InvalidDefinition, match=message):
-        agent(config=config, model="claude-sonnet-4-5")
+        define_agent(config=config, model="claude-sonnet-4-5")
 
 
-def test_a_short_wait_happens_in_place(ask: Any, agent: Any, tasks: Tasks, api: MessagesApi) -> None:
-    agent()
+def test_a_short_wait_happens_in_place(ask: Any, define_agent: Any, tasks: Tasks, messages_api: MessagesApi) -> None:
+    define_agent()
     task = ask(error(529), error(429, headers={"retry-after": "0.1"}), HI)
     assert (task["output"], task["attempts"]) == ({"content": "Hi."}, 0)
     assert len(tasks.executions(task["id"])) == 1
-    assert len(api.requests) == 3
+    assert len(messages_api.requests) == 3
 
 
 def test_a_long_wait_holds_no_worker_and_no_attempt(
-    begin: Any, agent: Any, tasks: Tasks, here: Minion, api: MessagesApi, database: Engine
+    begin: Any,
+    define_agent: Any,
+    tasks: Tasks,
+    inline_worker: InlineWorker,
+    messages_api: MessagesApi,
+    database: Engine,
 ) -> None:
-    agent()
+    define_agent()
     task = begin(error(529, message="slow down", headers={"retry-after": "30"}), HI)
     assert (task["state"], task["wait_reason"], task["attempts"]) == ("waiting", "model_unavailable", 0)
     with database.connect() as connection:
@@ -179,7 +191,7 @@ def test_a_long_wait_holds_no_worker_and_no_attempt(
     [step] = tasks.steps(task["id"])
     assert (step["status"], step["error"]["tries"], "cost_unknown" in step["error"]) == ("failed", 1, False)
     wake(task)
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task["id"])["output"] == {"content": "Hi."}
     assert [each["outcome"] for each in tasks.executions(task["id"])] == ["suspended", "succeeded"]
 
@@ -195,33 +207,41 @@ def test_a_long_wait_holds_no_worker_and_no_attempt(
     ],
 )
 def test_a_stream_that_breaks_off_is_made_again_and_not_believed(
-    begin: Any, agent: Any, tasks: Tasks, here: Minion, api: MessagesApi, how: dict[str, Any], message: str
+    begin: Any,
+    define_agent: Any,
+    tasks: Tasks,
+    inline_worker: InlineWorker,
+    messages_api: MessagesApi,
+    how: dict[str, Any],
+    message: str,
 ) -> None:
-    agent()
+    define_agent()
     task = begin({**tool_use(("act", {"answer": 1}), said="Half an answer"), **how}, HI)
     assert (task["wait_reason"], task["attempts"]) == ("model_unavailable", 0)
     [step] = tasks.steps(task["id"])
     assert message in step["error"]["message"]
     assert step["error"]["cost_unknown"] is True
     wake(task)
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task["id"])["output"] == {"content": "Hi."}
     assert [step["kind"] for step in tasks.steps(task["id"])] == ["model_call"]
 
 
-def test_an_error_in_the_stream_that_is_final(ask: Any, agent: Any) -> None:
-    agent()
+def test_an_error_in_the_stream_that_is_final(ask: Any, define_agent: Any) -> None:
+    define_agent()
     task = ask({**HI, "error_after": [2, "invalid_request_error", "too long"]})
     assert task["error"]["message"] == "The Anthropic API answered 400: too long"
 
 
-def test_patience_ends(begin: Any, agent: Any, tasks: Tasks, here: Minion, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent()
+def test_patience_ends(
+    begin: Any, define_agent: Any, tasks: Tasks, inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    define_agent()
     task = begin(error(503, headers={"retry-after": "10"}))
     monkeypatch.setenv("MINION_MODEL_PATIENCE_SECONDS", "0")
     get_settings.cache_clear()
     wake(task)
-    here.run_all()
+    inline_worker.run_all()
     failed = tasks.get(task["id"])
     assert (failed["state"], failed["error"]["type"], failed["error"]["tries"]) == ("failed", "model_error", 2)
     assert "It was tried 2 times in 0 s (MINION_MODEL_PATIENCE_SECONDS)" in failed["error"]["message"]
@@ -243,15 +263,15 @@ def test_the_delay_grows_whatever_the_header_says(tries: int, asked: float | Non
     assert all(least <= patience.delay_after(failure, tries) <= most for _ in range(50))
 
 
-def test_a_paused_turn_goes_on(ask: Any, agent: Any, api: MessagesApi) -> None:
-    agent()
+def test_a_paused_turn_goes_on(ask: Any, define_agent: Any, messages_api: MessagesApi) -> None:
+    define_agent()
     task = ask(testing.text("First half,", "pause_turn"), testing.text("second half."))
     assert task["output"] == {"content": "second half."}
-    assert [message["role"] for message in api.requests[1]["messages"]] == ["user", "assistant"]
+    assert [message["role"] for message in messages_api.requests[1]["messages"]] == ["user", "assistant"]
 
 
-def test_a_refusal_says_why(ask: Any, agent: Any) -> None:
-    agent()
+def test_a_refusal_says_why(ask: Any, define_agent: Any) -> None:
+    define_agent()
     details = {"type": "refusal", "category": "cyber", "explanation": "That could do harm."}
     task = ask(testing.text("", "refusal", stop_details=details))
     assert task["error"]["message"] == "The model refused to answer (cyber). That could do harm."
@@ -259,14 +279,14 @@ def test_a_refusal_says_why(ask: Any, agent: Any) -> None:
 
 
 def test_calls_of_one_turn_are_made_at_once(
-    ask: Any, agent: Any, api: MessagesApi, tasks: Tasks, tmp_path: Path
+    ask: Any, define_agent: Any, messages_api: MessagesApi, tasks: Tasks, tmp_path: Path
 ) -> None:
-    agent()
+    define_agent()
     log = str(tmp_path / "log")
     calls = [("act", {"do": "meet", "calls": 3, "log": log, "answer": number}) for number in range(3)]
     task = ask(tool_use(calls[0], ("echo", {"e": 1}), *calls[1:]), HI)
     assert task["state"] == "succeeded", task["error"]
-    results = api.requests[1]["messages"][-1]["content"]
+    results = messages_api.requests[1]["messages"][-1]["content"]
     assert [result["content"] for result in results] == ["0", '{"e": 1}', "1", "2"]
     steps = tasks.steps(task["id"])
     assert [step["number"] for step in steps] == [1, 2, 3, 4, 5, 6]
@@ -274,10 +294,15 @@ def test_calls_of_one_turn_are_made_at_once(
 
 
 def test_calls_of_one_turn_are_capped(
-    begin: Any, agent: Any, api: MessagesApi, tasks: Tasks, here: Minion, monkeypatch: pytest.MonkeyPatch
+    begin: Any,
+    define_agent: Any,
+    messages_api: MessagesApi,
+    tasks: Tasks,
+    inline_worker: InlineWorker,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also when the task runs again, and the setting has changed meanwhile."""
-    agent(effect="idempotent")
+    define_agent(effect="idempotent")
     monkeypatch.setenv("MINION_MAX_TOOL_CALLS", "3")
     get_settings.cache_clear()
     calls = [("act", {"answer": number}) for number in range(2)]
@@ -288,10 +313,10 @@ def test_calls_of_one_turn_are_capped(
     get_settings.cache_clear()
     with transaction() as connection:
         connection.execute(text("SELECT minion_signal(:id, 'go', '1')"), {"id": task["id"]})
-    here.run_all()
+    inline_worker.run_all()
     ended = tasks.get(task["id"])
     assert (ended["state"], ended["error"]) == ("succeeded", None)
-    results = api.requests[-1]["messages"][-1]["content"]
+    results = messages_api.requests[-1]["messages"][-1]["content"]
     assert [result.get("is_error", False) for result in results] == [False] * 3 + [True] * 2
     assert results[3]["content"] == "Not called: 3 calls are the most in one turn."
     assert [step["kind"] for step in tasks.steps(task["id"])] == [
@@ -303,8 +328,8 @@ def test_calls_of_one_turn_are_capped(
     get_settings.cache_clear()
 
 
-def test_unsafe_calls_are_made_one_after_the_other(ask: Any, agent: Any, tmp_path: Path) -> None:
-    agent(effect="unsafe", config={"retry_backoff": 0.01})
+def test_unsafe_calls_are_made_one_after_the_other(ask: Any, define_agent: Any, tmp_path: Path) -> None:
+    define_agent(effect="unsafe", config={"retry_backoff": 0.01})
     meeting = {"do": "meet", "calls": 2, "log": str(tmp_path / "log"), "patience": 0.1}
     task = ask(tool_use(("act", meeting), ("act", meeting)), HI)
     # At once they would have met at the first attempt.
@@ -312,9 +337,9 @@ def test_unsafe_calls_are_made_one_after_the_other(ask: Any, agent: Any, tmp_pat
 
 
 def test_numbers_do_not_depend_on_who_is_faster(
-    begin: Any, agent: Any, tasks: Tasks, here: Minion, api: MessagesApi, tmp_path: Path
+    begin: Any, define_agent: Any, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, tmp_path: Path
 ) -> None:
-    agent()
+    define_agent()
     log = tmp_path / "log"
     calls = [
         ("act", {"do": "sleep", "seconds": 0.2, "log": str(log)}),
@@ -325,55 +350,59 @@ def test_numbers_do_not_depend_on_who_is_faster(
     task = begin(tool_use(*calls), HI)
     assert task["wait_reason"] == "snooze"
     wake(task)
-    here._round()
+    inline_worker._round()
     waiting = tasks.get(task["id"])
     assert waiting["wait_reason"] == "signal"
     for signal in ("on", "go"):
         with transaction() as connection:
             connection.execute(text("SELECT minion_signal(:id, :name, '1')"), {"id": task["id"], "name": signal})
-    here.run_all()
-    results = api.requests[-1]["messages"][-1]["content"]
+    inline_worker.run_all()
+    results = messages_api.requests[-1]["messages"][-1]["content"]
     assert [signal in result["content"] for signal, result in zip(("go", "on"), results[2:], strict=True)] == [
         True,
         True,
     ]
     assert [step["name"] for step in tasks.steps(task["id"])][5:7] == ["go", "on"]
-    assert len(api.requests) == 2
+    assert len(messages_api.requests) == 2
     # The first was finished when the second one asked for later, and is not made again.
     assert len(log.read_text().splitlines()) == 1 + 2
 
 
-def test_a_model_that_calls_tools_wrongly_is_not_asked_for_ever(ask: Any, agent: Any, api: MessagesApi) -> None:
-    agent()
+def test_a_model_that_calls_tools_wrongly_is_not_asked_for_ever(
+    ask: Any, define_agent: Any, messages_api: MessagesApi
+) -> None:
+    define_agent()
     task = ask(tool_use(("nothing", {})))
     assert task["error"]["type"] == "model_error"
     assert (
         "called tools wrongly in 4 turns in a row. The last time: There is no tool named 'nothing'"
         in (task["error"]["message"])
     )
-    assert len(api.requests) == 4
+    assert len(messages_api.requests) == 4
 
 
-def test_a_result_that_is_too_large_is_an_error_of_the_call(ask: Any, agent: Any, api: MessagesApi) -> None:
-    agent()
+def test_a_result_that_is_too_large_is_an_error_of_the_call(
+    ask: Any, define_agent: Any, messages_api: MessagesApi
+) -> None:
+    define_agent()
     ask(tool_use(("echo", {"x": "y" * 300_000})), HI)
-    [result] = api.requests[1]["messages"][-1]["content"]
+    [result] = messages_api.requests[1]["messages"][-1]["content"]
     assert result["is_error"]
     assert "The result has 300,009 characters, and 200,000 is the most." in result["content"]
 
 
 def test_several_delegations_of_one_turn_are_under_way_together(
-    agent: Any, define: Define, tasks: Tasks, here: Minion, api: MessagesApi
+    define_agent: Any, define: Define, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
 ) -> None:
     define(
         ACT,
         {"kind": "agent", "name": "Helper", "type": "function", "tool": "act", "config": {"capabilities": ["other"]}},
         {"kind": "tool", "name": "help", "type": "agent", "agent": "Helper", "input_schema": {"type": "object"}},
     )
-    agent(tools=["act", "help"])
-    api.script = [tool_use(("help", {"answer": 1}), ("act", {"answer": 2}), ("help", {"answer": 3})), HI]
+    define_agent(tools=["act", "help"])
+    messages_api.script = [tool_use(("help", {"answer": 1}), ("act", {"answer": 2}), ("help", {"answer": 3})), HI]
     task: UUID = tasks.submit("Agent", "Hello")
-    here._round()
+    inline_worker._round()
     assert [child["state"] for child in tasks.children(task)] == ["pending", "pending"]
-    here.run_all()
-    assert [result["content"] for result in api.requests[1]["messages"][-1]["content"]] == ["1", "2", "3"]
+    inline_worker.run_all()
+    assert [result["content"] for result in messages_api.requests[1]["messages"][-1]["content"]] == ["1", "2", "3"]

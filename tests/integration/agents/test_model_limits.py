@@ -23,7 +23,7 @@ from shared.notifications import make_redis
 from shared.tasks import throttles
 from shared.tasks.throttles import Rate
 from tests.conftest import Define
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.processes import ROOT
 from workers import minion
 from workers.llm.limits import ModelLimits
@@ -192,7 +192,7 @@ def test_without_redis_only_what_people_have_set_holds(set_limit: Any, database:
 
 
 @pytest.fixture
-def agent(define: Define) -> str:
+def agent_name(define: Define) -> str:
     config = {"capabilities": ["work"], "max_tokens": 400}
     define({"kind": "agent", "name": "Agent", "model": MODEL, "system_prompt": "Be brief.", "config": config})
     return "Agent"
@@ -209,13 +209,18 @@ def why(database: Engine, task: Any) -> Any:
 
 
 def test_a_task_waits_for_its_model_without_a_slot(
-    database: Engine, api: MessagesApi, agent: str, tasks: Tasks, here: Minion, set_limit: Any
+    database: Engine,
+    messages_api: MessagesApi,
+    agent_name: str,
+    tasks: Tasks,
+    inline_worker: InlineWorker,
+    set_limit: Any,
 ) -> None:
     set_limit("*", rate="1/m")
-    api.script = [testing.text("Hi.")]
-    first, second = tasks.submit(agent, "Hello"), tasks.submit(agent, "Hello")
-    for message in here.dispatch():
-        minion.run(message.task_id, message.claim, here.id)
+    messages_api.script = [testing.text("Hi.")]
+    first, second = tasks.submit(agent_name, "Hello"), tasks.submit(agent_name, "Hello")
+    for message in inline_worker.dispatch():
+        minion.run(message.task_id, message.claim, inline_worker.id)
     assert [tasks.get(task)["state"] for task in (first, second)] == ["succeeded", "waiting"]
     waiting = tasks.get(second)
     assert (waiting["wait_reason"], waiting["attempts"]) == ("model_limit", 0)
@@ -225,29 +230,34 @@ def test_a_task_waits_for_its_model_without_a_slot(
     with database.begin() as connection:
         throttles.remove_limit(connection, "model", "*")
     due_now(database)
-    here.run_all()
+    inline_worker.run_all()
     assert (tasks.get(second)["state"], tasks.get(second)["attempts"]) == ("succeeded", 0)
-    assert len(api.requests) == 2
+    assert len(messages_api.requests) == 2
 
 
 def test_the_api_is_not_asked_while_it_wants_to_be_left_alone(
-    database: Engine, api: MessagesApi, agent: str, tasks: Tasks, here: Minion
+    database: Engine, messages_api: MessagesApi, agent_name: str, tasks: Tasks, inline_worker: InlineWorker
 ) -> None:
     limited = {"retry-after": "30", **told(limit=50, remaining=0, seconds=60)}
-    api.script = [error(429, "rate_limit_error", headers=limited)]
-    first, second = tasks.submit(agent, "Hello"), tasks.submit(agent, "Hello")
-    for message in here.dispatch():
-        minion.run(message.task_id, message.claim, here.id)
+    messages_api.script = [error(429, "rate_limit_error", headers=limited)]
+    first, second = tasks.submit(agent_name, "Hello"), tasks.submit(agent_name, "Hello")
+    for message in inline_worker.dispatch():
+        minion.run(message.task_id, message.claim, inline_worker.id)
     assert [tasks.get(task)["wait_reason"] for task in (first, second)] == ["model_unavailable", "model_limit"]
-    assert len(api.requests) == 1
+    assert len(messages_api.requests) == 1
     assert f"asked for a pause of calls to '{MODEL}'" in why(database, second).sentence
 
 
 def test_what_a_call_was_granted_and_did_not_use_comes_back(
-    database: Engine, api: MessagesApi, agent: str, tasks: Tasks, here: Minion, set_limit: Any
+    database: Engine,
+    messages_api: MessagesApi,
+    agent_name: str,
+    tasks: Tasks,
+    inline_worker: InlineWorker,
+    set_limit: Any,
 ) -> None:
     set_limit(output_tokens="4000/m")
-    api.script = [testing.text("Hi.")]
-    ids = [tasks.submit(agent, "Hello") for _ in range(3)]
-    here.run_all()
+    messages_api.script = [testing.text("Hi.")]
+    ids = [tasks.submit(agent_name, "Hello") for _ in range(3)]
+    inline_worker.run_all()
     assert {tasks.get(task)["claim"] for task in ids} == {1}, "400 are reserved for each, and 5 are used"

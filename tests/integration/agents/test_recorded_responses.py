@@ -15,19 +15,19 @@ from orchestrator.explain import explain
 from shared.contracts.requests import Budget
 from shared.database.connections import transaction
 from tests.conftest import Define
-from tests.integration.conftest import ACT, Minion, Tasks
-from tests.support.model_client import pointed_at
+from tests.integration.conftest import ACT, InlineWorker, Tasks
+from tests.support.model_client import use_model_url
 from tests.support.recorded_http import (
     JSON,
     STREAM,
     Recorded,
-    Replay,
+    RecordedServer,
     begun,
     block,
     call,
     ended,
     plain,
-    replaying,
+    serve_recorded,
     stream,
     text,
 )
@@ -51,14 +51,20 @@ def api_error(kind: str, said: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def replay(monkeypatch: pytest.MonkeyPatch) -> Iterator[Replay]:
+def recorded_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordedServer]:
     """The server that this process's minion talks to."""
-    with replaying() as replay, pointed_at(replay.url, monkeypatch):
+    with serve_recorded() as replay, use_model_url(replay.url, monkeypatch):
         yield replay
 
 
 @pytest.fixture
-def run(define: Define, tasks: Tasks, here: Minion, replay: Replay, monkeypatch: pytest.MonkeyPatch) -> Any:
+def run(
+    define: Define,
+    tasks: Tasks,
+    inline_worker: InlineWorker,
+    recorded_server: RecordedServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Any:
     """Runs a task of an agent with the tools `act` and `echo` against these responses, once."""
     monkeypatch.setattr("workers.llm.patience.FIRST_SECONDS", 0.01)
 
@@ -76,9 +82,9 @@ def run(define: Define, tasks: Tasks, here: Minion, replay: Replay, monkeypatch:
                 **fields,
             },
         )
-        replay.responses = list(responses)
+        recorded_server.responses = list(responses)
         task = tasks.submit("Agent", "Hello", budget=budget)
-        here._round()
+        inline_worker._round()
         return tasks.get(task)
 
     return once
@@ -200,13 +206,13 @@ SAID_DIFFERENTLY = {
 
 
 @pytest.mark.parametrize("how", SAID_DIFFERENTLY)
-def test_the_same_said_differently(run: Any, tasks: Tasks, replay: Replay, how: str) -> None:
+def test_the_same_said_differently(run: Any, tasks: Tasks, recorded_server: RecordedServer, how: str) -> None:
     task = run(SAID_DIFFERENTLY[how])
     assert (task["state"], task["output"]) == ("succeeded", {"content": "Wörld → 😀"})
     [execution] = tasks.executions(task["id"])
     used = [execution[name] for name in ("input_tokens", "output_tokens", "cost_microdollars")]
     assert used == [10, 20, 220]
-    assert len(replay.requests) == 1
+    assert len(recorded_server.requests) == 1
 
 
 SERVER_TOOLS = [
@@ -638,12 +644,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_becomes_of_it(run: Any, tasks: Tasks, replay: Replay, name: str) -> None:
+def test_what_becomes_of_it(run: Any, tasks: Tasks, recorded_server: RecordedServer, name: str) -> None:
     case = CASES[name]
     task = run(*case.responses, **({"output_schema": case.schema} if case.schema else {}))
     made = [step["input"]["arguments"] for step in tasks.steps(task["id"]) if step["name"] == "act"]
     assert made == case.calls
-    assert len(replay.requests) == len(case.responses)
+    assert len(recorded_server.requests) == len(case.responses)
     if case.spent is not None:
         assert sum(each["cost_microdollars"] for each in tasks.executions(task["id"])) == case.spent
     if case.error is not None:
@@ -653,7 +659,7 @@ def test_what_becomes_of_it(run: Any, tasks: Tasks, replay: Replay, name: str) -
     output = case.output if case.schema else {"content": case.output}
     assert (task["state"], task["output"], task["error"]) == ("succeeded", output, None)
     if case.carried is not None:
-        assert unmarked(replay.requests[1]["messages"][1]) == {"role": "assistant", "content": case.carried}
+        assert unmarked(recorded_server.requests[1]["messages"][1]) == {"role": "assistant", "content": case.carried}
 
 
 def unmarked(said: dict[str, Any]) -> dict[str, Any]:
@@ -711,24 +717,26 @@ FINAL = {
 
 
 @pytest.mark.parametrize("name", FINAL)
-def test_an_error_that_is_final(run: Any, replay: Replay, name: str) -> None:
+def test_an_error_that_is_final(run: Any, recorded_server: RecordedServer, name: str) -> None:
     response, said = FINAL[name]
     task = run(response)
     assert (task["state"], task["error"]["type"]) == ("failed", "model_error")
     assert task["error"]["message"].endswith(f'{said} (request "{REQUEST}")')
     assert task["error"]["request_id"] == REQUEST
-    assert len(replay.requests) == 1
+    assert len(recorded_server.requests) == 1
 
 
 @pytest.mark.parametrize("counted", [False, True])
-def test_what_is_refused_costs_nothing_even_if_the_words_are_lost(run: Any, replay: Replay, counted: bool) -> None:
+def test_what_is_refused_costs_nothing_even_if_the_words_are_lost(
+    run: Any, recorded_server: RecordedServer, counted: bool
+) -> None:
     lost = Recorded(b'{"type": "err', 400, {**JSON, "request-id": REQUEST}, cut=True)
-    replay.counts = [plain({"input_tokens": 7}) if counted else lost]
+    recorded_server.counts = [plain({"input_tokens": 7}) if counted else lost]
     task = run(lost, budget=Budget(tokens=100_000))
     assert (task["state"], task["claim"], task["error"]["http_status"]) == ("failed", 1, 400)
     assert task["error"]["message"].endswith(f'(request "{REQUEST}")')
     assert task["budget"]["tokens"]["spent"] == 0
-    assert len(replay.requests) == 1
+    assert len(recorded_server.requests) == 1
 
 
 def test_errors_of_one_kind_have_one_fingerprint(run: Any, database: Engine) -> None:
@@ -774,7 +782,7 @@ AGAIN = {
 
 @pytest.mark.parametrize("name", AGAIN)
 def test_an_error_after_which_it_is_asked_again(
-    run: Any, tasks: Tasks, here: Minion, replay: Replay, database: Engine, name: str
+    run: Any, tasks: Tasks, inline_worker: InlineWorker, recorded_server: RecordedServer, database: Engine, name: str
 ) -> None:
     response, said = AGAIN[name]
     task = run(response, DONE)
@@ -783,13 +791,13 @@ def test_an_error_after_which_it_is_asked_again(
             assert said in explain(connection, task["id"], lease=10).sentence
         with transaction() as connection:
             connection.exec_driver_sql("UPDATE task_status SET due_at = now()")
-        here.run_all()
+        inline_worker.run_all()
         task = tasks.get(task["id"])
     assert (task["state"], task["output"], task["attempts"]) == ("succeeded", {"content": "Done."}, 0)
-    assert len(replay.requests) == 2
+    assert len(recorded_server.requests) == 2
 
 
-def test_what_no_gateway_counts_is_estimated(run: Any, replay: Replay) -> None:
+def test_what_no_gateway_counts_is_estimated(run: Any, recorded_server: RecordedServer) -> None:
     for counted in (
         plain({"input_tokens": 7, "context_management": {"original_input_tokens": 9}}),
         plain(api_error("not_found_error", "Not found"), 404),
@@ -797,15 +805,15 @@ def test_what_no_gateway_counts_is_estimated(run: Any, replay: Replay) -> None:
         Recorded(b"<html></html>", headers={"content-type": "text/html"}),
         plain([]),
     ):
-        replay.requests.clear()
-        replay.counts = [counted]
+        recorded_server.requests.clear()
+        recorded_server.counts = [counted]
         task = run(HI, budget=Budget(tokens=100_000))
         assert (task["state"], task["budget"]["tokens"]["spent"]) == ("succeeded", 30)
-        assert replay.counts == []
+        assert recorded_server.counts == []
 
 
-def test_what_nobody_tells_stays_reserved(run: Any, replay: Replay) -> None:
-    replay.counts = [plain({"input_tokens": 1000})]
+def test_what_nobody_tells_stays_reserved(run: Any, recorded_server: RecordedServer) -> None:
+    recorded_server.counts = [plain({"input_tokens": 1000})]
     task = run(
         plain({**message({"type": "text", "text": "Hi."}), "usage": None}),
         config={"max_tokens": 100},
@@ -816,8 +824,8 @@ def test_what_nobody_tells_stays_reserved(run: Any, replay: Replay) -> None:
     assert task["budget"]["dollars"]["spent"] == 0.0035
 
 
-def test_a_refusal_that_costs_nothing_gives_its_budget_back(run: Any, replay: Replay) -> None:
-    replay.counts = [plain({"input_tokens": 1000})]
+def test_a_refusal_that_costs_nothing_gives_its_budget_back(run: Any, recorded_server: RecordedServer) -> None:
+    recorded_server.counts = [plain({"input_tokens": 1000})]
     task = run(stream(begun(), *ended("refusal")), budget=Budget(dollars=1))
     assert task["state"] == "failed"
     assert task["budget"]["dollars"]["spent"] == 0

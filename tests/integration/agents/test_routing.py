@@ -12,7 +12,7 @@ from minions import testing
 from minions.testing import MessagesApi, error
 from shared.settings import get_settings
 from tests.conftest import Define
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import InlineWorker, Tasks
 from workers import minion
 
 QUESTION = "Which railways are old?"
@@ -39,12 +39,12 @@ def router(define: Define) -> Any:
 
 
 @pytest.fixture
-def routed(tasks: Tasks, here: Minion) -> Any:
+def routed(tasks: Tasks, inline_worker: InlineWorker) -> Any:
     """Asks `Router`, and tells the agent that got the question and the decision in the record."""
 
     def run() -> tuple[str, dict[str, Any]]:
         task = tasks.submit("Router", {"answer": QUESTION})
-        here.run_all()
+        inline_worker.run_all()
         [decision] = [step["output"] for step in tasks.steps(task) if step["name"] == "router"]
         [child] = tasks.children(task)
         assert tasks.get(task)["state"] == "succeeded"
@@ -53,22 +53,22 @@ def routed(tasks: Tasks, here: Minion) -> Any:
     return run
 
 
-def test_a_model_chooses(router: Any, api: MessagesApi, routed: Any) -> None:
+def test_a_model_chooses(router: Any, messages_api: MessagesApi, routed: Any) -> None:
     router()
-    api.script = [testing.text(json.dumps(CHOICE))]
+    messages_api.script = [testing.text(json.dumps(CHOICE))]
     assert routed() == ("Boats", {"by": "model", **CHOICE})
-    [request] = api.requests
+    [request] = messages_api.requests
     asked = request["messages"][0]["content"][0]["text"]
     assert "Knows everything about boats and ships" in asked
     assert QUESTION in asked
 
 
-def test_an_answer_that_cannot_be_used_is_mended(router: Any, api: MessagesApi, routed: Any) -> None:
+def test_an_answer_that_cannot_be_used_is_mended(router: Any, messages_api: MessagesApi, routed: Any) -> None:
     router()
     wrong = {**CHOICE, "agent": "Planes"}
-    api.script = [testing.text(json.dumps(wrong)), testing.text(f"```json\n{json.dumps(CHOICE)}\n```")]
+    messages_api.script = [testing.text(json.dumps(wrong)), testing.text(f"```json\n{json.dumps(CHOICE)}\n```")]
     assert routed() == ("Boats", {"by": "model", **CHOICE})
-    assert "cannot be used: $.agent" in api.requests[1]["messages"][-1]["content"][0]["text"]
+    assert "cannot be used: $.agent" in messages_api.requests[1]["messages"][-1]["content"][0]["text"]
 
 
 @pytest.mark.parametrize(
@@ -80,14 +80,14 @@ def test_an_answer_that_cannot_be_used_is_mended(router: Any, api: MessagesApi, 
     ],
 )
 def test_where_the_model_has_no_answer_the_words_decide(
-    router: Any, api: MessagesApi, routed: Any, answer: Any, requests: int, why: str
+    router: Any, messages_api: MessagesApi, routed: Any, answer: Any, requests: int, why: str
 ) -> None:
     router()
-    api.script = [answer]
+    messages_api.script = [answer]
     agent, decision = routed()
     assert (agent, decision["by"], list(decision["scores"])) == ("Trains", "text", ["Trains"])
     assert why in decision["not_by_model"]
-    assert len(api.requests) == requests
+    assert len(messages_api.requests) == requests
 
 
 def test_without_a_key_the_words_decide(router: Any, routed: Any) -> None:
@@ -96,18 +96,20 @@ def test_without_a_key_the_words_decide(router: Any, routed: Any) -> None:
     assert (agent, decision["by"]) == ("Trains", "text")
 
 
-def test_a_choice_is_paid_for_once(router: Any, api: MessagesApi, tasks: Tasks, here: Minion, act: Any) -> None:
+def test_a_choice_is_paid_for_once(
+    router: Any, messages_api: MessagesApi, tasks: Tasks, inline_worker: InlineWorker, act: Any
+) -> None:
     """The chain runs again when its sub-task has ended, also where the agents' descriptions have changed meanwhile."""
     router()
-    api.script = [testing.text(json.dumps(CHOICE))]
+    messages_api.script = [testing.text(json.dumps(CHOICE))]
     task = tasks.submit("Router", {"answer": QUESTION})
-    for message in here.dispatch():
-        minion.run(message.task_id, message.claim, here.id)
+    for message in inline_worker.dispatch():
+        minion.run(message.task_id, message.claim, inline_worker.id)
     assert tasks.get(task)["state"] == "waiting"
     act("Boats", description="Knows nothing")
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task)["state"] == "succeeded"
-    assert len(api.requests) == 1
+    assert len(messages_api.requests) == 1
 
 
 def test_only_a_router_asks_a_model(define: Define) -> None:
@@ -116,19 +118,21 @@ def test_only_a_router_asks_a_model(define: Define) -> None:
         define({"kind": "agent", "name": "X", "type": "function", "relations": [{"agent": "Boats"}], "config": config})
 
 
-def test_a_message_is_routed_by_its_words_and_the_record_says_so(tasks: Tasks, here: Minion) -> None:
+def test_a_message_is_routed_by_its_words_and_the_record_says_so(tasks: Tasks, inline_worker: InlineWorker) -> None:
     task = tasks.submit(None, messages=[QUESTION])
-    here.run_all()
+    inline_worker.run_all()
     routing = tasks.get(task)["routing"]
     assert (routing["by"], routing["agent"], list(routing["scores"])) == ("text", "Trains", ["Trains"])
     assert tasks.get(tasks.submit("Boats", {}))["routing"] is None
 
 
-def test_all_messages_go_to_the_routing_agent(monkeypatch: pytest.MonkeyPatch, tasks: Tasks, here: Minion) -> None:
+def test_all_messages_go_to_the_routing_agent(
+    monkeypatch: pytest.MonkeyPatch, tasks: Tasks, inline_worker: InlineWorker
+) -> None:
     monkeypatch.setenv("MINION_ROUTING_AGENT", "Boats")
     get_settings.cache_clear()
     task = tasks.submit(None, messages=[QUESTION])
-    here.dispatch()
+    inline_worker.dispatch()
     monkeypatch.undo()
     get_settings.cache_clear()
     found = tasks.get(task)
@@ -136,14 +140,14 @@ def test_all_messages_go_to_the_routing_agent(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_where_there_is_no_routing_agent_the_words_decide(
-    monkeypatch: pytest.MonkeyPatch, tasks: Tasks, here: Minion, database: Engine
+    monkeypatch: pytest.MonkeyPatch, tasks: Tasks, inline_worker: InlineWorker, database: Engine
 ) -> None:
     monkeypatch.setenv("MINION_ROUTING_AGENT", "Boats")
     get_settings.cache_clear()
     with database.begin() as connection:
         connection.execute(text("UPDATE agents SET status = 'disabled', status_reason = 'off' WHERE name = 'Boats'"))
     task = tasks.submit(None, messages=[QUESTION])
-    here.dispatch()
+    inline_worker.dispatch()
     monkeypatch.undo()
     get_settings.cache_clear()
     assert (tasks.get(task)["agent"], tasks.get(task)["routing"]["by"]) == ("Trains", "text")

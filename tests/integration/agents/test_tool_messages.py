@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from shared.tasks import lifecycle
 from tests.conftest import Define
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import InlineWorker, Tasks
 
 SAID = [{"role": "user", "content": "How warm is it?"}, {"role": "tool", "content": "21 degrees"}]
 CONFIG = {"capabilities": ["work"]}
@@ -32,16 +32,20 @@ def accepted(database: Engine, define: Define) -> Any:
     return accept
 
 
-def test_a_function_gets_messages_of_role_tool_that_were_accepted(accepted: Any, tasks: Tasks, here: Minion) -> None:
+def test_a_function_gets_messages_of_role_tool_that_were_accepted(
+    accepted: Any, tasks: Tasks, inline_worker: InlineWorker
+) -> None:
     task = accepted("Echo")
-    here.run_all()
+    inline_worker.run_all()
     ended = tasks.get(task)
     assert (ended["state"], ended["output"]) == ("succeeded", {"messages": SAID})
 
 
-def test_a_model_does_not_answer_without_messages_of_role_tool(accepted: Any, tasks: Tasks, here: Minion) -> None:
+def test_a_model_does_not_answer_without_messages_of_role_tool(
+    accepted: Any, tasks: Tasks, inline_worker: InlineWorker
+) -> None:
     task = accepted("Model")
-    here.run_all()
+    inline_worker.run_all()
     ended = tasks.get(task)
     assert (ended["state"], ended["error"]["type"]) == ("failed", "invalid_input")
     assert ended["error"]["message"].startswith("messages[1]: messages of role 'tool' are not supported yet.")

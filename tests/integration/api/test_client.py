@@ -305,8 +305,8 @@ def test_definitions_and_workers(client: Client, define: Any, database: Engine) 
     assert client.ready()
 
 
-def test_a_wrong_key(api: Any) -> None:
-    with Client(api.url, "wrong") as client, pytest.raises(errors.Unauthorized):
+def test_a_wrong_key(messages_api: Any) -> None:
+    with Client(messages_api.url, "wrong") as client, pytest.raises(errors.Unauthorized):
         client.submit("Echo")
 
 
@@ -317,9 +317,9 @@ def test_nobody_answers() -> None:
             client.submit("Echo")
 
 
-def test_the_environment_names_the_api(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINION_API_URL", api.url)
-    monkeypatch.setenv("MINION_API_KEY", api.key)
+def test_the_environment_names_the_api(messages_api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINION_API_URL", messages_api.url)
+    monkeypatch.setenv("MINION_API_KEY", messages_api.key)
     with Client() as client:
         assert client.ready()
         assert list(client.agents()) is not None
@@ -336,8 +336,8 @@ def test_a_wrong_address() -> None:
             Client(url or "nonsense", "key")
 
 
-def test_what_is_not_the_api(api: Any) -> None:
-    with Client(f"{api.url}/docs", "key", retries=0) as client, pytest.raises(errors.MinionsError):
+def test_what_is_not_the_api(messages_api: Any) -> None:
+    with Client(f"{messages_api.url}/docs", "key", retries=0) as client, pytest.raises(errors.MinionsError):
         client.get("x")
 
 

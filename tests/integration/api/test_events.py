@@ -38,8 +38,8 @@ from shared.streaming import Streamed
 from shared.tasks import lifecycle
 from shared.tasks.states import State
 from tests.conftest import Define
-from tests.integration.conftest import Minion, Tasks
-from tests.support.model_client import talking_to
+from tests.integration.conftest import InlineWorker, Tasks
+from tests.support.model_client import use_messages_api
 from tests.support.processes import wait_until
 
 from .conftest import Api, serving
@@ -148,14 +148,14 @@ class Run:
 
 
 @pytest.fixture
-def run(act: Any, tasks: Tasks, here: Minion) -> Any:
+def run(act: Any, tasks: Tasks, inline_worker: InlineWorker) -> Any:
     """A task that has been claimed."""
 
     def begin() -> Run:
         task = tasks.submit(act(), {})
-        [message] = here.dispatch()
+        [message] = inline_worker.dispatch()
         with transaction() as connection:
-            claimed = lifecycle.claim(connection, task, message.claim, here.id)
+            claimed = lifecycle.claim(connection, task, message.claim, inline_worker.id)
         assert claimed is not None
         return Run(task, claimed["claim"], bytes.fromhex(claimed["stream_key"]))
 
@@ -177,15 +177,15 @@ def frames(body: str) -> list[dict[str, Any]]:
 
 
 def test_the_story_of_a_task_its_sub_task_and_its_wait(
-    client: Client, http: httpx2.Client, tasks: Tasks, parent: str, here: Minion
+    client: Client, http: httpx2.Client, tasks: Tasks, parent: str, inline_worker: InlineWorker
 ) -> None:
     task = tasks.submit(parent, PAID)
     for _ in range(2):
-        here._round()
+        inline_worker._round()
     [child] = [child["id"] for child in tasks.children(task)]
     with transaction() as connection:
         lifecycle.signal(connection, child, "paid", 5)
-    here.run_all()
+    inline_worker.run_all()
 
     told = list(client.follow(task))
     assert [(event.id, event.type) for event in told] == [
@@ -243,11 +243,11 @@ def test_a_wrong_last_event_is_refused(http: httpx2.Client, run: Any, wrong: str
         assert refused.headers["Content-Type"] == "application/problem+json"
 
 
-def test_who_may_follow_what(api: Api, http: httpx2.Client, client: Client, run: Any) -> None:
+def test_who_may_follow_what(http_api: Api, http: httpx2.Client, client: Client, run: Any) -> None:
     unknown = UUID(int=7)
     with pytest.raises(errors.NotFound, match=str(unknown)):
         list(client.follow(unknown))
-    assert httpx2.get(f"{api.url}/v1/tasks/{run().task}/events", trust_env=False).status_code == 401
+    assert httpx2.get(f"{http_api.url}/v1/tasks/{run().task}/events", trust_env=False).status_code == 401
     head = http.head(f"/v1/tasks/{run().task}/events")
     assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
 
@@ -285,22 +285,22 @@ def test_text_is_streamed_between_the_steps(run: Any, following: Any) -> None:
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch, database: Engine, define: Define) -> Iterator[testing.MessagesApi]:
+def messages_api(monkeypatch: pytest.MonkeyPatch, database: Engine, define: Define) -> Iterator[testing.MessagesApi]:
     """A local model, and the agent `Writer` that calls it."""
     define({"kind": "agent", "name": "Writer", "model": "claude-sonnet-5-5", "config": {"capabilities": ["work"]}})
-    with talking_to(testing.MessagesApi(), monkeypatch) as server:
+    with use_messages_api(testing.MessagesApi(), monkeypatch) as server:
         yield server
 
 
 def test_what_a_model_writes_reaches_those_who_follow(
-    model: testing.MessagesApi, tasks: Tasks, here: Minion, following: Any
+    messages_api: testing.MessagesApi, tasks: Tasks, inline_worker: InlineWorker, following: Any
 ) -> None:
     said = "There are two fine boats in the harbour."
-    model.script = [testing.text(said, cut=4), testing.text(said, pause=0.06)]
+    messages_api.script = [testing.text(said, cut=4), testing.text(said, pause=0.06)]
     task = tasks.submit("Writer", "What is in the harbour?")
     follower = following(task)
     wait_until(lambda: subscribers(task) == 1, "the subscription")
-    here.run_all()
+    inline_worker.run_all()
     types = [kind for _, kind in follower.all()]
     assert types[:3] == ["task.accepted", "task.running", "step.started"]
     assert types[-2:] == ["step.finished", "task.succeeded"]
@@ -315,7 +315,9 @@ def test_what_a_model_writes_reaches_those_who_follow(
     assert {event.data["step"] for event in streamed} == {1}
 
 
-def test_text_of_one_whose_claim_was_taken_away_is_not_shown(run: Any, following: Any, here: Minion) -> None:
+def test_text_of_one_whose_claim_was_taken_away_is_not_shown(
+    run: Any, following: Any, inline_worker: InlineWorker
+) -> None:
     running = run()
     follower = following(running.task)
     follower.until("task.running")
@@ -326,9 +328,9 @@ def test_text_of_one_whose_claim_was_taken_away_is_not_shown(run: Any, following
     follower.until("step.text")
     with transaction() as connection:
         lifecycle.release(connection, running.task, 1, how="lost", charged=False)
-    [message] = here.dispatch()
+    [message] = inline_worker.dispatch()
     with transaction() as connection:
-        claimed = lifecycle.claim(connection, running.task, message.claim, here.id)
+        claimed = lifecycle.claim(connection, running.task, message.claim, inline_worker.id)
     assert claimed is not None
     frozen = replace(running)
     running.claim, running.key = 2, bytes.fromhex(claimed["stream_key"])
@@ -391,14 +393,14 @@ def test_forged_and_recorded_text_is_not_shown(run: Any, following: Any) -> None
 
 
 def test_the_key_of_streamed_text_is_a_secret_of_each_execution(
-    http: httpx2.Client, run: Any, here: Minion, database: Engine
+    http: httpx2.Client, run: Any, inline_worker: InlineWorker, database: Engine
 ) -> None:
     running = run()
     with transaction() as connection:
         lifecycle.release(connection, running.task, 1, how="lost", charged=False)
-    [message] = here.dispatch()
+    [message] = inline_worker.dispatch()
     with transaction() as connection:
-        claimed = lifecycle.claim(connection, running.task, message.claim, here.id)
+        claimed = lifecycle.claim(connection, running.task, message.claim, inline_worker.id)
     running.claim = 2
     assert claimed is not None
     keys = {running.key, bytes.fromhex(claimed["stream_key"])}
@@ -450,11 +452,11 @@ def test_hints_are_enough(settings: Settings, run: Any, following: Any) -> None:
         follower.all()
 
 
-def test_a_minion_gives_a_hint_with_each_write(tasks: Tasks, act: Any, here: Minion) -> None:
+def test_a_minion_gives_a_hint_with_each_write(tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     task = tasks.submit(act(), PAID)
     with make_redis(timeout=None) as broker, broker.pubsub(ignore_subscribe_messages=True) as ear:
         ear.subscribe(f"{EVENTS}{task}")
-        here._round()
+        inline_worker._round()
         publish_streamed(task, Streamed(1, "step.restarted", {"step": 0, "claim": 1}), b"key")
         heard = []
         while not heard or not heard[-1]:
@@ -480,12 +482,12 @@ def test_while_redis_is_away_it_only_takes_longer(run: Any, following: Any, serv
 
 
 def test_twenty_follow_on_one_connection_and_one_who_leaves_leaves_nothing(
-    api: Api, run: Any, database: Engine
+    http_api: Api, run: Any, database: Engine
 ) -> None:
     running = run()
     for number in range(1, MOST_AT_ONCE + 5):
         running.write(number, "finished", output=number)
-    watch = api.app.state.event_watch
+    watch = http_api.app.state.event_watch
 
     async def read(web: httpx2.AsyncClient, most: int) -> list[int]:
         """The ids up to a number of them; then the connection is closed."""
@@ -499,10 +501,10 @@ def test_twenty_follow_on_one_connection_and_one_who_leaves_leaves_nothing(
         return ids
 
     async def follow() -> list[list[int]]:
-        headers = {"Authorization": f"Bearer {api.key}"}
+        headers = {"Authorization": f"Bearer {http_api.key}"}
         limits = httpx2.Limits(max_connections=None)
         async with httpx2.AsyncClient(
-            base_url=api.url, headers=headers, limits=limits, timeout=30, trust_env=False
+            base_url=http_api.url, headers=headers, limits=limits, timeout=30, trust_env=False
         ) as web:
             readers = [asyncio.create_task(read(web, 1000)) for _ in range(20)]
             await asyncio.to_thread(wait_until, lambda: len(watch._all()) == 20, "twenty follow")
@@ -518,17 +520,17 @@ def test_twenty_follow_on_one_connection_and_one_who_leaves_leaves_nothing(
     wait_until(lambda: not watch._followers, "nobody follows")
 
 
-def test_large_outputs_are_left_out(client: Client, tasks: Tasks, act: Any, here: Minion) -> None:
+def test_large_outputs_are_left_out(client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     task = tasks.submit(act(), {"do": "answer", "answer": LARGE})
-    here.run_all()
+    inline_worker.run_all()
     told = list(client.follow(task))
     assert [event.type for event in told if event.data.get("output_omitted")] == ["step.finished", "task.succeeded"]
     assert max(len(str(event.data)) for event in told) < 1000
 
 
-def test_a_failure_that_is_tried_again(client: Client, tasks: Tasks, parent: str, here: Minion) -> None:
+def test_a_failure_that_is_tried_again(client: Client, tasks: Tasks, parent: str, inline_worker: InlineWorker) -> None:
     task = tasks.submit("Act", {"do": "fail"})
-    here.run_all()
+    inline_worker.run_all()
     told = list(client.follow(task))
     assert [event.type.partition(".")[2] for event in told] == [
         *("accepted", "running", "started", "failed", "waiting", "pending"),
@@ -540,11 +542,11 @@ def test_a_failure_that_is_tried_again(client: Client, tasks: Tasks, parent: str
 
 
 def test_a_parent_that_is_cancelled_has_nothing_more_to_tell(
-    client: Client, tasks: Tasks, parent: str, here: Minion, following: Any
+    client: Client, tasks: Tasks, parent: str, inline_worker: InlineWorker, following: Any
 ) -> None:
     task = tasks.submit(parent, PAID)
     for _ in range(2):
-        here._round()
+        inline_worker._round()
     follower = following(task)
     follower.until("task.waiting")
     tasks.cancel(task)
@@ -554,10 +556,10 @@ def test_a_parent_that_is_cancelled_has_nothing_more_to_tell(
 
 
 def test_a_task_of_a_release_without_events_has_its_beginning_and_its_end(
-    client: Client, tasks: Tasks, act: Any, here: Minion, database: Engine
+    client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, database: Engine
 ) -> None:
     task = tasks.submit(act(), {})
-    here.run_all()
+    inline_worker.run_all()
     with database.begin() as connection:
         connection.execute(text("TRUNCATE task_events"))
     assert types_of(client, task) == [(1, "task.accepted"), (2, "task.succeeded")]
@@ -616,11 +618,16 @@ def test_a_server_that_stops_ends_its_streams(settings: Settings, run: Any, thre
 
 
 def test_the_commands(
-    api: Api, tasks: Tasks, act: Any, here: Minion, monkeypatch: pytest.MonkeyPatch, threads: ThreadPoolExecutor
+    http_api: Api,
+    tasks: Tasks,
+    act: Any,
+    inline_worker: InlineWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: ThreadPoolExecutor,
 ) -> None:
-    monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda *_: Client(api.url, api.key, retries=1))
+    monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda *_: Client(http_api.url, http_api.key, retries=1))
     done, failed = tasks.submit(act(), {"answer": {"n": 1}}), tasks.submit(act(), {"do": "refuse"})
-    here.run_all()
+    inline_worker.run_all()
     shown = CliRunner().invoke(command, ["follow", str(done)])
     assert (shown.exit_code, json.loads(shown.stdout)) == (0, {"n": 1})
     assert [line.split(" ", 1)[1].strip() for line in shown.stderr.splitlines()] == [
@@ -638,7 +645,7 @@ def test_the_commands(
 
     submitting = threads.submit(CliRunner().invoke, command, ["submit", "Act", '{"answer": 2}', "--follow"])
     wait_until(lambda: "pending" in tasks.count(), "the task is submitted")
-    here.run_all()
+    inline_worker.run_all()
     submitted = submitting.result(10)
     # The minion's log, in the same process, is in it too.
     assert (submitted.exit_code, submitted.stdout.splitlines()[-1]) == (0, "2")

@@ -154,9 +154,11 @@ def test_the_client_has_them_too(client: Client) -> None:
 
 
 def test_the_command_line_has_them_too(
-    api: Any, client: Client, database: Engine, monkeypatch: pytest.MonkeyPatch
+    messages_api: Any, client: Client, database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.commands.schedules.connect", lambda *_: Client(api.url, api.key, retries=1))
+    monkeypatch.setattr(
+        "orchestrator.commands.schedules.connect", lambda *_: Client(messages_api.url, messages_api.key, retries=1)
+    )
 
     def run(*words: str, status: int = 0) -> str:
         result = CliRunner().invoke(app, ["schedules", *words])

@@ -41,8 +41,8 @@ def impatient(settings: Settings, database: object) -> Iterator[Api]:
         yield api
 
 
-def connect(api: Api) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", api.port), timeout=30)
+def connect(http_api: Api) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", http_api.port), timeout=30)
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -61,8 +61,8 @@ def dribble_until_refused(connection: socket.socket) -> None:
             time.sleep(0.02)
 
 
-def bulk_head(api: Api, size: int) -> bytes:
-    return MANY % (size, f"Authorization: Bearer {api.key}\r\n".encode())
+def bulk_head(http_api: Api, size: int) -> bytes:
+    return MANY % (size, f"Authorization: Bearer {http_api.key}\r\n".encode())
 
 
 def test_accepted_sockets_send_without_delay(settings: Settings) -> None:

@@ -121,16 +121,18 @@ def test_rubbish_among_the_hints_does_no_harm(http: httpx2.Client, database: Eng
         assert timed_wait(http, task, 30)[0] == "cancelled"
 
 
-def test_hundreds_wait_on_one_subscription_and_one_connection(api: Api, http: httpx2.Client, database: Engine) -> None:
+def test_hundreds_wait_on_one_subscription_and_one_connection(
+    http_api: Api, http: httpx2.Client, database: Engine
+) -> None:
     tasks = [
         task["id"] for task in http.post("/v1/tasks/bulk", json={"tasks": [{"agent": "Echo"}] * 300}).json()["tasks"]
     ]
 
     async def wait_for_all() -> list[str]:
         limits = httpx2.Limits(max_connections=None)
-        headers = {"Authorization": f"Bearer {api.key}"}
+        headers = {"Authorization": f"Bearer {http_api.key}"}
         async with httpx2.AsyncClient(
-            base_url=api.url, headers=headers, limits=limits, timeout=60, trust_env=False
+            base_url=http_api.url, headers=headers, limits=limits, timeout=60, trust_env=False
         ) as web:
             answers = [asyncio.create_task(web.get(f"/v1/tasks/{task}", params={"wait": 30})) for task in tasks]
             await asyncio.sleep(3)
@@ -144,7 +146,7 @@ def test_hundreds_wait_on_one_subscription_and_one_connection(api: Api, http: ht
     began = time.monotonic()
     assert asyncio.run(wait_for_all()) == ["cancelled"] * 300
     assert time.monotonic() - began < 28
-    assert not api.app.state.finish_watch._expected
+    assert not http_api.app.state.finish_watch._expected
 
 
 def subscribers() -> int:

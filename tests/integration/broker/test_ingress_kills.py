@@ -22,7 +22,7 @@ from shared.settings import Settings
 from shared.tasks import lifecycle
 from tests.integration.broker.test_ingress import drained
 from tests.integration.conftest import Tasks
-from tests.support.processes import ended_at_last, start_orchestrator, wait_until
+from tests.support.processes import killed_on_exit, start_orchestrator, wait_until
 
 GOOD, BAD = 20, 5
 
@@ -151,7 +151,7 @@ def test_what_an_orchestrator_of_0_2_held_is_taken(quick: Settings, tasks: Tasks
 @pytest.mark.usefixtures("sent")
 def test_a_killed_orchestrator_loses_no_submission(quick: Settings, tasks: Tasks, tmp_path: Path) -> None:
     process = start_orchestrator(tmp_path)
-    with ended_at_last(process):
+    with killed_on_exit(process):
         wait_until(lambda: sum(tasks.count().values()) > 0, "it has taken some")
         process.signal(signal.SIGKILL)
         process.wait()

@@ -32,7 +32,8 @@ from shared.tasks import lifecycle, sql
 from shared.tasks.states import INITIAL, TRANSITIONS, State
 from tests.conftest import Define
 from tests.support import schema_dump
-from tests.support.lifecycle_driver import NOOP, ByHand, agent, function
+from tests.support.definitions import NOOP, agent_definition, function_definition
+from tests.support.lifecycle_driver import LifecycleDriver
 from tests.support.processes import ROOT, wait_until
 
 Facts = list[tuple[Any, ...]]
@@ -364,13 +365,13 @@ def test_revisions_run_one_at_a_time(empty_database: Engine) -> None:
 
     with Session(empty_database) as session, session.begin():
         store = DefinitionStore(session, validate_code=lambda function: None)
-        store.apply([parse_definition(each) for each in (NOOP, agent("Noop"))])
-    hand = ByHand(empty_database)
-    hand.finish(hand.run("Noop"))
+        store.apply([parse_definition(each) for each in (NOOP, agent_definition("Noop"))])
+    driver = LifecycleDriver(empty_database)
+    driver.finish(driver.run("Noop"))
     for task in tasks:
-        hand.finish(task, hand.again(task))
-    assert hand.sql("SELECT array_agg(DISTINCT state) FROM task_status") == ["succeeded"]
-    assert hand.sql("SELECT count(*) FROM task_status") == len(tasks) + 1
+        driver.finish(task, driver.again(task))
+    assert driver.sql("SELECT array_agg(DISTINCT state) FROM task_status") == ["succeeded"]
+    assert driver.sql("SELECT count(*) FROM task_status") == len(tasks) + 1
 
 
 def test_a_schema_that_is_missing_or_old_is_named_and_a_newer_one_is_left_alone(empty_database: Engine) -> None:
@@ -492,12 +493,6 @@ def test_the_transitions_of_the_database_are_those_of_the_table(database: Engine
     assert {pair for pair, allowed in zip(pairs, answers, strict=True) if allowed} == TRANSITIONS.keys()
 
 
-@pytest.fixture
-def hand(database: Engine, define: Define) -> ByHand:
-    define(NOOP, agent("A"), agent("B"))
-    return ByHand(database)
-
-
 # What else a row in each state must say.
 FITTING = {
     "scheduled": "due_at = now()",
@@ -508,11 +503,11 @@ FITTING = {
 
 
 @pytest.mark.parametrize("before", State)
-def test_the_trigger_refuses_forbidden_transitions(hand: ByHand, before: State) -> None:
-    task = hand.submit()
-    hand.sql("ALTER TABLE task_status DISABLE TRIGGER task_status_transition")
-    hand.sql(f"UPDATE task_status SET state = '{before}', {FITTING.get(before, 'due_at = NULL')}")
-    hand.sql("ALTER TABLE task_status ENABLE TRIGGER task_status_transition")
+def test_the_trigger_refuses_forbidden_transitions(driver: LifecycleDriver, before: State) -> None:
+    task = driver.submit()
+    driver.sql("ALTER TABLE task_status DISABLE TRIGGER task_status_transition")
+    driver.sql(f"UPDATE task_status SET state = '{before}', {FITTING.get(before, 'due_at = NULL')}")
+    driver.sql("ALTER TABLE task_status ENABLE TRIGGER task_status_transition")
     clear = "worker_id = NULL, wait_reason = NULL, due_at = NULL"
     for after in State:
         if after == before or (before, after) in TRANSITIONS:
@@ -520,17 +515,19 @@ def test_the_trigger_refuses_forbidden_transitions(hand: ByHand, before: State) 
         fitting = FITTING.get(after, "claim = claim")
         kept = ", ".join(part for part in clear.split(", ") if part.split(" ")[0] not in fitting)
         message = refused(
-            hand.engine, f"UPDATE task_status SET state = '{after}', {kept}, {fitting} WHERE task_id = :task", task=task
+            driver.engine,
+            f"UPDATE task_status SET state = '{after}', {kept}, {fitting} WHERE task_id = :task",
+            task=task,
         )
         assert f"a task cannot go from {before} to {after}" in message
 
 
 @pytest.mark.parametrize("state", sorted(frozenset(State) - INITIAL))
-def test_a_task_begins_as_scheduled_or_pending(hand: ByHand, state: State) -> None:
-    task = hand.submit()
-    hand.sql("DELETE FROM task_status")
+def test_a_task_begins_as_scheduled_or_pending(driver: LifecycleDriver, state: State) -> None:
+    task = driver.submit()
+    driver.sql("DELETE FROM task_status")
     assert f"a task cannot begin as {state}" in refused(
-        hand.engine, f"INSERT INTO task_status (task_id, state) VALUES (:task, '{state}')", task=task
+        driver.engine, f"INSERT INTO task_status (task_id, state) VALUES (:task, '{state}')", task=task
     )
 
 
@@ -554,9 +551,9 @@ def test_a_task_begins_as_scheduled_or_pending(hand: ByHand, state: State) -> No
         ("state = 'pending', worker_id = NULL, cancel_requested = true", "cancel_reaches_only_the_running"),
     ],
 )
-def test_a_status_row_is_never_at_odds_with_itself(hand: ByHand, change: str, constraint: str) -> None:
-    hand.run()
-    assert constraint in refused(hand.engine, f"UPDATE task_status SET {change}")
+def test_a_status_row_is_never_at_odds_with_itself(driver: LifecycleDriver, change: str, constraint: str) -> None:
+    driver.run()
+    assert constraint in refused(driver.engine, f"UPDATE task_status SET {change}")
 
 
 IMMUTABLE = {
@@ -592,21 +589,23 @@ IMMUTABLE = {
 
 
 @pytest.mark.parametrize(("table", "change"), [(t, change) for t, changes in IMMUTABLE.items() for change in changes])
-def test_rows_that_others_rely_on_never_change(hand: ByHand, define: Define, table: str, change: str) -> None:
+def test_rows_that_others_rely_on_never_change(
+    driver: LifecycleDriver, define: Define, table: str, change: str
+) -> None:
     define(
-        function(),
+        function_definition(),
         {"kind": "tool", "name": "twice", "type": "function", "function": "double"},
         {"kind": "agent", "name": "Model", "tools": ["twice"]},
         {"kind": "agent", "name": "Chain", "type": "function", "relations": [{"agent": "A"}]},
     )
-    hand.finish(hand.run(), output="x" * 70_000)
-    assert f"a row of {table} must not change" in refused(hand.engine, f"UPDATE {table} SET {change}")
+    driver.finish(driver.run(), output="x" * 70_000)
+    assert f"a row of {table} must not change" in refused(driver.engine, f"UPDATE {table} SET {change}")
 
 
-def test_a_functions_status_may_change(hand: ByHand, define: Define) -> None:
-    define(function())
-    hand.sql("UPDATE function_versions SET status = 'quarantined', status_reason = 'It is evil.'")
-    assert "status" in refused(hand.engine, "UPDATE function_versions SET status = 'bogus'")
+def test_a_functions_status_may_change(driver: LifecycleDriver, define: Define) -> None:
+    define(function_definition())
+    driver.sql("UPDATE function_versions SET status = 'quarantined', status_reason = 'It is evil.'")
+    assert "status" in refused(driver.engine, "UPDATE function_versions SET status = 'bogus'")
 
 
 @pytest.mark.parametrize(
@@ -630,40 +629,40 @@ def test_a_functions_status_may_change(hand: ByHand, define: Define) -> None:
         ("DELETE FROM workers", "fkey"),
     ],
 )
-def test_constraints_hold(hand: ByHand, statement: str, constraint: str) -> None:
-    hand.run()
-    assert constraint in refused(hand.engine, statement)
+def test_constraints_hold(driver: LifecycleDriver, statement: str, constraint: str) -> None:
+    driver.run()
+    assert constraint in refused(driver.engine, statement)
 
 
-def test_a_task_succeeds_in_one_execution_only(hand: ByHand) -> None:
-    task = hand.run()
-    hand.finish(task)
+def test_a_task_succeeds_in_one_execution_only(driver: LifecycleDriver) -> None:
+    task = driver.run()
+    driver.finish(task)
     assert "executions_one_success_idx" in refused(
-        hand.engine,
+        driver.engine,
         "INSERT INTO executions (task_id, claim, worker_id, outcome) VALUES (:task, 2, :worker, 'succeeded')",
         task=task,
-        worker=hand.worker,
+        worker=driver.worker,
     )
 
 
-def test_deleting_a_task_takes_everything_of_it_along(hand: ByHand) -> None:
-    parent = hand.run(idempotency_key="k", conversation_id="c")
-    [child] = hand.suspend(parent, children=["B"])
-    hand.again(child)
-    hand.finish(child)
-    hand.finish(parent, hand.again(parent), messages=[{"role": "user", "content": "hello"}])
-    hand.sql("DELETE FROM tasks WHERE id = :parent", parent=parent)
+def test_deleting_a_task_takes_everything_of_it_along(driver: LifecycleDriver) -> None:
+    parent = driver.run(idempotency_key="k", conversation_id="c")
+    [child] = driver.suspend(parent, children=["B"])
+    driver.again(child)
+    driver.finish(child)
+    driver.finish(parent, driver.again(parent), messages=[{"role": "user", "content": "hello"}])
+    driver.sql("DELETE FROM tasks WHERE id = :parent", parent=parent)
     for table in ("tasks", "task_status", "task_outcomes", "executions", "steps", "idempotency_keys"):
-        assert hand.sql(f"SELECT count(*) FROM {table}") == 0
-    assert hand.sql("SELECT count(*) FROM messages") == 1
+        assert driver.sql(f"SELECT count(*) FROM {table}") == 0
+    assert driver.sql("SELECT count(*) FROM messages") == 1
 
 
-def test_a_replayed_task_may_be_deleted(hand: ByHand) -> None:
-    first = hand.run()
-    hand.finish(first)
-    again = hand.call(lifecycle.accept, [{"agent": "A", "input": 1, "replay_of": str(first)}])[0].task_id
-    hand.sql("DELETE FROM tasks WHERE id = :first", first=first)
-    row = hand.row(again)
+def test_a_replayed_task_may_be_deleted(driver: LifecycleDriver) -> None:
+    first = driver.run()
+    driver.finish(first)
+    again = driver.call(lifecycle.accept, [{"agent": "A", "input": 1, "replay_of": str(first)}])[0].task_id
+    driver.sql("DELETE FROM tasks WHERE id = :first", first=first)
+    row = driver.row(again)
     assert (row["replay_of"], row["origin_id"]) == (None, first)
 
 

@@ -25,7 +25,7 @@ from tests.support.earlier_releases import run_python, unpack
 from tests.support.processes import (
     ROOT,
     Process,
-    ended_at_last,
+    killed_on_exit,
     ready,
     start_orchestrator,
     start_worker,
@@ -91,9 +91,9 @@ class Site:
     def start(self, tree: Path) -> tuple[Process, Process]:
         """An orchestrator and a worker of that release, at work."""
         orchestrator = start_orchestrator(self.logs, env=self.env, cwd=tree)
-        self.ended.enter_context(ended_at_last(orchestrator))
+        self.ended.enter_context(killed_on_exit(orchestrator))
         worker = start_worker(self.logs, "work", 2, env=self.env, cwd=tree)
-        self.ended.enter_context(ended_at_last(worker))
+        self.ended.enter_context(killed_on_exit(worker))
         wait_until(lambda: ready(orchestrator), "orchestrator ready")
         wait_online(self.engine, worker)
         return orchestrator, worker

@@ -26,7 +26,7 @@ from shared.database.connections import get_engine
 from shared.settings import Settings
 from tests.support import schema_dump
 from tests.support.earlier_releases import COMMITS, run_python, unpack
-from tests.support.lifecycle_driver import ByHand
+from tests.support.lifecycle_driver import LifecycleDriver
 
 HEADS = {"0.1.0": "0001", "0.2.0": "0004"}
 
@@ -179,18 +179,18 @@ def test_an_upgrade_keeps_every_row(site: Site) -> None:
 
 def test_tasks_of_an_earlier_release_continue_after_the_upgrade(site: Site) -> None:
     database_schema.migrate(site.engine)
-    hand = ByHand(site.engine)
+    driver = LifecycleDriver(site.engine)
     tasks = site.tasks
-    hand.finish(tasks["running"])
-    hand.finish(tasks["child"], hand.again(tasks["child"]))
-    hand.finish(tasks["waiting"], hand.again(tasks["waiting"]))
-    hand.finish(tasks["pending"], hand.again(tasks["pending"]))
+    driver.finish(tasks["running"])
+    driver.finish(tasks["child"], driver.again(tasks["child"]))
+    driver.finish(tasks["waiting"], driver.again(tasks["waiting"]))
+    driver.finish(tasks["pending"], driver.again(tasks["pending"]))
     for name in ("finished", "failed"):
-        again = hand.call(replay, tasks[name], pinned=True, submitted_by="test").task_id
-        hand.finish(again, hand.again(again))
+        again = driver.call(replay, tasks[name], pinned=True, submitted_by="test").task_id
+        driver.finish(again, driver.again(again))
         tasks[f"{name} again"] = again
     expected = dict.fromkeys(tasks, "succeeded") | {"failed": "failed"}
-    assert {name: hand.state(task) for name, task in tasks.items()} == expected
+    assert {name: driver.state(task) for name, task in tasks.items()} == expected
 
 
 def test_the_api_reads_every_row_of_an_earlier_release(site: Site, settings: Settings) -> None:

@@ -25,7 +25,8 @@ from shared.definitions.store import Change, DefinitionStore
 from shared.errors import FileFault, InvalidDefinition, NotFound
 from shared.registry import AgentRegistry
 from tests.conftest import Define
-from tests.support.lifecycle_driver import NOOP, agent, at_once, function
+from tests.support.definitions import NOOP, agent_definition, function_definition
+from tests.support.lifecycle_driver import concurrently
 
 TWICE = {"kind": "tool", "name": "twice", "type": "function", "function": "double"}
 DOUBLER = {"kind": "agent", "name": "Doubler", "type": "function", "tool": "twice"}
@@ -99,7 +100,7 @@ def test_apply_prints_warnings(database: Engine, tmp_path: Path) -> None:
 
 
 def test_what_is_new_is_created_and_what_is_known_is_unchanged(define: Define) -> None:
-    everything = [ASKER, DOUBLER, TWICE, NOOP, function()]
+    everything = [ASKER, DOUBLER, TWICE, NOOP, function_definition()]
     created = ["created function double 1", "created tool twice 1", "created tool noop 1"]
     assert brief(define(*everything)) == [*created, "created agent Asker 1", "created agent Doubler 1"]
     assert brief(define(*everything)) == [line.replace("created", "unchanged") for line in brief(define(*everything))]
@@ -117,23 +118,23 @@ def test_what_is_new_is_created_and_what_is_known_is_unchanged(define: Define) -
     ],
 )
 def test_every_change_of_an_agent_is_a_new_version(define: Define, change: dict[str, Any]) -> None:
-    define(NOOP, agent("A"))
-    assert brief(define(agent("A") | change)) == ["changed agent A 2"]
-    assert brief(define(agent("A") | change)) == ["unchanged agent A 2"]
-    assert brief(define(agent("A"))) == ["changed agent A 1"]
+    define(NOOP, agent_definition("A"))
+    assert brief(define(agent_definition("A") | change)) == ["changed agent A 2"]
+    assert brief(define(agent_definition("A") | change)) == ["unchanged agent A 2"]
+    assert brief(define(agent_definition("A"))) == ["changed agent A 1"]
 
 
 def test_the_kind_of_whole_numbers_and_the_order_of_fields_change_nothing(define: Define) -> None:
     schema = {"type": "object", "properties": {"a": {"minimum": 1, "maximum": 2.0}}}
     same = {"type": "object", "properties": {"a": {"minimum": 1.0, "maximum": 2}}}
-    define(NOOP, agent("A", input_schema=schema))
-    turned = dict(reversed(agent("A", input_schema=same).items()))
+    define(NOOP, agent_definition("A", input_schema=schema))
+    turned = dict(reversed(agent_definition("A", input_schema=same).items()))
     assert brief(define(turned)) == ["unchanged agent A 1"]
 
 
 def test_numbers_that_the_database_writes_differently_change_nothing(define: Define, database: Engine) -> None:
     schema = {"enum": [1e16, 1e22, 1e23, 1e-7, 0.1, -0.0, 5e-324, 123456789012345678901234567890, 1.5e300 / 1e10]}
-    define(NOOP, agent("A", input_schema=schema), function(input_schema=schema))
+    define(NOOP, agent_definition("A", input_schema=schema), function_definition(input_schema=schema))
     with Session(database) as session:
         exported = export_definitions(session)
         assert {c.action for c in DefinitionStore(session, lambda f: None).apply(exported)} == {"unchanged"}
@@ -141,20 +142,27 @@ def test_numbers_that_the_database_writes_differently_change_nothing(define: Def
 
 
 def test_a_changed_function_gives_its_followers_new_versions(define: Define) -> None:
-    define(NOOP, TWICE, DOUBLER, ASKER, function(), {**DOUBLER, "name": "Direct", "tool": None, "function": "double"})
-    assert brief(define(function(code=BETTER))) == [
+    define(
+        NOOP,
+        TWICE,
+        DOUBLER,
+        ASKER,
+        function_definition(),
+        {**DOUBLER, "name": "Direct", "tool": None, "function": "double"},
+    )
+    assert brief(define(function_definition(code=BETTER))) == [
         "changed function double 2",
         "changed tool twice 2 (function double)",
         "changed agent Asker 2 (tool twice)",
         "changed agent Direct 2 (function double)",
         "changed agent Doubler 2 (tool twice)",
     ]
-    assert brief(define(function()))[-1] == "changed agent Doubler 1 (tool twice)"
+    assert brief(define(function_definition()))[-1] == "changed agent Doubler 1 (tool twice)"
 
 
 def test_followers_that_are_applied_too_are_told_once(define: Define) -> None:
-    define(TWICE, DOUBLER, function())
-    assert brief(define(DOUBLER, TWICE, function(code=BETTER))) == [
+    define(TWICE, DOUBLER, function_definition())
+    assert brief(define(DOUBLER, TWICE, function_definition(code=BETTER))) == [
         "changed function double 2",
         "changed tool twice 2",
         "changed agent Doubler 2",
@@ -163,9 +171,12 @@ def test_followers_that_are_applied_too_are_told_once(define: Define) -> None:
 
 def test_pinned_references_follow_nothing(define: Define, database: Engine) -> None:
     define(
-        function(), {**TWICE, "function": "double@1"}, {**DOUBLER, "tool": "twice@1"}, {**ASKER, "tools": ["twice@1"]}
+        function_definition(),
+        {**TWICE, "function": "double@1"},
+        {**DOUBLER, "tool": "twice@1"},
+        {**ASKER, "tools": ["twice@1"]},
     )
-    assert brief(define(function(code=BETTER))) == ["changed function double 2"]
+    assert brief(define(function_definition(code=BETTER))) == ["changed function double 2"]
     with database.connect() as connection:
         pinned = text("SELECT f.number FROM tool_versions t JOIN function_versions f ON f.id = t.function_version_id")
         assert list(connection.scalars(pinned)) == [1]
@@ -174,7 +185,7 @@ def test_pinned_references_follow_nothing(define: Define, database: Engine) -> N
 @pytest.mark.parametrize("reference", ["double@2", "double@999999999", "nothing", "nothing@1"])
 def test_references_to_nothing_are_refused(define: Define, database: Engine, reference: str) -> None:
     with pytest.raises(InvalidDefinition, match="tool 'twice', function: "):
-        define(function(), {**TWICE, "function": reference})
+        define(function_definition(), {**TWICE, "function": reference})
     assert count(database, "functions") == 0
 
 
@@ -190,18 +201,21 @@ def test_references_are_names_with_or_without_a_number(reference: str) -> None:
 
 
 def test_a_dry_run_tells_and_stores_nothing(database: Engine) -> None:
-    assert apply(database, function(), TWICE, dry_run=True) == ["created function double 1", "created tool twice 1"]
+    assert apply(database, function_definition(), TWICE, dry_run=True) == [
+        "created function double 1",
+        "created tool twice 1",
+    ]
     assert count(database, "functions") == 0
-    assert apply(database, function(), TWICE) == ["created function double 1", "created tool twice 1"]
+    assert apply(database, function_definition(), TWICE) == ["created function double 1", "created tool twice 1"]
 
 
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (function("bad", "def bad(:\n"), r"function 'bad' cannot be stored: line 1, column \d+: "),
-        (function("bad", "def other(): pass\n"), "defines no function 'bad'"),
-        (function("bad", "import os\ndef bad(): pass\n"), "line 1, column 1"),
-        (function("bad", config={"allowed_imports": ["subprocess"]}), "subprocess cannot be imported"),
+        (function_definition("bad", "def bad(:\n"), r"function 'bad' cannot be stored: line 1, column \d+: "),
+        (function_definition("bad", "def other(): pass\n"), "defines no function 'bad'"),
+        (function_definition("bad", "import os\ndef bad(): pass\n"), "line 1, column 1"),
+        (function_definition("bad", config={"allowed_imports": ["subprocess"]}), "subprocess cannot be imported"),
         ({**TWICE, "name": "bad", "function": "nothing"}, "no function named 'nothing'"),
         ({**DOUBLER, "name": "Bad", "tool": "nothing"}, "no tool named 'nothing'"),
         ({**DOUBLER, "name": "Bad", "tool": None, "relations": [{"agent": "Nobody"}]}, "no agent named 'Nobody'"),
@@ -210,18 +224,18 @@ def test_a_dry_run_tells_and_stores_nothing(database: Engine) -> None:
 )
 def test_one_fault_and_nothing_is_stored(database: Engine, broken: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidDefinition, match=message):
-        apply(database, function(), TWICE, DOUBLER, broken)
+        apply(database, function_definition(), TWICE, DOUBLER, broken)
     for table in ("agents", "tools", "functions", "agent_versions", "tool_versions", "function_versions"):
         assert count(database, table) == 0
 
 
 def test_what_is_defined_twice_is_refused(define: Define) -> None:
     with pytest.raises(InvalidDefinition, match="The agent 'A' is defined twice"):
-        define(NOOP, agent("A"), agent("A"))
+        define(NOOP, agent_definition("A"), agent_definition("A"))
 
 
 def test_an_agent_and_a_tool_may_share_a_name(define: Define) -> None:
-    assert len(define(NOOP, agent("noop"))) == 2
+    assert len(define(NOOP, agent_definition("noop"))) == 2
 
 
 NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}
@@ -241,23 +255,23 @@ NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}
 )
 def test_tools_that_no_model_can_be_given_are_refused(define: Define, schema: dict[str, Any], why: str) -> None:
     """The API refuses every turn of an agent with such a tool; an agent that runs the tool by itself is free to."""
-    tool, stored = {**NOOP, "input_schema": schema}, function(input_schema=schema)
+    tool, stored = {**NOOP, "input_schema": schema}, function_definition(input_schema=schema)
     alone = {"kind": "agent", "name": "Alone", "type": "function", "tool": "noop"}
     define(tool, alone, stored, TWICE)
     for name in ("noop", "twice"):
         with pytest.raises(InvalidDefinition, match=r"agent 'Asker', tools.0: ") as refused:
             define({**ASKER, "tools": [name]})
         assert why in refused.value.message
-    define(function(), {**NOOP, "input_schema": {"properties": {"a": {}}}}, ASKER)
+    define(function_definition(), {**NOOP, "input_schema": {"properties": {"a": {}}}}, ASKER)
     with pytest.raises(InvalidDefinition, match=r"agent 'Asker', tools.0: "):
         define(stored)
 
 
 def test_two_applies_at_once_make_each_version_once(database: Engine) -> None:
-    rounds = at_once(*[lambda: apply(database, function(), TWICE, DOUBLER)] * 4)
+    rounds = concurrently(*[lambda: apply(database, function_definition(), TWICE, DOUBLER)] * 4)
     assert sum(line.startswith("created") for lines in rounds for line in lines) == 3
-    rounds = at_once(
-        *[lambda n=n: apply(database, function(code=f"def double(x):\n    return {n}\n")) for n in range(4)]
+    rounds = concurrently(
+        *[lambda n=n: apply(database, function_definition(code=f"def double(x):\n    return {n}\n")) for n in range(4)]
     )
     with database.connect() as connection:
         numbers = list(connection.scalars(text("SELECT number FROM function_versions ORDER BY number")))
@@ -296,25 +310,25 @@ def test_agents_that_call_each_other_in_a_circle_are_refused(
 
 
 def test_a_circle_through_what_is_stored_is_refused(define: Define) -> None:
-    define(NOOP, agent("C"), chain("B", "C"), chain("A", "B", "C"))
+    define(NOOP, agent_definition("C"), chain("B", "C"), chain("A", "B", "C"))
     with pytest.raises(InvalidDefinition, match="form a circle: A -> C -> A"):
         define(chain("C", "A"))
 
 
 def test_a_circle_through_a_tool_that_changes_is_refused(define: Define) -> None:
-    define(NOOP, agent("B"), {**ASK_A, "agent": "B"}, {"kind": "agent", "name": "A", "tools": ["ask"]})
+    define(NOOP, agent_definition("B"), {**ASK_A, "agent": "B"}, {"kind": "agent", "name": "A", "tools": ["ask"]})
     with pytest.raises(InvalidDefinition, match="A -> A"):
         define(ASK_A)
 
 
 def test_a_pinned_tool_calls_whom_it_called_then(define: Define) -> None:
-    define(NOOP, agent("B"), {**ASK_A, "agent": "B"}, {"kind": "agent", "name": "A", "tools": ["ask@1"]})
+    define(NOOP, agent_definition("B"), {**ASK_A, "agent": "B"}, {"kind": "agent", "name": "A", "tools": ["ask@1"]})
     define(ASK_A)
 
 
 def test_a_rollback_into_a_circle_is_refused(define: Define, database: Engine) -> None:
-    define(NOOP, agent("B"), chain("A", "B"))
-    define(agent("A"))
+    define(NOOP, agent_definition("B"), chain("A", "B"))
+    define(agent_definition("A"))
     define(chain("B", "A"))
     with Session(database) as session:
         registry = AgentRegistry(session)
@@ -329,7 +343,7 @@ def test_a_rollback_into_a_circle_is_refused(define: Define, database: Engine) -
 @pytest.fixture
 def registry(database: Engine, define: Define) -> AgentRegistry:
     """Agent A at version 1 again, after version 2."""
-    define(function(), TWICE, {**DOUBLER, "name": "A", "description": "old"})
+    define(function_definition(), TWICE, {**DOUBLER, "name": "A", "description": "old"})
     define({**DOUBLER, "name": "A", "description": "new"})
     with Session(database) as session:
         registry = AgentRegistry(session)
@@ -348,7 +362,7 @@ def test_a_rollback_is_held_when_the_newest_text_is_applied_again(registry: Agen
 
 
 def test_a_rollback_is_held_when_a_function_changes(registry: AgentRegistry, define: Define) -> None:
-    assert brief(define(function(code=BETTER))) == [
+    assert brief(define(function_definition(code=BETTER))) == [
         "changed function double 2",
         "changed tool twice 2 (function double)",
     ]
@@ -380,9 +394,11 @@ def test_there_is_no_going_back_to_what_never_was(registry: AgentRegistry, versi
 
 ODD = "Ünïcødé 🙂 \t tab, trailing space \nline: two\n\n  - 'a' \"b\" # no comment\r\nCRLF\x85\u2028\ufeff{%}\x7f"
 EVERYTHING: list[dict[str, Any]] = [
-    function(description=ODD, input_schema={"enum": ["no", "1e3", "~", "2026-01-01", 1e16, None]}),
-    function("code", f'def code(x):\n\tif x:\n\t\treturn """{"  " * 3}\n\n"""\n    \n\n\n# {ODD!r}\n'),
-    function("no_newline", "def no_newline(): return 'ü'", entrypoint="no_newline", config={"version": "1.0"}),
+    function_definition(description=ODD, input_schema={"enum": ["no", "1e3", "~", "2026-01-01", 1e16, None]}),
+    function_definition("code", f'def code(x):\n\tif x:\n\t\treturn """{"  " * 3}\n\n"""\n    \n\n\n# {ODD!r}\n'),
+    function_definition(
+        "no_newline", "def no_newline(): return 'ü'", entrypoint="no_newline", config={"version": "1.0"}
+    ),
     NOOP,
     {**NOOP, "name": "odd", "effect": "unsafe", "description": "  leading and trailing  \n"},
     {**NOOP, "name": "yes", "description": "null"},

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from shared.definitions.function_store import FunctionStore
 from shared.errors import FunctionError, InvalidDefinition, InvalidInput, InvalidOutput, NotFound, TooLarge
 from shared.functions.runner import run_function
-from tests.support.lifecycle_driver import ByHand
+from tests.support.lifecycle_driver import LifecycleDriver
 
 NUMBER = {"type": "object", "required": ["x"], "properties": {"x": {"type": "number"}}, "additionalProperties": False}
 DOUBLE = "def double(x):\n    return 2 * x\n"
@@ -318,10 +318,10 @@ def test_allowed_imports_are_those_of_the_version(store: FunctionStore) -> None:
 
 
 def tamper(database: Engine, change: str) -> None:
-    hand = ByHand(database)
-    hand.sql("ALTER TABLE function_versions DISABLE TRIGGER function_versions_immutable")
-    hand.sql(f"UPDATE function_versions SET {change}")
-    hand.sql("ALTER TABLE function_versions ENABLE TRIGGER function_versions_immutable")
+    driver = LifecycleDriver(database)
+    driver.sql("ALTER TABLE function_versions DISABLE TRIGGER function_versions_immutable")
+    driver.sql(f"UPDATE function_versions SET {change}")
+    driver.sql("ALTER TABLE function_versions ENABLE TRIGGER function_versions_immutable")
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_a_row_that_somebody_changed_is_not_run(store: FunctionStore, database: 
 
 def test_a_quarantined_version_is_not_run(store: FunctionStore, database: Engine) -> None:
     store_function(store, "double", DOUBLE)
-    ByHand(database).sql("UPDATE function_versions SET status = 'quarantined'")
+    LifecycleDriver(database).sql("UPDATE function_versions SET status = 'quarantined'")
     with pytest.raises(FunctionError, match=r"'double' \(version 1\) is quarantined") as caught:
         execute(store, "double", {"x": 1})
     assert caught.value.detail["reason"] == "quarantined"
@@ -364,7 +364,7 @@ def test_there_are_three_statuses(store: FunctionStore, status: Any) -> None:
 
 def test_storing_the_same_code_again_does_not_end_a_quarantine(store: FunctionStore, database: Engine) -> None:
     store_function(store, "double", DOUBLE)
-    ByHand(database).sql("UPDATE function_versions SET status = 'quarantined'")
+    LifecycleDriver(database).sql("UPDATE function_versions SET status = 'quarantined'")
     assert store_function(store, "double", DOUBLE).status == "quarantined"
 
 

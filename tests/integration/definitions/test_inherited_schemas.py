@@ -13,7 +13,7 @@ from shared.database.connections import transaction
 from shared.errors import InvalidDefinition, InvalidInput
 from shared.tasks.submission import submit
 from tests.conftest import Define
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import InlineWorker, Tasks
 
 CODE = "def shout(text):\n    return {'loud': text.upper()}\n"
 
@@ -90,10 +90,12 @@ def test_a_schedule_is_refused_whose_runs_would_be(database: Engine, define: Def
 
 
 @pytest.mark.parametrize("name", ["Function", "Tool"])
-def test_messages_make_the_input_that_the_function_takes(define: Define, tasks: Tasks, here: Minion, name: str) -> None:
+def test_messages_make_the_input_that_the_function_takes(
+    define: Define, tasks: Tasks, inline_worker: InlineWorker, name: str
+) -> None:
     define(SHOUT, SHOUTER, *AGENTS)
     task = tasks.submit(name, messages=[{"role": "user", "content": "hello"}])
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task)["output"] == {"loud": "HELLO"}
 
 

@@ -32,7 +32,8 @@ from shared.tasks.lifecycle import cancel
 from shared.tasks.messages import checked_input
 from shared.tasks.routing import choose
 from tests.conftest import Define
-from tests.support.lifecycle_driver import NOOP, ByHand, agent
+from tests.support.definitions import NOOP, agent_definition
+from tests.support.lifecycle_driver import LifecycleDriver
 from tests.support.processes import wait_until
 
 QUERY = {"type": "object", "required": ["query"], "properties": {"query": {"type": "string"}}}
@@ -179,8 +180,8 @@ def test_a_rolled_back_agent_runs_its_earlier_version(registry: AgentRegistry, d
     registry.register_agent(search_agent(description="new"))
     back = registry.roll_back("SearchAgent", 1, "it was better")
     assert (back.version, back.status, back.description) == (1, "rolled_back", "old")
-    hand = ByHand(database)
-    assert hand.row(hand.submit("SearchAgent", messages=["hello"]))["agent_version"] == 1
+    driver = LifecycleDriver(database)
+    assert driver.row(driver.submit("SearchAgent", messages=["hello"]))["agent_version"] == 1
 
 
 @pytest.mark.parametrize("status", ["bogus", "rolled_back", "", None, 5])
@@ -254,13 +255,13 @@ def test_what_cannot_be_asked(registry: AgentRegistry, messages: Any, options: d
 
 
 def test_a_task_that_fails_raises_its_recorded_error(registry: AgentRegistry, database: Engine, define: Define) -> None:
-    define(NOOP, agent("A"))
-    hand = ByHand(database)
+    define(NOOP, agent_definition("A"))
+    driver = LifecycleDriver(database)
 
     async def ask() -> None:
         asking = asyncio.create_task(registry.process(["x"], agent="A"))
-        task = await asyncio.to_thread(wait_until, lambda: hand.sql("SELECT id FROM tasks"), "a task")
-        await asyncio.to_thread(hand.call, cancel, task, reason="enough")
+        task = await asyncio.to_thread(wait_until, lambda: driver.sql("SELECT id FROM tasks"), "a task")
+        await asyncio.to_thread(driver.call, cancel, task, reason="enough")
         await asking
 
     with pytest.raises(TaskFailed, match="enough") as caught:
@@ -272,18 +273,18 @@ def test_a_task_that_fails_raises_its_recorded_error(registry: AgentRegistry, da
 
 
 @pytest.fixture
-def crowd(define: Define, database: Engine) -> ByHand:
+def crowd(define: Define, database: Engine) -> LifecycleDriver:
     define(
         NOOP,
-        agent("SearchAgent", "search", description="Finds documents about boats"),
-        agent("WeatherAgent", "weather.forecast", description="Says whether it will rain on boats"),
-        agent("Twin1", "twins", description="identical"),
-        agent("Twin2", "twins", description="identical"),
-        agent("Retired", "archive", description="the old archive"),
+        agent_definition("SearchAgent", "search", description="Finds documents about boats"),
+        agent_definition("WeatherAgent", "weather.forecast", description="Says whether it will rain on boats"),
+        agent_definition("Twin1", "twins", description="identical"),
+        agent_definition("Twin2", "twins", description="identical"),
+        agent_definition("Retired", "archive", description="the old archive"),
     )
-    hand = ByHand(database, "search", "weather.forecast")
-    hand.sql("UPDATE agents SET status = 'disabled' WHERE name = 'Retired'")
-    return hand
+    driver = LifecycleDriver(database, "search", "weather.forecast")
+    driver.sql("UPDATE agents SET status = 'disabled' WHERE name = 'Retired'")
+    return driver
 
 
 @pytest.mark.parametrize(
@@ -299,34 +300,34 @@ def crowd(define: Define, database: Engine) -> ByHand:
         ("it's raining: isn't it? \\ 'x' & | ! ( )", "WeatherAgent"),
     ],
 )
-def test_a_message_goes_to_the_agent_that_fits(crowd: ByHand, message: str, name: str) -> None:
+def test_a_message_goes_to_the_agent_that_fits(crowd: LifecycleDriver, message: str, name: str) -> None:
     task = crowd.submit(None, messages=[message])
     prepare_pending(crowd.engine)
     row = crowd.row(task)
     assert (row["agent"], row["state"], row["error"]) == (name, "pending", None)
 
 
-def test_a_tie_lists_those_who_fit_equally_well(crowd: ByHand) -> None:
+def test_a_tie_lists_those_who_fit_equally_well(crowd: LifecycleDriver) -> None:
     with pytest.raises(AmbiguousRoute, match="Several agents fit the message equally well: Twin1, Twin2"):
         crowd.call(choose, "identical twins")
 
 
 @pytest.mark.parametrize("message", ["", " ", "the", "xyzzy", "'", "\\", "a:*", "<->", "🙂", "archive"])
-def test_no_match_lists_the_candidates(crowd: ByHand, message: str) -> None:
+def test_no_match_lists_the_candidates(crowd: LifecycleDriver, message: str) -> None:
     with pytest.raises(AmbiguousRoute, match="Name one of: SearchAgent, Twin1, Twin2, WeatherAgent") as caught:
         crowd.call(choose, message)
     assert caught.value.detail["candidates"] == ["SearchAgent", "Twin1", "Twin2", "WeatherAgent"]
 
 
-def test_a_choice_may_be_limited(crowd: ByHand) -> None:
+def test_a_choice_may_be_limited(crowd: LifecycleDriver) -> None:
     assert crowd.call(choose, "boats", among=["WeatherAgent"]).agent == "WeatherAgent"
     with pytest.raises(AmbiguousRoute, match="There is no agent"):
         crowd.call(choose, "boats", among=["Nobody"])
 
 
-def test_a_routed_task_keeps_its_agent_when_definitions_change(crowd: ByHand, define: Define) -> None:
+def test_a_routed_task_keeps_its_agent_when_definitions_change(crowd: LifecycleDriver, define: Define) -> None:
     task = crowd.submit(None, messages=["search"])
     prepare_pending(crowd.engine)
-    define(agent("SearchAgent", "search", description="changed"))
+    define(agent_definition("SearchAgent", "search", description="changed"))
     prepare_pending(crowd.engine)
     assert crowd.row(task)["agent_version"] == 1

@@ -14,7 +14,7 @@ from shared.registry import AgentRegistry
 from shared.tasks.response import AgentResponse
 from shared.tasks.states import State
 from tests.conftest import Define
-from tests.support.lifecycle_driver import NOOP, agent
+from tests.support.definitions import NOOP, agent_definition
 
 pytestmark = pytest.mark.usefixtures("loops", "worker")
 
@@ -53,7 +53,7 @@ def test_the_documented_example_works(database: Engine) -> None:
 
 
 def test_many_questions_at_once_on_one_session(database: Engine, define: Define) -> None:
-    define({**NOOP, "builtin": "echo"}, agent("Search", input_schema=QUERY), agent("Weather"))
+    define({**NOOP, "builtin": "echo"}, agent_definition("Search", input_schema=QUERY), agent_definition("Weather"))
     with Session(database) as session:
         registry = AgentRegistry(session)
 

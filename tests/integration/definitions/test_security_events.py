@@ -14,8 +14,6 @@ from shared.definitions.function_store import FunctionStore
 from shared.errors import FunctionError
 from shared.functions import security_events
 from shared.settings import get_settings
-from tests.conftest import Define
-from tests.support.lifecycle_driver import NOOP, ByHand, agent
 
 SPIN = "def spin(on):\n    while on:\n        pass\n    return 1\n"
 
@@ -24,12 +22,6 @@ SPIN = "def spin(on):\n    while on:\n        pass\n    return 1\n"
 def store(database: Engine) -> FunctionStore:
     with Session(database) as session:
         return FunctionStore(session)
-
-
-@pytest.fixture
-def hand(database: Engine, define: Define) -> ByHand:
-    define(NOOP, agent("A"))
-    return ByHand(database)
 
 
 @pytest.fixture
@@ -117,9 +109,9 @@ def test_a_limit_counts_for_an_hour(store, database, quarantine_after_two):
     assert security_events.record(database, version, "crashed", {}) == "quarantined"
 
 
-def test_a_task_that_meets_limits_again_and_again_counts_once(store, database, hand, quarantine_after_two):
+def test_a_task_that_meets_limits_again_and_again_counts_once(store, database, driver, quarantine_after_two):
     version = stored(store, "f")
-    one, other = hand.submit(), hand.submit()
+    one, other = driver.submit(), driver.submit()
     for kind in ("timeout", "memory_limit", "timeout"):
         assert security_events.record(database, version, kind, {}, task_id=one) == "active"
 
@@ -127,8 +119,8 @@ def test_a_task_that_meets_limits_again_and_again_counts_once(store, database, h
     assert len(kinds(store, "f")) == 4
 
 
-def test_what_was_denied_counts_each_time_and_for_good(store, database, hand, quarantine_after_two):
-    version, task = stored(store, "f"), hand.submit()
+def test_what_was_denied_counts_each_time_and_for_good(store, database, driver, quarantine_after_two):
+    version, task = stored(store, "f"), driver.submit()
     assert security_events.record(database, version, "security", {}, task_id=task) == "active"
     with database.begin() as connection:
         connection.execute(text("UPDATE security_events SET created_at = now() - interval '1 month'"))

@@ -13,7 +13,7 @@ from shared.contracts.documents import parse_definition
 from shared.definitions.apply import store_definitions
 from shared.errors import InvalidDefinition
 from shared.settings import Settings
-from tests.support.lifecycle_driver import function
+from tests.support.definitions import function_definition
 from workers.heartbeat import Heartbeat
 
 CODE = "def total(x):\n    import acme_rates\n    return acme_rates.RATE * x\n"
@@ -43,7 +43,7 @@ def apply(database: Engine, *definitions: dict[str, Any]) -> None:
 
 
 def total(*imports: str) -> dict[str, Any]:
-    return function("total", CODE, config={"allowed_imports": ["json", *imports]})
+    return function_definition("total", CODE, config={"allowed_imports": ["json", *imports]})
 
 
 def test_package_that_a_worker_of_the_capability_preloads_is_accepted(database: Engine) -> None:

@@ -23,7 +23,7 @@ from tests.integration.conftest import Tasks
 from tests.support.processes import (
     ROOT,
     Process,
-    ended_at_last,
+    killed_on_exit,
     ready,
     start_orchestrator,
     start_worker,
@@ -37,13 +37,13 @@ KNOWN = text("SELECT EXISTS (SELECT 1 FROM workers WHERE :task = ANY (active))")
 
 
 @pytest.fixture
-def crowd(offered: Path, tmp_path: Path, database: Engine) -> Iterator[Any]:
+def crowd(tool_package: Path, tmp_path: Path, database: Engine) -> Iterator[Any]:
     """Starts workers with one slot, and kills what is left of them."""
     with ExitStack() as stack:
 
         def start(capability: str = "work", **options: Any) -> Process:
             process = start_worker(tmp_path, capability, **options)
-            stack.enter_context(ended_at_last(process))
+            stack.enter_context(killed_on_exit(process))
             return process
 
         yield start
@@ -175,19 +175,19 @@ def test_a_task_that_runs_while_the_database_restarts_is_recorded(
 
 def test_an_orchestrator_that_is_killed_is_replaced(tasks: Tasks, act: Any, worker: Process, tmp_path: Path) -> None:
     first = start_orchestrator(tmp_path)
-    with ended_at_last(first):
+    with killed_on_exit(first):
         submit_many(tasks, 300, act(), {"do": "sleep", "seconds": 0.01})
         wait_until(lambda: succeeded(tasks) > 20, "20 done")
         first.kill()
     second = start_orchestrator(tmp_path)
-    with ended_at_last(second):
+    with killed_on_exit(second):
         wait_for_all(tasks, 300)
         assert second.stop() == 0
 
 
 def test_two_orchestrators_share_the_work(tasks: Tasks, act: Any, worker: Process, tmp_path: Path) -> None:
     pair = [start_orchestrator(tmp_path), start_orchestrator(tmp_path)]
-    with ended_at_last(*pair):
+    with killed_on_exit(*pair):
         for process in pair:
             wait_until(lambda process=process: ready(process), "orchestrator ready")
         submit_many(tasks, 200, act(), {})
@@ -205,7 +205,7 @@ def test_a_server_that_is_down_at_the_start(tmp_path: Path, settings: Any) -> No
     for missing, (what, address) in nowhere.items():
         env = {missing: address, "MINION_CONNECT_ATTEMPTS": "2"}
         started += [(start_orchestrator(tmp_path, env=env), what), (start_worker(tmp_path, "work", env=env), what)]
-    with ended_at_last(*(process for process, _ in started)):
+    with killed_on_exit(*(process for process, _ in started)):
         for process, what in started:
             assert process.wait() == 69
             assert f"{what} cannot be reached after 2 attempts" in process.output()

@@ -24,7 +24,7 @@ from shared.broker import make_app, publish
 from shared.settings import Settings
 from shared.tasks.lifecycle import Dispatched
 from tests.integration.conftest import Tasks
-from tests.support.processes import Process, ended_at_last, ready, start_orchestrator, start_worker, wait_until
+from tests.support.processes import Process, killed_on_exit, ready, start_orchestrator, start_worker, wait_until
 
 STATES = {
     "succeeded": "SUCCESS",
@@ -59,7 +59,7 @@ def serving_flower(folder: Path, *options: str, **env: str) -> Iterator[httpx2.C
     )
     auth = ("minions", os.environ["MINION_API_KEY"])
     client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", auth=auth, trust_env=False, timeout=20)
-    with ended_at_last(process), client:
+    with killed_on_exit(process), client:
         wait_until(lambda: answers(client, process), "Flower answers", PATIENCE)
         yield client
 
@@ -107,7 +107,7 @@ def test_tasks_agree_with_executions(
     """Successes, failures, retries, waits, cancels, expiries, dead children, lost and stopped workers, duplicates."""
     log = str(tmp_path / "log")
     killed, stopped, drained = (start_worker(tmp_path, capability) for capability in ("far", "near", "third"))
-    with ended_at_last(killed, stopped, drained):
+    with killed_on_exit(killed, stopped, drained):
         lost = tasks.submit(act("Lost", config={"capabilities": ["far"]}), {"do": "sleep", "seconds": 60})
         handed_back = tasks.submit(act("Back", config={"capabilities": ["near"]}), {"do": "sleep", "seconds": 60})
         wait_until(lambda: states(flower).get(f"{lost}.1") == "STARTED", "a task runs", PATIENCE)
@@ -226,7 +226,7 @@ def test_queues_of_all_capabilities_are_listed_from_the_start(act: Any, tmp_path
     """The orchestrator knows them, and no worker runs."""
     act("A", config={"capabilities": ["lonely", "other"]})
     orchestrator = start_orchestrator(tmp_path)
-    with ended_at_last(orchestrator):
+    with killed_on_exit(orchestrator):
         wait_until(lambda: ready(orchestrator), "the API listens", PATIENCE)
         [address] = re.findall(r"http://127\.0\.0\.1:\d+", orchestrator.output())
         with serving_flower(tmp_path, MINION_API_URL=address) as flower:

@@ -55,7 +55,7 @@ def running(child: Child) -> Iterator[Child]:
         print(child.last_words(50))
 
 
-@pytest.mark.usefixtures("loops", "folder", "offered")
+@pytest.mark.usefixtures("loops", "folder", "tool_package")
 def test_processes_of_up_do_not_import_from_the_current_folder(
     database: Engine, tasks: Tasks, act: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

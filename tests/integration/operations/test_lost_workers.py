@@ -16,7 +16,7 @@ from shared.broker import make_app
 from shared.database.connections import make_engine, transaction
 from shared.settings import Settings
 from shared.tasks import lifecycle
-from tests.integration.conftest import Minion, Tasks, orchestrating
+from tests.integration.conftest import InlineWorker, Tasks, orchestrating
 from tests.support.processes import wait_until
 from workers.heartbeat import WORKER_ID, Heartbeat, report_lost_child
 
@@ -26,7 +26,7 @@ KNOWN = text(
 )
 
 
-def test_nobody_is_lost_while_the_database_stood_still(here: Minion, short_leases: Settings) -> None:
+def test_nobody_is_lost_while_the_database_stood_still(inline_worker: InlineWorker, short_leases: Settings) -> None:
     """The loop is answered before the heartbeats that wait as well, and finds no worker that has beaten."""
     engine = make_engine(short_leases)
     loop = LostWorkers(short_leases, engine, Monitors(make_app(short_leases)))
@@ -39,12 +39,12 @@ def test_nobody_is_lost_while_the_database_stood_still(here: Minion, short_lease
 
     def look() -> str:
         loop._lose_workers()
-        with here.engine.connect() as connection:
-            return str(connection.scalar(text("SELECT status FROM workers WHERE id = :id"), {"id": here.id}))
+        with inline_worker.engine.connect() as connection:
+            return str(connection.scalar(text("SELECT status FROM workers WHERE id = :id"), {"id": inline_worker.id}))
 
     def beat() -> None:
-        with here.engine.begin() as connection:
-            connection.execute(text("UPDATE workers SET last_seen = now() WHERE id = :id"), {"id": here.id})
+        with inline_worker.engine.begin() as connection:
+            connection.execute(text("UPDATE workers SET last_seen = now() WHERE id = :id"), {"id": inline_worker.id})
 
     steady = time.monotonic() + 1.2 * short_leases.lease_seconds
     while time.monotonic() < steady:
@@ -58,14 +58,14 @@ def test_nobody_is_lost_while_the_database_stood_still(here: Minion, short_lease
 
 
 def test_lost_tasks_come_back_while_the_healer_is_busy(
-    tasks: Tasks, act: Any, here: Minion, short_leases: Settings, monkeypatch: pytest.MonkeyPatch
+    tasks: Tasks, act: Any, inline_worker: InlineWorker, short_leases: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = tasks.submit(act(), {})
-    [message] = here.dispatch()
+    [message] = inline_worker.dispatch()
     over = threading.Event()
     monkeypatch.setattr(lifecycle, "heal_turns", lambda *_: over.wait(60))
     with transaction() as connection:
-        lifecycle.claim(connection, task, message.claim, here.id)
+        lifecycle.claim(connection, task, message.claim, inline_worker.id)
         connection.execute(text("UPDATE workers SET last_seen = now()"))
     with orchestrating(short_leases):
         try:
@@ -75,11 +75,11 @@ def test_lost_tasks_come_back_while_the_healer_is_busy(
 
 
 def test_a_lost_child_gives_back_what_its_own_worker_holds(
-    here: Minion, tasks: Tasks, act: Any, short_leases: Settings
+    inline_worker: InlineWorker, tasks: Tasks, act: Any, short_leases: Settings
 ) -> None:
     """Two workers have the message, and a child of the one that did not get the claim dies."""
     task = tasks.submit(act(), {})
-    [message] = here.dispatch()
+    [message] = inline_worker.dispatch()
     consumer = SimpleNamespace(hub=None, event_dispatcher=None)
     late = Heartbeat(short_leases, SimpleNamespace(pool_cls="solo", consumer=consumer))
 
@@ -88,10 +88,10 @@ def test_a_lost_child_gives_back_what_its_own_worker_holds(
         late._report()
         return str(tasks.get(task)["state"])
 
-    with here.engine.begin() as connection:
-        lifecycle.claim(connection, task, message.claim, here.id)
+    with inline_worker.engine.begin() as connection:
+        lifecycle.claim(connection, task, message.claim, inline_worker.id)
     assert lose_child() == "running"
-    with here.engine.begin() as connection:
+    with inline_worker.engine.begin() as connection:
         connection.execute(KNOWN, {"id": WORKER_ID})
         connection.execute(text("UPDATE task_status SET worker_id = :id"), {"id": WORKER_ID})
     assert lose_child() == "waiting"

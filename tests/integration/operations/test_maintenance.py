@@ -18,8 +18,8 @@ from shared.notifications import make_redis
 from shared.settings import Settings
 from shared.tasks import lifecycle
 from shared.tasks.lifecycle import Dispatched
-from tests.integration.conftest import Minion, Tasks
-from tests.support.processes import Process, ended_at_last, start_worker, wait_online, wait_until
+from tests.integration.conftest import InlineWorker, Tasks
+from tests.support.processes import Process, killed_on_exit, start_worker, wait_online, wait_until
 
 # As if the dispatcher had sent a message.
 QUEUE = text(
@@ -31,10 +31,10 @@ pytestmark = pytest.mark.usefixtures("loops")
 
 
 @pytest.fixture
-def doomed(offered: Path, tmp_path: Path, database: Engine) -> Iterator[Process]:
+def doomed(tool_package: Path, tmp_path: Path, database: Engine) -> Iterator[Process]:
     """A worker for `work` that is going to die."""
     process = start_worker(tmp_path, "work")
-    with ended_at_last(process):
+    with killed_on_exit(process):
         wait_online(database, process)
         yield process
 
@@ -69,7 +69,9 @@ def test_a_task_that_its_worker_does_not_know_of_comes_back(tasks: Tasks, act: A
     assert (ended["state"], ended["losses"], ended["claim"]) == ("succeeded", 1, 2)
 
 
-def test_a_task_that_loses_its_workers_again_and_again_is_stopped(tasks: Tasks, here: Minion, act: Any) -> None:
+def test_a_task_that_loses_its_workers_again_and_again_is_stopped(
+    tasks: Tasks, inline_worker: InlineWorker, act: Any
+) -> None:
     task = tasks.submit(act(config={"capabilities": ["nobody"], "max_attempts": 1}), {})
     for _ in range(3):
         tasks.wait_for(task, "pending")
@@ -77,7 +79,7 @@ def test_a_task_that_loses_its_workers_again_and_again_is_stopped(tasks: Tasks, 
         with transaction() as connection:
             connection.execute(text("UPDATE task_status SET state = 'queued'"))
             connection.execute(text("UPDATE workers SET status = 'online', last_seen = now()"))
-            lifecycle.claim(connection, task, claim, here.id)
+            lifecycle.claim(connection, task, claim, inline_worker.id)
             connection.execute(text("UPDATE task_status SET updated_at = now() - interval '2 days'"))
     ended = tasks.wait(task)
     assert (ended["state"], ended["losses"], ended["attempts"]) == ("failed", 3, 0)

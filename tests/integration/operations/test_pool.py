@@ -11,13 +11,15 @@ import pytest
 from sqlalchemy import Engine, text
 
 from tests.integration.conftest import Tasks
-from tests.support.processes import Process, ended_at_last, start_worker, wait_online, wait_until
+from tests.support.processes import Process, killed_on_exit, start_worker, wait_online, wait_until
 
 
-def test_worker_survives_child_that_dies_right_after_its_fork(database: Engine, offered: Path, tmp_path: Path) -> None:
+def test_worker_survives_child_that_dies_right_after_its_fork(
+    database: Engine, tool_package: Path, tmp_path: Path
+) -> None:
     """While it starts, Celery asks the pool once whether a child has died, and ends the worker if one has."""
     process = start_worker(tmp_path, "work", 2)
-    with ended_at_last(process):
+    with killed_on_exit(process):
         killed = wait_until(lambda: children(process), "the first child is forked", 90).pop()
         os.kill(killed, signal.SIGKILL)
         wait_online(database, process)
@@ -28,7 +30,7 @@ def test_worker_survives_child_that_dies_right_after_its_fork(database: Engine, 
 @pytest.mark.usefixtures("loops")
 def test_slots_follow_the_size_of_an_autoscaled_pool(database: Engine, tasks: Tasks, act: Any, tmp_path: Path) -> None:
     process = start_worker(tmp_path, "work", options=["--autoscale=3,1"])
-    with ended_at_last(process):
+    with killed_on_exit(process):
         wait_online(database, process)
         assert slots(database) == (1, 0)
         for _ in range(3):
@@ -38,11 +40,11 @@ def test_slots_follow_the_size_of_an_autoscaled_pool(database: Engine, tasks: Ta
 
 @pytest.mark.usefixtures("loops")
 def test_a_pool_that_may_shrink_to_nothing_has_a_free_slot(
-    database: Engine, tasks: Tasks, act: Any, offered: Path, tmp_path: Path
+    database: Engine, tasks: Tasks, act: Any, tool_package: Path, tmp_path: Path
 ) -> None:
     """Without one its lost messages would never be published again."""
     process = start_worker(tmp_path, "work", options=["--autoscale=2,0"])
-    with ended_at_last(process):
+    with killed_on_exit(process):
         wait_online(database, process)
         assert slots(database) == (1, 0)
         assert tasks.run(act(), {"do": "answer", "answer": 5})["output"] == 5

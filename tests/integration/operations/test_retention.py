@@ -27,7 +27,7 @@ from shared.errors import FileFault, NotConfigured
 from shared.settings import Settings, get_settings
 from shared.tasks.queries import first_id_at
 from shared.tasks.states import State
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import InlineWorker, Tasks
 
 Ended = Callable[..., UUID]
 
@@ -172,13 +172,13 @@ def test_an_original_goes_while_its_replay_is_young(database: Engine, ended: End
 
 
 @pytest.fixture
-def run_tasks(here: Minion, tasks: Tasks, act: Any, database: Engine) -> Callable[..., list[UUID]]:
+def run_tasks(inline_worker: InlineWorker, tasks: Tasks, act: Any, database: Engine) -> Callable[..., list[UUID]]:
     """Runs tasks, as if they had ended a year ago: returns their ids."""
 
     def run(*inputs: Any, **fields: Any) -> list[UUID]:
         act()
         ids = [tasks.submit("Act", value, **fields) for value in inputs]
-        here.run_all()
+        inline_worker.run_all()
         with database.begin() as connection:
             connection.execute(AS_IF)
             connection.execute(text("UPDATE task_outcomes SET finished_at = now() - interval '1 year'"))
@@ -418,7 +418,7 @@ def test_pruners_at_once_delete_each_tree_once(
 
 
 def test_new_tasks_run_while_old_ones_are_deleted(
-    database: Engine, ended: Ended, settings: Settings, here: Minion, tasks: Tasks, act: Any
+    database: Engine, ended: Ended, settings: Settings, inline_worker: InlineWorker, tasks: Tasks, act: Any
 ) -> None:
     act()
     old = ended()
@@ -426,7 +426,7 @@ def test_new_tasks_run_while_old_ones_are_deleted(
         # As if a batch were at work.
         connection.execute(text("DELETE FROM tasks WHERE id = :id"), {"id": old})
         task = tasks.submit("Act", {"answer": 1})
-        here.run_all()
+        inline_worker.run_all()
     assert tasks.get(task)["state"] == "succeeded"
 
 
@@ -476,10 +476,12 @@ def test_the_command_says_where_the_disk_is_full(
     assert left(database) == {root}
 
 
-def test_a_worker_that_is_referred_to_cannot_be_deleted(database: Engine, here: Minion, ended: Ended) -> None:
+def test_a_worker_that_is_referred_to_cannot_be_deleted(
+    database: Engine, inline_worker: InlineWorker, ended: Ended
+) -> None:
     task = ended()
     with database.begin() as connection:
-        connection.execute(EXECUTION, {"task": task, "worker": here.id})
+        connection.execute(EXECUTION, {"task": task, "worker": inline_worker.id})
     with pytest.raises(IntegrityError), database.begin() as connection:
         connection.execute(text("DELETE FROM workers"))
 

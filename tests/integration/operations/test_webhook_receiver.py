@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from minions.webhooks import sign
-from tests.support.processes import ROOT, Process, ended_at_last, wait_until
+from tests.support.processes import ROOT, Process, killed_on_exit, wait_until
 from tests.support.webhook_receiver import SECRET
 
 BODY = json.dumps({"type": "task.succeeded", "data": {"id": "some task"}}).encode()
@@ -32,7 +32,7 @@ def example(tmp_path: Path) -> Iterator[tuple[Process, str]]:
     script.write_text(source.replace("8800", port))
     env = {"MINION_WEBHOOK_SECRET": SECRET, "PYTHONPATH": str(ROOT)}
     process = Process([sys.executable, str(script)], tmp_path / "receiver.log", env)
-    with ended_at_last(process):
+    with killed_on_exit(process):
         wait_until(lambda: process.running and answers(f"http://127.0.0.1:{port}/"), "the receiver")
         yield process, f"http://127.0.0.1:{port}/"
 

@@ -23,7 +23,7 @@ from shared.settings import Settings
 from shared.tasks import budgets, lifecycle
 from shared.tasks.states import State
 from tests.conftest import Define
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import InlineWorker, Tasks
 from tests.support.processes import wait_until
 from workers import minion
 from workers.journal import Journal, StepResult
@@ -39,7 +39,7 @@ SPENT = text("SELECT spent_tokens, spent_microdollars, spent_steps FROM budgets 
 
 
 @pytest.fixture
-def claim(tasks: Tasks, here: Minion, act: Any) -> Any:
+def claim(tasks: Tasks, inline_worker: InlineWorker, act: Any) -> Any:
     """Claims a task, a new one with a budget or one that was released: `claim(tokens=10)`, `claim(task)`."""
     act()
 
@@ -49,9 +49,9 @@ def claim(tasks: Tasks, here: Minion, act: Any) -> Any:
         elif tasks.get(task)["state"] == "running":
             with transaction() as connection:
                 lifecycle.release(connection, task, tasks.get(task)["claim"], how="handed_back", charged=False)
-        [message] = here.dispatch()
+        [message] = inline_worker.dispatch()
         with transaction() as connection:
-            row = lifecycle.claim(connection, task, message.claim, here.id)
+            row = lifecycle.claim(connection, task, message.claim, inline_worker.id)
         assert row is not None
         return minion._journal(ClaimedTask.of(row))
 
@@ -198,18 +198,18 @@ def chain(act: Any, define: Define) -> str:
     return "Chain"
 
 
-def run_due(here: Minion) -> None:
+def run_due(inline_worker: InlineWorker) -> None:
     """Runs what is due until nothing is."""
-    while messages := here.dispatch():
+    while messages := inline_worker.dispatch():
         for message in messages:
-            minion.run(message.task_id, message.claim, here.id)
+            minion.run(message.task_id, message.claim, inline_worker.id)
 
 
 def test_a_budget_holds_for_all_below_it_and_goes_on_when_it_is_raised(
-    chain: str, tasks: Tasks, here: Minion, database: Engine
+    chain: str, tasks: Tasks, inline_worker: InlineWorker, database: Engine
 ) -> None:
     root = tasks.submit(chain, {}, budget=Budget(steps=3))
-    run_due(here)
+    run_due(inline_worker)
     [first, second] = tasks.children(root)
     assert (first["state"], second["state"], second["wait_reason"]) == ("succeeded", "waiting", "budget")
     assert second["budget"] is None
@@ -218,7 +218,7 @@ def test_a_budget_holds_for_all_below_it_and_goes_on_when_it_is_raised(
     assert f"The budget of task {root} (Chain) has no room for the next step: 3 of 3 steps are spent" in told.sentence
     assert told.todo == f"`minion budget {root} --add-steps N` raises it; with --stop, the task fails."
     assert change(second["id"], add_steps=1) == root
-    run_due(here)
+    run_due(inline_worker)
     assert tasks.get(root)["state"] == "succeeded"
     assert tasks.get(root)["budget"]["steps"] == {"limit": 4, "spent": 4}
     assert [execution["outcome"] for execution in tasks.executions(second["id"])] == ["suspended", "succeeded"]
@@ -227,7 +227,9 @@ def test_a_budget_holds_for_all_below_it_and_goes_on_when_it_is_raised(
         change(root, add_steps=1)
 
 
-def test_a_raise_that_is_too_small_wakes_nobody(claim: Any, tasks: Tasks, here: Minion, database: Engine) -> None:
+def test_a_raise_that_is_too_small_wakes_nobody(
+    claim: Any, tasks: Tasks, inline_worker: InlineWorker, database: Engine
+) -> None:
     journal = claim(tokens=10)
     wait_for_budget(journal, 30)
     change(journal.task_id, add_tokens=10)
@@ -245,19 +247,19 @@ def wait_for_budget(journal: Journal, tokens: int) -> None:
         lifecycle.snooze(connection, journal.task_id, journal.claim, result, delay=None, reason="budget")
 
 
-def test_a_stop_fails_who_waits(chain: str, tasks: Tasks, here: Minion) -> None:
+def test_a_stop_fails_who_waits(chain: str, tasks: Tasks, inline_worker: InlineWorker) -> None:
     root = tasks.submit(chain, {}, budget=Budget(steps=3))
-    run_due(here)
+    run_due(inline_worker)
     change(root, stop=True)
-    run_due(here)
+    run_due(inline_worker)
     [_, second] = tasks.children(root)
     assert second["error"]["type"] == "budget_exceeded"
     assert tasks.get(root)["error"]["cause"]["error"]["type"] == "budget_exceeded"
 
 
-def test_a_breach_that_fails_is_not_retried(chain: str, tasks: Tasks, here: Minion) -> None:
+def test_a_breach_that_fails_is_not_retried(chain: str, tasks: Tasks, inline_worker: InlineWorker) -> None:
     root = tasks.submit(chain, {}, budget=Budget(steps=1, on_breach="fail"))
-    here.run_all()
+    inline_worker.run_all()
     [first] = tasks.children(root)
     assert (first["state"], first["error"]["type"], first["claim"]) == ("failed", "budget_exceeded", 1)
     assert first["error"] | {"at": None} == first["error"] | {
@@ -272,7 +274,9 @@ def test_a_breach_that_fails_is_not_retried(chain: str, tasks: Tasks, here: Mini
     assert "Submit it again with more steps in its `budget`." in first["error"]["message"]
 
 
-def test_the_narrower_of_two_budgets_holds(claim: Any, tasks: Tasks, here: Minion, act: Any, database: Engine) -> None:
+def test_the_narrower_of_two_budgets_holds(
+    claim: Any, tasks: Tasks, inline_worker: InlineWorker, act: Any, database: Engine
+) -> None:
     """An agent's own budget, and that of the task above it."""
     act("Narrow", config={"budget": {"tokens": 10}})
     parent = claim(tokens=100)
@@ -302,11 +306,11 @@ def below(parent: Journal, agent: str, how_many: int = 1) -> Any:
 
 
 def test_what_others_hold_is_waited_for_and_asks_nobody(
-    claim: Any, tasks: Tasks, here: Minion, database: Engine
+    claim: Any, tasks: Tasks, inline_worker: InlineWorker, database: Engine
 ) -> None:
     parent = claim(tokens=100, on_breach="fail")
     one, two = below(parent, "Act", 2)
-    first, second = (minion._journal(ClaimedTask.of(row)) for row in claimed(here, one, two))
+    first, second = (minion._journal(ClaimedTask.of(row)) for row in claimed(inline_worker, one, two))
     with transaction() as connection:
         asked = {"step": 1, "steps": 1, "tokens": 80, "microdollars": 0}
         budgets.spend(connection, one, first.claim, [], reserve=asked)
@@ -323,17 +327,17 @@ def test_what_others_hold_is_waited_for_and_asks_nobody(
     assert tasks.get(two)["state"] == "pending"
 
 
-def claimed(here: Minion, *ids: UUID) -> list[dict[str, Any]]:
-    claims = {message.task_id: message.claim for message in here.dispatch()}
+def claimed(inline_worker: InlineWorker, *ids: UUID) -> list[dict[str, Any]]:
+    claims = {message.task_id: message.claim for message in inline_worker.dispatch()}
     with transaction() as connection:
-        rows = [lifecycle.claim(connection, each, claims[each], here.id) for each in ids]
+        rows = [lifecycle.claim(connection, each, claims[each], inline_worker.id) for each in ids]
     return [row for row in rows if row is not None]
 
 
-def test_a_waiter_fails_when_who_held_the_rest_has_died(claim: Any, tasks: Tasks, here: Minion) -> None:
+def test_a_waiter_fails_when_who_held_the_rest_has_died(claim: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
     parent = claim(tokens=100, on_breach="fail")
     one, two = below(parent, "Act", 2)
-    first, second = (minion._journal(ClaimedTask.of(row)) for row in claimed(here, one, two))
+    first, second = (minion._journal(ClaimedTask.of(row)) for row in claimed(inline_worker, one, two))
     with pytest.raises(KeyboardInterrupt):
         call(first, 80, KeyboardInterrupt())
     wait_for_budget(second, 50)
@@ -341,12 +345,12 @@ def test_a_waiter_fails_when_who_held_the_rest_has_died(claim: Any, tasks: Tasks
         lifecycle.release(connection, one, first.claim, how="lost", charged=False)
         assert budgets.wake_funded(connection) == 1
     with pytest.raises(BudgetExceeded) as caught:
-        call(claimed_again(here, two), 50)
+        call(claimed_again(inline_worker, two), 50)
     assert caught.value.detail["then"] == "fail"
 
 
-def claimed_again(here: Minion, task: UUID) -> Journal:
-    [row] = claimed(here, task)
+def claimed_again(inline_worker: InlineWorker, task: UUID) -> Journal:
+    [row] = claimed(inline_worker, task)
     return minion._journal(ClaimedTask.of(row))
 
 
@@ -399,11 +403,11 @@ def test_waiters_that_do_not_fit_are_in_nobody_s_way(claim: Any, tasks: Tasks, d
         assert budgets.wake_funded(connection) == 1
 
 
-def test_what_one_waiter_leaves_the_next_one_gets(claim: Any, tasks: Tasks, here: Minion) -> None:
+def test_what_one_waiter_leaves_the_next_one_gets(claim: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
     """There is room for one of two. The one that is woken ends without a step, so nothing changes for the other."""
     parent = claim(tokens=100)
     one, two, little = below(parent, "Act", 3)
-    journals = [minion._journal(ClaimedTask.of(row)) for row in claimed(here, one, two, little)]
+    journals = [minion._journal(ClaimedTask.of(row)) for row in claimed(inline_worker, one, two, little)]
     for journal, tokens in zip(journals, (160, 160, 140), strict=True):
         wait_for_budget(journal, tokens)
     change(parent.task_id, add_tokens=200)
@@ -426,9 +430,9 @@ def test_who_has_room_in_one_budget_waits_for_the_next(claim: Any, tasks: Tasks,
     assert tasks.get(child)["state"] == "pending"
 
 
-def test_a_replay_gets_the_same_budget_anew(chain: str, tasks: Tasks, here: Minion) -> None:
+def test_a_replay_gets_the_same_budget_anew(chain: str, tasks: Tasks, inline_worker: InlineWorker) -> None:
     root = tasks.submit(chain, {}, budget=Budget(steps=40, dollars=0.5, on_breach="fail"))
-    here.run_all()
+    inline_worker.run_all()
     with transaction() as connection:
         [again] = lifecycle.accept(connection, [{"agent": chain, "input": {}, "replay_of": str(root)}])
     assert tasks.get(root)["budget"]["steps"] == {"limit": 40, "spent": 4}
@@ -481,12 +485,12 @@ def test_who_has_ended_or_is_in_the_queue_is_not_in_the_way_of_who_runs_over_its
 
 
 def test_a_task_that_is_routed_by_its_message_gets_its_agent_s_budget(
-    tasks: Tasks, here: Minion, act: Any, define: Define
+    tasks: Tasks, inline_worker: InlineWorker, act: Any, define: Define
 ) -> None:
     act("Weather", description="Tells the weather", config={"budget": {"steps": 5}})
     task = tasks.submit(None, messages=["What is the weather like?"])
     assert tasks.get(task)["budget"] is None
-    here.dispatch()
+    inline_worker.dispatch()
     assert tasks.get(task)["budget"]["steps"]["limit"] == 5
 
 
@@ -494,13 +498,13 @@ def test_a_task_that_is_routed_by_its_message_gets_its_agent_s_budget(
 
 
 def test_twenty_children_at_the_same_time_never_use_more_than_there_is(
-    claim: Any, here: Minion, database: Engine, settings: Settings
+    claim: Any, inline_worker: InlineWorker, database: Engine, settings: Settings
 ) -> None:
     """Each begins steps, finishes some, crashes in others. What is really used never exceeds the limits, and the sums
     are right in the end."""
     parent = claim(tokens=5000, dollars=0.004, steps=130)
     children = below(parent, "Act", 20)
-    rows = claimed(here, *children)
+    rows = claimed(inline_worker, *children)
     engine = make_engine(settings, pool_size=20)
 
     def work(row: dict[str, Any]) -> tuple[int, int, int]:
@@ -536,9 +540,9 @@ def test_twenty_children_at_the_same_time_never_use_more_than_there_is(
 
 
 def test_twenty_agents_with_a_model_stop_where_the_budget_of_their_root_does(
-    tasks: Tasks, here: Minion, define: Define, api: MessagesApi
+    tasks: Tasks, inline_worker: InlineWorker, define: Define, messages_api: MessagesApi
 ) -> None:
-    api.script = [testing.text("Yes.", usage={"input_tokens": 20, "output_tokens": 80})]
+    messages_api.script = [testing.text("Yes.", usage={"input_tokens": 20, "output_tokens": 80})]
     config = {"capabilities": ["work"], "max_tokens": 100}
     relations = [{"agent": "Model", "for_each": "n"}]
     define(
@@ -554,9 +558,9 @@ def test_twenty_agents_with_a_model_stop_where_the_budget_of_their_root_does(
     root = tasks.submit("Root", {"n": list(range(20))}, budget=Budget(tokens=1000, on_breach="fail"))
 
     def round_trip() -> bool:
-        messages = here.dispatch()
+        messages = inline_worker.dispatch()
         with ThreadPoolExecutor(4) as threads:
-            list(threads.map(lambda message: minion.run(message.task_id, message.claim, here.id), messages))
+            list(threads.map(lambda message: minion.run(message.task_id, message.claim, inline_worker.id), messages))
         with transaction() as connection:
             return bool(budgets.wake_funded(connection) or messages)
 
@@ -566,7 +570,7 @@ def test_twenty_agents_with_a_model_stop_where_the_budget_of_their_root_does(
     ended = tasks.get(root)
     assert (ended["state"], ended["budget"]["tokens"]["reserved"]) == ("succeeded", 0)
     # A call uses 100 and reserves a few more for its input: the ninth fits, and the tenth does not.
-    assert len(api.requests) == 9
+    assert len(messages_api.requests) == 9
     assert ended["budget"]["tokens"]["spent"] == 900
     assert [child["state"] for child in ended["output"]["results"]].count("succeeded") == 9
 

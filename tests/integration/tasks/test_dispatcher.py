@@ -19,7 +19,7 @@ from shared.notifications import make_redis
 from shared.settings import Settings
 from shared.tasks import lifecycle, throttles
 from shared.tasks.messages import checked_input
-from tests.integration.conftest import Minion, Tasks, orchestrating
+from tests.integration.conftest import InlineWorker, Tasks, orchestrating
 from tests.support.notification_flood import all_read, flood
 from tests.support.processes import wait_until
 
@@ -28,12 +28,12 @@ HELD = text("INSERT INTO rate_holds (scope, name, until_at) VALUES ('capability'
 
 
 @pytest.fixture
-def dispatched(here: Minion, act: Any) -> Any:
+def dispatched(inline_worker: InlineWorker, act: Any) -> Any:
     """Dispatches once: `dispatched(window=…)` are the tasks of the batch, in order."""
     act()
 
     def run(window: int = 1000, lease: float = 10) -> list[Any]:
-        prepare_pending(here.engine)
+        prepare_pending(inline_worker.engine)
         with transaction() as connection:
             return [task.task_id for task in lifecycle.dispatch(connection, lease=lease, window=window)]
 
@@ -41,10 +41,10 @@ def dispatched(here: Minion, act: Any) -> Any:
 
 
 @pytest.fixture
-def dispatcher(here: Minion, act: Any, short_leases: Settings) -> Iterator[Dispatcher]:
+def dispatcher(inline_worker: InlineWorker, act: Any, short_leases: Settings) -> Iterator[Dispatcher]:
     """A dispatcher that is not started: its rounds are made by hand."""
     act()
-    made = Dispatcher(short_leases, here.engine, make_app(short_leases))
+    made = Dispatcher(short_leases, inline_worker.engine, make_app(short_leases))
     yield made
     made.close()
 
@@ -122,18 +122,18 @@ def test_an_unforeseen_fault_fails_one_task_only(
 
 
 def test_a_task_that_is_rejected_while_its_tree_is_cancelled_locks_nobody_out(
-    tasks: Tasks, here: Minion, act: Any, monkeypatch: pytest.MonkeyPatch
+    tasks: Tasks, inline_worker: InlineWorker, act: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of two children has been checked, and the next one is refused."""
     act("Strict", input_schema={"type": "object", "required": ["n"]})
     parent = tasks.submit(act(), {})
-    [message] = here.dispatch()
+    [message] = inline_worker.dispatch()
     children = [
         {"step": 1 + n, "name": "S", "request_hash": "h", "request": {"agent": "Strict", "input": value}}
         for n, value in enumerate(({"n": 1}, {"m": 1}))
     ]
     with transaction() as connection:
-        lifecycle.claim(connection, parent, message.claim, here.id)
+        lifecycle.claim(connection, parent, message.claim, inline_worker.id)
         lifecycle.suspend(connection, parent, 1, {}, children)
 
     def check(schema: Any, value: Any, *others: Any, **options: Any) -> None:
@@ -143,7 +143,7 @@ def test_a_task_that_is_rejected_while_its_tree_is_cancelled_locks_nobody_out(
 
     cancelled: list[str] = []
     monkeypatch.setattr("orchestrator.preparer.checked_input", check)
-    prepare_pending(here.engine)
+    prepare_pending(inline_worker.engine)
     assert cancelled == ["cancelled"]
     assert [child["state"] for child in tasks.children(parent)] == ["cancelled", "cancelled"]
 
@@ -167,10 +167,15 @@ def test_a_rejection_that_is_not_reached_is_made_in_the_next_round(
 
 
 def test_a_task_stays_queued_when_the_broker_is_away(
-    tasks: Tasks, here: Minion, act: Any, short_leases: Settings, servers: EmbeddedServers, monkeypatch: Any
+    tasks: Tasks,
+    inline_worker: InlineWorker,
+    act: Any,
+    short_leases: Settings,
+    servers: EmbeddedServers,
+    monkeypatch: Any,
 ) -> None:
     task = tasks.submit(act(), {})
-    dispatcher = Dispatcher(short_leases, here.engine, make_app(short_leases))
+    dispatcher = Dispatcher(short_leases, inline_worker.engine, make_app(short_leases))
 
     def away(*_: Any) -> None:
         raise BrokerError("away")
@@ -183,7 +188,9 @@ def test_a_task_stays_queued_when_the_broker_is_away(
     assert tasks.get(task)["state"] == "queued"
 
 
-def test_it_wakes_at_once_for_a_new_task(tasks: Tasks, here: Minion, act: Any, short_leases: Settings) -> None:
+def test_it_wakes_at_once_for_a_new_task(
+    tasks: Tasks, inline_worker: InlineWorker, act: Any, short_leases: Settings
+) -> None:
     act()
     with orchestrating(patient(short_leases)), make_redis() as broker:
         for _ in range(3):
@@ -193,7 +200,7 @@ def test_it_wakes_at_once_for_a_new_task(tasks: Tasks, here: Minion, act: Any, s
 
 
 def test_it_listens_again_after_the_database_restarts(
-    tasks: Tasks, here: Minion, act: Any, short_leases: Settings, servers: EmbeddedServers
+    tasks: Tasks, inline_worker: InlineWorker, act: Any, short_leases: Settings, servers: EmbeddedServers
 ) -> None:
     act()
     with orchestrating(patient(short_leases)):
@@ -248,7 +255,9 @@ def test_notifications_are_read_with_and_without_a_backlog(
     wait_until(read, "the notifications are read")
 
 
-def test_a_backlog_that_waits_for_room_is_looked_at_soon(tasks: Tasks, dispatcher: Dispatcher, here: Minion) -> None:
+def test_a_backlog_that_waits_for_room_is_looked_at_soon(
+    tasks: Tasks, dispatcher: Dispatcher, inline_worker: InlineWorker
+) -> None:
     with transaction() as connection:
         throttles.set_limit(connection, "agent", "Act", max_running=1)
     tasks.submit("Act", {})

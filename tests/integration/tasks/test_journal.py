@@ -19,7 +19,7 @@ from shared.contracts.strict_json import digest, stable
 from shared.database.connections import transaction
 from shared.errors import Cancelled, HistoryDiverged, ToolError
 from shared.tasks import lifecycle
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import InlineWorker, Tasks
 from workers import minion
 from workers.journal import Journal, StepResult
 from workers.outcomes import ClaimLost, Interrupted
@@ -29,7 +29,7 @@ ROUND_TRIP = text("SELECT CAST(:value AS jsonb)").bindparams(bindparam("value", 
 
 
 @pytest.fixture
-def claim(tasks: Tasks, here: Minion, act: Any) -> Any:
+def claim(tasks: Tasks, inline_worker: InlineWorker, act: Any) -> Any:
     """Claims a task, a new one or one that was released: `claim(task)` is its journal."""
     act()
 
@@ -40,9 +40,9 @@ def claim(tasks: Tasks, here: Minion, act: Any) -> Any:
             held = tasks.get(task)["claim"]
             with transaction() as connection:
                 lifecycle.release(connection, task, held, how="handed_back", charged=False)
-        [message] = here.dispatch()
+        [message] = inline_worker.dispatch()
         with transaction() as connection:
-            row = lifecycle.claim(connection, task, message.claim, here.id)
+            row = lifecycle.claim(connection, task, message.claim, inline_worker.id)
         assert row is not None
         claimed = ClaimedTask.of(row)
         return Journal(claimed.id, claimed.claim, {step["number"]: step for step in claimed.steps})
@@ -186,10 +186,12 @@ def test_any_json_means_the_same_after_the_database_held_it(database: Engine) ->
         check()
 
 
-def test_a_task_goes_on_after_the_step_that_killed_it(tasks: Tasks, here: Minion, act: Any, tmp_path: Path) -> None:
+def test_a_task_goes_on_after_the_step_that_killed_it(
+    tasks: Tasks, inline_worker: InlineWorker, act: Any, tmp_path: Path
+) -> None:
     log = tmp_path / "log"
     task = tasks.submit(act(), {"do": "fail", "times": 1, "log": str(log)})
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task)["state"] == "succeeded"
     first, second = (line.split() for line in log.read_text().splitlines())
     assert (first[1], second[1]) == ("1", "2")
@@ -198,25 +200,25 @@ def test_a_task_goes_on_after_the_step_that_killed_it(tasks: Tasks, here: Minion
 
 
 def test_a_journal_of_another_release_is_left_to_its_minions(
-    tasks: Tasks, here: Minion, act: Any, monkeypatch: pytest.MonkeyPatch
+    tasks: Tasks, inline_worker: InlineWorker, act: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("workers.journal.FORMAT", 99)
     task = tasks.submit(act(), {})
-    [message] = here.dispatch()
-    assert minion.run(task, message.claim, here.id) == "waiting"
+    [message] = inline_worker.dispatch()
+    assert minion.run(task, message.claim, inline_worker.id) == "waiting"
     waiting = tasks.get(task)
     assert (waiting["attempts"], waiting["wait_reason"]) == (0, "handed_back")
 
 
 @pytest.mark.parametrize(("effect", "state"), [("idempotent", "failed"), ("unsafe", "waiting")])
 def test_an_error_whose_text_cannot_be_stored_is_stored_all_the_same(
-    tasks: Tasks, act: Any, here: Minion, monkeypatch: pytest.MonkeyPatch, effect: str, state: str
+    tasks: Tasks, act: Any, inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, effect: str, state: str
 ) -> None:
     def spoilt(*_: Any) -> Any:
         raise TimeoutError("a\x00b\ud800c")
 
     monkeypatch.setitem(import_module("minion_test_tools").DEEDS, "spoilt", spoilt)
     task = tasks.submit(act(effect=effect, config={"max_attempts": 1}), {"do": "spoilt"})
-    here._round()
+    inline_worker._round()
     assert tasks.get(task)["state"] == state
     assert tasks.steps(task)[0]["error"]["message"] == "The tool 'act' raised TimeoutError: a\ufffdb\ufffdc"

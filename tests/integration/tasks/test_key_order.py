@@ -32,8 +32,9 @@ from shared.settings import Settings
 from shared.tasks import lifecycle
 from tests.conftest import Define
 from tests.integration.agents.conftest import plain
-from tests.integration.conftest import ACT, Minion, Tasks
-from tests.support.lifecycle_driver import ByHand, function
+from tests.integration.conftest import ACT, InlineWorker, Tasks
+from tests.support.definitions import function_definition
+from tests.support.lifecycle_driver import LifecycleDriver
 from workers import minion
 
 JUDGED: dict[str, Any] = {"reasoning": "because", "verdict": "yes", "score": 3}
@@ -68,30 +69,32 @@ def numbers(database: Engine, table: str) -> list[int]:
 
 
 def test_a_model_sees_schemas_in_their_authors_order(
-    define: Define, tasks: Tasks, here: Minion, api: MessagesApi
+    define: Define, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
 ) -> None:
     define({**ACT, "input_schema": SCHEMA}, judge(output_schema=SCHEMA))
-    api.script = [testing.text(json.dumps(JUDGED))]
+    messages_api.script = [testing.text(json.dumps(JUDGED))]
     task = tasks.submit("Judge", "Hello")
-    here.run_all()
-    [request] = api.requests
+    inline_worker.run_all()
+    [request] = messages_api.requests
     same(request["tools"][0]["input_schema"], SCHEMA)
     assert json.dumps(SCHEMA) in request["system"][0]["text"]
     same(tasks.get(task)["output"], JUDGED)
 
 
-def test_a_tool_has_the_order_of_its_function(define: Define, tasks: Tasks, here: Minion, api: MessagesApi) -> None:
+def test_a_tool_has_the_order_of_its_function(
+    define: Define, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
+) -> None:
     code = "def rate(reasoning, verdict, score):\n    return {'verdict': verdict, 'score': score, 'a': 1}\n"
     define(
         {"kind": "function", "name": "rate", "code": code, "input_schema": SCHEMA},
         {"kind": "tool", "name": "act", "type": "function", "function": "rate"},
         judge(),
     )
-    api.script = [tool_use(("act", JUDGED)), testing.text("Done.")]
+    messages_api.script = [tool_use(("act", JUDGED)), testing.text("Done.")]
     task = tasks.submit("Judge", "Hello")
-    here.run_all()
-    same(api.requests[0]["tools"][0]["input_schema"], SCHEMA)
-    _, asked, result = api.requests[1]["messages"]
+    inline_worker.run_all()
+    same(messages_api.requests[0]["tools"][0]["input_schema"], SCHEMA)
+    _, asked, result = messages_api.requests[1]["messages"]
     same(asked["content"][-1]["input"], JUDGED)
     assert result["content"][0]["content"] == '{"verdict": "yes", "score": 3, "a": 1}'
     call = tasks.steps(task)[1]
@@ -160,11 +163,11 @@ INPUTS = [
 
 @pytest.mark.parametrize("value", INPUTS)
 def test_input_steps_and_output_keep_their_order(
-    database: Engine, tasks: Tasks, here: Minion, act: Any, value: Any
+    database: Engine, tasks: Tasks, inline_worker: InlineWorker, act: Any, value: Any
 ) -> None:
     act("Act")
     task = tasks.submit("Act", value)
-    here.run_all()
+    inline_worker.run_all()
     found = tasks.get(task)
     same([found["input"], found["output"]], [value, value["answer"]])
     [step] = tasks.steps(task)
@@ -178,7 +181,7 @@ def test_a_key_of_idempotency_does_not_depend_on_order(tasks: Tasks, act: Any) -
 
 
 def test_sub_tasks_and_replays_keep_the_order(
-    database: Engine, define: Define, tasks: Tasks, here: Minion, act: Any
+    database: Engine, define: Define, tasks: Tasks, inline_worker: InlineWorker, act: Any
 ) -> None:
     act("Act")
     define(
@@ -192,7 +195,7 @@ def test_sub_tasks_and_replays_keep_the_order(
     )
     value = {"answer": {"do": "answer", "answer": JUDGED}}
     task = tasks.submit("Chain", value)
-    here.run_all()
+    inline_worker.run_all()
     same([child["input"] for child in tasks.children(task)], [value, value["answer"]])
     same(tasks.get(task)["output"], JUDGED)
     edited = {"do": "answer", "answer": {"z": 1, "yy": 2, "a": 3}}
@@ -200,18 +203,18 @@ def test_sub_tasks_and_replays_keep_the_order(
         again = replay(connection, task, pinned=True, submitted_by="test").task_id
         continued = replay_from(connection, task, 2, submitted_by="test")
         changed = replay_from(connection, task, 1, edit=Edit(edited), submitted_by="test")
-    here.run_all()
+    inline_worker.run_all()
     same(tasks.get(again)["input"], value)
     same([tasks.get(each)["output"] for each in (again, continued, changed)], [JUDGED, JUDGED, edited["answer"]])
     same(tasks.steps(continued)[0]["output"]["output"], value["answer"])
 
 
 def test_everything_that_reads_a_task_has_the_order(
-    database: Engine, settings: Settings, tasks: Tasks, here: Minion, act: Any, tmp_path: Path
+    database: Engine, settings: Settings, tasks: Tasks, inline_worker: InlineWorker, act: Any, tmp_path: Path
 ) -> None:
     act("Act")
     task = tasks.submit("Act", {"answer": JUDGED})
-    here.run_all()
+    inline_worker.run_all()
     with database.begin() as connection:
         [news] = read_news(connection, [(task, 0)])
         same([event.data["output"] for event in news.events if "output" in event.data], [JUDGED, JUDGED])
@@ -229,15 +232,15 @@ def test_everything_that_reads_a_task_has_the_order(
 
 
 def test_approvals_and_signals_keep_the_order(
-    database: Engine, define: Define, tasks: Tasks, here: Minion, act: Any
+    database: Engine, define: Define, tasks: Tasks, inline_worker: InlineWorker, act: Any
 ) -> None:
     act("Act", config={"approval": True})
     value = {"do": "answer", "answer": {"$wait": {"signal": "paid"}}}
     task = tasks.submit("Act", value)
 
     def run() -> None:
-        for message in here.dispatch():
-            minion.run(message.task_id, message.claim, here.id)
+        for message in inline_worker.dispatch():
+            minion.run(message.task_id, message.claim, inline_worker.id)
 
     run()
     with transaction() as connection:
@@ -275,26 +278,28 @@ def test_schedules_keep_the_order(database: Engine, act: Any) -> None:
 
 
 def test_a_journal_that_is_read_back_gives_the_same_requests(
-    database: Engine, define: Define, tasks: Tasks, here: Minion, api: MessagesApi
+    database: Engine, define: Define, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
 ) -> None:
     define({**ACT, "effect": "idempotent", "input_schema": {"type": "object"}}, judge())
     call = tool_use(("act", {"do": "answer", "answer": {**JUDGED, "whole": 2.0}}))
     wait = tool_use(("act", {"do": "answer", "answer": {"$wait": {"seconds": 0.01}}}))
-    api.script = [call, wait, testing.text("Done.")]
+    messages_api.script = [call, wait, testing.text("Done.")]
     task = tasks.submit("Judge", {"verdict": 1, "a": 2})
-    here.run_all()
+    inline_worker.run_all()
     assert (tasks.get(task)["state"], len(tasks.executions(task))) == ("succeeded", 2)
-    _, before, after = map(plain, api.requests)
+    _, before, after = map(plain, messages_api.requests)
     same(after[: len(before)], before)
     assert '{\\"verdict\\": 1, \\"a\\": 2}' in json.dumps(before)
 
 
-def test_hashes_of_steps_are_those_of_release_0_2(define: Define, tasks: Tasks, here: Minion, api: MessagesApi) -> None:
+def test_hashes_of_steps_are_those_of_release_0_2(
+    define: Define, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
+) -> None:
     define({**ACT, "effect": "idempotent", "input_schema": {"type": "object"}}, judge())
     value = {"verdict": 1.0, "a": 2}
-    api.script = [tool_use(("act", {"do": "answer", "answer": JUDGED})), testing.text("Done.")]
+    messages_api.script = [tool_use(("act", {"do": "answer", "answer": JUDGED})), testing.text("Done.")]
     task = tasks.submit("Judge", value)
-    here.run_all()
+    inline_worker.run_all()
     first, _, second = tasks.steps(task)
     asked = [{"role": "user", "content": '{"a": 2, "verdict": 1.0}'}]
     assert first["request_hash"] == digest(["model_call", "claude-sonnet-5-5", {"messages": asked}])
@@ -348,9 +353,9 @@ def test_not_everyone_may_submit_by_sql(database: Engine) -> None:
 
 def test_a_function_whose_keys_have_another_order_stays_in_quarantine(define: Define, database: Engine) -> None:
     """Its code is the same."""
-    define(function(input_schema={"type": "object", "properties": {"x": {}, "further": {}}}))
-    hand = ByHand(database)
-    hand.sql("UPDATE function_versions SET status = 'quarantined', status_reason = 'It is evil.'")
-    define(function(input_schema={"type": "object", "properties": {"further": {}, "x": {}}}))
-    assert hand.sql("SELECT count(*) FROM function_versions") == 2
-    assert hand.sql("SELECT DISTINCT status FROM function_versions") == "quarantined"
+    define(function_definition(input_schema={"type": "object", "properties": {"x": {}, "further": {}}}))
+    driver = LifecycleDriver(database)
+    driver.sql("UPDATE function_versions SET status = 'quarantined', status_reason = 'It is evil.'")
+    define(function_definition(input_schema={"type": "object", "properties": {"further": {}, "x": {}}}))
+    assert driver.sql("SELECT count(*) FROM function_versions") == 2
+    assert driver.sql("SELECT DISTINCT status FROM function_versions") == "quarantined"

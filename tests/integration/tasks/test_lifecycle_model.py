@@ -35,7 +35,7 @@ from tests.lifecycle_model import calls
 from tests.lifecycle_model.calls import LATER, Call
 from tests.lifecycle_model.model import SCOPES, Answer, Mismatch, Model, Step, Task
 from tests.lifecycle_model.observed import BROKEN_PROMISES, FORGET_CHANGES, LOG_CHANGES, observe
-from tests.support.lifecycle_driver import NOOP, agent
+from tests.support.definitions import NOOP, agent_definition
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Act = Callable[["Lifecycle", Draw], None]
@@ -665,7 +665,7 @@ def expect(call: Call, seen: Answer, model: Model, skipped: frozenset[UUID] | No
 
 @pytest.fixture
 def world(database: Engine, define: Define) -> Iterator[World]:
-    define(NOOP, *(agent(name, config={"max_attempts": most}) for name, most in MOST_ATTEMPTS.items()))
+    define(NOOP, *(agent_definition(name, config={"max_attempts": most}) for name, most in MOST_ATTEMPTS.items()))
     with database.begin() as connection:
         connection.exec_driver_sql(LOG_CHANGES)
     try:

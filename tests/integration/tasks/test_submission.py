@@ -28,7 +28,8 @@ from shared.errors import (
 from shared.tasks import lifecycle
 from shared.tasks.submission import prepare, prepare_each, submit, submit_many
 from tests.conftest import Define
-from tests.support.lifecycle_driver import NOOP, ByHand, agent, at_once
+from tests.support.definitions import NOOP, agent_definition
+from tests.support.lifecycle_driver import LifecycleDriver, concurrently
 
 WITH_IMAGE = {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image"}]}
 SEARCH = {
@@ -40,19 +41,19 @@ SEARCH = {
 
 
 @pytest.fixture
-def hand(database: Engine, define: Define) -> ByHand:
+def driver(database: Engine, define: Define) -> LifecycleDriver:
     define(
         NOOP,
-        agent("Open", "open"),
-        agent("Search", "search", "shared", input_schema=SEARCH),
-        agent("Other", "shared"),
-        agent("Gone", "gone"),
+        agent_definition("Open", "open"),
+        agent_definition("Search", "search", "shared", input_schema=SEARCH),
+        agent_definition("Other", "shared"),
+        agent_definition("Gone", "gone"),
         {"kind": "agent", "name": "Model", "input_schema": SEARCH, "config": {"capabilities": ["talk"]}},
     )
-    hand = ByHand(database)
-    hand.sql("UPDATE agents SET status = 'disabled' WHERE name = 'Gone'")
-    hand.sql("UPDATE agents SET status = 'deprecated' WHERE name = 'Other'")
-    return hand
+    driver = LifecycleDriver(database)
+    driver.sql("UPDATE agents SET status = 'disabled' WHERE name = 'Gone'")
+    driver.sql("UPDATE agents SET status = 'deprecated' WHERE name = 'Other'")
+    return driver
 
 
 def accept(**fields: Any) -> Any:
@@ -82,58 +83,58 @@ def nested(depth: int) -> Any:
 # ------------------------------------------------------------------------------------------------ who does it
 
 
-def test_an_agent_is_pinned_when_the_task_is_accepted(hand: ByHand, define: Define) -> None:
-    task = hand.submit("Search", input={"query": "boats"})
-    define(agent("Search", "search", "shared", description="new"))
-    row = hand.row(task)
+def test_an_agent_is_pinned_when_the_task_is_accepted(driver: LifecycleDriver, define: Define) -> None:
+    task = driver.submit("Search", input={"query": "boats"})
+    define(agent_definition("Search", "search", "shared", description="new"))
+    row = driver.row(task)
     assert (row["agent"], row["agent_version"], row["capability"], row["state"]) == ("Search", 1, "search", "pending")
-    assert hand.row(hand.submit("Search"))["agent_version"] == 2
+    assert driver.row(driver.submit("Search"))["agent_version"] == 2
 
 
 @pytest.mark.parametrize("name", ["Nobody", "search", "", "Search ", "Se%", "ü", "'; DROP TABLE tasks; --", "x" * 200])
-def test_an_unknown_agent_is_named(hand: ByHand, name: str) -> None:
+def test_an_unknown_agent_is_named(driver: LifecycleDriver, name: str) -> None:
     error = refused(UnknownAgent, agent=name)
     assert "There is no agent named" in error.message
     assert name[:50].replace("'", "''") in error.message
 
 
 @pytest.mark.parametrize("name", ["nothing", "Search", "", "SEARCH", "x" * 200])
-def test_an_unknown_capability_is_named(hand: ByHand, name: str) -> None:
+def test_an_unknown_capability_is_named(driver: LifecycleDriver, name: str) -> None:
     assert "No agent offers the capability" in refused(UnknownCapability, capability=name).message
 
 
-def test_a_capability_that_one_agent_offers_names_it(hand: ByHand) -> None:
-    assert hand.row(accept(capability="open").task_id)["agent"] == "Open"
+def test_a_capability_that_one_agent_offers_names_it(driver: LifecycleDriver) -> None:
+    assert driver.row(accept(capability="open").task_id)["agent"] == "Open"
 
 
-def test_a_capability_that_several_agents_offer_is_refused_with_their_names(hand: ByHand) -> None:
+def test_a_capability_that_several_agents_offer_is_refused_with_their_names(driver: LifecycleDriver) -> None:
     error = refused(AmbiguousRoute, capability="shared", input={"query": "boats"})
     assert error.message == "Several agents offer the capability 'shared': Other, Search. Name the agent."
 
 
-def test_the_agent_and_one_of_its_capabilities_name_the_queue(hand: ByHand) -> None:
+def test_the_agent_and_one_of_its_capabilities_name_the_queue(driver: LifecycleDriver) -> None:
     task = accept(agent="Search", capability="shared", input={"query": "boats"}).task_id
-    assert hand.row(task)["capability"] == "shared"
+    assert driver.row(task)["capability"] == "shared"
     with pytest.raises(
         UnknownCapability, match="'Search' does not offer the capability 'open'; it offers search, shared"
     ):
         accept(agent="Search", capability="open", input={"query": "boats"})
 
 
-def test_a_disabled_agent_accepts_nothing(hand: ByHand) -> None:
+def test_a_disabled_agent_accepts_nothing(driver: LifecycleDriver) -> None:
     assert "'Gone' is disabled" in refused(Conflict, agent="Gone").message
     assert refused(UnknownCapability, capability="gone")
 
 
-def test_a_deprecated_agent_still_accepts(hand: ByHand) -> None:
+def test_a_deprecated_agent_still_accepts(driver: LifecycleDriver) -> None:
     assert accept(agent="Other").created
 
 
-def test_a_request_names_somebody(hand: ByHand) -> None:
+def test_a_request_names_somebody(driver: LifecycleDriver) -> None:
     assert "Name an agent or a capability" in refused(InvalidInput).message
 
 
-def test_other_namespaces_have_other_agents(hand: ByHand) -> None:
+def test_other_namespaces_have_other_agents(driver: LifecycleDriver) -> None:
     refused(UnknownAgent, agent="Open", namespace="other")
 
 
@@ -141,10 +142,10 @@ def test_other_namespaces_have_other_agents(hand: ByHand) -> None:
 
 
 @pytest.mark.parametrize("value", [None, False, 0, -0.5, "", "ü\n🙂", [], {}, {"": {"a b": [None]}}, 10**299, 1e-300])
-def test_every_json_value_is_kept(hand: ByHand, value: Any) -> None:
+def test_every_json_value_is_kept(driver: LifecycleDriver, value: Any) -> None:
     task = accept(agent="Open", input=value).task_id
-    hand.dispatch()
-    claimed = hand.row(task)["input"]
+    driver.dispatch()
+    claimed = driver.row(task)["input"]
     assert (claimed, type(claimed)) == (value, type(value))
 
 
@@ -164,8 +165,8 @@ json_values = st.recursive(
 
 @hypothesis_settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=json_values)
-def test_what_is_accepted_comes_back_equal(hand: ByHand, value: Any) -> None:
-    assert hand.row(accept(agent="Open", input=value).task_id)["input"] == value
+def test_what_is_accepted_comes_back_equal(driver: LifecycleDriver, value: Any) -> None:
+    assert driver.row(accept(agent="Open", input=value).task_id)["input"] == value
 
 
 @pytest.mark.parametrize(
@@ -190,33 +191,33 @@ def test_what_is_accepted_comes_back_equal(hand: ByHand, value: Any) -> None:
         (1j, "a complex is not a JSON value"),
     ],
 )
-def test_what_is_not_strict_json_is_refused_with_its_place(hand: ByHand, value: Any, words: str) -> None:
+def test_what_is_not_strict_json_is_refused_with_its_place(driver: LifecycleDriver, value: Any, words: str) -> None:
     assert words in refused(InvalidInput, agent="Open", input={"a": value}).message
 
 
-def test_a_value_that_holds_itself_is_refused(hand: ByHand) -> None:
+def test_a_value_that_holds_itself_is_refused(driver: LifecycleDriver) -> None:
     loop: list[Any] = []
     loop.append(loop)
     assert "nesting deeper" in refused(InvalidInput, agent="Open", input=loop).message
 
 
-def test_the_deepest_nesting_that_python_allows_the_database_allows_too(hand: ByHand) -> None:
+def test_the_deepest_nesting_that_python_allows_the_database_allows_too(driver: LifecycleDriver) -> None:
     assert accept(agent="Open", input=nested(MAX_DEPTH)).created
 
 
 @pytest.mark.parametrize("value", ["x" * (20 << 20), ["x" * 1000] * 20_000, {"ü" * (1 << 19): 1}])
-def test_a_large_input_is_refused_with_its_size(hand: ByHand, value: Any) -> None:
+def test_a_large_input_is_refused_with_its_size(driver: LifecycleDriver, value: Any) -> None:
     error = refused(TooLarge, agent="Open", input=value)
     assert "at most 1,048,576 are accepted" in error.message
     assert error.detail["size"] == len(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())
 
 
-def test_large_messages_and_labels_are_refused(hand: ByHand) -> None:
+def test_large_messages_and_labels_are_refused(driver: LifecycleDriver) -> None:
     refused(TooLarge, agent="Open", messages=["x" * (2 << 20)])
     refused(InvalidInput, agent="Open", labels={"a": "x" * (2 << 20)})
 
 
-def test_all_violations_of_the_schema_are_named(hand: ByHand) -> None:
+def test_all_violations_of_the_schema_are_named(driver: LifecycleDriver) -> None:
     error = refused(InvalidInput, agent="Search", input={"query": "x", "limit": 0, "colour": "red"})
     assert error.message.startswith("The input of 'Search' does not match its schema: ")
     assert [fault["path"] for fault in error.detail["violations"]] == ["$", "$.limit", "$.query"]
@@ -225,7 +226,7 @@ def test_all_violations_of_the_schema_are_named(hand: ByHand) -> None:
 
 
 @pytest.mark.parametrize("value", [None, [], "text", 5, {}, {"query": None}, {"query": 5}, {"query": ["boats"]}])
-def test_a_wrong_type_is_refused(hand: ByHand, value: Any) -> None:
+def test_a_wrong_type_is_refused(driver: LifecycleDriver, value: Any) -> None:
     refused(InvalidInput, agent="Search", input=value)
 
 
@@ -286,18 +287,18 @@ def test_a_wrong_type_is_refused(hand: ByHand, value: Any) -> None:
         ({"messages": [None]}, "A message must have a role"),
     ],
 )
-def test_a_wrong_field_is_named(hand: ByHand, fields: dict[str, Any], words: str) -> None:
+def test_a_wrong_field_is_named(driver: LifecycleDriver, fields: dict[str, Any], words: str) -> None:
     assert words in refused(InvalidInput, **{"agent": "Open", **fields}).message
 
 
-def test_a_request_with_thousands_of_wrong_fields_is_refused_in_few_words(hand: ByHand) -> None:
+def test_a_request_with_thousands_of_wrong_fields_is_refused_in_few_words(driver: LifecycleDriver) -> None:
     error = refused(InvalidInput, agent="Open", **{"x\0" * 50_000 + str(n): n for n in range(50)})
     assert len(error.message) < 10_000
     assert "\0" not in error.message
     assert "and 30 more" in error.message
 
 
-def test_the_fields_are_kept(hand: ByHand) -> None:
+def test_the_fields_are_kept(driver: LifecycleDriver) -> None:
     east = timezone(timedelta(hours=9))
     later = datetime(2030, 1, 1, 12, tzinfo=east)
     given = {
@@ -307,14 +308,14 @@ def test_the_fields_are_kept(hand: ByHand) -> None:
         "conversation_id": "c",
         "traceparent": f"00-{'a' * 32}-{'b' * 16}-01",
     }
-    row = hand.row(accept(agent="Open", run_at=later, deadline=later + timedelta(days=1), **given).task_id)
+    row = driver.row(accept(agent="Open", run_at=later, deadline=later + timedelta(days=1), **given).task_id)
     assert {name: row[name] for name in given} == given
     assert (row["state"], row["due_at"], row["deadline"]) == ("scheduled", later, later + timedelta(days=1))
     assert (row["submitted_by"], row["input"]) == ("test", {})
 
 
-def test_a_time_that_has_passed_is_now(hand: ByHand) -> None:
-    row = hand.row(accept(agent="Open", run_at=datetime.now(UTC) - timedelta(days=1)).task_id)
+def test_a_time_that_has_passed_is_now(driver: LifecycleDriver) -> None:
+    row = driver.row(accept(agent="Open", run_at=datetime.now(UTC) - timedelta(days=1)).task_id)
     assert (row["state"], row["due_at"]) == ("pending", None)
 
 
@@ -329,21 +330,21 @@ class LangChainMessage:
         self.content = content
 
 
-def test_messages_of_langchains_shape_are_accepted(hand: ByHand) -> None:
+def test_messages_of_langchains_shape_are_accepted(driver: LifecycleDriver) -> None:
     messages = [LangChainMessage("human", "red boats"), LangChainMessage("ai", [{"type": "text", "text": "ok"}])]
-    row = hand.row(accept(agent="Search", messages=messages).task_id)
+    row = driver.row(accept(agent="Search", messages=messages).task_id)
     assert row["messages"] == [{"role": "user", "content": "red boats"}, {"role": "assistant", "content": "ok"}]
     assert row["input"] is None
 
 
-def test_a_message_that_cannot_be_the_input_says_what_is_asked(hand: ByHand) -> None:
+def test_a_message_that_cannot_be_the_input_says_what_is_asked(driver: LifecycleDriver) -> None:
     assert 'requires ["query"]' in refused(InvalidInput, agent="Search", messages=["x"]).message
 
 
 # ------------------------------------------------------------------------------------------------ idempotency
 
 
-def test_the_same_key_and_payload_give_the_same_task(hand: ByHand) -> None:
+def test_the_same_key_and_payload_give_the_same_task(driver: LifecycleDriver) -> None:
     first = accept(agent="Open", input={"a": 1.0, "b": [1]}, idempotency_key="k")
     again = accept(agent="Open", input={"b": [1], "a": 1}, idempotency_key="k")
     assert (first.created, again.created, first.task_id) == (True, False, again.task_id)
@@ -361,24 +362,26 @@ def test_the_same_key_and_payload_give_the_same_task(hand: ByHand) -> None:
         {"messages": ["hello"]},
     ],
 )
-def test_another_payload_under_the_same_key_is_refused(hand: ByHand, other: dict[str, Any]) -> None:
+def test_another_payload_under_the_same_key_is_refused(driver: LifecycleDriver, other: dict[str, Any]) -> None:
     first = accept(agent="Open", input={"a": 1}, idempotency_key="k")
     with pytest.raises(IdempotencyConflict, match=f"'k' was used before with another payload .task {first.task_id}"):
         accept(**{"agent": "Open", "input": {"a": 1}, "idempotency_key": "k", **other})
-    assert hand.sql("SELECT count(*) FROM tasks") == 1
+    assert driver.sql("SELECT count(*) FROM tasks") == 1
 
 
 @pytest.mark.parametrize("since", ["disabled", "removed", "another schema", "another capability"])
-def test_a_key_gives_its_task_whatever_has_become_of_the_agent(hand: ByHand, define: Define, since: str) -> None:
+def test_a_key_gives_its_task_whatever_has_become_of_the_agent(
+    driver: LifecycleDriver, define: Define, since: str
+) -> None:
     """The answer was lost, and the caller asks again."""
     asked = {"agent": "Open", "capability": "open", "input": {"a": 1}, "idempotency_key": "k"}
     first = accept(**asked)
     if since == "disabled":
-        hand.sql("UPDATE agents SET status = 'disabled' WHERE name = 'Open'")
+        driver.sql("UPDATE agents SET status = 'disabled' WHERE name = 'Open'")
     elif since == "removed":
-        hand.sql("UPDATE agents SET name = 'Closed' WHERE name = 'Open'")
+        driver.sql("UPDATE agents SET name = 'Closed' WHERE name = 'Open'")
     else:
-        define(agent("Open", *(["open"] if since == "another schema" else ["closed"]), input_schema=SEARCH))
+        define(agent_definition("Open", *(["open"] if since == "another schema" else ["closed"]), input_schema=SEARCH))
     again = accept(**asked)
     assert (again.task_id, again.created) == (first.task_id, False)
     with pytest.raises(IdempotencyConflict):
@@ -390,32 +393,32 @@ def test_a_key_gives_its_task_whatever_has_become_of_the_agent(hand: ByHand, def
         accept(**{**asked, "namespace": "other"})
 
 
-def test_a_key_belongs_to_its_namespace(hand: ByHand, database: Engine) -> None:
+def test_a_key_belongs_to_its_namespace(driver: LifecycleDriver, database: Engine) -> None:
     accept(agent="Open", idempotency_key="k")
     with pytest.raises(UnknownAgent):
         accept(agent="Open", idempotency_key="k", namespace="other")
 
 
-def test_a_refused_request_does_not_use_up_its_key(hand: ByHand) -> None:
+def test_a_refused_request_does_not_use_up_its_key(driver: LifecycleDriver) -> None:
     refused(InvalidInput, agent="Search", input={}, idempotency_key="k")
     assert accept(agent="Search", input={"query": "boats"}, idempotency_key="k").created
 
 
-def test_many_threads_with_one_key_make_one_task(hand: ByHand) -> None:
-    accepted = at_once(*[lambda: accept(agent="Open", input={"a": 1}, idempotency_key="k")] * 10)
+def test_many_threads_with_one_key_make_one_task(driver: LifecycleDriver) -> None:
+    accepted = concurrently(*[lambda: accept(agent="Open", input={"a": 1}, idempotency_key="k")] * 10)
     assert len({task.task_id for task in accepted}) == 1
     assert sum(task.created for task in accepted) == 1
-    assert hand.sql("SELECT count(*) FROM tasks") == 1
+    assert driver.sql("SELECT count(*) FROM tasks") == 1
 
 
-def test_many_threads_with_one_key_and_two_payloads_make_one_task(hand: ByHand) -> None:
+def test_many_threads_with_one_key_and_two_payloads_make_one_task(driver: LifecycleDriver) -> None:
     def one(n: int) -> str:
         try:
             return str(accept(agent="Open", input={"a": n % 2}, idempotency_key="k").task_id)
         except IdempotencyConflict:
             return "conflict"
 
-    answers = at_once(*[lambda n=n: one(n) for n in range(10)])
+    answers = concurrently(*[lambda n=n: one(n) for n in range(10)])
     assert answers.count("conflict") == 5
     assert len(set(answers)) == 2
 
@@ -423,32 +426,34 @@ def test_many_threads_with_one_key_and_two_payloads_make_one_task(hand: ByHand) 
 # ----------------------------------------------------------------------------------------------------- many
 
 
-def test_of_many_all_are_accepted_or_none(hand: ByHand, database: Engine) -> None:
+def test_of_many_all_are_accepted_or_none(driver: LifecycleDriver, database: Engine) -> None:
     requests = [TaskRequest(agent="Open", input=n) for n in range(500)]
     with database.begin() as connection:
         accepted = submit_many(connection, requests, submitted_by="test")
-    assert [hand.row(task.task_id)["input"] for task in accepted[::100]] == [0, 100, 200, 300, 400]
+    assert [driver.row(task.task_id)["input"] for task in accepted[::100]] == [0, 100, 200, 300, 400]
     assert [task.task_id for task in accepted] == sorted(task.task_id for task in accepted)
 
 
 @pytest.mark.parametrize(
     "wrong", [{"agent": "Nobody"}, {"agent": "Search", "input": {}}, {"agent": "Open", "input": "\0"}]
 )
-def test_one_wrong_request_is_named_by_its_index(hand: ByHand, database: Engine, wrong: dict[str, Any]) -> None:
+def test_one_wrong_request_is_named_by_its_index(
+    driver: LifecycleDriver, database: Engine, wrong: dict[str, Any]
+) -> None:
     requests = [TaskRequest(agent="Open"), TaskRequest(**wrong), TaskRequest(agent="Open")]
     with pytest.raises(MinionError, match="Task 1 of 3: ") as caught, database.begin() as connection:
         submit_many(connection, requests, submitted_by="test")
     assert caught.value.detail["index"] == 1
-    assert hand.sql("SELECT count(*) FROM tasks") == 0
+    assert driver.sql("SELECT count(*) FROM tasks") == 0
 
 
 def test_of_many_those_that_were_accepted_are_not_held_to_what_the_agent_asks_now(
-    hand: ByHand, database: Engine, define: Define
+    driver: LifecycleDriver, database: Engine, define: Define
 ) -> None:
     requests = [TaskRequest(agent="Open", input={"n": n}, idempotency_key=f"k{n}") for n in range(3)]
     with database.begin() as connection:
         first = submit_many(connection, requests, submitted_by="test")
-    define(agent("Open", "open", input_schema=SEARCH))
+    define(agent_definition("Open", "open", input_schema=SEARCH))
     with database.begin() as connection:
         again = submit_many(connection, requests, submitted_by="test")
     assert [task.task_id for task in again] == [task.task_id for task in first]
@@ -457,41 +462,43 @@ def test_of_many_those_that_were_accepted_are_not_held_to_what_the_agent_asks_no
         prepare(database, [*requests, new], submitted_by="test")
 
 
-def test_of_many_a_key_that_cannot_be_stored_is_named_by_its_index(hand: ByHand, database: Engine) -> None:
+def test_of_many_a_key_that_cannot_be_stored_is_named_by_its_index(driver: LifecycleDriver, database: Engine) -> None:
     requests = [TaskRequest(agent="Open", idempotency_key=key) for key in ("a", "b\0", "c")]
     with pytest.raises(InvalidInput, match=r"Task 1 of 3: .*U\+0000"):
         prepare(database, requests, submitted_by="test")
 
 
-def test_nothing_of_a_transaction_that_is_rolled_back(hand: ByHand, database: Engine) -> None:
+def test_nothing_of_a_transaction_that_is_rolled_back(driver: LifecycleDriver, database: Engine) -> None:
     with database.connect() as connection:
         submit(connection, TaskRequest(agent="Open", idempotency_key="k"), submitted_by="test")
         connection.rollback()
-    assert hand.sql("SELECT count(*) FROM tasks") == 0
+    assert driver.sql("SELECT count(*) FROM tasks") == 0
     assert accept(agent="Open", input=1, idempotency_key="k").created
 
 
-def test_an_agent_that_is_disabled_later_still_runs_what_it_accepted(hand: ByHand) -> None:
+def test_an_agent_that_is_disabled_later_still_runs_what_it_accepted(driver: LifecycleDriver) -> None:
     task = accept(agent="Open").task_id
-    hand.sql("UPDATE agents SET status = 'disabled'")
-    serving = ByHand(hand.engine, "open")
+    driver.sql("UPDATE agents SET status = 'disabled'")
+    serving = LifecycleDriver(driver.engine, "open")
     assert [message.task_id for message in serving.dispatch()] == [task]
     assert serving.claim(task) is not None
     assert serving.finish(task) == "succeeded"
 
 
-def test_a_schema_that_changed_in_between_is_checked_again(hand: ByHand, database: Engine, define: Define) -> None:
+def test_a_schema_that_changed_in_between_is_checked_again(
+    driver: LifecycleDriver, database: Engine, define: Define
+) -> None:
     """Prepared against one version, accepted under the next: the dispatcher checks it before it runs."""
     prepared = prepare(database, [TaskRequest(agent="Open", input={})], submitted_by="test")
-    define(agent("Open", "open", input_schema=SEARCH))
-    task = hand.call(lifecycle.accept, prepared)[0].task_id
-    hand.dispatch()
-    assert (hand.state(task), hand.row(task)["error"]["type"]) == ("failed", "invalid_input")
+    define(agent_definition("Open", "open", input_schema=SEARCH))
+    task = driver.call(lifecycle.accept, prepared)[0].task_id
+    driver.dispatch()
+    assert (driver.state(task), driver.row(task)["error"]["type"]) == ("failed", "invalid_input")
 
 
 def test_a_refused_request_does_not_touch_those_beside_it(database: Engine, define: Define) -> None:
     """One has neither agent nor messages; the other one has messages, and is routed by them."""
-    define(NOOP, agent("Open", description="Opens doors"))
+    define(NOOP, agent_definition("Open", description="Opens doors"))
     requests = [
         TaskRequest(input={"a": 1}),
         TaskRequest(input={"a": 1}, messages=[{"role": "user", "content": "open the doors"}]),

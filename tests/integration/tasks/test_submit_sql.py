@@ -27,30 +27,31 @@ from shared.errors import (
 from shared.tasks import lifecycle
 from tests.conftest import Define
 from tests.integration.tasks.test_submission import SEARCH
-from tests.support.lifecycle_driver import NOOP, ByHand, agent, at_once
+from tests.support.definitions import NOOP, agent_definition
+from tests.support.lifecycle_driver import LifecycleDriver, concurrently
 
 WITH_IMAGE = {"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image"}]}
 Connect = Callable[[], psycopg.Connection[Any]]
 
 
 @pytest.fixture
-def hand(database: Engine, define: Define) -> ByHand:
+def driver(database: Engine, define: Define) -> LifecycleDriver:
     define(
         NOOP,
-        agent("Open", "open", description="Opens doors"),
-        agent("Search", "search", "shared", input_schema=SEARCH, description="Searches for boats"),
-        agent("Other", "shared"),
-        agent("Gone", "gone"),
+        agent_definition("Open", "open", description="Opens doors"),
+        agent_definition("Search", "search", "shared", input_schema=SEARCH, description="Searches for boats"),
+        agent_definition("Other", "shared"),
+        agent_definition("Gone", "gone"),
     )
-    hand = ByHand(database, "open", "search")
-    hand.sql("UPDATE agents SET status = 'disabled' WHERE name = 'Gone'")
-    return hand
+    driver = LifecycleDriver(database, "open", "search")
+    driver.sql("UPDATE agents SET status = 'disabled' WHERE name = 'Gone'")
+    return driver
 
 
 @pytest.fixture
-def connect(hand: ByHand) -> Connect:
+def connect(driver: LifecycleDriver) -> Connect:
     """A stranger's connection: psycopg alone, none of our settings."""
-    address = make_url(hand.engine.url).set(drivername="postgresql").render_as_string(hide_password=False)
+    address = make_url(driver.engine.url).set(drivername="postgresql").render_as_string(hide_password=False)
     return lambda: psycopg.connect(address)
 
 
@@ -97,44 +98,44 @@ def refused(connect: Connect, kind: type[MinionError], **values: Any) -> str:
 # ------------------------------------------------------------------------------------------- in a transaction
 
 
-def test_the_task_exists_if_and_only_if_the_transaction_commits(hand: ByHand, connect: Connect) -> None:
+def test_the_task_exists_if_and_only_if_the_transaction_commits(driver: LifecycleDriver, connect: Connect) -> None:
     with connect() as connection:
         task = submit(connection, agent="Open", input={"x": 1})
-        assert hand.sql("SELECT count(*) FROM tasks") == 0
+        assert driver.sql("SELECT count(*) FROM tasks") == 0
         connection.rollback()
-        assert hand.sql("SELECT count(*) FROM tasks") == 0
+        assert driver.sql("SELECT count(*) FROM tasks") == 0
         task = submit(connection, agent="Open", input={"x": 1})
         connection.commit()
-    row = hand.row(task)
+    row = driver.row(task)
     assert (row["state"], row["input"], row["submitted_by"]) == ("pending", {"x": 1}, "sql:minions")
 
 
-def test_it_can_be_called_in_one_word(hand: ByHand, connect: Connect) -> None:
+def test_it_can_be_called_in_one_word(driver: LifecycleDriver, connect: Connect) -> None:
     with connect() as connection:
         row = connection.execute("SELECT minion_submit('Open')").fetchone()
     assert row is not None
-    assert hand.row(row[0])["input"] == {}
+    assert driver.row(row[0])["input"] == {}
 
 
-def test_it_can_be_called_for_each_row_of_a_table(hand: ByHand, connect: Connect) -> None:
+def test_it_can_be_called_for_each_row_of_a_table(driver: LifecycleDriver, connect: Connect) -> None:
     with connect() as connection:
         connection.execute(
             "SELECT minion_submit('Open', jsonb_build_object('n', n)) FROM generate_series(1, 50) AS s (n)"
         )
-    assert hand.sql("SELECT count(*) FROM tasks") == 50
-    assert len(hand.dispatch()) == 50
+    assert driver.sql("SELECT count(*) FROM tasks") == 50
+    assert len(driver.dispatch()) == 50
 
 
-def test_it_works_whatever_the_callers_search_path_is(hand: ByHand, connect: Connect) -> None:
+def test_it_works_whatever_the_callers_search_path_is(driver: LifecycleDriver, connect: Connect) -> None:
     with connect() as connection:
         connection.execute("CREATE SCHEMA IF NOT EXISTS somebody")
         connection.execute("SET search_path = somebody")
         connection.execute("CREATE TEMPORARY TABLE agents (name text)")
         connection.execute("SELECT public.minion_submit('Open')")
-    assert hand.sql("SELECT count(*) FROM tasks") == 1
+    assert driver.sql("SELECT count(*) FROM tasks") == 1
 
 
-def test_a_committed_task_tells_the_dispatcher(hand: ByHand, connect: Connect) -> None:
+def test_a_committed_task_tells_the_dispatcher(driver: LifecycleDriver, connect: Connect) -> None:
     with connect() as listening, connect() as connection:
         listening.autocommit = True
         listening.execute("LISTEN minion_pending")
@@ -145,37 +146,39 @@ def test_a_committed_task_tells_the_dispatcher(hand: ByHand, connect: Connect) -
         assert [notice.channel for notice in listening.notifies(timeout=5, stop_after=1)] == ["minion_pending"]
 
 
-def test_all_thirteen_parameters_of_release_0_1_may_be_given_by_place(hand: ByHand, connect: Connect) -> None:
+def test_all_thirteen_parameters_of_release_0_1_may_be_given_by_place(
+    driver: LifecycleDriver, connect: Connect
+) -> None:
     with connect() as connection:
         row = connection.execute(
             "SELECT minion_submit('Open', '{\"x\": 1}', 'open', NULL, 'idempotency', 'tenant', '{\"a\": \"b\"}', 7, "
             "now() + interval '1 hour', now() + interval '2 hours', 'talk', 'default', NULL)"
         ).fetchone()
     assert row is not None
-    task = hand.row(row[0])
+    task = driver.row(row[0])
     assert (task["state"], task["key"], task["priority"], task["conversation_id"]) == ("scheduled", "tenant", 7, "talk")
 
 
 # ---------------------------------------------------------------------------------------------- unique tasks
 
 
-def test_a_unique_key_gives_the_task_that_holds_it(hand: ByHand, connect: Connect) -> None:
+def test_a_unique_key_gives_the_task_that_holds_it(driver: LifecycleDriver, connect: Connect) -> None:
     task = submitted(connect, agent="Open", unique_key="k")
     assert submitted(connect, agent="Open", unique_key="k", input={"other": 1}) == task
-    hand.again(task)
+    driver.again(task)
     assert submitted(connect, agent="Open", unique_key="k") == task
-    hand.finish(task)
+    driver.finish(task)
     assert submitted(connect, agent="Open", unique_key="k") != task
 
 
-def test_a_unique_key_may_be_held_until_the_task_starts(hand: ByHand, connect: Connect) -> None:
+def test_a_unique_key_may_be_held_until_the_task_starts(driver: LifecycleDriver, connect: Connect) -> None:
     task = submitted(connect, agent="Open", unique_key="k", unique_while="pending")
     assert submitted(connect, agent="Open", unique_key="k", unique_while="pending") == task
-    hand.again(task)
+    driver.again(task)
     assert submitted(connect, agent="Open", unique_key="k", unique_while="pending") != task
 
 
-def test_a_unique_key_whose_transaction_is_rolled_back_is_free(hand: ByHand, connect: Connect) -> None:
+def test_a_unique_key_whose_transaction_is_rolled_back_is_free(driver: LifecycleDriver, connect: Connect) -> None:
     with connect() as connection:
         task = submit(connection, agent="Open", unique_key="k")
         connection.rollback()
@@ -241,32 +244,32 @@ def test_a_unique_key_whose_transaction_is_rolled_back_is_free(hand: ByHand, con
     ],
 )
 def test_what_is_refused(
-    hand: ByHand, connect: Connect, values: dict[str, Any], kind: type[MinionError], words: str
+    driver: LifecycleDriver, connect: Connect, values: dict[str, Any], kind: type[MinionError], words: str
 ) -> None:
     assert words in refused(connect, kind, **values)
 
 
 @pytest.mark.parametrize("value", ["{", "NaN", "Infinity", "'x'", r'"\u0000"', r'"\ud800"', "", "[1,]", "[" * 100_000])
-def test_postgres_itself_refuses_what_is_not_json(hand: ByHand, connect: Connect, value: str) -> None:
+def test_postgres_itself_refuses_what_is_not_json(driver: LifecycleDriver, connect: Connect, value: str) -> None:
     with connect() as connection, pytest.raises(psycopg.Error):
         submit(connection, agent="Open", input=value)
-    assert hand.sql("SELECT count(*) FROM tasks") == 0
+    assert driver.sql("SELECT count(*) FROM tasks") == 0
 
 
 @pytest.mark.parametrize(
     "value",
     ["null", "0", "false", '""', "[]", "[" * 101 + "]" * 101, "9" * 300, "1" + "0" * 299, "1e-400", "0." + "3" * 400],
 )
-def test_what_is_accepted_can_be_read(hand: ByHand, connect: Connect, value: str) -> None:
+def test_what_is_accepted_can_be_read(driver: LifecycleDriver, connect: Connect, value: str) -> None:
     task = submitted(connect, agent="Open", input=value)
-    assert hand.row(task)["input"] == json.loads(value)
-    hand.dispatch()
-    assert hand.state(task) == "queued"
+    assert driver.row(task)["input"] == json.loads(value)
+    driver.dispatch()
+    assert driver.state(task) == "queued"
 
 
 @pytest.mark.parametrize("value", ['{"a": 1, "b": 2, "a": 1}', r'[5, {"b": [{"a": 1, "\u0061": 2}]}]'])
 def test_a_key_twice_in_one_object_is_refused_where_the_input_is_json(
-    hand: ByHand, connect: Connect, value: str
+    driver: LifecycleDriver, connect: Connect, value: str
 ) -> None:
     ask = "SELECT minion_submit_json('Open', %s::json)"
     with connect() as connection, pytest.raises(psycopg.DatabaseError) as caught:
@@ -280,42 +283,42 @@ def test_a_key_twice_in_one_object_is_refused_where_the_input_is_json(
 # ------------------------------------------------------------------------------------------ checked afterwards
 
 
-def test_a_violation_ends_the_task_with_all_faults(hand: ByHand, connect: Connect) -> None:
+def test_a_violation_ends_the_task_with_all_faults(driver: LifecycleDriver, connect: Connect) -> None:
     task = submitted(connect, agent="Search", input={"query": "x", "limit": 0})
-    assert hand.state(task) == "pending"
-    prepare_pending(hand.engine)
-    row = hand.row(task)
+    assert driver.state(task) == "pending"
+    prepare_pending(driver.engine)
+    row = driver.row(task)
     assert (row["state"], row["error"]["type"], row["claim"]) == ("failed", "invalid_input", 0)
     assert [fault["path"] for fault in row["error"]["violations"]] == ["$.limit", "$.query"]
 
 
-def test_a_checked_task_goes_to_the_queue_that_was_asked_for(hand: ByHand, connect: Connect) -> None:
+def test_a_checked_task_goes_to_the_queue_that_was_asked_for(driver: LifecycleDriver, connect: Connect) -> None:
     task = submitted(connect, agent="Search", input={"query": "boats"}, capability="search")
-    assert [(message.task_id, message.queue) for message in hand.dispatch()] == [(task, "search")]
+    assert [(message.task_id, message.queue) for message in driver.dispatch()] == [(task, "search")]
 
 
 @pytest.mark.parametrize("stored", [None, "null"])
 def test_a_task_or_sub_task_for_an_agent_without_a_schema_needs_no_preparer(
-    hand: ByHand, connect: Connect, stored: str | None
+    driver: LifecycleDriver, connect: Connect, stored: str | None
 ) -> None:
-    assert hand.sql("SELECT count(*) FROM agent_versions WHERE input_schema = 'null'") == 0
+    assert driver.sql("SELECT count(*) FROM agent_versions WHERE input_schema = 'null'") == 0
     if stored is not None:  # as releases before 0.3 stored it
-        with hand.engine.begin() as connection:
+        with driver.engine.begin() as connection:
             connection.execute(text("SET LOCAL session_replication_role = replica"))
             connection.execute(text("UPDATE agent_versions SET input_schema = 'null' WHERE input_schema IS NULL"))
     task = submitted(connect, agent="Open", input={"any": "thing"})
-    [message] = hand.call(lifecycle.dispatch, lease=3600.0, window=1000)
+    [message] = driver.call(lifecycle.dispatch, lease=3600.0, window=1000)
     assert (message.task_id, message.queue) == (task, "open")
-    hand.claim(task)
-    children = hand.suspend(task, children=["Open", "Search"])
+    driver.claim(task)
+    children = driver.suspend(task, children=["Open", "Search"])
     asked = "SELECT capability FROM task_status WHERE task_id = :task"
-    assert [hand.sql(asked, task=child) for child in children] == ["open", None]
+    assert [driver.sql(asked, task=child) for child in children] == ["open", None]
 
 
-def test_messages_without_an_input_are_the_input(hand: ByHand, connect: Connect) -> None:
+def test_messages_without_an_input_are_the_input(driver: LifecycleDriver, connect: Connect) -> None:
     task = submitted(connect, agent="Search", messages=[{"role": "user", "content": "red boats"}])
-    assert [message.task_id for message in hand.dispatch()] == [task]
-    assert hand.row(task)["input"] is None
+    assert [message.task_id for message in driver.dispatch()] == [task]
+    assert driver.row(task)["input"] is None
 
 
 @pytest.mark.parametrize("agent", ["Open", None])
@@ -326,15 +329,15 @@ def test_messages_without_an_input_are_the_input(hand: ByHand, connect: Connect)
     ],
 )
 def test_messages_that_are_not_text_are_refused_before_they_are_queued(
-    hand: ByHand, connect: Connect, agent: str | None, message: dict[str, Any], words: str
+    driver: LifecycleDriver, connect: Connect, agent: str | None, message: dict[str, Any], words: str
 ) -> None:
     """PostgreSQL does not look into messages that far: the preparer does. A replay is refused too."""
     task = submitted(connect, agent=agent, messages=[{"role": "user", "content": "search for boats"}, message])
-    prepare_pending(hand.engine)
-    again = hand.call(replay, task, pinned=False, submitted_by="test").task_id
-    prepare_pending(hand.engine)
+    prepare_pending(driver.engine)
+    again = driver.call(replay, task, pinned=False, submitted_by="test").task_id
+    prepare_pending(driver.engine)
     for refused in (task, again):
-        row = hand.row(refused)
+        row = driver.row(refused)
         assert (row["state"], row["claim"], row["error"]["type"]) == ("failed", 0, "invalid_input")
         assert words in row["error"]["message"]
 
@@ -349,17 +352,19 @@ def test_messages_that_are_not_text_are_refused_before_they_are_queued(
         ),
     ],
 )
-def test_content_that_is_not_text_is_refused_at_once(hand: ByHand, connect: Connect, message: Any, words: str) -> None:
+def test_content_that_is_not_text_is_refused_at_once(
+    driver: LifecycleDriver, connect: Connect, message: Any, words: str
+) -> None:
     with connect() as connection, pytest.raises(psycopg.DatabaseError) as caught:
         submit(connection, agent="Open", messages=[{"role": "user", "content": "hello"}, message])
     assert words in str(caught.value)
 
 
-def test_messages_without_an_agent_are_routed(hand: ByHand, connect: Connect) -> None:
+def test_messages_without_an_agent_are_routed(driver: LifecycleDriver, connect: Connect) -> None:
     task = submitted(connect, agent=None, messages=[{"role": "user", "content": "search for boats"}])
-    assert hand.row(task)["agent"] is None
-    prepare_pending(hand.engine)
-    row = hand.row(task)
+    assert driver.row(task)["agent"] is None
+    prepare_pending(driver.engine)
+    row = driver.row(task)
     assert (row["agent"], row["agent_version"], row["capability"], row["state"]) == ("Search", 1, "search", "pending")
 
 
@@ -367,26 +372,28 @@ def test_messages_without_an_agent_are_routed(hand: ByHand, connect: Connect) ->
     "content", ["", "the of and", "zebra", "'", "\\", "a\\b 'c' | & ! ( ) : * <->", "C:\\temp\\x", "🙂" * 5000]
 )
 def test_a_message_that_fits_nobody_is_refused_with_the_candidates(
-    hand: ByHand, connect: Connect, content: str
+    driver: LifecycleDriver, connect: Connect, content: str
 ) -> None:
     task = submitted(connect, agent=None, messages=[{"role": "user", "content": content}])
-    prepare_pending(hand.engine)
-    error = hand.row(task)["error"]
+    prepare_pending(driver.engine)
+    error = driver.row(task)["error"]
     assert error["type"] == "ambiguous_route"
     assert error["candidates"] == ["Open", "Other", "Search"]
 
 
-def test_one_bad_task_does_not_hold_up_the_others(hand: ByHand, connect: Connect) -> None:
+def test_one_bad_task_does_not_hold_up_the_others(driver: LifecycleDriver, connect: Connect) -> None:
     bad = [submitted(connect, agent="Search", input=value) for value in ("null", "[]", '{"query": 1}')]
     good = submitted(connect, agent="Search", input={"query": "boats"})
-    assert [message.task_id for message in hand.dispatch()] == [good]
-    assert {hand.state(task) for task in bad} == {"failed"}
+    assert [message.task_id for message in driver.dispatch()] == [good]
+    assert {driver.state(task) for task in bad} == {"failed"}
 
 
 # ------------------------------------------------------------------------------------------------ idempotency
 
 
-def test_the_same_key_gives_the_same_task_and_another_payload_is_refused(hand: ByHand, connect: Connect) -> None:
+def test_the_same_key_gives_the_same_task_and_another_payload_is_refused(
+    driver: LifecycleDriver, connect: Connect
+) -> None:
     task = submitted(connect, agent="Open", input={"a": 1}, idempotency_key="k")
     assert submitted(connect, agent="Open", input='{"a": 1.0}', idempotency_key="k") == task
     with connect() as connection, pytest.raises(psycopg.Error) as caught:
@@ -394,13 +401,13 @@ def test_the_same_key_gives_the_same_task_and_another_payload_is_refused(hand: B
     assert EXPECTED[str(caught.value.sqlstate)] is IdempotencyConflict
 
 
-def test_many_connections_with_one_key_make_one_task(hand: ByHand, connect: Connect) -> None:
-    tasks = at_once(*[lambda: submitted(connect, agent="Open", idempotency_key="k")] * 10)
+def test_many_connections_with_one_key_make_one_task(driver: LifecycleDriver, connect: Connect) -> None:
+    tasks = concurrently(*[lambda: submitted(connect, agent="Open", idempotency_key="k")] * 10)
     assert len(set(tasks)) == 1
-    assert hand.sql("SELECT count(*) FROM tasks") == 1
+    assert driver.sql("SELECT count(*) FROM tasks") == 1
 
 
-def test_a_key_whose_transaction_is_rolled_back_is_free(hand: ByHand, connect: Connect) -> None:
+def test_a_key_whose_transaction_is_rolled_back_is_free(driver: LifecycleDriver, connect: Connect) -> None:
     with connect() as connection:
         submit(connection, agent="Open", input={"a": 1}, idempotency_key="k")
         connection.rollback()
@@ -414,7 +421,7 @@ KEY_GOES_MEANWHILE = """
 """
 
 
-def test_a_key_may_go_while_somebody_takes_it(hand: ByHand, connect: Connect) -> None:
+def test_a_key_may_go_while_somebody_takes_it(driver: LifecycleDriver, connect: Connect) -> None:
     task = submitted(connect, agent="Open", idempotency_key="k")
     with connect() as connection:
         # The statement that meets the key is followed by its end, as when retention deletes the task just then.
@@ -422,13 +429,13 @@ def test_a_key_may_go_while_somebody_takes_it(hand: ByHand, connect: Connect) ->
         later = submit(connection, agent="Open", idempotency_key="k")
         assert later not in (None, task)
         connection.execute("DROP TRIGGER forget ON idempotency_keys")
-    assert hand.state(later) == "pending"
+    assert driver.state(later) == "pending"
 
 
-def test_python_and_sql_share_their_keys(hand: ByHand, connect: Connect) -> None:
-    task = hand.submit("Open", input={"a": 1}, idempotency_key="k")
+def test_python_and_sql_share_their_keys(driver: LifecycleDriver, connect: Connect) -> None:
+    task = driver.submit("Open", input={"a": 1}, idempotency_key="k")
     assert submitted(connect, agent="Open", input={"a": 1}, idempotency_key="k") == task
-    task = hand.submit("Open", idempotency_key="without input")
+    task = driver.submit("Open", idempotency_key="without input")
     assert submitted(connect, agent="Open", idempotency_key="without input") == task
 
 
@@ -437,11 +444,11 @@ def test_python_and_sql_share_their_keys(hand: ByHand, connect: Connect) -> None
 
 @pytest.mark.parametrize("agent_name", [None, "A", "x" * 100_000])
 @pytest.mark.parametrize("key", ["k", "x" * 100_000])
-def test_a_stored_refusal_is_one_failed_task(hand: ByHand, agent_name: str | None, key: str) -> None:
+def test_a_stored_refusal_is_one_failed_task(driver: LifecycleDriver, agent_name: str | None, key: str) -> None:
     refuse = 'SELECT minion_refuse(:agent, :key, \'{"type": "invalid_input", "message": "no"}\', \'celery:x\')'
-    first, again = (hand.sql(refuse, agent=agent_name, key=key) for _ in range(2))
+    first, again = (driver.sql(refuse, agent=agent_name, key=key) for _ in range(2))
     assert first == again
-    row = hand.row(first)
+    row = driver.row(first)
     assert (row["state"], row["error"]["message"]) == ("failed", "no")
 
 
@@ -449,7 +456,7 @@ def test_a_stored_refusal_is_one_failed_task(hand: ByHand, agent_name: str | Non
 
 
 @pytest.fixture
-def stranger(hand: ByHand, connect: Connect) -> Iterator[psycopg.Connection[Any]]:
+def stranger(driver: LifecycleDriver, connect: Connect) -> Iterator[psycopg.Connection[Any]]:
     """A connection of a role that may execute `minion_submit` and nothing else."""
     with connect() as owner:
         owner.execute("DROP ROLE IF EXISTS shop")
@@ -466,10 +473,10 @@ def stranger(hand: ByHand, connect: Connect) -> Iterator[psycopg.Connection[Any]
             owner.execute("DROP ROLE shop")
 
 
-def test_execute_alone_permits_submitting(stranger: psycopg.Connection[Any], hand: ByHand) -> None:
+def test_execute_alone_permits_submitting(stranger: psycopg.Connection[Any], driver: LifecycleDriver) -> None:
     task = submit(stranger, agent="Open", input={"x": 1})
     stranger.commit()
-    assert (hand.row(task)["input"], hand.row(task)["submitted_by"]) == ({"x": 1}, "sql:shop")
+    assert (driver.row(task)["input"], driver.row(task)["submitted_by"]) == ({"x": 1}, "sql:shop")
 
 
 @pytest.mark.parametrize("table", ["tasks", "task_status", "task_overview", "secrets", "agent_versions", "steps"])
@@ -478,7 +485,9 @@ def test_execute_alone_permits_reading_nothing(stranger: psycopg.Connection[Any]
         stranger.execute(f"SELECT * FROM {table}")  # type: ignore[arg-type]
 
 
-def test_callers_choose_neither_search_path_nor_limits(stranger: psycopg.Connection[Any], hand: ByHand) -> None:
+def test_callers_choose_neither_search_path_nor_limits(
+    stranger: psycopg.Connection[Any], driver: LifecycleDriver
+) -> None:
     stranger.execute("CREATE TEMPORARY TABLE agents (id int)")
     stranger.execute("SET search_path = pg_temp, public")
     stranger.execute("SET minion.max_input_bytes = '100000000'")

@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from shared.contracts import documents
 from shared.settings import Settings
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import InlineWorker, Tasks
 from workers import minion
 from workers.factory import load_blueprint
 from workers.heartbeat import WORKER_ID, Heartbeat, LostChild
@@ -28,25 +28,28 @@ CONFIG = {"soft_time_limit": 20, "time_limit": 30, "max_attempts": 1}
 
 @pytest.mark.parametrize("limits", [[1, 1], [90_000, 86_400], [30, 21], [None, None]])
 def test_a_claim_under_other_limits_is_handed_back_uncharged(
-    here: Minion, tasks: Tasks, act: Any, limits: list[Any]
+    inline_worker: InlineWorker, tasks: Tasks, act: Any, limits: list[Any]
 ) -> None:
     task = tasks.submit(act(config=CONFIG), {})
-    [message] = here.dispatch()
-    assert minion.run(message.task_id, message.claim, here.id, limits) == "waiting"
+    [message] = inline_worker.dispatch()
+    assert minion.run(message.task_id, message.claim, inline_worker.id, limits) == "waiting"
     [execution] = tasks.executions(task)
     assert execution["outcome"] == "suspended"
-    [again] = here.dispatch()
-    assert minion.run(again.task_id, again.claim, here.id, [again.time_limit, again.soft_time_limit]) == "succeeded"
+    [again] = inline_worker.dispatch()
+    assert (
+        minion.run(again.task_id, again.claim, inline_worker.id, [again.time_limit, again.soft_time_limit])
+        == "succeeded"
+    )
     assert tasks.get(task)["attempts"] == 0
 
 
 @pytest.mark.parametrize(("seconds", "outcome"), [(0.0, "suspended"), (60.0, "retried")])
 def test_a_soft_limit_that_strikes_while_a_definition_is_read_wins(
-    here: Minion, tasks: Tasks, act: Any, monkeypatch: pytest.MonkeyPatch, seconds: float, outcome: str
+    inline_worker: InlineWorker, tasks: Tasks, act: Any, monkeypatch: pytest.MonkeyPatch, seconds: float, outcome: str
 ) -> None:
     """Pydantic makes a fault of the definition of it, which would hand the task to another release."""
     task = tasks.submit(act(config={**CONFIG, "max_attempts": 2}), {})
-    [message] = here.dispatch()
+    [message] = inline_worker.dispatch()
     strikes = iter([SoftTimeLimitExceeded()])
 
     def struck(model: Any, fields: dict[str, Any], names: Any) -> dict[str, Any]:
@@ -57,19 +60,19 @@ def test_a_soft_limit_that_strikes_while_a_definition_is_read_wins(
     load_blueprint.cache_clear()
     monkeypatch.setattr(documents, "_without_defaults", struck)
     monkeypatch.setattr(Meter, "wall_seconds", lambda meter: seconds)
-    minion.run(message.task_id, message.claim, here.id)
+    minion.run(message.task_id, message.claim, inline_worker.id)
     [execution] = tasks.executions(task)
     assert execution["outcome"] == outcome
     assert tasks.get(task)["attempts"] == int(outcome == "retried")
     assert ("soft_time_limit of 20 s" in str(execution["error"])) == (outcome == "retried")
-    with here.engine.connect() as connection:  # not the pause after which another release may take it
+    with inline_worker.engine.connect() as connection:  # not the pause after which another release may take it
         assert connection.scalar(text("SELECT due_at - now() < interval '5 s' FROM task_status")) is not False
 
 
 @pytest.fixture
-def heartbeat(here: Minion, settings: Settings) -> Any:
+def heartbeat(inline_worker: InlineWorker, settings: Settings) -> Any:
     """That of a worker whose row is in the database."""
-    with here.engine.begin() as connection:
+    with inline_worker.engine.begin() as connection:
         connection.execute(HERE, {"id": WORKER_ID})
     made = Heartbeat(
         settings, SimpleNamespace(pool_cls="prefork", consumer=SimpleNamespace(hub=None, event_dispatcher=None))
@@ -87,7 +90,7 @@ def heartbeat(here: Minion, settings: Settings) -> Any:
     ],
 )
 def test_a_claim_is_charged_only_for_a_limit_that_it_has_reached(
-    here: Minion,
+    inline_worker: InlineWorker,
     tasks: Tasks,
     act: Any,
     heartbeat: Heartbeat,
@@ -97,10 +100,10 @@ def test_a_claim_is_charged_only_for_a_limit_that_it_has_reached(
     outcome: str,
 ) -> None:
     task: UUID = tasks.submit(act(config=CONFIG), {})
-    [message] = here.dispatch()
+    [message] = inline_worker.dispatch()
     claimed = minion.claim_task(message.task_id, message.claim, WORKER_ID)
     assert claimed is not None
-    with here.engine.begin() as connection:
+    with inline_worker.engine.begin() as connection:
         connection.execute(BEGAN, {"seconds": ran, "task": task})
     heartbeat._give_back(LostChild(task, claimed.claim, "killed", charged=True, at_limit=at_limit))
     assert tasks.get(task)["state"] == state
