@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test soak chaos crash-matrix lint format schema bench dist lock clean
+.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema bench dist lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -33,7 +33,10 @@ up: install  ## Run everything on this machine until Ctrl-C: servers, orchestrat
 	@$(RUN) orchestrator.cli up
 
 test: install  ## Run the tests against real servers, which they start themselves
-	@$(RUN) pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	@$(RUN) pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations=25
+
+unit: install  ## Run the tests that need no server (under a minute)
+	@$(RUN) pytest --numprocesses 3 tests/unit
 
 soak: install  ## Run the long tests that `make test` leaves out
 	@$(RUN) pytest -m soak

@@ -225,7 +225,7 @@ def test_a_delivery_may_be_named_by_the_first_characters_of_its_id(
     with pytest.raises(errors.NotFound, match="There is no delivery whose id is, or begins with, ffffffff"):
         client.retry_delivery("ffffffff")
     wrong = http.post("/v1/webhooks/deliveries/xyz/retry").json()
-    message = "'xyz' is not the id of a delivery: it must be a whole id, or its first 8 hexadecimal digits or more"
+    message = "'xyz' is not the id of a delivery: it must be a whole id, or at least its first 8 hexadecimal digits"
     assert wrong["faults"] == [{"path": "path.delivery_id", "message": message}]
 
 
