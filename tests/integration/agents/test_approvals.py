@@ -25,7 +25,7 @@ def decide(task: UUID, verdict: str, value: Any = None) -> str:
 
 
 @pytest.mark.parametrize("approved_first", [True, False])
-def test_a_sub_agent_and_a_person(
+def test_sub_agent_and_approval_in_one_turn(
     tasks: Tasks,
     define_agent: DefineAgent,
     messages_api: MessagesApi,
@@ -49,7 +49,7 @@ def test_a_sub_agent_and_a_person(
     assert tasks.get(task)["output"] == {"content": "done"}
 
 
-def test_messages_that_somebody_has_to_approve(
+def test_messages_wait_for_approval(
     tasks: Tasks, define_agent: DefineAgent, messages_api: MessagesApi, inline_worker: InlineWorker
 ) -> None:
     define_agent(config={"approval": True})
@@ -66,7 +66,7 @@ def test_messages_that_somebody_has_to_approve(
     assert {request["messages"][0]["content"][0]["text"] for request in messages_api.requests} == {"Hello", "Good day"}
 
 
-def test_an_input_of_null_that_somebody_has_to_approve(tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
+def test_input_of_null_waits_for_approval(tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     task = tasks.submit_all([TaskRequest(agent=act(config={"approval": True}), input=None)])[0]
     inline_worker._round()
     assert (tasks.get(task)["wait_reason"], tasks.steps(task)[0]["input"]["approval"]) == ("approval", None)
@@ -94,7 +94,7 @@ def die_while_it_runs(task: UUID, inline_worker: InlineWorker, place: str, monke
 
 
 @pytest.mark.parametrize("first", ["careful", "help", "act"])
-def test_an_unsafe_call_waits_for_what_the_calls_before_it_wait_for(
+def test_unsafe_call_waits_for_earlier_calls(
     tasks: Tasks, define_agent: DefineAgent, messages_api: MessagesApi, inline_worker: InlineWorker, first: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -128,7 +128,7 @@ def test_an_unsafe_call_waits_for_what_the_calls_before_it_wait_for(
     assert [step["number"] for step in tasks.steps(task)] == list(range(1, len(tasks.steps(task)) + 1))
 
 
-def test_approvals_of_unsafe_calls_are_asked_for_one_after_the_other(
+def test_approvals_of_unsafe_calls_are_asked_in_order(
     tasks: Tasks, define_agent: DefineAgent, messages_api: MessagesApi, inline_worker: InlineWorker, tmp_path: Path
 ) -> None:
     define_agent()

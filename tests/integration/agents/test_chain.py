@@ -68,7 +68,7 @@ def test_sequential_passes_each_output_on(chain: Any, ended: Any, tasks: Tasks) 
     assert {child["root_id"] for child in tasks.children(task["id"])} == {task["id"]}
 
 
-def test_parallel_gives_all_the_same_input(chain: Any, ended: Any, tasks: Tasks) -> None:
+def test_parallel_chain_gives_all_the_same_input(chain: Any, ended: Any, tasks: Tasks) -> None:
     task = ended(chain("Both", "Act", "Act", strategy="parallel"), answer(5))
     assert [result["output"] for result in task["output"]["results"]] == [5, 5]
     assert [e["outcome"] for e in tasks.executions(task["id"])] == ["suspended", "succeeded"]
@@ -80,7 +80,7 @@ def test_for_each_makes_one_sub_task_for_each_element(chain: Any, ended: Any) ->
     assert [result["output"] for result in task["output"]["results"]] == list(range(30))
 
 
-def test_for_each_of_nothing_is_done_at_once(chain: Any, ended: Any) -> None:
+def test_for_each_of_empty_list_finishes(chain: Any, ended: Any) -> None:
     assert ended(chain("Each", {"agent": "Act", "for_each": "items"}), {"items": []})["output"] == {"results": []}
 
 
@@ -92,7 +92,7 @@ def test_for_each_wants_a_list(chain: Any, ended: Any, value: Any) -> None:
 
 
 @pytest.mark.parametrize("failures", ["fail", "collect"])
-def test_fallback_takes_the_first_that_succeeds(chain: Any, ended: Any, act: Any, failures: str) -> None:
+def test_fallback_uses_first_success(chain: Any, ended: Any, act: Any, failures: str) -> None:
     act("Strict", config={"max_attempts": 1}, input_schema={"type": "object", "required": ["never"]})
     task = ended(chain("Any", "Strict", "Act", "Act", strategy="fallback", on_child_failure=failures), answer("second"))
     assert (task["state"], task["output"]) == ("succeeded", "second")
@@ -112,7 +112,7 @@ def test_router_chooses_by_the_words_of_the_input(chain: Any, ended: Any, act: A
     assert [child["agent"] for child in tasks.children(task["id"])] == ["Trains"]
 
 
-def test_router_that_cannot_choose_says_so(chain: Any, ended: Any, act: Any) -> None:
+def test_router_without_a_choice_fails_with_reason(chain: Any, ended: Any, act: Any) -> None:
     act("Boats", description="boats")
     task = ended(chain("Router", "Act", "Boats", strategy="router"), {"answer": "xyzzy"})
     assert task["error"]["type"] == "ambiguous_route"
@@ -129,7 +129,7 @@ def test_one_failure_fails_the_chain_with_its_cause(chain: Any, ended: Any, task
     assert [child["state"] for child in tasks.children(task["id"])] == ["succeeded", "failed", "failed"]
 
 
-def test_collect_lists_what_failed_beside_what_succeeded(chain: Any, ended: Any) -> None:
+def test_collect_lists_failures_and_successes(chain: Any, ended: Any) -> None:
     each = {"agent": "Act", "for_each": "items"}
     task = ended(chain("Each", each, on_child_failure="collect"), {"items": [answer(1), {"do": "fail"}]})
     first, second = task["output"]["results"]
@@ -137,7 +137,7 @@ def test_collect_lists_what_failed_beside_what_succeeded(chain: Any, ended: Any)
     assert (second["state"], second["input"], second["error"]["type"]) == ("failed", {"do": "fail"}, "tool_error")
 
 
-def test_the_cause_comes_up_from_the_depth(chain: Any, ended: Any) -> None:
+def test_cause_of_deep_failure_is_reported(chain: Any, ended: Any) -> None:
     task = ended(chain("Top", chain("Middle", chain("Bottom", "Act"))), {"do": "fail"})
     assert task["error"]["cause"]["agent"] == "Act"
     assert task["error"]["cause"]["error"]["type"] == "tool_error"
@@ -157,7 +157,7 @@ def test_a_chain_may_not_be_deeper_than_its_limit(chain: Any, ended: Any) -> Non
     assert "The chain below the agent 'Top' would be deeper than its max_chain_depth of 2" in task["error"]["message"]
 
 
-def test_an_agent_that_was_disabled_meanwhile_fails_the_chain(chain: Any, ended: Any, database: Any) -> None:
+def test_agent_disabled_later_fails_the_chain(chain: Any, ended: Any, database: Any) -> None:
     chain("Line", "Act")
     with database.begin() as connection:
         connection.exec_driver_sql("UPDATE agents SET status = 'disabled' WHERE name = 'Act'")
@@ -174,14 +174,14 @@ def test_a_child_that_is_cancelled_fails_the_parent(chain: Any, tasks: Tasks, in
     assert parent["error"]["cause"]["error"]["message"] == "Cancelled by the test."
 
 
-def test_cancelling_the_parent_cancels_what_is_below(chain: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
+def test_cancelling_parent_cancels_sub_tasks(chain: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
     task = waiting(tasks, inline_worker, chain("Both", "Act", "Act", strategy="parallel"))
     assert tasks.cancel(task) == "cancelled"
     assert {child["state"] for child in tasks.children(task)} == {"cancelled"}
     inline_worker.run_all()
 
 
-def test_a_parent_that_is_cancelled_while_it_runs_makes_no_children(
+def test_parent_cancelled_while_running_creates_no_children(
     chain: Any, tasks: Tasks, inline_worker: InlineWorker
 ) -> None:
     task = tasks.submit(chain("Line", "Act"), answer(1))
@@ -233,7 +233,7 @@ def test_a_fan_out_of_a_thousand_needs_one_slot(chain: Any, tasks: Tasks, inline
     assert tasks.count() == {"succeeded": 1001}
 
 
-def test_a_chain_has_so_many_sub_tasks_under_way_at_once(chain: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
+def test_chain_limits_concurrent_sub_tasks(chain: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
     chain("Many", {"agent": "Act", "for_each": "items"}, max_parallel=2)
     task = tasks.submit("Many", {"items": [answer(number) for number in range(5)]})
     most = 0

@@ -74,7 +74,7 @@ def alternates(messages: list[dict[str, Any]]) -> bool:
     return not blank and roles == [("user", "assistant")[index % 2] for index in range(len(roles))]
 
 
-def test_what_is_too_long_is_summed_up_once(
+def test_long_conversation_is_summarised_once(
     ask: Ask, tasks: Tasks, messages_api: MessagesApi, database: Engine
 ) -> None:
     first = ask([SUMMARY, ANSWER])
@@ -94,7 +94,7 @@ def test_what_is_too_long_is_summed_up_once(
     assert sum(step["cost_microdollars"] > 0 for step in tasks.steps(first)) == 2
 
 
-def test_the_next_summary_goes_on_from_the_last_one(
+def test_next_summary_continues_from_last_summary(
     ask: Ask, tasks: Tasks, messages_api: MessagesApi, database: Engine
 ) -> None:
     ask([SUMMARY, ANSWER])
@@ -108,7 +108,7 @@ def test_the_next_summary_goes_on_from_the_last_one(
     assert step["input"]["summarise"]["after"] == tasks.steps(tasks.get(task)["id"])[0]["output"]["after"] is not None
 
 
-def test_a_conversation_that_is_far_too_long_is_summed_up_in_parts(
+def test_very_long_conversation_is_summarised_in_parts(
     ask: Ask, tasks: Tasks, messages_api: MessagesApi, database: Engine
 ) -> None:
     talk(database, 40, first=TURNS)
@@ -122,7 +122,7 @@ def test_a_conversation_that_is_far_too_long_is_summed_up_in_parts(
 
 
 @pytest.mark.parametrize(("write", "paid"), [(0, 1), (1, 2), (2, 1), (3, 1)])
-def test_a_task_that_is_interrupted_pays_for_its_summary_once_and_reads_the_same(
+def test_interrupted_task_pays_for_its_summary_once(
     write: int,
     paid: int,
     tasks: Tasks,
@@ -169,7 +169,7 @@ def dying_after(writes: int) -> Callable[..., Any]:
     return write
 
 
-def test_a_replay_from_a_step_reads_the_history_that_its_original_read(
+def test_replay_from_step_reads_history_of_original(
     ask: Ask, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, database: Engine
 ) -> None:
     first = ask([SUMMARY, ANSWER])
@@ -186,7 +186,7 @@ def test_a_replay_from_a_step_reads_the_history_that_its_original_read(
     assert len(summaries(database)) == 2
 
 
-def test_the_offline_planner_shortens_and_says_so(
+def test_offline_planner_shortens_history_and_reports_it(
     tasks: Tasks, inline_worker: InlineWorker, define_agent: DefineAgent, database: Engine
 ) -> None:
     define_agent({"history_tokens": LIMIT}, model="offline")
@@ -199,7 +199,7 @@ def test_the_offline_planner_shortens_and_says_so(
     assert "user: Question 2." in summary
 
 
-def test_a_task_reads_what_was_said_while_it_waited_for_its_turn(
+def test_task_reads_messages_added_before_its_position_came(
     tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, define_agent: DefineAgent
 ) -> None:
     define_agent(tools=[])
@@ -214,7 +214,7 @@ def test_a_task_reads_what_was_said_while_it_waited_for_its_turn(
     ]
 
 
-def test_a_summary_outlives_its_task_and_goes_with_the_conversation(ask: Ask, database: Engine) -> None:
+def test_summary_outlives_its_task_but_not_the_conversation(ask: Ask, database: Engine) -> None:
     task = ask([SUMMARY, ANSWER])
     with database.begin() as connection:
         connection.execute(text("DELETE FROM tasks WHERE id = :task"), {"task": task})
@@ -231,7 +231,7 @@ def conversation(*sizes: tuple[str, int]) -> list[Said]:
     return [Said(UUID(int=index), role, "x" * size) for index, (role, size) in enumerate(sizes, 1)]
 
 
-def test_what_is_kept_begins_with_a_person() -> None:
+def test_kept_history_begins_with_user_message() -> None:
     said = conversation(*[("user", 140), ("assistant", 140)] * 10)
     older = _older(Summary(), said, 500)
     assert len(older) == 16
@@ -246,7 +246,7 @@ def test_a_message_that_is_too_long_by_itself_is_summed_up_too() -> None:
     assert _older(Summary(), conversation(("assistant", 5000), ("assistant", 10)), 500) != []
 
 
-def test_roles_take_turns_whatever_was_said() -> None:
+def test_roles_alternate_in_history() -> None:
     roles = ["assistant", "user", "user", "assistant", "assistant", "user"]
     said = conversation(*((role, 1) for role in roles))
     assert alternates(_formatted(Summary(), said))

@@ -135,9 +135,7 @@ def kept(steps: list[dict[str, Any]]) -> dict[int, tuple[Any, ...]]:
     return {s["number"]: (s["name"], s["request_hash"], s["status"], s["output"]) for s in steps if settled(s)}
 
 
-def test_whoever_is_interrupted_anywhere_reads_the_same_and_makes_nothing_twice(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_task_reads_the_same_journal(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     @hypothesis_settings(
         max_examples=12, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
     )

@@ -56,7 +56,7 @@ def approve(task: UUID) -> None:
         lifecycle.decide(connection, task, "approve", who="test")
 
 
-def test_an_agent_with_tools_that_a_person_approves(
+def test_agent_with_tool_that_needs_approval(
     tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
 ) -> None:
     task = tasks.submit("refund-desk", COMPLAINT)

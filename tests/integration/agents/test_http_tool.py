@@ -105,7 +105,7 @@ def fetch(define: Define, tasks: Tasks, inline_worker: InlineWorker, configured:
     return run
 
 
-def test_arguments_go_where_the_definition_says(fetch: Any, server: Server) -> None:
+def test_arguments_are_placed_as_defined(fetch: Any, server: Server) -> None:
     task = fetch({"city": "São Paulo/..", "units": "C", "n": 3}, url=server.url + "/v2/{city}/weather", query=["units"])
     assert task["output"] == {"ok": True}
     [(method, path, headers, body)] = server.asked
@@ -180,7 +180,7 @@ def test_an_argument_cannot_add_a_parameter_by_its_value(fetch: Any, server: Ser
     ]
 
 
-def test_an_argument_of_the_same_name_in_the_body_is_not_the_parameter(fetch: Any, server: Server) -> None:
+def test_body_argument_does_not_replace_parameter_of_same_name(fetch: Any, server: Server) -> None:
     assert fetch({"account": 5}, url=server.url + "/x?account=ours", method="POST")["output"] == {"ok": True}
     [(_, path, _, body)] = server.asked
     assert (path, json.loads(body)) == ("/x?account=ours", {"account": 5})
@@ -191,7 +191,7 @@ REFERRING = {"$ref": "#/$defs/city", "$defs": {"city": CITY}}
 
 
 @pytest.mark.parametrize("schema", [CITY, REFERRING, {"allOf": [CITY]}, {**CITY, "patternProperties": {"^x-": True}}])
-def test_arguments_that_neither_schema_nor_request_name_are_refused(fetch: Any, server: Server, schema: Any) -> None:
+def test_unknown_arguments_are_refused(fetch: Any, server: Server, schema: Any) -> None:
     http = {"tool": {"input_schema": schema}, "url": server.url + "/{id}", "query": ["units"]}
     named = {"city": "Rome", "id": 7, "units": "C"}
     assert fetch(named, **http)["output"] == {"ok": True}
@@ -216,7 +216,7 @@ def test_a_schema_may_take_more_arguments_than_it_names(fetch: Any, server: Serv
 
 
 @pytest.mark.parametrize("path", ["/{long}", "/x?long={long}", "/x"])
-def test_an_address_that_is_too_long_is_an_error_of_the_arguments(fetch: Any, server: Server, path: str) -> None:
+def test_too_long_address_is_an_argument_error(fetch: Any, server: Server, path: str) -> None:
     http = {"url": server.url + path, "method": "POST", "query": ["long"]}
     task = fetch({"long": "a" * 70_000}, effect="unsafe", **http)
     assert (task["state"], task["claim"], task["error"]["type"]) == ("failed", 1, "invalid_input")
@@ -263,14 +263,14 @@ def test_addresses_that_are_not_public_are_refused(
     assert "is not a public address" in task["error"]["message"]
 
 
-def test_an_unsafe_request_without_an_answer_asks_a_person(fetch: Any, server: Server) -> None:
+def test_unsafe_request_without_answer_waits_for_decision(fetch: Any, server: Server) -> None:
     server.answers = [(200, {"Content-Length": "100"}, b"cut off")]
     task = fetch({}, url=server.url + "/charge", method="POST")
     assert (task["state"], task["wait_reason"]) == ("waiting", "answer")
     assert len(server.asked) == 1
 
 
-def test_an_unsafe_request_that_could_not_be_sent_asks_nobody(fetch: Any, server: Server) -> None:
+def test_unsent_unsafe_request_needs_no_decision(fetch: Any, server: Server) -> None:
     task = fetch({}, url=server.url + "/charge", method="POST", headers={"Transfer-Encoding": "gzip"})
     assert (task["state"], server.asked) == ("failed", [])
     assert "no answer: LocalProtocolError" in task["error"]["message"]
@@ -307,7 +307,7 @@ def test_a_secret_is_written_nowhere(
 # As PHP, .NET and Go write JSON.
 @pytest.mark.parametrize("echo", [r"t0p\/s3cr\"t+", r"t0p/s3cr\u0022t\u002B", r"t\u0030p\/s3cr\"t\u002b"])
 @pytest.mark.parametrize("status", [200, 400])
-def test_a_secret_that_comes_back_with_escapes_is_blotted_out(
+def test_escaped_secret_in_response_is_masked(
     fetch: Any, server: Server, configured: Settings, echo: str, status: int
 ) -> None:
     with transaction() as connection:
@@ -333,7 +333,7 @@ def test_a_secret_that_no_header_can_hold_is_not_quoted(
     assert SECRET not in everything_written(database, capsys)
 
 
-def test_neither_a_secret_nor_the_key_of_the_api_is_written_by_an_agent_with_a_model(
+def test_model_agent_writes_no_secret_and_no_api_key(
     define: Define,
     tasks: Tasks,
     inline_worker: InlineWorker,

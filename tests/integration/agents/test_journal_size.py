@@ -12,7 +12,7 @@ from tests.integration.conftest import InlineWorker, Tasks
 SERVE = text("UPDATE workers SET capabilities = '{bench}'")
 
 
-def test_a_turn_takes_as_much_room_late_as_early(
+def test_journal_grows_linearly_with_turns(
     tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, define: Define
 ) -> None:
     define(*DEFINITIONS)

@@ -65,7 +65,7 @@ def test_all_buckets_or_none(limiter: Limiter) -> None:
     assert limiter.acquire([wide]).granted
 
 
-def test_what_redis_lost_starts_with_room_for_one(limiter: Limiter) -> None:
+def test_bucket_lost_by_redis_starts_with_room_for_one(limiter: Limiter) -> None:
     bucket = Bucket(str(uuid4()), 1000, 60.0)
     with make_redis() as broker:
         assert limiter.acquire([bucket]).granted
@@ -81,7 +81,7 @@ def test_a_cost_above_the_burst_is_paid_back(limiter: Limiter) -> None:
     assert 4 < limiter.acquire([tokens]).wait <= 5
 
 
-def test_a_call_whose_end_is_never_told_is_forgotten(limiter: Limiter) -> None:
+def test_call_without_reported_end_is_forgotten(limiter: Limiter) -> None:
     """A process that was killed in the middle of a call does not hold its room for ever."""
     bucket, calls = Bucket(str(uuid4()), 100, 60.0), str(uuid4())
     limiter.acquire([], Flight(calls, "killed", (10.0,), seconds=0.01))
@@ -93,7 +93,7 @@ def test_a_call_whose_end_is_never_told_is_forgotten(limiter: Limiter) -> None:
     assert not limiter.acquire([bucket]).granted
 
 
-def test_without_redis_nothing_begins() -> None:
+def test_no_call_begins_without_redis() -> None:
     away = Limiter(redis.Redis(port=1, retry=Retry(NoBackoff(), 0)))
     with pytest.raises(Unavailable, match="no call starts"):
         away.acquire([Bucket("x", 1, 1.0)])

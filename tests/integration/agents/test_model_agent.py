@@ -79,7 +79,7 @@ def last_said(request: dict[str, Any]) -> Any:
     return unmarked(request)[-1]["content"]
 
 
-def test_an_answer_and_what_it_used(ask: Any, define_agent: Any, tasks: Tasks, messages_api: MessagesApi) -> None:
+def test_answer_records_usage(ask: Any, define_agent: Any, tasks: Tasks, messages_api: MessagesApi) -> None:
     define_agent()
     task = ask([testing.text("Hi.")])
     assert (task["state"], task["output"]) == ("succeeded", {"content": "Hi."})
@@ -144,7 +144,7 @@ def test_results_follow_their_calls_in_one_message(ask: Any, define_agent: Any, 
     assert "There is no tool named 'nothing'; there are: act, echo" in results["content"][2]["content"]
 
 
-def test_arguments_that_break_a_tools_schema_go_back_to_the_model(
+def test_invalid_tool_arguments_are_returned_to_the_model(
     ask: Any, define_agent: Any, messages_api: MessagesApi
 ) -> None:
     define_agent()
@@ -187,7 +187,7 @@ def test_a_delegation_in_the_middle_of_a_turn(
     assert len(messages_api.requests) == 2
 
 
-def test_what_became_of_an_interrupted_unsafe_tool_is_told_to_the_model(
+def test_model_receives_outcome_of_interrupted_unsafe_tool(
     define_agent: Any,
     tasks: Tasks,
     inline_worker: InlineWorker,
@@ -230,7 +230,7 @@ def test_what_became_of_an_interrupted_unsafe_tool_is_told_to_the_model(
         (413, "The Anthropic API answered 413: scripted"),
     ],
 )
-def test_an_error_of_the_api_says_what_it_said(
+def test_api_error_text_is_reported(
     ask: Any, define_agent: Any, messages_api: MessagesApi, status: int, message: str
 ) -> None:
     define_agent(config={"max_attempts": 2})
@@ -382,7 +382,7 @@ def test_text_that_cannot_be_stored_is_replaced(
     assert "model_text_replaced" in [entry["event"] for entry in logs]
 
 
-def test_what_cannot_be_stored_goes_back_as_it_came(
+def test_thinking_with_unstorable_text_is_returned_unchanged(
     ask: Any, define_agent: Any, tasks: Tasks, messages_api: MessagesApi
 ) -> None:
     """Thoughts are signed: the API takes them back only unchanged."""
@@ -402,7 +402,7 @@ def test_what_cannot_be_stored_goes_back_as_it_came(
     assert sent[1]["text"] == "Half: \ufffd"
 
 
-def test_a_call_whose_input_cannot_be_stored_is_mended(ask: Any, define_agent: Any, messages_api: MessagesApi) -> None:
+def test_call_with_unstorable_input_is_repaired(ask: Any, define_agent: Any, messages_api: MessagesApi) -> None:
     define_agent()
     task = ask([tool_use(("act", {"answer": "\x00"})), testing.text("Done.")])
     assert task["state"] == "succeeded", task["error"]
@@ -459,7 +459,7 @@ def test_a_conversation_is_remembered(ask: Any, define_agent: Any, messages_api:
     assert len(messages_api.requests[1]["messages"]) == 1
 
 
-def test_a_long_conversation_begins_with_a_person(
+def test_long_conversation_begins_with_user_message(
     ask: Any, define_agent: Any, messages_api: MessagesApi, database: Engine
 ) -> None:
     define_agent()
@@ -528,9 +528,7 @@ def test_blank_messages_stay_behind(ask: Any, define_agent: Any, messages_api: M
 @pytest.mark.parametrize(
     "given", [{"value": ""}, {"value": " \n"}, {"messages": [" "]}, {"messages": [{"role": "ai", "content": ""}]}]
 )
-def test_nothing_but_blanks_is_refused(
-    ask: Any, define_agent: Any, messages_api: MessagesApi, given: dict[str, Any]
-) -> None:
+def test_blank_input_is_refused(ask: Any, define_agent: Any, messages_api: MessagesApi, given: dict[str, Any]) -> None:
     define_agent()
     task = ask([testing.text("Hi.")], **given)
     assert (task["state"], task["error"]["type"]) == ("failed", "invalid_input")
@@ -538,7 +536,7 @@ def test_nothing_but_blanks_is_refused(
     assert messages_api.requests == []
 
 
-def test_the_soft_limit_ends_a_model_call_before_and_in_its_stream(
+def test_soft_limit_ends_model_call_before_and_in_stream(
     tasks: Tasks,
     define_agent: Any,
     messages_api: MessagesApi,

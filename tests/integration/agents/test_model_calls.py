@@ -79,7 +79,7 @@ def wake(task: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("streams", [True, False])
-def test_blocks_go_back_as_they_came(
+def test_blocks_are_returned_to_the_model_unchanged(
     define_agent: Any,
     tasks: Tasks,
     inline_worker: InlineWorker,
@@ -108,7 +108,7 @@ def test_blocks_go_back_as_they_came(
     assert tasks.steps(task)[0]["output"]["content"] == said
 
 
-def test_what_was_read_from_the_cache_is_told(ask: Any, define_agent: Any, tasks: Tasks) -> None:
+def test_tokens_read_from_cache_are_reported(ask: Any, define_agent: Any, tasks: Tasks) -> None:
     define_agent()
     usage = {"input_tokens": 7, "output_tokens": 5, "cache_read_input_tokens": 100, "cache_creation_input_tokens": 20}
     task = ask({**HI, "usage": usage})
@@ -206,7 +206,7 @@ def test_a_long_wait_holds_no_worker_and_no_attempt(
         ({"error_after": [1, "api_error", "Internal"]}, "answered 500: Internal"),
     ],
 )
-def test_a_stream_that_breaks_off_is_made_again_and_not_believed(
+def test_broken_stream_is_retried_and_discarded(
     begin: Any,
     define_agent: Any,
     tasks: Tasks,
@@ -258,19 +258,19 @@ def test_patience_ends(
         (0, 1e6, 3600, 3600),
     ],
 )
-def test_the_delay_grows_whatever_the_header_says(tries: int, asked: float | None, least: float, most: float) -> None:
+def test_retry_delay_grows_despite_header(tries: int, asked: float | None, least: float, most: float) -> None:
     failure = ModelUnavailable("Away.", **({} if asked is None else {"retry_after": asked}))
     assert all(least <= patience.delay_after(failure, tries) <= most for _ in range(50))
 
 
-def test_a_paused_turn_goes_on(ask: Any, define_agent: Any, messages_api: MessagesApi) -> None:
+def test_paused_turn_continues(ask: Any, define_agent: Any, messages_api: MessagesApi) -> None:
     define_agent()
     task = ask(testing.text("First half,", "pause_turn"), testing.text("second half."))
     assert task["output"] == {"content": "second half."}
     assert [message["role"] for message in messages_api.requests[1]["messages"]] == ["user", "assistant"]
 
 
-def test_a_refusal_says_why(ask: Any, define_agent: Any) -> None:
+def test_refusal_reports_reason(ask: Any, define_agent: Any) -> None:
     define_agent()
     details = {"type": "refusal", "category": "cyber", "explanation": "That could do harm."}
     task = ask(testing.text("", "refusal", stop_details=details))
@@ -336,7 +336,7 @@ def test_unsafe_calls_are_made_one_after_the_other(ask: Any, define_agent: Any, 
     assert (task["state"], task["attempts"]) == ("succeeded", 1)
 
 
-def test_numbers_do_not_depend_on_who_is_faster(
+def test_step_numbers_do_not_depend_on_speed(
     begin: Any, define_agent: Any, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, tmp_path: Path
 ) -> None:
     define_agent()
@@ -368,9 +368,7 @@ def test_numbers_do_not_depend_on_who_is_faster(
     assert len(log.read_text().splitlines()) == 1 + 2
 
 
-def test_a_model_that_calls_tools_wrongly_is_not_asked_for_ever(
-    ask: Any, define_agent: Any, messages_api: MessagesApi
-) -> None:
+def test_model_with_repeated_wrong_calls_is_stopped(ask: Any, define_agent: Any, messages_api: MessagesApi) -> None:
     define_agent()
     task = ask(tool_use(("nothing", {})))
     assert task["error"]["type"] == "model_error"

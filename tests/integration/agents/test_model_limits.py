@@ -103,7 +103,7 @@ def test_before_the_first_answer_calls_pass(another: Any) -> None:
     assert [another().reserve(MODEL, 100_000, 100_000) for _ in range(50)] == [0.0] * 50
 
 
-def test_no_more_is_left_than_the_api_says_less_what_is_in_flight(another: Any) -> None:
+def test_remainder_is_the_header_less_requests_in_flight(another: Any) -> None:
     first, second, third = another(), another(), another()
     for process in (first, second, third):
         assert process.reserve(MODEL, 10, 10) == 0
@@ -113,7 +113,7 @@ def test_no_more_is_left_than_the_api_says_less_what_is_in_flight(another: Any) 
 
 
 @pytest.mark.parametrize(("kind", "cost"), [("input-tokens", 60), ("output-tokens", 90), ("tokens", 150)])
-def test_tokens_are_reserved_and_given_back(another: Any, kind: str, cost: int) -> None:
+def test_tokens_are_reserved_and_released(another: Any, kind: str, cost: int) -> None:
     process = another()
     process.reserve(MODEL, 0, 0)
     process.learn(MODEL, told(kind, limit=10 * cost, remaining=10 * cost), 200)
@@ -126,7 +126,7 @@ def test_tokens_are_reserved_and_given_back(another: Any, kind: str, cost: int) 
     assert another().reserve(MODEL, 60, 90) > 2, "what was used is used"
 
 
-def test_a_refused_call_gives_its_output_back(another: Any) -> None:
+def test_refused_call_releases_its_output_tokens(another: Any) -> None:
     process = another()
     process.learn(MODEL, told("output-tokens", limit=1000, remaining=1000), 200)
     process.reserve(MODEL, 10, 100)
@@ -144,14 +144,14 @@ def test_a_429_holds_all_processes_of_the_key(another: Any) -> None:
     assert another("another key").reserve(MODEL, 10, 10) == 0
 
 
-def test_a_limit_that_comes_back_slowly(another: Any) -> None:
+def test_limit_that_recovers_slowly(another: Any) -> None:
     process = another()
     process.learn(MODEL, told(limit=10, remaining=0, seconds=3600), 200)
     # 10 in an hour: the one that may begin at once comes back after six minutes; one asks again after a minute.
     assert another().reserve(MODEL, 10, 10) == 60
 
 
-def test_headers_that_cannot_be_read_say_nothing(another: Any) -> None:
+def test_unreadable_headers_are_ignored(another: Any) -> None:
     process = another()
     for nonsense in ({"limit": "many"}, {"limit": "0"}, {"remaining": "-1"}, {"remaining": ""}):
         process.learn(MODEL, {**told(limit=1, remaining=0), **_named(nonsense)}, 200)
@@ -165,7 +165,7 @@ def _named(facts: dict[str, str]) -> dict[str, str]:
     return {f"anthropic-ratelimit-requests-{name}": fact for name, fact in facts.items()}
 
 
-def test_those_who_wait_long_come_back_one_after_the_other(another: Any, set_limit: Any) -> None:
+def test_waiting_calls_return_one_by_one(another: Any, set_limit: Any) -> None:
     set_limit(rate="10/m")
     assert another().reserve(MODEL, 10, 10) == 0
     # Each is told its wait between two moments; what it adds up to lies between them too.
@@ -179,7 +179,7 @@ def test_those_who_wait_long_come_back_one_after_the_other(another: Any, set_lim
     assert latest[2] - earliest[1] > 0.09
 
 
-def test_without_redis_only_what_people_have_set_holds(set_limit: Any, database: Engine) -> None:
+def test_without_redis_only_configured_limits_hold(set_limit: Any, database: Engine) -> None:
     away = ModelLimits("key", None, redis.Redis(port=1, retry=Retry(NoBackoff(), 0)))
     assert away.reserve(MODEL, 10, 10) == 0
     away.learn(MODEL, told(limit=1, remaining=0), 429)
@@ -248,7 +248,7 @@ def test_the_api_is_not_asked_while_it_wants_to_be_left_alone(
     assert f"asked for a pause of calls to '{MODEL}'" in why(database, second).sentence
 
 
-def test_what_a_call_was_granted_and_did_not_use_comes_back(
+def test_unused_grant_of_a_call_is_released(
     database: Engine,
     messages_api: MessagesApi,
     agent_name: str,

@@ -206,7 +206,9 @@ SAID_DIFFERENTLY = {
 
 
 @pytest.mark.parametrize("how", SAID_DIFFERENTLY)
-def test_the_same_said_differently(run: Any, tasks: Tasks, recorded_server: RecordedServer, how: str) -> None:
+def test_equivalent_responses_give_the_same_answer(
+    run: Any, tasks: Tasks, recorded_server: RecordedServer, how: str
+) -> None:
     task = run(SAID_DIFFERENTLY[how])
     assert (task["state"], task["output"]) == ("succeeded", {"content": "Wörld → 😀"})
     [execution] = tasks.executions(task["id"])
@@ -644,7 +646,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_becomes_of_it(run: Any, tasks: Tasks, recorded_server: RecordedServer, name: str) -> None:
+def test_recorded_response_gives_expected_outcome(
+    run: Any, tasks: Tasks, recorded_server: RecordedServer, name: str
+) -> None:
     case = CASES[name]
     task = run(*case.responses, **({"output_schema": case.schema} if case.schema else {}))
     made = [step["input"]["arguments"] for step in tasks.steps(task["id"]) if step["name"] == "act"]
@@ -668,7 +672,7 @@ def unmarked(said: dict[str, Any]) -> dict[str, Any]:
     return {**said, "content": blocks}
 
 
-def test_what_was_used_is_summed_up(run: Any, tasks: Tasks) -> None:
+def test_usage_is_summed(run: Any, tasks: Tasks) -> None:
     [case] = CASES["a cache of an hour, and searches"].responses
     [step] = tasks.steps(run(case)["id"])
     assert step["usage"] == {
@@ -727,9 +731,7 @@ def test_an_error_that_is_final(run: Any, recorded_server: RecordedServer, name:
 
 
 @pytest.mark.parametrize("counted", [False, True])
-def test_what_is_refused_costs_nothing_even_if_the_words_are_lost(
-    run: Any, recorded_server: RecordedServer, counted: bool
-) -> None:
+def test_refusal_is_free_even_without_its_text(run: Any, recorded_server: RecordedServer, counted: bool) -> None:
     lost = Recorded(b'{"type": "err', 400, {**JSON, "request-id": REQUEST}, cut=True)
     recorded_server.counts = [plain({"input_tokens": 7}) if counted else lost]
     task = run(lost, budget=Budget(tokens=100_000))
@@ -797,7 +799,7 @@ def test_an_error_after_which_it_is_asked_again(
     assert len(recorded_server.requests) == 2
 
 
-def test_what_no_gateway_counts_is_estimated(run: Any, recorded_server: RecordedServer) -> None:
+def test_uncounted_input_is_estimated(run: Any, recorded_server: RecordedServer) -> None:
     for counted in (
         plain({"input_tokens": 7, "context_management": {"original_input_tokens": 9}}),
         plain(api_error("not_found_error", "Not found"), 404),
@@ -812,7 +814,7 @@ def test_what_no_gateway_counts_is_estimated(run: Any, recorded_server: Recorded
         assert recorded_server.counts == []
 
 
-def test_what_nobody_tells_stays_reserved(run: Any, recorded_server: RecordedServer) -> None:
+def test_unreported_usage_stays_reserved(run: Any, recorded_server: RecordedServer) -> None:
     recorded_server.counts = [plain({"input_tokens": 1000})]
     task = run(
         plain({**message({"type": "text", "text": "Hi."}), "usage": None}),
@@ -824,7 +826,7 @@ def test_what_nobody_tells_stays_reserved(run: Any, recorded_server: RecordedSer
     assert task["budget"]["dollars"]["spent"] == 0.0035
 
 
-def test_a_refusal_that_costs_nothing_gives_its_budget_back(run: Any, recorded_server: RecordedServer) -> None:
+def test_free_refusal_releases_its_budget(run: Any, recorded_server: RecordedServer) -> None:
     recorded_server.counts = [plain({"input_tokens": 1000})]
     task = run(stream(begun(), *ended("refusal")), budget=Budget(dollars=1))
     assert task["state"] == "failed"

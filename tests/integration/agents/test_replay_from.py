@@ -87,7 +87,7 @@ def shape(steps: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [(s["number"], s["kind"], s["name"], s["status"], s["request_hash"]) for s in steps]
 
 
-def test_a_replay_from_any_step_ends_the_same_and_asks_the_model_for_nothing_twice(replays: Replays) -> None:
+def test_replay_from_any_step_ends_the_same(replays: Replays) -> None:
     first = replays.submit(SCRIPT)
     journal = replays.tasks.steps(first["id"])
     assert [step["kind"] for step in journal] == KINDS
@@ -106,7 +106,7 @@ def test_a_replay_from_any_step_ends_the_same_and_asks_the_model_for_nothing_twi
         assert all(s["claim"] == 0 and s["cost_microdollars"] == 0 and not s["usage"] for s in steps[: number - 1])
 
 
-def test_a_replay_of_a_replay_knows_who_made_each_step(replays: Replays) -> None:
+def test_replay_of_replay_knows_the_origin_of_each_step(replays: Replays) -> None:
     first = replays.submit(SCRIPT)
     second = replays.replay(first["id"], 7)
     third = replays.replay(second["id"], 9)
@@ -116,7 +116,7 @@ def test_a_replay_of_a_replay_knows_who_made_each_step(replays: Replays) -> None
     assert third["origin_id"] == first["id"]
 
 
-def test_an_edited_output_is_what_the_model_is_told(replays: Replays) -> None:
+def test_model_receives_edited_output(replays: Replays) -> None:
     first = replays.submit(SCRIPT)
     for step, output, told in (
         (2, {"n": "edited"}, '{"n": "edited"}'),
@@ -142,7 +142,7 @@ def test_an_edited_answer_and_an_edited_approval(replays: Replays, tasks: Tasks)
         replays.accept(first["id"], 7, Edit({"arguments": "mine"}))
 
 
-def test_what_a_sub_task_brought_is_kept_when_retention_deletes_it(replays: Replays) -> None:
+def test_sub_task_result_survives_retention(replays: Replays) -> None:
     first = replays.submit(SCRIPT)
     large = replays.accept(first["id"], 6)
     with replays.inline_worker.engine.begin() as connection:
@@ -153,7 +153,7 @@ def test_what_a_sub_task_brought_is_kept_when_retention_deletes_it(replays: Repl
     assert "'content': 'helped'" in str(replays.messages_api.requests[-1]["messages"])
 
 
-def test_a_fan_out_goes_on_after_its_sub_tasks(tasks: Tasks, inline_worker: InlineWorker, define: Define) -> None:
+def test_fan_out_continues_after_its_sub_tasks(tasks: Tasks, inline_worker: InlineWorker, define: Define) -> None:
     """The next sub-task's input names those before it: their ids are part of the history."""
     helper = {"type": "function", "tool": "act", "config": {"capabilities": ["work"]}}
     define(
@@ -191,7 +191,7 @@ def test_a_replay_that_is_interrupted_reads_the_same_journal(replays: Replays) -
     assert replays.run(task)["output"] == first["output"]
 
 
-def test_a_task_that_was_cancelled_goes_on_where_it_stopped(replays: Replays, tasks: Tasks) -> None:
+def test_replay_of_cancelled_task_continues_where_it_stopped(replays: Replays, tasks: Tasks) -> None:
     replays.messages_api.script = list(SCRIPT)
     task = tasks.submit("Agent", "Hello")
     for _ in range(3):
@@ -222,7 +222,7 @@ def test_a_step_that_is_not_there(replays: Replays) -> None:
             replays.accept(first["id"], step, Edit(None))
 
 
-def test_what_cannot_be_replayed_from_a_step(replays: Replays, tasks: Tasks, settings: Settings) -> None:
+def test_replay_from_step_is_refused(replays: Replays, tasks: Tasks, settings: Settings) -> None:
     with pytest.raises(NotFound):
         replays.accept(UUID(int=0), 1)
     replays.messages_api.script = list(SCRIPT)

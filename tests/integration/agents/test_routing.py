@@ -118,7 +118,7 @@ def test_only_a_router_asks_a_model(define: Define) -> None:
         define({"kind": "agent", "name": "X", "type": "function", "relations": [{"agent": "Boats"}], "config": config})
 
 
-def test_a_message_is_routed_by_its_words_and_the_record_says_so(tasks: Tasks, inline_worker: InlineWorker) -> None:
+def test_message_is_routed_by_its_words_and_recorded(tasks: Tasks, inline_worker: InlineWorker) -> None:
     task = tasks.submit(None, messages=[QUESTION])
     inline_worker.run_all()
     routing = tasks.get(task)["routing"]

@@ -171,7 +171,7 @@ def people(state: dict[str, Any], folder: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "after", "first"), [("cut", False, 1), ("cut", True, 4), ("killed", False, 7), ("killed", True, 10)]
 )
-def test_a_strike_at_a_statement_costs_nothing(
+def test_fault_at_any_statement_loses_nothing(
     tasks: Tasks, inline_worker: InlineWorker, define_agent: DefineAgent,
     database: Engine, monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

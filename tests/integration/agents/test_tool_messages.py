@@ -32,9 +32,7 @@ def accepted(database: Engine, define: Define) -> Any:
     return accept
 
 
-def test_a_function_gets_messages_of_role_tool_that_were_accepted(
-    accepted: Any, tasks: Tasks, inline_worker: InlineWorker
-) -> None:
+def test_function_receives_accepted_tool_messages(accepted: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
     task = accepted("Echo")
     inline_worker.run_all()
     ended = tasks.get(task)

@@ -102,7 +102,7 @@ def ended_well(tasks: Tasks, task: UUID) -> bool:
     return found["output"] == {"content": "Nunc."}
 
 
-def test_a_task_that_0_2_began_goes_on_as_it_began(
+def test_task_begun_by_0_2_continues_here(
     task: UUID, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, tree_0_2: Path
 ) -> None:
     """A model's thoughts hold only behind the very words that were before them."""
@@ -120,7 +120,7 @@ def test_a_task_that_0_2_began_goes_on_as_it_began(
     )
 
 
-def test_0_2_goes_on_with_a_task_that_this_release_began(
+def test_0_2_continues_task_begun_here(
     task: UUID, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, tree_0_2: Path
 ) -> None:
     take_turns(inline_worker, None)
@@ -130,7 +130,7 @@ def test_0_2_goes_on_with_a_task_that_this_release_began(
     assert len(messages_api.requests) == 3
 
 
-def test_a_task_that_this_release_began_goes_on_as_it_began(
+def test_task_begun_here_continues_unchanged(
     task: UUID, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
 ) -> None:
     take_turns(inline_worker, None)

@@ -48,7 +48,7 @@ def test_a_change_that_makes_no_sense_is_refused(
     assert (answer.status_code, fault in answer.json()["detail"]) == (422, True), answer.text
 
 
-def test_what_cannot_be_raised_is_told(client: Client, act: Any, tasks: Tasks) -> None:
+def test_invalid_raise_of_budget_is_refused(client: Client, act: Any, tasks: Tasks) -> None:
     act()
     with pytest.raises(errors.Conflict, match="does not have its own budget, and does not wait for one"):
         client.change_budget(tasks.submit("Act", {}), add_tokens=1)

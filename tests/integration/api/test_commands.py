@@ -66,7 +66,7 @@ def run_cli(
 
 
 @pytest.mark.usefixtures("agents")
-def test_submit_prints_the_id_for_a_script_and_the_state_for_people(
+def test_submit_prints_id_for_scripts_and_state_at_terminals(
     run_cli: Run, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = run_cli("submit", "Echo").out
@@ -95,7 +95,7 @@ def test_the_last_task_is_the_one_that_was_submitted_last(run_cli: Run, client: 
 
 
 @pytest.mark.usefixtures("agents")
-def test_a_submission_succeeds_where_its_id_cannot_be_kept(
+def test_submission_succeeds_when_its_id_cannot_be_saved(
     run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -244,7 +244,7 @@ def test_a_setting_that_is_wrong_is_one_line_that_names_it(
     assert "must" in done.err
 
 
-def test_apply_says_what_it_would_do_and_what_is_empty(run_cli: Run, database: Engine, tmp_path: Path) -> None:
+def test_apply_reports_dry_run_and_empty_files(run_cli: Run, database: Engine, tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("# nothing yet\n")
     refused = run_cli("apply", str(file))
@@ -259,7 +259,7 @@ def test_apply_says_what_it_would_do_and_what_is_empty(run_cli: Run, database: E
 # ----------------------------------------------------------------------------------------------------- terminals
 
 
-def test_no_command_sends_what_a_function_chose_to_the_terminal(
+def test_no_command_prints_control_characters_of_functions(
     run_cli: Run, client: Client, define: Define, act: Any, inline_worker: InlineWorker, tasks: Tasks
 ) -> None:
     define(

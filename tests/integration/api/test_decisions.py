@@ -90,7 +90,7 @@ def refused(client: Client, task: Any, value: Any, match: str) -> None:
     assert client.why(task)["reason"] == "approval"
 
 
-def test_edited_arguments_are_held_to_the_tool_version_that_the_task_has_pinned(
+def test_edited_arguments_must_fit_the_pinned_tool_version(
     client: Client, tasks: Tasks, define: Define, inline_worker: InlineWorker
 ) -> None:
     tool = {**ACT, "approval": True, "input_schema": NUMBER}
@@ -107,7 +107,7 @@ def test_edited_arguments_are_held_to_the_tool_version_that_the_task_has_pinned(
 
 
 @pytest.mark.parametrize("by_tool", [True, False])
-def test_edited_arguments_are_held_to_the_schema_of_the_function(
+def test_edited_arguments_must_fit_the_function_schema(
     client: Client, tasks: Tasks, define: Define, inline_worker: InlineWorker, by_tool: bool
 ) -> None:
     code = "def double(answer):\n    return 2 * answer\n"
@@ -132,7 +132,7 @@ def messages_api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[
         yield server
 
 
-def test_edited_arguments_of_one_of_several_calls_are_held_to_its_tool(
+def test_edited_arguments_of_one_call_must_fit_its_tool(
     messages_api: testing.MessagesApi, client: Client, tasks: Tasks, define: Define, inline_worker: InlineWorker
 ) -> None:
     url = "http://127.0.0.1:9/{answer}"
@@ -158,7 +158,7 @@ def test_edited_arguments_of_one_of_several_calls_are_held_to_its_tool(
     assert client.decide(task, "approve", value={"answer": 1, "more": 1}, step=waiting[0]["number"]).state == "waiting"
 
 
-def test_messages_in_place_of_those_of_an_agent_must_be_messages(
+def test_edited_messages_of_an_agent_must_be_messages(
     client: Client, tasks: Tasks, define: Define, inline_worker: InlineWorker
 ) -> None:
     config = {**CONFIG, "approval": True}
@@ -186,7 +186,7 @@ def test_a_rejected_call_is_not_made(client: Client, tasks: Tasks, careful: str,
         client.decide(task, "approve", step=1)
 
 
-def test_nobody_answers_in_time(tasks: Tasks, define: Define, inline_worker: InlineWorker) -> None:
+def test_approval_times_out(tasks: Tasks, define: Define, inline_worker: InlineWorker) -> None:
     config = {"capabilities": ["work"]}
     define(
         {**ACT, "approval": True, "approval_timeout": 0.05},
@@ -197,9 +197,7 @@ def test_nobody_answers_in_time(tasks: Tasks, define: Define, inline_worker: Inl
     assert tasks.get(task)["error"]["message"] == "Nobody has approved 'act' in time."
 
 
-def test_an_agent_whose_input_has_to_be_approved(
-    client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker
-) -> None:
+def test_agent_input_waits_for_approval(client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     task = tasks.submit(act(config={"approval": True}), {"do": "answer", "answer": 5})
     inline_worker._round()
     assert "A person must approve step 1, Act with" in client.why(task)["sentence"]
@@ -239,7 +237,7 @@ def interrupted(tasks: Tasks, act: Any, inline_worker: InlineWorker, database: E
         ("fail", None, "failed", None, 1),
     ],
 )
-def test_what_became_of_an_interrupted_step(
+def test_interrupted_step_is_decided(
     client: Client, tasks: Tasks, interrupted: Any, inline_worker: InlineWorker, tmp_path: Path,
     verdict: str, value: Any, state: str, output: Any, calls: int,
 ) -> None:  # fmt: skip
@@ -260,7 +258,7 @@ def test_what_became_of_an_interrupted_step(
 @pytest.mark.parametrize(
     ("verdict", "value", "state", "calls"), [("result", 1, "succeeded", 1), ("again", None, "succeeded", 2)]
 )
-def test_an_unsafe_tool_that_raises_is_not_called_again_by_itself(
+def test_unsafe_tool_that_raises_is_not_retried_automatically(
     client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, tmp_path: Path,
     verdict: str, value: Any, state: str, calls: int,
 ) -> None:  # fmt: skip
@@ -280,7 +278,7 @@ def test_an_unsafe_tool_that_raises_is_not_called_again_by_itself(
     assert log.read_text().count("\n") == calls
 
 
-def test_an_unsafe_tool_that_knows_that_nothing_happened_says_so(
+def test_unsafe_tool_can_report_that_nothing_happened(
     tasks: Tasks, act: Any, inline_worker: InlineWorker, tmp_path: Path
 ) -> None:
     """With an error of ours: one that may be tried again, or one that may not."""
@@ -294,7 +292,7 @@ def test_an_unsafe_tool_that_knows_that_nothing_happened_says_so(
     assert [log.read_text().count("\n") for log in logs] == [2, 1]
 
 
-def test_decisions_that_nobody_waits_for(
+def test_decision_without_waiting_task_is_refused(
     client: Client, tasks: Tasks, act: Any, careful: str, inline_worker: InlineWorker
 ) -> None:
     task = tasks.submit(act("Plain"), {})
@@ -336,7 +334,7 @@ def test_why_finds_the_proposal_behind_many_other_waits(
 
 
 @pytest.mark.parametrize("reason", ["approval", "answer", "budget", "subtask"])
-def test_why_has_an_answer_when_the_task_moves_on_meanwhile(
+def test_why_answers_when_the_task_moves_on(
     tasks: Tasks, act: Any, database: Engine, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     task = tasks.submit(act(), {})
@@ -361,7 +359,7 @@ def test_a_decision_names_a_step_or_a_proposal(
     assert tasks.get(task)["state"] == "waiting"
 
 
-def test_of_two_approvers_of_one_proposal_the_second_approves_nothing_else(
+def test_second_approval_of_a_proposal_approves_nothing_else(
     client: Client, tasks: Tasks, interrupted: Any, inline_worker: InlineWorker, tmp_path: Path
 ) -> None:
     """An interrupted step that is made again, and interrupted again, waits under the same number."""
@@ -374,7 +372,7 @@ def test_of_two_approvers_of_one_proposal_the_second_approves_nothing_else(
         client.decide(task, "again", proposal=seen)
 
 
-def test_a_proposal_that_is_no_longer_the_one_that_waits_is_refused(
+def test_approval_of_outdated_proposal_is_refused(
     client: Client, tasks: Tasks, careful: str, inline_worker: InlineWorker
 ) -> None:
     first, second = tasks.submit(careful, {"answer": 1}), tasks.submit(careful, {"answer": 2})
@@ -478,7 +476,7 @@ def command_line(http_api: Api) -> CommandLine:
     return CommandLine(http_api)
 
 
-def test_a_decision_without_a_terminal_says_what_was_seen(
+def test_decision_without_terminal_prints_the_proposal(
     command_line: CommandLine, tasks: Tasks, careful: str, inline_worker: InlineWorker
 ) -> None:
     task = tasks.submit(careful, {"answer": 1})
@@ -491,7 +489,7 @@ def test_a_decision_without_a_terminal_says_what_was_seen(
     assert "(claims to be Ann)" in tasks.steps(task)[0]["output"]["by"]
 
 
-def test_yes_decides_about_what_waits_now(
+def test_yes_decides_the_current_proposal(
     command_line: CommandLine, tasks: Tasks, careful: str, inline_worker: InlineWorker
 ) -> None:
     task = tasks.submit(careful, {"answer": 1})

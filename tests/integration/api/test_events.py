@@ -221,7 +221,7 @@ def test_the_story_of_a_task_its_sub_task_and_its_wait(
     assert http.get(f"/v1/tasks/{task}/events?after=8").status_code == 204
 
 
-def test_what_it_looks_like_on_the_wire(http: httpx2.Client, run: Any) -> None:
+def test_event_stream_format(http: httpx2.Client, run: Any) -> None:
     running = run()
     running.finish({"text": TEXT})
     response = http.get(f"/v1/tasks/{running.task}/events?after=2")
@@ -243,7 +243,7 @@ def test_a_wrong_last_event_is_refused(http: httpx2.Client, run: Any, wrong: str
         assert refused.headers["Content-Type"] == "application/problem+json"
 
 
-def test_who_may_follow_what(http_api: Api, http: httpx2.Client, client: Client, run: Any) -> None:
+def test_following_requires_key_and_task(http_api: Api, http: httpx2.Client, client: Client, run: Any) -> None:
     unknown = UUID(int=7)
     with pytest.raises(errors.NotFound, match=str(unknown)):
         list(client.follow(unknown))
@@ -292,7 +292,7 @@ def messages_api(monkeypatch: pytest.MonkeyPatch, database: Engine, define: Defi
         yield server
 
 
-def test_what_a_model_writes_reaches_those_who_follow(
+def test_model_text_reaches_followers(
     messages_api: testing.MessagesApi, tasks: Tasks, inline_worker: InlineWorker, following: Any
 ) -> None:
     said = "There are two fine boats in the harbour."
@@ -315,9 +315,7 @@ def test_what_a_model_writes_reaches_those_who_follow(
     assert {event.data["step"] for event in streamed} == {1}
 
 
-def test_text_of_one_whose_claim_was_taken_away_is_not_shown(
-    run: Any, following: Any, inline_worker: InlineWorker
-) -> None:
+def test_text_of_lost_claim_is_not_shown(run: Any, following: Any, inline_worker: InlineWorker) -> None:
     running = run()
     follower = following(running.task)
     follower.until("task.running")
@@ -434,7 +432,7 @@ def test_text_of_an_execution_without_a_key_is_not_shown(run: Any, following: An
     assert "step.text" not in follower.types()
 
 
-def test_hints_are_enough(settings: Settings, run: Any, following: Any) -> None:
+def test_notifications_are_enough(settings: Settings, run: Any, following: Any) -> None:
     running = run()
     app = create_app(settings)
     app.state.event_watch.poll_seconds = 3600
@@ -452,7 +450,7 @@ def test_hints_are_enough(settings: Settings, run: Any, following: Any) -> None:
         follower.all()
 
 
-def test_a_minion_gives_a_hint_with_each_write(tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
+def test_minion_notifies_with_each_write(tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     task = tasks.submit(act(), PAID)
     with make_redis(timeout=None) as broker, broker.pubsub(ignore_subscribe_messages=True) as ear:
         ear.subscribe(f"{EVENTS}{task}")
@@ -465,7 +463,7 @@ def test_a_minion_gives_a_hint_with_each_write(tasks: Tasks, act: Any, inline_wo
     assert heard[:-1] == [b""] * 3  # the step is started, it is finished, the task waits
 
 
-def test_while_redis_is_away_it_only_takes_longer(run: Any, following: Any, servers: EmbeddedServers) -> None:
+def test_events_arrive_later_without_redis(run: Any, following: Any, servers: EmbeddedServers) -> None:
     running = run()
     follower = following(running.task)
     follower.until("task.running")
@@ -481,9 +479,7 @@ def test_while_redis_is_away_it_only_takes_longer(run: Any, following: Any, serv
         forget_publisher()
 
 
-def test_twenty_follow_on_one_connection_and_one_who_leaves_leaves_nothing(
-    http_api: Api, run: Any, database: Engine
-) -> None:
+def test_twenty_followers_share_one_connection(http_api: Api, run: Any, database: Engine) -> None:
     running = run()
     for number in range(1, MOST_AT_ONCE + 5):
         running.write(number, "finished", output=number)
@@ -541,7 +537,7 @@ def test_a_failure_that_is_tried_again(client: Client, tasks: Tasks, parent: str
     assert "attempt 2 fails" in told[8].data["error"]["message"]
 
 
-def test_a_parent_that_is_cancelled_has_nothing_more_to_tell(
+def test_cancelled_parent_sends_no_more_events(
     client: Client, tasks: Tasks, parent: str, inline_worker: InlineWorker, following: Any
 ) -> None:
     task = tasks.submit(parent, PAID)
@@ -555,7 +551,7 @@ def test_a_parent_that_is_cancelled_has_nothing_more_to_tell(
     assert (child["state"], types_of(client, task, 4)) == ("cancelled", [(5, "task.cancelled")])
 
 
-def test_a_task_of_a_release_without_events_has_its_beginning_and_its_end(
+def test_task_of_older_release_has_start_and_end_events(
     client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, database: Engine
 ) -> None:
     task = tasks.submit(act(), {})
@@ -565,7 +561,7 @@ def test_a_task_of_a_release_without_events_has_its_beginning_and_its_end(
     assert types_of(client, task) == [(1, "task.accepted"), (2, "task.succeeded")]
 
 
-def test_a_task_that_is_deleted_takes_its_events_along(run: Any, following: Any, database: Engine) -> None:
+def test_deleting_task_deletes_its_events(run: Any, following: Any, database: Engine) -> None:
     running = run()
     follower = following(running.task)
     follower.until("task.running")
@@ -576,7 +572,7 @@ def test_a_task_that_is_deleted_takes_its_events_along(run: Any, following: Any,
         follower.ended.result(10)
 
 
-def test_many_who_write_at_once_never_collide(
+def test_concurrent_writers_never_collide(
     run: Any, threads: ThreadPoolExecutor, client: Client, database: Engine
 ) -> None:
     running = run()

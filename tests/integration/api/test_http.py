@@ -75,7 +75,7 @@ def test_every_operation_describes_its_problems(http: httpx2.Client) -> None:
             assert "$ref" not in json.dumps(schema), (method, path)  # it would count from the document's root
 
 
-def test_a_refused_method_is_told_all_that_there_are(http: httpx2.Client) -> None:
+def test_refused_method_lists_allowed_methods(http: httpx2.Client) -> None:
     refused = http.request("OPTIONS", "/v1/schedules/x")
     assert (refused.status_code, refused.headers["allow"]) == (405, "DELETE, GET, PATCH, PUT")
     refused = http.request("PUT", "/v1/tasks/counts")
@@ -83,7 +83,7 @@ def test_a_refused_method_is_told_all_that_there_are(http: httpx2.Client) -> Non
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/redoc"])
-def test_pages_are_open_and_load_nothing_from_elsewhere(http: httpx2.Client, path: str) -> None:
+def test_pages_need_no_key_and_load_nothing_external(http: httpx2.Client, path: str) -> None:
     page = http.get(path, headers={"Authorization": ""})
     assert page.status_code == 200
     assert not re.findall(r"(?:https?:)?//[a-z]", page.text)
@@ -99,7 +99,7 @@ def test_pages_are_open_and_load_nothing_from_elsewhere(http: httpx2.Client, pat
     assert policy["connect-src"] == "'self'"
 
 
-def test_the_first_page_says_what_this_is_and_where_to_look(http: httpx2.Client) -> None:
+def test_first_page_names_product_and_links(http: httpx2.Client) -> None:
     page = http.get("/", headers={"Authorization": ""})
     assert "This is the API of Minions" in page.text
     for place in ("/docs", "/redoc", "/openapi.json"):
@@ -125,7 +125,7 @@ def test_every_operation_has_examples_that_its_schemas_permit(http: httpx2.Clien
                 validator(document, content["schema"]).validate(content["example"])
 
 
-def test_examples_are_requests_that_the_api_takes(http: httpx2.Client) -> None:
+def test_openapi_examples_are_accepted(http: httpx2.Client) -> None:
     """Nothing that they name exists here; nothing about their form is wrong."""
     for path, method, operation in reversed(operations(http)):
         values = {one["name"]: one["example"] for one in operation.get("parameters", ()) if one["in"] == "path"}
@@ -159,7 +159,7 @@ def test_readiness(http: httpx2.Client, servers: EmbeddedServers) -> None:
     assert (response.status_code, response.json()) == (200, ok)
 
 
-def test_an_unplanned_error_shows_nothing_of_the_inside(http: httpx2.Client, messages_api: Any) -> None:
+def test_unexpected_error_shows_no_internals(http: httpx2.Client, messages_api: Any) -> None:
     secret = "the password is hunter2"
 
     def fail() -> None:
@@ -182,7 +182,7 @@ def test_an_unplanned_error_shows_nothing_of_the_inside(http: httpx2.Client, mes
         ("PUT", "/v1/limits/key/x", {"max_running": "5"}, "max_running"),
     ],
 )
-def test_nothing_is_converted(http: httpx2.Client, method: str, path: str, body: Any, member: str) -> None:
+def test_values_are_not_converted(http: httpx2.Client, method: str, path: str, body: Any, member: str) -> None:
     refused = http.request(method, path, json=body)
     assert refused.status_code == 422
     assert member in refused.json()["detail"]

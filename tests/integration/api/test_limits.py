@@ -77,7 +77,7 @@ def test_escapes_do_not_count(http: httpx2.Client) -> None:
     assert http.post("/v1/tasks", content=body, headers=JSON).status_code == 201
 
 
-def test_a_body_of_unknown_length_is_counted_not_kept(http: httpx2.Client) -> None:
+def test_body_of_unknown_length_is_counted_not_stored(http: httpx2.Client) -> None:
     def endless() -> Iterator[bytes]:
         yield b'{"agent": "Echo", "input": "'
         for _ in range(200):
@@ -93,14 +93,14 @@ def test_a_body_of_unknown_length_is_counted_not_kept(http: httpx2.Client) -> No
     assert peak < 40 * MEGABYTE
 
 
-def test_a_body_that_announces_too_much_is_refused_before_it_is_sent(http_api: Api, database: Engine) -> None:
+def test_body_announced_too_large_is_refused_early(http_api: Api, database: Engine) -> None:
     for length in ("20971520", "9" * 19):
         answer = exchange(http_api, head(http_api, f"Content-Length: {length}"))
         assert b" 413 " in answer.splitlines()[0], answer
         assert b"application/problem+json" in answer
 
 
-def test_a_body_shorter_than_announced_creates_nothing(http_api: Api, http: httpx2.Client, database: Engine) -> None:
+def test_body_shorter_than_announced_creates_no_task(http_api: Api, http: httpx2.Client, database: Engine) -> None:
     exchange(http_api, head(http_api, "Content-Length: 1000"), b'{"agent": "Echo"}', hang_up=True)
     assert http.get("/healthz").status_code == 200
     assert count(database) == 0
@@ -119,7 +119,7 @@ def test_a_length_that_is_no_number_is_refused(http_api: Api, database: Engine, 
     assert count(database) == 0
 
 
-def test_what_is_not_http_is_refused(http_api: Api, http: httpx2.Client) -> None:
+def test_non_http_bytes_are_refused(http_api: Api, http: httpx2.Client) -> None:
     for rubbish in (
         b"\x16\x03\x01\x02\x00",
         b"GET\r\n\r\n",

@@ -105,7 +105,7 @@ def test_why_a_task_is_queued_or_running(
     assert message.task_id == task
 
 
-def test_a_pause_reaches_what_is_queued(client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
+def test_pause_reaches_queued_tasks(client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     task = tasks.submit(act(), {}, key="tenant")
     [message] = inline_worker.dispatch()
     client.pause("key", "tenant")
@@ -170,7 +170,7 @@ def test_limits_of_models(client: Client, act: Any, tasks: Tasks, inline_worker:
         client.pause("model", "x")
 
 
-def test_the_command_tells_who_was_chosen(
+def test_command_reports_chosen_agent(
     client: Client, act: Any, define: Define, inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda *_: nullcontext(client))
@@ -186,7 +186,7 @@ def test_the_command_tells_who_was_chosen(
     assert '"scores": {"Trains": 0.' in shown[free]
 
 
-def test_the_commands_say_when_a_rule_is_for_nobody(client: Client, act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_warn_when_a_rule_matches_no_agent(client: Client, act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.commands.rules.connect", lambda *_: nullcontext(client))
     act()
 
@@ -208,7 +208,7 @@ def test_the_command_records_why_a_task_is_cancelled(
     assert "ordered twice" in str(tasks.get(task)["error"])
 
 
-def test_dead_letters_and_replay_by_what_went_wrong(
+def test_dead_letters_and_replay_by_error(
     client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, tmp_path: Path
 ) -> None:
     once = {"max_attempts": 1}
@@ -234,7 +234,7 @@ def test_dead_letters_and_replay_by_what_went_wrong(
     assert len(list(client.replay_many(again=True, dry_run=True, **chosen))) == 3
 
 
-def test_a_replay_goes_on_after_what_is_refused(
+def test_replay_continues_after_a_refusal(
     client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, database: Engine
 ) -> None:
     one, other = tasks.submit(act("One", config={"max_attempts": 1}), {"do": "fail"}), None
@@ -247,7 +247,7 @@ def test_a_replay_goes_on_after_what_is_refused(
     assert done[str(other)]["replayed_as"]
 
 
-def test_only_what_has_ended_can_be_replayed(client: Client) -> None:
+def test_only_ended_tasks_can_be_replayed(client: Client) -> None:
     with pytest.raises(errors.InvalidInput, match="not running ones"):
         list(client.replay_many(states=["running"]))
     with pytest.raises(errors.NotFound, match="no function version"):
@@ -290,7 +290,7 @@ def test_why_a_task_waits_for_its_turn(client: Client, tasks: Tasks, act: Any, i
 
 
 @pytest.mark.usefixtures("dispatcher")
-def test_why_a_task_waits_for_one_that_came_due_later(
+def test_why_of_task_behind_one_that_came_due_later(
     client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, database: Engine
 ) -> None:
     first = tasks.submit(act(), {}, conversation_id="c", run_at="2100-01-01T00:00:00Z")

@@ -72,7 +72,7 @@ def test_over_the_client(client: Client, inline_worker: InlineWorker, first: str
         client.diff(first, uuid4())
 
 
-def test_what_http_refuses(http: httpx2.Client, first: str) -> None:
+def test_http_refuses_invalid_replays(http: httpx2.Client, first: str) -> None:
     for body, says in (
         ({"edited_output": None}, "edited_output needs from_step"),
         ({"from_step": 1, "pinned": False}, "fits only the versions that wrote it"),
@@ -111,7 +111,7 @@ def test_on_the_command_line(run_cli: Any, inline_worker: InlineWorker, first: s
     assert (same.exit_code, json.loads(same.stdout)["equal"]) == (0, True)
 
 
-def test_what_the_command_line_refuses(run_cli: Any, first: str) -> None:
+def test_command_line_refuses_invalid_replays(run_cli: Any, first: str) -> None:
     for words, says in (
         (["--edit-output", "x.json"], "--edit-output needs --from-step"),
         (["--from-step", "1", "--dry-run"], "--from-step is for one task"),

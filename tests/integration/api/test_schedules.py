@@ -70,7 +70,7 @@ def test_fields_are_changed_one_by_one(http: Any, database: Engine) -> None:
     assert http.patch("/v1/schedules/nobody", json={}).status_code == 404
 
 
-def test_one_can_be_stopped_whose_agent_is_disabled(http: Any, database: Engine) -> None:
+def test_schedule_of_disabled_agent_can_be_stopped(http: Any, database: Engine) -> None:
     http.put("/v1/schedules/daily", json=DAILY)
     with database.begin() as connection:
         connection.execute(text("UPDATE agents SET status = 'disabled'"))
@@ -101,7 +101,7 @@ def test_one_can_be_stopped_whose_agent_is_disabled(http: Any, database: Engine)
         ({"name": "another"}, 422, "differ"),
     ],
 )
-def test_what_can_never_work_is_refused_when_it_is_stored(
+def test_impossible_schedule_is_refused_when_stored(
     http: Any, database: Engine, fields: dict[str, Any], status: int, said: str
 ) -> None:
     definition = {name: value for name, value in {**DAILY, **fields}.items() if value is not None}

@@ -73,7 +73,7 @@ def test_the_time_is_up(http: httpx2.Client) -> None:
     assert 0.3 <= seconds < 15
 
 
-def test_a_hint_wakes_at_once(http: httpx2.Client, database: Engine) -> None:
+def test_notification_wakes_immediately(http: httpx2.Client, database: Engine) -> None:
     timed_wait(http, submit(http), 1.2)  # the subscription stands now
 
     def woken_before_a_look() -> bool:
@@ -87,7 +87,7 @@ def test_a_hint_wakes_at_once(http: httpx2.Client, database: Engine) -> None:
     assert any(woken_before_a_look() for _ in range(10))
 
 
-def test_without_a_hint_it_takes_a_second(http: httpx2.Client, database: Engine) -> None:
+def test_without_notification_the_end_is_found_by_polling(http: httpx2.Client, database: Engine) -> None:
     task = submit(http)
     with later(0.3, lambda: end(database, task, hint=False)):
         state, seconds = timed_wait(http, task, 30)
@@ -95,7 +95,7 @@ def test_without_a_hint_it_takes_a_second(http: httpx2.Client, database: Engine)
     assert seconds < 0.3 + POLL_SECONDS + 15
 
 
-def test_a_task_that_is_deleted_meanwhile_is_not_found(http: httpx2.Client, database: Engine) -> None:
+def test_task_deleted_while_waiting_is_not_found(http: httpx2.Client, database: Engine) -> None:
     task = submit(http)
 
     def delete() -> None:
@@ -111,7 +111,7 @@ def test_a_wrong_wait_is_refused(http: httpx2.Client, wait: str) -> None:
     assert http.get(f"/v1/tasks/{submit(http)}", params={"wait": wait}).status_code == 422
 
 
-def test_rubbish_among_the_hints_does_no_harm(http: httpx2.Client, database: Engine) -> None:
+def test_invalid_notifications_are_ignored(http: httpx2.Client, database: Engine) -> None:
     task = submit(http)
     timed_wait(http, task, 1.2)
     with make_redis() as broker:
@@ -201,7 +201,7 @@ def emptied(servers: EmbeddedServers) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("lost", [killed, frozen, emptied])
-def test_who_waits_is_answered_although_every_hint_is_lost(
+def test_caller_is_answered_when_notifications_are_lost(
     http: httpx2.Client, client: Client, database: Engine, servers: EmbeddedServers, lost: Any
 ) -> None:
     first, task, another = submit(http), submit(http), submit(http)
@@ -217,7 +217,9 @@ def test_who_waits_is_answered_although_every_hint_is_lost(
     assert states == {"cancelled"}
 
 
-def test_hints_work_again_after_redis_was_away(http: httpx2.Client, database: Engine, servers: EmbeddedServers) -> None:
+def test_notifications_work_again_after_redis_outage(
+    http: httpx2.Client, database: Engine, servers: EmbeddedServers
+) -> None:
     servers.valkey.kill()
     servers.valkey.start()
     task = submit(http)
@@ -225,7 +227,7 @@ def test_hints_work_again_after_redis_was_away(http: httpx2.Client, database: En
     assert subscribers() == 1
 
 
-def test_a_server_that_stops_does_not_wait_for_those_who_wait(settings: Any, database: Engine) -> None:
+def test_stopping_server_does_not_wait_for_waiting_callers(settings: Any, database: Engine) -> None:
     app = create_app(settings)
     answers: list[int] = []
     with serving(app) as port:

@@ -113,7 +113,9 @@ def test_a_wrong_secret_is_not_repeated(http: httpx2.Client, secret: Any) -> Non
         ({"every": True}, "every"),
     ],
 )
-def test_what_is_refused(http: httpx2.Client, database: Engine, fields: dict[str, Any], words: str) -> None:
+def test_invalid_webhooks_are_refused(
+    http: httpx2.Client, database: Engine, fields: dict[str, Any], words: str
+) -> None:
     answer = http.post("/v1/webhooks", json={"name": "hook", "url": URL, **fields})
     assert answer.status_code == 422
     assert words in answer.json()["detail"]
@@ -134,7 +136,7 @@ def test_names_are_unique_in_a_namespace(client: Client) -> None:
     assert [w["namespace"] for w in client.webhooks()] == ["default"]
 
 
-def test_only_what_is_named_changes(client: Client, database: Engine) -> None:
+def test_only_given_fields_change(client: Client, database: Engine) -> None:
     before = client.add_webhook("hook", URL, states=["failed"], labels={"a": "b"})
     secret = before.pop("secret")
     assert client.change_webhook("hook", agents=["Echo"], states=[]) == {**before, "agents": ["Echo"], "states": []}
@@ -156,7 +158,7 @@ def test_a_new_secret_leaves_the_old_one_for_a_day(client: Client, database: Eng
     assert rotated["secret"] != old
 
 
-def test_what_is_not_there(client: Client, http: httpx2.Client) -> None:
+def test_unknown_webhook_is_404(client: Client, http: httpx2.Client) -> None:
     for call in (client.webhook, client.remove_webhook, client.rotate_webhook, client.test_webhook):
         with pytest.raises(errors.NotFound, match="no webhook named 'nothing'"):
             call("nothing")
@@ -211,9 +213,7 @@ def test_a_delivery_is_sent_again(client: Client, database: Engine) -> None:
         client.retry_delivery(owed)
 
 
-def test_a_delivery_may_be_named_by_the_first_characters_of_its_id(
-    client: Client, http: httpx2.Client, database: Engine
-) -> None:
+def test_delivery_is_found_by_prefix_of_its_id(client: Client, http: httpx2.Client, database: Engine) -> None:
     client.add_webhook("hook", URL)
     first, second = owe(database, client), owe(database, client)
     owed = [*first, *second]
@@ -229,7 +229,7 @@ def test_a_delivery_may_be_named_by_the_first_characters_of_its_id(
     assert wrong["faults"] == [{"path": "path.delivery_id", "message": message}]
 
 
-def test_removing_a_webhook_drops_what_it_is_owed(client: Client, database: Engine) -> None:
+def test_removing_webhook_drops_its_deliveries(client: Client, database: Engine) -> None:
     client.add_webhook("hook", URL)
     owe(database, client)
     client.remove_webhook("hook")

@@ -94,7 +94,7 @@ POISON: dict[str, str | bytes] = {
 }
 
 
-def test_what_is_no_message_of_ours_is_set_aside(tasks: Tasks, act: Any, worker: Process) -> None:
+def test_foreign_message_is_set_aside(tasks: Tasks, act: Any, worker: Process) -> None:
     push(*POISON.values())
     assert tasks.run(act(), {})["state"] == "succeeded"
     with make_redis() as broker:
@@ -107,7 +107,7 @@ def test_what_is_no_message_of_ours_is_set_aside(tasks: Tasks, act: Any, worker:
 
 
 @pytest.mark.parametrize("number", [500, pytest.param(10_000, marks=pytest.mark.soak)])
-def test_poison_stands_before_a_good_message(tasks: Tasks, act: Any, worker: Process, number: int) -> None:
+def test_good_message_behind_poison_is_processed(tasks: Tasks, act: Any, worker: Process, number: int) -> None:
     kinds = [*POISON.values()][:4]
     push(*[kinds[each % len(kinds)] for each in range(number)])
     task = tasks.submit(act(), {})
@@ -125,7 +125,7 @@ def test_hostile_mail_does_not_end_a_worker(tasks: Tasks, act: Any, worker: Proc
     assert app.control.ping(timeout=5, limit=1)
 
 
-def test_what_kombu_would_restore_does_not_end_a_worker(tasks: Tasks, act: Any, worker: Process) -> None:
+def test_restored_message_does_not_end_a_worker(tasks: Tasks, act: Any, worker: Process) -> None:
     with make_redis() as broker:
         broker.hset("unacked", mapping={"a": "garbage", "b": "[1]", "c": '[{"headers": null}, "x", "y"]'})
         broker.zadd("unacked_index", {"a": 1, "b": 1, "c": 1})
@@ -151,7 +151,7 @@ def test_forged_limits_take_no_claim_from_its_child(tasks: Tasks, act: Any, work
 
 
 @pytest.mark.parametrize(("hard", "soft"), [(1, 1), (90_000, 86_400)])
-def test_a_claim_under_forged_limits_is_handed_back(
+def test_claim_under_forged_limits_is_released(
     tasks: Tasks, act: Any, database: Engine, worker: Process, hard: int, soft: int
 ) -> None:
     config = {"max_attempts": 1, "soft_time_limit": 20, "time_limit": 30}
@@ -179,7 +179,7 @@ def test_a_revoke_is_refused(tasks: Tasks, act: Any, worker: Process, app: Celer
         assert (tasks.wait(task)["state"], tasks.get(task)["attempts"]) == ("succeeded", 0)
 
 
-def test_a_worker_takes_no_orders(tasks: Tasks, act: Any, worker: Process, app: Celery) -> None:
+def test_worker_ignores_remote_commands(tasks: Tasks, act: Any, worker: Process, app: Celery) -> None:
     orders = {
         "rate_limit": {"task_name": "minion.run", "rate_limit": "1/h"},
         "time_limit": {"task_name": "minion.run", "hard": 1, "soft": 1},
@@ -196,7 +196,7 @@ def test_a_worker_takes_no_orders(tasks: Tasks, act: Any, worker: Process, app: 
     assert [tasks.run(act(), {})["state"] for _ in range(3)] == ["succeeded"] * 3
 
 
-def test_a_worker_answers_what_monitors_ask(worker: Process, app: Celery) -> None:
+def test_worker_answers_monitors(worker: Process, app: Celery) -> None:
     inspect = app.control.inspect(timeout=10, limit=1)
     assert inspect.ping()
     for ask in (inspect.stats, inspect.active, inspect.reserved, inspect.scheduled, inspect.revoked, inspect.conf):

@@ -121,7 +121,7 @@ def test_the_same_id_twice_is_one_task(send: Any, tasks: Tasks) -> None:
     assert tasks.count() == {"pending": 1}
 
 
-def test_the_same_id_for_something_else_changes_nothing(send: Any, tasks: Tasks) -> None:
+def test_same_id_with_another_payload_changes_nothing(send: Any, tasks: Tasks) -> None:
     first = send("the-id", agent="Act", input={"query": "x"})
     send("the-id", agent="Act", input={"query": "other"})
     wait_until(drained, "both are acknowledged")
@@ -142,14 +142,14 @@ def test_a_message_with_an_image_is_a_recorded_refusal(send: Any) -> None:
     assert "messages[0].content[1]: blocks of type 'image'" in refused["error"]["message"]
 
 
-def test_no_key_of_its_own_leaves_the_celery_id(send: Any, tasks: Tasks) -> None:
+def test_celery_id_is_the_key_without_an_explicit_one(send: Any, tasks: Tasks) -> None:
     first, again = (send("the-id", agent="Act", input={"query": "x"}, idempotency_key=None) for _ in range(2))
     wait_until(drained, "both are acknowledged")
     assert first["id"] == again["id"]
     assert tasks.count() == {"pending": 1}
 
 
-def test_an_input_that_takes_longer_than_a_lease_to_check_is_accepted(
+def test_input_checked_longer_than_a_lease_is_accepted(
     send: Any, short_leases: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def check_slowly(*arguments: Any, **named: Any) -> None:
@@ -188,7 +188,7 @@ def nested(depth: int) -> Any:
         ({"agent": "Act", "run_at": "tomorrow"}, "invalid_input", "run_at"),
     ],
 )
-def test_a_refusal_is_a_failed_task_that_says_why(send: Any, fields: Any, kind: str, message: str) -> None:
+def test_refusal_is_a_failed_task_with_reason(send: Any, fields: Any, kind: str, message: str) -> None:
     task = send(**fields)
     assert (task["state"], task["error"]["type"]) == ("failed", kind)
     with pytest.raises(AssertionError, match=message):
@@ -242,14 +242,14 @@ def test_pickle_is_refused_without_being_unpickled(sender: Celery, send: Any, ta
         (b"[[], null, {}]", "keyword arguments only"),
     ],
 )
-def test_what_is_no_task_message_is_refused(sender: Celery, send: Any, tasks: Tasks, body: bytes, message: str) -> None:
+def test_invalid_task_message_is_refused(sender: Celery, send: Any, tasks: Tasks, body: bytes, message: str) -> None:
     headers = {"task": "minion.submit", "id": "raw"}
     publish_raw(sender, body, content_type="application/json", content_encoding="utf-8", headers=headers)
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(stored(tasks, "raw")["error"]["message"])
 
 
-def test_what_cannot_be_unpacked_is_refused(sender: Celery, send: Any, tasks: Tasks) -> None:
+def test_undecodable_body_is_refused(sender: Celery, send: Any, tasks: Tasks) -> None:
     broken = zlib.compress(b"[[], {}, {}]")[:-4]
     headers = {"task": "minion.submit", "id": "packed", "compression": "application/x-gzip"}
     publish_raw(sender, broken, content_type="application/json", content_encoding="utf-8", headers=headers)
@@ -269,7 +269,7 @@ def test_ids_that_cannot_be_stored_do_no_harm(sender: Celery, send: Any, tasks: 
 @pytest.mark.parametrize(
     "poison", ["garbage", b"\xff\x00", "{}", "[]", '{"properties": {}}', "[" * 100_000, "[]," * 500_000]
 )
-def test_what_is_no_message_is_set_aside(send: Any, poison: str | bytes) -> None:
+def test_invalid_envelope_is_set_aside(send: Any, poison: str | bytes) -> None:
     push(poison)
     assert send(agent="Act", input={"query": "x"})["state"] == "pending"
     wait_until(drained, "nothing comes again")
@@ -277,7 +277,7 @@ def test_what_is_no_message_is_set_aside(send: Any, poison: str | bytes) -> None
     assert (sample["queue"], sample["bytes"]) == ("minion.submit", len(poison))
 
 
-def test_what_is_too_large_is_set_aside_unread(send: Any, settings: Settings) -> None:
+def test_too_large_message_is_set_aside_unread(send: Any, settings: Settings) -> None:
     size = settings.max_body_bytes * 4 // 3 + (1 << 20)
     push("x" * size)
     send(agent="Act", input={"query": "x"})

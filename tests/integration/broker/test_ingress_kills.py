@@ -134,7 +134,7 @@ def test_a_death_at_a_commit_loses_no_submission(at_call: int, quick: Settings, 
 
 
 @pytest.mark.usefixtures("sent")
-def test_what_an_orchestrator_of_0_2_held_is_taken(quick: Settings, tasks: Tasks) -> None:
+def test_messages_held_by_a_0_2_orchestrator_are_recovered(quick: Settings, tasks: Tasks) -> None:
     # As kombu records it; a worker's message and garbage stay where they are.
     with make_redis() as broker:
         for number in range(3):

@@ -41,7 +41,7 @@ def test_all_of_a_batch_arrive_in_order(app: Celery) -> None:
     assert [message.task_id for message in sent] == [task.task_id for task in tasks]
 
 
-def test_a_broker_that_is_away_raises_what_callers_expect(app: Celery, servers: EmbeddedServers) -> None:
+def test_unreachable_broker_raises_expected_error(app: Celery, servers: EmbeddedServers) -> None:
     publish(app, batch(1))
     servers.valkey.kill()
     with pytest.raises(BROKER_AWAY):
@@ -52,7 +52,7 @@ def test_a_broker_that_is_away_raises_what_callers_expect(app: Celery, servers: 
         assert broker.llen("nobody") >= 3
 
 
-def test_a_broker_that_came_back_is_used_without_an_error(app: Celery, servers: EmbeddedServers) -> None:
+def test_recovered_broker_is_used_without_error(app: Celery, servers: EmbeddedServers) -> None:
     publish(app, batch(1))
     servers.valkey.kill()
     servers.valkey.start()

@@ -69,7 +69,7 @@ INDEXES = text(
 )
 
 
-def test_none_is_stored_as_sql_null_where_json_null_means_nothing() -> None:
+def test_none_is_sql_null_where_json_null_has_no_meaning() -> None:
     values = {"input", "output", "payload"}  # of tasks, steps, outcomes and signals: null is one like any other
     columns = [column for table in Base.metadata.tables.values() for column in table.columns if column.nullable]
     of_json = [column for column in columns if isinstance(column.type, JSONB) and column.name not in values]
@@ -96,7 +96,7 @@ def test_schema_file_describes_a_fresh_database(empty_database: Engine) -> None:
     assert not difference, f"migrations/schema.sql is out of date: run `make schema`.\n{difference}"
 
 
-def test_no_foreign_key_is_without_an_index_where_rows_are_deleted(database: Engine) -> None:
+def test_foreign_keys_have_indexes_where_rows_are_deleted(database: Engine) -> None:
     """Deleting a task looks for the rows that hang on it."""
     unindexed = text(
         """
@@ -145,7 +145,7 @@ def test_processes_that_migrate_and_init_at_once_do_it_once(empty_database: Engi
         assert connection.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")) == 0
 
 
-def test_migrating_and_creating_again_changes_nothing(database: Engine) -> None:
+def test_second_migration_changes_nothing(database: Engine) -> None:
     assert database_schema.migrate(database) == ("0005", "0005")
     assert [(c.kind, c.name, c.action) for c in defaults.init(database)] == [
         ("tool", "echo", "created"),
@@ -169,7 +169,7 @@ def test_init_is_not_misled_by_other_namespaces(database: Engine) -> None:
     assert ("agent", "assistant") in {(change.kind, change.name) for change in defaults.init(database)}
 
 
-def test_a_migration_that_fails_says_why_and_lets_go(empty_database: Engine) -> None:
+def test_failed_migration_reports_cause_and_releases_lock(empty_database: Engine) -> None:
     with empty_database.begin() as connection:
         connection.execute(text("CREATE TABLE workers (id int)"))
     with pytest.raises(ProgrammingError, match='relation "workers" already exists'):
@@ -207,9 +207,7 @@ def test_a_migration_that_meets_a_deadlock_starts_again(previous_schema: Engine)
         assert migration.result() == ("0004", "0005")
 
 
-def test_a_table_that_is_held_all_the_time_is_named_with_its_holder(
-    previous_schema: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_locked_table_is_named_with_its_holder(previous_schema: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database_schema, "LOCK_TIMEOUT", 0.1)
     monkeypatch.setattr(database_schema, "LOCK_PATIENCE", 0.1)
     with previous_schema.connect() as other:
@@ -252,7 +250,7 @@ def test_roles_that_could_submit_by_sql_may_still_do_so(empty_database: Engine, 
 
 
 @pytest.mark.parametrize("public", [True, False])
-def test_who_may_submit_by_sql_may_still_do_so_after_the_migration(empty_database: Engine, public: bool) -> None:
+def test_grants_to_submit_by_sql_survive_migration(empty_database: Engine, public: bool) -> None:
     may = "SELECT has_function_privilege('{}', oid, 'EXECUTE') FROM pg_proc WHERE proname = 'minion_submit'"
     with database_schema.alembic_config() as config, empty_database.connect() as connection:
         config.attributes["connection"] = connection
@@ -315,7 +313,7 @@ def test_grants_survive_the_drop_of_a_function(empty_database: Engine, release: 
     assert found == [(name, role) for name in CALLED_BY_0_1 for role in ('"a clerk"', *public)]
 
 
-def test_tasks_of_the_previous_release_take_turns_in_their_conversations(empty_database: Engine) -> None:
+def test_tasks_of_previous_release_keep_conversation_order(empty_database: Engine) -> None:
     insert = text(
         """
         WITH made AS (SELECT minion_uuidv7() AS id), task AS (
@@ -374,7 +372,7 @@ def test_revisions_run_one_at_a_time(empty_database: Engine) -> None:
     assert driver.sql("SELECT count(*) FROM task_status") == len(tasks) + 1
 
 
-def test_a_schema_that_is_missing_or_old_is_named_and_a_newer_one_is_left_alone(empty_database: Engine) -> None:
+def test_missing_or_old_schema_is_named(empty_database: Engine) -> None:
     with empty_database.connect() as connection, pytest.raises(NotConfigured, match="has no schema yet"):
         database_schema.check_schema_is_current(connection)
     database_schema.migrate(empty_database)
@@ -385,7 +383,7 @@ def test_a_schema_that_is_missing_or_old_is_named_and_a_newer_one_is_left_alone(
     assert database_schema.migrate(empty_database) == ("9999", "9999")
 
 
-def test_functions_that_are_missing_or_old_are_named_and_newer_ones_are_left_alone(empty_database: Engine) -> None:
+def test_missing_or_old_functions_are_named(empty_database: Engine) -> None:
     database_schema.migrate(empty_database)
     with empty_database.begin() as connection:
         connection.execute(text("DROP FUNCTION minion_functions()"))
@@ -480,7 +478,7 @@ def test_ids_of_this_server_are_version_7(database: Engine) -> None:
 # ------------------------------------------------------------------------------------------- transitions
 
 
-def test_the_transitions_of_the_database_are_those_of_the_table(database: Engine) -> None:
+def test_transitions_agree_with_the_state_table(database: Engine) -> None:
     pairs = list(product(State, State))
     asked = text(
         "SELECT minion_transition_allowed(p.before, p.after) FROM unnest(CAST(:before AS text[]), "
@@ -645,7 +643,7 @@ def test_a_task_succeeds_in_one_execution_only(driver: LifecycleDriver) -> None:
     )
 
 
-def test_deleting_a_task_takes_everything_of_it_along(driver: LifecycleDriver) -> None:
+def test_deleting_task_deletes_all_its_rows(driver: LifecycleDriver) -> None:
     parent = driver.run(idempotency_key="k", conversation_id="c")
     [child] = driver.suspend(parent, children=["B"])
     driver.again(child)
@@ -666,7 +664,7 @@ def test_a_replayed_task_may_be_deleted(driver: LifecycleDriver) -> None:
     assert (row["replay_of"], row["origin_id"]) == (None, first)
 
 
-def test_going_back_before_the_first_schema_is_refused(database: Engine) -> None:
+def test_downgrade_below_first_schema_is_refused(database: Engine) -> None:
     with database_schema.alembic_config() as config, database.connect() as connection:
         config.attributes["connection"] = connection
         with pytest.raises(NotImplementedError, match="Restore a backup"):

@@ -74,7 +74,7 @@ def test_a_turn_in_a_long_conversation_reads_little(driver: LifecycleDriver, tal
     assert [message.task_id for message in driver.dispatch()] == talk[1:2]
 
 
-def test_looking_for_missed_turns_reads_who_is_parked_once(driver: LifecycleDriver, talk: list[UUID]) -> None:
+def test_healing_positions_reads_waiting_tasks_once(driver: LifecycleDriver, talk: list[UUID]) -> None:
     accepted(driver, 2, conversation_id="d")
     driver.sql("UPDATE task_status SET rank = minion_parked() WHERE state = 'pending'")
     assert reads(driver, lifecycle.heal_turns) < 3 * PARKED
@@ -84,7 +84,7 @@ def test_looking_for_missed_turns_reads_who_is_parked_once(driver: LifecycleDriv
 # ---------------------------------------------------------------------------------------------- messages
 
 
-def test_looking_for_lost_messages_reads_what_is_under_way_once(driver: LifecycleDriver) -> None:
+def test_republishing_reads_queued_tasks_once(driver: LifecycleDriver) -> None:
     tasks = accepted(driver, PARKED)
     driver.dispatch()
     for task in tasks[:50]:
@@ -111,11 +111,11 @@ def waiting(driver: LifecycleDriver) -> list[UUID]:
     return tasks
 
 
-def test_looking_who_is_due_does_not_read_who_waits(driver: LifecycleDriver, waiting: list[UUID]) -> None:
+def test_waking_due_tasks_does_not_read_waiting_ones(driver: LifecycleDriver, waiting: list[UUID]) -> None:
     assert reads(driver, lifecycle.wake_due) < 50
 
 
-def test_waits_are_looked_at_a_part_at_a_time(driver: LifecycleDriver, waiting: list[UUID]) -> None:
+def test_healing_waits_reads_a_part_at_a_time(driver: LifecycleDriver, waiting: list[UUID]) -> None:
     assert reads(driver, lifecycle.heal_waits, most=100) < 500
     most = MANY // 2 + 1
     assert driver.call(lifecycle.heal_waits, most=most) == (0, waiting[most - 1])
@@ -123,7 +123,7 @@ def test_waits_are_looked_at_a_part_at_a_time(driver: LifecycleDriver, waiting: 
     assert driver.state(waiting[-1]) == "pending"
 
 
-def test_a_wait_for_nothing_is_over(driver: LifecycleDriver, waiting: list[UUID]) -> None:
+def test_wait_without_open_step_is_healed(driver: LifecycleDriver, waiting: list[UUID]) -> None:
     """As release 0.1 may have left a task."""
     driver.sql("UPDATE task_status SET open_waits = 0 WHERE task_id = :last", last=waiting[-1])
     assert driver.call(lifecycle.heal_waits, most=MANY + 1) == (1, None)

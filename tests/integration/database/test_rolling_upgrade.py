@@ -160,7 +160,7 @@ def share(site: Site, *workers: Process) -> None:
     wait_until(all_have_had_some, "all workers share the work", 60)
 
 
-def test_the_previous_release_works_on_the_new_schema_beside_the_new_one(site: Site) -> None:
+def test_previous_release_works_beside_the_new_one(site: Site) -> None:
     old_orchestrator, old_worker = site.start(site.previous)
     site.submit("Echo", 100)
     site.submit("Chain", 20)

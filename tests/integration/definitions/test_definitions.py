@@ -73,7 +73,7 @@ def test_a_model_that_is_known_is_no_warning(define: Define, model: str | None) 
     assert change.warnings == ()
 
 
-def test_strict_refuses_what_is_warned_of(database: Engine) -> None:
+def test_strict_turns_warnings_into_refusals(database: Engine) -> None:
     unknown = parse_definition({"kind": "agent", "name": "Asker", "model": "gpt-4o"})
     with Session(database) as session:
         with pytest.raises(InvalidDefinition, match="knows the model 'gpt-4o'"):
@@ -99,7 +99,7 @@ def test_apply_prints_warnings(database: Engine, tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------------------------- versions
 
 
-def test_what_is_new_is_created_and_what_is_known_is_unchanged(define: Define) -> None:
+def test_new_definitions_are_created_known_ones_unchanged(define: Define) -> None:
     everything = [ASKER, DOUBLER, TWICE, NOOP, function_definition()]
     created = ["created function double 1", "created tool twice 1", "created tool noop 1"]
     assert brief(define(*everything)) == [*created, "created agent Asker 1", "created agent Doubler 1"]
@@ -124,7 +124,7 @@ def test_every_change_of_an_agent_is_a_new_version(define: Define, change: dict[
     assert brief(define(agent_definition("A"))) == ["changed agent A 1"]
 
 
-def test_the_kind_of_whole_numbers_and_the_order_of_fields_change_nothing(define: Define) -> None:
+def test_number_kind_and_field_order_make_no_new_version(define: Define) -> None:
     schema = {"type": "object", "properties": {"a": {"minimum": 1, "maximum": 2.0}}}
     same = {"type": "object", "properties": {"a": {"minimum": 1.0, "maximum": 2}}}
     define(NOOP, agent_definition("A", input_schema=schema))
@@ -132,7 +132,7 @@ def test_the_kind_of_whole_numbers_and_the_order_of_fields_change_nothing(define
     assert brief(define(turned)) == ["unchanged agent A 1"]
 
 
-def test_numbers_that_the_database_writes_differently_change_nothing(define: Define, database: Engine) -> None:
+def test_numbers_normalised_by_database_make_no_new_version(define: Define, database: Engine) -> None:
     schema = {"enum": [1e16, 1e22, 1e23, 1e-7, 0.1, -0.0, 5e-324, 123456789012345678901234567890, 1.5e300 / 1e10]}
     define(NOOP, agent_definition("A", input_schema=schema), function_definition(input_schema=schema))
     with Session(database) as session:
@@ -141,7 +141,7 @@ def test_numbers_that_the_database_writes_differently_change_nothing(define: Def
         FunctionStore(session).get("double")
 
 
-def test_a_changed_function_gives_its_followers_new_versions(define: Define) -> None:
+def test_changed_function_gives_followers_new_versions(define: Define) -> None:
     define(
         NOOP,
         TWICE,
@@ -160,7 +160,7 @@ def test_a_changed_function_gives_its_followers_new_versions(define: Define) -> 
     assert brief(define(function_definition()))[-1] == "changed agent Doubler 1 (tool twice)"
 
 
-def test_followers_that_are_applied_too_are_told_once(define: Define) -> None:
+def test_followers_applied_too_are_reported_once(define: Define) -> None:
     define(TWICE, DOUBLER, function_definition())
     assert brief(define(DOUBLER, TWICE, function_definition(code=BETTER))) == [
         "changed function double 2",
@@ -169,7 +169,7 @@ def test_followers_that_are_applied_too_are_told_once(define: Define) -> None:
     ]
 
 
-def test_pinned_references_follow_nothing(define: Define, database: Engine) -> None:
+def test_pinned_references_stay(define: Define, database: Engine) -> None:
     define(
         function_definition(),
         {**TWICE, "function": "double@1"},
@@ -183,7 +183,7 @@ def test_pinned_references_follow_nothing(define: Define, database: Engine) -> N
 
 
 @pytest.mark.parametrize("reference", ["double@2", "double@999999999", "nothing", "nothing@1"])
-def test_references_to_nothing_are_refused(define: Define, database: Engine, reference: str) -> None:
+def test_unknown_references_are_refused(define: Define, database: Engine, reference: str) -> None:
     with pytest.raises(InvalidDefinition, match="tool 'twice', function: "):
         define(function_definition(), {**TWICE, "function": reference})
     assert count(database, "functions") == 0
@@ -200,7 +200,7 @@ def test_references_are_names_with_or_without_a_number(reference: str) -> None:
 # ------------------------------------------------------------------------------------------------ all or none
 
 
-def test_a_dry_run_tells_and_stores_nothing(database: Engine) -> None:
+def test_dry_run_reports_and_stores_nothing(database: Engine) -> None:
     assert apply(database, function_definition(), TWICE, dry_run=True) == [
         "created function double 1",
         "created tool twice 1",
@@ -222,14 +222,14 @@ def test_a_dry_run_tells_and_stores_nothing(database: Engine) -> None:
         ({"kind": "tool", "name": "ask", "type": "agent", "agent": "Nobody"}, "no agent named 'Nobody'"),
     ],
 )
-def test_one_fault_and_nothing_is_stored(database: Engine, broken: dict[str, Any], message: str) -> None:
+def test_one_error_stores_nothing(database: Engine, broken: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidDefinition, match=message):
         apply(database, function_definition(), TWICE, DOUBLER, broken)
     for table in ("agents", "tools", "functions", "agent_versions", "tool_versions", "function_versions"):
         assert count(database, table) == 0
 
 
-def test_what_is_defined_twice_is_refused(define: Define) -> None:
+def test_duplicate_definition_is_refused(define: Define) -> None:
     with pytest.raises(InvalidDefinition, match="The agent 'A' is defined twice"):
         define(NOOP, agent_definition("A"), agent_definition("A"))
 
@@ -253,7 +253,7 @@ NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}
         ({"properties": {"first name": {}}}, "its property 'first name'"),
     ],
 )
-def test_tools_that_no_model_can_be_given_are_refused(define: Define, schema: dict[str, Any], why: str) -> None:
+def test_tools_unusable_by_models_are_refused(define: Define, schema: dict[str, Any], why: str) -> None:
     """The API refuses every turn of an agent with such a tool; an agent that runs the tool by itself is free to."""
     tool, stored = {**NOOP, "input_schema": schema}, function_definition(input_schema=schema)
     alone = {"kind": "agent", "name": "Alone", "type": "function", "tool": "noop"}
@@ -309,7 +309,7 @@ def test_agents_that_call_each_other_in_a_circle_are_refused(
     assert count(database, "agents") == 0
 
 
-def test_a_circle_through_what_is_stored_is_refused(define: Define) -> None:
+def test_circle_through_stored_definitions_is_refused(define: Define) -> None:
     define(NOOP, agent_definition("C"), chain("B", "C"), chain("A", "B", "C"))
     with pytest.raises(InvalidDefinition, match="form a circle: A -> C -> A"):
         define(chain("C", "A"))
@@ -321,7 +321,7 @@ def test_a_circle_through_a_tool_that_changes_is_refused(define: Define) -> None
         define(ASK_A)
 
 
-def test_a_pinned_tool_calls_whom_it_called_then(define: Define) -> None:
+def test_pinned_tool_calls_its_pinned_agent(define: Define) -> None:
     define(NOOP, agent_definition("B"), {**ASK_A, "agent": "B"}, {"kind": "agent", "name": "A", "tools": ["ask@1"]})
     define(ASK_A)
 
@@ -356,7 +356,7 @@ def standing(registry: AgentRegistry) -> tuple[int, str, str]:
     return agent.version, agent.status, agent.description
 
 
-def test_a_rollback_is_held_when_the_newest_text_is_applied_again(registry: AgentRegistry, define: Define) -> None:
+def test_rollback_holds_when_newest_text_is_reapplied(registry: AgentRegistry, define: Define) -> None:
     assert brief(define({**DOUBLER, "name": "A", "description": "new"})) == ["unchanged agent A 2"]
     assert standing(registry) == (1, "rolled_back", "old")
 
@@ -378,13 +378,13 @@ def test_a_new_text_ends_a_rollback(registry: AgentRegistry, define: Define) -> 
     assert standing(registry) == (3, "active", "newest")
 
 
-def test_going_to_the_newest_version_ends_a_rollback(registry: AgentRegistry) -> None:
+def test_rollback_to_newest_version_ends_the_rollback(registry: AgentRegistry) -> None:
     registry.roll_back("A", 2)
     assert standing(registry) == (2, "active", "new")
 
 
 @pytest.mark.parametrize("version", [0, -1, 3, 1 << 31, 10**30, True, 1.0, "1", None])
-def test_there_is_no_going_back_to_what_never_was(registry: AgentRegistry, version: Any) -> None:
+def test_rollback_to_unknown_version_is_refused(registry: AgentRegistry, version: Any) -> None:
     with pytest.raises(NotFound, match="has no version"):
         registry.roll_back("A", version)
     assert standing(registry) == (1, "rolled_back", "old")
@@ -515,14 +515,14 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     assert [definition.name for definition in load(tmp_path)] == ["a.json", "b.yaml", "below.c.yml"]
 
 
-def test_code_may_stand_in_a_file_of_its_own(tmp_path: Path) -> None:
+def test_code_in_a_separate_file(tmp_path: Path) -> None:
     code = "def f():\n\treturn 'ü'\n"
     (tmp_path / "f.py").write_text(code, encoding="utf-8")
     [definition] = loaded(tmp_path, "kind: function\nname: f\ncode_file: f.py\n")
     assert definition.code == code
 
 
-def test_plain_words_mean_what_they_mean_in_json(tmp_path: Path) -> None:
+def test_plain_yaml_words_are_read_as_in_json(tmp_path: Path) -> None:
     """In YAML 1.1 these are a boolean, a date, 90, 8, a number with separators, and a text."""
     schema = "input_schema: {enum: [no, 2026-01-01, 1:30, 1_000, 1e3, true, ~, 'true', .5]}\n"
     [definition] = loaded(tmp_path, HEAD + "description: 2026-11-22\nconfig: {max_attempts: 010}\n" + schema)
@@ -591,7 +591,7 @@ def test_plain_words_mean_what_they_mean_in_json(tmp_path: Path) -> None:
         (HEAD + "description: !!python/object:os.system {}\n", "is not valid YAML"),
     ],
 )
-def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, content: str | bytes, message: str) -> None:
+def test_error_in_a_file_names_its_place(tmp_path: Path, content: str | bytes, message: str) -> None:
     with pytest.raises(InvalidDefinition, match=message) as caught:
         loaded(tmp_path, content)
     assert str(tmp_path / "x.yaml") in caught.value.message

@@ -53,7 +53,7 @@ async def documented(session: Session) -> Any:
     return await store.execute_function("search_docs", {"query": "..."})
 
 
-def test_the_documented_example_works_although_nobody_imports_list(database: Engine) -> None:
+def test_documented_example_works_without_import_of_list(database: Engine) -> None:
     with Session(database) as session:
         assert asyncio.run(documented(session)) is None
 
@@ -96,7 +96,7 @@ def test_a_contract_is_part_of_the_version(store: FunctionStore, change: dict[st
     assert store_function(store, "double", DOUBLE, **change).number == 2
 
 
-def test_concurrent_stores_on_one_session_do_not_disturb_each_other(store: FunctionStore) -> None:
+def test_concurrent_stores_on_one_session(store: FunctionStore) -> None:
     async def all_at_once() -> list[int]:
         stored = await asyncio.gather(*[store.store_function(f"f{n}", f"def f{n}(): return {n}") for n in range(4)])
         results = await asyncio.gather(*[store.execute_function(f"f{n}", {}) for n in range(4)])
@@ -219,7 +219,7 @@ def test_a_source_is_text(store: FunctionStore, code: Any) -> None:
 # ------------------------------------------------------------------------------------------------- contracts
 
 
-def test_an_input_that_breaks_the_schema_is_refused_with_all_violations(store: FunctionStore) -> None:
+def test_invalid_input_is_refused_with_all_violations(store: FunctionStore) -> None:
     store_function(store, "double", DOUBLE, input_schema=NUMBER)
     with pytest.raises(InvalidInput) as caught:
         execute(store, "double", {"y": 1, "z": 2})
@@ -257,7 +257,7 @@ def test_arguments_have_a_size(store: FunctionStore) -> None:
         execute(store, "double", {"x": "x" * (20 << 20)})
 
 
-def test_an_argument_that_the_function_does_not_take_is_its_error(store: FunctionStore) -> None:
+def test_unexpected_argument_is_an_error_of_the_function(store: FunctionStore) -> None:
     store_function(store, "double", DOUBLE)
     with pytest.raises(FunctionError, match="unexpected keyword argument 'y'"):
         execute(store, "double", {"x": 1, "y": 2})
@@ -294,20 +294,20 @@ def test_a_function_ends_at_its_memory_limit(store: FunctionStore) -> None:
     assert caught.value.detail["reason"] == "memory_limit"
 
 
-def test_what_a_function_prints_is_kept_apart_from_its_value(store: FunctionStore) -> None:
+def test_printed_output_is_separate_from_the_value(store: FunctionStore) -> None:
     define(store, "f", "print('hello', 'wörld'); return 1")
     value, outcome = run_function(store.get("f"), {}, engine=store.engine)
     assert (value, outcome.stdout) == (1, "hello wörld\n")
 
 
-def test_the_context_is_given_to_those_who_require_it(store: FunctionStore) -> None:
+def test_context_is_passed_to_functions_that_require_it(store: FunctionStore) -> None:
     define(store, "f", "return context['task_id']", takes="context", requires_context=True)
     define(store, "g", "return context", takes="context=None")
     assert execute(store, "f", context={"task_id": "7"}) == "7"
     assert execute(store, "g", context={"task_id": "7"}) is None
 
 
-def test_allowed_imports_are_those_of_the_version(store: FunctionStore) -> None:
+def test_allowed_imports_belong_to_the_version(store: FunctionStore) -> None:
     define(store, "f", "import statistics; return statistics.mean([1, 3])", allowed_imports=["statistics"])
     assert execute(store, "f") == 2
     with pytest.raises(InvalidDefinition, match="statistics"):
@@ -339,7 +339,7 @@ def tamper(database: Engine, change: str) -> None:
         "name = 'other'",
     ],
 )
-def test_a_row_that_somebody_changed_is_not_run(store: FunctionStore, database: Engine, change: str) -> None:
+def test_changed_row_is_not_run(store: FunctionStore, database: Engine, change: str) -> None:
     store_function(store, "double", DOUBLE)
     tamper(database, change)
     with pytest.raises(FunctionError, match="does not match its stored SHA-256") as caught:

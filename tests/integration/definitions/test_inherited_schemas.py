@@ -52,14 +52,14 @@ def test_input_is_refused_that_the_function_would_refuse(define: Define, name: s
     accept(name, {"text": "a"})
 
 
-def test_a_tool_that_takes_less_than_its_function_decides(define: Define) -> None:
+def test_stricter_schema_of_the_tool_decides(define: Define) -> None:
     define(SHOUT, {**SHOUTER, "input_schema": text_of(maxLength=3)}, *AGENTS)
     with pytest.raises(InvalidInput, match="too long"):
         accept("Tool", {"text": "loud"})
     accept("Function", {"text": "loud"})
 
 
-def test_a_schema_of_its_own_counts_instead(define: Define) -> None:
+def test_own_schema_replaces_inherited_schema(define: Define) -> None:
     define(SHOUT, runs("Function", function="shout", input_schema={}))
     accept("Function", {"txt": "a"})
 
@@ -82,7 +82,7 @@ def test_other_chains_take_anything(define: Define, strategy: str, relation: Any
 
 
 @pytest.mark.parametrize("name", ["Function", "Tool", "Chain"])
-def test_a_schedule_is_refused_whose_runs_would_be(database: Engine, define: Define, name: str) -> None:
+def test_schedule_with_invalid_input_is_refused(database: Engine, define: Define, name: str) -> None:
     define(SHOUT, SHOUTER, *AGENTS)
     with pytest.raises(InvalidInput, match="'text' is a required"):
         try_out(database, "default", "daily", {"agent": name, "input": {}})
@@ -90,7 +90,7 @@ def test_a_schedule_is_refused_whose_runs_would_be(database: Engine, define: Def
 
 
 @pytest.mark.parametrize("name", ["Function", "Tool"])
-def test_messages_make_the_input_that_the_function_takes(
+def test_messages_become_the_function_input(
     define: Define, tasks: Tasks, inline_worker: InlineWorker, name: str
 ) -> None:
     define(SHOUT, SHOUTER, *AGENTS)
@@ -99,7 +99,7 @@ def test_messages_make_the_input_that_the_function_takes(
     assert tasks.get(task)["output"] == {"loud": "HELLO"}
 
 
-def test_a_chain_is_refused_whose_functions_never_fit(define: Define) -> None:
+def test_chain_of_incompatible_functions_is_refused(define: Define) -> None:
     define(SHOUT, SHOUTER, *AGENTS)
     with pytest.raises(InvalidDefinition, match=r"'Twice', relations.1: what 'Tool' returns never fits 'Function'"):
         define(runs("Twice", relations=[{"agent": "Tool"}, {"agent": "Function"}]))

@@ -69,7 +69,7 @@ def test_registering_commits_and_numbers_versions(registry: AgentRegistry, datab
         assert AgentRegistry(somebody_else).get_agent("SearchAgent").version == 2
 
 
-def test_registering_on_its_own_session_leaves_the_callers_alone(session: Session) -> None:
+def test_registering_does_not_touch_the_callers_session(session: Session) -> None:
     session.execute(text("INSERT INTO conversations (id) VALUES ('mine')"))
     AgentRegistry(session).register_agent(search_agent())
     with pytest.raises(InvalidDefinition):
@@ -80,7 +80,7 @@ def test_registering_on_its_own_session_leaves_the_callers_alone(session: Sessio
     assert session.scalar(text("SELECT count(*) FROM agents")) == 1
 
 
-def test_nothing_holds_a_transaction_open(session: Session, registry: AgentRegistry, database: Engine) -> None:
+def test_registry_holds_no_transaction_open(session: Session, registry: AgentRegistry, database: Engine) -> None:
     """An idle transaction is ended by the server after a lease, and the next call would find a dead connection."""
     registry.register_agent(search_agent())
     registry.get_agent("SearchAgent")
@@ -97,7 +97,7 @@ def test_a_definition_may_be_registered_too(registry: AgentRegistry) -> None:
 
 
 @pytest.mark.parametrize("thing", [None, "A", {"name": "A"}, 5])
-def test_nothing_else_can_be_registered(registry: AgentRegistry, thing: Any) -> None:
+def test_other_objects_cannot_be_registered(registry: AgentRegistry, thing: Any) -> None:
     with pytest.raises(InvalidDefinition, match="register_agent takes an Agent"):
         registry.register_agent(thing)
 
@@ -151,7 +151,7 @@ def accepts(registry: AgentRegistry) -> bool:
     raise AssertionError("nobody runs it")
 
 
-def test_a_disabled_agent_accepts_nothing_until_it_is_active_again(registry: AgentRegistry, database: Engine) -> None:
+def test_disabled_agent_accepts_no_task_until_active(registry: AgentRegistry, database: Engine) -> None:
     registry.register_agent(search_agent())
     assert accepts(registry)
     disabled = registry.set_status("SearchAgent", "disabled", "too expensive")
@@ -247,7 +247,9 @@ def test_checking_a_message_holds_no_transaction_open(
         (["x" * 10] * 1001, {}, "messages"),
     ],
 )
-def test_what_cannot_be_asked(registry: AgentRegistry, messages: Any, options: dict[str, Any], words: str) -> None:
+def test_invalid_questions_are_refused(
+    registry: AgentRegistry, messages: Any, options: dict[str, Any], words: str
+) -> None:
     registry.register_agent(search_agent())
     with pytest.raises(InvalidInput) as caught:
         asyncio.run(registry.process(messages, **{"agent": "SearchAgent", "timeout": 0, **options}))
@@ -307,7 +309,7 @@ def test_a_message_goes_to_the_agent_that_fits(crowd: LifecycleDriver, message: 
     assert (row["agent"], row["state"], row["error"]) == (name, "pending", None)
 
 
-def test_a_tie_lists_those_who_fit_equally_well(crowd: LifecycleDriver) -> None:
+def test_tie_lists_equal_candidates(crowd: LifecycleDriver) -> None:
     with pytest.raises(AmbiguousRoute, match="Several agents fit the message equally well: Twin1, Twin2"):
         crowd.call(choose, "identical twins")
 

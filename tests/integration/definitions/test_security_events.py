@@ -65,7 +65,7 @@ def test_an_exception_of_the_function_is_no_security_event(store):
     assert kinds(store, "fail") == []
 
 
-def test_the_event_too_many_quarantines_the_version_and_says_so(store, quarantine_after_two):
+def test_event_over_threshold_quarantines_version(store, quarantine_after_two):
     put(store, "spin", SPIN, timeout=0.1)
 
     with pytest.raises(FunctionError) as first:
@@ -79,7 +79,7 @@ def test_the_event_too_many_quarantines_the_version_and_says_so(store, quarantin
     assert refused.value.detail["reason"] == "quarantined"
 
 
-def test_release_lets_it_run_and_counts_anew(store, quarantine_after_two):
+def test_release_allows_running_and_resets_count(store, quarantine_after_two):
     put(store, "spin", SPIN, timeout=0.1)
     for _ in range(2):
         with pytest.raises(FunctionError):
@@ -119,7 +119,7 @@ def test_a_task_that_meets_limits_again_and_again_counts_once(store, database, d
     assert len(kinds(store, "f")) == 4
 
 
-def test_what_was_denied_counts_each_time_and_for_good(store, database, driver, quarantine_after_two):
+def test_each_denied_call_counts(store, database, driver, quarantine_after_two):
     version, task = stored(store, "f"), driver.submit()
     assert security_events.record(database, version, "security", {}, task_id=task) == "active"
     with database.begin() as connection:
@@ -129,7 +129,7 @@ def test_what_was_denied_counts_each_time_and_for_good(store, database, driver, 
     assert security_events.record(database, version, "import_denied", {}, task_id=task) == "quarantined"
 
 
-def test_quarantine_by_hand_holds_for_that_version_only(store):
+def test_manual_quarantine_holds_for_one_version(store):
     put(store, "f", "def f():\n    return 1\n")
     store.set_status("f", "quarantined", reason="looked odd")
     with pytest.raises(FunctionError, match="looked odd"):
@@ -153,7 +153,7 @@ def test_another_process_learns_of_it_within_a_second(store, database, monkeypat
         run(store, "f")
 
 
-def test_code_that_was_changed_in_the_database_is_not_run_and_recorded(store, database):
+def test_tampered_code_is_not_run_and_is_recorded(store, database):
     put(store, "f", "def f():\n    return 1\n")
     with database.begin() as connection:
         connection.execute(text("ALTER TABLE function_versions DISABLE TRIGGER function_versions_immutable"))
@@ -178,7 +178,7 @@ def test_too_much_memory_is_recorded(store):
     assert kinds(store, "eat") == ["memory_limit"]
 
 
-def test_diff_shows_what_changed(store):
+def test_diff_shows_changes(store):
     put(store, "f", "def f():\n    return 1\n")
     put(store, "f", "def f():\n    return 2\n")
 

@@ -46,7 +46,7 @@ def total(*imports: str) -> dict[str, Any]:
     return function_definition("total", CODE, config={"allowed_imports": ["json", *imports]})
 
 
-def test_package_that_a_worker_of_the_capability_preloads_is_accepted(database: Engine) -> None:
+def test_package_preloaded_by_a_worker_is_accepted(database: Engine) -> None:
     register(database, [])
     register(database, ["acme_rates"])
     apply(database, total("acme_rates"), USER)
@@ -71,7 +71,7 @@ def test_package_of_another_capability_is_refused_for_the_agent(database: Engine
 
 
 @pytest.mark.parametrize("reported", [False, True])
-def test_packages_are_not_checked_where_no_worker_tells(database: Engine, reported: bool) -> None:
+def test_packages_are_unchecked_without_worker_reports(database: Engine, reported: bool) -> None:
     if reported:
         register(database, None)
     apply(database, total("acme_rates"), USER)
@@ -79,7 +79,7 @@ def test_packages_are_not_checked_where_no_worker_tells(database: Engine, report
         apply(database, total("subprocess"))
 
 
-def test_worker_reports_what_it_could_preload(database: Engine) -> None:
+def test_worker_reports_preloaded_packages(database: Engine) -> None:
     settings = Settings().model_copy(update={"sandbox_preload": ["colorsys", "no_such_package"]})
     app = SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from={"sums": None})))
     worker = SimpleNamespace(

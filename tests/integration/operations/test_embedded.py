@@ -79,7 +79,7 @@ PATIENT = [
 
 
 @pytest.mark.parametrize(("name", "said"), PATIENT)
-def test_one_that_reads_its_files_is_given_time(
+def test_server_that_reads_its_files_gets_time(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
 ) -> None:
     with running(folder) as (servers, _):
@@ -124,7 +124,7 @@ def owner_process(data_dir: Path, before: str = "", after: str = "") -> Iterator
             process.kill()
 
 
-def test_cold_start_gives_a_database_and_a_broker(folder: Path) -> None:
+def test_cold_start_provides_database_and_broker(folder: Path) -> None:
     with running(folder) as (_, addresses):
         assert query(addresses, "SELECT current_database() || '/' || current_user") == "minions/minions"
         assert query(addresses, "SHOW server_encoding") == "UTF8"
@@ -226,7 +226,7 @@ def mode(path: Path) -> int:
 
 
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
-def test_nothing_listens_on_tcp_and_no_secret_is_passed_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_servers_do_not_listen_on_tcp_and_pass_no_secret(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ANTHROPIC_API_KEY", "a-secret")
     with running(folder) as (servers, _):
         password = (folder / "server_password").read_text()
@@ -249,7 +249,7 @@ def listening_tcp_sockets() -> set[str]:
     return {row[9] for row in rows if row[3] == "0A"}
 
 
-def test_a_killed_owner_leaves_nothing_that_hinders_the_next(folder: Path) -> None:
+def test_killed_owner_does_not_block_the_next(folder: Path) -> None:
     with owner_process(folder) as (owner, pids):
         with pytest.raises(Conflict, match=f"belong to process {owner.pid}") as refusal:
             EmbeddedServers(folder).start()
@@ -277,7 +277,7 @@ def test_servers_that_outlived_their_owner_are_ended(folder: Path) -> None:
         assert query(addresses, "SELECT 1") == 1
 
 
-def test_a_stale_pid_that_is_somebody_elses_is_left_alone(folder: Path) -> None:
+def test_stale_pid_of_another_process_is_not_touched(folder: Path) -> None:
     with running(folder) as (servers, _):
         pid_file = postgres_traces(folder).pid_file
         stale = pid_file.read_text()
@@ -310,7 +310,7 @@ def bystander(user: SystemUser | None) -> Iterator[subprocess.Popen[bytes]]:
             process.kill()
 
 
-def test_a_postgres_started_by_hand_is_a_conflict(folder: Path) -> None:
+def test_manually_started_postgres_is_a_conflict(folder: Path) -> None:
     with running(folder) as (servers, _):
         command = servers.postgres.command()
         sockets = servers.postgres.socket_dir
@@ -331,7 +331,7 @@ def test_a_postgres_started_by_hand_is_a_conflict(folder: Path) -> None:
         shutil.rmtree(sockets)
 
 
-def test_killed_servers_come_back_at_the_same_addresses(folder: Path) -> None:
+def test_killed_servers_restart_at_the_same_addresses(folder: Path) -> None:
     with running(folder, durable=True) as (servers, addresses):
         remember(addresses)
         with broker(addresses) as client:
@@ -575,7 +575,7 @@ def test_scratch_folders_of_dead_owners_are_removed() -> None:
     assert not command_line(int(pid))
 
 
-def test_the_launcher_gives_up_when_the_owner_is_gone(folder: Path) -> None:
+def test_launcher_ends_with_its_owner(folder: Path) -> None:
     nobody = [str(part) for part in (1 << 30, signal.SIGTERM.value, -1, -1)]
     command = [sys.executable, "-I", "-S", "-c", launcher._LAUNCHER, *nobody, "/bin/echo", "started"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -101,9 +101,7 @@ def test_500_tasks_survive_a_flushed_broker_and_a_killed_worker(
 
 
 @pytest.mark.usefixtures("loops")
-def test_a_broker_that_restarts_costs_nothing(
-    tasks: Tasks, act: Any, worker: Process, servers: EmbeddedServers
-) -> None:
+def test_broker_restart_loses_nothing(tasks: Tasks, act: Any, worker: Process, servers: EmbeddedServers) -> None:
     long = tasks.submit(act("Long"), {"do": "sleep", "seconds": 5})
     tasks.wait_for(long, "running")
     submit_many(tasks, 100, act(), {"do": "sleep", "seconds": 0.01})
@@ -162,7 +160,7 @@ def test_a_database_that_restarts_is_waited_for(
 
 
 @pytest.mark.usefixtures("loops")
-def test_a_task_that_runs_while_the_database_restarts_is_recorded(
+def test_task_during_database_restart_is_recorded(
     tasks: Tasks, act: Any, worker: Process, servers: EmbeddedServers
 ) -> None:
     task = tasks.submit(act(), {"do": "sleep", "seconds": 2})
@@ -220,9 +218,7 @@ def test_a_server_that_is_down_at_the_start(tmp_path: Path, settings: Any) -> No
         ("MINION_MAX_INPUT_BYTES", "many", "MINION_MAX_INPUT_BYTES: Input should be a valid integer"),
     ],
 )
-def test_a_worker_that_is_started_by_hand_with_a_wrong_setting_says_so(
-    settings: Any, name: str, value: str, words: str
-) -> None:
+def test_worker_with_wrong_setting_reports_it(settings: Any, name: str, value: str, words: str) -> None:
     command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-Q", "work"]
     ended = subprocess.run(
         command, env={**os.environ, name: value}, capture_output=True, text=True, cwd=ROOT, timeout=90

@@ -199,7 +199,7 @@ def test_no_page_shows_the_broker_s_password(flower: httpx2.Client, worker: Proc
     assert stats["broker"]["hostname"].startswith("redis+socket://:**@/")
 
 
-def test_nobody_looks_without_the_password(flower: httpx2.Client) -> None:
+def test_flower_requires_the_password(flower: httpx2.Client) -> None:
     for path in ("/", "/tasks", "/broker", "/api/tasks", "/api/workers", "/api/queues/length"):
         assert flower.get(path, auth=None).status_code == 401
         assert flower.get(path, auth=("minions", "wrong")).status_code == 401

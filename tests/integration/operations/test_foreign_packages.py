@@ -85,7 +85,7 @@ def test_processes_of_up_do_not_import_from_the_current_folder(
 
 @pytest.mark.parametrize("command", [("-P", "-m", "orchestrator.cli", "--help"), ("-P", "-c", "import workers.app")])
 @pytest.mark.parametrize("name", ["shared", "migrations", "minions"])
-def test_a_foreign_package_that_comes_first_is_named(tmp_path: Path, name: str, command: tuple[str, ...]) -> None:
+def test_foreign_package_on_the_path_is_named(tmp_path: Path, name: str, command: tuple[str, ...]) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").write_text("")
     done = subprocess.run(

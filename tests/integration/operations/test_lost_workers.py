@@ -26,7 +26,7 @@ KNOWN = text(
 )
 
 
-def test_nobody_is_lost_while_the_database_stood_still(inline_worker: InlineWorker, short_leases: Settings) -> None:
+def test_no_worker_is_lost_after_a_database_freeze(inline_worker: InlineWorker, short_leases: Settings) -> None:
     """The loop is answered before the heartbeats that wait as well, and finds no worker that has beaten."""
     engine = make_engine(short_leases)
     loop = LostWorkers(short_leases, engine, Monitors(make_app(short_leases)))
@@ -57,7 +57,7 @@ def test_nobody_is_lost_while_the_database_stood_still(inline_worker: InlineWork
     engine.dispose()
 
 
-def test_lost_tasks_come_back_while_the_healer_is_busy(
+def test_lost_tasks_are_released_while_the_healer_is_busy(
     tasks: Tasks, act: Any, inline_worker: InlineWorker, short_leases: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = tasks.submit(act(), {})
@@ -74,7 +74,7 @@ def test_lost_tasks_come_back_while_the_healer_is_busy(
             over.set()
 
 
-def test_a_lost_child_gives_back_what_its_own_worker_holds(
+def test_lost_child_releases_only_its_own_claims(
     inline_worker: InlineWorker, tasks: Tasks, act: Any, short_leases: Settings
 ) -> None:
     """Two workers have the message, and a child of the one that did not get the claim dies."""

@@ -44,7 +44,7 @@ def status_of(engine: Engine, process: Process) -> str:
         return str(connection.scalar(text("SELECT status FROM workers WHERE pid = :pid"), {"pid": process.pid}))
 
 
-def test_the_tasks_of_a_killed_worker_run_again(tasks: Tasks, act: Any, doomed: Process, worker: Process) -> None:
+def test_tasks_of_killed_worker_run_again(tasks: Tasks, act: Any, doomed: Process, worker: Process) -> None:
     worker.signal(signal.SIGSTOP)  # the other one takes the task
     task = tasks.submit(act(), {"do": "sleep", "seconds": 1})
     tasks.wait_for(task, "running")
@@ -58,7 +58,7 @@ def test_the_tasks_of_a_killed_worker_run_again(tasks: Tasks, act: Any, doomed: 
     assert status_of(tasks.engine, doomed) == "lost"
 
 
-def test_a_task_that_its_worker_does_not_know_of_comes_back(tasks: Tasks, act: Any, worker: Process) -> None:
+def test_task_unknown_to_its_worker_is_released(tasks: Tasks, act: Any, worker: Process) -> None:
     task = tasks.submit(act(config={"capabilities": ["nobody"]}), {})
     with tasks.engine.begin() as connection:
         # As if the child's claim had been committed, and its answer lost.
@@ -69,9 +69,7 @@ def test_a_task_that_its_worker_does_not_know_of_comes_back(tasks: Tasks, act: A
     assert (ended["state"], ended["losses"], ended["claim"]) == ("succeeded", 1, 2)
 
 
-def test_a_task_that_loses_its_workers_again_and_again_is_stopped(
-    tasks: Tasks, inline_worker: InlineWorker, act: Any
-) -> None:
+def test_task_that_keeps_losing_workers_fails(tasks: Tasks, inline_worker: InlineWorker, act: Any) -> None:
     task = tasks.submit(act(config={"capabilities": ["nobody"], "max_attempts": 1}), {})
     for _ in range(3):
         tasks.wait_for(task, "pending")
@@ -86,7 +84,7 @@ def test_a_task_that_loses_its_workers_again_and_again_is_stopped(
     assert ended["error"]["type"] == "worker_lost"
 
 
-def test_a_lost_message_is_sent_again_under_the_same_claim(tasks: Tasks, act: Any, worker: Process) -> None:
+def test_lost_message_is_republished_under_the_same_claim(tasks: Tasks, act: Any, worker: Process) -> None:
     act()
     with tasks.engine.begin() as connection:
         # Queued, and no message in the broker.
@@ -96,7 +94,7 @@ def test_a_lost_message_is_sent_again_under_the_same_claim(tasks: Tasks, act: An
     assert (ended["state"], ended["claim"]) == ("succeeded", 1)
 
 
-def test_lost_message_is_sent_again_while_the_healer_fails(
+def test_lost_message_is_republished_while_the_healer_fails(
     tasks: Tasks, act: Any, worker: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = threading.Event()
@@ -114,7 +112,7 @@ def test_lost_message_is_sent_again_while_the_healer_fails(
     assert tasks.wait(task)["state"] == "succeeded"
 
 
-def test_messages_that_come_twice_run_once(
+def test_duplicate_messages_run_once(
     tasks: Tasks, act: Any, worker: Process, tmp_path: Path, settings: Settings
 ) -> None:
     log = tmp_path / "log"
@@ -130,14 +128,14 @@ def test_messages_that_come_twice_run_once(
     assert len(tasks.executions(task)) == 1
 
 
-def test_a_deadline_ends_a_pending_task(tasks: Tasks, act: Any) -> None:
+def test_deadline_ends_a_pending_task(tasks: Tasks, act: Any) -> None:
     act(config={"capabilities": ["nobody"]})
     task = tasks.submit("Act", {}, deadline=datetime.now(UTC) + timedelta(seconds=0.5))
     ended = tasks.wait(task)
     assert (ended["state"], ended["error"]["type"]) == ("expired", "expired")
 
 
-def test_a_deadline_takes_a_running_task_away(tasks: Tasks, act: Any, worker: Process) -> None:
+def test_deadline_ends_a_running_task(tasks: Tasks, act: Any, worker: Process) -> None:
     act()
     task = tasks.submit("Act", {"do": "sleep", "seconds": 3}, deadline=datetime.now(UTC) + timedelta(seconds=1.5))
     tasks.wait_for(task, "running")
@@ -147,14 +145,14 @@ def test_a_deadline_takes_a_running_task_away(tasks: Tasks, act: Any, worker: Pr
     assert [execution["outcome"] for execution in tasks.executions(task)] == ["expired"]
 
 
-def test_a_worker_whose_row_is_gone_registers_again(tasks: Tasks, act: Any, worker: Process) -> None:
+def test_worker_without_row_registers_again(tasks: Tasks, act: Any, worker: Process) -> None:
     with tasks.engine.begin() as connection:
         connection.execute(text("DELETE FROM workers"))
     wait_online(tasks.engine, worker)
     assert tasks.run(act(), {})["state"] == "succeeded"
 
 
-def test_a_worker_that_stood_still_goes_on(tasks: Tasks, act: Any, worker: Process) -> None:
+def test_frozen_worker_continues(tasks: Tasks, act: Any, worker: Process) -> None:
     worker.signal(signal.SIGSTOP)
     wait_until(lambda: status_of(tasks.engine, worker) == "lost", "the worker is lost")
     worker.signal(signal.SIGCONT)

@@ -39,7 +39,7 @@ def test_slots_follow_the_size_of_an_autoscaled_pool(database: Engine, tasks: Ta
 
 
 @pytest.mark.usefixtures("loops")
-def test_a_pool_that_may_shrink_to_nothing_has_a_free_slot(
+def test_pool_that_may_shrink_to_zero_has_a_free_slot(
     database: Engine, tasks: Tasks, act: Any, tool_package: Path, tmp_path: Path
 ) -> None:
     """Without one its lost messages would never be published again."""

@@ -113,7 +113,7 @@ def total(batches: Any) -> tuple[int, int]:
     return sum(batch.trees for batch in found), sum(batch.tasks for batch in found)
 
 
-def test_each_final_state_has_a_retention_of_its_own(database: Engine, ended: Ended, settings: Settings) -> None:
+def test_each_final_state_has_its_own_retention(database: Engine, ended: Ended, settings: Settings) -> None:
     kept = {
         ended("succeeded", 29),
         ended("failed", 89),
@@ -128,7 +128,7 @@ def test_each_final_state_has_a_retention_of_its_own(database: Engine, ended: En
     assert total(prune(database, settings)) == (0, 0)
 
 
-def test_zero_keeps_for_ever(database: Engine, ended: Ended, keeping: Any) -> None:
+def test_zero_keeps_indefinitely(database: Engine, ended: Ended, keeping: Any) -> None:
     failed = ended("failed", 30_000 / 365)
     ended("succeeded", 2)
     old = ended("cancelled", 5000)
@@ -137,7 +137,7 @@ def test_zero_keeps_for_ever(database: Engine, ended: Ended, keeping: Any) -> No
 
 
 @pytest.mark.parametrize("state", ["pending", "scheduled", "queued", "running", "waiting"])
-def test_what_has_not_ended_stays_however_old(database: Engine, ended: Ended, settings: Settings, state: str) -> None:
+def test_unfinished_tasks_stay_at_any_age(database: Engine, ended: Ended, settings: Settings, state: str) -> None:
     root = ended("cancelled", 400)
     kept = {root, ended("succeeded", 400, parent=root), ended(state, 400, parent=root), ended(state, 400)}
     assert total(prune(database, settings)) == (0, 0)
@@ -153,7 +153,7 @@ def test_a_tree_goes_with_its_root_and_not_before(database: Engine, ended: Ended
     assert left(database) == {failed, child}
 
 
-def test_a_replay_goes_after_what_it_replays(database: Engine, ended: Ended, keeping: Any) -> None:
+def test_replay_is_deleted_after_its_original(database: Engine, ended: Ended, keeping: Any) -> None:
     failed = ended("failed", 60)
     replayed = ended("succeeded", 59, replay_of=failed)
     assert total(prune(database, keeping())) == (0, 0)
@@ -193,7 +193,7 @@ def old_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "first_id_at", lambda _: UUID(int=2**128 - 1))
 
 
-def test_nothing_of_a_task_is_left(
+def test_deleted_task_leaves_no_rows(
     database: Engine, run_tasks: Any, old_ids: None, settings: Settings, act: Any
 ) -> None:
     run_tasks({"answer": LARGE}, idempotency_key="key", conversation_id="talk")
@@ -208,7 +208,7 @@ def test_nothing_of_a_task_is_left(
     assert {table for table in tables if count(database, table)} <= definitions
 
 
-def test_a_large_output_goes_with_the_last_outcome_that_names_it(
+def test_large_output_is_deleted_with_its_last_reference(
     database: Engine, run_tasks: Any, old_ids: None, settings: Settings
 ) -> None:
     first, _ = run_tasks({"answer": LARGE}, {"answer": LARGE})
@@ -225,7 +225,7 @@ def test_a_large_output_goes_with_the_last_outcome_that_names_it(
     assert count(database, "contents") == 0
 
 
-def test_who_stores_a_large_output_holds_it_until_it_is_named(database: Engine) -> None:
+def test_new_large_output_is_kept_until_referenced(database: Engine) -> None:
     store = text("SELECT minion_store_content('{\"large\": 1}')")
     with database.begin() as connection:
         name = connection.scalar(store)
@@ -254,7 +254,7 @@ def test_a_conversation_goes_with_the_last_of_its_tasks(
     assert (count(database, "conversations"), count(database, "messages")) == (0, 0)
 
 
-def test_workers_that_nothing_refers_to_go(database: Engine, settings: Settings, ended: Ended) -> None:
+def test_unreferenced_workers_are_deleted(database: Engine, settings: Settings, ended: Ended) -> None:
     insert = text(
         "INSERT INTO workers (name, capabilities, slots, pool, host, pid, version, status, last_seen) "
         "VALUES (:name, '{work}', 1, 'p', 'h', 1, '0', :status, now() - :ago) RETURNING id"
@@ -296,7 +296,7 @@ def test_a_tree_is_exported_as_one_line_a_task(database: Engine, ended: Ended, k
     assert lines == {str(root): [str(child) for child in children], **{str(child): None for child in children}}
 
 
-def test_nothing_is_deleted_that_could_not_be_exported(
+def test_failed_export_deletes_nothing(
     database: Engine, ended: Ended, keeping: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = {ended() for _ in range(3)}
@@ -315,7 +315,7 @@ def test_nothing_is_deleted_that_could_not_be_exported(
     assert left(database) == set()
 
 
-def test_a_crash_between_export_and_delete_exports_twice_and_loses_nothing(
+def test_crash_between_export_and_delete_loses_nothing(
     database: Engine, ended: Ended, keeping: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [ended() for _ in range(3)]
@@ -341,7 +341,7 @@ def test_a_torn_last_line_is_cut_off(tmp_path: Path, torn: bytes) -> None:
     assert file.read_bytes() == whole + b'{"b": 2}\n'
 
 
-def test_a_failed_write_takes_back_its_lines(tmp_path: Path) -> None:
+def test_failed_write_removes_its_lines(tmp_path: Path) -> None:
     export = TaskExport(tmp_path)
     export.append(["1", "2"])
 
@@ -360,7 +360,7 @@ def test_the_folder_must_be_there(tmp_path: Path, keeping: Any, database: Engine
         Pruner(keeping(export=tmp_path / "missing"), database)
 
 
-def test_batches_are_small_and_go_on_where_they_stopped(
+def test_batches_are_small_and_continue_where_they_stopped(
     database: Engine, ended: Ended, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "MOST_TREES", 3)
@@ -378,7 +378,7 @@ def test_batches_are_small_and_go_on_where_they_stopped(
     assert count(database, "tasks") == 1
 
 
-def test_what_somebody_holds_is_passed_over(database: Engine, ended: Ended, settings: Settings) -> None:
+def test_locked_tasks_are_skipped(database: Engine, ended: Ended, settings: Settings) -> None:
     held, free = ended(), ended()
     with database.begin() as connection:
         connection.execute(text("SELECT 1 FROM task_status WHERE task_id = :id FOR NO KEY UPDATE"), {"id": held})
@@ -387,7 +387,7 @@ def test_what_somebody_holds_is_passed_over(database: Engine, ended: Ended, sett
     assert free != held
 
 
-def test_a_batch_that_cannot_be_deleted_is_given_up_and_the_next_is_not(
+def test_failed_batch_is_skipped_and_the_next_is_deleted(
     database: Engine, ended: Ended, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "MOST_TREES", 1)
@@ -461,7 +461,7 @@ def test_the_command(database: Engine, ended: Ended, monkeypatch: pytest.MonkeyP
     assert left(database) == {kept}
 
 
-def test_the_command_says_where_the_disk_is_full(
+def test_command_names_the_full_disk(
     database: Engine, ended: Ended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> None:

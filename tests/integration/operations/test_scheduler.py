@@ -84,7 +84,7 @@ def test_a_run_is_a_task_like_any_other(put: Put, scheduler: Scheduler, tasks: T
     assert runs(tasks.engine) == [f"schedule:{id}:{due_at.isoformat()}"]
 
 
-def test_a_check_may_take_longer_than_a_transaction_may_stand_idle(
+def test_check_may_outlast_the_idle_transaction_limit(
     put: Put, tasks: Tasks, short_leases: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def check_slowly(*arguments: Any, **named: Any) -> None:
@@ -122,7 +122,7 @@ def test_all_missed_runs_are_made_up_over_several_looks(put: Put, scheduler: Sch
 
 
 @pytest.mark.parametrize("how", ["disabled", "schema", "gone"])
-def test_a_refusal_is_recorded_and_the_schedule_goes_on(
+def test_refusal_is_recorded_and_the_schedule_continues(
     put: Put, scheduler: Scheduler, tasks: Tasks, act: Any, how: str
 ) -> None:
     put()
@@ -152,9 +152,7 @@ def test_a_refusal_is_recorded_and_the_schedule_goes_on(
     assert sum(tasks.count().values()) == 1
 
 
-def test_a_schedule_that_cannot_be_read_does_not_keep_the_others_from_running(
-    put: Put, scheduler: Scheduler, tasks: Tasks
-) -> None:
+def test_unreadable_schedule_does_not_stop_the_others(put: Put, scheduler: Scheduler, tasks: Tasks) -> None:
     put("broken", ago=2 * HOUR)
     put("sound")
     with transaction() as connection:
@@ -166,7 +164,7 @@ def test_a_schedule_that_cannot_be_read_does_not_keep_the_others_from_running(
     assert sum(tasks.count().values()) == 1
 
 
-def test_disabled_schedules_do_not_run_and_make_nothing_up(put: Put, scheduler: Scheduler, tasks: Tasks) -> None:
+def test_disabled_schedules_do_not_run_or_catch_up(put: Put, scheduler: Scheduler, tasks: Tasks) -> None:
     put(ago=5 * HOUR, missed="all")
     with transaction() as connection:
         schedules.change(connection, "default", "hourly", {"enabled": False})
@@ -188,7 +186,7 @@ def test_two_transactions_at_once_run_it_once(put: Put, database: Engine, tasks:
     assert sum(tasks.count().values()) == 1
 
 
-def test_a_crash_before_the_commit_loses_nothing(put: Put, database: Engine, tasks: Tasks) -> None:
+def test_crash_before_commit_loses_no_run(put: Put, database: Engine, tasks: Tasks) -> None:
     id = put()
     with database.begin() as connection:
         assert len(run_due(connection, id)) == 1
@@ -199,7 +197,7 @@ def test_a_crash_before_the_commit_loses_nothing(put: Put, database: Engine, tas
     assert sum(tasks.count().values()) == 1
 
 
-def test_one_leads_and_another_takes_over_when_its_connection_dies(short_leases: Settings, database: Engine) -> None:
+def test_another_leader_takes_over_after_connection_loss(short_leases: Settings, database: Engine) -> None:
     first, second = (Leadership(short_leases, "test") for _ in range(2))
     try:
         assert (first.held(), second.held()) == (True, False)
@@ -217,7 +215,7 @@ def test_one_leads_and_another_takes_over_when_its_connection_dies(short_leases:
         second.release()
 
 
-def test_who_hangs_loses_the_lead(short_leases: Settings, database: Engine) -> None:
+def test_hanging_leader_loses_the_lead(short_leases: Settings, database: Engine) -> None:
     first, second = (Leadership(short_leases, "test") for _ in range(2))
     try:
         assert first.held()

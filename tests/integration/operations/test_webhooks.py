@@ -101,7 +101,7 @@ def loop(loopback_settings: Settings, database: Engine) -> Iterator[Webhooks]:
 # ------------------------------------------------------------------------------------------------- the message
 
 
-def test_a_signed_message_says_how_the_task_ended(driver: LifecycleDriver, endpoint: Receiver, loop: Webhooks) -> None:
+def test_signed_message_reports_the_outcome(driver: LifecycleDriver, endpoint: Receiver, loop: Webhooks) -> None:
     add(driver, endpoint.url)
     task = end(
         driver, input={"secret": "input"}, output={"n": [1, "é"]}, key="t", labels={"a": "b"}, conversation_id="c"
@@ -184,7 +184,7 @@ def test_after_a_rotation_both_secrets_fit_for_a_day(
         ({"namespace": "other"}, []),
     ],
 )
-def test_which_tasks_a_webhook_is_told_of(
+def test_webhook_filters_select_tasks(
     driver: LifecycleDriver, endpoint: Receiver, loop: Webhooks, fields: dict[str, Any], told: list[str]
 ) -> None:
     add(driver, endpoint.url, **fields)
@@ -209,7 +209,7 @@ def test_labels_must_all_be_there(driver: LifecycleDriver, endpoint: Receiver, l
 
 
 @pytest.mark.parametrize(("roots_only", "told"), [(True, 1), (False, 2)])
-def test_subtasks_are_told_of_where_it_is_asked_for(
+def test_sub_tasks_are_reported_on_request(
     driver: LifecycleDriver, endpoint: Receiver, loop: Webhooks, roots_only: bool, told: int
 ) -> None:
     add(driver, endpoint.url, roots_only=roots_only)
@@ -224,7 +224,7 @@ def test_subtasks_are_told_of_where_it_is_asked_for(
     assert {data["root_id"] for data in messages} == {str(parent)}
 
 
-def test_an_end_that_is_rolled_back_owes_nothing(driver: LifecycleDriver, endpoint: Receiver, loop: Webhooks) -> None:
+def test_rolled_back_end_creates_no_delivery(driver: LifecycleDriver, endpoint: Receiver, loop: Webhooks) -> None:
     add(driver, endpoint.url)
     task = driver.run()
     with driver.engine.connect() as connection:
@@ -276,7 +276,7 @@ def test_a_new_message_does_not_wait_for_the_next_look(
         (302, "Redirects are not followed"),
     ],
 )
-def test_what_is_refused_is_sent_again_with_the_same_id(
+def test_refused_message_is_retried_with_the_same_id(
     driver: LifecycleDriver, loopback_settings: Settings, status: int, words: str
 ) -> None:
     with receiving() as elsewhere, receiving((status, {"Location": elsewhere.url})) as endpoint:
@@ -296,7 +296,7 @@ def test_what_is_refused_is_sent_again_with_the_same_id(
         assert elsewhere.received == []
 
 
-def test_in_the_end_it_has_failed_and_says_why(driver: LifecycleDriver, loopback_settings: Settings) -> None:
+def test_delivery_fails_finally_with_reason(driver: LifecycleDriver, loopback_settings: Settings) -> None:
     with receiving(*[503] * 10) as endpoint, sending(loopback_settings, driver.engine):
         add(driver, endpoint.url)
         end(driver)
@@ -315,7 +315,7 @@ def test_an_unreadable_wish_to_be_left_alone_is_no_fault(driver: LifecycleDriver
         assert (delivery["status"], delivery["attempts"]) == ("delivered", 2)
 
 
-def test_a_fault_of_ours_ends_after_as_many_attempts(
+def test_internal_error_ends_after_the_same_attempts(
     driver: LifecycleDriver, loopback_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def post(*_: Any) -> None:
@@ -330,7 +330,7 @@ def test_a_fault_of_ours_ends_after_as_many_attempts(
         assert "a bug in Minions" in delivery["last_error"]
 
 
-def test_it_goes_on_when_the_machine_has_threads_again(
+def test_delivery_continues_when_threads_are_available(
     driver: LifecycleDriver, loopback_settings: Settings, endpoint: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(_: threading.Thread) -> None:
@@ -349,7 +349,7 @@ def test_it_goes_on_when_the_machine_has_threads_again(
     loop.close()
 
 
-def test_nobody_listens_and_then_somebody_does(driver: LifecycleDriver, loopback_settings: Settings) -> None:
+def test_delivery_succeeds_when_endpoint_appears(driver: LifecycleDriver, loopback_settings: Settings) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         add(driver, f"http://127.0.0.1:{taken.getsockname()[1]}/")
@@ -388,7 +388,7 @@ def test_an_endpoint_may_ask_for_a_longer_pause(
     assert least - 3 < next_delay(driver, loopback_settings, (503, {"Retry-After": asked})) < least * 1.2 + 1
 
 
-def test_an_endpoint_that_is_gone_is_left_alone(driver: LifecycleDriver, loopback_settings: Settings) -> None:
+def test_endpoint_answering_gone_is_disabled(driver: LifecycleDriver, loopback_settings: Settings) -> None:
     with receiving(410) as endpoint, sending(loopback_settings, driver.engine):
         add(driver, endpoint.url)
         end(driver)
@@ -399,9 +399,7 @@ def test_an_endpoint_that_is_gone_is_left_alone(driver: LifecycleDriver, loopbac
         assert len(deliveries(driver)) == 1
 
 
-def test_a_disabled_webhook_is_sent_what_it_is_owed_when_it_is_enabled(
-    driver: LifecycleDriver, endpoint: Receiver, loop: Webhooks
-) -> None:
+def test_enabling_webhook_sends_pending_deliveries(driver: LifecycleDriver, endpoint: Receiver, loop: Webhooks) -> None:
     webhook = add(driver, endpoint.url)
     driver.sql("UPDATE webhooks SET enabled = false")
     end(driver)
@@ -417,7 +415,7 @@ def test_a_disabled_webhook_is_sent_what_it_is_owed_when_it_is_enabled(
     assert endpoint.wait_for(1)[0].id == str(owed)
 
 
-def test_a_deleted_task_owes_nothing_more(driver: LifecycleDriver, loopback_settings: Settings) -> None:
+def test_deleted_task_has_no_deliveries(driver: LifecycleDriver, loopback_settings: Settings) -> None:
     with receiving(500) as endpoint, sending(loopback_settings, driver.engine, delays=[0.5] * 5):
         add(driver, endpoint.url)
         end(driver)
@@ -504,7 +502,7 @@ def test_several_orchestrators_share_the_work(
     assert len(endpoint.received) == len(endpoint.ids()) == 30
 
 
-def test_an_endpoint_that_answers_too_late_counts_as_one_that_does_not(
+def test_late_answer_counts_as_no_answer(
     driver: LifecycleDriver, loopback_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.webhooks.messages.TIMEOUT_SECONDS", 0.5)
@@ -525,7 +523,7 @@ def test_an_endpoint_that_answers_too_late_counts_as_one_that_does_not(
 # ------------------------------------------------------------------------------------------------------ faults
 
 
-def test_a_message_that_was_posted_and_not_settled_is_posted_again(
+def test_unsettled_message_is_posted_again(
     driver: LifecycleDriver, loopback_settings: Settings, endpoint: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settle = Webhooks._settle
@@ -546,9 +544,7 @@ def test_a_message_that_was_posted_and_not_settled_is_posted_again(
     assert [one.id for one in endpoint.received] == [delivery["id"]] * 2
 
 
-def test_it_is_delivered_again_when_the_orchestrator_dies_before_it_is_settled(
-    driver: LifecycleDriver, tmp_path: Path, settings: Settings
-) -> None:
+def test_killed_orchestrator_delivers_again(driver: LifecycleDriver, tmp_path: Path, settings: Settings) -> None:
     env = {"MINION_ALLOW_PRIVATE_ADDRESSES": "127.0.0.1"}
     first = start_orchestrator(tmp_path, env=env)
 
@@ -573,9 +569,7 @@ def test_it_is_delivered_again_when_the_orchestrator_dies_before_it_is_settled(
         assert [one.id for one in endpoint.received] == [delivery["id"]] * 2
 
 
-def test_a_late_refusal_does_not_undo_what_a_later_attempt_did(
-    driver: LifecycleDriver, loopback_settings: Settings
-) -> None:
+def test_late_refusal_does_not_undo_later_attempt(driver: LifecycleDriver, loopback_settings: Settings) -> None:
     def late() -> int:
         time.sleep(2.5)
         return 500
@@ -589,7 +583,7 @@ def test_a_late_refusal_does_not_undo_what_a_later_attempt_did(
         assert (delivery["status"], delivery["last_status"]) == ("delivered", 204)
 
 
-def test_it_goes_on_after_the_database_was_away(
+def test_delivery_continues_after_database_outage(
     driver: LifecycleDriver, loopback_settings: Settings, endpoint: Receiver, servers: EmbeddedServers
 ) -> None:
     add(driver, endpoint.url)

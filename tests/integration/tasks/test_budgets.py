@@ -128,7 +128,7 @@ def test_time_is_counted_from_the_first_start(claim: Any, database: Engine) -> N
     assert call(claim(journal.task_id), 0) == "done"
 
 
-def test_what_a_crash_leaves_unknown_stays_spent(claim: Any, database: Engine, tasks: Tasks) -> None:
+def test_unknown_usage_after_crash_stays_spent(claim: Any, database: Engine, tasks: Tasks) -> None:
     journal = claim(tokens=100)
     with pytest.raises(KeyboardInterrupt):
         call(journal, 60, KeyboardInterrupt())
@@ -149,16 +149,14 @@ def test_what_a_crash_leaves_unknown_stays_spent(claim: Any, database: Engine, t
         (Postponed(60, "model_unavailable", ModelUnavailable("cut off", cost_unknown=True)), 60),
     ],
 )
-def test_a_refused_call_gives_back_what_it_reserved(
-    claim: Any, database: Engine, failure: Exception, left: int
-) -> None:
+def test_refused_call_releases_its_reservation(claim: Any, database: Engine, failure: Exception, left: int) -> None:
     journal = claim(tokens=100)
     with pytest.raises(type(failure)):
         call(journal, 60, failure)
     assert spent(database, journal.task_id)[0] == left
 
 
-def test_a_step_that_is_asked_for_twice_by_one_claim_is_counted_once(claim: Any, database: Engine) -> None:
+def test_step_requested_twice_by_one_claim_counts_once(claim: Any, database: Engine) -> None:
     """A connection may be lost after the commit, and the write is made again."""
     journal = claim(tokens=100)
     with transaction() as connection:
@@ -171,14 +169,14 @@ def test_a_step_that_is_asked_for_twice_by_one_claim_is_counted_once(claim: Any,
     assert spent(database, journal.task_id) == (10, 0, 1)
 
 
-def test_without_a_price_a_budget_in_dollars_fails_and_one_in_tokens_holds(claim: Any) -> None:
+def test_unknown_price_fails_dollar_budgets_only(claim: Any) -> None:
     assert call(claim(tokens=100), 60, 10, dollars=None) == "done"
     with pytest.raises(BudgetExceeded, match="the price of the model that this step calls is not known") as caught:
         call(claim(dollars=1.0), 60, dollars=None)
     assert caught.value.detail["then"] == "fail"
 
 
-def test_the_worst_case_is_a_full_answer_to_an_input_that_is_all_written_to_the_cache() -> None:
+def test_worst_case_is_full_answer_and_cache_write() -> None:
     assert worst_case("claude-sonnet-4-5", 1000, 1000) == Reservation(2000, 3750 + 15000)
     assert worst_case("offline", 10, 10) == Reservation(20, 0)
     assert worst_case("nobody-s-model", 10, 10) == Reservation(20, None)
@@ -205,7 +203,7 @@ def run_due(inline_worker: InlineWorker) -> None:
             minion.run(message.task_id, message.claim, inline_worker.id)
 
 
-def test_a_budget_holds_for_all_below_it_and_goes_on_when_it_is_raised(
+def test_budget_holds_for_sub_tasks_and_continues_after_raise(
     chain: str, tasks: Tasks, inline_worker: InlineWorker, database: Engine
 ) -> None:
     root = tasks.submit(chain, {}, budget=Budget(steps=3))
@@ -227,9 +225,7 @@ def test_a_budget_holds_for_all_below_it_and_goes_on_when_it_is_raised(
         change(root, add_steps=1)
 
 
-def test_a_raise_that_is_too_small_wakes_nobody(
-    claim: Any, tasks: Tasks, inline_worker: InlineWorker, database: Engine
-) -> None:
+def test_too_small_raise_wakes_no_task(claim: Any, tasks: Tasks, inline_worker: InlineWorker, database: Engine) -> None:
     journal = claim(tokens=10)
     wait_for_budget(journal, 30)
     change(journal.task_id, add_tokens=10)
@@ -247,7 +243,7 @@ def wait_for_budget(journal: Journal, tokens: int) -> None:
         lifecycle.snooze(connection, journal.task_id, journal.claim, result, delay=None, reason="budget")
 
 
-def test_a_stop_fails_who_waits(chain: str, tasks: Tasks, inline_worker: InlineWorker) -> None:
+def test_stopping_budget_fails_waiting_task(chain: str, tasks: Tasks, inline_worker: InlineWorker) -> None:
     root = tasks.submit(chain, {}, budget=Budget(steps=3))
     run_due(inline_worker)
     change(root, stop=True)
@@ -305,7 +301,7 @@ def below(parent: Journal, agent: str, how_many: int = 1) -> Any:
     return ids[0] if how_many == 1 else ids
 
 
-def test_what_others_hold_is_waited_for_and_asks_nobody(
+def test_reserved_budget_is_awaited_without_a_decision(
     claim: Any, tasks: Tasks, inline_worker: InlineWorker, database: Engine
 ) -> None:
     parent = claim(tokens=100, on_breach="fail")
@@ -334,7 +330,7 @@ def claimed(inline_worker: InlineWorker, *ids: UUID) -> list[dict[str, Any]]:
     return [row for row in rows if row is not None]
 
 
-def test_a_waiter_fails_when_who_held_the_rest_has_died(claim: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
+def test_waiting_task_fails_when_the_holder_is_lost(claim: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
     parent = claim(tokens=100, on_breach="fail")
     one, two = below(parent, "Act", 2)
     first, second = (minion._journal(ClaimedTask.of(row)) for row in claimed(inline_worker, one, two))
@@ -360,7 +356,7 @@ def blocked(engine: Engine, what: str) -> bool:
         return bool(connection.scalar(BLOCKED, {"what": f"%{what}%"}))
 
 
-def test_a_raise_that_meets_a_refusal_wakes_who_was_refused(claim: Any, tasks: Tasks, database: Engine) -> None:
+def test_raise_concurrent_with_refusal_wakes_the_task(claim: Any, tasks: Tasks, database: Engine) -> None:
     """The raise waits for the lock meanwhile, and has looked for whom to wake before the task is suspended."""
     journal = claim(tokens=10)
     with ThreadPoolExecutor(1) as threads:
@@ -390,7 +386,7 @@ def test_two_raises_at_once_both_count(claim: Any, tasks: Tasks, database: Engin
     assert tasks.get(journal.task_id)["budget"]["seconds"]["limit"] == 180
 
 
-def test_waiters_that_do_not_fit_are_in_nobody_s_way(claim: Any, tasks: Tasks, database: Engine) -> None:
+def test_waiting_tasks_that_do_not_fit_block_no_other(claim: Any, tasks: Tasks, database: Engine) -> None:
     large, small = claim(tokens=10), claim(tokens=10)
     wait_for_budget(large, 500)
     wait_for_budget(small, 20)
@@ -403,7 +399,7 @@ def test_waiters_that_do_not_fit_are_in_nobody_s_way(claim: Any, tasks: Tasks, d
         assert budgets.wake_funded(connection) == 1
 
 
-def test_what_one_waiter_leaves_the_next_one_gets(claim: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
+def test_released_budget_goes_to_next_waiting_task(claim: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
     """There is room for one of two. The one that is woken ends without a step, so nothing changes for the other."""
     parent = claim(tokens=100)
     one, two, little = below(parent, "Act", 3)
@@ -419,7 +415,7 @@ def test_what_one_waiter_leaves_the_next_one_gets(claim: Any, tasks: Tasks, inli
     assert tasks.get(two)["state"] == "pending"
 
 
-def test_who_has_room_in_one_budget_waits_for_the_next(claim: Any, tasks: Tasks, act: Any) -> None:
+def test_task_with_room_in_one_budget_waits_for_the_other(claim: Any, tasks: Tasks, act: Any) -> None:
     act("Narrow", config={"budget": {"tokens": 10}})
     parent = claim(tokens=15)
     child = below(parent, "Narrow")
@@ -430,7 +426,7 @@ def test_who_has_room_in_one_budget_waits_for_the_next(claim: Any, tasks: Tasks,
     assert tasks.get(child)["state"] == "pending"
 
 
-def test_a_replay_gets_the_same_budget_anew(chain: str, tasks: Tasks, inline_worker: InlineWorker) -> None:
+def test_replay_gets_a_fresh_equal_budget(chain: str, tasks: Tasks, inline_worker: InlineWorker) -> None:
     root = tasks.submit(chain, {}, budget=Budget(steps=40, dollars=0.5, on_breach="fail"))
     inline_worker.run_all()
     with transaction() as connection:
@@ -466,9 +462,7 @@ def test_budget_keeper_fails_overtime_and_wakes_tasks_with_room(
     assert tasks.get(poor.task_id)["state"] == "pending"
 
 
-def test_who_has_ended_or_is_in_the_queue_is_not_in_the_way_of_who_runs_over_its_time(
-    claim: Any, tasks: Tasks, database: Engine
-) -> None:
+def test_ended_or_queued_task_does_not_block_overtime(claim: Any, tasks: Tasks, database: Engine) -> None:
     ended, queued, late = (claim(seconds=60, on_breach="fail") for _ in range(3))
     for each in (ended, queued, late):
         call(each, 0)
@@ -484,7 +478,7 @@ def test_who_has_ended_or_is_in_the_queue_is_not_in_the_way_of_who_runs_over_its
     assert due == {queued.task_id, late.task_id}
 
 
-def test_a_task_that_is_routed_by_its_message_gets_its_agent_s_budget(
+def test_routed_task_gets_the_budget_of_its_agent(
     tasks: Tasks, inline_worker: InlineWorker, act: Any, define: Define
 ) -> None:
     act("Weather", description="Tells the weather", config={"budget": {"steps": 5}})
@@ -497,7 +491,7 @@ def test_a_task_that_is_routed_by_its_message_gets_its_agent_s_budget(
 # ------------------------------------------------------------------------------------------ at the same time
 
 
-def test_twenty_children_at_the_same_time_never_use_more_than_there_is(
+def test_twenty_children_never_exceed_the_budget(
     claim: Any, inline_worker: InlineWorker, database: Engine, settings: Settings
 ) -> None:
     """Each begins steps, finishes some, crashes in others. What is really used never exceeds the limits, and the sums
@@ -539,7 +533,7 @@ def test_twenty_children_at_the_same_time_never_use_more_than_there_is(
         assert tuple(connection.execute(WRITTEN, {"task": parent.task_id}).one()) == (tokens, dollars, steps)
 
 
-def test_twenty_agents_with_a_model_stop_where_the_budget_of_their_root_does(
+def test_twenty_model_agents_stop_at_the_root_budget(
     tasks: Tasks, inline_worker: InlineWorker, define: Define, messages_api: MessagesApi
 ) -> None:
     messages_api.script = [testing.text("Yes.", usage={"input_tokens": 20, "output_tokens": 80})]
@@ -590,7 +584,7 @@ def test_twenty_agents_with_a_model_stop_where_the_budget_of_their_root_does(
         ("[1]", "budget must be an object"),
     ],
 )
-def test_sql_callers_are_told_what_is_wrong(act: Any, database: Engine, given: str, fault: str) -> None:
+def test_sql_callers_receive_the_error(act: Any, database: Engine, given: str, fault: str) -> None:
     act()
     with pytest.raises(InvalidInput, match=fault), database.begin() as connection:
         connection.execute(SUBMIT, {"given": given})

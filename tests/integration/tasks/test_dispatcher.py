@@ -64,7 +64,7 @@ def test_urgent_first_then_the_oldest(tasks: Tasks, dispatched: Any) -> None:
     assert dispatched() == [high, first, second, low]
 
 
-def test_the_window_bounds_what_waits_in_the_broker(tasks: Tasks, dispatched: Any) -> None:
+def test_window_bounds_messages_in_the_broker(tasks: Tasks, dispatched: Any) -> None:
     for _ in range(10):
         tasks.submit("Act", {})
     assert len(dispatched(window=4)) == 4
@@ -72,13 +72,13 @@ def test_the_window_bounds_what_waits_in_the_broker(tasks: Tasks, dispatched: An
     assert len(dispatched(window=6)) == 2
 
 
-def test_a_capability_that_nobody_serves_stays_pending(tasks: Tasks, dispatched: Any, act: Any) -> None:
+def test_task_without_serving_worker_stays_pending(tasks: Tasks, dispatched: Any, act: Any) -> None:
     task = tasks.submit(act("Lonely", config={"capabilities": ["nobody"]}), {})
     assert dispatched() == []
     assert tasks.get(task)["state"] == "pending"
 
 
-def test_a_worker_that_does_not_beat_serves_nothing(tasks: Tasks, dispatched: Any, database: Engine) -> None:
+def test_worker_without_heartbeat_serves_nothing(tasks: Tasks, dispatched: Any, database: Engine) -> None:
     tasks.submit("Act", {})
     with database.begin() as connection:
         connection.execute(text("UPDATE workers SET last_seen = now() - interval '11 s'"))
@@ -121,7 +121,7 @@ def test_an_unforeseen_fault_fails_one_task_only(
     assert "cannot be read" in tasks.get(bad)["error"]["message"]
 
 
-def test_a_task_that_is_rejected_while_its_tree_is_cancelled_locks_nobody_out(
+def test_rejection_during_cancel_does_not_deadlock(
     tasks: Tasks, inline_worker: InlineWorker, act: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of two children has been checked, and the next one is refused."""
@@ -148,7 +148,7 @@ def test_a_task_that_is_rejected_while_its_tree_is_cancelled_locks_nobody_out(
     assert [child["state"] for child in tasks.children(parent)] == ["cancelled", "cancelled"]
 
 
-def test_a_rejection_that_is_not_reached_is_made_in_the_next_round(
+def test_unreached_rejection_happens_in_the_next_round(
     tasks: Tasks, dispatched: Any, act: Any, database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     act("Strict", input_schema={"type": "object", "required": ["n"]})
@@ -188,7 +188,7 @@ def test_a_task_stays_queued_when_the_broker_is_away(
     assert tasks.get(task)["state"] == "queued"
 
 
-def test_it_wakes_at_once_for_a_new_task(
+def test_dispatcher_wakes_for_a_new_task(
     tasks: Tasks, inline_worker: InlineWorker, act: Any, short_leases: Settings
 ) -> None:
     act()
@@ -218,7 +218,7 @@ def test_a_worker_without_slots_to_offer_is_ignored(tasks: Tasks, dispatched: An
     assert dispatched() == []
 
 
-def test_what_cannot_be_prepared_does_not_keep_the_others_waiting(
+def test_unpreparable_task_does_not_block_the_others(
     tasks: Tasks, dispatcher: Dispatcher, database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unprepared, good = submit_sql(database), tasks.submit("Act", {})
@@ -255,7 +255,7 @@ def test_notifications_are_read_with_and_without_a_backlog(
     wait_until(read, "the notifications are read")
 
 
-def test_a_backlog_that_waits_for_room_is_looked_at_soon(
+def test_backlog_waiting_for_room_is_checked_soon(
     tasks: Tasks, dispatcher: Dispatcher, inline_worker: InlineWorker
 ) -> None:
     with transaction() as connection:
@@ -267,7 +267,7 @@ def test_a_backlog_that_waits_for_room_is_looked_at_soon(
 
 
 @pytest.mark.parametrize("by", ["pause", "hold", "turn"])
-def test_what_may_not_start_is_not_polled(tasks: Tasks, dispatcher: Dispatcher, database: Engine, by: str) -> None:
+def test_blocked_tasks_are_not_polled(tasks: Tasks, dispatcher: Dispatcher, database: Engine, by: str) -> None:
     with database.begin() as connection:
         if by == "pause":
             throttles.pause(connection, "agent", "Act")

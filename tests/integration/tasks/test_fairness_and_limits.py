@@ -109,7 +109,7 @@ def test_a_tenant_with_many_tasks_does_not_delay_one_with_few(driver: LifecycleD
     assert order[:24].count("few0") == 10
 
 
-def test_what_is_in_flight_counts_for_the_next_turn(driver: LifecycleDriver) -> None:
+def test_tasks_in_flight_count_for_the_next_share(driver: LifecycleDriver) -> None:
     fill(driver, 20, "many")
     narrow(driver, 4)
     first = dispatch(driver)
@@ -129,7 +129,7 @@ def test_shares_are_fair_under_a_limit_too(driver: LifecycleDriver, scope: str, 
     assert order.count("few0") >= 9
 
 
-def test_a_task_without_a_key_is_in_a_line_of_its_own(driver: LifecycleDriver) -> None:
+def test_task_without_key_has_its_own_queue(driver: LifecycleDriver) -> None:
     fill(driver, 100, "many")
     task = driver.submit()
     narrow(driver, 1)
@@ -146,7 +146,7 @@ def test_each_key_gets_its_share_however_many_lines_there_are(driver: LifecycleD
     assert set(keys(driver, dispatch(driver)).values()) == {2}
 
 
-def test_a_window_that_many_tenants_cannot_fill_is_filled_by_one(driver: LifecycleDriver) -> None:
+def test_one_tenant_fills_the_rest_of_the_window(driver: LifecycleDriver) -> None:
     fill(driver, 20, "few", keys=20)
     fill(driver, 500, "many")
     narrow(driver, 100)
@@ -195,7 +195,7 @@ PAUSES = [("capability", "work", {"C"}), ("agent", "A", {"B", "C"}), ("key", "t1
 
 
 @pytest.mark.parametrize(("scope", "name", "going"), PAUSES)
-def test_what_is_paused_stays_in_line(driver: LifecycleDriver, scope: str, name: str, going: set[str]) -> None:
+def test_paused_tasks_keep_their_position(driver: LifecycleDriver, scope: str, name: str, going: set[str]) -> None:
     tasks = {a: driver.submit(a, key=k) for a, k in [("A", "t1"), ("B", "t2"), ("C", "t2")]}
     pause(driver, scope, name)
     assert {message.task_id for message in driver.dispatch()} == {tasks[a] for a in going}
@@ -230,7 +230,7 @@ def test_a_pause_of_another_namespace_is_none(driver: LifecycleDriver) -> None:
     assert driver.sql(RUNNING) == 1
 
 
-def test_what_runs_goes_on_during_a_pause(driver: LifecycleDriver) -> None:
+def test_running_tasks_continue_during_a_pause(driver: LifecycleDriver) -> None:
     task = driver.run()
     pause(driver, "agent", "A")
     assert driver.finish(task) == State.SUCCEEDED
@@ -263,7 +263,7 @@ def test_no_more_are_sent_than_may_run(
     assert driver.dispatch() == []
 
 
-def test_each_key_has_the_limit_of_the_star_but_for_those_with_their_own(driver: LifecycleDriver) -> None:
+def test_star_limit_holds_for_keys_without_their_own(driver: LifecycleDriver) -> None:
     for who, key in [("A", "t1"), ("B", "t1"), ("C", "t1"), ("A", "t2"), ("A", "t2"), ("A", "big"), ("A", "big")]:
         driver.submit(who, key=key)
     for _ in range(3):
@@ -284,7 +284,7 @@ def test_every_limit_holds_where_several_do(driver: LifecycleDriver) -> None:
     assert driver.sql(IN_FLIGHT) == 3
 
 
-def test_a_limit_of_nothing_stops_everything(driver: LifecycleDriver) -> None:
+def test_limit_of_zero_stops_everything(driver: LifecycleDriver) -> None:
     task = driver.submit()
     limit(driver, "agent", "A", 0)
     assert driver.dispatch() == []
@@ -292,7 +292,7 @@ def test_a_limit_of_nothing_stops_everything(driver: LifecycleDriver) -> None:
     assert driver.again(task) == 1
 
 
-def test_room_comes_with_what_ends_or_waits(driver: LifecycleDriver) -> None:
+def test_ended_and_waiting_tasks_make_room(driver: LifecycleDriver) -> None:
     limit(driver, "agent", "A", 1)
     first, second, third = driver.run(), driver.submit(), driver.submit()
     assert driver.dispatch() == []
@@ -318,7 +318,7 @@ def test_orchestrators_that_dispatch_at_once_keep_the_limits(driver: LifecycleDr
     assert driver.sql("SELECT count(*) FROM task_status WHERE state = 'succeeded'") == 56
 
 
-def test_claims_at_once_keep_a_limit_that_was_lowered_after_the_dispatch(driver: LifecycleDriver) -> None:
+def test_concurrent_claims_keep_a_lowered_limit(driver: LifecycleDriver) -> None:
     fill(driver, 12, "key", keys=3)
     tasks = dispatch(driver, window=1000)
     assert len(tasks) == 12
@@ -345,7 +345,7 @@ def strict_database(database: Engine) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("strict_database")
-def test_a_limit_holds_whatever_the_database_s_isolation_level_is(driver: LifecycleDriver, settings: Settings) -> None:
+def test_limit_holds_at_every_isolation_level(driver: LifecycleDriver, settings: Settings) -> None:
     first, second = driver.submit(), driver.submit()
     driver.dispatch()
     limit(driver, "capability", "work", 1)
@@ -404,7 +404,7 @@ def test_no_more_are_sent_than_a_rate_lets_start_at_once(driver: LifecycleDriver
 
 
 @pytest.mark.parametrize(("scope", "name"), [("agent", "A"), ("capability", "work"), ("key", "t1")])
-def test_what_is_held_leaves_the_line_when_the_hold_is_over(driver: LifecycleDriver, scope: str, name: str) -> None:
+def test_task_leaves_the_queue_when_its_rate_hold_ends(driver: LifecycleDriver, scope: str, name: str) -> None:
     held, behind = driver.submit("A", key="t1"), driver.submit("A", key="t1")
     elsewhere = driver.submit("C", key="t2")
     driver.dispatch()
@@ -418,7 +418,7 @@ def test_what_is_held_leaves_the_line_when_the_hold_is_over(driver: LifecycleDri
     assert {message.task_id for message in driver.dispatch()} == {held, behind}
 
 
-def test_a_hold_under_an_old_claim_holds_nothing(driver: LifecycleDriver) -> None:
+def test_rate_hold_of_an_old_claim_is_ignored(driver: LifecycleDriver) -> None:
     task = driver.run()
     driver.call(lifecycle.hold, task, 0, scope="agent", name="A", delay=60.0)
     driver.release(task, charged=False)

@@ -74,7 +74,7 @@ def test_the_replay_of_a_sub_task_has_its_keys(keys: Keys) -> None:
     assert sorted(inner_again + leaf_again) == original
 
 
-def test_a_replay_with_new_keys_has_them_down_the_tree_and_so_have_its_replays(keys: Keys) -> None:
+def test_replay_with_new_keys_has_them_down_the_tree(keys: Keys) -> None:
     first, original = keys.run()
     other, renewed = keys.replay(first, new_keys=True)
     assert not set(renewed) & set(original)

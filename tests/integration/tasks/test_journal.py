@@ -95,7 +95,7 @@ def test_a_started_step_is_committed_before_the_effect(claim: Any, tasks: Tasks)
     assert seen == ["started"]
 
 
-def test_an_unsafe_step_that_was_only_started_is_not_made_again(claim: Any) -> None:
+def test_unsafe_started_step_is_not_retried(claim: Any) -> None:
     effect = Effect(error=KeyboardInterrupt())
     first = claim()
     with pytest.raises(KeyboardInterrupt):
@@ -105,14 +105,14 @@ def test_an_unsafe_step_that_was_only_started_is_not_made_again(claim: Any) -> N
     assert effect.made == 1
 
 
-def test_an_idempotent_step_that_was_only_started_is_made_again(claim: Any) -> None:
+def test_idempotent_started_step_is_retried(claim: Any) -> None:
     first = claim()
     with pytest.raises(KeyboardInterrupt):
         call(first, Effect(error=KeyboardInterrupt()), kind="idempotent")
     assert call(claim(first.task_id), Effect("second"), kind="idempotent") == "second"
 
 
-def test_an_error_that_was_gone_on_from_is_read_back(claim: Any) -> None:
+def test_handled_error_is_read_back(claim: Any) -> None:
     refusal = ToolError("no")
     refusal.retryable = False
     effect, first = Effect(error=refusal), claim()
@@ -134,7 +134,7 @@ def test_another_request_is_a_diverged_history(claim: Any) -> None:
         call(claim(first.task_id), Effect(), {"n": 1}, name="other")
 
 
-def test_whoever_lost_the_claim_stops(claim: Any) -> None:
+def test_journal_stops_after_losing_the_claim(claim: Any) -> None:
     first = claim()
     claim(first.task_id)
     effect = Effect()
@@ -156,7 +156,7 @@ def test_a_cancelled_task_stops_at_its_next_step(claim: Any, tasks: Tasks) -> No
     "value",
     [1e16, 1e22, 1e23, 1.5e300, -1e23, 2**53 + 1, 10**25, 0.1, 1e-7, -0.0, 5e-324, {"b": 1, "aa": 2.0, "a": [1.0]}],
 )
-def test_numbers_and_keys_mean_the_same_after_the_database_held_them(database: Engine, value: Any) -> None:
+def test_numbers_and_keys_survive_the_database(database: Engine, value: Any) -> None:
     with database.connect() as connection:
         stored = connection.scalar(ROUND_TRIP, {"value": value})
     assert digest(stored) == digest(value)
@@ -186,7 +186,7 @@ def test_any_json_means_the_same_after_the_database_held_it(database: Engine) ->
         check()
 
 
-def test_a_task_goes_on_after_the_step_that_killed_it(
+def test_task_continues_after_the_step_that_killed_it(
     tasks: Tasks, inline_worker: InlineWorker, act: Any, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
@@ -211,7 +211,7 @@ def test_a_journal_of_another_release_is_left_to_its_minions(
 
 
 @pytest.mark.parametrize(("effect", "state"), [("idempotent", "failed"), ("unsafe", "waiting")])
-def test_an_error_whose_text_cannot_be_stored_is_stored_all_the_same(
+def test_error_with_unstorable_text_is_stored(
     tasks: Tasks, act: Any, inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch, effect: str, state: str
 ) -> None:
     def spoilt(*_: Any) -> Any:

@@ -277,7 +277,7 @@ def test_schedules_keep_the_order(database: Engine, act: Any) -> None:
 # ------------------------------------------------------------------------------------------------- the journal
 
 
-def test_a_journal_that_is_read_back_gives_the_same_requests(
+def test_journal_read_back_gives_the_same_requests(
     database: Engine, define: Define, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
 ) -> None:
     define({**ACT, "effect": "idempotent", "input_schema": {"type": "object"}}, judge())
@@ -292,7 +292,7 @@ def test_a_journal_that_is_read_back_gives_the_same_requests(
     assert '{\\"verdict\\": 1, \\"a\\": 2}' in json.dumps(before)
 
 
-def test_hashes_of_steps_are_those_of_release_0_2(
+def test_step_hashes_equal_those_of_release_0_2(
     define: Define, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
 ) -> None:
     define({**ACT, "effect": "idempotent", "input_schema": {"type": "object"}}, judge())
@@ -345,13 +345,13 @@ def test_sql_callers_may_keep_the_order(database: Engine, tasks: Tasks, act: Any
     assert tasks.get(empty)["input"] == {}
 
 
-def test_not_everyone_may_submit_by_sql(database: Engine) -> None:
+def test_submitting_by_sql_needs_a_grant(database: Engine) -> None:
     with database.connect() as connection:
         public = "SELECT has_function_privilege('public', oid, 'EXECUTE') FROM pg_proc WHERE proname = :name"
         assert connection.scalar(text(public), {"name": "minion_submit_json"}) is False
 
 
-def test_a_function_whose_keys_have_another_order_stays_in_quarantine(define: Define, database: Engine) -> None:
+def test_function_with_reordered_keys_stays_in_quarantine(define: Define, database: Engine) -> None:
     """Its code is the same."""
     define(function_definition(input_schema={"type": "object", "properties": {"x": {}, "further": {}}}))
     driver = LifecycleDriver(database)

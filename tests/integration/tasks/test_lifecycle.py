@@ -47,7 +47,7 @@ def test_only_one_of_many_claims_gets_the_task(driver: LifecycleDriver) -> None:
 
 
 @pytest.mark.parametrize("claim", [0, 2, -1])
-def test_a_wrong_claim_number_writes_nothing(driver: LifecycleDriver, claim: int) -> None:
+def test_wrong_claim_number_writes_nothing(driver: LifecycleDriver, claim: int) -> None:
     task = driver.run()
     assert driver.finish(task, claim, output=1) is None
     assert driver.release(task, claim) is None
@@ -115,7 +115,7 @@ def test_a_finished_step_is_never_overwritten(driver: LifecycleDriver) -> None:
 
 
 @pytest.mark.parametrize("output", [None, False, 0, "", [], {}, {"deep": [1.5, "ü"]}])
-def test_every_output_comes_back_as_it_was(driver: LifecycleDriver, output: object) -> None:
+def test_every_output_is_returned_unchanged(driver: LifecycleDriver, output: object) -> None:
     task = driver.run()
     driver.finish(task, output=output)
     assert driver.row(task)["output"] == output
@@ -172,7 +172,7 @@ def test_fingerprints_ignore_quoted_values_however_long(driver: LifecycleDriver)
         ("digest 3f2a9c", "digest b81d"),
     ],
 )
-def test_fingerprints_mask_what_differs_from_case_to_case(driver: LifecycleDriver, one: str, other: str) -> None:
+def test_fingerprints_mask_variable_parts(driver: LifecycleDriver, one: str, other: str) -> None:
     assert fingerprint(driver, one) == fingerprint(driver, other)
 
 
@@ -215,7 +215,7 @@ def test_a_parent_waits_for_the_last_child(driver: LifecycleDriver) -> None:
     assert driver.state(parent) == "pending"
 
 
-def test_a_suspension_without_anything_to_wait_for_is_pending_at_once(driver: LifecycleDriver) -> None:
+def test_suspension_without_waits_is_pending(driver: LifecycleDriver) -> None:
     parent = driver.run()
     driver.suspend(parent)
     assert driver.state(parent) == "pending"
@@ -308,7 +308,7 @@ def test_the_urgent_and_the_older_go_first(driver: LifecycleDriver) -> None:
     assert [message.task_id for message in driver.dispatch()] == [urgent, early, late]
 
 
-def test_nothing_is_sent_where_nobody_serves(driver: LifecycleDriver, define: Define) -> None:
+def test_no_message_is_sent_to_an_unserved_capability(driver: LifecycleDriver, define: Define) -> None:
     define(agent_definition("Lonely", "unserved"))
     task = driver.submit("Lonely")
     assert driver.dispatch() == []
@@ -322,7 +322,7 @@ def test_nothing_is_sent_where_nobody_serves(driver: LifecycleDriver, define: De
 
 
 @pytest.mark.parametrize("state", ["scheduled", "pending", "queued", "waiting"])
-def test_what_does_not_run_is_cancelled_at_once(driver: LifecycleDriver, state: str) -> None:
+def test_task_that_is_not_running_is_cancelled_immediately(driver: LifecycleDriver, state: str) -> None:
     later = datetime.now(UTC) + timedelta(hours=1)
     task = driver.submit(run_at=later if state == "scheduled" else None)
     if state in ("queued", "waiting"):
@@ -337,7 +337,7 @@ def test_what_does_not_run_is_cancelled_at_once(driver: LifecycleDriver, state: 
 
 
 @pytest.mark.parametrize("end", ["finish", "fail", "retry", "hand back", "suspend"])
-def test_a_running_task_is_asked_to_stop_and_then_ends_as_cancelled(driver: LifecycleDriver, end: str) -> None:
+def test_running_task_is_cancelled_cooperatively(driver: LifecycleDriver, end: str) -> None:
     task = driver.run()
     assert driver.call(lifecycle.cancel, task, reason="enough") == State.RUNNING
     assert driver.call(lifecycle.write_steps, task, 1, []) == {"cancel": True}
@@ -375,7 +375,7 @@ def test_a_cancel_reaches_the_whole_tree(driver: LifecycleDriver) -> None:
     assert driver.finish(running) == State.CANCELLED
 
 
-def test_a_cancel_that_meets_a_suspension_reaches_the_new_children(driver: LifecycleDriver) -> None:
+def test_cancel_during_suspension_reaches_new_children(driver: LifecycleDriver) -> None:
     """The canceller waits for the row that the suspension holds, and sees the children only afterwards."""
     root = driver.run()
     child = {"step": 1, "name": "B", "request_hash": "h", "request": {"agent": "B", "input": {}}}
@@ -395,7 +395,7 @@ def test_a_cancel_that_meets_a_suspension_reaches_the_new_children(driver: Lifec
     assert driver.sql("SELECT count(*) FROM task_status WHERE state <> 'cancelled'") == 0
 
 
-def test_a_child_that_is_cancelled_tells_its_parent(driver: LifecycleDriver) -> None:
+def test_cancelled_child_wakes_its_parent(driver: LifecycleDriver) -> None:
     parent = driver.run()
     [child] = driver.suspend(parent, children=["B"])
     driver.call(lifecycle.cancel, child, reason="not needed")
@@ -406,7 +406,7 @@ def test_a_child_that_is_cancelled_tells_its_parent(driver: LifecycleDriver) -> 
     assert claimed["steps"][0]["status"] == "failed"
 
 
-def test_cancelling_and_finishing_a_tree_at_once_never_deadlocks(driver: LifecycleDriver) -> None:
+def test_cancelling_and_finishing_a_tree_never_deadlocks(driver: LifecycleDriver) -> None:
     for _ in range(5):
         root = driver.run()
         children = driver.suspend(root, children=["B"] * 6)
@@ -436,7 +436,7 @@ def test_finishing_after_the_deadline_expires(driver: LifecycleDriver) -> None:
     assert driver.sql("SELECT outcome || ' ' || cost_microdollars FROM executions") == "expired 5"
 
 
-def test_failing_after_the_deadline_expires_with_the_failure_as_cause(driver: LifecycleDriver) -> None:
+def test_failure_after_deadline_expires_with_cause(driver: LifecycleDriver) -> None:
     task = driver.run()
     expire_soon(driver, task)
     assert driver.finish(task, state=State.FAILED) == State.EXPIRED
@@ -458,21 +458,21 @@ def test_a_passed_deadline_refuses_the_claim_and_expires(driver: LifecycleDriver
     assert driver.row(task)["error"]["type"] == "expired"
 
 
-def test_expiry_takes_a_running_task_from_its_minion(driver: LifecycleDriver) -> None:
+def test_expiry_ends_a_running_task(driver: LifecycleDriver) -> None:
     task = driver.run(deadline=datetime.now(UTC) + timedelta(hours=1))
     assert driver.call(lifecycle.expire, task) == State.EXPIRED
     assert driver.finish(task, output="late") is None
     assert driver.sql("SELECT outcome FROM executions") == "expired"
 
 
-def test_expiry_cancels_what_is_below(driver: LifecycleDriver) -> None:
+def test_expiry_cancels_sub_tasks(driver: LifecycleDriver) -> None:
     parent = driver.run()
     [child] = driver.suspend(parent, children=["B"])
     assert driver.call(lifecycle.expire, parent) == State.EXPIRED
     assert driver.state(child) == "cancelled"
 
 
-def test_there_is_nothing_to_cancel_where_there_is_no_task(driver: LifecycleDriver) -> None:
+def test_cancelling_unknown_task_is_refused(driver: LifecycleDriver) -> None:
     with pytest.raises(NotFound, match="There is no task"):
         driver.call(lifecycle.cancel, uuid4(), reason="x")
 
@@ -501,7 +501,7 @@ def test_a_lost_message_is_published_again_under_the_same_claim(driver: Lifecycl
         "UPDATE task_status SET published_at = now()",
     ],
 )
-def test_a_message_is_not_lost_while_nobody_could_have_taken_it(driver: LifecycleDriver, given: str) -> None:
+def test_message_without_available_worker_is_not_lost(driver: LifecycleDriver, given: str) -> None:
     driver.submit()
     driver.dispatch()
     driver.sql("UPDATE task_status SET published_at = now() - interval '1 min'")
@@ -573,7 +573,7 @@ def test_a_scheduled_task_that_is_due_does_not_break_in(driver: LifecycleDriver)
     assert dispatched(driver) == [early]
 
 
-def test_a_task_that_is_committed_late_waits_for_the_one_that_has_begun(driver: LifecycleDriver) -> None:
+def test_task_committed_late_waits_for_the_running_one(driver: LifecycleDriver) -> None:
     with driver.engine.connect() as slow:
         request = {"agent": "A", "input": {}, "conversation_id": "c"}
         late = lifecycle.accept(slow, [request])[0].task_id
@@ -606,7 +606,7 @@ def test_two_tasks_of_a_conversation_never_run_at_once(driver: LifecycleDriver) 
 # -------------------------------------------------------------------------------------- overtaken messages
 
 
-def test_a_message_that_was_overtaken_is_sent_again_while_the_queue_is_full(driver: LifecycleDriver) -> None:
+def test_overtaken_message_is_resent_while_queue_is_full(driver: LifecycleDriver) -> None:
     lost, later = driver.submit(), driver.submit()
     driver.dispatch()
 
@@ -621,7 +621,7 @@ def test_a_message_that_was_overtaken_is_sent_again_while_the_queue_is_full(driv
     assert republished() == [], "not before twice the patience"
 
 
-def test_a_sub_task_stands_where_its_parent_stood(driver: LifecycleDriver) -> None:
+def test_sub_task_inherits_the_position_of_its_parent(driver: LifecycleDriver) -> None:
     parent = driver.run()
     driver.submit(priority=0)
     [child] = driver.suspend(parent, children=["B"])

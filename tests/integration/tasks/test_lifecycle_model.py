@@ -684,13 +684,13 @@ def explore(world: World, *, runs: int, steps: int, acts: Collection[str] = (), 
 
 
 @pytest.mark.timeout(900)  # where it fails, Hypothesis looks for a shorter way there
-def test_the_database_does_what_the_model_does(world: World) -> None:
+def test_database_agrees_with_the_model(world: World) -> None:
     explore(world, runs=60, steps=40)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-def test_the_database_does_what_the_model_does_for_long(world: World) -> None:
+def test_database_agrees_with_the_model_over_long_runs(world: World) -> None:
     explore(world, runs=600, steps=80, derandomize=False)
 
 
@@ -763,7 +763,7 @@ def mistaken(engine: Engine, changes: list[tuple[str, str, str]]) -> Iterator[No
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_in_the_database_is_found(world: World, database: Engine, mistake: str) -> None:
+def test_mistake_in_the_database_is_found(world: World, database: Engine, mistake: str) -> None:
     acts = TOWARDS.get(mistake, ())
     with mistaken(database, MISTAKES[mistake]), pytest.raises((AssertionError, IntegrityError)):
         explore(world, runs=400, steps=40, acts=acts, phases=[Phase.generate], report_multiple_bugs=False)

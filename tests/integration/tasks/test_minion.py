@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("loops", "worker")
 CLAIMING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%minion_claim%'"
 
 
-def test_an_execution_records_where_and_what_it_cost(tasks: Tasks, act: Any, worker: Process) -> None:
+def test_execution_records_worker_and_resources(tasks: Tasks, act: Any, worker: Process) -> None:
     task = tasks.run(act(), {"do": "eat", "megabytes": 64})
     assert (task["state"], task["output"], task["attempts"]) == ("succeeded", {"eaten": 64 << 20}, 0)
     [execution] = tasks.executions(task["id"])
@@ -91,7 +91,7 @@ def test_the_hard_limit_kills_the_child_and_charges_an_attempt(tasks: Tasks, act
     assert tasks.run(act("Next"), {})["state"] == "succeeded"
 
 
-def test_a_soft_limit_inside_a_statement_costs_the_connection_only(tasks: Tasks, act: Any) -> None:
+def test_soft_limit_in_a_statement_ends_only_the_connection(tasks: Tasks, act: Any) -> None:
     config = {"soft_time_limit": 1, "time_limit": 20, "max_attempts": 1}
     task = tasks.run(act("Query", config=config), {"do": "query", "seconds": 10})
     assert (task["state"], task["error"]["type"]) == ("failed", "time_limit_exceeded")
@@ -142,7 +142,7 @@ def test_a_child_that_dies_is_missed_at_once(tasks: Tasks, act: Any) -> None:
     assert (lost["finished_at"] - lost["started_at"]).total_seconds() < 3
 
 
-def test_a_child_that_dies_before_it_has_the_claim_costs_nobody_else_s(
+def test_child_dying_before_its_claim_ends_no_other_task(
     tasks: Tasks, act: Any, worker: Process, database: Engine, settings: Settings, tmp_path: Path
 ) -> None:
     """The message comes twice, and the second child dies while it waits for the database."""
@@ -169,9 +169,7 @@ def test_a_child_that_dies_before_it_has_the_claim_costs_nobody_else_s(
     assert [execution["outcome"] for execution in tasks.executions(task)] == ["succeeded"]
 
 
-def test_what_always_kills_its_child_fails_and_what_is_unsafe_is_not_repeated(
-    tasks: Tasks, act: Any, tmp_path: Path
-) -> None:
+def test_task_that_kills_its_child_fails_unsafe_is_not_retried(tasks: Tasks, act: Any, tmp_path: Path) -> None:
     log = tmp_path / "log"
     unsafe = tasks.submit(act("Unsafe", effect="unsafe"), {"do": "die", "times": 1, "log": str(log)})
     deadly = tasks.submit(act("Deadly", config={"max_attempts": 2}), {"do": "die"})
@@ -182,7 +180,7 @@ def test_what_always_kills_its_child_fails_and_what_is_unsafe_is_not_repeated(
     assert (task["state"], task["attempts"], task["error"]["type"]) == ("failed", 2, "child_lost")
 
 
-def test_a_large_output_comes_back_whole(tasks: Tasks, act: Any) -> None:
+def test_large_output_is_returned_whole(tasks: Tasks, act: Any) -> None:
     text = "é" * 200_000
     assert tasks.run(act(), {"answer": text})["output"] == text
 
@@ -233,7 +231,7 @@ def test_the_soft_limit_ends_a_sandboxed_function_too(tasks: Tasks, define: Defi
     assert execution["peak_memory_bytes"] > 1 << 20
 
 
-def test_a_running_task_that_is_cancelled_stops_at_its_next_step(tasks: Tasks, act: Any) -> None:
+def test_cancelled_running_task_stops_at_its_next_step(tasks: Tasks, act: Any) -> None:
     task = tasks.submit(act(), {"do": "sleep", "seconds": 1})
     tasks.wait_for(task, "running")
     assert tasks.cancel(task) == "running"
@@ -265,7 +263,7 @@ def test_a_cancel_interrupts_a_sandboxed_function(tasks: Tasks, define: Define) 
     assert execution["cpu_seconds"] is not None, "the child has recorded it itself: it was not killed"
 
 
-def test_who_does_not_hear_a_cancel_is_killed(tasks: Tasks, act: Any) -> None:
+def test_task_that_ignores_cancel_is_killed(tasks: Tasks, act: Any) -> None:
     task = tasks.submit(act(), {"do": "hang"})
     tasks.wait_for(task, "running")
     tasks.cancel(task)

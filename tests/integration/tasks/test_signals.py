@@ -56,7 +56,7 @@ def pass_time(driver: LifecycleDriver) -> int:
 
 
 @pytest.mark.parametrize("when", ["scheduled", "pending", "queued", "running", "backoff"])
-def test_a_signal_is_kept_until_it_is_waited_for(driver: LifecycleDriver, when: str) -> None:
+def test_signal_is_stored_until_awaited(driver: LifecycleDriver, when: str) -> None:
     task = driver.submit(run_at="2100-01-01T00:00:00Z" if when == "scheduled" else None)
     claim = 0
     if when == "queued":
@@ -76,7 +76,7 @@ def test_a_signal_is_kept_until_it_is_waited_for(driver: LifecycleDriver, when: 
     assert outputs(driver, task) == [when]
 
 
-def test_each_wait_takes_one_signal_the_oldest_first(driver: LifecycleDriver) -> None:
+def test_each_wait_takes_the_oldest_signal(driver: LifecycleDriver) -> None:
     task = driver.run()
     for payload in (1, 2, 3):
         send(driver, task, "go", payload)
@@ -89,7 +89,7 @@ def test_each_wait_takes_one_signal_the_oldest_first(driver: LifecycleDriver) ->
     assert outputs(driver, task) == [1, 2, 3, 4]
 
 
-def test_signals_that_come_at_once_are_each_taken_once(driver: LifecycleDriver) -> None:
+def test_concurrent_signals_are_each_taken_once(driver: LifecycleDriver) -> None:
     task = driver.run()
     suspend(driver, task, *[signal("go")] * 8)
     states = concurrently(*[lambda n=n: send(driver, task, "go", n) for n in range(8)])
@@ -97,13 +97,13 @@ def test_signals_that_come_at_once_are_each_taken_once(driver: LifecycleDriver) 
     assert sorted(outputs(driver, task)) == list(range(8))
 
 
-def test_a_signal_of_another_name_wakes_nobody(driver: LifecycleDriver) -> None:
+def test_signal_of_another_name_wakes_no_task(driver: LifecycleDriver) -> None:
     task = driver.run()
     suspend(driver, task, signal("go"))
     assert send(driver, task, "stop") == State.WAITING
 
 
-def test_a_payload_may_be_nothing(driver: LifecycleDriver) -> None:
+def test_payload_may_be_empty(driver: LifecycleDriver) -> None:
     task = driver.run()
     suspend(driver, task, signal("go"))
     assert send(driver, task, "go") == State.PENDING
@@ -111,7 +111,7 @@ def test_a_payload_may_be_nothing(driver: LifecycleDriver) -> None:
 
 
 @pytest.mark.parametrize("end", ["finish", "cancel"])
-def test_a_task_that_has_ended_takes_no_signals(driver: LifecycleDriver, end: str) -> None:
+def test_ended_task_accepts_no_signals(driver: LifecycleDriver, end: str) -> None:
     task = driver.run()
     if end == "finish":
         driver.finish(task)
@@ -122,7 +122,7 @@ def test_a_task_that_has_ended_takes_no_signals(driver: LifecycleDriver, end: st
         send(driver, task, "go")
 
 
-def test_a_payload_that_is_too_large_is_refused_and_wakes_nobody(driver: LifecycleDriver) -> None:
+def test_too_large_payload_is_refused(driver: LifecycleDriver) -> None:
     task = driver.run()
     suspend(driver, task, signal("go"))
     with pytest.raises(TooLarge):
@@ -206,7 +206,7 @@ def test_a_wait_that_lost_count_is_healed(driver: LifecycleDriver) -> None:
     assert driver.state(task) == "pending"
 
 
-def test_nothing_is_healed_while_something_is_open(driver: LifecycleDriver) -> None:
+def test_healer_skips_tasks_with_open_waits(driver: LifecycleDriver) -> None:
     task = driver.run()
     suspend(driver, task, signal("go"), children=1)
     driver.sql("UPDATE task_status SET updated_at = now() - interval '1 h'")

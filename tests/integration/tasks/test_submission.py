@@ -107,7 +107,7 @@ def test_a_capability_that_one_agent_offers_names_it(driver: LifecycleDriver) ->
     assert driver.row(accept(capability="open").task_id)["agent"] == "Open"
 
 
-def test_a_capability_that_several_agents_offer_is_refused_with_their_names(driver: LifecycleDriver) -> None:
+def test_ambiguous_capability_is_refused_with_agent_names(driver: LifecycleDriver) -> None:
     error = refused(AmbiguousRoute, capability="shared", input={"query": "boats"})
     assert error.message == "Several agents offer the capability 'shared': Other, Search. Name the agent."
 
@@ -121,7 +121,7 @@ def test_the_agent_and_one_of_its_capabilities_name_the_queue(driver: LifecycleD
         accept(agent="Search", capability="open", input={"query": "boats"})
 
 
-def test_a_disabled_agent_accepts_nothing(driver: LifecycleDriver) -> None:
+def test_disabled_agent_accepts_no_task(driver: LifecycleDriver) -> None:
     assert "'Gone' is disabled" in refused(Conflict, agent="Gone").message
     assert refused(UnknownCapability, capability="gone")
 
@@ -130,7 +130,7 @@ def test_a_deprecated_agent_still_accepts(driver: LifecycleDriver) -> None:
     assert accept(agent="Other").created
 
 
-def test_a_request_names_somebody(driver: LifecycleDriver) -> None:
+def test_request_must_name_agent_or_capability(driver: LifecycleDriver) -> None:
     assert "Name an agent or a capability" in refused(InvalidInput).message
 
 
@@ -142,7 +142,7 @@ def test_other_namespaces_have_other_agents(driver: LifecycleDriver) -> None:
 
 
 @pytest.mark.parametrize("value", [None, False, 0, -0.5, "", "ü\n🙂", [], {}, {"": {"a b": [None]}}, 10**299, 1e-300])
-def test_every_json_value_is_kept(driver: LifecycleDriver, value: Any) -> None:
+def test_every_json_value_is_stored(driver: LifecycleDriver, value: Any) -> None:
     task = accept(agent="Open", input=value).task_id
     driver.dispatch()
     claimed = driver.row(task)["input"]
@@ -165,7 +165,7 @@ json_values = st.recursive(
 
 @hypothesis_settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(value=json_values)
-def test_what_is_accepted_comes_back_equal(driver: LifecycleDriver, value: Any) -> None:
+def test_accepted_input_is_returned_equal(driver: LifecycleDriver, value: Any) -> None:
     assert driver.row(accept(agent="Open", input=value).task_id)["input"] == value
 
 
@@ -191,7 +191,7 @@ def test_what_is_accepted_comes_back_equal(driver: LifecycleDriver, value: Any) 
         (1j, "a complex is not a JSON value"),
     ],
 )
-def test_what_is_not_strict_json_is_refused_with_its_place(driver: LifecycleDriver, value: Any, words: str) -> None:
+def test_input_that_is_not_strict_json_is_refused_with_place(driver: LifecycleDriver, value: Any, words: str) -> None:
     assert words in refused(InvalidInput, agent="Open", input={"a": value}).message
 
 
@@ -201,7 +201,7 @@ def test_a_value_that_holds_itself_is_refused(driver: LifecycleDriver) -> None:
     assert "nesting deeper" in refused(InvalidInput, agent="Open", input=loop).message
 
 
-def test_the_deepest_nesting_that_python_allows_the_database_allows_too(driver: LifecycleDriver) -> None:
+def test_deepest_nesting_of_python_fits_the_database(driver: LifecycleDriver) -> None:
     assert accept(agent="Open", input=nested(MAX_DEPTH)).created
 
 
@@ -291,14 +291,14 @@ def test_a_wrong_field_is_named(driver: LifecycleDriver, fields: dict[str, Any],
     assert words in refused(InvalidInput, **{"agent": "Open", **fields}).message
 
 
-def test_a_request_with_thousands_of_wrong_fields_is_refused_in_few_words(driver: LifecycleDriver) -> None:
+def test_thousands_of_wrong_fields_give_a_short_error(driver: LifecycleDriver) -> None:
     error = refused(InvalidInput, agent="Open", **{"x\0" * 50_000 + str(n): n for n in range(50)})
     assert len(error.message) < 10_000
     assert "\0" not in error.message
     assert "and 30 more" in error.message
 
 
-def test_the_fields_are_kept(driver: LifecycleDriver) -> None:
+def test_fields_are_stored(driver: LifecycleDriver) -> None:
     east = timezone(timedelta(hours=9))
     later = datetime(2030, 1, 1, 12, tzinfo=east)
     given = {
@@ -337,14 +337,14 @@ def test_messages_of_langchains_shape_are_accepted(driver: LifecycleDriver) -> N
     assert row["input"] is None
 
 
-def test_a_message_that_cannot_be_the_input_says_what_is_asked(driver: LifecycleDriver) -> None:
+def test_message_unfit_as_input_reports_the_schema(driver: LifecycleDriver) -> None:
     assert 'requires ["query"]' in refused(InvalidInput, agent="Search", messages=["x"]).message
 
 
 # ------------------------------------------------------------------------------------------------ idempotency
 
 
-def test_the_same_key_and_payload_give_the_same_task(driver: LifecycleDriver) -> None:
+def test_same_key_and_payload_return_the_same_task(driver: LifecycleDriver) -> None:
     first = accept(agent="Open", input={"a": 1.0, "b": [1]}, idempotency_key="k")
     again = accept(agent="Open", input={"b": [1], "a": 1}, idempotency_key="k")
     assert (first.created, again.created, first.task_id) == (True, False, again.task_id)
@@ -370,9 +370,7 @@ def test_another_payload_under_the_same_key_is_refused(driver: LifecycleDriver, 
 
 
 @pytest.mark.parametrize("since", ["disabled", "removed", "another schema", "another capability"])
-def test_a_key_gives_its_task_whatever_has_become_of_the_agent(
-    driver: LifecycleDriver, define: Define, since: str
-) -> None:
+def test_key_returns_its_task_after_changes_of_the_agent(driver: LifecycleDriver, define: Define, since: str) -> None:
     """The answer was lost, and the caller asks again."""
     asked = {"agent": "Open", "capability": "open", "input": {"a": 1}, "idempotency_key": "k"}
     first = accept(**asked)
@@ -411,7 +409,7 @@ def test_many_threads_with_one_key_make_one_task(driver: LifecycleDriver) -> Non
     assert driver.sql("SELECT count(*) FROM tasks") == 1
 
 
-def test_many_threads_with_one_key_and_two_payloads_make_one_task(driver: LifecycleDriver) -> None:
+def test_concurrent_submissions_of_one_key_create_one_task(driver: LifecycleDriver) -> None:
     def one(n: int) -> str:
         try:
             return str(accept(agent="Open", input={"a": n % 2}, idempotency_key="k").task_id)
@@ -447,7 +445,7 @@ def test_one_wrong_request_is_named_by_its_index(
     assert driver.sql("SELECT count(*) FROM tasks") == 0
 
 
-def test_of_many_those_that_were_accepted_are_not_held_to_what_the_agent_asks_now(
+def test_accepted_keys_in_a_batch_are_not_checked_again(
     driver: LifecycleDriver, database: Engine, define: Define
 ) -> None:
     requests = [TaskRequest(agent="Open", input={"n": n}, idempotency_key=f"k{n}") for n in range(3)]
@@ -462,13 +460,13 @@ def test_of_many_those_that_were_accepted_are_not_held_to_what_the_agent_asks_no
         prepare(database, [*requests, new], submitted_by="test")
 
 
-def test_of_many_a_key_that_cannot_be_stored_is_named_by_its_index(driver: LifecycleDriver, database: Engine) -> None:
+def test_unstorable_key_in_a_batch_is_named_by_index(driver: LifecycleDriver, database: Engine) -> None:
     requests = [TaskRequest(agent="Open", idempotency_key=key) for key in ("a", "b\0", "c")]
     with pytest.raises(InvalidInput, match=r"Task 1 of 3: .*U\+0000"):
         prepare(database, requests, submitted_by="test")
 
 
-def test_nothing_of_a_transaction_that_is_rolled_back(driver: LifecycleDriver, database: Engine) -> None:
+def test_rolled_back_transaction_leaves_no_task(driver: LifecycleDriver, database: Engine) -> None:
     with database.connect() as connection:
         submit(connection, TaskRequest(agent="Open", idempotency_key="k"), submitted_by="test")
         connection.rollback()
@@ -476,7 +474,7 @@ def test_nothing_of_a_transaction_that_is_rolled_back(driver: LifecycleDriver, d
     assert accept(agent="Open", input=1, idempotency_key="k").created
 
 
-def test_an_agent_that_is_disabled_later_still_runs_what_it_accepted(driver: LifecycleDriver) -> None:
+def test_agent_disabled_later_still_runs_accepted_tasks(driver: LifecycleDriver) -> None:
     task = accept(agent="Open").task_id
     driver.sql("UPDATE agents SET status = 'disabled'")
     serving = LifecycleDriver(driver.engine, "open")
@@ -496,7 +494,7 @@ def test_a_schema_that_changed_in_between_is_checked_again(
     assert (driver.state(task), driver.row(task)["error"]["type"]) == ("failed", "invalid_input")
 
 
-def test_a_refused_request_does_not_touch_those_beside_it(database: Engine, define: Define) -> None:
+def test_refused_request_does_not_affect_its_transaction(database: Engine, define: Define) -> None:
     """One has neither agent nor messages; the other one has messages, and is routed by them."""
     define(NOOP, agent_definition("Open", description="Opens doors"))
     requests = [

@@ -126,7 +126,7 @@ def test_it_can_be_called_for_each_row_of_a_table(driver: LifecycleDriver, conne
     assert len(driver.dispatch()) == 50
 
 
-def test_it_works_whatever_the_callers_search_path_is(driver: LifecycleDriver, connect: Connect) -> None:
+def test_submit_works_with_any_search_path(driver: LifecycleDriver, connect: Connect) -> None:
     with connect() as connection:
         connection.execute("CREATE SCHEMA IF NOT EXISTS somebody")
         connection.execute("SET search_path = somebody")
@@ -135,7 +135,7 @@ def test_it_works_whatever_the_callers_search_path_is(driver: LifecycleDriver, c
     assert driver.sql("SELECT count(*) FROM tasks") == 1
 
 
-def test_a_committed_task_tells_the_dispatcher(driver: LifecycleDriver, connect: Connect) -> None:
+def test_committed_task_notifies_the_dispatcher(driver: LifecycleDriver, connect: Connect) -> None:
     with connect() as listening, connect() as connection:
         listening.autocommit = True
         listening.execute("LISTEN minion_pending")
@@ -146,9 +146,7 @@ def test_a_committed_task_tells_the_dispatcher(driver: LifecycleDriver, connect:
         assert [notice.channel for notice in listening.notifies(timeout=5, stop_after=1)] == ["minion_pending"]
 
 
-def test_all_thirteen_parameters_of_release_0_1_may_be_given_by_place(
-    driver: LifecycleDriver, connect: Connect
-) -> None:
+def test_thirteen_parameters_of_0_1_work_by_position(driver: LifecycleDriver, connect: Connect) -> None:
     with connect() as connection:
         row = connection.execute(
             "SELECT minion_submit('Open', '{\"x\": 1}', 'open', NULL, 'idempotency', 'tenant', '{\"a\": \"b\"}', 7, "
@@ -162,7 +160,7 @@ def test_all_thirteen_parameters_of_release_0_1_may_be_given_by_place(
 # ---------------------------------------------------------------------------------------------- unique tasks
 
 
-def test_a_unique_key_gives_the_task_that_holds_it(driver: LifecycleDriver, connect: Connect) -> None:
+def test_unique_key_returns_the_task_that_holds_it(driver: LifecycleDriver, connect: Connect) -> None:
     task = submitted(connect, agent="Open", unique_key="k")
     assert submitted(connect, agent="Open", unique_key="k", input={"other": 1}) == task
     driver.again(task)
@@ -178,7 +176,7 @@ def test_a_unique_key_may_be_held_until_the_task_starts(driver: LifecycleDriver,
     assert submitted(connect, agent="Open", unique_key="k", unique_while="pending") != task
 
 
-def test_a_unique_key_whose_transaction_is_rolled_back_is_free(driver: LifecycleDriver, connect: Connect) -> None:
+def test_unique_key_is_free_after_rollback(driver: LifecycleDriver, connect: Connect) -> None:
     with connect() as connection:
         task = submit(connection, agent="Open", unique_key="k")
         connection.rollback()
@@ -243,14 +241,14 @@ def test_a_unique_key_whose_transaction_is_rolled_back_is_free(driver: Lifecycle
         ({"agent": "Open", "messages": [{"role": "user", "content": "x" * (2 << 20)}]}, TooLarge, "at most 1048576"),
     ],
 )
-def test_what_is_refused(
+def test_invalid_submissions_are_refused(
     driver: LifecycleDriver, connect: Connect, values: dict[str, Any], kind: type[MinionError], words: str
 ) -> None:
     assert words in refused(connect, kind, **values)
 
 
 @pytest.mark.parametrize("value", ["{", "NaN", "Infinity", "'x'", r'"\u0000"', r'"\ud800"', "", "[1,]", "[" * 100_000])
-def test_postgres_itself_refuses_what_is_not_json(driver: LifecycleDriver, connect: Connect, value: str) -> None:
+def test_postgres_refuses_invalid_json(driver: LifecycleDriver, connect: Connect, value: str) -> None:
     with connect() as connection, pytest.raises(psycopg.Error):
         submit(connection, agent="Open", input=value)
     assert driver.sql("SELECT count(*) FROM tasks") == 0
@@ -260,7 +258,7 @@ def test_postgres_itself_refuses_what_is_not_json(driver: LifecycleDriver, conne
     "value",
     ["null", "0", "false", '""', "[]", "[" * 101 + "]" * 101, "9" * 300, "1" + "0" * 299, "1e-400", "0." + "3" * 400],
 )
-def test_what_is_accepted_can_be_read(driver: LifecycleDriver, connect: Connect, value: str) -> None:
+def test_accepted_input_can_be_read(driver: LifecycleDriver, connect: Connect, value: str) -> None:
     task = submitted(connect, agent="Open", input=value)
     assert driver.row(task)["input"] == json.loads(value)
     driver.dispatch()
@@ -268,9 +266,7 @@ def test_what_is_accepted_can_be_read(driver: LifecycleDriver, connect: Connect,
 
 
 @pytest.mark.parametrize("value", ['{"a": 1, "b": 2, "a": 1}', r'[5, {"b": [{"a": 1, "\u0061": 2}]}]'])
-def test_a_key_twice_in_one_object_is_refused_where_the_input_is_json(
-    driver: LifecycleDriver, connect: Connect, value: str
-) -> None:
+def test_duplicate_key_is_refused_in_json_input(driver: LifecycleDriver, connect: Connect, value: str) -> None:
     ask = "SELECT minion_submit_json('Open', %s::json)"
     with connect() as connection, pytest.raises(psycopg.DatabaseError) as caught:
         connection.execute(ask, [value])
@@ -298,7 +294,7 @@ def test_a_checked_task_goes_to_the_queue_that_was_asked_for(driver: LifecycleDr
 
 
 @pytest.mark.parametrize("stored", [None, "null"])
-def test_a_task_or_sub_task_for_an_agent_without_a_schema_needs_no_preparer(
+def test_task_of_agent_without_schema_needs_no_preparer(
     driver: LifecycleDriver, connect: Connect, stored: str | None
 ) -> None:
     assert driver.sql("SELECT count(*) FROM agent_versions WHERE input_schema = 'null'") == 0
@@ -328,7 +324,7 @@ def test_messages_without_an_input_are_the_input(driver: LifecycleDriver, connec
         ({"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}, "messages[1].tool_calls: messages with"),
     ],
 )
-def test_messages_that_are_not_text_are_refused_before_they_are_queued(
+def test_messages_that_are_not_text_are_refused(
     driver: LifecycleDriver, connect: Connect, agent: str | None, message: dict[str, Any], words: str
 ) -> None:
     """PostgreSQL does not look into messages that far: the preparer does. A replay is refused too."""
@@ -371,7 +367,7 @@ def test_messages_without_an_agent_are_routed(driver: LifecycleDriver, connect: 
 @pytest.mark.parametrize(
     "content", ["", "the of and", "zebra", "'", "\\", "a\\b 'c' | & ! ( ) : * <->", "C:\\temp\\x", "🙂" * 5000]
 )
-def test_a_message_that_fits_nobody_is_refused_with_the_candidates(
+def test_message_without_fitting_agent_lists_candidates(
     driver: LifecycleDriver, connect: Connect, content: str
 ) -> None:
     task = submitted(connect, agent=None, messages=[{"role": "user", "content": content}])
@@ -391,9 +387,7 @@ def test_one_bad_task_does_not_hold_up_the_others(driver: LifecycleDriver, conne
 # ------------------------------------------------------------------------------------------------ idempotency
 
 
-def test_the_same_key_gives_the_same_task_and_another_payload_is_refused(
-    driver: LifecycleDriver, connect: Connect
-) -> None:
+def test_same_key_with_another_payload_is_refused(driver: LifecycleDriver, connect: Connect) -> None:
     task = submitted(connect, agent="Open", input={"a": 1}, idempotency_key="k")
     assert submitted(connect, agent="Open", input='{"a": 1.0}', idempotency_key="k") == task
     with connect() as connection, pytest.raises(psycopg.Error) as caught:
@@ -407,7 +401,7 @@ def test_many_connections_with_one_key_make_one_task(driver: LifecycleDriver, co
     assert driver.sql("SELECT count(*) FROM tasks") == 1
 
 
-def test_a_key_whose_transaction_is_rolled_back_is_free(driver: LifecycleDriver, connect: Connect) -> None:
+def test_key_is_free_after_rollback(driver: LifecycleDriver, connect: Connect) -> None:
     with connect() as connection:
         submit(connection, agent="Open", input={"a": 1}, idempotency_key="k")
         connection.rollback()
@@ -421,7 +415,7 @@ KEY_GOES_MEANWHILE = """
 """
 
 
-def test_a_key_may_go_while_somebody_takes_it(driver: LifecycleDriver, connect: Connect) -> None:
+def test_key_deleted_while_being_used(driver: LifecycleDriver, connect: Connect) -> None:
     task = submitted(connect, agent="Open", idempotency_key="k")
     with connect() as connection:
         # The statement that meets the key is followed by its end, as when retention deletes the task just then.
@@ -480,7 +474,7 @@ def test_execute_alone_permits_submitting(stranger: psycopg.Connection[Any], dri
 
 
 @pytest.mark.parametrize("table", ["tasks", "task_status", "task_overview", "secrets", "agent_versions", "steps"])
-def test_execute_alone_permits_reading_nothing(stranger: psycopg.Connection[Any], table: str) -> None:
+def test_execute_grant_permits_no_reading(stranger: psycopg.Connection[Any], table: str) -> None:
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         stranger.execute(f"SELECT * FROM {table}")  # type: ignore[arg-type]
 

@@ -27,7 +27,7 @@ CONFIG = {"soft_time_limit": 20, "time_limit": 30, "max_attempts": 1}
 
 
 @pytest.mark.parametrize("limits", [[1, 1], [90_000, 86_400], [30, 21], [None, None]])
-def test_a_claim_under_other_limits_is_handed_back_uncharged(
+def test_claim_under_other_limits_is_released_uncharged(
     inline_worker: InlineWorker, tasks: Tasks, act: Any, limits: list[Any]
 ) -> None:
     task = tasks.submit(act(config=CONFIG), {})
@@ -44,7 +44,7 @@ def test_a_claim_under_other_limits_is_handed_back_uncharged(
 
 
 @pytest.mark.parametrize(("seconds", "outcome"), [(0.0, "suspended"), (60.0, "retried")])
-def test_a_soft_limit_that_strikes_while_a_definition_is_read_wins(
+def test_soft_limit_while_reading_a_definition_wins(
     inline_worker: InlineWorker, tasks: Tasks, act: Any, monkeypatch: pytest.MonkeyPatch, seconds: float, outcome: str
 ) -> None:
     """Pydantic makes a fault of the definition of it, which would hand the task to another release."""
@@ -89,7 +89,7 @@ def heartbeat(inline_worker: InlineWorker, settings: Settings) -> Any:
         (2, False, "failed", "lost"),
     ],
 )
-def test_a_claim_is_charged_only_for_a_limit_that_it_has_reached(
+def test_claim_is_charged_only_for_a_reached_limit(
     inline_worker: InlineWorker,
     tasks: Tasks,
     act: Any,

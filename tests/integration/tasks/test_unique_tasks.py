@@ -105,7 +105,7 @@ def test_many_in_one_request(driver: LifecycleDriver) -> None:
     assert second.created
 
 
-def test_an_idempotency_key_stays_with_the_task_that_it_was_given(driver: LifecycleDriver) -> None:
+def test_idempotency_key_stays_with_its_task(driver: LifecycleDriver) -> None:
     first = ask(driver)
     assert ask(driver, idempotency_key="i") == Accepted(first.task_id, False)
     run(driver, first.task_id)

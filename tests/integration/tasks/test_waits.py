@@ -39,7 +39,7 @@ def test_a_snooze_runs_again_uncharged(tasks: Tasks, act: Any, inline_worker: In
     assert [execution["outcome"] for execution in tasks.executions(task)] == ["suspended"] * 3 + ["succeeded"]
 
 
-def test_a_snoozed_task_says_what_it_waits_for(tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
+def test_snoozed_task_reports_its_wait(tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     task = tasks.submit(act(), {"do": "answer", "answer": {"$snooze": 3600}})
     waiting = run_due(inline_worker, tasks, task)
     assert (waiting["state"], waiting["wait_reason"]) == ("waiting", "snooze")
@@ -82,7 +82,7 @@ def test_a_signal_wakes_its_task_with_the_payload(
     assert log.read_text().count("\n") == 1, "the call is not made again"
 
 
-def test_a_signal_may_come_before_its_task_waits(tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
+def test_signal_may_arrive_before_the_wait(tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     task = tasks.submit(act(), {"do": "answer", "answer": WAIT})
     send(task, "paid", "first")
     send(task, "paid", "second")
@@ -96,7 +96,7 @@ def test_a_wait_for_a_signal_may_time_out(tasks: Tasks, act: Any, inline_worker:
     assert tasks.get(task)["output"] == {"timed_out": True}
 
 
-def test_signals_are_refused_where_nobody_will_take_them(tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
+def test_signals_without_receiver_are_refused(tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     task = tasks.submit(act(), {})
     inline_worker.run_all()
     with pytest.raises(Conflict, match="accepts no more signals"):
@@ -105,7 +105,7 @@ def test_signals_are_refused_where_nobody_will_take_them(tasks: Tasks, act: Any,
         send(UUID(int=7), "paid")
 
 
-def test_a_wait_that_makes_no_sense_is_told(tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
+def test_invalid_wait_is_an_error(tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     for control, told in (
         ({"$wait": {"for": "ever"}}, "$wait must have"),
         ({"$snooze": -1}, "$snooze takes 0 to"),
@@ -130,9 +130,7 @@ def test_sandboxed_functions_wait_too(
     assert tasks.get(task)["output"] == {"timed_out": True}
 
 
-def test_a_policy_may_retry_what_is_final_and_end_what_is_not(
-    tasks: Tasks, act: Any, inline_worker: InlineWorker
-) -> None:
+def test_retry_policy_overrides_final_and_temporary_errors(tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     config = {"retry_on": ["tool_error"], "max_attempts": 3, "retry_curve": "constant", "retry_jitter": 0.0}
     again = tasks.submit(act("Again", config=config), {"do": "refuse"})
     never = tasks.submit(act("Never", config={"no_retry_on": ["tool_error"]}), {"do": "fail"})
@@ -141,7 +139,7 @@ def test_a_policy_may_retry_what_is_final_and_end_what_is_not(
     assert (tasks.get(never)["state"], tasks.get(never)["attempts"]) == ("failed", 0)
 
 
-def test_a_definition_of_a_later_release_waits_for_a_later_minion(
+def test_definition_of_later_release_waits_for_later_minion(
     tasks: Tasks, act: Any, inline_worker: InlineWorker, database: Engine
 ) -> None:
     task = tasks.submit(act(), {})
