@@ -1,4 +1,4 @@
-"""What somebody has to approve: beside a sub-agent in the same turn, and where it is no ordinary input."""
+"""Approvals: beside a sub-agent in the same turn, and of unusual inputs."""
 
 from __future__ import annotations
 

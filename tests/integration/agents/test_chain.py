@@ -1,4 +1,4 @@
-"""Agents that hand their work to others: strategies, failures, cancellation, depth."""
+"""Agents that delegate to sub-tasks: strategies, failures, cancellation, depth."""
 
 from __future__ import annotations
 

@@ -132,8 +132,8 @@ def test_interrupted_task_pays_for_its_summary_once(
     database: Engine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The writes are: the summary begins, is made; the answer begins, is made. Whoever dies between paying and writing
-    pays again.
+    """The writes are: the summary begins, is made; the answer begins, is made. A worker that dies between paying and
+    writing pays again.
     """
     define_agent({"history_tokens": LIMIT}, tools=[])
     talk(database, TURNS)

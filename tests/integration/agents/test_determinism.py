@@ -25,7 +25,7 @@ from workers import minion
 
 COMMITS = ("write_steps", "finish", "release")
 RELEASE = text("SELECT minion_release(:task, claim, 'lost', false, '0', '{}') FROM task_status WHERE task_id = :task")
-# A tool's name is its effect; `fail` raises what nobody foresaw, in the first attempt of its task.
+# A tool's name is its effect; `fail` raises an unexpected error in the first attempt of its task.
 CALL = st.tuples(st.sampled_from(["pure", "idempotent", "unsafe"]), st.sampled_from(["answer", "refuse", "fail"]))
 TURNS = st.lists(st.lists(CALL, min_size=1, max_size=3), min_size=1, max_size=3)
 
@@ -46,7 +46,7 @@ def dying(patch: pytest.MonkeyPatch, commit: int, *, before: bool) -> Iterator[N
                 raise Died
             done = real(*arguments, **options)
             if made[0] == commit:
-                # What was committed stays, whatever becomes of the process.
+                # Committed rows stay, whatever happens to the process.
                 arguments[0].commit()
                 raise Died
             return done

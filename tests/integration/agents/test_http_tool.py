@@ -1,4 +1,4 @@
-"""Tools that make a request: what is sent, what comes back, and what is never written down."""
+"""HTTP tools: the request, the response, and secrets that are never written."""
 
 from __future__ import annotations
 

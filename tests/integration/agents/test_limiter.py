@@ -82,7 +82,7 @@ def test_a_cost_above_the_burst_is_paid_back(limiter: Limiter) -> None:
 
 
 def test_call_without_reported_end_is_forgotten(limiter: Limiter) -> None:
-    """A process that was killed in the middle of a call does not hold its room for ever."""
+    """A process that was killed during a call does not hold its room indefinitely."""
     bucket, calls = Bucket(str(uuid4()), 100, 60.0), str(uuid4())
     limiter.acquire([], Flight(calls, "killed", (10.0,), seconds=0.01))
     limiter.acquire([], Flight(calls, "alive", (10.0,)))

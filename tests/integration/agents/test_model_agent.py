@@ -572,7 +572,7 @@ def test_a_task_keeps_the_model_that_auto_meant(
     monkeypatch: pytest.MonkeyPatch,
     approval: bool,
 ) -> None:
-    """Also where its journal begins with an approval, and a deployment chooses another model meanwhile."""
+    """Also where its journal begins with an approval, and a deployment chooses another model in the meantime."""
     define_agent(model="auto", config={"approval": approval})
     messages_api.script = [tool_use(("act", {"answer": {"$wait": {"signal": "go"}}})), testing.text("Done.")]
     task = tasks.submit("Agent", "Hello")

@@ -301,7 +301,7 @@ def test_calls_of_one_turn_are_capped(
     inline_worker: InlineWorker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also when the task runs again, and the setting has changed meanwhile."""
+    """Also when the task runs again, and the setting has changed since."""
     define_agent(effect="idempotent")
     monkeypatch.setenv("MINION_MAX_TOOL_CALLS", "3")
     get_settings.cache_clear()
@@ -364,7 +364,7 @@ def test_step_numbers_do_not_depend_on_speed(
     ]
     assert [step["name"] for step in tasks.steps(task["id"])][5:7] == ["go", "on"]
     assert len(messages_api.requests) == 2
-    # The first was finished when the second one asked for later, and is not made again.
+    # The first was finished when the second one asked for later, and is not retried.
     assert len(log.read_text().splitlines()) == 1 + 2
 
 

@@ -1,4 +1,4 @@
-"""Limits of models, on a real Redis and over several processes: what people set, and what the API's headers tell."""
+"""Limits of models, on a real Redis and over several processes: configured ones, and those in the API's headers."""
 
 from __future__ import annotations
 

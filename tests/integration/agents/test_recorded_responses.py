@@ -92,7 +92,7 @@ def run(
 
 @dataclass(frozen=True)
 class Case:
-    """What becomes of a task whose model calls get these responses.
+    """The outcome of a task whose model calls get these responses.
 
     Attributes:
         calls: the inputs of the calls of `act`.
@@ -624,7 +624,7 @@ CASES = {
         [stream(begun(), *text(0, "And so"), *ended("model_context_window_exceeded"))],
         error="do not fit into the model's context window",
     ),
-    # What cannot be read.
+    # Unreadable responses.
     "a block that never began": Case(
         [stream(begun(), *text(0, "Hi."), *call(1, "act", "{}")[1:], *ended("tool_use"))],
         error="answer cannot be read: block 1 continues, but never began",

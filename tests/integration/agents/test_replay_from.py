@@ -1,4 +1,4 @@
-"""A replay from a step reads what was done before it back, and goes on from there."""
+"""A replay from a step reads the earlier steps back, and continues from there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who gets a message that names no agent: by its words, by a model, or by the setting; and what the record says."""
+"""Routing of messages that name no agent: by their words, by a model or by a setting; and the record of it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def router(define: Define) -> Any:
 
 @pytest.fixture
 def routed(tasks: Tasks, inline_worker: InlineWorker) -> Any:
-    """Asks `Router`, and tells the agent that got the question and the decision in the record."""
+    """Submit a message to `Router`; return the chosen agent and the recorded decision."""
 
     def run() -> tuple[str, dict[str, Any]]:
         task = tasks.submit("Router", {"answer": QUESTION})
@@ -99,7 +99,7 @@ def test_without_a_key_the_words_decide(router: Any, routed: Any) -> None:
 def test_a_choice_is_paid_for_once(
     router: Any, messages_api: MessagesApi, tasks: Tasks, inline_worker: InlineWorker, act: Any
 ) -> None:
-    """The chain runs again when its sub-task has ended, also where the agents' descriptions have changed meanwhile."""
+    """The chain runs again when its sub-task has ended, also if the agents' descriptions have changed since."""
     router()
     messages_api.script = [testing.text(json.dumps(CHOICE))]
     task = tasks.submit("Router", {"answer": QUESTION})

@@ -144,7 +144,7 @@ def play(inline_worker: InlineWorker, tasks: Tasks, pair: list[UUID], strikes: S
             try:
                 minion.run(message.task_id, message.claim, inline_worker.id)
             except Killed:
-                # Published again, in case nobody had claimed it yet.
+                # Published again, in case no worker had claimed it yet.
                 unread.append(message)
                 connections.close_engine()
             finally:

@@ -91,7 +91,7 @@ def signal(inline_worker: InlineWorker, task: UUID) -> None:
 
 
 def results(request: dict[str, Any]) -> list[str]:
-    """What the tools have returned, by the request."""
+    """Return the results of the tools in the request."""
     messages = [message["content"] for message in request["messages"] if isinstance(message["content"], list)]
     return [block["content"] for blocks in messages for block in blocks if block["type"] == "tool_result"]
 

@@ -1,4 +1,4 @@
-"""The command line against the real API: what it prints for people and for scripts, and its exit codes."""
+"""The command line against the real API: output at a terminal and in scripts, and exit codes."""
 
 from __future__ import annotations
 

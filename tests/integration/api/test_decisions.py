@@ -1,4 +1,4 @@
-"""People in the loop: calls that somebody has to approve, and steps of which nobody knows whether they happened."""
+"""Decisions by people: calls that need approval, and steps with an unknown outcome."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_unsafe_tool_that_raises_is_not_retried_automatically(
     client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, tmp_path: Path,
     verdict: str, value: Any, state: str, calls: int,
 ) -> None:  # fmt: skip
-    """What it raised may have come after the effect, as a time-out does. The person is told what it was."""
+    """What it raised may have come after the effect, as a time-out does. The question names the error."""
     log = tmp_path / "calls"
     task = tasks.submit(act(effect="unsafe"), {"do": "time out", "times": 1, "log": str(log)})
     inline_worker._round()
@@ -362,7 +362,7 @@ def test_a_decision_names_a_step_or_a_proposal(
 def test_second_approval_of_a_proposal_approves_nothing_else(
     client: Client, tasks: Tasks, interrupted: Any, inline_worker: InlineWorker, tmp_path: Path
 ) -> None:
-    """An interrupted step that is made again, and interrupted again, waits under the same number."""
+    """An interrupted step that is retried, and interrupted again, waits under the same number."""
     task = interrupted(tmp_path / "calls")
     seen = client.why(task)["facts"]["proposal"]
     decided = client.decide(task, "again", proposal=seen)

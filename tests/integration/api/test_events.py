@@ -1,4 +1,4 @@
-"""Following a task: every event once and in order, whatever breaks in between."""
+"""Following a task: every event arrives once and in order, despite failures."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def parent(act: Any, define: Define) -> str:
 
 @dataclass
 class Following:
-    """A client that follows a task in a thread of its own."""
+    """A client that follows a task in a thread."""
 
     told: list[TaskEvent] = field(default_factory=list)
     ended: Future[None] = field(default_factory=Future)
 
     def types(self) -> list[str]:
-        """What it was told so far."""
+        """Return the events so far."""
         return [event.type for event in self.told]
 
     def until(self, kind: str, seconds: float = 30.0) -> TaskEvent:
@@ -97,7 +97,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def following(client: Client) -> Any:
-    """Follows a task beside the test; where the test fails, the task may never end, and nobody waits for that."""
+    """Follows a task beside the test. If the test fails, the task may never end; the fixture does not wait then."""
 
     def begin(task: UUID, after: int = 0, client: Client = client) -> Following:
         one = Following()
@@ -346,7 +346,7 @@ def test_text_of_lost_claim_is_not_shown(run: Any, following: Any, inline_worker
 
 
 def test_forged_and_recorded_text_is_not_shown(run: Any, following: Any) -> None:
-    """Whoever can write to Redis may make followers look, and show them nothing."""
+    """A writer to Redis can make followers look, but cannot show them anything."""
     running, other = run(), run()
     follower = following(running.task)
     follower.until("task.running")
@@ -445,7 +445,7 @@ def test_notifications_are_enough(settings: Settings, run: Any, following: Any) 
         wait_until(lambda: subscribers(running.task) == 1, "the subscription")
         for number in range(1, 4):
             running.write(number, "started")
-            wait_until(lambda: len(follower.told) == 2 + number, "the step is told")  # noqa: B023
+            wait_until(lambda: len(follower.told) == 2 + number, "the step is reported")  # noqa: B023
         running.finish()
         follower.all()
 
@@ -507,7 +507,7 @@ def test_twenty_followers_share_one_connection(http_api: Api, run: Any, database
             assert await asyncio.gather(*(read(web, 1) for _ in range(5))) == [[1]] * 5
             await asyncio.to_thread(wait_until, lambda: len(watch._all()) == 20, "who left is forgotten")
             assert (await web.get("/v1/tasks", params={"limit": 1}, timeout=20)).status_code == 200
-            # Redis may have been away a moment ago: the subscription is made again.
+            # Redis may have been away a moment ago: followers subscribe again.
             await asyncio.to_thread(wait_until, lambda: subscribers(running.task) == 1, "one subscription")
             await asyncio.to_thread(running.finish)
             return await asyncio.gather(*readers)

@@ -1,4 +1,4 @@
-"""A database that goes away while the API serves: clear answers, and work goes on when it is back."""
+"""A database that goes away while the API serves: clear answers, and work continues when it is back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds for every route: the key, problems, methods, the OpenAPI document."""
+"""Properties of every route: the key, problems, methods, the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people do with tasks: ask why, pause, limit, signal, look at what failed, replay."""
+"""Operations on tasks: why, pause, limit, signal, dead letters, replay."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.integration.conftest import InlineWorker, Tasks
 
 @pytest.fixture
 def dispatcher(settings: Settings) -> Iterator[None]:
-    """Somebody who looks like an orchestrator."""
+    """A connection that looks like an orchestrator's."""
     url = settings.require_database_url().replace("postgresql+psycopg://", "postgresql://")
     with psycopg.connect(url, application_name=DISPATCHER):
         yield

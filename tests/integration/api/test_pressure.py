@@ -1,4 +1,4 @@
-"""Too much of something: refused or delayed with a clear error, and nothing lost."""
+"""Overload: requests are refused or delayed with a clear error, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("agents")
 
 @contextmanager
 def all_connections_taken(settings: Settings) -> Iterator[None]:
-    """Nobody else can connect."""
+    """Take all free connections."""
     url = settings.require_database_url().replace("postgresql+psycopg://", "postgresql://")
     with ExitStack() as stack:
         while True:

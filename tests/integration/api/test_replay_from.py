@@ -1,4 +1,4 @@
-"""Replaying from a step and comparing tasks: over HTTP, with the Python client, on the command line."""
+"""Replay from a step and comparison of tasks: over HTTP, with the Python client, on the command line."""
 
 from __future__ import annotations
 

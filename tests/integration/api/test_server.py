@@ -46,7 +46,7 @@ def connect(http_api: Api) -> socket.socket:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """What the server sends until it closes."""
+    """Return the bytes that the server sends until it closes."""
     said = b""
     while part := connection.recv(65536):
         said += part

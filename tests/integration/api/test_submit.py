@@ -1,4 +1,4 @@
-"""Submitting over HTTP: what is accepted, once, and what is refused, with which words."""
+"""Submitting over HTTP: accepted requests, idempotency, and the texts of refusals."""
 
 from __future__ import annotations
 

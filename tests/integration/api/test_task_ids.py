@@ -1,4 +1,4 @@
-"""A task is named by its id, or by as many of its first characters as no other task has."""
+"""A task is named by its id, or by a prefix that no other task has."""
 
 from __future__ import annotations
 

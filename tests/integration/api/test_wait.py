@@ -1,4 +1,4 @@
-"""Waiting for a task's end: woken by a hint, right without one, cheap for many."""
+"""Waiting for a task's end: woken by a notification, correct without one, cheap for many callers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_time_is_up(http: httpx2.Client) -> None:
 
 
 def test_notification_wakes_immediately(http: httpx2.Client, database: Engine) -> None:
-    timed_wait(http, submit(http), 1.2)  # the subscription stands now
+    timed_wait(http, submit(http), 1.2)  # the subscription exists now
 
     def woken_before_a_look() -> bool:
         task = submit(http)
@@ -137,7 +137,7 @@ def test_hundreds_wait_on_one_subscription_and_one_connection(
             answers = [asyncio.create_task(web.get(f"/v1/tasks/{task}", params={"wait": 30})) for task in tasks]
             await asyncio.sleep(3)
             assert subscribers() == 1
-            # They wait without a connection of their own: another request is answered meanwhile.
+            # They wait without a connection each: another request is answered in the meantime.
             assert (await web.get("/v1/tasks", params={"limit": 1})).status_code == 200
             assert not any(answer.done() for answer in answers)
             await asyncio.to_thread(end, database, *tasks, hint=False)
@@ -205,7 +205,7 @@ def test_caller_is_answered_when_notifications_are_lost(
     http: httpx2.Client, client: Client, database: Engine, servers: EmbeddedServers, lost: Any
 ) -> None:
     first, task, another = submit(http), submit(http), submit(http)
-    timed_wait(http, first, 1.2)  # the subscription stands now
+    timed_wait(http, first, 1.2)  # the subscription exists now
     with ThreadPoolExecutor() as threads:
         waiting = [threads.submit(timed_wait, http, task, 30), threads.submit(client.wait, another, 30)]
         time.sleep(0.3)

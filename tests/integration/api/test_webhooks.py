@@ -39,7 +39,7 @@ def local_client(settings: Settings, database: Engine) -> Iterator[Client]:
 
 
 def owe(database: Engine, client: Client, number: int = 1) -> list[str]:
-    """Ends so many tasks; the ids of the deliveries that are owed, the newest first."""
+    """End tasks; return the ids of the deliveries that are due, newest first."""
     tasks = [client.submit("Echo").id for _ in range(number)]
     for task in tasks:
         with database.begin() as connection:

@@ -1,4 +1,4 @@
-"""Whoever can write to Redis can delay tasks and submit new ones. No worker ends, and no outcome is forged."""
+"""A writer to Redis can delay tasks and submit new ones, but cannot end a worker or forge an outcome."""
 
 from __future__ import annotations
 
@@ -156,13 +156,13 @@ def test_claim_under_forged_limits_is_released(
 ) -> None:
     config = {"max_attempts": 1, "soft_time_limit": 20, "time_limit": 30}
     task = tasks.submit(act(config=config), {"do": "sleep", "seconds": 1.5})
-    # Faster than the orchestrator: the message stands in the queue before the task does.
+    # Faster than the orchestrator: the message is in the queue before the task is.
     push(*[forged(task, 0, hard, soft)] * 200)
     ended = tasks.wait(task)
     assert (ended["state"], ended["attempts"]) == ("succeeded", 0)
     outcomes = [execution["outcome"] for execution in tasks.executions(task)]
     assert outcomes[-1] == "succeeded"
-    assert set(outcomes[:-1]) <= {"suspended"}  # handed back, uncharged
+    assert set(outcomes[:-1]) <= {"suspended"}  # released, uncharged
 
 
 def test_a_revoke_is_refused(tasks: Tasks, act: Any, worker: Process, app: Celery) -> None:

@@ -1,4 +1,4 @@
-"""Tasks from other Celery users: accepted is committed, a refusal is recorded, no message is lost or comes for ever."""
+"""Tasks from other Celery users: accepted is committed, refusals are recorded, no message is lost or loops."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SCHEMA = {
 
 @pytest.fixture
 def sender(settings: Settings) -> Iterator[Celery]:
-    """Somebody else's Celery application."""
+    """The Celery application of another user."""
     with Celery("somebody", broker=settings.require_broker_url(), set_as_current=False) as app:
         yield app
 
@@ -95,7 +95,7 @@ def drained() -> bool:
 
 
 def put_aside() -> list[dict[str, Any]]:
-    """What was set aside, the newest first."""
+    """Return the messages set aside, newest first."""
     with make_redis() as broker:
         return [json.loads(sample) for sample in broker.lrange(SAMPLES, 0, -1)]
 

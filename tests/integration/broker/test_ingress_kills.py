@@ -1,4 +1,4 @@
-"""An orchestrator that dies in the middle of taking submissions: each becomes one task all the same."""
+"""An orchestrator that dies while it takes submissions: each still becomes one task."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def dies(function: Callable[..., Any], *, at_call: int, before: bool) -> Callabl
 
 @contextmanager
 def dies_at_commit(engine: Engine, at_call: int) -> Iterator[None]:
-    """Kills whoever commits, just before it does."""
+    """Kill the committing process, just before the commit."""
     deadly = dies(lambda connection: None, at_call=at_call, before=True)
     event.listen(engine, "commit", deadly)
     try:

@@ -1,4 +1,4 @@
-"""The schema: models and migrations agree, the database keeps the invariants, and nobody can create it twice."""
+"""The schema: models and migrations agree, the database keeps the invariants, concurrent creation is safe."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ INIT = (
 
 
 def in_processes(engine: Engine, code: str, number: int) -> list[str]:
-    """Runs Python code in so many processes at once, on this database; what each printed."""
+    """Run Python code in several processes at once, on this database; return the output of each."""
     env = {**os.environ, "DATABASE_URL": engine.url.render_as_string(hide_password=False)}
 
     def run(_: int) -> str:
@@ -491,7 +491,7 @@ def test_transitions_agree_with_the_state_table(database: Engine) -> None:
     assert {pair for pair, allowed in zip(pairs, answers, strict=True) if allowed} == TRANSITIONS.keys()
 
 
-# What else a row in each state must say.
+# The other columns that a row in each state needs.
 FITTING = {
     "scheduled": "due_at = now()",
     "running": "worker_id = (SELECT id FROM workers LIMIT 1), capability = 'work'",

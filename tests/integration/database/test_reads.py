@@ -1,4 +1,4 @@
-"""What is done every second, or for every task, reads little, however much waits or has ended."""
+"""Frequent queries read little, however many tasks wait or have ended."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def force(driver: LifecycleDriver, change: str, **values: Any) -> None:
 
     driver.call(change_rows)
     with driver.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("VACUUM (ANALYZE) task_status, tasks")  # what is dead would be counted
+        connection.exec_driver_sql("VACUUM (ANALYZE) task_status, tasks")  # dead rows would be counted
 
 
 def accepted(driver: LifecycleDriver, number: int, **fields: Any) -> list[UUID]:

@@ -1,4 +1,4 @@
-"""A rolling upgrade: processes of the previous release go on working on the new schema, beside those of the new one.
+"""A rolling upgrade: processes of the previous release continue on the new schema, beside those of the new one.
 
 The previous release is taken from the repository's history; a clone without it skips these tests.
 """
@@ -99,7 +99,7 @@ class Site:
         return orchestrator, worker
 
     def submit(self, agent: str, number: int = 1, key: str | None = None) -> list[UUID]:
-        """Accepts so many tasks."""
+        """Submit several tasks."""
         with self.engine.begin() as connection:
             values = {"agent": agent, "input": json.dumps({"n": number}), "key": key}
             return [connection.scalar(SUBMIT, values) for _ in range(number)]
@@ -184,7 +184,7 @@ def test_previous_release_works_beside_the_new_one(site: Site) -> None:
     wait_until(site.all_done, "the old orchestrator alone", 60)
     assert site.disturbed() == []
 
-    # A process of the previous release may even start anew before all are replaced.
+    # A process of the previous release may even restart before all are replaced.
     old_orchestrator.stop()
     old_worker.stop()
     old_orchestrator, old_worker = site.start(site.previous)

@@ -1,4 +1,4 @@
-"""Definitions: files in, versions stored, files out again."""
+"""Definitions: applied from files, stored as versions, exported to files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The agent registry: agents from Python, their lifecycle, and what may be asked. Answers: test_registry_answers.py."""
+"""The agent registry: agents from Python, their lifecycle, and asking them. Answers: test_registry_answers.py."""
 
 from __future__ import annotations
 

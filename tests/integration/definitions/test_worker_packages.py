@@ -1,4 +1,4 @@
-"""What functions may import is what the live workers of the capability preload."""
+"""Functions may import the packages that the live workers of their capability preload."""
 
 from __future__ import annotations
 

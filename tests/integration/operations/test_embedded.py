@@ -30,7 +30,7 @@ from shared.errors import Conflict, Unavailable
 AS_ROOT = os.geteuid() == 0
 LINUX = sys.platform == "linux"
 
-# An owner in a process of its own: prints both servers' pids, then does what the test adds, then waits.
+# An owner in a separate process: it prints both servers' pids, runs the test's code, then waits.
 OWNER = """
 import os, signal, sys, time
 from pathlib import Path
@@ -301,7 +301,7 @@ def test_a_broken_pid_file_does_not_matter(folder: Path, content: str) -> None:
 
 @contextmanager
 def bystander(user: SystemUser | None) -> Iterator[subprocess.Popen[bytes]]:
-    """A process of the same user as the servers, else PostgreSQL would know that it is none of its own."""
+    """A process of the same user as the servers, else PostgreSQL would know that it is not one of its processes."""
     identity: dict[str, Any] = {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
     with subprocess.Popen(["sleep", "600"], cwd="/", **identity) as process:
         try:

@@ -1,4 +1,4 @@
-"""Servers and processes that go away in the middle: nothing is lost, and nothing is done twice."""
+"""Servers and processes that fail during work: nothing is lost, and nothing is done twice."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def submit_many(tasks: Tasks, number: int, agent: str, value: Any) -> None:
 
 
 def succeeded(tasks: Tasks) -> int:
-    """How many have succeeded so far; none while nobody can say."""
+    """Return how many have succeeded so far; None while the database is away."""
     try:
         return tasks.count().get("succeeded", 0)
     except DBAPIError:

@@ -1,4 +1,4 @@
-"""What Flower shows: how each claim ended, as PostgreSQL knows it, and all queues; to those who know the password."""
+"""Flower shows the recorded outcome of each claim and all queues, behind a password."""
 
 from __future__ import annotations
 

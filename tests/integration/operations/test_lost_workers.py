@@ -1,4 +1,4 @@
-"""Who is taken for lost, when nobody may be, and what is given back for it."""
+"""Lost workers: when a worker counts as lost, when none may, and which tasks are released."""
 
 from __future__ import annotations
 

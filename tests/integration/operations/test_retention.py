@@ -1,4 +1,4 @@
-"""What is deleted when, what stays, and that it was exported before."""
+"""Retention: which rows are deleted when, which stay, and the export before."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ TABLES = text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
 
 @pytest.fixture
 def ended(database: Engine) -> Ended:
-    """Makes a task that ended so many days ago, a minute after it was created; returns its id."""
+    """Creates a task that ended `days` ago, a minute after it was created; returns its id."""
 
     def make(
         state: str = "succeeded",
@@ -119,7 +119,7 @@ def test_each_final_state_has_its_own_retention(database: Engine, ended: Ended, 
         ended("failed", 89),
         ended("cancelled", 29),
         ended("expired", 89),
-        ended("succeeded", 29, created=100),  # what counts is the end
+        ended("succeeded", 29, created=100),  # the end counts
     }
     for state, days in (("succeeded", 31), ("failed", 91), ("cancelled", 31), ("expired", 91)):
         ended(state, days)

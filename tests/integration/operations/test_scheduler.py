@@ -1,4 +1,4 @@
-"""Schedules are run by one leader, at their times, once; what was missed and refused is dealt with as they say."""
+"""One leader runs each schedule once, at its time; missed and refused runs follow the schedule's settings."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def put(database: Engine, act: Any) -> Put:
 
 @pytest.fixture
 def scheduler(short_leases: Settings, database: Engine) -> Iterator[Scheduler]:
-    """A scheduler that is not started: its rounds are made by hand."""
+    """A scheduler that is not started: the test runs its rounds."""
     made = Scheduler(short_leases, database)
     yield made
     made.close()

@@ -1,4 +1,4 @@
-"""The example of a receiver does what the documentation says that one must do."""
+"""The example receiver does what the documentation requires."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Webhooks: what is owed is delivered at least once, signed, and nowhere it must not go; one delays no other."""
+"""Webhooks: each delivery arrives at least once, signed, at allowed addresses only; no endpoint delays another."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def end(driver: LifecycleDriver, agent: str = "A", state: State = State.SUCCEEDE
 
 
 def deliveries(driver: LifecycleDriver) -> list[dict[str, Any]]:
-    """What is recorded, the oldest first."""
+    """Return the recorded deliveries, oldest first."""
     listed = driver.sql("SELECT COALESCE(jsonb_agg(to_jsonb(d) ORDER BY d.id), '[]') FROM webhook_deliveries d")
     return list(listed)
 
 
 def settled(driver: LifecycleDriver, number: int = 1, timeout: float = 20.0) -> list[dict[str, Any]]:
-    """The deliveries, when so many have been delivered or have failed."""
+    """Wait until this many deliveries have been delivered or have failed; return all."""
 
     def are_settled() -> bool:
         return sum(one["status"] != "pending" for one in deliveries(driver)) >= number

@@ -1,4 +1,4 @@
-"""Budgets: nobody below a budget uses more than it allows, whoever crashes and however many there are."""
+"""Budgets: the tasks below a budget never use more than it allows, despite crashes and concurrency."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def claim(tasks: Tasks, inline_worker: InlineWorker, act: Any) -> Any:
 def call(
     journal: Journal, tokens: int, used: int | BaseException = 0, *, dollars: int | None = 0, pure: bool = False
 ) -> Any:
-    """A step that reserves so many tokens and micro-dollars, and uses so many."""
+    """Run a step with this reservation and this usage, in tokens and micro-dollars."""
 
     def perform(step: int) -> StepResult:
         if isinstance(used, BaseException):
@@ -157,7 +157,7 @@ def test_refused_call_releases_its_reservation(claim: Any, database: Engine, fai
 
 
 def test_step_requested_twice_by_one_claim_counts_once(claim: Any, database: Engine) -> None:
-    """A connection may be lost after the commit, and the write is made again."""
+    """A connection may be lost after the commit, and the write is retried."""
     journal = claim(tokens=100)
     with transaction() as connection:
         for _ in range(2):
@@ -235,7 +235,7 @@ def test_too_small_raise_wakes_no_task(claim: Any, tasks: Tasks, inline_worker: 
 
 
 def wait_for_budget(journal: Journal, tokens: int) -> None:
-    """What the minion does with a task whose next step does not fit."""
+    """Suspend a task whose next step does not fit, as the minion does."""
     with pytest.raises(BudgetExceeded) as caught:
         call(journal, tokens)
     with transaction() as connection:
@@ -357,7 +357,7 @@ def blocked(engine: Engine, what: str) -> bool:
 
 
 def test_raise_concurrent_with_refusal_wakes_the_task(claim: Any, tasks: Tasks, database: Engine) -> None:
-    """The raise waits for the lock meanwhile, and has looked for whom to wake before the task is suspended."""
+    """The raise waits for the lock, and has looked for tasks to wake before this task is suspended."""
     journal = claim(tokens=10)
     with ThreadPoolExecutor(1) as threads:
         with database.begin() as refused:
@@ -457,7 +457,7 @@ def test_budget_keeper_fails_overtime_and_wakes_tasks_with_room(
     keeper.round()
     ended = tasks.get(late.task_id)
     assert (ended["state"], ended["error"]["type"], ended["error"]["what"]) == ("failed", "budget_exceeded", "seconds")
-    # By this the worker's main process knows whom to interrupt.
+    # The worker's main process uses it to find the child to interrupt.
     assert tasks.executions(late.task_id)[0]["outcome"] == "expired"
     assert tasks.get(poor.task_id)["state"] == "pending"
 

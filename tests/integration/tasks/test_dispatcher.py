@@ -1,4 +1,4 @@
-"""Which pending tasks become messages, in what order, how many; and those that never can."""
+"""The dispatcher: which pending tasks become messages, how many, in which order; and tasks that never can."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def dispatched(inline_worker: InlineWorker, act: Any) -> Any:
 
 @pytest.fixture
 def dispatcher(inline_worker: InlineWorker, act: Any, short_leases: Settings) -> Iterator[Dispatcher]:
-    """A dispatcher that is not started: its rounds are made by hand."""
+    """A dispatcher that is not started: the test runs its rounds."""
     act()
     made = Dispatcher(short_leases, inline_worker.engine, make_app(short_leases))
     yield made
@@ -300,7 +300,7 @@ def test_a_pause_that_is_lifted_is_noticed_at_once(
     dispatcher.round()
     with database.begin() as connection:
         throttles.resume(connection, "agent", "Act")
-    # It would wait for ever without a notification.
+    # It would wait indefinitely without a notification.
     dispatcher.wait(1000)
     dispatcher.round()
     assert tasks.get(task)["state"] == "queued"

@@ -1,4 +1,4 @@
-"""Who goes first, who goes at all: fair shares, priority, pauses, limits, holds. Each test takes the steps by hand."""
+"""Order and admission of tasks: fair shares, priority, pauses, limits, rate holds. Tests use the lifecycle driver."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def driver(database: Engine, define: Define) -> LifecycleDriver:
 
 
 def fill(driver: LifecycleDriver, number: int, key: str, *, keys: int = 1, agent: str = "A") -> None:
-    """Accepts so many tasks at once, for one key (named `key` + 0) or for several in turn."""
+    """Accept `number` tasks at once, for one key (named `key` + 0) or for several in turn."""
     with driver.engine.begin() as connection:
         connection.execute(text("SET LOCAL session_replication_role = replica"))  # no triggers: it is faster
         connection.execute(FILL, {"number": number, "key": key, "keys": keys, "agent": agent})
 
 
 def narrow(driver: LifecycleDriver, slots: int) -> None:
-    """The worker has so many slots: the window is twice that."""
+    """Set the worker's slots: the window is twice that."""
     driver.sql("UPDATE workers SET slots = :slots", slots=slots)
 
 
@@ -61,7 +61,7 @@ def dispatch(driver: LifecycleDriver, window: int = 1) -> list[UUID]:
 
 
 def work_off(driver: LifecycleDriver, rounds: int) -> list[str]:
-    """So many rounds in which everything that is dispatched is run; the keys in the order of their tasks' starts."""
+    """Run rounds in which all dispatched tasks run; return the keys in the order of their tasks' starts."""
     keys = []
     for _ in range(rounds):
         for task in dispatch(driver):
@@ -271,7 +271,7 @@ def test_star_limit_holds_for_keys_without_their_own(driver: LifecycleDriver) ->
     limit(driver, "key", "*", 1)
     limit(driver, "key", "big", 2)
     taken = [message.task_id for message in driver.dispatch()]
-    # Tasks without a key are nobody's.
+    # Tasks without a key belong to no tenant.
     assert keys(driver, taken) == {"t1": 1, "t2": 1, "big": 2, None: 3}
 
 
@@ -366,7 +366,7 @@ def test_limit_holds_at_every_isolation_level(driver: LifecycleDriver, settings:
 
 
 def rate(driver: LifecycleDriver, scope: str, name: str, starts: int) -> None:
-    """So many starts a minute."""
+    """Limit the starts a minute."""
     driver.sql(
         "INSERT INTO limits (scope, name, rate, period_seconds) VALUES (:scope, :name, :starts, 60)",
         scope=scope,
@@ -441,7 +441,7 @@ LOOKED_AT = 8  # for each line, and for each task that is taken: far less than t
 
 def rows_read(driver: LifecycleDriver, window: int) -> tuple[int, int]:
     """How many tasks one round would take, and how many rows it looks at."""
-    tidy(driver)  # what was rolled back before is not to be counted
+    tidy(driver)  # rolled back rows must not be counted
     with driver.engine.connect() as connection:
         before = connection.scalar(ROWS_READ)
         taken = len(lifecycle.dispatch(connection, lease=600.0, window=window))

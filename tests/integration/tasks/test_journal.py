@@ -1,4 +1,4 @@
-"""The journal: a task that runs again goes on where it was, and never makes a finished step twice."""
+"""The journal: a task that runs again continues where it was, and never repeats a finished step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a task changes: the fence, the waits, the ends. Each test takes the steps by hand."""
+"""The life of a task: the fence, the waits, the ends. Tests use the lifecycle driver."""
 
 from __future__ import annotations
 

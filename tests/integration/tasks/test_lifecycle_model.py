@@ -142,8 +142,8 @@ class Lifecycle(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def step(self, data: st.DataObject) -> None:
-        """Somebody does something."""
-        # What weighs most comes first, for Hypothesis prefers what comes first.
+        """Make one random call."""
+        # The heaviest comes first, because Hypothesis prefers the first.
         acts = sorted(self.acts.items(), key=lambda entry: -entry[1][0])
         useful = [name for name, (weight, when) in acts if when(self) for _ in range(weight)]
         if not useful:
@@ -169,7 +169,7 @@ class Lifecycle(RuleBasedStateMachine):
     # --------------------------------------------------------------------------------------------- performing
 
     def perform(self, call: Call, fault: str = "none") -> None:
-        """Makes a call, as somebody whom this fault strikes."""
+        """Make a call as a caller with this fault."""
         seen = self.once(call, commit=fault != "before")
         if fault == "none":
             self.learn(call, seen)
@@ -209,7 +209,7 @@ class Lifecycle(RuleBasedStateMachine):
         return model
 
     def skippable(self, first: Call, second: Call) -> list[frozenset[UUID]]:
-        """What a call may have passed over because the other one held it: any of the tasks that are due."""
+        """Return the tasks that a call may have skipped because the other one locked them: any due task."""
         held = [first.concerns, second.concerns]
         due = [
             task.id
@@ -221,7 +221,7 @@ class Lifecycle(RuleBasedStateMachine):
         return [frozenset(some) for n in range(most + 1) for some in combinations(due, n)]
 
     def learn(self, call: Call, seen: Answer) -> None:
-        """What the caller remembers."""
+        """Return the caller's memory."""
         if call.name in ("dispatch", "republish"):
             self.messages += [message for message in seen if message not in self.messages]
         elif call.name == "claim" and seen and seen[0] == "claimed":
@@ -257,7 +257,7 @@ class Lifecycle(RuleBasedStateMachine):
     # ----------------------------------------------------------------------------------------------- choosing
 
     def fault(self, draw: Draw) -> str:
-        """What happens to the caller: nothing; death before the commit; death after it, and another call."""
+        """Choose the caller's fate: nothing; death before the commit; death after it, and another call."""
         return draw(st.sampled_from(["none"] * 6 + ["before", "after"])) if self.has("faults") else "none"
 
     def tasks(self, *states: State) -> list[Task]:
@@ -328,7 +328,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @act(2, lambda run: run.current)
     def write(self, draw: Draw) -> None:
-        """A minion goes on: the next step, or one that was written before."""
+        """A minion continues: the next step, or one that was written before."""
         task, claim = self.held(draw)
         row = self.model.tasks[task]
         number = draw(st.sampled_from([row.next_step, *(n for n, s in row.steps.items() if s.kind == "tool_call")]))
@@ -371,7 +371,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @act(2, lambda run: len(run.claims) > len(run.current))
     def come_back(self, draw: Draw) -> None:
-        """A minion that was frozen goes on with a claim that it lost long ago."""
+        """A frozen minion continues with a claim that it lost long ago."""
         task, claim = draw(st.sampled_from([claim for claim in self.claims if claim not in self.current]))
         number = self.model.tasks[task].next_step
         late = [
@@ -393,7 +393,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @act(5, lambda run: run.outdated)
     def deliver_late(self, draw: Draw) -> None:
-        """A message arrives when its task is queued again: only the claim number tells it from the new one."""
+        """A message arrives when its task is queued again: only the claim number distinguishes it from the new one."""
         self.perform(calls.claim(*draw(st.sampled_from(self.outdated)), draw(st.sampled_from(self.minions))))
 
     @property
@@ -406,7 +406,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @act(2, lambda run: len(run.tasks()) < 5 and len(run.model.tasks) < MOST_TASKS)
     def submit(self, draw: Draw) -> None:
-        """Work comes in: plain, or once only, or by somebody who tries again."""
+        """A task is submitted: plain, under a unique key, or by a caller that retries."""
         fields = draw(
             st.one_of(
                 st.fixed_dictionaries({"key": st.sampled_from([None, "t1", "t2"]), "priority": st.integers(-2, 2)}),
@@ -426,12 +426,12 @@ class Lifecycle(RuleBasedStateMachine):
 
     @act(1, lambda run: run.model.tasks and run.has("people"))
     def signal(self, draw: Draw) -> None:
-        """Somebody speaks, early or late."""
+        """A signal arrives, early or late."""
         self.perform(calls.signal(self.any_task(draw), draw(SIGNALS), len(self.claims)), self.fault(draw))
 
     @act(2, lambda run: run.waiting_for_a_signal)
     def answer(self, draw: Draw) -> None:
-        """Somebody says what is waited for."""
+        """The awaited signal arrives."""
         task = draw(st.sampled_from(self.waiting_for_a_signal))
         self.perform(calls.signal(task, draw(SIGNALS), len(self.claims)), self.fault(draw))
 
@@ -442,7 +442,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @act(1, lambda run: run.model.tasks and run.has("people"))
     def cancel(self, draw: Draw) -> None:
-        """Somebody has had enough."""
+        """A caller cancels a task."""
         self.perform(calls.cancel(self.model, self.any_task(draw)), self.fault(draw))
 
     @act(2, lambda run: run.current and run.has("people"))
@@ -453,7 +453,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @act(4, lambda run: run.current and run.has("people"))
     def signal_what_runs(self, draw: Draw) -> None:
-        """Somebody speaks before it is waited for."""
+        """A signal arrives before its wait."""
         task, _ = draw(st.sampled_from(self.current))
         self.perform(calls.signal(task, draw(SIGNALS), len(self.claims)), self.fault(draw))
 
@@ -507,7 +507,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @act(1, lambda run: run.tasks() and run.has("clock"))
     def deadline_passes(self, draw: Draw) -> None:
-        """Nobody has noticed yet."""
+        """The loss is not detected yet."""
         task = draw(st.sampled_from(self.tasks()))
         task.overdue = True
         self.world.sql("UPDATE task_status SET deadline = now() - interval '1 s' WHERE task_id = :task", task=task.id)
@@ -677,7 +677,7 @@ def world(database: Engine, define: Define) -> Iterator[World]:
 
 
 def explore(world: World, *, runs: int, steps: int, acts: Collection[str] = (), **options: Any) -> None:
-    """So many runs of so many steps; the same ones each time, unless told otherwise."""
+    """Settings for a number of runs and steps; by default the same ones each time."""
     usual = {"derandomize": True, "database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
     options = {**usual, "max_examples": runs, "stateful_step_count": steps, **options}
     run_state_machine_as_test(partial(Lifecycle, world, acts), settings=settings(**options))
@@ -696,7 +696,7 @@ def test_database_agrees_with_the_model_over_long_runs(world: World) -> None:
 
 # ------------------------------------------------------------------------------------ what the machine catches
 
-# Each a mistake that somebody could make: a function, what it says, and what it says with the mistake in it.
+# Possible mistakes: a function, its text, and its text with the mistake.
 MISTAKES = {
     "a write without a fence": [
         ("minion_fence", "task_id = t AND claim = c AND state = 'running'", "task_id = t"),
@@ -732,7 +732,7 @@ MISTAKES = {
     ],
     "a unique key that outlives its task": [("minion_settle", "DELETE FROM unique_tasks WHERE task_id = t;", "")],
 }
-# What is rare among everything is soon found among the acts that lead there.
+# Rare states are found soon among the acts that lead there.
 TOWARDS = {
     "an old message that is taken": ["submit", "everybody_works", "dispatch", "give_back", "deliver_late"],
     "a release that forgets the cancel": ["submit", "everybody_works", "cancel_what_runs", "give_back"],

@@ -1,4 +1,4 @@
-"""Claim, run, record: what one task leaves behind, and what happens when it goes wrong."""
+"""Claim, run, record: the records of one task, and its failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals, timers and sub-tasks that one task waits for together. Each test takes the steps by hand."""
+"""Signals, timers and sub-tasks that one task waits for together. Tests use the lifecycle driver."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def send(driver: LifecycleDriver, task: UUID, name: str, payload: Any = None) ->
 
 
 def outputs(driver: LifecycleDriver, task: UUID) -> list[Any]:
-    """What the waits gave, in the order of their steps; None for one that is open."""
+    """Return the outputs of the waits, in the order of their steps; None for an open one."""
     rows = driver.sql(
         "SELECT json_agg(COALESCE(output->'payload', output) ORDER BY number) FROM steps WHERE task_id = :task",
         task=task,

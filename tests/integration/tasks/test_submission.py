@@ -1,4 +1,4 @@
-"""Accepting tasks from Python: what is refused, with which words, and what an idempotency key promises."""
+"""Accepting tasks from Python: refusals, their texts, and idempotency keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`SELECT minion_submit(…)`: the way in for everybody who has a database connection and no Python."""
+"""`SELECT minion_submit(…)`: the entry point for callers with a database connection and no Python."""
 
 from __future__ import annotations
 

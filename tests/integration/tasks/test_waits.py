@@ -24,7 +24,7 @@ def send(task: UUID, name: str, payload: Any = None) -> str:
 
 
 def run_due(inline_worker: InlineWorker, tasks: Tasks, task: UUID) -> dict[str, Any]:
-    """Runs what is due once, and tells how the task stands."""
+    """Run due tasks once; return the task."""
     inline_worker._round()
     return tasks.get(task)
 
