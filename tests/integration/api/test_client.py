@@ -305,8 +305,8 @@ def test_definitions_and_workers(client: Client, define: Any, database: Engine) 
     assert client.ready()
 
 
-def test_a_wrong_key(messages_api: Any) -> None:
-    with Client(messages_api.url, "wrong") as client, pytest.raises(errors.Unauthorized):
+def test_a_wrong_key(http_api: Any) -> None:
+    with Client(http_api.url, "wrong") as client, pytest.raises(errors.Unauthorized):
         client.submit("Echo")
 
 
@@ -317,9 +317,9 @@ def test_unreachable_server_is_an_error() -> None:
             client.submit("Echo")
 
 
-def test_the_environment_names_the_api(messages_api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINION_API_URL", messages_api.url)
-    monkeypatch.setenv("MINION_API_KEY", messages_api.key)
+def test_the_environment_names_the_api(http_api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINION_API_URL", http_api.url)
+    monkeypatch.setenv("MINION_API_KEY", http_api.key)
     with Client() as client:
         assert client.ready()
         assert list(client.agents()) is not None
@@ -336,8 +336,8 @@ def test_a_wrong_address() -> None:
             Client(url or "nonsense", "key")
 
 
-def test_server_of_another_kind_is_an_error(messages_api: Any) -> None:
-    with Client(f"{messages_api.url}/docs", "key", retries=0) as client, pytest.raises(errors.MinionsError):
+def test_server_of_another_kind_is_an_error(http_api: Any) -> None:
+    with Client(f"{http_api.url}/docs", "key", retries=0) as client, pytest.raises(errors.MinionsError):
         client.get("x")
 
 

@@ -36,22 +36,22 @@ def operations(http: httpx2.Client) -> list[tuple[str, str, dict[str, Any]]]:
         "Bearer \xe4\xff",
     ],
 )
-def test_every_route_below_v1_needs_the_key(messages_api: Any, database: Any, header: str | None) -> None:
-    with httpx2.Client(base_url=messages_api.url, trust_env=False, timeout=60) as http:
+def test_every_route_below_v1_needs_the_key(http_api: Any, database: Any, header: str | None) -> None:
+    with httpx2.Client(base_url=http_api.url, trust_env=False, timeout=60) as http:
         guarded = [(path, method) for path, method, _ in operations(http) if path not in PUBLIC]
         assert len(guarded) >= 15
-        headers = {} if header is None else {"Authorization": header.format(key=messages_api.key).encode("latin-1")}
+        headers = {} if header is None else {"Authorization": header.format(key=http_api.key).encode("latin-1")}
         for path, method in guarded:
             response = http.request(method, re.sub(r"\{.*?\}", "x", path), headers=headers)
             assert response.status_code == 401, (method, path)
             assert response.headers["www-authenticate"] == "Bearer"
             assert response.json()["code"] == "unauthorized"
-            assert messages_api.key not in response.text
+            assert http_api.key not in response.text
 
 
-def test_the_scheme_is_written_in_any_case(messages_api: Any, database: Any) -> None:
-    with httpx2.Client(base_url=messages_api.url, trust_env=False, timeout=60) as http:
-        assert http.get("/v1/tasks", headers={"Authorization": f"bEARER {messages_api.key}"}).status_code == 200
+def test_the_scheme_is_written_in_any_case(http_api: Any, database: Any) -> None:
+    with httpx2.Client(base_url=http_api.url, trust_env=False, timeout=60) as http:
+        assert http.get("/v1/tasks", headers={"Authorization": f"bEARER {http_api.key}"}).status_code == 200
 
 
 def test_every_operation_describes_its_problems(http: httpx2.Client) -> None:
@@ -159,13 +159,13 @@ def test_readiness(http: httpx2.Client, servers: EmbeddedServers) -> None:
     assert (response.status_code, response.json()) == (200, ok)
 
 
-def test_unexpected_error_shows_no_internals(http: httpx2.Client, messages_api: Any) -> None:
+def test_unexpected_error_shows_no_internals(http: httpx2.Client, http_api: Any) -> None:
     secret = "the password is hunter2"
 
     def fail() -> None:
         raise RuntimeError(secret)
 
-    messages_api.app.add_api_route("/fail", fail, include_in_schema=False)
+    http_api.app.add_api_route("/fail", fail, include_in_schema=False)
     response = http.get("/fail")
     assert response.status_code == 500
     assert response.json()["code"] == "internal_error"

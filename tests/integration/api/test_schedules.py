@@ -154,10 +154,10 @@ def test_the_client_has_them_too(client: Client) -> None:
 
 
 def test_the_command_line_has_them_too(
-    messages_api: Any, client: Client, database: Engine, monkeypatch: pytest.MonkeyPatch
+    http_api: Any, client: Client, database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "orchestrator.commands.schedules.connect", lambda *_: Client(messages_api.url, messages_api.key, retries=1)
+        "orchestrator.commands.schedules.connect", lambda *_: Client(http_api.url, http_api.key, retries=1)
     )
 
     def run(*words: str, status: int = 0) -> str:

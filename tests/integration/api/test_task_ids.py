@@ -114,8 +114,8 @@ def test_prefix_of_no_task_is_refused(client: Client, written: str, refused: Any
         client.get(written)
 
 
-def test_a_start_needs_the_key(messages_api: Any, http: httpx2.Client) -> None:
-    with httpx2.Client(base_url=messages_api.url, trust_env=False) as stranger:
+def test_a_start_needs_the_key(http_api: Any, http: httpx2.Client) -> None:
+    with httpx2.Client(base_url=http_api.url, trust_env=False) as stranger:
         assert stranger.get("/v1/tasks/01b20424").status_code == 401
 
 
