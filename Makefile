@@ -32,8 +32,9 @@ demo: install  ## Run everything once: audit the installed Python packages, repo
 up: install  ## Run everything on this machine until Ctrl-C: servers, orchestrator, workers, Flower
 	@$(RUN) orchestrator.cli up
 
+# Tests start many processes. They keep their bytecode, even if the environment disables that.
 test: install  ## Run the tests against real servers, which they start themselves
-	@$(RUN) pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations=25
+	@PYTHONDONTWRITEBYTECODE= $(RUN) pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations=25
 
 unit: install  ## Run the tests that need no server (under a minute)
 	@$(RUN) pytest --numprocesses 3 tests/unit

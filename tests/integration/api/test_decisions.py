@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from shared.settings import get_settings
 from tests.conftest import Define
 from tests.integration.api.conftest import Api
 from tests.integration.conftest import ACT, InlineWorker, Tasks
-from tests.support.model_client import use_messages_api
 
 
 def key_of_the_api() -> str:
@@ -123,13 +121,6 @@ def test_edited_arguments_must_fit_the_function_schema(
     task = tasks.submit("Careful", {"answer": 5})
     inline_worker._round()
     refused(client, task, {"answer": "six"}, rf"of {'tool' if by_tool else 'agent'} '\w+' does not .*: \$\.answer: ")
-
-
-@pytest.fixture
-def messages_api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[testing.MessagesApi]:
-    """A local model."""
-    with use_messages_api(testing.MessagesApi(), monkeypatch) as server:
-        yield server
 
 
 def test_edited_arguments_of_one_call_must_fit_its_tool(

@@ -39,7 +39,6 @@ from shared.tasks import lifecycle
 from shared.tasks.states import State
 from tests.conftest import Define
 from tests.integration.conftest import InlineWorker, Tasks
-from tests.support.model_client import use_messages_api
 from tests.support.processes import wait_until
 
 from .conftest import Api, serving
@@ -285,11 +284,10 @@ def test_text_is_streamed_between_the_steps(run: Any, following: Any) -> None:
 
 
 @pytest.fixture
-def messages_api(monkeypatch: pytest.MonkeyPatch, database: Engine, define: Define) -> Iterator[testing.MessagesApi]:
-    """A local model, and the agent `Writer` that calls it."""
+def messages_api(messages_api: testing.MessagesApi, define: Define) -> testing.MessagesApi:
+    """The local Messages API, and the agent `Writer` that calls it."""
     define({"kind": "agent", "name": "Writer", "model": "claude-sonnet-5-5", "config": {"capabilities": ["work"]}})
-    with use_messages_api(testing.MessagesApi(), monkeypatch) as server:
-        yield server
+    return messages_api
 
 
 def test_model_text_reaches_followers(
