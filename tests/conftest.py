@@ -84,7 +84,7 @@ def database(settings: Settings) -> Engine:
     try:
         empty(engine, wait="2s")
     except OperationalError:
-        # A process that an earlier test left behind holds a lock; it must not delay this test.
+        # A connection that an earlier test left behind holds a lock; it must not delay this test.
         with engine.begin() as connection:
             connection.execute(END_OTHERS)
         engine.dispose()  # our own idle connections were among them

@@ -162,7 +162,7 @@ def test_claim_under_forged_limits_is_released(
     assert (ended["state"], ended["attempts"]) == ("succeeded", 0)
     outcomes = [execution["outcome"] for execution in tasks.executions(task)]
     assert outcomes[-1] == "succeeded"
-    assert set(outcomes[:-1]) <= {"suspended"}  # released, uncharged
+    assert set(outcomes[:-1]) <= {"suspended"}  # handed back, uncharged
 
 
 def test_a_revoke_is_refused(tasks: Tasks, act: Any, worker: Process, app: Celery) -> None:
