@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test soak chaos crash-matrix lint format schema bench dist lock clean
+.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema bench dist lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -32,8 +32,12 @@ demo: install  ## Run everything once: audit the installed Python packages, repo
 up: install  ## Run everything on this machine until Ctrl-C: servers, orchestrator, workers, Flower
 	@$(RUN) orchestrator.cli up
 
+# Tests start many processes. They keep their bytecode, even if the environment disables that.
 test: install  ## Run the tests against real servers, which they start themselves
-	@$(RUN) pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	@PYTHONDONTWRITEBYTECODE= $(RUN) pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations=25
+
+unit: install  ## Run the tests that need no server (under a minute)
+	@$(RUN) pytest --numprocesses 3 tests/unit
 
 soak: install  ## Run the long tests that `make test` leaves out
 	@$(RUN) pytest -m soak
@@ -55,7 +59,7 @@ format: install  ## Format the code
 	@$(RUN) ruff format .
 
 schema: install  ## Regenerate migrations/schema.sql, after each change of a table or function
-	@$(RUN) tests.schema
+	@$(RUN) tests.support.schema_dump
 
 bench: install  ## Measure no-op tasks beside bare Celery, on the same servers in the same run
 	@$(RUN) benchmarks.noop

@@ -11,7 +11,7 @@ from sqlalchemy import make_url, text
 from tests.chaos.celery_app import make_app
 from tests.chaos.injected import copy_messages
 from tests.chaos.system import SLOTS, System, Timing, seconds
-from tests.processes import Process
+from tests.support.processes import Process
 
 TABLE = text("CREATE TABLE plain_effects (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, number integer NOT NULL)")
 DONE = text("SELECT count(DISTINCT number) FROM plain_effects")

@@ -16,7 +16,7 @@ from orchestrator.schedules import store
 from orchestrator.schedules.store import ScheduleDefinition
 from shared.database.connections import persist
 from tests.chaos.system import Minions, Timing, seconds
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 HOUR = 3600.0
 POSITIONS = (-HOUR, 0.0, HOUR, 0.0)  # seconds by which the clock is ahead after each strike

@@ -14,9 +14,9 @@ from shared.database.connections import make_engine
 from shared.database.schema import migrate
 from shared.definitions.apply import store_definitions
 from shared.settings import Settings
-from tests.by_hand import ByHand
 from tests.chaos import audit, mixed_audit, mixed_load
 from tests.chaos.system import DEFINITIONS, QUEUE
+from tests.support.lifecycle_driver import LifecycleDriver as ByHand
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from orchestrator.local.embedded.server import Server
 from tests.chaos.clock import Clocked
 from tests.chaos.system import System, descendants
-from tests.processes import Process
+from tests.support.processes import Process
 
 Fault = Callable[[System], None]
 

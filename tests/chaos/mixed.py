@@ -51,8 +51,8 @@ from tests.chaos.mixed_load import (
 from tests.chaos.network import Link
 from tests.chaos.scenarios import Result, keep_logs
 from tests.chaos.system import SLOTS, Minions, Timing
-from tests.processes import wait_until
-from tests.receiver import SECRET, Received, Receiver, receiving
+from tests.support.processes import wait_until
+from tests.support.webhook_receiver import SECRET, Received, Receiver, receiving
 
 NAME = "everything-together"
 WHAT = "All features at once; two or three faults strike at the same time."

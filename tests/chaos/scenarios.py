@@ -27,7 +27,7 @@ from tests.chaos.clock import NEEDED, Clocked, find_library
 from tests.chaos.faults import Fault
 from tests.chaos.injected import COPIES
 from tests.chaos.system import Minions, System, Timing, with_sub_tasks
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 BATCH = 25
 STALLED_SECONDS = 1.0

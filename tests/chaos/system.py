@@ -34,7 +34,7 @@ from shared.tasks.submission import submit_within
 from tests.chaos import audit
 from tests.chaos.injected import COPIES
 from tests.chaos.network import Link
-from tests.processes import Process, online, ready, wait_until
+from tests.support.processes import Process, online, ready, wait_until
 
 QUEUE = "chaos"
 SLOTS = 4

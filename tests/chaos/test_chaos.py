@@ -11,9 +11,9 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import Engine
 
-from tests.by_hand import ByHand
 from tests.chaos import audit
 from tests.chaos.scenarios import BY_NAME, play
+from tests.support.lifecycle_driver import LifecycleDriver as ByHand
 
 SEED = 1
 TASKS = 80

@@ -12,10 +12,10 @@ from orchestrator.retention.retention import prune
 from orchestrator.schedules.scheduler import run_due
 from shared.settings import Settings
 from shared.tasks.states import State
-from tests.by_hand import ByHand
 from tests.chaos import mixed, mixed_audit
 from tests.chaos.mixed_audit import Witness
 from tests.chaos.mixed_load import EFFECTIVE, TICK
+from tests.support.lifecycle_driver import LifecycleDriver as ByHand
 
 SEED = 34
 TASKS = 60

@@ -38,7 +38,7 @@ from tests.crash_matrix import points, tools
 from tests.crash_matrix.cells import Cell, Hit, Point, Strike
 from tests.crash_matrix.process import Nursery, ProductProcess, thaw
 from tests.crash_matrix.world import BUILTIN, RESULTS, Model, definitions, web_service
-from tests.processes import ONLINE, wait_until
+from tests.support.processes import ONLINE, wait_until
 
 PATIENCE = 30.0
 HEARTBEAT, LEASE, LOST_MESSAGE = 0.2, 1.0, 0.5

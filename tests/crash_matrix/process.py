@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.chaos.system import descendants
-from tests.processes import ROOT, wait_until
+from tests.support.processes import ROOT, wait_until
 
 LISTENING = re.compile(r'"address": "(http://[^"]+)"')
 

@@ -1,12 +1,14 @@
-"""The whole system for a test: the orchestrator's loops, a worker process, and tasks to hand in.
+"""The whole system for a test: the orchestrator's loops, a worker process, and tasks to submit. See tests/README.md.
 
-new_database  creates other databases on the same server; `empty_database` is one, without a schema
-offered       a folder that offers the builtin tool `act` (see tests/offered) to this process and to its children
-loops         the orchestrator's loops, in this process, with short leases (one set a module)
-worker        a Celery worker with two slots that serves `work` and `other` (one a module)
-here          a minion in this process, without broker and processes, for what does not need them
-tasks         hands in tasks, waits for them and reads their records
-api           a local server of the Messages API, which this process's minion and new workers talk to
+new_database   creates other databases on the same server; `empty_database` is one without a schema
+tool_package   an installed package that offers the tool `act` (tests/support/minion_test_tools.py) to all processes
+act            defines agents that run the tool `act`
+loops          the orchestrator's loops, in this process, with short leases (one set per module)
+worker         a Celery worker process with two slots that serves `work` and `other` (one per module)
+inline_worker  a worker in the test's thread, for tests that need neither broker nor processes
+driver         drives tasks through their lives one database call at a time, for tests of the lifecycle functions
+tasks          submits tasks, waits for them and reads their records
+messages_api   a local server of the Messages API, for the inline worker and for workers that are started
 """
 
 from __future__ import annotations
@@ -37,12 +39,14 @@ from shared.tasks.queries import get_task, list_executions, list_steps
 from shared.tasks.states import FINAL
 from shared.tasks.submission import submit_within
 from tests.conftest import Define
-from tests.model import talking_to
-from tests.processes import ROOT, SHORT_LEASES, Process, ended_at_last, start_worker, wait_online, wait_until
+from tests.support.definitions import NOOP, agent_definition
+from tests.support.lifecycle_driver import LifecycleDriver
+from tests.support.model_client import use_messages_api
+from tests.support.processes import ROOT, SHORT_LEASES, Process, killed_on_exit, start_worker, wait_online, wait_until
 from workers import minion
 
 LEFT = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE NOT state = ANY (:final))")
-HERE = text(
+INLINE_WORKER = text(
     "INSERT INTO workers (name, capabilities, slots, pool, host, pid, version, last_seen) "
     "VALUES ('here', '{work,other}', 1, 'solo', 'here', 1, '0', now() + interval '1 day') RETURNING id"
 )
@@ -56,12 +60,12 @@ class Tasks:
     engine: Engine
 
     def submit(self, agent: str | None, value: Any = None, **fields: Any) -> UUID:
-        """Hands in one task."""
+        """Submit one task."""
         given = {} if value is None else {"input": value}
         return self.submit_all([TaskRequest(agent=agent, **given, **fields)])[0]
 
     def submit_all(self, requests: list[TaskRequest]) -> list[UUID]:
-        """Hands in many, all or none."""
+        """Submit several tasks, all or none."""
 
         def accept() -> list[UUID]:
             with transaction() as connection:
@@ -70,16 +74,16 @@ class Tasks:
         return persist(accept)
 
     def get(self, task: UUID) -> dict[str, Any]:
-        """A task as it stands."""
+        """Return a task."""
         with self.engine.connect() as connection:
             return get_task(connection, task)
 
     def wait(self, task: UUID, timeout: float = 30.0) -> dict[str, Any]:
-        """A task when it has ended."""
+        """Wait until a task has ended; return it."""
         return self.wait_for(task, *FINAL, timeout=timeout)
 
     def wait_for(self, task: UUID, *states: str, timeout: float = 30.0) -> dict[str, Any]:
-        """A task when it is in one of the states."""
+        """Wait until a task is in one of the states; return it."""
 
         def look() -> dict[str, Any] | None:
             with suppress(DBAPIError):
@@ -90,51 +94,51 @@ class Tasks:
         return wait_until(look, f"task {task} {' or '.join(sorted(states))}", timeout)
 
     def run(self, agent: str | None, value: Any = None, **fields: Any) -> dict[str, Any]:
-        """Hands in a task and waits for its end."""
+        """Submit a task and wait until it has ended; return it."""
         return self.wait(self.submit(agent, value, **fields))
 
     def executions(self, task: UUID) -> list[dict[str, Any]]:
-        """The task's executions, the first one first."""
+        """Return the task's executions, oldest first."""
         with self.engine.connect() as connection:
             return list_executions(connection, task, limit=100).items
 
     def steps(self, task: UUID) -> list[dict[str, Any]]:
-        """The task's journal."""
+        """Return the task's journal."""
         with self.engine.connect() as connection:
             return list_steps(connection, task, limit=1000).items
 
     def children(self, task: UUID) -> list[dict[str, Any]]:
-        """The task's sub-tasks in the order of their making."""
+        """Return the task's sub-tasks, oldest first."""
         return [self.get(step["child_id"]) for step in self.steps(task) if step["kind"] == "subtask"]
 
     def count(self) -> dict[str, int]:
-        """How many tasks there are in each state."""
+        """Count the tasks in each state."""
         with self.engine.connect() as connection:
             rows = connection.execute(text("SELECT state, count(*) FROM task_status GROUP BY state"))
             return dict(rows.all())
 
     def cancel(self, task: UUID) -> str:
-        """Cancels a task."""
+        """Cancel a task."""
         with transaction() as connection:
             return lifecycle.cancel(connection, task, reason="Cancelled by the test.")
 
 
 @dataclass
-class Minion:
-    """A worker with one slot and its orchestrator, in this thread: runs what is due, one task after the other."""
+class InlineWorker:
+    """A worker with one slot and its orchestrator, in the test's thread: it runs due tasks one after the other."""
 
     engine: Engine
     id: UUID
 
     def dispatch(self) -> list[Dispatched]:
-        """What the orchestrator would send to the broker now."""
+        """Run one round of the orchestrator; return the messages that it would send to the broker."""
         prepare_pending(self.engine)
         with transaction() as connection:
             lifecycle.wake_due(connection)
             return lifecycle.dispatch(connection, lease=3600, window=1000)
 
     def run_all(self, timeout: float = 30.0) -> None:
-        """Runs tasks until all have ended."""
+        """Run tasks until all have ended."""
         wait_until(self._round, "all tasks ended", timeout)
 
     def _round(self) -> bool:
@@ -146,7 +150,7 @@ class Minion:
 
 @pytest.fixture
 def new_database(database: Engine) -> Iterator[Callable[..., Engine]]:
-    """Creates databases of a name on the same server, without a schema or as copies of another one."""
+    """Creates named databases on the same server, empty or as copies of a template."""
     with ExitStack() as dropped:
         outside = database.connect().execution_options(isolation_level="AUTOCOMMIT")
         dropped.enter_context(outside)
@@ -169,14 +173,14 @@ def empty_database(new_database: Callable[..., Engine]) -> Engine:
 
 
 @pytest.fixture
-def here(database: Engine, offered: Path) -> Minion:
-    """A minion in this process that serves `work` and `other`."""
+def inline_worker(database: Engine, tool_package: Path) -> InlineWorker:
+    """A worker in the test's thread that serves `work` and `other`."""
     with database.begin() as connection:
-        return Minion(database, connection.scalar(HERE))
+        return InlineWorker(database, connection.scalar(INLINE_WORKER))
 
 
 @pytest.fixture(scope="session")
-def offered(servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def tool_package(servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An installed package that offers the tool `act`."""
     folder = tmp_path_factory.mktemp("offered")
     about = folder / "minion_test_tools-1.0.dist-info"
@@ -185,7 +189,7 @@ def offered(servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "Metadata-Version: 2.1\nName: minion-test-tools\nVersion: 1.0\nLicense-Expression: MIT\n"
     )
     (about / "entry_points.txt").write_text("[minions.tools]\nact = minion_test_tools:act\n")
-    (folder / "minion_test_tools.py").write_text((ROOT / "tests/offered/minion_test_tools.py").read_text())
+    (folder / "minion_test_tools.py").write_text((ROOT / "tests/support/minion_test_tools.py").read_text())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
         patch.syspath_prepend(folder)
@@ -204,7 +208,7 @@ def short_leases(servers: Any) -> Settings:
 
 @contextmanager
 def orchestrating(settings: Settings) -> Iterator[None]:
-    """The orchestrator's loops run."""
+    """Run the orchestrator's loops."""
     running = make_loops(settings)
     for loop in running:
         loop.start()
@@ -225,10 +229,10 @@ def loops(short_leases: Settings) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def worker_process(offered: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+def worker_process(tool_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """The module's worker."""
     process = start_worker(tmp_path_factory.mktemp("worker"), "work,other", 2)
-    with ended_at_last(process):
+    with killed_on_exit(process):
         yield process
         process.stop()
 
@@ -243,17 +247,24 @@ def worker(worker_process: Process, database: Engine, request: pytest.FixtureReq
 
 
 @pytest.fixture
+def driver(database: Engine, define: Define) -> LifecycleDriver:
+    """Drives tasks of the agents `A` and `B` through their lives, one database call at a time."""
+    define(NOOP, agent_definition("A"), agent_definition("B"))
+    return LifecycleDriver(database)
+
+
+@pytest.fixture
 def tasks(database: Engine) -> Tasks:
     """Tasks on empty tables."""
     return Tasks(database)
 
 
 @pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[MessagesApi]:
-    """The server; it has no script yet."""
-    with talking_to(MessagesApi(), monkeypatch) as server:
+def messages_api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[MessagesApi]:
+    """A local server of the Messages API; a test sets its `script` of replies."""
+    with use_messages_api(MessagesApi(), monkeypatch) as server:
         yield server
-        # What the test itself has changed goes first.
+        # Undo the test's own changes first.
         monkeypatch.undo()
 
 
@@ -281,7 +292,7 @@ def act(define: Define) -> Any:
 
 
 def everything_written(database: Engine, capsys: Any) -> str:
-    """All rows of the database, all keys and values in Redis, and what went to the log."""
+    """Return all rows of the database, all keys and values in Redis, and the logs as text."""
     with database.connect() as connection:
         tables = connection.scalars(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).all()
         rows = [str(connection.execute(text(f"SELECT t::text FROM {table} t")).all()) for table in tables]

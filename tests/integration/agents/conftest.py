@@ -39,7 +39,7 @@ def _plain(content: Any) -> Any:
 
 
 @pytest.fixture
-def agent(define: Define) -> DefineAgent:
+def define_agent(define: Define) -> DefineAgent:
     """Defines `Agent` with the tools echo (pure), act (idempotent), careful (unsafe, to be approved) and help (a
     sub-agent): `agent(config={…})`. There are also checked (idempotent, to be approved) and send (unsafe).
     """

@@ -15,7 +15,7 @@ from minions.testing import MessagesApi
 from orchestrator.replay_from import replay_from
 from shared.tasks import lifecycle
 from tests.integration.agents.conftest import DefineAgent, plain
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import InlineWorker, Tasks
 from workers import minion
 from workers.conversation import HEAD, PastMessage, Summary, _format, _older, _shorten, _truncate, tokens_in
 
@@ -35,15 +35,17 @@ Ask = Callable[..., UUID]
 
 
 @pytest.fixture
-def ask(tasks: Tasks, here: Minion, api: MessagesApi, agent: DefineAgent, database: Engine) -> Ask:
+def ask(
+    tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, define_agent: DefineAgent, database: Engine
+) -> Ask:
     """Runs a task of a conversation of `TURNS` turns before it: `ask([reply, …])` is the task."""
-    agent({"history_tokens": LIMIT}, tools=[])
+    define_agent({"history_tokens": LIMIT}, tools=[])
     talk(database, TURNS)
 
     def run(script: list[dict[str, Any]], model_of: str = "Agent") -> UUID:
-        api.script = script
+        messages_api.script = script
         task = tasks.submit(model_of, messages=["And now?"], conversation_id="c")
-        here.run_all()
+        inline_worker.run_all()
         assert tasks.get(task)["error"] is None
         return task
 
@@ -72,12 +74,14 @@ def alternates(messages: list[dict[str, Any]]) -> bool:
     return not blank and roles == [("user", "assistant")[index % 2] for index in range(len(roles))]
 
 
-def test_what_is_too_long_is_summed_up_once(ask: Ask, tasks: Tasks, api: MessagesApi, database: Engine) -> None:
+def test_long_conversation_is_summarised_once(
+    ask: Ask, tasks: Tasks, messages_api: MessagesApi, database: Engine
+) -> None:
     first = ask([SUMMARY, ANSWER])
     assert kinds(tasks, first) == ["summary", "model_call"]
     assert summaries(database) == [("Ada asked for words.", first)]
-    asked, told = map(plain, api.requests)
-    assert "tools" not in api.requests[0]
+    asked, told = map(plain, messages_api.requests)
+    assert "tools" not in messages_api.requests[0]
     assert "<user>\nQuestion 0." in asked[0]["content"]
     assert "Question 4." not in asked[0]["content"]
     assert told[0]["content"].startswith(f"{HEAD}\nAda asked for words.\n\nQuestion ")
@@ -86,67 +90,69 @@ def test_what_is_too_long_is_summed_up_once(ask: Ask, tasks: Tasks, api: Message
     assert alternates(told)
     second = ask([ANSWER])
     assert kinds(tasks, second) == ["model_call"]
-    assert plain(api.requests[-1])[: len(told)] == told
+    assert plain(messages_api.requests[-1])[: len(told)] == told
     assert sum(step["cost_microdollars"] > 0 for step in tasks.steps(first)) == 2
 
 
-def test_the_next_summary_goes_on_from_the_last_one(ask: Ask, tasks: Tasks, api: MessagesApi, database: Engine) -> None:
+def test_next_summary_continues_from_last_summary(
+    ask: Ask, tasks: Tasks, messages_api: MessagesApi, database: Engine
+) -> None:
     ask([SUMMARY, ANSWER])
     talk(database, 4, first=TURNS)
     task = ask([testing.text("More words."), ANSWER])
     assert [summary for summary, _ in summaries(database)] == ["Ada asked for words.", "More words."]
-    asked = plain(api.requests[2])[0]["content"]
+    asked = plain(messages_api.requests[2])[0]["content"]
     assert "<summary>\nAda asked for words.\n</summary>" in asked
     assert "Question 0." not in asked
     [step, _] = tasks.steps(task)
     assert step["input"]["summarise"]["after"] == tasks.steps(tasks.get(task)["id"])[0]["output"]["after"] is not None
 
 
-def test_a_conversation_that_is_far_too_long_is_summed_up_in_parts(
-    ask: Ask, tasks: Tasks, api: MessagesApi, database: Engine
+def test_very_long_conversation_is_summarised_in_parts(
+    ask: Ask, tasks: Tasks, messages_api: MessagesApi, database: Engine
 ) -> None:
     talk(database, 40, first=TURNS)
     task = ask([SUMMARY])
     parts = kinds(tasks, task).count("summary")
     assert parts == len(summaries(database)) > 5
-    assert all(tokens_in(plain(request)[0]["content"]) < 2 * LIMIT for request in api.requests)
-    told = " ".join(plain(request)[0]["content"] for request in api.requests[:-1])
-    final = " ".join(message["content"] for message in plain(api.requests[-1]))
+    assert all(tokens_in(plain(request)[0]["content"]) < 2 * LIMIT for request in messages_api.requests)
+    told = " ".join(plain(request)[0]["content"] for request in messages_api.requests[:-1])
+    final = " ".join(message["content"] for message in plain(messages_api.requests[-1]))
     assert all(f"Question {turn}." in told + final for turn in range(TURNS + 40))
 
 
 @pytest.mark.parametrize(("write", "paid"), [(0, 1), (1, 2), (2, 1), (3, 1)])
-def test_a_task_that_is_interrupted_pays_for_its_summary_once_and_reads_the_same(
+def test_interrupted_task_pays_for_its_summary_once(
     write: int,
     paid: int,
     tasks: Tasks,
-    here: Minion,
-    api: MessagesApi,
-    agent: DefineAgent,
+    inline_worker: InlineWorker,
+    messages_api: MessagesApi,
+    define_agent: DefineAgent,
     database: Engine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The writes are: the summary begins, is made; the answer begins, is made. Whoever dies between paying and writing
-    pays again.
+    """The writes are: the summary begins, is made; the answer begins, is made. A worker that dies between paying and
+    writing pays again.
     """
-    agent({"history_tokens": LIMIT}, tools=[])
+    define_agent({"history_tokens": LIMIT}, tools=[])
     talk(database, TURNS)
-    api.script = [*[SUMMARY] * paid, ANSWER]
+    messages_api.script = [*[SUMMARY] * paid, ANSWER]
     task = tasks.submit("Agent", messages=["And now?"], conversation_id="c")
-    [message] = here.dispatch()
+    [message] = inline_worker.dispatch()
     with monkeypatch.context() as patch:
         patch.setattr(lifecycle, "write_steps", dying_after(write))
         with pytest.raises(KeyboardInterrupt):
-            minion.run(task, message.claim, here.id)
+            minion.run(task, message.claim, inline_worker.id)
     with database.begin() as connection:
         connection.execute(RELEASE, {"task": task})
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task)["output"] == {"content": "Hi."}
     assert kinds(tasks, task) == ["summary", "model_call"]
     assert summaries(database) == [("Ada asked for words.", task)]
-    assert sum("Sum up" in plain(request)[0]["content"] for request in api.requests) == paid
-    assert plain(api.requests[-1])[0]["content"].startswith(HEAD)
-    assert len(api.requests) == paid + 1
+    assert sum("Sum up" in plain(request)[0]["content"] for request in messages_api.requests) == paid
+    assert plain(messages_api.requests[-1])[0]["content"].startswith(HEAD)
+    assert len(messages_api.requests) == paid + 1
 
 
 def dying_after(writes: int) -> Callable[..., Any]:
@@ -163,48 +169,52 @@ def dying_after(writes: int) -> Callable[..., Any]:
     return write
 
 
-def test_a_replay_from_a_step_reads_the_history_that_its_original_read(
-    ask: Ask, tasks: Tasks, here: Minion, api: MessagesApi, database: Engine
+def test_replay_from_step_reads_history_of_original(
+    ask: Ask, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, database: Engine
 ) -> None:
     first = ask([SUMMARY, ANSWER])
-    read = plain(api.requests[-1])
+    read = plain(messages_api.requests[-1])
     talk(database, TURNS, first=TURNS)
     ask([testing.text("Later."), ANSWER])
     for step, calls in ((3, 0), (2, 1), (1, 1)):
-        api.requests.clear()
+        messages_api.requests.clear()
         with database.begin() as connection:
             again = replay_from(connection, first, step, submitted_by="test")
-        here.run_all()
+        inline_worker.run_all()
         assert tasks.get(again)["output"] == tasks.get(first)["output"], step
-        assert [plain(request) for request in api.requests] == [read] * calls
+        assert [plain(request) for request in messages_api.requests] == [read] * calls
     assert len(summaries(database)) == 2
 
 
-def test_the_offline_planner_shortens_and_says_so(
-    tasks: Tasks, here: Minion, agent: DefineAgent, database: Engine
+def test_offline_planner_shortens_history_and_reports_it(
+    tasks: Tasks, inline_worker: InlineWorker, define_agent: DefineAgent, database: Engine
 ) -> None:
-    agent({"history_tokens": LIMIT}, model="offline")
+    define_agent({"history_tokens": LIMIT}, model="offline")
     talk(database, TURNS)
     task = tasks.submit("Agent", messages=["Echo this"], conversation_id="c")
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task)["state"] == "succeeded"
     [(summary, _)] = summaries(database)
     assert summary.startswith("[offline planner, not a language model]")
     assert "user: Question 2." in summary
 
 
-def test_a_task_reads_what_was_said_while_it_waited_for_its_turn(
-    tasks: Tasks, here: Minion, api: MessagesApi, agent: DefineAgent
+def test_task_reads_messages_added_before_its_position_came(
+    tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, define_agent: DefineAgent
 ) -> None:
-    agent(tools=[])
-    api.script = [testing.text("Hello Ada."), testing.text("Ada.")]
+    define_agent(tools=[])
+    messages_api.script = [testing.text("Hello Ada."), testing.text("Ada.")]
     for said in ("I am Ada.", "Who am I?"):
         tasks.submit("Agent", messages=[said], conversation_id="c")
-    here.run_all()
-    assert [message["content"] for message in plain(api.requests[1])] == ["I am Ada.", "Hello Ada.", "Who am I?"]
+    inline_worker.run_all()
+    assert [message["content"] for message in plain(messages_api.requests[1])] == [
+        "I am Ada.",
+        "Hello Ada.",
+        "Who am I?",
+    ]
 
 
-def test_a_summary_outlives_its_task_and_goes_with_the_conversation(ask: Ask, database: Engine) -> None:
+def test_summary_outlives_its_task_but_not_the_conversation(ask: Ask, database: Engine) -> None:
     task = ask([SUMMARY, ANSWER])
     with database.begin() as connection:
         connection.execute(text("DELETE FROM tasks WHERE id = :task"), {"task": task})
@@ -221,7 +231,7 @@ def conversation(*sizes: tuple[str, int]) -> list[PastMessage]:
     return [PastMessage(UUID(int=index), role, "x" * size) for index, (role, size) in enumerate(sizes, 1)]
 
 
-def test_what_is_kept_begins_with_a_person() -> None:
+def test_kept_history_begins_with_user_message() -> None:
     said = conversation(*[("user", 140), ("assistant", 140)] * 10)
     older = _older(Summary(), said, 500)
     assert len(older) == 16
@@ -236,7 +246,7 @@ def test_a_message_that_is_too_long_by_itself_is_summed_up_too() -> None:
     assert _older(Summary(), conversation(("assistant", 5000), ("assistant", 10)), 500) != []
 
 
-def test_roles_take_turns_whatever_was_said() -> None:
+def test_roles_alternate_in_history() -> None:
     roles = ["assistant", "user", "user", "assistant", "assistant", "user"]
     said = conversation(*((role, 1) for role in roles))
     assert alternates(_format(Summary(), said))

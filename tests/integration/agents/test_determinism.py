@@ -20,12 +20,12 @@ from shared.tasks import lifecycle
 from shared.tasks.states import FINAL
 from tests.conftest import Define
 from tests.integration.agents.conftest import ANYTHING
-from tests.integration.conftest import ACT, Minion, Tasks
+from tests.integration.conftest import ACT, InlineWorker, Tasks
 from workers import minion
 
 COMMITS = ("write_steps", "finish", "release")
 RELEASE = text("SELECT minion_release(:task, claim, 'lost', false, '0', '{}') FROM task_status WHERE task_id = :task")
-# A tool's name is its effect; `fail` raises what nobody foresaw, in the first attempt of its task.
+# A tool's name is its effect; `fail` raises an unexpected error in the first attempt of its task.
 CALL = st.tuples(st.sampled_from(["pure", "idempotent", "unsafe"]), st.sampled_from(["answer", "refuse", "fail"]))
 TURNS = st.lists(st.lists(CALL, min_size=1, max_size=3), min_size=1, max_size=3)
 
@@ -46,7 +46,7 @@ def dying(patch: pytest.MonkeyPatch, commit: int, *, before: bool) -> Iterator[N
                 raise Died
             done = real(*arguments, **options)
             if made[0] == commit:
-                # What was committed stays, whatever becomes of the process.
+                # Committed rows stay, whatever happens to the process.
                 arguments[0].commit()
                 raise Died
             return done
@@ -62,20 +62,20 @@ def dying(patch: pytest.MonkeyPatch, commit: int, *, before: bool) -> Iterator[N
 class Case:
     """One task with a script, whose calls write down that they were made."""
 
-    def __init__(self, tasks: Tasks, here: Minion, api: MessagesApi, folder: Path) -> None:
-        self.tasks, self.here, self.api, self.folder = tasks, here, api, folder
+    def __init__(self, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, folder: Path) -> None:
+        self.tasks, self.inline_worker, self.messages_api, self.folder = tasks, inline_worker, messages_api, folder
         self.task = UUID(int=0)
 
     def begin(self, turns: list[list[tuple[str, str]]]) -> None:
         for log in self.folder.iterdir():
             log.unlink()
         numbers = iter(range(100))
-        self.api.script = [
+        self.messages_api.script = [
             tool_use(*((effect, self.arguments(deed, next(numbers))) for effect, deed in turn)) for turn in turns
         ]
         # The reply depends on how far the conversation is, not on how often it was asked for.
-        self.api.script.append(testing.text("Done."))
-        self.replies = list(self.api.script)
+        self.messages_api.script.append(testing.text("Done."))
+        self.replies = list(self.messages_api.script)
         self.task = self.tasks.submit("Agent", "Hello")
 
     def arguments(self, deed: str, number: int) -> dict[str, Any]:
@@ -85,16 +85,16 @@ class Case:
         """Runs the task until it ends or its process dies; people say that interrupted unsafe calls have failed."""
         while self.tasks.get(self.task)["state"] not in FINAL:
             if self.tasks.get(self.task)["wait_reason"] == "answer":
-                with self.here.engine.begin() as connection:
+                with self.inline_worker.engine.begin() as connection:
                     lifecycle.decide(connection, self.task, "fail", who="test")
-            for message in self.here.dispatch():
+            for message in self.inline_worker.dispatch():
                 turns = [step for step in self.steps() if step["kind"] == "model_call" and step["status"] == "finished"]
-                self.api.script = self.replies[len(turns) :] or self.replies[-1:]
-                minion.run(message.task_id, message.claim, self.here.id)
+                self.messages_api.script = self.replies[len(turns) :] or self.replies[-1:]
+                minion.run(message.task_id, message.claim, self.inline_worker.id)
 
     def lose(self) -> None:
         """The worker is found to be gone."""
-        with self.here.engine.begin() as connection:
+        with self.inline_worker.engine.begin() as connection:
             connection.execute(RELEASE, {"task": self.task})
 
     def steps(self) -> list[dict[str, Any]]:
@@ -107,7 +107,7 @@ class Case:
 
 
 @pytest.fixture
-def case(tasks: Tasks, here: Minion, api: MessagesApi, define: Define, tmp_path: Path) -> Case:
+def case(tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, define: Define, tmp_path: Path) -> Case:
     effects = ["pure", "idempotent", "unsafe"]
     define(
         *({**ACT, "name": effect, "effect": effect, "input_schema": ANYTHING} for effect in effects),
@@ -119,7 +119,7 @@ def case(tasks: Tasks, here: Minion, api: MessagesApi, define: Define, tmp_path:
             "config": {"capabilities": ["work"], "retry_backoff": 0, "max_attempts": 100},
         },
     )
-    return Case(tasks, here, api, tmp_path)
+    return Case(tasks, inline_worker, messages_api, tmp_path)
 
 
 def call_of(step: dict[str, Any]) -> int:
@@ -135,9 +135,7 @@ def kept(steps: list[dict[str, Any]]) -> dict[int, tuple[Any, ...]]:
     return {s["number"]: (s["name"], s["request_hash"], s["status"], s["output"]) for s in steps if settled(s)}
 
 
-def test_whoever_is_interrupted_anywhere_reads_the_same_and_makes_nothing_twice(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_task_reads_the_same_journal(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     @hypothesis_settings(
         max_examples=12, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
     )

@@ -7,20 +7,22 @@ from sqlalchemy import text
 from benchmarks.journal import BYTES, DEFINITIONS, script
 from minions.testing import MessagesApi
 from tests.conftest import Define
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import InlineWorker, Tasks
 
 SERVE = text("UPDATE workers SET capabilities = '{bench}'")
 
 
-def test_a_turn_takes_as_much_room_late_as_early(tasks: Tasks, here: Minion, api: MessagesApi, define: Define) -> None:
+def test_journal_grows_linearly_with_turns(
+    tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, define: Define
+) -> None:
     define(*DEFINITIONS)
     with tasks.engine.begin() as connection:
         connection.execute(SERVE)
 
     def bytes_per_turn(turns: int) -> float:
-        api.script = script(turns)
+        messages_api.script = script(turns)
         task = tasks.submit("talker", "Talk")
-        here.run_all()
+        inline_worker.run_all()
         assert tasks.get(task)["state"] == "succeeded"
         with tasks.engine.connect() as connection:
             return int(connection.execute(BYTES, {"task": task}).scalar_one()) / turns

@@ -1,4 +1,4 @@
-"""A replay from a step reads what was done before it back, and goes on from there."""
+"""A replay from a step reads the earlier steps back, and continues from there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from shared.settings import Settings
 from shared.tasks import lifecycle
 from tests.conftest import Define
 from tests.integration.agents.conftest import DefineAgent, plain
-from tests.integration.conftest import ACT, Minion, Tasks
+from tests.integration.conftest import ACT, InlineWorker, Tasks
 
 SCRIPT = [
     tool_use(("echo", {"n": 1}), ("act", {"answer": [2.0]}), ("act", {"do": "refuse"}), ("help", {"answer": "helped"})),
@@ -40,16 +40,16 @@ RELEASE = text("SELECT minion_release(:task, :claim, 'handed_back', false, '0', 
 class Replays:
     """Runs tasks of `Agent`, approves what they propose, and replays them from a step."""
 
-    def __init__(self, tasks: Tasks, here: Minion, api: MessagesApi) -> None:
-        self.tasks, self.here, self.api = tasks, here, api
+    def __init__(self, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi) -> None:
+        self.tasks, self.inline_worker, self.messages_api = tasks, inline_worker, messages_api
 
     def run(self, task: UUID) -> dict[str, Any]:
         """A task when it has ended."""
         for _ in range(10):
-            self.here._round()
+            self.inline_worker._round()
             found = self.tasks.get(task)
             if found["wait_reason"] == "approval":
-                with self.here.engine.begin() as connection:
+                with self.inline_worker.engine.begin() as connection:
                     lifecycle.decide(connection, task, "approve", who="test", value={"answer": "approved"})
             elif found["finished_at"]:
                 return found
@@ -57,37 +57,37 @@ class Replays:
 
     def submit(self, script: list[dict[str, Any]], **fields: Any) -> dict[str, Any]:
         """A new task of this script, ended."""
-        self.api.script = list(script)
+        self.messages_api.script = list(script)
         return self.run(self.tasks.submit("Agent", None if "messages" in fields else "Hello", **fields))
 
     def accept(self, task: UUID, step: int, edit: Edit | None = None) -> UUID:
         """A replay that has not run yet."""
-        with self.here.engine.begin() as connection:
+        with self.inline_worker.engine.begin() as connection:
             return replay_from(connection, task, step, edit=edit, submitted_by="test")
 
     def replay(self, task: UUID, step: int, edit: Edit | None = None) -> dict[str, Any]:
         """A replay, ended; the model gives those answers that the script has after the reused ones."""
         reused = step if edit is not None else step - 1
         made = sum(s["kind"] == "model_call" for s in self.tasks.steps(task) if s["number"] <= reused)
-        self.api.script, self.api.requests = SCRIPT[made:] or SCRIPT[-1:], []
+        self.messages_api.script, self.messages_api.requests = SCRIPT[made:] or SCRIPT[-1:], []
         return self.run(self.accept(task, step, edit))
 
     def asked(self) -> int:
         """Model requests since the last replay began."""
-        return len(self.api.requests)
+        return len(self.messages_api.requests)
 
 
 @pytest.fixture
-def replays(tasks: Tasks, here: Minion, api: MessagesApi, agent: DefineAgent) -> Replays:
-    agent()
-    return Replays(tasks, here, api)
+def replays(tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, define_agent: DefineAgent) -> Replays:
+    define_agent()
+    return Replays(tasks, inline_worker, messages_api)
 
 
 def shape(steps: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [(s["number"], s["kind"], s["name"], s["status"], s["request_hash"]) for s in steps]
 
 
-def test_a_replay_from_any_step_ends_the_same_and_asks_the_model_for_nothing_twice(replays: Replays) -> None:
+def test_replay_from_any_step_ends_the_same(replays: Replays) -> None:
     first = replays.submit(SCRIPT)
     journal = replays.tasks.steps(first["id"])
     assert [step["kind"] for step in journal] == KINDS
@@ -106,7 +106,7 @@ def test_a_replay_from_any_step_ends_the_same_and_asks_the_model_for_nothing_twi
         assert all(s["claim"] == 0 and s["cost_microdollars"] == 0 and not s["usage"] for s in steps[: number - 1])
 
 
-def test_a_replay_of_a_replay_knows_who_made_each_step(replays: Replays) -> None:
+def test_replay_of_replay_knows_the_origin_of_each_step(replays: Replays) -> None:
     first = replays.submit(SCRIPT)
     second = replays.replay(first["id"], 7)
     third = replays.replay(second["id"], 9)
@@ -116,7 +116,7 @@ def test_a_replay_of_a_replay_knows_who_made_each_step(replays: Replays) -> None
     assert third["origin_id"] == first["id"]
 
 
-def test_an_edited_output_is_what_the_model_is_told(replays: Replays) -> None:
+def test_model_receives_edited_output(replays: Replays) -> None:
     first = replays.submit(SCRIPT)
     for step, output, told in (
         (2, {"n": "edited"}, '{"n": "edited"}'),
@@ -125,7 +125,7 @@ def test_an_edited_output_is_what_the_model_is_told(replays: Replays) -> None:
     ):
         again = replays.replay(first["id"], step, Edit(output))
         assert again["state"] == "succeeded"
-        results = plain(replays.api.requests[0])[-1]["content"]
+        results = plain(replays.messages_api.requests[0])[-1]["content"]
         assert results[step - 2] == {"type": "tool_result", "tool_use_id": f"toolu_{step - 1}", "content": told}
         edited = replays.tasks.steps(again["id"])[step - 1]
         assert (edited["status"], edited["usage"]["edited"]["by"]) == ("finished", "test")
@@ -142,18 +142,18 @@ def test_an_edited_answer_and_an_edited_approval(replays: Replays, tasks: Tasks)
         replays.accept(first["id"], 7, Edit({"arguments": "mine"}))
 
 
-def test_what_a_sub_task_brought_is_kept_when_retention_deletes_it(replays: Replays) -> None:
+def test_sub_task_result_survives_retention(replays: Replays) -> None:
     first = replays.submit(SCRIPT)
     large = replays.accept(first["id"], 6)
-    with replays.here.engine.begin() as connection:
+    with replays.inline_worker.engine.begin() as connection:
         connection.execute(text("DELETE FROM task_outcomes WHERE task_id <> :task"), {"task": large})
         connection.execute(text("DELETE FROM tasks WHERE root_id = :task"), {"task": first["id"]})
-    replays.api.script = SCRIPT[1:]
+    replays.messages_api.script = SCRIPT[1:]
     assert replays.run(large)["output"] == first["output"]
-    assert "'content': 'helped'" in str(replays.api.requests[-1]["messages"])
+    assert "'content': 'helped'" in str(replays.messages_api.requests[-1]["messages"])
 
 
-def test_a_fan_out_goes_on_after_its_sub_tasks(tasks: Tasks, here: Minion, define: Define) -> None:
+def test_fan_out_continues_after_its_sub_tasks(tasks: Tasks, inline_worker: InlineWorker, define: Define) -> None:
     """The next sub-task's input names those before it: their ids are part of the history."""
     helper = {"type": "function", "tool": "act", "config": {"capabilities": ["work"]}}
     define(
@@ -168,12 +168,12 @@ def test_a_fan_out_goes_on_after_its_sub_tasks(tasks: Tasks, here: Minion, defin
         },
     )
     first = tasks.submit("Chain", {"items": [{"answer": 1}, {"do": "refuse"}, {"answer": 3}]})
-    here.run_all()
+    inline_worker.run_all()
     children = tasks.count()["succeeded"]
     for step in (4, 5):
-        with here.engine.begin() as connection:
+        with inline_worker.engine.begin() as connection:
             again = replay_from(connection, first, step, submitted_by="test")
-        here.run_all()
+        inline_worker.run_all()
         assert tasks.get(again)["output"] == tasks.get(first)["output"]
     assert tasks.count()["succeeded"] == children + 3
 
@@ -181,21 +181,21 @@ def test_a_fan_out_goes_on_after_its_sub_tasks(tasks: Tasks, here: Minion, defin
 def test_a_replay_that_is_interrupted_reads_the_same_journal(replays: Replays) -> None:
     first = replays.submit(SCRIPT)
     task = replays.accept(first["id"], 7)
-    [message] = replays.here.dispatch()
-    with replays.here.engine.begin() as connection:
-        claimed = lifecycle.claim(connection, task, message.claim, replays.here.id)
+    [message] = replays.inline_worker.dispatch()
+    with replays.inline_worker.engine.begin() as connection:
+        claimed = lifecycle.claim(connection, task, message.claim, replays.inline_worker.id)
         assert claimed
         assert [step["number"] for step in claimed["steps"]] == [1, 2, 3, 4, 5, 6]
         connection.execute(RELEASE, {"task": task, "claim": claimed["claim"]})
-    replays.api.script = SCRIPT[2:]
+    replays.messages_api.script = SCRIPT[2:]
     assert replays.run(task)["output"] == first["output"]
 
 
-def test_a_task_that_was_cancelled_goes_on_where_it_stopped(replays: Replays, tasks: Tasks) -> None:
-    replays.api.script = list(SCRIPT)
+def test_replay_of_cancelled_task_continues_where_it_stopped(replays: Replays, tasks: Tasks) -> None:
+    replays.messages_api.script = list(SCRIPT)
     task = tasks.submit("Agent", "Hello")
     for _ in range(3):
-        replays.here._round()
+        replays.inline_worker._round()
     assert tasks.get(task)["wait_reason"] == "approval"
     tasks.cancel(task)
     with pytest.raises(Conflict, match=r"from step 8: step 7 \(careful\) was interrupted.*--from-step 7"):
@@ -209,7 +209,7 @@ def test_a_replay_reads_the_conversation_as_it_was(replays: Replays) -> None:
     first = replays.submit(SCRIPT, messages=["Who am I?"], conversation_id="c")
     replays.submit([testing.text("Bye.")], messages=["Bye."], conversation_id="c")
     replays.replay(first["id"], 6)
-    said = [message["content"] for message in plain(replays.api.requests[0])[:3]]
+    said = [message["content"] for message in plain(replays.messages_api.requests[0])[:3]]
     assert said[::2] == ["I am Ada.", "Who am I?"]
 
 
@@ -222,10 +222,10 @@ def test_a_step_that_is_not_there(replays: Replays) -> None:
             replays.accept(first["id"], step, Edit(None))
 
 
-def test_what_cannot_be_replayed_from_a_step(replays: Replays, tasks: Tasks, settings: Settings) -> None:
+def test_replay_from_step_is_refused(replays: Replays, tasks: Tasks, settings: Settings) -> None:
     with pytest.raises(NotFound):
         replays.accept(UUID(int=0), 1)
-    replays.api.script = list(SCRIPT)
+    replays.messages_api.script = list(SCRIPT)
     running = tasks.submit("Agent", "Hello")
     with pytest.raises(Conflict, match="only a task that has ended"):
         replays.accept(running, 1)
@@ -251,7 +251,9 @@ def test_a_journal_of_another_format_is_left_alone(replays: Replays, database: E
         replays.accept(first["id"], 2)
 
 
-def test_a_failure_that_is_read_back_is_of_the_same_kind(define: Define, tasks: Tasks, here: Minion) -> None:
+def test_a_failure_that_is_read_back_is_of_the_same_kind(
+    define: Define, tasks: Tasks, inline_worker: InlineWorker
+) -> None:
     define(
         {"kind": "function", "name": "refuse", "code": "def refuse(x):\n    raise ValueError(f'No {x}')\n"},
         {
@@ -263,10 +265,10 @@ def test_a_failure_that_is_read_back_is_of_the_same_kind(define: Define, tasks: 
         },
     )
     task = tasks.submit("Refuses", {"x": 1})
-    here.run_all()
-    with here.engine.begin() as connection:
+    inline_worker.run_all()
+    with inline_worker.engine.begin() as connection:
         again = replay_from(connection, task, 2, submitted_by="test")
-    here.run_all()
+    inline_worker.run_all()
     first, second = tasks.get(task), tasks.get(again)
     assert first["error"]["type"] == "function_error"
     assert (second["error"], second["error_fingerprint"]) == (first["error"], first["error_fingerprint"])

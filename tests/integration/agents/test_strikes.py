@@ -31,8 +31,8 @@ from shared.tasks import budgets, lifecycle
 from shared.tasks.lifecycle import Dispatched
 from tests.integration.agents.conftest import DefineAgent
 from tests.integration.agents.test_conversations import LIMIT, talk
-from tests.integration.conftest import Minion, Tasks
-from tests.model import talking_to
+from tests.integration.conftest import InlineWorker, Tasks
+from tests.support.model_client import use_messages_api
 from workers import minion
 
 Kind = Literal["cut", "killed"]
@@ -129,7 +129,7 @@ def striking() -> Iterator[Strikes]:
             event.remove(Engine, name, hook)
 
 
-def play(here: Minion, tasks: Tasks, pair: list[UUID], strikes: Strikes, folder: Path) -> None:
+def play(inline_worker: InlineWorker, tasks: Tasks, pair: list[UUID], strikes: Strikes, folder: Path) -> None:
     """Runs both tasks to their ends; a person raises budgets, approves, and looks what became of interrupted calls."""
     unread: list[Dispatched] = []
     for _ in range(100):
@@ -138,13 +138,13 @@ def play(here: Minion, tasks: Tasks, pair: list[UUID], strikes: Strikes, folder:
             return
         for state in states:
             people(state, folder)
-        messages, unread = [*unread, *here.dispatch()], []
+        messages, unread = [*unread, *inline_worker.dispatch()], []
         for message in messages:
             strikes.active = True
             try:
-                minion.run(message.task_id, message.claim, here.id)
+                minion.run(message.task_id, message.claim, inline_worker.id)
             except Killed:
-                # Published again, in case nobody had claimed it yet.
+                # Published again, in case no worker had claimed it yet.
                 unread.append(message)
                 connections.close_engine()
             finally:
@@ -171,13 +171,15 @@ def people(state: dict[str, Any], folder: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "after", "first"), [("cut", False, 1), ("cut", True, 4), ("killed", False, 7), ("killed", True, 10)]
 )
-def test_a_strike_at_a_statement_costs_nothing(
-    tasks: Tasks, here: Minion, agent: DefineAgent, database: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+def test_fault_at_any_statement_loses_nothing(
+    tasks: Tasks, inline_worker: InlineWorker, define_agent: DefineAgent,
+    database: Engine, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     kind: Kind, after: bool, first: int,
 ) -> None:  # fmt: skip
-    agent({"history_tokens": LIMIT, "max_attempts": 10})
+    define_agent({"history_tokens": LIMIT, "max_attempts": 10})
     wrong = {}
-    with talking_to(Model(), monkeypatch) as model, striking() as strikes:
+    with use_messages_api(Model(), monkeypatch) as model, striking() as strikes:
         assert isinstance(model, Model)
         for nth in itertools.count(first, EVERY):
             with database.begin() as connection:
@@ -193,7 +195,7 @@ def test_a_strike_at_a_statement_costs_nothing(
             ]  # fmt: skip
             strikes.arm(nth, kind, after=after)
             try:
-                play(here, tasks, pair, strikes, model.folder)
+                play(inline_worker, tasks, pair, strikes, model.folder)
                 faults = list(broken(tasks, pair, model, database, kind))
             except AssertionError as fault:
                 faults = [str(fault)]

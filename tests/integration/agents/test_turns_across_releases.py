@@ -21,8 +21,8 @@ from minions.testing import MessagesApi, tool_use
 from shared.tasks import lifecycle
 from tests.conftest import Define
 from tests.integration.agents.conftest import plain
-from tests.integration.conftest import ACT, Minion, Tasks
-from tests.processes import ROOT
+from tests.integration.conftest import ACT, InlineWorker, Tasks
+from tests.support.processes import ROOT
 from workers import minion
 
 RELEASE_0_2 = "9edb19b7a6566e8af91d6731cf3839eb4de42780"
@@ -53,7 +53,7 @@ def tree_0_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def task(define: Define, tasks: Tasks, here: Minion, api: MessagesApi) -> UUID:
+def task(define: Define, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi) -> UUID:
     """A task whose tools return text, and whose first turn ends in a wait for the signal `go`."""
     define(
         {**ACT, "effect": "idempotent", "input_schema": {"type": "object"}},
@@ -66,7 +66,7 @@ def task(define: Define, tasks: Tasks, here: Minion, api: MessagesApi) -> UUID:
             "config": {"capabilities": ["work"]},
         },
     )
-    api.script = [
+    messages_api.script = [
         tool_use(("act", {"answer": TEXT}), ("act", {"answer": {"$wait": {"signal": "go"}}})),
         tool_use(("act", {"answer": TEXT})),
         testing.text("Nunc."),
@@ -74,24 +74,24 @@ def task(define: Define, tasks: Tasks, here: Minion, api: MessagesApi) -> UUID:
     return tasks.submit("Agent", messages=SAID)
 
 
-def take_turns(here: Minion, tree: Path | None) -> None:
+def take_turns(inline_worker: InlineWorker, tree: Path | None) -> None:
     """Runs what is due, by this release or by that of the tree."""
-    for message in here.dispatch():
+    for message in inline_worker.dispatch():
         if tree is None:
-            minion.run(message.task_id, message.claim, here.id)
+            minion.run(message.task_id, message.claim, inline_worker.id)
             continue
         path = os.pathsep.join([str(tree), os.environ["PYTHONPATH"]])
-        command = [sys.executable, "-c", RUN, str(message.task_id), str(message.claim), str(here.id)]
+        command = [sys.executable, "-c", RUN, str(message.task_id), str(message.claim), str(inline_worker.id)]
         subprocess.run(command, cwd=tree, env={**os.environ, "PYTHONPATH": path}, check=True, timeout=60)
 
 
-def signal(here: Minion, task: UUID) -> None:
-    with here.engine.begin() as connection:
+def signal(inline_worker: InlineWorker, task: UUID) -> None:
+    with inline_worker.engine.begin() as connection:
         lifecycle.signal(connection, task, "go", "went")
 
 
 def results(request: dict[str, Any]) -> list[str]:
-    """What the tools have returned, by the request."""
+    """Return the results of the tools in the request."""
     messages = [message["content"] for message in request["messages"] if isinstance(message["content"], list)]
     return [block["content"] for blocks in messages for block in blocks if block["type"] == "tool_result"]
 
@@ -102,43 +102,45 @@ def ended_well(tasks: Tasks, task: UUID) -> bool:
     return found["output"] == {"content": "Nunc."}
 
 
-def test_a_task_that_0_2_began_goes_on_as_it_began(
-    task: UUID, tasks: Tasks, here: Minion, api: MessagesApi, tree_0_2: Path
+def test_task_begun_by_0_2_continues_here(
+    task: UUID, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, tree_0_2: Path
 ) -> None:
     """A model's thoughts hold only behind the very words that were before them."""
-    take_turns(here, tree_0_2)
+    take_turns(inline_worker, tree_0_2)
     assert tasks.get(task)["wait_reason"] == "signal"
-    signal(here, task)
-    take_turns(here, None)
+    signal(inline_worker, task)
+    take_turns(inline_worker, None)
     assert ended_well(tasks, task)
-    assert len(api.requests) == 3
-    for request in api.requests:
+    assert len(messages_api.requests) == 3
+    for request in messages_api.requests:
         assert request["system"][0]["text"] == "Be brief.\n\nIn French.\n\nIn Latin."
         assert plain(request)[:3] == [message for message in SAID if message["role"] != "system"]
-    assert results(api.requests[1])[0] == results(api.requests[2])[2] == '"He said \\"a\\".\\nThen b."'
+    assert (
+        results(messages_api.requests[1])[0] == results(messages_api.requests[2])[2] == '"He said \\"a\\".\\nThen b."'
+    )
 
 
-def test_0_2_goes_on_with_a_task_that_this_release_began(
-    task: UUID, tasks: Tasks, here: Minion, api: MessagesApi, tree_0_2: Path
+def test_0_2_continues_task_begun_here(
+    task: UUID, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, tree_0_2: Path
 ) -> None:
-    take_turns(here, None)
-    signal(here, task)
-    take_turns(here, tree_0_2)
+    take_turns(inline_worker, None)
+    signal(inline_worker, task)
+    take_turns(inline_worker, tree_0_2)
     assert ended_well(tasks, task)
-    assert len(api.requests) == 3
+    assert len(messages_api.requests) == 3
 
 
-def test_a_task_that_this_release_began_goes_on_as_it_began(
-    task: UUID, tasks: Tasks, here: Minion, api: MessagesApi
+def test_task_begun_here_continues_unchanged(
+    task: UUID, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi
 ) -> None:
-    take_turns(here, None)
-    signal(here, task)
-    take_turns(here, None)
+    take_turns(inline_worker, None)
+    signal(inline_worker, task)
+    take_turns(inline_worker, None)
     assert ended_well(tasks, task)
-    for request in api.requests:
+    for request in messages_api.requests:
         assert request["system"][0]["text"] == "Be brief.\n\nIn French."
         assert plain(request)[:4] == [SAID[1], SAID[2], SAID[4], SAID[3]]
-    assert results(api.requests[1])[0] == results(api.requests[2])[2] == TEXT
+    assert results(messages_api.requests[1])[0] == results(messages_api.requests[2])[2] == TEXT
     assert "form" in tasks.steps(task)[0]["output"]
 
 
@@ -147,19 +149,19 @@ ORDERED = {"verdict": 1, "a": [{"score": 2.0, "b": 3}]}
 
 @pytest.mark.parametrize("began_by_0_2", [True, False])
 def test_the_order_of_keys_does_not_part_the_releases(
-    task: UUID, tasks: Tasks, here: Minion, api: MessagesApi, tree_0_2: Path, began_by_0_2: bool
+    task: UUID, tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, tree_0_2: Path, began_by_0_2: bool
 ) -> None:
     tasks.cancel(task)
-    api.script = [
+    messages_api.script = [
         tool_use(("act", {"answer": ORDERED}), ("act", {"answer": {"$wait": {"signal": "go"}}})),
         testing.text("Nunc."),
     ]
     task = tasks.submit("Agent", ORDERED)
-    take_turns(here, tree_0_2 if began_by_0_2 else None)
-    signal(here, task)
-    take_turns(here, None if began_by_0_2 else tree_0_2)
+    take_turns(inline_worker, tree_0_2 if began_by_0_2 else None)
+    signal(inline_worker, task)
+    take_turns(inline_worker, None if began_by_0_2 else tree_0_2)
     assert ended_well(tasks, task)
-    first, second = api.requests
+    first, second = messages_api.requests
     if began_by_0_2:
         assert plain(second)[: len(plain(first))] == plain(first)
         assert results(second)[0] == '{"a": [{"b": 3, "score": 2}], "verdict": 1}'

@@ -65,7 +65,7 @@ def serving(app: FastAPI) -> Iterator[int]:
 
 
 @pytest.fixture(scope="package")
-def api(settings: Settings) -> Iterator[Api]:
+def http_api(settings: Settings) -> Iterator[Api]:
     """The API on the session's servers."""
     app = create_app(settings)
     with serving(app) as port:
@@ -73,16 +73,16 @@ def api(settings: Settings) -> Iterator[Api]:
 
 
 @pytest.fixture
-def http(api: Api, database: Engine) -> Iterator[httpx2.Client]:
+def http(http_api: Api, database: Engine) -> Iterator[httpx2.Client]:
     """HTTP with the key, on empty tables."""
-    with api.http() as client:
+    with http_api.http() as client:
         yield client
 
 
 @pytest.fixture
-def client(api: Api, database: Engine) -> Iterator[Client]:
+def client(http_api: Api, database: Engine) -> Iterator[Client]:
     """The Python client, on empty tables."""
-    with Client(api.url, api.key, retries=1) as client:
+    with Client(http_api.url, http_api.key, retries=1) as client:
         yield client
 
 

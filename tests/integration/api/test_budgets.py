@@ -11,19 +11,21 @@ from typer.testing import CliRunner
 
 from minions import Client, errors
 from orchestrator.cli import app as cli
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import InlineWorker, Tasks
 
 
-def test_a_task_waits_until_its_budget_is_raised(client: Client, act: Any, here: Minion, tasks: Tasks) -> None:
+def test_a_task_waits_until_its_budget_is_raised(
+    client: Client, act: Any, inline_worker: InlineWorker, tasks: Tasks
+) -> None:
     act("First")
     task = client.submit("First", {}, budget={"tokens": 10, "steps": 1, "seconds": 0.000001})
     assert task.budget is not None
     assert task.budget["tokens"] == {"limit": 10, "spent": 0, "reserved": 0}
-    here._round()
+    inline_worker._round()
     assert client.why(task.id)["reason"] == "budget"
     raised = client.change_budget(task.id, add_seconds=60)
     assert (raised.id, raised.state) == (task.id, "pending")
-    here.run_all()
+    inline_worker.run_all()
     assert client.get(task.id).state == "succeeded"
 
 
@@ -46,7 +48,7 @@ def test_a_change_that_makes_no_sense_is_refused(
     assert (answer.status_code, fault in answer.json()["detail"]) == (422, True), answer.text
 
 
-def test_what_cannot_be_raised_is_told(client: Client, act: Any, tasks: Tasks) -> None:
+def test_invalid_raise_of_budget_is_refused(client: Client, act: Any, tasks: Tasks) -> None:
     act()
     with pytest.raises(errors.Conflict, match="does not have its own budget, and does not wait for one"):
         client.change_budget(tasks.submit("Act", {}), add_tokens=1)
@@ -65,14 +67,14 @@ def test_the_command_shows_raises_and_stops(client: Client, act: Any, monkeypatc
     monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda *_: nullcontext(client))
     act()
 
-    def minion(*words: str) -> str:
+    def run_cli(*words: str) -> str:
         result = CliRunner().invoke(cli, list(words), env={"COLUMNS": "200"})
         assert result.exit_code == 0, result.output
         return result.output
 
     task = client.submit("Act", {}, budget={"dollars": 0.5}).id
-    assert "dollars  0.5" in minion("budget", task)
-    assert '"limit": 0.75' in minion("budget", task, "--add-dollars", "0.25", "--json")
-    assert "on breach: fail" in minion("budget", task, "--stop")
-    submitted = minion("submit", "Act", "{}", "--budget", '{"steps": 7}', "--json")
+    assert "dollars  0.5" in run_cli("budget", task)
+    assert '"limit": 0.75' in run_cli("budget", task, "--add-dollars", "0.25", "--json")
+    assert "on breach: fail" in run_cli("budget", task, "--stop")
+    submitted = run_cli("submit", "Act", "{}", "--budget", '{"steps": 7}', "--json")
     assert '"limit": 7' in submitted

@@ -72,7 +72,7 @@ def test_an_input_of_none_is_sent(client: Client) -> None:
     assert client.submit("Echo").input == {}
 
 
-def test_submit_sends_a_key_of_its_own(client: Client, database: Engine) -> None:
+def test_submit_sends_an_own_idempotency_key(client: Client, database: Engine) -> None:
     client.submit("Echo")
     client.submit("Echo")
     assert client.submit("Echo", idempotency_key="k").id == client.submit("Echo", idempotency_key="k").id
@@ -126,7 +126,7 @@ def test_large_inputs_go_in_several_requests(client: Client) -> None:
     assert len(client.submit_many({"agent": "Echo", "input": "x" * 1_000_000} for _ in range(40))) == 40
 
 
-def test_submit_many_says_what_was_accepted_before_a_refusal(client: Client) -> None:
+def test_submit_many_reports_tasks_accepted_before_refusal(client: Client) -> None:
     tasks = [{"agent": "Echo", "input": n} for n in range(10_000)]
     with pytest.raises(errors.UnknownAgent) as caught:
         client.submit_many([*tasks, {"agent": "Echo"}, {"agent": "Nobody"}])
@@ -168,7 +168,7 @@ def test_a_timeout_that_is_no_time_is_refused(client: Client, timeout: float) ->
         client.wait(uuid4(), timeout=timeout)
 
 
-def test_every_method_takes_a_task_for_its_id(client: Client, database: Engine) -> None:
+def test_every_method_accepts_a_task_for_its_id(client: Client, database: Engine) -> None:
     task = client.submit("Echo", {"n": 1})
     finish(database, output={"n": 2})
     done = client.wait(task)
@@ -305,21 +305,21 @@ def test_definitions_and_workers(client: Client, define: Any, database: Engine) 
     assert client.ready()
 
 
-def test_a_wrong_key(api: Any) -> None:
-    with Client(api.url, "wrong") as client, pytest.raises(errors.Unauthorized):
+def test_a_wrong_key(http_api: Any) -> None:
+    with Client(http_api.url, "wrong") as client, pytest.raises(errors.Unauthorized):
         client.submit("Echo")
 
 
-def test_nobody_answers() -> None:
+def test_unreachable_server_is_an_error() -> None:
     with Client("http://127.0.0.1:9", "key", retries=1) as client:
         assert not client.ready()
         with pytest.raises(errors.Unavailable, match=re.escape("http://127.0.0.1:9 cannot be reached")):
             client.submit("Echo")
 
 
-def test_the_environment_names_the_api(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MINION_API_URL", api.url)
-    monkeypatch.setenv("MINION_API_KEY", api.key)
+def test_the_environment_names_the_api(http_api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINION_API_URL", http_api.url)
+    monkeypatch.setenv("MINION_API_KEY", http_api.key)
     with Client() as client:
         assert client.ready()
         assert list(client.agents()) is not None
@@ -336,12 +336,12 @@ def test_a_wrong_address() -> None:
             Client(url or "nonsense", "key")
 
 
-def test_what_is_not_the_api(api: Any) -> None:
-    with Client(f"{api.url}/docs", "key", retries=0) as client, pytest.raises(errors.MinionsError):
+def test_server_of_another_kind_is_an_error(http_api: Any) -> None:
+    with Client(f"{http_api.url}/docs", "key", retries=0) as client, pytest.raises(errors.MinionsError):
         client.get("x")
 
 
-def test_it_imports_nothing_heavy() -> None:
+def test_client_imports_nothing_heavy() -> None:
     code = (
         "import sys, minions; print(*{name.partition('.')[0] for name in sys.modules} - set(sys.stdlib_module_names))"
     )

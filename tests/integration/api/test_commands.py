@@ -1,4 +1,4 @@
-"""The command line against the real API: what it prints for people and for scripts, and its exit codes."""
+"""The command line against the real API: output at a terminal and in scripts, and exit codes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator import cli
 from shared.settings import get_settings
 from tests.conftest import Define
 from tests.integration.api.conftest import Api
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import InlineWorker, Tasks
 
 EVIL = "a\x1b]52;c;ZXZpbA==\x07\x9b2K\u202e\u2028\x7f\rb"
 UNKNOWN = "00000000-0000-7000-8000-000000000000"
@@ -39,11 +39,11 @@ Run = Callable[..., Done]
 
 
 @pytest.fixture
-def minion(
-    api: Api, database: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def run_cli(
+    http_api: Api, database: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Iterator[Run]:
     """Runs a command as a process would: `minion("tasks", …)`."""
-    monkeypatch.setenv("MINION_API_URL", api.url)
+    monkeypatch.setenv("MINION_API_URL", http_api.url)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     get_settings.cache_clear()
 
@@ -66,56 +66,56 @@ def minion(
 
 
 @pytest.mark.usefixtures("agents")
-def test_submit_prints_the_id_for_a_script_and_the_state_for_people(
-    minion: Run, client: Client, monkeypatch: pytest.MonkeyPatch
+def test_submit_prints_id_for_scripts_and_state_at_terminals(
+    run_cli: Run, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task = minion("submit", "Echo").out
+    task = run_cli("submit", "Echo").out
     assert client.get(task.strip()).id + "\n" == task
     monkeypatch.setattr("orchestrator.commands.tasks.on_a_terminal", lambda: True)
-    assert re.fullmatch(r"[0-9a-f-]{36} pending\n", minion("submit", "Echo").out)
-    assert re.fullmatch(r"[0-9a-f-]{36}\n", minion("submit", "Echo", "--quiet").out)
+    assert re.fullmatch(r"[0-9a-f-]{36} pending\n", run_cli("submit", "Echo").out)
+    assert re.fullmatch(r"[0-9a-f-]{36}\n", run_cli("submit", "Echo", "--quiet").out)
 
 
 @pytest.mark.parametrize("other", ["--wait", "--follow", "--json"])
-def test_quiet_goes_alone(minion: Run, other: str) -> None:
-    assert minion("submit", "Echo", "-q", other).code == 2
+def test_quiet_goes_alone(run_cli: Run, other: str) -> None:
+    assert run_cli("submit", "Echo", "-q", other).code == 2
 
 
 @pytest.mark.usefixtures("agents")
-def test_the_last_task_is_the_one_that_was_submitted_last(minion: Run, client: Client) -> None:
-    refused = minion("show", "@last")
+def test_the_last_task_is_the_one_that_was_submitted_last(run_cli: Run, client: Client) -> None:
+    refused = run_cli("show", "@last")
     assert (refused.code, "There is no @last task" in refused.err) == (66, True)
-    first = minion("submit", "Echo").ids[0]
-    assert json.loads(minion("show", "@last", "--json").out)["id"] == first
-    assert minion("cancel", "@last", "@last").ids == [first, first]
-    replayed = minion("replay", "@last", "--quiet").ids
+    first = run_cli("submit", "Echo").ids[0]
+    assert json.loads(run_cli("show", "@last", "--json").out)["id"] == first
+    assert run_cli("cancel", "@last", "@last").ids == [first, first]
+    replayed = run_cli("replay", "@last", "--quiet").ids
     assert [client.get(task).replay_of for task in replayed] == [first]
-    assert [task["id"] for task in json.loads(minion("tasks", "--root", "@last", "--json").out)] == replayed
-    assert minion("diff", "@last", first).code == 1
+    assert [task["id"] for task in json.loads(run_cli("tasks", "--root", "@last", "--json").out)] == replayed
+    assert run_cli("diff", "@last", first).code == 1
 
 
 @pytest.mark.usefixtures("agents")
-def test_a_submission_succeeds_where_its_id_cannot_be_kept(
-    minion: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_submission_succeeds_when_its_id_cannot_be_saved(
+    run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
-    assert minion("submit", "Echo").code == 0
+    assert run_cli("submit", "Echo").code == 0
 
 
 @pytest.mark.usefixtures("agents")
-def test_commands_take_the_start_of_an_id(minion: Run, client: Client, act: Any, here: Minion) -> None:
+def test_commands_take_the_start_of_an_id(run_cli: Run, client: Client, act: Any, inline_worker: InlineWorker) -> None:
     task = client.submit(act(), {"answer": 1}).id
-    here.run_all()
+    inline_worker.run_all()
     start = task[:20]
     for command in ("show", "why", "budget"):
-        assert minion(command, start).code == 0, command
-    followed = minion("follow", start, "--json")
+        assert run_cli(command, start).code == 0, command
+    followed = run_cli("follow", start, "--json")
     assert {json.loads(line)["task_id"] for line in followed.out.splitlines()} == {task}
-    assert minion("cancel", start).ids == [task]
+    assert run_cli("cancel", start).ids == [task]
     other = client.submit("Echo").id
     same = next(n for n in range(36) if task[n] != other[n])
-    ambiguous = minion("show", task[: max(8, same)])
+    ambiguous = run_cli("show", task[: max(8, same)])
     if same >= 8:
         assert ambiguous.code == 65
         assert task in ambiguous.err
@@ -131,8 +131,8 @@ def test_commands_take_the_start_of_an_id(minion: Run, client: Client, act: Any,
         (("agents", "disable", "search"), "Did you mean 'Search'?"),
     ],
 )
-def test_an_agent_with_a_similar_name_is_suggested(minion: Run, words: tuple[str, ...], similar: str) -> None:
-    done = minion(*words)
+def test_an_agent_with_a_similar_name_is_suggested(run_cli: Run, words: tuple[str, ...], similar: str) -> None:
+    done = run_cli(*words)
     assert (done.code, done.err.count("\n")) == (66, 1)
     assert similar in done.err
 
@@ -140,13 +140,13 @@ def test_an_agent_with_a_similar_name_is_suggested(minion: Run, words: tuple[str
 # -------------------------------------------------------------------------------------------------------- lists
 
 
-def test_tasks_are_filtered(minion: Run, client: Client, agents: None) -> None:
+def test_tasks_are_filtered(run_cli: Run, client: Client, agents: None) -> None:
     a = client.submit("Echo", key="k", labels={"team": "x", "n": "1"}, conversation_id="c").id
     b = client.submit("Search", {"query": "cats"}, labels={"team": "x"}).id
     client.cancel(b)
 
     def found(*words: str) -> list[str]:
-        listed = minion("tasks", "--json", *words)
+        listed = run_cli("tasks", "--json", *words)
         assert listed.code == 0, listed.err
         return [task["id"] for task in json.loads(listed.out)]
 
@@ -160,35 +160,35 @@ def test_tasks_are_filtered(minion: Run, client: Client, agents: None) -> None:
     assert found("--fingerprint", "x") == []
     assert found("--state", "pending", "--state", "cancelled", "-n", "1") == [b]
     assert found("--state", "pending") == [a]
-    assert "output" not in json.loads(minion("tasks", "--json").out)[0]
-    assert json.loads(minion("tasks", "--json", "--outputs").out)[0]["output"] is None
+    assert "output" not in json.loads(run_cli("tasks", "--json").out)[0]
+    assert json.loads(run_cli("tasks", "--json", "--outputs").out)[0]["output"] is None
 
 
-def test_dead_letters_of_a_kind_are_listed(minion: Run, client: Client, act: Any, here: Minion) -> None:
+def test_dead_letters_of_a_kind_are_listed(run_cli: Run, client: Client, act: Any, inline_worker: InlineWorker) -> None:
     once = {"max_attempts": 1}
     failed = [client.submit(act(config=once), {"do": "fail"}).id for _ in range(3)]
     client.submit(act(config=once), {"do": "refuse"})
-    here.run_all()
-    kinds = json.loads(minion("dead-letters", "--json").out)
+    inline_worker.run_all()
+    kinds = json.loads(run_cli("dead-letters", "--json").out)
     [kind] = [each["fingerprint"] for each in kinds if each["tasks"] == 3]
-    assert minion("dead-letters", kind).ids == failed[::-1]
-    assert minion("tasks", "--fingerprint", kind).ids == failed[::-1]
-    assert "RuntimeError" in minion("dead-letters", kind, "-n", "1").out
+    assert run_cli("dead-letters", kind).ids == failed[::-1]
+    assert run_cli("tasks", "--fingerprint", kind).ids == failed[::-1]
+    assert "RuntimeError" in run_cli("dead-letters", kind, "-n", "1").out
     client.replay(failed[0])
-    assert [task["id"] for task in json.loads(minion("dead-letters", kind, "--json").out)] == failed[:0:-1]
-    assert "has the fingerprint nothing" in minion("dead-letters", "nothing").err
+    assert [task["id"] for task in json.loads(run_cli("dead-letters", kind, "--json").out)] == failed[:0:-1]
+    assert "has the fingerprint nothing" in run_cli("dead-letters", "nothing").err
 
 
-def test_dead_workers_are_hidden_unless_asked_for(minion: Run, here: Minion, database: Engine) -> None:
+def test_dead_workers_are_hidden_unless_asked_for(run_cli: Run, inline_worker: InlineWorker, database: Engine) -> None:
     gone = text(
         "INSERT INTO workers (name, capabilities, slots, pool, host, pid, version, status) "
         "VALUES ('gone', '{work}', 1, 'solo', 'h', 1, '0', 'lost')"
     )
     with database.begin() as connection:
         connection.execute(gone)
-    assert [worker["name"] for worker in json.loads(minion("workers", "--json").out)] == ["here"]
-    assert {worker["name"] for worker in json.loads(minion("workers", "--all", "--json").out)} == {"here", "gone"}
-    assert "gone" not in minion("workers").out
+    assert [worker["name"] for worker in json.loads(run_cli("workers", "--json").out)] == ["here"]
+    assert {worker["name"] for worker in json.loads(run_cli("workers", "--all", "--json").out)} == {"here", "gone"}
+    assert "gone" not in run_cli("workers").out
 
 
 # --------------------------------------------------------------------------------------------------- exit codes
@@ -216,8 +216,8 @@ def test_dead_workers_are_hidden_unless_asked_for(minion: Run, here: Minion, dat
         (("submit", "Echo", "--wait", "--timeout", "0.1"), 75, "It continues"),
     ],
 )
-def test_a_fault_is_one_line_and_an_exit_code(minion: Run, words: tuple[str, ...], code: int, said: str) -> None:
-    done = minion(*words)
+def test_a_fault_is_one_line_and_an_exit_code(run_cli: Run, words: tuple[str, ...], code: int, said: str) -> None:
+    done = run_cli(*words)
     assert (done.code, done.out) == (code, ""), done.err
     assert said in done.err
     assert done.err.count("\n") == 1
@@ -234,33 +234,33 @@ def test_a_fault_is_one_line_and_an_exit_code(minion: Run, words: tuple[str, ...
     ],
 )
 def test_a_setting_that_is_wrong_is_one_line_that_names_it(
-    minion: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: tuple[str, ...]
+    run_cli: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: tuple[str, ...]
 ) -> None:
     monkeypatch.setenv(name, value)
     get_settings.cache_clear()
-    done = minion(*words)
+    done = run_cli(*words)
     assert (done.code, done.out, done.err.count("\n")) == (78, "", 1), done.err
     assert name in done.err
     assert "must" in done.err
 
 
-def test_apply_says_what_it_would_do_and_what_is_empty(minion: Run, database: Engine, tmp_path: Path) -> None:
+def test_apply_reports_dry_run_and_empty_files(run_cli: Run, database: Engine, tmp_path: Path) -> None:
     file = tmp_path / "x.yaml"
     file.write_text("# nothing yet\n")
-    refused = minion("apply", str(file))
+    refused = run_cli("apply", str(file))
     assert (refused.code, "it contains no definitions" in refused.err) == (65, True)
     file.write_text("kind: agent\nname: x\n")
-    dry = minion("apply", str(file), "--dry-run").out
+    dry = run_cli("apply", str(file), "--dry-run").out
     assert "would create agent x version 1" in " ".join(dry.split())
-    assert "created agent x version 1" in " ".join(minion("apply", str(file)).out.split())
-    assert "unchanged agent x version 1" in " ".join(minion("apply", str(file), "--dry-run").out.split())
+    assert "created agent x version 1" in " ".join(run_cli("apply", str(file)).out.split())
+    assert "unchanged agent x version 1" in " ".join(run_cli("apply", str(file), "--dry-run").out.split())
 
 
 # ----------------------------------------------------------------------------------------------------- terminals
 
 
-def test_no_command_sends_what_a_function_chose_to_the_terminal(
-    minion: Run, client: Client, define: Define, act: Any, here: Minion, tasks: Tasks
+def test_no_command_prints_control_characters_of_functions(
+    run_cli: Run, client: Client, define: Define, act: Any, inline_worker: InlineWorker, tasks: Tasks
 ) -> None:
     define(
         {"kind": "function", "name": "evil", "code": f"def evil():\n    raise ValueError({EVIL!r})\n"},
@@ -268,7 +268,7 @@ def test_no_command_sends_what_a_function_chose_to_the_terminal(
     )
     failed = client.submit("Evil", labels={EVIL: EVIL}, key=EVIL).id
     done = client.submit(act(), {"answer": {EVIL: EVIL}}).id
-    here.run_all()
+    inline_worker.run_all()
     client.pause("key", EVIL, EVIL)
     assert client.get(failed).state == "failed"
     fingerprint = next(iter(client.dead_letters()))["fingerprint"]
@@ -280,8 +280,8 @@ def test_no_command_sends_what_a_function_chose_to_the_terminal(
     ]  # fmt: skip
     for words in commands:
         for more in ((), ("--json",)):
-            printed = minion(*words, *more)
+            printed = run_cli(*words, *more)
             assert not re.search(r"[^\n\t\x20-\x7e│…]", printed.out + printed.err), (words, more)
-    assert json.loads(minion("show", failed, "--json").out)["labels"] == {EVIL: EVIL}
-    assert "ValueError: a\\u001b]52;c" in minion("functions", "run", "evil").err
-    assert "\\u001b]52;c" in minion("why", failed).out
+    assert json.loads(run_cli("show", failed, "--json").out)["labels"] == {EVIL: EVIL}
+    assert "ValueError: a\\u001b]52;c" in run_cli("functions", "run", "evil").err
+    assert "\\u001b]52;c" in run_cli("why", failed).out

@@ -1,11 +1,10 @@
-"""People in the loop: calls that somebody has to approve, and steps of which nobody knows whether they happened."""
+"""Decisions by people: calls that need approval, and steps with an unknown outcome."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,7 @@ from orchestrator.explain import explain
 from shared.settings import get_settings
 from tests.conftest import Define
 from tests.integration.api.conftest import Api
-from tests.integration.conftest import ACT, Minion, Tasks
-from tests.model import talking_to
+from tests.integration.conftest import ACT, InlineWorker, Tasks
 
 
 def key_of_the_api() -> str:
@@ -42,19 +40,19 @@ def careful(define: Define) -> str:
 
 
 def test_an_approved_call_is_made_once(
-    client: Client, tasks: Tasks, careful: str, here: Minion, tmp_path: Path
+    client: Client, tasks: Tasks, careful: str, inline_worker: InlineWorker, tmp_path: Path
 ) -> None:
     log = tmp_path / "calls"
     log.touch()
     task = tasks.submit(careful, {"do": "answer", "answer": 1, "log": str(log)})
-    here._round()
+    inline_worker._round()
     waiting = tasks.get(task)
     assert (waiting["state"], waiting["wait_reason"], log.read_text()) == ("waiting", "approval", "")
     why = client.why(task)
     assert why["facts"]["proposed"]["answer"] == 1
     assert "A person must approve step 1, act with" in why["sentence"]
     assert client.decide(task, "approve", reason="fine", step=1).state == "pending"
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task)["output"] == 1
     assert log.read_text().count("\n") == 1
     [decision, call] = tasks.steps(task)
@@ -66,11 +64,11 @@ def test_an_approved_call_is_made_once(
     assert call["kind"] == "tool_call"
 
 
-def test_other_arguments_than_proposed(client: Client, tasks: Tasks, careful: str, here: Minion) -> None:
+def test_other_arguments_than_proposed(client: Client, tasks: Tasks, careful: str, inline_worker: InlineWorker) -> None:
     task = tasks.submit(careful, {"do": "answer", "answer": "too much"})
-    here._round()
+    inline_worker._round()
     client.decide(task, "approve", value={"do": "answer", "answer": "less"}, step=1)
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task)["output"] == "less"
     assert tasks.steps(task)[1]["input"]["arguments"] == {"do": "answer", "answer": "less"}
 
@@ -90,25 +88,25 @@ def refused(client: Client, task: Any, value: Any, match: str) -> None:
     assert client.why(task)["reason"] == "approval"
 
 
-def test_edited_arguments_are_held_to_the_tool_version_that_the_task_has_pinned(
-    client: Client, tasks: Tasks, define: Define, here: Minion
+def test_edited_arguments_must_fit_the_pinned_tool_version(
+    client: Client, tasks: Tasks, define: Define, inline_worker: InlineWorker
 ) -> None:
     tool = {**ACT, "approval": True, "input_schema": NUMBER}
     define(tool, {"kind": "agent", "name": "Careful", "type": "function", "tool": "act", "config": CONFIG})
     task = tasks.submit("Careful", {"do": "answer", "answer": 5})
-    here._round()
+    inline_worker._round()
     define({**tool, "input_schema": TEXT})
     refused(client, task, {"answer": "six"}, r"The input of tool 'act' does not match its schema: \$\.answer: ")
     client.decide(task, "approve", value={"do": "answer", "answer": 6}, step=1)
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task)["output"] == 6
     with pytest.raises(errors.Conflict, match="is not waiting for a decision"):
         client.decide(task, "approve", value={"answer": "six"}, step=1)
 
 
 @pytest.mark.parametrize("by_tool", [True, False])
-def test_edited_arguments_are_held_to_the_schema_of_the_function(
-    client: Client, tasks: Tasks, define: Define, here: Minion, by_tool: bool
+def test_edited_arguments_must_fit_the_function_schema(
+    client: Client, tasks: Tasks, define: Define, inline_worker: InlineWorker, by_tool: bool
 ) -> None:
     code = "def double(answer):\n    return 2 * answer\n"
     target = {"tool": "doubling"} if by_tool else {"function": "double"}
@@ -121,19 +119,12 @@ def test_edited_arguments_are_held_to_the_schema_of_the_function(
         },
     )
     task = tasks.submit("Careful", {"answer": 5})
-    here._round()
+    inline_worker._round()
     refused(client, task, {"answer": "six"}, rf"of {'tool' if by_tool else 'agent'} '\w+' does not .*: \$\.answer: ")
 
 
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[testing.MessagesApi]:
-    """A local model."""
-    with talking_to(testing.MessagesApi(), monkeypatch) as server:
-        yield server
-
-
-def test_edited_arguments_of_one_of_several_calls_are_held_to_its_tool(
-    model: testing.MessagesApi, client: Client, tasks: Tasks, define: Define, here: Minion
+def test_edited_arguments_of_one_call_must_fit_its_tool(
+    messages_api: testing.MessagesApi, client: Client, tasks: Tasks, define: Define, inline_worker: InlineWorker
 ) -> None:
     url = "http://127.0.0.1:9/{answer}"
     define(
@@ -144,9 +135,9 @@ def test_edited_arguments_of_one_of_several_calls_are_held_to_its_tool(
         },
         {"kind": "agent", "name": "Writer", "model": "claude-sonnet-5-5", "tools": ["act", "fetch"], "config": CONFIG},
     )
-    model.script = [testing.tool_use(("act", {"answer": 1}), ("fetch", {"answer": 2}))]
+    messages_api.script = [testing.tool_use(("act", {"answer": 1}), ("fetch", {"answer": 2}))]
     task = tasks.submit("Writer", "go")
-    here._round()
+    inline_worker._round()
     waiting = [step for step in tasks.steps(task) if step["kind"] == "wait"]
     assert [step["name"] for step in waiting] == ["act", "fetch"]
     for step, value, fault in (
@@ -158,15 +149,15 @@ def test_edited_arguments_of_one_of_several_calls_are_held_to_its_tool(
     assert client.decide(task, "approve", value={"answer": 1, "more": 1}, step=waiting[0]["number"]).state == "waiting"
 
 
-def test_messages_in_place_of_those_of_an_agent_must_be_messages(
-    client: Client, tasks: Tasks, define: Define, here: Minion
+def test_edited_messages_of_an_agent_must_be_messages(
+    client: Client, tasks: Tasks, define: Define, inline_worker: InlineWorker
 ) -> None:
     config = {**CONFIG, "approval": True}
     define({"kind": "agent", "name": "Writer", "model": "claude-sonnet-5-5", "config": config})
     define({"kind": "agent", "name": "Other", "model": "claude-sonnet-5-5", "config": config, "input_schema": NUMBER})
     of_messages = tasks.submit("Writer", messages=[{"role": "user", "content": "Hello"}])
     of_input = tasks.submit("Other", {"answer": 1})
-    here._round()
+    inline_worker._round()
     for value in ("Good day", [], [{"role": "user", "content": [{"type": "image"}]}]):
         with pytest.raises(errors.InvalidInput, match="messages"):
             client.decide(of_messages, "approve", value=value, step=1)
@@ -174,11 +165,11 @@ def test_messages_in_place_of_those_of_an_agent_must_be_messages(
     refused(client, of_input, {"answer": "x"}, r"agent 'Other' .*: \$\.answer: ")
 
 
-def test_a_rejected_call_is_not_made(client: Client, tasks: Tasks, careful: str, here: Minion) -> None:
+def test_a_rejected_call_is_not_made(client: Client, tasks: Tasks, careful: str, inline_worker: InlineWorker) -> None:
     task = tasks.submit(careful, {})
-    here._round()
+    inline_worker._round()
     client.decide(task, "reject", reason="not today", step=1)
-    here.run_all()
+    inline_worker.run_all()
     ended = tasks.get(task)
     assert ended["state"] == "failed"
     assert ended["error"]["message"] == "act was rejected: not today."
@@ -186,33 +177,33 @@ def test_a_rejected_call_is_not_made(client: Client, tasks: Tasks, careful: str,
         client.decide(task, "approve", step=1)
 
 
-def test_nobody_answers_in_time(tasks: Tasks, define: Define, here: Minion) -> None:
+def test_approval_times_out(tasks: Tasks, define: Define, inline_worker: InlineWorker) -> None:
     config = {"capabilities": ["work"]}
     define(
         {**ACT, "approval": True, "approval_timeout": 0.05},
         {"kind": "agent", "name": "Careful", "type": "function", "tool": "act", "config": config},
     )
     task = tasks.submit("Careful", {})
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task)["error"]["message"] == "Nobody has approved 'act' in time."
 
 
-def test_an_agent_whose_input_has_to_be_approved(client: Client, tasks: Tasks, act: Any, here: Minion) -> None:
+def test_agent_input_waits_for_approval(client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     task = tasks.submit(act(config={"approval": True}), {"do": "answer", "answer": 5})
-    here._round()
+    inline_worker._round()
     assert "A person must approve step 1, Act with" in client.why(task)["sentence"]
     client.decide(task, "approve", step=1)
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task)["output"] == 5
 
 
 @pytest.fixture
-def interrupted(tasks: Tasks, act: Any, here: Minion, database: Engine) -> Any:
+def interrupted(tasks: Tasks, act: Any, inline_worker: InlineWorker, database: Engine) -> Any:
     """A task whose unsafe step was started, and whose worker died."""
 
     def make(log: Path) -> Any:
         task = tasks.submit(act("Unsafe", effect="unsafe"), {"do": "answer", "answer": "made", "log": str(log)})
-        here._round()
+        inline_worker._round()
         with database.begin() as connection:
             # As if the worker had died between the effect and its record.
             connection.execute(text("DELETE FROM task_outcomes WHERE task_id = :t"), {"t": task})
@@ -223,7 +214,7 @@ def interrupted(tasks: Tasks, act: Any, here: Minion, database: Engine) -> Any:
             connection.execute(
                 text("UPDATE steps SET status = 'started', output = NULL WHERE task_id = :t"), {"t": task}
             )
-        here._round()
+        inline_worker._round()
         return task
 
     return make
@@ -237,8 +228,8 @@ def interrupted(tasks: Tasks, act: Any, here: Minion, database: Engine) -> Any:
         ("fail", None, "failed", None, 1),
     ],
 )
-def test_what_became_of_an_interrupted_step(
-    client: Client, tasks: Tasks, interrupted: Any, here: Minion, tmp_path: Path,
+def test_interrupted_step_is_decided(
+    client: Client, tasks: Tasks, interrupted: Any, inline_worker: InlineWorker, tmp_path: Path,
     verdict: str, value: Any, state: str, output: Any, calls: int,
 ) -> None:  # fmt: skip
     log = tmp_path / "calls"
@@ -249,7 +240,7 @@ def test_what_became_of_an_interrupted_step(
     with pytest.raises(errors.InvalidInput, match="must be result, again or fail"):
         client.decide(task, "approve", step=1)
     client.decide(task, verdict, value=value, reason="looked", step=1)
-    here.run_all()
+    inline_worker.run_all()
     ended = tasks.get(task)
     assert (ended["state"], ended["output"]) == (state, output)
     assert log.read_text().count("\n") == calls
@@ -258,46 +249,48 @@ def test_what_became_of_an_interrupted_step(
 @pytest.mark.parametrize(
     ("verdict", "value", "state", "calls"), [("result", 1, "succeeded", 1), ("again", None, "succeeded", 2)]
 )
-def test_an_unsafe_tool_that_raises_is_not_called_again_by_itself(
-    client: Client, tasks: Tasks, act: Any, here: Minion, tmp_path: Path,
+def test_unsafe_tool_that_raises_is_not_retried_automatically(
+    client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, tmp_path: Path,
     verdict: str, value: Any, state: str, calls: int,
 ) -> None:  # fmt: skip
-    """What it raised may have come after the effect, as a time-out does. The person is told what it was."""
+    """What it raised may have come after the effect, as a time-out does. The question names the error."""
     log = tmp_path / "calls"
     task = tasks.submit(act(effect="unsafe"), {"do": "time out", "times": 1, "log": str(log)})
-    here._round()
-    here._round()
+    inline_worker._round()
+    inline_worker._round()
     assert (tasks.get(task)["wait_reason"], log.read_text().count("\n")) == ("answer", 1)
     told = "Step 1 (act) was interrupted (The tool 'act' raised TimeoutError: no answer) and is unsafe to repeat"
     assert told in client.why(task)["sentence"]
     [step] = tasks.steps(task)
     assert (step["status"], step["error"]["type"]) == ("started", "tool_error")
     client.decide(task, verdict, value=value, step=1)
-    here.run_all()
+    inline_worker.run_all()
     assert (tasks.get(task)["state"], tasks.get(task)["attempts"], tasks.steps(task)[0]["error"]) == (state, 0, None)
     assert log.read_text().count("\n") == calls
 
 
-def test_an_unsafe_tool_that_knows_that_nothing_happened_says_so(
-    tasks: Tasks, act: Any, here: Minion, tmp_path: Path
+def test_unsafe_tool_can_report_that_nothing_happened(
+    tasks: Tasks, act: Any, inline_worker: InlineWorker, tmp_path: Path
 ) -> None:
     """With an error of ours: one that may be tried again, or one that may not."""
     act(effect="unsafe")
     logs = [tmp_path / "meet", tmp_path / "refuse"]
     meeting = {"do": "meet", "calls": 2, "patience": 0, "log": str(logs[0])}
     again, never = (tasks.submit("Act", {"do": "refuse", "log": str(logs[1])} if n else meeting) for n in range(2))
-    here.run_all()
+    inline_worker.run_all()
     assert (tasks.get(again)["state"], tasks.get(again)["attempts"]) == ("succeeded", 1)
     assert (tasks.get(never)["state"], tasks.get(never)["error"]["type"]) == ("failed", "tool_error")
     assert [log.read_text().count("\n") for log in logs] == [2, 1]
 
 
-def test_decisions_that_nobody_waits_for(client: Client, tasks: Tasks, act: Any, careful: str, here: Minion) -> None:
+def test_decision_without_waiting_task_is_refused(
+    client: Client, tasks: Tasks, act: Any, careful: str, inline_worker: InlineWorker
+) -> None:
     task = tasks.submit(act("Plain"), {})
     with pytest.raises(errors.Conflict, match="is not waiting for a decision"):
         client.decide(task, "again", step=1)
     waiting = tasks.submit(careful, {})
-    here._round()
+    inline_worker._round()
     with pytest.raises(errors.Conflict, match="about step 7"):
         client.decide(waiting, "approve", step=7)
     with pytest.raises(errors.NotFound):
@@ -314,10 +307,10 @@ def test_a_step_of_a_number_that_none_can_have_is_refused(http: httpx2.Client, s
 
 
 def test_why_finds_the_proposal_behind_many_other_waits(
-    client: Client, tasks: Tasks, careful: str, here: Minion, database: Engine
+    client: Client, tasks: Tasks, careful: str, inline_worker: InlineWorker, database: Engine
 ) -> None:
     task = tasks.submit(careful, {})
-    here._round()
+    inline_worker._round()
     with database.begin() as connection:
         connection.execute(text("UPDATE steps SET number = 30 WHERE task_id = :t"), {"t": task})
         connection.execute(
@@ -332,7 +325,7 @@ def test_why_finds_the_proposal_behind_many_other_waits(
 
 
 @pytest.mark.parametrize("reason", ["approval", "answer", "budget", "subtask"])
-def test_why_has_an_answer_when_the_task_moves_on_meanwhile(
+def test_why_answers_when_the_task_moves_on(
     tasks: Tasks, act: Any, database: Engine, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     task = tasks.submit(act(), {})
@@ -346,19 +339,21 @@ def test_why_has_an_answer_when_the_task_moves_on_meanwhile(
 # ------------------------------------------------------------------------------------ what a decision is about
 
 
-def test_a_decision_names_a_step_or_a_proposal(http: httpx2.Client, tasks: Tasks, careful: str, here: Minion) -> None:
+def test_a_decision_names_a_step_or_a_proposal(
+    http: httpx2.Client, tasks: Tasks, careful: str, inline_worker: InlineWorker
+) -> None:
     task = tasks.submit(careful, {})
-    here._round()
+    inline_worker._round()
     refused = http.post(f"/v1/tasks/{task}/decisions", json={"verdict": "approve"})
     assert refused.status_code == 422
     assert "must name the step or the proposal" in refused.json()["detail"]
     assert tasks.get(task)["state"] == "waiting"
 
 
-def test_of_two_approvers_of_one_proposal_the_second_approves_nothing_else(
-    client: Client, tasks: Tasks, interrupted: Any, here: Minion, tmp_path: Path
+def test_second_approval_of_a_proposal_approves_nothing_else(
+    client: Client, tasks: Tasks, interrupted: Any, inline_worker: InlineWorker, tmp_path: Path
 ) -> None:
-    """An interrupted step that is made again, and interrupted again, waits under the same number."""
+    """An interrupted step that is retried, and interrupted again, waits under the same number."""
     task = interrupted(tmp_path / "calls")
     seen = client.why(task)["facts"]["proposal"]
     decided = client.decide(task, "again", proposal=seen)
@@ -368,11 +363,11 @@ def test_of_two_approvers_of_one_proposal_the_second_approves_nothing_else(
         client.decide(task, "again", proposal=seen)
 
 
-def test_a_proposal_that_is_no_longer_the_one_that_waits_is_refused(
-    client: Client, tasks: Tasks, careful: str, here: Minion
+def test_approval_of_outdated_proposal_is_refused(
+    client: Client, tasks: Tasks, careful: str, inline_worker: InlineWorker
 ) -> None:
     first, second = tasks.submit(careful, {"answer": 1}), tasks.submit(careful, {"answer": 2})
-    here._round()
+    inline_worker._round()
     other = client.why(second)["facts"]["proposal"]
     mine = client.why(first)["facts"]["proposal"]
     assert mine != other
@@ -396,14 +391,16 @@ def test_an_interrupted_step_has_another_proposal_in_each_claim(
 # --------------------------------------------------------------------------------------------------- the record
 
 
-def test_records_name_the_key_and_the_claimed_name(tasks: Tasks, careful: str, here: Minion, api: Api) -> None:
+def test_records_name_the_key_and_the_claimed_name(
+    tasks: Tasks, careful: str, inline_worker: InlineWorker, http_api: Api
+) -> None:
     task = tasks.submit(careful, {})
-    here._round()
+    inline_worker._round()
     claimed = f"{key_of_the_api()} (claims to be Zoë)"
-    with Client(api.url, api.key, actor="Zoë") as client:
+    with Client(http_api.url, http_api.key, actor="Zoë") as client:
         client.decide(task, "approve", step=1)
         assert tasks.steps(task)[0]["output"]["by"] == claimed
-        here.run_all()
+        inline_worker.run_all()
         assert client.replay(task).submitted_by == claimed
         assert client.pause("agent", "Careful")["created_by"] == claimed
         assert client.set_limit("agent", "Careful", max_running=1)["created_by"] == claimed
@@ -427,7 +424,7 @@ def test_a_name_that_cannot_be_shown_is_refused(http: httpx2.Client, name: str |
 class CommandLine:
     """The `minion` command, for this API."""
 
-    api: Api
+    http_api: Api
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Runs it without a terminal."""
@@ -459,46 +456,50 @@ class CommandLine:
     @property
     def env(self) -> dict[str, str]:
         """The environment that names this API."""
-        return {**os.environ, "MINION_API_URL": self.api.url, "TERM": "xterm", "COLUMNS": "200"}
+        return {**os.environ, "MINION_API_URL": self.http_api.url, "TERM": "xterm", "COLUMNS": "200"}
 
 
 MINION = [sys.executable, "-m", "orchestrator.cli"]
 
 
 @pytest.fixture
-def command(api: Api) -> CommandLine:
-    return CommandLine(api)
+def command_line(http_api: Api) -> CommandLine:
+    return CommandLine(http_api)
 
 
-def test_a_decision_without_a_terminal_says_what_was_seen(
-    command: CommandLine, tasks: Tasks, careful: str, here: Minion
+def test_decision_without_terminal_prints_the_proposal(
+    command_line: CommandLine, tasks: Tasks, careful: str, inline_worker: InlineWorker
 ) -> None:
     task = tasks.submit(careful, {"answer": 1})
-    here._round()
-    refused = command("approve", str(task))
+    inline_worker._round()
+    refused = command_line("approve", str(task))
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "--step, --proposal or --yes" in refused.stderr
-    done = command("approve", str(task), "--step", "1", "--as", "Ann")
+    done = command_line("approve", str(task), "--step", "1", "--as", "Ann")
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "Approved step 1, act:")
     assert "(claims to be Ann)" in tasks.steps(task)[0]["output"]["by"]
 
 
-def test_yes_decides_about_what_waits_now(command: CommandLine, tasks: Tasks, careful: str, here: Minion) -> None:
+def test_yes_decides_the_current_proposal(
+    command_line: CommandLine, tasks: Tasks, careful: str, inline_worker: InlineWorker
+) -> None:
     task = tasks.submit(careful, {"answer": 1})
-    here._round()
-    assert command("reject", str(task), "--yes", "--reason", "no").returncode == 0
-    refused = command("reject", str(task), "--yes")
+    inline_worker._round()
+    assert command_line("reject", str(task), "--yes", "--reason", "no").returncode == 0
+    refused = command_line("reject", str(task), "--yes")
     assert refused.returncode == 65
     assert "is not waiting for a decision" in refused.stderr
 
 
-def test_a_terminal_shows_the_proposal_and_asks(command: CommandLine, tasks: Tasks, careful: str, here: Minion) -> None:
+def test_a_terminal_shows_the_proposal_and_asks(
+    command_line: CommandLine, tasks: Tasks, careful: str, inline_worker: InlineWorker
+) -> None:
     task = tasks.submit(careful, {"answer": "the proposed one"})
-    here._round()
-    code, shown = command.at_a_terminal("approve", str(task), answer="n")
+    inline_worker._round()
+    code, shown = command_line.at_a_terminal("approve", str(task), answer="n")
     assert code != 0
     assert "the proposed one" in shown
     assert tasks.get(task)["state"] == "waiting"
-    code, shown = command.at_a_terminal("approve", str(task), answer="y")
+    code, shown = command_line.at_a_terminal("approve", str(task), answer="y")
     assert (code, tasks.get(task)["state"]) == (0, "pending")
     assert "Approved step 1, act" in shown

@@ -1,4 +1,4 @@
-"""Following a task: every event once and in order, whatever breaks in between."""
+"""Following a task: every event arrives once and in order, despite failures."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ from shared.streaming import Streamed
 from shared.tasks import lifecycle
 from shared.tasks.states import State
 from tests.conftest import Define
-from tests.integration.conftest import Minion, Tasks
-from tests.model import talking_to
-from tests.processes import wait_until
+from tests.integration.conftest import InlineWorker, Tasks
+from tests.support.processes import wait_until
 
 from .conftest import Api, serving
 
@@ -68,13 +67,13 @@ def parent(act: Any, define: Define) -> str:
 
 @dataclass
 class Following:
-    """A client that follows a task in a thread of its own."""
+    """A client that follows a task in a thread."""
 
     told: list[TaskEvent] = field(default_factory=list)
     ended: Future[None] = field(default_factory=Future)
 
     def types(self) -> list[str]:
-        """What it was told so far."""
+        """Return the events so far."""
         return [event.type for event in self.told]
 
     def until(self, kind: str, seconds: float = 30.0) -> TaskEvent:
@@ -97,7 +96,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 @pytest.fixture
 def following(client: Client) -> Any:
-    """Follows a task beside the test; where the test fails, the task may never end, and nobody waits for that."""
+    """Follows a task beside the test. If the test fails, the task may never end; the fixture does not wait then."""
 
     def begin(task: UUID, after: int = 0, client: Client = client) -> Following:
         one = Following()
@@ -148,14 +147,14 @@ class Run:
 
 
 @pytest.fixture
-def run(act: Any, tasks: Tasks, here: Minion) -> Any:
+def run(act: Any, tasks: Tasks, inline_worker: InlineWorker) -> Any:
     """A task that has been claimed."""
 
     def begin() -> Run:
         task = tasks.submit(act(), {})
-        [message] = here.dispatch()
+        [message] = inline_worker.dispatch()
         with transaction() as connection:
-            claimed = lifecycle.claim(connection, task, message.claim, here.id)
+            claimed = lifecycle.claim(connection, task, message.claim, inline_worker.id)
         assert claimed is not None
         return Run(task, claimed["claim"], bytes.fromhex(claimed["stream_key"]))
 
@@ -177,15 +176,15 @@ def frames(body: str) -> list[dict[str, Any]]:
 
 
 def test_the_story_of_a_task_its_sub_task_and_its_wait(
-    client: Client, http: httpx2.Client, tasks: Tasks, parent: str, here: Minion
+    client: Client, http: httpx2.Client, tasks: Tasks, parent: str, inline_worker: InlineWorker
 ) -> None:
     task = tasks.submit(parent, PAID)
     for _ in range(2):
-        here._round()
+        inline_worker._round()
     [child] = [child["id"] for child in tasks.children(task)]
     with transaction() as connection:
         lifecycle.signal(connection, child, "paid", 5)
-    here.run_all()
+    inline_worker.run_all()
 
     told = list(client.follow(task))
     assert [(event.id, event.type) for event in told] == [
@@ -221,7 +220,7 @@ def test_the_story_of_a_task_its_sub_task_and_its_wait(
     assert http.get(f"/v1/tasks/{task}/events?after=8").status_code == 204
 
 
-def test_what_it_looks_like_on_the_wire(http: httpx2.Client, run: Any) -> None:
+def test_event_stream_format(http: httpx2.Client, run: Any) -> None:
     running = run()
     running.finish({"text": TEXT})
     response = http.get(f"/v1/tasks/{running.task}/events?after=2")
@@ -243,11 +242,11 @@ def test_a_wrong_last_event_is_refused(http: httpx2.Client, run: Any, wrong: str
         assert refused.headers["Content-Type"] == "application/problem+json"
 
 
-def test_who_may_follow_what(api: Api, http: httpx2.Client, client: Client, run: Any) -> None:
+def test_following_requires_key_and_task(http_api: Api, http: httpx2.Client, client: Client, run: Any) -> None:
     unknown = UUID(int=7)
     with pytest.raises(errors.NotFound, match=str(unknown)):
         list(client.follow(unknown))
-    assert httpx2.get(f"{api.url}/v1/tasks/{run().task}/events", trust_env=False).status_code == 401
+    assert httpx2.get(f"{http_api.url}/v1/tasks/{run().task}/events", trust_env=False).status_code == 401
     head = http.head(f"/v1/tasks/{run().task}/events")
     assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
 
@@ -285,22 +284,21 @@ def test_text_is_streamed_between_the_steps(run: Any, following: Any) -> None:
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch, database: Engine, define: Define) -> Iterator[testing.MessagesApi]:
-    """A local model, and the agent `Writer` that calls it."""
+def messages_api(messages_api: testing.MessagesApi, define: Define) -> testing.MessagesApi:
+    """The local Messages API, and the agent `Writer` that calls it."""
     define({"kind": "agent", "name": "Writer", "model": "claude-sonnet-5-5", "config": {"capabilities": ["work"]}})
-    with talking_to(testing.MessagesApi(), monkeypatch) as server:
-        yield server
+    return messages_api
 
 
-def test_what_a_model_writes_reaches_those_who_follow(
-    model: testing.MessagesApi, tasks: Tasks, here: Minion, following: Any
+def test_model_text_reaches_followers(
+    messages_api: testing.MessagesApi, tasks: Tasks, inline_worker: InlineWorker, following: Any
 ) -> None:
     said = "There are two fine boats in the harbour."
-    model.script = [testing.text(said, cut=4), testing.text(said, pause=0.06)]
+    messages_api.script = [testing.text(said, cut=4), testing.text(said, pause=0.06)]
     task = tasks.submit("Writer", "What is in the harbour?")
     follower = following(task)
     wait_until(lambda: subscribers(task) == 1, "the subscription")
-    here.run_all()
+    inline_worker.run_all()
     types = [kind for _, kind in follower.all()]
     assert types[:3] == ["task.accepted", "task.running", "step.started"]
     assert types[-2:] == ["step.finished", "task.succeeded"]
@@ -315,7 +313,7 @@ def test_what_a_model_writes_reaches_those_who_follow(
     assert {event.data["step"] for event in streamed} == {1}
 
 
-def test_text_of_one_whose_claim_was_taken_away_is_not_shown(run: Any, following: Any, here: Minion) -> None:
+def test_text_of_lost_claim_is_not_shown(run: Any, following: Any, inline_worker: InlineWorker) -> None:
     running = run()
     follower = following(running.task)
     follower.until("task.running")
@@ -326,9 +324,9 @@ def test_text_of_one_whose_claim_was_taken_away_is_not_shown(run: Any, following
     follower.until("step.text")
     with transaction() as connection:
         lifecycle.release(connection, running.task, 1, how="lost", charged=False)
-    [message] = here.dispatch()
+    [message] = inline_worker.dispatch()
     with transaction() as connection:
-        claimed = lifecycle.claim(connection, running.task, message.claim, here.id)
+        claimed = lifecycle.claim(connection, running.task, message.claim, inline_worker.id)
     assert claimed is not None
     frozen = replace(running)
     running.claim, running.key = 2, bytes.fromhex(claimed["stream_key"])
@@ -346,7 +344,7 @@ def test_text_of_one_whose_claim_was_taken_away_is_not_shown(run: Any, following
 
 
 def test_forged_and_recorded_text_is_not_shown(run: Any, following: Any) -> None:
-    """Whoever can write to Redis may make followers look, and show them nothing."""
+    """A writer to Redis can make followers look, but cannot show them anything."""
     running, other = run(), run()
     follower = following(running.task)
     follower.until("task.running")
@@ -391,14 +389,14 @@ def test_forged_and_recorded_text_is_not_shown(run: Any, following: Any) -> None
 
 
 def test_the_key_of_streamed_text_is_a_secret_of_each_execution(
-    http: httpx2.Client, run: Any, here: Minion, database: Engine
+    http: httpx2.Client, run: Any, inline_worker: InlineWorker, database: Engine
 ) -> None:
     running = run()
     with transaction() as connection:
         lifecycle.release(connection, running.task, 1, how="lost", charged=False)
-    [message] = here.dispatch()
+    [message] = inline_worker.dispatch()
     with transaction() as connection:
-        claimed = lifecycle.claim(connection, running.task, message.claim, here.id)
+        claimed = lifecycle.claim(connection, running.task, message.claim, inline_worker.id)
     running.claim = 2
     assert claimed is not None
     keys = {running.key, bytes.fromhex(claimed["stream_key"])}
@@ -432,7 +430,7 @@ def test_text_of_an_execution_without_a_key_is_not_shown(run: Any, following: An
     assert "step.text" not in follower.types()
 
 
-def test_hints_are_enough(settings: Settings, run: Any, following: Any) -> None:
+def test_notifications_are_enough(settings: Settings, run: Any, following: Any) -> None:
     running = run()
     app = create_app(settings)
     app.state.event_watch.poll_seconds = 3600
@@ -445,16 +443,16 @@ def test_hints_are_enough(settings: Settings, run: Any, following: Any) -> None:
         wait_until(lambda: subscribers(running.task) == 1, "the subscription")
         for number in range(1, 4):
             running.write(number, "started")
-            wait_until(lambda: len(follower.told) == 2 + number, "the step is told")  # noqa: B023
+            wait_until(lambda: len(follower.told) == 2 + number, "the step is reported")  # noqa: B023
         running.finish()
         follower.all()
 
 
-def test_a_minion_gives_a_hint_with_each_write(tasks: Tasks, act: Any, here: Minion) -> None:
+def test_minion_notifies_with_each_write(tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     task = tasks.submit(act(), PAID)
     with make_redis(timeout=None) as broker, broker.pubsub(ignore_subscribe_messages=True) as ear:
         ear.subscribe(f"{EVENTS}{task}")
-        here._round()
+        inline_worker._round()
         publish_streamed(task, Streamed(1, "step.restarted", {"step": 0, "claim": 1}), b"key")
         heard = []
         while not heard or not heard[-1]:
@@ -463,7 +461,7 @@ def test_a_minion_gives_a_hint_with_each_write(tasks: Tasks, act: Any, here: Min
     assert heard[:-1] == [b""] * 3  # the step is started, it is finished, the task waits
 
 
-def test_while_redis_is_away_it_only_takes_longer(run: Any, following: Any, servers: EmbeddedServers) -> None:
+def test_events_arrive_later_without_redis(run: Any, following: Any, servers: EmbeddedServers) -> None:
     running = run()
     follower = following(running.task)
     follower.until("task.running")
@@ -479,13 +477,11 @@ def test_while_redis_is_away_it_only_takes_longer(run: Any, following: Any, serv
         forget_publisher()
 
 
-def test_twenty_follow_on_one_connection_and_one_who_leaves_leaves_nothing(
-    api: Api, run: Any, database: Engine
-) -> None:
+def test_twenty_followers_share_one_connection(http_api: Api, run: Any, database: Engine) -> None:
     running = run()
     for number in range(1, MAX_AT_ONCE + 5):
         running.write(number, "finished", output=number)
-    watch = api.app.state.event_watch
+    watch = http_api.app.state.event_watch
 
     async def read(web: httpx2.AsyncClient, most: int) -> list[int]:
         """The ids up to a number of them; then the connection is closed."""
@@ -499,17 +495,17 @@ def test_twenty_follow_on_one_connection_and_one_who_leaves_leaves_nothing(
         return ids
 
     async def follow() -> list[list[int]]:
-        headers = {"Authorization": f"Bearer {api.key}"}
+        headers = {"Authorization": f"Bearer {http_api.key}"}
         limits = httpx2.Limits(max_connections=None)
         async with httpx2.AsyncClient(
-            base_url=api.url, headers=headers, limits=limits, timeout=30, trust_env=False
+            base_url=http_api.url, headers=headers, limits=limits, timeout=30, trust_env=False
         ) as web:
             readers = [asyncio.create_task(read(web, 1000)) for _ in range(20)]
             await asyncio.to_thread(wait_until, lambda: len(watch._all()) == 20, "twenty follow")
             assert await asyncio.gather(*(read(web, 1) for _ in range(5))) == [[1]] * 5
             await asyncio.to_thread(wait_until, lambda: len(watch._all()) == 20, "who left is forgotten")
             assert (await web.get("/v1/tasks", params={"limit": 1}, timeout=20)).status_code == 200
-            # Redis may have been away a moment ago: the subscription is made again.
+            # Redis may have been away a moment ago: followers subscribe again.
             await asyncio.to_thread(wait_until, lambda: subscribers(running.task) == 1, "one subscription")
             await asyncio.to_thread(running.finish)
             return await asyncio.gather(*readers)
@@ -518,17 +514,17 @@ def test_twenty_follow_on_one_connection_and_one_who_leaves_leaves_nothing(
     wait_until(lambda: not watch._followers, "nobody follows")
 
 
-def test_large_outputs_are_left_out(client: Client, tasks: Tasks, act: Any, here: Minion) -> None:
+def test_large_outputs_are_left_out(client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     task = tasks.submit(act(), {"do": "answer", "answer": LARGE})
-    here.run_all()
+    inline_worker.run_all()
     told = list(client.follow(task))
     assert [event.type for event in told if event.data.get("output_omitted")] == ["step.finished", "task.succeeded"]
     assert max(len(str(event.data)) for event in told) < 1000
 
 
-def test_a_failure_that_is_tried_again(client: Client, tasks: Tasks, parent: str, here: Minion) -> None:
+def test_a_failure_that_is_tried_again(client: Client, tasks: Tasks, parent: str, inline_worker: InlineWorker) -> None:
     task = tasks.submit("Act", {"do": "fail"})
-    here.run_all()
+    inline_worker.run_all()
     told = list(client.follow(task))
     assert [event.type.partition(".")[2] for event in told] == [
         *("accepted", "running", "started", "failed", "waiting", "pending"),
@@ -539,12 +535,12 @@ def test_a_failure_that_is_tried_again(client: Client, tasks: Tasks, parent: str
     assert "attempt 2 fails" in told[8].data["error"]["message"]
 
 
-def test_a_parent_that_is_cancelled_has_nothing_more_to_tell(
-    client: Client, tasks: Tasks, parent: str, here: Minion, following: Any
+def test_cancelled_parent_sends_no_more_events(
+    client: Client, tasks: Tasks, parent: str, inline_worker: InlineWorker, following: Any
 ) -> None:
     task = tasks.submit(parent, PAID)
     for _ in range(2):
-        here._round()
+        inline_worker._round()
     follower = following(task)
     follower.until("task.waiting")
     tasks.cancel(task)
@@ -553,17 +549,17 @@ def test_a_parent_that_is_cancelled_has_nothing_more_to_tell(
     assert (child["state"], types_of(client, task, 4)) == ("cancelled", [(5, "task.cancelled")])
 
 
-def test_a_task_of_a_release_without_events_has_its_beginning_and_its_end(
-    client: Client, tasks: Tasks, act: Any, here: Minion, database: Engine
+def test_task_of_older_release_has_start_and_end_events(
+    client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, database: Engine
 ) -> None:
     task = tasks.submit(act(), {})
-    here.run_all()
+    inline_worker.run_all()
     with database.begin() as connection:
         connection.execute(text("TRUNCATE task_events"))
     assert types_of(client, task) == [(1, "task.accepted"), (2, "task.succeeded")]
 
 
-def test_a_task_that_is_deleted_takes_its_events_along(run: Any, following: Any, database: Engine) -> None:
+def test_deleting_task_deletes_its_events(run: Any, following: Any, database: Engine) -> None:
     running = run()
     follower = following(running.task)
     follower.until("task.running")
@@ -574,7 +570,7 @@ def test_a_task_that_is_deleted_takes_its_events_along(run: Any, following: Any,
         follower.ended.result(10)
 
 
-def test_many_who_write_at_once_never_collide(
+def test_concurrent_writers_never_collide(
     run: Any, threads: ThreadPoolExecutor, client: Client, database: Engine
 ) -> None:
     running = run()
@@ -616,11 +612,16 @@ def test_a_server_that_stops_ends_its_streams(settings: Settings, run: Any, thre
 
 
 def test_the_commands(
-    api: Api, tasks: Tasks, act: Any, here: Minion, monkeypatch: pytest.MonkeyPatch, threads: ThreadPoolExecutor
+    http_api: Api,
+    tasks: Tasks,
+    act: Any,
+    inline_worker: InlineWorker,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: ThreadPoolExecutor,
 ) -> None:
-    monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda *_: Client(api.url, api.key, retries=1))
+    monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda *_: Client(http_api.url, http_api.key, retries=1))
     done, failed = tasks.submit(act(), {"answer": {"n": 1}}), tasks.submit(act(), {"do": "refuse"})
-    here.run_all()
+    inline_worker.run_all()
     shown = CliRunner().invoke(command, ["follow", str(done)])
     assert (shown.exit_code, json.loads(shown.stdout)) == (0, {"n": 1})
     assert [line.split(" ", 1)[1].strip() for line in shown.stderr.splitlines()] == [
@@ -638,7 +639,7 @@ def test_the_commands(
 
     submitting = threads.submit(CliRunner().invoke, command, ["submit", "Act", '{"answer": 2}', "--follow"])
     wait_until(lambda: "pending" in tasks.count(), "the task is submitted")
-    here.run_all()
+    inline_worker.run_all()
     submitted = submitting.result(10)
     # The minion's log, in the same process, is in it too.
     assert (submitted.exit_code, submitted.stdout.splitlines()[-1]) == (0, "2")

@@ -1,4 +1,4 @@
-"""A database that goes away while the API serves: clear answers, and work goes on when it is back."""
+"""A database that goes away while the API serves: clear answers, and work continues when it is back."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def without_database(servers: EmbeddedServers) -> Iterator[None]:
         servers.postgres.start()
 
 
-def test_without_a_database_it_says_so_and_then_works_again(http: httpx2.Client, servers: EmbeddedServers) -> None:
+def test_api_reports_missing_database_and_recovers(http: httpx2.Client, servers: EmbeddedServers) -> None:
     task = http.post("/v1/tasks", json={"agent": "Echo"}).json()["id"]
     with without_database(servers):
         for method, path in [
@@ -69,7 +69,7 @@ def test_without_a_database_it_says_so_and_then_works_again(http: httpx2.Client,
     assert http.post("/v1/tasks", json={"agent": "Echo"}).status_code == 201
 
 
-def test_whoever_waits_meanwhile_is_answered_afterwards(http: httpx2.Client, servers: EmbeddedServers) -> None:
+def test_waiting_caller_is_answered_after_the_outage(http: httpx2.Client, servers: EmbeddedServers) -> None:
     task = http.post("/v1/tasks", json={"agent": "Echo"}).json()["id"]
     answers: list[httpx2.Response] = []
     waiting = threading.Thread(target=lambda: answers.append(http.get(f"/v1/tasks/{task}", params={"wait": 30})))
@@ -82,11 +82,11 @@ def test_whoever_waits_meanwhile_is_answered_afterwards(http: httpx2.Client, ser
     assert answers[0].json()["state"] == "cancelled"
 
 
-def test_the_client_waits_for_the_database(api: Api, servers: EmbeddedServers, database: Engine) -> None:
+def test_the_client_waits_for_the_database(http_api: Api, servers: EmbeddedServers, database: Engine) -> None:
     servers.postgres.kill()
     back = threading.Timer(1.0, servers.postgres.start)
     back.start()
-    with Client(api.url, api.key, retries=5) as client:
+    with Client(http_api.url, http_api.key, retries=5) as client:
         task = client.submit("Echo", {"n": 1})
     back.join()
     assert task.state == "pending"
@@ -94,8 +94,8 @@ def test_the_client_waits_for_the_database(api: Api, servers: EmbeddedServers, d
         assert connection.scalar(text("SELECT count(*) FROM tasks")) == 1
 
 
-def test_the_client_gives_up_in_the_end(api: Api, servers: EmbeddedServers) -> None:
-    with Client(api.url, api.key, retries=0) as client, without_database(servers):
+def test_client_gives_up_eventually(http_api: Api, servers: EmbeddedServers) -> None:
+    with Client(http_api.url, http_api.key, retries=0) as client, without_database(servers):
         with pytest.raises(Unavailable, match="cannot be reached") as caught:
             client.submit("Echo")
         assert caught.value.status == 503
@@ -113,10 +113,10 @@ def test_a_missing_schema_is_not_ready(http: httpx2.Client, database: Engine) ->
             connection.execute(text("ALTER TABLE hidden RENAME TO alembic_version"))
 
 
-def test_a_statement_that_takes_too_long_is_ended(api: Api, http: httpx2.Client, database: Engine) -> None:
-    @api.app.get("/slow", include_in_schema=False)
+def test_too_long_statement_is_ended(http_api: Api, http: httpx2.Client, database: Engine) -> None:
+    @http_api.app.get("/slow", include_in_schema=False)
     def slow() -> None:
-        with api.app.state.engine.begin() as connection:
+        with http_api.app.state.engine.begin() as connection:
             connection.execute(text("SET LOCAL statement_timeout = '100ms'"))
             connection.execute(text("SELECT pg_sleep(10)"))
 

@@ -1,4 +1,4 @@
-"""What holds for every route: the key, problems, methods, the OpenAPI document."""
+"""Properties of every route: the key, problems, methods, the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def operations(http: httpx2.Client) -> list[tuple[str, str, dict[str, Any]]]:
         "Bearer \xe4\xff",
     ],
 )
-def test_every_route_below_v1_needs_the_key(api: Any, database: Any, header: str | None) -> None:
-    with httpx2.Client(base_url=api.url, trust_env=False, timeout=60) as http:
+def test_every_route_below_v1_needs_the_key(http_api: Any, database: Any, header: str | None) -> None:
+    with httpx2.Client(base_url=http_api.url, trust_env=False, timeout=60) as http:
         guarded = [(path, method) for path, method, _ in operations(http) if path not in PUBLIC]
         assert len(guarded) >= 15
-        headers = {} if header is None else {"Authorization": header.format(key=api.key).encode("latin-1")}
+        headers = {} if header is None else {"Authorization": header.format(key=http_api.key).encode("latin-1")}
         for path, method in guarded:
             response = http.request(method, re.sub(r"\{.*?\}", "x", path), headers=headers)
             assert response.status_code == 401, (method, path)
             assert response.headers["www-authenticate"] == "Bearer"
             assert response.json()["code"] == "unauthorized"
-            assert api.key not in response.text
+            assert http_api.key not in response.text
 
 
-def test_the_scheme_is_written_in_any_case(api: Any, database: Any) -> None:
-    with httpx2.Client(base_url=api.url, trust_env=False, timeout=60) as http:
-        assert http.get("/v1/tasks", headers={"Authorization": f"bEARER {api.key}"}).status_code == 200
+def test_the_scheme_is_written_in_any_case(http_api: Any, database: Any) -> None:
+    with httpx2.Client(base_url=http_api.url, trust_env=False, timeout=60) as http:
+        assert http.get("/v1/tasks", headers={"Authorization": f"bEARER {http_api.key}"}).status_code == 200
 
 
 def test_every_operation_describes_its_problems(http: httpx2.Client) -> None:
@@ -75,7 +75,7 @@ def test_every_operation_describes_its_problems(http: httpx2.Client) -> None:
             assert "$ref" not in json.dumps(schema), (method, path)  # it would count from the document's root
 
 
-def test_a_refused_method_is_told_all_that_there_are(http: httpx2.Client) -> None:
+def test_refused_method_lists_allowed_methods(http: httpx2.Client) -> None:
     refused = http.request("OPTIONS", "/v1/schedules/x")
     assert (refused.status_code, refused.headers["allow"]) == (405, "DELETE, GET, PATCH, PUT")
     refused = http.request("PUT", "/v1/tasks/counts")
@@ -83,7 +83,7 @@ def test_a_refused_method_is_told_all_that_there_are(http: httpx2.Client) -> Non
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/redoc"])
-def test_pages_are_open_and_load_nothing_from_elsewhere(http: httpx2.Client, path: str) -> None:
+def test_pages_need_no_key_and_load_nothing_external(http: httpx2.Client, path: str) -> None:
     page = http.get(path, headers={"Authorization": ""})
     assert page.status_code == 200
     assert not re.findall(r"(?:https?:)?//[a-z]", page.text)
@@ -99,7 +99,7 @@ def test_pages_are_open_and_load_nothing_from_elsewhere(http: httpx2.Client, pat
     assert policy["connect-src"] == "'self'"
 
 
-def test_the_first_page_says_what_this_is_and_where_to_look(http: httpx2.Client) -> None:
+def test_first_page_names_product_and_links(http: httpx2.Client) -> None:
     page = http.get("/", headers={"Authorization": ""})
     assert "This is the API of Minions" in page.text
     for place in ("/docs", "/redoc", "/openapi.json"):
@@ -125,7 +125,7 @@ def test_every_operation_has_examples_that_its_schemas_permit(http: httpx2.Clien
                 validator(document, content["schema"]).validate(content["example"])
 
 
-def test_examples_are_requests_that_the_api_takes(http: httpx2.Client) -> None:
+def test_openapi_examples_are_accepted(http: httpx2.Client) -> None:
     """Nothing that they name exists here; nothing about their form is wrong."""
     for path, method, operation in reversed(operations(http)):
         values = {one["name"]: one["example"] for one in operation.get("parameters", ()) if one["in"] == "path"}
@@ -159,13 +159,13 @@ def test_readiness(http: httpx2.Client, servers: EmbeddedServers) -> None:
     assert (response.status_code, response.json()) == (200, ok)
 
 
-def test_an_unplanned_error_shows_nothing_of_the_inside(http: httpx2.Client, api: Any) -> None:
+def test_unexpected_error_shows_no_internals(http: httpx2.Client, http_api: Any) -> None:
     secret = "the password is hunter2"
 
     def fail() -> None:
         raise RuntimeError(secret)
 
-    api.app.add_api_route("/fail", fail, include_in_schema=False)
+    http_api.app.add_api_route("/fail", fail, include_in_schema=False)
     response = http.get("/fail")
     assert response.status_code == 500
     assert response.json()["code"] == "internal_error"
@@ -182,7 +182,7 @@ def test_an_unplanned_error_shows_nothing_of_the_inside(http: httpx2.Client, api
         ("PUT", "/v1/limits/key/x", {"max_running": "5"}, "max_running"),
     ],
 )
-def test_nothing_is_converted(http: httpx2.Client, method: str, path: str, body: Any, member: str) -> None:
+def test_values_are_not_converted(http: httpx2.Client, method: str, path: str, body: Any, member: str) -> None:
     refused = http.request(method, path, json=body)
     assert refused.status_code == 422
     assert member in refused.json()["detail"]

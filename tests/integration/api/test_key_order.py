@@ -1,4 +1,4 @@
-"""The order of keys over HTTP: what was submitted in an order is shown in it."""
+"""The order of keys over HTTP: it is shown as submitted."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ JSON = {"Content-Type": "application/json"}
 MEGABYTE = 1 << 20
 
 
-def exchange(api: Api, *chunks: bytes, hang_up: bool = False) -> bytes:
+def exchange(http_api: Api, *chunks: bytes, hang_up: bool = False) -> bytes:
     """Sends bytes, and returns what comes back until the server closes or is silent."""
-    with socket.create_connection(("127.0.0.1", api.port), timeout=5) as connection:
+    with socket.create_connection(("127.0.0.1", http_api.port), timeout=5) as connection:
         for chunk in chunks:
             connection.sendall(chunk)
         if hang_up:
@@ -38,8 +38,13 @@ def exchange(api: Api, *chunks: bytes, hang_up: bool = False) -> bytes:
         return answer
 
 
-def head(api: Api, *headers: str, path: str = "/v1/tasks") -> bytes:
-    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {api.key}", "Content-Type: application/json"]
+def head(http_api: Api, *headers: str, path: str = "/v1/tasks") -> bytes:
+    lines = [
+        f"POST {path} HTTP/1.1",
+        "Host: x",
+        f"Authorization: Bearer {http_api.key}",
+        "Content-Type: application/json",
+    ]
     return "\r\n".join([*lines, *headers, "", ""]).encode()
 
 
@@ -72,7 +77,7 @@ def test_escapes_do_not_count(http: httpx2.Client) -> None:
     assert http.post("/v1/tasks", content=body, headers=JSON).status_code == 201
 
 
-def test_a_body_of_unknown_length_is_counted_not_kept(http: httpx2.Client) -> None:
+def test_body_of_unknown_length_is_counted_not_stored(http: httpx2.Client) -> None:
     def endless() -> Iterator[bytes]:
         yield b'{"agent": "Echo", "input": "'
         for _ in range(200):
@@ -88,45 +93,45 @@ def test_a_body_of_unknown_length_is_counted_not_kept(http: httpx2.Client) -> No
     assert peak < 40 * MEGABYTE
 
 
-def test_a_body_that_announces_too_much_is_refused_before_it_is_sent(api: Api, database: Engine) -> None:
+def test_body_announced_too_large_is_refused_early(http_api: Api, database: Engine) -> None:
     for length in ("20971520", "9" * 19):
-        answer = exchange(api, head(api, f"Content-Length: {length}"))
+        answer = exchange(http_api, head(http_api, f"Content-Length: {length}"))
         assert b" 413 " in answer.splitlines()[0], answer
         assert b"application/problem+json" in answer
 
 
-def test_a_body_shorter_than_announced_creates_nothing(api: Api, http: httpx2.Client, database: Engine) -> None:
-    exchange(api, head(api, "Content-Length: 1000"), b'{"agent": "Echo"}', hang_up=True)
+def test_body_shorter_than_announced_creates_no_task(http_api: Api, http: httpx2.Client, database: Engine) -> None:
+    exchange(http_api, head(http_api, "Content-Length: 1000"), b'{"agent": "Echo"}', hang_up=True)
     assert http.get("/healthz").status_code == 200
     assert count(database) == 0
 
 
-def test_a_body_longer_than_announced_is_cut(api: Api, database: Engine) -> None:
-    answer = exchange(api, head(api, "Content-Length: 5"), b'{"agent": "Echo"}')
+def test_a_body_longer_than_announced_is_cut(http_api: Api, database: Engine) -> None:
+    answer = exchange(http_api, head(http_api, "Content-Length: 5"), b'{"agent": "Echo"}')
     assert b" 422 " in answer.splitlines()[0], answer
     assert count(database) == 0
 
 
 @pytest.mark.parametrize("length", ["-1", "abc", "1, 2", "1e3"])
-def test_a_length_that_is_no_number_is_refused(api: Api, database: Engine, length: str) -> None:
-    answer = exchange(api, head(api, f"Content-Length: {length}"), b"{}")
+def test_a_length_that_is_no_number_is_refused(http_api: Api, database: Engine, length: str) -> None:
+    answer = exchange(http_api, head(http_api, f"Content-Length: {length}"), b"{}")
     assert b" 400 " in answer.splitlines()[0], answer
     assert count(database) == 0
 
 
-def test_what_is_not_http_is_refused(api: Api, http: httpx2.Client) -> None:
+def test_non_http_bytes_are_refused(http_api: Api, http: httpx2.Client) -> None:
     for rubbish in (
         b"\x16\x03\x01\x02\x00",
         b"GET\r\n\r\n",
         b"POST /v1/tasks HTTP/9.9\r\n\r\n",
         b"\x00" * 100 + b"\r\n\r\n",
     ):
-        exchange(api, rubbish, hang_up=True)
+        exchange(http_api, rubbish, hang_up=True)
     assert http.get("/healthz").status_code == 200
 
 
-def test_endless_headers_are_refused(api: Api, http: httpx2.Client) -> None:
-    answer = exchange(api, head(api, f"X-Long: {'x' * 200_000}"))
+def test_endless_headers_are_refused(http_api: Api, http: httpx2.Client) -> None:
+    answer = exchange(http_api, head(http_api, f"X-Long: {'x' * 200_000}"))
     assert b" 400 " in answer[:20] or b" 431 " in answer[:20]
 
 

@@ -1,4 +1,4 @@
-"""What people do with tasks: ask why, pause, limit, signal, look at what failed, replay."""
+"""Operations on tasks: why, pause, limit, signal, dead letters, replay."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from orchestrator.cli import app as cli
 from orchestrator.explain import DISPATCHER
 from shared.settings import Settings
 from tests.conftest import Define
-from tests.integration.conftest import Minion, Tasks
+from tests.integration.conftest import InlineWorker, Tasks
 
 
 @pytest.fixture
 def dispatcher(settings: Settings) -> Iterator[None]:
-    """Somebody who looks like an orchestrator."""
+    """A connection that looks like an orchestrator's."""
     url = settings.require_database_url().replace("postgresql+psycopg://", "postgresql://")
     with psycopg.connect(url, application_name=DISPATCHER):
         yield
@@ -40,7 +40,9 @@ def test_why_a_task_is_not_dispatched(client: Client, tasks: Tasks, act: Any, da
 
 
 @pytest.mark.usefixtures("dispatcher")
-def test_why_a_task_is_pending(client: Client, tasks: Tasks, act: Any, here: Minion, database: Engine) -> None:
+def test_why_a_task_is_pending(
+    client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, database: Engine
+) -> None:
     task = tasks.submit(act(), {}, key="t")
     reason, said = why(client, task)
     assert reason == "in_line"
@@ -64,13 +66,13 @@ def test_why_a_task_is_pending(client: Client, tasks: Tasks, act: Any, here: Min
 
 
 @pytest.mark.usefixtures("dispatcher")
-def test_why_a_task_waits(client: Client, tasks: Tasks, act: Any, here: Minion) -> None:
+def test_why_a_task_waits(client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     failing = tasks.submit(act("Slow", config={"retry_backoff": 900, "retry_backoff_max": 900}), {"do": "fail"})
     waiting = tasks.submit(act(), {"do": "answer", "answer": {"$wait": {"signal": "paid", "seconds": 3600}}})
     queued = tasks.submit(act(), {})
     later = tasks.submit(act(), {}, run_at="2100-01-01T00:00:00Z")
     assert why(client, later)[0] == "scheduled"
-    here._round()
+    inline_worker._round()
     reason, said = why(client, failing)
     assert reason == "backoff"
     assert "Attempt 1 of 3 failed (The tool 'act' raised RuntimeError: attempt 1 fails)" in said
@@ -86,45 +88,45 @@ def test_why_a_task_waits(client: Client, tasks: Tasks, act: Any, here: Minion) 
 
 @pytest.mark.usefixtures("dispatcher")
 def test_why_a_task_is_queued_or_running(
-    client: Client, tasks: Tasks, act: Any, here: Minion, database: Engine
+    client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, database: Engine
 ) -> None:
     task = tasks.submit(act(), {})
-    [message] = here.dispatch()
+    [message] = inline_worker.dispatch()
     assert why(client, task)[0] == "on_its_way"
     with database.begin() as connection:
         connection.execute(text("UPDATE workers SET busy = 1"))
     assert why(client, task)[0] == "all_slots_busy"
     with database.begin() as connection:
         connection.execute(text("UPDATE workers SET last_seen = now()"))
-        connection.scalar(text("SELECT minion_claim(:t, 0, :w, false)"), {"t": task, "w": here.id})
+        connection.scalar(text("SELECT minion_claim(:t, 0, :w, false)"), {"t": task, "w": inline_worker.id})
     assert "It has been running on here for" in why(client, task)[1]
     client.cancel(task)
     assert why(client, task)[0] == "stopping"
     assert message.task_id == task
 
 
-def test_a_pause_reaches_what_is_queued(client: Client, tasks: Tasks, act: Any, here: Minion) -> None:
+def test_pause_reaches_queued_tasks(client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     task = tasks.submit(act(), {}, key="tenant")
-    [message] = here.dispatch()
+    [message] = inline_worker.dispatch()
     client.pause("key", "tenant")
     client.pause("key", "tenant", "why not")
     from workers import minion
 
-    assert minion.run(message.task_id, message.claim, here.id) == "skipped"
+    assert minion.run(message.task_id, message.claim, inline_worker.id) == "skipped"
     assert tasks.get(task)["state"] == "pending"
-    assert here.dispatch() == []
+    assert inline_worker.dispatch() == []
     assert [(p["scope"], p["name"], p["reason"]) for p in client.pauses()] == [("key", "tenant", "why not")]
     client.resume("key", "tenant")
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task)["state"] == "succeeded"
     with pytest.raises(errors.NotFound, match="is not paused"):
         client.resume("key", "tenant")
 
 
-def test_a_rate_spreads_starts(client: Client, tasks: Tasks, act: Any, here: Minion) -> None:
+def test_a_rate_spreads_starts(client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     client.set_limit("agent", "Act", rate="20/s")
     ids = [tasks.submit(act(), {}) for _ in range(12)]
-    here.run_all()
+    inline_worker.run_all()
     started = sorted(tasks.executions(task)[0]["started_at"] for task in ids)
     assert (started[-1] - started[0]).total_seconds() > 0.4
     assert all(tasks.get(task)["attempts"] == 0 and tasks.get(task)["claim"] == 1 for task in ids)
@@ -148,12 +150,12 @@ def test_limits_are_listed_and_removed(client: Client) -> None:
         client.pause("planet", "earth")
 
 
-def test_limits_of_models(client: Client, act: Any, tasks: Tasks, here: Minion) -> None:
+def test_limits_of_models(client: Client, act: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
     limit = client.set_limit("model", "*", rate="50/m", input_tokens="40000/m")
     assert (limit["rate"], limit["input_tokens"], limit["input_tokens_seconds"]) == (50, 40_000, 60.0)
     assert limit["output_tokens"] is None
     task = tasks.submit(act(), {})
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task)["claim"] == 1, "it does not act where tasks start"
     for scope, fields in (
         ("model", {}),
@@ -168,8 +170,8 @@ def test_limits_of_models(client: Client, act: Any, tasks: Tasks, here: Minion) 
         client.pause("model", "x")
 
 
-def test_the_command_tells_who_was_chosen(
-    client: Client, act: Any, define: Define, here: Minion, monkeypatch: pytest.MonkeyPatch
+def test_command_reports_chosen_agent(
+    client: Client, act: Any, define: Define, inline_worker: InlineWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.commands.tasks.connect", lambda *_: nullcontext(client))
     act("Trains", description="Knows everything about trains and railways")
@@ -177,14 +179,14 @@ def test_the_command_tells_who_was_chosen(
     define({"kind": "agent", "name": "Any", "type": "function", "relations": [{"agent": "Trains"}], "config": config})
     chain = client.submit("Any", "railways").id
     free = client.submit(messages=["Tell me about railways"]).id
-    here.run_all()
+    inline_worker.run_all()
     shown = {task: CliRunner().invoke(cli, ["show", task], env={"COLUMNS": "300"}).output for task in (chain, free)}
     assert "Step 1 chose Trains, by text: Trains 0." in shown[chain]
     assert '"by": "text"' in shown[free]
     assert '"scores": {"Trains": 0.' in shown[free]
 
 
-def test_the_commands_say_when_a_rule_is_for_nobody(client: Client, act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_warn_when_a_rule_matches_no_agent(client: Client, act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.commands.rules.connect", lambda *_: nullcontext(client))
     act()
 
@@ -206,13 +208,13 @@ def test_the_command_records_why_a_task_is_cancelled(
     assert "ordered twice" in str(tasks.get(task)["error"])
 
 
-def test_dead_letters_and_replay_by_what_went_wrong(
-    client: Client, tasks: Tasks, act: Any, here: Minion, tmp_path: Path
+def test_dead_letters_and_replay_by_error(
+    client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, tmp_path: Path
 ) -> None:
     once = {"max_attempts": 1}
     failed = [tasks.submit(act(config=once), {"do": "fail"}) for _ in range(3)]
     refused = tasks.submit(act(config=once), {"do": "refuse"})
-    here.run_all()
+    inline_worker.run_all()
     groups = {group["tasks"]: group for group in client.dead_letters()}
     assert (groups[3]["exhausted"], groups[1]["exhausted"]) == (3, 0)
     assert groups[3]["agents"] == ["Act"]
@@ -232,12 +234,12 @@ def test_dead_letters_and_replay_by_what_went_wrong(
     assert len(list(client.replay_many(again=True, dry_run=True, **chosen))) == 3
 
 
-def test_a_replay_goes_on_after_what_is_refused(
-    client: Client, tasks: Tasks, act: Any, here: Minion, database: Engine
+def test_replay_continues_after_a_refusal(
+    client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, database: Engine
 ) -> None:
     one, other = tasks.submit(act("One", config={"max_attempts": 1}), {"do": "fail"}), None
     other = tasks.submit(act("Other", config={"max_attempts": 1}), {"do": "fail"})
-    here.run_all()
+    inline_worker.run_all()
     with database.begin() as connection:
         connection.execute(text("UPDATE agents SET status = 'disabled' WHERE name = 'One'"))
     done = {each["task_id"]: each for each in client.replay_many()}
@@ -245,51 +247,51 @@ def test_a_replay_goes_on_after_what_is_refused(
     assert done[str(other)]["replayed_as"]
 
 
-def test_only_what_has_ended_can_be_replayed(client: Client) -> None:
+def test_only_ended_tasks_can_be_replayed(client: Client) -> None:
     with pytest.raises(errors.InvalidInput, match="not running ones"):
         list(client.replay_many(states=["running"]))
     with pytest.raises(errors.NotFound, match="no function version"):
         list(client.replay_many(function="nobody@1"))
 
 
-def test_replay_by_function_version(client: Client, tasks: Tasks, define: Any, here: Minion) -> None:
+def test_replay_by_function_version(client: Client, tasks: Tasks, define: Any, inline_worker: InlineWorker) -> None:
     agent = {"kind": "agent", "name": "F", "type": "function", "function": "f", "config": {"capabilities": ["work"]}}
     define({"kind": "function", "name": "f", "code": "def f(): return 1 / 0"}, agent)
     first = tasks.submit("F")
-    here.run_all()
+    inline_worker.run_all()
     define({"kind": "function", "name": "f", "code": "def f(): return 1"}, agent)
     second = tasks.submit("F")
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(second)["state"] == "succeeded"
     [done] = client.replay_many(function="f@1")
     assert done["task_id"] == str(first)
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(done["replayed_as"])["output"] == 1
 
 
-def test_unique_keys_over_http(client: Client, tasks: Tasks, act: Any, here: Minion) -> None:
+def test_unique_keys_over_http(client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     first = client.submit(act(), {}, unique_key="report", unique_while="running")
     assert client.submit(act(), {"other": 1}, unique_key="report").id == first.id
-    here.run_all()
+    inline_worker.run_all()
     assert client.submit(act(), {}, unique_key="report").id != first.id
     with pytest.raises(errors.InvalidInput):
         client.submit(act(), {}, unique_key="report", unique_while="sometimes")
 
 
 @pytest.mark.usefixtures("dispatcher")
-def test_why_a_task_waits_for_its_turn(client: Client, tasks: Tasks, act: Any, here: Minion) -> None:
+def test_why_a_task_waits_for_its_turn(client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
     first = tasks.submit(act(), {}, conversation_id="c")
     second = tasks.submit(act(), {}, conversation_id="c")
     reason, said = why(client, second)
     assert reason == "turn"
     assert f"task {first} of Act (pending) comes before it" in said
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(first)["finished_at"] < tasks.executions(second)[0]["started_at"]
 
 
 @pytest.mark.usefixtures("dispatcher")
-def test_why_a_task_waits_for_one_that_came_due_later(
-    client: Client, tasks: Tasks, act: Any, here: Minion, database: Engine
+def test_why_of_task_behind_one_that_came_due_later(
+    client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, database: Engine
 ) -> None:
     first = tasks.submit(act(), {}, conversation_id="c", run_at="2100-01-01T00:00:00Z")
     second = tasks.submit(act(), {}, conversation_id="c")
@@ -297,7 +299,7 @@ def test_why_a_task_waits_for_one_that_came_due_later(
     assert why(client, second)[0] == "paused"
     with database.begin() as connection:
         connection.execute(text("UPDATE task_status SET due_at = now() WHERE task_id = :t"), {"t": first})
-    assert here.dispatch() == []
+    assert inline_worker.dispatch() == []
     reason, said = why(client, second)
     assert reason == "turn"
     assert f"task {first} of Act (pending) comes before it" in said

@@ -106,13 +106,13 @@ def test_a_tree_reads_the_tree(large: Engine) -> None:
     assert counting < 100
 
 
-def test_asking_who_has_ended_reads_those(large: Engine) -> None:
+def test_query_of_ended_tasks_reads_only_those(large: Engine) -> None:
     with large.connect() as connection:
         some = list(connection.scalars(text("SELECT id FROM tasks ORDER BY id LIMIT 50")))
         assert rows_read(connection, lambda: queries.ended(connection, some)) < 1000
 
 
-def test_asking_for_used_keys_reads_those(database: Engine) -> None:
+def test_query_of_used_keys_reads_only_those(database: Engine) -> None:
     with database.begin() as connection:
         connection.execute(text("SET LOCAL session_replication_role = replica"))
         connection.execute(
@@ -151,7 +151,7 @@ def owed(database: Engine) -> Engine:
     return database
 
 
-def test_taking_reads_only_what_is_due(owed: Engine) -> None:
+def test_claiming_deliveries_reads_only_due_ones(owed: Engine) -> None:
     values = {"busy": [], "counts": [], "per_webhook": 4, "most": 16, "lease": timedelta(seconds=60)}
     with owed.begin() as connection:
         read = rows_read(connection, lambda: connection.execute(TAKE, {**values, "most": 0}))

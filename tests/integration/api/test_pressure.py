@@ -1,4 +1,4 @@
-"""Too much of something: refused or delayed with a clear error, and nothing lost."""
+"""Overload: requests are refused or delayed with a clear error, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("agents")
 
 @contextmanager
 def all_connections_taken(settings: Settings) -> Iterator[None]:
-    """Nobody else can connect."""
+    """Take all free connections."""
     url = settings.require_database_url().replace("postgresql+psycopg://", "postgresql://")
     with ExitStack() as stack:
         while True:
@@ -30,9 +30,9 @@ def all_connections_taken(settings: Settings) -> Iterator[None]:
 
 
 def test_too_many_connections_are_a_503_and_a_retry_helps(
-    http: httpx2.Client, client: Client, database: Engine, settings: Settings, api: object
+    http: httpx2.Client, client: Client, database: Engine, settings: Settings, http_api: object
 ) -> None:
-    api.app.state.engine.dispose()  # type: ignore[attr-defined]
+    http_api.app.state.engine.dispose()  # type: ignore[attr-defined]
     with all_connections_taken(settings):
         refused = http.post("/v1/tasks", json={"agent": "Echo", "input": {}})
         assert refused.status_code == 503

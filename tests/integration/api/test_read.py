@@ -68,7 +68,7 @@ def ids(items: list[dict[str, Any]]) -> list[str]:
     return [str(item["id"]) for item in items]
 
 
-def test_pages_are_newest_first_and_miss_nothing(http: httpx2.Client, submit: Submit) -> None:
+def test_pages_are_newest_first_and_complete(http: httpx2.Client, submit: Submit) -> None:
     expected = [submit() for _ in range(7)][::-1]
     pages = read_pages(http, "/v1/tasks", limit=3)
     assert [len(page) for page in pages] == [3, 3, 1]
@@ -84,7 +84,7 @@ def test_pages_stay_right_while_tasks_arrive(http: httpx2.Client, submit: Submit
     assert ids(first["items"] + second["items"]) == expected
 
 
-def test_lists_leave_out_what_may_be_large(http: httpx2.Client, submit: Submit) -> None:
+def test_lists_omit_large_fields(http: httpx2.Client, submit: Submit) -> None:
     submit(input="x" * 1000)
     assert not {"input", "output", "messages"} & set(http.get("/v1/tasks").json()["items"][0])
 
@@ -321,7 +321,7 @@ def test_functions(http: httpx2.Client, define: Any) -> None:
         ("/nothing", 404),
     ],
 )
-def test_what_is_not_there(http: httpx2.Client, path: str, status: int) -> None:
+def test_unknown_resource_is_404(http: httpx2.Client, path: str, status: int) -> None:
     response = http.get(path)
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"

@@ -1,4 +1,4 @@
-"""Replaying from a step and comparing tasks: over HTTP, with the Python client, on the command line."""
+"""Replay from a step and comparison of tasks: over HTTP, with the Python client, on the command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minions import Client, errors
 from orchestrator.cli import app
 from tests.conftest import Define
 from tests.integration.api.conftest import Api
-from tests.integration.conftest import ACT, Minion, Tasks
+from tests.integration.conftest import ACT, InlineWorker, Tasks
 
 CHAIN = {
     "kind": "agent",
@@ -27,21 +27,23 @@ CHAIN = {
 
 
 @pytest.fixture
-def first(define: Define, tasks: Tasks, here: Minion) -> str:
+def first(define: Define, tasks: Tasks, inline_worker: InlineWorker) -> str:
     """A chain of two sub-tasks that has ended: the first one's output is the input of the second."""
     helper = {"kind": "agent", "type": "function", "tool": "act", "config": {"capabilities": ["other"]}}
     define(ACT, {**helper, "name": "First"}, {**helper, "name": "Second"}, CHAIN)
     task = tasks.submit("Chain", {"answer": {"answer": "deep"}})
-    here.run_all()
+    inline_worker.run_all()
     assert tasks.get(task)["output"] == "deep"
     return str(task)
 
 
 @pytest.fixture
-def minion(api: Api, monkeypatch: pytest.MonkeyPatch) -> Any:
+def run_cli(http_api: Api, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Runs the command line: `minion("diff", …)`."""
     for module in ("replays", "diff", "tasks"):
-        monkeypatch.setattr(f"orchestrator.commands.{module}.connect", lambda *_: Client(api.url, api.key, retries=1))
+        monkeypatch.setattr(
+            f"orchestrator.commands.{module}.connect", lambda *_: Client(http_api.url, http_api.key, retries=1)
+        )
 
     def run(*words: str, input: str | None = None) -> Result:
         return CliRunner().invoke(app, words, input=input)
@@ -49,10 +51,10 @@ def minion(api: Api, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-def test_over_the_client(client: Client, here: Minion, first: str) -> None:
+def test_over_the_client(client: Client, inline_worker: InlineWorker, first: str) -> None:
     same = client.replay(first, from_step=2)
     other = client.replay(first, from_step=1, edited_output={"answer": None})
-    here.run_all()
+    inline_worker.run_all()
     assert client.get(same.id).output == "deep"
     assert client.get(other.id).output is None
     assert [step["copied_from"] for step in client.steps(same.id)] == [first, None]
@@ -70,7 +72,7 @@ def test_over_the_client(client: Client, here: Minion, first: str) -> None:
         client.diff(first, uuid4())
 
 
-def test_what_http_refuses(http: httpx2.Client, first: str) -> None:
+def test_http_refuses_invalid_replays(http: httpx2.Client, first: str) -> None:
     for body, says in (
         ({"edited_output": None}, "edited_output needs from_step"),
         ({"from_step": 1, "pinned": False}, "fits only the versions that wrote it"),
@@ -89,27 +91,27 @@ def test_json_null_is_an_edit(http: httpx2.Client, first: str) -> None:
     assert (steps[1]["output"]["output"], steps[1]["usage"]["edited"]["by"][:4]) == (None, "api:")
 
 
-def test_on_the_command_line(minion: Any, here: Minion, first: str, tmp_path: Path) -> None:
+def test_on_the_command_line(run_cli: Any, inline_worker: InlineWorker, first: str, tmp_path: Path) -> None:
     file = tmp_path / "output.json"
     file.write_text('{"answer": "edited"}')
-    done = minion("replay", first, "--from-step", "1", "--edit-output", str(file), "--json")
+    done = run_cli("replay", first, "--from-step", "1", "--edit-output", str(file), "--json")
     [made] = json.loads(done.stdout)["replayed"]
-    here.run_all()
-    assert "continues from step 2" in minion("why", made["replayed_as"]).stdout
-    shown = minion("show", made["replayed_as"])
+    inline_worker.run_all()
+    assert "continues from step 2" in run_cli("why", made["replayed_as"]).stdout
+    shown = run_cli("show", made["replayed_as"])
     assert f"finished (copied from {first}, edited)" in shown.stdout.replace("\n", " ")
-    different = minion("diff", first, made["replayed_as"])
+    different = run_cli("diff", first, made["replayed_as"])
     assert different.exit_code == 1
     assert '-"deep"' in different.stdout
     assert '+"edited"' in different.stdout
     assert "2 (1 copied)" in different.stdout
-    again = minion("replay", first, "--from-step", "2", "--json")
-    here.run_all()
-    same = minion("diff", first, json.loads(again.stdout)["replayed"][0]["replayed_as"], "--json")
+    again = run_cli("replay", first, "--from-step", "2", "--json")
+    inline_worker.run_all()
+    same = run_cli("diff", first, json.loads(again.stdout)["replayed"][0]["replayed_as"], "--json")
     assert (same.exit_code, json.loads(same.stdout)["equal"]) == (0, True)
 
 
-def test_what_the_command_line_refuses(minion: Any, first: str) -> None:
+def test_command_line_refuses_invalid_replays(run_cli: Any, first: str) -> None:
     for words, says in (
         (["--edit-output", "x.json"], "--edit-output needs --from-step"),
         (["--from-step", "1", "--dry-run"], "--from-step is for one task"),
@@ -118,6 +120,6 @@ def test_what_the_command_line_refuses(minion: Any, first: str) -> None:
         (["--from-step", "1", "--edit-output", "-"], "is not valid JSON"),
         (["--from-step", "1", "--latest"], "must be pinned"),
     ):
-        done = minion("replay", first, *words, input="{")
+        done = run_cli("replay", first, *words, input="{")
         assert done.exit_code != 0
         assert says in " ".join((done.stderr + str(done.exception)).replace("│", "").split())

@@ -70,7 +70,7 @@ def test_fields_are_changed_one_by_one(http: Any, database: Engine) -> None:
     assert http.patch("/v1/schedules/nobody", json={}).status_code == 404
 
 
-def test_one_can_be_stopped_whose_agent_is_disabled(http: Any, database: Engine) -> None:
+def test_schedule_of_disabled_agent_can_be_stopped(http: Any, database: Engine) -> None:
     http.put("/v1/schedules/daily", json=DAILY)
     with database.begin() as connection:
         connection.execute(text("UPDATE agents SET status = 'disabled'"))
@@ -101,7 +101,7 @@ def test_one_can_be_stopped_whose_agent_is_disabled(http: Any, database: Engine)
         ({"name": "another"}, 422, "differ"),
     ],
 )
-def test_what_can_never_work_is_refused_when_it_is_stored(
+def test_impossible_schedule_is_refused_when_stored(
     http: Any, database: Engine, fields: dict[str, Any], status: int, said: str
 ) -> None:
     definition = {name: value for name, value in {**DAILY, **fields}.items() if value is not None}
@@ -154,9 +154,11 @@ def test_the_client_has_them_too(client: Client) -> None:
 
 
 def test_the_command_line_has_them_too(
-    api: Any, client: Client, database: Engine, monkeypatch: pytest.MonkeyPatch
+    http_api: Any, client: Client, database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.commands.schedules.connect", lambda *_: Client(api.url, api.key, retries=1))
+    monkeypatch.setattr(
+        "orchestrator.commands.schedules.connect", lambda *_: Client(http_api.url, http_api.key, retries=1)
+    )
 
     def run(*words: str, status: int = 0) -> str:
         result = CliRunner().invoke(app, ["schedules", *words])

@@ -16,7 +16,7 @@ from orchestrator.api.app import create_app
 from orchestrator.api.server import listen
 from shared.errors import NotConfigured
 from shared.settings import Settings
-from tests.processes import wait_until
+from tests.support.processes import wait_until
 
 from .conftest import Api, serving
 
@@ -41,12 +41,12 @@ def impatient(settings: Settings, database: object) -> Iterator[Api]:
         yield api
 
 
-def connect(api: Api) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", api.port), timeout=30)
+def connect(http_api: Api) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", http_api.port), timeout=30)
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """What the server sends until it closes."""
+    """Return the bytes that the server sends until it closes."""
     said = b""
     while part := connection.recv(65536):
         said += part
@@ -61,8 +61,8 @@ def dribble_until_refused(connection: socket.socket) -> None:
             time.sleep(0.02)
 
 
-def bulk_head(api: Api, size: int) -> bytes:
-    return MANY % (size, f"Authorization: Bearer {api.key}\r\n".encode())
+def bulk_head(http_api: Api, size: int) -> bytes:
+    return MANY % (size, f"Authorization: Bearer {http_api.key}\r\n".encode())
 
 
 def test_accepted_sockets_send_without_delay(settings: Settings) -> None:
@@ -101,7 +101,7 @@ def test_a_connection_without_a_request_is_closed(impatient: Api) -> None:
         assert read_all(connection) == b""
 
 
-def test_a_request_that_comes_byte_by_byte_is_ended(impatient: Api) -> None:
+def test_request_sent_byte_by_byte_is_ended(impatient: Api) -> None:
     with connect(impatient) as connection:
         connection.sendall(GET + b"X-Long: ")
         dribble_until_refused(connection)
@@ -120,7 +120,7 @@ def test_a_body_that_stays_incomplete_ends_with_408(impatient: Api) -> None:
         assert read_all(connection).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_body_that_nobody_reads_does_not_keep_its_connection(impatient: Api) -> None:
+def test_unread_body_closes_its_connection(impatient: Api) -> None:
     """The refusal is sent at once; what follows of the body cannot hold the connection."""
     with connect(impatient) as connection:
         connection.sendall(MANY % (10**6, b""))
@@ -175,7 +175,7 @@ def test_a_body_that_would_never_fit_is_too_large(settings: Settings, database: 
         assert "MINION_API_MEMORY_BYTES" in refused.json()["detail"]
 
 
-def test_memory_is_given_back_however_a_request_ends(settings: Settings, database: object) -> None:
+def test_memory_is_released_however_a_request_ends(settings: Settings, database: object) -> None:
     body = b" " * 300_000
     with started(settings, api_memory_bytes=3 << 20, api_request_seconds=SOON) as api:
         with api.http() as http:
@@ -202,7 +202,7 @@ def test_a_short_key_is_refused_at_the_start(settings: Settings, monkeypatch: py
     create_app(Settings())
 
 
-def test_the_client_takes_a_kept_alive_connection_again(impatient: Api) -> None:
+def test_client_reuses_kept_alive_connection(impatient: Api) -> None:
     with httpx2.Client(base_url=impatient.url, trust_env=False) as http:
         for _ in range(3):
             assert http.get("/healthz").status_code == 200

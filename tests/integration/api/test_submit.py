@@ -1,4 +1,4 @@
-"""Submitting over HTTP: what is accepted, once, and what is refused, with which words."""
+"""Submitting over HTTP: accepted requests, idempotency, and the texts of refusals."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_task_can_name_a_capability_or_send_messages(http: httpx2.Client) -> N
     assert by_message["messages"] == [{"role": "user", "content": "Hello"}]
 
 
-def test_the_same_key_and_payload_give_the_same_task(http: httpx2.Client, database: Engine) -> None:
+def test_same_key_and_payload_return_the_same_task(http: httpx2.Client, database: Engine) -> None:
     request = {"agent": "Echo", "input": {"n": 1}, "idempotency_key": "k"}
     first = http.post("/v1/tasks", json=request)
     again = http.post("/v1/tasks", json=request)
@@ -74,7 +74,7 @@ def test_another_payload_under_the_same_key_is_refused(http: httpx2.Client, data
     assert count(database) == 1
 
 
-def test_the_same_key_gives_the_task_though_its_agent_was_disabled(http: httpx2.Client, database: Engine) -> None:
+def test_same_key_returns_the_task_of_a_disabled_agent(http: httpx2.Client, database: Engine) -> None:
     asked = {"agent": "Echo", "input": 1, "idempotency_key": "k"}
     task = http.post("/v1/tasks", json=asked).json()["id"]
     with database.begin() as connection:
@@ -171,7 +171,9 @@ def test_all_violations_are_named_with_their_paths(http: httpx2.Client, database
     ],
     ids=range(23),
 )
-def test_what_is_not_strict_json_is_refused(http: httpx2.Client, database: Engine, body: bytes, says: str) -> None:
+def test_input_that_is_not_strict_json_is_refused(
+    http: httpx2.Client, database: Engine, body: bytes, says: str
+) -> None:
     problem = refused(http.post("/v1/tasks", content=body, headers=JSON), 422, "invalid_input")
     assert says in problem["detail"]
     assert len(problem["detail"]) < 1000
@@ -206,7 +208,7 @@ def test_input_is_null_only_if_it_was_sent_as_null(http: httpx2.Client) -> None:
 @pytest.mark.parametrize(
     "value", [0, -1.5, 1e22, 2**63, "😀\u2028\x7f", [], [[None, True]], {"": {"a.b": 1}}, "x" * 1_000_000]
 )
-def test_any_json_comes_back_as_it_was(http: httpx2.Client, value: Any) -> None:
+def test_any_json_is_returned_unchanged(http: httpx2.Client, value: Any) -> None:
     task = http.post("/v1/tasks", json={"agent": "Echo", "input": value}).json()
     assert http.get(f"/v1/tasks/{task['id']}").json()["input"] == value
 
@@ -263,7 +265,7 @@ def test_a_capability_of_several_agents_needs_a_name(http: httpx2.Client, define
     assert "Echo, Other" in problem["detail"]
 
 
-def test_a_disabled_agent_accepts_nothing(http: httpx2.Client, database: Engine) -> None:
+def test_disabled_agent_accepts_no_task(http: httpx2.Client, database: Engine) -> None:
     with database.begin() as connection:
         connection.execute(text("UPDATE agents SET status = 'disabled' WHERE name = 'Echo'"))
     refused(http.post("/v1/tasks", json={"agent": "Echo"}), 409, "conflict")

@@ -1,4 +1,4 @@
-"""A task is named by its id, or by as many of its first characters as no other task has."""
+"""A task is named by its id, or by a prefix that no other task has."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_an_unambiguous_start_names_a_task(client: Client, written: str, task: U
 
 
 @pytest.mark.usefixtures("known")
-def test_every_operation_takes_a_start(http: httpx2.Client, client: Client) -> None:
+def test_every_operation_accepts_a_prefix(http: httpx2.Client, client: Client) -> None:
     start = "01b20424"
     for part in ("", "?wait=0.01", "/steps", "/executions", "/tree", "/why"):
         assert http.get(f"/v1/tasks/{start}{part}").status_code == 200, part
@@ -109,13 +109,13 @@ def test_not_all_candidates_are_listed(client: Client, database: Engine) -> None
         ("01c20424", errors.NotFound),
     ],
 )
-def test_what_names_no_task_is_refused(client: Client, written: str, refused: Any) -> None:
+def test_prefix_of_no_task_is_refused(client: Client, written: str, refused: Any) -> None:
     with pytest.raises(refused, match=r"is not the id of a task: it must be a whole id|no task whose id begins with"):
         client.get(written)
 
 
-def test_a_start_needs_the_key(api: Any, http: httpx2.Client) -> None:
-    with httpx2.Client(base_url=api.url, trust_env=False) as stranger:
+def test_a_start_needs_the_key(http_api: Any, http: httpx2.Client) -> None:
+    with httpx2.Client(base_url=http_api.url, trust_env=False) as stranger:
         assert stranger.get("/v1/tasks/01b20424").status_code == 401
 
 

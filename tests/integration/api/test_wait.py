@@ -1,4 +1,4 @@
-"""Waiting for a task's end: woken by a hint, right without one, cheap for many."""
+"""Waiting for a task's end: woken by a notification, correct without one, cheap for many callers."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def test_the_time_is_up(http: httpx2.Client) -> None:
     assert 0.3 <= seconds < 15
 
 
-def test_a_hint_wakes_at_once(http: httpx2.Client, database: Engine) -> None:
-    timed_wait(http, submit(http), 1.2)  # the subscription stands now
+def test_notification_wakes_immediately(http: httpx2.Client, database: Engine) -> None:
+    timed_wait(http, submit(http), 1.2)  # the subscription exists now
 
     def woken_before_a_look() -> bool:
         task = submit(http)
@@ -87,7 +87,7 @@ def test_a_hint_wakes_at_once(http: httpx2.Client, database: Engine) -> None:
     assert any(woken_before_a_look() for _ in range(10))
 
 
-def test_without_a_hint_it_takes_a_second(http: httpx2.Client, database: Engine) -> None:
+def test_without_notification_the_end_is_found_by_polling(http: httpx2.Client, database: Engine) -> None:
     task = submit(http)
     with later(0.3, lambda: end(database, task, hint=False)):
         state, seconds = timed_wait(http, task, 30)
@@ -95,7 +95,7 @@ def test_without_a_hint_it_takes_a_second(http: httpx2.Client, database: Engine)
     assert seconds < 0.3 + POLL_SECONDS + 15
 
 
-def test_a_task_that_is_deleted_meanwhile_is_not_found(http: httpx2.Client, database: Engine) -> None:
+def test_task_deleted_while_waiting_is_not_found(http: httpx2.Client, database: Engine) -> None:
     task = submit(http)
 
     def delete() -> None:
@@ -111,7 +111,7 @@ def test_a_wrong_wait_is_refused(http: httpx2.Client, wait: str) -> None:
     assert http.get(f"/v1/tasks/{submit(http)}", params={"wait": wait}).status_code == 422
 
 
-def test_rubbish_among_the_hints_does_no_harm(http: httpx2.Client, database: Engine) -> None:
+def test_invalid_notifications_are_ignored(http: httpx2.Client, database: Engine) -> None:
     task = submit(http)
     timed_wait(http, task, 1.2)
     with make_redis() as broker:
@@ -121,21 +121,23 @@ def test_rubbish_among_the_hints_does_no_harm(http: httpx2.Client, database: Eng
         assert timed_wait(http, task, 30)[0] == "cancelled"
 
 
-def test_hundreds_wait_on_one_subscription_and_one_connection(api: Api, http: httpx2.Client, database: Engine) -> None:
+def test_hundreds_wait_on_one_subscription_and_one_connection(
+    http_api: Api, http: httpx2.Client, database: Engine
+) -> None:
     tasks = [
         task["id"] for task in http.post("/v1/tasks/bulk", json={"tasks": [{"agent": "Echo"}] * 300}).json()["tasks"]
     ]
 
     async def wait_for_all() -> list[str]:
         limits = httpx2.Limits(max_connections=None)
-        headers = {"Authorization": f"Bearer {api.key}"}
+        headers = {"Authorization": f"Bearer {http_api.key}"}
         async with httpx2.AsyncClient(
-            base_url=api.url, headers=headers, limits=limits, timeout=60, trust_env=False
+            base_url=http_api.url, headers=headers, limits=limits, timeout=60, trust_env=False
         ) as web:
             answers = [asyncio.create_task(web.get(f"/v1/tasks/{task}", params={"wait": 30})) for task in tasks]
             await asyncio.sleep(3)
             assert subscribers() == 1
-            # They wait without a connection of their own: another request is answered meanwhile.
+            # They wait without a connection each: another request is answered in the meantime.
             assert (await web.get("/v1/tasks", params={"limit": 1})).status_code == 200
             assert not any(answer.done() for answer in answers)
             await asyncio.to_thread(end, database, *tasks, hint=False)
@@ -144,7 +146,7 @@ def test_hundreds_wait_on_one_subscription_and_one_connection(api: Api, http: ht
     began = time.monotonic()
     assert asyncio.run(wait_for_all()) == ["cancelled"] * 300
     assert time.monotonic() - began < 28
-    assert not api.app.state.finish_watch._expected
+    assert not http_api.app.state.finish_watch._expected
 
 
 def subscribers() -> int:
@@ -199,11 +201,11 @@ def emptied(servers: EmbeddedServers) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("lost", [killed, frozen, emptied])
-def test_who_waits_is_answered_although_every_hint_is_lost(
+def test_caller_is_answered_when_notifications_are_lost(
     http: httpx2.Client, client: Client, database: Engine, servers: EmbeddedServers, lost: Any
 ) -> None:
     first, task, another = submit(http), submit(http), submit(http)
-    timed_wait(http, first, 1.2)  # the subscription stands now
+    timed_wait(http, first, 1.2)  # the subscription exists now
     with ThreadPoolExecutor() as threads:
         waiting = [threads.submit(timed_wait, http, task, 30), threads.submit(client.wait, another, 30)]
         time.sleep(0.3)
@@ -215,7 +217,9 @@ def test_who_waits_is_answered_although_every_hint_is_lost(
     assert states == {"cancelled"}
 
 
-def test_hints_work_again_after_redis_was_away(http: httpx2.Client, database: Engine, servers: EmbeddedServers) -> None:
+def test_notifications_work_again_after_redis_outage(
+    http: httpx2.Client, database: Engine, servers: EmbeddedServers
+) -> None:
     servers.valkey.kill()
     servers.valkey.start()
     task = submit(http)
@@ -223,7 +227,7 @@ def test_hints_work_again_after_redis_was_away(http: httpx2.Client, database: En
     assert subscribers() == 1
 
 
-def test_a_server_that_stops_does_not_wait_for_those_who_wait(settings: Any, database: Engine) -> None:
+def test_stopping_server_does_not_wait_for_waiting_callers(settings: Any, database: Engine) -> None:
     app = create_app(settings)
     answers: list[int] = []
     with serving(app) as port:

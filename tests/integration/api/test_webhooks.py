@@ -18,7 +18,7 @@ from orchestrator.api.app import create_app
 from orchestrator.cli import app as commands
 from shared.settings import Settings, get_settings
 from shared.tasks import lifecycle
-from tests.receiver import SECRET, receiving
+from tests.support.webhook_receiver import SECRET, receiving
 
 from .conftest import Api, serving
 
@@ -28,7 +28,7 @@ URL = "https://93.184.215.14/hook"
 
 
 @pytest.fixture
-def near(settings: Settings, database: Engine) -> Iterator[Client]:
+def local_client(settings: Settings, database: Engine) -> Iterator[Client]:
     """A client of an API whose operator allows endpoints on this machine."""
     allowing = settings.model_copy(update={"allow_private_addresses": ["127.0.0.1"]})
     with (
@@ -39,7 +39,7 @@ def near(settings: Settings, database: Engine) -> Iterator[Client]:
 
 
 def owe(database: Engine, client: Client, number: int = 1) -> list[str]:
-    """Ends so many tasks; the ids of the deliveries that are owed, the newest first."""
+    """End tasks; return the ids of the deliveries that are due, newest first."""
     tasks = [client.submit("Echo").id for _ in range(number)]
     for task in tasks:
         with database.begin() as connection:
@@ -113,7 +113,9 @@ def test_a_wrong_secret_is_not_repeated(http: httpx2.Client, secret: Any) -> Non
         ({"every": True}, "every"),
     ],
 )
-def test_what_is_refused(http: httpx2.Client, database: Engine, fields: dict[str, Any], words: str) -> None:
+def test_invalid_webhooks_are_refused(
+    http: httpx2.Client, database: Engine, fields: dict[str, Any], words: str
+) -> None:
     answer = http.post("/v1/webhooks", json={"name": "hook", "url": URL, **fields})
     assert answer.status_code == 422
     assert words in answer.json()["detail"]
@@ -134,7 +136,7 @@ def test_names_are_unique_in_a_namespace(client: Client) -> None:
     assert [w["namespace"] for w in client.webhooks()] == ["default"]
 
 
-def test_only_what_is_named_changes(client: Client, database: Engine) -> None:
+def test_only_given_fields_change(client: Client, database: Engine) -> None:
     before = client.add_webhook("hook", URL, states=["failed"], labels={"a": "b"})
     secret = before.pop("secret")
     assert client.change_webhook("hook", agents=["Echo"], states=[]) == {**before, "agents": ["Echo"], "states": []}
@@ -156,7 +158,7 @@ def test_a_new_secret_leaves_the_old_one_for_a_day(client: Client, database: Eng
     assert rotated["secret"] != old
 
 
-def test_what_is_not_there(client: Client, http: httpx2.Client) -> None:
+def test_unknown_webhook_is_404(client: Client, http: httpx2.Client) -> None:
     for call in (client.webhook, client.remove_webhook, client.rotate_webhook, client.test_webhook):
         with pytest.raises(errors.NotFound, match="no webhook named 'nothing'"):
             call("nothing")
@@ -211,9 +213,7 @@ def test_a_delivery_is_sent_again(client: Client, database: Engine) -> None:
         client.retry_delivery(owed)
 
 
-def test_a_delivery_may_be_named_by_the_first_characters_of_its_id(
-    client: Client, http: httpx2.Client, database: Engine
-) -> None:
+def test_delivery_is_found_by_prefix_of_its_id(client: Client, http: httpx2.Client, database: Engine) -> None:
     client.add_webhook("hook", URL)
     first, second = owe(database, client), owe(database, client)
     owed = [*first, *second]
@@ -229,7 +229,7 @@ def test_a_delivery_may_be_named_by_the_first_characters_of_its_id(
     assert wrong["faults"] == [{"path": "path.delivery_id", "message": message}]
 
 
-def test_removing_a_webhook_drops_what_it_is_owed(client: Client, database: Engine) -> None:
+def test_removing_webhook_drops_its_deliveries(client: Client, database: Engine) -> None:
     client.add_webhook("hook", URL)
     owe(database, client)
     client.remove_webhook("hook")
@@ -237,21 +237,21 @@ def test_removing_a_webhook_drops_what_it_is_owed(client: Client, database: Engi
         assert connection.scalar(text("SELECT count(*) FROM webhook_deliveries")) == 0
 
 
-def test_a_test_message_is_signed_and_sent_at_once(near: Client) -> None:
+def test_a_test_message_is_signed_and_sent_at_once(local_client: Client) -> None:
     with receiving(204, 500) as endpoint:
-        secret = near.add_webhook("hook", endpoint.url)["secret"]
-        answer = near.test_webhook("hook")
+        secret = local_client.add_webhook("hook", endpoint.url)["secret"]
+        answer = local_client.test_webhook("hook")
         assert (answer["delivered"], answer["status"], answer["error"]) == (True, 204, None)
         message = endpoint.received[0].verified(secret)
         assert (message["type"], message["data"]["webhook"]) == ("webhook.test", "hook")
-        refused = near.test_webhook("hook")
+        refused = local_client.test_webhook("hook")
         assert (refused["delivered"], refused["status"]) == (False, 500)
         assert "500 Internal Server Error" in refused["error"]
 
 
-def test_a_test_message_reaches_public_addresses_only(client: Client, near: Client) -> None:
+def test_a_test_message_reaches_public_addresses_only(client: Client, local_client: Client) -> None:
     with receiving() as endpoint:
-        near.add_webhook("hook", endpoint.url)
+        local_client.add_webhook("hook", endpoint.url)
         answer = client.test_webhook("hook")
         assert "not a public address" in answer["error"]
         assert endpoint.received == []
@@ -261,9 +261,9 @@ def test_a_test_message_reaches_public_addresses_only(client: Client, near: Clie
 
 
 @pytest.fixture
-def minion(api: Api, database: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def run_cli(http_api: Api, database: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Runs a command: `minion("webhooks", …)` is its result."""
-    monkeypatch.setenv("MINION_API_URL", api.url)
+    monkeypatch.setenv("MINION_API_URL", http_api.url)
     get_settings.cache_clear()
     runner = CliRunner()
     yield lambda *words: runner.invoke(commands, list(words), catch_exceptions=False)
@@ -271,29 +271,29 @@ def minion(api: Api, database: Engine, monkeypatch: pytest.MonkeyPatch) -> Itera
     get_settings.cache_clear()
 
 
-def test_commands(minion: Any, client: Client, database: Engine) -> None:
-    assert "No webhooks" in minion("webhooks").stderr
+def test_commands(run_cli: Any, client: Client, database: Engine) -> None:
+    assert "No webhooks" in run_cli("webhooks").stderr
     words = ["add", "hook", URL, "--state", "cancelled", "--agent", "Echo", "--all-tasks"]
-    added = minion("webhooks", *words)
+    added = run_cli("webhooks", *words)
     secret = added.stdout.strip()
     assert stored(database, "secret, states, agents, roots_only") == (secret, ["cancelled"], ["Echo"], False)
-    listed = minion("webhooks", "list")
+    listed = run_cli("webhooks", "list")
     assert "hook" in listed.stdout
     assert (
         secret
-        not in listed.stdout + minion("webhooks", "list", "--json").stdout + minion("webhooks", "show", "hook").stdout
+        not in listed.stdout + run_cli("webhooks", "list", "--json").stdout + run_cli("webhooks", "show", "hook").stdout
     )
     [owed] = owe(database, client)
-    assert owed in minion("webhooks", "deliveries", "hook").stdout
-    assert json.loads(minion("webhooks", "deliveries", "hook", "--status", "failed", "--json").stdout) == []
-    assert minion("webhooks", "retry", owed).stdout == f"{owed} pending\n"
-    assert minion("webhooks", "rotate", "hook").stdout.strip() == stored(database, "secret")[0] != secret
-    assert "disabled" in minion("webhooks", "disable", "hook").stdout
-    assert "NO" in minion("webhooks").stdout
-    assert "enabled" in minion("webhooks", "enable", "hook").stdout
+    assert owed in run_cli("webhooks", "deliveries", "hook").stdout
+    assert json.loads(run_cli("webhooks", "deliveries", "hook", "--status", "failed", "--json").stdout) == []
+    assert run_cli("webhooks", "retry", owed).stdout == f"{owed} pending\n"
+    assert run_cli("webhooks", "rotate", "hook").stdout.strip() == stored(database, "secret")[0] != secret
+    assert "disabled" in run_cli("webhooks", "disable", "hook").stdout
+    assert "NO" in run_cli("webhooks").stdout
+    assert "enabled" in run_cli("webhooks", "enable", "hook").stdout
     with database.begin() as connection:
         connection.execute(text("UPDATE webhooks SET url = 'http://127.0.0.1:9/'"))
-    tested = minion("webhooks", "test", "hook")
+    tested = run_cli("webhooks", "test", "hook")
     assert (tested.exit_code, "not a public address" in tested.stderr) == (1, True)
-    assert minion("webhooks", "remove", "hook").exit_code == 0
-    assert json.loads(minion("webhooks", "--json").stdout) == []
+    assert run_cli("webhooks", "remove", "hook").exit_code == 0
+    assert json.loads(run_cli("webhooks", "--json").stdout) == []

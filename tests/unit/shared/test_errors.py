@@ -11,7 +11,7 @@ import pytest
 from minions import errors as client
 from shared import errors
 from shared.errors import FunctionError, SubtaskFailed, ToolError, from_record
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 
 def test_unstorable_text_is_replaced() -> None:

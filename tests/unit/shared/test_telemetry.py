@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.processes import ROOT
-from tests.receiver import SECRET as WEBHOOK_SECRET
-from tests.receiver import receiving
+from tests.support.processes import ROOT
+from tests.support.webhook_receiver import SECRET as WEBHOOK_SECRET
+from tests.support.webhook_receiver import receiving
 
 SECRET = "Ms-Smith-s3cret"
 START = """

@@ -6,7 +6,7 @@ from orchestrator import demo
 from orchestrator.demo import tools
 from shared.contracts.documents import AgentDefinition, FunctionDefinition, ToolDefinition, parse_definition
 from shared.definitions.files import load
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 
 def test_every_document_is_a_valid_definition(definition_documents):

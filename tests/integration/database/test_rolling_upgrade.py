@@ -1,0 +1,203 @@
+"""A rolling upgrade: processes of the previous release continue on the new schema, beside those of the new one.
+
+The previous release is taken from the repository's history; a clone without it skips these tests.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.orm import Session
+
+from shared.contracts.documents import parse_definition
+from shared.database import schema
+from shared.definitions.store import DefinitionStore
+from shared.settings import Settings
+from tests.support.earlier_releases import run_python, unpack
+from tests.support.processes import (
+    ROOT,
+    Process,
+    killed_on_exit,
+    ready,
+    start_orchestrator,
+    start_worker,
+    wait_online,
+    wait_until,
+)
+
+CHILDREN = 3
+DEFINITIONS = [
+    {
+        "kind": "agent",
+        "name": "Echo",
+        "type": "function",
+        "tool": "echo",
+        "config": {"capabilities": ["work"]},
+    },
+    {
+        "kind": "agent",
+        "name": "Chain",
+        "type": "function",
+        "relations": [{"agent": "Echo"}] * CHILDREN,
+        "config": {"capabilities": ["work"], "chain_strategy": "parallel"},
+    },
+]
+SUBMIT = text("SELECT minion_submit(:agent, CAST(:input AS jsonb), key => :key)")
+DISTURBED = text(
+    """
+    SELECT t.id, t.agent_name, s.state, s.claim, o.error,
+           (SELECT array_agg(e.outcome ORDER BY e.claim) FROM executions e WHERE e.task_id = t.id) AS executions
+        FROM tasks t JOIN task_status s ON s.task_id = t.id LEFT JOIN task_outcomes o ON o.task_id = t.id
+        WHERE s.state <> 'succeeded' OR o.output IS NULL
+           OR (SELECT count(*) FROM executions e WHERE e.task_id = t.id AND e.outcome = 'succeeded') <> 1
+           OR EXISTS (SELECT 1 FROM executions e WHERE e.task_id = t.id AND e.outcome NOT IN ('succeeded', 'suspended'))
+    """
+)
+LIVE = text("SELECT count(*) FROM task_status WHERE state NOT IN ('succeeded', 'failed', 'cancelled', 'expired')")
+RAN = text("SELECT count(*) FROM executions e JOIN workers w ON w.id = e.worker_id WHERE w.pid = :pid")
+
+
+@pytest.fixture(scope="module")
+def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tree of the previous release."""
+    return unpack("0.2.0", tmp_path_factory.mktemp("previous"))
+
+
+@dataclass
+class Site:
+    """A database, and the processes of two releases on it."""
+
+    engine: Engine
+    previous: Path
+    logs: Path
+    ended: ExitStack
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {"DATABASE_URL": self.engine.url.render_as_string(hide_password=False), "PYTHONPATH": ""}
+
+    def old_command(self, *arguments: str) -> str:
+        """Runs the previous release's `minion` command."""
+        return run_python(self.previous, self.engine, "-m", "orchestrator.cli", *arguments)
+
+    def start(self, tree: Path) -> tuple[Process, Process]:
+        """An orchestrator and a worker of that release, at work."""
+        orchestrator = start_orchestrator(self.logs, env=self.env, cwd=tree)
+        self.ended.enter_context(killed_on_exit(orchestrator))
+        worker = start_worker(self.logs, "work", 2, env=self.env, cwd=tree)
+        self.ended.enter_context(killed_on_exit(worker))
+        wait_until(lambda: ready(orchestrator), "orchestrator ready")
+        wait_online(self.engine, worker)
+        return orchestrator, worker
+
+    def submit(self, agent: str, number: int = 1, key: str | None = None) -> list[UUID]:
+        """Submit several tasks."""
+        with self.engine.begin() as connection:
+            values = {"agent": agent, "input": json.dumps({"n": number}), "key": key}
+            return [connection.scalar(SUBMIT, values) for _ in range(number)]
+
+    def sql(self, statement: str) -> Any:
+        """The first column of the first row, if there is one."""
+        with self.engine.begin() as connection:
+            result = connection.execute(text(statement))
+            return result.scalar() if result.returns_rows else None
+
+    def all_done(self) -> bool:
+        with self.engine.connect() as connection:
+            return connection.scalar(LIVE) == 0
+
+    def ran(self, worker: Process) -> int:
+        """How many executions a worker has had."""
+        with self.engine.connect() as connection:
+            return int(connection.scalar(RAN, {"pid": worker.pid}) or 0)
+
+    def disturbed(self) -> list[dict[str, Any]]:
+        """Tasks that did not succeed, or not in one execution (or one after the wait for sub-tasks)."""
+        with self.engine.connect() as connection:
+            return [dict(row) for row in connection.execute(DISTURBED).mappings()]
+
+
+@pytest.fixture
+def site(database: Engine, settings: Settings, previous: Path, tmp_path: Path) -> Iterator[Site]:
+    """A database as the previous release made it, with an agent and a chain."""
+    outside = database.execution_options(isolation_level="AUTOCOMMIT")
+    with outside.connect() as connection:
+        connection.execute(text("DROP DATABASE IF EXISTS rolling WITH (FORCE)"))
+        connection.execute(text("CREATE DATABASE rolling"))
+    engine = create_engine(database.url.set(database="rolling"), pool_pre_ping=True)
+    try:
+        with ExitStack() as ended:
+            site = Site(engine, previous, tmp_path, ended)
+            (tmp_path / "definitions.json").write_text(json.dumps(DEFINITIONS))
+            site.old_command("migrate")
+            site.old_command("init")
+            site.old_command("apply", str(tmp_path / "definitions.json"))
+            yield site
+    finally:
+        engine.dispose()
+        with outside.connect() as connection:
+            connection.execute(text("DROP DATABASE rolling WITH (FORCE)"))
+
+
+def share(site: Site, *workers: Process) -> None:
+    """Work comes in until each worker has had more of it."""
+    before = [site.ran(worker) for worker in workers]
+
+    def all_have_had_some() -> bool:
+        if site.all_done():
+            for name in ("Echo", "Newer", "Chain"):
+                site.submit(name, 5)
+        return all(site.ran(worker) > had for worker, had in zip(workers, before, strict=True))
+
+    wait_until(all_have_had_some, "all workers share the work", 60)
+
+
+def test_previous_release_works_beside_the_new_one(site: Site) -> None:
+    old_orchestrator, old_worker = site.start(site.previous)
+    site.submit("Echo", 100)
+    site.submit("Chain", 20)
+    wait_until(lambda: site.ran(old_worker) > 20, "the old worker is at work")
+
+    assert schema.migrate(site.engine) == ("0004", "0005")
+    site.submit("Chain", 5)
+    wait_until(site.all_done, "the old release alone on the new schema")
+    assert site.disturbed() == []
+
+    new_orchestrator, new_worker = site.start(ROOT)
+    with Session(site.engine) as session, session.begin():
+        store = DefinitionStore(session, validate_code=lambda function: None)
+        store.apply([parse_definition({**DEFINITIONS[0], "name": "Newer"})])
+    site.sql("INSERT INTO limits (scope, name, max_running) VALUES ('key', '*', 1)")
+    site.submit("Echo", 10, key="tenant")
+    site.submit("Chain", 3, key="tenant")
+    share(site, old_worker, new_worker)
+    new_orchestrator.stop()
+    site.submit("Chain", 10)
+    wait_until(site.all_done, "the old orchestrator alone", 60)
+    assert site.disturbed() == []
+
+    # A process of the previous release may even restart before all are replaced.
+    old_orchestrator.stop()
+    old_worker.stop()
+    old_orchestrator, old_worker = site.start(site.previous)
+    share(site, old_worker, new_worker)
+    wait_until(site.all_done, "all ended", 60)
+    old_orchestrator.stop()
+    old_worker.stop()
+    new_worker.stop()
+
+    assert schema.migrate(site.engine, after=True) == ("0005", "0005")
+    site.start(ROOT)
+    site.submit("Chain", 10, key="tenant")
+    wait_until(site.all_done, "the new release alone", 60)
+    assert site.disturbed() == []
+    chains = site.sql("SELECT count(*) FROM tasks WHERE agent_name = 'Chain'")
+    assert site.sql("SELECT count(*) FROM tasks WHERE parent_id IS NOT NULL") == CHILDREN * chains

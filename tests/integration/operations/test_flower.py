@@ -1,0 +1,238 @@
+"""Flower shows the recorded outcome of each claim and all queues, behind a password."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+from flower.urls import handlers
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import Engine, text
+
+from shared.broker import make_app, publish
+from shared.settings import Settings
+from shared.tasks.lifecycle import Dispatched
+from tests.integration.conftest import Tasks
+from tests.support.processes import Process, killed_on_exit, ready, start_orchestrator, start_worker, wait_until
+
+STATES = {
+    "succeeded": "SUCCESS",
+    "suspended": "SUCCESS",
+    "failed": "FAILURE",
+    "lost": "FAILURE",
+    "retried": "RETRY",
+    "handed_back": "RETRY",
+    "cancelled": "REVOKED",
+    "expired": "REVOKED",
+}
+EVENTS = {"SUCCESS": "succeeded", "FAILURE": "failed", "RETRY": "retried", "REVOKED": "revoked"}
+PATIENCE = 90.0  # Processes start slowly on a busy machine.
+EXECUTIONS = text("SELECT task_id || '.' || claim AS id, outcome, error->>'type' AS error FROM executions")
+
+
+@pytest.fixture(scope="module")
+def flower(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx2.Client]:
+    """`minion flower`."""
+    with serving_flower(tmp_path_factory.mktemp("flower")) as client:
+        yield client
+
+
+@contextmanager
+def serving_flower(folder: Path, *options: str, **env: str) -> Iterator[httpx2.Client]:
+    """Flower on a free port, and a client that knows its password."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    process = Process(
+        [sys.executable, "-m", "orchestrator.cli", "flower", "--port", port, *options], folder / "flower.log", env
+    )
+    auth = ("minions", os.environ["MINION_API_KEY"])
+    client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", auth=auth, trust_env=False, timeout=20)
+    with killed_on_exit(process), client:
+        wait_until(lambda: answers(client, process), "Flower answers", PATIENCE)
+        yield client
+
+
+def answers(client: httpx2.Client, process: Process) -> bool:
+    assert process.running, process.output()
+    try:
+        return client.get("/healthcheck").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def shown(flower: httpx2.Client) -> dict[str, dict[str, Any]]:
+    """Flower's tasks, without messages that led to no execution."""
+    tasks = flower.get("/api/tasks").json()
+    return {uuid: task for uuid, task in tasks.items() if task["state"] != "REJECTED"}
+
+
+def recorded(database: Engine) -> dict[str, str]:
+    """The executions' outcomes."""
+    with database.connect() as connection:
+        return {row.id: row.outcome for row in connection.execute(EXECUTIONS)}
+
+
+def metrics(flower: httpx2.Client, name: str, agents: set[str]) -> Counter[str]:
+    """A metric's sum of these agents, by the type of its events."""
+    found: Counter[str] = Counter()
+    for family in text_string_to_metric_families(flower.get("/metrics").text):
+        for sample in family.samples:
+            if sample.name == name and sample.labels["task"] in agents:
+                found[sample.labels.get("type", "")] += int(sample.value)
+    return found
+
+
+@pytest.mark.usefixtures("loops")
+def test_tasks_agree_with_executions(
+    flower: httpx2.Client,
+    worker: Process,
+    tasks: Tasks,
+    act: Any,
+    database: Engine,
+    settings: Settings,
+    tmp_path: Path,
+) -> None:
+    """Successes, failures, retries, waits, cancels, expiries, dead children, lost and stopped workers, duplicates."""
+    log = str(tmp_path / "log")
+    killed, stopped, drained = (start_worker(tmp_path, capability) for capability in ("far", "near", "third"))
+    with killed_on_exit(killed, stopped, drained):
+        lost = tasks.submit(act("Lost", config={"capabilities": ["far"]}), {"do": "sleep", "seconds": 60})
+        handed_back = tasks.submit(act("Back", config={"capabilities": ["near"]}), {"do": "sleep", "seconds": 60})
+        wait_until(lambda: states(flower).get(f"{lost}.1") == "STARTED", "a task runs", PATIENCE)
+        killed.kill()
+        wait_until(lambda: states(flower).get(f"{handed_back}.1") == "STARTED", "another task runs", PATIENCE)
+        stopped.signal(signal.SIGQUIT)
+        third = tasks.submit(act("Last", config={"capabilities": ["third"]}), {"do": "meet", "calls": 2, "log": log})
+        wait_until(lambda: states(flower).get(f"{third}.1") == "STARTED", "a third task runs", PATIENCE)
+        drained.signal(signal.SIGTERM)
+        wait_until(lambda: "Warm shutdown" in drained.output(), "it stops when its task has ended")
+        with open(log, "a") as file:
+            file.write(f"{third}\n")
+        assert drained.wait() == 0
+
+        done = [tasks.submit(act("Done"), {}) for _ in range(3)]
+        refused = tasks.submit(act("Refused"), {"do": "refuse"})
+        others = [
+            tasks.submit(act("Again"), {"do": "fail", "times": 2}),
+            tasks.submit(act("Later"), {"do": "later", "control": {"$wait": {"seconds": 0.1}}, "log": log}),
+            tasks.submit(act("Deadly", config={"max_attempts": 2}), {"do": "die"}),
+            tasks.submit(
+                act("Hangs", config={"soft_time_limit": 1, "time_limit": 2, "max_attempts": 1}), {"do": "hang"}
+            ),
+        ]
+        for task in [*done, refused, *others]:
+            tasks.wait(task)
+        late = tasks.submit(act("Late"), {"do": "sleep", "seconds": 60})
+        cancelled = tasks.submit(act("Cancelled"), {"do": "sleep", "seconds": 60})
+        for task in (late, cancelled):
+            tasks.wait_for(task, "running")
+        with database.begin() as connection:
+            connection.execute(text("UPDATE task_status SET deadline = now() WHERE task_id = :task"), {"task": late})
+        tasks.cancel(cancelled)
+        for task in (late, cancelled):
+            tasks.wait(task)
+        again = [(done[0], "Done"), (refused, "Refused")]
+        publish(make_app(settings), [Dispatched(task, 0, "work", agent, 60, 120, 0) for task, agent in again])
+        stopped.wait()
+    for task in (lost, handed_back):
+        tasks.wait_for(task, "pending", "queued")
+        tasks.cancel(task)
+
+    outcomes = recorded(database)
+    assert set(outcomes.values()) == STATES.keys()
+    expected = {uuid: STATES[outcome] for uuid, outcome in outcomes.items()}
+    wait_until(lambda: states(flower) == expected, "Flower agrees with PostgreSQL")
+    agents = {"Done", "Refused", "Again", "Later", "Deadly", "Hangs", "Late", "Cancelled", "Lost", "Back", "Last"}
+    wait_until(
+        lambda: metrics(flower, "flower_events_total", agents)["task-rejected"] >= 2, "the duplicates are rejected"
+    )
+    counted = metrics(flower, "flower_events_total", agents)
+    ends = Counter(f"task-{EVENTS[state]}" for state in expected.values())
+    assert {type: counted[type] for type in ends} == ends
+    assert metrics(flower, "flower_task_runtime_seconds_count", agents)[""] == len(expected)
+    assert states(flower) == expected
+    tasks_shown = shown(flower)
+    assert tasks_shown[f"{refused}.1"]["exception"] == "tool_error: No, and asking again will not help"
+    assert tasks_shown[f"{refused}.1"]["name"] == "Refused"
+    assert f"task_id={refused}" in tasks_shown[f"{refused}.1"]["kwargs"]
+    assert tasks_shown[f"{lost}.1"]["exception"].startswith("worker_lost: The worker test")
+    assert tasks_shown[f"{handed_back}.1"]["exception"] in (
+        "handed_back",
+        "child_lost: The worker received the signal to stop, and ended the task",
+    )
+
+
+def states(flower: httpx2.Client) -> dict[str, str]:
+    """Flower's tasks by state."""
+    return {uuid: task["state"] for uuid, task in shown(flower).items()}
+
+
+def test_no_page_shows_the_broker_s_password(flower: httpx2.Client, worker: Process, settings: Settings) -> None:
+    password = urlsplit(settings.require_redis_url()).password
+    assert password
+    [name] = wait_until(lambda: list(flower.get("/api/workers?refresh=1").json()), "Flower sees the worker", PATIENCE)
+    pages = [
+        "/",
+        "/workers?json=1",
+        "/api/workers",
+        f"/api/workers?workername={name}&refresh=1",
+        f"/worker/{name}",
+        "/tasks",
+    ]
+    pages += ["/broker", "/api/tasks", "/api/queues/length", "/api/task/types", "/metrics", "/nowhere"]
+    shown = {page: flower.get(page).text for page in pages}
+    assert [page for page, text in shown.items() if password in text] == []
+    assert "redis+socket://:**@/" in shown["/broker"]
+    stats = flower.get(f"/api/workers?workername={name}").json()[name]["stats"]
+    assert stats["broker"]["hostname"].startswith("redis+socket://:**@/")
+
+
+def test_flower_requires_the_password(flower: httpx2.Client) -> None:
+    for path in ("/", "/tasks", "/broker", "/api/tasks", "/api/workers", "/api/queues/length"):
+        assert flower.get(path, auth=None).status_code == 401
+        assert flower.get(path, auth=("minions", "wrong")).status_code == 401
+
+
+def test_actions_are_refused_unless_allowed(flower: httpx2.Client, worker: Process, tmp_path: Path) -> None:
+    actions = changing()
+    assert len(actions) == 14
+    for action in actions:
+        answer = flower.post(f"/api/{action}")
+        assert (answer.status_code, answer.text) == (403, "Read only mode is enabled"), action
+    with serving_flower(tmp_path, "--allow-actions") as other:
+        assert other.post("/api/worker/shutdown/unknown").status_code == 404
+
+
+def changing() -> list[str]:
+    """The paths of Flower's API that change something, with any name at their end."""
+    rules = [rule[:2] for rule in handlers if isinstance(rule, tuple)]
+    changing = [path for path, handler in rules if path.startswith("/api/") and "post" in vars(handler)]
+    return [path.removeprefix("/api/").replace("(.+)", "name") for path in changing]
+
+
+def test_queues_of_all_capabilities_are_listed_from_the_start(act: Any, tmp_path: Path) -> None:
+    """The orchestrator knows them, and no worker runs."""
+    act("A", config={"capabilities": ["lonely", "other"]})
+    orchestrator = start_orchestrator(tmp_path)
+    with killed_on_exit(orchestrator):
+        wait_until(lambda: ready(orchestrator), "the API listens", PATIENCE)
+        [address] = re.findall(r"http://127\.0\.0\.1:\d+", orchestrator.output())
+        with serving_flower(tmp_path, MINION_API_URL=address) as flower:
+            [queues] = flower.get("/api/queues/length").json().values()
+            page = flower.get("/broker").text
+    names = ["lonely", "minion.submit", "other"]
+    assert [queue["name"] for queue in queues if queue["name"] in names] == names
+    assert "minion.default" not in page
+    assert all(name in page for name in names)
