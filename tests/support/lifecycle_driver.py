@@ -16,6 +16,7 @@ from shared.tasks import lifecycle
 from shared.tasks.lifecycle import Dispatched
 from shared.tasks.queries import get_task
 from shared.tasks.states import State
+from shared.tasks.submission import submit_within
 
 Result = TypeVar("Result")
 

@@ -10,7 +10,7 @@ import hashlib
 
 import pytest
 
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 from workers import conversation, journal
 
 HASHED = [
