@@ -16,7 +16,7 @@ from shared.definitions.apply import store_definitions
 from shared.settings import Settings
 from tests.chaos import audit, mixed_audit, mixed_load
 from tests.chaos.system import DEFINITIONS, QUEUE
-from tests.support.lifecycle_driver import LifecycleDriver as ByHand
+from tests.support.lifecycle_driver import LifecycleDriver
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def template() -> Iterator[Settings]:
 
 
 @pytest.fixture
-def hand(template: Settings) -> Iterator[ByHand]:
+def driver(template: Settings) -> Iterator[LifecycleDriver]:
     """Tasks made by hand, in a separate database."""
     address = make_url(template.require_database_url())
     server = create_engine(address.set(database="postgres"), isolation_level="AUTOCOMMIT")
@@ -47,5 +47,5 @@ def hand(template: Settings) -> Iterator[ByHand]:
         connection.execute(text(f"CREATE DATABASE broken TEMPLATE {address.database}"))
     server.dispose()
     engine = create_engine(address.set(database="broken"))
-    yield ByHand(engine, QUEUE)
+    yield LifecycleDriver(engine, QUEUE)
     engine.dispose()

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from tests.chaos import audit
 from tests.chaos.scenarios import BY_NAME, play
-from tests.support.lifecycle_driver import LifecycleDriver as ByHand
+from tests.support.lifecycle_driver import LifecycleDriver
 
 SEED = 1
 TASKS = 80
@@ -37,9 +37,9 @@ def test_scenario_keeps_every_promise(name: str) -> None:
     assert result.broken() == []
 
 
-def commit(hand: ByHand, task: object, claim: int) -> bool:
+def commit(driver: LifecycleDriver, task: object, claim: int) -> bool:
     """Commit the effect of the test tool."""
-    return bool(hand.sql("SELECT chaos_commit(:task, :claim, CAST(:task AS text))", task=task, claim=claim))
+    return bool(driver.sql("SELECT chaos_commit(:task, :claim, CAST(:task AS text))", task=task, claim=claim))
 
 
 def broken(engine: Engine, submitted: int = 1) -> list[str]:
@@ -47,82 +47,84 @@ def broken(engine: Engine, submitted: int = 1) -> list[str]:
         return [promise.partition(":")[0] for promise in audit.examine(connection).broken(submitted)]
 
 
-def remove_fence(hand: ByHand) -> None:
-    hand.sql("CREATE OR REPLACE FUNCTION minion_fence(t uuid, c integer) RETURNS boolean LANGUAGE sql AS 'SELECT true'")
+def remove_fence(driver: LifecycleDriver) -> None:
+    driver.sql(
+        "CREATE OR REPLACE FUNCTION minion_fence(t uuid, c integer) RETURNS boolean LANGUAGE sql AS 'SELECT true'"
+    )
 
 
-def test_task_with_a_lost_claim_breaks_no_promise(hand: ByHand) -> None:
-    task = hand.run("chaos", input=INPUT)
-    hand.release(task, how="lost", charged=False)
-    assert hand.again(task) == 2
-    assert not commit(hand, task, 1)
-    assert commit(hand, task, 2)
-    hand.finish(task, 2)
-    assert broken(hand.engine) == []
+def test_task_with_a_lost_claim_breaks_no_promise(driver: LifecycleDriver) -> None:
+    task = driver.run("chaos", input=INPUT)
+    driver.release(task, how="lost", charged=False)
+    assert driver.again(task) == 2
+    assert not commit(driver, task, 1)
+    assert commit(driver, task, 2)
+    driver.finish(task, 2)
+    assert broken(driver.engine) == []
 
 
-def lose_task(hand: ByHand) -> None:
-    task = hand.submit("chaos", input=INPUT)
-    hand.sql("DELETE FROM tasks WHERE id = :task", task=task)
+def lose_task(driver: LifecycleDriver) -> None:
+    task = driver.submit("chaos", input=INPUT)
+    driver.sql("DELETE FROM tasks WHERE id = :task", task=task)
 
 
-def forget_message(hand: ByHand) -> None:
-    hand.submit("chaos", input=INPUT)
-    hand.dispatch()
+def forget_message(driver: LifecycleDriver) -> None:
+    driver.submit("chaos", input=INPUT)
+    driver.dispatch()
 
 
-def fail(hand: ByHand) -> None:
-    task = hand.run("chaos", input=INPUT)
-    commit(hand, task, 1)
-    hand.release(task, charged=True, how="retried")
-    hand.sql("UPDATE task_status SET state = 'cancelled' WHERE task_id = :task", task=task)
+def fail(driver: LifecycleDriver) -> None:
+    task = driver.run("chaos", input=INPUT)
+    commit(driver, task, 1)
+    driver.release(task, charged=True, how="retried")
+    driver.sql("UPDATE task_status SET state = 'cancelled' WHERE task_id = :task", task=task)
 
 
-def finish_without_effect(hand: ByHand) -> None:
-    hand.finish(hand.run("chaos", input=INPUT))
+def finish_without_effect(driver: LifecycleDriver) -> None:
+    driver.finish(driver.run("chaos", input=INPUT))
 
 
-def commit_twice(hand: ByHand) -> None:
-    task = hand.run("chaos", input=INPUT)
-    commit(hand, task, 1)
-    hand.sql("SELECT chaos_commit(:task, 1, 'another key')", task=task)
-    hand.finish(task)
+def commit_twice(driver: LifecycleDriver) -> None:
+    task = driver.run("chaos", input=INPUT)
+    commit(driver, task, 1)
+    driver.sql("SELECT chaos_commit(:task, 1, 'another key')", task=task)
+    driver.finish(task)
 
 
-def commit_behind_the_fence(hand: ByHand) -> None:
-    remove_fence(hand)
-    task = hand.run("chaos", input=INPUT)
-    hand.release(task, how="lost", charged=False)
-    hand.again(task)
-    commit(hand, task, 1)
-    hand.finish(task, 2)
+def commit_behind_the_fence(driver: LifecycleDriver) -> None:
+    remove_fence(driver)
+    task = driver.run("chaos", input=INPUT)
+    driver.release(task, how="lost", charged=False)
+    driver.again(task)
+    commit(driver, task, 1)
+    driver.finish(task, 2)
 
 
-def finish_twice(hand: ByHand) -> None:
-    remove_fence(hand)
-    hand.sql("ALTER TABLE task_outcomes DROP CONSTRAINT task_outcomes_pkey CASCADE")
-    task = hand.run("chaos", input=INPUT)
-    commit(hand, task, 1)
-    hand.finish(task)
-    hand.finish(task)
+def finish_twice(driver: LifecycleDriver) -> None:
+    remove_fence(driver)
+    driver.sql("ALTER TABLE task_outcomes DROP CONSTRAINT task_outcomes_pkey CASCADE")
+    task = driver.run("chaos", input=INPUT)
+    commit(driver, task, 1)
+    driver.finish(task)
+    driver.finish(task)
 
 
-def skip_a_state(hand: ByHand) -> None:
-    hand.sql("DROP TRIGGER task_status_transition ON task_status")
-    task = hand.submit("chaos", input=INPUT)
+def skip_a_state(driver: LifecycleDriver) -> None:
+    driver.sql("DROP TRIGGER task_status_transition ON task_status")
+    task = driver.submit("chaos", input=INPUT)
     for state, reason in (("waiting", "subtask"), ("pending", None)):
         change = "UPDATE task_status SET state = :state, wait_reason = :reason WHERE task_id = :task"
-        hand.sql(change, state=state, reason=reason, task=task)
-    hand.again(task)
-    commit(hand, task, 1)
-    hand.finish(task)
+        driver.sql(change, state=state, reason=reason, task=task)
+    driver.again(task)
+    commit(driver, task, 1)
+    driver.finish(task)
 
 
-def leave_an_execution_open(hand: ByHand) -> None:
-    task = hand.run("chaos", input=INPUT)
-    commit(hand, task, 1)
-    hand.finish(task)
-    hand.sql("UPDATE executions SET outcome = 'running', finished_at = NULL WHERE task_id = :task", task=task)
+def leave_an_execution_open(driver: LifecycleDriver) -> None:
+    task = driver.run("chaos", input=INPUT)
+    commit(driver, task, 1)
+    driver.finish(task)
+    driver.sql("UPDATE executions SET outcome = 'running', finished_at = NULL WHERE task_id = :task", task=task)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +141,8 @@ def leave_an_execution_open(hand: ByHand) -> None:
         (leave_an_execution_open, {"left_open"}),
     ],
 )
-def test_audit_notices_a_broken_promise(hand: ByHand, break_it: Callable[[ByHand], None], seen: set[str]) -> None:
-    break_it(hand)
-    assert set(broken(hand.engine)) == seen
+def test_audit_notices_a_broken_promise(
+    driver: LifecycleDriver, break_it: Callable[[LifecycleDriver], None], seen: set[str]
+) -> None:
+    break_it(driver)
+    assert set(broken(driver.engine)) == seen

@@ -15,12 +15,12 @@ from shared.tasks.states import State
 from tests.chaos import mixed, mixed_audit
 from tests.chaos.mixed_audit import Witness
 from tests.chaos.mixed_load import EFFECTIVE, TICK
-from tests.support.lifecycle_driver import LifecycleDriver as ByHand
+from tests.support.lifecycle_driver import LifecycleDriver
 
 SEED = 34
 TASKS = 60
 
-Mistake = Callable[[ByHand, Witness], None]
+Mistake = Callable[[LifecycleDriver, Witness], None]
 
 
 @pytest.mark.timeout(900)  # it waits for the start of many processes, one after the other
@@ -30,37 +30,39 @@ def test_all_features_keep_their_promises_under_faults() -> None:
     assert result.broken() == []
 
 
-def broken(hand: ByHand, witness: Witness) -> set[str]:
-    with hand.engine.begin() as connection:
+def broken(driver: LifecycleDriver, witness: Witness) -> set[str]:
+    with driver.engine.begin() as connection:
         found = mixed_audit.examine(connection, witness, effective=EFFECTIVE, unsafe="unsafe", approved="approved")
     return {line.partition(": broken by")[0] for line in found}
 
 
-def call(hand: ByHand, task: object, key: str, claim: int = 1) -> None:
+def call(driver: LifecycleDriver, task: object, key: str, claim: int = 1) -> None:
     """Run the test tool: count its call, then commit its effect."""
-    hand.sql("INSERT INTO chaos_calls VALUES (gen_random_uuid(), :task, :claim, :key)", task=task, claim=claim, key=key)
-    hand.sql("SELECT chaos_commit(:task, :claim, :key)", task=task, claim=claim, key=key)
+    driver.sql(
+        "INSERT INTO chaos_calls VALUES (gen_random_uuid(), :task, :claim, :key)", task=task, claim=claim, key=key
+    )
+    driver.sql("SELECT chaos_commit(:task, :claim, :key)", task=task, claim=claim, key=key)
 
 
-def succeed(hand: ByHand, task: UUID, key: str | None = None, claim: int = 1) -> None:
+def succeed(driver: LifecycleDriver, task: UUID, key: str | None = None, claim: int = 1) -> None:
     """Finish a run without a fault."""
-    call(hand, task, key or str(task), claim)
-    hand.finish(task, claim)
+    call(driver, task, key or str(task), claim)
+    driver.finish(task, claim)
 
 
-def submit(hand: ByHand, witness: Witness, number: int, agent: str = "plain", **fields: object) -> UUID:
+def submit(driver: LifecycleDriver, witness: Witness, number: int, agent: str = "plain", **fields: object) -> UUID:
     witness.submitted.append((number, "planted", ("succeeded", "failed", "cancelled")))
-    return hand.submit(agent, input={"seconds": 0}, labels={"chaos": str(number)}, **fields)
+    return driver.submit(agent, input={"seconds": 0}, labels={"chaos": str(number)}, **fields)
 
 
-def run(hand: ByHand, witness: Witness, number: int, agent: str = "plain", **fields: object) -> UUID:
-    task = submit(hand, witness, number, agent, **fields)
-    hand.again(task)
+def run(driver: LifecycleDriver, witness: Witness, number: int, agent: str = "plain", **fields: object) -> UUID:
+    task = submit(driver, witness, number, agent, **fields)
+    driver.again(task)
     return task
 
 
-def journal(hand: ByHand, task: UUID, status: str, kind: str = "model_call") -> None:
-    hand.sql(
+def journal(driver: LifecycleDriver, task: UUID, status: str, kind: str = "model_call") -> None:
+    driver.sql(
         "INSERT INTO steps (task_id, number, kind, name, status, request_hash, claim) "
         "VALUES (:task, 1, :kind, 'it', :status, '', 1) "
         "ON CONFLICT (task_id, number) DO UPDATE SET status = EXCLUDED.status",
@@ -70,9 +72,9 @@ def journal(hand: ByHand, task: UUID, status: str, kind: str = "model_call") -> 
     )
 
 
-def schedule(hand: ByHand) -> UUID:
+def schedule(driver: LifecycleDriver) -> UUID:
     """Create a schedule whose first slot is due."""
-    made: UUID = hand.sql(
+    made: UUID = driver.sql(
         "INSERT INTO schedules (name, interval_seconds, missed, request, next_at) "
         "VALUES ('tick', 3600, 'all', CAST(:request AS jsonb), now()) RETURNING id",
         request=str(TICK).replace("'", '"'),
@@ -80,203 +82,205 @@ def schedule(hand: ByHand) -> UUID:
     return made
 
 
-def tick(hand: ByHand, made: UUID) -> None:
+def tick(driver: LifecycleDriver, made: UUID) -> None:
     """Run the schedule once."""
-    for task in hand.call(run_due, made):
-        hand.again(task)
-        succeed(hand, task, "slot")
+    for task in driver.call(run_due, made):
+        driver.again(task)
+        succeed(driver, task, "slot")
 
 
-def test_faultless_run_breaks_no_promise(hand: ByHand) -> None:
+def test_faultless_run_breaks_no_promise(driver: LifecycleDriver) -> None:
     witness = Witness(limits={"limited": 1}, listening=False)
     for number in (1, 2):
-        succeed(hand, run(hand, witness, number, key="limited", conversation_id="talk"))
-    original = run(hand, witness, 3)
-    succeed(hand, original, "a key")
-    again = hand.call(replay, original, pinned=True, submitted_by="test").task_id
-    hand.again(again)
-    succeed(hand, again, "a key")
-    lost = run(hand, witness, 4, "unsafe")
-    call(hand, lost, "once")
-    hand.finish(lost)
-    tick(hand, schedule(hand))
-    journal(hand, original, "started")
-    journal(hand, original, "finished")
+        succeed(driver, run(driver, witness, number, key="limited", conversation_id="talk"))
+    original = run(driver, witness, 3)
+    succeed(driver, original, "a key")
+    again = driver.call(replay, original, pinned=True, submitted_by="test").task_id
+    driver.again(again)
+    succeed(driver, again, "a key")
+    lost = run(driver, witness, 4, "unsafe")
+    call(driver, lost, "once")
+    driver.finish(lost)
+    tick(driver, schedule(driver))
+    journal(driver, original, "started")
+    journal(driver, original, "finished")
     witness.asked[3, 0] = 1
-    hand.finish(run(hand, witness, 5), state=State.CANCELLED)
-    list(prune(hand.engine, Settings(retention_cancelled=1e-9, retention_succeeded=0)))
-    assert broken(hand, witness) == set()
+    driver.finish(run(driver, witness, 5), state=State.CANCELLED)
+    list(prune(driver.engine, Settings(retention_cancelled=1e-9, retention_succeeded=0)))
+    assert broken(driver, witness) == set()
 
 
-def lose_a_submission(hand: ByHand, witness: Witness) -> None:
+def lose_a_submission(driver: LifecycleDriver, witness: Witness) -> None:
     witness.submitted.append((1, "planted", ("succeeded",)))
 
 
-def double_a_submission(hand: ByHand, witness: Witness) -> None:
-    succeed(hand, run(hand, witness, 1))
-    succeed(hand, run(hand, Witness(), 1))
+def double_a_submission(driver: LifecycleDriver, witness: Witness) -> None:
+    succeed(driver, run(driver, witness, 1))
+    succeed(driver, run(driver, Witness(), 1))
 
 
-def leave_a_task(hand: ByHand, witness: Witness) -> None:
-    submit(hand, witness, 1)
+def leave_a_task(driver: LifecycleDriver, witness: Witness) -> None:
+    submit(driver, witness, 1)
 
 
-def fail_a_task(hand: ByHand, witness: Witness) -> None:
-    hand.finish(run(hand, witness, 1), state=State.FAILED)
+def fail_a_task(driver: LifecycleDriver, witness: Witness) -> None:
+    driver.finish(run(driver, witness, 1), state=State.FAILED)
     witness.submitted[0] = (1, "planted", ("succeeded",))
 
 
-def call_after_the_claim_is_lost(hand: ByHand, witness: Witness) -> None:
-    hand.sql("CREATE OR REPLACE FUNCTION minion_fence(t uuid, c integer) RETURNS boolean LANGUAGE sql AS 'SELECT true'")
-    task = run(hand, witness, 1)
-    hand.release(task, how="lost", charged=False)
-    hand.again(task)
-    call(hand, task, "a key")
-    hand.finish(task, 2)
+def call_after_the_claim_is_lost(driver: LifecycleDriver, witness: Witness) -> None:
+    driver.sql(
+        "CREATE OR REPLACE FUNCTION minion_fence(t uuid, c integer) RETURNS boolean LANGUAGE sql AS 'SELECT true'"
+    )
+    task = run(driver, witness, 1)
+    driver.release(task, how="lost", charged=False)
+    driver.again(task)
+    call(driver, task, "a key")
+    driver.finish(task, 2)
 
 
-def lose_an_effect(hand: ByHand, witness: Witness) -> None:
-    hand.finish(run(hand, witness, 1))
+def lose_an_effect(driver: LifecycleDriver, witness: Witness) -> None:
+    driver.finish(run(driver, witness, 1))
 
 
-def change_the_key(hand: ByHand, witness: Witness) -> None:
-    task = run(hand, witness, 1)
-    call(hand, task, "a key")
-    call(hand, task, "another key")
-    hand.finish(task)
+def change_the_key(driver: LifecycleDriver, witness: Witness) -> None:
+    task = run(driver, witness, 1)
+    call(driver, task, "a key")
+    call(driver, task, "another key")
+    driver.finish(task)
 
 
-def repeat_an_unsafe_effect(hand: ByHand, witness: Witness) -> None:
-    task = run(hand, witness, 1, "unsafe")
-    call(hand, task, "a key")
-    hand.release(task, how="lost", charged=False)
-    hand.again(task)
-    hand.sql("SELECT chaos_commit(:task, 2, 'a key')", task=task)
-    hand.finish(task, 2)
+def repeat_an_unsafe_effect(driver: LifecycleDriver, witness: Witness) -> None:
+    task = run(driver, witness, 1, "unsafe")
+    call(driver, task, "a key")
+    driver.release(task, how="lost", charged=False)
+    driver.again(task)
+    driver.sql("SELECT chaos_commit(:task, 2, 'a key')", task=task)
+    driver.finish(task, 2)
 
 
-def repeat_an_unsafe_call(hand: ByHand, witness: Witness) -> None:
-    task = run(hand, witness, 1, "unsafe")
-    hand.sql("INSERT INTO chaos_calls VALUES (gen_random_uuid(), :task, 1, 'a key')", task=task)
-    succeed(hand, task, "a key")
+def repeat_an_unsafe_call(driver: LifecycleDriver, witness: Witness) -> None:
+    task = run(driver, witness, 1, "unsafe")
+    driver.sql("INSERT INTO chaos_calls VALUES (gen_random_uuid(), :task, 1, 'a key')", task=task)
+    succeed(driver, task, "a key")
 
 
-def call_without_approval(hand: ByHand, witness: Witness) -> None:
-    task = run(hand, witness, 1, "approved")
+def call_without_approval(driver: LifecycleDriver, witness: Witness) -> None:
+    task = run(driver, witness, 1, "approved")
     witness.decided.append((str(task), "proposal", "reject"))
-    succeed(hand, task)
+    succeed(driver, task)
 
 
-def exceed_a_limit(hand: ByHand, witness: Witness) -> None:
+def exceed_a_limit(driver: LifecycleDriver, witness: Witness) -> None:
     witness.limits["limited"] = 1
-    for task in [run(hand, witness, number, key="limited") for number in (1, 2)]:
-        succeed(hand, task)
+    for task in [run(driver, witness, number, key="limited") for number in (1, 2)]:
+        succeed(driver, task)
 
 
-def overrun_tokens(hand: ByHand, witness: Witness) -> None:
-    task = run(hand, witness, 1, budget={"tokens": 2 * mixed_audit.TOKENS_A_CALL})
-    journal(hand, task, "started")
-    journal(hand, task, "started")
-    journal(hand, task, "started")
+def overrun_tokens(driver: LifecycleDriver, witness: Witness) -> None:
+    task = run(driver, witness, 1, budget={"tokens": 2 * mixed_audit.TOKENS_A_CALL})
+    journal(driver, task, "started")
+    journal(driver, task, "started")
+    journal(driver, task, "started")
     witness.asked[1, 0] = 3
-    succeed(hand, task)
+    succeed(driver, task)
 
 
-def overrun_steps(hand: ByHand, witness: Witness) -> None:
-    task = run(hand, witness, 1, budget={"steps": 1})
-    hand.sql(
+def overrun_steps(driver: LifecycleDriver, witness: Witness) -> None:
+    task = run(driver, witness, 1, budget={"steps": 1})
+    driver.sql(
         "INSERT INTO steps (task_id, number, kind, name, status, request_hash, claim) "
         "SELECT :task, n, 'tool_call', 'it', 'finished', '', 1 FROM generate_series(1, 2) AS n",
         task=task,
     )
-    succeed(hand, task)
+    succeed(driver, task)
 
 
-def overrun_the_account(hand: ByHand, witness: Witness) -> None:
-    task = run(hand, witness, 1, budget={"steps": 1})
-    hand.sql("UPDATE budgets SET spent_steps = 2 WHERE task_id = :task", task=task)
-    hand.sql("UPDATE budgets SET spent_steps = 1 WHERE task_id = :task", task=task)
-    succeed(hand, task)
+def overrun_the_account(driver: LifecycleDriver, witness: Witness) -> None:
+    task = run(driver, witness, 1, budget={"steps": 1})
+    driver.sql("UPDATE budgets SET spent_steps = 2 WHERE task_id = :task", task=task)
+    driver.sql("UPDATE budgets SET spent_steps = 1 WHERE task_id = :task", task=task)
+    succeed(driver, task)
 
 
-def jump_the_queue(hand: ByHand, witness: Witness) -> None:
-    hand.sql(
+def jump_the_queue(driver: LifecycleDriver, witness: Witness) -> None:
+    driver.sql(
         "CREATE OR REPLACE FUNCTION minion_predecessor(t uuid, ns text, conversation text) RETURNS uuid "
         "LANGUAGE sql STABLE AS 'SELECT NULL::uuid'"
     )
-    first, second = (submit(hand, witness, number, conversation_id="talk") for number in (1, 2))
+    first, second = (submit(driver, witness, number, conversation_id="talk") for number in (1, 2))
     for task in (second, first):
-        hand.again(task)
-        succeed(hand, task)
+        driver.again(task)
+        succeed(driver, task)
 
 
-def double_a_slot(hand: ByHand, witness: Witness) -> None:
-    made = schedule(hand)
-    first = hand.sql("SELECT next_at FROM schedules")
-    tick(hand, made)
-    hand.sql("DELETE FROM idempotency_keys")
-    hand.sql("UPDATE schedules SET next_at = :first", first=first)
-    tick(hand, made)
+def double_a_slot(driver: LifecycleDriver, witness: Witness) -> None:
+    made = schedule(driver)
+    first = driver.sql("SELECT next_at FROM schedules")
+    tick(driver, made)
+    driver.sql("DELETE FROM idempotency_keys")
+    driver.sql("UPDATE schedules SET next_at = :first", first=first)
+    tick(driver, made)
 
 
-def miss_a_slot(hand: ByHand, witness: Witness) -> None:
-    made = schedule(hand)
-    tick(hand, made)
-    hand.sql("UPDATE schedules SET next_at = next_at + interval '1 hour'")
+def miss_a_slot(driver: LifecycleDriver, witness: Witness) -> None:
+    made = schedule(driver)
+    tick(driver, made)
+    driver.sql("UPDATE schedules SET next_at = next_at + interval '1 hour'")
 
 
-def replay_with_other_keys(hand: ByHand, witness: Witness) -> None:
-    original = run(hand, witness, 1)
-    succeed(hand, original, "a key")
-    again = hand.call(replay, original, pinned=True, submitted_by="test").task_id
-    hand.again(again)
-    succeed(hand, again, "another key")
+def replay_with_other_keys(driver: LifecycleDriver, witness: Witness) -> None:
+    original = run(driver, witness, 1)
+    succeed(driver, original, "a key")
+    again = driver.call(replay, original, pinned=True, submitted_by="test").task_id
+    driver.again(again)
+    succeed(driver, again, "another key")
 
 
-def drop_a_webhook(hand: ByHand, witness: Witness) -> None:
-    succeed(hand, run(hand, witness, 1))
+def drop_a_webhook(driver: LifecycleDriver, witness: Witness) -> None:
+    succeed(driver, run(driver, witness, 1))
     witness.listening = True
 
 
-def sign_wrongly(hand: ByHand, witness: Witness) -> None:
-    task = run(hand, witness, 1)
-    succeed(hand, task)
+def sign_wrongly(driver: LifecycleDriver, witness: Witness) -> None:
+    task = run(driver, witness, 1)
+    succeed(driver, task)
     witness.received.append(("message", str(task), "task.succeeded", False))
 
 
-def prune_too_much(hand: ByHand, witness: Witness) -> None:
-    succeed(hand, run(hand, witness, 1))
-    list(prune(hand.engine, Settings(retention_succeeded=1e-9)))
+def prune_too_much(driver: LifecycleDriver, witness: Witness) -> None:
+    succeed(driver, run(driver, witness, 1))
+    list(prune(driver.engine, Settings(retention_succeeded=1e-9)))
 
 
-def run_a_step_again(hand: ByHand, witness: Witness) -> None:
-    task = run(hand, witness, 1)
+def run_a_step_again(driver: LifecycleDriver, witness: Witness) -> None:
+    task = run(driver, witness, 1)
     for status in ("started", "finished", "started"):
-        journal(hand, task, status)
-    succeed(hand, task)
+        journal(driver, task, status)
+    succeed(driver, task)
 
 
-def pay_twice(hand: ByHand, witness: Witness) -> None:
-    task = run(hand, witness, 1)
-    journal(hand, task, "started")
+def pay_twice(driver: LifecycleDriver, witness: Witness) -> None:
+    task = run(driver, witness, 1)
+    journal(driver, task, "started")
     witness.asked[1, 0] = 2
-    succeed(hand, task)
+    succeed(driver, task)
 
 
-def leave_an_execution_open(hand: ByHand, witness: Witness) -> None:
-    task = run(hand, witness, 1)
-    succeed(hand, task)
-    hand.sql("UPDATE executions SET outcome = 'running', finished_at = NULL WHERE task_id = :task", task=task)
+def leave_an_execution_open(driver: LifecycleDriver, witness: Witness) -> None:
+    task = run(driver, witness, 1)
+    succeed(driver, task)
+    driver.sql("UPDATE executions SET outcome = 'running', finished_at = NULL WHERE task_id = :task", task=task)
 
 
-def skip_a_state(hand: ByHand, witness: Witness) -> None:
-    hand.sql("DROP TRIGGER task_status_transition ON task_status")
-    task = submit(hand, witness, 1)
+def skip_a_state(driver: LifecycleDriver, witness: Witness) -> None:
+    driver.sql("DROP TRIGGER task_status_transition ON task_status")
+    task = submit(driver, witness, 1)
     for state, reason in (("waiting", "subtask"), ("pending", None)):
         change = "UPDATE task_status SET state = :state, wait_reason = :reason WHERE task_id = :task"
-        hand.sql(change, state=state, reason=reason, task=task)
-    hand.again(task)
-    succeed(hand, task)
+        driver.sql(change, state=state, reason=reason, task=task)
+    driver.again(task)
+    succeed(driver, task)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +313,7 @@ def skip_a_state(hand: ByHand, witness: Witness) -> None:
         (skip_a_state, {"transitions are legal"}),
     ],
 )
-def test_audit_notices_a_mistake(hand: ByHand, mistake: Mistake, seen: set[str]) -> None:
+def test_audit_notices_a_mistake(driver: LifecycleDriver, mistake: Mistake, seen: set[str]) -> None:
     witness = Witness(listening=False)
-    mistake(hand, witness)
-    assert broken(hand, witness) == seen
+    mistake(driver, witness)
+    assert broken(driver, witness) == seen

@@ -22,7 +22,7 @@ HASHED = [
     ("workers/tool_calls.py", "There is no tool named {block['name']!r}; there are: {known}."),
     ("workers/tool_calls.py", "The input of tool {tool.name!r} is not valid JSON."),
     ("workers/tool_calls.py", "The input of tool {tool.name!r} does not match its schema: {listed}."),
-    ("workers/tool_calls.py", "Not called: {most} calls are the most in one turn."),
+    ("workers/tool_calls.py", "Not called: {limit} calls are the most in one turn."),
     (
         "workers/tool_calls.py",
         "The result has {len(content):,} characters, and {MAX_RESULT:,} is the most. Ask for less of it.",
