@@ -1,4 +1,4 @@
-"""Definitions and requests as typed values. tests/integration/definitions/test_definitions.py tests definitions in files."""
+"""Definitions and requests as typed values. tests/integration/definitions/ tests definitions in files."""
 
 from __future__ import annotations
 
