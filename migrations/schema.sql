@@ -937,8 +937,9 @@ CREATE FUNCTION minion_budget_of(t uuid) RETURNS jsonb
                 'spent', trim_scale((b.spent_microdollars - h.microdollars) / 1000000.0),
                 'reserved', trim_scale(h.microdollars / 1000000.0)),
             'steps', jsonb_build_object('limit', b.steps, 'spent', b.spent_steps),
-            'seconds', jsonb_build_object('limit', b.seconds, 'spent', round(COALESCE(extract(
-                epoch FROM COALESCE(o.finished_at, clock_timestamp()) - e.started_at), 0), 3)))
+            -- Negative while a clock that was put back catches up.
+            'seconds', jsonb_build_object('limit', b.seconds, 'spent', round(GREATEST(COALESCE(extract(
+                epoch FROM COALESCE(o.finished_at, clock_timestamp()) - e.started_at), 0), 0), 3)))
         FROM budgets b LEFT JOIN executions e ON e.task_id = b.task_id AND e.claim = 1
         LEFT JOIN task_outcomes o ON o.task_id = b.task_id
         CROSS JOIN LATERAL (

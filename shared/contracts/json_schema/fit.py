@@ -21,7 +21,7 @@ from shared.contracts.json_schema.values import TOO_LONG, Schema, anonymous, tru
 
 KINDS = frozenset({"null", "boolean", "number", "string", "array", "object"})
 PROGRAM = Path(__file__).with_name("satisfiability.py")
-MAX_WAIT = 5.0  # seconds: shorter than the lease, because a transaction may be open
+MAX_WAIT = 5.0  # seconds: shorter than the default lease, because a transaction may be open
 WHOLE = "urn:minions:whole"
 
 
