@@ -1414,7 +1414,8 @@ DECLARE
     changed integer;
 BEGIN
     -- Waits here for a migration, not after the clock was read: right times would then lie in the future.
-    LOCK TABLE workers, task_status, rate_holds, schedules, webhook_deliveries IN ROW EXCLUSIVE MODE;
+    -- In the migration's order.
+    LOCK TABLE rate_holds, schedules, task_status, webhook_deliveries, workers IN ROW EXCLUSIVE MODE;
     moment := clock_timestamp();
     ahead := moment + interval '1 s';
     UPDATE workers SET last_seen = LEAST(last_seen, moment),

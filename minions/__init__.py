@@ -27,12 +27,14 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f"minions.{_HOMES[name]}"), name)
-    if name == "errors":
-        return import_module("minions.errors")
-    raise AttributeError(f"module 'minions' has no attribute {name!r}")
+if not TYPE_CHECKING:  # else type checkers would accept any name
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            return getattr(import_module(f"minions.{_HOMES[name]}"), name)
+        if name == "errors" or name in _HOMES.values():
+            return import_module(f"minions.{name}")
+        raise AttributeError(f"module 'minions' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

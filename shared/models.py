@@ -36,7 +36,9 @@ from shared.database.tables import (
     Worker,
 )
 
-Limit, Task, TaskEvent = LimitRow, TaskRow, TaskEventRow
+Limit = LimitRow
+Task = TaskRow
+TaskEvent = TaskEventRow
 
 __all__ = [
     "Agent",

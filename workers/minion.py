@@ -228,8 +228,13 @@ def _fail(task: ClaimedTask, result: ExecutionResult, error: MinionError) -> Sta
         return _finish(task, State.CANCELLED, result)
     try:
         config = persist(lambda: load_blueprint(task.agent_version_id)).definition.config
+    except UnreadableDefinition:
+        # A minion of a later release knows the retry policy.
+        return persistently(
+            lifecycle.snooze, task.id, task.claim, result, delay=LATER_RELEASE_SECONDS, reason="handed_back"
+        )
     except MinionError:
-        # A definition that cannot be read, which may be the failure itself, has no retry policy.
+        # A definition that cannot be built, which may be the failure itself, has no retry policy.
         log.info("failed", error=error.code)
         return _finish(task, State.FAILED, result)
     if not retries.is_retried(error, config):

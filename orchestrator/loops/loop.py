@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import psycopg
 import sentry_sdk
 import structlog
-from sqlalchemy.exc import TimeoutError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from minions.backoff import exponential, jittered
 from shared.broker import BROKER_AWAY
@@ -19,8 +19,8 @@ log = structlog.get_logger(__name__)
 
 LONGEST_PAUSE = 5.0
 # Exceptions of the broker's and the listener's connections when the other side is gone.
-# SQLAlchemy's TimeoutError: all connections of the pool are in use, because the database hangs.
-AWAY = (psycopg.OperationalError, TimeoutError, *BROKER_AWAY)
+# PoolTimeout: all connections of the pool are in use, because the database hangs.
+AWAY = (psycopg.OperationalError, PoolTimeout, *BROKER_AWAY)
 
 
 def seconds_within_lease(settings: Settings) -> float:

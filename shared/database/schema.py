@@ -85,18 +85,23 @@ def _upgrade(connection: Connection, config: Config, target: str, *, locked: boo
     """Run the revisions and replace the functions in one transaction; retry while others hold the tables."""
     give_up = time.monotonic() + LOCK_PATIENCE
     while True:
-        # While we wait for a lock, all that come after wait too: not for a transaction that may be long.
-        held = locked and any(holder.seconds >= LOCK_TIMEOUT for holder in _holders(connection))
+        last = time.monotonic() > give_up
         try:
-            if not held:
+            # While we wait for a lock, every later query waits too: a long transaction is not waited for.
+            if last or not (locked and any(_is_long(holder) for holder in _holders(connection))):
                 _upgrade_now(connection, config, target, locked=locked)
                 return
         except OperationalError as error:
             if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
                 raise
-        if time.monotonic() > give_up:
-            raise Conflict(_held(connection))
+            if last:
+                raise Conflict(_held(connection)) from None
         time.sleep(jittered(1.0, 0.8))
+
+
+def _is_long(holder: Row[Any]) -> bool:
+    """An autovacuum yields to a waiting lock, so it is not long."""
+    return bool(holder.seconds >= LOCK_TIMEOUT and holder.backend_type != "autovacuum worker")
 
 
 def _upgrade_now(connection: Connection, config: Config, target: str, *, locked: bool) -> None:
@@ -137,7 +142,7 @@ OUR_TABLES = text(
 HOLDERS = text(
     """
     SELECT a.pid, COALESCE(NULLIF(a.application_name, ''), a.usename, a.backend_type) AS application,
-           COALESCE(EXTRACT(epoch FROM clock_timestamp() - a.xact_start), 0)::int AS seconds
+           COALESCE(EXTRACT(epoch FROM clock_timestamp() - a.xact_start), 0)::int AS seconds, a.backend_type
         FROM pg_stat_activity a
         WHERE a.pid <> pg_backend_pid() AND a.datname = current_database() AND EXISTS (
             SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation

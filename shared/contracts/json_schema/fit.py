@@ -68,23 +68,23 @@ def misfits(pairs: Sequence[Pair]) -> list[str | None]:
 
 def _impossible(pairs: list[list[Any]]) -> dict[int, str]:
     """The positions of pairs that no value matches, and the paths, as far as that is found within bounds."""
-    command = [sys.executable or "python3", "-I", "-S", str(PROGRAM), *map(os.path.abspath, sys.path)]
     try:
-        output = subprocess.run(
-            command,
-            input=json.dumps(pairs).encode(),
-            capture_output=True,
-            timeout=MAX_WAIT,
-            check=False,
-            cwd="/",
-            # Our secrets are no business of a process that native code works in on foreign schemas.
-            env={name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ},
-        ).stdout
-    except subprocess.TimeoutExpired as error:
-        output = error.stdout or b""
+        lines = _run(json.dumps(pairs).encode()).splitlines()
+        return dict(json.loads(line) for line in lines if line.endswith(b"]"))
     except (OSError, ValueError):
         return {}
-    return dict(json.loads(line) for line in output.splitlines() if line.endswith(b"]"))
+
+
+def _run(pairs: bytes) -> bytes:
+    command = [sys.executable or "python3", "-I", "-S", str(PROGRAM), *map(os.path.abspath, sys.path)]
+    # The process runs native code on foreign schemas, so it gets none of our secrets.
+    environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    try:
+        return subprocess.run(
+            command, input=pairs, capture_output=True, timeout=MAX_WAIT, check=False, cwd="/", env=environment
+        ).stdout
+    except subprocess.TimeoutExpired as error:
+        return error.stdout or b""
 
 
 def _misfit(given: Schema | bool | None, wanted: Schema | bool | None, path: str, within: Schema | None) -> str | None:

@@ -58,7 +58,8 @@ DISTURBED = text(
         FROM tasks t JOIN task_status s ON s.task_id = t.id LEFT JOIN task_outcomes o ON o.task_id = t.id
         WHERE s.state <> 'succeeded' OR o.output IS NULL
            OR (SELECT count(*) FROM executions e WHERE e.task_id = t.id AND e.outcome = 'succeeded') <> 1
-           OR EXISTS (SELECT 1 FROM executions e WHERE e.task_id = t.id AND e.outcome NOT IN ('succeeded', 'suspended'))
+           OR EXISTS (SELECT 1 FROM executions e WHERE e.task_id = t.id
+                          AND e.outcome NOT IN ('succeeded', 'suspended', 'handed_back'))
     """
 )
 LIVE = text("SELECT count(*) FROM task_status WHERE state NOT IN ('succeeded', 'failed', 'cancelled', 'expired')")
