@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import OperationalError
 
 from minions.backoff import jittered
-from shared.database.connections import SCHEMA_LOCK, get_engine, wait_to_connect
+from shared.database.connections import SCHEMA_LOCK, be_patient, get_engine, wait_to_connect
 from shared.database.tables import Base
 from shared.errors import Conflict, NotConfigured
 from shared.settings import Settings
@@ -106,6 +106,7 @@ def _is_long(holder: Row[Any]) -> bool:
 
 def _upgrade_now(connection: Connection, config: Config, target: str, *, locked: bool) -> None:
     with connection.begin():
+        be_patient(connection)
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'")
         if locked:
             _lock_tables(connection)

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from shared.contracts.documents import AnyDefinition
+from shared.database.connections import be_patient
 from shared.definitions.store import Change, DefinitionStore
 from shared.errors import InvalidDefinition
 from shared.functions.validation import validate_code
@@ -31,6 +32,7 @@ def store_definitions(
         InvalidDefinition: the first error; nothing is stored.
     """
     try:
+        be_patient(session.connection())  # functions are compiled in the sandbox, and schemas compared
         packages = WorkerPackages.reported(session)
         check_code = partial(validate_code, packages=packages)
         changes = DefinitionStore(session, check_code, namespace, packages).apply(definitions)

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 from shared.tasks import lifecycle
 from shared.tasks.states import State
 from tests.support.lifecycle_driver import LifecycleDriver
+from tests.support.processes import wait_until
 
 ENDED, PARKED = 900, 300
 MANY = 2000
@@ -23,6 +24,8 @@ READ = text(
         WHERE COALESCE(i.indrelid, c.oid) IN ('tasks'::regclass, 'task_status'::regclass, 'steps'::regclass)
     """
 )
+
+DEAD = text("SELECT sum(n_dead_tup) FROM pg_stat_user_tables WHERE relname IN ('tasks', 'task_status')")
 
 
 def reads(driver: LifecycleDriver, step: Callable[..., Any], *arguments: Any, **options: Any) -> int:
@@ -44,8 +47,14 @@ def force(driver: LifecycleDriver, change: str, **values: Any) -> None:
         connection.execute(text(f"UPDATE task_status SET {change}"), values)
 
     driver.call(change_rows)
+    wait_until(lambda: vacuumed(driver), "no dead row is left")  # dead rows would be counted
+
+
+def vacuumed(driver: LifecycleDriver) -> bool:
+    """Vacuum the tasks' tables; False while another session, such as an autovacuum, still sees dead rows."""
     with driver.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("VACUUM (ANALYZE) task_status, tasks")  # dead rows would be counted
+        connection.exec_driver_sql("VACUUM (ANALYZE) task_status, tasks")
+        return connection.scalar(DEAD) == 0
 
 
 def accepted(driver: LifecycleDriver, number: int, **fields: Any) -> list[UUID]:
