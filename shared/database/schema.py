@@ -129,7 +129,7 @@ def _holders(connection: Connection) -> Sequence[Row[Any]]:
 
 def _held(connection: Connection) -> str:
     holders = _holders(connection)
-    named = "; ".join(f"process {h.pid} ({h.application}), for {h.seconds} s" for h in holders) or "none are left"
+    named = "; ".join(f"process {h.pid} ({h.application}), for {h.seconds:.0f} s" for h in holders) or "none are left"
     return (
         f"Other transactions held the tables for {LOCK_PATIENCE:.0f} s, and nothing was changed. Open transactions: "
         f"{named}. End the long ones, for example with pg_terminate_backend, then run `minion migrate` again."
@@ -143,7 +143,7 @@ OUR_TABLES = text(
 HOLDERS = text(
     """
     SELECT a.pid, COALESCE(NULLIF(a.application_name, ''), a.usename, a.backend_type) AS application,
-           COALESCE(EXTRACT(epoch FROM clock_timestamp() - a.xact_start), 0)::int AS seconds, a.backend_type
+           COALESCE(EXTRACT(epoch FROM clock_timestamp() - a.xact_start), 0)::float8 AS seconds, a.backend_type
         FROM pg_stat_activity a
         WHERE a.pid <> pg_backend_pid() AND a.datname = current_database() AND EXISTS (
             SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation

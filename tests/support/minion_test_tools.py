@@ -74,7 +74,7 @@ def _refuse(arguments: dict[str, Any], context: Any) -> Any:
 
 
 def _later(arguments: dict[str, Any], context: Any) -> Any:
-    """A directive for the first so many calls."""
+    """A directive for the first calls, up to a number."""
     calls = Path(arguments["log"]).read_text().count(context.task_id)
     return arguments["control"] if calls <= arguments.get("times", 1) else {"calls": calls}
 

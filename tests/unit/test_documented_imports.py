@@ -11,7 +11,7 @@ DOCUMENTED = {
     "shared.models": ["Agent", "Function", "Tool"],
     "shared.schemas": ["AgentResponse", "AIMessage", "HumanMessage", "SystemMessage", "TaskRequest"],
     "shared.function_store": ["FunctionStore"],
-    "shared.database": ["get_engine"],
+    "shared.database": ["get_engine", "statement", "transaction"],
     "shared.errors": ["MinionError"],
     "shared.sandbox": ["Sandbox"],
 }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise, product
 from typing import Any
@@ -15,7 +17,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, Uuid, bindparam, create_engine, text
+from sqlalchemy import Connection, Engine, Uuid, bindparam, create_engine, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 from sqlalchemy.orm import Session
@@ -205,6 +207,58 @@ def test_a_migration_that_meets_a_deadlock_starts_again(previous_schema: Engine)
         other.execute(text("SELECT count(*) FROM tasks"))
         other.commit()
         assert migration.result() == ("0004", "0005")
+
+
+def test_migration_locks_nothing_while_a_long_transaction_holds_a_table(
+    previous_schema: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, attempts, ended = itertools.count(1), [], threading.Event()
+    looked, holders, upgrade = threading.Event(), database_schema._holders, database_schema._upgrade_now
+
+    def look(connection: Connection) -> Any:
+        if next(looks) == 3:
+            looked.set()
+        return holders(connection)
+
+    def attempt(*arguments: Any, **options: Any) -> None:
+        attempts.append(ended.is_set())
+        upgrade(*arguments, **options)
+
+    monkeypatch.setattr(database_schema, "LOCK_TIMEOUT", 0.001)
+    monkeypatch.setattr(database_schema, "_holders", look)
+    monkeypatch.setattr(database_schema, "_upgrade_now", attempt)
+    with ThreadPoolExecutor(1) as threads, previous_schema.connect() as other:
+        other.execute(text("SELECT count(*) FROM tasks"))
+        migration = threads.submit(database_schema.migrate, previous_schema)
+        assert looked.wait(30)
+        ended.set()
+        other.rollback()
+        monkeypatch.setattr(database_schema, "LOCK_TIMEOUT", 2.0)
+        assert migration.result() == ("0004", "0005")
+    assert attempts == [True]
+
+
+@pytest.mark.parametrize(("backend", "long"), [("client backend", True), ("autovacuum worker", False)])
+def test_migration_waits_for_an_autovacuum_alone(database: Engine, backend: str, long: bool) -> None:
+    """It yields to a waiting lock, which a migration must therefore request."""
+    with database.connect() as connection:
+        holder = connection.execute(
+            text("SELECT 60.0 AS seconds, :backend AS backend_type"), {"backend": backend}
+        ).one()
+    assert database_schema._is_long(holder) is long
+
+
+def test_migration_may_idle_for_a_minute(empty_database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = []
+    create = sql.create
+
+    def note(connection: Connection) -> None:
+        allowed.append(connection.scalar(text("SHOW idle_in_transaction_session_timeout")))
+        create(connection)
+
+    monkeypatch.setattr(sql, "create", note)
+    database_schema.migrate(empty_database)
+    assert allowed == ["1min"]
 
 
 def test_locked_table_is_named_with_its_holder(previous_schema: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

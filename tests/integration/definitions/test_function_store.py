@@ -11,6 +11,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from shared.definitions.function_store import FunctionStore
+from shared.definitions.store import DefinitionStore
 from shared.errors import FunctionError, InvalidDefinition, InvalidInput, InvalidOutput, NotFound, TooLarge
 from shared.functions.runner import run_function
 from tests.support.lifecycle_driver import LifecycleDriver
@@ -35,6 +36,20 @@ def execute(store: FunctionStore, name: str, arguments: Any = None, **options: A
 
 def define(store: FunctionStore, name: str, body: str, **settings: Any) -> None:
     store_function(store, name, f"def {name}({settings.pop('takes', '')}):\n    {body}\n", **settings)
+
+
+def test_slow_checks_do_not_cost_the_transaction(store: FunctionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL would end it after a lease."""
+    allowed: list[str] = []
+    applied = DefinitionStore.apply
+
+    def note(self: DefinitionStore, *arguments: Any) -> Any:
+        allowed.append(self.session.scalar(text("SHOW idle_in_transaction_session_timeout")))
+        return applied(self, *arguments)
+
+    monkeypatch.setattr(DefinitionStore, "apply", note)
+    define(store, "one", "return 1")
+    assert allowed == ["1min"]
 
 
 # ---------------------------------------------------------------------------------------------- as documented

@@ -5,11 +5,13 @@ Here times are written that lie in the future, as they do after such a jump. The
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import text
 
 from orchestrator.maintenance.clock import Clock
 from orchestrator.maintenance.lost_workers import LostWorkers
@@ -40,6 +42,22 @@ def test_normal_clock_changes_nothing(driver: LifecycleDriver) -> None:
     driver.dispatch()
     assert heal(driver) == 0
     assert driver.sql("SELECT idle_since FROM workers") is None
+
+
+def waits_for_a_lock(driver: LifecycleDriver) -> bool:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%%heal_clock%%'"
+    with driver.engine.connect() as connection:
+        return bool(connection.exec_driver_sql(waiting).scalar_one())
+
+
+def test_time_written_while_the_loop_waits_for_a_lock_stays(driver: LifecycleDriver) -> None:
+    with ThreadPoolExecutor(1) as threads, driver.engine.connect() as other:
+        other.execute(text("LOCK TABLE workers IN SHARE ROW EXCLUSIVE MODE"))
+        healed = threads.submit(heal, driver)
+        wait_until(lambda: waits_for_a_lock(driver), "the loop waits for the table")
+        other.execute(text("UPDATE workers SET last_seen = clock_timestamp() + interval '1 s'"))
+        other.commit()
+        assert healed.result() == 0
 
 
 def test_worker_with_future_heartbeat_is_lost_after_a_lease(

@@ -200,7 +200,9 @@ def test_a_wait_that_lost_count_is_healed(driver: LifecycleDriver) -> None:
     task = driver.run()
     suspend(driver, task, signal("go"))
     driver.sql("UPDATE steps SET status = 'finished'")
-    assert driver.call(lifecycle.heal_waits) == (0, None), "not before ten seconds: somebody may be about to count down"
+    assert driver.call(lifecycle.heal_waits) == (0, None), (
+        "not before ten seconds: another transaction may be about to count down"
+    )
     driver.sql("UPDATE task_status SET updated_at = now() - interval '1 min'")
     assert driver.call(lifecycle.heal_waits) == (1, None)
     assert driver.state(task) == "pending"

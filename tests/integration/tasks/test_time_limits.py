@@ -11,6 +11,8 @@ from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import text
 
 from shared.contracts import documents
+from shared.contracts.documents import UnreadableDefinition
+from shared.errors import FunctionError
 from shared.settings import Settings
 from tests.integration.conftest import InlineWorker, Tasks
 from workers import minion
@@ -67,6 +69,30 @@ def test_soft_limit_while_reading_a_definition_wins(
     assert ("soft_time_limit of 20 s" in str(execution["error"])) == (outcome == "retried")
     with inline_worker.engine.connect() as connection:  # not the pause after which another release may take it
         assert connection.scalar(text("SELECT due_at - now() < interval '5 s' FROM task_status")) is not False
+
+
+@pytest.mark.parametrize(
+    ("again", "state", "reason"),
+    [
+        (FunctionError("The source does not match its hash.", retryable=False), "failed", None),
+        (UnreadableDefinition("It has the unknown field 'x'."), "waiting", "handed_back"),
+    ],
+)
+def test_failure_whose_retry_policy_cannot_be_read_is_recorded(
+    inline_worker: InlineWorker, tasks: Tasks, act: Any, monkeypatch: pytest.MonkeyPatch,
+    again: Exception, state: str, reason: str | None,
+) -> None:  # fmt: skip
+    task = tasks.submit(act(), {"do": "fail"})
+    [message] = inline_worker.dispatch()
+
+    def unreadable(version: UUID) -> Any:
+        raise again
+
+    monkeypatch.setattr(minion, "load_blueprint", unreadable)
+    assert minion.run(message.task_id, message.claim, inline_worker.id) == state
+    found = tasks.get(task)
+    assert (found["state"], found["wait_reason"], found["attempts"]) == (state, reason, 0)
+    assert "attempt 1 fails" in tasks.executions(task)[0]["error"]["message"]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from orchestrator import service
 from orchestrator.loops.loop import Loop
@@ -24,6 +25,36 @@ class Round(Loop):
 
     def close(self) -> None:
         self.known = [loop.stopping.is_set() for loop in self.all_loops]
+
+
+class Failing(Loop):
+    """A loop whose first round fails, and whose second one ends it."""
+
+    name = "failing"
+
+    def __init__(self, fault: Exception) -> None:
+        super().__init__()
+        self.faults = [fault]
+
+    def run_once(self) -> float:
+        for fault in self.faults:
+            self.faults.clear()
+            raise fault
+        self.stopping.set()
+        return 0.0
+
+
+@pytest.mark.parametrize(("fault", "reported"), [(PoolTimeout("all connections are in use"), 0), (KeyError("x"), 1)])
+def test_only_faults_of_ours_are_reported_and_the_loop_continues(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception, reported: int
+):
+    captured: list[Exception] = []
+    monkeypatch.setattr("sentry_sdk.capture_exception", captured.append)
+    loop = Failing(fault)
+    loop.start()
+    assert loop.stopping.wait(30)
+    loop.stop()
+    assert len(captured) == reported
 
 
 def test_all_loops_are_stopped_before_one_is_waited_for(monkeypatch: pytest.MonkeyPatch):

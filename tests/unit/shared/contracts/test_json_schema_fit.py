@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import Any
 
 import pytest
@@ -106,6 +107,29 @@ def test_pair_that_takes_too_long_counts_as_fitting() -> None:
     choices = [{"oneOf": [{"required": [f"{n}a"]}, {"required": [f"{n}b"]}]} for n in range(40)]
     obvious = Pair({"allOf": [TEXT]}, WHOLE)
     assert misfits([obvious, Pair({"allOf": choices}, {"type": "object"}), obvious]) == [f"$: {NEITHER}", None, None]
+
+
+def test_process_that_compares_schemas_gets_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, str]] = []
+    run = subprocess.run
+
+    def note(*arguments: Any, env: dict[str, str], **options: Any) -> Any:
+        given.append(env)
+        return run(*arguments, env=env, **options)
+
+    monkeypatch.setenv("MINION_API_KEY", "t0p-s3cret-value")
+    monkeypatch.setattr(subprocess, "run", note)
+    assert misfit({"allOf": [TEXT]}, WHOLE) == f"$: {NEITHER}"
+    assert [{*names} - {"LD_LIBRARY_PATH"} for names in given] == [set()]
+
+
+@pytest.mark.parametrize("fault", [OSError("no process"), ValueError("embedded null byte")])
+def test_pair_fits_if_no_process_can_be_started(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    assert misfit({"allOf": [TEXT]}, WHOLE) is None
 
 
 NAMES = st.sampled_from(["a", "b"])
