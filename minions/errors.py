@@ -1,4 +1,4 @@
-"""What can go wrong between a caller and the API: one class for each kind, the API's own words as the text.
+"""Errors between a caller and the API: one class for each kind, with the API's message as the text.
 
 The server's errors, `shared.errors`, build on these.
 """

@@ -59,8 +59,8 @@ async def follow_task(
     database: Database,
     last_event_id: LastEventId = None,
 ) -> Response:
-    """What happens to the task, as it happens, up to its end: `event` is the type, `id` a number that counts from 1,
-    `data` JSON. Streamed text (`step.text`) has no id and is not sent again."""
+    """Stream the events of the task until it ends: `event` is the type, `id` a number that counts from 1, `data` JSON.
+    Streamed text (`step.text`) has no id and is not sent again."""
     after = query.after if last_event_id is None else last_event_id
     last, ended = await run_in_threadpool(_last_event, database, task_id)
     if after > last:

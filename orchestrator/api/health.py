@@ -33,7 +33,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """What the process needs, and whether it is available. `outdated`: the schema is older than this release needs."""
+    """Availability of the services that the process needs. `outdated`: the schema is older than this release needs."""
 
     status: Literal["ready", "not_ready"]
     database: Verdict
@@ -43,13 +43,13 @@ class Readiness(BaseModel):
 
 @router.get("/healthz")
 async def healthz() -> Health:
-    """Whether the process is alive."""
+    """Report that the process is alive."""
     return Health()
 
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready"}})
 def readyz(request: Request, database: Database, response: Response) -> Readiness:
-    """Whether the database and the broker answer and the schema is current."""
+    """Report whether the database and the broker answer and the schema is current."""
     reached, migrations = _check_database(database)
     broker = _check_broker(request.app.state.settings)
     ready = reached == migrations == broker == "ok"

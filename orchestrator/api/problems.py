@@ -30,7 +30,7 @@ Handler = Callable[[Request, Any], Awaitable[Response]]
 
 
 class Problem(BaseModel):
-    """What went wrong (RFC 9457). Some problems carry more members, such as `violations`, `faults` or `index`."""
+    """An error (RFC 9457). Some problems have more members, such as `violations`, `faults` or `index`."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -29,7 +29,7 @@ class Pause(BaseModel):
 
 
 class Limit(BaseModel):
-    """How many tasks run at once, and how many start in a period; for a model, how many requests and tokens in a
+    """Limit on the tasks that run at the same time or start in a period; for a model, on requests and tokens in a
     period. The name `*` applies to each one without its own limit.
     """
 
@@ -62,7 +62,7 @@ class Limits(BaseModel):
 
 
 class PauseRequest(BaseModel):
-    """Why the tasks are paused."""
+    """Reason for a pause of tasks."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -90,7 +90,7 @@ class LimitRequest(BaseModel):
 
 @router.get("/pauses", response_model=Pauses)
 def list_pauses(database: Database) -> dict[str, Any]:
-    """What is paused, by scope and name."""
+    """List the pauses, by scope and name."""
     with database.connect() as connection:
         return {"items": throttles.list_pauses(connection)}
 

@@ -130,7 +130,7 @@ class BulkResult(BaseModel):
 
 
 class CancelRequest(BaseModel):
-    """Why a task is cancelled."""
+    """Reason for the cancellation of a task."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -138,7 +138,7 @@ class CancelRequest(BaseModel):
 
 
 class ReplayRequest(BaseModel):
-    """How a task is replayed."""
+    """Options of a replay."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -164,7 +164,7 @@ class ReplayRequest(BaseModel):
 
 
 class SignalRequest(BaseModel):
-    """What a signal carries."""
+    """Payload of a signal."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -197,7 +197,7 @@ class DecisionRequest(BaseModel):
 
 
 class Decision(BaseModel):
-    """What was decided."""
+    """A recorded decision."""
 
     step: int
     name: str
@@ -213,7 +213,7 @@ class DecidedTask(Task):
 
 
 class Why(BaseModel):
-    """Why a task is where it is."""
+    """Explanation of the current state of a task."""
 
     task_id: UUID
     state: State

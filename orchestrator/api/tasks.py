@@ -195,7 +195,7 @@ def replay_task(
 
 @router.get("/{task_id}/why", response_model=Why, responses=problems.documented(404))
 def why(task_id: TaskId, request: Request, database: Database) -> dict[str, Any]:
-    """Why the task is where it is: one sentence, the facts, and what would let it continue."""
+    """Explain the current state of the task: one sentence, the facts, and what would let it continue."""
     lease = request.app.state.settings.lease_seconds
     with database.connect() as connection:
         return explain(connection, task_id, lease=lease).as_dict()

@@ -179,7 +179,7 @@ class WebhookDelivery(BaseModel):
 
 
 class WebhookTest(BaseModel):
-    """How the endpoint answered a test message."""
+    """Answer of the endpoint to a test message."""
 
     delivered: bool
     status: int | None

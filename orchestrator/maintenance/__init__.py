@@ -1,1 +1,1 @@
-"""What keeps tasks moving when something was lost. One duty a module."""
+"""Duties that keep tasks moving after losses of messages, workers or signals. One duty per module."""

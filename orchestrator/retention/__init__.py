@@ -1,1 +1,1 @@
-"""How long finished tasks are kept, and how they are exported before they go."""
+"""Deletion of finished tasks after their retention period, and their export before it."""

@@ -1,1 +1,1 @@
-"""What crosses a border, and its rules: strict JSON, JSON Schema."""
+"""Contracts of the data that processes exchange: definitions, requests, strict JSON and JSON Schema."""

@@ -331,7 +331,7 @@ class HttpCall(Strict):
         return self.method in ("POST", "PUT", "PATCH")
 
     def closed(self, schema: JsonSchema | None) -> JsonSchema | None:
-        """The schema, which takes no arguments but those that it or the request names, unless it says otherwise.
+        """Return the schema, closed to arguments that neither it nor the request names, unless it says otherwise.
 
         The model sees it as it was stored: the hashes of running tasks' steps cover it.
         """

@@ -12,22 +12,22 @@ from itertools import accumulate, islice
 from shared.errors import InvalidInput, TooLarge
 
 MAX_DIGITS = 4_300
-"""Digits of an integer: Python's own default bound, kept even where a process has lifted it."""
+"""Digits of an integer: Python's default limit, which applies here even if the process has lifted it."""
 
-# An unterminated string is matched to the end: otherwise each of its quotes would begin a scan of the rest.
+# An unterminated string matches up to the end: otherwise each of its quotes would start a scan of the rest.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
-# Only from its first digit: a search from each of them would take hours for numbers that are just short enough.
+# Matches only from the first digit: a search from every digit of numbers just below the limit would take hours.
 _LONG_NUMBER = re.compile(rb"(?<![0-9])[0-9]{%d}" % (MAX_DIGITS + 1))
 _STEPS = bytes.maketrans(b"[{]}", bytes(array("b", [1, 1, -1, -1])))
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 
 
 def check_shape(body: bytes, *, what: str, depth: int, values: int) -> None:
-    """Checks a text that need not be JSON.
+    """Check the shape of a text, which need not be JSON.
 
     Args:
         body: the text in UTF-8.
-        what: how the error message calls it.
+        what: its name in the error message.
         depth: levels of nesting.
         values: number of values and keys. An empty list or object counts twice.
 
@@ -47,7 +47,7 @@ def check_shape(body: bytes, *, what: str, depth: int, values: int) -> None:
 
 
 def _outside_strings(body: bytes, what: str, values: int) -> bytes:
-    """The text without its strings. They are counted first, because removing one takes a hundred bytes of memory."""
+    """Return the text without its strings. They are counted first: removing one takes a hundred bytes of memory."""
     if sum(1 for _ in islice(_STRING.finditer(body), values + 1)) > values:
         raise _too_many(what, values)
     return _STRING.sub(b"", body)
@@ -62,7 +62,7 @@ def _brackets(text: bytes) -> int:
 
 
 def _values(text: bytes) -> int:
-    """Number of values and keys in a text without strings; in a text with strings, an upper bound."""
+    """Return the number of values and keys in a text without strings; in a text with strings, an upper bound."""
     return 1 + _brackets(text) + text.count(b",") + text.count(b":")
 
 

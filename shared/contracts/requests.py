@@ -1,4 +1,4 @@
-"""What submitters send: requests, messages and budgets."""
+"""Requests, messages and budgets, as submitters send them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Strict JSON: what PostgreSQL, every client and the sandbox can all hold, and nothing else.
+"""Strict JSON: only values that PostgreSQL, every client and the sandbox can all represent.
 
 Python's parser accepts more than JSON (NaN, Infinity, 1e999, lone surrogates, duplicate keys) and PostgreSQL's
-`jsonb` accepts less (no U+0000). A value that passed here passes everywhere.
+`jsonb` accepts less (no U+0000). A value that is accepted here is accepted everywhere.
+
+The texts of faults must not change, because the journals of running tasks contain hashes of them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ MAX_DEPTH = 100
 ABSENT = "absent"
 
 JsonValue = Any
-# What parsers make of JSON. Subclasses and tuples are taken too, but looked at one by one.
+# The types that parsers return. Subclasses and tuples are accepted too, but checked one by one.
 NOT_CONSTANT = frozenset({dict, list, str, int, float})
 PLAIN = NOT_CONSTANT | {bool, type(None)}
 END: tuple[Any, JsonValue] = (None, None)
@@ -36,9 +38,9 @@ class Bounds:
     Attributes:
         depth: levels of nesting.
         digits: digits of a number.
-        values: number of values and keys, for a writer who may be hostile: a short value takes up to a hundred bytes
-            of memory. The text is then checked before it is parsed.
-        unique_keys: whether an object that has a key twice is refused; otherwise the last one counts.
+        values: number of values and keys, for text from a hostile writer: a short value takes up to a hundred bytes
+            of memory. If it is set, the text is checked before it is parsed.
+        unique_keys: if true, an object with a duplicate key is refused; otherwise the last value counts.
     """
 
     depth: int = MAX_DEPTH
@@ -48,7 +50,7 @@ class Bounds:
 
     @cached_property
     def beyond(self) -> int:
-        """The smallest number with too many digits."""
+        """Return the smallest number with too many digits."""
         return int(10**self.digits)
 
 
@@ -58,17 +60,17 @@ STORABLE = Bounds()
 def parse(
     text: bytes | str, *, what: str = "The body", limit: int | None = None, bounds: Bounds = STORABLE
 ) -> JsonValue:
-    """Parses strict JSON.
+    """Parse strict JSON.
 
     Args:
         text: the document, UTF-8 if bytes.
-        what: how the error message calls it.
-        limit: the largest size in bytes.
+        what: its name in the error message.
+        limit: the maximum size in bytes.
         bounds: limits of the value.
 
     Raises:
         TooLarge: the document is larger than `limit`, or has more values than `bounds` allow.
-        InvalidInput: it is not strict JSON, or goes beyond `bounds`.
+        InvalidInput: it is not strict JSON, or exceeds `bounds`.
     """
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if limit is not None and len(raw) > limit:
@@ -93,17 +95,17 @@ def _decode(raw: bytes, what: str, bounds: Bounds) -> JsonValue:
     except RecursionError:
         raise InvalidInput(f"{what} is nested deeper than {bounds.depth} levels.") from None
     except ValueError as error:
-        # Python reads no integer of more than 4,300 digits.
+        # Python refuses integers of more than 4,300 digits.
         fault = f"a number of more than {bounds.digits} digits." if "int_max_str_digits" in str(error) else error
         raise InvalidInput(f"{what} is not valid JSON: {fault}") from None
 
 
 def check(value: JsonValue, *, what: str = "The value", limit: int | None = None) -> None:
-    """Checks that a Python value is strict JSON that the database can hold.
+    """Check that a Python value is strict JSON that the database can store.
 
     Raises:
         TooLarge: its JSON text is larger than `limit` bytes.
-        InvalidInput: the message names the place and the rule.
+        InvalidInput: names the path and the rule.
     """
     _check(value, what, STORABLE)
     if limit is not None:
@@ -119,32 +121,32 @@ def _check(value: JsonValue, what: str, bounds: Bounds) -> None:
 
 
 def canonical(value: JsonValue) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, no NaN. Equal values have equal texts."""
+    """Return the canonical JSON text of a value: sorted keys, no spaces, no NaN. Equal values have equal texts."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def digest(value: JsonValue) -> str:
-    """The SHA-256 of the canonical text, in hexadecimal.
+    """Return the SHA-256 of the canonical text, in hexadecimal.
 
-    A whole number counts the same as float and as integer: PostgreSQL gives 1e16 back as 10000000000000000.
+    A whole number has the same digest as float and as integer: PostgreSQL returns 1e16 as 10000000000000000.
     """
     return hashlib.sha256(canonical(stable(value)).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def stable(value: JsonValue) -> JsonValue:
-    """The value as it looks whatever the order of its keys: sorted, and whole numbers as integers."""
+    """Return the value with sorted keys and whole numbers as integers, so that the order of keys does not matter."""
     return _arrange(value, by=sorted)
 
 
 def whole(value: JsonValue) -> JsonValue:
-    """The value as it looks before and after PostgreSQL held it: whole numbers as integers."""
+    """Return the value with whole numbers as integers, as PostgreSQL returns it; the order of keys is kept."""
     return _arrange(value, by=iter)
 
 
 def _arrange(value: JsonValue, *, by: Callable[[Iterable[str]], Iterable[str]]) -> JsonValue:
-    """The value with the keys of each object as `by` puts them, and whole numbers as integers."""
+    """Return the value with the keys of each object in the order of `by`, and whole numbers as integers."""
     if isinstance(value, float) and value.is_integer():
-        # By way of its digits, as PostgreSQL reads it: 1e23 is 10**23, and int(1e23) is not.
+        # From its decimal digits, as PostgreSQL reads it: 1e23 is 10**23, and int(1e23) is not.
         return int(value) if abs(value) < 2**53 else int(Decimal(repr(value)))
     if isinstance(value, dict):
         return {key: _arrange(value[key], by=by) for key in by(value)}
@@ -154,7 +156,7 @@ def _arrange(value: JsonValue, *, by: Callable[[Iterable[str]], Iterable[str]]) 
 
 
 def first_difference(before: JsonValue, now: JsonValue, path: str = "$") -> str | None:
-    """Where two values first differ, and how, in a few words; None where they are equal."""
+    """Return the path of the first difference of two values and a short description, or None if they are equal."""
     if isinstance(before, dict) and isinstance(now, dict):
         places = [(f"{path}.{key}", before.get(key, ABSENT), now.get(key, ABSENT)) for key in sorted({*before, *now})]
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
@@ -172,7 +174,7 @@ def _short(value: JsonValue) -> str:
 
 
 def too_large(what: str, size: int, limit: int) -> TooLarge:
-    """The error for a document of `size` bytes where `limit` are allowed."""
+    """Return the error for a document of `size` bytes if only `limit` are allowed."""
     return TooLarge(
         f"{what} is {size:,} bytes large; at most {limit:,} are accepted. "
         "Store large data elsewhere and pass a reference to it.",
@@ -182,7 +184,7 @@ def too_large(what: str, size: int, limit: int) -> TooLarge:
 
 
 def _first_fault(root: JsonValue, bounds: Bounds) -> tuple[str, str] | None:
-    """The path of the first fault, and what it is. No nesting exhausts the stack, no value of many parts the memory."""
+    """Return the path of the first fault and its text. Deep or large values exhaust neither stack nor memory."""
     if _is_sound(root, bounds):
         return None
     way: list[str | int] = []
@@ -206,7 +208,7 @@ def _first_fault(root: JsonValue, bounds: Bounds) -> tuple[str, str] | None:
 
 
 def _is_sound(root: JsonValue, bounds: Bounds) -> bool:
-    """Whether a value is surely free of faults, told about as fast as it was parsed: a level at a time, mostly in C."""
+    """Return whether a value certainly has no faults, about as fast as it was parsed: level by level, mostly in C."""
     level = [root]
     for _ in range(bounds.depth + 1):
         kinds = set(map(type, level))
@@ -231,13 +233,13 @@ def _is_sound(root: JsonValue, bounds: Bounds) -> bool:
 
 
 def _path(way: list[str | int]) -> str:
-    """`$.orders[3].name`, the end of it where it is long."""
+    """Return the path as `$.orders[3].name`, shortened to its end if it is long."""
     shown = "".join(f"[{key}]" if isinstance(key, int) else f".{key[:50]}" for key in way[-10:])
     return f"${shown}" if len(way) <= 10 else f"$…{shown}"
 
 
 def _fault_of(value: JsonValue, depth: int, bounds: Bounds) -> str | None:
-    """What is wrong with a value, apart from what is in it."""
+    """Return the fault of a value itself, regardless of the values inside it."""
     if depth > bounds.depth:
         return f"nesting deeper than {bounds.depth} levels"
     if isinstance(value, dict):

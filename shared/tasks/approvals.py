@@ -1,6 +1,6 @@
 """Checks of arguments that an operator approves in place of the proposed ones.
 
-They are held to the versions that the task has pinned: by the decision, and by a replay that edits an approval.
+They are checked against the versions that the task has pinned, in a decision and in a replay that edits an approval.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ UNDECIDED = text(
     "SELECT u.number FROM minion_undecided(:task) u WHERE (CAST(:step AS integer) IS NULL OR u.number = :step) "
     "AND (CAST(:proposal AS text) IS NULL OR minion_proposal(u) = :proposal) LIMIT 1"
 )
-# The first step of an agent that needs approval is about the agent's own input.
+# The first step of an agent that requires approval concerns the agent's own input.
 PROPOSED = text(
     """
     SELECT s.name, s.number = 1 AND v.definition->'config'->'approval' = 'true' AS of_agent,
@@ -41,7 +41,7 @@ PROPOSED = text(
 def check_decision(
     connection: Connection, task: UUID, step: int | None, proposal: str | None, arguments: JsonValue
 ) -> None:
-    """Check the arguments of an approval before it is decided; one that waits for no decision is left to `decide`.
+    """Check the arguments of an approval before its decision; a step that waits for none is left to `decide`.
 
     Args:
         connection: in autocommit mode: PostgreSQL ends a transaction that is idle for the time of a slow check.
@@ -55,7 +55,7 @@ def check_decision(
 
 
 def check_arguments(connection: Connection, task: UUID, step: int, arguments: JsonValue) -> None:
-    """Check arguments against what the call of an approval takes; a step that is no approval takes anything.
+    """Check arguments against the schemas of the approved call; a step that is not an approval accepts anything.
 
     Raises:
         InvalidInput: with every violation and its path.
@@ -72,7 +72,7 @@ def check_arguments(connection: Connection, task: UUID, step: int, arguments: Js
 
 
 def _agent_schemas(proposed: Row[Any]) -> Iterator[Schema | None]:
-    """The input schema of the agent, and those of the tool or function that it runs."""
+    """Yield the input schema of the agent, and those of the tool or function that it runs."""
     agent: AgentDefinition = stored_definition("agent", proposed.agent_name, proposed.agent, proposed.agent_order)
     yield agent.input_schema
     if agent.type == "function":
@@ -80,7 +80,7 @@ def _agent_schemas(proposed: Row[Any]) -> Iterator[Schema | None]:
 
 
 def _tool_schemas(proposed: Row[Any]) -> Iterator[Schema | None]:
-    """The input schemas of a tool, and of the function that it calls."""
+    """Yield the input schemas of a tool, and of the function that it calls."""
     if proposed.tool is not None:
         tool: ToolDefinition = stored_definition("tool", proposed.tool_name, proposed.tool, proposed.tool_order)
         yield tool.http.closed(tool.input_schema) if tool.http else tool.input_schema

@@ -2,7 +2,7 @@
 
     {"$snooze": 60}                        run the task again in 60 s; no attempt is charged
     {"$retry_after": 30, "reason": "…"}    this attempt failed; try again in 30 s, if attempts are left
-    {"$wait": {"seconds": 3600}}           a timer; when it is over the call's result is {"timed_out": true}
+    {"$wait": {"seconds": 3600}}           a timer; when it ends, the result of the call is {"timed_out": true}
     {"$wait": {"signal": "paid", "seconds": 86400}}
                                            a named signal; the result is {"signal", "payload", "sent_at"}
 
@@ -37,7 +37,7 @@ class RetryAfter:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait for a signal, for at most `seconds`; without a signal name it is a plain timer."""
+    """Wait for a signal, for at most `seconds`; without a signal name, this is a plain timer."""
 
     signal: str | None
     seconds: float | None

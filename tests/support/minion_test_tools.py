@@ -94,7 +94,7 @@ def _eat(arguments: dict[str, Any], context: Any) -> Any:
 
 
 def _strange(arguments: dict[str, Any], context: Any) -> Any:
-    """What JSON or PostgreSQL cannot hold."""
+    """Return a value that JSON or PostgreSQL cannot represent."""
     deep: Any = 1
     for _ in range(200):
         deep = [deep]

@@ -34,6 +34,6 @@ def use_model_url(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def forget_model_client() -> None:
-    """What the client read from the environment."""
+    """Forget the settings that the client read from the environment."""
     for cached in (get_settings, anthropic._client, anthropic._limits):
         cached.cache_clear()

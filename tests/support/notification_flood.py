@@ -19,7 +19,7 @@ def flood(engine: Engine, channel: str) -> None:
 
 
 def all_read(engine: Engine, channel: str) -> bool:
-    """Whether everybody has read the flood."""
+    """Return whether every listener has read the flood."""
     with engine.begin() as connection:
         # The server clears away what has been read when the next one comes.
         connection.execute(ONE, {"channel": channel})

@@ -129,13 +129,13 @@ def start_orchestrator(folder: Path, *, env: Mapping[str, str] | None = None, cw
 
 
 def ready(process: Process) -> bool:
-    """Whether an orchestrator has come as far as its API."""
+    """Return whether an orchestrator has started its API."""
     assert process.running, f"the orchestrator ended:\n{process.output()[-4000:]}"
     return "api_listening" in process.output()
 
 
 def online(process: Process, engine: Engine) -> bool:
-    """Whether a worker's row says that it is at work."""
+    """Return whether the row of a worker says that it is online."""
     assert process.running, f"the worker ended:\n{process.output()[-4000:]}"
     try:
         with engine.connect() as connection:

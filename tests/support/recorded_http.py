@@ -78,7 +78,7 @@ def ended(stop_reason: str | None = "end_turn", usage: Any = None, **more: Any) 
 
 @dataclass
 class RecordedServer:
-    """What is answered, and what was asked."""
+    """Recorded responses, and the requests that were received."""
 
     responses: list[Recorded] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)

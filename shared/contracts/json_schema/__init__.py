@@ -1,8 +1,8 @@
-"""JSON Schema (draft 2020-12): schemas are checked when they are stored, values whenever they cross a border.
+"""JSON Schema (draft 2020-12): schemas are checked when they are stored, values on every input and output.
 
 Users write schemas and values, and neither may hang the process that compares them. Regular expressions have no
-look-around and no back-references, so matching takes linear time. References stay inside the schema, errors quote the
-beginning of a value, and a comparison that takes `MAX_SECONDS` is given up. Two schemas are compared in a separate
+look-around and no back-references, so matching takes linear time. References stay inside the schema, errors quote only
+the beginning of a value, and a comparison is stopped after `MAX_SECONDS`. Two schemas are compared in a separate
 process with bounded time and memory.
 """
 

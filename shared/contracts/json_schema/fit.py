@@ -1,8 +1,8 @@
-"""Whether a value of one schema can be a value of another, as far as the schemas tell.
+"""Comparison of two schemas: reports the pairs that certainly have no common value.
 
-JSON Schema cannot be compared in general. This finds what is certainly wrong, and says nothing where it is not sure.
-Our own comparison gives the better reasons: each keyword only narrows a schema, so what two of them exclude stays
-excluded whatever the others say. `jsonschema_rs` finds more, and gives the place alone.
+JSON Schemas cannot be compared in general, so uncertain pairs count as fitting. Our own comparison runs first, because
+it gives better reasons. Each keyword only narrows a schema, so values that two keywords exclude stay excluded whatever
+the other keywords allow. `jsonschema_rs` finds more misfits, but reports only their paths.
 """
 
 from __future__ import annotations
@@ -19,18 +19,26 @@ from urllib.parse import quote
 
 from shared.contracts.json_schema.values import TOO_LONG, Schema, anonymous, truncate, violations
 
-KINDS = frozenset({"null", "boolean", "number", "string", "array", "object"})
+KINDS = {
+    "null": "null",
+    "boolean": "a boolean",
+    "number": "a number",
+    "string": "a string",
+    "array": "an array",
+    "object": "an object",
+}
+"""Types, as messages name them. Integers count as numbers."""
 PROGRAM = Path(__file__).with_name("satisfiability.py")
-MAX_WAIT = 5.0  # seconds: shorter than the default lease, because a transaction may be open
+MAX_WAIT = 5.0  # seconds: less than the default lease, because a transaction may be open
 WHOLE = "urn:minions:whole"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A schema of what is given, and one of what is wanted; None allows everything.
+    """The schema of the given values and that of the wanted values; None allows everything.
 
     Attributes:
-        element_of: a property of `given` that is a list: each element of it is given.
+        element_of: a property of `given` that is a list: its elements are the given values.
     """
 
     given: Schema | bool | None
@@ -38,12 +46,12 @@ class Pair:
     element_of: str | None = None
 
     def fault(self) -> str | None:
-        """Why no value can fit, by our own comparison."""
+        """Return the reason why no value can fit, as far as our own comparison finds one."""
         given = self.given if self.element_of is None else _element(self.given, self.element_of)
         return _misfit(given, self.wanted, "$", within=self.wanted if isinstance(self.wanted, dict) else None)
 
     def documents(self) -> list[Schema] | None:
-        """Both schemas, each with what its references lead to; None where one of them allows everything."""
+        """Return both schemas, each with the targets of its references, or None if one of them allows everything."""
         if not (isinstance(self.given, dict) and isinstance(self.wanted, dict) and self.given and self.wanted):
             return None
         given, wanted = anonymous(self.given), anonymous(self.wanted)
@@ -54,7 +62,7 @@ class Pair:
 
 
 def misfits(pairs: Sequence[Pair]) -> list[str | None]:
-    """For each pair why no value can ever fit, with the path; None where one may."""
+    """Return a reason with its path for each pair that no value can fit, and None for the others."""
     faults = [pair.fault() for pair in pairs]
     undecided = [
         [position, *documents]
@@ -67,7 +75,7 @@ def misfits(pairs: Sequence[Pair]) -> list[str | None]:
 
 
 def _impossible(pairs: list[list[Any]]) -> dict[int, str]:
-    """The positions of pairs that no value matches, and the paths, as far as that is found within bounds."""
+    """Return the paths at which pairs exclude every value, by position, as far as they are found within the bounds."""
     try:
         lines = _run(json.dumps(pairs).encode()).splitlines()
         return dict(json.loads(line) for line in lines if line.endswith(b"]"))
@@ -77,7 +85,7 @@ def _impossible(pairs: list[list[Any]]) -> dict[int, str]:
 
 def _run(pairs: bytes) -> bytes:
     command = [sys.executable or "python3", "-I", "-S", str(PROGRAM), *map(os.path.abspath, sys.path)]
-    # The process runs native code on foreign schemas, so it gets none of our secrets.
+    # The process runs native code on untrusted schemas, so it gets none of our secrets.
     environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     try:
         return subprocess.run(
@@ -89,19 +97,19 @@ def _run(pairs: bytes) -> bytes:
 
 def _misfit(given: Schema | bool | None, wanted: Schema | bool | None, path: str, within: Schema | None) -> str | None:
     if given is None or wanted is None or isinstance(given, bool) or isinstance(wanted, bool):
-        return f"{path}: nothing is taken" if wanted is False else None
+        return f"{path}: no value is accepted" if wanted is False else None
     given_kinds, wanted_kinds = _kinds(given), _kinds(wanted)
     if not given_kinds & wanted_kinds:
-        return f"{path}: {_list(given_kinds)} comes, and {_list(wanted_kinds)} is taken"
+        return f"{path}: the value is {_list(given_kinds)}, but {_list(wanted_kinds)} is required"
     if values := _values(given):
         if any(violations(wanted, value, within=within) in ([], TOO_LONG) for value in values):
             return None
-        return f"{path}: {', '.join(map(repr, values))[:200]} comes, which is not taken"
+        return f"{path}: the value is {' or '.join(map(repr, values))[:200]}, which is not accepted"
     return _object_misfit(given, wanted, path, within) if given_kinds & wanted_kinds == {"object"} else None
 
 
 def _element(schema: Schema | bool | None, name: str) -> Schema | None:
-    """The schema of the elements of a property that is a list."""
+    """Return the schema of the elements of a property that is a list."""
     properties = schema.get("properties", {}) if isinstance(schema, dict) else {}
     listed = properties.get(name)
     element: Schema | None = listed.get("items") if isinstance(listed, dict) else None
@@ -111,12 +119,12 @@ def _element(schema: Schema | bool | None, name: str) -> Schema | None:
 def _kinds(schema: Schema) -> frozenset[str]:
     said = schema.get("type")
     if said is None:
-        return KINDS
+        return frozenset(KINDS)
     return frozenset("number" if kind == "integer" else kind for kind in ([said] if isinstance(said, str) else said))
 
 
 def _values(schema: Schema) -> list[Any]:
-    """All values that a schema allows, where it lists them."""
+    """Return all values that a schema allows, if it lists them."""
     return [schema["const"]] if "const" in schema else list(schema.get("enum", []))
 
 
@@ -125,10 +133,10 @@ def _object_misfit(given: Schema, wanted: Schema, path: str, within: Schema | No
     needed, sure = set(wanted.get("required", [])), set(given.get("required", []))
     for name in sorted(needed - set(comes)):
         if _closed(given):
-            return f"{path}: {name!r} is needed, and never comes"
+            return f"{path}: {name!r} is required, but never given"
     for name in sorted(sure - set(taken)):
         if _closed(wanted):
-            return f"{path}: {name!r} always comes, and is not taken"
+            return f"{path}: {name!r} is always given, but not allowed"
     for name in sorted((needed | sure) & set(comes) & set(taken)):
         if fault := _misfit(comes[name], taken[name], f"{path}.{name}", within):
             return fault
@@ -140,4 +148,4 @@ def _closed(schema: Schema) -> bool:
 
 
 def _list(kinds: frozenset[str]) -> str:
-    return " or ".join(sorted(kinds))
+    return " or ".join(KINDS[kind] for kind in sorted(kinds))

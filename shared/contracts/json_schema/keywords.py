@@ -1,8 +1,10 @@
-"""Comparing a value with a JSON Schema (draft 2020-12), keyword by keyword.
+"""Comparison of a value with a JSON Schema (draft 2020-12), keyword by keyword.
 
-`jsonschema` has the functions of the keywords. Those that it would spend without bound on are our own: it writes every
-value that it finds fault with out in full, keeps the faults of branches that nobody is shown, and makes a validator for
-each part of a value. A comparison that still takes too long, as a product of schema and value can, is given up.
+`jsonschema` has functions for the keywords. Those whose cost it does not limit are replaced: it quotes every invalid
+value in full, keeps the faults of branches that no message shows, and creates a validator for each part of a value.
+A comparison that still takes too long, as the product of a schema and a value can, is stopped.
+
+The texts of faults must not change, because the journals of running tasks contain hashes of them.
 """
 
 from __future__ import annotations
@@ -33,14 +35,14 @@ Faults = Iterator[ValidationError]
 
 
 class TakesTooLong(Exception):
-    """A comparison has used `MAX_SECONDS`, or might in one step."""
+    """A comparison has used `MAX_SECONDS`, or its next step might."""
 
 
 class Comparison:
-    """One comparison of a value with a schema; what the functions of keywords go through to compare parts of both.
+    """One comparison of a value with a schema. The functions of keywords use it to compare parts of both.
 
     Args:
-        resolve: gives the schema that a reference leads to.
+        resolve: returns the schema that a reference leads to.
     """
 
     def __init__(self, resolve: Callable[[str], Schema | bool]) -> None:
@@ -50,25 +52,25 @@ class Comparison:
     def descend(
         self, instance: JsonValue, schema: Schema | bool, path: str | int | None = None, schema_path: Any = None
     ) -> Faults:
-        """The faults of a part of the value, at `path` below the one at hand."""
+        """Yield the faults of a part of the value, which is at `path` below the current one."""
         for fault in self._faults(instance, schema):
             if path is not None:
                 fault.path.appendleft(path)
             yield fault
 
     def fits(self, value: JsonValue, schema: Schema | bool) -> bool:
-        """Whether a value has no fault; ends at the first."""
+        """Return whether a value has no fault; stop at the first one."""
         return next(self._faults(value, schema), None) is None
 
     def is_type(self, value: JsonValue, kind: str) -> bool:
-        """Whether a value is of a type of JSON Schema: 1.0 is an integer, and true is not."""
+        """Return whether a value has a type of JSON Schema: 1.0 is an integer, and true is not."""
         return bool(Draft202012Validator.TYPE_CHECKER.is_type(value, kind))
 
     def go_on(self) -> None:
-        """Asked before each step.
+        """Check that there is time for another step; called before each one.
 
         Raises:
-            TakesTooLong: there has been enough of them.
+            TakesTooLong: the comparison has used `MAX_SECONDS`.
         """
         if thread_time() > self._deadline:
             raise TakesTooLong
@@ -87,7 +89,7 @@ class Comparison:
 
 
 def quoted(value: JsonValue) -> str:
-    """The beginning of `repr(value)`; the rest of it is never made."""
+    """Return the beginning of `repr(value)`, without building the rest."""
     text = ""
     for piece in _pieces(value):
         text += piece
@@ -168,7 +170,7 @@ def _if(comparison: Comparison, condition: Schema | bool, value: JsonValue, sche
 
 
 def _size(kind: str, *, least: bool, otherwise: str) -> Callable[..., Faults]:
-    """A keyword for the length of values of one kind: at least so many, or at most."""
+    """Return the function of a keyword for the length of values of one kind: a minimum if `least`, or a maximum."""
 
     def check(comparison: Comparison, bound: int, value: JsonValue, schema: Schema) -> Faults:
         if comparison.is_type(value, kind) and (len(value) < bound if least else len(value) > bound):
@@ -182,17 +184,17 @@ def _size(kind: str, *, least: bool, otherwise: str) -> Callable[..., Faults]:
 
 
 def _multiple_of(comparison: Comparison, factor: float, value: JsonValue, schema: Schema) -> Faults:
-    """By the digits as they are written: as binary fractions, 19.99 is no multiple of 0.01."""
+    """Divide by the decimal digits as written: as binary fractions, 19.99 is not a multiple of 0.01."""
     if comparison.is_type(value, "number") and Fraction(repr(value)) % Fraction(repr(factor)):
         yield ValidationError(f"{value!r} is not a multiple of {factor!r}")
 
 
 @lru_cache(maxsize=256)
 def matcher(pattern: str) -> tuple[jsonschema_rs.Validator, int]:
-    """A regular expression of ECMA 262, compiled for matching in linear time, and a bound of its size in bytes.
+    """Return a regular expression of ECMA 262, compiled for matching in linear time, and a bound of its size in bytes.
 
     Raises:
-        ValueError: it is none, is too large, or has look-around or back-references.
+        ValueError: it is invalid, too large, or has look-around or back-references.
     """
     for size in PATTERN_SIZES:
         with suppress(ValueError):
@@ -202,10 +204,10 @@ def matcher(pattern: str) -> tuple[jsonschema_rs.Validator, int]:
 
 
 def _matches(pattern: str, text: str) -> bool:
-    """Whether the pattern is found in the text.
+    """Return whether the text contains a match of the pattern.
 
     Raises:
-        TakesTooLong: a search that nothing can interrupt might take more than `MAX_SECONDS`.
+        TakesTooLong: the search, which nothing can interrupt, might take more than `MAX_SECONDS`.
     """
     expression, size = matcher(pattern)
     if size * len(text) > MAX_MATCHING:
@@ -288,7 +290,7 @@ def _unique_items(comparison: Comparison, unique: bool, value: JsonValue, schema
 
 
 def _identity(value: JsonValue) -> Any:
-    """Something that is equal for equal values, and takes little room."""
+    """Return a small key that is equal for equal values."""
     if isinstance(value, list | dict):
         return bytes.fromhex(digest(value))
     return (value,) if isinstance(value, bool) else stable(value)
@@ -321,7 +323,7 @@ def _additional_properties(comparison: Comparison, part: Schema | bool, value: J
 
 
 def _matching(comparison: Comparison, patterns: Iterable[str], names: Iterable[str]) -> Iterator[str]:
-    """The names in which one of the patterns is found."""
+    """Yield the names that match one of the patterns."""
     for pattern in patterns:
         for name in names:
             comparison.go_on()
@@ -355,7 +357,7 @@ def _unevaluated_properties(comparison: Comparison, part: Schema | bool, value: 
 
 
 def _evaluated(comparison: Comparison, value: JsonValue, schema: Schema | bool) -> Iterator[str | int]:
-    """The names in an object, or indexes in an array, of what a schema has a word on and lets pass."""
+    """Yield the names in an object, or indexes in an array, of the parts that a schema covers and accepts."""
     if isinstance(schema, bool):
         return
     if isinstance(value, dict):
@@ -374,7 +376,7 @@ def _evaluated(comparison: Comparison, value: JsonValue, schema: Schema | bool) 
 
 
 def _applied(comparison: Comparison, value: JsonValue, schema: Schema) -> Iterator[Schema | bool]:
-    """The schemas inside one that say something about the same value, and that it matches."""
+    """Yield the schemas inside one that apply to the same value, and that the value matches."""
     yield from (comparison.resolve(schema[name]) for name in ("$ref", "$dynamicRef") if name in schema)
     for keyword in ("allOf", "anyOf", "oneOf"):
         yield from (part for part in schema.get(keyword, ()) if comparison.fits(value, part))

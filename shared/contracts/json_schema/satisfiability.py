@@ -1,7 +1,7 @@
-"""Program: pairs of JSON Schemas that no value matches.
+"""Program that finds pairs of JSON Schemas that no value matches.
 
 `jsonschema_rs` takes more than a gigabyte or several seconds for some schemas of one kilobyte, and nothing interrupts
-it. So it runs in this process, which ends at its bounds. What it has written by then holds.
+it. So it runs in this process, which is killed at its bounds. The lines that it has written by then are valid.
 
 Arguments: the folders of packages. Input: `[[position, schema, other], …]`. Output: a line `[position, path]` for each
 pair that no value matches, and more where the conflict is found deeper inside.
@@ -31,7 +31,7 @@ Canonical = jsonschema_rs.CanonicalSchema
 
 
 def places(one: Canonical, other: Canonical, path: str = "$", steps: int = MAX_STEPS) -> Iterator[str]:
-    """The paths at which no value matches both, each inside the one before; none where there may be a value."""
+    """Yield the paths at which no value matches both, each inside the one before; nothing if there may be a value."""
     if not steps or not excludes(one, other):
         return
     yield path
@@ -46,19 +46,19 @@ def places(one: Canonical, other: Canonical, path: str = "$", steps: int = MAX_S
 
 
 def excludes(one: Canonical, other: Canonical) -> bool:
-    """Whether certainly no value matches both."""
+    """Return whether it is certain that no value matches both."""
     return one.intersect(other).satisfiability() == Satisfiability.NO
 
 
 def canonical(schema: Any) -> Canonical:
-    """A schema in the library's form. Nothing is ever fetched."""
+    """Return a schema in the library's form. Nothing is ever fetched."""
     return jsonschema_rs.canonicalize(
         schema, draft=jsonschema_rs.Draft202012, pattern_options=jsonschema_rs.RegexOptions(), offline=True
     )
 
 
 def _object(schema: Canonical) -> ObjectView | None:
-    """What a schema requires of an object, where that is one set of rules."""
+    """Return the rules of a schema for objects, if it has exactly one set of them."""
     for _ in range(MAX_STEPS):
         match schema.view():
             case ObjectView() as view:
@@ -78,7 +78,7 @@ def _object(schema: Canonical) -> ObjectView | None:
 
 
 def _property(rules: ObjectView, name: str) -> Canonical:
-    """The schema of a property, as far as it has one."""
+    """Return the schema of a property; one that allows everything if it has none."""
     if rules.property_names and excludes(rules.property_names, canonical({"const": name})):
         return canonical(False)
     other = None if rules.pattern_properties else rules.additional_properties
@@ -86,13 +86,13 @@ def _property(rules: ObjectView, name: str) -> Canonical:
 
 
 def main() -> None:
-    """Answers, as far as the bounds allow."""
+    """Write the results, as far as the bounds allow."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS, MAX_SECONDS))
     with suppress(ValueError):  # macOS has no such limit
         resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
     for position, one, other in json.load(sys.stdin):
-        with suppress(BaseException):  # a panic of the library is no `Exception`
+        with suppress(BaseException):  # a panic of the library is not an `Exception`
             for path in places(canonical(one), canonical(other)):
                 print(json.dumps([position, path[:MAX_PATH]]), flush=True)
 

@@ -1,4 +1,4 @@
-"""Schemas that may be stored: valid, closed in themselves, and cheap to compare with."""
+"""Checks of schemas before they are stored: valid, self-contained, and cheap to compare with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shared.errors import InvalidDefinition, InvalidInput
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
-# Where a schema holds other schemas (2020-12, and `definitions` of older drafts).
+# Keywords that contain other schemas (2020-12, and `definitions` of older drafts).
 HOLD_ONE = frozenset(
     "additionalProperties contains contentSchema else if items not propertyNames then unevaluatedItems "
     "unevaluatedProperties".split()
@@ -22,27 +22,27 @@ HOLD_ONE = frozenset(
 HOLD_LIST = frozenset("allOf anyOf oneOf prefixItems".split())
 HOLD_MAP = frozenset("$defs definitions dependentSchemas patternProperties properties".split())
 
-# What other drafts and OpenAPI 3.0 say, and 2020-12 passes over in silence.
+# Keywords of other drafts and OpenAPI 3.0 that 2020-12 ignores silently, and their replacements.
 RENAMED = {
-    "additionalItems": "`items`, beside `prefixItems`",
+    "additionalItems": "`items`, next to `prefixItems`",
     "dependencies": "`dependentRequired` or `dependentSchemas`",
-    "nullable": '`"type": ["string", "null"]`, with its own type',
+    "nullable": '`"type": ["string", "null"]`, with the actual type in place of "string"',
     "$recursiveRef": "`$ref` or `$dynamicRef`",
 }
 
-# One value of each kind: a schema that loops does so with one of them.
+# One value of each kind: a schema that refers to itself without end does so for at least one of them.
 SAMPLES: tuple[JsonValue, ...] = (None, 0, "", [], {})
 
 
 def check_schema(schema: JsonValue, *, where: str) -> None:
-    """Checks that a value is a JSON Schema whose references stay inside it.
+    """Check that a value is a JSON Schema whose references stay inside it.
 
     Args:
         schema: the candidate.
-        where: how the message calls it, such as `agent SearchAgent, input_schema`.
+        where: its name in the message, such as `agent SearchAgent, input_schema`.
 
     Raises:
-        InvalidDefinition: the message names the path of the fault.
+        InvalidDefinition: names the path of the fault.
     """
     if not isinstance(schema, dict):
         raise InvalidDefinition(f"{where}: a schema must be an object, not {type(schema).__name__}.")
@@ -58,27 +58,27 @@ def check_schema(schema: JsonValue, *, where: str) -> None:
 
 
 def check_dialect(schema: Schema, *, where: str) -> None:
-    """Refuses what other drafts say by a keyword that 2020-12 passes over in silence.
+    """Refuse keywords of other drafts that 2020-12 ignores silently.
 
-    For schemas that come in: earlier releases have stored such keywords, and those definitions still run.
+    This is for submitted schemas: earlier releases stored such keywords, and those definitions still run.
 
     Raises:
-        InvalidDefinition: the message names the path, and what to write instead.
+        InvalidDefinition: names the path and the replacement.
     """
     for path, part in _subschemas(schema, "$"):
         for keyword in RENAMED.keys() & part.keys():
             if part[keyword]:
                 raise InvalidDefinition(
-                    f"{where}: {truncate(path)}.{keyword}: draft 2020-12 does not know it, so nothing would hold to "
-                    f"it. Write {RENAMED[keyword]}.",
+                    f"{where}: {truncate(path)}.{keyword}: draft 2020-12 has no such keyword and would ignore it. "
+                    f"Write {RENAMED[keyword]}.",
                     path=f"{path}.{keyword}",
                 )
 
 
 def _check_meta(schema: JsonValue, where: str) -> None:
-    """Checks a schema, or a part of one that a reference leads to, against the metaschema."""
+    """Check a schema, or a part that a reference leads to, against the metaschema."""
     try:
-        check(schema, what=where)  # deep nesting would end the process below
+        check(schema, what=where)  # deep nesting would crash the process below
         # The library would fetch any other metaschema that `$schema` names.
         jsonschema_rs.meta.validate({**schema, "$schema": DIALECT} if isinstance(schema, dict) else schema)
     except jsonschema_rs.ValidationError as error:
@@ -91,14 +91,14 @@ def _check_meta(schema: JsonValue, where: str) -> None:
 
 
 def _subschemas(schema: JsonValue, path: str) -> Iterator[tuple[str, Schema]]:
-    """The schema and all schemas inside it, with their paths."""
+    """Yield the schema and all schemas inside it, with their paths."""
     stack = [(path, schema)]
     while stack:
         path, schema = stack.pop()
         if not isinstance(schema, dict):
             continue
         yield path, schema
-        # A long key above many schemas would be in the path of each.
+        # A long key above many schemas would be repeated in the path of each.
         path = truncate(path)
         for keyword, value in schema.items():
             if keyword in HOLD_ONE:
@@ -110,7 +110,7 @@ def _subschemas(schema: JsonValue, path: str) -> Iterator[tuple[str, Schema]]:
 
 
 class _Parts:
-    """A schema and all schemas inside it, with their paths: each once, also where only a reference leads to it."""
+    """A schema and all schemas inside it, with their paths: each once, including those that only references lead to."""
 
     def __init__(self, root: Schema):
         self.root = root
@@ -120,10 +120,10 @@ class _Parts:
         self._add(root, "$")
 
     def __iter__(self) -> Iterator[tuple[str, Schema]]:
-        return iter(self._listed)  # grows while it is read
+        return iter(self._listed)  # grows during the iteration
 
     def refers_inside(self, reference: str, path: str) -> bool:
-        """Whether a reference leads to a valid schema in the same document."""
+        """Return whether a reference leads to a valid schema in the same document."""
         try:
             target = self._resolve(reference)
             if isinstance(target, dict) and id(target) not in self._known:
@@ -140,18 +140,21 @@ class _Parts:
 
 
 def _faults(parts: _Parts, path: str, part: Schema) -> Iterator[tuple[str, str]]:
-    """What the metaschema lets through in one schema, and we cannot hold to or do not want."""
+    """Yield the faults of one schema that the metaschema allows, but that we cannot enforce or do not want."""
     if str(part.get("$schema", DIALECT)).removesuffix("#") != DIALECT:
         yield (
             ".$schema",
-            f"only draft 2020-12 is supported, not {part['$schema']!r}. Leave `$schema` out: most schemas mean the "
-            "same there, and what has another name since is refused with it",
+            f"only draft 2020-12 is supported, not {part['$schema']!r}. Remove `$schema`: most schemas mean the "
+            "same in draft 2020-12, and renamed keywords are refused with their replacements",
         )
     if "$id" in part and part is not parts.root:
-        yield ".$id", "only the whole schema may have an `$id`; name a part with `$anchor` or put it under `$defs`"
+        yield (
+            ".$id",
+            "only the root of the schema may have an `$id`: name a part with `$anchor`, or put it under `$defs`",
+        )
     for name in ("$ref", "$dynamicRef"):
         if name in part and not parts.refers_inside(part[name], f"{path}.{name}"):
-            yield f".{name}", f"the reference {part[name]!r} points at nothing inside the schema"
+            yield f".{name}", f"the reference {part[name]!r} points to nothing inside the schema"
     for at, pattern in _patterns(part):
         if fault := _pattern_fault(pattern):
             yield at, fault
@@ -169,7 +172,7 @@ def _pattern_fault(pattern: str) -> str | None:
         matcher(pattern)
     except ValueError:
         return (
-            f"the regular expression {truncate(pattern)!r} is not supported: it must be one of ECMA 262 without "
-            "look-around and back-references, and its repetitions must not make it too large"
+            f"the regular expression {truncate(pattern)!r} is not supported: it must be an ECMA 262 expression "
+            "without look-around and back-references, and its repetitions must not make it too large"
         )
     return None

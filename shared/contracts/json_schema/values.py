@@ -1,4 +1,4 @@
-"""Values that match a schema or do not: every violation with its path."""
+"""Checks of values against schemas: every violation with its path."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ TOO_LONG = [
 
 
 def violations(schema: Schema | bool, value: JsonValue, *, within: Schema | None = None) -> list[dict[str, str]]:
-    """All violations of a schema, each `{"path", "message"}`, in the order of their paths (50 at most).
+    """Return the violations of a schema, each `{"path", "message"}`, in the order of their paths (up to 50).
 
     Args:
-        within: the whole schema that references lead into, where `schema` is a part of one.
+        within: the whole schema that references lead into, if `schema` is a part of one.
     """
     document, resolve = _read(canonical(schema if within is None else within))
     try:
@@ -52,10 +52,10 @@ def violations(schema: Schema | bool, value: JsonValue, *, within: Schema | None
 
 
 def validate(schema: Schema | None, value: JsonValue, *, what: str, error: type[MinionError]) -> None:
-    """Checks a value against a schema; None allows everything.
+    """Check a value against a schema; None allows everything.
 
     Raises:
-        error: with every violation and its path in the text and in `detail["violations"]`.
+        error: with the first violations and their paths in the text, and all of them in `detail["violations"]`.
     """
     if schema is None:
         return
@@ -67,7 +67,7 @@ def validate(schema: Schema | None, value: JsonValue, *, what: str, error: type[
 
 @lru_cache(maxsize=1024)
 def _read(schema: str) -> tuple[Schema, Callable[[str], Schema | bool]]:
-    """A schema from its text, and what its references lead to. Nothing is ever fetched."""
+    """Return a schema from its text, and the resolver of its references. Nothing is ever fetched."""
     document = anonymous(json.loads(schema))
     return document, resolver(document)
 
@@ -78,10 +78,10 @@ def resolver(document: Schema) -> Callable[[str], Schema | bool]:
 
 
 def anonymous(schema: Schema) -> Schema:
-    """The schema without what makes the library put a validator of its own, or another base, in the place of ours."""
+    """Return the schema without the keywords that make the library use its own validator, or another base URI."""
     return {key: value for key, value in schema.items() if key not in ("$schema", "$id")}
 
 
 def truncate(text: str) -> str:
-    """A record needs only the ends of a long path or message."""
+    """Keep only the two ends of a long path or message."""
     return text if len(text) <= MAX_MESSAGE else text[:200] + " … " + text[-80:]

@@ -101,7 +101,7 @@ class Case:
         return self.tasks.steps(self.task)
 
     def made(self) -> dict[int, int]:
-        """How often each tool call was made, by the number of its step."""
+        """Return how often each tool call was made, by the number of its step."""
         logs = {int(log.name): log.read_text().count("\n") for log in self.folder.iterdir()}
         return {step["number"]: logs.get(call_of(step), 0) for step in self.steps() if step["kind"] == "tool_call"}
 

@@ -24,7 +24,7 @@ UNKNOWN = "00000000-0000-7000-8000-000000000000"
 
 
 class Done(NamedTuple):
-    """How a command ended."""
+    """Result of a command."""
 
     code: int
     out: str

@@ -253,7 +253,7 @@ def test_unsafe_tool_that_raises_is_not_retried_automatically(
     client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker, tmp_path: Path,
     verdict: str, value: Any, state: str, calls: int,
 ) -> None:  # fmt: skip
-    """What it raised may have come after the effect, as a time-out does. The question names the error."""
+    """The error may have come after the effect, as a time-out does. The question names the error."""
     log = tmp_path / "calls"
     task = tasks.submit(act(effect="unsafe"), {"do": "time out", "times": 1, "log": str(log)})
     inline_worker._round()

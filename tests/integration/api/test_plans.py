@@ -46,7 +46,7 @@ def large(database: Engine, agents: None) -> Engine:
 
 
 def rows_read(connection: Connection, call: Any) -> int:
-    """How many rows the plan of the first statement of `call` touches, by EXPLAIN ANALYZE."""
+    """Return how many rows the plan of the first statement of `call` touches, by EXPLAIN ANALYZE."""
     seen: list[tuple[str, Any]] = []
 
     def remember(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:

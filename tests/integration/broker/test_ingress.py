@@ -88,7 +88,7 @@ def push(message: str | bytes) -> None:
 
 
 def drained() -> bool:
-    """Whether no message waits or is held."""
+    """Return whether no message waits or is held."""
     with make_redis() as broker:
         waiting = sum(broker.llen(key) for key in [*queue_keys("minion.submit"), REFUSED])
         return waiting + broker.zcard(TAKEN) == 0

@@ -29,7 +29,7 @@ DEAD = text("SELECT sum(n_dead_tup) FROM pg_stat_user_tables WHERE relname IN ('
 
 
 def reads(driver: LifecycleDriver, step: Callable[..., Any], *arguments: Any, **options: Any) -> int:
-    """How much of the tasks' tables a call reads. The call is committed."""
+    """Return how much of the tasks' tables a call reads. The call is committed."""
 
     def counted(connection: Connection) -> int:
         before = connection.scalar(READ)

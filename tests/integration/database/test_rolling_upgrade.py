@@ -116,7 +116,7 @@ class Site:
             return connection.scalar(LIVE) == 0
 
     def ran(self, worker: Process) -> int:
-        """How many executions a worker has had."""
+        """Return how many executions a worker has had."""
         with self.engine.connect() as connection:
             return int(connection.scalar(RAN, {"pid": worker.pid}) or 0)
 

@@ -246,10 +246,10 @@ NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}}
     [
         ({"type": "string"}, 'its `type` is "string"'),
         ({"type": ["object", "null"]}, 'its `type` is ["object", "null"]'),
-        ({"$ref": "#/$defs/node", "$defs": {"node": NODE}}, "it has `$ref` at its top"),
-        ({"type": "object", "oneOf": [{"required": ["a"]}]}, "it has `oneOf` at its top"),
-        ({"anyOf": [{"required": ["a"]}]}, "it has `anyOf` at its top"),
-        ({"type": "object", "allOf": [{}]}, "it has `allOf` at its top"),
+        ({"$ref": "#/$defs/node", "$defs": {"node": NODE}}, "it has `$ref` at its top level"),
+        ({"type": "object", "oneOf": [{"required": ["a"]}]}, "it has `oneOf` at its top level"),
+        ({"anyOf": [{"required": ["a"]}]}, "it has `anyOf` at its top level"),
+        ({"type": "object", "allOf": [{}]}, "it has `allOf` at its top level"),
         ({"properties": {"first name": {}}}, "its property 'first name'"),
     ],
 )

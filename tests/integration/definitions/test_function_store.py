@@ -198,7 +198,7 @@ def test_all_problems_of_a_source_are_listed(store: FunctionStore) -> None:
     ("settings", "message"),
     [
         ({"input_schema": {"type": "nonsense"}}, r"input_schema is not a valid JSON Schema.*\$.type"),
-        ({"output_schema": {"$ref": "https://example.com/x"}}, "points at nothing inside the schema"),
+        ({"output_schema": {"$ref": "https://example.com/x"}}, "points to nothing inside the schema"),
         ({"input_schema": {"properties": {"x": {}, "y": {}}}}, "'double' takes no such argument"),
         ({"allowed_imports": ["subprocess"]}, "config.allowed_imports: subprocess cannot be imported"),
         ({"allowed_imports": ["no such"]}, "is not the name of a module"),

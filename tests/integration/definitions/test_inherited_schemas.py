@@ -101,5 +101,5 @@ def test_messages_become_the_function_input(
 
 def test_chain_of_incompatible_functions_is_refused(define: Define) -> None:
     define(SHOUT, SHOUTER, *AGENTS)
-    with pytest.raises(InvalidDefinition, match=r"'Twice', relations.1: what 'Tool' returns never fits 'Function'"):
+    with pytest.raises(InvalidDefinition, match=r"'Twice', relations.1: the output of 'Tool' never fits 'Function'"):
         define(runs("Twice", relations=[{"agent": "Tool"}, {"agent": "Function"}]))

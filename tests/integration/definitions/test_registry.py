@@ -141,7 +141,7 @@ def test_agents_are_listed_by_name_and_namespace(registry: AgentRegistry, sessio
 
 
 def accepts(registry: AgentRegistry) -> bool:
-    """Whether SearchAgent takes a message; the task itself is not waited for."""
+    """Return whether SearchAgent accepts a message, without waiting for its task."""
     try:
         asyncio.run(registry.process(["hello"], agent="SearchAgent", timeout=0))
     except WaitTimeout:

@@ -51,7 +51,7 @@ def test_pool_that_may_shrink_to_zero_has_a_free_slot(
 
 
 def slots(database: Engine) -> tuple[int, int]:
-    """How many slots the worker reports, and how many are busy: never more than there are."""
+    """Return how many slots the worker reports, and how many of them are busy."""
     with database.connect() as connection:
         size, busy = connection.execute(text("SELECT slots, busy FROM workers WHERE status = 'online'")).one()
     assert busy <= size

@@ -537,7 +537,7 @@ def test_a_look_at_a_large_table_is_cheap(database: Engine, ended: Ended, settin
 
 
 def rows_read(connection: Any, statement: Any, values: dict[str, Any]) -> int:
-    """How many rows the plan of a statement touches."""
+    """Return how many rows the plan of a statement touches."""
     explain = text(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement.text}").bindparams(*statement._bindparams.values())
     plan = connection.execute(explain, values).scalar_one()
     connection.rollback()

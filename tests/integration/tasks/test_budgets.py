@@ -351,7 +351,7 @@ def claimed_again(inline_worker: InlineWorker, task: UUID) -> Journal:
 
 
 def blocked(engine: Engine, what: str) -> bool:
-    """Whether a statement waits for a lock."""
+    """Return whether a statement waits for a lock."""
     with engine.connect() as connection:
         return bool(connection.scalar(BLOCKED, {"what": f"%{what}%"}))
 

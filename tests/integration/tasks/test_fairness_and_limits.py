@@ -88,12 +88,12 @@ def pause(driver: LifecycleDriver, scope: str, name: str) -> None:
 
 
 def agents(driver: LifecycleDriver, tasks: list[UUID]) -> Counter[Any]:
-    """How many tasks of each agent."""
+    """Return the number of tasks of each agent."""
     return Counter(driver.row(task)["agent"] for task in tasks)
 
 
 def keys(driver: LifecycleDriver, tasks: list[UUID]) -> Counter[Any]:
-    """How many tasks of each key."""
+    """Return the number of tasks of each key."""
     return Counter(driver.row(task)["key"] for task in tasks)
 
 
@@ -440,7 +440,7 @@ LOOKED_AT = 8  # for each line, and for each task that is taken: far less than t
 
 
 def rows_read(driver: LifecycleDriver, window: int) -> tuple[int, int]:
-    """How many tasks one round would take, and how many rows it looks at."""
+    """Return how many tasks one round would take, and how many rows it reads."""
     tidy(driver)  # rolled back rows must not be counted
     with driver.engine.connect() as connection:
         before = connection.scalar(ROWS_READ)

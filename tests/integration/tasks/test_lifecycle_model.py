@@ -163,7 +163,7 @@ class Lifecycle(RuleBasedStateMachine):
             raise
 
     def has(self, feature: str) -> bool:
-        """Whether this run has it."""
+        """Return whether this run has the feature."""
         return feature not in self.left_out
 
     # --------------------------------------------------------------------------------------------- performing
@@ -499,7 +499,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.let_time_pass(draw(st.sampled_from(self.tasks(State.SCHEDULED, State.WAITING))))
 
     def let_time_pass(self, task: Task) -> None:
-        """Whatever the task waits for by the clock is due."""
+        """Make everything due that the task waits for by the clock."""
         past = "SET due_at = now() - interval '1 s' WHERE task_id = :task AND due_at IS NOT NULL"
         self.model.time_passes(task.id)
         self.world.sql(f"UPDATE steps {past} AND kind = 'wait' AND status = 'started'", task=task.id)

@@ -34,15 +34,19 @@ def closed(**properties: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("comes", "taken", "fault"),
     [
-        (TEXT, {"type": "object"}, "$: string comes, and object is taken"),
-        ({"type": ["null", "string"]}, {"type": "array"}, "$: null or string comes, and array is taken"),
-        (ANSWER, TEXT, "$: object comes, and string is taken"),
-        (ANSWER, closed(text=TEXT), "$: 'text' is needed, and never comes"),
-        ({**closed(a=TEXT), "additionalProperties": True}, closed(), "$: 'a' always comes, and is not taken"),
-        (closed(a=closed(b=TEXT)), closed(a=closed(b={"type": "integer"})), "$.a.b: string comes, and number is taken"),
-        ({"enum": ["a", "b"]}, {"enum": ["c"]}, "$: 'a', 'b' comes, which is not taken"),
-        ({"const": 1}, {"minimum": 2}, "$: 1 comes, which is not taken"),
-        ({}, False, "$: nothing is taken"),
+        (TEXT, {"type": "object"}, "$: the value is a string, but an object is required"),
+        ({"type": ["null", "string"]}, {"type": "array"}, "$: the value is null or a string, but an array is required"),
+        (ANSWER, TEXT, "$: the value is an object, but a string is required"),
+        (ANSWER, closed(text=TEXT), "$: 'text' is required, but never given"),
+        ({**closed(a=TEXT), "additionalProperties": True}, closed(), "$: 'a' is always given, but not allowed"),
+        (
+            closed(a=closed(b=TEXT)),
+            closed(a=closed(b={"type": "integer"})),
+            "$.a.b: the value is a string, but a number is required",
+        ),
+        ({"enum": ["a", "b"]}, {"enum": ["c"]}, "$: the value is 'a' or 'b', which is not accepted"),
+        ({"const": 1}, {"minimum": 2}, "$: the value is 1, which is not accepted"),
+        ({}, False, "$: no value is accepted"),
     ],
 )
 def test_schemas_without_a_common_value_misfit(comes: Any, taken: Any, fault: str) -> None:
