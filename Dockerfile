@@ -1,9 +1,13 @@
 # One image for everything: `minion orchestrator`, `minion worker CAPABILITY`, `minion flower`, `minion migrate`.
 # BuildKit is not needed. Another base must have Python 3.11 or later with venv and pip:
 #   docker build --build-arg BASE=registry.example/python:3.12 -t minions .
+# Own index, and a file of the base with the certificates of it or of a proxy; the image contains neither argument:
+#   docker build --build-arg PIP_INDEX_URL=https://packages.example.com/simple --build-arg PIP_CERT=/etc/ssl/… -t minions .
 ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS build
+ARG PIP_INDEX_URL
+ARG PIP_CERT
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
 WORKDIR /src
 
@@ -43,7 +47,7 @@ ENV PATH=/opt/minions/bin:$PATH \
     MINION_API_HOST=0.0.0.0 \
     MINION_LOG_FORMAT=json
 WORKDIR /var/lib/minions
-USER minion
+USER 10001:10001
 VOLUME /var/lib/minions
 EXPOSE 8700
 # For an orchestrator. Workers and Flower have separate checks: see docker-compose.yml.
