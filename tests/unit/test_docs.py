@@ -314,6 +314,13 @@ def test_compose_file_stops_servers_last_and_bounds_its_checks():
             assert int(bound[1]) < int(check["timeout"].removesuffix("s")), name
 
 
+def test_image_has_a_numeric_user_and_compose_passes_its_build_arguments():
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert re.findall(r"^USER (.+)$", dockerfile, re.MULTILINE) == ["10001:10001"]  # Kubernetes' runAsNonRoot needs it
+    build = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["migrate"]["build"]
+    assert set(build["args"]) == set(re.findall(r"^ARG (\w+)", dockerfile, re.MULTILINE))
+
+
 def test_every_file_names_the_built_version():
     files = [ROOT / "docker-compose.yml", *ROOT.glob("examples/*/Dockerfile"), *PAGES]
     texts = {file.name: file.read_text(encoding="utf-8") for file in files if file.name != "CHANGELOG.md"}
