@@ -1,4 +1,4 @@
-"""TCP link to a server's Unix socket that loses packets on demand, as a broken network does, without privileges.
+"""TCP link to a server's Unix socket that loses packets on demand, as a broken network does.
 
 Towards the server, a socket filter in the kernel drops every segment before TCP sees it: nothing is acknowledged, not
 even a SYN, and the sender's own time-outs have to notice. Towards the client, nothing is sent. When the loss is over,
@@ -22,7 +22,18 @@ SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
 # struct sock_fprog with one instruction of classic BPF: return 0, which keeps no byte of the packet.
 DROP = ctypes.create_string_buffer(struct.pack("HBBI", 0x6, 0, 0, 0))
 DROP_ALL = struct.pack("HL", 1, ctypes.addressof(DROP))
+NOT_PERMITTED = "this kernel lets only root filter the packets of a socket"
 CHUNK = 1 << 16
+
+
+def may_filter() -> bool:
+    """Return whether this user may attach a filter to a socket: some kernels permit it to root only."""
+    with socket.socket() as probe:
+        try:
+            probe.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, DROP_ALL)
+        except PermissionError:
+            return False
+    return True
 
 
 class Link:

@@ -10,8 +10,9 @@ from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
 
 import pytest
 
-from tests.chaos.network import Link
+from tests.chaos.network import NOT_PERMITTED, Link, may_filter
 
+needs_filter = pytest.mark.skipif(not may_filter(), reason=NOT_PERMITTED)
 SOON = 0.3
 
 
@@ -42,6 +43,7 @@ def connect(link: Link) -> socket.socket:
     return connection
 
 
+@needs_filter
 def test_lost_packets_are_not_acknowledged(link: Link) -> None:
     with connect(link) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 200)
@@ -53,7 +55,14 @@ def test_lost_packets_are_not_acknowledged(link: Link) -> None:
         assert given_up.value.errno  # by the kernel, because nothing was acknowledged
 
 
-@pytest.mark.parametrize(("to_server", "to_client"), [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("to_server", "to_client"),
+    [
+        pytest.param(True, False, marks=needs_filter),
+        (False, True),
+        pytest.param(True, True, marks=needs_filter),
+    ],
+)
 def test_lost_packets_are_transmitted_again_after_the_loss(link: Link, to_server: bool, to_client: bool) -> None:
     with connect(link) as connection:
         link.lose(to_server=to_server, to_client=to_client)
@@ -66,6 +75,7 @@ def test_lost_packets_are_transmitted_again_after_the_loss(link: Link, to_server
         assert connection.recv(100) == b"late"
 
 
+@needs_filter
 def test_no_connection_opens_while_packets_are_lost(link: Link) -> None:
     link.lose(to_server=True, to_client=False)
     with pytest.raises(TimeoutError):

@@ -26,7 +26,9 @@ def unpack(release: str, folder: Path) -> Path:
     if archive.returncode != 0:
         pytest.skip(f"this clone does not have release {release}: {archive.stderr.decode().strip()}")
     with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tree:
-        tree.extractall(folder, filter="data")
+        # The argument `filter` exists since Python 3.11.4, and Debian 12 has 3.11.2.
+        tree.extraction_filter = getattr(tarfile, "data_filter", None)
+        tree.extractall(folder)
     return folder
 
 

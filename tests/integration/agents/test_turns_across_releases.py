@@ -5,11 +5,9 @@ The other release is taken from the repository's history; a clone without it ski
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,10 +20,9 @@ from shared.tasks import lifecycle
 from tests.conftest import Define
 from tests.integration.agents.conftest import plain
 from tests.integration.conftest import ACT, InlineWorker, Tasks
-from tests.support.processes import ROOT
+from tests.support.earlier_releases import unpack
 from workers import minion
 
-RELEASE_0_2 = "9edb19b7a6566e8af91d6731cf3839eb4de42780"
 RUN = (
     "import sys; from uuid import UUID; from workers import minion; "
     "minion.run(UUID(sys.argv[1]), int(sys.argv[2]), UUID(sys.argv[3]))"
@@ -43,13 +40,7 @@ SAID = [
 @pytest.fixture(scope="module")
 def tree_0_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tree of release 0.2."""
-    archive = subprocess.run(["git", "archive", RELEASE_0_2], cwd=ROOT, capture_output=True, timeout=60)
-    if archive.returncode != 0:
-        pytest.skip(f"this clone does not hold release 0.2: {archive.stderr.decode().strip()}")
-    folder = tmp_path_factory.mktemp("release_0_2")
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tree:
-        tree.extractall(folder, filter="data")
-    return folder
+    return unpack("0.2.0", tmp_path_factory.mktemp("release_0_2"))
 
 
 @pytest.fixture
