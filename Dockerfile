@@ -1,7 +1,8 @@
 # One image for everything: `minion orchestrator`, `minion worker CAPABILITY`, `minion flower`, `minion migrate`.
 # BuildKit is not needed. Another base must have Python 3.11 or later with venv and pip:
 #   docker build --build-arg BASE=registry.example/python:3.12 -t minions .
-# Own index, and a file of the base with the certificates of it or of a proxy; the image contains neither argument:
+# For another package index, set PIP_INDEX_URL. If pip must trust other certificates, for example those of a proxy, set
+# PIP_CERT to their file in the base. The final image contains neither value:
 #   docker build --build-arg PIP_INDEX_URL=https://packages.example.com/simple --build-arg PIP_CERT=/etc/ssl/… -t minions .
 ARG BASE=python:3.11-slim
 

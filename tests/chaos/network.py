@@ -1,5 +1,7 @@
 """TCP link to a server's Unix socket that loses packets on demand, as a broken network does.
 
+Most kernels permit this to every user; some require CAP_NET_ADMIN for the loss towards the server.
+
 Towards the server, a socket filter in the kernel drops every segment before TCP sees it: nothing is acknowledged, not
 even a SYN, and the sender's own time-outs have to notice. Towards the client, nothing is sent. When the loss is over,
 data that neither side has given up is transmitted again, and the connection continues.
@@ -22,12 +24,12 @@ SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
 # struct sock_fprog with one instruction of classic BPF: return 0, which keeps no byte of the packet.
 DROP = ctypes.create_string_buffer(struct.pack("HBBI", 0x6, 0, 0, 0))
 DROP_ALL = struct.pack("HL", 1, ctypes.addressof(DROP))
-NOT_PERMITTED = "this kernel lets only root filter the packets of a socket"
+NOT_PERMITTED = "this kernel requires CAP_NET_ADMIN for a socket filter"
 CHUNK = 1 << 16
 
 
 def may_filter() -> bool:
-    """Return whether this user may attach a filter to a socket: some kernels permit it to root only."""
+    """Return whether this process may attach a filter to a socket, and so lose packets towards a server."""
     with socket.socket() as probe:
         try:
             probe.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, DROP_ALL)
@@ -68,7 +70,11 @@ class Link:
         self._loop.close()
 
     def lose(self, *, to_server: bool, to_client: bool) -> None:
-        """Lose all packets of these directions from now on."""
+        """Lose all packets of these directions from now on.
+
+        Raises:
+            PermissionError: `to_server`, and the kernel refuses the filter; see `may_filter`.
+        """
         self._call(lambda: self._lose(to_server, to_client))
 
     def restore(self) -> None:
@@ -91,11 +97,14 @@ class Link:
             self._towards_client.set()
 
     def _filter(self, one: Any) -> None:
-        with suppress(OSError):  # closed in the meantime, or it had no filter
+        option, value = (SO_ATTACH_FILTER, DROP_ALL) if self._deaf else (SO_DETACH_FILTER, 0)
+        try:
+            one.setsockopt(socket.SOL_SOCKET, option, value)
+        except PermissionError:
             if self._deaf:
-                one.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, DROP_ALL)
-            else:
-                one.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+                raise
+        except OSError:  # closed in the meantime, or it had no filter
+            pass
 
     async def _forward(self, from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
         connection = to_client.get_extra_info("socket")

@@ -6,7 +6,7 @@ import io
 import os
 import subprocess
 import sys
-import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -22,12 +22,12 @@ COMMITS = {
 
 def unpack(release: str, folder: Path) -> Path:
     """Write the files of a release to a folder; a clone without its commit skips the test."""
-    archive = subprocess.run(["git", "archive", COMMITS[release]], cwd=ROOT, capture_output=True, timeout=60)
+    archive = subprocess.run(
+        ["git", "archive", "--format=zip", COMMITS[release]], cwd=ROOT, capture_output=True, timeout=60
+    )
     if archive.returncode != 0:
         pytest.skip(f"this clone does not have release {release}: {archive.stderr.decode().strip()}")
-    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tree:
-        # The argument `filter` exists since Python 3.11.4, and Debian 12 has 3.11.2.
-        tree.extraction_filter = getattr(tarfile, "data_filter", None)
+    with zipfile.ZipFile(io.BytesIO(archive.stdout)) as tree:
         tree.extractall(folder)
     return folder
 

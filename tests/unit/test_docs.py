@@ -263,6 +263,11 @@ def test_json_in_the_text_is_valid(body: str):
     json.loads(body)
 
 
+@pytest.mark.parametrize("body", blocks("dockerfile"))
+def test_dockerfiles_in_the_text_match_the_examples(body: str):
+    assert body in {file.read_text(encoding="utf-8") for file in ROOT.glob("examples/*/Dockerfile")}
+
+
 @pytest.mark.parametrize("body", blocks("python", "sql"))
 def test_code_in_the_text_compiles_and_matches_the_examples(body: str):
     examples = {file.read_text(encoding="utf-8") for file in (ROOT / "examples").rglob("*.*") if file.is_file()}
@@ -314,11 +319,20 @@ def test_compose_file_stops_servers_last_and_bounds_its_checks():
             assert int(bound[1]) < int(check["timeout"].removesuffix("s")), name
 
 
-def test_image_has_a_numeric_user_and_compose_passes_its_build_arguments():
-    dockerfile = (ROOT / "Dockerfile").read_text()
-    assert re.findall(r"^USER (.+)$", dockerfile, re.MULTILINE) == ["10001:10001"]  # Kubernetes' runAsNonRoot needs it
-    build = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["migrate"]["build"]
-    assert set(build["args"]) == set(re.findall(r"^ARG (\w+)", dockerfile, re.MULTILINE))
+@pytest.mark.parametrize("folder", [".", "examples/builtin_tool"])
+def test_images_end_with_a_numeric_user(folder: str):
+    users = re.findall(r"^USER (.+)$", (ROOT / folder / "Dockerfile").read_text(), re.MULTILINE)
+    assert users[-1] == "10001:10001"  # Kubernetes' runAsNonRoot cannot check a name
+
+
+def test_compose_passes_the_build_arguments_to_the_build_only():
+    arguments = set(re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE))
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    assert set(services["migrate"]["build"]["args"]) == arguments
+    given_env_file = {name: service for name, service in services.items() if "env_file" in service}
+    assert given_env_file
+    for name, service in given_env_file.items():
+        assert service["environment"]["PIP_INDEX_URL"] == "", name
 
 
 def test_every_file_names_the_built_version():
