@@ -28,6 +28,8 @@ OF_CLAIM = text(EXECUTION + "e.claim = :claim")
 # `now()` is the start of the transaction, and no other one ends an execution of this task at that microsecond.
 ENDED_BY_THIS_TRANSACTION = text(EXECUTION + "e.finished_at = now()")
 
+FOR_NOW = ("retried", "handed_back")
+"""Outcomes after which the task runs again."""
 LONGEST_MESSAGE = 200
 QUOTES = (("'", "'"), ('"', '"'), ("`", "`"), ("“", "”"), ("‘", "’"))
 # Parts of errors that may quote data: quoted or bracketed text (also if cut off at the end), URLs, long numbers.
@@ -90,19 +92,22 @@ def ended(outcome: str, error: dict[str, Any] | None) -> MonitorEvent:
         case "cancelled" | "expired":
             fields = {"terminated": True, "signum": None, "expired": outcome == "expired"}
             return MonitorEvent("task-revoked", fields)
-        case "retried" | "handed_back":
+        case _ if outcome in FOR_NOW:
             return MonitorEvent("task-retried", {"exception": summarise(error) or outcome})
     return MonitorEvent("task-failed", {"exception": summarise(error) or outcome})
 
 
-def rejected(*, executed: bool) -> MonitorEvent:
+def rejected(*, executed: bool, outcome: str | None = None) -> MonitorEvent:
     """Return the event for a message that led to no execution.
 
     Args:
         executed: another message had led to one under the same id; its state must stay in the monitors.
+        outcome: how that execution ended, if it has ended and this is known.
     """
-    # To `celery.events.state`, rejected comes before started. If nothing runs, the event must name the state.
-    return MonitorEvent("task-rejected", {"requeue": False} if executed else {"requeue": False, "state": "REJECTED"})
+    # To `celery.events.state`, rejected comes before started, and started comes after a retry. If nothing runs, or if
+    # the execution ended for now, the event must name the state: the message's own start has replaced it.
+    state = ("RETRY" if outcome in FOR_NOW else None) if executed else "REJECTED"
+    return MonitorEvent("task-rejected", {"requeue": False} | ({"state": state} if state else {}))
 
 
 def summarise(error: dict[str, Any] | None) -> str | None:

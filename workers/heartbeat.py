@@ -110,7 +110,6 @@ class Heartbeat:
 
     def stop(self) -> None:
         """Stop the heartbeat and release the tasks still held. Call it when no child is running any more."""
-        self.monitors.keep()
         self._stopping.set()
         _news.set()
         self._thread.join(timeout=self.settings.heartbeat_seconds)

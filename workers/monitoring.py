@@ -7,6 +7,7 @@ in place of Celery's. For a child that died, the main process looks it up after 
 from __future__ import annotations
 
 import json
+from collections import deque
 from typing import Any
 from uuid import UUID
 
@@ -56,8 +57,10 @@ def _event(task: UUID, claim: int, became: str) -> MonitorEvent | None:
         close_engine()
         log.warning("monitors_not_told_why", reason=reason(error))
         return rejected(executed=True) if became == "skipped" else ended(OUTCOMES.get(became, became), None)
-    if became == "skipped" or execution is None:
-        return rejected(executed=execution is not None)
+    if execution is None:
+        return rejected(executed=False)
+    if became == "skipped":
+        return rejected(executed=True, outcome=execution.outcome)
     return ended(execution.outcome, execution.error)
 
 
@@ -94,34 +97,30 @@ class Monitors:
 
     def __init__(self, worker: Any) -> None:
         self.worker = worker
-        self._late: list[MonitorEvent] | None = None
+        self._unsent: deque[MonitorEvent] = deque()
 
     def report(self, event: MonitorEvent | None) -> None:
-        """Send an event, or keep it for `close` if the consumer is about to end."""
+        """Send an event soon; `close` sends it if the consumer has ended by then."""
         if event is None:
             return
-        consumer = self.worker.consumer
-        if self._late is not None:
-            self._late.append(event)
-        elif consumer.hub is None:
-            _speak(consumer, event)
+        self._unsent.append(event)
+        hub = self.worker.consumer.hub
+        if hub is None:
+            self._speak()
         else:
-            consumer.hub.call_soon(_speak, consumer, event)
-
-    def keep(self) -> None:
-        """Keep events from now on: the consumer ends."""
-        self._late = self._late or []
+            hub.call_soon(self._speak)
 
     def close(self) -> None:
-        """Send what was kept. Never raises."""
+        """Send what is left when the consumer has ended. Never raises."""
         try:
-            if self._late:
-                send(self.worker.app, self._late)
+            if self._unsent:
+                send(self.worker.app, self._unsent)
         except Exception as error:
-            log.warning("monitors_not_told", reason=str(error)[:300])
-        self._late = []
+            log.warning("monitors_not_told", events=len(self._unsent), reason=str(error)[:300])
+        self._unsent.clear()
 
-
-def _speak(consumer: Any, event: MonitorEvent) -> None:
-    if consumer.event_dispatcher is not None:
-        consumer.event_dispatcher.send(event.type, **event.fields)
+    def _speak(self) -> None:
+        dispatcher = self.worker.consumer.event_dispatcher
+        while dispatcher is not None and self._unsent:
+            event = self._unsent.popleft()
+            dispatcher.send(event.type, **event.fields)

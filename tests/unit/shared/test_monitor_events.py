@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,8 +56,23 @@ def test_rejected_message_is_not_shown_as_running() -> None:
 
 def test_duplicate_message_keeps_the_state_of_its_execution() -> None:
     assert shown(rejected(executed=True)) == "STARTED"
-    again = [MonitorEvent("task-received"), MonitorEvent("task-started"), rejected(executed=True)]
-    assert shown(ended("failed", None), *again) == "FAILURE"
+
+
+@pytest.mark.parametrize("outcome", STATES)
+def test_duplicate_message_keeps_the_state_of_an_execution_that_has_ended(outcome: str) -> None:
+    again = [MonitorEvent("task-received"), MonitorEvent("task-started"), rejected(executed=True, outcome=outcome)]
+    assert shown(ended(outcome, None), *again) == STATES[outcome]
+
+
+def test_events_that_the_consumer_left_are_sent_when_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub takes a call that it never makes, because its loop has ended."""
+    sent: list[MonitorEvent] = []
+    monkeypatch.setattr(monitoring, "send", lambda _, events: sent.extend(events))
+    consumer = SimpleNamespace(hub=SimpleNamespace(call_soon=lambda call: None), event_dispatcher=object())
+    monitors = monitoring.Monitors(SimpleNamespace(app=None, consumer=consumer))
+    monitors.report(ended("handed_back", None))
+    monitors.close()
+    assert sent == [ended("handed_back", None)]
 
 
 @pytest.mark.parametrize(
