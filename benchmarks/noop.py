@@ -225,14 +225,14 @@ def socket_url(addresses: Addresses, number: int) -> str:
 
 
 @contextmanager
-def process(arguments: list[str], environment: dict[str, str], logs: Path) -> Iterator[None]:
+def process(arguments: list[str], environment: dict[str, str], logs: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a child process while the block runs."""
     with logs.open("ab") as output:
         child = subprocess.Popen(
             [sys.executable, *arguments], env={**os.environ, **environment}, stdout=output, stderr=output
         )
     try:
-        yield
+        yield child
     finally:
         child.terminate()
         try:
