@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,7 +26,6 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from benchmarks.noop import LIVE, configure, process
 from minions import testing
 from orchestrator.local.embedded import EmbeddedServers, scratch_dir
 from shared.contracts.documents import parse_definition
@@ -32,10 +33,12 @@ from shared.contracts.requests import TaskRequest
 from shared.database.connections import get_engine
 from shared.database.schema import migrate
 from shared.definitions.apply import store_definitions
+from shared.settings import get_settings
 from shared.tasks.submission import submit_within
+from tests.support.processes import Process, wait_until
 
 WAVES = 3
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS = 120.0
 TURN_SECONDS = 2.0
 """Seconds of a model turn: long enough for the next tasks to find other slots."""
 BUSY = "import time\n\ndef busy(value):\n    time.sleep(1)\n    return value\n"
@@ -66,11 +69,12 @@ DEFINITIONS: tuple[dict[str, Any], ...] = (
     },
 )
 REGISTERED = text("SELECT EXISTS (SELECT 1 FROM workers WHERE status = 'online' AND slots = :slots)")
+LIVE = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE state IN ('pending', 'queued', 'running', 'waiting'))")
 SUCCEEDED = text("SELECT count(*) FROM task_status WHERE state = 'succeeded'")
 
 
 @dataclass(frozen=True)
-class Process:
+class Measured:
     """One process of the worker's tree.
 
     Attributes:
@@ -90,27 +94,62 @@ def main() -> None:
     parser.add_argument("--slots", type=lambda given: [int(each) for each in given.split(",")], default=[1, 4, 16])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    with scratch_dir() as folder, _system(folder):
+        rows = [row for slots in sorted(options.slots) for row in _measure(slots, folder)]
+    report(rows, as_json=options.json)
+
+
+@contextmanager
+def _system(folder: Path) -> Iterator[None]:
+    """Run the servers, a Messages API and the orchestrator's loops while the block runs."""
     with ExitStack() as stack:
-        folder = stack.enter_context(scratch_dir())
-        configure(stack.enter_context(EmbeddedServers(folder)).start(), folder)
+        addresses = stack.enter_context(EmbeddedServers(folder)).start()
         api = stack.enter_context(testing.messages_api())
         api.script = [
             testing.text("done", **{"if": "tool_result"}),
             testing.tool_use(("echo", {"value": 1}), seconds=TURN_SECONDS),
         ]
-        os.environ |= {"ANTHROPIC_BASE_URL": api.url, "ANTHROPIC_API_KEY": testing.KEY}
+        os.environ |= {
+            "DATABASE_URL": addresses.database_url,
+            "REDIS_URL": addresses.redis_url,
+            "MINION_API_KEY": "benchmark-benchmark",
+            "MINION_API_PORT": str(_free_port()),
+            "MINION_DATA_DIR": str(folder / "data"),
+            "MINION_LOG_LEVEL": "WARNING",
+            "ANTHROPIC_BASE_URL": api.url,
+            "ANTHROPIC_API_KEY": testing.KEY,
+        }
+        get_settings.cache_clear()
         migrate(get_engine())
         with Session(get_engine()) as session:
             store_definitions(session, [parse_definition(definition) for definition in DEFINITIONS])
-        stack.enter_context(process(["-m", "orchestrator.cli", "orchestrator"], {}, folder / "processes.log"))
-        rows = [row for slots in sorted(options.slots) for row in measure(slots, folder / "processes.log")]
-    report(rows, as_json=options.json)
+        stack.enter_context(_running("orchestrator", folder))
+        yield
 
 
-def measure(slots: int, logs: Path) -> Iterator[dict[str, Any]]:
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _running(command: str, folder: Path) -> Iterator[Process]:
+    """Run `minion COMMAND` while the block runs."""
+    process = Process(
+        [sys.executable, "-m", "orchestrator.cli", *command.split()], folder / "processes.log", {"PYTHONWARNINGS": ""}
+    )
+    try:
+        yield process
+        process.stop()
+    finally:
+        process.kill()
+
+
+def _measure(slots: int, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield a worker's rows of the table, idle and after work."""
-    with process(["-m", "orchestrator.cli", "worker", "bench", "-c", str(slots)], {}, logs) as worker:
-        _wait_until(lambda: _scalar(REGISTERED, slots=slots))
+    with _running(f"worker bench -c {slots}", folder) as worker:
+        wait_until(lambda: _scalar(REGISTERED, slots=slots), "the worker is online", PATIENCE_SECONDS)
         yield {"slots": slots, "phase": "idle", **_summary(_settled(worker.pid))}
         for _ in range(WAVES):
             _work(slots)
@@ -128,7 +167,7 @@ def _work(slots: int) -> None:
         with get_engine().begin() as connection:
             requests = [TaskRequest(agent=agent, input={"value": number}) for number in range(2 * slots)]
             submit_within(connection, requests, submitted_by="benchmark")
-        _wait_until(lambda: not _scalar(LIVE))
+        wait_until(lambda: not _scalar(LIVE), f"the tasks of {agent} are done", PATIENCE_SECONDS)
         if _scalar(SUCCEEDED) - before != 2 * slots:
             raise AssertionError(f"{agent}: {_scalar(SUCCEEDED) - before} of {2 * slots} tasks succeeded")
 
@@ -138,18 +177,10 @@ def _scalar(statement: Any, **values: Any) -> Any:
         return connection.scalar(statement, values)
 
 
-def _wait_until(happened: Callable[[], Any]) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not happened():
-        if time.monotonic() > end:
-            raise TimeoutError(f"the worker is not done after {PATIENCE_SECONDS:g} s")
-        time.sleep(0.1)
-
-
 # ----------------------------------------------------------------------------------------- processes
 
 
-def _settled(root: int) -> list[Process]:
+def _settled(root: int) -> list[Measured]:
     """Return the processes of a worker when their memory no longer changes."""
     earlier = -1
     while True:
@@ -161,9 +192,9 @@ def _settled(root: int) -> list[Process]:
         time.sleep(2)
 
 
-def _tree(pid: int, kind: str) -> Iterator[Process]:
+def _tree(pid: int, kind: str) -> Iterator[Measured]:
     try:
-        yield Process(kind, *_memory(pid))
+        yield Measured(kind, *_memory(pid))
         for child in _children(pid):
             yield from _tree(child, _kind(child, pid, kind))
     except (FileNotFoundError, ProcessLookupError):
@@ -193,7 +224,7 @@ def _memory(pid: int) -> tuple[int, int]:
 # ----------------------------------------------------------------------------------------- the table
 
 
-def _summary(processes: list[Process]) -> dict[str, Any]:
+def _summary(processes: list[Measured]) -> dict[str, Any]:
     """Sum up megabytes by kind of process."""
     pss: Counter[str] = Counter()
     private: Counter[str] = Counter()

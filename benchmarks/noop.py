@@ -225,14 +225,14 @@ def socket_url(addresses: Addresses, number: int) -> str:
 
 
 @contextmanager
-def process(arguments: list[str], environment: dict[str, str], logs: Path) -> Iterator[subprocess.Popen[bytes]]:
+def process(arguments: list[str], environment: dict[str, str], logs: Path) -> Iterator[None]:
     """Run a child process while the block runs."""
     with logs.open("ab") as output:
         child = subprocess.Popen(
             [sys.executable, *arguments], env={**os.environ, **environment}, stdout=output, stderr=output
         )
     try:
-        yield child
+        yield
     finally:
         child.terminate()
         try:

@@ -17,9 +17,17 @@ def resolve(model: str) -> str:
 
 
 def client_for(model: str) -> ModelClient:
-    """Return the client that serves a model. The SDK is loaded with the first one: it is large."""
+    """Return the client that serves a model. The first one loads the SDK, which takes 40 MB."""
     if model == OFFLINE:
         return OfflinePlanner()
     from workers.llm.anthropic import AnthropicClient
 
     return AnthropicClient()
+
+
+def load() -> None:
+    """Load the SDK and the prices in a process whose forks will call models: one that has a key."""
+    if get_settings().anthropic_api_key:
+        from workers.llm import anthropic
+
+        anthropic.load()
