@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import suppress
 from functools import cache
 
 from billiard.util import get_pdeathsig
@@ -24,5 +25,6 @@ def share_memory() -> None:
 def _load() -> None:
     """Load everything that each child would otherwise load for itself."""
     configure_mappers()
-    get_pdeathsig()  # Each child begins with `set_pdeathsig`, for which billiard loads a parser of C.
+    with suppress(OSError):  # Not on Linux.
+        get_pdeathsig()  # Each child begins with `set_pdeathsig`, for which billiard loads a parser of C.
     llm.load()
