@@ -78,7 +78,7 @@ class Measured:
     """One process of the worker's tree.
 
     Attributes:
-        kind: "main", "slot", "sandbox" (zygotes and parked children) or "other".
+        kind: "main", "slot", "sandbox" (the processes of one: waiter, zygote, parked children) or "other".
         pss: bytes.
         private: bytes of pages that no other process maps.
     """
@@ -201,12 +201,11 @@ def _tree(pid: int, kind: str) -> Iterator[Measured]:
         return
 
 
-def _kind(pid: int, parent: int, parents_kind: str) -> str:
-    command = Path(f"/proc/{pid}/cmdline").read_bytes()
-    if b"confined" in command:
+def _kind(pid: int, parent: int, kind_of_parent: str) -> str:
+    if kind_of_parent in ("slot", "sandbox"):
         return "sandbox"
-    is_fork = command == Path(f"/proc/{parent}/cmdline").read_bytes()
-    return "slot" if parents_kind == "main" and is_fork else "other"
+    is_fork = Path(f"/proc/{pid}/cmdline").read_bytes() == Path(f"/proc/{parent}/cmdline").read_bytes()
+    return "slot" if is_fork else "other"
 
 
 def _children(pid: int) -> list[int]:
