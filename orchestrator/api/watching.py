@@ -15,7 +15,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 from sqlalchemy import Connection
 
-from shared.database.connections import make_engine
+from shared.database.connections import autocommit, make_engine
 from shared.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -42,7 +42,7 @@ class Watching:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Listen while the block runs."""
-        self._engine = make_engine(self._settings, pool_size=1)
+        self._engine = autocommit(make_engine(self._settings, pool_size=1))
         self._thread = ThreadPoolExecutor(1, "watching")
         listening = asyncio.create_task(self._listen())
         try:
