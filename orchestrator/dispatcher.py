@@ -14,6 +14,7 @@ from orchestrator.loops.listener import Listener
 from orchestrator.loops.loop import Loop
 from orchestrator.preparer import prepare_pending
 from shared.broker import publish
+from shared.database.connections import autocommit, make_engine
 from shared.settings import Settings
 from shared.tasks import lifecycle
 from shared.tasks.lifecycle import Dispatched
@@ -48,8 +49,9 @@ class Dispatcher(Loop):
         super().__init__()
         self.settings = settings
         self.engine = engine
-        # Each statement is a separate transaction: a round is a few round trips.
-        self.statements = engine.execution_options(isolation_level="AUTOCOMMIT")
+        # A dedicated connection keeps the plans of these statements. A failed round is repeated, so no ping is needed.
+        self._engine = make_engine(settings, pool_size=1, pre_ping=False)
+        self.statements = autocommit(self._engine)
         self.app = app
         self._listener = Listener(settings, "minion_pending")
 
@@ -92,8 +94,9 @@ class Dispatcher(Loop):
             self._listener.drain()
 
     def close(self) -> None:
-        """Close the listening connection."""
+        """Close the connections."""
         self._listener.close()
+        self._engine.dispose()
 
     def _publish(self, batch: list[Dispatched]) -> None:
         """Publish a batch. Tasks whose messages cannot be sent stay queued; the republisher publishes them again."""
