@@ -127,7 +127,7 @@ def over_http(client: Client, agent: str) -> Callable[[], None]:
     """Return a round trip: submit one task and wait for its output."""
 
     def trip() -> None:
-        client.submit(agent, {"value": 1}).result(PATIENCE)
+        client.submit(agent, {"value": 1}, wait=30).result(PATIENCE)
 
     return trip
 

@@ -42,7 +42,6 @@ from shared.settings import get_settings
 from shared.tasks import approvals, budgets, lifecycle, queries, submission
 from shared.tasks.lifecycle import Accepted
 from shared.tasks.queries import Page
-from shared.tasks.states import State
 
 LONGEST_WAIT = 60
 SUBMITTED_BY = "api"
@@ -73,16 +72,22 @@ class WaitQuery(StrictQuery):
     responses={200: {"model": Task, "description": "Submitted before"}, **problems.documented(404, 409, 413, 415)},
     openapi_extra=body.documented(REQUEST_SCHEMA),
 )
-def submit_task(
-    sent: body.TaskBody, database: Statements, response: Response, idempotency_key: IdempotencyKey = None
+async def submit_task(
+    sent: body.TaskBody,
+    query: Annotated[WaitQuery, Query()],
+    request: Request,
+    database: Statements,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """Accepts one task. With an idempotency key the call may be repeated: the first call creates the task (201), later
-    ones return it (200), and another payload under the same key is refused (409)."""
-    request = TaskRequest.parse(_with_key(body.parse_object(sent), idempotency_key))
-    prepared = submission.prepare(database, [request], submitted_by=SUBMITTED_BY)
-    with database.connect() as connection:
-        [accepted] = lifecycle.accept(connection, prepared)
-        return _show(connection, accepted, response)
+    ones return it (200), and another payload under the same key is refused (409). With `wait` the answer comes when the
+    task has ended, or when the time is up: check `state`. A body of more than 64 KB is answered at once."""
+    accepted = await run_in_threadpool(_accept, database, sent, idempotency_key)
+    _describe(accepted, response)
+    # A large body takes up the API's memory until it is answered.
+    seconds = query.wait if len(sent) <= body.ENVELOPE_BYTES else 0
+    return await _load_ended(request.app.state.finish_watch, database, accepted.task_id, seconds)
 
 
 @router.post(
@@ -126,15 +131,7 @@ async def get_task(
     task_id: TaskId, query: Annotated[WaitQuery, Query()], request: Request, database: Statements
 ) -> dict[str, Any]:
     """One task. With `wait` the answer comes when the task has ended, or when the time is up: check `state`."""
-    if not query.wait:
-        return await run_in_threadpool(_load, database, task_id)
-    watch: FinishWatch = request.app.state.finish_watch
-    with watch.expecting(task_id) as expectation:
-        task = await run_in_threadpool(_load, database, task_id)
-        if State(task["state"]).final:
-            return task
-        await expectation.within(query.wait)
-    return await run_in_threadpool(_load, database, task_id)
+    return await _load_ended(request.app.state.finish_watch, database, task_id, query.wait)
 
 
 @router.get("/{task_id}/steps", response_model=ItemPage[Step], responses=problems.documented(404))
@@ -191,7 +188,9 @@ def replay_task(
     """Submits a task that has ended again, as a new task; the old one stays as it was."""
     asked = body.parse_model(ReplayRequest, sent, required=False)
     with database.begin() as connection:
-        return _show(connection, _replay(connection, task_id, asked, actor), response)
+        accepted = _replay(connection, task_id, asked, actor)
+        _describe(accepted, response)
+        return queries.get_task(connection, accepted.task_id)
 
 
 @router.get("/{task_id}/why", response_model=Why, responses=problems.documented(404))
@@ -263,15 +262,30 @@ def _replay(connection: Connection, task_id: TaskId, asked: ReplayRequest, actor
     return Accepted(replayed, True)
 
 
+def _accept(database: Engine, sent: bytes, idempotency_key: str | None) -> Accepted:
+    request = TaskRequest.parse(_with_key(body.parse_object(sent), idempotency_key))
+    prepared = submission.prepare(database, [request], submitted_by=SUBMITTED_BY)
+    with database.connect() as connection:
+        [accepted] = lifecycle.accept(connection, prepared)
+    return accepted
+
+
+async def _load_ended(watch: FinishWatch, database: Engine, task_id: UUID, seconds: float) -> dict[str, Any]:
+    """Return a task when it has ended, or when the time is up."""
+    if seconds:
+        with watch.expecting(task_id) as expectation:
+            await expectation.within(seconds)
+    return await run_in_threadpool(_load, database, task_id)
+
+
 def _load(database: Engine, task_id: UUID) -> dict[str, Any]:
     with database.connect() as connection:
         return queries.get_task(connection, task_id)
 
 
-def _show(connection: Connection, accepted: Accepted, response: Response) -> dict[str, Any]:
+def _describe(accepted: Accepted, response: Response) -> None:
     response.status_code = 201 if accepted.created else 200
     response.headers["Location"] = f"/v1/tasks/{accepted.task_id}"
-    return queries.get_task(connection, accepted.task_id)
 
 
 def _with_key(data: dict[str, Any], header: str | None) -> dict[str, Any]:
