@@ -227,7 +227,9 @@ def running() -> Iterator[tuple[dict[str, Callable[[], None]], Client, Processes
         environment = {"PLAIN_BROKER": broker, "PLAIN_BACKEND": broker}
         plain = ["-m", "celery", "-A", "benchmarks.plain_celery", "worker", "-c", str(PROCESSES), "-l", "WARNING"]
         stack.enter_context(_process([*plain, "-n", "plain@%h"], environment, logs))
-        client = stack.enter_context(Client(f"http://127.0.0.1:{get_settings().api_port}", "benchmark-benchmark", retries=20))
+        client = stack.enter_context(
+            Client(f"http://127.0.0.1:{get_settings().api_port}", "benchmark-benchmark", retries=20)
+        )
         trips = {CELERY: through_celery(Celery("submitter", broker=broker, backend=broker))}
         trips |= {name: over_http(client, agent) for name, agent in AGENTS.items()}
         roots = {
