@@ -119,8 +119,8 @@ class Dispatcher(Loop):
 def _make_engine(settings: Settings) -> Engine:
     """Create a dedicated engine: its one connection keeps the plans of the dispatcher's statements.
 
-    It is not pinged, because a failed round is repeated. Its commits do not wait for the disk. If PostgreSQL crashes and
-    loses one, its tasks are pending again; of the messages that were sent twice, one finds a claim.
+    It is not pinged, because a failed round is repeated. Its commits do not wait for the disk: if PostgreSQL crashes
+    and loses one, its tasks are pending again, and of the messages that are then sent twice, one finds a claim.
     """
     engine = make_engine(settings, pool_size=1, pre_ping=False)
 

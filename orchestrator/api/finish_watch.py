@@ -62,7 +62,7 @@ class FinishWatch:
 
     @contextmanager
     def expecting(self, task: UUID) -> Iterator[Expectation]:
-        """Wait for the end of a task inside the block. It may have ended before; a task that does not exist has ended."""
+        """Start to wait for the end of a task, which may have ended before. A task that does not exist has ended."""
         expectation = Expectation()
         if self._released:
             expectation.met.set()
