@@ -54,32 +54,41 @@ class Dispatcher(Loop):
         super().__init__()
         self.settings = settings
         self.engine = engine
-        self._engine = _make_engine(settings)
-        self.statements = autocommit(self._engine)
+        self._dedicated = _make_engine(settings)
+        self.statements = autocommit(self._dedicated)
         self.app = app
         self._listener = Listener(settings, "minion_pending")
+        self._in_flight = False
 
     def run_once(self) -> float:
-        """Prepare, dispatch and publish one batch."""
+        """Dispatch and publish one batch, then prepare tasks, and dispatch these."""
         self._listener.open()
         with self.statements.connect() as connection:
+            # First of all: a task that is ready waits for nothing else.
+            dispatched = self._dispatch(connection)
             found = connection.execute(LOOK).one()
-            more = found.unprepared and self._prepare()
-            batch = lifecycle.dispatch(
-                connection, lease=self.settings.lease_seconds, window=self.settings.dispatch_window
-            )
-            if batch:
-                self._publish(batch)
-            if more:
-                return BACKLOG_SECONDS
+            if found.unprepared:
+                more = self._prepare()
+                dispatched |= self._dispatch(connection)
+                if more:
+                    return BACKLOG_SECONDS
+            # Tasks that were in flight before the batch was chosen may have ended since, and made room.
+            made_room = dispatched or self._in_flight or found.in_flight
+            self._in_flight = found.in_flight
             if not self._has_backlog(connection):
                 return IDLE_SECONDS
-            # Tasks that were in flight before the batch was chosen may have ended since, and made room.
-            if batch or found.in_flight:
+            if made_room:
                 return BACKLOG_SECONDS
             # All are paused or held: lifting a pause or a limit notifies, and a hold runs out.
             hold = connection.scalar(NEXT_HOLD)
             return IDLE_SECONDS if hold is None else max(BACKLOG_SECONDS, min(IDLE_SECONDS, float(hold)))
+
+    def _dispatch(self, connection: Connection) -> bool:
+        """Dispatch and publish one batch. Return whether there was one."""
+        batch = lifecycle.dispatch(connection, lease=self.settings.lease_seconds, window=self.settings.dispatch_window)
+        if batch:
+            self._publish(batch)
+        return bool(batch)
 
     def _prepare(self) -> bool:
         """Prepare tasks; a failure must not keep the others from being dispatched. Return whether there may be more."""
@@ -99,7 +108,7 @@ class Dispatcher(Loop):
     def close(self) -> None:
         """Close the connections."""
         self._listener.close()
-        self._engine.dispose()
+        self._dedicated.dispose()
 
     def _publish(self, batch: list[Dispatched]) -> None:
         """Publish a batch. Tasks whose messages cannot be sent stay queued; the republisher publishes them again."""
