@@ -19,7 +19,9 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from benchmarks.noop import DEFINITIONS, configure
+from benchmarks.environment import configure
+from benchmarks.filling import empty, fill_pending, vacuum
+from benchmarks.systems.minions import DEFINITIONS
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.local.embedded import EmbeddedServers, scratch_dir
 from shared.broker import make_app

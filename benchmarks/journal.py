@@ -22,7 +22,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from benchmarks.noop import configure
+from benchmarks.environment import configure
 from minions import testing
 from orchestrator.local.embedded import EmbeddedServers, scratch_dir
 from orchestrator.preparer import prepare_pending

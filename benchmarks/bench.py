@@ -1,0 +1,69 @@
+"""A run: its servers, the systems that take part, and how much is measured."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from benchmarks.environment import Environment
+from benchmarks.systems import SYSTEMS, System
+
+Size = TypeVar("Size", int, float)
+Kind = TypeVar("Kind", bound=System)
+
+
+@dataclass
+class Bench:
+    """What every workload needs.
+
+    Attributes:
+        environment: the servers and processes.
+        quick: true for a run that ends within three minutes, with little precision.
+        rounds: how often each measurement is repeated.
+        left_out: systems that do not take part, with the reason.
+    """
+
+    environment: Environment
+    quick: bool = False
+    rounds: int = 3
+    chosen: tuple[type[System], ...] = SYSTEMS
+    left_out: dict[str, str] = field(default_factory=dict)
+    _started: dict[type[System], System] = field(default_factory=dict)
+
+    def size(self, full: Size, quick: Size) -> Size:
+        """Return the size of a workload in this run."""
+        return quick if self.quick else full
+
+    def systems(self, *, able_to: type[Kind] = System) -> list[Kind]:
+        """Return the systems that can do this, started and warm."""
+        able = [kind for kind in self.chosen if issubclass(kind, able_to)]
+        new = [kind for kind in able if kind not in self._started and kind.name not in self.left_out]
+        starting = [system for kind in new if (system := self._start(kind))]
+        for system in starting:
+            self._warm_up(system)
+        return [system for kind, system in self._started.items() if kind in able and isinstance(system, able_to)]
+
+    def _start(self, kind: type[System]) -> System | None:
+        if not kind.is_installed():
+            self._leave_out(kind, f"not installed (the module {kind.needs})")
+            return None
+        try:
+            system = kind(self.environment)
+            system.start()
+        except Exception as error:
+            self._leave_out(kind, f"did not start: {type(error).__name__}: {error}")
+            return None
+        return system
+
+    def _warm_up(self, system: System) -> None:
+        try:
+            system.run(self.size(200, 20))
+        except Exception as error:
+            self._leave_out(type(system), f"did not run: {type(error).__name__}: {error}\n{system.output()}")
+        else:
+            self._started[type(system)] = system
+
+    def _leave_out(self, kind: type[System], reason: str) -> None:
+        self.left_out[kind.name] = reason.splitlines()[0]
+        print(f"{kind.name} is left out: {reason}", file=sys.stderr)

@@ -1,0 +1,73 @@
+"""DBOS: durable workflows in PostgreSQL."""
+
+from __future__ import annotations
+
+import sys
+from functools import cached_property
+from typing import Any
+
+import psycopg
+from sqlalchemy import create_engine
+
+from benchmarks.systems.system import WORKERS, RoundTrips
+
+QUEUE = "bench"
+STARTED = "SELECT EXISTS (SELECT FROM dbos.workflow_status WHERE queue_name = %s AND status IN ('ENQUEUED', 'PENDING'))"
+
+
+class Dbos(RoundTrips):
+    """Two processes that take workflows from a queue."""
+
+    name = "dbos"
+    needs = "dbos"
+    keeps = "Workflow, input, steps and output in PostgreSQL. A lost process's workflows are recovered when it restarts."
+    settings = "no limit on concurrency (the default); queue and results polled every 0.1 s instead of every second"
+
+    @cached_property
+    def _address(self) -> str:
+        return self.environment.database("bench-dbos")
+
+    @cached_property
+    def client(self) -> Any:
+        from dbos import DBOSClient
+
+        return DBOSClient(system_database_url=self._address)
+
+    @cached_property
+    def _engine(self) -> Any:
+        return create_engine(self._address.replace("postgresql://", "postgresql+psycopg://"))
+
+    def start(self) -> None:
+        from benchmarks.apps.dbos_app import migrate
+
+        migrate(self._address)
+        for number in range(WORKERS):
+            command = (sys.executable, "-m", "benchmarks.apps.dbos_app", self._address, f"worker-{number}")
+            self.launch(*command)
+
+    def submit(self, tasks: int, *, served: bool = True) -> None:
+        options = _options(QUEUE if served else "unserved")
+        with self._engine.begin() as connection:
+            for number in range(tasks):
+                self.client.enqueue_in_transaction(connection, options, number)
+
+    def is_idle(self) -> bool:
+        return not self._ask(STARTED, QUEUE)
+
+    def recorded(self) -> int:
+        return int(self._ask("SELECT count(*) FROM dbos.workflow_status WHERE status = 'SUCCESS' AND queue_name = %s", QUEUE))
+
+    def call(self) -> None:
+        """Enqueue one workflow, and wait for its result."""
+        from benchmarks.apps.dbos_app import POLL_SECONDS
+
+        assert self.client.enqueue(_options(QUEUE), 1).get_result(polling_interval_sec=POLL_SECONDS) == 1
+
+    def _ask(self, query: Any, *values: str) -> Any:
+        with psycopg.connect(self._address) as connection:
+            row = connection.execute(query, values).fetchone()
+            return row and row[0]
+
+
+def _options(queue: str) -> Any:
+    return {"queue_name": queue, "workflow_name": "noop"}

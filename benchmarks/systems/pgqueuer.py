@@ -1,0 +1,48 @@
+"""PgQueuer: jobs in PostgreSQL, and workers that listen for them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from functools import cached_property
+from typing import Any
+
+import psycopg
+
+from benchmarks.systems.system import WORKERS, System
+
+
+class PgQueuer(System):
+    """Two worker processes."""
+
+    name = "pgqueuer"
+    needs = "pgqueuer"
+    keeps = "Job and payload in PostgreSQL until it ends, then a line in a log, no result. A lost worker's job runs again."
+    settings = "psycopg driver, batches of 10 jobs (the default), log not aggregated"
+
+    @cached_property
+    def _address(self) -> str:
+        return self.environment.database("bench-pgqueuer")
+
+    def start(self) -> None:
+        from benchmarks.apps.pgqueuer_app import install
+
+        asyncio.run(install(self._address))
+        for _ in range(WORKERS):
+            self.launch(sys.executable, "-m", "benchmarks.apps.pgqueuer_app", BENCH_DATABASE=self._address)
+
+    def submit(self, tasks: int, *, served: bool = True) -> None:
+        from benchmarks.apps.pgqueuer_app import enqueue
+
+        asyncio.run(enqueue(self._address, "noop" if served else "unserved", tasks))
+
+    def is_idle(self) -> bool:
+        return not self._ask("SELECT EXISTS (SELECT FROM pgqueuer WHERE entrypoint = 'noop')")
+
+    def recorded(self) -> int:
+        return int(self._ask("SELECT count(*) FROM pgqueuer_log WHERE status = 'successful' AND entrypoint = 'noop'"))
+
+    def _ask(self, query: str) -> Any:
+        with psycopg.connect(self._address) as connection:
+            row = connection.execute(query).fetchone()
+            return row and row[0]

@@ -1,0 +1,59 @@
+"""procrastinate: jobs in PostgreSQL, and workers that listen for them."""
+
+from __future__ import annotations
+
+import sys
+from functools import cached_property
+from typing import Any
+
+import psycopg
+
+from benchmarks.systems.system import WORKERS, System
+
+SLOTS = 1
+"""Jobs at once in a process, the default. Concurrency is for jobs that wait; no-op jobs do not."""
+
+
+class Procrastinate(System):
+    """Two worker processes."""
+
+    name = "procrastinate"
+    needs = "procrastinate"
+    keeps = "Job, arguments, state and events in PostgreSQL, but no result. A lost worker's job needs a retry by hand."
+    settings = "psycopg connector, notifications on, jobs kept after they end"
+
+    @cached_property
+    def address(self) -> str:
+        return self.environment.database("bench-procrastinate")
+
+    @cached_property
+    def tasks(self) -> Any:
+        from benchmarks.apps.procrastinate_app import make_app
+
+        app, noop = make_app(self.address, sync=True)
+        app.open()
+        app.schema_manager.apply_schema()
+        return noop
+
+    def start(self) -> None:
+        assert self.tasks
+        command = (sys.executable, "-m", "procrastinate", "--app", "benchmarks.apps.procrastinate_app.app")
+        for _ in range(WORKERS):
+            self.launch(*command, "--log-level", "warning", "worker", "-q", "default", "-c", str(SLOTS), BENCH_DATABASE=self.address)
+
+    def submit(self, tasks: int, *, served: bool = True) -> None:
+        deferrer = self.tasks.configure(queue="default" if served else "unserved")
+        deferrer.batch_defer(*({"value": number} for number in range(tasks)))
+
+    def is_idle(self) -> bool:
+        return not self._ask(
+            "SELECT EXISTS (SELECT FROM procrastinate_jobs WHERE queue_name = 'default' AND status IN ('todo', 'doing'))"
+        )
+
+    def recorded(self) -> int:
+        return int(self._ask("SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'"))
+
+    def _ask(self, query: str) -> Any:
+        with psycopg.connect(self.address) as connection:
+            row = connection.execute(query).fetchone()
+            return row and row[0]
