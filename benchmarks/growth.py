@@ -11,12 +11,12 @@ from collections.abc import Callable
 from uuid import UUID
 
 import redis
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from benchmarks.bench import Bench
 from benchmarks.filling import empty, fill_pending, fill_succeeded, vacuum
 from benchmarks.samples import Figures, Table, alternate
-from benchmarks.systems.minions import CAPABILITY, TOOL, MinionsTool
+from benchmarks.systems.minions import CAPABILITY, TOOL, MinionsTool, installation
 from benchmarks.systems.system import PATIENCE
 from shared.database.connections import get_engine
 
@@ -27,6 +27,7 @@ POLL_SECONDS = 0.05
 TENANTS = 200
 EMPTY = "empty tables"
 # New ids are larger than those of the history.
+IN_FLIGHT = text("SELECT count(*) FROM task_status WHERE state IN ('queued', 'running')")
 ENDED = text("SELECT count(*) FROM executions WHERE task_id > :after AND outcome = 'succeeded'")
 
 
@@ -53,7 +54,9 @@ def run(bench: Bench) -> list[Table]:
 
 
 def _rate(bench: Bench, tasks: int, *, pending: int, finished: int, tenants: int) -> float:
-    engine = get_engine()
+    engine, client = get_engine(), installation(bench.environment).client
+    client.pause("capability", CAPABILITY)
+    _wait_until(lambda: not _count(IN_FLIGHT), "the tasks before have ended")
     empty(engine)
     with redis.Redis.from_url(bench.environment.addresses.redis_url) as broker:
         broker.delete(CAPABILITY)  # the messages of the backlog before
@@ -63,26 +66,26 @@ def _rate(bench: Bench, tasks: int, *, pending: int, finished: int, tenants: int
     with engine.connect() as connection:
         last: UUID = connection.execute(text("SELECT minion_uuidv7()")).scalar_one()
     fill_pending(engine, pending, TOOL, CAPABILITY, keys=tenants)
-    with engine.begin() as connection:
-        connection.execute(text("SELECT minion_notify_pending()"))
+    client.resume("capability", CAPABILITY)
     first, began = _wait_for(SKIPPED, last)
     second, ended = _wait_for(first + tasks - SKIPPED, last)
-    empty(engine)
     return (second - first) / (ended - began)
 
 
 def _wait_for(tasks: int, after: UUID) -> tuple[int, float]:
-    """Return how many tasks have ended, at least this many, and when.
+    """Return how many tasks have ended, at least this many, and when."""
+    _wait_until(lambda: _count(ENDED, after=after) >= tasks, f"{tasks} tasks have ended")
+    return _count(ENDED, after=after), time.perf_counter()
 
-    Raises:
-        TimeoutError: they did not end.
-    """
+
+def _wait_until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + PATIENCE
-    while True:
-        with get_engine().connect() as connection:
-            ended, now = int(connection.execute(ENDED, {"after": after}).scalar_one()), time.perf_counter()
-        if ended >= tasks:
-            return ended, now
+    while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{ended} of {tasks} tasks ended within {PATIENCE:g} s")
+            raise TimeoutError(f"not within {PATIENCE:g} s: {what}")
         time.sleep(POLL_SECONDS)
+
+
+def _count(query: TextClause, **values: object) -> int:
+    with get_engine().connect() as connection:
+        return int(connection.execute(query, values).scalar_one())

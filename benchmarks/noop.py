@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from benchmarks.bench import Bench
 from benchmarks.processor_time import Processes
-from benchmarks.samples import Breakdown, Figures, Table, alternate
+from benchmarks.samples import TOTAL, Breakdown, Figures, Table, alternate
 from benchmarks.systems import BASE, System
 
 
@@ -25,7 +25,7 @@ def run(bench: Bench) -> list[Table]:
         if samples[name].values
     }
     for roles in milliseconds.values():
-        roles["total"] = sum(roles.values())
+        roles[TOTAL] = sum(roles.values())
     return [
         Figures("noop", f"{tasks:,} no-op tasks, from the first submission to the last outcome", "tasks/s", samples, base=BASE),
         Breakdown("noop-cpu", "processor time of a no-op task, by process", "ms", milliseconds),

@@ -84,7 +84,7 @@ def table_rows(table: Table) -> list[list[str]]:
     if isinstance(table, Breakdown):
         rows = [[name, *(number(row.get(column)) for column in table.columns)] for name, row in table.rows.items()]
         return [["", *table.columns], *rows]
-    rows = [["", f"median ({table.unit})", "lowest", "highest", *([f"x {table.base}"] if table.base else [])]]
+    rows = [["", f"median ({table.unit})", "lowest", "highest", *([f"/ {table.base}"] if table.base else [])]]
     for name, samples in table.samples.items():
         if samples.values:
             cells = [number(samples.median), number(samples.lowest), number(samples.highest)]
@@ -133,6 +133,8 @@ def number(value: float | None) -> str:
     """Return a number with three significant digits, or nothing."""
     if value is None:
         return ""
+    if value == 0:
+        return "0"
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -65,13 +65,14 @@ class Figures:
     source: str = ""
 
     def ratio(self, system: str) -> float | None:
-        """Return how many times as good as the base a system is, or None if either has no value."""
+        """Return the median of a system divided by that of the base, or None if either has no value."""
         base, own = self.samples.get(self.base or ""), self.samples[system]
         if base is None or not base.values or not own.values:
             return None
-        if self.higher_is_better:
-            return own.median / base.median
-        return base.median / own.median
+        return own.median / base.median
+
+
+TOTAL = "total"
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,9 @@ class Breakdown:
 
     @property
     def columns(self) -> list[str]:
-        """All columns, in the order in which they first appear."""
-        return list(dict.fromkeys(column for row in self.rows.values() for column in row))
+        """All columns, in the order in which they first appear, and the total."""
+        names = dict.fromkeys(column for row in self.rows.values() for column in row)
+        return sorted(names, key=lambda name: name == TOTAL)
 
 
 Table = Figures | Breakdown

@@ -144,7 +144,7 @@ class Minions(Composes):
         pool = processes.below(worker, lambda pid: SANDBOX not in command_line(pid))
         return {
             "minion children": pool,
-            "sandbox": processes.below(worker) - pool,
+            "sandbox": max(0.0, processes.below(worker) - pool),
             "main process": processes.own(worker),
             "orchestrator": processes.tree(self.minions.orchestrator.pid),
         }
