@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import text
@@ -20,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from benchmarks.environment import Environment
 from benchmarks.filling import empty, fill_pending, vacuum
+from benchmarks.samples import seconds
 from benchmarks.systems.minions import CAPABILITY, DEFINITIONS, TOOL
 from orchestrator.dispatcher import Dispatcher
 from shared.broker import make_app
@@ -60,7 +59,7 @@ def measure(tasks: int, keys: int) -> dict[str, Any]:
     settings = get_settings()
     dispatcher = Dispatcher(settings, get_engine(), make_app(settings))
     prepare(tasks, keys)
-    rounds = [timed(dispatcher.run_once) for _ in range(ROUNDS) if consume() is None]
+    rounds = [1000 * seconds(dispatcher.run_once) for _ in range(ROUNDS) if consume() is None]
     with make_redis() as broker:
         memory = broker.info("memory")["used_memory"]
         messages = broker.llen(CAPABILITY)
@@ -91,13 +90,6 @@ def consume() -> None:
     """Make room for the next round."""
     with get_engine().begin() as connection:
         connection.execute(CONSUME)
-
-
-def timed(action: Callable[[], object]) -> float:
-    """Return the duration of the action in milliseconds."""
-    began = time.perf_counter()
-    action()
-    return (time.perf_counter() - began) * 1000
 
 
 def report(rows: list[dict[str, Any]], *, as_json: bool) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from benchmarks.environment import Environment
+from benchmarks.samples import Samples, alternate
 from benchmarks.systems import SYSTEMS, System
 
 Size = TypeVar("Size", int, float)
-Kind = TypeVar("Kind", bound=System)
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Bench:
         """Return the size of a workload in this run."""
         return quick if self.quick else full
 
-    def systems(self, *, able_to: type[Kind] = System) -> list[Kind]:
+    def systems(self, *, able_to: type[System] = System) -> list[Any]:
         """Return the systems that can do this, started and warm."""
         able = [kind for kind in self.chosen if issubclass(kind, able_to)]
         new = [kind for kind in able if kind not in self._started and kind.name not in self.left_out]
@@ -43,6 +45,10 @@ class Bench:
         for system in starting:
             self._warm_up(system)
         return [system for kind, system in self._started.items() if kind in able and isinstance(system, able_to)]
+
+    def measure(self, systems: Iterable[System], action: Callable[[Any], float]) -> dict[str, Samples]:
+        """Measure these systems in alternating rounds."""
+        return alternate(self.rounds, {system.name: partial(action, system) for system in systems})
 
     def _start(self, kind: type[System]) -> System | None:
         if not kind.is_installed():

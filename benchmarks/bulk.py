@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 
 from benchmarks.bench import Bench
-from benchmarks.samples import Figures, Table, alternate
-from benchmarks.systems import BASE, System
+from benchmarks.samples import Figures, Table, alternate, seconds
+from benchmarks.systems import BASE
 from benchmarks.systems.minions import MinionsTool
 
 
@@ -17,22 +17,13 @@ def run(bench: Bench) -> list[Table]:
     measures: dict[str, Callable[[], float]] = {}
     for system in bench.systems():
         if isinstance(system, MinionsTool):
-            measures["minions, beside the database"] = _rate(system, tasks)
-            measures["minions, over HTTP"] = _rate_of(tasks, system.submit_over_http)
+            measures["minions, beside the database"] = partial(_rate, tasks, partial(system.submit, served=False))
+            measures["minions, over HTTP"] = partial(_rate, tasks, system.submit_over_http)
         elif system.submits:
-            measures[system.name] = _rate(system, tasks)
+            measures[system.name] = partial(_rate, tasks, partial(system.submit, served=False))
     samples = alternate(bench.rounds, measures)
     return [Figures("bulk", f"submission of {tasks:,} tasks at once", "tasks/s", samples, base=BASE)]
 
 
-def _rate(system: System, tasks: int) -> Callable[[], float]:
-    return _rate_of(tasks, lambda tasks: system.submit(tasks, served=False))
-
-
-def _rate_of(tasks: int, submit: Callable[[int], None]) -> Callable[[], float]:
-    def measure() -> float:
-        began = time.perf_counter()
-        submit(tasks)
-        return tasks / (time.perf_counter() - began)
-
-    return measure
+def _rate(tasks: int, submit: Callable[[int], None]) -> float:
+    return tasks / seconds(lambda: submit(tasks))

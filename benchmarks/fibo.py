@@ -7,12 +7,11 @@ above that of plain Python, and not the seconds.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from benchmarks.bench import Bench
-from benchmarks.samples import Figures, Samples, Table, alternate
-from benchmarks.systems.minions import FIBO, FIBO_FUNCTION, MinionsFunction
+from benchmarks.samples import Figures, Samples, Table, alternate, seconds
+from benchmarks.systems.minions import FIBO, FIBO_FUNCTION, MinionsFunction, installation
 
 SOURCE = "windmill.dev/docs/misc/benchmarks/competitors/results/python, 2025, AWS m4.large, one worker"
 LIGHT = {
@@ -33,7 +32,6 @@ LONG = {
     "windmill 1.483.1, dedicated worker": 7.701,
     "temporal 2.34.0": 7.247,
 }
-MINIONS = "minions, sandboxed function"
 
 
 def run(bench: Bench) -> list[Table]:
@@ -54,11 +52,11 @@ def run(bench: Bench) -> list[Table]:
 
 
 def _measure(bench: Bench, tasks: int, number: int) -> dict[str, Samples]:
-    measures: dict[str, Callable[[], float]] = {"plain Python": lambda: _seconds(lambda: _plain(tasks, number))}
-    for system in bench.systems(able_to=MinionsFunction):
-        minions = system.minions
+    measures: dict[str, Callable[[], float]] = {"plain Python": lambda: seconds(lambda: _plain(tasks, number))}
+    if bench.systems(able_to=MinionsFunction):
+        minions = installation(bench.environment)
         chain = minions.define_chain(f"bench-fibo-{tasks}", FIBO_FUNCTION, tasks)
-        measures[MINIONS] = lambda: _seconds(lambda: minions.client.submit(chain, {"n": number}).result())
+        measures[MinionsFunction.name] = lambda: seconds(lambda: minions.client.submit(chain, {"n": number}).result())
     return alternate(bench.rounds, measures)
 
 
@@ -67,9 +65,3 @@ def _plain(tasks: int, number: int) -> None:
     exec(FIBO, functions)
     for _ in range(tasks):
         functions["fibo"](number)
-
-
-def _seconds(action: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began

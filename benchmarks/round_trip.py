@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
+from functools import partial
 
 from benchmarks.bench import Bench
-from benchmarks.samples import Figures, Samples, Table, percentile
+from benchmarks.samples import Figures, Samples, Table, percentile, seconds
 from benchmarks.systems import BASE
 from benchmarks.systems.system import RoundTrips
 
@@ -20,20 +20,19 @@ def run(bench: Bench) -> list[Table]:
         took: dict[str, Samples] = {system.name: Samples() for system in systems}
         for _ in range(trips):
             for system in systems:
-                took[system.name].take(lambda system=system: _milliseconds(system))  # type: ignore[misc]
+                took[system.name].take(partial(_milliseconds, system))
         for name, samples in took.items():
             middle[name].failures += samples.failures
             slowest[name].failures += samples.failures
             if not samples.failures:
                 middle[name].values.append(percentile(samples.values, 0.5))
                 slowest[name].values.append(percentile(samples.values, 0.99))
+    title = "one task, from the submission to its result"
     return [
-        Figures("round-trip-p50", "one task, from the submission to its result: median", "ms", middle, False, BASE),
-        Figures("round-trip-p99", "one task, from the submission to its result: 99th percentile", "ms", slowest, False, BASE),
+        Figures("round-trip-p50", f"{title}: median", "ms", middle, False, BASE),
+        Figures("round-trip-p99", f"{title}: 99th percentile", "ms", slowest, False, BASE),
     ]
 
 
 def _milliseconds(system: RoundTrips) -> float:
-    began = time.perf_counter()
-    system.call()
-    return (time.perf_counter() - began) * 1000
+    return 1000 * seconds(system.call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -108,6 +109,13 @@ def alternate(rounds: int, measures: Mapping[str, Callable[[], float]]) -> dict[
         for name, measure in measures.items():
             samples[name].take(measure)
     return samples
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Return the duration of the action."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
 
 
 def percentile(values: Iterable[float], share: float) -> float:

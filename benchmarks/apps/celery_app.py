@@ -40,6 +40,4 @@ def join(outputs: list[Any]) -> int:
     return len(outputs)
 
 
-app = make_app(
-    os.environ.get("BENCH_BROKER", ""), os.environ.get("BENCH_BACKEND", ""), late="BENCH_LATE" in os.environ
-)
+app = make_app(os.environ.get("BENCH_BROKER", ""), os.environ.get("BENCH_BACKEND", ""), late="BENCH_LATE" in os.environ)

@@ -1,6 +1,6 @@
 """A DBOS process with a queue of no-op workflows.
 
-    python -m benchmarks.apps.dbos_app DATABASE NAME
+python -m benchmarks.apps.dbos_app DATABASE NAME
 """
 
 from __future__ import annotations

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import psycopg
 import redis
 from celery import chain, chord
 
 from benchmarks.apps.celery_app import echo, join, make_app, noop
 from benchmarks.environment import Environment
+from benchmarks.systems.postgres import ask
 from benchmarks.systems.system import WORKERS, Composes
 
 SECONDS = 120
@@ -112,11 +112,9 @@ class CeleryPostgres(Celery):
 
     def recorded(self) -> int:
         """Celery creates its table with the first result."""
-        with psycopg.connect(self._address) as connection:
-            if connection.execute("SELECT to_regclass('celery_taskmeta')").fetchone() == (None,):
-                return 0
-            found = connection.execute("SELECT count(*) FROM celery_taskmeta WHERE status = 'SUCCESS'").fetchone()
-            return found[0] if found else 0
+        if ask(self._address, "SELECT to_regclass('celery_taskmeta')::text") is None:
+            return 0
+        return int(ask(self._address, "SELECT count(*) FROM celery_taskmeta WHERE status = 'SUCCESS'"))
 
 
 def _socket_url(address: str) -> str:

@@ -6,13 +6,14 @@ import sys
 from functools import cached_property
 from typing import Any
 
-import psycopg
 from sqlalchemy import create_engine
 
+from benchmarks.systems.postgres import ask
 from benchmarks.systems.system import WORKERS, RoundTrips
 
 QUEUE = "bench"
-STARTED = "SELECT EXISTS (SELECT FROM dbos.workflow_status WHERE queue_name = %s AND status IN ('ENQUEUED', 'PENDING'))"
+SUCCEEDED = "SELECT count(*) FROM dbos.workflow_status WHERE queue_name = %s AND status = 'SUCCESS'"
+LIVE = "SELECT EXISTS (SELECT FROM dbos.workflow_status WHERE queue_name = %s AND status IN ('ENQUEUED', 'PENDING'))"
 
 
 class Dbos(RoundTrips):
@@ -20,7 +21,7 @@ class Dbos(RoundTrips):
 
     name = "dbos"
     needs = "dbos"
-    keeps = "Workflow, input, steps and output in PostgreSQL. A lost process's workflows are recovered when it restarts."
+    keeps = "Workflow, input, steps and output in PostgreSQL. A lost process's workflows run again when it restarts."
     settings = "no limit on concurrency (the default); queue and results polled every 0.1 s instead of every second"
 
     @cached_property
@@ -52,21 +53,16 @@ class Dbos(RoundTrips):
                 self.client.enqueue_in_transaction(connection, options, number)
 
     def is_idle(self) -> bool:
-        return not self._ask(STARTED, QUEUE)
+        return not ask(self._address, LIVE, QUEUE)
 
     def recorded(self) -> int:
-        return int(self._ask("SELECT count(*) FROM dbos.workflow_status WHERE status = 'SUCCESS' AND queue_name = %s", QUEUE))
+        return int(ask(self._address, SUCCEEDED, QUEUE))
 
     def call(self) -> None:
         """Enqueue one workflow, and wait for its result."""
         from benchmarks.apps.dbos_app import POLL_SECONDS
 
         assert self.client.enqueue(_options(QUEUE), 1).get_result(polling_interval_sec=POLL_SECONDS) == 1
-
-    def _ask(self, query: Any, *values: str) -> Any:
-        with psycopg.connect(self._address) as connection:
-            row = connection.execute(query, values).fetchone()
-            return row and row[0]
 
 
 def _options(queue: str) -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 from functools import cached_property
-from typing import Any
 
-import psycopg
-
+from benchmarks.systems.postgres import ask
 from benchmarks.systems.system import WORKERS, System
+
+SUCCEEDED = "SELECT count(*) FROM pgqueuer_log WHERE status = 'successful' AND entrypoint = 'noop'"
 
 
 class PgQueuer(System):
@@ -17,7 +17,9 @@ class PgQueuer(System):
 
     name = "pgqueuer"
     needs = "pgqueuer"
-    keeps = "Job and payload in PostgreSQL until it ends, then a line in a log, no result. A lost worker's job runs again."
+    keeps = (
+        "Job and payload in PostgreSQL until it ends, then a line in a log; no result. A lost worker's job runs again."
+    )
     settings = "psycopg driver, batches of 10 jobs (the default), log not aggregated"
 
     @cached_property
@@ -37,12 +39,7 @@ class PgQueuer(System):
         asyncio.run(enqueue(self._address, "noop" if served else "unserved", tasks))
 
     def is_idle(self) -> bool:
-        return not self._ask("SELECT EXISTS (SELECT FROM pgqueuer WHERE entrypoint = 'noop')")
+        return not ask(self._address, "SELECT EXISTS (SELECT FROM pgqueuer WHERE entrypoint = 'noop')")
 
     def recorded(self) -> int:
-        return int(self._ask("SELECT count(*) FROM pgqueuer_log WHERE status = 'successful' AND entrypoint = 'noop'"))
-
-    def _ask(self, query: str) -> Any:
-        with psycopg.connect(self._address) as connection:
-            row = connection.execute(query).fetchone()
-            return row and row[0]
+        return int(ask(self._address, SUCCEEDED))

@@ -6,12 +6,16 @@ import sys
 from functools import cached_property
 from typing import Any
 
-import psycopg
-
+from benchmarks.systems.postgres import ask
 from benchmarks.systems.system import WORKERS, System
 
 SLOTS = 1
 """Jobs at once in a process, the default. Concurrency is for jobs that wait; no-op jobs do not."""
+
+
+LIVE = """
+    SELECT EXISTS (SELECT FROM procrastinate_jobs WHERE queue_name = 'default' AND status IN ('todo', 'doing'))
+"""
 
 
 class Procrastinate(System):
@@ -37,23 +41,19 @@ class Procrastinate(System):
 
     def start(self) -> None:
         assert self.tasks
-        command = (sys.executable, "-m", "procrastinate", "--app", "benchmarks.apps.procrastinate_app.app")
+        command = (
+            *(sys.executable, "-m", "procrastinate", "--app", "benchmarks.apps.procrastinate_app.app"),
+            *("--log-level", "warning", "worker", "--queues", "default", "--concurrency", str(SLOTS)),
+        )
         for _ in range(WORKERS):
-            self.launch(*command, "--log-level", "warning", "worker", "-q", "default", "-c", str(SLOTS), BENCH_DATABASE=self.address)
+            self.launch(*command, BENCH_DATABASE=self.address)
 
     def submit(self, tasks: int, *, served: bool = True) -> None:
         deferrer = self.tasks.configure(queue="default" if served else "unserved")
         deferrer.batch_defer(*({"value": number} for number in range(tasks)))
 
     def is_idle(self) -> bool:
-        return not self._ask(
-            "SELECT EXISTS (SELECT FROM procrastinate_jobs WHERE queue_name = 'default' AND status IN ('todo', 'doing'))"
-        )
+        return not ask(self.address, LIVE)
 
     def recorded(self) -> int:
-        return int(self._ask("SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'"))
-
-    def _ask(self, query: str) -> Any:
-        with psycopg.connect(self.address) as connection:
-            row = connection.execute(query).fetchone()
-            return row and row[0]
+        return int(ask(self.address, "SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'"))
