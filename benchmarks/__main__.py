@@ -1,6 +1,6 @@
 """All systems on the same private servers in one run: `make bench`.
 
-    python -m benchmarks [--quick] [--only NAME …] [--systems NAME …] [--rounds N] [--output FOLDER]
+    python -m benchmarks [--quick] [--only NAME …] [--systems TEXT …] [--rounds N] [--output FOLDER]
 
 Prints the tables, and writes them to the folder as `report.json`, `report.md` and `report.svg`.
 """
@@ -18,7 +18,7 @@ from benchmarks.machine import describe
 from benchmarks.picture import draw
 from benchmarks.report import Report, machine_line
 from benchmarks.samples import Figures, Table
-from benchmarks.systems import SYSTEMS
+from benchmarks.systems import SYSTEMS, System
 from benchmarks.workloads import WORKLOADS
 
 RESULTS = Path(__file__).with_name("results")
@@ -39,10 +39,31 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("benchmarks", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer tasks and rounds: three minutes, low precision")
     parser.add_argument("--only", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="these workloads")
-    parser.add_argument("--systems", nargs="+", metavar="NAME", help="systems whose names contain one of these texts")
+    parser.add_argument(
+        "--systems",
+        nargs="+",
+        metavar="TEXT",
+        type=systems_named,
+        default=[SYSTEMS],
+        help="systems whose names contain one of these texts",
+    )
     parser.add_argument("--rounds", type=int, help="repetitions of each measurement (3; quick: 1)")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the files")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.systems = tuple(kind for kind in SYSTEMS if any(kind in named for named in options.systems))
+    return options
+
+
+def systems_named(text: str) -> list[type[System]]:
+    """Return the systems whose names contain the text.
+
+    Raises:
+        ArgumentTypeError: there is none.
+    """
+    named = [kind for kind in SYSTEMS if text in kind.name]
+    if not named:
+        raise argparse.ArgumentTypeError(f"no system is named {text!r}: {'; '.join(kind.name for kind in SYSTEMS)}")
+    return named
 
 
 def run(options: argparse.Namespace) -> Report:
@@ -50,9 +71,7 @@ def run(options: argparse.Namespace) -> Report:
     machine = describe()
     tables: list[Table] = []
     with Environment() as environment:
-        bench = Bench(environment, options.quick, options.rounds or (1 if options.quick else 3))
-        if options.systems:
-            bench.chosen = tuple(kind for kind in SYSTEMS if any(text in kind.name for text in options.systems))
+        bench = Bench(environment, options.quick, options.rounds or (1 if options.quick else 3), options.systems)
         for name in WORKLOADS:
             if name in options.only:
                 print(f"{name} ...", file=sys.stderr, flush=True)

@@ -23,6 +23,7 @@ class Bench:
         environment: the servers and processes.
         quick: true for a run that ends within three minutes, with little precision.
         rounds: how often each measurement is repeated.
+        chosen: the systems that take part if they are installed.
         left_out: systems that do not take part, with the reason.
     """
 

@@ -1,9 +1,11 @@
-"""The private PostgreSQL and Valkey of a run, a database for each system, and the processes."""
+"""The private servers of a run (PostgreSQL, Valkey, a model), a database for each system, and the processes."""
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +15,7 @@ import redis
 from sqlalchemy import create_engine, make_url, text
 
 from benchmarks.processor_time import Processes
+from minions import testing
 from orchestrator.local.embedded import Addresses, EmbeddedServers, scratch_dir
 from shared.settings import get_settings
 from tests.support.processes import Process
@@ -43,6 +46,7 @@ class Environment:
             self.addresses = self._servers.start()
             configure(self.addresses, self.folder)
             self._stack = stack.pop_all()
+            self._serve_model()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -73,13 +77,24 @@ class Environment:
         self._stack.callback(_end, process)
         return process
 
-    def processor_seconds(self, processes: Processes) -> dict[str, float]:
-        """Return the processor time of the servers, and of this process, which submits."""
+    def server_seconds(self, processes: Processes) -> dict[str, float]:
+        """Return the processor time of the servers."""
         return {
             "PostgreSQL": processes.tree(self._servers.postgres.pid),
             "Redis": processes.tree(self._servers.valkey.pid),
-            "submitter": processes.own(os.getpid()),
         }
+
+    def _serve_model(self) -> None:
+        port = free_port()
+        os.environ |= {
+            "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{port}",
+            "ANTHROPIC_API_KEY": testing.KEY,
+            "NO_PROXY": "127.0.0.1",
+        }
+        get_settings.cache_clear()
+        replies = self.folder / "replies.json"
+        replies.write_text(json.dumps([testing.text("Done.")]))
+        self.launch([sys.executable, "-m", "minions.testing", str(replies), "--port", str(port)])
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the servers."""

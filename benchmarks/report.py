@@ -130,13 +130,15 @@ def failures(table: Table) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    """Return a number with three significant digits, or nothing."""
+    """Return a number with two or three significant digits, or nothing."""
     if value is None:
         return ""
     if value == 0:
         return "0"
     if abs(value) >= 100:
         return f"{value:,.0f}"
+    if abs(value) < 0.1:
+        return f"{value:.2g}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 

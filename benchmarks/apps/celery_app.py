@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any
 
+from anthropic import Anthropic
 from celery import Celery, shared_task
 
 
@@ -26,6 +28,19 @@ def make_app(broker: str, backend: str, *, late: bool = False) -> Celery:
 def noop(value: Any) -> Any:
     """Return the argument."""
     return value
+
+
+@shared_task(name="bench.model_call")
+def model_call(value: Any) -> Any:
+    """Return the reply of the model."""
+    content = [{"role": "user", "content": str(value)}]
+    message = _anthropic().messages.create(model="claude-sonnet-5-5", max_tokens=1000, messages=content)  # type: ignore[arg-type]
+    return message.content[0].text  # type: ignore[union-attr]
+
+
+@cache
+def _anthropic() -> Anthropic:
+    return Anthropic()
 
 
 @shared_task(name="bench.echo")

@@ -12,7 +12,7 @@ from typing import Any
 
 from dbos import DBOS, DBOSConfig
 
-POLL_SECONDS = 0.1
+from benchmarks.systems.system import WORKER_POLL_SECONDS
 
 
 def _config(address: str, **more: Any) -> DBOSConfig:
@@ -30,7 +30,7 @@ def migrate(address: str) -> None:
     """Create the tables and the queue."""
     DBOS(config=_config(address))
     DBOS.launch()
-    DBOS.register_queue("bench", polling_interval_sec=POLL_SECONDS)
+    DBOS.register_queue("bench", polling_interval_sec=WORKER_POLL_SECONDS)
     DBOS.destroy()
 
 
@@ -45,7 +45,7 @@ def main() -> None:
         return value
 
     DBOS.launch()
-    DBOS.register_queue("bench", polling_interval_sec=POLL_SECONDS)
+    DBOS.register_queue("bench", polling_interval_sec=WORKER_POLL_SECONDS)
     ended.wait()
     DBOS.destroy()
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from sqlalchemy import create_engine
 
-from benchmarks.systems.postgres import ask
-from benchmarks.systems.system import WORKERS, RoundTrips
+from benchmarks.systems.postgres import Database
+from benchmarks.systems.system import RESULT_POLL_SECONDS, WORKERS, RoundTrips
 
 QUEUE = "bench"
 SUCCEEDED = "SELECT count(*) FROM dbos.workflow_status WHERE queue_name = %s AND status = 'SUCCESS'"
@@ -22,28 +22,28 @@ class Dbos(RoundTrips):
     name = "dbos"
     needs = "dbos"
     keeps = "Workflow, input, steps and output in PostgreSQL. A lost process's workflows run again when it restarts."
-    settings = "no limit on concurrency (the default); queue and results polled every 0.1 s instead of every second"
+    settings = "no limit on concurrency (the default); polled every 0.1 s by workers and every 0.01 s by callers (1 s)"
 
     @cached_property
-    def _address(self) -> str:
-        return self.environment.database("bench-dbos")
+    def _database(self) -> Database:
+        return Database(self.environment.database("bench-dbos"))
 
     @cached_property
     def client(self) -> Any:
         from dbos import DBOSClient
 
-        return DBOSClient(system_database_url=self._address)
+        return DBOSClient(system_database_url=self._database.address)
 
     @cached_property
     def _engine(self) -> Any:
-        return create_engine(self._address.replace("postgresql://", "postgresql+psycopg://"))
+        return create_engine(self._database.address.replace("postgresql://", "postgresql+psycopg://"))
 
     def start(self) -> None:
         from benchmarks.apps.dbos_app import migrate
 
-        migrate(self._address)
+        migrate(self._database.address)
         for number in range(WORKERS):
-            command = (sys.executable, "-m", "benchmarks.apps.dbos_app", self._address, f"worker-{number}")
+            command = (sys.executable, "-m", "benchmarks.apps.dbos_app", self._database.address, f"worker-{number}")
             self.launch(*command)
 
     def submit(self, tasks: int, *, served: bool = True) -> None:
@@ -53,16 +53,15 @@ class Dbos(RoundTrips):
                 self.client.enqueue_in_transaction(connection, options, number)
 
     def is_idle(self) -> bool:
-        return not ask(self._address, LIVE, QUEUE)
+        return not self._database.ask(LIVE, QUEUE)
 
     def recorded(self) -> int:
-        return int(ask(self._address, SUCCEEDED, QUEUE))
+        return int(self._database.ask(SUCCEEDED, QUEUE))
 
     def call(self) -> None:
         """Enqueue one workflow, and wait for its result."""
-        from benchmarks.apps.dbos_app import POLL_SECONDS
-
-        assert self.client.enqueue(_options(QUEUE), 1).get_result(polling_interval_sec=POLL_SECONDS) == 1
+        handle = self.client.enqueue(_options(QUEUE), 1)
+        assert handle.get_result(polling_interval_sec=RESULT_POLL_SECONDS) == 1
 
 
 def _options(queue: str) -> Any:

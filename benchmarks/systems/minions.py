@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from benchmarks.environment import Environment
 from benchmarks.processor_time import Processes, command_line
-from benchmarks.systems.system import WORKERS, Composes
+from benchmarks.systems.system import WORKERS, CallsModel, Composes
 from minions import Client
 from shared.contracts.documents import parse_definition
 from shared.contracts.requests import TaskRequest
@@ -28,6 +28,7 @@ TOOL = "bench-tool"
 FUNCTION = "bench-function"
 ECHO_FUNCTION = "bench-echo"
 FIBO_FUNCTION = "bench-fibo"
+MODEL_AGENT = "bench-model"
 FAN_OUT = "{}-fan-out"
 FIBO = """
 def fibo(n):
@@ -43,7 +44,7 @@ SANDBOX = "confined"  # part of the command line of the processes that run funct
 
 LIVE = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE capability = :queue AND state IN "
             "('pending', 'queued', 'running', 'waiting'))")  # fmt: skip
-SUCCEEDED = text("SELECT count(*) FROM task_status WHERE agent_name = :agent AND state = 'succeeded'")
+SUCCEEDED = text("SELECT count(*) FROM task_status WHERE capability = :queue AND state = 'succeeded'")
 
 
 def function_agent(name: str, **fields: Any) -> dict[str, Any]:
@@ -61,6 +62,12 @@ DEFINITIONS: tuple[dict[str, Any], ...] = (
     function_agent(FUNCTION, function="noop"),
     function_agent(ECHO_FUNCTION, function="echo_value"),
     function_agent(FIBO_FUNCTION, function="fibo_step"),
+    {
+        "kind": "agent",
+        "name": MODEL_AGENT,
+        "model": "claude-sonnet-5-5",
+        "config": {"capabilities": [CAPABILITY]},
+    },
     function_agent(UNSERVED, tool="echo", config={"capabilities": [UNSERVED]}),
     *(
         function_agent(
@@ -126,10 +133,7 @@ class Minions(Composes):
         self.workers = [self.minions.worker, self.minions.orchestrator]
 
     def submit(self, tasks: int, *, served: bool = True) -> None:
-        agent = self.agent if served else UNSERVED
-        requests = [TaskRequest(agent=agent, input={"value": number}) for number in range(tasks)]
-        with get_engine().begin() as connection:
-            submit_within(connection, requests, submitted_by="benchmark")
+        _submit(self.agent if served else UNSERVED, tasks)
 
     def is_idle(self) -> bool:
         with get_engine().connect() as connection:
@@ -137,7 +141,7 @@ class Minions(Composes):
 
     def recorded(self) -> int:
         with get_engine().connect() as connection:
-            return int(connection.scalar(SUCCEEDED, {"agent": self.agent}) or 0)
+            return int(connection.scalar(SUCCEEDED, {"queue": CAPABILITY}) or 0)
 
     def processor_seconds(self, processes: Processes) -> dict[str, float]:
         worker = self.minions.worker.pid
@@ -168,12 +172,16 @@ class Minions(Composes):
         assert len(output["results"]) == tasks
 
 
-class MinionsTool(Minions):
-    """A builtin tool."""
+class MinionsTool(CallsModel, Minions):
+    """A builtin tool; and, where a model is called, an agent without tools."""
 
     name = "minions, builtin tool"
+    model_row = "minions, agent with a model"
     agent = TOOL
     chain_agent = TOOL
+
+    def submit_model_calls(self, tasks: int) -> None:
+        _submit(MODEL_AGENT, tasks)
 
 
 class MinionsFunction(Minions):
@@ -183,6 +191,12 @@ class MinionsFunction(Minions):
     submits = False
     agent = FUNCTION
     chain_agent = ECHO_FUNCTION
+
+
+def _submit(agent: str, tasks: int) -> None:
+    requests = [TaskRequest(agent=agent, input={"value": number}) for number in range(tasks)]
+    with get_engine().begin() as connection:
+        submit_within(connection, requests, submitted_by="benchmark")
 
 
 def _values(number: int) -> list[dict[str, int]]:

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from functools import cached_property
 
-from benchmarks.systems.postgres import ask
+from benchmarks.systems.postgres import Database
 from benchmarks.systems.system import WORKERS, System
 
 SUCCEEDED = "SELECT count(*) FROM pgqueuer_log WHERE status = 'successful' AND entrypoint = 'noop'"
@@ -23,23 +23,23 @@ class PgQueuer(System):
     settings = "psycopg driver, batches of 10 jobs (the default), log not aggregated"
 
     @cached_property
-    def _address(self) -> str:
-        return self.environment.database("bench-pgqueuer")
+    def _database(self) -> Database:
+        return Database(self.environment.database("bench-pgqueuer"))
 
     def start(self) -> None:
         from benchmarks.apps.pgqueuer_app import install
 
-        asyncio.run(install(self._address))
+        asyncio.run(install(self._database.address))
         for _ in range(WORKERS):
-            self.launch(sys.executable, "-m", "benchmarks.apps.pgqueuer_app", BENCH_DATABASE=self._address)
+            self.launch(sys.executable, "-m", "benchmarks.apps.pgqueuer_app", BENCH_DATABASE=self._database.address)
 
     def submit(self, tasks: int, *, served: bool = True) -> None:
         from benchmarks.apps.pgqueuer_app import enqueue
 
-        asyncio.run(enqueue(self._address, "noop" if served else "unserved", tasks))
+        asyncio.run(enqueue(self._database.address, "noop" if served else "unserved", tasks))
 
     def is_idle(self) -> bool:
-        return not ask(self._address, "SELECT EXISTS (SELECT FROM pgqueuer WHERE entrypoint = 'noop')")
+        return not self._database.ask("SELECT EXISTS (SELECT FROM pgqueuer WHERE entrypoint = 'noop')")
 
     def recorded(self) -> int:
-        return int(ask(self._address, SUCCEEDED))
+        return int(self._database.ask(SUCCEEDED))

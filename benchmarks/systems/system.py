@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import ClassVar
 
@@ -16,6 +17,11 @@ WORKERS = 2
 
 PATIENCE = 300.0
 POLL_SECONDS = 0.02
+RESULT_POLL_SECONDS = 0.01
+"""Interval of callers that poll for a result, where the library lets them choose."""
+
+WORKER_POLL_SECONDS = 0.1
+"""Interval of workers that poll for tasks, where the library lets them choose; the defaults are a second."""
 
 
 class System(ABC):
@@ -72,8 +78,11 @@ class System(ABC):
         """Start a worker process."""
         self.workers.append(self.environment.launch(list(arguments), environment))
 
-    def run(self, tasks: int) -> float:
-        """Return the seconds from the submission of no-op tasks until the last outcome is recorded.
+    def run(self, tasks: int, submit: Callable[[int], None] | None = None) -> float:
+        """Return the seconds from the submission of tasks until the last outcome is recorded.
+
+        Args:
+            submit: submits the tasks; by default, no-op tasks.
 
         Raises:
             TimeoutError: the tasks did not end.
@@ -81,7 +90,7 @@ class System(ABC):
         """
         self.wait_until_idle()
         before, began = self.recorded(), time.perf_counter()
-        self.submit(tasks)
+        (submit or self.submit)(tasks)
         self.wait_until_idle()
         seconds = time.perf_counter() - began
         succeeded = self.recorded() - before
@@ -114,6 +123,20 @@ class RoundTrips(System):
     @abstractmethod
     def call(self) -> None:
         """Submit one no-op task, and wait for its result."""
+
+
+class CallsModel(System):
+    """A system whose tasks can call a model.
+
+    Attributes:
+        model_row: name in tables of model calls.
+    """
+
+    model_row: ClassVar[str]
+
+    @abstractmethod
+    def submit_model_calls(self, tasks: int) -> None:
+        """Submit tasks that make one model call each."""
 
 
 class Composes(RoundTrips):
