@@ -10,7 +10,7 @@ from huey import RedisHuey
 
 def make_huey(address: str, name: str = "bench") -> tuple[RedisHuey, Any]:
     """Return a queue and its task."""
-    huey = RedisHuey(name, url=address)
+    huey = RedisHuey(name, url=address, notify_result=True)
     return huey, huey.task(name="noop")(_noop)
 
 

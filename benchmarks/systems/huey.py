@@ -19,7 +19,7 @@ class Huey(RoundTrips):
     name = "huey, redis results"
     needs = "huey"
     keeps = "The result, until it is read. A task leaves Redis before it runs: a lost worker's task is lost."
-    settings = "process workers, no periodic tasks"
+    settings = "process workers, callers notified of results, no periodic tasks"
 
     @cached_property
     def noop(self) -> Any:
