@@ -52,7 +52,7 @@ class Report:
         if self.systems:
             rows = [["system", "keeps", "set up"]]
             rows += [[name, about["keeps"], about["settings"]] for name, about in self.systems.items()]
-            parts.append(f"**What each system keeps**\n\n{markdown(rows)}")
+            parts.append(f"**What each system keeps**\n\n{markdown(rows, cells='---')}")
         parts += [f"{name} is left out: {reason}." for name, reason in self.left_out.items()]
         return "\n\n".join(parts) + "\n"
 
@@ -142,10 +142,10 @@ def number(value: float | None) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def markdown(rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; the first row has the titles."""
+def markdown(rows: Iterable[Sequence[str]], cells: str = "---:") -> str:
+    """Return a Markdown table; the first row has the titles, and `cells` aligns all columns but the first."""
     first, *others = rows
-    lines = [first, ["---"] + ["---:"] * (len(first) - 1), *others]
+    lines = [first, ["---"] + [cells] * (len(first) - 1), *others]
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
