@@ -84,11 +84,12 @@ def table_rows(table: Table) -> list[list[str]]:
     if isinstance(table, Breakdown):
         rows = [[name, *(number(row.get(column)) for column in table.columns)] for name, row in table.rows.items()]
         return [["", *table.columns], *rows]
-    rows = [["", f"median ({table.unit})", "lowest", "highest", *([f"/ {table.base}"] if table.base else [])]]
+    base = table.base if table.base in table.samples else None
+    rows = [["", f"median ({table.unit})", "lowest", "highest", *([f"/ {base}"] if base else [])]]
     for name, samples in table.samples.items():
         if samples.values:
             cells = [number(samples.median), number(samples.lowest), number(samples.highest)]
-            rows.append([name, *cells, *([number(table.ratio(name))] if table.base else [])])
+            rows.append([name, *cells, *([number(table.ratio(name))] if base else [])])
         else:
             rows.append([name, FAILED, *[""] * (len(rows[0]) - 2)])
     for name, value in table.published.items():

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.machine import describe
 from benchmarks.picture import draw
-from benchmarks.report import Report, number
+from benchmarks.report import Report, number, table_rows
 from benchmarks.samples import Breakdown, Figures, Samples
 
 FIGURES = Figures(
@@ -50,6 +50,11 @@ def test_published_figure_is_labelled_as_another_machine(text: str) -> None:
     assert "windmill (published, another machine)" in text
 
 
+def test_ratios_are_left_out_if_the_base_was_not_measured() -> None:
+    table = Figures("noop", "", "tasks/s", {"minions": Samples([200.0])}, base="celery")
+    assert table_rows(table) == [["", "median (tasks/s)", "lowest", "highest"], ["minions", "200", "200", "200"]]
+
+
 def test_json_has_every_value() -> None:
     found = json.loads(REPORT.as_json())
     rows = found["tables"][0]["rows"]
@@ -73,7 +78,16 @@ def test_longest_bar_ends_within_the_picture() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(None, ""), (0.0, "0"), (0.1234, "0.12"), (12.34, "12.3"), (123.4, "123"), (12345.6, "12,346")]
+    ("value", "text"),
+    [
+        (None, ""),
+        (0.0, "0"),
+        (0.00123, "0.0012"),
+        (0.1234, "0.12"),
+        (12.34, "12.3"),
+        (123.4, "123"),
+        (12345.6, "12,346"),
+    ],
 )
-def test_numbers_have_three_digits(value: float | None, text: str) -> None:
+def test_numbers_have_two_or_three_digits(value: float | None, text: str) -> None:
     assert number(value) == text
