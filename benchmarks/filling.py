@@ -17,7 +17,7 @@ PENDING = text("""
     INSERT INTO task_status (task_id, state, capability, agent_name, key, rank)
         SELECT id, 'pending', :capability, :agent, COALESCE(key, ''), minion_rank(clock_timestamp(), 0) FROM made
 """)
-# What a no-op task leaves behind. Triggers are off: they would only write the events, which are below.
+# What a no-op task leaves behind, in empty tables. Triggers are off: they would only write the events, which are below.
 SUCCEEDED = (
     text("""
     INSERT INTO tasks (id, agent_name, agent_version_id, input, root_id, origin_id)
@@ -26,29 +26,23 @@ SUCCEEDED = (
     """),
     text("""
     INSERT INTO task_status (task_id, state, capability, claim, agent_name)
-        SELECT id, 'succeeded', :capability, 1, :agent FROM tasks t
-            WHERE NOT EXISTS (SELECT FROM task_status s WHERE s.task_id = t.id)
+        SELECT id, 'succeeded', :capability, 1, :agent FROM tasks
     """),
     text("""
     INSERT INTO executions (task_id, claim, worker_id, outcome, finished_at)
-        SELECT task_id, 1, (SELECT id FROM workers LIMIT 1), 'succeeded', now() FROM task_status s
-            WHERE state = 'succeeded' AND NOT EXISTS (SELECT FROM executions x WHERE x.task_id = s.task_id)
+        SELECT id, 1, (SELECT id FROM workers LIMIT 1), 'succeeded', now() FROM tasks
     """),
     text("""
     INSERT INTO steps (task_id, number, kind, name, status, request_hash, claim, input, output, finished_at)
-        SELECT task_id, 1, 'tool_call', 'echo', 'finished', encode(sha256(task_id::text::bytea), 'hex'), 1,
-               '{"value": 1}', '{"value": 1}', now() FROM task_status s
-            WHERE state = 'succeeded' AND NOT EXISTS (SELECT FROM steps x WHERE x.task_id = s.task_id)
+        SELECT id, 1, 'tool_call', 'echo', 'finished', encode(sha256(id::text::bytea), 'hex'), 1,
+               '{"value": 1}', '{"value": 1}', now() FROM tasks
     """),
     text("""
     INSERT INTO task_events (task_id, number, type, data)
-        SELECT task_id, number, 'state', '{"state": "succeeded"}' FROM task_status s, generate_series(1, 3) AS number
-            WHERE state = 'succeeded' AND NOT EXISTS (SELECT FROM task_events x WHERE x.task_id = s.task_id)
+        SELECT id, number, 'state', '{"state": "succeeded"}' FROM tasks, generate_series(1, 3) AS number
     """),
     text("""
-    INSERT INTO task_outcomes (task_id, state, output)
-        SELECT task_id, 'succeeded', '{"value": 1}' FROM task_status s
-            WHERE state = 'succeeded' AND NOT EXISTS (SELECT FROM task_outcomes x WHERE x.task_id = s.task_id)
+    INSERT INTO task_outcomes (task_id, state, output) SELECT id, 'succeeded', '{"value": 1}' FROM tasks
     """),
 )
 
