@@ -146,8 +146,8 @@ def running() -> Iterator[dict[str, Callable[[], object]]]:
         stack.enter_context(process(["-m", "orchestrator.cli", "worker", "bench", "-c", str(PROCESSES)], {}, logs))
         # Redis's second database, over the server's socket.
         broker = f"redis+socket://{addresses.redis_url.removeprefix('unix://').partition('?')[0]}?virtual_host=1"
-        plain = ["-m", "celery", "-A", "benchmarks.plain_celery", "worker", "-c", str(PROCESSES), "-l", "WARNING"]
-        stack.enter_context(process(plain, {"PLAIN_BROKER": broker, "PLAIN_BACKEND": broker}, logs))
+        plain = ["-m", "celery", "-A", "benchmarks.apps.celery_app", "worker", "-c", str(PROCESSES), "-l", "WARNING"]
+        stack.enter_context(process(plain, {"BENCH_BROKER": broker, "BENCH_BACKEND": broker}, logs))
         client = stack.enter_context(Client(f"http://127.0.0.1:{get_settings().api_port}", KEY, retries=20))
         app = Celery("submitter", broker=broker, backend=broker)
 
@@ -155,7 +155,7 @@ def running() -> Iterator[dict[str, Callable[[], object]]]:
             return lambda: client.submit(agent, {"value": 1}, wait=WAIT).result(PATIENCE)
 
         yield {
-            CELERY: lambda: app.send_task("plain.noop", (1,)).get(timeout=PATIENCE),
+            CELERY: lambda: app.send_task("bench.noop", (1,)).get(timeout=PATIENCE),
             SINGLE: over_http("tool"),
             f"{SINGLE}, two requests": lambda: client.submit("tool", {"value": 1}).result(PATIENCE),
             "minions, sandboxed function": over_http("function"),
