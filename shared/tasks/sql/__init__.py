@@ -34,6 +34,7 @@ NUMBER = 1
 FOUNDATION = ("foundation", "invariants", "events", "conversations")
 OTHERS = (
     "accept",
+    "accept_many",
     "submit",
     "replay",
     "turns",

@@ -66,22 +66,25 @@ DECLARE
     labels jsonb := NULLIF(request->'labels', 'null'::jsonb);
     messages jsonb := NULLIF(request->'messages', 'null'::jsonb);
 BEGIN
-    SELECT f.name, char_length(request->>f.name) AS size, f.most INTO fault
-        FROM (VALUES ('agent', 0, 200), ('capability', 0, 200), ('idempotency_key', 1, 255), ('key', 1, 255),
-                     ('conversation_id', 1, 255), ('namespace', 1, 100)) AS f (name, least, most)
-        WHERE char_length(request->>f.name) NOT BETWEEN f.least AND f.most LIMIT 1;
-    IF FOUND THEN
+    IF char_length(request->>'agent') > 200 OR char_length(request->>'capability') > 200
+            OR char_length(request->>'idempotency_key') NOT BETWEEN 1 AND 255
+            OR char_length(request->>'key') NOT BETWEEN 1 AND 255
+            OR char_length(request->>'conversation_id') NOT BETWEEN 1 AND 255
+            OR char_length(request->>'namespace') NOT BETWEEN 1 AND 100 THEN
+        SELECT f.name, char_length(request->>f.name) AS size, f.most INTO fault
+            FROM (VALUES ('agent', 0, 200), ('capability', 0, 200), ('idempotency_key', 1, 255), ('key', 1, 255),
+                         ('conversation_id', 1, 255), ('namespace', 1, 100)) AS f (name, least, most)
+            WHERE char_length(request->>f.name) NOT BETWEEN f.least AND f.most LIMIT 1;
         RAISE EXCEPTION '% has % characters; 1 to % are accepted.', fault.name, fault.size, fault.most
             USING ERRCODE = 'MN007';
     ELSIF request->>'traceparent' !~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$' THEN
         RAISE EXCEPTION 'traceparent must have the format of W3C Trace Context.' USING ERRCODE = 'MN007';
     ELSIF (request->>'priority')::numeric NOT BETWEEN -100 AND 100 THEN
         RAISE EXCEPTION 'priority is %; -100 to 100 are accepted.', request->>'priority' USING ERRCODE = 'MN007';
-    END IF;
-    SELECT t.name INTO fault FROM (VALUES ('run_at'), ('deadline')) AS t (name)
-        WHERE (request->>t.name)::timestamptz NOT BETWEEN '1970-01-01 00:00:00+00' AND '9999-01-01 00:00:00+00' LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION '% must be a time between the years 1970 and 9999.', fault.name USING ERRCODE = 'MN007';
+    ELSIF (request->>'run_at')::timestamptz NOT BETWEEN '1970-01-01 00:00:00+00' AND '9999-01-01 00:00:00+00' THEN
+        RAISE EXCEPTION 'run_at must be a time between the years 1970 and 9999.' USING ERRCODE = 'MN007';
+    ELSIF (request->>'deadline')::timestamptz NOT BETWEEN '1970-01-01 00:00:00+00' AND '9999-01-01 00:00:00+00' THEN
+        RAISE EXCEPTION 'deadline must be a time between the years 1970 and 9999.' USING ERRCODE = 'MN007';
     END IF;
     IF labels IS NOT NULL THEN
         IF jsonb_typeof(labels) <> 'object' OR octet_length(labels::text) > 65536
@@ -92,6 +95,13 @@ BEGIN
     IF messages IS NOT NULL AND NOT minion_are_messages(messages) THEN
         RAISE EXCEPTION 'messages must be a list of 1 to 1000 objects, each with `role` (user, assistant or system) '
             'and `content` (text).' USING ERRCODE = 'MN007';
+    END IF;
+END $$;
+
+CREATE OR REPLACE FUNCTION minion_check_times(request jsonb) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF (request->>'deadline')::timestamptz <= (request->>'run_at')::timestamptz THEN
+        RAISE EXCEPTION 'run_at must be before deadline, or the task could never run.' USING ERRCODE = 'MN007';
     END IF;
 END $$;
 
@@ -176,15 +186,20 @@ BEGIN
     RETURN child_depth;
 END $$;
 
--- Takes a unique key for a task, or returns the task that holds it.
-CREATE OR REPLACE FUNCTION minion_hold_unique(ns text, k text, t uuid, held text) RETURNS uuid LANGUAGE plpgsql AS $$
-DECLARE
-    holder uuid;
+CREATE OR REPLACE FUNCTION minion_check_unique(k text, held text) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     IF char_length(k) NOT BETWEEN 1 AND 255 OR held NOT IN ('pending', 'running') THEN
         RAISE EXCEPTION 'unique_key must have 1 to 255 characters, and unique_while must be pending or running.'
             USING ERRCODE = 'MN007';
     END IF;
+END $$;
+
+-- Takes a unique key for a task, or returns the task that holds it.
+CREATE OR REPLACE FUNCTION minion_hold_unique(ns text, k text, t uuid, held text) RETURNS uuid LANGUAGE plpgsql AS $$
+DECLARE
+    holder uuid;
+BEGIN
+    PERFORM minion_check_unique(k, held);
     LOOP
         INSERT INTO unique_tasks (namespace, key, task_id, held_while) VALUES (ns, k, t, held)
             ON CONFLICT DO NOTHING RETURNING task_id INTO holder;
@@ -195,6 +210,13 @@ BEGIN
     END LOOP;
     RETURN holder;
 END $$;
+
+-- The part of a request that must be the same whenever its idempotency key is used again.
+CREATE OR REPLACE FUNCTION minion_payload(request jsonb) RETURNS jsonb LANGUAGE sql STABLE PARALLEL SAFE AS $$
+    SELECT jsonb_build_object(
+        'agent', request->'agent', 'capability', request->'capability', 'input', request->'input',
+        'messages', request->'messages', 'conversation_id', request->'conversation_id', 'key', request->'key')
+$$;
 
 -- Takes an idempotency key for a task, or returns its task and the request from then.
 CREATE OR REPLACE FUNCTION minion_hold_idempotency(ns text, k text, t uuid, asked jsonb, OUT task_id uuid, OUT request jsonb)
@@ -231,9 +253,7 @@ SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     ns text := COALESCE(request->>'namespace', 'default');
     idempotency text := request->>'idempotency_key';
-    asked jsonb := jsonb_build_object(
-        'agent', request->'agent', 'capability', request->'capability', 'input', request->'input',
-        'messages', request->'messages', 'conversation_id', request->'conversation_id', 'key', request->'key');
+    asked jsonb := minion_payload(request);
     earlier record;
     target record;
     parent record;
@@ -252,11 +272,9 @@ BEGIN
     PERFORM minion_check_request(request);
     PERFORM minion_check_json(request->'input', 'The input');
     PERFORM minion_check_json(request->'messages', 'The list of messages');
+    PERFORM minion_check_times(request);
     begins := request->>'run_at';
     ends := request->>'deadline';
-    IF ends <= begins THEN
-        RAISE EXCEPTION 'run_at must be before deadline, or the task could never run.' USING ERRCODE = 'MN007';
-    END IF;
     task_id := minion_uuidv7();
     created := true;
 
