@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -20,8 +21,9 @@ from shared.tasks.lifecycle import ACCEPT_MANY, Accepted
 from tests.conftest import Define
 from tests.support.definitions import NOOP, agent_definition
 from tests.support.lifecycle_driver import LifecycleDriver, concurrently
-from tests.support.plans import nodes_of, plans_of
+from tests.support.plans import every_node, nodes_of, plans_of
 
+TASK = re.compile(r"task [0-9a-f-]{36}")
 TABLES = ("tasks", "task_status", "budgets", "idempotency_keys", "unique_tasks")
 CLOCK = {"created_at", "updated_at", "changed_at", "rank"}
 SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}}
@@ -154,7 +156,7 @@ def outcome(connection: Connection, accept: Any, requests: Sequence[Request]) ->
     try:
         return _left_by(connection, accept(connection, requests))
     except MinionError as error:
-        return type(error), error.message
+        return type(error), TASK.sub("task …", error.message)  # it may be one of the batch, with another id each time
     except DBAPIError as error:
         return type(error.orig), str(error.orig).splitlines()[0]
     finally:
@@ -234,10 +236,12 @@ def test_batches_with_the_same_keys_do_not_deadlock(driver: LifecycleDriver) -> 
     assert driver.sql("SELECT count(*) FROM tasks") == len(batch)
 
 
-def test_batch_of_many_agents_is_joined_by_hash(driver: LifecycleDriver) -> None:
-    """A nested loop over the distinct targets of a batch would take the square of its size."""
+def test_targets_of_a_batch_are_not_joined_by_nested_loops(driver: LifecycleDriver) -> None:
+    """They would take the square of the number of its agents."""
     batch = [{"agent": "AB"[n % 2], "input": {}} for n in range(20)]
     with driver.engine.begin() as connection:
         plans = plans_of(connection, lambda: lifecycle.accept(connection, batch))
-    [joins] = [nodes for nodes in map(nodes_of, plans) if ("CTE Scan", "targets") in nodes]
-    assert ("Hash Join", None) in joins
+    [plan] = [plan for plan in plans if ("CTE Scan", "targets") in nodes_of(plan)]
+    joins = [node for node in every_node(plan) if ("CTE Scan", "targets") in nodes_of(node)]
+    print([ (n["Node Type"]) for n in joins])
+    assert "Nested Loop" not in [node["Node Type"] for node in joins]
