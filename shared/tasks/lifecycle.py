@@ -68,8 +68,7 @@ class Decided:
     value: Any
 
 
-ACCEPT = text("SELECT task_id, created FROM minion_accept(:request)").bindparams(bindparam("request", type_=JSONB))
-ACCEPT_MANY = text("SELECT task_id, created FROM minion_accept_many(:requests)").bindparams(
+ACCEPT = text("SELECT task_id, created FROM minion_accept_many(:requests)").bindparams(
     bindparam("requests", type_=JSONB)
 )
 ROUTE = text("SELECT minion_route_by(:task, :version, :queue, :decision)").bindparams(
@@ -127,12 +126,8 @@ def accept(connection: Connection, tasks: Sequence[NewTask]) -> list[Accepted]:
     Raises:
         MinionError: the first task that is refused, and why.
     """
-    requests = [with_order(task, "input") for task in tasks]
-    if len(requests) == 1:
-        rows = connection.execute(ACCEPT, {"request": requests[0]})
-    else:
-        rows = connection.execute(ACCEPT_MANY, {"requests": requests})
-    return [Accepted(task_id, created) for task_id, created in rows]
+    values = {"requests": [with_order(task, "input") for task in tasks]}
+    return [Accepted(task_id, created) for task_id, created in connection.execute(ACCEPT, values)]
 
 
 def replay_from(

@@ -80,7 +80,7 @@ def submit(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str
     """
     prepared = prepare(engine, requests, submitted_by=submitted_by)
     with engine.begin() as connection:
-        return lifecycle.accept(connection, prepared)
+        return _accept(connection, prepared)
 
 
 def submit_within(connection: Connection, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[Accepted]:
@@ -91,7 +91,7 @@ def submit_within(connection: Connection, requests: Sequence[TaskRequest], *, su
     Raises:
         MinionError: the first refusal; `detail["index"]` is the position if there are several requests.
     """
-    return lifecycle.accept(connection, _prepare_all(connection, requests, submitted_by))
+    return _accept(connection, _prepare_all(connection, requests, submitted_by))
 
 
 def prepare(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[NewTask]:
@@ -136,12 +136,22 @@ def _prepare_all(connection: Connection, requests: Sequence[TaskRequest], submit
         try:
             prepared.append(_prepare_one(connection, request, submitted_by, in_use, targets))
         except MinionError as error:
-            if len(requests) > 1:
-                raise type(error)(
-                    f"Task {index} of {len(requests)}: {error.message}", **error.detail, index=index
-                ) from None
-            raise
+            raise refusal(error, index, len(requests)) from None
     return prepared
+
+
+def _accept(connection: Connection, tasks: list[NewTask]) -> list[Accepted]:
+    try:
+        return lifecycle.accept(connection, tasks)
+    except MinionError as error:
+        raise refusal(error, error.detail.get("index", 0), len(tasks)) from None
+
+
+def refusal(error: MinionError, index: int, total: int) -> MinionError:
+    """Return the reason for refusing a request, with its position if there are several."""
+    if total == 1:
+        return error
+    return type(error)(f"Task {index} of {total}: {error.message}", **{**error.detail, "index": index})
 
 
 def _prepare_one(

@@ -34,7 +34,6 @@ NUMBER = 1
 FOUNDATION = ("foundation", "invariants", "events", "conversations")
 OTHERS = (
     "accept",
-    "accept_many",
     "submit",
     "replay",
     "turns",
