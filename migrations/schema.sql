@@ -729,10 +729,11 @@ ALTER TABLE ONLY workers
 CREATE INDEX workers_online_idx ON workers USING btree (last_seen) WHERE (status = 'online'::text);
 
 CREATE FUNCTION minion_accept(request jsonb, OUT task_id uuid, OUT created boolean) RETURNS record
-    LANGUAGE sql
+    LANGUAGE plpgsql
     AS $$
-    SELECT task_id, created FROM minion_insert_tasks(jsonb_build_array(request))
-$$;
+BEGIN
+    SELECT * INTO task_id, created FROM minion_insert_tasks(jsonb_build_array(request));
+END $$;
 
 CREATE FUNCTION minion_accept_many(requests jsonb) RETURNS TABLE(task_id uuid, created boolean)
     LANGUAGE plpgsql
@@ -1521,8 +1522,6 @@ END $$;
 
 CREATE FUNCTION minion_hold_keys(requests jsonb, ids uuid[]) RETURNS uuid[]
     LANGUAGE plpgsql
-    SET enable_seqscan TO 'off'
-    SET jit TO 'off'
     AS $$
 DECLARE
     holders uuid[] := ids;
@@ -1592,15 +1591,17 @@ CREATE FUNCTION minion_insert_tasks(requests jsonb) RETURNS TABLE(task_id uuid, 
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
-    AS $$
+    AS $_$
 #variable_conflict use_column
 DECLARE
     ids uuid[] := ARRAY(SELECT minion_uuidv7() FROM generate_series(1, jsonb_array_length(requests)));
-    holders uuid[];
+    holders uuid[] := ids;
     totals record;
 BEGIN
     PERFORM minion_check_request(request) FROM jsonb_array_elements(requests) AS request;
-    holders := minion_hold_keys(requests, ids);
+    IF jsonb_path_exists(requests, '$[*] ? (@.idempotency_key != null || @.unique_key != null)') THEN
+        holders := minion_hold_keys(requests, ids);
+    END IF;
 
     WITH asked AS MATERIALIZED (
         SELECT r.n, r.id, r.request, COALESCE(request->>'namespace', 'default') AS ns,
@@ -1617,9 +1618,12 @@ BEGIN
                    'messages', CASE jsonb_typeof(request->'messages') WHEN 'array' THEN '[]'::jsonb END) AS named
             FROM ROWS FROM (jsonb_array_elements(requests), unnest(ids), unnest(holders))
                 WITH ORDINALITY AS r (request, id, holder, n)
-            WHERE r.id = r.holder
+            -- The planner would expect a single row of the equality alone, and join the rest with nested loops.
+            WHERE CASE WHEN r.id = r.holder THEN true END
     ), targets AS MATERIALIZED (
-        SELECT d.named, t.*, minion_budget_for('{}', t.version_id) AS budget
+        SELECT d.named, t.*, (
+                   SELECT NULLIF(v.definition->'config'->'budget', 'null'::jsonb) FROM agent_versions v
+                       WHERE v.id = t.version_id) AS budget
             FROM (SELECT named FROM asked GROUP BY named ORDER BY min(n)) AS d
             CROSS JOIN LATERAL minion_resolve(d.named) AS t
     ), talks AS MATERIALIZED (
@@ -1685,7 +1689,7 @@ BEGIN
         PERFORM minion_notify_pending();
     END IF;
     RETURN QUERY SELECT h.holder, h.holder = h.id FROM unnest(ids, holders) AS h (id, holder);
-END $$;
+END $_$;
 
 CREATE FUNCTION minion_journal(t uuid) RETURNS jsonb
     LANGUAGE sql STABLE

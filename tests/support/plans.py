@@ -34,9 +34,9 @@ def plans_of(connection: Connection, call: Callable[[], Any]) -> list[Plan]:
     driver.add_notice_handler(remember)
     try:
         call()
+        connection.exec_driver_sql("SET LOCAL auto_explain.log_min_duration = -1")
     finally:
         driver.remove_notice_handler(remember)
-        connection.exec_driver_sql("SET LOCAL auto_explain.log_min_duration = -1")
     return [json.loads(text.partition("plan:")[2]) for text in seen if "plan:" in text]
 
 

@@ -222,8 +222,7 @@ END $$;
 
 -- Takes the keys of requests for their new tasks, `ids`. Returns a task for each request: its new one, or else the one
 -- that holds its key. Keys are taken in their own order, so that two calls with the same keys do not deadlock.
-CREATE OR REPLACE FUNCTION minion_hold_keys(requests jsonb, ids uuid[]) RETURNS uuid[] LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off AS $$
+CREATE OR REPLACE FUNCTION minion_hold_keys(requests jsonb, ids uuid[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
 DECLARE
     holders uuid[] := ids;
     asked record;
@@ -286,11 +285,13 @@ LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     ids uuid[] := ARRAY(SELECT minion_uuidv7() FROM generate_series(1, jsonb_array_length(requests)));
-    holders uuid[];
+    holders uuid[] := ids;
     totals record;
 BEGIN
     PERFORM minion_check_request(request) FROM jsonb_array_elements(requests) AS request;
-    holders := minion_hold_keys(requests, ids);
+    IF jsonb_path_exists(requests, '$[*] ? (@.idempotency_key != null || @.unique_key != null)') THEN
+        holders := minion_hold_keys(requests, ids);
+    END IF;
 
     WITH asked AS MATERIALIZED (
         SELECT r.n, r.id, r.request, COALESCE(request->>'namespace', 'default') AS ns,
@@ -307,9 +308,12 @@ BEGIN
                    'messages', CASE jsonb_typeof(request->'messages') WHEN 'array' THEN '[]'::jsonb END) AS named
             FROM ROWS FROM (jsonb_array_elements(requests), unnest(ids), unnest(holders))
                 WITH ORDINALITY AS r (request, id, holder, n)
-            WHERE r.id = r.holder
+            -- The planner would expect a single row of the equality alone, and join the rest with nested loops.
+            WHERE CASE WHEN r.id = r.holder THEN true END
     ), targets AS MATERIALIZED (
-        SELECT d.named, t.*, minion_budget_for('{}', t.version_id) AS budget
+        SELECT d.named, t.*, (
+                   SELECT NULLIF(v.definition->'config'->'budget', 'null'::jsonb) FROM agent_versions v
+                       WHERE v.id = t.version_id) AS budget
             FROM (SELECT named FROM asked GROUP BY named ORDER BY min(n)) AS d
             CROSS JOIN LATERAL minion_resolve(d.named) AS t
     ), talks AS MATERIALIZED (
@@ -418,10 +422,11 @@ BEGIN
     RAISE EXCEPTION USING ERRCODE = state, MESSAGE = message, DETAIL = jsonb_build_object('index', refused - 1);
 END $$;
 
--- Accepts one request, as `minion_insert_tasks` describes it.
-CREATE OR REPLACE FUNCTION minion_accept(request jsonb, OUT task_id uuid, OUT created boolean) LANGUAGE sql AS $$
-    SELECT task_id, created FROM minion_insert_tasks(jsonb_build_array(request))
-$$;
+-- Accepts one request, as `minion_insert_tasks` does.
+CREATE OR REPLACE FUNCTION minion_accept(request jsonb, OUT task_id uuid, OUT created boolean) LANGUAGE plpgsql AS $$
+BEGIN
+    SELECT * INTO task_id, created FROM minion_insert_tasks(jsonb_build_array(request));
+END $$;
 
 -- Stores a refused submission as a failed task, for entry points without a caller that waits for the answer. The same
 -- key returns the same task.

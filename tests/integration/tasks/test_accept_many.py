@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,11 +19,10 @@ from shared.contracts.requests import TaskRequest
 from shared.errors import IdempotencyConflict, MinionError
 from shared.tasks import lifecycle, submission
 from shared.tasks.lifecycle import Accepted
-from shared.tasks.states import State
 from tests.conftest import Define
 from tests.support.definitions import NOOP, agent_definition
 from tests.support.lifecycle_driver import LifecycleDriver, concurrently
-from tests.support.plans import Plan, every_node, nodes_of, plans_of
+from tests.support.plans import Plan, every_node, nodes_of, plans_of, rows_read
 
 TASK = re.compile(r"task [0-9a-f-]{36}")
 TABLES = ("tasks", "task_status", "budgets", "idempotency_keys", "unique_tasks")
@@ -298,3 +296,40 @@ def test_batches_with_the_same_keys_neither_deadlock_nor_duplicate(driver: Lifec
     assert driver.sql("SELECT count(*) FROM tasks") == len(batch)
 
 
+# ---------------------------------------------------------------------------------------------- plans
+
+
+def insert_of(plans: list[Plan]) -> Plan:
+    """Return the plan of the statement that inserts the tasks."""
+    [plan] = [plan for plan in plans if ("CTE Scan", "targets") in nodes_of(plan)]
+    return plan
+
+
+def test_requests_and_their_targets_are_not_joined_by_nested_loops(driver: LifecycleDriver) -> None:
+    """They would take the square of the number of different targets in a batch."""
+    batch = [{"agent": "AB"[n % 2], "input": {}, "conversation_id": str(n)} for n in range(20)]
+    with driver.engine.begin() as connection:
+        plan = insert_of(plans_of(connection, lambda: together(connection, batch)))
+    joined = {"targets", "talks"}
+    loops = [node for node in every_node(plan) if node["Node Type"] == "Nested Loop"]
+    assert not [node for node in loops for part in node["Plans"] if part.get("CTE Name") in joined]
+
+
+def test_batch_reads_little_of_large_tables(driver: LifecycleDriver, ids: dict[str, str]) -> None:
+    with driver.engine.begin() as connection:
+        about = {"agent": "A", "input": {}, "conversation_id": "c"}
+        many = [{**about, "idempotency_key": f"i{n}", "unique_key": f"u{n}"} for n in range(3000)]
+        together(connection, many)
+        connection.exec_driver_sql("ANALYZE")
+    batch = [
+        *({**about, "idempotency_key": f"i{n}", "unique_key": f"v{n}"} for n in range(2990, 3010)),
+        *({**about, "unique_key": f"u{n}"} for n in range(2990, 3010)),
+        *({"agent": "A", "input": {}, "parent_id": ids["parent"], "parent_step": n} for n in range(20)),
+        *({"agent": "A", "replay_of": ids["ended"]} for _ in range(20)),
+    ]
+    with driver.engine.begin() as connection:
+        plans = plans_of(connection, lambda: together(connection, batch))
+    scans = {what for plan in plans for what in nodes_of(plan) if what[0] == "Seq Scan"}
+    assert not scans & {("Seq Scan", table) for table in TABLES}
+    assert rows_read(insert_of(plans)) < 50 * len(batch)
+    assert sum(rows_read(plan) for plan in plans) < 100 * len(batch)
