@@ -227,7 +227,7 @@ def _first_fault(root: JsonValue, bounds: Bounds) -> tuple[str, str] | None:
 
 
 def _are_sound(level: Sequence[JsonValue], bounds: Bounds) -> bool:
-    """Return whether values certainly have no faults, about as fast as they were parsed: level by level, mostly in C."""
+    """Return whether values certainly have no faults, about as fast as they were parsed: by levels, mostly in C."""
     for _ in range(bounds.depth + 1):
         kinds = set(map(type, level))
         if not kinds <= PLAIN:

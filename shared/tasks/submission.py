@@ -149,9 +149,7 @@ def _prepared(
     """Yield each request as the insert takes it, or the reason for refusing it."""
     targets: Targets = {}
     in_use = _keys_in_use(connection, requests)
-    fields = [
-        request.model_dump(mode="json", exclude_none=True, exclude={"input", "messages"}) for request in requests
-    ]
+    fields = [request.model_dump(mode="json", exclude_none=True, exclude={"input", "messages"}) for request in requests]
     sound = are_sound([*fields, *(request.input for request in requests), *(request.messages for request in requests)])
     for request, plain, submitter in zip(requests, fields, submitters, strict=True):
         try:

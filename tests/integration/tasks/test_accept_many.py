@@ -30,9 +30,7 @@ CLOCK = {"created_at", "updated_at", "changed_at", "rank"}
 SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}}
 
 # The function of one request, which processes of release 0.2 call.
-ACCEPT_ONE = text("SELECT task_id, created FROM minion_accept(:request)").bindparams(
-    bindparam("request", type_=JSONB)
-)
+ACCEPT_ONE = text("SELECT task_id, created FROM minion_accept(:request)").bindparams(bindparam("request", type_=JSONB))
 LINE = text("SELECT task_id FROM task_status ORDER BY rank, task_id")
 HOURS = text(
     "SELECT task_id, CASE rank WHEN minion_parked() THEN -1 ELSE "
