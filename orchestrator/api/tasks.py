@@ -312,4 +312,4 @@ def _parse_one(index: int, item: Any, total: int) -> TaskRequest:
     try:
         return TaskRequest.parse(item)
     except MinionError as error:
-        raise type(error)(f"Task {index} of {total}: {error.message}", **error.detail, index=index) from None
+        raise submission.refusal(error, index, total) from None

@@ -158,14 +158,19 @@ def statement() -> Iterator[Connection]:
 def expected_error(error: BaseException | None) -> errors.MinionError | None:
     """Return the MinionError behind a database error that our own functions raised, or None.
 
-    A text that PostgreSQL cannot hold counts too: looking up a name with U+0000 in it is the caller's mistake.
+    A text that PostgreSQL cannot hold counts too: looking up a name with U+0000 in it is the caller's mistake. The
+    DETAIL of an error, a JSON object, becomes its `detail`.
     """
     state = getattr(error, "sqlstate", None)
-    no_text = isinstance(error, UnicodeEncodeError) or (isinstance(error, DataError) and "NUL" in str(error))
-    if no_text or state == NO_TEXT_IN_JSON:
+    # The driver's own error; those of the server quote statements, which may contain NULL.
+    no_text = isinstance(error, DataError) and state is None and "NUL" in str(error)
+    if no_text or isinstance(error, UnicodeEncodeError) or state == NO_TEXT_IN_JSON:
         return errors.InvalidInput("Text with the character U+0000 or with a lone surrogate cannot be stored.")
     kind = EXPECTED.get(state or "")
-    return kind(error.diag.message_primary or str(error)) if kind and error is not None else None  # type: ignore[attr-defined]
+    if kind is None:
+        return None
+    said: Any = error.diag  # type: ignore[union-attr]
+    return kind(said.message_primary or str(error), **json.loads(said.message_detail or "{}"))
 
 
 def is_transient(error: BaseException) -> bool:
