@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from benchmarks.environment import Environment
-from benchmarks.processor_time import Processes
+from benchmarks.processes import Processes
 from benchmarks.samples import TOTAL
 from benchmarks.systems.system import System
 
