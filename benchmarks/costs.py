@@ -43,7 +43,7 @@ class Costs:
         """Return milliseconds by role, and their total, by row."""
         rows = {}
         for name, roles in self._seconds.items():
-            row = {role: max(0.0, 1000 * seconds / self._tasks[name]) for role, seconds in roles.items()}
+            row = {role: max(0.0, round(1000 * seconds / self._tasks[name], 6)) for role, seconds in roles.items()}
             rows[name] = {**row, TOTAL: sum(row.values())}
         return rows
 
