@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 from orchestrator.local.embedded import EmbeddedServers
 from shared.contracts.documents import parse_definition
 from shared.contracts.requests import TaskRequest
-from shared.database.connections import make_engine
+from shared.database.connections import autocommit, make_engine
 from shared.database.schema import migrate
 from shared.definitions.apply import store_definitions
 from shared.settings import Settings
@@ -300,7 +300,8 @@ class Minions(System):
         return sum(log.count(REFUSED) for log in logs)
 
     def drained(self) -> bool:
-        with self.engine.connect() as connection:
+        # Without a transaction, which a jump of the server's clock would end.
+        with autocommit(self.engine).connect() as connection:
             return super().drained() and not connection.scalar(BUSY)
 
 
