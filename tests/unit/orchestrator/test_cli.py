@@ -112,6 +112,7 @@ def test_ctrl_c_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
         (("tasks", "--limt", "3"), "No such option: --limt (Possible options: --limit). See `minion tasks --help`."),
         (("show",), "Missing argument 'TASK'. See `minion show --help`."),
         (("show", "a", "--json", "b"), '{"error": {"type": "usage", "message": "Got unexpected extra argument'),
+        (("tasks", "-n", "0"), "Input must be greater than or equal to 1. See `minion tasks --help`."),
         (("answer", "a"), "give one of --result JSON, --again and --fail. See `minion answer --help`."),
     ],
 )

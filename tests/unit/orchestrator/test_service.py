@@ -8,6 +8,11 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from orchestrator import service
 from orchestrator.loops.loop import Loop
+from shared.errors import NotConfigured
+from shared.settings import Settings
+
+UNREACHABLE = "postgresql://127.0.0.1:1/x"
+BROKER = "redis://127.0.0.1:1/0"
 
 
 class Round(Loop):
@@ -66,3 +71,12 @@ def test_all_loops_are_stopped_before_one_is_waited_for(monkeypatch: pytest.Monk
     settings: Any = SimpleNamespace()
     service.serve(settings)
     assert [loop.known for loop in loops] == [[True] * 3] * 3
+
+
+@pytest.mark.parametrize(
+    ("broker", "key", "named"), [("redis://h/x", "k" * 16, "REDIS_URL"), (BROKER, "short", "MINION_API_KEY")]
+)
+def test_wrong_setting_is_reported_before_any_wait(broker: str, key: str, named: str) -> None:
+    settings = Settings(database_url=UNREACHABLE, redis_url=broker, api_key=key, connect_attempts=1)  # type: ignore[arg-type]
+    with pytest.raises(NotConfigured, match=named):
+        service.serve(settings)
