@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -68,8 +65,7 @@ def test_all_loops_are_stopped_before_one_is_waited_for(monkeypatch: pytest.Monk
     for name in ("wait_for_database", "wait_for_broker", "listen", "_serve_api"):
         monkeypatch.setattr(service, name, lambda *_: None)
     monkeypatch.setattr(service, "make_loops", lambda _: loops)
-    settings: Any = SimpleNamespace()
-    service.serve(settings)
+    service.serve(Settings(database_url=UNREACHABLE, redis_url=BROKER, api_key="k" * 16))  # type: ignore[arg-type]
     assert [loop.known for loop in loops] == [[True] * 3] * 3
 
 
