@@ -41,8 +41,9 @@ def minion(*words: str | bytes, stdin: bytes = b"", closed: int | None = None) -
 @pytest.mark.parametrize(
     ("words", "stdin", "said"),
     [
-        (("show", b"\xff"), b"", b"UTF-8"),
-        (("why", b"\xff"), b"", b"UTF-8"),
+        (("show", b"\xff"), b"", b"is not the id of a task"),
+        (("show", "0123"), b"", b"'0123' is not the id of a task: it must be a whole id"),
+        (("why", b"\xff"), b"", b"is not the id of a task"),
         (("pause", "agent", b"\xff"), b"", b"UTF-8"),
         (("tasks", "--agent", b"\xff"), b"", b"UTF-8"),
         (("submit", "X", "--run-at", "0001-01-01"), b"", b"too early"),
