@@ -439,7 +439,7 @@ def test_one_wrong_request_is_named_by_its_index(
     driver: LifecycleDriver, database: Engine, wrong: dict[str, Any]
 ) -> None:
     requests = [TaskRequest(agent="Open"), TaskRequest(**wrong), TaskRequest(agent="Open")]
-    with pytest.raises(MinionError, match="Task 1 of 3: ") as caught, database.begin() as connection:
+    with pytest.raises(MinionError, match=r"tasks\[1\]: ") as caught, database.begin() as connection:
         submit_within(connection, requests, submitted_by="test")
     assert caught.value.detail["index"] == 1
     assert driver.sql("SELECT count(*) FROM tasks") == 0
@@ -456,13 +456,13 @@ def test_accepted_keys_in_a_batch_are_not_checked_again(
         again = submit_within(connection, requests, submitted_by="test")
     assert [task.task_id for task in again] == [task.task_id for task in first]
     new = TaskRequest(agent="Open", input={"n": 3}, idempotency_key="k3")
-    with pytest.raises(InvalidInput, match="Task 3 of 4: "):
+    with pytest.raises(InvalidInput, match=r"tasks\[3\]: "):
         prepare(database, [*requests, new], submitted_by="test")
 
 
 def test_unstorable_key_in_a_batch_is_named_by_index(driver: LifecycleDriver, database: Engine) -> None:
     requests = [TaskRequest(agent="Open", idempotency_key=key) for key in ("a", "b\0", "c")]
-    with pytest.raises(InvalidInput, match=r"Task 1 of 3: .*U\+0000"):
+    with pytest.raises(InvalidInput, match=r"tasks\[1\]: .*U\+0000"):
         prepare(database, requests, submitted_by="test")
 
 
