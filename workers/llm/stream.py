@@ -79,7 +79,7 @@ def assemble(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[st
                 ended, completed = bool(message.get("stop_reason")), True
             case "message_stop":
                 # Complete even without a stop reason, which the agent refuses: another call would cost the same again.
-                ended = ended or completed
+                ended = completed or bool(message.get("stop_reason"))
                 break
             case "error":
                 raise error_in(event)

@@ -122,6 +122,11 @@ def test_message_that_stops_without_a_reason_is_complete() -> None:
     assert message["usage"] == {"input_tokens": 9, "output_tokens": 7}
 
 
+def test_message_that_begins_with_its_stop_reason_is_complete() -> None:
+    start = {"type": "message_start", "message": {**START["message"], "stop_reason": "tool_use", "content": []}}
+    assert assemble([start, STOP], print) is not None
+
+
 def test_error_within_a_stream_is_raised() -> None:
     with pytest.raises(StreamError, match="Overloaded") as caught:
         blocks({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}})
