@@ -566,9 +566,9 @@ def _batches(tasks: Iterable[Mapping[str, Any]]) -> Iterator[list[str]]:
 def _task_text(index: int, task: Mapping[str, Any]) -> str:
     if not isinstance(task, Mapping):
         raise InvalidInput(
-            f"Task {index} is {type(task).__name__}: a task must be a mapping with the arguments of submit."
+            f"tasks[{index}] is {type(task).__name__}: a task must be a mapping with the arguments of submit."
         )
     request = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in task.items()}
     if request.get("idempotency_key") is None:
         request["idempotency_key"] = str(uuid4())
-    return to_json(request, what=f"Task {index}")
+    return to_json(request, what=f"tasks[{index}]")

@@ -37,7 +37,7 @@ from orchestrator.commands import (
 from orchestrator.commands.output import fail, print_error, print_text
 from orchestrator.local.parent import FOLLOW, follow_parent
 from shared import __version__
-from shared.errors import FileFault, InvalidInput, MinionError, Unavailable
+from shared.errors import FileFault, InvalidInput, MinionError, Unavailable, requirement
 
 app = typer.Typer(
     name="minion",
@@ -105,7 +105,7 @@ def main() -> None:
 
 def _wrong_usage(error: typer.TyperException) -> int:
     """Print one line; if the help was printed instead, the message is empty."""
-    message = error.format_message().replace("Value error, ", "").strip()
+    message = requirement(error.format_message()).strip()
     if message:
         context: typer.Context | None = getattr(error, "ctx", None)
         end = "" if message.endswith((".", "?")) else "."

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Engine, Row, text
 
 from orchestrator.replay import get_ended, new_task
 from shared.contracts.strict_json import JsonValue, check
+from shared.database.connections import autocommit
 from shared.errors import Conflict, InvalidInput
 from shared.settings import get_settings
 from shared.tasks import lifecycle
@@ -40,7 +41,7 @@ class Edit:
 
 
 def replay_from(
-    connection: Connection,
+    database: Engine,
     task_id: UUID,
     step: int,
     *,
@@ -60,20 +61,27 @@ def replay_from(
         InvalidInput: there is no such step, or the step could not have returned the edited output.
         TooLarge: the edit exceeds the size limit of outputs.
     """
-    task = get_ended(connection, task_id)
-    steps = connection.execute(STEPS, {"task": task_id}).all()
-    _check_step(task_id, step, steps, edit)
-    _check_prefix(task_id, step, steps)
-    if edit is not None:
-        check(edit.output, what="The edited output", limit=get_settings().max_output_bytes)
-        edited_step = next(each for each in steps if each.number == step)
-        _check_edit(edited_step, edit.output)
-        if edited_step.approval:
-            check_arguments(connection, task_id, step, edit.output["arguments"])
-        edit = Edit(_as_recorded(edited_step, edit.output))
+    # PostgreSQL ends a transaction that is idle for the time of a slow check.
+    with autocommit(database).connect() as connection:
+        task = get_ended(connection, task_id)
+        steps = connection.execute(STEPS, {"task": task_id}).all()
+        _check_step(task_id, step, steps, edit)
+        _check_prefix(task_id, step, steps)
+        edited = None if edit is None else {"output": _checked_output(connection, task_id, steps, step, edit.output)}
     new = new_task(task, True, submitted_by, new_keys=new_keys)
-    edited = None if edit is None else {"output": edit.output}
-    return lifecycle.replay_from(connection, new, task_id, step, edited, who=submitted_by)
+    with database.begin() as connection:
+        return lifecycle.replay_from(connection, new, task_id, step, edited, who=submitted_by)
+
+
+def _checked_output(
+    connection: Connection, task_id: UUID, steps: Sequence[Row[Any]], step: int, output: Any
+) -> JsonValue:
+    check(output, what="The edited output", limit=get_settings().max_output_bytes)
+    edited_step = next(each for each in steps if each.number == step)
+    _check_edit(edited_step, output)
+    if edited_step.approval:
+        check_arguments(connection, task_id, step, output["arguments"])
+    return _as_recorded(edited_step, output)
 
 
 def _check_step(task_id: UUID, step: int, steps: Sequence[Row[Any]], edit: Edit | None) -> None:

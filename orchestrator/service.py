@@ -42,6 +42,9 @@ def serve(settings: Settings) -> None:
         Unavailable: the database or the broker is unavailable at startup, or the API's port is taken.
         NotConfigured: a setting is missing, or the schema is older than this release.
     """
+    # A wrong setting is reported at once, not after a wait.
+    settings.require_redis_url()
+    settings.require_server_api_key()
     wait_for_database(settings)
     wait_for_broker(settings)
     listener = listen(settings)

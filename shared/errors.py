@@ -9,11 +9,20 @@ find, and one that the API did not find.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from minions import errors as roots
 from shared.storable import storable
+
+# Pydantic's "Input should be a valid string", also after the name of an option.
+_SHOULD = re.compile(r"(^|: )((?:\w+ ){1,2})should ")
+
+
+def requirement(message: str) -> str:
+    """Return Pydantic's description of a fault as a requirement: "Input must be a valid string"."""
+    return _SHOULD.sub(r"\1\2must ", message.replace("Value error, ", "", 1), count=1)
 
 
 class MinionError(roots.MinionsError):

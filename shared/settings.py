@@ -22,7 +22,7 @@ from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_va
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from shared.errors import NotConfigured
+from shared.errors import NotConfigured, requirement
 
 RUN_FILE = "run.json"
 SHORTEST_API_KEY = 16
@@ -318,9 +318,7 @@ def get_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        faults = "; ".join(
-            f"{_variable(fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}" for fault in error.errors()
-        )
+        faults = "; ".join(f"{_variable(fault['loc'])}: {requirement(fault['msg'])}" for fault in error.errors())
         raise NotConfigured(f"The environment has invalid settings: {faults}.") from None
 
 

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from shared.database.connections import is_transient, reason
-from shared.errors import InvalidInput, MinionError, Unauthorized, Unavailable
+from shared.errors import InvalidInput, MinionError, Unauthorized, Unavailable, requirement
 
 log = structlog.get_logger(__name__)
 
@@ -110,7 +110,7 @@ async def _wrong_parameters(request: Request, error: RequestValidationError) -> 
     """Handle faults in the path and the query: those of a body are found in `body.py` and
     `shared.contracts.documents`.
     """
-    found = [(fault["loc"], fault["msg"].removeprefix("Value error, ")) for fault in error.errors()]
+    found = [(fault["loc"], requirement(fault["msg"])) for fault in error.errors()]
     faults = [{"path": ".".join(map(str, place)), "message": message} for place, message in found]
     # Callers know a parameter by its name: `state` instead of `query.state.0`.
     listed = "; ".join(f"{place[:2][-1]}: {message}" for place, message in found)

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import StringConstraints
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.api import body, problems
@@ -187,10 +187,9 @@ def replay_task(
 ) -> dict[str, Any]:
     """Submits a task that has ended again, as a new task; the old one stays as it was."""
     asked = body.parse_model(ReplayRequest, sent, required=False)
-    with database.begin() as connection:
-        accepted = _replay(connection, task_id, asked, actor)
-        _describe(accepted, response)
-        return queries.get_task(connection, accepted.task_id)
+    accepted = _replay(database, task_id, asked, actor)
+    _describe(accepted, response)
+    return _load(autocommit(database), accepted.task_id)
 
 
 @router.get("/{task_id}/why", response_model=Why, responses=problems.documented(404))
@@ -254,11 +253,12 @@ def change_budget(task_id: TaskId, sent: body.TaskBody, database: Database) -> d
         return queries.get_task(connection, owner)
 
 
-def _replay(connection: Connection, task_id: TaskId, asked: ReplayRequest, actor: str) -> Accepted:
+def _replay(database: Engine, task_id: TaskId, asked: ReplayRequest, actor: str) -> Accepted:
     if asked.from_step is None:
-        return replay(connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=actor)
+        with database.begin() as connection:
+            return replay(connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=actor)
     edit = Edit(asked.edited_output) if "edited_output" in asked.model_fields_set else None
-    replayed = replay_from(connection, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=actor)
+    replayed = replay_from(database, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=actor)
     return Accepted(replayed, True)
 
 

@@ -7,6 +7,7 @@ to whichever system; a file in the user's state folder stores its id.
 from __future__ import annotations
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from shared.errors import InvalidInput, NotConfigured, NotFound
 from shared.settings import user_state_dir
 
 LAST = "@last"
+BEGINNING = re.compile("[0-9a-fA-F]{8,32}")
+"""Hexadecimal digits of an id, or of its beginning."""
 HELP = "The task's id, at least its first 8 characters, or @last for the one that you submitted or replayed last."
 
 
@@ -36,12 +39,12 @@ def named(written: str) -> str:
         InvalidInput: the argument cannot be an id.
         NotFound: the argument is `@last`, and no task is remembered.
     """
-    if not written or "/" in written:
-        raise InvalidInput(
-            f"{written[:50]!r} is not the id of a task: it must be a whole id, at least its first 8 hexadecimal "
-            f"digits, or {LAST}."
-        )
     if written != LAST:
+        if not BEGINNING.fullmatch(written.replace("-", "")):
+            raise InvalidInput(
+                f"{written[:50]!r} is not the id of a task: it must be a whole id, at least its first 8 hexadecimal "
+                f"digits, or {LAST}."
+            )
         return written
     try:
         return _file().read_text(encoding="ascii").strip()

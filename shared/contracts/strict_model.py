@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from shared.errors import requirement
+
 MAX_FAULTS = 20
 
 
@@ -36,7 +38,7 @@ def faults_of(error: ValidationError) -> list[str]:
 
 def _fault(fault: Any) -> str:
     path = ".".join(_printable(str(part)[:100]) for part in fault["loc"])
-    message = fault["msg"].removeprefix("Value error, ")
+    message = requirement(fault["msg"])
     return f"{path}: {message}" if path else message
 
 

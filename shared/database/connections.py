@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ log = structlog.get_logger(__name__)
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 LONGEST_PAUSE = 5.0
+# The driver's own advice, which ours replaces.
+ADVICE = re.compile(r" Is the server running[^?]*\?")
 
 # Errors that the functions in shared/tasks/sql/ raise on purpose.
 EXPECTED: dict[str, type[errors.MinionError]] = {
@@ -206,7 +209,7 @@ def reason(error: BaseException) -> str:
     original = getattr(error, "orig", None) or error
     # Without its DETAIL, which quotes the row.
     primary = getattr(getattr(original, "diag", None), "message_primary", None)
-    return " ".join((primary or str(original)).split())[:300]
+    return ADVICE.sub("", " ".join((primary or str(original)).split()))[:300]
 
 
 def unavailable(error: BaseException) -> errors.Unavailable:

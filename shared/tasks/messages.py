@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,8 +23,12 @@ ROLES = {
 }
 # OpenAI's Responses API has two other names for a block of text.
 TEXTS = ("text", "input_text", "output_text")
+KEYS = ("type", "text")
+"""Members of a block of text. Blocks with a type may have others, such as citations."""
 # Attributes in which OpenAI, LangChain and Ollama keep content outside `content`.
-BESIDE_CONTENT = ("tool_calls", "function_call", "audio", "images")
+BESIDE_CONTENT = ("tool_calls", "function_call", "audio", "images", "files", "attachments")
+# The one in which LangChain keeps those that it does not know.
+MORE_ATTRIBUTES = "additional_kwargs"
 
 
 def coerce_all(messages: Sequence[Any], *, tools: bool = False) -> list[Message]:
@@ -57,10 +61,10 @@ def coerce(message: Any, *, where: str = "messages[0]", tools: bool = False) -> 
     called = str(fields.get("role") or fields.get("type") or "")
     if called == "tool" and not tools:
         raise _unsupported(where, "messages of role 'tool'", "Put what the tool returned into a user message.")
-    for name in BESIDE_CONTENT:
-        if fields.get(name):
+    for name, given in _beside_content(fields):
+        if given:
             said = "Leave the message out, or describe it as text."
-            raise _unsupported(f"{where}.{name}", f"messages with {name}", said)
+            raise _unsupported(f"{where}.{name}", f"messages with {name.rpartition('.')[2]}", said)
     role, content = ROLES.get(called), _text(fields.get("content"), f"{where}.content")
     if role is None or content is None:
         has = f"has the role {called[:50]!r}" if role is None else "has no text content"
@@ -152,6 +156,15 @@ def _fields(item: Any) -> Mapping[str, Any] | _Attributes:
     return item if isinstance(item, Mapping) else _Attributes(item)
 
 
+def _beside_content(fields: Mapping[str, Any] | _Attributes) -> Iterator[tuple[str, Any]]:
+    """Yield what a message has outside its content, with the path."""
+    more = fields.get(MORE_ATTRIBUTES)
+    for name in BESIDE_CONTENT:
+        yield name, fields.get(name)
+        if isinstance(more, Mapping):
+            yield f"{MORE_ATTRIBUTES}.{name}", more.get(name)
+
+
 def _text(content: Any, where: str) -> str | None:
     """Return text content; text blocks of a list become paragraphs."""
     if isinstance(content, str):
@@ -170,6 +183,9 @@ def _block_text(block: Any, where: str) -> str | None:
     if kind is not None and kind not in TEXTS:
         said = "Send its text, or a link to it, as a block of type 'text'."
         raise _unsupported(where, f"blocks of type {str(kind)[:50]!r}", said)
+    if kind is None and isinstance(block, Mapping) and (others := [name for name in block if name not in KEYS]):
+        said = "Send text as a block of type 'text'."
+        raise _unsupported(where, f"blocks without a type that have {str(others[0])[:50]!r}", said)
     return text if isinstance(text, str) else None
 
 

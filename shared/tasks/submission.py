@@ -140,7 +140,7 @@ def refusal(error: MinionError, index: int, total: int) -> MinionError:
     """Return the reason for refusing a request, with its position if there are several."""
     if total == 1:
         return error
-    return type(error)(f"Task {index} of {total}: {error.message}", **{**error.detail, "index": index})
+    return type(error)(f"tasks[{index}]: {error.message}", **{**error.detail, "index": index})
 
 
 def _prepared(

@@ -50,7 +50,7 @@ def assemble(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[st
     """
     message: dict[str, Any] = {}
     blocks: dict[int, _Block] = {}
-    ended = False
+    ended = completed = False
     for event in events:
         match event.get("type"):
             case "message_start":
@@ -76,9 +76,10 @@ def assemble(events: Iterable[Event], on_text: Callable[[str], None]) -> dict[st
             case "message_delta":
                 message |= _without_nulls(event.get("delta"))
                 message["usage"] = _without_nulls(message.get("usage")) | _without_nulls(event.get("usage"))
-                ended = bool(message.get("stop_reason"))
+                ended, completed = bool(message.get("stop_reason")), True
             case "message_stop":
-                ended = bool(message.get("stop_reason"))
+                # Complete even without a stop reason, which the agent refuses: another call would cost the same again.
+                ended = completed or bool(message.get("stop_reason"))
                 break
             case "error":
                 raise error_in(event)

@@ -172,8 +172,12 @@ def _request(http: HttpCall, arguments: JsonValue, given: dict[str, str], key: s
     headers = {"Accept": "application/json", "Idempotency-Key": key, **given}
     try:
         address = httpx2.URL(url)
-        if fixed := sorted(address.params.keys() & set(behind)):
-            raise InvalidInput(f"The address already has a parameter {fixed[0]!r}, which no argument can change.")
+        # Some servers ignore the case of a parameter's name.
+        fixed = {name.casefold(): name for name in address.params}
+        if taken := sorted(fixed.keys() & {name.casefold() for name in behind}):
+            raise InvalidInput(
+                f"The address already has a parameter {fixed[taken[0]]!r}, which no argument can change."
+            )
         address = address.copy_merge_params({name: _text(rest.pop(name)) for name in behind})
     except httpx2.InvalidURL as error:
         raise InvalidInput(f"The address cannot be built from these arguments: {error}.") from None

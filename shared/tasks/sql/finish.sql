@@ -29,9 +29,12 @@ END $$;
 CREATE OR REPLACE FUNCTION minion_fingerprint(error jsonb) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT left(encode(sha256(convert_to(COALESCE(error->>'type', '') || ':' || left(regexp_replace(left(
         COALESCE(error->>'message', ''), 10000),
-        '''[^'']*''|"[^"]*"|`[^`]*`|“[^”]*”|‘[^’]*’|„[^“”]*[“”]|«[^»]*»'
-        -- A URL, a path, and a word with a digit in it.
-        '|[a-z][a-z0-9+.-]*://\S*[\w/]|(?<!\w)(?:~|\.{1,2})?(?:/[\w.@%+~-]+)+/?|(?<!\w)[a-z]:\\\S*\w'
+        -- An apostrophe within a word begins no quotation; the letter of a Python literal (b'…') does not either.
+        '(?<!\w)(?:[bruf]{1,2})?''[^'']*''|"[^"]*"|`[^`]*`|“[^”]*”|‘[^’]*’|„[^“”]*[“”]|‚[^‘’]*[‘’]'
+        '|”[^”]*”|«[^»]*»|»[^«]*«|‹[^›]*›'
+        -- A URL, an e-mail address, a path (a relative one if it ends with a file's extension), a word with a digit.
+        '|[a-z][a-z0-9+.-]*://\S*[\w/]|[\w.%+-]+@[\w.-]*\w|(?<!\w)(?:~|\.{1,2})?(?:/[\w.@%+~-]+)+/?'
+        '|(?:[\w.@%+~-]+/)+[\w@%+~-]*\.\w+|(?<!\w)(?:[a-z]:|\\)\\\S*\w'
         '|[\w-]*\d(?:[\w.,:-]*\w)?', '#', 'gi'), 500),
         'UTF8')), 'hex'), 16)
 $$;

@@ -178,8 +178,7 @@ def test_replay_from_step_reads_history_of_original(
     ask([testing.text("Later."), ANSWER])
     for step, calls in ((3, 0), (2, 1), (1, 1)):
         messages_api.requests.clear()
-        with database.begin() as connection:
-            again = replay_from(connection, first, step, submitted_by="test")
+        again = replay_from(database, first, step, submitted_by="test")
         inline_worker.run_all()
         assert tasks.get(again)["output"] == tasks.get(first)["output"], step
         assert [plain(request) for request in messages_api.requests] == [read] * calls

@@ -158,6 +158,7 @@ def test_an_argument_fills_one_segment(fetch: Any, server: Server, path: str, ar
         ("/x?%61ccount=ours", {"account": "theirs"}, {}),
         ("/x?account=ours", {"account": "theirs"}, {"method": "POST", "query": ["account"]}),
         ("/x?account={q}", {"q": "1", "account": "theirs"}, {}),
+        ("/x?account=ours", {"Account": "theirs"}, {}),
     ],
 )
 def test_no_argument_changes_a_parameter_of_the_address(

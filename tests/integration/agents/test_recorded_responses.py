@@ -610,6 +610,11 @@ CASES = {
         error="its stop reason is 'none'",
         spent=220,
     ),
+    "a stream without a stop reason": Case(
+        [stream(begun(), *text(0, "Half an"), *ended(None))],
+        error="its stop reason is 'none'",
+        spent=220,
+    ),
     "an unknown stop reason": Case(
         [stream(begun(), *text(0, "Half an"), *ended("of_next_year"))],
         error="its stop reason is 'of_next_year'",

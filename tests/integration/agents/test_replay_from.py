@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, text
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection, Engine, text
 
+import orchestrator.replay_from
 from minions import testing
 from minions.testing import MessagesApi, tool_use
 from orchestrator.replay_from import Edit, replay_from
 from shared.errors import Conflict, InvalidInput, NotFound, TooLarge
 from shared.settings import Settings
 from shared.tasks import lifecycle
+from shared.tasks.approvals import check_arguments
 from tests.conftest import Define
 from tests.integration.agents.conftest import DefineAgent, plain
 from tests.integration.conftest import ACT, InlineWorker, Tasks
@@ -62,8 +66,7 @@ class Replays:
 
     def accept(self, task: UUID, step: int, edit: Edit | None = None) -> UUID:
         """A replay that has not run yet."""
-        with self.inline_worker.engine.begin() as connection:
-            return replay_from(connection, task, step, edit=edit, submitted_by="test")
+        return replay_from(self.inline_worker.engine, task, step, edit=edit, submitted_by="test")
 
     def replay(self, task: UUID, step: int, edit: Edit | None = None) -> dict[str, Any]:
         """A replay, ended; the model gives those answers that the script has after the reused ones."""
@@ -142,6 +145,20 @@ def test_an_edited_answer_and_an_edited_approval(replays: Replays, tasks: Tasks)
         replays.accept(first["id"], 7, Edit({"arguments": "mine"}))
 
 
+def test_edited_arguments_are_checked_without_a_transaction(replays: Replays) -> None:
+    """A check may take 2 s, and PostgreSQL ends a transaction that is idle for the time of a lease."""
+    first = replays.submit(SCRIPT)
+    statuses = []
+
+    def check(connection: Connection, *arguments: Any) -> None:
+        check_arguments(connection, *arguments)
+        statuses.append(connection.connection.driver_connection.info.transaction_status)  # type: ignore[union-attr]
+
+    with patch.object(orchestrator.replay_from, "check_arguments", check):
+        replays.accept(first["id"], 7, Edit({"arguments": {"answer": "mine"}}))
+    assert statuses == [TransactionStatus.IDLE]
+
+
 def test_sub_task_result_survives_retention(replays: Replays) -> None:
     first = replays.submit(SCRIPT)
     large = replays.accept(first["id"], 6)
@@ -171,8 +188,7 @@ def test_fan_out_continues_after_its_sub_tasks(tasks: Tasks, inline_worker: Inli
     inline_worker.run_all()
     children = tasks.count()["succeeded"]
     for step in (4, 5):
-        with inline_worker.engine.begin() as connection:
-            again = replay_from(connection, first, step, submitted_by="test")
+        again = replay_from(inline_worker.engine, first, step, submitted_by="test")
         inline_worker.run_all()
         assert tasks.get(again)["output"] == tasks.get(first)["output"]
     assert tasks.count()["succeeded"] == children + 3
@@ -266,8 +282,7 @@ def test_a_failure_that_is_read_back_is_of_the_same_kind(
     )
     task = tasks.submit("Refuses", {"x": 1})
     inline_worker.run_all()
-    with inline_worker.engine.begin() as connection:
-        again = replay_from(connection, task, 2, submitted_by="test")
+    again = replay_from(inline_worker.engine, task, 2, submitted_by="test")
     inline_worker.run_all()
     first, second = tasks.get(task), tasks.get(again)
     assert first["error"]["type"] == "function_error"

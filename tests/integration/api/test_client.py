@@ -132,7 +132,7 @@ def test_submit_many_reports_tasks_accepted_before_refusal(client: Client) -> No
         client.submit_many([*tasks, {"agent": "Echo"}, {"agent": "Nobody"}])
     assert caught.value.detail["index"] == 1
     assert len(caught.value.detail["submitted"]) == 10_000
-    with pytest.raises(errors.InvalidInput, match="Task 1 is str"):
+    with pytest.raises(errors.InvalidInput, match=r"tasks\[1\] is str"):
         client.submit_many([{"agent": "Echo"}, "Echo"])  # type: ignore[list-item]
 
 

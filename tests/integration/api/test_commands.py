@@ -207,7 +207,7 @@ def test_dead_workers_are_hidden_unless_asked_for(run_cli: Run, inline_worker: I
         (("worker", "Big"), 2, "CAPABILITIES"),
         (("up", "--pool", "=3"), 65, "is not valid"),
         (("submit", "Echo", "{"), 65, "not valid JSON"),
-        (("tasks", "--root", "1"), 65, "root_id: '1' is not the id of a task"),
+        (("tasks", "--root", "1"), 65, "Error: '1' is not the id of a task"),
         (("show", UNKNOWN), 66, "There is no task"),
         (("show", "01b20424"), 66, "no task whose id begins with 01b20424"),
         (("submit", "Echo", "@/does/not/exist"), 74, "cannot be read: No such file or directory"),

@@ -115,7 +115,7 @@ def test_command_line_refuses_invalid_replays(run_cli: Any, first: str) -> None:
     for words, says in (
         (["--edit-output", "x.json"], "--edit-output needs --from-step"),
         (["--from-step", "1", "--dry-run"], "--from-step is for one task"),
-        (["--from-step", "1", "other"], "--from-step is for one task"),
+        (["--from-step", "1", "01b20424"], "--from-step is for one task"),
         (["--from-step", "1", "--edit-output", "nowhere.json"], "cannot be read"),
         (["--from-step", "1", "--edit-output", "-"], "is not valid JSON"),
         (["--from-step", "1", "--latest"], "must be pinned"),

@@ -243,7 +243,7 @@ def test_bulk_is_all_or_nothing(http: httpx2.Client, database: Engine, wrong: An
     assert count(database) == 0
     if code != "idempotency_conflict":  # that one is found by the insert itself
         assert problem["index"] == 7
-        assert "Task 7 of 9" in problem["detail"]
+        assert "tasks[7]: " in problem["detail"]
 
 
 @pytest.mark.parametrize("body", [{}, {"tasks": {}}, {"tasks": [], "more": 1}, [], {"tasks": [{}] * 10_001}])

@@ -204,7 +204,7 @@ def test_all_problems_of_a_source_are_listed(store: FunctionStore) -> None:
         ({"allowed_imports": ["no such"]}, "is not the name of a module"),
         ({"timeout": -1}, "config.timeout"),
         ({"timeout": float("nan")}, "config.timeout"),
-        ({"memory_limit": "128"}, "config.memory_limit: Input should be a valid integer"),
+        ({"memory_limit": "128"}, "config.memory_limit: Input must be a valid integer"),
         ({"memory_limit": True}, "config.memory_limit"),
         ({"is_async": 1}, "config.is_async"),
         ({"colour": "red"}, "config.colour: Extra inputs"),
@@ -227,7 +227,7 @@ def test_a_wrong_name_is_refused(store: FunctionStore, name: Any) -> None:
 
 @pytest.mark.parametrize("code", [None, 5, b"def f(): pass", ["def f(): pass"]])
 def test_a_source_is_text(store: FunctionStore, code: Any) -> None:
-    with pytest.raises(InvalidDefinition, match="code: Input should be a valid string"):
+    with pytest.raises(InvalidDefinition, match="code: Input must be a valid string"):
         store_function(store, "f", code)
 
 

@@ -242,7 +242,7 @@ def test_checking_a_message_holds_no_transaction_open(
         ([5], {}, "A message must have a role"),
         (["x"], {"conversation_id": ""}, "conversation_id"),
         (["x"], {"conversation_id": 5}, "conversation_id"),
-        (["x"], {"agent": 5}, "agent: Input should be a valid string"),
+        (["x"], {"agent": 5}, "agent: Input must be a valid string"),
         (["a\0"], {}, "U+0000"),
         (["x" * 10] * 1001, {}, "messages"),
     ],

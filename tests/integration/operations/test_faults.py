@@ -215,7 +215,7 @@ def test_a_server_that_is_down_at_the_start(tmp_path: Path, settings: Any) -> No
     [
         ("REDIS_URL", "nonsense", "REDIS_URL is not the address of a broker"),
         ("DATABASE_URL", "nonsense", "DATABASE_URL is not the address of a database"),
-        ("MINION_MAX_INPUT_BYTES", "many", "MINION_MAX_INPUT_BYTES: Input should be a valid integer"),
+        ("MINION_MAX_INPUT_BYTES", "many", "MINION_MAX_INPUT_BYTES: Input must be a valid integer"),
     ],
 )
 def test_worker_with_wrong_setting_reports_it(settings: Any, name: str, value: str, words: str) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -203,6 +204,17 @@ def test_flower_requires_the_password(flower: httpx2.Client) -> None:
     for path in ("/", "/tasks", "/broker", "/api/tasks", "/api/workers", "/api/queues/length"):
         assert flower.get(path, auth=None).status_code == 401
         assert flower.get(path, auth=("minions", "wrong")).status_code == 401
+
+
+def test_port_in_use_is_reported(settings: Settings) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        command = [sys.executable, "-m", "orchestrator.cli", "flower", "--port", port]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    said = f"Error: Flower cannot listen on 127.0.0.1 port {port}: Address already in use."
+    assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (69, True, False), done.stderr
 
 
 def test_actions_are_refused_unless_allowed(flower: httpx2.Client, worker: Process, tmp_path: Path) -> None:

@@ -257,7 +257,7 @@ def test_position_of_a_refusal_by_the_database_is_named(driver: LifecycleDriver,
     requests = [TaskRequest(agent="A", idempotency_key=str(n)) for n in range(40)]
     submission.submit(database, requests[17:18], submitted_by="test")
     requests[17:19] = [TaskRequest(agent="B", idempotency_key=str(n)) for n in (17, 16)]
-    with pytest.raises(IdempotencyConflict, match="Task 17 of 40: The idempotency key '17' was used") as refused:
+    with pytest.raises(IdempotencyConflict, match=r"tasks\[17\]: The idempotency key '17' was used") as refused:
         submission.submit(database, requests, submitted_by="test")
     assert refused.value.detail["index"] == 17
     assert driver.sql("SELECT count(*) FROM tasks") == 1

@@ -26,11 +26,10 @@ class Keys:
 
     def replay(self, task: UUID, *, from_step: int | None = None, new_keys: bool = False) -> tuple[UUID, list[str]]:
         """The replay of a task, and the keys that its calls had."""
+        if from_step is not None:
+            return self._keys_of(replay_from(self.engine, task, from_step, new_keys=new_keys, submitted_by="test"))
         with self.engine.begin() as connection:
-            if from_step is None:
-                accepted = replay(connection, task, pinned=False, new_keys=new_keys, submitted_by="test").task_id
-            else:
-                accepted = replay_from(connection, task, from_step, new_keys=new_keys, submitted_by="test")
+            accepted = replay(connection, task, pinned=False, new_keys=new_keys, submitted_by="test").task_id
         return self._keys_of(accepted)
 
     def _keys_of(self, task: UUID) -> tuple[UUID, list[str]]:

@@ -25,7 +25,7 @@ from orchestrator.task_events import read_news
 from orchestrator.webhooks.messages import of_tasks
 from shared.contracts.key_order import as_in_jsonb, order_of, ordered
 from shared.contracts.strict_json import digest
-from shared.database.connections import transaction
+from shared.database.connections import get_engine, transaction
 from shared.definitions.function_store import FunctionStore
 from shared.definitions.store import DefinitionStore
 from shared.settings import Settings
@@ -201,8 +201,8 @@ def test_sub_tasks_and_replays_keep_the_order(
     edited = {"do": "answer", "answer": {"z": 1, "yy": 2, "a": 3}}
     with transaction() as connection:
         again = replay(connection, task, pinned=True, submitted_by="test").task_id
-        continued = replay_from(connection, task, 2, submitted_by="test")
-        changed = replay_from(connection, task, 1, edit=Edit(edited), submitted_by="test")
+    continued = replay_from(get_engine(), task, 2, submitted_by="test")
+    changed = replay_from(get_engine(), task, 1, edit=Edit(edited), submitted_by="test")
     inline_worker.run_all()
     same(tasks.get(again)["input"], value)
     same([tasks.get(each)["output"] for each in (again, continued, changed)], [JUDGED, JUDGED, edited["answer"]])

@@ -170,6 +170,12 @@ def test_fingerprints_ignore_quoted_values_however_long(driver: LifecycleDriver)
         ("No order ord_9f2c in 1.5 s.", "No order A-17 in 12 s."),
         ("It took 17:30:05.", "It took 2."),
         ("digest 3f2a9c", "digest b81d"),
+        ("It doesn't know 'Ann'.", "It doesn't know 'Bob'."),
+        ("Ann’s ‚eins‘ isn't b'one'", "Ann’s ‚zwei‘ isn't b'two'"),
+        ("”ett” or »to« or ‹trois›", "”två” or »en« or ‹deux›"),
+        ("No mailbox ann@example.com.", "No mailbox bob+x@example.org."),
+        ("Cannot read data/in/ann.csv.", "Cannot read other/bob.json."),
+        (r"Cannot read \\host\share\ann", r"Cannot read \\other\bob.csv"),
     ],
 )
 def test_fingerprints_mask_variable_parts(driver: LifecycleDriver, one: str, other: str) -> None:
@@ -179,9 +185,16 @@ def test_fingerprints_mask_variable_parts(driver: LifecycleDriver, one: str, oth
 def test_fingerprints_keep_words_apart(driver: LifecycleDriver) -> None:
     found = {
         fingerprint(driver, message)
-        for message in ("read and/or write", "read and write", "Cannot open it.", "It isn’t.")
+        for message in (
+            "read and/or write",
+            "read and write",
+            "Cannot open it.",
+            "It isn’t.",
+            "It doesn't open, and can't",
+            "It doesn't close, and can't",
+        )
     }
-    assert len(found) == 4
+    assert len(found) == 6
 
 
 # -------------------------------------------------------------------------------------------------- sub-tasks

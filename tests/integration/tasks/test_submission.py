@@ -237,15 +237,15 @@ def test_a_wrong_type_is_refused(driver: LifecycleDriver, value: Any) -> None:
     ("fields", "words"),
     [
         ({"colour": "red"}, "colour: Extra inputs are not permitted"),
-        ({"agent": 5}, "agent: Input should be a valid string"),
-        ({"agent": "x" * 201}, "agent: String should have at most 200"),
-        ({"priority": True}, "priority: Input should be a valid integer"),
-        ({"priority": "5"}, "priority: Input should be a valid integer"),
-        ({"priority": 5.5}, "priority: Input should be a valid integer"),
-        ({"priority": -101}, "priority: Input should be greater than or equal to -100"),
-        ({"priority": 10**30}, "priority: Input should be less than or equal to 100"),
-        ({"run_at": datetime(2030, 1, 1)}, "run_at: Input should have timezone info"),
-        ({"run_at": "2030-01-01T00:00:00"}, "run_at: Input should have timezone info"),
+        ({"agent": 5}, "agent: Input must be a valid string"),
+        ({"agent": "x" * 201}, "agent: String must have at most 200"),
+        ({"priority": True}, "priority: Input must be a valid integer"),
+        ({"priority": "5"}, "priority: Input must be a valid integer"),
+        ({"priority": 5.5}, "priority: Input must be a valid integer"),
+        ({"priority": -101}, "priority: Input must be greater than or equal to -100"),
+        ({"priority": 10**30}, "priority: Input must be less than or equal to 100"),
+        ({"run_at": datetime(2030, 1, 1)}, "run_at: Input must have timezone info"),
+        ({"run_at": "2030-01-01T00:00:00"}, "run_at: Input must have timezone info"),
         ({"run_at": "tomorrow"}, "run_at: a time must be written like"),
         ({"run_at": 1893456000}, "run_at: a time must be written like"),
         ({"run_at": True}, "run_at: a time must be written like"),
@@ -256,24 +256,24 @@ def test_a_wrong_type_is_refused(driver: LifecycleDriver, value: Any) -> None:
         ({"deadline": "0001-01-01T00:00:00+14:00"}, "deadline must be a time between the years 1970 and 9999"),
         ({"deadline": "9999-12-31T23:59:59-12:00"}, "deadline must be a time between the years 1970 and 9999"),
         ({"run_at": "9999-12-31T23:59:59-12:00"}, "run_at must be a time between the years 1970 and 9999"),
-        ({"labels": ["a"]}, "labels: Input should be a valid dictionary"),
-        ({"labels": {"a": 1}}, "labels.a: Input should be a valid string"),
+        ({"labels": ["a"]}, "labels: Input must be a valid dictionary"),
+        ({"labels": {"a": 1}}, "labels.a: Input must be a valid string"),
         ({"labels": {1: "a"}}, "labels.1"),
         ({"labels": {"": "a"}}, "at least 1 character"),
-        ({"labels": {str(n): "" for n in range(65)}}, "labels: Dictionary should have at most 64"),
+        ({"labels": {str(n): "" for n in range(65)}}, "labels: Dictionary must have at most 64"),
         ({"labels": {"a": "b\0"}}, "U+0000"),
-        ({"idempotency_key": ""}, "idempotency_key: String should have at least 1"),
-        ({"idempotency_key": "x" * 256}, "idempotency_key: String should have at most 255"),
+        ({"idempotency_key": ""}, "idempotency_key: String must have at least 1"),
+        ({"idempotency_key": "x" * 256}, "idempotency_key: String must have at most 255"),
         ({"idempotency_key": "\0"}, "U+0000"),
-        ({"conversation_id": 5}, "conversation_id: Input should be a valid string"),
+        ({"conversation_id": 5}, "conversation_id: Input must be a valid string"),
         ({"conversation_id": "a\0"}, "U+0000"),
-        ({"key": ""}, "key: String should have at least 1"),
-        ({"namespace": ""}, "namespace: String should have at least 1"),
-        ({"namespace": None}, "namespace: Input should be a valid string"),
-        ({"traceparent": "00-x"}, "traceparent: String should match"),
-        ({"messages": "hello"}, "messages: Input should be a valid list"),
+        ({"key": ""}, "key: String must have at least 1"),
+        ({"namespace": ""}, "namespace: String must have at least 1"),
+        ({"namespace": None}, "namespace: Input must be a valid string"),
+        ({"traceparent": "00-x"}, "traceparent: String must match"),
+        ({"messages": "hello"}, "messages: Input must be a valid list"),
         ({"messages": []}, "`messages` is an empty list"),
-        ({"messages": ["x"] * 1001}, "messages: List should have at most 1000"),
+        ({"messages": ["x"] * 1001}, "messages: List must have at most 1000"),
         ({"messages": [5]}, "A message must have a role"),
         ({"messages": [{"role": "king", "content": "x"}]}, "'king'"),
         ({"messages": [{"role": "user", "content": 5}]}, "A message must have a role"),
@@ -439,7 +439,7 @@ def test_one_wrong_request_is_named_by_its_index(
     driver: LifecycleDriver, database: Engine, wrong: dict[str, Any]
 ) -> None:
     requests = [TaskRequest(agent="Open"), TaskRequest(**wrong), TaskRequest(agent="Open")]
-    with pytest.raises(MinionError, match="Task 1 of 3: ") as caught, database.begin() as connection:
+    with pytest.raises(MinionError, match=r"tasks\[1\]: ") as caught, database.begin() as connection:
         submit_within(connection, requests, submitted_by="test")
     assert caught.value.detail["index"] == 1
     assert driver.sql("SELECT count(*) FROM tasks") == 0
@@ -456,13 +456,13 @@ def test_accepted_keys_in_a_batch_are_not_checked_again(
         again = submit_within(connection, requests, submitted_by="test")
     assert [task.task_id for task in again] == [task.task_id for task in first]
     new = TaskRequest(agent="Open", input={"n": 3}, idempotency_key="k3")
-    with pytest.raises(InvalidInput, match="Task 3 of 4: "):
+    with pytest.raises(InvalidInput, match=r"tasks\[3\]: "):
         prepare(database, [*requests, new], submitted_by="test")
 
 
 def test_unstorable_key_in_a_batch_is_named_by_index(driver: LifecycleDriver, database: Engine) -> None:
     requests = [TaskRequest(agent="Open", idempotency_key=key) for key in ("a", "b\0", "c")]
-    with pytest.raises(InvalidInput, match=r"Task 1 of 3: .*U\+0000"):
+    with pytest.raises(InvalidInput, match=r"tasks\[1\]: .*U\+0000"):
         prepare(database, requests, submitted_by="test")
 
 

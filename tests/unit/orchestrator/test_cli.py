@@ -41,8 +41,9 @@ def minion(*words: str | bytes, stdin: bytes = b"", closed: int | None = None) -
 @pytest.mark.parametrize(
     ("words", "stdin", "said"),
     [
-        (("show", b"\xff"), b"", b"UTF-8"),
-        (("why", b"\xff"), b"", b"UTF-8"),
+        (("show", b"\xff"), b"", b"is not the id of a task"),
+        (("show", "0123"), b"", b"'0123' is not the id of a task: it must be a whole id"),
+        (("why", b"\xff"), b"", b"is not the id of a task"),
         (("pause", "agent", b"\xff"), b"", b"UTF-8"),
         (("tasks", "--agent", b"\xff"), b"", b"UTF-8"),
         (("submit", "X", "--run-at", "0001-01-01"), b"", b"too early"),
@@ -112,6 +113,7 @@ def test_ctrl_c_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
         (("tasks", "--limt", "3"), "No such option: --limt (Possible options: --limit). See `minion tasks --help`."),
         (("show",), "Missing argument 'TASK'. See `minion show --help`."),
         (("show", "a", "--json", "b"), '{"error": {"type": "usage", "message": "Got unexpected extra argument'),
+        (("tasks", "-n", "0"), "Input must be greater than or equal to 1. See `minion tasks --help`."),
         (("answer", "a"), "give one of --result JSON, --again and --fail. See `minion answer --help`."),
     ],
 )

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from orchestrator import service
 from orchestrator.loops.loop import Loop
+from shared.errors import NotConfigured
+from shared.settings import Settings
+
+UNREACHABLE = "postgresql://127.0.0.1:1/x"
+BROKER = "redis://127.0.0.1:1/0"
 
 
 class Round(Loop):
@@ -63,6 +65,14 @@ def test_all_loops_are_stopped_before_one_is_waited_for(monkeypatch: pytest.Monk
     for name in ("wait_for_database", "wait_for_broker", "listen", "_serve_api"):
         monkeypatch.setattr(service, name, lambda *_: None)
     monkeypatch.setattr(service, "make_loops", lambda _: loops)
-    settings: Any = SimpleNamespace()
-    service.serve(settings)
+    service.serve(Settings(database_url=UNREACHABLE, redis_url=BROKER, api_key="k" * 16))  # type: ignore[arg-type]
     assert [loop.known for loop in loops] == [[True] * 3] * 3
+
+
+@pytest.mark.parametrize(
+    ("broker", "key", "named"), [("redis://h/x", "k" * 16, "REDIS_URL"), (BROKER, "short", "MINION_API_KEY")]
+)
+def test_wrong_setting_is_reported_before_any_wait(broker: str, key: str, named: str) -> None:
+    settings = Settings(database_url=UNREACHABLE, redis_url=broker, api_key=key, connect_attempts=1)  # type: ignore[arg-type]
+    with pytest.raises(NotConfigured, match=named):
+        service.serve(settings)

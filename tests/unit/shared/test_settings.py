@@ -39,13 +39,13 @@ def test_missing_setting_is_reported_with_the_remedy(ask: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("MINION_LEASE_SECONDS", "ten", "MINION_LEASE_SECONDS: Input should be a valid number"),
+        ("MINION_LEASE_SECONDS", "ten", "MINION_LEASE_SECONDS: Input must be a valid number"),
         ("MINION_LEASE_SECONDS", "5", "MINION_LEASE_SECONDS: a lease must last at least two heartbeats"),
         ("MINION_LEASE_SECONDS", "inf", "MINION_LEASE_SECONDS"),
         ("MINION_LEASE_SECONDS", "nan", "MINION_LEASE_SECONDS"),
-        ("MINION_HEARTBEAT_SECONDS", "0", "MINION_HEARTBEAT_SECONDS: Input should be greater than 0"),
+        ("MINION_HEARTBEAT_SECONDS", "0", "MINION_HEARTBEAT_SECONDS: Input must be greater than 0"),
         ("MINION_MAX_INPUT_BYTES", "1e6", "MINION_MAX_INPUT_BYTES"),
-        ("MINION_MAX_INPUT_BYTES", str(1 << 40), "MINION_MAX_INPUT_BYTES: Input should be less than"),
+        ("MINION_MAX_INPUT_BYTES", str(1 << 40), "MINION_MAX_INPUT_BYTES: Input must be less than"),
         ("MINION_API_PORT", "70000", "MINION_API_PORT"),
         ("MINION_LOG_LEVEL", "LOUD", "MINION_LOG_LEVEL"),
         ("MINION_LOG_FORMAT", "xml", "MINION_LOG_FORMAT"),

@@ -92,6 +92,23 @@ def test_invalid_messages_are_refused(message: Any) -> None:
         ),
         ({"role": "assistant", "content": "x", "function_call": {"name": "f"}}, "messages[1].function_call: "),
         ({"role": "user", "content": "x", "images": ["aGk="]}, "messages[1].images: "),
+        ({"role": "user", "content": "x", "attachments": [{"file_id": "f"}]}, "messages[1].attachments: "),
+        (
+            {"type": "ai", "content": "x", "additional_kwargs": {"function_call": {"name": "f"}}},
+            "messages[1].additional_kwargs.function_call: messages with function_call are not supported yet.",
+        ),
+        (
+            SimpleNamespace(type="ai", content="x", additional_kwargs={"tool_calls": [{"id": "1"}]}),
+            "messages[1].additional_kwargs.tool_calls: ",
+        ),
+        (
+            {"role": "user", "content": [{"text": "x"}, {"text": "x", "source": {"bytes": "aGk="}}]},
+            "messages[1].content[1]: blocks without a type that have 'source' are not supported yet.",
+        ),
+        (
+            {"role": "user", "content": [{"image": {"source": {"bytes": "aGk="}}}]},
+            "messages[1].content[0]: blocks without a type that have 'image' are not supported yet.",
+        ),
     ],
 )
 def test_non_text_content_is_refused_with_type_and_index(message: Any, said: str) -> None:

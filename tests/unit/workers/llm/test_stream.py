@@ -11,6 +11,7 @@ from workers.llm.stream import StreamError, assemble
 
 START = {"type": "message_start", "message": {"role": "assistant", "model": "m", "usage": {"input_tokens": 9}}}
 END = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 7}}
+STOP = {"type": "message_stop"}
 
 
 def block_start(block: dict[str, Any], index: int = 0) -> dict[str, Any]:
@@ -106,10 +107,24 @@ def test_last_usage_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    "events", [[], [START], [START, block_start({"type": "text", "text": "Hi"})], [{"type": "ping"}]]
+    "events",
+    [[], [STOP], [START], [START, STOP], [START, block_start({"type": "text", "text": "Hi"})], [{"type": "ping"}]],
 )
 def test_incomplete_message_is_none(events: list[dict[str, Any]]) -> None:
     assert assemble(events, print) is None
+
+
+def test_message_that_stops_without_a_reason_is_complete() -> None:
+    without_reason = {"type": "message_delta", "delta": {"stop_reason": None}, "usage": {"output_tokens": 7}}
+    message = assemble([START, block_start({"type": "text", "text": "Hi"}), without_reason, STOP], print)
+    assert message is not None
+    assert (message["content"], message.get("stop_reason")) == ([{"type": "text", "text": "Hi"}], None)
+    assert message["usage"] == {"input_tokens": 9, "output_tokens": 7}
+
+
+def test_message_that_begins_with_its_stop_reason_is_complete() -> None:
+    start = {"type": "message_start", "message": {**START["message"], "stop_reason": "tool_use", "content": []}}
+    assert assemble([start, STOP], print) is not None
 
 
 def test_error_within_a_stream_is_raised() -> None:
