@@ -20,6 +20,7 @@ from flower.views.broker import BrokerView
 from minions import Client
 from minions.errors import MinionsError
 from shared.broker import SUBMIT_QUEUE, make_app
+from shared.errors import Unavailable
 from shared.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -34,6 +35,9 @@ def serve(settings: Settings, *, address: str, port: int, allow_actions: bool) -
 
     Args:
         allow_actions: whether users of Flower may change what workers do.
+
+    Raises:
+        Unavailable: the port is taken, or the address does not belong to this machine.
     """
     options.read_only = True
     options.max_tasks = MAX_TASKS
@@ -48,7 +52,13 @@ def serve(settings: Settings, *, address: str, port: int, allow_actions: bool) -
     atexit.register(monitor.stop)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
-    monitor.start_http_server()
+    try:
+        monitor.start_http_server()
+    except OSError as error:
+        raise Unavailable(
+            f"Flower cannot listen on {address} port {port}: {error.strerror}. Choose others with --address and --port, "
+            "or stop the process that uses the port."
+        ) from None
     log.info("flower_listening", address=f"http://{address}:{port}", read_only=options.read_only)
     monitor.start()
 

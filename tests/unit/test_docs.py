@@ -306,6 +306,22 @@ def test_compose_file_has_no_default_password_and_uses_loopback():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
 
 
+def test_procfile_uses_loopback_and_gives_the_first_port_to_the_api():
+    lines = re.findall(r"^(\w+): (.+)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
+    assert [name for name, _ in lines][0] == "web"
+    assert not [command for _, command in lines if "HOST=" in command or "--address" in command]
+
+
+@pytest.mark.parametrize("secret", ["ANTHROPIC_API_KEY", "MINION_SECRET_KEY"])
+def test_processes_that_do_not_need_a_secret_receive_neither_it_nor_its_file(secret: str):
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    without = {name for name, one in services.items() if one.get("environment", {}).get(secret) == ""}
+    assert without >= {"flower"}
+    assert {name for name in without if services[name]["environment"].get(f"{secret}_FILE") == ""} == without
+    lines = re.findall(r"^\w+: (.+)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
+    assert [f"-u {secret}_FILE" in line for line in lines] == [f"-u {secret} " in line for line in lines]
+
+
 def test_compose_file_stops_servers_last_and_bounds_its_checks():
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     services = {name: one for name, one in compose["services"].items() if one["image"].startswith("minions:")}

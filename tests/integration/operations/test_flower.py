@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, text
 
 from shared.broker import make_app, publish
+from shared.errors import Unavailable
 from shared.settings import Settings
 from shared.tasks.lifecycle import Dispatched
 from tests.integration.conftest import Tasks
@@ -203,6 +204,20 @@ def test_flower_requires_the_password(flower: httpx2.Client) -> None:
     for path in ("/", "/tasks", "/broker", "/api/tasks", "/api/workers", "/api/queues/length"):
         assert flower.get(path, auth=None).status_code == 401
         assert flower.get(path, auth=("minions", "wrong")).status_code == 401
+
+
+def test_taken_port_is_reported_with_the_remedy(settings: Settings, tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = str(listener.getsockname()[1])
+        process = Process(
+            [sys.executable, "-m", "orchestrator.cli", "flower", "--port", port], tmp_path / "flower.log", {}
+        )
+        with killed_on_exit(process):
+            assert process.popen.wait(PATIENCE) == Unavailable.exit_code
+    assert f"Flower cannot listen on 127.0.0.1 port {port}: Address already in use." in process.output()
+    assert "--port" in process.output()
 
 
 def test_actions_are_refused_unless_allowed(flower: httpx2.Client, worker: Process, tmp_path: Path) -> None:
