@@ -247,10 +247,21 @@ def test_safe_imports_and_sandbox_faults_are_documented():
     assert set(codes(section(page("sandbox.md"), "Limits and errors"))) >= FAULT_TYPES
 
 
-@pytest.mark.parametrize("body", blocks("yaml"))
+OVERRIDES = [block for block in blocks("yaml") if block.values[0].startswith("services:")]
+DEFINED = [block for block in blocks("yaml") if block not in OVERRIDES]
+
+
+@pytest.mark.parametrize("body", DEFINED)
 def test_definitions_in_the_text_are_valid(body: str):
     for document in yaml.safe_load_all(body):
         parse_definition(document)
+
+
+@pytest.mark.parametrize("body", OVERRIDES)
+def test_overrides_in_the_text_name_services_of_the_compose_file(body: str):
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for name, service in yaml.safe_load(body)["services"].items():
+        assert service.get("extends", {"service": name})["service"] in services
 
 
 @pytest.mark.parametrize("folder", ["support", "builtin_tool"])
