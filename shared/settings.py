@@ -95,10 +95,18 @@ class SecretFiles(PydanticBaseSettingsSource):
 
 
 class Settings(BaseSettings):
-    """All settings. Environment variables are named `MINION_` and the field, except for the well-known ones."""
+    """All settings. Environment variables are named `MINION_` and the field, except for the well-known ones.
+
+    An empty variable counts as not set: a line such as `ANTHROPIC_API_KEY=` in an `.env` file sets nothing.
+    """
 
     model_config = SettingsConfigDict(
-        env_prefix="MINION_", extra="ignore", frozen=True, populate_by_name=True, allow_inf_nan=False
+        env_prefix="MINION_",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        allow_inf_nan=False,
     )
 
     @classmethod

@@ -195,12 +195,12 @@ class LocalSystem:
             addresses = self.servers.start()
             environment = {"DATABASE_URL": addresses.database_url, "REDIS_URL": addresses.redis_url}
         for name, value in environment.items():
-            os.environ.setdefault(name, value)
+            _set_default(name, value)
         self.settings.data_dir.mkdir(parents=True, exist_ok=True)
         self.logs.mkdir(exist_ok=True)
         os.environ["MINION_DATA_DIR"] = str(self.settings.data_dir)
-        os.environ.setdefault("MINION_API_KEY", self._key("api_key", secrets.token_urlsafe(32)))
-        os.environ.setdefault("MINION_SECRET_KEY", self._key("secret_key", new_key()))
+        _set_default("MINION_API_KEY", self._key("api_key", secrets.token_urlsafe(32)))
+        _set_default("MINION_SECRET_KEY", self._key("secret_key", new_key()))
         get_settings.cache_clear()
 
     def _key(self, name: str, made: str) -> str:
@@ -330,6 +330,11 @@ class LocalSystem:
             if all(ended):
                 break
         self.children = []
+
+
+def _set_default(name: str, value: str) -> None:
+    """Set an environment variable that is not set or empty."""
+    os.environ[name] = os.environ.get(name) or value
 
 
 def _free_port(wanted: int) -> int | None:

@@ -247,10 +247,21 @@ def test_safe_imports_and_sandbox_faults_are_documented():
     assert set(codes(section(page("sandbox.md"), "Limits and errors"))) >= FAULT_TYPES
 
 
-@pytest.mark.parametrize("body", blocks("yaml"))
+OVERRIDES = [block for block in blocks("yaml") if block.values[0].startswith("services:")]
+DEFINED = [block for block in blocks("yaml") if block not in OVERRIDES]
+
+
+@pytest.mark.parametrize("body", DEFINED)
 def test_definitions_in_the_text_are_valid(body: str):
     for document in yaml.safe_load_all(body):
         parse_definition(document)
+
+
+@pytest.mark.parametrize("body", OVERRIDES)
+def test_overrides_in_the_text_name_services_of_the_compose_file(body: str):
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for name, service in yaml.safe_load(body)["services"].items():
+        assert service.get("extends", {"service": name})["service"] in services
 
 
 @pytest.mark.parametrize("folder", ["support", "builtin_tool"])
@@ -304,6 +315,22 @@ def test_compose_file_has_no_default_password_and_uses_loopback():
     assert all(rest.startswith(":?") for _, rest in secrets)
     for name, service in compose["services"].items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+
+
+def test_procfile_uses_loopback_and_gives_the_first_port_to_the_api():
+    lines = re.findall(r"^(\w+): (.+)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
+    assert [name for name, _ in lines][0] == "web"
+    assert not [command for _, command in lines if "HOST=" in command or "--address" in command]
+
+
+@pytest.mark.parametrize("secret", ["ANTHROPIC_API_KEY", "MINION_SECRET_KEY"])
+def test_processes_that_do_not_need_a_secret_receive_neither_it_nor_its_file(secret: str):
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    without = {name for name, one in services.items() if one.get("environment", {}).get(secret) == ""}
+    assert without >= {"flower"}
+    assert {name for name in without if services[name]["environment"].get(f"{secret}_FILE") == ""} == without
+    lines = re.findall(r"^\w+: (.+)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
+    assert [f"-u {secret}_FILE" in line for line in lines] == [f"-u {secret} " in line for line in lines]
 
 
 def test_compose_file_stops_servers_last_and_bounds_its_checks():

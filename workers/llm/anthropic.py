@@ -47,6 +47,8 @@ STATUS_OF = {
 WORTH_ASKING_AGAIN = frozenset({408, 409, 429})
 KEY = re.compile(r"[\x21-\x7e]+")
 MAX_MESSAGE = 1_100
+API = "https://api.anthropic.com"
+"""Named here, because the library takes an empty ANTHROPIC_BASE_URL for an address."""
 NO_REASON = "none"
 """Stop reason of an answer without one."""
 
@@ -56,7 +58,7 @@ def _client() -> anthropic.Anthropic:
     try:
         return anthropic.Anthropic(
             api_key=_key(),
-            base_url=get_settings().anthropic_base_url,
+            base_url=get_settings().anthropic_base_url or API,
             # `workers.llm.patience` makes the retries: it frees the worker's slot in the meantime.
             max_retries=0,
             timeout=TIMEOUT,

@@ -283,7 +283,7 @@ def test_a_key_that_cannot_be_sent(
     assert KEY not in everything_written(database, capsys)
 
 
-@pytest.mark.parametrize("url", ["localhost:8787", "/v1", "", "ftp://127.0.0.1", "http://[::x]", "http://127.0.0.1:x"])
+@pytest.mark.parametrize("url", ["localhost:8787", "/v1", "ftp://127.0.0.1", "http://[::x]", "http://127.0.0.1:x"])
 def test_an_address_that_cannot_be_used(ask: Any, define_agent: Any, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     define_agent()
     monkeypatch.setenv("ANTHROPIC_BASE_URL", url)

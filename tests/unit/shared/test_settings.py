@@ -234,11 +234,24 @@ SECRETS = ("DATABASE_URL", "REDIS_URL", "SENTRY_DSN", "ANTHROPIC_API_KEY", "MINI
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_secret_is_read_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("variable", [None, ""])
+def test_secret_is_read_from_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, variable: str | None
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv(name, variable)
     (tmp_path / "secret").write_text("the value\n")
     monkeypatch.setenv(f"{name}_FILE", str(tmp_path / "secret"))
     value = getattr(get_settings.__wrapped__(), name.lower().removeprefix("minion_"))
     assert value.get_secret_value() == "the value"
+
+
+@pytest.mark.parametrize("name", ["MINION_API_HOST", "MINION_API_PORT", "MINION_DATA_DIR", "MINION_RETENTION_EXPORT"])
+def test_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv(name, raising=False)
+    without = get_settings.__wrapped__()
+    monkeypatch.setenv(name, "")
+    assert get_settings.__wrapped__() == without
 
 
 def test_every_secret_can_be_a_file() -> None:
