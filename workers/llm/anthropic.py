@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
+from urllib.request import getproxies
 
 import anthropic
 import httpx2
@@ -24,6 +25,7 @@ from shared.storable import storable
 from workers.llm.base import INVALID_JSON, Block, ModelReply, ModelRequest
 from workers.llm.limits import ModelLimits
 from workers.llm.stream import StreamError, Unreadable, assemble, error_in
+from workers.llm.transport import DirectTransport
 from workers.llm.usage import spent
 from workers.llm.wire import CACHED, messages_of
 
@@ -60,10 +62,19 @@ def _client() -> anthropic.Anthropic:
             # `workers.llm.patience` makes the retries: it frees the worker's slot in the meantime.
             max_retries=0,
             timeout=TIMEOUT,
+            http_client=_http_client(),
             middleware=[_pass_on_soft_limit, _read_refusal, _learn],
         )
     except httpx2.InvalidURL as error:
         raise ModelError(f"ANTHROPIC_BASE_URL cannot be used: {error}.") from None
+
+
+def _http_client() -> httpx2.Client | None:
+    """Return a client on the faster transport, or None for the SDK's own, which knows proxies."""
+    proxies = getproxies()
+    if any(proxies.get(scheme) for scheme in ("http", "https", "all")):
+        return None
+    return anthropic.DefaultHttpxClient(transport=DirectTransport())
 
 
 def _key() -> str:

@@ -91,7 +91,9 @@ def _cost(charged: list[tuple[str, Told]], place: str) -> int | None:
             (_price(model, **_tokens(each), cache_write_1h_tokens=_for_an_hour(each)) for model, each in charged)
         )
         searches = sum(
-            _price(model, web_searches=_besides(each).get("web_search_requests", 0)) for model, each in charged
+            _price(model, web_searches=number)
+            for model, each in charged
+            if (number := _besides(each).get("web_search_requests"))
         )
     except LookupError:
         return None
