@@ -18,7 +18,12 @@ class Followers:
         self._task_id = task_id
         self._next = 0.0
 
+    @property
+    def absent(self) -> bool:
+        """True if no follower received the last notification, a moment ago."""
+        return time.monotonic() < self._next
+
     def notify(self) -> None:
         """Notify them; never raises. While there are none, most notifications are left out."""
-        if time.monotonic() >= self._next and publish_progress(self._task_id) == 0:
+        if not self.absent and publish_progress(self._task_id) == 0:
             self._next = time.monotonic() + UNHEARD_SECONDS

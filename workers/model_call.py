@@ -40,7 +40,8 @@ def call_model(
     client = client_for(request.model)
 
     def perform(step: int) -> StepResult:
-        reply = complete(client, request, journal.known.get(step), stream(task, step))
+        streamed = stream(task, step, unheard=journal.followers.absent)
+        reply = complete(client, request, journal.known.get(step), streamed)
         return StepResult(
             output(reply),
             input_tokens=reply.input_tokens,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
-from urllib.request import getproxies
 
 import anthropic
 import httpx2
@@ -25,7 +25,6 @@ from shared.storable import storable
 from workers.llm.base import INVALID_JSON, Block, ModelReply, ModelRequest
 from workers.llm.limits import ModelLimits
 from workers.llm.stream import StreamError, Unreadable, assemble, error_in
-from workers.llm.transport import DirectTransport
 from workers.llm.usage import spent
 from workers.llm.wire import CACHED, messages_of
 
@@ -46,6 +45,12 @@ STATUS_OF = {
     "timeout_error": 504,
     "overloaded_error": 529,
 }
+# Seconds between two looks at a stream, and the part of its time so far that they may take.
+LONGEST_PAUSE = 0.05
+SHORTEST_PAUSE = 0.01
+PART_OF_STREAM = 0.5
+WAITED = 0.001
+"""Seconds after which an event was not there yet when it was asked for."""
 WORTH_ASKING_AGAIN = frozenset({408, 409, 429})
 KEY = re.compile(r"[\x21-\x7e]+")
 MAX_MESSAGE = 1_100
@@ -62,19 +67,10 @@ def _client() -> anthropic.Anthropic:
             # `workers.llm.patience` makes the retries: it frees the worker's slot in the meantime.
             max_retries=0,
             timeout=TIMEOUT,
-            http_client=_http_client(),
             middleware=[_pass_on_soft_limit, _read_refusal, _learn],
         )
     except httpx2.InvalidURL as error:
         raise ModelError(f"ANTHROPIC_BASE_URL cannot be used: {error}.") from None
-
-
-def _http_client() -> httpx2.Client | None:
-    """Return a client on the faster transport, or None for the SDK's own, which knows proxies."""
-    proxies = getproxies()
-    if any(proxies.get(scheme) for scheme in ("http", "https", "all")):
-        return None
-    return anthropic.DefaultHttpxClient(transport=DirectTransport())
 
 
 def _key() -> str:
@@ -236,9 +232,20 @@ def _read_stream(response: httpx2.Response, on_text: Callable[[str], None]) -> d
 
 
 def _events(received: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Yield events as they arrive, several at a time: to wake up for an event costs more than to read it.
+
+    After an event that it had to wait for, it pauses for 50 ms at most, and less at the beginning of a stream. Most
+    streams have no pause before their end, which follows the end of a block at once.
+    """
+    began = looked = time.monotonic()
     for event in received:
+        arrived = time.monotonic()
         if event.data:
             yield {"type": event.event, **event.json()}
+        pause = min(LONGEST_PAUSE, (arrived - began) * PART_OF_STREAM)
+        if event.event == "content_block_delta" and arrived - looked >= WAITED and pause >= SHORTEST_PAUSE:
+            time.sleep(pause)
+        looked = time.monotonic()
 
 
 def _plain_message(body: bytes) -> dict[str, Any]:

@@ -45,9 +45,6 @@ FLIGHT_SECONDS = 900.0
 """Longer than a call lasts: a call that has not reported its end by then was killed."""
 
 LIMITER_AWAY_SECONDS = 1.0
-CONFIGURED_SECONDS = 1.0
-"""Until a change of a configured limit applies in all processes, at the latest."""
-
 APART_SECONDS = 0.1
 """Between two waiting calls, so that they do not all retry at the same moment."""
 
@@ -147,7 +144,6 @@ class ModelLimits:
         self._redis = client or make_redis()
         self._limiter = Limiter(self._redis)
         self._thread = threading.local()
-        self._configured: dict[tuple[str, str], tuple[float, list[_RateLimit]]] = {}
 
     def admit(self, model: str, input_tokens: int, output_tokens: int, namespace: str = "default") -> None:
         """Reserve a call, as `reserve` does, and wait in place if the wait is short.
@@ -177,7 +173,7 @@ class ModelLimits:
 
     def _reserve(self, model: str, input_tokens: int, output_tokens: int, namespace: str) -> _Refusal:
         call = _Call(model, input_tokens, output_tokens)
-        call.take(self._configured_limits(model, namespace))
+        call.take(_configured_limits(model, namespace))
         nothing_set = not call.taken
         try:
             refusal = self._admit(call)
@@ -222,14 +218,6 @@ class ModelLimits:
         back = _costs(0, call.input_tokens - input_tokens, call.output_tokens - output_tokens)
         with _redis_may_be_away(model):
             self._correct(call, {}, back=back)
-
-    def _configured_limits(self, model: str, namespace: str) -> list[_RateLimit]:
-        """The limits set for a model, read again after a second."""
-        until, limits = self._configured.get((model, namespace), (0.0, []))
-        if time.monotonic() >= until:
-            limits = _configured_limits(model, namespace)
-            self._configured[model, namespace] = time.monotonic() + CONFIGURED_SECONDS, limits
-        return limits
 
     def _admit(self, call: _Call) -> _Refusal:
         """Reserve the call: in one round trip if no limit applies, which is recorded then too."""
