@@ -95,9 +95,9 @@ def publish_streamed(task_id: UUID, said: Streamed, key: bytes) -> int | None:
     return _notify_followers(task_id, said.seal(task_id, key))
 
 
-def publish_progress(task_id: UUID) -> None:
-    """Notify followers that the task has new stored events; never raises."""
-    _notify_followers(task_id, "")
+def publish_progress(task_id: UUID) -> int | None:
+    """Notify followers that the task has new stored events; never raises. Return as `publish_streamed` does."""
+    return _notify_followers(task_id, "")
 
 
 def _notify_followers(task_id: UUID, message: str) -> int | None:

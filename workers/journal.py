@@ -22,9 +22,9 @@ from sqlalchemy import Connection
 from shared.contracts.strict_json import JsonValue, digest, first_difference
 from shared.database.connections import persistently
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError, from_record
-from shared.notifications import publish_progress
 from shared.tasks import budgets, lifecycle
 from shared.tasks.records import Charge, ChildEnd, Flags, KnownStep, Reserve, StepRecord
+from workers.followers import Followers
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Postponed, Suspended, WaitRequest
 from workers.pricing import Reservation
 
@@ -96,6 +96,10 @@ class Journal:
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     lock: threading.RLock = field(default_factory=threading.RLock)
     abandoned: threading.Event = field(default_factory=threading.Event)
+    followers: Followers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.followers = Followers(self.task_id)
 
     def part(self, steps: int) -> Journal:
         """Return the journal for one of several parallel calls.
@@ -296,7 +300,7 @@ class Journal:
             if breach := flags.get("breach"):
                 raise budgets.exceeded(breach)
             self.unwritten.clear()
-        publish_progress(self.task_id)
+        self.followers.notify()
         if flags["cancel"]:
             raise Cancelled("Cancelled while it ran.")
 

@@ -40,7 +40,8 @@ def call_model(
     client = client_for(request.model)
 
     def perform(step: int) -> StepResult:
-        reply = complete(client, request, journal.known.get(step), stream(task, step))
+        streamed = stream(task, step, unheard=journal.followers.absent)
+        reply = complete(client, request, journal.known.get(step), streamed)
         return StepResult(
             output(reply),
             input_tokens=reply.input_tokens,
@@ -70,20 +71,22 @@ def _without_order(asked: JsonValue, value: JsonValue) -> JsonValue:
     """
     if not isinstance(asked, dict) or "messages" not in asked:
         return asked
-    text, plain = (json.dumps(each, ensure_ascii=False) for each in (value, as_in_jsonb(value)))
-    messages = [
-        {**message, "content": plain if message["content"] == text else _plain(message["content"])}
-        for message in asked["messages"]
-    ]
-    return {**asked, "messages": messages}
+    return {
+        **asked,
+        "messages": [{**message, "content": _plain(message["content"], value)} for message in asked["messages"]],
+    }
 
 
-def _plain(content: str | list[dict[str, Any]]) -> Any:
+def _plain(content: str | list[dict[str, Any]], value: JsonValue) -> Any:
     if isinstance(content, str):
-        return content
+        return _text(as_in_jsonb(value)) if content == _text(value) else content
     return [
-        {**block, "content": json.dumps(stable(json.loads(block["content"])), ensure_ascii=False)}
+        {**block, "content": _text(stable(json.loads(block["content"])))}
         if block["type"] == "tool_result" and not block.get("is_error")
         else block
         for block in content
     ]
+
+
+def _text(value: JsonValue) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -22,17 +22,18 @@ class TextStream:
     Args:
         task: the step's task. Text from a superseded claim is not shown.
         step: the step's number.
+        unheard: no follower received the last notification.
     """
 
-    def __init__(self, task: ClaimedTask, step: int) -> None:
+    def __init__(self, task: ClaimedTask, step: int, *, unheard: bool = False) -> None:
         self.task_id = task.id
         self.about = {"step": step, "claim": task.claim}
         self._key = task.stream_key
         self._number = 0
         self._from = 0
         self._held: list[str] = []
-        self._sent_at = 0.0
-        self._pause = FLUSH_SECONDS
+        self._sent_at = time.monotonic() if unheard else 0.0
+        self._pause = UNHEARD_SECONDS if unheard else FLUSH_SECONDS
 
     def text(self, delta: str) -> None:
         """Add text. What arrives within 50 ms is sent together; within a second, if the task has no followers."""

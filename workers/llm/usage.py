@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 from genai_prices import Usage, calc_price
@@ -91,7 +92,9 @@ def _cost(charged: list[tuple[str, Told]], place: str) -> int | None:
             (_price(model, **_tokens(each), cache_write_1h_tokens=_for_an_hour(each)) for model, each in charged)
         )
         searches = sum(
-            _price(model, web_searches=_besides(each).get("web_search_requests", 0)) for model, each in charged
+            _price(model, web_searches=number)
+            for model, each in charged
+            if (number := _besides(each).get("web_search_requests"))
         )
     except LookupError:
         return None
@@ -99,7 +102,19 @@ def _cost(charged: list[tuple[str, Told]], place: str) -> int | None:
 
 
 def _price(model: str, **used: int) -> Decimal:
+    if not _has_price(model):
+        raise LookupError(model)
     return calc_price(Usage(**used), model_ref=model, provider_id="anthropic").total_price
+
+
+@lru_cache(maxsize=256)
+def _has_price(model: str) -> bool:
+    """Return whether the list has a model. The list itself remembers those that it has."""
+    try:
+        calc_price(Usage(), model_ref=model, provider_id="anthropic")
+    except LookupError:
+        return False
+    return True
 
 
 def _for_an_hour(usage: Told) -> int:

@@ -75,3 +75,16 @@ def test_streamed_message_is_bound_to_task_and_execution() -> None:
     assert not said.is_genuine(task, b"the secret of another")
     for change in ({"number": 2}, {"type": "step.restarted"}, {"data": {**said.data, "text": "e"}}, {"tag": "é\ud83d"}):
         assert not replace(said, **change).is_genuine(task, key)
+
+
+def test_stream_of_a_task_without_followers_begins_with_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Streamed] = []
+    moments = iter((100.0, 100.5, 101.0, 101.0))
+    monkeypatch.setattr(text_stream, "publish_streamed", lambda task, said, key: told.append(said))
+    monkeypatch.setattr(text_stream, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    task: Any = SimpleNamespace(id=uuid4(), claim=1, stream_key=b"secret")
+    stream = TextStream(task, 1, unheard=True)
+    stream.text("a")
+    assert not told
+    stream.text("b")
+    assert [said.data["text"] for said in told] == ["ab"]
