@@ -307,6 +307,7 @@ class Step(Base):
         CheckConstraint("child_id IS NULL OR kind = 'subtask'", name="only_subtasks_have_children"),
         Index("steps_child_idx", "child_id", postgresql_where=text("child_id IS NOT NULL")),
         Index("steps_due_idx", "due_at", postgresql_where=text("due_at IS NOT NULL AND status = 'started'")),
+        Index("steps_open_idx", "task_id", postgresql_where=text("status = 'started' AND kind IN ('subtask', 'wait')")),
     )
 
     task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
