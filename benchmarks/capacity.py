@@ -4,8 +4,8 @@
     python -m benchmarks.capacity --check RATE:TURNS … [--minutes M]
 
 A turn is a model call of a local server. Its reply has 20 events, and all but the last call a builtin tool. The cost
-of a turn is that of an agent's task, without that of a task of one tool, divided by its turns. The use of idle processes
-is subtracted. `--write` replaces `orchestrator/capacity_costs.json`; the limits in it are kept.
+of a turn is that of an agent's task, without that of a task of one tool, divided by its turns. The use of idle
+processes is subtracted. `--write` replaces `orchestrator/capacity_costs.json`; the limits in it are kept.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
     """Measure, or check."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", type=int, default=4000, help="tasks of one tool")
-    parser.add_argument("--agents", type=int, default=200, help="tasks of an agent with a model")
+    parser.add_argument("--agents", type=int, default=300, help="tasks of an agent with a model")
     parser.add_argument("--write", action="store_true", help="replace the costs of `minion capacity`")
     parser.add_argument("--check", nargs="+", type=_load, metavar="RATE:TURNS", help="tasks per second, turns of each")
     parser.add_argument("--minutes", type=float, default=1.0, help="duration of each check")
@@ -224,6 +224,8 @@ def _costs(system: MeasuredSystem, tasks: int, agents: int) -> dict[str, Any]:
     few, fewer_connections = system.memory_mb(), int(_scalar(CONNECTIONS))
     slot = (many - few) / (SLOTS - FEW_SLOTS)
     slot_connections = (connections - fewer_connections) / (SLOTS - FEW_SLOTS)
+    system.worker.stop()
+    worker_connections = fewer_connections - int(_scalar(CONNECTIONS)) - FEW_SLOTS * slot_connections
     machine = describe()
     return {
         "measured": {
@@ -239,10 +241,11 @@ def _costs(system: MeasuredSystem, tasks: int, agents: int) -> dict[str, Any]:
             "slot": round(slot, 1),
             "model_call": round(max(0.0, with_model.peak_pss - many) / max(1, with_model.peak_calls), 2),
         },
-        "model_calls_per_slot": max(1, round(with_model.peak_calls / SLOTS)),
+        # 0: each model call keeps a slot.
+        "model_calls_per_worker": with_model.peak_calls if with_model.peak_calls > SLOTS else 0,
         "connections": {
             "orchestrator": ORCHESTRATOR_CONNECTIONS,
-            "worker": 1,
+            "worker": max(1, round(worker_connections)),
             "slot": round(slot_connections, 2),
         },
         "limits": read_costs()["limits"],

@@ -43,7 +43,7 @@ PRUNE_SECONDS = 10.0
 SAMPLES = 60
 """Over the whole run."""
 SHORTEST_SAMPLE = 5.0
-# Of 40 tasks, 32 run a tool, 4 a function, and one fans out into three.
+# Of 37 tasks, 32 run a tool, 4 a function, and one fans out into three.
 MIX = (*[TOOL] * 32, *[FUNCTION] * 4, FAN_OUT.format(TOOL))
 
 TABLES = text(

@@ -114,9 +114,10 @@ def plan(load: Load, costs: dict[str, Any], *, slots_per_worker: int) -> Plan:
     calls = load.tasks_per_second * load.turns * load.model_seconds
     tools = load.tasks_per_second * (max(1, load.turns - 1) if load.tool_seconds else 0) * load.tool_seconds
     memory, connections = costs["memory_mb"], costs["connections"]
-    # A slot is busy while its process computes, while a tool waits, and while model calls keep it.
-    slots = max(1, math.ceil((cpu["worker"] + tools + calls / costs["model_calls_per_slot"]) / BUSY))
-    workers = math.ceil(slots / slots_per_worker)
+    # A slot is busy while its process computes, while a tool waits, and while a model call keeps it.
+    beside_slots = costs["model_calls_per_worker"]
+    slots = max(1, math.ceil((cpu["worker"] + tools + (0 if beside_slots else calls)) / BUSY))
+    workers = max(math.ceil(slots / slots_per_worker), math.ceil(calls / beside_slots / BUSY) if beside_slots else 0)
     orchestrators = max(1, math.ceil(cores["orchestrator"]))
     connected = workers * connections["worker"] + slots * connections["slot"]
     connected += orchestrators * connections["orchestrator"]

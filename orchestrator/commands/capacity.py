@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -15,12 +14,6 @@ if TYPE_CHECKING:
 RATES = (100.0, 1000.0, 10_000.0)
 
 
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise typer.BadParameter("must be a number.")
-    return value
-
-
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command()(capacity)
@@ -28,15 +21,11 @@ def register(app: typer.Typer) -> None:
 
 def capacity(
     tasks_per_second: float = typer.Option(
-        ..., "--tasks-per-second", min=0.001, max=1e6, callback=_finite, help="Submitted, on average."
+        ..., "--tasks-per-second", min=0.001, max=1e6, help="Submitted, on average."
     ),
     turns: int = typer.Option(0, "--turns", min=0, max=1000, help="Model calls of a task; 0: it has no model."),
-    model_seconds: float = typer.Option(
-        8.0, "--model-seconds", min=0, max=86_400, callback=_finite, help="Duration of a model call."
-    ),
-    tool_seconds: float = typer.Option(
-        0.0, "--tool-seconds", min=0, max=86_400, callback=_finite, help="Duration of a tool call."
-    ),
+    model_seconds: float = typer.Option(8.0, "--model-seconds", min=0, max=86_400, help="Duration of a model call."),
+    tool_seconds: float = typer.Option(0.0, "--tool-seconds", min=0, max=86_400, help="Duration of a tool call."),
     slots: int = typer.Option(16, "--slots", min=1, max=10_000, help="Slots of each worker."),
     as_json: bool = AS_JSON,
 ) -> None:

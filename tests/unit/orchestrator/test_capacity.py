@@ -27,7 +27,7 @@ COSTS: dict[str, Any] = {
         "stored_bytes": 1000,
     },
     "memory_mb": {"orchestrator": 150, "worker": 200, "slot": 50, "model_call": 0},
-    "model_calls_per_slot": 1,
+    "model_calls_per_worker": 0,
     "connections": {"orchestrator": 31, "worker": 1, "slot": 1},
     "limits": {
         "postgresql_cores": 32,
@@ -56,11 +56,11 @@ def test_model_calls_keep_slots() -> None:
     assert needed.memory_mb == 9 * 200 + 144 * 50 + 150
 
 
-def test_slots_may_hold_several_model_calls() -> None:
-    many = {**COSTS, "model_calls_per_slot": 50, "memory_mb": {**COSTS["memory_mb"], "model_call": 1}}
+def test_worker_may_hold_model_calls_beside_its_slots() -> None:
+    many = {**COSTS, "model_calls_per_worker": 50, "memory_mb": {**COSTS["memory_mb"], "model_call": 1}}
     needed = plan(Load(10, turns=5, model_seconds=2), many, slots_per_worker=16)
-    assert needed.slots == 4
-    assert needed.memory_mb == 200 + 4 * 50 + 100 + 150
+    assert (needed.slots, needed.workers) == (1, 3)
+    assert needed.memory_mb == 3 * 200 + 50 + 100 + 150
 
 
 def test_waiting_tools_keep_slots() -> None:
