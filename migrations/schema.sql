@@ -556,7 +556,7 @@ END),
     CONSTRAINT task_status_state_check CHECK ((state = ANY (ARRAY['scheduled'::text, 'pending'::text, 'queued'::text, 'running'::text, 'waiting'::text, 'succeeded'::text, 'failed'::text, 'cancelled'::text, 'expired'::text]))),
     CONSTRAINT task_status_waiting_has_reason_check CHECK (((state = 'waiting'::text) = (wait_reason IS NOT NULL)))
 )
-WITH (fillfactor='80');
+WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.01', autovacuum_vacuum_threshold='2000', autovacuum_analyze_scale_factor='0.02');
 ALTER TABLE ONLY task_status
     ADD CONSTRAINT task_status_pkey PRIMARY KEY (task_id);
 CREATE INDEX task_status_budget_idx ON task_status USING btree (task_id) WHERE (wait_reason = 'budget'::text);

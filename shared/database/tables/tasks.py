@@ -195,7 +195,15 @@ class TaskStatus(Base):
             postgresql_where=text(f"deadline IS NOT NULL AND state NOT IN ({FINAL_STATES})"),
         ),
         Index("task_status_budget_idx", "task_id", postgresql_where=text("wait_reason = 'budget'")),
-        {"postgresql_with": {"fillfactor": "80"}},
+        # Dispatch reads past the dead entries of tasks that have left their queue: vacuum soon.
+        {
+            "postgresql_with": {
+                "fillfactor": "80",
+                "autovacuum_vacuum_scale_factor": "0.01",
+                "autovacuum_vacuum_threshold": "2000",
+                "autovacuum_analyze_scale_factor": "0.02",
+            }
+        },
     )
 
     task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
