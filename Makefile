@@ -8,7 +8,7 @@ PEERS := $(VENV)/.installed-bench
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema bench dist lock clean
+.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema bench soak-load dist lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -69,6 +69,9 @@ schema: install  ## Regenerate migrations/schema.sql, after each change of a tab
 
 bench: $(PEERS)  ## Measure beside Celery, procrastinate, DBOS and others, in one run (20 min; BENCH=--quick, BENCH=--help)
 	@PYTHONDONTWRITEBYTECODE= $(RUN) benchmarks $(BENCH)
+
+soak-load: install  ## Run a steady load for an hour, and fail if something grows (SOAK="--minutes 10", SOAK=--help)
+	@PYTHONDONTWRITEBYTECODE= $(RUN) benchmarks.soak $(SOAK)
 
 dist: install  ## Build client and server into dist/, as wheels and source archives
 	@$(RUN) build --no-isolation --outdir dist minions

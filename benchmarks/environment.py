@@ -83,12 +83,13 @@ class Environment:
         self._stack.callback(_end, process)
         return process
 
+    def server_pids(self) -> dict[str, int]:
+        """Return the main processes of the servers."""
+        return {"PostgreSQL": self._servers.postgres.pid, "Redis": self._servers.valkey.pid}
+
     def server_seconds(self, processes: Processes) -> dict[str, float]:
         """Return the processor time of the servers."""
-        return {
-            "PostgreSQL": processes.tree(self._servers.postgres.pid),
-            "Redis": processes.tree(self._servers.valkey.pid),
-        }
+        return {name: processes.tree(pid) for name, pid in self.server_pids().items()}
 
     def serve_model(self, arguments: Sequence[str]) -> None:
         """Start a server of the Messages API, which takes its port as the last argument, for all later processes."""

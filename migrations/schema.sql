@@ -97,6 +97,27 @@ CREATE INDEX budgets_due_idx ON budgets USING btree (due_at) WHERE ((due_at IS N
 ALTER TABLE ONLY budgets
     ADD CONSTRAINT budgets_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
 
+CREATE TABLE cached_results (
+    key text NOT NULL,
+    namespace text DEFAULT 'default'::text NOT NULL,
+    function_version_id uuid,
+    output jsonb NOT NULL,
+    output_order jsonb,
+    bytes integer NOT NULL,
+    task_id uuid NOT NULL,
+    step integer NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone NOT NULL
+);
+ALTER TABLE ONLY cached_results
+    ADD CONSTRAINT cached_results_pkey PRIMARY KEY (key);
+CREATE INDEX cached_results_expires_idx ON cached_results USING btree (expires_at) INCLUDE (bytes);
+CREATE INDEX cached_results_task_id_idx ON cached_results USING btree (task_id);
+ALTER TABLE ONLY cached_results
+    ADD CONSTRAINT cached_results_function_version_id_fkey FOREIGN KEY (function_version_id) REFERENCES function_versions(id);
+ALTER TABLE ONLY cached_results
+    ADD CONSTRAINT cached_results_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+
 CREATE TABLE contents (
     sha256 text NOT NULL,
     value jsonb NOT NULL,
@@ -408,6 +429,7 @@ ALTER TABLE ONLY steps
     ADD CONSTRAINT steps_pkey PRIMARY KEY (task_id, number);
 CREATE INDEX steps_child_idx ON steps USING btree (child_id) WHERE (child_id IS NOT NULL);
 CREATE INDEX steps_due_idx ON steps USING btree (due_at) WHERE ((due_at IS NOT NULL) AND (status = 'started'::text));
+CREATE INDEX steps_open_idx ON steps USING btree (task_id) WHERE ((status = 'started'::text) AND (kind = ANY (ARRAY['subtask'::text, 'wait'::text])));
 CREATE TRIGGER steps_begin_event AFTER INSERT ON steps FOR EACH ROW EXECUTE FUNCTION minion_record_step();
 CREATE TRIGGER steps_change_event AFTER UPDATE OF status ON steps FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) OR (old.claim IS DISTINCT FROM new.claim))) EXECUTE FUNCTION minion_record_step();
 CREATE TRIGGER steps_summary AFTER INSERT OR UPDATE ON steps FOR EACH ROW WHEN (((new.kind = 'model_call'::text) AND (new.status = 'finished'::text) AND (new.claim > 0) AND (new.output ?& ARRAY['summary'::text, 'through'::text]))) EXECUTE FUNCTION minion_keep_summary();
@@ -534,7 +556,7 @@ END),
     CONSTRAINT task_status_state_check CHECK ((state = ANY (ARRAY['scheduled'::text, 'pending'::text, 'queued'::text, 'running'::text, 'waiting'::text, 'succeeded'::text, 'failed'::text, 'cancelled'::text, 'expired'::text]))),
     CONSTRAINT task_status_waiting_has_reason_check CHECK (((state = 'waiting'::text) = (wait_reason IS NOT NULL)))
 )
-WITH (fillfactor='80');
+WITH (fillfactor='80', autovacuum_vacuum_scale_factor='0.01', autovacuum_vacuum_threshold='2000', autovacuum_analyze_scale_factor='0.02');
 ALTER TABLE ONLY task_status
     ADD CONSTRAINT task_status_pkey PRIMARY KEY (task_id);
 CREATE INDEX task_status_budget_idx ON task_status USING btree (task_id) WHERE (wait_reason = 'budget'::text);
@@ -1459,16 +1481,16 @@ CREATE FUNCTION minion_heal_waits(after uuid, most integer, OUT woken integer, O
     SET jit TO 'off'
     AS $$
 DECLARE
-    looked_at uuid[] := ARRAY(
-        SELECT s.task_id FROM task_status s
-            WHERE s.state = 'waiting' AND s.task_id > COALESCE(after, '00000000-0000-0000-0000-000000000000')
-            ORDER BY s.task_id LIMIT most);
+    first uuid := COALESCE(after, '00000000-0000-0000-0000-000000000000');
+    until uuid;
     early record;
 BEGIN
-    last := looked_at[most];
+    SELECT s.task_id INTO last FROM task_status s
+        WHERE s.state = 'waiting' AND s.task_id > first ORDER BY s.task_id OFFSET most - 1 LIMIT 1;
+    until := COALESCE(last, 'ffffffff-ffff-ffff-ffff-ffffffffffff');
     FOR early IN
         SELECT s.task_id, s.updated_at - clock_timestamp() AS extra FROM task_status s
-            WHERE s.task_id = ANY (looked_at) AND s.state = 'waiting'
+            WHERE s.state = 'waiting' AND s.task_id > first AND s.task_id <= until
               AND s.updated_at > clock_timestamp() + interval '1 s'
             ORDER BY s.task_id FOR NO KEY UPDATE SKIP LOCKED
     LOOP
@@ -1480,10 +1502,12 @@ BEGIN
     UPDATE task_status SET state = 'pending', wait_reason = NULL, open_waits = 0, due_at = NULL, updated_at = now()
         WHERE task_id IN (
             SELECT s.task_id FROM task_status s
-                WHERE s.task_id = ANY (looked_at) AND s.state = 'waiting' AND s.updated_at < now() - interval '10 s'
+                WHERE s.state = 'waiting' AND s.task_id > first AND s.task_id <= until
+                  AND s.updated_at < now() - interval '10 s'
                   AND s.wait_reason IN ('subtask', 'signal', 'timer', 'approval')
                   AND NOT EXISTS (SELECT 1 FROM steps w WHERE w.task_id = s.task_id AND w.status = 'started'
-                                    AND w.kind IN ('subtask', 'wait'))
+                                    AND w.kind IN ('subtask', 'wait')
+                                    AND w.task_id > first AND w.task_id <= until)
                 FOR NO KEY UPDATE OF s SKIP LOCKED);
     GET DIAGNOSTICS woken = ROW_COUNT;
     IF woken > 0 THEN
@@ -2644,25 +2668,48 @@ BEGIN
     RETURN QUERY WITH RECURSIVE flight AS MATERIALIZED (
         SELECT f.namespace, f.capability, f.key, f.agent_name, f.state, count(*)::integer AS n
             FROM task_status f WHERE f.state IN ('queued', 'running') GROUP BY 1, 2, 3, 4, 5
+    ), busy AS MATERIALIZED (
+        SELECT namespace, key, sum(n) AS n FROM flight WHERE capability = cap GROUP BY 1, 2
+    ), free AS (
+        SELECT window_size - COALESCE(sum(f.n), 0) AS size FROM flight f WHERE f.state = 'queued' AND f.capability = cap
     ), room AS MATERIALIZED (
-        SELECT GREATEST(0, window_size - COALESCE(sum(f.n), 0))::integer AS size
-            FROM flight f WHERE f.state = 'queued' AND f.capability = cap
+        -- A round looks at all queues, so it waits until a quarter of the window is free.
+        SELECT CASE WHEN size >= window_size / 4 THEN GREATEST(0, size) ELSE 0 END::integer AS size FROM free
     ), lines AS (
-        (SELECT p.namespace, p.key, p.agent_name FROM task_status p
+        -- Each queue with its first task.
+        (SELECT p.namespace, p.key, p.agent_name, p.rank, p.task_id FROM task_status p
             WHERE p.state = 'pending' AND p.capability = cap AND (SELECT size FROM room) > 0
-            ORDER BY p.namespace, p.key, p.agent_name LIMIT 1)
+            ORDER BY p.namespace, p.key, p.agent_name, p.rank, p.task_id LIMIT 1)
         UNION ALL
         SELECT n.* FROM lines l CROSS JOIN LATERAL (
-            SELECT p.namespace, p.key, p.agent_name FROM task_status p
+            SELECT p.namespace, p.key, p.agent_name, p.rank, p.task_id FROM task_status p
                 WHERE p.state = 'pending' AND p.capability = cap
                   AND (p.namespace, p.key, p.agent_name) > (l.namespace, l.key, l.agent_name)
-                ORDER BY p.namespace, p.key, p.agent_name LIMIT 1) n
+                ORDER BY p.namespace, p.key, p.agent_name, p.rank, p.task_id LIMIT 1) n
+    ), permitted AS (
+        SELECT l.* FROM lines l
+            WHERE l.rank < minion_parked() AND (NOT (SELECT EXISTS (SELECT 1 FROM pauses)) OR NOT EXISTS (
+                    SELECT 1 FROM pauses x WHERE x.namespace = l.namespace
+                    AND (x.scope = 'capability' AND x.name = cap OR x.scope = 'agent' AND x.name = l.agent_name
+                         OR x.scope = 'key' AND x.name = l.key)))
+              AND (NOT (SELECT EXISTS (SELECT 1 FROM rate_holds)) OR NOT EXISTS (
+                    SELECT 1 FROM rate_holds x WHERE x.namespace = l.namespace AND x.until_at > now()
+                    AND (x.scope = 'capability' AND x.name = cap OR x.scope = 'agent' AND x.name = l.agent_name
+                         OR x.scope = 'key' AND x.name = l.key)))
+    ), nearest AS (
+        -- A queue whose first task is not among so many first ones has no task among the chosen. Limits may pass over
+        -- first ones, so then every queue counts.
+        SELECT p.namespace, p.key, p.agent_name FROM permitted p
+            LEFT JOIN busy b ON b.namespace = p.namespace AND b.key = p.key
+            ORDER BY row_number() OVER (PARTITION BY p.namespace, p.key ORDER BY p.rank, p.task_id) + COALESCE(b.n, 0),
+                     p.rank, p.task_id
+            LIMIT CASE WHEN NOT limited THEN (SELECT size FROM room) END
     ), rules AS (
         SELECT l.namespace, l.key, l.agent_name,
                min(r.free) FILTER (WHERE r.scope = 'capability') AS free_capability,
                min(r.free) FILTER (WHERE r.scope = 'agent') AS free_agent,
                min(r.free) FILTER (WHERE r.scope = 'key') AS free_key
-            FROM lines l LEFT JOIN LATERAL (
+            FROM nearest l LEFT JOIN LATERAL (
                 SELECT m.scope, LEAST(m.max_running - COALESCE(sum(f.n), 0),
                         CASE WHEN m.rate IS NOT NULL
                              THEN m.burst - COALESCE(sum(f.n) FILTER (WHERE f.state = 'queued'), 0) END) AS free
@@ -2671,12 +2718,6 @@ BEGIN
                         AND CASE m.scope WHEN 'capability' THEN f.capability = cap
                                          WHEN 'agent' THEN f.agent_name = l.agent_name ELSE f.key = l.key END
                     WHERE limited GROUP BY m.scope, m.max_running, m.rate, m.burst) r ON true
-            WHERE NOT EXISTS (SELECT 1 FROM pauses x WHERE x.namespace = l.namespace
-                    AND (x.scope = 'capability' AND x.name = cap OR x.scope = 'agent' AND x.name = l.agent_name
-                         OR x.scope = 'key' AND x.name = l.key))
-              AND NOT EXISTS (SELECT 1 FROM rate_holds x WHERE x.namespace = l.namespace AND x.until_at > now()
-                    AND (x.scope = 'capability' AND x.name = cap OR x.scope = 'agent' AND x.name = l.agent_name
-                         OR x.scope = 'key' AND x.name = l.key))
             GROUP BY 1, 2, 3
     ), first_ones AS (
         SELECT c.task_id, c.rank, u.*,
@@ -2688,13 +2729,12 @@ BEGIN
                     ORDER BY p.rank, p.task_id
                     -- Four times its share: enough if others have less, and little if there are many queues. Unused
                     -- room is left to the next round.
-                    LIMIT LEAST(u.free_capability, u.free_agent, u.free_key,
+                    LIMIT LEAST(u.free_capability, u.free_agent, u.free_key, (SELECT size FROM room),
                                 ceil(4.0 * (SELECT size FROM room) / (SELECT count(*) FROM rules))::integer)) c
             WHERE LEAST(u.free_capability, u.free_agent, u.free_key, 1) > 0
     ), turns AS (
-        SELECT f.*, f.nth_of_key + COALESCE(busy.n, 0) AS turn FROM first_ones f
-            LEFT JOIN (SELECT namespace, key, sum(n) AS n FROM flight WHERE capability = cap GROUP BY 1, 2) busy
-                ON busy.namespace = f.namespace AND busy.key = f.key
+        SELECT f.*, f.nth_of_key + COALESCE(b.n, 0) AS turn FROM first_ones f
+            LEFT JOIN busy b ON b.namespace = f.namespace AND b.key = f.key
             WHERE f.nth_of_key <= COALESCE(f.free_key, f.nth_of_key)
     ), within_agents AS (
         -- The keys take turns in the room of an agent's limit, and below in that of the capability.

@@ -19,6 +19,7 @@ from minions.errors import MinionsError
 from orchestrator.commands import (
     agents,
     budgets,
+    capacity,
     decisions,
     definitions,
     diff,
@@ -54,7 +55,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Failed tasks", (replays,)),
     ("When tasks start", (rules, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
-    ("Operation", (workers, webhooks, doctor, prune)),
+    ("Operation", (workers, webhooks, doctor, prune, capacity)),
 )
 for group, modules in GROUPS:
     earlier = len(app.registered_commands), len(app.registered_groups)

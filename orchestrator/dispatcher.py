@@ -129,13 +129,15 @@ def _make_engine(settings: Settings) -> Engine:
     """Create a dedicated engine: its one connection keeps the plans of the dispatcher's statements.
 
     It is not pinged, because a failed round is repeated. Its commits do not wait for the disk: if PostgreSQL crashes
-    and loses one, its tasks are pending again, and of the messages that are then sent twice, one finds a claim.
+    and loses one, its tasks are pending again, and of the messages that are then sent twice, one finds a claim. A plan
+    that was made for an empty table would read all of a large backlog, until the next ANALYZE.
     """
     engine = make_engine(settings, pool_size=1, pre_ping=False)
 
     @event.listens_for(engine, "connect")
-    def _do_not_wait_for_the_disk(connection: Any, record: Any) -> None:
+    def _configure(connection: Any, record: Any) -> None:
         connection.execute("SET synchronous_commit = off")
+        connection.execute("SET enable_seqscan = off")
         connection.commit()
 
     return engine

@@ -16,6 +16,7 @@ from orchestrator.dispatcher import Dispatcher
 from orchestrator.ingress import Ingress
 from orchestrator.loops.loop import Loop
 from orchestrator.maintenance.budget_keeper import BudgetKeeper
+from orchestrator.maintenance.cache_keeper import CacheKeeper
 from orchestrator.maintenance.clock import Clock
 from orchestrator.maintenance.expirer import Expirer
 from orchestrator.maintenance.healer import Healer
@@ -78,6 +79,7 @@ def make_loops(settings: Settings) -> list[Loop]:
         Healer(settings, engine),
         Ingress(settings, engine),
         Pruner(settings, engine),
+        CacheKeeper(settings, engine),
         Webhooks(settings, engine),
         # The last one, because it also sends the events of loops that are stopping.
         monitors,

@@ -28,6 +28,9 @@ SET = text(
 )
 LIST = text("SELECT name, created_at, updated_at FROM secrets WHERE namespace = :namespace ORDER BY name")
 DELETE = text("DELETE FROM secrets WHERE namespace = :namespace AND name = :name RETURNING 1")
+TIMES = text(
+    "SELECT name, updated_at FROM secrets WHERE namespace = :namespace AND name = ANY (:names) ORDER BY name"
+).bindparams(bindparam("names", type_=ARRAY(TEXT)))
 READ = text("SELECT name, ciphertext FROM secrets WHERE namespace = :namespace AND name = ANY (:names)").bindparams(
     bindparam("names", type_=ARRAY(TEXT))
 )
@@ -91,6 +94,12 @@ class SecretStore:
 def list_secrets(connection: Connection, namespace: str = "default") -> list[dict[str, Any]]:
     """Return names and times, never values."""
     return [dict(row) for row in connection.execute(LIST, {"namespace": namespace}).mappings()]
+
+
+def times_of(connection: Connection, names: Collection[str], namespace: str = "default") -> dict[str, Any]:
+    """Return when each of these secrets was set, as text. Those that do not exist are left out."""
+    rows = connection.execute(TIMES, {"namespace": namespace, "names": list(names)})
+    return {row.name: row.updated_at.isoformat() for row in rows}
 
 
 def delete_secret(connection: Connection, name: str, namespace: str = "default") -> None:

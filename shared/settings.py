@@ -152,6 +152,8 @@ class Settings(BaseSettings):
     sandbox_preload: Annotated[list[str], NoDecode] = Field(default_factory=list)
     quarantine_after: int = Field(10, ge=0, le=1_000_000)
     dispatch_window: int = Field(64, ge=1, le=1_000_000)
+    cache_rows: int = Field(100_000, ge=0, le=100_000_000)
+    cache_bytes: int = Field(256 << 20, ge=0)
     connect_attempts: int = Field(10, ge=1)
     allow_private_addresses: Annotated[list[str], NoDecode] = Field(default_factory=list)
 

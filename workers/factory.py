@@ -103,12 +103,11 @@ def _tool(session: Session, row: ToolVersion) -> Tool:
 
 def _plain_tool(session: Session, row: ToolVersion, definition: ToolDefinition) -> Tool:
     if definition.type == "builtin":
-        return BuiltinTool(definition)
+        return BuiltinTool(definition, row.id)
     if definition.type == "agent":
         return AgentTool(definition)
     if definition.type == "http":
-        return HttpTool(
-            definition, session.scalar(select(ToolRow.namespace).where(ToolRow.id == row.tool_id)) or "default"
-        )
+        namespace = session.scalar(select(ToolRow.namespace).where(ToolRow.id == row.tool_id)) or "default"
+        return HttpTool(definition, row.id, namespace)
     function = session.get_one(FunctionVersion, row.function_version_id)
     return FunctionTool(definition, verify(function, get_engine()))

@@ -41,6 +41,7 @@ class StepResult:
 
     Attributes:
         cost_microdollars: None if unknown.
+        cached: the origin of a result that another call left: its task, its step and its time.
     """
 
     output: JsonValue
@@ -54,6 +55,7 @@ class StepResult:
     cpu_seconds: float = 0.0
     peak_memory_bytes: int = 0
     function_version_id: UUID | None = None
+    cached: dict[str, JsonValue] | None = None
 
 
 @dataclass
@@ -375,15 +377,18 @@ def _not_retryable(error: ToolError) -> ToolError:
     return error
 
 
-def _usage(result: StepResult) -> dict[str, int]:
-    """Token counts by their names in OpenTelemetry's GenAI conventions; unknown ones are left out."""
+def _usage(result: StepResult) -> dict[str, Any]:
+    """Token counts by their names in OpenTelemetry's GenAI conventions; unknown ones are left out. Also the origin of a
+    cached result.
+    """
     cached = {
         "cache_read_input_tokens": result.cache_read_tokens,
         "cache_creation_input_tokens": result.cache_write_tokens,
     }
     counted = {name: tokens for name, tokens in cached.items() if tokens}
     tokens = {"input_tokens": result.input_tokens, "output_tokens": result.output_tokens}
-    return {**tokens, **counted, **result.used_besides}
+    origin = {"cached": result.cached} if result.cached else {}
+    return {**tokens, **counted, **result.used_besides, **origin}
 
 
 def _now() -> str:

@@ -20,6 +20,7 @@ class ClaimedTask:
         worker_id: this worker's row.
         stream_key: this execution's secret, for the tags of what it streams.
         attempts: charged failures so far.
+        key: the tenant key.
         budget_ids: the tasks whose budgets apply to it, the root first.
         history_before: messages of its conversation from this time on are not visible to it.
     """
@@ -37,6 +38,7 @@ class ClaimedTask:
     namespace: str
     depth: int
     journal_format: int
+    key: str | None = None
     input: JsonValue = None
     messages: list[Any] | None = None
     conversation_id: str | None = None
@@ -63,6 +65,7 @@ class ClaimedTask:
             namespace=row["namespace"],
             depth=row["depth"],
             journal_format=row["journal_format"],
+            key=row["key"],
             input=row["input"],
             messages=row["messages"],
             conversation_id=row["conversation_id"],

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from uuid import UUID
 
 import redis
 from sqlalchemy import TextClause, text
 
 from benchmarks.bench import Bench
+from benchmarks.costs import Costs
 from benchmarks.filling import empty, fill_pending, fill_succeeded, vacuum
-from benchmarks.samples import Figures, Table, alternate
+from benchmarks.samples import Breakdown, Figures, Table, alternate
 from benchmarks.systems.minions import CAPABILITY, TOOL, MinionsTool, installation
 from benchmarks.systems.system import PATIENCE
 from shared.database.connections import get_engine
@@ -33,27 +35,42 @@ ENDED = text("SELECT count(*) FROM executions WHERE task_id > :after AND outcome
 
 def run(bench: Bench) -> list[Table]:
     """Measure all conditions."""
-    if not bench.systems(able_to=MinionsTool):
+    systems = bench.systems(able_to=MinionsTool)
+    if not systems:
         return []
+    [system] = systems
     measured = bench.size(2000, 300)
     backlog, history = bench.size(100_000, 10_000), bench.size(1_000_000, 50_000)
-
-    def measure(pending: int, finished: int = 0, tenants: int = 0) -> Callable[[], float]:
-        return lambda: _rate(bench, measured, pending=pending, finished=finished, tenants=tenants)
-
+    costs = Costs(bench.environment)
     pending = measured + SKIPPED
-    measures = {
-        EMPTY: measure(pending),
-        f"{backlog:,} pending in the same capability": measure(backlog + pending),
-        f"{TENANTS} tenants with {backlog // TENANTS:,} pending each": measure(backlog + pending, tenants=TENANTS),
-        f"{history:,} finished": measure(pending, finished=history),
-    }
+
+    def measure(name: str, **sizes: int) -> tuple[str, Callable[[], float]]:
+        conditions = {"pending": pending, "finished": 0, "tenants": 0, **sizes}
+        return name, lambda: _rate(bench, lambda tasks: costs.of(name, system, tasks), measured, **conditions)
+
+    measures = dict(
+        (
+            measure(EMPTY),
+            measure(f"{backlog:,} pending in the same capability", pending=backlog + pending),
+            measure(
+                f"{TENANTS} tenants with {backlog // TENANTS:,} pending each",
+                pending=backlog + pending,
+                tenants=TENANTS,
+            ),
+            measure(f"{history:,} finished", finished=history),
+        )
+    )
+    samples = alternate(bench.rounds, measures)
     return [
-        Figures("growth", "rate of minions, builtin tool", "tasks/s", alternate(bench.rounds, measures), base=EMPTY)
+        Figures("growth", "rate of minions, builtin tool", "tasks/s", samples, base=EMPTY),
+        Breakdown("growth-cpu", "processor time of a task while the tables grow, by process", "ms", costs.per_task()),
     ]
 
 
-def _rate(bench: Bench, tasks: int, *, pending: int, finished: int, tenants: int) -> float:
+Spent = Callable[[int], AbstractContextManager[None]]
+
+
+def _rate(bench: Bench, spent: Spent, tasks: int, *, pending: int, finished: int, tenants: int) -> float:
     engine, client = get_engine(), installation(bench.environment).client
     client.pause("capability", CAPABILITY)
     _wait_until(lambda: not _count(IN_FLIGHT), "the tasks before have ended")
@@ -62,13 +79,14 @@ def _rate(bench: Bench, tasks: int, *, pending: int, finished: int, tenants: int
         broker.delete(CAPABILITY)  # the messages of the backlog before
     if finished:
         fill_succeeded(engine, finished, TOOL, CAPABILITY)
-    vacuum(engine)
     with engine.connect() as connection:
         last: UUID = connection.execute(text("SELECT minion_uuidv7()")).scalar_one()
     fill_pending(engine, pending, TOOL, CAPABILITY, keys=tenants)
+    vacuum(engine)  # or an autovacuum of so many new rows would fall into the measurement
     client.resume("capability", CAPABILITY)
     first, began = _wait_for(SKIPPED, last)
-    second, ended = _wait_for(first + tasks - SKIPPED, last)
+    with spent(tasks - SKIPPED):
+        second, ended = _wait_for(first + tasks - SKIPPED, last)
     return (second - first) / (ended - began)
 
 

@@ -81,7 +81,10 @@ class Step(BaseModel):
     output: Any = None
     error: dict[str, Any] | None
     stdout: str | None
-    usage: dict[str, Any] | None
+    usage: dict[str, Any] | None = Field(
+        description="Tokens of a model call. `cached`, of a result that another call left: its `task_id`, `step` and "
+        "`created_at`."
+    )
     cost_microdollars: int
     child_id: UUID | None
     function_version_id: UUID | None

@@ -316,6 +316,8 @@ def _fields(task: Any) -> list[str]:
 
 
 def _status(step: dict[str, Any]) -> str:
+    if cached := (step["usage"] or {}).get("cached"):
+        return f"{step['status']} (cached by step {cached['step']} of {cached['task_id']})"
     if not step.get("copied_from"):
         return str(step["status"])
     edited = ", edited" if "edited" in (step["usage"] or {}) else ""

@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from shared.contracts import sampling
+from shared.contracts.durations import Duration
 from shared.contracts.json_schema import check_dialect, check_schema
 from shared.contracts.key_order import KeyOrder, order_of, ordered
 from shared.contracts.requests import Budget
@@ -45,6 +46,7 @@ SCHEMAS = ("input_schema", "output_schema")
 NAMING = frozenset({"properties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"})
 """Keywords by which a schema names properties."""
 OPENING = frozenset({"additionalProperties", "unevaluatedProperties"})
+CONTEXT_AND_CACHE = "a function with requires_context must not be cached: its result depends on the task"
 
 
 def _without_defaults(model: BaseModel, fields: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -361,10 +363,11 @@ class ToolDefinition(Definition):
     http: HttpCall | None = None
     approval: bool = False
     approval_timeout: float | None = Field(None, gt=0, le=31_622_400)
+    cache: Duration | None = None
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return _without_defaults(self, serialize(self), ("http", "approval", "approval_timeout"))
+        return _without_defaults(self, serialize(self), ("http", "approval", "approval_timeout", "cache"))
 
     @field_validator("name")
     @classmethod
@@ -392,6 +395,22 @@ class ToolDefinition(Definition):
             self.effect = self.effect or "idempotent"
         # A tool without a declared effect is treated as harmful.
         self.effect = self.effect or "unsafe"
+        return self
+
+    @model_validator(mode="after")
+    def _only_pure_results_are_cached(self) -> Self:
+        if self.cache is None:
+            return self
+        if self.type == "agent":
+            raise ValueError(
+                "a tool of type agent must not have `cache`: its call is a sub-task. Set `cache` in the function or "
+                "tool that the agent runs"
+            )
+        if self.effect != "pure":
+            raise ValueError(
+                f"a tool with `cache` must declare `effect: pure`, and this one is {self.effect}: an earlier result "
+                "would replace the effect of the call"
+            )
         return self
 
 
@@ -423,7 +442,18 @@ class FunctionDefinition(Definition):
     entrypoint: str | None = Field(None, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     input_schema: JsonSchema | None = None
     output_schema: JsonSchema | None = None
+    cache: Duration | None = None
     config: FunctionConfig = Field(default_factory=FunctionConfig)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_defaults(self, serialize(self), ("cache",))
+
+    @model_validator(mode="after")
+    def _cached_result_needs_no_context(self) -> Self:
+        if self.cache is not None and self.config.requires_context:
+            raise ValueError(CONTEXT_AND_CACHE)
+        return self
 
     @model_validator(mode="after")
     def _entrypoint_is_a_name(self) -> Self:

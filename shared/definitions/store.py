@@ -18,6 +18,7 @@ from sqlalchemy import func, insert, select, text
 from sqlalchemy.orm import Session
 
 from shared.contracts.documents import (
+    CONTEXT_AND_CACHE,
     AgentDefinition,
     AnyDefinition,
     FunctionConfig,
@@ -143,6 +144,8 @@ class DefinitionStore:
             version = self._resolve("function", definition.function, where=f"tool {definition.name!r}, function")
             values["function_version_id"] = version.id
             resolved["function"] = str(version.id)
+            if definition.cache and version.definition.get("config", {}).get("requires_context"):
+                raise InvalidDefinition(f"tool {definition.name!r}, cache: {CONTEXT_AND_CACHE}.")
         self._store(definition, definition.checksum(**resolved), because, values)
 
     def _store_agent(self, definition: AgentDefinition, because: str | None) -> None:

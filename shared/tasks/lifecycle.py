@@ -212,7 +212,7 @@ def wake_due(connection: Connection, *, limit: int = 1000) -> int:
     return int(connection.scalar(WAKE_DUE, {"most": limit}) or 0)
 
 
-def heal_waits(connection: Connection, *, after: UUID | None = None, limit: int = 1000) -> tuple[int, UUID | None]:
+def heal_waits(connection: Connection, *, after: UUID | None = None, limit: int = 5000) -> tuple[int, UUID | None]:
     """Wake waiting tasks that have nothing left to wait for.
 
     Args:

@@ -60,7 +60,7 @@ class StepRecord(TypedDict):
     output: NotRequired[JsonValue]
     error: NotRequired[dict[str, Any]]
     stdout: NotRequired[str | None]
-    usage: NotRequired[dict[str, int]]
+    usage: NotRequired[dict[str, Any]]
     cost_microdollars: NotRequired[int]
     function_version_id: NotRequired[str | None]
 
@@ -135,6 +135,7 @@ class Claimed(TypedDict):
     namespace: str
     depth: int
     journal_format: int
+    key: str | None
     input: JsonValue
     messages: list[Any] | None
     conversation_id: str | None

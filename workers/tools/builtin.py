@@ -20,6 +20,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from celery.exceptions import SoftTimeLimitExceeded
 
@@ -32,6 +33,7 @@ from shared.settings import get_settings
 from shared.tasks.directives import directive_in
 from workers.journal import Journal, StepResult
 from workers.outcomes import Interrupted
+from workers.result_cache import ResultCache
 from workers.task import ClaimedTask
 from workers.tools.directives import obey
 
@@ -62,8 +64,11 @@ class ToolContext:
 class BuiltinTool:
     """A function of an installed package."""
 
-    def __init__(self, definition: ToolDefinition) -> None:
+    def __init__(self, definition: ToolDefinition, version_id: UUID) -> None:
         self.definition = definition
+        self.cache = definition.cache and ResultCache(
+            version_id, definition.cache, depends_on=lambda: installed(str(definition.builtin))
+        )
         self.name = definition.name
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema
@@ -84,7 +89,8 @@ class BuiltinTool:
                 validate(definition.output_schema, output, what=what, error=InvalidOutput)
             return StepResult(obey(output, self.name))
 
-        return journal.call("tool_call", self.name, request, perform, effect=self.effect)
+        once = self.cache.around(perform, task, arguments) if self.cache else perform
+        return journal.call("tool_call", self.name, request, once, effect=self.effect)
 
     def _run(self, function: Callable[..., Any], arguments: JsonValue, context: ToolContext) -> JsonValue:
         try:
@@ -119,6 +125,13 @@ def load(name: str) -> Callable[..., Any]:
     except Exception as error:
         raise ToolError(f"The builtin tool {name!r} cannot be imported: {type(error).__name__}: {error}") from error
     return function
+
+
+def installed(name: str) -> str | None:
+    """Return the distribution that offers an entry point, with its version."""
+    found = entry_points(group=GROUP, name=name)
+    distribution = next(iter(found)).dist if found else None
+    return None if distribution is None else f"{distribution.name} {distribution.version}"
 
 
 async def _await(result: Any) -> Any:

@@ -9,6 +9,7 @@ from shared.contracts.strict_json import JsonValue
 from shared.database.connections import get_engine
 from shared.functions.runner import StoredFunction, run_function
 from workers.journal import Journal, StepResult
+from workers.result_cache import ResultCache, interpreter
 from workers.task import ClaimedTask
 from workers.tools.directives import obey
 
@@ -23,6 +24,7 @@ class FunctionTool:
         self.effect = "pure"
         self.steps = 1
         self.function = function
+        self.cache = _cache_of(definition, function)
 
     @classmethod
     def for_function(cls, function: StoredFunction) -> FunctionTool:
@@ -45,4 +47,14 @@ class FunctionTool:
             )
 
         request = {"function": str(self.function.version_id), "arguments": arguments}
-        return journal.call("function_call", self.function.name, request, perform, effect=self.effect)
+        once = self.cache.around(perform, task, arguments) if self.cache else perform
+        return journal.call("function_call", self.function.name, request, once, effect=self.effect)
+
+
+def _cache_of(definition: ToolDefinition, function: StoredFunction) -> ResultCache | None:
+    """Return the cache that the tool, or else the function, asks for. All tools of a function version share it."""
+    duration = definition.cache or function.definition.cache
+    if duration is None:
+        return None
+    imports = function.definition.config.allowed_imports
+    return ResultCache(function.version_id, duration, function.version_id, lambda: interpreter(imports))

@@ -6,20 +6,22 @@ import json
 import re
 from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
 import httpx2
 
 from shared.contracts.documents import HEADER_VALUE, PLACEHOLDER, HttpCall, ToolDefinition
 from shared.contracts.json_schema import validate
 from shared.contracts.strict_json import JsonValue, digest, parse
-from shared.database.connections import get_engine, persist
+from shared.database.connections import get_engine, persist, persistently
 from shared.errors import ForbiddenAddress, InvalidInput, InvalidOutput, MinionError, ToolError
 from shared.outbound import guarded_client
 from shared.retry_after import retry_after
-from shared.secret_store import SecretStore, fill, references, scrub
+from shared.secret_store import SecretStore, fill, references, scrub, times_of
 from shared.settings import get_settings
 from workers.journal import Journal, StepResult
 from workers.outcomes import Interrupted
+from workers.result_cache import ResultCache
 from workers.task import ClaimedTask
 
 HEADER_TEXT = re.compile(HEADER_VALUE)
@@ -34,11 +36,12 @@ NOT_TAKEN = frozenset({429, 503})
 class HttpTool:
     """An HTTP request, made as one journal step with the tool's declared effect."""
 
-    def __init__(self, definition: ToolDefinition, namespace: str) -> None:
+    def __init__(self, definition: ToolDefinition, version_id: UUID, namespace: str) -> None:
         assert definition.http is not None
         self.definition = definition
         self.http = definition.http
         self.namespace = namespace
+        self.cache = definition.cache and ResultCache(version_id, definition.cache, depends_on=self._stored_secrets)
         self.name = definition.name
         self.description = definition.description
         self.input_schema: dict[str, Any] | None = definition.input_schema
@@ -59,7 +62,8 @@ class HttpTool:
             )
             return StepResult(output)
 
-        return journal.call("tool_call", self.name, request, perform, effect=self.effect)
+        once = self.cache.around(perform, task, arguments) if self.cache else perform
+        return journal.call("tool_call", self.name, request, once, effect=self.effect)
 
     def _fetch(self, arguments: JsonValue, key: str) -> JsonValue:
         secrets = self._secrets()
@@ -102,6 +106,11 @@ class HttpTool:
                 return store.reveal(connection, names)
 
         return persist(read)
+
+    def _stored_secrets(self) -> JsonValue:
+        """Return the names of the request's secrets, with the times at which they were set."""
+        names = references(self.http.headers.values())
+        return persistently(times_of, names, self.namespace) if names else None
 
     def _exchange(self, client: httpx2.Client, request: httpx2.Request) -> tuple[int, httpx2.Headers, bytes]:
         """Send the request, followed by a GET for each redirect; every hop is checked like the first."""

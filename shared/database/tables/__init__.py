@@ -11,6 +11,7 @@ The functions and triggers that keep the invariants are in `shared/tasks/sql/`.
 
 from shared.database.tables.base import Base
 from shared.database.tables.budgets import Budget, Reservation
+from shared.database.tables.cached_results import CachedResult
 from shared.database.tables.conversations import ConversationSummary
 from shared.database.tables.definitions import (
     Agent,
@@ -54,6 +55,7 @@ __all__ = [
     "AgentVersionTool",
     "Base",
     "Budget",
+    "CachedResult",
     "Content",
     "Conversation",
     "ConversationSummary",

@@ -195,7 +195,15 @@ class TaskStatus(Base):
             postgresql_where=text(f"deadline IS NOT NULL AND state NOT IN ({FINAL_STATES})"),
         ),
         Index("task_status_budget_idx", "task_id", postgresql_where=text("wait_reason = 'budget'")),
-        {"postgresql_with": {"fillfactor": "80"}},
+        # Dispatch reads past the dead entries of tasks that have left their queue: vacuum soon.
+        {
+            "postgresql_with": {
+                "fillfactor": "80",
+                "autovacuum_vacuum_scale_factor": "0.01",
+                "autovacuum_vacuum_threshold": "2000",
+                "autovacuum_analyze_scale_factor": "0.02",
+            }
+        },
     )
 
     task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
@@ -307,6 +315,7 @@ class Step(Base):
         CheckConstraint("child_id IS NULL OR kind = 'subtask'", name="only_subtasks_have_children"),
         Index("steps_child_idx", "child_id", postgresql_where=text("child_id IS NOT NULL")),
         Index("steps_due_idx", "due_at", postgresql_where=text("due_at IS NOT NULL AND status = 'started'")),
+        Index("steps_open_idx", "task_id", postgresql_where=text("status = 'started' AND kind IN ('subtask', 'wait')")),
     )
 
     task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)

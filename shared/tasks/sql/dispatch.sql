@@ -84,25 +84,48 @@ BEGIN
     RETURN QUERY WITH RECURSIVE flight AS MATERIALIZED (
         SELECT f.namespace, f.capability, f.key, f.agent_name, f.state, count(*)::integer AS n
             FROM task_status f WHERE f.state IN ('queued', 'running') GROUP BY 1, 2, 3, 4, 5
+    ), busy AS MATERIALIZED (
+        SELECT namespace, key, sum(n) AS n FROM flight WHERE capability = cap GROUP BY 1, 2
+    ), free AS (
+        SELECT window_size - COALESCE(sum(f.n), 0) AS size FROM flight f WHERE f.state = 'queued' AND f.capability = cap
     ), room AS MATERIALIZED (
-        SELECT GREATEST(0, window_size - COALESCE(sum(f.n), 0))::integer AS size
-            FROM flight f WHERE f.state = 'queued' AND f.capability = cap
+        -- A round looks at all queues, so it waits until a quarter of the window is free.
+        SELECT CASE WHEN size >= window_size / 4 THEN GREATEST(0, size) ELSE 0 END::integer AS size FROM free
     ), lines AS (
-        (SELECT p.namespace, p.key, p.agent_name FROM task_status p
+        -- Each queue with its first task.
+        (SELECT p.namespace, p.key, p.agent_name, p.rank, p.task_id FROM task_status p
             WHERE p.state = 'pending' AND p.capability = cap AND (SELECT size FROM room) > 0
-            ORDER BY p.namespace, p.key, p.agent_name LIMIT 1)
+            ORDER BY p.namespace, p.key, p.agent_name, p.rank, p.task_id LIMIT 1)
         UNION ALL
         SELECT n.* FROM lines l CROSS JOIN LATERAL (
-            SELECT p.namespace, p.key, p.agent_name FROM task_status p
+            SELECT p.namespace, p.key, p.agent_name, p.rank, p.task_id FROM task_status p
                 WHERE p.state = 'pending' AND p.capability = cap
                   AND (p.namespace, p.key, p.agent_name) > (l.namespace, l.key, l.agent_name)
-                ORDER BY p.namespace, p.key, p.agent_name LIMIT 1) n
+                ORDER BY p.namespace, p.key, p.agent_name, p.rank, p.task_id LIMIT 1) n
+    ), permitted AS (
+        SELECT l.* FROM lines l
+            WHERE l.rank < minion_parked() AND (NOT (SELECT EXISTS (SELECT 1 FROM pauses)) OR NOT EXISTS (
+                    SELECT 1 FROM pauses x WHERE x.namespace = l.namespace
+                    AND (x.scope = 'capability' AND x.name = cap OR x.scope = 'agent' AND x.name = l.agent_name
+                         OR x.scope = 'key' AND x.name = l.key)))
+              AND (NOT (SELECT EXISTS (SELECT 1 FROM rate_holds)) OR NOT EXISTS (
+                    SELECT 1 FROM rate_holds x WHERE x.namespace = l.namespace AND x.until_at > now()
+                    AND (x.scope = 'capability' AND x.name = cap OR x.scope = 'agent' AND x.name = l.agent_name
+                         OR x.scope = 'key' AND x.name = l.key)))
+    ), nearest AS (
+        -- A queue whose first task is not among so many first ones has no task among the chosen. Limits may pass over
+        -- first ones, so then every queue counts.
+        SELECT p.namespace, p.key, p.agent_name FROM permitted p
+            LEFT JOIN busy b ON b.namespace = p.namespace AND b.key = p.key
+            ORDER BY row_number() OVER (PARTITION BY p.namespace, p.key ORDER BY p.rank, p.task_id) + COALESCE(b.n, 0),
+                     p.rank, p.task_id
+            LIMIT CASE WHEN NOT limited THEN (SELECT size FROM room) END
     ), rules AS (
         SELECT l.namespace, l.key, l.agent_name,
                min(r.free) FILTER (WHERE r.scope = 'capability') AS free_capability,
                min(r.free) FILTER (WHERE r.scope = 'agent') AS free_agent,
                min(r.free) FILTER (WHERE r.scope = 'key') AS free_key
-            FROM lines l LEFT JOIN LATERAL (
+            FROM nearest l LEFT JOIN LATERAL (
                 SELECT m.scope, LEAST(m.max_running - COALESCE(sum(f.n), 0),
                         CASE WHEN m.rate IS NOT NULL
                              THEN m.burst - COALESCE(sum(f.n) FILTER (WHERE f.state = 'queued'), 0) END) AS free
@@ -111,12 +134,6 @@ BEGIN
                         AND CASE m.scope WHEN 'capability' THEN f.capability = cap
                                          WHEN 'agent' THEN f.agent_name = l.agent_name ELSE f.key = l.key END
                     WHERE limited GROUP BY m.scope, m.max_running, m.rate, m.burst) r ON true
-            WHERE NOT EXISTS (SELECT 1 FROM pauses x WHERE x.namespace = l.namespace
-                    AND (x.scope = 'capability' AND x.name = cap OR x.scope = 'agent' AND x.name = l.agent_name
-                         OR x.scope = 'key' AND x.name = l.key))
-              AND NOT EXISTS (SELECT 1 FROM rate_holds x WHERE x.namespace = l.namespace AND x.until_at > now()
-                    AND (x.scope = 'capability' AND x.name = cap OR x.scope = 'agent' AND x.name = l.agent_name
-                         OR x.scope = 'key' AND x.name = l.key))
             GROUP BY 1, 2, 3
     ), first_ones AS (
         SELECT c.task_id, c.rank, u.*,
@@ -128,13 +145,12 @@ BEGIN
                     ORDER BY p.rank, p.task_id
                     -- Four times its share: enough if others have less, and little if there are many queues. Unused
                     -- room is left to the next round.
-                    LIMIT LEAST(u.free_capability, u.free_agent, u.free_key,
+                    LIMIT LEAST(u.free_capability, u.free_agent, u.free_key, (SELECT size FROM room),
                                 ceil(4.0 * (SELECT size FROM room) / (SELECT count(*) FROM rules))::integer)) c
             WHERE LEAST(u.free_capability, u.free_agent, u.free_key, 1) > 0
     ), turns AS (
-        SELECT f.*, f.nth_of_key + COALESCE(busy.n, 0) AS turn FROM first_ones f
-            LEFT JOIN (SELECT namespace, key, sum(n) AS n FROM flight WHERE capability = cap GROUP BY 1, 2) busy
-                ON busy.namespace = f.namespace AND busy.key = f.key
+        SELECT f.*, f.nth_of_key + COALESCE(b.n, 0) AS turn FROM first_ones f
+            LEFT JOIN busy b ON b.namespace = f.namespace AND b.key = f.key
             WHERE f.nth_of_key <= COALESCE(f.free_key, f.nth_of_key)
     ), within_agents AS (
         -- The keys take turns in the room of an agent's limit, and below in that of the capability.

@@ -306,22 +306,23 @@ BEGIN
 END $$;
 
 -- Wakes waiting tasks without open steps, whatever their count says. A safety net: the count is kept in the transactions
--- that end the waits. It checks `most` waiting tasks at a time, those after the task `after`. A wait that began in the
--- future began now, and ends as much earlier: the clock was put back (`minion_heal_clock`).
+-- that end the waits. It checks `most` waiting tasks at a time, those after the task `after`: a stretch of two indexes,
+-- which are compared as a whole. A wait that began in the future began now, and ends as much earlier: the clock was put
+-- back (`minion_heal_clock`).
 -- Returns the number of woken tasks, and the last checked one; NULL: there are no more.
 CREATE OR REPLACE FUNCTION minion_heal_waits(after uuid, most integer, OUT woken integer, OUT last uuid) LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
 DECLARE
-    looked_at uuid[] := ARRAY(
-        SELECT s.task_id FROM task_status s
-            WHERE s.state = 'waiting' AND s.task_id > COALESCE(after, '00000000-0000-0000-0000-000000000000')
-            ORDER BY s.task_id LIMIT most);
+    first uuid := COALESCE(after, '00000000-0000-0000-0000-000000000000');
+    until uuid;
     early record;
 BEGIN
-    last := looked_at[most];
+    SELECT s.task_id INTO last FROM task_status s
+        WHERE s.state = 'waiting' AND s.task_id > first ORDER BY s.task_id OFFSET most - 1 LIMIT 1;
+    until := COALESCE(last, 'ffffffff-ffff-ffff-ffff-ffffffffffff');
     FOR early IN
         SELECT s.task_id, s.updated_at - clock_timestamp() AS extra FROM task_status s
-            WHERE s.task_id = ANY (looked_at) AND s.state = 'waiting'
+            WHERE s.state = 'waiting' AND s.task_id > first AND s.task_id <= until
               AND s.updated_at > clock_timestamp() + interval '1 s'
             ORDER BY s.task_id FOR NO KEY UPDATE SKIP LOCKED
     LOOP
@@ -333,10 +334,12 @@ BEGIN
     UPDATE task_status SET state = 'pending', wait_reason = NULL, open_waits = 0, due_at = NULL, updated_at = now()
         WHERE task_id IN (
             SELECT s.task_id FROM task_status s
-                WHERE s.task_id = ANY (looked_at) AND s.state = 'waiting' AND s.updated_at < now() - interval '10 s'
+                WHERE s.state = 'waiting' AND s.task_id > first AND s.task_id <= until
+                  AND s.updated_at < now() - interval '10 s'
                   AND s.wait_reason IN ('subtask', 'signal', 'timer', 'approval')
                   AND NOT EXISTS (SELECT 1 FROM steps w WHERE w.task_id = s.task_id AND w.status = 'started'
-                                    AND w.kind IN ('subtask', 'wait'))
+                                    AND w.kind IN ('subtask', 'wait')
+                                    AND w.task_id > first AND w.task_id <= until)
                 FOR NO KEY UPDATE OF s SKIP LOCKED);
     GET DIAGNOSTICS woken = ROW_COUNT;
     IF woken > 0 THEN

@@ -1,0 +1,167 @@
+"""Hot statements use indexes on large tables: with a backlog, with a history, with many tenants, with many waits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Connection, Engine, TextClause, text
+
+from benchmarks.filling import fill_pending, fill_succeeded
+from orchestrator.dispatcher import BACKLOG, LOOK, NEXT_HOLD, Dispatcher
+from orchestrator.maintenance.expirer import OVERDUE
+from orchestrator.maintenance.lost_workers import ORPHANED
+from orchestrator.preparer import STILL_UNPREPARED, UNPREPARED
+from shared.broker import make_app
+from shared.settings import Settings
+from shared.tasks import budgets, cached_results, lifecycle
+from shared.tasks.states import State
+from tests.support.lifecycle_driver import LifecycleDriver
+from tests.support.plans import every_node, plans_of, rows_read
+
+PENDING, ENDED, WAITING, TENANTS = 10_000, 10_000, 5_000, 100
+LARGE = ("tasks", "task_status", "steps", "executions", "task_events", "task_outcomes", "cached_results")
+
+WAIT = text(
+    """
+    WITH chosen AS (SELECT task_id FROM task_status WHERE state = 'pending' ORDER BY task_id DESC LIMIT :waiting),
+    opened AS (
+        INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim)
+            SELECT task_id, 1, 'subtask', 'A', 'started', 'pure', '', 1 FROM chosen
+    )
+    UPDATE task_status s SET state = 'waiting', wait_reason = 'subtask', open_waits = 1,
+                             updated_at = now() - interval '1 h'
+        FROM chosen WHERE chosen.task_id = s.task_id
+    """
+)
+CACHE = text(
+    "INSERT INTO cached_results (key, output, bytes, task_id, step, expires_at) "
+    "SELECT 'key-' || n, '1', 1, (SELECT id FROM tasks LIMIT 1), 1, now() + n * interval '1 s' "
+    "FROM generate_series(1, :pending) n"
+)
+Call = Callable[[Connection, LifecycleDriver, UUID], Any]
+
+
+@pytest.fixture
+def large(driver: LifecycleDriver) -> LifecycleDriver:
+    """Tables with many ended, pending and waiting tasks, and two tasks in flight."""
+    fill_succeeded(driver.engine, ENDED, "A", "work")
+    fill_pending(driver.engine, PENDING + WAITING, "A", "work", keys=TENANTS)
+    with driver.engine.begin() as connection:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        connection.execute(WAIT, {"waiting": WAITING})
+        connection.execute(CACHE, {"pending": PENDING})
+    with driver.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text(f"VACUUM ANALYZE {', '.join(LARGE)}"))
+    return driver
+
+
+def dispatch(connection: Connection, driver: LifecycleDriver, task: UUID) -> None:
+    assert len(lifecycle.dispatch(connection, lease=3600.0, window=64)) == 63  # one is queued
+
+
+def retried(connection: Connection, driver: LifecycleDriver, task: UUID) -> None:
+    assert lifecycle.release(connection, task, 1, how="retried", charged=True, delay=1.0) == "waiting"
+
+
+def suspended(connection: Connection, driver: LifecycleDriver, task: UUID) -> None:
+    child = {"step": 1, "name": "A", "request_hash": "", "request": {"agent": "A", "input": {}}}
+    assert lifecycle.suspend(connection, task, 1, {}, [child]) == "waiting"
+
+
+def written(connection: Connection, driver: LifecycleDriver, task: UUID) -> None:
+    step = {"number": 1, "kind": "tool_call", "name": "t", "status": "started", "request_hash": "", "input": {}}
+    assert lifecycle.write_steps(connection, task, 1, [step]) is not None
+
+
+QUEUED = text("SELECT task_id FROM task_status WHERE state = 'queued'")
+
+HOT: dict[str, Call] = {
+    "accept": lambda c, d, t: lifecycle.accept(c, [{"agent": "A", "input": {}, "key": "tenant-1"}]),
+    "claim": lambda c, d, t: lifecycle.claim(c, c.scalar(QUEUED), 0, d.worker),
+    "write steps": written,
+    "finish": lambda c, d, t: lifecycle.finish(c, t, 1, State.SUCCEEDED, {}),
+    "release": retried,
+    "suspend": suspended,
+    "cancel": lambda c, d, t: lifecycle.cancel(c, t, reason="test"),
+    "wake due": lambda c, d, t: lifecycle.wake_due(c),
+    "republish": lambda c, d, t: lifecycle.republish(c, lease=3600.0, patience=5.0, empty_queues=["work"]),
+    "stalled queues": lambda c, d, t: lifecycle.stalled_queues(c, patience=5.0),
+    "heal turns": lambda c, d, t: lifecycle.heal_turns(c),
+    "heal clock": lambda c, d, t: lifecycle.heal_clock(c),
+    "overtime": lambda c, d, t: budgets.overtime(c),
+    "funded": lambda c, d, t: budgets.wake_funded(c),
+    "overdue": lambda c, d, t: c.execute(OVERDUE),
+    "orphaned": lambda c, d, t: c.execute(ORPHANED, {"lease": 10.0, "most": 100}),
+    "unprepared": lambda c, d, t: c.execute(UNPREPARED, {"most": 500}),
+    "still unprepared": lambda c, d, t: c.execute(STILL_UNPREPARED, {"tasks": [t]}),
+    "cached result": lambda c, d, t: cached_results.look(c, "key-1", seconds=3600),
+}
+OF_DISPATCHER: dict[str, Call] = {
+    "dispatch": dispatch,
+    "look": lambda c, d, t: c.execute(LOOK),
+    "backlog": lambda c, d, t: c.execute(BACKLOG, {"served": ["work"]}),
+    "next hold": lambda c, d, t: c.execute(NEXT_HOLD),
+}
+"""Calls on the dispatcher's own connection."""
+# The nodes of its plan together produce some rows for each tenant and each task that it takes.
+MOST = {"dispatch": 50 * (TENANTS + 64)}
+
+
+def searches(plans: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield the large tables that a plan reads from one end to the other."""
+    for plan in plans:
+        for node in every_node(plan):
+            if node["Node Type"] == "Seq Scan" and node.get("Relation Name") in LARGE:
+                yield f"{node['Relation Name']} in: {plan.get('Query Text', '')[:200]}"
+
+
+@pytest.fixture
+def dispatcher(settings: Settings, database: Engine) -> Iterator[Dispatcher]:
+    dispatcher = Dispatcher(settings, database, make_app(settings))
+    yield dispatcher
+    dispatcher.close()
+
+
+def faults(engine: Engine, calls: dict[str, Call], driver: LifecycleDriver, task: UUID) -> Iterator[str]:
+    """Yield the calls that search a large table or read much. Nothing is committed."""
+    for name, call in calls.items():
+        with engine.connect() as connection:
+            plans = plans_of(connection, lambda call=call, c=connection: call(c, driver, task))
+        read = sum(rows_read(plan) for plan in plans)
+        yield from (f"{name} searches {found}" for found in searches(plans))
+        if read > MOST.get(name, 200):
+            yield f"{name} reads {read:.0f} rows"
+
+
+def test_hot_statements_read_little(large: LifecycleDriver, dispatcher: Dispatcher) -> None:
+    large.sql("UPDATE workers SET slots = 1")  # or the window has twice as many
+    [running, *_] = [message.task_id for message in large.call(lifecycle.dispatch, lease=3600.0, window=2)]
+    large.claim(running)
+    found = [*faults(large.engine, HOT, large, running), *faults(dispatcher._dedicated, OF_DISPATCHER, large, running)]
+    assert "\n".join(found) == ""
+
+
+def test_pass_over_waits_reads_its_stretch_once(large: LifecycleDriver) -> None:
+    with large.engine.connect() as connection:
+        plans = plans_of(connection, lambda: lifecycle.heal_waits(connection, limit=WAITING // 2))
+    assert list(searches(plans)) == []
+    assert sum(rows_read(plan) for plan in plans) < 6 * WAITING
+    with large.engine.connect() as connection:
+        assert lifecycle.heal_waits(connection, limit=WAITING + 1) == (0, None)
+
+
+@pytest.mark.parametrize("statement", [LOOK, BACKLOG, NEXT_HOLD], ids=["look", "backlog", "next hold"])
+def test_dispatcher_keeps_no_plan_for_an_empty_table(
+    driver: LifecycleDriver, dispatcher: Dispatcher, statement: TextClause
+) -> None:
+    """A bulk submission may come before the next ANALYZE, which renews plans."""
+    query = str(statement).replace("ANY (:served)", "ANY ('{work}')")
+    with dispatcher.statements.connect() as connection:
+        connection.exec_driver_sql(f"PREPARE hot AS {query}")
+        connection.exec_driver_sql("EXECUTE hot")
+        fill_pending(driver.engine, 2000, "A", "work")
+        [[plan]] = connection.exec_driver_sql("EXPLAIN (FORMAT JSON) EXECUTE hot").one()
+        assert list(searches([plan])) == []
