@@ -418,6 +418,19 @@ ALTER TABLE ONLY steps
 ALTER TABLE ONLY steps
     ADD CONSTRAINT steps_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
 
+CREATE TABLE stops (
+    scope text NOT NULL,
+    namespace text DEFAULT ''::text NOT NULL,
+    name text DEFAULT ''::text NOT NULL,
+    reason text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_by text,
+    CONSTRAINT stops_names_check CHECK ((((namespace = ''::text) = (scope = 'installation'::text)) AND ((name = ''::text) = (scope = ANY (ARRAY['installation'::text, 'namespace'::text]))))),
+    CONSTRAINT stops_scope_check CHECK ((scope = ANY (ARRAY['installation'::text, 'namespace'::text, 'agent'::text, 'key'::text])))
+);
+ALTER TABLE ONLY stops
+    ADD CONSTRAINT stops_pkey PRIMARY KEY (scope, namespace, name);
+
 CREATE TABLE task_events (
     task_id uuid NOT NULL,
     number integer NOT NULL,
@@ -540,6 +553,7 @@ ALTER TABLE ONLY task_status
 CREATE INDEX task_status_budget_idx ON task_status USING btree (task_id) WHERE (wait_reason = 'budget'::text);
 CREATE INDEX task_status_deadline_idx ON task_status USING btree (deadline) WHERE ((deadline IS NOT NULL) AND (state <> ALL (ARRAY['cancelled'::text, 'expired'::text, 'failed'::text, 'succeeded'::text])));
 CREATE INDEX task_status_due_idx ON task_status USING btree (due_at) WHERE ((due_at IS NOT NULL) AND (state = ANY (ARRAY['scheduled'::text, 'waiting'::text])));
+CREATE INDEX task_status_held_idx ON task_status USING btree (wait_reason, task_id) WHERE (wait_reason = ANY (ARRAY['stopped'::text, 'standing_budget'::text]));
 CREATE INDEX task_status_in_flight_idx ON task_status USING btree (capability, namespace, key, agent_name) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
 CREATE INDEX task_status_line_idx ON task_status USING btree (capability, namespace, key, agent_name, rank, task_id) WHERE (state = 'pending'::text);
 CREATE INDEX task_status_parked_idx ON task_status USING btree (namespace, conversation_id, task_id) WHERE ((state = 'pending'::text) AND (rank = '9000000000000000000'::bigint));
@@ -1996,6 +2010,31 @@ BEGIN
     RETURN NULL;
 END $$;
 
+CREATE FUNCTION minion_refusal(t uuid, c integer, journal jsonb) RETURNS jsonb
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    begins record;
+    stop jsonb;
+BEGIN
+    SELECT s.number, s.kind, s.name INTO begins
+        FROM jsonb_to_recordset(journal) AS s (number integer, kind text, name text, status text, effect text, error jsonb)
+        WHERE s.status = 'started' AND (s.kind = 'model_call' OR s.effect = 'unsafe') AND s.error IS NULL
+          AND NOT EXISTS (SELECT 1 FROM steps d WHERE d.task_id = t AND d.number = s.number AND d.claim = c
+                                                  AND d.status = 'started')
+        LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    stop := (SELECT minion_stop_of(s.namespace, s.agent_name, s.key) FROM task_status s WHERE s.task_id = t);
+    IF stop IS NOT NULL THEN
+        RETURN jsonb_build_object('cancel', false, 'stopped', stop, 'breach', jsonb_build_object(
+            'waits_for', 'stopped', 'then', 'wait', 'budget', t, 'agent', '', 'what', 'steps', 'limit', 0, 'spent', 0,
+            'reserved', 0, 'asked', 1));
+    END IF;
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION minion_refuse(agent text, idempotency text, failure jsonb, submitter text) RETURNS uuid
     LANGUAGE plpgsql
     AS $$
@@ -2467,6 +2506,12 @@ CREATE FUNCTION minion_snooze(t uuid, c integer, result jsonb, delay interval, r
 DECLARE
     state_now text;
 BEGIN
+    IF reason = 'budget' THEN
+        reason := COALESCE(result->'error'->>'waits_for', reason);
+    END IF;
+    IF reason = 'stopped' THEN
+        result := result - 'error';
+    END IF;
     state_now := minion_stop_running(t, c, result);
     IF state_now IS DISTINCT FROM 'running' THEN
         RETURN state_now;
@@ -2487,6 +2532,7 @@ CREATE FUNCTION minion_spend(t uuid, c integer, journal jsonb, reserve jsonb, us
     AS $$
 DECLARE
     breach jsonb;
+    flags jsonb;
 BEGIN
     IF NOT minion_fence(t, c) THEN
         RETURN NULL;
@@ -2501,8 +2547,23 @@ BEGIN
     IF used IS NOT NULL THEN
         PERFORM minion_settle_step(t, c, used);
     END IF;
-    RETURN minion_write_steps(t, c, journal);
+    flags := minion_write_steps(t, c, journal);
+    IF flags ? 'stopped' THEN
+        PERFORM minion_withdraw(t, c, (reserve->>'step')::integer);
+    END IF;
+    RETURN flags;
 END $$;
+
+CREATE FUNCTION minion_stop_of(ns text, agent text, k text) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT jsonb_build_object('scope', s.scope, 'namespace', NULLIF(s.namespace, ''), 'name', NULLIF(s.name, ''),
+                              'reason', s.reason, 'created_at', s.created_at, 'created_by', s.created_by)
+        FROM (VALUES (1, 'installation', '', ''), (2, 'namespace', ns, ''), (3, 'agent', ns, agent), (4, 'key', ns, k))
+            AS v (width, scope, namespace, name)
+        JOIN stops s ON s.scope = v.scope AND s.namespace = v.namespace AND s.name = v.name
+        ORDER BY v.width LIMIT 1
+$$;
 
 CREATE FUNCTION minion_stop_running(t uuid, c integer, result jsonb) RETURNS text
     LANGUAGE plpgsql
@@ -2861,14 +2922,56 @@ BEGIN
     RETURN woken;
 END $$;
 
+CREATE FUNCTION minion_wake_stopped(after uuid, most integer, OUT woken integer, OUT last uuid) RETURNS record
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    looked_at uuid[] := ARRAY(
+        SELECT s.task_id FROM task_status s
+            WHERE s.wait_reason = 'stopped' AND s.task_id > COALESCE(after, '00000000-0000-0000-0000-000000000000')
+            ORDER BY s.task_id LIMIT most);
+BEGIN
+    last := looked_at[most];
+    UPDATE task_status SET state = 'pending', wait_reason = NULL, updated_at = now()
+        WHERE task_id IN (
+            SELECT s.task_id FROM task_status s
+                WHERE s.task_id = ANY (looked_at) AND s.state = 'waiting' AND s.wait_reason = 'stopped'
+                  AND minion_stop_of(s.namespace, s.agent_name, s.key) IS NULL
+                ORDER BY s.task_id FOR NO KEY UPDATE OF s SKIP LOCKED);
+    GET DIAGNOSTICS woken = ROW_COUNT;
+    IF woken > 0 THEN
+        PERFORM minion_notify_pending();
+    END IF;
+END $$;
+
+CREATE FUNCTION minion_withdraw(t uuid, c integer, withdrawn integer) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    WITH gone AS (DELETE FROM reservations WHERE task_id = t AND claim = c AND step = withdrawn RETURNING *)
+    UPDATE budgets b SET spent_tokens = spent_tokens - g.tokens, spent_microdollars = spent_microdollars - g.microdollars,
+                         spent_steps = spent_steps - g.steps, changed_at = clock_timestamp()
+        FROM gone g WHERE b.task_id = g.budget_task_id;
+END $$;
+
 CREATE FUNCTION minion_write_steps(t uuid, c integer, journal jsonb) RETURNS jsonb
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     AS $$
+DECLARE
+    refusal jsonb;
 BEGIN
     IF NOT minion_fence(t, c) THEN
         RETURN NULL;
+    END IF;
+    IF EXISTS (SELECT 1 FROM stops) THEN
+        refusal := minion_refusal(t, c, journal);
+        IF refusal IS NOT NULL THEN
+            RETURN refusal;
+        END IF;
     END IF;
     PERFORM minion_put_steps(t, c, journal);
     RETURN (SELECT jsonb_build_object('cancel', cancel_requested) FROM task_status WHERE task_id = t);

@@ -16,6 +16,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from shared.contracts.key_order import in_order
+from shared.tasks import stops
 from shared.tasks.budgets import describe
 from shared.tasks.queries import get_task
 
@@ -332,6 +333,8 @@ def _waiting(case: _Case) -> Explanation:
         return _waiting_for_steps(case, waits)
     if task["wait_reason"] == "budget":
         return _waiting_for_budget(case)
+    if task["wait_reason"] == "stopped":
+        return _stopped(case)
     reason = "It asked to run again later"
     if task["wait_reason"] == "backoff":
         attempts_allowed = case.scalar(MAX_ATTEMPTS, version=task["agent_version_id"])
@@ -364,6 +367,14 @@ def _waiting_for_budget(case: _Case) -> Explanation:
         return case.answer("budget", sentence, None, **breach)
     todo = f"`minion budget {breach['budget']} --add-{breach['what']} N` raises it; with --stop, the task fails."
     return case.answer("budget", describe(breach), todo, **breach)
+
+
+def _stopped(case: _Case) -> Explanation:
+    stop = stops.stop_of(case.connection, case.task["id"])
+    if stop is None:
+        return case.answer("stopped", "The stop that held it has been lifted: it continues in a moment.")
+    sentence = f"It waits before its next model call or unsafe effect, because {stops.describe(stop)}"
+    return case.answer("stopped", sentence, f"`{stops.how_to_lift(stop)}` lifts the stop.", **stop)
 
 
 def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanation:

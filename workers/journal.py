@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,8 +24,8 @@ from shared.contracts.strict_json import JsonValue, digest, first_difference
 from shared.database.connections import persistently
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError, from_record
 from shared.notifications import publish_progress
-from shared.tasks import budgets, lifecycle
-from shared.tasks.records import Charge, ChildEnd, Flags, KnownStep, Reserve, StepRecord
+from shared.tasks import budgets, lifecycle, stops
+from shared.tasks.records import Charge, ChildEnd, Flags, KnownStep, Reserve, StepRecord, Stop
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Postponed, Suspended, WaitRequest
 from workers.pricing import Reservation
 
@@ -33,6 +34,15 @@ log = structlog.get_logger(__name__)
 Kind = Literal["model_call", "tool_call", "function_call"]
 FORMAT = 1
 ASKED_FOR_LATER = "The call asked to be retried later."
+FRESH_SECONDS = 0.5
+"""How long a step's check for stops is valid: a call that begins later, after a wait or a slow write, checks again."""
+
+
+class Stopped(MinionError):
+    """A stop applies to the task, so this call did not begin."""
+
+    code = "stopped"
+    retryable = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +95,7 @@ class Journal:
         unwritten: pure steps to be written together with the next write.
         numbers: iterator of the next steps' numbers.
         lock: protects everything but the numbers, because the parts of a journal (see `part`) are used in parallel.
+        written_at: when the last write began, by the monotonic clock.
     """
 
     task_id: UUID
@@ -96,6 +107,7 @@ class Journal:
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     lock: threading.RLock = field(default_factory=threading.RLock)
     abandoned: threading.Event = field(default_factory=threading.Event)
+    written_at: float = 0.0
 
     def part(self, steps: int) -> Journal:
         """Return the journal for one of several parallel calls.
@@ -112,6 +124,18 @@ class Journal:
         number = self._take()
         self.numbers = itertools.chain([number], self.numbers)
         return self.known.get(number)
+
+    def refuse_if_stopped(self) -> None:
+        """Check for stops again if the last check is not fresh.
+
+        Raises:
+            Postponed: a stop applies to the task.
+        """
+        if time.monotonic() - self.written_at < FRESH_SECONDS:
+            return
+        self.written_at = time.monotonic()
+        if (stop := persistently(stops.stop_of, self.task_id)) is not None:
+            raise _stopped(stop)
 
     def abandon(self) -> None:
         """Stop all writes through this journal: calls that still run in other threads no longer own it."""
@@ -143,6 +167,7 @@ class Journal:
             HistoryDiverged: the journal holds a different request at this position.
             Interrupted: the step is unsafe and was interrupted; its effect may or may not have happened.
             Cancelled: the task was cancelled in the meantime.
+            Postponed: the call asks to be retried later, or a stop applies to the task.
             ClaimLost: stop, without writing anything.
             MinionError: the error raised by `perform`, which is recorded.
         """
@@ -233,6 +258,8 @@ class Journal:
         self, started: StepRecord, perform: Callable[[int], StepResult], reserved: Reservation | None
     ) -> JsonValue:
         try:
+            if started["kind"] == "model_call" or started["effect"] == "unsafe":
+                self.refuse_if_stopped()
             result = perform(started["number"])
         except MinionError as error:
             failure = {**error.as_dict(), "retryable": error.retryable}
@@ -290,9 +317,12 @@ class Journal:
         with self.lock:
             if self.abandoned.is_set():
                 raise ClaimLost
+            self.written_at = time.monotonic()
             flags = persistently(self._commit, [*self.unwritten, *steps], reserve=reserve, used=used)
             if flags is None:
                 raise ClaimLost
+            if stop := flags.get("stopped"):
+                raise _stopped(stop)
             if breach := flags.get("breach"):
                 raise budgets.exceeded(breach)
             self.unwritten.clear()
@@ -329,6 +359,10 @@ class Journal:
             f"asks for {kind} {name!r}{how}. Replay the task to run it from its beginning, or from an earlier step.",
             step=number,
         )
+
+
+def _stopped(stop: Stop) -> Postponed:
+    return Postponed(None, "stopped", Stopped(f"It did not begin: {stops.describe(stop)}"))
 
 
 def _worst_case(number: int, reserved: Reservation | None) -> Reserve:

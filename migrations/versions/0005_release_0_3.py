@@ -6,6 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from migrations.sql import run_file
+
 revision = "0005"
 down_revision = "0004"
 branch_labels = None
@@ -46,6 +48,7 @@ def upgrade() -> None:
     op.add_column("executions", sa.Column("stream_key", postgresql.BYTEA(), nullable=True))
     keep_key_orders()
     keep_submitters()
+    run_file(op.get_bind(), "0005_stops.sql")
 
 
 def keep_key_orders() -> None:

@@ -196,11 +196,28 @@ class Breach(TypedDict):
     then: Literal["fail", "wait"]
 
 
+class Stop(TypedDict):
+    """A stop that applies to a task, as `minion_stop_of` returns it.
+
+    Attributes:
+        namespace: None if the whole installation is stopped.
+        name: of the agent or the tenant key.
+    """
+
+    scope: Literal["installation", "namespace", "agent", "key"]
+    namespace: str | None
+    name: str | None
+    reason: str | None
+    created_at: str
+    created_by: str | None
+
+
 class Flags(TypedDict):
-    """The answer to a write of steps, which the minion must obey. With a `breach`, nothing was written."""
+    """The answer to a write of steps, which the minion must obey. With a `breach` or `stopped`, nothing was written."""
 
     cancel: bool
     breach: NotRequired[Breach]
+    stopped: NotRequired[Stop]
 
 
 class Reserve(TypedDict):

@@ -40,6 +40,7 @@ OTHERS = (
     "limits",
     "dispatch",
     "claim",
+    "stops",
     "journal",
     "budgets",
     "waits",

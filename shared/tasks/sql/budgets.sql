@@ -162,12 +162,22 @@ BEGIN
         WHERE task_id = t AND claim = c AND step = (used->>'step')::integer AND settled_at IS NULL;
 END $$;
 
+-- Takes back the reservation of a step that does not begin, as if it had not been made. The caller must hold the fence.
+CREATE OR REPLACE FUNCTION minion_withdraw(t uuid, c integer, withdrawn integer) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    WITH gone AS (DELETE FROM reservations WHERE task_id = t AND claim = c AND step = withdrawn RETURNING *)
+    UPDATE budgets b SET spent_tokens = spent_tokens - g.tokens, spent_microdollars = spent_microdollars - g.microdollars,
+                         spent_steps = spent_steps - g.steps, changed_at = clock_timestamp()
+        FROM gone g WHERE b.task_id = g.budget_task_id;
+END $$;
+
 -- `minion_write_steps` for a task with a budget, with the amounts that its step reserves or has used. If a budget has
 -- no room, nothing is written, and the flags contain the `breach`.
 CREATE OR REPLACE FUNCTION minion_spend(t uuid, c integer, journal jsonb, reserve jsonb, used jsonb) RETURNS jsonb
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     breach jsonb;
+    flags jsonb;
 BEGIN
     IF NOT minion_fence(t, c) THEN
         RETURN NULL;
@@ -182,7 +192,11 @@ BEGIN
     IF used IS NOT NULL THEN
         PERFORM minion_settle_step(t, c, used);
     END IF;
-    RETURN minion_write_steps(t, c, journal);
+    flags := minion_write_steps(t, c, journal);
+    IF flags ? 'stopped' THEN
+        PERFORM minion_withdraw(t, c, (reserve->>'step')::integer);
+    END IF;
+    RETURN flags;
 END $$;
 
 -- Wakes tasks that wait for a budget (for `owner`'s, if given) that now has room for them, and those that it must fail.
