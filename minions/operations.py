@@ -110,6 +110,54 @@ class Operations:
         items: list[dict[str, Any]] = self._transport.get("/v1/stops")["items"]
         return items
 
+    def set_budget(
+        self,
+        scope: str,
+        name: str | None = None,
+        *,
+        period: str,
+        dollars: float | None = None,
+        tokens: int | None = None,
+        on_breach: str | None = None,
+        timezone: str | None = None,
+        namespace: str | None = None,
+    ) -> dict[str, Any]:
+        """Limit what models use in each `hour`, `day` or `month`, in place of the budget of that period.
+
+        Args:
+            scope: `installation`, `namespace`, `agent`, `key` or `model`.
+            name: of the agent, the tenant key or the model.
+            on_breach: what happens to a task whose next call does not fit: `wait` (the default), `fail` or `alert`.
+            timezone: in which the period begins, such as `Europe/Berlin`; UTC by default.
+            namespace: of the name, or for the scope `namespace` the one that is limited.
+        """
+        asked = given(
+            scope=scope,
+            name=name,
+            namespace=namespace,
+            period=period,
+            dollars=dollars,
+            tokens=tokens,
+            on_breach=on_breach,
+            timezone=timezone,
+        )
+        budget: dict[str, Any] = self._transport.put("/v1/budgets", to_json(asked, what="The budget"))
+        return budget
+
+    def remove_budget(self, scope: str, name: str | None = None, *, period: str, namespace: str | None = None) -> None:
+        """Remove a standing budget; tasks that wait for it continue.
+
+        Raises:
+            NotFound: there is no such budget.
+        """
+        params = {"scope": scope, "name": name, "namespace": namespace, "period": period}
+        self._transport.delete("/v1/budgets", params=params)
+
+    def budgets(self) -> list[dict[str, Any]]:
+        """Return all standing budgets, with what is used in the current period."""
+        items: list[dict[str, Any]] = self._transport.get("/v1/budgets")["items"]
+        return items
+
     def set_limit(
         self,
         scope: str,

@@ -30,6 +30,7 @@ from orchestrator.commands import (
     rules,
     schedules,
     secrets,
+    standing_budgets,
     tasks,
     webhooks,
     workers,
@@ -52,7 +53,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Tasks", (tasks, budgets, diff)),
     ("Tasks that wait for a person", (decisions,)),
     ("Failed tasks", (replays,)),
-    ("When tasks start", (rules, schedules)),
+    ("When tasks start", (rules, standing_budgets, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
     ("Operation", (workers, webhooks, doctor, prune)),
 )

@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from shared.contracts.key_order import in_order
-from shared.tasks import stops
+from shared.tasks import standing_budgets, stops
 from shared.tasks.budgets import describe
 from shared.tasks.queries import get_task
 
@@ -89,6 +89,12 @@ BREACH = text(
     SELECT minion_breach(k.budget_ids, e.error->'step') FROM task_status s
         JOIN tasks k ON k.id = s.task_id JOIN executions e ON e.task_id = s.task_id AND e.claim = s.claim
         WHERE s.task_id = :task
+    """
+)
+STANDING_BREACH = text(
+    """
+    SELECT minion_standing_breach(s.task_id, NULL, e.error->'step', clock_timestamp()) FROM task_status s
+        JOIN executions e ON e.task_id = s.task_id AND e.claim = s.claim WHERE s.task_id = :task
     """
 )
 FROM_STEP = text("SELECT from_step FROM tasks WHERE id = :task AND from_step > 1")
@@ -333,6 +339,8 @@ def _waiting(case: _Case) -> Explanation:
         return _waiting_for_steps(case, waits)
     if task["wait_reason"] == "budget":
         return _waiting_for_budget(case)
+    if task["wait_reason"] == "standing_budget":
+        return _waiting_for_standing_budget(case)
     if task["wait_reason"] == "stopped":
         return _stopped(case)
     reason = "It asked to run again later"
@@ -367,6 +375,15 @@ def _waiting_for_budget(case: _Case) -> Explanation:
         return case.answer("budget", sentence, None, **breach)
     todo = f"`minion budget {breach['budget']} --add-{breach['what']} N` raises it; with --stop, the task fails."
     return case.answer("budget", describe(breach), todo, **breach)
+
+
+def _waiting_for_standing_budget(case: _Case) -> Explanation:
+    breach = case.scalar(STANDING_BREACH, task=case.task["id"])
+    if breach is None:
+        sentence = "The standing budget that it waited for has room again: it continues in a moment."
+        return case.answer("standing_budget", sentence)
+    sentence = f"{standing_budgets.describe(breach)} {standing_budgets.outlook(breach)}"
+    return case.answer("standing_budget", sentence, standing_budgets.how_to_raise(breach), **breach)
 
 
 def _stopped(case: _Case) -> Explanation:

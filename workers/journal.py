@@ -27,7 +27,7 @@ from shared.notifications import publish_progress
 from shared.tasks import budgets, lifecycle, stops
 from shared.tasks.records import Charge, ChildEnd, Flags, KnownStep, Reserve, StepRecord, Stop
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Postponed, Suspended, WaitRequest
-from workers.pricing import Reservation
+from workers.pricing import FREE, Reservation
 
 log = structlog.get_logger(__name__)
 
@@ -92,6 +92,7 @@ class Journal:
     Attributes:
         known: steps of earlier executions by number, as returned by `minion_journal`.
         has_budget: a budget applies to the task, so no step begins before its reservation is written.
+        reserves: a standing budget was found to apply to a call, so the next ones reserve their worst case at once.
         unwritten: pure steps to be written together with the next write.
         numbers: iterator of the next steps' numbers.
         lock: protects everything but the numbers, because the parts of a journal (see `part`) are used in parallel.
@@ -102,6 +103,7 @@ class Journal:
     claim: int
     known: dict[int, KnownStep]
     has_budget: bool = False
+    reserves: bool = False
     unwritten: list[StepRecord] = field(default_factory=list)
     used: Used = field(default_factory=Used)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -158,8 +160,8 @@ class Journal:
             request: identifies the step; its canonical hash must be the same when the task runs again.
             perform: performs the effect; receives the step's number.
             effect: `pure`, `idempotent` or `unsafe`.
-            reserve: returns the upper bound of the cost; only called if there is a budget, which holds that amount
-                until the step is over.
+            reserve: returns the upper bound of the cost; only called if there is a budget or a standing budget, which
+                holds that amount until the step is over.
             hashed: value to hash in place of the request, if the request holds texts whose keys have some order.
 
         Raises:
@@ -189,9 +191,9 @@ class Journal:
             "input": request,
             "started_at": _now(),
         }
-        reserved = reserve() if reserve is not None and self.has_budget else None
+        reserved = None
         if effect != "pure" or self.has_budget:
-            self._write([started], reserve=_worst_case(number, reserved))
+            reserved = self._begin(started, reserve)
             # It is stored now, and may be large: the end of the step does not send it again.
             del started["input"]
         return self._perform(started, perform, reserved)
@@ -254,6 +256,17 @@ class Journal:
             raise _not_retryable(ToolError(f"Nobody has approved {name!r} in time.", step=number))
         return known["output"]["arguments"]
 
+    def _begin(self, started: StepRecord, reserve: Callable[[], Reservation] | None) -> Reservation | None:
+        """Commit a step as started, with the reservation of its worst case where a budget applies."""
+        reserved = reserve() if reserve is not None and (self.has_budget or self.reserves) else None
+        asked = _worst_case(started["number"], reserved) if reserved or self.has_budget else None
+        if not self._write([started], reserve=asked):
+            self.reserves = True
+            reserved = reserved or (reserve() if reserve is not None else FREE)
+            while not self._write([started], reserve=_worst_case(started["number"], reserved)):
+                pass  # Another standing budget was added in between.
+        return reserved
+
     def _perform(
         self, started: StepRecord, perform: Callable[[int], StepResult], reserved: Reservation | None
     ) -> JsonValue:
@@ -312,8 +325,11 @@ class Journal:
         with self.lock:
             self.unwritten.append(step)
 
-    def _write(self, steps: list[StepRecord], *, reserve: Reserve | None = None, used: Charge | None = None) -> None:
-        """Commit steps with the amounts that they reserve or have used of budgets: see `shared.tasks.budgets.spend`."""
+    def _write(self, steps: list[StepRecord], *, reserve: Reserve | None = None, used: Charge | None = None) -> bool:
+        """Commit steps with the amounts that they reserve or have used of budgets: see `shared.tasks.budgets.spend`.
+
+        Return False if nothing was written, because the step must reserve its worst case.
+        """
         with self.lock:
             if self.abandoned.is_set():
                 raise ClaimLost
@@ -323,12 +339,15 @@ class Journal:
                 raise ClaimLost
             if stop := flags.get("stopped"):
                 raise _stopped(stop)
+            if flags.get("unreserved"):
+                return False
             if breach := flags.get("breach"):
                 raise budgets.exceeded(breach)
             self.unwritten.clear()
         publish_progress(self.task_id)
         if flags["cancel"]:
             raise Cancelled("Cancelled while it ran.")
+        return True
 
     def _commit(
         self,
@@ -339,9 +358,9 @@ class Journal:
         reserve: Reserve | None = None,
         used: Charge | None = None,
     ) -> Flags | None:
-        if self.has_budget:
-            return budgets.spend(connection, self.task_id, self.claim, steps, reserve=reserve, used=used)
-        return lifecycle.write_steps(connection, self.task_id, self.claim, steps)
+        if reserve is None and used is None:
+            return lifecycle.write_steps(connection, self.task_id, self.claim, steps)
+        return budgets.spend(connection, self.task_id, self.claim, steps, reserve=reserve, used=used)
 
     def _take(self) -> int:
         return next(self.numbers)

@@ -49,6 +49,7 @@ def upgrade() -> None:
     keep_key_orders()
     keep_submitters()
     run_file(op.get_bind(), "0005_stops.sql")
+    run_file(op.get_bind(), "0005_standing_budgets.sql")
 
 
 def keep_key_orders() -> None:

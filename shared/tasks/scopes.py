@@ -76,6 +76,17 @@ def as_options(scope: str, namespace: str | None, name: str | None) -> str:
     )
 
 
+def as_arguments(scope: str, namespace: str | None, name: str | None) -> str:
+    """Return the arguments of a command for a target: `agent research`."""
+    if scope == "namespace":
+        return f"{scope} {shlex.quote(namespace or '')}"
+    return (
+        scope
+        + (f" {shlex.quote(name)}" if name else "")
+        + (f" --namespace {shlex.quote(namespace)}" if namespace and namespace != "default" else "")
+    )
+
+
 def _checked(what: str, scope: str, name: str | None, longest: int) -> str:
     if not name:
         raise InvalidInput(f"A {what} must name its {scope}.")

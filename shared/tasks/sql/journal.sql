@@ -29,7 +29,7 @@ BEGIN
     IF NOT minion_fence(t, c) THEN
         RETURN NULL;
     END IF;
-    IF EXISTS (SELECT 1 FROM stops) THEN
+    IF EXISTS (SELECT 1 FROM stops) OR EXISTS (SELECT 1 FROM standing_budgets) THEN
         refusal := minion_refusal(t, c, journal);
         IF refusal IS NOT NULL THEN
             RETURN refusal;

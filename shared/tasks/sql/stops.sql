@@ -12,8 +12,9 @@ CREATE OR REPLACE FUNCTION minion_stop_of(ns text, agent text, k text) RETURNS j
 $$;
 
 -- Why steps of a journal must not begin now, as flags for the minion; NULL: they may. Of the steps that begin, only model
--- calls and unsafe effects are held back. A step that this claim has begun before is not: its answer was lost, and the
--- write is repeated. The caller must hold the fence.
+-- calls and unsafe effects are held back: by a stop (`stopped`), and a model call also until it has reserved its worst case
+-- in every standing budget that applies to it (`unreserved`). A step that this claim has begun before is not held back: its
+-- answer was lost, and the write is repeated. The caller must hold the fence.
 -- Workers of release 0.2 know only `breach`: it makes them suspend the task, and `minion_snooze` finds the reason in it.
 CREATE OR REPLACE FUNCTION minion_refusal(t uuid, c integer, journal jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
 DECLARE
@@ -26,13 +27,21 @@ BEGIN
           AND NOT EXISTS (SELECT 1 FROM steps d WHERE d.task_id = t AND d.number = s.number AND d.claim = c
                                                   AND d.status = 'started')
         LIMIT 1;
-    IF NOT FOUND THEN
+    -- A cancelled task stops anyway.
+    IF NOT FOUND OR (SELECT cancel_requested FROM task_status WHERE task_id = t) THEN
         RETURN NULL;
     END IF;
     stop := (SELECT minion_stop_of(s.namespace, s.agent_name, s.key) FROM task_status s WHERE s.task_id = t);
     IF stop IS NOT NULL THEN
         RETURN jsonb_build_object('cancel', false, 'stopped', stop, 'breach', jsonb_build_object(
             'waits_for', 'stopped', 'then', 'wait', 'budget', t, 'agent', '', 'what', 'steps', 'limit', 0, 'spent', 0,
+            'reserved', 0, 'asked', 1));
+    ELSIF begins.kind = 'model_call' AND EXISTS (
+            SELECT 1 FROM minion_standing_of(t, begins.name) b WHERE NOT EXISTS (
+                SELECT 1 FROM standing_reservations r
+                    WHERE r.task_id = t AND r.claim = c AND r.step = begins.number AND r.budget_id = b.id)) THEN
+        RETURN jsonb_build_object('cancel', false, 'unreserved', true, 'breach', jsonb_build_object(
+            'waits_for', 'handed_back', 'then', 'wait', 'budget', t, 'agent', '', 'what', 'steps', 'limit', 0, 'spent', 0,
             'reserved', 0, 'asked', 1));
     END IF;
     RETURN NULL;

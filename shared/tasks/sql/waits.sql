@@ -87,8 +87,9 @@ BEGIN
     IF reason = 'budget' THEN
         reason := COALESCE(result->'error'->>'waits_for', reason);
     END IF;
-    IF reason = 'stopped' THEN
+    IF reason IN ('stopped', 'handed_back') THEN
         result := result - 'error';
+        delay := CASE WHEN reason = 'handed_back' THEN COALESCE(delay, interval '10 s') END;
     END IF;
     state_now := minion_stop_running(t, c, result);
     IF state_now IS DISTINCT FROM 'running' THEN

@@ -119,5 +119,5 @@ def said_fault(*words: str) -> str:
 
 def test_missing_pause_names_the_command_for_stops(client: Client) -> None:
     client.stop_all(agent="Act")
-    with pytest.raises(errors.NotFound, match="A stop .* is lifted by `minion resume` with the options"):
+    with pytest.raises(errors.NotFound, match=r"A stop .* is lifted by `minion resume` with the options"):
         client.resume("agent", "Act")
