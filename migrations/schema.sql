@@ -397,6 +397,74 @@ CREATE INDEX signals_task_idx ON signals USING btree (task_id, name, id);
 ALTER TABLE ONLY signals
     ADD CONSTRAINT signals_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
 
+CREATE TABLE standing_alerts (
+    budget_id uuid NOT NULL,
+    period_start timestamp with time zone NOT NULL,
+    percent smallint NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    logged_at timestamp with time zone
+);
+ALTER TABLE ONLY standing_alerts
+    ADD CONSTRAINT standing_alerts_pkey PRIMARY KEY (budget_id, period_start, percent);
+CREATE INDEX standing_alerts_unlogged_idx ON standing_alerts USING btree (created_at) WHERE (logged_at IS NULL);
+ALTER TABLE ONLY standing_alerts
+    ADD CONSTRAINT standing_alerts_usage_fkey FOREIGN KEY (budget_id, period_start) REFERENCES standing_usage(budget_id, period_start) ON DELETE CASCADE;
+
+CREATE TABLE standing_budgets (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    scope text NOT NULL,
+    namespace text DEFAULT ''::text NOT NULL,
+    name text DEFAULT ''::text NOT NULL,
+    period text NOT NULL,
+    timezone text NOT NULL,
+    tokens bigint,
+    microdollars bigint,
+    on_breach text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_by text,
+    CONSTRAINT standing_budgets_limits_check CHECK (((num_nonnulls(tokens, microdollars) > 0) AND COALESCE((tokens > 0), true) AND COALESCE((microdollars > 0), true))),
+    CONSTRAINT standing_budgets_names_check CHECK ((((namespace = ''::text) = (scope = 'installation'::text)) AND ((name = ''::text) = (scope = ANY (ARRAY['installation'::text, 'namespace'::text]))))),
+    CONSTRAINT standing_budgets_on_breach_check CHECK ((on_breach = ANY (ARRAY['wait'::text, 'fail'::text, 'alert'::text]))),
+    CONSTRAINT standing_budgets_period_check CHECK ((period = ANY (ARRAY['hour'::text, 'day'::text, 'month'::text]))),
+    CONSTRAINT standing_budgets_scope_check CHECK ((scope = ANY (ARRAY['installation'::text, 'namespace'::text, 'agent'::text, 'key'::text, 'model'::text])))
+);
+ALTER TABLE ONLY standing_budgets
+    ADD CONSTRAINT standing_budgets_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY standing_budgets
+    ADD CONSTRAINT standing_budgets_scope_namespace_name_period_key UNIQUE (scope, namespace, name, period);
+
+CREATE TABLE standing_reservations (
+    task_id uuid NOT NULL,
+    step integer NOT NULL,
+    claim integer NOT NULL,
+    budget_id uuid NOT NULL,
+    period_start timestamp with time zone NOT NULL,
+    tokens bigint NOT NULL,
+    microdollars bigint NOT NULL
+);
+ALTER TABLE ONLY standing_reservations
+    ADD CONSTRAINT standing_reservations_pkey PRIMARY KEY (task_id, step, claim, budget_id);
+CREATE INDEX standing_reservations_usage_idx ON standing_reservations USING btree (budget_id, period_start);
+ALTER TABLE ONLY standing_reservations
+    ADD CONSTRAINT standing_reservations_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+ALTER TABLE ONLY standing_reservations
+    ADD CONSTRAINT standing_reservations_usage_fkey FOREIGN KEY (budget_id, period_start) REFERENCES standing_usage(budget_id, period_start) ON DELETE CASCADE;
+
+CREATE TABLE standing_usage (
+    budget_id uuid NOT NULL,
+    period_start timestamp with time zone NOT NULL,
+    period_end timestamp with time zone NOT NULL,
+    spent_tokens bigint DEFAULT 0 NOT NULL,
+    spent_microdollars bigint DEFAULT 0 NOT NULL,
+    reserved_tokens bigint DEFAULT 0 NOT NULL,
+    reserved_microdollars bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT standing_usage_amounts_check CHECK (((spent_tokens >= 0) AND (spent_microdollars >= 0) AND (reserved_tokens >= 0) AND (reserved_microdollars >= 0)))
+);
+ALTER TABLE ONLY standing_usage
+    ADD CONSTRAINT standing_usage_pkey PRIMARY KEY (budget_id, period_start);
+ALTER TABLE ONLY standing_usage
+    ADD CONSTRAINT standing_usage_budget_id_fkey FOREIGN KEY (budget_id) REFERENCES standing_budgets(id) ON DELETE CASCADE;
+
 CREATE TABLE steps (
     task_id uuid NOT NULL,
     number integer NOT NULL,
@@ -439,6 +507,19 @@ ALTER TABLE ONLY steps
     ADD CONSTRAINT steps_function_version_id_fkey FOREIGN KEY (function_version_id) REFERENCES function_versions(id);
 ALTER TABLE ONLY steps
     ADD CONSTRAINT steps_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+
+CREATE TABLE stops (
+    scope text NOT NULL,
+    namespace text DEFAULT ''::text NOT NULL,
+    name text DEFAULT ''::text NOT NULL,
+    reason text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_by text,
+    CONSTRAINT stops_names_check CHECK ((((namespace = ''::text) = (scope = 'installation'::text)) AND ((name = ''::text) = (scope = ANY (ARRAY['installation'::text, 'namespace'::text]))))),
+    CONSTRAINT stops_scope_check CHECK ((scope = ANY (ARRAY['installation'::text, 'namespace'::text, 'agent'::text, 'key'::text])))
+);
+ALTER TABLE ONLY stops
+    ADD CONSTRAINT stops_pkey PRIMARY KEY (scope, namespace, name);
 
 CREATE TABLE task_events (
     task_id uuid NOT NULL,
@@ -562,6 +643,7 @@ ALTER TABLE ONLY task_status
 CREATE INDEX task_status_budget_idx ON task_status USING btree (task_id) WHERE (wait_reason = 'budget'::text);
 CREATE INDEX task_status_deadline_idx ON task_status USING btree (deadline) WHERE ((deadline IS NOT NULL) AND (state <> ALL (ARRAY['cancelled'::text, 'expired'::text, 'failed'::text, 'succeeded'::text])));
 CREATE INDEX task_status_due_idx ON task_status USING btree (due_at) WHERE ((due_at IS NOT NULL) AND (state = ANY (ARRAY['scheduled'::text, 'waiting'::text])));
+CREATE INDEX task_status_held_idx ON task_status USING btree (wait_reason, task_id) WHERE (wait_reason = ANY (ARRAY['stopped'::text, 'standing_budget'::text]));
 CREATE INDEX task_status_in_flight_idx ON task_status USING btree (capability, namespace, key, agent_name) WHERE (state = ANY (ARRAY['queued'::text, 'running'::text]));
 CREATE INDEX task_status_line_idx ON task_status USING btree (capability, namespace, key, agent_name, rank, task_id) WHERE (state = 'pending'::text);
 CREATE INDEX task_status_parked_idx ON task_status USING btree (namespace, conversation_id, task_id) WHERE ((state = 'pending'::text) AND (rank = '9000000000000000000'::bigint));
@@ -796,6 +878,17 @@ BEGIN
     END LOOP;
     RAISE EXCEPTION USING ERRCODE = state, MESSAGE = message, DETAIL = jsonb_build_object('index', refused - 1);
 END $_$;
+
+CREATE FUNCTION minion_alert(budget uuid, starts timestamp with time zone, reached numeric) RETURNS void
+    LANGUAGE sql
+    AS $$
+    INSERT INTO standing_alerts (budget_id, period_start, percent)
+        SELECT budget, starts, v.percent FROM (VALUES (50), (80), (100)) AS v (percent)
+            WHERE v.percent <= reached AND NOT EXISTS (
+                SELECT 1 FROM standing_alerts a
+                    WHERE a.budget_id = budget AND a.period_start = starts AND a.percent = v.percent)
+        ON CONFLICT DO NOTHING
+$$;
 
 CREATE FUNCTION minion_are_messages(candidates jsonb) RETURNS boolean
     LANGUAGE sql IMMUTABLE
@@ -1805,6 +1898,24 @@ CREATE FUNCTION minion_lock_parent(t uuid) RETURNS void
     SELECT 1 FROM task_status WHERE task_id = (SELECT parent_id FROM tasks WHERE id = t) FOR NO KEY UPDATE
 $$;
 
+CREATE FUNCTION minion_lock_usage(budget uuid, starts timestamp with time zone, ends timestamp with time zone) RETURNS boolean
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM 1 FROM standing_usage u WHERE u.budget_id = budget AND u.period_start = starts FOR NO KEY UPDATE;
+    IF FOUND THEN
+        RETURN true;
+    END IF;
+    INSERT INTO standing_usage (budget_id, period_start, period_end)
+        SELECT b.id, starts, ends FROM standing_budgets b WHERE b.id = budget FOR KEY SHARE
+        ON CONFLICT DO NOTHING;
+    IF FOUND THEN
+        DELETE FROM standing_usage u WHERE u.budget_id = budget AND u.period_end < starts - interval '35 days';
+    END IF;
+    PERFORM 1 FROM standing_usage u WHERE u.budget_id = budget AND u.period_start = starts FOR NO KEY UPDATE;
+    RETURN FOUND;
+END $$;
+
 CREATE FUNCTION minion_next_turn(ns text, conversation text) RETURNS void
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
@@ -1939,6 +2050,14 @@ CREATE FUNCTION minion_parked() RETURNS bigint
     SELECT 9000000000000000000
 $$;
 
+CREATE FUNCTION minion_period(period text, zone text, moment timestamp with time zone, OUT starts timestamp with time zone, OUT ends timestamp with time zone) RETURNS record
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT date_trunc(period, moment, zone), CASE period
+        WHEN 'hour' THEN date_trunc('hour', moment, zone) + interval '1 hour'
+        ELSE (date_trunc(period, moment AT TIME ZONE zone) + ('1 ' || period)::interval) AT TIME ZONE zone END
+$$;
+
 CREATE FUNCTION minion_place(t uuid, ns text, conversation text, since timestamp with time zone, priority integer) RETURNS bigint
     LANGUAGE sql STABLE
     AS $$
@@ -2020,6 +2139,39 @@ BEGIN
             -- A step that is executed again loses it.
             'error', CASE WHEN NEW.status = 'failed' THEN NULLIF(jsonb_strip_nulls(jsonb_build_object(
                 'type', NEW.error->'type', 'message', left(NEW.error->>'message', 2000))), '{}') END)));
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION minion_refusal(t uuid, c integer, journal jsonb) RETURNS jsonb
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    begins record;
+    stop jsonb;
+BEGIN
+    SELECT s.number, s.kind, s.name INTO begins
+        FROM jsonb_to_recordset(journal) AS s (number integer, kind text, name text, status text, effect text, error jsonb)
+        WHERE s.status = 'started' AND (s.kind = 'model_call' OR s.effect = 'unsafe') AND s.error IS NULL
+          AND NOT EXISTS (SELECT 1 FROM steps d WHERE d.task_id = t AND d.number = s.number AND d.claim = c
+                                                  AND d.status = 'started')
+        LIMIT 1;
+    -- A cancelled task stops anyway.
+    IF NOT FOUND OR (SELECT cancel_requested FROM task_status WHERE task_id = t) THEN
+        RETURN NULL;
+    END IF;
+    stop := (SELECT minion_stop_of(s.namespace, s.agent_name, s.key) FROM task_status s WHERE s.task_id = t);
+    IF stop IS NOT NULL THEN
+        RETURN jsonb_build_object('cancel', false, 'stopped', stop, 'breach', jsonb_build_object(
+            'waits_for', 'stopped', 'then', 'wait', 'budget', t, 'agent', '', 'what', 'steps', 'limit', 0, 'spent', 0,
+            'reserved', 0, 'asked', 1));
+    ELSIF begins.kind = 'model_call' AND EXISTS (
+            SELECT 1 FROM minion_standing_of(t, begins.name) b WHERE NOT EXISTS (
+                SELECT 1 FROM standing_reservations r
+                    WHERE r.task_id = t AND r.claim = c AND r.step = begins.number AND r.budget_id = b.id)) THEN
+        RETURN jsonb_build_object('cancel', false, 'unreserved', true, 'breach', jsonb_build_object(
+            'waits_for', 'handed_back', 'then', 'wait', 'budget', t, 'agent', '', 'what', 'steps', 'limit', 0, 'spent', 0,
+            'reserved', 0, 'asked', 1));
+    END IF;
     RETURN NULL;
 END $$;
 
@@ -2250,6 +2402,9 @@ DECLARE
     begun boolean := EXISTS (SELECT 1 FROM reservations WHERE task_id = t AND step = (asked->>'step')::integer);
     free boolean := COALESCE((asked->>'tokens')::bigint, 0) = 0 AND COALESCE((asked->>'microdollars')::bigint, 0) = 0;
 BEGIN
+    IF ids IS NULL THEN
+        RETURN NULL;
+    END IF;
     PERFORM minion_lock_budgets(ids);
     IF EXISTS (SELECT 1 FROM reservations WHERE task_id = t AND step = (asked->>'step')::integer AND claim = c) THEN
         RETURN NULL;
@@ -2271,6 +2426,49 @@ BEGIN
             due_at = COALESCE(due_at, (SELECT e.started_at + b.seconds * interval '1 s' FROM executions e
                                            WHERE e.task_id = b.task_id AND e.claim = 1))
         WHERE task_id = ANY (ids);
+    RETURN NULL;
+END $$;
+
+CREATE FUNCTION minion_reserve_standing(t uuid, c integer, asked jsonb) RETURNS jsonb
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    moment timestamptz := clock_timestamp();
+    budget record;
+    locked uuid[] := '{}';
+    periods timestamptz[] := '{}';
+    breach jsonb;
+BEGIN
+    FOR budget IN
+        SELECT b.id, p.starts, p.ends FROM minion_standing_of(t, asked->>'model') b
+            CROSS JOIN LATERAL minion_period(b.period, b.timezone, moment) p
+            WHERE NOT EXISTS (SELECT 1 FROM standing_reservations r WHERE r.task_id = t AND r.claim = c
+                                  AND r.step = (asked->>'step')::integer AND r.budget_id = b.id)
+            ORDER BY b.id
+    LOOP
+        IF minion_lock_usage(budget.id, budget.starts, budget.ends) THEN
+            locked := locked || budget.id;
+            periods := periods || budget.starts;
+        END IF;
+    END LOOP;
+    breach := minion_standing_breach(t, locked, asked, moment);
+    IF breach IS NOT NULL THEN
+        -- It is used up, if running calls alone are not the reason and the call would fit into the whole budget.
+        PERFORM minion_alert((breach->>'budget')::uuid, (breach->>'starts')::timestamptz, 100)
+            WHERE (breach->>'asked')::numeric BETWEEN (breach->>'limit')::numeric - (breach->>'spent')::numeric + 0.000001
+                                                  AND (breach->>'limit')::numeric;
+        RETURN breach;
+    END IF;
+    WITH held AS (
+        INSERT INTO standing_reservations AS r (task_id, step, claim, budget_id, period_start, tokens, microdollars)
+            SELECT t, (asked->>'step')::integer, c, l.id, l.starts, COALESCE((asked->>'tokens')::bigint, 0),
+                   COALESCE((asked->>'microdollars')::bigint, 0)
+                FROM unnest(locked, periods) AS l (id, starts)
+            RETURNING r.*
+    )
+    UPDATE standing_usage u SET reserved_tokens = reserved_tokens + h.tokens,
+                                reserved_microdollars = reserved_microdollars + h.microdollars
+        FROM held h WHERE u.budget_id = h.budget_id AND u.period_start = h.period_start;
     RETURN NULL;
 END $$;
 
@@ -2435,10 +2633,37 @@ BEGIN
     PERFORM minion_count_down(parent.id, 1);
 END $$;
 
+CREATE FUNCTION minion_settle_standing(t uuid, c integer, used jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    held standing_reservations;
+BEGIN
+    FOR held IN
+        SELECT * FROM standing_reservations r
+            WHERE r.task_id = t AND r.claim = c AND r.step = (used->>'step')::integer ORDER BY r.budget_id
+    LOOP
+        PERFORM 1 FROM standing_usage u
+            WHERE u.budget_id = held.budget_id AND u.period_start = held.period_start FOR NO KEY UPDATE;
+        -- Else the budget was removed.
+        IF FOUND THEN
+            PERFORM minion_use(held.budget_id, held.period_start, held.tokens, held.microdollars,
+                               COALESCE((used->>'tokens')::bigint, held.tokens),
+                               COALESCE((used->>'microdollars')::bigint, held.microdollars));
+            DELETE FROM standing_reservations r
+                WHERE r.task_id = t AND r.claim = c AND r.step = held.step AND r.budget_id = held.budget_id;
+        END IF;
+    END LOOP;
+END $$;
+
 CREATE FUNCTION minion_settle_step(t uuid, c integer, used jsonb) RETURNS void
     LANGUAGE plpgsql
     AS $$
 BEGIN
+    IF EXISTS (SELECT 1 FROM tasks WHERE id = t AND budget_ids IS NULL) THEN
+        PERFORM minion_settle_standing(t, c, used);
+        RETURN;
+    END IF;
     PERFORM minion_lock_budgets((SELECT budget_ids FROM tasks WHERE id = t));
     UPDATE budgets b SET
             spent_tokens = spent_tokens - r.tokens + COALESCE((used->>'tokens')::bigint, r.tokens),
@@ -2451,6 +2676,7 @@ BEGIN
     UPDATE reservations SET settled_at = now(), tokens = COALESCE((used->>'tokens')::bigint, tokens),
                             microdollars = COALESCE((used->>'microdollars')::bigint, microdollars)
         WHERE task_id = t AND claim = c AND step = (used->>'step')::integer AND settled_at IS NULL;
+    PERFORM minion_settle_standing(t, c, used);
 END $$;
 
 CREATE FUNCTION minion_signal(t uuid, signal text, content jsonb) RETURNS text
@@ -2494,6 +2720,13 @@ CREATE FUNCTION minion_snooze(t uuid, c integer, result jsonb, delay interval, r
 DECLARE
     state_now text;
 BEGIN
+    IF reason = 'budget' THEN
+        reason := COALESCE(result->'error'->>'waits_for', reason);
+    END IF;
+    IF reason IN ('stopped', 'handed_back') THEN
+        result := result - 'error';
+        delay := CASE WHEN reason = 'handed_back' THEN COALESCE(delay, interval '10 s') END;
+    END IF;
     state_now := minion_stop_running(t, c, result);
     IF state_now IS DISTINCT FROM 'running' THEN
         RETURN state_now;
@@ -2514,6 +2747,7 @@ CREATE FUNCTION minion_spend(t uuid, c integer, journal jsonb, reserve jsonb, us
     AS $$
 DECLARE
     breach jsonb;
+    flags jsonb;
 BEGIN
     IF NOT minion_fence(t, c) THEN
         RETURN NULL;
@@ -2521,6 +2755,15 @@ BEGIN
     -- A cancelled task begins no more steps.
     IF reserve IS NOT NULL AND NOT (SELECT cancel_requested FROM task_status WHERE task_id = t) THEN
         breach := minion_reserve(t, c, reserve);
+        IF breach IS NULL AND EXISTS (SELECT 1 FROM standing_budgets) THEN
+            breach := (
+                SELECT minion_reserve_standing(t, c, reserve || jsonb_build_object('model', s.name))
+                    FROM jsonb_to_recordset(journal) AS s (number integer, kind text, name text)
+                    WHERE s.number = (reserve->>'step')::integer AND s.kind = 'model_call');
+            IF breach IS NOT NULL THEN
+                PERFORM minion_withdraw(t, c, (reserve->>'step')::integer);
+            END IF;
+        END IF;
         IF breach IS NOT NULL THEN
             RETURN jsonb_build_object('cancel', false, 'breach', breach);
         END IF;
@@ -2528,8 +2771,93 @@ BEGIN
     IF used IS NOT NULL THEN
         PERFORM minion_settle_step(t, c, used);
     END IF;
-    RETURN minion_write_steps(t, c, journal);
+    flags := minion_write_steps(t, c, journal);
+    IF flags ? 'stopped' THEN
+        PERFORM minion_withdraw(t, c, (reserve->>'step')::integer);
+    END IF;
+    RETURN flags;
 END $$;
+
+CREATE FUNCTION minion_spend_lost() RETURNS integer
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    lost record;
+    sums record;
+    found_ones integer := 0;
+BEGIN
+    FOR lost IN
+        SELECT DISTINCT r.budget_id, r.period_start FROM standing_reservations r WHERE NOT EXISTS (
+                SELECT 1 FROM task_status s WHERE s.task_id = r.task_id AND s.claim = r.claim AND s.state = 'running')
+            ORDER BY 1, 2
+    LOOP
+        PERFORM 1 FROM standing_usage u
+            WHERE u.budget_id = lost.budget_id AND u.period_start = lost.period_start FOR NO KEY UPDATE;
+        CONTINUE WHEN NOT FOUND;
+        WITH gone AS (
+            DELETE FROM standing_reservations r
+                WHERE r.budget_id = lost.budget_id AND r.period_start = lost.period_start AND NOT EXISTS (
+                    SELECT 1 FROM task_status s
+                        WHERE s.task_id = r.task_id AND s.claim = r.claim AND s.state = 'running')
+                RETURNING *
+        )
+        SELECT COALESCE(sum(tokens), 0)::bigint AS tokens, COALESCE(sum(microdollars), 0)::bigint AS microdollars
+            INTO sums FROM gone;
+        PERFORM minion_use(lost.budget_id, lost.period_start, sums.tokens, sums.microdollars, sums.tokens,
+                           sums.microdollars);
+        found_ones := found_ones + 1;
+    END LOOP;
+    RETURN found_ones;
+END $$;
+
+CREATE FUNCTION minion_standing_breach(t uuid, among uuid[], asked jsonb, moment timestamp with time zone) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT jsonb_build_object(
+            'waits_for', 'standing_budget', 'budget', b.id, 'agent', b.scope || ' ' || b.name, 'scope', b.scope,
+            'namespace', NULLIF(b.namespace, ''), 'name', NULLIF(b.name, ''), 'period', b.period, 'starts', p.starts,
+            'ends', p.ends, 'what', f.what, 'limit', trim_scale(f.most), 'spent', trim_scale(f.spent),
+            'reserved', trim_scale(f.held), 'asked', trim_scale(f.asked), 'step', asked,
+            'then', CASE WHEN f.asked IS NULL THEN 'fail' WHEN f.spent + f.asked <= f.most THEN 'wait' ELSE b.on_breach END)
+        FROM minion_standing_of(t, asked->>'model') b
+        CROSS JOIN LATERAL minion_period(b.period, b.timezone, moment) p
+        LEFT JOIN standing_usage u ON u.budget_id = b.id AND u.period_start = p.starts
+        CROSS JOIN LATERAL (VALUES
+            (1, 'tokens', b.tokens::numeric, COALESCE(u.spent_tokens, 0)::numeric, COALESCE(u.reserved_tokens, 0)::numeric,
+                COALESCE((asked->>'tokens')::numeric, 0)),
+            (2, 'dollars', b.microdollars / 1000000.0, COALESCE(u.spent_microdollars, 0) / 1000000.0,
+                COALESCE(u.reserved_microdollars, 0) / 1000000.0,
+                CASE WHEN asked->'microdollars' = 'null' THEN NULL
+                     ELSE COALESCE((asked->>'microdollars')::numeric / 1000000, 0) END)
+        ) AS f (nth, what, most, spent, held, asked)
+        WHERE b.on_breach <> 'alert' AND f.most IS NOT NULL AND (among IS NULL OR b.id = ANY (among))
+          AND (f.asked IS NULL OR f.spent + f.held + f.asked > f.most)
+        ORDER BY b.id, f.nth LIMIT 1
+$$;
+
+CREATE FUNCTION minion_standing_of(t uuid, model text) RETURNS SETOF standing_budgets
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT b.* FROM task_status s
+        CROSS JOIN LATERAL (VALUES ('installation', '', ''), ('namespace', s.namespace, ''),
+                                   ('agent', s.namespace, s.agent_name), ('key', s.namespace, s.key),
+                                   ('model', s.namespace, model)) AS v (scope, namespace, name)
+        JOIN standing_budgets b ON b.scope = v.scope AND b.namespace = v.namespace AND b.name = v.name
+        WHERE s.task_id = t ORDER BY b.id
+$$;
+
+CREATE FUNCTION minion_stop_of(ns text, agent text, k text) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT jsonb_build_object('scope', s.scope, 'namespace', NULLIF(s.namespace, ''), 'name', NULLIF(s.name, ''),
+                              'reason', s.reason, 'created_at', s.created_at, 'created_by', s.created_by)
+        FROM (VALUES (1, 'installation', '', ''), (2, 'namespace', ns, ''), (3, 'agent', ns, agent), (4, 'key', ns, k))
+            AS v (width, scope, namespace, name)
+        JOIN stops s ON s.scope = v.scope AND s.namespace = v.namespace AND s.name = v.name
+        ORDER BY v.width LIMIT 1
+$$;
 
 CREATE FUNCTION minion_stop_running(t uuid, c integer, result jsonb) RETURNS text
     LANGUAGE plpgsql
@@ -2799,6 +3127,21 @@ CREATE FUNCTION minion_undecided(t uuid) RETURNS SETOF steps
         ORDER BY s.number
 $$;
 
+CREATE FUNCTION minion_use(budget uuid, starts timestamp with time zone, freed_tokens bigint, freed_microdollars bigint, used_tokens bigint, used_microdollars bigint) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    UPDATE standing_usage u SET reserved_tokens = reserved_tokens - freed_tokens,
+                                reserved_microdollars = reserved_microdollars - freed_microdollars,
+                                spent_tokens = spent_tokens + used_tokens,
+                                spent_microdollars = spent_microdollars + used_microdollars
+        WHERE u.budget_id = budget AND u.period_start = starts;
+    PERFORM minion_alert(budget, starts, GREATEST(100.0 * u.spent_tokens / b.tokens,
+                                                  100.0 * u.spent_microdollars / b.microdollars))
+        FROM standing_budgets b JOIN standing_usage u ON u.budget_id = b.id AND u.period_start = starts
+        WHERE b.id = budget;
+END $$;
+
 CREATE FUNCTION minion_uuidv7() RETURNS uuid
     LANGUAGE sql PARALLEL SAFE
     AS $$SELECT uuidv7()$$;
@@ -2904,14 +3247,107 @@ BEGIN
     RETURN woken;
 END $$;
 
+CREATE FUNCTION minion_wake_standing(most integer) RETURNS integer
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    woken integer;
+BEGIN
+    WITH waiters AS MATERIALIZED (
+        SELECT s.task_id, s.rank, (e.error->>'budget')::uuid AS budget,
+               COALESCE((e.error->'step'->>'tokens')::numeric, 0) AS tokens,
+               COALESCE((e.error->'step'->>'microdollars')::numeric, 0) AS microdollars
+            FROM task_status s JOIN executions e ON e.task_id = s.task_id AND e.claim = s.claim
+            WHERE s.wait_reason = 'standing_budget'
+    ), room AS MATERIALIZED (
+        SELECT b.id, b.on_breach, b.tokens - COALESCE(u.spent_tokens, 0) AS tokens,
+               b.microdollars - COALESCE(u.spent_microdollars, 0) AS microdollars,
+               COALESCE(u.reserved_tokens, 0) AS held_tokens, COALESCE(u.reserved_microdollars, 0) AS held_microdollars
+            FROM standing_budgets b CROSS JOIN LATERAL minion_period(b.period, b.timezone, clock_timestamp()) p
+            LEFT JOIN standing_usage u ON u.budget_id = b.id AND u.period_start = p.starts
+            WHERE b.id IN (SELECT w.budget FROM waiters w)
+    ), judged AS (
+        SELECT w.*, r.tokens - r.held_tokens AS free_tokens, r.microdollars - r.held_microdollars AS free_microdollars,
+               r.id IS NULL OR r.on_breach = 'alert' OR r.on_breach = 'fail' AND NOT (
+                   COALESCE(w.tokens <= r.tokens, true) AND COALESCE(w.microdollars <= r.microdollars, true)) AS anyhow
+            FROM waiters w LEFT JOIN room r ON r.id = w.budget
+    ), fitting AS (
+        -- The first ones together, of those that fit alone: the others are looked at again when these have reserved.
+        SELECT j.*, sum(j.tokens) OVER line AS all_tokens, sum(j.microdollars) OVER line AS all_microdollars FROM judged j
+            WHERE j.anyhow OR COALESCE(j.tokens <= j.free_tokens, true)
+                              AND COALESCE(j.microdollars <= j.free_microdollars, true)
+            WINDOW line AS (PARTITION BY j.budget, j.anyhow ORDER BY j.rank, j.task_id)
+    ), chosen AS (
+        SELECT f.task_id FROM fitting f
+            WHERE f.anyhow OR COALESCE(f.all_tokens <= f.free_tokens, true)
+                              AND COALESCE(f.all_microdollars <= f.free_microdollars, true)
+            ORDER BY f.rank, f.task_id LIMIT most
+    )
+    UPDATE task_status SET state = 'pending', wait_reason = NULL, updated_at = now()
+        WHERE task_id IN (
+            SELECT s.task_id FROM task_status s JOIN chosen c ON c.task_id = s.task_id
+                WHERE s.state = 'waiting' AND s.wait_reason = 'standing_budget'
+                ORDER BY s.task_id FOR NO KEY UPDATE OF s SKIP LOCKED);
+    GET DIAGNOSTICS woken = ROW_COUNT;
+    IF woken > 0 THEN
+        PERFORM minion_notify_pending();
+    END IF;
+    RETURN woken;
+END $$;
+
+CREATE FUNCTION minion_wake_stopped(after uuid, most integer, OUT woken integer, OUT last uuid) RETURNS record
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    looked_at uuid[] := ARRAY(
+        SELECT s.task_id FROM task_status s
+            WHERE s.wait_reason = 'stopped' AND s.task_id > COALESCE(after, '00000000-0000-0000-0000-000000000000')
+            ORDER BY s.task_id LIMIT most);
+BEGIN
+    last := looked_at[most];
+    UPDATE task_status SET state = 'pending', wait_reason = NULL, updated_at = now()
+        WHERE task_id IN (
+            SELECT s.task_id FROM task_status s
+                WHERE s.task_id = ANY (looked_at) AND s.state = 'waiting' AND s.wait_reason = 'stopped'
+                  AND minion_stop_of(s.namespace, s.agent_name, s.key) IS NULL
+                ORDER BY s.task_id FOR NO KEY UPDATE OF s SKIP LOCKED);
+    GET DIAGNOSTICS woken = ROW_COUNT;
+    IF woken > 0 THEN
+        PERFORM minion_notify_pending();
+    END IF;
+END $$;
+
+CREATE FUNCTION minion_withdraw(t uuid, c integer, withdrawn integer) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    WITH gone AS (DELETE FROM reservations WHERE task_id = t AND claim = c AND step = withdrawn RETURNING *)
+    UPDATE budgets b SET spent_tokens = spent_tokens - g.tokens, spent_microdollars = spent_microdollars - g.microdollars,
+                         spent_steps = spent_steps - g.steps, changed_at = clock_timestamp()
+        FROM gone g WHERE b.task_id = g.budget_task_id;
+    PERFORM minion_settle_standing(t, c, jsonb_build_object('step', withdrawn, 'tokens', 0, 'microdollars', 0));
+END $$;
+
 CREATE FUNCTION minion_write_steps(t uuid, c integer, journal jsonb) RETURNS jsonb
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     AS $$
+DECLARE
+    refusal jsonb;
 BEGIN
     IF NOT minion_fence(t, c) THEN
         RETURN NULL;
+    END IF;
+    IF EXISTS (SELECT 1 FROM stops) OR EXISTS (SELECT 1 FROM standing_budgets) THEN
+        refusal := minion_refusal(t, c, journal);
+        IF refusal IS NOT NULL THEN
+            RETURN refusal;
+        END IF;
     END IF;
     PERFORM minion_put_steps(t, c, journal);
     RETURN (SELECT jsonb_build_object('cancel', cancel_requested) FROM task_status WHERE task_id = t);

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
+from minions.errors import InvalidInput
 from minions.task import Task
 from minions.transport import PAGE, Transport, given, to_json
 
@@ -75,6 +76,86 @@ class Operations:
     def pauses(self) -> list[dict[str, Any]]:
         """Return all pauses."""
         items: list[dict[str, Any]] = self._transport.get("/v1/pauses")["items"]
+        return items
+
+    def stop_all(
+        self,
+        reason: str | None = None,
+        *,
+        agent: str | None = None,
+        key: str | None = None,
+        namespace: str | None = None,
+    ) -> dict[str, Any]:
+        """Keep tasks from beginning model calls and unsafe effects, in every process, until `lift_stop`.
+
+        Args:
+            agent: only the tasks of this agent.
+            key: only the tasks of this tenant key.
+            namespace: only this namespace; by default all of them, or for an agent or a key `default`.
+        """
+        body = to_json(given(**_stop_target(agent, key, namespace), reason=reason), what="The stop")
+        stopped: dict[str, Any] = self._transport.post("/v1/stops", body, safe=True)
+        return stopped
+
+    def lift_stop(self, *, agent: str | None = None, key: str | None = None, namespace: str | None = None) -> None:
+        """Lift a stop: its tasks continue. The arguments are those of `stop_all`.
+
+        Raises:
+            NotFound: there is no such stop.
+        """
+        self._transport.delete("/v1/stops", params=_stop_target(agent, key, namespace))
+
+    def stops(self) -> list[dict[str, Any]]:
+        """Return all stops."""
+        items: list[dict[str, Any]] = self._transport.get("/v1/stops")["items"]
+        return items
+
+    def set_budget(
+        self,
+        scope: str,
+        name: str | None = None,
+        *,
+        period: str,
+        dollars: float | None = None,
+        tokens: int | None = None,
+        on_breach: str | None = None,
+        timezone: str | None = None,
+        namespace: str | None = None,
+    ) -> dict[str, Any]:
+        """Limit what models use in each `hour`, `day` or `month`, in place of the budget of that period.
+
+        Args:
+            scope: `installation`, `namespace`, `agent`, `key` or `model`.
+            name: of the agent, the tenant key or the model.
+            on_breach: what happens to a task whose next call does not fit: `wait` (the default), `fail` or `alert`.
+            timezone: in which the period begins, such as `Europe/Berlin`; UTC by default.
+            namespace: of the name, or for the scope `namespace` the one that is limited.
+        """
+        asked = given(
+            scope=scope,
+            name=name,
+            namespace=namespace,
+            period=period,
+            dollars=dollars,
+            tokens=tokens,
+            on_breach=on_breach,
+            timezone=timezone,
+        )
+        budget: dict[str, Any] = self._transport.put("/v1/budgets", to_json(asked, what="The budget"))
+        return budget
+
+    def remove_budget(self, scope: str, name: str | None = None, *, period: str, namespace: str | None = None) -> None:
+        """Remove a standing budget; tasks that wait for it continue.
+
+        Raises:
+            NotFound: there is no such budget.
+        """
+        params = {"scope": scope, "name": name, "namespace": namespace, "period": period}
+        self._transport.delete("/v1/budgets", params=params)
+
+    def budgets(self) -> list[dict[str, Any]]:
+        """Return all standing budgets, with what is used in the current period."""
+        items: list[dict[str, Any]] = self._transport.get("/v1/budgets")["items"]
         return items
 
     def set_limit(
@@ -295,6 +376,17 @@ class Operations:
 
 def _rule_path(kind: str, scope: str, name: str) -> str:
     return f"/v1/{kind}/{quote(scope, safe='')}/{quote(name, safe='')}"
+
+
+def _stop_target(agent: str | None, key: str | None, namespace: str | None) -> dict[str, Any]:
+    """The scope, namespace and name of a stop, as the API knows them."""
+    if agent is not None and key is not None:
+        raise InvalidInput("A stop must have one scope: give `agent` or `key`, not both.")
+    if agent is not None:
+        return {"scope": "agent", "name": agent, "namespace": namespace}
+    if key is not None:
+        return {"scope": "key", "name": key, "namespace": namespace}
+    return {"scope": "installation" if namespace is None else "namespace", "name": None, "namespace": namespace}
 
 
 def _schedule_path(name: str, part: str | None = None) -> str:

@@ -31,6 +31,7 @@ from orchestrator.commands import (
     rules,
     schedules,
     secrets,
+    standing_budgets,
     tasks,
     webhooks,
     workers,
@@ -53,7 +54,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Tasks", (tasks, budgets, diff)),
     ("Tasks that wait for a person", (decisions,)),
     ("Failed tasks", (replays,)),
-    ("When tasks start", (rules, schedules)),
+    ("When tasks start", (rules, standing_budgets, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
     ("Operation", (workers, webhooks, doctor, prune, capacity)),
 )

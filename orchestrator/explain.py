@@ -16,6 +16,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from shared.contracts.key_order import in_order
+from shared.tasks import standing_budgets, stops
 from shared.tasks.budgets import describe
 from shared.tasks.queries import get_task
 
@@ -88,6 +89,12 @@ BREACH = text(
     SELECT minion_breach(k.budget_ids, e.error->'step') FROM task_status s
         JOIN tasks k ON k.id = s.task_id JOIN executions e ON e.task_id = s.task_id AND e.claim = s.claim
         WHERE s.task_id = :task
+    """
+)
+STANDING_BREACH = text(
+    """
+    SELECT minion_standing_breach(s.task_id, NULL, e.error->'step', clock_timestamp()) FROM task_status s
+        JOIN executions e ON e.task_id = s.task_id AND e.claim = s.claim WHERE s.task_id = :task
     """
 )
 FROM_STEP = text("SELECT from_step FROM tasks WHERE id = :task AND from_step > 1")
@@ -332,6 +339,10 @@ def _waiting(case: _Case) -> Explanation:
         return _waiting_for_steps(case, waits)
     if task["wait_reason"] == "budget":
         return _waiting_for_budget(case)
+    if task["wait_reason"] == "standing_budget":
+        return _waiting_for_standing_budget(case)
+    if task["wait_reason"] == "stopped":
+        return _stopped(case)
     reason = "It asked to run again later"
     if task["wait_reason"] == "backoff":
         attempts_allowed = case.scalar(MAX_ATTEMPTS, version=task["agent_version_id"])
@@ -364,6 +375,23 @@ def _waiting_for_budget(case: _Case) -> Explanation:
         return case.answer("budget", sentence, None, **breach)
     todo = f"`minion budget {breach['budget']} --add-{breach['what']} N` raises it; with --stop, the task fails."
     return case.answer("budget", describe(breach), todo, **breach)
+
+
+def _waiting_for_standing_budget(case: _Case) -> Explanation:
+    breach = case.scalar(STANDING_BREACH, task=case.task["id"])
+    if breach is None:
+        sentence = "The standing budget that it waited for has room again: it continues in a moment."
+        return case.answer("standing_budget", sentence)
+    sentence = f"{standing_budgets.describe(breach)} {standing_budgets.outlook(breach)}"
+    return case.answer("standing_budget", sentence, standing_budgets.how_to_raise(breach), **breach)
+
+
+def _stopped(case: _Case) -> Explanation:
+    stop = stops.stop_of(case.connection, case.task["id"])
+    if stop is None:
+        return case.answer("stopped", "The stop that held it has been lifted: it continues in a moment.")
+    sentence = f"It waits before its next model call or unsafe effect, because {stops.describe(stop)}"
+    return case.answer("stopped", sentence, f"`{stops.how_to_lift(stop)}` lifts the stop.", **stop)
 
 
 def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanation:

@@ -22,6 +22,8 @@ from orchestrator.maintenance.expirer import Expirer
 from orchestrator.maintenance.healer import Healer
 from orchestrator.maintenance.lost_workers import LostWorkers
 from orchestrator.maintenance.republisher import Republisher
+from orchestrator.maintenance.resumer import Resumer
+from orchestrator.maintenance.standing_budget_keeper import StandingBudgetKeeper
 from orchestrator.maintenance.waker import Waker
 from orchestrator.monitors import Monitors
 from orchestrator.retention.pruner import Pruner
@@ -76,6 +78,8 @@ def make_loops(settings: Settings) -> list[Loop]:
         Republisher(settings, engine, app),
         Expirer(settings, engine, monitors),
         BudgetKeeper(settings, engine, monitors),
+        StandingBudgetKeeper(settings, engine),
+        Resumer(settings, engine),
         Healer(settings, engine),
         Ingress(settings, engine),
         Pruner(settings, engine),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,17 +23,26 @@ from sqlalchemy import Connection
 from shared.contracts.strict_json import JsonValue, digest, first_difference
 from shared.database.connections import persistently
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError, from_record
-from shared.tasks import budgets, lifecycle
-from shared.tasks.records import Charge, ChildEnd, Flags, KnownStep, Reserve, StepRecord
+from shared.tasks import budgets, lifecycle, stops
+from shared.tasks.records import Charge, ChildEnd, Flags, KnownStep, Reserve, StepRecord, Stop
 from workers.followers import Followers
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Postponed, Suspended, WaitRequest
-from workers.pricing import Reservation
+from workers.pricing import FREE, Reservation
 
 log = structlog.get_logger(__name__)
 
 Kind = Literal["model_call", "tool_call", "function_call"]
 FORMAT = 1
 ASKED_FOR_LATER = "The call asked to be retried later."
+FRESH_SECONDS = 0.5
+"""How long a step's check for stops is valid: a call that begins later, after a wait or a slow write, checks again."""
+
+
+class Stopped(MinionError):
+    """A stop applies to the task, so this call did not begin."""
+
+    code = "stopped"
+    retryable = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +94,24 @@ class Journal:
     Attributes:
         known: steps of earlier executions by number, as returned by `minion_journal`.
         has_budget: a budget applies to the task, so no step begins before its reservation is written.
+        reserves: a standing budget was found to apply to a call, so the next ones reserve their worst case at once.
         unwritten: pure steps to be written together with the next write.
         numbers: iterator of the next steps' numbers.
         lock: protects everything but the numbers, because the parts of a journal (see `part`) are used in parallel.
+        written_at: when the last write began, by the monotonic clock.
     """
 
     task_id: UUID
     claim: int
     known: dict[int, KnownStep]
     has_budget: bool = False
+    reserves: bool = False
     unwritten: list[StepRecord] = field(default_factory=list)
     used: Used = field(default_factory=Used)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     lock: threading.RLock = field(default_factory=threading.RLock)
     abandoned: threading.Event = field(default_factory=threading.Event)
+    written_at: float = 0.0
     followers: Followers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -118,6 +132,18 @@ class Journal:
         number = self._take()
         self.numbers = itertools.chain([number], self.numbers)
         return self.known.get(number)
+
+    def refuse_if_stopped(self) -> None:
+        """Check for stops again if the last check is not fresh.
+
+        Raises:
+            Postponed: a stop applies to the task.
+        """
+        if time.monotonic() - self.written_at < FRESH_SECONDS:
+            return
+        self.written_at = time.monotonic()
+        if (stop := persistently(stops.stop_of, self.task_id)) is not None:
+            raise _stopped(stop)
 
     def abandon(self) -> None:
         """Stop all writes through this journal: calls that still run in other threads no longer own it."""
@@ -140,8 +166,8 @@ class Journal:
             request: identifies the step; its canonical hash must be the same when the task runs again.
             perform: performs the effect; receives the step's number.
             effect: `pure`, `idempotent` or `unsafe`.
-            reserve: returns the upper bound of the cost; only called if there is a budget, which holds that amount
-                until the step is over.
+            reserve: returns the upper bound of the cost; only called if there is a budget or a standing budget, which
+                holds that amount until the step is over.
             hashed: value to hash in place of the request, if the request holds texts whose keys have some order.
 
         Raises:
@@ -149,6 +175,7 @@ class Journal:
             HistoryDiverged: the journal holds a different request at this position.
             Interrupted: the step is unsafe and was interrupted; its effect may or may not have happened.
             Cancelled: the task was cancelled in the meantime.
+            Postponed: the call asks to be retried later, or a stop applies to the task.
             ClaimLost: stop, without writing anything.
             MinionError: the error raised by `perform`, which is recorded.
         """
@@ -170,9 +197,9 @@ class Journal:
             "input": request,
             "started_at": _now(),
         }
-        reserved = reserve() if reserve is not None and self.has_budget else None
+        reserved = None
         if effect != "pure" or self.has_budget:
-            self._write([started], reserve=_worst_case(number, reserved))
+            reserved = self._begin(started, reserve)
             # It is stored now, and may be large: the end of the step does not send it again.
             del started["input"]
         return self._perform(started, perform, reserved)
@@ -235,10 +262,23 @@ class Journal:
             raise _not_retryable(ToolError(f"Nobody has approved {name!r} in time.", step=number))
         return known["output"]["arguments"]
 
+    def _begin(self, started: StepRecord, reserve: Callable[[], Reservation] | None) -> Reservation | None:
+        """Commit a step as started, with the reservation of its worst case where a budget applies."""
+        reserved = reserve() if reserve is not None and (self.has_budget or self.reserves) else None
+        asked = _worst_case(started["number"], reserved) if reserved or self.has_budget else None
+        if not self._write([started], reserve=asked):
+            self.reserves = True
+            reserved = reserved or (reserve() if reserve is not None else FREE)
+            while not self._write([started], reserve=_worst_case(started["number"], reserved)):
+                pass  # Another standing budget was added in between.
+        return reserved
+
     def _perform(
         self, started: StepRecord, perform: Callable[[int], StepResult], reserved: Reservation | None
     ) -> JsonValue:
         try:
+            if started["kind"] == "model_call" or started["effect"] == "unsafe":
+                self.refuse_if_stopped()
             result = perform(started["number"])
         except MinionError as error:
             failure = {**error.as_dict(), "retryable": error.retryable}
@@ -291,20 +331,29 @@ class Journal:
         with self.lock:
             self.unwritten.append(step)
 
-    def _write(self, steps: list[StepRecord], *, reserve: Reserve | None = None, used: Charge | None = None) -> None:
-        """Commit steps with the amounts that they reserve or have used of budgets: see `shared.tasks.budgets.spend`."""
+    def _write(self, steps: list[StepRecord], *, reserve: Reserve | None = None, used: Charge | None = None) -> bool:
+        """Commit steps with the amounts that they reserve or have used of budgets: see `shared.tasks.budgets.spend`.
+
+        Return False if nothing was written, because the step must reserve its worst case.
+        """
         with self.lock:
             if self.abandoned.is_set():
                 raise ClaimLost
+            self.written_at = time.monotonic()
             flags = persistently(self._commit, [*self.unwritten, *steps], reserve=reserve, used=used)
             if flags is None:
                 raise ClaimLost
+            if stop := flags.get("stopped"):
+                raise _stopped(stop)
+            if flags.get("unreserved"):
+                return False
             if breach := flags.get("breach"):
                 raise budgets.exceeded(breach)
             self.unwritten.clear()
         self.followers.notify()
         if flags["cancel"]:
             raise Cancelled("Cancelled while it ran.")
+        return True
 
     def _commit(
         self,
@@ -315,9 +364,9 @@ class Journal:
         reserve: Reserve | None = None,
         used: Charge | None = None,
     ) -> Flags | None:
-        if self.has_budget:
-            return budgets.spend(connection, self.task_id, self.claim, steps, reserve=reserve, used=used)
-        return lifecycle.write_steps(connection, self.task_id, self.claim, steps)
+        if reserve is None and used is None:
+            return lifecycle.write_steps(connection, self.task_id, self.claim, steps)
+        return budgets.spend(connection, self.task_id, self.claim, steps, reserve=reserve, used=used)
 
     def _take(self) -> int:
         return next(self.numbers)
@@ -335,6 +384,10 @@ class Journal:
             f"asks for {kind} {name!r}{how}. Replay the task to run it from its beginning, or from an earlier step.",
             step=number,
         )
+
+
+def _stopped(stop: Stop) -> Postponed:
+    return Postponed(None, "stopped", Stopped(f"It did not begin: {stops.describe(stop)}"))
 
 
 def _worst_case(number: int, reserved: Reservation | None) -> Reserve:

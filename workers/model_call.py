@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from shared.contracts.key_order import as_in_jsonb
@@ -38,6 +39,8 @@ def call_model(
         MinionError: as for every step.
     """
     client = client_for(request.model)
+
+    request = replace(request, before_sending=journal.refuse_if_stopped)
 
     def perform(step: int) -> StepResult:
         streamed = stream(task, step, unheard=journal.followers.absent)

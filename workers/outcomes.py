@@ -81,9 +81,11 @@ class Suspended:
 
 @dataclass(frozen=True, slots=True)
 class Snoozed:
-    """The task runs again after `seconds`, uncharged. `reason` is what it waits for, as shown by `minion why`."""
+    """The task runs again after `seconds`, uncharged; None: when something wakes it. `reason` is what it waits for, as
+    shown by `minion why`.
+    """
 
-    seconds: float
+    seconds: float | None
     reason: str = "snooze"
 
 
@@ -123,14 +125,14 @@ IN_PLACE_SECONDS = 2.0
 
 
 class Postponed(Exception):
-    """Raised inside a step to end the execution as `Snoozed`.
+    """Raised inside a step, or before it begins, to end the execution as `Snoozed`.
 
     Attributes:
         outcome: the delay and its reason.
         error: the cause that kept the step from finishing, for the journal.
     """
 
-    def __init__(self, seconds: float, reason: str = "snooze", error: MinionError | None = None) -> None:
+    def __init__(self, seconds: float | None, reason: str = "snooze", error: MinionError | None = None) -> None:
         super().__init__(seconds)
         self.outcome = Snoozed(seconds, reason)
         self.error = error

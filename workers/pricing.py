@@ -19,6 +19,9 @@ class Reservation:
     microdollars: int | None
 
 
+FREE = Reservation(0, 0)
+
+
 def worst_case(model: str, input_tokens: int, max_tokens: int) -> Reservation:
     """Return the most that a model call may use: all of its input written to the prompt cache, and an answer of the
     maximum length.

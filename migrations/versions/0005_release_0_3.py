@@ -6,6 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
+from migrations.sql import run_file
+
 revision = "0005"
 down_revision = "0004"
 branch_labels = None
@@ -48,6 +50,8 @@ def upgrade() -> None:
     keep_submitters()
     share_results()
     keep_scans_short()
+    run_file(op.get_bind(), "0005_stops.sql")
+    run_file(op.get_bind(), "0005_standing_budgets.sql")
 
 
 def keep_key_orders() -> None:

@@ -25,6 +25,8 @@ from orchestrator.api import (
     replays,
     rules,
     schedules,
+    standing_budgets,
+    stops,
     tasks,
     webhooks,
     workers,
@@ -45,7 +47,20 @@ Errors are problem details (RFC 9457): `detail` says what was wrong and what to 
 Lists are paged: pass `next` as `cursor` to get the next page. Request bodies are strict JSON: no NaN, no U+0000,
 no duplicate keys, at most 100 levels.
 """
-GUARDED = (tasks, events, replays, rules, schedules, webhooks, agents, functions, capabilities, workers)
+GUARDED = (
+    tasks,
+    events,
+    replays,
+    rules,
+    stops,
+    standing_budgets,
+    schedules,
+    webhooks,
+    agents,
+    functions,
+    capabilities,
+    workers,
+)
 """The modules whose routes need the API key."""
 POOL_SIZE = 10
 STATEMENT_TIMEOUT = "30s"

@@ -1,4 +1,4 @@
-"""Commands that control when tasks may start: pause, resume, pauses, limits."""
+"""Commands that control when tasks may start or continue: pause, stop-all, resume, pauses, stops, limits."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import typer
 from minions import Client
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table
+from shared.tasks.scopes import as_options, describe
 
 Scope = Literal["capability", "agent", "key"]
 LimitScope = Literal["capability", "agent", "key", "model"]
 SCOPE = typer.Argument(help="The kind of NAME.")
 NAME = typer.Argument(help="Its name.")
+AGENT = typer.Option(None, "--agent", help="Only the tasks of this agent.")
+KEY = typer.Option(None, "--key", help="Only the tasks of this tenant key.")
+NAMESPACE = typer.Option(None, "--namespace", help="Only this namespace; with --agent or --key: theirs.")
 EACH_NAME = typer.Argument(help="Its name; * applies to each one without its own limit.")
 
 limits_app = typer.Typer(
@@ -24,7 +28,7 @@ limits_app = typer.Typer(
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (pause, resume, pauses):
+    for command in (pause, stop_all, resume, pauses, stops):
         app.command()(command)
     app.add_typer(limits_app, name="limits")
 
@@ -42,8 +46,41 @@ def pause(
         _tell_if_nobody_has(client, scope, name)
 
 
-def resume(scope: Scope = SCOPE, name: str = NAME) -> None:
-    """Let the tasks of a paused capability, agent or key start again."""
+def stop_all(
+    agent: str | None = AGENT,
+    key: str | None = KEY,
+    namespace: str | None = NAMESPACE,
+    reason: str | None = typer.Option(None, "--reason", help="The reason, for the record and for `minion why`."),
+    actor: str | None = ACTOR,
+) -> None:
+    """Kill switch: no model call and no unsafe effect begins any more, until `minion resume` with the same options."""
+    _one_scope(agent, key)
+    with connect(actor) as client:
+        stop = client.stop_all(reason, agent=agent, key=key, namespace=namespace)
+        what, options = _names(stop), as_options(stop["scope"], stop["namespace"], stop["name"])
+        console.print(f"No model call and no unsafe effect of {what} begins; `minion resume{options}` lifts the stop.")
+        if agent is not None:
+            _tell_if_nobody_has(client, "agent", agent)
+
+
+def resume(
+    scope: Scope | None = typer.Argument(None, help="To undo a pause: the kind of NAME."),
+    name: str | None = typer.Argument(None, help="Its name."),
+    agent: str | None = typer.Option(None, "--agent", help="To lift the stop of this agent."),
+    key: str | None = typer.Option(None, "--key", help="To lift the stop of this tenant key."),
+    namespace: str | None = typer.Option(None, "--namespace", help="To lift the stop of this namespace."),
+) -> None:
+    """Undo a pause (SCOPE NAME), or lift a stop (the options of `stop-all`; without any: that of the installation)."""
+    _one_scope(agent, key)
+    if scope is None:
+        with connect() as client:
+            client.lift_stop(agent=agent, key=key, namespace=namespace)
+        console.print("The stop is lifted; its tasks continue.")
+        return
+    if name is None:
+        raise typer.BadParameter(f"give the name of the {scope} after its kind; --{scope} NAME lifts a stop")
+    if (agent, key, namespace) != (None, None, None):
+        raise typer.BadParameter("give SCOPE and NAME to undo a pause, or the options of `stop-all` to lift a stop")
     with connect() as client:
         client.resume(scope, name)
     console.print(f"The {scope} {name} is not paused any more.")
@@ -58,6 +95,17 @@ def pauses(as_json: bool = AS_JSON) -> None:
         return
     rows = ((p["scope"], p["name"], local_time(p["created_at"]), p["created_by"], p["reason"]) for p in found)
     print_table(("scope", "name", "since", "by", "reason"), rows, empty="Nothing is paused.")
+
+
+def stops(as_json: bool = AS_JSON) -> None:
+    """List the stops: where no model call and no unsafe effect begins."""
+    with connect() as client:
+        found = client.stops()
+    if as_json:
+        print_json(found)
+        return
+    rows = ((_names(s), local_time(s["created_at"]), s["created_by"], s["reason"]) for s in found)
+    print_table(("stopped", "since", "by", "reason"), rows, empty="Nothing is stopped.")
 
 
 @limits_app.callback()
@@ -110,6 +158,15 @@ def remove_limit(scope: LimitScope = SCOPE, name: str = EACH_NAME) -> None:
     with connect() as client:
         client.remove_limit(scope, name)
     console.print(f"The {scope} {name} has no limit any more.")
+
+
+def _one_scope(agent: str | None, key: str | None) -> None:
+    if agent is not None and key is not None:
+        raise typer.BadParameter("give --agent or --key, not both")
+
+
+def _names(stop: dict[str, Any]) -> str:
+    return describe(stop["scope"], stop["namespace"], stop["name"])
 
 
 def _tell_if_nobody_has(client: Client, scope: str, name: str) -> None:

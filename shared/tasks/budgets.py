@@ -9,8 +9,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.contracts.requests import BudgetChange
 from shared.errors import BudgetExceeded
+from shared.tasks import standing_budgets
 from shared.tasks.lifecycle import steps_with_order
-from shared.tasks.records import Breach, Charge, Flags, Reserve, StepRecord
+from shared.tasks.records import Breach, Charge, Flags, Reserve, StandingBreach, StepRecord
 
 PLAIN = JSONB(none_as_null=True)
 SPEND = text("SELECT minion_spend(:task, :claim, :steps, :reserve, :used)").bindparams(
@@ -79,8 +80,10 @@ def fail_overtime(connection: Connection, task: UUID, error: BudgetExceeded) -> 
     return bool(connection.scalar(FAIL_OVERTIME, {"task": task, "error": error.as_dict()}))
 
 
-def exceeded(breach: Breach) -> BudgetExceeded:
-    """Return the error for a breach as `minion_breach` reports it."""
+def exceeded(breach: Breach | StandingBreach) -> BudgetExceeded:
+    """Return the error for a breach as `minion_breach` or `minion_standing_breach` reports it."""
+    if "scope" in breach:
+        return standing_budgets.exceeded(breach)
     if breach["asked"] is None:
         todo = "Use a model whose price is known, or give the budget in tokens."
     elif breach["then"] == "fail":

@@ -175,6 +175,7 @@ class Refusal(TypedDict):
     refused: Obstacle
 
 
+@final
 class Breach(TypedDict):
     """A budget without room for a step, as `minion_breach` reports it.
 
@@ -197,11 +198,63 @@ class Breach(TypedDict):
     then: Literal["fail", "wait"]
 
 
+@final
+class StandingBreach(TypedDict):
+    """A standing budget without room for a call, as `minion_standing_breach` reports it.
+
+    Attributes:
+        budget: the id of the standing budget.
+        ends: the end of the current period.
+        asked: None if the price of the call is unknown.
+        reserved: what running calls may use.
+        step: the amounts that the call would have reserved.
+        then: `fail` or `wait`.
+    """
+
+    waits_for: Literal["standing_budget"]
+    budget: str
+    scope: str
+    namespace: str | None
+    name: str | None
+    period: str
+    ends: str
+    what: Literal["tokens", "dollars"]
+    limit: float
+    spent: float
+    reserved: float
+    asked: float | None
+    step: dict[str, Any]
+    then: Literal["fail", "wait"]
+
+
+class Stop(TypedDict):
+    """A stop that applies to a task, as `minion_stop_of` returns it.
+
+    Attributes:
+        namespace: None if the whole installation is stopped.
+        name: of the agent or the tenant key.
+    """
+
+    scope: Literal["installation", "namespace", "agent", "key"]
+    namespace: str | None
+    name: str | None
+    reason: str | None
+    created_at: str
+    created_by: str | None
+
+
 class Flags(TypedDict):
-    """The answer to a write of steps, which the minion must obey. With a `breach`, nothing was written."""
+    """The answer to a write of steps, which the minion must obey. With any member but `cancel`, nothing was written.
+
+    Attributes:
+        breach: also present, for workers of release 0.2, with `stopped` and `unreserved`.
+        unreserved: a standing budget applies to the model call: it must reserve its worst case.
+    """
 
     cancel: bool
-    breach: NotRequired[Breach]
+    breach: NotRequired[Breach | StandingBreach]
+    stopped: NotRequired[Stop]
+    unreserved: NotRequired[bool]
 
 
 class Reserve(TypedDict):

@@ -106,7 +106,10 @@ def resume(connection: Connection, scope: Scope, name: str, *, namespace: str = 
     """
     values = _target(scope, name, namespace)
     if connection.scalar(RESUME, values) is None:
-        raise NotFound(f"The {scope} {name!r} is not paused.")
+        raise NotFound(
+            f"The {scope} {name!r} is not paused. `minion pauses` lists the pauses. A stop (`minion stops`) is lifted "
+            "by `minion resume` with the options of `minion stop-all`."
+        )
     connection.execute(RELEASE_HOLD, values)
 
 

@@ -27,6 +27,7 @@ from workers.llm.limits import ModelLimits
 from workers.llm.stream import StreamError, Unreadable, assemble, error_in
 from workers.llm.usage import spent
 from workers.llm.wire import CACHED, messages_of
+from workers.outcomes import Postponed
 
 log = structlog.get_logger(__name__)
 
@@ -141,6 +142,7 @@ class AnthropicClient:
         """Make one turn. See `ModelClient`."""
         client = _client()
         _limits().admit(request.model, request.estimated_tokens(), request.max_tokens, request.namespace)
+        _ask_for_leave(request)
         try:
             with client.messages.with_streaming_response.create(
                 **_arguments(request), max_tokens=request.max_tokens, stream=True
@@ -164,6 +166,14 @@ class AnthropicClient:
                 return counted
         # Gateways often lack it. If the request is invalid, the call itself will report that.
         return request.estimated_tokens()
+
+
+def _ask_for_leave(request: ModelRequest) -> None:
+    try:
+        request.before_sending()
+    except Postponed:
+        _limits().settle(request.model, 0, 0)
+        raise
 
 
 def _arguments(request: ModelRequest) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class ModelRequest:
         effort: how much effort the model puts into its answer; None: the model's default.
         namespace: of the task, whose limits apply.
         results_as_json: send a tool's text as JSON, as 0.2 did.
+        before_sending: called before each request; raises Postponed if no request may be sent now.
     """
 
     model: str
@@ -57,6 +58,7 @@ class ModelRequest:
     effort: str | None = None
     namespace: str = "default"
     results_as_json: bool = False
+    before_sending: Callable[[], None] = field(default=lambda: None, compare=False)
 
     def estimated_tokens(self) -> int:
         """Estimate the tokens of the input, without a request."""

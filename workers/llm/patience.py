@@ -46,8 +46,8 @@ def complete(client: ModelClient, request: ModelRequest, earlier: KnownStep | No
         try:
             reply = client.complete(request, stream.text)
         except Postponed as postponed:
-            # Postponed by the model's limits. The number of tries is kept.
-            if postponed.error and tries:
+            # Postponed by the model's limits: the number of tries is kept. (After a stop they begin again.)
+            if isinstance(postponed.error, ModelUnavailable) and tries:
                 postponed.error.detail |= {"tries": tries, "since": since.isoformat()}
             raise
         except ModelUnavailable as error:

@@ -10,7 +10,14 @@ The functions and triggers that keep the invariants are in `shared/tasks/sql/`.
 """
 
 from shared.database.tables.base import Base
-from shared.database.tables.budgets import Budget, Reservation
+from shared.database.tables.budgets import (
+    Budget,
+    Reservation,
+    StandingAlert,
+    StandingBudget,
+    StandingReservation,
+    StandingUsage,
+)
 from shared.database.tables.cached_results import CachedResult
 from shared.database.tables.conversations import ConversationSummary
 from shared.database.tables.definitions import (
@@ -32,6 +39,7 @@ from shared.database.tables.operations import (
     Schedule,
     Secret,
     Signal,
+    Stop,
     UniqueTask,
     Webhook,
     WebhookDelivery,
@@ -73,7 +81,12 @@ __all__ = [
     "Secret",
     "SecurityEvent",
     "Signal",
+    "StandingAlert",
+    "StandingBudget",
+    "StandingReservation",
+    "StandingUsage",
     "Step",
+    "Stop",
     "TaskEventRow",
     "TaskOutcome",
     "TaskRow",

@@ -39,6 +39,29 @@ class Pause(Base):
     created_by: Mapped[str | None]
 
 
+class Stop(Base):
+    """A stop: no model call and no unsafe effect of the installation, a namespace, an agent or a tenant key begins.
+
+    A column that the scope does not need is empty.
+    """
+
+    __tablename__ = "stops"
+    __table_args__ = (
+        CheckConstraint("scope IN ('installation', 'namespace', 'agent', 'key')", name="scope"),
+        CheckConstraint(
+            "(namespace = '') = (scope = 'installation') AND (name = '') = (scope IN ('installation', 'namespace'))",
+            name="names",
+        ),
+    )
+
+    scope: Mapped[str] = mapped_column(primary_key=True)
+    namespace: Mapped[str] = mapped_column(primary_key=True, server_default="")
+    name: Mapped[str] = mapped_column(primary_key=True, server_default="")
+    reason: Mapped[str | None]
+    created_at: Mapped[datetime] = created()
+    created_by: Mapped[str | None]
+
+
 class LimitRow(Base):
     """A limit on a capability, an agent or a tenant key (running tasks, or starts in a period), or on a model.
 

@@ -195,6 +195,12 @@ class TaskStatus(Base):
             postgresql_where=text(f"deadline IS NOT NULL AND state NOT IN ({FINAL_STATES})"),
         ),
         Index("task_status_budget_idx", "task_id", postgresql_where=text("wait_reason = 'budget'")),
+        Index(
+            "task_status_held_idx",
+            "wait_reason",
+            "task_id",
+            postgresql_where=text("wait_reason IN ('stopped', 'standing_budget')"),
+        ),
         # Dispatch reads past the dead entries of tasks that have left their queue: vacuum soon.
         {
             "postgresql_with": {

@@ -6,7 +6,8 @@ the transaction of `minion migrate`; a revision in `migrations/versions` changes
 `CONTRIBUTING.md` describes how to change a function. `migrations/schema.sql` shows the schema of a fresh database.
 
 Lock order, everywhere: ancestors first, siblings by id; a task's row, then the rows of `limits` by scope and name, then
-those of `budgets`. A function that ends a task locks its parent's status row, then the task's own.
+those of `budgets`, then those of `standing_usage` by budget. A function that ends a task locks its parent's status row,
+then the task's own.
 
 Errors of class MN are expected; `shared/database/connections.py` turns them into MinionErrors:
 
@@ -40,8 +41,10 @@ OTHERS = (
     "limits",
     "dispatch",
     "claim",
+    "stops",
     "journal",
     "budgets",
+    "standing",
     "waits",
     "finish",
     "clock",

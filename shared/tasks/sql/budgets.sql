@@ -120,6 +120,9 @@ DECLARE
     begun boolean := EXISTS (SELECT 1 FROM reservations WHERE task_id = t AND step = (asked->>'step')::integer);
     free boolean := COALESCE((asked->>'tokens')::bigint, 0) = 0 AND COALESCE((asked->>'microdollars')::bigint, 0) = 0;
 BEGIN
+    IF ids IS NULL THEN
+        RETURN NULL;
+    END IF;
     PERFORM minion_lock_budgets(ids);
     IF EXISTS (SELECT 1 FROM reservations WHERE task_id = t AND step = (asked->>'step')::integer AND claim = c) THEN
         RETURN NULL;
@@ -148,6 +151,10 @@ END $$;
 -- their reservation stays spent.
 CREATE OR REPLACE FUNCTION minion_settle_step(t uuid, c integer, used jsonb) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
+    IF EXISTS (SELECT 1 FROM tasks WHERE id = t AND budget_ids IS NULL) THEN
+        PERFORM minion_settle_standing(t, c, used);
+        RETURN;
+    END IF;
     PERFORM minion_lock_budgets((SELECT budget_ids FROM tasks WHERE id = t));
     UPDATE budgets b SET
             spent_tokens = spent_tokens - r.tokens + COALESCE((used->>'tokens')::bigint, r.tokens),
@@ -160,14 +167,26 @@ BEGIN
     UPDATE reservations SET settled_at = now(), tokens = COALESCE((used->>'tokens')::bigint, tokens),
                             microdollars = COALESCE((used->>'microdollars')::bigint, microdollars)
         WHERE task_id = t AND claim = c AND step = (used->>'step')::integer AND settled_at IS NULL;
+    PERFORM minion_settle_standing(t, c, used);
 END $$;
 
--- `minion_write_steps` for a task with a budget, with the amounts that its step reserves or has used. If a budget has
--- no room, nothing is written, and the flags contain the `breach`.
+-- Takes back the reservation of a step that does not begin, as if it had not been made. The caller must hold the fence.
+CREATE OR REPLACE FUNCTION minion_withdraw(t uuid, c integer, withdrawn integer) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    WITH gone AS (DELETE FROM reservations WHERE task_id = t AND claim = c AND step = withdrawn RETURNING *)
+    UPDATE budgets b SET spent_tokens = spent_tokens - g.tokens, spent_microdollars = spent_microdollars - g.microdollars,
+                         spent_steps = spent_steps - g.steps, changed_at = clock_timestamp()
+        FROM gone g WHERE b.task_id = g.budget_task_id;
+    PERFORM minion_settle_standing(t, c, jsonb_build_object('step', withdrawn, 'tokens', 0, 'microdollars', 0));
+END $$;
+
+-- `minion_write_steps` with the amounts that a step reserves or has used, of the budgets above its task and of standing
+-- ones. If a budget has no room, nothing is written, and the flags contain the `breach`.
 CREATE OR REPLACE FUNCTION minion_spend(t uuid, c integer, journal jsonb, reserve jsonb, used jsonb) RETURNS jsonb
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     breach jsonb;
+    flags jsonb;
 BEGIN
     IF NOT minion_fence(t, c) THEN
         RETURN NULL;
@@ -175,6 +194,15 @@ BEGIN
     -- A cancelled task begins no more steps.
     IF reserve IS NOT NULL AND NOT (SELECT cancel_requested FROM task_status WHERE task_id = t) THEN
         breach := minion_reserve(t, c, reserve);
+        IF breach IS NULL AND EXISTS (SELECT 1 FROM standing_budgets) THEN
+            breach := (
+                SELECT minion_reserve_standing(t, c, reserve || jsonb_build_object('model', s.name))
+                    FROM jsonb_to_recordset(journal) AS s (number integer, kind text, name text)
+                    WHERE s.number = (reserve->>'step')::integer AND s.kind = 'model_call');
+            IF breach IS NOT NULL THEN
+                PERFORM minion_withdraw(t, c, (reserve->>'step')::integer);
+            END IF;
+        END IF;
         IF breach IS NOT NULL THEN
             RETURN jsonb_build_object('cancel', false, 'breach', breach);
         END IF;
@@ -182,7 +210,11 @@ BEGIN
     IF used IS NOT NULL THEN
         PERFORM minion_settle_step(t, c, used);
     END IF;
-    RETURN minion_write_steps(t, c, journal);
+    flags := minion_write_steps(t, c, journal);
+    IF flags ? 'stopped' THEN
+        PERFORM minion_withdraw(t, c, (reserve->>'step')::integer);
+    END IF;
+    RETURN flags;
 END $$;
 
 -- Wakes tasks that wait for a budget (for `owner`'s, if given) that now has room for them, and those that it must fail.

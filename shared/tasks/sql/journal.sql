@@ -19,12 +19,21 @@ CREATE OR REPLACE FUNCTION minion_put_steps(t uuid, c integer, journal jsonb) RE
         WHERE steps.status IN ('started', 'failed')
 $$;
 
--- Commits steps under the fence. NULL: the fence is lost, stop; else the flags that the minion must obey.
+-- Commits steps under the fence. NULL: the fence is lost, stop; else the flags that the minion must obey. If a step must
+-- not begin (`minion_refusal`), nothing is written.
 CREATE OR REPLACE FUNCTION minion_write_steps(t uuid, c integer, journal jsonb) RETURNS jsonb LANGUAGE plpgsql
 SET enable_seqscan = off SET jit = off AS $$
+DECLARE
+    refusal jsonb;
 BEGIN
     IF NOT minion_fence(t, c) THEN
         RETURN NULL;
+    END IF;
+    IF EXISTS (SELECT 1 FROM stops) OR EXISTS (SELECT 1 FROM standing_budgets) THEN
+        refusal := minion_refusal(t, c, journal);
+        IF refusal IS NOT NULL THEN
+            RETURN refusal;
+        END IF;
     END IF;
     PERFORM minion_put_steps(t, c, journal);
     RETURN (SELECT jsonb_build_object('cancel', cancel_requested) FROM task_status WHERE task_id = t);

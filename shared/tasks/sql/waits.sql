@@ -78,12 +78,19 @@ BEGIN
 END $$;
 
 -- Releases a running task, uncharged, to run again after `delay`, at its own request or because of a limit. NULL: the
--- fence is lost. Else its current state.
+-- fence is lost. Else its current state. A `budget` that a task waits for may be another reason: see `minion_refusal`.
 CREATE OR REPLACE FUNCTION minion_snooze(t uuid, c integer, result jsonb, delay interval, reason text) RETURNS text
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     state_now text;
 BEGIN
+    IF reason = 'budget' THEN
+        reason := COALESCE(result->'error'->>'waits_for', reason);
+    END IF;
+    IF reason IN ('stopped', 'handed_back') THEN
+        result := result - 'error';
+        delay := CASE WHEN reason = 'handed_back' THEN COALESCE(delay, interval '10 s') END;
+    END IF;
     state_now := minion_stop_running(t, c, result);
     IF state_now IS DISTINCT FROM 'running' THEN
         RETURN state_now;

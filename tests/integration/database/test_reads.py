@@ -136,3 +136,40 @@ def test_wait_without_open_step_is_healed(driver: LifecycleDriver, waiting: list
     """As release 0.1 may have left a task."""
     driver.sql("UPDATE task_status SET open_waits = 0 WHERE task_id = :last", last=waiting[-1])
     assert driver.call(lifecycle.heal_waits, limit=MANY + 1) == (1, None)
+
+
+# ---------------------------------------------------------------------------------------------- stops and budgets
+
+# The same, of the tables that are read before a step begins.
+RULES_READ = text(
+    """
+    SELECT sum(pg_stat_get_xact_tuples_returned(c.oid)) FROM pg_class c LEFT JOIN pg_index i ON i.indexrelid = c.oid
+        WHERE COALESCE(i.indrelid, c.oid) IN ('stops'::regclass, 'standing_budgets'::regclass)
+    """
+)
+
+
+def rules_read(driver: LifecycleDriver, task: UUID, *steps: dict[str, Any]) -> int:
+    """Return how much a write of steps reads of stops and standing budgets."""
+
+    def counted(connection: Connection) -> int:
+        before = connection.scalar(RULES_READ)
+        assert lifecycle.write_steps(connection, task, 1, list(steps)) == {"cancel": False}  # type: ignore[arg-type]
+        return int(connection.scalar(RULES_READ) - before)
+
+    return driver.call(counted)
+
+
+def test_beginning_a_step_reads_few_stops_and_budgets(driver: LifecycleDriver) -> None:
+    task = driver.run(key="tenant")
+    step = {"number": 1, "kind": "model_call", "name": "m", "status": "started", "effect": "unsafe", "request_hash": ""}
+    assert rules_read(driver, task, step) == 0
+    driver.sql(
+        "INSERT INTO stops (scope, namespace, name) SELECT 'key', 'default', n::text FROM generate_series(1, 2000) n"
+    )
+    driver.sql(
+        "INSERT INTO standing_budgets (scope, namespace, name, period, timezone, tokens, on_breach) "
+        "SELECT 'agent', 'default', n::text, 'day', 'UTC', 1, 'wait' FROM generate_series(1, 2000) n"
+    )
+    assert rules_read(driver, task, {**step, "number": 2}) < 10
+    assert rules_read(driver, task, {**step, "status": "finished"}) < 5

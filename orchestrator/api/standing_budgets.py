@@ -1,0 +1,121 @@
+"""Standing budgets over HTTP."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrator.api import body, problems
+from orchestrator.api.actors import Actor
+from orchestrator.api.parameters import Database, Statements, StrictQuery, Text
+from shared.tasks import standing_budgets
+from shared.tasks.standing_budgets import MAX_DOLLARS, MAX_TOKENS, MIN_DOLLARS, OnBreach, Period, Scope
+
+router = APIRouter(prefix="/v1/budgets", tags=["standing budgets"])
+
+
+class Amount(BaseModel):
+    """What is used of a limit in the current period."""
+
+    limit: int | float | None
+    spent: int | float
+    reserved: int | float = Field(description="By running calls: the most that they may use.")
+
+
+class Alert(BaseModel):
+    """This share of a limit was used up, in percent."""
+
+    percent: int
+    at: datetime
+
+
+class StandingBudget(BaseModel):
+    """Limits on what models use in each period, and the use in the current one."""
+
+    id: UUID
+    scope: Scope
+    namespace: str | None = Field(description="Null for the whole installation.")
+    name: str | None = Field(description="Of the agent, the tenant key or the model.")
+    period: Period
+    timezone: str
+    tokens: Amount
+    dollars: Amount
+    on_breach: OnBreach
+    period_start: datetime
+    period_end: datetime
+    alerts: list[Alert] = Field(description="Of the current period.")
+    created_at: datetime
+    created_by: str | None
+
+
+class StandingBudgets(BaseModel):
+    """All standing budgets."""
+
+    items: list[StandingBudget]
+
+
+class BudgetRequest(BaseModel):
+    """A budget of the whole `installation`, a `namespace`, or an `agent`, tenant `key` or `model` by its name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    scope: Scope
+    namespace: str | None = Field(None, description="For a scope with a name: `default` if it is left out.")
+    name: str | None = None
+    period: Period
+    timezone: str = Field("UTC", max_length=100, description="In which the period begins: `Europe/Berlin`.")
+    tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    dollars: float | None = Field(None, ge=MIN_DOLLARS, le=MAX_DOLLARS)
+    on_breach: OnBreach = Field("wait", description="What happens to a task whose next call does not fit.")
+
+
+class BudgetQuery(StrictQuery):
+    """The budget to remove."""
+
+    scope: Scope
+    namespace: Text | None = None
+    name: Text | None = None
+    period: Period
+
+
+@router.get("", response_model=StandingBudgets)
+def list_budgets(database: Statements) -> dict[str, Any]:
+    """List the standing budgets, that of the installation first."""
+    with database.connect() as connection:
+        return {"items": standing_budgets.list_budgets(connection)}
+
+
+@router.put(
+    "",
+    response_model=StandingBudget,
+    responses=problems.documented(413, 415),
+    openapi_extra=body.documented(BudgetRequest.model_json_schema()),
+)
+def set_budget(sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
+    """Limits what models use in each period. Replaces the budget of the same scope, name and period."""
+    asked = body.parse_model(BudgetRequest, sent)
+    target = standing_budgets.target_of(asked.scope, asked.namespace, asked.name)
+    with database.begin() as connection:
+        return standing_budgets.set_budget(
+            connection,
+            target,
+            asked.period,
+            tokens=asked.tokens,
+            dollars=asked.dollars,
+            on_breach=asked.on_breach,
+            timezone=asked.timezone,
+            who=actor,
+        )
+
+
+@router.delete("", status_code=204, response_class=Response, responses=problems.documented(404))
+def remove_budget(query: Annotated[BudgetQuery, Query()], database: Database) -> Response:
+    """Removes a budget, with the record of its use. Tasks that wait for it continue."""
+    target = standing_budgets.target_of(query.scope, query.namespace, query.name)
+    with database.begin() as connection:
+        standing_budgets.remove_budget(connection, target, query.period)
+    return Response(status_code=204)

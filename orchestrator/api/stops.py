@@ -1,0 +1,85 @@
+"""The kill switch over HTTP."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from orchestrator.api import body, problems
+from orchestrator.api.actors import Actor
+from orchestrator.api.parameters import Database, Statements, StrictQuery, Text
+from shared.tasks import stops
+from shared.tasks.stops import Scope
+
+router = APIRouter(prefix="/v1/stops", tags=["stops"])
+
+
+class Stop(BaseModel):
+    """Tasks of this part of the installation begin no model call and no unsafe effect."""
+
+    scope: Scope
+    namespace: str | None = Field(description="Null for the whole installation.")
+    name: str | None = Field(description="Of the agent or the tenant key.")
+    reason: str | None
+    created_at: datetime
+    created_by: str | None
+
+
+class Stops(BaseModel):
+    """All stops."""
+
+    items: list[Stop]
+
+
+class StopRequest(BaseModel):
+    """What to stop: the whole `installation`, a `namespace`, or an `agent` or tenant `key` by its name."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    scope: Scope
+    namespace: str | None = Field(None, description="For an agent or a key: `default` if it is left out.")
+    name: str | None = None
+    reason: str | None = Field(None, min_length=1, max_length=500)
+
+
+class StopQuery(StrictQuery):
+    """The stop to lift."""
+
+    scope: Scope
+    namespace: Text | None = None
+    name: Text | None = None
+
+
+@router.get("", response_model=Stops)
+def list_stops(database: Statements) -> dict[str, Any]:
+    """List the stops, that of the installation first."""
+    with database.connect() as connection:
+        return {"items": stops.list_stops(connection)}
+
+
+@router.post(
+    "",
+    response_model=Stop,
+    responses=problems.documented(413, 415),
+    openapi_extra=body.documented(StopRequest.model_json_schema()),
+)
+def stop(sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
+    """Stops a part of the installation, or all of it: no model call and no unsafe effect begins there. Calls that have
+    begun end, pure and idempotent ones continue to begin. May be repeated.
+    """
+    asked = body.parse_model(StopRequest, sent)
+    target = stops.target_of(asked.scope, asked.namespace, asked.name)
+    with database.begin() as connection:
+        return stops.stop(connection, target, reason=asked.reason, who=actor)
+
+
+@router.delete("", status_code=204, response_class=Response, responses=problems.documented(404))
+def lift(query: Annotated[StopQuery, Query()], database: Database) -> Response:
+    """Lifts a stop: its tasks continue."""
+    target = stops.target_of(query.scope, query.namespace, query.name)
+    with database.begin() as connection:
+        stops.lift(connection, target)
+    return Response(status_code=204)

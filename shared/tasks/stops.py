@@ -1,0 +1,107 @@
+"""The kill switch: while a stop applies to a task, it begins no model call and no unsafe effect.
+
+A stop is a row, so it holds in every process from its commit on, and outlives all of them.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from shared.errors import NotFound
+from shared.tasks import scopes
+from shared.tasks.records import Stop
+from shared.tasks.scopes import Target
+
+Scope = Literal["installation", "namespace", "agent", "key"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+
+STOP = text(
+    "INSERT INTO stops (scope, namespace, name, reason, created_by) VALUES (:scope, :namespace, :name, :reason, :who) "
+    "ON CONFLICT (scope, namespace, name) DO UPDATE SET reason = COALESCE(EXCLUDED.reason, stops.reason) "
+    "RETURNING scope, NULLIF(namespace, '') AS namespace, NULLIF(name, '') AS name, reason, created_at, created_by"
+)
+LIFT = text("DELETE FROM stops WHERE scope = :scope AND namespace = :namespace AND name = :name RETURNING 1")
+STOPS = text(
+    "SELECT scope, NULLIF(namespace, '') AS namespace, NULLIF(name, '') AS name, reason, created_at, created_by "
+    "FROM stops s ORDER BY s.scope <> 'installation', s.namespace, s.scope, s.name"
+)
+STOP_OF = text("SELECT minion_stop_of(namespace, agent_name, key) FROM task_status WHERE task_id = :task")
+WAKE = text("SELECT woken, last FROM minion_wake_stopped(:after, :most)")
+
+
+def target_of(scope: str, namespace: str | None = None, name: str | None = None) -> Target:
+    """Return the target of a stop.
+
+    Raises:
+        InvalidInput: the scope is unknown, or namespace and name do not fit it.
+    """
+    return Target.of("stop", SCOPES, scope, namespace, name)
+
+
+def stop(
+    connection: Connection, target: Target, *, reason: str | None = None, who: str | None = None
+) -> dict[str, Any]:
+    """Keep the tasks of a target from beginning model calls and unsafe effects. May be repeated.
+
+    Args:
+        who: the operator, for the record.
+    """
+    values = {**target.as_values(), "reason": reason, "who": who}
+    return dict(connection.execute(STOP, values).mappings().one())
+
+
+def lift(connection: Connection, target: Target) -> None:
+    """Lift a stop. The first of its tasks continue at once; the orchestrator wakes the others, in batches.
+
+    Raises:
+        NotFound: there is no such stop.
+    """
+    if connection.scalar(LIFT, target.as_values()) is None:
+        raise NotFound(
+            f"There is no stop of {scopes.describe(target.scope, target.namespace, target.name)}. `minion stops` lists "
+            "the stops; a pause is undone by `minion resume SCOPE NAME`."
+        )
+    wake(connection)
+
+
+def list_stops(connection: Connection) -> list[dict[str, Any]]:
+    """Return all stops, that of the installation first."""
+    return [dict(row) for row in connection.execute(STOPS).mappings()]
+
+
+def stop_of(connection: Connection, task: UUID) -> Stop | None:
+    """Return the widest stop that applies to a task."""
+    found: Stop | None = connection.scalar(STOP_OF, {"task": task})
+    return found
+
+
+def wake(connection: Connection, *, after: UUID | None = None, limit: int = 1000) -> tuple[int, UUID | None]:
+    """Wake stopped tasks to which no stop applies any more.
+
+    Args:
+        after: the task where the last pass ended; None starts with the first ones.
+        limit: the number of stopped tasks to check.
+
+    Returns:
+        the number of woken tasks, and where the pass ended; None if there are no more.
+    """
+    row = connection.execute(WAKE, {"after": after, "most": limit}).one()
+    return row.woken, row.last
+
+
+def describe(found: Stop) -> str:
+    """Describe a stop in one sentence: what is stopped, and by whom, when and why."""
+    who = found["created_by"] or "an operator"
+    because = f" ({found['reason']})" if found["reason"] else ""
+    what = scopes.describe(found["scope"], found["namespace"], found["name"])
+    since = datetime.fromisoformat(found["created_at"]).astimezone(UTC).isoformat(timespec="seconds")
+    return f"{who} stopped {what} at {since}{because}."
+
+
+def how_to_lift(found: Stop) -> str:
+    """Return the command that lifts a stop."""
+    return f"minion resume{scopes.as_options(found['scope'], found['namespace'], found['name'])}"
