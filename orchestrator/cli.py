@@ -24,6 +24,7 @@ from orchestrator.commands import (
     diff,
     doctor,
     functions,
+    keys,
     processes,
     prune,
     replays,
@@ -54,7 +55,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Failed tasks", (replays,)),
     ("When tasks start", (rules, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
-    ("Operation", (workers, webhooks, doctor, prune)),
+    ("Operation", (workers, keys, webhooks, doctor, prune)),
 )
 for group, modules in GROUPS:
     earlier = len(app.registered_commands), len(app.registered_groups)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 from sqlalchemy import Engine, event
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -21,6 +21,7 @@ from orchestrator.api import (
     examples,
     functions,
     health,
+    keys,
     problems,
     replays,
     rules,
@@ -29,10 +30,12 @@ from orchestrator.api import (
     webhooks,
     workers,
 )
-from orchestrator.api.auth import read_key, require_key
+from orchestrator.api.auth import administrator, authorize, read_key
 from orchestrator.api.body import BodyMemory
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
+from orchestrator.api.key_cache import KeyCache
+from orchestrator.api.rights import check_complete
 from orchestrator.api.watching import Watching
 from shared import __version__
 from shared.database.connections import autocommit, make_engine
@@ -45,8 +48,8 @@ Errors are problem details (RFC 9457): `detail` says what was wrong and what to 
 Lists are paged: pass `next` as `cursor` to get the next page. Request bodies are strict JSON: no NaN, no U+0000,
 no duplicate keys, at most 100 levels.
 """
-GUARDED = (tasks, events, replays, rules, schedules, webhooks, agents, functions, capabilities, workers)
-"""The modules whose routes need the API key."""
+GUARDED = (tasks, events, replays, rules, schedules, webhooks, agents, functions, capabilities, workers, keys)
+"""The modules whose routes need an API key: `orchestrator.api.rights` has what it must be allowed to do."""
 POOL_SIZE = 10
 STATEMENT_TIMEOUT = "30s"
 
@@ -59,6 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         NotConfigured: the settings lack a database, broker or API key.
+        RuntimeError: an endpoint has no rule in `orchestrator.api.rights`.
     """
     app = FastAPI(
         title="Minions",
@@ -72,17 +76,18 @@ def create_app(settings: Settings) -> FastAPI:
     settings.require_redis_url()
     app.state.settings = settings
     app.state.api_key = read_key(settings)
+    app.state.administrator = administrator(app.state.api_key)
     app.state.body_memory = BodyMemory(settings.api_memory_bytes)
     app.state.engine = _make_engine(settings)
     app.state.statements = autocommit(app.state.engine)
+    app.state.keys = KeyCache(app.state.statements)
     app.state.watching = Watching(settings)
     app.state.finish_watch = FinishWatch(app.state.watching)
     app.state.event_watch = EventWatch(app.state.watching)
     documentation.mount(app)
     app.include_router(health.router)
     app.state.routes = [route for module in (documentation, health, *GUARDED) for route in module.router.routes]
-    for module in GUARDED:
-        guard(app, module.router)
+    guard(app)
     app.add_middleware(HeadAsGet)
     problems.handle(app)
     app.openapi = _complete(app.openapi)  # type: ignore[method-assign]
@@ -95,9 +100,16 @@ def release(app: FastAPI) -> None:
     app.state.event_watch.release()
 
 
-def guard(app: FastAPI, router: APIRouter) -> None:
-    """Add routes that require the API key."""
-    app.include_router(router, dependencies=[Depends(require_key)], responses=problems.documented(401, 422, 503))
+def guard(app: FastAPI) -> None:
+    """Add the routes that need an API key.
+
+    Raises:
+        RuntimeError: one of them has no rule, or a rule has no route.
+    """
+    check_complete(f"{method} {route.path}" for m in GUARDED for route in m.router.routes for method in route.methods)
+    described = problems.documented(401, 403, 422, 503)
+    for module in GUARDED:
+        app.include_router(module.router, dependencies=[Depends(authorize)], responses=described)
 
 
 class HeadAsGet:
@@ -116,7 +128,12 @@ class HeadAsGet:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state = app.state
-    async with state.watching.running(), state.finish_watch.running(), state.event_watch.running():
+    async with (
+        state.watching.running(),
+        state.keys.following(state.watching),
+        state.finish_watch.running(),
+        state.event_watch.running(),
+    ):
         yield
     app.state.engine.dispose()
 
