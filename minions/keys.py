@@ -16,7 +16,7 @@ class Keys:
 
     _transport: Transport
 
-    def create_key(
+    def create_api_key(
         self,
         name: str,
         role: str,
@@ -58,7 +58,7 @@ class Keys:
         created: dict[str, Any] = self._transport.post("/v1/keys", to_json(fields, what="The key"), safe=False)
         return created
 
-    def keys(self, *, revoked: bool = False) -> Iterator[dict[str, Any]]:
+    def api_keys(self, *, revoked: bool = False) -> Iterator[dict[str, Any]]:
         """Yield the API keys, the oldest first, without their texts.
 
         Args:
@@ -66,7 +66,7 @@ class Keys:
         """
         return self._transport.pages("/v1/keys", {"revoked": revoked, "limit": PAGE})
 
-    def key(self, key: str | UUID) -> dict[str, Any]:
+    def api_key(self, key: str | UUID) -> dict[str, Any]:
         """Return one API key, without its text.
 
         Args:
@@ -79,7 +79,7 @@ class Keys:
         found: dict[str, Any] = self._transport.get(_path(key))
         return found
 
-    def rotate_key(
+    def rotate_api_key(
         self, key: str | UUID, *, overlap: float | timedelta | None = None, expires_in: float | timedelta | None = None
     ) -> dict[str, Any]:
         """Replace the text of a key. The answer's `key` is shown only once.
@@ -89,7 +89,7 @@ class Keys:
             expires_in: seconds until the key expires; by default, its expiry stays as it is.
 
         Raises:
-            NotFound, AmbiguousId: as for `key`.
+            NotFound, AmbiguousId: as for `api_key`.
             Conflict: the key was revoked, or has expired and gets no new expiry.
         """
         fields = given(overlap=_seconds(overlap), expires_in=_seconds(expires_in))
@@ -97,11 +97,11 @@ class Keys:
         rotated: dict[str, Any] = self._transport.post(f"{_path(key)}/rotate", body, safe=False)
         return rotated
 
-    def revoke_key(self, key: str | UUID) -> dict[str, Any]:
+    def revoke_api_key(self, key: str | UUID) -> dict[str, Any]:
         """End a key within a second, everywhere.
 
         Raises:
-            NotFound, AmbiguousId: as for `key`.
+            NotFound, AmbiguousId: as for `api_key`.
         """
         revoked: dict[str, Any] = self._transport.delete(_path(key))
         return revoked

@@ -34,7 +34,7 @@ def list_keys(
 ) -> None:
     """List keys. Their texts are never shown."""
     with connect() as client:
-        found = list(client.keys(revoked=everything))
+        found = list(client.api_keys(revoked=everything))
     if as_json:
         print_json(found)
         return
@@ -81,7 +81,7 @@ def create(
 ) -> None:
     """Create a key and show its text, this once."""
     with connect(actor) as client:
-        created = client.create_key(
+        created = client.create_api_key(
             name,
             role,
             payloads=payloads,
@@ -98,7 +98,7 @@ def create(
 def show(key: str = KEY) -> None:
     """Show a key as JSON, without its text."""
     with connect() as client:
-        print_json(client.key(key))
+        print_json(client.api_key(key))
 
 
 @app.command()
@@ -111,7 +111,7 @@ def rotate(
 ) -> None:
     """Give a key a new text and show it, this once. The previous one stays valid for the overlap."""
     with connect(actor) as client:
-        rotated = client.rotate_key(key, overlap=seconds_of(overlap, "--overlap"), expires_in=_lifetime(expires))
+        rotated = client.rotate_api_key(key, overlap=seconds_of(overlap, "--overlap"), expires_in=_lifetime(expires))
     _print_text(rotated, as_json)
 
 
@@ -119,7 +119,7 @@ def rotate(
 def revoke(key: str = KEY, actor: str | None = ACTOR, as_json: bool = AS_JSON) -> None:
     """End a key, and its text before the last rotation, within a second everywhere."""
     with connect(actor) as client:
-        revoked = client.revoke_key(key)
+        revoked = client.revoke_api_key(key)
     if as_json:
         print_json(revoked)
         return
