@@ -107,6 +107,17 @@ def timed_out(seconds: float) -> ProblemResponse:
     return _problem("request_timeout", phrase, HTTPStatus.REQUEST_TIMEOUT, detail, {}, None)
 
 
+def unreadable(*, too_large: bool) -> ProblemResponse:
+    """Return the response to a request that is not HTTP, or whose headers are too large."""
+    if too_large:
+        status, code = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large"
+        detail = "The request's headers are too large: they must have at most 64 KB together."
+    else:
+        status, code = HTTPStatus.BAD_REQUEST, "bad_request"
+        detail = "The request is not valid HTTP/1.1."
+    return _problem(code, status.phrase, status, detail, {}, None)
+
+
 def _problem(
     code: str, title: str, status: int, detail: str, members: Mapping[str, Any], headers: Mapping[str, str] | None
 ) -> ProblemResponse:

@@ -41,7 +41,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/schedules": {"name": "new", **SCHEDULE},
     "PUT /v1/schedules/{name}": SCHEDULE,
     "PATCH /v1/schedules/{name}": {"enabled": False},
-    "POST /v1/webhooks": {"name": "new", "url": "https://192.0.2.1/hook"},
+    "POST /v1/webhooks": {"name": "new", "url": "https://93.184.215.14/hook"},
     "PATCH /v1/webhooks/{name}": {"enabled": False},
     "PUT /v1/limits/{scope}/{name}": {"max_running": 1},
     "POST /v1/keys": {"name": "new", "role": "viewer"},
@@ -151,22 +151,10 @@ class World:
 
     def foreign(self) -> Iterator[dict[str, str]]:
         """Path parameters that name things out of reach."""
-        for task in [*self.tasks, self.tasks[0].replace("-", ""), self.tasks[0][:30]]:
-            yield {
-                "task_id": task,
-                "delivery_id": self.delivery,
-                "scope": "agent",
-                "name": "theirs-schedule",
-                "key": self.key,
-            }
-        for name in ("Theirs", "theirs-webhook", "theirs-function"):
-            yield {
-                "task_id": self.tasks[0],
-                "delivery_id": self.delivery[:30],
-                "scope": "key",
-                "name": name,
-                "key": self.key,
-            }
+        written = (*self.tasks, self.tasks[0].replace("-", ""), self.tasks[0][:30])
+        named = ("theirs-schedule", "Theirs", "theirs-webhook", "theirs_function")
+        for task, name in zip(written, named, strict=True):
+            yield {"task_id": task, "delivery_id": self.delivery, "scope": "agent", "name": name, "key": self.key}
 
 
 def define_in(database: Engine, namespace: str, *definitions: dict[str, Any]) -> None:
@@ -195,7 +183,7 @@ def world(request: pytest.FixtureRequest, client: Client, database: Engine) -> W
         database,
         namespace,
         agent("Theirs", "theirs"),
-        {"kind": "function", "name": "theirs-function", "code": "def f(x: int) -> int:\n    return x\n"},
+        {"kind": "function", "name": "theirs_function", "code": "def f(x: int) -> int:\n    return x\n"},
     )
     fields = {"key": "theirs", "namespace": namespace, "labels": {"owner": "theirs"}}
     pending, ended = (client.submit("Theirs", {"of": "theirs"}, **fields).id for _ in range(2))
@@ -204,7 +192,7 @@ def world(request: pytest.FixtureRequest, client: Client, database: Engine) -> W
     client.put_schedule(
         "theirs-schedule", {"agent": "Theirs", "key": "theirs"}, interval_seconds=3600, namespace=namespace
     )
-    client.add_webhook("theirs-webhook", "https://192.0.2.1/theirs", namespace=namespace)
+    client.add_webhook("theirs-webhook", "https://93.184.215.14/theirs", namespace=namespace)
     client.pause("agent", "Theirs", namespace=namespace)
     client.set_limit("agent", "Theirs", max_running=3, namespace=namespace)
     key = client.create_api_key("theirs-key", "viewer", namespace=namespace)
@@ -256,7 +244,9 @@ def test_foreign_ids_are_like_unknown_ones(with_key: Make, database: Engine, wor
             others = {
                 name: str(uuid4())[: len(id)] if "-" in id else uuid4().hex[: len(id)] for name, id in ids.items()
             }
-            unknown = {**foreign, **others, "name": "nothing"}
+            unknown = {**foreign, **others, "name": "absent0"}
+            if kind.startswith("tenant") and "/v1/agents/" in endpoint:
+                continue  # the tenants of a namespace share its agents
             answers = [normal(call(http, endpoint, names), names) for names in (foreign, unknown)]
             narrow = kind != "namespace" and RULES[endpoint].reach is not Reach.TASKS
             assert answers[0][0] == (403 if narrow else 404), (endpoint, foreign, answers)
@@ -289,7 +279,8 @@ def test_lists_show_nothing_foreign(with_key: Make, client: Client, world: World
             continue
         assert response.status_code == 200, (endpoint, response.text)
         shown = response.text.replace("…", "")
-        assert "heirs" not in shown, endpoint
+        shared = kind.startswith("tenant") and endpoint in ("GET /v1/agents", "GET /v1/capabilities")
+        assert shared or "heirs" not in shown, endpoint
         assert not any(task in shown for task in world.tasks), endpoint
         assert call(whole, endpoint, {}).status_code == 200
     listed = http.get("/v1/tasks").json()["items"]
@@ -369,7 +360,8 @@ def test_conversation_of_a_tenant_is_its_own(
     assert stored_ids == {"chat", "acme\x1fchat", "other\x1fchat"}
     assert unbound.conversation_id == "chat"
     second = tenants[0].post("/v1/tasks", json=asked).json()["id"]
-    assert "of the conversation 'chat'" in tenants[0].get(f"/v1/tasks/{second}/why").json()["sentence"]
+    with patch("orchestrator.explain._no_orchestrator", lambda case: None):
+        assert "of the conversation 'chat'" in tenants[0].get(f"/v1/tasks/{second}/why").json()["sentence"]
 
 
 def test_tenant_is_bound_to_its_key(tenants: tuple[httpx2.Client, httpx2.Client]) -> None:

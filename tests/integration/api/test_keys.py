@@ -67,7 +67,12 @@ def test_key_is_shown_once_and_stored_as_a_hash(
     assert key_text.is_well_formed(key)
     assert created["prefix"] == key[:9]
     assert with_key(key).get("/v1/tasks").status_code == 200
-    listed = [*client.api_keys(), client.api_key("ci"), client.api_key(created["prefix"]), client.api_key(created["id"])]
+    listed = [
+        *client.api_keys(),
+        client.api_key("ci"),
+        client.api_key(created["prefix"]),
+        client.api_key(created["id"]),
+    ]
     assert {each["id"] for each in listed} == {created["id"]}
     assert all("key" not in each and "hash" not in each for each in listed)
     assert key[9:] not in everything_written(database, capsys)
@@ -283,12 +288,13 @@ def test_challenge_is_that_of_oauth(http: httpx2.Client, client: Client, with_ke
     assert "has the role viewer, which lacks the permission tasks:submit" in problem["detail"]
 
 
-@pytest.mark.parametrize("size", [60_000, 1 << 20])
+@pytest.mark.parametrize("size", [60_000, 1 << 20, 20 << 20])
 def test_huge_header_is_refused(http_api: Api, database: Engine, size: int) -> None:
     with httpx2.Client(base_url=http_api.url, trust_env=False, timeout=60) as http:
         for key in ("mk_" + "A" * size, "x" * size):
             response = http.get("/v1/tasks", headers={"Authorization": f"Bearer {key}"})
-            assert response.status_code in (400, 401, 431)
+            expected = (401, "unauthorized") if size < 1 << 16 else (431, "headers_too_large")
+            assert (response.status_code, response.json()["code"]) == expected
         assert http.get("/healthz").status_code == 200
 
 
@@ -362,7 +368,10 @@ def test_bound_administrator_stays_within_its_bounds(client: Client, http_api: A
 def test_administrator_cannot_grant_what_it_lacks(client: Client, http_api: Api) -> None:
     client.create_api_key("seeing", "viewer", payloads=True)
     with Client(http_api.url, client.create_api_key("blind", "admin", payloads=False)["key"], retries=0) as blind:
-        for act in (lambda: blind.create_api_key("more", "viewer", payloads=True), lambda: blind.rotate_api_key("seeing")):
+        for act in (
+            lambda: blind.create_api_key("more", "viewer", payloads=True),
+            lambda: blind.rotate_api_key("seeing"),
+        ):
             with pytest.raises(errors.Forbidden, match="payloads:read"):
                 act()
         blind.create_api_key("less", "viewer")
