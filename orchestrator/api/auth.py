@@ -16,6 +16,8 @@ from shared.access.actors import Key, bootstrap_key
 from shared.errors import Unauthorized
 from shared.settings import Settings
 
+CHECK_SECONDS = 1.0
+"""How often the key of a request that waits is checked again."""
 NO_KEY = "No API key, or a wrong one: send `Authorization: Bearer KEY`."
 
 Credentials = Annotated[

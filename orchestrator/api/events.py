@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from orchestrator.api import masking, problems
-from orchestrator.api.auth import check_again
+from orchestrator.api.auth import CHECK_SECONDS, check_again
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.parameters import Statements, StrictQuery
 from orchestrator.api.task_ids import TaskId
@@ -93,11 +93,17 @@ async def _stream(request: Request, task: UUID, after: int) -> AsyncIterator[str
     """Yield the events of a task until its end, or until the key is no longer valid."""
     watch: EventWatch = request.app.state.event_watch
     yield f"retry: {RETRY_MILLISECONDS}\n\n"
+    idle = 0.0
     with watch.following(task, after) as follower:
-        async for event in follower.events(HEARTBEAT_SECONDS):
+        async for event in follower.events(CHECK_SECONDS):
             if not await _is_still_valid(request):
                 return
-            yield ": nothing new\n\n" if event is None else _frame(event)
+            idle = 0.0 if event else idle + CHECK_SECONDS
+            if event is not None:
+                yield _frame(event)
+            elif idle >= HEARTBEAT_SECONDS:
+                idle = 0.0
+                yield ": nothing new\n\n"
 
 
 async def _is_still_valid(request: Request) -> bool:

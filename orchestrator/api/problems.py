@@ -126,7 +126,7 @@ def _problem(
 
 
 async def _expected(request: Request, error: MinionError) -> Response:
-    return of(error, with_key="authorization" in request.headers)
+    return of(error, with_key=bool(request.headers.get("authorization")))
 
 
 async def _wrong_parameters(request: Request, error: RequestValidationError) -> Response:

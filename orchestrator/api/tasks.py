@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import StringConstraints
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
-from orchestrator.api.auth import Caller, check_again
+from orchestrator.api.auth import CHECK_SECONDS, Caller, check_again
 from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.parameters import Database, ItemPage, NumberedPage, Statements, StrictQuery
 from orchestrator.api.task_filters import TaskPage, Tasks, TreePage
@@ -306,11 +308,18 @@ def _reaches(connection: Connection, task: UUID, key: Key) -> bool:
 
 
 async def _load_ended(request: Request, database: Engine, task_id: UUID, seconds: float) -> dict[str, Any]:
-    """Return a task when it has ended, or when the time is up."""
+    """Return a task when it has ended, or when the time is up.
+
+    Raises:
+        Unauthorized: the key is no longer valid.
+    """
     if seconds:
         watch: FinishWatch = request.app.state.finish_watch
         with watch.expecting(task_id) as expectation:
-            await expectation.within(seconds)
+            while not await expectation.within(min(seconds, CHECK_SECONDS)) and seconds > CHECK_SECONDS:
+                seconds -= CHECK_SECONDS
+                with suppress(SQLAlchemyError):  # known again when the wait ends, or the answer is 503
+                    await check_again(request)
         await check_again(request)
     return await run_in_threadpool(_load, database, task_id)
 

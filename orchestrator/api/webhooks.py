@@ -19,6 +19,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 from minions.webhooks import PREFIX
 from orchestrator.api import body, problems
 from orchestrator.api.auth import Caller
+from orchestrator.api.masking import Labels, PayloadText
 from orchestrator.api.parameters import (
     Database,
     ItemPage,
@@ -157,7 +158,7 @@ class Webhook(BaseModel):
     url: str
     states: list[str]
     agents: list[str]
-    labels: dict[str, str]
+    labels: Labels
     roots_only: bool
     enabled: bool
     disabled_reason: str | None = Field(description="Why it was disabled, if its endpoint asked for that.")
@@ -184,7 +185,7 @@ class WebhookDelivery(BaseModel):
         description="When a pending delivery is tried next; or again, if an attempt is under way."
     )
     last_status: int | None = Field(description="The HTTP status of the last attempt.")
-    last_error: str | None
+    last_error: PayloadText = Field(description="It may quote the answer of the endpoint.")
     created_at: datetime
     finished_at: datetime | None
 
