@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -24,6 +25,7 @@ from orchestrator.api import (
     keys,
     problems,
     replays,
+    rights,
     rules,
     schedules,
     tasks,
@@ -35,7 +37,6 @@ from orchestrator.api.body import BodyMemory
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.key_cache import KeyCache
-from orchestrator.api.rights import check_complete
 from orchestrator.api.watching import Watching
 from shared import __version__
 from shared.database.connections import autocommit, make_engine
@@ -106,7 +107,8 @@ def guard(app: FastAPI) -> None:
     Raises:
         RuntimeError: one of them has no rule, or a rule has no route.
     """
-    check_complete(f"{method} {route.path}" for m in GUARDED for route in m.router.routes for method in route.methods)
+    routes = [route for module in GUARDED for route in module.router.routes]
+    rights.check_complete(f"{method} {route.path}" for route in routes for method in route.methods)
     described = problems.documented(401, 403, 422, 503)
     for module in GUARDED:
         app.include_router(module.router, dependencies=[Depends(authorize)], responses=described)
@@ -151,5 +153,5 @@ def _make_engine(settings: Settings) -> Engine:
 
 
 def _complete(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """Add the problems and examples, which the framework does not know, to the document."""
-    return lambda: examples.add_to(problems.add_schema(openapi()))
+    """Add the problems, the permissions and the examples, which the framework does not know, to the document."""
+    return cache(lambda: examples.add_to(rights.add_to(problems.add_schema(openapi()))))

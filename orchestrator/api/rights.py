@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from shared.access.actors import Key
 from shared.access.roles import Permission, Role, permissions_of
@@ -61,6 +62,11 @@ def _namespace(*permissions: Permission) -> Rule:
     return Rule(permissions, Reach.NAMESPACE)
 
 
+ABOUT = {
+    Reach.TASKS: "",
+    Reach.NAMESPACE: " Refused to keys that are bound to agents, capabilities or a tenant.",
+    Reach.INSTALLATION: " Refused to keys that are bound to anything.",
+}
 READ, OPERATE = _tasks(P.TASKS_READ), _namespace(P.OPERATIONS_READ)
 KEYS = _namespace(P.KEYS_MANAGE)
 # A webhook sends outputs and errors to its address.
@@ -131,6 +137,16 @@ def check_complete(endpoints: Iterable[str]) -> None:
         raise RuntimeError(f"No rule in orchestrator.api.rights for: {', '.join(sorted(missing))}")
     if unused := RULES.keys() - found:
         raise RuntimeError(f"Rules in orchestrator.api.rights without an endpoint: {', '.join(sorted(unused))}")
+
+
+def add_to(document: dict[str, Any]) -> dict[str, Any]:
+    """Add to the operations of an OpenAPI document what a key needs for them."""
+    for endpoint, rule in RULES.items():
+        method, path = endpoint.split(" ")
+        operation = document["paths"][path][method.lower()]
+        needed = " and ".join(f"`{permission}`" for permission in rule.permissions)
+        operation["description"] = f"{operation.get('description', '')}\n\nNeeds {needed}.{ABOUT[rule.reach]}"
+    return document
 
 
 def matrix() -> Iterator[tuple[str, tuple[Permission, ...], list[Role]]]:

@@ -104,6 +104,12 @@ def test_endpoint_without_a_rule_does_not_start(settings: Settings) -> None:
         create_app(settings)
 
 
+def test_permissions_are_in_the_document(http: httpx2.Client) -> None:
+    paths = http.get("/openapi.json").json()["paths"]
+    assert "Needs `webhooks:write` and `payloads:read`." in paths["/v1/webhooks"]["post"]["description"]
+    assert all("Needs `" in paths[path][method.lower()]["description"] for method, path in map(str.split, ENDPOINTS))
+
+
 def test_rule_without_an_endpoint_does_not_start(settings: Settings) -> None:
     with (
         patch.object(rights, "RULES", {**RULES, "GET /v1/none": RULES["GET /v1/tasks"]}),
@@ -252,6 +258,18 @@ def test_foreign_ids_are_like_unknown_ones(with_key: Make, database: Engine, wor
             assert answers[0][0] == (403 if narrow else 404), (endpoint, foreign, answers)
             if not endpoint.startswith("GET /v1/tasks/{task_id}/events"):
                 assert answers[0] == answers[1], (endpoint, foreign)
+    assert stored(database, world) == before
+
+
+@pytest.mark.parametrize("kind", ["namespace"])
+def test_no_role_reaches_foreign_ids(with_key: Make, database: Engine, world: World, kind: str) -> None:
+    before = stored(database, world)
+    foreign = next(world.foreign())
+    for role in Role:
+        http = with_key(role, namespace="ours")
+        for endpoint in (each for each in ENDPOINTS if "{" in each and each not in CREATES):
+            expected = 404 if RULES[endpoint].allows(role) else 403
+            assert call(http, endpoint, foreign).status_code == expected, (role, endpoint)
     assert stored(database, world) == before
 
 
