@@ -75,6 +75,39 @@ CREATE TABLE alembic_version (
 ALTER TABLE ONLY alembic_version
     ADD CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num);
 
+CREATE TABLE api_keys (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    name text NOT NULL,
+    prefix text NOT NULL,
+    hash bytea NOT NULL,
+    role text NOT NULL,
+    payloads boolean NOT NULL,
+    namespace text,
+    agents text[] DEFAULT '{}'::text[] NOT NULL,
+    capabilities text[] DEFAULT '{}'::text[] NOT NULL,
+    tenant text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_by text NOT NULL,
+    expires_at timestamp with time zone,
+    last_used_at timestamp with time zone,
+    rotated_at timestamp with time zone,
+    rotated_by text,
+    previous_hash bytea,
+    previous_prefix text,
+    previous_until timestamp with time zone,
+    previous_used_at timestamp with time zone,
+    revoked_at timestamp with time zone,
+    revoked_by text,
+    CONSTRAINT api_keys_hash_check CHECK (((octet_length(hash) = 32) AND (octet_length(previous_hash) = 32))),
+    CONSTRAINT api_keys_previous_check CHECK ((num_nulls(previous_hash, previous_prefix, previous_until) = ANY (ARRAY[0, 3]))),
+    CONSTRAINT api_keys_role_check CHECK ((role = ANY (ARRAY['viewer'::text, 'submitter'::text, 'operator'::text, 'approver'::text, 'author'::text, 'admin'::text])))
+);
+ALTER TABLE ONLY api_keys
+    ADD CONSTRAINT api_keys_pkey PRIMARY KEY (id);
+CREATE UNIQUE INDEX api_keys_hash_idx ON api_keys USING btree (hash);
+CREATE UNIQUE INDEX api_keys_name_idx ON api_keys USING btree (COALESCE(namespace, ''::text), name) WHERE (revoked_at IS NULL);
+CREATE UNIQUE INDEX api_keys_previous_hash_idx ON api_keys USING btree (previous_hash) WHERE (previous_hash IS NOT NULL);
+
 CREATE TABLE budgets (
     task_id uuid NOT NULL,
     tokens bigint,

@@ -24,6 +24,7 @@ from uuid import UUID, uuid4
 from minions.comparison import Comparison, Record, compare
 from minions.errors import InvalidInput, MinionsError, NotConfigured, WaitTimeout
 from minions.following import TaskEvent, follow
+from minions.keys import Keys
 from minions.operations import Operations
 from minions.task import Task, TaskSummary
 from minions.transport import PAGE, Transport, given, to_json
@@ -44,7 +45,7 @@ class _NotGiven:
 NOT_GIVEN: Final = _NotGiven()
 
 
-class Client(Operations):
+class Client(Operations, Keys):
     """Client of the API. Threads may share one; close it, or use it as a context manager.
 
     Requests are retried when the API or its database is unavailable and a retry is safe: all that only read, `cancel`,

@@ -72,6 +72,12 @@ class Unauthorized(MinionsError):
     code = "unauthorized"
 
 
+class Forbidden(Unauthorized):
+    """The API key may not do this; `detail["permission"]` and `detail["roles"]` say what it lacks and who has it."""
+
+    code = "forbidden"
+
+
 class NotFound(MinionsError):
     """The requested object does not exist."""
 
@@ -148,6 +154,7 @@ BY_CODE: Mapping[str, type[MinionsError]] = {
             ForbiddenAddress,
             TooLarge,
             Unauthorized,
+            Forbidden,
             NotFound,
             UnknownAgent,
             UnknownCapability,
@@ -158,7 +165,7 @@ BY_CODE: Mapping[str, type[MinionsError]] = {
 BY_STATUS: Mapping[int, type[MinionsError]] = {
     400: InvalidInput,
     401: Unauthorized,
-    403: Unauthorized,
+    403: Forbidden,
     404: NotFound,
     409: Conflict,
     413: TooLarge,

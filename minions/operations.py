@@ -13,7 +13,7 @@ from minions.transport import PAGE, Transport, given, to_json
 
 
 class Operations:
-    """The methods of `minions.Client` that are not about single tasks."""
+    """The methods of `minions.Client` that are about many tasks."""
 
     _transport: Transport
     _task: Callable[[Mapping[str, Any]], Task]

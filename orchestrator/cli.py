@@ -25,6 +25,7 @@ from orchestrator.commands import (
     diff,
     doctor,
     functions,
+    keys,
     processes,
     prune,
     replays,
@@ -56,7 +57,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Failed tasks", (replays,)),
     ("When tasks start", (rules, standing_budgets, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
-    ("Operation", (workers, webhooks, doctor, prune, capacity)),
+    ("Operation", (workers, keys, webhooks, doctor, prune, capacity)),
 )
 for group, modules in GROUPS:
     earlier = len(app.registered_commands), len(app.registered_groups)

@@ -15,6 +15,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from shared.access.roles import MASK
+from shared.access.scope import own_name
 from shared.contracts.key_order import in_order
 from shared.tasks import standing_budgets, stops
 from shared.tasks.budgets import describe
@@ -124,10 +126,31 @@ class Explanation:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
+def _anything(connection: Connection, task: UUID) -> bool:
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What the reader of an explanation may see.
+
+    Attributes:
+        payloads: what errors and proposals quote.
+        reaches: whether another task.
+    """
+
+    payloads: bool = True
+    reaches: Callable[[Connection, UUID], bool] = _anything
+
+
+EVERYTHING = Reader()
+
+
 class _Case:
     """One task, and the queries about it."""
 
-    def __init__(self, connection: Connection, task: dict[str, Any], lease: float) -> None:
+    def __init__(self, connection: Connection, task: dict[str, Any], lease: float, reader: Reader) -> None:
+        self.reader = reader
         self.connection = connection
         self.task = task
         self.lease = lease
@@ -142,6 +165,10 @@ class _Case:
     def scalar(self, statement: Any, **values: Any) -> Any:
         return self.connection.scalar(statement, values)
 
+    def quoted(self, value: Any) -> Any:
+        """Return something that may quote payloads, or the mask."""
+        return value if value is None or self.reader.payloads else MASK
+
     def ago(self, moment: datetime) -> str:
         return duration((self.now - moment).total_seconds())
 
@@ -151,17 +178,18 @@ class _Case:
         )
 
 
-def explain(connection: Connection, task_id: UUID, *, lease: float) -> Explanation:
+def explain(connection: Connection, task_id: UUID, *, lease: float, reader: Reader = EVERYTHING) -> Explanation:
     """Explain why the task is in its current state.
 
     Args:
         lease: seconds after which a worker without a heartbeat is lost.
+        reader: what the explanation may say.
 
     Raises:
         NotFound: there is no such task.
     """
     task = get_task(connection, task_id)
-    case = _Case(connection, task, lease)
+    case = _Case(connection, task, lease, reader)
     return _with_origin(case, _ANSWERS[task["state"]](case))
 
 
@@ -224,12 +252,15 @@ def _not_its_turn(case: _Case) -> Explanation | None:
     first = case.one(TURN, task=case.task["id"])
     if first is None:
         return None
+    conversation = own_name(first["conversation"])
+    if not case.reader.reaches(case.connection, first["id"]):
+        return case.answer("turn", f"Another task of the conversation {conversation!r} comes before it.")
     return case.answer(
         "turn",
-        f"The tasks of the conversation {first['conversation']!r} run one after the other, and task {first['id']} of "
+        f"The tasks of the conversation {conversation!r} run one after the other, and task {first['id']} of "
         f"{first['agent']} ({first['state']}) comes before it.",
         f"`minion why {first['id']}` shows what that task waits for.",
-        **first,
+        **{**first, "conversation": conversation},
     )
 
 
@@ -346,16 +377,18 @@ def _waiting(case: _Case) -> Explanation:
     reason = "It asked to run again later"
     if task["wait_reason"] == "backoff":
         attempts_allowed = case.scalar(MAX_ATTEMPTS, version=task["agent_version_id"])
-        error = case.scalar(LAST_ERROR, task=task["id"]) or "it failed"
+        error = case.quoted(case.scalar(LAST_ERROR, task=task["id"])) or "it failed"
         reason = f"Attempt {task['attempts']} of {attempts_allowed} failed ({error.rstrip('.')})"
     elif task["wait_reason"] == "model_unavailable":
         error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
-        reason = f"{error.get('message', 'The model is unavailable').rstrip('.')} (tried {error.get('tries', 1)} times)"
+        message = case.quoted(error.get("message")) or "The model is unavailable"
+        reason = f"{message.rstrip('.')} (tried {error.get('tries', 1)} times)"
     elif task["wait_reason"] == "model_limit":
         error = case.scalar(LAST_STEP_ERROR, task=task["id"]) or {}
+        message = case.quoted(error.get("message")) or "Its model is at its limit"
         return case.answer(
             "model_limit",
-            f"{error.get('message', 'Its model is at its limit')}: it waits {case.until(task['due_at'])}.",
+            f"{message}: it waits {case.until(task['due_at'])}.",
             "`minion limits` lists the limits; `minion limits set model NAME` changes one.",
             model=error.get("model"),
             due_at=task["due_at"],
@@ -406,16 +439,17 @@ def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanati
         "proposal": step["proposal"],
     }
     if reason == "answer":
-        how = f" ({step['error']['message'].rstrip('.')})" if step["error"] else ""
+        how = f" ({case.quoted(step['error']['message']).rstrip('.')})" if step["error"] else ""
         return case.answer(
             "answer",
             f"Step {step['number']} ({step['name']}) was interrupted{how} and is unsafe to repeat: a person must say "
             "whether it happened.",
             f"`minion answer {task['id']}` with --result JSON, --again or --fail.",
             **facts,
-            request=step["input"],
+            request=case.quoted(step["input"]),
         )
-    proposed = json.dumps(step["input"]["approval"], ensure_ascii=False)
+    approval = case.quoted(step["input"]["approval"])
+    proposed = json.dumps(approval, ensure_ascii=False)
     limit = f", {case.until(step['due_at'])}" if step["due_at"] else ""
     return case.answer(
         "approval",
@@ -423,7 +457,7 @@ def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanati
         f"{step['proposal']}).",
         f"`minion approve {task['id']}` or `minion reject {task['id']} --reason TEXT`.",
         **facts,
-        proposed=step["input"]["approval"],
+        proposed=approval,
     )
 
 
@@ -465,10 +499,12 @@ def _ended(case: _Case) -> Explanation:
     when = f"{case.ago(task['finished_at'])} ago"
     if task["state"] == "succeeded":
         return case.answer("succeeded", f"It succeeded {when}, in claim {task['claim']}.", None)
-    facts = {"error": error, "finished_at": task["finished_at"]}
-    sentence = f"It {'failed' if task['state'] == 'failed' else 'was ' + task['state']} {when}: {error.get('message')}"
+    message = case.quoted(error.get("message"))
+    shown = error if case.reader.payloads else {"type": error.get("type"), "message": message}
+    facts = {"error": shown, "finished_at": task["finished_at"]}
+    sentence = f"It {'failed' if task['state'] == 'failed' else 'was ' + task['state']} {when}: {message}"
     if task["state"] == "expired":
-        sentence = f"It expired {when}: {error.get('message')}"
+        sentence = f"It expired {when}: {message}"
     if "attempts" in error:
         sentence += f" (attempts used: {error['attempts']} of {error.get('max_attempts')})"
     return case.answer(task["state"], sentence, f"`minion replay {task['id']}` runs it again.", **facts)

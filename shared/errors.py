@@ -102,6 +102,12 @@ class Unauthorized(MinionError, roots.Unauthorized):
     code, status, exit_code = "unauthorized", 401, 77
 
 
+class Forbidden(Unauthorized, roots.Forbidden):
+    """The API key may not do this."""
+
+    code, status, exit_code = "forbidden", 403, 77
+
+
 class NotFound(MinionError, roots.NotFound):
     """There is no such thing."""
 

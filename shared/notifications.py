@@ -1,4 +1,4 @@
-"""Notifications over Redis pub/sub: a task has ended, it has new events, or a model streams text.
+"""Notifications over Redis pub/sub: a task has ended, it has new events, a model streams text, or API keys changed.
 
 A notification may be lost, so waiting clients also poll once a second: it only makes waiting shorter, and a broker
 that is away costs at most that second. Streamed text that is lost is in the step when that is finished.
@@ -23,6 +23,7 @@ from shared.streaming import Streamed
 log = structlog.get_logger(__name__)
 
 FINISHED = "minion.finished"
+KEYS = "minion.keys"
 EVENTS = "minion.events:"  # and the task's id: one channel per task, so that subscribers receive only its events
 SILENCE_SECONDS = 5.0
 """Seconds after a failure until the next attempt: a model's stream must not wait for a time-out every time."""
@@ -81,6 +82,14 @@ def publish_finished(task_id: UUID) -> None:
         _publisher().publish(FINISHED, str(task_id))
     except (redis.RedisError, OSError) as error:
         log.debug("hint_lost", task_id=str(task_id), reason=str(error))
+
+
+def publish_keys_changed() -> None:
+    """Notify all orchestrators that API keys were changed, after the commit; never raises."""
+    try:
+        _publisher().publish(KEYS, "")
+    except (redis.RedisError, OSError) as error:
+        log.debug("hint_lost", channel=KEYS, reason=str(error))
 
 
 def publish_streamed(task_id: UUID, said: Streamed, key: bytes) -> int | None:

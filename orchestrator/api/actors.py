@@ -1,15 +1,13 @@
-"""Actors over HTTP: the key, and the name that its holder claims.
-
-All callers share one key, so the name is a claim without proof; records say so.
-"""
+"""Actors over HTTP: the key that the request proved, and the name that its holder claims."""
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated
 
-from fastapi import Depends, Header, Request
+from fastapi import Depends, Header
 
+from orchestrator.api.auth import Caller
+from shared.access import actors
 from shared.errors import InvalidInput
 
 LONGEST_NAME = 100
@@ -23,21 +21,13 @@ ClaimedName = Annotated[
 ]
 
 
-async def actor_of(request: Request, minion_actor: ClaimedName = None) -> str:
-    """Return the actor as records name it: `api:3f2a9c01 (claims to be Ann)`, with the fingerprint of the key.
+async def actor_of(key: Caller, minion_actor: ClaimedName = None) -> actors.Actor:
+    """Return the actor of the request. Records name it, such as `ci mk_3fA9xQ (claims to be Ann)`.
 
     Raises:
         InvalidInput: the name contains characters that cannot be displayed.
     """
-    key = f"api:{fingerprint(request.app.state.api_key)}"
-    if minion_actor is None:
-        return key
-    return f"{key} (claims to be {_checked(minion_actor)})"
-
-
-def fingerprint(key: bytes) -> str:
-    """Return the first eight hexadecimal digits of a key's SHA-256."""
-    return hashlib.sha256(key).hexdigest()[:8]
+    return actors.Actor(key, None if minion_actor is None else _checked(minion_actor))
 
 
 def _checked(name: str) -> str:
@@ -51,4 +41,4 @@ def _checked(name: str) -> str:
     return readable
 
 
-Actor = Annotated[str, Depends(actor_of)]
+Actor = Annotated[actors.Actor, Depends(actor_of)]

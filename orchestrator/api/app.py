@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import Depends, FastAPI
 from sqlalchemy import Engine, event
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -21,8 +22,10 @@ from orchestrator.api import (
     examples,
     functions,
     health,
+    keys,
     problems,
     replays,
+    rights,
     rules,
     schedules,
     standing_budgets,
@@ -31,10 +34,11 @@ from orchestrator.api import (
     webhooks,
     workers,
 )
-from orchestrator.api.auth import read_key, require_key
+from orchestrator.api.auth import administrator, authorize, read_key
 from orchestrator.api.body import BodyMemory
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
+from orchestrator.api.key_cache import KeyCache
 from orchestrator.api.watching import Watching
 from shared import __version__
 from shared.database.connections import autocommit, make_engine
@@ -60,8 +64,9 @@ GUARDED = (
     functions,
     capabilities,
     workers,
+    keys,
 )
-"""The modules whose routes need the API key."""
+"""The modules whose routes need an API key: `orchestrator.api.rights` has what it must be allowed to do."""
 POOL_SIZE = 10
 STATEMENT_TIMEOUT = "30s"
 
@@ -74,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     Raises:
         NotConfigured: the settings lack a database, broker or API key.
+        RuntimeError: an endpoint has no rule in `orchestrator.api.rights`.
     """
     app = FastAPI(
         title="Minions",
@@ -87,17 +93,18 @@ def create_app(settings: Settings) -> FastAPI:
     settings.require_redis_url()
     app.state.settings = settings
     app.state.api_key = read_key(settings)
+    app.state.administrator = administrator(app.state.api_key)
     app.state.body_memory = BodyMemory(settings.api_memory_bytes)
     app.state.engine = _make_engine(settings)
     app.state.statements = autocommit(app.state.engine)
+    app.state.keys = KeyCache(app.state.statements)
     app.state.watching = Watching(settings)
     app.state.finish_watch = FinishWatch(app.state.watching)
     app.state.event_watch = EventWatch(app.state.watching)
     documentation.mount(app)
     app.include_router(health.router)
     app.state.routes = [route for module in (documentation, health, *GUARDED) for route in module.router.routes]
-    for module in GUARDED:
-        guard(app, module.router)
+    guard(app)
     app.add_middleware(HeadAsGet)
     problems.handle(app)
     app.openapi = _complete(app.openapi)  # type: ignore[method-assign]
@@ -110,9 +117,17 @@ def release(app: FastAPI) -> None:
     app.state.event_watch.release()
 
 
-def guard(app: FastAPI, router: APIRouter) -> None:
-    """Add routes that require the API key."""
-    app.include_router(router, dependencies=[Depends(require_key)], responses=problems.documented(401, 422, 503))
+def guard(app: FastAPI) -> None:
+    """Add the routes that need an API key.
+
+    Raises:
+        RuntimeError: one of them has no rule, or a rule has no route.
+    """
+    routes = [route for module in GUARDED for route in module.router.routes]
+    rights.check_complete(f"{method} {route.path}" for route in routes for method in route.methods)
+    described = problems.documented(401, 403, 422, 503)
+    for module in GUARDED:
+        app.include_router(module.router, dependencies=[Depends(authorize)], responses=described)
 
 
 class HeadAsGet:
@@ -131,7 +146,12 @@ class HeadAsGet:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state = app.state
-    async with state.watching.running(), state.finish_watch.running(), state.event_watch.running():
+    async with (
+        state.watching.running(),
+        state.keys.following(state.watching),
+        state.finish_watch.running(),
+        state.event_watch.running(),
+    ):
         yield
     app.state.engine.dispose()
 
@@ -149,5 +169,5 @@ def _make_engine(settings: Settings) -> Engine:
 
 
 def _complete(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """Add the problems and examples, which the framework does not know, to the document."""
-    return lambda: examples.add_to(problems.add_schema(openapi()))
+    """Add the problems, the permissions and the examples, which the framework does not know, to the document."""
+    return cache(lambda: examples.add_to(rights.add_to(problems.add_schema(openapi()))))

@@ -1,24 +1,39 @@
-"""The bearer key that guards every route below /v1."""
+"""The bearer key that guards every route below /v1, and what it may do there."""
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from orchestrator.api import masking
+from orchestrator.api.rights import RULES
+from shared.access import key_text
+from shared.access.actors import Key, bootstrap_key
 from shared.errors import Unauthorized
 from shared.settings import Settings
 
+CHECK_SECONDS = 1.0
+"""How often the key of a request that waits is checked again."""
+NO_KEY = "No API key, or a wrong one: send `Authorization: Bearer KEY`."
+
 Credentials = Annotated[
     HTTPAuthorizationCredentials | None,
-    Depends(HTTPBearer(auto_error=False, description="The API key: MINION_API_KEY, or the file `api_key`.")),
+    Depends(
+        HTTPBearer(
+            auto_error=False,
+            description="An API key: one that `minion keys create` showed, or the administrator's (MINION_API_KEY, or "
+            "the file `api_key`).",
+        )
+    ),
 ]
 
 
 def read_key(settings: Settings) -> bytes:
-    """Return the key that callers must present.
+    """Return the administrator's key.
 
     Raises:
         NotConfigured: the key is missing, too short, or not valid in a header.
@@ -26,13 +41,63 @@ def read_key(settings: Settings) -> bytes:
     return settings.require_server_api_key().encode()
 
 
-async def require_key(request: Request, credentials: Credentials) -> None:
-    """Admit a request with the right key.
+def administrator(key: bytes) -> Key:
+    """Return what the administrator's key may do."""
+    return bootstrap_key(fingerprint(key))
+
+
+def fingerprint(key: bytes) -> str:
+    """Return the first eight hexadecimal digits of a key's SHA-256."""
+    return hashlib.sha256(key).hexdigest()[:8]
+
+
+async def authorize(request: Request, credentials: Credentials) -> None:
+    """Admit a request whose key is valid and may use this endpoint.
 
     Raises:
-        Unauthorized: no key, or a wrong one; the message does not say which.
+        Unauthorized: there is no key, or it is not valid (any more).
+        Forbidden: the key lacks a permission.
+        SQLAlchemyError: the key cannot be looked up.
     """
     # Headers are bytes; Starlette decodes them as Latin-1.
     shown = credentials.credentials.encode("latin-1", "replace") if credentials else b""
-    if not hmac.compare_digest(shown, request.app.state.api_key):
-        raise Unauthorized("No API key, or a wrong one: send `Authorization: Bearer KEY`.")
+    request.state.shown_key = shown
+    key = request.state.key = await _authenticate(request, shown)
+    masking.show_to(key)
+    RULES[f"{request.method} {request.scope['route'].path}"].check(key)
+
+
+async def check_again(request: Request) -> None:
+    """Check the key of a request that has waited.
+
+    Raises:
+        Unauthorized: the key was revoked, or has expired.
+    """
+    await _authenticate(request, request.state.shown_key)
+
+
+async def _authenticate(request: Request, shown: bytes) -> Key:
+    state = request.app.state
+    if hmac.compare_digest(shown, state.api_key):
+        return state.administrator  # type: ignore[no-any-return]
+    text = shown.decode("ascii", "replace")
+    if not text.startswith(key_text.MARK):
+        raise Unauthorized(NO_KEY)
+    if not key_text.is_well_formed(text):
+        raise Unauthorized(
+            f"The API key is mistyped or not complete: it must be {key_text.MARK} and 49 letters and digits, with a "
+            "checksum. Copy it again."
+        )
+    found = await state.keys.find(key_text.digest(text))
+    if found.key is not None:
+        return found.key  # type: ignore[no-any-return]
+    raise Unauthorized(found.refusal or NO_KEY)
+
+
+async def _caller(request: Request) -> Key:
+    key: Key = request.state.key
+    return key
+
+
+Caller = Annotated[Key, Depends(_caller)]
+"""The key of the request."""

@@ -7,8 +7,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
-from sqlalchemy import text
+from sqlalchemy import bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 
+from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import Statements
 
 # A capability is listed if an agent that accepts tasks offers it, a live worker serves it, or work waits for it.
@@ -16,7 +18,9 @@ CAPABILITIES = text("""
     WITH offered AS (
         SELECT c.name, array_agg(a.name ORDER BY a.name) AS agents
             FROM agents a JOIN agent_versions v ON v.id = a.active_version_id, unnest(v.capabilities) AS c (name)
-            WHERE a.status <> 'disabled' GROUP BY c.name
+            WHERE a.status <> 'disabled' AND (CAST(:namespace AS text) IS NULL OR a.namespace = :namespace)
+              AND (:only_agents = '{}' OR a.name = ANY (:only_agents))
+            GROUP BY c.name
     ), live AS (
         SELECT c.name, count(*) AS workers, sum(w.slots) AS slots, sum(w.busy) AS busy
             FROM workers w, unnest(w.capabilities) AS c (name)
@@ -25,13 +29,21 @@ CAPABILITIES = text("""
         SELECT capability AS name, count(*) FILTER (WHERE state = 'pending') AS pending,
                count(*) FILTER (WHERE state = 'queued') AS queued, count(*) FILTER (WHERE state = 'running') AS running
             FROM task_status WHERE state IN ('pending', 'queued', 'running') AND capability IS NOT NULL
+              AND (CAST(:namespace AS text) IS NULL OR namespace = :namespace)
+              AND (:only_agents = '{}' OR agent_name = ANY (:only_agents))
+              AND (CAST(:tenant AS text) IS NULL OR key = :tenant)
+              AND (CAST(:tenant_prefix AS text) IS NULL OR starts_with(key, :tenant_prefix))
             GROUP BY capability
     )
     SELECT name, COALESCE(agents, '{}') AS agents, live.name IS NOT NULL AS served,
            COALESCE(workers, 0) AS workers, COALESCE(slots, 0) AS slots, COALESCE(busy, 0) AS busy,
            COALESCE(pending, 0) AS pending, COALESCE(queued, 0) AS queued, COALESCE(running, 0) AS running
-        FROM offered FULL JOIN live USING (name) FULL JOIN work USING (name) ORDER BY name
-""")
+        FROM offered FULL JOIN live USING (name) FULL JOIN work USING (name)
+        WHERE (:only_capabilities = '{}' OR name = ANY (:only_capabilities))
+          -- A bound key learns of no capability that only others use.
+          AND (:whole OR offered.name IS NOT NULL OR work.name IS NOT NULL)
+        ORDER BY name
+""").bindparams(bindparam("only_agents", type_=ARRAY(TEXT)), bindparam("only_capabilities", type_=ARRAY(TEXT)))
 
 router = APIRouter(prefix="/v1/capabilities", tags=["capabilities"])
 
@@ -57,8 +69,17 @@ class Capabilities(BaseModel):
 
 
 @router.get("", response_model=Capabilities)
-def list_capabilities(request: Request, database: Statements) -> dict[str, Any]:
+def list_capabilities(request: Request, database: Statements, key: Caller) -> dict[str, Any]:
     """Every capability that an agent offers, a worker serves or a task needs."""
-    lease = timedelta(seconds=request.app.state.settings.lease_seconds)
+    scope = key.scope
+    values = {
+        "lease": timedelta(seconds=request.app.state.settings.lease_seconds),
+        "whole": scope.is_whole,
+        "namespace": scope.namespace,
+        "only_agents": list(scope.agents),
+        "only_capabilities": list(scope.capabilities),
+        "tenant": scope.conditions.get("tenant"),
+        "tenant_prefix": scope.conditions.get("tenant_prefix"),
+    }
     with database.connect() as connection:
-        return {"items": list(connection.execute(CAPABILITIES, {"lease": lease}).mappings())}
+        return {"items": list(connection.execute(CAPABILITIES, values).mappings())}

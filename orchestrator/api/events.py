@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
-from typing import Annotated
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from orchestrator.api import problems
+from orchestrator.api import masking, problems
+from orchestrator.api.auth import CHECK_SECONDS, check_again
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.parameters import Statements, StrictQuery
 from orchestrator.api.task_ids import TaskId
 from orchestrator.task_events import StreamEvent, last_event
-from shared.errors import InvalidInput
+from shared.errors import InvalidInput, MinionError
 from shared.tasks.queries import no_such_task
 
 HEARTBEAT_SECONDS = 15.0
@@ -26,6 +28,13 @@ MEDIA_TYPE = "text/event-stream"
 # A buffering proxy would show everything at the end.
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 LARGEST_NUMBER = 2**31 - 1
+MASKED: dict[str, Callable[[Any], Any]] = {
+    "input": masking.payload,
+    "output": masking.payload,
+    "text": masking.payload,
+    "error": masking.error,
+}
+"""The members of an event that may hold payloads."""
 
 router = APIRouter(prefix="/v1/tasks", tags=["tasks"])
 
@@ -69,7 +78,7 @@ async def follow_task(
         return Response(status_code=204)
     if request.scope.get("asked_for_head"):
         return Response(headers=HEADERS, media_type=MEDIA_TYPE)
-    return StreamingResponse(_stream(request.app.state.event_watch, task_id, after), 200, HEADERS, MEDIA_TYPE)
+    return StreamingResponse(_stream(request, task_id, after), 200, HEADERS, MEDIA_TYPE)
 
 
 def _last_event(database: Engine, task: UUID) -> tuple[int, bool]:
@@ -80,13 +89,33 @@ def _last_event(database: Engine, task: UUID) -> tuple[int, bool]:
     return found
 
 
-async def _stream(watch: EventWatch, task: UUID, after: int) -> AsyncIterator[str]:
+async def _stream(request: Request, task: UUID, after: int) -> AsyncIterator[str]:
+    """Yield the events of a task until its end, or until the key is no longer valid."""
+    watch: EventWatch = request.app.state.event_watch
     yield f"retry: {RETRY_MILLISECONDS}\n\n"
+    idle = 0.0
     with watch.following(task, after) as follower:
-        async for event in follower.events(HEARTBEAT_SECONDS):
-            yield ": nothing new\n\n" if event is None else _frame(event)
+        async for event in follower.events(CHECK_SECONDS):
+            if not await _is_still_valid(request):
+                return
+            idle = 0.0 if event else idle + CHECK_SECONDS
+            if event is not None:
+                yield _frame(event)
+            elif idle >= HEARTBEAT_SECONDS:
+                idle = 0.0
+                yield ": nothing new\n\n"
+
+
+async def _is_still_valid(request: Request) -> bool:
+    try:
+        await check_again(request)
+    except (MinionError, SQLAlchemyError):
+        # The client connects again, and is told why it is refused.
+        return False
+    return True
 
 
 def _frame(event: StreamEvent) -> str:
     number = "" if event.number is None else f"id: {event.number}\n"
-    return f"{number}event: {event.type}\ndata: {json.dumps(event.data)}\n\n"
+    data = {name: MASKED[name](value) if name in MASKED else value for name, value in event.data.items()}
+    return f"{number}event: {event.type}\ndata: {json.dumps(data)}\n\n"

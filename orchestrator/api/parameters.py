@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Generic, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy import Engine
 
+from orchestrator.api.auth import Caller
 from shared.tasks.queries import MAX_PAGE
 
 Item = TypeVar("Item")
@@ -62,8 +64,27 @@ class NamespaceQuery(StrictQuery):
     namespace: Text = "default"
 
 
-Namespace = Annotated[NamespaceQuery, Query()]
-NamedPage = Annotated[NamedPageQuery, Query()]
+InNamespace = TypeVar("InNamespace", bound=StrictQuery)
+
+
+def in_namespace(model: type[InNamespace]) -> Callable[..., Coroutine[Any, Any, InNamespace]]:
+    """Return a dependency that reads query parameters of that model. A key that is bound to a namespace means that one.
+
+    It raises Forbidden if the request names another.
+    """
+
+    async def read(query: InNamespace, key: Caller) -> InNamespace:
+        if key.scope.namespace is None:
+            return query
+        asked = query.namespace if "namespace" in query.model_fields_set else None  # type: ignore[attr-defined]
+        return query.model_copy(update={"namespace": key.scope.namespace_of(asked)})
+
+    read.__annotations__["query"] = Annotated[model, Query()]
+    return read
+
+
+Namespace = Annotated[NamespaceQuery, Depends(in_namespace(NamespaceQuery))]
+NamedPage = Annotated[NamedPageQuery, Depends(in_namespace(NamedPageQuery))]
 NumberedPage = Annotated[NumberedPageQuery, Query()]
 
 

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
 from shared.database.connections import is_transient, reason
-from shared.errors import InvalidInput, MinionError, Unauthorized, Unavailable, requirement
+from shared.errors import Forbidden, InvalidInput, MinionError, Unauthorized, Unavailable, requirement
 
 log = structlog.get_logger(__name__)
 
@@ -77,15 +77,27 @@ def handle(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
 
-def of(error: MinionError) -> ProblemResponse:
-    """Convert an expected error to a response."""
+def of(error: MinionError, *, with_key: bool = False) -> ProblemResponse:
+    """Convert an expected error to a response.
+
+    Args:
+        with_key: the request presented a key.
+    """
     headers = {}
     if isinstance(error, Unauthorized):
-        headers["WWW-Authenticate"] = "Bearer"
+        headers["WWW-Authenticate"] = _challenge(error, with_key)
     if isinstance(error, Unavailable):
         headers["Retry-After"] = RETRY_AFTER_SECONDS
     title = (type(error).__doc__ or "").partition("\n")[0].rstrip(".")
     return _problem(error.code, title, error.status, error.message, error.detail, headers)
+
+
+def _challenge(error: Unauthorized, with_key: bool) -> str:
+    """Return the challenge of RFC 6750."""
+    if isinstance(error, Forbidden):
+        missing = error.detail.get("permission")
+        return 'Bearer error="insufficient_scope"' + (f', scope="{missing}"' if missing else "")
+    return 'Bearer error="invalid_token"' if with_key else "Bearer"
 
 
 def timed_out(seconds: float) -> ProblemResponse:
@@ -93,6 +105,17 @@ def timed_out(seconds: float) -> ProblemResponse:
     phrase = HTTPStatus.REQUEST_TIMEOUT.phrase
     detail = f"The request was not complete after {seconds:g} s. Send its headers and its body without long pauses."
     return _problem("request_timeout", phrase, HTTPStatus.REQUEST_TIMEOUT, detail, {}, None)
+
+
+def unreadable(*, too_large: bool) -> ProblemResponse:
+    """Return the response to a request that is not HTTP, or whose headers are too large."""
+    if too_large:
+        status, code = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large"
+        detail = "The request's headers are too large: they must have at most 64 KB together."
+    else:
+        status, code = HTTPStatus.BAD_REQUEST, "bad_request"
+        detail = "The request is not valid HTTP/1.1."
+    return _problem(code, status.phrase, status, detail, {}, None)
 
 
 def _problem(
@@ -103,7 +126,7 @@ def _problem(
 
 
 async def _expected(request: Request, error: MinionError) -> Response:
-    return of(error)
+    return of(error, with_key=bool(request.headers.get("authorization")))
 
 
 async def _wrong_parameters(request: Request, error: RequestValidationError) -> Response:

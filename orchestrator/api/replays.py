@@ -6,15 +6,17 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, text
 
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
-from orchestrator.api.parameters import Database, ItemPage, PageQuery, Statements, Text
+from orchestrator.api.masking import Error, PayloadText
+from orchestrator.api.parameters import Database, ItemPage, PageQuery, Statements, Text, in_namespace
 from orchestrator.dead_letters import dead_letters
 from orchestrator.replay import replay_many
+from shared.access.scope import Scope
 from shared.contracts.strict_model import Moment
 from shared.errors import InvalidInput, NotFound
 from shared.tasks import queries
@@ -38,12 +40,15 @@ class DeadLetterQuery(PageQuery):
     cursor: Text = Field("", description="The `next` of the previous page.")
 
 
+DeadLetterPage = Annotated[DeadLetterQuery, Depends(in_namespace(DeadLetterQuery))]
+
+
 class DeadLetter(BaseModel):
     """Failures of one kind that have no replay."""
 
     fingerprint: str
     type: str | None
-    message: str | None = Field(description="The message of the latest failure.")
+    message: PayloadText = Field(description="The message of the latest failure.")
     tasks: int
     exhausted: int = Field(
         description="How many of them used all their attempts; the others failed with an error that is not retried."
@@ -92,7 +97,7 @@ class Replayed(BaseModel):
 
     task_id: UUID
     replayed_as: UUID | None
-    error: dict[str, Any] | None
+    error: Error
 
 
 class ReplayResult(BaseModel):
@@ -106,7 +111,7 @@ class ReplayResult(BaseModel):
 
 
 @router.get("/dead-letters", response_model=ItemPage[DeadLetter])
-def list_dead_letters(query: Annotated[DeadLetterQuery, Query()], database: Statements) -> Page:
+def list_dead_letters(query: DeadLetterPage, database: Statements) -> Page:
     """Failed tasks without a replay, grouped by kind of error."""
     with database.connect() as connection:
         return dead_letters(
@@ -127,7 +132,7 @@ def replay_tasks(sent: body.TaskBody, database: Database, actor: Actor) -> dict[
         raise InvalidInput(f"Only tasks that have ended can be replayed, not {', '.join(sorted(living))} ones.")
     batch = asked.batch or uuid4()
     with database.begin() as connection:
-        chosen = _filter(connection, asked)
+        chosen = _filter(connection, asked, actor.key.scope)
         matched = (
             None
             if asked.cursor
@@ -135,20 +140,23 @@ def replay_tasks(sent: body.TaskBody, database: Database, actor: Actor) -> dict[
         )
         page = replay_many(
             connection, chosen, batch=batch, pinned=asked.pinned, new_keys=asked.new_keys, rate=asked.rate,
-            start_at=asked.start_at, limit=asked.limit, before=asked.cursor, submitted_by=actor,
+            start_at=asked.start_at, limit=asked.limit, before=asked.cursor, submitted_by=str(actor),
             dry_run=asked.dry_run,
         )  # fmt: skip
     return {"items": page.items, "next": page.next, "batch": batch, "start_at": page.start_at, "matched": matched}
 
 
-def _filter(connection: Connection, asked: ReplayRequest) -> TaskFilter:
+def _filter(connection: Connection, asked: ReplayRequest, scope: Scope) -> TaskFilter:
     plain = asked.model_dump(
-        include={"namespace", "agent", "capability", "key", "error_fingerprint", "created_after", "created_before"}
+        include={"agent", "capability", "key", "error_fingerprint", "created_after", "created_before"}
     )
+    namespace = scope.namespace_of(asked.namespace if "namespace" in asked.model_fields_set else None)
     return TaskFilter(
         **plain,
+        **scope.conditions,
+        namespace=namespace,
         states=tuple(asked.states),
-        function_version_id=_function_version(connection, asked.namespace, asked.function) if asked.function else None,
+        function_version_id=_function_version(connection, namespace, asked.function) if asked.function else None,
         unreplayed=None if asked.again else True,
         # The parent of the failed task runs again with it, unless the request names the parent's agent.
         own_failure=None if asked.agent else True,

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
+from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import Database, Namespace, Statements
 from shared.tasks import throttles
 from shared.tasks.throttles import LimitScope, Rate, Scope
@@ -89,10 +90,10 @@ class LimitRequest(BaseModel):
 
 
 @router.get("/pauses", response_model=Pauses)
-def list_pauses(database: Statements) -> dict[str, Any]:
+def list_pauses(database: Statements, key: Caller) -> dict[str, Any]:
     """List the pauses, by scope and name."""
     with database.connect() as connection:
-        return {"items": throttles.list_pauses(connection)}
+        return {"items": throttles.list_pauses(connection, namespace=key.scope.namespace)}
 
 
 @router.put(
@@ -107,7 +108,7 @@ def pause(
     """Pauses a capability, an agent or a key: running tasks continue, and no other starts. May be repeated."""
     asked = body.parse_model(PauseRequest, sent, required=False)
     with database.begin() as connection:
-        return throttles.pause(connection, scope, name, reason=asked.reason, namespace=query.namespace, who=actor)
+        return throttles.pause(connection, scope, name, reason=asked.reason, namespace=query.namespace, who=str(actor))
 
 
 @router.delete("/pauses/{scope}/{name}", status_code=204, response_class=Response, responses=problems.documented(404))
@@ -119,10 +120,10 @@ def resume(scope: Scope, name: str, query: Namespace, database: Database) -> Res
 
 
 @router.get("/limits", response_model=Limits)
-def list_limits(database: Statements) -> dict[str, Any]:
+def list_limits(database: Statements, key: Caller) -> dict[str, Any]:
     """All limits, by scope and name."""
     with database.connect() as connection:
-        return {"items": throttles.list_limits(connection)}
+        return {"items": throttles.list_limits(connection, namespace=key.scope.namespace)}
 
 
 @router.put(
@@ -148,7 +149,7 @@ def set_limit(
             input_tokens=_rate(asked.input_tokens),
             output_tokens=_rate(asked.output_tokens),
             namespace=query.namespace,
-            who=actor,
+            who=str(actor),
         )
 
 

@@ -10,10 +10,13 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from orchestrator.api import body, problems
+from orchestrator.api.auth import Caller
+from orchestrator.api.masking import PayloadText, StoredRequest
 from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Statements, Text
 from orchestrator.api.task_models import Task
 from orchestrator.schedules import store
 from orchestrator.schedules.store import ScheduleDefinition
+from shared.access.roles import MASK, Permission
 from shared.errors import InvalidInput
 from shared.tasks import lifecycle, queries
 from shared.tasks.queries import Page
@@ -40,12 +43,12 @@ class Schedule(BaseModel):
     timezone: str | None = Field(description="The time zone of `cron`.")
     interval_seconds: float | None
     missed: Literal["skip", "once", "all"]
-    request: dict[str, Any]
+    request: StoredRequest
     enabled: bool
     next_at: datetime | None = Field(description="Null while it is disabled.")
     last_at: datetime | None = Field(description="The time of the last run, even if it was refused.")
     last_task_id: UUID | None
-    last_error: str | None = Field(description="Why the last run was refused; null if it was not.")
+    last_error: PayloadText = Field(description="Why the last run was refused; null if it was not.")
     created_at: datetime
 
 
@@ -105,10 +108,14 @@ def put_schedule(
     responses=problems.documented(404, 409, 413, 415),
     openapi_extra=body.documented(PATCH_SCHEMA),
 )
-def change_schedule(name: Text, sent: body.TaskBody, query: Namespace, database: Database) -> dict[str, Any]:
+def change_schedule(
+    name: Text, sent: body.TaskBody, query: Namespace, database: Database, key: Caller
+) -> dict[str, Any]:
     """Changes the fields that are sent; null removes one. `{"enabled": false}` stops a schedule; runs that it misses
     are not made up for."""
     changes = _named(name, body.parse_object(sent))
+    if "request" in changes:
+        key.require(Permission.TASKS_SUBMIT)
     # Check only what is new: an agent that was disabled since must not prevent stopping its schedule.
     if isinstance(request := changes.get("request"), dict):
         store.try_out(database, query.namespace, name, request)
@@ -131,13 +138,17 @@ def delete_schedule(name: Text, query: Namespace, database: Database) -> dict[st
     openapi_extra=body.documented(RUN_SCHEMA, required=False),
 )
 def run_schedule(
-    name: Text, sent: body.TaskBody, query: Namespace, database: Database, response: Response
+    name: Text, sent: body.TaskBody, query: Namespace, database: Database, response: Response, key: Caller
 ) -> dict[str, Any]:
     """Submits the schedule's task once more, now. With an idempotency key the call may be repeated."""
     asked = body.parse_object(sent, required=False)
     if unknown := asked.keys() - {"idempotency_key"}:
         raise InvalidInput(f"A run takes only `idempotency_key`, not {min(unknown)[:100]!r}.")
-    prepared = store.prepare_run(database, query.namespace, name, idempotency_key=asked.get("idempotency_key"))
+    try:
+        prepared = store.prepare_run(database, query.namespace, name, idempotency_key=asked.get("idempotency_key"))
+    except InvalidInput as error:
+        # It may quote the stored input.
+        raise error if key.may(Permission.PAYLOADS_READ) else InvalidInput(f"The task is refused: {MASK}.") from None
     with database.begin() as connection:
         [accepted] = lifecycle.accept(connection, prepared)
         response.status_code = 201 if accepted.created else 200

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from functools import partial
+from http import HTTPStatus
 from typing import Any, Literal
 
 import h11
@@ -52,7 +54,10 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 class _PunctualProtocol(H11Protocol):
-    """HTTP/1.1 that ends incomplete requests; Uvicorn itself would keep them indefinitely.
+    """HTTP/1.1 that ends incomplete requests, and answers unreadable ones with a problem.
+
+    Uvicorn itself would keep the former indefinitely, and close the connection in the middle of the latter, so that
+    their sender sees a broken connection.
 
     Headers must be complete within `seconds`. A body must also be complete within `seconds`, or bring `LOWEST_RATE` in
     each period of that length. Time in which the server does not read is not counted.
@@ -64,15 +69,24 @@ class _PunctualProtocol(H11Protocol):
         self._received = 0
         self._part: Part | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._watch("headers")
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         super().data_received(data)
         self._received += len(data)
         self._watch(self._missing())
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse a request that is not HTTP, or whose headers are too large. What still arrives of it is discarded."""
+        too_large = getattr(sys.exc_info()[1], "error_status_hint", None) == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        self._answer(problems.unreadable(too_large=too_large))
+        self._refused = True
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -84,6 +98,8 @@ class _PunctualProtocol(H11Protocol):
 
     def _missing(self) -> Part | None:
         """The part of a request that has begun and is not complete."""
+        if self._refused:
+            return "headers"
         state = self.conn.their_state
         if state is h11.SEND_BODY:
             return "body"
@@ -113,7 +129,7 @@ class _PunctualProtocol(H11Protocol):
 
     def _give_up(self) -> None:
         """Answer 408, if an answer is still possible, and close. For the application the caller has disconnected."""
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and self._missing():
+        if not self._refused and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and self._missing():
             self._answer(problems.timed_out(self._seconds))
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True

@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
+from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import Database, Statements, StrictQuery, Text
+from shared.access.actors import Key
 from shared.tasks import standing_budgets
 from shared.tasks.standing_budgets import MAX_DOLLARS, MAX_TOKENS, MIN_DOLLARS, OnBreach, Period, Scope
 
@@ -83,10 +85,10 @@ class BudgetQuery(StrictQuery):
 
 
 @router.get("", response_model=StandingBudgets)
-def list_budgets(database: Statements) -> dict[str, Any]:
+def list_budgets(database: Statements, key: Caller) -> dict[str, Any]:
     """List the standing budgets, that of the installation first."""
     with database.connect() as connection:
-        return {"items": standing_budgets.list_budgets(connection)}
+        return {"items": standing_budgets.list_budgets(connection, namespace=key.scope.namespace)}
 
 
 @router.put(
@@ -98,7 +100,7 @@ def list_budgets(database: Statements) -> dict[str, Any]:
 def set_budget(sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
     """Limits what models use in each period. Replaces the budget of the same scope, name and period."""
     asked = body.parse_model(BudgetRequest, sent)
-    target = standing_budgets.target_of(asked.scope, asked.namespace, asked.name)
+    target = standing_budgets.target_of(asked.scope, _namespace(actor.key, asked), asked.name)
     with database.begin() as connection:
         return standing_budgets.set_budget(
             connection,
@@ -108,14 +110,18 @@ def set_budget(sent: body.TaskBody, database: Database, actor: Actor) -> dict[st
             dollars=asked.dollars,
             on_breach=asked.on_breach,
             timezone=asked.timezone,
-            who=actor,
+            who=str(actor),
         )
 
 
 @router.delete("", status_code=204, response_class=Response, responses=problems.documented(404))
-def remove_budget(query: Annotated[BudgetQuery, Query()], database: Database) -> Response:
+def remove_budget(query: Annotated[BudgetQuery, Query()], database: Database, key: Caller) -> Response:
     """Removes a budget, with the record of its use. Tasks that wait for it continue."""
-    target = standing_budgets.target_of(query.scope, query.namespace, query.name)
+    target = standing_budgets.target_of(query.scope, _namespace(key, query), query.name)
     with database.begin() as connection:
         standing_budgets.remove_budget(connection, target, query.period)
     return Response(status_code=204)
+
+
+def _namespace(key: Key, asked: BudgetRequest | BudgetQuery) -> str | None:
+    return key.scope.namespace_of_target(asked.scope, asked.namespace)

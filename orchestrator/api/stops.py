@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
+from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import Database, Statements, StrictQuery, Text
+from shared.access.actors import Key
 from shared.tasks import stops
 from shared.tasks.stops import Scope
 
@@ -54,10 +56,10 @@ class StopQuery(StrictQuery):
 
 
 @router.get("", response_model=Stops)
-def list_stops(database: Statements) -> dict[str, Any]:
+def list_stops(database: Statements, key: Caller) -> dict[str, Any]:
     """List the stops, that of the installation first."""
     with database.connect() as connection:
-        return {"items": stops.list_stops(connection)}
+        return {"items": stops.list_stops(connection, namespace=key.scope.namespace)}
 
 
 @router.post(
@@ -71,15 +73,19 @@ def stop(sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any
     begun end, pure and idempotent ones continue to begin. May be repeated.
     """
     asked = body.parse_model(StopRequest, sent)
-    target = stops.target_of(asked.scope, asked.namespace, asked.name)
+    target = stops.target_of(asked.scope, _namespace(actor.key, asked), asked.name)
     with database.begin() as connection:
-        return stops.stop(connection, target, reason=asked.reason, who=actor)
+        return stops.stop(connection, target, reason=asked.reason, who=str(actor))
 
 
 @router.delete("", status_code=204, response_class=Response, responses=problems.documented(404))
-def lift(query: Annotated[StopQuery, Query()], database: Database) -> Response:
+def lift(query: Annotated[StopQuery, Query()], database: Database, key: Caller) -> Response:
     """Lifts a stop: its tasks continue."""
-    target = stops.target_of(query.scope, query.namespace, query.name)
+    target = stops.target_of(query.scope, _namespace(key, query), query.name)
     with database.begin() as connection:
         stops.lift(connection, target)
     return Response(status_code=204)
+
+
+def _namespace(key: Key, asked: StopRequest | StopQuery) -> str | None:
+    return key.scope.namespace_of_target(asked.scope, asked.namespace)

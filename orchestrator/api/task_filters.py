@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import Query
+from fastapi import Depends, Query
 from pydantic import Field, StringConstraints
 from sqlalchemy import Connection
 
-from orchestrator.api.parameters import PageQuery, StrictQuery, Text
+from orchestrator.api import masking
+from orchestrator.api.parameters import PageQuery, StrictQuery, Text, in_namespace
 from orchestrator.api.task_ids import TaskRef, task_id_of
+from shared.access.actors import Key
+from shared.access.roles import Permission
+from shared.access.scope import tenant_name
 from shared.contracts.strict_model import Moment
 from shared.tasks.queries import MAX_OUTPUTS, TaskFilter
 from shared.tasks.states import State
@@ -40,14 +44,26 @@ class TaskQuery(StrictQuery):
     created_after: Moment | None = Field(None, description="Inclusive, with a time zone.")
     created_before: Moment | None = Field(None, description="Exclusive, with a time zone.")
 
-    def chosen(self, connection: Connection) -> TaskFilter:
-        """Return the filter for `shared.tasks.queries`, with full ids."""
+    def chosen(self, connection: Connection, reader: Key) -> TaskFilter:
+        """Return the filter for `shared.tasks.queries`, with full ids, for what this key reaches.
+
+        Raises:
+            Forbidden: it filters by a private label, whose value the key must not see.
+        """
         others = {"state", "label", "unreplayed"}
         plain: dict[str, Any] = self.model_dump(include=set(TaskQuery.model_fields) - others, exclude_none=True)
-        ids = {name: task_id_of(connection, plain[name]) for name in IDS if name in plain}
+        ids = {name: task_id_of(connection, plain[name], reader.scope) for name in IDS if name in plain}
         labels = dict(label.split(":", 1) for label in self.label)
+        if any(name.startswith(masking.PRIVATE) for name in labels):
+            reader.require(Permission.PAYLOADS_READ)
+        if reader.scope.tenant is not None and self.conversation_id is not None:
+            tenant = reader.scope.tenant_of(self.key)
+            plain["conversation_id"] = tenant_name(tenant, self.conversation_id, what="conversation_id")
         return TaskFilter(
-            **{**plain, **ids}, states=tuple(self.state), labels=labels, unreplayed=True if self.unreplayed else None
+            **{**plain, **ids, **reader.scope.conditions},
+            states=tuple(self.state),
+            labels=labels,
+            unreplayed=True if self.unreplayed else None,
         )
 
 
@@ -64,6 +80,6 @@ class TreePageQuery(PageQuery):
     cursor: UUID | None = Field(None, description="The `next` of the previous page.")
 
 
-Tasks = Annotated[TaskQuery, Query()]
-TaskPage = Annotated[TaskPageQuery, Query()]
+Tasks = Annotated[TaskQuery, Depends(in_namespace(TaskQuery))]
+TaskPage = Annotated[TaskPageQuery, Depends(in_namespace(TaskPageQuery))]
 TreePage = Annotated[TreePageQuery, Query()]

@@ -11,8 +11,11 @@ from pydantic import AfterValidator
 from sqlalchemy import Connection, Engine
 from starlette.concurrency import run_in_threadpool
 
+from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import Statements
-from shared.tasks.queries import find_task
+from shared.access.scope import Scope
+from shared.errors import NotFound
+from shared.tasks.queries import TaskFilter, find_task, no_such_task
 
 WHOLE = 32  # hexadecimal digits
 SHORTEST = 8
@@ -39,24 +42,48 @@ def digits_of(written: str, *, what: str = "task") -> str:
 TaskRef = Annotated[str, AfterValidator(digits_of)]
 
 
-def task_id_of(connection: Connection, digits: str) -> UUID:
-    """Return the task that a reference names; a full id may belong to no task.
+def task_id_of(connection: Connection, digits: str, scope: Scope) -> UUID:
+    """Return the task that a reference names, among those that a scope reaches; a full id may belong to no task.
 
     Raises:
         NotFound, AmbiguousId: see `find_task`.
     """
-    return UUID(digits) if len(digits) == WHOLE else find_task(connection, digits)
+    return UUID(digits) if len(digits) == WHOLE else find_task(connection, digits, within=reached(scope))
+
+
+def reached(scope: Scope) -> TaskFilter:
+    """Return the filter for the tasks that a scope reaches."""
+    return TaskFilter(namespace=scope.namespace, **scope.conditions)
+
+
+def check_reached(connection: Connection, task: UUID, scope: Scope) -> None:
+    """Refuse a task outside the scope as one that does not exist.
+
+    Raises:
+        NotFound: the scope does not reach it, or there is no such task.
+    """
+    if scope.is_whole:
+        return
+    try:
+        find_task(connection, task.hex, within=reached(scope))
+    except NotFound:
+        raise no_such_task(task) from None
 
 
 async def _of_path(
-    task_id: Annotated[TaskRef, Path(description=WRITTEN, examples=[EXAMPLE])], database: Statements
+    task_id: Annotated[TaskRef, Path(description=WRITTEN, examples=[EXAMPLE])], database: Statements, key: Caller
 ) -> UUID:
-    return UUID(task_id) if len(task_id) == WHOLE else await run_in_threadpool(_find, database, task_id)
+    if len(task_id) == WHOLE and key.scope.is_whole:
+        return UUID(task_id)
+    return await run_in_threadpool(_find, database, task_id, key.scope)
 
 
-def _find(database: Engine, digits: str) -> UUID:
+def _find(database: Engine, digits: str, scope: Scope) -> UUID:
     with database.connect() as connection:
-        return find_task(connection, digits)
+        task = task_id_of(connection, digits, scope)
+        if len(digits) == WHOLE:
+            check_reached(connection, task, scope)
+        return task
 
 
 TaskId = Annotated[UUID, Depends(_of_path)]

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from orchestrator.api.masking import ConversationId, Error, Labels, Payload, Payloads, PayloadText
 from shared.tasks.states import State
 
 BULK_LIMIT = 10_000
@@ -24,11 +25,11 @@ class TaskSummary(BaseModel):
     state: State
     capability: str | None = Field(description="The capability that it needs; also the name of its queue.")
     priority: int
-    error: dict[str, Any] | None = Field(description="Why it failed: `type`, `message` and further facts.")
+    error: Error = Field(description="Why it failed: `type`, `message` and further facts.")
     error_fingerprint: str | None = Field(description="Equal for failures of the same kind.")
-    conversation_id: str | None
+    conversation_id: ConversationId
     key: str | None
-    labels: dict[str, Any]
+    labels: Labels
     parent_id: UUID | None
     root_id: UUID
     depth: int
@@ -47,14 +48,14 @@ class TaskSummary(BaseModel):
     queued_at: datetime | None
     updated_at: datetime
     finished_at: datetime | None
-    output: Any = Field(None, description="In lists only if the parameter `outputs` is set.")
+    output: Payload = Field(None, description="In lists only if the parameter `outputs` is set.")
 
 
 class Task(TaskSummary):
     """A task with all its details."""
 
-    input: Any = None
-    messages: list[Any] | None
+    input: Payload = None
+    messages: Payloads
     origin_id: UUID = Field(description="The first task of its chain of replays; its own id if it is not a replay.")
     agent_version_id: UUID | None
     traceparent: str | None
@@ -77,10 +78,10 @@ class Step(BaseModel):
     effect: str
     request_hash: str
     claim: int
-    input: Any = None
-    output: Any = None
-    error: dict[str, Any] | None
-    stdout: str | None
+    input: Payload = None
+    output: Payload = None
+    error: Error
+    stdout: PayloadText
     usage: dict[str, Any] | None = Field(
         description="Tokens of a model call. `cached`, of a result that another call left: its `task_id`, `step` and "
         "`created_at`."
@@ -102,7 +103,7 @@ class Execution(BaseModel):
     worker_id: UUID
     worker: str
     outcome: str
-    error: dict[str, Any] | None
+    error: Error
     cpu_seconds: float | None
     peak_memory_bytes: int | None
     input_tokens: int
@@ -206,7 +207,7 @@ class Decision(BaseModel):
     name: str
     proposal: str
     verdict: str
-    value: Any = Field(None, description="The approved arguments, or the result that was given for the step.")
+    value: Payload = Field(None, description="The approved arguments, or the result that was given for the step.")
 
 
 class DecidedTask(Task):

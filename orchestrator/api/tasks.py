@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import StringConstraints
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
+from orchestrator.api.auth import CHECK_SECONDS, Caller, check_again
 from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.parameters import Database, ItemPage, NumberedPage, Statements, StrictQuery
 from orchestrator.api.task_filters import TaskPage, Tasks, TreePage
-from orchestrator.api.task_ids import TaskId
+from orchestrator.api.task_ids import TaskId, check_reached, reached
 from orchestrator.api.task_models import (
     BULK_LIMIT,
     BulkResult,
@@ -31,20 +35,22 @@ from orchestrator.api.task_models import (
     TaskSummary,
     Why,
 )
-from orchestrator.explain import explain
+from orchestrator.explain import Reader, explain
 from orchestrator.replay import replay
 from orchestrator.replay_from import Edit, replay_from
+from shared.access import actors
+from shared.access.actors import Key
+from shared.access.roles import Permission
 from shared.contracts.requests import BudgetChange, TaskRequest
 from shared.contracts.strict_json import check
 from shared.database.connections import autocommit
-from shared.errors import InvalidInput, MinionError
+from shared.errors import Conflict, InvalidInput, MinionError, NotFound
 from shared.settings import get_settings
 from shared.tasks import approvals, budgets, lifecycle, queries, submission
 from shared.tasks.lifecycle import Accepted
 from shared.tasks.queries import Page
 
 LONGEST_WAIT = 60
-SUBMITTED_BY = "api"
 REQUEST_SCHEMA = TaskRequest.model_json_schema()
 BULK_SCHEMA = {
     "type": "object",
@@ -78,16 +84,17 @@ async def submit_task(
     request: Request,
     database: Statements,
     response: Response,
+    key: Caller,
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """Accepts one task. With an idempotency key the call may be repeated: the first call creates the task (201), later
     ones return it (200), and another payload under the same key is refused (409). With `wait` the answer comes when the
     task has ended, or when the time is up: check `state`. A body of more than 64 KB is answered at once."""
-    accepted = await run_in_threadpool(_accept, database, sent, idempotency_key)
+    accepted = await run_in_threadpool(_accept, database, sent, idempotency_key, key)
     _describe(accepted, response)
     # A large body takes up the API's memory until it is answered.
     seconds = query.wait if len(sent) <= body.ENVELOPE_BYTES else 0
-    return await _load_ended(request.app.state.finish_watch, database, accepted.task_id, seconds)
+    return await _load_ended(request, database, accepted.task_id, seconds)
 
 
 @router.post(
@@ -97,28 +104,31 @@ async def submit_task(
     responses=problems.documented(404, 409, 413, 415),
     openapi_extra=body.documented(BULK_SCHEMA),
 )
-def submit_tasks(sent: body.BulkBody, database: Database) -> dict[str, Any]:
+def submit_tasks(sent: body.BulkBody, database: Database, key: Caller) -> dict[str, Any]:
     """Accepts up to 10,000 tasks, all or none. A refusal names the first task that is wrong as `index`."""
-    requests = _parse_many(body.parse_object(sent))
-    accepted = submission.submit(database, requests, submitted_by=SUBMITTED_BY)
+    requests = _parse_many(body.parse_object(sent), key)
+    prepared = submission.prepare(database, requests, submitted_by=key.submitter)
+    with database.begin() as connection:
+        accepted = submission.accept(connection, prepared)
+        _check_earlier(connection, accepted, key)
     return {"tasks": [{"id": task.task_id, "created": task.created} for task in accepted]}
 
 
 @router.get("", response_model=ItemPage[TaskSummary], response_model_exclude_unset=True)
-def list_tasks(query: TaskPage, database: Statements) -> Page:
+def list_tasks(query: TaskPage, database: Statements, key: Caller) -> Page:
     """Tasks, the newest first."""
     with database.connect() as connection:
-        chosen = query.chosen(connection)
+        chosen = query.chosen(connection, key)
         return queries.list_tasks(
             connection, chosen, limit=query.limit, before=query.cursor, with_outputs=query.outputs
         )
 
 
 @router.get("/counts", response_model=Counts)
-def count_tasks(query: Tasks, database: Statements) -> dict[str, Any]:
+def count_tasks(query: Tasks, database: Statements, key: Caller) -> dict[str, Any]:
     """The number of tasks in each state, in total and for each capability."""
     with database.connect() as connection:
-        by_capability = queries.count_tasks(connection, query.chosen(connection))
+        by_capability = queries.count_tasks(connection, query.chosen(connection, key))
     by_state: dict[str, int] = {}
     for counts in by_capability.values():
         for state, number in counts.items():
@@ -131,7 +141,7 @@ async def get_task(
     task_id: TaskId, query: Annotated[WaitQuery, Query()], request: Request, database: Statements
 ) -> dict[str, Any]:
     """One task. With `wait` the answer comes when the task has ended, or when the time is up: check `state`."""
-    return await _load_ended(request.app.state.finish_watch, database, task_id, query.wait)
+    return await _load_ended(request, database, task_id, query.wait)
 
 
 @router.get("/{task_id}/steps", response_model=ItemPage[Step], responses=problems.documented(404))
@@ -154,10 +164,11 @@ def list_executions(task_id: TaskId, query: NumberedPage, database: Statements) 
     response_model_exclude_unset=True,
     responses=problems.documented(404),
 )
-def list_tree(task_id: TaskId, query: TreePage, database: Statements) -> Page:
+def list_tree(task_id: TaskId, query: TreePage, database: Statements, key: Caller) -> Page:
     """The task and everything below it, the oldest first; `parent_id` and `depth` show how they are related."""
+    within = reached(key.scope)
     with database.connect() as connection:
-        return queries.list_tree(connection, task_id, limit=query.limit, after=query.cursor)
+        return queries.list_tree(connection, task_id, limit=query.limit, after=query.cursor, within=within)
 
 
 @router.post(
@@ -171,7 +182,7 @@ def cancel_task(task_id: TaskId, sent: body.TaskBody, database: Database, actor:
     ended stays as it is. May be repeated."""
     asked = body.parse_model(CancelRequest, sent, required=False)
     with database.begin() as connection:
-        lifecycle.cancel(connection, task_id, reason=asked.reason, who=actor)
+        lifecycle.cancel(connection, task_id, reason=asked.reason, who=str(actor))
         return queries.get_task(connection, task_id)
 
 
@@ -193,11 +204,11 @@ def replay_task(
 
 
 @router.get("/{task_id}/why", response_model=Why, responses=problems.documented(404))
-def why(task_id: TaskId, request: Request, database: Statements) -> dict[str, Any]:
+def why(task_id: TaskId, request: Request, database: Statements, key: Caller) -> dict[str, Any]:
     """Explain the current state of the task: one sentence, the facts, and what would let it continue."""
     lease = request.app.state.settings.lease_seconds
     with database.connect() as connection:
-        return explain(connection, task_id, lease=lease).as_dict()
+        return explain(connection, task_id, lease=lease, reader=_reader(key)).as_dict()
 
 
 @router.post(
@@ -234,7 +245,7 @@ def decide(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Acto
         with autocommit(database).connect() as connection:
             approvals.check_decision(connection, task_id, asked.step, asked.proposal, asked.value)
     with database.begin() as connection:
-        decided = lifecycle.decide(connection, task_id, who=actor, **asked.model_dump())
+        decided = lifecycle.decide(connection, task_id, who=str(actor), **asked.model_dump())
         return {**queries.get_task(connection, task_id), "decision": decided}
 
 
@@ -244,37 +255,74 @@ def decide(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Acto
     responses=problems.documented(404, 409, 413, 415),
     openapi_extra=body.documented(BudgetChange.model_json_schema()),
 )
-def change_budget(task_id: TaskId, sent: body.TaskBody, database: Database) -> dict[str, Any]:
+def change_budget(task_id: TaskId, sent: body.TaskBody, database: Database, key: Caller) -> dict[str, Any]:
     """Raises the budget that the task waits for, or else its own, and wakes the tasks that now have room in it. With
     `stop`, tasks without room in it fail. Returns the task that has the budget."""
     asked = body.parse_model(BudgetChange, sent)
     with database.begin() as connection:
         owner = budgets.change(connection, task_id, asked)
+        check_reached(connection, owner, key.scope)
         return queries.get_task(connection, owner)
 
 
-def _replay(database: Engine, task_id: TaskId, asked: ReplayRequest, actor: str) -> Accepted:
+def _replay(database: Engine, task_id: UUID, asked: ReplayRequest, actor: actors.Actor) -> Accepted:
+    who = str(actor)
     if asked.from_step is None:
         with database.begin() as connection:
-            return replay(connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=actor)
+            return replay(connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=who)
     edit = Edit(asked.edited_output) if "edited_output" in asked.model_fields_set else None
-    replayed = replay_from(database, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=actor)
+    if edit is not None:
+        # To edit what a person approved is to decide.
+        with autocommit(database).connect() as connection:
+            if approvals.is_approval(connection, task_id, asked.from_step):
+                actor.key.require(Permission.TASKS_DECIDE)
+    replayed = replay_from(database, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=who)
     return Accepted(replayed, True)
 
 
-def _accept(database: Engine, sent: bytes, idempotency_key: str | None) -> Accepted:
-    request = TaskRequest.parse(_with_key(body.parse_object(sent), idempotency_key))
-    prepared = submission.prepare(database, [request], submitted_by=SUBMITTED_BY)
+def _reader(key: Key) -> Reader:
+    return Reader(payloads=key.may(Permission.PAYLOADS_READ), reaches=lambda c, task: _reaches(c, task, key))
+
+
+def _accept(database: Engine, sent: bytes, idempotency_key: str | None, key: Key) -> Accepted:
+    request = TaskRequest.parse(key.scope.narrow(_with_key(body.parse_object(sent), idempotency_key)))
+    prepared = submission.prepare(database, [request], submitted_by=key.submitter)
     with database.connect() as connection:
         [accepted] = lifecycle.accept(connection, prepared)
+        _check_earlier(connection, [accepted], key)
     return accepted
 
 
-async def _load_ended(watch: FinishWatch, database: Engine, task_id: UUID, seconds: float) -> dict[str, Any]:
-    """Return a task when it has ended, or when the time is up."""
+def _check_earlier(connection: Connection, accepted: Sequence[Accepted], key: Key) -> None:
+    """Refuse to name an earlier task that has the idempotency key or unique key of a request, but is out of reach."""
+    if not all(task.created or _reaches(connection, task.task_id, key) for task in accepted):
+        raise Conflict(
+            "A task that this API key does not reach has the same idempotency key or unique key. Choose another."
+        )
+
+
+def _reaches(connection: Connection, task: UUID, key: Key) -> bool:
+    try:
+        check_reached(connection, task, key.scope)
+    except NotFound:
+        return False
+    return True
+
+
+async def _load_ended(request: Request, database: Engine, task_id: UUID, seconds: float) -> dict[str, Any]:
+    """Return a task when it has ended, or when the time is up.
+
+    Raises:
+        Unauthorized: the key is no longer valid.
+    """
     if seconds:
+        watch: FinishWatch = request.app.state.finish_watch
         with watch.expecting(task_id) as expectation:
-            await expectation.within(seconds)
+            while not await expectation.within(min(seconds, CHECK_SECONDS)) and seconds > CHECK_SECONDS:
+                seconds -= CHECK_SECONDS
+                with suppress(SQLAlchemyError):  # known again when the wait ends, or the answer is 503
+                    await check_again(request)
+        await check_again(request)
     return await run_in_threadpool(_load, database, task_id)
 
 
@@ -297,7 +345,7 @@ def _with_key(data: dict[str, Any], header: str | None) -> dict[str, Any]:
     return {**data, "idempotency_key": header}
 
 
-def _parse_many(data: dict[str, Any]) -> list[TaskRequest]:
+def _parse_many(data: dict[str, Any], key: Key) -> list[TaskRequest]:
     given = data.get("tasks")
     if not isinstance(given, list) or len(data) > 1:
         raise InvalidInput('A bulk request must be {"tasks": [{"agent": "NAME", "input": {}}, …]} and nothing else.')
@@ -305,11 +353,11 @@ def _parse_many(data: dict[str, Any]) -> list[TaskRequest]:
         raise InvalidInput(
             f"{len(given):,} tasks in one request; at most {BULK_LIMIT:,} are accepted. Send several requests."
         )
-    return [_parse_one(index, item, len(given)) for index, item in enumerate(given)]
+    return [_parse_one(index, item, len(given), key) for index, item in enumerate(given)]
 
 
-def _parse_one(index: int, item: Any, total: int) -> TaskRequest:
+def _parse_one(index: int, item: Any, total: int, key: Key) -> TaskRequest:
     try:
-        return TaskRequest.parse(item)
+        return TaskRequest.parse(key.scope.narrow(item) if isinstance(item, dict) else item)
     except MinionError as error:
         raise submission.refusal(error, index, total) from None

@@ -11,14 +11,25 @@ from functools import partial
 from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Request, Response
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints, field_validator
 from sqlalchemy import Connection, Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 
 from minions.webhooks import PREFIX
 from orchestrator.api import body, problems
-from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, PageQuery, Statements, Text
+from orchestrator.api.auth import Caller
+from orchestrator.api.masking import Labels, PayloadText
+from orchestrator.api.parameters import (
+    Database,
+    ItemPage,
+    NamedPage,
+    Namespace,
+    PageQuery,
+    Statements,
+    Text,
+    in_namespace,
+)
 from orchestrator.api.task_ids import EXAMPLE, SHORTEST, WHOLE, digits_of
 from orchestrator.webhooks import messages
 from shared.contracts.documents import Name
@@ -87,7 +98,8 @@ DELIVERY = text(
 )
 STARTING = text(
     "SELECT d.id, w.name FROM webhook_deliveries d JOIN webhooks w ON w.id = d.webhook_id "
-    "WHERE d.id BETWEEN :first AND :last ORDER BY d.id DESC LIMIT 5"
+    "WHERE d.id BETWEEN :first AND :last AND (CAST(:namespace AS text) IS NULL OR w.namespace = :namespace) "
+    "ORDER BY d.id DESC LIMIT 5"
 )
 RETRY = text(
     "UPDATE webhook_deliveries SET status = 'pending', attempts = 0, next_at = now(), finished_at = NULL WHERE id = :id"
@@ -146,7 +158,7 @@ class Webhook(BaseModel):
     url: str
     states: list[str]
     agents: list[str]
-    labels: dict[str, str]
+    labels: Labels
     roots_only: bool
     enabled: bool
     disabled_reason: str | None = Field(description="Why it was disabled, if its endpoint asked for that.")
@@ -173,7 +185,7 @@ class WebhookDelivery(BaseModel):
         description="When a pending delivery is tried next; or again, if an attempt is under way."
     )
     last_status: int | None = Field(description="The HTTP status of the last attempt.")
-    last_error: str | None
+    last_error: PayloadText = Field(description="It may quote the answer of the endpoint.")
     created_at: datetime
     finished_at: datetime | None
 
@@ -195,6 +207,9 @@ class DeliveryPageQuery(PageQuery):
     cursor: UUID | None = Field(None, description="The `next` of the previous page.")
 
 
+DeliveryPage = Annotated[DeliveryPageQuery, Depends(in_namespace(DeliveryPageQuery))]
+
+
 @router.get("", response_model=ItemPage[Webhook])
 def list_webhooks(query: NamedPage, database: Statements) -> Page:
     """All webhooks, by name."""
@@ -210,15 +225,16 @@ def list_webhooks(query: NamedPage, database: Statements) -> Page:
     responses=problems.documented(409, 413, 415),
     openapi_extra=body.documented(WebhookRequest.model_json_schema()),
 )
-def add_webhook(sent: body.SmallBody, request: Request, database: Database) -> dict[str, Any]:
+def add_webhook(sent: body.SmallBody, request: Request, database: Database, key: Caller) -> dict[str, Any]:
     """Adds a webhook. The answer contains its secret, which is not shown again."""
     asked = body.parse_model(WebhookRequest, sent)
+    namespace = key.scope.namespace_of(asked.namespace if "namespace" in asked.model_fields_set else None)
     _check_address(asked.url, request.app.state.settings)
     secret = asked.secret or _new_secret()
     with database.begin() as connection:
-        if connection.scalar(ADD, {**asked.model_dump(), "secret": secret}) is None:
+        if connection.scalar(ADD, {**asked.model_dump(), "namespace": namespace, "secret": secret}) is None:
             raise Conflict(f"There is a webhook named {asked.name!r} already. Change it, or choose another name.")
-        return {**_get(connection, asked.namespace, asked.name), "secret": secret}
+        return {**_get(connection, namespace, asked.name), "secret": secret}
 
 
 @router.get("/{name}", response_model=Webhook, responses=problems.documented(404))
@@ -280,7 +296,7 @@ def send_test(name: Text, query: Namespace, request: Request, database: Statemen
 
 
 @router.get("/{name}/deliveries", response_model=ItemPage[WebhookDelivery], responses=problems.documented(404))
-def list_deliveries(name: Text, query: Annotated[DeliveryPageQuery, Query()], database: Statements) -> Page:
+def list_deliveries(name: Text, query: DeliveryPage, database: Statements) -> Page:
     """The messages to a webhook, the newest first."""
     with database.connect() as connection:
         webhook = _get(connection, query.namespace, name)["id"]
@@ -289,10 +305,10 @@ def list_deliveries(name: Text, query: Annotated[DeliveryPageQuery, Query()], da
 
 
 @router.post("/deliveries/{delivery_id}/retry", response_model=WebhookDelivery, responses=problems.documented(404, 409))
-def retry_delivery(delivery_id: DeliveryRef, database: Database) -> dict[str, Any]:
+def retry_delivery(delivery_id: DeliveryRef, database: Database, key: Caller) -> dict[str, Any]:
     """Sends a message again, under the same id, whatever its status; its attempts are counted from the beginning."""
     with database.begin() as connection:
-        id = _find_delivery(connection, delivery_id)
+        id = _find_delivery(connection, delivery_id, key.scope.namespace)
         found = connection.execute(DELIVERY, {"id": id}).mappings().one()
         if not found["enabled"]:
             raise Conflict(f"The webhook {found['name']!r} is disabled. Enable it first; then the message is sent.")
@@ -301,15 +317,15 @@ def retry_delivery(delivery_id: DeliveryRef, database: Database) -> dict[str, An
         return dict(connection.execute(DELIVERY, {"id": id}).mappings().one())
 
 
-def _find_delivery(connection: Connection, digits: str) -> UUID:
-    """Return the delivery whose id begins with these hexadecimal digits.
+def _find_delivery(connection: Connection, digits: str, namespace: str | None) -> UUID:
+    """Return the delivery of the namespace, or of any, whose id begins with these hexadecimal digits.
 
     Raises:
         NotFound: there is none.
         AmbiguousId: there are several.
     """
     first, last = UUID(digits.ljust(WHOLE, "0")), UUID(digits.ljust(WHOLE, "f"))
-    found = connection.execute(STARTING, {"first": first, "last": last}).all()
+    found = connection.execute(STARTING, {"first": first, "last": last, "namespace": namespace}).all()
     if not found:
         raise NotFound(
             f"There is no delivery whose id is, or begins with, {digits}. `minion webhooks deliveries` lists them."

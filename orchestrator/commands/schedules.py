@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 import typer
 
 from orchestrator.commands.client import connect
+from orchestrator.commands.durations import seconds_of
 from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table
 from orchestrator.commands.task_ids import remember
 from orchestrator.commands.tasks import QUIET, labels_of, print_submitted, read_input
@@ -15,7 +15,6 @@ from orchestrator.commands.tasks import QUIET, labels_of, print_submitted, read_
 app = typer.Typer(
     help="Manage schedules: list, show, put, enable, disable, delete, run now.", invoke_without_command=True
 )
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def register(commands: typer.Typer) -> None:
@@ -93,7 +92,7 @@ def put(
         "labels": labels_of(label) or None,
     }
     given = {field: value for field, value in request.items() if value is not None or field == "input"}
-    interval = None if every is None else _seconds(every)
+    interval = None if every is None else seconds_of(every, "--every")
     with connect() as client:
         stored = client.put_schedule(
             name, given, cron=cron, timezone=timezone, interval_seconds=interval, missed=missed
@@ -146,10 +145,3 @@ def _times(schedule: dict[str, Any]) -> str:
     if schedule["cron"] is not None:
         return f"{schedule['cron']} ({schedule['timezone']})"
     return f"every {schedule['interval_seconds']:g} s"
-
-
-def _seconds(duration: str) -> float:
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhd])", duration)
-    if match is None:
-        raise typer.BadParameter(f"--every must be a number with s, m, h or d, such as 5m, not {duration!r}")
-    return float(match[1]) * UNITS[match[2]]

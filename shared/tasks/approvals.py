@@ -38,6 +38,11 @@ PROPOSED = text(
 )
 
 
+def is_approval(connection: Connection, task: UUID, step: int) -> bool:
+    """Return whether a step is the approval of a call by a person."""
+    return connection.execute(PROPOSED, {"task": task, "step": step}).one_or_none() is not None
+
+
 def check_decision(
     connection: Connection, task: UUID, step: int | None, proposal: str | None, arguments: JsonValue
 ) -> None:

@@ -66,8 +66,19 @@ CONDITIONS = {
     "created_after": "t.id >= :created_after AND s.task_id >= :created_after",
     "created_before": "t.id < :created_before AND s.task_id < :created_before",
     "before": "t.id < :before AND s.task_id < :before",
+    "only_agents": "t.agent_name = ANY(:only_agents)",
+    "only_capabilities": f"{CAPABILITY} = ANY(:only_capabilities)",
+    "tenant": "t.key = :tenant",
+    "tenant_prefix": "starts_with(t.key, :tenant_prefix)",
 }
-TYPES: dict[str, Any] = {"states": ARRAY(TEXT), "labels": JSONB, "created_after": PgUUID, "created_before": PgUUID}
+TYPES: dict[str, Any] = {
+    "states": ARRAY(TEXT),
+    "labels": JSONB,
+    "created_after": PgUUID,
+    "created_before": PgUUID,
+    "only_agents": ARRAY(TEXT),
+    "only_capabilities": ARRAY(TEXT),
+}
 
 OVERVIEW = text(
     "SELECT o.*, t.input_order, e.output_order, t.routing, "
@@ -78,10 +89,8 @@ USAGE = text(
     "SELECT COALESCE(sum(input_tokens), 0), COALESCE(sum(output_tokens), 0), COALESCE(sum(cost_microdollars), 0) "
     "FROM executions WHERE task_id = :task"
 )
-STARTING = text(
-    "SELECT t.id, t.agent_name, s.state FROM tasks t JOIN task_status s ON s.task_id = t.id "
-    "WHERE t.id BETWEEN :first AND :last AND s.task_id BETWEEN :first AND :last ORDER BY t.id DESC LIMIT :most"
-)
+STARTING = f"SELECT t.id, t.agent_name, s.state FROM {JOINED} "  # noqa: S608 - constants
+STARTS = "t.id BETWEEN :first AND :last AND s.task_id BETWEEN :first AND :last"
 # The first output is always included, however large it is.
 OUTPUTS = text(
     """
@@ -95,13 +104,7 @@ OUTPUTS = text(
     """
 ).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)))
 EXISTS = text("SELECT EXISTS (SELECT 1 FROM tasks WHERE id = :task)")
-TREE = text(
-    "WITH RECURSIVE tree AS ("  # noqa: S608 - only fragments of this module, here and below
-    "SELECT id FROM tasks WHERE id = :task UNION ALL SELECT c.id FROM tasks c JOIN tree ON c.parent_id = tree.id"
-    "), page AS MATERIALIZED ("
-    "SELECT id FROM tree WHERE CAST(:after AS uuid) IS NULL OR id > :after ORDER BY id LIMIT :most) "
-    f"{SUMMARIES} ORDER BY id"
-)
+BELOW = "SELECT id FROM tasks WHERE id = :task UNION ALL SELECT c.id FROM tasks c JOIN tree ON c.parent_id = tree.id"
 STEPS = text(
     "SELECT number, kind, name, status, effect, request_hash, claim, input, input_order, output, output_order, error, "
     "stdout, usage, cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at "
@@ -131,7 +134,8 @@ class Page:
 class TaskFilter:
     """Criteria for tasks; a field that is not set allows all. All `labels` must match; `created_before` is exclusive.
 
-    `unreplayed`: no other task is their replay. `own_failure`: they did not fail because of a task below them.
+    `unreplayed`: no other task is their replay. `own_failure`: they did not fail because of a task below them. The
+    fields from `only_agents` on are the bounds of a key.
     """
 
     namespace: str | None = "default"
@@ -150,6 +154,13 @@ class TaskFilter:
     function_version_id: UUID | None = None
     unreplayed: bool | None = None
     own_failure: bool | None = None
+    only_agents: tuple[str, ...] = ()
+    only_capabilities: tuple[str, ...] = ()
+    tenant: str | None = None
+    tenant_prefix: str | None = None
+
+
+EVERYTHING = TaskFilter(namespace=None)
 
 
 def get_task(connection: Connection, task: UUID) -> dict[str, Any]:
@@ -164,16 +175,20 @@ def get_task(connection: Connection, task: UUID) -> dict[str, Any]:
     return in_order(row, "input", "output")
 
 
-def find_task(connection: Connection, digits: str) -> UUID:
-    """Return the task whose id begins with these hexadecimal digits.
+def find_task(connection: Connection, digits: str, *, within: TaskFilter = EVERYTHING) -> UUID:
+    """Return the task whose id begins with these hexadecimal digits, among those that match `within`.
 
     Raises:
         NotFound: there is no such task.
         AmbiguousId: there are several; `detail["candidates"]` has some of their ids, the newest first.
     """
     first, last = UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
-    values = {"first": first, "last": last, "most": MAX_CANDIDATES + 1}
-    found = connection.execute(STARTING, values).all()
+    conditions, bounds = _conditions(within)
+    statement = _bind_types(
+        f"{STARTING} WHERE {STARTS} AND {' AND '.join(conditions)} ORDER BY t.id DESC LIMIT :most", bounds
+    )
+    values = {**bounds, "first": first, "last": last, "most": MAX_CANDIDATES + 1}
+    found = connection.execute(statement, values).all()
     if not found:
         raise NotFound(f"There is no task whose id begins with {digits}.")
     if len(found) == 1:
@@ -245,13 +260,29 @@ def count_tasks(connection: Connection, chosen: TaskFilter) -> dict[str, dict[st
     return counts
 
 
-def list_tree(connection: Connection, task: UUID, *, limit: int, after: UUID | None = None) -> Page:
-    """Return a task and everything below it, the oldest first, without input, messages and output.
+def list_tree(
+    connection: Connection,
+    task: UUID,
+    *,
+    limit: int,
+    after: UUID | None = None,
+    within: TaskFilter = EVERYTHING,
+) -> Page:
+    """Return a task and everything below it that matches `within`, the oldest first, without what may be large.
 
     Raises:
         NotFound: there is no such task.
     """
-    return _of_task(connection, TREE, task, limit, after, "id")
+    conditions, values = _conditions(within)
+    page = "SELECT id FROM tree"
+    if values:
+        page = f"SELECT tree.id FROM tree JOIN ({JOINED}) ON t.id = tree.id"  # noqa: S608
+    statement = _bind_types(
+        f"WITH RECURSIVE tree AS ({BELOW}), page AS MATERIALIZED ({page} WHERE {' AND '.join(conditions)} "
+        f"AND (CAST(:after AS uuid) IS NULL OR tree.id > :after) ORDER BY tree.id LIMIT :most) {SUMMARIES} ORDER BY id",
+        values,
+    )
+    return _of_task(connection, statement, task, limit, after, "id", **values)
 
 
 def list_steps(connection: Connection, task: UUID, *, limit: int, after: int = 0) -> Page:
@@ -313,8 +344,10 @@ def first_id_at(moment: datetime) -> UUID:
     return UUID(int=min(max(milliseconds, 0), 2**48 - 1) << 80)
 
 
-def _of_task(connection: Connection, statement: TextClause, task: UUID, limit: int, after: Any, cursor: str) -> Page:
-    rows = connection.execute(statement, {"task": task, "after": after, "most": limit + 1}).mappings().all()
+def _of_task(
+    connection: Connection, statement: TextClause, task: UUID, limit: int, after: Any, cursor: str, **more: Any
+) -> Page:
+    rows = connection.execute(statement, {**more, "task": task, "after": after, "most": limit + 1}).mappings().all()
     if not rows and not connection.scalar(EXISTS, {"task": task}):
         raise no_such_task(task)
     return page_of(rows, limit, cursor)

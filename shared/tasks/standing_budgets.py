@@ -48,7 +48,8 @@ BUDGETS = text(
                FROM standing_alerts a WHERE a.budget_id = b.id AND a.period_start = p.starts), '[]') AS alerts
         FROM standing_budgets b CROSS JOIN LATERAL minion_period(b.period, b.timezone, clock_timestamp()) p
         LEFT JOIN standing_usage u ON u.budget_id = b.id AND u.period_start = p.starts
-        WHERE CAST(:id AS uuid) IS NULL OR b.id = :id
+        WHERE (CAST(:id AS uuid) IS NULL OR b.id = :id)
+          AND (CAST(:namespace AS text) IS NULL OR b.namespace = :namespace)
         ORDER BY b.scope <> 'installation', b.namespace, b.scope, b.name, b.period
     """
 )
@@ -109,7 +110,7 @@ def set_budget(
     }
     budget = connection.execute(SET, values).scalar_one()
     wake(connection)
-    return dict(connection.execute(BUDGETS, {"id": budget}).mappings().one())
+    return dict(connection.execute(BUDGETS, {"id": budget, "namespace": None}).mappings().one())
 
 
 def remove_budget(connection: Connection, target: Target, period: str) -> None:
@@ -127,9 +128,12 @@ def remove_budget(connection: Connection, target: Target, period: str) -> None:
     wake(connection)
 
 
-def list_budgets(connection: Connection) -> list[dict[str, Any]]:
-    """Return all standing budgets with their use in the current period, that of the installation first."""
-    return [dict(row) for row in connection.execute(BUDGETS, {"id": None}).mappings()]
+def list_budgets(connection: Connection, *, namespace: str | None = None) -> list[dict[str, Any]]:
+    """Return the standing budgets of a namespace, or all, with their use in the current period.
+
+    That of the installation is the first.
+    """
+    return [dict(row) for row in connection.execute(BUDGETS, {"id": None, "namespace": namespace}).mappings()]
 
 
 def spend_lost(connection: Connection) -> int:

@@ -80,7 +80,7 @@ def submit(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str
     """
     prepared = prepare(engine, requests, submitted_by=submitted_by)
     with engine.begin() as connection:
-        return _accept(connection, prepared)
+        return accept(connection, prepared)
 
 
 def submit_within(connection: Connection, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[Accepted]:
@@ -91,7 +91,7 @@ def submit_within(connection: Connection, requests: Sequence[TaskRequest], *, su
     Raises:
         MinionError: the first refusal; `detail["index"]` is the position if there are several requests.
     """
-    return _accept(connection, _prepare_all(connection, requests, submitted_by))
+    return accept(connection, _prepare_all(connection, requests, submitted_by))
 
 
 def prepare(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[NewTask]:
@@ -129,7 +129,12 @@ def _prepare_all(connection: Connection, requests: Sequence[TaskRequest], submit
     return tasks
 
 
-def _accept(connection: Connection, tasks: list[NewTask]) -> list[Accepted]:
+def accept(connection: Connection, tasks: list[NewTask]) -> list[Accepted]:
+    """Accept all prepared tasks or none in the caller's transaction.
+
+    Raises:
+        MinionError: the first refusal; `detail["index"]` is the position if there are several requests.
+    """
     try:
         return lifecycle.accept(connection, tasks)
     except MinionError as error:

@@ -30,8 +30,10 @@ PAUSE = text(
     "RETURNING namespace, scope, name, reason, created_at, created_by"
 )
 RESUME = text("DELETE FROM pauses WHERE namespace = :namespace AND scope = :scope AND name = :name RETURNING 1")
+OF_NAMESPACE = "CAST(:namespace AS text) IS NULL OR namespace = :namespace"
 PAUSES = text(
-    "SELECT namespace, scope, name, reason, created_at, created_by FROM pauses ORDER BY namespace, scope, name"
+    f"SELECT namespace, scope, name, reason, created_at, created_by FROM pauses WHERE {OF_NAMESPACE} "  # noqa: S608
+    "ORDER BY namespace, scope, name"
 )
 SET_LIMIT = text(
     "INSERT INTO limits (namespace, scope, name, max_running, rate, period_seconds, input_tokens, "
@@ -44,7 +46,7 @@ SET_LIMIT = text(
     "output_tokens_seconds = EXCLUDED.output_tokens_seconds, created_by = EXCLUDED.created_by RETURNING *"
 )
 REMOVE_LIMIT = text("DELETE FROM limits WHERE namespace = :namespace AND scope = :scope AND name = :name RETURNING 1")
-LIMITS = text("SELECT * FROM limits ORDER BY namespace, scope, name")
+LIMITS = text(f"SELECT * FROM limits WHERE {OF_NAMESPACE} ORDER BY namespace, scope, name")  # noqa: S608
 MODEL_RATES = text(
     "SELECT rate, period_seconds, input_tokens, input_tokens_seconds, output_tokens, output_tokens_seconds "
     "FROM limits WHERE namespace = :namespace AND scope = 'model' AND name IN (:model, '*') "
@@ -113,9 +115,9 @@ def resume(connection: Connection, scope: Scope, name: str, *, namespace: str = 
     connection.execute(RELEASE_HOLD, values)
 
 
-def list_pauses(connection: Connection) -> list[dict[str, Any]]:
-    """Return all pauses, by namespace, scope and name."""
-    return [dict(row) for row in connection.execute(PAUSES).mappings()]
+def list_pauses(connection: Connection, *, namespace: str | None = None) -> list[dict[str, Any]]:
+    """Return the pauses of a namespace, or all, by namespace, scope and name."""
+    return [dict(row) for row in connection.execute(PAUSES, {"namespace": namespace}).mappings()]
 
 
 def set_limit(
@@ -170,9 +172,9 @@ def remove_limit(connection: Connection, scope: LimitScope, name: str, *, namesp
     connection.execute(RELEASE_HOLD, values)
 
 
-def list_limits(connection: Connection) -> list[dict[str, Any]]:
-    """Return all limits, by namespace, scope and name."""
-    return [dict(row) for row in connection.execute(LIMITS).mappings()]
+def list_limits(connection: Connection, *, namespace: str | None = None) -> list[dict[str, Any]]:
+    """Return the limits of a namespace, or all, by namespace, scope and name."""
+    return [dict(row) for row in connection.execute(LIMITS, {"namespace": namespace}).mappings()]
 
 
 def model_rates(connection: Connection, model: str, *, namespace: str = "default") -> list[tuple[str, int, float]]:

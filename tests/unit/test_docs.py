@@ -19,6 +19,7 @@ from minions.errors import BY_CODE
 from orchestrator.cli import app
 from orchestrator.schedules.store import ScheduleDefinition
 from shared import errors
+from shared.access.roles import PERMISSIONS, Permission, Role
 from shared.contracts.documents import (
     AgentConfig,
     AgentDefinition,
@@ -126,6 +127,14 @@ def test_every_task_field_is_documented():
 def test_every_schedule_field_is_documented():
     documented = {codes(row[0])[0] for row in rows(page("schedules.md").partition("## When")[0])}
     assert documented == set(ScheduleDefinition.model_fields) - {"name"}
+
+
+def test_permissions_of_roles_are_documented():
+    table = rows(section(page("access.md"), "Roles"))
+    documented = {codes(row[0])[0]: [cell == "yes" for cell in row[1:]] for row in table}
+    assert documented == {
+        str(permission): [permission in PERMISSIONS[role] for role in Role] for permission in Permission
+    }
 
 
 def _commands() -> dict[str, Any]:
@@ -319,7 +328,7 @@ def test_compose_file_has_no_default_password_and_uses_loopback():
 
 def test_procfile_uses_loopback_and_gives_the_first_port_to_the_api():
     lines = re.findall(r"^(\w+): (.+)$", (ROOT / "Procfile").read_text(), re.MULTILINE)
-    assert [name for name, _ in lines][0] == "web"
+    assert next(name for name, _ in lines) == "web"
     assert not [command for _, command in lines if "HOST=" in command or "--address" in command]
 
 

@@ -9,6 +9,7 @@
 The functions and triggers that keep the invariants are in `shared/tasks/sql/`.
 """
 
+from shared.database.tables.access import ApiKey
 from shared.database.tables.base import Base
 from shared.database.tables.budgets import (
     Budget,
@@ -61,6 +62,7 @@ __all__ = [
     "Agent",
     "AgentVersion",
     "AgentVersionTool",
+    "ApiKey",
     "Base",
     "Budget",
     "CachedResult",

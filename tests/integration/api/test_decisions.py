@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from minions import Client, errors, testing
-from orchestrator.api.actors import fingerprint
+from orchestrator.api.auth import fingerprint
 from orchestrator.explain import explain
 from shared.settings import get_settings
 from tests.conftest import Define

@@ -1,0 +1,115 @@
+"""API keys, as methods of the client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+from urllib.parse import quote
+from uuid import UUID
+
+from minions.transport import PAGE, Transport, given, to_json
+
+
+class Keys:
+    """The methods of `minions.Client` that are about API keys. They need a key with the role `admin`."""
+
+    _transport: Transport
+
+    def create_api_key(
+        self,
+        name: str,
+        role: str,
+        *,
+        payloads: bool | None = None,
+        namespace: str | None = None,
+        agents: Sequence[str] = (),
+        capabilities: Sequence[str] = (),
+        tenant: str | None = None,
+        expires_in: float | timedelta | None = None,
+    ) -> dict[str, Any]:
+        """Create an API key. The answer contains its text, `key`, which is shown only once.
+
+        Args:
+            name: its name in records.
+            role: `viewer`, `submitter`, `operator`, `approver`, `author` or `admin`.
+            payloads: whether it sees inputs, outputs, prompts, messages and errors; by default as the role does.
+            namespace: the only namespace that it reaches.
+            agents: the only agents whose tasks it reaches.
+            capabilities: the only capabilities whose tasks it reaches.
+            tenant: the only tenant key whose tasks it reaches; with `*` at the end, all that begin so.
+            expires_in: seconds until it expires.
+
+        Raises:
+            Conflict: the name is taken.
+            Forbidden: it would be allowed more than the key of this client.
+            InvalidInput: a field is invalid.
+        """
+        fields = given(
+            name=name,
+            role=role,
+            payloads=payloads,
+            namespace=namespace,
+            agents=list(agents) or None,
+            capabilities=list(capabilities) or None,
+            tenant=tenant,
+            expires_in=_seconds(expires_in),
+        )
+        created: dict[str, Any] = self._transport.post("/v1/keys", to_json(fields, what="The key"), safe=False)
+        return created
+
+    def api_keys(self, *, revoked: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield the API keys, the oldest first, without their texts.
+
+        Args:
+            revoked: include the revoked ones.
+        """
+        return self._transport.pages("/v1/keys", {"revoked": revoked, "limit": PAGE})
+
+    def api_key(self, key: str | UUID) -> dict[str, Any]:
+        """Return one API key, without its text.
+
+        Args:
+            key: here and in the methods below: its name, its prefix or its id.
+
+        Raises:
+            NotFound: there is no such key.
+            AmbiguousId: several namespaces have a key of that name.
+        """
+        found: dict[str, Any] = self._transport.get(_path(key))
+        return found
+
+    def rotate_api_key(
+        self, key: str | UUID, *, overlap: float | timedelta | None = None, expires_in: float | timedelta | None = None
+    ) -> dict[str, Any]:
+        """Replace the text of a key. The answer's `key` is shown only once.
+
+        Args:
+            overlap: for how many seconds the previous text stays valid; a day by default.
+            expires_in: seconds until the key expires; by default, its expiry stays as it is.
+
+        Raises:
+            NotFound, AmbiguousId: as for `api_key`.
+            Conflict: the key was revoked, or has expired and gets no new expiry.
+        """
+        fields = given(overlap=_seconds(overlap), expires_in=_seconds(expires_in))
+        body = to_json(fields, what="The rotation")
+        rotated: dict[str, Any] = self._transport.post(f"{_path(key)}/rotate", body, safe=False)
+        return rotated
+
+    def revoke_api_key(self, key: str | UUID) -> dict[str, Any]:
+        """End a key within a second, everywhere.
+
+        Raises:
+            NotFound, AmbiguousId: as for `api_key`.
+        """
+        revoked: dict[str, Any] = self._transport.delete(_path(key))
+        return revoked
+
+
+def _seconds(given: float | timedelta | None) -> float | None:
+    return given.total_seconds() if isinstance(given, timedelta) else given
+
+
+def _path(key: str | UUID) -> str:
+    return f"/v1/keys/{quote(str(key), safe='')}"

@@ -1,0 +1,92 @@
+"""The keys that requests have presented, for a second at most: a busy key costs one look into the database a second.
+
+A revocation therefore holds everywhere within a second, and at once where the notification of it arrives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy import Engine
+from starlette.concurrency import run_in_threadpool
+
+from orchestrator.api.watching import Watching
+from shared.access import keys
+from shared.access.keys import Found
+from shared.errors import Unavailable
+from shared.notifications import KEYS
+
+SECONDS = 1.0
+MOST = 10_000
+"""Keys that are kept, right or wrong: a flood of wrong ones takes little memory."""
+LOOKS_AT_ONCE = 4
+"""A flood of wrong keys takes no more connections than these."""
+WAITING = 1_000
+
+
+class KeyCache:
+    """Finds keys by their digests. For one event loop.
+
+    Args:
+        database: an engine in autocommit mode.
+    """
+
+    def __init__(self, database: Engine) -> None:
+        self._database = database
+        self._found: dict[bytes, tuple[Found, float]] = {}
+        self._looking: dict[bytes, asyncio.Task[Found]] = {}
+        self._changes = 0
+        self._slots = asyncio.Semaphore(LOOKS_AT_ONCE)
+
+    @asynccontextmanager
+    async def following(self, watching: Watching) -> AsyncIterator[None]:
+        """Forget all keys at each notification of a change while the block runs."""
+        with watching.listening(KEYS, lambda channel, message: self.forget()):
+            yield
+
+    def forget(self) -> None:
+        """Look at all keys again at their next use."""
+        self._changes += 1
+        self._found.clear()
+
+    async def find(self, digest: bytes) -> Found:
+        """Return the key with this digest, or the reason why there is none.
+
+        Raises:
+            SQLAlchemyError: the database is unavailable.
+            Unavailable: too many keys are being looked up.
+        """
+        found, until = self._found.get(digest, (None, 0.0))
+        if found is not None and time.monotonic() < until:
+            return found
+        looking = self._looking.get(digest)
+        if looking is None:
+            if len(self._looking) >= WAITING:
+                raise Unavailable("Too many API keys are being looked up. Try again in a few seconds.")
+            looking = self._looking[digest] = asyncio.create_task(self._look(digest))
+            looking.add_done_callback(lambda done: self._looked(digest, done))
+        # The first caller may disconnect; the others still wait.
+        return await asyncio.shield(looking)
+
+    async def _look(self, digest: bytes) -> Found:
+        async with self._slots:
+            began, changes = time.monotonic(), self._changes
+            found = await run_in_threadpool(self._read, digest)
+        if changes == self._changes:
+            seconds = SECONDS if found.seconds_left is None else min(SECONDS, found.seconds_left)
+            if len(self._found) >= MOST:
+                self._found.clear()
+            self._found[digest] = found, began + seconds
+        return found
+
+    def _read(self, digest: bytes) -> Found:
+        with self._database.connect() as connection:
+            return keys.find(connection, digest)
+
+    def _looked(self, digest: bytes, done: asyncio.Task[Found]) -> None:
+        del self._looking[digest]
+        if not done.cancelled():
+            done.exception()  # each caller has it; asyncio need not report it too

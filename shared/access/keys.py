@@ -1,0 +1,256 @@
+"""Named API keys: create, list, rotate, revoke, and find the one that a request presents.
+
+The text of a key is shown once, and only its digest is stored. Times are those of PostgreSQL's clock: a process whose
+clock is wrong accepts neither an expired key nor one that was revoked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, RowMapping, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY, TEXT
+
+from shared.access import key_text
+from shared.access.actors import Actor, Key
+from shared.access.roles import Role, permissions_of
+from shared.access.scope import Scope
+from shared.errors import AmbiguousId, Conflict, NotFound
+from shared.storable import storable
+
+COLUMNS = (
+    "id, name, prefix, role, payloads, namespace, agents, capabilities, tenant, created_at, created_by, expires_at, "
+    "last_used_at, rotated_at, rotated_by, previous_prefix, previous_until, previous_used_at, revoked_at, revoked_by, "
+    "CASE WHEN revoked_at IS NOT NULL THEN 'revoked' WHEN expires_at <= now() THEN 'expired' ELSE 'active' END "
+    "AS status"
+)
+TYPES = (bindparam("agents", type_=ARRAY(TEXT)), bindparam("capabilities", type_=ARRAY(TEXT)))
+CREATE = text(
+    "INSERT INTO api_keys (name, prefix, hash, role, payloads, namespace, agents, capabilities, "  # noqa: S608
+    "tenant, created_by, expires_at) VALUES (:name, :prefix, :hash, :role, :payloads, :namespace, :agents, "
+    ":capabilities, :tenant, :created_by, now() + CAST(:lifetime AS interval)) "
+    f"ON CONFLICT (COALESCE(namespace, ''), name) WHERE revoked_at IS NULL DO NOTHING RETURNING {COLUMNS}"
+).bindparams(*TYPES)
+# A bound administrator sees the keys of its namespace only.
+VISIBLE = "(CAST(:namespace AS text) IS NULL OR namespace = :namespace)"
+LIST = text(
+    f"SELECT {COLUMNS} FROM api_keys WHERE {VISIBLE} AND (:all OR revoked_at IS NULL) "  # noqa: S608
+    "AND (CAST(:after AS uuid) IS NULL OR id > :after) ORDER BY id LIMIT :most"
+)
+NAMED = text(
+    f"SELECT {COLUMNS} FROM api_keys WHERE {VISIBLE} "  # noqa: S608
+    "AND :named IN (name, prefix, id::text) ORDER BY revoked_at IS NOT NULL, id DESC LIMIT 11"
+)
+ROTATE = text(
+    "UPDATE api_keys SET previous_hash = hash, previous_prefix = prefix, "  # noqa: S608
+    "previous_used_at = last_used_at, previous_until = LEAST(now() + CAST(:overlap AS interval), expires_at), "
+    "hash = :hash, prefix = :prefix, last_used_at = NULL, rotated_at = now(), rotated_by = :who, "
+    "expires_at = COALESCE(now() + CAST(:lifetime AS interval), expires_at) "
+    f"WHERE id = :id AND revoked_at IS NULL RETURNING {COLUMNS}"
+)
+REVOKE = text(
+    "UPDATE api_keys SET revoked_at = now(), revoked_by = :who, previous_hash = NULL, "  # noqa: S608
+    "previous_prefix = NULL, previous_until = NULL "
+    f"WHERE id = :id AND revoked_at IS NULL RETURNING {COLUMNS}"
+)
+# One statement finds a key and notes its use, at most once a minute.
+FIND = text(
+    """
+    WITH found AS (
+        SELECT k.*, k.hash = :digest AS current,
+               CASE WHEN k.hash = :digest THEN k.expires_at ELSE LEAST(k.previous_until, k.expires_at) END AS ends
+            FROM api_keys k WHERE k.hash = :digest OR k.previous_hash = :digest
+    ), used AS (
+        UPDATE api_keys k SET last_used_at = CASE WHEN f.current THEN now() ELSE k.last_used_at END,
+                previous_used_at = CASE WHEN f.current THEN k.previous_used_at ELSE now() END
+            FROM found f
+            WHERE k.id = f.id AND f.revoked_at IS NULL AND COALESCE(f.ends > now(), true)
+              AND COALESCE(CASE WHEN f.current THEN f.last_used_at ELSE f.previous_used_at END
+                           < now() - interval '1 minute', true)
+    )
+    SELECT id, name, CASE WHEN current THEN prefix ELSE previous_prefix END AS prefix, role, payloads, namespace,
+           agents, capabilities, tenant, current, ends, revoked_at, COALESCE(ends <= now(), false) AS over,
+           EXTRACT(epoch FROM ends - now())::float AS seconds_left
+        FROM found
+    """
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewKey:
+    """A key to create.
+
+    Attributes:
+        payloads: whether it may see payloads.
+        lifetime: the time until it expires; None: it does not.
+    """
+
+    name: str
+    role: Role
+    payloads: bool
+    scope: Scope
+    lifetime: timedelta | None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The key that a digest belongs to, or the reason why it is not accepted.
+
+    Attributes:
+        refusal: why it is not accepted; None if the digest is unknown.
+        seconds_left: until it expires.
+    """
+
+    key: Key | None = None
+    refusal: str | None = None
+    seconds_left: float | None = None
+
+
+def create(connection: Connection, new: NewKey, actor: Actor) -> tuple[dict[str, Any], str]:
+    """Store a key; return its row and its text, which cannot be read again.
+
+    Raises:
+        Conflict: there is a key of that name.
+        Forbidden: the actor has less than the new key would have.
+    """
+    granted = permissions_of(new.role, payloads=new.payloads)
+    actor.require_all(granted, new.scope)
+    key = key_text.generate()
+    scope = new.scope
+    values = {
+        "name": new.name,
+        "prefix": key[: key_text.SHOWN],
+        "hash": key_text.digest(key),
+        "role": str(new.role),
+        "payloads": new.payloads,
+        "namespace": scope.namespace,
+        "agents": list(scope.agents),
+        "capabilities": list(scope.capabilities),
+        "tenant": scope.tenant,
+        "created_by": str(actor),
+        "lifetime": new.lifetime,
+    }
+    row = connection.execute(CREATE, values).mappings().one_or_none()
+    if row is None:
+        raise Conflict(
+            f"There is a key named {new.name!r} already. Choose another name, or `minion keys rotate {new.name}`."
+        )
+    return dict(row), key
+
+
+def list_keys(
+    connection: Connection, scope: Scope, *, revoked: bool, limit: int, after: UUID | None
+) -> list[dict[str, Any]]:
+    """Return up to `limit` keys and one more that the scope shows, the oldest first, without their texts.
+
+    Args:
+        revoked: include the revoked ones.
+    """
+    values = {"namespace": scope.namespace, "all": revoked, "after": after, "most": limit + 1}
+    return [dict(row) for row in connection.execute(LIST, values).mappings()]
+
+
+def get(connection: Connection, scope: Scope, named: str) -> dict[str, Any]:
+    """Return the key of that name, prefix or id. A key that was not revoked comes before revoked ones of its name.
+
+    Raises:
+        NotFound: the scope shows no such key.
+        AmbiguousId: several namespaces have one of that name.
+    """
+    found = connection.execute(NAMED, {"namespace": scope.namespace, "named": storable(named)}).mappings().all()
+    if not found:
+        raise NotFound(f"There is no key {named[:100]!r}. `minion keys list --all` lists them.")
+    active = [row for row in found if row["revoked_at"] is None]
+    if len(active) > 1:
+        listed = ", ".join(f"{row['id']} (namespace {row['namespace']})" for row in active)
+        raise AmbiguousId(
+            f"More than one key is named {named!r}: {listed}. Give the id of one.",
+            candidates=[str(row["id"]) for row in active],
+        )
+    return dict(found[0])
+
+
+def rotate(
+    connection: Connection, named: str, actor: Actor, *, overlap: timedelta, lifetime: timedelta | None
+) -> tuple[dict[str, Any], str]:
+    """Give a key a new text; the previous one stays valid for `overlap`. A second rotation ends that.
+
+    Args:
+        lifetime: the new time until it expires; None: as before.
+
+    Raises:
+        NotFound, AmbiguousId: as for `get`.
+        Conflict: it was revoked, or has expired and gets no new lifetime.
+        Forbidden: the actor has less than the key.
+    """
+    row = get(connection, actor.key.scope, named)
+    actor.require_all(permissions_of(Role(row["role"]), payloads=row["payloads"]), _scope_of(row))
+    if row["status"] == "expired" and lifetime is None:
+        raise Conflict(f"The key {row['name']!r} expired at {_utc(row['expires_at'])}. Give it a new `expires_in`.")
+    key = key_text.generate()
+    values = {
+        "id": row["id"],
+        "hash": key_text.digest(key),
+        "prefix": key[: key_text.SHOWN],
+        "overlap": overlap,
+        "lifetime": lifetime,
+        "who": str(actor),
+    }
+    rotated = connection.execute(ROTATE, values).mappings().one_or_none()
+    if rotated is None:
+        raise Conflict(f"The key {row['name']!r} was revoked. Create another one: `minion keys create`.")
+    return dict(rotated), key
+
+
+def revoke(connection: Connection, named: str, actor: Actor) -> dict[str, Any]:
+    """End a key and the one before its rotation, at once. May be repeated.
+
+    Raises:
+        NotFound, AmbiguousId: as for `get`.
+    """
+    row = get(connection, actor.key.scope, named)
+    revoked = connection.execute(REVOKE, {"id": row["id"], "who": str(actor)}).mappings().one_or_none()
+    return dict(revoked) if revoked else get(connection, actor.key.scope, str(row["id"]))
+
+
+def find(connection: Connection, digest: bytes) -> Found:
+    """Return the key with this digest, and note that it was used."""
+    row = connection.execute(FIND, {"digest": digest}).mappings().one_or_none()
+    if row is None:
+        return Found()
+    if row["revoked_at"] is not None:
+        return Found(refusal=f"The API key {row['name']!r} was revoked at {_utc(row['revoked_at'])}.")
+    if row["over"]:
+        how = "expired" if row["current"] else "was replaced by a rotation, and its overlap ended"
+        return Found(refusal=f"The API key {row['name']!r} {how} at {_utc(row['ends'])}.")
+    return Found(key=_key(row), seconds_left=row["seconds_left"])
+
+
+def _key(row: RowMapping) -> Key:
+    role = Role(row["role"])
+    record = f"{row['name']} {row['prefix']}"
+    return Key(
+        id=row["id"],
+        name=row["name"],
+        record=record,
+        submitter=record,
+        role=role,
+        permissions=permissions_of(role, payloads=row["payloads"]),
+        scope=_scope_of(row),
+    )
+
+
+def _scope_of(row: RowMapping | dict[str, Any]) -> Scope:
+    return Scope(
+        namespace=row["namespace"],
+        agents=tuple(row["agents"]),
+        capabilities=tuple(row["capabilities"]),
+        tenant=row["tenant"],
+    )
+
+
+def _utc(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
