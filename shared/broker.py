@@ -87,7 +87,7 @@ def publish(app: Celery, tasks: Iterable[Dispatched]) -> None:
                 exchange="",
                 routing_key=task.queue,
                 serializer="json",
-                headers=message.headers,
+                headers={**message.headers, "has_model": task.has_model},
                 **message.properties,
             )
 

@@ -144,7 +144,7 @@ class Heartbeat:
             log.warning("heartbeat_failed", reason=reason(error))
             return registered
         # A failure of one duty must not keep the other from running.
-        for duty in (self._report, self._interrupt):
+        for duty in (self._report, self._interrupt, self._check_lane):
             try:
                 duty()
             except Exception as error:
@@ -182,10 +182,13 @@ class Heartbeat:
 
     def _beat(self) -> bool:
         """Send one heartbeat. Return False if the row is gone, so that the worker registers again."""
-        active = [str(request.kwargs.get("task_id")) for request in tuple(celery_state.active_requests)]
+        requests = tuple(celery_state.active_requests)
+        active = [str(request.kwargs.get("task_id")) for request in requests]
         active += _still_active.difference(active)
+        # The tasks in the lane hold no slot.
+        busy = len(active) - sum(getattr(request, "lane", None) is not None for request in requests)
         slots = self._slots()
-        values = {"id": WORKER_ID, "busy": len(active), "slots": slots, "active": active, "idle": len(active) < slots}
+        values = {"id": WORKER_ID, "busy": busy, "slots": slots, "active": active, "idle": busy < slots}
         with self.engine.begin() as connection:
             return connection.scalar(BEAT, values) is not None
 
@@ -194,6 +197,11 @@ class Heartbeat:
         if self.interrupter is not None:
             with self.engine.connect() as connection:
                 self.interrupter.check(connection, tuple(celery_state.active_requests))
+
+    def _check_lane(self) -> None:
+        """Kill a lane that is stuck."""
+        if lane := getattr(self.worker, "lane", None):
+            lane.check()
 
     def _slots(self) -> int:
         # Not `worker.concurrency`: with `--autoscale` that stays the size at the start. A pool that has shrunk to

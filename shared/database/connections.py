@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -101,16 +102,33 @@ def be_patient(connection: Connection) -> None:
     connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '1min'")
 
 
+@dataclass
+class _Shares:
+    """Connections kept open by the two engines of this process; each may open the same number again for a while."""
+
+    general: int = 5
+    statements: int = 1
+
+
+_shares = _Shares()
+
+
+def share_connections() -> None:
+    """Let the many tasks of this process share ten connections; they wait for a free one."""
+    _shares.general, _shares.statements = 1, 4
+
+
 @lru_cache(maxsize=1)
 def get_engine() -> Engine:
     """Return the process's engine. After a fork the child must call `forget_engine` first."""
-    return make_engine(get_settings())
+    return make_engine(get_settings(), pool_size=_shares.general)
 
 
 @lru_cache(maxsize=1)
 def _statement_engine() -> Engine:
-    """Return a one-connection engine for the hot path, whose callers retry by themselves."""
-    return make_engine(get_settings(), pool_size=1, pre_ping=False).execution_options(isolation_level="AUTOCOMMIT")
+    """Return the engine for the hot path, whose callers retry by themselves."""
+    engine = make_engine(get_settings(), pool_size=_shares.statements, pre_ping=False)
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def forget_engine() -> None:

@@ -32,7 +32,11 @@ from shared.tasks.states import State
 
 @dataclass(frozen=True, slots=True)
 class Dispatched:
-    """A task whose message is sent to the broker. Limits are seconds."""
+    """A task whose message is sent to the broker. Limits are seconds.
+
+    Attributes:
+        has_model: its agent is one of type `agent`, which calls a model.
+    """
 
     task_id: UUID
     claim: int
@@ -41,6 +45,7 @@ class Dispatched:
     soft_time_limit: int
     time_limit: int
     priority: int
+    has_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +84,14 @@ REPLAY_FROM = text("SELECT minion_replay_from(:request, :source, :first, :edited
     bindparam("request", type_=JSONB), bindparam("edited", type_=JSONB(none_as_null=True))
 )
 REJECT = text("SELECT minion_reject(:task, :error)").bindparams(bindparam("error", type_=JSONB))
-DISPATCH = text("SELECT * FROM minion_dispatch(:lease, :window)")
-REPUBLISH = text("SELECT * FROM minion_republish(:lease, :patience, :empty, :most)")
+_DISPATCHED = """
+    SELECT d.task_id, d.claim, d.queue, d.agent_name, d.soft_time_limit, d.time_limit, d.priority,
+           v.type = 'agent' AS has_model
+        FROM {} WITH ORDINALITY AS d JOIN tasks t ON t.id = d.task_id JOIN agent_versions v ON v.id = t.agent_version_id
+        ORDER BY d.ordinality
+"""
+DISPATCH = text(_DISPATCHED.format("minion_dispatch(:lease, :window)"))
+REPUBLISH = text(_DISPATCHED.format("minion_republish(:lease, :patience, :empty, :most)"))
 QUEUES_IN_USE = text(
     "SELECT DISTINCT capability FROM task_status "
     "WHERE state = 'queued' AND published_at < now() - CAST(:patience AS interval)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from shared.contracts.documents import ToolDefinition
@@ -10,6 +11,7 @@ from shared.database.connections import get_engine
 from shared.functions.runner import StoredFunction, run_function
 from workers.journal import Journal, StepResult
 from workers.task import ClaimedTask
+from workers.tools import place
 from workers.tools.directives import obey
 
 
@@ -33,16 +35,19 @@ class FunctionTool:
         """Run one pure step."""
 
         def perform(step: int) -> StepResult:
-            value, outcome = run_function(
-                self.function, arguments, task.context(), engine=get_engine(), task_id=task.id
-            )
-            return StepResult(
-                obey(value, self.function.name),
-                stdout=outcome.stdout or None,
-                cpu_seconds=outcome.cpu_time,
-                peak_memory_bytes=outcome.peak_memory,
-                function_version_id=self.function.version_id,
-            )
+            made = place.perform(self, arguments, task, step)
+            return replace(made, output=obey(made.output, self.function.name))
 
         request = {"function": str(self.function.version_id), "arguments": arguments}
         return journal.call("function_call", self.function.name, request, perform, effect=self.effect)
+
+    def perform(self, arguments: JsonValue, task: ClaimedTask, step: int) -> StepResult:
+        """Run the function in this process's sandbox."""
+        value, outcome = run_function(self.function, arguments, task.context(), engine=get_engine(), task_id=task.id)
+        return StepResult(
+            value,
+            stdout=outcome.stdout or None,
+            cpu_seconds=outcome.cpu_time,
+            peak_memory_bytes=outcome.peak_memory,
+            function_version_id=self.function.version_id,
+        )

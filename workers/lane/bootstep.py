@@ -1,0 +1,48 @@
+"""Starts and stops the lane with Celery's worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import bootsteps
+from celery.worker.components import Pool
+
+from workers.lane.host import Lane
+
+
+class LaneStep(bootsteps.StartStopStep):
+    """The lane of a worker with a prefork pool. Its process starts with the first task of an agent with a model."""
+
+    requires = (Pool,)
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        worker.lane = None
+
+    def include_if(self, worker: Any) -> bool:
+        """Other pools run all tasks themselves: they have no event loop."""
+        return bool(worker.use_eventloop)
+
+    def create(self, worker: Any) -> LaneStep:
+        """Put the lane in front of the pool."""
+        lane, run_in_slot = Lane(worker), worker.process_task
+        worker.lane = lane
+        worker.process_task = lambda request: lane.run(request) if request.has_model else run_in_slot(request)
+        return self
+
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        """Join the event loop when it starts, and when it starts again after the broker was away."""
+        worker.lane.register(hub)
+
+    def close(self, worker: Any) -> None:
+        """Begin nothing more."""
+        worker.lane.drain()
+
+    def stop(self, worker: Any) -> None:
+        """Wait for the slots, whose results the lane needs, and then for the lane."""
+        worker.pool.stop()
+        worker.lane.finish()
+
+    def terminate(self, worker: Any) -> None:
+        """Kill the lane."""
+        worker.lane.terminate()
