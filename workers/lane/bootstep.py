@@ -23,12 +23,11 @@ class LaneStep(bootsteps.StartStopStep):
         """Other pools run all tasks themselves: they have no event loop."""
         return bool(worker.use_eventloop)
 
-    def create(self, worker: Any) -> LaneStep:
+    def create(self, worker: Any) -> None:
         """Put the lane in front of the pool."""
         lane, run_in_slot = Lane(worker), worker.process_task
         worker.lane = lane
         worker.process_task = lambda request: lane.run(request) if request.has_model else run_in_slot(request)
-        return self
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Join the event loop when it starts, and when it starts again after the broker was away."""

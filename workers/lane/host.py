@@ -59,7 +59,6 @@ class Child:
 
     def __init__(self) -> None:
         self.link, theirs = socket.socketpair()
-        self.link.setblocking(False)
         self.pulse = Pulse.create()
         self.born = time.monotonic()
         self.lines = Lines()
@@ -77,18 +76,16 @@ class Child:
         self._unsent.put(line(*words))
 
     def _write(self) -> None:
-        writer = self.link.dup()
-        writer.setblocking(True)
-        with writer, suppress(OSError):
+        with suppress(OSError):
             while data := self._unsent.get():
-                writer.sendall(data)
+                self.link.sendall(data)
 
     def receive(self) -> list[list[Any]] | None:
         """Return the messages that have arrived; None at the end."""
         messages: list[list[Any]] = []
         with suppress(BlockingIOError):
             while True:
-                part = self.link.recv(PART)
+                part = self.link.recv(PART, socket.MSG_DONTWAIT)
                 if not part:
                     return messages or None
                 messages += self.lines.feed(part)

@@ -214,7 +214,7 @@ class LaneProcess:
 
     def _in_slot(self, tool: PlacedTool, arguments: JsonValue, task: ClaimedTask, step: int) -> StepResult:
         """Make a call in a slot of the pool. See `workers.lane.calls.result`."""
-        number, key, reply = next(self._numbers), _task.get(), AsyncResult[str]()
+        number, key, reply = next(self._numbers), _task.get(), AsyncResult()
         self.waiting[number] = key, reply
         self._send("call", number, key, calls.request(tool, arguments, task, step))
         try:
