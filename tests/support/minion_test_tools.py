@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -34,6 +35,11 @@ def _hang(arguments: dict[str, Any], context: Any) -> Any:
     """Hears no soft limit."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     time.sleep(600)
+
+
+def _spin(arguments: dict[str, Any], context: Any) -> Any:
+    """Stays in C code, which hears no signal."""
+    return re.fullmatch("(a+)+", "a" * 64 + "b")
 
 
 def _query(arguments: dict[str, Any], context: Any) -> Any:
@@ -113,6 +119,7 @@ DEEDS = {
     "answer": _answer,
     "sleep": _sleep,
     "hang": _hang,
+    "spin": _spin,
     "query": _query,
     "die": _die,
     "fail": _fail,

@@ -22,6 +22,7 @@ from typing import Any
 import structlog
 from billiard.exceptions import TimeLimitExceeded
 
+from shared.settings import get_settings
 from workers.heartbeat import WORKER_ID
 from workers.lane import calls
 from workers.lane.pulse import Pulse
@@ -32,8 +33,6 @@ log = structlog.get_logger(__name__)
 MOST_TASKS = 250
 """Tasks that a lane runs at the same time. More messages wait in the worker, and fill its window in the broker."""
 START_SECONDS = 60.0
-STUCK_SECONDS = 10.0
-"""Without a tick of its event loop for so long, the lane is killed."""
 PART = 1 << 20
 
 
@@ -92,9 +91,9 @@ class Child:
         return messages
 
     def is_stuck(self) -> bool:
-        """Return whether its event loop has stopped."""
+        """Return whether its event loop has not run for the length of a lease."""
         ticked, _ = self.pulse.read()
-        patience = STUCK_SECONDS if ticked else START_SECONDS
+        patience = get_settings().lease_seconds if ticked else START_SECONDS
         return time.monotonic() - max(ticked, self.born) > patience
 
     def close(self) -> int:
@@ -149,7 +148,7 @@ class Lane:
     def check(self) -> None:
         """Kill a lane whose event loop is stuck. From any thread."""
         if (child := self.child) and child.process.poll() is None and child.is_stuck():
-            log.error("lane_stuck", seconds=STUCK_SECONDS)
+            log.error("lane_stuck", why="its event loop has not run for the length of a lease")
             with suppress(ProcessLookupError):
                 child.process.kill()
 
