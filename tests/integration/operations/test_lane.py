@@ -47,28 +47,45 @@ class Gated(MessagesApi):
         return sum(len(each) == messages and word in str(each[0]) for each in found)
 
 
-@pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, database: Engine) -> Iterator[Gated]:
-    """Agents whose input says `tool` call the tool `act` with what follows the word, once. Then they are done."""
-    server = Gated(
-        {**says("done"), "if": "tool_result"},
-        {**tool_use(("act", {"do": "spin"})), "if": "tool spin"},
-        {**tool_use(("act", {"do": "hang"})), "if": "tool hang"},
-        {**tool_use(("act", {"do": "die"})), "if": "tool die"},
-        {**tool_use(("act", {"do": "sleep", "seconds": 60})), "if": "tool sleep"},
-        {**tool_use(("act", {})), "if": "tool answer"},
-        says("done"),
-    )
-    with use_messages_api(server, monkeypatch) as running:
+@pytest.fixture(scope="module")
+def server() -> Iterator[Gated]:
+    """The Messages API of all workers. Agents whose input says `tool` call the tool `act` once, then they are done."""
+    deeds = [("spin", {}), ("hang", {}), ("die", {}), ("sleep", {"seconds": 60}), ("answer", {})]
+    calls = [{**tool_use(("act", {"do": deed, **more})), "if": f"tool {deed}"} for deed, more in deeds]
+    script = [{**says("done"), "if": "tool_result"}, *calls, says("done")]
+    with pytest.MonkeyPatch.context() as patch, use_messages_api(Gated(*script), patch) as running:
         assert isinstance(running, Gated)
         yield running
-        running.gate.set()
 
 
 @pytest.fixture
-def one_slot(api: Gated, tmp_path: Path, database: Engine) -> Iterator[Process]:
+def api(server: Gated) -> Iterator[Gated]:
+    """The Messages API with an empty record and a closed gate."""
+    server.gate.clear()
+    server.requests.clear()
+    yield server
+    server.gate.set()
+
+
+@pytest.fixture(scope="module")
+def one_slot_process(server: Gated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """The module's worker."""
+    process = start_worker(tmp_path_factory.mktemp("worker"), "work")
+    with killed_on_exit(process):
+        yield process
+
+
+@pytest.fixture
+def one_slot(one_slot_process: Process, database: Engine) -> Process:
     """A worker with one slot."""
-    process = start_worker(tmp_path, "work")
+    wait_online(database, one_slot_process)
+    return one_slot_process
+
+
+@pytest.fixture
+def own_worker(api: Gated, tmp_path: Path, database: Engine) -> Iterator[Process]:
+    """A worker with one slot for a test that ends it."""
+    process = start_worker(tmp_path, "other")
     with killed_on_exit(process):
         wait_online(database, process)
         yield process
@@ -76,14 +93,15 @@ def one_slot(api: Gated, tmp_path: Path, database: Engine) -> Iterator[Process]:
 
 @pytest.fixture(autouse=True)
 def agents(define: Define) -> None:
-    """`Thinker` has time; `Hasty` has one second, two at most, and one attempt."""
+    """`Thinker` has time; `Hasty` has one second, two at most, and one attempt; `Elsewhere` has another worker."""
     hasty = {"soft_time_limit": 1, "time_limit": 2, "max_attempts": 1}
-    thinker = {"kind": "agent", "type": "agent", "model": "claude-sonnet-4-5", "tools": ["act"]}
+    thinker = {"kind": "agent", "type": "agent", "model": "claude-sonnet-5", "tools": ["act"]}
     quick = {"capabilities": ["work"], "retry_backoff": 0.1, "retry_backoff_max": 0.2}
     define(
         ACT,
         {**thinker, "name": "Thinker", "config": quick},
         {**thinker, "name": "Hasty", "config": {**quick, **hasty}},
+        {**thinker, "name": "Elsewhere", "config": {**quick, "capabilities": ["other"]}},
     )
 
 
@@ -182,16 +200,16 @@ def test_a_lane_that_is_stuck_is_killed(api: Gated, one_slot: Process, tasks: Ta
 
 
 def test_a_worker_that_stops_hands_agents_back_after_their_current_call(
-    api: Gated, one_slot: Process, tasks: Tasks, tmp_path: Path, database: Engine
+    api: Gated, own_worker: Process, tasks: Tasks, tmp_path: Path, database: Engine
 ) -> None:
-    task = tasks.submit("Thinker", "gate tool answer")
+    task = tasks.submit("Elsewhere", "gate tool answer")
     wait_until(lambda: api.asked("gate", 1) == 1, "the model is asked")
-    one_slot.signal(signal.SIGTERM)
-    wait_until(lambda: "Warm shutdown" in one_slot.output(), "the worker stops")
+    own_worker.signal(signal.SIGTERM)
+    wait_until(lambda: "Warm shutdown" in own_worker.output(), "the worker stops")
     api.gate.set()
-    assert one_slot.wait() == 0
+    assert own_worker.wait() == 0
     assert [step["status"] for step in tasks.steps(task)] == ["finished"]
-    other = start_worker(tmp_path, "work")
+    other = start_worker(tmp_path, "other")
     with killed_on_exit(other):
         wait_online(database, other)
         assert tasks.wait(task)["state"] == "succeeded"
@@ -200,15 +218,15 @@ def test_a_worker_that_stops_hands_agents_back_after_their_current_call(
     assert api.asked("gate", 1) == 2
 
 
-def test_the_lane_ends_with_its_worker(api: Gated, one_slot: Process, tasks: Tasks) -> None:
-    lane = lane_of_first_task(one_slot, tasks)
-    os.kill(one_slot.pid, signal.SIGKILL)
+def test_the_lane_ends_with_its_worker(api: Gated, own_worker: Process, tasks: Tasks) -> None:
+    lane = lane_of_first_task(own_worker, tasks, "Elsewhere")
+    os.kill(own_worker.pid, signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{lane}").exists() or "\nState:\tZ" in status(lane), "the lane has ended")
 
 
-def lane_of_first_task(worker: Process, tasks: Tasks) -> int:
+def lane_of_first_task(worker: Process, tasks: Tasks, agent: str = "Thinker") -> int:
     """Run a task, which starts the lane; return the lane's process id."""
-    assert tasks.run("Thinker", "Hello")["state"] == "succeeded"
+    assert tasks.run(agent, "Hello")["state"] == "succeeded"
     return lane_of(worker)
 
 
