@@ -9,10 +9,8 @@ events and last S seconds.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import socket
-import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -34,10 +32,23 @@ HISTORY = "Read the licence of the distribution, and compare it with the list. "
 FOLDER = ["?"]
 TICK = os.sysconf("SC_CLK_TCK")
 DEFINITIONS = (
-    {"kind": "tool", "name": "echo", "type": "builtin", "builtin": "echo", "effect": "idempotent",
-     "input_schema": {"type": "object", "properties": {"value": {"type": "integer"}}}},
-    {"kind": "agent", "name": "bench-agent", "type": "agent", "model": "claude-bench", "tools": ["echo"],
-     "system_prompt": "Answer.", "config": {"capabilities": ["bench"], "max_turns": 50}},
+    {
+        "kind": "tool",
+        "name": "echo",
+        "type": "builtin",
+        "builtin": "echo",
+        "effect": "idempotent",
+        "input_schema": {"type": "object", "properties": {"value": {"type": "integer"}}},
+    },
+    {
+        "kind": "agent",
+        "name": "bench-agent",
+        "type": "agent",
+        "model": "claude-bench",
+        "tools": ["echo"],
+        "system_prompt": "Answer.",
+        "config": {"capabilities": ["bench"], "max_turns": 50},
+    },
 )
 ENDED = text("SELECT state, count(*) FROM task_status GROUP BY 1")
 
@@ -75,8 +86,10 @@ def main() -> None:
             watch.join()
             turns = options.agents * options.turns
             spent = {kind: 1000 * (now - cpu.get(kind, 0.0)) / turns for kind, now in cpu_by_kind().items()}
-            print(f"{options.agents} agents x {options.turns} turns of {options.seconds} s: {turns / seconds:.1f} turns/s, "
-                  f"most in flight {watch.flying}, worker PSS {watch.pss / 1e6:.0f} MB")
+            print(
+                f"{options.agents} agents x {options.turns} turns of {options.seconds} s: {turns / seconds:.1f} turns/s, "
+                f"most in flight {watch.flying}, worker PSS {watch.pss / 1e6:.0f} MB"
+            )
             print("CPU ms per turn: " + ", ".join(f"{kind} {ms:.2f}" for kind, ms in spent.items()))
             total = sum(ms for kind, ms in spent.items() if kind not in ("model", "driver"))
             print(f"all but model and driver: {total:.2f}")
@@ -132,9 +145,21 @@ def kinds() -> dict[int, str]:
             chain.append(at)
             at = parents[at]
         line = " | ".join(names[p] for p in chain)
-        if at == os.getpid() and chain or FOLDER[0] in line:
-            kind = next((k for k, mark in (("worker", "worker"), ("orchestrator", "cli orchestrator"), ("model", "model_server"),
-                         ("postgres", "postgres"), ("redis", "valkey")) if mark in line or mark in names[pid]), None)
+        if (at == os.getpid() and chain) or FOLDER[0] in line:
+            kind = next(
+                (
+                    k
+                    for k, mark in (
+                        ("worker", "worker"),
+                        ("orchestrator", "cli orchestrator"),
+                        ("model", "model_server"),
+                        ("postgres", "postgres"),
+                        ("redis", "valkey"),
+                    )
+                    if mark in line or mark in names[pid]
+                ),
+                None,
+            )
             if kind:
                 found[pid] = kind
     return found

@@ -76,7 +76,10 @@ def _reply(*, call: bool) -> list[bytes]:
         {"type": "message_start", "message": {**message, "stop_reason": None, "usage": usage}},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
         {"type": "ping"},
-        *({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": WORDS}} for _ in range(texts)),
+        *(
+            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": WORDS}}
+            for _ in range(texts)
+        ),
         {"type": "content_block_stop", "index": 0},
     ]
     if call:

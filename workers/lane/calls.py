@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import sentry_sdk
@@ -18,10 +18,12 @@ from sqlalchemy.exc import DBAPIError
 from shared.contracts.strict_json import JsonValue
 from shared.database.connections import behind_time_limit, close_engine, persist, reason
 from shared.errors import MinionError, ToolError, from_record
+from shared.tasks.records import Claimed
 from workers.factory import load_blueprint
 from workers.journal import StepResult
 from workers.outcomes import Interrupted, Postponed
 from workers.task import ClaimedTask
+from workers.tools.approval import ApprovedTool
 from workers.tools.place import PlacedTool
 
 log = structlog.get_logger(__name__)
@@ -65,16 +67,17 @@ def make(text: str) -> str:
 
 
 def _make(asked: dict[str, Any]) -> str:
-    task = ClaimedTask.of({"input": None, "messages": None, "steps": [], "stream_key": "", **asked["task"]})  # type: ignore[arg-type]
+    task = ClaimedTask.of(
+        cast(Claimed, {"input": None, "messages": None, "steps": [], "stream_key": "", **asked["task"]})
+    )
     with structlog.contextvars.bound_contextvars(task=str(task.id), claim=task.claim, agent=task.agent_name):
         try:
             tool = _tool(task.agent_version_id, asked["tool"])
             result = tool.perform(asked["arguments"], task, asked["step"])
         except MinionError as error:
-            return json.dumps({"error": {**error.as_dict(), "retryable": error.retryable}})
+            return json.dumps({"error": _record(error)})
         except Interrupted as interrupted:
-            error = interrupted.error
-            return json.dumps({"interrupted": error and {**error.as_dict(), "retryable": error.retryable}})
+            return json.dumps({"interrupted": interrupted.error and _record(interrupted.error)})
         except Exception as error:
             if behind_time_limit(error):
                 raise SoftTimeLimitExceeded from error
@@ -89,9 +92,9 @@ def _make(asked: dict[str, Any]) -> str:
 def _tool(version: UUID, name: str) -> PlacedTool:
     tools = persist(lambda: load_blueprint(version)).tools
     for tool in tools:
-        placed = getattr(tool, "tool", tool)  # what an approved tool calls
+        placed = tool.tool if isinstance(tool, ApprovedTool) else tool
         if placed.name == name:
-            return placed
+            return cast(PlacedTool, placed)
     raise ToolError(f"The agent's version {version} has no tool {name!r}.")
 
 
@@ -121,6 +124,10 @@ def result(reply: str) -> StepResult:
         case {"lost": why, "at_limit": at_limit}:
             raise SlotLost(why, at_limit=at_limit)
     raise SoftTimeLimitExceeded
+
+
+def _record(error: MinionError) -> dict[str, Any]:
+    return {**error.as_dict(), "retryable": error.retryable}
 
 
 def _error(record: dict[str, Any]) -> MinionError:

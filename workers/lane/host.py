@@ -64,9 +64,7 @@ class Child:
         given = (theirs.fileno(), self.pulse.file)
         with theirs:
             command = [sys.executable, "-m", "workers.lane", *map(str, given), str(WORKER_ID)]
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, pass_fds=given, start_new_session=True
-            )
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=given, start_new_session=True)
         self._unsent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._write, name="lane", daemon=True).start()
 
@@ -272,7 +270,7 @@ class Lane:
             self._interrupt(call, signal.SIGKILL if call.stopped else signal.SIGUSR1)
             call.stopped = True
 
-    def _interrupt(self, call: Call, number: signal.Signals) -> None:
+    def _interrupt(self, call: Call, number: int) -> None:
         for pid in [] if call.job.ready() else call.job.worker_pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, number)

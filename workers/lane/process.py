@@ -190,9 +190,7 @@ class LaneProcess:
         overran = f"The task ran longer than its hard time_limit of {hard:g} s and was killed."
         forcibly = gevent.spawn_later(hard, self._end, key, Killed(overran, at_limit=True))
         try:
-            report = execute(
-                **message, worker_id=self.worker_id, limits=limits, measure=lambda: LaneMeter(self.clock)
-            )
+            report = execute(**message, worker_id=self.worker_id, limits=limits, measure=lambda: LaneMeter(self.clock))
             self._send("ended", key, report)
         except (Killed, calls.SlotLost) as killed:
             self._send("killed", key, killed.why, killed.at_limit)
@@ -214,15 +212,16 @@ class LaneProcess:
 
     def _in_slot(self, tool: PlacedTool, arguments: JsonValue, task: ClaimedTask, step: int) -> StepResult:
         """Make a call in a slot of the pool. See `workers.lane.calls.result`."""
-        number, key, reply = next(self._numbers), _task.get(), AsyncResult()
+        number, key = next(self._numbers), _task.get()
+        reply: AsyncResult[str] = AsyncResult()
         self.waiting[number] = key, reply
         self._send("call", number, key, calls.request(tool, arguments, task, step))
         try:
-            return calls.result(reply.get())
+            return calls.result(str(reply.get()))
         except SoftTimeLimitExceeded:
             if not reply.ready():
                 self._send("stop", number)
-            made = calls.result(reply.get())
+            made = calls.result(str(reply.get()))
             # The call ended before it could be interrupted. Its record is written first.
             gevent.spawn_later(RECORD_SECONDS, self._interrupt, key)
             return made

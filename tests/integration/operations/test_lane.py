@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from minions.testing import MessagesApi, Reply
+from minions.testing import MessagesApi, Reply, tool_use
 from minions.testing import text as says
-from minions.testing import tool_use
 from tests.conftest import Define
 from tests.integration.conftest import ACT, Tasks
 from tests.support.model_client import use_messages_api
@@ -107,7 +106,9 @@ def agents(define: Define) -> None:
 
 def lane_of(worker: Process) -> int:
     """Wait until the worker's lane has started; return its process id."""
-    return int(wait_until(lambda: re.findall(r'"pid": (\d+), "event": "lane_ready"', worker.output()), "a lane", 60)[-1])
+    return int(
+        wait_until(lambda: re.findall(r'"pid": (\d+), "event": "lane_ready"', worker.output()), "a lane", 60)[-1]
+    )
 
 
 def test_many_agents_wait_for_their_model_beside_one_slot(
@@ -153,17 +154,13 @@ def test_a_tool_that_kills_its_process_costs_its_own_task_only(api: Gated, one_s
 
 
 @pytest.mark.parametrize("work", ["gate", "tool sleep"])
-def test_a_soft_limit_ends_a_model_call_and_a_tool_call(
-    api: Gated, one_slot: Process, tasks: Tasks, work: str
-) -> None:
+def test_a_soft_limit_ends_a_model_call_and_a_tool_call(api: Gated, one_slot: Process, tasks: Tasks, work: str) -> None:
     ended = tasks.run("Hasty", work)
     assert (ended["state"], ended["error"]["type"]) == ("failed", "time_limit_exceeded")
 
 
 @pytest.mark.parametrize("work", ["gate", "tool sleep", "tool hang"])
-def test_a_cancelled_task_ends_within_the_grace_period(
-    api: Gated, one_slot: Process, tasks: Tasks, work: str
-) -> None:
+def test_a_cancelled_task_ends_within_the_grace_period(api: Gated, one_slot: Process, tasks: Tasks, work: str) -> None:
     task = tasks.submit("Thinker", work)
     messages = 1 if work == "gate" else 2
     wait_until(lambda: len(tasks.steps(task)) == messages, "the call has begun")
@@ -172,9 +169,7 @@ def test_a_cancelled_task_ends_within_the_grace_period(
     assert tasks.run("Thinker", "tool answer")["state"] == "succeeded"
 
 
-def test_a_killed_lane_repeats_no_finished_call_and_charges_nobody(
-    api: Gated, one_slot: Process, tasks: Tasks
-) -> None:
+def test_a_killed_lane_repeats_no_finished_call_and_charges_nobody(api: Gated, one_slot: Process, tasks: Tasks) -> None:
     api.gate.set()
     lane = lane_of_first_task(one_slot, tasks)
     api.gate.clear()
