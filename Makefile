@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
 INSTALLED := $(VENV)/.installed
+PEERS := $(VENV)/.installed-bench
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
@@ -24,6 +25,11 @@ $(INSTALLED): requirements-dev.lock pyproject.toml minions/pyproject.toml
 	@$(RUN) pip install $(PIP_FLAGS) --require-hashes -r requirements-dev.lock
 	@$(RUN) pip uninstall $(PIP_FLAGS) --yes minions 2>/dev/null  # 0.2 was one distribution of this name
 	@$(RUN) pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable ./minions --editable .
+	@touch $@
+
+# The systems that `make bench` measures beside: only what they need on top of the installation.
+$(PEERS): $(INSTALLED) requirements-bench.lock
+	@$(RUN) pip install $(PIP_FLAGS) --require-hashes -r requirements-bench.lock
 	@touch $@
 
 demo: install  ## Run everything once: audit the installed Python packages, report, stop
@@ -61,8 +67,8 @@ format: install  ## Format the code
 schema: install  ## Regenerate migrations/schema.sql, after each change of a table or function
 	@$(RUN) tests.support.schema_dump
 
-bench: install  ## Measure no-op tasks beside bare Celery, on the same servers in the same run
-	@$(RUN) benchmarks.noop
+bench: $(PEERS)  ## Measure beside Celery, procrastinate, DBOS and others, in one run (20 min; BENCH=--quick, BENCH=--help)
+	@PYTHONDONTWRITEBYTECODE= $(RUN) benchmarks $(BENCH)
 
 dist: install  ## Build client and server into dist/, as wheels and source archives
 	@$(RUN) build --no-isolation --outdir dist minions
@@ -73,6 +79,8 @@ lock: install  ## Renew the lock files (needs uv: pip install uv)
 	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	        --no-annotate --no-emit-package minions-client --upgrade pyproject.toml --output-file $$target; \
 	done
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	    --no-annotate --upgrade --constraint requirements-dev.lock --group bench --output-file requirements-bench.lock
 
 clean:  ## Remove the installation and build output (the data folder stays)
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -11,17 +11,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from benchmarks.noop import DEFINITIONS, configure
+from benchmarks.environment import Environment
+from benchmarks.filling import empty, fill_pending, vacuum
+from benchmarks.samples import seconds
+from benchmarks.systems.minions import CAPABILITY, DEFINITIONS, TOOL
 from orchestrator.dispatcher import Dispatcher
-from orchestrator.local.embedded import EmbeddedServers, scratch_dir
 from shared.broker import make_app
 from shared.contracts.documents import parse_definition
 from shared.database.connections import get_engine
@@ -36,16 +35,6 @@ WORKER = text(
     "INSERT INTO workers (name, capabilities, slots, pool, host, pid, version, last_seen) "
     "VALUES ('bench', '{bench}', 16, 'prefork', 'bench', 1, '0', now() + interval '1 day')"
 )
-FILL = text("""
-    WITH made AS (
-        INSERT INTO tasks (id, agent_name, agent_version_id, input, root_id, origin_id, key)
-            SELECT i.id, 'bench-tool', a.active_version_id, '{}'::jsonb, i.id, i.id, 'tenant-' || (i.n % :keys)
-                FROM (SELECT n, minion_uuidv7() AS id FROM generate_series(1, :tasks) AS n) AS i, agents a
-                WHERE a.name = 'bench-tool' RETURNING id, key
-    )
-    INSERT INTO task_status (task_id, state, capability, agent_name, key, rank)
-        SELECT id, 'pending', 'bench', 'bench-tool', key, minion_rank(clock_timestamp(), 0) FROM made
-""")
 # Simulates workers that have taken and finished the published tasks.
 CONSUME = text("UPDATE task_status SET state = 'cancelled' WHERE state = 'queued'")
 
@@ -57,9 +46,7 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=200)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with ExitStack() as stack:
-        folder = stack.enter_context(scratch_dir())
-        configure(stack.enter_context(EmbeddedServers(folder)).start(), folder)
+    with Environment():
         migrate(get_engine())
         with Session(get_engine()) as session:
             store_definitions(session, [parse_definition(definition) for definition in DEFINITIONS])
@@ -72,10 +59,10 @@ def measure(tasks: int, keys: int) -> dict[str, Any]:
     settings = get_settings()
     dispatcher = Dispatcher(settings, get_engine(), make_app(settings))
     prepare(tasks, keys)
-    rounds = [timed(dispatcher.run_once) for _ in range(ROUNDS) if consume() is None]
+    rounds = [1000 * seconds(dispatcher.run_once) for _ in range(ROUNDS) if consume() is None]
     with make_redis() as broker:
         memory = broker.info("memory")["used_memory"]
-        messages = broker.llen("bench")
+        messages = broker.llen(CAPABILITY)
         broker.flushall()
     dispatcher.close()
     return {
@@ -91,28 +78,18 @@ def measure(tasks: int, keys: int) -> dict[str, Any]:
 def prepare(tasks: int, keys: int) -> None:
     """Leave exactly this many pending tasks."""
     engine = get_engine()
+    empty(engine)
+    fill_pending(engine, tasks, TOOL, CAPABILITY, keys=keys)
     with engine.begin() as connection:
-        connection.execute(text("SET LOCAL statement_timeout = 0"))
-        connection.execute(text("TRUNCATE tasks, workers CASCADE"))
-        connection.execute(FILL, {"tasks": tasks, "keys": keys})
+        connection.execute(text("DELETE FROM workers"))
         connection.execute(WORKER)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("SET statement_timeout = 0"))
-        connection.execute(text("VACUUM ANALYZE"))
-        connection.execute(text("RESET statement_timeout"))
+    vacuum(engine)
 
 
 def consume() -> None:
     """Make room for the next round."""
     with get_engine().begin() as connection:
         connection.execute(CONSUME)
-
-
-def timed(action: Callable[[], object]) -> float:
-    """Return the duration of the action in milliseconds."""
-    began = time.perf_counter()
-    action()
-    return (time.perf_counter() - began) * 1000
 
 
 def report(rows: list[dict[str, Any]], *, as_json: bool) -> None:

@@ -22,9 +22,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from benchmarks.noop import configure
+from benchmarks.environment import Environment
 from minions import testing
-from orchestrator.local.embedded import EmbeddedServers, scratch_dir
 from orchestrator.preparer import prepare_pending
 from shared.contracts.documents import parse_definition
 from shared.contracts.requests import TaskRequest
@@ -75,8 +74,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with ExitStack() as stack:
-        folder = stack.enter_context(scratch_dir())
-        configure(stack.enter_context(EmbeddedServers(folder)).start(), folder)
+        stack.enter_context(Environment())
         api = stack.enter_context(testing.messages_api())
         os.environ |= {"ANTHROPIC_BASE_URL": api.url, "ANTHROPIC_API_KEY": testing.KEY, "NO_PROXY": "127.0.0.1"}
         get_settings.cache_clear()

@@ -1,9 +1,9 @@
-"""Local server that speaks the streaming Messages API, for benchmarks: cheap, and with exact delays.
+"""Local server that speaks the streaming Messages API for benchmarks: it takes little processor time.
 
     python -m benchmarks.model_server PORT SECONDS TURNS
 
-Each reply has 20 events, spread evenly over SECONDS. A conversation gets TURNS replies: all but the last one call the
-tool `echo`. How many came before is counted in the request, so the server keeps no state.
+Each reply has 20 events, spread evenly over SECONDS. A conversation gets TURNS replies, and all but the last one call
+the tool `echo`. The server counts the earlier replies in the request, so it keeps no state.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from typing import Any
 
 EVENTS = 20
-TEXTS = EVENTS - 8
+TEXTS = EVENTS - 9
 WORDS = "The licence text was read and compared; "
 CALLED = b'"tool_result"'
 
@@ -72,14 +73,11 @@ def _reply(*, call: bool) -> list[bytes]:
     message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-bench", "content": []}
     tool = {"type": "tool_use", "id": "toolu_1", "name": "echo", "input": {}}
     texts = TEXTS if call else TEXTS + 3
-    events = [
+    events: list[dict[str, Any]] = [
         {"type": "message_start", "message": {**message, "stop_reason": None, "usage": usage}},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
         {"type": "ping"},
-        *(
-            {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": WORDS}}
-            for _ in range(texts)
-        ),
+        *[{"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": WORDS}}] * texts,
         {"type": "content_block_stop", "index": 0},
     ]
     if call:

@@ -1,6 +1,6 @@
 """Cost of one sandboxed call, compared with starting an interpreter on the same machine.
 
-    python benchmarks/sandbox.py [--quick] [--json]
+    python -m benchmarks.sandbox [--quick] [--json]
 
 Everything is measured in one run, in alternating rounds, because machines are noisy: compare the ratios.
 """
@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.samples import percentile, seconds
 from shared.sandbox import Sandbox
 from shared.sandbox.confined.modules import SAFE_IMPORTS
 from shared.sandbox.fork_server import ForkServer
@@ -38,9 +39,7 @@ BUBBLEWRAP = ("bwrap", "--unshare-all", "--ro-bind", "/", "/", "--die-with-paren
 
 def timed(action: Callable[[], object]) -> float:
     """Return the duration of the action in milliseconds."""
-    started = time.perf_counter()
-    action()
-    return (time.perf_counter() - started) * 1000
+    return 1000 * seconds(action)
 
 
 def start(*command: str) -> Callable[[], object]:
@@ -184,12 +183,6 @@ def report(result: dict[str, dict[str, float]]) -> None:
         print(f"\n{title}")
         for name, value in rows.items():
             print(f"  {name:<44} {value:>10.2f}")
-
-
-def percentile(samples: list[float], share: float) -> float:
-    """Return the value below which the given share of the samples lies."""
-    ordered = sorted(samples)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 def measure(quick: bool) -> dict[str, dict[str, float]]:

@@ -98,6 +98,7 @@ class Client(Operations):
         unique_key: str | None = None,
         unique_while: str | None = None,
         budget: Mapping[str, Any] | None = None,
+        wait: float = 0.0,
     ) -> Task:
         """Submit one task.
 
@@ -115,6 +116,8 @@ class Client(Operations):
                 default).
             budget: limits for it and everything below it: `{"dollars": 0.5, "tokens": …, "steps": …, "seconds": …,
                 "on_breach": "ask" or "fail"}`.
+            wait: seconds to wait for the end of the task, up to 60. A task that ends within them is returned with its
+                output, by one request in place of two: `submit("triage", {…}, wait=30).result()`.
 
         Raises:
             UnknownAgent, UnknownCapability, InvalidInput, IdempotencyConflict, TooLarge: the API refused the task.
@@ -139,7 +142,9 @@ class Client(Operations):
         )
         if not isinstance(input, _NotGiven):
             request["input"] = input
-        return self._task(self._transport.post("/v1/tasks", to_json(request, what="The task"), safe=True))
+        sent = to_json(request, what="The task")
+        params = {"wait": wait or None}
+        return self._task(self._transport.post("/v1/tasks", sent, safe=True, params=params, extra_time=wait))
 
     def submit_many(self, tasks: Iterable[Mapping[str, Any]]) -> list[str]:
         """Submit tasks, each a mapping with the arguments of `submit`; return their ids in order.

@@ -1,19 +1,23 @@
 """Publishes pending tasks as Celery messages while each capability's window in the broker has room.
 
-`NOTIFY minion_pending` wakes it. While a backlog waits for room it checks every 50 ms, because every finished task
-makes room. Several orchestrators may run: `SKIP LOCKED` shares the work among them.
+`NOTIFY minion_pending` wakes it. While a backlog waits for room it also checks every 50 ms, because every finished task
+makes room, and notifications are collected for 10 ms. Several orchestrators may run: `SKIP LOCKED` shares the work
+among them.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import structlog
 from celery import Celery
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, event, text
 
 from orchestrator.loops.listener import Listener
 from orchestrator.loops.loop import Loop
 from orchestrator.preparer import prepare_pending
 from shared.broker import publish
+from shared.database.connections import autocommit, make_engine
 from shared.settings import Settings
 from shared.tasks import lifecycle
 from shared.tasks.lifecycle import Dispatched
@@ -23,6 +27,8 @@ log = structlog.get_logger(__name__)
 IDLE_SECONDS = 1.0
 # Seldom enough for batches of a good size, often enough to keep the smallest window from running dry.
 BACKLOG_SECONDS = 0.05
+# One capability's backlog must not delay the tasks of another, nor one that is woken: this is their longest wait.
+COLLECT_SECONDS = 0.01
 LOOK = text(
     "SELECT EXISTS (SELECT 1 FROM task_status WHERE state = 'pending' AND capability IS NULL) AS unprepared, "
     "EXISTS (SELECT 1 FROM task_status WHERE state IN ('queued', 'running')) AS in_flight"
@@ -48,32 +54,41 @@ class Dispatcher(Loop):
         super().__init__()
         self.settings = settings
         self.engine = engine
-        # Each statement is a separate transaction: a round is a few round trips.
-        self.statements = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._dedicated = _make_engine(settings)
+        self.statements = autocommit(self._dedicated)
         self.app = app
         self._listener = Listener(settings, "minion_pending")
+        self._in_flight = False
 
     def run_once(self) -> float:
-        """Prepare, dispatch and publish one batch."""
+        """Dispatch and publish one batch, then prepare tasks, and dispatch these."""
         self._listener.open()
         with self.statements.connect() as connection:
+            # First of all: a task that is ready waits for nothing else.
+            dispatched = self._dispatch(connection)
             found = connection.execute(LOOK).one()
-            more = found.unprepared and self._prepare()
-            batch = lifecycle.dispatch(
-                connection, lease=self.settings.lease_seconds, window=self.settings.dispatch_window
-            )
-            if batch:
-                self._publish(batch)
-            if more:
-                return BACKLOG_SECONDS
+            if found.unprepared:
+                more = self._prepare()
+                dispatched |= self._dispatch(connection)
+                if more:
+                    return BACKLOG_SECONDS
+            # Tasks that were in flight before the batch was chosen may have ended since, and made room.
+            made_room = dispatched or self._in_flight or found.in_flight
+            self._in_flight = found.in_flight
             if not self._has_backlog(connection):
                 return IDLE_SECONDS
-            # Tasks that were in flight before the batch was chosen may have ended since, and made room.
-            if batch or found.in_flight:
+            if made_room:
                 return BACKLOG_SECONDS
             # All are paused or held: lifting a pause or a limit notifies, and a hold runs out.
             hold = connection.scalar(NEXT_HOLD)
             return IDLE_SECONDS if hold is None else max(BACKLOG_SECONDS, min(IDLE_SECONDS, float(hold)))
+
+    def _dispatch(self, connection: Connection) -> bool:
+        """Dispatch and publish one batch. Return whether there was one."""
+        batch = lifecycle.dispatch(connection, lease=self.settings.lease_seconds, window=self.settings.dispatch_window)
+        if batch:
+            self._publish(batch)
+        return bool(batch)
 
     def _prepare(self) -> bool:
         """Prepare tasks; a failure must not keep the others from being dispatched. Return whether there may be more."""
@@ -84,16 +99,16 @@ class Dispatcher(Loop):
             return False
 
     def wait(self, seconds: float) -> None:
-        """Wait for a notification or the timeout; with a backlog, only for the timeout."""
-        if seconds > BACKLOG_SECONDS:
-            self._listener.wait(seconds)
-        else:
-            super().wait(seconds)
-            self._listener.drain()
+        """Wait for a notification or the timeout; with a backlog, one round serves all notifications of 10 ms."""
+        if seconds <= BACKLOG_SECONDS:
+            super().wait(COLLECT_SECONDS)
+            seconds -= COLLECT_SECONDS
+        self._listener.wait(seconds)
 
     def close(self) -> None:
-        """Close the listening connection."""
+        """Close the connections."""
         self._listener.close()
+        self._dedicated.dispose()
 
     def _publish(self, batch: list[Dispatched]) -> None:
         """Publish a batch. Tasks whose messages cannot be sent stay queued; the republisher publishes them again."""
@@ -108,3 +123,19 @@ class Dispatcher(Loop):
     def _has_backlog(self, connection: Connection) -> bool:
         served = list(connection.scalars(SERVED, {"lease": self.settings.lease_seconds}))
         return bool(served and connection.scalar(BACKLOG, {"served": served}))
+
+
+def _make_engine(settings: Settings) -> Engine:
+    """Create a dedicated engine: its one connection keeps the plans of the dispatcher's statements.
+
+    It is not pinged, because a failed round is repeated. Its commits do not wait for the disk: if PostgreSQL crashes
+    and loses one, its tasks are pending again, and of the messages that are then sent twice, one finds a claim.
+    """
+    engine = make_engine(settings, pool_size=1, pre_ping=False)
+
+    @event.listens_for(engine, "connect")
+    def _do_not_wait_for_the_disk(connection: Any, record: Any) -> None:
+        connection.execute("SET synchronous_commit = off")
+        connection.commit()
+
+    return engine

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 
 from shared.contracts.requests import Message
-from shared.database.connections import is_transient
+from shared.database.connections import autocommit, is_transient
 from shared.errors import InvalidInput, MinionError
 from shared.settings import get_settings
 from shared.tasks import lifecycle
@@ -77,7 +77,7 @@ def prepare_pending(engine: Engine) -> bool:
     Each failure is a separate transaction: its parent is locked before the task, so no other tasks may be locked then.
     A task that is not reached is found again.
     """
-    with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+    with autocommit(engine).connect() as connection:
         checked = check_pending(connection)
     with engine.begin() as connection:
         release_checked(connection, checked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from types import FrameType
 
@@ -83,6 +84,8 @@ def make_loops(settings: Settings) -> list[Loop]:
 def _serve_api(settings: Settings, listener: socket.socket) -> None:
     app = create_app(settings)
     server = _Server(server_config(app, settings), app)
+    # The garbage collector then visits what large requests create, not the program itself again and again.
+    gc.freeze()
     log.info("api_listening", address=f"http://{settings.api_host}:{listener.getsockname()[1]}")
     server.run(sockets=[listener])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from functools import lru_cache
+from typing import Any
 from uuid import UUID
 
 import redis
@@ -92,13 +93,16 @@ def publish_finished(task_id: UUID) -> None:
         log.debug("hint_lost", task_id=str(task_id), reason=str(error))
 
 
-def publish_streamed(task_id: UUID, said: Streamed, key: bytes) -> None:
+def publish_streamed(task_id: UUID, said: Streamed, key: bytes) -> int | None:
     """Publish streamed text to current followers of the task only, without storing it; never raises.
 
     Args:
         key: the secret of the execution; see `shared.streaming`.
+
+    Returns:
+        the number of orchestrators that received it for followers; None if it is unknown.
     """
-    _notify_followers(task_id, said.seal(task_id, key))
+    return _notify_followers(task_id, said.seal(task_id, key))
 
 
 def publish_progress(task_id: UUID) -> None:
@@ -106,11 +110,14 @@ def publish_progress(task_id: UUID) -> None:
     _notify_followers(task_id, "")
 
 
-def _notify_followers(task_id: UUID, message: str) -> None:
+def _notify_followers(task_id: UUID, message: str) -> int | None:
+    """Return the number of receivers, or None if the message was not sent."""
     if time.monotonic() < _silent.until:
-        return
+        return None
     try:
-        _publisher().publish(f"{EVENTS}{task_id}", message)
+        receivers: Any = _publisher().publish(f"{EVENTS}{task_id}", message)
     except (redis.RedisError, OSError) as error:
         _silent.until = time.monotonic() + SILENCE_SECONDS
         log.debug("hint_lost", task_id=str(task_id), reason=str(error))
+        return None
+    return int(receivers)

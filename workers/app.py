@@ -24,6 +24,7 @@ from workers.claiming import forget_limiter
 from workers.execution import execute
 from workers.heartbeat import WORKER_ID, Heartbeat
 from workers.lane.bootstep import LaneStep
+from workers.shared_memory import share_memory
 
 log = structlog.get_logger(__name__)
 
@@ -66,6 +67,11 @@ def _check_servers(**_: Any) -> None:
         raise SystemExit(error.exit_code) from None
     finally:
         close_engine()
+
+
+@signals.worker_before_create_process.connect
+def _before_fork(**_: Any) -> None:
+    share_memory()
 
 
 @signals.worker_process_init.connect

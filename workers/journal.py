@@ -171,6 +171,8 @@ class Journal:
         reserved = reserve() if reserve is not None and self.has_budget else None
         if effect != "pure" or self.has_budget:
             self._write([started], reserve=_worst_case(number, reserved))
+            # It is stored now, and may be large: the end of the step does not send it again.
+            del started["input"]
         return self._perform(started, perform, reserved)
 
     def children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:

@@ -9,7 +9,8 @@ starts with room for one call: the limit still holds, and only the start is slow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,8 +68,25 @@ return {string.format('%.0f', wait), blocking}
 """
 )
 
-# KEYS and ARGV as above, but for each bucket: burst, calls a second, the amount to give back, the room that the bucket
-# has at most before the calls in flight are subtracted ('': unknown), and the index of the cost to subtract.
+# KEYS: the hash of calls in flight, the key of a pause, the hash of known limits. ARGV: the call, microseconds until it
+# is forgotten, its costs, and whether it also has limits that are not in the hash.
+# Returns {milliseconds of the pause, the hash}, and notes the call if neither these nor other limits apply to it. One
+# random call is checked too: those that were killed are forgotten in time, without looking at all of them.
+_ENTER = (
+    _FUNCTIONS
+    + """
+local held, known = redis.call('PTTL', KEYS[2]), redis.call('HGETALL', KEYS[3])
+if held <= 0 and #known == 0 and ARGV[4] == '' then
+    local some = redis.call('HRANDFIELD', KEYS[1], 1, 'WITHVALUES')
+    if some[1] and tonumber(string.match(some[2], '%S+')) < now then redis.call('HDEL', KEYS[1], some[1]) end
+    note(KEYS[1], ARGV[1], ARGV[2], ARGV[3])
+end
+return {held, known}
+"""
+)
+
+# KEYS and ARGV as for _ACQUIRE, but for each bucket: burst, calls a second, the amount to give back, the room that the
+# bucket has at most before the calls in flight are subtracted ('': unknown), and the index of the cost to subtract.
 _CORRECT = (
     _FUNCTIONS
     + """
@@ -192,9 +210,36 @@ class Limiter:
     """
 
     def __init__(self, client: redis.Redis) -> None:
-        self._acquire, self._correct, self._line_up = (
-            client.register_script(script) for script in (_ACQUIRE, _CORRECT, _LINE_UP)
+        self._client = client
+        self._enter, self._acquire, self._correct, self._line_up = (
+            client.register_script(script) for script in (_ENTER, _ACQUIRE, _CORRECT, _LINE_UP)
         )
+
+    def enter(self, flight: Flight, pause: str, known: str, *, limited: bool) -> tuple[float, dict[str, str]]:
+        """Return the seconds of a pause of all calls, and known limits. If there are none of both, the call is recorded
+        as granted.
+
+        Args:
+            pause: name of the key whose life is the pause.
+            known: name of the hash of limits.
+            limited: the call has other limits too, so that it must `acquire` in any case.
+
+        Raises:
+            Unavailable: Redis does not answer.
+        """
+        keys = [_flights(flight), PREFIX + pause, PREFIX + known]
+        held, found = _answer(self._enter, keys, [*flight.arguments(), "1" if limited else ""])
+        texts = [text.decode() for text in found]
+        return max(0, held) / 1000, dict(zip(texts[::2], texts[1::2], strict=True))
+
+    def leave(self, flight: Flight) -> None:
+        """Forget a call that is over, and that no limit applied to.
+
+        Raises:
+            Unavailable: Redis does not answer.
+        """
+        with _may_be_away():
+            self._client.hdel(_flights(flight), flight.call)
 
     def acquire(self, buckets: Sequence[Bucket], flight: Flight = ALONE) -> Verdict:
         """Take room in all buckets, or in none.
@@ -236,12 +281,22 @@ class Limiter:
         return int(_answer(self._line_up, [f"{PREFIX}line:{bucket.name}"], microseconds)) / 1e6
 
     def _run(self, script: Script, flight: Flight, buckets: Sequence[Bucket], arguments: Sequence[str | float]) -> Any:
-        keys = [f"{PREFIX}flight:{flight.name}", *(PREFIX + bucket.name for bucket in buckets)]
+        keys = [_flights(flight), *(PREFIX + bucket.name for bucket in buckets)]
         return _answer(script, keys, [*flight.arguments(), *arguments])
 
 
+def _flights(flight: Flight) -> str:
+    return f"{PREFIX}flight:{flight.name}"
+
+
 def _answer(script: Script, keys: list[str], arguments: Sequence[str | float]) -> Any:
-    try:
+    with _may_be_away():
         return script(keys=keys, args=arguments)
+
+
+@contextmanager
+def _may_be_away() -> Iterator[None]:
+    try:
+        yield
     except (redis.RedisError, OSError) as error:
         raise Unavailable(f"The limiter's Redis does not answer ({error}); no call starts until it does.") from None

@@ -11,6 +11,8 @@ from workers.llm.base import join_surrogates
 from workers.task import ClaimedTask
 
 FLUSH_SECONDS = 0.05
+UNHEARD_SECONDS = 1.0
+"""Between two messages while no follower receives them. A new follower reads text after this time at the latest."""
 
 
 class TextStream:
@@ -30,11 +32,17 @@ class TextStream:
         self._from = 0
         self._held: list[str] = []
         self._sent_at = 0.0
+        self._pause = FLUSH_SECONDS
 
     def text(self, delta: str) -> None:
-        """Add text; text that arrives within 50 ms is sent together."""
+        """Add text; text that arrives within 50 ms is sent together, and within a second if nobody follows the task."""
         self._held.append(delta)
-        if time.monotonic() - self._sent_at >= FLUSH_SECONDS:
+        if time.monotonic() - self._sent_at >= self._pause:
+            self.flush()
+
+    def finish(self) -> None:
+        """Send the rest to the followers. If there were none at the last message, the finished step is enough."""
+        if self._pause != UNHEARD_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -43,7 +51,8 @@ class TextStream:
         rest = said[-1:] if "\ud800" <= said[-1:] <= "\udbff" else ""
         self._held = [rest] if rest else []
         if text := said.removesuffix(rest):
-            self._publish("step.text", {**self.about, "from": self._from, "text": text})
+            receivers = self._publish("step.text", {**self.about, "from": self._from, "text": text})
+            self._pause = UNHEARD_SECONDS if receivers == 0 else FLUSH_SECONDS
             self._from += len(text)
             self._sent_at = time.monotonic()
 
@@ -53,9 +62,9 @@ class TextStream:
         self._from = 0
         self._publish("step.restarted", self.about)
 
-    def _publish(self, type: str, data: dict[str, Any]) -> None:
+    def _publish(self, type: str, data: dict[str, Any]) -> int | None:
         self._number += 1
-        publish_streamed(self.task_id, Streamed(self._number, type, data), self._key)
+        return publish_streamed(self.task_id, Streamed(self._number, type, data), self._key)
 
 
 class SilentStream(TextStream):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import text
 
 from orchestrator.api import problems
-from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Text
+from orchestrator.api.parameters import ItemPage, NamedPage, Namespace, Statements, Text
 from shared.contracts.documents import content_in_order
 from shared.errors import UnknownAgent
 from shared.suggestions import similar_agents
@@ -69,7 +69,7 @@ class Agent(AgentSummary):
 
 
 @router.get("", response_model=ItemPage[AgentSummary])
-def list_agents(query: NamedPage, database: Database) -> Page:
+def list_agents(query: NamedPage, database: Statements) -> Page:
     """All agents, by name."""
     values = {"namespace": query.namespace, "after": query.cursor, "most": query.limit + 1}
     with database.connect() as connection:
@@ -77,7 +77,7 @@ def list_agents(query: NamedPage, database: Database) -> Page:
 
 
 @router.get("/{name}", response_model=Agent, responses=problems.documented(404))
-def get_agent(name: Text, query: Namespace, database: Database) -> dict[str, Any]:
+def get_agent(name: Text, query: Namespace, database: Statements) -> dict[str, Any]:
     """One agent: its definition and its versions."""
     with database.connect() as connection:
         row = connection.execute(GET, {"namespace": query.namespace, "name": name}).mappings().one_or_none()

@@ -35,7 +35,7 @@ from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.watching import Watching
 from shared import __version__
-from shared.database.connections import make_engine
+from shared.database.connections import autocommit, make_engine
 from shared.settings import Settings
 
 DESCRIPTION = """
@@ -74,6 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.api_key = read_key(settings)
     app.state.body_memory = BodyMemory(settings.api_memory_bytes)
     app.state.engine = _make_engine(settings)
+    app.state.statements = autocommit(app.state.engine)
     app.state.watching = Watching(settings)
     app.state.finish_watch = FinishWatch(app.state.watching)
     app.state.event_watch = EventWatch(app.state.watching)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from sqlalchemy import text
 
-from orchestrator.api.parameters import Database
+from orchestrator.api.parameters import Statements
 
 # A capability is listed if an agent that accepts tasks offers it, a live worker serves it, or work waits for it.
 CAPABILITIES = text("""
@@ -57,7 +57,7 @@ class Capabilities(BaseModel):
 
 
 @router.get("", response_model=Capabilities)
-def list_capabilities(request: Request, database: Database) -> dict[str, Any]:
+def list_capabilities(request: Request, database: Statements) -> dict[str, Any]:
     """Every capability that an agent offers, a worker serves or a task needs."""
     lease = timedelta(seconds=request.app.state.settings.lease_seconds)
     with database.connect() as connection:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from uuid import UUID
 
 import structlog
 
 from orchestrator.api.finish_watch import named_in
-from orchestrator.api.watching import POLL_SECONDS, Watching
+from orchestrator.api.watching import POLL_SECONDS, Lookups, Watching
 from orchestrator.task_events import News, StreamEvent, read_news
 from shared.database.connections import reason
 from shared.notifications import EVENTS, FINISHED
@@ -140,8 +140,7 @@ class EventWatch:
         self.poll_seconds = POLL_SECONDS
         self._watching = watching
         self._followers: dict[UUID, set[Follower]] = {}
-        self._notified: set[UUID] = set()
-        self._notified_any = asyncio.Event()
+        self._lookups = Lookups()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._released = False
 
@@ -191,38 +190,27 @@ class EventWatch:
         if not group:
             del self._followers[follower.task]
 
-    def _on_finished(self, channel: str, notification: bytes) -> None:
-        for task in named_in(notification):
+    def _on_finished(self, channel: str, notification: bytes | None) -> None:
+        for task in self._followers if notification is None else named_in(notification):
             self._look_at(task)
 
-    def _on_message(self, channel: str, message: bytes) -> None:
+    def _on_message(self, channel: str, message: bytes | None) -> None:
         """Handle a notification that an event is stored, or streamed text."""
         task = UUID(channel.removeprefix(EVENTS))
-        said = received(message) if len(message) <= LARGEST_BACKLOG else None
+        said = received(message) if message and len(message) <= LARGEST_BACKLOG else None
         known = [said is not None and follower.stream(said) for follower in self._followers.get(task, ())]
         if not all(known):
             self._look_at(task)
 
     def _look_at(self, task: UUID) -> None:
         if task in self._followers:
-            self._notified.add(task)
-            self._notified_any.set()
+            self._lookups.notice(task)
 
     async def _look(self) -> None:
-        """Look up the tasks with notifications, and all followed tasks once a second."""
-        loop = asyncio.get_running_loop()
-        everything_at = loop.time()
         while True:
-            if not self._followers:
-                await self._notified_any.wait()
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._notified_any.wait(), max(0.0, everything_at - loop.time()))
-            self._notified_any.clear()
-            notified, self._notified = self._notified, set()
-            if loop.time() >= everything_at:
-                notified, everything_at = set(self._followers), loop.time() + self.poll_seconds
+            due = await self._lookups.next(self._followers, self.poll_seconds)
             try:
-                await self._deliver([one for one in self._all() if one.task in notified])
+                await self._deliver([one for one in self._all() if one.task in due])
             except Exception as error:  # after any error, the followers must be served later
                 log.warning("event_poll_failed", reason=reason(error))
 

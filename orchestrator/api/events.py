@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 
 from orchestrator.api import problems
 from orchestrator.api.event_watch import EventWatch
-from orchestrator.api.parameters import Database, StrictQuery
+from orchestrator.api.parameters import Statements, StrictQuery
 from orchestrator.api.task_ids import TaskId
 from orchestrator.task_events import StreamEvent, last_event
 from shared.errors import InvalidInput
@@ -56,7 +56,7 @@ async def follow_task(
     task_id: TaskId,
     query: Annotated[EventsQuery, Query()],
     request: Request,
-    database: Database,
+    database: Statements,
     last_event_id: LastEventId = None,
 ) -> Response:
     """Stream the events of the task until it ends: `event` is the type, `id` a number that counts from 1, `data` JSON.

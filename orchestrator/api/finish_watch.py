@@ -1,7 +1,7 @@
 """Waiting for tasks to finish.
 
-A notification over Redis wakes waiting callers at once. Notifications may be lost and Redis may be unavailable, so one
-query per second checks all awaited tasks in the database.
+A notification over Redis wakes waiting callers at once. The database is queried when a wait begins, when a subscription
+begins (earlier notifications were missed), and once a second, because Redis may be unavailable.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from uuid import UUID
 
 import structlog
 
-from orchestrator.api.watching import POLL_SECONDS, Watching
+from orchestrator.api.watching import POLL_SECONDS, Lookups, Watching
 from shared.database.connections import reason
 from shared.notifications import FINISHED
 from shared.tasks.queries import ended
@@ -35,12 +35,17 @@ class Expectation:
 
 
 class FinishWatch:
-    """Notifies callers on the event loop that a task has ended."""
+    """Notifies callers on the event loop that a task has ended.
+
+    Attributes:
+        poll_seconds: interval between lookups of all awaited tasks.
+    """
 
     def __init__(self, watching: Watching) -> None:
+        self.poll_seconds = POLL_SECONDS
         self._watching = watching
         self._expected: dict[UUID, set[Expectation]] = {}
-        self._any_expected = asyncio.Event()
+        self._lookups = Lookups()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._released = False
 
@@ -48,23 +53,23 @@ class FinishWatch:
     async def running(self) -> AsyncIterator[None]:
         """Watch while the block runs."""
         self._loop = asyncio.get_running_loop()
-        polling = asyncio.create_task(self._poll())
+        looking = asyncio.create_task(self._look())
         try:
             yield
         finally:
-            polling.cancel()
-            await asyncio.gather(polling, return_exceptions=True)
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
 
     @contextmanager
     def expecting(self, task: UUID) -> Iterator[Expectation]:
-        """Start to watch a task. Check the task once inside the block: it may have ended before."""
+        """Start to wait for the end of a task, which may have ended before. A task that does not exist has ended."""
         expectation = Expectation()
         if self._released:
             expectation.met.set()
         self._expected.setdefault(task, set()).add(expectation)
-        self._any_expected.set()
         try:
             with self._watching.listening(FINISHED, self._on_message):
+                self._lookups.notice(task)
                 yield expectation
         finally:
             self._forget(task, expectation)
@@ -79,25 +84,25 @@ class FinishWatch:
         self._expected[task].discard(expectation)
         if not self._expected[task]:
             del self._expected[task]
-        if not self._expected:
-            self._any_expected.clear()
 
     def _announce(self, tasks: Iterable[UUID]) -> None:
         for task in tasks:
             for expectation in self._expected.get(task, ()):
                 expectation.met.set()
 
-    async def _poll(self) -> None:
+    async def _look(self) -> None:
         while True:
-            await self._any_expected.wait()
+            due = await self._lookups.next(self._expected, self.poll_seconds)
             try:
-                self._announce(await self._watching.ask(ended, list(self._expected)))
+                self._announce(await self._watching.ask(ended, due))
             except Exception as error:  # after any error, the tasks must be checked again
                 log.warning("finish_poll_failed", reason=reason(error))
-            await asyncio.sleep(POLL_SECONDS)
 
-    def _on_message(self, channel: str, notification: bytes) -> None:
-        self._announce(named_in(notification))
+    def _on_message(self, channel: str, notification: bytes | None) -> None:
+        if notification is None:
+            self._lookups.notice(*self._expected)
+        else:
+            self._announce(named_in(notification))
 
 
 def named_in(notification: bytes) -> list[UUID]:

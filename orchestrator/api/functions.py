@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import text
 
 from orchestrator.api import problems
-from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Text
+from orchestrator.api.parameters import ItemPage, NamedPage, Namespace, Statements, Text
 from shared.contracts.documents import content_in_order
 from shared.errors import NotFound
 from shared.tasks.queries import Page, page_of
@@ -68,7 +68,7 @@ class Function(FunctionSummary):
 
 
 @router.get("", response_model=ItemPage[FunctionSummary])
-def list_functions(query: NamedPage, database: Database) -> Page:
+def list_functions(query: NamedPage, database: Statements) -> Page:
     """All functions, by name."""
     values = {"namespace": query.namespace, "after": query.cursor, "most": query.limit + 1}
     with database.connect() as connection:
@@ -76,7 +76,7 @@ def list_functions(query: NamedPage, database: Database) -> Page:
 
 
 @router.get("/{name}", response_model=Function, responses=problems.documented(404))
-def get_function(name: Text, query: Namespace, database: Database) -> dict[str, Any]:
+def get_function(name: Text, query: Namespace, database: Statements) -> dict[str, Any]:
     """One function: its code, contract and versions."""
     with database.connect() as connection:
         row = connection.execute(GET, {"namespace": query.namespace, "name": name}).mappings().one_or_none()

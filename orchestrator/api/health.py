@@ -13,7 +13,7 @@ from redis.retry import Retry
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.api.parameters import Database
+from orchestrator.api.parameters import Statements
 from shared.database.connections import reason
 from shared.database.schema import check_schema_is_current
 from shared.errors import MinionError
@@ -48,7 +48,7 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready"}})
-def readyz(request: Request, database: Database, response: Response) -> Readiness:
+def readyz(request: Request, database: Statements, response: Response) -> Readiness:
     """Report whether the database and the broker answer and the schema is current."""
     reached, migrations = _check_database(database)
     broker = _check_broker(request.app.state.settings)

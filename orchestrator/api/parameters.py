@@ -21,7 +21,14 @@ async def _engine(request: Request) -> Engine:
     return engine
 
 
+async def _statements(request: Request) -> Engine:
+    engine: Engine = request.app.state.statements
+    return engine
+
+
 Database = Annotated[Engine, Depends(_engine)]
+Statements = Annotated[Engine, Depends(_statements)]
+"""The database for requests that only read, or write by one statement: see `shared.database.connections.autocommit`."""
 
 
 class StrictQuery(BaseModel):

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, text
 
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
-from orchestrator.api.parameters import Database, ItemPage, PageQuery, Text
+from orchestrator.api.parameters import Database, ItemPage, PageQuery, Statements, Text
 from orchestrator.dead_letters import dead_letters
 from orchestrator.replay import replay_many
 from shared.contracts.strict_model import Moment
@@ -106,7 +106,7 @@ class ReplayResult(BaseModel):
 
 
 @router.get("/dead-letters", response_model=ItemPage[DeadLetter])
-def list_dead_letters(query: Annotated[DeadLetterQuery, Query()], database: Database) -> Page:
+def list_dead_letters(query: Annotated[DeadLetterQuery, Query()], database: Statements) -> Page:
     """Failed tasks without a replay, grouped by kind of error."""
     with database.connect() as connection:
         return dead_letters(

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
-from orchestrator.api.parameters import Database, Namespace
+from orchestrator.api.parameters import Database, Namespace, Statements
 from shared.tasks import throttles
 from shared.tasks.throttles import LimitScope, Rate, Scope
 
@@ -89,7 +89,7 @@ class LimitRequest(BaseModel):
 
 
 @router.get("/pauses", response_model=Pauses)
-def list_pauses(database: Database) -> dict[str, Any]:
+def list_pauses(database: Statements) -> dict[str, Any]:
     """List the pauses, by scope and name."""
     with database.connect() as connection:
         return {"items": throttles.list_pauses(connection)}
@@ -119,7 +119,7 @@ def resume(scope: Scope, name: str, query: Namespace, database: Database) -> Res
 
 
 @router.get("/limits", response_model=Limits)
-def list_limits(database: Database) -> dict[str, Any]:
+def list_limits(database: Statements) -> dict[str, Any]:
     """All limits, by scope and name."""
     with database.connect() as connection:
         return {"items": throttles.list_limits(connection)}

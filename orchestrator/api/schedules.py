@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from orchestrator.api import body, problems
-from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Text
+from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, Statements, Text
 from orchestrator.api.task_models import Task
 from orchestrator.schedules import store
 from orchestrator.schedules.store import ScheduleDefinition
@@ -50,7 +50,7 @@ class Schedule(BaseModel):
 
 
 @router.get("", response_model=ItemPage[Schedule])
-def list_schedules(query: NamedPage, database: Database) -> Page:
+def list_schedules(query: NamedPage, database: Statements) -> Page:
     """All schedules, by name."""
     with database.connect() as connection:
         return store.list_schedules(connection, query.namespace, limit=query.limit, after=query.cursor)
@@ -74,7 +74,7 @@ def create_schedule(sent: body.TaskBody, query: Namespace, database: Database, r
 
 
 @router.get("/{name}", response_model=Schedule, responses=problems.documented(404))
-def get_schedule(name: Text, query: Namespace, database: Database) -> dict[str, Any]:
+def get_schedule(name: Text, query: Namespace, database: Statements) -> dict[str, Any]:
     """One schedule."""
     with database.connect() as connection:
         return store.get(connection, query.namespace, name)

@@ -11,7 +11,7 @@ from pydantic import AfterValidator
 from sqlalchemy import Connection, Engine
 from starlette.concurrency import run_in_threadpool
 
-from orchestrator.api.parameters import Database
+from orchestrator.api.parameters import Statements
 from shared.tasks.queries import find_task
 
 WHOLE = 32  # hexadecimal digits
@@ -49,7 +49,7 @@ def task_id_of(connection: Connection, digits: str) -> UUID:
 
 
 async def _of_path(
-    task_id: Annotated[TaskRef, Path(description=WRITTEN, examples=[EXAMPLE])], database: Database
+    task_id: Annotated[TaskRef, Path(description=WRITTEN, examples=[EXAMPLE])], database: Statements
 ) -> UUID:
     return UUID(task_id) if len(task_id) == WHOLE else await run_in_threadpool(_find, database, task_id)
 

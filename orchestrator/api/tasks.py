@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
 from orchestrator.api.finish_watch import FinishWatch
-from orchestrator.api.parameters import Database, ItemPage, NumberedPage, StrictQuery
+from orchestrator.api.parameters import Database, ItemPage, NumberedPage, Statements, StrictQuery
 from orchestrator.api.task_filters import TaskPage, Tasks, TreePage
 from orchestrator.api.task_ids import TaskId
 from orchestrator.api.task_models import (
@@ -36,12 +36,12 @@ from orchestrator.replay import replay
 from orchestrator.replay_from import Edit, replay_from
 from shared.contracts.requests import BudgetChange, TaskRequest
 from shared.contracts.strict_json import check
+from shared.database.connections import autocommit
 from shared.errors import InvalidInput, MinionError
 from shared.settings import get_settings
 from shared.tasks import approvals, budgets, lifecycle, queries, submission
 from shared.tasks.lifecycle import Accepted
 from shared.tasks.queries import Page
-from shared.tasks.states import State
 
 LONGEST_WAIT = 60
 SUBMITTED_BY = "api"
@@ -72,16 +72,22 @@ class WaitQuery(StrictQuery):
     responses={200: {"model": Task, "description": "Submitted before"}, **problems.documented(404, 409, 413, 415)},
     openapi_extra=body.documented(REQUEST_SCHEMA),
 )
-def submit_task(
-    sent: body.TaskBody, database: Database, response: Response, idempotency_key: IdempotencyKey = None
+async def submit_task(
+    sent: body.TaskBody,
+    query: Annotated[WaitQuery, Query()],
+    request: Request,
+    database: Statements,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """Accepts one task. With an idempotency key the call may be repeated: the first call creates the task (201), later
-    ones return it (200), and another payload under the same key is refused (409)."""
-    request = TaskRequest.parse(_with_key(body.parse_object(sent), idempotency_key))
-    prepared = submission.prepare(database, [request], submitted_by=SUBMITTED_BY)
-    with database.begin() as connection:
-        [accepted] = lifecycle.accept(connection, prepared)
-        return _show(connection, accepted, response)
+    ones return it (200), and another payload under the same key is refused (409). With `wait` the answer comes when the
+    task has ended, or when the time is up: check `state`. A body of more than 64 KB is answered at once."""
+    accepted = await run_in_threadpool(_accept, database, sent, idempotency_key)
+    _describe(accepted, response)
+    # A large body takes up the API's memory until it is answered.
+    seconds = query.wait if len(sent) <= body.ENVELOPE_BYTES else 0
+    return await _load_ended(request.app.state.finish_watch, database, accepted.task_id, seconds)
 
 
 @router.post(
@@ -99,7 +105,7 @@ def submit_tasks(sent: body.BulkBody, database: Database) -> dict[str, Any]:
 
 
 @router.get("", response_model=ItemPage[TaskSummary], response_model_exclude_unset=True)
-def list_tasks(query: TaskPage, database: Database) -> Page:
+def list_tasks(query: TaskPage, database: Statements) -> Page:
     """Tasks, the newest first."""
     with database.connect() as connection:
         chosen = query.chosen(connection)
@@ -109,7 +115,7 @@ def list_tasks(query: TaskPage, database: Database) -> Page:
 
 
 @router.get("/counts", response_model=Counts)
-def count_tasks(query: Tasks, database: Database) -> dict[str, Any]:
+def count_tasks(query: Tasks, database: Statements) -> dict[str, Any]:
     """The number of tasks in each state, in total and for each capability."""
     with database.connect() as connection:
         by_capability = queries.count_tasks(connection, query.chosen(connection))
@@ -122,29 +128,21 @@ def count_tasks(query: Tasks, database: Database) -> dict[str, Any]:
 
 @router.get("/{task_id}", response_model=Task, responses=problems.documented(404))
 async def get_task(
-    task_id: TaskId, query: Annotated[WaitQuery, Query()], request: Request, database: Database
+    task_id: TaskId, query: Annotated[WaitQuery, Query()], request: Request, database: Statements
 ) -> dict[str, Any]:
     """One task. With `wait` the answer comes when the task has ended, or when the time is up: check `state`."""
-    if not query.wait:
-        return await run_in_threadpool(_load, database, task_id)
-    watch: FinishWatch = request.app.state.finish_watch
-    with watch.expecting(task_id) as expectation:
-        task = await run_in_threadpool(_load, database, task_id)
-        if State(task["state"]).final:
-            return task
-        await expectation.within(query.wait)
-    return await run_in_threadpool(_load, database, task_id)
+    return await _load_ended(request.app.state.finish_watch, database, task_id, query.wait)
 
 
 @router.get("/{task_id}/steps", response_model=ItemPage[Step], responses=problems.documented(404))
-def list_steps(task_id: TaskId, query: NumberedPage, database: Database) -> Page:
+def list_steps(task_id: TaskId, query: NumberedPage, database: Statements) -> Page:
     """The task's journal: every model call, tool call, function call, sub-task and wait."""
     with database.connect() as connection:
         return queries.list_steps(connection, task_id, limit=query.limit, after=query.cursor)
 
 
 @router.get("/{task_id}/executions", response_model=ItemPage[Execution], responses=problems.documented(404))
-def list_executions(task_id: TaskId, query: NumberedPage, database: Database) -> Page:
+def list_executions(task_id: TaskId, query: NumberedPage, database: Statements) -> Page:
     """Every claim of the task: which minion, when, how it ended, and what it used."""
     with database.connect() as connection:
         return queries.list_executions(connection, task_id, limit=query.limit, after=query.cursor)
@@ -156,7 +154,7 @@ def list_executions(task_id: TaskId, query: NumberedPage, database: Database) ->
     response_model_exclude_unset=True,
     responses=problems.documented(404),
 )
-def list_tree(task_id: TaskId, query: TreePage, database: Database) -> Page:
+def list_tree(task_id: TaskId, query: TreePage, database: Statements) -> Page:
     """The task and everything below it, the oldest first; `parent_id` and `depth` show how they are related."""
     with database.connect() as connection:
         return queries.list_tree(connection, task_id, limit=query.limit, after=query.cursor)
@@ -190,11 +188,13 @@ def replay_task(
     """Submits a task that has ended again, as a new task; the old one stays as it was."""
     asked = body.parse_model(ReplayRequest, sent, required=False)
     with database.begin() as connection:
-        return _show(connection, _replay(connection, task_id, asked, actor), response)
+        accepted = _replay(connection, task_id, asked, actor)
+        _describe(accepted, response)
+        return queries.get_task(connection, accepted.task_id)
 
 
 @router.get("/{task_id}/why", response_model=Why, responses=problems.documented(404))
-def why(task_id: TaskId, request: Request, database: Database) -> dict[str, Any]:
+def why(task_id: TaskId, request: Request, database: Statements) -> dict[str, Any]:
     """Explain the current state of the task: one sentence, the facts, and what would let it continue."""
     lease = request.app.state.settings.lease_seconds
     with database.connect() as connection:
@@ -232,7 +232,7 @@ def decide(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Acto
     asked = body.parse_model(DecisionRequest, sent)
     check(asked.value, what="The value", limit=get_settings().max_input_bytes)
     if asked.verdict == "approve" and asked.value is not None:
-        with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with autocommit(database).connect() as connection:
             approvals.check_decision(connection, task_id, asked.step, asked.proposal, asked.value)
     with database.begin() as connection:
         decided = lifecycle.decide(connection, task_id, who=actor, **asked.model_dump())
@@ -262,15 +262,30 @@ def _replay(connection: Connection, task_id: TaskId, asked: ReplayRequest, actor
     return Accepted(replayed, True)
 
 
+def _accept(database: Engine, sent: bytes, idempotency_key: str | None) -> Accepted:
+    request = TaskRequest.parse(_with_key(body.parse_object(sent), idempotency_key))
+    prepared = submission.prepare(database, [request], submitted_by=SUBMITTED_BY)
+    with database.connect() as connection:
+        [accepted] = lifecycle.accept(connection, prepared)
+    return accepted
+
+
+async def _load_ended(watch: FinishWatch, database: Engine, task_id: UUID, seconds: float) -> dict[str, Any]:
+    """Return a task when it has ended, or when the time is up."""
+    if seconds:
+        with watch.expecting(task_id) as expectation:
+            await expectation.within(seconds)
+    return await run_in_threadpool(_load, database, task_id)
+
+
 def _load(database: Engine, task_id: UUID) -> dict[str, Any]:
     with database.connect() as connection:
         return queries.get_task(connection, task_id)
 
 
-def _show(connection: Connection, accepted: Accepted, response: Response) -> dict[str, Any]:
+def _describe(accepted: Accepted, response: Response) -> None:
     response.status_code = 201 if accepted.created else 200
     response.headers["Location"] = f"/v1/tasks/{accepted.task_id}"
-    return queries.get_task(connection, accepted.task_id)
 
 
 def _with_key(data: dict[str, Any], header: str | None) -> dict[str, Any]:
@@ -297,4 +312,4 @@ def _parse_one(index: int, item: Any, total: int) -> TaskRequest:
     try:
         return TaskRequest.parse(item)
     except MinionError as error:
-        raise type(error)(f"Task {index} of {total}: {error.message}", **error.detail, index=index) from None
+        raise submission.refusal(error, index, total) from None

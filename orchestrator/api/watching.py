@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
+from uuid import UUID
 
 import redis.asyncio
 import structlog
@@ -15,7 +16,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 from sqlalchemy import Connection
 
-from shared.database.connections import make_engine
+from shared.database.connections import autocommit, make_engine
 from shared.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -25,7 +26,7 @@ POLL_SECONDS = 1.0
 LINGER_SECONDS = 30.0
 """Time for which a channel without listeners stays subscribed: a subscription per wait would be expensive."""
 
-Listener = Callable[[str, bytes], None]
+Listener = Callable[[str, bytes | None], None]
 Question = TypeVar("Question")
 Answer = TypeVar("Answer")
 
@@ -42,7 +43,7 @@ class Watching:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Listen while the block runs."""
-        self._engine = make_engine(self._settings, pool_size=1)
+        self._engine = autocommit(make_engine(self._settings, pool_size=1))
         self._thread = ThreadPoolExecutor(1, "watching")
         listening = asyncio.create_task(self._listen())
         try:
@@ -59,7 +60,10 @@ class Watching:
 
     @contextmanager
     def listening(self, channel: str, listener: Listener) -> Iterator[None]:
-        """Call `listener` with the channel and each message, once even if it is registered several times."""
+        """Call `listener` with the channel and each message, once even if it is registered several times.
+
+        None in place of a message: the channel is subscribed from now on. Earlier messages may have been missed.
+        """
         if channel not in self._listeners:
             self._listeners[channel] = Counter()
             self._changed.set()
@@ -93,7 +97,7 @@ class Watching:
         """Pass notifications on until no channel has listeners."""
         url = self._settings.require_redis_url()
         client = redis.asyncio.Redis.from_url(url, socket_connect_timeout=2.0, retry=None, health_check_interval=10)
-        async with client, client.pubsub(ignore_subscribe_messages=True) as subscription:
+        async with client, client.pubsub() as subscription:
             await subscription.subscribe(*self._listeners)
             adding = asyncio.create_task(self._add_channels(subscription))
             try:
@@ -115,7 +119,8 @@ class Watching:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            await subscription.subscribe(*self._listeners)
+            if added := [channel for channel in self._listeners if channel.encode() not in subscription.channels]:
+                await subscription.subscribe(*added)
 
     def _forget_unwanted(self) -> list[str]:
         """Remove and return the channels that have had no listeners for a while."""
@@ -126,6 +131,41 @@ class Watching:
         return unwanted
 
     def _pass_on(self, message: dict[str, Any]) -> None:
+        if message["type"] not in ("message", "subscribe"):
+            return
         channel = message["channel"].decode()
+        said = message["data"] if message["type"] == "message" else None
         for listener in list(+self._listeners.get(channel, Counter())):
-            listener(channel, message["data"])
+            listener(channel, said)
+
+
+class Lookups:
+    """The tasks to look up next: noticed ones at once, and all of them at an interval."""
+
+    def __init__(self) -> None:
+        self._noticed: set[UUID] = set()
+        self._any_noticed = asyncio.Event()
+        self._all_at = 0.0
+
+    def notice(self, *tasks: UUID) -> None:
+        """Have these tasks looked up at once."""
+        self._noticed.update(tasks)
+        self._any_noticed.set()
+
+    async def next(self, watched: Mapping[UUID, object], poll_seconds: float) -> set[UUID]:
+        """Wait until watched tasks are due, and return them.
+
+        Args:
+            poll_seconds: the interval at which all are due.
+        """
+        if not watched:
+            await self._any_noticed.wait()
+        now = asyncio.get_running_loop().time
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._any_noticed.wait(), max(0.0, self._all_at - now()))
+        self._any_noticed.clear()
+        noticed, self._noticed = self._noticed, set()
+        if now() < self._all_at:
+            return noticed & watched.keys()
+        self._all_at = now() + poll_seconds
+        return set(watched)

@@ -18,7 +18,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 
 from minions.webhooks import PREFIX
 from orchestrator.api import body, problems
-from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, PageQuery, Text
+from orchestrator.api.parameters import Database, ItemPage, NamedPage, Namespace, PageQuery, Statements, Text
 from orchestrator.api.task_ids import EXAMPLE, SHORTEST, WHOLE, digits_of
 from orchestrator.webhooks import messages
 from shared.contracts.documents import Name
@@ -196,7 +196,7 @@ class DeliveryPageQuery(PageQuery):
 
 
 @router.get("", response_model=ItemPage[Webhook])
-def list_webhooks(query: NamedPage, database: Database) -> Page:
+def list_webhooks(query: NamedPage, database: Statements) -> Page:
     """All webhooks, by name."""
     values = {"namespace": query.namespace, "after": query.cursor, "most": query.limit + 1}
     with database.connect() as connection:
@@ -222,7 +222,7 @@ def add_webhook(sent: body.SmallBody, request: Request, database: Database) -> d
 
 
 @router.get("/{name}", response_model=Webhook, responses=problems.documented(404))
-def get_webhook(name: Text, query: Namespace, database: Database) -> dict[str, Any]:
+def get_webhook(name: Text, query: Namespace, database: Statements) -> dict[str, Any]:
     """One webhook."""
     with database.connect() as connection:
         return _get(connection, query.namespace, name)
@@ -270,7 +270,7 @@ def rotate_secret(name: Text, query: Namespace, database: Database) -> dict[str,
 
 
 @router.post("/{name}/test", response_model=WebhookTest, responses=problems.documented(404))
-def send_test(name: Text, query: Namespace, request: Request, database: Database) -> dict[str, Any]:
+def send_test(name: Text, query: Namespace, request: Request, database: Statements) -> dict[str, Any]:
     """Sends a message of type `webhook.test` now, once, and reports how the endpoint answered."""
     url, secret = _target(database, query.namespace, name)
     began = time.monotonic()
@@ -280,7 +280,7 @@ def send_test(name: Text, query: Namespace, request: Request, database: Database
 
 
 @router.get("/{name}/deliveries", response_model=ItemPage[WebhookDelivery], responses=problems.documented(404))
-def list_deliveries(name: Text, query: Annotated[DeliveryPageQuery, Query()], database: Database) -> Page:
+def list_deliveries(name: Text, query: Annotated[DeliveryPageQuery, Query()], database: Statements) -> Page:
     """The messages to a webhook, the newest first."""
     with database.connect() as connection:
         webhook = _get(connection, query.namespace, name)["id"]

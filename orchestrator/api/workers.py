@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from sqlalchemy import text
 
-from orchestrator.api.parameters import Database, ItemPage, PageQuery
+from orchestrator.api.parameters import ItemPage, PageQuery, Statements
 from shared.tasks.queries import Page, page_of
 
 WORKERS = text("""
@@ -54,7 +54,7 @@ class WorkerPageQuery(PageQuery):
 
 
 @router.get("", response_model=ItemPage[Worker])
-def list_workers(query: Annotated[WorkerPageQuery, Query()], request: Request, database: Database) -> Page:
+def list_workers(query: Annotated[WorkerPageQuery, Query()], request: Request, database: Statements) -> Page:
     """Workers, the latest started first."""
     lease = timedelta(seconds=request.app.state.settings.lease_seconds)
     values = {"lease": lease, "status": query.status, "before": query.cursor, "most": query.limit + 1}

@@ -9,6 +9,7 @@ from sqlalchemy import Engine, text
 
 from orchestrator.loops.loop import Loop, seconds_within_lease
 from orchestrator.monitors import Monitors
+from shared.database.connections import autocommit
 from shared.monitor_events import event_just_ended
 from shared.settings import Settings
 from shared.tasks import lifecycle
@@ -43,5 +44,5 @@ class Expirer(Loop):
         return seconds_within_lease(self.settings)
 
     def _overdue(self) -> list[UUID]:
-        with self.engine.connect() as connection:
+        with autocommit(self.engine).connect() as connection:
             return list(connection.scalars(OVERDUE))

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, text
 
 from orchestrator.loops.loop import Loop, seconds_within_lease
 from orchestrator.monitors import Monitors
+from shared.database.connections import autocommit
 from shared.monitor_events import event_just_ended
 from shared.settings import Settings
 from shared.tasks import lifecycle
@@ -82,7 +83,7 @@ class LostWorkers(Loop):
                 log.warning("worker_lost", worker=str(worker.id), name=worker.name, last_seen=str(worker.last_seen))
 
     def _give_back_orphans(self) -> int:
-        with self.engine.connect() as connection:
+        with autocommit(self.engine).connect() as connection:
             orphans = connection.execute(ORPHANED, {"lease": self.settings.lease_seconds, "most": BATCH}).all()
         for orphan in orphans:
             error = {

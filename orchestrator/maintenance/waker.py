@@ -6,6 +6,7 @@ import structlog
 from sqlalchemy import Engine
 
 from orchestrator.loops.loop import Loop
+from shared.database.connections import autocommit
 from shared.tasks import lifecycle
 
 log = structlog.get_logger(__name__)
@@ -21,7 +22,7 @@ class Waker(Loop):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__()
-        self.statements = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self.statements = autocommit(engine)
 
     def run_once(self) -> float:
         """Wake one batch."""

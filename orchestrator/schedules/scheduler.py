@@ -19,7 +19,7 @@ from orchestrator.loops.loop import Loop
 from orchestrator.schedules import store
 from orchestrator.schedules.timetable import due
 from shared.contracts.key_order import ordered
-from shared.database.connections import is_transient
+from shared.database.connections import autocommit, is_transient
 from shared.errors import MinionError
 from shared.settings import Settings
 from shared.tasks import submission
@@ -59,7 +59,7 @@ class Scheduler(Loop):
     def __init__(self, settings: Settings, engine: Engine) -> None:
         super().__init__()
         self.engine = engine
-        self.statements = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self.statements = autocommit(engine)
         self.leadership = Leadership(settings, DUTY)
 
     def run_once(self) -> float:

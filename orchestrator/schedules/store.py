@@ -15,6 +15,7 @@ from shared.contracts.documents import Name
 from shared.contracts.key_order import in_order, order_of
 from shared.contracts.requests import TaskRequest
 from shared.contracts.strict_model import Strict, faults_of
+from shared.database.connections import autocommit
 from shared.errors import Conflict, InvalidInput, NotFound
 from shared.tasks import submission
 from shared.tasks.queries import Page, page_of
@@ -223,7 +224,7 @@ def prepare_run(engine: Engine, namespace: str, name: str, *, idempotency_key: s
         NotFound: there is no schedule of that name.
         MinionError: the task is refused, and why.
     """
-    with engine.connect() as connection:
+    with autocommit(engine).connect() as connection:
         stored = get(connection, namespace, name)
     more = {"namespace": namespace} | ({"idempotency_key": idempotency_key} if idempotency_key else {})
     return submission.prepare(engine, [task_request(name, stored["request"], **more)], submitted_by=submitter(name))

@@ -16,6 +16,7 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from shared.contracts import sampling
 from shared.contracts.json_schema import check_dialect, check_schema
@@ -49,8 +50,13 @@ OPENING = frozenset({"additionalProperties", "unevaluatedProperties"})
 def _without_defaults(model: BaseModel, fields: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """Return a serialised model without those of the named fields that have their defaults."""
     known = type(model).model_fields
-    silent = {name for name in names if fields.get(name) == known[name].get_default(call_default_factory=True)}
+    silent = {name for name in names if fields.get(name) == _default(known[name])}
     return {name: value for name, value in fields.items() if name not in silent}
+
+
+def _default(field: FieldInfo) -> Any:
+    """Return a field's default. `FieldInfo.get_default` would copy `sys.modules`, to inspect the factory each time."""
+    return field.default_factory() if field.default_factory else field.default  # type: ignore[call-arg]
 
 
 class AgentConfig(Strict):

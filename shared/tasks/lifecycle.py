@@ -73,10 +73,9 @@ class Decided:
     value: Any
 
 
-ACCEPT = text(
-    "SELECT a.task_id, a.created FROM jsonb_array_elements(:requests) WITH ORDINALITY AS r (request, n), "
-    "LATERAL minion_accept(r.request) AS a ORDER BY r.n"
-).bindparams(bindparam("requests", type_=JSONB))
+ACCEPT = text("SELECT task_id, created FROM minion_accept_many(:requests)").bindparams(
+    bindparam("requests", type_=JSONB)
+)
 ROUTE = text("SELECT minion_route_by(:task, :version, :queue, :decision)").bindparams(
     bindparam("decision", type_=JSONB(none_as_null=True))
 )
@@ -139,7 +138,7 @@ def accept(connection: Connection, tasks: Sequence[NewTask]) -> list[Accepted]:
         MinionError: the first task that is refused, and why.
     """
     values = {"requests": [with_order(task, "input") for task in tasks]}
-    return [Accepted(**row) for row in connection.execute(ACCEPT, values).mappings()]
+    return [Accepted(task_id, created) for task_id, created in connection.execute(ACCEPT, values)]
 
 
 def replay_from(

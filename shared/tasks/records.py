@@ -43,7 +43,10 @@ Status = Literal["started", "finished", "failed"]
 
 
 class StepRecord(TypedDict):
-    """A journal step to write. Times are text; `error` has `retryable` beside the members of `MinionError.as_dict`."""
+    """A journal step to write. Times are text; `error` has `retryable` beside the members of `MinionError.as_dict`.
+
+    The `input` is needed when the step is first written.
+    """
 
     number: int
     kind: str
@@ -51,7 +54,7 @@ class StepRecord(TypedDict):
     status: Status
     effect: str
     request_hash: str
-    input: JsonValue
+    input: NotRequired[JsonValue]
     started_at: str
     finished_at: NotRequired[str]
     output: NotRequired[JsonValue]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine, bindparam, text
@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.contracts.json_schema import Schema
 from shared.contracts.requests import TaskRequest
-from shared.contracts.strict_json import check
+from shared.contracts.strict_json import are_sound, check, check_size
 from shared.errors import InvalidInput, MinionError, UnknownAgent
 from shared.settings import get_settings
 from shared.suggestions import similar_agents
@@ -80,7 +80,7 @@ def submit(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str
     """
     prepared = prepare(engine, requests, submitted_by=submitted_by)
     with engine.begin() as connection:
-        return lifecycle.accept(connection, prepared)
+        return _accept(connection, prepared)
 
 
 def submit_within(connection: Connection, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[Accepted]:
@@ -91,7 +91,7 @@ def submit_within(connection: Connection, requests: Sequence[TaskRequest], *, su
     Raises:
         MinionError: the first refusal; `detail["index"]` is the position if there are several requests.
     """
-    return lifecycle.accept(connection, _prepare_all(connection, requests, submitted_by))
+    return _accept(connection, _prepare_all(connection, requests, submitted_by))
 
 
 def prepare(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[NewTask]:
@@ -116,47 +116,53 @@ def prepare_each(
     engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: Sequence[str]
 ) -> list[NewTask | MinionError]:
     """Check each task as `prepare` does. A refused request yields its reason and does not affect the others."""
-    targets: Targets = {}
-    prepared: list[NewTask | MinionError] = []
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        in_use = _keys_in_use(connection, requests)
-        for request, submitter in zip(requests, submitted_by, strict=True):
-            try:
-                prepared.append(_prepare_one(connection, request, submitter, in_use, targets))
-            except MinionError as error:
-                prepared.append(error)
-    return prepared
+        return list(_prepared(connection, requests, submitted_by))
 
 
 def _prepare_all(connection: Connection, requests: Sequence[TaskRequest], submitted_by: str) -> list[NewTask]:
+    tasks = []
+    for index, prepared in enumerate(_prepared(connection, requests, [submitted_by] * len(requests))):
+        if isinstance(prepared, MinionError):
+            raise refusal(prepared, index, len(requests))
+        tasks.append(prepared)
+    return tasks
+
+
+def _accept(connection: Connection, tasks: list[NewTask]) -> list[Accepted]:
+    try:
+        return lifecycle.accept(connection, tasks)
+    except MinionError as error:
+        raise refusal(error, error.detail.get("index", 0), len(tasks)) from None
+
+
+def refusal(error: MinionError, index: int, total: int) -> MinionError:
+    """Return the reason for refusing a request, with its position if there are several."""
+    if total == 1:
+        return error
+    return type(error)(f"Task {index} of {total}: {error.message}", **{**error.detail, "index": index})
+
+
+def _prepared(
+    connection: Connection, requests: Sequence[TaskRequest], submitters: Sequence[str]
+) -> Iterator[NewTask | MinionError]:
+    """Yield each request as the insert takes it, or the reason for refusing it."""
     targets: Targets = {}
     in_use = _keys_in_use(connection, requests)
-    prepared = []
-    for index, request in enumerate(requests):
+    fields = [request.model_dump(mode="json", exclude_none=True, exclude={"input", "messages"}) for request in requests]
+    sound = are_sound([*fields, *(request.input for request in requests), *(request.messages for request in requests)])
+    for request, plain, submitter in zip(requests, fields, submitters, strict=True):
         try:
-            prepared.append(_prepare_one(connection, request, submitted_by, in_use, targets))
+            task = _new_task(request, plain, sound=sound)
+            task["submitted_by"] = submitter
+            # For a request that was accepted before, the insert returns that task, whatever has become of its agent
+            # since.
+            if (request.namespace, request.idempotency_key) not in in_use:
+                _check_target(connection, request, task, targets)
         except MinionError as error:
-            if len(requests) > 1:
-                raise type(error)(
-                    f"Task {index} of {len(requests)}: {error.message}", **error.detail, index=index
-                ) from None
-            raise
-    return prepared
-
-
-def _prepare_one(
-    connection: Connection,
-    request: TaskRequest,
-    submitted_by: str,
-    in_use: set[tuple[str, str | None]],
-    targets: Targets,
-) -> NewTask:
-    task = _new_task(request)
-    task["submitted_by"] = submitted_by
-    # For a request that was accepted before, the insert returns that task, whatever has become of its agent since.
-    if (request.namespace, request.idempotency_key) not in in_use:
-        _check_target(connection, request, task, targets)
-    return task
+            yield error
+        else:
+            yield task
 
 
 def _keys_in_use(connection: Connection, requests: Sequence[TaskRequest]) -> set[tuple[str, str | None]]:
@@ -172,10 +178,15 @@ def _keys_in_use(connection: Connection, requests: Sequence[TaskRequest]) -> set
     }
 
 
-def _new_task(request: TaskRequest) -> NewTask:
-    """Return the request as the insert takes it: strict JSON within the limits."""
-    plain = request.model_dump(mode="json", exclude_none=True, exclude={"input", "messages"})
-    check(plain, what="The request")
+def _new_task(request: TaskRequest, plain: dict[str, Any], *, sound: bool) -> NewTask:
+    """Return the request as the insert takes it: strict JSON within the limits.
+
+    Args:
+        plain: its fields but `input` and `messages`.
+        sound: whether all its values are known to be strict JSON.
+    """
+    if not sound:
+        check(plain, what="The request")
     task = cast(NewTask, plain)
     if "input" in request.model_fields_set:
         task["input"] = request.input
@@ -184,8 +195,10 @@ def _new_task(request: TaskRequest) -> NewTask:
         if not task["messages"]:
             raise InvalidInput("`messages` is an empty list; send at least one message.")
     limit = get_settings().max_input_bytes
-    check(request.input, what="The input", limit=limit)
-    check(task.get("messages"), what="The list of messages", limit=limit)
+    for value, what in ((request.input, "The input"), (task.get("messages"), "The list of messages")):
+        if not sound:
+            check(value, what=what)
+        check_size(value, what=what, limit=limit)
     if "input" not in task and "messages" not in task:
         task["input"] = {}
     return task

@@ -22,6 +22,7 @@ import pytest
 from shared.sandbox import Outcome, Sandbox, SandboxRefused
 from shared.sandbox.fork_server import ForkServer, ZygoteLost
 from shared.sandbox.parked import ParkedChild
+from tests.support.processes import wait_until
 
 DOUBLE = "def f(x): return 2 * x"
 SLEEP = "import time\ndef f(): time.sleep(30)"
@@ -83,6 +84,23 @@ def test_close_ends_all_processes_and_can_be_repeated() -> None:
         await_end(pid)
     assert works(sandbox)
     sandbox.close()
+
+
+def test_process_that_waits_for_a_zygote_is_small() -> None:
+    with Sandbox() as sandbox:
+        assert works(sandbox)
+        if "pid_namespace" not in sandbox.layers:
+            pytest.skip("no process waits: the zygote is this process's child")
+        assert isinstance(sandbox._server, ForkServer)
+        waiter = sandbox._server.pid
+        (zygote,) = children(waiter)
+        wait_until(lambda: memory(waiter) < memory(zygote) / 2, "the waiting process is small")
+
+
+def memory(pid: int) -> int:
+    """Return the kilobytes of a process's own data, shared or not."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("RssAnon:")]
+    return int(line.split()[1])
 
 
 def test_zygote_survives_the_thread_that_started_it() -> None:

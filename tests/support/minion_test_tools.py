@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -116,6 +117,14 @@ def _strange(arguments: dict[str, Any], context: Any) -> Any:
     return values[arguments["what"]]
 
 
+def _collect(arguments: dict[str, Any], context: Any) -> Any:
+    """Examines every object, and reports the kilobytes that this process shares with others, and its own."""
+    gc.collect()
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
+    kilobytes = {name: int(amount.split()[0]) for name, _, amount in (line.partition(":") for line in lines)}
+    return {"shared": kilobytes["Shared_Dirty"], "private": kilobytes["Private_Dirty"]}
+
+
 DEEDS = {
     "answer": _answer,
     "sleep": _sleep,
@@ -130,4 +139,5 @@ DEEDS = {
     "meet": _meet,
     "eat": _eat,
     "strange": _strange,
+    "collect": _collect,
 }

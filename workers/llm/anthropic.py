@@ -13,6 +13,7 @@ import anthropic
 import httpx2
 import structlog
 from celery.exceptions import SoftTimeLimitExceeded
+from genai_prices.data_snapshot import get_snapshot
 
 from shared.contracts.strict_json import check
 from shared.errors import InvalidInput, ModelError, ModelUnavailable
@@ -115,6 +116,13 @@ def _pass_on_soft_limit(request: Any, call_next: Any) -> Any:
         if isinstance(error.__cause__, SoftTimeLimitExceeded):
             raise error.__cause__ from None
         raise
+
+
+def load() -> None:
+    """Create what the first call would create: the client, and the list of prices."""
+    with suppress(ModelError):  # The first call reports it.
+        _client()
+    get_snapshot()
 
 
 class AnthropicClient:

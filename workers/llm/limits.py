@@ -24,7 +24,7 @@ from uuid import uuid4
 import redis
 import structlog
 
-from shared.database.connections import get_engine, persist
+from shared.database.connections import persistently
 from shared.errors import ModelUnavailable, Unavailable
 from shared.notifications import make_redis
 from shared.retry_after import retry_after
@@ -176,11 +176,7 @@ class ModelLimits:
         call.take(_configured_limits(model, namespace))
         nothing_set = not call.taken
         try:
-            held, learned = self._read_learned(model)
-            call.take(learned)
-            refusal = (
-                _Refusal(held, f"The API asked for a pause of calls to {model!r}") if held else self._acquire(call)
-            )
+            refusal = self._admit(call)
         except (Unavailable, redis.RedisError, OSError) as error:
             log.warning("limiter_away", model=model, reason=str(error))
             return GRANTED if nothing_set else _Refusal(LIMITER_AWAY_SECONDS, "The limiter's Redis does not answer")
@@ -223,15 +219,17 @@ class ModelLimits:
         with _redis_may_be_away(model):
             self._correct(call, {}, back=back)
 
-    def _read_learned(self, model: str) -> tuple[float, list[_RateLimit]]:
-        """Seconds for which the API accepts no call, and the limits that it reported."""
-        with self._redis.pipeline(transaction=False) as commands:
-            commands.pttl(self._key("hold", model))
-            commands.hgetall(self._key("learned", model))
-            held, learned = commands.execute()
-        facts = {kind.decode(): value.split() for kind, value in learned.items()}
-        limits = [self._limit(model, kind, float(rate), float(period)) for kind, (rate, period) in facts.items()]
-        return min(max(0, held) / 1000, LONGEST_WAIT_SECONDS), limits
+    def _admit(self, call: _Call) -> _Refusal:
+        """Reserve the call: in one round trip if no limit applies, which is recorded then too."""
+        flight = self._flight(call, call.costs())
+        names = (self._name(what, call.model) for what in ("hold", "learned"))
+        held, learned = self._limiter.enter(flight, *names, limited=bool(call.taken))
+        if held:
+            wait = min(held, LONGEST_WAIT_SECONDS)
+            return _Refusal(wait, f"The API asked for a pause of calls to {call.model!r}")
+        facts = {kind: value.split() for kind, value in learned.items()}
+        call.take(self._limit(call.model, kind, float(rate), float(period)) for kind, (rate, period) in facts.items())
+        return self._acquire(call, flight) if call.taken else GRANTED
 
     def _remember(self, model: str, learned: list[_RateLimit]) -> None:
         if learned:
@@ -247,9 +245,8 @@ class ModelLimits:
         if milliseconds > max(0, self._redis.pttl(key)):
             self._redis.set(key, "429", px=milliseconds)
 
-    def _acquire(self, call: _Call) -> _Refusal:
+    def _acquire(self, call: _Call, flight: Flight) -> _Refusal:
         """Take from all limits and record the call, or take from none."""
-        flight = self._flight(call, call.costs())
         buckets = {limit.name: limit.bucket(call.costs()) for limit in call.taken.values()}
         verdict = self._limiter.acquire(list(buckets.values()), flight)
         if verdict.blocking is None:
@@ -263,13 +260,17 @@ class ModelLimits:
     def _correct(
         self, call: _Call, reported: dict[str, _Report], *, flying: Costs | None = None, back: Costs | None = None
     ) -> None:
-        """Report the outcome of a call to the limiter.
+        """Report the outcome of a call to the limiter. Without limits, all that counts is that the call is over.
 
         Args:
             reported: reported by the API; its own limits are reduced to the reported remainder.
             flying: amounts that the call may still use; None if it is over.
             back: amounts that it reserved in excess.
         """
+        if not call.taken:
+            if flying is None:
+                self._limiter.leave(self._flight(call, None))
+            return
         corrections = [
             Correction(
                 limit.bucket(NOTHING),
@@ -293,7 +294,10 @@ class ModelLimits:
         return Flight(f"{self._account}:{call.model}", call.id, tuple((costs or {}).values()), FLIGHT_SECONDS)
 
     def _key(self, what: str, model: str) -> str:
-        return f"{PREFIX}{what}:{self._account}:{model}"
+        return PREFIX + self._name(what, model)
+
+    def _name(self, what: str, model: str) -> str:
+        return f"{what}:{self._account}:{model}"
 
 
 def fingerprint(key: str, base_url: str | None) -> str:
@@ -302,11 +306,8 @@ def fingerprint(key: str, base_url: str | None) -> str:
 
 
 def _configured_limits(model: str, namespace: str) -> list[_RateLimit]:
-    def read() -> list[tuple[str, int, float]]:
-        with get_engine().connect() as connection:
-            return throttles.model_rates(connection, model, namespace=namespace)
-
-    return [_RateLimit(f"set:{namespace}:{model}:{kind}", kind, rate, seconds) for kind, rate, seconds in persist(read)]
+    rates = persistently(throttles.model_rates, model, namespace=namespace)
+    return [_RateLimit(f"set:{namespace}:{model}:{kind}", kind, rate, seconds) for kind, rate, seconds in rates]
 
 
 @contextmanager

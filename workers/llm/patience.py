@@ -62,7 +62,7 @@ def complete(client: ModelClient, request: ModelRequest, earlier: KnownStep | No
             time.sleep(delay)
             stream.restart()
         else:
-            stream.flush()
+            stream.finish()
             return reply
 
 

@@ -9,8 +9,6 @@
 The functions and triggers that keep the invariants are in `shared/tasks/sql/`.
 """
 
-from sqlalchemy.orm import configure_mappers
-
 from shared.database.tables.base import Base
 from shared.database.tables.budgets import Budget, Reservation
 from shared.database.tables.conversations import ConversationSummary
@@ -85,6 +83,3 @@ __all__ = [
     "WebhookDelivery",
     "Worker",
 ]
-
-# Not at the first query: a soft time limit that strikes then would leave the mappers unusable in this process.
-configure_mappers()

@@ -17,7 +17,6 @@ import io
 import json
 import linecache
 import os
-import select
 import signal
 import socket
 import sys
@@ -160,15 +159,27 @@ def _split(layers: confinement.Layers, host: int) -> None:
     os.close(own_proc)
 
 
+_WAITER = """
+import posix, select, sys
+zygote, host, pid = map(int, sys.argv[1:])
+select.select([zygote, host], [], [])
+posix.waitpid(pid, posix.WNOHANG)
+"""
+
+
 def _wait_for(pid: int, host: int) -> None:
-    """Wait outside the pid namespace for either side to end; the zygote ends with this process."""
+    """Wait outside the pid namespace for either side to end; the zygote ends with this process.
+
+    A fresh interpreter waits: this one would keep a copy of every page that the zygote changes.
+    """
     zygote = os.pidfd_open(pid)
     low, high = sorted((zygote, host))
     for begin, end in ((0, low), (low + 1, high), (high + 1, 1 << 10)):
         os.closerange(begin, end)
-    select.select([zygote, host], [], [])
-    os.waitpid(pid, os.WNOHANG)
-    os._exit(0)
+    for descriptor in (low, high):
+        os.set_inheritable(descriptor, True)
+    command = [sys.executable, "-I", "-S", "-c", _WAITER, str(zygote), str(host), str(pid)]
+    os.execv(command[0], command)  # noqa: S606 a program of this file
 
 
 def _volunteer() -> None:

@@ -66,22 +66,25 @@ DECLARE
     labels jsonb := NULLIF(request->'labels', 'null'::jsonb);
     messages jsonb := NULLIF(request->'messages', 'null'::jsonb);
 BEGIN
-    SELECT f.name, char_length(request->>f.name) AS size, f.most INTO fault
-        FROM (VALUES ('agent', 0, 200), ('capability', 0, 200), ('idempotency_key', 1, 255), ('key', 1, 255),
-                     ('conversation_id', 1, 255), ('namespace', 1, 100)) AS f (name, least, most)
-        WHERE char_length(request->>f.name) NOT BETWEEN f.least AND f.most LIMIT 1;
-    IF FOUND THEN
+    IF char_length(request->>'agent') > 200 OR char_length(request->>'capability') > 200
+            OR char_length(request->>'idempotency_key') NOT BETWEEN 1 AND 255
+            OR char_length(request->>'key') NOT BETWEEN 1 AND 255
+            OR char_length(request->>'conversation_id') NOT BETWEEN 1 AND 255
+            OR char_length(request->>'namespace') NOT BETWEEN 1 AND 100 THEN
+        SELECT f.name, char_length(request->>f.name) AS size, f.most INTO fault
+            FROM (VALUES ('agent', 0, 200), ('capability', 0, 200), ('idempotency_key', 1, 255), ('key', 1, 255),
+                         ('conversation_id', 1, 255), ('namespace', 1, 100)) AS f (name, least, most)
+            WHERE char_length(request->>f.name) NOT BETWEEN f.least AND f.most LIMIT 1;
         RAISE EXCEPTION '% has % characters; 1 to % are accepted.', fault.name, fault.size, fault.most
             USING ERRCODE = 'MN007';
     ELSIF request->>'traceparent' !~ '^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$' THEN
         RAISE EXCEPTION 'traceparent must have the format of W3C Trace Context.' USING ERRCODE = 'MN007';
     ELSIF (request->>'priority')::numeric NOT BETWEEN -100 AND 100 THEN
         RAISE EXCEPTION 'priority is %; -100 to 100 are accepted.', request->>'priority' USING ERRCODE = 'MN007';
-    END IF;
-    SELECT t.name INTO fault FROM (VALUES ('run_at'), ('deadline')) AS t (name)
-        WHERE (request->>t.name)::timestamptz NOT BETWEEN '1970-01-01 00:00:00+00' AND '9999-01-01 00:00:00+00' LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION '% must be a time between the years 1970 and 9999.', fault.name USING ERRCODE = 'MN007';
+    ELSIF (request->>'run_at')::timestamptz NOT BETWEEN '1970-01-01 00:00:00+00' AND '9999-01-01 00:00:00+00' THEN
+        RAISE EXCEPTION 'run_at must be a time between the years 1970 and 9999.' USING ERRCODE = 'MN007';
+    ELSIF (request->>'deadline')::timestamptz NOT BETWEEN '1970-01-01 00:00:00+00' AND '9999-01-01 00:00:00+00' THEN
+        RAISE EXCEPTION 'deadline must be a time between the years 1970 and 9999.' USING ERRCODE = 'MN007';
     END IF;
     IF labels IS NOT NULL THEN
         IF jsonb_typeof(labels) <> 'object' OR octet_length(labels::text) > 65536
@@ -92,6 +95,11 @@ BEGIN
     IF messages IS NOT NULL AND NOT minion_are_messages(messages) THEN
         RAISE EXCEPTION 'messages must be a list of 1 to 1000 objects, each with `role` (user, assistant or system) '
             'and `content` (text).' USING ERRCODE = 'MN007';
+    END IF;
+    PERFORM minion_check_json(request->'input', 'The input');
+    PERFORM minion_check_json(request->'messages', 'The list of messages');
+    IF (request->>'deadline')::timestamptz <= (request->>'run_at')::timestamptz THEN
+        RAISE EXCEPTION 'run_at must be before deadline, or the task could never run.' USING ERRCODE = 'MN007';
     END IF;
 END $$;
 
@@ -212,6 +220,52 @@ BEGIN
     END LOOP;
 END $$;
 
+-- Takes the keys of requests for their new tasks, `ids`. Returns a task for each request: its new one, or else the one
+-- that holds its key. Keys are taken in their own order, so that two calls with the same keys do not deadlock.
+CREATE OR REPLACE FUNCTION minion_hold_keys(requests jsonb, ids uuid[]) RETURNS uuid[] LANGUAGE plpgsql AS $$
+DECLARE
+    holders uuid[] := ids;
+    asked record;
+    earlier record;
+    holder uuid;
+BEGIN
+    FOR asked IN
+        SELECT n, COALESCE(request->>'namespace', 'default') AS ns, request->>'idempotency_key' AS key, jsonb_build_object(
+                   'agent', request->'agent', 'capability', request->'capability', 'input', request->'input',
+                   'messages', request->'messages', 'conversation_id', request->'conversation_id',
+                   'key', request->'key') AS payload
+            FROM jsonb_array_elements(requests) WITH ORDINALITY AS r (request, n)
+            WHERE request->>'idempotency_key' IS NOT NULL ORDER BY ns, key, n
+    LOOP
+        SELECT * INTO earlier FROM minion_hold_idempotency(asked.ns, asked.key, ids[asked.n], asked.payload);
+        IF earlier.task_id <> ids[asked.n] THEN
+            IF earlier.request <> asked.payload THEN
+                RAISE EXCEPTION 'The idempotency key % was used before with another payload (task %). '
+                    'Use a new key for a new payload.', quote_literal(left(asked.key, 200)), earlier.task_id
+                    USING ERRCODE = 'MN005';
+            END IF;
+            holders[asked.n] := earlier.task_id;
+        END IF;
+    END LOOP;
+    FOR asked IN
+        SELECT n, COALESCE(request->>'namespace', 'default') AS ns, request->>'unique_key' AS key,
+               request->>'idempotency_key' AS idempotency, COALESCE(request->>'unique_while', 'running') AS held_while
+            FROM ROWS FROM (jsonb_array_elements(requests), unnest(ids), unnest(holders))
+                WITH ORDINALITY AS r (request, id, holder, n)
+            WHERE request->>'unique_key' IS NOT NULL AND r.id = r.holder ORDER BY ns, key, n
+    LOOP
+        holder := minion_hold_unique(asked.ns, asked.key, ids[asked.n], asked.held_while);
+        IF holder <> ids[asked.n] THEN
+            UPDATE idempotency_keys SET task_id = holder WHERE namespace = asked.ns AND key = asked.idempotency;
+            holders[asked.n] := holder;
+        END IF;
+    END LOOP;
+    -- The new task of an earlier request with the same idempotency key may have found its unique key held.
+    RETURN ARRAY(
+        SELECT COALESCE(e.holder, h.holder) FROM unnest(holders) WITH ORDINALITY AS h (holder, n)
+            LEFT JOIN unnest(ids, holders) AS e (id, holder) ON e.id = h.holder ORDER BY h.n);
+END $$;
+
 -- The origin of a sub-task's idempotency keys, derived from its parent's origin and the step that created it, so that a
 -- replay of the tree presents the same keys to outside systems.
 CREATE OR REPLACE FUNCTION minion_effect_origin(parent uuid, step integer) RETURNS uuid
@@ -219,127 +273,159 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT encode(substring(sha256(convert_to(parent::text || '/' || step::text, 'UTF8')) FOR 16), 'hex')::uuid
 $$;
 
--- The only insert of tasks, used by every entry point. `request` holds agent | capability | messages, input, and
--- optionally input_order (of its keys: `minion_key_order`), namespace, idempotency_key, key, labels, priority, run_at,
--- deadline, conversation_id, parent_id, parent_step, replay_of, new_keys (a replay whose calls get new idempotency
--- keys), agent_version_id, traceparent, submitted_by, unique_key, unique_while, budget ({tokens, dollars, steps,
--- seconds, on_breach}), and `validated`: the id of the agent version whose input schema the caller has already checked
--- the input against.
-CREATE OR REPLACE FUNCTION minion_accept(request jsonb, OUT task_id uuid, OUT created boolean) LANGUAGE plpgsql
-SET enable_seqscan = off SET jit = off AS $$
-#variable_conflict use_variable
+-- Inserts tasks, with one statement for each table. It is the only insert of tasks, used by every entry point. A request
+-- holds agent | capability | messages, input, and optionally input_order (of its keys: `minion_key_order`), namespace,
+-- idempotency_key, key, labels, priority, run_at, deadline, conversation_id, parent_id, parent_step, replay_of, new_keys
+-- (a replay whose calls get new idempotency keys), agent_version_id, traceparent, submitted_by, unique_key,
+-- unique_while, budget ({tokens, dollars, steps, seconds, on_breach}), and `validated`: the id of the agent version
+-- whose input schema the caller has already checked the input against.
+-- Returns the tasks in the order of the requests. Each request sees the effects of those before it.
+CREATE OR REPLACE FUNCTION minion_insert_tasks(requests jsonb) RETURNS TABLE (task_id uuid, created boolean)
+LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
+#variable_conflict use_column
 DECLARE
-    ns text := COALESCE(request->>'namespace', 'default');
-    idempotency text := request->>'idempotency_key';
-    asked jsonb := jsonb_build_object(
-        'agent', request->'agent', 'capability', request->'capability', 'input', request->'input',
-        'messages', request->'messages', 'conversation_id', request->'conversation_id', 'key', request->'key');
-    earlier record;
-    target record;
-    parent record;
-    origin uuid;
-    effects uuid;
-    child_depth integer := 0;
-    begins timestamptz;
-    ends timestamptz;
-    checked boolean;
-    unique_key text := request->>'unique_key';
-    holder uuid;
-    urgency smallint;
-    budget jsonb;
-    talk text;
+    ids uuid[] := ARRAY(SELECT minion_uuidv7() FROM generate_series(1, jsonb_array_length(requests)));
+    holders uuid[] := ids;
+    totals record;
 BEGIN
-    PERFORM minion_check_request(request);
-    PERFORM minion_check_json(request->'input', 'The input');
-    PERFORM minion_check_json(request->'messages', 'The list of messages');
-    begins := request->>'run_at';
-    ends := request->>'deadline';
-    IF ends <= begins THEN
-        RAISE EXCEPTION 'run_at must be before deadline, or the task could never run.' USING ERRCODE = 'MN007';
+    PERFORM minion_check_request(request) FROM jsonb_array_elements(requests) AS request;
+    IF jsonb_path_exists(requests, '$[*] ? (@.idempotency_key != null || @.unique_key != null)') THEN
+        holders := minion_hold_keys(requests, ids);
     END IF;
-    task_id := minion_uuidv7();
-    created := true;
 
-    IF idempotency IS NOT NULL THEN
-        SELECT * INTO earlier FROM minion_hold_idempotency(ns, idempotency, task_id, asked);
-        IF earlier.task_id <> task_id THEN
-            IF earlier.request <> asked THEN
-                RAISE EXCEPTION 'The idempotency key % was used before with another payload (task %). '
-                    'Use a new key for a new payload.', quote_literal(left(idempotency, 200)), earlier.task_id
-                    USING ERRCODE = 'MN005';
+    WITH asked AS MATERIALIZED (
+        SELECT r.n, r.id, r.request, COALESCE(request->>'namespace', 'default') AS ns,
+               NULLIF(request->'messages', 'null'::jsonb) AS messages,
+               (request->>'parent_id')::uuid AS parent, (request->>'replay_of')::uuid AS replayed,
+               -- Sub-tasks do not wait for a predecessor.
+               CASE WHEN request->>'parent_id' IS NULL THEN request->>'conversation_id' END AS talk,
+               (request->>'run_at')::timestamptz AS begins, (request->>'deadline')::timestamptz AS ends,
+               COALESCE((request->>'run_at')::timestamptz > now(), false) AS later,
+               -- All that `minion_resolve` reads.
+               jsonb_build_object(
+                   'namespace', request->'namespace', 'agent', request->'agent', 'capability', request->'capability',
+                   'agent_version_id', request->'agent_version_id',
+                   'messages', CASE jsonb_typeof(request->'messages') WHEN 'array' THEN '[]'::jsonb END) AS named
+            FROM ROWS FROM (jsonb_array_elements(requests), unnest(ids), unnest(holders))
+                WITH ORDINALITY AS r (request, id, holder, n)
+            -- The planner would expect a single row of the equality alone, and join the rest with nested loops.
+            WHERE CASE WHEN r.id = r.holder THEN true END
+    ), targets AS MATERIALIZED (
+        SELECT d.named, t.*, (
+                   SELECT NULLIF(v.definition->'config'->'budget', 'null'::jsonb) FROM agent_versions v
+                       WHERE v.id = t.version_id) AS budget
+            FROM (SELECT named FROM asked GROUP BY named ORDER BY min(n)) AS d
+            CROSS JOIN LATERAL minion_resolve(d.named) AS t
+    ), talks AS MATERIALIZED (
+        -- The others of a conversation have a predecessor: this task.
+        SELECT ns, talk, min(n) AS first FROM asked WHERE talk IS NOT NULL AND NOT later GROUP BY ns, talk
+    ), made AS MATERIALIZED (
+        SELECT a.*, t.version_id, t.agent_name, p.id AS parent_id, p.root_id, p.depth, p.submitted_by, p.traceparent,
+               p.priority AS parent_priority, p.rank AS parent_rank, p.budget_ids, o.origin_id,
+               COALESCE(a.n > k.first, false) AS follows,
+               -- The preparer looks into messages further than PostgreSQL does.
+               CASE WHEN a.request->>'validated' = t.version_id::text OR t.input_schema IS NULL AND a.messages IS NULL
+                    THEN t.queue END AS queue,
+               CASE WHEN a.replayed IS NULL THEN COALESCE(NULLIF(a.request->'budget', 'null'::jsonb), t.budget)
+                    ELSE minion_budget_for(a.request, t.version_id) END AS budget,
+               CASE WHEN a.replayed IS NULL THEN minion_effect_origin(p.effects, (a.request->>'parent_step')::integer)
+                    WHEN a.request->'new_keys' = 'true' THEN a.id
+                    ELSE o.effect_origin END AS effects,
+               COALESCE(a.request->>'key', p.key) AS key,
+               COALESCE(NULLIF(a.request->'labels', 'null'::jsonb), p.labels, '{}'::jsonb) AS labels,
+               LEAST(a.ends, p.deadline) AS deadline,
+               COALESCE((a.request->>'priority')::smallint, p.priority, 0) AS urgency
+            FROM asked a JOIN targets t USING (named) LEFT JOIN talks k USING (ns, talk)
+            -- With a limit, these are looked up for each task by its id, whatever the plan's estimates.
+            LEFT JOIN LATERAL (
+                SELECT t.*, COALESCE(t.effect_origin, t.origin_id) AS effects, s.priority, s.rank
+                    FROM tasks t JOIN task_status s ON s.task_id = t.id WHERE t.id = a.parent LIMIT 1) AS p ON true
+            LEFT JOIN LATERAL (
+                SELECT origin_id, effect_origin FROM tasks WHERE id = a.replayed LIMIT 1) AS o ON true
+            ORDER BY a.n
+    ), stored AS (
+        INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, input_order, messages,
+                           parent_id, parent_step, root_id, depth, replay_of, origin_id, effect_origin,
+                           conversation_id, key, labels, submitted_by, traceparent, deadline, budget_ids)
+            SELECT id, ns, agent_name, version_id, request->>'capability',
+                   CASE WHEN request ? 'input' THEN request->'input' END,
+                   NULLIF(request->'input_order', 'null'::jsonb), messages,
+                   parent_id, (request->>'parent_step')::integer, COALESCE(root_id, id), COALESCE(depth + 1, 0), replayed,
+                   COALESCE(origin_id, id), effects, request->>'conversation_id', key, labels,
+                   COALESCE(request->>'submitted_by', submitted_by), COALESCE(request->>'traceparent', traceparent),
+                   deadline, CASE WHEN budget IS NULL THEN budget_ids ELSE budget_ids || id END
+                FROM made
+    ), statuses AS (
+        INSERT INTO task_status (task_id, state, capability, priority, due_at, deadline, namespace, agent_name, key,
+                                 conversation_id, rank)
+            SELECT id, CASE WHEN later THEN 'scheduled' ELSE 'pending' END, queue, urgency,
+                   CASE WHEN later THEN begins END, deadline, ns, COALESCE(agent_name, ''), COALESCE(key, ''), talk,
+                   -- Work that has begun comes first: a sub-task gets its parent's position.
+                   CASE WHEN parent_id IS NOT NULL AND begins IS NULL
+                        THEN parent_rank - (urgency - parent_priority)::bigint * 60000000
+                        WHEN follows THEN minion_parked()
+                        ELSE minion_place(id, ns, talk, GREATEST(begins, clock_timestamp()), urgency) END
+                FROM made
+    )
+    SELECT count(*) AS number, array_agg(DISTINCT parent_id) FILTER (WHERE parent_id IS NOT NULL) AS parents,
+           array_agg(id ORDER BY n) FILTER (WHERE budget IS NOT NULL) AS budgeted,
+           array_agg(budget ORDER BY n) FILTER (WHERE budget IS NOT NULL) AS budgets
+        INTO totals FROM made;
+    PERFORM minion_check_depth(parent) FROM unnest(totals.parents) AS parent;
+    IF totals.budgeted IS NOT NULL THEN
+        PERFORM minion_open_budgets(totals.budgeted, totals.budgets);
+    END IF;
+    IF totals.number > 0 THEN
+        PERFORM minion_notify_pending();
+    END IF;
+    RETURN QUERY SELECT h.holder, h.holder = h.id FROM unnest(ids, holders) AS h (id, holder);
+END $$;
+
+-- Accepts all requests or none, as `minion_insert_tasks` does. The error is that of the first request that is refused.
+-- If there are several requests, its DETAIL is {"index": …}: the position of that request, from 0.
+CREATE OR REPLACE FUNCTION minion_accept_many(requests jsonb) RETURNS TABLE (task_id uuid, created boolean)
+LANGUAGE plpgsql AS $$
+DECLARE
+    accepted integer := 0;
+    refused integer := jsonb_array_length(requests);
+    tried integer;
+    state text;
+    message text;
+BEGIN
+    IF refused = 1 THEN
+        RETURN QUERY SELECT * FROM minion_insert_tasks(requests);
+        RETURN;
+    END IF;
+    -- A condition whose code ends in 000 is the class of all codes that begin with the same two characters.
+    BEGIN
+        RETURN QUERY SELECT * FROM minion_insert_tasks(requests);
+        RETURN;
+    EXCEPTION WHEN SQLSTATE 'MN000' OR data_exception OR integrity_constraint_violation THEN
+        GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
+    END;
+    -- The first `accepted` requests can be accepted together, the first `refused` ones cannot. (To accept them one by
+    -- one would take their keys in another order than other calls do.)
+    WHILE accepted + 1 < refused LOOP
+        tried := (accepted + refused) / 2;
+        BEGIN
+            PERFORM minion_insert_tasks(
+                jsonb_path_query_array(requests, '$[0 to $last]', jsonb_build_object('last', tried - 1)));
+            accepted := tried;
+            RAISE SQLSTATE 'MN000';  -- undoes the insert
+        EXCEPTION WHEN SQLSTATE 'MN000' OR data_exception OR integrity_constraint_violation THEN
+            IF accepted < tried THEN
+                refused := tried;
+                GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
             END IF;
-            task_id := earlier.task_id;
-            created := false;
-            RETURN;
-        END IF;
-    END IF;
+        END;
+    END LOOP;
+    RAISE EXCEPTION USING ERRCODE = state, MESSAGE = message, DETAIL = jsonb_build_object('index', refused - 1);
+END $$;
 
-    IF unique_key IS NOT NULL THEN
-        holder := minion_hold_unique(ns, unique_key, task_id, COALESCE(request->>'unique_while', 'running'));
-        IF holder <> task_id THEN
-            UPDATE idempotency_keys k SET task_id = holder WHERE k.namespace = ns AND k.key = idempotency;
-            task_id := holder;
-            created := false;
-            RETURN;
-        END IF;
-    END IF;
-
-    SELECT * INTO target FROM minion_resolve(request);
-    -- The preparer looks into messages further than PostgreSQL does.
-    checked := target.version_id IS NOT NULL AND (
-        request->>'validated' = target.version_id::text
-        OR target.input_schema IS NULL AND COALESCE(request->'messages', 'null'::jsonb) = 'null'::jsonb);
-
-    -- Without a parent the record is all NULL.
-    SELECT t.id, t.root_id, t.key, t.labels, t.submitted_by, t.traceparent, t.deadline, s.priority, s.rank,
-           t.budget_ids, COALESCE(t.effect_origin, t.origin_id) AS effect_origin
-        INTO parent FROM tasks t JOIN task_status s ON s.task_id = t.id
-        WHERE t.id = (request->>'parent_id')::uuid;
-    IF parent.id IS NOT NULL THEN
-        child_depth := minion_check_depth(parent.id);
-        ends := LEAST(ends, parent.deadline);
-        effects := minion_effect_origin(parent.effect_origin, (request->>'parent_step')::integer);
-    END IF;
-    IF request->>'replay_of' IS NOT NULL THEN
-        SELECT origin_id, effect_origin INTO origin, effects FROM tasks WHERE id = (request->>'replay_of')::uuid;
-        IF request->'new_keys' = 'true' THEN
-            effects := task_id;
-        END IF;
-    END IF;
-    budget := minion_budget_for(request, target.version_id);
-
-    INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, input_order, messages, parent_id,
-                       parent_step, root_id, depth, replay_of, origin_id, effect_origin, conversation_id, key,
-                       labels,
-                       submitted_by, traceparent, deadline, budget_ids)
-    VALUES (task_id, ns, target.agent_name, target.version_id, request->>'capability',
-            CASE WHEN request ? 'input' THEN request->'input' END,
-            NULLIF(request->'input_order', 'null'::jsonb),
-            NULLIF(request->'messages', 'null'::jsonb),
-            parent.id, (request->>'parent_step')::integer, COALESCE(parent.root_id, task_id), child_depth,
-            (request->>'replay_of')::uuid, COALESCE(origin, task_id), effects, request->>'conversation_id',
-            COALESCE(request->>'key', parent.key),
-            COALESCE(NULLIF(request->'labels', 'null'::jsonb), parent.labels, '{}'::jsonb),
-            COALESCE(request->>'submitted_by', parent.submitted_by),
-            COALESCE(request->>'traceparent', parent.traceparent), ends,
-            CASE WHEN budget IS NULL THEN parent.budget_ids ELSE parent.budget_ids || task_id END);
-    IF budget IS NOT NULL THEN
-        PERFORM minion_open_budget(task_id, budget);
-    END IF;
-    urgency := COALESCE((request->>'priority')::smallint, parent.priority, 0);
-    -- Sub-tasks do not wait for a predecessor.
-    talk := CASE WHEN parent.id IS NULL THEN request->>'conversation_id' END;
-    INSERT INTO task_status (task_id, state, capability, priority, due_at, deadline, namespace, agent_name, key,
-                             conversation_id, rank)
-    VALUES (task_id, CASE WHEN begins > now() THEN 'scheduled' ELSE 'pending' END,
-            CASE WHEN checked THEN target.queue END, urgency,
-            CASE WHEN begins > now() THEN begins END, ends,
-            ns, COALESCE(target.agent_name, ''), COALESCE(request->>'key', parent.key, ''), talk,
-            -- Work that has begun comes first: a sub-task gets its parent's position.
-            CASE WHEN parent.id IS NOT NULL AND begins IS NULL
-                 THEN parent.rank - (urgency - parent.priority)::bigint * 60000000
-                 ELSE minion_place(task_id, ns, talk, GREATEST(begins, clock_timestamp()), urgency) END);
-    PERFORM minion_notify_pending();
+-- Accepts one request, as `minion_insert_tasks` does.
+CREATE OR REPLACE FUNCTION minion_accept(request jsonb, OUT task_id uuid, OUT created boolean) LANGUAGE plpgsql AS $$
+BEGIN
+    SELECT * INTO task_id, created FROM minion_insert_tasks(jsonb_build_array(request));
 END $$;
 
 -- Stores a refused submission as a failed task, for entry points without a caller that waits for the answer. The same

@@ -23,7 +23,7 @@ BEGIN
     RETURN NULLIF(found, 'null'::jsonb);
 END $$;
 
-CREATE OR REPLACE FUNCTION minion_open_budget(t uuid, given jsonb) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION minion_check_budget(given jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     fault text;
 BEGIN
@@ -47,10 +47,22 @@ BEGIN
     ELSIF jsonb_strip_nulls(given) - 'on_breach' = '{}' THEN
         RAISE EXCEPTION 'A budget must limit something: tokens, dollars, steps or seconds.' USING ERRCODE = 'MN007';
     END IF;
-    INSERT INTO budgets (task_id, tokens, microdollars, steps, seconds, on_breach)
-    VALUES (t, (given->>'tokens')::numeric, (given->>'dollars')::numeric * 1000000, (given->>'steps')::numeric,
-            (given->>'seconds')::double precision, COALESCE(given->>'on_breach', 'ask'));
 END $$;
+
+-- Inserts the budgets of new tasks, both in the same order.
+CREATE OR REPLACE FUNCTION minion_open_budgets(ids uuid[], given jsonb[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM minion_check_budget(g.value) FROM (SELECT DISTINCT value FROM unnest(given) AS value) AS g;
+    INSERT INTO budgets (task_id, tokens, microdollars, steps, seconds, on_breach)
+        SELECT b.id, (b.given->>'tokens')::numeric, (b.given->>'dollars')::numeric * 1000000,
+               (b.given->>'steps')::numeric, (b.given->>'seconds')::double precision,
+               COALESCE(b.given->>'on_breach', 'ask')
+            FROM unnest(ids, given) AS b (id, given);
+END $$;
+
+CREATE OR REPLACE FUNCTION minion_open_budget(t uuid, given jsonb) RETURNS void LANGUAGE sql AS $$
+    SELECT minion_open_budgets(ARRAY[t], ARRAY[given])
+$$;
 
 -- The first budget without room for the request ({tokens, microdollars, steps}; `microdollars` null: the price is
 -- unknown). NULL: all have room. `then`: the consequence. `fail` and `ask` are the budget's own setting; `wait` means

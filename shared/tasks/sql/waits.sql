@@ -28,8 +28,6 @@ END $$;
 CREATE OR REPLACE FUNCTION minion_suspend(t uuid, c integer, result jsonb, children jsonb, waits jsonb)
 RETURNS text LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
-    child record;
-    child_task uuid;
     wait record;
     state_now text;
     still_open integer := jsonb_array_length(children) + jsonb_array_length(waits);
@@ -39,13 +37,18 @@ BEGIN
     IF state_now IS DISTINCT FROM 'running' THEN
         RETURN state_now;
     END IF;
-    FOR child IN SELECT * FROM jsonb_to_recordset(children)
-            AS x (step integer, name text, request_hash text, request jsonb) LOOP
-        SELECT task_id INTO child_task FROM minion_accept(child.request || jsonb_build_object(
-            'namespace', ns, 'parent_id', t, 'parent_step', child.step));
-        INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, child_id)
-        VALUES (t, child.step, 'subtask', child.name, 'started', 'pure', child.request_hash, c, child_task);
-    END LOOP;
+    WITH asked AS (
+        SELECT child, n FROM jsonb_array_elements(children) WITH ORDINALITY AS a (child, n)
+    ), made AS (
+        SELECT a.task_id, a.n FROM minion_insert_tasks((
+            SELECT COALESCE(jsonb_agg(child->'request' || jsonb_build_object(
+                       'namespace', ns, 'parent_id', t, 'parent_step', child->'step') ORDER BY n), '[]')
+                FROM asked)) WITH ORDINALITY AS a (task_id, created, n)
+    )
+    INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, child_id)
+        SELECT t, (child->>'step')::integer, 'subtask', child->>'name', 'started', 'pure', child->>'request_hash', c,
+               made.task_id
+            FROM asked JOIN made USING (n) ORDER BY n;
     FOR wait IN SELECT * FROM jsonb_to_recordset(waits)
             AS x (step integer, name text, request_hash text, seconds double precision, signal boolean,
                   approval jsonb, approval_order jsonb) LOOP

@@ -17,8 +17,8 @@ from redis.retry import Retry
 
 from shared.errors import Unavailable
 from shared.notifications import make_redis
-from tests.support.processes import ROOT
-from workers.limiter import Bucket, Correction, Flight, Limiter
+from tests.support.processes import ROOT, wait_until
+from workers.limiter import PREFIX, Bucket, Correction, Flight, Limiter
 
 HAMMER = """
 import json, sys, time
@@ -54,6 +54,50 @@ def test_eight_processes_never_exceed_the_rate(servers: Any) -> None:
         window = [moment for moment in granted[index:] if moment < first + 0.95]
         assert len(window) <= 40
     assert len(granted) > 60, "a limit is not a stop"
+
+
+def test_call_without_limits_is_recorded_until_it_is_over(limiter: Limiter) -> None:
+    group = str(uuid4())
+    calls = [Flight(group, name, (1.0,)) for name in ("first", "second")]
+    for call in calls:
+        assert limiter.enter(call, f"hold:{group}", f"learned:{group}", limited=False) == (0.0, {})
+    assert _flying(group) == {"first", "second"}
+    limiter.leave(calls[0])
+    assert _flying(group) == {"second"}
+
+
+def test_call_with_limits_is_not_recorded_before_they_grant_it(limiter: Limiter) -> None:
+    group = str(uuid4())
+    call = Flight(group, "call", (1.0,))
+    limiter.enter(call, f"hold:{group}", f"learned:{group}", limited=True)
+    with make_redis() as client:
+        client.hset(f"{PREFIX}learned:{group}", "requests", "10 60")
+        assert limiter.enter(call, f"hold:{group}", f"learned:{group}", limited=False) == (0.0, {"requests": "10 60"})
+        client.delete(f"{PREFIX}learned:{group}")
+        client.set(f"{PREFIX}hold:{group}", "429", px=60_000)
+    held, _ = limiter.enter(call, f"hold:{group}", f"learned:{group}", limited=False)
+    assert 50 < held <= 60
+    assert _flying(group) == set()
+
+
+def test_killed_calls_without_limits_are_forgotten(limiter: Limiter) -> None:
+    group = str(uuid4())
+    killed = {f"killed {n}" for n in range(5)}
+    for name in killed:
+        limiter.enter(Flight(group, name, (1.0,), seconds=1e-6), f"hold:{group}", f"learned:{group}", limited=False)
+        limiter.enter(Flight(group, "living", (1.0,)), f"hold:{group}", f"learned:{group}", limited=False)
+
+    def are_forgotten() -> bool:
+        limiter.enter(Flight(group, "living", (1.0,)), f"hold:{group}", f"learned:{group}", limited=False)
+        return _flying(group) == {"living"}
+
+    wait_until(are_forgotten, "the killed calls are forgotten", 30)
+
+
+def _flying(group: str) -> set[str]:
+    with make_redis() as client:
+        found: Any = client.hkeys(f"{PREFIX}flight:{group}")
+    return {call.decode() for call in found}
 
 
 def test_all_buckets_or_none(limiter: Limiter) -> None:

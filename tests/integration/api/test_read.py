@@ -13,6 +13,8 @@ from sqlalchemy import Engine, text
 from shared.tasks import lifecycle
 from shared.tasks.states import State
 
+from .conftest import Api
+
 pytestmark = pytest.mark.usefixtures("agents")
 
 Submit = Callable[..., str]
@@ -347,3 +349,13 @@ def test_workers(http: httpx2.Client, database: Engine) -> None:
     assert ids(items) == [str(alive), str(stopped), str(silent)]
     assert [item["live"] for item in items] == [True, False, False]
     assert ids(http.get("/v1/workers", params={"status": "stopped"}).json()["items"]) == [str(stopped)]
+
+
+def test_reads_keep_their_prepared_statements(http_api: Api, http: httpx2.Client, submit: Submit) -> None:
+    """A rollback would make the driver forget them, and each request plan its statements again."""
+    task = submit()
+    for _ in range(10):
+        assert http.get(f"/v1/tasks/{task}").status_code == 200
+    with http_api.app.state.statements.connect() as connection:
+        prepared = connection.scalars(text("SELECT statement FROM pg_prepared_statements")).all()
+    assert [statement for statement in prepared if "task_overview" in statement]

@@ -15,18 +15,37 @@ from uuid import UUID
 
 import httpx2
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from minions import Client
 from orchestrator.api.app import create_app
 from orchestrator.api.watching import POLL_SECONDS
 from orchestrator.local.embedded import EmbeddedServers
 from shared.notifications import FINISHED, make_redis, publish_finished
+from shared.settings import Settings
 from shared.tasks import lifecycle
+from shared.tasks.queries import ended
+from tests.support.processes import wait_until
 
 from .conftest import Api, serving
 
 pytestmark = pytest.mark.usefixtures("agents")
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads for requests that wait."""
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+@pytest.fixture
+def seldom_looking(settings: Settings, database: Engine) -> Iterator[Api]:
+    """An API that looks up awaited tasks once an hour, for tests of what wakes it earlier."""
+    app = create_app(settings)
+    app.state.finish_watch.poll_seconds = 3600
+    with serving(app) as port:
+        yield Api(app, f"http://127.0.0.1:{port}", port, settings.require_api_key())
 
 
 def submit(http: httpx2.Client) -> str:
@@ -73,18 +92,59 @@ def test_the_time_is_up(http: httpx2.Client) -> None:
     assert 0.3 <= seconds < 15
 
 
-def test_notification_wakes_immediately(http: httpx2.Client, database: Engine) -> None:
-    timed_wait(http, submit(http), 1.2)  # the subscription exists now
-
-    def woken_before_a_look() -> bool:
+def test_notification_is_enough(
+    seldom_looking: Api, database: Engine, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.api.finish_watch.ended", lambda connection, tasks: set())
+    before = subscribers()
+    with seldom_looking.http() as http:
         task = submit(http)
-        with later(0.3, lambda: end(database, task, hint=True)):
-            state, seconds = timed_wait(http, task, 30)
-        assert state == "cancelled"
-        return seconds < 0.3 + POLL_SECONDS / 2
+        waiting = threads.submit(timed_wait, http, task, 60)
+        wait_until(lambda: subscribers() == before + 1, "the subscription")
+        end(database, task, hint=True)
+        assert waiting.result(30)[0] == "cancelled"
 
-    # On a busy machine now and then only.
-    assert any(woken_before_a_look() for _ in range(10))
+
+def test_end_before_the_subscription_is_found_when_it_begins(
+    seldom_looking: Api,
+    database: Engine,
+    servers: EmbeddedServers,
+    threads: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[set[UUID]] = []
+
+    def look(connection: Connection, tasks: set[UUID]) -> set[UUID]:
+        looked.append(ended(connection, tasks))
+        return looked[-1]
+
+    monkeypatch.setattr("orchestrator.api.finish_watch.ended", look)
+    with seldom_looking.http() as http:
+        task = submit(http)
+        with frozen(servers):
+            waiting = threads.submit(timed_wait, http, task, 60)
+            wait_until(lambda: looked == [set()], "the first look")
+            end(database, task, hint=False)
+        assert waiting.result(30)[0] == "cancelled"
+
+
+def test_submission_waits_for_the_end(http: httpx2.Client, database: Engine, threads: ThreadPoolExecutor) -> None:
+    waiting = threads.submit(http.post, "/v1/tasks", json={"agent": "Echo"}, params={"wait": 60})
+    [task] = wait_until(lambda: http.get("/v1/tasks").json()["items"], "the task")
+    end(database, task["id"], hint=True)
+    response = waiting.result(30)
+    assert (response.status_code, response.headers["location"]) == (201, f"/v1/tasks/{task['id']}")
+    assert response.json()["state"] == "cancelled"
+
+
+def test_submission_that_waited_in_vain_returns_the_pending_task(client: Client) -> None:
+    assert client.submit("Echo", wait=0.1).state == "pending"
+
+
+def test_large_submission_does_not_wait(http: httpx2.Client) -> None:
+    large = {"agent": "Echo", "input": "x" * 100_000}
+    response = http.post("/v1/tasks", json=large, params={"wait": 60}, timeout=30)
+    assert (response.status_code, response.json()["state"]) == (201, "pending")
 
 
 def test_without_notification_the_end_is_found_by_polling(http: httpx2.Client, database: Engine) -> None:

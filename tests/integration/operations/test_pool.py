@@ -1,4 +1,4 @@
-"""A worker's pool: children that die while it starts, and its size under `--autoscale`."""
+"""A worker's pool: children that die while it starts, its size under `--autoscale`, and the memory of its children."""
 
 from __future__ import annotations
 
@@ -48,6 +48,17 @@ def test_pool_that_may_shrink_to_zero_has_a_free_slot(
         wait_online(database, process)
         assert slots(database) == (1, 0)
         assert tasks.run(act(), {"do": "answer", "answer": 5})["output"] == 5
+
+
+@pytest.mark.usefixtures("loops")
+def test_child_shares_most_of_its_memory(
+    database: Engine, tasks: Tasks, act: Any, tool_package: Path, tmp_path: Path
+) -> None:
+    process = start_worker(tmp_path, "work", 2, env={"ANTHROPIC_API_KEY": "test-key"})
+    with killed_on_exit(process):
+        wait_online(database, process)
+        memory = tasks.run(act(), {"do": "collect"})["output"]
+        assert memory["private"] < memory["shared"], memory
 
 
 def slots(database: Engine) -> tuple[int, int]:

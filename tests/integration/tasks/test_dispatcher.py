@@ -14,7 +14,7 @@ from orchestrator.dispatcher import BACKLOG_SECONDS, IDLE_SECONDS, Dispatcher
 from orchestrator.local.embedded import EmbeddedServers
 from orchestrator.preparer import prepare_pending
 from shared.broker import make_app
-from shared.database.connections import transaction
+from shared.database.connections import statement, transaction
 from shared.notifications import make_redis
 from shared.settings import Settings
 from shared.tasks import lifecycle, throttles
@@ -306,3 +306,29 @@ def test_a_pause_that_is_lifted_is_noticed_at_once(
     dispatcher.wait(1000)
     dispatcher.run_once()
     assert tasks.get(task)["state"] == "queued"
+
+
+def test_backlog_does_not_delay_the_tasks_of_another_agent(
+    tasks: Tasks, dispatcher: Dispatcher, act: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.dispatcher.BACKLOG_SECONDS", 7200.0)
+    with transaction() as connection:
+        throttles.set_limit(connection, "agent", "Act", max_running=1)
+    act("Free")
+    for _ in range(2):
+        tasks.submit("Act", {})
+    pause = dispatcher.run_once()
+    assert pause == 7200
+    task = tasks.submit("Free", {})
+    dispatcher.wait(pause)
+    dispatcher.run_once()
+    assert tasks.get(task)["state"] == "queued"
+
+
+def test_only_the_dispatchers_commits_do_not_wait_for_the_disk(
+    dispatcher: Dispatcher, inline_worker: InlineWorker
+) -> None:
+    """Claims, steps and outcomes must be on disk."""
+    show = text("SHOW synchronous_commit")
+    with dispatcher.statements.connect() as dispatching, inline_worker.engine.connect() as others, statement() as hot:
+        assert [connection.scalar(show) for connection in (dispatching, others, hot)] == ["off", "on", "on"]

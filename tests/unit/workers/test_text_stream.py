@@ -27,6 +27,45 @@ def test_half_a_character_waits_for_its_second_half(monkeypatch: pytest.MonkeyPa
     assert [said.number for said in told] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(("receivers", "sent"), [(0, ["a"]), (1, ["a", "b", "c"]), (None, ["a", "b", "c"])])
+def test_text_without_followers_is_sent_less_often(
+    monkeypatch: pytest.MonkeyPatch, receivers: int | None, sent: list[str]
+) -> None:
+    told: list[Streamed] = []
+
+    def publish(task: Any, said: Streamed, key: bytes) -> int | None:
+        told.append(said)
+        return receivers
+
+    monkeypatch.setattr(text_stream, "publish_streamed", publish)
+    monkeypatch.setattr(text_stream, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(text_stream, "UNHEARD_SECONDS", 3600.0)
+    task: Any = SimpleNamespace(id=uuid4(), claim=1, stream_key=b"secret")
+    stream = TextStream(task, 1)
+    for delta in ("a", "b", "c"):
+        stream.text(delta)
+    stream.finish()
+    assert [said.data["text"] for said in told] == sent
+
+
+def test_new_follower_receives_the_held_text_within_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Streamed] = []
+    receivers = iter((0, 1, 1))
+    moments = iter((100.0, 100.0, 100.9, 101.0, 101.0, 101.1, 101.1))
+
+    def publish(task: Any, said: Streamed, key: bytes) -> int:
+        told.append(said)
+        return next(receivers)
+
+    monkeypatch.setattr(text_stream, "publish_streamed", publish)
+    monkeypatch.setattr(text_stream, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    task: Any = SimpleNamespace(id=uuid4(), claim=1, stream_key=b"secret")
+    stream = TextStream(task, 1)
+    for delta in ("a", "b", "c", "d"):
+        stream.text(delta)
+    assert [said.data["text"] for said in told] == ["a", "bc", "d"]
+
+
 def test_streamed_message_is_bound_to_task_and_execution() -> None:
     task, other, key = uuid4(), uuid4(), b"secret"
     said = received(Streamed(1, "step.text", {"step": 1, "claim": 1, "text": "é\ud83d"}).seal(task, key).encode())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from pydantic import ValidationError
 
-from shared.contracts.documents import AgentDefinition, FunctionDefinition, parse_definition
+from shared.contracts.documents import AgentDefinition, FunctionDefinition, parse_definition, stored_definition
 from shared.contracts.requests import AIMessage, HumanMessage, Message
 from shared.database.tables import Agent
 from shared.errors import InvalidDefinition
@@ -140,3 +141,15 @@ def test_response_converts_to_history() -> None:
     assert HumanMessage(content="x").role == "user"
     with pytest.raises(ValidationError):
         Message.model_validate({"role": "king", "content": "x"})
+
+
+def test_reading_a_definition_does_not_copy_the_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That writes to every module, which a child of the pool would no longer share with its parent."""
+
+    class Modules(dict[str, Any]):
+        def copy(self) -> dict[str, Any]:
+            raise AssertionError("sys.modules is copied")
+
+    content = {"type": "agent", "system_prompt": "Answer.", "config": {"capabilities": ["x"]}}
+    monkeypatch.setattr(sys, "modules", Modules(sys.modules))
+    assert stored_definition("agent", "reader", content, None).config.capabilities == ["x"]

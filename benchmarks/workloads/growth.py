@@ -1,0 +1,91 @@
+"""The rate of no-op tasks while the tables grow: with a backlog, with a history, with many tenants.
+
+Each condition is measured in the same way: SQL writes the pending tasks, and the rate is that of a number of tasks in
+the middle, so that neither the filling nor the start of the workers counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from uuid import UUID
+
+import redis
+from sqlalchemy import TextClause, text
+
+from benchmarks.bench import Bench
+from benchmarks.filling import empty, fill_pending, fill_succeeded, vacuum
+from benchmarks.samples import Figures, Table, alternate
+from benchmarks.systems.minions import CAPABILITY, TOOL, MinionsTool, installation
+from benchmarks.systems.system import PATIENCE
+from shared.database.connections import get_engine
+
+SKIPPED = 200
+"""Tasks before the measured ones."""
+
+POLL_SECONDS = 0.05
+TENANTS = 200
+EMPTY = "empty tables"
+# New ids are larger than those of the history.
+IN_FLIGHT = text("SELECT count(*) FROM task_status WHERE state IN ('queued', 'running')")
+ENDED = text("SELECT count(*) FROM executions WHERE task_id > :after AND outcome = 'succeeded'")
+
+
+def run(bench: Bench) -> list[Table]:
+    """Measure all conditions."""
+    if not bench.systems(able_to=MinionsTool):
+        return []
+    measured = bench.size(2000, 300)
+    backlog, history = bench.size(100_000, 10_000), bench.size(1_000_000, 50_000)
+
+    def measure(pending: int, finished: int = 0, tenants: int = 0) -> Callable[[], float]:
+        return lambda: _rate(bench, measured, pending=pending, finished=finished, tenants=tenants)
+
+    pending = measured + SKIPPED
+    measures = {
+        EMPTY: measure(pending),
+        f"{backlog:,} pending in the same capability": measure(backlog + pending),
+        f"{TENANTS} tenants with {backlog // TENANTS:,} pending each": measure(backlog + pending, tenants=TENANTS),
+        f"{history:,} finished": measure(pending, finished=history),
+    }
+    return [
+        Figures("growth", "rate of minions, builtin tool", "tasks/s", alternate(bench.rounds, measures), base=EMPTY)
+    ]
+
+
+def _rate(bench: Bench, tasks: int, *, pending: int, finished: int, tenants: int) -> float:
+    engine, client = get_engine(), installation(bench.environment).client
+    client.pause("capability", CAPABILITY)
+    _wait_until(lambda: not _count(IN_FLIGHT), "the tasks before have ended")
+    empty(engine)
+    with redis.Redis.from_url(bench.environment.addresses.redis_url) as broker:
+        broker.delete(CAPABILITY)  # the messages of the backlog before
+    if finished:
+        fill_succeeded(engine, finished, TOOL, CAPABILITY)
+    vacuum(engine)
+    with engine.connect() as connection:
+        last: UUID = connection.execute(text("SELECT minion_uuidv7()")).scalar_one()
+    fill_pending(engine, pending, TOOL, CAPABILITY, keys=tenants)
+    client.resume("capability", CAPABILITY)
+    first, began = _wait_for(SKIPPED, last)
+    second, ended = _wait_for(first + tasks - SKIPPED, last)
+    return (second - first) / (ended - began)
+
+
+def _wait_for(tasks: int, after: UUID) -> tuple[int, float]:
+    """Return how many tasks have ended, at least this many, and when."""
+    _wait_until(lambda: _count(ENDED, after=after) >= tasks, f"{tasks} tasks have ended")
+    return _count(ENDED, after=after), time.perf_counter()
+
+
+def _wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {PATIENCE:g} s: {what}")
+        time.sleep(POLL_SECONDS)
+
+
+def _count(query: TextClause, **values: object) -> int:
+    with get_engine().connect() as connection:
+        return int(connection.execute(query, values).scalar_one())

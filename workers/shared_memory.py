@@ -1,0 +1,30 @@
+"""Memory that the children of the prefork pool share with the worker's main process."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import suppress
+from functools import cache
+
+from billiard.util import get_pdeathsig
+from sqlalchemy.orm import configure_mappers
+
+from workers import llm
+
+
+@cache
+def share_memory() -> None:
+    """Prepare for the first fork. Children created later, after a crash for example, share this memory too."""
+    _load()
+    # The collector writes to every object that it examines, which copies the page for each child. It does not examine
+    # frozen objects.
+    gc.collect()
+    gc.freeze()
+
+
+def _load() -> None:
+    """Load everything that each child would otherwise load for itself."""
+    configure_mappers()
+    with suppress(OSError):  # Not on Linux.
+        get_pdeathsig()  # Each child begins with `set_pdeathsig`, for which billiard loads a parser of C.
+    llm.load()
