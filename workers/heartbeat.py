@@ -185,8 +185,10 @@ class Heartbeat:
         requests = tuple(celery_state.active_requests)
         active = [str(request.kwargs.get("task_id")) for request in requests]
         active += _still_active.difference(active)
-        # The tasks in the lane hold no slot.
+        # The tasks in the lane hold no slot, but the tool calls that they make do.
         busy = len(active) - sum(getattr(request, "lane", None) is not None for request in requests)
+        if lane := getattr(self.worker, "lane", None):
+            busy += lane.busy_slots()
         slots = self._slots()
         values = {"id": WORKER_ID, "busy": busy, "slots": slots, "active": active, "idle": busy < slots}
         with self.engine.begin() as connection:

@@ -68,7 +68,7 @@ def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True
         settings.require_database_url(),
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_timeout=30,
+        pool_timeout=_shares.seconds,
         pool_pre_ping=pre_ping,
         # Few connections do the work, and keep their prepared statements and plans.
         pool_use_lifo=True,
@@ -115,18 +115,24 @@ def be_patient(connection: Connection) -> None:
 
 @dataclass
 class _Shares:
-    """Connections kept open by the two engines of this process; each may open the same number again for a while."""
+    """Connections kept open by the two engines of this process; each may open the same number again for a while.
+
+    Attributes:
+        seconds: to wait for a free connection; None: as long as it takes.
+    """
 
     general: int = 5
     statements: int = 1
+    seconds: float | None = 30
+    by_many: bool = False
 
 
 _shares = _Shares()
 
 
 def share_connections() -> None:
-    """Let the many tasks of this process share ten connections; they wait for a free one."""
-    _shares.general, _shares.statements = 1, 4
+    """Let the many tasks of this process share ten connections. They wait for a free one until a time limit strikes."""
+    _shares.general, _shares.statements, _shares.seconds, _shares.by_many = 1, 4, None, True
 
 
 @lru_cache(maxsize=1)
@@ -147,7 +153,9 @@ def forget_engine() -> None:
 
 
 def close_engine() -> None:
-    """Close the process's connections; the next use opens new ones."""
+    """Close the process's connections, unless other tasks use them too; the next use opens new ones."""
+    if _shares.by_many:
+        return  # `statement` and the pool have dropped the one in which a limit struck.
     _drop(close=True)
 
 
@@ -167,9 +175,17 @@ def transaction() -> Iterator[Connection]:
 
 @contextmanager
 def statement() -> Iterator[Connection]:
-    """Yield a connection in autocommit mode: one round trip a statement instead of three."""
+    """Yield a connection in autocommit mode: one round trip a statement instead of three.
+
+    A time limit that strikes in the middle of a statement leaves a connection that nobody can use again.
+    """
     with _statement_engine().connect() as connection:
-        yield connection
+        try:
+            yield connection
+        except Exception as error:
+            if behind_time_limit(error):
+                connection.invalidate()
+            raise
 
 
 def expected_error(error: BaseException | None) -> errors.MinionError | None:

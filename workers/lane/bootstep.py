@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from celery import bootsteps
@@ -20,8 +21,8 @@ class LaneStep(bootsteps.StartStopStep):
         worker.lane = None
 
     def include_if(self, worker: Any) -> bool:
-        """Other pools run all tasks themselves: they have no event loop."""
-        return bool(worker.use_eventloop)
+        """Other pools run all tasks themselves: their calls could not be killed."""
+        return "prefork" in str(worker.pool_cls)
 
     def create(self, worker: Any) -> None:
         """Put the lane in front of the pool."""
@@ -38,9 +39,11 @@ class LaneStep(bootsteps.StartStopStep):
         worker.lane.drain()
 
     def stop(self, worker: Any) -> None:
-        """Wait for the slots, whose results the lane needs, and then for the lane."""
+        """Wait for the lane and for the slots, whose results it needs. No event loop serves both any more."""
+        lane = threading.Thread(target=worker.lane.finish, name="lane-ends")
+        lane.start()
         worker.pool.stop()
-        worker.lane.finish()
+        lane.join()
 
     def terminate(self, worker: Any) -> None:
         """Kill the lane."""

@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 LEFT_OUT = frozenset({"input", "messages", "steps", "stream_key"})
 """Fields of a task that no call needs."""
+INTERRUPTED = json.dumps({"interrupted_softly": True})
+"""Reply to a call that a soft time limit or a cancellation ended."""
 HANDED_BACK = json.dumps({"handed_back": True})
 """Reply to a call that was not begun because the worker stops."""
 
@@ -38,17 +40,18 @@ class SlotLost(BaseException):
     """The slot died during the call, and the task ends as if its own process had died.
 
     Attributes:
+        charged: the call may have been the cause.
         at_limit: the slot was killed at the task's hard time limit.
     """
 
-    def __init__(self, why: str, *, at_limit: bool) -> None:
+    def __init__(self, why: str, *, charged: bool, at_limit: bool) -> None:
         super().__init__(why)
-        self.why, self.at_limit = why, at_limit
+        self.why, self.charged, self.at_limit = why, charged, at_limit
 
 
-def lost(why: str, *, at_limit: bool = False) -> str:
+def lost(why: str, *, charged: bool = True, at_limit: bool = False) -> str:
     """Return the main process's reply for a slot that died."""
-    return json.dumps({"lost": why, "at_limit": at_limit})
+    return json.dumps({"lost": why, "charged": charged, "at_limit": at_limit})
 
 
 def request(tool: PlacedTool, arguments: JsonValue, task: ClaimedTask, step: int) -> str:
@@ -63,7 +66,7 @@ def make(text: str) -> str:
         return _make(json.loads(text))
     except SoftTimeLimitExceeded:
         close_engine()
-        return json.dumps({"interrupted_softly": True})
+        return INTERRUPTED
 
 
 def _make(asked: dict[str, Any]) -> str:
@@ -121,8 +124,8 @@ def result(reply: str) -> StepResult:
             raise Interrupted(record and _error(record))
         case {"handed_back": True}:
             raise Postponed(0.0, "handed_back")
-        case {"lost": why, "at_limit": at_limit}:
-            raise SlotLost(why, at_limit=at_limit)
+        case {"lost": why, "charged": charged, "at_limit": at_limit}:
+            raise SlotLost(why, charged=charged, at_limit=at_limit)
     raise SoftTimeLimitExceeded
 
 

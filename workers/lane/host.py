@@ -1,10 +1,11 @@
 """The main process's side of the lane: hands over messages and calls, and reports what ended.
 
-Everything runs in the worker's event loop, but `interrupt`, `kill` and `check`, which other threads may call.
+Everything runs in the worker's event loop, but what other threads may call says so.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import queue
 import select
@@ -15,12 +16,13 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from billiard.exceptions import TimeLimitExceeded
+from billiard.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded
 
 from shared.settings import get_settings
 from workers.heartbeat import WORKER_ID
@@ -33,6 +35,10 @@ log = structlog.get_logger(__name__)
 MOST_TASKS = 250
 """Tasks that a lane runs at the same time. More messages wait in the worker, and fill its window in the broker."""
 START_SECONDS = 60.0
+PAUSE_SECONDS = 5.0
+"""Until the next lane starts, after one that was never ready."""
+UNEXPLAINED_DEATHS = 2
+"""Deaths of the lane in a row, without the end of a task between them, that charge nobody but who was running."""
 PART = 1 << 20
 
 
@@ -41,8 +47,10 @@ class Call:
     """A tool call of a task, before and in its slot.
 
     Attributes:
+        until: the task's hard time limit, by the monotonic clock.
         job: billiard's handle once it is in a slot.
-        stopped: it was asked to stop.
+        accepted: the slot has begun it.
+        wanted: the signal that ends it.
     """
 
     number: int
@@ -50,7 +58,16 @@ class Call:
     request: str
     until: float
     job: Any = None
-    stopped: bool = False
+    accepted: bool = False
+    wanted: int | None = None
+
+    def end(self, number: int) -> None:
+        """Send a signal to the slot as soon as it works on the call."""
+        self.wanted = number
+        if self.accepted and not self.job.ready():
+            for pid in self.job.worker_pids():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
 
 
 class Child:
@@ -60,7 +77,8 @@ class Child:
         self.link, theirs = socket.socketpair()
         self.pulse = Pulse.create()
         self.born = time.monotonic()
-        self.lines = Lines()
+        self.ready = self.closed = False
+        self._lines = Lines()
         given = (theirs.fileno(), self.pulse.file)
         with theirs:
             command = [sys.executable, "-m", "workers.lane", *map(str, given), str(WORKER_ID)]
@@ -77,16 +95,22 @@ class Child:
             while data := self._unsent.get():
                 self.link.sendall(data)
 
-    def receive(self) -> list[list[Any]] | None:
-        """Return the messages that have arrived; None at the end."""
-        messages: list[list[Any]] = []
-        with suppress(BlockingIOError):
-            while True:
-                part = self.link.recv(PART, socket.MSG_DONTWAIT)
-                if not part:
-                    return messages or None
-                messages += self.lines.feed(part)
-        return messages
+    def receive(self) -> Iterator[list[Any]]:
+        """Yield the messages that have arrived. `closed` says whether these were the last."""
+        try:
+            while part := self.link.recv(PART, socket.MSG_DONTWAIT):
+                yield from self._lines.feed(part)
+            self.closed = True
+        except BlockingIOError:
+            pass
+        except (OSError, ValueError):  # It died with messages unread, or in the middle of one.
+            self.closed = True
+
+    def wait(self, seconds: float) -> None:
+        """Wait until there is something to receive, or a time is over."""
+        poll = select.poll()
+        poll.register(self.link, select.POLLIN)
+        poll.poll(seconds * 1000)
 
     def is_stuck(self) -> bool:
         """Return whether its event loop has not run for the length of a lease."""
@@ -119,24 +143,16 @@ class Lane:
         self.requests: dict[int, Any] = {}
         self.unstarted: deque[Any] = deque()
         self.calls: dict[int, Call] = {}
+        self.unplaced: deque[Call] = deque()
         self.draining = False
-        self._keys = 0
+        self._in_line = False
+        self._keys = itertools.count(1)
+        self._deaths = 0
+        self._not_before = 0.0
 
-    def run(self, request: Any) -> None:
-        """Run a message's task; if the lane is full, when another has ended."""
-        if self.draining:
-            return  # Its message returns to the queue when the worker stops.
-        if len(self.requests) >= MOST_TASKS:
-            self.unstarted.append(request)
-            return
-        self._keys += 1
-        child = self.child = self.child or self._begin()
-        self.requests[self._keys] = request
-        request.lane, request.key = self, self._keys
-        request.on_accepted(child.process.pid, time.monotonic())
-        # If it is lost from here on, the claim or the next publication brings it back.
-        request.acknowledge()
-        child.send("run", self._keys, request.kwargs, request.time_limits)
+    def busy_slots(self) -> int:
+        """Return how many slots make calls. From any thread."""
+        return sum(call.job is not None for call in tuple(self.calls.values()))
 
     def signal(self, key: int, number: int) -> None:
         """Interrupt a task, or kill it: what `os.kill` is to a process. From any thread."""
@@ -145,135 +161,181 @@ class Lane:
 
     def check(self) -> None:
         """Kill a lane whose event loop is stuck. From any thread."""
-        if (child := self.child) and child.process.poll() is None and child.is_stuck():
-            log.error("lane_stuck", why="its event loop has not run for the length of a lease")
-            with suppress(ProcessLookupError):
+        child = self.child
+        with suppress(ValueError):  # Its memory is closed: it has just ended.
+            if child and child.process.returncode is None and child.is_stuck():
+                log.error("lane_stuck", why="its event loop has not run for the length of a lease")
                 child.process.kill()
 
-    # --------------------------------------------------------------------------------------------- the event loop
+    # ----------------------------------------------------------------------- tasks; from here on, in the event loop
+
+    def run(self, request: Any) -> None:
+        """Run a message's task; if the lane is full, when another has ended."""
+        self.unstarted.append(request)
+        self._run_next()
+
+    def _run_next(self) -> None:
+        # A message that is left here while the worker stops goes back to its queue.
+        while self.unstarted and not self.draining and len(self.requests) < MOST_TASKS:
+            if self.child is None and not self._begin():
+                return
+            self._start(self.unstarted.popleft())
+
+    def _start(self, request: Any) -> None:
+        key, child = next(self._keys), self.child
+        assert child is not None
+        self.requests[key] = request
+        request.lane, request.key = self, key
+        request.on_accepted(child.process.pid, time.monotonic())
+        # If it is lost from here on, the claim or the next publication brings it back.
+        request.acknowledge()
+        child.send("run", key, request.kwargs, request.time_limits)
+
+    def _begin(self) -> bool:
+        """Start the lane's process. Return False if it must wait: the last one died before it was ready."""
+        wait = self._not_before - time.monotonic()
+        if wait > 0:
+            self.worker.hub.call_later(wait, self._run_next)
+            return False
+        self.child = Child()
+        self.worker.hub.add_reader(self.child.link.fileno(), self.read)
+        return True
 
     def register(self, hub: Any) -> None:
-        """Read from the lane in this event loop, also after it was reset."""
+        """Join an event loop that starts, at first or after the broker was away. Celery has then dropped the messages
+        that wait, who waits for a slot, and the jobs that no slot had accepted.
+        """
+        self.unstarted.clear()
+        self._in_line = False
         if self.child:
             hub.add_reader(self.child.link.fileno(), self.read)
-        # A reset event loop has dropped who waits for a slot.
-        for call in self.calls.values():
-            if call.job is None:
-                self._queue(call)
-
-    def _begin(self) -> Child:
-        child = Child()
-        self.worker.hub.add_reader(child.link.fileno(), self.read)
-        return child
+        for call in [*self.calls.values()]:
+            if call.job is not None and not call.accepted:
+                self._answer(call, calls.lost("The broker was away, and no slot had begun the call.", charged=False))
+        self._place_next()
 
     def read(self) -> None:
         """Handle what has arrived from the lane."""
-        child = self.child
-        if child is None:
+        if (child := self.child) is None:
             return
-        messages = child.receive()
-        if messages is None:
+        for what, *arguments in child.receive():
+            try:
+                getattr(self, f"_on_{what}")(*arguments)
+            except Exception:
+                log.exception("lane_message_failed", message=what)
+        if child.closed:
             self._lost(child)
-            return
-        for what, *arguments in messages:
-            getattr(self, f"_on_{what}")(*arguments)
 
     def _on_ready(self) -> None:
-        log.info("lane_ready", pid=self.child and self.child.process.pid)
+        if self.child:
+            self.child.ready = True
+            log.info("lane_ready", pid=self.child.process.pid)
 
     def _on_ended(self, key: int, report: str) -> None:
-        request = self.requests.pop(key)
-        request.on_success((False, f"'{report}'", time.time() - request.time_start))
-        self._next()
+        self._deaths = 0
+        if request := self.requests.pop(key, None):
+            request.on_success((False, f"'{report}'", time.time() - request.time_start))
+        self._run_next()
 
-    def _on_killed(self, key: int, why: str, at_limit: bool) -> None:
-        self._give_up(key, why, at_limit=at_limit)
-        self._next()
-
-    def _next(self) -> None:
-        if self.unstarted and not self.draining:
-            self.run(self.unstarted.popleft())
-
-    def _give_up(self, key: int, why: str, *, charged: bool = True, at_limit: bool = False) -> None:
-        self.requests.pop(key).on_lost(why, charged=charged, at_limit=at_limit)
+    def _on_killed(self, key: int, why: str, charged: bool, at_limit: bool) -> None:
+        if request := self.requests.pop(key, None):
+            request.on_lost(why, charged=charged, at_limit=at_limit)
+        self._run_next()
 
     def _lost(self, child: Child) -> None:
-        """Report the tasks of a lane that died. Only the one that was running may have been the cause."""
-        self.worker.hub.remove(child.link.fileno())
+        """Report the tasks of a lane that died. Only the one that was running may have been the cause, but a lane that
+        dies again and again has one that was not seen.
+        """
+        with suppress(Exception):  # The event loop may have ended.
+            self.worker.hub.remove(child.link.fileno())
         self.child = None
         running = child.close()
-        log.error("lane_lost", tasks=len(self.requests), status=child.process.returncode)
-        why = f"The process that ran the task died: the lane ended with status {child.process.returncode}."
+        status = child.process.returncode
+        log.error("lane_lost", tasks=len(self.requests), status=status)
+        self._deaths += 1
+        self._not_before = 0.0 if child.ready else time.monotonic() + PAUSE_SECONDS
         for call in [*self.calls.values()]:
-            self._on_stop(call.number)
-        for key in [*self.requests]:
-            self._give_up(key, why, charged=key == running)
-        while self.unstarted and len(self.requests) < MOST_TASKS and not self.draining:
-            self.run(self.unstarted.popleft())
+            call.end(signal.SIGKILL)
+        self.calls.clear()
+        self.unplaced.clear()
+        why = f"The process that ran the task died: the worker's lane ended with status {status}."
+        for key, request in self.requests.items():
+            request.on_lost(why, charged=key == running or self._deaths > UNEXPLAINED_DEATHS, at_limit=False)
+        self.requests.clear()
+        self._run_next()
 
     # ---------------------------------------------------------------------------------------------- calls in slots
 
     def _on_call(self, number: int, key: int, request: str) -> None:
-        hard, _ = self.requests[key].time_limits
-        until = self.requests[key].time_start + hard - time.time()
-        call = self.calls[number] = Call(number, key, request, time.monotonic() + until)
-        if self.draining:
-            self._answer(call, calls.HANDED_BACK)
-        else:
-            self._queue(call)
+        owner = self.requests.get(key)
+        if owner is None or self.draining:
+            self._reply(number, calls.HANDED_BACK)
+            return
+        hard, _ = owner.time_limits
+        until = time.monotonic() + owner.time_start + hard - time.time()
+        call = self.calls[number] = Call(number, key, request, until)
+        self.unplaced.append(call)
+        self._place_next()
 
-    def _queue(self, call: Call) -> None:
-        self.worker._quick_acquire(self._place, call)
+    def _place_next(self) -> None:
+        """Wait for a free slot, once for all calls: Celery's semaphore keeps who waits in a line of its own."""
+        if self.unplaced and not self._in_line:
+            self._in_line = True
+            self.worker._quick_acquire(self._place)
 
-    def _place(self, call: Call) -> None:
-        """Make a call in the slot that is free now."""
-        if call.number not in self.calls:
+    def _place(self) -> None:
+        """Make the next call in the slot that is free now."""
+        self._in_line = False
+        while self.unplaced and self.unplaced[0].number not in self.calls:
+            self.unplaced.popleft()
+        if not self.unplaced:
             self.worker._quick_release()
             return
+        call = self.unplaced.popleft()
         call.job = self.worker.pool.apply_async(
             calls.make,
             (call.request,),
             callback=lambda reply: self._answer(call, reply),
             error_callback=lambda failure: self._failed(call, failure),
-            accept_callback=lambda pid, _: self._accepted(call),
+            accept_callback=lambda *_: self._accepted(call),
             timeout=max(1.0, call.until - time.monotonic()),
         )
+        self._place_next()
 
     def _accepted(self, call: Call) -> None:
-        if call.stopped:
-            self._interrupt(call, signal.SIGUSR1)
+        call.accepted = True
+        if call.wanted is not None:
+            call.end(call.wanted)
 
     def _failed(self, call: Call, failure: Any) -> None:
+        """Answer a call whose slot died, or was interrupted before it had begun."""
         exception = getattr(failure.exception, "exc", failure.exception)
-        overran = isinstance(exception, TimeLimitExceeded)
-        why = (
-            "The task ran longer than its hard time_limit and the slot of its tool call was killed."
-            if overran
-            else f"The process that ran the tool call died: {exception}"
-        )
-        self._answer(call, calls.lost(why, at_limit=overran))
+        if isinstance(exception, SoftTimeLimitExceeded):
+            self._answer(call, calls.INTERRUPTED)
+        elif isinstance(exception, TimeLimitExceeded):
+            why = "The task ran longer than its hard time_limit, and the slot of its tool call was killed."
+            self._answer(call, calls.lost(why, at_limit=True))
+        else:
+            stopped = isinstance(exception, Terminated) or self.draining
+            self._answer(call, calls.lost(f"The process of the tool call died: {exception}", charged=not stopped))
 
     def _answer(self, call: Call, reply: str) -> None:
-        self.calls.pop(call.number, None)
+        if self.calls.pop(call.number, None):
+            self._reply(call.number, reply)
+
+    def _reply(self, number: int, reply: str) -> None:
         if self.child:
-            self.child.send("answer", call.number, reply)
+            self.child.send("answer", number, reply)
 
     def _on_stop(self, number: int) -> None:
-        """Stop a call: its task is interrupted or has ended."""
+        """Stop a call: its task is interrupted. The second time, the task has been killed."""
         call = self.calls.get(number)
         if call is None:
             return
         if call.job is None:
             self._answer(call, calls.HANDED_BACK)
         else:
-            # The second time, its task has been killed.
-            self._interrupt(call, signal.SIGKILL if call.stopped else signal.SIGUSR1)
-            call.stopped = True
-
-    def _interrupt(self, call: Call, number: int) -> None:
-        for pid in [] if call.job.ready() else call.job.worker_pids():
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+            call.end(signal.SIGUSR1 if call.wanted is None else signal.SIGKILL)
 
     # ---------------------------------------------------------------------------------------------------- the end
 
@@ -287,15 +349,15 @@ class Lane:
             self.child.send("drain")
 
     def finish(self) -> None:
-        """Wait until the last task has ended, without the event loop. No slot is busy any more."""
-        while self.child and self.requests:
-            select.select([self.child.link], [], [], 1.0)
+        """Wait until the last task has ended. The event loop has ended."""
+        while (child := self.child) and self.requests:
+            child.wait(1.0)
             self.read()
             self.check()
         self.terminate()
 
     def terminate(self) -> None:
         """Kill the lane; the heartbeat hands its tasks back."""
-        if self.child:
-            child, self.child = self.child, None
+        if child := self.child:
+            self.child = None
             child.close()

@@ -24,20 +24,22 @@ import greenlet
 import structlog
 from celery.exceptions import SoftTimeLimitExceeded
 from gevent.event import AsyncResult
-from gevent.lock import Semaphore
+from gevent.queue import Queue
+from sqlalchemy.orm import configure_mappers
 
 from shared.contracts.strict_json import JsonValue
 from shared.database.connections import share_connections
 from shared.notifications import share_redis_connections
 from shared.settings import get_settings
 from shared.telemetry import configure
-from workers import journal
+from workers import journal, llm, minion
 from workers.execution import execute
 from workers.journal import StepResult
 from workers.lane import calls
 from workers.lane.pulse import Pulse
 from workers.lane.wire import Lines, line
 from workers.meter import Meter
+from workers.outcomes import ClaimLost
 from workers.task import ClaimedTask
 from workers.tools.place import PlacedTool, move_calls
 
@@ -62,6 +64,10 @@ def main() -> None:
     configure(get_settings(), component="worker")
     share_connections()
     share_redis_connections()
+    # Not in the first task: it would keep all others waiting, and a soft limit in the middle leaves mappers unusable.
+    configure_mappers()
+    llm.load()
+    minion.warm_up()
     LaneProcess(socket.socket(fileno=descriptor), Pulse(pulse), worker_id).run()
 
 
@@ -131,16 +137,19 @@ class LaneProcess:
         self.link = link
         self.pulse = pulse
         self.worker_id = worker_id
-        self.tasks: dict[int, gevent.Greenlet[..., None]] = {}
-        self.waiting: dict[int, tuple[int, AsyncResult[str]]] = {}
+        self.tasks: dict[int, gevent.Greenlet[..., str]] = {}
+        self.calls: dict[int, tuple[int, AsyncResult[str]]] = {}
         self.clock = Clock(pulse)
         self._numbers = itertools.count(1)
-        self._sending = Semaphore()
+        self._unsent: Queue[bytes] = Queue()
 
     def run(self) -> None:
         """Obey the main process until it closes the socket."""
         move_calls(self._in_slot)
+        # They end tasks, and are no errors of the lane.
+        gevent.get_hub().NOT_ERROR += (Killed, calls.SlotLost, SoftTimeLimitExceeded)
         gevent.spawn(self._tick)
+        gevent.spawn(self._write)
         self._send("ready")
         lines = Lines()
         while part := self.link.recv(PART):
@@ -154,67 +163,74 @@ class LaneProcess:
             gevent.sleep(TICK_SECONDS)
 
     def _send(self, *words: Any) -> None:
-        with self._sending:
-            self.link.sendall(line(*words))
+        """Send a message soon. The caller does not wait, so no time limit can cut the message in two."""
+        self._unsent.put(line(*words))
+
+    def _write(self) -> None:
+        while True:
+            self.link.sendall(self._unsent.get())
 
     # ------------------------------------------------------------------------------- what the main process asks for
 
     def _run(self, key: int, message: dict[str, Any], limits: Sequence[float]) -> None:
-        self.tasks[key] = gevent.spawn(self._work, key, message, limits)
+        hard, soft = limits
+        overran = Killed(f"The task ran longer than its hard time_limit of {hard:g} s and was killed.", at_limit=True)
+        timers = [gevent.spawn_later(soft, self._interrupt, key), gevent.spawn_later(hard, self._end, key, overran)]
+        task = self.tasks[key] = gevent.spawn(self._work, key, message, limits)
+        # Whatever ends it, and whenever, even before it begins.
+        task.link(lambda ended: self._ended(key, ended, timers))
 
     def _interrupt(self, key: int) -> None:
-        if key in self.tasks:
-            self.tasks[key].kill(SoftTimeLimitExceeded, block=False)
+        self._end(key, SoftTimeLimitExceeded())
 
     def _kill(self, key: int) -> None:
         self._end(key, Killed("The task did not stop when it was asked to, and was killed."))
-
-    def _end(self, key: int, reason: Killed) -> None:
-        if key in self.tasks:
-            self.tasks[key].kill(reason, block=False)
 
     def _drain(self) -> None:
         journal.draining.set()
 
     def _answer(self, number: int, reply: str) -> None:
-        if waiting := self.waiting.pop(number, None):
-            waiting[1].set(reply)
+        if call := self.calls.pop(number, None):
+            call[1].set(reply)
 
     # --------------------------------------------------------------------------------------------------- one task
 
-    def _work(self, key: int, message: dict[str, Any], limits: Sequence[float]) -> None:
-        """Handle a message under its time limits, as Celery's pool does."""
+    def _work(self, key: int, message: dict[str, Any], limits: Sequence[float]) -> str:
         _task.set(key)
-        hard, soft = limits
-        softly = gevent.spawn_later(soft, self._interrupt, key)
-        overran = f"The task ran longer than its hard time_limit of {hard:g} s and was killed."
-        forcibly = gevent.spawn_later(hard, self._end, key, Killed(overran, at_limit=True))
-        try:
-            report = execute(**message, worker_id=self.worker_id, limits=limits, measure=lambda: LaneMeter(self.clock))
-            self._send("ended", key, report)
-        except (Killed, calls.SlotLost) as killed:
-            self._send("killed", key, killed.why, killed.at_limit)
-        except BaseException as error:
-            log.exception("failed_unexpectedly")
-            self._send("killed", key, f"The minion failed outside the task: {error!r}"[:500], False)
-        finally:
-            softly.kill(block=False)
-            forcibly.kill(block=False)
-            self._stop_calls(key)
-            del self.tasks[key]
-            self.clock.forget(key)
+        return execute(**message, worker_id=self.worker_id, limits=limits, measure=lambda: LaneMeter(self.clock))
 
-    def _stop_calls(self, key: int) -> None:
-        """Stop the calls that a task has left behind."""
-        for number, (owner, _) in [*self.waiting.items()]:
-            if owner == key:
+    def _end(self, key: int, reason: BaseException) -> None:
+        """Raise an exception in a task where it waits."""
+        if key in self.tasks:
+            self.tasks[key].kill(reason, block=False)
+
+    def _ended(self, key: int, task: gevent.Greenlet[..., str], timers: list[Any]) -> None:
+        """Report a task's end to the main process, once."""
+        del self.tasks[key]
+        self.clock.forget(key)
+        for timer in timers:
+            timer.kill(block=False)
+        for number, (owner, _) in [*self.calls.items()]:
+            if owner == key:  # It left this call behind.
                 self._send("stop", number)
+        match task.exception:
+            case None:
+                self._send("ended", key, task.value)
+            case Killed() as killed:
+                self._send("killed", key, killed.why, True, killed.at_limit)
+            case calls.SlotLost() as lost:
+                self._send("killed", key, lost.why, lost.charged, lost.at_limit)
+            case error:
+                at_limit = isinstance(error, SoftTimeLimitExceeded)
+                self._send("killed", key, f"The minion failed outside the task: {error!r}"[:500], True, at_limit)
 
     def _in_slot(self, tool: PlacedTool, arguments: JsonValue, task: ClaimedTask, step: int) -> StepResult:
         """Make a call in a slot of the pool. See `workers.lane.calls.result`."""
         number, key = next(self._numbers), _task.get()
+        if key not in self.tasks:
+            raise ClaimLost  # Its task has ended without it.
         reply: AsyncResult[str] = AsyncResult()
-        self.waiting[number] = key, reply
+        self.calls[number] = key, reply
         self._send("call", number, key, calls.request(tool, arguments, task, step))
         try:
             return calls.result(str(reply.get()))

@@ -1,7 +1,7 @@
 """Messages between the main process and the lane: lines of JSON on a socket pair.
 
 To the lane:     run KEY MESSAGE LIMITS, interrupt KEY, kill KEY, drain, answer CALL REPLY
-From the lane:   ready, ended KEY REPORT, killed KEY, call CALL KEY REQUEST SECONDS, stop CALL
+From the lane:   ready, ended KEY REPORT, killed KEY WHY CHARGED AT-LIMIT, call CALL KEY REQUEST, stop CALL
 """
 
 from __future__ import annotations

@@ -75,10 +75,12 @@ def one_slot_process(server: Gated, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def one_slot(one_slot_process: Process, database: Engine) -> Process:
+def one_slot(one_slot_process: Process, database: Engine) -> Iterator[Process]:
     """A worker with one slot."""
+    written = len(one_slot_process.output())
     wait_online(database, one_slot_process)
-    return one_slot_process
+    yield one_slot_process
+    print(f"--- {one_slot_process.log.name}\n{one_slot_process.output()[written:][-6000:]}")
 
 
 @pytest.fixture
