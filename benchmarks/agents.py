@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--agents", type=int, default=200)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.3)
-    parser.add_argument("--worker", default="-m orchestrator.cli worker bench -c 16", help="arguments of Python")
+    parser.add_argument("--worker", default="-m orchestrator.cli worker bench -c 2", help="arguments of Python")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with running(options.worker.split(), options.seconds, options.turns) as folder:

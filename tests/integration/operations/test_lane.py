@@ -51,6 +51,8 @@ def server() -> Iterator[Gated]:
     """The Messages API of all workers. Agents whose input says `tool` call the tool `act` once, then they are done."""
     deeds = [("spin", {}), ("hang", {}), ("die", {}), ("sleep", {"seconds": 60}), ("answer", {})]
     calls = [{**tool_use(("act", {"do": deed, **more})), "if": f"tool {deed}"} for deed, more in deeds]
+    large = {"do": "sleep", "seconds": 60, "text": "x" * 500_000}
+    calls.append({**tool_use(("act", large)), "if": "tool large"})
     script = [{**says("done"), "if": "tool_result"}, *calls, says("done")]
     with pytest.MonkeyPatch.context() as patch, use_messages_api(Gated(*script), patch) as running:
         assert isinstance(running, Gated)
@@ -161,7 +163,7 @@ def test_a_soft_limit_ends_a_model_call_and_a_tool_call(api: Gated, one_slot: Pr
     assert (ended["state"], ended["error"]["type"]) == ("failed", "time_limit_exceeded")
 
 
-@pytest.mark.parametrize("work", ["gate", "tool sleep", "tool hang"])
+@pytest.mark.parametrize("work", ["gate", "tool sleep", "tool hang", "tool large"])
 def test_a_cancelled_task_ends_within_the_grace_period(api: Gated, one_slot: Process, tasks: Tasks, work: str) -> None:
     task = tasks.submit("Thinker", work)
     messages = 1 if work == "gate" else 2
@@ -219,6 +221,16 @@ def test_the_lane_ends_with_its_worker(api: Gated, own_worker: Process, tasks: T
     lane = lane_of_first_task(own_worker, tasks, "Elsewhere")
     os.kill(own_worker.pid, signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{lane}").exists() or "\nState:\tZ" in status(lane), "the lane has ended")
+
+
+def test_other_pools_run_agents_themselves(
+    api: Gated, tool_package: Path, tmp_path: Path, tasks: Tasks, database: Engine
+) -> None:
+    process = start_worker(tmp_path, "other", options=("--pool", "solo"))
+    with killed_on_exit(process):
+        wait_online(database, process)
+        assert [tasks.run("Elsewhere", "tool answer")["state"] for _ in range(3)] == ["succeeded"] * 3
+        assert "lane_ready" not in process.output()
 
 
 def lane_of_first_task(worker: Process, tasks: Tasks, agent: str = "Thinker") -> int:
