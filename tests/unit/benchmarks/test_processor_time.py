@@ -30,4 +30,4 @@ def test_ended_process_has_no_command_line() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
     assert command_line(child.pid) == ""
-    assert "pytest" in command_line(os.getpid())
+    assert "python" in command_line(os.getpid())
