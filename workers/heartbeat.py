@@ -11,6 +11,7 @@ import os
 import queue
 import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -96,6 +97,7 @@ class Heartbeat:
         self.engine: Engine = make_engine(settings, pool_size=1)
         self.interrupter = Interrupter(settings.cancel_grace_seconds) if "prefork" in str(worker.pool_cls) else None
         self._registered = False
+        self._latest_slots = 1
         self.monitors = Monitors(worker)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -208,7 +210,9 @@ class Heartbeat:
     def _slots(self) -> int:
         # Not `worker.concurrency`: with `--autoscale` that stays the size at the start. A pool that has shrunk to
         # nothing (`--autoscale=N,0`) grows when a message comes, so it has a free slot.
-        return max(1, int(self.worker.pool.num_processes))
+        with suppress(AttributeError):  # It has stopped; the lane has not.
+            self._latest_slots = max(1, int(self.worker.pool.num_processes))
+        return self._latest_slots
 
     def _report(self) -> None:
         """Release the tasks of children that died. A report that cannot be written is retried at the next heartbeat."""

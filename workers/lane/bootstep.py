@@ -43,6 +43,7 @@ class LaneStep(bootsteps.StartStopStep):
         lane = threading.Thread(target=worker.lane.finish, name="lane-ends")
         lane.start()
         worker.pool.stop()
+        worker.lane.abandon_calls()
         lane.join()
 
     def terminate(self, worker: Any) -> None:

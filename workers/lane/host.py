@@ -348,6 +348,11 @@ class Lane:
         if self.child:
             self.child.send("drain")
 
+    def abandon_calls(self) -> None:
+        """Answer the calls that no slot will make any more: the pool has ended, and dropped those it had not begun."""
+        for call in [*self.calls.values()]:
+            self._answer(call, calls.lost("The worker stopped before the tool call ended.", charged=False))
+
     def finish(self) -> None:
         """Wait until the last task has ended. The event loop has ended."""
         while (child := self.child) and self.requests:
