@@ -87,7 +87,7 @@ def publish(app: Celery, tasks: Iterable[Dispatched]) -> None:
                 exchange="",
                 routing_key=task.queue,
                 serializer="json",
-                headers={**message.headers, "has_model": task.has_model},
+                headers=message.headers,
                 **message.properties,
             )
 
@@ -98,7 +98,7 @@ def message_id(task_id: UUID, claim: int) -> str:
 
 
 def _message(app: Celery, task: Dispatched) -> Any:
-    return app.amqp.as_task_v2(
+    message = app.amqp.as_task_v2(
         message_id(task.task_id, task.claim),
         RUN_TASK,
         kwargs={"v": MESSAGE_VERSION, "task_id": str(task.task_id), "claim": task.claim},
@@ -110,3 +110,5 @@ def _message(app: Celery, task: Dispatched) -> Any:
         kwargsrepr=f"task_id={task.task_id} claim={task.claim}",
         ignore_result=True,
     )
+    message.headers["has_model"] = task.has_model
+    return message
