@@ -75,12 +75,12 @@ dist: install  ## Build client and server into dist/, as wheels and source archi
 	@$(RUN) build --no-isolation --outdir dist .
 
 lock: install  ## Renew the lock files (needs uv: pip install uv)
-	@for target in "requirements.lock" "requirements-dev.lock --extra dev"; do \
+	@for target in "pyproject.toml --output-file requirements.lock" \
+	    "pyproject.toml --extra dev --output-file requirements-dev.lock" \
+	    "--group bench --constraint requirements-dev.lock --output-file requirements-bench.lock"; do \
 	    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	        --no-annotate --no-emit-package minions-client --upgrade pyproject.toml --output-file $$target; \
+	        --no-annotate --no-emit-package minions-client --upgrade $$target; \
 	done
-	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	    --no-annotate --upgrade --constraint requirements-dev.lock --group bench --output-file requirements-bench.lock
 
 clean:  ## Remove the installation and build output (the data folder stays)
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

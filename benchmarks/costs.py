@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from benchmarks.environment import Environment
-from benchmarks.processor_time import Processes
+from benchmarks.processes import Processes
 from benchmarks.samples import TOTAL
 from benchmarks.systems.system import System
 
@@ -43,7 +43,7 @@ class Costs:
         """Return milliseconds by role, and their total, by row."""
         rows = {}
         for name, roles in self._seconds.items():
-            row = {role: max(0.0, 1000 * seconds / self._tasks[name]) for role, seconds in roles.items()}
+            row = {role: max(0.0, round(1000 * seconds / self._tasks[name], 6)) for role, seconds in roles.items()}
             rows[name] = {**row, TOTAL: sum(row.values())}
         return rows
 

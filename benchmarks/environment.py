@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -14,17 +14,21 @@ from typing import Self
 import redis
 from sqlalchemy import create_engine, make_url, text
 
-from benchmarks.processor_time import Processes
+from benchmarks.processes import Processes
 from minions import testing
 from orchestrator.local.embedded import Addresses, EmbeddedServers, scratch_dir
 from shared.settings import get_settings
 from tests.support.processes import Process
 
+DONE = testing.text("Done.")
 REDIS_DATABASES = 16  # Valkey's default
 
 
 class Environment:
     """Servers with durable settings, and the processes that use them. Everything ends and is removed with the block.
+
+    Args:
+        replies: the script of the model (see `minions.testing.MessagesApi`); empty: there is no model.
 
     Attributes:
         folder: scratch folder of the run, with the output of every process.
@@ -34,7 +38,8 @@ class Environment:
     folder: Path
     addresses: Addresses
 
-    def __init__(self) -> None:
+    def __init__(self, replies: Sequence[testing.Reply] = (DONE,)) -> None:
+        self._replies = replies
         self._stack = ExitStack()
         self._redis_databases: dict[str, int] = {}
         self._launched = 0
@@ -46,7 +51,8 @@ class Environment:
             self.addresses = self._servers.start()
             configure(self.addresses, self.folder)
             self._stack = stack.pop_all()
-            self._serve_model()
+            if self._replies:
+                self._serve_replies()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -84,7 +90,8 @@ class Environment:
             "Redis": processes.tree(self._servers.valkey.pid),
         }
 
-    def _serve_model(self) -> None:
+    def serve_model(self, arguments: Sequence[str]) -> None:
+        """Start a server of the Messages API, which takes its port as the last argument, for all later processes."""
         port = free_port()
         os.environ |= {
             "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{port}",
@@ -92,9 +99,12 @@ class Environment:
             "NO_PROXY": "127.0.0.1",
         }
         get_settings.cache_clear()
-        replies = self.folder / "replies.json"
-        replies.write_text(json.dumps([testing.text("Done.")]))
-        self.launch([sys.executable, "-m", "minions.testing", str(replies), "--port", str(port)])
+        self.launch([sys.executable, "-m", *arguments, str(port)])
+
+    def _serve_replies(self) -> None:
+        script = self.folder / "replies.json"
+        script.write_text(json.dumps(self._replies))
+        self.serve_model(["minions.testing", str(script), "--port"])
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the servers."""

@@ -1,9 +1,9 @@
 """Local server that speaks the streaming Messages API for benchmarks: it takes little processor time.
 
-    python -m benchmarks.model_server PORT SECONDS TURNS
+    python -m benchmarks.model_server SECONDS TURNS PORT
 
 Each reply has 20 events, spread evenly over SECONDS. A conversation gets TURNS replies, and all but the last one call
-the tool `echo`. The server counts the earlier replies in the request, so it keeps no state.
+the tool `echo_number`. The server counts the earlier replies in the request, so it keeps no state.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CALLED = b'"tool_result"'
 
 def main() -> None:
     """Serve until the process is terminated."""
-    port, seconds, turns = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+    seconds, turns, port = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     asyncio.run(serve(port, seconds, turns))
 
 
@@ -71,7 +71,7 @@ def _reply(*, call: bool) -> list[bytes]:
     """The events of one reply."""
     usage = {"input_tokens": 6000, "output_tokens": 1}
     message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "claude-bench", "content": []}
-    tool = {"type": "tool_use", "id": "toolu_1", "name": "echo", "input": {}}
+    tool = {"type": "tool_use", "id": "toolu_1", "name": "echo_number", "input": {}}
     texts = TEXTS if call else TEXTS + 3
     events: list[dict[str, Any]] = [
         {"type": "message_start", "message": {**message, "stop_reason": None, "usage": usage}},

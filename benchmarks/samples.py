@@ -42,13 +42,25 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """One measure of several systems, taken in the same rounds.
+class Measure:
+    """What a table shows.
 
     Attributes:
         name: of the table, unique in a run.
         title: what was measured.
         unit: of the values.
+    """
+
+    name: str
+    title: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Figures(Measure):
+    """One measure of several systems, taken in the same rounds.
+
+    Attributes:
         samples: by system.
         higher_is_better: true for rates, false for times.
         base: the system to which the others are compared, if there is one.
@@ -56,9 +68,6 @@ class Figures:
         source: where these were published.
     """
 
-    name: str
-    title: str
-    unit: str
     samples: Mapping[str, Samples]
     higher_is_better: bool = True
     base: str | None = None
@@ -77,19 +86,13 @@ TOTAL = "total"
 
 
 @dataclass(frozen=True)
-class Breakdown:
+class Breakdown(Measure):
     """One measure in parts: rows of the same columns.
 
     Attributes:
-        name: of the table, unique in a run.
-        title: what was measured.
-        unit: of the values.
         rows: values by column, by row.
     """
 
-    name: str
-    title: str
-    unit: str
     rows: Mapping[str, Mapping[str, float]]
 
     @property

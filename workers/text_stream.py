@@ -35,7 +35,7 @@ class TextStream:
         self._pause = FLUSH_SECONDS
 
     def text(self, delta: str) -> None:
-        """Add text; text that arrives within 50 ms is sent together, and within a second if nobody follows the task."""
+        """Add text. What arrives within 50 ms is sent together; within a second, if the task has no followers."""
         self._held.append(delta)
         if time.monotonic() - self._sent_at >= self._pause:
             self.flush()

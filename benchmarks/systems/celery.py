@@ -74,7 +74,7 @@ class Celery(Composes):
         self._expected = self.recorded()
 
     def _wait_for(self, signature: Any) -> Any:
-        # Only the backend for databases polls: every half second, unless it is told otherwise.
+        # Only the backend for databases polls: every half second by default.
         return signature.apply_async().get(timeout=SECONDS, interval=RESULT_POLL_SECONDS)
 
 

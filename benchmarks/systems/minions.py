@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from benchmarks.environment import Environment
-from benchmarks.processor_time import Processes, command_line
+from benchmarks.processes import Processes, command_line
 from benchmarks.systems.system import WORKERS, CallsModel, Composes
 from minions import Client
 from shared.contracts.documents import parse_definition
@@ -88,8 +88,12 @@ class Installation:
         migrate(get_engine())
         self.define(*DEFINITIONS)
         self.orchestrator = environment.launch([sys.executable, "-m", "orchestrator.cli", "orchestrator"])
-        self.worker = self.start_worker(CAPABILITY, WORKERS)
         self.client = Client(f"http://127.0.0.1:{os.environ['MINION_API_PORT']}", os.environ["MINION_API_KEY"])
+
+    @cached_property
+    def worker(self) -> Process:
+        """The worker of the no-op tasks, which the first use starts."""
+        return self.start_worker(CAPABILITY, WORKERS)
 
     def start_worker(self, capability: str, slots: int, **environment: str) -> Process:
         """Start one more worker."""
@@ -133,7 +137,7 @@ class Minions(Composes):
         self.workers = [self.minions.worker, self.minions.orchestrator]
 
     def submit(self, tasks: int, *, served: bool = True) -> None:
-        _submit(self.agent if served else UNSERVED, tasks)
+        submit_to(self.agent if served else UNSERVED, tasks)
 
     def is_idle(self) -> bool:
         with get_engine().connect() as connection:
@@ -181,7 +185,7 @@ class MinionsTool(CallsModel, Minions):
     chain_agent = TOOL
 
     def submit_model_calls(self, tasks: int) -> None:
-        _submit(MODEL_AGENT, tasks)
+        submit_to(MODEL_AGENT, tasks)
 
 
 class MinionsFunction(Minions):
@@ -193,7 +197,8 @@ class MinionsFunction(Minions):
     chain_agent = ECHO_FUNCTION
 
 
-def _submit(agent: str, tasks: int) -> None:
+def submit_to(agent: str, tasks: int) -> None:
+    """Submit tasks of an agent beside the database, in one call."""
     requests = [TaskRequest(agent=agent, input={"value": number}) for number in range(tasks)]
     with get_engine().begin() as connection:
         submit_within(connection, requests, submitted_by="benchmark")

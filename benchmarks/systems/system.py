@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from typing import ClassVar
 
 from benchmarks.environment import Environment
-from benchmarks.processor_time import Processes
+from benchmarks.processes import Processes
 from tests.support.processes import Process
 
 WORKERS = 2

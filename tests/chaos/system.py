@@ -19,14 +19,14 @@ from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import redis
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from orchestrator.local.embedded import EmbeddedServers
 from shared.contracts.documents import parse_definition
 from shared.contracts.requests import TaskRequest
-from shared.database.connections import make_engine
+from shared.database.connections import autocommit, make_engine
 from shared.database.schema import migrate
 from shared.definitions.apply import store_definitions
 from shared.settings import Settings
@@ -287,11 +287,11 @@ class Minions(System):
         return {"agent": agent(number), "input": {"seconds": seconds(number)}}
 
     def count_finished(self) -> int:
-        with self.engine.connect() as connection:
+        with self._reading() as connection:
             return int(connection.scalar(FINISHED) or 0)
 
     def in_flight(self) -> list[str]:
-        with self.engine.connect() as connection:
+        with self._reading() as connection:
             return audit.in_flight(connection)
 
     def refused_messages(self) -> int:
@@ -300,8 +300,12 @@ class Minions(System):
         return sum(log.count(REFUSED) for log in logs)
 
     def drained(self) -> bool:
-        with self.engine.connect() as connection:
+        with self._reading() as connection:
             return super().drained() and not connection.scalar(BUSY)
+
+    def _reading(self) -> Connection:
+        """Return a connection without a transaction, which a jump of the server's clock would end."""
+        return autocommit(self.engine).connect()
 
 
 def seconds(number: int) -> float:

@@ -120,7 +120,7 @@ def valid_requests(ids: dict[str, str]) -> st.SearchStrategy[Request]:
 
 
 FAULTS: list[Request] = [
-    {"agent": "Nobody"},
+    {"agent": "Missing"},
     {"agent": "Gone"},
     {"agent": "A", "capability": "third"},
     {"agent": None, "capability": "none"},
@@ -141,7 +141,7 @@ FAULTS: list[Request] = [
     {"labels": ["l"]},
     {"labels": {"l": 1}},
     {"messages": []},
-    {"messages": [{"role": "nobody", "content": "x"}]},
+    {"messages": [{"role": "stranger", "content": "x"}]},
     {"budget": {"steps": 0}},
     {"budget": {"on_breach": "ask"}},
     {"budget": 3},
@@ -278,14 +278,14 @@ def test_suspension_creates_its_sub_tasks_in_order(driver: LifecycleDriver) -> N
 def test_batches_with_the_same_keys_neither_deadlock_nor_duplicate(driver: LifecycleDriver, refused: bool) -> None:
     """Even those do not that are refused, and so accepted in parts."""
     batch = [{"agent": "A", "input": {}, "idempotency_key": f"i{n}", "unique_key": f"u{n}"} for n in range(300)]
-    wrong = [*batch, {"agent": "Nobody", "input": {}}]
+    wrong = [*batch, {"agent": "Missing", "input": {}}]
 
     def submit(requests: list[Request]) -> dict[str, UUID]:
         accepted = driver.call(lifecycle.accept, requests)
         return {request["idempotency_key"]: task.task_id for request, task in zip(requests, accepted, strict=True)}
 
     def be_refused() -> None:
-        with pytest.raises(MinionError, match="Nobody"):
+        with pytest.raises(MinionError, match="Missing"):
             submit(wrong)
 
     others = [be_refused] * 2 if refused else []

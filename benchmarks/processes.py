@@ -1,4 +1,7 @@
-"""Processor time of processes, from /proc: seconds in user and kernel mode, with the children that have ended."""
+"""Processor time and memory of processes, from /proc.
+
+Processor time is in seconds, in user and kernel mode, with the children that have ended.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,16 @@ class Processes:
         stat = self._stats.get(pid)
         return stat.own if stat else 0.0
 
+    def children(self, pid: int) -> list[int]:
+        """Return the processes whose parent is this one."""
+        return self._children[pid]
+
+    def living(self, pid: int) -> Iterator[int]:
+        """Yield a process and everything below it."""
+        yield pid
+        for child in self._children[pid]:
+            yield from self.living(child)
+
     def tree(self, pid: int) -> float:
         """Return the seconds of a process and everything below it, with the processes that have ended."""
         return self.own(pid) + self.below(pid)
@@ -46,6 +59,28 @@ class Processes:
         return waited + sum(
             (self.own(child) if among(child) else 0.0) + self.below(child, among) for child in self._children[pid]
         )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one process in bytes.
+
+    Attributes:
+        pss: the proportional set size: a page that n processes share counts as 1/n.
+        private: pages that no other process maps.
+    """
+
+    pss: int = 0
+    private: int = 0
+
+
+def memory(pid: int) -> Memory:
+    """Return the memory of a process, or none if it has ended."""
+    with suppress(OSError):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        size = {name: int(amount.split()[0]) << 10 for name, _, amount in (line.partition(":") for line in lines)}
+        return Memory(size["Pss"], size["Private_Clean"] + size["Private_Dirty"])
+    return Memory()
 
 
 def command_line(pid: int) -> str:

@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 
-from benchmarks.processor_time import Processes, command_line
+from benchmarks.processes import Processes, command_line
 
 SPIN = "import time\nwhile time.process_time() < 0.2: pass\n"
 
