@@ -53,6 +53,7 @@ def make_app(settings: Settings) -> Celery:
         worker_enable_soft_shutdown_on_idle=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_consumer="workers.consumer:Consumer",
+        worker_autoscaler="workers.lane.autoscaler:Autoscaler",
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         # An error in Redis' answer (disk full, out of memory, read-only) does not end the worker: it reconnects.

@@ -9,7 +9,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -20,6 +20,8 @@ from psycopg import DataError
 from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from minions.backoff import exponential, jittered
 from shared import errors
@@ -68,7 +70,8 @@ def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True
         settings.require_database_url(),
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_timeout=_shares.seconds,
+        poolclass=_PatientPool if _shares.by_many else QueuePool,
+        pool_timeout=1 if _shares.by_many else 30,
         pool_pre_ping=pre_ping,
         # Few connections do the work, and keep their prepared statements and plans.
         pool_use_lifo=True,
@@ -118,12 +121,11 @@ class _Shares:
     """Connections kept open by the two engines of this process; each may open the same number again for a while.
 
     Attributes:
-        seconds: to wait for a free connection; None: as long as it takes.
+        by_many: many tasks share them.
     """
 
     general: int = 5
     statements: int = 1
-    seconds: float | None = 30
     by_many: bool = False
 
 
@@ -132,7 +134,19 @@ _shares = _Shares()
 
 def share_connections() -> None:
     """Let the many tasks of this process share ten connections. They wait for a free one until a time limit strikes."""
-    _shares.general, _shares.statements, _shares.seconds, _shares.by_many = 1, 4, None, True
+    _shares.general, _shares.statements, _shares.by_many = 1, 4, True
+
+
+class _PatientPool(QueuePool):
+    """Pool whose users wait for a free connection as long as it takes.
+
+    They look again at each time-out: a task that is interrupted when it is its turn does not pass that on.
+    """
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        while True:
+            with suppress(PoolTimeout):
+                return super()._do_get()
 
 
 @lru_cache(maxsize=1)

@@ -96,6 +96,9 @@ def _begin(role: str) -> None:
     if role == "worker":
         from celery.bin.celery import main as celery
 
+        from workers.lane import host
+
+        host.COMMAND = (sys.executable, "-m", "tests.crash_matrix.lane_process")
         celery()
     else:
         from orchestrator.commands.processes import orchestrator

@@ -65,6 +65,20 @@ class ProductProcess:
         return f"{self.log.name} at work:\n{self.output()[-3000:]}"
 
 
+def is_lane(pid: int) -> bool:
+    """Return whether a process is the lane of a worker."""
+    with suppress(OSError):
+        return b"lane_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs: it exists, and is no zombie."""
+    with suppress(OSError):
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    return False
+
+
 def thaw(pids: Iterable[int]) -> None:
     """Continue frozen processes."""
     for pid in pids:

@@ -26,16 +26,24 @@ class LaneStep(bootsteps.StartStopStep):
 
     def create(self, worker: Any) -> None:
         """Put the lane in front of the pool."""
-        lane, run_in_slot = Lane(worker), worker.process_task
+        lane, run_in_slot, wait = Lane(worker), worker.process_task, worker.wait_for_soft_shutdown
         worker.lane = lane
         worker.process_task = lambda request: lane.run(request) if request.has_model else run_in_slot(request)
+
+        def wait_for_soft_shutdown() -> None:
+            lane.announce()
+            wait()
+            lane.end_calls()
+
+        # Celery sleeps there, in the handler of a signal.
+        worker.wait_for_soft_shutdown = wait_for_soft_shutdown
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Join the event loop when it starts, and when it starts again after the broker was away."""
         worker.lane.register(hub)
 
     def close(self, worker: Any) -> None:
-        """Begin nothing more."""
+        """Begin nothing more. The event loop has ended."""
         worker.lane.drain()
 
     def stop(self, worker: Any) -> None:

@@ -16,9 +16,10 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from inspect import isgenerator
 from typing import Any
 
 import structlog
@@ -34,11 +35,14 @@ log = structlog.get_logger(__name__)
 
 MOST_TASKS = 250
 """Tasks that a lane runs at the same time. More messages wait in the worker, and fill its window in the broker."""
+COMMAND = (sys.executable, "-m", "workers.lane")
 START_SECONDS = 60.0
 PAUSE_SECONDS = 5.0
 """Until the next lane starts, after one that was never ready."""
 UNEXPLAINED_DEATHS = 2
 """Deaths of the lane in a row, without the end of a task between them, that charge nobody but who was running."""
+LAST_RESULTS_SECONDS = 2.0
+"""For the records of calls that have ended, and for slots to begin the calls that they have received."""
 PART = 1 << 20
 
 
@@ -61,6 +65,11 @@ class Call:
     accepted: bool = False
     wanted: int | None = None
 
+    @property
+    def received(self) -> bool:
+        """Return whether a slot has received a part of it. Celery forgets others when it stops or reconnects."""
+        return self.job is not None and self.job._write_to is not None
+
     def end(self, number: int) -> None:
         """Send a signal to the slot as soon as it works on the call."""
         self.wanted = number
@@ -76,12 +85,12 @@ class Child:
     def __init__(self) -> None:
         self.link, theirs = socket.socketpair()
         self.pulse = Pulse.create()
-        self.born = time.monotonic()
         self.ready = self.closed = False
+        self._ticked, self._since, self._looked = 0.0, time.monotonic(), time.monotonic()
         self._lines = Lines()
         given = (theirs.fileno(), self.pulse.file)
         with theirs:
-            command = [sys.executable, "-m", "workers.lane", *map(str, given), str(WORKER_ID)]
+            command = [*COMMAND, *map(str, given), str(WORKER_ID)]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=given, start_new_session=True)
         self._unsent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._write, name="lane", daemon=True).start()
@@ -113,10 +122,13 @@ class Child:
         poll.poll(seconds * 1000)
 
     def is_stuck(self) -> bool:
-        """Return whether its event loop has not run for the length of a lease."""
-        ticked, _ = self.pulse.read()
+        """Return whether its event loop has not run for the length of a lease, in which this process did run."""
+        (ticked, _), now = self.pulse.read(), time.monotonic()
         patience = get_settings().lease_seconds if ticked else START_SECONDS
-        return time.monotonic() - max(ticked, self.born) > patience
+        if ticked != self._ticked or now - self._looked > patience / 2:
+            self._since = now
+        self._ticked, self._looked = ticked, now
+        return now - self._since > patience
 
     def close(self) -> int:
         """Kill it and forget it. Return the key of the task that was running in it; 0: none was."""
@@ -145,6 +157,7 @@ class Lane:
         self.calls: dict[int, Call] = {}
         self.unplaced: deque[Call] = deque()
         self.draining = False
+        self._settling: set[int] = set()
         self._in_line = False
         self._keys = itertools.count(1)
         self._deaths = 0
@@ -211,7 +224,7 @@ class Lane:
             hub.add_reader(self.child.link.fileno(), self.read)
         for call in [*self.calls.values()]:
             if call.job is not None and not call.accepted:
-                self._answer(call, calls.lost("The broker was away, and no slot had begun the call.", charged=False))
+                self._forgotten(call)
         self._place_next()
 
     def read(self) -> None:
@@ -275,6 +288,8 @@ class Lane:
         until = time.monotonic() + owner.time_start + hard - time.time()
         call = self.calls[number] = Call(number, key, request, until)
         self.unplaced.append(call)
+        if scaler := getattr(self.worker, "autoscaler", None):
+            scaler.maybe_scale()
         self._place_next()
 
     def _place_next(self) -> None:
@@ -302,6 +317,11 @@ class Lane:
         )
         self._place_next()
 
+    def _forgotten(self, call: Call) -> None:
+        """Answer a call that Celery has forgotten. If a slot has received it, it may be made all the same."""
+        why = "The worker stopped or lost its broker before a slot had begun the tool call."
+        self._answer(call, calls.lost(why, charged=False) if call.received else calls.HANDED_BACK)
+
     def _accepted(self, call: Call) -> None:
         call.accepted = True
         if call.wanted is not None:
@@ -321,6 +341,8 @@ class Lane:
 
     def _answer(self, call: Call, reply: str) -> None:
         if self.calls.pop(call.number, None):
+            if self.draining:
+                self._settling.add(call.key)
             self._reply(call.number, reply)
 
     def _reply(self, number: int, reply: str) -> None:
@@ -339,17 +361,24 @@ class Lane:
 
     # ---------------------------------------------------------------------------------------------------- the end
 
-    def drain(self) -> None:
-        """Begin no more tasks and calls; what runs goes back to the queue after its current step."""
+    def announce(self) -> None:
+        """Begin no more tasks and calls; what runs goes back to the queue after its current step. In a signal handler
+        too.
+        """
         self.draining = True
-        for call in [*self.calls.values()]:
-            if call.job is None:
-                self._answer(call, calls.HANDED_BACK)
         if self.child:
             self.child.send("drain")
 
+    def drain(self) -> None:
+        """Do the same, and hand back the calls that no slot has. Celery forgets them, and what no slot has begun."""
+        self.announce()
+        self._read_results(lambda: any(call.received and not call.accepted for call in self.calls.values()))
+        for call in [*self.calls.values()]:
+            if not call.accepted:
+                self._forgotten(call)
+
     def abandon_calls(self) -> None:
-        """Answer the calls that no slot will make any more: the pool has ended, and dropped those it had not begun."""
+        """Answer the calls that no slot will make any more: the pool has ended."""
         for call in [*self.calls.values()]:
             self._answer(call, calls.lost("The worker stopped before the tool call ended.", charged=False))
 
@@ -359,10 +388,44 @@ class Lane:
             child.wait(1.0)
             self.read()
             self.check()
-        self.terminate()
+        self.kill()
+
+    def end_calls(self) -> None:
+        """Kill the slots that still make calls. Nothing has read what the slots report for a while."""
+        self._read_results(lambda: True, seconds=0.0)
+        for call in [*self.calls.values()]:
+            if call.received:
+                call.end(signal.SIGKILL)
+            else:
+                self._forgotten(call)
 
     def terminate(self) -> None:
-        """Kill the lane; the heartbeat hands its tasks back."""
+        """Kill the lane, when it has recorded the calls that have ended. The heartbeat hands its tasks back."""
+        until = time.monotonic() + LAST_RESULTS_SECONDS
+        while (child := self.child) and self._settling & self.requests.keys() and until > time.monotonic():
+            child.wait(until - time.monotonic())
+            self.read()
+        self.kill()
+
+    def kill(self) -> None:
+        """End the process."""
         if child := self.child:
             self.child = None
             child.close()
+
+    def _read_results(self, wanted: Callable[[], bool], seconds: float = LAST_RESULTS_SECONDS) -> None:
+        """Handle what the slots report, in place of the event loop, until nothing is wanted or the time is over."""
+        until = time.monotonic() + seconds
+        while wanted() and (ready := self._readable(max(0.0, until - time.monotonic()))):
+            for read, arguments in ready:
+                # A part of a report may have been read before.
+                with suppress(StopIteration, OSError, EOFError, ValueError):
+                    next(read) if isgenerator(read) else read(*arguments)
+
+    def _readable(self, seconds: float) -> list[Any]:
+        """Return the event loop's callbacks for the slots that have reported something."""
+        poll, readers = select.poll(), self.worker.hub.readers
+        for descriptor in self.worker.pool._pool._fileno_to_outq:
+            if descriptor in readers:
+                poll.register(descriptor, select.POLLIN)
+        return [readers[descriptor] for descriptor, _ in poll.poll(seconds * 1000)]

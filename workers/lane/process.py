@@ -99,30 +99,38 @@ class LaneMeter(Meter):
 
 
 class Clock:
-    """Counts each task's CPU time, and tells the pulse which task is running."""
+    """Counts each task's CPU time, knows its greenlets, and tells the pulse which task is running."""
 
     def __init__(self, pulse: Pulse) -> None:
         self._pulse = pulse
         self._seconds: dict[int, float] = {}
+        self._greenlets: dict[int, set[Any]] = {}
         self._running, self._since = 0, time.thread_time()
         greenlet.settrace(self._switched)
+
+    def begin(self, key: int) -> None:
+        """Begin to count for a task."""
+        self._seconds[key], self._greenlets[key] = 0.0, set()
 
     def seconds_of(self, key: int) -> float:
         """CPU time of a task's greenlets so far."""
         current = time.thread_time() - self._since if self._running == key else 0.0
         return self._seconds.get(key, 0.0) + current
 
-    def forget(self, key: int) -> None:
-        """Drop a task that has ended."""
-        self._seconds.pop(key, None)
+    def forget(self, key: int) -> list[gevent.Greenlet[..., Any]]:
+        """Drop a task that has ended. Return its greenlets that have not."""
+        del self._seconds[key]
+        return [each for each in self._greenlets.pop(key) if isinstance(each, gevent.Greenlet) and not each.dead]
 
-    def _switched(self, *_: Any) -> None:
+    def _switched(self, _: str, switched: tuple[Any, Any]) -> None:
         now = time.thread_time()
-        if self._running:
-            self._seconds[self._running] = self._seconds.get(self._running, 0.0) + now - self._since
+        if self._running in self._seconds:
+            self._seconds[self._running] += now - self._since
         # This function runs in the context of the greenlet that begins.
         self._running, self._since = _task.get(), now
         self._pulse.switch(self._running)
+        if self._running in self._greenlets:
+            self._greenlets[self._running].add(switched[1])
 
 
 class LaneProcess:
@@ -176,6 +184,7 @@ class LaneProcess:
         hard, soft = limits
         overran = Killed(f"The task ran longer than its hard time_limit of {hard:g} s and was killed.", at_limit=True)
         timers = [gevent.spawn_later(soft, self._interrupt, key), gevent.spawn_later(hard, self._end, key, overran)]
+        self.clock.begin(key)
         task = self.tasks[key] = gevent.spawn(self._work, key, message, limits)
         # Whatever ends it, and whenever, even before it begins.
         task.link(lambda ended: self._ended(key, ended, timers))
@@ -187,7 +196,9 @@ class LaneProcess:
         self._end(key, Killed("The task did not stop when it was asked to, and was killed."))
 
     def _drain(self) -> None:
-        journal.draining.set()
+        if not journal.draining.is_set():
+            journal.draining.set()
+            log.info("lane_drains", tasks=len(self.tasks))
 
     def _answer(self, number: int, reply: str) -> None:
         if call := self.calls.pop(number, None):
@@ -207,7 +218,9 @@ class LaneProcess:
     def _ended(self, key: int, task: gevent.Greenlet[..., str], timers: list[Any]) -> None:
         """Report a task's end to the main process, once."""
         del self.tasks[key]
-        self.clock.forget(key)
+        for left in self.clock.forget(key):
+            # A tool call in another thread. Nothing of a task outlives it: another claim may have the task soon.
+            left.kill(Killed("Its task has ended."), block=False)
         for timer in timers:
             timer.kill(block=False)
         for number, (owner, _) in [*self.calls.items()]:
