@@ -12,8 +12,10 @@ from tests.crash_matrix.world import EFFECTS
 
 Victim = Literal["child", "lane", "worker", "orchestrator", "frozen", "connection"]
 KILLED: tuple[Victim, ...] = ("child", "lane", "worker", "orchestrator")
-"""`child` is the process at the point: the worker's lane, or the slot that makes a call for it. `lane` is the lane while
-a slot is at the point. The others live on: who came to the point stands still for longer than a lease, or connections are cut."""
+"""`child` is the process at the point, a worker's lane or a slot; `lane` is the lane while a slot is at the point.
+
+The others live on: the process at the point stands still for longer than a lease, or connections are cut.
+"""
 VICTIMS: tuple[Victim, ...] = (*KILLED, "frozen", "connection")
 
 
@@ -40,8 +42,8 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A point that a run reached, and the process at it: a worker's lane or slot, its main process, the orchestrator, or
-    a server of the test. `working` is true if a lane or a slot was at work on a task at that moment.
+    """A point that a run reached, and the process at it: a worker's lane, slot or main process, the orchestrator, or a
+    server of the test. `working` is true if a lane or a slot was at work on a task at that moment.
     """
 
     point: Point

@@ -24,6 +24,7 @@ from typing import Any
 
 import structlog
 from billiard.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded
+from celery.worker import state
 
 from shared.settings import get_settings
 from workers.heartbeat import WORKER_ID
@@ -185,6 +186,8 @@ class Lane:
     def run(self, request: Any) -> None:
         """Run a message's task; if the lane is full, when another has ended."""
         self.unstarted.append(request)
+        # It needs no slot, so the broker sends another message for one.
+        self.worker.consumer.qos.increment_eventually()
         self._run_next()
 
     def _run_next(self) -> None:
@@ -192,6 +195,7 @@ class Lane:
         while self.unstarted and not self.draining and len(self.requests) < MOST_TASKS:
             if self.child is None and not self._begin():
                 return
+            self.worker.consumer.qos.decrement_eventually()
             self._start(self.unstarted.popleft())
 
     def _start(self, request: Any) -> None:
@@ -372,7 +376,7 @@ class Lane:
     def drain(self) -> None:
         """Do the same, and hand back the calls that no slot has. Celery forgets them, and what no slot has begun."""
         self.announce()
-        self._read_results(lambda: any(call.received and not call.accepted for call in self.calls.values()))
+        self._read_results(self._are_on_their_way, LAST_RESULTS_SECONDS)
         for call in [*self.calls.values()]:
             if not call.accepted:
                 self._forgotten(call)
@@ -383,16 +387,16 @@ class Lane:
             self._answer(call, calls.lost("The worker stopped before the tool call ended.", charged=False))
 
     def finish(self) -> None:
-        """Wait until the last task has ended. The event loop has ended."""
-        while (child := self.child) and self.requests:
+        """Wait until the last task has ended, or the worker is told to hurry. The event loop has ended."""
+        while (child := self.child) and self.requests and not state.should_terminate:
             child.wait(1.0)
             self.read()
             self.check()
-        self.kill()
+        self.terminate()
 
     def end_calls(self) -> None:
         """Kill the slots that still make calls. Nothing has read what the slots report for a while."""
-        self._read_results(lambda: True, seconds=0.0)
+        self._read_results(lambda: True, 0.0)
         for call in [*self.calls.values()]:
             if call.received:
                 call.end(signal.SIGKILL)
@@ -413,7 +417,10 @@ class Lane:
             self.child = None
             child.close()
 
-    def _read_results(self, wanted: Callable[[], bool], seconds: float = LAST_RESULTS_SECONDS) -> None:
+    def _are_on_their_way(self) -> bool:
+        return any(call.received and not call.accepted for call in self.calls.values())
+
+    def _read_results(self, wanted: Callable[[], bool], seconds: float) -> None:
         """Handle what the slots report, in place of the event loop, until nothing is wanted or the time is over."""
         until = time.monotonic() + seconds
         while wanted() and (ready := self._readable(max(0.0, until - time.monotonic()))):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from workers.lane import host
+from workers.lane.autoscaler import Autoscaler
 from workers.lane.host import Child, Lane
 from workers.lane.pulse import Pulse
 from workers.lane.wire import Lines, line
@@ -50,7 +53,8 @@ class Unborn(Child):
 @pytest.fixture
 def lane() -> Any:
     """A lane without a process, and `theirs`, the other end of its socket."""
-    lane: Any = Lane(SimpleNamespace(hub=SimpleNamespace(remove=lambda fd: None)))
+    pool = SimpleNamespace(_pool=SimpleNamespace(_fileno_to_outq={}))
+    lane: Any = Lane(SimpleNamespace(hub=SimpleNamespace(remove=lambda fd: None, readers={}), pool=pool))
     ours, lane.theirs = socket.socketpair()
     lane.child = Unborn(ours)
     yield lane
@@ -89,3 +93,37 @@ def test_lane_that_dies_with_messages_unread_still_reports_what_it_said(lane: An
     assert len(ended) == 1
     assert lost == [(2, True), (3, False)]
     assert lane.child is None
+
+
+def test_calls_are_handed_back_unless_a_slot_may_make_them(lane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "LAST_RESULTS_SECONDS", 0.0)
+    jobs = [None, SimpleNamespace(_write_to=None), SimpleNamespace(_write_to="slot"), SimpleNamespace(_write_to="slot")]
+    for number, job in enumerate(jobs):
+        lane.calls[number] = host.Call(number, 1, "{}", 0.0, job, accepted=number == 3)
+    lane.drain()
+    said = {number: json.loads(reply) for _, number, reply in lane.child.sent[1:]}
+    assert said.keys() == {0, 1, 2}
+    assert said[0] == said[1] == {"handed_back": True}
+    assert (said[2]["charged"], "lost" in said[2]) == (False, True)
+    assert [*lane.calls] == [3]
+
+
+def test_frozen_worker_does_not_take_its_lane_for_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = Unborn(socket.socket())
+    child.pulse, child._ticked, child._since, child._looked = Pulse.create(), 0.0, 0.0, 0.0
+    monkeypatch.setattr(host, "get_settings", lambda: SimpleNamespace(lease_seconds=10.0))
+
+    def looks(*times: float) -> list[bool]:
+        return [monkeypatch.setattr(host.time, "monotonic", lambda at=at: at) or child.is_stuck() for at in times]
+
+    child.pulse.tick(1.0)
+    assert looks(1.0, 4.0, 7.0, 10.0, 12.0) == [False, False, False, False, True]
+    child.pulse.tick(13.0)
+    assert looks(13.0, 60.0, 63.0, 66.0, 69.0, 71.0) == [False] * 5 + [True]
+
+
+def test_pool_grows_for_the_calls_of_the_lane_and_not_for_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests = [SimpleNamespace(has_model=has_model) for has_model in (True, True, False)]
+    monkeypatch.setattr("workers.lane.autoscaler.state.reserved_requests", requests)
+    worker = SimpleNamespace(lane=SimpleNamespace(calls={1: None, 2: None}))
+    assert Autoscaler(None, 5, worker=worker).qty == 3
