@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from inspect import isgenerator
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -36,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 MOST_TASKS = 250
 """Tasks that a lane runs at the same time. More messages wait in the worker, and fill its window in the broker."""
-COMMAND = (sys.executable, "-m", "workers.lane")
+COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("__main__.py")))
 START_SECONDS = 60.0
 PAUSE_SECONDS = 5.0
 """Until the next lane starts, after one that was never ready."""
@@ -91,7 +92,8 @@ class Child:
         self._lines = Lines()
         given = (theirs.fileno(), self.pulse.file)
         with theirs:
-            command = [*COMMAND, *map(str, given), str(WORKER_ID)]
+            # It imports what this process would, whatever there is in the current folder.
+            command = [*COMMAND, *map(str, given), str(WORKER_ID), *map(os.path.abspath, sys.path)]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=given, start_new_session=True)
         self._unsent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._write, name="lane", daemon=True).start()

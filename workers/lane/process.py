@@ -1,7 +1,5 @@
 """The lane's own process: a greenlet for each task, its time limits, and its calls in slots of the pool.
 
-    python -m workers.lane SOCKET PULSE WORKER-ID
-
 The main process starts it with the descriptors of a socket and of the pulse's memory, and its end ends the lane.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from shared.notifications import make_redis
 from tests.conftest import Define
 from tests.integration.conftest import ACT, Tasks
 from tests.support.model_client import use_messages_api
-from tests.support.processes import Process, killed_on_exit, start_worker, wait_online, wait_until
+from tests.support.processes import SHORT_LEASES, Process, killed_on_exit, start_worker, wait_online, wait_until
 
 pytestmark = pytest.mark.usefixtures("loops", "tool_package")
 
@@ -374,6 +375,20 @@ def test_sigquit_hurries_a_worker_that_waits_for_its_agents(
         process.signal(signal.SIGQUIT)
         process.wait()
     assert [execution["outcome"] for execution in tasks.executions(task)] == ["handed_back"]
+
+
+def test_lane_does_not_import_from_the_current_folder(
+    api: Gated, tool_package: Path, tmp_path: Path, tasks: Tasks, database: Engine
+) -> None:
+    folder = tmp_path / "project"
+    for name in ("workers", "gevent", "shared"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text('raise SystemExit("a foreign package was imported")')
+    command = [sys.executable, "-P", "-m", "orchestrator.cli", "worker", "other", "-c", "1"]
+    process = Process(command, tmp_path / "worker.log", SHORT_LEASES, cwd=folder)
+    with killed_on_exit(process):
+        task = tasks.submit("Elsewhere", "tool answer")
+        assert tasks.wait(task, 90)["state"] == "succeeded"
 
 
 def test_the_lane_ends_with_its_worker(api: Gated, own_worker: Process, tasks: Tasks) -> None:

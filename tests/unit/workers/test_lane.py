@@ -108,18 +108,20 @@ def test_calls_are_handed_back_unless_a_slot_may_make_them(lane: Any, monkeypatc
     assert [*lane.calls] == [3]
 
 
-def test_frozen_worker_does_not_take_its_lane_for_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    child = Unborn(socket.socket())
+def test_frozen_worker_does_not_take_its_lane_for_stuck(lane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    child, clock = lane.child, SimpleNamespace()
     child.pulse, child._ticked, child._since, child._looked = Pulse.create(), 0.0, 0.0, 0.0
     monkeypatch.setattr(host, "get_settings", lambda: SimpleNamespace(lease_seconds=10.0))
+    monkeypatch.setattr(host, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
-    def looks(*times: float) -> list[bool]:
-        return [monkeypatch.setattr(host.time, "monotonic", lambda at=at: at) or child.is_stuck() for at in times]
+    def is_stuck(now: float) -> bool:
+        clock.now = now
+        return child.is_stuck()
 
     child.pulse.tick(1.0)
-    assert looks(1.0, 4.0, 7.0, 10.0, 12.0) == [False, False, False, False, True]
+    assert [is_stuck(now) for now in (1.0, 4.0, 7.0, 10.0, 12.0)] == [False] * 4 + [True]
     child.pulse.tick(13.0)
-    assert looks(13.0, 60.0, 63.0, 66.0, 69.0, 71.0) == [False] * 5 + [True]
+    assert [is_stuck(now) for now in (13.0, 60.0, 63.0, 66.0, 69.0, 71.0)] == [False] * 5 + [True]
 
 
 def test_pool_grows_for_the_calls_of_the_lane_and_not_for_its_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
