@@ -189,10 +189,12 @@ class Heartbeat:
         active += _still_active.difference(active)
         # The tasks in the lane hold no slot, but the tool calls that they make do.
         busy = len(active) - sum(getattr(request, "lane", None) is not None for request in requests)
-        if lane := getattr(self.worker, "lane", None):
+        lane, slots = getattr(self.worker, "lane", None), self._slots()
+        if lane:
             busy += lane.busy_slots()
-        slots = self._slots()
-        values = {"id": WORKER_ID, "busy": busy, "slots": slots, "active": active, "idle": busy < slots}
+        # Messages that wait for a full lane are not lost.
+        idle = busy < slots and not (lane and lane.unstarted)
+        values = {"id": WORKER_ID, "busy": busy, "slots": slots, "active": active, "idle": idle}
         with self.engine.begin() as connection:
             return connection.scalar(BEAT, values) is not None
 

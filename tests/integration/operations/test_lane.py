@@ -74,7 +74,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gated]:
     ]
     calls.append({**tool_use(("act", {"do": "sleep", "seconds": 60, "text": "x" * 500_000})), "if": "tool large"})
     calls += [{**tool_use((tool, {})), "if": f"http {tool}"} for tool in ("fetch", "never", "briefly")]
-    calls.append({**tool_use(("delegate", {"task": "tool answer"})), "if": "delegate"})
+    calls.append({**tool_use(("delegate", {"task": "tool answer"})), "if": "pass on"})
     script = [{**says("done"), "if": "tool_result"}, *calls, says("done")]
     with pytest.MonkeyPatch.context() as patch, use_messages_api(Gated(notes, *script), patch) as running:
         assert isinstance(running, Gated)
@@ -158,7 +158,7 @@ def agents(define: Define, pages: str) -> None:
         ACT,
         {**ACT, "name": "risk", "effect": "unsafe"},
         {**get, "name": "fetch", "http": {"url": pages}},
-        {**get, "name": "never", "http": {"url": f"{pages}/never"}},
+        {**get, "name": "never", "effect": "idempotent", "http": {"url": f"{pages}/never"}},
         {**get, "name": "briefly", "http": {"url": f"{pages}/never", "timeout": 0.5}},
         {"kind": "tool", "description": "delegate", "name": "delegate", "type": "agent", "agent": "Thinker"},
         {**thinker, "name": "Thinker", "config": quick, **able},
@@ -251,7 +251,7 @@ def test_http_tools_resolve_names_and_keep_their_time_limits(api: Gated, one_slo
 
 
 def test_agents_delegate_and_converse(api: Gated, one_slot: Process, tasks: Tasks) -> None:
-    lead = tasks.run("Lead", "delegate")
+    lead = tasks.run("Lead", "pass on")
     assert lead["state"] == "succeeded"
     assert [child["state"] for child in tasks.children(lead["id"])] == ["succeeded"]
     turns = [tasks.submit("Thinker", messages=[f"turn {number}"], conversation_id="talk") for number in range(3)]
@@ -267,7 +267,7 @@ def test_a_person_is_asked_about_an_unsafe_call_whose_slot_was_killed(
     if agent == "Hasty":  # It has used its attempt.
         assert tasks.wait(task)["error"]["type"] == "child_lost"
     else:
-        assert tasks.wait_for(task, "waiting")["wait_reason"] == "answer"
+        wait_until(lambda: tasks.get(task)["wait_reason"] == "answer", "a person is asked")
     assert api.notes.read_text().count(str(task)) == 1
 
 
@@ -278,7 +278,7 @@ def test_a_person_is_asked_about_an_unsafe_call_whose_lane_was_killed(
     task = tasks.submit("Thinker", "risk sleep")
     wait_until(lambda: api.called(task), "the tool is called")
     os.kill(lane, signal.SIGKILL)
-    assert tasks.wait_for(task, "waiting")["wait_reason"] == "answer"
+    wait_until(lambda: tasks.get(task)["wait_reason"] == "answer", "a person is asked")
     assert tasks.run("Thinker", "tool answer")["state"] == "succeeded"
     assert api.notes.read_text().count(str(task)) == 1
 
