@@ -34,10 +34,10 @@ from shared.tasks.queries import get_task
 from shared.tasks.states import FINAL
 from shared.tasks.submission import submit_within
 from tests.chaos import audit
-from tests.chaos.system import descendants
 from tests.crash_matrix import points, tools
 from tests.crash_matrix.cells import Cell, Hit, Point, Strike
-from tests.crash_matrix.process import Nursery, ProductProcess, is_alive, is_lane, thaw
+from tests.crash_matrix.lanes import is_alive, lanes_of
+from tests.crash_matrix.process import Nursery, ProductProcess, thaw
 from tests.crash_matrix.world import BUILTIN, RESULTS, Model, definitions, web_service
 from tests.support.processes import ONLINE, wait_until
 
@@ -309,7 +309,7 @@ class Lane:
         elif pid == self.worker.pid:
             source = "main"
         else:
-            source = "lane" if is_lane(pid) else "slot"
+            source = "lane" if pid in lanes_of(self.nursery.lanes) else "slot"
             self._working = (pid, agent)
         return self._point(agent, step, where, source)
 
@@ -416,7 +416,7 @@ class Lane:
             self.worker = self._start_worker()
         elif self._working is not None:
             slot = self._working[0]
-            for pid in [slot] if strike.victim == "child" else filter(is_lane, descendants(self.worker.pid)):
+            for pid in [slot] if strike.victim == "child" else lanes_of(self.nursery.lanes, self.worker.pid):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if strike.victim == "lane":

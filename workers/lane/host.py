@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 MOST_TASKS = 250
 """Tasks that a lane runs at the same time. More messages wait in the worker, and fill its window in the broker."""
-COMMAND = (sys.executable, "-P", str(Path(__file__).with_name("__main__.py")))
+PROGRAM = Path(__file__).with_name("__main__.py")
 START_SECONDS = 60.0
 PAUSE_SECONDS = 5.0
 """Until the next lane starts, after one that was never ready."""
@@ -93,7 +93,8 @@ class Child:
         given = (theirs.fileno(), self.pulse.file)
         with theirs:
             # It imports what this process would, whatever there is in the current folder.
-            command = [*COMMAND, *map(str, given), str(WORKER_ID), *map(os.path.abspath, sys.path)]
+            folders = map(os.path.abspath, sys.path)
+            command = [sys.executable, "-P", str(PROGRAM), *map(str, given), str(WORKER_ID), *folders]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=given, start_new_session=True)
         self._unsent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._write, name="lane", daemon=True).start()
@@ -132,6 +133,12 @@ class Child:
             self._since = now
         self._ticked, self._looked = ticked, now
         return now - self._since > patience
+
+    def abort(self) -> None:
+        """Kill it. The event loop notices that even if another process still holds its end of the socket."""
+        self.process.kill()
+        with suppress(OSError):
+            self.link.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> int:
         """Kill it and forget it. Return the key of the task that was running in it; 0: none was."""
@@ -181,7 +188,7 @@ class Lane:
         with suppress(ValueError):  # Its memory is closed: it has just ended.
             if child and child.process.returncode is None and child.is_stuck():
                 log.error("lane_stuck", why="its event loop has not run for the length of a lease")
-                child.process.kill()
+                child.abort()
 
     # ----------------------------------------------------------------------- tasks; from here on, in the event loop
 
