@@ -53,6 +53,7 @@ def make_app(settings: Settings) -> Celery:
         worker_enable_soft_shutdown_on_idle=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_consumer="workers.consumer:Consumer",
+        worker_autoscaler="workers.lane.autoscaler:Autoscaler",
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         # An error in Redis' answer (disk full, out of memory, read-only) does not end the worker: it reconnects.
@@ -98,7 +99,7 @@ def message_id(task_id: UUID, claim: int) -> str:
 
 
 def _message(app: Celery, task: Dispatched) -> Any:
-    return app.amqp.as_task_v2(
+    message = app.amqp.as_task_v2(
         message_id(task.task_id, task.claim),
         RUN_TASK,
         kwargs={"v": MESSAGE_VERSION, "task_id": str(task.task_id), "claim": task.claim},
@@ -110,3 +111,5 @@ def _message(app: Celery, task: Dispatched) -> Any:
         kwargsrepr=f"task_id={task.task_id} claim={task.claim}",
         ignore_result=True,
     )
+    message.headers["has_model"] = task.has_model
+    return message

@@ -29,16 +29,26 @@ SILENCE_SECONDS = 5.0
 """Seconds after a failure until the next attempt: a model's stream must not wait for a time-out every time."""
 
 
+_sharing: dict[str, int] = {}
+
+
+def share_redis_connections() -> None:
+    """Let the many tasks of this process share four connections a client; they wait for a free one."""
+    _sharing["max_connections"] = 4
+
+
 def make_redis(*, timeout: float | None = 2.0) -> redis.Redis:
     """Create a Redis client that gives up after `timeout` seconds (None waits indefinitely, for a subscriber)."""
-    return redis.Redis.from_url(
+    pool = (redis.BlockingConnectionPool if _sharing else redis.ConnectionPool).from_url(
         get_settings().require_redis_url(),
         socket_timeout=timeout,
         socket_connect_timeout=2.0,
         health_check_interval=30,
         # redis-py retries ten times by default: a broker that is away would delay every task by seconds.
         retry=Retry(NoBackoff(), 1),
+        **_sharing,
     )
+    return redis.Redis.from_pool(pool)
 
 
 def wait_for_broker(settings: Settings) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import atexit
 import sys
 from typing import Any
-from uuid import UUID
 
 import structlog
 from celery import Celery, signals
 
-from shared.broker import MESSAGE_VERSION, RUN_TASK, make_app
+from shared.broker import RUN_TASK, make_app
 from shared.database.connections import close_engine, forget_engine
 from shared.database.schema import wait_for_database
 from shared.errors import MinionError
@@ -22,7 +21,9 @@ from shared.settings import get_settings
 from shared.telemetry import configure
 from workers import minion, monitoring
 from workers.claiming import forget_limiter
+from workers.execution import execute
 from workers.heartbeat import WORKER_ID, Heartbeat
+from workers.lane.bootstep import LaneStep
 from workers.shared_memory import share_memory
 
 log = structlog.get_logger(__name__)
@@ -38,18 +39,14 @@ def _make_app() -> Celery:
 
 
 app: Celery = _make_app()
+app.steps["worker"].add(LaneStep)
 _heartbeats: list[Heartbeat] = []
 
 
 @app.task(name=RUN_TASK, Request="workers.request:Request", resultrepr_maxsize=monitoring.LONGEST_REPORT)
 def run(v: int, task_id: str, claim: int) -> str:
     """Handle a message of the orchestrator: `{v, task_id, claim}`. Return the report for Celery's monitors."""
-    task = UUID(task_id)
-    if v > MESSAGE_VERSION:
-        # The task stays queued in PostgreSQL and is published again; a newer minion will take it.
-        log.warning("message_of_a_later_release", v=v, task=task_id)
-        return monitoring.report(task, claim, "skipped")
-    return monitoring.report(task, claim, minion.run(task, claim, WORKER_ID, limits=run.request.timelimit))
+    return execute(v, task_id, claim, WORKER_ID, run.request.timelimit)
 
 
 @signals.setup_logging.connect

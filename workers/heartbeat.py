@@ -11,6 +11,7 @@ import os
 import queue
 import socket
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -96,6 +97,7 @@ class Heartbeat:
         self.engine: Engine = make_engine(settings, pool_size=1)
         self.interrupter = Interrupter(settings.cancel_grace_seconds) if "prefork" in str(worker.pool_cls) else None
         self._registered = False
+        self._latest_slots = 1
         self.monitors = Monitors(worker)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -144,7 +146,7 @@ class Heartbeat:
             log.warning("heartbeat_failed", reason=reason(error))
             return registered
         # A failure of one duty must not keep the other from running.
-        for duty in (self._report, self._interrupt):
+        for duty in (self._report, self._interrupt, self._check_lane):
             try:
                 duty()
             except Exception as error:
@@ -182,10 +184,17 @@ class Heartbeat:
 
     def _beat(self) -> bool:
         """Send one heartbeat. Return False if the row is gone, so that the worker registers again."""
-        active = [str(request.kwargs.get("task_id")) for request in tuple(celery_state.active_requests)]
+        requests = tuple(celery_state.active_requests)
+        active = [str(request.kwargs.get("task_id")) for request in requests]
         active += _still_active.difference(active)
-        slots = self._slots()
-        values = {"id": WORKER_ID, "busy": len(active), "slots": slots, "active": active, "idle": len(active) < slots}
+        # The tasks in the lane hold no slot, but the tool calls that they make do.
+        busy = len(active) - sum(getattr(request, "lane", None) is not None for request in requests)
+        lane, slots = getattr(self.worker, "lane", None), self._slots()
+        if lane:
+            busy += lane.busy_slots()
+        # Messages that wait for a full lane are not lost.
+        idle = busy < slots and not (lane and lane.unstarted)
+        values = {"id": WORKER_ID, "busy": busy, "slots": slots, "active": active, "idle": idle}
         with self.engine.begin() as connection:
             return connection.scalar(BEAT, values) is not None
 
@@ -195,10 +204,17 @@ class Heartbeat:
             with self.engine.connect() as connection:
                 self.interrupter.check(connection, tuple(celery_state.active_requests))
 
+    def _check_lane(self) -> None:
+        """Kill a lane that is stuck."""
+        if lane := getattr(self.worker, "lane", None):
+            lane.check()
+
     def _slots(self) -> int:
         # Not `worker.concurrency`: with `--autoscale` that stays the size at the start. A pool that has shrunk to
         # nothing (`--autoscale=N,0`) grows when a message comes, so it has a free slot.
-        return max(1, int(self.worker.pool.num_processes))
+        with suppress(AttributeError):  # It has stopped; the lane has not.
+            self._latest_slots = max(1, int(self.worker.pool.num_processes))
+        return self._latest_slots
 
     def _report(self) -> None:
         """Release the tasks of children that died. A report that cannot be written is retried at the next heartbeat."""

@@ -7,11 +7,9 @@ the main process then writes its record.
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -67,5 +65,4 @@ class Interrupter:
 
     def _send(self, request: Any, number: signal.Signals) -> None:
         log.info("interrupting", task=request.kwargs["task_id"], signal=number.name)
-        with suppress(ProcessLookupError):
-            os.kill(request.worker_pid, number)
+        request.signal(number)

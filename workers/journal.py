@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 Kind = Literal["model_call", "tool_call", "function_call"]
 FORMAT = 1
+draining = threading.Event()
+"""Set when this process stops: tasks go back to the queue instead of beginning another step."""
 ASKED_FOR_LATER = "The call asked to be retried later."
 FRESH_SECONDS = 0.5
 """How long a step's check for stops is valid: a call that begins later, after a wait or a slow write, checks again."""
@@ -187,6 +189,8 @@ class Journal:
             raise _recorded_error(known["error"])
         if known is not None and known["status"] == "started" and effect == "unsafe":
             raise Interrupted
+        if draining.is_set():
+            raise Postponed(0.0, "handed_back")
         started: StepRecord = {
             "number": number,
             "kind": kind,

@@ -5,7 +5,7 @@ Read it top to bottom: `run` is claim, perform, record.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -65,13 +65,20 @@ class UnexpectedError(MinionError):
     retryable = True
 
 
-def run(task_id: UUID, claim: int, worker_id: UUID, limits: Sequence[float] | None = None) -> str:
+def run(
+    task_id: UUID,
+    claim: int,
+    worker_id: UUID,
+    limits: Sequence[float] | None = None,
+    measure: Callable[[], Meter] = Meter,
+) -> str:
     """Process one message.
 
     Args:
         claim: the claim number that the message was sent under.
         worker_id: this worker's row, whose heartbeat keeps the lease alive.
         limits: the hard and the soft time limit that Celery applies to this run, in seconds; None if it applies none.
+        measure: makes the meter of this run's costs.
 
     Returns:
         The result for Celery's log: a state, or `skipped` if there was nothing to claim.
@@ -81,11 +88,11 @@ def run(task_id: UUID, claim: int, worker_id: UUID, limits: Sequence[float] | No
         if task is None:
             return "skipped"
         with structlog.contextvars.bound_contextvars(agent=task.agent_name, capability=task.queue):
-            return _work(task, limits)
+            return _work(task, limits, measure())
 
 
-def _work(task: ClaimedTask, limits: Sequence[float] | None) -> str:
-    meter, journal = Meter(), _journal(task)
+def _work(task: ClaimedTask, limits: Sequence[float] | None, meter: Meter) -> str:
+    journal = _journal(task)
     log.debug("started", attempt=task.attempts + 1)
     try:
         outcome = perform(task, journal, meter, limits)

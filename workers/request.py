@@ -5,16 +5,21 @@ A dead child cannot write its record, so the main process writes it: see `worker
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from billiard.exceptions import SoftTimeLimitExceeded, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker.request import Request as CeleryRequest
-from celery.worker.state import active_requests
+from celery.worker.state import active_requests, task_ready
 
 from shared.monitor_events import MonitorEvent
 from workers.heartbeat import keep_active, report_lost_child
 from workers.monitoring import event_in
+
+if TYPE_CHECKING:
+    from workers.lane.host import Lane
 
 log = structlog.get_logger(__name__)
 
@@ -23,7 +28,32 @@ STOPPED = "The worker received the signal to stop, and ended the task."
 
 
 class Request(CeleryRequest):
-    """Requests run in the main process's event loop, so they are small and must not wait for anything."""
+    """Requests run in the main process's event loop, so they are small and must not wait for anything.
+
+    Attributes:
+        lane: the lane that runs the task, with the task's key in it; None: it runs in a slot of the pool.
+    """
+
+    lane: Lane | None = None
+    key = 0
+
+    @property
+    def has_model(self) -> bool:
+        """Return whether the task's agent calls a model, so that it spends its time waiting."""
+        return bool(self.request_dict.get("has_model"))
+
+    def signal(self, number: int) -> None:
+        """Send a signal to whatever runs the task: SIGUSR1 interrupts it, SIGKILL ends it. From any thread."""
+        if self.lane is not None:
+            self.lane.signal(self.key, number)
+        else:
+            with suppress(ProcessLookupError):
+                os.kill(self.worker_pid, number)
+
+    def on_lost(self, why: str, *, charged: bool, at_limit: bool) -> None:
+        """Handle a task that the lane lost or killed."""
+        task_ready(self)
+        self._report(why, charged=charged, at_limit=at_limit)
 
     def send_event(self, type: str, **fields: Any) -> None:
         """Send the event that the child reported in place of Celery's success.

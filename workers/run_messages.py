@@ -29,7 +29,11 @@ AGENT_NAME = re.compile(NAME)
 
 @dataclass(frozen=True, slots=True)
 class RunMessage:
-    """The contents of a message. Limits are seconds; they are checked against PostgreSQL when the task is claimed."""
+    """The contents of a message. Limits are seconds; they are checked against PostgreSQL when the task is claimed.
+
+    Attributes:
+        has_model: the agent calls a model; a message of release 0.2 does not say so.
+    """
 
     version: int
     task_id: UUID
@@ -37,6 +41,7 @@ class RunMessage:
     time_limit: int
     soft_time_limit: int
     agent_name: str
+    has_model: bool = False
 
 
 def read(raw: bytes) -> RunMessage:
@@ -66,6 +71,7 @@ def read(raw: bytes) -> RunMessage:
         time_limit=time_limit,
         soft_time_limit=soft_time_limit,
         agent_name=agent_name,
+        has_model=headers.get("has_model") is True,
     )
 
 
@@ -93,6 +99,7 @@ def write(message: RunMessage, queue: str) -> bytes:
             "argsrepr": "",
             "kwargsrepr": f"task_id={message.task_id} claim={message.claim}",
             "ignore_result": True,
+            "has_model": message.has_model,
         },
         "properties": {
             "correlation_id": name,

@@ -9,8 +9,6 @@ from functools import cache
 from billiard.util import get_pdeathsig
 from sqlalchemy.orm import configure_mappers
 
-from workers import llm
-
 
 @cache
 def share_memory() -> None:
@@ -23,8 +21,7 @@ def share_memory() -> None:
 
 
 def _load() -> None:
-    """Load everything that each child would otherwise load for itself."""
+    """Load what each child would otherwise load for itself. Models are called in the lane, which is no child."""
     configure_mappers()
     with suppress(OSError):  # Not on Linux.
         get_pdeathsig()  # Each child begins with `set_pdeathsig`, for which billiard loads a parser of C.
-    llm.load()

@@ -10,7 +10,8 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -20,6 +21,8 @@ from psycopg import DataError
 from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from minions.backoff import exponential, jittered
 from shared import errors
@@ -71,7 +74,8 @@ def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True
         settings.require_database_url(),
         pool_size=pool_size,
         max_overflow=pool_size,
-        pool_timeout=30,
+        poolclass=_PatientPool if _shares.by_many else QueuePool,
+        pool_timeout=1 if _shares.by_many else 30,
         pool_pre_ping=pre_ping,
         # Few connections do the work, and keep their prepared statements and plans.
         pool_use_lifo=True,
@@ -117,18 +121,51 @@ def be_patient(connection: Connection) -> None:
     connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '1min'")
 
 
+@dataclass
+class _Shares:
+    """Connections kept open by the two engines of this process; each may open the same number again for a while.
+
+    Attributes:
+        by_many: many tasks share them.
+    """
+
+    general: int = 5
+    statements: int = 1
+    by_many: bool = False
+
+
+_shares = _Shares()
+
+
+def share_connections() -> None:
+    """Let the many tasks of this process share ten connections. They wait for a free one until a time limit strikes."""
+    _shares.general, _shares.statements, _shares.by_many = 1, 4, True
+
+
+class _PatientPool(QueuePool):
+    """Pool whose users wait for a free connection as long as it takes.
+
+    They look again at each time-out: a task that is interrupted when it is its turn does not pass that on.
+    """
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        while True:
+            with suppress(PoolTimeout):
+                return super()._do_get()
+
+
 @lru_cache(maxsize=1)
 def get_engine() -> Engine:
     """Return the process's engine. After a fork the child must call `forget_engine` first."""
-    return make_engine(get_settings())
+    return make_engine(get_settings(), pool_size=_shares.general)
 
 
 @lru_cache(maxsize=1)
 def _statement_engine() -> Engine:
-    """Return a one-connection engine for the hot path, whose callers retry by themselves."""
+    """Return the engine for the hot path, whose callers retry by themselves."""
     # The pool neither sets the mode at each use nor rolls back after it, which takes longer than a statement.
     mode = {"isolation_level": "AUTOCOMMIT", "skip_autocommit_rollback": True}
-    return make_engine(get_settings(), pool_size=1, pre_ping=False, **mode)
+    return make_engine(get_settings(), pool_size=_shares.statements, pre_ping=False, **mode)
 
 
 def forget_engine() -> None:
@@ -137,7 +174,9 @@ def forget_engine() -> None:
 
 
 def close_engine() -> None:
-    """Close the process's connections; the next use opens new ones."""
+    """Close the process's connections, unless other tasks use them too; the next use opens new ones."""
+    if _shares.by_many:
+        return  # `statement` and the pool have dropped the one in which a limit struck.
     _drop(close=True)
 
 
@@ -157,9 +196,17 @@ def transaction() -> Iterator[Connection]:
 
 @contextmanager
 def statement() -> Iterator[Connection]:
-    """Yield a connection in autocommit mode: one round trip a statement instead of three."""
+    """Yield a connection in autocommit mode: one round trip a statement instead of three.
+
+    A time limit that strikes in the middle of a statement leaves a connection that nobody can use again.
+    """
     with _statement_engine().connect() as connection:
-        yield connection
+        try:
+            yield connection
+        except Exception as error:
+            if behind_time_limit(error):
+                connection.invalidate()
+            raise
 
 
 def expected_error(error: BaseException | None) -> errors.MinionError | None:

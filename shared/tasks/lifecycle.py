@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import Connection, RowMapping, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.contracts.key_order import in_order, order_of, ordered, with_order
@@ -32,7 +32,11 @@ from shared.tasks.states import State
 
 @dataclass(frozen=True, slots=True)
 class Dispatched:
-    """A task whose message is sent to the broker. Limits are seconds."""
+    """A task whose message is sent to the broker. Limits are seconds.
+
+    Attributes:
+        has_model: its agent is one of type `agent`, which calls a model.
+    """
 
     task_id: UUID
     claim: int
@@ -41,6 +45,7 @@ class Dispatched:
     soft_time_limit: int
     time_limit: int
     priority: int
+    has_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,10 @@ REPLAY_FROM = text("SELECT minion_replay_from(:request, :source, :first, :edited
 REJECT = text("SELECT minion_reject(:task, :error)").bindparams(bindparam("error", type_=JSONB))
 DISPATCH = text("SELECT * FROM minion_dispatch(:lease, :window)")
 REPUBLISH = text("SELECT * FROM minion_republish(:lease, :patience, :empty, :most)")
+WITH_MODEL = text(
+    "SELECT t.id FROM tasks t JOIN agent_versions v ON v.id = t.agent_version_id "
+    "WHERE t.id = ANY (:tasks) AND v.type = 'agent'"
+)
 QUEUES_IN_USE = text(
     "SELECT DISTINCT capability FROM task_status "
     "WHERE state = 'queued' AND published_at < now() - CAST(:patience AS interval)"
@@ -181,8 +190,8 @@ def reject(connection: Connection, task: UUID, error: dict[str, Any]) -> bool:
 
 def dispatch(connection: Connection, *, lease: float, window: int) -> list[Dispatched]:
     """Move pending tasks to the queued state, as far as each capability's window has room."""
-    rows = connection.execute(DISPATCH, {"lease": timedelta(seconds=lease), "window": window})
-    return [Dispatched(**row) for row in rows.mappings()]
+    limits = {"lease": timedelta(seconds=lease), "window": window}
+    return _dispatched(connection, connection.execute(DISPATCH, limits).mappings().all())
 
 
 def stalled_queues(connection: Connection, *, patience: float) -> list[str]:
@@ -204,7 +213,18 @@ def republish(
         "empty": empty_queues,
         "most": limit,
     }
-    return [Dispatched(**row) for row in connection.execute(REPUBLISH, limits).mappings()]
+    return _dispatched(connection, connection.execute(REPUBLISH, limits).mappings().all())
+
+
+def _dispatched(connection: Connection, rows: Sequence[RowMapping]) -> list[Dispatched]:
+    """Add whether the agents call a model.
+
+    In a statement after the one that took the tasks: its functions also take tasks that were committed after it began,
+    and a join in it would leave those out.
+    """
+    tasks = [row["task_id"] for row in rows]
+    with_model = set(connection.scalars(WITH_MODEL, {"tasks": tasks})) if tasks else set()
+    return [Dispatched(**row, has_model=row["task_id"] in with_model) for row in rows]
 
 
 def wake_due(connection: Connection, *, limit: int = 1000) -> int:

@@ -11,8 +11,8 @@ import time
 from typing import Any
 from uuid import uuid4
 
-from celery import current_task
 from sqlalchemy import text
+from structlog.contextvars import get_contextvars
 
 from shared.database.connections import persist, statement
 
@@ -25,8 +25,7 @@ COMMIT = text("SELECT chaos_commit(CAST(:task AS uuid), :claim, :key)")
 
 def commit(arguments: dict[str, Any], context: Any) -> dict[str, Any]:
     """Work for `seconds`, commit the effect if the claim still holds the task, and make the task wait for `wait`."""
-    # The message contains the claim number before the claim.
-    claim = int(current_task.request.kwargs["claim"]) + 1
+    claim = get_contextvars()["claim"]  # as the worker's log shows it
     call = {"id": uuid4(), "task": context.task_id, "claim": claim, "key": context.idempotency_key}
     persist(lambda: _execute(CALLED, call))
     time.sleep(arguments["seconds"])

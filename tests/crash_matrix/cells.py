@@ -10,9 +10,12 @@ from typing import Literal
 
 from tests.crash_matrix.world import EFFECTS
 
-Victim = Literal["child", "worker", "orchestrator", "frozen", "connection"]
-KILLED: tuple[Victim, ...] = ("child", "worker", "orchestrator")
-"""The others live on: who came to the point stands still for longer than a lease, or connections are cut."""
+Victim = Literal["child", "lane", "worker", "orchestrator", "frozen", "connection"]
+KILLED: tuple[Victim, ...] = ("child", "lane", "worker", "orchestrator")
+"""`child` is the process at the point, a worker's lane or a slot; `lane` is the lane while a slot is at the point.
+
+The others live on: the process at the point stands still for longer than a lease, or connections are cut.
+"""
 VICTIMS: tuple[Victim, ...] = (*KILLED, "frozen", "connection")
 
 
@@ -39,8 +42,8 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A point that a run reached, and the process at it: a worker's child, its main process, the orchestrator, or a
-    server of the test. `working` is true if a child was at work on a task at that moment.
+    """A point that a run reached, and the process at it: a worker's lane, slot or main process, the orchestrator, or a
+    server of the test. `working` is true if a lane or a slot was at work on a task at that moment.
     """
 
     point: Point
@@ -95,10 +98,12 @@ def share_of(cells: Sequence[Cell], share: float, seed: int) -> list[Cell]:
 
 def _makes_sense(hit: Hit, victim: Victim) -> bool:
     """Return whether the strike can matter: not on an idle child, nor on others while the test itself acts."""
-    by_child = hit.source == "child" or (hit.source == "server" and hit.working)
+    by_child = hit.source in ("lane", "slot") or (hit.source == "server" and hit.working)
     match victim:
         case "child":
             return by_child
+        case "lane":
+            return hit.source == "slot"
         case "frozen":
             return by_child or hit.source == "orchestrator"
         case "connection":

@@ -36,6 +36,7 @@ from shared.tasks.submission import submit_within
 from tests.chaos import audit
 from tests.crash_matrix import points, tools
 from tests.crash_matrix.cells import Cell, Hit, Point, Strike
+from tests.crash_matrix.lanes import is_alive, lanes_of
 from tests.crash_matrix.process import Nursery, ProductProcess, thaw
 from tests.crash_matrix.world import BUILTIN, RESULTS, Model, definitions, web_service
 from tests.support.processes import ONLINE, wait_until
@@ -303,12 +304,12 @@ class Lane:
         agent = self._agent_of(task) if task else ""
         if agent is None:
             return False
-        source = "child"
         if pid == self.orchestrator.pid:
             source = "orchestrator"
         elif pid == self.worker.pid:
             source = "main"
-        if source == "child":
+        else:
+            source = "lane" if pid in lanes_of(self.nursery.lanes) else "slot"
             self._working = (pid, agent)
         return self._point(agent, step, where, source)
 
@@ -414,8 +415,12 @@ class Lane:
             self.worker.kill()
             self.worker = self._start_worker()
         elif self._working is not None:
-            with suppress(ProcessLookupError):
-                os.kill(self._working[0], signal.SIGKILL)
+            slot = self._working[0]
+            for pid in [slot] if strike.victim == "child" else lanes_of(self.nursery.lanes, self.worker.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if strike.victim == "lane":
+                wait_until(lambda: not is_alive(slot), "the slot has ended with the lane", 5)
         if strike.victim != "orchestrator":
             # Requests that the victim sent must arrive before they are counted.
             time.sleep(QUIET_SECONDS)

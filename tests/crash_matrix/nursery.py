@@ -16,6 +16,8 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from tests.crash_matrix.lanes import Lanes
+
 PR_SET_PDEATHSIG = 1
 # Without `workers.app` and `workers.heartbeat`, which create a worker's own objects at import.
 IMPORTED = (
@@ -96,6 +98,9 @@ def _begin(role: str) -> None:
     if role == "worker":
         from celery.bin.celery import main as celery
 
+        from workers.lane import host
+
+        host.subprocess = Lanes  # type: ignore[assignment]
         celery()
     else:
         from orchestrator.commands.processes import orchestrator

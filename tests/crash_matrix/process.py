@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.chaos.system import descendants
+from tests.crash_matrix.lanes import NURSERY, lanes_of
 from tests.support.processes import ROOT, wait_until
 
 LISTENING = re.compile(r'"address": "(http://[^"]+)"')
@@ -28,6 +29,11 @@ class ProductProcess:
 
     pid: int
     log: Path
+    lanes: str
+
+    def tree(self) -> list[int]:
+        """Return the process, its descendants, and the lanes of a worker."""
+        return [self.pid, *descendants(self.pid), *lanes_of(self.lanes, self.pid)]
 
     @property
     def running(self) -> bool:
@@ -38,14 +44,14 @@ class ProductProcess:
 
     def kill(self) -> None:
         """Kill the process and all its descendants with SIGKILL."""
-        for pid in (self.pid, *descendants(self.pid)):
+        for pid in self.tree():
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not self.running, f"{self.log.name} is gone", 10)
 
     def freeze(self) -> list[int]:
         """Stop the process and all its descendants; return them."""
-        frozen = [self.pid, *descendants(self.pid)]
+        frozen = self.tree()
         for pid in frozen:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
@@ -73,41 +79,43 @@ def thaw(pids: Iterable[int]) -> None:
 
 
 class Nursery:
-    """The process that forks all others."""
+    """The two processes that fork all others."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.lanes = str(folder / "lanes")
         self._lock = threading.Lock()
         self._ready = False
 
     def __enter__(self) -> Self:
         offer_tools(self.folder)
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(self.folder), str(ROOT)]), NURSERY: self.lanes}
+        command = [sys.executable, "-m", "tests.crash_matrix.nursery"]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.crash_matrix.nursery"],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(self.folder), str(ROOT)])},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
+            command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        command = [sys.executable, "-m", "tests.crash_matrix.lane_nursery", self.lanes]
+        self._of_lanes = subprocess.Popen(command, cwd=ROOT, env=env)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()
-        self._process.communicate()
+        for process in (self._process, self._of_lanes):
+            process.kill()
+            process.communicate()
 
     def start(self, role: str, argv: list[str], env: Mapping[str, str], log: Path) -> ProductProcess:
         """Start a process without waiting for it."""
         birth = json.dumps({"role": role, "argv": argv, "env": dict(env), "log": str(log)})
         with self._lock:
-            # Its imports take seconds, and nothing waits for them.
+            # Their imports take seconds, and nothing waits for them.
             self._ready = self._ready or self._answer() == "ready"
+            wait_until(lambda: Path(self.lanes).exists(), "the nursery of lanes listens", 60)
             assert self._process.stdin is not None
             self._process.stdin.write(birth + "\n")
             self._process.stdin.flush()
-            return ProductProcess(int(self._answer()), log)
+            return ProductProcess(int(self._answer()), log, self.lanes)
 
     def _answer(self) -> str:
         assert self._process.stdout is not None

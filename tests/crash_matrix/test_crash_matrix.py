@@ -41,7 +41,7 @@ MAIL = ("lead", "mail")
 def good(victim: Victim = "worker") -> Played:
     """Return a run whose worker was killed after the mail and before its record; all earlier steps were committed."""
     strike = Strike(Point("lead", "mail", "effect made"), victim)
-    lost = frozenset({("lead", 1)}) if victim in ("child", "worker", "frozen") else frozenset()
+    lost = frozenset({("lead", 1)}) if victim in ("child", "lane", "worker", "frozen") else frozenset()
     finished = {("lead", what) for what in ("model 1", "model 2", "double", "peek", "charge", "order")}
     snapshot = Snapshot(strike, frozenset(finished), frozenset({MAIL}), lost)
     played = Played(Cell((strike,)), snapshots=[snapshot], state="succeeded", output=ANSWER)

@@ -6,6 +6,8 @@ import gc
 import os
 import signal
 import time
+from collections import deque
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,11 @@ def _hang(arguments: dict[str, Any], context: Any) -> Any:
     """Hears no soft limit."""
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     time.sleep(600)
+
+
+def _spin(arguments: dict[str, Any], context: Any) -> Any:
+    """Stays in C code, which hears no signal."""
+    return deque(repeat(0), maxlen=0)
 
 
 def _query(arguments: dict[str, Any], context: Any) -> Any:
@@ -122,6 +129,7 @@ DEEDS = {
     "answer": _answer,
     "sleep": _sleep,
     "hang": _hang,
+    "spin": _spin,
     "query": _query,
     "die": _die,
     "fail": _fail,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -35,6 +35,7 @@ from workers.journal import Journal, StepResult
 from workers.outcomes import Interrupted
 from workers.result_cache import ResultCache
 from workers.task import ClaimedTask
+from workers.tools import place
 from workers.tools.directives import obey
 
 GROUP = "minions.tools"
@@ -77,20 +78,29 @@ class BuiltinTool:
 
     def call(self, arguments: JsonValue, task: ClaimedTask, journal: Journal) -> JsonValue:
         """Run one step with the tool's declared effect."""
-        definition = self.definition
-        request = {"tool": definition.builtin, "arguments": arguments}
+        request = self._request(arguments)
 
         def perform(step: int) -> StepResult:
-            validate(self.input_schema, arguments, what=f"The input of tool {self.name!r}", error=InvalidInput)
-            output = self._run(load(str(definition.builtin)), arguments, _context(task, step, request))
-            what = f"The output of tool {self.name!r}"
-            check(output, what=what, limit=get_settings().max_output_bytes)
-            if directive_in(output) is None:
-                validate(definition.output_schema, output, what=what, error=InvalidOutput)
-            return StepResult(obey(output, self.name))
+            made = place.perform(self, arguments, task, step)
+            return replace(made, output=obey(made.output, self.name))
 
         once = self.cache.around(perform, task, arguments) if self.cache else perform
         return journal.call("tool_call", self.name, request, once, effect=self.effect)
+
+    def perform(self, arguments: JsonValue, task: ClaimedTask, step: int) -> StepResult:
+        """Make the call in this process, and check its input and output."""
+        definition = self.definition
+        validate(self.input_schema, arguments, what=f"The input of tool {self.name!r}", error=InvalidInput)
+        context = _context(task, step, self._request(arguments))
+        output = self._run(load(str(definition.builtin)), arguments, context)
+        what = f"The output of tool {self.name!r}"
+        check(output, what=what, limit=get_settings().max_output_bytes)
+        if directive_in(output) is None:
+            validate(definition.output_schema, output, what=what, error=InvalidOutput)
+        return StepResult(output)
+
+    def _request(self, arguments: JsonValue) -> JsonValue:
+        return {"tool": self.definition.builtin, "arguments": arguments}
 
     def _run(self, function: Callable[..., Any], arguments: JsonValue, context: ToolContext) -> JsonValue:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from shared.contracts.documents import ToolDefinition
@@ -11,6 +12,7 @@ from shared.functions.runner import StoredFunction, run_function
 from workers.journal import Journal, StepResult
 from workers.result_cache import ResultCache, interpreter
 from workers.task import ClaimedTask
+from workers.tools import place
 from workers.tools.directives import obey
 
 
@@ -35,20 +37,23 @@ class FunctionTool:
         """Run one pure step."""
 
         def perform(step: int) -> StepResult:
-            value, outcome = run_function(
-                self.function, arguments, task.context(), engine=get_engine(), task_id=task.id
-            )
-            return StepResult(
-                obey(value, self.function.name),
-                stdout=outcome.stdout or None,
-                cpu_seconds=outcome.cpu_time,
-                peak_memory_bytes=outcome.peak_memory,
-                function_version_id=self.function.version_id,
-            )
+            made = place.perform(self, arguments, task, step)
+            return replace(made, output=obey(made.output, self.function.name))
 
         request = {"function": str(self.function.version_id), "arguments": arguments}
         once = self.cache.around(perform, task, arguments) if self.cache else perform
         return journal.call("function_call", self.function.name, request, once, effect=self.effect)
+
+    def perform(self, arguments: JsonValue, task: ClaimedTask, step: int) -> StepResult:
+        """Run the function in this process's sandbox."""
+        value, outcome = run_function(self.function, arguments, task.context(), engine=get_engine(), task_id=task.id)
+        return StepResult(
+            value,
+            stdout=outcome.stdout or None,
+            cpu_seconds=outcome.cpu_time,
+            peak_memory_bytes=outcome.peak_memory,
+            function_version_id=self.function.version_id,
+        )
 
 
 def _cache_of(definition: ToolDefinition, function: StoredFunction) -> ResultCache | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -25,6 +26,12 @@ from tests.support.processes import wait_until
 
 SUBMIT = text("SELECT minion_submit(:agent, CAST(:input AS jsonb))")
 HELD = text("INSERT INTO rate_holds (scope, name, until_at) VALUES ('capability', 'work', now() + :until)")
+
+LOCK = text("SELECT pg_advisory_xact_lock(hashtext('minion_dispatch'))")
+WAITING = text(
+    "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database = "
+    "(SELECT oid FROM pg_database WHERE datname = current_database()))"
+)
 
 
 @pytest.fixture
@@ -70,6 +77,20 @@ def test_window_bounds_messages_in_the_broker(tasks: Tasks, dispatched: Any) -> 
     assert len(dispatched(window=4)) == 4
     assert dispatched(window=4) == []
     assert len(dispatched(window=6)) == 2
+
+
+def test_task_that_is_committed_while_the_batch_is_chosen_is_in_the_batch(
+    tasks: Tasks, dispatched: Any, database: Engine
+) -> None:
+    with database.begin() as connection:
+        throttles.set_limit(connection, "capability", "work", max_running=5)
+    with ThreadPoolExecutor(1) as thread, database.connect() as holder:
+        holder.execute(LOCK)
+        batch = thread.submit(dispatched)
+        wait_until(lambda: holder.scalar(WAITING), "the statement has begun")
+        task = tasks.submit("Act", {})
+        holder.rollback()
+        assert batch.result() == [task]
 
 
 def test_task_without_serving_worker_stays_pending(tasks: Tasks, dispatched: Any, act: Any) -> None:

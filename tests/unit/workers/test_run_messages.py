@@ -52,9 +52,10 @@ def test_written_message_is_read(message: RunMessage) -> None:
     assert read(write(message, "work")) == message
 
 
-def test_message_of_the_orchestrator_is_read() -> None:
+@pytest.mark.parametrize("has_model", [False, True])
+def test_message_of_the_orchestrator_is_read(has_model: bool) -> None:
     app = broker.make_app(Settings(redis_url="redis://127.0.0.1:1"))
-    sent = broker._message(app, Dispatched(TASK, 6, "work", "Act", 300, 330, 0))
+    sent = broker._message(app, Dispatched(TASK, 6, "work", "Act", 300, 330, 0, has_model))
     raw = {
         "body": b64encode(json.dumps(sent.body).encode()).decode(),
         "content-type": "application/json",
@@ -62,7 +63,7 @@ def test_message_of_the_orchestrator_is_read() -> None:
         "properties": {**sent.properties, "body_encoding": "base64"},
     }
     found = read(json.dumps(raw).encode())
-    assert found == RunMessage(1, TASK, 6, 330, 300, "Act")
+    assert found == RunMessage(1, TASK, 6, 330, 300, "Act", has_model)
     ours = json.loads(write(found, "work"))
     assert {name: sent.headers[name] for name in ours["headers"] if name != "parent_id"} == {
         name: value for name, value in ours["headers"].items() if name != "parent_id"

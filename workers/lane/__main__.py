@@ -1,0 +1,21 @@
+"""The lane's process. Waiting is switched to greenlets before anything else is imported.
+
+    python -P workers/lane/__main__.py SOCKET PULSE WORKER-ID FOLDER…
+
+The folders are the ones from which the main process imports.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if __name__ == "__main__":
+    sys.path[:] = sys.argv[4:]
+
+    from gevent import monkey
+
+    monkey.patch_all()
+
+    from workers.lane.process import main
+
+    main()
