@@ -31,7 +31,6 @@ LARGEST_NUMBER = 2**31 - 1
 MASKED: dict[str, Callable[[Any], Any]] = {
     "input": masking.payload,
     "output": masking.payload,
-    "text": masking.payload,
     "error": masking.error,
 }
 """The members of an event that may hold payloads."""
@@ -100,7 +99,9 @@ async def _stream(request: Request, task: UUID, after: int) -> AsyncIterator[str
                 return
             idle = 0.0 if event else idle + CHECK_SECONDS
             if event is not None:
-                yield _frame(event)
+                # Of streamed text, masks would be all that is left.
+                if event.number is not None or masking.are_shown():
+                    yield _frame(event)
             elif idle >= HEARTBEAT_SECONDS:
                 idle = 0.0
                 yield ": nothing new\n\n"

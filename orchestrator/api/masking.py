@@ -31,7 +31,7 @@ def show_to(key: Key) -> None:
     _reader.set(key)
 
 
-def _shown() -> bool:
+def are_shown() -> bool:
     """Return whether the caller may see payloads."""
     reader = _reader.get()
     return reader is not None and reader.may(Permission.PAYLOADS_READ)
@@ -39,17 +39,17 @@ def _shown() -> bool:
 
 def payload(value: Any) -> Any:
     """Return a payload, or the mask."""
-    return value if value is None or _shown() else MASK
+    return value if value is None or are_shown() else MASK
 
 
 def payloads(values: list[Any] | None) -> list[Any] | None:
     """Return a list of payloads, or a list with the mask."""
-    return values if not values or _shown() else [MASK]
+    return values if not values or are_shown() else [MASK]
 
 
 def error(found: Mapping[str, Any] | None) -> Any:
     """Return an error, without what it may quote unless payloads are shown."""
-    if found is None or _shown():
+    if found is None or are_shown():
         return found
     plain = {name: value for name, value in found.items() if name in PLAIN_FACTS}
     return {**plain, "message": MASK} if "message" in found else plain
@@ -57,7 +57,7 @@ def error(found: Mapping[str, Any] | None) -> Any:
 
 def labels(found: Mapping[str, Any] | None) -> Any:
     """Return labels, with masked values of the private ones unless payloads are shown."""
-    if not found or _shown():
+    if not found or are_shown():
         return found
     return {name: MASK if name.startswith(PRIVATE) else value for name, value in found.items()}
 

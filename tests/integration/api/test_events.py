@@ -283,6 +283,27 @@ def test_text_is_streamed_between_the_steps(run: Any, following: Any) -> None:
         assert follower.told[-2].data["usage"] == {"input_tokens": 3}
 
 
+def test_text_is_not_streamed_to_keys_that_see_no_payloads(
+    run: Any, following: Any, client: Client, http_api: Api
+) -> None:
+    running = run()
+    with Client(http_api.url, client.create_api_key("viewer", "viewer")["key"], retries=1) as viewer:
+        seeing, blind = following(running.task), following(running.task, client=viewer)
+        for follower in (seeing, blind):
+            follower.until("task.running")
+        wait_until(lambda: subscribers(running.task) == 1, "the subscription")
+        running.write(1, "started")
+        running.say("Hello")
+        seeing.until("step.text")
+        running.write(1, "finished", output={"text": "Hello"})
+        running.finish("Hello")
+        assert [kind for _, kind in blind.all()] == [
+            kind for kind in (each for _, each in seeing.all()) if kind != "step.text"
+        ]
+    assert "Hello" not in str(blind.told)
+    assert "Hello" in str(seeing.told)
+
+
 @pytest.fixture
 def messages_api(messages_api: testing.MessagesApi, define: Define) -> testing.MessagesApi:
     """The local Messages API, and the agent `Writer` that calls it."""
