@@ -98,8 +98,9 @@ class Submissions:
 
     def set_aside(self, item: bytes, why: str, *, size: int | None = None) -> None:
         """Remove an item that is not a submission permanently."""
-        self.finish(item)
+        # In this order, a message that leaves the queue has been counted.
         self._set_aside.put(SUBMIT_QUEUE, item, why, size=size)
+        self.finish(item)
 
     def wait(self, seconds: float) -> None:
         """Wait for a message of the default priority. The blocking command moves an item to its own place, a no-op."""

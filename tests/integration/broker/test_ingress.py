@@ -281,7 +281,8 @@ def test_too_large_message_is_set_aside_unread(send: Any, settings: Settings) ->
     size = settings.max_body_bytes * 4 // 3 + (1 << 20)
     push("x" * size)
     send(agent="Act", input={"query": "x"})
-    wait_until(drained, "nothing comes again")
+    wait_until(put_aside, "it is set aside")
+    assert drained()
     [sample] = put_aside()
     assert (sample["bytes"], sample["begins"]) == (size, "x" * SHOWN)
 

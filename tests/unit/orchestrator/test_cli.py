@@ -112,9 +112,9 @@ def test_ctrl_c_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
         (("agents", "lst"), "Did you mean 'list'? See `minion agents --help`."),
         (("tasks", "--limt", "3"), "No such option: --limt (Possible options: --limit). See `minion tasks --help`."),
         (("show",), "Missing argument 'TASK'. See `minion show --help`."),
-        (("show", "a", "--json", "b"), '{"error": {"type": "usage", "message": "Got unexpected extra argument'),
+        (("show", "01b20424", "--json", "b"), '{"error": {"type": "usage", "message": "Got unexpected extra argument'),
         (("tasks", "-n", "0"), "Input must be greater than or equal to 1. See `minion tasks --help`."),
-        (("answer", "a"), "give one of --result JSON, --again and --fail. See `minion answer --help`."),
+        (("answer", "01b20424"), "give one of --result JSON, --again and --fail. See `minion answer --help`."),
     ],
 )
 def test_wrong_usage_is_reported_in_one_line(
