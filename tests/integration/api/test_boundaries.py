@@ -45,6 +45,12 @@ BODIES: dict[str, Any] = {
     "PATCH /v1/webhooks/{name}": {"enabled": False},
     "PUT /v1/limits/{scope}/{name}": {"max_running": 1},
     "POST /v1/keys": {"name": "new", "role": "viewer"},
+    "POST /v1/stops": {"scope": "agent", "name": "Ours"},
+    "PUT /v1/budgets": {"scope": "agent", "name": "Ours", "period": "day", "dollars": 1},
+}
+QUERIES: dict[str, dict[str, str]] = {
+    "DELETE /v1/stops": {"scope": "agent", "name": "none"},
+    "DELETE /v1/budgets": {"scope": "agent", "name": "none", "period": "day"},
 }
 BOUNDS: dict[str, dict[str, Any]] = {
     "namespace": {"namespace": "ours"},
@@ -76,6 +82,7 @@ def call(http: httpx2.Client, endpoint: str, names: dict[str, str], **options: A
     for name, value in names.items():
         path = path.replace(f"{{{name}}}", value)
     assert "{" not in path, f"{endpoint}: give its path parameters here"
+    options.setdefault("params", QUERIES.get(endpoint))
     return http.request("HEAD" if path.endswith("/events") else method, path, json=BODIES.get(endpoint), **options)
 
 
