@@ -916,8 +916,8 @@ CREATE FUNCTION minion_alert(budget uuid, starts timestamp with time zone, reach
     LANGUAGE sql
     AS $$
     INSERT INTO standing_alerts (budget_id, period_start, percent)
-        SELECT budget, starts, v.percent FROM (VALUES (50), (80), (100)) AS v (percent)
-            WHERE v.percent <= reached AND NOT EXISTS (
+        SELECT budget, starts, v.percent FROM standing_usage u, (VALUES (50), (80), (100)) AS v (percent)
+            WHERE u.budget_id = budget AND u.period_start = starts AND v.percent <= reached AND NOT EXISTS (
                 SELECT 1 FROM standing_alerts a
                     WHERE a.budget_id = budget AND a.period_start = starts AND a.percent = v.percent)
         ON CONFLICT DO NOTHING
@@ -2852,8 +2852,8 @@ CREATE FUNCTION minion_standing_breach(t uuid, among uuid[], asked jsonb, moment
             'waits_for', 'standing_budget', 'budget', b.id, 'agent', b.scope || ' ' || b.name, 'scope', b.scope,
             'namespace', NULLIF(b.namespace, ''), 'name', NULLIF(b.name, ''), 'period', b.period, 'starts', p.starts,
             'ends', p.ends, 'what', f.what, 'limit', trim_scale(f.most), 'spent', trim_scale(f.spent),
-            'reserved', trim_scale(f.held), 'asked', trim_scale(f.asked), 'step', asked,
-            'then', CASE WHEN f.asked IS NULL THEN 'fail' WHEN f.spent + f.asked <= f.most THEN 'wait' ELSE b.on_breach END)
+            'reserved', trim_scale(f.held), 'asked', trim_scale(f.wanted), 'step', asked,
+            'then', CASE WHEN f.wanted IS NULL THEN 'fail' WHEN f.spent + f.wanted <= f.most THEN 'wait' ELSE b.on_breach END)
         FROM minion_standing_of(t, asked->>'model') b
         CROSS JOIN LATERAL minion_period(b.period, b.timezone, moment) p
         LEFT JOIN standing_usage u ON u.budget_id = b.id AND u.period_start = p.starts
@@ -2864,9 +2864,9 @@ CREATE FUNCTION minion_standing_breach(t uuid, among uuid[], asked jsonb, moment
                 COALESCE(u.reserved_microdollars, 0) / 1000000.0,
                 CASE WHEN asked->'microdollars' = 'null' THEN NULL
                      ELSE COALESCE((asked->>'microdollars')::numeric / 1000000, 0) END)
-        ) AS f (nth, what, most, spent, held, asked)
+        ) AS f (nth, what, most, spent, held, wanted)
         WHERE b.on_breach <> 'alert' AND f.most IS NOT NULL AND (among IS NULL OR b.id = ANY (among))
-          AND (f.asked IS NULL OR f.spent + f.held + f.asked > f.most)
+          AND (f.wanted IS NULL OR f.spent + f.held + f.wanted > f.most)
         ORDER BY b.id, f.nth LIMIT 1
 $$;
 

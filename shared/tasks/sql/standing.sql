@@ -56,8 +56,8 @@ $$;
 -- Records that this share of a budget is used up, once in each period.
 CREATE OR REPLACE FUNCTION minion_alert(budget uuid, starts timestamptz, reached numeric) RETURNS void LANGUAGE sql AS $$
     INSERT INTO standing_alerts (budget_id, period_start, percent)
-        SELECT budget, starts, v.percent FROM (VALUES (50), (80), (100)) AS v (percent)
-            WHERE v.percent <= reached AND NOT EXISTS (
+        SELECT budget, starts, v.percent FROM standing_usage u, (VALUES (50), (80), (100)) AS v (percent)
+            WHERE u.budget_id = budget AND u.period_start = starts AND v.percent <= reached AND NOT EXISTS (
                 SELECT 1 FROM standing_alerts a
                     WHERE a.budget_id = budget AND a.period_start = starts AND a.percent = v.percent)
         ON CONFLICT DO NOTHING

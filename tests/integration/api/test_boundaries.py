@@ -60,6 +60,8 @@ BOUNDS: dict[str, dict[str, Any]] = {
     "capability": {"capabilities": ["ours"]},
 }
 Make = Callable[..., httpx2.Client]
+LISTS = ("tasks", "schedules", "webhooks", "keys", "stops")
+"""What a key creates by POST."""
 # What an endpoint writes under a name that its caller chooses.
 CREATES = {"PUT /v1/schedules/{name}", "PUT /v1/pauses/{scope}/{name}", "PUT /v1/limits/{scope}/{name}"}
 
@@ -82,7 +84,7 @@ def call(http: httpx2.Client, endpoint: str, names: dict[str, str], **options: A
     for name, value in names.items():
         path = path.replace(f"{{{name}}}", value)
     assert "{" not in path, f"{endpoint}: give its path parameters here"
-    options.setdefault("params", QUERIES.get(endpoint))
+    options["params"] = {**QUERIES.get(endpoint, {}), **options.get("params", {})}
     return http.request("HEAD" if path.endswith("/events") else method, path, json=BODIES.get(endpoint), **options)
 
 
@@ -208,6 +210,8 @@ def world(request: pytest.FixtureRequest, client: Client, database: Engine) -> W
     client.add_webhook("theirs-webhook", "https://93.184.215.14/theirs", namespace=namespace)
     client.pause("agent", "Theirs", namespace=namespace)
     client.set_limit("agent", "Theirs", max_running=3, namespace=namespace)
+    client.stop_all(agent="Theirs", namespace=namespace)
+    client.set_budget("agent", "Theirs", period="day", dollars=1, namespace=namespace)
     key = client.create_api_key("theirs-key", "viewer", namespace=namespace)
     with database.begin() as connection:
         delivery = connection.scalar(
@@ -232,6 +236,8 @@ def stored(database: Engine, world: World) -> str:
         "webhook_deliveries": "id::text = :delivery",
         "pauses": "name = 'Theirs'",
         "limits": "name = 'Theirs'",
+        "stops": "name = 'Theirs'",
+        "standing_budgets": "name = 'Theirs'",
         "api_keys": "name LIKE 'theirs%'",
     }
     values = {"namespace": world.namespace, "tasks": world.tasks, "delivery": world.delivery}
@@ -284,7 +290,7 @@ def test_what_a_bound_key_stores_is_in_its_bounds(with_key: Make, database: Engi
     http = with_key("admin", namespace="elsewhere")
     define_in(database, "elsewhere", NOOP, agent("Ours", "ours"))
     before = stored(database, world)
-    for endpoint in [*CREATES, "POST /v1/tasks", "POST /v1/schedules", "POST /v1/webhooks", "POST /v1/keys"]:
+    for endpoint in [*CREATES, *(f"POST /v1/{each}" for each in LISTS), "PUT /v1/budgets"]:
         response = call(http, endpoint, {"scope": "agent", "name": "theirs-schedule"})
         assert response.status_code in (200, 201), (endpoint, response.text)
         assert response.json()["namespace"] == "elsewhere", endpoint
@@ -324,6 +330,19 @@ def test_lists_show_nothing_foreign(with_key: Make, client: Client, world: World
 
 
 @pytest.mark.parametrize("kind", ["namespace"])
+def test_the_whole_installation_is_out_of_reach(with_key: Make, world: World, kind: str) -> None:
+    http = with_key("admin", namespace="ours")
+    budget = {"scope": "installation", "period": "day"}
+    for refused in (
+        http.post("/v1/stops", json={"scope": "installation"}),
+        http.delete("/v1/stops", params={"scope": "installation"}),
+        http.put("/v1/budgets", json={**budget, "dollars": 1}),
+        http.delete("/v1/budgets", params=budget),
+    ):
+        assert refused.status_code == 403, refused.text
+
+
+@pytest.mark.parametrize("kind", ["namespace"])
 def test_another_namespace_cannot_be_named(with_key: Make, client: Client, world: World, kind: str) -> None:
     http = with_key("admin", namespace="ours")
     names = {"task_id": world.own_task, "delivery_id": str(uuid4()), "scope": "agent", "name": "Theirs", "key": "x"}
@@ -342,7 +361,14 @@ def test_another_namespace_cannot_be_named(with_key: Make, client: Client, world
             assert refused.status_code == 403, (endpoint, refused.text)
             answers.add(refused.text.replace(namespace, "…"))
         assert len(answers) == 1, endpoint
-    for endpoint in ("POST /v1/tasks", "POST /v1/replays", "POST /v1/webhooks", "POST /v1/keys"):
+    for endpoint in (
+        "POST /v1/tasks",
+        "POST /v1/replays",
+        "POST /v1/webhooks",
+        "POST /v1/keys",
+        "POST /v1/stops",
+        "PUT /v1/budgets",
+    ):
         method, path = endpoint.split(" ")
         refused = http.request(method, path, json={**BODIES[endpoint], "namespace": "theirs"})
         assert refused.status_code == 403, endpoint

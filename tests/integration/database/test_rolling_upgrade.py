@@ -21,6 +21,7 @@ from shared.contracts.documents import parse_definition
 from shared.database import schema
 from shared.definitions.store import DefinitionStore
 from shared.settings import Settings
+from shared.tasks import standing_budgets, stops
 from tests.support.earlier_releases import run_python, unpack
 from tests.support.processes import (
     ROOT,
@@ -49,6 +50,12 @@ DEFINITIONS = [
         "relations": [{"agent": "Echo"}] * CHILDREN,
         "config": {"capabilities": ["work"], "chain_strategy": "parallel"},
     },
+]
+# A tool with an unsafe effect, and a model.
+GUARDED = [
+    {"kind": "tool", "name": "send", "type": "builtin", "builtin": "echo", "effect": "unsafe"},
+    {**DEFINITIONS[0], "name": "Sender", "tool": "send"},
+    {"kind": "agent", "name": "Planner", "model": "offline", "config": {"capabilities": ["work"]}},
 ]
 SUBMIT = text("SELECT minion_submit(:agent, CAST(:input AS jsonb), key => :key)")
 DISTURBED = text(
@@ -202,3 +209,35 @@ def test_previous_release_works_beside_the_new_one(site: Site) -> None:
     assert site.disturbed() == []
     chains = site.sql("SELECT count(*) FROM tasks WHERE agent_name = 'Chain'")
     assert site.sql("SELECT count(*) FROM tasks WHERE parent_id IS NOT NULL") == CHILDREN * chains
+
+
+def test_previous_release_obeys_stops_and_standing_budgets(site: Site) -> None:
+    """It knows neither. A stop suspends its tasks; a model call that must reserve is left to the new release."""
+
+    def waits_for(reason: str) -> bool:
+        return bool(site.sql(f"SELECT count(*) FROM task_status WHERE wait_reason = '{reason}'"))
+
+    schema.migrate(site.engine)
+    with Session(site.engine) as session, session.begin():
+        store = DefinitionStore(session, validate_code=lambda function: None)
+        store.apply([parse_definition(each) for each in GUARDED])
+    old_orchestrator, old_worker = site.start(site.previous)
+    with site.engine.begin() as connection:
+        stops.stop(connection, stops.target_of("installation"))
+    site.submit("Sender")
+    wait_until(lambda: waits_for("stopped"), "the task is stopped")
+    assert site.sql("SELECT count(*) FROM steps") == 0
+    with site.engine.begin() as connection:
+        stops.lift(connection, stops.target_of("installation"))
+    wait_until(site.all_done, "the task has continued")
+
+    with site.engine.begin() as connection:
+        standing_budgets.set_budget(connection, standing_budgets.target_of("installation"), "day", tokens=10**9)
+    site.submit("Planner")
+    wait_until(lambda: waits_for("handed_back"), "the task is handed back")
+    assert site.sql("SELECT count(*) FROM steps WHERE kind = 'model_call'") == 0
+    old_orchestrator.stop()
+    old_worker.stop()
+    site.start(ROOT)
+    wait_until(site.all_done, "the new release has run it", 60)
+    assert site.disturbed() == []

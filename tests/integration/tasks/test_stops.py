@@ -21,7 +21,7 @@ from shared.settings import Settings
 from shared.tasks import budgets, lifecycle, stops
 from shared.tasks.records import StepRecord
 from tests.conftest import Define
-from tests.integration.conftest import InlineWorker, Tasks
+from tests.integration.conftest import ACT, InlineWorker, Tasks
 from tests.support.lifecycle_driver import LifecycleDriver
 from tests.support.processes import Process, wait_until
 from workers import journal as journals
@@ -148,6 +148,38 @@ def test_model_call_waits(tasks: Tasks, model: str, inline_worker: InlineWorker,
     lift()
     run_due(inline_worker)
     assert (tasks.get(task)["output"], len(messages_api.requests)) == ({"content": "Hi."}, 1)
+
+
+def test_unsafe_call_of_a_model_waits(
+    tasks: Tasks, define: Define, inline_worker: InlineWorker, messages_api: MessagesApi, log: Path
+) -> None:
+    """Calls before it in the same turn are made once."""
+    config = {"capabilities": ["work"]}
+    anything = {"type": "object"}
+    define(
+        {**ACT, "input_schema": anything},
+        {**ACT, "name": "send", "effect": "unsafe", "input_schema": anything},
+        {"kind": "agent", "name": "Model", "model": "claude-sonnet-5-5", "tools": ["act", "send"], "config": config},
+    )
+    sent = log.with_name("sent")
+    messages_api.script = [
+        testing.tool_use(("act", {"log": str(log)}), ("send", {"log": str(sent)})),
+        testing.text("Done."),
+    ]
+    answer = messages_api.answer
+
+    def answer_and_stop(headers: dict[str, str], body: dict[str, Any]) -> Any:
+        if not messages_api.requests:
+            stop()
+        return answer(headers, body)
+
+    messages_api.answer = answer_and_stop  # type: ignore[method-assign]
+    task = tasks.submit("Model", "Hello")
+    run_due(inline_worker)
+    assert (tasks.get(task)["wait_reason"], calls(log), calls(sent), len(messages_api.requests)) == ("stopped", 1, 0, 1)
+    lift()
+    run_due(inline_worker)
+    assert (tasks.get(task)["state"], calls(log), calls(sent), len(messages_api.requests)) == ("succeeded", 1, 1, 2)
 
 
 def test_offline_planner_waits_too(tasks: Tasks, define: Define, inline_worker: InlineWorker) -> None:
