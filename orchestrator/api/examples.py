@@ -1,4 +1,4 @@
-"""Examples in the OpenAPI document: for every body, every answer and every path parameter."""
+"""Examples in the OpenAPI document: for every body, every answer and every parameter that names something."""
 
 from __future__ import annotations
 
@@ -124,7 +124,8 @@ def add_to(document: dict[str, Any]) -> dict[str, Any]:
         for method in METHODS & item.keys():
             operation = item[method]
             for parameter in operation.get("parameters", ()):
-                if parameter["in"] == "path":
+                # The query of a removal may name what is removed.
+                if parameter["in"] == "path" or (method == "delete" and parameter["in"] == "query"):
                     parameter["example"] = _example(parameter["schema"], parameter["name"], schemas)
             if "requestBody" in operation:
                 content = operation["requestBody"]["content"]["application/json"]

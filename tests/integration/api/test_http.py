@@ -128,9 +128,12 @@ def test_every_operation_has_examples_that_its_schemas_permit(http: httpx2.Clien
 def test_openapi_examples_are_accepted(http: httpx2.Client) -> None:
     """Nothing that they name exists here; nothing about their form is wrong."""
     for path, method, operation in reversed(operations(http)):
-        values = {one["name"]: one["example"] for one in operation.get("parameters", ()) if one["in"] == "path"}
+        given = [one for one in operation.get("parameters", ()) if "example" in one]
+        values, query = (
+            {one["name"]: one["example"] for one in given if one["in"] == kind} for kind in ("path", "query")
+        )
         body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("example")
-        answer = http.request(method, path.format(**values), json=body)
+        answer = http.request(method, path.format(**values), params=query, json=body)
         assert answer.status_code in (200, 201, 204, 404), (method, path, answer.text)
 
 
