@@ -25,8 +25,8 @@ MAX_BYTES = 32 << 20
 """No more items are taken once this many bytes are held; it also bounds the memory of one round."""
 
 # KEYS: taken, then the lists in order. ARGV: patience in seconds, maximum count, maximum bytes, largest item, bytes
-# returned of a larger one. Returns pairs of size and item. An item that is too large leaves the queue permanently; only
-# its beginning is returned. Removals come first, so that a full Redis does not stop the script in the middle.
+# kept of a larger one. Returns pairs of size and item. An item that is too large leaves the queue permanently; its
+# beginning is taken in its place. Removals come first, so that a full Redis does not stop the script in the middle.
 _TAKE = """
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1e6
@@ -43,8 +43,10 @@ for index = 2, #KEYS do
         local item = redis.call('RPOP', KEYS[index])
         if not item then break end
         if #item > largest then
+            local beginning = string.sub(item, 1, tonumber(ARGV[5]))
+            redis.call('ZADD', KEYS[1], now, beginning)
             table.insert(found, #item)
-            table.insert(found, string.sub(item, 1, tonumber(ARGV[5])))
+            table.insert(found, beginning)
         else
             add(item)
         end
@@ -68,7 +70,8 @@ class Submissions:
     """
 
     def __init__(self, *, patience: float, largest: int) -> None:
-        self._broker: Any = make_redis()
+        # A busy server may need seconds for a large item.
+        self._broker: Any = make_redis(timeout=5.0)
         self._take: Any = self._broker.register_script(_TAKE)
         self._set_aside = SetAside(self._broker)
         self._patience = patience

@@ -20,6 +20,7 @@ from shared.broker import SUBMIT_QUEUE
 from shared.notifications import make_redis
 from shared.settings import Settings
 from shared.tasks import lifecycle
+from shared.tasks.set_aside import SHOWN
 from tests.integration.broker.test_ingress import drained
 from tests.integration.conftest import Tasks
 from tests.support.processes import killed_on_exit, start_orchestrator, wait_until
@@ -64,6 +65,16 @@ def dies(function: Callable[..., Any], *, at_call: int, before: bool) -> Callabl
         return result
 
     return deadly
+
+
+def test_a_death_loses_no_message_that_is_too_large(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    with make_redis() as broker:
+        broker.lpush(SUBMIT_QUEUE, "x" * 2000)
+    first, second = (Submissions(patience=0.05, largest=1000) for _ in range(2))
+    monkeypatch.setattr(first, "set_aside", dies(first.set_aside, at_call=1, before=True))
+    with pytest.raises(Killed):
+        first.take(1)
+    assert wait_until(lambda: second.take(1), "it is taken again") == [b"x" * SHOWN]
 
 
 @contextmanager
