@@ -56,8 +56,8 @@ def serve(settings: Settings, *, address: str, port: int, allow_actions: bool) -
         monitor.start_http_server()
     except OSError as error:
         raise Unavailable(
-            f"Flower cannot listen on {address} port {port}: {error.strerror}. Choose others with --address and --port, "
-            "or stop the process that uses the port."
+            f"Flower cannot listen on {address} port {port}: {error.strerror}. Choose others with --address and "
+            "--port, or stop the process that uses the port."
         ) from None
     log.info("flower_listening", address=f"http://{address}:{port}", read_only=options.read_only)
     monitor.start()
