@@ -1,7 +1,6 @@
-"""Costs of a task and of a model turn, for `minion capacity`; or a comparison of its estimates with a steady load.
+"""Costs of a task and of a model turn, for `minion capacity`, and a comparison of its estimates with steady loads.
 
-    python -m benchmarks.capacity [--agents N] [--tasks N] [--write]
-    python -m benchmarks.capacity --check RATE:TURNS … [--minutes M]
+    python -m benchmarks.capacity [--agents N] [--tasks N] [--write] [--check RATE:TURNS … [--minutes M]]
 
 A turn is a model call of a local server. Its reply has 20 events, and all but the last call a builtin tool. The cost
 of a turn is that of an agent's task, without that of a task of one tool, divided by its turns. The use of idle
@@ -74,13 +73,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=1.0, help="duration of each check")
     options = parser.parse_args()
     with _system() as system:
+        if options.write or not options.check:
+            costs = _costs(system, options.tasks, options.agents)
+            print(json.dumps(costs, indent=2), flush=True)
+        if options.write:
+            COSTS.write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")
         if options.check:
+            system.restart(SLOTS)
             _report(_check(system, load, 60 * options.minutes) for load in options.check)
-            return
-        costs = _costs(system, options.tasks, options.agents)
-    print(json.dumps(costs, indent=2))
-    if options.write:
-        COSTS.write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")
 
 
 def _load(given: str) -> Load:
@@ -156,7 +156,7 @@ class MeasuredSystem:
 
     def restart(self, slots: int) -> None:
         """Replace the worker."""
-        self.worker.stop()
+        self.worker.stop(timeout=60)
         self.worker = _start(self.minions, slots)
 
 
@@ -224,7 +224,7 @@ def _costs(system: MeasuredSystem, tasks: int, agents: int) -> dict[str, Any]:
     few, fewer_connections = system.memory_mb(), int(_scalar(CONNECTIONS))
     slot = (many - few) / (SLOTS - FEW_SLOTS)
     slot_connections = (connections - fewer_connections) / (SLOTS - FEW_SLOTS)
-    system.worker.stop()
+    system.worker.stop(timeout=60)
     worker_connections = fewer_connections - int(_scalar(CONNECTIONS)) - FEW_SLOTS * slot_connections
     machine = describe()
     return {

@@ -132,7 +132,7 @@ def plan(load: Load, costs: dict[str, Any], *, slots_per_worker: int) -> Plan:
         + slots * memory["slot"]
         + calls * memory["model_call"]
         + orchestrators * memory["orchestrator"],
-        connections=connected,
+        connections=math.ceil(connected),
         cores=cores,
         wal_bytes_per_second=wal,
         redis_commands_per_second=per_second("redis_commands"),
