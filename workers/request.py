@@ -32,10 +32,12 @@ class Request(CeleryRequest):
 
     Attributes:
         lane: the lane that runs the task, with the task's key in it; None: it runs in a slot of the pool.
+        until: its hard time limit in the lane, by the monotonic clock.
     """
 
     lane: Lane | None = None
     key = 0
+    until = 0.0
 
     @property
     def has_model(self) -> bool:

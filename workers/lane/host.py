@@ -212,6 +212,7 @@ class Lane:
         assert child is not None
         self.requests[key] = request
         request.lane, request.key = self, key
+        request.until = time.monotonic() + request.time_limits[0]
         request.on_accepted(child.process.pid, time.monotonic())
         # If it is lost from here on, the claim or the next publication brings it back.
         request.acknowledge()
@@ -297,9 +298,7 @@ class Lane:
         if owner is None or self.draining:
             self._reply(number, calls.HANDED_BACK)
             return
-        hard, _ = owner.time_limits
-        until = time.monotonic() + owner.time_start + hard - time.time()
-        call = self.calls[number] = Call(number, key, request, until)
+        call = self.calls[number] = Call(number, key, request, owner.until)
         self.unplaced.append(call)
         if scaler := getattr(self.worker, "autoscaler", None):
             scaler.maybe_scale()

@@ -46,6 +46,7 @@ log = structlog.get_logger(__name__)
 PR_SET_PDEATHSIG = 1
 TICK_SECONDS = 0.5
 RECORD_SECONDS = 0.2
+MOST_LOOKUPS = 50
 PART = 1 << 20
 
 _task: ContextVar[int] = ContextVar("task", default=0)
@@ -153,7 +154,10 @@ class LaneProcess:
         """Obey the main process until it closes the socket."""
         move_calls(self._in_slot)
         # They end tasks, and are no errors of the lane.
-        gevent.get_hub().NOT_ERROR += (Killed, calls.SlotLost, SoftTimeLimitExceeded)
+        hub = gevent.get_hub()
+        hub.NOT_ERROR += (Killed, calls.SlotLost, SoftTimeLimitExceeded)
+        # Its threads resolve names, and one that does not resolve keeps a thread for seconds.
+        hub.threadpool.maxsize = MOST_LOOKUPS
         gevent.spawn(self._tick)
         gevent.spawn(self._write)
         self._send("ready")

@@ -148,7 +148,9 @@ class Page(BaseHTTPRequestHandler):
 
 @pytest.fixture(autouse=True)
 def agents(define: Define, pages: str) -> None:
-    """`Thinker` has time; `Hasty` has one second, two at most, and one attempt; `Elsewhere` has another worker."""
+    """`Thinker` has time; `Hasty` has one second, two at most, and one attempt; `Careful` has some seconds, and more
+    attempts; `Elsewhere` has another worker.
+    """
     hasty = {"soft_time_limit": 1, "time_limit": 2, "max_attempts": 1}
     thinker = {"kind": "agent", "type": "agent", "model": "claude-sonnet-5", "tools": ["act"]}
     quick = {"capabilities": ["work"], "retry_backoff": 0.1, "retry_backoff_max": 0.2}
@@ -163,6 +165,7 @@ def agents(define: Define, pages: str) -> None:
         {"kind": "tool", "description": "delegate", "name": "delegate", "type": "agent", "agent": "Thinker"},
         {**thinker, "name": "Thinker", "config": quick, **able},
         {**thinker, "name": "Hasty", "config": {**quick, **hasty}, **able},
+        {**thinker, "name": "Careful", "config": {**quick, "soft_time_limit": 5, "time_limit": 8}, "tools": ["risk"]},
         {**thinker, "name": "Lead", "config": quick, "tools": ["delegate"]},
         {**thinker, "name": "Elsewhere", "config": {**quick, "capabilities": ["other"]}},
     )
@@ -259,15 +262,12 @@ def test_agents_delegate_and_converse(api: Gated, one_slot: Process, tasks: Task
     assert [len(request["messages"]) for request in api.requests if "turn" in str(request["messages"])] == [1, 3, 5]
 
 
-@pytest.mark.parametrize(("agent", "deed"), [("Thinker", "die"), ("Hasty", "spin"), ("Hasty", "hang")])
+@pytest.mark.parametrize("deed", ["die", "spin"])
 def test_a_person_is_asked_about_an_unsafe_call_whose_slot_was_killed(
-    api: Gated, one_slot: Process, tasks: Tasks, agent: str, deed: str
+    api: Gated, one_slot: Process, tasks: Tasks, deed: str
 ) -> None:
-    task = tasks.submit(agent, f"risk {deed}")
-    if agent == "Hasty":  # It has used its attempt.
-        assert tasks.wait(task)["error"]["type"] == "child_lost"
-    else:
-        wait_until(lambda: tasks.get(task)["wait_reason"] == "answer", "a person is asked")
+    task = tasks.submit("Careful", f"risk {deed}")
+    wait_until(lambda: tasks.get(task)["wait_reason"] == "answer", "a person is asked", 90)
     assert api.notes.read_text().count(str(task)) == 1
 
 
@@ -278,8 +278,7 @@ def test_a_person_is_asked_about_an_unsafe_call_whose_lane_was_killed(
     task = tasks.submit("Thinker", "risk sleep")
     wait_until(lambda: api.called(task), "the tool is called")
     os.kill(lane, signal.SIGKILL)
-    wait_until(lambda: tasks.get(task)["wait_reason"] == "answer", "a person is asked")
-    assert tasks.run("Thinker", "tool answer")["state"] == "succeeded"
+    wait_until(lambda: tasks.get(task)["wait_reason"] == "answer", "a person is asked", 90)
     assert api.notes.read_text().count(str(task)) == 1
 
 
