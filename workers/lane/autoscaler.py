@@ -11,4 +11,5 @@ class Autoscaler(autoscale.Autoscaler):
     @property
     def qty(self) -> int:
         """Number of tasks and calls."""
-        return sum(not request.has_model for request in state.reserved_requests) + len(self.worker.lane.calls)
+        calls = self.worker.lane.calls if self.worker.lane else ()
+        return sum(not request.has_model for request in state.reserved_requests) + len(calls)
