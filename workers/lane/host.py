@@ -35,7 +35,7 @@ from workers.lane.wire import Lines, line
 
 log = structlog.get_logger(__name__)
 
-MOST_TASKS = 250
+MOST_TASKS = 1000
 """Tasks that a lane runs at the same time. More messages wait in the worker, and fill its window in the broker."""
 PROGRAM = Path(__file__).with_name("__main__.py")
 START_SECONDS = 60.0
