@@ -85,7 +85,7 @@ def _watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         result = function(connection, task, *arguments, **options)
         if result is None or (isinstance(result, dict) and "refused" in result):
             return result
-        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        if connection.connection.dbapi_connection.autocommit:
             if at(step, f"{stage}after commit", task):
                 connection.invalidate()
                 raise OperationalError(None, None, _answer_lost())
