@@ -43,7 +43,8 @@ WAIT_FOR_BUDGET = text(
     )
     INSERT INTO executions (task_id, claim, worker_id, error)
         SELECT task_id, 1, (SELECT id FROM workers),
-               '{"budget": "00000000-0000-0000-0000-000000000000", "step": {"tokens": 60, "microdollars": 0}}' FROM waiting
+               '{"budget": "00000000-0000-0000-0000-000000000000", "step": {"tokens": 60, "microdollars": 0}}'
+            FROM waiting
     """
 )
 CACHE = text(

@@ -28,8 +28,8 @@ INSERT = text(
             FROM (SELECT minion_uuidv7() AS id) i JOIN agent_versions v ON v.name = 'A'
         RETURNING id
     )
-    INSERT INTO task_status (task_id, namespace, state, capability, agent_name, key, rank, worker_id, queued_at, published,
-                             published_at)
+    INSERT INTO task_status (task_id, namespace, state, capability, agent_name, key, rank, worker_id, queued_at,
+                             published, published_at)
         SELECT id, :namespace, :state, 'work', :agent, :key, :rank,
                (SELECT w.id FROM workers w WHERE :state = 'running'), now(), 1, now() FROM made
     """
