@@ -228,7 +228,7 @@ def test_stop_after_a_slow_commit_is_obeyed(
 ) -> None:
     """An unsafe step that is committed but has not begun needs no person's decision."""
     monkeypatch.setattr(journals, "FRESH_SECONDS", 0.0)
-    monkeypatch.setattr(journals, "publish_progress", lambda task: stop())
+    monkeypatch.setattr(journals.Followers, "notify", lambda followers: stop())
     task = tasks.submit(act(effect="unsafe"), {"log": str(log)})
     run_due(inline_worker)
     monkeypatch.undo()
