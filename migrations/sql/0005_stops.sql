@@ -12,6 +12,3 @@ CREATE TABLE stops (
     CONSTRAINT stops_names_check CHECK (
         (namespace = '') = (scope = 'installation') AND (name = '') = (scope IN ('installation', 'namespace')))
 );
-
-CREATE INDEX task_status_held_idx ON task_status (wait_reason, task_id)
-    WHERE wait_reason IN ('stopped', 'standing_budget');

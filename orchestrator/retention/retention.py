@@ -1,7 +1,8 @@
 """Retention: tasks that ended long enough ago are deleted, whole trees at a time, in small batches.
 
 A tree is deleted when its root's outcome is older than the retention of the root's state and all tasks below have
-ended. A replay is deleted after its original, so that an original is known to be replayed as long as it exists.
+ended. It is kept while it reserves something in a standing budget: what a lost call reserved is first counted as spent.
+A replay is deleted after its original, so that an original is known to be replayed as long as it exists.
 
 Trees are found by walking the index on state and id, whose order is that of creation, up to the first id that is too
 young. A walk reads old rows that are kept (mostly sub-tasks of kept trees), and no young ones, however many there are.
@@ -64,6 +65,8 @@ CHOOSE = text(
           AND t.parent_id IS NULL AND t.replay_of IS NULL AND o.finished_at < :before
           AND NOT EXISTS (SELECT 1 FROM tasks m JOIN task_status n ON n.task_id = m.id
                               WHERE m.root_id = t.id AND NOT n.state = ANY (:final))
+          AND NOT EXISTS (SELECT 1 FROM standing_reservations r JOIN tasks c ON c.id = r.task_id
+                              WHERE c.root_id = t.id)
         ORDER BY s.task_id LIMIT :most FOR UPDATE OF s SKIP LOCKED
     """
 ).bindparams(bindparam("final", type_=ARRAY(TEXT)))

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.exc import OperationalError
 
 from minions.backoff import jittered
-from shared.database.connections import SCHEMA_LOCK, be_patient, get_engine, wait_to_connect
+from shared.database.connections import SCHEMA_LOCK, autocommit, be_patient, get_engine, wait_to_connect
 from shared.database.tables import Base
 from shared.errors import Conflict, NotConfigured
 from shared.settings import Settings
@@ -30,6 +30,7 @@ from shared.tasks import sql
 # Seconds. Longer than `deadlock_timeout` (1 s by default), after which an autovacuum yields to us.
 LOCK_TIMEOUT = 2.0
 LOCK_PATIENCE = 60.0
+INDEX_LOCK = SCHEMA_LOCK + 1
 
 
 @contextmanager
@@ -63,6 +64,7 @@ def migrate(engine: Engine, *, after: bool = False) -> tuple[str | None, str | N
     """
     with alembic_config() as config, engine.connect() as connection:
         _refuse_other_encodings(connection)
+        _build_indexes(engine, _pending_indexes(config, _revision(connection)))
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": SCHEMA_LOCK})
         connection.commit()
         try:
@@ -79,6 +81,46 @@ def migrate(engine: Engine, *, after: bool = False) -> tuple[str | None, str | N
             connection.rollback()
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": SCHEMA_LOCK})
             connection.commit()
+
+
+def _pending_indexes(config: Config, current: str | None) -> dict[str, str]:
+    """Return the indexes on large tables that later revisions add: each with its table, columns and condition."""
+    if current is None or current not in _known_revisions(config):
+        return {}
+    pending = ScriptDirectory.from_config(config).iterate_revisions("head", current)
+    return {name: on for revision in pending for name, on in getattr(revision.module, "INDEXES", {}).items()}
+
+
+def _build_indexes(engine: Engine, indexes: dict[str, str]) -> None:
+    """Build indexes while others read and write their tables; their revision finds them there.
+
+    It has a lock of its own. A transaction that waited for the schema's lock would have to end before an index is
+    complete, which would be a deadlock.
+    """
+    if not indexes:
+        return
+    with autocommit(engine).connect() as connection:
+        while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": INDEX_LOCK}):
+            time.sleep(jittered(1.0, 0.8))
+        connection.exec_driver_sql(f"SET lock_timeout = '{LOCK_PATIENCE}s'")
+        try:
+            for name, definition in indexes.items():
+                _build_index(connection, name, definition)
+        except OperationalError as error:
+            if not isinstance(error.orig, LockNotAvailable):
+                raise
+            raise Conflict(_held(connection)) from None
+        finally:
+            connection.exec_driver_sql("RESET lock_timeout")
+            connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": INDEX_LOCK})
+
+
+def _build_index(connection: Connection, name: str, definition: str) -> None:
+    valid = connection.scalar(IS_VALID, {"name": name})
+    if valid is False:  # An attempt was interrupted.
+        connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {name}")
+    if not valid:
+        connection.exec_driver_sql(f"CREATE INDEX CONCURRENTLY {name} ON {definition}")
 
 
 def _upgrade(connection: Connection, config: Config, target: str, *, locked: bool) -> None:
@@ -140,6 +182,7 @@ OUR_TABLES = text(
     "SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = current_schema() "
     "AND tablename = ANY(:tables) ORDER BY 1"
 )
+IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
 HOLDERS = text(
     """
     SELECT a.pid, COALESCE(NULLIF(a.application_name, ''), a.usename, a.backend_type) AS application,

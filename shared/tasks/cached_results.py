@@ -14,6 +14,7 @@ from uuid import UUID
 from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
+from shared.contracts.durations import LONGEST, seconds_of
 from shared.contracts.key_order import order_of, ordered
 from shared.contracts.strict_json import JsonValue
 
@@ -41,9 +42,11 @@ KEEP = text(
             expires_at = EXCLUDED.expires_at
     """
 ).bindparams(bindparam("output", type_=JSONB), bindparam("order", type_=JSONB(none_as_null=True)))
+# No result is kept that long: such a one was stored before the clock was put back, and would be evicted last of all.
 EXPIRE = text(
     "DELETE FROM cached_results WHERE key IN ("
-    "SELECT key FROM cached_results WHERE expires_at <= now() ORDER BY expires_at LIMIT :most FOR UPDATE SKIP LOCKED)"
+    "SELECT key FROM cached_results WHERE expires_at <= now() OR expires_at > now() + :longest "
+    "ORDER BY expires_at LIMIT :most FOR UPDATE SKIP LOCKED)"
 )
 # Those that expire last are kept. The index alone has what this needs.
 BOUND = text(
@@ -123,5 +126,6 @@ def tidy(connection: Connection, *, rows: int, size: int, limit: int = 5000) -> 
         size: the bytes of their outputs that may stay.
         limit: of each deletion.
     """
-    expired = connection.execute(EXPIRE, {"most": limit}).rowcount
+    longest = timedelta(seconds=seconds_of(LONGEST) + 1)
+    expired = connection.execute(EXPIRE, {"most": limit, "longest": longest}).rowcount
     return expired, connection.execute(BOUND, {"rows": rows, "bytes": size, "most": limit}).rowcount

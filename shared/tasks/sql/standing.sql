@@ -236,8 +236,10 @@ BEGIN
     )
     UPDATE task_status SET state = 'pending', wait_reason = NULL, updated_at = now()
         WHERE task_id IN (
-            SELECT s.task_id FROM task_status s JOIN chosen c ON c.task_id = s.task_id
-                WHERE s.state = 'waiting' AND s.wait_reason = 'standing_budget'
+            SELECT s.task_id FROM task_status s
+                -- As an array: a join may compare each waiting task with each chosen one.
+                WHERE s.task_id = ANY (ARRAY(SELECT task_id FROM chosen))
+                  AND s.state = 'waiting' AND s.wait_reason = 'standing_budget'
                 ORDER BY s.task_id FOR NO KEY UPDATE OF s SKIP LOCKED);
     GET DIAGNOSTICS woken = ROW_COUNT;
     IF woken > 0 THEN

@@ -272,6 +272,44 @@ def test_locked_table_is_named_with_its_holder(previous_schema: Engine, monkeypa
     assert database_schema.migrate(previous_schema) == ("0004", "0006")
 
 
+VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('steps_open_idx')"
+
+
+def test_indexes_are_built_while_others_write(previous_schema: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade, seen = database_schema._upgrade, []
+
+    def look(connection: Connection, *arguments: Any, **options: Any) -> None:
+        seen.append(connection.scalar(text(VALID)))
+        connection.rollback()
+        upgrade(connection, *arguments, **options)
+
+    monkeypatch.setattr(database_schema, "_upgrade", look)
+    assert database_schema.migrate(previous_schema) == ("0004", "0006")
+    assert seen == [True]
+
+
+def test_index_of_an_interrupted_migration_is_built_again(
+    previous_schema: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_schema, "LOCK_PATIENCE", 0.1)
+    with previous_schema.connect() as other:
+        other.execute(text("LOCK TABLE steps IN ROW EXCLUSIVE MODE"))
+        pid = other.scalar(text("SELECT pg_backend_pid()"))
+        with pytest.raises(Conflict, match=rf"Open transactions: process {pid} "):
+            database_schema.migrate(previous_schema)
+    with previous_schema.connect() as connection:
+        assert connection.scalar(text(VALID)) is False
+    assert database_schema.migrate(previous_schema) == ("0004", "0006")
+    with previous_schema.connect() as connection:
+        assert connection.scalar(text(VALID)) is True
+
+
+def test_migrations_at_once_build_the_indexes_once(previous_schema: Engine) -> None:
+    with ThreadPoolExecutor(3) as threads:
+        results = list(threads.map(database_schema.migrate, [previous_schema] * 3))
+    assert sorted(results) == [("0004", "0006"), ("0006", "0006"), ("0006", "0006")]
+
+
 SUBMIT_OF_0_1 = (
     "CREATE FUNCTION minion_submit(agent text, input jsonb DEFAULT NULL) RETURNS uuid LANGUAGE sql "
     "AS 'SELECT minion_uuidv7()'"

@@ -16,7 +16,7 @@ from orchestrator.maintenance.lost_workers import ORPHANED
 from orchestrator.preparer import STILL_UNPREPARED, UNPREPARED
 from shared.broker import make_app
 from shared.settings import Settings
-from shared.tasks import budgets, cached_results, lifecycle
+from shared.tasks import budgets, cached_results, lifecycle, standing_budgets
 from shared.tasks.states import State
 from tests.support.lifecycle_driver import LifecycleDriver
 from tests.support.plans import every_node, plans_of, rows_read
@@ -34,6 +34,17 @@ WAIT = text(
     UPDATE task_status s SET state = 'waiting', wait_reason = 'subtask', open_waits = 1,
                              updated_at = now() - interval '1 h'
         FROM chosen WHERE chosen.task_id = s.task_id
+    """
+)
+WAIT_FOR_BUDGET = text(
+    """
+    WITH waiting AS (
+        UPDATE task_status SET state = 'waiting', wait_reason = 'standing_budget', claim = 1 RETURNING task_id
+    )
+    INSERT INTO executions (task_id, claim, worker_id, error)
+        SELECT task_id, 1, (SELECT id FROM workers),
+               '{"budget": "00000000-0000-0000-0000-000000000000", "step": {"tokens": 60, "microdollars": 0}}'
+            FROM waiting
     """
 )
 CACHE = text(
@@ -151,6 +162,17 @@ def test_pass_over_waits_reads_its_stretch_once(large: LifecycleDriver) -> None:
     assert sum(rows_read(plan) for plan in plans) < 6 * WAITING
     with large.engine.connect() as connection:
         assert lifecycle.heal_waits(connection, limit=WAITING + 1) == (0, None)
+
+
+def test_raised_standing_budget_looks_at_each_waiting_task_once(driver: LifecycleDriver) -> None:
+    fill_pending(driver.engine, WAITING, "A", "work")
+    with driver.engine.begin() as connection:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        connection.execute(WAIT_FOR_BUDGET)
+    with driver.engine.connect() as connection:
+        plans = plans_of(connection, lambda: standing_budgets.wake(connection, limit=WAITING // 5))
+        assert connection.scalar(text("SELECT count(*) FROM task_status WHERE state = 'pending'")) == WAITING // 5
+    assert sum(rows_read(plan) for plan in plans) < 30 * WAITING
 
 
 @pytest.mark.parametrize("statement", [LOOK, BACKLOG, NEXT_HOLD], ids=["look", "backlog", "next hold"])

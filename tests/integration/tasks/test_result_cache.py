@@ -321,3 +321,16 @@ def test_expired_results_are_deleted(calls: Calls, settings: Settings) -> None:
     change(engine, "UPDATE cached_results SET expires_at = now() WHERE key IN ('key-1', 'key-2')")
     CacheKeeper(settings, engine).run_once()
     assert keys(engine) == [0, 3]
+
+
+def test_results_from_before_the_clock_was_put_back_make_room(calls: Calls, settings: Settings) -> None:
+    engine, task = calls.tasks.engine, calls.submit()
+    for number in range(4):
+        keep(engine, task, number)
+    change(
+        engine,
+        "UPDATE cached_results SET created_at = created_at + interval '1 year', "
+        "expires_at = expires_at + interval '1 year' WHERE key IN ('key-2', 'key-3')",
+    )
+    CacheKeeper(settings.model_copy(update={"cache_rows": 2}), engine).run_once()
+    assert keys(engine) == [0, 1]

@@ -19,6 +19,7 @@ from minions import testing
 from minions.testing import MessagesApi
 from orchestrator.explain import explain
 from orchestrator.maintenance.standing_budget_keeper import StandingBudgetKeeper
+from orchestrator.retention.retention import prune
 from shared.contracts.requests import Budget
 from shared.database.connections import make_engine, transaction
 from shared.errors import BudgetExceeded, InvalidInput, ModelError, ModelUnavailable, NotFound
@@ -661,6 +662,25 @@ def test_concurrent_calls_never_overrun(
     assert driver.sql("SELECT count(*) FROM standing_reservations") == 0
     for task in tasks:
         driver.call(lifecycle.cancel, task, reason="over")
+
+
+def test_reservation_is_counted_before_its_task_is_deleted(driver: LifecycleDriver, settings: Settings) -> None:
+    set_budget(tokens=100)
+    task, other = driver.run(), driver.run()
+    asked = {"step": 1, "steps": 1, "tokens": 60, "microdollars": 0}
+    assert driver.call(budgets.spend, task, 1, [begun()], reserve=asked) == {"cancel": False}
+    for each in (task, other):
+        driver.finish(each)
+
+    def deleted(each: UUID) -> bool:
+        list(prune(driver.engine, settings.model_copy(update={"retention_succeeded": 1e-9})))
+        return driver.sql("SELECT count(*) FROM tasks WHERE id = :id", id=each) == 0
+
+    wait_until(lambda: deleted(other), "the other task is deleted")
+    assert not deleted(task)
+    driver.call(standing_budgets.spend_lost)
+    assert deleted(task)
+    assert used(driver.engine)[:2] == (60, 0)
 
 
 def test_thousand_concurrent_calls(driver: LifecycleDriver, wide: Engine) -> None:

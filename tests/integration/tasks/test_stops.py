@@ -25,7 +25,6 @@ from tests.integration.conftest import ACT, InlineWorker, Tasks
 from tests.support.lifecycle_driver import LifecycleDriver
 from tests.support.processes import Process, wait_until
 from workers import journal as journals
-from workers.followers import Followers
 from workers import minion
 
 SPENT = text("SELECT spent_tokens, spent_microdollars, spent_steps FROM budgets WHERE task_id = :task")
@@ -229,7 +228,7 @@ def test_stop_after_a_slow_commit_is_obeyed(
 ) -> None:
     """An unsafe step that is committed but has not begun needs no person's decision."""
     monkeypatch.setattr(journals, "FRESH_SECONDS", 0.0)
-    monkeypatch.setattr(Followers, "notify", lambda followers: stop())
+    monkeypatch.setattr(journals.Followers, "notify", lambda followers: stop())
     task = tasks.submit(act(effect="unsafe"), {"log": str(log)})
     run_due(inline_worker)
     monkeypatch.undo()
