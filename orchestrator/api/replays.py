@@ -14,9 +14,10 @@ from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
 from orchestrator.api.masking import Error, PayloadText
 from orchestrator.api.parameters import Database, ItemPage, PageQuery, Statements, Text, in_namespace
+from orchestrator.api.rights import RULES
 from orchestrator.dead_letters import dead_letters
 from orchestrator.replay import replay_many
-from shared.access.scope import Scope
+from shared.access.actors import Key
 from shared.contracts.strict_model import Moment
 from shared.errors import InvalidInput, NotFound
 from shared.tasks import queries
@@ -132,7 +133,7 @@ def replay_tasks(sent: body.TaskBody, database: Database, actor: Actor) -> dict[
         raise InvalidInput(f"Only tasks that have ended can be replayed, not {', '.join(sorted(living))} ones.")
     batch = asked.batch or uuid4()
     with database.begin() as connection:
-        chosen = _filter(connection, asked, actor.key.scope)
+        chosen = _filter(connection, asked, actor.key)
         matched = (
             None
             if asked.cursor
@@ -146,7 +147,11 @@ def replay_tasks(sent: body.TaskBody, database: Database, actor: Actor) -> dict[
     return {"items": page.items, "next": page.next, "batch": batch, "start_at": page.start_at, "matched": matched}
 
 
-def _filter(connection: Connection, asked: ReplayRequest, scope: Scope) -> TaskFilter:
+def _filter(connection: Connection, asked: ReplayRequest, key: Key) -> TaskFilter:
+    if asked.function:
+        # Whether there is such a version is not for every key.
+        RULES["GET /v1/functions/{name}"].check(key)
+    scope = key.scope
     plain = asked.model_dump(
         include={"agent", "capability", "key", "error_fingerprint", "created_after", "created_before"}
     )
