@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, text
 
-from orchestrator.api import body, problems
+from orchestrator.api import body, problems, submission_bounds
 from orchestrator.api.actors import Actor
 from orchestrator.api.masking import Error, PayloadText
 from orchestrator.api.parameters import Database, ItemPage, PageQuery, Statements, Text, in_namespace
@@ -142,6 +142,7 @@ def replay_tasks(sent: body.TaskBody, database: Database, actor: Actor) -> dict[
         page = replay_many(
             connection, chosen, batch=batch, pinned=asked.pinned, new_keys=asked.new_keys, rate=asked.rate,
             start_at=asked.start_at, limit=asked.limit, before=asked.cursor, submitted_by=str(actor),
+            check=lambda task: submission_bounds.check_conversation(connection, task, actor.key.scope),
             dry_run=asked.dry_run,
         )  # fmt: skip
     return {"items": page.items, "next": page.next, "batch": batch, "start_at": page.start_at, "matched": matched}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from sqlalchemy import Connection, Engine
 
@@ -45,18 +46,31 @@ def check_earlier(connection: Connection, accepted: Sequence[Accepted], scope: S
         raise _taken()
 
 
+def check_conversation(connection: Connection, task: Mapping[str, Any], scope: Scope) -> None:
+    """Refuse to submit or replay a task whose conversation has tasks out of reach: it would read their messages.
+
+    Args:
+        task: its `namespace` and `conversation_id`.
+
+    Raises:
+        Conflict: it has.
+    """
+    conversation = task["conversation_id"]
+    if conversation is None or not scope.is_partial:
+        return
+    if not is_conversation_within(connection, task["namespace"], conversation, reached(scope)):
+        shown = own_name(conversation) if scope.tenant else conversation
+        raise Conflict(
+            f"The conversation {shown!r} has tasks that this API key does not reach, so it must not add one to it."
+        )
+
+
 def _check_conversations(connection: Connection, requests: Sequence[TaskRequest], scope: Scope) -> None:
     # A tenant's conversations are its own: their stored names contain the tenant key.
     if not scope.agents and not scope.capabilities:
         return
-    asked = {(request.namespace, request.conversation_id) for request in requests if request.conversation_id}
-    for namespace, conversation in sorted(asked):
-        if not is_conversation_within(connection, namespace, conversation, reached(scope)):
-            shown = own_name(conversation) if scope.tenant else conversation
-            raise Conflict(
-                f"The conversation {shown!r} has tasks that this API key does not reach. Choose another "
-                "`conversation_id`."
-            )
+    for request in {(each.namespace, each.conversation_id): each for each in requests}.values():
+        check_conversation(connection, request.model_dump(include={"namespace", "conversation_id"}), scope)
 
 
 def _conceal(connection: Connection, error: MinionError, requests: Sequence[TaskRequest], scope: Scope) -> None:

@@ -267,6 +267,10 @@ def change_budget(task_id: TaskId, sent: body.TaskBody, database: Database, key:
 
 def _replay(database: Engine, task_id: UUID, asked: ReplayRequest, actor: actors.Actor) -> Accepted:
     who = str(actor)
+    if actor.key.scope.is_partial:
+        with autocommit(database).connect() as connection:
+            task = queries.get_task(connection, task_id)
+            submission_bounds.check_conversation(connection, task, actor.key.scope)
     if asked.from_step is None:
         with database.begin() as connection:
             return replay(connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=who)

@@ -538,6 +538,24 @@ def test_conversation_of_foreign_agents_cannot_be_joined(
     assert http.post("/v1/tasks", content=raw, headers={"content-type": "application/json"}).status_code == 422
 
 
+def test_replay_does_not_join_a_conversation_of_others(with_key: Make, client: Client, agents: None) -> None:
+    """A tenant whose task shares a conversation with other tenants, because keys without that bound submitted both."""
+    own, alone = (
+        client.submit("Echo", {}, key="acme", conversation_id=conversation).id for conversation in ("shared", "own")
+    )
+    client.submit("Echo", {}, key="other", conversation_id="shared")
+    for task in (own, alone):
+        client.cancel(task)
+    http = with_key("author", tenant="acme")
+    for body in ({}, {"from_step": 1}):
+        refused = http.post(f"/v1/tasks/{own}/replay", json=body)
+        assert refused.status_code == 409
+        assert "The conversation 'shared' has tasks that this API key does not reach" in refused.json()["detail"]
+    replayed = http.post("/v1/replays", json={"states": ["cancelled"]}).json()["items"]
+    assert {each["task_id"]: (each["error"] or {}).get("type") for each in replayed} == {own: "conflict", alone: None}
+    assert http.post(f"/v1/tasks/{alone}/replay", json={}).status_code == 201
+
+
 def test_functions_are_not_found_out_by_replays(with_key: Make, client: Client, world: World) -> None:
     for bounds in (BOUNDS["tenant"], BOUNDS["agent"]):
         http = with_key("operator", **bounds)
