@@ -233,6 +233,25 @@ def test_revocation_holds_in_every_process(client: Client, other_process: str, n
         assert "'ci' was revoked at" in refusal(http.get("/v1/tasks"))
 
 
+def test_revocation_holds_in_every_process_while_redis_is_down(
+    client: Client, other_process: str, servers: EmbeddedServers
+) -> None:
+    keys = {name: client.create_api_key(name, "viewer")["key"] for name in ("good", "leaked")}
+    used = {
+        name: httpx2.Client(base_url=other_process, headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+        for name, key in keys.items()
+    }
+    with used["good"] as good, used["leaked"] as leaked:
+        assert good.get("/v1/tasks").status_code == leaked.get("/v1/tasks").status_code == 200
+        servers.valkey.kill()
+        try:
+            assert client.revoke_api_key("leaked")["status"] == "revoked"
+            wait_until(lambda: leaked.get("/v1/tasks").status_code == 401, "the other process refuses the key", 10)
+            assert good.get("/v1/tasks").status_code == 200
+        finally:
+            servers.valkey.start()
+
+
 def test_notification_makes_another_process_forget(client: Client, other_process: str) -> None:
     key = client.create_api_key("ci", "viewer")["key"]
     with (
