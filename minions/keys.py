@@ -10,6 +10,10 @@ from uuid import UUID
 
 from minions.transport import PAGE, Transport, given, to_json
 
+MARK = "mk_"
+SHOWN = 9
+"""Characters of a key's prefix, with the mark."""
+
 
 class Keys:
     """The methods of `minions.Client` that are about API keys. They need a key with the role `admin`."""
@@ -70,7 +74,8 @@ class Keys:
         """Return one API key, without its text.
 
         Args:
-            key: here and in the methods below: its name, its prefix or its id.
+            key: here and in the methods below: its name, its prefix or its id. Of its whole text, only the prefix is
+                sent.
 
         Raises:
             NotFound: there is no such key.
@@ -112,4 +117,8 @@ def _seconds(given: float | timedelta | None) -> float | None:
 
 
 def _path(key: str | UUID) -> str:
-    return f"/v1/keys/{quote(str(key), safe='')}"
+    named = str(key)
+    if named.startswith(MARK):
+        # The whole text would be in the logs of proxies.
+        named = named[:SHOWN]
+    return f"/v1/keys/{quote(named, safe='')}"

@@ -6,6 +6,7 @@ to this process, and live work is not delayed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -96,6 +97,7 @@ def replay_many(
     limit: int,
     before: UUID | None,
     submitted_by: str,
+    check: Callable[[dict[str, Any]], None],
     dry_run: bool = False,
 ) -> ReplayedPage:
     """Submit a page of ended tasks again, the newest first. A refused task does not stop the others.
@@ -108,6 +110,7 @@ def replay_many(
         start_at: start time of the page's first task; None: now.
         limit: maximum number of tasks.
         before: the `next` of the previous page.
+        check: raises a MinionError if a task of the page must not be replayed.
         dry_run: only report the tasks.
     """
     page = list_tasks(connection, chosen, limit=limit, before=before)
@@ -121,7 +124,8 @@ def replay_many(
             continue
         done = _try_one(
             connection,
-            row["id"],
+            row,
+            check,
             pinned=pinned,
             new_keys=new_keys,
             submitted_by=submitted_by,
@@ -132,12 +136,15 @@ def replay_many(
     return ReplayedPage(items, page.next, moment)
 
 
-def _try_one(connection: Connection, task_id: UUID, **how: Any) -> Replayed:
+def _try_one(
+    connection: Connection, task: dict[str, Any], check: Callable[[dict[str, Any]], None], **how: Any
+) -> Replayed:
     try:
+        check(task)
         with connection.begin_nested():
-            return Replayed(task_id, replay(connection, task_id, **how).task_id)
+            return Replayed(task["id"], replay(connection, task["id"], **how).task_id)
     except MinionError as error:
-        return Replayed(task_id, None, error.as_dict())
+        return Replayed(task["id"], None, error.as_dict())
 
 
 def new_task(task: dict[str, Any], pinned: bool, submitted_by: str, *, new_keys: bool) -> NewTask:

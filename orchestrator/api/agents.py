@@ -8,7 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
-from sqlalchemy import RowMapping, bindparam, text
+from sqlalchemy import Connection, RowMapping, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 
 from orchestrator.api import problems
@@ -16,6 +16,7 @@ from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import ItemPage, NamedPage, Namespace, Statements, Text
 from shared.access.actors import Key
 from shared.access.roles import MASK, Permission
+from shared.access.scope import Scope
 from shared.contracts.documents import content_in_order
 from shared.errors import UnknownAgent
 from shared.suggestions import similar_agents
@@ -95,7 +96,7 @@ def get_agent(name: Text, query: Namespace, database: Statements, key: Caller) -
     schemas of the definition."""
     with database.connect() as connection:
         row = connection.execute(GET, {"namespace": query.namespace, "name": name}).mappings().one_or_none()
-        if row is None or not _reaches(key, row):
+        if row is None or not _reaches(key.scope, row):
             similar = "" if key.scope.is_partial else similar_agents(connection, query.namespace, name)
             raise UnknownAgent(f"There is no agent named {name!r}. `minion agents` lists them.{similar}")
         definition = _shown(content_in_order(row["definition"], row["key_order"]), key)
@@ -103,8 +104,14 @@ def get_agent(name: Text, query: Namespace, database: Statements, key: Caller) -
         return {**row, "definition": definition, "versions": versions}
 
 
-def _reaches(key: Key, agent: RowMapping) -> bool:
-    agents, capabilities = key.scope.agents, key.scope.capabilities
+def is_reached(connection: Connection, scope: Scope, namespace: str, name: str) -> bool:
+    """Return whether there is an agent of that name and a scope reaches it."""
+    row = connection.execute(GET, {"namespace": namespace, "name": name}).mappings().one_or_none()
+    return row is not None and _reaches(scope, row)
+
+
+def _reaches(scope: Scope, agent: RowMapping) -> bool:
+    agents, capabilities = scope.agents, scope.capabilities
     return (not agents or agent["name"] in agents) and (
         not capabilities or not set(capabilities).isdisjoint(agent["capabilities"])
     )

@@ -1,4 +1,4 @@
-"""The bearer key that guards every route below /v1, and what it may do there."""
+"""The bearer key that guards every route below /v1, and its rights there."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_key(settings: Settings) -> bytes:
 
 
 def administrator(key: bytes) -> Key:
-    """Return what the administrator's key may do."""
+    """Return the administrator's key, with its rights."""
     return bootstrap_key(fingerprint(key))
 
 

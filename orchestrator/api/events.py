@@ -111,7 +111,7 @@ async def _is_still_valid(request: Request) -> bool:
     try:
         await check_again(request)
     except (MinionError, SQLAlchemyError):
-        # The client connects again, and is told why it is refused.
+        # The client connects again, and receives the reason of the refusal.
         return False
     return True
 

@@ -25,13 +25,25 @@ TEN_YEARS = 10 * 366 * 86_400
 A_DAY = 86_400
 
 
-def _is_no_prefix(name: str) -> str:
+def _is_only_a_name(name: str) -> str:
     if name.startswith(key_text.MARK):
         raise ValueError(f"a name must not begin with {key_text.MARK}, as the texts of keys do")
+    if _is_an_id(name):
+        raise ValueError("a name must not have the form of an id, which names one key")
     return name
 
 
-KeyName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"), AfterValidator(_is_no_prefix)]
+def _is_an_id(name: str) -> bool:
+    try:
+        UUID(name)
+    except ValueError:
+        return False
+    return True
+
+
+KeyName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"), AfterValidator(_is_only_a_name)
+]
 Bound = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 KeyRef = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 Lifetime = Annotated[

@@ -1,8 +1,8 @@
 """Payloads in answers: shown to keys with the permission `payloads:read`, masked for all others.
 
-The fields of the answers' models have the types below. They read who asks from a context variable, which
-`orchestrator.api.auth` sets for each request, so an endpoint that returns such a model cannot forget to mask it. What
-is not such a model, such as an event, is passed through the functions here.
+The fields of the answers' models have the types below. They read the caller's key from a context variable, which
+`orchestrator.api.auth` sets for each request, so an endpoint that returns such a model cannot forget to mask it. Other
+answers, such as events, call the functions in this module.
 """
 
 from __future__ import annotations

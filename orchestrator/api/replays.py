@@ -10,13 +10,14 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection, text
 
-from orchestrator.api import body, problems
+from orchestrator.api import body, problems, submission_bounds
 from orchestrator.api.actors import Actor
 from orchestrator.api.masking import Error, PayloadText
 from orchestrator.api.parameters import Database, ItemPage, PageQuery, Statements, Text, in_namespace
+from orchestrator.api.rights import RULES
 from orchestrator.dead_letters import dead_letters
 from orchestrator.replay import replay_many
-from shared.access.scope import Scope
+from shared.access.actors import Key
 from shared.contracts.strict_model import Moment
 from shared.errors import InvalidInput, NotFound
 from shared.tasks import queries
@@ -132,7 +133,7 @@ def replay_tasks(sent: body.TaskBody, database: Database, actor: Actor) -> dict[
         raise InvalidInput(f"Only tasks that have ended can be replayed, not {', '.join(sorted(living))} ones.")
     batch = asked.batch or uuid4()
     with database.begin() as connection:
-        chosen = _filter(connection, asked, actor.key.scope)
+        chosen = _filter(connection, asked, actor.key)
         matched = (
             None
             if asked.cursor
@@ -141,12 +142,17 @@ def replay_tasks(sent: body.TaskBody, database: Database, actor: Actor) -> dict[
         page = replay_many(
             connection, chosen, batch=batch, pinned=asked.pinned, new_keys=asked.new_keys, rate=asked.rate,
             start_at=asked.start_at, limit=asked.limit, before=asked.cursor, submitted_by=str(actor),
+            check=lambda task: submission_bounds.check_conversation(connection, task, actor.key.scope),
             dry_run=asked.dry_run,
         )  # fmt: skip
     return {"items": page.items, "next": page.next, "batch": batch, "start_at": page.start_at, "matched": matched}
 
 
-def _filter(connection: Connection, asked: ReplayRequest, scope: Scope) -> TaskFilter:
+def _filter(connection: Connection, asked: ReplayRequest, key: Key) -> TaskFilter:
+    if asked.function:
+        # Whether there is such a version is not for every key.
+        RULES["GET /v1/functions/{name}"].check(key)
+    scope = key.scope
     plain = asked.model_dump(
         include={"agent", "capability", "key", "error_fingerprint", "created_after", "created_before"}
     )

@@ -62,12 +62,19 @@ def check_reached(connection: Connection, task: UUID, scope: Scope) -> None:
     Raises:
         NotFound: the scope does not reach it, or there is no such task.
     """
+    if not is_reached(connection, task, scope):
+        raise no_such_task(task)
+
+
+def is_reached(connection: Connection, task: UUID, scope: Scope) -> bool:
+    """Return whether a scope reaches a task. The whole installation reaches any id."""
     if scope.is_whole:
-        return
+        return True
     try:
         find_task(connection, task.hex, within=reached(scope))
     except NotFound:
-        raise no_such_task(task) from None
+        return False
+    return True
 
 
 async def _of_path(

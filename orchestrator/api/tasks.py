@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import StringConstraints
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
-from orchestrator.api import body, problems
+from orchestrator.api import body, problems, submission_bounds
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import CHECK_SECONDS, Caller, check_again
 from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.parameters import Database, ItemPage, NumberedPage, Statements, StrictQuery
 from orchestrator.api.task_filters import TaskPage, Tasks, TreePage
-from orchestrator.api.task_ids import TaskId, check_reached, reached
+from orchestrator.api.task_ids import TaskId, check_reached, is_reached, reached
 from orchestrator.api.task_models import (
     BULK_LIMIT,
     BulkResult,
@@ -44,7 +43,7 @@ from shared.access.roles import Permission
 from shared.contracts.requests import BudgetChange, TaskRequest
 from shared.contracts.strict_json import check
 from shared.database.connections import autocommit
-from shared.errors import Conflict, InvalidInput, MinionError, NotFound
+from shared.errors import InvalidInput, MinionError
 from shared.settings import get_settings
 from shared.tasks import approvals, budgets, lifecycle, queries, submission
 from shared.tasks.lifecycle import Accepted
@@ -107,10 +106,11 @@ async def submit_task(
 def submit_tasks(sent: body.BulkBody, database: Database, key: Caller) -> dict[str, Any]:
     """Accepts up to 10,000 tasks, all or none. A refusal names the first task that is wrong as `index`."""
     requests = _parse_many(body.parse_object(sent), key)
-    prepared = submission.prepare(database, requests, submitted_by=key.submitter)
-    with database.begin() as connection:
-        accepted = submission.accept(connection, prepared)
-        _check_earlier(connection, accepted, key)
+    with submission_bounds.kept(database, requests, key.scope):
+        prepared = submission.prepare(database, requests, submitted_by=key.submitter)
+        with database.begin() as connection:
+            accepted = submission.accept(connection, prepared)
+            submission_bounds.check_earlier(connection, accepted, key.scope)
     return {"tasks": [{"id": task.task_id, "created": task.created} for task in accepted]}
 
 
@@ -267,6 +267,10 @@ def change_budget(task_id: TaskId, sent: body.TaskBody, database: Database, key:
 
 def _replay(database: Engine, task_id: UUID, asked: ReplayRequest, actor: actors.Actor) -> Accepted:
     who = str(actor)
+    if actor.key.scope.is_partial:
+        with autocommit(database).connect() as connection:
+            task = queries.get_task(connection, task_id)
+            submission_bounds.check_conversation(connection, task, actor.key.scope)
     if asked.from_step is None:
         with database.begin() as connection:
             return replay(connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=who)
@@ -281,32 +285,17 @@ def _replay(database: Engine, task_id: UUID, asked: ReplayRequest, actor: actors
 
 
 def _reader(key: Key) -> Reader:
-    return Reader(payloads=key.may(Permission.PAYLOADS_READ), reaches=lambda c, task: _reaches(c, task, key))
+    return Reader(payloads=key.may(Permission.PAYLOADS_READ), reaches=lambda c, task: is_reached(c, task, key.scope))
 
 
 def _accept(database: Engine, sent: bytes, idempotency_key: str | None, key: Key) -> Accepted:
     request = TaskRequest.parse(key.scope.narrow(_with_key(body.parse_object(sent), idempotency_key)))
-    prepared = submission.prepare(database, [request], submitted_by=key.submitter)
-    with database.connect() as connection:
-        [accepted] = lifecycle.accept(connection, prepared)
-        _check_earlier(connection, [accepted], key)
+    with submission_bounds.kept(database, [request], key.scope):
+        prepared = submission.prepare(database, [request], submitted_by=key.submitter)
+        with database.connect() as connection:
+            [accepted] = lifecycle.accept(connection, prepared)
+            submission_bounds.check_earlier(connection, [accepted], key.scope)
     return accepted
-
-
-def _check_earlier(connection: Connection, accepted: Sequence[Accepted], key: Key) -> None:
-    """Refuse to name an earlier task that has the idempotency key or unique key of a request, but is out of reach."""
-    if not all(task.created or _reaches(connection, task.task_id, key) for task in accepted):
-        raise Conflict(
-            "A task that this API key does not reach has the same idempotency key or unique key. Choose another."
-        )
-
-
-def _reaches(connection: Connection, task: UUID, key: Key) -> bool:
-    try:
-        check_reached(connection, task, key.scope)
-    except NotFound:
-        return False
-    return True
 
 
 async def _load_ended(request: Request, database: Engine, task_id: UUID, seconds: float) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Who may do what: API keys, roles and their permissions, scopes, and actors for the record."""
+"""API keys, roles and their permissions, scopes, and actors for the record."""

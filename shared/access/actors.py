@@ -48,7 +48,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts: a key, and the name that its holder claims without proof."""
+    """The author of an act: a key, and the name that its holder claims without proof."""
 
     key: Key
     claimed: str | None = None

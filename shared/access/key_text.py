@@ -32,7 +32,7 @@ def is_well_formed(key: str) -> bool:
 
 
 def digest(key: str) -> bytes:
-    """Return what is stored of a key, its SHA-256.
+    """Return the SHA-256 of a key, which is stored in its place.
 
     Slow hashes such as bcrypt protect passwords, which can be guessed. A key has 256 random bits, which cannot be, so a
     fast hash without salt is right: it can be computed for every request, and an index finds it. The time of that

@@ -42,7 +42,7 @@ LIST = text(
 )
 NAMED = text(
     f"SELECT {COLUMNS} FROM api_keys WHERE {VISIBLE} "  # noqa: S608
-    "AND :named IN (name, prefix, id::text) ORDER BY revoked_at IS NOT NULL, id DESC LIMIT 11"
+    "AND :named IN (name, prefix, previous_prefix, id::text) ORDER BY revoked_at IS NOT NULL, id DESC LIMIT 11"
 )
 ROTATE = text(
     "UPDATE api_keys SET previous_hash = hash, previous_prefix = prefix, "  # noqa: S608
@@ -156,10 +156,14 @@ def list_keys(
 def get(connection: Connection, scope: Scope, named: str) -> dict[str, Any]:
     """Return the key of that name, prefix or id. A key that was not revoked comes before revoked ones of its name.
 
+    Its whole text stands for its prefix, so that a leaked key can be revoked by what leaked.
+
     Raises:
         NotFound: the scope shows no such key.
         AmbiguousId: several namespaces have one of that name.
     """
+    if named.startswith(key_text.MARK):
+        named = named[: key_text.SHOWN]
     found = connection.execute(NAMED, {"namespace": scope.namespace, "named": storable(named)}).mappings().all()
     if not found:
         raise NotFound(f"There is no key {named[:100]!r}. `minion keys list --all` lists them.")

@@ -72,7 +72,10 @@ class Scope:
         if self.namespace is None:
             return asked
         if scope == "installation":
-            raise Forbidden(f"This key is bound to the namespace {self.namespace!r}, and this is about all of them.")
+            raise Forbidden(
+                f"This key is bound to the namespace {self.namespace!r}, and the scope `installation` is more than "
+                "that. Choose another scope."
+            )
         return self.namespace_of(asked)
 
     def narrow(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,7 @@ OUTPUTS = text(
     ) sized
     """
 ).bindparams(bindparam("tasks", type_=ARRAY(PgUUID)))
+HAS_MESSAGES = "EXISTS (SELECT 1 FROM messages WHERE namespace = :place AND conversation_id = :conversation)"
 EXISTS = text("SELECT EXISTS (SELECT 1 FROM tasks WHERE id = :task)")
 BELOW = "SELECT id FROM tasks WHERE id = :task UNION ALL SELECT c.id FROM tasks c JOIN tree ON c.parent_id = tree.id"
 STEPS = text(
@@ -201,6 +202,20 @@ def find_task(connection: Connection, digits: str, *, within: TaskFilter = EVERY
         "with the time of its task, so tasks of the same minute share 8 characters, and of the same moment 12.",
         candidates=[str(task.id) for task in candidates],
     )
+
+
+def is_conversation_within(connection: Connection, namespace: str, conversation: str, within: TaskFilter) -> bool:
+    """Return whether all messages of a conversation are of tasks that match `within`; of a new one, they are.
+
+    Messages outlive their tasks: if none of the tasks is left, nothing shows whose they are.
+    """
+    conditions, bounds = _conditions(within)
+    statement = _bind_types(
+        f"SELECT COALESCE(bool_and(COALESCE({' AND '.join(conditions)}, false)), NOT {HAS_MESSAGES}) "  # noqa: S608
+        f"FROM {JOINED} WHERE t.namespace = :place AND t.conversation_id = :conversation AND t.parent_id IS NULL",
+        bounds,
+    )
+    return bool(connection.scalar(statement, {**bounds, "place": namespace, "conversation": conversation}))
 
 
 def list_tasks(

@@ -47,7 +47,7 @@ RESOLVE = text(
     """
 ).bindparams(bindparam("request", type_=JSONB))
 KEYS_IN_USE = text(
-    "SELECT k.namespace, k.key FROM idempotency_keys k "
+    "SELECT k.namespace, k.key, k.task_id FROM idempotency_keys k "
     "JOIN unnest(CAST(:namespaces AS text[]), CAST(:keys AS text[])) AS asked (namespace, key) USING (namespace, key)"
 )
 
@@ -153,7 +153,7 @@ def _prepared(
 ) -> Iterator[NewTask | MinionError]:
     """Yield each request as the insert takes it, or the reason for refusing it."""
     targets: Targets = {}
-    in_use = _keys_in_use(connection, requests)
+    in_use = keys_in_use(connection, requests)
     fields = [request.model_dump(mode="json", exclude_none=True, exclude={"input", "messages"}) for request in requests]
     sound = are_sound([*fields, *(request.input for request in requests), *(request.messages for request in requests)])
     for request, plain, submitter in zip(requests, fields, submitters, strict=True):
@@ -170,17 +170,16 @@ def _prepared(
             yield task
 
 
-def _keys_in_use(connection: Connection, requests: Sequence[TaskRequest]) -> set[tuple[str, str | None]]:
-    """Return the idempotency keys, with their namespaces, that earlier requests have used."""
+def keys_in_use(connection: Connection, requests: Sequence[TaskRequest]) -> dict[tuple[str, str | None], UUID]:
+    """Return the idempotency keys, with their namespaces, that earlier requests have used, and their tasks."""
     pairs = ((request.namespace, request.idempotency_key) for request in requests if request.idempotency_key)
     # PostgreSQL cannot be queried for U+0000; it is refused where its request is checked.
     asked = [pair for pair in pairs if "\x00" not in "".join(pair)]
     if not asked:
-        return set()
+        return {}
     namespaces, keys = (list(column) for column in zip(*asked, strict=True))
-    return {
-        (row.namespace, row.key) for row in connection.execute(KEYS_IN_USE, {"namespaces": namespaces, "keys": keys})
-    }
+    rows = connection.execute(KEYS_IN_USE, {"namespaces": namespaces, "keys": keys})
+    return {(row.namespace, row.key): row.task_id for row in rows}
 
 
 def _new_task(request: TaskRequest, plain: dict[str, Any], *, sound: bool) -> NewTask:

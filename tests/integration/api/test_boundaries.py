@@ -458,3 +458,120 @@ def test_sub_tasks_of_other_agents_stay_hidden(
     assert bound.get(f"/v1/tasks/{child}").status_code == 404
     with pytest.raises(errors.NotFound):
         client.get(str(uuid4()))
+
+
+# ------------------------------------------------------------------------------------------------- what refusals tell
+
+
+@pytest.mark.parametrize("kind", ["agent", "capability"])
+def test_submission_to_a_foreign_agent_is_like_one_to_no_agent(
+    with_key: Make, client: Client, database: Engine, world: World, kind: str
+) -> None:
+    define_in(database, "default", agent("Disabled", "theirs"))
+    with database.begin() as connection:
+        connection.execute(text("UPDATE agents SET status = 'disabled' WHERE name = 'Disabled'"))
+    http = with_key("submitter", **({"agents": ["Ours", "Theirz"]} if kind == "agent" else BOUNDS[kind]))
+    for asked in ("Theirs", "Theirz", "Disabled", "Absent"):
+        for path, body in (
+            ("/v1/tasks", {"agent": asked}),
+            ("/v1/tasks/bulk", {"tasks": [{"agent": "Ours"}, {"agent": asked}]}),
+        ):
+            refused = http.post(path, json=body)
+            assert refused.status_code == (403 if kind == "agent" and asked != "Theirz" else 404), refused.text
+            told = refused.text.replace(asked, "…")
+            assert "Theirs" not in told
+            assert "theirs" not in told
+            assert "disabled" not in told
+            if refused.status_code == 404:
+                assert refused.json()["code"] == "unknown_agent"
+                assert refused.json()["detail"].endswith(f"no agent named '{asked}'. `minion agents` lists them.")
+                assert refused.json().get("index") == (1 if path.endswith("bulk") else None)
+
+
+def test_submission_to_an_own_agent_says_what_is_wrong(with_key: Make, client: Client, world: World) -> None:
+    refused = with_key("submitter", agents=["Ours"]).post("/v1/tasks", json={"capability": "other"})
+    assert refused.json()["detail"] == "The agent 'Ours' does not offer the capability 'other'; it offers ours."
+
+
+def test_idempotency_key_of_a_foreign_task_names_no_task(with_key: Make, client: Client, world: World) -> None:
+    theirs = client.submit("Theirs", {"a": 1}, idempotency_key="same").id
+    own = client.submit("Ours", {"a": 1}, idempotency_key="own").id
+    http = with_key("submitter", agents=["Ours"])
+    answers = set()
+    for body in ({"agent": "Ours", "input": {"b": 1}}, {"agent": "Ours"}):
+        for path, request in (("/v1/tasks", body), ("/v1/tasks/bulk", {"tasks": [body]})):
+            one = request["tasks"][0] if "tasks" in request else request
+            one["idempotency_key"] = "same"
+            refused = http.post(path, json=request)
+            assert refused.status_code == 409
+            assert theirs not in refused.text
+            answers.add(refused.text)
+    assert len(answers) == 1
+    refused = http.post("/v1/tasks", json={"agent": "Ours", "input": {"b": 1}, "idempotency_key": "own"})
+    assert (refused.json()["code"], own in refused.text) == ("idempotency_conflict", True)
+
+
+@pytest.mark.parametrize("kind", ["agent", "capability"])
+def test_conversation_of_foreign_agents_cannot_be_joined(
+    with_key: Make, client: Client, database: Engine, world: World, kind: str
+) -> None:
+    client.submit("Theirs", {}, conversation_id="chat")
+    client.submit("Ours", {}, conversation_id="mixed")
+    client.submit("Theirs", {}, conversation_id="mixed")
+    with database.begin() as connection:  # its tasks were deleted
+        connection.execute(text("INSERT INTO conversations (namespace, id) VALUES ('default', 'old')"))
+        connection.execute(
+            text("INSERT INTO messages (conversation_id, role, content) VALUES ('old', 'user', '[]'::jsonb)")
+        )
+    http = with_key("submitter", **BOUNDS[kind])
+    before = len(list(client.tasks()))
+    for conversation in ("chat", "mixed", "old"):
+        asked = {"agent": "Ours", "conversation_id": conversation}
+        for path, request in (("/v1/tasks", asked), ("/v1/tasks/bulk", {"tasks": [{"agent": "Ours"}, asked]})):
+            refused = http.post(path, json=request)
+            assert refused.status_code == 409, refused.text
+            assert f"The conversation '{conversation}' has tasks that this API key does not reach" in refused.text
+    assert len(list(client.tasks())) == before
+    for _ in range(2):
+        assert http.post("/v1/tasks", json={"agent": "Ours", "conversation_id": "own"}).status_code == 201
+    raw = b'{"agent": "Ours", "conversation_id": "\\ud800"}'
+    assert http.post("/v1/tasks", content=raw, headers={"content-type": "application/json"}).status_code == 422
+
+
+def test_replay_does_not_join_a_conversation_of_others(with_key: Make, client: Client, agents: None) -> None:
+    """A tenant whose task shares a conversation with other tenants, because keys without that bound submitted both."""
+    own, alone = (
+        client.submit("Echo", {}, key="acme", conversation_id=conversation).id for conversation in ("shared", "own")
+    )
+    client.submit("Echo", {}, key="other", conversation_id="shared")
+    for task in (own, alone):
+        client.cancel(task)
+    http = with_key("author", tenant="acme")
+    for body in ({}, {"from_step": 1}):
+        refused = http.post(f"/v1/tasks/{own}/replay", json=body)
+        assert refused.status_code == 409
+        assert "The conversation 'shared' has tasks that this API key does not reach" in refused.json()["detail"]
+    replayed = http.post("/v1/replays", json={"states": ["cancelled"]}).json()["items"]
+    assert {each["task_id"]: (each["error"] or {}).get("type") for each in replayed} == {own: "conflict", alone: None}
+    assert http.post(f"/v1/tasks/{alone}/replay", json={}).status_code == 201
+
+
+def test_functions_are_not_found_out_by_replays(with_key: Make, client: Client, world: World) -> None:
+    for bounds in (BOUNDS["tenant"], BOUNDS["agent"]):
+        http = with_key("operator", **bounds)
+        answers = [
+            http.post("/v1/replays", json={"function": f"{name}@1", "dry_run": True})
+            for name in ("theirs_function", "absent")
+        ]
+        assert [answer.status_code for answer in answers] == [403, 403]
+        assert answers[0].text == answers[1].text
+    seen = with_key("operator").post("/v1/replays", json={"function": "theirs_function@1", "dry_run": True})
+    assert seen.status_code == 200
+
+
+def test_only_the_first_authorization_header_counts(http_api: Api, with_key: Make) -> None:
+    good = ("authorization", str(with_key("viewer").headers["authorization"]))
+    wrong = ("Authorization", "bearer wrong")
+    for headers, status in (([good, wrong], 200), ([wrong, good], 401)):
+        answer = httpx2.get(f"{http_api.url}/v1/tasks", headers=headers, trust_env=False)
+        assert answer.status_code == status

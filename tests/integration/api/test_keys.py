@@ -86,6 +86,7 @@ def test_key_is_shown_once_and_stored_as_a_hash(
         ({"name": "a b", "role": "viewer"}, "name"),
         ({"name": "a\n", "role": "viewer"}, "name"),
         ({"name": "a" * 101, "role": "viewer"}, "name"),
+        ({"name": "01a1c9a4-6d3e-7c52-9b1f-2f8d5e0c7a41", "role": "viewer"}, "name"),
         ({"name": "a", "role": "root"}, "role"),
         ({"name": "a"}, "role"),
         ({"name": "a", "role": "viewer", "expires_in": 0}, "expires_in"),
@@ -120,6 +121,20 @@ def test_names_of_namespaces_are_apart(client: Client) -> None:
     assert len(ambiguous.value.detail["candidates"]) == 2
     client.revoke_api_key(ambiguous.value.detail["candidates"][0])
     assert client.revoke_api_key("ci")["status"] == "revoked"
+
+
+def test_leaked_text_can_be_revoked_and_is_not_repeated(client: Client, http: httpx2.Client) -> None:
+    first = client.create_api_key("ci", "viewer")["key"]
+    second = client.rotate_api_key("ci")["key"]
+    for leaked in (first, second):
+        assert http.get(f"/v1/keys/{leaked}").json()["name"] == "ci"
+    unknown = key_text.generate()
+    refused = http.delete(f"/v1/keys/{unknown}")
+    assert refused.status_code == 404
+    assert unknown[9:] not in refused.text
+    with patch.object(client._transport, "delete", wraps=client._transport.delete) as sent:
+        assert client.revoke_api_key(first)["status"] == "revoked"
+    sent.assert_called_once_with(f"/v1/keys/{first[:9]}")
 
 
 def test_rotation_overlaps_once(client: Client, with_key: Open, database: Engine, http_api: Api) -> None:
@@ -216,6 +231,25 @@ def test_revocation_holds_in_every_process(client: Client, other_process: str, n
             client.revoke_api_key("ci")
         wait_until(lambda: http.get("/v1/tasks").status_code == 401, "the other process refuses the key", 10)
         assert "'ci' was revoked at" in refusal(http.get("/v1/tasks"))
+
+
+def test_revocation_holds_in_every_process_while_redis_is_down(
+    client: Client, other_process: str, servers: EmbeddedServers
+) -> None:
+    keys = {name: client.create_api_key(name, "viewer")["key"] for name in ("good", "leaked")}
+    used = {
+        name: httpx2.Client(base_url=other_process, headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+        for name, key in keys.items()
+    }
+    with used["good"] as good, used["leaked"] as leaked:
+        assert good.get("/v1/tasks").status_code == leaked.get("/v1/tasks").status_code == 200
+        servers.valkey.kill()
+        try:
+            assert client.revoke_api_key("leaked")["status"] == "revoked"
+            wait_until(lambda: leaked.get("/v1/tasks").status_code == 401, "the other process refuses the key", 10)
+            assert good.get("/v1/tasks").status_code == 200
+        finally:
+            servers.valkey.start()
 
 
 def test_notification_makes_another_process_forget(client: Client, other_process: str) -> None:
