@@ -2752,13 +2752,12 @@ CREATE FUNCTION minion_snooze(t uuid, c integer, result jsonb, delay interval, r
     AS $$
 DECLARE
     state_now text;
+    waits_for text := CASE WHEN reason = 'budget' THEN result->'error'->>'waits_for' END;
 BEGIN
-    IF reason = 'budget' THEN
-        reason := COALESCE(result->'error'->>'waits_for', reason);
-    END IF;
-    IF reason IN ('stopped', 'handed_back') THEN
+    reason := COALESCE(waits_for, reason);
+    IF reason = 'stopped' OR waits_for = 'handed_back' THEN
         result := result - 'error';
-        delay := CASE WHEN reason = 'handed_back' THEN COALESCE(delay, interval '10 s') END;
+        delay := CASE WHEN waits_for = 'handed_back' THEN interval '10 s' END;
     END IF;
     state_now := minion_stop_running(t, c, result);
     IF state_now IS DISTINCT FROM 'running' THEN
