@@ -311,7 +311,7 @@ class Lane:
         else:
             source = "lane" if pid in lanes_of(self.nursery.lanes) else "slot"
             self._working = (pid, agent)
-        return self._point(agent, step, where, source)
+        return self._point(agent, step, where, source, pid)
 
     def _model_seen(self, agent: str, turn: int, where: str) -> None:
         with self._lock:
@@ -339,8 +339,12 @@ class Lane:
         """Record a point of the test itself."""
         self._point("lead", step, where, "test")
 
-    def _point(self, agent: str, step: str, where: str, source: str) -> bool:
-        """Record that the run has reached a point; strike if the cell says so. Return True to lose an answer."""
+    def _point(self, agent: str, step: str, where: str, source: str, pid: int = 0) -> bool:
+        """Record that the run has reached a point; strike if the cell says so. Return True to lose an answer.
+
+        Args:
+            pid: the process at the point, if it is a slot or the lane.
+        """
         with self._lock:
             played = self._played
             if played is None:
@@ -359,6 +363,8 @@ class Lane:
                 return False
             self._striking.acquire()
         try:
+            if source in ("slot", "lane"):
+                self._working = (pid, agent)  # Not one that has reached another point since.
             self._strike(played, strike, source)
         finally:
             self._striking.release()
@@ -396,6 +402,14 @@ class Lane:
             if not _loses_answer(strike):
                 with self.engine.connect() as connection:
                     connection.execute(CUT, {"ours": OUR_NAME})
+        elif strike.victim in ("child", "lane"):
+            # The worker lives and reports the loss at once. Nothing must run again before it has been looked at.
+            running = self._running()
+            frozen = self.orchestrator.freeze()
+            self._kill(strike)
+            self._note(played, self._snapshot(played, strike, source, running))
+            thaw(frozen)
+            return
         else:
             self._kill(strike)
             snapshot = self._snapshot(played, strike, source)
@@ -444,18 +458,24 @@ class Lane:
             wait_until(lambda: self._is_lost(victim, snapshot), "the frozen worker's task has been claimed again", 20)
 
     def _is_lost(self, worker: ProductProcess, snapshot: Snapshot) -> bool:
+        running = self._running()
         with self.engine.connect() as connection:
-            running = {(row.agent, row.claim) for row in connection.execute(RUNNING, {"root": self._root})}
             claims = {row.agent: row.claims for row in connection.execute(CLAIMS, {"root": self._root})}
             claimed = all(claims[agent] > claim for agent, claim in snapshot.lost)
             lost = connection.scalar(LOST_WORKER, {"pid": worker.pid}) is not None
         return lost and claimed and not running & snapshot.lost
 
-    def _snapshot(self, played: Played, strike: Strike, source: str) -> Snapshot:
+    def _running(self) -> set[tuple[str, int]]:
+        with self.engine.connect() as connection:
+            return {(row.agent, row.claim) for row in connection.execute(RUNNING, {"root": self._root})}
+
+    def _snapshot(
+        self, played: Played, strike: Strike, source: str, running: set[tuple[str, int]] | None = None
+    ) -> Snapshot:
         wait_until(self._is_quiet, "the statements of the dead are over", 5)
         with self.engine.connect() as connection:
             rows = connection.execute(STEPS, {"root": self._root}).mappings().all()
-            running = {(row.agent, row.claim) for row in connection.execute(RUNNING, {"root": self._root})}
+        running = self._running() if running is None else running
         # A claim whose answer is cut off is lost too: its worker does not know that it has the task.
         unheard = _loses_answer(strike) and strike.point.step == "claim"
         stays = strike.victim in ("orchestrator", "connection") and not unheard

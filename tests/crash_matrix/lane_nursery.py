@@ -40,8 +40,8 @@ def main() -> None:
             if (pid := os.fork()) == 0:
                 listener.close()
                 _live(json.loads(message), descriptors)
-            for descriptor in descriptors:
-                os.close(descriptor)
+            # Its worker would not notice the end of a lane whose socket is open here too.
+            os.closerange(line.fileno() + 1, 256)
             line.send(str(pid).encode())
             line.close()
 

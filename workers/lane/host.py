@@ -340,16 +340,23 @@ class Lane:
             call.end(call.wanted)
 
     def _failed(self, call: Call, failure: Any) -> None:
-        """Answer a call whose slot died, or was interrupted before it had begun."""
+        """Answer a call whose slot died, or was interrupted before it had begun. With a slot its task is lost, so the
+        task's other calls do not begin.
+        """
         exception = getattr(failure.exception, "exc", failure.exception)
         if isinstance(exception, SoftTimeLimitExceeded):
             self._answer(call, calls.INTERRUPTED)
-        elif isinstance(exception, TimeLimitExceeded):
+            return
+        if isinstance(exception, TimeLimitExceeded):
             why = "The task ran longer than its hard time_limit, and the slot of its tool call was killed."
-            self._answer(call, calls.lost(why, at_limit=True))
+            reply = calls.lost(why, at_limit=True)
         else:
             stopped = isinstance(exception, Terminated) or self.draining
-            self._answer(call, calls.lost(f"The process of the tool call died: {exception}", charged=not stopped))
+            reply = calls.lost(f"The process of the tool call died: {exception}", charged=not stopped)
+        self._answer(call, reply)
+        for other in [*self.calls.values()]:
+            if other.key == call.key and other.job is None:
+                self._answer(other, reply)
 
     def _answer(self, call: Call, reply: str) -> None:
         if self.calls.pop(call.number, None):

@@ -56,6 +56,9 @@ _task: ContextVar[int] = ContextVar("task", default=0)
 def main() -> None:
     """Run until the main process ends."""
     descriptor, pulse, worker_id = int(sys.argv[1]), int(sys.argv[2]), UUID(sys.argv[3])
+    # The main process notices this one's end by the socket, so no program that a tool starts may keep it open.
+    for given in (descriptor, pulse):
+        os.set_inheritable(given, False)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1):
