@@ -98,7 +98,7 @@ class Measured:
     peak_calls: int = 0
 
     def of_each(self, number: int) -> dict[str, Any]:
-        """Return the costs of one of so many tasks."""
+        """Return the costs of one task, of this many."""
         cpu = {part: round(1000 * self.counts[part] / number, 3) for part in PARTS}
         return {"cpu_ms": cpu, **{name: round(self.counts[name] / number, 1) for name in COUNTED}}
 

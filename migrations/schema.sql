@@ -3057,8 +3057,8 @@ BEGIN
                     AND (x.scope = 'capability' AND x.name = cap OR x.scope = 'agent' AND x.name = l.agent_name
                          OR x.scope = 'key' AND x.name = l.key)))
     ), nearest AS (
-        -- A queue whose first task is not among so many first ones has no task among the chosen. Limits may pass over
-        -- first ones, so then every queue counts.
+        -- The queues whose first tasks come first, as many as there is room: no other queue has a task among the chosen.
+        -- With limits, every queue counts, because first tasks may be passed over.
         SELECT p.namespace, p.key, p.agent_name FROM permitted p
             LEFT JOIN busy b ON b.namespace = p.namespace AND b.key = p.key
             ORDER BY row_number() OVER (PARTITION BY p.namespace, p.key ORDER BY p.rank, p.task_id) + COALESCE(b.n, 0),

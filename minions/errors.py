@@ -73,7 +73,7 @@ class Unauthorized(MinionsError):
 
 
 class Forbidden(Unauthorized):
-    """The API key may not do this; `detail["permission"]` and `detail["roles"]` say what it lacks and who has it."""
+    """The API key may not do this; `detail` names the missing `permission` and the `roles` that have it."""
 
     code = "forbidden"
 

@@ -12,7 +12,7 @@ from minions.transport import PAGE, Transport, given, to_json
 
 MARK = "mk_"
 SHOWN = 9
-"""Characters of a key's prefix, with the mark."""
+"""Characters of a key, with the mark, that are stored and shown, so that people can tell keys apart."""
 
 
 class Keys:

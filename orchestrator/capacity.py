@@ -157,7 +157,7 @@ def _limits(cores: dict[str, float], connections: int, wal: float, of_one: dict[
             of_one["postgresql_connections"],
             "connections",
             "Raise max_connections (an idle connection takes about 2 MB), or put PgBouncer in front, with session "
-            "pooling. Fewer, fuller slots help more: give agents that wait a worker of their own.",
+            "pooling. Fewer, fuller slots help more: give agents that wait a separate worker.",
         ),
         Limit(
             "PostgreSQL's log",

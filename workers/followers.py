@@ -8,7 +8,8 @@ from uuid import UUID
 from shared.notifications import publish_progress
 
 UNHEARD_SECONDS = 1.0
-"""Between two notifications while no follower receives them. Followers also look once a second by themselves."""
+"""Between two notifications or streamed texts while no follower receives them. Followers also look once a second by
+themselves, and a new one receives text after this time at the latest."""
 
 
 class Followers:

@@ -1,4 +1,4 @@
-"""The cache of results: a pure call whose result another call left is not made again.
+"""The cache of results: a pure call uses the result that an earlier call left.
 
 Tasks share a result only within one namespace and one tenant key. The key of a result covers everything that it may
 depend on: the pinned version, the canonical input, and what `depends_on` adds. Failed calls leave nothing.

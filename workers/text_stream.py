@@ -7,12 +7,11 @@ from typing import Any
 
 from shared.notifications import publish_streamed
 from shared.streaming import Streamed
+from workers.followers import UNHEARD_SECONDS
 from workers.llm.base import join_surrogates
 from workers.task import ClaimedTask
 
 FLUSH_SECONDS = 0.05
-UNHEARD_SECONDS = 1.0
-"""Between two messages while no follower receives them. A new follower reads text after this time at the latest."""
 
 
 class TextStream:

@@ -82,7 +82,7 @@ def _rate(bench: Bench, spent: Spent, tasks: int, *, pending: int, finished: int
     with engine.connect() as connection:
         last: UUID = connection.execute(text("SELECT minion_uuidv7()")).scalar_one()
     fill_pending(engine, pending, TOOL, CAPABILITY, keys=tenants)
-    vacuum(engine)  # or an autovacuum of so many new rows would fall into the measurement
+    vacuum(engine)  # or an autovacuum of the many new rows would fall into the measurement
     client.resume("capability", CAPABILITY)
     first, began = _wait_for(SKIPPED, last)
     with spent(tasks - SKIPPED):

@@ -21,7 +21,7 @@ from shared.tasks.queries import is_conversation_within
 
 @contextmanager
 def kept(database: Engine, requests: Sequence[TaskRequest], scope: Scope) -> Iterator[None]:
-    """Refuse to join conversations out of reach, and tell nothing of foreign agents and tasks if the block refuses.
+    """Refuse to join conversations out of reach, and name no foreign agent or task if the block refuses.
 
     Raises:
         Conflict: a conversation has tasks out of reach, or a task out of reach has the idempotency key of a request.

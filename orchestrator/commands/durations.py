@@ -6,7 +6,7 @@ import re
 
 import typer
 
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+from shared.contracts.durations import SECONDS
 
 
 def seconds_of(duration: str, option: str) -> float:
@@ -18,4 +18,4 @@ def seconds_of(duration: str, option: str) -> float:
     match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([smhd])", duration)
     if match is None:
         raise typer.BadParameter(f"{option} must be a number with s, m, h or d, such as 5m, not {duration!r}")
-    return float(match[1]) * UNITS[match[2]]
+    return float(match[1]) * SECONDS[match[2]]

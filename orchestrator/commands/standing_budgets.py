@@ -8,7 +8,7 @@ import typer
 
 from orchestrator.commands.client import ACTOR, connect
 from orchestrator.commands.output import AS_JSON, console, local_time, print_json, print_table
-from shared.tasks.scopes import describe
+from shared.tasks.targets import describe
 
 Scope = Literal["installation", "namespace", "agent", "key", "model"]
 Period = Literal["hour", "day", "month"]

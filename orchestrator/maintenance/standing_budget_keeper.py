@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 from orchestrator.loops.loop import Loop, seconds_within_lease
 from shared.database.connections import autocommit
 from shared.settings import Settings
-from shared.tasks import scopes, standing_budgets
+from shared.tasks import standing_budgets, targets
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ class StandingBudgetKeeper(Loop):
         if woken:
             log.info("standing_budgets_have_room", tasks=woken)
         for alert in alerts:
-            what = scopes.describe(alert.pop("scope"), alert.pop("namespace"), alert.pop("name"))
+            what = targets.describe(alert.pop("scope"), alert.pop("namespace"), alert.pop("name"))
             ends = alert.pop("period_end").isoformat(timespec="seconds")
             log.warning("standing_budget_alert", budget=what, period_end=ends, **alert)
         return seconds_within_lease(self.settings)

@@ -12,9 +12,10 @@ import secrets
 import string
 import zlib
 
-MARK = "mk_"
-SHOWN = len(MARK) + 6
-"""How many characters of a key are stored and shown, so that people can tell keys apart."""
+from minions.keys import MARK, SHOWN
+
+__all__ = ["MARK", "SHOWN", "digest", "generate", "is_well_formed"]
+
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _RANDOM, _CHECK = 43, 6
 _FORM = re.compile(f"{MARK}[0-9A-Za-z]{{{_RANDOM + _CHECK}}}")

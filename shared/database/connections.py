@@ -198,7 +198,7 @@ def transaction() -> Iterator[Connection]:
 def statement() -> Iterator[Connection]:
     """Yield a connection in autocommit mode: one round trip a statement instead of three.
 
-    A time limit that strikes in the middle of a statement leaves a connection that nobody can use again.
+    A time limit that strikes in the middle of a statement leaves a connection that cannot be used again.
     """
     with _statement_engine().connect() as connection:
         try:

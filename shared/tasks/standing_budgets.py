@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args
 from sqlalchemy import Connection, text
 
 from shared.errors import BudgetExceeded, InvalidInput, NotFound
-from shared.tasks import scopes
+from shared.tasks import targets
 from shared.tasks.records import StandingBreach
-from shared.tasks.scopes import Target
+from shared.tasks.targets import Target
 
 Scope = Literal["installation", "namespace", "agent", "key", "model"]
 Period = Literal["hour", "day", "month"]
@@ -121,10 +121,7 @@ def remove_budget(connection: Connection, target: Target, period: str) -> None:
     """
     _check_one_of("period", period, PERIODS)
     if connection.scalar(REMOVE, {**target.as_values(), "period": period}) is None:
-        raise NotFound(
-            f"{scopes.describe(target.scope, target.namespace, target.name).capitalize()} has no budget per {period}. "
-            "`minion budgets` lists the budgets."
-        )
+        raise NotFound(f"There is no budget of {target} per {period}. `minion budgets` lists the budgets.")
     wake(connection)
 
 
@@ -160,7 +157,7 @@ def describe(breach: StandingBreach) -> str:
     """Describe a breach in one sentence, with its figures."""
     what = breach["what"]
     whose = (
-        f"The budget of {scopes.describe(breach['scope'], breach['namespace'], breach['name'])} per {breach['period']}"
+        f"The budget of {targets.describe(breach['scope'], breach['namespace'], breach['name'])} per {breach['period']}"
     )
     if breach["asked"] is None:
         return f"{whose} is in dollars and cannot be enforced: the price of the model that this call uses is not known."
@@ -187,7 +184,7 @@ def how_to_raise(breach: StandingBreach) -> str:
     """Say which command changes the budget."""
     if breach["asked"] is None:
         return "Use a model whose price is known, or give the budget in tokens."
-    target = scopes.as_arguments(breach["scope"], breach["namespace"], breach["name"])
+    target = targets.as_arguments(breach["scope"], breach["namespace"], breach["name"])
     return f"`minion budgets set {target} --per {breach['period']} --{breach['what']} N` raises it."
 
 

@@ -12,9 +12,9 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from shared.errors import NotFound
-from shared.tasks import scopes
+from shared.tasks import targets
 from shared.tasks.records import Stop
-from shared.tasks.scopes import Target
+from shared.tasks.targets import Target
 
 Scope = Literal["installation", "namespace", "agent", "key"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -63,8 +63,8 @@ def lift(connection: Connection, target: Target) -> None:
     """
     if connection.scalar(LIFT, target.as_values()) is None:
         raise NotFound(
-            f"There is no stop of {scopes.describe(target.scope, target.namespace, target.name)}. `minion stops` lists "
-            "the stops; a pause is undone by `minion resume SCOPE NAME`."
+            f"There is no stop of {target}. `minion stops` lists the stops; a pause is undone by `minion resume SCOPE "
+            "NAME`."
         )
     wake(connection)
 
@@ -98,11 +98,11 @@ def describe(found: Stop) -> str:
     """Describe a stop in one sentence: what is stopped, and by whom, when and why."""
     who = found["created_by"] or "an operator"
     because = f" ({found['reason']})" if found["reason"] else ""
-    what = scopes.describe(found["scope"], found["namespace"], found["name"])
+    what = targets.describe(found["scope"], found["namespace"], found["name"])
     since = datetime.fromisoformat(found["created_at"]).astimezone(UTC).isoformat(timespec="seconds")
     return f"{who} stopped {what} at {since}{because}."
 
 
 def how_to_lift(found: Stop) -> str:
     """Return the command that lifts a stop."""
-    return f"minion resume{scopes.as_options(found['scope'], found['namespace'], found['name'])}"
+    return f"minion resume{targets.as_options(found['scope'], found['namespace'], found['name'])}"

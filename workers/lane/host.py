@@ -42,7 +42,7 @@ START_SECONDS = 60.0
 PAUSE_SECONDS = 5.0
 """Until the next lane starts, after one that was never ready."""
 UNEXPLAINED_DEATHS = 2
-"""Deaths of the lane in a row, without the end of a task between them, that charge nobody but who was running."""
+"""Deaths of the lane in a row, without the end of a task between them, in which only the running task is charged."""
 LAST_RESULTS_SECONDS = 2.0
 """For the records of calls that have ended, and for slots to begin the calls that they have received."""
 PART = 1 << 20
@@ -402,7 +402,7 @@ class Lane:
             self._answer(call, calls.lost("The worker stopped before the tool call ended.", charged=False))
 
     def finish(self) -> None:
-        """Wait until the last task has ended, or the worker is told to hurry. The event loop has ended."""
+        """Wait until the last task has ended, or the worker must hurry. The event loop has ended."""
         while (child := self.child) and self.requests and not state.should_terminate:
             child.wait(1.0)
             self.read()

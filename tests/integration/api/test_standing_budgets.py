@@ -47,7 +47,7 @@ def test_budgets_by_client(client: Client) -> None:
     client.remove_budget("installation", period="hour")
     client.remove_budget("namespace", namespace="team", period="month")
     assert client.budgets() == []
-    with pytest.raises(errors.NotFound, match="The agent 'research' has no budget per day"):
+    with pytest.raises(errors.NotFound, match="There is no budget of the agent 'research' per day"):
         client.remove_budget("agent", "research", period="day")
     with pytest.raises(errors.InvalidInput):
         client.set_budget("installation", period="day", dollars=float("nan"))
@@ -62,7 +62,7 @@ def test_budgets_by_client(client: Client) -> None:
         ({"scope": "installation", "tokens": 1}, "period"),
         ({"scope": "installation", "period": "day"}, "must limit something"),
         ({"scope": "installation", "name": "A", "period": "day", "tokens": 1}, "neither a namespace nor a name"),
-        ({"scope": "namespace", "name": "A", "period": "day", "tokens": 1}, "no other name"),
+        ({"scope": "namespace", "name": "A", "period": "day", "tokens": 1}, "must have no name"),
         ({"scope": "model", "period": "day", "tokens": 1}, "must name its model"),
         ({"scope": "installation", "period": "day", "tokens": 0}, "tokens"),
         ({"scope": "installation", "period": "day", "tokens": 1.5}, "tokens"),
@@ -130,6 +130,6 @@ def test_commands(said: Any, client: Client) -> None:
         (("set", "installation", "--per", "day", "--dollars", "-1"), "dollars"),
         (("set", "installation", "--per", "day", "--dollars", "nan"), "JSON"),
         (("set", "installation", "--per", "day", "--tokens", "1", "--timezone", "Mars"), "Unknown time zone"),
-        (("remove", "agent", "nobody", "--per", "day"), "has no budget per day"),
+        (("remove", "agent", "Unknown", "--per", "day"), "There is no budget of the agent 'Unknown' per day"),
     ):
         assert told in said(*words), words

@@ -67,7 +67,7 @@ def test_stop_and_lift_by_client(client: Client, tasks: Tasks, act: Any, inline_
         ({}, "scope"),
         ({"scope": "planet"}, "scope"),
         ({"scope": "installation", "name": "A"}, "neither a namespace nor a name"),
-        ({"scope": "namespace", "namespace": "a", "name": "A"}, "no other name"),
+        ({"scope": "namespace", "namespace": "a", "name": "A"}, "must have no name"),
         ({"scope": "namespace"}, "must name its namespace"),
         ({"scope": "agent"}, "must name its agent"),
         ({"scope": "agent", "name": "*"}, "must name one agent"),

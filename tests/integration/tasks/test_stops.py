@@ -339,7 +339,7 @@ def test_stop_may_be_repeated(database: Engine) -> None:
         (("installation", "default", None), "neither a namespace nor a name"),
         (("installation", None, "A"), "neither a namespace nor a name"),
         (("namespace", None, None), "must name its namespace"),
-        (("namespace", "default", "A"), "no other name"),
+        (("namespace", "default", "A"), "must have no name"),
         (("agent", None, None), "must name its agent"),
         (("agent", None, ""), "must name its agent"),
         (("agent", "", "A"), "must name its namespace"),

@@ -47,11 +47,15 @@ class Target:
         if scope == "namespace":
             if name is not None:
                 raise InvalidInput(
-                    f"A {what} of a namespace must have no other name: give the scope agent or key for one."
+                    f"A {what} of a namespace must have no name. For an agent or a tenant key, use that scope."
                 )
             return cls(scope, _checked(what, "namespace", namespace, MAX_NAMESPACE), "")
         namespace = _checked(what, "namespace", "default" if namespace is None else namespace, MAX_NAMESPACE)
         return cls(scope, namespace, _checked(what, scope, name, MAX_NAME))
+
+    def __str__(self) -> str:
+        """The target in a sentence: see `describe`."""
+        return describe(self.scope, self.namespace, self.name)
 
     def as_values(self) -> dict[str, Any]:
         """Return the columns of the tables' keys."""
