@@ -43,7 +43,7 @@ def pause(
     with connect(actor) as client:
         client.pause(scope, name, reason)
         console.print(f"The {scope} {name} is paused; `minion resume {scope} {name}` lets its tasks start again.")
-        _tell_if_nobody_has(client, scope, name)
+        _warn_if_unknown(client, scope, name)
 
 
 def stop_all(
@@ -60,7 +60,7 @@ def stop_all(
         what, options = _names(stop), as_options(stop["scope"], stop["namespace"], stop["name"])
         console.print(f"No model call and no unsafe effect of {what} begins; `minion resume{options}` lifts the stop.")
         if agent is not None:
-            _tell_if_nobody_has(client, "agent", agent)
+            _warn_if_unknown(client, "agent", agent)
 
 
 def resume(
@@ -149,7 +149,7 @@ def set_limit(
         )
         said = [f"{limit['max_running']} at once"] if limit["max_running"] is not None else []
         console.print(f"The {scope} {name} is limited to {', '.join([*said, *_rates(limit)])}.")
-        _tell_if_nobody_has(client, scope, name)
+        _warn_if_unknown(client, scope, name)
 
 
 @limits_app.command("remove")
@@ -169,7 +169,7 @@ def _names(stop: dict[str, Any]) -> str:
     return describe(stop["scope"], stop["namespace"], stop["name"])
 
 
-def _tell_if_nobody_has(client: Client, scope: str, name: str) -> None:
+def _warn_if_unknown(client: Client, scope: str, name: str) -> None:
     """Warn about an unknown name: it may be defined later, or be misspelt."""
     names = {
         "capability": lambda: {each["name"] for each in client.capabilities()},

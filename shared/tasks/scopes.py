@@ -47,7 +47,7 @@ class Target:
         if scope == "namespace":
             if name is not None:
                 raise InvalidInput(
-                    f"A {what} of a namespace must have no other name: give the scope agent or key for one."
+                    f"A {what} of a namespace must have no other name. Use the scope agent or key to name one of these."
                 )
             return cls(scope, _checked(what, "namespace", namespace, MAX_NAMESPACE), "")
         namespace = _checked(what, "namespace", "default" if namespace is None else namespace, MAX_NAMESPACE)
