@@ -33,6 +33,7 @@ from shared.contracts.requests import TaskRequest
 from shared.database.connections import autocommit, get_engine
 from shared.tasks.submission import submit_within
 from tests.support.processes import Process, wait_until
+from workers.lane.host import MOST_TASKS
 
 SLOTS = 16
 FEW_SLOTS = 2
@@ -72,9 +73,10 @@ def main() -> None:
     parser.add_argument("--check", nargs="+", type=_load, metavar="RATE:TURNS", help="tasks per second, turns of each")
     parser.add_argument("--minutes", type=float, default=1.0, help="duration of each check")
     options = parser.parse_args()
+    machine = describe()
     with _system() as system:
         if options.write or not options.check:
-            costs = _costs(system, options.tasks, options.agents)
+            costs = _costs(system, machine, options.tasks, options.agents)
             print(json.dumps(costs, indent=2), flush=True)
         if options.write:
             COSTS.write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")
@@ -214,7 +216,7 @@ def _run(agent: str, tasks: int) -> None:
 # ------------------------------------------------------------------------------------------------- costs
 
 
-def _costs(system: MeasuredSystem, tasks: int, agents: int) -> dict[str, Any]:
+def _costs(system: MeasuredSystem, machine: dict[str, Any], tasks: int, agents: int) -> dict[str, Any]:
     """Measure everything that `minion capacity` reads."""
     task = system.measure(lambda: _run(TOOL, tasks)).of_each(tasks)
     with_model = system.measure(lambda: _run(AGENT, agents))
@@ -226,12 +228,12 @@ def _costs(system: MeasuredSystem, tasks: int, agents: int) -> dict[str, Any]:
     slot_connections = (connections - fewer_connections) / (SLOTS - FEW_SLOTS)
     system.worker.stop(timeout=60)
     worker_connections = fewer_connections - int(_scalar(CONNECTIONS)) - FEW_SLOTS * slot_connections
-    machine = describe()
     return {
         "measured": {
             "command": "python -m benchmarks.capacity --write",
             "date": datetime.now(UTC).date().isoformat(),
             "machine": f"{machine['processors']} cores, {machine['processor']}",
+            "load_before": machine["load_before"],
         },
         "task": task,
         "turn": _difference(with_model.of_each(agents), task, TURNS),
@@ -242,7 +244,7 @@ def _costs(system: MeasuredSystem, tasks: int, agents: int) -> dict[str, Any]:
             "model_call": round(max(0.0, with_model.peak_pss - many) / max(1, with_model.peak_calls), 2),
         },
         # 0: each model call keeps a slot.
-        "model_calls_per_worker": with_model.peak_calls if with_model.peak_calls > SLOTS else 0,
+        "model_calls_per_worker": MOST_TASKS if with_model.peak_calls > SLOTS else 0,
         "connections": {
             "orchestrator": ORCHESTRATOR_CONNECTIONS,
             "worker": max(1, round(worker_connections)),

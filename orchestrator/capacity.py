@@ -117,7 +117,10 @@ def plan(load: Load, costs: dict[str, Any], *, slots_per_worker: int) -> Plan:
     # A slot is busy while its process computes, while a tool waits, and while a model call keeps it.
     beside_slots = costs["model_calls_per_worker"]
     slots = max(1, math.ceil((cpu["worker"] + tools + (0 if beside_slots else calls)) / BUSY))
-    workers = max(math.ceil(slots / slots_per_worker), math.ceil(calls / beside_slots / BUSY) if beside_slots else 0)
+    # Beside its slots, a worker holds model calls in one process, which uses one core at most.
+    turns = load.tasks_per_second * load.turns * costs["turn"]["cpu_ms"]["worker"] / 1000
+    lanes = math.ceil(max(calls / beside_slots, turns) / BUSY) if beside_slots else 0
+    workers = max(math.ceil(slots / slots_per_worker), lanes)
     orchestrators = max(1, math.ceil(cores["orchestrator"]))
     connected = workers * connections["worker"] + slots * connections["slot"]
     connected += orchestrators * connections["orchestrator"]

@@ -56,7 +56,7 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"])
 class KeyRequest(Strict):
     """A new key."""
 
-    name: KeyName = Field(description="Records name the key so. Letters, digits, `.`, `_` and `-`.")
+    name: KeyName = Field(description="The name of the key in records. Letters, digits, `.`, `_` and `-`.")
     role: Role = Field(strict=False, description="`minion keys roles` shows what each may do.")
     payloads: bool | None = Field(
         None, description="Whether the key sees inputs, outputs, prompts, messages and errors; by default as the role."
@@ -65,7 +65,8 @@ class KeyRequest(Strict):
     agents: list[Bound] = Field([], max_length=100, description="The only agents whose tasks it reaches.")
     capabilities: list[Bound] = Field([], max_length=100, description="The only capabilities whose tasks it reaches.")
     tenant: Bound | None = Field(
-        None, description="The only tenant `key` whose tasks it reaches; with `*` at the end, those that begin so."
+        None,
+        description="The only tenant `key` whose tasks it reaches; with `*` at the end, all that begin with the rest.",
     )
     expires_in: Lifetime = None
 
@@ -99,7 +100,7 @@ class ApiKey(BaseModel):
     rotated_at: datetime | None
     rotated_by: str | None
     previous_prefix: str | None = Field(description="The key before the last rotation.")
-    previous_until: datetime | None = Field(description="Until when the previous key is valid.")
+    previous_until: datetime | None = Field(description="The time at which the previous key ends.")
     previous_used_at: datetime | None
     revoked_at: datetime | None
     revoked_by: str | None

@@ -40,13 +40,13 @@ class Rule:
             return
         if self.reach is Reach.INSTALLATION:
             raise Forbidden(
-                f"The key {key.name!r} is bound to a part of the installation, and this is about all of it. Use a key "
-                "that is bound to nothing."
+                f"The key {key.name!r} is bound to a part of the installation, and this endpoint concerns all of "
+                "it. Use a key without bounds."
             )
         if key.scope.is_partial:
             raise Forbidden(
-                f"The key {key.name!r} is bound to agents, capabilities or a tenant, and this is about a whole "
-                "namespace. Use a key that is bound to nothing smaller than a namespace."
+                f"The key {key.name!r} is bound to agents, capabilities or a tenant, and this endpoint concerns a "
+                "whole namespace. Use a key that has no bound, or only a namespace."
             )
 
     def allows(self, role: Role) -> bool:

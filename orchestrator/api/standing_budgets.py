@@ -69,7 +69,7 @@ class BudgetRequest(BaseModel):
     namespace: str | None = Field(None, description="For a scope with a name: `default` if it is left out.")
     name: str | None = None
     period: Period
-    timezone: str = Field("UTC", max_length=100, description="In which the period begins: `Europe/Berlin`.")
+    timezone: str = Field("UTC", max_length=100, description="The time zone of the period, such as `Europe/Berlin`.")
     tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     dollars: float | None = Field(None, ge=MIN_DOLLARS, le=MAX_DOLLARS)
     on_breach: OnBreach = Field("wait", description="What happens to a task whose next call does not fit.")

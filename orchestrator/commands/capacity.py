@@ -55,8 +55,8 @@ def capacity(
     print_table(head, rows, empty="")
     measured = costs["measured"]
     console.print(
-        f"\nCosts: {measured['command']}, {measured['date']}, {measured['machine']}. Estimates: measure your own "
-        "load before you buy."
+        f"\nCosts: {measured['command']}, {measured['date']}, {measured['machine']}, load {measured['load_before']} "
+        "before the run. Estimates: measure your own load before you buy."
     )
 
 

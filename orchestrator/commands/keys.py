@@ -164,5 +164,5 @@ def _print_text(key: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(key)
         return
-    stderr.print(f"{key['name']} ({key['role']}), bound to {_bounds(key)}. Its text, which is not shown again:")
+    stderr.print(f"{key['name']} ({key['role']}), bound to {_bounds(key)}. The key, which is not shown again:")
     print_text(key["key"])

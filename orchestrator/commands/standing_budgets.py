@@ -14,7 +14,7 @@ Scope = Literal["installation", "namespace", "agent", "key", "model"]
 Period = Literal["hour", "day", "month"]
 SCOPE = typer.Argument(help="The kind of NAME; `installation` has none.")
 NAME = typer.Argument(None, help="Its name.")
-PERIOD = typer.Option(..., "--per", help="The period in which it limits what is used.")
+PERIOD = typer.Option(..., "--per", help="The period of the budget.")
 NAMESPACE = typer.Option(None, "--namespace", help="The namespace of the agent, key or model; `default` if left out.")
 
 budgets_app = typer.Typer(
@@ -66,9 +66,11 @@ def set_budget(
     dollars: float | None = typer.Option(None, "--dollars", help="Dollars in each period."),
     tokens: int | None = typer.Option(None, "--tokens", help="Tokens in each period."),
     on_breach: Literal["wait", "fail", "alert"] = typer.Option(
-        "wait", "--on-breach", help="What a task does whose next call does not fit: wait, fail, or only alert."
+        "wait",
+        "--on-breach",
+        help="What happens to a task whose next call does not fit: it waits, fails, or only an alert is raised.",
     ),
-    timezone: str = typer.Option("UTC", "--timezone", help="In which the period begins, such as Europe/Berlin."),
+    timezone: str = typer.Option("UTC", "--timezone", help="The time zone of the period, such as Europe/Berlin."),
     namespace: str | None = NAMESPACE,
     actor: str | None = ACTOR,
 ) -> None:

@@ -39,7 +39,7 @@ class Key:
         roles = [str(role) for role in roles_with(permission)]
         extra = ", or a key that was created with --payloads" if permission is Permission.PAYLOADS_READ else ""
         raise Forbidden(
-            f"The key {self.name!r} has the role {self.role}, which lacks the permission {permission} here. Use a key "
+            f"The key {self.name!r} (role {self.role}) lacks the permission {permission}. Use a key "
             f"with the role {' or '.join(roles)}{extra}. `minion keys roles` shows what each role may do.",
             permission=str(permission),
             roles=roles,
@@ -59,8 +59,7 @@ class Actor:
             self.key.require(permission)
         if not self.key.scope.covers(scope):
             raise Forbidden(
-                f"The key {self.key.name!r} reaches less than the other one would: it must not create or rotate a key "
-                "that reaches further than itself."
+                f"The key {self.key.name!r} must not create or rotate a key that reaches further than itself."
             )
 
     def __str__(self) -> str:

@@ -318,7 +318,7 @@ def test_challenge_is_that_of_oauth(http: httpx2.Client, client: Client, with_ke
     problem = refused.json()
     assert (problem["code"], problem["permission"]) == ("forbidden", "tasks:submit")
     assert problem["roles"] == ["submitter", "author", "admin"]
-    assert "has the role viewer, which lacks the permission tasks:submit" in problem["detail"]
+    assert "(role viewer) lacks the permission tasks:submit" in problem["detail"]
 
 
 @pytest.mark.parametrize("size", [60_000, 1 << 20, 20 << 20])

@@ -63,6 +63,12 @@ def test_worker_may_hold_model_calls_beside_its_slots() -> None:
     assert needed.memory_mb == 3 * 200 + 50 + 100 + 150
 
 
+def test_model_turns_of_a_worker_use_one_core_beside_its_slots() -> None:
+    many = {**COSTS, "model_calls_per_worker": 1000}
+    needed = plan(Load(1000, turns=5, model_seconds=0.01), many, slots_per_worker=16)
+    assert (needed.slots, needed.workers) == (49, 43)  # 30 s of processor time a second for turns, at 70 %
+
+
 def test_waiting_tools_keep_slots() -> None:
     assert plan(Load(10, tool_seconds=7), COSTS, slots_per_worker=16).slots == 101
 
