@@ -360,7 +360,7 @@ def test_agents_in_flight_survive_the_restart_of_a_server(
         assert len(broker.client_list()) < 40
 
 
-def test_a_killed_lane_repeats_no_finished_call_and_charges_no_task(api: Gated, one_slot: Process, tasks: Tasks) -> None:
+def test_killed_lane_repeats_no_finished_call_and_charges_no_task(api: Gated, one_slot: Process, tasks: Tasks) -> None:
     api.gate.set()
     lane = lane_of_first_task(one_slot, tasks)
     api.gate.clear()

@@ -162,11 +162,11 @@ def test_call_that_does_not_fit_waits(
     assert (now["state"], now["wait_reason"], now["attempts"]) == ("waiting", "standing_budget", 0)
     assert used(database, id=budget["id"]) == pytest.approx((50, 0, 0.00005, 0))
     assert [step["status"] for step in tasks.steps(journal.task_id)] == ["finished"]
-    told = why(database, journal.task_id)
-    assert (told.reason, told.facts["scope"]) == ("standing_budget", scope)
-    assert f"per day has no room for the next call: {'$0.00005' if 'dollars' in limits else '50'}" in told.sentence
-    assert "The day ends at" in told.sentence
-    assert told.todo.startswith(f"`minion budgets set {scope}")
+    status = why(database, journal.task_id)
+    assert (status.reason, status.facts["scope"]) == ("standing_budget", scope)
+    assert f"per day has no room for the next call: {'$0.00005' if 'dollars' in limits else '50'}" in status.sentence
+    assert "The day ends at" in status.sentence
+    assert status.todo.startswith(f"`minion budgets set {scope}")
     assert wake() == 0
     set_budget(scope, **where, tokens=110, dollars=0.00011)
     assert tasks.get(journal.task_id)["state"] == "pending"
@@ -273,7 +273,7 @@ def test_unknown_price_fails_in_a_budget_of_dollars(claim: Any, database: Engine
     assert used(database, scope="installation") == (10, 0, 0, 0)
 
 
-def test_budget_smaller_than_one_call_says_so_at_once(claim: Any, tasks: Tasks, database: Engine) -> None:
+def test_wait_for_a_budget_smaller_than_one_call_is_explained(claim: Any, tasks: Tasks, database: Engine) -> None:
     set_budget(tokens=100)
     journal = claim()
     wait(journal, 101)
@@ -502,12 +502,12 @@ def test_alerts_are_raised_and_logged_once_in_a_period(claim: Any, database: Eng
         wait(journal, 5)
         assert alerts(database) == [50, 80, 100]
         keeper.run_once()
-    told = [
+    logged = [
         (each["log_level"], each["percent"], each["budget"])
         for each in logs
         if each["event"] == "standing_budget_alert"
     ]
-    assert told == [("warning", percent, "the whole installation") for percent in (50, 80, 100)]
+    assert logged == [("warning", percent, "the whole installation") for percent in (50, 80, 100)]
 
 
 # ------------------------------------------------------------------------------------------ waiting
@@ -550,7 +550,7 @@ def test_budget_that_is_raised_keeps_its_use(claim: Any, database: Engine) -> No
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "wrong"),
     [
         ({}, "must limit something"),
         ({"tokens": 0}, "whole number from 1"),
@@ -571,8 +571,8 @@ def test_budget_that_is_raised_keeps_its_use(claim: Any, database: Engine) -> No
         ({"tokens": 1, "scope": "key", "name": "*"}, "must name one key"),
     ],
 )
-def test_bad_budgets_are_refused(database: Engine, given: Any, told: str) -> None:
-    with pytest.raises(InvalidInput, match=told):
+def test_bad_budgets_are_refused(database: Engine, given: Any, wrong: str) -> None:
+    with pytest.raises(InvalidInput, match=wrong):
         set_budget(**given)
 
 
