@@ -21,9 +21,9 @@ from minions.testing import MessagesApi, Reply, tool_use
 from minions.testing import text as says
 from orchestrator.local.embedded import EmbeddedServers
 from shared.contracts.requests import TaskRequest
-from shared.database.connections import transaction
+from shared.database.connections import autocommit, transaction
 from shared.notifications import make_redis
-from shared.tasks import stops
+from shared.tasks import standing_budgets, stops
 from tests.conftest import Define
 from tests.integration.conftest import ACT, Tasks
 from tests.support.model_client import use_messages_api
@@ -33,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("loops", "tool_package")
 
 BUSY = text("SELECT busy FROM workers WHERE status = 'online'")
 CONNECTIONS = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+WITHOUT_BUDGET = text("SELECT count(*) FROM task_status WHERE wait_reason = 'standing_budget'")
 COUNTED = "counted_worker"
 OF_ROLE = text("SELECT count(*) FROM pg_stat_activity WHERE usename = :role")
 
@@ -314,6 +315,34 @@ def test_no_agent_calls_its_model_until_a_stop_is_lifted(api: Gated, one_slot: P
     for task in (*before, after):
         assert tasks.wait(task)["state"] == "succeeded"
         assert [execution["outcome"] for execution in tasks.executions(task)] == ["suspended", "succeeded"]
+
+
+def test_calls_in_flight_never_reserve_more_than_a_standing_budget(
+    api: Gated, one_slot: Process, tasks: Tasks, database: Engine
+) -> None:
+    target = standing_budgets.target_of("agent", None, "Thinker")
+
+    def limit(tokens: int) -> None:
+        with transaction() as connection:
+            standing_budgets.set_budget(connection, target, "month", tokens=tokens)
+
+    def reserved() -> int:
+        with database.connect() as connection:
+            [budget] = standing_budgets.list_budgets(connection)
+        return int(budget["tokens"]["reserved"])
+
+    limit(10**9)
+    agents = [tasks.submit("Thinker", "gate 0")]
+    wait_until(lambda: api.asked("gate", 1) == 1, "the model is asked")
+    limit(3 * (each := reserved()))
+    agents += [tasks.submit("Thinker", f"gate {number}") for number in range(1, 8)]
+    wait_until(lambda: reserved() == 3 * each, "the budget is reserved")
+    with autocommit(database).connect() as connection:
+        wait_until(lambda: connection.scalar(WITHOUT_BUDGET) == 5, "the other agents wait")
+    assert api.asked("gate", 1) == 3
+    api.gate.set()
+    assert {tasks.wait(task)["state"] for task in agents} == {"succeeded"}
+    assert reserved() == 0
 
 
 def test_agents_delegate_and_converse(api: Gated, one_slot: Process, tasks: Tasks) -> None:
