@@ -15,11 +15,11 @@ import threading
 import time
 from collections import Counter
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 
 from benchmarks.environment import Environment
-from benchmarks.processes import Processes, memory
-from benchmarks.systems.minions import Installation
+from benchmarks.processes import Processes, tree_pss
+from benchmarks.systems.minions import Installation, scalar
 from shared.contracts.requests import TaskRequest
 from shared.database.connections import get_engine
 from shared.tasks.submission import submit_within
@@ -81,7 +81,7 @@ def measure(
         return Counter({**ours, **environment.server_seconds(processes)})  # type: ignore[arg-type]
 
     before, began = spent(), time.perf_counter()
-    watch = Watch(worker.pid)
+    watch = Watch(worker.pid, RUNNING)
     watch.start()
     work(agents)
     seconds = time.perf_counter() - began
@@ -91,7 +91,7 @@ def measure(
     total = agents * turns
     return {
         "turns/s": round(total / seconds, 1),
-        "most in flight": watch.running,
+        "most in flight": watch.counted,
         "worker PSS, MB": round(watch.pss / 1e6),
         **{f"{role}, ms a turn": round(1000 * each / total, 2) for role, each in used.items()},
         "all, ms a turn": round(1000 * sum(used.values()) / total, 2),
@@ -134,21 +134,21 @@ def states() -> Counter[str]:
 
 
 class Watch(threading.Thread):
-    """Observes the highest memory of a worker and the highest number of running tasks, twice a second."""
+    """Observes the highest memory of a worker, and the highest result of a statement that counts, twice a second."""
 
-    def __init__(self, worker: int) -> None:
+    def __init__(self, worker: int, count: TextClause) -> None:
         super().__init__(daemon=True)
         self.worker = worker
+        self.count = count
         self.pss = 0
-        self.running = 0
+        self.counted = 0
         self._ended = threading.Event()
 
     def run(self) -> None:
         """Observe until `stop` is called."""
         while not self._ended.wait(0.5):
-            self.pss = max(self.pss, sum(memory(pid).pss for pid in Processes().living(self.worker)))
-            with get_engine().connect() as connection:
-                self.running = max(self.running, int(connection.scalar(RUNNING) or 0))
+            self.pss = max(self.pss, tree_pss(self.worker))
+            self.counted = max(self.counted, int(scalar(self.count)))
 
     def stop(self) -> None:
         """End the observation."""

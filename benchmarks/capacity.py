@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,13 +25,13 @@ from sqlalchemy import text
 from benchmarks import agents as model_agents
 from benchmarks.environment import Environment
 from benchmarks.machine import describe
-from benchmarks.processes import Processes, memory
-from benchmarks.systems.minions import CAPABILITY, TOOL, Installation, submit_to
+from benchmarks.processes import Processes, tree_pss
+from benchmarks.systems.minions import CAPABILITY, TOOL, Installation, scalar, submit_to, wait_for_all
 from orchestrator.capacity import COSTS, PARTS, Load, plan, read_costs
 from shared.contracts.requests import TaskRequest
 from shared.database.connections import autocommit, get_engine
 from shared.tasks.submission import submit_within
-from tests.support.processes import Process, wait_until
+from tests.support.processes import Process
 from workers.lane.host import MOST_TASKS
 
 SLOTS = 16
@@ -51,9 +50,7 @@ AGENT_DEFINITIONS = (
     model_agents.DEFINITIONS[0],
     {**model_agents.DEFINITIONS[1], "config": {"capabilities": [CAPABILITY], "max_turns": 50}},
 )
-LIVE = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE state IN ('pending', 'queued', 'running', 'waiting'))")
 CALLS = text("SELECT count(*) FROM steps WHERE kind = 'model_call' AND status = 'started'")
-ONLINE = text("SELECT EXISTS (SELECT 1 FROM workers WHERE status = 'online' AND slots = :slots)")
 CONNECTIONS = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
 COUNTERS = text(
     "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8 AS wal_bytes, "
@@ -131,7 +128,7 @@ class MeasuredSystem:
 
     def measure(self, work: Callable[[], None]) -> Measured:
         """Do the work, and return what it used."""
-        watch = _Watch(self.worker.pid)
+        watch = model_agents.Watch(self.worker.pid, CALLS)
         before, began = self.counters(), time.monotonic()
         watch.start()
         work()
@@ -142,7 +139,7 @@ class MeasuredSystem:
         used.subtract(before)
         for name, rate in self.idle.items():
             used[name] -= rate * (seconds + 1.5)  # type: ignore[assignment]
-        return Measured(seconds, used, watch.pss, watch.calls)
+        return Measured(seconds, used, watch.pss / 1e6, watch.counted)
 
     def rest(self) -> None:
         """Measure what is used while no task runs."""
@@ -154,33 +151,12 @@ class MeasuredSystem:
 
     def memory_mb(self) -> float:
         """Return the memory of the worker."""
-        return _pss_mb(self.worker.pid)
+        return tree_pss(self.worker.pid) / 1e6
 
     def restart(self, slots: int) -> None:
         """Replace the worker."""
         self.worker.stop(timeout=60)
-        self.worker = _start(self.minions, slots)
-
-
-class _Watch(threading.Thread):
-    """Observes the highest memory of a worker, and the highest number of model calls in flight."""
-
-    def __init__(self, worker: int) -> None:
-        super().__init__(daemon=True)
-        self.worker = worker
-        self.pss = 0.0
-        self.calls = 0
-        self._ended = threading.Event()
-
-    def run(self) -> None:
-        while not self._ended.wait(1.0):
-            self.pss = max(self.pss, _pss_mb(self.worker))
-            self.calls = max(self.calls, int(_scalar(CALLS)))
-
-    def stop(self) -> None:
-        """End the observation."""
-        self._ended.set()
-        self.join()
+        self.worker = self.minions.start_worker(CAPABILITY, slots)
 
 
 @contextmanager
@@ -189,17 +165,11 @@ def _system() -> Iterator[MeasuredSystem]:
         environment.serve_model(["benchmarks.model_server", str(MODEL_SECONDS), str(TURNS)])
         minions = Installation(environment)
         minions.define(*AGENT_DEFINITIONS)
-        system = MeasuredSystem(environment, minions, _start(minions, SLOTS))
+        system = MeasuredSystem(environment, minions, minions.start_worker(CAPABILITY, SLOTS))
         _run(TOOL, 200)
         _run(AGENT, SLOTS)
         system.rest()
         yield system
-
-
-def _start(minions: Installation, slots: int) -> Process:
-    worker = minions.start_worker(CAPABILITY, slots)
-    wait_until(lambda: _scalar(ONLINE, slots=slots), "the worker is online", PATIENCE)
-    return worker
 
 
 def _run(agent: str, tasks: int) -> None:
@@ -210,7 +180,7 @@ def _run(agent: str, tasks: int) -> None:
         requests = [TaskRequest(agent=agent, input={"text": model_agents.HISTORY}) for _ in range(tasks)]
         with get_engine().begin() as connection:
             submit_within(connection, requests, submitted_by="benchmark")
-    wait_until(lambda: not _scalar(LIVE), f"the tasks of {agent} have ended", PATIENCE)
+    wait_for_all(PATIENCE)
 
 
 # ------------------------------------------------------------------------------------------------- costs
@@ -220,14 +190,14 @@ def _costs(system: MeasuredSystem, machine: dict[str, Any], tasks: int, agents: 
     """Measure everything that `minion capacity` reads."""
     task = system.measure(lambda: _run(TOOL, tasks)).of_each(tasks)
     with_model = system.measure(lambda: _run(AGENT, agents))
-    many, connections = system.memory_mb(), int(_scalar(CONNECTIONS))
+    many, connections = system.memory_mb(), int(scalar(CONNECTIONS))
     system.restart(FEW_SLOTS)
     _run(AGENT, 2 * FEW_SLOTS)
-    few, fewer_connections = system.memory_mb(), int(_scalar(CONNECTIONS))
+    few, fewer_connections = system.memory_mb(), int(scalar(CONNECTIONS))
     slot = (many - few) / (SLOTS - FEW_SLOTS)
     slot_connections = (connections - fewer_connections) / (SLOTS - FEW_SLOTS)
     system.worker.stop(timeout=60)
-    worker_connections = fewer_connections - int(_scalar(CONNECTIONS)) - FEW_SLOTS * slot_connections
+    worker_connections = fewer_connections - int(scalar(CONNECTIONS)) - FEW_SLOTS * slot_connections
     return {
         "measured": {
             "command": "python -m benchmarks.capacity --write",
@@ -238,7 +208,7 @@ def _costs(system: MeasuredSystem, machine: dict[str, Any], tasks: int, agents: 
         "task": task,
         "turn": _difference(with_model.of_each(agents), task, TURNS),
         "memory_mb": {
-            "orchestrator": round(_pss_mb(system.minions.orchestrator.pid), 1),
+            "orchestrator": round(tree_pss(system.minions.orchestrator.pid) / 1e6, 1),
             "worker": round(few - FEW_SLOTS * slot, 1),
             "slot": round(slot, 1),
             "model_call": round(max(0.0, with_model.peak_pss - many) / max(1, with_model.peak_calls), 2),
@@ -295,7 +265,7 @@ def _submit_steadily(agent: str, rate: float, seconds: float) -> None:
                 submit_within(connection, [TaskRequest(agent=agent, input=value)] * due, submitted_by="benchmark")
             submitted += due
         time.sleep(SUBMIT_SECONDS)
-    wait_until(lambda: not _scalar(LIVE), "all tasks have ended", PATIENCE)
+    wait_for_all(PATIENCE)
 
 
 def _report(checks: Iterator[tuple[Load, dict[str, tuple[float, float]]]]) -> None:
@@ -304,15 +274,6 @@ def _report(checks: Iterator[tuple[Load, dict[str, tuple[float, float]]]]) -> No
         for name, (expected, measured) in figures.items():
             ratio = f"{expected / measured:8.2f}" if measured else "        "
             print(f"  {name:24} estimate {expected:10.3f}  measured {measured:10.3f}  ratio {ratio}", flush=True)
-
-
-def _pss_mb(pid: int) -> float:
-    return sum(memory(each).pss for each in Processes().living(pid)) / 1e6
-
-
-def _scalar(statement: Any, **values: Any) -> Any:
-    with autocommit(get_engine()).connect() as connection:
-        return connection.scalar(statement, values)
 
 
 if __name__ == "__main__":

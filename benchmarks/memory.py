@@ -21,10 +21,8 @@ from sqlalchemy import text
 
 from benchmarks.environment import Environment
 from benchmarks.processes import Memory, Processes, command_line, memory
-from benchmarks.systems.minions import Installation, submit_to
+from benchmarks.systems.minions import Installation, scalar, submit_to, wait_for_all
 from minions import testing
-from shared.database.connections import get_engine
-from tests.support.processes import wait_until
 
 WAVES = 3
 PATIENCE_SECONDS = 120.0
@@ -61,8 +59,6 @@ DEFINITIONS: tuple[dict[str, Any], ...] = (
         "config": {"capabilities": [CAPABILITY]},
     },
 )
-REGISTERED = text("SELECT EXISTS (SELECT 1 FROM workers WHERE status = 'online' AND slots = :slots)")
-LIVE = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE state IN ('pending', 'queued', 'running', 'waiting'))")
 SUCCEEDED = text("SELECT count(*) FROM task_status WHERE state = 'succeeded'")
 
 
@@ -88,7 +84,6 @@ def main() -> None:
 def _measure(minions: Installation, slots: int) -> Iterator[dict[str, Any]]:
     """Yield a worker's rows of the table, idle and after work."""
     worker = minions.start_worker(CAPABILITY, slots)
-    wait_until(lambda: _scalar(REGISTERED, slots=slots), "the worker is online", PATIENCE_SECONDS)
     yield {"slots": slots, "phase": "idle", **_summary(_settled(worker.pid))}
     for _ in range(WAVES):
         _work(slots)
@@ -103,16 +98,11 @@ def _work(slots: int) -> None:
         AssertionError: a task did not succeed.
     """
     for agent in ("bench-busy", "bench-agent"):
-        before = _scalar(SUCCEEDED)
+        before = scalar(SUCCEEDED)
         submit_to(agent, 2 * slots)
-        wait_until(lambda: not _scalar(LIVE), f"the tasks of {agent} are done", PATIENCE_SECONDS)
-        if _scalar(SUCCEEDED) - before != 2 * slots:
-            raise AssertionError(f"{agent}: {_scalar(SUCCEEDED) - before} of {2 * slots} tasks succeeded")
-
-
-def _scalar(statement: Any, **values: Any) -> Any:
-    with get_engine().connect() as connection:
-        return connection.scalar(statement, values)
+        wait_for_all(PATIENCE_SECONDS)
+        if scalar(SUCCEEDED) - before != 2 * slots:
+            raise AssertionError(f"{agent}: {scalar(SUCCEEDED) - before} of {2 * slots} tasks succeeded")
 
 
 # ----------------------------------------------------------------------------------------- processes

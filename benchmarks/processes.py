@@ -83,6 +83,19 @@ def memory(pid: int) -> Memory:
     return Memory()
 
 
+def tree_pss(pid: int) -> int:
+    """Return the proportional set size of a process and everything below it, in bytes."""
+    return sum(memory(each).pss for each in Processes().living(pid))
+
+
+def anonymous(pid: int) -> int:
+    """Return the anonymous memory of a process in bytes, or 0 if it has ended."""
+    with suppress(OSError, StopIteration):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) << 10
+    return 0
+
+
 def command_line(pid: int) -> str:
     """Return the command line of a process, or an empty text if it has ended."""
     with suppress(OSError):

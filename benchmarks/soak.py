@@ -19,23 +19,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import text
 
 from benchmarks.environment import Environment
-from benchmarks.processes import Processes, command_line
+from benchmarks.processes import Processes, anonymous, command_line
 from benchmarks.systems.minions import CAPABILITY, FAN_OUT, FUNCTION, SANDBOX, TOOL, Installation
 from orchestrator.retention.retention import prune
 from shared.contracts.requests import TaskRequest
 from shared.database.connections import autocommit, get_engine
 from shared.settings import get_settings
 from shared.tasks.submission import submit_within
-from tests.support.processes import wait_until
 
 SLOTS = 2
 TICK = 0.1
@@ -57,7 +55,6 @@ DURATIONS = text(
     "WHERE o.finished_at > now() - :age AND k.parent_id IS NULL"
 )
 BACKLOG = text("SELECT count(*) FROM task_status WHERE state IN ('pending', 'queued', 'running', 'waiting')")
-ONLINE = text("SELECT EXISTS (SELECT 1 FROM workers WHERE status = 'online')")
 
 Sample = Mapping[str, float]
 
@@ -120,7 +117,6 @@ def run(seconds: float, rate: float, kept: float) -> list[tuple[float, Sample]]:
     with Environment(replies=()) as environment:
         minions = Installation(environment)
         worker = minions.start_worker(CAPABILITY, SLOTS)
-        wait_until(lambda: _scalar(ONLINE), "the worker is online", 60)
         roots = {"orchestrator": minions.orchestrator.pid, "minion": worker.pid, **environment.server_pids()}
         with repeating(PRUNE_SECONDS, lambda: _prune(kept)), repeating(TICK, Submitter(rate)):
             began = time.monotonic()
@@ -239,7 +235,7 @@ def _memory(roots: Mapping[str, int]) -> dict[str, float]:
     for name, root in roots.items():
         for pid in processes.living(root):
             if kind := _kind(name, pid, root):
-                found.setdefault(kind, []).append(_anonymous(pid))
+                found.setdefault(kind, []).append(anonymous(pid) / 1e6)
     return {f"memory: {kind} x {len(each)}, MB": sum(each) for kind, each in sorted(found.items())}
 
 
@@ -250,18 +246,6 @@ def _kind(name: str, pid: int, root: int) -> str | None:
     if pid == root:
         return f"{name}, main process"
     return f"{name}, connections" if "[local]" in line else f"{name}, children"
-
-
-def _anonymous(pid: int) -> float:
-    with suppress(OSError, StopIteration):
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1000
-    return 0.0
-
-
-def _scalar(statement: Any) -> Any:
-    with autocommit(get_engine()).connect() as connection:
-        return connection.scalar(statement)
 
 
 if __name__ == "__main__":

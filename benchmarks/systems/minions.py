@@ -16,11 +16,11 @@ from benchmarks.systems.system import WORKERS, CallsModel, Composes
 from minions import Client
 from shared.contracts.documents import parse_definition
 from shared.contracts.requests import TaskRequest
-from shared.database.connections import get_engine
+from shared.database.connections import autocommit, get_engine
 from shared.database.schema import migrate
 from shared.definitions.apply import store_definitions
 from shared.tasks.submission import submit_within
-from tests.support.processes import Process
+from tests.support.processes import Process, wait_online, wait_until
 
 CAPABILITY = "bench"
 UNSERVED = "bench-unserved"
@@ -42,6 +42,9 @@ def fibo_step(n):
 """
 SANDBOX = "confined"  # part of the command line of the processes that run functions
 
+UNFINISHED = text(
+    "SELECT EXISTS (SELECT 1 FROM task_status WHERE state IN ('pending', 'queued', 'running', 'waiting'))"
+)
 LIVE = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE capability = :queue AND state IN "
             "('pending', 'queued', 'running', 'waiting'))")  # fmt: skip
 SUCCEEDED = text("SELECT count(*) FROM task_status WHERE capability = :queue AND state = 'succeeded'")
@@ -96,9 +99,11 @@ class Installation:
         return self.start_worker(CAPABILITY, WORKERS)
 
     def start_worker(self, capability: str, slots: int, **environment: str) -> Process:
-        """Start one more worker."""
+        """Start one more worker, and wait until it is online."""
         arguments = ["-m", "orchestrator.cli", "worker", capability, "-c", str(slots)]
-        return self._environment.launch([sys.executable, *arguments], environment)
+        worker = self._environment.launch([sys.executable, *arguments], environment)
+        wait_online(get_engine(), worker)
+        return worker
 
     def define(self, *definitions: dict[str, Any]) -> None:
         """Store definitions."""
@@ -195,6 +200,17 @@ class MinionsFunction(Minions):
     submits = False
     agent = FUNCTION
     chain_agent = ECHO_FUNCTION
+
+
+def scalar(statement: Any, **values: Any) -> Any:
+    """Return what a statement returns."""
+    with autocommit(get_engine()).connect() as connection:
+        return connection.scalar(statement, values)
+
+
+def wait_for_all(seconds: float) -> None:
+    """Wait until all tasks have ended."""
+    wait_until(lambda: not scalar(UNFINISHED), "all tasks have ended", seconds)
 
 
 def submit_to(agent: str, tasks: int) -> None:

@@ -14,7 +14,7 @@ Victim = Literal["child", "lane", "worker", "orchestrator", "frozen", "connectio
 KILLED: tuple[Victim, ...] = ("child", "lane", "worker", "orchestrator")
 """`child` is the process at the point, a worker's lane or a slot; `lane` is the lane while a slot is at the point.
 
-The others live on: the process at the point stands still for longer than a lease, or connections are cut.
+The others live on: the process at the point is frozen for longer than a lease, or connections are cut.
 """
 VICTIMS: tuple[Victim, ...] = (*KILLED, "frozen", "connection")
 

@@ -29,8 +29,10 @@ def main() -> None:
     gc.freeze()
     # The kernel reaps ended children.
     monkey.get_original("signal", "signal")(signal.SIGCHLD, signal.SIG_IGN)
-    # Forks must not share an event loop of greenlets.
+    # Forks must not share an event loop of greenlets, which this process never runs. In gevent, closing a descriptor
+    # waits for that loop, unless it is a regular file.
     plain: Any = monkey.get_original("socket", "socket")
+    close: Any = monkey.get_original("os", "close")
     with plain(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(sys.argv[1])
         listener.listen(64)
@@ -39,9 +41,11 @@ def main() -> None:
             message, descriptors, *_ = socket.recv_fds(line, 1 << 20, 8)
             if (pid := os.fork()) == 0:
                 listener.close()
+                line.close()
                 _live(json.loads(message), descriptors)
             # Its worker would not notice the end of a lane whose socket is open here too.
-            os.closerange(line.fileno() + 1, 256)
+            for descriptor in descriptors:
+                close(descriptor)
             line.send(str(pid).encode())
             line.close()
 

@@ -289,6 +289,20 @@ def test_headers_stay_with_their_host(fetch: Any, server: Server, configured: Se
     other.http.server_close()
 
 
+def test_cached_result_is_not_used_after_a_secret_was_set(fetch: Any, server: Server, configured: Settings) -> None:
+    def ask() -> int:
+        headers = {"X-Api-Key": "${secret:api}"}
+        assert fetch({}, url=server.url + "/x", headers=headers, effect="pure", tool={"cache": "1h"})["output"]
+        return len(server.asked)
+
+    with transaction() as connection:
+        SecretStore(configured).set(connection, "api", SECRET)
+    assert [ask(), ask()] == [1, 1]
+    with transaction() as connection:
+        SecretStore(configured).set(connection, "api", f"{SECRET}-2")
+    assert [ask(), ask()] == [2, 2]
+
+
 @pytest.mark.parametrize("status", [200, 400])
 def test_a_secret_is_written_nowhere(
     fetch: Any, server: Server, configured: Settings, database: Engine, capsys: Any, status: int

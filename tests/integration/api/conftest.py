@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
 
 import httpx2
 import pytest
@@ -16,9 +20,10 @@ from fastapi import FastAPI
 from sqlalchemy import Engine
 
 from minions import Client
+from orchestrator import cli
 from orchestrator.api.app import create_app, release
 from orchestrator.api.server import listen, server_config
-from shared.settings import Settings
+from shared.settings import Settings, get_settings
 
 SEARCH_INPUT = {
     "type": "object",
@@ -26,6 +31,29 @@ SEARCH_INPUT = {
     "additionalProperties": False,
     "properties": {"query": {"type": "string", "minLength": 2}, "limit": {"type": "integer", "minimum": 1}},
 }
+
+
+WithKey = Callable[..., httpx2.Client]
+
+
+class Done(NamedTuple):
+    """Result of a command."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def ids(self) -> list[str]:
+        return re.findall(r"^[0-9a-f-]{36}", self.out, re.MULTILINE)
+
+    @property
+    def line(self) -> str:
+        """Output and errors as one line."""
+        return " ".join(f"{self.out} {self.err}".split())
+
+
+Run = Callable[..., Done]
 
 
 @dataclass(frozen=True)
@@ -84,6 +112,42 @@ def client(http_api: Api, database: Engine) -> Iterator[Client]:
     """The Python client, on empty tables."""
     with Client(http_api.url, http_api.key, retries=1) as client:
         yield client
+
+
+@pytest.fixture
+def with_key(http_api: Api, client: Client) -> Iterator[WithKey]:
+    """HTTP with a new key: `with_key("viewer", namespace="ours")`."""
+    with ExitStack() as stack:
+
+        def make(role: str, **bounds: Any) -> httpx2.Client:
+            key = client.create_api_key(f"{role}-{uuid4()}", role, **bounds)["key"]
+            return stack.enter_context(replace(http_api, key=key).http())
+
+        yield make
+
+
+@pytest.fixture
+def run_cli(
+    http_api: Api, database: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Run]:
+    """Runs a command as a process would: `run_cli("tasks", …)`."""
+    monkeypatch.setenv("MINION_API_URL", http_api.url)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    get_settings.cache_clear()
+
+    # It would last: the tests after these would log to a stream that is closed.
+    monkeypatch.setattr("shared.telemetry.configure", lambda *_, **__: None)
+
+    def run(*words: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["minion", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Done(int(ended.value.code or 0), *capsys.readouterr())
+
+    yield run
+    monkeypatch.undo()
+    get_settings.cache_clear()
 
 
 @pytest.fixture

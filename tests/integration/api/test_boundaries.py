@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +23,7 @@ from shared.access.roles import Permission, Role
 from shared.contracts.documents import parse_definition
 from shared.definitions.store import DefinitionStore
 from shared.settings import Settings
-from tests.integration.api.conftest import Api
+from tests.integration.api.conftest import Api, WithKey
 from tests.integration.conftest import InlineWorker
 from tests.support.definitions import NOOP
 
@@ -59,23 +58,10 @@ BOUNDS: dict[str, dict[str, Any]] = {
     "agent": {"agents": ["Ours"]},
     "capability": {"capabilities": ["ours"]},
 }
-Make = Callable[..., httpx2.Client]
 LISTS = ("tasks", "schedules", "webhooks", "keys", "stops")
 """What a key creates by POST."""
 # What an endpoint writes under a name that its caller chooses.
 CREATES = {"PUT /v1/schedules/{name}", "PUT /v1/pauses/{scope}/{name}", "PUT /v1/limits/{scope}/{name}"}
-
-
-@pytest.fixture
-def with_key(http_api: Api, client: Client) -> Iterator[Make]:
-    """HTTP with a new key: `with_key("viewer", namespace="ours")`."""
-    with ExitStack() as stack:
-
-        def make(role: str, **bounds: Any) -> httpx2.Client:
-            key = client.create_api_key(f"{role}-{uuid4()}", role, **bounds)["key"]
-            return stack.enter_context(Api(http_api.app, http_api.url, http_api.port, key).http())
-
-        yield make
 
 
 def call(http: httpx2.Client, endpoint: str, names: dict[str, str], **options: Any) -> httpx2.Response:
@@ -128,7 +114,7 @@ def test_rule_without_an_endpoint_does_not_start(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("role", Role)
-def test_role_may_use_its_endpoints_and_no_other(with_key: Make, role: Role) -> None:
+def test_role_may_use_its_endpoints_and_no_other(with_key: WithKey, role: Role) -> None:
     http = with_key(role)
     names = {"task_id": str(uuid4()), "delivery_id": str(uuid4()), "scope": "agent", "name": "none", "key": "none"}
     for endpoint in ENDPOINTS:
@@ -143,7 +129,7 @@ def test_role_may_use_its_endpoints_and_no_other(with_key: Make, role: Role) -> 
             assert all(each in problem["detail"] for each in problem["roles"])
 
 
-def test_changing_the_request_of_a_schedule_is_submitting(with_key: Make, client: Client, world: World) -> None:
+def test_changing_the_request_of_a_schedule_is_submitting(with_key: WithKey, client: Client, world: World) -> None:
     operator = with_key("operator")
     assert operator.patch("/v1/schedules/theirs-schedule", json={"enabled": False}).status_code == 200
     refused = operator.patch("/v1/schedules/theirs-schedule", json={"request": {"agent": "Theirs"}})
@@ -254,7 +240,7 @@ def normal(response: httpx2.Response, names: dict[str, str]) -> tuple[int, str]:
     return response.status_code, body.replace(names["name"], "…")
 
 
-def test_foreign_ids_are_like_unknown_ones(with_key: Make, database: Engine, world: World, kind: str) -> None:
+def test_foreign_ids_are_like_unknown_ones(with_key: WithKey, database: Engine, world: World, kind: str) -> None:
     http = with_key("admin", **BOUNDS[kind])
     before = stored(database, world)
     for endpoint in (each for each in ENDPOINTS if "{" in each and each not in CREATES):
@@ -275,7 +261,7 @@ def test_foreign_ids_are_like_unknown_ones(with_key: Make, database: Engine, wor
 
 
 @pytest.mark.parametrize("kind", ["namespace"])
-def test_no_role_reaches_foreign_ids(with_key: Make, database: Engine, world: World, kind: str) -> None:
+def test_no_role_reaches_foreign_ids(with_key: WithKey, database: Engine, world: World, kind: str) -> None:
     before = stored(database, world)
     foreign = next(world.foreign())
     for role in Role:
@@ -286,7 +272,7 @@ def test_no_role_reaches_foreign_ids(with_key: Make, database: Engine, world: Wo
     assert stored(database, world) == before
 
 
-def test_what_a_bound_key_stores_is_in_its_bounds(with_key: Make, database: Engine, world: World) -> None:
+def test_what_a_bound_key_stores_is_in_its_bounds(with_key: WithKey, database: Engine, world: World) -> None:
     http = with_key("admin", namespace="elsewhere")
     define_in(database, "elsewhere", NOOP, agent("Ours", "ours"))
     before = stored(database, world)
@@ -299,7 +285,7 @@ def test_what_a_bound_key_stores_is_in_its_bounds(with_key: Make, database: Engi
     assert stored(database, world) == before
 
 
-def test_lists_show_nothing_foreign(with_key: Make, client: Client, world: World, kind: str) -> None:
+def test_lists_show_nothing_foreign(with_key: WithKey, client: Client, world: World, kind: str) -> None:
     http = with_key("admin", **BOUNDS[kind])
     whole = with_key("admin")
     for endpoint in (each for each in ENDPOINTS if each.startswith("GET ") and "{" not in each):
@@ -309,10 +295,9 @@ def test_lists_show_nothing_foreign(with_key: Make, client: Client, world: World
             assert response.status_code == 403, endpoint
             continue
         assert response.status_code == 200, (endpoint, response.text)
-        shown = response.text.replace("…", "")
         shared = kind.startswith("tenant") and endpoint in ("GET /v1/agents", "GET /v1/capabilities")
-        assert shared or "heirs" not in shown, endpoint
-        assert not any(task in shown for task in world.tasks), endpoint
+        assert shared or "heirs" not in response.text, endpoint
+        assert not any(task in response.text for task in world.tasks), endpoint
         assert call(whole, endpoint, {}).status_code == 200
     listed = http.get("/v1/tasks").json()["items"]
     assert [task["id"] for task in listed] == [world.own_task]
@@ -330,7 +315,7 @@ def test_lists_show_nothing_foreign(with_key: Make, client: Client, world: World
 
 
 @pytest.mark.parametrize("kind", ["namespace"])
-def test_the_whole_installation_is_out_of_reach(with_key: Make, world: World, kind: str) -> None:
+def test_the_whole_installation_is_out_of_reach(with_key: WithKey, world: World, kind: str) -> None:
     http = with_key("admin", namespace="ours")
     budget = {"scope": "installation", "period": "day"}
     for refused in (
@@ -343,7 +328,7 @@ def test_the_whole_installation_is_out_of_reach(with_key: Make, world: World, ki
 
 
 @pytest.mark.parametrize("kind", ["namespace"])
-def test_another_namespace_cannot_be_named(with_key: Make, client: Client, world: World, kind: str) -> None:
+def test_another_namespace_cannot_be_named(with_key: WithKey, client: Client, world: World, kind: str) -> None:
     http = with_key("admin", namespace="ours")
     names = {"task_id": world.own_task, "delivery_id": str(uuid4()), "scope": "agent", "name": "Theirs", "key": "x"}
     document = http.get("/openapi.json").json()["paths"]
@@ -381,7 +366,7 @@ def test_another_namespace_cannot_be_named(with_key: Make, client: Client, world
 
 
 @pytest.fixture
-def tenants(with_key: Make, agents: None) -> tuple[httpx2.Client, httpx2.Client]:
+def tenants(with_key: WithKey, agents: None) -> tuple[httpx2.Client, httpx2.Client]:
     """Keys of two tenants."""
     return with_key("submitter", tenant="acme"), with_key("submitter", tenant="other")
 
@@ -424,7 +409,7 @@ def test_tenant_is_bound_to_its_key(tenants: tuple[httpx2.Client, httpx2.Client]
         assert acme.post("/v1/tasks", json={"agent": "Echo", "input": {}, name: "a\x1fb"}).status_code == 422
 
 
-def test_earlier_task_out_of_reach_is_not_named(with_key: Make, client: Client, agents: None) -> None:
+def test_earlier_task_out_of_reach_is_not_named(with_key: WithKey, client: Client, agents: None) -> None:
     theirs = client.submit("Search", {"query": "them"}, unique_key="same").id
     bound = with_key("submitter", agents=["Echo"])
     for path, request in (
@@ -438,7 +423,7 @@ def test_earlier_task_out_of_reach_is_not_named(with_key: Make, client: Client, 
 
 
 def test_sub_tasks_of_other_agents_stay_hidden(
-    with_key: Make, client: Client, define: Any, act: Any, inline_worker: InlineWorker
+    with_key: WithKey, client: Client, define: Any, act: Any, inline_worker: InlineWorker
 ) -> None:
     act("Hidden")
     define(
@@ -460,12 +445,12 @@ def test_sub_tasks_of_other_agents_stay_hidden(
         client.get(str(uuid4()))
 
 
-# ------------------------------------------------------------------------------------------------- what refusals tell
+# ---------------------------------------------------------------------------------------------- what refusals reveal
 
 
 @pytest.mark.parametrize("kind", ["agent", "capability"])
 def test_submission_to_a_foreign_agent_is_like_one_to_no_agent(
-    with_key: Make, client: Client, database: Engine, world: World, kind: str
+    with_key: WithKey, client: Client, database: Engine, world: World, kind: str
 ) -> None:
     define_in(database, "default", agent("Disabled", "theirs"))
     with database.begin() as connection:
@@ -478,22 +463,22 @@ def test_submission_to_a_foreign_agent_is_like_one_to_no_agent(
         ):
             refused = http.post(path, json=body)
             assert refused.status_code == (403 if kind == "agent" and asked != "Theirz" else 404), refused.text
-            told = refused.text.replace(asked, "…")
-            assert "Theirs" not in told
-            assert "theirs" not in told
-            assert "disabled" not in told
+            answer = refused.text.replace(asked, "…")
+            assert "Theirs" not in answer
+            assert "theirs" not in answer
+            assert "disabled" not in answer
             if refused.status_code == 404:
                 assert refused.json()["code"] == "unknown_agent"
                 assert refused.json()["detail"].endswith(f"no agent named '{asked}'. `minion agents` lists them.")
                 assert refused.json().get("index") == (1 if path.endswith("bulk") else None)
 
 
-def test_submission_to_an_own_agent_says_what_is_wrong(with_key: Make, client: Client, world: World) -> None:
+def test_submission_to_an_own_agent_says_what_is_wrong(with_key: WithKey, client: Client, world: World) -> None:
     refused = with_key("submitter", agents=["Ours"]).post("/v1/tasks", json={"capability": "other"})
     assert refused.json()["detail"] == "The agent 'Ours' does not offer the capability 'other'; it offers ours."
 
 
-def test_idempotency_key_of_a_foreign_task_names_no_task(with_key: Make, client: Client, world: World) -> None:
+def test_idempotency_key_of_a_foreign_task_names_no_task(with_key: WithKey, client: Client, world: World) -> None:
     theirs = client.submit("Theirs", {"a": 1}, idempotency_key="same").id
     own = client.submit("Ours", {"a": 1}, idempotency_key="own").id
     http = with_key("submitter", agents=["Ours"])
@@ -513,7 +498,7 @@ def test_idempotency_key_of_a_foreign_task_names_no_task(with_key: Make, client:
 
 @pytest.mark.parametrize("kind", ["agent", "capability"])
 def test_conversation_of_foreign_agents_cannot_be_joined(
-    with_key: Make, client: Client, database: Engine, world: World, kind: str
+    with_key: WithKey, client: Client, database: Engine, world: World, kind: str
 ) -> None:
     client.submit("Theirs", {}, conversation_id="chat")
     client.submit("Ours", {}, conversation_id="mixed")
@@ -538,7 +523,7 @@ def test_conversation_of_foreign_agents_cannot_be_joined(
     assert http.post("/v1/tasks", content=raw, headers={"content-type": "application/json"}).status_code == 422
 
 
-def test_replay_does_not_join_a_conversation_of_others(with_key: Make, client: Client, agents: None) -> None:
+def test_replay_does_not_join_a_conversation_of_others(with_key: WithKey, client: Client, agents: None) -> None:
     """A tenant whose task shares a conversation with other tenants, because keys without that bound submitted both."""
     own, alone = (
         client.submit("Echo", {}, key="acme", conversation_id=conversation).id for conversation in ("shared", "own")
@@ -556,7 +541,7 @@ def test_replay_does_not_join_a_conversation_of_others(with_key: Make, client: C
     assert http.post(f"/v1/tasks/{alone}/replay", json={}).status_code == 201
 
 
-def test_functions_are_not_found_out_by_replays(with_key: Make, client: Client, world: World) -> None:
+def test_replays_do_not_reveal_functions(with_key: WithKey, client: Client, world: World) -> None:
     for bounds in (BOUNDS["tenant"], BOUNDS["agent"]):
         http = with_key("operator", **bounds)
         answers = [
@@ -569,7 +554,7 @@ def test_functions_are_not_found_out_by_replays(with_key: Make, client: Client, 
     assert seen.status_code == 200
 
 
-def test_only_the_first_authorization_header_counts(http_api: Api, with_key: Make) -> None:
+def test_only_the_first_authorization_header_counts(http_api: Api, with_key: WithKey) -> None:
     good = ("authorization", str(with_key("viewer").headers["authorization"]))
     wrong = ("Authorization", "bearer wrong")
     for headers, status in (([good, wrong], 200), ([wrong, good], 401)):

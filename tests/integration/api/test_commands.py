@@ -4,62 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
 
 from minions import Client
-from orchestrator import cli
 from shared.settings import get_settings
 from tests.conftest import Define
-from tests.integration.api.conftest import Api
+from tests.integration.api.conftest import Run
 from tests.integration.conftest import InlineWorker, Tasks
 
 EVIL = "a\x1b]52;c;ZXZpbA==\x07\x9b2K\u202e\u2028\x7f\rb"
 UNKNOWN = "00000000-0000-7000-8000-000000000000"
-
-
-class Done(NamedTuple):
-    """Result of a command."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def ids(self) -> list[str]:
-        return re.findall(r"^[0-9a-f-]{36}", self.out, re.MULTILINE)
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run_cli(
-    http_api: Api, database: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Iterator[Run]:
-    """Runs a command as a process would: `minion("tasks", …)`."""
-    monkeypatch.setenv("MINION_API_URL", http_api.url)
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    get_settings.cache_clear()
-
-    # It would last: the tests after these would log to a stream that is closed.
-    monkeypatch.setattr("shared.telemetry.configure", lambda *_, **__: None)
-
-    def run(*words: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["minion", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return Done(int(ended.value.code or 0), *capsys.readouterr())
-
-    yield run
-    monkeypatch.undo()
-    get_settings.cache_clear()
 
 
 # ------------------------------------------------------------------------------------------------------- submit

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from typing import Any
-from uuid import uuid4
 
 import httpx2
 import pytest
@@ -15,29 +13,16 @@ from orchestrator.api.app import GUARDED
 from orchestrator.api.rights import RULES
 from shared.access.roles import MASK, Role
 from tests.conftest import Define
-from tests.integration.api.conftest import Api
+from tests.integration.api.conftest import WithKey
 from tests.integration.conftest import ACT, InlineWorker, Tasks
 
 SECRET = "s3cr3t-c0ntent"  # in every place where there are payloads
-Make = Callable[..., httpx2.Client]
 READS = sorted(
     route.path
     for module in GUARDED
     for route in module.router.routes
     if "GET" in route.methods and not route.path.endswith("/events")
 )
-
-
-@pytest.fixture
-def with_key(http_api: Api, client: Client) -> Iterator[Make]:
-    """HTTP with a new key."""
-    with ExitStack() as stack:
-
-        def make(role: str, **bounds: Any) -> httpx2.Client:
-            key = client.create_api_key(f"{role}-{uuid4()}", role, **bounds)["key"]
-            return stack.enter_context(Api(http_api.app, http_api.url, http_api.port, key).http())
-
-        yield make
 
 
 @pytest.fixture
@@ -120,7 +105,7 @@ SHOWN = {
 }
 
 
-def test_payloads_are_masked_in_every_answer(with_key: Make, secrets: dict[str, str]) -> None:
+def test_payloads_are_masked_in_every_answer(with_key: WithKey, secrets: dict[str, str]) -> None:
     seeing = {name for name, answer in answers(with_key("viewer", payloads=True), secrets) if SECRET in answer.text}
     assert seeing >= SHOWN
     for name, answer in answers(with_key("viewer"), secrets):
@@ -130,7 +115,7 @@ def test_payloads_are_masked_in_every_answer(with_key: Make, secrets: dict[str, 
             assert MASK in answer.text, name
 
 
-def test_masks_keep_what_is_no_payload(with_key: Make, secrets: dict[str, str]) -> None:
+def test_masks_keep_what_is_no_payload(with_key: WithKey, secrets: dict[str, str]) -> None:
     http = with_key("viewer")
     done, failed = (http.get(f"/v1/tasks/{secrets[what]}").json() for what in ("done", "failed"))
     assert (done["input"], done["output"], done["labels"]) == (MASK, MASK, {"private.customer": MASK, "team": "plain"})
@@ -146,7 +131,7 @@ def test_masks_keep_what_is_no_payload(with_key: Make, secrets: dict[str, str]) 
     assert why["facts"]["proposal"]
 
 
-def test_answers_to_changes_are_masked_too(with_key: Make, secrets: dict[str, str]) -> None:
+def test_answers_to_changes_are_masked_too(with_key: WithKey, secrets: dict[str, str]) -> None:
     http = with_key("operator")
     changes = [
         ("POST", f"/v1/tasks/{secrets['waiting']}/signals/paid", {"payload": SECRET}),
@@ -169,7 +154,7 @@ def test_answers_to_changes_are_masked_too(with_key: Make, secrets: dict[str, st
 
 
 def test_refusals_quote_no_stored_payload(
-    with_key: Make, client: Client, secrets: dict[str, str], define: Define
+    with_key: WithKey, client: Client, secrets: dict[str, str], define: Define
 ) -> None:
     client.put_schedule("strict", {"agent": "Strict", "input": {"x": 1, "y": SECRET}}, interval_seconds=3600)
     stricter = {"type": "object", "properties": {"y": {"type": "integer"}}}
@@ -191,7 +176,7 @@ def test_refusals_quote_no_stored_payload(
     assert SECRET in with_key("operator", payloads=True).post("/v1/schedules/strict/run").text
 
 
-def test_private_labels_cannot_be_guessed_by_filters(with_key: Make, secrets: dict[str, str]) -> None:
+def test_private_labels_cannot_be_guessed_by_filters(with_key: WithKey, secrets: dict[str, str]) -> None:
     viewer = with_key("viewer")
     for path in ("/v1/tasks", "/v1/tasks/counts"):
         refused = viewer.get(path, params={"label": f"private.customer:{SECRET}"})
@@ -202,7 +187,7 @@ def test_private_labels_cannot_be_guessed_by_filters(with_key: Make, secrets: di
 
 
 def test_edit_of_an_approval_is_a_decision(
-    with_key: Make, client: Client, secrets: dict[str, str], inline_worker: InlineWorker
+    with_key: WithKey, client: Client, secrets: dict[str, str], inline_worker: InlineWorker
 ) -> None:
     task = secrets["approval"]
     client.decide(task, "approve", step=1)
@@ -214,7 +199,7 @@ def test_edit_of_an_approval_is_a_decision(
 
 
 @pytest.mark.parametrize("role", Role)
-def test_prompts_are_shown_by_rights(with_key: Make, secrets: dict[str, str], role: Role) -> None:
+def test_prompts_are_shown_by_rights(with_key: WithKey, secrets: dict[str, str], role: Role) -> None:
     definition = with_key(role).get("/v1/agents/Prompted").json()["definition"]
     shown = {"viewer": MASK, "operator": MASK, "submitter": None}.get(role, SECRET)
     assert definition.get("system_prompt") == shown

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import httpx2
 import pytest
-from typer.testing import CliRunner
 
 from minions import Client, errors
-from orchestrator.cli import app as cli
-
-
-@pytest.fixture
-def said(client: Client, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a command and returns what it prints, or its error."""
-    monkeypatch.setattr("orchestrator.commands.standing_budgets.connect", lambda *_: nullcontext(client))
-
-    def run(*words: str) -> str:
-        result = CliRunner().invoke(cli, ["budgets", *words], env={"COLUMNS": "300"}, standalone_mode=False)
-        error: Any = result.exception
-        fault = error.format_message() if hasattr(error, "format_message") else error or ""
-        return " ".join(f"{result.output} {fault}".split())
-
-    return run
+from tests.integration.api.conftest import Run
 
 
 def test_budgets_by_client(client: Client) -> None:
@@ -54,7 +38,7 @@ def test_budgets_by_client(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "told"),
+    ("sent", "wrong"),
     [
         ({}, "scope"),
         ({"scope": "planet", "period": "day", "tokens": 1}, "scope"),
@@ -75,10 +59,10 @@ def test_budgets_by_client(client: Client) -> None:
         ({"scope": "installation", "period": "day", "tokens": 1, "seconds": 1}, "seconds"),
     ],
 )
-def test_bad_requests_are_refused(http: httpx2.Client, sent: Any, told: str) -> None:
+def test_bad_requests_are_refused(http: httpx2.Client, sent: Any, wrong: str) -> None:
     answer = http.put("/v1/budgets", json=sent)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_input")
-    assert told in answer.json()["detail"]
+    assert wrong in answer.json()["detail"]
     assert http.get("/v1/budgets").json() == {"items": []}
 
 
@@ -89,47 +73,34 @@ def test_bad_removals_are_refused(http: httpx2.Client, query: str) -> None:
     assert http.delete(f"/v1/budgets?{query}").status_code == 422
 
 
-def test_commands(said: Any, client: Client) -> None:
-    assert said() == "No standing budgets."
-    assert "may use $50 per day for the whole installation; on breach: wait" in said(
-        "set", "installation", "--per", "day", "--dollars", "50"
-    )
-    assert (
-        "may use $0.5 and 2,000,000 tokens per hour for the agent 'research'; on breach: fail. There is no agent"
-        in said(
-            "set",
-            "agent",
-            "research",
-            "--per",
-            "hour",
-            "--dollars",
-            "0.5",
-            "--tokens",
-            "2000000",
-            "--on-breach",
-            "fail",
-        )
-    )
-    said("set", "namespace", "team", "--per", "month", "--tokens", "5")
-    said(
-        "set", "key", "tenant", "--namespace", "team", "--per", "month", "--tokens", "5", "--timezone", "Europe/Berlin"
-    )
-    listed = said("list")
+def test_commands(run_cli: Run, client: Client) -> None:
+    def run(words: str) -> str:
+        return run_cli("budgets", *words.split()).line
+
+    assert run("") == "No standing budgets."
+    whole = run("set installation --per day --dollars 50")
+    assert "may use $50 per day for the whole installation; on breach: wait" in whole
+    agent = run("set agent research --per hour --dollars 0.5 --tokens 2000000 --on-breach fail")
+    assert "may use $0.5 and 2,000,000 tokens per hour for the agent 'research'; on breach: fail" in agent
+    assert "on breach: fail. There is no agent" in agent
+    run("set namespace team --per month --tokens 5")
+    run("set key tenant --namespace team --per month --tokens 5 --timezone Europe/Berlin")
+    listed = run("list")
     assert all(part in listed for part in ("$0 of $50", "0 of 2,000,000", "the namespace 'team'", "the tenant key"))
-    assert "removed" in said("remove", "namespace", "team", "--per", "month")
-    assert "removed" in said("remove", "key", "tenant", "--namespace", "team", "--per", "month")
+    assert "removed" in run("remove namespace team --per month")
+    assert "removed" in run("remove key tenant --namespace team --per month")
     assert len(client.budgets()) == 2
-    for words, told in (
-        (("set", "installation", "--per", "day"), "must limit something"),
-        (("set", "installation", "A", "--per", "day", "--tokens", "1"), "neither a namespace nor a name"),
-        (("set", "agent", "--per", "day", "--tokens", "1"), "must name its agent"),
-        (("set", "planet", "--per", "day", "--tokens", "1"), "planet"),
-        (("set", "installation", "--per", "week", "--tokens", "1"), "week"),
-        (("set", "installation", "--tokens", "1"), "--per"),
-        (("set", "installation", "--per", "day", "--tokens", "0"), "tokens"),
-        (("set", "installation", "--per", "day", "--dollars", "-1"), "dollars"),
-        (("set", "installation", "--per", "day", "--dollars", "nan"), "JSON"),
-        (("set", "installation", "--per", "day", "--tokens", "1", "--timezone", "Mars"), "Unknown time zone"),
-        (("remove", "agent", "Unknown", "--per", "day"), "There is no budget of the agent 'Unknown' per day"),
+    for words, wrong in (
+        ("set installation --per day", "must limit something"),
+        ("set installation A --per day --tokens 1", "neither a namespace nor a name"),
+        ("set agent --per day --tokens 1", "must name its agent"),
+        ("set planet --per day --tokens 1", "planet"),
+        ("set installation --per week --tokens 1", "week"),
+        ("set installation --tokens 1", "--per"),
+        ("set installation --per day --tokens 0", "tokens"),
+        ("set installation --per day --dollars -1", "dollars"),
+        ("set installation --per day --dollars nan", "JSON"),
+        ("set installation --per day --tokens 1 --timezone Mars", "Unknown time zone"),
+        ("remove agent Unknown --per day", "There is no budget of the agent 'Unknown' per day"),
     ):
-        assert told in said(*words), words
+        assert wrong in run(words), words

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import httpx2
 import pytest
-from typer.testing import CliRunner
 
 from minions import Client, errors
-from orchestrator.cli import app as cli
+from tests.integration.api.conftest import Run
 from tests.integration.conftest import InlineWorker, Tasks
-
-
-@pytest.fixture
-def said(client: Client, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs a command and returns what it prints."""
-    monkeypatch.setattr("orchestrator.commands.rules.connect", lambda *_: nullcontext(client))
-
-    def run(*words: str) -> str:
-        return " ".join(CliRunner().invoke(cli, words, env={"COLUMNS": "300"}).output.split())
-
-    return run
 
 
 def test_stop_and_lift_by_client(client: Client, tasks: Tasks, act: Any, inline_worker: InlineWorker) -> None:
@@ -62,7 +49,7 @@ def test_stop_and_lift_by_client(client: Client, tasks: Tasks, act: Any, inline_
 
 
 @pytest.mark.parametrize(
-    ("sent", "told"),
+    ("sent", "wrong"),
     [
         ({}, "scope"),
         ({"scope": "planet"}, "scope"),
@@ -76,10 +63,10 @@ def test_stop_and_lift_by_client(client: Client, tasks: Tasks, act: Any, inline_
         ({"scope": "agent", "name": "A", "why": "x"}, "why"),
     ],
 )
-def test_bad_requests_are_refused(http: httpx2.Client, sent: Any, told: str) -> None:
+def test_bad_requests_are_refused(http: httpx2.Client, sent: Any, wrong: str) -> None:
     answer = http.post("/v1/stops", json=sent)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_input")
-    assert told in answer.json()["detail"]
+    assert wrong in answer.json()["detail"]
     assert http.get("/v1/stops").json() == {"items": []}
 
 
@@ -94,27 +81,26 @@ def test_names_may_contain_anything(http: httpx2.Client) -> None:
     assert http.delete("/v1/stops", params={"scope": "key", "name": name}).status_code == 204
 
 
-def test_commands(said: Any, client: Client, act: Any) -> None:
+def test_commands(run_cli: Run, client: Client, act: Any) -> None:
     act()
-    assert "of the whole installation begins; `minion resume` lifts" in said("stop-all", "--reason", "Too expensive")
-    assert "`minion resume --agent Act` lifts" in said("stop-all", "--agent", "Act")
-    assert "no agent of that name yet" in said("stop-all", "--agent", "Atc")
-    assert "`minion resume --key 'a b' --namespace team` lifts" in said(
-        "stop-all", "--key", "a b", "--namespace", "team"
+    assert (
+        "of the whole installation begins; `minion resume` lifts"
+        in run_cli("stop-all", "--reason", "Too expensive").line
     )
-    listed = said("stops")
+    assert "`minion resume --agent Act` lifts" in run_cli("stop-all", "--agent", "Act").line
+    assert "no agent of that name yet" in run_cli("stop-all", "--agent", "Atc").line
+    assert (
+        "`minion resume --key 'a b' --namespace team` lifts"
+        in run_cli("stop-all", "--key", "a b", "--namespace", "team").line
+    )
+    listed = run_cli("stops").line
     assert all(part in listed for part in ("the whole installation", "Too expensive", "the agent 'Act'", "'a b'"))
-    assert "give --agent or --key, not both" in said_fault("stop-all", "--agent", "A", "--key", "k")
-    assert "the stop is lifted" in said("resume").lower()
-    assert "the stop is lifted" in said("resume", "--agent", "Act").lower()
+    assert "give --agent or --key, not both" in run_cli("stop-all", "--agent", "A", "--key", "k").line
+    assert "the stop is lifted" in run_cli("resume").line.lower()
+    assert "the stop is lifted" in run_cli("resume", "--agent", "Act").line.lower()
     assert len(client.stops()) == 2
-    assert "give SCOPE and NAME to undo a pause" in said_fault("resume", "agent", "Act", "--key", "k")
-    assert "--agent NAME lifts a stop" in said_fault("resume", "agent")
-
-
-def said_fault(*words: str) -> str:
-    result = CliRunner().invoke(cli, words, standalone_mode=False)
-    return str(getattr(result.exception, "message", result.exception))
+    assert "give SCOPE and NAME to undo a pause" in run_cli("resume", "agent", "Act", "--key", "k").line
+    assert "--agent NAME lifts a stop" in run_cli("resume", "agent").line
 
 
 def test_missing_pause_names_the_command_for_stops(client: Client) -> None:

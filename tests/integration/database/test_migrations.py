@@ -304,7 +304,7 @@ def test_index_of_an_interrupted_migration_is_built_again(
         assert connection.scalar(text(VALID)) is True
 
 
-def test_migrations_at_once_build_the_indexes_once(previous_schema: Engine) -> None:
+def test_concurrent_migrations_build_the_indexes_once(previous_schema: Engine) -> None:
     with ThreadPoolExecutor(3) as threads:
         results = list(threads.map(database_schema.migrate, [previous_schema] * 3))
     assert sorted(results) == [("0004", "0006"), ("0006", "0006"), ("0006", "0006")]

@@ -213,8 +213,8 @@ def test_port_in_use_is_reported(settings: Settings) -> None:
         port = str(other.getsockname()[1])
         command = [sys.executable, "-m", "orchestrator.cli", "flower", "--port", port]
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    said = f"Error: Flower cannot listen on 127.0.0.1 port {port}: Address already in use."
-    assert (done.returncode, said in done.stderr, "Traceback" in done.stderr) == (69, True, False), done.stderr
+    error = f"Error: Flower cannot listen on 127.0.0.1 port {port}: Address already in use."
+    assert (done.returncode, error in done.stderr, "Traceback" in done.stderr) == (69, True, False), done.stderr
 
 
 def test_actions_are_refused_unless_allowed(flower: httpx2.Client, worker: Process, tmp_path: Path) -> None:

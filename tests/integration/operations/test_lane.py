@@ -15,12 +15,15 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, make_url, text
 
 from minions.testing import MessagesApi, Reply, tool_use
 from minions.testing import text as says
 from orchestrator.local.embedded import EmbeddedServers
+from shared.contracts.requests import TaskRequest
+from shared.database.connections import autocommit, transaction
 from shared.notifications import make_redis
+from shared.tasks import standing_budgets, stops
 from tests.conftest import Define
 from tests.integration.conftest import ACT, Tasks
 from tests.support.model_client import use_messages_api
@@ -30,6 +33,9 @@ pytestmark = pytest.mark.usefixtures("loops", "tool_package")
 
 BUSY = text("SELECT busy FROM workers WHERE status = 'online'")
 CONNECTIONS = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+WITHOUT_BUDGET = text("SELECT count(*) FROM task_status WHERE wait_reason = 'standing_budget'")
+COUNTED = "counted_worker"
+OF_ROLE = text("SELECT count(*) FROM pg_stat_activity WHERE usename = :role")
 
 
 class Gated(MessagesApi):
@@ -60,7 +66,7 @@ class Gated(MessagesApi):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gated]:
     """The Messages API of all workers. Agents whose input says `tool` call the tool `act` once, then they are done;
-    `risk` is that tool, but unsafe.
+    `risk` is that tool, but unsafe; `cached` is that tool, but pure, and its results are cached.
     """
     deeds = [("spin", {}), ("hang", {}), ("die", {}), ("sleep", {"seconds": 60}), ("answer", {})]
     notes = tmp_path_factory.mktemp("notes") / "calls"
@@ -69,7 +75,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gated]:
     deeds.append(("nap", {"do": "sleep", "seconds": 2, "log": str(notes)}))
     calls = [
         {**tool_use((tool, arguments)), "if": f"{what} {deed}"}
-        for what, tool in (("tool", "act"), ("risk", "risk"))
+        for what, tool in (("tool", "act"), ("risk", "risk"), ("cached", "cached"))
         for deed, arguments in deeds
     ]
     calls.append({**tool_use(("act", {"do": "sleep", "seconds": 60, "text": "x" * 500_000})), "if": "tool large"})
@@ -155,9 +161,10 @@ def agents(define: Define, pages: str) -> None:
     thinker = {"kind": "agent", "type": "agent", "model": "claude-sonnet-5", "tools": ["act"]}
     quick = {"capabilities": ["work"], "retry_backoff": 0.1, "retry_backoff_max": 0.2}
     get = {"kind": "tool", "description": "get", "type": "http", "effect": "pure", "input_schema": {"type": "object"}}
-    able = {"tools": ["act", "risk", "fetch", "never", "briefly"]}
+    able = {"tools": ["act", "risk", "cached", "fetch", "never", "briefly"]}
     define(
         ACT,
+        {**ACT, "name": "cached", "effect": "pure", "cache": "1h"},
         {**ACT, "name": "risk", "effect": "unsafe"},
         {**get, "name": "fetch", "http": {"url": pages}},
         {**get, "name": "never", "effect": "idempotent", "http": {"url": f"{pages}/never"}},
@@ -194,6 +201,35 @@ def test_many_agents_wait_for_their_model_beside_one_slot(
     api.gate.set()
     assert {tasks.wait(task)["state"] for task in waiting} == {"succeeded"}
     assert {len(tasks.steps(task)) for task in waiting} == {3}
+
+
+@pytest.fixture
+def counted(database: Engine) -> Iterator[str]:
+    """The address of the database for a worker whose connections are counted: with another role."""
+    with database.begin() as connection:
+        connection.execute(text(f"CREATE ROLE {COUNTED} LOGIN SUPERUSER PASSWORD '{COUNTED}'"))
+    yield make_url(database.url).set(username=COUNTED, password=COUNTED).render_as_string(hide_password=False)
+    with database.begin() as connection:
+        connection.execute(text(f"DROP ROLE {COUNTED}"))
+
+
+def test_hundreds_of_agents_share_ten_database_connections(
+    api: Gated, counted: str, tool_package: Path, tmp_path: Path, tasks: Tasks, database: Engine
+) -> None:
+    peak = 0
+
+    def count() -> dict[str, int]:
+        nonlocal peak
+        with database.connect() as connection:
+            peak = max(peak, connection.scalar(OF_ROLE, {"role": COUNTED}))
+        return tasks.count()
+
+    with killed_on_exit(start_worker(tmp_path, "other", env={"DATABASE_URL": counted})):
+        tasks.submit_all([TaskRequest(agent="Elsewhere", input=f"gate {number}") for number in range(200)])
+        wait_until(lambda: count().get("running") == 200, "all agents are under way", 90)
+        api.gate.set()
+        wait_until(lambda: count() == {"succeeded": 200}, "all agents have ended", 90)
+    assert 2 < peak <= 10 + 2  # the heartbeat's, and those of the lane
 
 
 @pytest.mark.parametrize("deed", ["spin", "hang"])
@@ -253,6 +289,62 @@ def test_http_tools_resolve_names_and_keep_their_time_limits(api: Gated, one_slo
     assert "ReadTimeout" in ended["error"]["message"]
 
 
+def test_cached_result_of_a_tool_is_used_by_another_agent(api: Gated, one_slot: Process, tasks: Tasks) -> None:
+    first, second = (tasks.run("Thinker", "cached answer")["id"] for _ in range(2))
+    [_, step, _] = tasks.steps(second)
+    assert step["usage"]["cached"]["task_id"] == str(first)
+    assert (api.called(first), api.called(second)) == (True, False)
+
+
+def test_no_agent_calls_its_model_until_a_stop_is_lifted(api: Gated, one_slot: Process, tasks: Tasks) -> None:
+    """Agents whose model call had begun end it, and call no other."""
+    before = [tasks.submit("Thinker", f"gate tool answer {number}") for number in range(3)]
+    wait_until(lambda: api.asked("gate", 1) == 3, "the model is asked")
+    target = stops.target_of("agent", None, "Thinker")
+    with transaction() as connection:
+        stops.stop(connection, target)
+    after = tasks.submit("Thinker", "tool answer")
+    api.gate.set()
+    for task in (*before, after):
+        wait_until(lambda task=task: tasks.get(task)["wait_reason"] == "stopped", "it waits")
+    assert {len(tasks.steps(task)) for task in before} == {2}
+    assert {len(request["messages"]) for request in api.requests} == {1}
+    assert tasks.steps(after) == []
+    with transaction() as connection:
+        stops.lift(connection, target)
+    for task in (*before, after):
+        assert tasks.wait(task)["state"] == "succeeded"
+        assert [execution["outcome"] for execution in tasks.executions(task)] == ["suspended", "succeeded"]
+
+
+def test_calls_in_flight_never_reserve_more_than_a_standing_budget(
+    api: Gated, one_slot: Process, tasks: Tasks, database: Engine
+) -> None:
+    target = standing_budgets.target_of("agent", None, "Thinker")
+
+    def limit(tokens: int) -> None:
+        with transaction() as connection:
+            standing_budgets.set_budget(connection, target, "month", tokens=tokens)
+
+    def reserved() -> int:
+        with database.connect() as connection:
+            [budget] = standing_budgets.list_budgets(connection)
+        return int(budget["tokens"]["reserved"])
+
+    limit(10**9)
+    agents = [tasks.submit("Thinker", "gate 0")]
+    wait_until(lambda: api.asked("gate", 1) == 1, "the model is asked")
+    limit(3 * (each := reserved()))
+    agents += [tasks.submit("Thinker", f"gate {number}") for number in range(1, 8)]
+    wait_until(lambda: reserved() == 3 * each, "the budget is reserved")
+    with autocommit(database).connect() as connection:
+        wait_until(lambda: connection.scalar(WITHOUT_BUDGET) == 5, "the other agents wait")
+    assert api.asked("gate", 1) == 3
+    api.gate.set()
+    assert {tasks.wait(task)["state"] for task in agents} == {"succeeded"}
+    assert reserved() == 0
+
+
 def test_agents_delegate_and_converse(api: Gated, one_slot: Process, tasks: Tasks) -> None:
     lead = tasks.run("Lead", "pass on")
     assert lead["state"] == "succeeded"
@@ -297,7 +389,7 @@ def test_agents_in_flight_survive_the_restart_of_a_server(
         assert len(broker.client_list()) < 40
 
 
-def test_a_killed_lane_repeats_no_finished_call_and_charges_nobody(api: Gated, one_slot: Process, tasks: Tasks) -> None:
+def test_killed_lane_repeats_no_finished_call_and_charges_no_task(api: Gated, one_slot: Process, tasks: Tasks) -> None:
     api.gate.set()
     lane = lane_of_first_task(one_slot, tasks)
     api.gate.clear()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import pkgutil
 import signal
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from inspect import isabstract
 from pathlib import Path
 from typing import Any, Never
 
 import pytest
 from sqlalchemy import Engine, text
 
+import orchestrator
+from orchestrator.loops.loop import Loop
 from shared.broker import make_app, publish
 from shared.database.connections import transaction
 from shared.notifications import make_redis
@@ -42,6 +47,20 @@ def doomed(tool_package: Path, tmp_path: Path, database: Engine) -> Iterator[Pro
 def status_of(engine: Engine, process: Process) -> str:
     with engine.connect() as connection:
         return str(connection.scalar(text("SELECT status FROM workers WHERE pid = :pid"), {"pid": process.pid}))
+
+
+def test_every_loop_is_started() -> None:
+    for module in pkgutil.walk_packages(orchestrator.__path__, "orchestrator."):
+        import_module(module.name)
+    assert {thread.name for thread in threading.enumerate()} >= {loop.name for loop in concrete(Loop)}
+
+
+def concrete(kind: type[Loop]) -> Iterator[type[Loop]]:
+    """The classes of the product below this one that can be instantiated."""
+    for below in kind.__subclasses__():
+        yield from concrete(below)
+        if below.__module__.startswith("orchestrator.") and not isabstract(below):
+            yield below
 
 
 def test_tasks_of_killed_worker_run_again(tasks: Tasks, act: Any, doomed: Process, worker: Process) -> None:

@@ -219,7 +219,7 @@ def assert_limits(connection: Connection, site: Site, chosen: list[Waiting]) -> 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_dispatchers_at_once_take_each_task_once_within_its_limits(driver: LifecycleDriver, seed: int) -> None:
+def test_concurrent_dispatchers_take_each_task_once_within_its_limits(driver: LifecycleDriver, seed: int) -> None:
     with driver.engine.begin() as connection:
         site = build(connection, random.Random(seed), limited=True)
         connection.execute(END_ALL)

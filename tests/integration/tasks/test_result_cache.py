@@ -13,6 +13,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from orchestrator.maintenance.cache_keeper import CacheKeeper
+from orchestrator.replay import replay
+from shared.database.connections import transaction
 from shared.errors import InvalidDefinition
 from shared.functions import security_events
 from shared.settings import Settings
@@ -175,6 +177,28 @@ def test_wait_is_not_a_result(calls: Calls) -> None:
     task = calls.submit(answer={"$wait": {"seconds": 0.01}})
     calls.worker.run_all()
     assert (calls.tasks.get(task)["state"], rows(calls.tasks.engine)) == ("succeeded", 0)
+
+
+def test_replay_uses_the_cached_result(calls: Calls) -> None:
+    task = calls.submit()
+    calls.worker.run_all()
+    with transaction() as connection:
+        again = replay(connection, task, pinned=False, new_keys=False, submitted_by="test").task_id
+    calls.worker.run_all()
+    [step] = calls.tasks.steps(again)
+    assert (calls.made, step["usage"]["cached"]["task_id"]) == (1, str(task))
+
+
+def test_call_whose_result_is_cached_still_needs_its_approval(calls: Calls) -> None:
+    calls.apply(approval=True)
+    for _ in range(2):
+        task = calls.submit()
+        calls.worker._round()
+        assert calls.tasks.get(task)["wait_reason"] == "approval"
+        with transaction() as connection:
+            lifecycle.decide(connection, task, "approve", who="test")
+        calls.worker.run_all()
+    assert calls.made == 1
 
 
 def test_concurrent_misses_leave_one_result(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,11 +162,11 @@ def test_call_that_does_not_fit_waits(
     assert (now["state"], now["wait_reason"], now["attempts"]) == ("waiting", "standing_budget", 0)
     assert used(database, id=budget["id"]) == pytest.approx((50, 0, 0.00005, 0))
     assert [step["status"] for step in tasks.steps(journal.task_id)] == ["finished"]
-    told = why(database, journal.task_id)
-    assert (told.reason, told.facts["scope"]) == ("standing_budget", scope)
-    assert f"per day has no room for the next call: {'$0.00005' if 'dollars' in limits else '50'}" in told.sentence
-    assert "The day ends at" in told.sentence
-    assert told.todo.startswith(f"`minion budgets set {scope}")
+    status = why(database, journal.task_id)
+    assert (status.reason, status.facts["scope"]) == ("standing_budget", scope)
+    assert f"per day has no room for the next call: {'$0.00005' if 'dollars' in limits else '50'}" in status.sentence
+    assert "The day ends at" in status.sentence
+    assert status.todo.startswith(f"`minion budgets set {scope}")
     assert wake() == 0
     set_budget(scope, **where, tokens=110, dollars=0.00011)
     assert tasks.get(journal.task_id)["state"] == "pending"
@@ -273,7 +273,7 @@ def test_unknown_price_fails_in_a_budget_of_dollars(claim: Any, database: Engine
     assert used(database, scope="installation") == (10, 0, 0, 0)
 
 
-def test_budget_smaller_than_one_call_says_so_at_once(claim: Any, tasks: Tasks, database: Engine) -> None:
+def test_wait_for_a_budget_smaller_than_one_call_is_explained(claim: Any, tasks: Tasks, database: Engine) -> None:
     set_budget(tokens=100)
     journal = claim()
     wait(journal, 101)
@@ -291,7 +291,7 @@ def test_reserved_room_is_awaited(claim: Any, tasks: Tasks, database: Engine) ->
     """Also by a budget that fails tasks: the running call may leave room."""
     set_budget(tokens=100, on_breach="fail")
     holder, poor = claim(), claim()
-    asked = {"step": 1, "steps": 1, "tokens": 80, "microdollars": 0}
+    asked = reservation(80)
     with transaction() as connection:
         assert budgets.spend(connection, holder.task_id, 1, [begun()], reserve=asked) == {"cancel": False}
     wait(poor, 50)
@@ -299,7 +299,7 @@ def test_reserved_room_is_awaited(claim: Any, tasks: Tasks, database: Engine) ->
     assert "It continues when those calls have ended" in why(database, poor.task_id).sentence
     assert (wake(), alerts(database)) == (0, [])
     with transaction() as connection:
-        budgets.spend(connection, holder.task_id, 1, [], used={"step": 1, "tokens": 10, "microdollars": 0})
+        budgets.spend(connection, holder.task_id, 1, [], used=use(10))
     assert "has room again" in why(database, poor.task_id).sentence
     assert wake() == 1
     assert call(claim(poor.task_id), 50, 50) == "done"
@@ -354,11 +354,21 @@ def begun(number: int = 1, **fields: Any) -> StepRecord:
     return {**step, "request_hash": "h", **fields}  # type: ignore[typeddict-item, return-value]
 
 
+def reservation(tokens: int) -> dict[str, int]:
+    """What the first step asks for."""
+    return {"step": 1, "steps": 1, "tokens": tokens, "microdollars": 0}
+
+
+def use(tokens: int) -> dict[str, int]:
+    """What the first step has used."""
+    return {"step": 1, "tokens": tokens, "microdollars": 0}
+
+
 def test_repeated_write_counts_once(driver: LifecycleDriver, database: Engine) -> None:
     """A connection may be lost after the commit."""
     set_budget(tokens=100)
     task = driver.run()
-    asked, over = {"step": 1, "steps": 1, "tokens": 60}, {"step": 1, "tokens": 10, "microdollars": 0}
+    asked, over = {"step": 1, "steps": 1, "tokens": 60}, use(10)
     assert driver.call(lifecycle.write_steps, task, 1, [begun()])["unreserved"]
     for _ in range(2):
         assert driver.call(budgets.spend, task, 1, [begun()], reserve=asked) == {"cancel": False}
@@ -372,7 +382,7 @@ def test_repeated_write_counts_once(driver: LifecycleDriver, database: Engine) -
 def test_lineage_budget_keeps_nothing_of_a_call_that_a_standing_budget_refuses(driver: LifecycleDriver) -> None:
     set_budget(tokens=50)
     task = driver.run(budget=Budget(tokens=100, steps=5))
-    asked = {"step": 1, "steps": 1, "tokens": 60, "microdollars": 0}
+    asked = reservation(60)
     assert "breach" in driver.call(budgets.spend, task, 1, [begun()], reserve=asked)
     assert driver.sql("SELECT spent_tokens + spent_steps FROM budgets") == 0
     assert driver.sql("SELECT count(*) FROM reservations") == 0
@@ -394,7 +404,7 @@ def test_stop_withdraws_the_reservation(driver: LifecycleDriver, database: Engin
     set_budget(tokens=100)
     task = driver.run()
     driver.call(stops.stop, stops.target_of("installation"))
-    asked = {"step": 1, "steps": 1, "tokens": 60, "microdollars": 0}
+    asked = reservation(60)
     assert "stopped" in driver.call(budgets.spend, task, 1, [begun()], reserve=asked)
     assert used(database)[:2] == (0, 0)
 
@@ -426,7 +436,7 @@ def test_use_is_settled_in_its_period_and_tasks_continue_in_the_next(
 ) -> None:
     set_budget(tokens=100)
     holder, poor = claim(), claim()
-    asked = {"step": 1, "steps": 1, "tokens": 80, "microdollars": 0}
+    asked = reservation(80)
     with transaction() as connection:
         budgets.spend(connection, holder.task_id, 1, [begun()], reserve=asked)
     wait(poor, 50)
@@ -434,7 +444,7 @@ def test_use_is_settled_in_its_period_and_tasks_continue_in_the_next(
     assert wake() == 1
     assert call(claim(poor.task_id), 100, 70) == "done"
     with transaction() as connection:
-        budgets.spend(connection, holder.task_id, 1, [], used={"step": 1, "tokens": 20, "microdollars": 0})
+        budgets.spend(connection, holder.task_id, 1, [], used=use(20))
     assert used(database)[:2] == (70, 0)
     shift(database, timedelta(days=2))
     assert used(database)[:2] == (20, 0)
@@ -502,12 +512,12 @@ def test_alerts_are_raised_and_logged_once_in_a_period(claim: Any, database: Eng
         wait(journal, 5)
         assert alerts(database) == [50, 80, 100]
         keeper.run_once()
-    told = [
+    logged = [
         (each["log_level"], each["percent"], each["budget"])
         for each in logs
         if each["event"] == "standing_budget_alert"
     ]
-    assert told == [("warning", percent, "the whole installation") for percent in (50, 80, 100)]
+    assert logged == [("warning", percent, "the whole installation") for percent in (50, 80, 100)]
 
 
 # ------------------------------------------------------------------------------------------ waiting
@@ -525,14 +535,14 @@ def test_room_goes_to_the_first_ones_that_fit_together(claim: Any, tasks: Tasks)
 def test_removed_budget_lets_its_tasks_continue(claim: Any, tasks: Tasks, database: Engine) -> None:
     set_budget(tokens=100)
     holder, poor = claim(), claim()
-    asked = {"step": 1, "steps": 1, "tokens": 80, "microdollars": 0}
+    asked = reservation(80)
     with transaction() as connection:
         budgets.spend(connection, holder.task_id, 1, [begun()], reserve=asked)
     wait(poor, 50)
     remove_budget()
     assert tasks.get(poor.task_id)["state"] == "pending"
     with transaction() as connection:
-        over = {"step": 1, "tokens": 20, "microdollars": 0}
+        over = use(20)
         assert budgets.spend(connection, holder.task_id, 1, [begun(status="finished")], used=over) == {"cancel": False}
     with pytest.raises(NotFound, match=r"There is no budget of .* per day"):
         remove_budget()
@@ -550,7 +560,7 @@ def test_budget_that_is_raised_keeps_its_use(claim: Any, database: Engine) -> No
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "wrong"),
     [
         ({}, "must limit something"),
         ({"tokens": 0}, "whole number from 1"),
@@ -571,8 +581,8 @@ def test_budget_that_is_raised_keeps_its_use(claim: Any, database: Engine) -> No
         ({"tokens": 1, "scope": "key", "name": "*"}, "must name one key"),
     ],
 )
-def test_bad_budgets_are_refused(database: Engine, given: Any, told: str) -> None:
-    with pytest.raises(InvalidInput, match=told):
+def test_bad_budgets_are_refused(database: Engine, given: Any, wrong: str) -> None:
+    with pytest.raises(InvalidInput, match=wrong):
         set_budget(**given)
 
 
@@ -648,8 +658,8 @@ def test_concurrent_calls_never_overrun(
     for task in tasks:
         driver.release(task, how="lost", charged=False)
     assert driver.call(standing_budgets.spend_lost) >= 0
-    expected = sum(use for each in done for _, use in each)
-    of_key = sum(use for each in done[::2] for _, use in each)
+    expected = sum(spent for each in done for _, spent in each)
+    of_key = sum(spent for each in done[::2] for _, spent in each)
     for fields, total in (
         ({"scope": "installation"}, expected),
         ({"scope": "namespace"}, expected),
@@ -667,7 +677,7 @@ def test_concurrent_calls_never_overrun(
 def test_reservation_is_counted_before_its_task_is_deleted(driver: LifecycleDriver, settings: Settings) -> None:
     set_budget(tokens=100)
     task, other = driver.run(), driver.run()
-    asked = {"step": 1, "steps": 1, "tokens": 60, "microdollars": 0}
+    asked = reservation(60)
     assert driver.call(budgets.spend, task, 1, [begun()], reserve=asked) == {"cancel": False}
     for each in (task, other):
         driver.finish(each)
@@ -690,9 +700,7 @@ def test_thousand_concurrent_calls(driver: LifecycleDriver, wide: Engine) -> Non
 
     def reserve(task: UUID) -> bool:
         with wide.begin() as connection:
-            flags = budgets.spend(
-                connection, task, 1, [begun()], reserve={"step": 1, "steps": 1, "tokens": 1, "microdollars": 0}
-            )
+            flags = budgets.spend(connection, task, 1, [begun()], reserve=reservation(1))
         assert flags is not None
         return "breach" not in flags
 
@@ -707,7 +715,7 @@ def test_refusal_concurrent_with_raise_is_woken(driver: LifecycleDriver, tasks: 
     """The raise is committed after the refusal, and before the task waits."""
     set_budget(tokens=10)
     task = driver.run()
-    asked = {"step": 1, "steps": 1, "tokens": 30, "microdollars": 0}
+    asked = reservation(30)
     breach = driver.call(budgets.spend, task, 1, [begun()], reserve=asked)["breach"]
     set_budget(tokens=50)
     error = {"error": budgets.exceeded(breach).as_dict()}
@@ -718,7 +726,7 @@ def test_refusal_concurrent_with_raise_is_woken(driver: LifecycleDriver, tasks: 
 def test_removal_waits_for_a_call_that_reserves(driver: LifecycleDriver) -> None:
     set_budget(tokens=100)
     task = driver.run()
-    asked = {"step": 1, "steps": 1, "tokens": 30, "microdollars": 0}
+    asked = reservation(30)
 
     def blocked() -> bool:
         with driver.engine.connect() as connection:
@@ -730,6 +738,6 @@ def test_removal_waits_for_a_call_that_reserves(driver: LifecycleDriver) -> None
             removed = threads.submit(remove_budget)
             wait_until(blocked, "the removal waits")
         removed.result()
-    over = {"step": 1, "tokens": 30, "microdollars": 0}
+    over = use(30)
     assert driver.call(budgets.spend, task, 1, [begun(status="finished")], used=over) == {"cancel": False}
     assert driver.sql("SELECT count(*) FROM standing_usage") == 0

@@ -80,12 +80,12 @@ def test_unsafe_effect_waits_until_the_stop_is_lifted(
     now = tasks.get(task)
     assert (now["state"], now["wait_reason"], now["attempts"], tasks.steps(task)) == ("waiting", "stopped", 0, [])
     assert calls(log) == 0
-    told = why(database, task)
-    assert told.reason == "stopped"
-    assert "api:1 (claims to be Ann) stopped the" in told.sentence
-    assert "(It went mad)" in told.sentence
-    assert told.todo == f"`minion resume{option}` lifts the stop."
-    assert told.facts["scope"] == target[0]
+    status = why(database, task)
+    assert status.reason == "stopped"
+    assert "api:1 (claims to be Ann) stopped the" in status.sentence
+    assert "(It went mad)" in status.sentence
+    assert status.todo == f"`minion resume{option}` lifts the stop."
+    assert status.facts["scope"] == target[0]
     lift(*target)
     assert tasks.get(task)["state"] == "pending"
     run_due(inline_worker)
@@ -332,7 +332,7 @@ def test_stop_may_be_repeated(database: Engine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "told"),
+    ("target", "wrong"),
     [
         (("planet", None, None), "must be one of installation, namespace, agent, key, not 'planet'"),
         (("model", None, "claude"), "must be one of"),
@@ -348,8 +348,8 @@ def test_stop_may_be_repeated(database: Engine) -> None:
         (("key", None, "a\0b"), "without U"),
     ],
 )
-def test_target_must_fit_its_scope(target: Any, told: str) -> None:
-    with pytest.raises(InvalidInput, match=told):
+def test_target_must_fit_its_scope(target: Any, wrong: str) -> None:
+    with pytest.raises(InvalidInput, match=wrong):
         stops.target_of(*target)
 
 

@@ -95,16 +95,16 @@ def test_lane_that_dies_with_messages_unread_still_reports_what_it_said(lane: An
     assert lane.child is None
 
 
-def test_calls_are_handed_back_unless_a_slot_may_make_them(lane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draining_lane_hands_back_calls_that_no_slot_may_make(lane: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "LAST_RESULTS_SECONDS", 0.0)
     jobs = [None, SimpleNamespace(_write_to=None), SimpleNamespace(_write_to="slot"), SimpleNamespace(_write_to="slot")]
     for number, job in enumerate(jobs):
         lane.calls[number] = host.Call(number, 1, "{}", 0.0, job, accepted=number == 3)
     lane.drain()
-    said = {number: json.loads(reply) for _, number, reply in lane.child.sent[1:]}
-    assert said.keys() == {0, 1, 2}
-    assert said[0] == said[1] == {"handed_back": True}
-    assert (said[2]["charged"], "lost" in said[2]) == (False, True)
+    replies = {number: json.loads(reply) for _, number, reply in lane.child.sent[1:]}
+    assert replies.keys() == {0, 1, 2}
+    assert replies[0] == replies[1] == {"handed_back": True}
+    assert (replies[2]["charged"], "lost" in replies[2]) == (False, True)
     assert [*lane.calls] == [3]
 
 

@@ -78,13 +78,13 @@ def test_streamed_message_is_bound_to_task_and_execution() -> None:
 
 
 def test_stream_of_a_task_without_followers_begins_with_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[Streamed] = []
+    published: list[Streamed] = []
     moments = iter((100.0, 100.5, 101.0, 101.0))
-    monkeypatch.setattr(text_stream, "publish_streamed", lambda task, said, key: told.append(said))
+    monkeypatch.setattr(text_stream, "publish_streamed", lambda task, message, key: published.append(message))
     monkeypatch.setattr(text_stream, "time", SimpleNamespace(monotonic=lambda: next(moments)))
     task: Any = SimpleNamespace(id=uuid4(), claim=1, stream_key=b"secret")
     stream = TextStream(task, 1, unheard=True)
     stream.text("a")
-    assert not told
+    assert not published
     stream.text("b")
-    assert [said.data["text"] for said in told] == ["ab"]
+    assert [message.data["text"] for message in published] == ["ab"]
