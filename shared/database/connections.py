@@ -138,8 +138,8 @@ _shares = _Shares()
 
 
 def share_connections() -> None:
-    """Let the many tasks of this process share ten connections. They wait for a free one until a time limit strikes."""
-    _shares.general, _shares.statements, _shares.by_many = 1, 4, True
+    """Let the many tasks of this process share eight connections. They wait for a free one until a time limit strikes."""
+    _shares.general, _shares.statements, _shares.by_many = 1, 3, True
 
 
 class _PatientPool(QueuePool):
