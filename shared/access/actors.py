@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -18,6 +20,7 @@ class Key:
         id: its row; None for the key of the environment or the data folder.
         record: the key as records name it.
         submitter: the submitter of its tasks, for their record.
+        prefix: the first characters of its text, which lists show; None for an actor without a key.
     """
 
     id: UUID | None
@@ -27,6 +30,7 @@ class Key:
     role: Role
     permissions: frozenset[Permission]
     scope: Scope
+    prefix: str | None = None
 
     def may(self, permission: Permission) -> bool:
         """Return whether the key has a permission."""
@@ -48,10 +52,17 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The author of an act: a key, and the name that its holder claims without proof."""
+    """The author of an act: a key, and the name that its holder claims without proof.
+
+    Attributes:
+        address: the address that the request came from.
+        request_id: the id of the request.
+    """
 
     key: Key
     claimed: str | None = None
+    address: str | None = None
+    request_id: str | None = None
 
     def require_all(self, permissions: frozenset[Permission], scope: Scope) -> None:
         """Raise Forbidden if the actor's key has less than a key with these permissions and this scope would have."""
@@ -69,12 +80,25 @@ class Actor:
 
 def bootstrap_key(fingerprint: str) -> Key:
     """Return the key of the environment or the data folder: the first administrator."""
-    return Key(
-        id=None,
-        name="bootstrap",
-        record=f"api:{fingerprint}",
-        submitter="api",
-        role=Role.ADMIN,
-        permissions=permissions_of(Role.ADMIN),
-        scope=Scope(),
-    )
+    record = f"api:{fingerprint}"
+    return _administrator(name="bootstrap", record=record, submitter="api", prefix=record)
+
+
+def local_actor() -> Actor:
+    """Return the user of the operating system, for an act in a process that works on the database itself."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = str(os.geteuid())
+    name = f"{user} (database)"
+    return Actor(_administrator(name=name, record=name, submitter=name))
+
+
+def orchestrator() -> Actor:
+    """Return the actor of what an orchestrator does by itself."""
+    name = "orchestrator (system)"
+    return Actor(_administrator(name=name, record=name, submitter=name))
+
+
+def _administrator(**names: str) -> Key:
+    return Key(id=None, role=Role.ADMIN, permissions=permissions_of(Role.ADMIN), scope=Scope(), **names)

@@ -244,6 +244,7 @@ def _key(row: RowMapping) -> Key:
         role=role,
         permissions=permissions_of(role, payloads=row["payloads"]),
         scope=_scope_of(row),
+        prefix=row["prefix"],
     )
 
 
