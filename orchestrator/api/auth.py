@@ -64,6 +64,7 @@ async def authorize(request: Request, credentials: Credentials) -> None:
     request.state.shown_key = shown
     key = request.state.key = await _authenticate(request, shown)
     masking.show_to(key)
+    request.app.state.key_addresses.note(key, request.client.host if request.client else None)
     RULES[f"{request.method} {request.scope['route'].path}"].check(key)
 
 
@@ -91,6 +92,7 @@ async def _authenticate(request: Request, shown: bytes) -> Key:
     found = await state.keys.find(key_text.digest(text))
     if found.key is not None:
         return found.key  # type: ignore[no-any-return]
+    request.state.refused_key = found.refused
     raise Unauthorized(found.refusal or NO_KEY)
 
 

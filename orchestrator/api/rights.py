@@ -132,6 +132,7 @@ RULES: Mapping[str, Rule] = {
     "GET /v1/keys/{key}": KEYS,
     "POST /v1/keys/{key}/rotate": KEYS,
     "DELETE /v1/keys/{key}": KEYS,
+    "GET /v1/audit": _namespace(P.AUDIT_READ),
 }
 """By method and path, as the routes have them."""
 

@@ -39,5 +39,5 @@ class Sealer(Loop):
             head = chain.seal(connection, self.signer)
         if head is None:
             return PAUSE_SECONDS
-        log.info("audit_head", head=f"{head.position}:{head.hash.hex()}")
+        log.info("audit_head", head=str(head))
         return 0.0

@@ -94,6 +94,14 @@ def local_actor() -> Actor:
     return Actor(_administrator(name=name, record=name, submitter=name))
 
 
+def unknown_key() -> Key:
+    """Return what stands in records for a request whose key is missing or unknown."""
+    name = "(no valid key)"
+    return Key(
+        id=None, name=name, record=name, submitter=name, role=Role.VIEWER, permissions=frozenset(), scope=Scope()
+    )
+
+
 def orchestrator() -> Actor:
     """Return the actor of what an orchestrator does by itself."""
     name = "orchestrator (system)"

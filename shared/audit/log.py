@@ -118,10 +118,22 @@ def list_rows(
     return [dict(row) for row in rows.mappings()]
 
 
-def changed(before: Facts, after: Facts) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the fields that differ, before and after."""
+def changed(before: Facts | None, after: Facts | None) -> dict[str, Facts | None]:
+    """Return `before` and `after` for `record`: the fields that differ, or all of an object that is new or gone."""
+    if before is None or after is None:
+        return {"before": before, "after": after}
     names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
-    return {name: before.get(name) for name in names}, {name: after.get(name) for name in names}
+    return {"before": {name: before.get(name) for name in names}, "after": {name: after.get(name) for name in names}}
+
+
+def fingerprint(value: Any) -> str:
+    """Return a digest that shows whether a value that must not be in the log was changed, and nothing else.
+
+    It is keyed, so that a short value cannot be guessed.
+    """
+    written = json.dumps(value, sort_keys=True, default=str).encode()
+    signer = Signer.find(get_settings())
+    return "(not shown)" if signer is None else signer.digest(written)
 
 
 def _as_text(facts: Facts | None) -> str | None:

@@ -32,6 +32,10 @@ class Link:
     position: int
     hash: bytes
 
+    def __str__(self) -> str:
+        """The place as logs show it: `POSITION:HASH`."""
+        return f"{self.position}:{self.hash.hex()}"
+
 
 BEGINNING = Link(0, b"")
 
@@ -88,6 +92,10 @@ class Signer:
     def is_end(self, name: str, link: Link, signature: bytes) -> bool:
         """Return whether the signature of an end is that of a process with the key."""
         return self._verify(_end(name, link), signature)
+
+    def digest(self, value: bytes) -> str:
+        """Return a short keyed digest of a value."""
+        return self._sign(b"value" + value).hex()[:12]
 
     def _sign(self, message: bytes) -> bytes:
         return hmac.digest(self._keys[0], message, hashlib.sha256)

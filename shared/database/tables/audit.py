@@ -49,7 +49,7 @@ class AuditRow(Base):
 
 
 class AuditEnd(Base):
-    """An end of the chain: `head`, its last row, or `start`, a signed checkpoint for the rows that retention deleted."""
+    """An end of the chain: `head`, its last row, or `start`, a signed checkpoint in place of rows that were deleted."""
 
     __tablename__ = "audit_ends"
     __table_args__ = (CheckConstraint("name IN ('start', 'head')", name="name"),)
