@@ -87,6 +87,7 @@ ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
     ),
     "POST /v1/tasks/{task_id}/budget": ("task.budget", lambda w: (f"/v1/tasks/{w.budgeted}/budget", {"add_tokens": 5})),
     "POST /v1/replays": ("task.replay_many", lambda w: ("/v1/replays", {"states": ["cancelled"]})),
+    "POST /v1/erasures": ("task.erase", lambda w: ("/v1/erasures", {"tenant": "acme"})),
     "PUT /v1/pauses/{scope}/{name}": ("pause.set", lambda w: ("/v1/pauses/agent/Careful", {"reason": "rain"})),
     "DELETE /v1/pauses/{scope}/{name}": ("pause.remove", lambda w: ("/v1/pauses/agent/Careful", None)),
     "PUT /v1/limits/{scope}/{name}": ("limit.set", lambda w: ("/v1/limits/agent/Careful", {"max_running": 9})),
