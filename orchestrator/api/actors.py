@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from fastapi import Depends, Header, Request, Response
 
+from orchestrator.api.addresses import address_of
 from orchestrator.api.auth import Caller
 from shared.access import actors
 from shared.errors import InvalidInput
@@ -42,8 +43,8 @@ async def actor_of(
         InvalidInput: the name contains characters that cannot be displayed.
     """
     id = response.headers[REQUEST_ID] = request_id or str(uuid4())
-    address = request.client.host if request.client else None
-    return actors.Actor(key, None if minion_actor is None else _checked(minion_actor), address, id)
+    claimed = None if minion_actor is None else _checked(minion_actor)
+    return actors.Actor(key, claimed, address_of(request), id)
 
 
 def _checked(name: str) -> str:

@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from orchestrator.api import masking
+from orchestrator.api.addresses import address_of
 from orchestrator.api.rights import RULES
 from shared.access import key_text
 from shared.access.actors import Key, bootstrap_key
@@ -64,7 +65,7 @@ async def authorize(request: Request, credentials: Credentials) -> None:
     request.state.shown_key = shown
     key = request.state.key = await _authenticate(request, shown)
     masking.show_to(key)
-    request.app.state.key_addresses.note(key, request.client.host if request.client else None)
+    request.app.state.key_addresses.note(key, address_of(request))
     RULES[f"{request.method} {request.scope['route'].path}"].check(key)
 
 
