@@ -14,6 +14,7 @@ from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import Database, ItemPage, PageQuery, Statements
 from shared.access import key_text, keys
+from shared.access.actors import BOOTSTRAP
 from shared.access.keys import NewKey
 from shared.access.roles import Permission, Role, permissions_of
 from shared.access.scope import Scope
@@ -28,6 +29,8 @@ A_DAY = 86_400
 def _is_only_a_name(name: str) -> str:
     if name.startswith(key_text.MARK):
         raise ValueError(f"a name must not begin with {key_text.MARK}, as the texts of keys do")
+    if name == BOOTSTRAP:
+        raise ValueError(f"the name {BOOTSTRAP} is the administrator's key")
     if _is_an_id(name):
         raise ValueError("a name must not have the form of an id, which names one key")
     return name

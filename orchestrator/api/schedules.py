@@ -66,12 +66,14 @@ def list_schedules(query: NamedPage, database: Statements) -> Page:
     responses=problems.documented(404, 409, 413, 415),
     openapi_extra=body.documented(DEFINITION),
 )
-def create_schedule(sent: body.TaskBody, query: Namespace, database: Database, response: Response) -> dict[str, Any]:
+def create_schedule(
+    sent: body.TaskBody, query: Namespace, database: Database, response: Response, key: Caller
+) -> dict[str, Any]:
     """Stores a new schedule. A task that every run would be refused for is refused now."""
     definition = ScheduleDefinition.parse(body.parse_object(sent))
     store.try_out(database, query.namespace, definition.name, definition.request)
     with database.begin() as connection:
-        created = store.create(connection, query.namespace, definition)
+        created = store.create(connection, query.namespace, definition, key=key.identity)
     response.headers["Location"] = f"/v1/schedules/{definition.name}"
     return created
 
@@ -90,14 +92,14 @@ def get_schedule(name: Text, query: Namespace, database: Statements) -> dict[str
     openapi_extra=body.documented(PUT_SCHEMA),
 )
 def put_schedule(
-    name: Text, sent: body.TaskBody, query: Namespace, database: Database, response: Response
+    name: Text, sent: body.TaskBody, query: Namespace, database: Database, response: Response, key: Caller
 ) -> dict[str, Any]:
     """Stores a schedule: a new one (201), or in place of the one with that name (200), which keeps its next run if its
     times stay the same. May be repeated."""
     definition = ScheduleDefinition.parse(_named(name, body.parse_object(sent)))
     store.try_out(database, query.namespace, name, definition.request)
     with database.begin() as connection:
-        stored, created = store.put(connection, query.namespace, definition)
+        stored, created = store.put(connection, query.namespace, definition, key=key.identity)
     response.status_code = 201 if created else 200
     return stored
 
@@ -120,7 +122,7 @@ def change_schedule(
     if isinstance(request := changes.get("request"), dict):
         store.try_out(database, query.namespace, name, request)
     with database.begin() as connection:
-        return store.change(connection, query.namespace, name, changes)
+        return store.change(connection, query.namespace, name, changes, key=key.identity)
 
 
 @router.delete("/{name}", response_model=Schedule, responses=problems.documented(404))
@@ -145,7 +147,13 @@ def run_schedule(
     if unknown := asked.keys() - {"idempotency_key"}:
         raise InvalidInput(f"A run takes only `idempotency_key`, not {min(unknown)[:100]!r}.")
     try:
-        prepared = store.prepare_run(database, query.namespace, name, idempotency_key=asked.get("idempotency_key"))
+        prepared = store.prepare_run(
+            database,
+            query.namespace,
+            name,
+            idempotency_key=asked.get("idempotency_key"),
+            submitter_key=key.identity,
+        )
     except InvalidInput as error:
         # It may quote the stored input.
         raise error if key.may(Permission.PAYLOADS_READ) else InvalidInput(f"The task is refused: {MASK}.") from None

@@ -9,6 +9,9 @@ from shared.access.roles import Permission, Role, permissions_of, roles_with
 from shared.access.scope import Scope
 from shared.errors import Forbidden
 
+BOOTSTRAP = "bootstrap"
+"""The name of the administrator's key, from the environment or the data folder, whatever its text is."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
@@ -27,6 +30,11 @@ class Key:
     role: Role
     permissions: frozenset[Permission]
     scope: Scope
+
+    @property
+    def identity(self) -> str:
+        """The key in records that compare keys: its id, which a rotation keeps, or `bootstrap`."""
+        return BOOTSTRAP if self.id is None else str(self.id)
 
     def may(self, permission: Permission) -> bool:
         """Return whether the key has a permission."""
@@ -71,7 +79,7 @@ def bootstrap_key(fingerprint: str) -> Key:
     """Return the key of the environment or the data folder: the first administrator."""
     return Key(
         id=None,
-        name="bootstrap",
+        name=BOOTSTRAP,
         record=f"api:{fingerprint}",
         submitter="api",
         role=Role.ADMIN,

@@ -17,6 +17,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.contracts.key_order import in_order, order_of, ordered, with_order
 from shared.tasks.records import (
+    Approver,
     ChildRecord,
     Claimed,
     ExecutionResult,
@@ -63,6 +64,7 @@ class Decided:
     Attributes:
         proposal: the short hash that identifies the proposal.
         value: the approved arguments, or the result that was set for the step.
+        approvals: with an approval policy, the number of keys that have approved; `people` must.
     """
 
     state: State
@@ -71,6 +73,8 @@ class Decided:
     proposal: str
     verdict: str
     value: Any
+    approvals: int | None
+    people: int | None
 
 
 ACCEPT = text("SELECT task_id, created FROM minion_accept_many(:requests)").bindparams(
@@ -111,9 +115,9 @@ SIGNAL = text("SELECT minion_signal_v2(:task, :name, :payload, :order)").bindpar
     bindparam("payload", type_=JSONB), bindparam("order", type_=JSONB(none_as_null=True))
 )
 ASK = text("SELECT minion_ask(:task, :claim, :result)").bindparams(bindparam("result", type_=JSONB))
-DECIDE = text("SELECT minion_decide_v2(:task, :step, :proposal, :verdict, :value, :order, :reason, :who)").bindparams(
-    bindparam("value", type_=JSONB(none_as_null=True)), bindparam("order", type_=JSONB(none_as_null=True))
-)
+DECIDE = text(
+    "SELECT minion_decide_v2(:task, :step, :proposal, :verdict, :value, :order, :reason, :who, :approver)"
+).bindparams(*(bindparam(name, type_=JSONB(none_as_null=True)) for name in ("value", "order", "approver")))
 IS_CANCELLED = text(
     "SELECT cancel_requested FROM task_status WHERE task_id = :task AND claim = :claim AND state = 'running'"
 )
@@ -147,6 +151,7 @@ def replay_from(
     edited: dict[str, Any] | None,
     *,
     who: str,
+    approver: Approver | None = None,
 ) -> UUID:
     """Insert a task that continues an ended one, with a copy of its journal. Return the new task.
 
@@ -155,8 +160,10 @@ def replay_from(
         first: the first step that is executed; all earlier ones must be readable.
         edited: `{"output": …}` if step `first` is copied too, with this output.
         who: the author of an edit, for the record.
+        approver: the key of the author, if the edited step is an approval.
 
     Raises:
+        Forbidden: one key alone may not set what an approval policy protects.
         NotFound: the task is gone.
         Conflict: its journal has the format of another release.
         MinionError: the agent no longer accepts it.
@@ -165,7 +172,7 @@ def replay_from(
         "request": with_order(new, "input"),
         "source": source,
         "first": first,
-        "edited": edited and with_order(edited, "output"),
+        "edited": edited and {**with_order(edited, "output"), "approver": approver},
         "who": who,
     }
     return UUID(str(connection.scalar(REPLAY_FROM, values)))
@@ -413,6 +420,7 @@ def decide(
     proposal: str | None = None,
     value: Any = None,
     reason: str | None = None,
+    approver: Approver | None = None,
 ) -> Decided:
     """Decide about a step that waits for a person.
 
@@ -423,10 +431,12 @@ def decide(
         proposal: the hash of the proposal, as in `explain` and `undecided`. Without step and proposal, the decision
             applies to the first step that waits for one at that time.
         value: for `approve` the arguments that replace the proposed ones, for `result` the result of the call.
+        approver: the deciding key, from `approvals.judge`; a step with an approval policy needs it.
 
     Raises:
         NotFound: there is no such task.
-        Conflict: the task waits for no such decision.
+        Conflict: the task waits for no such decision, or the arguments have changed since they were judged.
+        Forbidden: the approval policy does not permit it.
         InvalidInput: the verdict does not fit the step.
     """
     values = {
@@ -438,6 +448,7 @@ def decide(
         "order": order_of(value),
         "reason": reason,
         "who": who,
+        "approver": approver,
     }
     decided: dict[str, Any] = connection.scalar(DECIDE, values)
     return Decided(**{**in_order(decided, "value"), "state": State(decided["state"])})
