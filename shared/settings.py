@@ -148,6 +148,9 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(3.0, gt=0, le=3600)
     lease_seconds: float = Field(10.0, ge=0.1, le=86_400)
     lost_message_seconds: float = Field(5.0, gt=0, le=86_400)
+    celery_namespace: str | None = Field(None, min_length=1, max_length=100)
+    celery_agents: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    celery_tenant: str | None = Field(None, min_length=1, max_length=200)
     cancel_grace_seconds: float = Field(5.0, ge=0, le=86_400)
     sandbox_preload: Annotated[list[str], NoDecode] = Field(default_factory=list)
     quarantine_after: int = Field(10, ge=0, le=1_000_000)
@@ -164,7 +167,7 @@ class Settings(BaseSettings):
     retention_expired: float = Field(90.0, ge=0, le=36_500)
     retention_export: Path | None = None
 
-    @field_validator("sandbox_preload", "allow_private_addresses", mode="before")
+    @field_validator("sandbox_preload", "allow_private_addresses", "celery_agents", mode="before")
     @classmethod
     def _split(cls, given: Any) -> Any:
         """Split a comma-separated list: `MINION_SANDBOX_PRELOAD=numpy,pandas`."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import Connection, RowMapping, bindparam, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 
 from shared.contracts.key_order import in_order, order_of, ordered, with_order
 from shared.tasks.records import (
@@ -80,6 +80,9 @@ class Decided:
 ACCEPT = text("SELECT task_id, created FROM minion_accept_many(:requests)").bindparams(
     bindparam("requests", type_=JSONB)
 )
+CHECK_REACH = text("SELECT minion_check_reach(:task, :agents)").bindparams(
+    bindparam("task", type_=JSONB), bindparam("agents", type_=ARRAY(TEXT))
+)
 ROUTE = text("SELECT minion_route_by(:task, :version, :queue, :decision)").bindparams(
     bindparam("decision", type_=JSONB(none_as_null=True))
 )
@@ -141,6 +144,20 @@ def accept(connection: Connection, tasks: Sequence[NewTask]) -> list[Accepted]:
     """
     values = {"requests": [with_order(task, "input") for task in tasks]}
     return [Accepted(task_id, created) for task_id, created in connection.execute(ACCEPT, values)]
+
+
+def check_reach(connection: Connection, task: NewTask, agents: Sequence[str]) -> None:
+    """Refuse a task that would join a conversation of other agents, or whose keys one of their tasks has.
+
+    Args:
+        agents: the only agents that the submitter may use; empty: all.
+
+    Raises:
+        Conflict: it would.
+    """
+    if agents:
+        names = {name: task.get(name) for name in ("namespace", "conversation_id", "idempotency_key", "unique_key")}
+        connection.execute(CHECK_REACH, {"task": names, "agents": list(agents)})
 
 
 def replay_from(

@@ -436,24 +436,30 @@ BEGIN
     SELECT * INTO task_id, created FROM minion_insert_tasks(jsonb_build_array(request));
 END $$;
 
+-- For orchestrators of release 0.2.
+CREATE OR REPLACE FUNCTION minion_refuse(agent text, idempotency text, failure jsonb, submitter text) RETURNS uuid
+LANGUAGE sql AS $$
+    SELECT minion_refuse_v2(agent, idempotency, failure, submitter, 'default', NULL)
+$$;
+
 -- Stores a refused submission as a failed task, for entry points without a caller that waits for the answer. The same
 -- key returns the same task.
-CREATE OR REPLACE FUNCTION minion_refuse(agent text, idempotency text, failure jsonb, submitter text) RETURNS uuid
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION minion_refuse_v2(agent text, idempotency text, failure jsonb, submitter text, ns text, tenant text)
+RETURNS uuid LANGUAGE plpgsql AS $$
 DECLARE
     t uuid := minion_uuidv7();
     holder uuid;
 BEGIN
     agent := left(agent, 200);
     idempotency := left(idempotency, 255);
-    holder := (minion_hold_idempotency('default', idempotency, t, failure)).task_id;
+    holder := (minion_hold_idempotency(ns, idempotency, t, failure)).task_id;
     IF holder <> t THEN
         RETURN holder;
     END IF;
-    INSERT INTO tasks (id, agent_name, root_id, origin_id, labels, submitted_by)
-        VALUES (t, agent, t, t, jsonb_build_object('celery_id', idempotency), submitter);
-    INSERT INTO task_status (task_id, state, agent_name, key, rank)
-        VALUES (t, 'pending', COALESCE(agent, ''), '', minion_rank(now(), 0));
+    INSERT INTO tasks (id, namespace, agent_name, root_id, origin_id, labels, submitted_by, key)
+        VALUES (t, ns, agent, t, t, jsonb_build_object('celery_id', idempotency), submitter, tenant);
+    INSERT INTO task_status (task_id, state, namespace, agent_name, key, rank)
+        VALUES (t, 'pending', ns, COALESCE(agent, ''), COALESCE(tenant, ''), minion_rank(now(), 0));
     PERFORM minion_settle(t, 'failed', jsonb_build_object('error', failure));
     RETURN t;
 END $$;
