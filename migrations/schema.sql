@@ -887,6 +887,27 @@ BEGIN
     SELECT * INTO task_id, created FROM minion_insert_tasks(jsonb_build_array(request));
 END $$;
 
+CREATE FUNCTION minion_accept_bounded(request jsonb) RETURNS uuid
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    bounds jsonb := minion_session_bounds();
+    agents text[] := ARRAY(SELECT jsonb_array_elements_text(bounds->'agents'));
+    accepted record;
+BEGIN
+    IF bounds IS NULL THEN
+        RETURN (SELECT task_id FROM minion_accept(request));
+    END IF;
+    request := minion_within_bounds(request, bounds);
+    PERFORM minion_check_reach(request, agents);
+    SELECT * INTO accepted FROM minion_accept(request);
+    IF NOT accepted.created THEN
+        -- Another session may have taken the key since.
+        PERFORM minion_check_reach(request - 'conversation_id', agents);
+    END IF;
+    RETURN accepted.task_id;
+END $$;
+
 CREATE FUNCTION minion_accept_many(requests jsonb) RETURNS TABLE(task_id uuid, created boolean)
     LANGUAGE plpgsql
     AS $_$
@@ -1245,6 +1266,35 @@ BEGIN
         RAISE EXCEPTION '% holds a number of more than 300 digits.', what USING ERRCODE = 'MN007';
     END IF;
 END $_$;
+
+CREATE FUNCTION minion_check_reach(request jsonb, agents text[]) RETURNS void
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    ns text := COALESCE(request->>'namespace', 'default');
+    talk text := request->>'conversation_id';
+    once text := request->>'idempotency_key';
+    alone text := request->>'unique_key';
+BEGIN
+    IF agents = '{}' THEN
+        RETURN;
+    END IF;
+    -- Messages outlive their tasks: if none of the tasks is left, nothing shows whose they are.
+    IF talk IS NOT NULL AND (
+            SELECT COALESCE(bool_or(COALESCE(t.agent_name <> ALL (agents), true)), EXISTS (
+                       SELECT FROM messages m WHERE m.namespace = ns AND m.conversation_id = talk))
+                FROM tasks t WHERE t.namespace = ns AND t.conversation_id = talk AND t.parent_id IS NULL) THEN
+        RAISE EXCEPTION 'The conversation has tasks of agents that this submitter may not use, so it must not add one to it.'
+            USING ERRCODE = 'MN009';
+    ELSIF EXISTS (
+            SELECT FROM tasks t WHERE COALESCE(t.agent_name <> ALL (agents), true) AND t.id IN (
+                SELECT i.task_id FROM idempotency_keys i WHERE i.namespace = ns AND i.key = once
+                UNION ALL
+                SELECT u.task_id FROM unique_tasks u WHERE u.namespace = ns AND u.key = alone)) THEN
+        RAISE EXCEPTION 'A task of an agent that this submitter may not use has the same idempotency key or unique key. '
+            'Choose another.' USING ERRCODE = 'MN009';
+    END IF;
+END $$;
 
 CREATE FUNCTION minion_check_request(request jsonb) RETURNS void
     LANGUAGE plpgsql
@@ -2345,25 +2395,10 @@ BEGIN
 END $$;
 
 CREATE FUNCTION minion_refuse(agent text, idempotency text, failure jsonb, submitter text) RETURNS uuid
-    LANGUAGE plpgsql
+    LANGUAGE sql
     AS $$
-DECLARE
-    t uuid := minion_uuidv7();
-    holder uuid;
-BEGIN
-    agent := left(agent, 200);
-    idempotency := left(idempotency, 255);
-    holder := (minion_hold_idempotency('default', idempotency, t, failure)).task_id;
-    IF holder <> t THEN
-        RETURN holder;
-    END IF;
-    INSERT INTO tasks (id, agent_name, root_id, origin_id, labels, submitted_by)
-        VALUES (t, agent, t, t, jsonb_build_object('celery_id', idempotency), submitter);
-    INSERT INTO task_status (task_id, state, agent_name, key, rank)
-        VALUES (t, 'pending', COALESCE(agent, ''), '', minion_rank(now(), 0));
-    PERFORM minion_settle(t, 'failed', jsonb_build_object('error', failure));
-    RETURN t;
-END $$;
+    SELECT minion_refuse_v2(agent, idempotency, failure, submitter, 'default', NULL)
+$$;
 
 CREATE FUNCTION minion_refuse_change() RETURNS trigger
     LANGUAGE plpgsql
@@ -2420,6 +2455,27 @@ BEGIN
         RAISE EXCEPTION 'The input has the key % twice in one object.', quote_literal(left(twice, 50))
             USING ERRCODE = 'MN007';
     END IF;
+END $$;
+
+CREATE FUNCTION minion_refuse_v2(agent text, idempotency text, failure jsonb, submitter text, ns text, tenant text) RETURNS uuid
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    t uuid := minion_uuidv7();
+    holder uuid;
+BEGIN
+    agent := left(agent, 200);
+    idempotency := left(idempotency, 255);
+    holder := (minion_hold_idempotency(ns, idempotency, t, failure)).task_id;
+    IF holder <> t THEN
+        RETURN holder;
+    END IF;
+    INSERT INTO tasks (id, namespace, agent_name, root_id, origin_id, labels, submitted_by, key)
+        VALUES (t, ns, agent, t, t, jsonb_build_object('celery_id', idempotency), submitter, tenant);
+    INSERT INTO task_status (task_id, state, namespace, agent_name, key, rank)
+        VALUES (t, 'pending', ns, COALESCE(agent, ''), COALESCE(tenant, ''), minion_rank(now(), 0));
+    PERFORM minion_settle(t, 'failed', jsonb_build_object('error', failure));
+    RETURN t;
 END $$;
 
 CREATE FUNCTION minion_reject(t uuid, failure jsonb) RETURNS boolean
@@ -2796,6 +2852,41 @@ BEGIN
     RETURN head.status;
 END $$;
 
+CREATE FUNCTION minion_session_bounds() RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    caller name := CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role') END;
+    entry oid[] := ARRAY(SELECT oid FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
+                             AND proname IN ('minion_submit', 'minion_submit_json'));
+    candidates jsonb[];
+BEGIN
+    IF NOT EXISTS (SELECT FROM sql_submitters) THEN
+        RETURN NULL;
+    END IF;
+    SELECT array_agg(to_jsonb(b) ORDER BY b.role <> session_user) INTO candidates FROM sql_submitters b
+        WHERE b.role IN (session_user, caller);
+    IF candidates IS NOT NULL THEN
+        RETURN candidates[1];
+    ELSIF pg_has_role(caller, current_user, 'MEMBER') OR EXISTS (
+            SELECT FROM pg_proc p, aclexplode(p.proacl) a
+                WHERE p.oid = ANY (entry) AND a.grantee = quote_ident(caller)::regrole) THEN
+        RETURN NULL;
+    END IF;
+    SELECT array_agg(to_jsonb(b)) INTO candidates FROM sql_submitters b JOIN pg_roles r ON r.rolname = b.role
+        WHERE pg_has_role(caller, r.oid, 'MEMBER');
+    IF cardinality(candidates) > 1 THEN
+        RAISE EXCEPTION 'The role % is a member of several roles that may submit tasks: %. Choose one with SET ROLE.', caller,
+            (SELECT string_agg(c.one->>'role', ', ' ORDER BY c.one->>'role') FROM unnest(candidates) AS c (one)) USING ERRCODE = 'MN010';
+    ELSIF candidates IS NULL AND NOT EXISTS (
+            SELECT FROM unnest(entry) AS e (function) WHERE has_function_privilege(caller, e.function, 'EXECUTE')) THEN
+        -- It calls a function that runs with the rights of another role, whose bounds are not known here.
+        RAISE EXCEPTION 'The role % may not submit tasks. `minion grant-submit %` permits it.', caller, caller
+            USING ERRCODE = 'MN010';
+    END IF;
+    RETURN candidates[1];
+END $$;
+
 CREATE FUNCTION minion_settle(t uuid, final text, result jsonb) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -3095,13 +3186,13 @@ BEGIN
     RETURN hash;
 END $$;
 
-CREATE FUNCTION minion_submit(agent text, input jsonb DEFAULT NULL::jsonb, capability text DEFAULT NULL::text, messages jsonb DEFAULT NULL::jsonb, idempotency_key text DEFAULT NULL::text, key text DEFAULT NULL::text, labels jsonb DEFAULT NULL::jsonb, priority integer DEFAULT NULL::integer, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, conversation_id text DEFAULT NULL::text, namespace text DEFAULT 'default'::text, traceparent text DEFAULT NULL::text, unique_key text DEFAULT NULL::text, unique_while text DEFAULT 'running'::text, budget jsonb DEFAULT NULL::jsonb) RETURNS uuid
+CREATE FUNCTION minion_submit(agent text, input jsonb DEFAULT NULL::jsonb, capability text DEFAULT NULL::text, messages jsonb DEFAULT NULL::jsonb, idempotency_key text DEFAULT NULL::text, key text DEFAULT NULL::text, labels jsonb DEFAULT NULL::jsonb, priority integer DEFAULT NULL::integer, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, conversation_id text DEFAULT NULL::text, namespace text DEFAULT NULL::text, traceparent text DEFAULT NULL::text, unique_key text DEFAULT NULL::text, unique_while text DEFAULT 'running'::text, budget jsonb DEFAULT NULL::jsonb) RETURNS uuid
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
     SET "minion.max_input_bytes" TO ''
     AS $$
     SELECT minion_refuse_content(messages);
-    SELECT task_id FROM minion_accept(jsonb_build_object(
+    SELECT minion_accept_bounded(jsonb_build_object(
         'agent', agent, 'capability', capability, 'messages', messages,
         'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,
         'run_at', run_at, 'deadline', deadline, 'conversation_id', conversation_id,
@@ -3112,7 +3203,7 @@ CREATE FUNCTION minion_submit(agent text, input jsonb DEFAULT NULL::jsonb, capab
 $$;
 REVOKE ALL ON FUNCTION minion_submit(agent text, input jsonb, capability text, messages jsonb, idempotency_key text, key text, labels jsonb, priority integer, run_at timestamp with time zone, deadline timestamp with time zone, conversation_id text, namespace text, traceparent text, unique_key text, unique_while text, budget jsonb) FROM PUBLIC;
 
-CREATE FUNCTION minion_submit_json(agent text, input json, capability text DEFAULT NULL::text, idempotency_key text DEFAULT NULL::text, key text DEFAULT NULL::text, labels jsonb DEFAULT NULL::jsonb, priority integer DEFAULT NULL::integer, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, conversation_id text DEFAULT NULL::text, namespace text DEFAULT 'default'::text, traceparent text DEFAULT NULL::text, unique_key text DEFAULT NULL::text, unique_while text DEFAULT 'running'::text, budget jsonb DEFAULT NULL::jsonb) RETURNS uuid
+CREATE FUNCTION minion_submit_json(agent text, input json, capability text DEFAULT NULL::text, idempotency_key text DEFAULT NULL::text, key text DEFAULT NULL::text, labels jsonb DEFAULT NULL::jsonb, priority integer DEFAULT NULL::integer, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, conversation_id text DEFAULT NULL::text, namespace text DEFAULT NULL::text, traceparent text DEFAULT NULL::text, unique_key text DEFAULT NULL::text, unique_while text DEFAULT 'running'::text, budget jsonb DEFAULT NULL::jsonb) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
     SET "minion.max_input_bytes" TO ''
@@ -3121,12 +3212,12 @@ BEGIN
     input := COALESCE(input, '{}');
     PERFORM minion_check_json(input::jsonb, 'The input');
     PERFORM minion_refuse_repeated_keys(input);
-    RETURN (SELECT task_id FROM minion_accept(jsonb_build_object(
+    RETURN minion_accept_bounded(jsonb_build_object(
         'agent', agent, 'input', input, 'input_order', minion_key_order(input), 'capability', capability,
         'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,
         'run_at', run_at, 'deadline', deadline, 'conversation_id', conversation_id,
         'namespace', namespace, 'traceparent', traceparent, 'submitted_by', 'sql:' || session_user,
-        'unique_key', unique_key, 'unique_while', unique_while, 'budget', budget)));
+        'unique_key', unique_key, 'unique_while', unique_while, 'budget', budget));
 END $$;
 REVOKE ALL ON FUNCTION minion_submit_json(agent text, input json, capability text, idempotency_key text, key text, labels jsonb, priority integer, run_at timestamp with time zone, deadline timestamp with time zone, conversation_id text, namespace text, traceparent text, unique_key text, unique_while text, budget jsonb) FROM PUBLIC;
 
@@ -3541,6 +3632,55 @@ BEGIN
                          spent_steps = spent_steps - g.steps, changed_at = clock_timestamp()
         FROM gone g WHERE b.task_id = g.budget_task_id;
     PERFORM minion_settle_standing(t, c, jsonb_build_object('step', withdrawn, 'tokens', 0, 'microdollars', 0));
+END $$;
+
+CREATE FUNCTION minion_within_bounds(request jsonb, bounds jsonb) RETURNS jsonb
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    who text := bounds->>'role';
+    ns text := bounds->>'namespace';
+    bound text := bounds->>'tenant';
+    agents text[] := ARRAY(SELECT jsonb_array_elements_text(bounds->'agents'));
+    any_of boolean := right(bound, 1) = '*';
+    tenant text := COALESCE(request->>'key', CASE WHEN NOT any_of THEN bound END);
+    field text;
+    named text;
+BEGIN
+    IF COALESCE(request->>'namespace', ns) <> ns THEN
+        RAISE EXCEPTION 'The role % may submit tasks to the namespace % only: leave `namespace` out.', who,
+            quote_literal(ns) USING ERRCODE = 'MN010';
+    END IF;
+    request := request || jsonb_build_object('namespace', ns);
+    IF agents <> '{}' THEN
+        request := request || jsonb_build_object('agent', COALESCE(
+            request->>'agent', CASE cardinality(agents) WHEN 1 THEN agents[1] END));
+        IF COALESCE(request->>'agent' <> ALL (agents), true) THEN
+            RAISE EXCEPTION 'The role % may submit tasks only to: %. `agent` must name one of them.', who,
+                array_to_string(agents, ', ') USING ERRCODE = 'MN010';
+        END IF;
+    END IF;
+    IF bound IS NOT NULL THEN
+        IF (CASE WHEN any_of THEN starts_with(tenant, left(bound, -1)) ELSE tenant = bound END) IS NOT TRUE
+                OR position(chr(31) IN tenant) > 0 THEN
+            RAISE EXCEPTION 'The role % may submit tasks of the tenant % only: `key` must %.', who,
+                quote_literal(bound), CASE WHEN any_of THEN 'begin with ' || quote_literal(left(bound, -1))
+                                                   ELSE 'be ' || quote_literal(bound) END USING ERRCODE = 'MN010';
+        END IF;
+        request := request || jsonb_build_object('key', tenant);
+        FOREACH field IN ARRAY '{conversation_id,idempotency_key,unique_key}'::text[] LOOP
+            named := NULLIF(request->>field, '');
+            CONTINUE WHEN named IS NULL;
+            IF position(chr(31) IN named) > 0 THEN
+                RAISE EXCEPTION 'Invalid %: it must not contain the character U+001F.', field USING ERRCODE = 'MN007';
+            ELSIF char_length(tenant) + 1 + char_length(named) > 255 THEN
+                RAISE EXCEPTION '% is too long: it and the tenant key must have at most 254 characters together.', field
+                    USING ERRCODE = 'MN007';
+            END IF;
+            request := request || jsonb_build_object(field, tenant || chr(31) || named);
+        END LOOP;
+    END IF;
+    RETURN request;
 END $$;
 
 CREATE FUNCTION minion_write_steps(t uuid, c integer, journal jsonb) RETURNS jsonb

@@ -39,6 +39,7 @@ from orchestrator.api.body import BodyMemory
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.key_cache import KeyCache
+from orchestrator.api.quotas import QuotaHeaders, Quotas
 from orchestrator.api.watching import Watching
 from shared import __version__
 from shared.database.connections import autocommit, make_engine
@@ -98,6 +99,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.engine = _make_engine(settings)
     app.state.statements = autocommit(app.state.engine)
     app.state.keys = KeyCache(app.state.statements)
+    app.state.quotas = Quotas()
     app.state.watching = Watching(settings)
     app.state.finish_watch = FinishWatch(app.state.watching)
     app.state.event_watch = EventWatch(app.state.watching)
@@ -106,6 +108,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.routes = [route for module in (documentation, health, *GUARDED) for route in module.router.routes]
     guard(app)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(QuotaHeaders)
     problems.handle(app)
     app.openapi = _complete(app.openapi)  # type: ignore[method-assign]
     return app
@@ -125,7 +128,7 @@ def guard(app: FastAPI) -> None:
     """
     routes = [route for module in GUARDED for route in module.router.routes]
     rights.check_complete(f"{method} {route.path}" for route in routes for method in route.methods)
-    described = problems.documented(401, 403, 422, 503)
+    described = problems.documented(401, 403, 422, 429, 503)
     for module in GUARDED:
         app.include_router(module.router, dependencies=[Depends(authorize)], responses=described)
 

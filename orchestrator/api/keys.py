@@ -24,6 +24,7 @@ from shared.tasks.queries import Page
 
 TEN_YEARS = 10 * 366 * 86_400
 A_DAY = 86_400
+MOST_REQUESTS = 10_000_000
 
 
 def _is_only_a_name(name: str) -> str:
@@ -71,6 +72,9 @@ class KeyRequest(Strict):
         None,
         description="The only tenant `key` whose tasks it reaches; with `*` at the end, all that begin with the rest.",
     )
+    requests_per_minute: int | None = Field(
+        None, ge=1, le=MOST_REQUESTS, description="Its quota in each orchestrator; without it, there is none."
+    )
     expires_in: Lifetime = None
 
 
@@ -96,6 +100,7 @@ class ApiKey(BaseModel):
     agents: list[str]
     capabilities: list[str]
     tenant: str | None
+    requests_per_minute: int | None
     created_at: datetime
     created_by: str
     expires_at: datetime | None
@@ -200,5 +205,6 @@ def _new(asked: KeyRequest, own: Scope) -> NewKey:
             capabilities=tuple(asked.capabilities),
             tenant=asked.tenant,
         ),
+        requests_per_minute=asked.requests_per_minute,
         lifetime=None if asked.expires_in is None else timedelta(seconds=asked.expires_in),
     )

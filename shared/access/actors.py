@@ -21,6 +21,7 @@ class Key:
         id: its row; None for the key of the environment or the data folder.
         record: the key as records name it.
         submitter: the submitter of its tasks, for their record.
+        requests_per_minute: its quota in each orchestrator; None: there is none.
     """
 
     id: UUID | None
@@ -30,6 +31,7 @@ class Key:
     role: Role
     permissions: frozenset[Permission]
     scope: Scope
+    requests_per_minute: int | None = None
 
     @property
     def identity(self) -> str:
