@@ -463,7 +463,12 @@ def _waiting_for_approval(case: _Case, step: dict[str, Any], facts: dict[str, An
     if awaited is not None:
         who = "A person" if awaited.people == 1 else f"{awaited.people} people with different keys"
         more = f" {_approvers(awaited)}"
-        facts = {**facts, "people": awaited.people, "approvers": awaited.approvers, "approved_by": _given(case, awaited)}
+        facts = {
+            **facts,
+            "people": awaited.people,
+            "approvers": awaited.approvers,
+            "approved_by": _given(case, awaited),
+        }
     return case.answer(
         "approval",
         f"{who} must approve step {step['number']}, {step['name']} with {proposed[:500]}{limit} (proposal "
@@ -486,9 +491,7 @@ def _approvers(awaited: Awaited) -> str:
 
 
 def _given(case: _Case, awaited: Awaited) -> list[dict[str, Any]]:
-    return [
-        {"by": each["by"], "at": each["at"], "reason": case.quoted(each.get("reason"))} for each in awaited.given
-    ]
+    return [{"by": each["by"], "at": each["at"], "reason": case.quoted(each.get("reason"))} for each in awaited.given]
 
 
 def _is_interrupted(step: dict[str, Any]) -> bool:

@@ -1,4 +1,6 @@
-"""Flower for Minions: behind its own password, read-only by default, with all queues, and without the broker's password.
+"""Flower for Minions: behind its own password, read-only by default, with all queues.
+
+It never shows the broker's password.
 """
 
 from __future__ import annotations

@@ -115,7 +115,8 @@ class Quotas:
         level = self._addresses.look(_address(request), FAILURES)
         if not level.allowed:
             raise TooManyRequests(
-                f"More than {FAILURES} requests a minute from this address had no valid API key. Wait {level.next_in} s.",
+                f"More than {FAILURES} requests a minute from this address had no valid API key. Wait "
+                f"{level.next_in} s.",
                 retry_after=level.next_in,
             )
 

@@ -107,9 +107,7 @@ def submit_tasks(sent: body.BulkBody, database: Database, key: Caller) -> dict[s
     """Accepts up to 10,000 tasks, all or none. A refusal names the first task that is wrong as `index`."""
     requests = _parse_many(body.parse_object(sent), key)
     with submission_bounds.kept(database, requests, key.scope):
-        prepared = submission.prepare(
-            database, requests, submitted_by=key.submitter, submitter_key=key.identity
-        )
+        prepared = submission.prepare(database, requests, submitted_by=key.submitter, submitter_key=key.identity)
         with database.begin() as connection:
             accepted = submission.accept(connection, prepared)
             submission_bounds.check_earlier(connection, accepted, key.scope)
@@ -245,9 +243,7 @@ def decide(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Acto
     check(asked.value, what="The value", limit=get_settings().max_input_bytes)
     arguments = asked.value if asked.verdict == "approve" else None
     with autocommit(database).connect() as connection:
-        approver = approvals.judge(
-            connection, task_id, asked.step, asked.proposal, arguments, key=actor.key.identity
-        )
+        approver = approvals.judge(connection, task_id, asked.step, asked.proposal, arguments, key=actor.key.identity)
     with database.begin() as connection:
         decided = lifecycle.decide(connection, task_id, who=str(actor), approver=approver, **asked.model_dump())
         return {**queries.get_task(connection, task_id), "decision": decided}
@@ -301,9 +297,7 @@ def _reader(key: Key) -> Reader:
 def _accept(database: Engine, sent: bytes, idempotency_key: str | None, key: Key) -> Accepted:
     request = TaskRequest.parse(key.scope.narrow(_with_key(body.parse_object(sent), idempotency_key)))
     with submission_bounds.kept(database, [request], key.scope):
-        prepared = submission.prepare(
-            database, [request], submitted_by=key.submitter, submitter_key=key.identity
-        )
+        prepared = submission.prepare(database, [request], submitted_by=key.submitter, submitter_key=key.identity)
         with database.connect() as connection:
             [accepted] = lifecycle.accept(connection, prepared)
             submission_bounds.check_earlier(connection, [accepted], key.scope)

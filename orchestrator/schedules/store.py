@@ -49,8 +49,8 @@ CREATE = text(f"{INSERT} ON CONFLICT DO NOTHING RETURNING {COLUMNS}").bindparams
 # A schedule that is stored again with the same times keeps its next run: otherwise an hourly deployment would postpone
 # a two-hourly schedule indefinitely.
 PUT = text(
-    f"{INSERT} ON CONFLICT (namespace, name) DO UPDATE SET cron = EXCLUDED.cron, timezone = EXCLUDED.timezone, "
-    "interval_seconds = EXCLUDED.interval_seconds, missed = EXCLUDED.missed, request = EXCLUDED.request, "
+    f"{INSERT} ON CONFLICT (namespace, name) DO UPDATE SET cron = EXCLUDED.cron, "  # noqa: S608
+    "timezone = EXCLUDED.timezone, interval_seconds = EXCLUDED.interval_seconds, missed = EXCLUDED.missed, request = EXCLUDED.request, "
     "request_order = EXCLUDED.request_order, submitter_keys = ARRAY(SELECT DISTINCT unnest("
     "COALESCE(s.submitter_keys, '{bootstrap}') || EXCLUDED.submitter_keys)), "
     "enabled = EXCLUDED.enabled, last_error = NULL, next_at = CASE WHEN s.enabled "
@@ -175,7 +175,7 @@ def create(connection: Connection, namespace: str, definition: ScheduleDefinitio
     """Store a new schedule.
 
     Args:
-        key: here and below: the id of the key that writes it, or `bootstrap`. Its tasks are submitted by all these keys.
+        key: here and below: the id of the key that writes it, or `bootstrap`. All these keys submit its tasks.
 
     Raises:
         Conflict: there is already a schedule of that name.

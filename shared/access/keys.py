@@ -23,7 +23,8 @@ from shared.storable import storable
 
 COLUMNS = (
     "id, name, prefix, role, payloads, namespace, agents, capabilities, tenant, created_at, created_by, expires_at, "
-    "requests_per_minute, last_used_at, rotated_at, rotated_by, previous_prefix, previous_until, previous_used_at, revoked_at, revoked_by, "
+    "requests_per_minute, last_used_at, rotated_at, rotated_by, previous_prefix, previous_until, previous_used_at, "
+    "revoked_at, revoked_by, "
     "CASE WHEN revoked_at IS NOT NULL THEN 'revoked' WHEN expires_at <= now() THEN 'expired' ELSE 'active' END "
     "AS status"
 )
@@ -31,7 +32,8 @@ TYPES = (bindparam("agents", type_=ARRAY(TEXT)), bindparam("capabilities", type_
 CREATE = text(
     "INSERT INTO api_keys (name, prefix, hash, role, payloads, namespace, agents, capabilities, "  # noqa: S608
     "tenant, requests_per_minute, created_by, expires_at) VALUES (:name, :prefix, :hash, :role, :payloads, "
-    ":namespace, :agents, :capabilities, :tenant, :requests_per_minute, :created_by, now() + CAST(:lifetime AS interval)) "
+    ":namespace, :agents, :capabilities, :tenant, :requests_per_minute, :created_by, "
+    "now() + CAST(:lifetime AS interval)) "
     f"ON CONFLICT (COALESCE(namespace, ''), name) WHERE revoked_at IS NULL DO NOTHING RETURNING {COLUMNS}"
 ).bindparams(*TYPES)
 # A bound administrator sees the keys of its namespace only.
@@ -72,7 +74,8 @@ FIND = text(
                            < now() - interval '1 minute', true)
     )
     SELECT id, name, CASE WHEN current THEN prefix ELSE previous_prefix END AS prefix, role, payloads, namespace,
-           agents, capabilities, tenant, requests_per_minute, current, ends, revoked_at, COALESCE(ends <= now(), false) AS over,
+           agents, capabilities, tenant, requests_per_minute, current, ends, revoked_at,
+           COALESCE(ends <= now(), false) AS over,
            EXTRACT(epoch FROM ends - now())::float AS seconds_left
         FROM found
     """
@@ -257,8 +260,8 @@ def _check_quota(actor: Actor, requests_per_minute: int | None) -> None:
     own = actor.key.requests_per_minute
     if own is not None and (requests_per_minute is None or requests_per_minute > own):
         raise Forbidden(
-            f"The key {actor.key.name!r} may send {own} requests a minute, and must not create or rotate a key that may "
-            f"send more. Give it a quota of {own} or less."
+            f"The key {actor.key.name!r} may send {own} requests a minute, and must not create or rotate a key that "
+            f"may send more. Give it a quota of {own} or less."
         )
 
 

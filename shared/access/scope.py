@@ -60,8 +60,8 @@ class Scope:
             return asked or DEFAULT_NAMESPACE
         if asked not in (None, self.namespace):
             raise Forbidden(
-                f"{self.holder} is bound to the namespace {self.namespace!r}. Leave `namespace` out, or use a key of the "
-                f"namespace {str(asked)[:100]!r}."
+                f"{self.holder} is bound to the namespace {self.namespace!r}. Leave `namespace` out, or use a key of "
+                f"the namespace {str(asked)[:100]!r}."
             )
         return self.namespace
 
@@ -75,8 +75,8 @@ class Scope:
             return asked
         if scope == "installation":
             raise Forbidden(
-                f"{self.holder} is bound to the namespace {self.namespace!r}, and the scope `installation` is more than "
-                "that. Choose another scope."
+                f"{self.holder} is bound to the namespace {self.namespace!r}, and the scope `installation` is more "
+                "than that. Choose another scope."
             )
         return self.namespace_of(asked)
 

@@ -49,12 +49,13 @@ UNBIND = text("DELETE FROM sql_submitters WHERE role = :role")
 LIST = text(
     """
     WITH granted AS (
-        SELECT DISTINCT r.rolname::text AS role FROM pg_proc p, aclexplode(p.proacl) a JOIN pg_roles r ON r.oid = a.grantee
+        SELECT DISTINCT r.rolname::text AS role
+            FROM pg_proc p, aclexplode(p.proacl) a JOIN pg_roles r ON r.oid = a.grantee
             WHERE p.pronamespace = current_schema()::regnamespace AND p.proname = ANY (:functions)
               AND a.grantee <> p.proowner
     )
-    SELECT role, b.namespace, COALESCE(b.agents, '{}') AS agents, b.tenant, b.created_at, b.namespace IS NOT NULL AS bound,
-           g.role IS NOT NULL AS may_submit
+    SELECT role, b.namespace, COALESCE(b.agents, '{}') AS agents, b.tenant, b.created_at,
+           b.namespace IS NOT NULL AS bound, g.role IS NOT NULL AS may_submit
         FROM granted g FULL JOIN sql_submitters b USING (role) ORDER BY role
     """
 ).bindparams(bindparam("functions", type_=ARRAY(TEXT)))
@@ -122,7 +123,11 @@ def _check_name(role: str) -> None:
 
 
 def _check_bounds(scope: Scope) -> None:
-    given = {"namespace": [scope.namespace], "agent": scope.agents, "tenant": [scope.tenant] if scope.tenant is not None else []}
+    given = {
+        "namespace": [scope.namespace],
+        "agent": scope.agents,
+        "tenant": [scope.tenant] if scope.tenant is not None else [],
+    }
     for what, values in given.items():
         for value in values:
             if not value or "\x00" in value or len(value) > LONGEST_BOUND:
@@ -150,6 +155,6 @@ def _execute(connection: Connection, statement: str, role: str) -> None:
         if is_transient(error):
             raise
         raise InvalidInput(
-            f"PostgreSQL refuses it for the role {role!r}: {reason(error)}. If this connection may not create roles, let "
-            "an administrator of the database create it first."
+            f"PostgreSQL refuses it for the role {role!r}: {reason(error)}. If this connection may not create roles, "
+            "let an administrator of the database create it first."
         ) from None

@@ -23,9 +23,15 @@ HOLD_ONE = frozenset(
 HOLD_LIST = frozenset("allOf anyOf oneOf prefixItems".split())
 HOLD_MAP = frozenset("$defs definitions dependentSchemas patternProperties properties".split())
 
-KEYWORDS = frozenset(Draft202012Validator.VALIDATORS) | HOLD_ONE | HOLD_LIST | HOLD_MAP | frozenset(
-    "$anchor $comment $dynamicAnchor $id $schema $vocabulary contentEncoding contentMediaType default deprecated "
-    "description examples maxContains minContains readOnly title writeOnly".split()
+KEYWORDS = (
+    frozenset(Draft202012Validator.VALIDATORS)
+    | HOLD_ONE
+    | HOLD_LIST
+    | HOLD_MAP
+    | frozenset(
+        "$anchor $comment $dynamicAnchor $id $schema $vocabulary contentEncoding contentMediaType default deprecated "
+        "description examples maxContains minContains readOnly title writeOnly".split()
+    )
 )
 
 # Keywords of other drafts and OpenAPI 3.0 that 2020-12 ignores silently, and their replacements.

@@ -83,6 +83,7 @@ __all__ = [
     "Secret",
     "SecurityEvent",
     "Signal",
+    "SqlSubmitter",
     "StandingAlert",
     "StandingBudget",
     "StandingReservation",

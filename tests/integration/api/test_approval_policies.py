@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -99,7 +100,7 @@ def test_only_keys_of_the_policy_may_decide(
     task = waiting()
     for other in (bob, client):
         for verdict in ("approve", "reject"):
-            with pytest.raises(errors.Forbidden, match="may not decide about step 1.* names the key ann"):
+            with pytest.raises(errors.Forbidden, match=r"may not decide about step 1.* names the key ann"):
                 other.decide(task, verdict, step=1)
     assert "May approve: the key ann." in client.why(task)["sentence"]
     decided = ann.decide(task, "approve", step=1)
@@ -213,7 +214,10 @@ def test_keys_of_original_and_replay_are_submitters(
     first, second = key("first", "admin"), key("second", "admin")
     task = waiting(by=first)
     client.cancel(task)
-    replays = [second.replay(task).id, next(second.replay_many(agent="Payer", states=["cancelled"], again=True))["replayed_as"]]
+    replays = [
+        second.replay(task).id,
+        next(second.replay_many(agent="Payer", states=["cancelled"], again=True))["replayed_as"],
+    ]
     for again in (UUID(str(each)) for each in replays):
         inline_worker._round()
         may_not(first, again)
@@ -359,12 +363,7 @@ def test_simultaneous_approvals_count_only_for_the_same_arguments(
     values = [None if edit is None else {**PAY, "answer": edit} for edit in edits]
     for _ in range(5):
         task = waiting()
-        concurrently(
-            *(
-                lambda who=who, value=value: approve_or_conflict(who, task, value)
-                for who, value in zip(pair, values, strict=True)
-            )
-        )
+        concurrently(*(partial(approve_or_conflict, who, task, value) for who, value in zip(pair, values, strict=True)))
         approved = tasks.steps(task)[0]["approvals"]["by"]
         assert (tasks.get(task)["state"] == "pending") == (len(approved) == 2)
         assert len(approved) == 1 or values[0] == values[1]
@@ -376,9 +375,7 @@ def approve_or_conflict(who: Client, task: UUID, value: Any) -> None:
         who.decide(task, "approve", value=value, step=1)
 
 
-def test_many_simultaneous_approvals_of_one_key_count_once(
-    policy: Any, waiting: Any, key: Open, tasks: Tasks
-) -> None:
+def test_many_simultaneous_approvals_of_one_key_count_once(policy: Any, waiting: Any, key: Open, tasks: Tasks) -> None:
     policy(people=2)
     task, ann = waiting(), key("ann")
     states = concurrently(*[lambda: ann.decide(task, "approve", step=1).state] * 8)
@@ -486,14 +483,12 @@ def test_replay_with_an_edited_approval_is_an_approval(
     assert ended(tasks, inline_worker, again) == 60
     [step] = [step for step in tasks.steps(again) if step["kind"] == "wait"]
     assert [each["key"] for each in step["approvals"]["by"]] == [client.api_key("root")["id"]]
-    with pytest.raises(errors.Forbidden, match="by 2 different keys.*Replay from step 1 without an edit"):
+    with pytest.raises(errors.Forbidden, match=r"by 2 different keys.*Replay from step 1 without an edit"):
         replay_with(root, task, 600)
 
 
 @pytest.mark.usefixtures("not_submitter")
-def test_replay_with_an_edited_approval_is_submitted_by_its_approver(
-    client: Client, key: Open, waiting: Any
-) -> None:
+def test_replay_with_an_edited_approval_is_submitted_by_its_approver(client: Client, key: Open, waiting: Any) -> None:
     task = waiting()
     client.cancel(task)
     with pytest.raises(errors.Forbidden, match="submitted this task"):
@@ -501,7 +496,9 @@ def test_replay_with_an_edited_approval_is_submitted_by_its_approver(
 
 
 OLD_DECIDE = text("SELECT minion_decide(:task, 1, :verdict, NULL, NULL, 'api:0123abcd')")
-OLD_REPLAY = text("SELECT minion_replay_from(CAST(:request AS jsonb), :task, 1, CAST(:edited AS jsonb), 'api:0123abcd')")
+OLD_REPLAY = text(
+    "SELECT minion_replay_from(CAST(:request AS jsonb), :task, 1, CAST(:edited AS jsonb), 'api:0123abcd')"
+)
 
 
 def test_orchestrators_of_release_0_2_cannot_decide(
@@ -510,12 +507,12 @@ def test_orchestrators_of_release_0_2_cannot_decide(
     policy(people=2)
     task = waiting()
     for verdict in ("approve", "reject"):
-        with database.connect() as connection, pytest.raises(errors.Conflict, match="release 0.3 or later"):
+        with database.connect() as connection, pytest.raises(errors.Conflict, match=r"release 0\.3 or later"):
             connection.execute(OLD_DECIDE, {"task": task, "verdict": verdict})
     client.cancel(task)
     request = {"agent": "Payer", "input": PAY, "replay_of": str(task), "submitted_by": "api"}
     values = {"task": task, "request": json.dumps(request), "edited": json.dumps({"output": {"arguments": PAY}})}
-    with database.connect() as connection, pytest.raises(errors.Conflict, match="release 0.3 or later"):
+    with database.connect() as connection, pytest.raises(errors.Conflict, match=r"release 0\.3 or later"):
         connection.execute(OLD_REPLAY, values)
     policy()
     plain = waiting()

@@ -236,8 +236,8 @@ def test_role_may_do_nothing_else(login: Login) -> None:
         "SELECT * FROM tasks",
         "SELECT * FROM sql_submitters",
         "INSERT INTO sql_submitters VALUES ('shop', 'default')",
-        "SELECT minion_accept('{\"agent\": \"Other\"}')",
-        "SELECT minion_accept_bounded('{\"agent\": \"Other\"}')",
+        'SELECT minion_accept(\'{"agent": "Other"}\')',
+        'SELECT minion_accept_bounded(\'{"agent": "Other"}\')',
         "SELECT minion_decide(gen_random_uuid(), 1, 'approve', NULL, NULL, 'x')",
         "CREATE TABLE mine (x int)",
     ):
