@@ -50,7 +50,8 @@ CREATE = text(f"{INSERT} ON CONFLICT DO NOTHING RETURNING {COLUMNS}").bindparams
 # a two-hourly schedule indefinitely.
 PUT = text(
     f"{INSERT} ON CONFLICT (namespace, name) DO UPDATE SET cron = EXCLUDED.cron, "  # noqa: S608
-    "timezone = EXCLUDED.timezone, interval_seconds = EXCLUDED.interval_seconds, missed = EXCLUDED.missed, request = EXCLUDED.request, "
+    "timezone = EXCLUDED.timezone, interval_seconds = EXCLUDED.interval_seconds, missed = EXCLUDED.missed, "
+    "request = EXCLUDED.request, "
     "request_order = EXCLUDED.request_order, submitter_keys = ARRAY(SELECT DISTINCT unnest("
     "COALESCE(s.submitter_keys, '{bootstrap}') || EXCLUDED.submitter_keys)), "
     "enabled = EXCLUDED.enabled, last_error = NULL, next_at = CASE WHEN s.enabled "

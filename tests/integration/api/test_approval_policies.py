@@ -6,22 +6,27 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
 
 from minions import Client, errors
 from shared.access.roles import Permission, roles_with
 from shared.contracts.approval_policy import APPROVERS
 from shared.database.connections import transaction
+from shared.definitions.files import dump, load
+from shared.definitions.store import DefinitionStore
 from shared.errors import InvalidDefinition
 from shared.tasks import lifecycle
 from tests.conftest import Define
 from tests.integration.api.conftest import Api, Run
 from tests.integration.conftest import ACT, InlineWorker, Tasks
 from tests.support.lifecycle_driver import concurrently
+from tests.support.processes import ROOT
 
 AMOUNT = {
     "type": "object",
@@ -525,6 +530,27 @@ def test_decision_without_a_key_is_refused(policy: Any, waiting: Any) -> None:
     task = waiting()
     with pytest.raises(errors.Conflict, match="any key that may decide"), transaction() as connection:
         lifecycle.decide(connection, task, "approve", who="anyone", step=1)
+
+
+def test_example_of_the_documentation(
+    client: Client, key: Open, database: Engine, pair: tuple[Client, Client], inline_worker: InlineWorker,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    given = load(ROOT / "examples" / "approvals")
+    with Session(database) as session, session.begin():
+        store = DefinitionStore(session, validate_code=lambda function: None)
+        store.apply(given)
+        (tmp_path / "exported.yaml").write_text("---\n".join(map(dump, store.export())))
+        assert {change.action for change in store.apply(load(tmp_path))} == {"unchanged"}
+    task = client.submit("pay", {"to": "Otter Post", "amount": 250}).id
+    with database.begin() as connection:
+        connection.execute(text("UPDATE workers SET capabilities = '{payments}'"))
+    inline_worker._round()
+    why = client.why(task)["sentence"]
+    assert "May approve: a key with the role approver, but no key that submitted the task." in why
+    with pytest.raises(errors.Forbidden):
+        client.decide(task, "approve", step=1)
+    assert [one.decide(task, "approve", step=1).state for one in pair] == ["waiting", "pending"]
 
 
 def test_command_line_says_what_is_missing(client: Client, policy: Any, waiting: Any, run_cli: Run) -> None:
