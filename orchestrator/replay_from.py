@@ -14,13 +14,13 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, Row, text
 
 from orchestrator.replay import get_ended, new_task
+from shared.access.actors import Key
 from shared.contracts.strict_json import JsonValue, check
 from shared.database.connections import autocommit
 from shared.errors import Conflict, InvalidInput
 from shared.settings import get_settings
 from shared.tasks import lifecycle
-from shared.tasks.approvals import check_arguments, rules_of
-from shared.tasks.records import Approver
+from shared.tasks.approvals import approver_of, check_arguments
 
 STEPS = text(
     """
@@ -49,14 +49,14 @@ def replay_from(
     edit: Edit | None = None,
     new_keys: bool = False,
     submitted_by: str,
-    submitter_key: str | None = None,
+    key: Key | None = None,
 ) -> UUID:
     """Submit an ended task again, to continue from a step; return the new task.
 
     Args:
         step: the first step to run again; with an edit, the one whose output is replaced.
         new_keys: use new idempotency keys for its calls, and those of all tasks below it.
-        submitter_key: the id of the API key that replays it, or `bootstrap`.
+        key: the API key that replays it.
 
     Raises:
         Forbidden: the edited step is an approval, and its policy does not let this key alone approve.
@@ -73,17 +73,13 @@ def replay_from(
         _check_prefix(task_id, step, steps)
         edited = None if edit is None else {"output": _checked_output(connection, task_id, steps, step, edit.output)}
         approver = None
-        if edit is not None and submitter_key is not None:
-            approver = _approver(connection, task_id, step, edit.output, submitter_key)
-    new = new_task(task, True, submitted_by, new_keys=new_keys, submitter_key=submitter_key)
+        if edit is not None and key is not None:
+            arguments = edit.output.get("arguments") if isinstance(edit.output, dict) else None
+            approver = approver_of(connection, task_id, step, arguments, key=key)
+    identity = None if key is None else key.identity
+    new = new_task(task, True, submitted_by, new_keys=new_keys, submitter_key=identity)
     with database.begin() as connection:
         return lifecycle.replay_from(connection, new, task_id, step, edited, who=submitted_by, approver=approver)
-
-
-def _approver(connection: Connection, task_id: UUID, step: int, output: JsonValue, key: str) -> Approver:
-    """Return the key that edits a step, with the rules of an approval's policy that apply to the edited arguments."""
-    arguments = output.get("arguments") if isinstance(output, dict) else None
-    return Approver(key=key, rules=rules_of(connection, task_id, step, arguments), judged=None)
 
 
 def _checked_output(

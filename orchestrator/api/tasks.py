@@ -243,7 +243,7 @@ def decide(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Acto
     check(asked.value, what="The value", limit=get_settings().max_input_bytes)
     arguments = asked.value if asked.verdict == "approve" else None
     with autocommit(database).connect() as connection:
-        approver = approvals.judge(connection, task_id, asked.step, asked.proposal, arguments, key=actor.key.identity)
+        approver = approvals.judge(connection, task_id, asked.step, asked.proposal, arguments, key=actor.key)
     with database.begin() as connection:
         decided = lifecycle.decide(connection, task_id, who=str(actor), approver=approver, **asked.model_dump())
         return {**queries.get_task(connection, task_id), "decision": decided}
@@ -285,7 +285,7 @@ def _replay(database: Engine, task_id: UUID, asked: ReplayRequest, actor: actors
                 actor.key.require(Permission.TASKS_DECIDE)
     replayed = replay_from(
         database, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=who,
-        submitter_key=actor.key.identity,
+        key=actor.key,
     )  # fmt: skip
     return Accepted(replayed, True)
 

@@ -22,6 +22,7 @@ class Key:
         record: the key as records name it.
         submitter: the submitter of its tasks, for their record.
         requests_per_minute: its quota in each orchestrator; None: there is none.
+        is_bootstrap: it is the administrator's.
     """
 
     id: UUID | None
@@ -32,11 +33,14 @@ class Key:
     permissions: frozenset[Permission]
     scope: Scope
     requests_per_minute: int | None = None
+    is_bootstrap: bool = False
 
     @property
     def identity(self) -> str:
-        """The key in records that compare keys: its id, which a rotation keeps, or `bootstrap`."""
-        return BOOTSTRAP if self.id is None else str(self.id)
+        """The key where keys are compared: its id, which a rotation keeps, or `bootstrap`; else `user:` and a name."""
+        if self.is_bootstrap:
+            return BOOTSTRAP
+        return f"user:{self.name}" if self.id is None else str(self.id)
 
     def may(self, permission: Permission) -> bool:
         """Return whether the key has a permission."""
@@ -87,4 +91,5 @@ def bootstrap_key(fingerprint: str) -> Key:
         role=Role.ADMIN,
         permissions=permissions_of(Role.ADMIN),
         scope=Scope(),
+        is_bootstrap=True,
     )

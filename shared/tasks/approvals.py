@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, INTEGER, JSONB
 
+from shared.access.actors import Key
 from shared.contracts.documents import AgentDefinition, ToolDefinition, stored_definition
 from shared.contracts.json_schema import ENDLESS, TOO_LONG, Schema, validate, violations
 from shared.contracts.strict_json import JsonValue
@@ -75,14 +76,14 @@ def is_approval(connection: Connection, task: UUID, step: int) -> bool:
 
 
 def judge(
-    connection: Connection, task: UUID, step: int | None, proposal: str | None, arguments: JsonValue, *, key: str
+    connection: Connection, task: UUID, step: int | None, proposal: str | None, arguments: JsonValue, *, key: Key
 ) -> Approver | None:
     """Check a decision before the database makes it: the arguments that it sets, and the rules that apply to them.
 
     Args:
         connection: in autocommit mode: PostgreSQL ends a transaction that is idle for the time of a slow check.
         arguments: None approves the current ones.
-        key: the id of the deciding key, or `bootstrap`.
+        key: the deciding key.
 
     Returns:
         the key with these rules, for `decide`; None if no step waits, which `decide` reports.
@@ -95,15 +96,21 @@ def judge(
         return None
     if arguments is not None:
         check_arguments(connection, task, found.number, arguments)
-    rules = rules_of(connection, task, found.number, arguments)
-    return Approver(key=key, rules=rules, judged=found.proposal)
+    return approver_of(connection, task, found.number, arguments, key=key, judged=found.proposal)
 
 
-def rules_of(connection: Connection, task: UUID, step: int, arguments: JsonValue) -> list[int]:
-    """Return the positions of the rules that apply to the approval of a call: of the proposed arguments, and of those
-    that replace them, so that no edit avoids a rule."""
+def approver_of(
+    connection: Connection, task: UUID, step: int, arguments: JsonValue, *, key: Key, judged: str | None = None
+) -> Approver:
+    """Return a key with the rules that apply to the approval of a call: those of the proposed arguments, and of those
+    that replace them, so that no edit avoids a rule.
+
+    Args:
+        judged: the current proposal.
+    """
     found = connection.execute(POLICY, {"task": task, "step": step}).one_or_none()
-    return [] if found is None or found.policy is None else _applying(found, arguments)
+    rules = [] if found is None or found.policy is None else _applying(found, arguments)
+    return Approver(key=key.identity, role=str(key.role), rules=rules, judged=judged)
 
 
 def awaited(connection: Connection, task: UUID, step: int) -> Awaited | None:

@@ -44,12 +44,14 @@ class Approver(TypedDict):
     """A key that decides, as `minion_decide_v2` reads it.
 
     Attributes:
-        key: its id, or `bootstrap` for the administrator's.
+        key: `shared.access.actors.Key.identity`.
+        role: its role, which counts for a user without a key; that of a key is in its row.
         rules: the positions of the policy's rules that apply to the arguments.
         judged: the proposal that they were chosen for.
     """
 
     key: str
+    role: str
     rules: list[int]
     judged: str | None
 

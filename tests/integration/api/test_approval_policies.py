@@ -15,13 +15,16 @@ from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from minions import Client, errors
-from shared.access.roles import Permission, roles_with
+from shared.access.actors import Key
+from shared.access.roles import Permission, Role, permissions_of, roles_with
+from shared.access.scope import Scope
 from shared.contracts.approval_policy import APPROVERS
-from shared.database.connections import transaction
+from shared.database.connections import autocommit, get_engine, transaction
 from shared.definitions.files import dump, load
 from shared.definitions.store import DefinitionStore
 from shared.errors import InvalidDefinition
 from shared.tasks import lifecycle
+from shared.tasks.approvals import judge
 from tests.conftest import Define
 from tests.integration.api.conftest import Api, Run
 from tests.integration.conftest import ACT, InlineWorker, Tasks
@@ -523,6 +526,34 @@ def test_orchestrators_of_release_0_2_cannot_decide(
     plain = waiting()
     with database.begin() as connection:
         assert connection.scalar(OLD_DECIDE, {"task": plain, "verdict": "approve"}) == "pending"
+
+
+def test_user_without_a_key_is_neither_a_key_of_that_name_nor_the_administrator(
+    client: Client, key: Open, policy: Any, waiting: Any
+) -> None:
+    def decide(name: str, role: Role) -> str:
+        user = Key(
+            id=None, name=name, record=name, submitter=name, role=role, permissions=permissions_of(role), scope=Scope()
+        )
+        with autocommit(get_engine()).connect() as connection:
+            approver = judge(connection, task, 1, None, None, key=user)
+        with transaction() as connection:
+            return lifecycle.decide(connection, task, "approve", who=name, step=1, approver=approver).state
+
+    key("ann")
+    policy(keys=["ann", "bootstrap", "user:bob@example.com"])
+    task = waiting()
+    for name in ("ann", "bootstrap"):
+        with pytest.raises(errors.Forbidden, match="may not decide"):
+            decide(name, Role.ADMIN)
+    assert decide("bob@example.com", Role.APPROVER) == "pending"
+    policy(roles=["admin"], people=2)
+    task = waiting()
+    assert decide("carl", Role.ADMIN) == "waiting"
+    assert decide("carl", Role.ADMIN) == "waiting"
+    with pytest.raises(errors.Forbidden):
+        decide("dora", Role.APPROVER)
+    assert client.decide(task, "approve", step=1).state == "pending"
 
 
 def test_decision_without_a_key_is_refused(policy: Any, waiting: Any) -> None:
