@@ -18,12 +18,14 @@ from typer.models import CommandInfo, TyperInfo
 from minions.errors import MinionsError
 from orchestrator.commands import (
     agents,
+    audit,
     budgets,
     capacity,
     decisions,
     definitions,
     diff,
     doctor,
+    erase,
     functions,
     keys,
     processes,
@@ -58,7 +60,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Failed tasks", (replays,)),
     ("When tasks start", (rules, standing_budgets, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
-    ("Operation", (workers, keys, submitters, webhooks, doctor, prune, capacity)),
+    ("Operation", (workers, keys, submitters, audit, webhooks, doctor, prune, erase, capacity)),
 )
 for group, modules in GROUPS:
     earlier = len(app.registered_commands), len(app.registered_groups)

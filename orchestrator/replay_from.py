@@ -6,7 +6,7 @@ and not paid for again; the output of the chosen step may be replaced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -50,6 +50,7 @@ def replay_from(
     new_keys: bool = False,
     submitted_by: str,
     key: Key | None = None,
+    record: Callable[[Connection, UUID], None] | None = None,
 ) -> UUID:
     """Submit an ended task again, to continue from a step; return the new task.
 
@@ -57,6 +58,7 @@ def replay_from(
         step: the first step to run again; with an edit, the one whose output is replaced.
         new_keys: use new idempotency keys for its calls, and those of all tasks below it.
         key: the API key that replays it.
+        record: writes the act to the audit log, in the transaction that creates the new task.
 
     Raises:
         Forbidden: the edited step is an approval, and its policy does not let this key alone approve.
@@ -79,7 +81,10 @@ def replay_from(
     identity = None if key is None else key.identity
     new = new_task(task, True, submitted_by, new_keys=new_keys, submitter_key=identity)
     with database.begin() as connection:
-        return lifecycle.replay_from(connection, new, task_id, step, edited, who=submitted_by, approver=approver)
+        replayed = lifecycle.replay_from(connection, new, task_id, step, edited, who=submitted_by, approver=approver)
+        if record is not None:
+            record(connection, replayed)
+        return replayed
 
 
 def _checked_output(

@@ -16,8 +16,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator.api import (
     agents,
+    audit,
     capabilities,
     documentation,
+    erasures,
     events,
     examples,
     functions,
@@ -38,8 +40,11 @@ from orchestrator.api.auth import administrator, authorize, read_key
 from orchestrator.api.body import BodyMemory
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
+from orchestrator.api.flushing import flushing
+from orchestrator.api.key_addresses import KeyAddresses
 from orchestrator.api.key_cache import KeyCache
 from orchestrator.api.quotas import QuotaHeaders, Quotas
+from orchestrator.api.refusals import Refusals
 from orchestrator.api.watching import Watching
 from shared import __version__
 from shared.database.connections import autocommit, make_engine
@@ -56,6 +61,7 @@ GUARDED = (
     tasks,
     events,
     replays,
+    erasures,
     rules,
     stops,
     standing_budgets,
@@ -66,6 +72,7 @@ GUARDED = (
     capabilities,
     workers,
     keys,
+    audit,
 )
 """The modules whose routes need an API key: `orchestrator.api.rights` has what it must be allowed to do."""
 POOL_SIZE = 10
@@ -100,6 +107,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.statements = autocommit(app.state.engine)
     app.state.keys = KeyCache(app.state.statements)
     app.state.quotas = Quotas()
+    app.state.key_addresses = KeyAddresses(app.state.statements)
+    app.state.refusals = Refusals(app.state.engine)
     app.state.watching = Watching(settings)
     app.state.finish_watch = FinishWatch(app.state.watching)
     app.state.event_watch = EventWatch(app.state.watching)
@@ -149,13 +158,15 @@ class HeadAsGet:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state = app.state
-    async with (
-        state.watching.running(),
-        state.keys.following(state.watching),
-        state.finish_watch.running(),
-        state.event_watch.running(),
-    ):
-        yield
+    # A thread of its own: requests must not wait for it.
+    with flushing(state.refusals, state.key_addresses):
+        async with (
+            state.watching.running(),
+            state.keys.following(state.watching),
+            state.finish_watch.running(),
+            state.event_watch.running(),
+        ):
+            yield
     app.state.engine.dispose()
 
 

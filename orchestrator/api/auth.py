@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from orchestrator.api import masking
+from orchestrator.api.addresses import address_of
 from orchestrator.api.rights import RULES
 from shared.access import key_text
 from shared.access.actors import Key, bootstrap_key
@@ -73,6 +74,7 @@ async def authorize(request: Request, credentials: Credentials) -> None:
         raise
     quotas.spend(key, request)
     masking.show_to(key)
+    request.app.state.key_addresses.note(key, address_of(request))
     RULES[f"{request.method} {request.scope['route'].path}"].check(key)
 
 
@@ -109,6 +111,7 @@ async def _authenticate(request: Request, shown: bytes) -> Key:
     found = await state.keys.find(key_text.digest(text))
     if found.key is not None:
         return found.key  # type: ignore[no-any-return]
+    request.state.refused_key = found.refused
     raise Unauthorized(found.refusal or NO_KEY)
 
 

@@ -18,6 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
+from orchestrator.api.addresses import address_of
 from shared.database.connections import is_transient, reason
 from shared.errors import Forbidden, InvalidInput, MinionError, Unauthorized, Unavailable, requirement
 
@@ -126,7 +127,15 @@ def _problem(
 
 
 async def _expected(request: Request, error: MinionError) -> Response:
+    if isinstance(error, Unauthorized):
+        _count_refusal(request, error)
     return of(error, with_key=bool(request.headers.get("authorization")))
+
+
+def _count_refusal(request: Request, error: Unauthorized) -> None:
+    """Count refused access for the audit log."""
+    known = getattr(request.state, "key", None) or getattr(request.state, "refused_key", None)
+    request.app.state.refusals.count(known, address_of(request), error)
 
 
 async def _wrong_parameters(request: Request, error: RequestValidationError) -> Response:

@@ -30,7 +30,9 @@ def grant_submit(
 ) -> None:
     """Let a database role submit tasks by SQL within bounds, and do nothing else. A new role is created."""
     from shared.access import sql_submitters
+    from shared.access.actors import local_actor
     from shared.access.scope import Scope
+    from shared.audit import log
     from shared.database.connections import transaction
     from shared.database.schema import wait_for_database
 
@@ -38,6 +40,10 @@ def grant_submit(
     wait_for_database(get_settings())
     with transaction() as connection:
         granted = sql_submitters.grant(connection, role, scope)
+        after = {**_as_json(scope), "created": granted.created}
+        log.record(
+            connection, local_actor(), "submitter.grant", role, namespace=namespace, before=granted.before, after=after
+        )
     if as_json:
         print_json({"role": role, "created": granted.created, **_as_json(scope)})
         return
@@ -49,12 +55,16 @@ def grant_submit(
 def revoke_submit(role: str = ROLE) -> None:
     """Take the right to submit tasks by SQL from a database role. The role stays."""
     from shared.access import sql_submitters
+    from shared.access.actors import local_actor
+    from shared.audit import log
     from shared.database.connections import transaction
     from shared.database.schema import wait_for_database
 
     wait_for_database(get_settings())
     with transaction() as connection:
-        sql_submitters.revoke(connection, role)
+        before = sql_submitters.revoke(connection, role)
+        namespace = before["namespace"] if before else None
+        log.record(connection, local_actor(), "submitter.revoke", role, namespace=namespace, before=before)
     console.print(f"{role} may no longer submit tasks by SQL.")
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from shared.access.roles import Permission, Role, permissions_of, roles_with
@@ -23,6 +26,7 @@ class Key:
         submitter: the submitter of its tasks, for their record.
         requests_per_minute: its quota in each orchestrator; None: there is none.
         is_bootstrap: it is the administrator's.
+        prefix: the first characters of its text, which lists show; None for an actor without a key.
     """
 
     id: UUID | None
@@ -34,6 +38,7 @@ class Key:
     scope: Scope
     requests_per_minute: int | None = None
     is_bootstrap: bool = False
+    prefix: str | None = None
 
     @property
     def identity(self) -> str:
@@ -62,10 +67,17 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The author of an act: a key, and the name that its holder claims without proof."""
+    """The author of an act: a key, and the name that its holder claims without proof.
+
+    Attributes:
+        address: the address that the request came from.
+        request_id: the id of the request.
+    """
 
     key: Key
     claimed: str | None = None
+    address: str | None = None
+    request_id: str | None = None
 
     def require_all(self, permissions: frozenset[Permission], scope: Scope) -> None:
         """Raise Forbidden if the actor's key has less than a key with these permissions and this scope would have."""
@@ -83,13 +95,33 @@ class Actor:
 
 def bootstrap_key(fingerprint: str) -> Key:
     """Return the key of the environment or the data folder: the first administrator."""
+    record = f"api:{fingerprint}"
+    return _administrator(name=BOOTSTRAP, record=record, submitter="api", prefix=record, is_bootstrap=True)
+
+
+def local_actor() -> Actor:
+    """Return the user of the operating system, for an act in a process that works on the database itself."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = str(os.geteuid())
+    name = f"{user} (database)"
+    return Actor(_administrator(name=name, record=name, submitter=name))
+
+
+def unknown_key() -> Key:
+    """Return what stands in records for a request whose key is missing or unknown."""
+    name = "(no valid key)"
     return Key(
-        id=None,
-        name=BOOTSTRAP,
-        record=f"api:{fingerprint}",
-        submitter="api",
-        role=Role.ADMIN,
-        permissions=permissions_of(Role.ADMIN),
-        scope=Scope(),
-        is_bootstrap=True,
+        id=None, name=name, record=name, submitter=name, role=Role.VIEWER, permissions=frozenset(), scope=Scope()
     )
+
+
+def orchestrator() -> Actor:
+    """Return the actor of what an orchestrator does by itself."""
+    name = "orchestrator (system)"
+    return Actor(_administrator(name=name, record=name, submitter=name))
+
+
+def _administrator(**names: Any) -> Key:
+    return Key(id=None, role=Role.ADMIN, permissions=permissions_of(Role.ADMIN), scope=Scope(), **names)

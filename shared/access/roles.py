@@ -16,6 +16,7 @@ class Permission(StrEnum):
     TASKS_SIGNAL = "tasks:signal"
     TASKS_REPLAY = "tasks:replay"
     TASKS_DECIDE = "tasks:decide"
+    TASKS_ERASE = "tasks:erase"
     BUDGETS_RAISE = "budgets:raise"
     PAYLOADS_READ = "payloads:read"
     AGENTS_READ = "agents:read"
@@ -25,6 +26,7 @@ class Permission(StrEnum):
     SCHEDULES_WRITE = "schedules:write"
     WEBHOOKS_WRITE = "webhooks:write"
     KEYS_MANAGE = "keys:manage"
+    AUDIT_READ = "audit:read"
 
 
 MASK = f"(masked: this key lacks {Permission.PAYLOADS_READ})"

@@ -44,6 +44,7 @@ BIND = text(
     "ON CONFLICT (role) DO UPDATE SET namespace = EXCLUDED.namespace, agents = EXCLUDED.agents, "
     "tenant = EXCLUDED.tenant, created_at = now()"
 ).bindparams(bindparam("agents", type_=ARRAY(TEXT)))
+BOUNDS = text("SELECT namespace, agents, tenant FROM sql_submitters WHERE role = :role")
 UNBIND = text("DELETE FROM sql_submitters WHERE role = :role")
 # Roles to which EXECUTE was granted without bounds, as in release 0.2, are listed too.
 LIST = text(
@@ -67,10 +68,12 @@ class Granted:
 
     Attributes:
         created: the role is new; it has no password.
+        before: its bounds before; None: it had none.
     """
 
     role: str
     created: bool
+    before: dict[str, Any] | None
 
 
 def grant(connection: Connection, role: str, scope: Scope) -> Granted:
@@ -93,13 +96,14 @@ def grant(connection: Connection, role: str, scope: Scope) -> Granted:
         _execute(connection, statements.create, role)
     for statement in (statements.usage, statements.grant):
         _execute(connection, statement, role)
+    before = _bounds_of(connection, role)
     values = {"role": role, "namespace": scope.namespace, "agents": list(scope.agents), "tenant": scope.tenant}
     connection.execute(BIND, values)
-    return Granted(role, found is None)
+    return Granted(role, found is None, before)
 
 
-def revoke(connection: Connection, role: str) -> None:
-    """Take the right to submit, and the bounds, from a role. The role stays.
+def revoke(connection: Connection, role: str) -> dict[str, Any] | None:
+    """Take the right to submit, and the bounds, from a role. The role stays. Return the bounds, if it had any.
 
     Raises:
         NotFound: it has none.
@@ -109,12 +113,19 @@ def revoke(connection: Connection, role: str) -> None:
         raise NotFound(f"The role {role!r} may not submit tasks. `minion submitters` lists those that may.")
     if known[role]["may_submit"]:
         _execute(connection, connection.execute(STATEMENTS, {"role": role}).one().revoke, role)
+    before = _bounds_of(connection, role)
     connection.execute(UNBIND, {"role": role})
+    return before
 
 
 def list_submitters(connection: Connection) -> list[dict[str, Any]]:
     """Return the roles that may submit by SQL, and their bounds; `bound` is false for those without."""
     return [dict(row) for row in connection.execute(LIST, {"functions": list(FUNCTIONS)}).mappings()]
+
+
+def _bounds_of(connection: Connection, role: str) -> dict[str, Any] | None:
+    found = connection.execute(BOUNDS, {"role": role}).mappings().one_or_none()
+    return None if found is None else dict(found)
 
 
 def _check_name(role: str) -> None:

@@ -298,6 +298,19 @@ def ended_or_not(inline_worker: InlineWorker, tasks: Tasks, task: UUID) -> str:
     return str(tasks.get(task)["state"])
 
 
+def test_decisions_are_in_the_audit_log(client: Client, policy: Any, waiting: Any, pair: tuple[Client, Client]) -> None:
+    policy(people=2)
+    task = waiting()
+    for one in pair:
+        one.decide(task, "approve", step=1)
+    rows = [row for row in client.audit(act="task.decide") if row["target"] == str(task)]
+    assert [(row["actor"], row["after"]["approvals"], row["after"]["needed"]) for row in rows] == [
+        ("bob", 2, 2),
+        ("ann", 1, 2),
+    ]
+    assert "answer" not in json.dumps(rows)
+
+
 def test_one_key_counts_once(client: Client, policy: Any, waiting: Any, key: Any) -> None:
     policy(people=2)
     ann = key("ann")

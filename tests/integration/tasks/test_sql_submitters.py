@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from sqlalchemy import Engine, make_url, text
 from sqlalchemy.orm import Session
 
+from orchestrator import cli
 from shared.access import sql_submitters
 from shared.access.scope import Scope
+from shared.audit.log import AuditFilter, list_rows
 from shared.contracts.documents import parse_definition
 from shared.database.connections import EXPECTED, transaction
 from shared.definitions.store import DefinitionStore
@@ -286,6 +289,33 @@ def test_invalid_grant_is_refused(login: Login, role: str, scope: Scope) -> None
     with pytest.raises(InvalidInput):
         grant(role, scope)
     assert listed() == {}
+
+
+def test_commands_are_in_the_audit_log(
+    login: Login, database: Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["minion", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        return "".join(capsys.readouterr())
+
+    bounds = ("--namespace", "team", "--tenant", "acme", "--agent", "Open")
+    granted = " ".join(run("grant-submit", "shop", *bounds).split())
+    assert "shop may submit tasks by SQL: namespace team, agent Open, tenant acme." in granted
+    assert "has no password" in granted
+    assert "tenant acme" in run("submitters")
+    assert '"role": "shop"' in run("submitters", "--json")
+    assert "may no longer submit" in run("revoke-submit", "shop")
+    assert "No role may submit by SQL" in run("submitters")
+    with database.connect() as connection:
+        rows = list_rows(connection, AuditFilter(act="submitter"), limit=10)
+    assert [(row["act"], row["target"], row["namespace"]) for row in rows] == [
+        ("submitter.revoke", "shop", "team"),
+        ("submitter.grant", "shop", "team"),
+    ]
+    assert rows[0]["before"] == {"namespace": "team", "agents": ["Open"], "tenant": "acme"}
 
 
 def test_name_of_a_role_is_quoted(login: Login, database: Engine) -> None:
