@@ -98,8 +98,10 @@ CREATE TABLE api_keys (
     previous_used_at timestamp with time zone,
     revoked_at timestamp with time zone,
     revoked_by text,
+    requests_per_minute integer,
     CONSTRAINT api_keys_hash_check CHECK (((octet_length(hash) = 32) AND (octet_length(previous_hash) = 32))),
     CONSTRAINT api_keys_previous_check CHECK ((num_nulls(previous_hash, previous_prefix, previous_until) = ANY (ARRAY[0, 3]))),
+    CONSTRAINT api_keys_requests_per_minute_check CHECK ((requests_per_minute > 0)),
     CONSTRAINT api_keys_role_check CHECK ((role = ANY (ARRAY['viewer'::text, 'submitter'::text, 'operator'::text, 'approver'::text, 'author'::text, 'admin'::text])))
 );
 ALTER TABLE ONLY api_keys
@@ -436,6 +438,7 @@ CREATE TABLE schedules (
     last_error text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     request_order jsonb,
+    submitter_keys text[],
     CONSTRAINT schedules_cron_or_interval_check CHECK (((cron IS NULL) <> (interval_seconds IS NULL))),
     CONSTRAINT schedules_interval_check CHECK ((interval_seconds > (0)::double precision)),
     CONSTRAINT schedules_missed_check CHECK ((missed = ANY (ARRAY['skip'::text, 'once'::text, 'all'::text])))
@@ -489,6 +492,16 @@ ALTER TABLE ONLY signals
 CREATE INDEX signals_task_idx ON signals USING btree (task_id, name, id);
 ALTER TABLE ONLY signals
     ADD CONSTRAINT signals_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+
+CREATE TABLE sql_submitters (
+    role text NOT NULL,
+    namespace text NOT NULL,
+    agents text[] DEFAULT '{}'::text[] NOT NULL,
+    tenant text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY sql_submitters
+    ADD CONSTRAINT sql_submitters_pkey PRIMARY KEY (role);
 
 CREATE TABLE standing_alerts (
     budget_id uuid NOT NULL,
@@ -581,6 +594,7 @@ CREATE TABLE steps (
     copied_from uuid,
     input_order jsonb,
     output_order jsonb,
+    approvals jsonb,
     CONSTRAINT steps_kind_check CHECK ((kind = ANY (ARRAY['model_call'::text, 'tool_call'::text, 'function_call'::text, 'subtask'::text, 'wait'::text]))),
     CONSTRAINT steps_number_check CHECK ((number > 0)),
     CONSTRAINT steps_only_subtasks_have_children_check CHECK (((child_id IS NULL) OR (kind = 'subtask'::text))),
@@ -781,6 +795,7 @@ CREATE TABLE tasks (
     routing jsonb,
     effect_origin uuid,
     input_order jsonb,
+    submitter_keys text[],
     CONSTRAINT tasks_depth_check CHECK ((depth >= 0)),
     CONSTRAINT tasks_labels_check CHECK ((jsonb_typeof(labels) = 'object'::text)),
     CONSTRAINT tasks_parent_check CHECK (((parent_id IS NULL) = (parent_step IS NULL))),
@@ -932,6 +947,27 @@ BEGIN
     SELECT * INTO task_id, created FROM minion_insert_tasks(jsonb_build_array(request));
 END $$;
 
+CREATE FUNCTION minion_accept_bounded(request jsonb) RETURNS uuid
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    bounds jsonb := minion_session_bounds();
+    agents text[] := ARRAY(SELECT jsonb_array_elements_text(bounds->'agents'));
+    accepted record;
+BEGIN
+    IF bounds IS NULL THEN
+        RETURN (SELECT task_id FROM minion_accept(request));
+    END IF;
+    request := minion_within_bounds(request, bounds);
+    PERFORM minion_check_reach(request, agents);
+    SELECT * INTO accepted FROM minion_accept(request);
+    IF NOT accepted.created THEN
+        -- Another session may have taken the key since.
+        PERFORM minion_check_reach(request - 'conversation_id', agents);
+    END IF;
+    RETURN accepted.task_id;
+END $$;
+
 CREATE FUNCTION minion_accept_many(requests jsonb) RETURNS TABLE(task_id uuid, created boolean)
     LANGUAGE plpgsql
     AS $_$
@@ -972,6 +1008,19 @@ BEGIN
     RAISE EXCEPTION USING ERRCODE = state, MESSAGE = message, DETAIL = jsonb_build_object('index', refused - 1);
 END $_$;
 
+CREATE FUNCTION minion_add_approval(s steps, people integer, value jsonb, value_order jsonb, one jsonb) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT jsonb_build_object(
+        'people', people, 'arguments', value, 'order', value_order,
+        -- As text: 1 and 1.0 are equal as jsonb.
+        'edited', value::text <> (s.input->'approval')::text,
+        'by', COALESCE(jsonb_agg(e.earlier ORDER BY e.n) FILTER (
+            WHERE e.earlier->>'key' <> one->>'key' AND (s.approvals->'arguments')::text = value::text), '[]') || one)
+        FROM (SELECT) AS always
+            LEFT JOIN jsonb_array_elements(minion_standing_approvals(s)) WITH ORDINALITY AS e (earlier, n) ON true
+$$;
+
 CREATE FUNCTION minion_alert(budget uuid, starts timestamp with time zone, reached numeric) RETURNS void
     LANGUAGE sql
     AS $$
@@ -981,6 +1030,31 @@ CREATE FUNCTION minion_alert(budget uuid, starts timestamp with time zone, reach
                 SELECT 1 FROM standing_alerts a
                     WHERE a.budget_id = budget AND a.period_start = starts AND a.percent = v.percent)
         ON CONFLICT DO NOTHING
+$$;
+
+CREATE FUNCTION minion_approval_policy(s steps) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT CASE jsonb_typeof(found.policy) WHEN 'object' THEN found.policy END FROM (
+        SELECT CASE WHEN s.number = 1 AND v.definition->'config'->'approval' <> 'false'
+                    THEN v.definition->'config'->'approval' ELSE k.definition->'approval' END AS policy
+            FROM tasks t JOIN agent_versions v ON v.id = t.agent_version_id
+            LEFT JOIN tool_versions k ON k.id = COALESCE(v.tool_version_id, (
+                SELECT o.id FROM agent_version_tools l JOIN tool_versions o ON o.id = l.tool_version_id
+                    WHERE l.agent_version_id = v.id AND o.name = s.name))
+            WHERE t.id = s.task_id AND s.kind = 'wait' AND s.input ? 'approval') AS found
+$$;
+
+CREATE FUNCTION minion_approvers(required jsonb) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT COALESCE(string_agg(concat_ws(' or ',
+            'the key ' || NULLIF(array_to_string(ARRAY(SELECT jsonb_array_elements_text(a.one->'keys')), ' or '), ''),
+            'a key with the role '
+                || NULLIF(array_to_string(ARRAY(SELECT jsonb_array_elements_text(a.one->'roles')), ' or '), '')),
+            ', which must also be ' ORDER BY n), 'any key that may decide about tasks')
+        || CASE WHEN required->'not_submitter' = 'true' THEN ', but no key that submitted the task' ELSE '' END
+        FROM jsonb_array_elements(required->'approvers') WITH ORDINALITY AS a (one, n)
 $$;
 
 CREATE FUNCTION minion_are_messages(candidates jsonb) RETURNS boolean
@@ -1131,6 +1205,40 @@ BEGIN
     RETURN owner;
 END $$;
 
+CREATE FUNCTION minion_check_approver(s steps, policy jsonb, verdict text, approver jsonb) RETURNS jsonb
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    required jsonb := minion_required(policy, CASE jsonb_typeof(approver->'rules') WHEN 'array' THEN ARRAY(
+        SELECT jsonb_array_elements_text(approver->'rules')::integer) END);
+    who record;
+BEGIN
+    IF approver IS NULL THEN
+        RAISE EXCEPTION 'Step % (%) has an approval policy: % may decide about it, through an orchestrator of release 0.3 '
+            'or later.', s.number, s.name, minion_approvers(required) USING ERRCODE = 'MN009';
+    ELSIF approver->>'key' = 'bootstrap' THEN
+        SELECT 'bootstrap' AS id, 'bootstrap' AS name, 'admin' AS role INTO who;
+    ELSIF approver->>'key' LIKE 'user:%' THEN
+        SELECT approver->>'key' AS id, approver->>'key' AS name, approver->>'role' AS role INTO who;
+    ELSE
+        SELECT k.id::text AS id, k.name, k.role INTO who FROM api_keys k
+            WHERE k.id = (approver->>'key')::uuid AND k.revoked_at IS NULL AND COALESCE(k.expires_at > now(), true);
+    END IF;
+    IF who.id IS NULL THEN
+        RAISE EXCEPTION 'The API key was revoked, or has expired.' USING ERRCODE = 'MN010';
+    ELSIF EXISTS (
+            SELECT FROM jsonb_array_elements(required->'approvers') AS a (one)
+                WHERE NOT (a.one->'roles' ? who.role OR a.one->'keys' ?| ARRAY[who.name, who.id])) THEN
+        RAISE EXCEPTION 'The key % (role %) may not decide about step %, %. Its approval policy names %.', who.name,
+            who.role, s.number, s.name, minion_approvers(required) USING ERRCODE = 'MN010';
+    ELSIF verdict = 'approve' AND required->'not_submitter' = 'true' AND who.id = ANY (
+            COALESCE((SELECT submitter_keys FROM tasks WHERE id = s.task_id), '{}')) THEN
+        RAISE EXCEPTION 'The key % submitted this task, and so may not approve step %, %. Its approval policy names %.',
+            who.name, s.number, s.name, minion_approvers(required) USING ERRCODE = 'MN010';
+    END IF;
+    RETURN required;
+END $$;
+
 CREATE FUNCTION minion_check_budget(given jsonb) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -1184,6 +1292,22 @@ BEGIN
     RETURN child_depth;
 END $$;
 
+CREATE FUNCTION minion_check_edited_approval(s steps, new uuid, policy jsonb, approver jsonb) RETURNS void
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    required jsonb;
+BEGIN
+    -- The keys that submitted the replay are those of the original, and the one that edits.
+    s.task_id := new;
+    required := minion_check_approver(s, policy, 'approve', approver);
+    IF (required->>'people')::integer > 1 THEN
+        RAISE EXCEPTION 'Step % (%) must be approved by % different keys, so a replay cannot set its arguments. Replay from '
+            'step % without an edit: the new task asks for the approvals.', s.number, s.name, required->'people', s.number
+            USING ERRCODE = 'MN010';
+    END IF;
+END $$;
+
 CREATE FUNCTION minion_check_json(value jsonb, what text) RETURNS void
     LANGUAGE plpgsql
     AS $_$
@@ -1204,6 +1328,35 @@ BEGIN
         RAISE EXCEPTION '% holds a number of more than 300 digits.', what USING ERRCODE = 'MN007';
     END IF;
 END $_$;
+
+CREATE FUNCTION minion_check_reach(request jsonb, agents text[]) RETURNS void
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    ns text := COALESCE(request->>'namespace', 'default');
+    talk text := request->>'conversation_id';
+    once text := request->>'idempotency_key';
+    alone text := request->>'unique_key';
+BEGIN
+    IF agents = '{}' THEN
+        RETURN;
+    END IF;
+    -- Messages outlive their tasks: if none of the tasks is left, nothing shows whose they are.
+    IF talk IS NOT NULL AND (
+            SELECT COALESCE(bool_or(COALESCE(t.agent_name <> ALL (agents), true)), EXISTS (
+                       SELECT FROM messages m WHERE m.namespace = ns AND m.conversation_id = talk))
+                FROM tasks t WHERE t.namespace = ns AND t.conversation_id = talk AND t.parent_id IS NULL) THEN
+        RAISE EXCEPTION 'The conversation has tasks of agents that this submitter may not use, so it must not add one to it.'
+            USING ERRCODE = 'MN009';
+    ELSIF EXISTS (
+            SELECT FROM tasks t WHERE COALESCE(t.agent_name <> ALL (agents), true) AND t.id IN (
+                SELECT i.task_id FROM idempotency_keys i WHERE i.namespace = ns AND i.key = once
+                UNION ALL
+                SELECT u.task_id FROM unique_tasks u WHERE u.namespace = ns AND u.key = alone)) THEN
+        RAISE EXCEPTION 'A task of an agent that this submitter may not use has the same idempotency key or unique key. '
+            'Choose another.' USING ERRCODE = 'MN009';
+    END IF;
+END $$;
 
 CREATE FUNCTION minion_check_request(request jsonb) RETURNS void
     LANGUAGE plpgsql
@@ -1362,10 +1515,10 @@ END $$;
 CREATE FUNCTION minion_decide(t uuid, step_number integer, verdict text, content jsonb, reason text, who text) RETURNS text
     LANGUAGE sql
     AS $$
-    SELECT minion_decide_v2(t, step_number, NULL, verdict, content, NULL, reason, who)->>'state'
+    SELECT minion_decide_v2(t, step_number, NULL, verdict, content, NULL, reason, who, NULL)->>'state'
 $$;
 
-CREATE FUNCTION minion_decide_v2(t uuid, step_number integer, proposal text, verdict text, content jsonb, content_order jsonb, reason text, who text) RETURNS jsonb
+CREATE FUNCTION minion_decide_v2(t uuid, step_number integer, proposal text, verdict text, content jsonb, content_order jsonb, reason text, who text, approver jsonb) RETURNS jsonb
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
@@ -1377,6 +1530,10 @@ DECLARE
     value jsonb := content;
     value_order jsonb := content_order;
     decided jsonb := jsonb_build_object('verdict', verdict, 'reason', reason, 'by', who, 'at', now());
+    policy jsonb;
+    required jsonb;
+    given jsonb;
+    done boolean := true;
 BEGIN
     SELECT * INTO now_at FROM task_status WHERE task_id = t FOR NO KEY UPDATE;
     IF NOT FOUND THEN
@@ -1400,29 +1557,51 @@ BEGIN
     END IF;
     PERFORM minion_check_json(content, 'The value');
     IF verdict = 'approve' AND content IS NULL THEN
-        value := asked.input->'approval';
-        value_order := asked.input_order;
+        value := COALESCE(asked.approvals->'arguments', asked.input->'approval');
+        value_order := CASE WHEN asked.approvals ? 'arguments' THEN NULLIF(asked.approvals->'order', 'null')
+                            ELSE asked.input_order END;
     END IF;
-    UPDATE steps SET finished_at = now(),
-            status = CASE WHEN verdict IN ('approve', 'result') THEN 'finished' ELSE 'failed' END,
-            output = CASE verdict WHEN 'approve' THEN decided || jsonb_build_object('arguments', value)
-                                  WHEN 'result' THEN value END,
-            output_order = CASE WHEN verdict IN ('approve', 'result') THEN value_order END,
-            usage = CASE WHEN asked.kind = 'wait' THEN usage ELSE jsonb_build_object('decision', decided) END,
-            error = CASE verdict
-                WHEN 'reject' THEN jsonb_build_object('type', 'rejected', 'message',
-                    format('%s was rejected%s.', asked.name, COALESCE(': ' || reason, '')), 'decision', decided)
-                WHEN 'fail' THEN jsonb_build_object('type', 'tool_error', 'message',
-                    format('Step %s (%s) was interrupted and did not happen%s.', asked.number, asked.name,
-                           COALESCE(': ' || reason, '')), 'decision', decided)
-                WHEN 'again' THEN jsonb_build_object('type', 'interrupted', 'message', 'It is retried.',
-                    'retryable', true, 'decision', decided) END
-        WHERE task_id = t AND number = asked.number;
-    PERFORM minion_count_down(t, 1);
+    policy := minion_approval_policy(asked);
+    given := asked.approvals;
+    IF policy IS NOT NULL THEN
+        required := minion_check_approver(asked, policy, verdict, approver);
+        IF approver->>'judged' IS DISTINCT FROM minion_proposal(asked) OR given->'edited' = 'true' AND proposal IS NULL THEN
+            RAISE EXCEPTION 'The arguments of step % (%) were edited by an approver since they were proposed. `minion why %` '
+                'shows them; a decision must name their proposal, %.', asked.number, asked.name, t, minion_proposal(asked)
+                USING ERRCODE = 'MN009';
+        END IF;
+        IF verdict = 'approve' THEN
+            given := minion_add_approval(asked, (required->>'people')::integer, value, value_order, jsonb_build_object(
+                'key', approver->'key', 'by', who, 'at', now(), 'reason', reason));
+            done := jsonb_array_length(given->'by') >= (required->>'people')::integer;
+        END IF;
+        decided := decided || jsonb_build_object('key', approver->'key', 'approvals', COALESCE(given->'by', '[]'));
+    END IF;
+    IF NOT done THEN
+        UPDATE steps SET approvals = given WHERE task_id = t AND number = asked.number;
+    ELSE
+        UPDATE steps SET finished_at = now(), approvals = given,
+                status = CASE WHEN verdict IN ('approve', 'result') THEN 'finished' ELSE 'failed' END,
+                output = CASE verdict WHEN 'approve' THEN decided || jsonb_build_object('arguments', value)
+                                      WHEN 'result' THEN value END,
+                output_order = CASE WHEN verdict IN ('approve', 'result') THEN value_order END,
+                usage = CASE WHEN asked.kind = 'wait' THEN usage ELSE jsonb_build_object('decision', decided) END,
+                error = CASE verdict
+                    WHEN 'reject' THEN jsonb_build_object('type', 'rejected', 'message',
+                        format('%s was rejected%s.', asked.name, COALESCE(': ' || reason, '')), 'decision', decided)
+                    WHEN 'fail' THEN jsonb_build_object('type', 'tool_error', 'message',
+                        format('Step %s (%s) was interrupted and did not happen%s.', asked.number, asked.name,
+                               COALESCE(': ' || reason, '')), 'decision', decided)
+                    WHEN 'again' THEN jsonb_build_object('type', 'interrupted', 'message', 'It is retried.',
+                        'retryable', true, 'decision', decided) END
+            WHERE task_id = t AND number = asked.number;
+        PERFORM minion_count_down(t, 1);
+    END IF;
     RETURN jsonb_build_object(
         'state', (SELECT state FROM task_status WHERE task_id = t), 'step', asked.number, 'name', asked.name,
-        'proposal', minion_proposal(asked), 'verdict', verdict, 'value', value,
-        'value_order', value_order);
+        'proposal', minion_proposal(asked), 'verdict', verdict, 'value', value, 'value_order', value_order,
+        'approvals', CASE WHEN required IS NOT NULL THEN jsonb_array_length(COALESCE(given->'by', '[]')) END,
+        'people', required->'people');
 END $$;
 
 CREATE FUNCTION minion_dispatch(lease interval, smallest_window integer) RETURNS TABLE(task_id uuid, claim integer, queue text, agent_name text, soft_time_limit integer, time_limit integer, priority smallint)
@@ -1857,26 +2036,34 @@ BEGIN
                COALESCE(a.request->>'key', p.key) AS key,
                COALESCE(NULLIF(a.request->'labels', 'null'::jsonb), p.labels, '{}'::jsonb) AS labels,
                LEAST(a.ends, p.deadline) AS deadline,
-               COALESCE((a.request->>'priority')::smallint, p.priority, 0) AS urgency
+               COALESCE((a.request->>'priority')::smallint, p.priority, 0) AS urgency,
+               CASE WHEN a.replayed IS NOT NULL OR a.request->>'submitted_by' LIKE 'schedule:%'
+                    THEN minion_submitters(a.request->>'submitted_by', a.request->>'submitter_key', a.ns,
+                                           p.submitter_keys, o.submitter_keys)
+                    WHEN p.submitter_keys IS NOT NULL THEN p.submitter_keys
+                    WHEN a.request->>'submitter_key' IS NOT NULL THEN ARRAY[a.request->>'submitter_key']
+                    -- Release 0.2 knows no other key.
+                    WHEN COALESCE(a.request->>'submitted_by', p.submitted_by) ~ '^api(:|$)' THEN '{bootstrap}'
+                    END AS submitter_keys
             FROM asked a JOIN targets t USING (named) LEFT JOIN talks k USING (ns, talk)
             -- With a limit, these are looked up for each task by its id, whatever the plan's estimates.
             LEFT JOIN LATERAL (
                 SELECT t.*, COALESCE(t.effect_origin, t.origin_id) AS effects, s.priority, s.rank
                     FROM tasks t JOIN task_status s ON s.task_id = t.id WHERE t.id = a.parent LIMIT 1) AS p ON true
             LEFT JOIN LATERAL (
-                SELECT origin_id, effect_origin FROM tasks WHERE id = a.replayed LIMIT 1) AS o ON true
+                SELECT origin_id, effect_origin, submitter_keys FROM tasks WHERE id = a.replayed LIMIT 1) AS o ON true
             ORDER BY a.n
     ), stored AS (
         INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, input_order, messages,
                            parent_id, parent_step, root_id, depth, replay_of, origin_id, effect_origin,
-                           conversation_id, key, labels, submitted_by, traceparent, deadline, budget_ids)
+                           conversation_id, key, labels, submitted_by, traceparent, deadline, budget_ids, submitter_keys)
             SELECT id, ns, agent_name, version_id, request->>'capability',
                    CASE WHEN request ? 'input' THEN request->'input' END,
                    NULLIF(request->'input_order', 'null'::jsonb), messages,
                    parent_id, (request->>'parent_step')::integer, COALESCE(root_id, id), COALESCE(depth + 1, 0), replayed,
                    COALESCE(origin_id, id), effects, request->>'conversation_id', key, labels,
                    COALESCE(request->>'submitted_by', submitted_by), COALESCE(request->>'traceparent', traceparent),
-                   deadline, CASE WHEN budget IS NULL THEN budget_ids ELSE budget_ids || id END
+                   deadline, CASE WHEN budget IS NULL THEN budget_ids ELSE budget_ids || id END, submitter_keys
                 FROM made
     ), statuses AS (
         INSERT INTO task_status (task_id, state, capability, priority, due_at, deadline, namespace, agent_name, key,
@@ -2197,7 +2384,8 @@ CREATE FUNCTION minion_proposal(s steps) RETURNS text
     LANGUAGE sql IMMUTABLE
     AS $$
     SELECT left(encode(sha256(convert_to(concat_ws(
-        '/', s.task_id, s.number, s.request_hash, CASE WHEN s.kind <> 'wait' THEN s.claim END), 'UTF8')), 'hex'), 12)
+        '/', s.task_id, s.number, s.request_hash, CASE WHEN s.kind <> 'wait' THEN s.claim END,
+        CASE WHEN s.approvals->'edited' = 'true' THEN s.approvals->>'arguments' END), 'UTF8')), 'hex'), 12)
 $$;
 
 CREATE FUNCTION minion_prune_audit(through bigint, chained bytea, proof bytea) RETURNS bigint
@@ -2312,25 +2500,10 @@ BEGIN
 END $$;
 
 CREATE FUNCTION minion_refuse(agent text, idempotency text, failure jsonb, submitter text) RETURNS uuid
-    LANGUAGE plpgsql
+    LANGUAGE sql
     AS $$
-DECLARE
-    t uuid := minion_uuidv7();
-    holder uuid;
-BEGIN
-    agent := left(agent, 200);
-    idempotency := left(idempotency, 255);
-    holder := (minion_hold_idempotency('default', idempotency, t, failure)).task_id;
-    IF holder <> t THEN
-        RETURN holder;
-    END IF;
-    INSERT INTO tasks (id, agent_name, root_id, origin_id, labels, submitted_by)
-        VALUES (t, agent, t, t, jsonb_build_object('celery_id', idempotency), submitter);
-    INSERT INTO task_status (task_id, state, agent_name, key, rank)
-        VALUES (t, 'pending', COALESCE(agent, ''), '', minion_rank(now(), 0));
-    PERFORM minion_settle(t, 'failed', jsonb_build_object('error', failure));
-    RETURN t;
-END $$;
+    SELECT minion_refuse_v2(agent, idempotency, failure, submitter, 'default', NULL)
+$$;
 
 CREATE FUNCTION minion_refuse_change() RETURNS trigger
     LANGUAGE plpgsql
@@ -2387,6 +2560,27 @@ BEGIN
         RAISE EXCEPTION 'The input has the key % twice in one object.', quote_literal(left(twice, 50))
             USING ERRCODE = 'MN007';
     END IF;
+END $$;
+
+CREATE FUNCTION minion_refuse_v2(agent text, idempotency text, failure jsonb, submitter text, ns text, tenant text) RETURNS uuid
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    t uuid := minion_uuidv7();
+    holder uuid;
+BEGIN
+    agent := left(agent, 200);
+    idempotency := left(idempotency, 255);
+    holder := (minion_hold_idempotency(ns, idempotency, t, failure)).task_id;
+    IF holder <> t THEN
+        RETURN holder;
+    END IF;
+    INSERT INTO tasks (id, namespace, agent_name, root_id, origin_id, labels, submitted_by, key)
+        VALUES (t, ns, agent, t, t, jsonb_build_object('celery_id', idempotency), submitter, tenant);
+    INSERT INTO task_status (task_id, state, namespace, agent_name, key, rank)
+        VALUES (t, 'pending', ns, COALESCE(agent, ''), COALESCE(tenant, ''), minion_rank(now(), 0));
+    PERFORM minion_settle(t, 'failed', jsonb_build_object('error', failure));
+    RETURN t;
 END $$;
 
 CREATE FUNCTION minion_reject(t uuid, failure jsonb) RETURNS boolean
@@ -2464,6 +2658,8 @@ CREATE FUNCTION minion_replay_from(request jsonb, source uuid, first integer, ed
 DECLARE
     old record;
     new uuid;
+    step steps;
+    policy jsonb;
 BEGIN
     SELECT k.journal_format, COALESCE(k.history_before, o.finished_at) AS history_before INTO old
         FROM tasks k JOIN task_outcomes o ON o.task_id = k.id
@@ -2479,9 +2675,14 @@ BEGIN
         RAISE EXCEPTION 'The journal of task % has the format % of another release, and cannot be continued. '
             'Replay the task from its beginning.', source, old.journal_format USING ERRCODE = 'MN009';
     END IF;
+    SELECT * INTO step FROM steps s WHERE s.task_id = source AND s.number = first AND edited IS NOT NULL;
+    policy := minion_approval_policy(step);
+    IF policy IS NOT NULL THEN
+        PERFORM minion_check_edited_approval(step, new, policy, NULLIF(edited->'approver', 'null'));
+    END IF;
     INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, output,
                        output_order, error, stdout, usage, child_id, function_version_id, due_at, started_at,
-                       finished_at, copied_from)
+                       finished_at, copied_from, approvals)
         SELECT new, s.number, s.kind, s.name, s.status, s.effect, s.request_hash, 0, s.input, s.input_order,
                -- The sub-task may be deleted before its outcome is read.
                CASE WHEN s.kind = 'subtask' AND s.copied_from IS NULL THEN jsonb_build_object(
@@ -2491,7 +2692,7 @@ BEGIN
                s.error, s.stdout,
                CASE WHEN s.usage ? 'decision' THEN jsonb_build_object('decision', s.usage->'decision') END,
                s.child_id, s.function_version_id, s.due_at, s.started_at, s.finished_at,
-               COALESCE(s.copied_from, source)
+               COALESCE(s.copied_from, source), s.approvals
         FROM steps s LEFT JOIN task_outcomes o ON o.task_id = s.child_id LEFT JOIN contents c ON c.sha256 = o.output_sha256
         WHERE s.task_id = source AND s.number < first + (edited IS NOT NULL)::integer;
     UPDATE steps s SET status = 'finished', error = NULL, finished_at = now(),
@@ -2500,7 +2701,10 @@ BEGIN
                           ELSE edited->'output' END,
             output_order = NULLIF(edited->'output_order', 'null'::jsonb),
             usage = COALESCE(s.usage, '{}'::jsonb) || jsonb_build_object(
-                'edited', jsonb_build_object('by', who, 'at', now()))
+                'edited', jsonb_build_object('by', who, 'at', now())),
+            approvals = CASE WHEN policy IS NOT NULL THEN minion_add_approval(
+                s, 1, edited->'output'->'arguments', NULL,
+                jsonb_build_object('key', edited->'approver'->'key', 'by', who, 'at', now())) END
         WHERE s.task_id = new AND s.number = first AND edited IS NOT NULL;
     RETURN new;
 END $$;
@@ -2527,6 +2731,20 @@ CREATE FUNCTION minion_republish(lease interval, patience interval, empty text[]
     )
     SELECT a.task_id, a.claim, a.capability, t.agent_name, v.soft_time_limit, v.time_limit, a.priority
         FROM again a JOIN tasks t ON t.id = a.task_id JOIN agent_versions v ON v.id = t.agent_version_id
+$$;
+
+CREATE FUNCTION minion_required(policy jsonb, rules integer[]) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE
+    AS $$
+    SELECT jsonb_build_object(
+            'people', max(COALESCE((part->>'people')::integer, 1)),
+            'not_submitter', COALESCE(bool_or((part->>'not_submitter')::boolean), false),
+            'approvers', COALESCE(jsonb_agg(jsonb_build_object(
+                'roles', COALESCE(part->'roles', '[]'), 'keys', COALESCE(part->'keys', '[]')) ORDER BY n)
+                FILTER (WHERE part ?| ARRAY['roles', 'keys']), '[]'))
+        FROM (SELECT policy, 0 UNION ALL
+              SELECT r.part, r.n FROM jsonb_array_elements(policy->'rules') WITH ORDINALITY AS r (part, n)
+                  WHERE rules IS NULL OR r.n - 1 = ANY (rules)) AS parts (part, n)
 $$;
 
 CREATE FUNCTION minion_reserve(t uuid, c integer, asked jsonb) RETURNS jsonb
@@ -2739,6 +2957,41 @@ BEGIN
     RETURN head.status;
 END $$;
 
+CREATE FUNCTION minion_session_bounds() RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    AS $$
+DECLARE
+    caller name := CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role') END;
+    entry oid[] := ARRAY(SELECT oid FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
+                             AND proname IN ('minion_submit', 'minion_submit_json'));
+    candidates jsonb[];
+BEGIN
+    IF NOT EXISTS (SELECT FROM sql_submitters) THEN
+        RETURN NULL;
+    END IF;
+    SELECT array_agg(to_jsonb(b) ORDER BY b.role <> session_user) INTO candidates FROM sql_submitters b
+        WHERE b.role IN (session_user, caller);
+    IF candidates IS NOT NULL THEN
+        RETURN candidates[1];
+    ELSIF pg_has_role(caller, current_user, 'MEMBER') OR EXISTS (
+            SELECT FROM pg_proc p, aclexplode(p.proacl) a
+                WHERE p.oid = ANY (entry) AND a.grantee = quote_ident(caller)::regrole) THEN
+        RETURN NULL;
+    END IF;
+    SELECT array_agg(to_jsonb(b)) INTO candidates FROM sql_submitters b JOIN pg_roles r ON r.rolname = b.role
+        WHERE pg_has_role(caller, r.oid, 'MEMBER');
+    IF cardinality(candidates) > 1 THEN
+        RAISE EXCEPTION 'The role % is a member of several roles that may submit tasks: %. Choose one with SET ROLE.', caller,
+            (SELECT string_agg(c.one->>'role', ', ' ORDER BY c.one->>'role') FROM unnest(candidates) AS c (one)) USING ERRCODE = 'MN010';
+    ELSIF candidates IS NULL AND NOT EXISTS (
+            SELECT FROM unnest(entry) AS e (function) WHERE has_function_privilege(caller, e.function, 'EXECUTE')) THEN
+        -- It calls a function that runs with the rights of another role, whose bounds are not known here.
+        RAISE EXCEPTION 'The role % may not submit tasks. `minion grant-submit %` permits it.', caller, caller
+            USING ERRCODE = 'MN010';
+    END IF;
+    RETURN candidates[1];
+END $$;
+
 CREATE FUNCTION minion_settle(t uuid, final text, result jsonb) RETURNS void
     LANGUAGE plpgsql
     AS $$
@@ -2947,6 +3200,14 @@ BEGIN
     RETURN found_ones;
 END $$;
 
+CREATE FUNCTION minion_standing_approvals(s steps) RETURNS jsonb
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT COALESCE(jsonb_agg(a.one ORDER BY a.n), '[]')
+        FROM jsonb_array_elements(s.approvals->'by') WITH ORDINALITY AS a (one, n)
+        WHERE NOT EXISTS (SELECT FROM api_keys k WHERE k.id::text = a.one->>'key' AND k.revoked_at IS NOT NULL)
+$$;
+
 CREATE FUNCTION minion_standing_breach(t uuid, among uuid[], asked jsonb, moment timestamp with time zone) RETURNS jsonb
     LANGUAGE sql STABLE
     AS $$
@@ -3030,13 +3291,13 @@ BEGIN
     RETURN hash;
 END $$;
 
-CREATE FUNCTION minion_submit(agent text, input jsonb DEFAULT NULL::jsonb, capability text DEFAULT NULL::text, messages jsonb DEFAULT NULL::jsonb, idempotency_key text DEFAULT NULL::text, key text DEFAULT NULL::text, labels jsonb DEFAULT NULL::jsonb, priority integer DEFAULT NULL::integer, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, conversation_id text DEFAULT NULL::text, namespace text DEFAULT 'default'::text, traceparent text DEFAULT NULL::text, unique_key text DEFAULT NULL::text, unique_while text DEFAULT 'running'::text, budget jsonb DEFAULT NULL::jsonb) RETURNS uuid
+CREATE FUNCTION minion_submit(agent text, input jsonb DEFAULT NULL::jsonb, capability text DEFAULT NULL::text, messages jsonb DEFAULT NULL::jsonb, idempotency_key text DEFAULT NULL::text, key text DEFAULT NULL::text, labels jsonb DEFAULT NULL::jsonb, priority integer DEFAULT NULL::integer, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, conversation_id text DEFAULT NULL::text, namespace text DEFAULT NULL::text, traceparent text DEFAULT NULL::text, unique_key text DEFAULT NULL::text, unique_while text DEFAULT 'running'::text, budget jsonb DEFAULT NULL::jsonb) RETURNS uuid
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
     SET "minion.max_input_bytes" TO ''
     AS $$
     SELECT minion_refuse_content(messages);
-    SELECT task_id FROM minion_accept(jsonb_build_object(
+    SELECT minion_accept_bounded(jsonb_build_object(
         'agent', agent, 'capability', capability, 'messages', messages,
         'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,
         'run_at', run_at, 'deadline', deadline, 'conversation_id', conversation_id,
@@ -3047,7 +3308,7 @@ CREATE FUNCTION minion_submit(agent text, input jsonb DEFAULT NULL::jsonb, capab
 $$;
 REVOKE ALL ON FUNCTION minion_submit(agent text, input jsonb, capability text, messages jsonb, idempotency_key text, key text, labels jsonb, priority integer, run_at timestamp with time zone, deadline timestamp with time zone, conversation_id text, namespace text, traceparent text, unique_key text, unique_while text, budget jsonb) FROM PUBLIC;
 
-CREATE FUNCTION minion_submit_json(agent text, input json, capability text DEFAULT NULL::text, idempotency_key text DEFAULT NULL::text, key text DEFAULT NULL::text, labels jsonb DEFAULT NULL::jsonb, priority integer DEFAULT NULL::integer, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, conversation_id text DEFAULT NULL::text, namespace text DEFAULT 'default'::text, traceparent text DEFAULT NULL::text, unique_key text DEFAULT NULL::text, unique_while text DEFAULT 'running'::text, budget jsonb DEFAULT NULL::jsonb) RETURNS uuid
+CREATE FUNCTION minion_submit_json(agent text, input json, capability text DEFAULT NULL::text, idempotency_key text DEFAULT NULL::text, key text DEFAULT NULL::text, labels jsonb DEFAULT NULL::jsonb, priority integer DEFAULT NULL::integer, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, conversation_id text DEFAULT NULL::text, namespace text DEFAULT NULL::text, traceparent text DEFAULT NULL::text, unique_key text DEFAULT NULL::text, unique_while text DEFAULT 'running'::text, budget jsonb DEFAULT NULL::jsonb) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
     SET "minion.max_input_bytes" TO ''
@@ -3056,14 +3317,23 @@ BEGIN
     input := COALESCE(input, '{}');
     PERFORM minion_check_json(input::jsonb, 'The input');
     PERFORM minion_refuse_repeated_keys(input);
-    RETURN (SELECT task_id FROM minion_accept(jsonb_build_object(
+    RETURN minion_accept_bounded(jsonb_build_object(
         'agent', agent, 'input', input, 'input_order', minion_key_order(input), 'capability', capability,
         'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,
         'run_at', run_at, 'deadline', deadline, 'conversation_id', conversation_id,
         'namespace', namespace, 'traceparent', traceparent, 'submitted_by', 'sql:' || session_user,
-        'unique_key', unique_key, 'unique_while', unique_while, 'budget', budget)));
+        'unique_key', unique_key, 'unique_while', unique_while, 'budget', budget));
 END $$;
 REVOKE ALL ON FUNCTION minion_submit_json(agent text, input json, capability text, idempotency_key text, key text, labels jsonb, priority integer, run_at timestamp with time zone, deadline timestamp with time zone, conversation_id text, namespace text, traceparent text, unique_key text, unique_while text, budget jsonb) FROM PUBLIC;
+
+CREATE FUNCTION minion_submitters(submitter text, key text, ns text, parent text[], replayed text[]) RETURNS text[]
+    LANGUAGE sql STABLE
+    AS $_$
+    SELECT NULLIF(ARRAY(SELECT DISTINCT k.id FROM unnest(
+        ARRAY[key, CASE WHEN submitter ~ '^api(:|$)' THEN 'bootstrap' END] || parent || replayed
+        || (SELECT s.submitter_keys FROM schedules s WHERE submitter LIKE 'schedule:%' AND s.namespace = ns
+                AND s.name = substr(submitter, 10))) AS k (id) WHERE k.id IS NOT NULL ORDER BY k.id), '{}')
+$_$;
 
 CREATE FUNCTION minion_suspend(t uuid, c integer, result jsonb, children jsonb, waits jsonb) RETURNS text
     LANGUAGE plpgsql
@@ -3467,6 +3737,55 @@ BEGIN
                          spent_steps = spent_steps - g.steps, changed_at = clock_timestamp()
         FROM gone g WHERE b.task_id = g.budget_task_id;
     PERFORM minion_settle_standing(t, c, jsonb_build_object('step', withdrawn, 'tokens', 0, 'microdollars', 0));
+END $$;
+
+CREATE FUNCTION minion_within_bounds(request jsonb, bounds jsonb) RETURNS jsonb
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    who text := bounds->>'role';
+    ns text := bounds->>'namespace';
+    bound text := bounds->>'tenant';
+    agents text[] := ARRAY(SELECT jsonb_array_elements_text(bounds->'agents'));
+    any_of boolean := right(bound, 1) = '*';
+    tenant text := COALESCE(request->>'key', CASE WHEN NOT any_of THEN bound END);
+    field text;
+    named text;
+BEGIN
+    IF COALESCE(request->>'namespace', ns) <> ns THEN
+        RAISE EXCEPTION 'The role % may submit tasks to the namespace % only: leave `namespace` out.', who,
+            quote_literal(ns) USING ERRCODE = 'MN010';
+    END IF;
+    request := request || jsonb_build_object('namespace', ns);
+    IF agents <> '{}' THEN
+        request := request || jsonb_build_object('agent', COALESCE(
+            request->>'agent', CASE cardinality(agents) WHEN 1 THEN agents[1] END));
+        IF COALESCE(request->>'agent' <> ALL (agents), true) THEN
+            RAISE EXCEPTION 'The role % may submit tasks only to: %. `agent` must name one of them.', who,
+                array_to_string(agents, ', ') USING ERRCODE = 'MN010';
+        END IF;
+    END IF;
+    IF bound IS NOT NULL THEN
+        IF (CASE WHEN any_of THEN starts_with(tenant, left(bound, -1)) ELSE tenant = bound END) IS NOT TRUE
+                OR position(chr(31) IN tenant) > 0 THEN
+            RAISE EXCEPTION 'The role % may submit tasks of the tenant % only: `key` must %.', who,
+                quote_literal(bound), CASE WHEN any_of THEN 'begin with ' || quote_literal(left(bound, -1))
+                                                   ELSE 'be ' || quote_literal(bound) END USING ERRCODE = 'MN010';
+        END IF;
+        request := request || jsonb_build_object('key', tenant);
+        FOREACH field IN ARRAY '{conversation_id,idempotency_key,unique_key}'::text[] LOOP
+            named := NULLIF(request->>field, '');
+            CONTINUE WHEN named IS NULL;
+            IF position(chr(31) IN named) > 0 THEN
+                RAISE EXCEPTION 'Invalid %: it must not contain the character U+001F.', field USING ERRCODE = 'MN007';
+            ELSIF char_length(tenant) + 1 + char_length(named) > 255 THEN
+                RAISE EXCEPTION '% is too long: it and the tenant key must have at most 254 characters together.', field
+                    USING ERRCODE = 'MN007';
+            END IF;
+            request := request || jsonb_build_object(field, tenant || chr(31) || named);
+        END LOOP;
+    END IF;
+    RETURN request;
 END $$;
 
 CREATE FUNCTION minion_write_steps(t uuid, c integer, journal jsonb) RETURNS jsonb

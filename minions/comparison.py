@@ -13,7 +13,7 @@ from typing import Any
 
 from minions.task import Task
 
-NOTED = frozenset({"sent_at", "at", "by"})
+NOTED = frozenset({"sent_at", "at", "by", "key", "approvals"})
 COSTS = ("input_tokens", "output_tokens", "cost_microdollars", "cpu_seconds")
 OF_A_STEP = ("kind", "name", "input", "status", "output", "error")
 

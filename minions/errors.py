@@ -120,6 +120,12 @@ class Unavailable(MinionsError):
     code = "unavailable"
 
 
+class TooManyRequests(Unavailable):
+    """The API key has used up its quota of requests, still after the retries."""
+
+    code = "too_many_requests"
+
+
 class ServerError(MinionsError):
     """The API failed unexpectedly, or its response is not in the expected form."""
 
@@ -159,7 +165,7 @@ BY_CODE: Mapping[str, type[MinionsError]] = {
             UnknownAgent,
             UnknownCapability,
         ),
-        *(Conflict, IdempotencyConflict, Unavailable, ServerError),
+        *(Conflict, IdempotencyConflict, Unavailable, TooManyRequests, ServerError),
     )
 }
 BY_STATUS: Mapping[int, type[MinionsError]] = {
@@ -171,7 +177,7 @@ BY_STATUS: Mapping[int, type[MinionsError]] = {
     413: TooLarge,
     415: InvalidInput,
     422: InvalidInput,
-    429: Unavailable,
+    429: TooManyRequests,
     502: Unavailable,
     503: Unavailable,
     504: Unavailable,

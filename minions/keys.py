@@ -30,6 +30,7 @@ class Keys:
         agents: Sequence[str] = (),
         capabilities: Sequence[str] = (),
         tenant: str | None = None,
+        requests_per_minute: int | None = None,
         expires_in: float | timedelta | None = None,
     ) -> dict[str, Any]:
         """Create an API key. The answer contains its text, `key`, which is shown only once.
@@ -42,6 +43,7 @@ class Keys:
             agents: the only agents whose tasks it reaches.
             capabilities: the only capabilities whose tasks it reaches.
             tenant: the only tenant key whose tasks it reaches; with `*` at the end, all that begin so.
+            requests_per_minute: the requests that it may send to each orchestrator in a minute; None: no quota.
             expires_in: seconds until it expires.
 
         Raises:
@@ -57,6 +59,7 @@ class Keys:
             agents=list(agents) or None,
             capabilities=list(capabilities) or None,
             tenant=tenant,
+            requests_per_minute=requests_per_minute,
             expires_in=_seconds(expires_in),
         )
         created: dict[str, Any] = self._transport.post("/v1/keys", to_json(fields, what="The key"), safe=False)

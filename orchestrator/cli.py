@@ -35,6 +35,7 @@ from orchestrator.commands import (
     schedules,
     secrets,
     standing_budgets,
+    submitters,
     tasks,
     webhooks,
     workers,
@@ -59,7 +60,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Failed tasks", (replays,)),
     ("When tasks start", (rules, standing_budgets, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
-    ("Operation", (workers, keys, audit, webhooks, doctor, prune, erase, capacity)),
+    ("Operation", (workers, keys, submitters, audit, webhooks, doctor, prune, erase, capacity)),
 )
 for group, modules in GROUPS:
     earlier = len(app.registered_commands), len(app.registered_groups)

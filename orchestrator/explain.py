@@ -17,8 +17,9 @@ from sqlalchemy import Connection, text
 
 from shared.access.roles import MASK
 from shared.access.scope import own_name
-from shared.contracts.key_order import in_order
-from shared.tasks import standing_budgets, stops
+from shared.contracts.key_order import in_order, ordered
+from shared.tasks import approvals, standing_budgets, stops
+from shared.tasks.approvals import Awaited
 from shared.tasks.budgets import describe
 from shared.tasks.queries import get_task
 
@@ -74,7 +75,7 @@ WORKER = text("SELECT name, status, last_seen FROM workers WHERE id = :id")
 OPEN_STEPS = text(
     """
     SELECT w.number, w.kind, w.name, w.effect, w.input, w.input_order, w.due_at, w.error, w.child_id,
-           s.state AS child_state, minion_proposal(w) AS proposal
+           s.state AS child_state, minion_proposal(w) AS proposal, w.approvals
         FROM steps w LEFT JOIN task_status s ON s.task_id = w.child_id
         WHERE w.task_id = :task AND w.status = 'started'
         ORDER BY w.effect <> 'unsafe', NOT COALESCE(w.kind = 'wait' AND w.input ? 'approval', false), w.number LIMIT 20
@@ -448,17 +449,49 @@ def _waiting_for_a_person(case: _Case, waits: list[dict[str, Any]]) -> Explanati
             **facts,
             request=case.quoted(step["input"]),
         )
-    approval = case.quoted(step["input"]["approval"])
+    return _waiting_for_approval(case, step, facts)
+
+
+def _waiting_for_approval(case: _Case, step: dict[str, Any], facts: dict[str, Any]) -> Explanation:
+    task = case.task["id"]
+    edited = (step["approvals"] or {}).get("edited")
+    approval = case.quoted(_edited_arguments(step) if edited else step["input"]["approval"])
     proposed = json.dumps(approval, ensure_ascii=False)
     limit = f", {case.until(step['due_at'])}" if step["due_at"] else ""
+    awaited = approvals.awaited(case.connection, task, step["number"])
+    who, more = "A person", ""
+    if awaited is not None:
+        who = "A person" if awaited.people == 1 else f"{awaited.people} people with different keys"
+        more = f" {_approvers(awaited)}"
+        facts = {
+            **facts,
+            "people": awaited.people,
+            "approvers": awaited.approvers,
+            "approved_by": _given(case, awaited),
+        }
     return case.answer(
         "approval",
-        f"A person must approve step {step['number']}, {step['name']} with {proposed[:500]}{limit} (proposal "
-        f"{step['proposal']}).",
-        f"`minion approve {task['id']}` or `minion reject {task['id']} --reason TEXT`.",
+        f"{who} must approve step {step['number']}, {step['name']} with {proposed[:500]}{limit} (proposal "
+        f"{step['proposal']}{', edited by an approver' if edited else ''}).{more}",
+        f"`minion approve {task}` or `minion reject {task} --reason TEXT`.",
         **facts,
         proposed=approval,
     )
+
+
+def _edited_arguments(step: dict[str, Any]) -> Any:
+    return ordered(step["approvals"]["arguments"], step["approvals"]["order"])
+
+
+def _approvers(awaited: Awaited) -> str:
+    """Return who may approve, and who has."""
+    by = ", ".join(each["by"] for each in awaited.given)
+    given = f"{len(awaited.given)} of {awaited.people}, approved by {by}. " if by else ""
+    return f"{given}May approve: {awaited.approvers}."
+
+
+def _given(case: _Case, awaited: Awaited) -> list[dict[str, Any]]:
+    return [{"by": each["by"], "at": each["at"], "reason": case.quoted(each.get("reason"))} for each in awaited.given]
 
 
 def _is_interrupted(step: dict[str, Any]) -> bool:

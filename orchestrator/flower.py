@@ -1,10 +1,15 @@
-"""Flower for Minions: read-only by default, knows all queues, and never shows the broker's password."""
+"""Flower for Minions: behind its own password, read-only by default, with all queues.
+
+It never shows the broker's password.
+"""
 
 from __future__ import annotations
 
 import atexit
+import hmac
 import signal
 import sys
+from base64 import b64decode
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -16,36 +21,41 @@ from flower.inspector import Inspector
 from flower.options import options
 from flower.urls import settings as tornado_settings
 from flower.views.broker import BrokerView
+from tornado.httputil import HTTPServerRequest
+from tornado.web import RequestHandler
 
 from minions import Client
 from minions.errors import MinionsError
 from shared.broker import SUBMIT_QUEUE, make_app
-from shared.errors import Unavailable
-from shared.settings import Settings
+from shared.errors import NotConfigured, Unavailable
+from shared.settings import SHORTEST_API_KEY, Settings
 
 log = structlog.get_logger(__name__)
 
+USER = "minions"
+HEALTH = "/healthcheck"
+"""The only page without a password; it says `OK`."""
 MAX_TASKS = 20_000
 API_SECONDS = 2.0
 MASK = "**"
 
 
 def serve(settings: Settings, *, address: str, port: int, allow_actions: bool) -> None:
-    """Run Flower until SIGTERM or SIGINT. Its options may also come from the environment, as `FLOWER_…`.
+    """Run Flower until SIGTERM or SIGINT. Its other options may also come from the environment, as `FLOWER_…`.
 
     Args:
         allow_actions: whether users of Flower may change what workers do.
 
     Raises:
+        NotConfigured: there is no password.
         Unavailable: the port is taken, or the address does not belong to this machine.
     """
-    options.read_only = True
     options.max_tasks = MAX_TASKS
-    options.basic_auth = [f"minions:{settings.require_server_api_key()}"]
     apply_env_options()
+    # No variable opens it.
+    options.basic_auth = _credentials(settings, options.basic_auth or [])
+    options.read_only = not allow_actions
     options.address, options.port = address, port
-    if allow_actions:
-        options.read_only = False
     extract_settings()
     setup_logging()
     monitor = Monitor(settings)
@@ -63,6 +73,19 @@ def serve(settings: Settings, *, address: str, port: int, allow_actions: bool) -
     monitor.start()
 
 
+def _credentials(settings: Settings, given: list[str]) -> list[str]:
+    """Return the users and passwords: those of `FLOWER_BASIC_AUTH`, or else ours."""
+    given = [each for each in given if each]
+    for each in given:
+        user, _, password = each.partition(":")
+        if not user or len(password) < SHORTEST_API_KEY:
+            raise NotConfigured(
+                f"FLOWER_BASIC_AUTH must be USER:PASSWORD, with a password of at least {SHORTEST_API_KEY} characters. "
+                "Or leave it out, and set MINION_FLOWER_PASSWORD."
+            )
+    return given or [f"{USER}:{settings.require_flower_password()}"]
+
+
 def _exit(number: int, frame: object) -> None:
     sys.exit(0)
 
@@ -75,21 +98,52 @@ class Monitor(Flower):
         self.minions = settings
         self.inspector = DiscreetInspector(self.io_loop, self.capp, options.inspect_timeout / 1000)
         self.capabilities: set[str] = set()
-        prefix = f"/{options.url_prefix.strip('/')}" if options.url_prefix else ""
-        self.add_handlers(".*", [(f"{prefix}/broker", BrokerPage), (f"{prefix}/api/queues/length", QueueLengths)])
+        self.prefix = f"/{options.url_prefix.strip('/')}" if options.url_prefix else ""
+        handlers = [(f"{self.prefix}/broker", BrokerPage), (f"{self.prefix}/api/queues/length", QueueLengths)]
+        self.add_handlers(".*", handlers)
+
+    def get_handler_delegate(
+        self, request: HTTPServerRequest, target_class: type[RequestHandler], *arguments: Any, **named: Any
+    ) -> Any:
+        """Refuse every request without the password, also for pages that Flower leaves open, such as `/metrics`."""
+        if request.path == f"{self.prefix}{HEALTH}" or self._knows_password(request):
+            return super().get_handler_delegate(request, target_class, *arguments, **named)
+        return super().get_handler_delegate(request, NoPassword)
+
+    def _knows_password(self, request: HTTPServerRequest) -> bool:
+        scheme, _, encoded = request.headers.get("Authorization", "").partition(" ")
+        try:
+            shown = b64decode(encoded, validate=True)
+        except ValueError:
+            return False
+        known = [hmac.compare_digest(each.encode(), shown) for each in options.basic_auth]
+        return scheme.lower() == "basic" and any(known)
 
     async def look_up_capabilities(self) -> None:
         """Ask the API for all capabilities. While it is unavailable, the previous answer is kept."""
         self.capabilities = await self.io_loop.run_in_executor(None, self._capabilities)
 
     def _capabilities(self) -> set[str]:
-        url, key = self.minions.require_api_url(), self.minions.require_api_key()
         try:
+            url, key = self.minions.require_api_url(), self.minions.require_api_key()
             with Client(url, key, timeout=API_SECONDS, retries=0) as client:
                 return {entry["name"] for entry in client.capabilities()}
         except MinionsError as error:
             log.warning("capabilities_unknown", reason=error.message)
             return self.capabilities
+
+
+class NoPassword(RequestHandler):
+    """The answer to a request without the password."""
+
+    def prepare(self) -> None:
+        """Refuse it."""
+        self.set_status(401)
+        self.set_header("WWW-Authenticate", 'Basic realm="flower"')
+        self.finish("Access denied")
+
+    def check_xsrf_cookie(self) -> None:
+        """Refuse it with 401 rather than 403."""
 
 
 class AllQueues:

@@ -3,6 +3,8 @@
 Senders use the queue `minion.submit`, with the fields of a task request as keyword arguments. Accepted means that the
 row is committed; the Celery id is the idempotency key. A refusal is stored as a failed task, which the sender can find
 by its label `celery_id`, but only after the submissions waiting behind it were processed.
+
+Senders have no API key. MINION_CELERY_NAMESPACE, MINION_CELERY_AGENTS and MINION_CELERY_TENANT bound all of them.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ from typing import Any
 
 import redis
 import structlog
-from sqlalchemy import Engine, bindparam, text
+from sqlalchemy import Connection, Engine, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from orchestrator.loops.loop import Loop
 from orchestrator.submissions import Submissions
+from shared.access.scope import ANY, DEFAULT_NAMESPACE, SEPARATOR, Scope
 from shared.broker import SUBMIT_QUEUE, SUBMIT_TASK
 from shared.contracts.requests import TaskRequest
 from shared.contracts.strict_json import parse
@@ -31,6 +34,7 @@ from shared.errors import InvalidInput, MinionError
 from shared.settings import Settings
 from shared.tasks import lifecycle
 from shared.tasks.envelopes import Envelope, Foreign, open_envelope
+from shared.tasks.lifecycle import Accepted
 from shared.tasks.records import NewTask
 from shared.tasks.submission import prepare_each
 
@@ -40,7 +44,10 @@ BATCH = 50
 # Number of items from the second line after each batch of the first: enough for progress, few enough not to be noticed.
 FEW = 5
 WAIT_SECONDS = 0.5
-REFUSED = text("SELECT minion_refuse(:agent, :key, :error, :submitted_by)").bindparams(bindparam("error", type_=JSONB))
+HOLDER = "A Celery submitter (MINION_CELERY_NAMESPACE, MINION_CELERY_AGENTS, MINION_CELERY_TENANT)"
+REFUSED = text("SELECT minion_refuse_v2(:agent, :key, :error, :submitted_by, :namespace, :tenant)").bindparams(
+    bindparam("error", type_=JSONB)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,7 @@ class Ingress(Loop):
         self._body_limit = min(settings.max_body_bytes, 6 * settings.max_input_bytes + (64 << 10))
         self._item_limit = settings.max_body_bytes * 4 // 3 + (64 << 10)
         self._patience = settings.lease_seconds
+        self._scope = scope_of(settings)
         self._queue = Submissions(patience=self._patience, largest=self._item_limit)
         self._adopt_at = 0.0
 
@@ -132,13 +140,18 @@ class Ingress(Loop):
                 continue
             try:
                 with self.engine.begin() as connection:
-                    [accepted] = lifecycle.accept(connection, [prepared])
+                    accepted = self._accept(connection, prepared)
             except Exception as error:
                 refused.append((submission, _refusal(submission, error)))
             else:
                 self._queue.finish(submission.item)
                 log.info("accepted", task=str(accepted.task_id), created=accepted.created)
         return refused
+
+    def _accept(self, connection: Connection, task: NewTask) -> Accepted:
+        lifecycle.check_reach(connection, task, self._scope.agents)
+        [accepted] = lifecycle.accept(connection, [task])
+        return accepted
 
     def _requests(self, items: list[bytes]) -> tuple[list[Asked], list[tuple[Submission, MinionError]]]:
         """Parse items into requests and refusals. Items that are not submissions are set aside."""
@@ -189,16 +202,22 @@ class Ingress(Loop):
             fields["labels"] = {**labels, "celery_id": celery_id}
         if fields.get("idempotency_key") is None:
             fields["idempotency_key"] = celery_id
-        return TaskRequest.parse(fields)
+        return TaskRequest.parse(self._scope.narrow(fields))
+
+    def _refusal_key(self, submission: Submission) -> str:
+        """Return the idempotency key of a refusal, which must not be in the space of another tenant's names."""
+        return submission.celery_id.replace(SEPARATOR, " ") if self._scope.tenant else submission.celery_id
 
     def _record(self, submission: Submission, error: MinionError) -> None:
         """Store a refusal as a failed task."""
         log.warning("refused", celery_id=submission.celery_id, error=error.code)
         values = {
             "agent": None,
-            "key": submission.celery_id,
+            "key": self._refusal_key(submission),
             "error": error.as_dict(),
             "submitted_by": submission.submitter,
+            "namespace": self._scope.namespace or DEFAULT_NAMESPACE,
+            "tenant": None if (self._scope.tenant or ANY).endswith(ANY) else self._scope.tenant,
         }
         try:
             with self.engine.begin() as connection:
@@ -211,6 +230,16 @@ class Ingress(Loop):
         else:
             self._queue.finish(submission.item)
             log.info("refusal_stored", task=str(task_id))
+
+
+def scope_of(settings: Settings) -> Scope:
+    """Return the bounds of all Celery submitters."""
+    return Scope(
+        namespace=settings.celery_namespace,
+        agents=tuple(settings.celery_agents),
+        tenant=settings.celery_tenant,
+        holder=HOLDER,
+    )
 
 
 def _refusal(submission: Submission, error: Exception) -> MinionError:

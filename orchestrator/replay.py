@@ -32,6 +32,7 @@ def replay(
     pinned: bool,
     submitted_by: str,
     new_keys: bool = False,
+    submitter_key: str | None = None,
     more: NewTask | None = None,
 ) -> Accepted:
     """Submit an ended task again.
@@ -39,6 +40,7 @@ def replay(
     Args:
         pinned: run the agent version of the original, not the active one.
         new_keys: use new idempotency keys for its calls, and those of all tasks below it.
+        submitter_key: the id of the API key that replays it, or `bootstrap`.
         more: other fields of the new task.
 
     Raises:
@@ -47,7 +49,7 @@ def replay(
         MinionError: the agent no longer accepts the input.
     """
     task = get_ended(connection, task_id)
-    new = new_task(task, pinned, submitted_by, new_keys=new_keys)
+    new = new_task(task, pinned, submitted_by, new_keys=new_keys, submitter_key=submitter_key)
     [accepted] = lifecycle.accept(connection, [{**new, **(more or {})}])
     return accepted
 
@@ -97,6 +99,7 @@ def replay_many(
     limit: int,
     before: UUID | None,
     submitted_by: str,
+    submitter_key: str,
     check: Callable[[dict[str, Any]], None],
     dry_run: bool = False,
 ) -> ReplayedPage:
@@ -129,6 +132,7 @@ def replay_many(
             pinned=pinned,
             new_keys=new_keys,
             submitted_by=submitted_by,
+            submitter_key=submitter_key,
             more={"idempotency_key": f"replay:{batch}:{row['id']}", "run_at": moment.isoformat()},
         )
         moment += timedelta(seconds=1 / rate) if done.replayed_as else timedelta(0)
@@ -147,9 +151,13 @@ def _try_one(
         return Replayed(task["id"], None, error.as_dict())
 
 
-def new_task(task: dict[str, Any], pinned: bool, submitted_by: str, *, new_keys: bool) -> NewTask:
+def new_task(
+    task: dict[str, Any], pinned: bool, submitted_by: str, *, new_keys: bool, submitter_key: str | None
+) -> NewTask:
     """Return the task that replays another one."""
     new: NewTask = {"replay_of": str(task["id"]), "submitted_by": submitted_by, "new_keys": new_keys}
+    if submitter_key is not None:
+        new["submitter_key"] = submitter_key
     for name in CARRIED:
         if task[name] is not None:
             new[name] = task[name]

@@ -14,12 +14,13 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine, Row, text
 
 from orchestrator.replay import get_ended, new_task
+from shared.access.actors import Key
 from shared.contracts.strict_json import JsonValue, check
 from shared.database.connections import autocommit
 from shared.errors import Conflict, InvalidInput
 from shared.settings import get_settings
 from shared.tasks import lifecycle
-from shared.tasks.approvals import check_arguments
+from shared.tasks.approvals import approver_of, check_arguments
 
 STEPS = text(
     """
@@ -48,16 +49,19 @@ def replay_from(
     edit: Edit | None = None,
     new_keys: bool = False,
     submitted_by: str,
-    record: Callable[[Connection, UUID], None],
+    key: Key | None = None,
+    record: Callable[[Connection, UUID], None] | None = None,
 ) -> UUID:
     """Submit an ended task again, to continue from a step; return the new task.
 
     Args:
         step: the first step to run again; with an edit, the one whose output is replaced.
         new_keys: use new idempotency keys for its calls, and those of all tasks below it.
+        key: the API key that replays it.
         record: writes the act to the audit log, in the transaction that creates the new task.
 
     Raises:
+        Forbidden: the edited step is an approval, and its policy does not let this key alone approve.
         NotFound: there is no such task.
         Conflict: it has not ended yet, or its journal cannot be read back up to the step.
         InvalidInput: there is no such step, or the step could not have returned the edited output.
@@ -70,10 +74,16 @@ def replay_from(
         _check_step(task_id, step, steps, edit)
         _check_prefix(task_id, step, steps)
         edited = None if edit is None else {"output": _checked_output(connection, task_id, steps, step, edit.output)}
-    new = new_task(task, True, submitted_by, new_keys=new_keys)
+        approver = None
+        if edit is not None and key is not None:
+            arguments = edit.output.get("arguments") if isinstance(edit.output, dict) else None
+            approver = approver_of(connection, task_id, step, arguments, key=key)
+    identity = None if key is None else key.identity
+    new = new_task(task, True, submitted_by, new_keys=new_keys, submitter_key=identity)
     with database.begin() as connection:
-        replayed = lifecycle.replay_from(connection, new, task_id, step, edited, who=submitted_by)
-        record(connection, replayed)
+        replayed = lifecycle.replay_from(connection, new, task_id, step, edited, who=submitted_by, approver=approver)
+        if record is not None:
+            record(connection, replayed)
         return replayed
 
 

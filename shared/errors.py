@@ -205,6 +205,12 @@ class Unavailable(MinionError, roots.Unavailable):
     retryable = True
 
 
+class TooManyRequests(Unavailable, roots.TooManyRequests):
+    """The API key has used up its quota, or too many attempts from one address failed; `retry_after` is in seconds."""
+
+    code, status = "too_many_requests", 429
+
+
 class FileFault(MinionError):
     """A file or a folder cannot be read or written."""
 

@@ -131,6 +131,7 @@ class Settings(BaseSettings):
     api_port: int = Field(8700, ge=0, le=65535)
     api_key: SecretStr | None = None
     allow_short_api_key: bool = False
+    flower_password: SecretStr | None = None
     api_request_seconds: float = Field(15.0, gt=0, le=3600)
     api_memory_bytes: int = Field(1 << 30, ge=1 << 20)
     secret_key: SecretStr | None = None
@@ -148,6 +149,9 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(3.0, gt=0, le=3600)
     lease_seconds: float = Field(10.0, ge=0.1, le=86_400)
     lost_message_seconds: float = Field(5.0, gt=0, le=86_400)
+    celery_namespace: str | None = Field(None, min_length=1, max_length=100)
+    celery_agents: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    celery_tenant: str | None = Field(None, min_length=1, max_length=200)
     cancel_grace_seconds: float = Field(5.0, ge=0, le=86_400)
     sandbox_preload: Annotated[list[str], NoDecode] = Field(default_factory=list)
     quarantine_after: int = Field(10, ge=0, le=1_000_000)
@@ -165,7 +169,7 @@ class Settings(BaseSettings):
     retention_export: Path | None = None
     retention_audit: float = Field(400.0, ge=0, le=36_500)
 
-    @field_validator("sandbox_preload", "allow_private_addresses", mode="before")
+    @field_validator("sandbox_preload", "allow_private_addresses", "celery_agents", mode="before")
     @classmethod
     def _split(cls, given: Any) -> Any:
         """Split a comma-separated list: `MINION_SANDBOX_PRELOAD=numpy,pandas`."""
@@ -283,6 +287,33 @@ class Settings(BaseSettings):
                 "MINION_ALLOW_SHORT_API_KEY=1 where no stranger can reach the API."
             )
         return key
+
+    def require_flower_password(self) -> str:
+        """Return Flower's password: `MINION_FLOWER_PASSWORD`, or the one that `minion up` keeps in the data folder.
+
+        Raises:
+            NotConfigured: there is none, it can be guessed, or it is an API key.
+        """
+        password = self.flower_password.get_secret_value().strip() if self.flower_password else ""
+        with suppress(OSError, UnicodeDecodeError):
+            password = password or (self.data_dir / "flower_password").read_text(encoding="utf-8").strip()
+        where = f"MINION_FLOWER_PASSWORD, or the file `flower_password` in {self.data_dir}"
+        if not password:
+            raise NotConfigured(f"No password for Flower ({where}). Make one with `openssl rand -hex 24`.")
+        if len(password) < SHORTEST_API_KEY and not self.allow_short_api_key:
+            raise NotConfigured(
+                f"The password of Flower ({where}) is too short: it must have at least {SHORTEST_API_KEY} characters. "
+                "Make another one with `openssl rand -hex 24`."
+            )
+        key = None
+        with suppress(NotConfigured):
+            key = self.require_api_key()
+        if password == key:
+            raise NotConfigured(
+                f"The password of Flower ({where}) is the API key, which may do more than look. Make another one with "
+                "`openssl rand -hex 24`."
+            )
+        return password
 
     def _running(self, name: str) -> str | None:
         """Return a fact about the running `minion up` of this installation, if there is one."""

@@ -43,6 +43,7 @@ from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.flushing import flushing
 from orchestrator.api.key_addresses import KeyAddresses
 from orchestrator.api.key_cache import KeyCache
+from orchestrator.api.quotas import QuotaHeaders, Quotas
 from orchestrator.api.refusals import Refusals
 from orchestrator.api.watching import Watching
 from shared import __version__
@@ -105,6 +106,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.engine = _make_engine(settings)
     app.state.statements = autocommit(app.state.engine)
     app.state.keys = KeyCache(app.state.statements)
+    app.state.quotas = Quotas()
     app.state.key_addresses = KeyAddresses(app.state.statements)
     app.state.refusals = Refusals(app.state.engine)
     app.state.watching = Watching(settings)
@@ -115,6 +117,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.routes = [route for module in (documentation, health, *GUARDED) for route in module.router.routes]
     guard(app)
     app.add_middleware(HeadAsGet)
+    app.add_middleware(QuotaHeaders)
     problems.handle(app)
     app.openapi = _complete(app.openapi)  # type: ignore[method-assign]
     return app
@@ -134,7 +137,7 @@ def guard(app: FastAPI) -> None:
     """
     routes = [route for module in GUARDED for route in module.router.routes]
     rights.check_complete(f"{method} {route.path}" for route in routes for method in route.methods)
-    described = problems.documented(401, 403, 422, 503)
+    described = problems.documented(401, 403, 422, 429, 503)
     for module in GUARDED:
         app.include_router(module.router, dependencies=[Depends(authorize)], responses=described)
 

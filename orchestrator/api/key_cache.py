@@ -52,6 +52,11 @@ class KeyCache:
         self._changes += 1
         self._found.clear()
 
+    def was_valid(self, digest: bytes) -> bool:
+        """Return whether a key was valid when it was last looked up, if that is still known."""
+        found, _ = self._found.get(digest, (None, 0.0))
+        return found is not None and found.key is not None
+
     async def find(self, digest: bytes) -> Found:
         """Return the key with this digest, or the reason why there is none.
 

@@ -15,6 +15,7 @@ from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import Database, ItemPage, PageQuery, Statements
 from shared.access import key_text, keys
+from shared.access.actors import BOOTSTRAP
 from shared.access.keys import NewKey
 from shared.access.roles import Permission, Role, permissions_of
 from shared.access.scope import Scope
@@ -23,14 +24,17 @@ from shared.contracts.strict_model import Strict
 from shared.notifications import publish_keys_changed
 from shared.tasks.queries import Page
 
-GRANTED = ("role", "payloads", "namespace", "agents", "capabilities", "tenant")
+GRANTED = ("role", "payloads", "namespace", "agents", "capabilities", "tenant", "requests_per_minute")
 TEN_YEARS = 10 * 366 * 86_400
 A_DAY = 86_400
+MOST_REQUESTS = 10_000_000
 
 
 def _is_only_a_name(name: str) -> str:
     if name.startswith(key_text.MARK):
         raise ValueError(f"a name must not begin with {key_text.MARK}, as the texts of keys do")
+    if name == BOOTSTRAP:
+        raise ValueError(f"the name {BOOTSTRAP} is the administrator's key")
     if _is_an_id(name):
         raise ValueError("a name must not have the form of an id, which names one key")
     return name
@@ -71,6 +75,9 @@ class KeyRequest(Strict):
         None,
         description="The only tenant `key` whose tasks it reaches; with `*` at the end, all that begin with the rest.",
     )
+    requests_per_minute: int | None = Field(
+        None, ge=1, le=MOST_REQUESTS, description="Its quota in each orchestrator; without it, there is none."
+    )
     expires_in: Lifetime = None
 
 
@@ -96,6 +103,7 @@ class ApiKey(BaseModel):
     agents: list[str]
     capabilities: list[str]
     tenant: str | None
+    requests_per_minute: int | None
     created_at: datetime
     created_by: str
     expires_at: datetime | None
@@ -208,5 +216,6 @@ def _new(asked: KeyRequest, own: Scope) -> NewKey:
             capabilities=tuple(asked.capabilities),
             tenant=asked.tenant,
         ),
+        requests_per_minute=asked.requests_per_minute,
         lifetime=None if asked.expires_in is None else timedelta(seconds=asked.expires_in),
     )

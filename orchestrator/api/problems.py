@@ -88,7 +88,7 @@ def of(error: MinionError, *, with_key: bool = False) -> ProblemResponse:
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = _challenge(error, with_key)
     if isinstance(error, Unavailable):
-        headers["Retry-After"] = RETRY_AFTER_SECONDS
+        headers["Retry-After"] = str(error.detail.get("retry_after", RETRY_AFTER_SECONDS))
     title = (type(error).__doc__ or "").partition("\n")[0].rstrip(".")
     return _problem(error.code, title, error.status, error.message, error.detail, headers)
 

@@ -143,6 +143,7 @@ def replay_tasks(sent: body.TaskBody, database: Database, actor: Actor) -> dict[
         page = replay_many(
             connection, chosen, batch=batch, pinned=asked.pinned, new_keys=asked.new_keys, rate=asked.rate,
             start_at=asked.start_at, limit=asked.limit, before=asked.cursor, submitted_by=str(actor),
+            submitter_key=actor.key.identity,
             check=lambda task: submission_bounds.check_conversation(connection, task, actor.key.scope),
             dry_run=asked.dry_run,
         )  # fmt: skip

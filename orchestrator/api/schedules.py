@@ -76,7 +76,7 @@ def create_schedule(
     definition = ScheduleDefinition.parse(body.parse_object(sent))
     store.try_out(database, query.namespace, definition.name, definition.request)
     with database.begin() as connection:
-        created = store.create(connection, query.namespace, definition)
+        created = store.create(connection, query.namespace, definition, key=actor.key.identity)
         _record(connection, actor, "schedule.create", None, created)
     response.headers["Location"] = f"/v1/schedules/{definition.name}"
     return created
@@ -104,7 +104,7 @@ def put_schedule(
     store.try_out(database, query.namespace, name, definition.request)
     with database.begin() as connection:
         before = store.find(connection, query.namespace, name)
-        stored, created = store.put(connection, query.namespace, definition)
+        stored, created = store.put(connection, query.namespace, definition, key=actor.key.identity)
         _record(connection, actor, "schedule.create" if created else "schedule.change", before, stored)
     response.status_code = 201 if created else 200
     return stored
@@ -129,7 +129,7 @@ def change_schedule(
         store.try_out(database, query.namespace, name, request)
     with database.begin() as connection:
         before = store.find(connection, query.namespace, name)
-        stored = store.change(connection, query.namespace, name, changes)
+        stored = store.change(connection, query.namespace, name, changes, key=actor.key.identity)
         _record(connection, actor, "schedule.change", before, stored)
         return stored
 
@@ -158,7 +158,13 @@ def run_schedule(
     if unknown := asked.keys() - {"idempotency_key"}:
         raise InvalidInput(f"A run takes only `idempotency_key`, not {min(unknown)[:100]!r}.")
     try:
-        prepared = store.prepare_run(database, query.namespace, name, idempotency_key=asked.get("idempotency_key"))
+        prepared = store.prepare_run(
+            database,
+            query.namespace,
+            name,
+            idempotency_key=asked.get("idempotency_key"),
+            submitter_key=actor.key.identity,
+        )
     except InvalidInput as error:
         # It may quote the stored input.
         raise (

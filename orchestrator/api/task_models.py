@@ -68,6 +68,21 @@ class Task(TaskSummary):
     )
 
 
+class Approval(BaseModel):
+    """The approval of a call by one key."""
+
+    by: str
+    at: datetime
+    reason: PayloadText = None
+
+
+class Approvals(BaseModel):
+    """The approvals of a call, and the number of different keys that must approve it."""
+
+    people: int
+    by: list[Approval]
+
+
 class Step(BaseModel):
     """One journaled effect inside a task."""
 
@@ -94,6 +109,9 @@ class Step(BaseModel):
     )
     started_at: datetime
     finished_at: datetime | None
+    approvals: Approvals | None = Field(
+        None, description="Of a call with an approval policy: the keys that have approved it, and how many must."
+    )
 
 
 class Execution(BaseModel):
@@ -200,6 +218,10 @@ class DecisionRequest(BaseModel):
         return self
 
 
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
 class Decision(BaseModel):
     """A recorded decision."""
 
@@ -208,6 +230,14 @@ class Decision(BaseModel):
     proposal: str
     verdict: str
     value: Payload = Field(None, description="The approved arguments, or the result that was given for the step.")
+    approvals: int | None = Field(
+        None, description="Only with an approval policy: how many keys have approved these arguments.",
+        exclude_if=_is_none,
+    )  # fmt: skip
+    people: int | None = Field(
+        None, description="Only with an approval policy: how many different keys must approve them.",
+        exclude_if=_is_none,
+    )  # fmt: skip
 
 
 class DecidedTask(Task):

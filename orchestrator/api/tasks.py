@@ -109,7 +109,7 @@ def submit_tasks(sent: body.BulkBody, database: Database, key: Caller) -> dict[s
     """Accepts up to 10,000 tasks, all or none. A refusal names the first task that is wrong as `index`."""
     requests = _parse_many(body.parse_object(sent), key)
     with submission_bounds.kept(database, requests, key.scope):
-        prepared = submission.prepare(database, requests, submitted_by=key.submitter)
+        prepared = submission.prepare(database, requests, submitted_by=key.submitter, submitter_key=key.identity)
         with database.begin() as connection:
             accepted = submission.accept(connection, prepared)
             submission_bounds.check_earlier(connection, accepted, key.scope)
@@ -245,21 +245,23 @@ def signal_task(
 )
 def decide(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
     """Decides about a step that waits for a person: approves or rejects a call, or states the outcome of one that was
-    interrupted.
+    interrupted. With an approval policy, several keys may have to approve: `decision` says how many have.
 
     The decision must name the step or the proposal that it is about, and is refused if the task waits for another.
     """
     asked = body.parse_model(DecisionRequest, sent)
     check(asked.value, what="The value", limit=get_settings().max_input_bytes)
-    if asked.verdict == "approve" and asked.value is not None:
-        with autocommit(database).connect() as connection:
-            approvals.check_decision(connection, task_id, asked.step, asked.proposal, asked.value)
+    arguments = asked.value if asked.verdict == "approve" else None
+    with autocommit(database).connect() as connection:
+        approver = approvals.judge(connection, task_id, asked.step, asked.proposal, arguments, key=actor.key)
     with database.begin() as connection:
         before = _state(connection, task_id)
-        decided = lifecycle.decide(connection, task_id, who=str(actor), **asked.model_dump())
+        decided = lifecycle.decide(connection, task_id, who=str(actor), approver=approver, **asked.model_dump())
         task = queries.get_task(connection, task_id)
         named = {"step": decided.step, "name": decided.name, "proposal": decided.proposal, "verdict": decided.verdict}
-        _record(connection, actor, "task.decide", task, before, {**named, "replaced": asked.value is not None})
+        policy = {} if decided.people is None else {"approvals": decided.approvals, "needed": decided.people}
+        after = {**named, **policy, "replaced": asked.value is not None}
+        _record(connection, actor, "task.decide", task, before, after)
         return {**task, "decision": decided}
 
 
@@ -301,7 +303,10 @@ def _replay(database: Engine, task_id: UUID, asked: ReplayRequest, actor: actors
             submission_bounds.check_conversation(connection, task, actor.key.scope)
     if asked.from_step is None:
         with database.begin() as connection:
-            new = replay(connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=who)
+            new = replay(
+                connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=who,
+                submitter_key=actor.key.identity,
+            )  # fmt: skip
             record(connection, new.task_id)
             return new
     edit = Edit(asked.edited_output) if "edited_output" in asked.model_fields_set else None
@@ -311,8 +316,9 @@ def _replay(database: Engine, task_id: UUID, asked: ReplayRequest, actor: actors
             if approvals.is_approval(connection, task_id, asked.from_step):
                 actor.key.require(Permission.TASKS_DECIDE)
     replayed = replay_from(
-        database, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=who, record=record
-    )
+        database, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=who,
+        key=actor.key, record=record,
+    )  # fmt: skip
     return Accepted(replayed, True)
 
 
@@ -340,7 +346,7 @@ def _reader(key: Key) -> Reader:
 def _accept(database: Engine, sent: bytes, idempotency_key: str | None, key: Key) -> Accepted:
     request = TaskRequest.parse(key.scope.narrow(_with_key(body.parse_object(sent), idempotency_key)))
     with submission_bounds.kept(database, [request], key.scope):
-        prepared = submission.prepare(database, [request], submitted_by=key.submitter)
+        prepared = submission.prepare(database, [request], submitted_by=key.submitter, submitter_key=key.identity)
         with database.connect() as connection:
             [accepted] = lifecycle.accept(connection, prepared)
             submission_bounds.check_earlier(connection, [accepted], key.scope)

@@ -139,4 +139,14 @@ def _decide(
     console.print(f"{DONE[verdict]} step {decided.get('step')}, {decided.get('name')}:")
     if decided.get("value") is not None:
         print_json(decided["value"])
+    if verdict == "approve" and (missing := _missing(decided)):
+        console.print(missing)
     console.print(f"{task.id} {task.state}")
+
+
+def _missing(decided: dict[str, Any]) -> str | None:
+    """Return a sentence about the approvals that a policy still requires."""
+    given, people = decided.get("approvals"), decided.get("people")
+    if given is None or people is None or given >= people:
+        return None
+    return f"{given} of {people}: another key must approve the same arguments."

@@ -39,7 +39,7 @@ def list_keys(
         print_json(found)
         return
     print_table(
-        ("key", "prefix", "role", "status", "payloads", "bound to", "expires", "last used", "created by"),
+        ("key", "prefix", "role", "status", "payloads", "bound to", "per minute", "expires", "last used", "created by"),
         (
             (
                 k["name"],
@@ -48,6 +48,7 @@ def list_keys(
                 k["status"],
                 "yes" if k["payloads"] else "no",
                 _bounds(k),
+                k["requests_per_minute"],
                 local_time(k["expires_at"]),
                 local_time(k["last_used_at"]),
                 k["created_by"],
@@ -75,6 +76,9 @@ def create(
     tenant: str | None = typer.Option(
         None, help="The only tenant key that it reaches; 'acme:*' for all that begin with acme:."
     ),
+    requests_per_minute: int | None = typer.Option(
+        None, min=1, help="How many requests it may send to each orchestrator in a minute; by default, any number."
+    ),
     expires: str | None = EXPIRES,
     actor: str | None = ACTOR,
     as_json: bool = AS_JSON,
@@ -89,6 +93,7 @@ def create(
             agents=agent,
             capabilities=capability,
             tenant=tenant,
+            requests_per_minute=requests_per_minute,
             expires_in=_lifetime(expires),
         )
     _print_text(created, as_json)

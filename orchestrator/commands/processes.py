@@ -70,7 +70,8 @@ def flower(
         False, "--allow-actions", help="Let its users control workers, for example stop them."
     ),
 ) -> None:
-    """Run Flower, which shows Celery's workers and tasks. Its user is `minions`, its password the API key."""
+    """Run Flower, which shows Celery's workers and tasks. Its user is `minions`; MINION_FLOWER_PASSWORD is its
+    password."""
     from orchestrator.flower import serve
     from shared.telemetry import configure
 

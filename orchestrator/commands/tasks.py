@@ -318,10 +318,17 @@ def _fields(task: Any) -> list[str]:
 def _status(step: dict[str, Any]) -> str:
     if cached := (step["usage"] or {}).get("cached"):
         return f"{step['status']} (cached by step {cached['step']} of {cached['task_id']})"
+    if approvals := step.get("approvals"):
+        return f"{step['status']} ({_approvals(approvals)})"
     if not step.get("copied_from"):
         return str(step["status"])
     edited = ", edited" if "edited" in (step["usage"] or {}) else ""
     return f"{step['status']} (copied from {step['copied_from']}{edited})"
+
+
+def _approvals(approvals: dict[str, Any]) -> str:
+    by = ", ".join(each["by"] for each in approvals["by"])
+    return f"{len(approvals['by'])} of {approvals['people']}, approved by {by}" if by else "not approved"
 
 
 def _row(task: TaskSummary, *, outputs: bool) -> tuple[Any, ...]:

@@ -201,6 +201,8 @@ class LocalSystem:
         os.environ["MINION_DATA_DIR"] = str(self.settings.data_dir)
         _set_default("MINION_API_KEY", self._key("api_key", secrets.token_urlsafe(32)))
         _set_default("MINION_SECRET_KEY", self._key("secret_key", new_key()))
+        # Flower reads it from the file; no other process needs it.
+        self._key("flower_password", secrets.token_urlsafe(32))
         get_settings.cache_clear()
 
     def _key(self, name: str, made: str) -> str:

@@ -39,8 +39,8 @@ GET = text(f"SELECT {COLUMNS} FROM schedules WHERE namespace = :namespace AND na
 LOCK = text("SELECT 1 FROM schedules WHERE namespace = :namespace AND name = :name FOR UPDATE")
 INSERT = (
     "INSERT INTO schedules AS s (namespace, name, cron, timezone, interval_seconds, missed, request, "
-    "request_order, enabled, next_at) VALUES (:namespace, :name, :cron, :timezone, :interval_seconds, :missed, "
-    ":request, :request_order, :enabled, :next_at) "
+    "request_order, enabled, next_at, submitter_keys) VALUES (:namespace, :name, :cron, :timezone, "
+    ":interval_seconds, :missed, :request, :request_order, :enabled, :next_at, ARRAY[CAST(:key AS text)]) "
 )
 ORDER = bindparam("request_order", type_=JSONB(none_as_null=True))
 CREATE = text(f"{INSERT} ON CONFLICT DO NOTHING RETURNING {COLUMNS}").bindparams(
@@ -49,9 +49,11 @@ CREATE = text(f"{INSERT} ON CONFLICT DO NOTHING RETURNING {COLUMNS}").bindparams
 # A schedule that is stored again with the same times keeps its next run: otherwise an hourly deployment would postpone
 # a two-hourly schedule indefinitely.
 PUT = text(
-    f"{INSERT} ON CONFLICT (namespace, name) DO UPDATE SET cron = EXCLUDED.cron, timezone = EXCLUDED.timezone, "
-    "interval_seconds = EXCLUDED.interval_seconds, missed = EXCLUDED.missed, request = EXCLUDED.request, "
-    "request_order = EXCLUDED.request_order, "
+    f"{INSERT} ON CONFLICT (namespace, name) DO UPDATE SET cron = EXCLUDED.cron, "  # noqa: S608
+    "timezone = EXCLUDED.timezone, interval_seconds = EXCLUDED.interval_seconds, missed = EXCLUDED.missed, "
+    "request = EXCLUDED.request, "
+    "request_order = EXCLUDED.request_order, submitter_keys = ARRAY(SELECT DISTINCT unnest("
+    "COALESCE(s.submitter_keys, '{bootstrap}') || EXCLUDED.submitter_keys)), "
     "enabled = EXCLUDED.enabled, last_error = NULL, next_at = CASE WHEN s.enabled "
     "AND (s.cron, s.timezone, s.interval_seconds) "
     "IS NOT DISTINCT FROM (EXCLUDED.cron, EXCLUDED.timezone, EXCLUDED.interval_seconds) "
@@ -178,26 +180,33 @@ def try_out(engine: Engine, namespace: str, name: str, request: Mapping[str, Any
     submission.prepare(engine, [task_request(name, request, namespace=namespace)], submitted_by=submitter(name))
 
 
-def create(connection: Connection, namespace: str, definition: ScheduleDefinition) -> dict[str, Any]:
+def create(connection: Connection, namespace: str, definition: ScheduleDefinition, *, key: str) -> dict[str, Any]:
     """Store a new schedule.
+
+    Args:
+        key: here and below: the id of the key that writes it, or `bootstrap`. All these keys submit its tasks.
 
     Raises:
         Conflict: there is already a schedule of that name.
     """
-    row = connection.execute(CREATE, _values(namespace, definition)).mappings().one_or_none()
+    row = connection.execute(CREATE, _values(namespace, definition, key)).mappings().one_or_none()
     if row is None:
         raise Conflict(f"There is a schedule named {definition.name!r} already. Replace it with PUT, or delete it.")
     return in_order(row, "request")
 
 
-def put(connection: Connection, namespace: str, definition: ScheduleDefinition) -> tuple[dict[str, Any], bool]:
+def put(
+    connection: Connection, namespace: str, definition: ScheduleDefinition, *, key: str
+) -> tuple[dict[str, Any], bool]:
     """Store a schedule, replacing one of the same name. Return it, and whether it is new."""
-    row = in_order(connection.execute(PUT, _values(namespace, definition)).mappings().one(), "request")
+    row = in_order(connection.execute(PUT, _values(namespace, definition, key)).mappings().one(), "request")
     created: bool = row.pop("created")
     return row, created
 
 
-def change(connection: Connection, namespace: str, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+def change(
+    connection: Connection, namespace: str, name: str, changes: Mapping[str, Any], *, key: str
+) -> dict[str, Any]:
     """Change some fields of a schedule; null removes one.
 
     Raises:
@@ -210,7 +219,7 @@ def change(connection: Connection, namespace: str, name: str, changes: Mapping[s
     definition = ScheduleDefinition.parse(
         {field: value for field, value in {**kept, **changes, "name": name}.items() if value is not None}
     )
-    return put(connection, namespace, definition)[0]
+    return put(connection, namespace, definition, key=key)[0]
 
 
 def delete(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
@@ -225,8 +234,13 @@ def delete(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
     return in_order(row, "request")
 
 
-def prepare_run(engine: Engine, namespace: str, name: str, *, idempotency_key: str | None = None) -> list[NewTask]:
+def prepare_run(
+    engine: Engine, namespace: str, name: str, *, idempotency_key: str | None = None, submitter_key: str
+) -> list[NewTask]:
     """Prepare an extra run of a schedule, now, for `lifecycle.accept`; the schedule's times do not change.
+
+    Args:
+        submitter_key: the key that submits it, beside those that wrote the schedule.
 
     Raises:
         NotFound: there is no schedule of that name.
@@ -235,7 +249,8 @@ def prepare_run(engine: Engine, namespace: str, name: str, *, idempotency_key: s
     with autocommit(engine).connect() as connection:
         stored = get(connection, namespace, name)
     more = {"namespace": namespace} | ({"idempotency_key": idempotency_key} if idempotency_key else {})
-    return submission.prepare(engine, [task_request(name, stored["request"], **more)], submitted_by=submitter(name))
+    request = task_request(name, stored["request"], **more)
+    return submission.prepare(engine, [request], submitted_by=submitter(name), submitter_key=submitter_key)
 
 
 def no_such_schedule(name: str) -> NotFound:
@@ -243,12 +258,13 @@ def no_such_schedule(name: str) -> NotFound:
     return NotFound(f"There is no schedule named {name!r}. `minion schedules` lists them.")
 
 
-def _values(namespace: str, definition: ScheduleDefinition) -> dict[str, Any]:
+def _values(namespace: str, definition: ScheduleDefinition, key: str) -> dict[str, Any]:
     now = datetime.now(UTC)
     return {
         **definition.model_dump(),
         "request_order": order_of(definition.request),
         "namespace": namespace,
+        "key": key,
         "timezone": definition.timezone or "UTC",
         "next_at": next(definition.timetable(anchor=now).after(now)),
     }

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import pwd
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 from shared.access.roles import Permission, Role, permissions_of, roles_with
 from shared.access.scope import Scope
 from shared.errors import Forbidden
+
+BOOTSTRAP = "bootstrap"
+"""The name of the administrator's key, from the environment or the data folder, whatever its text is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +24,8 @@ class Key:
         id: its row; None for the key of the environment or the data folder.
         record: the key as records name it.
         submitter: the submitter of its tasks, for their record.
+        requests_per_minute: its quota in each orchestrator; None: there is none.
+        is_bootstrap: it is the administrator's.
         prefix: the first characters of its text, which lists show; None for an actor without a key.
     """
 
@@ -30,7 +36,16 @@ class Key:
     role: Role
     permissions: frozenset[Permission]
     scope: Scope
+    requests_per_minute: int | None = None
+    is_bootstrap: bool = False
     prefix: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """The key where keys are compared: its id, which a rotation keeps, or `bootstrap`; else `user:` and a name."""
+        if self.is_bootstrap:
+            return BOOTSTRAP
+        return f"user:{self.name}" if self.id is None else str(self.id)
 
     def may(self, permission: Permission) -> bool:
         """Return whether the key has a permission."""
@@ -81,7 +96,7 @@ class Actor:
 def bootstrap_key(fingerprint: str) -> Key:
     """Return the key of the environment or the data folder: the first administrator."""
     record = f"api:{fingerprint}"
-    return _administrator(name="bootstrap", record=record, submitter="api", prefix=record)
+    return _administrator(name=BOOTSTRAP, record=record, submitter="api", prefix=record, is_bootstrap=True)
 
 
 def local_actor() -> Actor:
@@ -108,5 +123,5 @@ def orchestrator() -> Actor:
     return Actor(_administrator(name=name, record=name, submitter=name))
 
 
-def _administrator(**names: str) -> Key:
+def _administrator(**names: Any) -> Key:
     return Key(id=None, role=Role.ADMIN, permissions=permissions_of(Role.ADMIN), scope=Scope(), **names)

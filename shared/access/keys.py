@@ -18,20 +18,22 @@ from shared.access import key_text
 from shared.access.actors import Actor, Key
 from shared.access.roles import Role, permissions_of
 from shared.access.scope import Scope
-from shared.errors import AmbiguousId, Conflict, NotFound
+from shared.errors import AmbiguousId, Conflict, Forbidden, NotFound
 from shared.storable import storable
 
 COLUMNS = (
     "id, name, prefix, role, payloads, namespace, agents, capabilities, tenant, created_at, created_by, expires_at, "
-    "last_used_at, rotated_at, rotated_by, previous_prefix, previous_until, previous_used_at, revoked_at, revoked_by, "
+    "requests_per_minute, last_used_at, rotated_at, rotated_by, previous_prefix, previous_until, previous_used_at, "
+    "revoked_at, revoked_by, "
     "CASE WHEN revoked_at IS NOT NULL THEN 'revoked' WHEN expires_at <= now() THEN 'expired' ELSE 'active' END "
     "AS status"
 )
 TYPES = (bindparam("agents", type_=ARRAY(TEXT)), bindparam("capabilities", type_=ARRAY(TEXT)))
 CREATE = text(
     "INSERT INTO api_keys (name, prefix, hash, role, payloads, namespace, agents, capabilities, "  # noqa: S608
-    "tenant, created_by, expires_at) VALUES (:name, :prefix, :hash, :role, :payloads, :namespace, :agents, "
-    ":capabilities, :tenant, :created_by, now() + CAST(:lifetime AS interval)) "
+    "tenant, requests_per_minute, created_by, expires_at) VALUES (:name, :prefix, :hash, :role, :payloads, "
+    ":namespace, :agents, :capabilities, :tenant, :requests_per_minute, :created_by, "
+    "now() + CAST(:lifetime AS interval)) "
     f"ON CONFLICT (COALESCE(namespace, ''), name) WHERE revoked_at IS NULL DO NOTHING RETURNING {COLUMNS}"
 ).bindparams(*TYPES)
 # A bound administrator sees the keys of its namespace only.
@@ -72,7 +74,8 @@ FIND = text(
                            < now() - interval '1 minute', true)
     )
     SELECT id, name, CASE WHEN current THEN prefix ELSE previous_prefix END AS prefix, role, payloads, namespace,
-           agents, capabilities, tenant, current, ends, revoked_at, COALESCE(ends <= now(), false) AS over,
+           agents, capabilities, tenant, requests_per_minute, current, ends, revoked_at,
+           COALESCE(ends <= now(), false) AS over,
            EXTRACT(epoch FROM ends - now())::float AS seconds_left
         FROM found
     """
@@ -85,6 +88,7 @@ class NewKey:
 
     Attributes:
         payloads: whether it may see payloads.
+        requests_per_minute: its quota in each orchestrator; None: there is none.
         lifetime: the time until it expires; None: it does not.
     """
 
@@ -92,6 +96,7 @@ class NewKey:
     role: Role
     payloads: bool
     scope: Scope
+    requests_per_minute: int | None
     lifetime: timedelta | None
 
 
@@ -120,6 +125,7 @@ def create(connection: Connection, new: NewKey, actor: Actor) -> tuple[dict[str,
     """
     granted = permissions_of(new.role, payloads=new.payloads)
     actor.require_all(granted, new.scope)
+    _check_quota(actor, new.requests_per_minute)
     key = key_text.generate()
     scope = new.scope
     values = {
@@ -132,6 +138,7 @@ def create(connection: Connection, new: NewKey, actor: Actor) -> tuple[dict[str,
         "agents": list(scope.agents),
         "capabilities": list(scope.capabilities),
         "tenant": scope.tenant,
+        "requests_per_minute": new.requests_per_minute,
         "created_by": str(actor),
         "lifetime": new.lifetime,
     }
@@ -194,6 +201,7 @@ def rotate(
     """
     row = get(connection, actor.key.scope, named)
     actor.require_all(permissions_of(Role(row["role"]), payloads=row["payloads"]), _scope_of(row))
+    _check_quota(actor, row["requests_per_minute"])
     if row["status"] == "expired" and lifetime is None:
         raise Conflict(f"The key {row['name']!r} expired at {_utc(row['expires_at'])}. Give it a new `expires_in`.")
     key = key_text.generate()
@@ -247,8 +255,18 @@ def _key(row: RowMapping) -> Key:
         role=role,
         permissions=permissions_of(role, payloads=row["payloads"]),
         scope=_scope_of(row),
+        requests_per_minute=row["requests_per_minute"],
         prefix=row["prefix"],
     )
+
+
+def _check_quota(actor: Actor, requests_per_minute: int | None) -> None:
+    own = actor.key.requests_per_minute
+    if own is not None and (requests_per_minute is None or requests_per_minute > own):
+        raise Forbidden(
+            f"The key {actor.key.name!r} may send {own} requests a minute, and must not create or rotate a key that "
+            f"may send more. Give it a quota of {own} or less."
+        )
 
 
 def _scope_of(row: RowMapping | dict[str, Any]) -> Scope:

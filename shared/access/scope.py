@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shared.errors import Forbidden, InvalidInput
@@ -23,12 +23,14 @@ class Scope:
     Attributes:
         agents: names of agents.
         tenant: a tenant key, or the beginning of tenant keys followed by `*`: `acme`, `acme:*`.
+        holder: the subject of refusals.
     """
 
     namespace: str | None = None
     agents: tuple[str, ...] = ()
     capabilities: tuple[str, ...] = ()
     tenant: str | None = None
+    holder: str = field(default="This key", compare=False)
 
     @property
     def is_whole(self) -> bool:
@@ -58,8 +60,8 @@ class Scope:
             return asked or DEFAULT_NAMESPACE
         if asked not in (None, self.namespace):
             raise Forbidden(
-                f"This key is bound to the namespace {self.namespace!r}. Leave `namespace` out, or use a key of the "
-                f"namespace {str(asked)[:100]!r}."
+                f"{self.holder} is bound to the namespace {self.namespace!r}. Leave `namespace` out, or use a key of "
+                f"the namespace {str(asked)[:100]!r}."
             )
         return self.namespace
 
@@ -73,8 +75,8 @@ class Scope:
             return asked
         if scope == "installation":
             raise Forbidden(
-                f"This key is bound to the namespace {self.namespace!r}, and the scope `installation` is more than "
-                "that. Choose another scope."
+                f"{self.holder} is bound to the namespace {self.namespace!r}, and the scope `installation` is more "
+                "than that. Choose another scope."
             )
         return self.namespace_of(asked)
 
@@ -112,7 +114,7 @@ class Scope:
         if isinstance(asked, str) and self._has_tenant(asked) and SEPARATOR not in asked:
             return asked
         must = f"must begin with {self.tenant[:-1]!r}" if self.tenant.endswith(ANY) else f"must be {self.tenant!r}"
-        raise Forbidden(f"This key is bound to the tenant {self.tenant!r}: `key` {must}.")
+        raise Forbidden(f"{self.holder} is bound to the tenant {self.tenant!r}: `key` {must}.")
 
     def covers(self, other: Scope) -> bool:
         """Return whether everything in the other scope is in this one."""
@@ -135,7 +137,7 @@ class Scope:
             request[field] = allowed[0]
         elif asked not in allowed:
             raise Forbidden(
-                f"This key is bound to {' and '.join(map(repr, allowed))}: `{field}` must name one of them."
+                f"{self.holder} is bound to {' and '.join(map(repr, allowed))}: `{field}` must name one of them."
             )
 
 

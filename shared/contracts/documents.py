@@ -19,8 +19,9 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from shared.contracts import sampling
+from shared.contracts.approval_policy import Approval, ApprovalPolicy
 from shared.contracts.durations import Duration
-from shared.contracts.json_schema import check_dialect, check_schema
+from shared.contracts.json_schema import check_dialect, check_keywords, check_schema
 from shared.contracts.key_order import KeyOrder, order_of, ordered
 from shared.contracts.requests import Budget
 from shared.contracts.strict_json import check, digest
@@ -103,7 +104,7 @@ class AgentConfig(Strict):
     retry_jitter: float = Field(0.5, ge=0, le=1)
     retry_on: list[str] | None = Field(None, max_length=100)
     no_retry_on: list[str] = Field(default_factory=list, max_length=100)
-    approval: bool = False
+    approval: Approval = False
     thinking: Literal["adaptive", "disabled"] | Annotated[int, Field(ge=1024, le=1_000_000)] | None = None
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     max_parallel: int = Field(1000, ge=1, le=10_000)
@@ -184,19 +185,34 @@ class Definition(Strict):
         return self
 
     def check_dialect(self) -> None:
-        """Refuse schemas with keywords of another draft. `parse_definition` calls it for submitted definitions.
+        """Refuse schemas with keywords of another draft, and conditions with unknown ones. `parse_definition` calls it
+        for submitted definitions.
 
         Raises:
             InvalidDefinition: there is such a keyword.
         """
         for where, schema in self._schemas():
             check_dialect(schema, where=where)
+        for where, condition in self._conditions():
+            check_keywords(condition, where=where)
 
     def _schemas(self) -> Iterator[tuple[str, JsonSchema]]:
         """Yield the definition's schemas with their names in messages."""
         for field in SCHEMAS:
             if (schema := getattr(self, field, None)) is not None:
                 yield f"{self.name!r}, {field}", schema
+        yield from self._conditions()
+
+    def _conditions(self) -> Iterator[tuple[str, JsonSchema]]:
+        """Yield the conditions of the approval policy with their names in messages."""
+        if (policy := self.approval_policy) is not None:
+            for place, condition in policy.conditions():
+                yield f"{self.name!r}, {place}", condition
+
+    @property
+    def approval_policy(self) -> ApprovalPolicy | None:
+        """The policy by which a person must approve its calls; None if there is none."""
+        return None
 
     def content(self) -> dict[str, Any]:
         """Return the definition as JSON, without `kind` and name: the checksum covers it and a version stores it."""
@@ -241,6 +257,11 @@ class AgentDefinition(Definition):
     def _type_fits(self) -> Self:
         (self._check_model_agent if self.type == "agent" else self._check_function_agent)()
         return self
+
+    @property
+    def approval_policy(self) -> ApprovalPolicy | None:
+        """The policy by which a person must approve its input; None if there is none."""
+        return self.config.approval if isinstance(self.config.approval, ApprovalPolicy) else None
 
     def inheriting(self, *pinned: Mapping[str, Any]) -> AgentDefinition:
         """Return the definition with schemas of the tool or function that it runs, nearest first, if it has none."""
@@ -361,13 +382,18 @@ class ToolDefinition(Definition):
     agent: Name | None = None
     builtin: str | None = Field(None, max_length=200)
     http: HttpCall | None = None
-    approval: bool = False
+    approval: Approval = False
     approval_timeout: float | None = Field(None, gt=0, le=31_622_400)
     cache: Duration | None = None
 
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return _without_defaults(self, serialize(self), ("http", "approval", "approval_timeout", "cache"))
+
+    @property
+    def approval_policy(self) -> ApprovalPolicy | None:
+        """The policy by which a person must approve its calls; None if there is none."""
+        return self.approval if isinstance(self.approval, ApprovalPolicy) else None
 
     @field_validator("name")
     @classmethod

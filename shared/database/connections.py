@@ -47,6 +47,7 @@ EXPECTED: dict[str, type[errors.MinionError]] = {
     "MN007": errors.InvalidInput,
     "MN008": errors.NotFound,
     "MN009": errors.Conflict,
+    "MN010": errors.Forbidden,
 }
 # U+0000 inside JSON, written as an escape that the driver lets pass.
 NO_TEXT_IN_JSON = "22P05"

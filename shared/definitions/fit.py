@@ -1,16 +1,20 @@
-"""Checks that the agents of a chain can work together, and that a model can call a tool."""
+"""Checks that agents of a chain can work together, that a model can call a tool, and that conditions can hold."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 
+from shared.contracts.approval_policy import ApprovalPolicy
 from shared.contracts.documents import AgentDefinition
 from shared.contracts.json_schema import Pair, Schema, misfits
 
 # The rules of the Messages API for the input schema of a tool.
 NOT_AT_THE_TOP = ("$ref", "oneOf", "anyOf", "allOf")
+REFERRING = frozenset({"$ref", "allOf", "anyOf", "oneOf", "if", "patternProperties", "dependentSchemas"})
+"""Keywords by which a schema may name further properties."""
 PROPERTY = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 ANSWER = {
     "type": "object",
@@ -36,6 +40,30 @@ def model_misfit(wanted: Schema | bool | None) -> str | None:
     for name in wanted.get("properties", {}):
         if not PROPERTY.fullmatch(name):
             return f"its property {name[:100]!r} must have a name of 1 to 64 letters, digits, dots, _ and -"
+    return None
+
+
+def condition_misfits(policy: ApprovalPolicy, inputs: Schema | None) -> Iterator[str]:
+    """Yield the conditions of an approval policy that no arguments with this schema can match, with the reasons."""
+    conditions = list(policy.conditions())
+    faults = misfits([Pair(inputs, condition) for _, condition in conditions]) if inputs else []
+    for (place, condition), fault in zip(conditions, faults, strict=False):
+        if unknown := _unknown_property(condition, inputs or {}):
+            yield f"{place}: {unknown}"
+        elif fault:
+            yield f"{place}: no arguments that the input schema allows can match this condition: {fault}"
+
+
+def _unknown_property(condition: Schema, inputs: Schema) -> str | None:
+    """Return the fault of a condition that names an argument which the input schema does not name."""
+    known = inputs.get("properties", {})
+    if not known or inputs.keys() & REFERRING:
+        return None
+    for name in [*condition.get("properties", {}), *condition.get("required", [])]:
+        if name not in known:
+            similar = get_close_matches(name[:255], known, n=1, cutoff=0.6)
+            meant = f"Did you mean {similar[0]!r}?" if similar else f"It has {', '.join(map(repr, known))[:200]}."
+            return f"the input schema has no property {name[:100]!r}. {meant}"
     return None
 
 

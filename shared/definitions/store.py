@@ -38,7 +38,7 @@ from shared.database.tables import (
     Tool,
     ToolVersion,
 )
-from shared.definitions.fit import chain_misfits, model_misfit
+from shared.definitions.fit import chain_misfits, condition_misfits, model_misfit
 from shared.definitions.known_models import unknown_models
 from shared.errors import InvalidDefinition
 from shared.functions.worker_packages import WorkerPackages
@@ -142,20 +142,27 @@ class DefinitionStore:
     def _store_tool(self, definition: ToolDefinition, because: str | None) -> None:
         values: dict[str, Any] = {"type": definition.type, "effect": definition.effect}
         resolved: dict[str, Any] = {}
+        inputs = definition.http.closed(definition.input_schema) if definition.http else definition.input_schema
         if definition.function:
             version = self._resolve("function", definition.function, where=f"tool {definition.name!r}, function")
             values["function_version_id"] = version.id
             resolved["function"] = str(version.id)
             if definition.cache and version.definition.get("config", {}).get("requires_context"):
                 raise InvalidDefinition(f"tool {definition.name!r}, cache: {CONTEXT_AND_CACHE}.")
+            inputs = inputs or version.definition.get("input_schema")
+        _check_conditions(definition, inputs)
         self._store(definition, definition.checksum(**resolved), because, values)
 
     def _store_agent(self, definition: AgentDefinition, because: str | None) -> None:
         place = f"agent {definition.name!r}"
         values = _agent_columns(definition)
+        inputs = definition.input_schema
         for kind in ("function", "tool"):
             if reference := getattr(definition, kind):
-                values[f"{kind}_version_id"] = self._resolve(kind, reference, where=f"{place}, {kind}").id
+                pinned = self._resolve(kind, reference, where=f"{place}, {kind}")
+                values[f"{kind}_version_id"] = pinned.id
+                inputs = inputs or pinned.definition.get("input_schema")
+        _check_conditions(definition, inputs)
         tools = [
             self._resolve("tool", reference, where=f"{place}, tools.{position}")
             for position, reference in enumerate(definition.tools)
@@ -416,6 +423,13 @@ def _refuse_twice(definitions: Sequence[AnyDefinition]) -> None:
         if key in seen:
             raise InvalidDefinition(f"The {definition.kind} {definition.name!r} is defined twice.")
         seen.add(key)
+
+
+def _check_conditions(definition: AgentDefinition | ToolDefinition, inputs: dict[str, Any] | None) -> None:
+    """Refuse an approval policy whose conditions no arguments with this schema can match."""
+    if (policy := definition.approval_policy) is not None:
+        for fault in condition_misfits(policy, inputs):
+            raise InvalidDefinition(f"{definition.kind} {definition.name!r}, {fault}")
 
 
 def _agent_columns(definition: AgentDefinition) -> dict[str, Any]:

@@ -1,30 +1,47 @@
-"""Checks of arguments that an operator approves in place of the proposed ones.
+"""Checks of approvals, before the database decides: the arguments that a person sets, and the rules of a policy.
 
-They are checked against the versions that the task has pinned, in a decision and in a replay that edits an approval.
+Both are checked against the versions that the task has pinned, in a decision and in a replay that edits an approval.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY, INTEGER, JSONB
 
+from shared.access.actors import Key
 from shared.contracts.documents import AgentDefinition, ToolDefinition, stored_definition
-from shared.contracts.json_schema import Schema, validate
+from shared.contracts.json_schema import ENDLESS, TOO_LONG, Schema, validate, violations
 from shared.contracts.strict_json import JsonValue
 from shared.errors import InvalidInput
 from shared.tasks.messages import approved_messages
+from shared.tasks.records import Approver
 
 UNDECIDED = text(
-    "SELECT u.number FROM minion_undecided(:task) u WHERE (CAST(:step AS integer) IS NULL OR u.number = :step) "
+    "SELECT u.number, minion_proposal(u) AS proposal FROM minion_undecided(:task) u "
+    "WHERE (CAST(:step AS integer) IS NULL OR u.number = :step) "
     "AND (CAST(:proposal AS text) IS NULL OR minion_proposal(u) = :proposal) LIMIT 1"
 )
+POLICY = text(
+    """
+    SELECT minion_approval_policy(s) AS policy, s.input->'approval' AS proposed, s.approvals->'arguments' AS edited,
+           minion_standing_approvals(s) AS given, t.messages = s.input->'approval' AS of_messages
+        FROM steps s JOIN tasks t ON t.id = s.task_id
+        WHERE s.task_id = :task AND s.number = :step AND s.kind = 'wait' AND s.input ? 'approval'
+    """
+)
+REQUIRED = text(
+    "SELECT r.required->'people' AS people, minion_approvers(r.required) AS approvers "
+    "FROM (SELECT minion_required(:policy, :rules) AS required) AS r"
+).bindparams(bindparam("policy", type_=JSONB), bindparam("rules", type_=ARRAY(INTEGER)))
 # The first step of an agent that requires approval concerns the agent's own input.
 PROPOSED = text(
     """
-    SELECT s.name, s.number = 1 AND v.definition->'config'->'approval' = 'true' AS of_agent,
+    SELECT s.name, s.number = 1 AND v.definition->'config'->'approval' <> 'false' AS of_agent,
            t.messages = s.input->'approval' AS of_messages,
            v.name AS agent_name, v.definition AS agent, v.key_order AS agent_order,
            tool.name AS tool_name, tool.definition AS tool, tool.key_order AS tool_order, code.definition AS code
@@ -38,25 +55,86 @@ PROPOSED = text(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Awaited:
+    """The approvals that a step with a policy has and needs.
+
+    Attributes:
+        people: the number of different keys that must approve.
+        approvers: the keys that may, in words.
+        given: the approvals so far: `key`, `by`, `at` and `reason` of each.
+    """
+
+    people: int
+    approvers: str
+    given: list[dict[str, Any]]
+
+
 def is_approval(connection: Connection, task: UUID, step: int) -> bool:
     """Return whether a step is the approval of a call by a person."""
     return connection.execute(PROPOSED, {"task": task, "step": step}).one_or_none() is not None
 
 
-def check_decision(
-    connection: Connection, task: UUID, step: int | None, proposal: str | None, arguments: JsonValue
-) -> None:
-    """Check the arguments of an approval before its decision; a step that waits for none is left to `decide`.
+def judge(
+    connection: Connection, task: UUID, step: int | None, proposal: str | None, arguments: JsonValue, *, key: Key
+) -> Approver | None:
+    """Check a decision before the database makes it: the arguments that it sets, and the rules that apply to them.
 
     Args:
         connection: in autocommit mode: PostgreSQL ends a transaction that is idle for the time of a slow check.
+        arguments: None approves the current ones.
+        key: the deciding key.
+
+    Returns:
+        the key with these rules, for `decide`; None if no step waits, which `decide` reports.
 
     Raises:
-        InvalidInput: with every violation and its path.
+        InvalidInput: the arguments do not match a schema; with every violation and its path.
     """
-    number = connection.scalar(UNDECIDED, {"task": task, "step": step, "proposal": proposal})
-    if number is not None:
-        check_arguments(connection, task, number, arguments)
+    found = connection.execute(UNDECIDED, {"task": task, "step": step, "proposal": proposal}).one_or_none()
+    if found is None:
+        return None
+    if arguments is not None:
+        check_arguments(connection, task, found.number, arguments)
+    return approver_of(connection, task, found.number, arguments, key=key, judged=found.proposal)
+
+
+def approver_of(
+    connection: Connection, task: UUID, step: int, arguments: JsonValue, *, key: Key, judged: str | None = None
+) -> Approver:
+    """Return a key with the rules that apply to the approval of a call: those of the proposed arguments, and of those
+    that replace them, so that no edit avoids a rule.
+
+    Args:
+        judged: the current proposal.
+    """
+    found = connection.execute(POLICY, {"task": task, "step": step}).one_or_none()
+    rules = [] if found is None or found.policy is None else _applying(found, arguments)
+    return Approver(key=key.identity, role=str(key.role), rules=rules, judged=judged)
+
+
+def awaited(connection: Connection, task: UUID, step: int) -> Awaited | None:
+    """Return the approvals that a waiting step has and needs, or None if it has no policy."""
+    found = connection.execute(POLICY, {"task": task, "step": step}).one_or_none()
+    if found is None or found.policy is None:
+        return None
+    required = connection.execute(REQUIRED, {"policy": found.policy, "rules": _applying(found, None)}).one()
+    return Awaited(required.people, required.approvers, found.given)
+
+
+def _applying(found: Row[Any], arguments: JsonValue) -> list[int]:
+    """Return the rules whose conditions match any of the arguments; all of them for messages, which match no schema
+    of arguments, and a rule whose condition takes too long to check."""
+    candidates = [found.proposed, *(each for each in (found.edited, arguments) if each is not None)]
+    return [
+        position
+        for position, rule in enumerate(found.policy.get("rules", []))
+        if found.of_messages or any(_may_match(rule["when"], each) for each in candidates)
+    ]
+
+
+def _may_match(condition: Schema, arguments: JsonValue) -> bool:
+    return violations(condition, arguments) in ([], TOO_LONG, ENDLESS)
 
 
 def check_arguments(connection: Connection, task: UUID, step: int, arguments: JsonValue) -> None:

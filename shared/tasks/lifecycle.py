@@ -13,10 +13,11 @@ from typing import Any, cast
 from uuid import UUID
 
 from sqlalchemy import Connection, RowMapping, bindparam, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 
 from shared.contracts.key_order import in_order, order_of, ordered, with_order
 from shared.tasks.records import (
+    Approver,
     ChildRecord,
     Claimed,
     ExecutionResult,
@@ -63,6 +64,7 @@ class Decided:
     Attributes:
         proposal: the short hash that identifies the proposal.
         value: the approved arguments, or the result that was set for the step.
+        approvals: with an approval policy, the number of keys that have approved; `people` must.
     """
 
     state: State
@@ -71,10 +73,15 @@ class Decided:
     proposal: str
     verdict: str
     value: Any
+    approvals: int | None
+    people: int | None
 
 
 ACCEPT = text("SELECT task_id, created FROM minion_accept_many(:requests)").bindparams(
     bindparam("requests", type_=JSONB)
+)
+CHECK_REACH = text("SELECT minion_check_reach(:task, :agents)").bindparams(
+    bindparam("task", type_=JSONB), bindparam("agents", type_=ARRAY(TEXT))
 )
 ROUTE = text("SELECT minion_route_by(:task, :version, :queue, :decision)").bindparams(
     bindparam("decision", type_=JSONB(none_as_null=True))
@@ -111,9 +118,9 @@ SIGNAL = text("SELECT minion_signal_v2(:task, :name, :payload, :order)").bindpar
     bindparam("payload", type_=JSONB), bindparam("order", type_=JSONB(none_as_null=True))
 )
 ASK = text("SELECT minion_ask(:task, :claim, :result)").bindparams(bindparam("result", type_=JSONB))
-DECIDE = text("SELECT minion_decide_v2(:task, :step, :proposal, :verdict, :value, :order, :reason, :who)").bindparams(
-    bindparam("value", type_=JSONB(none_as_null=True)), bindparam("order", type_=JSONB(none_as_null=True))
-)
+DECIDE = text(
+    "SELECT minion_decide_v2(:task, :step, :proposal, :verdict, :value, :order, :reason, :who, :approver)"
+).bindparams(*(bindparam(name, type_=JSONB(none_as_null=True)) for name in ("value", "order", "approver")))
 IS_CANCELLED = text(
     "SELECT cancel_requested FROM task_status WHERE task_id = :task AND claim = :claim AND state = 'running'"
 )
@@ -139,6 +146,20 @@ def accept(connection: Connection, tasks: Sequence[NewTask]) -> list[Accepted]:
     return [Accepted(task_id, created) for task_id, created in connection.execute(ACCEPT, values)]
 
 
+def check_reach(connection: Connection, task: NewTask, agents: Sequence[str]) -> None:
+    """Refuse a task that would join a conversation of other agents, or whose keys one of their tasks has.
+
+    Args:
+        agents: the only agents that the submitter may use; empty: all.
+
+    Raises:
+        Conflict: it would.
+    """
+    if agents:
+        names = {name: task.get(name) for name in ("namespace", "conversation_id", "idempotency_key", "unique_key")}
+        connection.execute(CHECK_REACH, {"task": names, "agents": list(agents)})
+
+
 def replay_from(
     connection: Connection,
     new: NewTask,
@@ -147,6 +168,7 @@ def replay_from(
     edited: dict[str, Any] | None,
     *,
     who: str,
+    approver: Approver | None = None,
 ) -> UUID:
     """Insert a task that continues an ended one, with a copy of its journal. Return the new task.
 
@@ -155,8 +177,10 @@ def replay_from(
         first: the first step that is executed; all earlier ones must be readable.
         edited: `{"output": …}` if step `first` is copied too, with this output.
         who: the author of an edit, for the record.
+        approver: the key of the author, if the edited step is an approval.
 
     Raises:
+        Forbidden: one key alone may not set what an approval policy protects.
         NotFound: the task is gone.
         Conflict: its journal has the format of another release.
         MinionError: the agent no longer accepts it.
@@ -165,7 +189,7 @@ def replay_from(
         "request": with_order(new, "input"),
         "source": source,
         "first": first,
-        "edited": edited and with_order(edited, "output"),
+        "edited": edited and {**with_order(edited, "output"), "approver": approver},
         "who": who,
     }
     return UUID(str(connection.scalar(REPLAY_FROM, values)))
@@ -413,6 +437,7 @@ def decide(
     proposal: str | None = None,
     value: Any = None,
     reason: str | None = None,
+    approver: Approver | None = None,
 ) -> Decided:
     """Decide about a step that waits for a person.
 
@@ -423,10 +448,12 @@ def decide(
         proposal: the hash of the proposal, as in `explain` and `undecided`. Without step and proposal, the decision
             applies to the first step that waits for one at that time.
         value: for `approve` the arguments that replace the proposed ones, for `result` the result of the call.
+        approver: the deciding key, from `approvals.judge`; a step with an approval policy needs it.
 
     Raises:
         NotFound: there is no such task.
-        Conflict: the task waits for no such decision.
+        Conflict: the task waits for no such decision, or the arguments have changed since they were judged.
+        Forbidden: the approval policy does not permit it.
         InvalidInput: the verdict does not fit the step.
     """
     values = {
@@ -438,6 +465,7 @@ def decide(
         "order": order_of(value),
         "reason": reason,
         "who": who,
+        "approver": approver,
     }
     decided: dict[str, Any] = connection.scalar(DECIDE, values)
     return Decided(**{**in_order(decided, "value"), "state": State(decided["state"])})

@@ -108,7 +108,7 @@ EXISTS = text("SELECT EXISTS (SELECT 1 FROM tasks WHERE id = :task)")
 BELOW = "SELECT id FROM tasks WHERE id = :task UNION ALL SELECT c.id FROM tasks c JOIN tree ON c.parent_id = tree.id"
 STEPS = text(
     "SELECT number, kind, name, status, effect, request_hash, claim, input, input_order, output, output_order, error, "
-    "stdout, usage, cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at "
+    "stdout, usage, cost_microdollars, child_id, function_version_id, copied_from, started_at, finished_at, approvals "
     "FROM steps WHERE task_id = :task AND number > :after ORDER BY number LIMIT :most"
 )
 EXECUTIONS = text(

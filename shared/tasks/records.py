@@ -13,6 +13,7 @@ class NewTask(TypedDict, total=False):
     Attributes:
         validated: the agent version whose input schema the input was checked against.
         new_keys: a replay's calls get new idempotency keys.
+        submitter_key: the id of the API key that submits it, or `bootstrap` for the administrator's.
     """
 
     agent: str
@@ -32,10 +33,27 @@ class NewTask(TypedDict, total=False):
     agent_version_id: str
     traceparent: str
     submitted_by: str
+    submitter_key: str
     unique_key: str
     unique_while: Literal["pending", "running"]
     budget: dict[str, Any]
     validated: str
+
+
+class Approver(TypedDict):
+    """A key that decides, as `minion_decide_v2` reads it.
+
+    Attributes:
+        key: `shared.access.actors.Key.identity`.
+        role: its role, which counts for a user without a key; that of a key is in its row.
+        rules: the positions of the policy's rules that apply to the arguments.
+        judged: the proposal that they were chosen for.
+    """
+
+    key: str
+    role: str
+    rules: list[int]
+    judged: str | None
 
 
 Status = Literal["started", "finished", "failed"]

@@ -94,22 +94,28 @@ def submit_within(connection: Connection, requests: Sequence[TaskRequest], *, su
     return accept(connection, _prepare_all(connection, requests, submitted_by))
 
 
-def prepare(engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str) -> list[NewTask]:
+def prepare(
+    engine: Engine, requests: Sequence[TaskRequest], *, submitted_by: str, submitter_key: str | None = None
+) -> list[NewTask]:
     """Check tasks, for callers that then pass them to `lifecycle.accept` in their own transaction.
 
     Checking one large input against its schema may take longer than PostgreSQL lets a transaction idle (a lease), so
     no transaction is open during that time.
+
+    Args:
+        submitter_key: the id of the API key that submits them, or `bootstrap` for the administrator's.
 
     Raises:
         MinionError: the first refusal; `detail["index"]` is the position if there are several requests.
     """
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         try:
-            return _prepare_all(connection, requests, submitted_by)
+            prepared = _prepare_all(connection, requests, submitted_by)
         except UnknownAgent as error:
             asked = requests[error.detail.get("index", 0)]
             similar = similar_agents(connection, asked.namespace, asked.agent or "")
             raise UnknownAgent(error.message + similar, **error.detail) from None
+    return prepared if submitter_key is None else [{**task, "submitter_key": submitter_key} for task in prepared]
 
 
 def prepare_each(

@@ -7,7 +7,18 @@ process with bounded time and memory.
 """
 
 from shared.contracts.json_schema.fit import Pair, misfits
-from shared.contracts.json_schema.schemas import check_dialect, check_schema
-from shared.contracts.json_schema.values import Schema, validate, violations
+from shared.contracts.json_schema.schemas import check_dialect, check_keywords, check_schema
+from shared.contracts.json_schema.values import ENDLESS, TOO_LONG, Schema, validate, violations
 
-__all__ = ["Pair", "Schema", "check_dialect", "check_schema", "misfits", "validate", "violations"]
+__all__ = [
+    "ENDLESS",
+    "TOO_LONG",
+    "Pair",
+    "Schema",
+    "check_dialect",
+    "check_keywords",
+    "check_schema",
+    "misfits",
+    "validate",
+    "violations",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import jsonschema_rs
+from jsonschema import Draft202012Validator
 from referencing.exceptions import Unresolvable
 
 from shared.contracts.json_schema.keywords import matcher
@@ -21,6 +22,17 @@ HOLD_ONE = frozenset(
 )
 HOLD_LIST = frozenset("allOf anyOf oneOf prefixItems".split())
 HOLD_MAP = frozenset("$defs definitions dependentSchemas patternProperties properties".split())
+
+KEYWORDS = (
+    frozenset(Draft202012Validator.VALIDATORS)
+    | HOLD_ONE
+    | HOLD_LIST
+    | HOLD_MAP
+    | frozenset(
+        "$anchor $comment $dynamicAnchor $id $schema $vocabulary contentEncoding contentMediaType default deprecated "
+        "description examples maxContains minContains readOnly title writeOnly".split()
+    )
+)
 
 # Keywords of other drafts and OpenAPI 3.0 that 2020-12 ignores silently, and their replacements.
 RENAMED = {
@@ -73,6 +85,21 @@ def check_dialect(schema: Schema, *, where: str) -> None:
                     f"Write {RENAMED[keyword]}.",
                     path=f"{path}.{keyword}",
                 )
+
+
+def check_keywords(schema: Schema, *, where: str) -> None:
+    """Refuse names that are no keywords, which JSON Schema ignores silently: a misspelt one would change the meaning.
+
+    Raises:
+        InvalidDefinition: names the path and the keyword.
+    """
+    for path, part in _subschemas(schema, "$"):
+        for keyword in sorted(part.keys() - KEYWORDS):
+            raise InvalidDefinition(
+                f"{where}: {truncate(path)}: {truncate(keyword)!r} is no keyword of JSON Schema. The name of an "
+                "argument belongs under `properties`: {properties: {amount: {exclusiveMinimum: 100}}}.",
+                path=path,
+            )
 
 
 def _check_meta(schema: JsonValue, where: str) -> None:

@@ -1,4 +1,4 @@
-"""API keys."""
+"""API keys, and the bounds of roles that submit by SQL."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class ApiKey(Base):
     __table_args__ = (
         CheckConstraint("role IN ('viewer', 'submitter', 'operator', 'approver', 'author', 'admin')", name="role"),
         CheckConstraint("octet_length(hash) = 32 AND octet_length(previous_hash) = 32", name="hash"),
+        CheckConstraint("requests_per_minute > 0", name="requests_per_minute"),
         CheckConstraint("num_nulls(previous_hash, previous_prefix, previous_until) IN (0, 3)", name="previous"),
         Index("api_keys_hash_idx", "hash", unique=True),
         Index(
@@ -62,3 +63,16 @@ class ApiKey(Base):
     previous_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     revoked_by: Mapped[str | None]
+    requests_per_minute: Mapped[int | None]
+
+
+class SqlSubmitter(Base):
+    """The bounds of a database role that submits tasks by SQL."""
+
+    __tablename__ = "sql_submitters"
+
+    role: Mapped[str] = mapped_column(primary_key=True)
+    namespace: Mapped[str]
+    agents: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'::text[]"))
+    tenant: Mapped[str | None]
+    created_at: Mapped[datetime] = created()

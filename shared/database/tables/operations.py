@@ -142,6 +142,7 @@ class Schedule(Base):
     last_task_id: Mapped[UUID | None]
     last_error: Mapped[str | None]
     created_at: Mapped[datetime] = created()
+    submitter_keys: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
 
 
 class Webhook(Base):

@@ -24,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
 from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.types import Text
 
 from shared.database.tables.base import (
     EMPTY_OBJECT,
@@ -76,7 +77,8 @@ class TaskRow(Base):
     """The submitted request for one piece of work. Never changes, except for the routing that pins its agent version.
 
     A replay from a step has `from_step`, and `history_before`, which hides later messages of its conversation.
-    Idempotency keys are derived from `effect_origin` if it is set, else from `origin_id`.
+    Idempotency keys are derived from `effect_origin` if it is set, else from `origin_id`. `submitter_keys`: the ids of
+    the API keys that submitted it, its ancestors and, for a replay, its original; `bootstrap` is the administrator's.
     """
 
     __tablename__ = "tasks"
@@ -125,6 +127,7 @@ class TaskRow(Base):
     from_step: Mapped[int | None]
     history_before: Mapped[datetime | None]
     effect_origin: Mapped[UUID | None]
+    submitter_keys: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
 
 
 class TaskStatus(Base):
@@ -309,6 +312,7 @@ class Execution(Base):
 class Step(Base):
     """One journaled effect inside a task: a model call, tool call, function call, sub-task or wait.
 
+    `approvals`: of a call with an approval policy: {people, by, arguments, order, edited}; see `shared/tasks/sql/`.
     `copied_from`: the task that executed the step, if this task is a replay that continues after it. That task may have
     been deleted since.
     """
@@ -346,6 +350,7 @@ class Step(Base):
     started_at: Mapped[datetime] = created()
     finished_at: Mapped[datetime | None]
     copied_from: Mapped[UUID | None]
+    approvals: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
 
 
 class IdempotencyKey(Base):

@@ -13,7 +13,7 @@ Errors of class MN are expected; `shared/database/connections.py` turns them int
 
     MN001 unknown agent      MN002 unknown capability   MN003 ambiguous route   MN004 agent disabled
     MN005 idempotency key    MN006 too large            MN007 invalid input     MN008 no such task
-    MN009 conflict
+    MN009 conflict           MN010 forbidden
 
 Plans inside functions are cached for a session. A plan made while the tables are nearly empty scans them from end to
 end, and still does after they have grown; so hot functions have `enable_seqscan` off in their header. The query of
@@ -45,6 +45,7 @@ OTHERS = (
     "journal",
     "budgets",
     "standing",
+    "approvals",
     "waits",
     "finish",
     "clock",

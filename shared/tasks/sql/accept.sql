@@ -276,8 +276,8 @@ $$;
 -- Inserts tasks, with one statement for each table. It is the only insert of tasks, used by every entry point. A request
 -- holds agent | capability | messages, input, and optionally input_order (of its keys: `minion_key_order`), namespace,
 -- idempotency_key, key, labels, priority, run_at, deadline, conversation_id, parent_id, parent_step, replay_of, new_keys
--- (a replay whose calls get new idempotency keys), agent_version_id, traceparent, submitted_by, unique_key,
--- unique_while, budget ({tokens, dollars, steps, seconds, on_breach}), and `validated`: the id of the agent version
+-- (a replay whose calls get new idempotency keys), agent_version_id, traceparent, submitted_by, submitter_key (the id of
+-- the API key, or `bootstrap`), unique_key, unique_while, budget ({tokens, dollars, steps, seconds, on_breach}), and `validated`: the id of the agent version
 -- whose input schema the caller has already checked the input against.
 -- Returns the tasks in the order of the requests. Each request sees the effects of those before it.
 CREATE OR REPLACE FUNCTION minion_insert_tasks(requests jsonb) RETURNS TABLE (task_id uuid, created boolean)
@@ -334,26 +334,34 @@ BEGIN
                COALESCE(a.request->>'key', p.key) AS key,
                COALESCE(NULLIF(a.request->'labels', 'null'::jsonb), p.labels, '{}'::jsonb) AS labels,
                LEAST(a.ends, p.deadline) AS deadline,
-               COALESCE((a.request->>'priority')::smallint, p.priority, 0) AS urgency
+               COALESCE((a.request->>'priority')::smallint, p.priority, 0) AS urgency,
+               CASE WHEN a.replayed IS NOT NULL OR a.request->>'submitted_by' LIKE 'schedule:%'
+                    THEN minion_submitters(a.request->>'submitted_by', a.request->>'submitter_key', a.ns,
+                                           p.submitter_keys, o.submitter_keys)
+                    WHEN p.submitter_keys IS NOT NULL THEN p.submitter_keys
+                    WHEN a.request->>'submitter_key' IS NOT NULL THEN ARRAY[a.request->>'submitter_key']
+                    -- Release 0.2 knows no other key.
+                    WHEN COALESCE(a.request->>'submitted_by', p.submitted_by) ~ '^api(:|$)' THEN '{bootstrap}'
+                    END AS submitter_keys
             FROM asked a JOIN targets t USING (named) LEFT JOIN talks k USING (ns, talk)
             -- With a limit, these are looked up for each task by its id, whatever the plan's estimates.
             LEFT JOIN LATERAL (
                 SELECT t.*, COALESCE(t.effect_origin, t.origin_id) AS effects, s.priority, s.rank
                     FROM tasks t JOIN task_status s ON s.task_id = t.id WHERE t.id = a.parent LIMIT 1) AS p ON true
             LEFT JOIN LATERAL (
-                SELECT origin_id, effect_origin FROM tasks WHERE id = a.replayed LIMIT 1) AS o ON true
+                SELECT origin_id, effect_origin, submitter_keys FROM tasks WHERE id = a.replayed LIMIT 1) AS o ON true
             ORDER BY a.n
     ), stored AS (
         INSERT INTO tasks (id, namespace, agent_name, agent_version_id, capability, input, input_order, messages,
                            parent_id, parent_step, root_id, depth, replay_of, origin_id, effect_origin,
-                           conversation_id, key, labels, submitted_by, traceparent, deadline, budget_ids)
+                           conversation_id, key, labels, submitted_by, traceparent, deadline, budget_ids, submitter_keys)
             SELECT id, ns, agent_name, version_id, request->>'capability',
                    CASE WHEN request ? 'input' THEN request->'input' END,
                    NULLIF(request->'input_order', 'null'::jsonb), messages,
                    parent_id, (request->>'parent_step')::integer, COALESCE(root_id, id), COALESCE(depth + 1, 0), replayed,
                    COALESCE(origin_id, id), effects, request->>'conversation_id', key, labels,
                    COALESCE(request->>'submitted_by', submitted_by), COALESCE(request->>'traceparent', traceparent),
-                   deadline, CASE WHEN budget IS NULL THEN budget_ids ELSE budget_ids || id END
+                   deadline, CASE WHEN budget IS NULL THEN budget_ids ELSE budget_ids || id END, submitter_keys
                 FROM made
     ), statuses AS (
         INSERT INTO task_status (task_id, state, capability, priority, due_at, deadline, namespace, agent_name, key,
@@ -428,24 +436,30 @@ BEGIN
     SELECT * INTO task_id, created FROM minion_insert_tasks(jsonb_build_array(request));
 END $$;
 
+-- For orchestrators of release 0.2.
+CREATE OR REPLACE FUNCTION minion_refuse(agent text, idempotency text, failure jsonb, submitter text) RETURNS uuid
+LANGUAGE sql AS $$
+    SELECT minion_refuse_v2(agent, idempotency, failure, submitter, 'default', NULL)
+$$;
+
 -- Stores a refused submission as a failed task, for entry points without a caller that waits for the answer. The same
 -- key returns the same task.
-CREATE OR REPLACE FUNCTION minion_refuse(agent text, idempotency text, failure jsonb, submitter text) RETURNS uuid
-LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION minion_refuse_v2(agent text, idempotency text, failure jsonb, submitter text, ns text, tenant text)
+RETURNS uuid LANGUAGE plpgsql AS $$
 DECLARE
     t uuid := minion_uuidv7();
     holder uuid;
 BEGIN
     agent := left(agent, 200);
     idempotency := left(idempotency, 255);
-    holder := (minion_hold_idempotency('default', idempotency, t, failure)).task_id;
+    holder := (minion_hold_idempotency(ns, idempotency, t, failure)).task_id;
     IF holder <> t THEN
         RETURN holder;
     END IF;
-    INSERT INTO tasks (id, agent_name, root_id, origin_id, labels, submitted_by)
-        VALUES (t, agent, t, t, jsonb_build_object('celery_id', idempotency), submitter);
-    INSERT INTO task_status (task_id, state, agent_name, key, rank)
-        VALUES (t, 'pending', COALESCE(agent, ''), '', minion_rank(now(), 0));
+    INSERT INTO tasks (id, namespace, agent_name, root_id, origin_id, labels, submitted_by, key)
+        VALUES (t, ns, agent, t, t, jsonb_build_object('celery_id', idempotency), submitter, tenant);
+    INSERT INTO task_status (task_id, state, namespace, agent_name, key, rank)
+        VALUES (t, 'pending', ns, COALESCE(agent, ''), COALESCE(tenant, ''), minion_rank(now(), 0));
     PERFORM minion_settle(t, 'failed', jsonb_build_object('error', failure));
     RETURN t;
 END $$;

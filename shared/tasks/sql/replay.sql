@@ -2,13 +2,15 @@
 
 -- A new task that continues an ended one: `request` is as for `minion_accept` and pins the same versions. The journal
 -- before step `first` is copied to the new task as the work of claim 0, without its costs. `edited`, {output,
--- output_order}: step `first` is copied too, with this output. The caller must ensure that these steps can be read
--- back.
+-- output_order, approver}: step `first` is copied too, with this output. To edit an approval is to approve, by its policy
+-- and by `approver`: see `minion_check_approver`. The caller must ensure that these steps can be read back.
 CREATE OR REPLACE FUNCTION minion_replay_from(request jsonb, source uuid, first integer, edited jsonb, who text) RETURNS uuid
 LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     old record;
     new uuid;
+    step steps;
+    policy jsonb;
 BEGIN
     SELECT k.journal_format, COALESCE(k.history_before, o.finished_at) AS history_before INTO old
         FROM tasks k JOIN task_outcomes o ON o.task_id = k.id
@@ -24,9 +26,14 @@ BEGIN
         RAISE EXCEPTION 'The journal of task % has the format % of another release, and cannot be continued. '
             'Replay the task from its beginning.', source, old.journal_format USING ERRCODE = 'MN009';
     END IF;
+    SELECT * INTO step FROM steps s WHERE s.task_id = source AND s.number = first AND edited IS NOT NULL;
+    policy := minion_approval_policy(step);
+    IF policy IS NOT NULL THEN
+        PERFORM minion_check_edited_approval(step, new, policy, NULLIF(edited->'approver', 'null'));
+    END IF;
     INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, output,
                        output_order, error, stdout, usage, child_id, function_version_id, due_at, started_at,
-                       finished_at, copied_from)
+                       finished_at, copied_from, approvals)
         SELECT new, s.number, s.kind, s.name, s.status, s.effect, s.request_hash, 0, s.input, s.input_order,
                -- The sub-task may be deleted before its outcome is read.
                CASE WHEN s.kind = 'subtask' AND s.copied_from IS NULL THEN jsonb_build_object(
@@ -36,7 +43,7 @@ BEGIN
                s.error, s.stdout,
                CASE WHEN s.usage ? 'decision' THEN jsonb_build_object('decision', s.usage->'decision') END,
                s.child_id, s.function_version_id, s.due_at, s.started_at, s.finished_at,
-               COALESCE(s.copied_from, source)
+               COALESCE(s.copied_from, source), s.approvals
         FROM steps s LEFT JOIN task_outcomes o ON o.task_id = s.child_id LEFT JOIN contents c ON c.sha256 = o.output_sha256
         WHERE s.task_id = source AND s.number < first + (edited IS NOT NULL)::integer;
     UPDATE steps s SET status = 'finished', error = NULL, finished_at = now(),
@@ -45,7 +52,10 @@ BEGIN
                           ELSE edited->'output' END,
             output_order = NULLIF(edited->'output_order', 'null'::jsonb),
             usage = COALESCE(s.usage, '{}'::jsonb) || jsonb_build_object(
-                'edited', jsonb_build_object('by', who, 'at', now()))
+                'edited', jsonb_build_object('by', who, 'at', now())),
+            approvals = CASE WHEN policy IS NOT NULL THEN minion_add_approval(
+                s, 1, edited->'output'->'arguments', NULL,
+                jsonb_build_object('key', edited->'approver'->'key', 'by', who, 'at', now())) END
         WHERE s.task_id = new AND s.number = first AND edited IS NOT NULL;
     RETURN new;
 END $$;

@@ -21,9 +21,144 @@ BEGIN
     END IF;
 END $$;
 
+-- The bounds of the role that submits: of the session's login, or else of the role that it has set, or of the one role
+-- with bounds that this is a member of. NULL: none. `minion_submit` calls it with its owner's rights; a caller cannot change
+-- `session_user`, and can set only a role that it is a member of. A role to which EXECUTE was granted itself, as release 0.2
+-- documents it, is not bound, nor is the owner. Returns a row of `sql_submitters`.
+CREATE OR REPLACE FUNCTION minion_session_bounds() RETURNS jsonb LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    caller name := CASE current_setting('role') WHEN 'none' THEN session_user ELSE current_setting('role') END;
+    entry oid[] := ARRAY(SELECT oid FROM pg_proc WHERE pronamespace = current_schema()::regnamespace
+                             AND proname IN ('minion_submit', 'minion_submit_json'));
+    candidates jsonb[];
+BEGIN
+    IF NOT EXISTS (SELECT FROM sql_submitters) THEN
+        RETURN NULL;
+    END IF;
+    SELECT array_agg(to_jsonb(b) ORDER BY b.role <> session_user) INTO candidates FROM sql_submitters b
+        WHERE b.role IN (session_user, caller);
+    IF candidates IS NOT NULL THEN
+        RETURN candidates[1];
+    ELSIF pg_has_role(caller, current_user, 'MEMBER') OR EXISTS (
+            SELECT FROM pg_proc p, aclexplode(p.proacl) a
+                WHERE p.oid = ANY (entry) AND a.grantee = quote_ident(caller)::regrole) THEN
+        RETURN NULL;
+    END IF;
+    SELECT array_agg(to_jsonb(b)) INTO candidates FROM sql_submitters b JOIN pg_roles r ON r.rolname = b.role
+        WHERE pg_has_role(caller, r.oid, 'MEMBER');
+    IF cardinality(candidates) > 1 THEN
+        RAISE EXCEPTION 'The role % is a member of several roles that may submit tasks: %. Choose one with SET ROLE.', caller,
+            (SELECT string_agg(c.one->>'role', ', ' ORDER BY c.one->>'role') FROM unnest(candidates) AS c (one)) USING ERRCODE = 'MN010';
+    ELSIF candidates IS NULL AND NOT EXISTS (
+            SELECT FROM unnest(entry) AS e (function) WHERE has_function_privilege(caller, e.function, 'EXECUTE')) THEN
+        -- It calls a function that runs with the rights of another role, whose bounds are not known here.
+        RAISE EXCEPTION 'The role % may not submit tasks. `minion grant-submit %` permits it.', caller, caller
+            USING ERRCODE = 'MN010';
+    END IF;
+    RETURN candidates[1];
+END $$;
+
+-- Refuses a request that would join a conversation, or return a task, of other agents than `agents` (empty: of any).
+CREATE OR REPLACE FUNCTION minion_check_reach(request jsonb, agents text[]) RETURNS void LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    ns text := COALESCE(request->>'namespace', 'default');
+    talk text := request->>'conversation_id';
+    once text := request->>'idempotency_key';
+    alone text := request->>'unique_key';
+BEGIN
+    IF agents = '{}' THEN
+        RETURN;
+    END IF;
+    -- Messages outlive their tasks: if none of the tasks is left, nothing shows whose they are.
+    IF talk IS NOT NULL AND (
+            SELECT COALESCE(bool_or(COALESCE(t.agent_name <> ALL (agents), true)), EXISTS (
+                       SELECT FROM messages m WHERE m.namespace = ns AND m.conversation_id = talk))
+                FROM tasks t WHERE t.namespace = ns AND t.conversation_id = talk AND t.parent_id IS NULL) THEN
+        RAISE EXCEPTION 'The conversation has tasks of agents that this submitter may not use, so it must not add one to it.'
+            USING ERRCODE = 'MN009';
+    ELSIF EXISTS (
+            SELECT FROM tasks t WHERE COALESCE(t.agent_name <> ALL (agents), true) AND t.id IN (
+                SELECT i.task_id FROM idempotency_keys i WHERE i.namespace = ns AND i.key = once
+                UNION ALL
+                SELECT u.task_id FROM unique_tasks u WHERE u.namespace = ns AND u.key = alone)) THEN
+        RAISE EXCEPTION 'A task of an agent that this submitter may not use has the same idempotency key or unique key. '
+            'Choose another.' USING ERRCODE = 'MN009';
+    END IF;
+END $$;
+
+-- Returns a request with everything that the bounds imply, as `shared.access.scope.Scope.narrow` does for API keys.
+-- Names that a tenant chooses become its own.
+CREATE OR REPLACE FUNCTION minion_within_bounds(request jsonb, bounds jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+    who text := bounds->>'role';
+    ns text := bounds->>'namespace';
+    bound text := bounds->>'tenant';
+    agents text[] := ARRAY(SELECT jsonb_array_elements_text(bounds->'agents'));
+    any_of boolean := right(bound, 1) = '*';
+    tenant text := COALESCE(request->>'key', CASE WHEN NOT any_of THEN bound END);
+    field text;
+    named text;
+BEGIN
+    IF COALESCE(request->>'namespace', ns) <> ns THEN
+        RAISE EXCEPTION 'The role % may submit tasks to the namespace % only: leave `namespace` out.', who,
+            quote_literal(ns) USING ERRCODE = 'MN010';
+    END IF;
+    request := request || jsonb_build_object('namespace', ns);
+    IF agents <> '{}' THEN
+        request := request || jsonb_build_object('agent', COALESCE(
+            request->>'agent', CASE cardinality(agents) WHEN 1 THEN agents[1] END));
+        IF COALESCE(request->>'agent' <> ALL (agents), true) THEN
+            RAISE EXCEPTION 'The role % may submit tasks only to: %. `agent` must name one of them.', who,
+                array_to_string(agents, ', ') USING ERRCODE = 'MN010';
+        END IF;
+    END IF;
+    IF bound IS NOT NULL THEN
+        IF (CASE WHEN any_of THEN starts_with(tenant, left(bound, -1)) ELSE tenant = bound END) IS NOT TRUE
+                OR position(chr(31) IN tenant) > 0 THEN
+            RAISE EXCEPTION 'The role % may submit tasks of the tenant % only: `key` must %.', who,
+                quote_literal(bound), CASE WHEN any_of THEN 'begin with ' || quote_literal(left(bound, -1))
+                                                   ELSE 'be ' || quote_literal(bound) END USING ERRCODE = 'MN010';
+        END IF;
+        request := request || jsonb_build_object('key', tenant);
+        FOREACH field IN ARRAY '{conversation_id,idempotency_key,unique_key}'::text[] LOOP
+            named := NULLIF(request->>field, '');
+            CONTINUE WHEN named IS NULL;
+            IF position(chr(31) IN named) > 0 THEN
+                RAISE EXCEPTION 'Invalid %: it must not contain the character U+001F.', field USING ERRCODE = 'MN007';
+            ELSIF char_length(tenant) + 1 + char_length(named) > 255 THEN
+                RAISE EXCEPTION '% is too long: it and the tenant key must have at most 254 characters together.', field
+                    USING ERRCODE = 'MN007';
+            END IF;
+            request := request || jsonb_build_object(field, tenant || chr(31) || named);
+        END LOOP;
+    END IF;
+    RETURN request;
+END $$;
+
+-- Accepts one request of an SQL caller, within the bounds of its role.
+CREATE OR REPLACE FUNCTION minion_accept_bounded(request jsonb) RETURNS uuid LANGUAGE plpgsql AS $$
+DECLARE
+    bounds jsonb := minion_session_bounds();
+    agents text[] := ARRAY(SELECT jsonb_array_elements_text(bounds->'agents'));
+    accepted record;
+BEGIN
+    IF bounds IS NULL THEN
+        RETURN (SELECT task_id FROM minion_accept(request));
+    END IF;
+    request := minion_within_bounds(request, bounds);
+    PERFORM minion_check_reach(request, agents);
+    SELECT * INTO accepted FROM minion_accept(request);
+    IF NOT accepted.created THEN
+        -- Another session may have taken the key since.
+        PERFORM minion_check_reach(request - 'conversation_id', agents);
+    END IF;
+    RETURN accepted.task_id;
+END $$;
+
 -- For SQL callers, whatever their search_path: the task exists if and only if their transaction commits.
 -- They need only EXECUTE on this function, which lets them read nothing: it runs with its owner's rights. They can
--- therefore not choose the search_path and the limit of the input's size.
+-- therefore not choose the search_path and the limit of the input's size. `minion grant-submit` bounds a role to a
+-- namespace, agents and a tenant: see `minion_session_bounds`.
 -- Without input and messages the input is {}. If another task holds the unique key, that task's id is returned.
 CREATE OR REPLACE FUNCTION minion_submit(
     agent text,
@@ -37,7 +172,7 @@ CREATE OR REPLACE FUNCTION minion_submit(
     run_at timestamptz DEFAULT NULL,
     deadline timestamptz DEFAULT NULL,
     conversation_id text DEFAULT NULL,
-    namespace text DEFAULT 'default',
+    namespace text DEFAULT NULL,
     traceparent text DEFAULT NULL,
     unique_key text DEFAULT NULL,
     unique_while text DEFAULT 'running',
@@ -45,7 +180,7 @@ CREATE OR REPLACE FUNCTION minion_submit(
 ) RETURNS uuid LANGUAGE sql SECURITY DEFINER
 SET search_path FROM CURRENT SET minion.max_input_bytes = '' AS $$
     SELECT minion_refuse_content(messages);
-    SELECT task_id FROM minion_accept(jsonb_build_object(
+    SELECT minion_accept_bounded(jsonb_build_object(
         'agent', agent, 'capability', capability, 'messages', messages,
         'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,
         'run_at', run_at, 'deadline', deadline, 'conversation_id', conversation_id,
@@ -91,7 +226,7 @@ CREATE OR REPLACE FUNCTION minion_submit_json(
     run_at timestamptz DEFAULT NULL,
     deadline timestamptz DEFAULT NULL,
     conversation_id text DEFAULT NULL,
-    namespace text DEFAULT 'default',
+    namespace text DEFAULT NULL,
     traceparent text DEFAULT NULL,
     unique_key text DEFAULT NULL,
     unique_while text DEFAULT 'running',
@@ -102,11 +237,11 @@ BEGIN
     input := COALESCE(input, '{}');
     PERFORM minion_check_json(input::jsonb, 'The input');
     PERFORM minion_refuse_repeated_keys(input);
-    RETURN (SELECT task_id FROM minion_accept(jsonb_build_object(
+    RETURN minion_accept_bounded(jsonb_build_object(
         'agent', agent, 'input', input, 'input_order', minion_key_order(input), 'capability', capability,
         'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,
         'run_at', run_at, 'deadline', deadline, 'conversation_id', conversation_id,
         'namespace', namespace, 'traceparent', traceparent, 'submitted_by', 'sql:' || session_user,
-        'unique_key', unique_key, 'unique_while', unique_while, 'budget', budget)));
+        'unique_key', unique_key, 'unique_while', unique_while, 'budget', budget));
 END $$;
 REVOKE ALL ON FUNCTION minion_submit_json FROM PUBLIC;

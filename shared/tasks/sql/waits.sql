@@ -116,10 +116,12 @@ BEGIN
 END $$;
 
 -- The hash of a decision's subject: equal only for the same step with the same request and, for an interrupted step, in
--- the same claim. A decision names it, so that it cannot apply to another proposal.
+-- the same claim. A decision names it, so that it cannot apply to another proposal. The arguments that the first of
+-- several people edited are another proposal.
 CREATE OR REPLACE FUNCTION minion_proposal(s steps) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT left(encode(sha256(convert_to(concat_ws(
-        '/', s.task_id, s.number, s.request_hash, CASE WHEN s.kind <> 'wait' THEN s.claim END), 'UTF8')), 'hex'), 12)
+        '/', s.task_id, s.number, s.request_hash, CASE WHEN s.kind <> 'wait' THEN s.claim END,
+        CASE WHEN s.approvals->'edited' = 'true' THEN s.approvals->>'arguments' END), 'UTF8')), 'hex'), 12)
 $$;
 
 -- The steps of a waiting task that need a person's decision, in order.
@@ -134,10 +136,11 @@ $$;
 -- proposed ones), `result`, `again` or `fail` for an interrupted one (`content`: its result). `content_order` is the
 -- order of its keys.
 -- `step_number` and `proposal` (see `minion_proposal`) identify the step; if another one waits, the decision is
--- refused. Returns {state, step, name, proposal, verdict, value, value_order}: the current state of the task, and the
--- decision.
+-- refused. `approver`: {key, rules, judged}: see `minion_check_approver`; `judged` is the proposal that the rules were
+-- chosen for. Returns {state, step, name, proposal, verdict, value, value_order, approvals, people}: the current state of
+-- the task, the decision, and with a policy the number of approvals that it has and needs.
 CREATE OR REPLACE FUNCTION minion_decide_v2(t uuid, step_number integer, proposal text, verdict text, content jsonb,
-                                            content_order jsonb, reason text, who text)
+                                            content_order jsonb, reason text, who text, approver jsonb)
 RETURNS jsonb LANGUAGE plpgsql SET enable_seqscan = off SET jit = off AS $$
 DECLARE
     now_at task_status;
@@ -146,6 +149,10 @@ DECLARE
     value jsonb := content;
     value_order jsonb := content_order;
     decided jsonb := jsonb_build_object('verdict', verdict, 'reason', reason, 'by', who, 'at', now());
+    policy jsonb;
+    required jsonb;
+    given jsonb;
+    done boolean := true;
 BEGIN
     SELECT * INTO now_at FROM task_status WHERE task_id = t FOR NO KEY UPDATE;
     IF NOT FOUND THEN
@@ -169,35 +176,57 @@ BEGIN
     END IF;
     PERFORM minion_check_json(content, 'The value');
     IF verdict = 'approve' AND content IS NULL THEN
-        value := asked.input->'approval';
-        value_order := asked.input_order;
+        value := COALESCE(asked.approvals->'arguments', asked.input->'approval');
+        value_order := CASE WHEN asked.approvals ? 'arguments' THEN NULLIF(asked.approvals->'order', 'null')
+                            ELSE asked.input_order END;
     END IF;
-    UPDATE steps SET finished_at = now(),
-            status = CASE WHEN verdict IN ('approve', 'result') THEN 'finished' ELSE 'failed' END,
-            output = CASE verdict WHEN 'approve' THEN decided || jsonb_build_object('arguments', value)
-                                  WHEN 'result' THEN value END,
-            output_order = CASE WHEN verdict IN ('approve', 'result') THEN value_order END,
-            usage = CASE WHEN asked.kind = 'wait' THEN usage ELSE jsonb_build_object('decision', decided) END,
-            error = CASE verdict
-                WHEN 'reject' THEN jsonb_build_object('type', 'rejected', 'message',
-                    format('%s was rejected%s.', asked.name, COALESCE(': ' || reason, '')), 'decision', decided)
-                WHEN 'fail' THEN jsonb_build_object('type', 'tool_error', 'message',
-                    format('Step %s (%s) was interrupted and did not happen%s.', asked.number, asked.name,
-                           COALESCE(': ' || reason, '')), 'decision', decided)
-                WHEN 'again' THEN jsonb_build_object('type', 'interrupted', 'message', 'It is retried.',
-                    'retryable', true, 'decision', decided) END
-        WHERE task_id = t AND number = asked.number;
-    PERFORM minion_count_down(t, 1);
+    policy := minion_approval_policy(asked);
+    given := asked.approvals;
+    IF policy IS NOT NULL THEN
+        required := minion_check_approver(asked, policy, verdict, approver);
+        IF approver->>'judged' IS DISTINCT FROM minion_proposal(asked) OR given->'edited' = 'true' AND proposal IS NULL THEN
+            RAISE EXCEPTION 'The arguments of step % (%) were edited by an approver since they were proposed. `minion why %` '
+                'shows them; a decision must name their proposal, %.', asked.number, asked.name, t, minion_proposal(asked)
+                USING ERRCODE = 'MN009';
+        END IF;
+        IF verdict = 'approve' THEN
+            given := minion_add_approval(asked, (required->>'people')::integer, value, value_order, jsonb_build_object(
+                'key', approver->'key', 'by', who, 'at', now(), 'reason', reason));
+            done := jsonb_array_length(given->'by') >= (required->>'people')::integer;
+        END IF;
+        decided := decided || jsonb_build_object('key', approver->'key', 'approvals', COALESCE(given->'by', '[]'));
+    END IF;
+    IF NOT done THEN
+        UPDATE steps SET approvals = given WHERE task_id = t AND number = asked.number;
+    ELSE
+        UPDATE steps SET finished_at = now(), approvals = given,
+                status = CASE WHEN verdict IN ('approve', 'result') THEN 'finished' ELSE 'failed' END,
+                output = CASE verdict WHEN 'approve' THEN decided || jsonb_build_object('arguments', value)
+                                      WHEN 'result' THEN value END,
+                output_order = CASE WHEN verdict IN ('approve', 'result') THEN value_order END,
+                usage = CASE WHEN asked.kind = 'wait' THEN usage ELSE jsonb_build_object('decision', decided) END,
+                error = CASE verdict
+                    WHEN 'reject' THEN jsonb_build_object('type', 'rejected', 'message',
+                        format('%s was rejected%s.', asked.name, COALESCE(': ' || reason, '')), 'decision', decided)
+                    WHEN 'fail' THEN jsonb_build_object('type', 'tool_error', 'message',
+                        format('Step %s (%s) was interrupted and did not happen%s.', asked.number, asked.name,
+                               COALESCE(': ' || reason, '')), 'decision', decided)
+                    WHEN 'again' THEN jsonb_build_object('type', 'interrupted', 'message', 'It is retried.',
+                        'retryable', true, 'decision', decided) END
+            WHERE task_id = t AND number = asked.number;
+        PERFORM minion_count_down(t, 1);
+    END IF;
     RETURN jsonb_build_object(
         'state', (SELECT state FROM task_status WHERE task_id = t), 'step', asked.number, 'name', asked.name,
-        'proposal', minion_proposal(asked), 'verdict', verdict, 'value', value,
-        'value_order', value_order);
+        'proposal', minion_proposal(asked), 'verdict', verdict, 'value', value, 'value_order', value_order,
+        'approvals', CASE WHEN required IS NOT NULL THEN jsonb_array_length(COALESCE(given->'by', '[]')) END,
+        'people', required->'people');
 END $$;
 
 -- For orchestrators of release 0.2.
 CREATE OR REPLACE FUNCTION minion_decide(t uuid, step_number integer, verdict text, content jsonb, reason text, who text)
 RETURNS text LANGUAGE sql AS $$
-    SELECT minion_decide_v2(t, step_number, NULL, verdict, content, NULL, reason, who)->>'state'
+    SELECT minion_decide_v2(t, step_number, NULL, verdict, content, NULL, reason, who, NULL)->>'state'
 $$;
 
 -- The oldest signal of that name that no other wait has consumed finishes the step.

@@ -6,6 +6,8 @@ The previous release is taken from the repository's history; a clone without it 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx2
 import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session
@@ -56,6 +59,11 @@ GUARDED = [
     {"kind": "tool", "name": "send", "type": "builtin", "builtin": "echo", "effect": "unsafe"},
     {**DEFINITIONS[0], "name": "Sender", "tool": "send"},
     {"kind": "agent", "name": "Planner", "model": "offline", "config": {"capabilities": ["work"]}},
+]
+# A tool with an approval policy.
+APPROVED = [
+    {**GUARDED[0], "name": "pay", "approval": {"roles": ["admin"]}},
+    {**DEFINITIONS[0], "name": "Payer", "tool": "pay"},
 ]
 SUBMIT = text("SELECT minion_submit(:agent, CAST(:input AS jsonb), key => :key)")
 DISTURBED = text(
@@ -174,7 +182,7 @@ def test_previous_release_works_beside_the_new_one(site: Site) -> None:
     site.submit("Chain", 20)
     wait_until(lambda: site.ran(old_worker) > 20, "the old worker is at work")
 
-    assert schema.migrate(site.engine) == ("0004", "0007_audit")
+    assert schema.migrate(site.engine) == ("0004", "0008_approvals")
     site.submit("Chain", 5)
     wait_until(site.all_done, "the old release alone on the new schema")
     assert site.disturbed() == []
@@ -202,7 +210,7 @@ def test_previous_release_works_beside_the_new_one(site: Site) -> None:
     old_worker.stop()
     new_worker.stop()
 
-    assert schema.migrate(site.engine, after=True) == ("0007_audit", "0007_audit")
+    assert schema.migrate(site.engine, after=True) == ("0008_approvals", "0008_approvals")
     site.start(ROOT)
     site.submit("Chain", 10, key="tenant")
     wait_until(site.all_done, "the new release alone", 60)
@@ -240,4 +248,32 @@ def test_previous_release_obeys_stops_and_standing_budgets(site: Site) -> None:
     old_worker.stop()
     site.start(ROOT)
     wait_until(site.all_done, "the new release has run it", 60)
+    assert site.disturbed() == []
+
+
+def test_previous_release_neither_calls_nor_decides_where_an_approval_policy_holds(site: Site) -> None:
+    schema.migrate(site.engine)
+    with Session(site.engine) as session, session.begin():
+        store = DefinitionStore(session, validate_code=lambda function: None)
+        store.apply([parse_definition(each) for each in APPROVED])
+    old_orchestrator, old_worker = site.start(site.previous)
+    [task] = site.submit("Payer")
+    reason = f"SELECT wait_reason FROM task_status WHERE task_id = '{task}'"
+    wait_until(lambda: site.sql(reason) == "handed_back", "the old worker hands the task back")
+    assert site.sql("SELECT count(*) FROM steps") == 0
+    old_worker.stop()
+    new_orchestrator, _ = site.start(ROOT)
+    wait_until(lambda: site.sql(reason) == "approval", "the new worker proposes the call", 60)
+
+    def decide(orchestrator: Process) -> httpx2.Response:
+        [address] = re.findall(r"http://127\.0\.0\.1:\d+", orchestrator.output())
+        headers = {"Authorization": f"Bearer {os.environ['MINION_API_KEY']}"}
+        with httpx2.Client(base_url=address, headers=headers, trust_env=False, timeout=30) as http:
+            return http.post(f"/v1/tasks/{task}/decisions", json={"verdict": "approve", "step": 1})
+
+    refused = decide(old_orchestrator)
+    assert (refused.status_code, "release 0.3 or later" in refused.json()["detail"]) == (409, True)
+    assert site.sql(reason) == "approval"
+    assert decide(new_orchestrator).status_code == 200
+    wait_until(site.all_done, "the approved call is made", 60)
     assert site.disturbed() == []

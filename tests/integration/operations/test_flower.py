@@ -38,6 +38,7 @@ STATES = {
     "expired": "REVOKED",
 }
 EVENTS = {"SUCCESS": "succeeded", "FAILURE": "failed", "RETRY": "retried", "REVOKED": "revoked"}
+PASSWORD = "a password of flower alone"
 PATIENCE = 90.0  # Processes start slowly on a busy machine.
 EXECUTIONS = text("SELECT task_id || '.' || claim AS id, outcome, error->>'type' AS error FROM executions")
 
@@ -56,9 +57,11 @@ def serving_flower(folder: Path, *options: str, **env: str) -> Iterator[httpx2.C
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
     process = Process(
-        [sys.executable, "-m", "orchestrator.cli", "flower", "--port", port, *options], folder / "flower.log", env
+        [sys.executable, "-m", "orchestrator.cli", "flower", "--port", port, *options],
+        folder / "flower.log",
+        {"MINION_FLOWER_PASSWORD": PASSWORD, **env},
     )
-    auth = ("minions", os.environ["MINION_API_KEY"])
+    auth = ("minions", PASSWORD)
     client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", auth=auth, trust_env=False, timeout=20)
     with killed_on_exit(process), client:
         wait_until(lambda: answers(client, process), "Flower answers", PATIENCE)
@@ -180,6 +183,13 @@ def states(flower: httpx2.Client) -> dict[str, str]:
     return {uuid: task["state"] for uuid, task in shown(flower).items()}
 
 
+EVERY_PAGE = (
+    "/", "/workers", "/worker/any", "/tasks", "/tasks/datatable", "/task/any", "/broker", "/metrics", "/api/tasks",
+    "/api/workers", "/api/queues/length", "/api/task/types", "/api/worker/shutdown/any", "/api/task/revoke/any",
+    "/static/css/flower.css", "/login", "/logout", "/nowhere", "/healthcheck/x",
+)  # fmt: skip
+
+
 def test_no_page_shows_the_broker_s_password(flower: httpx2.Client, worker: Process, settings: Settings) -> None:
     password = urlsplit(settings.require_redis_url()).password
     assert password
@@ -201,9 +211,58 @@ def test_no_page_shows_the_broker_s_password(flower: httpx2.Client, worker: Proc
 
 
 def test_flower_requires_the_password(flower: httpx2.Client) -> None:
-    for path in ("/", "/tasks", "/broker", "/api/tasks", "/api/workers", "/api/queues/length"):
-        assert flower.get(path, auth=None).status_code == 401
-        assert flower.get(path, auth=("minions", "wrong")).status_code == 401
+    wrong: list[Any] = [None, ("minions", "wrong"), ("minions", ""), ("", PASSWORD), ("minions", api_key())]
+    for path in EVERY_PAGE:
+        for auth in wrong:
+            for method in ("GET", "POST", "HEAD", "OPTIONS", "DELETE"):
+                refused = flower.request(method, path, auth=auth)
+                assert refused.status_code == 401, (method, path)
+                assert refused.headers["www-authenticate"].startswith("Basic")
+    for header in ("Basic", "Basic !", f"Bearer {api_key()}", "Basic " + "=" * 9):
+        assert flower.get("/api/tasks", auth=None, headers={"Authorization": header}).status_code == 401
+    assert flower.get("/healthcheck", auth=None).text == "OK"
+
+
+def api_key() -> str:
+    return os.environ["MINION_API_KEY"]
+
+
+def test_no_variable_opens_flower(tmp_path: Path) -> None:
+    env = {
+        "FLOWER_BASIC_AUTH": "",
+        "FLOWER_READ_ONLY": "false",
+        "FLOWER_UNAUTHENTICATED_API": "true",
+        "FLOWER_AUTH": "",
+        "FLOWER_ADDRESS": "0.0.0.0",
+    }
+    with serving_flower(tmp_path, **env) as flower:
+        assert flower.get("/api/tasks", auth=None).status_code == 401
+        assert flower.get("/api/tasks").status_code == 200
+        assert [flower.post(f"/api/{action}").status_code for action in changing()] == [403] * len(changing())
+
+
+@pytest.mark.parametrize(
+    ("env", "fault"),
+    [
+        ({"MINION_FLOWER_PASSWORD": ""}, "No password for Flower"),
+        ({"MINION_FLOWER_PASSWORD": "short"}, "is too short: it must have at least 16 characters"),
+        ({"MINION_FLOWER_PASSWORD": "MINION_API_KEY"}, "is the API key"),
+        ({"FLOWER_BASIC_AUTH": "admin:admin"}, "FLOWER_BASIC_AUTH must be USER:PASSWORD"),
+    ],
+)
+def test_flower_without_a_password_of_its_own_does_not_start(
+    settings: Settings, env: dict[str, str], fault: str
+) -> None:
+    given = {name: api_key() if value == "MINION_API_KEY" else value for name, value in env.items()}
+    command = [sys.executable, "-m", "orchestrator.cli", "flower"]
+    environment = {**os.environ, **given}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=environment)
+    assert (done.returncode, fault in done.stderr, "Traceback" in done.stderr) == (78, True, False), done.stderr
+
+
+def test_flower_works_without_an_api_key(tmp_path: Path, settings: Settings) -> None:
+    with serving_flower(tmp_path, MINION_API_KEY="") as flower:
+        assert flower.get("/api/queues/length").status_code == 200
 
 
 def test_port_in_use_is_reported(settings: Settings) -> None:
@@ -212,7 +271,8 @@ def test_port_in_use_is_reported(settings: Settings) -> None:
         other.listen()
         port = str(other.getsockname()[1])
         command = [sys.executable, "-m", "orchestrator.cli", "flower", "--port", port]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        env = {**os.environ, "MINION_FLOWER_PASSWORD": PASSWORD}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False, env=env)
     error = f"Error: Flower cannot listen on 127.0.0.1 port {port}: Address already in use."
     assert (done.returncode, error in done.stderr, "Traceback" in done.stderr) == (69, True, False), done.stderr
 

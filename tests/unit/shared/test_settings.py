@@ -230,7 +230,15 @@ def test_invalid_private_address_is_refused(monkeypatch: pytest.MonkeyPatch, ent
 
 # ----------------------------------------------------------------------------------------- secrets from files
 
-SECRETS = ("DATABASE_URL", "REDIS_URL", "SENTRY_DSN", "ANTHROPIC_API_KEY", "MINION_API_KEY", "MINION_SECRET_KEY")
+SECRETS = (
+    "DATABASE_URL",
+    "REDIS_URL",
+    "SENTRY_DSN",
+    "ANTHROPIC_API_KEY",
+    "MINION_API_KEY",
+    "MINION_FLOWER_PASSWORD",
+    "MINION_SECRET_KEY",
+)
 
 
 @pytest.mark.parametrize("name", SECRETS)
