@@ -9,7 +9,7 @@
 The functions and triggers that keep the invariants are in `shared/tasks/sql/`.
 """
 
-from shared.database.tables.access import ApiKey
+from shared.database.tables.access import ApiKey, LoginSession
 from shared.database.tables.base import Base
 from shared.database.tables.budgets import (
     Budget,
@@ -74,6 +74,7 @@ __all__ = [
     "FunctionVersion",
     "IdempotencyKey",
     "LimitRow",
+    "LoginSession",
     "Message",
     "Pause",
     "RateHold",
