@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -28,6 +28,7 @@ from orchestrator.api import (
     rights,
     rules,
     schedules,
+    sessions,
     standing_budgets,
     stops,
     tasks,
@@ -39,8 +40,11 @@ from orchestrator.api.body import BodyMemory
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.key_cache import KeyCache
+from orchestrator.api.login.cookies import Cookies
 from orchestrator.api.watching import Watching
 from shared import __version__
+from shared.access.keys import find as find_key
+from shared.access.sessions import find as find_login
 from shared.database.connections import autocommit, make_engine
 from shared.settings import Settings
 
@@ -65,6 +69,7 @@ GUARDED = (
     capabilities,
     workers,
     keys,
+    sessions,
 )
 """The modules whose routes need an API key: `orchestrator.api.rights` has what it must be allowed to do."""
 POOL_SIZE = 10
@@ -97,7 +102,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.body_memory = BodyMemory(settings.api_memory_bytes)
     app.state.engine = _make_engine(settings)
     app.state.statements = autocommit(app.state.engine)
-    app.state.keys = KeyCache(app.state.statements)
+    app.state.keys = KeyCache(app.state.statements, find_key)
+    find_own = partial(find_login, administrator=app.state.administrator)
+    app.state.logins = KeyCache(app.state.statements, partial(find_own, use=True))
+    app.state.watching_logins = KeyCache(app.state.statements, partial(find_own, use=False))
+    app.state.cookies = Cookies.of(settings)
     app.state.watching = Watching(settings)
     app.state.finish_watch = FinishWatch(app.state.watching)
     app.state.event_watch = EventWatch(app.state.watching)
@@ -149,6 +158,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with (
         state.watching.running(),
         state.keys.following(state.watching),
+        state.logins.following(state.watching),
+        state.watching_logins.following(state.watching),
         state.finish_watch.running(),
         state.event_watch.running(),
     ):

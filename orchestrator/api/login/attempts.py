@@ -1,0 +1,69 @@
+"""Login attempts are limited by address, in bounded memory: each process counts for itself."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address, ip_network
+
+from fastapi import Request
+
+MOST_AT_ONCE = 10
+SECONDS_EACH = 6.0
+"""One more attempt is permitted after this time: ten a minute."""
+MOST_ADDRESSES = 10_000
+"""Those without an attempt for the longest time are forgotten first."""
+
+
+@dataclass(slots=True)
+class _Budget:
+    left: float
+    since: float
+
+
+class Attempts:
+    """The attempts of the last minute. For one event loop."""
+
+    def __init__(self) -> None:
+        self._budgets: OrderedDict[str, _Budget] = OrderedDict()
+
+    def count(self, address: str | None) -> int:
+        """Count an attempt.
+
+        Args:
+            address: attempts without a known address share one budget.
+
+        Returns:
+            after how many seconds the next attempt is permitted, if this one is not; else 0.
+        """
+        now = time.monotonic()
+        budget = self._budgets.pop(name := _network(address), None) or _Budget(MOST_AT_ONCE, now)
+        budget.left = min(MOST_AT_ONCE, budget.left + (now - budget.since) / SECONDS_EACH)
+        budget.since = now
+        self._budgets[name] = budget
+        if len(self._budgets) > MOST_ADDRESSES:
+            self._budgets.popitem(last=False)
+        if budget.left < 1:
+            return math.ceil((1 - budget.left) * SECONDS_EACH)
+        budget.left -= 1
+        return 0
+
+
+def address_of(request: Request) -> str | None:
+    """Return the address of the caller, or None if a proxy has reported something else in its place."""
+    try:
+        return str(ip_address(request.client.host)) if request.client else None
+    except ValueError:
+        return None
+
+
+def _network(address: str | None) -> str:
+    """Return what an attempt is counted for: a customer of a provider has all IPv6 addresses of a /64."""
+    if address is None:
+        return ""
+    parsed = ip_address(address)
+    if not isinstance(parsed, IPv6Address):
+        return str(parsed)
+    return str(parsed.ipv4_mapped or ip_network((parsed.packed[:8] + bytes(8), 64)))
