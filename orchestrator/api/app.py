@@ -40,7 +40,11 @@ from orchestrator.api.body import BodyMemory
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.key_cache import KeyCache
+from orchestrator.api.login import account, form, oidc
+from orchestrator.api.login.attempts import Attempts
 from orchestrator.api.login.cookies import Cookies
+from orchestrator.api.login.mapping import RoleMapping
+from orchestrator.api.login.provider import Provider
 from orchestrator.api.watching import Watching
 from shared import __version__
 from shared.access.keys import find as find_key
@@ -72,6 +76,8 @@ GUARDED = (
     sessions,
 )
 """The modules whose routes need an API key: `orchestrator.api.rights` has what it must be allowed to do."""
+LOGIN = (form, account, oidc)
+"""The modules of the pages about logins, which need no key."""
 POOL_SIZE = 10
 STATEMENT_TIMEOUT = "30s"
 
@@ -110,9 +116,14 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.watching = Watching(settings)
     app.state.finish_watch = FinishWatch(app.state.watching)
     app.state.event_watch = EventWatch(app.state.watching)
+    app.state.attempts = Attempts()
+    app.state.provider = Provider(settings) if settings.oidc_issuer or settings.oidc_client_id else None
+    app.state.role_mapping = RoleMapping(settings) if app.state.provider else None
     documentation.mount(app)
-    app.include_router(health.router)
-    app.state.routes = [route for module in (documentation, health, *GUARDED) for route in module.router.routes]
+    for module in (health, *LOGIN):
+        app.include_router(module.router)
+    open_to_all = (documentation, health, *LOGIN)
+    app.state.routes = [route for module in (*open_to_all, *GUARDED) for route in module.router.routes]
     guard(app)
     app.add_middleware(HeadAsGet)
     problems.handle(app)

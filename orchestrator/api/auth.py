@@ -117,6 +117,11 @@ async def login_of(request: Request) -> Login:
     return login
 
 
+def csrf_token_of(request: Request) -> str:
+    """Return the CSRF token for forms on a page, for the login of the request's cookie."""
+    return sessions.csrf_token(_cookie_of(request) or "")
+
+
 def check_csrf(request: Request, shown: str) -> None:
     """Check that an unsafe request was sent by a page of ours.
 
@@ -153,7 +158,7 @@ async def _authenticate_login(request: Request, token: str, logins: KeyCache[Log
 
 def _cookie_of(request: Request) -> str | None:
     own: cookies.Cookies = request.app.state.cookies
-    return own.read(request, cookies.SESSION)
+    return own.read_token(request, cookies.SESSION)
 
 
 async def _caller(request: Request) -> Key:

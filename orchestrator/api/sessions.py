@@ -63,9 +63,7 @@ class OfUser(StrictQuery):
 def list_sessions(query: Annotated[SessionPage, Query()], database: Statements, caller: Caller) -> Page:
     """The logins of browsers, the newest first. A key that is bound to a namespace sees those of the namespace."""
     with database.connect() as connection:
-        rows = sessions.list_logins(
-            connection, caller.scope, ended=query.ended, limit=query.limit, before=query.cursor
-        )
+        rows = sessions.list_logins(connection, caller.scope, ended=query.ended, limit=query.limit, before=query.cursor)
     items = rows[: query.limit]
     return Page(items, str(items[-1]["id"]) if len(rows) > query.limit else None)
 

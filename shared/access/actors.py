@@ -65,9 +65,7 @@ class Actor:
         for permission in sorted(permissions):
             self.key.require(permission)
         if not self.key.scope.covers(scope):
-            raise Forbidden(
-                f"{self.key.title} must not create or rotate a key that reaches further than itself."
-            )
+            raise Forbidden(f"{self.key.title} must not create or rotate a key that reaches further than itself.")
 
     def __str__(self) -> str:
         """The actor as records name it: `ci mk_3fA9xQ (claims to be Ann)`."""

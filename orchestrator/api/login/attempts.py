@@ -10,6 +10,8 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 from fastapi import Request
 
+from shared.errors import Unavailable
+
 MOST_AT_ONCE = 10
 SECONDS_EACH = 6.0
 """One more attempt is permitted after this time: ten a minute."""
@@ -23,20 +25,26 @@ class _Budget:
     since: float
 
 
+class TooManyAttempts(Unavailable):
+    """Too many login attempts from one address."""
+
+    code, status = "too_many_attempts", 429
+
+
 class Attempts:
     """The attempts of the last minute. For one event loop."""
 
     def __init__(self) -> None:
         self._budgets: OrderedDict[str, _Budget] = OrderedDict()
 
-    def count(self, address: str | None) -> int:
-        """Count an attempt.
+    def count(self, address: str | None) -> None:
+        """Count an attempt, whether it succeeds or not.
 
         Args:
             address: attempts without a known address share one budget.
 
-        Returns:
-            after how many seconds the next attempt is permitted, if this one is not; else 0.
+        Raises:
+            TooManyAttempts: it is not permitted yet.
         """
         now = time.monotonic()
         budget = self._budgets.pop(name := _network(address), None) or _Budget(MOST_AT_ONCE, now)
@@ -46,9 +54,11 @@ class Attempts:
         if len(self._budgets) > MOST_ADDRESSES:
             self._budgets.popitem(last=False)
         if budget.left < 1:
-            return math.ceil((1 - budget.left) * SECONDS_EACH)
+            seconds = math.ceil((1 - budget.left) * SECONDS_EACH)
+            raise TooManyAttempts(
+                f"Too many login attempts from this address. Try again in {seconds} s.", retry_after=seconds
+            )
         budget.left -= 1
-        return 0
 
 
 def address_of(request: Request) -> str | None:

@@ -45,10 +45,12 @@ class Cookies:
         return f"__Host-{name}" if self.secure else name
 
     def read(self, request: Request, name: str) -> str | None:
-        """Return the text of one of our cookies; None if there is none of that form."""
-        if self.origin is None:
-            return None
-        value = request.cookies.get(self.name(name))
+        """Return the text of a cookie, as the browser sent it."""
+        return None if self.origin is None else request.cookies.get(self.name(name))
+
+    def read_token(self, request: Request, name: str) -> str | None:
+        """Return the random text of a cookie; None if it does not have the form of one."""
+        value = self.read(request, name)
         return value if value is not None and sessions.is_well_formed(value) else None
 
     def set(
