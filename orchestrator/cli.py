@@ -32,6 +32,7 @@ from orchestrator.commands import (
     rules,
     schedules,
     secrets,
+    sessions,
     standing_budgets,
     tasks,
     webhooks,
@@ -57,7 +58,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Failed tasks", (replays,)),
     ("When tasks start", (rules, standing_budgets, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
-    ("Operation", (workers, keys, webhooks, doctor, prune, capacity)),
+    ("Operation", (workers, keys, sessions, webhooks, doctor, prune, capacity)),
 )
 for group, modules in GROUPS:
     earlier = len(app.registered_commands), len(app.registered_groups)
