@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -89,7 +89,7 @@ class Administrator:
     """The administrator's key, with its text."""
 
     key: Key
-    text: bytes
+    text: bytes = field(repr=False)
 
     def digest(self, digest: bytes) -> bytes:
         """Return the digest under which this administrator's logins are stored: they end when the key is replaced.

@@ -62,7 +62,9 @@ class Browser:
         """
         for _ in range(10):
             if response.status_code == 303 or response.status_code == 302:
-                target = urljoin(str(response.request.url).replace(self.server, self.site), response.headers["location"])
+                target = urljoin(
+                    str(response.request.url).replace(self.server, self.site), response.headers["location"]
+                )
                 self.came_from_elsewhere |= not target.startswith(f"{self.site}/")
             elif response.status_code == 200 and (led := REFRESH.search(response.text)):
                 target = urljoin(self.site, unescape(led[1]))

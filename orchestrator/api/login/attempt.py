@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.api.login.return_path import checked
 from shared.access import sessions
@@ -26,7 +26,7 @@ class Attempt:
         return_to: the page of ours that it leads to.
     """
 
-    secret: str
+    secret: str = field(repr=False)
     return_to: str
 
     @classmethod

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeGuard, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -121,6 +121,8 @@ class Provider:
                 raise Unauthorized(
                     f"The identity provider refused the code of this login: {visible(error.error)}. Log in again."
                 ) from None
+            except (ValueError, TypeError, RecursionError):
+                raise self._unavailable("its answer has no tokens") from None
         return dict(tokens)
 
     async def claims(self, tokens: Mapping[str, Any], attempt: Attempt, now: float) -> dict[str, Any]:
@@ -167,8 +169,8 @@ class Provider:
             raise Unauthorized(_out_of_time("was valid until", claims["exp"], now)) from None
         except (JoseError, ValueError, TypeError, AttributeError) as error:
             for name in ("nbf", "iat"):
-                if getattr(error, "claim", None) == name and _is_later(claims[name], now):
-                    raise Unauthorized(_out_of_time("is not valid before", claims[name], now)) from None
+                if getattr(error, "claim", None) == name and _is_later(moment := claims.get(name), now):
+                    raise Unauthorized(_out_of_time("is not valid before", moment, now)) from None
             raise _invalid(error) from None
         return dict(claims)
 
@@ -197,11 +199,15 @@ class Provider:
 
     async def _get(self, url: str) -> dict[str, Any]:
         async with self._calling(), self._client({}) as client:
-            response = await client.get(url, headers={"Accept": "application/json"}, withhold_token=True)
+            headers = {"Accept": "application/json"}
+            response = await client.request("GET", url, headers=headers, withhold_token=True)
             response.raise_for_status()
+        try:
             answer = response.json()
+        except (ValueError, RecursionError):
+            answer = None
         if not isinstance(answer, dict):
-            raise Unavailable(f"The identity provider at {self.name} did not answer with a JSON object.")
+            raise self._unavailable("its answer is not a JSON object")
         return answer
 
     def _check_endpoint(self, name: str, url: Any) -> None:
@@ -246,8 +252,6 @@ class Provider:
             raise self._unavailable(f"it answered with status {error.response.status_code}") from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise self._unavailable(visible(str(error) or type(error).__name__)) from None
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise self._unavailable("its answer is not one of OpenID Connect") from None
 
     def _unavailable(self, reason: str) -> Unavailable:
         log.warning("identity_provider_unavailable", provider=self.name, reason=reason)
@@ -367,7 +371,7 @@ def _utc(moment: float) -> str:
         return "a time out of range"
 
 
-def _is_later(moment: Any, now: int) -> bool:
+def _is_later(moment: Any, now: int) -> TypeGuard[float]:
     return isinstance(moment, int | float) and moment > now
 
 

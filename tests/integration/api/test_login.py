@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -23,7 +22,6 @@ from orchestrator.local.embedded import EmbeddedServers
 from shared.access import key_text
 from shared.access.roles import MASK, Permission, Role
 from shared.settings import Settings
-from tests.conftest import Define
 from tests.integration.api.conftest import Api, Run, serving
 from tests.integration.conftest import everything_written
 from tests.support.browser import Browser, hidden
@@ -598,7 +596,9 @@ def test_attempts_are_counted_for_the_address_that_a_trusted_proxy_reports(
 # ------------------------------------------------------------------------------------------------------ administration
 
 
-def test_logins_are_listed_with_their_browsers(logged_in: Open, client: Client, browser: Browser, http_api: Api) -> None:
+def test_logins_are_listed_with_their_browsers(
+    logged_in: Open, client: Client, browser: Browser, http_api: Api
+) -> None:
     browser.headers = {"User-Agent": "Agent\x07/1.0 " + "x" * 1000}
     browser.log_in(http_api.key)
     logged_in("operator", name="ops", namespace="team", tenant="acme")
