@@ -140,7 +140,7 @@ def in_processes(engine: Engine, code: str, number: int) -> list[str]:
 
 
 def test_processes_that_migrate_and_init_at_once_do_it_once(empty_database: Engine) -> None:
-    assert sorted(in_processes(empty_database, MIGRATE, 3)) == ["0006 0006", "0006 0006", "None 0006"]
+    assert sorted(in_processes(empty_database, MIGRATE, 3)) == ["0009 0009", "0009 0009", "None 0009"]
     assert sorted(in_processes(empty_database, INIT, 3)) == ["0", "0", "3"]
     with empty_database.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM agent_versions")) == 2
