@@ -250,9 +250,7 @@ def test_invalid_private_address_is_refused(monkeypatch: pytest.MonkeyPatch, ent
         "https://m\xefnions.example.com",
     ],
 )
-def test_address_for_browsers_must_be_encrypted_or_local(
-    monkeypatch: pytest.MonkeyPatch, name: str, url: str
-) -> None:
+def test_address_for_browsers_must_be_encrypted_or_local(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:
     monkeypatch.setenv(name, url)
     get_settings.cache_clear()
     with pytest.raises(NotConfigured, match=rf"{name}: it must be an address that begins with https://"):
