@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -291,7 +292,7 @@ def test_mapping_of_roles_must_be_an_object(monkeypatch: pytest.MonkeyPatch, rol
 def test_trusted_proxies_are_networks(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
     monkeypatch.setenv("MINION_TRUSTED_PROXIES", f"127.0.0.1,{proxy}")
     get_settings.cache_clear()
-    with pytest.raises(NotConfigured, match="MINION_TRUSTED_PROXIES: .* is neither a network"):
+    with pytest.raises(NotConfigured, match=r"MINION_TRUSTED_PROXIES: .* is neither a network"):
         get_settings()
 
 
