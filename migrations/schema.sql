@@ -108,6 +108,58 @@ CREATE UNIQUE INDEX api_keys_hash_idx ON api_keys USING btree (hash);
 CREATE UNIQUE INDEX api_keys_name_idx ON api_keys USING btree (COALESCE(namespace, ''::text), name) WHERE (revoked_at IS NULL);
 CREATE UNIQUE INDEX api_keys_previous_hash_idx ON api_keys USING btree (previous_hash) WHERE (previous_hash IS NOT NULL);
 
+CREATE TABLE audit_ends (
+    name text NOT NULL,
+    "position" bigint NOT NULL,
+    hash bytea NOT NULL,
+    signature bytea NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT audit_ends_name_check CHECK ((name = ANY (ARRAY['start'::text, 'head'::text])))
+);
+ALTER TABLE ONLY audit_ends
+    ADD CONSTRAINT audit_ends_pkey PRIMARY KEY (name);
+CREATE TRIGGER audit_ends_not_emptied BEFORE DELETE OR TRUNCATE ON audit_ends FOR EACH STATEMENT EXECUTE FUNCTION minion_keep_audit();
+
+CREATE TABLE audit_log (
+    id bigint NOT NULL,
+    nonce uuid NOT NULL,
+    at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    act text NOT NULL,
+    actor text NOT NULL,
+    key_prefix text,
+    claimed text,
+    address text,
+    request_id text,
+    namespace text,
+    target text,
+    before json,
+    after json,
+    signature bytea,
+    "position" bigint,
+    hash bytea,
+    CONSTRAINT audit_log_hash_check CHECK (((octet_length(hash) = 32) AND (octet_length(signature) = 32))),
+    CONSTRAINT audit_log_place_check CHECK ((num_nulls("position", hash) = ANY (ARRAY[0, 2])))
+);
+ALTER TABLE audit_log ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME audit_log_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+ALTER TABLE ONLY audit_log
+    ADD CONSTRAINT audit_log_nonce_key UNIQUE (nonce);
+ALTER TABLE ONLY audit_log
+    ADD CONSTRAINT audit_log_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY audit_log
+    ADD CONSTRAINT audit_log_position_key UNIQUE ("position");
+CREATE INDEX audit_log_act_idx ON audit_log USING btree (act, at);
+CREATE INDEX audit_log_namespace_idx ON audit_log USING btree (namespace, id);
+CREATE INDEX audit_log_unsealed_idx ON audit_log USING btree (id) WHERE ("position" IS NULL);
+CREATE TRIGGER audit_log_kept BEFORE DELETE OR UPDATE ON audit_log FOR EACH ROW EXECUTE FUNCTION minion_keep_audit_row();
+CREATE TRIGGER audit_log_not_emptied BEFORE TRUNCATE ON audit_log FOR EACH STATEMENT EXECUTE FUNCTION minion_keep_audit();
+
 CREATE TABLE budgets (
     task_id uuid NOT NULL,
     tokens bigint,
@@ -259,6 +311,14 @@ ALTER TABLE ONLY idempotency_keys
 CREATE INDEX idempotency_keys_task_id_idx ON idempotency_keys USING btree (task_id);
 ALTER TABLE ONLY idempotency_keys
     ADD CONSTRAINT idempotency_keys_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED;
+
+CREATE TABLE key_addresses (
+    key text NOT NULL,
+    address text NOT NULL,
+    last_seen timestamp with time zone DEFAULT now() NOT NULL
+);
+ALTER TABLE ONLY key_addresses
+    ADD CONSTRAINT key_addresses_pkey PRIMARY KEY (key, address);
 
 CREATE TABLE limits (
     namespace text DEFAULT 'default'::text NOT NULL,
@@ -1904,6 +1964,32 @@ CREATE FUNCTION minion_journal(t uuid) RETURNS jsonb
     WHERE s.task_id = t
 $$;
 
+CREATE FUNCTION minion_keep_audit() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    RAISE EXCEPTION 'the audit log is append-only: % must not be emptied', TG_TABLE_NAME
+        USING ERRCODE = 'insufficient_privilege';
+END $$;
+
+CREATE FUNCTION minion_keep_audit_row() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF TG_OP = 'UPDATE' AND OLD.position IS NULL AND NEW.position IS NOT NULL
+            AND ROW(OLD.id, OLD.nonce, OLD.at, OLD.act, OLD.actor, OLD.key_prefix, OLD.claimed, OLD.address,
+                    OLD.request_id, OLD.namespace, OLD.target, OLD.before::text, OLD.after::text, OLD.signature)
+                IS NOT DISTINCT FROM
+                ROW(NEW.id, NEW.nonce, NEW.at, NEW.act, NEW.actor, NEW.key_prefix, NEW.claimed, NEW.address,
+                    NEW.request_id, NEW.namespace, NEW.target, NEW.before::text, NEW.after::text, NEW.signature) THEN
+        RETURN NEW;
+    ELSIF TG_OP = 'DELETE' AND OLD.position <= (SELECT e.position FROM audit_ends e WHERE e.name = 'start') THEN
+        RETURN OLD;
+    END IF;
+    RAISE EXCEPTION 'the audit log is append-only: its rows must not be changed or removed'
+        USING ERRCODE = 'insufficient_privilege';
+END $$;
+
 CREATE FUNCTION minion_keep_summary() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -2154,6 +2240,23 @@ CREATE FUNCTION minion_proposal(s steps) RETURNS text
     SELECT left(encode(sha256(convert_to(concat_ws(
         '/', s.task_id, s.number, s.request_hash, CASE WHEN s.kind <> 'wait' THEN s.claim END), 'UTF8')), 'hex'), 12)
 $$;
+
+CREATE FUNCTION minion_prune_audit(through bigint, chained bytea, proof bytea) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'public', 'pg_temp'
+    AS $$
+DECLARE
+    pruned bigint;
+BEGIN
+    INSERT INTO audit_ends (name, position, hash, signature) VALUES ('start', through, chained, proof)
+        ON CONFLICT (name) DO UPDATE SET position = EXCLUDED.position, hash = EXCLUDED.hash,
+            signature = EXCLUDED.signature, at = now()
+            WHERE audit_ends.position < EXCLUDED.position;
+    DELETE FROM audit_log WHERE position <= through;
+    GET DIAGNOSTICS pruned = ROW_COUNT;
+    RETURN pruned;
+END $$;
+REVOKE ALL ON FUNCTION minion_prune_audit(through bigint, chained bytea, proof bytea) FROM PUBLIC;
 
 CREATE FUNCTION minion_put_steps(t uuid, c integer, journal jsonb) RETURNS void
     LANGUAGE sql

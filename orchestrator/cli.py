@@ -18,6 +18,7 @@ from typer.models import CommandInfo, TyperInfo
 from minions.errors import MinionsError
 from orchestrator.commands import (
     agents,
+    audit,
     budgets,
     capacity,
     decisions,
@@ -58,7 +59,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Failed tasks", (replays,)),
     ("When tasks start", (rules, standing_budgets, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
-    ("Operation", (workers, keys, sessions, webhooks, doctor, prune, capacity)),
+    ("Operation", (workers, keys, sessions, audit, webhooks, doctor, prune, capacity)),
 )
 for group, modules in GROUPS:
     earlier = len(app.registered_commands), len(app.registered_groups)

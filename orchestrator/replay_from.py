@@ -6,7 +6,7 @@ and not paid for again; the output of the chosen step may be replaced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -48,12 +48,14 @@ def replay_from(
     edit: Edit | None = None,
     new_keys: bool = False,
     submitted_by: str,
+    record: Callable[[Connection, UUID], None],
 ) -> UUID:
     """Submit an ended task again, to continue from a step; return the new task.
 
     Args:
         step: the first step to run again; with an edit, the one whose output is replaced.
         new_keys: use new idempotency keys for its calls, and those of all tasks below it.
+        record: writes the act to the audit log, in the transaction that creates the new task.
 
     Raises:
         NotFound: there is no such task.
@@ -70,7 +72,9 @@ def replay_from(
         edited = None if edit is None else {"output": _checked_output(connection, task_id, steps, step, edit.output)}
     new = new_task(task, True, submitted_by, new_keys=new_keys)
     with database.begin() as connection:
-        return lifecycle.replay_from(connection, new, task_id, step, edited, who=submitted_by)
+        replayed = lifecycle.replay_from(connection, new, task_id, step, edited, who=submitted_by)
+        record(connection, replayed)
+        return replayed
 
 
 def _checked_output(

@@ -23,6 +23,7 @@ from orchestrator.maintenance.healer import Healer
 from orchestrator.maintenance.lost_workers import LostWorkers
 from orchestrator.maintenance.republisher import Republisher
 from orchestrator.maintenance.resumer import Resumer
+from orchestrator.maintenance.sealer import Sealer
 from orchestrator.maintenance.standing_budget_keeper import StandingBudgetKeeper
 from orchestrator.maintenance.waker import Waker
 from orchestrator.monitors import Monitors
@@ -84,6 +85,7 @@ def make_loops(settings: Settings) -> list[Loop]:
         Ingress(settings, engine),
         Pruner(settings, engine),
         CacheKeeper(settings, engine),
+        Sealer(settings, engine),
         Webhooks(settings, engine),
         # The last one, because it also sends the events of loops that are stopping.
         monitors,

@@ -16,6 +16,8 @@ from uuid import UUID
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
+from shared.access import actors
+from shared.audit import log
 from shared.contracts.documents import AgentDefinition, stored_definition
 from shared.contracts.requests import TaskRequest
 from shared.contracts.strict_json import check
@@ -227,9 +229,18 @@ class AgentRegistry:
         check(reason, what="The reason", limit=MAX_REASON_BYTES)
         with Session(self.engine) as session, session.begin():
             row = self._head(session, name, lock=True)
+            before = self._state(session, row.id)
             session.execute(update(Agent).where(Agent.id == row.id).values(**values, status_reason=reason))
+            states = log.changed(before, self._state(session, row.id))
+            act = "agent.rollback" if "active_version_id" in values else "agent.status"
+            log.record(session.connection(), actors.local_actor(), act, name, namespace=self.namespace, **states)
             if "active_version_id" in values:
                 DefinitionStore(session, validate_code, self.namespace).check_circles()
+
+    def _state(self, session: Session, agent: UUID) -> dict[str, Any]:
+        query = select(Agent.status, Agent.status_reason, AgentVersion.number.label("version"))
+        query = query.join(AgentVersion, AgentVersion.id == Agent.active_version_id).where(Agent.id == agent)
+        return dict(session.execute(query).mappings().one())
 
     def _head(self, session: Session, name: str, *, lock: bool = False) -> Agent:
         if lock:

@@ -26,6 +26,7 @@ from shared.database.schema import migrate
 from shared.database.tables import Base
 from shared.definitions.store import Change, DefinitionStore
 from shared.notifications import forget_publisher, make_redis
+from shared.secret_store import new_key
 from shared.settings import Settings, get_settings
 
 # These tests do not measure the speed of the machine.
@@ -59,6 +60,7 @@ def servers() -> Iterator[EmbeddedServers]:
         env.setenv("DATABASE_URL", addresses.database_url)
         env.setenv("REDIS_URL", addresses.redis_url)
         env.setenv("MINION_API_KEY", secrets.token_urlsafe(16))
+        env.setenv("MINION_SECRET_KEY", new_key())
         env.setenv("MINION_DATA_DIR", str(folder / "minion"))
         env.setenv("XDG_STATE_HOME", str(folder / "state"))
         for name in ("MINION_API_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "SENTRY_DSN"):
@@ -111,11 +113,8 @@ def empty(engine: Engine, *, wait: str) -> None:
     with engine.begin() as connection:
         connection.execute(text(f"SET LOCAL lock_timeout = '{wait}'"))
         connection.execute(LOCK)
-        if connection.scalar(LARGE):
-            connection.execute(TRUNCATE)
-        else:
-            connection.execute(NO_TRIGGERS)
-            connection.execute(DELETE)
+        connection.execute(NO_TRIGGERS)
+        connection.execute(TRUNCATE if connection.scalar(LARGE) else DELETE)
 
 
 def _survive_kills(engine: Engine) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0009"
-down_revision = "0006"
+revision = "0009_login"
+down_revision = "0007_audit"
 branch_labels = None
 depends_on = None
 PHASE = "before"

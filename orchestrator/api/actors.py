@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from typing import Annotated
+from uuid import uuid4
 
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Request, Response
 
 from orchestrator.api.auth import Caller
 from shared.access import actors
 from shared.errors import InvalidInput
 
 LONGEST_NAME = 100
+REQUEST_ID = "X-Request-Id"
 
 ClaimedName = Annotated[
     str | None,
@@ -21,13 +23,27 @@ ClaimedName = Annotated[
 ]
 
 
-async def actor_of(key: Caller, minion_actor: ClaimedName = None) -> actors.Actor:
+RequestId = Annotated[
+    str | None,
+    Header(
+        alias=REQUEST_ID,
+        pattern=r"^[\x21-\x7e]{1,100}$",
+        description="An id of the request, for the audit log. The answer to an act repeats it, or has a new one.",
+    ),
+]
+
+
+async def actor_of(
+    request: Request, response: Response, key: Caller, minion_actor: ClaimedName = None, request_id: RequestId = None
+) -> actors.Actor:
     """Return the actor of the request. Records name it, such as `ci mk_3fA9xQ (claims to be Ann)`.
 
     Raises:
         InvalidInput: the name contains characters that cannot be displayed.
     """
-    return actors.Actor(key, None if minion_actor is None else _checked(minion_actor))
+    id = response.headers[REQUEST_ID] = request_id or str(uuid4())
+    address = request.client.host if request.client else None
+    return actors.Actor(key, None if minion_actor is None else _checked(minion_actor), address, id)
 
 
 def _checked(name: str) -> str:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator.api import (
     agents,
+    audit,
     capabilities,
     documentation,
     events,
@@ -39,12 +40,15 @@ from orchestrator.api.auth import administrator, authorize, read_key
 from orchestrator.api.body import BodyMemory
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
+from orchestrator.api.flushing import flushing
+from orchestrator.api.key_addresses import KeyAddresses
 from orchestrator.api.key_cache import KeyCache
 from orchestrator.api.login import account, form, oidc
 from orchestrator.api.login.attempts import Attempts
 from orchestrator.api.login.cookies import Cookies
 from orchestrator.api.login.mapping import RoleMapping
 from orchestrator.api.login.provider import Provider
+from orchestrator.api.refusals import Refusals
 from orchestrator.api.watching import Watching
 from shared import __version__
 from shared.access.keys import find as find_key
@@ -74,6 +78,7 @@ GUARDED = (
     workers,
     keys,
     sessions,
+    audit,
 )
 """The modules whose routes need an API key: `orchestrator.api.rights` has what it must be allowed to do."""
 LOGIN = (form, account, oidc)
@@ -113,6 +118,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.logins = KeyCache(app.state.statements, partial(find_own, use=True))
     app.state.watching_logins = KeyCache(app.state.statements, partial(find_own, use=False))
     app.state.cookies = Cookies.of(settings)
+    app.state.key_addresses = KeyAddresses(app.state.statements)
+    app.state.refusals = Refusals(app.state.engine)
     app.state.watching = Watching(settings)
     app.state.finish_watch = FinishWatch(app.state.watching)
     app.state.event_watch = EventWatch(app.state.watching)
@@ -166,15 +173,17 @@ class HeadAsGet:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state = app.state
-    async with (
-        state.watching.running(),
-        state.keys.following(state.watching),
-        state.logins.following(state.watching),
-        state.watching_logins.following(state.watching),
-        state.finish_watch.running(),
-        state.event_watch.running(),
-    ):
-        yield
+    # A thread of its own: requests must not wait for it.
+    with flushing(state.refusals, state.key_addresses):
+        async with (
+            state.watching.running(),
+            state.keys.following(state.watching),
+            state.logins.following(state.watching),
+            state.watching_logins.following(state.watching),
+            state.finish_watch.running(),
+            state.event_watch.running(),
+        ):
+            yield
     app.state.engine.dispose()
 
 

@@ -67,6 +67,7 @@ async def authorize(request: Request, credentials: Credentials) -> None:
     request.state.credentials = credentials
     key = request.state.key = await _authenticate(request, request.app.state.logins)
     masking.show_to(key)
+    request.app.state.key_addresses.note(key, request.client.host if request.client else None)
     RULES[f"{request.method} {request.scope['route'].path}"].check(key)
 
 
@@ -101,6 +102,7 @@ async def opener_of(request: Request, shown: bytes) -> Opener:
     found = await state.keys.find(digest)
     if found.key is not None:
         return sessions.by_key(found.key, digest)
+    request.state.refused_key = found.refused
     raise Unauthorized(found.refusal or NO_KEY)
 
 
@@ -149,6 +151,7 @@ async def _authenticate(request: Request, logins: KeyCache[Login]) -> Key:
 
 async def _authenticate_login(request: Request, token: str, logins: KeyCache[Login]) -> Key:
     login = await logins.find(sessions.digest(token))
+    request.state.refused_key = login.key or login.refused
     if login.key is None:
         raise Unauthorized(f"{login.refusal or 'There is no such login.'} Log in again at /login, or send an API key.")
     if request.method not in SAFE_METHODS:

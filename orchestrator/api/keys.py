@@ -8,6 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
+from sqlalchemy import Connection
 
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
@@ -17,10 +18,12 @@ from shared.access import key_text, keys
 from shared.access.keys import NewKey
 from shared.access.roles import Permission, Role, permissions_of
 from shared.access.scope import Scope
+from shared.audit import log
 from shared.contracts.strict_model import Strict
 from shared.notifications import publish_keys_changed
 from shared.tasks.queries import Page
 
+GRANTED = ("role", "payloads", "namespace", "agents", "capabilities", "tenant")
 TEN_YEARS = 10 * 366 * 86_400
 A_DAY = 86_400
 
@@ -142,6 +145,7 @@ def create_key(sent: body.SmallBody, database: Database, actor: Actor, response:
     asked = body.parse_model(KeyRequest, sent)
     with database.begin() as connection:
         row, key = keys.create(connection, _new(asked, actor.key.scope), actor)
+        _record(connection, actor, "key.create", row, {name: row[name] for name in (*GRANTED, "prefix", "expires_at")})
     response.headers["Location"] = f"/v1/keys/{row['id']}"
     response.headers["Cache-Control"] = "no-store"
     return {**row, "key": key}
@@ -170,6 +174,8 @@ def rotate_key(
     overlap = timedelta(seconds=asked.overlap)
     with database.begin() as connection:
         row, text = keys.rotate(connection, key, actor, overlap=overlap, lifetime=lifetime)
+        after = {name: row[name] for name in ("prefix", "previous_prefix", "previous_until", "expires_at")}
+        _record(connection, actor, "key.rotate", row, after)
     publish_keys_changed()
     response.headers["Cache-Control"] = "no-store"
     return {**row, "key": text}
@@ -181,8 +187,13 @@ def revoke_key(key: KeyRef, database: Database, actor: Actor) -> dict[str, Any]:
     task end too. May be repeated."""
     with database.begin() as connection:
         row = keys.revoke(connection, key, actor)
+        _record(connection, actor, "key.revoke", row, {name: row[name] for name in ("prefix", "revoked_at")})
     publish_keys_changed()
     return row
+
+
+def _record(connection: Connection, actor: Actor, act: str, row: dict[str, Any], after: dict[str, Any]) -> None:
+    log.record(connection, actor, act, row["name"], namespace=row["namespace"], after={"id": row["id"], **after})
 
 
 def _new(asked: KeyRequest, own: Scope) -> NewKey:

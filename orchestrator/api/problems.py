@@ -126,7 +126,15 @@ def _problem(
 
 
 async def _expected(request: Request, error: MinionError) -> Response:
+    if isinstance(error, Unauthorized):
+        count_refusal(request, error)
     return of(error, with_key=bool(request.headers.get("authorization")))
+
+
+def count_refusal(request: Request, error: Unauthorized) -> None:
+    """Count refused access for the audit log."""
+    known = getattr(request.state, "key", None) or getattr(request.state, "refused_key", None)
+    request.app.state.refusals.count(known, request.client.host if request.client else None, error)
 
 
 async def _wrong_parameters(request: Request, error: RequestValidationError) -> Response:

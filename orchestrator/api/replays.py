@@ -18,6 +18,7 @@ from orchestrator.api.rights import RULES
 from orchestrator.dead_letters import dead_letters
 from orchestrator.replay import replay_many
 from shared.access.actors import Key
+from shared.audit import log
 from shared.contracts.strict_model import Moment
 from shared.errors import InvalidInput, NotFound
 from shared.tasks import queries
@@ -145,6 +146,13 @@ def replay_tasks(sent: body.TaskBody, database: Database, actor: Actor) -> dict[
             check=lambda task: submission_bounds.check_conversation(connection, task, actor.key.scope),
             dry_run=asked.dry_run,
         )  # fmt: skip
+        if not asked.dry_run:
+            how = {"replayed": sum(item.replayed_as is not None for item in page.items), "matched": matched}
+            asked_for = asked.model_dump(exclude_unset=True, exclude={"namespace", "cursor", "batch"})
+            log.record(
+                connection, actor, "task.replay_many", f"batch {batch}", namespace=chosen.namespace,
+                after={**how, "request": asked_for},
+            )  # fmt: skip
     return {"items": page.items, "next": page.next, "batch": batch, "start_at": page.start_at, "matched": matched}
 
 

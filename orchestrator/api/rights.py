@@ -135,6 +135,7 @@ RULES: Mapping[str, Rule] = {
     "GET /v1/sessions": KEYS,
     "DELETE /v1/sessions": KEYS,
     "DELETE /v1/sessions/{session_id}": KEYS,
+    "GET /v1/audit": _namespace(P.AUDIT_READ),
 }
 """By method and path, as the routes have them."""
 

@@ -12,6 +12,7 @@ from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import Database, Namespace, Statements
+from shared.audit import log
 from shared.tasks import throttles
 from shared.tasks.throttles import LimitScope, Rate, Scope
 
@@ -107,16 +108,23 @@ def pause(
 ) -> dict[str, Any]:
     """Pauses a capability, an agent or a key: running tasks continue, and no other starts. May be repeated."""
     asked = body.parse_model(PauseRequest, sent, required=False)
+    where = query.namespace
     with database.begin() as connection:
-        return throttles.pause(connection, scope, name, reason=asked.reason, namespace=query.namespace, who=str(actor))
+        before = throttles.find_pause(connection, scope, name, namespace=where)
+        paused = throttles.pause(connection, scope, name, reason=asked.reason, namespace=where, who=str(actor))
+        after = {"reason": paused["reason"], "created_by": paused["created_by"]}
+        log.record(connection, actor, "pause.set", f"{scope} {name}", namespace=where, before=before, after=after)
+        return paused
 
 
 @router.delete("/pauses/{scope}/{name}", status_code=204, response_class=Response, responses=problems.documented(404))
-def resume(scope: Scope, name: str, query: Namespace, database: Database) -> Response:
+def resume(scope: Scope, name: str, query: Namespace, database: Database, actor: Actor) -> None:
     """Resumes a capability, an agent or a key."""
+    where = query.namespace
     with database.begin() as connection:
-        throttles.resume(connection, scope, name, namespace=query.namespace)
-    return Response(status_code=204)
+        before = throttles.find_pause(connection, scope, name, namespace=where)
+        throttles.resume(connection, scope, name, namespace=where)
+        log.record(connection, actor, "pause.remove", f"{scope} {name}", namespace=where, before=before)
 
 
 @router.get("/limits", response_model=Limits)
@@ -140,7 +148,8 @@ def set_limit(
     """
     asked = body.parse_model(LimitRequest, sent)
     with database.begin() as connection:
-        return throttles.set_limit(
+        before = throttles.find_limit(connection, scope, name, namespace=query.namespace)
+        limit = throttles.set_limit(
             connection,
             scope,
             name,
@@ -151,14 +160,20 @@ def set_limit(
             namespace=query.namespace,
             who=str(actor),
         )
+        after = throttles.find_limit(connection, scope, name, namespace=query.namespace)
+        target = f"{scope} {name}"
+        log.record(connection, actor, "limit.set", target, namespace=query.namespace, before=before, after=after)
+        return limit
 
 
 @router.delete("/limits/{scope}/{name}", status_code=204, response_class=Response, responses=problems.documented(404))
-def remove_limit(scope: LimitScope, name: str, query: Namespace, database: Database) -> Response:
+def remove_limit(scope: LimitScope, name: str, query: Namespace, database: Database, actor: Actor) -> None:
     """Removes a limit."""
+    where = query.namespace
     with database.begin() as connection:
-        throttles.remove_limit(connection, scope, name, namespace=query.namespace)
-    return Response(status_code=204)
+        before = throttles.find_limit(connection, scope, name, namespace=where)
+        throttles.remove_limit(connection, scope, name, namespace=where)
+        log.record(connection, actor, "limit.remove", f"{scope} {name}", namespace=where, before=before)
 
 
 def _rate(written: str | None) -> Rate | None:

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
+from sqlalchemy import Connection
 
 from orchestrator.api import problems
 from orchestrator.api.actors import Actor
@@ -15,6 +16,7 @@ from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import Database, ItemPage, PageQuery, Statements, StrictQuery, Text
 from shared.access import sessions
 from shared.access.roles import Role
+from shared.audit import log
 from shared.notifications import publish_keys_changed
 from shared.tasks.queries import Page
 
@@ -73,6 +75,7 @@ def end_session(session_id: UUID, database: Database, actor: Actor) -> dict[str,
     """Ends a login within a second everywhere. Requests that wait or follow a task end too. May be repeated."""
     with database.begin() as connection:
         row = sessions.end(connection, actor.key.scope, session_id, str(actor))
+        _record(connection, actor, row["user"], row["namespace"], [session_id])
     publish_keys_changed()
     return row
 
@@ -82,5 +85,10 @@ def end_sessions_of_user(query: Annotated[OfUser, Query()], database: Database, 
     """Ends all logins of a user, as for one."""
     with database.begin() as connection:
         ended = sessions.end_all(connection, actor.key.scope, query.user, str(actor))
+        _record(connection, actor, query.user, actor.key.scope.namespace, ended)
     publish_keys_changed()
     return {"ended": ended}
+
+
+def _record(connection: Connection, actor: Actor, user: str, namespace: str | None, ended: list[UUID]) -> None:
+    log.record(connection, actor, "login.revoke", user, namespace=namespace, after={"sessions": ended})

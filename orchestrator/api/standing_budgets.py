@@ -8,14 +8,18 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
 
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import Database, Statements, StrictQuery, Text
+from shared.access import actors
 from shared.access.actors import Key
+from shared.audit import log
 from shared.tasks import standing_budgets
 from shared.tasks.standing_budgets import MAX_DOLLARS, MAX_TOKENS, MIN_DOLLARS, OnBreach, Period, Scope
+from shared.tasks.targets import Target
 
 router = APIRouter(prefix="/v1/budgets", tags=["standing budgets"])
 
@@ -102,7 +106,8 @@ def set_budget(sent: body.TaskBody, database: Database, actor: Actor) -> dict[st
     asked = body.parse_model(BudgetRequest, sent)
     target = standing_budgets.target_of(asked.scope, _namespace(actor.key, asked), asked.name)
     with database.begin() as connection:
-        return standing_budgets.set_budget(
+        before = standing_budgets.find(connection, target, asked.period)
+        budget = standing_budgets.set_budget(
             connection,
             target,
             asked.period,
@@ -112,15 +117,24 @@ def set_budget(sent: body.TaskBody, database: Database, actor: Actor) -> dict[st
             timezone=asked.timezone,
             who=str(actor),
         )
+        after = standing_budgets.find(connection, target, asked.period)
+        _record(connection, actor, "budget.set", target, asked.period, before=before, after=after)
+        return budget
 
 
 @router.delete("", status_code=204, response_class=Response, responses=problems.documented(404))
-def remove_budget(query: Annotated[BudgetQuery, Query()], database: Database, key: Caller) -> Response:
+def remove_budget(query: Annotated[BudgetQuery, Query()], database: Database, actor: Actor) -> None:
     """Removes a budget, with the record of its use. Tasks that wait for it continue."""
-    target = standing_budgets.target_of(query.scope, _namespace(key, query), query.name)
+    target = standing_budgets.target_of(query.scope, _namespace(actor.key, query), query.name)
     with database.begin() as connection:
+        before = standing_budgets.find(connection, target, query.period)
         standing_budgets.remove_budget(connection, target, query.period)
-    return Response(status_code=204)
+        _record(connection, actor, "budget.remove", target, query.period, before=before)
+
+
+def _record(connection: Connection, actor: actors.Actor, act: str, target: Target, period: str, **states: Any) -> None:
+    named = f"{target.scope} {target.name}".rstrip()
+    log.record(connection, actor, act, f"{named} per {period}", namespace=target.namespace or None, **states)
 
 
 def _namespace(key: Key, asked: BudgetRequest | BudgetQuery) -> str | None:

@@ -7,14 +7,18 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
 
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
 from orchestrator.api.auth import Caller
 from orchestrator.api.parameters import Database, Statements, StrictQuery, Text
+from shared.access import actors
 from shared.access.actors import Key
+from shared.audit import log
 from shared.tasks import stops
 from shared.tasks.stops import Scope
+from shared.tasks.targets import Target
 
 router = APIRouter(prefix="/v1/stops", tags=["stops"])
 
@@ -75,16 +79,26 @@ def stop(sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any
     asked = body.parse_model(StopRequest, sent)
     target = stops.target_of(asked.scope, _namespace(actor.key, asked), asked.name)
     with database.begin() as connection:
-        return stops.stop(connection, target, reason=asked.reason, who=str(actor))
+        before = stops.find(connection, target)
+        stopped = stops.stop(connection, target, reason=asked.reason, who=str(actor))
+        after = stops.find(connection, target)
+        _record(connection, actor, "stop.set", target, before=before, after=after)
+        return stopped
 
 
 @router.delete("", status_code=204, response_class=Response, responses=problems.documented(404))
-def lift(query: Annotated[StopQuery, Query()], database: Database, key: Caller) -> Response:
+def lift(query: Annotated[StopQuery, Query()], database: Database, actor: Actor) -> None:
     """Lifts a stop: its tasks continue."""
-    target = stops.target_of(query.scope, _namespace(key, query), query.name)
+    target = stops.target_of(query.scope, _namespace(actor.key, query), query.name)
     with database.begin() as connection:
+        before = stops.find(connection, target)
         stops.lift(connection, target)
-    return Response(status_code=204)
+        _record(connection, actor, "stop.lift", target, before=before)
+
+
+def _record(connection: Connection, actor: actors.Actor, act: str, target: Target, **states: Any) -> None:
+    named, namespace = f"{target.scope} {target.name}".rstrip(), target.namespace or None
+    log.record(connection, actor, act, named, namespace=namespace, **states)
 
 
 def _namespace(key: Key, asked: StopRequest | StopQuery) -> str | None:

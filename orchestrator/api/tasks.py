@@ -8,7 +8,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import StringConstraints
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
@@ -40,6 +40,7 @@ from orchestrator.replay_from import Edit, replay_from
 from shared.access import actors
 from shared.access.actors import Key
 from shared.access.roles import Permission
+from shared.audit import log
 from shared.contracts.requests import BudgetChange, TaskRequest
 from shared.contracts.strict_json import check
 from shared.database.connections import autocommit
@@ -57,6 +58,7 @@ BULK_SCHEMA = {
     "additionalProperties": False,
     "properties": {"tasks": {"type": "array", "maxItems": BULK_LIMIT, "items": REQUEST_SCHEMA}},
 }
+STATE = text("SELECT state FROM task_status WHERE task_id = :task")
 
 SignalName = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 IdempotencyKey = Annotated[str | None, Header(description="The same as the member `idempotency_key` of the body.")]
@@ -182,8 +184,11 @@ def cancel_task(task_id: TaskId, sent: body.TaskBody, database: Database, actor:
     ended stays as it is. May be repeated."""
     asked = body.parse_model(CancelRequest, sent, required=False)
     with database.begin() as connection:
+        before = _state(connection, task_id)
         lifecycle.cancel(connection, task_id, reason=asked.reason, who=str(actor))
-        return queries.get_task(connection, task_id)
+        task = queries.get_task(connection, task_id)
+        _record(connection, actor, "task.cancel", task, before, {"cancel_requested": task["cancel_requested"]})
+        return task
 
 
 @router.post(
@@ -218,13 +223,18 @@ def why(task_id: TaskId, request: Request, database: Statements, key: Caller) ->
     responses=problems.documented(404, 409, 413, 415),
     openapi_extra=body.documented(SignalRequest.model_json_schema(), required=False),
 )
-def signal_task(task_id: TaskId, name: SignalName, sent: body.TaskBody, database: Database) -> dict[str, Any]:
+def signal_task(
+    task_id: TaskId, name: SignalName, sent: body.TaskBody, database: Database, actor: Actor
+) -> dict[str, Any]:
     """Sends a signal to a task. It is kept until the task waits for it; each wait takes one."""
     payload = body.parse_model(SignalRequest, sent, required=False).payload
     check(payload, what="The payload", limit=get_settings().max_input_bytes)
     with database.begin() as connection:
+        before = _state(connection, task_id)
         lifecycle.signal(connection, task_id, name, payload)
-        return queries.get_task(connection, task_id)
+        task = queries.get_task(connection, task_id)
+        _record(connection, actor, "task.signal", task, before, {"signal": name})
+        return task
 
 
 @router.post(
@@ -245,8 +255,12 @@ def decide(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Acto
         with autocommit(database).connect() as connection:
             approvals.check_decision(connection, task_id, asked.step, asked.proposal, asked.value)
     with database.begin() as connection:
+        before = _state(connection, task_id)
         decided = lifecycle.decide(connection, task_id, who=str(actor), **asked.model_dump())
-        return {**queries.get_task(connection, task_id), "decision": decided}
+        task = queries.get_task(connection, task_id)
+        named = {"step": decided.step, "name": decided.name, "proposal": decided.proposal, "verdict": decided.verdict}
+        _record(connection, actor, "task.decide", task, before, {**named, "replaced": asked.value is not None})
+        return {**task, "decision": decided}
 
 
 @router.post(
@@ -255,33 +269,68 @@ def decide(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Acto
     responses=problems.documented(404, 409, 413, 415),
     openapi_extra=body.documented(BudgetChange.model_json_schema()),
 )
-def change_budget(task_id: TaskId, sent: body.TaskBody, database: Database, key: Caller) -> dict[str, Any]:
+def change_budget(task_id: TaskId, sent: body.TaskBody, database: Database, actor: Actor) -> dict[str, Any]:
     """Raises the budget that the task waits for, or else its own, and wakes the tasks that now have room in it. With
     `stop`, tasks without room in it fail. Returns the task that has the budget."""
     asked = body.parse_model(BudgetChange, sent)
     with database.begin() as connection:
         owner = budgets.change(connection, task_id, asked)
-        check_reached(connection, owner, key.scope)
-        return queries.get_task(connection, owner)
+        check_reached(connection, owner, actor.key.scope)
+        task = queries.get_task(connection, owner)
+        limits = {name: task["budget"][name]["limit"] for name in ("tokens", "dollars", "steps", "seconds")}
+        log.record(
+            connection, actor, "task.budget", owner, namespace=task["namespace"],
+            after={**asked.model_dump(exclude_none=True), "limits": limits},
+        )  # fmt: skip
+        return task
 
 
 def _replay(database: Engine, task_id: UUID, asked: ReplayRequest, actor: actors.Actor) -> Accepted:
     who = str(actor)
+
+    def record(connection: Connection, new: UUID) -> None:
+        """Write the act, in the transaction that creates the new task."""
+        task, edited = queries.get_task(connection, new), "edited_output" in asked.model_fields_set
+        how = {"replayed_as": new, "from_step": asked.from_step, "pinned": asked.pinned, "new_keys": asked.new_keys}
+        act = "task.edit" if edited else "task.replay"
+        log.record(connection, actor, act, task_id, namespace=task["namespace"], after=how)
+
     if actor.key.scope.is_partial:
         with autocommit(database).connect() as connection:
             task = queries.get_task(connection, task_id)
             submission_bounds.check_conversation(connection, task, actor.key.scope)
     if asked.from_step is None:
         with database.begin() as connection:
-            return replay(connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=who)
+            new = replay(connection, task_id, pinned=bool(asked.pinned), new_keys=asked.new_keys, submitted_by=who)
+            record(connection, new.task_id)
+            return new
     edit = Edit(asked.edited_output) if "edited_output" in asked.model_fields_set else None
     if edit is not None:
         # To edit what a person approved is to decide.
         with autocommit(database).connect() as connection:
             if approvals.is_approval(connection, task_id, asked.from_step):
                 actor.key.require(Permission.TASKS_DECIDE)
-    replayed = replay_from(database, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=who)
+    replayed = replay_from(
+        database, task_id, asked.from_step, edit=edit, new_keys=asked.new_keys, submitted_by=who, record=record
+    )
     return Accepted(replayed, True)
+
+
+def _state(connection: Connection, task_id: UUID) -> dict[str, Any] | None:
+    row = connection.execute(STATE, {"task": task_id}).mappings().one_or_none()
+    return None if row is None else dict(row)
+
+
+def _record(
+    connection: Connection,
+    actor: actors.Actor,
+    act: str,
+    task: dict[str, Any],
+    before: dict[str, Any] | None,
+    how: dict[str, Any],
+) -> None:
+    after = {"state": task["state"], **how}
+    log.record(connection, actor, act, task["id"], namespace=task["namespace"], before=before, after=after)
 
 
 def _reader(key: Key) -> Reader:

@@ -9,6 +9,7 @@ import time
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 from fastapi import APIRouter, Depends, Path, Request, Response
@@ -18,7 +19,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB, TEXT
 
 from minions.webhooks import PREFIX
 from orchestrator.api import body, problems
-from orchestrator.api.auth import Caller
+from orchestrator.api.actors import Actor
 from orchestrator.api.masking import Labels, PayloadText
 from orchestrator.api.parameters import (
     Database,
@@ -32,6 +33,8 @@ from orchestrator.api.parameters import (
 )
 from orchestrator.api.task_ids import EXAMPLE, SHORTEST, WHOLE, digits_of
 from orchestrator.webhooks import messages
+from shared.access import actors
+from shared.audit import log
 from shared.contracts.documents import Name
 from shared.contracts.requests import LabelName, LabelValue
 from shared.contracts.strict_model import Strict
@@ -93,7 +96,7 @@ DELIVERIES = text(
     "AND (CAST(:before AS uuid) IS NULL OR d.id < :before) ORDER BY d.id DESC LIMIT :most"
 )
 DELIVERY = text(
-    f"SELECT {SHOWN}, w.name, w.enabled FROM webhook_deliveries d "  # noqa: S608
+    f"SELECT {SHOWN}, w.name, w.namespace, w.enabled FROM webhook_deliveries d "  # noqa: S608
     "JOIN webhooks w ON w.id = d.webhook_id WHERE d.id = :id FOR NO KEY UPDATE OF d"
 )
 STARTING = text(
@@ -225,16 +228,18 @@ def list_webhooks(query: NamedPage, database: Statements) -> Page:
     responses=problems.documented(409, 413, 415),
     openapi_extra=body.documented(WebhookRequest.model_json_schema()),
 )
-def add_webhook(sent: body.SmallBody, request: Request, database: Database, key: Caller) -> dict[str, Any]:
+def add_webhook(sent: body.SmallBody, request: Request, database: Database, actor: Actor) -> dict[str, Any]:
     """Adds a webhook. The answer contains its secret, which is not shown again."""
     asked = body.parse_model(WebhookRequest, sent)
-    namespace = key.scope.namespace_of(asked.namespace if "namespace" in asked.model_fields_set else None)
+    namespace = actor.key.scope.namespace_of(asked.namespace if "namespace" in asked.model_fields_set else None)
     _check_address(asked.url, request.app.state.settings)
     secret = asked.secret or _new_secret()
     with database.begin() as connection:
         if connection.scalar(ADD, {**asked.model_dump(), "namespace": namespace, "secret": secret}) is None:
             raise Conflict(f"There is a webhook named {asked.name!r} already. Change it, or choose another name.")
-        return {**_get(connection, namespace, asked.name), "secret": secret}
+        added = _get(connection, namespace, asked.name)
+        _record(connection, actor, "webhook.create", None, added)
+        return {**added, "secret": secret}
 
 
 @router.get("/{name}", response_model=Webhook, responses=problems.documented(404))
@@ -251,7 +256,7 @@ def get_webhook(name: Text, query: Namespace, database: Statements) -> dict[str,
     openapi_extra=body.documented(WebhookChange.model_json_schema()),
 )
 def change_webhook(
-    name: Text, sent: body.SmallBody, query: Namespace, request: Request, database: Database
+    name: Text, sent: body.SmallBody, query: Namespace, request: Request, database: Database, actor: Actor
 ) -> dict[str, Any]:
     """Changes the fields in the body. A disabled webhook gets no new messages; pending ones wait until it is enabled
     again."""
@@ -259,36 +264,44 @@ def change_webhook(
     if asked.url is not None:
         _check_address(asked.url, request.app.state.settings)
     with database.begin() as connection:
+        before = _get(connection, query.namespace, name)
         values = {**asked.model_dump(), "namespace": query.namespace, "name": name}
         if connection.scalar(CHANGE, values) is None:
             raise _unknown(name)
         connection.execute(WAKE)
-        return _get(connection, query.namespace, name)
+        changed = _get(connection, query.namespace, name)
+        _record(connection, actor, "webhook.change", before, changed)
+        return changed
 
 
 @router.delete("/{name}", status_code=204, response_class=Response, responses=problems.documented(404))
-def remove_webhook(name: Text, query: Namespace, database: Database) -> None:
+def remove_webhook(name: Text, query: Namespace, database: Database, actor: Actor) -> None:
     """Removes a webhook and its deliveries; pending messages are dropped."""
     with database.begin() as connection:
+        before = _get(connection, query.namespace, name)
         if connection.scalar(REMOVE, {"namespace": query.namespace, "name": name}) is None:
             raise _unknown(name)
+        _record(connection, actor, "webhook.delete", before, None)
 
 
 @router.post("/{name}/rotate", response_model=WebhookWithSecret, responses=problems.documented(404))
-def rotate_secret(name: Text, query: Namespace, database: Database) -> dict[str, Any]:
+def rotate_secret(name: Text, query: Namespace, database: Database, actor: Actor) -> dict[str, Any]:
     """Gives a webhook a new secret, which is shown only this once. For a day, messages are signed with the old secret
     too, so that the receiver has time to change it; a second rotation ends that."""
     secret = _new_secret()
     with database.begin() as connection:
         if connection.scalar(ROTATE, {"namespace": query.namespace, "name": name, "secret": secret}) is None:
             raise _unknown(name)
+        log.record(connection, actor, "webhook.rotate", name, namespace=query.namespace)
         return {**_get(connection, query.namespace, name), "secret": secret}
 
 
 @router.post("/{name}/test", response_model=WebhookTest, responses=problems.documented(404))
-def send_test(name: Text, query: Namespace, request: Request, database: Statements) -> dict[str, Any]:
+def send_test(name: Text, query: Namespace, request: Request, database: Statements, actor: Actor) -> dict[str, Any]:
     """Sends a message of type `webhook.test` now, once, and reports how the endpoint answered."""
     url, secret = _target(database, query.namespace, name)
+    with database.connect() as connection:
+        log.record(connection, actor, "webhook.test", name, namespace=query.namespace)
     began = time.monotonic()
     answer = messages.post(request.app.state.settings, url, [secret], f"test_{uuid4()}", messages.of_test(name))
     seconds = round(time.monotonic() - began, 3)
@@ -305,15 +318,17 @@ def list_deliveries(name: Text, query: DeliveryPage, database: Statements) -> Pa
 
 
 @router.post("/deliveries/{delivery_id}/retry", response_model=WebhookDelivery, responses=problems.documented(404, 409))
-def retry_delivery(delivery_id: DeliveryRef, database: Database, key: Caller) -> dict[str, Any]:
+def retry_delivery(delivery_id: DeliveryRef, database: Database, actor: Actor) -> dict[str, Any]:
     """Sends a message again, under the same id, whatever its status; its attempts are counted from the beginning."""
     with database.begin() as connection:
-        id = _find_delivery(connection, delivery_id, key.scope.namespace)
+        id = _find_delivery(connection, delivery_id, actor.key.scope.namespace)
         found = connection.execute(DELIVERY, {"id": id}).mappings().one()
         if not found["enabled"]:
             raise Conflict(f"The webhook {found['name']!r} is disabled. Enable it first; then the message is sent.")
         connection.execute(RETRY, {"id": id})
         connection.execute(WAKE)
+        before = {"delivery": id, "status": found["status"], "attempts": found["attempts"]}
+        log.record(connection, actor, "webhook.retry", found["name"], namespace=found["namespace"], before=before)
         return dict(connection.execute(DELIVERY, {"id": id}).mappings().one())
 
 
@@ -337,6 +352,30 @@ def _find_delivery(connection: Connection, digits: str, namespace: str | None) -
             candidates=[str(row.id) for row in found],
         )
     return UUID(str(found[0].id))
+
+
+def _record(
+    connection: Connection,
+    actor: actors.Actor,
+    act: str,
+    before: dict[str, Any] | None,
+    after: dict[str, Any] | None,
+) -> None:
+    stored = after or before
+    assert stored is not None
+    states = log.changed(before and _recorded(before), after and _recorded(after))
+    log.record(connection, actor, act, stored["name"], namespace=stored["namespace"], **states)
+
+
+def _recorded(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a webhook for the audit log. The path of its address and its labels may be secrets."""
+    address = urlsplit(row["url"])
+    return {
+        **{name: row[name] for name in ("states", "agents", "roots_only", "enabled")},
+        "labels": sorted(row["labels"]),
+        "host": f"{address.scheme}://{address.hostname}",
+        "url": log.fingerprint(row["url"]),
+    }
 
 
 def _get(connection: Connection, namespace: str, name: str) -> dict[str, Any]:

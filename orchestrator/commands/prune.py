@@ -22,6 +22,7 @@ def prune(
     # Imported on use: other commands start faster without the database layer.
     from orchestrator.retention.retention import prune as batches
     from orchestrator.retention.retention import retentions
+    from shared.access.actors import local_actor
     from shared.database.connections import get_engine
     from shared.database.schema import wait_for_database
 
@@ -29,7 +30,7 @@ def prune(
     wait_for_database(settings)
     counts = {str(state): {"trees": 0, "tasks": 0} for state in retentions(settings)}
     try:
-        for batch in batches(get_engine(), settings, dry_run=dry_run):
+        for batch in batches(get_engine(), settings, dry_run=dry_run, actor=local_actor()):
             counts[batch.state]["trees"] += batch.trees
             counts[batch.state]["tasks"] += batch.tasks
     except OSError as error:

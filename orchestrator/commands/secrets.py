@@ -22,6 +22,9 @@ def register(commands: typer.Typer) -> None:
 @app.command("set")
 def set_secret(name: str = NAME) -> None:
     """Store a secret. Its value is read from standard input, or from a prompt."""
+    from shared import secret_store
+    from shared.access.actors import local_actor
+    from shared.audit import log
     from shared.database.connections import transaction
     from shared.database.schema import wait_for_database
     from shared.secret_store import SecretStore
@@ -30,7 +33,10 @@ def set_secret(name: str = NAME) -> None:
     value = typer.prompt("Value", hide_input=True) if sys.stdin.isatty() else _piped()
     wait_for_database(get_settings())
     with transaction() as connection:
+        before = secret_store.times_of(connection, [name])
         store.set(connection, name, value)
+        after = {"replaced_one_of": before[name]} if before else None
+        log.record(connection, local_actor(), "secret.set", name, namespace=store.namespace, after=after)
     console.print(f"The secret {name} is stored. A tool's header refers to it as ${{secret:{name}}}.")
 
 
@@ -65,12 +71,15 @@ def list_secrets(as_json: bool = AS_JSON) -> None:
 def delete(name: str = NAME) -> None:
     """Remove a secret."""
     from shared import secret_store
+    from shared.access.actors import local_actor
+    from shared.audit import log
     from shared.database.connections import transaction
     from shared.database.schema import wait_for_database
 
     wait_for_database(get_settings())
     with transaction() as connection:
         secret_store.delete_secret(connection, name)
+        log.record(connection, local_actor(), "secret.delete", name, namespace="default")
     console.print(f"The secret {name} is deleted.")
 
 

@@ -26,6 +26,8 @@ from sqlalchemy.dialects.postgresql import UUID as PgUUID
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.retention.export import TaskExport
+from shared.access.actors import Actor, orchestrator
+from shared.audit import log as audit
 from shared.contracts.key_order import in_order
 from shared.settings import Settings
 from shared.tasks.queries import first_id_at
@@ -146,11 +148,12 @@ def retentions(settings: Settings) -> dict[State, timedelta]:
     return {state: timedelta(days=number) for state, number in days.items() if number}
 
 
-def prune(engine: Engine, settings: Settings, *, dry_run: bool = False) -> Iterator[Batch]:
+def prune(engine: Engine, settings: Settings, *, dry_run: bool = False, actor: Actor | None = None) -> Iterator[Batch]:
     """Delete tasks older than their retention, one batch per iteration. Several processes may run it at once.
 
     Args:
         dry_run: delete nothing, only count.
+        actor: who deletes them, for the audit log; by default an orchestrator.
 
     Raises:
         NotConfigured: the folder for the export does not exist.
@@ -163,7 +166,7 @@ def prune(engine: Engine, settings: Settings, *, dry_run: bool = False) -> Itera
     for state, age in kept.items():
         reached: UUID | None = FIRST
         while reached is not None:
-            stretch = _walk(engine, state, now - age, reached, export, dry_run)
+            stretch = _walk(engine, state, now - age, reached, export, None if dry_run else actor or orchestrator())
             reached = stretch.until
             if stretch.tasks:
                 yield Batch(state, stretch.trees, stretch.tasks)
@@ -173,9 +176,13 @@ def prune(engine: Engine, settings: Settings, *, dry_run: bool = False) -> Itera
 
 
 def _walk(
-    engine: Engine, state: State, before: datetime, after: UUID, export: TaskExport | None, dry_run: bool
+    engine: Engine, state: State, before: datetime, after: UUID, export: TaskExport | None, actor: Actor | None
 ) -> _Stretch:
-    """Process the next stretch of the walk and the first of its trees in one transaction."""
+    """Process the next stretch of the walk and the first of its trees in one transaction.
+
+    Args:
+        actor: who deletes them; None deletes nothing.
+    """
     with engine.begin() as connection:
         connection.execute(LIMITS)
         walk: dict[str, Any] = {"state": state, "after": after, "young": first_id_at(before), "window": WINDOW}
@@ -189,7 +196,12 @@ def _walk(
         trees, tasks = _first_trees(connection, found)
         # If more was found than is taken, the walk continues after the last tree taken.
         until = trees[-1] if len(trees) < len(found) or len(found) == MAX_TREES else until
-        if dry_run or _delete(connection, trees, export):
+        if actor is None:
+            return _Stretch(until, len(trees), tasks)
+        if _delete(connection, trees, export):
+            target = f"{state} before {before.isoformat(timespec='seconds')}"
+            facts = {"trees": len(trees), "tasks": tasks, "first": trees[0], "last": trees[-1]}
+            audit.record(connection, actor, "task.prune", target, namespace=None, after=facts)
             return _Stretch(until, len(trees), tasks)
         return _Stretch(until)
 

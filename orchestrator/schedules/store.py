@@ -161,6 +161,14 @@ def get(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
     return in_order(row, "request")
 
 
+def find(connection: Connection, namespace: str, name: str) -> dict[str, Any] | None:
+    """Return what a change of a schedule replaces, and keep others from changing it; None if there is no such one."""
+    values = {"namespace": namespace, "name": name}
+    connection.execute(LOCK, values)
+    row = connection.execute(GET, values).mappings().one_or_none()
+    return None if row is None else in_order(row, "request")
+
+
 def try_out(engine: Engine, namespace: str, name: str, request: Mapping[str, Any]) -> None:
     """Refuse a request that every run would be refused for; called before a schedule is stored.
 

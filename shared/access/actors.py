@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -19,6 +21,8 @@ class Key:
         record: the key, or the user who logged in without one, as records name them.
         submitter: the submitter of its tasks, for their record.
         login: the login that the request came through; None if it brought the key itself.
+        prefix: the first characters of its text, which lists show, or `session:` and those of the digest of a login
+            without a key; None for an actor with neither.
     """
 
     id: UUID | None
@@ -29,6 +33,7 @@ class Key:
     permissions: frozenset[Permission]
     scope: Scope
     login: UUID | None = None
+    prefix: str | None = None
 
     @property
     def title(self) -> str:
@@ -55,10 +60,17 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """The author of an act: a key, and the name that its holder claims without proof."""
+    """The author of an act: a key, and the name that its holder claims without proof.
+
+    Attributes:
+        address: the address that the request came from.
+        request_id: the id of the request.
+    """
 
     key: Key
     claimed: str | None = None
+    address: str | None = None
+    request_id: str | None = None
 
     def require_all(self, permissions: frozenset[Permission], scope: Scope) -> None:
         """Raise Forbidden if the actor's key has less than a key with these permissions and this scope would have."""
@@ -74,12 +86,42 @@ class Actor:
 
 def bootstrap_key(fingerprint: str) -> Key:
     """Return the key of the environment or the data folder: the first administrator."""
+    record = f"api:{fingerprint}"
+    return _administrator(name="bootstrap", record=record, submitter="api", prefix=record)
+
+
+def local_actor() -> Actor:
+    """Return the user of the operating system, for an act in a process that works on the database itself."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = str(os.geteuid())
+    name = f"{user} (database)"
+    return Actor(_administrator(name=name, record=name, submitter=name))
+
+
+def unknown_key() -> Key:
+    """Return what stands in records for a request whose key is missing or unknown."""
+    name = "(no valid key)"
+    return Key(
+        id=None, name=name, record=name, submitter=name, role=Role.VIEWER, permissions=frozenset(), scope=Scope()
+    )
+
+
+def orchestrator() -> Actor:
+    """Return the actor of what an orchestrator does by itself."""
+    name = "orchestrator (system)"
+    return Actor(_administrator(name=name, record=name, submitter=name))
+
+
+def _administrator(*, name: str, record: str, submitter: str, prefix: str | None = None) -> Key:
     return Key(
         id=None,
-        name="bootstrap",
-        record=f"api:{fingerprint}",
-        submitter="api",
+        name=name,
+        record=record,
+        submitter=submitter,
         role=Role.ADMIN,
         permissions=permissions_of(Role.ADMIN),
         scope=Scope(),
+        prefix=prefix,
     )

@@ -100,12 +100,14 @@ class Found:
     """The key that a digest belongs to, or the reason why it is not accepted.
 
     Attributes:
+        refused: the key that is not accepted any more, for the record.
         refusal: why it is not accepted; None if the digest is unknown.
         seconds_left: until it expires.
     """
 
     key: Key | None = None
     refusal: str | None = None
+    refused: Key | None = None
     seconds_left: float | None = None
 
 
@@ -226,10 +228,11 @@ def find(connection: Connection, digest: bytes) -> Found:
     if row is None:
         return Found()
     if row["revoked_at"] is not None:
-        return Found(refusal=f"The API key {row['name']!r} was revoked at {_utc(row['revoked_at'])}.")
+        revoked = f"The API key {row['name']!r} was revoked at {_utc(row['revoked_at'])}."
+        return Found(refusal=revoked, refused=_key(row))
     if row["over"]:
         how = "expired" if row["current"] else "was replaced by a rotation, and its overlap ended"
-        return Found(refusal=f"The API key {row['name']!r} {how} at {_utc(row['ends'])}.")
+        return Found(refusal=f"The API key {row['name']!r} {how} at {_utc(row['ends'])}.", refused=_key(row))
     return Found(key=_key(row), seconds_left=row["seconds_left"])
 
 
@@ -244,6 +247,7 @@ def _key(row: RowMapping) -> Key:
         role=role,
         permissions=permissions_of(role, payloads=row["payloads"]),
         scope=_scope_of(row),
+        prefix=row["prefix"],
     )
 
 

@@ -25,6 +25,7 @@ class Permission(StrEnum):
     SCHEDULES_WRITE = "schedules:write"
     WEBHOOKS_WRITE = "webhooks:write"
     KEYS_MANAGE = "keys:manage"
+    AUDIT_READ = "audit:read"
 
 
 MASK = f"(masked: this key lacks {Permission.PAYLOADS_READ})"

@@ -177,7 +177,7 @@ def by_identity(user: str, role: Role, *, payloads: bool | None, scope: Scope) -
     Args:
         payloads: whether the user may see payloads; None: as the role.
     """
-    return Opener(kind="oidc", user=user, key=_identity(user, role, payloads, scope))
+    return Opener(kind="oidc", user=user, key=_identity(user, role, payloads, scope, prefix=None))
 
 
 def open_login(
@@ -189,8 +189,8 @@ def open_login(
     *,
     lifetime: timedelta,
     idle: timedelta,
-) -> UUID:
-    """Store a login for a new cookie, and forget those that expired a week ago; return its id."""
+) -> Key:
+    """Store a login for a new cookie, and forget those that expired a week ago; return its rights."""
     connection.execute(FORGET, {"kept": KEPT})
     stored = digest(token)
     own = opener.kind == "oidc"
@@ -210,7 +210,7 @@ def open_login(
         "user_agent": _shortened(browser.user_agent),
     }
     opened: UUID = connection.execute(OPEN, values).scalar_one()
-    return opened
+    return replace(opener.key, login=opened, prefix=opener.key.prefix or _prefix(stored))
 
 
 def find(connection: Connection, digest: bytes, *, administrator: Administrator, use: bool) -> Login:
@@ -234,7 +234,8 @@ def find(connection: Connection, digest: bytes, *, administrator: Administrator,
         return Login(refusal=f"This login ended at {_utc(row['idle_until'])}, because it was not used any more.")
     found = _opener(connection, row, administrator)
     if found.key is None:
-        return Login(refusal=f"This login has ended with its key. {found.refusal or 'The key was replaced.'}")
+        said = f"This login has ended with its key. {found.refusal or 'The key was replaced.'}"
+        return Login(refusal=said, refused=found.refused)
     left = [row["seconds_left"], *([] if found.seconds_left is None else [found.seconds_left])]
     return Login(
         key=replace(found.key, login=row["id"]),
@@ -283,10 +284,14 @@ def _opener(connection: Connection, row: RowMapping, administrator: Administrato
     if row["kind"] == "key":
         return keys.find(connection, row["key_hash"])
     scope = Scope(namespace=row["namespace"], tenant=row["tenant"])
-    return Found(key=_identity(row["user_name"], Role(row["role"]), row["payloads"], scope))
+    return Found(key=_identity(row["user_name"], Role(row["role"]), row["payloads"], scope, _prefix(row["hash"])))
 
 
-def _identity(user: str, role: Role, payloads: bool | None, scope: Scope) -> Key:
+def _prefix(digest: bytes) -> str:
+    return f"session:{digest.hex()[:8]}"
+
+
+def _identity(user: str, role: Role, payloads: bool | None, scope: Scope, prefix: str | None) -> Key:
     return Key(
         id=None,
         name=user,
@@ -295,6 +300,7 @@ def _identity(user: str, role: Role, payloads: bool | None, scope: Scope) -> Key
         role=role,
         permissions=permissions_of(role, payloads=payloads),
         scope=scope,
+        prefix=prefix,
     )
 
 

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from shared.contracts.documents import AnyDefinition
 from shared.database.connections import be_patient
+from shared.definitions.audit import record_change
 from shared.definitions.store import Change, DefinitionStore
 from shared.errors import InvalidDefinition
 from shared.functions.validation import validate_code
@@ -35,11 +36,15 @@ def store_definitions(
         be_patient(session.connection())  # functions are compiled in the sandbox, and schemas compared
         packages = WorkerPackages.reported(session)
         check_code = partial(validate_code, packages=packages)
-        changes = DefinitionStore(session, check_code, namespace, packages).apply(definitions)
+        store = DefinitionStore(session, check_code, namespace, packages)
+        changes = store.apply(definitions)
         warnings = [warning for change in changes for warning in change.warnings]
         if strict and warnings:
             raise InvalidDefinition("\n".join(warnings), faults=warnings)
         if not dry_run:
+            for version, before in store.activated:
+                replaced = None if before is None else session.get_one(type(version), before)
+                record_change(session, namespace, version, replaced)
             session.commit()
             return changes
     except BaseException:

@@ -9,6 +9,8 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from shared.access import actors
+from shared.audit import log
 from shared.contracts.documents import FunctionDefinition, parse_definition
 from shared.contracts.strict_json import JsonValue, check
 from shared.database.tables import Function, FunctionVersion, SecurityEvent
@@ -130,7 +132,19 @@ class FunctionStore:
         if status == "active":
             values["released_at"] = func.now()
         with Session(self.engine) as session, session.begin():
+            row = session.get_one(FunctionVersion, function.version_id, with_for_update=True)
+            before = {"status": row.status, "status_reason": row.status_reason}
             session.execute(update(FunctionVersion).where(FunctionVersion.id == function.version_id).values(**values))
+            states = log.changed(before, {"status": status, "status_reason": reason})
+            target = f"{name}@{function.number}"
+            log.record(
+                session.connection(),
+                actors.local_actor(),
+                "function.status",
+                target,
+                namespace=self.namespace,
+                **states,
+            )
         security_events.forget(function.version_id)
         return self.get(name, function.number)
 

@@ -96,6 +96,8 @@ class DefinitionStore:
     namespace: str = "default"
     packages: WorkerPackages = field(default_factory=lambda: WorkerPackages({}))
     changes: list[Change] = field(default_factory=list)
+    activated: list[tuple[Version, UUID | None]] = field(default_factory=list)
+    """Versions that became the active one of their definition, each with the id of the one before."""
 
     def apply(self, definitions: Sequence[AnyDefinition]) -> list[Change]:
         """Store the definitions that differ from the stored ones, and the versions that follow from them.
@@ -108,7 +110,7 @@ class DefinitionStore:
         """
         _refuse_twice(definitions)
         self.session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": SCHEMA_LOCK})
-        self.changes = []
+        self.changes, self.activated = [], []
         for definition in _of(definitions, FunctionDefinition):
             self._store_function(definition)
         given_tools = _of(definitions, ToolDefinition)
@@ -266,6 +268,7 @@ class DefinitionStore:
         return newest if same and newest.key_order in (None, definition.key_order()) else None
 
     def _activate(self, head: Any, version: Any) -> None:
+        self.activated.append((version, head.active_version_id))
         head.active_version_id = version.id
         if getattr(head, "status", None) == "rolled_back":
             head.status, head.status_reason = "active", None

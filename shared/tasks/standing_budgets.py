@@ -31,6 +31,10 @@ SET = text(
     "tokens = EXCLUDED.tokens, microdollars = EXCLUDED.microdollars, on_breach = EXCLUDED.on_breach, "
     "created_by = EXCLUDED.created_by RETURNING id"
 )
+FIND = text(
+    "SELECT timezone, tokens, microdollars / 1000000.0::float AS dollars, on_breach, created_by FROM standing_budgets "
+    "WHERE scope = :scope AND namespace = :namespace AND name = :name AND period = :period FOR UPDATE"
+)
 REMOVE = text(
     "DELETE FROM standing_budgets "
     "WHERE scope = :scope AND namespace = :namespace AND name = :name AND period = :period RETURNING 1"
@@ -111,6 +115,12 @@ def set_budget(
     budget = connection.execute(SET, values).scalar_one()
     wake(connection)
     return dict(connection.execute(BUDGETS, {"id": budget, "namespace": None}).mappings().one())
+
+
+def find(connection: Connection, target: Target, period: str) -> dict[str, Any] | None:
+    """Return what a change of a budget replaces, and keep others from changing it; None if there is no such budget."""
+    row = connection.execute(FIND, {**target.as_values(), "period": period}).mappings().one_or_none()
+    return None if row is None else dict(row)
 
 
 def remove_budget(connection: Connection, target: Target, period: str) -> None:

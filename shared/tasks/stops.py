@@ -24,6 +24,9 @@ STOP = text(
     "ON CONFLICT (scope, namespace, name) DO UPDATE SET reason = COALESCE(EXCLUDED.reason, stops.reason) "
     "RETURNING scope, NULLIF(namespace, '') AS namespace, NULLIF(name, '') AS name, reason, created_at, created_by"
 )
+FIND = text(
+    "SELECT reason, created_by FROM stops WHERE scope = :scope AND namespace = :namespace AND name = :name FOR UPDATE"
+)
 LIFT = text("DELETE FROM stops WHERE scope = :scope AND namespace = :namespace AND name = :name RETURNING 1")
 STOPS = text(
     "SELECT scope, NULLIF(namespace, '') AS namespace, NULLIF(name, '') AS name, reason, created_at, created_by "
@@ -53,6 +56,12 @@ def stop(
     """
     values = {**target.as_values(), "reason": reason, "who": who}
     return dict(connection.execute(STOP, values).mappings().one())
+
+
+def find(connection: Connection, target: Target) -> dict[str, Any] | None:
+    """Return what a change of a stop replaces, and keep others from changing it; None if there is no such stop."""
+    row = connection.execute(FIND, target.as_values()).mappings().one_or_none()
+    return None if row is None else dict(row)
 
 
 def lift(connection: Connection, target: Target) -> None:

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, TextClause, text
 
 from shared.errors import InvalidInput, NotFound
 
@@ -29,6 +29,9 @@ PAUSE = text(
     "ON CONFLICT (namespace, scope, name) DO UPDATE SET reason = COALESCE(EXCLUDED.reason, pauses.reason) "
     "RETURNING namespace, scope, name, reason, created_at, created_by"
 )
+FIND_PAUSE = text(
+    "SELECT reason, created_by FROM pauses WHERE namespace = :namespace AND scope = :scope AND name = :name FOR UPDATE"
+)
 RESUME = text("DELETE FROM pauses WHERE namespace = :namespace AND scope = :scope AND name = :name RETURNING 1")
 OF_NAMESPACE = "CAST(:namespace AS text) IS NULL OR namespace = :namespace"
 PAUSES = text(
@@ -44,6 +47,11 @@ SET_LIMIT = text(
     "period_seconds = EXCLUDED.period_seconds, input_tokens = EXCLUDED.input_tokens, "
     "input_tokens_seconds = EXCLUDED.input_tokens_seconds, output_tokens = EXCLUDED.output_tokens, "
     "output_tokens_seconds = EXCLUDED.output_tokens_seconds, created_by = EXCLUDED.created_by RETURNING *"
+)
+FIND_LIMIT = text(
+    "SELECT max_running, rate, period_seconds, input_tokens, input_tokens_seconds, output_tokens, "
+    "output_tokens_seconds, created_by FROM limits "
+    "WHERE namespace = :namespace AND scope = :scope AND name = :name FOR UPDATE"
 )
 REMOVE_LIMIT = text("DELETE FROM limits WHERE namespace = :namespace AND scope = :scope AND name = :name RETURNING 1")
 LIMITS = text(f"SELECT * FROM limits WHERE {OF_NAMESPACE} ORDER BY namespace, scope, name")  # noqa: S608
@@ -115,6 +123,11 @@ def resume(connection: Connection, scope: Scope, name: str, *, namespace: str = 
     connection.execute(RELEASE_HOLD, values)
 
 
+def find_pause(connection: Connection, scope: str, name: str, *, namespace: str = "default") -> dict[str, Any] | None:
+    """Return what a change of a pause replaces, and keep others from changing it; None if there is no such pause."""
+    return _found(connection, FIND_PAUSE, scope, name, namespace)
+
+
 def list_pauses(connection: Connection, *, namespace: str | None = None) -> list[dict[str, Any]]:
     """Return the pauses of a namespace, or all, by namespace, scope and name."""
     return [dict(row) for row in connection.execute(PAUSES, {"namespace": namespace}).mappings()]
@@ -172,6 +185,11 @@ def remove_limit(connection: Connection, scope: LimitScope, name: str, *, namesp
     connection.execute(RELEASE_HOLD, values)
 
 
+def find_limit(connection: Connection, scope: str, name: str, *, namespace: str = "default") -> dict[str, Any] | None:
+    """Return what a change of a limit replaces, and keep others from changing it; None if there is no such limit."""
+    return _found(connection, FIND_LIMIT, scope, name, namespace)
+
+
 def list_limits(connection: Connection, *, namespace: str | None = None) -> list[dict[str, Any]]:
     """Return the limits of a namespace, or all, by namespace, scope and name."""
     return [dict(row) for row in connection.execute(LIMITS, {"namespace": namespace}).mappings()]
@@ -188,6 +206,14 @@ def model_rates(connection: Connection, model: str, *, namespace: str = "default
         ("output-tokens", row.output_tokens, row.output_tokens_seconds),
     ]
     return [rate for rate in rates if rate[1] is not None]
+
+
+def _found(
+    connection: Connection, statement: TextClause, scope: str, name: str, namespace: str
+) -> dict[str, Any] | None:
+    values = {"namespace": namespace, "scope": scope, "name": name}
+    row = connection.execute(statement, values).mappings().one_or_none()
+    return None if row is None else dict(row)
 
 
 def _check_limit(

@@ -13,8 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from orchestrator.api import auth
 from orchestrator.api.login import cookies, pages
 from orchestrator.api.login.form import read_form
-from orchestrator.api.login.opening import check_configured
-from shared.access import sessions
+from orchestrator.api.login.opening import check_configured, end_login
 from shared.access.actors import Key
 from shared.access.roles import Permission
 from shared.access.scope import Scope
@@ -39,6 +38,7 @@ TEXTS: Final = {
     P.SCHEDULES_WRITE: "change schedules",
     P.WEBHOOKS_WRITE: "change webhooks",
     P.KEYS_MANAGE: "manage API keys and logins",
+    P.AUDIT_READ: "read the audit log",
 }
 
 router = APIRouter(route_class=pages.Page, include_in_schema=False)
@@ -71,7 +71,7 @@ async def log_out(request: Request) -> Response:
     if key is not None:
         fields = await read_form(request)
         auth.check_csrf(request, fields.get("csrf_token", ""))
-        await run_in_threadpool(_end, request.app.state.engine, key)
+        await run_in_threadpool(_end, request, key)
     response = pages.see_other("/login")
     own: cookies.Cookies = request.app.state.cookies
     own.clear(response, cookies.SESSION)
@@ -89,10 +89,10 @@ def _to_login(request: Request, renewable: bool) -> Response:
     return pages.see_other(f"{how}?return_to={quote(request.url.path)}")
 
 
-def _end(database: Engine, key: Key) -> None:
-    assert key.login is not None
+def _end(request: Request, key: Key) -> None:
+    database: Engine = request.app.state.engine
     with database.begin() as connection:
-        sessions.end(connection, Scope(), key.login, key.record)
+        end_login(connection, request, key)
     publish_keys_changed()
     log.info("login_closed", user=key.name, login=str(key.login))
 

@@ -13,6 +13,7 @@ from orchestrator.api.login import cookies, pages
 from orchestrator.api.login.attempts import address_of
 from orchestrator.api.login.opening import check_configured, count_attempt, open_login
 from orchestrator.api.login.return_path import checked
+from orchestrator.api.problems import count_refusal
 from shared.access import sessions
 from shared.errors import Forbidden, InvalidInput, TooLarge, Unauthorized
 
@@ -49,6 +50,7 @@ async def log_in(request: Request) -> Response:
         opener = await auth.opener_of(request, fields.get("key", "").strip().encode())
     except Unauthorized as refused:
         log.warning("login_refused", how="key", reason=refused.message, address=address_of(request))
+        count_refusal(request, refused)
         message = "This is not a valid API key." if refused.message == auth.NO_KEY else refused.message
         return _form(request, return_to, message)
     response = pages.see_other(return_to)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from uuid import UUID
+from uuid import uuid4
 
 import structlog
 from fastapi import Request, Response
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.api import auth
 from orchestrator.api.login import cookies
 from orchestrator.api.login.attempts import address_of
 from shared.access import sessions
+from shared.access.actors import Actor, Key
 from shared.access.scope import Scope
 from shared.access.sessions import Browser, Opener
+from shared.audit import log as audit
 from shared.errors import NotFound
 from shared.notifications import publish_keys_changed
 from shared.settings import Settings
@@ -52,12 +54,12 @@ async def open_login(request: Request, response: Response, opener: Opener, secon
     token = sessions.new_token()
     idle = min(seconds, settings.login_idle_seconds)
 
-    def store(database: Engine) -> UUID:
+    def store(database: Engine) -> Key:
         with database.begin() as connection:
-            if previous is not None and previous.login is not None:
-                sessions.end(connection, Scope(), previous.login, opener.key.record)
+            if previous is not None:
+                end_login(connection, request, previous)
             browser = Browser(address=address_of(request), user_agent=request.headers.get("user-agent", ""))
-            return sessions.open_login(
+            key = sessions.open_login(
                 connection,
                 token,
                 opener,
@@ -66,6 +68,11 @@ async def open_login(request: Request, response: Response, opener: Opener, secon
                 lifetime=timedelta(seconds=seconds),
                 idle=timedelta(seconds=idle),
             )
+            after = {"session": key.login, "kind": opener.kind, "role": key.role, "seconds": seconds}
+            audit.record(
+                connection, _actor(request, key), "login.begin", opener.user, namespace=key.scope.namespace, after=after
+            )
+            return key
 
     opened = await run_in_threadpool(store, state.engine)
     if previous is not None:
@@ -73,4 +80,22 @@ async def open_login(request: Request, response: Response, opener: Opener, secon
     own: cookies.Cookies = state.cookies
     own.set(response, cookies.SESSION, token, seconds)
     own.clear(response, cookies.FORM)
-    log.info("login_opened", user=opener.user, login=str(opened), address=address_of(request))
+    log.info("login_opened", user=opener.user, login=str(opened.login), address=address_of(request))
+
+
+def end_login(connection: Connection, request: Request, key: Key) -> None:
+    """End the login that a request came through, as its user wishes."""
+    assert key.login is not None
+    ended = sessions.end(connection, Scope(), key.login, key.record)
+    audit.record(
+        connection,
+        _actor(request, key),
+        "login.end",
+        ended["user"],
+        namespace=key.scope.namespace,
+        after={"session": key.login},
+    )
+
+
+def _actor(request: Request, key: Key) -> Actor:
+    return Actor(key, address=address_of(request), request_id=str(uuid4()))

@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.responses import HTMLResponse
 
 from orchestrator.api.login.return_path import checked
-from orchestrator.api.problems import RETRY_AFTER_SECONDS
+from orchestrator.api.problems import RETRY_AFTER_SECONDS, count_refusal
 from shared.database.connections import is_transient, reason
 from shared.errors import MinionError, Unauthorized, Unavailable
 
@@ -91,6 +91,8 @@ class Page(APIRoute):
 def of_error(error: MinionError, request: Request) -> Response:
     """Return an error as a page that leads back to the login."""
     headers = {}
+    if isinstance(error, Unauthorized):
+        count_refusal(request, error)
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.detail.get("retry_after", RETRY_AFTER_SECONDS))
     if error.status == Unauthorized.status:

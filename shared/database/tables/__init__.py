@@ -10,6 +10,7 @@ The functions and triggers that keep the invariants are in `shared/tasks/sql/`.
 """
 
 from shared.database.tables.access import ApiKey, LoginSession
+from shared.database.tables.audit import AuditEnd, AuditRow, KeyAddress
 from shared.database.tables.base import Base
 from shared.database.tables.budgets import (
     Budget,
@@ -63,6 +64,8 @@ __all__ = [
     "AgentVersion",
     "AgentVersionTool",
     "ApiKey",
+    "AuditEnd",
+    "AuditRow",
     "Base",
     "Budget",
     "CachedResult",
@@ -73,6 +76,7 @@ __all__ = [
     "Function",
     "FunctionVersion",
     "IdempotencyKey",
+    "KeyAddress",
     "LimitRow",
     "LoginSession",
     "Message",

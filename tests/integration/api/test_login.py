@@ -21,6 +21,7 @@ from orchestrator.api.rights import RULES
 from orchestrator.local.embedded import EmbeddedServers
 from shared.access import key_text
 from shared.access.roles import MASK, Permission, Role
+from shared.audit.log import AuditFilter, list_rows
 from shared.settings import Settings
 from tests.integration.api.conftest import Api, Run, serving
 from tests.integration.conftest import everything_written
@@ -647,3 +648,58 @@ def test_sessions_on_the_command_line(run_cli: Run, logged_in: Open) -> None:
     for browser in (first, second):
         assert browser.get("/v1/tasks").status_code == 401
     assert {login["status"] for login in json.loads(run_cli("sessions", "list", "--all", "--json").out)} == {"ended"}
+
+
+# ------------------------------------------------------------------------------------------------------------- audit
+
+
+def audited(database: Engine) -> list[dict[str, Any]]:
+    """The rows about logins, the oldest first."""
+    with database.connect() as connection:
+        return list_rows(connection, AuditFilter(act="login"), limit=10)[::-1]
+
+
+def test_logins_leave_rows_in_the_audit_log(logged_in: Open, client: Client, database: Engine) -> None:
+    browser, other = logged_in(name="ann", namespace="team"), logged_in(name="bob")
+    sessions = {login["user"]: login["id"] for login in client.sessions()}
+    browser.post("/logout", {"csrf_token": browser.csrf_token()})
+    client.revoke_session(sessions["key:bob"])
+    begun, _, ended, revoked = audited(database)
+    assert [row["act"] for row in (begun, ended, revoked)] == ["login.begin", "login.end", "login.revoke"]
+    assert [row["target"] for row in (begun, ended, revoked)] == ["key:ann", "key:ann", "key:bob"]
+    assert (begun["actor"], begun["address"], begun["namespace"]) == ("ann", "127.0.0.1", "team")
+    assert begun["key_prefix"] == client.api_key("ann")["prefix"]
+    assert begun["after"] == {"session": sessions["key:ann"], "kind": "key", "role": "viewer", "seconds": 28800.0}
+    assert ended["after"] == {"session": sessions["key:ann"]}
+    assert revoked["actor"] == "bootstrap"
+    assert revoked["after"] == {"sessions": [sessions["key:bob"]]}
+    assert other.get("/v1/tasks").status_code == 401
+
+
+def test_login_that_cannot_be_recorded_is_refused(browser: Browser, http_api: Api, database: Engine) -> None:
+    with database.begin() as connection:
+        connection.execute(text("ALTER TABLE audit_log ADD CONSTRAINT never CHECK (act = '') NOT VALID"))
+    try:
+        refused = browser.log_in(http_api.key)
+    finally:
+        with database.begin() as connection:
+            connection.execute(text("ALTER TABLE audit_log DROP CONSTRAINT never"))
+    assert refused.status_code == 503
+    assert "minion_session" not in browser.cookies
+    with database.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM login_sessions")) == 0
+
+
+def test_refused_logins_are_counted(browser: Browser, logged_in: Open, http_api: Api, database: Engine) -> None:
+    http_api.app.state.refusals.flush(everything=True)
+    known = logged_in(name="ann")
+    browser.log_in("wrong")
+    browser.log_in("wrong")
+    browser.get("/v1/tasks", headers={"Cookie": f"minion_session={'A' * 43}"})
+    known.request("POST", "/v1/tasks")
+    http_api.app.state.refusals.flush(everything=True)
+    with database.connect() as connection:
+        rows = list_rows(connection, AuditFilter(act="access.refused"), limit=10)
+    counted = {row["actor"]: row["after"]["kinds"] for row in rows[::-1]}
+    assert counted["(no valid key)"]["401"] == 3
+    assert counted["ann"] == {"403": 1}

@@ -1,0 +1,65 @@
+"""Changes of definitions in the audit log: what differs from the version before, without texts that may be private."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from shared.access import actors
+from shared.audit import log
+
+# Prompts are payloads, and descriptions, schemas, code, addresses and headers may quote a secret.
+HIDDEN = frozenset(
+    {
+        "system_prompt",
+        "description",
+        "input_schema",
+        "output_schema",
+        "code",
+        "url",
+        "headers",
+        "query",
+        "result",
+        "examples",
+    }
+)
+MOST_FIELDS = 200
+
+
+def record_change(session: Session, namespace: str, version: Any, replaced: Any | None) -> None:
+    """Write that a version of a definition became the active one.
+
+    Args:
+        replaced: the version that was active before; None for a new definition.
+    """
+    before, after = (dict(_fields(each)) if each is not None else {} for each in (replaced, version))
+    states = log.changed(_numbered(replaced, before), _numbered(version, after))
+    act = "definition.create" if replaced is None else "definition.change"
+    kind = type(version).__name__.removesuffix("Version").lower()
+    target = f"{kind} {version.name}"
+    log.record(session.connection(), actors.local_actor(), act, target, namespace=namespace, **states)
+
+
+def _numbered(version: Any | None, fields: dict[str, Any]) -> dict[str, Any] | None:
+    if version is None:
+        return None
+    shown = dict(list(fields.items())[:MOST_FIELDS])
+    return {"version": version.number, "checksum": version.checksum[:12], **shown}
+
+
+def _fields(version: Any) -> Iterator[tuple[str, Any]]:
+    for name, value in version.definition.items():
+        yield from _flattened(name, value, hidden=name in HIDDEN)
+
+
+def _flattened(path: str, value: Any, *, hidden: bool) -> Iterator[tuple[str, Any]]:
+    """Yield the values below a path. Those that are hidden become digests, which show only that they changed."""
+    if hidden:
+        yield path, log.fingerprint(value)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _flattened(f"{path}.{name}", item, hidden=name in HIDDEN)
+    else:
+        yield path, value
