@@ -350,6 +350,47 @@ END),
 ALTER TABLE ONLY limits
     ADD CONSTRAINT limits_pkey PRIMARY KEY (namespace, scope, name);
 
+CREATE TABLE login_sessions (
+    id uuid DEFAULT minion_uuidv7() NOT NULL,
+    hash bytea NOT NULL,
+    kind text NOT NULL,
+    user_name text NOT NULL,
+    key_id uuid,
+    key_hash bytea,
+    role text,
+    payloads boolean,
+    namespace text,
+    tenant text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    idle interval NOT NULL,
+    last_used_at timestamp with time zone DEFAULT now() NOT NULL,
+    address text,
+    user_agent text,
+    ended_at timestamp with time zone,
+    ended_by text,
+    CONSTRAINT login_sessions_hash_check CHECK (((octet_length(hash) = 32) AND (octet_length(key_hash) = 32))),
+    CONSTRAINT login_sessions_key_check CHECK ((num_nonnulls(key_id, key_hash) =
+CASE kind
+    WHEN 'key'::text THEN 2
+    ELSE 0
+END)),
+    CONSTRAINT login_sessions_kind_check CHECK ((kind = ANY (ARRAY['administrator'::text, 'key'::text, 'oidc'::text]))),
+    CONSTRAINT login_sessions_rights_check CHECK ((num_nonnulls(role, payloads) =
+CASE kind
+    WHEN 'oidc'::text THEN 2
+    ELSE 0
+END)),
+    CONSTRAINT login_sessions_role_check CHECK ((role = ANY (ARRAY['viewer'::text, 'submitter'::text, 'operator'::text, 'approver'::text, 'author'::text, 'admin'::text])))
+);
+ALTER TABLE ONLY login_sessions
+    ADD CONSTRAINT login_sessions_pkey PRIMARY KEY (id);
+CREATE INDEX login_sessions_expires_at_idx ON login_sessions USING btree (expires_at);
+CREATE UNIQUE INDEX login_sessions_hash_idx ON login_sessions USING btree (hash);
+CREATE INDEX login_sessions_user_name_idx ON login_sessions USING btree (user_name);
+ALTER TABLE ONLY login_sessions
+    ADD CONSTRAINT login_sessions_key_id_fkey FOREIGN KEY (key_id) REFERENCES api_keys(id) ON DELETE CASCADE;
+
 CREATE TABLE messages (
     id uuid DEFAULT minion_uuidv7() NOT NULL,
     namespace text DEFAULT 'default'::text NOT NULL,

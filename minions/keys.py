@@ -1,4 +1,4 @@
-"""API keys, as methods of the client."""
+"""API keys and logins of browsers, as methods of the client."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 9
 
 
 class Keys:
-    """The methods of `minions.Client` that are about API keys. They need a key with the role `admin`."""
+    """The methods of `minions.Client` that are about API keys and logins. They need a key with the role `admin`."""
 
     _transport: Transport
 
@@ -113,6 +113,28 @@ class Keys:
         """
         revoked: dict[str, Any] = self._transport.delete(_path(key))
         return revoked
+
+    def sessions(self, *, ended: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield the logins of browsers, the newest first.
+
+        Args:
+            ended: include those that are over; they are kept for a week.
+        """
+        return self._transport.pages("/v1/sessions", {"ended": ended, "limit": PAGE})
+
+    def revoke_session(self, session: str | UUID) -> dict[str, Any]:
+        """End a login within a second, everywhere.
+
+        Raises:
+            NotFound: there is no such login.
+        """
+        ended: dict[str, Any] = self._transport.delete(f"/v1/sessions/{quote(str(session), safe='')}")
+        return ended
+
+    def revoke_sessions_of(self, user: str) -> list[str]:
+        """End all logins of a user, such as `oidc:alice@example.com`, and return their ids."""
+        ended: list[str] = self._transport.delete("/v1/sessions", params={"user": user})["ended"]
+        return ended
 
 
 def _seconds(given: float | timedelta | None) -> float | None:

@@ -34,6 +34,7 @@ from orchestrator.commands import (
     rules,
     schedules,
     secrets,
+    sessions,
     standing_budgets,
     submitters,
     tasks,
@@ -60,7 +61,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Failed tasks", (replays,)),
     ("When tasks start", (rules, standing_budgets, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
-    ("Operation", (workers, keys, submitters, audit, webhooks, doctor, prune, erase, capacity)),
+    ("Operation", (workers, keys, sessions, submitters, audit, webhooks, doctor, prune, erase, capacity)),
 )
 for group, modules in GROUPS:
     earlier = len(app.registered_commands), len(app.registered_groups)

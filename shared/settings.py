@@ -13,7 +13,7 @@ import re
 import sys
 from contextlib import suppress
 from functools import lru_cache
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, get_args
 from urllib.parse import urlsplit
@@ -136,6 +136,19 @@ class Settings(BaseSettings):
     api_memory_bytes: int = Field(1 << 30, ge=1 << 20)
     secret_key: SecretStr | None = None
     api_url: str | None = None
+    public_url: str | None = None
+    trusted_proxies: Annotated[list[str], NoDecode] = Field(default_factory=list)
+
+    login_seconds: float = Field(28_800.0, ge=60, le=31_622_400)
+    login_idle_seconds: float = Field(1800.0, ge=60, le=31_622_400)
+    oidc_issuer: str | None = None
+    oidc_client_id: str | None = None
+    oidc_client_secret: SecretStr | None = None
+    oidc_scopes: str = "openid profile email"
+    oidc_name_claim: str = "email"
+    oidc_role_claim: str = "groups"
+    oidc_roles: Annotated[dict[str, Any], NoDecode] = Field(default_factory=dict)
+    oidc_login_seconds: float = Field(3600.0, ge=60, le=31_622_400)
 
     default_model: str = "claude-sonnet-5-5"
     routing_agent: str | None = None
@@ -169,7 +182,7 @@ class Settings(BaseSettings):
     retention_export: Path | None = None
     retention_audit: float = Field(400.0, ge=0, le=36_500)
 
-    @field_validator("sandbox_preload", "allow_private_addresses", "celery_agents", mode="before")
+    @field_validator("sandbox_preload", "allow_private_addresses", "celery_agents", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, given: Any) -> Any:
         """Split a comma-separated list: `MINION_SANDBOX_PRELOAD=numpy,pandas`."""
@@ -182,6 +195,42 @@ class Settings(BaseSettings):
             if not _is_network(entry) and not HOST_NAME.fullmatch(entry):
                 raise ValueError(f"{entry!r} is neither a network such as 10.1.0.0/16 nor an address nor a host's name")
         return entries
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, entries: list[str]) -> list[str]:
+        for entry in entries:
+            if not _is_network(entry):
+                raise ValueError(f"{entry!r} is neither a network such as 10.1.0.0/16 nor an address")
+        return entries
+
+    @field_validator("public_url", "oidc_issuer")
+    @classmethod
+    def _is_encrypted_or_local(cls, url: str | None) -> str | None:
+        if url is not None and not _is_https_or_loopback(url):
+            raise ValueError(
+                "it must be an address that begins with https://, without a user, a query or a fragment; http:// is "
+                "accepted for loopback addresses only"
+            )
+        return url
+
+    @field_validator("public_url")
+    @classmethod
+    def _has_no_path(cls, url: str | None) -> str | None:
+        if url is not None and urlsplit(url).path.strip("/"):
+            raise ValueError("it must have no path, like https://minions.example.com")
+        return url and url.rstrip("/")
+
+    @field_validator("oidc_roles", mode="before")
+    @classmethod
+    def _read_object(cls, given: Any) -> Any:
+        try:
+            value = json.loads(given) if isinstance(given, str) else given
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError('it must be a JSON object, like {"minions-admins": "admin"}')
+        return value
 
     @field_validator("lease_seconds")
     @classmethod
@@ -239,6 +288,16 @@ class Settings(BaseSettings):
     def require_api_url(self) -> str:
         """Return the API's address: `MINION_API_URL`, the running `minion up`, or the configured host and port."""
         return self.api_url or self._running("api_url") or f"http://{self.api_host}:{self.api_port}"
+
+    def login_url(self) -> str | None:
+        """Return the address of this installation in browsers: `MINION_PUBLIC_URL`, or the loopback address of the API.
+
+        None: the API listens on other addresses, and its public one is not configured, so browsers cannot log in.
+        """
+        if self.public_url or not is_loopback(self.api_host):
+            return self.public_url
+        host = f"[{self.api_host}]" if ":" in self.api_host else self.api_host
+        return f"http://{host}:{self.api_port}"
 
     def require_secret_key(self) -> str:
         """Return the key that encrypts secrets: MINION_SECRET_KEY, or the one of `minion up` in the data folder.
@@ -371,6 +430,25 @@ def _is_url(url: str, *schemes: str) -> bool:
         return parts.scheme in schemes and "://" in url and (parts.port is None or parts.port > 0)
     except ValueError:
         return False
+
+
+def is_loopback(host: str | None) -> bool:
+    """Return whether a host is this machine for everyone who uses its name."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def _is_https_or_loopback(url: str) -> bool:
+    if not _is_url(url, "https", "http") or not (url.isascii() and url.isprintable()) or " " in url or "\\" in url:
+        return False
+    parts = urlsplit(url)
+    if not parts.hostname or "@" in parts.netloc or "?" in url or "#" in url:
+        return False
+    return parts.scheme == "https" or is_loopback(parts.hostname)
 
 
 def _is_broker(url: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from fastapi import Depends, FastAPI
@@ -30,6 +30,7 @@ from orchestrator.api import (
     rights,
     rules,
     schedules,
+    sessions,
     standing_budgets,
     stops,
     tasks,
@@ -43,10 +44,17 @@ from orchestrator.api.finish_watch import FinishWatch
 from orchestrator.api.flushing import flushing
 from orchestrator.api.key_addresses import KeyAddresses
 from orchestrator.api.key_cache import KeyCache
+from orchestrator.api.login import account, form, oidc
+from orchestrator.api.login.attempts import Attempts
+from orchestrator.api.login.cookies import Cookies
+from orchestrator.api.login.mapping import RoleMapping
+from orchestrator.api.login.provider import Provider
 from orchestrator.api.quotas import QuotaHeaders, Quotas
 from orchestrator.api.refusals import Refusals
 from orchestrator.api.watching import Watching
 from shared import __version__
+from shared.access.keys import find as find_key
+from shared.access.sessions import find as find_login
 from shared.database.connections import autocommit, make_engine
 from shared.settings import Settings
 
@@ -72,9 +80,12 @@ GUARDED = (
     capabilities,
     workers,
     keys,
+    sessions,
     audit,
 )
 """The modules whose routes need an API key: `orchestrator.api.rights` has what it must be allowed to do."""
+LOGIN = (form, account, oidc)
+"""The modules of the pages about logins, which need no key."""
 POOL_SIZE = 10
 STATEMENT_TIMEOUT = "30s"
 
@@ -105,16 +116,25 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.body_memory = BodyMemory(settings.api_memory_bytes)
     app.state.engine = _make_engine(settings)
     app.state.statements = autocommit(app.state.engine)
-    app.state.keys = KeyCache(app.state.statements)
+    app.state.keys = KeyCache(app.state.statements, find_key)
+    find_own = partial(find_login, administrator=app.state.administrator)
+    app.state.logins = KeyCache(app.state.statements, partial(find_own, use=True))
+    app.state.watching_logins = KeyCache(app.state.statements, partial(find_own, use=False))
+    app.state.cookies = Cookies.of(settings)
     app.state.quotas = Quotas()
     app.state.key_addresses = KeyAddresses(app.state.statements)
     app.state.refusals = Refusals(app.state.engine)
     app.state.watching = Watching(settings)
     app.state.finish_watch = FinishWatch(app.state.watching)
     app.state.event_watch = EventWatch(app.state.watching)
+    app.state.attempts = Attempts()
+    app.state.provider = Provider(settings) if settings.oidc_issuer or settings.oidc_client_id else None
+    app.state.role_mapping = RoleMapping(settings) if app.state.provider else None
     documentation.mount(app)
-    app.include_router(health.router)
-    app.state.routes = [route for module in (documentation, health, *GUARDED) for route in module.router.routes]
+    for module in (health, *LOGIN):
+        app.include_router(module.router)
+    open_to_all = (documentation, health, *LOGIN)
+    app.state.routes = [route for module in (*open_to_all, *GUARDED) for route in module.router.routes]
     guard(app)
     app.add_middleware(HeadAsGet)
     app.add_middleware(QuotaHeaders)
@@ -163,6 +183,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with (
             state.watching.running(),
             state.keys.following(state.watching),
+            state.logins.following(state.watching),
+            state.watching_logins.following(state.watching),
             state.finish_watch.running(),
             state.event_watch.running(),
         ):

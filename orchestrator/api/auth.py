@@ -1,4 +1,4 @@
-"""The bearer key that guards every route below /v1, and its rights there."""
+"""The key, or the cookie of a login, that guards every route below /v1, and its rights there."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from orchestrator.api import masking
 from orchestrator.api.addresses import address_of
+from orchestrator.api.key_cache import KeyCache
+from orchestrator.api.login import cookies
 from orchestrator.api.rights import RULES
-from shared.access import key_text
+from shared.access import key_text, sessions
 from shared.access.actors import Key, bootstrap_key
-from shared.errors import Unauthorized
+from shared.access.sessions import Administrator, Login, Opener
+from shared.errors import Forbidden, Unauthorized
 from shared.settings import Settings
 
 CHECK_SECONDS = 1.0
 """How often the key of a request that waits is checked again."""
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+CSRF_HEADER = "Minion-CSRF"
 NO_KEY = "No API key, or a wrong one: send `Authorization: Bearer KEY`."
 
 Credentials = Annotated[
@@ -42,9 +47,9 @@ def read_key(settings: Settings) -> bytes:
     return settings.require_server_api_key().encode()
 
 
-def administrator(key: bytes) -> Key:
+def administrator(key: bytes) -> Administrator:
     """Return the administrator's key, with its rights."""
-    return bootstrap_key(fingerprint(key))
+    return Administrator(key=bootstrap_key(fingerprint(key)), text=key)
 
 
 def fingerprint(key: bytes) -> str:
@@ -53,22 +58,20 @@ def fingerprint(key: bytes) -> str:
 
 
 async def authorize(request: Request, credentials: Credentials) -> None:
-    """Admit a request whose key is valid and may use this endpoint.
+    """Admit a request whose key or login is valid and may use this endpoint.
 
     Raises:
-        Unauthorized: there is no key, or it is not valid (any more).
-        Forbidden: the key lacks a permission.
+        Unauthorized: there is no key and no login, or it is not valid (any more).
+        Forbidden: the key lacks a permission, or the request lacks the CSRF token of its login.
         TooManyRequests: it has used up its quota, or too many attempts from this address have failed.
         SQLAlchemyError: the key cannot be looked up.
     """
-    # Headers are bytes; Starlette decodes them as Latin-1.
-    shown = credentials.credentials.encode("latin-1", "replace") if credentials else b""
-    request.state.shown_key = shown
+    request.state.credentials = credentials
     quotas = request.app.state.quotas
-    if not _was_valid(request, shown):
+    if not _was_valid(request):
         quotas.check_address(request)
     try:
-        key = request.state.key = await _authenticate(request, shown)
+        key = request.state.key = await _authenticate(request, request.app.state.logins)
     except Unauthorized:
         quotas.count_failure(request)
         raise
@@ -79,27 +82,24 @@ async def authorize(request: Request, credentials: Credentials) -> None:
 
 
 async def check_again(request: Request) -> None:
-    """Check the key of a request that has waited.
+    """Check the key or the login of a request that has waited. A login is not used by that.
 
     Raises:
-        Unauthorized: the key was revoked, or has expired.
+        Unauthorized: the key was revoked or the login ended, or it has expired.
     """
-    await _authenticate(request, request.state.shown_key)
+    await _authenticate(request, request.app.state.watching_logins)
 
 
-def _was_valid(request: Request, shown: bytes) -> bool:
-    """Return whether a key needs no attempt: others may fail behind the same proxy."""
+async def opener_of(request: Request, shown: bytes) -> Opener:
+    """Return the proof that a key is, to open a login with it.
+
+    Raises:
+        Unauthorized: it is not a valid key.
+        SQLAlchemyError: it cannot be looked up.
+    """
     state = request.app.state
     if hmac.compare_digest(shown, state.api_key):
-        return True
-    text = shown.decode("ascii", "replace")
-    return key_text.is_well_formed(text) and state.keys.was_valid(key_text.digest(text))
-
-
-async def _authenticate(request: Request, shown: bytes) -> Key:
-    state = request.app.state
-    if hmac.compare_digest(shown, state.api_key):
-        return state.administrator  # type: ignore[no-any-return]
+        return sessions.by_administrator(state.administrator)
     text = shown.decode("ascii", "replace")
     if not text.startswith(key_text.MARK):
         raise Unauthorized(NO_KEY)
@@ -108,11 +108,90 @@ async def _authenticate(request: Request, shown: bytes) -> Key:
             f"The API key is mistyped or not complete: it must be {key_text.MARK} and 49 letters and digits, with a "
             "checksum. Copy it again."
         )
-    found = await state.keys.find(key_text.digest(text))
+    digest = key_text.digest(text)
+    found = await state.keys.find(digest)
     if found.key is not None:
-        return found.key  # type: ignore[no-any-return]
+        return sessions.by_key(found.key, digest)
     request.state.refused_key = found.refused
     raise Unauthorized(found.refusal or NO_KEY)
+
+
+async def login_of(request: Request) -> Login:
+    """Return the login of the request's cookie; one without a key if there is none, or it is over.
+
+    Raises:
+        SQLAlchemyError: it cannot be looked up.
+    """
+    token = _cookie_of(request)
+    if token is None:
+        return Login()
+    login: Login = await request.app.state.logins.find(sessions.digest(token))
+    return login
+
+
+def csrf_token_of(request: Request) -> str:
+    """Return the CSRF token for forms on a page, for the login of the request's cookie."""
+    return sessions.csrf_token(_cookie_of(request) or "")
+
+
+def check_csrf(request: Request, shown: str) -> None:
+    """Check that an unsafe request was sent by a page of ours.
+
+    Raises:
+        Forbidden: it does not have the CSRF token of its login.
+    """
+    token = _cookie_of(request)
+    if token is None or not hmac.compare_digest(shown.encode(), sessions.csrf_token(token).encode()):
+        raise Forbidden(
+            f"The CSRF token is missing or wrong. A request that changes something and is authorised by a cookie must "
+            f"have it in the header {CSRF_HEADER}. Reload the page, or send an API key instead."
+        )
+
+
+def _was_valid(request: Request) -> bool:
+    """Return whether a key or login needs no attempt: others may fail behind the same proxy."""
+    state, token, shown = request.app.state, _login_of(request), _key_of(request)
+    if token is not None:
+        return state.logins.was_valid(sessions.digest(token))  # type: ignore[no-any-return]
+    if hmac.compare_digest(shown, state.api_key):
+        return True
+    text = shown.decode("ascii", "replace")
+    return key_text.is_well_formed(text) and state.keys.was_valid(key_text.digest(text))
+
+
+async def _authenticate(request: Request, logins: KeyCache[Login]) -> Key:
+    """Return the rights of the request's key; if it shows none, those of its cookie."""
+    token = _login_of(request)
+    if token is not None:
+        return await _authenticate_login(request, token, logins)
+    return (await opener_of(request, _key_of(request))).key
+
+
+def _key_of(request: Request) -> bytes:
+    """Return the key that a request shows, or nothing."""
+    credentials: HTTPAuthorizationCredentials | None = request.state.credentials
+    # Headers are bytes; Starlette decodes them as Latin-1.
+    return credentials.credentials.encode("latin-1", "replace") if credentials else b""
+
+
+def _login_of(request: Request) -> str | None:
+    """Return the cookie of a request that shows no key."""
+    return _cookie_of(request) if request.state.credentials is None else None
+
+
+async def _authenticate_login(request: Request, token: str, logins: KeyCache[Login]) -> Key:
+    login = await logins.find(sessions.digest(token))
+    request.state.refused_key = login.key or login.refused
+    if login.key is None:
+        raise Unauthorized(f"{login.refusal or 'There is no such login.'} Log in again at /login, or send an API key.")
+    if request.method not in SAFE_METHODS:
+        check_csrf(request, request.headers.get(CSRF_HEADER, ""))
+    return login.key
+
+
+def _cookie_of(request: Request) -> str | None:
+    own: cookies.Cookies = request.app.state.cookies
+    return own.read_token(request, cookies.SESSION)
 
 
 async def _caller(request: Request) -> Key:

@@ -29,6 +29,7 @@ WELCOME = f"""<!DOCTYPE html>
 <h1>Minions {__version__}</h1>
 <p>This is the API of Minions, a task queue and worker system for AI agents.</p>
 <ul>
+<li><a href="/login">/login</a>: log in with this browser</li>
 <li><a href="/docs">/docs</a>: the API's operations, to read and to try (they need the API key)</li>
 <li><a href="/redoc">/redoc</a>: the same, to read</li>
 <li><a href="/openapi.json">/openapi.json</a>: the same, for programs</li>

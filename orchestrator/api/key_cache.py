@@ -1,4 +1,5 @@
-"""The keys that requests have presented, for a second at most: a busy key costs one look into the database a second.
+"""The keys and logins that requests have presented, for a second at most: a busy one costs one look into the database
+a second.
 
 A revocation therefore holds everywhere within a second, and at once where the notification of it arrives.
 """
@@ -7,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Generic, TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.api.watching import Watching
-from shared.access import keys
 from shared.access.keys import Found
 from shared.errors import Unavailable
 from shared.notifications import KEYS
@@ -27,17 +28,22 @@ LOOKS_AT_ONCE = 4
 WAITING = 1_000
 
 
-class KeyCache:
-    """Finds keys by their digests. For one event loop.
+FoundKey = TypeVar("FoundKey", bound=Found)
+
+
+class KeyCache(Generic[FoundKey]):
+    """Finds keys or logins by their digests. For one event loop.
 
     Args:
         database: an engine in autocommit mode.
+        look_up: finds one in the database.
     """
 
-    def __init__(self, database: Engine) -> None:
+    def __init__(self, database: Engine, look_up: Callable[[Connection, bytes], FoundKey]) -> None:
         self._database = database
-        self._found: dict[bytes, tuple[Found, float]] = {}
-        self._looking: dict[bytes, asyncio.Task[Found]] = {}
+        self._look_up = look_up
+        self._found: dict[bytes, tuple[FoundKey, float]] = {}
+        self._looking: dict[bytes, asyncio.Task[FoundKey]] = {}
         self._changes = 0
         self._slots = asyncio.Semaphore(LOOKS_AT_ONCE)
 
@@ -57,7 +63,7 @@ class KeyCache:
         found, _ = self._found.get(digest, (None, 0.0))
         return found is not None and found.key is not None
 
-    async def find(self, digest: bytes) -> Found:
+    async def find(self, digest: bytes) -> FoundKey:
         """Return the key with this digest, or the reason why there is none.
 
         Raises:
@@ -70,13 +76,13 @@ class KeyCache:
         looking = self._looking.get(digest)
         if looking is None:
             if len(self._looking) >= WAITING:
-                raise Unavailable("Too many API keys are being looked up. Try again in a few seconds.")
+                raise Unavailable("Too many API keys and logins are being looked up. Try again in a few seconds.")
             looking = self._looking[digest] = asyncio.create_task(self._look(digest))
             looking.add_done_callback(lambda done: self._looked(digest, done))
         # The first caller may disconnect; the others still wait.
         return await asyncio.shield(looking)
 
-    async def _look(self, digest: bytes) -> Found:
+    async def _look(self, digest: bytes) -> FoundKey:
         async with self._slots:
             began, changes = time.monotonic(), self._changes
             found = await run_in_threadpool(self._read, digest)
@@ -87,11 +93,11 @@ class KeyCache:
             self._found[digest] = found, began + seconds
         return found
 
-    def _read(self, digest: bytes) -> Found:
+    def _read(self, digest: bytes) -> FoundKey:
         with self._database.connect() as connection:
-            return keys.find(connection, digest)
+            return self._look_up(connection, digest)
 
-    def _looked(self, digest: bytes, done: asyncio.Task[Found]) -> None:
+    def _looked(self, digest: bytes, done: asyncio.Task[FoundKey]) -> None:
         del self._looking[digest]
         if not done.cancelled():
             done.exception()  # each caller has it; asyncio need not report it too

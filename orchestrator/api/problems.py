@@ -128,11 +128,11 @@ def _problem(
 
 async def _expected(request: Request, error: MinionError) -> Response:
     if isinstance(error, Unauthorized):
-        _count_refusal(request, error)
+        count_refusal(request, error)
     return of(error, with_key=bool(request.headers.get("authorization")))
 
 
-def _count_refusal(request: Request, error: Unauthorized) -> None:
+def count_refusal(request: Request, error: Unauthorized) -> None:
     """Count refused access for the audit log."""
     known = getattr(request.state, "key", None) or getattr(request.state, "refused_key", None)
     request.app.state.refusals.count(known, address_of(request), error)

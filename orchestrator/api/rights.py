@@ -40,12 +40,12 @@ class Rule:
             return
         if self.reach is Reach.INSTALLATION:
             raise Forbidden(
-                f"The key {key.name!r} is bound to a part of the installation, and this endpoint concerns all of "
+                f"{key.title} is bound to a part of the installation, and this endpoint concerns all of "
                 "it. Use a key without bounds."
             )
         if key.scope.is_partial:
             raise Forbidden(
-                f"The key {key.name!r} is bound to agents, capabilities or a tenant, and this endpoint concerns a "
+                f"{key.title} is bound to agents, capabilities or a tenant, and this endpoint concerns a "
                 "whole namespace. Use a key that has no bound, or only a namespace."
             )
 
@@ -133,6 +133,9 @@ RULES: Mapping[str, Rule] = {
     "GET /v1/keys/{key}": KEYS,
     "POST /v1/keys/{key}/rotate": KEYS,
     "DELETE /v1/keys/{key}": KEYS,
+    "GET /v1/sessions": KEYS,
+    "DELETE /v1/sessions": KEYS,
+    "DELETE /v1/sessions/{session_id}": KEYS,
     "GET /v1/audit": _namespace(P.AUDIT_READ),
 }
 """By method and path, as the routes have them."""

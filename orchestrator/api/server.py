@@ -49,7 +49,16 @@ def server_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """Return Uvicorn's configuration for the API."""
     protocol: Any = partial(_PunctualProtocol, seconds=settings.api_request_seconds)
     return uvicorn.Config(
-        app, http=protocol, ws="none", log_config=None, access_log=False, server_header=False, lifespan="on"
+        app,
+        http=protocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        # By default, every local caller could choose its address.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
     )
 
 

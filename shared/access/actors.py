@@ -1,4 +1,4 @@
-"""Actors: the key that a request proved, and the name that its holder claims."""
+"""Actors: the key or login that a request proved, and the name that its holder claims."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ BOOTSTRAP = "bootstrap"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A valid API key.
+    """The rights that a request has proved, by a valid API key or by a browser's login.
 
     Attributes:
-        id: its row; None for the key of the environment or the data folder.
-        record: the key as records name it.
+        id: the key's row; None for the key of the environment or the data folder, and for a login without a key.
+        record: the key, or the user who logged in without one, as records name them.
         submitter: the submitter of its tasks, for their record.
         requests_per_minute: its quota in each orchestrator; None: there is none.
         is_bootstrap: it is the administrator's.
-        prefix: the first characters of its text, which lists show; None for an actor without a key.
+        login: the login that the request came through; None if it brought the key itself.
+        prefix: the first characters of its text, which lists show, or `session:` and those of the digest of a login
+            without a key; None for an actor with neither.
     """
 
     id: UUID | None
@@ -38,6 +40,7 @@ class Key:
     scope: Scope
     requests_per_minute: int | None = None
     is_bootstrap: bool = False
+    login: UUID | None = None
     prefix: str | None = None
 
     @property
@@ -46,6 +49,11 @@ class Key:
         if self.is_bootstrap:
             return BOOTSTRAP
         return f"user:{self.name}" if self.id is None else str(self.id)
+
+    @property
+    def title(self) -> str:
+        """The key in messages to its holder, at the beginning of a sentence."""
+        return f"The key {self.name!r}" if self.login is None else f"The login {self.name!r}"
 
     def may(self, permission: Permission) -> bool:
         """Return whether the key has a permission."""
@@ -58,7 +66,7 @@ class Key:
         roles = [str(role) for role in roles_with(permission)]
         extra = ", or a key that was created with --payloads" if permission is Permission.PAYLOADS_READ else ""
         raise Forbidden(
-            f"The key {self.name!r} (role {self.role}) lacks the permission {permission}. Use a key "
+            f"{self.title} (role {self.role}) lacks the permission {permission}. Use a key "
             f"with the role {' or '.join(roles)}{extra}. `minion keys roles` shows what each role may do.",
             permission=str(permission),
             roles=roles,
@@ -84,9 +92,7 @@ class Actor:
         for permission in sorted(permissions):
             self.key.require(permission)
         if not self.key.scope.covers(scope):
-            raise Forbidden(
-                f"The key {self.key.name!r} must not create or rotate a key that reaches further than itself."
-            )
+            raise Forbidden(f"{self.key.title} must not create or rotate a key that reaches further than itself.")
 
     def __str__(self) -> str:
         """The actor as records name it: `ci mk_3fA9xQ (claims to be Ann)`."""

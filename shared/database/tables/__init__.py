@@ -9,7 +9,7 @@
 The functions and triggers that keep the invariants are in `shared/tasks/sql/`.
 """
 
-from shared.database.tables.access import ApiKey, SqlSubmitter
+from shared.database.tables.access import ApiKey, LoginSession, SqlSubmitter
 from shared.database.tables.audit import AuditEnd, AuditRow, KeyAddress
 from shared.database.tables.base import Base
 from shared.database.tables.budgets import (
@@ -78,6 +78,7 @@ __all__ = [
     "IdempotencyKey",
     "KeyAddress",
     "LimitRow",
+    "LoginSession",
     "Message",
     "Pause",
     "RateHold",

@@ -1,16 +1,16 @@
-"""API keys, and the bounds of roles that submit by SQL."""
+"""API keys, logins of browsers, and the bounds of roles that submit by SQL."""
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import CheckConstraint, Index, LargeBinary, text
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Interval, LargeBinary, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 from sqlalchemy.types import Text
 
-from shared.database.tables.base import Base, created, new_id
+from shared.database.tables.base import NOW, Base, created, new_id
 
 
 class ApiKey(Base):
@@ -76,3 +76,46 @@ class SqlSubmitter(Base):
     agents: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'::text[]"))
     tenant: Mapped[str | None]
     created_at: Mapped[datetime] = created()
+
+
+class LoginSession(Base):
+    """A login of a browser: the SHA-256 of its cookie, and the key that opened it or the rights that it has.
+
+    Attributes:
+        hash: of a login with the administrator's key, a hash of that key and the SHA-256.
+        kind: `administrator`, `key` or `oidc`.
+        key_hash: the text of the key that opened it; the login ends with it.
+        idle: the time without use after which it ends.
+        ended_at: when the user logged out, or the login was revoked.
+    """
+
+    __tablename__ = "login_sessions"
+    __table_args__ = (
+        CheckConstraint("kind IN ('administrator', 'key', 'oidc')", name="kind"),
+        CheckConstraint("octet_length(hash) = 32 AND octet_length(key_hash) = 32", name="hash"),
+        CheckConstraint("num_nonnulls(key_id, key_hash) = CASE kind WHEN 'key' THEN 2 ELSE 0 END", name="key"),
+        CheckConstraint("num_nonnulls(role, payloads) = CASE kind WHEN 'oidc' THEN 2 ELSE 0 END", name="rights"),
+        CheckConstraint("role IN ('viewer', 'submitter', 'operator', 'approver', 'author', 'admin')", name="role"),
+        Index("login_sessions_hash_idx", "hash", unique=True),
+        Index("login_sessions_user_name_idx", "user_name"),
+        Index("login_sessions_expires_at_idx", "expires_at"),
+    )
+
+    id: Mapped[UUID] = new_id()
+    hash: Mapped[bytes] = mapped_column(LargeBinary)
+    kind: Mapped[str]
+    user_name: Mapped[str]
+    key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"))
+    key_hash: Mapped[bytes | None] = mapped_column(LargeBinary)
+    role: Mapped[str | None]
+    payloads: Mapped[bool | None]
+    namespace: Mapped[str | None]
+    tenant: Mapped[str | None]
+    created_at: Mapped[datetime] = created()
+    expires_at: Mapped[datetime]
+    idle: Mapped[timedelta] = mapped_column(Interval)
+    last_used_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    address: Mapped[str | None]
+    user_agent: Mapped[str | None]
+    ended_at: Mapped[datetime | None]
+    ended_by: Mapped[str | None]

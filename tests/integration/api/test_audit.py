@@ -48,6 +48,7 @@ class World:
     ended: str
     budgeted: str
     delivery: str
+    session: str
 
 
 @pytest.fixture
@@ -77,7 +78,14 @@ def world(
             ),
             {"task": ended},
         )
-    return World(pending, waiting, ended, budgeted, str(delivery))
+        session = connection.scalar(
+            text(
+                "INSERT INTO login_sessions (hash, kind, user_name, key_id, key_hash, expires_at, idle) "
+                "SELECT hash, 'key', 'key:ci', id, hash, now() + interval '1 h', interval '1 h' FROM api_keys "
+                "RETURNING id"
+            )
+        )
+    return World(pending, waiting, ended, budgeted, str(delivery), str(session))
 
 
 ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
@@ -125,6 +133,8 @@ ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
     "POST /v1/keys": ("key.create", lambda w: ("/v1/keys", {"name": "new", "role": "operator"})),
     "POST /v1/keys/{key}/rotate": ("key.rotate", lambda w: ("/v1/keys/ci/rotate", {})),
     "DELETE /v1/keys/{key}": ("key.revoke", lambda w: ("/v1/keys/ci", None)),
+    "DELETE /v1/sessions": ("login.revoke", lambda w: ("/v1/sessions?user=key:ci", None)),
+    "DELETE /v1/sessions/{session_id}": ("login.revoke", lambda w: (f"/v1/sessions/{w.session}", None)),
 }
 """The act of every endpoint that changes something, and a request for it."""
 
@@ -179,7 +189,7 @@ def test_act_leaves_a_row_with_its_actor(
     assert (row["key_prefix"][:4], row["request_id"]) == ("api:", "request-7")
     assert row["target"]
     assert row["before"] or row["after"] or act in ("webhook.rotate", "webhook.test")
-    whole = act == "stop.set" or act.startswith("key.")
+    whole = act == "stop.set" or act.startswith(("key.", "login."))
     assert row["namespace"] == (None if whole else "default")
     written = json.dumps(row)
     for private in ("private", "of the tenant", "an argument", "whsec_", *_texts(answer)):

@@ -51,6 +51,7 @@ BODIES: dict[str, Any] = {
 QUERIES: dict[str, dict[str, str]] = {
     "DELETE /v1/stops": {"scope": "agent", "name": "none"},
     "DELETE /v1/budgets": {"scope": "agent", "name": "none", "period": "day"},
+    "DELETE /v1/sessions": {"user": "none"},
 }
 BOUNDS: dict[str, dict[str, Any]] = {
     "namespace": {"namespace": "ours"},
@@ -117,7 +118,8 @@ def test_rule_without_an_endpoint_does_not_start(settings: Settings) -> None:
 @pytest.mark.parametrize("role", Role)
 def test_role_may_use_its_endpoints_and_no_other(with_key: WithKey, role: Role) -> None:
     http = with_key(role)
-    names = {"task_id": str(uuid4()), "delivery_id": str(uuid4()), "scope": "agent", "name": "none", "key": "none"}
+    ids = {name: str(uuid4()) for name in ("task_id", "delivery_id", "session_id")}
+    names = {**ids, "scope": "agent", "name": "none", "key": "none"}
     for endpoint in ENDPOINTS:
         response = call(http, endpoint, names)
         if RULES[endpoint].allows(role):
@@ -150,13 +152,15 @@ class World:
     own_task: str
     delivery: str
     key: str
+    session: str
 
     def foreign(self) -> Iterator[dict[str, str]]:
         """Path parameters that name things out of reach."""
         written = (*self.tasks, self.tasks[0].replace("-", ""), self.tasks[0][:30])
         named = ("theirs-schedule", "Theirs", "theirs-webhook", "theirs_function")
         for task, name in zip(written, named, strict=True):
-            yield {"task_id": task, "delivery_id": self.delivery, "scope": "agent", "name": name, "key": self.key}
+            ids = {"task_id": task, "delivery_id": self.delivery, "key": self.key, "session_id": self.session}
+            yield {**ids, "scope": "agent", "name": name}
 
 
 def define_in(database: Engine, namespace: str, *definitions: dict[str, Any]) -> None:
@@ -208,7 +212,14 @@ def world(request: pytest.FixtureRequest, client: Client, database: Engine) -> W
             ),
             {"task": ended},
         )
-    return World(namespace, own, [pending, ended], own_task, str(delivery), key["id"])
+        session = connection.scalar(
+            text(
+                "INSERT INTO login_sessions (hash, kind, user_name, key_id, key_hash, expires_at, idle) "
+                "SELECT hash, 'key', 'key:theirs', id, hash, now() + interval '1 h', interval '1 h' FROM api_keys "
+                "WHERE name = 'theirs-key' RETURNING id"
+            )
+        )
+    return World(namespace, own, [pending, ended], own_task, str(delivery), key["id"], str(session))
 
 
 def stored(database: Engine, world: World) -> str:
@@ -226,6 +237,7 @@ def stored(database: Engine, world: World) -> str:
         "stops": "name = 'Theirs'",
         "standing_budgets": "name = 'Theirs'",
         "api_keys": "name LIKE 'theirs%'",
+        "login_sessions": "user_name = 'key:theirs'",
     }
     values = {"namespace": world.namespace, "tasks": world.tasks, "delivery": world.delivery}
     with database.connect() as connection:
@@ -246,7 +258,7 @@ def test_foreign_ids_are_like_unknown_ones(with_key: WithKey, database: Engine, 
     before = stored(database, world)
     for endpoint in (each for each in ENDPOINTS if "{" in each and each not in CREATES):
         for foreign in world.foreign():
-            ids = {name: foreign[name] for name in ("task_id", "delivery_id", "key")}
+            ids = {name: foreign[name] for name in ("task_id", "delivery_id", "key", "session_id")}
             others = {
                 name: str(uuid4())[: len(id)] if "-" in id else uuid4().hex[: len(id)] for name, id in ids.items()
             }

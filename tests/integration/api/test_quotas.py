@@ -14,7 +14,7 @@ from sqlalchemy import event
 from minions import Client, errors
 from orchestrator.api import quotas
 from orchestrator.api.app import create_app
-from orchestrator.api.quotas import MOST, Buckets
+from orchestrator.api.buckets import MOST, Buckets
 from shared.access import key_text
 from shared.settings import Settings
 from tests.integration.api.conftest import Api, Run, WithKey, serving
@@ -177,4 +177,4 @@ def test_buckets_take_bounded_memory_and_keep_the_last_used() -> None:
         buckets.take(str(number), 1, now=0.0)
         if number % 1000 == 0:
             assert not buckets.take("kept", 1, now=0.0).allowed
-    assert len(buckets._tokens) == MOST
+    assert len(buckets) == MOST

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -228,6 +229,73 @@ def test_invalid_private_address_is_refused(monkeypatch: pytest.MonkeyPatch, ent
         get_settings()
 
 
+# --------------------------------------------------------------------------------------------------------- login
+
+
+@pytest.mark.parametrize("name", ["MINION_PUBLIC_URL", "MINION_OIDC_ISSUER"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "minions.example.com",
+        "http://minions.example.com",
+        "http://10.0.0.1:8700",
+        "http://localhost.example.com",
+        "ftp://127.0.0.1",
+        "https://",
+        "https://user:password@minions.example.com",
+        "https://minions.example.com?a=b",
+        "https://minions.example.com#a",
+        "https://minions.example.com:port",
+        "https://minions example.com",
+        "https://minions.example.com\\@evil.example",
+        "https://m\xefnions.example.com",
+    ],
+)
+def test_address_for_browsers_must_be_encrypted_or_local(monkeypatch: pytest.MonkeyPatch, name: str, url: str) -> None:
+    monkeypatch.setenv(name, url)
+    get_settings.cache_clear()
+    with pytest.raises(NotConfigured, match=rf"{name}: it must be an address that begins with https://"):
+        get_settings()
+
+
+def test_public_url_has_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINION_PUBLIC_URL", "https://minions.example.com/path")
+    get_settings.cache_clear()
+    with pytest.raises(NotConfigured, match="MINION_PUBLIC_URL: it must have no path"):
+        get_settings()
+
+
+@pytest.mark.parametrize(
+    ("settings", "url"),
+    [
+        ({}, "http://127.0.0.1:8700"),
+        ({"api_host": "::1", "api_port": 1}, "http://[::1]:1"),
+        ({"api_host": "localhost"}, "http://localhost:8700"),
+        ({"api_host": "0.0.0.0"}, None),
+        ({"api_host": "0.0.0.0", "public_url": "https://m.example.com/"}, "https://m.example.com"),
+        ({"public_url": "http://localhost:8700"}, "http://localhost:8700"),
+    ],
+)
+def test_login_url_is_configured_or_local(settings: dict[str, Any], url: str | None) -> None:
+    assert Settings(**settings).login_url() == url
+
+
+@pytest.mark.parametrize("roles", ["admin", "[]", "{", "5", '{"a": "viewer"'])
+def test_mapping_of_roles_must_be_an_object(monkeypatch: pytest.MonkeyPatch, roles: str) -> None:
+    monkeypatch.setenv("MINION_OIDC_ROLES", roles)
+    get_settings.cache_clear()
+    with pytest.raises(NotConfigured, match="MINION_OIDC_ROLES: it must be a JSON object"):
+        get_settings()
+
+
+@pytest.mark.parametrize("proxy", ["*", "10.0.0.0/33", "proxy.internal"])
+def test_trusted_proxies_are_networks(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("MINION_TRUSTED_PROXIES", f"127.0.0.1,{proxy}")
+    get_settings.cache_clear()
+    with pytest.raises(NotConfigured, match=r"MINION_TRUSTED_PROXIES: .* is neither a network"):
+        get_settings()
+
+
 # ----------------------------------------------------------------------------------------- secrets from files
 
 SECRETS = (
@@ -238,6 +306,7 @@ SECRETS = (
     "MINION_API_KEY",
     "MINION_FLOWER_PASSWORD",
     "MINION_SECRET_KEY",
+    "MINION_OIDC_CLIENT_SECRET",
 )
 
 

@@ -1,0 +1,1 @@
+"""Logins of browsers: cookies, the form, OpenID Connect."""
