@@ -139,7 +139,7 @@ _shares = _Shares()
 
 
 def share_connections() -> None:
-    """Let the many tasks of this process share eight connections: they wait for a free one until a time limit strikes."""
+    """Let the tasks of this process share eight connections; they wait for a free one until a time limit strikes."""
     _shares.general, _shares.statements, _shares.by_many = 1, 3, True
 
 
