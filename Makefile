@@ -8,7 +8,7 @@ PEERS := $(VENV)/.installed-bench
 PIP_FLAGS := --disable-pip-version-check --no-input --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema bench soak-load dist lock clean
+.PHONY: help install demo up test unit soak chaos crash-matrix lint format schema bench soak-load flood dist lock clean
 
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /|/' | \
@@ -72,6 +72,9 @@ bench: $(PEERS)  ## Measure beside Celery, procrastinate, DBOS and others, in on
 
 soak-load: install  ## Run a steady load for an hour, and fail if something grows (SOAK="--minutes 10", SOAK=--help)
 	@PYTHONDONTWRITEBYTECODE= $(RUN) benchmarks.soak $(SOAK)
+
+flood: install  ## Send 1,000 bad and unauthorised requests a second while tasks run (3 min; FLOOD="--seconds 20")
+	@PYTHONDONTWRITEBYTECODE= $(RUN) benchmarks.flood $(FLOOD)
 
 dist: install  ## Build client and server into dist/, as wheels and source archives
 	@$(RUN) build --no-isolation --outdir dist minions

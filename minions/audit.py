@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from minions.transport import PAGE, Transport
+from minions.transport import PAGE, Transport, given, to_json
 
 
 class Audit:
@@ -37,6 +37,40 @@ class Audit:
         """
         chosen = {"act": act, "actor": actor, "target": target, "since": _moment(since), "until": _moment(until)}
         return self._transport.pages("/v1/audit", {**chosen, "limit": PAGE})
+
+    def erase(
+        self,
+        *,
+        tenant: str | None = None,
+        conversation_id: str | None = None,
+        namespace: str | None = None,
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        """Delete all ended tasks of a tenant or a conversation, with everything that they contain.
+
+        Args:
+            tenant: the tenant `key` of the tasks.
+            conversation_id: their conversation. Give one of both.
+            namespace: their namespace; by default `default`.
+            dry_run: delete nothing, only count.
+
+        Returns:
+            the numbers of deleted `trees` and `tasks`; `left`, the root tasks that have not ended; `schedules` that
+            still submit such tasks.
+
+        Raises:
+            Forbidden: the client's key lacks the permission `tasks:erase`.
+        """
+        asked = given(tenant=tenant, conversation_id=conversation_id, namespace=namespace, dry_run=dry_run)
+        total: dict[str, Any] = {"trees": 0, "tasks": 0, "left": [], "schedules": []}
+        while True:
+            page = self._transport.post("/v1/erasures", to_json(asked, what="The request"), safe=True)
+            for name in ("trees", "tasks", "left"):
+                total[name] += page[name]
+            total["schedules"] = page["schedules"]
+            if page["next"] is None:
+                return total
+            asked["cursor"] = page["next"]
 
 
 def _moment(given: datetime | str | None) -> str | None:

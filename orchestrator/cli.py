@@ -25,6 +25,7 @@ from orchestrator.commands import (
     definitions,
     diff,
     doctor,
+    erase,
     functions,
     keys,
     processes,
@@ -59,7 +60,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Failed tasks", (replays,)),
     ("When tasks start", (rules, standing_budgets, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
-    ("Operation", (workers, keys, sessions, audit, webhooks, doctor, prune, capacity)),
+    ("Operation", (workers, keys, sessions, audit, webhooks, doctor, prune, erase, capacity)),
 )
 for group, modules in GROUPS:
     earlier = len(app.registered_commands), len(app.registered_groups)

@@ -25,6 +25,7 @@ from orchestrator.maintenance.republisher import Republisher
 from orchestrator.maintenance.resumer import Resumer
 from orchestrator.maintenance.sealer import Sealer
 from orchestrator.maintenance.standing_budget_keeper import StandingBudgetKeeper
+from orchestrator.maintenance.threat_watch import ThreatWatch
 from orchestrator.maintenance.waker import Waker
 from orchestrator.monitors import Monitors
 from orchestrator.retention.pruner import Pruner
@@ -86,6 +87,7 @@ def make_loops(settings: Settings) -> list[Loop]:
         Pruner(settings, engine),
         CacheKeeper(settings, engine),
         Sealer(settings, engine),
+        ThreatWatch(engine),
         Webhooks(settings, engine),
         # The last one, because it also sends the events of loops that are stopping.
         monitors,

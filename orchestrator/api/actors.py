@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 from uuid import uuid4
 
 from fastapi import Depends, Header, Request, Response
 
+from orchestrator.api.addresses import address_of
 from orchestrator.api.auth import Caller
 from shared.access import actors
 from shared.errors import InvalidInput
 
 LONGEST_NAME = 100
 REQUEST_ID = "X-Request-Id"
+REQUEST_ID_FORM = re.compile(r"[\x21-\x7e]{1,100}")
 
 ClaimedName = Annotated[
     str | None,
@@ -27,8 +30,8 @@ RequestId = Annotated[
     str | None,
     Header(
         alias=REQUEST_ID,
-        pattern=r"^[\x21-\x7e]{1,100}$",
-        description="An id of the request, for the audit log. The answer to an act repeats it, or has a new one.",
+        description="An id of the request, for the audit log: 1 to 100 printable ASCII characters without spaces. The "
+        "answer to an act repeats it. Without one, or in another form, the request gets a new one.",
     ),
 ]
 
@@ -41,9 +44,11 @@ async def actor_of(
     Raises:
         InvalidInput: the name contains characters that cannot be displayed.
     """
-    id = response.headers[REQUEST_ID] = request_id or str(uuid4())
-    address = request.client.host if request.client else None
-    return actors.Actor(key, None if minion_actor is None else _checked(minion_actor), address, id)
+    # An act, such as a stop, must not fail because of what a proxy puts there.
+    id = request_id if request_id and REQUEST_ID_FORM.fullmatch(request_id) else str(uuid4())
+    response.headers[REQUEST_ID] = id
+    claimed = None if minion_actor is None else _checked(minion_actor)
+    return actors.Actor(key, claimed, address_of(request), id)
 
 
 def _checked(name: str) -> str:

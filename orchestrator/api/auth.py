@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from orchestrator.api import masking
+from orchestrator.api.addresses import address_of
 from orchestrator.api.key_cache import KeyCache
 from orchestrator.api.login import cookies
 from orchestrator.api.rights import RULES
@@ -67,7 +68,7 @@ async def authorize(request: Request, credentials: Credentials) -> None:
     request.state.credentials = credentials
     key = request.state.key = await _authenticate(request, request.app.state.logins)
     masking.show_to(key)
-    request.app.state.key_addresses.note(key, request.client.host if request.client else None)
+    request.app.state.key_addresses.note(key, address_of(request))
     RULES[f"{request.method} {request.scope['route'].path}"].check(key)
 
 

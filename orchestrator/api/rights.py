@@ -92,6 +92,7 @@ RULES: Mapping[str, Rule] = {
     "POST /v1/tasks/{task_id}/budget": _tasks(P.BUDGETS_RAISE),
     "GET /v1/dead-letters": _namespace(P.TASKS_READ),
     "POST /v1/replays": _tasks(P.TASKS_REPLAY),
+    "POST /v1/erasures": _namespace(P.TASKS_ERASE),
     "GET /v1/agents": _tasks(P.AGENTS_READ),
     "GET /v1/agents/{name}": _tasks(P.AGENTS_READ),
     "GET /v1/capabilities": _tasks(P.AGENTS_READ),

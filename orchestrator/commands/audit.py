@@ -39,9 +39,9 @@ def register(commands: typer.Typer) -> None:
 
 
 @app.callback()
-def _default(context: typer.Context) -> None:
+def _default(context: typer.Context, as_json: bool = AS_JSON) -> None:
     if context.invoked_subcommand is None:
-        list_rows(None, None, None, None, None, 50, as_json=False)
+        list_rows(None, None, None, None, None, 50, as_json=as_json)
 
 
 @app.command("list")

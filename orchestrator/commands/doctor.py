@@ -122,6 +122,14 @@ def _sandbox(settings: Settings) -> Iterator[Finding]:
         yield Finding(f"package {name}", "failed", why, "fix it, or remove it from MINION_SANDBOX_PRELOAD")
 
 
+def _audit_log(settings: Settings) -> Iterator[Finding]:
+    from shared.audit.signing import Signer
+
+    signed = Signer.find(settings) is not None
+    advice = "" if signed else "set MINION_SECRET_KEY: `minion secrets key` makes one"
+    yield Finding("audit log", "ok" if signed else "warning", "signed" if signed else "not signed", advice)
+
+
 def _integrations(settings: Settings) -> Iterator[Finding]:
     key = "set" if settings.anthropic_api_key else "not set: `model: auto` means the offline planner"
     yield Finding("anthropic key", "ok", key)
@@ -151,5 +159,6 @@ CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
     _broker,
     _api,
     _sandbox,
+    _audit_log,
     _integrations,
 )

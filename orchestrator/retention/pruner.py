@@ -1,4 +1,4 @@
-"""The pruner: periodically deletes tasks that are older than their retention."""
+"""The pruner: periodically deletes tasks and rows of the audit log that are older than their retention."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import structlog
 from sqlalchemy import Engine
 
 from orchestrator.loops.loop import Loop
+from orchestrator.retention.audit import prune_audit
 from orchestrator.retention.export import TaskExport
 from orchestrator.retention.retention import prune
 from shared.settings import Settings
@@ -40,4 +41,5 @@ class Pruner(Loop):
                 break
         if tasks:
             log.info("pruned", trees=trees, tasks=tasks)
+        prune_audit(self.engine, self.settings)
         return EVERY_SECONDS

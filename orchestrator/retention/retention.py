@@ -193,12 +193,12 @@ def _walk(
         found = list(connection.scalars(CHOOSE, values))
         if not found:
             return _Stretch(until)
-        trees, tasks = _first_trees(connection, found)
+        trees, tasks = first_trees(connection, found)
         # If more was found than is taken, the walk continues after the last tree taken.
         until = trees[-1] if len(trees) < len(found) or len(found) == MAX_TREES else until
         if actor is None:
             return _Stretch(until, len(trees), tasks)
-        if _delete(connection, trees, export):
+        if delete_trees(connection, trees, export):
             target = f"{state} before {before.isoformat(timespec='seconds')}"
             facts = {"trees": len(trees), "tasks": tasks, "first": trees[0], "last": trees[-1]}
             audit.record(connection, actor, "task.prune", target, namespace=None, after=facts)
@@ -206,8 +206,10 @@ def _walk(
         return _Stretch(until)
 
 
-def _first_trees(connection: Connection, roots: list[UUID]) -> tuple[list[UUID], int]:
+def first_trees(connection: Connection, roots: list[UUID]) -> tuple[list[UUID], int]:
     """Return as many trees as fill a batch, at least one; and the number of their tasks."""
+    if not roots:
+        return [], 0
     sizes: dict[UUID, int] = {row.root_id: row.size for row in connection.execute(SIZES, {"roots": roots})}
     taken, tasks = roots[:1], sizes[roots[0]]
     for root in roots[1:]:
@@ -218,7 +220,7 @@ def _first_trees(connection: Connection, roots: list[UUID]) -> tuple[list[UUID],
     return taken, tasks
 
 
-def _delete(connection: Connection, roots: list[UUID], export: TaskExport | None) -> bool:
+def delete_trees(connection: Connection, roots: list[UUID], export: TaskExport | None) -> bool:
     """Export trees and delete them; return False if that took too long, or another transaction held a lock."""
     try:
         with connection.begin_nested():

@@ -16,6 +16,7 @@ class Permission(StrEnum):
     TASKS_SIGNAL = "tasks:signal"
     TASKS_REPLAY = "tasks:replay"
     TASKS_DECIDE = "tasks:decide"
+    TASKS_ERASE = "tasks:erase"
     BUDGETS_RAISE = "budgets:raise"
     PAYLOADS_READ = "payloads:read"
     AGENTS_READ = "agents:read"

@@ -101,7 +101,7 @@ def record(
     except DBAPIError as error:
         raise Unavailable(
             f"The request was refused, and nothing was changed: the audit log cannot be written ({reason(error)}). "
-            "Repair the table audit_log, then try again."
+            "Try again; if it lasts, repair the table audit_log."
         ) from error
 
 

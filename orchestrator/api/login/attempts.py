@@ -8,8 +8,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 
-from fastapi import Request
-
 from shared.errors import Unavailable
 
 MOST_AT_ONCE = 10
@@ -61,19 +59,12 @@ class Attempts:
         budget.left -= 1
 
 
-def address_of(request: Request) -> str | None:
-    """Return the address of the caller, or None if a proxy has reported something else in its place."""
-    try:
-        return str(ip_address(request.client.host)) if request.client else None
-    except ValueError:
-        return None
-
-
 def _network(address: str | None) -> str:
     """Return what an attempt is counted for: a customer of a provider has all IPv6 addresses of a /64."""
-    if address is None:
+    try:
+        parsed = ip_address(address or "")
+    except ValueError:  # unknown, or not what a trusted proxy should report
         return ""
-    parsed = ip_address(address)
     if not isinstance(parsed, IPv6Address):
         return str(parsed)
     return str(parsed.ipv4_mapped or ip_network((parsed.packed[:8] + bytes(8), 64)))

@@ -9,8 +9,8 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from orchestrator.api import auth
+from orchestrator.api.addresses import address_of
 from orchestrator.api.login import cookies, pages
-from orchestrator.api.login.attempts import address_of
 from orchestrator.api.login.opening import check_configured, count_attempt, open_login
 from orchestrator.api.login.return_path import checked
 from orchestrator.api.problems import count_refusal

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy import Engine, text
 from starlette.concurrency import run_in_threadpool
 
+from orchestrator.api.addresses import address_of
 from orchestrator.api.login import attempt, cookies, pages
 from orchestrator.api.login.attempt import Attempt
-from orchestrator.api.login.attempts import address_of
 from orchestrator.api.login.mapping import RoleMapping
 from orchestrator.api.login.opening import check_configured, count_attempt, open_login
 from orchestrator.api.login.provider import CALLBACK, Provider, visible

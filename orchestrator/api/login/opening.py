@@ -11,8 +11,8 @@ from sqlalchemy import Connection, Engine
 from starlette.concurrency import run_in_threadpool
 
 from orchestrator.api import auth
+from orchestrator.api.addresses import address_of
 from orchestrator.api.login import cookies
-from orchestrator.api.login.attempts import address_of
 from shared.access import sessions
 from shared.access.actors import Actor, Key
 from shared.access.scope import Scope

@@ -33,6 +33,12 @@ SCHEDULE = {"interval_seconds": 3600, "request": {"agent": "Careful", "input": {
 URL = "https://93.184.215.14/hook?token=private-token"
 
 
+@pytest.fixture(autouse=True)
+def no_earlier_refusals(http_api: Api) -> None:
+    """Forget the refused requests of earlier tests, which would be written during this one."""
+    http_api.app.state.refusals._take(1 << 40)
+
+
 @dataclass
 class World:
     """Things to act on."""
@@ -95,6 +101,7 @@ ACTS: dict[str, tuple[str, Callable[[World], tuple[str, Any]]]] = {
     ),
     "POST /v1/tasks/{task_id}/budget": ("task.budget", lambda w: (f"/v1/tasks/{w.budgeted}/budget", {"add_tokens": 5})),
     "POST /v1/replays": ("task.replay_many", lambda w: ("/v1/replays", {"states": ["cancelled"]})),
+    "POST /v1/erasures": ("task.erase", lambda w: ("/v1/erasures", {"tenant": "acme"})),
     "PUT /v1/pauses/{scope}/{name}": ("pause.set", lambda w: ("/v1/pauses/agent/Careful", {"reason": "rain"})),
     "DELETE /v1/pauses/{scope}/{name}": ("pause.remove", lambda w: ("/v1/pauses/agent/Careful", None)),
     "PUT /v1/limits/{scope}/{name}": ("limit.set", lambda w: ("/v1/limits/agent/Careful", {"max_running": 9})),
@@ -219,8 +226,10 @@ def test_states_before_and_after_are_recorded(client: Client, world: World) -> N
 def test_request_gets_an_id(http: httpx2.Client, client: Client) -> None:
     answer = http.put("/v1/pauses/agent/A", json={})
     assert next(client.audit())["request_id"] == answer.headers["X-Request-Id"]
-    for wrong in ("x" * 101, "a b"):
-        assert http.put("/v1/pauses/agent/A", json={}, headers={"X-Request-Id": wrong}).status_code == 422
+    for odd in ("x" * 101, "a b", "\xfc"):
+        answer = http.put("/v1/pauses/agent/A", json={}, headers=[("X-Request-Id", odd.encode("latin-1"))])
+        assert (answer.status_code, answer.headers["X-Request-Id"] != odd) == (200, True)
+        assert next(client.audit())["request_id"] == answer.headers["X-Request-Id"]
 
 
 # ------------------------------------------------------------------------------------------------------------ reading

@@ -37,6 +37,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/tasks/{task_id}/decisions": {"verdict": "approve", "step": 1},
     "POST /v1/tasks/{task_id}/budget": {"stop": True},
     "POST /v1/replays": {"dry_run": True},
+    "POST /v1/erasures": {"tenant": "theirs"},
     "POST /v1/schedules": {"name": "new", **SCHEDULE},
     "PUT /v1/schedules/{name}": SCHEDULE,
     "PATCH /v1/schedules/{name}": {"enabled": False},

@@ -23,6 +23,9 @@ from orchestrator.retention import retention
 from orchestrator.retention.export import TaskExport
 from orchestrator.retention.pruner import EVERY_SECONDS, Pruner
 from orchestrator.retention.retention import prune
+from shared.access.actors import local_actor
+from shared.audit import log
+from shared.audit.log import AuditFilter
 from shared.errors import FileFault, NotConfigured
 from shared.settings import Settings, get_settings
 from shared.tasks.queries import first_id_at
@@ -204,8 +207,19 @@ def test_deleted_task_leaves_no_rows(
     assert total(prune(database, settings)) == (1, 1)
     with database.connect() as connection:
         tables = list(connection.scalars(TABLES))
-    definitions = {"alembic_version", "agents", "agent_versions", "tools", "tool_versions"}
-    assert {table for table in tables if count(database, table)} <= definitions
+    left = {"alembic_version", "agents", "agent_versions", "tools", "tool_versions", "audit_log"}
+    assert {table for table in tables if count(database, table)} <= left
+
+
+def test_deletion_is_in_the_audit_log(database: Engine, run_tasks: Any, old_ids: None, settings: Settings) -> None:
+    first, second = run_tasks(1, 2)
+    assert total(prune(database, settings, dry_run=True)) == (2, 2)
+    assert total(prune(database, settings, actor=local_actor())) == (2, 2)
+    with database.connect() as connection:
+        [row] = log.list_rows(connection, AuditFilter(act="task.prune"), limit=10)
+    assert row["actor"] == local_actor().key.name
+    assert row["target"].startswith("succeeded before ")
+    assert row["after"] == {"trees": 2, "tasks": 2, "first": str(first), "last": str(second)}
 
 
 def test_large_output_is_deleted_with_its_last_reference(
