@@ -39,6 +39,7 @@ TEXTS: Final = {
     P.WEBHOOKS_WRITE: "change webhooks",
     P.KEYS_MANAGE: "manage API keys and logins",
     P.AUDIT_READ: "read the audit log",
+    P.TASKS_ERASE: "erase the contents of tasks",
 }
 
 router = APIRouter(route_class=pages.Page, include_in_schema=False)
