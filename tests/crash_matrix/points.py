@@ -178,13 +178,13 @@ def _watch_messages() -> None:
     from orchestrator import dispatcher
     from orchestrator.maintenance import republisher
 
-    publish = dispatcher.publish
+    publish_packs = dispatcher.publish_packs
 
-    def published(app: Any, batch: Any) -> None:
-        tasks = list(batch)
-        at("dispatch", "committed, not published", tasks[0].task_id)
-        publish(app, tasks)
-        at("dispatch", "published", tasks[0].task_id)
+    def published(app: Any, packs: Any) -> None:
+        first = packs[0][0].task_id
+        at("dispatch", "committed, not published", first)
+        publish_packs(app, packs)
+        at("dispatch", "published", first)
 
-    dispatcher.publish = published
-    republisher.publish = published
+    dispatcher.publish_packs = published
+    republisher.publish = lambda app, tasks: published(app, [[task] for task in tasks])

@@ -47,6 +47,7 @@ OTHERS = (
     "standing",
     "waits",
     "finish",
+    "packs",
     "clock",
     "security",
 )
