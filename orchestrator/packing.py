@@ -32,7 +32,7 @@ SAMPLES = 16
 """Tasks of a batch that are remembered for the estimate. Most of them have not begun when the next batch is made."""
 SLOW, SLOW_SECONDS = 1, 0.5
 """This many tasks that have been running for that long show that an agent's tasks have turned slow."""
-MOST_AGENTS = 10_000
+MOST_AGENTS = 1000
 FRESH_SECONDS = 0.25
 """Age at which an estimate is made again."""
 UNDERSTOOD_SINCE = (0, 3)
@@ -92,7 +92,8 @@ class Packing:
             pack for queue, tasks in queues.items() for pack in self._joined(connection, tasks, most.get(queue, 1))
         ]
         for task in batch[:: len(batch) // SAMPLES or 1]:
-            self._agent(connection, task).recent.append((task.task_id, task.claim + 1))
+            if not (agent := self._agent(connection, task)).calls_model:
+                agent.recent.append((task.task_id, task.claim + 1))
         return packs
 
     def _most(self, connection: Connection, dispatched: dict[str, int]) -> dict[str, int]:
@@ -133,8 +134,8 @@ class Packing:
     def _agent(self, connection: Connection, task: Dispatched) -> Agent:
         agent = self._agents.get(task.version_id)
         if agent is None:
-            if len(self._agents) > MOST_AGENTS:
-                self._agents.clear()
+            if len(self._agents) >= MOST_AGENTS:
+                del self._agents[next(iter(self._agents))]
             # A version that is not known may call one.
             calls_model = connection.scalar(CALLS_MODEL, {"version": task.version_id}) is not False
             agent = self._agents[task.version_id] = Agent(calls_model)

@@ -11,27 +11,19 @@ import mmap
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 SIZE = 64 << 10
 CELLS = 1024
 """More than a worker has slots. Memory is used only by cells that are."""
-HEAD = struct.Struct("=Iid")  # the owner, the index of the task that runs, and since when
-LENGTH = struct.Struct("=I")
-STOP, STATUSES, LENGTH_AT, UNSAVED = 16, 20, 96, 100
+# Native types are written in one piece: the other process may read at any moment.
+HEAD = struct.Struct("@Iid")  # the owner, the index of the task that began last, and since when
+LENGTH = struct.Struct("@I")
+STOP, ENDED, LENGTH_AT, UNSAVED = 16, 20, 96, 100
 NONE = -1
 
 # Created before the pool forks, so that the children have it too.
 _memory = mmap.mmap(-1, CELLS * SIZE)
-
-
-class Status(IntEnum):
-    """What became of a task of a pack, as far as its slot knows."""
-
-    WAITING = 0
-    CLAIMED = 1
-    ENDED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +79,10 @@ class Cell:
         if not self.lost:
             HEAD.pack_into(_memory, self._at, self.owner, index, now)
 
-    def mark(self, index: int, status: Status) -> None:
-        """Note what became of a task."""
+    def end(self, index: int) -> None:
+        """Note that a task has ended."""
         if not self.lost:
-            _memory[self._at + STATUSES + index] = status
+            _memory[self._at + ENDED + index] = 1
 
     def keep(self, end: str) -> bool:
         """Keep an end, as JSON, until it is committed. Return False if it is not Unicode, or if there is no room."""
@@ -119,8 +111,7 @@ class Cell:
         _, last, since = HEAD.unpack_from(_memory, self._at)
         if not 0 <= last < tasks:
             return Progress(None, None, since)
-        ended = _memory[self._at + STATUSES + last] == Status.ENDED
-        return Progress(last, None if ended else last, since)
+        return Progress(last, None if _memory[self._at + ENDED + last] else last, since)
 
     def unsaved(self) -> list[dict[str, Any]]:
         """Return ends that may not be committed, as `shared.tasks.lifecycle.ended` returns them.

@@ -62,7 +62,7 @@ class LostChild:
 
     Attributes:
         at_limit: the message says that a time limit ended it; the task is charged only if the record agrees.
-        died: False if the child lives and gives the task back, because it is in a pack behind a slow one.
+        died: False if the child has not died of it: it lives, or the task's turn in its pack had not come.
         unsaved: ends of its pack's tasks that the child may not have committed. They are recorded first, and the list
             is emptied, which all tasks of the pack share.
     """
@@ -264,7 +264,7 @@ class Heartbeat:
             released = state is not None
             event = event_of_lost_child(connection, child.task_id, child.claim, WORKER_ID, released=released)
             if not released and not child.died:
-                # Its turn in the pack had not come.
+                # It was not claimed yet.
                 lifecycle.unqueue(connection, child.task_id, child.claim - 1)
         _still_active.discard(str(child.task_id))
         self.monitors.report(event)

@@ -1,12 +1,11 @@
 """A pack in its slot: short tasks, one after the other, each with its own claim, limits, journal and record.
 
-The tasks are claimed together. Ends of tasks that have succeeded are committed together, a few milliseconds after the
-first of them; the notification that a task has ended follows its commit. Every other end is recorded on its own.
+The tasks are claimed together. Ends of tasks that have succeeded are committed together, about 10 ms after the first
+of them; the notification that a task has ended follows its commit. Every other end is recorded on its own.
 """
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared.database.connections import close_engine, persistently, reason
+from shared.database.connections import as_json, close_engine, persistently, reason
 from shared.errors import MinionError
 from shared.monitor_events import find_execution
 from shared.notifications import publish_finished, publish_progress
@@ -26,7 +25,7 @@ from shared.tasks import lifecycle
 from shared.tasks.records import ExecutionResult
 from shared.tasks.states import State
 from workers import minion
-from workers.cells import Cell, Status
+from workers.cells import Cell
 from workers.claiming import claim_task
 from workers.meter import Meter
 from workers.monitoring import event_of_claim
@@ -35,8 +34,8 @@ from workers.task import ClaimedTask
 
 log = structlog.get_logger(__name__)
 
-GROUP_SECONDS = 0.005
-"""Time from the end of a task until its commit begins, if other tasks of the pack are shorter."""
+GROUP_SECONDS = 0.01
+"""The longest time from the end of a task until its commit begins, if the next task is no longer than the last."""
 SMALL = 16 << 10
 """Characters of an end that is committed together with others."""
 
@@ -123,7 +122,7 @@ class Pack:
                 break
             with structlog.contextvars.bound_contextvars(task=str(entry.task_id), claim=entry.claim + 1):
                 self._handle(index, claimed.get(entry.task_id))
-            if self._ends and time.monotonic() >= self._group_due:
+            if self._ends and time.monotonic() + self._ends[-1].seconds >= self._group_due:
                 self._commit()
         self._commit()
         return self._reports
@@ -137,11 +136,7 @@ class Pack:
         except (SQLAlchemyError, MinionError) as error:
             log.warning("not_claimed_together", reason=reason(error), tasks=len(wanted))
             return {}
-        claimed = {task.id: task for task in map(ClaimedTask.of, rows)}
-        for index, entry in enumerate(self.entries):
-            if entry.task_id in claimed:
-                self.cell.mark(index, Status.CLAIMED)
-        return claimed
+        return {task.id: task for task in map(ClaimedTask.of, rows)}
 
     def _handle(self, index: int, task: ClaimedTask | None) -> None:
         """Run one task. Its failure must not concern the others."""
@@ -162,7 +157,6 @@ class Pack:
         # It may have to wait for a limit.
         self._commit()
         entry = self.entries[index]
-        self.cell.mark(index, Status.CLAIMED)
         return claim_task(entry.task_id, entry.claim, self.worker_id)
 
     def _work(self, index: int, task: ClaimedTask, began: float) -> None:
@@ -172,7 +166,7 @@ class Pack:
         outcome = minion.perform(task, journal, meter, (entry.time_limit, entry.soft_time_limit))
         if isinstance(outcome, Succeeded):
             result = minion.success(journal, outcome, meter)
-            text = _dump(lifecycle.ended(task.id, task.claim, result))
+            text = as_json(lifecycle.ended(task.id, task.claim, result))
             end = End(index, task, result, text, began, time.monotonic() - began)
             if len(end.text) <= SMALL and self._keep(end):
                 return
@@ -188,7 +182,7 @@ class Pack:
             self._commit()
             if not self.cell.keep(end.text):
                 return False
-        self.cell.mark(end.index, Status.ENDED)
+        self.cell.end(end.index)
         if not self._ends:
             self._group_due = time.monotonic() + GROUP_SECONDS
         self._ends.append(end)
@@ -258,7 +252,7 @@ class Pack:
     def _report(self, index: int, became: str, began: float | None = None, seconds: float | None = None) -> None:
         entry = self.entries[index]
         event = event_of_claim(entry.task_id, entry.claim + 1, became)
-        self.cell.mark(index, Status.ENDED)
+        self.cell.end(index)
         at = None if began is None else time.time() - (time.monotonic() - began)
         self._reports.append(Report(index, (event.type, event.fields) if event else None, at, seconds))
 
@@ -266,7 +260,3 @@ class Pack:
 def _has_succeeded(connection: Connection, task: ClaimedTask) -> bool:
     execution = find_execution(connection, task.id, task.claim)
     return execution is not None and execution.outcome == "succeeded"
-
-
-def _dump(end: dict[str, Any]) -> str:
-    return json.dumps(end, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=str)

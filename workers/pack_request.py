@@ -127,6 +127,7 @@ class PackRequest(Request):
         if not _free:
             # Celery then takes no slot for it. The tasks are published again.
             task_ready(self)
+            self.acknowledge()
             raise TaskRevokedError(self.id)
         number = _free.pop()
         self._cell = Cell(number, next(_owners) % 2**32)
@@ -299,15 +300,17 @@ class PackRequest(Request):
     ) -> None:
         progress, unsaved = self._progress(), self._cell.unsaved() if self._cell else []
         for index in indices:
-            self._handled.add(index)
             entry = self.entries[index]
             if progress.last is not None and index <= progress.last:
                 self._send_started(index, time.time())
             if self._is_held_elsewhere(entry):
                 log.warning("duplicate_lost", message=entry.message_id, why=why)
-                continue
-            keep_active(str(entry.task_id))
-            report_lost(LostChild(entry.task_id, entry.claim + 1, why, charged, at_limit, died=died, unsaved=unsaved))
+            else:
+                # A slot that died before the first task may have died of any.
+                involved = died and (progress.last is None or index <= progress.last)
+                keep_active(str(entry.task_id))
+                report_lost(LostChild(entry.task_id, entry.claim + 1, why, charged, at_limit, involved, unsaved))
+            self._handled.add(index)
 
     def _is_held_elsewhere(self, entry: Entry) -> bool:
         held = str(entry.task_id), entry.claim + 1

@@ -87,7 +87,7 @@ def read(raw: bytes) -> RunMessage:
     if headers["task"] == RUN_PACK and not message.others:
         raise Foreign("`pack` is missing")
     if message.has_model and message.others:
-        raise Foreign("a pack, whose agents have a model")
+        raise Foreign("`pack` has agents with a model")
     ids = {message.task_id, *(other.task_id for other in message.others)}
     if len(ids) <= len(message.others):
         raise Foreign("`pack` repeats a task")

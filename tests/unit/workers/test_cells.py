@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.cells import CELLS, LENGTH, LENGTH_AT, SIZE, Cell, Status, _memory
+from workers.cells import CELLS, LENGTH, LENGTH_AT, SIZE, Cell, _memory
 
 END = '{"task":"é"}'
 
@@ -18,7 +18,7 @@ def test_progress_is_read_by_the_main_process() -> None:
     slot.begin(0, 2.5)
     assert (main.read(2).running, main.read(2).since) == (0, 2.5)
     assert slot.keep(END)
-    slot.mark(0, Status.ENDED)
+    slot.end(0)
     assert (main.read(2).last, main.read(2).running, main.unsaved()) == (0, None, [{"task": "é"}])
     slot.saved()
     assert main.unsaved() == []
@@ -54,7 +54,7 @@ def test_slot_of_a_forgotten_pack_stops_and_leaves_the_next_pack_alone() -> None
     assert following.keep(END)
     before = following.read(3), following.unsaved()
     forgotten.begin(2, 9.0)
-    forgotten.mark(0, Status.ENDED)
+    forgotten.end(0)
     assert not forgotten.keep(END)
     forgotten.saved()
     assert forgotten.stopped
