@@ -15,6 +15,7 @@ import pytest
 from celery import Celery
 from sqlalchemy import Engine, text
 
+from orchestrator.local.embedded import EmbeddedServers
 from shared.broker import make_app, publish, publish_packs
 from shared.database.connections import transaction
 from shared.settings import Settings
@@ -33,6 +34,7 @@ STATES = {
     "handed_back": "task-retried",
     "cancelled": "task-revoked",
 }
+LIMIT = text("INSERT INTO limits (scope, name, max_running) VALUES ('agent', 'Act', 100)")
 REFUSE_OUTCOME = """
     CREATE FUNCTION refuse_outcome() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -207,16 +209,25 @@ def test_soft_limit_ends_one_task_of_a_pack(packs: Packs, act: Any, events: Even
     agree(events, database)
 
 
-def test_slot_that_dies_charges_only_the_running_task(packs: Packs, act: Any, events: Events, database: Engine) -> None:
+@pytest.mark.parametrize("limited", [False, True])
+def test_slot_that_dies_charges_only_the_running_task(
+    packs: Packs, act: Any, events: Events, database: Engine, limited: bool
+) -> None:
+    """With a limit, each task is claimed in its turn, and those that were not are given back too."""
+    if limited:
+        with database.begin() as connection:
+            connection.execute(LIMIT)
     agent = act(effect="pure", config={"max_attempts": 2})
     done, deadly, *rest = packs.send(agent, ANSWER, {"do": "die", "times": 1}, *[ANSWER] * 5)
     packs.run_rest([done, deadly, *rest])
     assert packs.outcomes(done) == ["succeeded"]
     assert packs.outcomes(deadly) == ["lost", "succeeded"]
-    assert [packs.outcomes(task) for task in rest] == [["handed_back", "succeeded"]] * 5
+    given_back = [] if limited else ["handed_back"]
+    assert [packs.outcomes(task) for task in rest] == [[*given_back, "succeeded"]] * 5
     assert [packs.tasks.get(task)["attempts"] for task in [done, deadly, *rest]] == [0, 1, *[0] * 5]
     assert packs.calls() == {str(done): 1, str(deadly): 2, **{str(task): 1 for task in rest}}
-    agree(events, database)
+    if not limited:
+        agree(events, database)
 
 
 @pytest.mark.parametrize("effect", ["pure", "unsafe"])
@@ -257,6 +268,96 @@ def test_killed_worker_repeats_no_committed_effect(
     assert calls[str(unsaved)] == (len(packs.outcomes(unsaved)) if effect == "pure" else 1)
     assert calls[str(killer)] == (1 if effect == "unsafe" else 2)
     assert [step["status"] for step in tasks.steps(unsaved)] == ["finished"]
+
+
+def test_main_process_that_is_killed_loses_no_task_of_its_packs(
+    database: Engine,
+    app: Celery,
+    tasks: Tasks,
+    act: Any,
+    tool_package: Path,
+    short_leases: Settings,
+    tmp_path: Path,
+) -> None:
+    """Its slot lives on, without lease and limits. What it commits in time counts, the rest runs elsewhere."""
+    agent = act(effect="pure")
+    process = start_worker(tmp_path, "work")
+    with killed_on_exit(process):
+        wait_online(database, process)
+        packs = Packs(app, tasks, tmp_path / "calls")
+        packs.warm_up(slots=1)
+        submitted = packs.send(agent, ANSWER, {"do": "meet", "calls": 50}, *[ANSWER] * 3)
+        wait_until(lambda: packs.calls()[str(submitted[1])] == 1, "the second task runs")
+        process.signal(signal.SIGKILL)
+        process.wait()
+        with packs.log.open("a") as log:
+            log.write(f"{submitted[1]}\n" * 50)
+        heir = start_worker(tmp_path, "work")
+        with killed_on_exit(heir), orchestrating(short_leases):
+            for task in submitted:
+                assert tasks.wait(task, 60)["state"] == "succeeded"
+    assert_each_ended_once(packs, submitted)
+
+
+@pytest.mark.parametrize("down", ["postgres", "valkey"])
+def test_restart_of_a_server_loses_no_task_of_a_pack(
+    database: Engine,
+    app: Celery,
+    tasks: Tasks,
+    act: Any,
+    tool_package: Path,
+    short_leases: Settings,
+    servers: EmbeddedServers,
+    tmp_path: Path,
+    down: str,
+) -> None:
+    """The database goes away while claims and ends are committed together."""
+    agent = act(effect="pure")
+    process = start_worker(tmp_path, "work")
+    with killed_on_exit(process):
+        wait_online(database, process)
+        packs = Packs(app, tasks, tmp_path / "calls")
+        packs.warm_up(slots=1)
+        submitted = packs.send(agent, *[{"do": "sleep", "seconds": 0.005}] * 60)
+        wait_until(lambda: packs.calls().total() > 5, "some of them have run")
+        server = getattr(servers, down)
+        server.kill()
+        server.start()
+        with orchestrating(short_leases):
+            for task in submitted:
+                assert tasks.wait(task, 60)["state"] == "succeeded"
+        assert process.running
+        process.stop()
+    assert_each_ended_once(packs, submitted)
+    calls = packs.calls()
+    assert all(1 <= calls[str(task)] <= len(packs.outcomes(task)) for task in submitted)
+
+
+def assert_each_ended_once(packs: Packs, submitted: list[UUID]) -> None:
+    """Each has succeeded in its last execution, and none was charged."""
+    for task in submitted:
+        *before, last = packs.outcomes(task)
+        assert last == "succeeded"
+        assert set(before) <= {"handed_back", "lost"}
+        assert packs.tasks.get(task)["attempts"] == 0
+
+
+def test_limit_holds_while_the_worker_stops(
+    database: Engine, app: Celery, tasks: Tasks, act: Any, tool_package: Path, tmp_path: Path
+) -> None:
+    agent = act(effect="pure", config={"soft_time_limit": 2, "time_limit": 3, "max_attempts": 1})
+    process = start_worker(tmp_path, "work")
+    with killed_on_exit(process):
+        wait_online(database, process)
+        packs = Packs(app, tasks, tmp_path / "calls")
+        packs.warm_up(slots=1)
+        done, stuck, rest = packs.send(agent, ANSWER, {"do": "freeze"}, ANSWER)
+        wait_until(lambda: packs.calls()[str(stuck)] == 1, "the second task runs")
+        process.signal(signal.SIGTERM)
+        process.wait(30)
+    assert tasks.get(done)["state"] == "succeeded"
+    assert "hard time_limit of 3 s" in tasks.get(stuck)["error"]["message"]
+    assert (tasks.get(rest)["state"], tasks.get(rest)["attempts"]) == ("pending", 0)
 
 
 def test_stop_gives_back_what_was_not_begun(
