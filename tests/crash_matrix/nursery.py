@@ -99,12 +99,12 @@ def _begin(role: str) -> None:
     if role == "worker":
         from celery.bin.celery import main as celery
 
-        from workers import pack_request
+        from workers import pack, pack_request
         from workers.lane import host
 
         host.subprocess = Lanes  # type: ignore[assignment]
-        # A task that waits at a point is not long.
-        pack_request.STUCK_SECONDS = pack_request.LONG_SECONDS = math.inf
+        # A task that waits at a point is not long, and the ends of a pack are one group.
+        pack_request.STUCK_SECONDS = pack_request.LONG_SECONDS = pack.GROUP_SECONDS = math.inf
         celery()
     else:
         from orchestrator.commands.processes import orchestrator

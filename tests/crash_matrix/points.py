@@ -178,8 +178,9 @@ def _watch_functions() -> None:
 
 
 def _watch_messages() -> None:
-    """Add points between the commit that queues tasks and their messages, and after these. Short tasks are packed, though
-    none has run before.
+    """Add points between the commit that queues tasks and their messages, and after these.
+
+    Tasks without a model are packed at once, without a history of short ones.
     """
     from orchestrator import dispatcher, packing
     from orchestrator.maintenance import republisher
