@@ -26,7 +26,7 @@ SHORT_SECONDS = 0.1
 ENOUGH = 8
 """Executions that must have ended before an agent's tasks are packed."""
 LATEST = 24
-"""Executions of an agent version that its estimate is made of, if that many have ended."""
+"""The estimate of an agent version uses this many of its executions, the latest that have ended."""
 REMEMBERED = 256
 SAMPLES = 16
 """Tasks of a batch that are remembered for the estimate. Most of them have not begun when the next batch is made."""
@@ -34,7 +34,7 @@ SLOW, SLOW_SECONDS = 1, 0.5
 """This many tasks that have been running for that long show that an agent's tasks have turned slow."""
 MOST_AGENTS = 1000
 FRESH_SECONDS = 0.25
-"""Age at which an estimate is made again."""
+"""Age at which an estimate is renewed."""
 UNDERSTOOD_SINCE = (0, 3)
 
 WORKERS = text(

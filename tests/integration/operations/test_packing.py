@@ -81,6 +81,28 @@ def test_short_tasks_of_a_backlog_are_packed(backlog: Backlog) -> None:
     assert sizes(backlog.dispatch(200)) == [MOST] * 6 + [8]
 
 
+def test_packs_keep_the_order_of_priorities_and_tenants(backlog: Backlog) -> None:
+    backlog.learn(0.002)
+    for fields in ({"key": "many"}, {"key": "few"}, {"key": "few", "priority": 5}):
+        for _ in range(20 if fields["key"] == "many" else 5):
+            backlog.tasks.submit("Act", {}, **fields)
+    with transaction() as connection:
+        batch = lifecycle.dispatch(connection, lease=3600, window=1000)
+        packs = backlog.packing.pack(connection, batch)
+    assert sizes(packs) == [15, 15]
+    assert [task for pack in packs for task in pack] == batch
+    # The tenants took turns, so the smaller one is served first.
+    assert {backlog.tasks.get(task.task_id)["key"] for task in packs[1][5:]} == {"many"}
+
+
+def test_only_some_agents_are_remembered(backlog: Backlog, act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "MOST_AGENTS", 2)
+    for name in ("One", "Two", "Three"):
+        act(name, effect="pure")
+        backlog.dispatch(2, name)
+    assert len(backlog.packing._agents) == 2
+
+
 def test_no_pack_while_a_slot_would_stay_free(backlog: Backlog) -> None:
     backlog.learn(0.002)
     assert sizes(backlog.dispatch(1)) == [1]
