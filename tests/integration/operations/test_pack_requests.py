@@ -177,6 +177,7 @@ def test_task_of_a_pack_waits_for_its_approval(packs: Packs, define: Any) -> Non
 
 def test_lost_answer_of_a_group_commit_leaves_each_end_once(packs: Packs, monkeypatch: pytest.MonkeyPatch) -> None:
     """The commit is repeated on another connection, and finds its own work."""
+    monkeypatch.setattr(pack, "GROUP_SECONDS", 60.0)
     finish_pack, lost = lifecycle.finish_pack, []
 
     def answer_lost(connection: Any, ends: str) -> Any:
