@@ -1,4 +1,4 @@
-"""The Celery application of the minions, with their one task.
+"""The Celery application of the minions, with its tasks.
 
 Start one with `minion worker CAPABILITY -c N`, or as plain Celery: `celery -A workers.app worker -Q CAPABILITY -c N`.
 """

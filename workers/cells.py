@@ -15,7 +15,7 @@ from typing import Any
 
 SIZE = 64 << 10
 CELLS = 1024
-"""More than a worker has slots. Memory is used only by cells that are."""
+"""More than a worker has slots. Only cells that have been used take memory."""
 # Native types are written in one piece: the other process may read at any moment.
 HEAD = struct.Struct("@Iid")  # the owner, the index of the task that began last, and since when
 LENGTH = struct.Struct("@I")

@@ -228,7 +228,7 @@ class PackRequest(Request):
         seconds = now - progress.since
         if progress.running is not None and (seconds >= STUCK_SECONDS or now - self._accepted_at >= LONG_SECONDS):
             self._detach()
-        # They also bound the time that its record takes.
+        # The limits also bound the time that its record takes.
         entry = self.entries[progress.last]
         if seconds >= entry.time_limit:
             why = f"The task ran longer than its hard time_limit of {entry.time_limit:g} s and was killed."
