@@ -15,8 +15,9 @@ from sqlalchemy import Connection, Engine, event, text
 
 from orchestrator.loops.listener import Listener
 from orchestrator.loops.loop import Loop
+from orchestrator.packing import Packing
 from orchestrator.preparer import prepare_pending
-from shared.broker import publish
+from shared.broker import publish_packs
 from shared.database.connections import autocommit, make_engine
 from shared.settings import Settings
 from shared.tasks import lifecycle
@@ -57,6 +58,7 @@ class Dispatcher(Loop):
         self._dedicated = _make_engine(settings)
         self.statements = autocommit(self._dedicated)
         self.app = app
+        self._packing = Packing(settings.lease_seconds)
         self._listener = Listener(settings, "minion_pending")
         self._in_flight = False
 
@@ -87,7 +89,7 @@ class Dispatcher(Loop):
         """Dispatch and publish one batch. Return whether there was one."""
         batch = lifecycle.dispatch(connection, lease=self.settings.lease_seconds, window=self.settings.dispatch_window)
         if batch:
-            self._publish(batch)
+            self._publish(self._packing.pack(connection, batch))
         return bool(batch)
 
     def _prepare(self) -> bool:
@@ -110,15 +112,18 @@ class Dispatcher(Loop):
         self._listener.close()
         self._dedicated.dispose()
 
-    def _publish(self, batch: list[Dispatched]) -> None:
-        """Publish a batch. Tasks whose messages cannot be sent stay queued; the republisher publishes them again."""
+    def _publish(self, packs: list[list[Dispatched]]) -> None:
+        """Publish a batch, one message for each pack.
+
+        Tasks whose messages cannot be sent stay queued; the republisher publishes them again.
+        """
         try:
-            publish(self.app, batch)
+            publish_packs(self.app, packs)
         except Exception as error:
-            log.warning("broker_away", reason=str(error)[:300], tasks=len(batch))
+            log.warning("broker_away", reason=str(error)[:300], messages=len(packs))
             self.stopping.wait(1.0)
         else:
-            log.debug("dispatched", tasks=len(batch))
+            log.debug("dispatched", tasks=sum(map(len, packs)), messages=len(packs))
 
     def _has_backlog(self, connection: Connection) -> bool:
         served = list(connection.scalars(SERVED, {"lease": self.settings.lease_seconds}))

@@ -1,12 +1,13 @@
 """The Celery application and its messages, shared by both sides.
 
 A message is `{v, task_id, claim}` and nothing more. Redis may lose, repeat or delay it: the claim in PostgreSQL
-decides whether it is still valid.
+decides whether it is still valid. The message of a pack has further tasks in its header `pack`; a worker of release 0.2
+runs the first one, and the others are published again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,8 @@ from shared.settings import Settings
 from shared.tasks.lifecycle import Dispatched
 
 RUN_TASK = "minion.run"
+RUN_PACK = "minion.run_pack"
+"""A pack's message inside a worker, and after a worker that stopped has put it back into its queue."""
 SUBMIT_TASK = "minion.submit"
 SUBMIT_QUEUE = "minion.submit"
 MESSAGE_VERSION = 1
@@ -73,20 +76,28 @@ def make_app(settings: Settings) -> Celery:
 
 
 def publish(app: Celery, tasks: Iterable[Dispatched]) -> None:
-    """Send one message for each task to its capability's queue, in one batch.
+    """Send one message for each task, as `publish_packs` does."""
+    publish_packs(app, ([task] for task in tasks))
+
+
+def publish_packs(app: Celery, packs: Iterable[Sequence[Dispatched]]) -> None:
+    """Send one message for each pack to its capability's queue, in one batch.
+
+    Args:
+        packs: the tasks of each message, one or more of the same capability.
 
     Raises:
         BROKER_AWAY: some or all messages were not sent. Their tasks stay queued in PostgreSQL and are published again.
     """
     with app.producer_pool.acquire(block=True, timeout=10) as producer, producer.batch(max_size=500):
-        for task in tasks:
-            message = _message(app, task)
+        for tasks in packs:
+            message = _message(app, *tasks)
             producer.publish(
                 message.body,
                 # The default exchange: its routing key is the queue itself. It needs no binding in Redis,
                 # so nothing is lost after a FLUSHALL.
                 exchange="",
-                routing_key=task.queue,
+                routing_key=tasks[0].queue,
                 serializer="json",
                 headers=message.headers,
                 **message.properties,
@@ -98,7 +109,7 @@ def message_id(task_id: UUID, claim: int) -> str:
     return f"{task_id}.{claim + 1}"
 
 
-def _message(app: Celery, task: Dispatched) -> Any:
+def _message(app: Celery, task: Dispatched, *others: Dispatched) -> Any:
     message = app.amqp.as_task_v2(
         message_id(task.task_id, task.claim),
         RUN_TASK,
@@ -112,4 +123,9 @@ def _message(app: Celery, task: Dispatched) -> Any:
         ignore_result=True,
     )
     message.headers["has_model"] = task.has_model
+    if others:
+        message.headers["pack"] = [
+            [str(other.task_id), other.claim, other.time_limit, other.soft_time_limit, other.agent_name]
+            for other in others
+        ]
     return message

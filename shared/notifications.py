@@ -86,12 +86,15 @@ def forget_publisher() -> None:
     _silent.until = 0.0
 
 
-def publish_finished(task_id: UUID) -> None:
-    """Notify waiting clients that the task has ended; never raises."""
+def publish_finished(*task_ids: UUID) -> None:
+    """Notify waiting clients that the tasks have ended; never raises."""
     try:
-        _publisher().publish(FINISHED, str(task_id))
+        with _publisher().pipeline(transaction=False) as pipe:
+            for task_id in task_ids:
+                pipe.publish(FINISHED, str(task_id))
+            pipe.execute()
     except (redis.RedisError, OSError) as error:
-        log.debug("hint_lost", task_id=str(task_id), reason=str(error))
+        log.debug("hint_lost", task_ids=[str(task_id) for task_id in task_ids], reason=str(error))
 
 
 def publish_keys_changed() -> None:

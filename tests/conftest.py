@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ LARGE = text(f"SELECT max(pg_table_size(name::regclass)) > 256 * 1024 FROM unnes
 TRUNCATE = text(f"TRUNCATE {TABLES} CASCADE")
 NO_TRIGGERS = text("SET LOCAL session_replication_role = replica")
 DELETE = text("; ".join(f"DELETE FROM {name}" for name in Base.metadata.tables))
+ATTEMPTS = 5
 END_OTHERS = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
     "WHERE pid <> pg_backend_pid() AND datname = current_database()"
@@ -83,13 +85,16 @@ def settings(servers: EmbeddedServers) -> Settings:
 def database(settings: Settings) -> Engine:
     """The process's engine on empty tables, and an empty broker."""
     engine = get_engine()
-    try:
-        empty(engine, wait="2s")
-    except OperationalError:
-        # A connection that an earlier test left behind holds a lock; it must not delay this test.
+    for _ in range(ATTEMPTS):
+        with suppress(OperationalError):
+            empty(engine, wait="2s")
+            break
+        # A connection that an earlier test left behind holds a lock, or a statement of the loops and this one wait for
+        # each other. Loops that have just started may do so again.
         with engine.begin() as connection:
             connection.execute(END_OTHERS)
         engine.dispose()  # our own idle connections were among them
+    else:
         empty(engine, wait="20s")
     with make_redis() as broker:
         broker.flushall()

@@ -1,4 +1,4 @@
-"""The Celery application of the minions, with their one task.
+"""The Celery application of the minions, with its tasks.
 
 Start one with `minion worker CAPABILITY -c N`, or as plain Celery: `celery -A workers.app worker -Q CAPABILITY -c N`.
 """
@@ -12,14 +12,14 @@ from typing import Any
 import structlog
 from celery import Celery, signals
 
-from shared.broker import RUN_TASK, make_app
+from shared.broker import RUN_PACK, RUN_TASK, make_app
 from shared.database.connections import close_engine, forget_engine
 from shared.database.schema import wait_for_database
 from shared.errors import MinionError
 from shared.notifications import forget_publisher, wait_for_broker
 from shared.settings import get_settings
 from shared.telemetry import configure
-from workers import minion, monitoring
+from workers import minion, monitoring, pack_request
 from workers.claiming import forget_limiter
 from workers.execution import execute
 from workers.heartbeat import WORKER_ID, Heartbeat
@@ -47,6 +47,16 @@ _heartbeats: list[Heartbeat] = []
 def run(v: int, task_id: str, claim: int) -> str:
     """Handle a message of the orchestrator: `{v, task_id, claim}`. Return the report for Celery's monitors."""
     return execute(v, task_id, claim, WORKER_ID, run.request.timelimit)
+
+
+@app.task(name=RUN_PACK, Strategy="workers.pack_request:strategy")
+def pack_message(v: int, task_id: str, claim: int) -> None:
+    """Stand for a pack's message, which `workers.pack_request` handles."""
+
+
+@signals.worker_shutting_down.connect
+def _stop_packs(**_: Any) -> None:
+    pack_request.stop_all()
 
 
 @signals.setup_logging.connect
@@ -99,6 +109,7 @@ def _begin_to_beat(sender: Any, **_: Any) -> None:
 
 @signals.worker_shutdown.connect
 def _hand_back(**_: Any) -> None:
+    pack_request.give_back_all()
     while _heartbeats:
         _heartbeats.pop().stop()
 

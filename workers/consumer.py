@@ -12,7 +12,7 @@ from typing import Any
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.consumer.control import Control
 
-from workers import remote_control
+from workers import pack_request, remote_control
 
 EVENTS_SECONDS = 0.2
 CHILDREN_SECONDS = 0.25
@@ -53,10 +53,14 @@ class Consumer(CeleryConsumer):
         long.
         """
         super().register_with_event_loop(hub)
-        if hasattr(self.pool, "maintain_pool"):
-            hub.call_repeatedly(CHILDREN_SECONDS, self.pool.maintain_pool)
+        hub.call_repeatedly(CHILDREN_SECONDS, self._look_after_children)
         # Celery asks this next, once, and exits with code 1 if any child has died since the start.
         self.pool.did_start_ok = self._replace_dead_children
+
+    def _look_after_children(self) -> None:
+        if hasattr(self.pool, "maintain_pool"):
+            self.pool.maintain_pool()
+        pack_request.check()
 
     def _replace_dead_children(self) -> bool:
         """Replace children that died while the worker started. A pool whose children keep dying still ends it."""

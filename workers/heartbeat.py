@@ -7,12 +7,13 @@ tasks.
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import socket
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -21,11 +22,13 @@ from uuid import UUID, uuid4
 import structlog
 from celery.worker import state as celery_state
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from shared import __version__
-from shared.database.connections import make_engine, reason
+from shared.database.connections import is_transient, make_engine, reason
 from shared.errors import MinionError
 from shared.monitor_events import event_just_ended
+from shared.notifications import publish_finished
 from shared.sandbox import Sandbox
 from shared.settings import Settings
 from shared.tasks import lifecycle
@@ -59,6 +62,9 @@ class LostChild:
 
     Attributes:
         at_limit: the message says that a time limit ended it; the task is charged only if the record agrees.
+        died: False if the child has not died of it: it lives, or the task's turn in its pack had not come.
+        unsaved: ends of its pack's tasks that the child may not have committed. They are recorded first, and the list
+            is emptied, which all tasks of the pack share.
     """
 
     task_id: UUID
@@ -66,6 +72,8 @@ class LostChild:
     why: str
     charged: bool
     at_limit: bool
+    died: bool = True
+    unsaved: list[dict[str, Any]] = field(default_factory=list)
 
 
 _lost_children: queue.SimpleQueue[LostChild] = queue.SimpleQueue()
@@ -73,19 +81,25 @@ _news = threading.Event()
 _still_active: set[str] = set()
 
 
-def keep_active(message: dict[str, Any]) -> None:
-    """Keep the message's task among the active ones until its child is reported, so that it does not count as lost."""
-    _still_active.add(str(message.get("task_id")))
+def keep_active(task: str) -> None:
+    """Keep a task among the active ones until its child is reported, so that it does not count as lost."""
+    _still_active.add(task)
 
 
 def report_lost_child(message: dict[str, Any], why: str, *, charged: bool = True, at_limit: bool = False) -> None:
     """Record that this message's task lost its child. Returns at once; the heartbeat's thread writes the record."""
     try:
-        _lost_children.put(LostChild(UUID(message["task_id"]), int(message["claim"]) + 1, why, charged, at_limit))
+        lost = LostChild(UUID(message["task_id"]), int(message["claim"]) + 1, why, charged, at_limit)
     except (KeyError, TypeError, ValueError):
         log.warning("malformed_message", message=repr(message)[:200])
     else:
-        _news.set()
+        report_lost(lost)
+
+
+def report_lost(child: LostChild) -> None:
+    """Record a lost child as `report_lost_child` does."""
+    _lost_children.put(child)
+    _news.set()
 
 
 class Heartbeat:
@@ -185,10 +199,10 @@ class Heartbeat:
     def _beat(self) -> bool:
         """Send one heartbeat. Return False if the row is gone, so that the worker registers again."""
         requests = tuple(celery_state.active_requests)
-        active = [str(request.kwargs.get("task_id")) for request in requests]
+        active = [task for request in requests for task, _ in request.held]
         active += _still_active.difference(active)
         # The tasks in the lane hold no slot, but the tool calls that they make do.
-        busy = len(active) - sum(getattr(request, "lane", None) is not None for request in requests)
+        busy = sum(request.lane is None for request in requests)
         lane, slots = getattr(self.worker, "lane", None), self._slots()
         if lane:
             busy += lane.busy_slots()
@@ -227,6 +241,9 @@ class Heartbeat:
                 raise
 
     def _give_back(self, child: LostChild) -> None:
+        if child.unsaved:
+            self._save(child.unsaved)
+            child.unsaved.clear()
         error = {"type": "child_lost", "message": child.why, "at": datetime.now(UTC).isoformat()}
         with self.engine.begin() as connection:
             charged = child.charged and (
@@ -246,9 +263,36 @@ class Heartbeat:
             )
             released = state is not None
             event = event_of_lost_child(connection, child.task_id, child.claim, WORKER_ID, released=released)
+            if not released and not child.died:
+                # It was not claimed yet.
+                lifecycle.unqueue(connection, child.task_id, child.claim - 1)
         _still_active.discard(str(child.task_id))
         self.monitors.report(event)
-        log.warning("child_lost", task=str(child.task_id), claim=child.claim, why=child.why, state=state and str(state))
+        note, what = (log.warning, "child_lost") if child.died else (log.info, "given_back")
+        note(what, task=str(child.task_id), claim=child.claim, why=child.why, state=state and str(state))
+
+    def _save(self, ends: list[dict[str, Any]]) -> None:
+        """Record tasks that have ended in a pack, together or alone. What cannot be recorded is given back."""
+        try:
+            with self.engine.begin() as connection:
+                saved = lifecycle.finish_pack(connection, json.dumps(ends))
+        except (DBAPIError, MinionError) as error:
+            if is_transient(error):
+                raise
+            log.warning("not_saved_together", reason=reason(error), tasks=len(ends))
+            saved = {UUID(end["task"]) for end in ends if self._save_alone(end)}
+        if saved:
+            publish_finished(*saved)
+
+    def _save_alone(self, end: dict[str, Any]) -> bool:
+        try:
+            with self.engine.begin() as connection:
+                return bool(lifecycle.finish_pack(connection, json.dumps([end])))
+        except (DBAPIError, MinionError) as error:
+            if is_transient(error):
+                raise
+            log.warning("not_saved", task=end["task"], reason=reason(error))
+            return False
 
     def _hand_back(self) -> None:
         events = []

@@ -44,16 +44,21 @@ class Interrupter:
     def check(self, connection: Connection, requests: Sequence[Any]) -> None:
         """Interrupt the active requests that are unwanted."""
         # A message may be delivered twice; each child is then checked separately.
-        working = {f"{request.id} {request.worker_pid}": request for request in requests if request.worker_pid}
-        held = [
-            {"id": name, "task_id": request.kwargs["task_id"], "claim": int(request.kwargs["claim"]) + 1}
-            for name, request in working.items()
-        ]
+        running = [(request, request.current) for request in requests if request.worker_pid]
+        working = {
+            f"{current[0]}.{current[1]} {request.worker_pid}": (request, *current)
+            for request, current in running
+            if current
+        }
+        held = [{"id": name, "task_id": task, "claim": claim} for name, (_, task, claim) in working.items()]
         found = connection.execute(UNWANTED, {"held": held}).all() if held else []
         unwanted: dict[str, bool] = {row.id: row.unrecorded for row in found}
         self._asked = {name: since for name, since in self._asked.items() if name in unwanted}
         for name, unrecorded in unwanted.items():
-            self._interrupt(name, working[name], unrecorded=unrecorded)
+            request, task, claim = working[name]
+            # A pack may have begun its next task since.
+            if request.current == (task, claim):
+                self._interrupt(name, request, unrecorded=unrecorded)
 
     def _interrupt(self, name: str, request: Any, *, unrecorded: bool) -> None:
         """Ask the child once to stop; kill it only if it is certain to be still running this request."""
@@ -64,5 +69,5 @@ class Interrupter:
             self._send(request, signal.SIGKILL)
 
     def _send(self, request: Any, number: signal.Signals) -> None:
-        log.info("interrupting", task=request.kwargs["task_id"], signal=number.name)
+        log.info("interrupting", task=request.current and request.current[0], signal=number.name)
         request.signal(number)

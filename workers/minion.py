@@ -92,7 +92,7 @@ def run(
 
 
 def _work(task: ClaimedTask, limits: Sequence[float] | None, meter: Meter) -> str:
-    journal = _journal(task)
+    journal = journal_of(task)
     log.debug("started", attempt=task.attempts + 1)
     try:
         outcome = perform(task, journal, meter, limits)
@@ -108,7 +108,8 @@ def _work(task: ClaimedTask, limits: Sequence[float] | None, meter: Meter) -> st
     return str(state)
 
 
-def _journal(task: ClaimedTask) -> Journal:
+def journal_of(task: ClaimedTask) -> Journal:
+    """Return the journal of a task that was just claimed."""
     known = {step["number"]: step for step in task.steps}
     return Journal(task.id, task.claim, known, has_budget=task.has_budget)
 
@@ -160,8 +161,8 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) 
     """Write the outcome under the fence: one statement, one transaction. Return None if the claim is lost."""
     result = _result(journal, meter)
     match outcome:
-        case Succeeded(output, messages):
-            return _finish(task, State.SUCCEEDED, {**result, "output": output, "messages": _dump(messages)})
+        case Succeeded():
+            return _finish(task, State.SUCCEEDED, success(journal, outcome, meter))
         case Failed(error):
             return _fail(task, result, error)
         case Suspended():
@@ -173,6 +174,11 @@ def record(task: ClaimedTask, journal: Journal, outcome: Outcome, meter: Meter) 
         case OverBudget(error):
             result["error"] = error.as_dict()
             return persistently(lifecycle.snooze, task.id, task.claim, result, delay=None, reason="budget")
+
+
+def success(journal: Journal, outcome: Succeeded, meter: Meter) -> ExecutionResult:
+    """Return the result of an execution that has succeeded."""
+    return {**_result(journal, meter), "output": outcome.output, "messages": _dump(outcome.messages)}
 
 
 def _at_time_limit(task: ClaimedTask, meter: Meter) -> Outcome:

@@ -38,12 +38,13 @@ def report(task: UUID, claim: int, became: str) -> str:
         claim: the claim number that the message was sent under.
         became: what `workers.minion.run` returned.
     """
-    event = _event(task, claim + 1, became)
+    event = event_of_claim(task, claim + 1, became)
     # Celery writes a text between single quotes.
     return json.dumps(event and [event.type, event.fields]).replace("'", "\\u0027")
 
 
-def _event(task: UUID, claim: int, became: str) -> MonitorEvent | None:
+def event_of_claim(task: UUID, claim: int, became: str) -> MonitorEvent | None:
+    """Return the event for the end of a claim; None if another process sends it. `became` is as for `report`."""
     if became == State.SUCCEEDED:
         return ended("succeeded", None)
     if became == "claim_lost":

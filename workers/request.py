@@ -57,6 +57,16 @@ class Request(CeleryRequest):
         task_ready(self)
         self._report(why, charged=charged, at_limit=at_limit)
 
+    @property
+    def held(self) -> list[tuple[str, int]]:
+        """The tasks of the message that this worker holds, with their claims."""
+        return [(str(self.kwargs["task_id"]), int(self.kwargs["claim"]) + 1)]
+
+    @property
+    def current(self) -> tuple[str, int] | None:
+        """The task that is running, with its claim."""
+        return self.held[0]
+
     def send_event(self, type: str, **fields: Any) -> None:
         """Send the event that the child reported in place of Celery's success.
 
@@ -74,7 +84,7 @@ class Request(CeleryRequest):
 
     def _announce_cancelled(self, emit_retry: bool = True) -> None:
         """Keep the task active while its child stops; Celery no longer counts the request as active."""
-        keep_active(self.kwargs)
+        keep_active(str(self.kwargs["task_id"]))
         super()._announce_cancelled(emit_retry=emit_retry)
 
     def on_timeout(self, soft: bool, timeout: float) -> None:
@@ -101,7 +111,7 @@ class Request(CeleryRequest):
     def _report(self, why: str, *, charged: bool = True, at_limit: bool = False) -> None:
         # A message may be delivered twice, and the other child may hold the claim. If the dead child held it, the
         # orchestrator finds a task that its worker does not know about.
-        if any(other.id == self.id and other is not self for other in tuple(active_requests)):
+        if any(other is not self and self.held[0] in other.held for other in tuple(active_requests)):
             log.warning("duplicate_lost", message=self.id, why=why)
         else:
             report_lost_child(self.kwargs, why, charged=charged, at_limit=at_limit)

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-from shared.broker import MESSAGE_VERSION, RUN_TASK, message_id
+from shared.broker import MESSAGE_VERSION, RUN_PACK, RUN_TASK, message_id
 from shared.contracts.documents import NAME
 from shared.tasks.envelopes import Foreign, open_envelope
 
 LARGEST = 16 << 10
+LARGEST_PACK = 64
 LAST_CLAIM = 2**31 - 2
 """PostgreSQL counts claims in an `integer`, and the next claim has to fit too."""
 LAST_VERSION = 1000
@@ -28,11 +29,23 @@ AGENT_NAME = re.compile(NAME)
 
 
 @dataclass(frozen=True, slots=True)
+class Packed:
+    """A further task of a pack."""
+
+    task_id: UUID
+    claim: int
+    time_limit: int
+    soft_time_limit: int
+    agent_name: str
+
+
+@dataclass(frozen=True, slots=True)
 class RunMessage:
     """The contents of a message. Limits are seconds; they are checked against PostgreSQL when the task is claimed.
 
     Attributes:
         has_model: the agent calls a model; a message of release 0.2 does not say so.
+        others: further tasks, which run one after the other in the same slot.
     """
 
     version: int
@@ -42,6 +55,7 @@ class RunMessage:
     soft_time_limit: int
     agent_name: str
     has_model: bool = False
+    others: tuple[Packed, ...] = ()
 
 
 def read(raw: bytes) -> RunMessage:
@@ -52,27 +66,32 @@ def read(raw: bytes) -> RunMessage:
     """
     envelope = open_envelope(raw, limit=LARGEST)
     headers = envelope.headers
-    if headers.get("task") != RUN_TASK:
+    if headers.get("task") not in (RUN_TASK, RUN_PACK):
         raise Foreign(f"not a {RUN_TASK} message")
     if envelope.content_type != "application/json" or headers.get("compression"):
         raise Foreign("not plain JSON")
     fields = _fields(envelope.body)
     time_limit, soft_time_limit = _limits(headers.get("timelimit"))
-    agent_name = headers.get("shadow")
-    if not (isinstance(agent_name, str) and AGENT_NAME.fullmatch(agent_name)):
-        raise Foreign("`shadow` is not the name of an agent")
-    task_id = fields.get("task_id")
-    if not (isinstance(task_id, str) and TASK_ID.fullmatch(task_id)):
-        raise Foreign("`task_id` is not an id")
-    return RunMessage(
-        version=_whole_number(fields, "v", 1, LAST_VERSION),
-        task_id=UUID(task_id),
+    version = _whole_number(fields, "v", 1, LAST_VERSION)
+    message = RunMessage(
+        version=version,
+        task_id=_task_id(fields.get("task_id")),
         claim=_whole_number(fields, "claim", 0, LAST_CLAIM),
         time_limit=time_limit,
         soft_time_limit=soft_time_limit,
-        agent_name=agent_name,
+        agent_name=_agent_name(headers.get("shadow")),
         has_model=headers.get("has_model") is True,
+        # A later release may mean something else by it.
+        others=_others(headers.get("pack")) if version == MESSAGE_VERSION else (),
     )
+    if headers["task"] == RUN_PACK and not message.others:
+        raise Foreign("`pack` is missing")
+    if message.has_model and message.others:
+        raise Foreign("`pack` has agents with a model")
+    ids = {message.task_id, *(other.task_id for other in message.others)}
+    if len(ids) <= len(message.others):
+        raise Foreign("`pack` repeats a task")
+    return message
 
 
 def write(message: RunMessage, queue: str) -> bytes:
@@ -86,7 +105,7 @@ def write(message: RunMessage, queue: str) -> bytes:
         "content-type": "application/json",
         "headers": {
             "lang": "py",
-            "task": RUN_TASK,
+            "task": RUN_PACK if message.others else RUN_TASK,
             "id": name,
             "root_id": name,
             "parent_id": None,
@@ -100,6 +119,7 @@ def write(message: RunMessage, queue: str) -> bytes:
             "kwargsrepr": f"task_id={message.task_id} claim={message.claim}",
             "ignore_result": True,
             "has_model": message.has_model,
+            **({"pack": [_as_listed(other) for other in message.others]} if message.others else {}),
         },
         "properties": {
             "correlation_id": name,
@@ -112,6 +132,41 @@ def write(message: RunMessage, queue: str) -> bytes:
         },
     }
     return json.dumps(item).encode()
+
+
+def _as_listed(other: Packed) -> list[Any]:
+    return [str(other.task_id), other.claim, other.time_limit, other.soft_time_limit, other.agent_name]
+
+
+def _others(given: Any) -> tuple[Packed, ...]:
+    """The further tasks of a pack, as `shared.broker` lists them."""
+    if given is None:
+        return ()
+    if not (isinstance(given, list) and 0 < len(given) < LARGEST_PACK):
+        raise Foreign(f"`pack` is not a list of 1 to {LARGEST_PACK - 1} tasks")
+    return tuple(_packed(each) for each in given)
+
+
+def _packed(given: Any) -> Packed:
+    if not (isinstance(given, list) and len(given) == 5):
+        raise Foreign("a task in `pack` is not a list of five")
+    task_id, claim, time_limit, soft_time_limit, agent_name = given
+    limits = _limits([time_limit, soft_time_limit])
+    return Packed(
+        _task_id(task_id), _whole_number({"claim": claim}, "claim", 0, LAST_CLAIM), *limits, _agent_name(agent_name)
+    )
+
+
+def _task_id(given: Any) -> UUID:
+    if not (isinstance(given, str) and TASK_ID.fullmatch(given)):
+        raise Foreign("`task_id` is not an id")
+    return UUID(given)
+
+
+def _agent_name(given: Any) -> str:
+    if not (isinstance(given, str) and AGENT_NAME.fullmatch(given)):
+        raise Foreign("`shadow` is not the name of an agent")
+    return given
 
 
 def _fields(body: bytes) -> dict[str, Any]:

@@ -47,7 +47,6 @@ EXPECTED: dict[str, type[errors.MinionError]] = {
     "MN007": errors.InvalidInput,
     "MN008": errors.NotFound,
     "MN009": errors.Conflict,
-    "MN010": errors.Forbidden,
 }
 # U+0000 inside JSON, written as an escape that the driver lets pass.
 NO_TEXT_IN_JSON = "22P05"
@@ -80,7 +79,7 @@ def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True
         pool_pre_ping=pre_ping,
         # Few connections do the work, and keep their prepared statements and plans.
         pool_use_lifo=True,
-        json_serializer=_dump,
+        json_serializer=as_json,
         # Errors and their tracebacks are logged; inputs and prompts must not be.
         hide_parameters=True,
         connect_args={
@@ -139,7 +138,7 @@ _shares = _Shares()
 
 
 def share_connections() -> None:
-    """Let the tasks of this process share eight connections; they wait for a free one until a time limit strikes."""
+    """Let the many tasks of this process share eight connections. They wait for one until a time limit strikes."""
     _shares.general, _shares.statements, _shares.by_many = 1, 3, True
 
 
@@ -341,5 +340,6 @@ def persistently(
     return persist(attempt)
 
 
-def _dump(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """Return the JSON text that is stored for a value."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False, default=str)

@@ -37,6 +37,7 @@ class Dispatched:
 
     Attributes:
         has_model: its agent is one of type `agent`, which calls a model.
+        version_id: the version of its agent; None if the caller does not need it.
     """
 
     task_id: UUID
@@ -47,6 +48,7 @@ class Dispatched:
     time_limit: int
     priority: int
     has_model: bool = False
+    version_id: UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +94,9 @@ REPLAY_FROM = text("SELECT minion_replay_from(:request, :source, :first, :edited
 REJECT = text("SELECT minion_reject(:task, :error)").bindparams(bindparam("error", type_=JSONB))
 DISPATCH = text("SELECT * FROM minion_dispatch(:lease, :window)")
 REPUBLISH = text("SELECT * FROM minion_republish(:lease, :patience, :empty, :most)")
-WITH_MODEL = text(
-    "SELECT t.id FROM tasks t JOIN agent_versions v ON v.id = t.agent_version_id "
-    "WHERE t.id = ANY (:tasks) AND v.type = 'agent'"
+VERSIONS = text(
+    "SELECT t.id, v.id AS version_id, v.type = 'agent' AS has_model "
+    "FROM tasks t JOIN agent_versions v ON v.id = t.agent_version_id WHERE t.id = ANY (:tasks)"
 )
 QUEUES_IN_USE = text(
     "SELECT DISTINCT capability FROM task_status "
@@ -102,6 +104,9 @@ QUEUES_IN_USE = text(
 )
 WAKE_DUE = text("SELECT minion_wake_due(:most)")
 CLAIM = text("SELECT minion_claim(:task, :claim, :worker, :granted)")
+CLAIM_PACK = text("SELECT minion_claim_pack(:pack, :worker)").bindparams(bindparam("pack", type_=JSONB))
+FINISH_PACK = text("SELECT minion_finish_pack(CAST(:ended AS jsonb))")
+UNQUEUE = text("SELECT minion_unqueue(:task, :claim)")
 HOLD = text("SELECT minion_hold(:task, :claim, :scope, :name, :delay)")
 WRITE_STEPS = text("SELECT minion_write_steps(:task, :claim, :steps)").bindparams(bindparam("steps", type_=JSONB))
 FINISH = text("SELECT minion_finish(:task, :claim, :state, :result)").bindparams(bindparam("result", type_=JSONB))
@@ -241,14 +246,15 @@ def republish(
 
 
 def _dispatched(connection: Connection, rows: Sequence[RowMapping]) -> list[Dispatched]:
-    """Add whether the agents call a model.
+    """Add the versions of the agents.
 
     In a statement after the one that took the tasks: its functions also take tasks that were committed after it began,
     and a join in it would leave those out.
     """
     tasks = [row["task_id"] for row in rows]
-    with_model = set(connection.scalars(WITH_MODEL, {"tasks": tasks})) if tasks else set()
-    return [Dispatched(**row, has_model=row["task_id"] in with_model) for row in rows]
+    found = connection.execute(VERSIONS, {"tasks": tasks}) if tasks else ()
+    versions = {task: {"version_id": version, "has_model": has_model} for task, version, has_model in found}
+    return [Dispatched(**row, **versions.get(row["task_id"], {})) for row in rows]
 
 
 def wake_due(connection: Connection, *, limit: int = 1000) -> int:
@@ -294,10 +300,28 @@ def claim(
     """
     values = {"task": task, "claim": expected, "worker": worker, "granted": granted}
     found: Claimed | Refusal | None = connection.scalar(CLAIM, values)
-    if found is None or "refused" in found:
-        return found
-    steps = [_step_in_order(step) for step in found["steps"]]
-    return cast(Claimed, {**in_order(found, "input"), "steps": steps})
+    return found if found is None or "refused" in found else _claimed(found)
+
+
+def claim_pack(connection: Connection, tasks: Sequence[tuple[str, int]], worker: UUID) -> list[Claimed]:
+    """Claim those of the queued tasks that may start now; `claim` says why another one may not.
+
+    Args:
+        tasks: the id and the expected claim number of each.
+    """
+    pack = [{"task": task, "claim": expected} for task, expected in tasks]
+    return [_claimed(row) for row in connection.scalars(CLAIM_PACK, {"pack": pack, "worker": worker})]
+
+
+def unqueue(connection: Connection, task: UUID, expected: int) -> bool:
+    """Return a queued task to pending that its worker will not claim; return False if it is not queued."""
+    return connection.scalar(UNQUEUE, {"task": task, "claim": expected}) is not None
+
+
+def _claimed(row: Claimed) -> Claimed:
+    """Restore the key orders of a claimed task."""
+    steps = [_step_in_order(step) for step in row["steps"]]
+    return cast(Claimed, {**in_order(row, "input"), "steps": steps})
 
 
 def _step_in_order(stored: KnownStep) -> KnownStep:
@@ -347,6 +371,23 @@ def finish(connection: Connection, task: UUID, claim: int, state: State, result:
     """End a running task under the fence. Return its final state (an earlier cancellation wins), or None."""
     ended = connection.scalar(FINISH, {"task": task, "claim": claim, "state": state, "result": _with_order(result)})
     return State(ended) if ended else None
+
+
+def ended(task: UUID, claim: int, result: ExecutionResult) -> dict[str, Any]:
+    """Return the end of a task that has succeeded, as `finish_pack` takes it, without `seconds_ago`."""
+    return {"task": str(task), "claim": claim, "result": _with_order(result)}
+
+
+def finish_pack(connection: Connection, ends: str) -> set[UUID]:
+    """Record the ends of tasks that have succeeded, each under its fence, in one transaction.
+
+    Args:
+        ends: a JSON list of what `ended` returns, each with `seconds_ago`: the seconds since the task began.
+
+    Returns:
+        the tasks that were recorded; `finish` records any other, or says that its claim is lost.
+    """
+    return set(connection.scalars(FINISH_PACK, {"ended": ends}))
 
 
 def release(

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Literal
 
-from tests.crash_matrix.world import EFFECTS
+from tests.crash_matrix.world import EFFECTS, PACKED
 
 Victim = Literal["child", "lane", "worker", "orchestrator", "frozen", "connection"]
 KILLED: tuple[Victim, ...] = ("child", "lane", "worker", "orchestrator")
-"""`child` is the process at the point, a worker's lane or a slot; `lane` is the lane while a slot is at the point.
+"""`child` is the process at the point, a worker's lane or a slot; `lane` is the lane while a slot makes a call for it.
 
 The others live on: the process at the point is frozen for longer than a lease, or connections are cut.
 """
@@ -103,7 +103,7 @@ def _makes_sense(hit: Hit, victim: Victim) -> bool:
         case "child":
             return by_child
         case "lane":
-            return hit.source == "slot"
+            return hit.source == "slot" and hit.point.agent not in PACKED
         case "frozen":
             return by_child or hit.source == "orchestrator"
         case "connection":

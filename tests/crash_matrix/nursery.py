@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import os
 import signal
 import sys
@@ -98,9 +99,12 @@ def _begin(role: str) -> None:
     if role == "worker":
         from celery.bin.celery import main as celery
 
+        from workers import pack, pack_request
         from workers.lane import host
 
         host.subprocess = Lanes  # type: ignore[assignment]
+        # A task that waits at a point is not long, and the ends of a pack are one group.
+        pack_request.STUCK_SECONDS = pack_request.LONG_SECONDS = pack.GROUP_SECONDS = math.inf
         celery()
     else:
         from orchestrator.commands.processes import orchestrator

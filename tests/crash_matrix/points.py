@@ -66,7 +66,10 @@ def _watch_lifecycle() -> None:
     for name, function in inspect.getmembers(lifecycle, inspect.isfunction):
         parameters = list(inspect.signature(function).parameters)
         if not name.startswith("_") and name not in LEFT_OUT and parameters[:2] == ["connection", "task"]:
-            setattr(lifecycle, name, _watched(name, function))
+            setattr(lifecycle, name, _watched(name, function, lambda task: task))
+    # A pack's points are about its first task.
+    lifecycle.claim_pack = _watched("claim_pack", lifecycle.claim_pack, lambda tasks: tasks[0][0])
+    lifecycle.finish_pack = _watched("finish_pack", lifecycle.finish_pack, lambda ends: json.loads(ends)[0]["task"])
     wake_due = lifecycle.wake_due
 
     def woken(connection: Any, **options: Any) -> int:
@@ -78,12 +81,13 @@ def _watch_lifecycle() -> None:
     lifecycle.wake_due = woken
 
 
-def _watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(connection: Any, task: object, *arguments: Any, **options: Any) -> Any:
+def _watched(name: str, function: Callable[..., Any], task_of: Callable[[Any], object]) -> Callable[..., Any]:
+    def call(connection: Any, subject: Any, *arguments: Any, **options: Any) -> Any:
         step, stage = _step_of(name, arguments, options)
+        task = task_of(subject)
         at(step, f"{stage}before commit", task)
-        result = function(connection, task, *arguments, **options)
-        if result is None or (isinstance(result, dict) and "refused" in result):
+        result = function(connection, subject, *arguments, **options)
+        if result in (None, [], set()) or (isinstance(result, dict) and "refused" in result):
             return result
         if connection.connection.dbapi_connection.autocommit:
             if at(step, f"{stage}after commit", task):
@@ -174,17 +178,21 @@ def _watch_functions() -> None:
 
 
 def _watch_messages() -> None:
-    """Add points between the commit that queues a task and its message, and after the message."""
-    from orchestrator import dispatcher
+    """Add points between the commit that queues tasks and their messages, and after these.
+
+    Tasks without a model are packed at once, without a history of short ones.
+    """
+    from orchestrator import dispatcher, packing
     from orchestrator.maintenance import republisher
 
-    publish = dispatcher.publish
+    publish_packs = dispatcher.publish_packs
 
-    def published(app: Any, batch: Any) -> None:
-        tasks = list(batch)
-        at("dispatch", "committed, not published", tasks[0].task_id)
-        publish(app, tasks)
-        at("dispatch", "published", tasks[0].task_id)
+    def published(app: Any, packs: Any) -> None:
+        first = packs[0][0].task_id
+        at("dispatch", "committed, not published", first)
+        publish_packs(app, packs)
+        at("dispatch", "published", first)
 
-    dispatcher.publish = published
-    republisher.publish = published
+    packing._look = lambda *_: 0.001
+    dispatcher.publish_packs = published
+    republisher.publish = lambda app, tasks: published(app, [[task] for task in tasks])

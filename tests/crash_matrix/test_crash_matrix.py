@@ -15,7 +15,7 @@ from tests.crash_matrix.cells import VICTIMS, Cell, Point, Strike, Victim, share
 from tests.crash_matrix.lane import Done, Played, Snapshot
 from tests.crash_matrix.matrix import all_cells, lanes, play_all
 from tests.crash_matrix.verdict import broken, disturbed
-from tests.crash_matrix.world import ANSWER, CLAIMS, EFFECTS, TURNS
+from tests.crash_matrix.world import AGENTS, ANSWER, CLAIMS, EFFECTS, TURNS
 
 SEED = 1
 SHARE = 0.1
@@ -49,8 +49,8 @@ def good(victim: Victim = "worker") -> Played:
     made += [(agent, tool) for agent, tools in EFFECTS.items() for tool in tools]
     played.done = [Done(*what, phase=int(what not in {*finished, MAIL}), key="key") for what in made]
     played.questions = len(lost)
-    played.tree = Counter({("lead", "succeeded"): 1, ("helper", "succeeded"): 1})
-    played.claims = {"lead": CLAIMS["lead"] + 2 * len(lost), "helper": CLAIMS["helper"]}
+    played.tree = Counter((agent, "succeeded") for agent in AGENTS)
+    played.claims = {**CLAIMS, "lead": CLAIMS["lead"] + 2 * len(lost)}
     return played
 
 
@@ -75,12 +75,12 @@ def test_good_run_breaks_no_promise(victim: Victim) -> None:
         (lambda played: played.steps.append({"name": "peek", "status": "started"}), "not finished: ['peek']"),
         (lambda played: setattr(played, "left_open", 1), "look as if they ran"),
         (again(("lead", "model 1")), "model request model 1 of lead: again, though it was finished"),
-        (again(("lead", "model 3")), "8 model requests, not 7"),
+        (again(("lead", "model 3")), "9 model requests, not 8"),
         (again(("lead", "charge")), "idempotent effect charge of lead: again, though it was finished"),
         (again(("lead", "price")), "pure effect price of lead: 2 times without a cause"),
         (again(("lead", "order"), key="other"), "order of lead came with several idempotency keys"),
         (again(MAIL), "unsafe effect mail of lead: 2 times"),
-        (lambda played: played.done.pop(), "charge of helper: never"),
+        (lambda played: played.done.pop(), "peek of late: never"),
         (lambda played: setattr(played, "questions", 0), "0 questions were asked, not 1"),
     ],
 )
@@ -109,6 +109,6 @@ def test_frozen_process_may_finish_only_the_effect_it_began() -> None:
 def test_disturbed_run_is_recognised() -> None:
     slow = good()
     slow.claims["helper"] += 1
-    assert disturbed(slow) == "7 claims, not 6"
+    assert disturbed(slow) == "11 claims, not 10"
     missed = replace(good(), snapshots=[])
     assert disturbed(missed) == "the point was not reached"

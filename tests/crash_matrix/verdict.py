@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tests.crash_matrix.lane import Played
-from tests.crash_matrix.world import ANSWER, CLAIMS, EFFECTS, TURNS
+from tests.crash_matrix.world import AGENTS, ANSWER, CLAIMS, EFFECTS, TURNS
 
 NEEDED = sum(TURNS.values())
 
@@ -35,7 +35,7 @@ def requests_made(played: Played) -> int:
 def _end(played: Played) -> Iterator[str]:
     if (played.state, played.output) != ("succeeded", ANSWER):
         yield f"the task is {played.state} with {played.output or played.error}"
-    if played.tree != Counter({("lead", "succeeded"): 1, ("helper", "succeeded"): 1}):
+    if played.tree != Counter((agent, "succeeded") for agent in AGENTS):
         yield f"the tree is {dict(played.tree)}"
     if played.left_open:
         yield f"{played.left_open} executions look as if they ran"

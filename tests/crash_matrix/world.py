@@ -1,8 +1,9 @@
 """The tasks of the matrix: their agents and tools, and a model and a web service that both record their requests.
 
-The agent `lead` takes five model turns: a function, two builtin tools and an HTTP tool together; two unsafe tools and
-a pure one; a sub-agent (`helper`, two turns and a tool); a tool that a person must approve; the answer. The model
-decides by the contents of the conversation, never by the number of requests: a repeated request gets the same reply.
+The agent `lead` takes six model turns: a function, two builtin tools and an HTTP tool together; two unsafe tools and
+a pure one; a sub-agent (`helper`, two turns and a tool); three agents without a model, whose tasks are one pack; a tool
+that a person must approve; the answer. The model decides by the contents of the conversation, never by the number of
+requests: a repeated request gets the same reply.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ SCRIPT: dict[str, list[list[tuple[str, dict[str, Any]]]]] = {
         [("double", {"n": NUMBER}), ("peek", {"n": NUMBER}), ("charge", {"n": NUMBER}), ("order", {"n": NUMBER})],
         [("mail", {"n": NUMBER}), ("ship", {"n": NUMBER}), ("price", {"n": NUMBER})],
         [("ask", {"n": NUMBER})],
+        [("early", {"n": NUMBER + 2}), ("middle", {"n": NUMBER + 3}), ("late", {"n": NUMBER + 4})],
         [("refund", {"n": NUMBER})],
     ],
     "helper": [[("charge", {"n": NUMBER + 1})]],
@@ -40,7 +42,12 @@ EFFECTS = {
         "refund": "unsafe",
     },
     "helper": {"charge": "idempotent"},
+    "early": {"peek": "pure"},
+    "middle": {"charge": "idempotent"},
+    "late": {"peek": "pure"},
 }
+PACKED = ("early", "middle", "late")
+"""Agents whose tasks travel in one pack, in this order. The tool of each has the agent's name."""
 HELPED = {"charge": {"charged": NUMBER + 1}}
 RESULTS = {
     "double": 2 * NUMBER,
@@ -51,11 +58,15 @@ RESULTS = {
     "ship": {"shipped": NUMBER},
     "price": {"priced": NUMBER},
     "ask": {"content": json.dumps(HELPED)},
+    "early": {"peeked": NUMBER + 3},
+    "middle": {"charged": NUMBER + 3},
+    "late": {"peeked": NUMBER + 5},
     "refund": {"refunded": NUMBER},
 }
 ANSWER = {"content": json.dumps(RESULTS)}
-CLAIMS = {"lead": 3, "helper": 1}
-"""Claims of an undisturbed run: the start, after the sub-agent, after the approval."""
+AGENTS = ("lead", "helper", *PACKED)
+CLAIMS = {**dict.fromkeys(AGENTS, 1), "lead": 4}
+"""Claims of an undisturbed run. Those of `lead`: the start, after the sub-agent, after the pack, after the approval."""
 
 INPUT = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 BUILTIN = ("peek", "charge", "mail", "refund")
@@ -66,7 +77,7 @@ def definitions(queue: str, service: str) -> list[dict[str, Any]]:
     """Return agents and tools.
 
     Args:
-        queue: the capability that serves both agents.
+        queue: the capability that serves all agents.
         service: the web service's URL.
     """
     effects = EFFECTS["lead"]
@@ -74,6 +85,7 @@ def definitions(queue: str, service: str) -> list[dict[str, Any]]:
         *({"name": name, "type": "builtin", "builtin": f"crash-{name}", "effect": effects[name]} for name in BUILTIN),
         {"name": "double", "type": "function", "function": "double"},
         {"name": "ask", "type": "agent", "agent": "helper"},
+        *({"name": name, "type": "agent", "agent": name} for name in PACKED),
     ]
     tools += [
         {"name": name, "type": "http", "http": {"method": method, "url": f"{service}/{name}"}, "effect": effects[name]}
@@ -98,6 +110,11 @@ def definitions(queue: str, service: str) -> list[dict[str, Any]]:
                 "config": config,
             }
             for name, tools in agents.items()
+        ),
+        *(
+            {"kind": "agent", "name": name, "type": "function", "tool": tool, "config": config}
+            for name in PACKED
+            for tool in EFFECTS[name]
         ),
     ]
 

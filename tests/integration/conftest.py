@@ -6,6 +6,7 @@ act            defines agents that run the tool `act`
 loops          the orchestrator's loops, in this process, with short leases (one set per module)
 worker         a Celery worker process with two slots that serves `work` and `other` (one per module)
 inline_worker  a worker in the test's thread, for tests that need neither broker nor processes
+heartbeat      the heartbeat of a worker's main process, which the test calls
 driver         drives tasks through their lives one database call at a time, for tests of the lifecycle functions
 tasks          submits tasks, waits for them and reads their records
 messages_api   a local server of the Messages API, for the inline worker and for workers that are started
@@ -19,6 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import invalidate_caches
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -44,11 +46,16 @@ from tests.support.lifecycle_driver import LifecycleDriver
 from tests.support.model_client import use_messages_api
 from tests.support.processes import ROOT, SHORT_LEASES, Process, killed_on_exit, start_worker, wait_online, wait_until
 from workers import minion
+from workers.heartbeat import WORKER_ID, Heartbeat
 
 LEFT = text("SELECT EXISTS (SELECT 1 FROM task_status WHERE NOT state = ANY (:final))")
 INLINE_WORKER = text(
     "INSERT INTO workers (name, capabilities, slots, pool, host, pid, version, last_seen) "
     "VALUES ('here', '{work,other}', 1, 'solo', 'here', 1, '0', now() + interval '1 day') RETURNING id"
+)
+HERE = text(
+    "INSERT INTO workers (id, name, capabilities, slots, pool, host, pid, version, last_seen) "
+    "VALUES (:id, 'this', '{work}', 1, 'prefork', 'here', 1, '0', now() + interval '1 day')"
 )
 ACT = {"kind": "tool", "name": "act", "type": "builtin", "builtin": "act", "effect": "idempotent"}
 
@@ -177,6 +184,18 @@ def inline_worker(database: Engine, tool_package: Path) -> InlineWorker:
     """A worker in the test's thread that serves `work` and `other`."""
     with database.begin() as connection:
         return InlineWorker(database, connection.scalar(INLINE_WORKER))
+
+
+@pytest.fixture
+def heartbeat(inline_worker: InlineWorker, settings: Settings) -> Iterator[Heartbeat]:
+    """The heartbeat of a worker in this process, which is registered."""
+    with inline_worker.engine.begin() as connection:
+        connection.execute(HERE, {"id": WORKER_ID})
+    made = Heartbeat(
+        settings, SimpleNamespace(pool_cls="prefork", consumer=SimpleNamespace(hub=None, event_dispatcher=None))
+    )
+    yield made
+    made.engine.dispose()
 
 
 @pytest.fixture(scope="session")

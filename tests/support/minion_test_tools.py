@@ -39,6 +39,11 @@ def _hang(arguments: dict[str, Any], context: Any) -> Any:
     time.sleep(600)
 
 
+def _freeze(arguments: dict[str, Any], context: Any) -> Any:
+    """Never comes back from C, and lets no other thread run."""
+    return sum(iter(int, 1))
+
+
 def _spin(arguments: dict[str, Any], context: Any) -> Any:
     """Stays in C code, which hears no signal."""
     return deque(repeat(0), maxlen=0)
@@ -60,6 +65,13 @@ def _die(arguments: dict[str, Any], context: Any) -> Any:
     if context.attempt <= arguments.get("times", 100):
         os.kill(os.getpid(), signal.SIGKILL)
     return {"attempt": context.attempt}
+
+
+def _take_down(arguments: dict[str, Any], context: Any) -> Any:
+    """In the first call, kill the whole worker: its main process and all its children."""
+    if Path(arguments["log"]).read_text().count(context.task_id) == 1:
+        os.killpg(0, signal.SIGKILL)
+    return {}
 
 
 def _fail(arguments: dict[str, Any], context: Any) -> Any:
@@ -129,9 +141,11 @@ DEEDS = {
     "answer": _answer,
     "sleep": _sleep,
     "hang": _hang,
+    "freeze": _freeze,
     "spin": _spin,
     "query": _query,
     "die": _die,
+    "take_down": _take_down,
     "fail": _fail,
     "time out": _time_out,
     "refuse": _refuse,

@@ -48,6 +48,7 @@ OTHERS = (
     "approvals",
     "waits",
     "finish",
+    "packs",
     "clock",
     "security",
 )

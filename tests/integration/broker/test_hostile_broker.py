@@ -71,6 +71,10 @@ POISON: dict[str, str | bytes] = {
     "odd encoding": json.dumps({**GOOD, "properties": {**GOOD["properties"], "body_encoding": "x"}}),  # type: ignore[dict-item]
     "time limit": ours(timelimit="abc"),
     "huge time limit": ours(timelimit=[1e300, 1e300]),
+    "pack of text": ours(pack="x"),
+    "pack without limits": ours(pack=[[str(uuid4()), 10**30]]),
+    "huge pack": ours(pack=[[str(uuid4()), 0, 330, 300, "Act"]] * 1_000_000),
+    "pack of nothing": ours(task="minion.run_pack"),
     "eta": json.dumps({**GOOD, "headers": {"task": "minion.run", "id": "x", "eta": "9999-99-99"}}),
     "celery.map": json.dumps({**GOOD, "headers": {"task": "celery.map", "id": "x"}}),
     "celery.chord_unlock": json.dumps({**GOOD, "headers": {"task": "celery.chord_unlock", "id": "x"}}),

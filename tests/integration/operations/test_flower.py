@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, text
 
 from shared.broker import make_app, publish
+from shared.contracts.requests import TaskRequest
 from shared.settings import Settings
 from shared.tasks.lifecycle import Dispatched
 from tests.integration.conftest import Tasks
@@ -40,6 +41,9 @@ STATES = {
 EVENTS = {"SUCCESS": "succeeded", "FAILURE": "failed", "RETRY": "retried", "REVOKED": "revoked"}
 PASSWORD = "a password of flower alone"
 PATIENCE = 90.0  # Processes start slowly on a busy machine.
+LARGEST_GROUP = text(
+    "SELECT max(n) FROM (SELECT count(*) AS n FROM executions WHERE outcome = 'succeeded' GROUP BY finished_at) AS ends"
+)
 EXECUTIONS = text("SELECT task_id || '.' || claim AS id, outcome, error->>'type' AS error FROM executions")
 
 
@@ -178,9 +182,23 @@ def test_tasks_agree_with_executions(
     )
 
 
-def states(flower: httpx2.Client) -> dict[str, str]:
-    """Flower's tasks by state."""
-    return {uuid: task["state"] for uuid, task in shown(flower).items()}
+@pytest.mark.usefixtures("loops", "worker")
+def test_each_task_of_a_pack_is_shown(flower: httpx2.Client, tasks: Tasks, act: Any, database: Engine) -> None:
+    """A backlog of short tasks."""
+    requests = [TaskRequest(agent=act("Short", effect="pure"), input={}) for _ in range(300)]
+    submitted = tasks.submit_all(requests)
+    for task in submitted:
+        assert tasks.wait(task, PATIENCE)["state"] == "succeeded"
+    with database.connect() as connection:
+        assert connection.scalar(LARGEST_GROUP) > 1
+    wait_until(lambda: states(flower, "Short") == {f"{task}.1": "SUCCESS" for task in submitted}, "Flower agrees")
+    of_packs = [shown(flower)[f"{task}.1"] for task in submitted]
+    assert all(task["started"] and task["runtime"] is not None for task in of_packs)
+
+
+def states(flower: httpx2.Client, *agents: str) -> dict[str, str]:
+    """Flower's tasks by state, of these agents or of all."""
+    return {uuid: task["state"] for uuid, task in shown(flower).items() if not agents or task["name"] in agents}
 
 
 EVERY_PAGE = (

@@ -53,7 +53,7 @@ def claim(tasks: Tasks, inline_worker: InlineWorker, act: Any) -> Any:
         with transaction() as connection:
             row = lifecycle.claim(connection, task, message.claim, inline_worker.id)
         assert row is not None
-        return minion._journal(ClaimedTask.of(row))
+        return minion.journal_of(ClaimedTask.of(row))
 
     return take
 
@@ -306,7 +306,7 @@ def test_reserved_budget_is_awaited_without_a_decision(
 ) -> None:
     parent = claim(tokens=100, on_breach="fail")
     one, two = below(parent, "Act", 2)
-    first, second = (minion._journal(ClaimedTask.of(row)) for row in claimed(inline_worker, one, two))
+    first, second = (minion.journal_of(ClaimedTask.of(row)) for row in claimed(inline_worker, one, two))
     with transaction() as connection:
         asked = {"step": 1, "steps": 1, "tokens": 80, "microdollars": 0}
         budgets.spend(connection, one, first.claim, [], reserve=asked)
@@ -333,7 +333,7 @@ def claimed(inline_worker: InlineWorker, *ids: UUID) -> list[dict[str, Any]]:
 def test_waiting_task_fails_when_the_holder_is_lost(claim: Any, tasks: Tasks, inline_worker: InlineWorker) -> None:
     parent = claim(tokens=100, on_breach="fail")
     one, two = below(parent, "Act", 2)
-    first, second = (minion._journal(ClaimedTask.of(row)) for row in claimed(inline_worker, one, two))
+    first, second = (minion.journal_of(ClaimedTask.of(row)) for row in claimed(inline_worker, one, two))
     with pytest.raises(KeyboardInterrupt):
         call(first, 80, KeyboardInterrupt())
     wait_for_budget(second, 50)
@@ -347,7 +347,7 @@ def test_waiting_task_fails_when_the_holder_is_lost(claim: Any, tasks: Tasks, in
 
 def claimed_again(inline_worker: InlineWorker, task: UUID) -> Journal:
     [row] = claimed(inline_worker, task)
-    return minion._journal(ClaimedTask.of(row))
+    return minion.journal_of(ClaimedTask.of(row))
 
 
 def blocked(engine: Engine, what: str) -> bool:
@@ -403,7 +403,7 @@ def test_released_budget_goes_to_next_waiting_task(claim: Any, tasks: Tasks, inl
     """There is room for one of two. The one that is woken ends without a step, so nothing changes for the other."""
     parent = claim(tokens=100)
     one, two, little = below(parent, "Act", 3)
-    journals = [minion._journal(ClaimedTask.of(row)) for row in claimed(inline_worker, one, two, little)]
+    journals = [minion.journal_of(ClaimedTask.of(row)) for row in claimed(inline_worker, one, two, little)]
     for journal, tokens in zip(journals, (160, 160, 140), strict=True):
         wait_for_budget(journal, tokens)
     change(parent.task_id, add_tokens=200)

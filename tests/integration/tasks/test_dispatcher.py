@@ -203,7 +203,7 @@ def test_a_task_stays_queued_when_the_broker_is_away(
         raise BrokerError("away")
 
     with monkeypatch.context() as patch:
-        patch.setattr("orchestrator.dispatcher.publish", away)
+        patch.setattr("orchestrator.dispatcher.publish_packs", away)
         dispatcher.stopping.set()
         dispatcher.run_once()
     dispatcher.close()

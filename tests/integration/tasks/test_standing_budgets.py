@@ -104,7 +104,7 @@ def claim(tasks: Tasks, inline_worker: InlineWorker, act: Any) -> Any:
         with transaction() as connection:
             row = lifecycle.claim(connection, task, claims[task], inline_worker.id)
         assert row is not None
-        return minion._journal(ClaimedTask.of(row))
+        return minion.journal_of(ClaimedTask.of(row))
 
     return take
 

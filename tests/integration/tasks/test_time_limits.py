@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -13,17 +12,12 @@ from sqlalchemy import text
 from shared.contracts import documents
 from shared.contracts.documents import UnreadableDefinition
 from shared.errors import FunctionError
-from shared.settings import Settings
 from tests.integration.conftest import InlineWorker, Tasks
 from workers import minion
 from workers.factory import load_blueprint
 from workers.heartbeat import WORKER_ID, Heartbeat, LostChild
 from workers.meter import Meter
 
-HERE = text(
-    "INSERT INTO workers (id, name, capabilities, slots, pool, host, pid, version, last_seen) "
-    "VALUES (:id, 'this', '{work}', 1, 'prefork', 'here', 1, '0', now() + interval '1 day')"
-)
 BEGAN = text("UPDATE executions SET started_at = now() - :seconds * interval '1 s' WHERE task_id = :task")
 CONFIG = {"soft_time_limit": 20, "time_limit": 30, "max_attempts": 1}
 
@@ -93,18 +87,6 @@ def test_failure_whose_retry_policy_cannot_be_read_is_recorded(
     found = tasks.get(task)
     assert (found["state"], found["wait_reason"], found["attempts"]) == (state, reason, 0)
     assert "attempt 1 fails" in tasks.executions(task)[0]["error"]["message"]
-
-
-@pytest.fixture
-def heartbeat(inline_worker: InlineWorker, settings: Settings) -> Any:
-    """That of a worker whose row is in the database."""
-    with inline_worker.engine.begin() as connection:
-        connection.execute(HERE, {"id": WORKER_ID})
-    made = Heartbeat(
-        settings, SimpleNamespace(pool_cls="prefork", consumer=SimpleNamespace(hub=None, event_dispatcher=None))
-    )
-    yield made
-    made.engine.dispose()
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,8 @@ def test_report_survives_celery_s_representation(monkeypatch: pytest.MonkeyPatch
     """Also the longest report with the most escapes."""
     error = {"type": "tool_error", "message": "It's \\ and \U0001f600" + "\U0001f600" * 1000}
     event = ended("failed", error)
-    monkeypatch.setattr(monitoring, "_event", lambda *_: event)
+    monkeypatch.setattr(monitoring, "event_of_claim", lambda *_: event)
     returned = monitoring.report(None, 1, "failed")  # type: ignore[arg-type]
     assert monitoring.event_in(saferepr(returned, monitoring.LONGEST_REPORT)) == event
-    monkeypatch.setattr(monitoring, "_event", lambda *_: None)
+    monkeypatch.setattr(monitoring, "event_of_claim", lambda *_: None)
     assert monitoring.event_in(saferepr(json.dumps(None), monitoring.LONGEST_REPORT)) is None

@@ -17,7 +17,7 @@ from shared import broker
 from shared.settings import Settings
 from shared.tasks.envelopes import Foreign
 from shared.tasks.lifecycle import Dispatched
-from workers.run_messages import LARGEST, LAST_CLAIM, RunMessage, read, write
+from workers.run_messages import LARGEST, LARGEST_PACK, LAST_CLAIM, Packed, RunMessage, read, write
 
 TASK = UUID("01a223e6-c97c-7343-85b3-d00b41650f94")
 
@@ -26,14 +26,17 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
-messages = st.builds(
-    RunMessage,
-    version=st.integers(1, 5),
-    task_id=st.uuids(),
-    claim=st.integers(0, LAST_CLAIM),
-    time_limit=st.integers(1, 90_000),
-    soft_time_limit=st.integers(1, 86_400),
-    agent_name=st.from_regex(r"\A[A-Za-z][A-Za-z0-9_.-]{0,99}\Z"),
+task: dict[str, Any] = {
+    "claim": st.integers(0, LAST_CLAIM),
+    "time_limit": st.integers(1, 90_000),
+    "soft_time_limit": st.integers(1, 86_400),
+    "agent_name": st.from_regex(r"\A[A-Za-z][A-Za-z0-9_.-]{0,99}\Z"),
+}
+others = st.lists(
+    st.builds(Packed, task_id=st.uuids(version=4), **task), max_size=5, unique_by=lambda each: each.task_id
+)
+messages = st.builds(RunMessage, version=st.integers(1, 5), task_id=st.uuids(version=1), **task) | st.builds(
+    RunMessage, version=st.just(1), task_id=st.uuids(version=1), **task, others=others.map(tuple)
 )
 
 
@@ -68,6 +71,53 @@ def test_message_of_the_orchestrator_is_read(has_model: bool) -> None:
     assert {name: sent.headers[name] for name in ours["headers"] if name != "parent_id"} == {
         name: value for name, value in ours["headers"].items() if name != "parent_id"
     }
+
+
+def test_pack_of_the_orchestrator_is_read() -> None:
+    app = broker.make_app(Settings(redis_url="redis://127.0.0.1:1"))
+    pack = [Dispatched(UUID(int=n), n, "work", "A" * 100, 300 + n, 330 + n, 0) for n in range(LARGEST_PACK)]
+    sent = broker._message(app, *pack)
+    raw = {
+        "body": b64encode(json.dumps(sent.body).encode()).decode(),
+        "content-type": "application/json",
+        "headers": sent.headers,
+        "properties": {**sent.properties, "body_encoding": "base64"},
+    }
+    found = read(json.dumps(raw).encode())
+    assert [found.task_id, *(other.task_id for other in found.others)] == [each.task_id for each in pack]
+    assert found.others[4] == Packed(UUID(int=5), 5, 335, 305, "A" * 100)
+    assert read(write(found, "work")) == found
+
+
+OTHER = [str(UUID(int=1)), 3, 330, 300, "Act"]
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        [], {}, 1, "x", [1], [[]], [OTHER[:4]], [[*OTHER, 1]], [OTHER, OTHER], [[str(TASK), *OTHER[1:]]],
+        [[OTHER[0], 10**30, *OTHER[2:]]], [[OTHER[0], -1, *OTHER[2:]]], [[OTHER[0], True, *OTHER[2:]]],
+        [[OTHER[0], 1.5, *OTHER[2:]]], [[*OTHER[:2], 0, 300, "Act"]], [[*OTHER[:2], 10**9, 300, "Act"]],
+        [[*OTHER[:4], "no name!"]], [[*OTHER[:4], None]], [["x" * 36, *OTHER[1:]]], [[None, *OTHER[1:]]],
+        [OTHER] * 1_000_000, [[str(UUID(int=n)), *OTHER[1:]] for n in range(1, LARGEST_PACK + 1)],
+        [[[[[]]]]], [{"task_id": str(TASK)}],
+    ],
+)  # fmt: skip
+def test_hostile_pack_is_refused(pack: Any) -> None:
+    with pytest.raises(Foreign):
+        read(json.dumps(item(headers={"pack": pack})).encode())
+
+
+def test_pack_for_the_lane_is_refused() -> None:
+    read(json.dumps(item(headers={"pack": [OTHER], "has_model": False})).encode())
+    with pytest.raises(Foreign):
+        read(json.dumps(item(headers={"pack": [OTHER], "has_model": True})).encode())
+
+
+def test_pack_of_one_task_is_refused() -> None:
+    message = item(headers={"task": "minion.run_pack"})
+    with pytest.raises(Foreign):
+        read(json.dumps(message).encode())
 
 
 @given(st.binary(max_size=2000) | st.text(max_size=500).map(lambda text: text.encode("utf-8", "surrogatepass")))

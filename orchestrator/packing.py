@@ -1,0 +1,169 @@
+"""Joins short tasks to packs: one message for several tasks, which run one after the other in a slot.
+
+Only the messages are joined; PostgreSQL has chosen the tasks and their order. There are packs only if more tasks are
+dispatched than there are slots: with fewer, each task has its own slot. An agent's tasks are packed while its last
+executions were short. Only workers that understand packs receive them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from shared.tasks.lifecycle import Dispatched
+
+MOST = 32
+"""The largest number of tasks in a pack. Its message must be smaller than `workers.run_messages.LARGEST`."""
+PACK_SECONDS = 0.25
+"""The longest time that a pack is expected to take."""
+SHORT_SECONDS = 0.1
+"""The longest duration of a short task."""
+ENOUGH = 8
+"""Executions that must have ended before an agent's tasks are packed."""
+LATEST = 24
+"""The estimate of an agent version uses this many of its executions, the latest that have ended."""
+REMEMBERED = 256
+SAMPLES = 16
+"""Tasks of a batch that are remembered for the estimate. Most of them have not begun when the next batch is made."""
+SLOW, SLOW_SECONDS = 1, 0.5
+"""This many tasks that have been running for that long show that an agent's tasks have turned slow."""
+MOST_AGENTS = 1000
+FRESH_SECONDS = 0.25
+"""Age at which an estimate is renewed."""
+UNDERSTOOD_SINCE = (0, 3)
+
+WORKERS = text(
+    "SELECT c.name, CAST(sum(w.slots) AS integer) AS slots, bool_and(w.pool = 'prefork') AS prefork, "
+    "array_agg(w.version) AS versions, (SELECT count(*) FROM task_status s "
+    "WHERE s.capability = c.name AND s.state IN ('queued', 'running')) AS in_flight "
+    "FROM workers w, unnest(w.capabilities) AS c (name) "
+    "WHERE w.status = 'online' AND w.last_seen > now() - :lease * interval '1 s' AND c.name = ANY (:queues) "
+    "GROUP BY c.name"
+)
+# A task that is running has taken at least that long, with the time that it waits behind others of its pack.
+RAN = text(
+    "SELECT CAST(extract(epoch FROM COALESCE(e.finished_at, clock_timestamp()) - e.started_at) AS double precision) "
+    "AS seconds, e.finished_at IS NOT NULL AS ended "
+    "FROM unnest(CAST(:tasks AS uuid[]), CAST(:claims AS integer[])) "
+    "WITH ORDINALITY AS x (task, claim, place) "
+    "JOIN executions e ON e.task_id = x.task AND e.claim = x.claim ORDER BY x.place DESC"
+)
+CALLS_MODEL = text(
+    "SELECT type = 'agent' OR definition->'config'->>'router_model' IS NOT NULL FROM agent_versions WHERE id = :version"
+)
+
+
+@dataclass
+class Agent:
+    """What is known about an agent version.
+
+    Attributes:
+        recent: its last dispatched tasks, with their claims.
+        seconds: the estimated duration of a task; None: its tasks are not packed.
+    """
+
+    calls_model: bool
+    recent: deque[tuple[UUID, int]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    seconds: float | None = None
+    estimated_at: float = 0.0
+
+
+class Packing:
+    """Makes packs of the dispatcher's batches."""
+
+    def __init__(self, lease: float) -> None:
+        self._lease = lease
+        self._agents: dict[UUID | None, Agent] = {}
+
+    def pack(self, connection: Connection, batch: Sequence[Dispatched]) -> list[list[Dispatched]]:
+        """Return the tasks of each message, in the order of the batch."""
+        if len(batch) == 1:
+            return [[*batch]]
+        queues: dict[str, list[Dispatched]] = defaultdict(list)
+        for task in batch:
+            queues[task.queue].append(task)
+        most = self._most(connection, {queue: len(tasks) for queue, tasks in queues.items()})
+        packs = [
+            pack for queue, tasks in queues.items() for pack in self._joined(connection, tasks, most.get(queue, 1))
+        ]
+        for task in batch[:: len(batch) // SAMPLES or 1]:
+            if not (agent := self._agent(connection, task)).calls_model:
+                agent.recent.append((task.task_id, task.claim + 1))
+        return packs
+
+    def _most(self, connection: Connection, dispatched: dict[str, int]) -> dict[str, int]:
+        """Return the size of a pack for each capability whose workers all understand packs: no slot stays free."""
+        values = {"lease": self._lease, "queues": [*dispatched]}
+        most: dict[str, int] = {}
+        for row in connection.execute(WORKERS, values):
+            if row.prefork and all(map(_understands, row.versions)):
+                before = row.in_flight - dispatched[row.name]
+                most[row.name] = min(MOST, MOST if before >= row.slots else dispatched[row.name] // row.slots)
+        return most
+
+    def _joined(self, connection: Connection, tasks: Iterable[Dispatched], most: int) -> list[list[Dispatched]]:
+        packs: list[list[Dispatched]] = []
+        open_pack: list[Dispatched] = []
+        room = 0.0
+        for task in tasks:
+            # One that has run before may be what ended its slot or its worker, and the others with it.
+            seconds = None if task.claim else self._estimate(connection, task)
+            if seconds is None or most < 2:
+                packs.append([task])
+            elif open_pack and len(open_pack) < most and seconds <= room:
+                open_pack.append(task)
+                room -= seconds
+            else:
+                open_pack, room = [task], PACK_SECONDS - seconds
+                packs.append(open_pack)
+        return packs
+
+    def _estimate(self, connection: Connection, task: Dispatched) -> float | None:
+        """Return the expected duration of a task in seconds; None if it must not be packed."""
+        agent = self._agent(connection, task)
+        now = time.monotonic()
+        if not agent.calls_model and now - agent.estimated_at >= FRESH_SECONDS:
+            agent.seconds, agent.estimated_at = _look(connection, agent), now
+        return agent.seconds
+
+    def _agent(self, connection: Connection, task: Dispatched) -> Agent:
+        agent = self._agents.get(task.version_id)
+        if agent is None:
+            if len(self._agents) >= MOST_AGENTS:
+                del self._agents[next(iter(self._agents))]
+            # A version that is not known may call one.
+            calls_model = connection.scalar(CALLS_MODEL, {"version": task.version_id}) is not False
+            agent = self._agents[task.version_id] = Agent(calls_model)
+        return agent
+
+
+def _look(connection: Connection, agent: Agent) -> float | None:
+    """Estimate the duration of an agent's tasks: the median of its last executions, if nine of ten were short.
+
+    Those that were given back because another task of their pack took long count as long.
+    """
+    if len(agent.recent) < ENOUGH:
+        return None
+    values = {"tasks": [task for task, _ in agent.recent], "claims": [claim for _, claim in agent.recent]}
+    rows = connection.execute(RAN, values).all()
+    # The latest ones first.
+    ended = [row.seconds for row in rows if row.ended][:LATEST]
+    slow = sum(not row.ended and row.seconds > SLOW_SECONDS for row in rows)
+    if len(ended) < ENOUGH or slow >= SLOW:
+        return None
+    ended.sort()
+    return max(ended[len(ended) // 2], 0.001) if ended[len(ended) * 9 // 10] <= SHORT_SECONDS else None
+
+
+def _understands(version: str) -> bool:
+    """Return whether a worker of this release runs packs."""
+    try:
+        major, minor = version.split(".")[:2]
+        return (int(major), int(minor)) >= UNDERSTOOD_SINCE
+    except ValueError:
+        return False
