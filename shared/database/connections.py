@@ -138,7 +138,7 @@ _shares = _Shares()
 
 
 def share_connections() -> None:
-    """Let the many tasks of this process share eight connections. They wait for a free one until a time limit strikes."""
+    """Let the many tasks of this process share eight connections. They wait for a free one until a limit strikes."""
     _shares.general, _shares.statements, _shares.by_many = 2, 6, True
 
 

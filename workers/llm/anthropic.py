@@ -153,7 +153,8 @@ class AnthropicClient:
 
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """Make one turn. See `ModelClient`."""
-        _limits().admit(request.model, request.estimated_tokens(), request.max_tokens, request.namespace)
+        tokens = request.estimated_tokens()
+        _limits().admit(request.model, tokens, request.max_tokens, request.namespace, request.rates())
         _ask_for_leave(request)
         try:
             with (
