@@ -1,8 +1,8 @@
 """The journal: every effect of a task is a step, and a finished step is never repeated.
 
 A task that runs again asks for the same steps in the same order; finished steps are read back. A step that is not pure
-is committed as started before its effect, and as finished before anything uses its result. Pure steps are written
-together with the next write.
+is committed as started before its effect, and as finished before anything uses its result. The commit that begins the
+next step can also finish the one before it. Pure steps are written together with the next write.
 """
 
 from __future__ import annotations
