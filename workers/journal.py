@@ -1,8 +1,8 @@
 """The journal: every effect of a task is a step, and a finished step is never repeated.
 
 A task that runs again asks for the same steps in the same order; finished steps are read back. A step that is not pure
-is committed as started before its effect, and as finished before anything uses its result. Pure steps are written
-together with the next write.
+is committed as started before its effect, and as finished before anything uses its result. The commit that begins the
+next step can also finish the one before it. Pure steps are written together with the next write.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from shared.database.connections import persistently
 from shared.errors import Cancelled, HistoryDiverged, MinionError, ToolError, from_record
 from shared.tasks import budgets, lifecycle, stops
 from shared.tasks.records import Charge, ChildEnd, Flags, KnownStep, Reserve, StepRecord, Stop
+from shared.tasks.throttles import ModelRate, rates_in
 from workers.followers import Followers
 from workers.outcomes import ChildOutcome, ChildRequest, ClaimLost, Interrupted, Postponed, Suspended, WaitRequest
 from workers.pricing import FREE, Reservation
@@ -97,10 +98,13 @@ class Journal:
         known: steps of earlier executions by number, as returned by `minion_journal`.
         has_budget: a budget applies to the task, so no step begins before its reservation is written.
         reserves: a standing budget was found to apply to a call, so the next ones reserve their worst case at once.
-        unwritten: pure steps to be written together with the next write.
+        joins: after each step the next one begins without anything slow in between, or the caller commits. The end of a
+            model call or of an idempotent step is then committed together with that beginning.
+        unwritten: steps to be written together with the next write.
         numbers: iterator of the next steps' numbers.
         lock: protects everything but the numbers, because the parts of a journal (see `part`) are used in parallel.
         written_at: when the last write began, by the monotonic clock.
+        rates: the limits of the model, if the last write began a call of one.
     """
 
     task_id: UUID
@@ -108,12 +112,14 @@ class Journal:
     known: dict[int, KnownStep]
     has_budget: bool = False
     reserves: bool = False
+    joins: bool = False
     unwritten: list[StepRecord] = field(default_factory=list)
     used: Used = field(default_factory=Used)
     numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     lock: threading.RLock = field(default_factory=threading.RLock)
     abandoned: threading.Event = field(default_factory=threading.Event)
     written_at: float = 0.0
+    rates: list[ModelRate] | None = None
     followers: Followers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -146,6 +152,16 @@ class Journal:
         self.written_at = time.monotonic()
         if (stop := persistently(stops.stop_of, self.task_id)) is not None:
             raise _stopped(stop)
+
+    def fresh_rates(self) -> list[ModelRate] | None:
+        """Return the limits that the beginning of a model call returned; None if there was none, or not just now."""
+        return self.rates if time.monotonic() - self.written_at < FRESH_SECONDS else None
+
+    def commit(self) -> None:
+        """Commit finished steps that wait for the next write, before something slow begins."""
+        with self.lock:
+            if any(step["status"] == "finished" and step["effect"] != "pure" for step in self.unwritten):
+                self._write([])
 
     def abandon(self) -> None:
         """Stop all writes through this journal: calls that still run in other threads no longer own it."""
@@ -206,6 +222,8 @@ class Journal:
             reserved = self._begin(started, reserve)
             # It is stored now, and may be large: the end of the step does not send it again.
             del started["input"]
+        else:
+            self.commit()
         return self._perform(started, perform, reserved)
 
     def children(self, requests: Sequence[tuple[str, JsonValue]]) -> list[ChildOutcome] | Suspended:
@@ -311,7 +329,9 @@ class Journal:
         }
         with self.lock:
             self.used.add(result)
-        if started["effect"] == "pure":
+        # Budgets are settled at once.
+        joins = self.joins and started["effect"] == "idempotent" and not (self.has_budget or self.reserves)
+        if started["effect"] == "pure" or joins:
             self._keep(finished)
         else:
             self._write([finished], used=_charge(started["number"], reserved, result))
@@ -345,6 +365,7 @@ class Journal:
                 raise ClaimLost
             self.written_at = time.monotonic()
             flags = persistently(self._commit, [*self.unwritten, *steps], reserve=reserve, used=used)
+            self.rates = rates_in(flags["rates"]) if flags and "rates" in flags else None
             if flags is None:
                 raise ClaimLost
             if stop := flags.get("stopped"):
@@ -369,7 +390,7 @@ class Journal:
         used: Charge | None = None,
     ) -> Flags | None:
         if reserve is None and used is None:
-            return lifecycle.write_steps(connection, self.task_id, self.claim, steps)
+            return lifecycle.write_steps(connection, self.task_id, self.claim, steps, _model_that_begins(steps[-1]))
         return budgets.spend(connection, self.task_id, self.claim, steps, reserve=reserve, used=used)
 
     def _take(self) -> int:
@@ -388,6 +409,10 @@ class Journal:
             f"asks for {kind} {name!r}{how}. Replay the task to run it from its beginning, or from an earlier step.",
             step=number,
         )
+
+
+def _model_that_begins(step: StepRecord) -> str | None:
+    return step["name"] if step["kind"] == "model_call" and step["status"] == "started" else None
 
 
 def _stopped(stop: Stop) -> Postponed:

@@ -69,12 +69,16 @@ class ModelAgent(BaseAgent):
         model = self._model()
         new = [message.model_dump() for message in self._new_messages(value)]
         before = history(self.definition.config, self.task, self.journal, model)
+        self.journal.joins = True
         messages = [*before, *new]
         repairs = 0
         for _ in range(self.definition.config.max_turns):
             reply = self._turn(model, messages, new, value)
             messages += _as_message(reply)
             calls = [block for block in reply["content"] if block["type"] == "tool_use"]
+            if not calls:
+                # It is paid for, and an outcome can be refused.
+                self.journal.commit()
             if calls:
                 results = self.calls.make(calls, reply.get("max_calls"))
                 if isinstance(results, Suspended):

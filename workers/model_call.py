@@ -39,8 +39,7 @@ def call_model(
         MinionError: as for every step.
     """
     client = client_for(request.model)
-
-    request = replace(request, before_sending=journal.refuse_if_stopped)
+    request = replace(request, before_sending=journal.refuse_if_stopped, rates=journal.fresh_rates)
 
     def perform(step: int) -> StepResult:
         streamed = stream(task, step, unheard=journal.followers.absent)

@@ -135,6 +135,11 @@ class ToolCalls:
     def _run_batch(self, calls: list[_Call]) -> list[CallResult]:
         if len(calls) == 1:
             return [self._run(calls[0])]
+        # One of them may end long before the others.
+        self.journal.commit()
+        for call in calls:
+            if call.journal is not None:
+                call.journal.joins = False
         with self._threads(len(calls)) as threads:
             begun: list[Future[CallResult]] = [threads.submit(copy_context().run, self._run, call) for call in calls]
             return [each.result() for each in begun]

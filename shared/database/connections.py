@@ -47,6 +47,7 @@ EXPECTED: dict[str, type[errors.MinionError]] = {
     "MN007": errors.InvalidInput,
     "MN008": errors.NotFound,
     "MN009": errors.Conflict,
+    "MN010": errors.Forbidden,
 }
 # U+0000 inside JSON, written as an escape that the driver lets pass.
 NO_TEXT_IN_JSON = "22P05"
@@ -61,7 +62,7 @@ def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True
 
     Args:
         settings: `DATABASE_URL` and the lease in seconds.
-        pool_size: connections kept open; the same number again may be opened temporarily.
+        pool_size: connections kept open. The same number again may be opened temporarily, unless many tasks share them.
         pre_ping: check that a connection is alive before each use, which costs a round trip; False for callers that
             retry.
         options: more arguments of `create_engine`.
@@ -73,7 +74,7 @@ def make_engine(settings: Settings, *, pool_size: int = 5, pre_ping: bool = True
     engine = create_engine(
         settings.require_database_url(),
         pool_size=pool_size,
-        max_overflow=pool_size,
+        max_overflow=0 if _shares.by_many else pool_size,
         poolclass=_PatientPool if _shares.by_many else QueuePool,
         pool_timeout=1 if _shares.by_many else 30,
         pool_pre_ping=pre_ping,
@@ -123,10 +124,10 @@ def be_patient(connection: Connection) -> None:
 
 @dataclass
 class _Shares:
-    """Connections kept open by the two engines of this process; each may open the same number again for a while.
+    """Connections kept open by the two engines of this process. Each may open the same number again for a while.
 
     Attributes:
-        by_many: many tasks share them.
+        by_many: many tasks share them, and no others are opened: opening one costs more than ten statements.
     """
 
     general: int = 5
@@ -138,8 +139,8 @@ _shares = _Shares()
 
 
 def share_connections() -> None:
-    """Let the many tasks of this process share eight connections. They wait for one until a time limit strikes."""
-    _shares.general, _shares.statements, _shares.by_many = 1, 3, True
+    """Let the many tasks of this process share eight connections. They wait for a free one until a limit strikes."""
+    _shares.general, _shares.statements, _shares.by_many = 2, 6, True
 
 
 class _PatientPool(QueuePool):

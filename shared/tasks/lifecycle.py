@@ -109,6 +109,21 @@ FINISH_PACK = text("SELECT minion_finish_pack(CAST(:ended AS jsonb))")
 UNQUEUE = text("SELECT minion_unqueue(:task, :claim)")
 HOLD = text("SELECT minion_hold(:task, :claim, :scope, :name, :delay)")
 WRITE_STEPS = text("SELECT minion_write_steps(:task, :claim, :steps)").bindparams(bindparam("steps", type_=JSONB))
+# A cancelled task does not begin the last step: only the others are written.
+END_AND_BEGIN = (
+    "SELECT minion_write_steps(:task, :claim, CASE WHEN cancel_requested AND jsonb_array_length(:steps) > 1 "
+    "THEN :steps - -1 ELSE :steps END){} FROM task_status WHERE task_id = :task"
+)
+BEGIN_STEP = text(END_AND_BEGIN.format("")).bindparams(bindparam("steps", type_=JSONB))
+# With the limits of the model, as `throttles.MODEL_RATES` reads them.
+BEGIN_MODEL_CALL = text(
+    END_AND_BEGIN.format(
+        " || jsonb_build_object('rates', (SELECT to_jsonb(l) FROM ("
+        "SELECT rate, period_seconds, input_tokens, input_tokens_seconds, output_tokens, output_tokens_seconds "
+        "FROM limits WHERE limits.namespace = task_status.namespace AND scope = 'model' AND name IN (:model, '*') "
+        "ORDER BY name = '*' LIMIT 1) l))"
+    )
+).bindparams(bindparam("steps", type_=JSONB))
 FINISH = text("SELECT minion_finish(:task, :claim, :state, :result)").bindparams(bindparam("result", type_=JSONB))
 RELEASE = text("SELECT minion_release(:task, :claim, :how, :charged, :delay, :result, :worker)").bindparams(
     bindparam("result", type_=JSONB)
@@ -344,10 +359,20 @@ def is_cancelled(connection: Connection, task: UUID, claim: int) -> bool | None:
     return asked
 
 
-def write_steps(connection: Connection, task: UUID, claim: int, steps: list[StepRecord]) -> Flags | None:
-    """Commit journal steps under the fence. Return the flags that the minion must obey, or None."""
-    values = {"task": task, "claim": claim, "steps": steps_with_order(steps)}
-    flags: Flags | None = connection.scalar(WRITE_STEPS, values)
+def write_steps(
+    connection: Connection, task: UUID, claim: int, steps: list[StepRecord], model: str | None = None
+) -> Flags | None:
+    """Commit journal steps under the fence. Return the flags that the minion must obey, or None.
+
+    Args:
+        steps: a step that begins must be the last one.
+        model: the model whose call begins: the flags contain its limits.
+    """
+    values: dict[str, Any] = {"task": task, "claim": claim, "steps": steps_with_order(steps)}
+    statement = BEGIN_STEP if steps[1:] and steps[-1]["status"] == "started" else WRITE_STEPS
+    if model is not None:
+        statement, values["model"] = BEGIN_MODEL_CALL, model
+    flags: Flags | None = connection.scalar(statement, values)
     return flags
 
 

@@ -261,15 +261,29 @@ class Stop(TypedDict):
     created_by: str | None
 
 
+class ModelRates(TypedDict):
+    """The limits of a model, as columns of the table `limits`; None: not limited."""
+
+    rate: int | None
+    period_seconds: float | None
+    input_tokens: int | None
+    input_tokens_seconds: float | None
+    output_tokens: int | None
+    output_tokens_seconds: float | None
+
+
 class Flags(TypedDict):
-    """The answer to a write of steps, which the minion must obey. With any member but `cancel`, nothing was written.
+    """The answer to a write of steps, which the minion must obey. With `breach`, nothing was written.
 
     Attributes:
+        cancel: the task was asked to stop.
+        rates: the limits of the model whose call begins, if the caller asked for them; None: there are none.
         breach: also present, for workers of release 0.2, with `stopped` and `unreserved`.
         unreserved: a standing budget applies to the model call: it must reserve its worst case.
     """
 
     cancel: bool
+    rates: NotRequired[ModelRates | None]
     breach: NotRequired[Breach | StandingBreach]
     stopped: NotRequired[Stop]
     unreserved: NotRequired[bool]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from sqlalchemy import Connection, TextClause, text
 
 from shared.errors import InvalidInput, NotFound
+from shared.tasks.records import ModelRates
 
 Scope = Literal["capability", "agent", "key"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -60,6 +61,8 @@ MODEL_RATES = text(
     "FROM limits WHERE namespace = :namespace AND scope = 'model' AND name IN (:model, '*') "
     "ORDER BY name = '*' LIMIT 1"
 )
+ModelRate = tuple[str, int, float]
+"""A limit of a model: kind (`requests`, `input-tokens`, `output-tokens`), number, seconds."""
 # Tasks that waited may start now.
 RELEASE_HOLD = text(
     "WITH gone AS (DELETE FROM rate_holds WHERE namespace = :namespace AND scope = :scope "
@@ -195,17 +198,22 @@ def list_limits(connection: Connection, *, namespace: str | None = None) -> list
     return [dict(row) for row in connection.execute(LIMITS, {"namespace": namespace}).mappings()]
 
 
-def model_rates(connection: Connection, model: str, *, namespace: str = "default") -> list[tuple[str, int, float]]:
-    """Return the limits of a model: kind (`requests`, `input-tokens`, `output-tokens`), number, seconds."""
-    row = connection.execute(MODEL_RATES, {"model": model, "namespace": namespace}).one_or_none()
+def model_rates(connection: Connection, model: str, *, namespace: str = "default") -> list[ModelRate]:
+    """Return the limits of a model. The beginning of a call returns them too: see `lifecycle.write_steps`."""
+    row = connection.execute(MODEL_RATES, {"model": model, "namespace": namespace}).mappings().one_or_none()
+    return rates_in(cast(ModelRates | None, row))
+
+
+def rates_in(row: ModelRates | None) -> list[ModelRate]:
+    """Return the limits in a row of the table."""
     if row is None:
         return []
     rates = [
-        ("requests", row.rate, row.period_seconds),
-        ("input-tokens", row.input_tokens, row.input_tokens_seconds),
-        ("output-tokens", row.output_tokens, row.output_tokens_seconds),
+        ("requests", row["rate"], row["period_seconds"]),
+        ("input-tokens", row["input_tokens"], row["input_tokens_seconds"]),
+        ("output-tokens", row["output_tokens"], row["output_tokens_seconds"]),
     ]
-    return [rate for rate in rates if rate[1] is not None]
+    return [(kind, number, seconds) for kind, number, seconds in rates if number is not None and seconds is not None]
 
 
 def _found(

@@ -28,12 +28,11 @@ def use_model_url(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         patch.setenv("NO_PROXY", "127.0.0.1")
         forget_model_client()
         yield
-        if anthropic._client.cache_info().currsize:
-            anthropic._client().close()
     forget_model_client()
 
 
 def forget_model_client() -> None:
-    """Forget the settings that the client read from the environment."""
-    for cached in (get_settings, anthropic._client, anthropic._limits):
+    """Close the clients, and forget the settings that they read from the environment."""
+    anthropic._clients().close()
+    for cached in (get_settings, anthropic._clients, anthropic._limits):
         cached.cache_clear()

@@ -5,14 +5,28 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import structlog
 from celery import bootsteps
 from celery.worker.components import Pool
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
+from shared.database.connections import autocommit, close_engine, get_engine, reason
 from workers.lane.host import Lane
+
+log = structlog.get_logger(__name__)
+
+SERVES_A_MODEL = text(
+    "SELECT EXISTS (SELECT 1 FROM agents a JOIN agent_versions v ON v.id = a.active_version_id "
+    "WHERE v.type = 'agent' AND v.capabilities && :capabilities)"
+)
 
 
 class LaneStep(bootsteps.StartStopStep):
-    """The lane of a worker with a prefork pool. Its process starts with the first task of an agent with a model."""
+    """The lane of a worker with a prefork pool.
+
+    Its process starts with the worker if that serves an agent with a model, else with the first task of such an agent.
+    """
 
     requires = (Pool,)
 
@@ -37,6 +51,18 @@ class LaneStep(bootsteps.StartStopStep):
 
         # Celery sleeps there, in the handler of a signal.
         worker.wait_for_soft_shutdown = wait_for_soft_shutdown
+
+    def start(self, worker: Any) -> None:
+        """Start the process if a task may need it: that takes seconds, in which the first task would wait."""
+        try:
+            with autocommit(get_engine()).connect() as connection:
+                capabilities = list(worker.app.amqp.queues.consume_from)
+                if connection.scalar(SERVES_A_MODEL, {"capabilities": capabilities}):
+                    worker.lane.warm_up()
+        except DBAPIError as error:
+            log.warning("lane_starts_later", reason=reason(error))
+        finally:
+            close_engine()
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         """Join the event loop when it starts, and when it starts again after the broker was away."""

@@ -192,6 +192,10 @@ class Lane:
 
     # ----------------------------------------------------------------------- tasks; from here on, in the event loop
 
+    def warm_up(self) -> None:
+        """Start the lane's process before there is a task, and before there is an event loop: see `register`."""
+        self.child = Child()
+
     def run(self, request: Any) -> None:
         """Run a message's task; if the lane is full, when another has ended."""
         self.unstarted.append(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -23,6 +24,7 @@ from shared.secret_store import HIDDEN
 from shared.settings import get_settings
 from shared.storable import storable
 from workers.llm.base import INVALID_JSON, Block, ModelReply, ModelRequest
+from workers.llm.clients import Clients
 from workers.llm.limits import ModelLimits
 from workers.llm.stream import StreamError, Unreadable, assemble, error_in
 from workers.llm.usage import spent
@@ -62,7 +64,11 @@ NO_REASON = "none"
 
 
 @lru_cache(maxsize=1)
-def _client() -> anthropic.Anthropic:
+def _clients() -> Clients:
+    return Clients(_new_client)
+
+
+def _new_client() -> anthropic.Anthropic:
     try:
         return anthropic.Anthropic(
             api_key=_key(),
@@ -70,10 +76,17 @@ def _client() -> anthropic.Anthropic:
             # `workers.llm.patience` makes the retries: it frees the worker's slot in the meantime.
             max_retries=0,
             timeout=TIMEOUT,
+            http_client=anthropic.DefaultHttpxClient(verify=_certificates()),
             middleware=[_pass_on_soft_limit, _read_refusal, _learn],
         )
     except httpx2.InvalidURL as error:
         raise ModelError(f"ANTHROPIC_BASE_URL cannot be used: {error}.") from None
+
+
+@lru_cache(maxsize=1)
+def _certificates() -> ssl.SSLContext:
+    """Return the trusted certificates: reading them takes longer than all else that a new client needs."""
+    return httpx2.create_ssl_context()
 
 
 def _key() -> str:
@@ -130,8 +143,8 @@ def _pass_on_soft_limit(request: Any, call_next: Any) -> Any:
 
 def load() -> None:
     """Create what the first call would create: the client, and the list of prices."""
-    with suppress(ModelError):  # The first call reports it.
-        _client()
+    with suppress(ModelError), _clients().lend():  # The first call reports the error.
+        pass
     get_snapshot()
 
 
@@ -140,13 +153,16 @@ class AnthropicClient:
 
     def complete(self, request: ModelRequest, on_text: Callable[[str], None]) -> ModelReply:
         """Make one turn. See `ModelClient`."""
-        client = _client()
-        _limits().admit(request.model, request.estimated_tokens(), request.max_tokens, request.namespace)
+        tokens = request.estimated_tokens()
+        _limits().admit(request.model, tokens, request.max_tokens, request.namespace, request.rates())
         _ask_for_leave(request)
         try:
-            with client.messages.with_streaming_response.create(
-                **_arguments(request), max_tokens=request.max_tokens, stream=True
-            ) as response:
+            with (
+                _clients().lend() as client,
+                client.messages.with_streaming_response.create(
+                    **_arguments(request), max_tokens=request.max_tokens, stream=True
+                ) as response,
+            ):
                 message = _receive(response.http_response, on_text)
         except anthropic.APIError as error:
             raise _model_error(error, request.model) from None
@@ -160,8 +176,8 @@ class AnthropicClient:
         """Ask the API, which does not charge for it. See `ModelClient`."""
         arguments = _arguments(request)
         arguments.pop("extra_body", None)
-        with suppress(anthropic.APIError):
-            counted = getattr(_client().messages.count_tokens(**arguments), "input_tokens", None)
+        with suppress(anthropic.APIError), _clients().lend() as client:
+            counted = getattr(client.messages.count_tokens(**arguments), "input_tokens", None)
             if isinstance(counted, int):
                 return counted
         # Gateways often lack it. If the request is invalid, the call itself will report that.
@@ -246,8 +262,9 @@ def _read_stream(response: httpx2.Response, on_text: Callable[[str], None]) -> d
 def _events(received: Iterable[Any]) -> Iterator[dict[str, Any]]:
     """Yield events as they arrive, several at a time: to wake up for an event costs more than to read it.
 
-    After an event that it had to wait for, it pauses for 50 ms at most, and less at the beginning of a stream. Most
-    streams have no pause before their end, which follows the end of a block at once.
+    After an event that it had to wait for, it pauses for 50 ms at most, and less at the beginning of a stream. It does
+    not if events come so far apart that each would need a pause for itself. Most streams have no pause before their end,
+    which follows the end of a block at once.
     """
     began = looked = time.monotonic()
     for event in received:
@@ -255,7 +272,7 @@ def _events(received: Iterable[Any]) -> Iterator[dict[str, Any]]:
         if event.data:
             yield {"type": event.event, **event.json()}
         pause = min(LONGEST_PAUSE, (arrived - began) * PART_OF_STREAM)
-        if event.event == "content_block_delta" and arrived - looked >= WAITED and pause >= SHORTEST_PAUSE:
+        if event.event == "content_block_delta" and WAITED <= arrived - looked < pause and pause >= SHORTEST_PAUSE:
             time.sleep(pause)
         looked = time.monotonic()
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from shared.contracts.strict_json import JsonValue, whole
 from shared.storable import LONE_SURROGATE, storable
+from shared.tasks.throttles import ModelRate
 
 Block = dict[str, Any]
 
@@ -44,6 +45,7 @@ class ModelRequest:
         namespace: of the task, whose limits apply.
         results_as_json: send a tool's text as JSON, as 0.2 did.
         before_sending: called before each request; raises Postponed if no request may be sent now.
+        rates: returns the configured limits of the model if they were read just now, else None.
     """
 
     model: str
@@ -59,6 +61,7 @@ class ModelRequest:
     namespace: str = "default"
     results_as_json: bool = False
     before_sending: Callable[[], None] = field(default=lambda: None, compare=False)
+    rates: Callable[[], list[ModelRate] | None] = field(default=lambda: None, compare=False)
 
     def estimated_tokens(self) -> int:
         """Estimate the tokens of the input, without a request."""

@@ -29,6 +29,7 @@ from shared.errors import ModelUnavailable, Unavailable
 from shared.notifications import make_redis
 from shared.retry_after import retry_after
 from shared.tasks import throttles
+from shared.tasks.throttles import ModelRate
 from workers.limiter import PREFIX, Bucket, Correction, Flight, Limiter
 from workers.outcomes import IN_PLACE_SECONDS, Postponed
 
@@ -145,14 +146,25 @@ class ModelLimits:
         self._limiter = Limiter(self._redis)
         self._thread = threading.local()
 
-    def admit(self, model: str, input_tokens: int, output_tokens: int, namespace: str = "default") -> None:
+    def admit(
+        self,
+        model: str,
+        input_tokens: int,
+        output_tokens: int,
+        namespace: str = "default",
+        rates: list[ModelRate] | None = None,
+    ) -> None:
         """Reserve a call, as `reserve` does, and wait in place if the wait is short.
+
+        Args:
+            rates: the configured limits, if they were read just now. They are read again after a wait.
 
         Raises:
             Postponed: the wait is longer; the task must be suspended for that time, uncharged.
         """
         patience = time.monotonic() + IN_PLACE_SECONDS
-        while (refusal := self._reserve(model, input_tokens, output_tokens, namespace)).wait > 0:
+        while (refusal := self._reserve(model, input_tokens, output_tokens, namespace, rates)).wait > 0:
+            rates = None
             if time.monotonic() + refusal.wait > patience:
                 log.info("model_limit", model=model, why=refusal.why, seconds=round(refusal.wait, 3))
                 raise Postponed(refusal.wait, "model_limit", ModelUnavailable(refusal.why, model=model))
@@ -171,9 +183,11 @@ class ModelLimits:
         """
         return self._reserve(model, input_tokens, output_tokens, namespace).wait
 
-    def _reserve(self, model: str, input_tokens: int, output_tokens: int, namespace: str) -> _Refusal:
+    def _reserve(
+        self, model: str, input_tokens: int, output_tokens: int, namespace: str, rates: list[ModelRate] | None = None
+    ) -> _Refusal:
         call = _Call(model, input_tokens, output_tokens)
-        call.take(_configured_limits(model, namespace))
+        call.take(_configured_limits(model, namespace, rates))
         nothing_set = not call.taken
         try:
             refusal = self._admit(call)
@@ -305,8 +319,9 @@ def fingerprint(key: str, base_url: str | None) -> str:
     return hashlib.sha256(f"{base_url or ''}\0{key}".encode()).hexdigest()[:16]
 
 
-def _configured_limits(model: str, namespace: str) -> list[_RateLimit]:
-    rates = persistently(throttles.model_rates, model, namespace=namespace)
+def _configured_limits(model: str, namespace: str, rates: list[ModelRate] | None) -> list[_RateLimit]:
+    if rates is None:
+        rates = persistently(throttles.model_rates, model, namespace=namespace)
     return [_RateLimit(f"set:{namespace}:{model}:{kind}", kind, rate, seconds) for kind, rate, seconds in rates]
 
 

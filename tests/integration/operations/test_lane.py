@@ -482,6 +482,25 @@ def test_lane_does_not_import_from_the_current_folder(
         assert tasks.wait(task, 90)["state"] == "succeeded"
 
 
+def test_lane_starts_with_a_worker_that_serves_a_model(own_worker: Process, tasks: Tasks) -> None:
+    lane_of(own_worker)
+    assert tasks.count() == {}
+
+
+def test_lane_of_another_worker_starts_with_its_first_task_of_a_model(
+    api: Gated, tool_package: Path, tmp_path: Path, tasks: Tasks, database: Engine, define: Define
+) -> None:
+    process = start_worker(tmp_path, "third")
+    with killed_on_exit(process):
+        wait_online(database, process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert not [child for child in children if b"lane" in Path(f"/proc/{child}/cmdline").read_bytes()]
+        later = {"name": "Later", "model": "claude-sonnet-5", "config": {"capabilities": ["third"]}}
+        define({"kind": "agent", "type": "agent", **later})
+        assert tasks.run("Later", "hello")["state"] == "succeeded"
+        lane_of(process)
+
+
 def test_the_lane_ends_with_its_worker(api: Gated, own_worker: Process, tasks: Tasks) -> None:
     lane = lane_of_first_task(own_worker, tasks, "Elsewhere")
     os.kill(own_worker.pid, signal.SIGKILL)

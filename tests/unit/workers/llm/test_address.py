@@ -9,5 +9,5 @@ from workers.llm import anthropic
 
 
 def test_empty_address_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    with use_model_url("", monkeypatch):
-        assert anthropic._client().base_url == "https://api.anthropic.com"
+    with use_model_url("", monkeypatch), anthropic._clients().lend() as client:
+        assert client.base_url == "https://api.anthropic.com"

@@ -50,6 +50,12 @@ def test_events_are_read_several_at_a_time(clock: Clock) -> None:
     assert max(clock.pauses) == anthropic.LONGEST_PAUSE
 
 
+def test_stream_slower_than_the_pauses_is_read_without_pauses(clock: Clock) -> None:
+    slow = [(2 * anthropic.LONGEST_PAUSE * number, DELTA) for number in range(1, 100)]
+    assert len(list(anthropic._events(received(clock, *slow)))) == 99
+    assert not clock.pauses
+
+
 def test_stream_that_arrives_at_once_is_read_without_pauses(clock: Clock) -> None:
     assert len(list(anthropic._events(received(clock, *[(0.5, DELTA)] * 100)))) == 100
     assert len(clock.pauses) <= 1

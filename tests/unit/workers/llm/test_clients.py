@@ -1,0 +1,53 @@
+"""The SDK's clients, one for each call."""
+
+from __future__ import annotations
+
+from unittest.mock import Mock
+
+import pytest
+
+from workers.llm import clients
+from workers.llm.clients import Clients
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """The monotonic clock of the clients."""
+    clock = Mock(return_value=0.0)
+    monkeypatch.setattr(clients, "time", Mock(monotonic=clock))
+    return clock
+
+
+def test_call_has_a_client_for_itself(clock: Mock) -> None:
+    lent = Clients(Mock)
+    with lent.lend() as first, lent.lend() as second:
+        assert first is not second
+
+
+def test_client_used_last_is_used_again(clock: Mock) -> None:
+    lent = Clients(Mock)
+    with lent.lend(), lent.lend() as inner:
+        pass
+    with lent.lend(), lent.lend() as last_but_one:
+        assert last_but_one is inner
+
+
+def test_idle_clients_are_closed_when_another_call_ends(clock: Mock) -> None:
+    busy, idle = Mock(), Mock()
+    lent = Clients(Mock(side_effect=[busy, idle]))
+    with lent.lend():
+        with lent.lend():
+            pass
+        clock.return_value = clients.IDLE_SECONDS
+    idle.close.assert_called_once_with()
+    busy.close.assert_not_called()
+    with lent.lend() as again:
+        assert again is busy
+
+
+def test_client_of_a_failed_call_is_used_again(clock: Mock) -> None:
+    lent = Clients(Mock)
+    with pytest.raises(KeyError), lent.lend() as first:
+        raise KeyError
+    with lent.lend() as second:
+        assert second is first
