@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -25,11 +26,12 @@ from shared.definitions.store import DefinitionStore
 from shared.errors import InvalidDefinition
 from shared.tasks import lifecycle
 from shared.tasks.approvals import judge
+from shared.tasks.records import Approver
 from tests.conftest import Define
 from tests.integration.api.conftest import Api, Run
 from tests.integration.conftest import ACT, InlineWorker, Tasks
 from tests.support.lifecycle_driver import concurrently
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, wait_until
 
 AMOUNT = {
     "type": "object",
@@ -394,6 +396,33 @@ def test_simultaneous_approvals_count_only_for_the_same_arguments(
 def approve_or_conflict(who: Client, task: UUID, value: Any) -> None:
     with suppress(errors.Conflict):
         who.decide(task, "approve", value=value, step=1)
+
+
+@pytest.mark.parametrize("edit", [None, 60])
+def test_second_decision_waits_for_the_first_and_sees_it(
+    client: Client, policy: Any, waiting: Any, pair: tuple[Client, Client], database: Engine, edit: int | None
+) -> None:
+    policy(people=2)
+    task = waiting()
+    value = None if edit is None else {**PAY, "answer": edit}
+    identity = client.api_key("ann")["id"]
+    with ThreadPoolExecutor() as threads, database.connect() as first:
+        judged = client.why(task)["facts"]["proposal"]
+        approver: Approver = {"key": identity, "role": "approver", "rules": [], "judged": judged}
+        lifecycle.decide(first, task, "approve", who="ann", step=1, value=value, approver=approver)
+        second = threads.submit(pair[1].decide, task, "approve", step=1)
+        wait_until(lambda: waits_for_a_lock(database), "the second decision waits")
+        first.commit()
+        if edit is None:
+            assert second.result().state == "pending"
+        else:
+            with pytest.raises(errors.Conflict, match="were edited by an approver since they were proposed"):
+                second.result()
+
+
+def waits_for_a_lock(database: Engine) -> bool:
+    with database.connect() as connection:
+        return bool(connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
 
 
 def test_many_simultaneous_approvals_of_one_key_count_once(policy: Any, waiting: Any, key: Open, tasks: Tasks) -> None:
