@@ -543,14 +543,20 @@ def test_login_that_cannot_be_looked_up_is_not_refused(
 ) -> None:
     known = logged_in()
     form = hidden(browser.get("/login").text)
+
+    def account() -> httpx2.Response:
+        http_api.app.state.logins.forget()
+        return known.get("/account")
+
     servers.postgres.kill()
     try:
-        http_api.app.state.logins.forget()
-        assert known.get("/v1/tasks").status_code == 503
-        page = known.get("/account")
+        # A connection lives a moment longer than the server.
+        wait_until(lambda: account().status_code == 503, "the database is away")
+        page = account()
         assert page.status_code == 503
         assert page.headers["content-type"].startswith("text/html")
         assert int(page.headers["retry-after"]) > 0
+        assert known.get("/v1/tasks").status_code == 503
         assert browser.post("/login", {**form, "key": http_api.key}).status_code == 503
     finally:
         servers.postgres.start()
