@@ -262,9 +262,9 @@ def _read_stream(response: httpx2.Response, on_text: Callable[[str], None]) -> d
 def _events(received: Iterable[Any]) -> Iterator[dict[str, Any]]:
     """Yield events as they arrive, several at a time: to wake up for an event costs more than to read it.
 
-    After an event that it had to wait for, it pauses for 50 ms at most, and less at the beginning of a stream. It does
-    not if events come so far apart that each would need a pause for itself. Most streams have no pause before their end,
-    which follows the end of a block at once.
+    After an event that it had to wait for, it pauses for 50 ms at most, and less at the beginning of a stream. If
+    events are further apart than that, it does not pause. Most streams have no pause before their end, which follows
+    the end of a block at once.
     """
     began = looked = time.monotonic()
     for event in received:
