@@ -108,7 +108,7 @@ def test_ctrl_c_has_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("submti",), "No such command 'submti'. Did you mean 'submit'? See `minion --help`."),
+        (("canecl",), "No such command 'canecl'. Did you mean 'cancel'? See `minion --help`."),
         (("agents", "lst"), "Did you mean 'list'? See `minion agents --help`."),
         (("tasks", "--limt", "3"), "No such option: --limt (Possible options: --limit). See `minion tasks --help`."),
         (("show",), "Missing argument 'TASK'. See `minion show --help`."),
