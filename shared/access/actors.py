@@ -21,6 +21,7 @@ class Key:
         record: the key, or the user who logged in without one, as records name them.
         submitter: the submitter of its tasks, for their record.
         login: the login that the request came through; None if it brought the key itself.
+        subject: the identity provider's own id of a user who logged in without a key; the name may change, this not.
         prefix: the first characters of its text, which lists show, or `session:` and those of the digest of a login
             without a key; None for an actor with neither.
     """
@@ -33,6 +34,7 @@ class Key:
     permissions: frozenset[Permission]
     scope: Scope
     login: UUID | None = None
+    subject: str | None = None
     prefix: str | None = None
 
     @property
