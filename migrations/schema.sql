@@ -357,6 +357,7 @@ CREATE TABLE login_sessions (
     user_name text NOT NULL,
     key_id uuid,
     key_hash bytea,
+    subject text,
     role text,
     payloads boolean,
     namespace text,
@@ -376,9 +377,9 @@ CASE kind
     ELSE 0
 END)),
     CONSTRAINT login_sessions_kind_check CHECK ((kind = ANY (ARRAY['administrator'::text, 'key'::text, 'oidc'::text]))),
-    CONSTRAINT login_sessions_rights_check CHECK ((num_nonnulls(role, payloads) =
+    CONSTRAINT login_sessions_rights_check CHECK ((num_nonnulls(subject, role, payloads) =
 CASE kind
-    WHEN 'oidc'::text THEN 2
+    WHEN 'oidc'::text THEN 3
     ELSE 0
 END)),
     CONSTRAINT login_sessions_role_check CHECK ((role = ANY (ARRAY['viewer'::text, 'submitter'::text, 'operator'::text, 'approver'::text, 'author'::text, 'admin'::text])))

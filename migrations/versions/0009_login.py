@@ -22,6 +22,7 @@ def upgrade() -> None:
         sa.Column("user_name", sa.Text(), nullable=False),
         sa.Column("key_id", sa.UUID(), nullable=True),
         sa.Column("key_hash", sa.LargeBinary(), nullable=True),
+        sa.Column("subject", sa.Text(), nullable=True),
         sa.Column("role", sa.Text(), nullable=True),
         sa.Column("payloads", sa.Boolean(), nullable=True),
         sa.Column("namespace", sa.Text(), nullable=True),
@@ -39,7 +40,9 @@ def upgrade() -> None:
         sa.CheckConstraint("kind IN ('administrator', 'key', 'oidc')", name="kind"),
         sa.CheckConstraint("octet_length(hash) = 32 AND octet_length(key_hash) = 32", name="hash"),
         sa.CheckConstraint("num_nonnulls(key_id, key_hash) = CASE kind WHEN 'key' THEN 2 ELSE 0 END", name="key"),
-        sa.CheckConstraint("num_nonnulls(role, payloads) = CASE kind WHEN 'oidc' THEN 2 ELSE 0 END", name="rights"),
+        sa.CheckConstraint(
+            "num_nonnulls(subject, role, payloads) = CASE kind WHEN 'oidc' THEN 3 ELSE 0 END", name="rights"
+        ),
         sa.CheckConstraint("role IN ('viewer', 'submitter', 'operator', 'approver', 'author', 'admin')", name="role"),
     )
     op.create_index("login_sessions_hash_idx", "login_sessions", ["hash"], unique=True)

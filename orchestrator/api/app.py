@@ -12,7 +12,8 @@ from typing import Any
 
 from fastapi import Depends, FastAPI
 from sqlalchemy import Engine, event
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.api import (
     agents,
@@ -138,6 +139,7 @@ def create_app(settings: Settings) -> FastAPI:
     guard(app)
     app.add_middleware(HeadAsGet)
     app.add_middleware(QuotaHeaders)
+    app.add_middleware(NotStored)
     problems.handle(app)
     app.openapi = _complete(app.openapi)  # type: ignore[method-assign]
     return app
@@ -160,6 +162,27 @@ def guard(app: FastAPI) -> None:
     described = problems.documented(401, 403, 422, 429, 503)
     for module in GUARDED:
         app.include_router(module.router, dependencies=[Depends(authorize)], responses=described)
+
+
+class NotStored:
+    """Middleware that keeps caches from storing answers to a cookie: a shared cache would show them to others."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        guarded = scope["type"] == "http" and scope["path"].startswith("/v1/")
+        if not guarded or all(name != b"cookie" for name, _ in scope["headers"]):
+            await self.app(scope, receive, send)
+            return
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self.app(scope, receive, send_marked)
 
 
 class HeadAsGet:

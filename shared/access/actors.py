@@ -27,6 +27,7 @@ class Key:
         requests_per_minute: its quota in each orchestrator; None: there is none.
         is_bootstrap: it is the administrator's.
         login: the login that the request came through; None if it brought the key itself.
+        subject: the identity provider's own id of a user who logged in without a key; the name may change, this not.
         prefix: the first characters of its text, which lists show, or `session:` and those of the digest of a login
             without a key; None for an actor with neither.
     """
@@ -41,6 +42,7 @@ class Key:
     requests_per_minute: int | None = None
     is_bootstrap: bool = False
     login: UUID | None = None
+    subject: str | None = None
     prefix: str | None = None
 
     @property

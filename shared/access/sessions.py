@@ -31,10 +31,10 @@ LONGEST_USER_AGENT = 200
 KEPT = timedelta(days=7)
 """How long a login that has expired stays in the list."""
 OPEN = text(
-    "INSERT INTO login_sessions (hash, kind, user_name, key_id, key_hash, role, payloads, namespace, tenant, "
-    "expires_at, idle, address, user_agent) VALUES (:hash, :kind, :user, :key_id, :key_hash, :role, :payloads, "
-    ":namespace, :tenant, now() + CAST(:lifetime AS interval), CAST(:idle AS interval), :address, :user_agent) "
-    "RETURNING id"
+    "INSERT INTO login_sessions (hash, kind, user_name, key_id, key_hash, subject, role, payloads, namespace, tenant, "
+    "expires_at, idle, address, user_agent) VALUES (:hash, :kind, :user, :key_id, :key_hash, :subject, :role, "
+    ":payloads, :namespace, :tenant, now() + CAST(:lifetime AS interval), CAST(:idle AS interval), :address, "
+    ":user_agent) RETURNING id"
 )
 FORGET = text(
     "DELETE FROM login_sessions WHERE id IN (SELECT id FROM login_sessions "
@@ -171,13 +171,14 @@ def by_key(key: Key, digest: bytes) -> Opener:
     return Opener(kind="key", user=f"key:{key.name}", key=key, digest=digest)
 
 
-def by_identity(user: str, role: Role, *, payloads: bool | None, scope: Scope) -> Opener:
+def by_identity(user: str, subject: str, role: Role, *, payloads: bool | None, scope: Scope) -> Opener:
     """Return the proof of an identity that a provider has confirmed.
 
     Args:
+        subject: the provider's own id of the user.
         payloads: whether the user may see payloads; None: as the role.
     """
-    return Opener(kind="oidc", user=user, key=_identity(user, role, payloads, scope, prefix=None))
+    return Opener(kind="oidc", user=user, key=_identity(user, subject, role, payloads, scope, prefix=None))
 
 
 def open_login(
@@ -200,6 +201,7 @@ def open_login(
         "user": opener.user,
         "key_id": opener.key.id,
         "key_hash": opener.digest,
+        "subject": opener.key.subject,
         "role": str(opener.key.role) if own else None,
         "payloads": opener.key.may(Permission.PAYLOADS_READ) if own else None,
         "namespace": opener.key.scope.namespace if own else None,
@@ -284,14 +286,16 @@ def _opener(connection: Connection, row: RowMapping, administrator: Administrato
     if row["kind"] == "key":
         return keys.find(connection, row["key_hash"])
     scope = Scope(namespace=row["namespace"], tenant=row["tenant"])
-    return Found(key=_identity(row["user_name"], Role(row["role"]), row["payloads"], scope, _prefix(row["hash"])))
+    return Found(
+        key=_identity(row["user_name"], row["subject"], Role(row["role"]), row["payloads"], scope, _prefix(row["hash"]))
+    )
 
 
 def _prefix(digest: bytes) -> str:
     return f"session:{digest.hex()[:8]}"
 
 
-def _identity(user: str, role: Role, payloads: bool | None, scope: Scope, prefix: str | None) -> Key:
+def _identity(user: str, subject: str, role: Role, payloads: bool | None, scope: Scope, prefix: str | None) -> Key:
     return Key(
         id=None,
         name=user,
@@ -301,6 +305,7 @@ def _identity(user: str, role: Role, payloads: bool | None, scope: Scope, prefix
         permissions=permissions_of(role, payloads=payloads),
         scope=scope,
         prefix=prefix,
+        subject=subject,
     )
 
 

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard
 
 from pydantic import Field, StringConstraints, ValidationError
 
@@ -75,30 +75,32 @@ class RoleMapping:
         Raises:
             Unauthorized: the claims give no role, or are malformed.
         """
-        user = self._user(claims)
+        subject = claims.get("sub")
+        if not _is_name(subject):
+            raise Unauthorized(
+                f"The identity provider's id of the user is not one: it must have 1 to {LONGEST_NAME} printable "
+                "characters."
+            )
+        user = self._user(claims, subject)
         given = _find(claims, self._role_claim)
         values = [given] if isinstance(given, str) else given if isinstance(given, list) else []
         for value, grant in self._grants.items():
             if value in values:
-                return sessions.by_identity(user, grant.role, payloads=grant.payloads, scope=grant.scope(claims))
+                scope = grant.scope(claims)
+                return sessions.by_identity(user, subject, grant.role, payloads=grant.payloads, scope=scope)
         raise Unauthorized(
             f"You are known as {user}, but have no role here: the claim {self._role_claim!r} has no value that "
             "MINION_OIDC_ROLES maps to a role. Ask the operator of this installation for one."
         )
 
-    def _user(self, claims: Claims) -> str:
+    def _user(self, claims: Claims, subject: str) -> str:
         """Return the name of a user in records: that of the configured claim, or the provider's own id.
 
         Anyone may claim an email address that was not verified, and would be recorded as another.
         """
         name = _find(claims, self._name_claim)
         if not _is_name(name) or (self._name_claim == "email" and claims.get("email_verified") is not True):
-            name = claims.get("sub")
-        if not _is_name(name):
-            raise Unauthorized(
-                f"The identity provider's name of the user is not one: it must have 1 to {LONGEST_NAME} printable "
-                "characters."
-            )
+            name = subject
         return f"oidc:{name}"
 
 
@@ -121,7 +123,7 @@ def _bound(claims: Claims, claim: str) -> str:
             f"The claim {claim!r} of the identity provider does not name one namespace or tenant, and the login is "
             "bound to it. Ask the operator of the identity provider to add it."
         )
-    return str(value)
+    return value
 
 
 def _find(claims: Claims, name: str) -> Any:
@@ -134,5 +136,5 @@ def _find(claims: Claims, name: str) -> Any:
     return found
 
 
-def _is_name(value: Any) -> bool:
+def _is_name(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable() and value == value.strip()

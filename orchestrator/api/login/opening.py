@@ -69,6 +69,8 @@ async def open_login(request: Request, response: Response, opener: Opener, secon
                 idle=timedelta(seconds=idle),
             )
             after = {"session": key.login, "kind": opener.kind, "role": key.role, "seconds": seconds}
+            if key.subject is not None:
+                after["subject"] = key.subject
             audit.record(
                 connection, _actor(request, key), "login.begin", opener.user, namespace=key.scope.namespace, after=after
             )

@@ -85,6 +85,7 @@ class LoginSession(Base):
         hash: of a login with the administrator's key, a hash of that key and the SHA-256.
         kind: `administrator`, `key` or `oidc`.
         key_hash: the text of the key that opened it; the login ends with it.
+        subject: the identity provider's own id of the user.
         idle: the time without use after which it ends.
         ended_at: when the user logged out, or the login was revoked.
     """
@@ -94,7 +95,9 @@ class LoginSession(Base):
         CheckConstraint("kind IN ('administrator', 'key', 'oidc')", name="kind"),
         CheckConstraint("octet_length(hash) = 32 AND octet_length(key_hash) = 32", name="hash"),
         CheckConstraint("num_nonnulls(key_id, key_hash) = CASE kind WHEN 'key' THEN 2 ELSE 0 END", name="key"),
-        CheckConstraint("num_nonnulls(role, payloads) = CASE kind WHEN 'oidc' THEN 2 ELSE 0 END", name="rights"),
+        CheckConstraint(
+            "num_nonnulls(subject, role, payloads) = CASE kind WHEN 'oidc' THEN 3 ELSE 0 END", name="rights"
+        ),
         CheckConstraint("role IN ('viewer', 'submitter', 'operator', 'approver', 'author', 'admin')", name="role"),
         Index("login_sessions_hash_idx", "hash", unique=True),
         Index("login_sessions_user_name_idx", "user_name"),
@@ -107,6 +110,7 @@ class LoginSession(Base):
     user_name: Mapped[str]
     key_id: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"))
     key_hash: Mapped[bytes | None] = mapped_column(LargeBinary)
+    subject: Mapped[str | None]
     role: Mapped[str | None]
     payloads: Mapped[bool | None]
     namespace: Mapped[str | None]

@@ -360,6 +360,17 @@ def test_every_unsafe_endpoint_needs_the_csrf_token(browser: Browser, http_api: 
         assert "Minion-CSRF" in refused.json()["detail"]
 
 
+@pytest.mark.usefixtures("agents")
+def test_answers_to_a_cookie_are_not_stored_by_caches(logged_in: Open, client: Client) -> None:
+    browser = logged_in("submitter")
+    task = client.submit("Echo", {}).id
+    for path in ("/v1/tasks", f"/v1/tasks/{task}", "/v1/tasks/none", "/v1/keys"):
+        assert browser.get(path).headers["cache-control"] == "no-store"
+    cookie = {"Cookie": f"minion_session={browser.cookies['minion_session'][0]}"}
+    followed = httpx2.head(f"{browser.server}/v1/tasks/{task}/events", headers=cookie, trust_env=False)
+    assert followed.headers["cache-control"] in ("no-store", "no-cache")
+
+
 def test_key_in_the_header_counts_before_the_cookie(logged_in: Open, client: Client, http_api: Api) -> None:
     browser = logged_in("viewer")
     bearer = {"Authorization": f"Bearer {http_api.key}"}

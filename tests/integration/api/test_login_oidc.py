@@ -24,6 +24,7 @@ from orchestrator.api.login import provider as provider_module
 from orchestrator.api.login.attempts import MOST_AT_ONCE, Attempts
 from orchestrator.api.login.mapping import RoleMapping
 from orchestrator.api.login.provider import Provider
+from shared.audit.log import AuditFilter, list_rows
 from shared.errors import NotConfigured, Unavailable
 from shared.settings import Settings
 from tests.integration.api.conftest import Api, serving
@@ -113,7 +114,7 @@ def refused(installation: Installation, status: int = 401) -> str:
 # ----------------------------------------------------------------------------------------------------------- it works
 
 
-def test_login_with_a_provider(installation: Installation, client: Client, http_api: Api) -> None:
+def test_login_with_a_provider(installation: Installation, client: Client, database: Engine) -> None:
     browser = installation.browser()
     assert f"Log in with 127.0.0.1:{installation.provider.port}" in browser.get("/login?return_to=/account").text
     began = browser.get("/login/oidc?return_to=/account")
@@ -136,6 +137,14 @@ def test_login_with_a_provider(installation: Installation, client: Client, http_
     created = browser.request("POST", "/v1/keys", json={"name": "a", "role": "viewer"}, headers=csrf)
     assert created.status_code == 403
     assert "The login 'oidc:alice@example.com' (role operator) lacks" in created.json()["detail"]
+    with database.connect() as connection:
+        [begun] = list_rows(connection, AuditFilter(act="login.begin"), limit=5)
+        [changed] = list_rows(connection, AuditFilter(act="pause"), limit=5)
+    assert (begun["actor"], begun["target"]) == ("oidc:alice@example.com", "oidc:alice@example.com")
+    assert (begun["after"]["subject"], begun["after"]["role"]) == ("248289761001", "operator")
+    assert changed["actor"] == "oidc:alice@example.com"
+    assert changed["key_prefix"] == begun["key_prefix"]
+    assert changed["key_prefix"].startswith("session:")
     [session] = client.sessions()
     assert (session["user"], session["kind"], session["role"]) == ("oidc:alice@example.com", "oidc", "operator")
     assert client.revoke_sessions_of("oidc:alice@example.com") == [session["id"]]
