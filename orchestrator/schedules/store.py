@@ -40,7 +40,8 @@ LOCK = text("SELECT 1 FROM schedules WHERE namespace = :namespace AND name = :na
 INSERT = (
     "INSERT INTO schedules AS s (namespace, name, cron, timezone, interval_seconds, missed, request, "
     "request_order, enabled, next_at, submitter_keys) VALUES (:namespace, :name, :cron, :timezone, "
-    ":interval_seconds, :missed, :request, :request_order, :enabled, :next_at, ARRAY[CAST(:key AS text)]) "
+    ":interval_seconds, :missed, :request, :request_order, :enabled, :next_at, "
+    "array_remove(ARRAY[CAST(:key AS text)], NULL)) "
 )
 ORDER = bindparam("request_order", type_=JSONB(none_as_null=True))
 CREATE = text(f"{INSERT} ON CONFLICT DO NOTHING RETURNING {COLUMNS}").bindparams(
@@ -180,7 +181,9 @@ def try_out(engine: Engine, namespace: str, name: str, request: Mapping[str, Any
     submission.prepare(engine, [task_request(name, request, namespace=namespace)], submitted_by=submitter(name))
 
 
-def create(connection: Connection, namespace: str, definition: ScheduleDefinition, *, key: str) -> dict[str, Any]:
+def create(
+    connection: Connection, namespace: str, definition: ScheduleDefinition, *, key: str | None = None
+) -> dict[str, Any]:
     """Store a new schedule.
 
     Args:
@@ -196,7 +199,7 @@ def create(connection: Connection, namespace: str, definition: ScheduleDefinitio
 
 
 def put(
-    connection: Connection, namespace: str, definition: ScheduleDefinition, *, key: str
+    connection: Connection, namespace: str, definition: ScheduleDefinition, *, key: str | None = None
 ) -> tuple[dict[str, Any], bool]:
     """Store a schedule, replacing one of the same name. Return it, and whether it is new."""
     row = in_order(connection.execute(PUT, _values(namespace, definition, key)).mappings().one(), "request")
@@ -205,7 +208,7 @@ def put(
 
 
 def change(
-    connection: Connection, namespace: str, name: str, changes: Mapping[str, Any], *, key: str
+    connection: Connection, namespace: str, name: str, changes: Mapping[str, Any], *, key: str | None = None
 ) -> dict[str, Any]:
     """Change some fields of a schedule; null removes one.
 
@@ -235,7 +238,7 @@ def delete(connection: Connection, namespace: str, name: str) -> dict[str, Any]:
 
 
 def prepare_run(
-    engine: Engine, namespace: str, name: str, *, idempotency_key: str | None = None, submitter_key: str
+    engine: Engine, namespace: str, name: str, *, idempotency_key: str | None = None, submitter_key: str | None = None
 ) -> list[NewTask]:
     """Prepare an extra run of a schedule, now, for `lifecycle.accept`; the schedule's times do not change.
 
@@ -258,7 +261,7 @@ def no_such_schedule(name: str) -> NotFound:
     return NotFound(f"There is no schedule named {name!r}. `minion schedules` lists them.")
 
 
-def _values(namespace: str, definition: ScheduleDefinition, key: str) -> dict[str, Any]:
+def _values(namespace: str, definition: ScheduleDefinition, key: str | None) -> dict[str, Any]:
     now = datetime.now(UTC)
     return {
         **definition.model_dump(),

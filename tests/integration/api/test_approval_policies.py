@@ -28,7 +28,7 @@ from shared.tasks import lifecycle
 from shared.tasks.approvals import judge
 from shared.tasks.records import Approver
 from tests.conftest import Define
-from tests.integration.api.conftest import Api, Run
+from tests.integration.api.conftest import Api, Run, WithKey
 from tests.integration.conftest import ACT, InlineWorker, Tasks
 from tests.support.lifecycle_driver import concurrently
 from tests.support.processes import ROOT, wait_until
@@ -298,6 +298,21 @@ def test_two_keys_must_approve(
 def ended_or_not(inline_worker: InlineWorker, tasks: Tasks, task: UUID) -> str:
     inline_worker._round()
     return str(tasks.get(task)["state"])
+
+
+def test_payloads_of_approvals_are_masked(
+    client: Client, policy: Any, waiting: Any, pair: tuple[Client, Client], with_key: WithKey
+) -> None:
+    policy(people=2)
+    task = waiting(PAY)
+    value = {**PAY, "do": "confidential"}
+    pair[0].decide(task, "approve", step=1, value=value, reason="because it is confidential")
+    blind = with_key("operator")
+    for path in ("why", "steps"):
+        shown = blind.get(f"/v1/tasks/{task}/{path}").text
+        assert "confidential" not in shown
+        assert "ann mk_" in shown
+        assert "confidential" in with_key("approver").get(f"/v1/tasks/{task}/{path}").text
 
 
 def test_decisions_are_in_the_audit_log(client: Client, policy: Any, waiting: Any, pair: tuple[Client, Client]) -> None:
