@@ -995,14 +995,15 @@ CREATE FUNCTION minion_accept_bounded(request jsonb) RETURNS uuid
 DECLARE
     bounds jsonb := minion_session_bounds();
     agents text[] := ARRAY(SELECT jsonb_array_elements_text(bounds->'agents'));
+    most text := minion_limit_inputs();
     accepted record;
 BEGIN
-    IF bounds IS NULL THEN
-        RETURN (SELECT task_id FROM minion_accept(request));
+    IF bounds IS NOT NULL THEN
+        request := minion_within_bounds(request, bounds);
+        PERFORM minion_check_reach(request, agents);
     END IF;
-    request := minion_within_bounds(request, bounds);
-    PERFORM minion_check_reach(request, agents);
     SELECT * INTO accepted FROM minion_accept(request);
+    PERFORM minion_limit_inputs(most);
     IF NOT accepted.created THEN
         -- Another session may have taken the key since.
         PERFORM minion_check_reach(request - 'conversation_id', agents);
@@ -2343,6 +2344,16 @@ CREATE FUNCTION minion_key_order(value json) RETURNS jsonb
         FROM listed HAVING count(*) > 0
 $$;
 
+CREATE FUNCTION minion_limit_inputs(most text DEFAULT ''::text) RETURNS text
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    before text := COALESCE(current_setting('minion.max_input_bytes', true), '');
+BEGIN
+    PERFORM set_config('minion.max_input_bytes', most, true);
+    RETURN before;
+END $$;
+
 CREATE FUNCTION minion_limits_of(ns text, cap text, agent text, k text) RETURNS TABLE(scope text, name text, rule text, max_running integer, rate integer, period_seconds double precision, burst integer)
     LANGUAGE sql STABLE
     AS $$
@@ -3460,7 +3471,6 @@ END $$;
 CREATE FUNCTION minion_submit(agent text, input jsonb DEFAULT NULL::jsonb, capability text DEFAULT NULL::text, messages jsonb DEFAULT NULL::jsonb, idempotency_key text DEFAULT NULL::text, key text DEFAULT NULL::text, labels jsonb DEFAULT NULL::jsonb, priority integer DEFAULT NULL::integer, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, conversation_id text DEFAULT NULL::text, namespace text DEFAULT NULL::text, traceparent text DEFAULT NULL::text, unique_key text DEFAULT NULL::text, unique_while text DEFAULT 'running'::text, budget jsonb DEFAULT NULL::jsonb) RETURNS uuid
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
-    SET "minion.max_input_bytes" TO ''
     AS $$
     SELECT minion_refuse_content(messages);
     SELECT minion_accept_bounded(jsonb_build_object(
@@ -3477,12 +3487,14 @@ REVOKE ALL ON FUNCTION minion_submit(agent text, input jsonb, capability text, m
 CREATE FUNCTION minion_submit_json(agent text, input json, capability text DEFAULT NULL::text, idempotency_key text DEFAULT NULL::text, key text DEFAULT NULL::text, labels jsonb DEFAULT NULL::jsonb, priority integer DEFAULT NULL::integer, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, deadline timestamp with time zone DEFAULT NULL::timestamp with time zone, conversation_id text DEFAULT NULL::text, namespace text DEFAULT NULL::text, traceparent text DEFAULT NULL::text, unique_key text DEFAULT NULL::text, unique_while text DEFAULT 'running'::text, budget jsonb DEFAULT NULL::jsonb) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'public', 'pg_temp'
-    SET "minion.max_input_bytes" TO ''
     AS $$
+DECLARE
+    most text := minion_limit_inputs();
 BEGIN
     input := COALESCE(input, '{}');
     PERFORM minion_check_json(input::jsonb, 'The input');
     PERFORM minion_refuse_repeated_keys(input);
+    PERFORM minion_limit_inputs(most);
     RETURN minion_accept_bounded(jsonb_build_object(
         'agent', agent, 'input', input, 'input_order', minion_key_order(input), 'capability', capability,
         'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,

@@ -135,19 +135,30 @@ BEGIN
     RETURN request;
 END $$;
 
+-- Applies the default limit of an input's size until the caller applies the returned one again, or its transaction ends.
+-- (`SET` in a function's header would do it too, but only a superuser may define that for a parameter of ours.)
+CREATE OR REPLACE FUNCTION minion_limit_inputs(most text DEFAULT '') RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    before text := COALESCE(current_setting('minion.max_input_bytes', true), '');
+BEGIN
+    PERFORM set_config('minion.max_input_bytes', most, true);
+    RETURN before;
+END $$;
+
 -- Accepts one request of an SQL caller, within the bounds of its role.
 CREATE OR REPLACE FUNCTION minion_accept_bounded(request jsonb) RETURNS uuid LANGUAGE plpgsql AS $$
 DECLARE
     bounds jsonb := minion_session_bounds();
     agents text[] := ARRAY(SELECT jsonb_array_elements_text(bounds->'agents'));
+    most text := minion_limit_inputs();
     accepted record;
 BEGIN
-    IF bounds IS NULL THEN
-        RETURN (SELECT task_id FROM minion_accept(request));
+    IF bounds IS NOT NULL THEN
+        request := minion_within_bounds(request, bounds);
+        PERFORM minion_check_reach(request, agents);
     END IF;
-    request := minion_within_bounds(request, bounds);
-    PERFORM minion_check_reach(request, agents);
     SELECT * INTO accepted FROM minion_accept(request);
+    PERFORM minion_limit_inputs(most);
     IF NOT accepted.created THEN
         -- Another session may have taken the key since.
         PERFORM minion_check_reach(request - 'conversation_id', agents);
@@ -178,7 +189,7 @@ CREATE OR REPLACE FUNCTION minion_submit(
     unique_while text DEFAULT 'running',
     budget jsonb DEFAULT NULL
 ) RETURNS uuid LANGUAGE sql SECURITY DEFINER
-SET search_path FROM CURRENT SET minion.max_input_bytes = '' AS $$
+SET search_path FROM CURRENT AS $$
     SELECT minion_refuse_content(messages);
     SELECT minion_accept_bounded(jsonb_build_object(
         'agent', agent, 'capability', capability, 'messages', messages,
@@ -232,11 +243,14 @@ CREATE OR REPLACE FUNCTION minion_submit_json(
     unique_while text DEFAULT 'running',
     budget jsonb DEFAULT NULL
 ) RETURNS uuid LANGUAGE plpgsql SECURITY DEFINER
-SET search_path FROM CURRENT SET minion.max_input_bytes = '' AS $$
+SET search_path FROM CURRENT AS $$
+DECLARE
+    most text := minion_limit_inputs();
 BEGIN
     input := COALESCE(input, '{}');
     PERFORM minion_check_json(input::jsonb, 'The input');
     PERFORM minion_refuse_repeated_keys(input);
+    PERFORM minion_limit_inputs(most);
     RETURN minion_accept_bounded(jsonb_build_object(
         'agent', agent, 'input', input, 'input_order', minion_key_order(input), 'capability', capability,
         'idempotency_key', idempotency_key, 'key', key, 'labels', labels, 'priority', priority,

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, make_url, text
+from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.orm import Session
 
 from orchestrator import cli
@@ -18,6 +18,7 @@ from shared.access import sql_submitters
 from shared.access.scope import Scope
 from shared.audit.log import AuditFilter, list_rows
 from shared.contracts.documents import parse_definition
+from shared.database import schema
 from shared.database.connections import EXPECTED, transaction
 from shared.definitions.store import DefinitionStore
 from shared.errors import Conflict, Forbidden, InvalidInput, MinionError, NotFound
@@ -328,3 +329,41 @@ def test_name_of_a_role_is_quoted(login: Login, database: Engine) -> None:
             quoted = connection.scalar(text("SELECT quote_ident(:name)"), {"name": name})
             connection.exec_driver_sql(f"DROP OWNED BY {quoted}")
             connection.exec_driver_sql(f"DROP ROLE {quoted}")
+
+
+def test_owner_needs_not_be_a_superuser(database: Engine, new_database: Callable[..., Engine]) -> None:
+    """As on managed PostgreSQL: the owner of the database migrates, creates a role and binds it."""
+    new_database("managed")
+    address = make_url(database.url).set(database="managed")
+    engine = create_engine(address)
+    event.listen(engine, "connect", become_the_owner)
+    with database.execution_options(isolation_level="AUTOCOMMIT").connect() as outside:
+        outside.execute(text("DROP ROLE IF EXISTS managed_owner"))
+        outside.execute(text("CREATE ROLE managed_owner LOGIN CREATEROLE NOSUPERUSER"))
+        outside.execute(text("ALTER DATABASE managed OWNER TO managed_owner"))
+        try:
+            schema.migrate(engine)
+            store(engine, "team", NOOP, agent_definition("Open"))
+            with engine.begin() as connection:
+                assert sql_submitters.grant(connection, "managed_shop", BOUNDS).created
+                assert connection.scalar(text("SELECT minion_submit('Open', namespace => 'team', key => 'x')"))
+            plain = address.set(drivername="postgresql").render_as_string(hide_password=False)
+            with psycopg.connect(plain, autocommit=True) as shop:
+                shop.execute("SET SESSION AUTHORIZATION managed_shop")
+                with refused(Forbidden, "namespace"):
+                    submit(shop, agent="Open", namespace="default")
+                assert submit(shop, agent="Open")
+            with engine.begin() as connection:
+                sql_submitters.revoke(connection, "managed_shop")
+        finally:
+            engine.dispose()
+            outside.execute(text("ALTER DATABASE managed OWNER TO CURRENT_USER"))
+            for role in ("managed_shop", "managed_owner"):
+                with create_engine(address).begin() as connection:
+                    connection.execute(text(f"DROP OWNED BY {role} CASCADE"))
+                outside.execute(text(f"DROP ROLE {role}"))
+
+
+def become_the_owner(connection: psycopg.Connection[Any], record: Any) -> None:
+    connection.execute("SET SESSION AUTHORIZATION managed_owner")
+    connection.commit()
