@@ -1,4 +1,4 @@
-"""The SDK's clients. Each call has one for itself.
+"""The SDK's clients. Each call has its own.
 
 A client's pool checks all of its connections twice for each request. With hundreds of calls at the same time, that
 takes longer than the rest of a call. A client with one connection has nothing to search.

@@ -1,15 +1,26 @@
-"""Connections that the server closes."""
+"""Connections that the server closes, and connections that many tasks share."""
 
 from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from shared.database.connections import autocommit, is_transient, make_engine
+from shared.database import connections
+from shared.database.connections import (
+    autocommit,
+    forget_engine,
+    is_transient,
+    make_engine,
+    share_connections,
+    statement,
+)
 from shared.settings import Settings
 from tests.support.processes import wait_until
 
+BACKEND = text("SELECT pg_backend_pid() FROM pg_sleep(0.02)")
 ALIVE = text("SELECT EXISTS (SELECT 1 FROM pg_stat_activity WHERE pid = :pid)")
 
 
@@ -26,3 +37,21 @@ def test_transaction_that_was_idle_for_too_long_is_worth_another_try(settings: S
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT 1")) == 1
     engine.dispose()
+
+
+def test_connections_that_many_tasks_share_stay_open(database: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A burst opens no more than there are, and the next one opens none."""
+    monkeypatch.setattr(connections, "_shares", connections._Shares())
+    connections.close_engine()
+    share_connections()
+
+    def backend(_: int) -> int:
+        with statement() as connection:
+            return int(connection.scalar(BACKEND))
+
+    with ThreadPoolExecutor(20) as tasks:
+        first, second = (set(tasks.map(backend, range(60))) for _ in range(2))
+    connections._statement_engine().dispose()
+    forget_engine()
+    assert len(first) <= 6
+    assert second <= first

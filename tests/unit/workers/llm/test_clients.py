@@ -18,7 +18,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Mock:
     return clock
 
 
-def test_call_has_a_client_for_itself(clock: Mock) -> None:
+def test_each_call_has_its_own_client(clock: Mock) -> None:
     lent = Clients(Mock)
     with lent.lend() as first, lent.lend() as second:
         assert first is not second
