@@ -179,6 +179,27 @@ def test_owner_cannot_change_the_log(
     assert check(database, signer).faults == []
 
 
+GRANTS = (
+    "GRANT SELECT, INSERT, UPDATE (position, hash) ON audit_log TO audit_writer; "
+    "GRANT SELECT, INSERT, UPDATE ON audit_ends TO audit_writer; "
+    "GRANT EXECUTE ON FUNCTION minion_prune_audit TO audit_writer"
+)
+
+
+def test_role_with_few_rights_writes_seals_and_prunes(database: Engine, signer: Signer) -> None:
+    with database.connect() as connection:
+        connection.execute(text(f"CREATE ROLE audit_writer; {GRANTS}; SET LOCAL ROLE audit_writer"))
+        for target in ("t1", "t2"):
+            log.record(connection, ADMIN, "task.cancel", target, namespace="default")
+        head = chain.seal(connection, signer)
+        assert head is not None
+        for refused in ("DELETE FROM audit_log", "UPDATE audit_log SET actor = 'x'", "TRUNCATE audit_log"):
+            with pytest.raises(ProgrammingError, match="permission denied"), connection.begin_nested():
+                connection.execute(text(refused))
+        assert chain.prune(connection, signer, head) == 2
+        assert verify(connection, signer).faults == []
+
+
 # -------------------------------------------------------------------------------------------------------------- chain
 
 
