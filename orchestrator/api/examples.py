@@ -81,6 +81,8 @@ VALUES: dict[str, Any] = {
     "timezone": "Europe/Berlin",
     "type": "function",
     "url": "https://example.com/hook",
+    "user": "oidc:alice@example.com",
+    "user_agent": "Mozilla/5.0",
     "version": 3,
     "worker": "support-4711@host",
     "workers": 1,

@@ -28,7 +28,7 @@ class LoginSession(BaseModel):
 
     id: UUID
     user: str = Field(description="`key:` and the name of the key, or `oidc:` and the name of the user.")
-    kind: Literal["administrator", "key", "oidc"]
+    kind: Literal["oidc", "key", "administrator"]
     status: str = Field(description="active, expired, or ended: by its user, by a revocation, or with its key.")
     role: Role
     namespace: str | None

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 from uuid import uuid4
 
 import httpx2
@@ -496,13 +496,19 @@ def test_open_stream_does_not_prolong_the_login(
     task = client.submit("Echo", {}).id
     browser = logged_in()
     cookie = {"Cookie": f"minion_session={browser.cookies['minion_session'][0]}"}
+    watching = http_api.app.state.watching_logins
     with (
         httpx2.Client(base_url=http_api.url, trust_env=False, timeout=60, headers=cookie) as http,
         http.stream("GET", f"/v1/tasks/{task}/events") as stream,
     ):
         lines = stream.iter_lines()
         next(lines)
-        change(database, "last_used_at = now() - interval '29 minutes 58 s'")
+        change(database, "last_used_at = now() - interval '5 minutes'")
+        before = next(iter(client.sessions()))["last_used_at"]
+        with patch.object(watching, "_look_up", Mock(wraps=watching._look_up)) as looked:
+            wait_until(lambda: looked.call_count >= 2, "the stream checks its login")
+        assert next(iter(client.sessions()))["last_used_at"] == before
+        change(database, "last_used_at = now() - interval '31 minutes'")
         for _ in lines:
             pass
     assert "not used any more" in browser.get("/v1/tasks").json()["detail"]
