@@ -30,6 +30,7 @@ TARGET = typer.Option(None, "--target", help="Only acts on this task, agent, key
 SINCE = typer.Option(None, "--since", help="Only acts since this time; without a zone, local time.")
 UNTIL = typer.Option(None, "--until", help="Only acts before this time; without a zone, local time.")
 LIMIT = typer.Option(50, "--limit", "-n", min=1, help="The maximum number of rows.")
+MOST_SHOWN = 50
 HEAD = re.compile(r"([1-9][0-9]{0,17}):([0-9a-f]{64})")
 
 
@@ -132,8 +133,10 @@ def verify(
             }
         )
     else:
-        for fault in report.faults:
+        for fault in report.faults[:MOST_SHOWN]:
             console.print(styled((f"{fault.kind}: ", "red"), fault.message))
+        if more := report.faults[MOST_SHOWN:]:
+            console.print(f"{len(more)} more faults; --json lists all.")
         pruned = f", after {report.start.position} that retention deleted" if report.start.position else ""
         console.print(f"{report.rows} rows in the chain{pruned}; {report.unsealed} are not sealed yet.")
         console.print(f"Head: {report.head}")

@@ -51,6 +51,9 @@ DELETE_MESSAGES = text(
           AND (m.task_id IS NULL OR m.task_id IN (SELECT id FROM tasks WHERE root_id = ANY (:roots)))
     """
 ).bindparams(ROOTS)
+DELETE_EARLIER_MESSAGES = text(
+    "DELETE FROM messages WHERE namespace = :namespace AND conversation_id = :conversation AND task_id IS NULL"
+)
 DELETE_SUMMARIES = text(
     "DELETE FROM conversation_summaries s USING tasks t WHERE t.root_id = ANY (:roots) "
     "AND s.namespace = t.namespace AND s.conversation_id = t.conversation_id"
@@ -121,8 +124,9 @@ def erase(connection: Connection, subject: Subject, actor: Actor, *, after: UUID
     whole = len(found) < MAX_TREES and len(ended) == sum(not row.living for row in found)
     reached = until if whole else (ended[-1] if ended else found[-1].id)
     left = [row.id for row in found if row.living and row.id <= reached]
-    if ended and not dry_run:
+    if not dry_run:
         _delete(connection, ended)
+        connection.execute(DELETE_EARLIER_MESSAGES, subject.as_values())
     if not dry_run and (after is None or ended):
         facts = {"trees": len(ended), "tasks": tasks, "left": len(left)}
         log.record(connection, actor, "task.erase", str(subject), namespace=subject.namespace, after=facts)
@@ -139,6 +143,8 @@ def _end_of_stretch(connection: Connection, subject: Subject, after: UUID) -> UU
 
 
 def _delete(connection: Connection, roots: list[UUID]) -> None:
+    if not roots:
+        return
     for statement in (DELETE_MESSAGES, DELETE_SUMMARIES, EMPTY_EVENTS):
         connection.execute(statement, {"roots": roots})
     if not delete_trees(connection, roots, None):

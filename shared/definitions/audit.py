@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -34,19 +35,21 @@ def record_change(session: Session, namespace: str, version: Any, replaced: Any 
     Args:
         replaced: the version that was active before; None for a new definition.
     """
-    before, after = (dict(_fields(each)) if each is not None else {} for each in (replaced, version))
-    states = log.changed(_numbered(replaced, before), _numbered(version, after))
+    states: dict[str, log.Facts | None]
+    if replaced is None:
+        states = {"after": {name: value for name, value in _described(version).items() if value not in (None, "", [])}}
+    else:
+        states = log.changed(_described(replaced), _described(version))
     act = "definition.create" if replaced is None else "definition.change"
     kind = type(version).__name__.removesuffix("Version").lower()
     target = f"{kind} {version.name}"
     log.record(session.connection(), actors.local_actor(), act, target, namespace=namespace, **states)
 
 
-def _numbered(version: Any | None, fields: dict[str, Any]) -> dict[str, Any] | None:
-    if version is None:
-        return None
-    shown = dict(list(fields.items())[:MOST_FIELDS])
-    return {"version": version.number, "checksum": version.checksum[:12], **shown}
+def _described(version: Any) -> dict[str, Any]:
+    """Return the fields of a version by their paths."""
+    fields = dict(islice(_fields(version), MOST_FIELDS))
+    return {"version": version.number, "checksum": version.checksum[:12], **fields}
 
 
 def _fields(version: Any) -> Iterator[tuple[str, Any]]:
@@ -56,7 +59,7 @@ def _fields(version: Any) -> Iterator[tuple[str, Any]]:
 
 def _flattened(path: str, value: Any, *, hidden: bool) -> Iterator[tuple[str, Any]]:
     """Yield the values below a path. Those that are hidden become digests, which show only that they changed."""
-    if hidden:
+    if hidden and value:
         yield path, log.fingerprint(value)
     elif isinstance(value, dict):
         for name, item in value.items():

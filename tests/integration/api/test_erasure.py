@@ -123,6 +123,28 @@ def test_tasks_that_have_not_ended_are_left_and_named(client: Client, chain_of: 
     assert list(client.tasks()) == []
 
 
+def test_messages_of_tasks_that_retention_deleted_are_erased(
+    client: Client, database: Engine, define: Define, inline_worker: InlineWorker
+) -> None:
+    define({"kind": "tool", "name": "echo", "type": "builtin", "builtin": "echo", "effect": "pure"})
+    define(
+        {"kind": "agent", "name": "Talk", "type": "function", "tool": "echo", "config": {"capabilities": ["work"]}},
+    )
+    client.submit("Talk", messages=[{"role": "user", "content": MARK}], conversation_id="chat")
+    inline_worker.run_all()
+    with database.begin() as connection:
+        connection.execute(text("UPDATE messages SET task_id = NULL"))
+    going = client.submit("Talk", messages=[{"role": "user", "content": "go on"}], conversation_id="chat")
+    assert MARK in str(stored_messages(database))
+    assert client.erase(conversation_id="chat")["left"] == [going.id]
+    assert MARK not in str(stored_messages(database))
+
+
+def stored_messages(database: Engine) -> list[Any]:
+    with database.connect() as connection:
+        return list(connection.scalars(text("SELECT content FROM messages")))
+
+
 def test_large_erasures_are_done_page_by_page(client: Client, chain_of: Any, tasks: Tasks) -> None:
     chain_of(5, key="acme")
     chain_of(1, key="other")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
 
 import httpx2
 import psycopg
@@ -12,6 +13,7 @@ from sqlalchemy import Engine
 
 from minions import Client
 from shared.settings import Settings
+from tests.integration.api.conftest import Api
 
 pytestmark = pytest.mark.usefixtures("agents")
 
@@ -30,12 +32,15 @@ def all_connections_taken(settings: Settings) -> Iterator[None]:
 
 
 def test_too_many_connections_are_a_503_and_a_retry_helps(
-    http: httpx2.Client, client: Client, database: Engine, settings: Settings, http_api: object
+    http: httpx2.Client, client: Client, database: Engine, settings: Settings, http_api: Api
 ) -> None:
-    http_api.app.state.engine.dispose()  # type: ignore[attr-defined]
-    with all_connections_taken(settings):
-        refused = http.post("/v1/tasks", json={"agent": "Echo", "input": {}})
-        assert refused.status_code == 503
-        assert refused.json()["code"] == "unavailable"
-        assert "Retry-After" in refused.headers
+    state = http_api.app.state
+    # The thread that writes counts must not open a connection in the meantime.
+    with patch.object(state.refusals, "flush"), patch.object(state.key_addresses, "flush"):
+        state.engine.dispose()
+        with all_connections_taken(settings):
+            refused = http.post("/v1/tasks", json={"agent": "Echo", "input": {}})
+    assert refused.status_code == 503
+    assert refused.json()["code"] == "unavailable"
+    assert "Retry-After" in refused.headers
     assert client.submit("Echo", {}).state == "pending"

@@ -12,6 +12,7 @@ import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import ProgrammingError
+from structlog.testing import capture_logs
 
 from orchestrator.maintenance.sealer import Sealer
 from shared.access import actors
@@ -178,6 +179,27 @@ def test_owner_cannot_change_the_log(
     assert check(database, signer).faults == []
 
 
+GRANTS = (
+    "GRANT SELECT, INSERT, UPDATE (position, hash) ON audit_log TO audit_writer; "
+    "GRANT SELECT, INSERT, UPDATE ON audit_ends TO audit_writer; "
+    "GRANT EXECUTE ON FUNCTION minion_prune_audit TO audit_writer"
+)
+
+
+def test_role_with_few_rights_writes_seals_and_prunes(database: Engine, signer: Signer) -> None:
+    with database.connect() as connection:
+        connection.execute(text(f"CREATE ROLE audit_writer; {GRANTS}; SET LOCAL ROLE audit_writer"))
+        for target in ("t1", "t2"):
+            log.record(connection, ADMIN, "task.cancel", target, namespace="default")
+        head = chain.seal(connection, signer)
+        assert head is not None
+        for refused in ("DELETE FROM audit_log", "UPDATE audit_log SET actor = 'x'", "TRUNCATE audit_log"):
+            with pytest.raises(ProgrammingError, match="permission denied"), connection.begin_nested():
+                connection.execute(text(refused))
+        assert chain.prune(connection, signer, head) == 2
+        assert verify(connection, signer).faults == []
+
+
 # -------------------------------------------------------------------------------------------------------------- chain
 
 
@@ -326,6 +348,20 @@ def test_verification_finds(database: Engine, acts: Callable[..., None], signer:
     # It stays visible when the log is continued.
     acts("t6", "t7")
     assert check(database, signer).faults
+
+
+def test_chain_continues_behind_a_gap_when_its_head_is_gone(
+    database: Engine, acts: Callable[..., None], signer: Signer
+) -> None:
+    acts("t1", "t2")
+    with as_owner(database) as connection:
+        connection.execute(text(TAMPERING["tail cut, head removed"][0].replace("> 3", "> 1")))
+    with capture_logs() as logged:
+        acts("t3", "t4")
+        acts("t5")
+    assert [line["event"] for line in logged] == ["audit_head_not_valid"]
+    assert [row["position"] for row in read(database)] == [5, 4, 3, 1]
+    assert [fault.message for fault in check(database, signer).faults] == ["The row at position 2 is gone."]
 
 
 def test_faults_name_the_row(database: Engine, acts: Callable[..., None], signer: Signer) -> None:

@@ -218,7 +218,7 @@ def test_deletion_is_in_the_audit_log(database: Engine, run_tasks: Any, old_ids:
     with database.connect() as connection:
         [row] = log.list_rows(connection, AuditFilter(act="task.prune"), limit=10)
     assert row["actor"] == local_actor().key.name
-    assert row["target"].startswith("succeeded before ")
+    assert row["target"].startswith("failed before ")
     assert row["after"] == {"trees": 2, "tasks": 2, "first": str(first), "last": str(second)}
 
 
