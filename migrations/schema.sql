@@ -1262,7 +1262,7 @@ BEGIN
     ELSIF approver->>'key' = 'bootstrap' THEN
         SELECT 'bootstrap' AS id, 'bootstrap' AS name, 'admin' AS role INTO who;
     ELSIF approver->>'key' LIKE 'user:%' THEN
-        SELECT approver->>'key' AS id, approver->>'key' AS name, approver->>'role' AS role INTO who;
+        SELECT approver->>'key' AS id, approver->>'name' AS name, approver->>'role' AS role INTO who;
     ELSE
         SELECT k.id::text AS id, k.name, k.role INTO who FROM api_keys k
             WHERE k.id = (approver->>'key')::uuid AND k.revoked_at IS NULL AND COALESCE(k.expires_at > now(), true);

@@ -47,10 +47,12 @@ class Key:
 
     @property
     def identity(self) -> str:
-        """The key where keys are compared: its id, which a rotation keeps, or `bootstrap`; else `user:` and a name."""
+        """The key where keys are compared: its id, which a rotation keeps, or `bootstrap`; else `user:` and what does not
+        change about a user without a key.
+        """
         if self.is_bootstrap:
             return BOOTSTRAP
-        return f"user:{self.name}" if self.id is None else str(self.id)
+        return f"user:{self.subject or self.name}" if self.id is None else str(self.id)
 
     @property
     def title(self) -> str:

@@ -21,7 +21,7 @@ from shared.contracts.strict_model import Strict
 
 APPROVERS = ("approver", "admin")
 """The roles with the permission to decide; a test compares them with `shared.access.roles`."""
-KEY = r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99}|user:[^\x00-\x1f]{1,200})$"
+KEY = r"^([A-Za-z0-9][A-Za-z0-9._-]{0,99}|oidc:[^\x00-\x1f]{1,200})$"
 MOST_PEOPLE = 10
 EXAMPLE = "{properties: {amount: {exclusiveMinimum: 100}}}"
 
@@ -54,7 +54,7 @@ class Requirement(Strict):
 
     Attributes:
         roles: keys with one of these roles may decide, beside `keys`; without both, all that may decide about tasks.
-        keys: names or ids of keys that may decide; `user:NAME` is a user who has logged in without a key.
+        keys: names or ids of keys that may decide; `oidc:NAME` is a user who has logged in without a key.
         not_submitter: a key that submitted the task may not approve.
         people: the number of different keys that must approve the same arguments.
     """

@@ -45,12 +45,13 @@ class Approver(TypedDict):
 
     Attributes:
         key: `shared.access.actors.Key.identity`.
-        role: its role, which counts for a user without a key; that of a key is in its row.
+        name, role: they count for a user without a key; those of a key are in its row.
         rules: the positions of the policy's rules that apply to the arguments.
         judged: the proposal that they were chosen for.
     """
 
     key: str
+    name: str
     role: str
     rules: list[int]
     judged: str | None

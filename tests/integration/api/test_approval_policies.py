@@ -588,17 +588,18 @@ def test_orchestrators_of_release_0_2_cannot_decide(
 def test_user_without_a_key_is_neither_a_key_of_that_name_nor_the_administrator(
     client: Client, key: Open, policy: Any, waiting: Any
 ) -> None:
-    def decide(name: str, role: Role) -> str:
+    def decide(name: str, role: Role, subject: str | None = None) -> str:
         user = Key(
-            id=None, name=name, record=name, submitter=name, role=role, permissions=permissions_of(role), scope=Scope()
-        )
+            id=None, name=f"oidc:{name}", record=name, submitter=name, role=role, subject=subject or name,
+            permissions=permissions_of(role), scope=Scope(),
+        )  # fmt: skip
         with autocommit(get_engine()).connect() as connection:
             approver = judge(connection, task, 1, None, None, key=user)
         with transaction() as connection:
             return lifecycle.decide(connection, task, "approve", who=name, step=1, approver=approver).state
 
     key("ann")
-    policy(keys=["ann", "bootstrap", "user:bob@example.com"])
+    policy(keys=["ann", "bootstrap", "oidc:bob@example.com"])
     task = waiting()
     for name in ("ann", "bootstrap"):
         with pytest.raises(errors.Forbidden, match="may not decide"):
@@ -606,8 +607,8 @@ def test_user_without_a_key_is_neither_a_key_of_that_name_nor_the_administrator(
     assert decide("bob@example.com", Role.APPROVER) == "pending"
     policy(roles=["admin"], people=2)
     task = waiting()
-    assert decide("carl", Role.ADMIN) == "waiting"
-    assert decide("carl", Role.ADMIN) == "waiting"
+    assert decide("carl", Role.ADMIN, "248289761001") == "waiting"
+    assert decide("karl", Role.ADMIN, "248289761001") == "waiting"
     with pytest.raises(errors.Forbidden):
         decide("dora", Role.APPROVER)
     assert client.decide(task, "approve", step=1).state == "pending"
