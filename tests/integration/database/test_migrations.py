@@ -140,7 +140,7 @@ def in_processes(engine: Engine, code: str, number: int) -> list[str]:
 
 
 def test_processes_that_migrate_and_init_at_once_do_it_once(empty_database: Engine) -> None:
-    assert sorted(in_processes(empty_database, MIGRATE, 3)) == ["0006 0006", "0006 0006", "None 0006"]
+    assert sorted(in_processes(empty_database, MIGRATE, 3)) == ["0010 0010", "0010 0010", "None 0010"]
     assert sorted(in_processes(empty_database, INIT, 3)) == ["0", "0", "3"]
     with empty_database.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM agent_versions")) == 2
@@ -148,7 +148,7 @@ def test_processes_that_migrate_and_init_at_once_do_it_once(empty_database: Engi
 
 
 def test_second_migration_changes_nothing(database: Engine) -> None:
-    assert database_schema.migrate(database) == ("0006", "0006")
+    assert database_schema.migrate(database) == ("0010", "0010")
     assert [(c.kind, c.name, c.action) for c in defaults.init(database)] == [
         ("tool", "echo", "created"),
         ("agent", "assistant", "created"),
@@ -180,7 +180,7 @@ def test_failed_migration_reports_cause_and_releases_lock(empty_database: Engine
         assert connection.scalar(text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")) == 0
         assert connection.scalar(text("SELECT to_regclass('tasks')")) is None
         connection.execute(text("DROP TABLE workers"))
-    assert database_schema.migrate(empty_database) == (None, "0006")
+    assert database_schema.migrate(empty_database) == (None, "0010")
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def test_a_migration_that_meets_a_deadlock_starts_again(previous_schema: Engine)
         wait_until(lambda: waits_for_a_lock(previous_schema), "the migration waits for the table")
         other.execute(text("SELECT count(*) FROM tasks"))
         other.commit()
-        assert migration.result() == ("0004", "0006")
+        assert migration.result() == ("0004", "0010")
 
 
 def test_migration_locks_nothing_while_a_long_transaction_holds_a_table(
@@ -234,7 +234,7 @@ def test_migration_locks_nothing_while_a_long_transaction_holds_a_table(
         ended.set()
         other.rollback()
         monkeypatch.setattr(database_schema, "LOCK_TIMEOUT", 2.0)
-        assert migration.result() == ("0004", "0006")
+        assert migration.result() == ("0004", "0010")
     assert attempts == [True]
 
 
@@ -269,7 +269,7 @@ def test_locked_table_is_named_with_its_holder(previous_schema: Engine, monkeypa
         pid = other.scalar(text("SELECT pg_backend_pid() FROM tasks RIGHT JOIN (SELECT 1) one ON true"))
         with pytest.raises(Conflict, match=rf"nothing was changed. Open transactions: process {pid} \(report\), for"):
             database_schema.migrate(previous_schema)
-    assert database_schema.migrate(previous_schema) == ("0004", "0006")
+    assert database_schema.migrate(previous_schema) == ("0004", "0010")
 
 
 VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('steps_open_idx')"
@@ -284,7 +284,7 @@ def test_indexes_are_built_while_others_write(previous_schema: Engine, monkeypat
         upgrade(connection, *arguments, **options)
 
     monkeypatch.setattr(database_schema, "_upgrade", look)
-    assert database_schema.migrate(previous_schema) == ("0004", "0006")
+    assert database_schema.migrate(previous_schema) == ("0004", "0010")
     assert seen == [True]
 
 
@@ -299,7 +299,7 @@ def test_index_of_an_interrupted_migration_is_built_again(
             database_schema.migrate(previous_schema)
     with previous_schema.connect() as connection:
         assert connection.scalar(text(VALID)) is False
-    assert database_schema.migrate(previous_schema) == ("0004", "0006")
+    assert database_schema.migrate(previous_schema) == ("0004", "0010")
     with previous_schema.connect() as connection:
         assert connection.scalar(text(VALID)) is True
 
@@ -307,7 +307,7 @@ def test_index_of_an_interrupted_migration_is_built_again(
 def test_concurrent_migrations_build_the_indexes_once(previous_schema: Engine) -> None:
     with ThreadPoolExecutor(3) as threads:
         results = list(threads.map(database_schema.migrate, [previous_schema] * 3))
-    assert sorted(results) == [("0004", "0006"), ("0006", "0006"), ("0006", "0006")]
+    assert sorted(results) == [("0004", "0010"), ("0010", "0010"), ("0010", "0010")]
 
 
 SUBMIT_OF_0_1 = (
@@ -529,7 +529,7 @@ def test_workers_that_cannot_run_on_the_new_schema_are_named(
         with pytest.raises(Conflict, match=r"1 workers of a release before 0.2 are online: w \(0.1.9\)"):
             database_schema.migrate(empty_database)
     else:
-        assert database_schema.migrate(empty_database) == ("0003", "0006")
+        assert database_schema.migrate(empty_database) == ("0003", "0010")
 
 
 def test_alembics_own_command_line_finds_the_database(database: Engine, settings: Settings) -> None:
