@@ -560,6 +560,8 @@ CREATE TABLE statistics_state (
     id smallint DEFAULT '1'::smallint NOT NULL,
     counted_below bigint DEFAULT '0'::bigint NOT NULL,
     counted_at timestamp with time zone DEFAULT now() NOT NULL,
+    marked_below bigint DEFAULT '0'::bigint NOT NULL,
+    marked_at timestamp with time zone DEFAULT now() NOT NULL,
     gauges jsonb,
     gauges_at timestamp with time zone,
     CONSTRAINT statistics_state_one_check CHECK ((id = 1))

@@ -26,6 +26,7 @@ from orchestrator.maintenance.resumer import Resumer
 from orchestrator.maintenance.standing_budget_keeper import StandingBudgetKeeper
 from orchestrator.maintenance.waker import Waker
 from orchestrator.monitors import Monitors
+from orchestrator.observe.statistician import Statistician
 from orchestrator.retention.pruner import Pruner
 from orchestrator.schedules.scheduler import Scheduler
 from orchestrator.webhooks.deliverer import Webhooks
@@ -84,6 +85,7 @@ def make_loops(settings: Settings) -> list[Loop]:
         Ingress(settings, engine),
         Pruner(settings, engine),
         CacheKeeper(settings, engine),
+        Statistician(settings, engine),
         Webhooks(settings, engine),
         # The last one, because it also sends the events of loops that are stopping.
         monitors,

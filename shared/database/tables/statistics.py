@@ -90,7 +90,11 @@ class Statistic(Base):
 
 
 class StatisticsState(Base):
-    """The state of counting, one row: ends of all transactions below a number are counted; and the latest gauges."""
+    """The state of counting, one row: ends of all transactions below a number are counted; and the latest gauges.
+
+    All that had ended at `counted_at` is counted. At `marked_at` all transactions had numbers below `marked_below`: when
+    those are counted, `counted_at` moves there.
+    """
 
     __tablename__ = "statistics_state"
     __table_args__ = (CheckConstraint("id = 1", name="one"),)
@@ -98,5 +102,7 @@ class StatisticsState(Base):
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, server_default="1", autoincrement=False)
     counted_below: Mapped[int] = mapped_column(BigInteger, server_default="0")
     counted_at: Mapped[datetime] = mapped_column(server_default=NOW)
+    marked_below: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    marked_at: Mapped[datetime] = mapped_column(server_default=NOW)
     gauges: Mapped[dict[str, Any] | None]
     gauges_at: Mapped[datetime | None]
