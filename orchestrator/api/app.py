@@ -23,6 +23,7 @@ from orchestrator.api import (
     functions,
     health,
     keys,
+    metrics,
     problems,
     replays,
     rights,
@@ -34,7 +35,7 @@ from orchestrator.api import (
     webhooks,
     workers,
 )
-from orchestrator.api.auth import administrator, authorize, read_key
+from orchestrator.api.auth import administrator, authorize, read_key, read_metrics_token
 from orchestrator.api.body import BodyMemory
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
@@ -65,6 +66,7 @@ GUARDED = (
     capabilities,
     workers,
     keys,
+    metrics,
 )
 """The modules whose routes need an API key: `orchestrator.api.rights` has what it must be allowed to do."""
 POOL_SIZE = 10
@@ -94,6 +96,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.api_key = read_key(settings)
     app.state.administrator = administrator(app.state.api_key)
+    app.state.metrics_token = read_metrics_token(settings)
+    app.state.metrics_pages = metrics.MetricsPages()
     app.state.body_memory = BodyMemory(settings.api_memory_bytes)
     app.state.engine = _make_engine(settings)
     app.state.statements = autocommit(app.state.engine)

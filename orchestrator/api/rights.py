@@ -31,6 +31,8 @@ class Rule:
 
     permissions: tuple[Permission, ...]
     reach: Reach = Reach.TASKS
+    scraped: bool = False
+    """Whether the scrape token is enough."""
 
     def check(self, key: Key) -> None:
         """Raise Forbidden if a key may not use the endpoint."""
@@ -98,6 +100,7 @@ RULES: Mapping[str, Rule] = {
     "GET /v1/functions": _namespace(P.DEFINITIONS_READ),
     "GET /v1/functions/{name}": _namespace(P.DEFINITIONS_READ),
     "GET /v1/workers": Rule((P.OPERATIONS_READ,), Reach.INSTALLATION),
+    "GET /metrics": Rule((P.OPERATIONS_READ,), Reach.INSTALLATION, scraped=True),
     "GET /v1/pauses": OPERATE,
     "PUT /v1/pauses/{scope}/{name}": _namespace(P.LIMITS_WRITE),
     "DELETE /v1/pauses/{scope}/{name}": _namespace(P.LIMITS_WRITE),

@@ -162,8 +162,8 @@ def _tasks(pending: Any, others: Any) -> Gauges:
         name = (kept.get(capability, OTHER), state)
         samples[name] = samples.get(name, 0) + tasks
     return {
-        "minions_tasks": [({"capability": name, "state": state}, n) for (name, state), n in sorted(samples.items())],
-        "minions_tasks_waiting": [({"reason": reason}, n) for reason, n in sorted(reasons.items())],
+        "minions_open_tasks": [({"capability": name, "state": state}, n) for (name, state), n in sorted(samples.items())],
+        "minions_waiting_tasks": [({"reason": reason}, n) for reason, n in sorted(reasons.items())],
     }
 
 
