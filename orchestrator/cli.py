@@ -33,6 +33,7 @@ from orchestrator.commands import (
     schedules,
     secrets,
     standing_budgets,
+    stats,
     tasks,
     webhooks,
     workers,
@@ -57,7 +58,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Failed tasks", (replays,)),
     ("When tasks start", (rules, standing_budgets, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
-    ("Operation", (workers, keys, webhooks, doctor, prune, capacity)),
+    ("Operation", (workers, stats, keys, webhooks, doctor, prune, capacity)),
 )
 for group, modules in GROUPS:
     earlier = len(app.registered_commands), len(app.registered_groups)

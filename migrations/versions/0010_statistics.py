@@ -17,7 +17,7 @@ PHASE = "before"
 # `shared.database.schema` adds the columns and builds the indexes beforehand, while others use the tables. Rows that
 # ended before have no mark, and are not counted.
 MARKED = ("steps", "executions", "task_outcomes", "security_events", "webhook_deliveries")
-COLUMNS = {table: "ended_in bigint" for table in MARKED}
+COLUMNS = dict.fromkeys(MARKED, "ended_in bigint")
 INDEXES = {f"{table}_ended_in_idx": f"{table} (ended_in) WHERE ended_in IS NOT NULL" for table in MARKED}
 
 

@@ -30,6 +30,7 @@ from orchestrator.api import (
     rules,
     schedules,
     standing_budgets,
+    stats,
     stops,
     tasks,
     webhooks,
@@ -67,6 +68,7 @@ GUARDED = (
     workers,
     keys,
     metrics,
+    stats,
 )
 """The modules whose routes need an API key: `orchestrator.api.rights` has what it must be allowed to do."""
 POOL_SIZE = 10

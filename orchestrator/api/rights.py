@@ -97,6 +97,7 @@ RULES: Mapping[str, Rule] = {
     "GET /v1/agents": _tasks(P.AGENTS_READ),
     "GET /v1/agents/{name}": _tasks(P.AGENTS_READ),
     "GET /v1/capabilities": _tasks(P.AGENTS_READ),
+    "GET /v1/stats": READ,
     "GET /v1/functions": _namespace(P.DEFINITIONS_READ),
     "GET /v1/functions/{name}": _namespace(P.DEFINITIONS_READ),
     "GET /v1/workers": Rule((P.OPERATIONS_READ,), Reach.INSTALLATION),

@@ -40,15 +40,8 @@ STATE = text(
         FROM statistics_state FOR NO KEY UPDATE
     """
 )
-UNTIL = text(
-    "SELECT min(ended_in) FROM ("
-    + " UNION ALL ".join(
-        f"(SELECT ended_in FROM {table} WHERE ended_in >= :low AND ended_in < :high "  # noqa: S608
-        "ORDER BY ended_in OFFSET :most LIMIT 1)"
-        for table in MARKED
-    )
-    + ") AS nth"
-)
+NTH = "(SELECT ended_in FROM {} WHERE ended_in >= :low AND ended_in < :high ORDER BY ended_in OFFSET :most LIMIT 1)"
+UNTIL = text(f"SELECT min(ended_in) FROM ({' UNION ALL '.join(map(NTH.format, MARKED))}) AS nth")  # noqa: S608
 MOVE = text(
     """
     UPDATE statistics_state SET counted_below = :high, counted_at = :counted_at, marked_below = :marked_below,
@@ -181,8 +174,8 @@ def _known(connection: Connection, key: Key) -> Iterator[Key]:
 def _continue_elsewhere(connection: Connection, places: Places, state: Row[Any]) -> Progress:
     """Continue in another cluster, into which a dump was restored: its transactions have lower numbers.
 
-    What had ended and was not counted before the dump has the old numbers. What has ended here since has low ones, and a
-    later time than everything that was counted. The old marks are removed: they would be reached again some day.
+    What had ended and was not counted before the dump has the old numbers. What has ended here since has low ones, and
+    a later time than everything that was counted. The old marks are removed: they would be reached again some day.
     """
     log.warning("statistics_restored", counted_below=state.counted_below, transaction=state.next)
     _add(connection, places, low=state.counted_below, high=NO_BOUND)

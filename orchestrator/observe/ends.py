@@ -47,7 +47,7 @@ TASKS = _statement(f"""
         CROSS JOIN LATERAL (SELECT {_seconds("t.created_at", "o.finished_at")} AS run) d
         WHERE {RANGE.format(row="o", moment="finished_at")}
         GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
-""")
+""")  # noqa: S608
 # A task may start when it was accepted, or later: when it is due, or continues. A claim reads back the steps of earlier
 # claims. One that was cut off has read those before its own last step; if it has no step, none is counted.
 EXECUTIONS = _statement(f"""
@@ -62,7 +62,8 @@ EXECUTIONS = _statement(f"""
                     WHERE p.task_id = e.task_id AND p.type = 'task.pending' AND p.created_at <= e.started_at
                     ORDER BY p.number DESC LIMIT 1), t.created_at) AS since) due
         CROSS JOIN LATERAL (
-            SELECT {_seconds("e.started_at", "e.finished_at")} AS run, {_seconds("due.since", "e.started_at")} AS wait) d
+            SELECT {_seconds("e.started_at", "e.finished_at")} AS run,
+                   {_seconds("due.since", "e.started_at")} AS wait) d
         CROSS JOIN LATERAL (
             SELECT COALESCE(sum(c.cost_microdollars), 0) AS microdollars, count(*) AS steps FROM steps c
                 WHERE e.claim > 1 AND c.task_id = e.task_id AND c.claim < e.claim AND c.status = 'finished'
@@ -71,7 +72,7 @@ EXECUTIONS = _statement(f"""
                         SELECT max(l.number) FROM steps l WHERE l.task_id = e.task_id AND l.claim = e.claim))) r
         WHERE {RANGE.format(row="e", moment="finished_at")}
         GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
-""")
+""")  # noqa: S608
 STEPS = _statement(f"""
     SELECT {HOUR.format(end="p.finished_at")}, {OWNER}, p.status AS outcome, p.kind AS step,
            CASE WHEN p.kind = 'wait' THEN '' ELSE p.name END AS name, COALESCE(f.name, '') AS function,
@@ -88,7 +89,7 @@ STEPS = _statement(f"""
         {OF_TASK.format(row="p")} LEFT JOIN function_versions f ON f.id = p.function_version_id
         CROSS JOIN LATERAL (SELECT {_seconds("p.started_at", "p.finished_at")} AS run) d
         GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
-""")
+""")  # noqa: S608
 SECURITY = text(f"""
     SELECT date_trunc('hour', LEAST(x.created_at, now()), 'UTC') AS bucket, f.namespace, v.name AS function,
            v.number AS version, x.kind AS outcome, count(*) AS count
@@ -96,14 +97,14 @@ SECURITY = text(f"""
         JOIN functions f ON f.id = v.function_id
         WHERE {RANGE.format(row="x", moment="created_at")}
         GROUP BY 1, 2, 3, 4, 5
-""")
+""")  # noqa: S608
 WEBHOOKS = text(f"""
     SELECT date_trunc('hour', LEAST(x.finished_at, now()), 'UTC') AS bucket, w.namespace, w.name, x.status AS outcome,
            count(*) AS count
         FROM webhook_deliveries x JOIN webhooks w ON w.id = x.webhook_id
         WHERE x.status <> 'pending' AND {RANGE.format(row="x", moment="finished_at")}
         GROUP BY 1, 2, 3, 4
-""")
+""")  # noqa: S608
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ OTHER = "other"
 PEOPLE = ("approval", "answer")
 MOST_DEAD_LETTERS = 10_000
 
-# Pending tasks by the reason that `minion why` gives. Each queue (of a capability, namespace, tenant and agent) has one,
+# Pending tasks by the reason that `minion why` gives. Each queue (of a capability, namespace, tenant, agent) has one,
 # but for the tasks that wait for their turn in a conversation. `since`: when the first in line was accepted, or due.
 PENDING = text(
     """
@@ -162,7 +162,9 @@ def _tasks(pending: Any, others: Any) -> Gauges:
         name = (kept.get(capability, OTHER), state)
         samples[name] = samples.get(name, 0) + tasks
     return {
-        "minions_open_tasks": [({"capability": name, "state": state}, n) for (name, state), n in sorted(samples.items())],
+        "minions_open_tasks": [
+            ({"capability": name, "state": state}, n) for (name, state), n in sorted(samples.items())
+        ],
         "minions_waiting_tasks": [({"reason": reason}, n) for reason, n in sorted(reasons.items())],
     }
 

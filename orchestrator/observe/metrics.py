@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from sqlalchemy import Connection, RowMapping, text
+from sqlalchemy import Connection, text
 
 from orchestrator.observe import histogram
 from orchestrator.observe.gauges import OTHER, Gauges
@@ -126,9 +126,7 @@ HISTOGRAMS = (
         "waits",
         "wait_microseconds",
     ),
-    Histogram(
-        "minions_run_seconds", "Run time of claims.", "execution", ("capability",), "runs", "run_microseconds"
-    ),
+    Histogram("minions_run_seconds", "Run time of claims.", "execution", ("capability",), "runs", "run_microseconds"),
     Histogram(
         "minions_model_call_seconds",
         "Duration of model calls.",
@@ -184,15 +182,15 @@ def read(connection: Connection) -> list[Metric]:
     """Return all metrics."""
     rows = connection.execute(TOTALS).mappings().all()
     state = connection.execute(STATE).mappings().one_or_none()
-    by_kind: dict[str, list[RowMapping]] = defaultdict(list)
+    by_kind: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        by_kind[row["kind"]].append(row)
+        by_kind[row["kind"]].append(dict(row))
     found: list[Metric] = [_counter(counter, by_kind[counter.kind]) for counter in COUNTERS]
     found.append(_tokens(by_kind["step"]))
     found += [_histogram(each, by_kind[each.kind]) for each in HISTOGRAMS]
     if state is not None:
         found += _gauges(state["gauges"] or {})
-        found += _ages(state)
+        found += _ages(dict(state))
     return found
 
 

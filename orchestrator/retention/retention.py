@@ -58,9 +58,11 @@ WINDOW_END = text(
     "SELECT task_id FROM (SELECT task_id FROM task_status WHERE state = :state AND task_id > :after "
     "AND task_id < :young ORDER BY task_id LIMIT :window) w ORDER BY task_id DESC LIMIT 1"
 )
+# What ended in an earlier transaction is counted. The end of a sub-task also ends a step of its parent.
+COUNTED = "(SELECT COALESCE(max(counted_below), 0) FROM statistics_state)"
 # Each table has its own bound: the planner does not derive one bound from the other.
 CHOOSE = text(
-    """
+    f"""
     SELECT s.task_id FROM task_status s JOIN tasks t ON t.id = s.task_id JOIN task_outcomes o ON o.task_id = s.task_id
         WHERE s.state = :state AND s.task_id > :after AND s.task_id <= :until
           AND t.id > :after AND t.id <= :until AND o.task_id > :after AND o.task_id <= :until
@@ -70,14 +72,12 @@ CHOOSE = text(
           AND NOT EXISTS (SELECT 1 FROM standing_reservations r JOIN tasks c ON c.id = r.task_id
                               WHERE c.root_id = t.id)
           AND NOT EXISTS (SELECT 1 FROM tasks m JOIN task_outcomes e ON e.task_id = m.id
-                              WHERE m.root_id = t.id AND e.ended_in >= :counted)
+                              WHERE m.root_id = t.id AND e.ended_in >= {COUNTED})
           AND NOT EXISTS (SELECT 1 FROM tasks m JOIN webhook_deliveries d ON d.task_id = m.id
-                              WHERE m.root_id = t.id AND d.ended_in >= :counted)
+                              WHERE m.root_id = t.id AND d.ended_in >= {COUNTED})
         ORDER BY s.task_id LIMIT :most FOR UPDATE OF s SKIP LOCKED
-    """
+    """  # noqa: S608
 ).bindparams(bindparam("final", type_=ARRAY(TEXT)))
-# Everything that ended in an earlier transaction is counted. The end of a sub-task also ends a step of its parent.
-COUNTED = text("SELECT COALESCE(max(counted_below), 0) FROM statistics_state")
 SIZES = _statement("SELECT root_id, count(*) AS size FROM tasks WHERE root_id = ANY (:roots) GROUP BY root_id")
 RECORDS = _statement(
     """
@@ -192,15 +192,7 @@ def _walk(
         until: UUID | None = connection.scalar(WINDOW_END, walk)
         if until is None:
             return _Stretch(None)
-        counted = connection.scalar(COUNTED)
-        values = {
-            **walk,
-            "until": until,
-            "before": before,
-            "final": sorted(FINAL),
-            "counted": counted,
-            "most": MAX_TREES,
-        }
+        values = {**walk, "until": until, "before": before, "final": sorted(FINAL), "most": MAX_TREES}
         found = list(connection.scalars(CHOOSE, values))
         if not found:
             return _Stretch(until)

@@ -92,8 +92,8 @@ class Statistic(Base):
 class StatisticsState(Base):
     """The state of counting, one row: ends of all transactions below a number are counted; and the latest gauges.
 
-    All that had ended at `counted_at` is counted. At `marked_at` all transactions had numbers below `marked_below`: when
-    those are counted, `counted_at` moves there.
+    All that had ended at `counted_at` is counted. At `marked_at` all transactions had numbers below `marked_below`:
+    when those are counted, `counted_at` moves there.
     """
 
     __tablename__ = "statistics_state"

@@ -37,7 +37,8 @@ AGE = "UPDATE task_outcomes SET finished_at = finished_at - interval '1 year'"
 def totals(engine: Engine, kind: str = "task", *by: str, grain: str = "total") -> Counter[Any]:
     """Return the counts of a kind by some of its columns."""
     columns = ", ".join(by) or "outcome"
-    sql = f"SELECT {columns}, sum(count)::integer FROM statistics WHERE kind = :kind AND grain = :grain GROUP BY {columns}"
+    chosen = "statistics WHERE kind = :kind AND grain = :grain"
+    sql = f"SELECT {columns}, sum(count)::integer FROM {chosen} GROUP BY {columns}"
     with engine.connect() as connection:
         rows = connection.execute(text(sql), {"kind": kind, "grain": grain}).all()
     return Counter({row[0] if len(row) == 2 else tuple(row[:-1]): row[-1] for row in rows})
@@ -103,7 +104,7 @@ def test_late_commit_is_counted_once(driver: LifecycleDriver) -> None:
 
 def test_age_grows_while_a_foreign_transaction_holds_counting_back(driver: LifecycleDriver, settings: Settings) -> None:
     catch_up(driver.engine)
-    driver.sql("UPDATE statistics_state SET counted_at = now() - interval '2 minutes', marked_below = :high", high=2**60)
+    driver.sql("UPDATE statistics_state SET counted_at = now() - interval '2 min', marked_below = :high", high=2**60)
     statistician = Statistician(settings, driver.engine)
     with driver.engine.connect() as holder:
         holder.execute(text("SET application_name = 'report'"))
@@ -222,7 +223,8 @@ def old(driver: LifecycleDriver) -> None:
         connection.execute(text("SET LOCAL session_replication_role = replica"))
         connection.execute(text(AGE))
         for table, column in (("tasks", "id"), ("tasks", "root_id"), *((name, "task_id") for name in OF_TASKS)):
-            connection.execute(text(f"UPDATE {table} SET {column} = overlay({column}::text PLACING '0190' FROM 1)::uuid"))
+            older = f"overlay({column}::text PLACING '0190' FROM 1)::uuid"
+            connection.execute(text(f"UPDATE {table} SET {column} = {older}"))
 
 
 OF_TASKS = ("task_status", "task_outcomes", "executions", "steps", "task_events")
@@ -244,10 +246,13 @@ def test_retried_step_counts_as_often_as_it_ended(driver: LifecycleDriver) -> No
     catch_up(driver.engine)
     assert totals(driver.engine, "step") == {"failed": 2, "finished": 1}
     assert driver.sql("SELECT count(*) FROM retried_steps") == 0
-    assert driver.sql(
-        "SELECT (input_tokens, output_tokens, microdollars)::text FROM statistics "
-        "WHERE kind = 'step' AND grain = 'total' AND outcome = 'finished' AND name = 'm'"
-    ) == "(7,3,11)"
+    assert (
+        driver.sql(
+            "SELECT (input_tokens, output_tokens, microdollars)::text FROM statistics "
+            "WHERE kind = 'step' AND grain = 'total' AND outcome = 'finished' AND name = 'm'"
+        )
+        == "(7,3,11)"
+    )
 
 
 def test_steps_that_a_claim_read_back_are_saved_dollars(driver: LifecycleDriver) -> None:
@@ -307,7 +312,8 @@ def test_clock_that_jumped_makes_no_hour_of_the_future(driver: LifecycleDriver) 
     driver.finish(task)
     catch_up(driver.engine)
     assert totals(driver.engine, "step", grain="hour") == {"finished": 2}
-    assert driver.sql("SELECT bool_and(bucket BETWEEN now() - interval '2 h' AND now()) FROM statistics WHERE grain = 'hour'")
+    recent = "bucket BETWEEN now() - interval '2 h' AND now()"
+    assert driver.sql(f"SELECT bool_and({recent}) FROM statistics WHERE grain = 'hour'")
 
 
 def test_restore_into_another_cluster_counts_nothing_twice(driver: LifecycleDriver) -> None:
