@@ -52,9 +52,7 @@ def counted(driver: LifecycleDriver) -> LifecycleDriver:
 
 def items(answer: httpx2.Response, *by: str) -> dict[Any, dict[str, Any]]:
     assert answer.status_code == 200, answer.text
-    return {
-        item[by[0]] if len(by) == 1 else tuple(item[name] for name in by): item for item in answer.json()["items"]
-    }
+    return {item[by[0]] if len(by) == 1 else tuple(item[name] for name in by): item for item in answer.json()["items"]}
 
 
 def test_stats_by_agent(http: httpx2.Client, counted: LifecycleDriver) -> None:
@@ -190,3 +188,22 @@ def test_task_ids_are_not_in_statistics(counted: LifecycleDriver, database: Engi
     columns = counted.sql("SELECT string_agg(to_jsonb(s)::text, ' ') FROM statistics s")
     tasks: UUID = counted.sql("SELECT id FROM tasks LIMIT 1")
     assert str(tasks) not in columns
+
+
+def test_scale_says_how_many_workers_a_capability_needs(http: httpx2.Client, counted: LifecycleDriver) -> None:
+    path = "/v1/capabilities/work/scale"
+    assert http.get(path).json()["desired"] == 1, "there was work this hour"
+    counted.sql("UPDATE workers SET status = 'stopped'")
+    for number in range(5):
+        counted.submit("A", key=str(number))
+    counted.dispatch()
+    counted.sql("UPDATE statistics SET run_microseconds = count * 30000000")
+    found = http.get(path).json()
+    assert (found["backlog"], found["workers"], found["run_seconds"]) == (5, 0, 30.0)
+    assert found["desired"] == 3, "each slot runs two of them in a minute"
+    assert http.get(path, params={"slots": 4}).json()["desired"] == 1
+    assert http.get(path, params={"wait_seconds": 30}).json()["desired"] == 5
+    counted.sql("INSERT INTO pauses (scope, name) VALUES ('key', '1')")
+    assert http.get(path).json()["backlog"] == 4
+    assert http.get("/v1/capabilities/unknown/scale").status_code == 404
+    assert http.get(path, params={"most": 0}).status_code == 422
