@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 
@@ -71,8 +72,8 @@ class Cluster:
 
     def turns(self) -> int:
         """Return how often the number of workers changed its direction."""
-        changes = [b - a for a, b in zip(self.sizes, self.sizes[1:], strict=False) if a != b]
-        return sum((a > 0) != (b > 0) for a, b in zip(changes, changes[1:], strict=False))
+        changes = [b - a for a, b in pairwise(self.sizes) if a != b]
+        return sum((a > 0) != (b > 0) for a, b in pairwise(changes))
 
 
 def poisson(seconds: random.Random, mean: float) -> int:
