@@ -27,10 +27,57 @@ MOST_CAPABILITIES = 200
 OTHER = "other"
 PEOPLE = ("approval", "answer")
 MOST_DEAD_LETTERS = 10_000
+MOST_LINES = 10_000
+"""Queues that are looked at for their first task."""
 
-# Pending tasks by the reason that `minion why` gives. Each queue (of a capability, namespace, tenant, agent) has one,
-# but for the tasks that wait for their turn in a conversation. `since`: when the first in line was accepted, or due.
+HAS_RULES = text("SELECT EXISTS (SELECT FROM pauses) OR EXISTS (SELECT FROM limits) OR EXISTS (SELECT FROM rate_holds)")
+# Pending tasks by the reason that `minion why` gives, and `since` when the first in line were accepted, or due. Without
+# pauses, limits and holds, tasks of a capability have one reason, but for those that wait for their turn in a
+# conversation: the tasks are counted in the index, and no more is read of them. Each queue (of a capability, namespace,
+# tenant and agent) is looked at for its first task.
 PENDING = text(
+    """
+    WITH RECURSIVE names AS (
+        SELECT min(capability) AS capability FROM task_status WHERE state = 'pending'
+        UNION ALL
+        SELECT (SELECT min(p.capability) FROM task_status p WHERE p.state = 'pending' AND p.capability > n.capability)
+            FROM names n WHERE n.capability IS NOT NULL
+    ), lines AS (
+        (SELECT capability, namespace, key, agent_name, rank, priority FROM task_status
+            WHERE state = 'pending' AND capability IS NOT NULL
+            ORDER BY capability, namespace, key, agent_name, rank, task_id LIMIT 1)
+        UNION ALL
+        SELECT n.* FROM lines l CROSS JOIN LATERAL (
+            SELECT p.capability, p.namespace, p.key, p.agent_name, p.rank, p.priority FROM task_status p
+                WHERE p.state = 'pending' AND (p.capability, p.namespace, p.key, p.agent_name)
+                    > (l.capability, l.namespace, l.key, l.agent_name)
+                ORDER BY p.capability, p.namespace, p.key, p.agent_name, p.rank, p.task_id LIMIT 1) n
+    ), first AS (
+        SELECT capability, min(rank + priority * 60000000::bigint) FILTER (WHERE rank < minion_parked()) AS since
+            FROM (SELECT * FROM lines LIMIT :most_lines) l GROUP BY capability
+    ), live AS MATERIALIZED (
+        SELECT DISTINCT c.name FROM workers w, unnest(w.capabilities) AS c (name)
+            WHERE w.status = 'online' AND w.last_seen > now() - CAST(:lease AS interval)
+    ), counted AS (
+        SELECT n.capability,
+               CASE WHEN n.capability IN (SELECT name FROM live) THEN 'in_line' ELSE 'unserved' END AS reason,
+               (SELECT count(*) FROM task_status p
+                    WHERE p.state = 'pending' AND p.capability = n.capability) AS tasks,
+               (SELECT count(*) FROM task_status p WHERE p.state = 'pending' AND p.capability = n.capability
+                    AND p.rank = 9000000000000000000) AS parked
+            FROM names n WHERE n.capability IS NOT NULL
+        UNION ALL
+        SELECT '', 'not_routed', count(*), 0 FROM task_status WHERE state = 'pending' AND capability IS NULL
+    )
+    SELECT c.capability, r.reason, r.tasks,
+           CASE WHEN r.reason <> 'turn' THEN to_timestamp(f.since / 1e6) END AS since
+        FROM counted c LEFT JOIN first f USING (capability) CROSS JOIN LATERAL (
+            VALUES (c.reason, c.tasks - c.parked), ('turn', c.parked)) AS r (reason, tasks)
+        WHERE r.tasks > 0
+    """
+)
+# The same with rules: each queue has its reason.
+PENDING_WITH_RULES = text(
     """
     WITH lines AS MATERIALIZED (
         SELECT capability, namespace, key, agent_name, count(*) AS tasks,
@@ -122,11 +169,12 @@ NOW = text("SELECT clock_timestamp()")
 def read(connection: Connection, settings: Settings) -> Gauges:
     """Return the gauges of this moment."""
     gauges: Gauges = {}
-    values = {"lease": timedelta(seconds=settings.lease_seconds)}
+    values = {"lease": timedelta(seconds=settings.lease_seconds), "most_lines": MOST_LINES}
     began = time.monotonic()
     now = connection.execute(NOW).scalar_one()
     gauges["minions_postgres_ping_seconds"] = [({}, time.monotonic() - began)]
-    pending = connection.execute(PENDING, values).mappings().all()
+    rules = connection.execute(HAS_RULES).scalar_one()
+    pending = connection.execute(PENDING_WITH_RULES if rules else PENDING, values).mappings().all()
     others = connection.execute(OTHERS).mappings().all()
     gauges |= _tasks(pending, others)
     gauges |= _ages(pending, others, now)

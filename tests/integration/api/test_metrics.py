@@ -212,15 +212,20 @@ def test_pending_tasks_have_the_reasons_of_why(driver: LifecycleDriver, settings
     driver.submit("B", key="acme")
     for number in range(3):
         driver.submit("A", conversation_id="c", key=str(number))
-    driver.sql("INSERT INTO pauses (scope, name) VALUES ('agent', 'B')")
     driver.sql("UPDATE workers SET status = 'stopped'")
     driver.dispatch()
+    assert samples(measure(driver, settings), "minions_waiting_tasks") == {("unserved",): 3, ("turn",): 2}
+    driver.sql("INSERT INTO pauses (scope, name) VALUES ('agent', 'B')")
     page = measure(driver, settings)
     assert samples(page, "minions_waiting_tasks") == {("unserved",): 2, ("paused",): 1, ("turn",): 2}
     assert samples(page, "minions_oldest_pending_seconds")[("work",)] > 0
     driver.sql("UPDATE task_status SET rank = rank - 3600000000::bigint WHERE agent_name = 'B'")
-    page = measure(driver, settings)
-    assert samples(page, "minions_oldest_pending_seconds")[("work",)] == pytest.approx(3600, abs=100)
+    for paused in (True, False):
+        page = measure(driver, settings)
+        assert samples(page, "minions_oldest_pending_seconds")[("work",)] == pytest.approx(3600, abs=100), paused
+        driver.sql("DELETE FROM pauses")
+    driver.submit(None, messages=[{"role": "user", "content": "Which agent?"}])
+    assert samples(measure(driver, settings), "minions_waiting_tasks")[("not_routed",)] == 1
 
 
 def test_limits_are_a_reason(driver: LifecycleDriver, settings: Settings) -> None:
