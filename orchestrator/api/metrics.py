@@ -15,6 +15,7 @@ from orchestrator.observe import metrics
 
 VALID_SECONDS = 1.0
 OPENMETRICS = "application/openmetrics-text"
+PAGE = {"type": "string", "examples": ["# TYPE minions_redis_up gauge\nminions_redis_up 1.0\n"]}
 
 router = APIRouter(tags=["metrics"])
 
@@ -44,7 +45,7 @@ class MetricsPages:
 @router.get(
     "/metrics",
     response_class=Response,
-    responses={200: {"content": {"text/plain": {}, "application/openmetrics-text": {}}}},
+    responses={200: {"content": {"text/plain": {"schema": PAGE}, OPENMETRICS: {"schema": PAGE}}}},
 )
 def show_metrics(request: Request, database: Statements) -> Response:
     """Metrics in Prometheus' text format, or in OpenMetrics if `Accept` prefers it.
