@@ -3,8 +3,8 @@
     python -m benchmarks.metrics [--tasks N] [--rounds N]
 
 Rows are created by SQL, on a private PostgreSQL. Processor time is that of PostgreSQL's process for the connection. A
-task is accepted, dispatched, claimed and finished with one step, with and without marks, in alternating rounds; then the
-marks are counted. Compare the shares.
+task is accepted, dispatched, claimed and finished with one step, with and without marks, in alternating rounds; then
+the marks are counted. Compare the shares.
 """
 
 from __future__ import annotations

@@ -538,8 +538,6 @@ CREATE TABLE statistics (
     function text DEFAULT ''::text NOT NULL,
     folded boolean DEFAULT false NOT NULL,
     count bigint DEFAULT '0'::bigint NOT NULL,
-    run_microseconds bigint DEFAULT '0'::bigint NOT NULL,
-    wait_microseconds bigint DEFAULT '0'::bigint NOT NULL,
     microdollars bigint DEFAULT '0'::bigint NOT NULL,
     saved_microdollars bigint DEFAULT '0'::bigint NOT NULL,
     saved_steps bigint DEFAULT '0'::bigint NOT NULL,
@@ -548,6 +546,8 @@ CREATE TABLE statistics (
     cache_read_tokens bigint DEFAULT '0'::bigint NOT NULL,
     cache_write_tokens bigint DEFAULT '0'::bigint NOT NULL,
     cached bigint DEFAULT '0'::bigint NOT NULL,
+    run_seconds double precision DEFAULT '0'::double precision NOT NULL,
+    wait_seconds double precision DEFAULT '0'::double precision NOT NULL,
     runs bigint[] DEFAULT '{}'::bigint[] NOT NULL,
     waits bigint[] DEFAULT '{}'::bigint[] NOT NULL,
     CONSTRAINT statistics_grain_check CHECK ((grain = ANY (ARRAY['total'::text, 'hour'::text, 'day'::text]))),
@@ -3278,7 +3278,7 @@ END $$;
 CREATE FUNCTION minion_used(usage jsonb, name text) RETURNS bigint
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     AS $$
-    SELECT CASE jsonb_typeof(usage->name) WHEN 'number' THEN LEAST(GREATEST((usage->name)::numeric, 0), 1e15)::bigint
+    SELECT CASE jsonb_typeof(usage->name) WHEN 'number' THEN LEAST(GREATEST((usage->name)::numeric, 0), 1e12)::bigint
                 ELSE 0 END
 $$;
 

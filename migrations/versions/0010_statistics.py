@@ -60,8 +60,6 @@ def keep_statistics() -> None:
     texts = ("agent", "capability", "tenant", "outcome", "step", "name", "function")
     sums = (
         "count",
-        "run_microseconds",
-        "wait_microseconds",
         "microdollars",
         "saved_microdollars",
         "saved_steps",
@@ -85,6 +83,8 @@ def keep_statistics() -> None:
         *(sa.Column(name, sa.Text(), server_default="", nullable=False) for name in texts[1:]),
         sa.Column("folded", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         *(sa.Column(name, sa.BigInteger(), server_default="0", nullable=False) for name in sums),
+        sa.Column("run_seconds", sa.Double(), server_default="0", nullable=False),
+        sa.Column("wait_seconds", sa.Double(), server_default="0", nullable=False),
         sa.Column("runs", histogram, server_default=sa.text("'{}'::bigint[]"), nullable=False),
         sa.Column("waits", histogram, server_default=sa.text("'{}'::bigint[]"), nullable=False),
         sa.PrimaryKeyConstraint(*key, name="statistics_pkey"),

@@ -27,6 +27,9 @@ OF_TASK = """
     JOIN tasks t ON t.id = {row}.task_id JOIN task_status s ON s.task_id = t.id
     LEFT JOIN agent_versions v ON v.id = t.agent_version_id
 """
+LONGEST_SECONDS = "1e9"
+MOST_MICRODOLLARS = 10**12
+"""Of a step: no sum overflows, whatever a worker wrote."""
 STEP = "task_id, kind, name, status, usage, cost_microdollars, function_version_id, started_at, finished_at"
 
 
@@ -35,14 +38,16 @@ def _statement(sql: str) -> TextClause:
 
 
 def _seconds(begin: str, end: str) -> str:
-    return f"GREATEST(extract(epoch FROM {end} - {begin}), 0)::float8"
+    """A duration: none is negative, or longer than a worker's wrong clock should make it."""
+    measured = f"LEAST(GREATEST(extract(epoch FROM {end} - {begin}), 0), {LONGEST_SECONDS})::float8"
+    return f"CASE WHEN isfinite({begin}) AND isfinite({end}) THEN {measured} ELSE 0 END"
 
 
 TASKS = _statement(f"""
     SELECT {HOUR.format(end="o.finished_at")}, {OWNER}, o.state AS outcome,
            CASE WHEN o.state = 'failed' THEN COALESCE(o.error_fingerprint, '') END AS fingerprint,
            CASE WHEN o.state = 'failed' THEN COALESCE(o.error->>'type', '') END AS error,
-           width_bucket(d.run, :bounds) AS run, count(*) AS count, sum(d.run * 1e6)::bigint AS run_microseconds
+           width_bucket(d.run, :bounds) AS run, count(*) AS count, sum(d.run) AS run_seconds
         FROM task_outcomes o {OF_TASK.format(row="o")}
         CROSS JOIN LATERAL (SELECT {_seconds("t.created_at", "o.finished_at")} AS run) d
         WHERE {RANGE.format(row="o", moment="finished_at")}
@@ -53,7 +58,7 @@ TASKS = _statement(f"""
 EXECUTIONS = _statement(f"""
     SELECT {HOUR.format(end="e.finished_at")}, {OWNER}, e.outcome,
            width_bucket(d.run, :bounds) AS run, width_bucket(d.wait, :bounds) AS wait, count(*) AS count,
-           sum(d.run * 1e6)::bigint AS run_microseconds, sum(d.wait * 1e6)::bigint AS wait_microseconds,
+           sum(d.run) AS run_seconds, sum(d.wait) AS wait_seconds,
            sum(r.microdollars)::bigint AS saved_microdollars, sum(r.steps)::bigint AS saved_steps
         FROM executions e {OF_TASK.format(row="e")}
         CROSS JOIN LATERAL (
@@ -65,7 +70,9 @@ EXECUTIONS = _statement(f"""
             SELECT {_seconds("e.started_at", "e.finished_at")} AS run,
                    {_seconds("due.since", "e.started_at")} AS wait) d
         CROSS JOIN LATERAL (
-            SELECT COALESCE(sum(c.cost_microdollars), 0) AS microdollars, count(*) AS steps FROM steps c
+            SELECT COALESCE(sum(LEAST(c.cost_microdollars, {MOST_MICRODOLLARS})), 0) AS microdollars,
+                   count(*) AS steps
+                FROM steps c
                 WHERE e.claim > 1 AND c.task_id = e.task_id AND c.claim < e.claim AND c.status = 'finished'
                   AND c.copied_from IS NULL
                   AND (e.outcome IN ('succeeded', 'failed', 'retried', 'suspended') OR c.number < (
@@ -76,8 +83,8 @@ EXECUTIONS = _statement(f"""
 STEPS = _statement(f"""
     SELECT {HOUR.format(end="p.finished_at")}, {OWNER}, p.status AS outcome, p.kind AS step,
            CASE WHEN p.kind = 'wait' THEN '' ELSE p.name END AS name, COALESCE(f.name, '') AS function,
-           width_bucket(d.run, :bounds) AS run, count(*) AS count, sum(d.run * 1e6)::bigint AS run_microseconds,
-           sum(p.cost_microdollars)::bigint AS microdollars,
+           width_bucket(d.run, :bounds) AS run, count(*) AS count, sum(d.run) AS run_seconds,
+           sum(LEAST(p.cost_microdollars, {MOST_MICRODOLLARS}))::bigint AS microdollars,
            sum(minion_used(p.usage, 'input_tokens'))::bigint AS input_tokens,
            sum(minion_used(p.usage, 'output_tokens'))::bigint AS output_tokens,
            sum(minion_used(p.usage, 'cache_read_input_tokens'))::bigint AS cache_read_tokens,

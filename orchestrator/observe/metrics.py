@@ -49,7 +49,7 @@ class Histogram:
     kind: str
     labels: Labels
     counts: str
-    microseconds: str
+    seconds: str
     only: Callable[[Row], bool] = lambda row: True
 
 
@@ -116,7 +116,7 @@ HISTOGRAMS = (
         "task",
         ("capability",),
         "runs",
-        "run_microseconds",
+        "run_seconds",
     ),
     Histogram(
         "minions_wait_seconds",
@@ -124,16 +124,16 @@ HISTOGRAMS = (
         "execution",
         ("capability",),
         "waits",
-        "wait_microseconds",
+        "wait_seconds",
     ),
-    Histogram("minions_run_seconds", "Run time of claims.", "execution", ("capability",), "runs", "run_microseconds"),
+    Histogram("minions_run_seconds", "Run time of claims.", "execution", ("capability",), "runs", "run_seconds"),
     Histogram(
         "minions_model_call_seconds",
         "Duration of model calls.",
         "step",
         ("model",),
         "runs",
-        "run_microseconds",
+        "run_seconds",
         _model_call,
     ),
 )
@@ -236,7 +236,7 @@ def _histogram(described: Histogram, rows: Iterable[Row]) -> Metric:
     for row in filter(described.only, rows):
         labels = _labels(described.kind, described.labels, row)
         counts[labels].append(row[described.counts])
-        sums[labels] += row[described.microseconds] * MICRO
+        sums[labels] += row[described.seconds]
     family = HistogramMetricFamily(described.name, described.help, labels=described.labels)
     for labels in sorted(counts):
         family.add_metric(labels, histogram.exposed(histogram.add(counts[labels])), sums[labels])

@@ -44,9 +44,9 @@ LOAD = text(
            (SELECT count(*) FROM task_status WHERE state = 'queued' AND capability = :capability) AS queued,
            (SELECT count(*) FROM task_status WHERE state = 'running' AND capability = :capability) AS running,
            w.workers, w.slots,
-           (SELECT sum(run_microseconds) / sum(count) / 1e6 FROM statistics
+           (SELECT sum(run_seconds) / sum(count) FROM statistics
                WHERE grain = 'hour' AND kind = 'execution' AND bucket > now() - interval '6 hours'
-                 AND capability = :capability)::float8 AS run_seconds,
+                 AND capability = :capability) AS run_seconds,
            d.this_hour, d.last_hour, extract(epoch FROM now() - d.began)::float8 AS elapsed,
            EXISTS (SELECT FROM workers WHERE :capability = ANY (capabilities)) OR EXISTS (
                SELECT FROM agents a JOIN agent_versions v ON v.id = a.active_version_id
@@ -54,8 +54,8 @@ LOAD = text(
         FROM (SELECT count(*) AS workers, COALESCE(sum(slots), 0)::bigint AS slots FROM workers
                   WHERE status = 'online' AND last_seen > now() - CAST(:lease AS interval)
                     AND :capability = ANY (capabilities)) AS w
-        CROSS JOIN (SELECT began, COALESCE(sum(run_microseconds) FILTER (WHERE bucket >= began), 0) / 1e6 AS this_hour,
-                           COALESCE(sum(run_microseconds) FILTER (WHERE bucket < began), 0) / 1e6 AS last_hour
+        CROSS JOIN (SELECT began, COALESCE(sum(run_seconds) FILTER (WHERE bucket >= began), 0) AS this_hour,
+                           COALESCE(sum(run_seconds) FILTER (WHERE bucket < began), 0) AS last_hour
                         FROM date_trunc('hour', now(), 'UTC') AS began LEFT JOIN statistics
                             ON grain = 'hour' AND kind = 'execution' AND capability = :capability
                                AND bucket >= began - interval '1 hour'
@@ -115,7 +115,7 @@ def load_of(connection: Connection, capability: str, *, lease: float) -> Load:
         backlog=row.pending + row.queued,
         running=row.running,
         run_seconds=row.run_seconds,
-        demand=mean_running(float(row.this_hour), float(row.last_hour), row.elapsed),
+        demand=mean_running(row.this_hour, row.last_hour, row.elapsed),
         workers=row.workers,
         slots=row.slots,
     )

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 
 from orchestrator.observe import histogram
-from orchestrator.observe.tally import SUMS
+from orchestrator.observe.tally import COUNTED
 from shared.errors import InvalidInput
 
 By = Literal["namespace", "agent", "version", "capability", "key", "model", "function", "hour", "day"]
@@ -154,12 +154,12 @@ def _select(question: Question, columns: str, source: str, more: str) -> Any:
 
 
 def _read_sums(connection: Connection, question: Question, values: dict[str, Any], items: dict[Group, _Sums]) -> None:
-    sums = ", ".join(f"sum({name})::bigint" for name in SUMS)
+    sums = ", ".join(f"sum({name})::bigint" for name in COUNTED)
     width = len(question.by)
     for row in connection.execute(_select(question, sums, "statistics", "kind, outcome, step"), values):
         kind, outcome, step = row[width : width + 3]
         item = items[tuple(row[:width])]
-        amounts = dict(zip(SUMS, row[width + 3 :], strict=True))
+        amounts = dict(zip(COUNTED, row[width + 3 :], strict=True))
         item.outcomes[kind][outcome] += amounts["count"]
         for name, amount in amounts.items():
             item.amounts[kind][name] += amount

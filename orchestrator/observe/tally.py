@@ -21,12 +21,10 @@ LONGEST_NAME = 100
 MOST_TENANTS = 200
 MOST_FINGERPRINTS = 50
 MOST_ROWS = {"total": 1000, "day": 3000, "hour": 2000}
-MOST_PLACES = 64
+MOST_PLACES = 512
 
-SUMS = (
+COUNTED = (
     "count",
-    "run_microseconds",
-    "wait_microseconds",
     "microdollars",
     "saved_microdollars",
     "saved_steps",
@@ -36,6 +34,7 @@ SUMS = (
     "cache_write_tokens",
     "cached",
 )
+SUMS = (*COUNTED, "run_seconds", "wait_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +64,7 @@ NAMES = ("namespace", "agent", "capability", "tenant", "name", "function")
 class Amounts:
     """The sums of a row, and its histograms by bucket."""
 
-    sums: Counter[str] = field(default_factory=Counter)
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0))
     runs: Counter[int] = field(default_factory=Counter)
     waits: Counter[int] = field(default_factory=Counter)
 
@@ -80,7 +79,7 @@ class Amounts:
 
     def as_columns(self) -> dict[str, Any]:
         """Return the values of the row."""
-        return {**{name: self.sums[name] for name in SUMS}, "runs": _listed(self.runs), "waits": _listed(self.waits)}
+        return {**self.sums, "runs": _listed(self.runs), "waits": _listed(self.waits)}
 
 
 @dataclass(slots=True)

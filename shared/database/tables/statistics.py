@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, SmallInteger, text
+from sqlalchemy import BigInteger, CheckConstraint, Double, ForeignKey, Index, SmallInteger, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -75,8 +75,6 @@ class Statistic(Base):
     function: Mapped[str] = dimension()
     folded: Mapped[bool] = mapped_column(primary_key=True, server_default=text("false"))
     count: Mapped[int] = amount()
-    run_microseconds: Mapped[int] = amount()
-    wait_microseconds: Mapped[int] = amount()
     microdollars: Mapped[int] = amount()
     saved_microdollars: Mapped[int] = amount()
     saved_steps: Mapped[int] = amount()
@@ -85,6 +83,8 @@ class Statistic(Base):
     cache_read_tokens: Mapped[int] = amount()
     cache_write_tokens: Mapped[int] = amount()
     cached: Mapped[int] = amount()
+    run_seconds: Mapped[float] = mapped_column(Double, server_default="0")
+    wait_seconds: Mapped[float] = mapped_column(Double, server_default="0")
     runs: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=NO_COUNTS)
     waits: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=NO_COUNTS)
 

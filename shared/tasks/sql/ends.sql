@@ -22,6 +22,6 @@ END $$;
 
 -- A number of a step's usage, which any worker may have written; 0 if there is none.
 CREATE OR REPLACE FUNCTION minion_used(usage jsonb, name text) RETURNS bigint LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT CASE jsonb_typeof(usage->name) WHEN 'number' THEN LEAST(GREATEST((usage->name)::numeric, 0), 1e15)::bigint
+    SELECT CASE jsonb_typeof(usage->name) WHEN 'number' THEN LEAST(GREATEST((usage->name)::numeric, 0), 1e12)::bigint
                 ELSE 0 END
 $$;

@@ -197,7 +197,7 @@ def test_scale_says_how_many_workers_a_capability_needs(http: httpx2.Client, cou
     for number in range(5):
         counted.submit("A", key=str(number))
     counted.dispatch()
-    counted.sql("UPDATE statistics SET run_microseconds = count * 30000000")
+    counted.sql("UPDATE statistics SET run_seconds = count * 30")
     found = http.get(path).json()
     assert (found["backlog"], found["workers"], found["run_seconds"]) == (5, 0, 30.0)
     assert found["desired"] == 3, "each slot runs two of them in a minute"

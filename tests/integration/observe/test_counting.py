@@ -282,6 +282,16 @@ def test_steps_of_a_replay_that_were_copied_are_not_counted_again(driver: Lifecy
     assert totals(driver.engine, "step") == {"finished": 2}
 
 
+def test_amounts_of_any_size_stop_no_pass(driver: LifecycleDriver) -> None:
+    for _ in range(12):
+        task = driver.run()
+        odd = {"cost_microdollars": 2**62, "usage": {"input_tokens": 2**62}}
+        write(driver, task, 1, step(1, **odd, started_at="0001-01-01T00:00:00+00:00"))
+        write(driver, task, 1, step(2, **odd, started_at="-infinity"), step(3, finished_at="infinity"))
+    catch_up(driver.engine)
+    assert totals(driver.engine, "step") == {"finished": 36}
+
+
 @pytest.mark.parametrize("usage", [{"input_tokens": "many"}, {"input_tokens": 1e300}, {"input_tokens": -5}, {}, None])
 def test_odd_usage_stops_no_pass(driver: LifecycleDriver, usage: Any) -> None:
     task = driver.run()
