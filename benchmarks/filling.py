@@ -42,7 +42,8 @@ SUCCEEDED = (
         SELECT id, number, 'state', '{"state": "succeeded"}' FROM tasks, generate_series(1, 3) AS number
     """),
     text("""
-    INSERT INTO task_outcomes (task_id, state, output) SELECT id, 'succeeded', '{"value": 1}' FROM tasks
+    INSERT INTO task_outcomes (task_id, state, output, ended_in)  -- as if they were counted
+        SELECT id, 'succeeded', '{"value": 1}', NULL FROM tasks
     """),
 )
 

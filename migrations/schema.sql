@@ -252,12 +252,15 @@ CREATE TABLE executions (
     started_at timestamp with time zone DEFAULT now() NOT NULL,
     finished_at timestamp with time zone,
     stream_key bytea,
+    ended_in bigint,
     CONSTRAINT executions_outcome_check CHECK ((outcome = ANY (ARRAY['running'::text, 'succeeded'::text, 'failed'::text, 'retried'::text, 'suspended'::text, 'handed_back'::text, 'lost'::text, 'cancelled'::text, 'expired'::text])))
 );
 ALTER TABLE ONLY executions
     ADD CONSTRAINT executions_pkey PRIMARY KEY (task_id, claim);
+CREATE INDEX executions_ended_in_idx ON executions USING btree (ended_in) WHERE (ended_in IS NOT NULL);
 CREATE UNIQUE INDEX executions_one_success_idx ON executions USING btree (task_id) WHERE (outcome = 'succeeded'::text);
 CREATE INDEX executions_worker_idx ON executions USING btree (worker_id);
+CREATE TRIGGER executions_end BEFORE INSERT OR UPDATE OF finished_at ON executions FOR EACH ROW WHEN ((new.finished_at IS NOT NULL)) EXECUTE FUNCTION minion_mark_end();
 ALTER TABLE ONLY executions
     ADD CONSTRAINT executions_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
 ALTER TABLE ONLY executions
@@ -464,6 +467,26 @@ ALTER TABLE ONLY reservations
 ALTER TABLE ONLY reservations
     ADD CONSTRAINT reservations_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
 
+CREATE TABLE retried_steps (
+    task_id uuid NOT NULL,
+    number integer NOT NULL,
+    ended_in bigint NOT NULL,
+    claim integer NOT NULL,
+    kind text NOT NULL,
+    name text NOT NULL,
+    status text NOT NULL,
+    usage jsonb,
+    cost_microdollars bigint NOT NULL,
+    function_version_id uuid,
+    started_at timestamp with time zone NOT NULL,
+    finished_at timestamp with time zone
+);
+ALTER TABLE ONLY retried_steps
+    ADD CONSTRAINT retried_steps_pkey PRIMARY KEY (task_id, number, ended_in);
+CREATE INDEX retried_steps_ended_in_idx ON retried_steps USING btree (ended_in);
+ALTER TABLE ONLY retried_steps
+    ADD CONSTRAINT retried_steps_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
+
 CREATE TABLE schedules (
     id uuid DEFAULT minion_uuidv7() NOT NULL,
     namespace text DEFAULT 'default'::text NOT NULL,
@@ -507,11 +530,13 @@ CREATE TABLE security_events (
     task_id uuid,
     kind text NOT NULL,
     detail jsonb NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_in bigint DEFAULT ((pg_current_xact_id())::text)::bigint
 );
 ALTER TABLE ONLY security_events
     ADD CONSTRAINT security_events_pkey PRIMARY KEY (id);
 CREATE INDEX security_events_denied_idx ON security_events USING btree (function_version_id, created_at) WHERE (kind = ANY (ARRAY['forbidden_name'::text, 'hash_mismatch'::text, 'import_denied'::text, 'security'::text]));
+CREATE INDEX security_events_ended_in_idx ON security_events USING btree (ended_in) WHERE (ended_in IS NOT NULL);
 CREATE INDEX security_events_task_id_idx ON security_events USING btree (task_id);
 CREATE INDEX security_events_time_idx ON security_events USING btree (function_version_id, created_at);
 CREATE INDEX security_events_version_idx ON security_events USING btree (function_version_id, id);
@@ -613,6 +638,52 @@ ALTER TABLE ONLY standing_usage
 ALTER TABLE ONLY standing_usage
     ADD CONSTRAINT standing_usage_budget_id_fkey FOREIGN KEY (budget_id) REFERENCES standing_budgets(id) ON DELETE CASCADE;
 
+CREATE TABLE statistics (
+    grain text NOT NULL,
+    kind text NOT NULL,
+    bucket timestamp with time zone NOT NULL,
+    namespace text NOT NULL,
+    agent text DEFAULT ''::text NOT NULL,
+    version integer DEFAULT 0 NOT NULL,
+    capability text DEFAULT ''::text NOT NULL,
+    tenant text DEFAULT ''::text NOT NULL,
+    outcome text DEFAULT ''::text NOT NULL,
+    step text DEFAULT ''::text NOT NULL,
+    name text DEFAULT ''::text NOT NULL,
+    function text DEFAULT ''::text NOT NULL,
+    folded boolean DEFAULT false NOT NULL,
+    count bigint DEFAULT '0'::bigint NOT NULL,
+    microdollars bigint DEFAULT '0'::bigint NOT NULL,
+    saved_microdollars bigint DEFAULT '0'::bigint NOT NULL,
+    saved_steps bigint DEFAULT '0'::bigint NOT NULL,
+    input_tokens bigint DEFAULT '0'::bigint NOT NULL,
+    output_tokens bigint DEFAULT '0'::bigint NOT NULL,
+    cache_read_tokens bigint DEFAULT '0'::bigint NOT NULL,
+    cache_write_tokens bigint DEFAULT '0'::bigint NOT NULL,
+    cached bigint DEFAULT '0'::bigint NOT NULL,
+    run_seconds double precision DEFAULT '0'::double precision NOT NULL,
+    wait_seconds double precision DEFAULT '0'::double precision NOT NULL,
+    runs bigint[] DEFAULT '{}'::bigint[] NOT NULL,
+    waits bigint[] DEFAULT '{}'::bigint[] NOT NULL,
+    CONSTRAINT statistics_grain_check CHECK ((grain = ANY (ARRAY['total'::text, 'hour'::text, 'day'::text]))),
+    CONSTRAINT statistics_kind_check CHECK ((kind = ANY (ARRAY['task'::text, 'failure'::text, 'execution'::text, 'step'::text, 'security'::text, 'webhook'::text])))
+);
+ALTER TABLE ONLY statistics
+    ADD CONSTRAINT statistics_pkey PRIMARY KEY (grain, kind, bucket, namespace, agent, version, capability, tenant, outcome, step, name, function, folded);
+
+CREATE TABLE statistics_state (
+    id smallint DEFAULT '1'::smallint NOT NULL,
+    counted_below bigint DEFAULT '0'::bigint NOT NULL,
+    counted_at timestamp with time zone DEFAULT now() NOT NULL,
+    marked_below bigint DEFAULT '0'::bigint NOT NULL,
+    marked_at timestamp with time zone DEFAULT now() NOT NULL,
+    gauges jsonb,
+    gauges_at timestamp with time zone,
+    CONSTRAINT statistics_state_one_check CHECK ((id = 1))
+);
+ALTER TABLE ONLY statistics_state
+    ADD CONSTRAINT statistics_state_pkey PRIMARY KEY (id);
+
 CREATE TABLE steps (
     task_id uuid NOT NULL,
     number integer NOT NULL,
@@ -637,6 +708,7 @@ CREATE TABLE steps (
     input_order jsonb,
     output_order jsonb,
     approvals jsonb,
+    ended_in bigint,
     CONSTRAINT steps_kind_check CHECK ((kind = ANY (ARRAY['model_call'::text, 'tool_call'::text, 'function_call'::text, 'subtask'::text, 'wait'::text]))),
     CONSTRAINT steps_number_check CHECK ((number > 0)),
     CONSTRAINT steps_only_subtasks_have_children_check CHECK (((child_id IS NULL) OR (kind = 'subtask'::text))),
@@ -646,9 +718,13 @@ ALTER TABLE ONLY steps
     ADD CONSTRAINT steps_pkey PRIMARY KEY (task_id, number);
 CREATE INDEX steps_child_idx ON steps USING btree (child_id) WHERE (child_id IS NOT NULL);
 CREATE INDEX steps_due_idx ON steps USING btree (due_at) WHERE ((due_at IS NOT NULL) AND (status = 'started'::text));
+CREATE INDEX steps_ended_in_idx ON steps USING btree (ended_in) WHERE (ended_in IS NOT NULL);
 CREATE INDEX steps_open_idx ON steps USING btree (task_id) WHERE ((status = 'started'::text) AND (kind = ANY (ARRAY['subtask'::text, 'wait'::text])));
+CREATE TRIGGER steps_begin_end BEFORE INSERT ON steps FOR EACH ROW WHEN (((new.finished_at IS NOT NULL) AND (new.copied_from IS NULL))) EXECUTE FUNCTION minion_mark_end();
 CREATE TRIGGER steps_begin_event AFTER INSERT ON steps FOR EACH ROW EXECUTE FUNCTION minion_record_step();
+CREATE TRIGGER steps_change_end BEFORE UPDATE OF finished_at ON steps FOR EACH ROW WHEN (((old.finished_at IS DISTINCT FROM new.finished_at) AND (new.copied_from IS NULL))) EXECUTE FUNCTION minion_mark_end();
 CREATE TRIGGER steps_change_event AFTER UPDATE OF status ON steps FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) OR (old.claim IS DISTINCT FROM new.claim))) EXECUTE FUNCTION minion_record_step();
+CREATE TRIGGER steps_retried AFTER UPDATE OF finished_at ON steps FOR EACH ROW WHEN (((old.ended_in IS NOT NULL) AND (old.finished_at IS DISTINCT FROM new.finished_at))) EXECUTE FUNCTION minion_keep_end();
 CREATE TRIGGER steps_summary AFTER INSERT OR UPDATE ON steps FOR EACH ROW WHEN (((new.kind = 'model_call'::text) AND (new.status = 'finished'::text) AND (new.claim > 0) AND (new.output ?& ARRAY['summary'::text, 'through'::text]))) EXECUTE FUNCTION minion_keep_summary();
 ALTER TABLE ONLY steps
     ADD CONSTRAINT steps_child_id_fkey FOREIGN KEY (child_id) REFERENCES tasks(id) ON DELETE SET NULL;
@@ -691,6 +767,7 @@ CREATE TABLE task_outcomes (
     error_fingerprint text,
     finished_at timestamp with time zone DEFAULT now() NOT NULL,
     output_order jsonb,
+    ended_in bigint DEFAULT ((pg_current_xact_id())::text)::bigint,
     CONSTRAINT task_outcomes_failed_has_error_check CHECK (((state = 'failed'::text) <= (error IS NOT NULL))),
     CONSTRAINT task_outcomes_one_output_check CHECK (((output IS NULL) OR (output_sha256 IS NULL))),
     CONSTRAINT task_outcomes_state_check CHECK ((state = ANY (ARRAY['cancelled'::text, 'expired'::text, 'failed'::text, 'succeeded'::text])))
@@ -698,8 +775,9 @@ CREATE TABLE task_outcomes (
 ALTER TABLE ONLY task_outcomes
     ADD CONSTRAINT task_outcomes_pkey PRIMARY KEY (task_id);
 CREATE INDEX task_outcomes_content_idx ON task_outcomes USING btree (output_sha256) WHERE (output_sha256 IS NOT NULL);
+CREATE INDEX task_outcomes_ended_in_idx ON task_outcomes USING btree (ended_in) WHERE (ended_in IS NOT NULL);
 CREATE INDEX task_outcomes_fingerprint_idx ON task_outcomes USING btree (error_fingerprint) WHERE (state = 'failed'::text);
-CREATE TRIGGER task_outcomes_immutable BEFORE UPDATE ON task_outcomes FOR EACH ROW EXECUTE FUNCTION minion_refuse_change();
+CREATE TRIGGER task_outcomes_immutable BEFORE UPDATE ON task_outcomes FOR EACH ROW WHEN (((to_jsonb(old.*) - 'ended_in'::text) IS DISTINCT FROM (to_jsonb(new.*) - 'ended_in'::text))) EXECUTE FUNCTION minion_refuse_change();
 ALTER TABLE ONLY task_outcomes
     ADD CONSTRAINT task_outcomes_output_sha256_fkey FOREIGN KEY (output_sha256) REFERENCES contents(sha256);
 ALTER TABLE ONLY task_outcomes
@@ -924,6 +1002,7 @@ CREATE TABLE webhook_deliveries (
     last_error text,
     finished_at timestamp with time zone,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_in bigint,
     CONSTRAINT webhook_deliveries_state_check CHECK ((state = ANY (ARRAY['cancelled'::text, 'expired'::text, 'failed'::text, 'succeeded'::text]))),
     CONSTRAINT webhook_deliveries_status_check CHECK ((status = ANY (ARRAY['pending'::text, 'delivered'::text, 'failed'::text])))
 );
@@ -931,9 +1010,11 @@ ALTER TABLE ONLY webhook_deliveries
     ADD CONSTRAINT webhook_deliveries_pkey PRIMARY KEY (id);
 ALTER TABLE ONLY webhook_deliveries
     ADD CONSTRAINT webhook_deliveries_webhook_id_task_id_key UNIQUE (webhook_id, task_id);
+CREATE INDEX webhook_deliveries_ended_in_idx ON webhook_deliveries USING btree (ended_in) WHERE (ended_in IS NOT NULL);
 CREATE INDEX webhook_deliveries_next_idx ON webhook_deliveries USING btree (webhook_id, next_at) WHERE (status = 'pending'::text);
 CREATE INDEX webhook_deliveries_task_id_idx ON webhook_deliveries USING btree (task_id);
 CREATE INDEX webhook_deliveries_webhook_id_idx ON webhook_deliveries USING btree (webhook_id, id);
+CREATE TRIGGER webhook_deliveries_end BEFORE UPDATE OF finished_at ON webhook_deliveries FOR EACH ROW WHEN ((old.finished_at IS DISTINCT FROM new.finished_at)) EXECUTE FUNCTION minion_mark_end();
 ALTER TABLE ONLY webhook_deliveries
     ADD CONSTRAINT webhook_deliveries_task_id_fkey FOREIGN KEY (task_id) REFERENCES tasks(id) ON DELETE CASCADE;
 ALTER TABLE ONLY webhook_deliveries
@@ -2303,6 +2384,18 @@ BEGIN
         USING ERRCODE = 'insufficient_privilege';
 END $$;
 
+CREATE FUNCTION minion_keep_end() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    INSERT INTO retried_steps (task_id, number, ended_in, claim, kind, name, status, usage, cost_microdollars,
+                               function_version_id, started_at, finished_at)
+        VALUES (OLD.task_id, OLD.number, OLD.ended_in, OLD.claim, OLD.kind, OLD.name, OLD.status, OLD.usage,
+                OLD.cost_microdollars, OLD.function_version_id, OLD.started_at, OLD.finished_at)
+        ON CONFLICT DO NOTHING;
+    RETURN NULL;
+END $$;
+
 CREATE FUNCTION minion_keep_summary() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
@@ -2397,6 +2490,14 @@ BEGIN
     END IF;
     PERFORM 1 FROM standing_usage u WHERE u.budget_id = budget AND u.period_start = starts FOR NO KEY UPDATE;
     RETURN FOUND;
+END $$;
+
+CREATE FUNCTION minion_mark_end() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    NEW.ended_in := CASE WHEN NEW.finished_at IS NOT NULL THEN pg_current_xact_id()::text::bigint END;
+    RETURN NEW;
 END $$;
 
 CREATE FUNCTION minion_next_turn(ns text, conversation text) RETURNS void
@@ -3739,6 +3840,13 @@ BEGIN
         FROM standing_budgets b JOIN standing_usage u ON u.budget_id = b.id AND u.period_start = starts
         WHERE b.id = budget;
 END $$;
+
+CREATE FUNCTION minion_used(usage jsonb, name text) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    AS $$
+    SELECT CASE jsonb_typeof(usage->name) WHEN 'number' THEN LEAST(GREATEST((usage->name)::numeric, 0), 1e12)::bigint
+                ELSE 0 END
+$$;
 
 CREATE FUNCTION minion_uuidv7() RETURNS uuid
     LANGUAGE sql PARALLEL SAFE

@@ -467,6 +467,27 @@ class Client(Operations, Keys, Audit):
         items: list[dict[str, Any]] = self._transport.get("/v1/capabilities")["items"]
         return items
 
+    def stats(
+        self,
+        *,
+        by: Iterable[str] = ("agent",),
+        since: datetime | None = None,
+        until: datetime | None = None,
+        **filters: Any,
+    ) -> dict[str, Any]:
+        """Return counts, times in seconds, tokens and dollars of ended work, the largest groups first.
+
+        Args:
+            by: what to group by: `namespace`, `agent`, `version`, `capability`, `key`, `model`, `function`, `hour`,
+                `day`.
+            since: by default a day ago; whole hours or days are counted.
+            until: by default now.
+            filters: `agent`, `version`, `capability`, `key`, `model`, `function`, `namespace`, `limit`.
+        """
+        times = {"since": since and since.isoformat(), "until": until and until.isoformat()}
+        found: dict[str, Any] = self._transport.get("/v1/stats", params={"by": list(by), **times, **filters})
+        return found
+
     def workers(self, status: str | None = None) -> Iterator[dict[str, Any]]:
         """Yield the minions, the latest started first.
 

@@ -36,6 +36,7 @@ from orchestrator.commands import (
     secrets,
     sessions,
     standing_budgets,
+    stats,
     submitters,
     tasks,
     webhooks,
@@ -61,7 +62,7 @@ GROUPS: tuple[tuple[str, tuple[ModuleType, ...]], ...] = (
     ("Failed tasks", (replays,)),
     ("When tasks start", (rules, standing_budgets, schedules)),
     ("Definitions", (definitions, agents, functions, secrets)),
-    ("Operation", (workers, keys, sessions, submitters, audit, webhooks, doctor, prune, erase, capacity)),
+    ("Operation", (workers, stats, keys, sessions, submitters, audit, webhooks, doctor, prune, erase, capacity)),
 )
 for group, modules in GROUPS:
     earlier = len(app.registered_commands), len(app.registered_groups)

@@ -28,6 +28,7 @@ from orchestrator.maintenance.standing_budget_keeper import StandingBudgetKeeper
 from orchestrator.maintenance.threat_watch import ThreatWatch
 from orchestrator.maintenance.waker import Waker
 from orchestrator.monitors import Monitors
+from orchestrator.observe.statistician import Statistician
 from orchestrator.retention.pruner import Pruner
 from orchestrator.schedules.scheduler import Scheduler
 from orchestrator.webhooks.deliverer import Webhooks
@@ -88,6 +89,7 @@ def make_loops(settings: Settings) -> list[Loop]:
         CacheKeeper(settings, engine),
         Sealer(settings, engine),
         ThreatWatch(engine),
+        Statistician(settings, engine),
         Webhooks(settings, engine),
         # The last one, because it also sends the events of loops that are stopping.
         monitors,

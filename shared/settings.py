@@ -132,6 +132,7 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = None
     allow_short_api_key: bool = False
     flower_password: SecretStr | None = None
+    metrics_token: SecretStr | None = None
     api_request_seconds: float = Field(15.0, gt=0, le=3600)
     api_memory_bytes: int = Field(1 << 30, ge=1 << 20)
     secret_key: SecretStr | None = None
@@ -373,6 +374,20 @@ class Settings(BaseSettings):
                 "`openssl rand -hex 24`."
             )
         return password
+
+    def server_metrics_token(self) -> str | None:
+        """Return the token that is enough to read metrics, if there is one.
+
+        Raises:
+            NotConfigured: it cannot be sent in a header, or is so short that it can be guessed.
+        """
+        token = self.metrics_token.get_secret_value().strip() if self.metrics_token else ""
+        if token and not (token.isascii() and token.isprintable() and len(token) >= SHORTEST_API_KEY):
+            raise NotConfigured(
+                f"Invalid MINION_METRICS_TOKEN: it must be printable ASCII on one line, at least {SHORTEST_API_KEY} "
+                "characters. Make another one with `openssl rand -hex 24`."
+            )
+        return token or None
 
     def _running(self, name: str) -> str | None:
         """Return a fact about the running `minion up` of this installation, if there is one."""

@@ -6,7 +6,7 @@ from alembic import op
 
 from migrations.sql import run_file
 
-revision = "0007_audit"
+revision = "0007"
 down_revision = "0006"
 branch_labels = None
 depends_on = None

@@ -6,8 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
 
-revision = "0008_approvals"
-down_revision = "0007_audit"
+revision = "0008"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 PHASE = "before"

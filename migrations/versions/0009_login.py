@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0009_login"
-down_revision = "0008_approvals"
+revision = "0009"
+down_revision = "0008"
 branch_labels = None
 depends_on = None
 PHASE = "before"

@@ -26,6 +26,7 @@ from orchestrator.api import (
     functions,
     health,
     keys,
+    metrics,
     problems,
     replays,
     rights,
@@ -33,12 +34,13 @@ from orchestrator.api import (
     schedules,
     sessions,
     standing_budgets,
+    stats,
     stops,
     tasks,
     webhooks,
     workers,
 )
-from orchestrator.api.auth import administrator, authorize, read_key
+from orchestrator.api.auth import administrator, authorize, read_key, read_metrics_token
 from orchestrator.api.body import BodyMemory
 from orchestrator.api.event_watch import EventWatch
 from orchestrator.api.finish_watch import FinishWatch
@@ -83,6 +85,8 @@ GUARDED = (
     keys,
     sessions,
     audit,
+    metrics,
+    stats,
 )
 """The modules whose routes need an API key: `orchestrator.api.rights` has what it must be allowed to do."""
 LOGIN = (form, account, oidc)
@@ -114,6 +118,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.api_key = read_key(settings)
     app.state.administrator = administrator(app.state.api_key)
+    app.state.metrics_token = read_metrics_token(settings)
+    app.state.metrics_pages = metrics.MetricsPages()
     app.state.body_memory = BodyMemory(settings.api_memory_bytes)
     app.state.engine = _make_engine(settings)
     app.state.statements = autocommit(app.state.engine)

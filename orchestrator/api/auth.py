@@ -1,4 +1,4 @@
-"""The key, or the cookie of a login, that guards every route below /v1, and its rights there."""
+"""The key, or the cookie of a login, that guards a route, and its rights there."""
 
 from __future__ import annotations
 
@@ -47,6 +47,16 @@ def read_key(settings: Settings) -> bytes:
     return settings.require_server_api_key().encode()
 
 
+def read_metrics_token(settings: Settings) -> bytes | None:
+    """Return the token that is enough for `GET /metrics`; None if there is none.
+
+    Raises:
+        NotConfigured: it is too short, or not valid in a header.
+    """
+    token = settings.server_metrics_token()
+    return token.encode() if token else None
+
+
 def administrator(key: bytes) -> Administrator:
     """Return the administrator's key, with its rights."""
     return Administrator(key=bootstrap_key(fingerprint(key)), text=key)
@@ -67,6 +77,9 @@ async def authorize(request: Request, credentials: Credentials) -> None:
         SQLAlchemyError: the key cannot be looked up.
     """
     request.state.credentials = credentials
+    rule = RULES[f"{request.method} {request.scope['route'].path}"]
+    if rule.scraped and _is_scraper(request):
+        return
     quotas = request.app.state.quotas
     if not _was_valid(request):
         quotas.check_address(request)
@@ -78,7 +91,7 @@ async def authorize(request: Request, credentials: Credentials) -> None:
     quotas.spend(key, request)
     masking.show_to(key)
     request.app.state.key_addresses.note(key, address_of(request))
-    RULES[f"{request.method} {request.scope['route'].path}"].check(key)
+    rule.check(key)
 
 
 async def check_again(request: Request) -> None:
@@ -146,6 +159,11 @@ def check_csrf(request: Request, shown: str) -> None:
             f"The CSRF token is missing or wrong. A request that changes something and is authorised by a cookie must "
             f"have it in the header {CSRF_HEADER}. Reload the page, or send an API key instead."
         )
+
+
+def _is_scraper(request: Request) -> bool:
+    token: bytes | None = request.app.state.metrics_token
+    return token is not None and hmac.compare_digest(_key_of(request), token)
 
 
 def _was_valid(request: Request) -> bool:

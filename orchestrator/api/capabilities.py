@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, Field
 from sqlalchemy import bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 
 from orchestrator.api.auth import Caller
-from orchestrator.api.parameters import Statements
+from orchestrator.api.parameters import Statements, StrictQuery, Text
+from orchestrator.observe import scale
+from orchestrator.observe.scale import Wanted
 
 # A capability is listed if an agent that accepts tasks offers it, a live worker serves it, or work waits for it.
 CAPABILITIES = text("""
@@ -83,3 +85,35 @@ def list_capabilities(request: Request, database: Statements, key: Caller) -> di
     }
     with database.connect() as connection:
         return {"items": list(connection.execute(CAPABILITIES, values).mappings())}
+
+
+class ScaleQuery(StrictQuery):
+    """What an operator wants of a capability."""
+
+    wait_seconds: float = Field(60.0, gt=0, le=86_400, description="How long tasks may wait for a slot.")
+    slots: int = Field(1, ge=1, le=10_000, description="Slots of a worker; used while no worker is live.")
+    least: int = Field(0, ge=0, le=10_000, description="The fewest workers.")
+    most: int = Field(100, ge=1, le=10_000, description="The most workers.")
+
+
+class Scale(BaseModel):
+    """The number of workers that a capability needs, and why."""
+
+    desired: int = Field(description="For KEDA's metrics-api scaler, with a target value of 1.")
+    workers: int = Field(description="Live workers.")
+    slots: int = Field(description="Their slots.")
+    backlog: int = Field(description="Tasks that wait for a slot: pending, without those that are paused, and queued.")
+    running: int
+    run_seconds: float | None = Field(description="Mean run time in the last hours; null if nothing has run.")
+
+
+@router.get("/{name}/scale", response_model=Scale)
+def show_scale(
+    name: Annotated[Text, Path()], query: Annotated[ScaleQuery, Query()], request: Request, database: Statements
+) -> dict[str, Any]:
+    """How many workers it needs now, for an autoscaler. The scrape token (MINION_METRICS_TOKEN) is enough."""
+    wanted = Wanted(wait_seconds=query.wait_seconds, slots_per_worker=query.slots, least=query.least, most=query.most)
+    with database.connect() as connection:
+        load = scale.load_of(connection, name, lease=request.app.state.settings.lease_seconds)
+    facts = ("workers", "slots", "backlog", "running", "run_seconds")
+    return {"desired": scale.desired(load, wanted), **{fact: getattr(load, fact) for fact in facts}}

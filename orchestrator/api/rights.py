@@ -31,6 +31,8 @@ class Rule:
 
     permissions: tuple[Permission, ...]
     reach: Reach = Reach.TASKS
+    scraped: bool = False
+    """Whether the scrape token is enough."""
 
     def check(self, key: Key) -> None:
         """Raise Forbidden if a key may not use the endpoint."""
@@ -68,6 +70,7 @@ ABOUT = {
     Reach.INSTALLATION: " Refused to keys that are bound to anything.",
 }
 READ, OPERATE = _tasks(P.TASKS_READ), _namespace(P.OPERATIONS_READ)
+SCRAPE = Rule((P.OPERATIONS_READ,), Reach.INSTALLATION, scraped=True)
 KEYS = _namespace(P.KEYS_MANAGE)
 # A webhook sends outputs and errors to its address.
 WEBHOOKS = _namespace(P.WEBHOOKS_WRITE, P.PAYLOADS_READ)
@@ -96,9 +99,12 @@ RULES: Mapping[str, Rule] = {
     "GET /v1/agents": _tasks(P.AGENTS_READ),
     "GET /v1/agents/{name}": _tasks(P.AGENTS_READ),
     "GET /v1/capabilities": _tasks(P.AGENTS_READ),
+    "GET /v1/stats": READ,
     "GET /v1/functions": _namespace(P.DEFINITIONS_READ),
     "GET /v1/functions/{name}": _namespace(P.DEFINITIONS_READ),
     "GET /v1/workers": Rule((P.OPERATIONS_READ,), Reach.INSTALLATION),
+    "GET /metrics": SCRAPE,
+    "GET /v1/capabilities/{name}/scale": SCRAPE,
     "GET /v1/pauses": OPERATE,
     "PUT /v1/pauses/{scope}/{name}": _namespace(P.LIMITS_WRITE),
     "DELETE /v1/pauses/{scope}/{name}": _namespace(P.LIMITS_WRITE),

@@ -2,7 +2,8 @@
 
 A tree is deleted when its root's outcome is older than the retention of the root's state and all tasks below have
 ended. It is kept while it reserves something in a standing budget: what a lost call reserved is first counted as spent.
-A replay is deleted after its original, so that an original is known to be replayed as long as it exists.
+A replay is deleted after its original, so that an original is known to be replayed as long as it exists. Ended work is
+counted for the statistics before it is deleted.
 
 Trees are found by walking the index on state and id, whose order is that of creation, up to the first id that is too
 young. A walk reads old rows that are kept (mostly sub-tasks of kept trees), and no young ones, however many there are.
@@ -25,6 +26,7 @@ from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
 from sqlalchemy.exc import DBAPIError
 
+from orchestrator.observe.counting import catch_up
 from orchestrator.retention.export import TaskExport
 from shared.access.actors import Actor, orchestrator
 from shared.audit import log as audit
@@ -58,9 +60,11 @@ WINDOW_END = text(
     "SELECT task_id FROM (SELECT task_id FROM task_status WHERE state = :state AND task_id > :after "
     "AND task_id < :young ORDER BY task_id LIMIT :window) w ORDER BY task_id DESC LIMIT 1"
 )
+# What ended in an earlier transaction is counted. The end of a sub-task also ends a step of its parent.
+COUNTED = "(SELECT COALESCE(max(counted_below), 0) FROM statistics_state)"
 # Each table has its own bound: the planner does not derive one bound from the other.
 CHOOSE = text(
-    """
+    f"""
     SELECT s.task_id FROM task_status s JOIN tasks t ON t.id = s.task_id JOIN task_outcomes o ON o.task_id = s.task_id
         WHERE s.state = :state AND s.task_id > :after AND s.task_id <= :until
           AND t.id > :after AND t.id <= :until AND o.task_id > :after AND o.task_id <= :until
@@ -69,8 +73,12 @@ CHOOSE = text(
                               WHERE m.root_id = t.id AND NOT n.state = ANY (:final))
           AND NOT EXISTS (SELECT 1 FROM standing_reservations r JOIN tasks c ON c.id = r.task_id
                               WHERE c.root_id = t.id)
+          AND NOT EXISTS (SELECT 1 FROM tasks m JOIN task_outcomes e ON e.task_id = m.id
+                              WHERE m.root_id = t.id AND e.ended_in >= {COUNTED})
+          AND NOT EXISTS (SELECT 1 FROM tasks m JOIN webhook_deliveries d ON d.task_id = m.id
+                              WHERE m.root_id = t.id AND d.ended_in >= {COUNTED})
         ORDER BY s.task_id LIMIT :most FOR UPDATE OF s SKIP LOCKED
-    """
+    """  # noqa: S608
 ).bindparams(bindparam("final", type_=ARRAY(TEXT)))
 SIZES = _statement("SELECT root_id, count(*) AS size FROM tasks WHERE root_id = ANY (:roots) GROUP BY root_id")
 RECORDS = _statement(
@@ -161,6 +169,8 @@ def prune(engine: Engine, settings: Settings, *, dry_run: bool = False, actor: A
     """
     export = TaskExport(settings.retention_export) if settings.retention_export else None
     kept = retentions(settings)
+    if kept:
+        catch_up(engine)
     with engine.connect() as connection:
         now: datetime = connection.execute(NOW).scalar_one()
     for state, age in kept.items():

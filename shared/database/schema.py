@@ -6,10 +6,12 @@ Migrations are idempotent, and safe when two processes run them at once.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from alembic import command
@@ -64,7 +66,7 @@ def migrate(engine: Engine, *, after: bool = False) -> tuple[str | None, str | N
     """
     with alembic_config() as config, engine.connect() as connection:
         _refuse_other_encodings(connection)
-        _build_indexes(engine, _pending_indexes(config, _revision(connection)))
+        _prepare_large_tables(engine, _pending(config, _revision(connection)))
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": SCHEMA_LOCK})
         connection.commit()
         try:
@@ -83,29 +85,34 @@ def migrate(engine: Engine, *, after: bool = False) -> tuple[str | None, str | N
             connection.commit()
 
 
-def _pending_indexes(config: Config, current: str | None) -> dict[str, str]:
-    """Return the indexes on large tables that later revisions add: each with its table, columns and condition."""
+def _pending(config: Config, current: str | None) -> list[ModuleType]:
+    """Return the revisions that have yet to run, the oldest first; none on an empty or a later schema."""
     if current is None or current not in _known_revisions(config):
-        return {}
+        return []
     pending = ScriptDirectory.from_config(config).iterate_revisions("head", current)
-    return {name: on for revision in pending for name, on in getattr(revision.module, "INDEXES", {}).items()}
+    return [revision.module for revision in pending][::-1]
 
 
-def _build_indexes(engine: Engine, indexes: dict[str, str]) -> None:
-    """Build indexes while others read and write their tables; their revision finds them there.
+def _prepare_large_tables(engine: Engine, revisions: list[ModuleType]) -> None:
+    """Add columns and build indexes while others read and write their tables; their revisions find them there.
 
-    It has a lock of its own. A transaction that waited for the schema's lock would have to end before an index is
+    A revision may have `COLUMNS`, a nullable column by table, and `INDEXES`, a table with columns and a condition by
+    name. It has a lock of its own. A transaction that waited for the schema's lock would have to end before an index is
     complete, which would be a deadlock.
     """
-    if not indexes:
+    if not any(getattr(revision, "INDEXES", {}) for revision in revisions):
         return
     with autocommit(engine).connect() as connection:
         while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": INDEX_LOCK}):
             time.sleep(jittered(1.0, 0.8))
         connection.exec_driver_sql(f"SET lock_timeout = '{LOCK_PATIENCE}s'")
         try:
-            for name, definition in indexes.items():
-                _build_index(connection, name, definition)
+            for revision in revisions:
+                _add_columns(engine, getattr(revision, "COLUMNS", {}))
+                for name, definition in getattr(revision, "INDEXES", {}).items():
+                    # An earlier revision may have yet to create the table.
+                    if connection.scalar(EXISTS, {"table": definition.partition(" ")[0]}):
+                        _build_index(connection, name, definition)
         except OperationalError as error:
             if not isinstance(error.orig, LockNotAvailable):
                 raise
@@ -113,6 +120,18 @@ def _build_indexes(engine: Engine, indexes: dict[str, str]) -> None:
         finally:
             connection.exec_driver_sql("RESET lock_timeout")
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": INDEX_LOCK})
+
+
+def _add_columns(engine: Engine, columns: dict[str, str]) -> None:
+    for table, column in columns.items():
+        with engine.connect() as connection:
+            _patiently(connection, partial(_add_column, connection, table, column), locked=True)
+
+
+def _add_column(connection: Connection, table: str, column: str) -> None:
+    with connection.begin():
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}s'")
+        connection.exec_driver_sql(f"ALTER TABLE IF EXISTS {table} ADD COLUMN IF NOT EXISTS {column}")
 
 
 def _build_index(connection: Connection, name: str, definition: str) -> None:
@@ -125,13 +144,18 @@ def _build_index(connection: Connection, name: str, definition: str) -> None:
 
 def _upgrade(connection: Connection, config: Config, target: str, *, locked: bool) -> None:
     """Run the revisions and replace the functions in one transaction; retry while others hold the tables."""
+    _patiently(connection, partial(_upgrade_now, connection, config, target, locked=locked), locked=locked)
+
+
+def _patiently(connection: Connection, change: Callable[[], None], *, locked: bool) -> None:
+    """Make a change in one transaction; retry while others hold the tables."""
     give_up = time.monotonic() + LOCK_PATIENCE
     while True:
         last = time.monotonic() > give_up
         try:
             # While we wait for a lock, every later query waits too: a long transaction is not waited for.
             if last or not (locked and any(_is_long(holder) for holder in _holders(connection))):
-                _upgrade_now(connection, config, target, locked=locked)
+                change()
                 return
         except OperationalError as error:
             if not isinstance(error.orig, LockNotAvailable | DeadlockDetected):
@@ -182,6 +206,7 @@ OUR_TABLES = text(
     "SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = current_schema() "
     "AND tablename = ANY(:tables) ORDER BY 1"
 )
+EXISTS = text("SELECT to_regclass(:table) IS NOT NULL")
 IS_VALID = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
 HOLDERS = text(
     """

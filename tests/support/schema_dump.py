@@ -22,6 +22,7 @@ HEADER = """\
 -- minion_uuidv7() is as in shared/tasks/sql/foundation.sql.
 """
 ENTRY = re.compile(r"^--\n-- Name: (?P<name>.+); Type: (?P<type>[A-Z ]+); Schema: .*\n--\n", re.MULTILINE)
+TABLE = re.compile(r"^(CREATE TABLE \w+ \(\n)(.*?)(\n\))", re.MULTILINE | re.DOTALL)
 END = "\n--\n-- PostgreSQL database dump complete"
 
 
@@ -48,9 +49,18 @@ def tables_of(engine: Engine) -> str:
 
 
 def difference(engine: Engine) -> str:
-    """Return how the schema differs from the file, as a unified diff; empty where it does not."""
-    lines = [body.splitlines(keepends=True) for body in (FILE.read_text(encoding="utf-8"), schema_of(engine))]
+    """Return how the schema differs from the file, as a unified diff; empty where it does not.
+
+    Columns have no order: an upgrade adds some before the revisions of releases in between run.
+    """
+    bodies = (_by_column(FILE.read_text(encoding="utf-8")), _by_column(schema_of(engine)))
+    lines = [body.splitlines(keepends=True) for body in bodies]
     return "".join(unified_diff(*lines, "migrations/schema.sql", "the database", n=1))
+
+
+def _by_column(schema: str) -> str:
+    """Return the schema with the columns of each table sorted by name."""
+    return TABLE.sub(lambda table: table[1] + ",\n".join(sorted(table[2].split(",\n"))) + table[3], schema)
 
 
 def _dump(engine: Engine) -> str:

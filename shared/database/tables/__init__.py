@@ -5,6 +5,7 @@
 - Frequently changed columns are in a narrow row, separate from the constant ones and from the outcome (`tasks.py`).
 - Operators' settings for running tasks are rows too (`operations.py`), so that they outlive every process.
 - Money is integer micro-dollars.
+- Work that has ended has the number of its transaction, so that statistics count each end once (`statistics.py`).
 
 The functions and triggers that keep the invariants are in `shared/tasks/sql/`.
 """
@@ -46,6 +47,7 @@ from shared.database.tables.operations import (
     Webhook,
     WebhookDelivery,
 )
+from shared.database.tables.statistics import RetriedStep, Statistic, StatisticsState
 from shared.database.tables.tasks import (
     Content,
     Conversation,
@@ -84,6 +86,7 @@ __all__ = [
     "RateHold",
     "Relation",
     "Reservation",
+    "RetriedStep",
     "Schedule",
     "Secret",
     "SecurityEvent",
@@ -93,6 +96,8 @@ __all__ = [
     "StandingBudget",
     "StandingReservation",
     "StandingUsage",
+    "Statistic",
+    "StatisticsState",
     "Step",
     "Stop",
     "TaskEventRow",

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import DateTime, Text, text
+from sqlalchemy import BigInteger, DateTime, Index, Text, TextClause, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.dialects.postgresql import UUID as PgUUID
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -18,6 +18,7 @@ FINAL_STATES = ", ".join(f"'{state}'" for state in sorted(FINAL))
 NOW = text("now()")
 NEW_ID = text("minion_uuidv7()")
 EMPTY_OBJECT = text("'{}'::jsonb")
+TRANSACTION = text("pg_current_xact_id()::text::bigint")
 
 
 class Base(DeclarativeBase):
@@ -61,3 +62,15 @@ def key_order_column() -> Mapped[dict[str, Any] | None]:
 def namespace_column() -> Mapped[str]:
     """Column for the namespace; there is one by default."""
     return mapped_column(server_default="default")
+
+
+def ended_in_column(default: TextClause | None = None) -> Mapped[int | None]:
+    """Column for the number of the transaction that ended the row: see `shared/tasks/sql/ends.sql`. NULL: it has not
+    ended, or ended before release 0.3.
+    """
+    return mapped_column(BigInteger, server_default=default)
+
+
+def ended_in_index(table: str) -> Index:
+    """Index of a table's ends, in the order of their transactions."""
+    return Index(f"{table}_ended_in_idx", "ended_in", postgresql_where=text("ended_in IS NOT NULL"))

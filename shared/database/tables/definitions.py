@@ -19,7 +19,16 @@ from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from shared.contracts.documents import AgentDefinition, stored_definition
-from shared.database.tables.base import Base, created, key_order_column, namespace_column, new_id
+from shared.database.tables.base import (
+    TRANSACTION,
+    Base,
+    created,
+    ended_in_column,
+    ended_in_index,
+    key_order_column,
+    namespace_column,
+    new_id,
+)
 
 
 def content_index(kind: str) -> Index:
@@ -222,6 +231,7 @@ class SecurityEvent(Base):
             "created_at",
             postgresql_where=text("kind IN ('forbidden_name', 'hash_mismatch', 'import_denied', 'security')"),
         ),
+        ended_in_index("security_events"),
     )
 
     id: Mapped[UUID] = new_id()
@@ -230,3 +240,4 @@ class SecurityEvent(Base):
     kind: Mapped[str]
     detail: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = created()
+    ended_in: Mapped[int | None] = ended_in_column(TRANSACTION)

@@ -17,6 +17,8 @@ from shared.database.tables.base import (
     NOW,
     Base,
     created,
+    ended_in_column,
+    ended_in_index,
     key_order_column,
     namespace_column,
     new_id,
@@ -181,6 +183,7 @@ class WebhookDelivery(Base):
         Index("webhook_deliveries_next_idx", "webhook_id", "next_at", postgresql_where=text("status = 'pending'")),
         Index("webhook_deliveries_webhook_id_idx", "webhook_id", "id"),
         Index("webhook_deliveries_task_id_idx", "task_id"),
+        ended_in_index("webhook_deliveries"),
     )
 
     id: Mapped[UUID] = new_id()
@@ -194,6 +197,7 @@ class WebhookDelivery(Base):
     last_error: Mapped[str | None]
     finished_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = created()
+    ended_in: Mapped[int | None] = ended_in_column()
 
 
 class Secret(Base):

@@ -31,8 +31,11 @@ from shared.database.tables.base import (
     FINAL_STATES,
     NOW,
     STATES,
+    TRANSACTION,
     Base,
     created,
+    ended_in_column,
+    ended_in_index,
     key_order_column,
     namespace_column,
     new_id,
@@ -259,6 +262,7 @@ class TaskOutcome(Base):
         CheckConstraint("output IS NULL OR output_sha256 IS NULL", name="one_output"),
         Index("task_outcomes_content_idx", "output_sha256", postgresql_where=text("output_sha256 IS NOT NULL")),
         Index("task_outcomes_fingerprint_idx", "error_fingerprint", postgresql_where=text("state = 'failed'")),
+        ended_in_index("task_outcomes"),
     )
 
     task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
@@ -269,6 +273,7 @@ class TaskOutcome(Base):
     error: Mapped[dict[str, Any] | None]
     error_fingerprint: Mapped[str | None]
     finished_at: Mapped[datetime] = created()
+    ended_in: Mapped[int | None] = ended_in_column(TRANSACTION)
 
 
 class Execution(Base):
@@ -292,6 +297,7 @@ class Execution(Base):
             postgresql_where=text("outcome = 'succeeded'"),
         ),
         Index("executions_worker_idx", "worker_id"),
+        ended_in_index("executions"),
     )
 
     task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
@@ -307,6 +313,7 @@ class Execution(Base):
     started_at: Mapped[datetime] = created()
     finished_at: Mapped[datetime | None]
     stream_key: Mapped[bytes | None]
+    ended_in: Mapped[int | None] = ended_in_column()
 
 
 class Step(Base):
@@ -326,6 +333,7 @@ class Step(Base):
         Index("steps_child_idx", "child_id", postgresql_where=text("child_id IS NOT NULL")),
         Index("steps_due_idx", "due_at", postgresql_where=text("due_at IS NOT NULL AND status = 'started'")),
         Index("steps_open_idx", "task_id", postgresql_where=text("status = 'started' AND kind IN ('subtask', 'wait')")),
+        ended_in_index("steps"),
     )
 
     task_id: Mapped[UUID] = mapped_column(ForeignKey("tasks.id", ondelete="CASCADE"), primary_key=True)
@@ -351,6 +359,7 @@ class Step(Base):
     finished_at: Mapped[datetime | None]
     copied_from: Mapped[UUID | None]
     approvals: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    ended_in: Mapped[int | None] = ended_in_column()
 
 
 class IdempotencyKey(Base):

@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 
 from orchestrator.local.embedded import EmbeddedServers
 
+SHOWN = {"/metrics": ["text/plain", "application/openmetrics-text"]}
 PUBLIC = {"/healthz", "/readyz"}
 
 
@@ -66,9 +67,9 @@ def test_every_operation_describes_its_problems(http: httpx2.Client) -> None:
             if status == "204":
                 assert "content" not in response, (method, path)
                 continue
-            shown = "text/event-stream" if path.endswith("/events") else "application/json"
-            expected = shown if status.startswith("2") else "application/problem+json"
-            assert list(response["content"]) == [expected], (method, path, status)
+            shown = ["text/event-stream"] if path.endswith("/events") else SHOWN.get(path, ["application/json"])
+            expected = shown if status.startswith("2") else ["application/problem+json"]
+            assert list(response["content"]) == expected, (method, path, status)
         if "requestBody" in operation:
             schema = operation["requestBody"]["content"]["application/json"]["schema"]
             Draft202012Validator.check_schema(schema)
