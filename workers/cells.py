@@ -108,8 +108,8 @@ class Cell:
 
     def read(self, tasks: int) -> Progress:
         """Return the progress of a pack with that many tasks."""
-        _, last, since = HEAD.unpack_from(_memory, self._at)
-        if not 0 <= last < tasks:
+        owner, last, since = HEAD.unpack_from(_memory, self._at)
+        if owner != self.owner or not 0 <= last < tasks:
             return Progress(None, None, since)
         return Progress(last, None if _memory[self._at + ENDED + last] else last, since)
 
