@@ -365,8 +365,8 @@ def _running(case: _Case) -> Explanation:
     claimed = {"worker": task["worker_id"], "claimed": task["updated_at"], "task": task["id"]}
     if step is None and (others := case.scalar(CLAIMED_TOGETHER, **claimed)):
         sentence = (
-            f"{worker['name']} claimed it {case.ago(task['updated_at'])} ago in a pack, of which {others + 1} tasks have "
-            "not ended. They run one after the other; if one takes long, the others run elsewhere."
+            f"{worker['name']} claimed it {case.ago(task['updated_at'])} ago in a pack, of which {others + 1} tasks "
+            "have not ended. They run one after the other; if one takes long, the others run elsewhere."
         )
         return case.answer("running", sentence, None, step=None, pack=others + 1, **facts)
     sentence = f"It has been running on {worker['name']} for {case.ago(task['updated_at'])}{doing}."
