@@ -60,7 +60,7 @@ CALLS_MODEL = text(
 
 @dataclass
 class Agent:
-    """What is known about an agent version.
+    """Durations of an agent version's tasks.
 
     Attributes:
         recent: its last dispatched tasks, with their claims.
