@@ -71,6 +71,11 @@ ORCHESTRATORS = text(
     "SELECT count(*) FROM pg_stat_activity WHERE application_name = :name AND datname = current_database()"
 )
 WORKER = text("SELECT name, status, last_seen FROM workers WHERE id = :id")
+# One transaction claims the tasks of a pack. Others of it may have ended.
+CLAIMED_TOGETHER = text(
+    "SELECT count(*) FROM task_status "
+    "WHERE worker_id = :worker AND state = 'running' AND updated_at = :claimed AND task_id <> :task"
+)
 # Decisions for people come first, however many other steps are open.
 OPEN_STEPS = text(
     """
@@ -357,6 +362,13 @@ def _running(case: _Case) -> Explanation:
             None,
             **facts,
         )
+    claimed = {"worker": task["worker_id"], "claimed": task["updated_at"], "task": task["id"]}
+    if step is None and (others := case.scalar(CLAIMED_TOGETHER, **claimed)):
+        sentence = (
+            f"{worker['name']} claimed it {case.ago(task['updated_at'])} ago in a pack, of which {others + 1} tasks "
+            "have not ended. They run one after the other; if one takes long, the others run elsewhere."
+        )
+        return case.answer("running", sentence, None, step=None, pack=others + 1, **facts)
     sentence = f"It has been running on {worker['name']} for {case.ago(task['updated_at'])}{doing}."
     return case.answer("running", sentence, None, step=step["number"] if step else None, **facts)
 

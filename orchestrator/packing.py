@@ -60,7 +60,7 @@ CALLS_MODEL = text(
 
 @dataclass
 class Agent:
-    """What is known about an agent version.
+    """Durations of an agent version's tasks.
 
     Attributes:
         recent: its last dispatched tasks, with their claims.
@@ -112,8 +112,8 @@ class Packing:
         room = 0.0
         for task in tasks:
             # One that has run before may be what ended its slot or its worker, and the others with it.
-            seconds = None if task.claim else self._estimate(connection, task)
-            if seconds is None or most < 2:
+            seconds = None if task.claim or most < 2 else self._estimate(connection, task)
+            if seconds is None:
                 packs.append([task])
             elif open_pack and len(open_pack) < most and seconds <= room:
                 open_pack.append(task)

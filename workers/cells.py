@@ -28,7 +28,7 @@ _memory = mmap.mmap(-1, CELLS * SIZE)
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a cell says at one moment.
+    """The contents of a cell at one moment.
 
     Attributes:
         last: the index of the task that began last.
@@ -66,12 +66,12 @@ class Cell:
 
     @property
     def lost(self) -> bool:
-        """Whether the main process has given the cell to another pack: it has forgotten this one."""
+        """Return whether the main process has given the cell to another pack: it has forgotten this one."""
         return bool(HEAD.unpack_from(_memory, self._at)[0] != self.owner)
 
     @property
     def stopped(self) -> bool:
-        """Whether the slot must begin no other task."""
+        """Return whether the slot must begin no other task."""
         return self.lost or bool(_memory[self._at + STOP])
 
     def begin(self, index: int, now: float) -> None:
@@ -108,8 +108,8 @@ class Cell:
 
     def read(self, tasks: int) -> Progress:
         """Return the progress of a pack with that many tasks."""
-        _, last, since = HEAD.unpack_from(_memory, self._at)
-        if not 0 <= last < tasks:
+        owner, last, since = HEAD.unpack_from(_memory, self._at)
+        if owner != self.owner or not 0 <= last < tasks:
             return Progress(None, None, since)
         return Progress(last, None if _memory[self._at + ENDED + last] else last, since)
 

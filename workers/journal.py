@@ -368,6 +368,9 @@ class Journal:
             self.rates = rates_in(flags["rates"]) if flags and "rates" in flags else None
             if flags is None:
                 raise ClaimLost
+            if "breach" in flags:
+                # Nothing was written. Steps that have ended wait neither for an estimate nor for the task's suspension.
+                self.commit()
             if stop := flags.get("stopped"):
                 raise _stopped(stop)
             if flags.get("unreserved"):

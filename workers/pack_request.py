@@ -256,9 +256,9 @@ class PackRequest(Request):
         self.signal(number)
 
     def _progress(self) -> Progress:
-        if self._cell is None:
-            return Progress(None, None, 0.0)
-        return self._cell.read(len(self.entries))
+        # The heartbeat's thread asks too, and the cell may be given up in between.
+        cell = self._cell
+        return cell.read(len(self.entries)) if cell else Progress(None, None, 0.0)
 
     def _open(self) -> list[int]:
         return [index for index in range(len(self.entries)) if index not in self._handled]

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 from sqlalchemy import Engine
+from sqlalchemy.orm import object_session
 
 from shared.contracts.documents import FunctionDefinition, content_in_order
 from shared.contracts.json_schema import validate
@@ -79,6 +80,9 @@ def verify(row: FunctionVersion, engine: Engine) -> StoredFunction:
     try:
         return StoredFunction.of(row)
     except FunctionError as error:
+        if session := object_session(row):
+            # The record needs a connection. Many tasks may share few: a task must not hold one and wait for another.
+            session.close()
         security_events.record(engine, row.id, "hash_mismatch", {"message": error.message})
         raise
 

@@ -148,9 +148,13 @@ class InlineWorker:
         """Run tasks until all have ended."""
         wait_until(self._round, "all tasks ended", timeout)
 
-    def _round(self) -> bool:
+    def run_due(self) -> None:
+        """Run the tasks that are due now."""
         for message in self.dispatch():
             minion.run(message.task_id, message.claim, self.id)
+
+    def _round(self) -> bool:
+        self.run_due()
         with self.engine.connect() as connection:
             return not connection.scalar(LEFT, {"final": sorted(FINAL)})
 

@@ -59,7 +59,7 @@ class LaneStep(bootsteps.StartStopStep):
                 capabilities = list(worker.app.amqp.queues.consume_from)
                 if connection.scalar(SERVES_A_MODEL, {"capabilities": capabilities}):
                     worker.lane.warm_up()
-        except DBAPIError as error:
+        except (DBAPIError, OSError) as error:
             log.warning("lane_starts_later", reason=reason(error))
         finally:
             close_engine()

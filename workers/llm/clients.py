@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import anthropic
 
@@ -31,7 +31,10 @@ class Clients:
     @contextmanager
     def lend(self) -> Iterator[anthropic.Anthropic]:
         """Yield a client for one call: the last used one, whose connection is most likely still open, or a new one."""
-        client = self._idle.pop()[0] if self._idle else self._create()
+        try:
+            client, _ = self._idle.pop()
+        except IndexError:
+            client = self._create()
         try:
             yield client
         finally:
@@ -43,5 +46,7 @@ class Clients:
         self._close_idle(time.monotonic())
 
     def _close_idle(self, before: float) -> None:
-        while self._idle and self._idle[0][1] <= before:
-            self._idle.popleft()[0].close()
+        # Calls of other threads take clients at the same time, and this call's reply is paid for.
+        with suppress(IndexError):
+            while self._idle[0][1] <= before:
+                self._idle.popleft()[0].close()

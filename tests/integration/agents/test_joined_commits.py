@@ -7,16 +7,18 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, event, text
 
 from minions import testing
 from minions.testing import MessagesApi
 from shared.database import connections
 from shared.database.connections import transaction
-from shared.tasks import lifecycle, throttles
+from shared.tasks import lifecycle, standing_budgets, stops, throttles
 from shared.tasks.throttles import Rate
 from tests.integration.agents.conftest import DefineAgent
 from tests.integration.conftest import InlineWorker, Tasks
+from workers.llm.anthropic import AnthropicClient
+from workers.llm.base import ModelRequest
 
 Writes = list[list[str]]
 BEGINS, ENDS = "model started", "model finished"
@@ -46,7 +48,7 @@ def run(tasks: Tasks, inline_worker: InlineWorker, messages_api: MessagesApi, de
         define_agent(tools=["echo", "act", "send"])
         messages_api.script = [testing.tool_use(*calls), ANSWER]
         submitted = tasks.submit("Agent", "Hello", **fields)
-        inline_worker.run_all()
+        inline_worker.run_due()
         return tasks.get(submitted)
 
     return task
@@ -81,20 +83,63 @@ def test_steps_under_a_budget_are_committed_when_they_end(run: Any, writes: Writ
 
 
 def test_task_cancelled_during_model_call_begins_no_tool_call(
-    run: Any, writes: Writes, tasks: Tasks, messages_api: MessagesApi, monkeypatch: pytest.MonkeyPatch
+    run: Any, tasks: Tasks, before_joined: Any, database: Engine
 ) -> None:
-    noted: Callable[..., Any] = lifecycle.write_steps
+    def cancel(connection: Connection) -> None:
+        [task] = connection.scalars(text("SELECT task_id FROM task_status WHERE state = 'running'"))
+        lifecycle.cancel(connection, task, reason="Test.")
 
-    def cancelled(connection: Connection, task: UUID, claim: int, steps: list[Any], *more: Any) -> Any:
-        if len(steps) > 1:
-            with transaction() as other:
-                lifecycle.cancel(other, task, reason="Test.")
-        return noted(connection, task, claim, steps, *more)
-
-    monkeypatch.setattr(lifecycle, "write_steps", cancelled)
+    before_joined(cancel)
     task = run(("act", {"value": 1}))
     assert task["state"] == "cancelled"
     assert [(step["kind"], step["status"]) for step in tasks.steps(task["id"])] == [("model_call", "finished")]
+
+
+@pytest.fixture
+def before_joined(monkeypatch: pytest.MonkeyPatch, writes: Writes) -> Callable[[Callable[[Connection], object]], None]:
+    """Commits something else before the first write of several steps."""
+
+    def commit(change: Callable[[Connection], object]) -> None:
+        noted: Callable[..., Any] = lifecycle.write_steps
+        changes = [change]
+
+        def after_change(connection: Connection, task: UUID, claim: int, steps: list[Any], *more: Any) -> Any:
+            if len(steps) > 1 and changes:
+                with transaction() as other:
+                    changes.pop()(other)
+            return noted(connection, task, claim, steps, *more)
+
+        monkeypatch.setattr(lifecycle, "write_steps", after_change)
+
+    return commit
+
+
+def test_end_is_committed_when_a_stop_refuses_the_next_step(run: Any, writes: Writes, before_joined: Any) -> None:
+    """The process may die before it suspends the task."""
+    before_joined(lambda connection: stops.stop(connection, stops.target_of("installation"), reason="Test."))
+    task = run(("send", {"value": 1}))
+    assert (task["state"], task["wait_reason"]) == ("waiting", "stopped")
+    assert writes == [[BEGINS], [ENDS, "send started"], [ENDS]]
+
+
+def test_end_is_committed_before_the_next_call_is_estimated_for_a_new_standing_budget(
+    run: Any, writes: Writes, before_joined: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The estimate may be a request to the API."""
+    estimate = AnthropicClient.count_tokens
+    written: Writes = []
+
+    def count_tokens(client: AnthropicClient, request: ModelRequest) -> int:
+        written.append(writes[-1])
+        return estimate(client, request)
+
+    def add_budget(connection: Connection) -> None:
+        standing_budgets.set_budget(connection, standing_budgets.target_of("installation"), "day", tokens=10**9)
+
+    monkeypatch.setattr(AnthropicClient, "count_tokens", count_tokens)
+    before_joined(add_budget)
+    assert run(("act", {"value": 1}))["state"] == "succeeded"
+    assert written == [["act finished"]]
 
 
 def test_limits_of_a_model_are_read_with_the_beginning_of_its_call(run: Any, writes: Writes, database: Engine) -> None:

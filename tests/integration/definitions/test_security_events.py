@@ -7,12 +7,14 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, select, text
 from sqlalchemy.orm import Session
 
+from shared.database.tables import FunctionVersion
 from shared.definitions.function_store import FunctionStore
 from shared.errors import FunctionError
 from shared.functions import security_events
+from shared.functions.runner import verify
 from shared.settings import get_settings
 
 SPIN = "def spin(on):\n    while on:\n        pass\n    return 1\n"
@@ -153,7 +155,8 @@ def test_another_process_learns_of_it_within_a_second(store, database, monkeypat
         run(store, "f")
 
 
-def test_tampered_code_is_not_run_and_is_recorded(store, database):
+@pytest.fixture
+def tampered(store, database):
     put(store, "f", "def f():\n    return 1\n")
     with database.begin() as connection:
         connection.execute(text("ALTER TABLE function_versions DISABLE TRIGGER function_versions_immutable"))
@@ -162,9 +165,22 @@ def test_tampered_code_is_not_run_and_is_recorded(store, database):
         )
         connection.execute(text("ALTER TABLE function_versions ENABLE TRIGGER function_versions_immutable"))
 
+
+def test_tampered_code_is_not_run_and_is_recorded(store, tampered):
     with pytest.raises(FunctionError, match="does not match its stored SHA-256"):
         run(store, "f")
 
+    assert kinds(store, "f") == ["hash_mismatch"]
+
+
+def test_tampered_code_is_recorded_with_a_single_connection(store, tampered, database):
+    """Many tasks share few connections: if each held one and waited for another, all would wait."""
+    engine = create_engine(database.url, pool_size=1, max_overflow=0, pool_timeout=1)
+
+    with Session(engine) as session, pytest.raises(FunctionError, match="does not match its stored SHA-256"):
+        verify(session.scalars(select(FunctionVersion)).one(), engine)
+
+    engine.dispose()
     assert kinds(store, "f") == ["hash_mismatch"]
 
 

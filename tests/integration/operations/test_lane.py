@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -12,10 +13,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, make_url, text
+from structlog.testing import capture_logs
 
 from minions.testing import MessagesApi, Reply, tool_use
 from minions.testing import text as says
@@ -28,6 +31,7 @@ from tests.conftest import Define
 from tests.integration.conftest import ACT, Tasks
 from tests.support.model_client import use_messages_api
 from tests.support.processes import SHORT_LEASES, Process, killed_on_exit, start_worker, wait_online, wait_until
+from workers.lane.bootstep import LaneStep
 
 pytestmark = pytest.mark.usefixtures("loops", "tool_package")
 
@@ -499,6 +503,17 @@ def test_lane_of_another_worker_starts_with_its_first_task_of_a_model(
         define({"kind": "agent", "type": "agent", **later})
         assert tasks.run("Later", "hello")["state"] == "succeeded"
         lane_of(process)
+
+
+def test_worker_starts_if_its_lane_cannot_start_yet(define: Define, database: Engine) -> None:
+    define({"kind": "agent", "type": "agent", "name": "Later", "model": "claude-sonnet-5"})
+    worker = Mock()
+    worker.app.amqp.queues.consume_from = {"default": None}
+    worker.lane.warm_up.side_effect = OSError(errno.EAGAIN, "No process left")
+    with capture_logs() as logs:
+        LaneStep.start(Mock(), worker)
+    worker.lane.warm_up.assert_called_once_with()
+    assert [entry["event"] for entry in logs] == ["lane_starts_later"]
 
 
 def test_the_lane_ends_with_its_worker(api: Gated, own_worker: Process, tasks: Tasks) -> None:

@@ -15,9 +15,11 @@ from celery.exceptions import TaskRevokedError
 from celery.worker.state import active_requests
 from sqlalchemy import text
 
+from orchestrator.explain import explain
 from shared import broker
 from shared.database.connections import transaction
 from shared.tasks import lifecycle
+from shared.tasks.states import State
 from tests.integration.conftest import ACT, InlineWorker, Tasks
 from workers import pack, pack_request
 from workers.heartbeat import Heartbeat
@@ -165,6 +167,19 @@ def test_cancelled_task_of_a_claimed_pack_has_no_effect(
     packs.slot.end(packs.slot.run())
     assert packs.states(submitted) == ["succeeded", "cancelled", "succeeded"]
     assert [line.split()[0] for line in log.read_text().splitlines()] == [str(submitted[0]), str(submitted[2])]
+
+
+def test_why_counts_the_tasks_that_were_claimed_together(packs: Packs) -> None:
+    first, *_, last = submitted = packs.submit({}, {}, {})
+    packs.worker.dispatch()
+    with transaction() as connection:
+        lifecycle.claim_pack(connection, [(str(task), 0) for task in submitted], packs.worker.id)
+    with transaction() as connection:
+        lifecycle.finish(connection, first, 1, State.SUCCEEDED, {"output": None, "steps": []})
+    with transaction() as connection:
+        answer = explain(connection, last, lease=3600)
+    assert (answer.reason, answer.facts["pack"]) == ("running", 2)
+    assert "in a pack, of which 2 tasks have not ended" in answer.sentence
 
 
 def test_task_of_a_pack_waits_for_its_approval(packs: Packs, define: Any) -> None:

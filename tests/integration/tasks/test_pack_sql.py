@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -98,6 +100,38 @@ def test_sub_tasks_of_a_pack_wake_their_parents_once(driver: LifecycleDriver) ->
     assert [driver.state(parent) for parent in parents] == ["pending", "pending"]
     numbers = driver.sql("SELECT array_agg(number ORDER BY number) FROM task_events WHERE task_id = :t", t=parents[0])
     assert numbers == [*range(2, 2 + len(numbers))]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_packs_and_other_ends_in_the_same_trees_have_no_deadlock(driver: LifecycleDriver, seed: int) -> None:
+    """All lock parents before their sub-tasks, and tasks of one generation by their ids."""
+    roots = [driver.run(), driver.run()]
+    middle = [child for root in roots for child in driver.suspend(root, children="BBBB")]
+    driver.dispatch()
+    claim_pack(driver, middle)
+    leaves = [leaf for task in [*middle[:3], *middle[4:7]] for leaf in driver.suspend(task, children="BBB")]
+    driver.dispatch()
+    running = [*leaves, middle[3], middle[7]]
+    claim_pack(driver, running)
+    shuffle = random.Random(seed).shuffle
+    shuffle(running)
+    calls: list[Callable[[], object]] = [
+        lambda: finish_pack(driver, running[:10]),
+        lambda: finish_pack(driver, running[9::-1]),
+        lambda: finish_pack(driver, running[5:15]),
+        lambda: driver.finish(running[15]),
+        lambda: driver.release(running[16]),
+        lambda: driver.call(lifecycle.cancel, middle[1], reason="Test."),
+        lambda: driver.call(lifecycle.cancel, roots[0], reason="Test."),
+        lambda: driver.call(lifecycle.cancel, middle[5], reason="Test."),
+    ]
+    shuffle(calls)
+    concurrently(*calls)
+    finish_pack(driver, running)
+    for task in running:
+        driver.finish(task)
+    assert {driver.state(task) for task in running} <= {"succeeded", "cancelled", "pending"}
+    assert {driver.state(task) for task in (roots[0], middle[1], middle[5])} == {"cancelled"}
 
 
 def test_only_tasks_that_may_start_are_claimed_together(driver: LifecycleDriver) -> None:

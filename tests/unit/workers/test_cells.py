@@ -52,6 +52,7 @@ def test_slot_of_a_forgotten_pack_stops_and_leaves_the_next_pack_alone() -> None
     following.open()
     following.begin(0, 1.0)
     assert following.keep(END)
+    assert forgotten.read(3).last is None
     before = following.read(3), following.unsaved()
     forgotten.begin(2, 9.0)
     forgotten.end(0)

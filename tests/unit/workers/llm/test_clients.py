@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -51,3 +53,19 @@ def test_client_of_a_failed_call_is_used_again(clock: Mock) -> None:
         raise KeyError
     with lent.lend() as second:
         assert second is first
+
+
+class Emptied(deque[Any]):
+    """Idle clients of which another thread takes the last one after a look at them."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def test_clients_that_another_thread_has_taken_are_no_error(clock: Mock) -> None:
+    lent = Clients(Mock)
+    lent._idle = Emptied()
+    with lent.lend():
+        pass
+    lent.close()
+    assert not [*lent._idle]
