@@ -1261,8 +1261,8 @@ BEGIN
             'or later.', s.number, s.name, minion_approvers(required) USING ERRCODE = 'MN009';
     ELSIF approver->>'key' = 'bootstrap' THEN
         SELECT 'bootstrap' AS id, 'bootstrap' AS name, 'admin' AS role INTO who;
-    ELSIF approver->>'key' LIKE 'user:%' THEN
-        SELECT approver->>'key' AS id, approver->>'key' AS name, approver->>'role' AS role INTO who;
+    ELSIF approver->>'user' IS NOT NULL THEN
+        SELECT approver->>'key' AS id, approver->>'user' AS name, approver->>'role' AS role INTO who;
     ELSE
         SELECT k.id::text AS id, k.name, k.role INTO who FROM api_keys k
             WHERE k.id = (approver->>'key')::uuid AND k.revoked_at IS NULL AND COALESCE(k.expires_at > now(), true);

@@ -47,10 +47,17 @@ class Key:
 
     @property
     def identity(self) -> str:
-        """The key where keys are compared: its id, which a rotation keeps, or `bootstrap`; else `user:` and a name."""
+        """The key where keys are compared: its id, which a rotation keeps, or `bootstrap`; for a user who logged in
+        without a key, `subject:` and the provider's id, which a change of the name keeps.
+        """
         if self.is_bootstrap:
             return BOOTSTRAP
-        return f"user:{self.name}" if self.id is None else str(self.id)
+        return f"subject:{self.subject or self.name}" if self.id is None else str(self.id)
+
+    @property
+    def user(self) -> str | None:
+        """A user who logged in without a key, as approval policies name them; None for a key."""
+        return f"user:{self.name}" if self.id is None and not self.is_bootstrap else None
 
     @property
     def title(self) -> str:

@@ -110,7 +110,7 @@ def approver_of(
     """
     found = connection.execute(POLICY, {"task": task, "step": step}).one_or_none()
     rules = [] if found is None or found.policy is None else _applying(found, arguments)
-    return Approver(key=key.identity, role=str(key.role), rules=rules, judged=judged)
+    return Approver(key=key.identity, user=key.user, role=str(key.role), rules=rules, judged=judged)
 
 
 def awaited(connection: Connection, task: UUID, step: int) -> Awaited | None:

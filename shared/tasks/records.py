@@ -45,12 +45,14 @@ class Approver(TypedDict):
 
     Attributes:
         key: `shared.access.actors.Key.identity`.
+        user: `shared.access.actors.Key.user`.
         role: its role, which counts for a user without a key; that of a key is in its row.
         rules: the positions of the policy's rules that apply to the arguments.
         judged: the proposal that they were chosen for.
     """
 
     key: str
+    user: NotRequired[str | None]
     role: str
     rules: list[int]
     judged: str | None

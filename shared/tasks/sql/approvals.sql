@@ -46,10 +46,10 @@ CREATE OR REPLACE FUNCTION minion_standing_approvals(s steps) RETURNS jsonb LANG
         WHERE NOT EXISTS (SELECT FROM api_keys k WHERE k.id::text = a.one->>'key' AND k.revoked_at IS NOT NULL)
 $$;
 
--- Refuses a decision that the policy of a step does not permit; returns what an approval needs. `approver`: {key, role,
--- rules}: the id of the deciding key, `bootstrap` for the administrator's, or `user:` and the name of a user without a key,
--- whose role counts; and the rules for `minion_required`. NULL: the caller is no key, or an orchestrator of release 0.2,
--- which can judge no policy.
+-- Refuses a decision that the policy of a step does not permit; returns what an approval needs. `approver`: {key, user,
+-- role, rules}: the id of the deciding key, `bootstrap` for the administrator's, or `subject:` and the id of a user without
+-- a key, whose name in policies is `user` and whose role counts; and the rules for `minion_required`. NULL: the caller is
+-- no key, or an orchestrator of release 0.2, which can judge no policy.
 CREATE OR REPLACE FUNCTION minion_check_approver(s steps, policy jsonb, verdict text, approver jsonb) RETURNS jsonb
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -62,8 +62,8 @@ BEGIN
             'or later.', s.number, s.name, minion_approvers(required) USING ERRCODE = 'MN009';
     ELSIF approver->>'key' = 'bootstrap' THEN
         SELECT 'bootstrap' AS id, 'bootstrap' AS name, 'admin' AS role INTO who;
-    ELSIF approver->>'key' LIKE 'user:%' THEN
-        SELECT approver->>'key' AS id, approver->>'key' AS name, approver->>'role' AS role INTO who;
+    ELSIF approver->>'user' IS NOT NULL THEN
+        SELECT approver->>'key' AS id, approver->>'user' AS name, approver->>'role' AS role INTO who;
     ELSE
         SELECT k.id::text AS id, k.name, k.role INTO who FROM api_keys k
             WHERE k.id = (approver->>'key')::uuid AND k.revoked_at IS NULL AND COALESCE(k.expires_at > now(), true);

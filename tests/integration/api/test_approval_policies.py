@@ -585,17 +585,51 @@ def test_orchestrators_of_release_0_2_cannot_decide(
         assert connection.scalar(OLD_DECIDE, {"task": plain, "verdict": "approve"}) == "pending"
 
 
+def user(name: str, role: Role, subject: str | None = None) -> Key:
+    """A user who has logged in with OpenID Connect."""
+    permissions = permissions_of(role)
+    return Key(
+        id=None, name=name, record=name, submitter=name, role=role, permissions=permissions, scope=Scope(),
+        subject=subject or f"id of {name}",
+    )  # fmt: skip
+
+
+def decide_as(task: UUID, who: Key) -> str:
+    with autocommit(get_engine()).connect() as connection:
+        approver = judge(connection, task, 1, None, None, key=who)
+    with transaction() as connection:
+        return lifecycle.decide(connection, task, "approve", who=who.name, step=1, approver=approver).state
+
+
+def test_user_with_a_new_name_is_the_same(
+    client: Client, key: Open, policy: Any, waiting: Any, database: Engine
+) -> None:
+    """A user may change the name or address at the identity provider, but not the provider's id."""
+    policy(people=2)
+    task = waiting()
+    before, after = (user(name, Role.ADMIN, "id-1") for name in ("oidc:ann@example.com", "oidc:eve@example.com"))
+    assert [decide_as(task, each) for each in (before, after)] == ["waiting", "waiting"]
+    policy(not_submitter=True)
+    task = waiting()
+    with database.begin() as connection:
+        keys = {"task": task, "keys": [before.identity]}
+        connection.execute(text("UPDATE tasks SET submitter_keys = :keys WHERE id = :task"), keys)
+    with pytest.raises(errors.Forbidden, match="submitted this task"):
+        decide_as(task, after)
+    # No name is another's id, or a key's.
+    policy(keys=["user:oidc:ann@example.com"])
+    task = waiting()
+    for name in ("ann@example.com", "id-1", "oidc:ann"):
+        with pytest.raises(errors.Forbidden, match="may not decide"):
+            decide_as(task, user(name, Role.ADMIN, "oidc:ann@example.com"))
+    assert decide_as(task, before) == "pending"
+
+
 def test_user_without_a_key_is_neither_a_key_of_that_name_nor_the_administrator(
     client: Client, key: Open, policy: Any, waiting: Any
 ) -> None:
     def decide(name: str, role: Role) -> str:
-        user = Key(
-            id=None, name=name, record=name, submitter=name, role=role, permissions=permissions_of(role), scope=Scope()
-        )
-        with autocommit(get_engine()).connect() as connection:
-            approver = judge(connection, task, 1, None, None, key=user)
-        with transaction() as connection:
-            return lifecycle.decide(connection, task, "approve", who=name, step=1, approver=approver).state
+        return decide_as(task, user(name, role))
 
     key("ann")
     policy(keys=["ann", "bootstrap", "user:bob@example.com"])
