@@ -468,6 +468,7 @@ def _waiting_for_approval(case: _Case, step: dict[str, Any], facts: dict[str, An
             "people": awaited.people,
             "approvers": awaited.approvers,
             "approved_by": _given(case, awaited),
+            "missing_keys": awaited.missing,
         }
     return case.answer(
         "approval",
@@ -487,7 +488,14 @@ def _approvers(awaited: Awaited) -> str:
     """Return who may approve, and who has."""
     by = ", ".join(each["by"] for each in awaited.given)
     given = f"{len(awaited.given)} of {awaited.people}, approved by {by}. " if by else ""
-    return f"{given}May approve: {awaited.approvers}."
+    return f"{given}May approve: {awaited.approvers}.{_missing(awaited)}"
+
+
+def _missing(awaited: Awaited) -> str:
+    if not awaited.missing:
+        return ""
+    stuck = " So nobody can approve it now: create the keys, or cancel the task." if awaited.is_stuck else ""
+    return f" There is no active key {' or '.join(awaited.missing)} that may decide about it.{stuck}"
 
 
 def _given(case: _Case, awaited: Awaited) -> list[dict[str, Any]]:

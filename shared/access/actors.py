@@ -15,6 +15,9 @@ from shared.errors import Forbidden
 BOOTSTRAP = "bootstrap"
 """The name of the administrator's key, from the environment or the data folder, whatever its text is."""
 
+USER = "user:"
+"""The beginning of names of users without a key, where approval policies name keys."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
@@ -57,7 +60,7 @@ class Key:
     @property
     def user(self) -> str | None:
         """A user who logged in without a key, as approval policies name them; None for a key."""
-        return f"user:{self.name}" if self.id is None and not self.is_bootstrap else None
+        return f"{USER}{self.name}" if self.id is None and not self.is_bootstrap else None
 
     @property
     def title(self) -> str:

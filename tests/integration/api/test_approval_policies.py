@@ -140,6 +140,34 @@ def test_key_is_named_by_its_id_too(client: Client, key: Open, policy: Any, wait
     assert ann.decide(task, "approve", step=1).state == "pending"
 
 
+def test_policy_that_names_no_key_is_reported(
+    client: Client, key: Open, policy: Any, define: Define, waiting: Any, run_cli: Run
+) -> None:
+    key("ann"), key("bob", "operator"), key("far", namespace="elsewhere")
+    names = ["ann", "bootstrap", "user:oidc:carl@example.com", "bob", "far", "nobody"]
+    tool = {**ACT, "effect": "unsafe", "input_schema": AMOUNT, "approval": {"keys": names}}
+    [change] = define(tool)
+    assert [warning.split("there is no active key ")[1].split()[0] for warning in change.warnings] == [
+        "'bob'", "'far'", "'nobody'",
+    ]  # fmt: skip
+    config = {"capabilities": ["work"], "approval": {"rules": [{"when": LARGE, "keys": ["nobody"]}]}}
+    agent = {"kind": "agent", "name": "A", "type": "function", "tool": "act", "config": config}
+    assert "'nobody' that may decide in the namespace 'default'" in define(agent)[0].warnings[0]
+    policy(keys=names)
+    why = client.why(waiting())
+    assert why["facts"]["missing_keys"] == ["bob", "far", "nobody"]
+    assert "There is no active key bob or far or nobody that may decide about it." in why["sentence"]
+    assert "nobody can approve" not in why["sentence"]
+    policy(keys=["ann", "nobody"], people=2)
+    task = waiting()
+    assert "So nobody can approve it now: create the keys, or cancel the task." in client.why(task)["sentence"]
+    assert "So nobody can approve it now" in run_cli("why", str(task)).line
+    key("nobody")
+    assert client.why(task)["facts"]["missing_keys"] == []
+    policy(keys=["gone"], roles=["admin"])
+    assert "nobody can approve" not in client.why(waiting())["sentence"]
+
+
 def test_name_of_the_administrator_cannot_be_taken(client: Client, policy: Any, waiting: Any) -> None:
     policy(keys=["bootstrap"])
     with pytest.raises(errors.InvalidInput, match="bootstrap is the administrator's key"):
