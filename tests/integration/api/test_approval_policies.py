@@ -580,6 +580,44 @@ def test_replay_with_an_edited_approval_is_an_approval(
         replay_with(root, task, 600)
 
 
+@pytest.mark.parametrize("of_agent", [False, True])
+def test_approved_call_is_not_repeated_without_an_approval(
+    client: Client, key: Open, policy: Any, waiting: Any, inline_worker: InlineWorker, tasks: Tasks, of_agent: bool
+) -> None:
+    policy(of_agent, people=2)
+    task = waiting()
+    for name in ("ann", "bob"):
+        key(name).decide(task, "approve", step=1)
+    assert ended(tasks, inline_worker, task) == 50
+    for how in ({}, {"new_keys": True}):
+        with pytest.raises(errors.Conflict, match="was approved for one call: replay from step 1, so that the new task"):
+            client.replay(task, from_step=2, **how)
+    assert ended(tasks, inline_worker, client.replay(task, from_step=2, edited_output=60).id) == 60
+    assert ended(tasks, inline_worker, client.replay(task, from_step=3).id) == 50
+    again = client.replay(task, from_step=1).id
+    assert ended_or_not(inline_worker, tasks, again) == "waiting"
+    client.cancel(again)
+    policy()
+    plain = waiting()
+    client.decide(plain, "approve", step=1)
+    assert ended(tasks, inline_worker, plain) == 50
+    assert ended(tasks, inline_worker, client.replay(plain, from_step=2).id) == 50
+
+
+def test_edited_approval_names_no_other_approver(
+    client: Client, policy: Any, waiting: Any, tasks: Tasks, inline_worker: InlineWorker
+) -> None:
+    policy(keys=["bootstrap"])
+    task = waiting()
+    client.cancel(task)
+    forged = {"arguments": PAY, "by": "ann", "key": "ann", "verdict": "approve", "approvals": [{"by": "ann"}]}
+    again = client.replay(task, from_step=1, edited_output=forged).id
+    assert ended(tasks, inline_worker, again) == 50
+    step = tasks.steps(again)[0]
+    assert step["output"] == {"arguments": PAY}
+    assert [each["key"] for each in step["approvals"]["by"]] == ["bootstrap"]
+
+
 @pytest.mark.usefixtures("not_submitter")
 def test_replay_with_an_edited_approval_is_submitted_by_its_approver(client: Client, key: Open, waiting: Any) -> None:
     task = waiting()
