@@ -494,8 +494,8 @@ def _approvers(awaited: Awaited) -> str:
 def _missing(awaited: Awaited) -> str:
     if not awaited.missing:
         return ""
-    stuck = " So nobody can approve it now: create the keys, or cancel the task." if awaited.is_stuck else ""
-    return f" There is no active key {' or '.join(awaited.missing)} that may decide about it.{stuck}"
+    stuck = " So too few keys may approve it: create the missing ones, or cancel the task." if awaited.is_stuck else ""
+    return f" No active key named {' or '.join(awaited.missing)} may decide about it.{stuck}"
 
 
 def _given(case: _Case, awaited: Awaited) -> list[dict[str, Any]]:

@@ -45,9 +45,9 @@ BATCH = 50
 FEW = 5
 WAIT_SECONDS = 0.5
 HOLDER = "A Celery submitter (MINION_CELERY_NAMESPACE, MINION_CELERY_AGENTS, MINION_CELERY_TENANT)"
-REFUSED = text("SELECT minion_refuse_v2(:agent, :key, :celery_id, :error, :submitted_by, :namespace, :tenant)").bindparams(
-    bindparam("error", type_=JSONB)
-)
+REFUSED = text(
+    "SELECT minion_refuse_v2(:agent, :key, :celery_id, :error, :submitted_by, :namespace, :tenant)"
+).bindparams(bindparam("error", type_=JSONB))
 
 
 @dataclass(frozen=True, slots=True)

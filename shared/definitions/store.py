@@ -132,7 +132,7 @@ class DefinitionStore:
         return self.changes
 
     def _missing_keys(self, definition: AgentDefinition | ToolDefinition) -> tuple[str, ...]:
-        """Return a warning for each key that an approval policy names and that cannot decide. It may be created later."""
+        """Return a warning for each key that an approval policy names and that cannot decide yet."""
         names = [] if (policy := definition.approval_policy) is None else policy.names()
         return tuple(
             f"{definition.kind} {definition.name!r}, approval.keys: there is no active key {name!r} that may decide in "

@@ -29,15 +29,16 @@ UNDECIDED = text(
 )
 POLICY = text(
     """
-    SELECT minion_approval_policy(s) AS policy, t.namespace, s.input->'approval' AS proposed, s.approvals->'arguments' AS edited,
+    SELECT minion_approval_policy(s) AS policy, t.namespace,
+           s.input->'approval' AS proposed, s.approvals->'arguments' AS edited,
            minion_standing_approvals(s) AS given, t.messages = s.input->'approval' AS of_messages
         FROM steps s JOIN tasks t ON t.id = s.task_id
         WHERE s.task_id = :task AND s.number = :step AND s.kind = 'wait' AND s.input ? 'approval'
     """
 )
 REQUIRED = text(
-    "SELECT r.required->'people' AS people, r.required->'approvers' AS named, minion_approvers(r.required) AS approvers "
-    "FROM (SELECT minion_required(:policy, :rules) AS required) AS r"
+    "SELECT r.required->'people' AS people, r.required->'approvers' AS named, "
+    "minion_approvers(r.required) AS approvers FROM (SELECT minion_required(:policy, :rules) AS required) AS r"
 ).bindparams(bindparam("policy", type_=JSONB), bindparam("rules", type_=ARRAY(INTEGER)))
 # The first step of an agent that requires approval concerns the agent's own input.
 PROPOSED = text(
