@@ -2780,7 +2780,7 @@ END $$;
 CREATE FUNCTION minion_refuse(agent text, idempotency text, failure jsonb, submitter text) RETURNS uuid
     LANGUAGE sql
     AS $$
-    SELECT minion_refuse_v2(agent, idempotency, failure, submitter, 'default', NULL)
+    SELECT minion_refuse_v2(agent, idempotency, left(idempotency, 255), failure, submitter, 'default', NULL)
 $$;
 
 CREATE FUNCTION minion_refuse_change() RETURNS trigger
@@ -2840,7 +2840,7 @@ BEGIN
     END IF;
 END $$;
 
-CREATE FUNCTION minion_refuse_v2(agent text, idempotency text, failure jsonb, submitter text, ns text, tenant text) RETURNS uuid
+CREATE FUNCTION minion_refuse_v2(agent text, idempotency text, sent_as text, failure jsonb, submitter text, ns text, tenant text) RETURNS uuid
     LANGUAGE plpgsql
     AS $$
 DECLARE
@@ -2854,7 +2854,7 @@ BEGIN
         RETURN holder;
     END IF;
     INSERT INTO tasks (id, namespace, agent_name, root_id, origin_id, labels, submitted_by, key)
-        VALUES (t, ns, agent, t, t, jsonb_build_object('celery_id', idempotency), submitter, tenant);
+        VALUES (t, ns, agent, t, t, jsonb_build_object('celery_id', sent_as), submitter, tenant);
     INSERT INTO task_status (task_id, state, namespace, agent_name, key, rank)
         VALUES (t, 'pending', ns, COALESCE(agent, ''), COALESCE(tenant, ''), minion_rank(now(), 0));
     PERFORM minion_settle(t, 'failed', jsonb_build_object('error', failure));
@@ -2957,6 +2957,13 @@ BEGIN
     policy := minion_approval_policy(step);
     IF policy IS NOT NULL THEN
         PERFORM minion_check_edited_approval(step, new, policy, NULLIF(edited->'approver', 'null'));
+    END IF;
+    -- The step after an approval is the call that it permits.
+    SELECT * INTO step FROM steps s
+        WHERE s.task_id = source AND s.number = first - 1 AND s.output ? 'arguments' AND edited IS NULL;
+    IF minion_approval_policy(step) IS NOT NULL THEN
+        RAISE EXCEPTION 'Step % (%) has an approval policy, and was approved for one call: replay from step %, so that the '
+            'new task asks again.', step.number, step.name, step.number USING ERRCODE = 'MN009';
     END IF;
     INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, output,
                        output_order, error, stdout, usage, child_id, function_version_id, due_at, started_at,

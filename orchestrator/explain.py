@@ -480,6 +480,7 @@ def _waiting_for_approval(case: _Case, step: dict[str, Any], facts: dict[str, An
             "people": awaited.people,
             "approvers": awaited.approvers,
             "approved_by": _given(case, awaited),
+            "missing_keys": awaited.missing,
         }
     return case.answer(
         "approval",
@@ -499,7 +500,14 @@ def _approvers(awaited: Awaited) -> str:
     """Return who may approve, and who has."""
     by = ", ".join(each["by"] for each in awaited.given)
     given = f"{len(awaited.given)} of {awaited.people}, approved by {by}. " if by else ""
-    return f"{given}May approve: {awaited.approvers}."
+    return f"{given}May approve: {awaited.approvers}.{_missing(awaited)}"
+
+
+def _missing(awaited: Awaited) -> str:
+    if not awaited.missing:
+        return ""
+    stuck = " So too few keys may approve it: create the missing ones, or cancel the task." if awaited.is_stuck else ""
+    return f" No active key named {' or '.join(awaited.missing)} may decide about it.{stuck}"
 
 
 def _given(case: _Case, awaited: Awaited) -> list[dict[str, Any]]:

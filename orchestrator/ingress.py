@@ -45,9 +45,9 @@ BATCH = 50
 FEW = 5
 WAIT_SECONDS = 0.5
 HOLDER = "A Celery submitter (MINION_CELERY_NAMESPACE, MINION_CELERY_AGENTS, MINION_CELERY_TENANT)"
-REFUSED = text("SELECT minion_refuse_v2(:agent, :key, :error, :submitted_by, :namespace, :tenant)").bindparams(
-    bindparam("error", type_=JSONB)
-)
+REFUSED = text(
+    "SELECT minion_refuse_v2(:agent, :key, :celery_id, :error, :submitted_by, :namespace, :tenant)"
+).bindparams(bindparam("error", type_=JSONB))
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +205,10 @@ class Ingress(Loop):
         return TaskRequest.parse(self._scope.narrow(fields))
 
     def _refusal_key(self, submission: Submission) -> str:
-        """Return the idempotency key of a refusal, which must not be in the space of another tenant's names."""
-        return submission.celery_id.replace(SEPARATOR, " ") if self._scope.tenant else submission.celery_id
+        """Return the idempotency key of a refusal, which is a name of the bound tenant and of no other."""
+        if self._scope.tenant is None:
+            return submission.celery_id
+        return f"{self._scope.tenant}{SEPARATOR}{submission.celery_id.replace(SEPARATOR, ' ')}"
 
     def _record(self, submission: Submission, error: MinionError) -> None:
         """Store a refusal as a failed task."""
@@ -214,6 +216,7 @@ class Ingress(Loop):
         values = {
             "agent": None,
             "key": self._refusal_key(submission),
+            "celery_id": submission.celery_id,
             "error": error.as_dict(),
             "submitted_by": submission.submitter,
             "namespace": self._scope.namespace or DEFAULT_NAMESPACE,

@@ -163,7 +163,12 @@ def _check_edit(step: Row[Any], output: JsonValue) -> None:
 
 
 def _as_recorded(step: Row[Any], output: JsonValue) -> JsonValue:
-    """The edited output with the runtime's own members, such as the form of the turn, and without the unedited text."""
+    """The edited output with the runtime's own members, such as the form of the turn, and without the unedited text.
+
+    The members of an approval that name its approvers belong to the original.
+    """
+    if step.approval:
+        return {"arguments": output["arguments"]}
     if step.kind != "model_call" or not isinstance(output, dict):
         return output
     form = {} if step.form is None else {"form": step.form}

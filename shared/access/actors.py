@@ -15,6 +15,9 @@ from shared.errors import Forbidden
 BOOTSTRAP = "bootstrap"
 """The name of the administrator's key, from the environment or the data folder, whatever its text is."""
 
+USER = "oidc:"
+"""The beginning of names of users who log in with OpenID Connect."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:

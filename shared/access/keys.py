@@ -6,6 +6,7 @@ clock is wrong accepts neither an expired key nor one that was revoked.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,8 +16,8 @@ from sqlalchemy import Connection, RowMapping, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 
 from shared.access import key_text
-from shared.access.actors import Actor, Key
-from shared.access.roles import Role, permissions_of
+from shared.access.actors import BOOTSTRAP, USER, Actor, Key
+from shared.access.roles import Permission, Role, permissions_of, roles_with
 from shared.access.scope import Scope
 from shared.errors import AmbiguousId, Conflict, Forbidden, NotFound
 from shared.storable import storable
@@ -58,6 +59,16 @@ REVOKE = text(
     "previous_prefix = NULL, previous_until = NULL "
     f"WHERE id = :id AND revoked_at IS NULL RETURNING {COLUMNS}"
 )
+MISSING = text(
+    """
+    SELECT named FROM unnest(:names) WITH ORDINALITY AS n (named, position)
+        WHERE NOT EXISTS (
+            SELECT FROM api_keys k WHERE n.named IN (k.name, k.id::text) AND k.revoked_at IS NULL
+                AND COALESCE(k.expires_at > now(), true) AND k.role = ANY (:roles)
+                AND COALESCE(k.namespace = :namespace, true))
+        ORDER BY position
+    """
+).bindparams(bindparam("names", type_=ARRAY(TEXT)), bindparam("roles", type_=ARRAY(TEXT)))
 # One statement finds a key and notes its use, at most once a minute.
 FIND = text(
     """
@@ -228,6 +239,16 @@ def revoke(connection: Connection, named: str, actor: Actor) -> dict[str, Any]:
     row = get(connection, actor.key.scope, named)
     revoked = connection.execute(REVOKE, {"id": row["id"], "who": str(actor)}).mappings().one_or_none()
     return dict(revoked) if revoked else get(connection, actor.key.scope, str(row["id"]))
+
+
+def missing_deciders(connection: Connection, names: Sequence[str], namespace: str) -> list[str]:
+    """Return which of the keys that an approval policy names do not exist in a namespace, or may not decide. Users who
+    log in without a key are unknown until then, and left out."""
+    asked = [name for name in names if name != BOOTSTRAP and not name.startswith(USER)]
+    if not asked:
+        return []
+    roles = [str(role) for role in roles_with(Permission.TASKS_DECIDE)]
+    return list(connection.scalars(MISSING, {"names": asked, "roles": roles, "namespace": namespace}))
 
 
 def find(connection: Connection, digest: bytes) -> Found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, text
+from sqlalchemy import Connection, Row, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 from sqlalchemy.exc import DBAPIError
 
@@ -15,18 +15,26 @@ from shared.errors import Conflict, InvalidInput, NotFound
 
 LONGEST_BOUND = 100
 LONGEST_NAME = 63  # bytes; PostgreSQL cuts off the rest
-TABLES = ("agents", "api_keys", "idempotency_keys", "messages", "schedules", "secrets", "sql_submitters", "steps",
-          "task_overview", "task_status", "tasks")  # fmt: skip
+TABLES = tuple(
+    "agent_version_tools agent_versions agents alembic_version api_keys audit_ends audit_log budgets cached_results "
+    "contents conversation_summaries conversations executions function_versions functions idempotency_keys "
+    "key_addresses limits login_sessions messages pauses rate_holds relations reservations schedules secrets "
+    "security_events signals sql_submitters standing_alerts standing_budgets standing_reservations standing_usage "
+    "steps stops task_events task_outcomes task_overview task_status tasks tool_versions tools unique_tasks "
+    "webhook_deliveries webhooks workers".split()
+)
+"""All tables and views; a test compares them with the schema. The schema may hold an application's own tables too."""
 FUNCTIONS = ("minion_submit", "minion_submit_json")
 
 ROLE = text(
     """
-    SELECT pg_has_role(r.oid, p.proowner, 'MEMBER') AS is_owner, ARRAY(
+    SELECT pg_has_role(r.oid, p.proowner, 'MEMBER') AS is_owner, current_schema() AS schema,
+           has_schema_privilege(r.oid, current_schema(), 'CREATE') AS may_create, ARRAY(
                SELECT c.relname::text FROM pg_class c
                    WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'v')
                      AND c.relname = ANY (:tables)
                      AND (has_any_column_privilege(r.oid, c.oid, 'SELECT, INSERT, UPDATE, REFERENCES')
-                          OR has_table_privilege(r.oid, c.oid, 'DELETE, TRUNCATE')) ORDER BY 1) AS tables
+                          OR has_table_privilege(r.oid, c.oid, 'DELETE, TRUNCATE, TRIGGER')) ORDER BY 1) AS tables
         FROM pg_roles r, pg_proc p WHERE r.rolname = :role AND p.oid = 'minion_submit'::regproc
     """
 ).bindparams(bindparam("tables", type_=ARRAY(TEXT)))
@@ -88,12 +96,13 @@ def grant(connection: Connection, role: str, scope: Scope) -> Granted:
     """
     _check_name(role)
     _check_bounds(scope)
-    found = connection.execute(ROLE, {"role": role, "tables": list(TABLES)}).one_or_none()
-    if found is not None:
-        _check_rights(role, found.is_owner, found.tables)
+    asked = {"role": role, "tables": list(TABLES)}
+    found = connection.execute(ROLE, asked).one_or_none()
     statements = connection.execute(STATEMENTS, {"role": role}).one()
     if found is None:
         _execute(connection, statements.create, role)
+    # A new role has the rights of PUBLIC.
+    _check_rights(role, found or connection.execute(ROLE, asked).one())
     for statement in (statements.usage, statements.grant):
         _execute(connection, statement, role)
     before = _bounds_of(connection, role)
@@ -145,16 +154,23 @@ def _check_bounds(scope: Scope) -> None:
                 raise InvalidInput(f"Invalid {what}: it must have 1 to {LONGEST_BOUND} characters.")
 
 
-def _check_rights(role: str, is_owner: bool, tables: list[str]) -> None:
-    if is_owner:
+def _check_rights(role: str, rights: Row[Any]) -> None:
+    if rights.is_owner:
         raise Conflict(
             f"The role {role!r} owns the tables of Minions, or may act as their owner, so no bounds can hold for it. "
             "Choose another role."
         )
-    if tables:
+    if rights.tables:
+        tables = ", ".join(rights.tables)
         raise Conflict(
-            f"The role {role!r} has rights on {', '.join(tables)}, so no bounds can hold for it. Revoke them first: "
-            f"`REVOKE ALL ON {', '.join(tables)} FROM …`, also from the roles that it is a member of."
+            f"The role {role!r} has rights on {tables}, so no bounds can hold for it. Revoke them first: "
+            f"`REVOKE ALL ON {tables} FROM …`, also from PUBLIC and the roles that it is a member of."
+        )
+    if rights.may_create:
+        raise Conflict(
+            f"The role {role!r} may create functions in the schema {rights.schema}, which could run with the rights of "
+            f"the owner, so no bounds can hold for it. Revoke that first: `REVOKE CREATE ON SCHEMA {rights.schema} "
+            "FROM …`, also from PUBLIC and the roles that it is a member of."
         )
 
 

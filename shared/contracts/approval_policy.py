@@ -128,6 +128,10 @@ class ApprovalPolicy(Requirement):
                 f"{place}{people} of the keys must approve, and only {len(frozenset.intersection(*named))} may"
             )
 
+    def names(self) -> list[str]:
+        """Return the keys that it names, each once."""
+        return list(dict.fromkeys(name for part in (self, *self.rules) for name in part.keys))
+
     def conditions(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the conditions with their places."""
         for position, rule in enumerate(self.rules):

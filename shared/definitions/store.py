@@ -17,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.orm import Session
 
+from shared.access.keys import missing_deciders
 from shared.contracts.documents import (
     CONTEXT_AND_CACHE,
     AgentDefinition,
@@ -122,12 +123,22 @@ class DefinitionStore:
             self._store_agent(agent, because)
         self.session.flush()
         self._check_relations(given_agents)
-        warnings = {agent.name: unknown_models(agent) for agent in given_agents}
+        warnings = {(each.kind, each.name): self._missing_keys(each) for each in [*given_tools, *given_agents]}
+        for agent in given_agents:
+            warnings[agent.kind, agent.name] += unknown_models(agent)
         self.changes = [
-            replace(change, warnings=warnings.get(change.name, ())) if change.kind == "agent" else change
-            for change in self.changes
+            replace(change, warnings=warnings.get((change.kind, change.name), ())) for change in self.changes
         ]
         return self.changes
+
+    def _missing_keys(self, definition: AgentDefinition | ToolDefinition) -> tuple[str, ...]:
+        """Return a warning for each key that an approval policy names and that cannot decide yet."""
+        names = [] if (policy := definition.approval_policy) is None else policy.names()
+        return tuple(
+            f"{definition.kind} {definition.name!r}, approval.keys: there is no active key {name!r} that may decide in "
+            f"the namespace {self.namespace!r}. `minion keys create NAME --role approver` creates one."
+            for name in missing_deciders(self.session.connection(), names, self.namespace)
+        )
 
     def export(self) -> list[AnyDefinition]:
         """Return the active version of every definition: functions first, then tools, then agents."""

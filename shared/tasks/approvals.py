@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, INTEGER, JSONB
 
 from shared.access.actors import Key
+from shared.access.keys import missing_deciders
 from shared.contracts.documents import AgentDefinition, ToolDefinition, stored_definition
 from shared.contracts.json_schema import ENDLESS, TOO_LONG, Schema, validate, violations
 from shared.contracts.strict_json import JsonValue
@@ -28,15 +29,16 @@ UNDECIDED = text(
 )
 POLICY = text(
     """
-    SELECT minion_approval_policy(s) AS policy, s.input->'approval' AS proposed, s.approvals->'arguments' AS edited,
+    SELECT minion_approval_policy(s) AS policy, t.namespace,
+           s.input->'approval' AS proposed, s.approvals->'arguments' AS edited,
            minion_standing_approvals(s) AS given, t.messages = s.input->'approval' AS of_messages
         FROM steps s JOIN tasks t ON t.id = s.task_id
         WHERE s.task_id = :task AND s.number = :step AND s.kind = 'wait' AND s.input ? 'approval'
     """
 )
 REQUIRED = text(
-    "SELECT r.required->'people' AS people, minion_approvers(r.required) AS approvers "
-    "FROM (SELECT minion_required(:policy, :rules) AS required) AS r"
+    "SELECT r.required->'people' AS people, r.required->'approvers' AS named, "
+    "minion_approvers(r.required) AS approvers FROM (SELECT minion_required(:policy, :rules) AS required) AS r"
 ).bindparams(bindparam("policy", type_=JSONB), bindparam("rules", type_=ARRAY(INTEGER)))
 # The first step of an agent that requires approval concerns the agent's own input.
 PROPOSED = text(
@@ -63,11 +65,15 @@ class Awaited:
         people: the number of different keys that must approve.
         approvers: the keys that may, in words.
         given: the approvals so far: `key`, `by`, `at` and `reason` of each.
+        missing: the keys that the policy names and that do not exist, or may not decide.
+        is_stuck: without these, too few may approve.
     """
 
     people: int
     approvers: str
     given: list[dict[str, Any]]
+    missing: list[str]
+    is_stuck: bool
 
 
 def is_approval(connection: Connection, task: UUID, step: int) -> bool:
@@ -119,7 +125,12 @@ def awaited(connection: Connection, task: UUID, step: int) -> Awaited | None:
     if found is None or found.policy is None:
         return None
     required = connection.execute(REQUIRED, {"policy": found.policy, "rules": _applying(found, None)}).one()
-    return Awaited(required.people, required.approvers, found.given)
+    names = list(dict.fromkeys(name for each in required.named for name in each["keys"]))
+    missing = missing_deciders(connection, names, found.namespace)
+    is_stuck = any(
+        not each["roles"] and len(set(each["keys"]).difference(missing)) < required.people for each in required.named
+    )
+    return Awaited(required.people, required.approvers, found.given, missing, is_stuck)
 
 
 def _applying(found: Row[Any], arguments: JsonValue) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeGuard
 from pydantic import Field, StringConstraints, ValidationError
 
 from shared.access import sessions
+from shared.access.actors import USER
 from shared.access.roles import Role
 from shared.access.scope import ANY, SEPARATOR, Scope
 from shared.access.sessions import Opener
@@ -101,7 +102,7 @@ class RoleMapping:
         name = _find(claims, self._name_claim)
         if not _is_name(name) or (self._name_claim == "email" and claims.get("email_verified") is not True):
             name = subject
-        return f"oidc:{name}"
+        return f"{USER}{name}"
 
 
 def _grant(value: str, given: Any) -> Grant:

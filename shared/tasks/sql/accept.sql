@@ -439,12 +439,13 @@ END $$;
 -- For orchestrators of release 0.2.
 CREATE OR REPLACE FUNCTION minion_refuse(agent text, idempotency text, failure jsonb, submitter text) RETURNS uuid
 LANGUAGE sql AS $$
-    SELECT minion_refuse_v2(agent, idempotency, failure, submitter, 'default', NULL)
+    SELECT minion_refuse_v2(agent, idempotency, left(idempotency, 255), failure, submitter, 'default', NULL)
 $$;
 
 -- Stores a refused submission as a failed task, for entry points without a caller that waits for the answer. The same
--- key returns the same task.
-CREATE OR REPLACE FUNCTION minion_refuse_v2(agent text, idempotency text, failure jsonb, submitter text, ns text, tenant text)
+-- key returns the same task. `sent_as` is the id that the sender knows.
+CREATE OR REPLACE FUNCTION minion_refuse_v2(agent text, idempotency text, sent_as text, failure jsonb, submitter text, ns text,
+                                            tenant text)
 RETURNS uuid LANGUAGE plpgsql AS $$
 DECLARE
     t uuid := minion_uuidv7();
@@ -457,7 +458,7 @@ BEGIN
         RETURN holder;
     END IF;
     INSERT INTO tasks (id, namespace, agent_name, root_id, origin_id, labels, submitted_by, key)
-        VALUES (t, ns, agent, t, t, jsonb_build_object('celery_id', idempotency), submitter, tenant);
+        VALUES (t, ns, agent, t, t, jsonb_build_object('celery_id', sent_as), submitter, tenant);
     INSERT INTO task_status (task_id, state, namespace, agent_name, key, rank)
         VALUES (t, 'pending', ns, COALESCE(agent, ''), COALESCE(tenant, ''), minion_rank(now(), 0));
     PERFORM minion_settle(t, 'failed', jsonb_build_object('error', failure));

@@ -31,6 +31,13 @@ BEGIN
     IF policy IS NOT NULL THEN
         PERFORM minion_check_edited_approval(step, new, policy, NULLIF(edited->'approver', 'null'));
     END IF;
+    -- The step after an approval is the call that it permits.
+    SELECT * INTO step FROM steps s
+        WHERE s.task_id = source AND s.number = first - 1 AND s.output ? 'arguments' AND edited IS NULL;
+    IF minion_approval_policy(step) IS NOT NULL THEN
+        RAISE EXCEPTION 'Step % (%) has an approval policy, and was approved for one call: replay from step %, so that the '
+            'new task asks again.', step.number, step.name, step.number USING ERRCODE = 'MN009';
+    END IF;
     INSERT INTO steps (task_id, number, kind, name, status, effect, request_hash, claim, input, input_order, output,
                        output_order, error, stdout, usage, child_id, function_version_id, due_at, started_at,
                        finished_at, copied_from, approvals)

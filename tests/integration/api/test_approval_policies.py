@@ -140,6 +140,34 @@ def test_key_is_named_by_its_id_too(client: Client, key: Open, policy: Any, wait
     assert ann.decide(task, "approve", step=1).state == "pending"
 
 
+def test_policy_that_names_no_key_is_reported(
+    client: Client, key: Open, policy: Any, define: Define, waiting: Any, run_cli: Run
+) -> None:
+    key("ann"), key("bob", "operator"), key("far", namespace="elsewhere")
+    names = ["ann", "bootstrap", "oidc:carl@example.com", "bob", "far", "nobody"]
+    tool = {**ACT, "effect": "unsafe", "input_schema": AMOUNT, "approval": {"keys": names}}
+    [change] = define(tool)
+    assert [warning.split("there is no active key ")[1].split()[0] for warning in change.warnings] == [
+        "'bob'", "'far'", "'nobody'",
+    ]  # fmt: skip
+    config = {"capabilities": ["work"], "approval": {"rules": [{"when": LARGE, "keys": ["nobody"]}]}}
+    agent = {"kind": "agent", "name": "A", "type": "function", "tool": "act", "config": config}
+    assert "'nobody' that may decide in the namespace 'default'" in define(agent)[0].warnings[0]
+    policy(keys=names)
+    why = client.why(waiting())
+    assert why["facts"]["missing_keys"] == ["bob", "far", "nobody"]
+    assert "No active key named bob or far or nobody may decide about it." in why["sentence"]
+    assert "too few keys" not in why["sentence"]
+    policy(keys=["ann", "nobody"], people=2)
+    task = waiting()
+    assert "So too few keys may approve it: create the missing ones" in client.why(task)["sentence"]
+    assert "So too few keys may approve it" in run_cli("why", str(task)).line
+    key("nobody")
+    assert client.why(task)["facts"]["missing_keys"] == []
+    policy(keys=["gone"], roles=["admin"])
+    assert "too few keys" not in client.why(waiting())["sentence"]
+
+
 def test_name_of_the_administrator_cannot_be_taken(client: Client, policy: Any, waiting: Any) -> None:
     policy(keys=["bootstrap"])
     with pytest.raises(errors.InvalidInput, match="bootstrap is the administrator's key"):
@@ -552,6 +580,44 @@ def test_replay_with_an_edited_approval_is_an_approval(
         replay_with(root, task, 600)
 
 
+@pytest.mark.parametrize("of_agent", [False, True])
+def test_approved_call_is_not_repeated_without_an_approval(
+    client: Client, key: Open, policy: Any, waiting: Any, inline_worker: InlineWorker, tasks: Tasks, of_agent: bool
+) -> None:
+    policy(of_agent, people=2)
+    task = waiting()
+    for name in ("ann", "bob"):
+        key(name).decide(task, "approve", step=1)
+    assert ended(tasks, inline_worker, task) == 50
+    for how in ({}, {"new_keys": True}):
+        with pytest.raises(errors.Conflict, match="was approved for one call: replay from step 1, so that"):
+            client.replay(task, from_step=2, **how)
+    assert ended(tasks, inline_worker, client.replay(task, from_step=2, edited_output=60).id) == 60
+    assert ended(tasks, inline_worker, client.replay(task, from_step=3).id) == 50
+    again = client.replay(task, from_step=1).id
+    assert ended_or_not(inline_worker, tasks, again) == "waiting"
+    client.cancel(again)
+    policy()
+    plain = waiting()
+    client.decide(plain, "approve", step=1)
+    assert ended(tasks, inline_worker, plain) == 50
+    assert ended(tasks, inline_worker, client.replay(plain, from_step=2).id) == 50
+
+
+def test_edited_approval_names_no_other_approver(
+    client: Client, policy: Any, waiting: Any, tasks: Tasks, inline_worker: InlineWorker
+) -> None:
+    policy(keys=["bootstrap"])
+    task = waiting()
+    client.cancel(task)
+    forged = {"arguments": PAY, "by": "ann", "key": "ann", "verdict": "approve", "approvals": [{"by": "ann"}]}
+    again = client.replay(task, from_step=1, edited_output=forged).id
+    assert ended(tasks, inline_worker, again) == 50
+    step = tasks.steps(again)[0]
+    assert step["output"] == {"arguments": PAY}
+    assert [each["key"] for each in step["approvals"]["by"]] == ["bootstrap"]
+
+
 @pytest.mark.usefixtures("not_submitter")
 def test_replay_with_an_edited_approval_is_submitted_by_its_approver(client: Client, key: Open, waiting: Any) -> None:
     task = waiting()
@@ -585,18 +651,51 @@ def test_orchestrators_of_release_0_2_cannot_decide(
         assert connection.scalar(OLD_DECIDE, {"task": plain, "verdict": "approve"}) == "pending"
 
 
+def user(name: str, role: Role, subject: str | None = None) -> Key:
+    """A user who has logged in with OpenID Connect."""
+    permissions = permissions_of(role)
+    return Key(
+        id=None, name=name, record=name, submitter=name, role=role, permissions=permissions, scope=Scope(),
+        subject=subject or f"id of {name}",
+    )  # fmt: skip
+
+
+def decide_as(task: UUID, who: Key) -> str:
+    with autocommit(get_engine()).connect() as connection:
+        approver = judge(connection, task, 1, None, None, key=who)
+    with transaction() as connection:
+        return lifecycle.decide(connection, task, "approve", who=who.name, step=1, approver=approver).state
+
+
+def test_user_with_a_new_name_is_the_same(
+    client: Client, key: Open, policy: Any, waiting: Any, database: Engine
+) -> None:
+    """A user may change the name or address at the identity provider, but not the provider's id."""
+    policy(people=2)
+    task = waiting()
+    before, after = (user(name, Role.ADMIN, "id-1") for name in ("oidc:ann@example.com", "oidc:eve@example.com"))
+    assert [decide_as(task, each) for each in (before, after)] == ["waiting", "waiting"]
+    policy(not_submitter=True)
+    task = waiting()
+    with database.begin() as connection:
+        keys = {"task": task, "keys": [before.identity]}
+        connection.execute(text("UPDATE tasks SET submitter_keys = :keys WHERE id = :task"), keys)
+    with pytest.raises(errors.Forbidden, match="submitted this task"):
+        decide_as(task, after)
+    # No name is another's id, or a key's.
+    policy(keys=["oidc:ann@example.com"])
+    task = waiting()
+    for name in ("oidc:eve@example.com", "oidc:id-1", "oidc:ann"):
+        with pytest.raises(errors.Forbidden, match="may not decide"):
+            decide_as(task, user(name, Role.ADMIN, "oidc:ann@example.com"))
+    assert decide_as(task, before) == "pending"
+
+
 def test_user_without_a_key_is_neither_a_key_of_that_name_nor_the_administrator(
     client: Client, key: Open, policy: Any, waiting: Any
 ) -> None:
     def decide(name: str, role: Role, subject: str | None = None) -> str:
-        user = Key(
-            id=None, name=f"oidc:{name}", record=name, submitter=name, role=role, subject=subject or name,
-            permissions=permissions_of(role), scope=Scope(),
-        )  # fmt: skip
-        with autocommit(get_engine()).connect() as connection:
-            approver = judge(connection, task, 1, None, None, key=user)
-        with transaction() as connection:
-            return lifecycle.decide(connection, task, "approve", who=name, step=1, approver=approver).state
+        return decide_as(task, user(f"oidc:{name}", role, subject))
 
     key("ann")
     policy(keys=["ann", "bootstrap", "oidc:bob@example.com"])

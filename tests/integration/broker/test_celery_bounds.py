@@ -36,7 +36,7 @@ def send(settings: Settings, database: Engine, tasks: Tasks) -> Iterator[Send]:
             with closing(Ingress(settings.model_copy(update=bounds), database)) as ingress:
                 ingress.run_once()
                 ingress.run_once()
-            [task] = find(database, celery_id.replace("\x1f", " "))
+            [task] = find(database, celery_id)
             return tasks.get(task)
 
         yield submit
@@ -84,6 +84,14 @@ def test_refusal_takes_no_name_of_another_tenant(send: Send) -> None:
     refused = send({"celery_tenant": "acme"}, "other\x1fk", agent="Open", key="other")
     assert refused["state"] == "failed"
     assert send({"celery_tenant": "other"}, agent="Open", idempotency_key="k")["state"] == "pending"
+
+
+@pytest.mark.parametrize("tenant", ["acme", "acme:*"])
+def test_refusal_takes_no_name_that_tenants_share(send: Send, tenant: str) -> None:
+    refused = send({"celery_tenant": tenant}, "order-17", agent="Open", key="other")
+    assert (refused["state"], refused["labels"]) == ("failed", {"celery_id": "order-17"})
+    accepted = send({}, agent="Open", idempotency_key="order-17")
+    assert accepted["state"] == "pending"
 
 
 @pytest.mark.parametrize("name", NAMES)

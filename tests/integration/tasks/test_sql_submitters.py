@@ -10,7 +10,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy import Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.orm import Session
 
 from orchestrator import cli
@@ -20,6 +20,7 @@ from shared.audit.log import AuditFilter, list_rows
 from shared.contracts.documents import parse_definition
 from shared.database import schema
 from shared.database.connections import EXPECTED, transaction
+from shared.database.tables import Base
 from shared.definitions.store import DefinitionStore
 from shared.errors import Conflict, Forbidden, InvalidInput, MinionError, NotFound
 from shared.tasks.queries import get_task
@@ -262,12 +263,50 @@ def test_second_grant_replaces_the_bounds_and_revocation_ends_them(login: Login,
         revoke("shop")
 
 
-def test_role_with_other_rights_is_refused(login: Login) -> None:
+def test_all_tables_and_views_are_protected(database: Engine) -> None:
+    found = inspect(database)
+    assert set(sql_submitters.TABLES) == {*Base.metadata.tables, *found.get_view_names(), "alembic_version"}
+
+
+@pytest.mark.parametrize(
+    "right", ["SELECT ON steps", "SELECT ON task_outcomes", "INSERT (name) ON signals", "TRIGGER ON tasks"]
+)
+def test_role_with_rights_on_a_table_is_refused(login: Login, right: str) -> None:
     owner = login()
     owner.execute("CREATE ROLE shop LOGIN")
-    owner.execute("GRANT SELECT ON steps TO shop")
-    with pytest.raises(Conflict, match="has rights on steps, so no bounds can hold"):
+    owner.execute(f"GRANT {right} TO shop")  # type: ignore[arg-type]
+    with pytest.raises(Conflict, match=f"has rights on {right.split()[-1]}, so no bounds can hold"):
         grant()
+    assert listed() == {}
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_role_that_may_create_functions_is_refused(login: Login, exists: bool) -> None:
+    """As in databases that were created before PostgreSQL 15. Its functions could shadow those of the owner."""
+    owner = login()
+    if exists:
+        owner.execute("CREATE ROLE shop LOGIN")
+    owner.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    try:
+        with pytest.raises(Conflict, match="may create functions in the schema public"):
+            grant()
+    finally:
+        owner.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    assert listed() == {}
+
+
+def test_role_may_have_rights_on_tables_of_an_application(login: Login) -> None:
+    owner = login()
+    owner.execute("CREATE ROLE shop LOGIN")
+    owner.execute("CREATE TABLE IF NOT EXISTS orders (id int)")
+    try:
+        owner.execute("GRANT ALL ON orders TO shop")
+        assert not grant().created
+    finally:
+        owner.execute("DROP TABLE orders")
+
+
+def test_role_of_the_owner_is_refused(login: Login) -> None:
     with pytest.raises(Conflict, match="may act as their owner"):
         grant("minions")
     assert listed() == {}
