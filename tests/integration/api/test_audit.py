@@ -12,12 +12,14 @@ from unittest.mock import patch
 import httpx2
 import pytest
 from sqlalchemy import Engine, text
+from starlette.requests import Request
 
 from minions import Client, errors
-from orchestrator.api import key_addresses, refusals
+from orchestrator.api import key_addresses, problems, refusals
 from orchestrator.api.key_addresses import KeyAddresses
 from orchestrator.api.refusals import Refusals
 from orchestrator.api.rights import RULES
+from orchestrator.maintenance.threat_watch import ThreatWatch
 from shared.access.actors import bootstrap_key
 from shared.audit import chain
 from shared.audit.signing import Signer
@@ -376,6 +378,20 @@ def test_refused_access_is_counted(http_api: Api, client: Client, with_key: With
     unknown = rows["(no valid key)"]
     assert (unknown["after"]["kinds"], unknown["key_prefix"]) == ({"401": 2}, None)
     assert {row["address"] for row in rows.values()} == {"127.0.0.1"}
+
+
+def test_ipv6_addresses_are_counted_by_their_network(
+    http_api: Api, http: httpx2.Client, database: Engine, client: Client
+) -> None:
+    scope = {"type": "http", "app": http_api.app, "method": "GET", "path": "/v1/tasks", "headers": []}
+    for number in range(100):
+        request = Request({**scope, "client": (f"2001:db8:0:1::{number:x}", 1)})
+        problems.count_refusal(request, Unauthorized("no"))
+    http_api.app.state.refusals.flush(everything=True)
+    [row] = client.audit(act="access.refused")
+    assert (row["address"], row["after"]["refused"]) == ("2001:db8:0:1::/64", 100)
+    ThreatWatch(database).run_once()
+    assert [row["target"] for row in client.audit(act="alert")] == ["address 2001:db8:0:1::/64"]
 
 
 def test_flood_from_many_addresses_takes_bounded_memory(database: Engine, client: Client) -> None:
