@@ -47,8 +47,8 @@ class Key:
 
     @property
     def identity(self) -> str:
-        """The key where keys are compared: its id, which a rotation keeps, or `bootstrap`; else `user:` and what does not
-        change about a user without a key.
+        """The key where keys are compared: its id, which a rotation keeps, or `bootstrap`; else `user:` and what does
+        not change about a user without a key.
         """
         if self.is_bootstrap:
             return BOOTSTRAP

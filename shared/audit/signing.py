@@ -58,6 +58,8 @@ class Signer:
             NotConfigured: it has no secret key.
         """
         keys = [key.strip().encode() for key in settings.require_secret_key().split(",") if key.strip()]
+        if not keys:
+            raise NotConfigured("MINION_SECRET_KEY contains no key. `minion secrets key` makes one.")
         return cls([hmac.digest(key, PURPOSE, hashlib.sha256) for key in keys])
 
     @classmethod

@@ -65,7 +65,7 @@ def verify(connection: Connection, signer: Signer, *, logged_head: Link | None =
     report.faults += _check_head(ends.get("head"), report.head)
     report.faults += _check_unsealed(connection, signer, report)
     report.faults += (_fault("inserted", row, "is a copy of another row") for row in chain.copies(connection))
-    if logged_head is not None and not known and logged_head.position > report.start.position:
+    if logged_head is not None and not known and logged_head.position >= report.start.position:
         report.faults.append(
             Fault("truncated", f"The logged head, position {logged_head.position}, is not in the chain.")
         )

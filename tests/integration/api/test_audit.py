@@ -410,6 +410,21 @@ def test_flood_from_many_addresses_takes_bounded_memory(database: Engine, client
     assert len(rows) <= 21
 
 
+def test_flood_without_keys_hides_no_key(database: Engine, client: Client) -> None:
+    counted, key = Refusals(database), bootstrap_key("0f1e2d3c")
+    with patch.object(refusals, "MOST_GROUPS", 10):
+        for address in range(100):
+            counted.count(None, f"10.0.0.{address}", Unauthorized("no"))
+        counted.count(key, "10.0.1.1", Unauthorized("no"))
+        counted.count(key, "10.0.1.2", Unauthorized("no"))
+        for number in range(100):
+            counted.count(bootstrap_key(f"{number:08x}"), "10.0.1.1", Unauthorized("no"))
+        assert len(counted._groups) <= 21
+    counted.flush(everything=True)
+    rows = {row["key_prefix"]: row for row in client.audit(act="access.refused") if row["address"] == "(others)"}
+    assert rows["api:0f1e2d3c"]["after"]["refused"] == 2
+
+
 def test_counts_of_a_minute_are_written_when_it_is_over(
     database: Engine, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from unittest.mock import ANY
 
 import pytest
 from cryptography.fernet import Fernet
+from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import ProgrammingError
 from structlog.testing import capture_logs
@@ -273,6 +274,8 @@ def test_without_a_key_rows_are_written_but_not_proven(
     get_settings.cache_clear()
     with pytest.raises(NotConfigured, match="MINION_SECRET_KEY"):
         Signer.of(without)
+    with pytest.raises(NotConfigured, match="contains no key"):
+        Signer.of(get_settings().model_copy(update={"secret_key": SecretStr(" , ")}))
     [fault] = check(database, signer).faults
     assert (fault.kind, "its writer had no MINION_SECRET_KEY" in fault.message) == ("inserted", True)
 
@@ -362,9 +365,7 @@ TAMPERING: dict[str, tuple[str, set[str]]] = {
         "FROM audit_log b WHERE (a.position, b.position) IN ((2, 4), (4, 2))",
         {"changed"},
     ),
-    "facts in another order": (
-        """UPDATE audit_log SET after = '{ "reason": "t2" }' WHERE position = 2""", {"changed"}
-    ),
+    "facts in another order": ("""UPDATE audit_log SET after = '{ "reason": "t2" }' WHERE position = 2""", {"changed"}),
     "checkpoint invented": (
         "INSERT INTO audit_ends SELECT 'start', 3, hash, signature FROM audit_ends; "
         "DELETE FROM audit_log WHERE position <= 3",
