@@ -26,7 +26,8 @@ BATCH = 1000
 # Times that Python cannot represent are none: no process of the installation wrote them.
 COLUMNS = (
     "id, nonce, CASE WHEN at BETWEEN '0002-01-01' AND '9999-01-01' THEN at END AS at, act, actor, key_prefix, "
-    "claimed, address, request_id, namespace, target, before::text AS before, after::text AS after, signature, position, hash"
+    "claimed, address, request_id, namespace, target, before::text AS before, after::text AS after, "
+    "signature, position, hash"
 )
 TAKE_LOCK = text("SELECT pg_try_advisory_xact_lock(:key)")
 UNSEALED = text(
