@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from orchestrator.api import masking
-from orchestrator.api.addresses import address_of
+from orchestrator.api.addresses import address_of, network_of
 from orchestrator.api.key_cache import KeyCache
 from orchestrator.api.login import cookies
 from orchestrator.api.rights import RULES
@@ -90,7 +90,7 @@ async def authorize(request: Request, credentials: Credentials) -> None:
         raise
     quotas.spend(key, request)
     masking.show_to(key)
-    request.app.state.key_addresses.note(key, address_of(request))
+    request.app.state.key_addresses.note(key, network_of(address_of(request)))
     rule.check(key)
 
 

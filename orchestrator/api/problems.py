@@ -18,7 +18,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
-from orchestrator.api.addresses import address_of
+from orchestrator.api.addresses import address_of, network_of
 from shared.database.connections import is_transient, reason
 from shared.errors import Forbidden, InvalidInput, MinionError, Unauthorized, Unavailable, requirement
 
@@ -135,7 +135,7 @@ async def _expected(request: Request, error: MinionError) -> Response:
 def count_refusal(request: Request, error: Unauthorized) -> None:
     """Count refused access for the audit log."""
     known = getattr(request.state, "key", None) or getattr(request.state, "refused_key", None)
-    request.app.state.refusals.count(known, address_of(request), error)
+    request.app.state.refusals.count(known, network_of(address_of(request)) or None, error)
 
 
 async def _wrong_parameters(request: Request, error: RequestValidationError) -> Response:

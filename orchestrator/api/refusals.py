@@ -23,7 +23,8 @@ ACT = "access.refused"
 MOST_GROUPS = 1000
 MOST_KINDS = 20
 OTHERS = "(others)"
-FURTHER = (0, "", OTHERS)
+FURTHER = 0
+"""Stands for the minute of groups in which further addresses are counted."""
 
 
 @dataclass(slots=True)
@@ -101,7 +102,9 @@ class Refusals:
     def _group(self, key: Key, address: str | None, minute: int, most: int) -> Group:
         at = (minute, key.record, address)
         if at not in self._groups and len(self._groups) >= most:
-            at, key, address = FURTHER, unknown_key(), OTHERS
+            # Still by key, so that a flood without keys hides none.
+            key, address = key if len(self._groups) < most + MOST_GROUPS else unknown_key(), OTHERS
+            at = (FURTHER, key.record, OTHERS)
         return self._groups.setdefault(at, Group(Actor(key, address=address), minute))
 
 

@@ -58,8 +58,8 @@ def _prune(connection: Connection, signer: Signer, before: datetime) -> int:
     if signature and not signer.is_end("start", start, signature):
         return _refuse(start.position)
     through = start
-    for row in chain.sealed(connection, after=start.position, batch=BATCH):
-        if row["at"] >= before or through.position - start.position == BATCH:
+    for row in chain.sealed(connection, after=start.position):
+        if (row["at"] and row["at"] >= before) or through.position - start.position == BATCH:
             break
         if row["position"] != through.position + 1 or not signer.is_link(through, row) or not signer.is_row(row):
             return _refuse(row["position"])

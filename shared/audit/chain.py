@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, RowMapping, bindparam, text
+from sqlalchemy import Connection, RowMapping, TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, BIGINT, BYTEA
 
 from shared.audit.signing import BEGINNING, Link, Signer
@@ -22,16 +22,24 @@ from shared.database.connections import SCHEMA_LOCK
 log = structlog.get_logger(__name__)
 
 SEALER_LOCK = SCHEMA_LOCK + 2
+BATCH = 1000
+# Times that Python cannot represent are none: no process of the installation wrote them.
 COLUMNS = (
-    "id, nonce, at, act, actor, key_prefix, claimed, address, request_id, namespace, target, before::text AS before, "
-    "after::text AS after, signature, position, hash"
+    "id, nonce, CASE WHEN at BETWEEN '0002-01-01' AND '9999-01-01' THEN at END AS at, act, actor, key_prefix, "
+    "claimed, address, request_id, namespace, target, before::text AS before, after::text AS after, "
+    "signature, position, hash"
 )
 TAKE_LOCK = text("SELECT pg_try_advisory_xact_lock(:key)")
 UNSEALED = text(
-    f"SELECT {COLUMNS} FROM audit_log WHERE position IS NULL AND id > :after ORDER BY id LIMIT :most"  # noqa: S608
+    f"SELECT {COLUMNS} FROM audit_log WHERE position IS NULL ORDER BY id LIMIT :most"  # noqa: S608
 )
 SEALED = text(
-    f"SELECT {COLUMNS} FROM audit_log WHERE position > :after ORDER BY position LIMIT :most"  # noqa: S608
+    f"SELECT {COLUMNS} FROM audit_log WHERE position IS NOT NULL "  # noqa: S608
+    "AND (CAST(:after AS bigint) IS NULL OR position > :after) ORDER BY position, id"
+)
+COPIES = text(
+    "SELECT id, position, act FROM (SELECT id, position, act, row_number() OVER (PARTITION BY nonce "
+    "ORDER BY position NULLS LAST, id) AS number FROM audit_log) numbered WHERE number > 1 ORDER BY id"
 )
 LAST = text("SELECT max(position) FROM audit_log")
 SEAL = text(
@@ -60,7 +68,7 @@ def seal(connection: Connection, signer: Signer, *, limit: int = 500) -> Link | 
     """Chain up to `limit` rows. Return the new head; None if there was nothing to do, or another process does it."""
     if not lock(connection):
         return None
-    rows = connection.execute(UNSEALED, {"after": 0, "most": limit}).mappings().all()
+    rows = connection.execute(UNSEALED, {"most": limit}).mappings().all()
     if not rows:
         return None
     link, links = head(connection, signer), []
@@ -99,22 +107,27 @@ def ends(connection: Connection) -> dict[str, tuple[Link, bytes]]:
     return {row.name: (Link(row.position, bytes(row.hash)), bytes(row.signature)) for row in connection.execute(ENDS)}
 
 
-def sealed(connection: Connection, *, after: int, batch: int = 1000) -> Iterator[RowMapping]:
-    """Yield the rows of the chain in order, from the first one after a position."""
-    while rows := connection.execute(SEALED, {"after": after, "most": batch}).mappings().all():
-        yield from rows
-        after = rows[-1]["position"]
+def sealed(connection: Connection, *, after: int | None = None) -> Iterator[RowMapping]:
+    """Yield the rows of the chain in order, from the first one after a position; None: from the lowest position."""
+    return _streamed(connection, SEALED, {"after": after})
 
 
-def unsealed(connection: Connection, *, batch: int = 1000) -> Iterator[RowMapping]:
+def unsealed(connection: Connection) -> Iterator[RowMapping]:
     """Yield the rows without a place, the oldest first."""
-    after = 0
-    while rows := connection.execute(UNSEALED, {"after": after, "most": batch}).mappings().all():
-        yield from rows
-        after = rows[-1]["id"]
+    return _streamed(connection, UNSEALED, {"most": None})
+
+
+def copies(connection: Connection) -> Iterator[RowMapping]:
+    """Yield rows that are copies of another one, which only works after the unique constraint was dropped."""
+    return _streamed(connection, COPIES, {})
 
 
 def prune(connection: Connection, signer: Signer, through: Link) -> int:
     """Delete the beginning of the chain up to a place, and leave a signed checkpoint. Return the number of rows."""
     values: dict[str, Any] = {"position": through.position, "hash": through.hash}
     return int(connection.scalar(PRUNE, {**values, "signature": signer.sign_end("start", through)}) or 0)
+
+
+def _streamed(connection: Connection, statement: TextClause, values: dict[str, Any]) -> Iterator[RowMapping]:
+    with connection.execute(statement, values, execution_options={"yield_per": BATCH}) as rows:
+        yield from rows.mappings()

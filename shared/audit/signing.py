@@ -58,6 +58,8 @@ class Signer:
             NotConfigured: it has no secret key.
         """
         keys = [key.strip().encode() for key in settings.require_secret_key().split(",") if key.strip()]
+        if not keys:
+            raise NotConfigured("MINION_SECRET_KEY contains no key. `minion secrets key` makes one.")
         return cls([hmac.digest(key, PURPOSE, hashlib.sha256) for key in keys])
 
     @classmethod
@@ -74,7 +76,9 @@ class Signer:
 
     def is_row(self, row: Row) -> bool:
         """Return whether the signature of a row is that of a process with the key."""
-        return row["signature"] is not None and self._verify(_row(row), bytes(row["signature"]))
+        if row["signature"] is None or row["at"] is None:
+            return False
+        return self._verify(_row(row), bytes(row["signature"]))
 
     def chain(self, previous: Link, row: Row) -> Link:
         """Return the place of a row after the previous one."""
@@ -83,7 +87,7 @@ class Signer:
 
     def is_link(self, previous: Link, row: Row) -> bool:
         """Return whether a row has the hash of its place after the previous one."""
-        return self._verify(_place(row["position"], previous.hash, row), bytes(row["hash"]))
+        return self._verify(_place(row["position"], previous.hash, row), bytes(row["hash"] or b""))
 
     def sign_end(self, name: str, link: Link) -> bytes:
         """Return the signature of an end of the chain."""
@@ -110,7 +114,7 @@ def _row(row: Row) -> bytes:
 
 
 def _place(position: int, previous: bytes, row: Row) -> bytes:
-    at = row["at"].astimezone(UTC).isoformat()
+    at = row["at"] and row["at"].astimezone(UTC).isoformat()
     signature = None if row["signature"] is None else bytes(row["signature"]).hex()
     return json.dumps(["place", position, previous.hex(), row["id"], at, signature]).encode() + _row(row)
 

@@ -64,7 +64,8 @@ def verify(connection: Connection, signer: Signer, *, logged_head: Link | None =
     known = _check_rows(connection, signer, report, logged_head)
     report.faults += _check_head(ends.get("head"), report.head)
     report.faults += _check_unsealed(connection, signer, report)
-    if logged_head is not None and not known and logged_head.position > report.start.position:
+    report.faults += (_fault("inserted", row, "is a copy of another row") for row in chain.copies(connection))
+    if logged_head is not None and not known and logged_head.position >= report.start.position:
         report.faults.append(
             Fault("truncated", f"The logged head, position {logged_head.position}, is not in the chain.")
         )
@@ -74,8 +75,8 @@ def verify(connection: Connection, signer: Signer, *, logged_head: Link | None =
 def _check_rows(connection: Connection, signer: Signer, report: Report, wanted: Link | None) -> bool:
     """Check the chain row by row; return whether the wanted place is in it."""
     previous, known = report.start, wanted == report.start
-    for row in chain.sealed(connection, after=-(1 << 62)):
-        place = Link(row["position"], bytes(row["hash"]))
+    for row in chain.sealed(connection):
+        place = Link(row["position"], bytes(row["hash"] or b""))
         report.begins_at = report.begins_at or row["at"]
         report.rows += 1
         report.faults += _check_row(signer, previous, row)

@@ -318,13 +318,15 @@ def test_lines_are_short_enough_for_a_diff():
 
 
 def test_compose_file_has_no_default_password_and_uses_loopback():
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    secrets = re.findall(r"\$\{(\w*(?:PASSWORD|API_KEY)\w*)([^}]*)\}", (ROOT / "docker-compose.yml").read_text())
+    written = (ROOT / "docker-compose.yml").read_text()
+    compose = yaml.safe_load(written)
+    secrets = re.findall(r"\$\{(\w*(?:PASSWORD|API_KEY|SECRET_KEY)\w*)([^}]*)\}", written)
     assert {name for name, _ in secrets} == {
         "POSTGRES_PASSWORD",
         "REDIS_PASSWORD",
         "MINION_API_KEY",
         "MINION_FLOWER_PASSWORD",
+        "MINION_SECRET_KEY",
     }
     assert all(rest.startswith(":?") for _, rest in secrets)
     for name, service in compose["services"].items():

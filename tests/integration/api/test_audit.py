@@ -12,12 +12,14 @@ from unittest.mock import patch
 import httpx2
 import pytest
 from sqlalchemy import Engine, text
+from starlette.requests import Request
 
 from minions import Client, errors
-from orchestrator.api import key_addresses, refusals
+from orchestrator.api import key_addresses, problems, refusals
 from orchestrator.api.key_addresses import KeyAddresses
 from orchestrator.api.refusals import Refusals
 from orchestrator.api.rights import RULES
+from orchestrator.maintenance.threat_watch import ThreatWatch
 from shared.access.actors import bootstrap_key
 from shared.audit import chain
 from shared.audit.signing import Signer
@@ -378,6 +380,20 @@ def test_refused_access_is_counted(http_api: Api, client: Client, with_key: With
     assert {row["address"] for row in rows.values()} == {"127.0.0.1"}
 
 
+def test_ipv6_addresses_are_counted_by_their_network(
+    http_api: Api, http: httpx2.Client, database: Engine, client: Client
+) -> None:
+    scope = {"type": "http", "app": http_api.app, "method": "GET", "path": "/v1/tasks", "headers": []}
+    for number in range(100):
+        request = Request({**scope, "client": (f"2001:db8:0:1::{number:x}", 1)})
+        problems.count_refusal(request, Unauthorized("no"))
+    http_api.app.state.refusals.flush(everything=True)
+    [row] = client.audit(act="access.refused")
+    assert (row["address"], row["after"]["refused"]) == ("2001:db8:0:1::/64", 100)
+    ThreatWatch(database).run_once()
+    assert [row["target"] for row in client.audit(act="alert")] == ["address 2001:db8:0:1::/64"]
+
+
 def test_flood_from_many_addresses_takes_bounded_memory(database: Engine, client: Client) -> None:
     counted = Refusals(database)
     with patch.object(refusals, "MOST_GROUPS", 10), log_that_cannot_be_written(database):
@@ -392,6 +408,21 @@ def test_flood_from_many_addresses_takes_bounded_memory(database: Engine, client
     assert sum(row["after"]["refused"] for row in rows) == 3000
     assert "(others)" in {row["address"] for row in rows}
     assert len(rows) <= 21
+
+
+def test_flood_without_keys_hides_no_key(database: Engine, client: Client) -> None:
+    counted, key = Refusals(database), bootstrap_key("0f1e2d3c")
+    with patch.object(refusals, "MOST_GROUPS", 10):
+        for address in range(100):
+            counted.count(None, f"10.0.0.{address}", Unauthorized("no"))
+        counted.count(key, "10.0.1.1", Unauthorized("no"))
+        counted.count(key, "10.0.1.2", Unauthorized("no"))
+        for number in range(100):
+            counted.count(bootstrap_key(f"{number:08x}"), "10.0.1.1", Unauthorized("no"))
+        assert len(counted._groups) <= 21
+    counted.flush(everything=True)
+    rows = {row["key_prefix"]: row for row in client.audit(act="access.refused") if row["address"] == "(others)"}
+    assert rows["api:0f1e2d3c"]["after"]["refused"] == 2
 
 
 def test_counts_of_a_minute_are_written_when_it_is_over(

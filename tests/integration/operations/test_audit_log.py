@@ -10,6 +10,7 @@ from unittest.mock import ANY
 
 import pytest
 from cryptography.fernet import Fernet
+from pydantic import SecretStr
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import ProgrammingError
 from structlog.testing import capture_logs
@@ -273,6 +274,8 @@ def test_without_a_key_rows_are_written_but_not_proven(
     get_settings.cache_clear()
     with pytest.raises(NotConfigured, match="MINION_SECRET_KEY"):
         Signer.of(without)
+    with pytest.raises(NotConfigured, match="contains no key"):
+        Signer.of(get_settings().model_copy(update={"secret_key": SecretStr(" , ")}))
     [fault] = check(database, signer).faults
     assert (fault.kind, "its writer had no MINION_SECRET_KEY" in fault.message) == ("inserted", True)
 
@@ -329,6 +332,40 @@ TAMPERING: dict[str, tuple[str, set[str]]] = {
         "signature, 0, hash FROM audit_log WHERE position = 5",
         {"inserted"},
     ),
+    "row inserted with a low id": (
+        f"INSERT INTO audit_log (id, nonce, {COPIED}) OVERRIDING SYSTEM VALUE "
+        f"SELECT -1, gen_random_uuid(), {COPIED} FROM audit_log WHERE position = 2",
+        {"inserted"},
+    ),
+    "row inserted far before the chain": (
+        f"INSERT INTO audit_log (nonce, {COPIED}, position, hash) SELECT gen_random_uuid(), {COPIED}, "
+        "-9223372036854775808, hash FROM audit_log WHERE position = 5",
+        {"inserted"},
+    ),
+    "row copied with its signature": (
+        "ALTER TABLE audit_log DROP CONSTRAINT audit_log_nonce_key; "
+        f"INSERT INTO audit_log (nonce, {COPIED}, signature) SELECT nonce, {COPIED}, signature "
+        "FROM audit_log WHERE position = 2",
+        {"inserted"},
+    ),
+    "two rows at one position": (
+        "ALTER TABLE audit_log DROP CONSTRAINT audit_log_position_key; "
+        f"INSERT INTO audit_log (nonce, {COPIED}, position, hash) SELECT gen_random_uuid(), {COPIED}, position, hash "
+        "FROM audit_log WHERE position = 2",
+        {"inserted"},
+    ),
+    "hash removed": (
+        "ALTER TABLE audit_log DROP CONSTRAINT audit_log_place_check; "
+        "UPDATE audit_log SET hash = NULL WHERE position = 3",
+        {"moved"},
+    ),
+    "time beyond the calendar": ("UPDATE audit_log SET at = 'infinity' WHERE position = 3", {"changed"}),
+    "contents swapped": (
+        "UPDATE audit_log a SET target = b.target, after = b.after, nonce = gen_random_uuid(), signature = b.signature "
+        "FROM audit_log b WHERE (a.position, b.position) IN ((2, 4), (4, 2))",
+        {"changed"},
+    ),
+    "facts in another order": ("""UPDATE audit_log SET after = '{ "reason": "t2" }' WHERE position = 2""", {"changed"}),
     "checkpoint invented": (
         "INSERT INTO audit_ends SELECT 'start', 3, hash, signature FROM audit_ends; "
         "DELETE FROM audit_log WHERE position <= 3",

@@ -13,7 +13,7 @@ from orchestrator.retention.audit import prune_audit
 from shared.access.actors import Actor, bootstrap_key
 from shared.audit import chain, log
 from shared.audit.log import AuditFilter
-from shared.audit.signing import Signer
+from shared.audit.signing import Link, Signer
 from shared.audit.verification import Report, verify
 from shared.settings import Settings
 
@@ -40,9 +40,9 @@ def write(database: Engine, signer: Signer, number: int, *, days: int = 0) -> No
             pass
 
 
-def check(database: Engine, signer: Signer) -> Report:
+def check(database: Engine, signer: Signer, **options: Any) -> Report:
     with database.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
-        return verify(connection, signer)
+        return verify(connection, signer, **options)
 
 
 def targets(database: Engine) -> list[Any]:
@@ -60,6 +60,8 @@ def test_checkpoint_replaces_old_rows(
     assert set(targets(database)) == {"5 days", "audit.prune"}
     report = check(database, signer)
     assert (report.faults, report.start.position, report.rows, report.unsealed) == ([], 5, 2, 3)
+    assert check(database, signer, logged_head=report.start).faults == []
+    assert check(database, signer, logged_head=Link(5, report.head.hash)).faults
     write(database, signer, 1)
     report = check(database, signer)
     assert (report.faults, report.head.position) == ([], 11)
