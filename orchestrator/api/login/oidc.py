@@ -81,7 +81,7 @@ def _begun(request: Request) -> Attempt:
 
 async def _identify(request: Request, provider: Provider, begun: Attempt) -> Opener:
     answer = request.query_params
-    provider.check_sender(answer.get("iss"))
+    await provider.check_sender(answer.get("iss"))
     if "error" in answer:
         raise Unauthorized(f"The identity provider refused the login: {visible(answer['error'])}.")
     if not answer.get("code"):

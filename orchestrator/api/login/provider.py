@@ -96,10 +96,19 @@ class Provider:
             )
         return str(url)
 
-    def check_sender(self, issuer: str | None) -> None:
-        """Raise Unauthorized if the answer names another provider (RFC 9207)."""
-        if issuer is not None and issuer != self._issuer:
-            raise Unauthorized("The answer comes from another identity provider than the configured one. Log in again.")
+    async def check_sender(self, issuer: str | None) -> None:
+        """Check that the answer names this provider, or no provider if this one announces no names (RFC 9207).
+
+        Raises:
+            Unauthorized: it does not.
+            Unavailable: what the provider announces cannot be read.
+        """
+        is_named = (await self._announced()).get("authorization_response_iss_parameter_supported") is True
+        if issuer != self._issuer and (is_named or issuer is not None):
+            raise Unauthorized(
+                "The answer comes from another identity provider than the configured one, or does not name it. Log in "
+                "again."
+            )
 
     async def redeem(self, code: str, attempt: Attempt) -> Mapping[str, Any]:
         """Return the tokens for a code.

@@ -21,7 +21,7 @@ from sqlalchemy import Engine, text
 from minions import Client
 from orchestrator.api.app import create_app
 from orchestrator.api.login import provider as provider_module
-from orchestrator.api.login.attempts import MOST_AT_ONCE, Attempts
+from orchestrator.api.login.attempts import PER_MINUTE, Attempts
 from orchestrator.api.login.mapping import RoleMapping
 from orchestrator.api.login.provider import Provider
 from shared.audit.log import AuditFilter, list_rows
@@ -176,6 +176,25 @@ def test_claims_give_name_role_and_bounds(
     assert f"<dd>{user}</dd>" in page
     assert f"<dd>{role}</dd>" in page
     assert bounds in page
+
+
+@pytest.mark.parametrize("verified", [None, False, "true", 1])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"oidc_role_claim": "email", "oidc_roles": {"alice@example.com": "admin"}}, "have no role here"),
+        ({"oidc_roles": {"staff": {"role": "viewer", "tenant_claim": "email"}}}, "does not name one namespace or tenant"),
+    ],
+    ids=["role", "bound"],
+)
+def test_unverified_address_gives_no_role_and_no_bound(
+    installation: Installation, settings: Settings, verified: Any, changed: dict[str, Any], said: str
+) -> None:
+    own = Settings(**{"oidc_roles": ROLES, **changed})
+    installation.app.state.role_mapping = RoleMapping(own)
+    installation.logged_in()
+    installation.provider.lies = {"email_verified": verified}
+    assert said in refused(installation)
 
 
 def test_rotated_key_of_the_provider_is_read_again(installation: Installation) -> None:
@@ -491,6 +510,20 @@ def test_callback_with_changed_parameters_is_refused(
     assert "__Host-minion_session" not in browser.cookies
 
 
+def test_answer_without_a_name_is_refused_if_the_provider_announces_names(installation: Installation) -> None:
+    announced = {**installation.provider.metadata(), "authorization_response_iss_parameter_supported": True}
+    path = "/.well-known/openid-configuration"
+    installation.provider.answers[path] = 200, json.dumps(announced).encode(), {}
+    installation.logged_in()
+    browser = installation.browser()
+    began = browser.get("/login/oidc")
+    with httpx2.Client(trust_env=False) as http:
+        answer = http.get(began.headers["location"]).headers["location"]
+    page = browser.get(answer.partition("&iss=")[0])
+    assert page.status_code == 401
+    assert "does not name it" in page.text
+
+
 @pytest.mark.parametrize("cookie", ["", "x", "A" * 43, f"{'A' * 43}.", f"{'A' * 43}.!!", f"{'A' * 43}.L2V2aWw"])
 def test_malformed_cookie_of_an_attempt_is_refused(installation: Installation, cookie: str) -> None:
     page = installation.browser().get(
@@ -520,12 +553,12 @@ def test_host_header_changes_no_address(installation: Installation) -> None:
 def test_attempts_at_the_callback_are_limited(installation: Installation) -> None:
     browser = installation.browser()
     statuses = []
-    for _ in range(MOST_AT_ONCE + 1):
+    for _ in range(PER_MINUTE + 1):
         began = browser.get("/login/oidc")
         state = parse_qs(urlsplit(began.headers["location"]).query)["state"][0]
         statuses.append(browser.get("/login/oidc/callback", params={"state": state, "code": "x"}).status_code)
-    assert statuses == [401] * MOST_AT_ONCE + [429]
-    assert len(installation.provider.token_requests) == MOST_AT_ONCE
+    assert statuses == [401] * PER_MINUTE + [429]
+    assert len(installation.provider.token_requests) == PER_MINUTE
 
 
 def test_secrets_are_written_nowhere(
