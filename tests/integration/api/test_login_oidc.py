@@ -27,8 +27,9 @@ from orchestrator.api.login.provider import Provider
 from shared.audit.log import AuditFilter, list_rows
 from shared.errors import NotConfigured, Unavailable
 from shared.settings import Settings
+from tests.conftest import Define
 from tests.integration.api.conftest import Api, serving
-from tests.integration.conftest import everything_written
+from tests.integration.conftest import ACT, InlineWorker, everything_written
 from tests.support.browser import Browser
 from tests.support.identity_provider import CLIENT, SECRET, IdentityProvider, providing
 from tests.support.processes import wait_until
@@ -254,6 +255,40 @@ def test_login_that_was_idle_or_revoked_is_not_renewed(
     client.revoke_sessions_of("oidc:alice@example.com")
     installation.app.state.logins.forget()
     assert browser.get("/account").headers["location"] == "/login?return_to=/account"
+
+
+def test_user_decides_by_a_policy_that_names_the_user(
+    installation: Installation, client: Client, database: Engine, define: Define, inline_worker: InlineWorker
+) -> None:
+    policy = {"keys": ["oidc:alice@example.com"], "not_submitter": True}
+    config = {"capabilities": ["work"]}
+    define(
+        {**ACT, "effect": "unsafe", "approval": policy},
+        {"kind": "agent", "name": "Payer", "type": "function", "tool": "act", "config": config},
+    )
+    installation.provider.claims["groups"] = ["minions-admins"]
+    alice = installation.logged_in()
+    installation.provider.claims |= {"sub": "5", "email": "bob@example.com"}
+    bob = installation.logged_in()
+    csrf = {browser: {"Minion-CSRF": browser.csrf_token()} for browser in (alice, bob)}
+    request = {"agent": "Payer", "input": {"do": "answer", "answer": 5}}
+    own = alice.request("POST", "/v1/tasks", json=request, headers=csrf[alice]).json()
+    other = client.submit(**request).id
+    inline_worker._round()
+    inline_worker._round()
+
+    def decide(browser: Browser, task: object) -> httpx2.Response:
+        sent = {"verdict": "approve", "step": 1}
+        return browser.request("POST", f"/v1/tasks/{task}/decisions", json=sent, headers=csrf[browser])
+
+    assert own["submitted_by"] == "oidc:alice@example.com"
+    assert "submitted this task" in decide(alice, own["id"]).json()["detail"]
+    assert decide(bob, other).status_code == 403
+    assert decide(alice, other).status_code == 200
+    with database.connect() as connection:
+        [row] = list_rows(connection, AuditFilter(act="task.decide"), limit=5)
+    assert (row["actor"], row["target"]) == ("oidc:alice@example.com", str(other))
+    assert row["key_prefix"].startswith("session:")
 
 
 # ------------------------------------------------------------------------------------------------- a provider that lies
