@@ -47,8 +47,9 @@ class Key:
 
     @property
     def identity(self) -> str:
-        """The key where keys are compared: its id, which a rotation keeps, or `bootstrap`; else `user:` and what does not
-        change about a user without a key.
+        """The key where keys are compared: its id, which a rotation keeps, or `bootstrap`.
+
+        A user without a key has `user:` and what does not change about the user.
         """
         if self.is_bootstrap:
             return BOOTSTRAP

@@ -34,6 +34,8 @@ log = structlog.get_logger(__name__)
 # With public keys only. A provider cannot choose `none`, or HMAC with a public key as its secret.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519")
 KEY_TYPES = ("RSA", "EC", "OKP")
+SHORTEST_RSA = 342
+"""Characters of a modulus of 2,048 bits: signatures of shorter keys can be forged, and RFC 7518 forbids them."""
 CALLS_AT_ONCE = 8
 CALL_SECONDS = 10.0
 LARGEST_ANSWER = 1 << 20
@@ -350,13 +352,17 @@ def _tls() -> ssl.SSLContext:
 
 
 def _usable(keys: list[Any]) -> jwk.KeySet:
-    """Return the public keys in a set; those that cannot be read are left out."""
+    """Return the public keys in a set; those that are short or cannot be read are left out."""
     usable = []
     for key in keys:
-        if isinstance(key, dict) and key.get("kty") in KEY_TYPES:
+        if isinstance(key, dict) and key.get("kty") in KEY_TYPES and not _is_short(key):
             with suppress(JoseError, ValueError, TypeError, KeyError):
                 usable.append(jwk.import_key(key))
     return jwk.KeySet(usable)
+
+
+def _is_short(key: dict[str, Any]) -> bool:
+    return key["kty"] == "RSA" and len(str(key.get("n"))) < SHORTEST_RSA
 
 
 def _invalid(error: Exception) -> Unauthorized:

@@ -137,8 +137,17 @@ def test_cookie_whose_name_only_looks_the_same_is_ignored(secure: Browser, http_
 
 @pytest.mark.parametrize(
     "cookie",
-    [b"\xff=\xff", b"minion_session", b"minion_session=", b"=minion_session", b";;;=;", b"minion_session=" + b"A" * 42]
-    + [b"minion_session=\xc3\xa9" + b"A" * 41, b"a=b;" * 10_000, b"minion_session=" + b"A" * 60_000],
+    [
+        b"\xff=\xff",
+        b"minion_session",
+        b"=minion_session",
+        b";;;=;",
+        b"minion_session=" + b"A" * 42,
+        b"minion_session=\xc3\xa9" + b"A" * 41,
+        b"minion_session=" + b"A" * 60_000,
+        b"a=b;" * 10_000,
+    ],
+    ids=["bytes", "name", "value", "separators", "short", "text", "long", "many"],
 )
 def test_malformed_cookies_are_no_login(http_api: Api, database: Engine, cookie: bytes) -> None:
     for path in ("/v1/tasks", "/account"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import warnings
 from base64 import urlsafe_b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -184,7 +185,7 @@ def test_claims_give_name_role_and_bounds(
     ("changed", "said"),
     [
         ({"oidc_role_claim": "email", "oidc_roles": {"alice@example.com": "admin"}}, "have no role here"),
-        ({"oidc_roles": {"staff": {"role": "viewer", "tenant_claim": "email"}}}, "does not name one namespace or tenant"),
+        ({"oidc_roles": {"staff": {"role": "viewer", "tenant_claim": "email"}}}, "does not name one"),
     ],
     ids=["role", "bound"],
 )
@@ -345,6 +346,37 @@ def test_token_of_another_signer_opens_no_login(installation: Installation) -> N
     installation.logged_in()
     installation.provider.key = RSAKey.generate_key(2048, {"kid": str(installation.provider.key.kid)})
     assert "bad_signature" in refused(installation)
+
+
+def test_short_key_of_the_provider_is_not_used(installation: Installation) -> None:
+    installation.provider.key = rsa_key(1024)
+    assert "No key for kid" in refused(installation)
+
+
+def rsa_key(bits: int) -> RSAKey:
+    """A key; the library warns of short ones."""
+    with warnings.catch_warnings(action="ignore"):
+        return RSAKey.generate_key(bits, {"kid": "short"})
+
+
+def test_sets_with_odd_keys_are_read(installation: Installation) -> None:
+    own = installation.provider.key.as_dict(private=False)
+    odd: list[Any] = [
+        *({**own, "kid": f"other-{number}"} for number in range(50)),
+        *({**own, "use": use} for use in ("enc", 5, ["sig"])),
+        {**own, "alg": "RSA-OAEP"},
+        {**own, "kid": {}},
+        {"kty": "oct", "k": "c2VjcmV0", "kid": own["kid"]},
+        {"kty": "EC", "crv": "P-256", "x": "a", "y": "b", "kid": own["kid"]},
+        {"kty": ["RSA"]},
+        {},
+        None,
+    ]
+    installation.provider.answers["/jwks"] = 200, json.dumps({"keys": [*odd, own]}).encode(), {}
+    installation.logged_in()
+    installation.app.state.provider = Provider(with_provider(Settings(), installation.provider))
+    installation.provider.answers["/jwks"] = 200, json.dumps({"keys": odd}).encode(), {}
+    assert "No key for kid" in refused(installation)
 
 
 @pytest.mark.parametrize("hours", [-1, 1])

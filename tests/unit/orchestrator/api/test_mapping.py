@@ -29,7 +29,7 @@ ENTRA = {
     "roles": ["Minions.Admin"],
     "_claim_names": {"groups": "src1"},
 }
-GOOGLE = {"sub": "10769150350006150715113082367", "email": "ann@example.com", "email_verified": True, "hd": "example.com"}
+GOOGLE = {"sub": "1076915035000615", "email": "ann@example.com", "email_verified": True, "hd": "example.com"}
 
 
 @pytest.mark.parametrize(
