@@ -17,7 +17,6 @@ from shared.settings import Settings
 
 SESSION = "minion_session"
 FORM = "minion_form"
-ATTEMPT = "minion_oidc"
 
 
 @dataclass(frozen=True, slots=True)

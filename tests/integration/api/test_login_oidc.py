@@ -129,7 +129,7 @@ def test_login_with_a_provider(installation: Installation, client: Client, datab
     assert "<dd>operator</dd>" in account.text
     assert browser.attributes("__Host-minion_session")["samesite"] == "strict"
     assert browser.attributes("__Host-minion_session")["max-age"] == "3600"
-    assert "__Host-minion_oidc" not in browser.cookies
+    assert list(browser.cookies) == ["__Host-minion_session"]
     assert installation.provider.token_requests[0]["code_verifier"]
     # The one role that the settings name first counts, and it is that of every endpoint.
     assert browser.get("/v1/tasks").status_code == 200
@@ -545,7 +545,7 @@ def test_answer_for_another_browser_is_refused(installation: Installation) -> No
     victim.get("/login/oidc")
     other = victim.get(answer)
     assert other.status_code == 401
-    assert "belongs to another login" in other.text
+    assert "was not begun in this browser" in other.text
     assert installation.provider.token_requests == []
     assert "You are logged in" in attacker.follow(attacker.get(answer)).text
     # The same answer opens no second login.
@@ -555,8 +555,8 @@ def test_answer_for_another_browser_is_refused(installation: Installation) -> No
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"state": ""}, "belongs to another login"),
-        ({"state": "é\x00"}, "belongs to another login"),
+        ({"state": ""}, "was not begun in this browser"),
+        ({"state": "é\x00"}, "was not begun in this browser"),
         ({"code": ""}, "has no code"),
         ({"code": "another"}, "invalid_grant"),
         ({"iss": "https://another.example"}, "another identity provider"),
@@ -594,15 +594,30 @@ def test_answer_without_a_name_is_refused_if_the_provider_announces_names(instal
 @pytest.mark.parametrize("cookie", ["", "x", "A" * 43, f"{'A' * 43}.", f"{'A' * 43}.!!", f"{'A' * 43}.L2V2aWw"])
 def test_malformed_cookie_of_an_attempt_is_refused(installation: Installation, cookie: str) -> None:
     page = installation.browser().get(
-        "/login/oidc/callback?state=x&code=y", headers={"Cookie": f"__Host-minion_oidc={cookie}"}
+        "/login/oidc/callback?state=x&code=y", headers={"Cookie": f"__Host-minion_oidc_x={cookie}"}
     )
     assert page.status_code == 401
+
+
+def _attempt(browser: Browser) -> str:
+    """The cookie of the login that the browser has begun."""
+    [value] = [value for name, (value, _) in browser.cookies.items() if name.startswith("__Host-minion_oidc_")]
+    return value
+
+
+def test_login_in_several_tabs(installation: Installation) -> None:
+    """All tabs of a browser are led to the provider when the login expires."""
+    browser = installation.browser()
+    first, second = browser.get("/login/oidc"), browser.get("/login/oidc?return_to=/docs")
+    assert "You are logged in" in browser.follow(first).text
+    assert browser.follow(second).url.path == "/docs"
+    assert list(browser.cookies) == ["__Host-minion_session"]
 
 
 def test_return_path_of_a_login_is_checked(installation: Installation) -> None:
     browser = installation.browser()
     browser.get("/login/oidc?return_to=https://evil.example")
-    kept = browser.cookies["__Host-minion_oidc"][0].partition(".")[2]
+    kept = _attempt(browser).partition(".")[2]
     assert urlsafe_b64decode(kept) == b"/account"
     browser = installation.browser()
     assert "Minions 0" in browser.follow(browser.get("/login/oidc?return_to=/")).text
@@ -633,7 +648,7 @@ def test_secrets_are_written_nowhere(
 ) -> None:
     browser = installation.browser()
     began = browser.get("/login/oidc")
-    attempt = browser.cookies["__Host-minion_oidc"][0].partition(".")[0]
+    attempt = _attempt(browser).partition(".")[0]
     browser.follow(began)
     installation.provider.lies = {"nonce": "x"}
     pages = refused(installation)
