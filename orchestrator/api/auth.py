@@ -85,6 +85,8 @@ async def authorize(request: Request, credentials: Credentials) -> None:
         quotas.check_address(request)
     try:
         key = request.state.key = await _authenticate(request, request.app.state.logins)
+    except Forbidden:  # the login is valid; the request lacks its CSRF token
+        raise
     except Unauthorized:
         quotas.count_failure(request)
         raise
@@ -133,12 +135,19 @@ async def login_of(request: Request) -> Login:
     """Return the login of the request's cookie; one without a key if there is none, or it is over.
 
     Raises:
+        TooManyRequests: too many attempts from this address have failed.
         SQLAlchemyError: it cannot be looked up.
     """
     token = _cookie_of(request)
     if token is None:
         return Login()
-    login: Login = await request.app.state.logins.find(sessions.digest(token))
+    logins: KeyCache[Login] = request.app.state.logins
+    digest = sessions.digest(token)
+    if not logins.was_valid(digest):
+        request.app.state.quotas.check_address(request)
+    login = await logins.find(digest)
+    if login.key is None:
+        request.app.state.quotas.count_failure(request)
     return login
 
 

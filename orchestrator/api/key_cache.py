@@ -42,7 +42,7 @@ class KeyCache(Generic[FoundKey]):
     def __init__(self, database: Engine, look_up: Callable[[Connection, bytes], FoundKey]) -> None:
         self._database = database
         self._look_up = look_up
-        self._found: dict[bytes, tuple[FoundKey, float]] = {}
+        self._found: dict[bytes, tuple[FoundKey, float, int]] = {}
         self._looking: dict[bytes, asyncio.Task[FoundKey]] = {}
         self._changes = 0
         self._slots = asyncio.Semaphore(LOOKS_AT_ONCE)
@@ -56,12 +56,11 @@ class KeyCache(Generic[FoundKey]):
     def forget(self) -> None:
         """Look at all keys again at their next use."""
         self._changes += 1
-        self._found.clear()
 
     def was_valid(self, digest: bytes) -> bool:
         """Return whether a key was valid when it was last looked up, if that is still known."""
-        found, _ = self._found.get(digest, (None, 0.0))
-        return found is not None and found.key is not None
+        known = self._found.get(digest)
+        return known is not None and known[0].key is not None
 
     async def find(self, digest: bytes) -> FoundKey:
         """Return the key with this digest, or the reason why there is none.
@@ -70,8 +69,8 @@ class KeyCache(Generic[FoundKey]):
             SQLAlchemyError: the database is unavailable.
             Unavailable: too many keys are being looked up.
         """
-        found, until = self._found.get(digest, (None, 0.0))
-        if found is not None and time.monotonic() < until:
+        found, until, changes = self._found.get(digest, (None, 0.0, 0))
+        if found is not None and time.monotonic() < until and changes == self._changes:
             return found
         looking = self._looking.get(digest)
         if looking is None:
@@ -86,11 +85,10 @@ class KeyCache(Generic[FoundKey]):
         async with self._slots:
             began, changes = time.monotonic(), self._changes
             found = await run_in_threadpool(self._read, digest)
-        if changes == self._changes:
-            seconds = SECONDS if found.seconds_left is None else min(SECONDS, found.seconds_left)
-            if len(self._found) >= MOST:
-                self._found.clear()
-            self._found[digest] = found, began + seconds
+        seconds = SECONDS if found.seconds_left is None else min(SECONDS, found.seconds_left)
+        if len(self._found) >= MOST:
+            self._found.clear()
+        self._found[digest] = found, began + seconds, changes
         return found
 
     def _read(self, digest: bytes) -> FoundKey:

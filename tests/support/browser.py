@@ -17,7 +17,7 @@ TLS = httpx2.create_ssl_context()
 REFRESH = re.compile(r'<meta http-equiv="refresh" content="0; url=([^"]*)">')
 
 
-@dataclass
+@dataclass(eq=False)
 class Browser:
     """One browser that visits one site, and others by absolute addresses.
 

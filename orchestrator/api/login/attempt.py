@@ -18,6 +18,11 @@ SECONDS = 600
 FORM = re.compile(r"([A-Za-z0-9_-]{43})\.([A-Za-z0-9_=-]{0,700})")
 
 
+def cookie_name(state: str) -> str:
+    """Return the name of the cookie of an attempt: each has its own, because several tabs may log in at once."""
+    return f"minion_oidc_{state[:8]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """A login that has begun.
@@ -54,6 +59,11 @@ class Attempt:
     def state(self) -> str:
         """The text that the provider returns with its answer."""
         return self._derive("state")
+
+    @property
+    def cookie_name(self) -> str:
+        """The name of the cookie."""
+        return cookie_name(self.state)
 
     @property
     def nonce(self) -> str:

@@ -17,7 +17,6 @@ from shared.settings import Settings
 
 SESSION = "minion_session"
 FORM = "minion_form"
-ATTEMPT = "minion_oidc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +44,17 @@ class Cookies:
         return f"__Host-{name}" if self.secure else name
 
     def read(self, request: Request, name: str) -> str | None:
-        """Return the text of a cookie, as the browser sent it."""
-        return None if self.origin is None else request.cookies.get(self.name(name))
+        """Return the text of a cookie, as the browser sent it.
+
+        The name must be the same to the byte. Frameworks strip more than the browsers do which protect `__Host-`, and
+        would also accept `\\xa0__Host-…` of another host of the domain.
+        """
+        if self.origin is None:
+            return None
+        parts = [part.strip(" \t") for line in request.headers.getlist("cookie") for part in line.split(";")]
+        sent = dict(part.split("=", 1) for part in parts if "=" in part)
+        value = sent.get(self.name(name))
+        return value if value is None else value.strip('"')
 
     def read_token(self, request: Request, name: str) -> str | None:
         """Return the random text of a cookie; None if it does not have the form of one."""

@@ -95,14 +95,9 @@ class RoleMapping:
         )
 
     def _user(self, claims: Claims, subject: str) -> str:
-        """Return the name of a user in records: that of the configured claim, or the provider's own id.
-
-        Anyone may claim an email address that was not verified, and would be recorded as another.
-        """
+        """Return the name of a user in records: that of the configured claim, or the provider's own id."""
         name = _find(claims, self._name_claim)
-        if not _is_name(name) or (self._name_claim == "email" and claims.get("email_verified") is not True):
-            name = subject
-        return f"{USER}{name}"
+        return f"{USER}{name if _is_name(name) else subject}"
 
 
 def _grant(value: str, given: Any) -> Grant:
@@ -128,7 +123,12 @@ def _bound(claims: Claims, claim: str) -> str:
 
 
 def _find(claims: Claims, name: str) -> Any:
-    """Return a claim; `realm_access.roles` is the claim of that name, or the member of an object."""
+    """Return a claim; `realm_access.roles` is the claim of that name, or the member of an object.
+
+    Anyone may claim an email address that was not verified: it gives no name, no role and no bound.
+    """
+    if name == "email" and claims.get("email_verified") is not True:
+        return None
     if name in claims:
         return claims[name]
     found: Any = claims

@@ -34,7 +34,7 @@ async def begin(request: Request) -> Response:
     response = pages.see_other(await provider.authorization_url(begun))
     own: cookies.Cookies = request.app.state.cookies
     # The provider sends the browser back from another site.
-    own.set(response, cookies.ATTEMPT, begun.cookie, attempt.SECONDS, "lax")
+    own.set(response, begun.cookie_name, begun.cookie, attempt.SECONDS, "lax")
     return response
 
 
@@ -53,7 +53,7 @@ async def finish(request: Request) -> Response:
         response = pages.continued(begun.return_to)
         await open_login(request, response, opener, request.app.state.settings.oidc_login_seconds)
     own: cookies.Cookies = request.app.state.cookies
-    own.clear(response, cookies.ATTEMPT, "lax")
+    own.clear(response, begun.cookie_name, "lax")
     return response
 
 
@@ -68,20 +68,19 @@ def _provider(request: Request) -> Provider:
 def _begun(request: Request) -> Attempt:
     """Return the attempt that this answer belongs to: one that this browser began."""
     own: cookies.Cookies = request.app.state.cookies
-    begun = Attempt.read(own.read(request, cookies.ATTEMPT) or "")
-    if begun is None:
+    state = request.query_params.get("state", "")
+    begun = Attempt.read(own.read(request, attempt.cookie_name(state)) or "")
+    if begun is None or not hmac.compare_digest(state.encode(), begun.state.encode()):
         raise Unauthorized(
             f"This login was not begun in this browser, or more than {attempt.SECONDS // 60} minutes ago. Begin it at "
             f"{own.origin}/login, and allow its cookies."
         )
-    if not hmac.compare_digest(request.query_params.get("state", "").encode(), begun.state.encode()):
-        raise Unauthorized("The answer of the identity provider belongs to another login. Begin again.")
     return begun
 
 
 async def _identify(request: Request, provider: Provider, begun: Attempt) -> Opener:
     answer = request.query_params
-    provider.check_sender(answer.get("iss"))
+    await provider.check_sender(answer.get("iss"))
     if "error" in answer:
         raise Unauthorized(f"The identity provider refused the login: {visible(answer['error'])}.")
     if not answer.get("code"):

@@ -34,6 +34,8 @@ log = structlog.get_logger(__name__)
 # With public keys only. A provider cannot choose `none`, or HMAC with a public key as its secret.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519")
 KEY_TYPES = ("RSA", "EC", "OKP")
+SHORTEST_RSA = 342
+"""Characters of a modulus of 2,048 bits: signatures of shorter keys can be forged, and RFC 7518 forbids them."""
 CALLS_AT_ONCE = 8
 CALL_SECONDS = 10.0
 LARGEST_ANSWER = 1 << 20
@@ -96,10 +98,19 @@ class Provider:
             )
         return str(url)
 
-    def check_sender(self, issuer: str | None) -> None:
-        """Raise Unauthorized if the answer names another provider (RFC 9207)."""
-        if issuer is not None and issuer != self._issuer:
-            raise Unauthorized("The answer comes from another identity provider than the configured one. Log in again.")
+    async def check_sender(self, issuer: str | None) -> None:
+        """Check that the answer names this provider, or no provider if this one announces no names (RFC 9207).
+
+        Raises:
+            Unauthorized: it does not.
+            Unavailable: what the provider announces cannot be read.
+        """
+        is_named = (await self._announced()).get("authorization_response_iss_parameter_supported") is True
+        if issuer != self._issuer and (is_named or issuer is not None):
+            raise Unauthorized(
+                "The answer comes from another identity provider than the configured one, or does not name it. Log in "
+                "again."
+            )
 
     async def redeem(self, code: str, attempt: Attempt) -> Mapping[str, Any]:
         """Return the tokens for a code.
@@ -341,13 +352,17 @@ def _tls() -> ssl.SSLContext:
 
 
 def _usable(keys: list[Any]) -> jwk.KeySet:
-    """Return the public keys in a set; those that cannot be read are left out."""
+    """Return the public keys in a set; those that are short or cannot be read are left out."""
     usable = []
     for key in keys:
-        if isinstance(key, dict) and key.get("kty") in KEY_TYPES:
+        if isinstance(key, dict) and key.get("kty") in KEY_TYPES and not _is_short(key):
             with suppress(JoseError, ValueError, TypeError, KeyError):
                 usable.append(jwk.import_key(key))
     return jwk.KeySet(usable)
+
+
+def _is_short(key: dict[str, Any]) -> bool:
+    return key["kty"] == "RSA" and len(str(key.get("n"))) < SHORTEST_RSA
 
 
 def _invalid(error: Exception) -> Unauthorized:

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, text
 
 from minions import Client, errors
 from orchestrator.api.app import GUARDED, create_app
-from orchestrator.api.login.attempts import MOST_AT_ONCE, Attempts
+from orchestrator.api.login.attempts import PER_MINUTE, Attempts
 from orchestrator.api.rights import RULES
 from orchestrator.local.embedded import EmbeddedServers
 from shared.access import key_text
@@ -119,6 +119,40 @@ def test_cookies_follow_the_public_address(browser: Browser, secure: Browser, ht
     # A cookie without the prefix may come from another host of the domain.
     token = secure.cookies.pop("__Host-minion_session")[0]
     assert secure.get("/v1/tasks", headers={"Cookie": f"minion_session={token}"}).status_code == 401
+
+
+@pytest.mark.parametrize("before", [b"\xa0", b"\x85", b"\x1f"])
+def test_cookie_whose_name_only_looks_the_same_is_ignored(secure: Browser, http_api: Api, before: bytes) -> None:
+    """Browsers protect names that begin with `__Host-`; another host of the domain may set those that do not."""
+    secure.log_in(http_api.key)
+    own = b"__Host-minion_session=" + secure.cookies["__Host-minion_session"][0].encode()
+    planted = before + b"__Host-minion_session=" + b"A" * 43
+    address = f"{secure.server}/v1/tasks"
+    answers = [
+        httpx2.get(address, headers={"Cookie": cookie}, trust_env=False).status_code
+        for cookie in (own, own + b"; " + planted, planted + b"; " + own, before + own)
+    ]
+    assert answers == [200, 200, 200, 401]
+
+
+@pytest.mark.parametrize(
+    "cookie",
+    [
+        b"\xff=\xff",
+        b"minion_session",
+        b"=minion_session",
+        b";;;=;",
+        b"minion_session=" + b"A" * 42,
+        b"minion_session=\xc3\xa9" + b"A" * 41,
+        b"minion_session=" + b"A" * 60_000,
+        b"a=b;" * 10_000,
+    ],
+    ids=["bytes", "name", "value", "separators", "short", "text", "long", "many"],
+)
+def test_malformed_cookies_are_no_login(http_api: Api, database: Engine, cookie: bytes) -> None:
+    for path in ("/v1/tasks", "/account"):
+        answer = httpx2.get(http_api.url + path, headers={"Cookie": cookie}, trust_env=False)
+        assert answer.status_code in (401, 303)
 
 
 def test_login_needs_a_public_address_beyond_loopback(settings: Settings, database: Engine, http_api: Api) -> None:
@@ -592,7 +626,7 @@ def test_logins_that_expired_a_week_ago_are_forgotten(logged_in: Open, database:
 
 
 def test_attempts_are_limited_by_address(browser: Browser, http_api: Api) -> None:
-    for _ in range(MOST_AT_ONCE):
+    for _ in range(PER_MINUTE):
         assert browser.log_in("wrong").status_code == 401
     refused = browser.log_in(http_api.key)
     assert refused.status_code == 429
@@ -609,8 +643,8 @@ def test_attempts_are_counted_for_the_address_that_a_trusted_proxy_reports(
     with serving(create_app(settings.model_copy(update={"trusted_proxies": ["127.0.0.0/8"]}))) as port:
         address = f"http://127.0.0.1:{port}"
         browser = Browser(address, address, headers={"X-Forwarded-For": "203.0.113.9, 198.51.100.7"})
-        statuses = [browser.log_in("wrong").status_code for _ in range(MOST_AT_ONCE + 1)]
-        assert statuses == [401] * MOST_AT_ONCE + [429]
+        statuses = [browser.log_in("wrong").status_code for _ in range(PER_MINUTE + 1)]
+        assert statuses == [401] * PER_MINUTE + [429]
         browser.headers = {"X-Forwarded-For": "203.0.113.9, 198.51.100.8"}
         assert browser.log_in(http_api.key).status_code == 303
         browser.headers = {"X-Forwarded-For": "not an address" * 100}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import warnings
 from base64 import urlsafe_b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,14 +22,15 @@ from sqlalchemy import Engine, text
 from minions import Client
 from orchestrator.api.app import create_app
 from orchestrator.api.login import provider as provider_module
-from orchestrator.api.login.attempts import MOST_AT_ONCE, Attempts
+from orchestrator.api.login.attempts import PER_MINUTE, Attempts
 from orchestrator.api.login.mapping import RoleMapping
 from orchestrator.api.login.provider import Provider
 from shared.audit.log import AuditFilter, list_rows
 from shared.errors import NotConfigured, Unavailable
 from shared.settings import Settings
+from tests.conftest import Define
 from tests.integration.api.conftest import Api, serving
-from tests.integration.conftest import everything_written
+from tests.integration.conftest import ACT, InlineWorker, everything_written
 from tests.support.browser import Browser
 from tests.support.identity_provider import CLIENT, SECRET, IdentityProvider, providing
 from tests.support.processes import wait_until
@@ -127,7 +129,7 @@ def test_login_with_a_provider(installation: Installation, client: Client, datab
     assert "<dd>operator</dd>" in account.text
     assert browser.attributes("__Host-minion_session")["samesite"] == "strict"
     assert browser.attributes("__Host-minion_session")["max-age"] == "3600"
-    assert "__Host-minion_oidc" not in browser.cookies
+    assert list(browser.cookies) == ["__Host-minion_session"]
     assert installation.provider.token_requests[0]["code_verifier"]
     # The one role that the settings name first counts, and it is that of every endpoint.
     assert browser.get("/v1/tasks").status_code == 200
@@ -176,6 +178,25 @@ def test_claims_give_name_role_and_bounds(
     assert f"<dd>{user}</dd>" in page
     assert f"<dd>{role}</dd>" in page
     assert bounds in page
+
+
+@pytest.mark.parametrize("verified", [None, False, "true", 1])
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"oidc_role_claim": "email", "oidc_roles": {"alice@example.com": "admin"}}, "have no role here"),
+        ({"oidc_roles": {"staff": {"role": "viewer", "tenant_claim": "email"}}}, "does not name one"),
+    ],
+    ids=["role", "bound"],
+)
+def test_unverified_address_gives_no_role_and_no_bound(
+    installation: Installation, settings: Settings, verified: Any, changed: dict[str, Any], said: str
+) -> None:
+    own = Settings(**{"oidc_roles": ROLES, **changed})
+    installation.app.state.role_mapping = RoleMapping(own)
+    installation.logged_in()
+    installation.provider.lies = {"email_verified": verified}
+    assert said in refused(installation)
 
 
 def test_rotated_key_of_the_provider_is_read_again(installation: Installation) -> None:
@@ -237,6 +258,40 @@ def test_login_that_was_idle_or_revoked_is_not_renewed(
     assert browser.get("/account").headers["location"] == "/login?return_to=/account"
 
 
+def test_user_decides_by_a_policy_that_names_the_user(
+    installation: Installation, client: Client, database: Engine, define: Define, inline_worker: InlineWorker
+) -> None:
+    policy = {"keys": ["oidc:alice@example.com"], "not_submitter": True}
+    config = {"capabilities": ["work"]}
+    define(
+        {**ACT, "effect": "unsafe", "approval": policy},
+        {"kind": "agent", "name": "Payer", "type": "function", "tool": "act", "config": config},
+    )
+    installation.provider.claims["groups"] = ["minions-admins"]
+    alice = installation.logged_in()
+    installation.provider.claims |= {"sub": "5", "email": "bob@example.com"}
+    bob = installation.logged_in()
+    csrf = {browser: {"Minion-CSRF": browser.csrf_token()} for browser in (alice, bob)}
+    request = {"agent": "Payer", "input": {"do": "answer", "answer": 5}}
+    own = alice.request("POST", "/v1/tasks", json=request, headers=csrf[alice]).json()
+    other = client.submit(**request).id
+    inline_worker._round()
+    inline_worker._round()
+
+    def decide(browser: Browser, task: object) -> httpx2.Response:
+        sent = {"verdict": "approve", "step": 1}
+        return browser.request("POST", f"/v1/tasks/{task}/decisions", json=sent, headers=csrf[browser])
+
+    assert own["submitted_by"] == "oidc:alice@example.com"
+    assert "submitted this task" in decide(alice, own["id"]).json()["detail"]
+    assert decide(bob, other).status_code == 403
+    assert decide(alice, other).status_code == 200
+    with database.connect() as connection:
+        [row] = list_rows(connection, AuditFilter(act="task.decide"), limit=5)
+    assert (row["actor"], row["target"]) == ("oidc:alice@example.com", str(other))
+    assert row["key_prefix"].startswith("session:")
+
+
 # ------------------------------------------------------------------------------------------------- a provider that lies
 
 
@@ -291,6 +346,37 @@ def test_token_of_another_signer_opens_no_login(installation: Installation) -> N
     installation.logged_in()
     installation.provider.key = RSAKey.generate_key(2048, {"kid": str(installation.provider.key.kid)})
     assert "bad_signature" in refused(installation)
+
+
+def test_short_key_of_the_provider_is_not_used(installation: Installation) -> None:
+    installation.provider.key = rsa_key(1024)
+    assert "No key for kid" in refused(installation)
+
+
+def rsa_key(bits: int) -> RSAKey:
+    """A key; the library warns of short ones."""
+    with warnings.catch_warnings(action="ignore"):
+        return RSAKey.generate_key(bits, {"kid": "short"})
+
+
+def test_sets_with_odd_keys_are_read(installation: Installation) -> None:
+    own = installation.provider.key.as_dict(private=False)
+    odd: list[Any] = [
+        *({**own, "kid": f"other-{number}"} for number in range(50)),
+        *({**own, "use": use} for use in ("enc", 5, ["sig"])),
+        {**own, "alg": "RSA-OAEP"},
+        {**own, "kid": {}},
+        {"kty": "oct", "k": "c2VjcmV0", "kid": own["kid"]},
+        {"kty": "EC", "crv": "P-256", "x": "a", "y": "b", "kid": own["kid"]},
+        {"kty": ["RSA"]},
+        {},
+        None,
+    ]
+    installation.provider.answers["/jwks"] = 200, json.dumps({"keys": [*odd, own]}).encode(), {}
+    installation.logged_in()
+    installation.app.state.provider = Provider(with_provider(Settings(), installation.provider))
+    installation.provider.answers["/jwks"] = 200, json.dumps({"keys": odd}).encode(), {}
+    assert "No key for kid" in refused(installation)
 
 
 @pytest.mark.parametrize("hours", [-1, 1])
@@ -459,7 +545,7 @@ def test_answer_for_another_browser_is_refused(installation: Installation) -> No
     victim.get("/login/oidc")
     other = victim.get(answer)
     assert other.status_code == 401
-    assert "belongs to another login" in other.text
+    assert "was not begun in this browser" in other.text
     assert installation.provider.token_requests == []
     assert "You are logged in" in attacker.follow(attacker.get(answer)).text
     # The same answer opens no second login.
@@ -469,8 +555,8 @@ def test_answer_for_another_browser_is_refused(installation: Installation) -> No
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"state": ""}, "belongs to another login"),
-        ({"state": "é\x00"}, "belongs to another login"),
+        ({"state": ""}, "was not begun in this browser"),
+        ({"state": "é\x00"}, "was not begun in this browser"),
         ({"code": ""}, "has no code"),
         ({"code": "another"}, "invalid_grant"),
         ({"iss": "https://another.example"}, "another identity provider"),
@@ -491,18 +577,47 @@ def test_callback_with_changed_parameters_is_refused(
     assert "__Host-minion_session" not in browser.cookies
 
 
+def test_answer_without_a_name_is_refused_if_the_provider_announces_names(installation: Installation) -> None:
+    announced = {**installation.provider.metadata(), "authorization_response_iss_parameter_supported": True}
+    path = "/.well-known/openid-configuration"
+    installation.provider.answers[path] = 200, json.dumps(announced).encode(), {}
+    installation.logged_in()
+    browser = installation.browser()
+    began = browser.get("/login/oidc")
+    with httpx2.Client(trust_env=False) as http:
+        answer = http.get(began.headers["location"]).headers["location"]
+    page = browser.get(answer.partition("&iss=")[0])
+    assert page.status_code == 401
+    assert "does not name it" in page.text
+
+
 @pytest.mark.parametrize("cookie", ["", "x", "A" * 43, f"{'A' * 43}.", f"{'A' * 43}.!!", f"{'A' * 43}.L2V2aWw"])
 def test_malformed_cookie_of_an_attempt_is_refused(installation: Installation, cookie: str) -> None:
     page = installation.browser().get(
-        "/login/oidc/callback?state=x&code=y", headers={"Cookie": f"__Host-minion_oidc={cookie}"}
+        "/login/oidc/callback?state=x&code=y", headers={"Cookie": f"__Host-minion_oidc_x={cookie}"}
     )
     assert page.status_code == 401
+
+
+def _attempt(browser: Browser) -> str:
+    """The cookie of the login that the browser has begun."""
+    [value] = [value for name, (value, _) in browser.cookies.items() if name.startswith("__Host-minion_oidc_")]
+    return value
+
+
+def test_login_in_several_tabs(installation: Installation) -> None:
+    """All tabs of a browser are led to the provider when the login expires."""
+    browser = installation.browser()
+    first, second = browser.get("/login/oidc"), browser.get("/login/oidc?return_to=/docs")
+    assert "You are logged in" in browser.follow(first).text
+    assert browser.follow(second).url.path == "/docs"
+    assert list(browser.cookies) == ["__Host-minion_session"]
 
 
 def test_return_path_of_a_login_is_checked(installation: Installation) -> None:
     browser = installation.browser()
     browser.get("/login/oidc?return_to=https://evil.example")
-    kept = browser.cookies["__Host-minion_oidc"][0].partition(".")[2]
+    kept = _attempt(browser).partition(".")[2]
     assert urlsafe_b64decode(kept) == b"/account"
     browser = installation.browser()
     assert "Minions 0" in browser.follow(browser.get("/login/oidc?return_to=/")).text
@@ -520,12 +635,12 @@ def test_host_header_changes_no_address(installation: Installation) -> None:
 def test_attempts_at_the_callback_are_limited(installation: Installation) -> None:
     browser = installation.browser()
     statuses = []
-    for _ in range(MOST_AT_ONCE + 1):
+    for _ in range(PER_MINUTE + 1):
         began = browser.get("/login/oidc")
         state = parse_qs(urlsplit(began.headers["location"]).query)["state"][0]
         statuses.append(browser.get("/login/oidc/callback", params={"state": state, "code": "x"}).status_code)
-    assert statuses == [401] * MOST_AT_ONCE + [429]
-    assert len(installation.provider.token_requests) == MOST_AT_ONCE
+    assert statuses == [401] * PER_MINUTE + [429]
+    assert len(installation.provider.token_requests) == PER_MINUTE
 
 
 def test_secrets_are_written_nowhere(
@@ -533,7 +648,7 @@ def test_secrets_are_written_nowhere(
 ) -> None:
     browser = installation.browser()
     began = browser.get("/login/oidc")
-    attempt = browser.cookies["__Host-minion_oidc"][0].partition(".")[0]
+    attempt = _attempt(browser).partition(".")[0]
     browser.follow(began)
     installation.provider.lies = {"nonce": "x"}
     pages = refused(installation)

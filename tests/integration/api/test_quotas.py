@@ -15,9 +15,11 @@ from minions import Client, errors
 from orchestrator.api import quotas
 from orchestrator.api.app import create_app
 from orchestrator.api.buckets import MOST, Buckets
-from shared.access import key_text
+from orchestrator.api.login.attempts import Attempts
+from shared.access import key_text, sessions
 from shared.settings import Settings
 from tests.integration.api.conftest import Api, Run, WithKey, serving
+from tests.support.browser import Browser
 
 
 def fields(response: httpx2.Response) -> tuple[str, int, int]:
@@ -152,12 +154,49 @@ def test_failures_of_an_address_are_limited_and_valid_keys_pass(guarded: Api, cl
             assert status(None) == 429
             # A key that was not in use is looked up when an attempt is free again.
             assert status(unused) == 429
-        guarded.app.state.keys._found = {k: (found, 0.0) for k, (found, _) in guarded.app.state.keys._found.items()}
+        # A change of any key, such as somebody's logout, must not lock out the keys in use.
+        guarded.app.state.keys.forget()
         assert status(valid) == 200
         assert status(guarded.key) == 200
 
 
 # -------------------------------------------------------------------------------------------------------- the buckets
+
+
+def test_failures_of_cookies_are_limited_on_pages_too_and_logins_in_use_pass(guarded: Api, client: Client) -> None:
+    browser, flood = Browser(guarded.url, guarded.url), Browser(guarded.url, guarded.url)
+    browser.log_in(client.create_api_key("valid", "viewer")["key"])
+    assert browser.get("/account").status_code == 200
+
+    def with_new_cookie(path: str) -> int:
+        return flood.get(path, headers={"Cookie": f"minion_session={sessions.new_token()}"}).status_code
+
+    assert [with_new_cookie(path) for path in ("/account", "/login", "/v1/tasks")] == [303, 200, 401]
+    with patch.object(guarded.app.state.logins, "find", side_effect=AssertionError):
+        assert [with_new_cookie(path) for path in ("/account", "/login", "/v1/tasks")] == [429, 429, 429]
+    guarded.app.state.logins.forget()
+    assert browser.get("/account").status_code == 200
+    assert browser.get("/v1/tasks").status_code == 200
+
+
+def test_missing_csrf_token_is_no_failed_authentication(guarded: Api, client: Client) -> None:
+    browser = Browser(guarded.url, guarded.url)
+    browser.log_in(client.create_api_key("valid", "viewer")["key"])
+    assert [browser.request("POST", "/v1/tasks").status_code for _ in range(4)] == [403] * 4
+    assert httpx2.get(f"{guarded.url}/v1/tasks", trust_env=False).status_code == 401
+
+
+def test_login_and_its_key_have_one_quota(client: Client, http_api: Api) -> None:
+    key = client.create_api_key("ci", "viewer", requests_per_minute=2)["key"]
+    browser = Browser(http_api.url, http_api.url)
+    http_api.app.state.attempts = Attempts()
+    browser.log_in(key)
+    assert browser.get("/v1/limits").status_code == 200
+    bearer = {"Authorization": f"Bearer {key}"}
+    assert httpx2.get(f"{http_api.url}/v1/limits", headers=bearer, trust_env=False).status_code == 200
+    refused = browser.get("/v1/limits")
+    assert refused.status_code == 429
+    assert refused.json()["detail"].startswith("The login 'ci' may send 2 requests a minute")
 
 
 def test_bucket_fills_evenly() -> None:
