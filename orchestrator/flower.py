@@ -47,9 +47,10 @@ def serve(settings: Settings, *, address: str, port: int, allow_actions: bool) -
         allow_actions: whether users of Flower may change what workers do.
 
     Raises:
-        NotConfigured: there is no password.
+        NotConfigured: there is no password, or no broker's address.
         Unavailable: the port is taken, or the address does not belong to this machine.
     """
+    settings.require_redis_url()
     options.max_tasks = MAX_TASKS
     apply_env_options()
     # No variable opens it.

@@ -18,10 +18,10 @@ LONGEST_NAME = 63  # bytes; PostgreSQL cuts off the rest
 TABLES = tuple(
     "agent_version_tools agent_versions agents alembic_version api_keys audit_ends audit_log budgets cached_results "
     "contents conversation_summaries conversations executions function_versions functions idempotency_keys "
-    "key_addresses limits login_sessions messages pauses rate_holds relations reservations schedules secrets "
-    "security_events signals sql_submitters standing_alerts standing_budgets standing_reservations standing_usage "
-    "steps stops task_events task_outcomes task_overview task_status tasks tool_versions tools unique_tasks "
-    "webhook_deliveries webhooks workers".split()
+    "key_addresses limits login_sessions messages pauses rate_holds relations reservations retried_steps schedules "
+    "secrets security_events signals sql_submitters standing_alerts standing_budgets standing_reservations "
+    "standing_usage statistics statistics_state steps stops task_events task_outcomes task_overview task_status tasks "
+    "tool_versions tools unique_tasks webhook_deliveries webhooks workers".split()
 )
 """All tables and views; a test compares them with the schema. The schema may hold an application's own tables too."""
 FUNCTIONS = ("minion_submit", "minion_submit_json")

@@ -44,6 +44,7 @@ def test_connections_that_many_tasks_share_stay_open(database: Engine, monkeypat
     monkeypatch.setattr(connections, "_shares", connections._Shares())
     connections.close_engine()
     share_connections()
+    connections._statement_engine()  # threads may otherwise make several
 
     def backend(_: int) -> int:
         with statement() as connection:
