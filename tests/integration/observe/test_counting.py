@@ -315,6 +315,29 @@ def test_names_without_number_are_folded(driver: LifecycleDriver, monkeypatch: p
     assert totals(driver.engine) == {"succeeded": 8}
 
 
+def test_kinds_of_errors_without_number_are_folded(driver: LifecycleDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "MOST_ROWS", {"total": 3, "day": 3, "hour": 3})
+    for number in range(12):
+        error = {"type": f"kind-{number}", "message": "It failed."}
+        driver.finish(driver.run(), state=State.FAILED, error=error)
+    catch_up(driver.engine)
+    found = totals(driver.engine, "failure", "step", "folded")
+    assert (len(found), found["", True]) == (3 + 1, 9)
+
+
+def test_long_name_of_a_tenant_folds_no_total(driver: LifecycleDriver) -> None:
+    driver.finish(driver.run(key="ü" * 250))
+    catch_up(driver.engine)
+    assert totals(driver.engine, "task", "agent", "folded") == {("A", False): 1}
+
+
+def test_negative_cost_decreases_no_counter(driver: LifecycleDriver) -> None:
+    task = driver.run()
+    write(driver, task, 1, step(1, cost_microdollars=7), step(2, cost_microdollars=-5))
+    catch_up(driver.engine)
+    assert driver.sql("SELECT sum(microdollars)::integer FROM statistics WHERE grain = 'total'") == 7
+
+
 def test_clock_that_jumped_makes_no_hour_of_the_future(driver: LifecycleDriver) -> None:
     task = driver.run()
     write(driver, task, 1, step(1, finished_at="2999-01-01T00:00:00+00:00"))

@@ -161,7 +161,7 @@ class Load:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_counters_equal_a_recount_of_the_rows(driver: LifecycleDriver, settings: Settings, seed: int) -> None:
-    load = Load(driver, random.Random(seed))  # noqa: S311
+    load = Load(driver, random.Random(seed))
     done = threading.Event()
 
     def keep_counting() -> None:
