@@ -124,6 +124,16 @@ def test_age_grows_while_a_foreign_transaction_holds_counting_back(driver: Lifec
     assert totals(driver.engine) == {"succeeded": 1}
 
 
+def test_transaction_that_only_reads_delays_nothing(driver: LifecycleDriver) -> None:
+    """Such as one of pg_dump, which is open for an hour."""
+    reading = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    with driver.engine.connect().execution_options(**reading) as dump:
+        dump.execute(text("SELECT count(*) FROM tasks"))
+        driver.finish(driver.run())
+        assert count_ends(driver.engine, Places()) == Progress(complete=True, age=0.0)
+    assert totals(driver.engine) == {"succeeded": 1}
+
+
 def test_two_passes_at_once_count_nothing_twice(driver: LifecycleDriver) -> None:
     tasks = [driver.run() for _ in range(30)]
     done = threading.Event()
