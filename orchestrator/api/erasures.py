@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, StringConstraints, model_validator
 from orchestrator.api import body, problems
 from orchestrator.api.actors import Actor
 from orchestrator.api.parameters import Database
+from orchestrator.observe.counting import catch_up
 from orchestrator.retention import erasure
 from orchestrator.retention.erasure import Erased, Subject
 from shared.contracts.strict_model import Strict
@@ -63,5 +64,7 @@ def erase(sent: body.SmallBody, database: Database, actor: Actor) -> Erased:
         tenant=asked.tenant,
         conversation=asked.conversation_id,
     )
+    if not asked.dry_run:
+        catch_up(database)
     with database.begin() as connection:
         return erasure.erase(connection, subject, actor, after=asked.cursor, dry_run=asked.dry_run)

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.api.parameters import Statements
 from orchestrator.observe import metrics
@@ -21,11 +22,15 @@ router = APIRouter(tags=["metrics"])
 
 
 class MetricsPages:
-    """The page in each format, for a second: several scrapers cost as much as one."""
+    """The page in each format, for a second: several scrapers cost as much as one.
+
+    So does an error. While the database is away, requests do not wait for it one after another.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pages: dict[str, tuple[float, bytes]] = {}
+        self._failed: tuple[float, SQLAlchemyError] | None = None
 
     def get(self, database: Engine, accept: str) -> tuple[bytes, str]:
         """Return the page in the format that the scraper prefers, and its content type."""
@@ -35,11 +40,19 @@ class MetricsPages:
         with self._lock:
             at, page = self._pages.get(content_type, (0.0, b""))
             if time.monotonic() - at > VALID_SECONDS or not page:
-                with database.connect() as connection:
-                    collected: Any = metrics.Collected(metrics.read(connection))
-                page = encode(collected)
+                page = encode(self._read(database))
                 self._pages[content_type] = (time.monotonic(), page)
         return page, content_type
+
+    def _read(self, database: Engine) -> Any:
+        if self._failed is not None and time.monotonic() - self._failed[0] <= VALID_SECONDS:
+            raise self._failed[1].with_traceback(None)
+        try:
+            with database.connect() as connection:
+                return metrics.Collected(metrics.read(connection))
+        except SQLAlchemyError as error:
+            self._failed = (time.monotonic(), error)
+            raise
 
 
 @router.get(

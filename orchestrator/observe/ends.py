@@ -29,7 +29,7 @@ OF_TASK = """
 """
 LONGEST_SECONDS = "1e9"
 MOST_MICRODOLLARS = 10**12
-"""Of a step: no sum overflows, whatever a worker wrote."""
+"""Of a step: no sum overflows or decreases, whatever a worker wrote."""
 STEP = "task_id, kind, name, status, usage, cost_microdollars, function_version_id, started_at, finished_at"
 
 
@@ -41,6 +41,10 @@ def _seconds(begin: str, end: str) -> str:
     """A duration: none is negative, or longer than a worker's wrong clock should make it."""
     measured = f"LEAST(GREATEST(extract(epoch FROM {end} - {begin}), 0), {LONGEST_SECONDS})::float8"
     return f"CASE WHEN isfinite({begin}) AND isfinite({end}) THEN {measured} ELSE 0 END"
+
+
+def _cost(step: str) -> str:
+    return f"LEAST(GREATEST({step}.cost_microdollars, 0), {MOST_MICRODOLLARS})"
 
 
 TASKS = _statement(f"""
@@ -70,7 +74,7 @@ EXECUTIONS = _statement(f"""
             SELECT {_seconds("e.started_at", "e.finished_at")} AS run,
                    {_seconds("due.since", "e.started_at")} AS wait) d
         CROSS JOIN LATERAL (
-            SELECT COALESCE(sum(LEAST(c.cost_microdollars, {MOST_MICRODOLLARS})), 0) AS microdollars,
+            SELECT COALESCE(sum({_cost("c")}), 0) AS microdollars,
                    count(*) AS steps
                 FROM steps c
                 WHERE e.claim > 1 AND c.task_id = e.task_id AND c.claim < e.claim AND c.status = 'finished'
@@ -84,7 +88,7 @@ STEPS = _statement(f"""
     SELECT {HOUR.format(end="p.finished_at")}, {OWNER}, p.status AS outcome, p.kind AS step,
            CASE WHEN p.kind = 'wait' THEN '' ELSE p.name END AS name, COALESCE(f.name, '') AS function,
            width_bucket(d.run, :bounds) AS run, count(*) AS count, sum(d.run) AS run_seconds,
-           sum(LEAST(p.cost_microdollars, {MOST_MICRODOLLARS}))::bigint AS microdollars,
+           sum({_cost("p")})::bigint AS microdollars,
            sum(minion_used(p.usage, 'input_tokens'))::bigint AS input_tokens,
            sum(minion_used(p.usage, 'output_tokens'))::bigint AS output_tokens,
            sum(minion_used(p.usage, 'cache_read_input_tokens'))::bigint AS cache_read_tokens,

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 
 from orchestrator.observe import histogram
 from orchestrator.observe.gauges import OTHER, Gauges
+from shared.functions.security_events import KINDS
 
 MICRO = 1e-6
 
@@ -30,7 +31,12 @@ Labels = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Counter:
-    """A counter: the sum of an amount over rows of one kind."""
+    """A counter: the sum of an amount over rows of one kind.
+
+    Attributes:
+        from_zero: values of the last label that have a sample before there is any. Prometheus sees no increase in a
+            series that begins with 1, so an alert would miss the first ones.
+    """
 
     name: str
     help: str
@@ -38,6 +44,7 @@ class Counter:
     labels: Labels
     amount: Callable[[Row], float] = lambda row: float(row["count"])
     only: Callable[[Row], bool] = lambda row: True
+    from_zero: Labels = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +66,14 @@ def _model_call(row: Row) -> bool:
 
 AGENT = ("namespace", "agent", "capability")
 COUNTERS = (
-    Counter("minions_tasks", "Tasks that have ended.", "task", (*AGENT, "outcome")),
+    Counter("minions_tasks", "Tasks that have ended.", "task", (*AGENT, "outcome"), from_zero=("failed",)),
     Counter(
         "minions_executions",
         "Claims of tasks that have ended: succeeded, failed, retried, suspended, handed_back, lost (the worker died, "
         "and the task was rescued), cancelled, expired.",
         "execution",
         (*AGENT, "outcome"),
+        from_zero=("lost",),
     ),
     Counter("minions_task_failures", "Failed tasks by the type of their error.", "failure", ("namespace", "error")),
     Counter("minions_steps", "Steps that have ended.", "step", (*AGENT, "kind", "status")),
@@ -100,8 +108,15 @@ COUNTERS = (
         "Denied actions and kills of sandboxed functions, by kind.",
         "security",
         ("namespace", "kind"),
+        from_zero=tuple(sorted(KINDS)),
     ),
-    Counter("minions_webhook_deliveries", "Webhook deliveries that have ended.", "webhook", ("namespace", "status")),
+    Counter(
+        "minions_webhook_deliveries",
+        "Webhook deliveries that have ended.",
+        "webhook",
+        ("namespace", "status"),
+        from_zero=("delivered", "failed"),
+    ),
 )
 TOKENS = {
     "input": "input_tokens",
@@ -185,7 +200,8 @@ def read(connection: Connection) -> list[Metric]:
     by_kind: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_kind[row["kind"]].append(dict(row))
-    found: list[Metric] = [_counter(counter, by_kind[counter.kind]) for counter in COUNTERS]
+    namespaces = {"default"} | {row["namespace"] for row in rows if row["namespace"]}
+    found: list[Metric] = [_counter(counter, by_kind[counter.kind], namespaces) for counter in COUNTERS]
     found.append(_tokens(by_kind["step"]))
     found += [_histogram(each, by_kind[each.kind]) for each in HISTOGRAMS]
     if state is not None:
@@ -205,10 +221,14 @@ class Collected:
         return self._metrics
 
 
-def _counter(counter: Counter, rows: Iterable[Row]) -> Metric:
+def _counter(counter: Counter, rows: Iterable[Row], namespaces: set[str]) -> Metric:
     sums: dict[Labels, float] = defaultdict(float)
     for row in filter(counter.only, rows):
         sums[_labels(counter.kind, counter.labels, row)] += counter.amount(row)
+    known = {labels[:-1] for labels in sums} | ({(each,) for each in namespaces} if len(counter.labels) == 2 else set())
+    for value in counter.from_zero:
+        for labels in known:
+            sums[*labels, value] += 0.0
     family = CounterMetricFamily(counter.name, counter.help, labels=counter.labels)
     for labels, amount in sorted(sums.items()):
         family.add_metric(labels, amount)

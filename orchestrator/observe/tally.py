@@ -111,7 +111,9 @@ class _Place:
         if key not in self.keys and len(self.keys) >= MOST_ROWS[key.grain]:
             # Beyond twice the number, not even each namespace has a row.
             namespace = "" if len(self.keys) >= 2 * MOST_ROWS[key.grain] else key.namespace
-            key = Key(key.grain, key.kind, key.bucket, namespace, outcome=key.outcome, step=key.step, folded=True)
+            # The kinds of steps are few; those of errors are without number.
+            step = "" if key.kind == "failure" else key.step
+            key = Key(key.grain, key.kind, key.bucket, namespace, outcome=key.outcome, step=step, folded=True)
         self.note(key)
         return key
 
@@ -143,14 +145,13 @@ class Places:
 
 def keys_of(kind: str, group: Group) -> Iterator[Key]:
     """Yield the keys of the rows that count a group. Totals have neither versions nor tenants, so they stay few."""
-    hour = _bounded(Key("hour", kind, **{name: group[name] for name in KEY if name in group}))
+    key = Key("hour", kind, **{name: group[name] for name in KEY if name in group})
+    hour = _bounded(key)
     yield hour
     yield replace(hour, grain="day", bucket=hour.bucket.astimezone(UTC).replace(hour=0))
-    if kind == "failure":
-        # By the kind of error alone: fingerprints are without number.
-        yield replace(hour, grain="total", bucket=BEGINNING, version=0, tenant="", name="")
-    else:
-        yield replace(hour, grain="total", bucket=BEGINNING, version=0, tenant="")
+    # Failures by the kind of error alone: fingerprints are without number.
+    name = "" if kind == "failure" else key.name
+    yield _bounded(replace(key, grain="total", bucket=BEGINNING, version=0, tenant="", name=name))
 
 
 def failures(groups: Iterable[Group]) -> Iterator[Group]:

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from minions import Client
+from orchestrator.observe.counting import catch_up
 from orchestrator.retention import erasure, retention
 from tests.conftest import Define
 from tests.integration.api.conftest import Run, WithKey
@@ -76,6 +77,15 @@ def test_nothing_of_a_tenant_is_left(client: Client, database: Engine, chain_of:
         "default",
         {"trees": 3, "tasks": 6, "left": 0},
     )
+
+
+def test_statistics_count_what_is_erased(client: Client, database: Engine, chain_of: Any) -> None:
+    """Also work that ended a moment ago; and what is counted stays."""
+    chain_of(3, key="acme")
+    assert client.erase(tenant="acme")["tasks"] == 6
+    for _ in range(2):
+        assert sum(item["count"] for item in client.stats()["items"]) == 6
+        catch_up(database)
 
 
 def test_messages_and_summaries_of_a_conversation_are_left_out(

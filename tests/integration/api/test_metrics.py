@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx2
+import psycopg
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus
 from pydantic import SecretStr
-from sqlalchemy import Engine
+from sqlalchemy import Engine, create_engine
+from sqlalchemy.exc import OperationalError
 
 from orchestrator.api.app import create_app
 from orchestrator.api.metrics import MetricsPages
@@ -125,6 +127,31 @@ def test_page_without_statistics_is_valid(http: httpx2.Client) -> None:
     assert "minions_statistics_age_seconds" not in page
 
 
+def test_first_failures_are_increases(driver: LifecycleDriver, settings: Settings) -> None:
+    """Their series are there before, with zero: else an alert on an increase would miss them."""
+    driver.finish(driver.run())
+    page = measure(driver, settings)
+    assert samples(page, "minions_tasks_total")["A", "work", "default", "failed"] == 0
+    assert samples(page, "minions_executions_total")["A", "work", "default", "lost"] == 0
+    assert samples(page, "minions_security_events_total")["import_denied", "default"] == 0
+    assert samples(page, "minions_webhook_deliveries_total")["default", "failed"] == 0
+
+
+def test_scrapers_do_not_wait_one_after_another_while_the_database_is_away(settings: Settings) -> None:
+    attempts = []
+
+    def connect(*_: Any) -> Any:
+        attempts.append(1)
+        raise psycopg.OperationalError("no route")
+
+    away = create_engine("postgresql+psycopg://", creator=connect)
+    pages = MetricsPages()
+    for _ in range(3):
+        with pytest.raises(OperationalError, match="no route"):
+            pages.get(away, "")
+    assert len(attempts) == 1
+
+
 def test_every_series_has_a_name_in_the_list(driver: LifecycleDriver, settings: Settings) -> None:
     driver.finish(driver.run())
     page = measure(driver, settings)
@@ -158,6 +185,7 @@ def test_counters_are_those_of_ended_work(driver: LifecycleDriver, settings: Set
     page = measure(driver, settings)
     assert samples(page, "minions_tasks_total") == {
         ("A", "work", "default", "succeeded"): 2,
+        ("A", "work", "default", "failed"): 0,
         ("B", "work", "default", "failed"): 1,
     }
     assert samples(page, "minions_executions_total")["A", "work", "default", "lost"] == 1
@@ -246,7 +274,9 @@ def test_two_orchestrators_serve_the_same_counters(driver: LifecycleDriver, sett
     with scraped(settings) as first, scraped(settings) as second:
         pages = [client.get("/metrics", headers=headers).text for client in (first, second)]
     leader.close()
-    assert [samples(page, "minions_tasks_total") for page in pages] == [{("A", "work", "default", "succeeded"): 1}] * 2
+    agent = ("A", "work", "default")
+    counted = {(*agent, "succeeded"): 1, (*agent, "failed"): 0}
+    assert [samples(page, "minions_tasks_total") for page in pages] == [counted] * 2
 
 
 def test_page_follows_what_the_loops_count(loops: None, driver: LifecycleDriver) -> None:
@@ -273,7 +303,9 @@ def test_folded_rows_are_named_other(driver: LifecycleDriver, settings: Settings
     page = measure(driver, settings)
     assert samples(page, "minions_tasks_total") == {
         ("", "", "default", "succeeded"): 2,
+        ("", "", "default", "failed"): 0,
         ("other", "other", "default", "succeeded"): 7,
+        ("other", "other", "default", "failed"): 0,
     }
 
 
@@ -283,4 +315,4 @@ def test_text_cannot_break_the_page(driver: LifecycleDriver, settings: Settings)
         "VALUES ('total', 'task', '1970-01-01Z', 'default', :agent, 'succeeded', 1)",
         agent='a"} 1\nminions_tasks_total{agent="b\\',
     )
-    assert list(samples(measure(driver, settings), "minions_tasks_total").values()) == [1]
+    assert list(samples(measure(driver, settings), "minions_tasks_total").values()) == [0, 1]

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -65,6 +67,57 @@ APPROVED = [
     {**GUARDED[0], "name": "pay", "approval": {"roles": ["admin"]}},
     {**DEFINITIONS[0], "name": "Payer", "tool": "pay"},
 ]
+# A session of the previous release, which has prepared its statements and cached the plans of its functions. It prints
+# a line after each day, and waits for one before the next.
+SESSION = """
+import sys
+from sqlalchemy.orm import Session
+from shared import lifecycle, tasks
+from shared.database import make_engine
+from shared.definitions import DefinitionStore
+from shared.schemas import parse_definition
+from shared.settings import get_settings
+from shared.states import State
+from tests.by_hand import NOOP, ByHand, agent
+
+engine = make_engine(get_settings(), pool_size=1, pre_ping=False)
+with Session(engine) as session, session.begin():
+    store = DefinitionStore(session, lambda code: None)
+    store.apply([parse_definition(each) for each in (NOOP, agent("A"), agent("B"))])
+hand = ByHand(engine)
+
+def step(number, status):
+    return {"number": number, "kind": "tool_call", "name": "x", "status": status, "effect": "pure",
+            "request_hash": str(number), "started_at": "2026-11-29T12:00:00+00:00",
+            "finished_at": None if status == "started" else "2026-11-29T12:00:01+00:00"}
+
+def a_day():
+    parent = hand.run()
+    for status in ("started", "failed", "started", "finished"):
+        assert hand.call(lifecycle.write_steps, parent, 1, [step(1, status)]) is not None
+    [child] = hand.suspend(parent, children=["B"])
+    hand.again(child)
+    hand.finish(child)
+    assert hand.finish(parent, hand.again(parent)) == State.SUCCEEDED
+    asked = hand.run()
+    hand.call(lifecycle.write_steps, asked, 1, [{**step(1, "started"), "effect": "unsafe"}])
+    hand.release(asked, how="lost", charged=False)
+    hand.call(lifecycle.ask, asked, hand.again(asked), {})
+    hand.call(lifecycle.decide, asked, "result", who="me", value=1)
+    hand.finish(asked, hand.again(asked), state=State.FAILED)
+    hand.call(lifecycle.cancel, hand.run(), reason="x")
+    for task in (parent, asked):
+        hand.row(task)
+        for listed in (tasks.list_steps, tasks.list_executions, tasks.list_tree):
+            assert hand.call(listed, task, limit=9).items
+
+for _ in range(7):
+    a_day()
+print("ready", flush=True)
+for line in sys.stdin:
+    a_day()
+    print("well", flush=True)
+"""
 SUBMIT = text("SELECT minion_submit(:agent, CAST(:input AS jsonb), key => :key)")
 DISTURBED = text(
     """
@@ -217,6 +270,35 @@ def test_previous_release_works_beside_the_new_one(site: Site) -> None:
     assert site.disturbed() == []
     chains = site.sql("SELECT count(*) FROM tasks WHERE agent_name = 'Chain'")
     assert site.sql("SELECT count(*) FROM tasks WHERE parent_id IS NOT NULL") == CHILDREN * chains
+
+
+def add_columns(engine: Engine) -> None:
+    """Make the first part of a migration: in large tables, while others use them."""
+    with schema.alembic_config() as config:
+        schema._prepare_large_tables(engine, schema._pending(config, "0004"))
+
+
+def test_session_of_the_previous_release_continues_while_columns_are_added(site: Site) -> None:
+    """Neither plans nor types of rows that it has cached become invalid."""
+    session = subprocess.Popen(
+        [sys.executable, "-c", SESSION],
+        cwd=site.previous,
+        env={**os.environ, **site.env},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with session:
+        assert session.stdin is not None
+        assert session.stdout is not None
+        assert session.stdout.readline() == "ready\n"
+        for upgrade in (add_columns, schema.migrate):
+            upgrade(site.engine)
+            session.stdin.write("a day\n")
+            session.stdin.flush()
+            assert session.stdout.readline() == "well\n", upgrade
+        session.stdin.close()
+    assert session.returncode == 0
 
 
 def test_previous_release_obeys_stops_and_standing_budgets(site: Site) -> None:

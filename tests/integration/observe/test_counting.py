@@ -124,6 +124,16 @@ def test_age_grows_while_a_foreign_transaction_holds_counting_back(driver: Lifec
     assert totals(driver.engine) == {"succeeded": 1}
 
 
+def test_transaction_that_only_reads_delays_nothing(driver: LifecycleDriver) -> None:
+    """Such as one of pg_dump, which is open for an hour."""
+    reading = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    with driver.engine.connect().execution_options(**reading) as dump:
+        dump.execute(text("SELECT count(*) FROM tasks"))
+        driver.finish(driver.run())
+        assert count_ends(driver.engine, Places()) == Progress(complete=True, age=0.0)
+    assert totals(driver.engine) == {"succeeded": 1}
+
+
 def test_two_passes_at_once_count_nothing_twice(driver: LifecycleDriver) -> None:
     tasks = [driver.run() for _ in range(30)]
     done = threading.Event()
@@ -313,6 +323,29 @@ def test_names_without_number_are_folded(driver: LifecycleDriver, monkeypatch: p
     assert found[""] == 1 + 3 + 1, "B's, and those after the first tenants"
     assert len(found) == 4
     assert totals(driver.engine) == {"succeeded": 8}
+
+
+def test_kinds_of_errors_without_number_are_folded(driver: LifecycleDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "MOST_ROWS", {"total": 3, "day": 3, "hour": 3})
+    for number in range(12):
+        error = {"type": f"kind-{number}", "message": "It failed."}
+        driver.finish(driver.run(), state=State.FAILED, error=error)
+    catch_up(driver.engine)
+    found = totals(driver.engine, "failure", "step", "folded")
+    assert (len(found), found["", True]) == (3 + 1, 9)
+
+
+def test_long_name_of_a_tenant_folds_no_total(driver: LifecycleDriver) -> None:
+    driver.finish(driver.run(key="ü" * 250))
+    catch_up(driver.engine)
+    assert totals(driver.engine, "task", "agent", "folded") == {("A", False): 1}
+
+
+def test_negative_cost_decreases_no_counter(driver: LifecycleDriver) -> None:
+    task = driver.run()
+    write(driver, task, 1, step(1, cost_microdollars=7), step(2, cost_microdollars=-5))
+    catch_up(driver.engine)
+    assert driver.sql("SELECT sum(microdollars)::integer FROM statistics WHERE grain = 'total'") == 7
 
 
 def test_clock_that_jumped_makes_no_hour_of_the_future(driver: LifecycleDriver) -> None:

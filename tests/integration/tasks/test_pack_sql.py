@@ -54,7 +54,11 @@ def rows_of(driver: LifecycleDriver, task: UUID) -> dict[str, Any]:
     own = {"unique_tasks": OWN | {"key"}}
     return {
         table: [
-            {name: value for name, value in row.items() if name not in own.get(table, OWN) and not name.endswith("_at")}
+            {
+                name: value is not None if name == "ended_in" else value
+                for name, value in row.items()
+                if name not in own.get(table, OWN) and not name.endswith("_at")
+            }
             for row in rows
         ]
         for table, rows in found.items()
