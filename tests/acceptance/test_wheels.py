@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -15,6 +16,7 @@ from email.parser import HeaderParser
 from importlib.metadata import distribution
 from pathlib import Path
 
+import httpx2
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -164,6 +166,17 @@ def test_installed_server_contains_the_demo(system: System) -> None:
     assert done.returncode == 0, done.stderr
     expected = [{"name": name, "version": minions.__version__} for name in ("minions-client", "minions-server")]
     assert json.loads(done.stdout)["distributions"] == expected
+
+
+def test_installed_server_contains_the_pages_of_the_login(system: System) -> None:
+    with httpx2.Client(base_url=json.loads((system.folder / "run.json").read_text())["api_url"]) as browser:
+        form = browser.get("/login").raise_for_status().text
+        (style,) = re.findall(r'rel="stylesheet" href="([^"]+)"', form)
+        assert browser.get(style).raise_for_status().headers["content-type"].startswith("text/css")
+        (token,) = re.findall(r'name="form_token" value="(\w+)"', form)
+        fields = {"form_token": token, "key": (system.folder / "api_key").read_text().strip()}
+        done = browser.post("/login", data=fields, headers={"Origin": str(browser.base_url).rstrip("/")})
+        assert "You are logged in" in browser.get(done.headers["location"]).raise_for_status().text
 
 
 def test_installed_client_submits_to_the_installed_server(system: System, caller: Path, tmp_path: Path) -> None:

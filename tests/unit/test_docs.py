@@ -339,6 +339,15 @@ def test_procfile_uses_loopback_and_gives_the_first_port_to_the_api():
     assert not [command for _, command in lines if "HOST=" in command or "--address" in command]
 
 
+@pytest.mark.parametrize("secret", ["MINION_METRICS_TOKEN", "MINION_OIDC_CLIENT_SECRET"])
+def test_compose_gives_a_secret_of_the_orchestrator_to_it_alone(secret: str):
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    for variable in (secret, f"{secret}_FILE"):
+        given = {name: one["environment"][variable] for name, one in services.items() if "env_file" in one}
+        assert given.pop("orchestrator") == f"${{{variable}:-}}"
+        assert set(given.values()) == {""}
+
+
 @pytest.mark.parametrize("secret", ["ANTHROPIC_API_KEY", "MINION_SECRET_KEY"])
 def test_processes_that_do_not_need_a_secret_receive_neither_it_nor_its_file(secret: str):
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
