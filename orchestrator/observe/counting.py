@@ -1,9 +1,9 @@
 """Counting ended work, once each, in the order of commits.
 
 A pass reads the rows whose transactions are below the oldest that still runs, and from where the last pass ended. It
-adds them to the statistics and moves on in one transaction, which holds the row of the state: whoever is killed in a
-pass leaves nothing of it, and two passes at once count nothing twice. A transaction that runs for long delays counting;
-it loses nothing.
+adds them to the statistics and moves on in one transaction, which holds the state: a process that is killed in a pass
+leaves nothing of it, and a second pass waits for the first. A transaction that runs for long delays counting; it loses
+nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ MOST_ENDS = 10_000
 """Rows of one table that a pass reads, but for one transaction that has more."""
 NO_BOUND = 2**62
 
+# It takes no snapshot, so that the transaction sees what the pass before it has committed.
+WAIT_FOR_OTHERS = text("LOCK TABLE statistics_state IN SHARE ROW EXCLUSIVE MODE")
 SETTINGS = text("SELECT set_config('jit', 'off', true), set_config('enable_seqscan', 'off', true)")
 BEGIN_STATE = text(
     "INSERT INTO statistics_state (marked_below) VALUES (pg_snapshot_xmax(pg_current_snapshot())::text::bigint) "
@@ -37,7 +39,7 @@ STATE = text(
     SELECT counted_below, counted_at, marked_below, marked_at, now() AS moment,
            pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS horizon,
            pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next
-        FROM statistics_state FOR NO KEY UPDATE
+        FROM statistics_state
     """
 )
 NTH = "(SELECT ended_in FROM {} WHERE ended_in >= :low AND ended_in < :high ORDER BY ended_in OFFSET :most LIMIT 1)"
@@ -84,9 +86,6 @@ def count_ends(engine: Engine, places: Places) -> Progress:
 
     Args:
         places: what this process knows of the statistics' rows; it must make all passes, or forget.
-
-    Raises:
-        OperationalError: another process made a pass at the same time; nothing of this one is left.
     """
     try:
         with engine.execution_options(isolation_level="REPEATABLE READ").begin() as connection:
@@ -105,6 +104,7 @@ def catch_up(engine: Engine) -> None:
 
 
 def _count(connection: Connection, places: Places) -> Progress:
+    connection.execute(WAIT_FOR_OTHERS)
     connection.execute(SETTINGS)
     state = connection.execute(STATE).one_or_none()
     if state is None:

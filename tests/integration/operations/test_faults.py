@@ -174,12 +174,13 @@ def test_task_during_database_restart_is_recorded(
 def test_an_orchestrator_that_is_killed_is_replaced(tasks: Tasks, act: Any, worker: Process, tmp_path: Path) -> None:
     first = start_orchestrator(tmp_path)
     with killed_on_exit(first):
-        submit_many(tasks, 300, act(), {"do": "sleep", "seconds": 0.01})
+        submit_many(tasks, 600, act(), {"do": "sleep", "seconds": 0.01})
         wait_until(lambda: succeeded(tasks) > 20, "20 done")
         first.kill()
+    assert tasks.count()["pending"] > 20
     second = start_orchestrator(tmp_path)
     with killed_on_exit(second):
-        wait_for_all(tasks, 300)
+        wait_for_all(tasks, 600)
         assert second.stop() == 0
 
 

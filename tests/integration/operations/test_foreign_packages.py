@@ -62,7 +62,8 @@ def test_processes_of_up_do_not_import_from_the_current_folder(
     """They find the tools of installed packages all the same."""
     logs, port = tmp_path_factory.mktemp("logs"), free_port()
     worker = Child("worker", ["worker", "work", "-c", "1", "-P", "solo"], {}, logs, orphaned=signal.SIGKILL)
-    flower = Child("flower", ["flower", "--port", str(port)], {}, logs, orphaned=signal.SIGKILL)
+    password = {"MINION_FLOWER_PASSWORD": "x" * 16}
+    flower = Child("flower", ["flower", "--port", str(port)], password, logs, orphaned=signal.SIGKILL)
 
     def online() -> bool:
         assert worker.running, worker.last_words()

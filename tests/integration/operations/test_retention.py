@@ -213,7 +213,7 @@ def test_deleted_task_leaves_no_rows(
 
 
 def test_deletion_is_in_the_audit_log(database: Engine, run_tasks: Any, old_ids: None, settings: Settings) -> None:
-    first, second = run_tasks(1, 2)
+    first, second = run_tasks({"answer": 1}, {"answer": 2})
     assert total(prune(database, settings, dry_run=True)) == (2, 2)
     assert total(prune(database, settings, actor=local_actor())) == (2, 2)
     with database.connect() as connection:
