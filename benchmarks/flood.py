@@ -62,6 +62,8 @@ def main() -> None:
     parser.add_argument("--tasks", type=float, default=20.0, help="tasks per second")
     options = parser.parse_args()
     os.environ["MINION_SECRET_KEY"] = new_key()
+    # The addresses of the requests count as those of a proxy's clients.
+    os.environ["MINION_TRUSTED_PROXIES"] = "127.0.0.1"
     with Environment(replies=()) as environment:
         minions = Installation(environment)
         minions.start_worker(CAPABILITY, 2)
