@@ -122,9 +122,15 @@ class Snapshot:
 
 @dataclass
 class Played:
-    """A finished run with all observations."""
+    """A finished run with all observations.
+
+    Attributes:
+        reached: the number of strikes whose points have been reached. Each of them waits until those before it have
+            been noted as snapshots.
+    """
 
     cell: Cell
+    reached: int = 0
     trace: list[Hit] = field(default_factory=list)
     done: list[Done] = field(default_factory=list)
     snapshots: list[Snapshot] = field(default_factory=list)
@@ -365,13 +371,13 @@ class Lane:
             strike = self._next_strike(played)
             if strike is None or strike.point != point:
                 return False
-            self._striking.acquire()
-        try:
+            played.reached += 1
+        with self._striking:
+            if self._played is not played:
+                return False  # The cell has ended in the meantime.
             if source in ("slot", "lane"):
                 self._working = (pid, agent)  # Not one that has reached another point since.
             self._strike(played, strike, source)
-        finally:
-            self._striking.release()
         return _loses_answer(strike)
 
     def _agent_of(self, task: str) -> str | None:
@@ -386,8 +392,7 @@ class Lane:
 
     @staticmethod
     def _next_strike(played: Played) -> Strike | None:
-        done = len(played.snapshots)
-        return played.cell.strikes[done] if done < len(played.cell.strikes) else None
+        return next(iter(played.cell.strikes[played.reached :]), None)
 
     # ------------------------------------------------------------------------------------------ striking
 
@@ -413,7 +418,7 @@ class Lane:
             self._kill(strike)
             # The worker also records the ends in a pack that its slot had not committed.
             with suppress(AssertionError):
-                wait_until(lambda: not self._running() & running, "the worker has reported", 5)
+                wait_until(lambda: self._is_reported(played, running), "the worker has reported", 5)
             lost = running - self._executions(SUCCEEDED)
             self._note(played, self._snapshot(played, strike, source, lost))
             thaw(frozen)
@@ -422,6 +427,10 @@ class Lane:
             self._kill(strike)
             snapshot = self._snapshot(played, strike, source)
         self._note(played, snapshot)
+
+    def _is_reported(self, played: Played, running: set[tuple[str, int]]) -> bool:
+        """Return whether the worker has reported the loss, or waits at the next strike's point."""
+        return played.reached > len(played.snapshots) + 1 or not self._running() & running
 
     def _note(self, played: Played, snapshot: Snapshot) -> None:
         """Attribute everything from now on to the time after the strike."""

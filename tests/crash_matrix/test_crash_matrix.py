@@ -20,18 +20,24 @@ from tests.crash_matrix.world import AGENTS, ANSWER, CLAIMS, EFFECTS, TURNS
 SEED = 1
 SHARE = 0.1
 LANES = 3
+# The next strike comes while the loss is being reported, before the first one has been noted.
+STRUCK_REPORT = "child at lead · mail · effect made, then worker at lead · give back (lost) · before commit"
 
 
 def test_part_of_the_matrix_keeps_every_promise() -> None:
     with lanes(LANES) as opened:
-        chosen = share_of(all_cells(opened), SHARE, SEED)
+        cells = all_cells(opened)
+        chosen = share_of(cells, SHARE, SEED)
         assert {cell.strikes[-1].victim for cell in chosen} == set(VICTIMS)
+        [struck_report] = [cell for cell in cells if str(cell) == STRUCK_REPORT]
+        chosen = list(dict.fromkeys([struck_report, *chosen]))
         results = play_all(opened, chosen, lambda result: print(result.cell, result.broken or "ok", result.again))
         assert [lane.findings() for lane in opened] == [[]] * LANES
     wrong = {str(result.cell): result.broken for result in results if result.broken}
     # On a machine so slow that a living worker misses its lease again and again, a cell proves nothing.
     undecided = [cell for cell, faults in wrong.items() if all(fault.startswith("disturbed") for fault in faults)]
     assert {cell: faults for cell, faults in wrong.items() if cell not in undecided} == {}
+    assert STRUCK_REPORT not in undecided
     assert len(undecided) <= 2
 
 
