@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
@@ -24,6 +22,7 @@ from sqlalchemy.orm import Session
 from benchmarks.backlog import prepare
 from benchmarks.environment import Environment
 from benchmarks.filling import empty, vacuum
+from benchmarks.processes import Processes
 from benchmarks.samples import seconds
 from benchmarks.systems.minions import CAPABILITY, DEFINITIONS, TOOL
 from orchestrator.api.metrics import MetricsPages
@@ -42,7 +41,6 @@ from shared.tasks.states import State
 
 SERIES = 200
 BATCH = 500
-TICK = os.sysconf("SC_CLK_TCK")
 STEP: dict[str, Any] = {
     "number": 1,
     "kind": "tool_call",
@@ -101,7 +99,7 @@ def measure_page(tasks: int) -> None:
     size = len(MetricsPages().get(engine, "")[0])
     read = statistics.median(used)
     print(f"{tasks:,} pending tasks, {SERIES} agents")
-    print(f"  GET /metrics, rendered anew: {statistics.median(waited):.1f} ms, {size:,} bytes")
+    print(f"  GET /metrics, rendered again: {statistics.median(waited):.1f} ms, {size:,} bytes")
     print(f"  of which processor time of the orchestrator: {statistics.median(pages):.1f} ms")
     print(f"  gauges: {1000 * read:.0f} ms of PostgreSQL, {100 * SHARE:g} % of a core every {read / SHARE:.0f} s")
 
@@ -125,11 +123,11 @@ def measure_tasks(engine: Engine, rounds: int) -> None:
         marked.append(lives(engine))
         with engine.connect() as connection:
             pid = connection.scalar(text("SELECT pg_backend_pid()"))
-        before = cpu_of(pid)
+        before = Processes().own(pid)
         places = Places()
         while not count_ends(engine, places).complete:
             pass
-        counting.append((cpu_of(pid) - before) / BATCH)
+        counting.append((Processes().own(pid) - before) / BATCH)
     base, with_marks, counted = (1e6 * statistics.mean(values) for values in (plain, marked, counting))
     print(f"a task's life in PostgreSQL, {rounds} rounds of {BATCH} tasks each")
     print(f"  without marks: {base:.0f} µs; with marks: {with_marks:.0f} µs ({100 * (with_marks / base - 1):+.1f} %)")
@@ -182,15 +180,9 @@ def live(connection: Connection, tasks: int) -> None:
 def cpu_seconds(connection: Connection, work: Callable[[], object]) -> float:
     """Return the processor time that work takes in the connection's process of PostgreSQL."""
     pid = connection.scalar(text("SELECT pg_backend_pid()"))
-    before = cpu_of(pid)
+    before = Processes().own(pid)
     work()
-    return cpu_of(pid) - before
-
-
-def cpu_of(pid: int) -> float:
-    """Return the processor time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
+    return Processes().own(pid) - before
 
 
 if __name__ == "__main__":

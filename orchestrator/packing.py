@@ -30,8 +30,8 @@ LATEST = 24
 REMEMBERED = 256
 SAMPLES = 16
 """Tasks of a batch that are remembered for the estimate. Most of them have not begun when the next batch is made."""
-SLOW, SLOW_SECONDS = 1, 0.5
-"""This many tasks that have been running for that long show that an agent's tasks have turned slow."""
+SLOW_SECONDS = 0.5
+"""A task that has been running for that long shows that an agent's tasks have turned slow."""
 MOST_AGENTS = 1000
 FRESH_SECONDS = 0.25
 """Age at which an estimate is renewed."""
@@ -153,8 +153,8 @@ def _look(connection: Connection, agent: Agent) -> float | None:
     rows = connection.execute(RAN, values).all()
     # The latest ones first.
     ended = [row.seconds for row in rows if row.ended][:LATEST]
-    slow = sum(not row.ended and row.seconds > SLOW_SECONDS for row in rows)
-    if len(ended) < ENOUGH or slow >= SLOW:
+    slow = any(not row.ended and row.seconds > SLOW_SECONDS for row in rows)
+    if len(ended) < ENOUGH or slow:
         return None
     ended.sort()
     return max(ended[len(ended) // 2], 0.001) if ended[len(ended) * 9 // 10] <= SHORT_SECONDS else None

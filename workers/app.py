@@ -51,7 +51,7 @@ def run(v: int, task_id: str, claim: int) -> str:
 
 @app.task(name=RUN_PACK, Strategy="workers.pack_request:strategy")
 def pack_message(v: int, task_id: str, claim: int) -> None:
-    """Stand for a pack's message, which `workers.pack_request` handles."""
+    """Register the task of a pack's message. It is never called: `workers.pack_request` handles the message."""
 
 
 @signals.worker_shutting_down.connect

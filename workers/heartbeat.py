@@ -272,27 +272,19 @@ class Heartbeat:
         note(what, task=str(child.task_id), claim=child.claim, why=child.why, state=state and str(state))
 
     def _save(self, ends: list[dict[str, Any]]) -> None:
-        """Record tasks that have ended in a pack, together or alone. What cannot be recorded is given back."""
+        """Record tasks that have ended in a pack, together or each alone. What cannot be recorded is given back."""
         try:
             with self.engine.begin() as connection:
                 saved = lifecycle.finish_pack(connection, json.dumps(ends))
         except (DBAPIError, MinionError) as error:
             if is_transient(error):
                 raise
-            log.warning("not_saved_together", reason=reason(error), tasks=len(ends))
-            saved = {UUID(end["task"]) for end in ends if self._save_alone(end)}
-        if saved:
-            publish_finished(*saved)
-
-    def _save_alone(self, end: dict[str, Any]) -> bool:
-        try:
-            with self.engine.begin() as connection:
-                return bool(lifecycle.finish_pack(connection, json.dumps([end])))
-        except (DBAPIError, MinionError) as error:
-            if is_transient(error):
-                raise
-            log.warning("not_saved", task=end["task"], reason=reason(error))
-            return False
+            log.warning("not_saved", reason=reason(error), tasks=[end["task"] for end in ends])
+            for end in ends if len(ends) > 1 else ():
+                self._save([end])
+        else:
+            if saved:
+                publish_finished(*saved)
 
     def _hand_back(self) -> None:
         events = []

@@ -30,6 +30,7 @@ from workers.claiming import claim_task
 from workers.meter import Meter
 from workers.monitoring import event_of_claim
 from workers.outcomes import ClaimLost, Succeeded
+from workers.run_messages import Entry
 from workers.task import ClaimedTask
 
 log = structlog.get_logger(__name__)
@@ -38,21 +39,6 @@ GROUP_SECONDS = 0.01
 """The longest time from the end of a task until its commit begins, if the next task is no longer than the last."""
 SMALL = 16 << 10
 """Characters of an end that is committed together with others."""
-
-
-class Entry(NamedTuple):
-    """A task of a pack: the claim number that its message was sent under, and its limits in seconds."""
-
-    task_id: UUID
-    claim: int
-    time_limit: int
-    soft_time_limit: int
-    agent_name: str
-
-    @property
-    def message_id(self) -> str:
-        """Its id for Celery's monitors."""
-        return f"{self.task_id}.{self.claim + 1}"
 
 
 class Report(NamedTuple):

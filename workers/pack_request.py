@@ -20,13 +20,14 @@ from weakref import WeakSet, finalize, ref
 import structlog
 from billiard.exceptions import SoftTimeLimitExceeded, Terminated, WorkerLostError
 from celery.exceptions import TaskRevokedError
-from celery.worker.state import active_requests, task_ready, task_reserved
+from celery.worker.state import task_ready, task_reserved
 
 from workers import pack
 from workers.cells import CELLS, Cell, Progress
 from workers.heartbeat import WORKER_ID, LostChild, keep_active, report_lost
-from workers.pack import Entry, Report
+from workers.pack import Report
 from workers.request import STOPPED, Request
+from workers.run_messages import Entry
 
 log = structlog.get_logger(__name__)
 
@@ -303,7 +304,7 @@ class PackRequest(Request):
             entry = self.entries[index]
             if progress.last is not None and index <= progress.last:
                 self._send_started(index, time.time())
-            if self._is_held_elsewhere(entry):
+            if self._is_held_elsewhere(str(entry.task_id), entry.claim + 1):
                 log.warning("duplicate_lost", message=entry.message_id, why=why)
             else:
                 # A slot that died before the first task may have died of any.
@@ -311,7 +312,3 @@ class PackRequest(Request):
                 keep_active(str(entry.task_id))
                 report_lost(LostChild(entry.task_id, entry.claim + 1, why, charged, at_limit, involved, unsaved))
             self._handled.add(index)
-
-    def _is_held_elsewhere(self, entry: Entry) -> bool:
-        held = str(entry.task_id), entry.claim + 1
-        return any(other is not self and held in other.held for other in tuple(active_requests))

@@ -109,9 +109,15 @@ class Request(CeleryRequest):
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
 
     def _report(self, why: str, *, charged: bool = True, at_limit: bool = False) -> None:
-        # A message may be delivered twice, and the other child may hold the claim. If the dead child held it, the
-        # orchestrator finds a task that its worker does not know about.
-        if any(other is not self and self.held[0] in other.held for other in tuple(active_requests)):
+        if self._is_held_elsewhere(*self.held[0]):
             log.warning("duplicate_lost", message=self.id, why=why)
         else:
             report_lost_child(self.kwargs, why, charged=charged, at_limit=at_limit)
+
+    def _is_held_elsewhere(self, task: str, claim: int) -> bool:
+        """Return whether another request of this worker holds the claim.
+
+        A message may be delivered twice, and the other child may hold the claim. If the dead child held it, the
+        orchestrator finds a task that its worker does not know about.
+        """
+        return any(other is not self and (task, claim) in other.held for other in tuple(active_requests))

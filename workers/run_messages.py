@@ -10,7 +10,7 @@ import json
 import re
 from base64 import b64encode
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from shared.broker import MESSAGE_VERSION, RUN_PACK, RUN_TASK, message_id
@@ -28,15 +28,19 @@ TASK_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 AGENT_NAME = re.compile(NAME)
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """A further task of a pack."""
+class Entry(NamedTuple):
+    """A task of a pack: the claim number that its message was sent under, and its limits in seconds."""
 
     task_id: UUID
     claim: int
     time_limit: int
     soft_time_limit: int
     agent_name: str
+
+    @property
+    def message_id(self) -> str:
+        """Its id for Celery's monitors."""
+        return message_id(self.task_id, self.claim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ class RunMessage:
     soft_time_limit: int
     agent_name: str
     has_model: bool = False
-    others: tuple[Packed, ...] = ()
+    others: tuple[Entry, ...] = ()
 
 
 def read(raw: bytes) -> RunMessage:
@@ -119,7 +123,7 @@ def write(message: RunMessage, queue: str) -> bytes:
             "kwargsrepr": f"task_id={message.task_id} claim={message.claim}",
             "ignore_result": True,
             "has_model": message.has_model,
-            **({"pack": [_as_listed(other) for other in message.others]} if message.others else {}),
+            **({"pack": [[str(other.task_id), *other[1:]] for other in message.others]} if message.others else {}),
         },
         "properties": {
             "correlation_id": name,
@@ -134,25 +138,21 @@ def write(message: RunMessage, queue: str) -> bytes:
     return json.dumps(item).encode()
 
 
-def _as_listed(other: Packed) -> list[Any]:
-    return [str(other.task_id), other.claim, other.time_limit, other.soft_time_limit, other.agent_name]
-
-
-def _others(given: Any) -> tuple[Packed, ...]:
+def _others(given: Any) -> tuple[Entry, ...]:
     """The further tasks of a pack, as `shared.broker` lists them."""
     if given is None:
         return ()
     if not (isinstance(given, list) and 0 < len(given) < LARGEST_PACK):
         raise Foreign(f"`pack` is not a list of 1 to {LARGEST_PACK - 1} tasks")
-    return tuple(_packed(each) for each in given)
+    return tuple(map(_entry, given))
 
 
-def _packed(given: Any) -> Packed:
+def _entry(given: Any) -> Entry:
     if not (isinstance(given, list) and len(given) == 5):
         raise Foreign("a task in `pack` is not a list of five")
     task_id, claim, time_limit, soft_time_limit, agent_name = given
     limits = _limits([time_limit, soft_time_limit])
-    return Packed(
+    return Entry(
         _task_id(task_id), _whole_number({"claim": claim}, "claim", 0, LAST_CLAIM), *limits, _agent_name(agent_name)
     )
 

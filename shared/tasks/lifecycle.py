@@ -29,6 +29,7 @@ from shared.tasks.records import (
     WaitRecord,
 )
 from shared.tasks.states import State
+from shared.tasks.throttles import RATES_OF_MODEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +116,11 @@ END_AND_BEGIN = (
     "THEN :steps - -1 ELSE :steps END){} FROM task_status WHERE task_id = :task"
 )
 BEGIN_STEP = text(END_AND_BEGIN.format("")).bindparams(bindparam("steps", type_=JSONB))
-# With the limits of the model, as `throttles.MODEL_RATES` reads them.
+# With the limits of the model.
 BEGIN_MODEL_CALL = text(
     END_AND_BEGIN.format(
-        " || jsonb_build_object('rates', (SELECT to_jsonb(l) FROM ("
-        "SELECT rate, period_seconds, input_tokens, input_tokens_seconds, output_tokens, output_tokens_seconds "
-        "FROM limits WHERE limits.namespace = task_status.namespace AND scope = 'model' AND name IN (:model, '*') "
-        "ORDER BY name = '*' LIMIT 1) l))"
+        " || jsonb_build_object('rates', (SELECT to_jsonb(l) FROM "  # noqa: S608
+        f"({RATES_OF_MODEL.format('task_status.namespace')}) l))"
     )
 ).bindparams(bindparam("steps", type_=JSONB))
 FINISH = text("SELECT minion_finish(:task, :claim, :state, :result)").bindparams(bindparam("result", type_=JSONB))

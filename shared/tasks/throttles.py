@@ -56,11 +56,12 @@ FIND_LIMIT = text(
 )
 REMOVE_LIMIT = text("DELETE FROM limits WHERE namespace = :namespace AND scope = :scope AND name = :name RETURNING 1")
 LIMITS = text(f"SELECT * FROM limits WHERE {OF_NAMESPACE} ORDER BY namespace, scope, name")  # noqa: S608
-MODEL_RATES = text(
+RATES_OF_MODEL = (
     "SELECT rate, period_seconds, input_tokens, input_tokens_seconds, output_tokens, output_tokens_seconds "
-    "FROM limits WHERE namespace = :namespace AND scope = 'model' AND name IN (:model, '*') "
+    "FROM limits WHERE limits.namespace = {} AND scope = 'model' AND name IN (:model, '*') "
     "ORDER BY name = '*' LIMIT 1"
 )
+MODEL_RATES = text(RATES_OF_MODEL.format(":namespace"))
 ModelRate = tuple[str, int, float]
 """A limit of a model: kind (`requests`, `input-tokens`, `output-tokens`), number, seconds."""
 # Tasks that waited may start now.

@@ -37,7 +37,7 @@ from tests.chaos import audit
 from tests.crash_matrix import points, tools
 from tests.crash_matrix.cells import Cell, Hit, Point, Strike
 from tests.crash_matrix.lanes import is_alive, lanes_of
-from tests.crash_matrix.process import Nursery, ProductProcess, thaw
+from tests.crash_matrix.process import Nursery, ProductProcess, freeze, thaw
 from tests.crash_matrix.world import AGENTS, BUILTIN, RESULTS, Model, definitions, web_service
 from tests.support.processes import ONLINE, wait_until
 
@@ -413,20 +413,30 @@ class Lane:
                     connection.execute(CUT, {"ours": OUR_NAME})
         elif strike.victim in ("child", "lane"):
             # The worker lives and reports the loss at once. Nothing must run again before it has been looked at.
-            running = self._running()
             frozen = self.orchestrator.freeze()
-            self._kill(strike)
-            # The worker also records the ends in a pack that its slot had not committed.
-            with suppress(AssertionError):
-                wait_until(lambda: self._is_reported(played, running), "the worker has reported", 5)
-            lost = running - self._executions(SUCCEEDED)
-            self._note(played, self._snapshot(played, strike, source, lost))
-            thaw(frozen)
+            try:
+                snapshot = self._snapshot(played, strike, source, self._lose(played, strike))
+                self._note(played, snapshot)
+            finally:
+                thaw(frozen)
             return
         else:
             self._kill(strike)
             snapshot = self._snapshot(played, strike, source)
         self._note(played, snapshot)
+
+    def _lose(self, played: Played, strike: Strike) -> set[tuple[str, int]]:
+        """Kill a process of the worker; return the executions that the worker loses with it."""
+        # It must not claim another task between this look and its end, nor be about to.
+        freeze(self._children(strike))
+        with suppress(AssertionError):
+            wait_until(self._is_quiet, "its statements are over", 1)
+        running = self._running()
+        self._kill(strike)
+        # The worker also records the ends in a pack that its slot had not committed.
+        with suppress(AssertionError):
+            wait_until(lambda: self._is_reported(played, running), "the worker has reported", 5)
+        return running - self._executions(SUCCEEDED)
 
     def _is_reported(self, played: Played, running: set[tuple[str, int]]) -> bool:
         """Return whether the worker has reported the loss, or waits at the next strike's point."""
@@ -447,7 +457,7 @@ class Lane:
             self.worker = self._start_worker()
         elif self._working is not None:
             slot = self._working[0]
-            for pid in [slot] if strike.victim == "child" else lanes_of(self.nursery.lanes, self.worker.pid):
+            for pid in self._children(strike):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if strike.victim == "lane":
@@ -456,6 +466,12 @@ class Lane:
             # Requests that the victim sent must arrive before they are counted.
             time.sleep(QUIET_SECONDS)
             self._working = None
+
+    def _children(self, strike: Strike) -> list[int]:
+        """Return the processes of the worker that the strike kills: the one at the point, or the lane."""
+        if strike.victim == "lane":
+            return lanes_of(self.nursery.lanes, self.worker.pid)
+        return [self._working[0]] if self._working else []
 
     def _freeze(self, source: str) -> list[int]:
         """Freeze the process at the point, or the worker that waits for a reply; return all its processes."""

@@ -51,11 +51,7 @@ class ProductProcess:
 
     def freeze(self) -> list[int]:
         """Stop the process and all its descendants; return them."""
-        frozen = self.tree()
-        for pid in frozen:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        return frozen
+        return freeze(self.tree())
 
     def api_address(self) -> str | None:
         """Return the address of an orchestrator's API; None before it listens."""
@@ -69,6 +65,14 @@ class ProductProcess:
     def timeout_message(self) -> str:
         """Return the message of a wait that times out."""
         return f"{self.log.name} at work:\n{self.output()[-3000:]}"
+
+
+def freeze(pids: list[int]) -> list[int]:
+    """Stop processes; return them."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    return pids
 
 
 def thaw(pids: Iterable[int]) -> None:

@@ -101,7 +101,7 @@ class LaneMeter(Meter):
 
 
 class Clock:
-    """Counts each task's CPU time, knows its greenlets, and tells the pulse which task is running."""
+    """Counts each task's CPU time, knows its greenlets, and notes in the pulse which task is running."""
 
     def __init__(self, pulse: Pulse) -> None:
         self._pulse = pulse

@@ -7,7 +7,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from workers.cells import CELLS, Cell
-from workers.pack import Entry, Pack
+from workers.pack import Pack
+from workers.run_messages import Entry
 from workers.task import ClaimedTask
 
 

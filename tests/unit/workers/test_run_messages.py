@@ -17,7 +17,7 @@ from shared import broker
 from shared.settings import Settings
 from shared.tasks.envelopes import Foreign
 from shared.tasks.lifecycle import Dispatched
-from workers.run_messages import LARGEST, LARGEST_PACK, LAST_CLAIM, Packed, RunMessage, read, write
+from workers.run_messages import LARGEST, LARGEST_PACK, LAST_CLAIM, Entry, RunMessage, read, write
 
 TASK = UUID("01a223e6-c97c-7343-85b3-d00b41650f94")
 
@@ -33,7 +33,7 @@ task: dict[str, Any] = {
     "agent_name": st.from_regex(r"\A[A-Za-z][A-Za-z0-9_.-]{0,99}\Z"),
 }
 others = st.lists(
-    st.builds(Packed, task_id=st.uuids(version=4), **task), max_size=5, unique_by=lambda each: each.task_id
+    st.builds(Entry, task_id=st.uuids(version=4), **task), max_size=5, unique_by=lambda each: each.task_id
 )
 messages = st.builds(RunMessage, version=st.integers(1, 5), task_id=st.uuids(version=1), **task) | st.builds(
     RunMessage, version=st.just(1), task_id=st.uuids(version=1), **task, others=others.map(tuple)
@@ -85,7 +85,7 @@ def test_pack_of_the_orchestrator_is_read() -> None:
     }
     found = read(json.dumps(raw).encode())
     assert [found.task_id, *(other.task_id for other in found.others)] == [each.task_id for each in pack]
-    assert found.others[4] == Packed(UUID(int=5), 5, 335, 305, "A" * 100)
+    assert found.others[4] == Entry(UUID(int=5), 5, 335, 305, "A" * 100)
     assert read(write(found, "work")) == found
 
 
