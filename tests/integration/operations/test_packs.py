@@ -6,6 +6,7 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,25 @@ def packs(app: Celery, tasks: Tasks, act: Any, worker: Process, events: Events, 
     return made
 
 
+OneSlot = Callable[..., AbstractContextManager[tuple[Process, Packs]]]
+
+
+@pytest.fixture
+def one_slot(app: Celery, tasks: Tasks, tool_package: Path, tmp_path: Path) -> OneSlot:
+    """Starts a worker with one slot, once the agent `Act` is defined. The test ends it."""
+
+    @contextmanager
+    def start(**options: Any) -> Iterator[tuple[Process, Packs]]:
+        process = start_worker(tmp_path, "work", **options)
+        with killed_on_exit(process):
+            wait_online(tasks.engine, process)
+            packs = Packs(app, tasks, tmp_path / "calls")
+            packs.warm_up(slots=1)
+            yield process, packs
+
+    return start
+
+
 def agree(events: Events, database: Engine) -> None:
     """Every execution has exactly the events that its outcome needs."""
     with database.connect() as connection:
@@ -232,22 +252,11 @@ def test_slot_that_dies_charges_only_the_running_task(
 
 @pytest.mark.parametrize("effect", ["pure", "unsafe"])
 def test_killed_worker_repeats_no_committed_effect(
-    database: Engine,
-    app: Celery,
-    tasks: Tasks,
-    act: Any,
-    tool_package: Path,
-    short_leases: Settings,
-    tmp_path: Path,
-    effect: str,
+    one_slot: OneSlot, tasks: Tasks, act: Any, short_leases: Settings, tmp_path: Path, effect: str
 ) -> None:
     """Only the ends after the last commit are lost with the worker. Effects are repeated only if they may be."""
     agent = act(effect=effect)
-    process = start_worker(tmp_path, "work")
-    with killed_on_exit(process):
-        wait_online(database, process)
-        packs = Packs(app, tasks, tmp_path / "calls")
-        packs.warm_up(slots=1)
+    with one_slot() as (process, packs):
         slow, deadly = {"do": "sleep", "seconds": 0.02}, {"do": "take_down"}
         saved, committer, unsaved, killer, *rest = packs.send(agent, ANSWER, slow, ANSWER, deadly, *[ANSWER] * 3)
         assert process.wait() == -signal.SIGKILL
@@ -271,21 +280,11 @@ def test_killed_worker_repeats_no_committed_effect(
 
 
 def test_main_process_that_is_killed_loses_no_task_of_its_packs(
-    database: Engine,
-    app: Celery,
-    tasks: Tasks,
-    act: Any,
-    tool_package: Path,
-    short_leases: Settings,
-    tmp_path: Path,
+    one_slot: OneSlot, tasks: Tasks, act: Any, short_leases: Settings, tmp_path: Path
 ) -> None:
     """Its slot lives on, without lease and limits. What it commits in time counts, the rest runs elsewhere."""
     agent = act(effect="pure")
-    process = start_worker(tmp_path, "work")
-    with killed_on_exit(process):
-        wait_online(database, process)
-        packs = Packs(app, tasks, tmp_path / "calls")
-        packs.warm_up(slots=1)
+    with one_slot() as (process, packs):
         submitted = packs.send(agent, ANSWER, {"do": "meet", "calls": 50}, *[ANSWER] * 3)
         wait_until(lambda: packs.calls()[str(submitted[1])] == 1, "the second task runs")
         process.signal(signal.SIGKILL)
@@ -301,23 +300,11 @@ def test_main_process_that_is_killed_loses_no_task_of_its_packs(
 
 @pytest.mark.parametrize("down", ["postgres", "valkey"])
 def test_restart_of_a_server_loses_no_task_of_a_pack(
-    database: Engine,
-    app: Celery,
-    tasks: Tasks,
-    act: Any,
-    tool_package: Path,
-    short_leases: Settings,
-    servers: EmbeddedServers,
-    tmp_path: Path,
-    down: str,
+    one_slot: OneSlot, tasks: Tasks, act: Any, short_leases: Settings, servers: EmbeddedServers, down: str
 ) -> None:
     """The database goes away while claims and ends are committed together."""
     agent = act(effect="pure")
-    process = start_worker(tmp_path, "work")
-    with killed_on_exit(process):
-        wait_online(database, process)
-        packs = Packs(app, tasks, tmp_path / "calls")
-        packs.warm_up(slots=1)
+    with one_slot() as (process, packs):
         submitted = packs.send(agent, *[{"do": "sleep", "seconds": 0.005}] * 60)
         wait_until(lambda: packs.calls().total() > 5, "some of them have run")
         server = getattr(servers, down)
@@ -342,15 +329,9 @@ def assert_each_ended_once(packs: Packs, submitted: list[UUID]) -> None:
         assert packs.tasks.get(task)["attempts"] == 0
 
 
-def test_limit_holds_while_the_worker_stops(
-    database: Engine, app: Celery, tasks: Tasks, act: Any, tool_package: Path, tmp_path: Path
-) -> None:
+def test_limit_holds_while_the_worker_stops(one_slot: OneSlot, tasks: Tasks, act: Any) -> None:
     agent = act(effect="pure", config={"soft_time_limit": 2, "time_limit": 3, "max_attempts": 1})
-    process = start_worker(tmp_path, "work")
-    with killed_on_exit(process):
-        wait_online(database, process)
-        packs = Packs(app, tasks, tmp_path / "calls")
-        packs.warm_up(slots=1)
+    with one_slot() as (process, packs):
         done, stuck, rest = packs.send(agent, ANSWER, {"do": "freeze"}, ANSWER)
         wait_until(lambda: packs.calls()[str(stuck)] == 1, "the second task runs")
         process.signal(signal.SIGTERM)
@@ -361,14 +342,10 @@ def test_limit_holds_while_the_worker_stops(
 
 
 def test_stop_gives_back_what_was_not_begun(
-    database: Engine, app: Celery, tasks: Tasks, act: Any, tool_package: Path, tmp_path: Path, events: Events
+    one_slot: OneSlot, tasks: Tasks, act: Any, events: Events, database: Engine
 ) -> None:
     agent = act(effect="pure")
-    process = start_worker(tmp_path, "work")
-    with killed_on_exit(process):
-        wait_online(database, process)
-        packs = Packs(app, tasks, tmp_path / "calls")
-        packs.warm_up(slots=1)
+    with one_slot() as (process, packs):
         meet = {"do": "meet", "calls": 50}
         done, last, *rest = packs.send(agent, ANSWER, meet, *[ANSWER] * 4)
         wait_until(lambda: packs.calls()[str(last)] == 1, "the second task runs")
@@ -385,14 +362,10 @@ def test_stop_gives_back_what_was_not_begun(
 
 
 def test_cold_shutdown_keeps_the_ends_that_its_slots_have_not_committed(
-    database: Engine, app: Celery, tasks: Tasks, act: Any, tool_package: Path, tmp_path: Path
+    one_slot: OneSlot, tasks: Tasks, act: Any
 ) -> None:
     agent = act(effect="pure")
-    process = start_worker(tmp_path, "work", options=["--", "worker.soft_shutdown_timeout=0.1"])
-    with killed_on_exit(process):
-        wait_online(database, process)
-        packs = Packs(app, tasks, tmp_path / "calls")
-        packs.warm_up(slots=1)
+    with one_slot(options=["--", "worker.soft_shutdown_timeout=0.1"]) as (process, packs):
         done, last, *rest = packs.send(agent, ANSWER, {"do": "meet", "calls": 50}, *[ANSWER] * 3)
         wait_until(lambda: packs.calls()[str(last)] == 1, "the second task runs")
         process.signal(signal.SIGQUIT)
