@@ -115,7 +115,7 @@ def processor_time(calls: int) -> dict[str, float]:
         "host": host * 1000,
         "zygote and children": others * 1000,
         "page faults of zygote and children": faults,
-        "floor: fork, so many faults, exit": floor,
+        "floor: fork, as many page faults, exit": floor,
         "zygote and children above the floor, %": (others * 1000 / floor - 1) * 100,
     }
 

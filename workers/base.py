@@ -79,7 +79,7 @@ class BaseAgent(ABC):
         """The task's messages.
 
         Raises:
-            InvalidInput: one holds something that the agent would not see. What 0.2 accepted and began goes on as it
+            InvalidInput: one holds something that the agent would not see. A task that began under 0.2 continues as it
                 began.
         """
         given = self.task.messages or []

@@ -261,7 +261,7 @@ class Lane:
                 state, reason = connection.execute(WAITING, {"task": root}).one()
             if state == "waiting" and reason == "approval":
                 if not asked:
-                    self._reached("refund", "somebody is asked")
+                    self._reached("refund", "a person is asked")
                 asked = True
                 if self._decide({"verdict": "approve"}):
                     self._reached("refund", "approved")

@@ -309,7 +309,7 @@ class Lane:
         self._place_next()
 
     def _place_next(self) -> None:
-        """Wait for a free slot, once for all calls: Celery's semaphore keeps who waits in a line of its own."""
+        """Wait for a free slot, once for all calls: Celery's semaphore has its own queue of waiters."""
         if self.unplaced and not self._in_line:
             self._in_line = True
             self.worker._quick_acquire(self._place)
