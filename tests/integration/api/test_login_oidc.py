@@ -567,13 +567,16 @@ def test_callback_with_changed_parameters_is_refused(
     installation: Installation, change: dict[str, str], said: str
 ) -> None:
     browser = installation.browser()
-    began = browser.get("/login/oidc")
+    began = browser.get("/login/oidc?return_to=/docs")
     with httpx2.Client(trust_env=False) as http:
         answer = urlsplit(http.get(began.headers["location"]).headers["location"])
     query = {name: values[0] for name, values in parse_qs(answer.query).items()} | change
     page = browser.get(f"{answer.path}?{urlencode(query)}")
     assert page.status_code == 401
     assert said in page.text
+    # The next attempt leads to the same page, if this browser has begun this one.
+    again = "/account" if "state" in change else "/docs"
+    assert f'href="/login?return_to={again}"' in page.text
     assert "__Host-minion_session" not in browser.cookies
 
 
