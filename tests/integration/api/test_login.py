@@ -18,6 +18,7 @@ from minions import Client, errors
 from orchestrator.api.app import GUARDED, create_app
 from orchestrator.api.login.attempts import PER_MINUTE, Attempts
 from orchestrator.api.rights import RULES
+from orchestrator.commands.output import console
 from orchestrator.local.embedded import EmbeddedServers
 from shared.access import key_text
 from shared.access.roles import MASK, Permission, Role
@@ -557,9 +558,7 @@ def test_login_ends_with_the_text_that_opened_it(client: Client, browser: Browse
     assert "ended with its key" in refused.json()["detail"]
 
 
-def test_login_of_an_administrator_ends_with_the_key(
-    browser: Browser, http_api: Api, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_login_of_an_administrator_ends_with_the_key(browser: Browser, http_api: Api) -> None:
     browser.log_in(http_api.key)
     assert browser.get("/v1/tasks").status_code == 200
     replaced = Settings(api_key="another-administrators-key")
@@ -702,6 +701,15 @@ def test_sessions_on_the_command_line(run_cli: Run, logged_in: Open) -> None:
     for browser in (first, second):
         assert browser.get("/v1/tasks").status_code == 401
     assert {login["status"] for login in json.loads(run_cli("sessions", "list", "--all", "--json").out)} == {"ended"}
+
+def test_id_of_a_session_can_be_copied_from_a_narrow_terminal(
+    run_cli: Run, logged_in: Open, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged_in(name="ann")
+    monkeypatch.setattr(console, "width", 80)
+    [session] = client.sessions()
+    assert session["id"] in run_cli("sessions").out
+
 
 
 # ------------------------------------------------------------------------------------------------------------- audit
