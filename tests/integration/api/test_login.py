@@ -268,7 +268,7 @@ def test_host_header_changes_nothing(secure: Browser, http_api: Api) -> None:
         assert "evil" not in response.text + str(response.headers)
 
 
-def test_login_replaces_the_cookie_and_ends_the_previous_login(browser: Browser, http_api: Api, client: Client) -> None:
+def test_login_replaces_the_cookie_and_ends_the_previous_login(browser: Browser, http_api: Api) -> None:
     planted = "A" * 43
     browser.cookies["minion_session"] = planted, {"samesite": "strict"}
     browser.log_in(http_api.key)
@@ -329,7 +329,7 @@ def test_link_from_another_site_finds_the_login(logged_in: Open) -> None:
 # ------------------------------------------------------------------------------------------------ what a login may do
 
 
-def test_login_has_the_rights_of_its_key(client: Client, logged_in: Open, http_api: Api) -> None:
+def test_login_has_the_rights_of_its_key(client: Client, http_api: Api) -> None:
     """For each role and endpoint, the cookie is refused exactly where the key is."""
     key = {role: client.create_api_key(f"as-{role}", role)["key"] for role in Role}
     with_keys = httpx2.Client(base_url=http_api.url, trust_env=False)
@@ -405,7 +405,7 @@ def test_answers_to_a_cookie_are_not_stored_by_caches(logged_in: Open, client: C
     assert followed.headers["cache-control"] in ("no-store", "no-cache")
 
 
-def test_key_in_the_header_counts_before_the_cookie(logged_in: Open, client: Client, http_api: Api) -> None:
+def test_key_in_the_header_counts_before_the_cookie(logged_in: Open, http_api: Api) -> None:
     browser = logged_in("viewer")
     bearer = {"Authorization": f"Bearer {http_api.key}"}
     assert browser.request("POST", "/v1/keys", json={"name": "a", "role": "viewer"}, headers=bearer).status_code == 201

@@ -222,9 +222,7 @@ def test_unknown_keys_cause_few_requests(installation: Installation) -> None:
     assert installation.provider.requests.count("/jwks") == asked == 2
 
 
-def test_expired_login_is_renewed_with_the_role_of_now(
-    installation: Installation, database: Engine, client: Client
-) -> None:
+def test_expired_login_is_renewed_with_the_role_of_now(installation: Installation, database: Engine) -> None:
     browser = installation.logged_in()
     installation.provider.claims["groups"] = ["acme"]
     with database.begin() as connection:
@@ -462,7 +460,8 @@ def test_answer_that_is_not_one_is_an_error_page(
     installation.provider.answers[path] = answer
     browser = installation.browser()
     page = browser.follow(browser.get("/login/oidc"))
-    assert page.status_code in (401, 503)
+    has_no_tokens = path == "/token" and answer[1] == b"{}"
+    assert page.status_code == (401 if has_no_tokens else 503)
     assert "identity provider" in page.text
     assert 'href="/login?return_to=' in page.text
     assert "__Host-minion_session" not in browser.cookies
